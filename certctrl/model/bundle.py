@@ -1,0 +1,66 @@
+"""Certificate material as fetched and as checked (api.md §4)."""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class CertificateSummary:
+    """One row of the plane's certificate list."""
+
+    id: int
+    domain_name: str
+    sans: tuple[str, ...] = ()
+    serial_number: str = ""
+    fingerprint_sha256: str = ""
+    not_before: str = ""
+    not_after: str = ""
+    status: str = ""
+    """``active``, ``revoked``, ``expired``, ``pending``, …"""
+    updated_at: str = ""
+    certificate_pem: str | None = None
+    """Only in the detail answer."""
+    chain_pem: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DeployMaterials:
+    """What ``deploy-materials`` answers; every key field is base64 text and secret-bearing."""
+
+    enc_scheme: str
+    """Normalised: ``aes256gcm`` or ``plaintext``."""
+    wrap_alg: str = "x25519"
+    device_keyfp_b64: str | None = None
+    enc_data_key_b64: str | None = None
+    enc_privkey_b64: str | None = attrs.field(default=None, repr=False)
+    privkey_nonce_b64: str | None = None
+    privkey_tag_b64: str | None = None
+    private_key_der_b64: str | None = attrs.field(default=None, repr=False)
+    private_key_pem: str | None = attrs.field(default=None, repr=False)
+    certificate_pem: str | None = None
+    chain_pem: str | None = None
+    serial_number: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Bundle:
+    """A leaf, its chain and its private key, opened and checked to belong together."""
+
+    cert_id: int
+    name: str
+    """Directory-safe name of the certificate (``example.com``, ``_wildcard.example.com``)."""
+    domains: tuple[str, ...]
+    """DNS names and addresses of the SAN, the primary first."""
+    key_pem: bytes = attrs.field(repr=False)
+    """PKCS#8 PEM."""
+    certificate_pem: bytes
+    chain_pem: bytes
+    serial: str
+    """Lower-case hex, colon-separated pairs (``04:ab:…``)."""
+    fingerprint_sha256: str
+    """Lower-case hex of the leaf's DER."""
+    not_before: float
+    """Seconds since the epoch."""
+    not_after: float
+    """Seconds since the epoch."""

@@ -1,0 +1,142 @@
+"""AgentConfig: one object, every default of the spec, units in the names.
+
+Each field's metadata is the single source of the operator's manual: ``doc``, the bounds ``ge``/``le``, or
+``choices``. ``store/config.py`` reads and checks against it, ``config show`` prints it, and
+``docs/configuration.md`` is tested against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    ge: float | None = None,
+    le: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    secret: bool = False,
+) -> Any:
+    """Return an attrs field that carries its own manual line and bounds."""
+    meta = {"doc": doc, "ge": ge, "le": le, "choices": choices, "secret": secret}
+    if isinstance(default, dict | list):
+        return attrs.field(factory=type(default), metadata=meta)
+    return attrs.field(default=default, metadata=meta)
+
+
+@attrs.frozen(kw_only=True)
+class ApplicationConfig:
+    """``application.json``."""
+
+    server_url: str = setting("", "https URL of the control plane (scheme, host, port)")
+    name: str = setting("", "name under which this device registers; empty: the host name")
+    allow_http_loopback: bool = setting(False, "accept http:// for loopback hosts, for tests only")
+    refresh_path: str = setting("/auth/token/refresh", "path of the token refresh endpoint")
+    poll_mode: str = setting("interval", "how to poll", choices=("interval", "long-poll", "adaptive"))
+    poll_interval_ms: int = setting(5000, "base interval between polls", ge=10, le=3_600_000)
+    poll_limit: int = setting(20, "signals per page", ge=1, le=100)
+    long_poll_wait_seconds: int = setting(25, "seconds one long-poll may be held", ge=1, le=30)
+    adaptive_window_seconds: int = setting(
+        300, "how long `adaptive` long-polls after activity", ge=1, le=86_400
+    )
+    poll_jitter: float = setting(0.1, "share of the interval by which each delay varies", ge=0, le=0.5)
+    first_poll_spread_seconds: float = setting(
+        5.0, "the first poll comes at a random moment within this span", ge=0, le=300
+    )
+    breaker_failures: int = setting(10, "failures in a row that open the breaker", ge=1, le=1000)
+    recovery: str = setting(
+        "auto", "after the breaker opened: probe by itself, or wait for poll-now", choices=("auto", "manual")
+    )
+    refresh_ahead_seconds: int = setting(
+        60, "refresh the access token this long before it expires", ge=1, le=3600
+    )
+    queue_size: int = setting(1000, "signals held before polling pauses", ge=1, le=100_000)
+    handler_limit: int = setting(8, "signals of different certificates handled side by side", ge=1, le=64)
+    signal_timeout_seconds: float = setting(300.0, "longest handling of one signal", ge=1, le=3600)
+    signal_timeouts: Mapping[str, float] = setting({}, "longest handling by signal type, in seconds")
+    poison_attempts: int = setting(5, "failed attempts before a signal is quarantined", ge=1, le=100)
+    reconcile_interval_seconds: int = setting(
+        21_600, "compare this host with the plane this often even without signals", ge=60, le=604_800
+    )
+    stop_grace_seconds: float = setting(10.0, "time running work gets after SIGTERM", ge=0, le=300)
+    keep_generations: int = setting(2, "previous generations kept per certificate", ge=0, le=50)
+    expiry_warn_fraction: float = setting(
+        1 / 3, "warn when less than this share of a certificate's life remains", ge=0, le=1
+    )
+    expiry_warn_days: float = setting(7.0, "warn when fewer days than this remain", ge=0, le=365)
+    debounce_ms: int = setting(
+        200, "longest wait for more certificates of the same burst before a reload", ge=0, le=60_000
+    )
+    verify_timeout_seconds: float = setting(
+        15.0, "how long a probe may take to see the new certificate", ge=0.1, le=300
+    )
+    history_entries: int = setting(1000, "deployments kept in the audit log", ge=10, le=100_000)
+    metrics_listen: str = setting(
+        "", "HOST:PORT for Prometheus; empty: off; only loopback unless metrics_public"
+    )
+    metrics_public: bool = setting(False, "allow metrics_listen on an address that is not loopback")
+    metrics_textfile: str = setting("", "path of a Prometheus textfile; empty: off")
+
+
+@attrs.frozen(kw_only=True)
+class HttpClientConfig:
+    """``httpclient_config.json``."""
+
+    connect_timeout_seconds: float = setting(10.0, "TCP and TLS set-up", ge=0.1, le=120)
+    request_timeout_seconds: float = setting(30.0, "a whole exchange without long-poll", ge=1, le=300)
+    long_poll_extra_seconds: float = setting(5.0, "a long-poll's deadline beyond its wait", ge=1, le=60)
+    ca_files: tuple[str, ...] = setting((), "PEM files that replace the system trust store; relative to -c")
+    client_certificate: str = setting("", "PEM file for mutual TLS; relative to -c")
+    client_key: str = setting("", "PEM key of client_certificate, mode 0600; relative to -c")
+    proxy: str = setting("", "http:// URL of a CONNECT proxy; the environment is never read", secret=True)
+    max_connections: int = setting(4, "connections to the plane", ge=1, le=64)
+    keepalive_seconds: float = setting(
+        75.0, "keep an idle connection this long; at least 2 x interval + 30", ge=1, le=3600
+    )
+
+
+@attrs.frozen(kw_only=True)
+class IocConfig:
+    """``ioc_config.json``: which handlers and engines are active."""
+
+    disabled_handlers: tuple[str, ...] = setting((), "signal types to leave alone (acked as ignored)")
+    handlers: Mapping[str, str] = setting({}, "signal type -> entry point name of certctrl.signal_handlers")
+
+
+@attrs.frozen(kw_only=True)
+class LogConfig:
+    """``log_config.json``."""
+
+    level: str = setting(
+        "INFO", "least severe level written", choices=("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
+    )
+    format: str = setting("text", "text lines or one JSON object per line", choices=("text", "json"))
+    stderr: bool = setting(True, "write to standard error")
+    journald: bool = setting(False, "prefix stderr lines with a <priority> for the journal")
+    file: str = setting("", "log file, relative to logs/; empty: none")
+    max_bytes: int = setting(10_485_760, "rotate a larger file", ge=4096, le=1_073_741_824)
+    max_age_days: float = setting(30.0, "rotate and delete older files", ge=0.01, le=3650)
+    keep_files: int = setting(5, "rotated files kept", ge=0, le=100)
+
+
+@attrs.frozen(kw_only=True)
+class AgentConfig:
+    """The four files as one value, passed whole."""
+
+    application: ApplicationConfig = attrs.field(factory=ApplicationConfig)
+    httpclient: HttpClientConfig = attrs.field(factory=HttpClientConfig)
+    ioc: IocConfig = attrs.field(factory=IocConfig)
+    log: LogConfig = attrs.field(factory=LogConfig)
+
+
+CONFIG_FILES = {
+    "application": "application.json",
+    "httpclient": "httpclient_config.json",
+    "ioc": "ioc_config.json",
+    "log": "log_config.json",
+}

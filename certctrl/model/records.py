@@ -1,0 +1,81 @@
+"""What this host remembers: inbox entries, acks, and one record per certificate."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import attrs
+
+from certctrl.model.plan import OutcomeKind
+from certctrl.model.signals import Signal
+
+
+@attrs.frozen(kw_only=True)
+class Tokens:
+    """The session of one device."""
+
+    access_token: str = attrs.field(repr=False)
+    refresh_token: str = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class DeviceKeys:
+    """Raw X25519 key pair, 32 bytes each."""
+
+    public: bytes
+    secret: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class InboxEntry:
+    """A signal that is safe on disk and not done yet (durable state RECEIVED)."""
+
+    signal: Signal
+    attempts: int = 0
+    last_error: str = ""
+    next_try_at: float = 0.0
+    """Wall-clock seconds since the epoch; 0: at once."""
+
+
+@attrs.frozen(kw_only=True)
+class Ack:
+    """One outcome on its way to the plane: exactly the wire form of a notify event (api.md §5)."""
+
+    event: dict[str, Any]
+
+
+class Stage(StrEnum):
+    """How far a certificate's newest material has come on this host."""
+
+    STAGED = "staged"
+    COMMITTED = "committed"
+    ACTIVATED = "activated"
+    WITHDRAWN = "withdrawn"
+
+
+@attrs.frozen(kw_only=True)
+class CertRecord:
+    """Facts of one certificate on this host, recorded at deploy time: `list-certs` parses nothing."""
+
+    cert_id: int
+    name: str
+    domains: tuple[str, ...] = ()
+    serial: str = ""
+    fingerprint_sha256: str = ""
+    not_before: float = 0.0
+    not_after: float = 0.0
+    generation: str = ""
+    """Id that ``.live/<name>`` points at; empty: none."""
+    staged: str = ""
+    """Id staged and waiting for its window; empty: none."""
+    stage: Stage = Stage.STAGED
+    targets: tuple[str, ...] = ()
+    held: bool = False
+    """True after `rollback`: renewals are staged, not switched, until released."""
+    last_outcome: OutcomeKind | None = None
+    last_error: str = ""
+    last_apply_at: float = 0.0
+    attempts: int = 0
+    """Failed applies in a row."""
+    next_try_at: float = 0.0

@@ -1,0 +1,182 @@
+"""Signals: the control plane's tiny notices (spec, "Signal Types"; api.md §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import attrs
+
+
+@attrs.frozen
+class InstallUpdated:
+    """The device's install config changed."""
+
+    type: ClassVar[str] = "install.updated"
+    ts_ms: int
+    config_id: int
+    version: int
+    installs_hash_b64: str | None = None
+
+    @property
+    def resource(self) -> str:
+        """The one install config of this device."""
+        return "install"
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        ref: dict[str, Any] = {"config_id": self.config_id, "version": self.version}
+        if self.installs_hash_b64 is not None:
+            ref["installs_hash_b64"] = self.installs_hash_b64
+        return ref
+
+
+@attrs.frozen
+class _CertSignal:
+    ts_ms: int
+    cert_id: int
+    serial: str | None = None
+
+    @property
+    def resource(self) -> str:
+        return f"cert:{self.cert_id}"
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        return {"cert_id": self.cert_id} | ({"serial": self.serial} if self.serial is not None else {})
+
+
+@attrs.frozen
+class CertRenewed(_CertSignal):
+    """New material exists for a certificate (live-service alias: ``cert.updated``)."""
+
+    type: ClassVar[str] = "cert.renewed"
+
+
+@attrs.frozen
+class CertRevoked(_CertSignal):
+    """A certificate must be taken out of use."""
+
+    type: ClassVar[str] = "cert.revoked"
+
+
+@attrs.frozen
+class CertUnassigned(_CertSignal):
+    """A certificate is no longer this device's: remove it without the alarm of a revocation."""
+
+    type: ClassVar[str] = "cert.unassigned"
+
+
+@attrs.frozen
+class _CaSignal:
+    ts_ms: int
+    ca_id: int
+    serial: str | None = None
+    ca_name: str | None = None
+
+    @property
+    def resource(self) -> str:
+        return f"ca:{self.ca_id}"
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        ref: dict[str, Any] = {"ca_id": self.ca_id}
+        if self.serial is not None:
+            ref["serial"] = self.serial
+        if self.ca_name is not None:
+            ref["ca_name"] = self.ca_name
+        return ref
+
+
+@attrs.frozen
+class CaAssigned(_CaSignal):
+    """A private CA to put into the trust store."""
+
+    type: ClassVar[str] = "ca.assigned"
+
+
+@attrs.frozen
+class CaUnassigned(_CaSignal):
+    """A private CA to take out of the trust store."""
+
+    type: ClassVar[str] = "ca.unassigned"
+
+
+@attrs.frozen
+class ResyncRequired:
+    """The plane asks for a full resync, as after a 409."""
+
+    type: ClassVar[str] = "state.resync_required"
+    ts_ms: int
+    reason: str | None = None
+
+    @property
+    def resource(self) -> str:
+        """Everything."""
+        return "resync"
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        return {} if self.reason is None else {"reason": self.reason}
+
+
+@attrs.frozen
+class UnknownSignal:
+    """A type this version does not know: logged once, acked ``ignored`` (forward compatibility)."""
+
+    type: str
+    ts_ms: int
+    raw_ref: Mapping[str, Any]
+
+    @property
+    def resource(self) -> str:
+        return f"unknown:{self.type}"
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        return dict(self.raw_ref)
+
+
+@attrs.frozen
+class MalformedSignal:
+    """A signal of a known type that does not fit its schema; isolated, acked ``failed``."""
+
+    type: str
+    ts_ms: int
+    raw_ref: Mapping[str, Any]
+    why: str
+
+    @property
+    def resource(self) -> str:
+        return f"malformed:{self.type}"
+
+    def ref(self) -> dict[str, Any]:
+        """Return the wire form of the reference."""
+        return dict(self.raw_ref)
+
+
+Signal = (
+    InstallUpdated
+    | CertRenewed
+    | CertRevoked
+    | CertUnassigned
+    | CaAssigned
+    | CaUnassigned
+    | ResyncRequired
+    | UnknownSignal
+    | MalformedSignal
+)
+
+_IDS = ("config_id", "version", "cert_id", "ca_id")
+
+
+def identity(signal: Signal) -> str:
+    """Return what makes two signals the same one: type, the ids in ``ref``, ``ts_ms`` (safety.md §1.6)."""
+    ref = signal.ref()
+    ids = ",".join(f"{name}={ref[name]}" for name in _IDS if name in ref)
+    return f"{signal.type}|{ids}|{signal.ts_ms}"
+
+
+def to_wire(signal: Signal) -> dict[str, Any]:
+    """Return the signal as the plane sends it."""
+    return {"type": signal.type, "ts_ms": signal.ts_ms, "ref": signal.ref()}

@@ -1,0 +1,1 @@
+"""Disk: plain synchronous functions. Every mutating operation goes through ``fs.Fs``."""

@@ -1,0 +1,94 @@
+"""ConfigDir: every path and mode under ``-c``, nowhere else (spec, "Configuration Directory Structure")."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+DIR_MODE = 0o700
+SECRET_MODE = 0o600
+PUBLIC_MODE = 0o644
+
+
+class ConfigDir:
+    """The tree of one agent."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.application = root / "application.json"
+        self.httpclient = root / "httpclient_config.json"
+        self.ioc = root / "ioc_config.json"
+        self.log_config = root / "log_config.json"
+        self.policy = root / "policy.json"
+        self.local_installs = root / "installs.local.json"
+
+        self.state = root / "state"
+        self.access_token = self.state / "access_token.txt"
+        self.refresh_token = self.state / "refresh_token.txt"
+        self.device_id = self.state / "device_id.txt"
+        self.last_cursor = self.state / "last_cursor.txt"
+        self.last_poll_time = self.state / "last_poll_time.txt"
+        self.pending_acks = self.state / "pending_acks.json"
+        self.inbox = self.state / "inbox.json"
+        self.processed_signals = self.state / "processed_signals.json"
+        self.install_config = self.state / "install_config.json"
+        self.certificates = self.state / "certificates.json"
+        self.activations = self.state / "activations.json"
+        self.status = self.state / "status.json"
+        self.history = self.state / "history.jsonl"
+        self.passwords = self.state / "passwords"
+        self.pins = self.state / "pins.json"
+        self.journal = self.state / "journal"
+        self.daemon_lock = self.state / "daemon.lock"
+        self.token_lock = self.state / "token.lock"
+        self.control_socket = self.state / "agent.sock"
+
+        self.keys = root / "keys"
+        self.device_public_key = self.keys / "dev_pk.bin"
+        self.device_secret_key = self.keys / "dev_sk.bin"
+        self.account_keys = self.keys / "account_keys"
+
+        self.certs = root / "certs"
+        self.chains = self.certs / "chains"
+        self.live = self.certs / ".live"
+        self.generations = self.certs / ".generations"
+
+        self.logs = root / "logs"
+
+    def directories(self) -> tuple[Path, ...]:
+        """Return every directory of the tree, parents first; all 0700."""
+        return (
+            self.root, self.state, self.journal, self.passwords, self.keys, self.account_keys,
+            self.certs, self.chains, self.live, self.generations, self.logs,
+        )  # fmt: skip
+
+    def live_link(self, name: str) -> Path:
+        """Return ``certs/.live/<name>``: the one link whose switch is the commit point."""
+        return self.live / name
+
+    def generation(self, name: str, generation_id: str) -> Path:
+        """Return the immutable directory of one generation."""
+        return self.generations / name / generation_id
+
+    def public_links(self, name: str) -> dict[Path, str]:
+        """Return the spec's names and their relative link texts, all leading through ``.live``."""
+        return {
+            self.certs / f"{name}.crt": f".live/{name}/fullchain.pem",
+            self.certs / f"{name}.key": f".live/{name}/private.key",
+            self.chains / f"{name}.pem": f"../.live/{name}/chain.pem",
+        }
+
+
+def safe_name(domain: str) -> str:
+    """Return a directory-safe name for a primary domain: ``*.example.com`` → ``_wildcard.example.com``.
+
+    Only lower-case letters, digits, ``-``, ``_`` and inner dots survive; anything else becomes ``_xx`` hex.
+    """
+    text = domain.strip().rstrip(".").lower()
+    if text.startswith("*."):
+        text = "_wildcard." + text[2:]
+    safe = "".join(c if (c.isascii() and c.isalnum()) or c in "-_." else f"_{ord(c):x}" for c in text)
+    safe = "_" + safe if not safe or safe[0] in ".-" or safe == "chains" else safe
+    if len(safe) > 200:  # a file name holds 255 bytes; keep long names apart by their hash
+        safe = f"{safe[:160]}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return safe
