@@ -172,9 +172,7 @@ class PolicyRefusedError(CertctrlError):
 class CommandError(CertctrlError):
     """A command of the install plan failed, was killed at its deadline, or could not start."""
 
-    def __init__(
-        self, what: str, *, status: int | None = None, output: str = "", fix: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, status: int | None = None, output: str = "", fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
         self.status = status
         """Exit status, negative signal number, or None when it never ran."""

@@ -41,9 +41,7 @@ class ApplicationConfig:
     poll_interval_ms: int = setting(5000, "base interval between polls", ge=10, le=3_600_000)
     poll_limit: int = setting(20, "signals per page", ge=1, le=100)
     long_poll_wait_seconds: int = setting(25, "seconds one long-poll may be held", ge=1, le=30)
-    adaptive_window_seconds: int = setting(
-        300, "how long `adaptive` long-polls after activity", ge=1, le=86_400
-    )
+    adaptive_window_seconds: int = setting(300, "how long `adaptive` long-polls after activity", ge=1, le=86_400)
     poll_jitter: float = setting(0.1, "share of the interval by which each delay varies", ge=0, le=0.5)
     first_poll_spread_seconds: float = setting(
         5.0, "the first poll comes at a random moment within this span", ge=0, le=300
@@ -52,9 +50,7 @@ class ApplicationConfig:
     recovery: str = setting(
         "auto", "after the breaker opened: probe by itself, or wait for poll-now", choices=("auto", "manual")
     )
-    refresh_ahead_seconds: int = setting(
-        60, "refresh the access token this long before it expires", ge=1, le=3600
-    )
+    refresh_ahead_seconds: int = setting(60, "refresh the access token this long before it expires", ge=1, le=3600)
     queue_size: int = setting(1000, "signals held before polling pauses", ge=1, le=100_000)
     handler_limit: int = setting(8, "signals of different certificates handled side by side", ge=1, le=64)
     signal_timeout_seconds: float = setting(300.0, "longest handling of one signal", ge=1, le=3600)
@@ -76,9 +72,7 @@ class ApplicationConfig:
         15.0, "how long a probe may take to see the new certificate", ge=0.1, le=300
     )
     history_entries: int = setting(1000, "deployments kept in the audit log", ge=10, le=100_000)
-    metrics_listen: str = setting(
-        "", "HOST:PORT for Prometheus; empty: off; only loopback unless metrics_public"
-    )
+    metrics_listen: str = setting("", "HOST:PORT for Prometheus; empty: off; only loopback unless metrics_public")
     metrics_public: bool = setting(False, "allow metrics_listen on an address that is not loopback")
     metrics_textfile: str = setting("", "path of a Prometheus textfile; empty: off")
 
@@ -112,9 +106,7 @@ class IocConfig:
 class LogConfig:
     """``log_config.json``."""
 
-    level: str = setting(
-        "INFO", "least severe level written", choices=("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
-    )
+    level: str = setting("INFO", "least severe level written", choices=("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL"))
     format: str = setting("text", "text lines or one JSON object per line", choices=("text", "json"))
     stderr: bool = setting(True, "write to standard error")
     journald: bool = setting(False, "prefix stderr lines with a <priority> for the journal")
