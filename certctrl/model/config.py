@@ -66,8 +66,9 @@ class ApplicationConfig:
     )
     expiry_warn_days: float = setting(7.0, "warn when fewer days than this remain", ge=0, le=365)
     debounce_ms: int = setting(
-        200, "longest wait for more certificates of the same burst before a reload", ge=0, le=60_000
+        500, "a reload waits this long for the next certificate of the same burst", ge=0, le=60_000
     )
+    debounce_limit_ms: int = setting(5000, "longest that a burst may delay its reload", ge=0, le=600_000)
     verify_timeout_seconds: float = setting(
         15.0, "how long a probe may take to see the new certificate", ge=0.1, le=300
     )
