@@ -1,0 +1,1 @@
+"""Trio tasks of the daemon; read ``run.py`` first."""
