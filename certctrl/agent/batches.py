@@ -1,0 +1,99 @@
+"""Batches: certificates that arrive together are switched together, so that one service reloads once.
+
+A handler brings its prepared certificate here and waits for the outcome. The batch leaves as soon as nobody
+who could still join is at work (``joining`` counts handlers that are fetching), when nobody new has arrived
+for the debounce, or at the bound: a lone renewal waits for nothing, a burst of a thousand costs one reload,
+and one slow fetch holds nobody up for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import attrs
+import trio
+
+from certctrl.install.runner import Prepared
+from certctrl.model.plan import Outcome, OutcomeKind
+
+Converge = Callable[[Sequence[Prepared], Collection[int]], Awaitable[dict[int, Outcome]]]
+
+
+@attrs.define
+class _Seat:
+    cert_id: int
+    prepared: Prepared | None
+    outcome: Outcome | None = None
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+
+class Batches:
+    """Collects prepared certificates and hands them to ``converge`` in batches."""
+
+    def __init__(self, converge: Converge, *, debounce: Callable[[], tuple[float, float]]) -> None:
+        self._converge = converge
+        self._debounce = debounce  # seconds: quiet time, bound
+        self._seats: list[_Seat] = []
+        self._joining = 0
+        self._changed = trio.Event()
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Announce that a certificate is being prepared; the batch waits for it, up to the debounce."""
+        self._joining += 1
+        try:
+            yield
+        finally:
+            self._joining -= 1
+            self._changed.set()
+
+    async def deploy(self, cert_id: int, prepared: Prepared | None) -> Outcome:
+        """Switch to ``prepared`` (None: bring what is live in line with the items) and return the outcome."""
+        seat = _Seat(cert_id, prepared)
+        self._seats.append(seat)
+        self._changed.set()
+        try:
+            await seat.done.wait()
+        except trio.Cancelled:
+            if seat in self._seats:  # not under way yet: leave the queue
+                self._seats.remove(seat)
+            raise
+        assert seat.outcome is not None
+        return seat.outcome
+
+    async def run_batches(self) -> None:
+        """Form batches and run each in a task of its own, until cancelled: a hanging reload delays nobody else."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                while not self._seats:
+                    self._changed = trio.Event()
+                    await self._changed.wait()
+                await self._gather()
+                seats, self._seats = self._seats, []
+                nursery.start_soon(self._run, seats, name="batch")
+
+    async def _gather(self) -> None:
+        quiet, bound = self._debounce()
+        with trio.move_on_after(bound):
+            # every handler at work is either fetching (joining) or already seated
+            while self._joining > 0:
+                self._changed = trio.Event()
+                with trio.move_on_after(quiet) as pause:
+                    await self._changed.wait()
+                if pause.cancelled_caught:
+                    return
+
+    async def _run(self, seats: list[_Seat]) -> None:
+        prepared = [seat.prepared for seat in seats if seat.prepared is not None]
+        outcomes: dict[int, Outcome] = {}
+        why = "cancelled before it was applied"
+        try:
+            outcomes = await self._converge(prepared, {seat.cert_id for seat in seats})
+            why = "the plan has nothing for this certificate"
+        finally:
+            for seat in seats:
+                seat.outcome = outcomes.get(seat.cert_id) or Outcome(kind=OutcomeKind.FAILED, detail=why)
+                seat.done.set()
+
+

@@ -1,0 +1,132 @@
+"""The control socket: ``state/agent.sock``, one JSON object per line, for one-shot commands beside the daemon.
+
+0600 under the 0700 state directory, and the peer's uid is asked of the kernel as well (SO_PEERCRED): only root
+and the daemon's own user get an answer (T24). The socket is bound through ``/proc/self/fd`` because the path
+of a Unix socket is limited to 107 bytes and a config directory's path is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from certctrl.errors import CertctrlError, UsageError
+from certctrl.store.fs import Fs
+
+LINE_LIMIT = 64 * 1024
+REQUEST_SECONDS = 10.0
+CONNECTIONS = 64
+
+Operation = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+async def serve_control(
+    fs: Fs,
+    path: Path,
+    operations: Mapping[str, Operation],
+    log: logging.Logger,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer requests on the socket until cancelled; the socket file is removed at the end."""
+    with _listening(fs, path) as listener:
+        limiter = trio.CapacityLimiter(CONNECTIONS)
+
+        async def answer(stream: trio.SocketStream) -> None:
+            async with limiter, stream:
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await _answer(stream, operations, log)
+
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            await trio.serve_listeners(answer, [listener], handler_nursery=nursery)
+
+
+@contextlib.contextmanager
+def _listening(fs: Fs, path: Path) -> Iterator[trio.SocketListener]:
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            fs.unlink(path)  # we hold daemon.lock: a socket that is there belongs to a dead daemon
+        plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        umask = os.umask(0o177)
+        try:
+            plain.bind(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.umask(umask)
+        plain.listen(CONNECTIONS)
+        with trio.socket.from_stdlib_socket(plain) as sock:
+            yield trio.SocketListener(sock)
+        with contextlib.suppress(FileNotFoundError):
+            fs.unlink(path)
+    finally:
+        os.close(folder)
+
+
+def _allowed(stream: trio.SocketStream) -> bool:
+    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    assert isinstance(raw, bytes)
+    _pid, uid, _gid = struct.unpack("3i", raw)
+    return uid in (0, os.geteuid())
+
+
+async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation], log: logging.Logger) -> None:
+    if not _allowed(stream):
+        await stream.send_all(_line({"ok": False, "error": "not allowed", "fix": "run as root", "exit": 77}))
+        return
+    line = b""
+    with trio.move_on_after(REQUEST_SECONDS):
+        line = await _read_line(stream)
+    if not line:
+        return
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            """End the work that is done for this client alone once it hangs up."""
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while await stream.receive_some(1024):
+                    pass
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        await stream.send_all(_line(await perform(line, operations, log)))
+        nursery.cancel_scope.cancel()
+
+
+async def perform(line: bytes, operations: Mapping[str, Operation], log: logging.Logger) -> dict[str, Any]:
+    """Return the reply to one request line; never raises for a bad request or a failed operation."""
+    try:
+        request = json.loads(line)
+        if not isinstance(request, dict) or request.get("op") not in operations:
+            raise UsageError("unknown operation", fix=f"one of: {', '.join(sorted(operations))}")
+        return {"ok": True, "data": await operations[request["op"]](request)}
+    except ValueError:
+        return {"ok": False, "error": "not a JSON object", "fix": None, "exit": 2}
+    except CertctrlError as error:
+        return {"ok": False, "error": str(error), "fix": error.fix, "exit": int(error.exit_status)}
+    except Exception as error:  # a bug in one operation must not end the daemon
+        log.error("control request failed: %s", type(error).__name__)
+        return {"ok": False, "error": f"internal error ({type(error).__name__})", "fix": "see the log", "exit": 1}
+
+
+async def _read_line(stream: trio.SocketStream) -> bytes:
+    data = b""
+    while b"\n" not in data and len(data) <= LINE_LIMIT:
+        part = await stream.receive_some(4096)
+        if not part:
+            return b""
+        data += part
+    return data.split(b"\n", 1)[0]
+
+
+def _line(reply: dict[str, Any]) -> bytes:
+    return json.dumps(reply, separators=(",", ":")).encode() + b"\n"

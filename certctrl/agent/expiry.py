@@ -1,0 +1,88 @@
+"""The expiry guard: a certificate that runs out is noticed here, whatever the control plane does.
+
+It works from the facts recorded at deploy time, so it also works with the plane down for weeks (T4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+import attrs
+
+from certctrl.model.config import ApplicationConfig
+from certctrl.model.records import CertRecord, Stage
+
+ASK_AGAIN_SECONDS = 6 * 3600.0
+LONGEST_SLEEP = 3600.0
+SHORTEST_SLEEP = 1.0
+
+
+class Danger(StrEnum):
+    """How near the end a certificate is."""
+
+    DUE = "due"
+    LATE = "late"
+    EXPIRED = "expired"
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """One certificate that needs renewal."""
+
+    record: CertRecord
+    danger: Danger
+    remaining: float
+    """Seconds; negative once expired."""
+
+
+def warn_below(record: CertRecord, config: ApplicationConfig) -> float:
+    """Return the remaining seconds below which this certificate is due: the share of its life, at least the days.
+
+    The days never ask for more than half of a short life, so a one-hour certificate is not due for ever.
+    """
+    life = max(0.0, record.not_after - record.not_before)
+    return max(life * config.expiry_warn_fraction, min(config.expiry_warn_days * 86_400, life / 2))
+
+
+def examine(records: Iterable[CertRecord], config: ApplicationConfig, now: float) -> list[Finding]:
+    """Return what is due (below the warning), late (below half of it: renewal was asked and nothing came) or expired."""
+    findings = []
+    for record in records:
+        if not record.generation or record.stage is Stage.WITHDRAWN:
+            continue
+        remaining = record.not_after - now
+        limit = warn_below(record, config)
+        if remaining >= limit:
+            continue
+        danger = Danger.EXPIRED if remaining <= 0 else Danger.LATE if remaining < limit / 2 else Danger.DUE
+        findings.append(Finding(record=record, danger=danger, remaining=remaining))
+    return findings
+
+
+def next_look(records: Iterable[CertRecord], config: ApplicationConfig, now: float) -> float:
+    """Return the seconds until the next certificate changes its danger, between one second and one hour."""
+    moments = []
+    for record in records:
+        if record.generation and record.stage is not Stage.WITHDRAWN:
+            limit = warn_below(record, config)
+            moments += [record.not_after - limit, record.not_after - limit / 2, record.not_after]
+    ahead = [moment - now for moment in moments if moment > now]
+    return max(SHORTEST_SLEEP, min([LONGEST_SLEEP, *ahead]))
+
+
+class RenewalRequests:
+    """Remembers what was asked of the plane, so that it is asked every six hours and not every minute."""
+
+    def __init__(self) -> None:
+        self._asked: dict[int, tuple[str, float]] = {}
+
+    def due(self, finding: Finding, now: float) -> bool:
+        """Say whether to ask now for this serial."""
+        serial, at = self._asked.get(finding.record.cert_id, ("", 0.0))
+        again = min(ASK_AGAIN_SECONDS, max(60.0, (finding.record.not_after - finding.record.not_before) / 20))
+        return serial != finding.record.serial or now - at >= again
+
+    def asked(self, finding: Finding, now: float) -> None:
+        """Note that the plane took the request."""
+        self._asked[finding.record.cert_id] = (finding.record.serial, now)

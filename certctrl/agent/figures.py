@@ -1,0 +1,63 @@
+"""Figures: what one run counts, as plain numbers (spec, "Agent Metrics to Track").
+
+Kept whether or not anybody asks, so they cost an integer each; ``metrics.py`` turns them into Prometheus
+families and ``reporter.py`` puts them into the status.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import attrs
+
+POLL_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0)
+SIGNAL_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)
+
+
+@attrs.define
+class Duration:
+    """A histogram: counts per bucket (upper bounds in seconds), sum and count."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = attrs.field(init=False)
+    total: float = 0.0
+    count: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.counts = [0] * len(self.bounds)
+
+    def add(self, seconds: float) -> None:
+        """Count one observation."""
+        self.total += seconds
+        self.count += 1
+        for index, bound in enumerate(self.bounds):
+            if seconds <= bound:
+                self.counts[index] += 1
+
+
+@attrs.define
+class Figures:
+    """Everything counted since start."""
+
+    polls: Counter[str] = attrs.field(factory=Counter)
+    """By HTTP status as text (``200``, ``204``, ``401``, …), ``unusable`` or ``none`` without an answer."""
+    poll_seconds: Duration = attrs.field(factory=lambda: Duration(POLL_BUCKETS))
+    """Request to answer, of polls without long-poll wait."""
+    signals: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    """By (type, outcome kind)."""
+    signal_seconds: dict[str, Duration] = attrs.field(factory=dict)
+    """By type."""
+    token_refreshes: Counter[str] = attrs.field(factory=Counter)
+    """By ``ok``, ``failed``, ``refused``."""
+    errors: Counter[str] = attrs.field(factory=Counter)
+    """By kind: ``transport``, ``plane``, ``material``, ``policy``, ``command``, ``probe``, ``disk``, ``bug``, …"""
+    alerts: Counter[str] = attrs.field(factory=Counter)
+    """By kind: ``breaker``, ``revoked``, ``expired``, ``late``, …"""
+    acks_sent: int = 0
+    acks_dropped: int = 0
+    reconciles: Counter[str] = attrs.field(factory=Counter)
+    """By ``ok``, ``failed``."""
+
+    def signal_took(self, kind: str, seconds: float) -> None:
+        """Count the processing time of one signal."""
+        self.signal_seconds.setdefault(kind, Duration(SIGNAL_BUCKETS)).add(seconds)

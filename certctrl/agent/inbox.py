@@ -1,0 +1,145 @@
+"""The inbox: signals are durable here before the cursor moves, and leave it only after their outcome is durable.
+
+Order is everything (safety.md §4.2):
+
+    page → inbox.json → last_cursor.txt          nothing is lost: a crash in between brings the page again
+    outcome → pending_acks.json → inbox.json      nothing is forgotten: a crash in between acks twice
+
+Writes are grouped: while one batch is on its way to the disk, the outcomes that arrive wait for the next,
+so a burst of a thousand signals costs a few dozen writes. Everything runs in one task at a time under
+``_disk``; a cancelled waiter loses nothing, because the batch belongs to the object and not to the waiter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import attrs
+import trio
+
+from certctrl.model.records import Ack, InboxEntry
+from certctrl.model.signals import Signal, identity
+from certctrl.store.state import StateStore
+
+ACK_LIMIT = 1000
+PROCESSED_LIMIT = 1000
+
+Offload = Callable[..., Awaitable[Any]]
+
+
+class Inbox:
+    """Signals between "received" and "done", acks between "done" and "sent"."""
+
+    def __init__(self, store: StateStore, offload: Offload, *, limit: int) -> None:
+        self._store = store
+        self._offload = offload
+        self._limit = limit
+        self._disk = trio.Lock()
+        self._room = trio.Condition()
+        self._entries = {identity(entry.signal): entry for entry in store.load_inbox()}
+        self._processed = dict.fromkeys(store.load_processed())
+        self._acks = list(store.load_acks())
+        self._dirty = False
+        self.acks_dropped = 0
+
+    @property
+    def depth(self) -> int:
+        """Signals received and not done."""
+        return len(self._entries)
+
+    @property
+    def acks_pending(self) -> int:
+        """Outcomes not sent yet."""
+        return len(self._acks)
+
+    def entries(self) -> list[InboxEntry]:
+        """Return what is not done, oldest first."""
+        return list(self._entries.values())
+
+    async def wait_for_room(self, count: int) -> None:
+        """Wait until ``count`` more signals fit: a full inbox is backpressure, nothing is polled meanwhile."""
+        async with self._room:
+            while self._entries and len(self._entries) + count > self._limit:
+                await self._room.wait()
+
+    async def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
+        """Make the page durable and return the entries that are new: neither waiting here nor done before.
+
+        Raises DiskError; then nothing was admitted and the cursor must stay.
+        """
+        async with self._disk:
+            fresh: dict[str, InboxEntry] = {}
+            for signal in signals:
+                key = identity(signal)
+                if key not in self._entries and key not in self._processed:
+                    fresh[key] = InboxEntry(signal=signal)
+            if fresh:
+                entries = self._entries | fresh
+                await self._offload(self._store.save_inbox, tuple(entries.values()))
+                self._entries = entries
+            return list(fresh.values())
+
+    async def finish(self, done: Sequence[InboxEntry], acks: Sequence[dict[str, Any]]) -> None:
+        """Replace entries by their acks, durably; returns after both files are safe."""
+        for entry in done:
+            key = identity(entry.signal)
+            self._entries.pop(key, None)
+            self._processed[key] = None
+        self._acks += [Ack(event=event) for event in acks]
+        self._trim()
+        self._dirty = True
+        await self._write()
+        async with self._room:
+            self._room.notify_all()
+
+    async def keep(self, entry: InboxEntry, *, error: str, next_try_at: float) -> InboxEntry:
+        """Count a failed attempt and return the entry as it is kept."""
+        kept = attrs.evolve(entry, attempts=entry.attempts + 1, last_error=error, next_try_at=next_try_at)
+        self._entries[identity(entry.signal)] = kept
+        self._dirty = True
+        await self._write()
+        return kept
+
+    async def report(self, event: dict[str, Any]) -> None:
+        """Queue an event that belongs to no signal (agent version, a late success), durably."""
+        self._acks.append(Ack(event=event))
+        self._trim()
+        self._dirty = True
+        await self._write()
+
+    def next_acks(self, count: int) -> list[dict[str, Any]]:
+        """Return the oldest acks, at most ``count``; they stay until `sent`."""
+        return [ack.event for ack in self._acks[:count]]
+
+    async def sent(self, events: Sequence[dict[str, Any]]) -> None:
+        """Drop acks that the plane took; compares by identity, new ones may have been added meanwhile."""
+        gone = {id(event) for event in events}
+        self._acks = [ack for ack in self._acks if id(ack.event) not in gone]
+        self._dirty = True
+        await self._write()
+
+    def _trim(self) -> None:
+        if (over := len(self._acks) - ACK_LIMIT) > 0:
+            del self._acks[:over]
+            self.acks_dropped += over
+        while len(self._processed) > PROCESSED_LIMIT:
+            del self._processed[next(iter(self._processed))]
+
+    async def _write(self) -> None:
+        async with self._disk:
+            if not self._dirty:
+                return  # the batch before ours carried our change
+            self._dirty = False
+            try:
+                await self._offload(
+                    self._save, tuple(self._acks), tuple(self._entries.values()), tuple(self._processed)
+                )
+            except BaseException:
+                self._dirty = True
+                raise
+
+    def _save(self, acks: tuple[Ack, ...], entries: tuple[InboxEntry, ...], processed: tuple[str, ...]) -> None:
+        self._store.save_acks(acks)
+        self._store.save_processed(processed)
+        self._store.save_inbox(entries)
