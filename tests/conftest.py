@@ -1,0 +1,64 @@
+"""What all tests share: real components by name, the campaign gate, hypothesis profiles."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("default", deadline=None, database=None)  # deadlines measure the machine, not us
+hypothesis.settings.load_profile("default")
+
+SERVICE_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"))
+REQUIRE_REAL = os.environ.get("CERTCTRL_REQUIRE_REAL", "") not in ("", "0")
+
+
+def missing(what: str) -> None:
+    """Skip the running test with the reason; where real components are required, fail it."""
+    if REQUIRE_REAL:
+        pytest.fail(f"{what}, but CERTCTRL_REQUIRE_REAL is set", pytrace=False)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[[str], str]:
+    """Give ``need("nginx")``: the absolute path of an installed program, or the test ends (see `missing`)."""
+
+    def find(program: str) -> str:
+        path = shutil.which(program, path=SERVICE_PATH)
+        if path is None:
+            missing(f"{program} is not installed")
+        return str(path)
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def need_module() -> Callable[[str], None]:
+    """Give ``need_module("selenium")``: the test ends (see `missing`) when the module is not installed."""
+
+    def check(name: str) -> None:
+        if importlib.util.find_spec(name) is None:
+            missing(f"the Python module {name} is not installed")
+
+    return check
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave campaigns out unless ``-m`` names them: each has a nox session of its own."""
+    if "campaign" in (config.getoption("markexpr") or ""):
+        return
+    campaigns = [item for item in items if item.get_closest_marker("campaign")]
+    if campaigns:
+        config.hook.pytest_deselected(items=campaigns)
+        items[:] = [item for item in items if item not in campaigns]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """End tests marked ``root`` early when we are not root."""
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        missing("needs root")
