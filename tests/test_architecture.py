@@ -256,7 +256,8 @@ def test_modules_and_functions_stay_small(module: str) -> None:
                 and isinstance(first.value.value, str)
             ):
                 length -= (first.end_lineno or first.lineno) - first.lineno + 1
-            if length > LONGEST_FUNCTION:
+            table = all(isinstance(statement, ast.Assign) for statement in node.body)
+            if length > LONGEST_FUNCTION and not table:
                 long.append(f"{node.name} (line {node.lineno}): {length} lines")
     assert not long
 
