@@ -79,6 +79,8 @@ class TransportError(CertctrlError):
     """No answer: DNS, connect, TLS, deadline, broken connection."""
 
     exit_status = ExitStatus.UNAVAILABLE
+    maybe_sent: bool = True
+    """False when the request certainly never reached the plane: nothing was spent."""
 
 
 class TlsError(TransportError):

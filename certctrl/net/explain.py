@@ -1,0 +1,169 @@
+"""Say why an exchange failed, in one line, to a person at 3 a.m., with the next thing to type.
+
+The HTTP client reports a refused certificate as an error with an empty text; the reason lies some causes
+further down. Nothing of the request, and no text of the peer's that is not escaped and cut, gets in here.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from certctrl.errors import BadAnswerError, DeadlineError, TlsError, TransportError
+
+_EXPIRED, _NOT_YET, _HOSTNAME, _ADDRESS = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
+_UNKNOWN_ISSUER = (2, 18, 19, 20, 21, 27)
+
+_TLS_REASONS = {
+    "WRONG_VERSION_NUMBER": ("does not speak TLS on that port", "check scheme and port of server_url"),
+    "HTTP_REQUEST": ("does not speak TLS on that port", "check scheme and port of server_url"),
+    "UNSUPPORTED_PROTOCOL": ("offers no TLS 1.2 or newer", "enable TLS 1.2 or 1.3 on the plane"),
+    "TLSV1_ALERT_PROTOCOL_VERSION": ("offers no TLS 1.2 or newer", "enable TLS 1.2 or 1.3 on the plane"),
+    "CERTIFICATE_REQUIRED": ("asks for a client certificate", "set client_certificate in httpclient_config.json"),
+    "UNKNOWN_CA": ("refused our client certificate", "check client_certificate in httpclient_config.json"),
+    "BAD_CERTIFICATE": ("refused our client certificate", "check client_certificate in httpclient_config.json"),
+    "CERTIFICATE_EXPIRED": (
+        "says our client certificate has expired",
+        "renew client_certificate of httpclient_config.json",
+    ),
+    "UNEXPECTED_EOF": ("closed the connection during the TLS handshake", "check host and port of server_url"),
+}
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """Return foreign text fit for a log line: control and non-ASCII characters escaped, cut."""
+    safe = "".join(c if c.isprintable() and c.isascii() else c.encode("unicode_escape").decode() for c in text)
+    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def utc(now: float) -> str:
+    """Return a wall-clock time as a person reads it; never raises, whatever the clock says."""
+    try:
+        return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, OSError, ValueError):
+        return f"{now:.0f} s after 1970"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and everything below it: causes, contexts, members of groups; each once."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        todo += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            todo += one.exceptions
+
+
+def connect_error(error: BaseException, place: str, *, now: float, own_ca: bool) -> TransportError:
+    """Return the error for a connection that could not be made; nothing was sent.
+
+    ``place`` is HOST:PORT (with its role when it is a proxy), ``now`` this host's wall clock, ``own_ca`` says
+    whether ``ca_files`` replaces the system trust store.
+    """
+    below = list(causes(error))
+    found = _tls_error(below, place, now=now, own_ca=own_ca) or _os_error(below, place)
+    if found is None:
+        found = TransportError(f"cannot connect to {place}", fix="check server_url and the network")
+    found.maybe_sent = False
+    return found
+
+
+def exchange_error(error: BaseException, place: str, *, now: float, own_ca: bool) -> TransportError:
+    """Return the error for a connection that broke while a request was on its way or being answered."""
+    below = list(causes(error))
+    found = _tls_error(below, place, now=now, own_ca=own_ca)
+    if found is not None:
+        return found
+    for one in below:
+        if isinstance(one, OSError) and one.errno is not None:
+            return TransportError(f"connection to {place} broke: {_strerror(one)}")
+    text = str(error)
+    if "disconnected" in text or "closed connection" in text or not text:
+        return TransportError(f"{place} closed the connection in the middle of an exchange")
+    # What is left are the HTTP parser's complaints; their texts may quote the peer's bytes.
+    return BadAnswerError(
+        f"{place} does not answer in HTTP: {printable(text)}", fix="check host and port of server_url"
+    )
+
+
+def deadline_error(seconds: float, place: str, *, sent: bool) -> DeadlineError:
+    """Return the error for an exchange that took longer than it may."""
+    what = "no complete answer from" if sent else "no connection to"
+    error = DeadlineError(
+        f"{what} {place} within {seconds:g} s", fix="check the network between this host and the plane, then the plane"
+    )
+    error.maybe_sent = sent
+    return error
+
+
+def _tls_error(below: list[BaseException], place: str, *, now: float, own_ca: bool) -> TlsError | None:
+    for one in below:
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return _refused_certificate(one, place, now=now, own_ca=own_ca)
+    for one in below:
+        if isinstance(one, ssl.SSLError):
+            reason = f"{one.reason or ''} {one}"
+            for word, (what, fix) in _TLS_REASONS.items():
+                if word in reason:
+                    return TlsError(f"{place} {what}", fix=fix)
+            return TlsError(f"TLS with {place} failed: {printable(str(one.reason or one))}")
+    return None
+
+
+def _refused_certificate(error: ssl.SSLCertVerificationError, place: str, *, now: float, own_ca: bool) -> TlsError:
+    code, message = error.verify_code, printable(error.verify_message or "refused")
+    if code == _EXPIRED:
+        return TlsError(
+            f"the certificate of {place} has expired, or this host's clock is wrong: it says {utc(now)}",
+            fix="compare with `date -u` elsewhere; if the clock is right, renew the plane's own certificate",
+        )
+    if code == _NOT_YET:
+        return TlsError(
+            f"the certificate of {place} is not valid yet by this host's clock, which says {utc(now)}",
+            fix="set this host's clock (timedatectl set-ntp true)",
+        )
+    if code in (_HOSTNAME, _ADDRESS):
+        return TlsError(
+            f"the certificate of {place} is for another name: {message}",
+            fix="write the name that the certificate holds into server_url",
+        )
+    if code in _UNKNOWN_ISSUER:
+        return TlsError(
+            f"the certificate of {place} is not signed by "
+            f"{'the CA in ca_files' if own_ca else 'a CA this host trusts'} ({message})",
+            fix="name the plane's CA: cert-ctrl init --ca FILE, or ca_files in httpclient_config.json",
+        )
+    return TlsError(f"the certificate of {place} is refused: {message}")
+
+
+def _os_error(below: list[BaseException], place: str) -> TransportError | None:
+    errors = [one for one in below if isinstance(one, OSError) and one.errno is not None]
+    for one in errors:
+        if isinstance(one, socket.gaierror):
+            return TransportError(
+                f"cannot resolve the host of {place}: {_strerror(one)}",
+                fix="check the name in server_url, then this host's DNS (getent hosts NAME)",
+            )
+    for one in errors:
+        if one.errno == errno.ECONNREFUSED:
+            return TransportError(
+                f"nothing listens at {place} (connection refused)", fix="check server_url, and that the plane runs"
+            )
+    for one in errors:
+        return TransportError(
+            f"cannot connect to {place}: {_strerror(one)}",
+            fix="check server_url and the network (ip route get ADDRESS)",
+        )
+    return None
+
+
+def _strerror(error: OSError) -> str:
+    return printable(error.strerror or type(error).__name__)

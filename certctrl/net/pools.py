@@ -1,0 +1,72 @@
+"""Connection pools that are replaced when old or stuck, and closed when the last request has left them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+import trio
+
+RECYCLE_SECONDS = 600.0
+
+
+class Closable(Protocol):
+    """What a pool is made of."""
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...
+
+
+T = TypeVar("T", bound=Closable)
+
+
+class Pool(Generic[T]):
+    """One transport, and how many requests are inside it."""
+
+    def __init__(self, transport: T) -> None:
+        self.transport = transport
+        self.born = trio.current_time()
+        self.users = 0
+        self.retired = False
+
+
+class Pools(Generic[T]):
+    """The pool in use, and retired ones that still carry requests."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._current: Pool[T] | None = None
+        self._all: set[Pool[T]] = set()
+
+    async def lease(self) -> Pool[T]:
+        """Return the pool for one request, a new one when the last is too old; pair with ``release``."""
+        old = self._current
+        if old is not None and trio.current_time() - old.born > RECYCLE_SECONDS:
+            self.retire(old)
+            old.users += 1
+            await self.release(old)
+        if self._current is None:
+            self._current = Pool(self._make())
+            self._all.add(self._current)
+        self._current.users += 1
+        return self._current
+
+    async def release(self, pool: Pool[T]) -> None:
+        """Give a pool back; a retired one is closed by its last user."""
+        pool.users -= 1
+        if pool.retired and pool.users == 0:
+            self._all.discard(pool)
+            await pool.transport.aclose()
+
+    def retire(self, pool: Pool[T]) -> None:
+        """Let no new request into a pool."""
+        pool.retired = True
+        if self._current is pool:
+            self._current = None
+
+    async def aclose(self) -> None:
+        """Close all pools, also under requests that still run."""
+        pools, self._all, self._current = self._all, set(), None
+        for pool in pools:
+            await pool.transport.aclose()

@@ -1,0 +1,146 @@
+"""TLS towards the plane: TLS ≥ 1.2, hostname and CA always checked, nothing read from the environment (T7, T10).
+
+``ssl.create_default_context`` and ``load_default_certs`` are not used: the first obeys ``SSLKEYLOGFILE``, the
+second ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``, so that whoever sets our environment could read or redirect us.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import ssl
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from certctrl.errors import ConfigError
+from certctrl.model.config import HttpClientConfig
+
+log = logging.getLogger("certctrl.Http")
+
+_FILE = "httpclient_config.json"
+_BUNDLES = (  # OpenSSL's built-in path first, then where the distributions keep theirs
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+_DIRECTORIES = ("/etc/ssl/certs",)
+_HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
+
+
+class Trust:
+    """Whom we trust and who we are, re-read when one of the files is replaced: a rotated CA needs no restart."""
+
+    def __init__(self, config: HttpClientConfig, root: Path) -> None:
+        """Load the configured files; relative names count from the config directory ``root``."""
+        self._ca_files = tuple(root / name for name in config.ca_files)
+        self._certificate = root / config.client_certificate if config.client_certificate else None
+        self._key = root / config.client_key if config.client_key else None
+        self._seen = self._fingerprint()
+        self._context = self._load()
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context for new connections; files that no longer load leave the last good one in force."""
+        seen = self._fingerprint()
+        if seen != self._seen:
+            try:
+                self._context = self._load()
+            except ConfigError as error:
+                log.warning("Keeping the TLS files read before: %s", error)
+            else:
+                self._seen = seen
+        return self._context
+
+    def _load(self) -> ssl.SSLContext:
+        return client_context(self._ca_files, self._certificate, self._key)
+
+    def _fingerprint(self) -> tuple[tuple[int, int, int], ...]:
+        files = (*self._ca_files, self._certificate, self._key)
+        return tuple(_stat(path) for path in files if path is not None)
+
+
+def _stat(path: Path) -> tuple[int, int, int]:
+    try:
+        facts = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (facts.st_mtime_ns, facts.st_ino, facts.st_size)
+
+
+def client_context(ca_files: Sequence[Path], certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    """Return a verifying client context; ConfigError names the file that does not load.
+
+    Empty ``ca_files``: the system trust store.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # CERT_REQUIRED and check_hostname from birth
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_files:
+        # Whatever the operator names is an anchor, an intermediate or the plane's own certificate included.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        for path in ca_files:
+            _load_ca(context, path)
+    else:
+        _load_system_store(context)
+    if certificate is not None:
+        _load_identity(context, certificate, key)
+    return context
+
+
+def _load_ca(context: ssl.SSLContext, path: Path) -> None:
+    fix = "name a readable PEM file (cert-ctrl init --ca FILE writes one)"
+    try:
+        context.load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        raise ConfigError(f"{path} holds no PEM certificate", file=_FILE, path="ca_files", fix=fix) from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", file=_FILE, path="ca_files", fix=fix) from None
+
+
+def _load_identity(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
+    def no_password() -> str:  # without it OpenSSL would ask on the terminal, in the middle of a daemon
+        raise ValueError
+
+    try:
+        context.load_cert_chain(certificate, key, password=no_password)
+    except ValueError:
+        why = "the key is encrypted"
+    except ssl.SSLError as error:
+        why = "certificate and key do not belong together" if "MISMATCH" in str(error.reason) else "not PEM"
+    except OSError as error:
+        why = error.strerror or "cannot be read"
+    else:
+        return
+    raise ConfigError(
+        f"cannot use {certificate}{f' with {key}' if key else ''}: {why}",
+        file=_FILE,
+        path="client_certificate",
+        fix="name an unencrypted PEM certificate and its key",
+    ) from None
+
+
+def _load_system_store(context: ssl.SSLContext) -> None:
+    built_in = ssl.get_default_verify_paths()
+    for directory in _existing((built_in.openssl_capath, *_DIRECTORIES)):
+        if _is_hashed(directory):  # looked up one by one when needed: 20 ms and 1 MiB less than the whole bundle
+            context.load_verify_locations(capath=directory)
+            return
+    for bundle in _existing((built_in.openssl_cafile, *_BUNDLES)):
+        context.load_verify_locations(cafile=bundle)
+        return
+    raise ConfigError(
+        "this host has no system trust store",
+        file=_FILE,
+        path="ca_files",
+        fix="install the package ca-certificates, or name the plane's CA in ca_files (init --ca FILE)",
+    )
+
+
+def _existing(paths: Iterable[str | None]) -> list[Path]:
+    return [Path(path) for path in paths if path and Path(path).exists()]
+
+
+def _is_hashed(directory: Path) -> bool:
+    try:
+        return any(_HASHED.fullmatch(entry.name) for entry in directory.iterdir())
+    except OSError:
+        return False

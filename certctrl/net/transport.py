@@ -1,0 +1,304 @@
+"""HttpxHttp: the only importer of the HTTP client (safety.md §4.5).
+
+Three rules are worth their theory:
+
+* One deadline around a whole exchange is a cancel scope, and a cancelled request can leave a connection in the
+  library's pool that is neither idle nor closed, for ever. ``ReclaimTransport`` takes such orphans out; a canary
+  test fails when the private fields it needs change. The library's own per-phase timeouts are no way out: a body
+  that drips one byte a second never trips them.
+* Requests queue at our own semaphore, as wide as the pool. So the pool is never rightly full, and its
+  ``PoolTimeout`` means exactly "it leaked": it is retired and the request goes through a new one.
+* A pool is also retired after ten minutes (a moved DNS name, a rotated CA file) and closed when the last request
+  in it has ended.
+
+The library's client class is not used, only its transport: what is not there cannot follow a redirect, keep a
+cookie, read ``.netrc`` or the environment, or log a URL.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpcore
+import httpx
+import trio
+
+from certctrl import __version__
+from certctrl.errors import BadAnswerError, TransportError
+from certctrl.model.config import AgentConfig
+from certctrl.net.explain import connect_error, deadline_error, exchange_error, printable
+from certctrl.net.http import Http, json_bytes, target_of
+from certctrl.net.origin import is_loopback, parse_origin, parse_proxy
+from certctrl.net.pools import Pools
+from certctrl.net.tls import Trust
+from certctrl.protocol.wire import Answer
+
+__all__ = ["Http", "HttpxHttp", "ReclaimTransport"]
+
+HEADER_CAP = 32 * 1024
+"""Bytes of all answer headers together; the parser itself stops at 100 KiB."""
+_POOL_TIMEOUT = 5.0
+_REPEATABLE = ("GET", "HEAD")
+_HEADERS = {"user-agent": f"cert-ctrl/{__version__}", "accept": "application/json", "accept-encoding": "identity"}
+
+log = logging.getLogger("certctrl.Http")
+
+
+class HttpxHttp:
+    """Speak HTTP/1.1 to the one configured origin; made anywhere, used inside one Trio run."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        root: Path,
+        wall_now: Callable[[], float],
+        backend: httpcore.AsyncNetworkBackend | None = None,
+    ) -> None:
+        """Check URL, proxy, CA files and client certificate; ConfigError when one cannot be used.
+
+        ``root`` is the config directory (for relative names), ``wall_now`` serves messages only, ``backend``
+        replaces the network in tests.
+        """
+        logging.getLogger("httpcore").setLevel(logging.WARNING)  # its DEBUG lines quote the answer's headers
+        self.origin = parse_origin(
+            config.application.server_url, allow_http_loopback=config.application.allow_http_loopback
+        )
+        proxy = None if is_loopback(self.origin.host) else parse_proxy(config.httpclient.proxy)
+        self._via = f"the proxy {proxy.place}" if proxy else self.origin.place
+        self._url = httpx.URL(str(self.origin))
+        self._connect_seconds = config.httpclient.connect_timeout_seconds
+        self._own_ca = bool(config.httpclient.ca_files)
+        self._wall_now = wall_now
+        self._slots = trio.Semaphore(config.httpclient.max_connections)
+        trust = Trust(config.httpclient, root) if self.origin.scheme == "https" else None
+        options: dict[str, Any] = {
+            "backend": backend,
+            "proxy": config.httpclient.proxy if proxy else None,
+            "limits": httpx.Limits(
+                max_connections=config.httpclient.max_connections,
+                max_keepalive_connections=config.httpclient.max_connections,
+                keepalive_expiry=config.httpclient.keepalive_seconds,
+            ),
+        }
+        self._pools = Pools(lambda: ReclaimTransport(verify=trust.context() if trust else False, **options))
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        json: Any = None,
+        deadline: float,
+        cap: int,
+    ) -> Answer:
+        """Return the answer of one exchange; see ``Http.request``."""
+        answer: Answer | None = None
+        progress = _Progress()
+        with trio.move_on_after(deadline):
+            async with self._slots:
+                for last_try in (False, True):
+                    progress = _Progress()
+                    request = self._build(method, target_of(path, query), headers, json, progress)
+                    try:
+                        answer = await self._exchange(request, progress, cap)
+                        break
+                    except TransportError:
+                        if last_try or not (progress.leaked or (progress.stale and method in _REPEATABLE)):
+                            raise
+        if answer is None:  # judged by the outcome: an answer that came with the deadline counts
+            raise deadline_error(deadline, self.origin.place if progress.sent else self._via, sent=progress.sent)
+        return answer
+
+    async def aclose(self) -> None:
+        """Close every connection, also under requests that still run."""
+        await self._pools.aclose()
+
+    def _build(
+        self, method: str, target: str, headers: Mapping[str, str] | None, json: Any, progress: _Progress
+    ) -> httpx.Request:
+        timeout = {"connect": self._connect_seconds, "read": None, "write": None, "pool": _POOL_TIMEOUT}
+        body = {} if json is None else {"content-type": "application/json"}
+        try:
+            return httpx.Request(
+                method,
+                self._url.copy_with(raw_path=target.encode("ascii")),
+                headers=_HEADERS | body | dict(headers or {}),
+                content=None if json is None else json_bytes(json),
+                extensions={"timeout": timeout, "trace": progress.note},
+            )
+        except UnicodeError:
+            raise _unsendable() from None
+
+    async def _exchange(self, request: httpx.Request, progress: _Progress, cap: int) -> Answer:
+        """Send once and read the whole answer; every foreign exception ends here.
+
+        ``from None`` throughout: the library's texts may quote a header, and that may be the token.
+        """
+        pool = await self._pools.lease()
+        try:
+            response = await pool.transport.handle_async_request(request)
+            return await _read(response, cap, self.origin.place)
+        except httpx.PoolTimeout:
+            self._pools.retire(pool)
+            log.warning("the connection pool was stuck and has been replaced")
+            progress.leaked = True
+            raise _unsent(TransportError("no free connection", fix="restart the agent if this repeats")) from None
+        except httpx.LocalProtocolError:
+            raise _unsendable() from None
+        except (httpx.ConnectTimeout, httpx.ConnectError, httpx.ProxyError) as error:
+            raise self._unconnected(error) from None
+        except (httpx.TransportError, httpx.StreamError) as error:
+            place = self.origin.place if progress.sent else self._via
+            found = exchange_error(error, place, now=self._wall_now(), own_ca=self._own_ca)
+            found.maybe_sent = progress.sent
+            progress.stale = not (progress.connected or isinstance(found, BadAnswerError))
+            raise found from None
+        finally:
+            await self._pools.release(pool)
+
+    def _unconnected(self, error: httpx.TransportError) -> TransportError:
+        if isinstance(error, httpx.ConnectTimeout):
+            return deadline_error(self._connect_seconds, self._via, sent=False)
+        if isinstance(error, httpx.ProxyError):
+            what = f"{self._via} refused to connect to {self.origin.place}: {printable(str(error))}"
+            return _unsent(TransportError(what, fix="check proxy in httpclient_config.json"))
+        return connect_error(error, self._via, now=self._wall_now(), own_ca=self._own_ca)
+
+
+class ReclaimTransport(httpx.AsyncHTTPTransport):
+    """The library's transport without its leak: an abandoned connection leaves the pool with its request."""
+
+    def __init__(self, *, backend: httpcore.AsyncNetworkBackend | None = None, **options: Any) -> None:
+        super().__init__(http1=True, http2=False, trust_env=False, retries=0, **options)
+        self._pool._network_backend = backend or _Backend()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request; on any exception close what it left behind."""
+        try:
+            return await super().handle_async_request(request)
+        except BaseException:
+            await self._reclaim()
+            raise
+
+    async def _reclaim(self) -> None:
+        pool = self._pool
+        owned = {id(request.connection) for request in pool._requests}
+        orphans = [
+            connection
+            for connection in pool._connections
+            if id(connection) not in owned and not connection.is_idle() and not connection.is_closed()
+        ]
+        for connection in orphans:
+            pool._connections.remove(connection)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            for connection in orphans:
+                await connection.aclose()
+
+
+class _Backend(httpcore.TrioBackend):
+    """The library's network, but a cancelled TLS handshake closes its socket."""
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+        stream = await super().connect_tcp(*args, **kwargs)
+        handshake = stream.start_tls
+
+        async def start_tls(*args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+            try:
+                return await handshake(*args, **kwargs)
+            except BaseException:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                    await stream.aclose()
+                raise
+
+        stream.start_tls = start_tls  # type: ignore[method-assign]
+        return stream
+
+
+class _Progress:
+    """How far one try has come; ``note`` is the library's trace hook."""
+
+    def __init__(self) -> None:
+        self.connected = False
+        self.sent = False
+        self.stale = False
+        self.leaked = False
+
+    async def note(self, name: str, info: Mapping[str, Any]) -> None:
+        if name == "connection.connect_tcp.started":
+            self.connected = True
+        elif name == "http11.send_request_headers.started":
+            self.sent = info["request"].method != b"CONNECT"
+
+
+async def _read(response: httpx.Response, cap: int, place: str) -> Answer:
+    """Return the answer within its caps; the response is closed in every case."""
+    try:
+        headers = _headers(response, place)
+        if 300 <= response.status_code < 400 and response.status_code != 304:
+            where = printable(headers.get("location", "nowhere"))
+            raise BadAnswerError(
+                f"{place} redirects to {where} ({response.status_code}); credentials go to server_url only",
+                fix="write the URL of the plane itself into server_url",
+            )
+        if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+            raise BadAnswerError(f"{place} sent a compressed answer that was not asked for")
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length[:20]) > cap:
+            raise _too_long(cap, place)
+        return Answer(status=response.status_code, headers=headers, body=await _body(response, cap, place))
+    finally:
+        await response.stream.aclose()  # type: ignore[union-attr]
+
+
+async def _body(response: httpx.Response, cap: int, place: str) -> bytes:
+    """Return the body; a longer one is ended by closing the socket below it.
+
+    Leaving the loop early would abandon a chain of async generators; starved, they end by themselves.
+    """
+    body = bytearray()
+    try:
+        async for chunk in response.stream:  # type: ignore[union-attr]
+            if len(body) <= cap:
+                body += chunk
+            if len(body) > cap:
+                await response.extensions["network_stream"].aclose()
+    except httpx.TransportError:
+        if len(body) <= cap:
+            raise
+    if len(body) > cap:
+        raise _too_long(cap, place)
+    return bytes(body)
+
+
+def _headers(response: httpx.Response, place: str) -> dict[str, str]:
+    raw = response.headers.raw
+    if sum(len(name) + len(value) for name, value in raw) > HEADER_CAP:
+        raise BadAnswerError(f"{place} sent more than {HEADER_CAP // 1024} KiB of headers")
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
+
+
+def _too_long(cap: int, place: str) -> BadAnswerError:
+    return BadAnswerError(f"{place} sent an answer longer than {cap // 1024} KiB")
+
+
+def _unsendable() -> TransportError:
+    error = TransportError(
+        "a request header cannot be sent: the stored token holds characters that no token has",
+        fix="run cert-ctrl register again",
+    )
+    return _unsent(error)
+
+
+def _unsent(error: TransportError) -> TransportError:
+    error.maybe_sent = False
+    return error
