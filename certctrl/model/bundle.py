@@ -44,6 +44,17 @@ class DeployMaterials:
 
 
 @attrs.frozen(kw_only=True)
+class CaBundle:
+    """A private CA as the plane hands it out."""
+
+    id: int
+    name: str = ""
+    serial_number: str = ""
+    status: str = ""
+    ca_certificate_pem: str
+
+
+@attrs.frozen(kw_only=True)
 class Bundle:
     """A leaf, its chain and its private key, opened and checked to belong together."""
 

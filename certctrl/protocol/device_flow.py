@@ -1,0 +1,188 @@
+"""Device authorization (RFC 8628) as its own small state machine (api.md §1, safety.md T16).
+
+Asked politely: never before ``interval``; ``slow_down`` adds five seconds for good; a connection that fails
+doubles the pause of that one poll; nothing is asked once the code has expired.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import attrs
+
+SLOW_DOWN = 5.0
+MIN_INTERVAL = 1.0
+MAX_INTERVAL = 300.0
+MAX_PAUSE = 60.0
+
+
+@attrs.frozen(kw_only=True)
+class GrantStarted:
+    """What a person needs, and what we poll with."""
+
+    device_code: str = attrs.field(repr=False)
+    user_code: str
+    verification_uri: str
+    verification_uri_complete: str | None = None
+    interval: float = 5.0
+    """Seconds between polls."""
+    expires_in: float = 600.0
+    """Seconds until the code is worth nothing."""
+
+
+# --- events ------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class GrantPending:
+    """Nobody has decided yet."""
+
+
+@attrs.frozen
+class GrantSlowDown:
+    """Nobody has decided yet, and we ask too often."""
+
+
+@attrs.frozen
+class GrantDenied:
+    """A person said no."""
+
+
+@attrs.frozen
+class GrantExpired:
+    """The plane says that the code is too old."""
+
+
+@attrs.frozen(kw_only=True)
+class GrantReady:
+    """A person said yes."""
+
+    user_id: int
+    registration_code: str = attrs.field(repr=False)
+    ttl: float = 0.0
+    """Seconds the registration code lives; 0: not said."""
+
+
+@attrs.frozen
+class GrantFailed:
+    """No usable answer: network, 5xx, 429, HTML."""
+
+    why: str
+    retry_after: float | None = None
+
+
+GrantEvent = GrantPending | GrantSlowDown | GrantDenied | GrantExpired | GrantReady | GrantFailed
+
+
+# --- steps -------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class PollGrant:
+    """Poll with the device code, not before ``at`` (monotonic seconds)."""
+
+    at: float
+
+
+@attrs.frozen
+class Done:
+    """Register with this."""
+
+    grant: GrantReady
+
+
+@attrs.frozen
+class Refused:
+    """A person denied the request."""
+
+    why: str = "denied on the approval page"
+
+
+@attrs.frozen
+class Expired:
+    """Nobody decided in time."""
+
+    last_trouble: str = ""
+    """Why the last poll failed, if it did."""
+
+
+GrantStep = PollGrant | Done | Refused | Expired
+
+
+class DeviceFlow:
+    """One device grant, from the code on the screen to the decision."""
+
+    def __init__(self, started: GrantStarted, now: float) -> None:
+        self.started = started
+        self.interval = min(max(started.interval, MIN_INTERVAL), MAX_INTERVAL)
+        self.expires_at = now + max(started.expires_in, 0.0)
+        self._next_at = now + self.interval
+        self._failures = 0
+        self._trouble = ""
+        self._end: Done | Refused | Expired | None = None
+
+    def receive(self, event: GrantEvent, now: float) -> None:
+        """Take in the answer to one poll; what comes after the end is ignored."""
+        if self._end is not None:
+            return
+        match event:
+            case GrantReady():
+                self._end = Done(event)
+                return
+            case GrantDenied():
+                self._end = Refused()
+                return
+            case GrantExpired():
+                self._end = Expired(self._trouble)
+                return
+            case GrantFailed():
+                self._failures += 1
+                self._trouble = event.why
+                pause = min(self.interval * 2.0 ** min(self._failures - 1, 16), max(MAX_PAUSE, self.interval))
+                self._next_at = now + max(pause, event.retry_after or 0.0)
+                return
+            case GrantSlowDown():
+                self.interval = min(self.interval + SLOW_DOWN, MAX_INTERVAL)
+            case GrantPending():
+                pass
+        self._failures, self._trouble = 0, ""
+        self._next_at = now + self.interval
+
+    def next_step(self, now: float) -> GrantStep:
+        """Return what to do next; ends at once when the code would expire before the next poll."""
+        if self._end is None and max(now, self._next_at) >= self.expires_at:
+            self._end = Expired(self._trouble)
+        return self._end or PollGrant(self._next_at)
+
+
+def uri_problem(uri: str, server_url: str) -> str | None:
+    """Return why a person should not be sent to ``uri``, or None when it is of the control plane's (T16).
+
+    It must be https (http on loopback only where the plane itself is so reached), without credentials, on the
+    plane's host or one that shares its parent domain.
+    """
+    try:
+        page, plane = urlsplit(uri), urlsplit(server_url)
+        ours, theirs = (plane.hostname or "").lower(), (page.hostname or "").lower()
+        page.port, plane.port  # noqa: B018  # raises ValueError for a port that is none
+    except ValueError:
+        return "it is not a URL"
+    if page.scheme != "https" and not (page.scheme == "http" == plane.scheme and ours == theirs):
+        return "it is not https"
+    if page.username is not None or page.password is not None:
+        return "it carries credentials"
+    if not theirs or not _related(ours, theirs):
+        return f"it leads to another host than {ours or 'the control plane'}"
+    return None
+
+
+def _related(ours: str, theirs: str) -> bool:
+    """Same host, one below the other, or siblings under a parent of two labels that neither host is itself."""
+    if ours == theirs:
+        return True
+    if any(":" in host or host.rpartition(".")[2].isdigit() for host in (ours, theirs)):
+        return False  # addresses have no parents
+    mine, other = ours.split("."), theirs.split(".")
+    if theirs.endswith("." + ours) or (ours.endswith("." + theirs) and len(other) >= 2):
+        return True
+    return mine[1:] == other[1:] and len(mine) >= 3

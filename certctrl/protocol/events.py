@@ -1,0 +1,216 @@
+"""What happened, for ``Session.receive``: answers to steps, and word from outside."""
+
+from __future__ import annotations
+
+import attrs
+
+from certctrl.model.signals import Signal
+
+# --- answers to Poll -------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class NoUpdates:
+    """204, or a 200 without signals."""
+
+    cursor: str | None
+    """None when the answer named none: the last one stays."""
+    status: int = attrs.field(default=204, kw_only=True)
+    retry_after: float | None = attrs.field(default=None, kw_only=True)
+    """Seconds in [0, 3600]: the server asks to slow down although all is well."""
+
+
+@attrs.frozen
+class Updates:
+    """200 with at least one signal."""
+
+    cursor: str | None
+    signals: tuple[Signal, ...]
+    full: bool
+    """As many signals as asked for: there may be more."""
+    status: int = attrs.field(default=200, kw_only=True)
+    retry_after: float | None = attrs.field(default=None, kw_only=True)
+
+
+@attrs.frozen
+class TokenExpired:
+    """401: refresh once, retry once."""
+
+
+@attrs.frozen
+class DeviceRevoked:
+    """403 with the key DEVICE_REVOKED, as JSON: the end."""
+
+    what: str
+
+
+@attrs.frozen
+class CursorExpired:
+    """409 with the key CURSOR_EXPIRED or the code 40901: drop the cursor, resync."""
+
+
+@attrs.frozen
+class ServerBusy:
+    """429 or 5xx, said by the plane itself."""
+
+    status: int
+    retry_after: float | None = None
+    """Seconds in [0, 3600]; None: the server named none."""
+    key: str = ""
+
+
+@attrs.frozen
+class Refused:
+    """Any other error of the plane's: a bug or a version skew; counts as a failure."""
+
+    status: int
+    key: str
+    code: int
+    what: str
+
+
+@attrs.frozen
+class BadAnswer:
+    """Something answered, but not in our language: HTML, truncated, wrong schema, a redirect."""
+
+    why: str
+    status: int = attrs.field(default=0, kw_only=True)
+    retry_after: float | None = attrs.field(default=None, kw_only=True)
+    """Of a 429 or 5xx whose page was for people: asking for a pause is not a change of state."""
+
+
+@attrs.frozen
+class TransportFailed:
+    """No answer: DNS, connect, TLS, deadline."""
+
+    why: str
+
+
+# --- answers to the other steps ----------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Delivered:
+    """The page is in the inbox and its cursor on disk, both durably."""
+
+
+@attrs.frozen
+class DeliverFailed:
+    """The page could not be made durable: it is forgotten, and comes again with the old cursor."""
+
+    why: str
+
+
+@attrs.frozen
+class AcksSent:
+    """No ack is pending any more (also when there was none)."""
+
+
+@attrs.frozen
+class AcksFailed:
+    """Acks stay pending; they have their own backoff and never hold up polling."""
+
+    why: str
+    retry_after: float | None = None
+
+
+@attrs.frozen
+class TokenRefreshed:
+    """A fresh access token is in use."""
+
+
+@attrs.frozen
+class RefreshRefused:
+    """The refresh token was refused, by whoever tried: final."""
+
+    what: str
+
+
+@attrs.frozen
+class RefreshFailed:
+    """The refresh did not work this time: 5xx, 429, network, disk."""
+
+    why: str
+    retry_after: float | None = None
+
+
+@attrs.frozen
+class Resynced:
+    """The host was compared with the plane as a whole, and the stored cursor is gone."""
+
+
+@attrs.frozen
+class ResyncFailed:
+    """The resync did not come through; it is tried again before anything is polled."""
+
+    why: str
+    retry_after: float | None = None
+
+
+# --- from outside ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Started:
+    """The first event of a session."""
+
+    token_valid: bool
+
+
+@attrs.frozen
+class PollNow:
+    """Somebody asks for a poll at once: ends every wait, closes the breaker."""
+
+
+@attrs.frozen
+class Timer:
+    """A wait is over; says nothing that ``now`` does not say."""
+
+
+@attrs.frozen
+class HighInterest:
+    """News is expected soon: `adaptive` long-polls for so many seconds."""
+
+    seconds: float
+
+
+PollAnswer = (
+    NoUpdates
+    | Updates
+    | TokenExpired
+    | DeviceRevoked
+    | CursorExpired
+    | ServerBusy
+    | Refused
+    | BadAnswer
+    | TransportFailed
+)
+POLL_ANSWERS = (
+    NoUpdates,
+    Updates,
+    TokenExpired,
+    DeviceRevoked,
+    CursorExpired,
+    ServerBusy,
+    Refused,
+    BadAnswer,
+    TransportFailed,
+)
+"""The same as `PollAnswer`, for isinstance."""
+
+Event = (
+    PollAnswer
+    | Delivered
+    | DeliverFailed
+    | AcksSent
+    | AcksFailed
+    | TokenRefreshed
+    | RefreshRefused
+    | RefreshFailed
+    | Resynced
+    | ResyncFailed
+    | Started
+    | PollNow
+    | Timer
+    | HighInterest
+)

@@ -1,0 +1,88 @@
+"""RFC 8785 (JCS): the one text of a JSON value, so that two sides can hash it.
+
+Numbers are what ECMAScript prints for the double that the JSON text means, also for integers beyond 2^53.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Sequence
+from json.encoder import encode_basestring
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """Return the JCS form; ValueError for NaN, infinities, lone surrogates and what JSON cannot say."""
+    if value is None:
+        return "null"
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int | float):
+        return _number(value)
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(canonical_json, value)) + "]"
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("a JSON object's names are text")
+        names = sorted(value, key=_utf16)
+        return "{" + ",".join(f"{_text(name)}:{canonical_json(value[name])}" for name in names) + "}"
+    raise ValueError(f"JSON has no {type(value).__name__}")
+
+
+def _utf16(text: str) -> bytes:
+    return text.encode("utf-16-be")  # RFC 8785 §3.2.3 sorts by UTF-16 code units; a lone surrogate raises
+
+
+def _text(text: str) -> str:
+    text.encode("utf-8")
+    return encode_basestring(text)
+
+
+def _number(value: int | float) -> str:
+    if isinstance(value, int):
+        if -(2**53) <= value <= 2**53:
+            return str(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError("a number beyond what a double can hold") from None
+    if not math.isfinite(value):
+        raise ValueError("JSON has no NaN and no infinity")
+    if value == 0:
+        return "0"  # also for -0
+    sign = "-" if value < 0 else ""
+    mantissa, _, power = repr(abs(value)).partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    digits = (whole + fraction).lstrip("0")
+    point = len(whole) + int(power or 0) - (len(whole + fraction) - len(digits))
+    digits = digits.rstrip("0")
+    return sign + _ecmascript(digits, point)
+
+
+def _ecmascript(digits: str, point: int) -> str:
+    """Lay out ``0.digits × 10^point`` as Number::toString does (ECMA-262 §6.1.6.1.20)."""
+    count = len(digits)
+    if count <= point <= 21:
+        return digits + "0" * (point - count)
+    if 0 < point <= 21:
+        return f"{digits[:point]}.{digits[point:]}"
+    if -6 < point <= 0:
+        return "0." + "0" * -point + digits
+    exponent = f"e{'+' if point > 0 else '-'}{abs(point - 1)}"
+    return (digits if count == 1 else f"{digits[0]}.{digits[1:]}") + exponent
+
+
+def text_hash(text: str) -> str:
+    """Return base64(SHA-256(UTF-8 of ``text``)): ``installs_hash_b64`` of an ``installs_json``."""
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def installs_hash(installs: Sequence[Any]) -> str:
+    """Return ``installs_hash_b64`` of a list of items by its JCS form (api.md §4)."""
+    return text_hash(canonical_json(list(installs)))
