@@ -20,6 +20,7 @@ from typing import Any
 import trio
 
 from certctrl.errors import CertctrlError, UsageError
+from certctrl.store.atomic import remove_file
 from certctrl.store.fs import Fs
 
 LINE_LIMIT = 64 * 1024
@@ -55,8 +56,7 @@ async def serve_control(
 def _listening(fs: Fs, path: Path) -> Iterator[trio.SocketListener]:
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            fs.unlink(path)  # we hold daemon.lock: a socket that is there belongs to a dead daemon
+        remove_file(fs, path, durable=False)  # we hold daemon.lock: a socket here belongs to a dead daemon
         plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         umask = os.umask(0o177)
         try:
@@ -64,10 +64,11 @@ def _listening(fs: Fs, path: Path) -> Iterator[trio.SocketListener]:
         finally:
             os.umask(umask)
         plain.listen(CONNECTIONS)
-        with trio.socket.from_stdlib_socket(plain) as sock:
-            yield trio.SocketListener(sock)
-        with contextlib.suppress(FileNotFoundError):
-            fs.unlink(path)
+        try:
+            with trio.socket.from_stdlib_socket(plain) as sock:
+                yield trio.SocketListener(sock)
+        finally:
+            remove_file(fs, path, durable=False)
     finally:
         os.close(folder)
 

@@ -1,0 +1,43 @@
+"""Acks: outcomes go to the plane oldest first, in batches, right before the next poll (api.md §5)."""
+
+from __future__ import annotations
+
+import certctrl
+from certctrl.agent.context import Agent
+from certctrl.agent.messages import Line, say
+from certctrl.errors import CertctrlError, PlaneError
+from certctrl.net.control_plane import UnsupportedByPlane
+from certctrl.protocol.events import AcksFailed, AcksSent, Event
+
+BATCH = 100
+
+
+async def flush_acks(agent: Agent) -> Event:
+    """Send every pending ack; each batch leaves the disk only after the plane took it."""
+    while events := agent.inbox.next_acks(BATCH):
+        try:
+            await agent.authorized(lambda token, events=events: agent.plane.post_notify(token, events))
+        except UnsupportedByPlane as error:
+            if agent.once("acks-unsupported"):
+                say(agent.log, Line.ACKS_UNSUPPORTED, status=error.status)
+        except CertctrlError as error:
+            say(agent.log, Line.ACKS_FAILED, count=agent.inbox.acks_pending, why=error)
+            return AcksFailed(str(error), error.retry_after if isinstance(error, PlaneError) else None)
+        else:
+            agent.figures.acks_sent += len(events)
+            say(agent.log, Line.ACKS_SENT, count=len(events))
+        await agent.inbox.sent(events)
+    return AcksSent()
+
+
+async def announce(agent: Agent) -> None:
+    """Queue the once-per-start event that tells the plane which version runs here."""
+    device_id = agent.store.load_device_id()
+    await agent.inbox.report(
+        {
+            "type": "agent_version",
+            "agent": "cert-ctrl",
+            "version": certctrl.__version__,
+            "device_public_id": device_id,
+        }
+    )

@@ -1,0 +1,134 @@
+"""Agent: everything one run shares, passed by hand; no container, no globals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import attrs
+import trio
+
+from certctrl.agent.batches import Batches
+from certctrl.agent.figures import Figures
+from certctrl.agent.inbox import Inbox
+from certctrl.agent.tokens import TokenKeeper
+from certctrl.errors import PlaneError
+from certctrl.install.runner import Installer
+from certctrl.model.config import AgentConfig
+from certctrl.model.plan import InstallItem
+from certctrl.model.policy import HostPolicy
+from certctrl.model.status import Stop
+from certctrl.net.control_plane import ControlPlane
+from certctrl.protocol.session import Session
+from certctrl.store.fs import Fs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore
+
+T = TypeVar("T")
+
+
+@attrs.define(kw_only=True, eq=False)
+class Problem:
+    """Something an operator should know now; shown by `status`, makes health degraded."""
+
+    what: str
+    since: float
+    fix: str = ""
+
+    def shown(self) -> dict[str, Any]:
+        """Return it as status JSON."""
+        return {"what": self.what, "since": self.since, "fix": self.fix}
+
+
+@attrs.define(kw_only=True, eq=False)
+class Agent:
+    """One run of the agent. Mutable fields are owned by the task named beside them."""
+
+    layout: ConfigDir
+    fs: Fs
+    store: StateStore
+    plane: ControlPlane
+    tokens: TokenKeeper
+    installer: Installer
+    inbox: Inbox
+    batches: Batches
+    session: Session
+    figures: Figures
+    log: logging.Logger
+    wall_now: Callable[[], float]
+    random: Callable[[], float]
+    offload: Callable[..., Awaitable[Any]]
+
+    config: AgentConfig
+    """Replaced whole by `reload` (run.py)."""
+    policy: HostPolicy
+    """Replaced whole by `reload` (run.py)."""
+    items: tuple[InstallItem, ...] = ()
+    """Install items in force: the plane's, then this host's own (installs.py)."""
+
+    intake: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """Cancelled first on stop: no new signals."""
+    stop: Stop | None = None
+    """Set before ``intake`` is cancelled."""
+    fetching: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(8))
+    """How many certificates are fetched and staged side by side."""
+    problems: dict[str, Problem] = attrs.field(factory=dict)
+    """By a stable key; `trouble` and `well` keep it."""
+    said: set[str] = attrs.field(factory=set)
+    """What is said once per run."""
+    started_at: float = 0.0
+    """Wall clock."""
+    started_mono: float = 0.0
+    """Trio clock."""
+    last_signal: dict[str, Any] | None = None
+    """``type`` and ``at`` (wall clock) of the newest signal processed."""
+    news: trio.Event = attrs.field(factory=trio.Event)
+    """Set when the status may have changed; the reporter replaces it."""
+    dispatcher_changed: trio.Event = attrs.field(factory=trio.Event)
+    """Set (and replaced by the dispatcher) when the inbox got entries from elsewhere than the poller."""
+
+    def stop_with(self, stop: Stop) -> None:
+        """Begin the orderly stop; the first reason counts."""
+        if self.stop is None:
+            self.stop = stop
+        self.intake.cancel()
+
+    def trouble(self, key: str, what: str, fix: str = "") -> bool:
+        """Note a problem; True when it is new or says something new."""
+        known = self.problems.get(key)
+        if known is not None and known.what == what:
+            return False
+        self.problems[key] = Problem(what=what, since=known.since if known else self.wall_now(), fix=fix)
+        self.news.set()
+        return True
+
+    def well(self, key: str) -> bool:
+        """Forget a problem; True when there was one."""
+        if self.problems.pop(key, None) is None:
+            return False
+        self.news.set()
+        return True
+
+    async def wait_for_news(self, at_least: float, at_most: float) -> None:
+        """Wait for news, never shorter than ``at_least`` and never longer than ``at_most`` seconds."""
+        await trio.sleep(at_least)
+        with trio.move_on_after(at_most - at_least):
+            await self.news.wait()
+        self.news = trio.Event()
+
+    def once(self, key: str) -> bool:
+        """True the first time in this run."""
+        new = key not in self.said
+        self.said.add(key)
+        return new
+
+    async def authorized(self, call: Callable[[str], Awaitable[T]]) -> T:
+        """Call with an access token; after a 401 refresh once and retry once (spec, "Error Handling")."""
+        token = await self.tokens.current()
+        try:
+            return await call(token)
+        except PlaneError as error:
+            if error.status != 401:
+                raise
+            return await call(await self.tokens.refresh(token))

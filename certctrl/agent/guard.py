@@ -1,0 +1,62 @@
+"""Guard expiry: warn, ask the plane for a renewal, raise the alarm when nothing comes (T4)."""
+
+from __future__ import annotations
+
+import trio
+
+from certctrl.agent.context import Agent
+from certctrl.agent.expiry import Danger, Finding, RenewalRequests, examine, next_look
+from certctrl.agent.handlers import raise_alert
+from certctrl.agent.messages import Line, say
+from certctrl.errors import CertctrlError
+from certctrl.model.records import CertRecord
+
+
+async def guard_expiry(agent: Agent) -> None:
+    """Watch every deployed certificate's remaining life until cancelled; works with the plane down."""
+    requests = RenewalRequests()
+    warned: dict[int, tuple[str, Danger]] = {}
+    while True:
+        now = agent.wall_now()
+        findings = examine(agent.installer.records.values(), agent.config.application, now)
+        for finding in findings:
+            step = (finding.record.serial, finding.danger)
+            if warned.get(finding.record.cert_id) != step:
+                warned[finding.record.cert_id] = step
+                await _warn(agent, finding)
+            if requests.due(finding, now) and await _ask(agent, finding.record):
+                requests.asked(finding, now)
+        for cert_id in warned.keys() - {finding.record.cert_id for finding in findings}:
+            del warned[cert_id]
+            for danger in (Danger.LATE, Danger.EXPIRED):
+                agent.well(f"alert:{danger.value}:{cert_id}")
+        await trio.sleep(next_look(agent.installer.records.values(), agent.config.application, agent.wall_now()))
+
+
+async def _warn(agent: Agent, finding: Finding) -> None:
+    record, days = finding.record, round(finding.remaining / 86_400, 1)
+    if finding.danger is Danger.DUE:
+        say(agent.log, Line.EXPIRY_WARNING, cert_id=record.cert_id, name=record.name, days=days)
+        return
+    if finding.danger is Danger.EXPIRED:
+        say(agent.log, Line.EXPIRED, cert_id=record.cert_id, name=record.name)
+    what = f"certificate {record.cert_id} ({record.name}) " + (
+        "has expired" if finding.danger is Danger.EXPIRED else f"expires in {days} days and no renewal has come"
+    )
+    await raise_alert(agent, finding.danger.value, what, cert_id=record.cert_id)
+
+
+async def _ask(agent: Agent, record: CertRecord) -> bool:
+    try:
+        await request_renewal(agent, record.cert_id, "expiry guard")
+    except CertctrlError as error:
+        say(agent.log, Line.EXPIRY_RENEWAL_FAILED, cert_id=record.cert_id, name=record.name, why=error)
+        return False
+    say(agent.log, Line.EXPIRY_RENEWAL_ASKED, cert_id=record.cert_id, name=record.name)
+    return True
+
+
+async def request_renewal(agent: Agent, cert_id: int, reason: str) -> None:
+    """Ask the plane to renew; the new material arrives as ``cert.renewed``."""
+    user_id, _device_id = await agent.tokens.identity()
+    await agent.authorized(lambda token: agent.plane.request_renewal(token, user_id, cert_id, reason))

@@ -1,0 +1,201 @@
+"""Handlers: what one signal of each type makes this host do.
+
+A signal carries no authority: every handler fetches the truth from the plane, compares it with what is here,
+and converges. So duplicates, reorder, replay and gaps cost a GET and nothing else (safety.md §1.6).
+A handler returns an Outcome, or raises one of our errors for "try again".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+from certctrl.agent.context import Agent
+from certctrl.agent.installs import refresh_install_config
+from certctrl.agent.messages import Line, say
+from certctrl.agent.reconcile import plan_resync
+from certctrl.errors import MaterialError, PlaneError
+from certctrl.install.material import open_bundle
+from certctrl.install.runner import Prepared
+from certctrl.model.bundle import Bundle, CertificateSummary
+from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.records import CertRecord
+from certctrl.model.signals import (
+    CaAssigned,
+    CaUnassigned,
+    CertRenewed,
+    CertRevoked,
+    CertUnassigned,
+    InstallUpdated,
+    ResyncRequired,
+    Signal,
+)
+
+Handler = Callable[[Agent, Signal], Awaitable[Outcome]]
+
+GONE = frozenset({404, 410})
+
+
+async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
+    """Fetch the install config if it changed, then bring every certificate in line with it."""
+    signal = cast(InstallUpdated, signal)
+    say(agent.log, Line.INSTALL_FETCHING, config_id=signal.config_id, version=signal.version)
+    changed = await refresh_install_config(agent)
+    outcome = await agent.installer.converge_all(agent.items)
+    stored = agent.store.load_install_config()
+    version = stored.version if stored else "none"
+    if outcome.ok and (changed or outcome.kind is OutcomeKind.APPLIED):
+        say(agent.log, Line.INSTALL_APPLIED, version=version, changed=len(outcome.deployed))
+        return Outcome(kind=OutcomeKind.APPLIED, detail=outcome.detail, deployed=outcome.deployed)
+    if outcome.ok:
+        say(agent.log, Line.INSTALL_UNCHANGED, version=version)
+    return outcome
+
+
+async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome:
+    """Fetch, check and stage the certificate, then join the batch that switches, reloads and probes."""
+    cert_id = cast(CertRenewed, signal).cert_id
+    with agent.batches.joining():
+        async with agent.fetching:
+            prepared = await prepare_certificate(agent, cert_id)
+    if isinstance(prepared, Outcome):
+        return prepared
+    return await agent.batches.deploy(cert_id, prepared)
+
+
+async def prepare_certificate(agent: Agent, cert_id: int) -> Prepared | Outcome:
+    """Fetch and stage one certificate; an Outcome when the plane has none for this device."""
+    try:
+        bundle = await fetch_bundle(agent, cert_id)
+    except PlaneError as error:
+        if error.status in GONE:
+            return Outcome(kind=OutcomeKind.IGNORED, detail="the plane has no such certificate for this device")
+        raise
+    refuse_older(agent, bundle)
+    return await agent.installer.stage(bundle, agent.items)
+
+
+async def fetch_bundle(agent: Agent, cert_id: int) -> Bundle:
+    """Fetch and open one bundle; the SAN must cover what the plane says is assigned.
+
+    A known certificate is judged by the domains recorded here, which saves a request per renewal; when that
+    does not fit, the assignment may have changed, so it is asked for before anything is refused.
+    """
+    record = agent.installer.records.get(cert_id)
+    materials = await agent.authorized(lambda token: agent.plane.fetch_materials(token, cert_id))
+    if record is not None and record.domains:
+        try:
+            return await _open(agent, cert_id, record.domains, materials)
+        except MaterialError as error:
+            if error.reason != "san":
+                raise
+    summary: CertificateSummary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, cert_id))
+    domains = tuple(dict.fromkeys((summary.domain_name, *summary.sans)))
+    return await _open(agent, cert_id, domains, materials)
+
+
+async def _open(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: object) -> Bundle:
+    name = agent.installer.name_for(cert_id, domains)
+    keys = agent.store.load_device_keys()
+    secret = keys.secret if keys is not None else b""
+    return await agent.offload(  # type: ignore[no-any-return]
+        lambda: open_bundle(
+            cert_id, name, materials, secret,
+            allow_plaintext=agent.policy.plaintext_keys, now=agent.wall_now(), expected_domains=domains,
+        )
+    )  # fmt: skip
+
+
+def refuse_older(agent: Agent, bundle: Bundle) -> None:
+    """Refuse material older than what is here (T2): a replay, or a plane restored from a backup (T22)."""
+    record: CertRecord | None = agent.installer.records.get(bundle.cert_id)
+    if record is None or not record.generation or record.fingerprint_sha256 == bundle.fingerprint_sha256:
+        return
+    if bundle.not_before < record.not_before:
+        what = f"certificate {bundle.cert_id} ({bundle.name}): the plane offers an older one than is deployed"
+        say(agent.log, Line.SERVER_BEHIND, what=what)
+        raise MaterialError(what, reason="server-behind", fix="renew it at the plane")
+
+
+async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
+    """Confirm the revocation with the plane, then take the certificate out of use as the policy says."""
+    cert_id = cast(CertRevoked, signal).cert_id
+    status = await certificate_status(agent, cert_id)
+    record = agent.installer.records.get(cert_id)
+    if status not in ("revoked", "gone"):
+        say(agent.log, Line.CERT_REVOCATION_UNCONFIRMED, cert_id=cert_id, why=f"the plane says {status!r}")
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"not confirmed: the plane says {status!r}")
+    if record is None or not record.generation:
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
+    outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
+    say(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=outcome.detail or "taken out of use")
+    await raise_alert(agent, "revoked", f"certificate {cert_id} ({record.name}) was revoked", cert_id=cert_id)
+    return outcome
+
+
+async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
+    """Remove a certificate that is no longer this device's, after the plane confirmed it."""
+    cert_id = cast(CertUnassigned, signal).cert_id
+    record = agent.installer.records.get(cert_id)
+    if record is None or not record.generation:
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
+    if (status := await certificate_status(agent, cert_id)) != "gone":
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"still assigned: the plane says {status!r}")
+    outcome = await agent.installer.withdraw(cert_id, revoked=False, items=agent.items)
+    say(agent.log, Line.CERT_UNASSIGNED, cert_id=cert_id, name=record.name)
+    return outcome
+
+
+async def certificate_status(agent: Agent, cert_id: int) -> str:
+    """Return the plane's word on a certificate: its status, or ``gone`` for 404 and 410."""
+    try:
+        summary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, cert_id))
+    except PlaneError as error:
+        if error.status in GONE:
+            return "gone"
+        raise
+    return summary.status or "active"
+
+
+async def on_ca_assigned(agent: Agent, signal: Signal) -> Outcome:
+    """Fetch a private CA and put it into the trust store, where the host's policy names one."""
+    ca_id = cast(CaAssigned, signal).ca_id
+    ca = await agent.authorized(lambda token: agent.plane.fetch_ca(token, ca_id))
+    outcome = await agent.installer.import_ca(ca_id, ca.name, ca.pem)
+    if outcome.kind is OutcomeKind.APPLIED:
+        say(agent.log, Line.CA_IMPORTED, ca_id=ca_id, name=ca.name)
+    return outcome
+
+
+async def on_ca_unassigned(agent: Agent, signal: Signal) -> Outcome:
+    """Take a private CA out of the trust store."""
+    signal = cast(CaUnassigned, signal)
+    outcome = await agent.installer.remove_ca(signal.ca_id)
+    if outcome.kind is OutcomeKind.APPLIED:
+        say(agent.log, Line.CA_REMOVED, ca_id=signal.ca_id, name=signal.ca_name or "")
+    return outcome
+
+
+async def on_resync_required(agent: Agent, signal: Signal) -> Outcome:
+    """Compare the whole host with the plane; what differs becomes signals of its own."""
+    found = await plan_resync(agent, cast(ResyncRequired, signal).reason or "the plane asked for it")
+    return Outcome(kind=OutcomeKind.APPLIED, detail=f"{found} differences")
+
+
+async def raise_alert(agent: Agent, kind: str, what: str, **facts: object) -> None:
+    """Raise one alert everywhere it belongs: log, metrics, status, the operator's command."""
+    agent.figures.alerts[kind] += 1
+    agent.trouble(f"alert:{kind}:{facts.get('cert_id', '')}", what, "look at `cert-ctrl history` and the plane")
+    say(agent.log, Line.ALERT, what=what)
+    await agent.installer.alert({"alert": kind, "what": what, **facts})
+
+
+HANDLERS: dict[str, Handler] = {
+    InstallUpdated.type: on_install_updated,
+    CertRenewed.type: on_cert_renewed,
+    CertRevoked.type: on_cert_revoked,
+    CertUnassigned.type: on_cert_unassigned,
+    CaAssigned.type: on_ca_assigned,
+    CaUnassigned.type: on_ca_unassigned,
+    ResyncRequired.type: on_resync_required,
+}

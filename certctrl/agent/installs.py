@@ -1,0 +1,89 @@
+"""The install items in force: fetched, checked against replay, kept, joined with this host's own rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from certctrl.agent.context import Agent
+from certctrl.agent.messages import Line, say
+from certctrl.errors import CertctrlError, PlanError, PlaneError
+from certctrl.model.plan import InstallConfig, InstallItem
+from certctrl.protocol.wire_install import install_config_from_wire, items_from_local
+from certctrl.store.config import load_local_installs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore, StoredInstallConfig
+
+
+def items_in_force(layout: ConfigDir, store: StateStore) -> tuple[InstallItem, ...]:
+    """Return the plane's items and then the local ones; a local row with the same id is another item."""
+    stored = store.load_install_config()
+    planes = install_config_from_wire(stored.raw).items if stored is not None else ()
+    return planes + items_from_local(load_local_installs(layout))
+
+
+def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | None) -> None:
+    """Refuse a lower version (rollback) and the same version with another hash (equivocation): T2."""
+    if stored is None:
+        return
+    if fetched.version < stored.version:
+        raise PlanError(
+            f"version {fetched.version} is older than version {stored.version}, which is in force",
+            reason="version-rollback",
+            fix="publish the install config again with a higher version",
+        )
+    if fetched.version == stored.version and fetched.installs_hash_b64 != stored.hash:
+        raise PlanError(
+            f"version {fetched.version} came again with other contents",
+            reason="equivocation",
+            fix="publish the install config again with a higher version",
+        )
+
+
+async def refresh_install_config(agent: Agent) -> bool:
+    """Fetch the install config and put it in force; True when it changed.
+
+    Raises PlanError (kept out of the active state), PlaneError, TransportError, DiskError.
+    """
+    stored = agent.store.load_install_config()
+    user_id, device_id = await agent.tokens.identity()
+
+    async def fetch(token: str) -> tuple[str, dict[str, Any]] | None:
+        return await agent.plane.fetch_install_config(token, user_id, device_id, stored.etag if stored else None)
+
+    try:
+        answer = await agent.authorized(fetch)
+    except PlaneError as error:
+        if error.status == 404:  # a device without an install config: only its own rows count
+            return False
+        raise
+    if answer is None:
+        return False
+    etag, raw = answer
+    try:
+        config = install_config_from_wire(raw)
+        check_not_replayed(config, stored)
+    except PlanError as error:
+        say(
+            agent.log, Line.INSTALL_REFUSED,
+            reason=error.reason, what=error, version=stored.version if stored else "none",
+        )  # fmt: skip
+        agent.trouble("install-config", f"install config refused ({error.reason}): {error}", error.fix or "")
+        raise
+    agent.well("install-config")
+    changed = stored is None or config.installs_hash_b64 != stored.hash or config.version != stored.version
+    if changed or (stored is not None and stored.etag != etag):
+        fresh = StoredInstallConfig(raw=raw, etag=etag, version=config.version, hash=config.installs_hash_b64)
+        await agent.offload(agent.store.save_install_config, fresh)
+    reload_items(agent)
+    return changed
+
+
+def reload_items(agent: Agent) -> None:
+    """Read the items again; local rows that are wrong leave the plane's items in force and are reported."""
+    try:
+        agent.items = items_in_force(agent.layout, agent.store)
+        agent.well("local-installs")
+    except CertctrlError as error:
+        agent.trouble("local-installs", str(error), error.fix or "")
+        stored = agent.store.load_install_config()
+        agent.items = install_config_from_wire(stored.raw).items if stored is not None else ()

@@ -1,0 +1,145 @@
+"""One-shot commands without a daemon: the same Agent, the same locks, no tasks that outlive the command.
+
+Each opens the Agent (so a running daemon is a BusyError, and the front end asks it over the control socket
+instead), does its work and returns plain JSON.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from certctrl.agent.acks import flush_acks
+from certctrl.agent.context import Agent
+from certctrl.agent.dispatcher import Dispatcher
+from certctrl.agent.guard import request_renewal
+from certctrl.agent.operations import record_for
+from certctrl.agent.reconcile import plan_resync
+from certctrl.agent.reporter import save_status, snapshot
+from certctrl.agent.setup import Seams, open_agent
+from certctrl.errors import NotRegisteredError, PlaneError, TransportError
+from certctrl.model.records import InboxEntry
+from certctrl.protocol import events, steps
+
+DRAIN_SECONDS = 600.0
+
+
+async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
+    """Poll until the plane has nothing more, handle every signal, report the outcomes."""
+    async with open_agent(config_dir, seams or Seams()) as agent:
+        await agent.installer.recover()
+        pages, signals = 0, 0
+        cursor = agent.store.load_cursor()
+        while True:
+            page = await _page(agent, cursor)
+            pages, signals = pages + 1, signals + len(page.signals)
+            await agent.inbox.admit(page.signals)
+            cursor = page.cursor or cursor
+            if cursor is not None:
+                await agent.offload(agent.store.save_cursor, cursor)
+            agent.store.save_last_poll(agent.wall_now())
+            if not page.full:
+                break
+        await handle_all(agent)
+        return await _done(agent, {"poll": _text(signals), "pages": pages, "signals": signals, "cursor": cursor})
+
+
+async def renew(config_dir: Path, domain: str, seams: Seams | None = None) -> dict[str, Any]:
+    """Ask the plane to renew the certificate of a domain; it arrives as a signal, here or at the next poll."""
+    async with open_agent(config_dir, seams or Seams()) as agent:
+        record = record_for(agent.installer.records.values(), domain)
+        await request_renewal(agent, record.cert_id, "operator")
+        return {"cert_id": record.cert_id, "name": record.name, "requested": True}
+
+
+async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = None) -> dict[str, Any]:
+    """Bring this host in line with the plane and its install config; with the plane down, with what is on disk."""
+    async with open_agent(config_dir, seams or Seams()) as agent:
+        await agent.installer.recover()
+        unreachable = ""
+        found = 0
+        try:
+            found = await plan_resync(agent, "`apply` was asked for")
+            await handle_all(agent)
+        except TransportError as error:
+            unreachable = str(error)
+        outcome = await agent.installer.converge_all(agent.items, ignore_window=now)
+        result = {"outcome": outcome.kind.value, "detail": outcome.detail, "differences": found}
+        return await _done(agent, result | ({"plane": unreachable} if unreachable else {}), flush=not unreachable)
+
+
+async def rollback(config_dir: Path, domain: str, to: str | None, seams: Seams | None = None) -> dict[str, Any]:
+    """Switch one certificate back to an earlier generation and hold it there; needs no network."""
+    async with open_agent(config_dir, seams or Seams()) as agent:
+        await agent.installer.recover()
+        record = record_for(agent.installer.records.values(), domain)
+        outcome = await agent.installer.rollback(record.name, to, agent.items)
+        result = {"outcome": outcome.kind.value, "detail": outcome.detail, "name": record.name}
+        return await _done(agent, result, flush=False)
+
+
+async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> dict[str, Any]:
+    """End the hold of a rolled-back certificate and bring the newest one live."""
+    async with open_agent(config_dir, seams or Seams()) as agent:
+        await agent.installer.recover()
+        record = record_for(agent.installer.records.values(), domain)
+        await agent.installer.release(record.name)
+        outcome = await agent.installer.converge_all(agent.items)
+        return await _done(agent, {"name": record.name, "released": True, "outcome": outcome.kind.value}, flush=False)
+
+
+async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
+    """Return what would change on this host and why; changes nothing."""
+    async with open_agent(config_dir, seams or Seams()) as agent:
+        return (await agent.installer.plan(agent.items)).shown()
+
+
+async def handle_all(agent: Agent) -> None:
+    """Handle everything in the inbox once and return when nothing runs any more."""
+    send, receive = trio.open_memory_channel[list[InboxEntry]](1)
+    send.close()
+    with trio.move_on_after(DRAIN_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.batches.run_batches)
+            await Dispatcher(agent, receive).drain()
+            nursery.cancel_scope.cancel()
+
+
+async def _page(agent: Agent, cursor: str | None) -> events.Updates:
+    limit = agent.config.application.poll_limit
+    event = await agent.authorized(lambda token: agent.plane.poll(token, steps.Poll(cursor, limit, 0)))
+    match event:
+        case events.Updates():
+            return event
+        case events.NoUpdates():
+            return events.Updates(event.cursor, (), False)
+        case events.TokenExpired():
+            await agent.tokens.refresh(await agent.tokens.current())
+            return await _page(agent, cursor)
+        case events.CursorExpired():
+            await agent.offload(agent.store.clear_cursor)
+            await plan_resync(agent, "the cursor was reset")
+            return await _page(agent, None)
+        case events.DeviceRevoked():
+            raise NotRegisteredError(f"device revoked: {event.what}", fix="cert-ctrl -c DIR register")
+        case events.BadAnswer() | events.TransportFailed():
+            raise TransportError(event.why, fix="cert-ctrl -c DIR doctor")
+        case _:
+            status = getattr(event, "status", 0)
+            raise PlaneError(f"the control plane answered {status}", status=status, fix="cert-ctrl -c DIR doctor")
+
+
+async def _done(agent: Agent, result: dict[str, Any], *, flush: bool = True) -> dict[str, Any]:
+    if flush:
+        await flush_acks(agent)
+    await save_status(agent, snapshot(agent) | {"running": False})
+    failed = [entry for entry in agent.inbox.entries() if entry.last_error]
+    return result | ({"failed": [entry.last_error for entry in failed]} if failed else {})
+
+
+def _text(signals: int) -> str:
+    return f"200 OK, {signals} signals" if signals else "204 No Content"
+
+

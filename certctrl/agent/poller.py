@@ -1,0 +1,214 @@
+"""The poller: performs the steps that the session decides, and tells it what happened. No policy is here."""
+
+from __future__ import annotations
+
+import trio
+
+from certctrl.agent.acks import flush_acks
+from certctrl.agent.context import Agent
+from certctrl.agent.handlers import raise_alert
+from certctrl.agent.messages import Line, say
+from certctrl.agent.reconcile import plan_resync
+from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
+from certctrl.model.records import InboxEntry
+from certctrl.model.status import Stop
+from certctrl.protocol import events, steps
+
+POLL_CODES = {events.NoUpdates: "204", events.Updates: "200", events.TokenExpired: "401"}
+
+
+class Poller:
+    """One run of the poll loop; `poke` makes it poll at once, whatever it is waiting for."""
+
+    def __init__(self, agent: Agent, signals_send: trio.MemorySendChannel[list[InboxEntry]]) -> None:
+        self.agent = agent
+        self.signals_send = signals_send
+        self._poked = False
+        self._waiting = trio.CancelScope()
+        self._answered: list[trio.Event] = []
+
+    def poke(self, who: str) -> None:
+        """Poll now: end the pause or the long-poll under way, close the breaker."""
+        say(self.agent.log, Line.POLL_NOW, who=who)
+        self._poked = True
+        self._waiting.cancel()
+
+    async def poll_now(self, who: str) -> str:
+        """Poll now, wait for that poll's answer and return its text for a person."""
+        answered = trio.Event()
+        self._answered.append(answered)
+        self.poke(who)
+        await answered.wait()
+        return self.agent.session.last_poll_text
+
+    async def poll_forever(self) -> Stop:
+        """Run the session until it terminates; cancelled by the intake scope on stop."""
+        session = self.agent.session
+        with self.signals_send:
+            session.receive(events.Started(token_valid=self.agent.tokens.valid()), trio.current_time())
+            while True:
+                step = session.next_step(trio.current_time())
+                if isinstance(step, steps.Terminate):
+                    return Stop(step.reason, step.detail)
+                event = await self._perform(step)
+                session.receive(event, trio.current_time())
+                await self._after(event)
+
+    async def _perform(self, step: steps.Step) -> events.Event:
+        agent = self.agent
+        match step:
+            case steps.Wait():
+                return await self._wait(step)
+            case steps.Poll():
+                return await self._poll(step)
+            case steps.Deliver():
+                return await self._deliver(step)
+            case steps.FlushAcks():
+                return await flush_acks(agent)
+            case steps.Refresh():
+                return await self._refresh()
+            case steps.Resync():
+                return await self._resync()
+            case _:
+                raise AssertionError(f"no such step: {step!r}")
+
+    async def _wait(self, step: steps.Wait) -> events.Event:
+        with trio.CancelScope(deadline=step.until) as self._waiting:
+            if not self._poked:
+                await trio.sleep_forever()
+        return self._timer()
+
+    def _timer(self) -> events.Event:
+        poked, self._poked = self._poked, False
+        return events.PollNow() if poked else events.Timer()
+
+    async def _poll(self, step: steps.Poll) -> events.Event:
+        agent = self.agent
+        await self._room(step.limit)
+        say(agent.log, Line.POLL_REQUEST, cursor=step.cursor or "none", wait=step.wait, limit=step.limit)
+        started = trio.current_time()
+        with trio.CancelScope() as self._waiting:
+            if self._poked and step.wait:
+                self._waiting.cancel()
+            try:
+                token = await agent.tokens.current()
+                event = await agent.plane.poll(token, step)
+            except NotRegisteredError as error:
+                event = events.RefreshRefused(str(error))
+            except PlaneError as error:
+                event = events.ServerBusy(error.status, error.retry_after, error.key)
+            except CertctrlError as error:
+                event = events.TransportFailed(str(error))
+        if self._waiting.cancelled_caught:
+            return self._timer()
+        if not step.wait:
+            agent.figures.poll_seconds.add(trio.current_time() - started)
+        self._count(event)
+        return event
+
+    async def _room(self, limit: int) -> None:
+        inbox = self.agent.inbox
+        if inbox.has_room(limit):
+            return
+        say(self.agent.log, Line.POLL_PAUSED, depth=inbox.depth)
+        await inbox.wait_for_room(limit)
+        say(self.agent.log, Line.POLL_RESUMED, depth=inbox.depth)
+
+    def _count(self, event: events.Event) -> None:
+        status = getattr(event, "status", None)
+        code = POLL_CODES.get(type(event)) or (str(status) if status else None)
+        if isinstance(event, events.BadAnswer):
+            code = "unusable"
+        elif isinstance(event, events.DeviceRevoked):
+            code = "403"
+        elif isinstance(event, events.CursorExpired):
+            code = "409"
+        self.agent.figures.polls[code or "none"] += 1
+
+    async def _deliver(self, step: steps.Deliver) -> events.Event:
+        agent = self.agent
+        try:
+            fresh = await agent.inbox.admit(step.signals)
+            if step.cursor is not None:
+                await agent.offload(agent.store.save_cursor, step.cursor)
+            agent.store.save_last_poll(agent.wall_now())
+        except DiskError as error:
+            if agent.trouble("disk", str(error), error.fix or ""):
+                say(agent.log, Line.DISK_FAILED, path=error.path, why=error)
+            return events.DeliverFailed(str(error))
+        if agent.well("disk"):
+            say(agent.log, Line.DISK_RECOVERED)
+        if fresh:
+            await self.signals_send.send(fresh)
+        return events.Delivered()
+
+    async def _refresh(self) -> events.Event:
+        agent = self.agent
+        try:
+            await agent.tokens.refresh(agent.tokens.seen())
+        except NotRegisteredError as error:
+            agent.figures.token_refreshes["refused"] += 1
+            return events.RefreshRefused(str(error))
+        except CertctrlError as error:
+            agent.figures.token_refreshes["failed"] += 1
+            return events.RefreshFailed(str(error), error.retry_after if isinstance(error, PlaneError) else None)
+        agent.figures.token_refreshes["ok"] += 1
+        return events.TokenRefreshed()
+
+    async def _resync(self) -> events.Event:
+        agent = self.agent
+        say(agent.log, Line.CURSOR_RESET, key="CURSOR_EXPIRED", cursor=agent.session.seen_cursor or "none")
+        try:
+            await agent.offload(agent.store.clear_cursor)
+            await plan_resync(agent, "the cursor was reset")
+        except NotRegisteredError as error:
+            return events.RefreshRefused(str(error))
+        except CertctrlError as error:
+            return events.ResyncFailed(str(error), error.retry_after if isinstance(error, PlaneError) else None)
+        return events.Resynced()
+
+    async def _after(self, event: events.Event) -> None:
+        """Log what came back, raise the breaker's alarm, answer who waits for this poll."""
+        agent, session = self.agent, self.agent.session
+        log_poll(agent, event)
+        if not isinstance(event, events.POLL_ANSWERS):
+            return
+        for answered in self._answered:
+            answered.set()
+        self._answered.clear()
+        agent.news.set()
+        if session.breaker_open and agent.once("breaker"):
+            recovery = "waiting for `poll-now`" if agent.config.application.recovery == "manual" else "probing slowly"
+            say(agent.log, Line.BREAKER_OPENED, failures=session.failures, recovery=recovery)
+            await raise_alert(agent, "breaker", f"no usable answer from the plane, {session.failures} times in a row")
+        elif not session.breaker_open and "breaker" in agent.said:
+            agent.said.discard("breaker")
+            agent.well("alert:breaker:")
+            say(agent.log, Line.BREAKER_CLOSED, seconds="?")
+
+
+def log_poll(agent: Agent, event: events.Event) -> None:
+    """Write the line that belongs to one poll's answer."""
+    session = agent.session
+    match event:
+        case events.NoUpdates():
+            say(agent.log, Line.POLL_NO_UPDATES, cursor=session.seen_cursor or "none")
+        case events.Updates():
+            say(agent.log, Line.POLL_UPDATES, count=len(event.signals), cursor=event.cursor or "none")
+        case events.BadAnswer():
+            say(agent.log, Line.POLL_UNUSABLE, why=event.why)
+        case events.TokenExpired():
+            say(agent.log, Line.TOKEN_REJECTED, key="TOKEN_EXPIRED")
+        case events.Refused():
+            say(agent.log, Line.POLL_REFUSED, status=event.status, reason="", key=event.key, code=event.code,
+                what=event.what)  # fmt: skip
+        case events.ServerBusy():
+            say(agent.log, Line.POLL_REFUSED, status=event.status, reason="", key=event.key, code="", what="busy")
+            if event.retry_after is not None:
+                say(agent.log, Line.POLL_SLOW_DOWN, seconds=round(event.retry_after))
+        case events.TransportFailed():
+            say(agent.log, Line.POLL_FAILED, why=event.why, failures=session.failures, delay="?")
+        case events.DeviceRevoked():
+            say(agent.log, Line.DEVICE_REVOKED, what=event.what)
+        case _:
+            pass

@@ -1,0 +1,136 @@
+"""Reconcile: compare the whole host with the plane; what differs becomes signals in the inbox.
+
+The level-triggered safety net under the signals (safety.md §4.2): at start, after a 409 or
+``state.resync_required``, and every few hours. It changes nothing itself, so a resync during a burst
+coalesces with the burst and every repair takes the one pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import attrs
+import trio
+
+from certctrl.agent.context import Agent
+from certctrl.agent.installs import refresh_install_config
+from certctrl.agent.messages import Line, say
+from certctrl.errors import CertctrlError, NotRegisteredError, PlanError
+from certctrl.model.bundle import CertificateSummary
+from certctrl.model.records import CertRecord, Stage
+from certctrl.model.signals import CertRenewed, CertRevoked, CertUnassigned, InstallUpdated, Signal
+
+FIRST_RETRY = 60.0
+LAST_RETRY = 900.0
+
+
+@attrs.frozen(kw_only=True)
+class Differences:
+    """What a comparison found."""
+
+    signals: tuple[Signal, ...]
+    behind: tuple[str, ...]
+    """What the plane has older than this host; nothing is taken back or removed then (T22)."""
+
+
+def compare(
+    listed: Sequence[CertificateSummary], records: Mapping[int, CertRecord], ts_ms: int, *, behind: Sequence[str] = ()
+) -> Differences:
+    """Compare the plane's list with this host's records; ``behind``: what else says the plane is behind."""
+    signals: list[Signal] = []
+    older = list(behind)
+    for summary in listed:
+        record = records.get(summary.id)
+        here = record is not None and bool(record.generation)
+        if summary.status == "revoked":
+            if here:
+                signals.append(CertRevoked(ts_ms=ts_ms, cert_id=summary.id))
+        elif summary.status in ("", "active", "issued", "valid"):
+            if record is not None and here and _older(summary, record):
+                older.append(f"certificate {summary.id} ({record.name}) is older there than here")
+            elif record is None or not here or record.stage is not Stage.ACTIVATED or not _same(summary, record):
+                signals.append(CertRenewed(ts_ms=ts_ms, cert_id=summary.id, serial=summary.serial_number or None))
+    if not older:
+        known = {summary.id for summary in listed}
+        signals += [
+            CertUnassigned(ts_ms=ts_ms, cert_id=record.cert_id)
+            for record in records.values()
+            if record.generation and record.cert_id not in known
+        ]
+    return Differences(signals=tuple(signals), behind=tuple(older))
+
+
+def _same(summary: CertificateSummary, record: CertRecord) -> bool:
+    if summary.fingerprint_sha256:
+        return _hex(summary.fingerprint_sha256) == _hex(record.fingerprint_sha256)
+    return _hex(summary.serial_number) == _hex(record.serial)
+
+
+def _hex(text: str) -> str:
+    return text.replace(":", "").lower().lstrip("0")
+
+
+def _older(summary: CertificateSummary, record: CertRecord) -> bool:
+    if _same(summary, record):
+        return False
+    try:
+        return datetime.fromisoformat(summary.not_before).timestamp() < record.not_before
+    except ValueError:
+        return False
+
+
+async def plan_resync(agent: Agent, why: str) -> int:
+    """Compare with the plane and put the differences into the inbox; return how many there are.
+
+    Raises PlaneError, TransportError, DiskError. A refused install config does not stop the certificates.
+    """
+    say(agent.log, Line.RESYNC_STARTED, why=why)
+    behind: list[str] = []
+    changed = False
+    try:
+        changed = await refresh_install_config(agent)
+    except PlanError as error:
+        if error.reason == "version-rollback":
+            behind.append(f"install config: {error}")
+    listed = await agent.authorized(agent.plane.fetch_certificates)
+    ts_ms = int(agent.wall_now() * 1000)
+    found = compare(listed, agent.installer.records, ts_ms, behind=behind)
+    for what in found.behind:
+        say(agent.log, Line.SERVER_BEHIND, what=what)
+    if found.behind:
+        agent.trouble("server-behind", "; ".join(found.behind), "issue newer versions at the plane")
+    else:
+        agent.well("server-behind")
+    signals = list(found.signals)
+    if changed or await agent.installer.unfinished(agent.items):
+        stored = agent.store.load_install_config()
+        signals.append(
+            InstallUpdated(
+                ts_ms=ts_ms, config_id=int(stored.raw.get("id") or 0) if stored else 0,
+                version=stored.version if stored else 0,
+            )
+        )  # fmt: skip
+    await agent.inbox.admit(signals)
+    agent.dispatcher_changed.set()
+    say(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
+    agent.figures.reconciles["ok"] += 1
+    return len(signals)
+
+
+async def reconcile_forever(agent: Agent) -> None:
+    """Reconcile at start and then every ``reconcile_interval_seconds``, with jitter, until cancelled."""
+    why, failures = "start", 0
+    while True:
+        try:
+            await plan_resync(agent, why)
+            failures, why = 0, "by time"
+            delay = agent.config.application.reconcile_interval_seconds * (0.9 + 0.2 * agent.random())
+        except NotRegisteredError:
+            return  # the poller meets the same and ends the session
+        except CertctrlError as error:
+            agent.figures.reconciles["failed"] += 1
+            delay = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(failures, 10)) * (0.5 + 0.5 * agent.random())
+            failures += 1
+            say(agent.log, Line.RESYNC_FAILED, why=error, delay=round(delay))
+        await trio.sleep(delay)

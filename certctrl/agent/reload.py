@@ -1,0 +1,70 @@
+"""SIGHUP: read the configuration again; a bad new one leaves the old one running and says so."""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from certctrl.agent.context import Agent
+from certctrl.agent.installs import reload_items
+from certctrl.agent.messages import Line, say
+from certctrl.agent.notify import Notifier
+from certctrl.errors import CertctrlError
+from certctrl.model.config import AgentConfig
+from certctrl.store.config import load_config, load_policy
+
+AT_START_ONLY = ("server_url", "queue_size", "name", "metrics_listen", "metrics_textfile", "metrics_public")
+
+
+class Reloader:
+    """Reads at a step boundary of its own task, never inside the OS-signal handler."""
+
+    def __init__(self, agent: Agent, notifier: Notifier) -> None:
+        self._agent = agent
+        self._notifier = notifier
+        self._asked = trio.Event()
+
+    def ask(self) -> None:
+        """Ask for one re-read; several before it happens are one."""
+        self._asked.set()
+
+    async def reload_forever(self) -> None:
+        """Re-read whenever asked, until cancelled."""
+        while True:
+            await self._asked.wait()
+            self._asked = trio.Event()
+            self._notifier.reloading()
+            self.reload()
+            self._notifier.ready(f"polling {self._agent.config.application.server_url}")
+
+    def reload(self) -> None:
+        """Read configuration, policy and local items; all of them, or none."""
+        agent = self._agent
+        try:
+            fresh = load_config(agent.layout, agent.environ).config
+            policy = load_policy(agent.layout, require_root_owned=False)
+        except CertctrlError as error:
+            say(agent.log, Line.CONFIG_REFUSED, why=error)
+            agent.trouble("config", f"new configuration refused: {error}", error.fix or "correct it and send SIGHUP")
+            return
+        agent.well("config")
+        names = changed_names(agent.config, fresh)
+        late = sorted(name for name in names if name.partition(".")[2] in AT_START_ONLY or name.startswith("httpclient"))
+        agent.config, agent.policy = fresh, policy
+        agent.session.reconfigure(fresh.application)
+        reload_items(agent)
+        if agent.on_reload is not None:
+            agent.on_reload(fresh)
+        say(agent.log, Line.CONFIG_RELOADED, changed=", ".join(sorted(names)) or "nothing")
+        if late:
+            say(agent.log, Line.CONFIG_NEEDS_RESTART, names=", ".join(late))
+
+
+def changed_names(old: AgentConfig, new: AgentConfig) -> set[str]:
+    """Return the settings that differ, as ``section.field``."""
+    return {
+        f"{section.name}.{field.name}"
+        for section in attrs.fields(AgentConfig)
+        for field in attrs.fields(type(getattr(old, section.name)))
+        if getattr(getattr(old, section.name), field.name) != getattr(getattr(new, section.name), field.name)
+    }

@@ -1,0 +1,180 @@
+"""The reporter: one plain dict that says how this agent is, for `status`, the service manager and the disk.
+
+Health is derived here and nowhere else: *stale* when the plane has not been heard for long, *degraded* when
+something needs a person, otherwise *healthy*. The file is written when something changed and at least once a
+minute, without fsync: it is news, not state.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import trio
+
+import certctrl
+from certctrl.agent.context import Agent
+from certctrl.agent.expiry import Danger, examine
+from certctrl.agent.messages import Line, say
+from certctrl.agent.notify import Notifier
+from certctrl.model.records import CertRecord
+from certctrl.model.signals import to_wire
+from certctrl.protocol.state import State
+
+WRITE_EVERY = 60.0
+LOOK_EVERY = 1.0
+STALE_INTERVALS = 10
+STALE_AT_LEAST = 120.0
+
+
+def stale_after(agent: Agent) -> float:
+    """Return the silence of the plane, in seconds, after which this agent calls itself stale."""
+    settings = agent.config.application
+    return max(STALE_AT_LEAST, STALE_INTERVALS * (settings.poll_interval_ms / 1000 + settings.long_poll_wait_seconds))
+
+
+def current_problems(agent: Agent) -> list[dict[str, Any]]:
+    """Return everything an operator should know now: noted problems, the breaker, expiry, stuck items."""
+    now = agent.wall_now()
+    problems = [problem.shown() for problem in agent.problems.values()]
+    if agent.session.breaker_open:
+        problems.append(
+            {
+                "what": f"circuit breaker open after {agent.session.failures} failures",
+                "since": now,
+                "fix": "repair the way to the plane, then `cert-ctrl poll-now`",
+            }
+        )
+    for finding in examine(agent.installer.records.values(), agent.config.application, now):
+        days = finding.remaining / 86_400
+        what = "has expired" if finding.danger is Danger.EXPIRED else f"expires in {days:.1f} days"
+        record = finding.record
+        problems.append(
+            {
+                "what": f"certificate {record.cert_id} ({record.name}) {what}",
+                "since": now,
+                "fix": f"cert-ctrl renew --domain {record.domains[0] if record.domains else record.name}",
+            }
+        )
+    return problems
+
+
+def stuck_items(agent: Agent) -> list[dict[str, Any]]:
+    """Return each certificate and signal that keeps failing: what, why, when it is tried next."""
+    records = [
+        {
+            "item": f"certificate {record.cert_id} ({record.name})",
+            "reason": record.last_error,
+            "attempts": record.attempts,
+            "next_try_at": record.next_try_at,
+        }
+        for record in agent.installer.records.values()
+        if _stuck(record)
+    ]
+    known = {f"cert:{record.cert_id}" for record in agent.installer.records.values() if _stuck(record)}
+    signals = [
+        {
+            "item": f"signal {entry.signal.type} {entry.signal.resource}",
+            "reason": entry.last_error,
+            "attempts": entry.attempts,
+            "next_try_at": entry.next_try_at,
+        }
+        for entry in agent.inbox.entries()
+        if entry.attempts and entry.signal.resource not in known
+    ]
+    return records + signals
+
+
+def _stuck(record: CertRecord) -> bool:
+    return record.attempts > 0 and bool(record.last_error)
+
+
+def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, Any]]) -> str:
+    """Return ``healthy``, ``degraded`` or ``stale``."""
+    heard = agent.session.last_answer_at
+    if heard is None or trio.current_time() - heard > stale_after(agent):
+        started = trio.current_time() - agent.started_mono
+        if heard is not None or started > stale_after(agent):
+            return "stale"
+    return "degraded" if problems or stuck else "healthy"
+
+
+def snapshot(agent: Agent) -> dict[str, Any]:
+    """Return the whole status as plain JSON."""
+    session, settings = agent.session, agent.config.application
+    now, mono = agent.wall_now(), trio.current_time()
+    problems, stuck = current_problems(agent), stuck_items(agent)
+
+    def wall(moment: float | None) -> float | None:
+        return None if moment is None else now + (moment - mono)
+
+    quarantine = settings.poison_attempts
+    return {
+        "running": True,
+        "pid": os.getpid(),
+        "version": certctrl.__version__,
+        "started_at": agent.started_at,
+        "now": now,
+        "state": session.state.value,
+        "server_url": settings.server_url,
+        "device_id": agent.store.load_device_id(),
+        "poll": {
+            "mode": settings.poll_mode,
+            "interval_ms": settings.poll_interval_ms,
+            "last_at": wall(session.last_poll_at),
+            "last_code": session.last_poll_code,
+            "last_text": session.last_poll_text,
+            "next_at": wall(session.next_poll_at),
+            "last_retry_after": session.last_retry_after,
+            "failures": session.failures,
+            "breaker_open": session.breaker_open,
+        },
+        "cursor": session.seen_cursor,
+        "cursor_at": wall(session.cursor_at),
+        "queue_depth": agent.inbox.depth,
+        "token": {"expires_at": agent.tokens.expires_at()},
+        "last_signal": agent.last_signal,
+        "acks_pending": agent.inbox.acks_pending,
+        "health": health(agent, problems, stuck),
+        "problems": problems,
+        "stuck": stuck,
+        "quarantined": [
+            to_wire(entry.signal) | {"reason": entry.last_error, "attempts": entry.attempts}
+            for entry in agent.inbox.entries()
+            if entry.attempts >= quarantine
+        ],
+        "counters": {
+            "polls": dict(agent.figures.polls),
+            "signals": {f"{kind} {outcome}": count for (kind, outcome), count in agent.figures.signals.items()},
+            "token_refreshes": dict(agent.figures.token_refreshes),
+            "acks_sent": agent.figures.acks_sent,
+        },
+    }
+
+
+async def report_forever(agent: Agent, notifier: Notifier) -> None:
+    """Write the status when it matters and log each change of health, until cancelled."""
+    was, written, last = "healthy", -WRITE_EVERY, ""
+    while True:
+        status = snapshot(agent)
+        if status["health"] != was:
+            if status["health"] == "healthy":
+                say(agent.log, Line.HEALTH_BACK, was=was)
+            else:
+                what = "; ".join(problem["what"] for problem in status["problems"]) or "see stuck items"
+                say(agent.log, Line.HEALTH_CHANGED, health=status["health"], was=was, problems=what)
+            was = status["health"]
+            notifier.status(f"{was}; {status['poll']['last_text'] or 'not polled yet'}")
+        essence = f"{was}{status['state'] == State.ERROR.value}{status['poll']['last_text']}{status['stuck']}"
+        if essence != last or trio.current_time() - written >= WRITE_EVERY:
+            last, written = essence, trio.current_time()
+            await save_status(agent, status)
+        await agent.wait_for_news(LOOK_EVERY, WRITE_EVERY)
+
+
+async def save_status(agent: Agent, status: dict[str, Any]) -> None:
+    """Write ``state/status.json``; a full disk is noted as a problem and nothing else."""
+    try:
+        await agent.offload(agent.store.save_status, status)
+    except OSError:
+        return

@@ -1,0 +1,121 @@
+"""run_agent: the only nursery tree of the daemon. Read this first.
+
+The nesting is the shutdown order::
+
+    daemon lock, store, HTTP client                 closed last
+    └ services    token keeper, OS signals, control socket, reporter, expiry guard, reconcile, watchdog
+      └ handlers  dispatcher and its per-signal tasks, batches; get `stop_grace_seconds` after the stop
+        └ intake  poller; cancelled FIRST
+
+Stop = cancel *intake* → the poller closes its end of the signal channel → the dispatcher starts nothing new and
+ends when what runs has ended, or at the grace deadline → pending acks are flushed under a shielded timeout →
+services are cancelled → the client is closed. Signals that were not handled are safe in the inbox.
+
+Rejected: one flat nursery (everything dies at once, half-done reloads are killed); a stop flag polled by
+every task (each forgets it somewhere); raising to stop (an exception across a nursery is a bug here).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+
+from certctrl.agent.acks import announce, flush_acks
+from certctrl.agent.context import Agent
+from certctrl.agent.control import serve_control
+from certctrl.agent.dispatcher import Dispatcher
+from certctrl.agent.guard import guard_expiry
+from certctrl.agent.messages import Line, say
+from certctrl.agent.notify import Notifier, feed_watchdog
+from certctrl.agent.operations import operations_for
+from certctrl.agent.os_signals import OnSignal, watch_os_signals
+from certctrl.agent.poller import Poller
+from certctrl.agent.reconcile import reconcile_forever
+from certctrl.agent.reload import Reloader
+from certctrl.agent.reporter import report_forever, save_status, snapshot
+from certctrl.agent.setup import Seams, open_agent
+from certctrl.agent.upkeep import keep_tokens, serve_metrics_while_on
+from certctrl.model.records import InboxEntry
+from certctrl.model.status import Stop, StopReason
+
+ACK_FLUSH_SECONDS = 5.0
+
+
+async def run_agent(
+    config_dir: Path,
+    *,
+    os_signals: bool = True,
+    seams: Seams | None = None,
+    task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
+) -> Stop:
+    """Run the daemon until it is told to stop or its session ends; return why.
+
+    ``nursery.start`` returns the Agent once recovery is done and the control socket answers: being ready needs
+    no network. Raises ConfigError, NotRegisteredError, BusyError, DiskError before it is ready.
+    """
+    seams = seams or Seams()
+    async with open_agent(config_dir, seams) as agent:
+        notifier = Notifier(seams.environ)
+        await agent.installer.recover()
+        await announce(agent)
+        stop = await _run_services(agent, notifier, os_signals, task_status)
+        say(agent.log, Line.AGENT_STOPPED, reason=f"{stop.reason.value} {stop.detail}".strip())
+        await save_status(agent, snapshot(agent) | {"running": False, "stopped": stop.reason.value})
+        return stop
+
+
+async def _run_services(
+    agent: Agent, notifier: Notifier, os_signals: bool, task_status: trio.TaskStatus[Agent]
+) -> Stop:
+    everything = trio.CancelScope()
+    signals_send, signals_receive = trio.open_memory_channel[list[InboxEntry]](
+        agent.config.application.queue_size  # pages; the inbox behind it bounds the signals
+    )
+    poller, reloader = Poller(agent, signals_send), Reloader(agent, notifier)
+
+    def stop(why: str) -> None:
+        grace = agent.config.application.stop_grace_seconds
+        say(agent.log, Line.AGENT_STOPPING, reason=why, grace=grace)
+        notifier.stopping(why)
+        agent.stop_with(Stop(StopReason.ASKED, why))
+
+    def cancel() -> None:
+        say(agent.log, Line.AGENT_STOP_NOW)
+        everything.cancel()
+
+    on = OnSignal(stop=stop, cancel=cancel, reload=reloader.ask, poll_now=lambda: poller.poke("SIGUSR1"))
+    with everything:
+        async with trio.open_nursery() as services:
+            if os_signals:
+                await services.start(watch_os_signals, on)
+            operations = operations_for(agent, poller, stop)
+            await services.start(serve_control, agent.fs, agent.layout.control_socket, operations, agent.log)
+            services.start_soon(keep_tokens, agent)
+            services.start_soon(reloader.reload_forever)
+            services.start_soon(report_forever, agent, notifier)
+            services.start_soon(guard_expiry, agent)
+            services.start_soon(reconcile_forever, agent)
+            services.start_soon(feed_watchdog, notifier)
+            services.start_soon(serve_metrics_while_on, agent)
+            say(agent.log, Line.AGENT_READY, mode=agent.config.application.poll_mode,
+                interval=f"{agent.config.application.poll_interval_ms} ms")  # fmt: skip
+            notifier.ready(f"polling {agent.config.application.server_url}")
+            task_status.started(agent)
+            await _run_handlers(agent, poller, Dispatcher(agent, signals_receive))
+            services.cancel_scope.cancel()
+    return agent.stop or Stop(StopReason.ASKED, "cancelled")
+
+
+async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) -> None:
+    async with trio.open_nursery() as handlers:
+        handlers.start_soon(agent.batches.run_batches)
+        handlers.start_soon(dispatcher.dispatch_forever, handlers.cancel_scope)
+        with agent.intake:
+            agent.stop_with(await poller.poll_forever())
+        handlers.cancel_scope.deadline = trio.current_time() + agent.config.application.stop_grace_seconds
+    with trio.move_on_after(ACK_FLUSH_SECONDS, shield=True):
+        if agent.stop is None or agent.stop.reason is StopReason.ASKED:
+            await flush_acks(agent)
+
+

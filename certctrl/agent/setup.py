@@ -1,0 +1,146 @@
+"""Open everything one run needs, in order; close it in reverse. The seams are here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random as random_module
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+import certctrl
+from certctrl.agent.batches import Batches
+from certctrl.agent.clock import wall_now
+from certctrl.agent.context import Agent
+from certctrl.agent.figures import Figures
+from certctrl.agent.inbox import Inbox
+from certctrl.agent.installs import reload_items
+from certctrl.agent.messages import Line, say
+from certctrl.agent.tokens import TokenKeeper
+from certctrl.errors import NotRegisteredError
+from certctrl.install.process import Proc
+from certctrl.install.runner import Installer
+from certctrl.model.config import AgentConfig
+from certctrl.net.control_plane import ControlPlane
+from certctrl.net.http import Http
+from certctrl.protocol.session import Session
+from certctrl.store.atomic import check_modes, make_tree
+from certctrl.store.config import LoadedConfig, load_config, load_policy
+from certctrl.store.fs import Fs, RealFs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.lock import lock_daemon
+from certctrl.store.state import StateStore
+from certctrl.store.generations import GenerationStore
+
+
+async def in_thread(call: Callable[..., Any], *args: Any) -> Any:
+    """Run one synchronous piece of disk or crypto work off the event loop; never abandoned half-way."""
+    return await trio.to_thread.run_sync(call, *args)
+
+
+def real_http(config: AgentConfig, layout: ConfigDir) -> Http:
+    """Return the real HTTP client; its import is the dearest of all, so it comes last."""
+    from certctrl.net.transport import HttpxHttp
+
+    return HttpxHttp.for_agent(config, layout.root)
+
+
+@attrs.frozen(kw_only=True)
+class Seams:
+    """Where the world is touched: time, disk, network, processes, chance. Tests replace them one by one."""
+
+    fs: Fs = attrs.field(factory=RealFs)
+    http: Callable[[AgentConfig, ConfigDir], Http] = real_http
+    wall_now: Callable[[], float] = wall_now
+    offload: Callable[..., Awaitable[Any]] = in_thread
+    random: Callable[[], float] = random_module.random
+    proc: Proc = attrs.field(factory=Proc)
+    environ: Mapping[str, str] = attrs.field(factory=lambda: dict(os.environ))
+    on_reload: Callable[[AgentConfig], None] | None = None
+    """Called after SIGHUP put a new configuration in force (the front end re-opens its logs)."""
+    exclusive: bool = True
+    """Hold ``daemon.lock`` while open."""
+
+
+@asynccontextmanager
+async def open_agent(config_dir: Path, seams: Seams) -> AsyncIterator[Agent]:
+    """Open an Agent: modes enforced, lock held, configuration and state read, client ready.
+
+    Raises ConfigError, BusyError, DiskError, NotRegisteredError (no tokens: never registered).
+    """
+    layout = ConfigDir(config_dir)
+    loaded = load_config(layout, seams.environ)
+    make_tree(seams.fs, layout)
+    log = logging.getLogger("certctrl")
+    for finding in check_modes(seams.fs, layout):
+        say(log, Line.MODES_REPAIRED, path=finding.path, was=oct(finding.was), now=oct(finding.now))
+    with lock_daemon(layout):
+        async with _assembled(layout, loaded, seams, log) as agent:
+            yield agent
+
+
+@asynccontextmanager
+async def _assembled(
+    layout: ConfigDir, loaded: LoadedConfig, seams: Seams, log: logging.Logger
+) -> AsyncIterator[Agent]:
+    config, store = loaded.config, StateStore(layout, seams.fs)
+    if store.load_tokens() is None or store.load_device_keys() is None:
+        raise NotRegisteredError(
+            f"this device is not registered ({layout.state} holds no tokens)",
+            fix=f"cert-ctrl -c {layout.root} register",
+        )
+    http = seams.http(config, layout)
+    try:
+        agent = _assemble(layout, config, store, http, seams, log)
+        reload_items(agent)
+        say(log, Line.AGENT_STARTED, version=certctrl.__version__, pid=os.getpid(),
+            device=store.load_device_id(), server=config.application.server_url)  # fmt: skip
+        yield agent
+    finally:
+        with trio.move_on_after(2, shield=True):
+            await http.aclose()
+
+
+def _assemble(
+    layout: ConfigDir, config: AgentConfig, store: StateStore, http: Http, seams: Seams, log: logging.Logger
+) -> Agent:
+    settings = config.application
+    plane = ControlPlane(http, config, wall_now=seams.wall_now)
+    tokens = TokenKeeper(
+        layout=layout, store=store, plane=plane, config=config, wall_now=seams.wall_now, offload=seams.offload
+    )
+    installer = Installer(
+        layout=layout,
+        fs=seams.fs,
+        generations=GenerationStore(layout, seams.fs),
+        state=store,
+        policy=lambda: agent.policy,
+        config=lambda: agent.config,
+        proc=seams.proc,
+        wall_now=seams.wall_now,
+        offload=seams.offload,
+        log=log,
+    )
+    agent = Agent(
+        layout=layout, fs=seams.fs, store=store, plane=plane, tokens=tokens, installer=installer,
+        inbox=Inbox(store, seams.offload, limit=settings.queue_size),
+        batches=Batches(
+            lambda prepared, ids: installer.converge(prepared, agent.items, only=ids),
+            debounce=lambda: (
+                agent.config.application.debounce_ms / 1000,
+                agent.config.application.debounce_limit_ms / 1000,
+            ),
+        ),
+        session=Session(settings, cursor=store.load_cursor(), random=seams.random),
+        figures=Figures(), log=log, wall_now=seams.wall_now, random=seams.random, offload=seams.offload,
+        config=config, policy=load_policy(layout, require_root_owned=False),
+        environ=seams.environ, on_reload=seams.on_reload,
+        fetching=trio.CapacityLimiter(settings.handler_limit),
+        started_at=seams.wall_now(), started_mono=trio.current_time(),
+    )  # fmt: skip
+    return agent

@@ -1,0 +1,69 @@
+"""The expiry guard's rules as tables."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.agent.expiry import Danger, RenewalRequests, examine, next_look, warn_below
+from certctrl.model.config import ApplicationConfig
+from certctrl.model.records import CertRecord, Stage
+
+DAY = 86_400.0
+CONFIG = ApplicationConfig()
+
+
+def record(life_days: float, *, generation: str = "g1", stage: Stage = Stage.ACTIVATED) -> CertRecord:
+    return CertRecord(
+        cert_id=1, name="a.example", serial="01", not_before=0.0, not_after=life_days * DAY, generation=generation,
+        stage=stage,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("life", "now", "danger"),
+    [
+        (90, 59.9, None),
+        (90, 60.1, Danger.DUE),
+        (90, 74.9, Danger.DUE),
+        (90, 75.1, Danger.LATE),
+        (90, 90.1, Danger.EXPIRED),
+        (10, 4.9, None),
+        (10, 5.1, Danger.DUE),
+        (1, 0.4, None),
+        (1, 0.6, Danger.DUE),
+    ],
+)
+def test_danger_by_remaining_life(life: float, now: float, danger: Danger | None) -> None:
+    found = examine([record(life)], CONFIG, now * DAY)
+    assert [finding.danger for finding in found] == ([] if danger is None else [danger])
+
+
+def test_what_is_not_in_use_is_not_guarded() -> None:
+    idle = [record(1, generation=""), record(1, stage=Stage.WITHDRAWN)]
+    assert examine(idle, CONFIG, 5 * DAY) == []
+    assert next_look(idle, CONFIG, 0.0) == 3600.0
+
+
+@given(st.floats(0.01, 400), st.floats(0, 500))
+def test_the_next_look_is_never_after_the_next_danger_and_never_a_busy_loop(life: float, now: float) -> None:
+    certificate = record(life)
+    pause = next_look([certificate], CONFIG, now * DAY)
+    assert 1.0 <= pause <= 3600.0
+    before = examine([certificate], CONFIG, now * DAY)
+    just_before = examine([certificate], CONFIG, now * DAY + pause - 1.0)
+    assert [f.danger for f in before] == [f.danger for f in just_before] or pause == 1.0
+
+
+def test_the_warning_never_covers_more_than_half_of_a_short_life() -> None:
+    assert warn_below(record(2), CONFIG) == DAY
+
+
+def test_a_renewal_is_asked_for_once_and_again_only_later() -> None:
+    requests = RenewalRequests()
+    finding = examine([record(90)], CONFIG, 61 * DAY)[0]
+    assert requests.due(finding, 61 * DAY)
+    requests.asked(finding, 61 * DAY)
+    assert not requests.due(finding, 61 * DAY + 60)
+    assert requests.due(finding, 61 * DAY + 6 * 3600)
