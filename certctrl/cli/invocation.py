@@ -1,0 +1,41 @@
+"""What one command line said before and beside its command: the config directory and ``--debug``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from certctrl.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    import typer
+
+    from certctrl.store.layout import ConfigDir
+
+
+class Invocation:
+    """Root options of one run; Typer hands it to each command as ``ctx.obj``."""
+
+    def __init__(self) -> None:
+        self.config_dir: str | None = None
+        self.debug = False
+
+    def layout(self, *, must_exist: bool = True) -> ConfigDir:
+        """Return the config directory that ``-c`` named; UsageError without one, ConfigError when it is not there."""
+        from certctrl.store.layout import ConfigDir
+
+        if self.config_dir is None:
+            raise UsageError("this command needs a config directory", fix="add -c DIR, for example -c /etc/cert-ctrl")
+        root = Path(os.path.abspath(self.config_dir))
+        if must_exist and not root.is_dir():
+            what = "is not a directory" if root.exists() else "there is no such config directory"
+            raise ConfigError(what, file=str(root), fix=f"cert-ctrl -c {root} init --server URL")
+        return ConfigDir(root)
+
+
+def invocation(ctx: typer.Context) -> Invocation:
+    """Return the invocation a command runs in."""
+    found = ctx.find_object(Invocation)
+    assert found is not None, "run_command passes one"
+    return found

@@ -1,0 +1,106 @@
+"""What commands print: lines, JSON, tables, durations; everything foreign is escaped on its way out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_SECOND, _MINUTE, _HOUR, _DAY = 1, 60, 3600, 86_400
+_FORMAT = ("Cc", "Cf", "Zl", "Zp", "Co", "Cs")
+
+
+def clean(text: str) -> str:
+    """Return ``text`` with control, bidirectional and other invisible characters escaped (T13)."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if unicodedata.category(c) not in _FORMAT else _escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii") if not char.isascii() else repr(char)[1:-1]
+
+
+def write_line(text: str = "") -> None:
+    """Print one line to standard output; what would break or forge a line is escaped."""
+    sys.stdout.write(clean(text) + "\n")
+
+
+def write_error(text: str) -> None:
+    """Print one line to standard error."""
+    sys.stderr.write(clean(text) + "\n")
+
+
+def write_json(value: Any, *, pretty: bool = True) -> None:
+    """Print a JSON value: indented for a person's pipe, or on one line."""
+    sys.stdout.write(json.dumps(value, indent=2 if pretty else None, ensure_ascii=True, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def on_terminal() -> bool:
+    """Say whether standard output is a terminal that can be drawn on."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as the spec shows it: ``5 seconds``, ``14m 23s``, ``2h 15m``, ``2d 14h 32m``."""
+    whole = max(0, round(seconds))
+    if whole < _MINUTE:
+        return f"{whole} second" if whole == 1 else f"{whole} seconds"
+    days, rest = divmod(whole, _DAY)
+    hours, rest = divmod(rest, _HOUR)
+    minutes, secs = divmod(rest, _MINUTE)
+    if days:
+        return f"{days}d {hours}h {minutes}m"
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {secs}s"
+
+
+def ago(then: float, now: float) -> str:
+    """Return how long ago a moment was; a moment ahead of the clock is told as such."""
+    return f"{duration(now - then)} ago" if then <= now + 1 else f"in {duration(then - now)}"
+
+
+def remaining(seconds: float) -> str:
+    """Return how much time is left of a certificate or token; ``expired … ago`` when none is."""
+    return duration(seconds) if seconds > 0 else f"expired {duration(-seconds)} ago"
+
+
+def bar(share: float, width: int = 10) -> str:
+    """Return a bar of ``width`` cells, full at 1."""
+    full = round(max(0.0, min(1.0, share)) * width)
+    return "█" * full + "░" * (width - full)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    """Print rows under heads: with rich on a terminal, else in plain aligned columns for pipes and scripts."""
+    cells = [[clean(cell) for cell in row] for row in rows]
+    if on_terminal():
+        _rich_table(heads, cells, title)
+        return
+    widths = [max(len(head), *(len(row[i]) for row in cells), 0) for i, head in enumerate(heads)]
+    for row in ([head.upper() for head in heads], *cells):
+        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+
+
+def _rich_table(heads: Sequence[str], cells: list[list[str]], title: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(*heads, box=SIMPLE_HEAD, title=title or None, title_justify="left")
+    for row in cells:
+        drawn.add_row(*(Text(cell, style=_colour(cell)) for cell in row))
+    Console().print(drawn)
+
+
+def _colour(cell: str) -> str:
+    word = cell.partition(" ")[0].rstrip(":")
+    if word in ("failed", "rolled_back", "expired", "ERROR", "degraded", "stale", "revoked"):
+        return "red"
+    if word in ("WARN", "staged", "held", "withdrawn"):
+        return "yellow"
+    return "green" if word in ("applied", "unchanged", "OK", "healthy") else ""

@@ -1,0 +1,150 @@
+"""Run one command and make its exit status: the only ``trio.run``, the only place that turns errors into lines.
+
+Commands return an exit status or raise a `CertctrlError`; whatever comes out of a nursery as a group is
+flattened here. A person sees ``cert-ctrl: error: …`` and ``fix: …``, never a traceback unless ``--debug`` asks,
+and nothing secret even then.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+from certctrl.cli.invocation import Invocation
+from certctrl.cli.output import write_error
+from certctrl.cli.startup import putting_off
+from certctrl.errors import CertctrlError, ExitStatus
+
+T = TypeVar("T")
+PROGRAM = "cert-ctrl"
+
+
+def run_command(argv: list[str]) -> int:
+    """Parse ``argv``, run the command, print errors, and return the exit status."""
+    collecting = gc.isenabled()
+    gc.disable()  # a short command makes no garbage worth a collection; `run` turns it on again
+    try:
+        with putting_off():
+            from certctrl.cli.app import root_command
+        return _run(root_command(), argv)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _run(command: Any, argv: list[str]) -> int:
+    invoked = Invocation()
+    try:
+        status = command.main(args=argv, prog_name=PROGRAM, standalone_mode=False, obj=invoked)
+        sys.stdout.flush()
+        return int(status) if isinstance(status, int) else ExitStatus.DONE
+    except BrokenPipeError:
+        _forget_stdout()
+        return ExitStatus.FAILED
+    except SystemExit as end:  # Typer's own endings: shell completion, a closed pipe
+        return end.code if isinstance(end.code, int) else ExitStatus.FAILED
+    except BaseException as error:
+        return report(error, debug=invoked.debug)
+
+
+def run(async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run an async function to its end; the only ``trio.run`` of the project."""
+    import trio
+
+    gc.enable()
+    return trio.run(async_fn, *args)
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Print an error that ended a command and return the exit status that it means."""
+    leaves = list(flatten(error))
+    if any(isinstance(leaf, KeyboardInterrupt) or type(leaf).__name__ == "Abort" for leaf in leaves):
+        write_error(f"{PROGRAM}: interrupted")
+        return ExitStatus.INTERRUPTED
+    if debug:
+        _print_traceback(error)
+    status = max((_report_one(leaf, debug=debug) for leaf in leaves), key=_weight)
+    sys.stderr.flush()
+    return status
+
+
+def flatten(error: BaseException) -> Iterable[BaseException]:
+    """Yield the leaves of an exception group, each text once; a plain exception is its own leaf."""
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    seen: set[tuple[type, str]] = set()
+    for inner in error.exceptions:
+        for leaf in flatten(inner):
+            mark = (type(leaf), str(leaf))
+            if mark not in seen:
+                seen.add(mark)
+                yield leaf
+
+
+def _weight(status: int) -> int:
+    """Order statuses by how much they say: a bug hides nothing behind a mere failure to connect."""
+    return {ExitStatus.DONE: 0, ExitStatus.UNAVAILABLE: 1, ExitStatus.BUSY: 2, ExitStatus.FAILED: 9}.get(
+        ExitStatus(status), 5
+    )
+
+
+def _report_one(error: BaseException, *, debug: bool) -> int:
+    if isinstance(error, CertctrlError):
+        return print_failure(str(error), error.fix, error.exit_status)
+    if hasattr(error, "format_message") and hasattr(error, "ctx"):
+        return _report_usage(error)
+    place = _place(error)
+    hint = None if debug else f"run `{PROGRAM} --debug …` again for the details, and report them"
+    return print_failure(f"unexpected {type(error).__name__} at {place}", hint, ExitStatus.FAILED)
+
+
+def print_failure(what: str, fix: str | None, status: int) -> int:
+    """Print the two lines of a failure; returns ``status``."""
+    from certctrl.cli.redact import redact
+
+    write_error(f"{PROGRAM}: error: {redact(what)}")
+    if fix:
+        write_error(f"fix: {redact(fix)}")
+    return status
+
+
+def _report_usage(error: Any) -> int:
+    """Print what Typer found wrong with the command line; a group without a command prints its help."""
+    path = error.ctx.command_path if error.ctx is not None else PROGRAM
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(error.format_message() + "\n")
+    else:
+        print_failure(error.format_message(), f"see `{path} --help`", ExitStatus.USAGE)
+    return ExitStatus.USAGE
+
+
+def _place(error: BaseException) -> str:
+    """Return ``module:line`` where the exception left our code, without any value."""
+    place = "?"
+    trace = error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "?")
+        if place == "?" or module.startswith("certctrl"):
+            place = f"{module}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def _print_traceback(error: BaseException) -> None:
+    import traceback
+
+    from certctrl.cli.redact import redact
+
+    for text in traceback.format_exception(error):
+        for line in redact(text).splitlines():
+            write_error(line)
+
+
+def _forget_stdout() -> None:
+    """Leave the interpreter a stdout that it can flush at exit after the reader has gone."""
+    import io
+
+    sys.stdout = io.StringIO()
