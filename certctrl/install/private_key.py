@@ -1,0 +1,165 @@
+"""Unseal a certificate's private key, bring it into PKCS#8 PEM and prove it to be the leaf's (api.md §4, T5, T7)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from hashlib import blake2b
+
+from cryptography import x509
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+    load_pem_private_key,
+)
+
+from certctrl.errors import MaterialError
+from certctrl.model.bundle import DeployMaterials
+
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
+
+LEAST_RSA_BITS = 2048
+GOOD_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError)
+"""What `cryptography` raises for bytes that are not what they should be."""
+
+_AGAIN = "register this device again: cert-ctrl -c DIR register"
+
+
+def unsealed_key(materials: DeployMaterials, device_secret: bytes, *, allow_plaintext: bool) -> bytes:
+    """Return the private key as the plane wrapped it (DER or PEM of any kind). Raises MaterialError."""
+    if materials.enc_scheme == "plaintext":
+        return _plaintext_key(materials, allow_plaintext)
+    if materials.enc_scheme != "aes256gcm" or materials.wrap_alg != "x25519":
+        raise MaterialError(
+            f"the key is sealed in a way this version does not know ({materials.wrap_alg}, {materials.enc_scheme})",
+            reason="scheme",
+            fix="update certctrl on this host",
+        )
+    if len(device_secret) != 32:
+        raise MaterialError("this host has no device key to open the bundle with", reason="device-key", fix=_AGAIN)
+    wrapped = _base64(materials.enc_data_key_b64, "enc_data_key_b64")
+    nonce = _base64(materials.privkey_nonce_b64, "privkey_nonce_b64")
+    tag = _base64(materials.privkey_tag_b64, "privkey_tag_b64")
+    sealed = _base64(materials.enc_privkey_b64, "enc_privkey_b64")
+    if len(nonce) != 12 or len(tag) != 16:
+        raise MaterialError("the sealed key has a nonce or tag of the wrong length", reason="unsealing")
+    data_key = _data_key(wrapped, device_secret, materials.device_keyfp_b64)
+    try:
+        return AESGCM(data_key).decrypt(nonce, sealed + tag, None)
+    except (InvalidTag, ValueError):
+        raise MaterialError("the sealed key was changed or belongs to another bundle", reason="unsealing") from None
+
+
+def _data_key(wrapped: bytes, device_secret: bytes, fingerprint_b64: str | None) -> bytes:
+    """Open the sealed box around the data key; say so when it was sealed to another device's key."""
+    from nacl.exceptions import CryptoError  # libsodium is loaded where a bundle is opened and nowhere else
+    from nacl.public import PrivateKey as BoxKey
+    from nacl.public import SealedBox
+
+    box_key = BoxKey(device_secret)
+    try:
+        data_key = SealedBox(box_key).decrypt(wrapped)
+    except (CryptoError, ValueError, TypeError):
+        ours = base64.b64encode(blake2b(bytes(box_key.public_key), digest_size=32).digest()).decode()
+        if fingerprint_b64 and fingerprint_b64.rstrip("=") != ours.rstrip("="):
+            raise MaterialError(
+                "the bundle is sealed to another device's key", reason="sealed-for-another-device", fix=_AGAIN
+            ) from None
+        raise MaterialError("the sealed data key does not open with this device's key", reason="unsealing") from None
+    if len(data_key) != 32:
+        raise MaterialError("the sealed data key has the wrong length", reason="unsealing")
+    return data_key
+
+
+def _plaintext_key(materials: DeployMaterials, allowed: bool) -> bytes:
+    if not allowed:
+        raise MaterialError(
+            "the plane sent the private key unsealed, and this host's policy refuses that",
+            reason="plaintext-refused",
+            fix='register a device key, or add "plaintext_keys": true to policy.json',
+        )
+    if materials.private_key_pem:
+        return materials.private_key_pem.encode()
+    return _base64(materials.private_key_der_b64, "private_key_der_b64")
+
+
+def _base64(text: str | None, field: str) -> bytes:
+    if not text:
+        raise MaterialError(f"the bundle has no {field}", reason="incomplete")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise MaterialError(f"{field} of the bundle is not base64", reason="incomplete") from None
+
+
+def private_key_pem(raw: bytes) -> bytes:
+    """Return a key as PKCS#8 PEM; takes PKCS#8, PKCS#1 and SEC1, each as DER or PEM. Raises MaterialError."""
+    if _is_pkcs8(raw):
+        return pem_block("PRIVATE KEY", raw)
+    return load_key(raw).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _is_pkcs8(der: bytes) -> bool:
+    """Tell PKCS#8 (SEQUENCE { version, SEQUENCE … }) from PKCS#1 (INTEGER next), SEC1 (OCTET STRING next) and PEM."""
+    if len(der) < 8 or der[0] != 0x30:
+        return False
+    start = 2 if der[1] < 0x80 else 2 + (der[1] & 0x7F)
+    return der[start : start + 2] == b"\x02\x01" and der[start + 3 : start + 4] == b"\x30"
+
+
+def pem_block(label: str, der: bytes) -> bytes:
+    """Return one PEM block."""
+    body = base64.b64encode(der).decode()
+    lines = "\n".join(body[i : i + 64] for i in range(0, len(body), 64))
+    return f"-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n".encode()
+
+
+def load_key(raw: bytes) -> PrivateKey:
+    """Load an unencrypted private key, DER or PEM. Raises MaterialError.
+
+    The library would test an RSA key's primes at each load: 40 ms, the work of forty certificates. What the
+    service depends on is that the key is the leaf's; `check_key` compares the public numbers and proves the
+    private ones consistent with them, and the probe sees the key at work.
+    """
+    load = load_pem_private_key if raw.lstrip()[:5] == b"-----" else load_der_private_key
+    try:
+        key = load(raw, None, unsafe_skip_rsa_key_validation=True)
+    except UNREADABLE:
+        raise MaterialError("the private key cannot be read", reason="key-unreadable") from None
+    if not isinstance(key, PrivateKey):
+        raise MaterialError("the private key is of a kind that TLS does not use", reason="key-weak")
+    return key
+
+
+def check_key(key_pem: bytes, leaf: x509.Certificate) -> None:
+    """Require that the key to be staged is strong, whole, and the leaf's. Raises MaterialError."""
+    key = load_key(key_pem)
+    try:
+        same = key.public_key() == leaf.public_key()
+    except UNREADABLE:
+        same = False
+    if not same:
+        raise MaterialError("the private key does not belong to the certificate", reason="key-mismatch")
+    if isinstance(key, rsa.RSAPrivateKey):
+        if key.key_size < LEAST_RSA_BITS:
+            raise MaterialError(f"an RSA key of {key.key_size} bits is too weak", reason="key-weak")
+        _check_rsa_numbers(key)
+    elif isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name not in GOOD_CURVES:
+        raise MaterialError(f"the curve {key.curve.name} is not one for TLS", reason="key-weak")
+
+
+def _check_rsa_numbers(key: rsa.RSAPrivateKey) -> None:
+    own = key.private_numbers()
+    n, e = own.public_numbers.n, own.public_numbers.e
+    p, q, d = own.p, own.q, own.d
+    whole = e >= 3 and e % 2 == 1 and p > 1 and q > 1 and p * q == n
+    whole = whole and d * e % (p - 1) == 1 and d * e % (q - 1) == 1
+    whole = whole and own.dmp1 == d % (p - 1) and own.dmq1 == d % (q - 1) and own.iqmp * q % p == 1
+    if not whole:
+        raise MaterialError("the private half of the RSA key does not fit its public half", reason="key-mismatch")
