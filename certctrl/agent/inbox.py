@@ -57,10 +57,14 @@ class Inbox:
         """Return what is not done, oldest first."""
         return list(self._entries.values())
 
+    def has_room(self, count: int) -> bool:
+        """Say whether ``count`` more signals fit; an empty inbox always has room."""
+        return not self._entries or len(self._entries) + count <= self._limit
+
     async def wait_for_room(self, count: int) -> None:
         """Wait until ``count`` more signals fit: a full inbox is backpressure, nothing is polled meanwhile."""
         async with self._room:
-            while self._entries and len(self._entries) + count > self._limit:
+            while not self.has_room(count):
                 await self._room.wait()
 
     async def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
@@ -93,13 +97,20 @@ class Inbox:
         async with self._room:
             self._room.notify_all()
 
-    async def keep(self, entry: InboxEntry, *, error: str, next_try_at: float) -> InboxEntry:
-        """Count a failed attempt and return the entry as it is kept."""
-        kept = attrs.evolve(entry, attempts=entry.attempts + 1, last_error=error, next_try_at=next_try_at)
-        self._entries[identity(entry.signal)] = kept
+    async def keep(
+        self, entry: InboxEntry, *, error: str, next_try_at: float, count: bool, ack: dict[str, Any] | None
+    ) -> None:
+        """Keep an entry that failed for a later try; ``count`` it as an attempt, and report it when there is an ack."""
+        key = identity(entry.signal)
+        if key in self._entries:
+            self._entries[key] = attrs.evolve(
+                entry, attempts=entry.attempts + count, last_error=error, next_try_at=next_try_at
+            )
+        if ack is not None:
+            self._acks.append(Ack(event=ack))
+            self._trim()
         self._dirty = True
         await self._write()
-        return kept
 
     async def report(self, event: dict[str, Any]) -> None:
         """Queue an event that belongs to no signal (agent version, a late success), durably."""

@@ -1,0 +1,203 @@
+"""The dispatcher: one task per signal, in order per resource, side by side across resources.
+
+Which signals may run, which are superseded and when to look again is decided by ``protocol/ledger.py``; this
+file starts the tasks, bounds each by its timeout, and makes each ending durable: an outcome is on disk before
+its signal counts as done. What fails is kept in the inbox and tried again with backoff; after
+``poison_attempts`` it is quarantined: acked ``failed``, shown by `status`, and tried again only slowly or when
+a newer signal of the same resource replaces it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+from certctrl.agent.context import Agent
+from certctrl.agent.extensions import find_handler
+from certctrl.agent.messages import Line, say
+from certctrl.errors import CertctrlError, DiskError, NotYetValidError, PlaneError, TransportError
+from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.records import InboxEntry
+from certctrl.model.signals import MalformedSignal, UnknownSignal, identity
+from certctrl.protocol.ledger import choose
+from certctrl.protocol.wire import ack_event
+
+RETRY_FIRST = 5.0
+RETRY_LAST = 900.0
+WAITING_STATUSES = frozenset({409, 429, 500, 502, 503, 504})
+
+
+class Dispatcher:
+    """Owns the receiving end of the signal channel and the tasks of the signals."""
+
+    def __init__(self, agent: Agent, signals_receive: trio.MemoryReceiveChannel[list[InboxEntry]]) -> None:
+        self.agent = agent
+        self._receive = signals_receive
+        self._busy: set[str] = set()
+        self._closed = False
+
+    async def dispatch_forever(self, handlers: trio.CancelScope) -> None:
+        """Handle signals until the channel is closed and what runs has ended; then end the handlers nursery."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_channel)
+            while not (self._closed and not self._busy):
+                again_at = None if self._closed else await self._start(nursery)
+                await self._wait(again_at)
+            nursery.cancel_scope.cancel()
+        handlers.cancel()
+
+    async def drain(self) -> None:
+        """Handle everything that may run now, once, and return when nothing runs (one-shot commands)."""
+        with self._receive:
+            async with trio.open_nursery() as nursery:
+                tried: set[str] = set()
+                while True:
+                    await self._start(nursery, skip=tried)
+                    if not self._busy:
+                        return
+                    await self._wait(None)
+
+    async def _watch_channel(self) -> None:
+        with self._receive:
+            async for _entries in self._receive:  # the entries are in the inbox already
+                self.agent.dispatcher_changed.set()
+        self._closed = True
+        self.agent.dispatcher_changed.set()
+
+    async def _wait(self, again_at: float | None) -> None:
+        changed = self.agent.dispatcher_changed
+        pause = max(0.0, again_at - self.agent.wall_now()) if again_at is not None else None
+        with trio.move_on_after(3600 if pause is None else min(pause, 3600)):
+            await changed.wait()
+        if changed.is_set():
+            self.agent.dispatcher_changed = trio.Event()
+
+    async def _start(self, nursery: trio.Nursery, skip: set[str] | None = None) -> float | None:
+        """Start what may run; return the wall-clock time at which to look again, or None."""
+        choice = choose(self.agent.inbox.entries(), self._busy, self.agent.wall_now())
+        if choice.superseded:
+            await self._finish_superseded(choice.superseded)
+        for entry in choice.run:
+            if skip is not None:
+                if identity(entry.signal) in skip:
+                    continue
+                skip.add(identity(entry.signal))
+            self._busy.add(entry.signal.resource)
+            nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
+        return choice.again_at
+
+    async def _finish_superseded(self, entries: list[InboxEntry]) -> None:
+        outcome = Outcome(kind=OutcomeKind.SUPERSEDED, detail="a newer signal of the same resource came")
+        acks = [ack_event(entry.signal, outcome, 0) for entry in entries]
+        for entry in entries:
+            say(self.agent.log, Line.SIGNAL_SUPERSEDED, type=entry.signal.type, ts=entry.signal.ts_ms)
+            self.agent.figures.signals[entry.signal.type, OutcomeKind.SUPERSEDED.value] += 1
+        await self._save(entries, acks)
+
+    async def _run(self, entry: InboxEntry) -> None:
+        agent, signal = self.agent, entry.signal
+        started = trio.current_time()
+        agent.last_signal = {"type": signal.type, "at": agent.wall_now()}
+        try:
+            outcome, transient, retry_after = await self._handle(entry)
+            seconds = trio.current_time() - started
+            agent.figures.signal_took(signal.type, seconds)
+            agent.figures.signals[signal.type, outcome.kind.value] += 1
+            if outcome.ok:
+                await self._done(entry, outcome, seconds)
+            else:
+                await self._failed(entry, outcome, seconds, transient, retry_after)
+        finally:
+            self._busy.discard(signal.resource)
+            agent.dispatcher_changed.set()
+            agent.news.set()
+
+    async def _handle(self, entry: InboxEntry) -> tuple[Outcome, bool, float | None]:
+        """Return the outcome, whether a failure is nobody's fault yet (network, sealing), and a server's delay."""
+        agent, signal = self.agent, entry.signal
+        if isinstance(signal, MalformedSignal):
+            say(agent.log, Line.SIGNAL_MALFORMED, type=signal.type, ts=signal.ts_ms, why=signal.why)
+            return Outcome(kind=OutcomeKind.FAILED, detail=f"malformed: {signal.why}"), False, None
+        handler = find_handler(agent.config.ioc, signal.type)
+        if handler is None:
+            line = Line.SIGNAL_UNKNOWN if isinstance(signal, UnknownSignal) else Line.SIGNAL_DISABLED
+            say(agent.log, line, type=signal.type, ts=signal.ts_ms)
+            return Outcome(kind=OutcomeKind.IGNORED, detail="no handler for this type"), False, None
+        say(agent.log, Line.SIGNAL_PROCESSING, type=signal.type, ts=signal.ts_ms)
+        limit = agent.config.application.signal_timeouts.get(
+            signal.type, agent.config.application.signal_timeout_seconds
+        )
+        try:
+            with trio.move_on_after(limit):
+                return await handler(agent, signal), False, None
+        except NotYetValidError as error:
+            agent.figures.errors["material"] += 1
+            return _failure(error), True, max(1.0, error.valid_from - agent.wall_now())
+        except PlaneError as error:
+            agent.figures.errors["plane"] += 1
+            return _failure(error), error.status in WAITING_STATUSES, error.retry_after
+        except (TransportError, DiskError) as error:
+            agent.figures.errors["disk" if isinstance(error, DiskError) else "transport"] += 1
+            return _failure(error), True, None
+        except CertctrlError as error:
+            agent.figures.errors[type(error).__name__.removesuffix("Error").lower()] += 1
+            return _failure(error), False, None
+        except Exception as error:  # a fault of ours in one handler must not end the others
+            agent.figures.errors["bug"] += 1
+            say(agent.log, Line.BUG, kind=type(error).__name__, where=f"the handler of {signal.type}", why=error)
+            return Outcome(kind=OutcomeKind.FAILED, detail=f"internal error ({type(error).__name__})"), False, None
+        say(agent.log, Line.SIGNAL_TIMEOUT, seconds=limit, type=signal.type, ts=signal.ts_ms)
+        return Outcome(kind=OutcomeKind.FAILED, detail=f"took longer than {limit:g} s"), False, None
+
+    async def _done(self, entry: InboxEntry, outcome: Outcome, seconds: float) -> None:
+        agent, signal = self.agent, entry.signal
+        milliseconds = round(seconds * 1000)
+        await self._save([entry], [ack_event(signal, outcome, milliseconds)])
+        if outcome.kind is OutcomeKind.APPLIED:
+            for served in outcome.deployed:
+                for kind in ("revoked", "late", "expired"):
+                    agent.well(f"alert:{kind}:{served.cert_id}")
+        say(agent.log, Line.SIGNAL_DONE, type=signal.type, ts=signal.ts_ms, outcome=outcome.kind.value, ms=milliseconds)
+
+    async def _failed(
+        self, entry: InboxEntry, outcome: Outcome, seconds: float, transient: bool, retry_after: float | None
+    ) -> None:
+        agent, signal = self.agent, entry.signal
+        milliseconds = round(seconds * 1000)
+        if isinstance(signal, MalformedSignal):  # it will not get better
+            await self._save([entry], [ack_event(signal, outcome, milliseconds)])
+            return
+        attempts = entry.attempts + 1
+        quarantined = not transient and attempts >= agent.config.application.poison_attempts
+        backoff = min(RETRY_LAST, RETRY_FIRST * 2.0 ** min(entry.attempts, 12)) * (0.5 + 0.5 * agent.random())
+        delay = max(backoff, retry_after or 0.0)
+        if quarantined:
+            delay = max(delay, float(agent.config.application.reconcile_interval_seconds))
+        ack = None
+        if outcome.detail != entry.last_error or quarantined:  # each new failure is reported once
+            ack = ack_event(signal, outcome, milliseconds)
+        try:
+            await agent.inbox.keep(
+                entry, error=outcome.detail, next_try_at=agent.wall_now() + delay, count=not transient, ack=ack
+            )
+        except DiskError as error:
+            self._disk_trouble(error)
+        line = Line.SIGNAL_QUARANTINED if quarantined else Line.SIGNAL_FAILED
+        say(agent.log, line, type=signal.type, ts=signal.ts_ms, attempts=attempts, why=outcome.detail,
+            delay=round(delay))  # fmt: skip
+
+    async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> None:
+        try:
+            await self.agent.inbox.finish(entries, acks)
+        except DiskError as error:  # kept in memory, written with the next change; done work is idempotent
+            self._disk_trouble(error)
+
+    def _disk_trouble(self, error: DiskError) -> None:
+        if self.agent.trouble("disk", str(error), error.fix or ""):
+            say(self.agent.log, Line.DISK_FAILED, path=error.path, why=error)
+
+
+def _failure(error: CertctrlError) -> Outcome:
+    detail = f"{error}; {error.fix}" if error.fix else str(error)
+    return Outcome(kind=OutcomeKind.FAILED, detail=detail)

@@ -1,0 +1,140 @@
+"""The inbox: durable before it is believed, grouped writes, backpressure, nothing lost to a full disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from certctrl.agent.inbox import ACK_LIMIT, Inbox
+from certctrl.errors import DiskError
+from certctrl.model.signals import CertRenewed, InstallUpdated
+from certctrl.store.fs import RealFs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore
+from certctrl.store.tree import make_tree
+
+A, B = CertRenewed(ts_ms=1, cert_id=1), CertRenewed(ts_ms=1, cert_id=2)
+
+
+class Disk:
+    """Runs the writes inline, and can be slow or full."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+        self.full = False
+
+    async def __call__(self, call: Callable[..., Any], *args: Any) -> Any:
+        await trio.sleep(0.01)
+        if self.full:
+            raise DiskError("disk full")
+        self.writes += 1
+        return call(*args)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StateStore:
+    layout = ConfigDir(tmp_path / "agent")
+    make_tree(RealFs(), layout)
+    return StateStore(layout, RealFs())
+
+
+def again(store: StateStore) -> Inbox:
+    return Inbox(store, Disk(), limit=10)
+
+
+async def test_a_page_is_durable_and_a_duplicate_is_nothing(store: StateStore) -> None:
+    inbox = again(store)
+    assert [e.signal for e in await inbox.admit([A, B, A])] == [A, B]
+    assert await inbox.admit([B]) == []
+    assert [e.signal for e in again(store).entries()] == [A, B]
+
+
+async def test_an_outcome_is_on_disk_before_its_signal_is_gone(store: StateStore) -> None:
+    inbox = again(store)
+    (entry,) = await inbox.admit([A])
+    await inbox.finish([entry], [{"type": "signal.ack"}])
+    later = again(store)
+    assert later.entries() == []
+    assert later.next_acks(10) == [{"type": "signal.ack"}]
+    assert await later.admit([A]) == []  # a replay after a restart
+
+
+async def test_a_failure_is_kept_with_its_attempts(store: StateStore) -> None:
+    inbox = again(store)
+    (entry,) = await inbox.admit([A])
+    await inbox.keep(entry, error="no route", next_try_at=99.0, count=True, ack=None)
+    (kept,) = again(store).entries()
+    assert (kept.attempts, kept.last_error, kept.next_try_at) == (1, "no route", 99.0)
+
+
+async def test_a_full_disk_admits_nothing_and_forgets_nothing(store: StateStore) -> None:
+    disk = Disk()
+    inbox = Inbox(store, disk, limit=10)
+    (entry,) = await inbox.admit([A])
+    disk.full = True
+    with pytest.raises(DiskError):
+        await inbox.admit([B])
+    with pytest.raises(DiskError):
+        await inbox.finish([entry], [{"n": 1}])
+    assert inbox.acks_pending == 1
+    disk.full = False
+    await inbox.report({"n": 2})  # the next write carries what could not be written
+    assert again(store).next_acks(10) == [{"n": 1}, {"n": 2}]
+    assert again(store).entries() == []
+
+
+async def test_a_burst_of_endings_is_few_writes(store: StateStore, autojump_clock: trio.testing.MockClock) -> None:
+    disk = Disk()
+    inbox = Inbox(store, disk, limit=1000)
+    entries = await inbox.admit([CertRenewed(ts_ms=1, cert_id=n) for n in range(100)])
+    before = disk.writes
+    async with trio.open_nursery() as nursery:
+        for entry in entries:
+            nursery.start_soon(inbox.finish, [entry], [{"n": entry.signal.ts_ms}])
+    assert disk.writes - before <= 2
+    assert inbox.depth == 0
+    assert again(store).acks_pending == 100
+
+
+async def test_a_full_inbox_makes_the_poller_wait(store: StateStore, autojump_clock: trio.testing.MockClock) -> None:
+    inbox = Inbox(store, Disk(), limit=2)
+    assert inbox.has_room(20)  # empty: always, or a small limit would stop polling for ever
+    entries = await inbox.admit([A, B])
+    assert not inbox.has_room(1)
+    with trio.move_on_after(5) as waited:
+        await inbox.wait_for_room(1)
+    assert waited.cancelled_caught
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inbox.wait_for_room, 1)
+        await trio.sleep(1)
+        await inbox.finish(entries[:1], [])
+
+
+async def test_acks_are_bounded_and_counted(store: StateStore) -> None:
+    inbox = again(store)
+    for n in range(ACK_LIMIT + 5):
+        inbox._acks.append(inbox_ack(n))
+    await inbox.report({"n": "last"})
+    assert inbox.acks_pending == ACK_LIMIT
+    assert inbox.acks_dropped == 6
+    assert inbox.next_acks(1) == [{"n": 6}]
+
+
+async def test_sent_acks_leave_and_newer_ones_stay(store: StateStore) -> None:
+    inbox = again(store)
+    await inbox.report({"n": 1})
+    batch = inbox.next_acks(100)
+    await inbox.report(InstallUpdated(ts_ms=1, config_id=1, version=1).ref())
+    await inbox.sent(batch)
+    assert again(store).next_acks(10) == [{"config_id": 1, "version": 1}]
+
+
+def inbox_ack(n: int) -> Any:
+    from certctrl.model.records import Ack
+
+    return Ack(event={"n": n})

@@ -1,0 +1,53 @@
+"""What a comparison with the plane finds, as a table; and that it is a fixpoint."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from certctrl.agent.reconcile import compare
+from certctrl.model.bundle import CertificateSummary
+from certctrl.model.records import CertRecord, Stage
+from certctrl.model.signals import CertRenewed, CertRevoked, CertUnassigned
+
+HERE = CertRecord(
+    cert_id=1, name="a.example", serial="04:ab", fingerprint_sha256="aa", not_before=1_700_000_000.0,
+    not_after=1_800_000_000.0, generation="g1", stage=Stage.ACTIVATED,
+)  # fmt: skip
+THERE = CertificateSummary(id=1, domain_name="a.example", fingerprint_sha256="AA", serial_number="4AB", status="active")
+NEWER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2026-01-01T00:00:00Z")
+OLDER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2020-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("listed", "record", "expected"),
+    [
+        (THERE, HERE, None),
+        (attrs.evolve(THERE, fingerprint_sha256=""), HERE, None),
+        (NEWER, HERE, CertRenewed),
+        (THERE, None, CertRenewed),
+        (THERE, attrs.evolve(HERE, generation=""), CertRenewed),
+        (THERE, attrs.evolve(HERE, stage=Stage.COMMITTED), CertRenewed),
+        (attrs.evolve(THERE, status="revoked"), HERE, CertRevoked),
+        (attrs.evolve(THERE, status="revoked"), None, None),
+        (attrs.evolve(THERE, status="pending"), None, None),
+        (attrs.evolve(THERE, status="expired"), HERE, None),
+        (None, HERE, CertUnassigned),
+        (None, attrs.evolve(HERE, generation=""), None),
+        (OLDER, HERE, None),
+    ],
+)
+def test_each_difference_becomes_one_signal(
+    listed: CertificateSummary | None, record: CertRecord | None, expected: type | None
+) -> None:
+    found = compare([listed] if listed else [], {1: record} if record else {}, 5)
+    assert [type(signal) for signal in found.signals] == ([expected] if expected else [])
+
+
+def test_nothing_is_removed_while_the_plane_is_behind() -> None:
+    gone = attrs.evolve(HERE, cert_id=2, name="b.example")
+    found = compare([OLDER], {1: HERE, 2: gone}, 5)
+    assert found.signals == ()
+    assert len(found.behind) == 1
+    assert compare([THERE], {1: HERE, 2: gone}, 5, behind=["install config"]).signals == ()
+    assert [type(s) for s in compare([THERE], {1: HERE, 2: gone}, 5).signals] == [CertUnassigned]
