@@ -21,6 +21,8 @@ class NamedCommand:
     """1 to 600."""
     sha256: str | None = None
     """Pin of the executable's bytes (lower-case hex); None: not pinned."""
+    env: tuple[str, ...] = ()
+    """Names of environment variables the plane may set for it, besides ``CERTCTRL_…``."""
 
 
 @attrs.frozen(kw_only=True)
