@@ -67,6 +67,8 @@ class CertRecord:
     not_after: float = 0.0
     generation: str = ""
     """Id that ``.live/<name>`` points at; empty: none."""
+    activated: str = ""
+    """Id last proven in service (commands ran, endpoints probed): where a failed deployment goes back to."""
     staged: str = ""
     """Id staged and waiting for its window; empty: none."""
     stage: Stage = Stage.STAGED
@@ -79,3 +81,21 @@ class CertRecord:
     attempts: int = 0
     """Failed applies in a row."""
     next_try_at: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class CaRecord:
+    """A CA that this host put into its trust store, so that it can be taken out again cleanly."""
+
+    ca_id: int
+    name: str
+    path: str
+    """The file that was written; it is removed only while its bytes still have this hash."""
+    sha256: str
+    """Lower-case hex of the file's bytes."""
+    fingerprint_sha256: str = ""
+    """Lower-case hex of the CA certificate's DER."""
+    not_after: float = 0.0
+    imported_at: float = 0.0
+    pem: str = ""
+    """The CA certificate, for copy items that want ``ca.pem``."""

@@ -21,6 +21,7 @@ class ConfigDir:
         self.log_config = root / "log_config.json"
         self.policy = root / "policy.json"
         self.local_installs = root / "installs.local.json"
+        self.plane_ca = root / "plane-ca.pem"
 
         self.state = root / "state"
         self.access_token = self.state / "access_token.txt"
@@ -38,6 +39,7 @@ class ConfigDir:
         self.history = self.state / "history.jsonl"
         self.passwords = self.state / "passwords"
         self.pins = self.state / "pins.json"
+        self.cas = self.state / "cas.json"
         self.journal = self.state / "journal"
         self.daemon_lock = self.state / "daemon.lock"
         self.token_lock = self.state / "token.lock"

@@ -1,0 +1,71 @@
+"""What the bytes of a state file mean, or why they cannot be understood.
+
+A file that is there but makes no sense (empty, NUL bytes, garbage, cut off, of a later version) is a
+StateCorruptError that names it and what to do; it is never read as "not there", because "not there" means
+"first run", and a first run would register a second device. Imports json alone: `status` reads through here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from certctrl.errors import StateCorruptError
+
+VERSION = 1
+VERSION_KEY = "state_version"
+TEXT_LIMIT = 64 * 1024
+JSON_LIMIT = 64 * 1024 * 1024
+
+
+def corrupt(file: str, what: str, fix: str) -> StateCorruptError:
+    """Return the error for a state file; ``what`` must not hold any of its contents."""
+    return StateCorruptError(f"{file} is damaged: {what}", path=file, fix=fix)
+
+
+def fits_text(text: str) -> bool:
+    """Return whether `text_of` would read back exactly this text."""
+    return bool(text) and len(text) <= TEXT_LIMIT // 4 and text.isprintable() and text == text.strip()
+
+
+def text_of(data: bytes, file: str, fix: str) -> str:
+    """Return the one line of a text file; an editor's final newline is no damage."""
+    if not data:
+        raise corrupt(file, "it is empty", fix)
+    try:
+        text = data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise corrupt(file, "it is not text", fix) from None
+    if not fits_text(text):
+        what = "it holds NUL bytes" if "\0" in text else "expected one line of text"
+        raise corrupt(file, what, fix)
+    return text
+
+
+def object_of(data: bytes, file: str, fix: str) -> dict[str, Any]:
+    """Return the JSON object of a state file."""
+    if not data:
+        raise corrupt(file, "it is empty", fix)
+    if not data.strip(b"\0"):
+        raise corrupt(file, "it holds only NUL bytes", fix)
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError):
+        raise corrupt(file, "it is not JSON, or was cut off", fix) from None
+    if not isinstance(raw, dict):
+        raise corrupt(file, "expected a JSON object", fix)
+    version = raw.get(VERSION_KEY)
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise corrupt(file, "its version is missing", fix)
+    if version > VERSION:
+        raise StateCorruptError(
+            f"{file} was written by a later cert-ctrl (state version {version}, this one knows {VERSION})",
+            path=file,
+            fix="run that version again, or restore the file from a backup",
+        )
+    return raw
+
+
+def to_json(body: dict[str, Any]) -> bytes:
+    """Return the bytes of a state file."""
+    return (json.dumps({VERSION_KEY: VERSION, **body}, separators=(",", ":"), allow_nan=False) + "\n").encode()

@@ -1,0 +1,76 @@
+"""History: one JSON object per line, appended, bounded.
+
+Appends are not synced: a power cut may lose or tear the last lines, which are then left out. What must survive
+a power cut is in ``certificates.json`` and ``activations.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from certctrl.errors import DiskError
+from certctrl.store.atomic import adopt_owner, read_bytes, write_atomic
+from certctrl.store.fs import Fs, closing
+from certctrl.store.layout import SECRET_MODE
+
+SIZE_LIMIT = 256 * 1024 * 1024
+_SLACK = 1.25
+
+
+class History:
+    """The audit log of deployments."""
+
+    def __init__(self, path: Path, fs: Fs) -> None:
+        self._path = path
+        self._fs = fs
+        self._lock = threading.Lock()
+        self._lines: int | None = None  # None: not known to be whole lines
+
+    def load(self) -> list[dict[str, Any]]:
+        """Return the entries, oldest first; lines that are no JSON object are left out."""
+        try:
+            data = read_bytes(self._fs, self._path, SIZE_LIMIT) or b""
+        except DiskError as error:
+            if error.errno:
+                raise
+            return []  # no regular file: there is no history in it
+        return [entry for line in data.split(b"\n") if (entry := _entry(line)) is not None]
+
+    def append(self, entry: dict[str, Any], limit: int) -> None:
+        """Add an entry; when there are a quarter more than ``limit``, all but the newest ``limit`` are dropped."""
+        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            if self._lines is None:
+                self._rewrite(limit)
+            elif self._lines + 1 > limit * _SLACK:
+                self._rewrite(limit - 1)
+            count, self._lines = self._lines or 0, None
+            self._write(line)
+            self._lines = count + 1
+
+    def _write(self, line: bytes) -> None:
+        with closing(self._fs, self._fs.open_dir(self._path.parent)) as parent:
+            with closing(self._fs, self._fs.open_append(self._path.name, SECRET_MODE, at=parent)) as handle:
+                if self._fs.fstat(handle).size == 0:
+                    adopt_owner(self._fs, handle, parent)
+                self._fs.write(handle, line)
+
+    def _rewrite(self, limit: int) -> None:
+        """Make the file whole lines, ``limit`` at most; nothing is written when it is that already."""
+        entries = self.load()
+        kept = entries[-limit:] if limit > 0 else []
+        lines = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in kept)
+        if (read_bytes(self._fs, self._path, SIZE_LIMIT) or b"") != lines:
+            write_atomic(self._fs, self._path, lines)
+        self._lines = len(kept)
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None

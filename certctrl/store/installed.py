@@ -1,0 +1,137 @@
+"""InstalledState: what stands installed on this host, and what was done to get there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+
+from certctrl.errors import StateCorruptError
+from certctrl.model.records import CaRecord, CertRecord
+from certctrl.store import decode
+from certctrl.store.atomic import remove_file, write_atomic
+from certctrl.store.files import StateFiles
+from certctrl.store.fs import Fs, closing
+from certctrl.store.history import History
+from certctrl.store.layout import ConfigDir
+
+_REBUILD = "restore it from a backup, or remove it; the agent then fetches and compares everything once"
+
+
+@attrs.frozen(kw_only=True)
+class StoredInstallConfig:
+    """The install config in force, as the plane sent it."""
+
+    raw: dict[str, Any]
+    """The plane's ``data`` object."""
+    etag: str | None
+    version: int
+    hash: str
+    """``installs_hash_b64``."""
+    high_water: Mapping[str, int] = attrs.field(factory=dict)
+    """Config id -> highest version ever stored here; kept by the store, whatever a caller passes (T2)."""
+
+
+class InstalledState:
+    """The part of the state store that the install pipeline owns."""
+
+    def __init__(self, layout: ConfigDir, fs: Fs) -> None:
+        self.layout = layout
+        self._fs = fs
+        self._files = StateFiles(fs)
+        self._history = History(layout.history, fs)
+
+    def load_install_config(self) -> StoredInstallConfig | None:
+        """Return the install config in force."""
+        path = self.layout.install_config
+        stored = self._files.load_part(path, "config", StoredInstallConfig, None, _REBUILD)
+        return cast(StoredInstallConfig | None, stored)
+
+    def save_install_config(self, config: StoredInstallConfig) -> None:
+        """Put an install config in force; the high-water mark of its id never falls."""
+        try:
+            before = self.load_install_config()
+        except StateCorruptError:
+            before = None  # replaced by what repairs it
+        marks = dict(before.high_water) if before is not None else {}
+        config_id = str(config.raw.get("id", ""))
+        marks[config_id] = max(config.version, marks.get(config_id, config.version))
+        body = attrs.asdict(attrs.evolve(config, high_water=marks), recurse=False)
+        self._files.save_json(self.layout.install_config, {"config": body})
+
+    def load_certificates(self) -> dict[int, CertRecord]:
+        """Return the records of this host's certificates by id."""
+        path = self.layout.certificates
+        rows = self._files.load_part(path, "certificates", Mapping[str, CertRecord], {}, _REBUILD)
+        if any(key != str(record.cert_id) for key, record in rows.items()):
+            raise decode.corrupt(str(path), "an id does not fit its record", _REBUILD)
+        return {record.cert_id: record for record in rows.values()}
+
+    def save_certificates(self, records: Mapping[int, CertRecord]) -> None:
+        """Replace the records."""
+        rows = {str(cert_id): attrs.asdict(record, recurse=False) for cert_id, record in records.items()}
+        self._files.save_json(self.layout.certificates, {"certificates": rows})
+
+    def load_activations(self) -> dict[str, str]:
+        """Return item id -> activation key of its last successful run."""
+        fix = "remove it; the commands of the install plan then run once more"
+        return dict(self._files.load_part(self.layout.activations, "activations", Mapping[str, str], {}, fix))
+
+    def save_activations(self, activations: Mapping[str, str]) -> None:
+        """Replace the activation keys."""
+        self._files.save_json(self.layout.activations, {"activations": dict(activations)})
+
+    def load_cas(self) -> dict[str, CaRecord]:
+        """Return the CAs in the trust store by id."""
+        return dict(self._files.load_part(self.layout.cas, "cas", Mapping[str, CaRecord], {}, _REBUILD))
+
+    def save_cas(self, cas: Mapping[str, CaRecord]) -> None:
+        """Replace the CAs."""
+        rows = {ca_id: attrs.asdict(record, recurse=False) for ca_id, record in cas.items()}
+        self._files.save_json(self.layout.cas, {"cas": rows})
+
+    def load_pins(self) -> dict[str, str]:
+        """Return path -> SHA-256 of the scripts that were trusted on first use."""
+        fix = "restore it from a backup, or remove it and look at the scripts: they are trusted anew on next use"
+        return dict(self._files.load_part(self.layout.pins, "pins", Mapping[str, str], {}, fix))
+
+    def save_pins(self, pins: Mapping[str, str]) -> None:
+        """Replace the pins."""
+        self._files.save_json(self.layout.pins, {"pins": dict(pins)})
+
+    def load_status(self) -> dict[str, Any] | None:
+        """Return the last status written; None also when a power cut damaged it."""
+        try:
+            raw = self._files.load_json(self.layout.status, _REBUILD)
+        except StateCorruptError:
+            return None
+        return None if raw is None else {key: raw[key] for key in raw if key != decode.VERSION_KEY}
+
+    def save_status(self, status: dict[str, Any]) -> None:
+        """Replace the status, without fsync."""
+        write_atomic(self._fs, self.layout.status, decode.to_json(status), durable=False)
+
+    def load_history(self) -> list[dict[str, Any]]:
+        """Return past deployments, oldest first."""
+        return self._history.load()
+
+    def append_history(self, entry: dict[str, Any], limit: int) -> None:
+        """Add a deployment to the audit log and keep it near ``limit`` entries; not synced."""
+        self._history.append(entry, limit)
+
+    def password(self, name: str, kind: str) -> tuple[bytes, Path]:
+        """Return the password of one certificate's keystores of a kind, and the file it is in; made once, 0600."""
+        path = self.layout.passwords / f"{name}.{kind}"
+        found = self._files.load_text(path, f"remove it; {kind} files get a new password with the next renewal")
+        if found is None:
+            found = self._fs.token() + self._fs.token()  # 128 bits
+            self._files.save_text(path, found, "password")
+        return found.encode(), path
+
+    def forget_passwords(self, name: str) -> int:
+        """Remove the passwords of one certificate; return how many there were."""
+        with closing(self._fs, self._fs.open_dir(self.layout.passwords)) as directory:
+            names = [found for found in self._fs.listdir(directory) if found.rpartition(".")[0] == name]
+        return sum(remove_file(self._fs, self.layout.passwords / found) for found in names)
