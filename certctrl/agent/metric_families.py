@@ -1,0 +1,191 @@
+"""Metric families: what one run counts, what it knows now, and each certificate's facts, as Prometheus text.
+
+Only this module imports prometheus_client, and only switched-on metrics import this module. There are no
+global collectors: each scrape makes its families from the plain figures that the agent counts anyway. Names
+follow Prometheus' conventions (base units, ``_total``); ``docs/metrics.md`` explains each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from certctrl.agent.figures import Duration, Figures
+from certctrl.model.records import CertRecord
+
+PREFIX = "certctrl"
+LONGEST_LABEL = 200
+HEALTHS = ("healthy", "degraded", "stale")
+
+
+@attrs.frozen(kw_only=True)
+class View:
+    """What one scrape shows."""
+
+    figures: Figures
+    status: Mapping[str, Any]
+    """As `reporter.snapshot` makes it."""
+    records: Sequence[CertRecord]
+    version: str = ""
+
+
+class AgentCollector(Collector):
+    """Turns one View into metric families."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family; also those without a value yet, so that an alert rule can name them."""
+        view = self._view
+        yield _gauge("build_info", "Version of the agent.", [({"version": view.version}, 1)])
+        yield from _counted(view.figures)
+        yield from _now(view.status)
+        yield from _stuck(view.status)
+        yield from _certificates(view.records)
+
+
+def render(view: View) -> bytes:
+    """Return the whole exposition as UTF-8 text."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(AgentCollector(view))
+    return generate_latest(registry)
+
+
+def _counted(figures: Figures) -> Iterator[Metric]:
+    yield _counter("polls", "Polls by HTTP status; `none`: no answer.", "code", figures.polls)
+    yield _histogram("poll_duration_seconds", "Request to answer of polls that do not wait.", figures.poll_seconds)
+    signals = CounterMetricFamily(f"{PREFIX}_signals", "Signals handled.", labels=["type", "outcome"])
+    for (kind, outcome), count in sorted(figures.signals.items()):
+        signals.add_metric([_label(kind), _label(outcome)], count)
+    yield signals
+    yield _histograms("signal_duration_seconds", "Handling time by signal type.", "type", figures.signal_seconds)
+    yield _counter("token_refreshes", "Token refreshes by result.", "result", figures.token_refreshes)
+    yield _counter("errors", "Errors by kind.", "kind", figures.errors)
+    yield _counter("alerts", "Alerts raised by kind.", "kind", figures.alerts)
+    yield _counter("reconciles", "Full comparisons with the plane by result.", "result", figures.reconciles)
+    yield _plain_counter("acks_sent", "Outcomes reported to the plane.", figures.acks_sent)
+    yield _plain_counter("acks_dropped", "Outcomes dropped because their queue was full.", figures.acks_dropped)
+
+
+def _now(status: Mapping[str, Any]) -> Iterator[Metric]:
+    poll = status.get("poll") or {}
+    token = status.get("token") or {}
+    now, cursor_at = status.get("now") or 0.0, status.get("cursor_at")
+    health = status.get("health")
+    values: tuple[tuple[str, str, Any], ...] = (
+        ("start_time_seconds", "When the daemon started, since the epoch.", status.get("started_at")),
+        ("last_poll_timestamp_seconds", "When the plane last answered a poll.", poll.get("last_at")),
+        ("next_poll_timestamp_seconds", "When the next poll is due.", poll.get("next_at")),
+        ("poll_interval_seconds", "Base interval.", (poll.get("interval_ms") or 0) / 1000),
+        ("retry_after_seconds", "Most recent Retry-After applied; 0: none.", poll.get("last_retry_after") or 0),
+        ("consecutive_failures", "Polls that failed in a row.", poll.get("failures") or 0),
+        ("breaker_open", "1 while polling has stopped after too many failures.", int(bool(poll.get("breaker_open")))),
+        ("queue_depth", "Signals waiting or being handled.", status.get("queue_depth") or 0),
+        ("acks_pending", "Outcomes not yet reported.", status.get("acks_pending") or 0),
+        ("cursor_update_timestamp_seconds", "When the cursor last changed.", cursor_at),
+        ("cursor_age_seconds", "Time since the cursor last changed.", _age(cursor_at, now)),
+        ("token_expiry_timestamp_seconds", "When the access token expires.", token.get("expires_at")),
+        ("stale", "1 when the plane has not been heard for too long.", int(health == "stale")),
+        ("problems", "Problems that `status` shows.", len(status.get("problems") or ())),
+        ("quarantined_signals", "Signals given up after repeated failures.", len(status.get("quarantined") or ())),
+    )
+    for name, about, value in values:
+        yield _gauge(name, about, [] if value is None else [({}, value)])
+    yield _one_of("health", "1 for the present health.", "health", HEALTHS, str(health))
+    yield _one_of("state", "1 for the present state of the session.", "state", _states(), str(status.get("state")))
+
+
+def _age(moment: float | None, now: float) -> float | None:
+    return None if moment is None else max(0.0, now - moment)
+
+
+def _states() -> tuple[str, ...]:
+    from certctrl.protocol.state import State
+
+    return tuple(state.value for state in State)
+
+
+def _stuck(status: Mapping[str, Any]) -> Iterator[Metric]:
+    items = status.get("stuck") or ()
+    yield _gauge("stuck_items", "Certificates and signals that keep failing.", [({}, len(items))])
+    yield _gauge(
+        "stuck_item_next_try_timestamp_seconds",
+        "When each stuck item is tried again, with the reason of its last failure.",
+        [({"item": item["item"], "reason": item["reason"]}, item["next_try_at"]) for item in items],
+    )
+
+
+def _certificates(records: Sequence[CertRecord]) -> Iterator[Metric]:
+    rows = [({"cert_id": str(r.cert_id), "name": r.name}, r) for r in records]
+    live = [(labels, r) for labels, r in rows if r.generation]
+    applied = [(labels, r) for labels, r in rows if r.last_outcome is not None]
+    values: tuple[tuple[str, str, Iterable[tuple[dict[str, str], float]]], ...] = (
+        ("not_before_timestamp_seconds", "Start of validity.", [(labels, r.not_before) for labels, r in live]),
+        ("not_after_timestamp_seconds", "End of validity.", [(labels, r.not_after) for labels, r in live]),
+        ("last_apply_timestamp_seconds", "Last attempt.", [(labels, r.last_apply_at) for labels, r in applied]),
+        (
+            "last_apply_success", "1 when the last attempt left nothing to do.",
+            [(labels, int(str(r.last_outcome) not in ("failed", "rolled_back"))) for labels, r in applied],
+        ),
+        (
+            "last_apply_result", "1 for the result of the last attempt.",
+            [({**labels, "result": str(r.last_outcome)}, 1) for labels, r in applied],
+        ),
+        ("failed_applies", "Failed attempts in a row.", [(labels, r.attempts) for labels, r in rows]),
+        ("held", "1 while rolled back by hand and held there.", [(labels, int(r.held)) for labels, r in rows]),
+    )  # fmt: skip
+    for name, about, samples in values:
+        yield _gauge(f"certificate_{name}", about, samples)
+
+
+def _gauge(name: str, about: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> Metric:
+    rows = list(samples)
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", about, labels=list(rows[0][0]) if rows else None)
+    for labels, value in rows:
+        family.add_metric([_label(text) for text in labels.values()], value)
+    return family
+
+
+def _one_of(name: str, about: str, label: str, names: Iterable[str], present: str) -> Metric:
+    return _gauge(name, about, [({label: each}, int(each == present)) for each in names])
+
+
+def _counter(name: str, about: str, label: str, counts: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(f"{PREFIX}_{name}", about, labels=[label])
+    for key, count in sorted(counts.items()):
+        family.add_metric([_label(key)], count)
+    return family
+
+
+def _plain_counter(name: str, about: str, count: int) -> Metric:
+    return CounterMetricFamily(f"{PREFIX}_{name}", about, value=count)
+
+
+def _histogram(name: str, about: str, duration: Duration) -> Metric:
+    family = HistogramMetricFamily(f"{PREFIX}_{name}", about)
+    family.add_metric([], _buckets(duration), duration.total)
+    return family
+
+
+def _histograms(name: str, about: str, label: str, durations: Mapping[str, Duration]) -> Metric:
+    family = HistogramMetricFamily(f"{PREFIX}_{name}", about, labels=[label])
+    for key, duration in sorted(durations.items()):
+        family.add_metric([_label(key)], _buckets(duration), duration.total)
+    return family
+
+
+def _buckets(duration: Duration) -> list[tuple[str, float]]:
+    bounds = [(str(bound), float(count)) for bound, count in zip(duration.bounds, duration.counts, strict=True)]
+    return [*bounds, ("+Inf", float(duration.count))]
+
+
+def _label(text: str) -> str:
+    """Return a label value that no server can make endless."""
+    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"

@@ -1,0 +1,157 @@
+"""Publish metrics while they are switched on: a small listener for Prometheus, a textfile for its node exporter.
+
+Off by default. The listener answers ``GET /metrics`` on a loopback address and nothing else; another address
+needs ``metrics_public``, because names of certificates and of the plane are nobody else's business.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h11
+import trio
+
+import certctrl
+from certctrl.agent.messages import Line, say
+from certctrl.agent.metric_families import View, render
+from certctrl.agent.reporter import snapshot
+from certctrl.errors import CertctrlError, ConfigError, DiskError
+from certctrl.store.atomic import write_atomic
+from certctrl.store.layout import PUBLIC_MODE
+
+if TYPE_CHECKING:
+    from certctrl.agent.context import Agent
+    from certctrl.model.config import ApplicationConfig
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+REQUEST_SECONDS = 5.0
+CONNECTIONS = 16  # a scraper needs one; more is somebody else
+LARGEST_REQUEST = 16 * 1024
+TEXTFILE_SECONDS = 30.0
+
+
+async def publish_metrics(agent: Agent) -> None:
+    """Serve and write the metrics that the configuration asks for, until cancelled; trouble is told, not raised."""
+    settings = agent.config.application
+
+    def text() -> bytes:
+        return render(view_of(agent))
+
+    async def listen() -> None:
+        host, port = listen_address(settings)
+        await serve_metrics(host, port, text, lambda address: say(agent.log, Line.METRICS_LISTENING, address=address))
+
+    async with trio.open_nursery() as nursery:
+        if settings.metrics_listen:
+            nursery.start_soon(_or_say_why, agent, listen)
+        if settings.metrics_textfile:
+            path = agent.layout.root / settings.metrics_textfile
+            nursery.start_soon(_or_say_why, agent, lambda: write_textfile_forever(agent, path, text))
+
+
+async def _or_say_why(agent: Agent, task: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await task()
+    except (OSError, CertctrlError) as error:
+        say(agent.log, Line.METRICS_FAILED, why=error)
+        agent.trouble("metrics", f"metrics are off: {error}", "correct metrics_listen or metrics_textfile, then SIGHUP")
+
+
+def view_of(agent: Agent) -> View:
+    """Return what a scrape of this agent shows."""
+    records = tuple(agent.installer.records.values())
+    return View(figures=agent.figures, status=snapshot(agent), records=records, version=certctrl.__version__)
+
+
+def listen_address(settings: ApplicationConfig) -> tuple[str, int]:
+    """Return host and port of ``metrics_listen``; ConfigError when it is no address, or public without permission."""
+
+    def wrong(what: str) -> ConfigError:
+        fix = '"metrics_listen": "127.0.0.1:9464"'
+        return ConfigError(what, file="application.json", path="metrics_listen", fix=fix)
+
+    host, colon, port = settings.metrics_listen.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65_535:
+        raise wrong(f"expected HOST:PORT, got {settings.metrics_listen!r}")
+    host = host.strip("[]")
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise wrong(f"expected an IP address or localhost before the port, got {host!r}") from None
+    if not address.is_loopback and not settings.metrics_public:
+        raise wrong(f"{address} is no loopback address; set metrics_public to allow that")
+    return str(address), int(port)
+
+
+async def serve_metrics(
+    host: str,
+    port: int,
+    text: Callable[[], bytes],
+    ready: Callable[[str], None] = lambda _address: None,
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer scrapes until cancelled; ``started`` with the port that was bound. Raises OSError when it cannot be."""
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    bound = listeners[0].socket.getsockname()[1]
+    limiter = trio.CapacityLimiter(CONNECTIONS)
+
+    async def answer(stream: trio.SocketStream) -> None:
+        async with limiter, stream:
+            with trio.move_on_after(REQUEST_SECONDS):
+                try:
+                    await _answer(stream, text)
+                except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
+                    return
+
+    async with trio.open_nursery() as nursery:
+        ready(f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}")
+        task_status.started(bound)
+        await trio.serve_listeners(answer, listeners, handler_nursery=nursery)
+
+
+async def _answer(stream: trio.SocketStream, text: Callable[[], bytes]) -> None:
+    """Answer one request and close: a scrape each half minute gains nothing from keep-alive."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_REQUEST)
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await stream.receive_some(4096))
+    if not isinstance(event, h11.Request):
+        return
+    path = event.target.partition(b"?")[0]
+    status, body = 200, b""
+    if event.method not in (b"GET", b"HEAD"):
+        status, body = 405, b"only GET\n"
+    elif path != b"/metrics":
+        status, body = 404, b"only /metrics\n"
+    else:
+        body = text()
+    headers = [
+        ("Content-Type", CONTENT_TYPE),
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+        ("Cache-Control", "no-store"),
+    ]
+    data = connection.send(h11.Response(status_code=status, headers=headers))
+    if event.method != b"HEAD":
+        data = (data or b"") + (connection.send(h11.Data(body)) or b"")
+    await stream.send_all(data or b"")
+
+
+async def write_textfile_forever(agent: Agent, path: Path, text: Callable[[], bytes]) -> None:
+    """Replace the textfile every half minute until cancelled; a disk that fails is told once and tried again."""
+    while True:
+        try:
+            await agent.offload(_write, agent, path, text())
+        except DiskError as error:
+            if agent.trouble("metrics-textfile", f"the metrics file is not written: {error}", error.fix or ""):
+                say(agent.log, Line.METRICS_FAILED, why=error)
+        else:
+            agent.well("metrics-textfile")
+        await trio.sleep(TEXTFILE_SECONDS)
+
+
+def _write(agent: Agent, path: Path, data: bytes) -> None:
+    write_atomic(agent.fs, path, data, mode=PUBLIC_MODE, durable=False)
