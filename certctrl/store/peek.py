@@ -84,14 +84,20 @@ def is_registered(root: str | os.PathLike[str]) -> bool:
 
 def pending_acks(root: str | os.PathLike[str]) -> int:
     """Return how many outcomes the plane has not taken yet. Raises DiskError, StateCorruptError."""
-    raw = _json(root, "pending_acks.json")
-    return len(raw.get("acks", ())) if raw else 0
+    return _count(root, "pending_acks.json", "acks")
 
 
 def waiting_signals(root: str | os.PathLike[str]) -> int:
     """Return how many signals are received and not done. Raises DiskError, StateCorruptError."""
-    raw = _json(root, "inbox.json")
-    return len(raw.get("entries", ())) if raw else 0
+    return _count(root, "inbox.json", "entries")
+
+
+def _count(root: str | os.PathLike[str], name: str, key: str) -> int:
+    raw = _json(root, name)
+    rows = [] if raw is None else raw.get(key)
+    if not isinstance(rows, list):
+        raise decode.corrupt(_path(root, name), f"expected a list of {key}", _REBUILD)
+    return len(rows)
 
 
 def _path(root: str | os.PathLike[str], name: str) -> str:
@@ -117,11 +123,14 @@ def _bytes(path: str, limit: int) -> bytes | None:
         return None
     except OSError as cause:
         raise _disk(path, cause) from cause
+    data = b""
     try:
-        with open(fd, "rb") as file:
-            data = file.read(limit + 1)
+        while len(data) <= limit and (part := os.read(fd, 1 << 20)):
+            data += part
     except OSError as cause:
         raise _disk(path, cause) from cause
+    finally:
+        os.close(fd)
     if len(data) > limit:
         raise decode.corrupt(path, f"it is larger than {limit} bytes", _REBUILD)
     return data
