@@ -1,0 +1,298 @@
+"""Session: the polling policy. Told what happened (``receive``), answers what to do next (``next_step``).
+
+Nothing here waits, sends, stores or knows the time: ``now`` is monotonic seconds and never goes back. One
+task drives it: next_step → perform → receive → next_step … What the states mean is told in ``state.py``, how
+often requests go in ``pace.py`` and ``cadence.py``. The cursor of a poll is always one that ``Delivered`` has
+confirmed to be on disk, after every signal before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from certctrl.model.config import ApplicationConfig
+from certctrl.model.signals import ResyncRequired
+from certctrl.model.status import StopReason
+from certctrl.protocol import events as ev
+from certctrl.protocol import steps
+from certctrl.protocol.pace import Pace
+from certctrl.protocol.state import State, Walk
+from certctrl.protocol.texts import poll_code, poll_text
+
+_ANSWERS: dict[type, tuple[type, ...]] = {
+    steps.Poll: ev.POLL_ANSWERS,
+    steps.Deliver: (ev.Delivered, ev.DeliverFailed),
+    steps.FlushAcks: (ev.AcksSent, ev.AcksFailed),
+    steps.Refresh: (ev.TokenRefreshed, ev.RefreshFailed),
+    steps.Resync: (ev.Resynced, ev.ResyncFailed),
+}
+
+
+class Session:
+    """One run of the protocol, from ``Started`` to ``Terminate``.
+
+    What has no ``_`` is for status: times are monotonic seconds, None means not yet or never.
+    """
+
+    def __init__(self, config: ApplicationConfig, *, cursor: str | None, random: Callable[[], float]) -> None:
+        self.walk = Walk()
+        self.seen_cursor = cursor
+        self.committed_cursor = cursor
+        self.cursor_at: float | None = None
+        self.last_poll_at: float | None = None
+        self.last_answer_at: float | None = None
+        """When the plane last gave a usable answer (200 or 204)."""
+        self.last_poll_code: int | None = None
+        self.last_poll_text = ""
+        self._pace = Pace(config, random)
+        self._step: steps.Step | None = None  # under way; stands until its event arrives
+        self._end: steps.Terminate | None = None
+        self._alerts: list[steps.Alert] = []
+        self._alarmed = False
+        self._page: steps.Deliver | None = None
+        self._deliver_failures = 0
+        self._retried = False  # this poll already follows a refresh
+        self._resync = False
+        self._resyncs = 0  # done in a row, without a good poll after them
+        self._flushed = False  # acks went out right before this moment
+        self._flush_at, self._flush_failures = -math.inf, 0
+
+    # --- status ------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where the session is in the spec's diagram."""
+        return self.walk.state
+
+    @property
+    def failures(self) -> int:
+        """Failures in a row."""
+        return self._pace.cadence.failures
+
+    @property
+    def breaker_open(self) -> bool:
+        """True while the circuit breaker holds polling back."""
+        return self._pace.cadence.breaker_open
+
+    @property
+    def last_retry_after(self) -> float | None:
+        """Seconds of the last server delay obeyed."""
+        return self._pace.cadence.last_retry_after
+
+    @property
+    def next_poll_at(self) -> float | None:
+        """When the next request is due; None when only a person can bring it about."""
+        due = self._due_at()
+        return None if self._end is not None or math.isinf(due) else due
+
+    def take_alerts(self) -> tuple[steps.Alert, ...]:
+        """Return the alerts since the last call, oldest first."""
+        taken, self._alerts = tuple(self._alerts), []
+        return taken
+
+    def reconfigure(self, config: ApplicationConfig, now: float) -> None:
+        """Take on a new configuration at a step boundary."""
+        self._pace.reconfigure(config, now)
+
+    # --- what to do next -----------------------------------------------------------------------------------
+
+    def next_step(self, now: float) -> steps.Step:
+        """Return the step to perform now."""
+        if self._end is not None:
+            return self._end
+        step = self._step or self._choose(now)
+        self._step = None if isinstance(step, steps.Wait) else step
+        return step
+
+    def _choose(self, now: float) -> steps.Step:
+        if self._page is not None:
+            return self._page
+        if self.state is State.ACKNOWLEDGING:
+            if now >= self._flush_at:
+                return steps.FlushAcks()
+            self.walk.go(State.POLLING)
+        due = self._due_at()
+        if now < due:
+            self._flushed = False
+            return steps.Wait(due, self._pace.why)
+        return self._request(now)
+
+    def _due_at(self) -> float:
+        return self._pace.due_at(poll=not self._resync and self.state is not State.REFRESHING)
+
+    def _request(self, now: float) -> steps.Step:
+        if self.state is State.REFRESHING:
+            self._pace.begin(now)
+            return steps.Refresh()
+        if self.state is State.ERROR:
+            self.walk.go(State.POLLING)
+        if self._resync:
+            self.walk.go(State.PROCESSING)
+            self._pace.begin(now)
+            return steps.Resync()
+        if not self._flushed and now >= self._flush_at:
+            return steps.FlushAcks()
+        self._flushed = False
+        self.last_poll_at = now
+        wait = self._pace.begin_poll(now)
+        return steps.Poll(self.committed_cursor, self._pace.config.poll_limit, wait)
+
+    # --- what happened -------------------------------------------------------------------------------------
+
+    def receive(self, event: ev.Event, now: float) -> None:
+        """Take in one event. An answer to a step that is no longer wanted is dropped."""
+        if self._end is not None:
+            return
+        match event:
+            case ev.DeviceRevoked():
+                self._note(event, now)
+                self._terminate(State.ERROR, StopReason.REVOKED, event.what)
+            case ev.RefreshRefused():
+                self._terminate(State.REFRESHING, StopReason.REFRESH_REFUSED, event.what)
+            case ev.Started():
+                if self.state is State.INITIALIZING:
+                    self.walk.go(State.POLLING if event.token_valid else State.REFRESHING)
+                    self._pace.later(now + self._pace.cadence.first_delay(), steps.WAIT_SPREAD)
+            case ev.PollNow():
+                if self.state is not State.INITIALIZING:
+                    self._pace.wish()
+                    self._step = None if isinstance(self._step, steps.Poll) else self._step
+            case ev.HighInterest():
+                self._pace.interest(event.seconds, now)
+            case _:
+                step = self._step
+                if step is not None and isinstance(event, _ANSWERS[type(step)]):
+                    self._step = None
+                    self._answered(step, event, now)
+
+    def _answered(self, step: steps.Step, event: ev.Event, now: float) -> None:
+        match event:
+            case ev.Delivered():
+                self._delivered()
+            case ev.DeliverFailed():
+                self._not_delivered(now)
+            case ev.AcksSent():
+                self._flushed, self._flush_failures = True, 0
+                if self.state is State.ACKNOWLEDGING:
+                    self.walk.go(State.POLLING)
+            case ev.AcksFailed():
+                self._acks_failed(event.retry_after, now)
+            case ev.TokenRefreshed():
+                self._retried = True
+                self.walk.go(State.POLLING)
+                self._pace.later(now, steps.WAIT_INTERVAL)
+            case ev.RefreshFailed():
+                self._failed(event.retry_after, now)
+            case ev.Resynced():
+                self._resynced(now)
+            case ev.ResyncFailed():
+                self.walk.go(State.ACKNOWLEDGING, State.ERROR)
+                self._failed(event.retry_after, now)
+            case _:
+                assert isinstance(step, steps.Poll) and isinstance(event, ev.POLL_ANSWERS)
+                self._polled(step, event, now)
+
+    def _note(self, event: ev.PollAnswer, now: float) -> None:
+        self.last_poll_code, self.last_poll_text = poll_code(event), poll_text(event)
+        if isinstance(event, ev.NoUpdates | ev.Updates):
+            self.last_answer_at = now
+
+    def _polled(self, poll: steps.Poll, event: ev.PollAnswer, now: float) -> None:
+        self._note(event, now)
+        if isinstance(event, ev.TokenExpired) and not self._retried:
+            self.walk.go(State.REFRESHING)
+            self._pace.later(now, steps.WAIT_BACKOFF)
+            return
+        self._retried = False
+        match event:
+            case ev.NoUpdates() | ev.Updates():
+                self._good(poll, event, now)
+            case ev.CursorExpired() if poll.cursor is not None:
+                self._want_resync(now)
+            case ev.ServerBusy() | ev.BadAnswer():
+                self.walk.go(State.ERROR)
+                self._failed(event.retry_after, now)
+            case _:  # also a 401 right after a refresh, and a 409 to a poll without a cursor
+                self.walk.go(State.ERROR)
+                self._failed(None, now)
+
+    def _good(self, poll: steps.Poll, event: ev.NoUpdates | ev.Updates, now: float) -> None:
+        self._worked()
+        moved = event.cursor is not None and event.cursor != poll.cursor
+        if moved:
+            self.seen_cursor, self.cursor_at = event.cursor, now
+        self._pace.after_good(poll, event, moved and isinstance(event, ev.Updates), now)
+        if isinstance(event, ev.NoUpdates):
+            self.walk.go(State.POLLING)
+            self._page = steps.Deliver(event.cursor, ()) if moved else None
+        else:
+            self._pace.interest(self._pace.config.adaptive_window_seconds, now)
+            self.walk.go(State.PROCESSING)
+            self._page = steps.Deliver(event.cursor, event.signals)
+            if any(isinstance(signal, ResyncRequired) for signal in event.signals):
+                self._want_resync(now)
+                return
+        if poll.cursor is not None:
+            self._resyncs = 0
+
+    def _want_resync(self, now: float) -> None:
+        """Plan a resync: at once, but with backoff when one follows another."""
+        self._resync = True
+        pause = self._pace.cadence.backoff(self._resyncs + 1) if self._resyncs else 0.0
+        self._pace.later(now + pause, steps.WAIT_BACKOFF)
+
+    def _delivered(self) -> None:
+        if self._page is not None and self._page.cursor is not None:
+            self.committed_cursor = self._page.cursor
+        self._page = None
+        self._deliver_failures = 0
+        if self.state is State.PROCESSING:
+            self.walk.go(State.ACKNOWLEDGING)
+
+    def _not_delivered(self, now: float) -> None:
+        """Forget the page: it comes again. The disk's trouble is not the plane's, so the breaker stays out of it."""
+        self._page, self.seen_cursor, self._resync = None, self.committed_cursor, False
+        self._deliver_failures += 1
+        if self.state is State.PROCESSING:
+            self.walk.go(State.ACKNOWLEDGING)
+        self.walk.go(State.ERROR)
+        self._pace.later(now + self._pace.cadence.backoff(self._deliver_failures), steps.WAIT_BACKOFF)
+
+    def _acks_failed(self, retry_after: float | None, now: float) -> None:
+        """Leave acks for later without holding up polling: the next poll's time stays as it is."""
+        self._flushed = True
+        self._flush_failures += 1
+        pause = self._pace.cadence.backoff(self._flush_failures)
+        self._flush_at = now + max(pause, retry_after or 0.0)
+        self.walk.go(State.ERROR)
+
+    def _resynced(self, now: float) -> None:
+        self._resync = False
+        self._resyncs += 1
+        self._worked()
+        self.seen_cursor = self.committed_cursor = None
+        self.cursor_at = now
+        self.walk.go(State.ACKNOWLEDGING)
+        self._pace.after_interval(now, held=True)
+
+    # --- success, failure, the end -----------------------------------------------------------------------------
+
+    def _worked(self) -> None:
+        self._pace.cadence.reset()
+        if self._alarmed:
+            self._alarmed = False
+            self._alerts.append(steps.Alert("breaker-open", "the control plane answers again", resolved=True))
+
+    def _failed(self, retry_after: float | None, now: float) -> None:
+        if self._pace.after_failure(retry_after, now):
+            self._alarmed = True
+            text = f"the control plane gave no usable answer {self.failures} times in a row"
+            self._alerts.append(steps.Alert("breaker-open", text))
+
+    def _terminate(self, through: State, reason: StopReason, detail: str) -> None:
+        self.walk.end(through)
+        self._alerts.append(
+            steps.Alert("device-revoked" if reason is StopReason.REVOKED else "refresh-refused", detail)
+        )
+        self._end = steps.Terminate(reason, detail)

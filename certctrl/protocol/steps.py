@@ -1,0 +1,90 @@
+"""What to do next, as ``Session.next_step`` answers it; the poller performs a step and reports one event.
+
+A step stands until its event arrives: asking again returns the same one (but for ``Wait``).
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from certctrl.model.signals import Signal
+from certctrl.model.status import StopReason
+
+
+@attrs.frozen
+class Wait:
+    """Do nothing until ``until``; ``PollNow`` ends it early. Event: Timer, PollNow, HighInterest."""
+
+    until: float
+    """Monotonic seconds; ``inf`` when only a person can end it."""
+    why: str
+    """One of the ``WAIT_…`` words."""
+
+
+WAIT_START = "not started"
+WAIT_SPREAD = "spread"
+WAIT_INTERVAL = "interval"
+WAIT_SERVER = "retry-after"
+WAIT_BACKOFF = "backoff"
+WAIT_BREAKER = "breaker"
+
+
+@attrs.frozen
+class Poll:
+    """Send one poll. Event: one of ``events.POLL_ANSWERS``, or RefreshRefused when no token could be had.
+
+    PollNow instead of an answer gives this poll up for a fresh one that the server answers at once.
+    """
+
+    cursor: str | None
+    limit: int
+    wait: int
+    """Seconds of long-poll; 0: answer at once."""
+
+
+@attrs.frozen
+class Deliver:
+    """Make the signals durable, *then* save the cursor (when there is one). Event: Delivered, DeliverFailed.
+
+    Without signals there is only a cursor to save (a 204 that moved it).
+    """
+
+    cursor: str | None
+    signals: tuple[Signal, ...]
+
+
+@attrs.frozen
+class FlushAcks:
+    """Send every pending ack; cheap when there is none. Event: AcksSent, AcksFailed."""
+
+
+@attrs.frozen
+class Refresh:
+    """Get a fresh access token. Event: TokenRefreshed, RefreshRefused, RefreshFailed."""
+
+
+@attrs.frozen
+class Resync:
+    """Bring the host to the plane's whole state, then forget the stored cursor. Event: Resynced, ResyncFailed."""
+
+
+@attrs.frozen
+class Terminate:
+    """The session is over; there is no further step."""
+
+    reason: StopReason
+    detail: str = ""
+
+
+Step = Wait | Poll | Deliver | FlushAcks | Refresh | Resync | Terminate
+
+
+@attrs.frozen
+class Alert:
+    """Something a person must hear of; collected in ``Session.take_alerts``."""
+
+    kind: str
+    """``breaker-open``, ``device-revoked`` or ``refresh-refused``."""
+    text: str
+    resolved: bool = False
+    """True when what the alert of this kind said is over."""
