@@ -16,6 +16,7 @@ from certctrl.errors import BadAnswerError, DeadlineError, TlsError, TransportEr
 
 _EXPIRED, _NOT_YET, _HOSTNAME, _ADDRESS = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
 _UNKNOWN_ISSUER = (2, 18, 19, 20, 21, 27)
+_AGAIN = "try again; if it lasts, look at the plane's log and at what sits in between"
 
 _TLS_REASONS = {
     "WRONG_VERSION_NUMBER": ("does not speak TLS on that port", "check scheme and port of server_url"),
@@ -25,6 +26,10 @@ _TLS_REASONS = {
     "CERTIFICATE_REQUIRED": ("asks for a client certificate", "set client_certificate in httpclient_config.json"),
     "UNKNOWN_CA": ("refused our client certificate", "check client_certificate in httpclient_config.json"),
     "BAD_CERTIFICATE": ("refused our client certificate", "check client_certificate in httpclient_config.json"),
+    "HANDSHAKE_FAILURE": (
+        "refused the TLS handshake: no cipher in common, or it wants a client certificate",
+        "check client_certificate in httpclient_config.json, then the plane's TLS settings",
+    ),
     "CERTIFICATE_EXPIRED": (
         "says our client certificate has expired",
         "renew client_certificate of httpclient_config.json",
@@ -39,8 +44,10 @@ def printable(text: str, limit: int = 120) -> str:
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 
 
-def utc(now: float) -> str:
+def utc(now: float | None) -> str:
     """Return a wall-clock time as a person reads it; never raises, whatever the clock says."""
+    if now is None:
+        return "what `date -u` says"
     try:
         return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, OSError, ValueError):
@@ -62,7 +69,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             todo += one.exceptions
 
 
-def connect_error(error: BaseException, place: str, *, now: float, own_ca: bool) -> TransportError:
+def connect_error(error: BaseException, place: str, *, now: float | None, own_ca: bool) -> TransportError:
     """Return the error for a connection that could not be made; nothing was sent.
 
     ``place`` is HOST:PORT (with its role when it is a proxy), ``now`` this host's wall clock, ``own_ca`` says
@@ -72,11 +79,10 @@ def connect_error(error: BaseException, place: str, *, now: float, own_ca: bool)
     found = _tls_error(below, place, now=now, own_ca=own_ca) or _os_error(below, place)
     if found is None:
         found = TransportError(f"cannot connect to {place}", fix="check server_url and the network")
-    found.maybe_sent = False
-    return found
+    return unsent(found)
 
 
-def exchange_error(error: BaseException, place: str, *, now: float, own_ca: bool) -> TransportError:
+def exchange_error(error: BaseException, place: str, *, now: float | None, own_ca: bool) -> TransportError:
     """Return the error for a connection that broke while a request was on its way or being answered."""
     below = list(causes(error))
     found = _tls_error(below, place, now=now, own_ca=own_ca)
@@ -84,10 +90,10 @@ def exchange_error(error: BaseException, place: str, *, now: float, own_ca: bool
         return found
     for one in below:
         if isinstance(one, OSError) and one.errno is not None:
-            return TransportError(f"connection to {place} broke: {_strerror(one)}")
+            return TransportError(f"connection to {place} broke: {_strerror(one)}", fix=_AGAIN)
     text = str(error)
     if "disconnected" in text or "closed connection" in text or not text:
-        return TransportError(f"{place} closed the connection in the middle of an exchange")
+        return TransportError(f"{place} closed the connection in the middle of an exchange", fix=_AGAIN)
     # What is left are the HTTP parser's complaints; their texts may quote the peer's bytes.
     return BadAnswerError(
         f"{place} does not answer in HTTP: {printable(text)}", fix="check host and port of server_url"
@@ -104,21 +110,43 @@ def deadline_error(seconds: float, place: str, *, sent: bool) -> DeadlineError:
     return error
 
 
-def _tls_error(below: list[BaseException], place: str, *, now: float, own_ca: bool) -> TlsError | None:
+def too_long(cap: int, place: str) -> BadAnswerError:
+    """Return the error for a body that is over its cap."""
+    return BadAnswerError(f"{place} sent an answer longer than {cap // 1024} KiB")
+
+
+def unsendable() -> TransportError:
+    """Return the error for a header that cannot stand in a request; it must not be quoted."""
+    what = "a request header cannot be sent: the stored token holds characters that no token has"
+    return unsent(TransportError(what, fix="run cert-ctrl register again"))
+
+
+def unsent(error: TransportError) -> TransportError:
+    """Mark an error: the request never reached the plane."""
+    error.maybe_sent = False
+    return error
+
+
+def _tls_error(below: list[BaseException], place: str, *, now: float | None, own_ca: bool) -> TlsError | None:
     for one in below:
         if isinstance(one, ssl.SSLCertVerificationError):
             return _refused_certificate(one, place, now=now, own_ca=own_ca)
     for one in below:
         if isinstance(one, ssl.SSLError):
-            reason = f"{one.reason or ''} {one}"
+            reason = f"{getattr(one, 'reason', None) or ''} {one}"
             for word, (what, fix) in _TLS_REASONS.items():
                 if word in reason:
                     return TlsError(f"{place} {what}", fix=fix)
-            return TlsError(f"TLS with {place} failed: {printable(str(one.reason or one))}")
+            return TlsError(
+                f"TLS with {place} failed: {printable(str(getattr(one, 'reason', None) or one))}",
+                fix="check host and port of server_url, then the plane's TLS settings",
+            )
     return None
 
 
-def _refused_certificate(error: ssl.SSLCertVerificationError, place: str, *, now: float, own_ca: bool) -> TlsError:
+def _refused_certificate(
+    error: ssl.SSLCertVerificationError, place: str, *, now: float | None, own_ca: bool
+) -> TlsError:
     code, message = error.verify_code, printable(error.verify_message or "refused")
     if code == _EXPIRED:
         return TlsError(
@@ -141,7 +169,7 @@ def _refused_certificate(error: ssl.SSLCertVerificationError, place: str, *, now
             f"{'the CA in ca_files' if own_ca else 'a CA this host trusts'} ({message})",
             fix="name the plane's CA: cert-ctrl init --ca FILE, or ca_files in httpclient_config.json",
         )
-    return TlsError(f"the certificate of {place} is refused: {message}")
+    return TlsError(f"the certificate of {place} is refused: {message}", fix="look at the plane's own certificate")
 
 
 def _os_error(below: list[BaseException], place: str) -> TransportError | None:

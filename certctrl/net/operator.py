@@ -83,9 +83,7 @@ class Operator:
         """Return the certificates of a user."""
         return _rows(await self._call("GET", f"/apiv1/users/{user_id:d}/certificates"))
 
-    async def issue(
-        self, user_id: int, domain_name: str, *, sans: Sequence[str] = (), **fields: Any
-    ) -> dict[str, Any]:
+    async def issue(self, user_id: int, domain_name: str, *, sans: Sequence[str] = (), **fields: Any) -> dict[str, Any]:
         """Issue a certificate; further fields (``key_type``, ``validity_seconds``, …) pass through."""
         body = {"domain_name": domain_name, "sans": list(sans), **fields}
         return _row(await self._call("POST", f"/apiv1/users/{user_id:d}/certificates", json=body))

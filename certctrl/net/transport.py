@@ -8,11 +8,10 @@ Three rules are worth their theory:
   that drips one byte a second never trips them.
 * Requests queue at our own semaphore, as wide as the pool. So the pool is never rightly full, and its
   ``PoolTimeout`` means exactly "it leaked": it is retired and the request goes through a new one.
-* A pool is also retired after ten minutes (a moved DNS name, a rotated CA file) and closed when the last request
-  in it has ended.
+* A pool is also retired after ten minutes (``pools.py``): DNS names move, CA files are rotated.
 
-The library's client class is not used, only its transport: what is not there cannot follow a redirect, keep a
-cookie, read ``.netrc`` or the environment, or log a URL.
+Only the library's transport is used, not its client: what is not there cannot follow a redirect, keep a cookie,
+read ``.netrc`` or the environment, or log a URL.
 """
 
 from __future__ import annotations
@@ -29,7 +28,15 @@ import trio
 from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.model.config import AgentConfig
-from certctrl.net.explain import connect_error, deadline_error, exchange_error, printable
+from certctrl.net.explain import (
+    connect_error,
+    deadline_error,
+    exchange_error,
+    printable,
+    too_long,
+    unsendable,
+    unsent,
+)
 from certctrl.net.http import Http, json_bytes, target_of
 from certctrl.net.origin import is_loopback, parse_origin, parse_proxy
 from certctrl.net.pools import Pools
@@ -38,8 +45,7 @@ from certctrl.protocol.wire import Answer
 
 __all__ = ["Http", "HttpxHttp", "ReclaimTransport"]
 
-HEADER_CAP = 32 * 1024
-"""Bytes of all answer headers together; the parser itself stops at 100 KiB."""
+HEADER_CAP = 32 * 1024  # bytes of all answer headers together; the parser itself stops at 100 KiB
 _POOL_TIMEOUT = 5.0
 _REPEATABLE = ("GET", "HEAD")
 _HEADERS = {"user-agent": f"cert-ctrl/{__version__}", "accept": "application/json", "accept-encoding": "identity"}
@@ -55,13 +61,12 @@ class HttpxHttp:
         config: AgentConfig,
         *,
         root: Path,
-        wall_now: Callable[[], float],
+        wall_now: Callable[[], float] | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
         """Check URL, proxy, CA files and client certificate; ConfigError when one cannot be used.
 
-        ``root`` is the config directory (for relative names), ``wall_now`` serves messages only, ``backend``
-        replaces the network in tests.
+        ``root``: config directory; ``wall_now``: for messages about validity; ``backend``: the network, in tests.
         """
         logging.getLogger("httpcore").setLevel(logging.WARNING)  # its DEBUG lines quote the answer's headers
         self.origin = parse_origin(
@@ -85,6 +90,11 @@ class HttpxHttp:
             ),
         }
         self._pools = Pools(lambda: ReclaimTransport(verify=trust.context() if trust else False, **options))
+
+    @classmethod
+    def for_agent(cls, config: AgentConfig, root: Path, wall_now: Callable[[], float] | None = None) -> HttpxHttp:
+        """Return the client of the agent in the config directory ``root``."""
+        return cls(config, root=root, wall_now=wall_now)
 
     async def request(
         self,
@@ -133,7 +143,7 @@ class HttpxHttp:
                 extensions={"timeout": timeout, "trace": progress.note},
             )
         except UnicodeError:
-            raise _unsendable() from None
+            raise unsendable() from None
 
     async def _exchange(self, request: httpx.Request, progress: _Progress, cap: int) -> Answer:
         """Send once and read the whole answer; every foreign exception ends here.
@@ -148,14 +158,14 @@ class HttpxHttp:
             self._pools.retire(pool)
             log.warning("the connection pool was stuck and has been replaced")
             progress.leaked = True
-            raise _unsent(TransportError("no free connection", fix="restart the agent if this repeats")) from None
+            raise unsent(TransportError("no free connection", fix="restart the agent if this repeats")) from None
         except httpx.LocalProtocolError:
-            raise _unsendable() from None
+            raise unsendable() from None
         except (httpx.ConnectTimeout, httpx.ConnectError, httpx.ProxyError) as error:
             raise self._unconnected(error) from None
         except (httpx.TransportError, httpx.StreamError) as error:
             place = self.origin.place if progress.sent else self._via
-            found = exchange_error(error, place, now=self._wall_now(), own_ca=self._own_ca)
+            found = exchange_error(error, place, now=self._now(), own_ca=self._own_ca)
             found.maybe_sent = progress.sent
             progress.stale = not (progress.connected or isinstance(found, BadAnswerError))
             raise found from None
@@ -167,8 +177,11 @@ class HttpxHttp:
             return deadline_error(self._connect_seconds, self._via, sent=False)
         if isinstance(error, httpx.ProxyError):
             what = f"{self._via} refused to connect to {self.origin.place}: {printable(str(error))}"
-            return _unsent(TransportError(what, fix="check proxy in httpclient_config.json"))
-        return connect_error(error, self._via, now=self._wall_now(), own_ca=self._own_ca)
+            return unsent(TransportError(what, fix="check proxy in httpclient_config.json"))
+        return connect_error(error, self._via, now=self._now(), own_ca=self._own_ca)
+
+    def _now(self) -> float | None:
+        return self._wall_now() if self._wall_now is not None else None
 
 
 class ReclaimTransport(httpx.AsyncHTTPTransport):
@@ -250,7 +263,7 @@ async def _read(response: httpx.Response, cap: int, place: str) -> Answer:
             raise BadAnswerError(f"{place} sent a compressed answer that was not asked for")
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > cap:
-            raise _too_long(cap, place)
+            raise too_long(cap, place)
         return Answer(status=response.status_code, headers=headers, body=await _body(response, cap, place))
     finally:
         await response.stream.aclose()  # type: ignore[union-attr]
@@ -272,7 +285,7 @@ async def _body(response: httpx.Response, cap: int, place: str) -> bytes:
         if len(body) <= cap:
             raise
     if len(body) > cap:
-        raise _too_long(cap, place)
+        raise too_long(cap, place)
     return bytes(body)
 
 
@@ -285,20 +298,3 @@ def _headers(response: httpx.Response, place: str) -> dict[str, str]:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     return headers
-
-
-def _too_long(cap: int, place: str) -> BadAnswerError:
-    return BadAnswerError(f"{place} sent an answer longer than {cap // 1024} KiB")
-
-
-def _unsendable() -> TransportError:
-    error = TransportError(
-        "a request header cannot be sent: the stored token holds characters that no token has",
-        fix="run cert-ctrl register again",
-    )
-    return _unsent(error)
-
-
-def _unsent(error: TransportError) -> TransportError:
-    error.maybe_sent = False
-    return error

@@ -1,0 +1,179 @@
+"""ControlPlane: everything the agent says to the plane, as calls (api.md §1–§5, with the tolerances of §8).
+
+Every call raises PlaneError (the plane refused), BadAnswerError (something answered, but not in our language)
+or another TransportError (nothing answered); `poll` and `poll_grant` return events instead. Answers are never
+logged: they hold tokens and sealed keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from certctrl.errors import BadAnswerError, PlaneError, TransportError
+from certctrl.model.bundle import CaBundle, CertificateSummary, DeployMaterials
+from certctrl.model.config import AgentConfig
+from certctrl.net.answers import UnsupportedByPlane
+from certctrl.net.enrolment import Enrolment
+from certctrl.protocol import events
+from certctrl.protocol.wire import (
+    BUNDLE_CAP,
+    PollRequest,
+    ca_from_wire,
+    certificate_from_wire,
+    materials_from_wire,
+    poll_event,
+)
+
+if TYPE_CHECKING:
+    from certctrl.net.http import Http
+    from certctrl.protocol.steps import Poll
+
+__all__ = ["ControlPlane", "UnsupportedByPlane"]
+
+PAGE = 500
+MAX_PAGES = 200
+NOTIFY_SCHEMA = "certctrl.device.notify.v1"
+_SELF = "/apiv1/devices/self"
+_ABSENT = (404, 405, 501)
+
+
+class ControlPlane(Enrolment):
+    """One plane, spoken to by one device."""
+
+    def __init__(self, http: Http, config: AgentConfig, *, wall_now: Callable[[], float]) -> None:
+        super().__init__(http, config, wall_now=wall_now)
+        self._old_materials = False
+        self._old_install_config = False
+
+    # --- updates and acks ---------------------------------------------------------------------------------
+
+    async def poll(self, token: str, step: Poll) -> events.Event:
+        """Ask for signals; every ending, also a dead network, is an event."""
+        request = PollRequest(step.cursor, step.limit, step.wait)
+        settings = self._config.httpclient
+        deadline = step.wait + settings.long_poll_extra_seconds if step.wait else settings.request_timeout_seconds
+        try:
+            answer = await self._send(
+                "GET", request.path, token, query=request.query(), headers=request.headers(), deadline=deadline
+            )
+        except BadAnswerError as error:
+            return events.BadAnswer(str(error))
+        except TransportError as error:
+            return events.TransportFailed(str(error))
+        event = poll_event(answer, step.limit, self._wall_now())
+        self._understood = not isinstance(event, events.BadAnswer)
+        return event
+
+    async def post_notify(self, token: str, notices: Sequence[Mapping[str, Any]]) -> None:
+        """Report outcomes, at most 100 at once; UnsupportedByPlane when the plane takes none (404, 405, 501).
+
+        An answer of that status that is not the plane's own form counts only if the plane was understood just
+        before: else any captive portal's 404 page would make us throw the outcomes away.
+        """
+        body = {"schema": NOTIFY_SCHEMA, "events": [dict(notice) for notice in notices]}
+        understood = self._understood
+        answer = await self._send("POST", f"{_SELF}/notify", token, json=body)
+        try:
+            self._succeeded(answer)
+        except PlaneError as error:
+            if answer.status in _ABSENT:
+                raise UnsupportedByPlane(error.what, status=error.status, key=error.key) from None
+            raise
+        except BadAnswerError:
+            if answer.status in _ABSENT and understood:
+                raise UnsupportedByPlane("the plane takes no acks", status=answer.status) from None
+            raise
+
+    # --- resources ------------------------------------------------------------------------------------------
+
+    async def fetch_install_config(
+        self, token: str, user_id: int | None, device_id: int | None, etag: str | None
+    ) -> tuple[str | None, dict[str, Any]] | None:
+        """Return the ETag and the plane's ``data`` object, not yet verified; None when it is still ``etag`` (304).
+
+        A token without ``device_id``, or a plane without the path, is served by the path of the live service.
+        """
+        paths = [f"{_SELF}/install-config"]
+        if user_id is not None and device_id is not None:
+            paths.insert(0, f"/apiv1/users/{user_id:d}/devices/{device_id:d}/install-config")
+        if self._old_install_config:
+            paths.reverse()
+        headers = {"if-none-match": etag} if etag else {}
+        answer, path = await self._first_present(paths, token, headers=headers)
+        self._old_install_config = path.startswith(_SELF)
+        if answer.status == 304 and etag:
+            return None
+        data = self._data(answer)
+        if not isinstance(data, dict):
+            raise BadAnswerError("the install config is no object")
+        return _usable_etag(answer.headers.get("etag")), data
+
+    async def fetch_certificates(self, token: str) -> list[CertificateSummary]:
+        """Return every certificate assigned to this device, in order of id.
+
+        All or nothing: a row that does not fit fails the whole call, because a missing row means "unassigned".
+        """
+        found: dict[int, CertificateSummary] = {}
+        for _ in range(MAX_PAGES):
+            query = {"after_id": max(found, default=0), "limit": PAGE}
+            data = self._data(await self._send("GET", f"{_SELF}/certificates", token, query=query))
+            if not isinstance(data, list):
+                raise BadAnswerError("the certificate list is no list")
+            known = len(found)
+            found |= {row.id: row for row in map(certificate_from_wire, data)}
+            if len(data) < PAGE or len(found) == known:  # the last page, or a plane that knows no pages
+                return [found[number] for number in sorted(found)]
+        raise BadAnswerError(f"the certificate list does not end after {MAX_PAGES} pages")
+
+    async def fetch_certificate(self, token: str, cert_id: int) -> CertificateSummary:
+        """Return one certificate with its PEM texts; PlaneError 404 or 410 when it is gone."""
+        data = self._data(await self._send("GET", f"{_SELF}/certificates/{cert_id:d}", token, cap=BUNDLE_CAP))
+        found = certificate_from_wire(data)
+        if found.id != cert_id:
+            raise BadAnswerError(f"asked for certificate {cert_id}, got {found.id}")
+        return found
+
+    async def fetch_materials(self, token: str, cert_id: int) -> DeployMaterials:
+        """Return the sealed material of a certificate, its PEM texts filled in from the detail when missing.
+
+        PlaneError: 409 ``WRAP_PENDING`` (later), 403 ``EXPORT_FORBIDDEN``, 404 or 410 (gone).
+        """
+        paths = [f"{_SELF}/certificates/{cert_id:d}/{name}" for name in ("deploy-materials", "bundle")]
+        if self._old_materials:
+            paths.reverse()
+        answer, path = await self._first_present(paths, token, cap=BUNDLE_CAP)
+        data = self._data(answer, cap=BUNDLE_CAP)
+        self._old_materials = path.endswith("/bundle")
+        materials = materials_from_wire(data)
+        if materials.certificate_pem and (materials.chain_pem or "chain_pem" in data):
+            return materials
+        detail = await self.fetch_certificate(token, cert_id)
+        return attrs.evolve(
+            materials,
+            certificate_pem=materials.certificate_pem or detail.certificate_pem,
+            chain_pem=materials.chain_pem or detail.chain_pem,
+            serial_number=materials.serial_number or detail.serial_number,
+        )
+
+    async def fetch_ca(self, token: str, ca_id: int) -> CaBundle:
+        """Return a private CA's certificate."""
+        data = self._data(await self._send("GET", f"{_SELF}/cas/{ca_id:d}/bundle", token, cap=BUNDLE_CAP))
+        return ca_from_wire(data)
+
+    async def request_renewal(self, token: str, user_id: int | None, cert_id: int, reason: str = "") -> None:
+        """Ask for new material; it arrives as ``cert.renewed``."""
+        if user_id is None:
+            raise BadAnswerError("the access token names no user, so nothing can be asked for in its name")
+        body = {"action": "renew", **({"reason": reason} if reason else {})}
+        path = f"/apiv1/users/{user_id:d}/certificates/{cert_id:d}/issues"
+        self._succeeded(await self._send("POST", path, token, json=body))
+
+
+def _usable_etag(etag: str | None) -> str | None:
+    """Return an ETag that can stand in a header again."""
+    if not etag or len(etag) > 256 or not all(" " <= c <= "~" for c in etag):
+        return None
+    return etag

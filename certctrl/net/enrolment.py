@@ -1,0 +1,74 @@
+"""Enrolment and tokens: device grant, registration, refresh (api.md §1 and §2)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from certctrl import __version__
+from certctrl.errors import TransportError
+from certctrl.net.calls import Calls
+from certctrl.protocol.device_flow import GrantEvent, GrantFailed, GrantStarted
+from certctrl.protocol.wire import (
+    BUNDLE_CAP,
+    Refreshed,
+    Registration,
+    grant_event,
+    grant_from_wire,
+    refreshed_from_wire,
+    registration_from_wire,
+)
+
+
+class Enrolment(Calls):
+    """The calls that need no access token."""
+
+    async def start_grant(self, scopes: Sequence[str] = ()) -> GrantStarted:
+        """Begin a device grant."""
+        body = {"action": "device_start", "scopes": list(scopes)}
+        return grant_from_wire(self._data(await self._send("POST", "/auth/device", json=body)))
+
+    async def poll_grant(self, device_code: str) -> GrantEvent:
+        """Ask whether a person has decided; every ending is an event for the DeviceFlow."""
+        body = {"action": "device_poll", "device_code": device_code}
+        try:
+            answer = await self._send("POST", "/auth/device", json=body, cap=BUNDLE_CAP)
+        except TransportError as error:
+            return GrantFailed(str(error))
+        return grant_event(answer, self._wall_now())
+
+    async def register(
+        self,
+        *,
+        device_public_id: str,
+        public_key: bytes,
+        name: str,
+        platform: str,
+        model: str,
+        user_id: int | None = None,
+        registration_code: str | None = None,
+        enrolment_token: str | None = None,
+    ) -> Registration:
+        """Register this device, by a granted code (with ``user_id``) or by an enrolment token."""
+        body: dict[str, Any] = {
+            "device_public_id": device_public_id,
+            "dev_pk": base64.b64encode(public_key).decode("ascii"),
+            "name": name,
+            "platform": platform,
+            "model": model,
+            "app_version": __version__,
+            "user_agent": f"cert-ctrl/{__version__}",
+        }
+        if enrolment_token is not None:
+            body["enrolment_token"] = enrolment_token
+        else:
+            body |= {"user_id": user_id, "registration_code": registration_code}
+        answer = await self._send("POST", "/apiv1/device/registration", json=body, cap=BUNDLE_CAP)
+        return registration_from_wire(self._data(answer, cap=BUNDLE_CAP))
+
+    async def refresh(self, refresh_token: str, device_public_id: str) -> Refreshed:
+        """Spend a refresh token. A TransportError with ``maybe_sent`` leaves open whether it was spent."""
+        body = {"refresh_token": refresh_token, "device_public_id": device_public_id}
+        answer = await self._send("POST", self._config.application.refresh_path, json=body, cap=BUNDLE_CAP)
+        return refreshed_from_wire(self._data(answer, cap=BUNDLE_CAP))

@@ -1,0 +1,85 @@
+"""Which URLs may get credentials at all."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.errors import ConfigError, ExitStatus
+from certctrl.net.origin import Origin, is_loopback, parse_origin, parse_proxy
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "text"),
+    [
+        ("https://plane.example", Origin("https", "plane.example", 443), "https://plane.example"),
+        ("https://Plane.Example:443/", Origin("https", "plane.example", 443), "https://plane.example"),
+        ("https://10.0.0.7:8443", Origin("https", "10.0.0.7", 8443), "https://10.0.0.7:8443"),
+        ("https://[2001:db8::1]:8443", Origin("https", "2001:db8::1", 8443), "https://[2001:db8::1]:8443"),
+        ("https://[::1]", Origin("https", "::1", 443), "https://[::1]"),
+    ],
+)
+def test_an_https_origin(url: str, origin: Origin, text: str) -> None:
+    assert parse_origin(url) == origin
+    assert str(parse_origin(url)) == text
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:80", "http://[::1]:8080", "http://localhost", "http://127.9.9.9"])
+def test_plain_http_only_on_loopback_and_only_when_allowed(url: str) -> None:
+    with pytest.raises(ConfigError, match="plain http"):
+        parse_origin(url)
+    assert parse_origin(url, allow_http_loopback=True).scheme == "http"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "plane.example",
+        "http://plane.example",
+        "http://127.0.0.1.example",
+        "http://localhost.example",
+        "ftp://plane.example",
+        "https://",
+        "https://:443",
+        "https://plane.example:0",
+        "https://plane.example:99999",
+        "https://plane.example/api",
+        "https://plane.example?x=1",
+        "https://plane.example#x",
+        "https://user@plane.example",
+        "https://user:secret@plane.example",
+        "https://pla ne.example",
+        "https://[::1",
+    ],
+)
+def test_everything_else_is_refused_with_a_fix(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_origin(url, allow_http_loopback=True)
+    assert caught.value.exit_status is ExitStatus.CONFIG
+    assert caught.value.fix
+    assert "application.json: server_url" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@given(st.text(max_size=40))
+def test_no_text_escapes_the_check(text: str) -> None:
+    for url in (text, f"https://{text}", f"http://{text}"):
+        try:
+            origin = parse_origin(url, allow_http_loopback=True)
+        except ConfigError:
+            continue
+        assert origin.scheme == "https" or is_loopback(origin.host)
+        assert 0 < origin.port < 65536
+
+
+def test_a_proxy_is_named_without_its_password() -> None:
+    proxy = parse_proxy("http://agent:geheim@10.0.0.1:3128")
+    assert proxy is not None
+    assert proxy.place == "10.0.0.1:3128"
+    assert parse_proxy("") is None
+    for wrong in ("10.0.0.1:3128", "socks5://10.0.0.1", "http://", "http://10.0.0.1:99999", "http://10.0.0.1/x"):
+        with pytest.raises(ConfigError) as caught:
+            parse_proxy(wrong)
+        assert "10.0.0.1" not in str(caught.value), "a proxy URL may hold a password"
