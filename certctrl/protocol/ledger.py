@@ -1,0 +1,103 @@
+"""Which signals may run now, which are superseded, which were seen before (safety.md §1.6, §4.2).
+
+Per resource in order, across resources side by side. A signal carries no authority: its handler fetches the
+truth. So of several for one resource only the newest is worth running, whatever order they came in. The one
+exception is a revocation: it is more than a hint to look again, it is an alarm, and a renewal that came
+after it must not silence it. It goes first, but while it waits for its next try it holds nothing up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Container, Iterable, Sequence
+
+import attrs
+
+from certctrl.model.records import InboxEntry
+from certctrl.model.signals import CertRevoked, MalformedSignal, Signal, UnknownSignal, identity
+
+
+@attrs.frozen(kw_only=True)
+class Choice:
+    """What to do with the inbox now."""
+
+    run: list[InboxEntry]
+    """At most one per resource; revocations first, then as they came."""
+    superseded: list[InboxEntry]
+    """To be acked ``superseded`` without running."""
+    again_at: float | None
+    """When the earliest entry that waits for its next try is due (wall seconds); None: none waits."""
+
+
+def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float) -> Choice:
+    """Return what may run, given the inbox in order of arrival, the resources at work, and the wall time.
+
+    Nothing is said of a busy resource: which of its entries is the one at work is not known here.
+    """
+    groups: dict[str, list[InboxEntry]] = {}
+    for entry in entries:
+        resource = entry.signal.resource
+        if resource not in busy:
+            groups.setdefault(resource, []).append(entry)
+    run: list[InboxEntry] = []
+    superseded: list[InboxEntry] = []
+    again_at: float | None = None
+    for group in groups.values():
+        kept = group if len(group) == 1 else _coalesced(group, superseded)
+        ready = next((entry for entry in kept if entry.next_try_at <= now), None)
+        if ready is not None:
+            run.append(ready)
+            continue
+        due = min(entry.next_try_at for entry in kept)
+        again_at = due if again_at is None else min(again_at, due)
+    run.sort(key=lambda entry: not isinstance(entry.signal, CertRevoked))  # stable: arrival decides the rest
+    return Choice(run=run, superseded=superseded, again_at=again_at)
+
+
+def _coalesced(group: list[InboxEntry], superseded: list[InboxEntry]) -> list[InboxEntry]:
+    """Return what is left of one resource's entries, in the order to run them; add the rest to ``superseded``."""
+    if isinstance(group[0].signal, UnknownSignal | MalformedSignal):
+        return group  # each gets its own answer, and costs nothing
+    newest = max(reversed(group), key=lambda entry: entry.signal.ts_ms)  # among equals the last that came
+    revocations = [entry for entry in group if isinstance(entry.signal, CertRevoked)]
+    kept = [newest]
+    if revocations and not isinstance(newest.signal, CertRevoked):
+        kept.insert(0, max(revocations, key=lambda entry: entry.signal.ts_ms))
+    superseded += [entry for entry in group if not any(entry is one for one in kept)]
+    return kept
+
+
+def fresh_signals(signals: Iterable[Signal], *known: Container[str]) -> dict[str, Signal]:
+    """Return the signals whose identity none of ``known`` contains, each once, by identity, in order."""
+    fresh: dict[str, Signal] = {}
+    for signal in signals:
+        key = identity(signal)
+        if not any(key in seen for seen in known):
+            fresh.setdefault(key, signal)
+    return fresh
+
+
+class SeenWindow:
+    """The identities of the last ``limit`` finished signals. An optimisation: convergence does not need it."""
+
+    def __init__(self, identities: Iterable[str] = (), *, limit: int = 10_000) -> None:
+        self._limit = limit
+        self._seen: dict[str, None] = {}
+        for key in identities:
+            self.add(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._seen
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, key: str) -> None:
+        """Remember one identity as the newest, forgetting the oldest beyond the limit."""
+        self._seen.pop(key, None)
+        self._seen[key] = None
+        while len(self._seen) > self._limit:
+            del self._seen[next(iter(self._seen))]
+
+    def identities(self) -> tuple[str, ...]:
+        """Return them, oldest first."""
+        return tuple(self._seen)
