@@ -61,6 +61,8 @@ class HostPolicy:
     """``on`` or ``off``: the off switch for every command of the plane's."""
     run_as: tuple[str, ...] = ()
     """Users the plane's commands may run as, besides the agent's own."""
+    owners: tuple[str, ...] = ()
+    """Users and groups that the plane may give copied files to, besides root and the agent's own."""
     shell: bool = False
     plaintext_keys: bool = False
     trust_on_first_use: bool = False

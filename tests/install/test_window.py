@@ -1,0 +1,100 @@
+"""The maintenance window opens and closes by the wall clock it names."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.errors import ConfigError
+from certctrl.install.window import DAYS, in_window, life_left, next_opening, window_text
+from certctrl.model.policy import MaintenanceWindow
+from certctrl.model.records import CertRecord
+
+SERVING = CertRecord(cert_id=1, name="a", generation="g1", not_before=0.0, not_after=4e9)
+NIGHT = MaintenanceWindow(days=("tue", "sat"), from_="22:30", to="02:00", timezone="Europe/Berlin")
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected"),
+    [
+        ("2026-11-24 21:29", False),  # Tuesday 22:29 in Berlin
+        ("2026-11-24 21:30", True),
+        ("2026-11-25 00:59", True),  # Wednesday 01:59: still Tuesday's night
+        ("2026-11-25 01:00", False),
+        ("2026-11-25 22:00", False),  # Wednesday night
+        ("2026-11-24 00:30", False),  # Tuesday 01:30: Monday's night
+        ("2026-07-07 20:30", True),  # summer time
+        ("2026-07-07 21:30", True),
+        ("2026-07-07 20:29", False),
+    ],
+)
+def test_over_midnight_in_another_zone(moment: str, expected: bool) -> None:
+    assert in_window(at(moment), NIGHT, SERVING) is expected
+
+
+def test_plain_hours_and_the_whole_day() -> None:
+    office = MaintenanceWindow(days=("mon",), from_="09:00", to="17:00")
+    assert [in_window(at(f"2026-11-23 {t}"), office, SERVING) for t in ("08:59", "09:00", "16:59", "17:00")] == [
+        False, True, True, False,
+    ]  # fmt: skip
+    whole = MaintenanceWindow(days=("mon",))
+    assert in_window(at("2026-11-23 23:59"), whole, SERVING)
+    assert not in_window(at("2026-11-24 00:00"), whole, SERVING)
+
+
+def test_what_ignores_the_window() -> None:
+    closed = MaintenanceWindow(days=("mon",), from_="09:00", to="09:01", override_when_life_below=0.2)
+    now = at("2026-11-24 12:00")
+    assert in_window(now, None, SERVING)
+    assert in_window(now, closed, None)
+    assert in_window(now, closed, attrs.evolve(SERVING, generation=""))
+    assert not in_window(now, closed, attrs.evolve(SERVING, not_before=now - 79, not_after=now + 21))
+    assert in_window(now, closed, attrs.evolve(SERVING, not_before=now - 81, not_after=now + 19))
+    assert in_window(now, closed, attrs.evolve(SERVING, not_before=0, not_after=0)), "unknown life is no reason to wait"
+
+
+def test_life_left_is_a_share() -> None:
+    record = CertRecord(cert_id=1, name="a", not_before=100.0, not_after=200.0)
+    assert [life_left(now, record) for now in (50.0, 100.0, 150.0, 200.0, 300.0)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+
+
+days = st.lists(st.sampled_from(DAYS), min_size=1, unique=True).map(tuple)
+clock = st.integers(0, 24 * 60 - 1).map(lambda m: f"{m // 60:02}:{m % 60:02}")
+
+
+@given(days=days, begins=clock, ends=clock, now=st.floats(1.6e9, 2.0e9), zone=st.sampled_from(["UTC", "Asia/Tokyo"]))
+def test_the_next_opening_is_open_and_nothing_before_it_is(
+    days: tuple[str, ...], begins: str, ends: str, now: float, zone: str
+) -> None:
+    window = MaintenanceWindow(days=days, from_=begins, to=ends, timezone=zone)
+    moment = next_opening(now, window)
+    assert moment >= now
+    assert in_window(moment, window, SERVING)
+    if moment > now:
+        assert not in_window(now, window, SERVING)
+        assert not in_window(moment - 1, window, SERVING)
+        assert moment - now <= 8 * 86_400
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"from_": "9"}, {"to": "25:00"}, {"from_": "10:60"}, {"timezone": "Mars/Olympus"}, {"timezone": "../x"}]
+)
+def test_a_senseless_window_is_a_configuration_error(wrong: dict[str, str]) -> None:
+    window = attrs.evolve(MaintenanceWindow(), **wrong)
+    with pytest.raises(ConfigError, match="window"):
+        in_window(at("2026-11-24 12:00"), window, SERVING)
+    with pytest.raises(ConfigError, match="never opens"):
+        next_opening(0.0, MaintenanceWindow(days=()))
+
+
+def test_window_text() -> None:
+    assert window_text(NIGHT) == "tue,sat 22:30-02:00 Europe/Berlin"
+    assert window_text(MaintenanceWindow()) == "daily 00:00-24:00 UTC"
