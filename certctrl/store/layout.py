@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 DIR_MODE = 0o700
@@ -92,5 +91,7 @@ def safe_name(domain: str) -> str:
     safe = "".join(c if (c.isascii() and c.isalnum()) or c in "-_." else f"_{ord(c):x}" for c in text)
     safe = "_" + safe if not safe or safe[0] in ".-" or safe == "chains" else safe
     if len(safe) > 200:  # a file name holds 255 bytes; keep long names apart by their hash
+        import hashlib  # here: most commands never need it, and every command imports this module
+
         safe = f"{safe[:160]}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return safe

@@ -1,0 +1,30 @@
+"""Let the running daemon do a command's work, or do it here under the same locks when there is no daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from certctrl.cli.control import ask
+
+if TYPE_CHECKING:
+    from certctrl.cli.invocation import Invocation
+
+
+def daemon_or_here(
+    invoked: Invocation, op: str, here: Callable[[Path], Awaitable[Any]], *, seconds: float, **fields: Any
+) -> Any:
+    """Return what the daemon answers to ``op``; without a daemon, what ``here`` returns for the config directory.
+
+    ``here`` takes ``daemon.lock``: a daemon that starts in between makes it a BusyError, never two writers.
+    """
+    layout = invoked.layout()
+    reply = ask(layout, op, seconds=seconds, **fields)
+    if reply is not None:
+        return reply.data
+    from certctrl.cli.logs import log_for_command
+    from certctrl.cli.runtime import run
+
+    log_for_command(debug=invoked.debug)
+    return run(here, layout.root)

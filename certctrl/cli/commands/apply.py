@@ -1,0 +1,58 @@
+"""``apply``: bring this host to what the plane and its own plan say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.asking import daemon_or_here
+from certctrl.cli.invocation import invocation
+from certctrl.cli.output import write_error, write_json, write_line
+from certctrl.errors import ExitStatus
+
+APPLY_SECONDS = 620.0
+BAD = ("failed", "rolled_back")
+
+
+def apply(
+    ctx: typer.Context,
+    now: Annotated[bool, typer.Option("--now", help="Swap in what waits for its maintenance window, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Bring this host to what the control plane and its own plan say.
+
+    Compares with the plane, fetches what differs, deploys, reloads, verifies, and tries again what was stuck or
+    quarantined. When the plane cannot be reached, what is already on disk is put in force.
+
+    Exit status: 0 everything is as it should be, 1 something failed (the old material serves).
+
+    \b
+    cert-ctrl -c /etc/cert-ctrl apply
+    cert-ctrl -c /etc/cert-ctrl apply --now
+    """
+
+    async def here(root: Path) -> dict[str, Any]:
+        from certctrl.agent import oneshot
+
+        return await oneshot.apply(root, now=now)
+
+    result: dict[str, Any] = daemon_or_here(invocation(ctx), "apply", here, seconds=APPLY_SECONDS, now=now)
+    return show_outcome(result, as_json=as_json)
+
+
+def show_outcome(result: dict[str, Any], *, as_json: bool) -> int:
+    """Print what an apply or rollback did and return its exit status."""
+    failed = result.get("failed", ())
+    if as_json:
+        write_json(result)
+    else:
+        detail = f": {result['detail']}" if result.get("detail") else ""
+        name = f"{result['name']} " if result.get("name") else ""
+        write_line(f"{name}{result['outcome']}{detail}")
+        if result.get("plane"):
+            write_error(f"warning: the control plane was not asked: {result['plane']}")
+        for reason in failed:
+            write_error(f"failed: {reason}")
+    return ExitStatus.FAILED if result["outcome"] in BAD or failed else ExitStatus.DONE

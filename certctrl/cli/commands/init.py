@@ -1,0 +1,84 @@
+"""``init``: make a config directory for a control plane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from certctrl.cli.invocation import invocation
+from certctrl.cli.output import write_line
+from certctrl.errors import ConfigError, UsageError
+
+LARGEST_CA = 1 << 20
+
+
+def init(
+    ctx: typer.Context,
+    server: Annotated[str, typer.Option("--server", metavar="URL", help="URL of the control plane, https://…")],
+    ca: Annotated[
+        Path | None, typer.Option("--ca", metavar="FILE", help="PEM file with the CA of the plane's own certificate.")
+    ] = None,
+) -> None:
+    """Make a config directory for a control plane.
+
+    Creates DIR (0700) with the four configuration files, policy.json, and the directories for state, keys,
+    certificates and logs. Running it again with the same answers changes nothing; a different configuration
+    that is already there is never overwritten.
+
+    \b
+    cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com
+    cert-ctrl -c /etc/cert-ctrl init --server https://10.0.0.5:8443 --ca plane-ca.pem
+    """
+    from certctrl.store.config import init_config_dir
+    from certctrl.store.fs import RealFs
+
+    layout = invocation(ctx).layout(must_exist=False)
+    url = checked_url(server)
+    ca_pem = None if ca is None else read_ca(ca)
+    init_config_dir(RealFs(), layout, server_url=url, ca_pem=ca_pem)
+    write_line(f"{layout.root} is ready for {url}")
+    write_line(f"next: cert-ctrl -c {layout.root} register")
+
+
+def checked_url(url: str) -> str:
+    """Return the plane's URL without a final slash; UsageError when the agent could not use it."""
+    fix = "--server https://plane.example.com[:PORT]"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"--server is no URL: {error}", fix=fix) from None
+    if parts.scheme not in ("https", "http") or not parts.hostname:
+        raise UsageError(f"--server is no https URL: {url!r}", fix=fix)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise UsageError("--server takes scheme, host and port, no credentials and no query", fix=fix)
+    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise UsageError("the control plane must be reached over https; plain http is for loopback tests only", fix=fix)
+    if port is not None and not 0 < port < 65_536:
+        raise UsageError(f"--server has an impossible port: {port}", fix=fix)
+    return url.rstrip("/")
+
+
+def read_ca(path: Path) -> bytes:
+    """Return a PEM file's bytes after checking that it holds at least one certificate."""
+    import ssl
+
+    try:
+        with path.open("rb") as file:
+            pem = file.read(LARGEST_CA)
+    except OSError as error:
+        raise UsageError(f"cannot read --ca {path}: {error.strerror}", fix="name a readable PEM file") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cadata=pem.decode("ascii"))
+    except (ssl.SSLError, UnicodeDecodeError, ValueError):
+        found = 0
+    else:
+        found = context.cert_store_stats()["x509"]
+    if not found:
+        fix = "export the CA certificate as PEM (-----BEGIN CERTIFICATE-----)"
+        raise ConfigError("holds no certificate in PEM form", file=str(path), fix=fix)
+    return pem

@@ -1,0 +1,71 @@
+"""``list-certs``: what is deployed on this host, from facts recorded at deploy time; nothing is parsed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.facts import certificates
+from certctrl.cli.invocation import invocation
+from certctrl.cli.output import bar, on_terminal, remaining, table, write_json, write_line
+
+
+def list_certs(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all recorded facts as JSON.")] = False,
+) -> None:
+    """List the certificates on this host.
+
+    Domain, serial, remaining life, where it is deployed, and what became of the last attempt. Reads only what was
+    recorded when it was deployed: no lock, no network.
+
+    \b
+    cert-ctrl -c /etc/cert-ctrl list-certs
+    cert-ctrl -c /etc/cert-ctrl list-certs --json
+    """
+    from certctrl.agent.clock import wall_now
+
+    now = wall_now()
+    rows = certificates(invocation(ctx).layout())
+    if as_json:
+        write_json([{**row, "remaining_seconds": round(row["not_after"] - now)} for row in rows])
+    elif not rows:
+        write_line("No certificates on this host yet.")
+    else:
+        drawn = on_terminal()
+        heads = ("Domain", "Serial", "Remaining", "Deployed", "Last result")
+        table(heads, [_cells(row, now, drawn=drawn) for row in rows])
+
+
+def _cells(row: dict[str, Any], now: float, *, drawn: bool) -> tuple[str, ...]:
+    names = list(row["domains"]) or [row["name"]]
+    more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    return (names[0] + more, row["serial"] or "-", _life(row, now, drawn=drawn), _where(row), _result(row))
+
+
+def _life(row: dict[str, Any], now: float, *, drawn: bool) -> str:
+    left = row["not_after"] - now
+    whole = row["not_after"] - row["not_before"]
+    if not row["generation"]:
+        return "-"
+    return f"{bar(left / whole if whole > 0 else 0)} {remaining(left)}" if drawn else remaining(left)
+
+
+def _where(row: dict[str, Any]) -> str:
+    if row["stage"] == "withdrawn" or not row["generation"]:
+        return "withdrawn" if row["stage"] == "withdrawn" else "not yet"
+    targets = list(row["targets"])
+    return ", ".join(targets) if targets else f"certs/{row['name']}.crt"
+
+
+def _result(row: dict[str, Any]) -> str:
+    result = row["last_outcome"] or "none"
+    notes = []
+    if row["held"]:
+        notes.append("held")
+    if row["staged"] and row["staged"] != row["generation"]:
+        notes.append("newer one staged")
+    if row["last_error"]:
+        notes.append(row["last_error"])
+    return f"{result} ({'; '.join(notes)})" if notes else str(result)

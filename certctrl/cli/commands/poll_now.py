@@ -1,0 +1,51 @@
+"""``poll-now``: poll at once, with or without a daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.asking import daemon_or_here
+from certctrl.cli.invocation import invocation
+from certctrl.cli.output import write_error, write_json, write_line
+from certctrl.errors import ExitStatus
+
+POLL_SECONDS = 75.0
+
+
+def poll_now(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Poll at once, print what came, and close an open breaker.
+
+    A running daemon does it, waits for the answer and goes on as usual; without a daemon this command polls,
+    handles every signal and reports the outcomes itself.
+
+    Exit status: 0 answered and done, 1 answered but something failed, 69 no usable answer.
+
+    \b
+    cert-ctrl -c /etc/cert-ctrl poll-now
+    """
+    result: dict[str, Any] = daemon_or_here(invocation(ctx), "poll-now", _here, seconds=POLL_SECONDS)
+    text = str(result.get("poll") or "no answer")
+    if as_json:
+        write_json(result)
+    else:
+        write_line(f"Polled: {text}")
+        write_line(f"Cursor: {result.get('cursor') or 'none'}")
+        if "queue_depth" in result:
+            write_line(f"Queue Depth: {result['queue_depth']} pending signals")
+        for reason in result.get("failed", ()):
+            write_error(f"failed: {reason}")
+    if not text.startswith(("200", "204")):
+        return ExitStatus.UNAVAILABLE
+    return ExitStatus.FAILED if result.get("failed") else ExitStatus.DONE
+
+
+async def _here(root: Path) -> dict[str, Any]:
+    from certctrl.agent.oneshot import poll_once
+
+    return await poll_once(root)

@@ -1,0 +1,126 @@
+"""``register``: the device grant with a person, or an enrolment token for an unattended host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from certctrl.cli.invocation import invocation
+from certctrl.cli.output import duration, write_error, write_line
+from certctrl.errors import UsageError
+
+if TYPE_CHECKING:
+    from certctrl.store.layout import ConfigDir
+
+TOKEN_VARIABLE = "CERTCTRL_ENROLMENT_TOKEN"  # noqa: S105 - a name, not a secret
+CREDENTIAL = "certctrl.enrolment-token"
+LARGEST_TOKEN = 4096
+
+
+def register(
+    ctx: typer.Context,
+    enrolment_token_file: Annotated[
+        Path | None,
+        typer.Option("--enrolment-token-file", metavar="FILE", help="Read an enrolment token from FILE; - is stdin."),
+    ] = None,
+    enrolment_token: Annotated[
+        str | None,
+        typer.Option("--enrolment-token", metavar="TOKEN", help="Enrolment token; others can see it in `ps`."),
+    ] = None,
+) -> None:
+    """Register this host at the control plane.
+
+    Prints a code and a URL; a person opens the URL, types the code and approves this device. Without a person:
+    give an enrolment token by --enrolment-token-file, by the environment variable CERTCTRL_ENROLMENT_TOKEN, or
+    as the systemd credential certctrl.enrolment-token.
+
+    Keys and tokens go to DIR/keys and DIR/state, readable by the agent alone. Running it again gives this device
+    new tokens; an interrupted run can be repeated.
+
+    \b
+    cert-ctrl -c /etc/cert-ctrl register
+    cert-ctrl -c /etc/cert-ctrl register --enrolment-token-file /root/token
+    """
+    from certctrl.cli.runtime import run
+
+    invoked = invocation(ctx)
+    token = find_token(enrolment_token_file, enrolment_token, os.environ)
+    done = run(_register, invoked.layout(), token, invoked.debug)
+    write_line(f"registered as device {done.device_id} ({done.name}) of user {done.user_id}")
+    write_line(f"next: cert-ctrl -c {invoked.layout().root} --keep-running")
+
+
+async def _register(layout: ConfigDir, token: str | None, debug: bool) -> Any:
+    from certctrl.agent.clock import wall_now
+    from certctrl.agent.register import register as register_device
+    from certctrl.agent.setup import real_http
+    from certctrl.cli.logs import log_for_command
+    from certctrl.net.control_plane import ControlPlane
+    from certctrl.store.atomic import make_tree
+    from certctrl.store.config import load_config
+    from certctrl.store.fs import RealFs
+    from certctrl.store.state import StateStore
+
+    log_for_command(debug=debug)
+    fs = RealFs()
+    config = load_config(layout, os.environ).config
+    make_tree(fs, layout)
+    http = real_http(config, layout)
+    try:
+        return await register_device(
+            layout,
+            StateStore(layout, fs),
+            ControlPlane(http, config, wall_now=wall_now),
+            config,
+            enrolment_token=token,
+            show=show_prompt,
+            wall_now=wall_now,
+        )
+    finally:
+        await http.aclose()
+
+
+def show_prompt(prompt: Any) -> None:
+    """Tell a person where to approve this device, with which code, and for how long."""
+    write_line(f"Open     {prompt.verification_uri}")
+    write_line(f"Code     {prompt.user_code}")
+    if prompt.verification_uri_complete:
+        write_line(f"or open  {prompt.verification_uri_complete}")
+    write_line(f"Waiting for approval; the code expires in {duration(prompt.expires_in)}.")
+
+
+def find_token(file: Path | None, argument: str | None, environ: Mapping[str, str]) -> str | None:
+    """Return the enrolment token from the nearest source, None for the device grant.
+
+    Order: ``--enrolment-token-file``, ``--enrolment-token``, the environment, the systemd credential.
+    """
+    if file is not None and argument is not None:
+        raise UsageError("two enrolment tokens", fix="give --enrolment-token-file or --enrolment-token")
+    if file is not None:
+        return _plain(_read(file), f"--enrolment-token-file {file}")
+    if argument is not None:
+        write_error("warning: other users can read --enrolment-token in the process list; use --enrolment-token-file")
+        return _plain(argument, "--enrolment-token")
+    if environ.get(TOKEN_VARIABLE):
+        return _plain(environ[TOKEN_VARIABLE], TOKEN_VARIABLE)
+    credential = Path(environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / CREDENTIAL
+    return _plain(_read(credential), f"credential {CREDENTIAL}") if credential.is_file() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        with open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-") as file:
+            return file.read(LARGEST_TOKEN + 1).decode("ascii", "replace")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", fix="name a file with the enrolment token") from None
+
+
+def _plain(text: str, source: str) -> str:
+    token = text.strip()
+    if not token or len(token) > LARGEST_TOKEN or not token.isascii() or any(c.isspace() for c in token):
+        raise UsageError(f"{source} holds no enrolment token", fix="one token, on one line, nothing else")
+    return token

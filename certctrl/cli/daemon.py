@@ -1,0 +1,42 @@
+"""``--keep-running``: configuration and logs first, then the agent until it stops; the exit status says why."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from certctrl.cli.runtime import report, run
+
+if TYPE_CHECKING:
+    from certctrl.cli.invocation import Invocation
+
+
+def keep_running(invoked: Invocation) -> int:
+    """Run the daemon in the foreground; 0 after SIGTERM, 77 when the device was revoked or refused."""
+    from certctrl.cli.logs import Logs
+    from certctrl.store.config import load_config
+    from certctrl.store.fs import RealFs
+
+    layout = invoked.layout()
+    fs = RealFs()
+    config = load_config(layout, os.environ).config
+    logs = Logs(layout, fs, debug=invoked.debug)
+    logs.configure(config.log)
+    try:
+        from certctrl.agent.run import run_agent
+        from certctrl.agent.setup import Seams
+
+        async def agent() -> int:
+            stop = await run_agent(layout.root, seams=Seams(fs=fs, on_reload=lambda fresh: logs.configure(fresh.log)))
+            return int(stop.reason.exit_status)
+
+        return run(agent)
+    except BaseException as error:
+        status = report(error, debug=invoked.debug)
+        if not config.log.stderr or not sys.stderr.isatty():  # the file tells it too; on a terminal once is enough
+            logging.getLogger("certctrl.Agent").critical("Ended with exit status %d: %s", status, error)
+        return status
+    finally:
+        logs.close()

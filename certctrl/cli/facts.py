@@ -1,0 +1,74 @@
+"""What `status` and `list-certs` know: the daemon's own word, else what lies on disk. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from certctrl.cli.control import ask
+from certctrl.errors import BusyError, ExitStatus
+from certctrl.store import peek
+
+if TYPE_CHECKING:
+    from certctrl.store.layout import ConfigDir
+
+ANSWER_SECONDS = 5.0
+ENDED = ("device revoked", "refresh token refused")
+_EXITS = {"healthy": ExitStatus.DONE, "degraded": ExitStatus.FAILED, "stale": ExitStatus.FAILED}
+
+
+def gather(layout: ConfigDir) -> dict[str, Any]:
+    """Return the status as plain JSON: from the running daemon, or from its files with ``running`` false.
+
+    A daemon that does not answer in time is reported as such (``unresponsive``), from its files.
+    """
+    problem = ""
+    try:
+        reply = ask(layout, "status", seconds=ANSWER_SECONDS)
+    except BusyError as error:
+        reply, problem = None, str(error)
+    if reply is not None:
+        return {**reply.data, "source": "daemon", "registered": True}
+    facts = _from_disk(layout)
+    return facts if not problem else facts | {"running": True, "unresponsive": problem, "health": "degraded"}
+
+
+def _from_disk(layout: ConfigDir) -> dict[str, Any]:
+    from certctrl.agent.clock import wall_now
+
+    root = layout.root
+    last = peek.read_status(root) or {}
+    poll = {**last.get("poll", {}), "last_at": peek.read_last_poll(root), "next_at": None}
+    return {
+        **last,
+        "source": "disk",
+        "running": False,
+        "died": bool(last.get("running")),
+        "now": wall_now(),
+        "registered": peek.is_registered(root),
+        "poll": poll,
+        "cursor": peek.read_cursor(root),
+        "cursor_at": peek.read_cursor_at(root),
+        "device_id": peek.read_device_id(root),
+        "queue_depth": peek.waiting_signals(root),
+        "acks_pending": peek.pending_acks(root),
+    }
+
+
+def exit_status(status: dict[str, Any]) -> ExitStatus:
+    """Return what a status means: 0 healthy, 1 degraded or stale, 3 not running, 77 not registered (any more)."""
+    if not status["registered"] or (not status["running"] and status.get("stopped") in ENDED):
+        return ExitStatus.NOT_REGISTERED
+    if not status["running"]:
+        return ExitStatus.NOT_RUNNING
+    return _EXITS.get(status.get("health", ""), ExitStatus.FAILED)
+
+
+def certificates(layout: ConfigDir) -> list[dict[str, Any]]:
+    """Return the recorded facts of this host's certificates, by id."""
+    return peek.read_certificates(layout.root) or []
+
+
+def covers(row: dict[str, Any], domain: str) -> bool:
+    """Say whether a certificate is known by a domain: its name, or one of its DNS names."""
+    wanted = domain.lower().rstrip(".")
+    return bool(row.get("generation")) and (row["name"] == wanted or wanted in row.get("domains", ()))
