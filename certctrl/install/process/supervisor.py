@@ -1,0 +1,300 @@
+"""Supervise one command: run as a program of its own (``python -I -S supervisor.py``), never in the agent.
+
+It reads one order from standard input, makes itself the *subreaper* of everything the command will start, runs
+the command, and answers on standard output once nothing of it is left. Whatever a descendant does to get away
+(``setsid``, double fork, a parent that exits), the kernel hands it to its nearest living subreaper, which is this
+process; so "no child left" (ECHILD) means "nothing left". See ``__init__.py`` for why this is a process.
+
+Imports are few and low-level on purpose (``_signal`` rather than ``signal``, ``marshal`` rather than ``json``):
+this program starts before each command.
+
+Order: eight decimal digits of length, then a marshalled dict; after it the end of standard input (the agent
+wants it so, or is gone) means: end the command now. Answer: ``started PID`` when the command runs, at the end
+``KIND VALUE TIMED_OUT SWEPT TOTAL HEAD TAIL`` (all but KIND decimal), then HEAD + TAIL bytes of output.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import ctypes
+import marshal
+import os
+import resource
+import select
+from io import FileIO
+from time import monotonic
+
+TYPE_CHECKING = False  # type checkers take it for true; importing typing would cost as much as all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+IDLE_SECONDS = 60.0  # how long a supervisor started ahead waits for its order
+LINGER_SECONDS = 1.0  # how long descendants and pipe holders may outlive the command
+HASTY_GRACE = 1.0  # between TERM and KILL when the agent wants to be done
+SWEEP_LIMIT = 10.0  # longest sweep; only a process that the kernel itself holds (D state) outlives it
+
+
+def prctl(option: int, value: int) -> None:
+    """Set one attribute of this process."""
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def attempt(call: Callable[..., object], *args: object) -> bool:
+    """Call; False when the system says no: what it was meant for has ended this moment, or is not ours."""
+    try:
+        call(*args)
+    except OSError:
+        return False
+    return True
+
+
+def read_order(fd: int) -> dict[str, Any] | None:
+    """Return the order; None when the agent goes away or forgets this process."""
+    need, data = 8, b""
+    while len(data) < need:
+        ready, _, _ = select.select([fd], [], [], IDLE_SECONDS)
+        part = os.read(fd, need - len(data)) if ready else b""
+        if not part:
+            return None
+        data += part
+        if need == 8 and len(data) == 8:
+            need = 8 + int(data)
+    return marshal.loads(data[8:])  # type: ignore[no-any-return]
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the direct children of this process (``pid``), also where /proc hides those of other users."""
+    path = f"/proc/{pid}/task/{pid}/children"
+    with open(path if os.path.exists(path) else os.devnull, "rb") as file:
+        return [int(word) for word in file.read().split()]
+
+
+def process_table() -> dict[int, tuple[int, int, int]]:
+    """Return pid -> (parent, session, start time) of every process that /proc shows."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return {pid: facts for pid in pids if (facts := facts_of(pid)) is not None}
+
+
+def facts_of(pid: int) -> tuple[int, int, int] | None:
+    """Return (parent, session, start time) of a living process; None for a zombie or when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            words = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if words[0] in (b"Z", b"X") else (int(words[1]), int(words[3]), int(words[19]))
+
+
+def descendants(root: int) -> list[tuple[int, int]]:
+    """Return (pid, start time) of everything living below a process, nearest first."""
+    table = process_table()
+    below: dict[int, list[int]] = {}
+    for pid, (parent, _, _) in table.items():
+        below.setdefault(parent, []).append(pid)
+    found = below.get(root, [])
+    for pid in found:  # grows while it is read
+        found += below.get(pid, [])
+    return [(pid, table[pid][2]) for pid in found]
+
+
+def send(pid: int, start: int, signum: int) -> bool:
+    """Signal a process if it is still the one that started then; a number used anew must not be hit."""
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return False
+    facts = facts_of(pid)
+    sent = facts is not None and facts[2] == start and attempt(_signal.pidfd_send_signal, handle, signum)
+    os.close(handle)
+    return sent
+
+
+class Command:
+    """The running command: its leader, its output, what is left of it."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.keep: int = order["keep"]
+        self.head, self.tail, self.total = bytearray(), bytearray(), 0
+        self.status: int | None = None  # of the leader, as waitpid gives it
+        self.swept: set[int] = set()
+        self.pipe, writer = os.pipe()
+        self.errors, reporter = os.pipe()
+        me, self.pid = os.getpid(), os.fork()
+        if self.pid == 0:
+            become(order, writer, reporter, me)
+        os.close(writer)
+        os.close(reporter)
+        os.set_blocking(self.pipe, False)
+
+    def failure(self) -> int:
+        """Return the errno of an exec that failed, 0 for one that succeeded."""
+        with FileIO(self.errors) as file:
+            return int(file.read() or 0)
+
+    def take_output(self) -> bool:
+        """Read what is there, keep its beginning and its end; False when there is nothing now or any more."""
+        try:
+            data = os.read(self.pipe, 65_536)
+        except BlockingIOError:
+            return False
+        self.total += len(data)
+        room = max(0, self.keep - len(self.head))
+        self.head += data[:room]
+        self.tail += data[room:]
+        del self.tail[: -self.keep]
+        return bool(data)
+
+    def reap(self) -> bool:
+        """Collect what has ended; False when no descendant is left at all."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self.pid:
+                self.status = status
+
+    def signal_group(self, signum: int) -> None:
+        """Signal the command's own process group, while its number cannot belong to anybody else."""
+        if self.status is None:
+            attempt(os.killpg, self.pid, signum)
+
+    def terminate(self) -> None:
+        """Ask everything to end; stopped processes are woken to hear it."""
+        self.signal_group(_signal.SIGTERM)
+        self.signal_group(_signal.SIGCONT)
+        for pid, start in descendants(os.getpid()):
+            if pid != self.pid:
+                send(pid, start, _signal.SIGTERM)
+                send(pid, start, _signal.SIGCONT)
+
+    def sweep(self) -> bool:
+        """Kill everything that is left; False when something could not be killed in time.
+
+        First everything is stopped, in rounds until a round meets nothing new: a stopped process forks no
+        more but still counts against the limits, so a fork bomb starves instead of outrunning its killer.
+        """
+        me, limit = os.getpid(), monotonic() + SWEEP_LIMIT
+        attempt(os.nice, -10)  # without root it is slower, but then the limits hold a fork bomb
+        self.signal_group(_signal.SIGSTOP)
+        seen: set[tuple[int, int]] = set()
+        while monotonic() < limit and (new := set(descendants(me)) - seen):
+            for pid, start in new:
+                send(pid, start, _signal.SIGSTOP)
+            seen |= new
+        self.swept |= {pid for pid, _ in seen} - {self.pid}
+        self.signal_group(_signal.SIGKILL)
+        while self.reap():
+            if monotonic() > limit:
+                return False
+            left = descendants(me)
+            self.swept |= {pid for pid, start in left if send(pid, start, _signal.SIGKILL)} - {self.pid}
+            for pid in () if left else children_of(me):  # hidden from us in /proc, but listed as ours
+                # a child's number is not given away before it is reaped
+                self.swept |= ({pid} if attempt(os.kill, pid, _signal.SIGKILL) else set()) - {self.pid}
+            select.select([], [], [], 0.002)
+        return True
+
+
+def become(order: dict[str, Any], output: int, reporter: int, parent: int) -> None:
+    """Turn this forked child into the command. Never returns."""
+    try:
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDONLY)
+        for old, new in ((null, 0), (output, 1), (output, 2)):
+            os.dup2(old, new)  # every other descriptor of ours closes at exec
+        os.umask(0o077)
+        os.chdir(order["cwd"])
+        for number, soft, hard in order["limits"]:
+            resource.setrlimit(number, (soft, hard))
+        if order["user"] is not None:
+            uid, gid, groups = order["user"]
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)  # after the change of user, which clears it
+        if os.getppid() != parent:
+            return  # it is dead already
+        for signum in (_signal.SIGPIPE, _signal.SIGXFSZ):
+            _signal.signal(signum, _signal.SIG_DFL)  # Python ignores these two, and exec would keep that
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        os.execve(order["argv"][0], order["argv"], order["env"])
+    except OSError as error:
+        FileIO(reporter, "w").write(b"%d" % (error.errno or 1))
+    finally:
+        os._exit(127)
+
+
+def supervise(command: Command, control: int, deadline: float, grace: float) -> bool:
+    """Watch until nothing of the command is left; True when its deadline had to end it."""
+    leader, never = os.pidfd_open(command.pid), float("inf")
+    poll = select.poll()
+    for fd in (command.pipe, control, leader):
+        poll.register(fd, select.POLLIN)
+    timed_out, kill_at, leave_at = False, never, never
+    while command.reap():
+        now = monotonic()
+        if command.status is not None and leave_at == never:
+            leave_at = now + LINGER_SECONDS
+            poll.unregister(leader)
+        if now >= min(kill_at, leave_at):
+            command.sweep()
+            break
+        if now >= deadline and kill_at == never:
+            timed_out, kill_at = True, now + grace
+            command.terminate()
+        tick = 1.0 if leave_at == never else 0.01
+        wake = min(kill_at, leave_at, deadline if kill_at == never else never, now + tick)
+        for fd, _ in poll.poll(max(1.0, (wake - now) * 1000)):
+            if fd == command.pipe and not command.take_output():
+                poll.unregister(fd)
+            elif fd == control:
+                poll.unregister(fd)
+                kill_at = min(kill_at, now + HASTY_GRACE)
+                command.terminate()
+    for _ in range(16):  # what is still in the pipe; more than it can hold comes from outside and does not count
+        if not command.take_output():
+            break
+    return timed_out
+
+
+def main() -> None:
+    """Read the order, run the command, answer. The agent may be gone: then nobody reads, which changes nothing."""
+    order = read_order(0)
+    if order is None:
+        return
+    answer, start = FileIO(1, "w"), monotonic()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        command = Command(order)
+    except OSError as error:
+        attempt(answer.write, b"failed %d 0 0 0 0 0\n" % (error.errno or 1))
+        return
+    try:
+        attempt(answer.write, b"started %d\n" % command.pid)
+        failure = command.failure()
+        timed_out = supervise(command, 0, start + order["deadline"], order["grace"])
+    finally:  # whatever happens to this program, it does not leave before the command
+        if command.reap():
+            command.sweep()
+    kind, value = (b"failed", failure) if failure else outcome_of(command.status)
+    facts = (value, timed_out, len(command.swept), command.total, len(command.head), len(command.tail))
+    attempt(answer.write, kind + b" %d %d %d %d %d %d\n" % facts + command.head + command.tail)
+
+
+def outcome_of(status: int | None) -> tuple[bytes, int]:
+    """Return how the leader ended."""
+    if status is None:
+        return b"stuck", 0
+    return (b"signal", os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (b"exit", os.WEXITSTATUS(status))
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # the interpreter's own farewell would cost the agent some milliseconds of waiting

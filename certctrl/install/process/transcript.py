@@ -1,0 +1,51 @@
+"""What a command printed, made fit for a log: bounded, decoded, escaped, without private keys (T13, T15)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+KEEP_BYTES = 32 * 1024
+"""Kept of the beginning and of the end each."""
+
+_KEY_BLOCK = re.compile(
+    r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL
+)
+_KEY_TAIL = re.compile(r"\A(?:(?!-----BEGIN).)*?-----END [A-Z0-9 ]*PRIVATE KEY-----", re.DOTALL)
+_UNUSUAL = re.compile(r"[^\n\x20-\x7e]")
+_REMOVED = "[private key removed]"
+
+
+def transcript(head: bytes, tail: bytes, total: int, secrets: Iterable[bytes] = ()) -> str:
+    """Return output as text: line breaks stay, every other control or direction character is escaped.
+
+    ``head`` and ``tail`` are the kept beginning and end of ``total`` bytes. Private keys in PEM, whole or cut, and
+    the given ``secrets`` are taken out.
+    """
+    left_out = total - len(head) - len(tail)
+    if left_out <= 0:
+        return _clean(head + tail, secrets, cut=False)
+    first, last = _clean(head, secrets, cut=False), _clean(tail, secrets, cut=True)
+    return f"{first}\n[{left_out} bytes left out]\n{last}"
+
+
+def last_line(text: str, limit: int = 200) -> str:
+    """Return the last line that says something, for one-line reports."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = lines[-1] if lines else ""
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _clean(data: bytes, secrets: Iterable[bytes], *, cut: bool) -> str:
+    for secret in secrets:
+        if secret:
+            data = data.replace(secret, b"[secret removed]")
+    text = data.decode("utf-8", errors="backslashreplace").replace("\r\n", "\n")
+    if cut:  # the beginning of a key may lie in what was left out
+        text = _KEY_TAIL.sub(_REMOVED, text)
+    text = _KEY_BLOCK.sub(_REMOVED, text)
+    return _UNUSUAL.sub(_escaped, text).strip("\n")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else found[0].encode("unicode_escape").decode()

@@ -1,0 +1,91 @@
+"""Which executables may be run at all: nobody but root (and this very user) can have changed them (T14)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+
+from certctrl.errors import CommandError
+
+MOST_LINKS = 40
+LARGEST_SCRIPT = 64 * 1024 * 1024
+
+
+def vet_executable(path: str, sha256: str | None = None) -> None:
+    """Require an executable that others cannot change: root-owned, not group- or other-writable, parents as well.
+
+    Symlinks on the way (``/bin`` → ``usr/bin``) are followed and judged step by step. A directory that everybody
+    may write to is accepted only with the sticky bit, where the next step belongs to a trusted user. ``sha256``:
+    a pin of its bytes (lower-case hex). Blocks on the disk. Raises CommandError.
+    """
+    real = _walk(path)
+    found = os.stat(real)
+    if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o111:
+        raise CommandError(f"{path} is not an executable file", fix=f"ls -l {path}")
+    if sha256 is not None and (actual := sha256_of(real)) != sha256.lower():
+        raise CommandError(
+            f"{path} has changed: its SHA-256 is {actual}, the policy pins {sha256.lower()}",
+            fix="look what changed it; then put the new sha256 into policy.json",
+        )
+
+
+def sha256_of(path: str) -> str:
+    """Return the SHA-256 of a file's bytes in lower-case hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def is_script(path: str) -> bool:
+    """Return whether an executable is a script (``#!``): what `trust_on_first_use` pins."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False
+
+
+def _walk(path: str) -> str:
+    """Follow a path from the root, judging every step; return where it leads."""
+    done, todo, links = "/", path.split("/"), 0
+    _judge(os.lstat("/"), "/", path)
+    while todo:
+        step = todo.pop(0)
+        if step in ("", "."):
+            continue
+        if step == "..":
+            done = os.path.dirname(done)
+            continue
+        here = os.path.join(done, step)
+        try:
+            found = os.lstat(here)
+        except OSError as error:
+            raise CommandError(f"cannot run {path}: {here}: {error.strerror}", fix=f"ls -l {here}") from None
+        _judge(found, here, path)
+        if not stat.S_ISLNK(found.st_mode):
+            done = here
+            continue
+        links += 1
+        if links > MOST_LINKS:
+            raise CommandError(f"cannot run {path}: too many symbolic links")
+        target = os.readlink(here)
+        todo = target.split("/") + todo
+        if target.startswith("/"):
+            done = "/"
+    return done
+
+
+def _judge(found: os.stat_result, here: str, path: str) -> None:
+    if found.st_uid not in (0, os.geteuid()):
+        raise CommandError(
+            f"will not run {path}: {here} belongs to uid {found.st_uid}, who could change it",
+            fix=f"chown root {here}",
+        )
+    if stat.S_ISLNK(found.st_mode):
+        return  # a link has no mode of its own; whoever may replace it is judged by its directory
+    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+    if found.st_mode & 0o022 and not sticky:
+        raise CommandError(f"will not run {path}: others may write to {here}", fix=f"chmod go-w {here}")
