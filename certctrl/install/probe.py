@@ -1,0 +1,169 @@
+"""Ask the live endpoint which certificate it serves: the difference between "renewed" and "served".
+
+Nothing is verified by trust here, on purpose: what is asked is whether the served leaf *is* the deployed one, and
+its SHA-256 answers that better than any chain. Every address of the host is looked at, IPv4 and IPv6: an
+address that answers with another certificate fails the probe, one that does not answer at all is overlooked as
+long as another serves the right one (a service need not listen everywhere).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import ssl
+from collections.abc import Awaitable, Callable, Collection
+from functools import cache
+
+import attrs
+import trio
+
+from certctrl.errors import ProbeError
+from certctrl.install.policy import shown
+from certctrl.install.starttls import start_tls
+from certctrl.model.plan import VerifyTls
+
+LOOK_SECONDS = 5.0
+"""Longest look at one address."""
+STRAGGLER_SECONDS = 1.0
+"""How long the other addresses get once one has answered."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+"""Between looks; servers reload asynchronously, so the first ones come quickly."""
+MOST_ADDRESSES = 8
+
+
+@attrs.frozen(kw_only=True)
+class Seen:
+    """What one address showed."""
+
+    address: str
+    """``127.0.0.1:443`` or ``[::1]:443``."""
+    fingerprint: str = ""
+    """SHA-256 of the served leaf, lower-case hex; empty: it showed none."""
+    fault: str = ""
+    """Why it showed none."""
+
+
+Look = Callable[[VerifyTls], Awaitable[tuple[Seen, ...]]]
+
+
+async def probe_tls(
+    verify: VerifyTls, fingerprint: str | Collection[str], *, deadline: float, look: Look | None = None
+) -> None:
+    """Return once the endpoint serves the leaf with this fingerprint (or one of these); look again until then.
+
+    ``deadline``: on Trio's clock. Raises ProbeError with what was seen last.
+    """
+    wanted = {fingerprint} if isinstance(fingerprint, str) else set(fingerprint)
+    pause, seen = FIRST_PAUSE, tuple[Seen, ...]()
+    while True:
+        with trio.move_on_at(deadline):
+            seen = await (look or look_at)(verify)
+        shown_there = {one.fingerprint for one in seen if one.fingerprint}
+        if shown_there and shown_there <= wanted:
+            return
+        if trio.current_time() + pause > deadline:
+            raise ProbeError(_complaint(verify, seen, wanted), fix=_FIX)
+        await trio.sleep(pause)
+        pause = min(LONGEST_PAUSE, pause * 1.6)
+
+
+_FIX = "see that the service runs, which certificate file it reads, and its log"
+
+
+async def served_fingerprint(verify: VerifyTls, *, deadline: float) -> str:
+    """Return the fingerprint that the endpoint serves now. Raises ProbeError when none or more than one is seen."""
+    seen = tuple[Seen, ...]()
+    with trio.move_on_at(deadline):
+        seen = await look_at(verify)
+    found = {one.fingerprint for one in seen if one.fingerprint}
+    if len(found) == 1:
+        return found.pop()
+    raise ProbeError(_complaint(verify, seen, set()), fix=_FIX)
+
+
+def _complaint(verify: VerifyTls, seen: tuple[Seen, ...], wanted: set[str]) -> str:
+    where = f"{shown(verify.host)}:{verify.port}"
+    name = f" for {shown(verify.server_name)}" if verify.server_name else ""
+    wrong = [one for one in seen if one.fingerprint and one.fingerprint not in wanted]
+    if wrong:
+        said = ", ".join(f"{one.fingerprint[:16]}… at {one.address}" for one in wrong)
+        expected = " or ".join(f"{one[:16]}…" for one in sorted(wanted)[:3])
+        return f"{where} serves another certificate{name}: {said}" + (f"; deployed is {expected}" if expected else "")
+    faults = "; ".join(f"{one.address}: {one.fault}" for one in seen if one.fault)
+    return f"{where} serves no certificate{name}: {faults or 'no answer in time'}"
+
+
+async def look_at(verify: VerifyTls) -> tuple[Seen, ...]:
+    """Look once at every address of the endpoint, side by side."""
+    try:
+        found = await trio.socket.getaddrinfo(verify.host, verify.port, type=trio.socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        return (Seen(address=shown(verify.host), fault=f"cannot be resolved: {error}"),)
+    addresses = list(dict.fromkeys((family, str(name[0])) for family, _, _, _, name in found))[:MOST_ADDRESSES]
+    results: dict[str, Seen] = {}
+
+    async def one(family: int, host: str) -> None:
+        address = f"[{host}]:{verify.port}" if ":" in host else f"{host}:{verify.port}"
+        results[address] = Seen(address=address, fault="no answer in time")
+        results[address] = await _look_at_address(family, host, address, verify)
+        if results[address].fingerprint:
+            scope.deadline = min(scope.deadline, trio.current_time() + STRAGGLER_SECONDS)
+
+    with trio.move_on_after(LOOK_SECONDS) as scope:
+        async with trio.open_nursery() as nursery:
+            for family, host in addresses:
+                nursery.start_soon(one, family, host, name=f"probe {host}")
+    return tuple(results.values())
+
+
+async def _look_at_address(family: int, host: str, address: str, verify: VerifyTls) -> Seen:
+    try:
+        with trio.socket.socket(family, trio.socket.SOCK_STREAM) as plain:
+            await plain.connect((host, verify.port))
+            fingerprint = await _leaf_of(trio.SocketStream(plain), verify)
+        return Seen(address=address, fingerprint=fingerprint)
+    except ProbeError as error:
+        return Seen(address=address, fault=str(error))
+    except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
+        return Seen(address=address, fault=_why(error))
+
+
+async def _leaf_of(stream: trio.SocketStream, verify: VerifyTls) -> str:
+    if verify.starttls is not None:
+        await start_tls(stream, verify.starttls)
+    tls = trio.SSLStream(stream, _context(), server_hostname=_server_name(verify))
+    await tls.do_handshake()
+    leaf: bytes | None = tls.getpeercert(binary_form=True)
+    await trio.aclose_forcefully(tls)
+    if leaf is None:
+        raise ProbeError("the server showed no certificate")
+    return hashlib.sha256(leaf).hexdigest()
+
+
+@cache
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the fingerprint is compared, which is stricter than any chain
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _server_name(verify: VerifyTls) -> str | None:
+    """Return the name for SNI: the given one, else the host unless it is an address."""
+    if verify.server_name:
+        return verify.server_name
+    try:
+        ipaddress.ip_address(verify.host.partition("%")[0])
+    except ValueError:
+        return verify.host
+    return None
+
+
+def _why(error: BaseException) -> str:
+    """Return the innermost reason in a few words: Trio wraps what the TLS library says."""
+    while (deeper := error.__cause__ or error.__context__) is not None and not getattr(error, "strerror", None):
+        error = deeper
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}"
+    return shown(str(getattr(error, "strerror", None) or str(error) or type(error).__name__))
