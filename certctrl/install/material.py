@@ -9,7 +9,6 @@ blocks, that somebody put into the plane's answer never reaches a service.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certctrl.errors import MaterialError, NotYetValidError
 from certctrl.install.formats import virtual_files as virtual_files
+from certctrl.install.names import covers, plain_domain
 from certctrl.install.private_key import UNREADABLE, check_key, private_key_pem, unsealed_key
 from certctrl.model.bundle import Bundle, DeployMaterials
 
@@ -211,26 +211,3 @@ def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple
         )  # fmt: skip
     primary = [name for name in wanted[:1] if name in names]
     return tuple(dict.fromkeys((*primary, *names)))
-
-
-def plain_domain(domain: str) -> str:
-    """Return a name as it stands in a SAN: lower case, no final dot, international labels as ``xn--``."""
-    text = domain.strip().rstrip(".").lower()
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        pass
-    if text.isascii():
-        return text
-    try:
-        return text.encode("idna").decode()
-    except UnicodeError:
-        return text
-
-
-def covers(name: str, domain: str) -> bool:
-    """Return whether a SAN entry covers a name: equal, or a wildcard for exactly one label."""
-    if name == domain:
-        return True
-    label, _, parent = domain.partition(".")
-    return name.startswith("*.") and label not in ("", "*") and name[2:] == parent

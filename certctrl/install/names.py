@@ -1,0 +1,28 @@
+"""Names of certificates: how they are written, and which name a SAN entry covers. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+
+
+def plain_domain(domain: str) -> str:
+    """Return a name as it stands in a SAN: lower case, no final dot, international labels as ``xn--``."""
+    text = domain.strip().rstrip(".").lower()
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        pass
+    if text.isascii():
+        return text
+    try:
+        return text.encode("idna").decode()
+    except UnicodeError:
+        return text
+
+
+def covers(name: str, domain: str) -> bool:
+    """Return whether a SAN entry covers a name: equal, or a wildcard for exactly one label."""
+    if name == domain:
+        return True
+    label, _, parent = domain.partition(".")
+    return name.startswith("*.") and label not in ("", "*") and name[2:] == parent

@@ -1,0 +1,40 @@
+"""What the planner looks at: the items, what is wanted, what is there, and what it is told of this host. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from certctrl.install.binding import Binding
+from certctrl.install.policy import Ground
+from certctrl.install.steps import DesiredCa, DesiredCert, Fact, Write
+from certctrl.model.plan import InstallItem
+from certctrl.model.policy import HostPolicy
+
+
+@attrs.frozen(kw_only=True)
+class Host:
+    """What the planner is told of this host besides its policy."""
+
+    ground: Ground
+    users: Mapping[str, int] = attrs.field(factory=dict)
+    groups: Mapping[str, int] = attrs.field(factory=dict)
+    executables: Mapping[str, str] = attrs.field(factory=dict)
+    """Path of an executable -> why it will not be run; absent: nothing is known against it."""
+
+
+@attrs.frozen(kw_only=True)
+class Scene:
+    """One planning, all it knows."""
+
+    items: Mapping[str, InstallItem]
+    certs: Mapping[int, DesiredCert]
+    cas: Mapping[int, DesiredCa]
+    facts: Mapping[str, Fact]
+    policy: HostPolicy
+    activations: Mapping[str, str]
+    host: Host
+    bound: Mapping[str, Binding]
+    writes: Mapping[str, tuple[Write, ...]] = attrs.field(factory=dict)
+    """Item id -> files that are not as they should be; only of items that may be carried out."""

@@ -1,0 +1,277 @@
+"""The values of a plan: what is wanted, what is there, what would be done about it, and how that reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+import attrs
+
+from certctrl.install.policy import Grant, Refusal, explain, shown
+from certctrl.model.plan import VerifyCommand, VerifyTls
+
+
+@attrs.frozen(kw_only=True)
+class DesiredCert:
+    """A certificate as this host shall have it."""
+
+    cert_id: int
+    name: str
+    generation: str = ""
+    """Id that shall be live; empty: none (not delivered yet, or withdrawn)."""
+    live: str = ""
+    """Id that is live now."""
+    files: Mapping[str, str] = attrs.field(factory=dict)
+    """Virtual file -> SHA-256 of its bytes in that generation."""
+    domains: tuple[str, ...] = ()
+    fingerprint: str = ""
+    proven: bool = False
+    """True when ``generation`` has passed its commands and probes before."""
+
+    @property
+    def node(self) -> str:
+        """Return its name among the things that hang together."""
+        return f"cert:{self.cert_id}"
+
+
+@attrs.frozen(kw_only=True)
+class DesiredCa:
+    """A CA that this host knows."""
+
+    ca_id: int
+    name: str
+    files: Mapping[str, str] = attrs.field(factory=dict)
+    fingerprint: str = ""
+    imported: bool = False
+    """True when the trust store has it."""
+
+
+@attrs.frozen(kw_only=True)
+class Fact:
+    """What is at one destination."""
+
+    sha256: str | None = None
+    """Of the file's bytes; None: there is no file."""
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    refusal: str = ""
+    """Why nothing may be written there, whatever the policy says (symlinks, other-writable parents, …)."""
+
+
+@attrs.frozen(kw_only=True)
+class Write:
+    """One file to put at an explicit destination."""
+
+    item: str
+    cert_id: int | None
+    ca_id: int | None = None
+    source: str
+    """Virtual file name."""
+    path: str
+    mode: int
+    uid: int | None
+    gid: int | None
+    why: str
+
+    @property
+    def node(self) -> str:
+        """Return whose file it is, among the things that hang together."""
+        return f"ca:{self.ca_id}" if self.cert_id is None else f"cert:{self.cert_id}"
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """One command to run, for all items that ask for the same."""
+
+    items: tuple[str, ...]
+    grant: Grant
+    cert_ids: tuple[int, ...]
+    keys: Mapping[str, str]
+    """Item id -> activation key to note when it succeeded."""
+    tolerant: bool = False
+    """True when every item says ``continue_on_error``."""
+    why: str = ""
+    stale_marker: bool = False
+    """True when an item's marker on disk would call this done: it must go before the files change."""
+
+
+@attrs.frozen(kw_only=True)
+class Verification:
+    """One check after the commands."""
+
+    item: str
+    verify: VerifyTls | VerifyCommand
+    fingerprints: tuple[str, ...] = ()
+    """Any of these leaves is right (TLS)."""
+    cert_ids: tuple[int, ...] = ()
+    grant: Grant | None = None
+    """The command, as the host grants it."""
+    tolerant: bool = False
+
+
+@attrs.frozen
+class Level:
+    """What may be done side by side: first the files, then the commands."""
+
+    writes: tuple[Write, ...] = ()
+    runs: tuple[Run, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class PlanSet:
+    """Certificates that hang together through what they share, and the work on them."""
+
+    cert_ids: tuple[int, ...]
+    """Every certificate of the set, changed or not."""
+    switches: tuple[DesiredCert, ...] = ()
+    levels: tuple[Level, ...] = ()
+    verifications: tuple[Verification, ...] = ()
+    imports: tuple[int, ...] = ()
+    """CAs to put into the trust store."""
+    items: tuple[str, ...] = ()
+
+    @property
+    def idle(self) -> bool:
+        """True when there is nothing to do."""
+        return not (self.switches or self.levels or self.verifications or self.imports)
+
+
+class StepKind(StrEnum):
+    """What a step does."""
+
+    SWITCH = "switch"
+    WRITE = "write"
+    IMPORT_CA = "import_ca"
+    RUN = "run"
+    VERIFY = "verify"
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """One line of a plan."""
+
+    kind: StepKind
+    what: str
+    """Path, command line or endpoint."""
+    why: str
+    item: str = ""
+    cert_ids: tuple[int, ...] = ()
+    argv: tuple[str, ...] = ()
+
+
+_SIGNS = {
+    StepKind.SWITCH: "~ switch",
+    StepKind.WRITE: "~ write ",
+    StepKind.IMPORT_CA: "+ import",
+    StepKind.RUN: "> run   ",
+    StepKind.VERIFY: "? verify",
+}
+
+
+@attrs.frozen(kw_only=True)
+class InstallPlan:
+    """What converging this host would do, and why; printing it is `cert-ctrl plan`."""
+
+    sets: tuple[PlanSet, ...] = ()
+    """Only those with work."""
+    refusals: tuple[Refusal, ...] = ()
+    """What the host's policy does not allow, with the line that would."""
+    waiting: Mapping[str, str] = attrs.field(factory=dict)
+    """Item id -> what it waits for."""
+    blocked: Mapping[str, str] = attrs.field(factory=dict)
+    """Item id -> why it is left out though allowed: it needs a refused one."""
+    held: Mapping[int, str] = attrs.field(factory=dict)
+    """Certificate id -> why its new material is staged but not switched (window, hold)."""
+    concerns: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)
+    """Item id -> certificates it is bound to."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Return everything that would be done, in order; empty: nothing to do."""
+        return tuple(step for plan_set in self.sets for step in _steps_of(plan_set))
+
+    @property
+    def diff(self) -> str:
+        """Return the plan as text for a person."""
+        lines = [f"{_SIGNS[step.kind]}  {step.what}\n            {step.why}" for step in self.steps]
+        lines += [f"! refused  {explain(refusal)}" + _of(refusal.item) for refusal in self.refusals]
+        lines += [f"! left out item {shown(item)}: {why}" for item, why in self.blocked.items()]
+        lines += [f". waiting  item {shown(item)}: {why}" for item, why in self.waiting.items()]
+        lines += [f". staged   certificate {cert_id}: {why}" for cert_id, why in self.held.items()]
+        return "\n".join(lines) if lines else "Nothing to do."
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON."""
+        return {
+            "steps": [attrs.asdict(step) for step in self.steps],
+            "refusals": [attrs.asdict(refusal) | {"line": refusal.line} for refusal in self.refusals],
+            "blocked": dict(self.blocked),
+            "waiting": dict(self.waiting),
+            "held": {str(cert_id): why for cert_id, why in self.held.items()},
+        }
+
+
+def _of(item: str) -> str:
+    return f" (item {shown(item)})" if item else ""
+
+
+def _steps_of(plan_set: PlanSet) -> list[Step]:
+    steps = [
+        Step(
+            kind=StepKind.SWITCH,
+            what=f"certs/.live/{cert.name}",
+            why=f"certificate {cert.cert_id}: {cert.live or 'nothing'} -> {cert.generation}",
+            cert_ids=(cert.cert_id,),
+        )
+        for cert in plan_set.switches
+    ]
+    steps += [Step(kind=StepKind.IMPORT_CA, what=f"CA {ca}", why="not in the trust store") for ca in plan_set.imports]
+    for level in plan_set.levels:
+        steps += [_write_step(write) for write in level.writes]
+        steps += [_run_step(run) for run in level.runs]
+    return steps + [_verify_step(one) for one in plan_set.verifications]
+
+
+def _write_step(write: Write) -> Step:
+    owner = "" if write.uid is None and write.gid is None else f" {_number(write.uid)}:{_number(write.gid)}"
+    certs = () if write.cert_id is None else (write.cert_id,)
+    return Step(
+        kind=StepKind.WRITE,
+        what=f"{shown(write.path)} {write.mode:04o}{owner}",
+        why=f"item {shown(write.item)}: {write.source}, {write.why}",
+        item=write.item,
+        cert_ids=certs,
+    )
+
+
+def _number(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def _run_step(run: Run) -> Step:
+    user = f" as {run.grant.run_as}" if run.grant.run_as else ""
+    return Step(
+        kind=StepKind.RUN,
+        what=shown(" ".join(run.grant.argv)) + user,
+        why=f"item {shown(', '.join(run.items))}: {run.why}",
+        item=run.items[0],
+        cert_ids=run.cert_ids,
+        argv=run.grant.argv,
+    )
+
+
+def _verify_step(one: Verification) -> Step:
+    if isinstance(one.verify, VerifyTls):
+        name = f" for {shown(one.verify.server_name)}" if one.verify.server_name else ""
+        start = f" ({one.verify.starttls})" if one.verify.starttls else ""
+        what, argv = f"{shown(one.verify.host)}:{one.verify.port}{name}{start}", tuple[str, ...]()
+        why = "serves " + " or ".join(f"{one_of[:16]}…" for one_of in one.fingerprints)
+    else:
+        argv = one.grant.argv if one.grant is not None else one.verify.cmd_argv
+        what, why = shown(" ".join(argv)), "exits with 0"
+    return Step(
+        kind=StepKind.VERIFY, what=what, why=f"item {shown(one.item)}: {why}", item=one.item,
+        cert_ids=one.cert_ids, argv=argv,
+    )  # fmt: skip
