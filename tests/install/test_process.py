@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import resource
@@ -18,7 +19,7 @@ import pytest
 import trio
 
 from certctrl.errors import CommandError
-from certctrl.install.process import CommandResult, Proc, proc
+from certctrl.install.process import CommandResult, Proc, child, proc
 from certctrl.install.process.proc import LIMITS, own_names
 
 ROOT = os.geteuid() == 0
@@ -185,7 +186,7 @@ async def test_killing_the_supervisor_does_not_help(quick: Proc, token: str) -> 
 @pytest.mark.integration
 async def test_stopping_the_supervisor_does_not_help(quick: Proc, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proc, "ANSWER_MARGIN", 0.5)
-    monkeypatch.setattr(proc, "END_MARGIN", 0.2)
+    monkeypatch.setattr(child, "END_MARGIN", 0.2)
     with pytest.raises(CommandError, match="supervisor"):
         await quick.run(
             [SH, "-c", "setsid sleep 300 & kill -STOP $PPID; sleep 300"],
@@ -350,7 +351,7 @@ async def test_a_supervisor_started_ahead_serves_one_command(quick: Proc) -> Non
     spare = quick._spare
     assert spare is not None
     assert (await quick.run(["/bin/true"], timeout=5)).ok
-    assert spare.returncode == 0 and quick._spare is None
+    assert spare.status == 0 and quick._spare is None
 
 
 async def test_a_supervisor_that_left_meanwhile_is_replaced(quick: Proc) -> None:
@@ -368,8 +369,20 @@ async def test_nothing_of_a_waiting_supervisor_is_left_after_close(need: Callabl
     spare = runner._spare
     assert spare is not None
     await runner.aclose()
-    assert spare.returncode is not None
+    assert spare.status is not None
     assert not Path(f"/proc/{spare.pid}").exists()
+
+
+async def test_a_forgotten_supervisor_ends_by_itself_and_complains_to_nobody() -> None:
+    runner = Proc()
+    await runner.prepare()
+    assert runner._spare is not None
+    pid = runner._spare.pid
+    del runner
+    gc.collect()
+    with trio.fail_after(5):
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]:
+            await trio.sleep(0.01)
 
 
 async def test_descriptors_return_to_the_baseline(quick: Proc) -> None:

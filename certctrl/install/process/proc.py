@@ -7,19 +7,14 @@ import marshal
 import os
 import pwd
 import resource
-import signal
-import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
-from functools import cache
-from importlib.abc import InspectLoader
 
 import trio
 
 from certctrl.errors import CommandError
 from certctrl.install.policy import shown
 from certctrl.install.process import supervisor
+from certctrl.install.process.child import Child
 from certctrl.install.process.result import CommandResult, leader_of, read_answer
 from certctrl.install.process.transcript import KEEP_BYTES
 from certctrl.install.process.vetting import vet_executable
@@ -29,9 +24,6 @@ TERM_GRACE = 5.0
 """Seconds between TERM and KILL at the deadline."""
 ANSWER_MARGIN = supervisor.SWEEP_LIMIT + 5.0
 """A supervisor that has not answered this long after deadline and grace is taken for dead."""
-END_MARGIN = supervisor.HASTY_GRACE + 3.0
-"""Longest wait for a supervisor that was told to end its command now."""
-LARGEST_ANSWER = 4 * KEEP_BYTES
 LIMITS = {
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_NOFILE: 4096,
@@ -39,7 +31,6 @@ LIMITS = {
     resource.RLIMIT_AS: 16 << 30,  # a Java tool reserves many GiB that it never touches
 }
 _User = tuple[int, int, list[int]]
-_BOOT = "import marshal; exec(marshal.load(open(0, 'rb', 0, closefd=False)), {'__name__': '__main__'})"
 
 
 class Proc:
@@ -48,7 +39,7 @@ class Proc:
     def __init__(self, *, term_grace: float = TERM_GRACE, limits: Mapping[int, int] = LIMITS) -> None:
         self._grace = term_grace
         self._limits = dict(limits)
-        self._spare: trio.Process | None = None
+        self._spare: Child | None = None
         self._preparing = False
 
     async def run(
@@ -86,12 +77,12 @@ class Proc:
 
     async def prepare(self) -> None:
         """Start a supervisor ahead of the next command; it waits a minute for one, then leaves."""
-        if self._preparing or (self._spare is not None and self._spare.poll() is None):
+        if self._preparing or (self._spare is not None and self._spare.alive):
             return
         self._preparing = True
         try:
             await self.aclose()
-            self._spare = await _spawn()
+            self._spare = await Child.start()
         finally:
             self._preparing = False
 
@@ -99,95 +90,29 @@ class Proc:
         """End the supervisor that waits for a command, if there is one."""
         spare, self._spare = self._spare, None
         if spare is not None:
-            await _end(spare, None)
+            with trio.CancelScope(shield=True):
+                await spare.end(None)
 
     async def _supervised(self, order: bytes, limit: float) -> bytes:
         """Give the order to a supervisor and return its answer; no process of it is left then."""
         parcel = b"%08d" % len(order) + order
-        process, self._spare = self._spare or await _spawn(), None
+        spare, self._spare = self._spare, None
+        child = spare or await Child.start()
         answer = bytearray()
         try:
             with trio.move_on_after(limit):
                 try:
-                    await _send(process, parcel)
+                    await child.order(parcel)
                 except trio.BrokenResourceError:  # one that was started ahead and has just left
                     with trio.CancelScope(shield=True):
-                        await _end(process, None)
-                    process = await _spawn()
-                    await _send(process, parcel)
-                await _receive(process, answer)
+                        await child.end(None)
+                        child = await Child.start()
+                    await child.order(parcel)
+                await child.receive(answer)
         finally:
             with trio.CancelScope(shield=True):
-                await _end(process, leader_of(bytes(answer)))
+                await child.end(leader_of(bytes(answer)))
         return bytes(answer)
-
-
-@cache
-def _program() -> bytes:
-    """Return the supervisor's compiled code: sent to a bare interpreter, it needs no file and no compiling."""
-    assert isinstance(supervisor.__loader__, InspectLoader)
-    return marshal.dumps(supervisor.__loader__.get_code(supervisor.__name__))
-
-
-async def _spawn() -> trio.Process:
-    try:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-I", "-S", "-c", _BOOT],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={},
-            cwd="/",
-            close_fds=True,
-            start_new_session=True,  # a Ctrl-C at the agent's terminal is for the agent alone
-        )
-    except OSError as error:
-        raise CommandError(f"cannot start a supervisor: {error.strerror}", fix="see `ulimit -a` and free memory") \
-            from None  # fmt: skip
-    try:
-        await _send(process, _program())
-    except trio.Cancelled:
-        with trio.CancelScope(shield=True):
-            await _end(process, None)
-        raise
-    except trio.BrokenResourceError:
-        pass  # it died at birth: its empty answer tells
-    return process
-
-
-async def _send(process: trio.Process, parcel: bytes) -> None:
-    assert process.stdin is not None
-    await process.stdin.send_all(parcel)  # left open: its end tells the supervisor that we are gone
-
-
-async def _receive(process: trio.Process, answer: bytearray) -> None:
-    assert process.stdout is not None
-    while len(answer) < LARGEST_ANSWER and (part := await process.stdout.receive_some()):
-        answer += part
-
-
-async def _end(process: trio.Process, leader: int | None) -> None:
-    """Wait for a supervisor that is done or is told to be; kill by hand what a dead or stopped one left."""
-    for stream in (process.stdin, process.stdout):  # closing the second lets it end without anybody reading
-        if stream is not None:
-            await trio.aclose_forcefully(stream)
-    with trio.move_on_after(END_MARGIN):
-        if await process.wait() == 0:
-            return
-    await trio.to_thread.run_sync(_kill_by_hand, process.pid, leader)
-    await process.wait()
-
-
-def _kill_by_hand(pid: int, leader: int | None) -> None:
-    """Kill a supervisor and everything that is its, or that is left in its command's session."""
-    left = dict(supervisor.descendants(pid))
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
-    for one, (_, session, start) in supervisor.process_table().items():
-        if leader is not None and session == leader:
-            left[one] = start
-    for one, start in left.items():
-        supervisor.send(one, start, signal.SIGKILL)
 
 
 def _prepared(argv: tuple[str, ...], run_as: str | None, sha256: str | None) -> _User | None:

@@ -1,0 +1,139 @@
+"""Child: one supervisor process as the agent sees it: two pipes, a pid, and an end that always comes."""
+
+from __future__ import annotations
+
+import marshal
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from importlib.abc import InspectLoader
+from io import FileIO
+
+import trio
+
+from certctrl.errors import CommandError
+from certctrl.install.process import supervisor
+from certctrl.install.process.transcript import KEEP_BYTES
+
+END_MARGIN = supervisor.HASTY_GRACE + 3.0
+"""Longest wait for a supervisor that was told to end its command now."""
+LARGEST_ANSWER = 4 * KEEP_BYTES
+_BOOT = "import marshal; exec(marshal.load(open(0, 'rb', 0, closefd=False)), {'__name__': '__main__'})"
+
+
+class _Popen(subprocess.Popen[bytes]):
+    """One that may be forgotten while it waits: its standard input ends with us, and then it ends itself."""
+
+    def __del__(self) -> None:
+        with suppress(OSError, AttributeError):
+            os.waitpid(self.pid, os.WNOHANG)
+        self.returncode = self.returncode or 0
+
+
+class Child:
+    """A supervisor that runs at most one command."""
+
+    def __init__(self, popen: _Popen, stdin: int, stdout: int) -> None:
+        self._popen = popen
+        self._stdin = trio.lowlevel.FdStream(stdin)
+        self._stdout = trio.lowlevel.FdStream(stdout)
+
+    @classmethod
+    async def start(cls) -> Child:
+        """Start a supervisor. Raises CommandError when the system has no room for it."""
+        with trio.CancelScope(shield=True):  # a thread: it ends by itself, and what it made must not be lost
+            try:
+                made = await trio.to_thread.run_sync(_spawn)
+            except OSError as error:
+                raise CommandError(
+                    f"cannot start a supervisor: {error.strerror}", fix="see `ulimit -a` and the memory that is free"
+                ) from None
+        return cls(*made)
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._popen.pid
+
+    @property
+    def alive(self) -> bool:
+        """Return whether it still runs."""
+        return self._popen.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """Return how it ended; None while it runs."""
+        return self._popen.returncode
+
+    async def order(self, parcel: bytes) -> None:
+        """Give it its order. Raises trio.BrokenResourceError when it has left."""
+        await self._stdin.send_all(parcel)  # left open: its end says that we are gone
+
+    async def receive(self, answer: bytearray) -> None:
+        """Append all it says to ``answer``, until it closes."""
+        while len(answer) < LARGEST_ANSWER and (part := await self._stdout.receive_some()):
+            answer += part
+
+    async def end(self, leader: int | None) -> None:
+        """Wait for one that is done or is told to be; kill by hand what a dead or stopped one left behind."""
+        await trio.aclose_forcefully(self._stdin)
+        await trio.aclose_forcefully(self._stdout)  # so that it can end without anybody reading
+        with trio.move_on_after(END_MARGIN):
+            if await self._wait() == 0:
+                return
+        await trio.to_thread.run_sync(self._kill_by_hand, leader)
+        await self._wait()
+
+    async def _wait(self) -> int:
+        if self._popen.poll() is None:
+            handle = os.pidfd_open(self.pid)
+            try:
+                await trio.lowlevel.wait_readable(handle)
+            finally:
+                trio.lowlevel.notify_closing(handle)
+                os.close(handle)
+        return self._popen.wait()
+
+    def _kill_by_hand(self, leader: int | None) -> None:
+        """Kill it and everything that is its, or that is left in its command's session."""
+        left = {}
+        if self._popen.poll() is None:  # once it is reaped, its number may be somebody else's
+            left = dict(supervisor.descendants(self.pid))
+            self._popen.send_signal(signal.SIGKILL)
+        for one, (_, session, start) in supervisor.process_table().items():
+            if leader is not None and session == leader:
+                left[one] = start
+        for one, start in left.items():
+            supervisor.send(one, start, signal.SIGKILL)
+
+
+@cache
+def _program() -> bytes:
+    """Return the supervisor's compiled code: sent to a bare interpreter, it needs no file and no compiling."""
+    assert isinstance(supervisor.__loader__, InspectLoader)
+    return marshal.dumps(supervisor.__loader__.get_code(supervisor.__name__))
+
+
+def _spawn() -> tuple[_Popen, int, int]:
+    """Start a bare interpreter with the supervisor's program in its pipe; return it and our ends of its pipes."""
+    program = _program()
+    orders, stdin = os.pipe()
+    stdout, answers = os.pipe()
+    try:
+        popen = _Popen(
+            [sys.executable, "-I", "-S", "-c", _BOOT],
+            stdin=orders, stdout=answers, stderr=subprocess.DEVNULL, env={}, cwd="/", close_fds=True,
+            start_new_session=True,  # a Ctrl-C at the agent's terminal is for the agent alone
+        )  # fmt: skip
+        FileIO(stdin, "w", closefd=False).write(program)  # smaller than the pipe: it does not block
+    except OSError:
+        os.close(stdin)
+        os.close(stdout)
+        raise
+    finally:
+        os.close(orders)
+        os.close(answers)
+    return popen, stdin, stdout
