@@ -1,0 +1,143 @@
+"""Private CAs that devices shall trust: kept here, assigned to devices, fetched as a bundle (api.md §3, §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cryptography import x509
+
+from certctrl.plane.clock import when
+from certctrl.plane.database import Database, Row
+from certctrl.plane.refusals import bad_request, not_found
+from certctrl.plane.streams import SignalStream
+from certctrl.plane.x509 import pem_of, serial_text
+
+_LARGEST = 64 * 1024
+
+
+class Authorities:
+    """The table of CAs and their assignments to devices."""
+
+    def __init__(
+        self, database: Database, stream: SignalStream, root_pem: Callable[[], str], wall_now: Callable[[], float]
+    ) -> None:
+        """``root_pem`` gives the built-in root, the CA that is meant when none is handed over."""
+        self._db = database
+        self._stream = stream
+        self._root_pem = root_pem
+        self._wall_now = wall_now
+
+    def add(self, user_id: int, name: str, certificate_pem: str | None = None) -> dict[str, Any]:
+        """Keep a CA certificate under a name; None: the plane's own root. Refused 400 when it is no CA."""
+        if not name:
+            raise bad_request("A CA needs a name", field="name")
+        certificate = _ca_certificate(certificate_pem or self._root_pem())
+        ca_id = self._db.insert(
+            "INSERT INTO authorities (user_id, name, serial_number, certificate_pem, not_after, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            user_id, name, serial_text(certificate), pem_of(certificate),
+            certificate.not_valid_after_utc.timestamp(), self._wall_now(),
+        )  # fmt: skip
+        return self.show(user_id, ca_id)
+
+    async def assign(self, user_id: int, device_id: int, ca_id: int) -> dict[str, Any]:
+        """Have a device trust a CA; again changes nothing."""
+        row = self._row(user_id, ca_id)
+        self._require_device(user_id, device_id)
+        if self._assigned(device_id, ca_id) is None:
+            with self._db.transaction():
+                self._db.run("INSERT INTO authority_assignments VALUES (?, ?, ?)", device_id, ca_id, self._wall_now())
+                self._stream.append(device_id, "ca.assigned", _ref(row))
+            await self._stream.publish()
+        return self.show(user_id, ca_id)
+
+    async def unassign(self, user_id: int, device_id: int, ca_id: int) -> None:
+        """Have a device trust a CA no longer; Refused 404 when it was not assigned."""
+        row = self._row(user_id, ca_id)
+        self._require_device(user_id, device_id)
+        with self._db.transaction():
+            sql = "DELETE FROM authority_assignments WHERE device_id = ? AND ca_id = ?"
+            if not self._db.run(sql, device_id, ca_id):
+                raise not_found("Not assigned to this device")
+            self._stream.append(device_id, "ca.unassigned", _ref(row))
+        await self._stream.publish()
+
+    def show_all(self, user_id: int) -> list[dict[str, Any]]:
+        """Return every CA of a user as operators see it."""
+        return [self._shown(row) for row in self._db.all("SELECT * FROM authorities WHERE user_id = ? ORDER BY id", user_id)]
+
+    def show(self, user_id: int, ca_id: int) -> dict[str, Any]:
+        """Return one CA as operators see it."""
+        return self._shown(self._row(user_id, ca_id))
+
+    def of_device(self, device_id: int) -> list[dict[str, Any]]:
+        """Return what a device shall trust, without the certificates themselves."""
+        rows = self._db.all(
+            "SELECT c.* FROM authorities c JOIN authority_assignments a ON a.ca_id = c.id"
+            " WHERE a.device_id = ? ORDER BY c.id",
+            device_id,
+        )
+        return [{name: value for name, value in _bundle(row).items() if name != "ca_certificate_pem"} for row in rows]
+
+    def bundle(self, device_id: int, ca_id: int) -> dict[str, Any]:
+        """Return the bundle of a CA that is assigned to a device, or raise 404."""
+        row = self._assigned(device_id, ca_id)
+        if row is None:
+            raise not_found("No such CA")
+        return _bundle(row)
+
+    def _shown(self, row: Row) -> dict[str, Any]:
+        holders = self._db.all("SELECT device_id FROM authority_assignments WHERE ca_id = ? ORDER BY 1", row["id"])
+        return _bundle(row) | {
+            "not_after": when(row["not_after"]),
+            "created_at": when(row["created_at"]),
+            "device_ids": [holder["device_id"] for holder in holders],
+        }
+
+    def _assigned(self, device_id: int, ca_id: int) -> Row | None:
+        return self._db.one(
+            "SELECT c.* FROM authorities c JOIN authority_assignments a ON a.ca_id = c.id"
+            " WHERE a.device_id = ? AND c.id = ?",
+            device_id, ca_id,
+        )  # fmt: skip
+
+    def _row(self, user_id: int, ca_id: int) -> Row:
+        row = self._db.one("SELECT * FROM authorities WHERE id = ? AND user_id = ?", ca_id, user_id)
+        if row is None:
+            raise not_found("No such CA")
+        return row
+
+    def _require_device(self, user_id: int, device_id: int) -> None:
+        if self._db.one("SELECT 1 FROM devices WHERE id = ? AND user_id = ?", device_id, user_id) is None:
+            raise not_found("No such device")
+
+
+def _ca_certificate(pem: str) -> x509.Certificate:
+    """Return the one CA certificate in a PEM text; Refused 400 otherwise."""
+    if len(pem) > _LARGEST:
+        raise bad_request("ca_certificate_pem is too long", field="ca_certificate_pem")
+    try:
+        certificates = x509.load_pem_x509_certificates(pem.encode())
+        if len(certificates) != 1:
+            raise bad_request("ca_certificate_pem must hold one certificate", field="ca_certificate_pem")
+        basic = certificates[0].extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (ValueError, x509.ExtensionNotFound):
+        raise bad_request("ca_certificate_pem is no CA certificate in PEM", field="ca_certificate_pem") from None
+    if not basic.ca:
+        raise bad_request("This certificate is not a CA's", field="ca_certificate_pem")
+    return certificates[0]
+
+
+def _bundle(row: Row) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "name": row["name"],
+        "serial_number": row["serial_number"],
+        "status": "active",
+        "ca_certificate_pem": row["certificate_pem"],
+    }
+
+
+def _ref(row: Row) -> dict[str, Any]:
+    return {"ca_id": row["id"], "serial": row["serial_number"], "ca_name": row["name"]}

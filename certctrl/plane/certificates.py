@@ -1,0 +1,269 @@
+"""Certificates: issue, renew, revoke, and who gets them; each change tells the devices it concerns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from certctrl.plane.clock import when
+from certctrl.plane.database import Database, Row
+from certctrl.plane.issuer import Issued, Issuer
+from certctrl.plane.keyring import Keyring
+from certctrl.plane.limits import Buckets
+from certctrl.plane.names import clean_names
+from certctrl.plane.refusals import bad_request, conflict, gone, not_found
+from certctrl.plane.sealing import seal_private_key
+from certctrl.plane.settings import DAY, PlaneSettings
+from certctrl.plane.streams import SignalStream
+from certctrl.plane.x509 import KEY_TYPES
+
+LONGEST_VALIDITY = 366 * DAY
+SHORTEST_VALIDITY = 10
+
+
+class Certificates:
+    """The table of certificates and their assignments to devices."""
+
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        issuer: Issuer,
+        stream: SignalStream,
+        settings: PlaneSettings,
+        wall_now: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._db = database
+        self._keyring = keyring
+        self._issuer = issuer
+        self._stream = stream
+        self._settings = settings
+        self._wall_now = wall_now
+        self._requests = Buckets(0.1, 5, monotonic)
+        """Renewals that devices ask for: five at once, then one per ten seconds and device."""
+
+    async def issue(
+        self,
+        user_id: int,
+        domains: Sequence[str],
+        *,
+        key_type: str = KEY_TYPES[0],
+        validity_seconds: int | None = None,
+        device_ids: Collection[int] = (),
+    ) -> dict[str, Any]:
+        """Issue a certificate for ``domains`` (the first is the primary) and assign it to devices of the user."""
+        names = clean_names(domains)
+        validity = self._settings.certificate_seconds if validity_seconds is None else validity_seconds
+        if key_type not in KEY_TYPES:
+            raise bad_request(f"key_type must be one of {', '.join(KEY_TYPES)}", field="key_type")
+        if not SHORTEST_VALIDITY <= validity <= LONGEST_VALIDITY:
+            what = f"validity_seconds must be {SHORTEST_VALIDITY} to {LONGEST_VALIDITY}"
+            raise bad_request(what, field="validity_seconds")
+        for device_id in device_ids:
+            self._require_device(user_id, device_id)
+        issued = await self._issuer.issue(names, key_type=key_type, validity_seconds=validity)
+        now = self._wall_now()
+        with self._db.transaction():
+            cert_id = self._db.insert(
+                "INSERT INTO certificates (user_id, domain_name, sans, key_type, validity_seconds, status, serial_number,"
+                " fingerprint_sha256, not_before, not_after, certificate_pem, chain_pem, private_key_enc, created_at,"
+                " updated_at) VALUES (?, ?, ?, ?, ?, 'active', '', '', 0, 0, '', '', x'', ?, ?)",
+                user_id, names[0], json.dumps(names), key_type, validity, now, now,
+            )  # fmt: skip
+            self._keep(cert_id, issued, "issue", "", None)
+            for device_id in dict.fromkeys(device_ids):
+                self._assign(device_id, cert_id, issued.serial_number)
+        await self._stream.publish()
+        return self.show(user_id, cert_id)
+
+    async def renew(
+        self, user_id: int, cert_id: int, *, reason: str = "", device_id: int | None = None
+    ) -> dict[str, Any]:
+        """Replace key and certificate and tell every device that has it; return ``{"id", "status", …}`` of the issue.
+
+        A device (``device_id``) may renew only what is assigned to it and not revoked, and not too often; a second
+        device that asks for the same certificate shortly after the first gets the first one's renewal.
+        """
+        row = self._row(user_id, cert_id)
+        if device_id is not None:
+            shared = self._ask_as_device(row, device_id)
+            if shared is not None:
+                return shared
+        issued = await self._issuer.issue(
+            json.loads(row["sans"]), key_type=row["key_type"], validity_seconds=row["validity_seconds"]
+        )
+        with self._db.transaction():
+            if device_id is not None:  # an RSA key takes a while: things may have changed meanwhile
+                self._require_renewable(self._row(user_id, cert_id), device_id)
+            issue_id = self._keep(cert_id, issued, "renew", reason, device_id)
+            for holder in self._holders(cert_id):
+                self._stream.append(holder, "cert.renewed", {"cert_id": cert_id, "serial": issued.serial_number})
+        await self._stream.publish()
+        return self._issue(issue_id)
+
+    async def revoke(self, user_id: int, cert_id: int, *, reason: str = "") -> dict[str, Any]:
+        """Take a certificate out of use for good (until an operator renews it) and tell its devices."""
+        row = self._row(user_id, cert_id)
+        if row["status"] != "revoked":
+            now = self._wall_now()
+            with self._db.transaction():
+                self._db.run(
+                    "UPDATE certificates SET status = 'revoked', revoked_at = ?, revoke_reason = ?, updated_at = ?,"
+                    " private_key_enc = x'' WHERE id = ?",
+                    now, reason, now, cert_id,
+                )  # fmt: skip
+                self._log(cert_id, "revoke", reason, None, row["serial_number"])
+                for holder in self._holders(cert_id):
+                    self._stream.append(holder, "cert.revoked", {"cert_id": cert_id})
+            await self._stream.publish()
+        return self.show(user_id, cert_id)
+
+    async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
+        """Give a certificate to a device; again changes nothing."""
+        row = self._row(user_id, cert_id)
+        self._require_device(user_id, device_id)
+        if row["status"] == "revoked":
+            raise conflict("This certificate is revoked", "CERT_REVOKED")
+        if not self._is_assigned(device_id, cert_id):
+            with self._db.transaction():
+                self._assign(device_id, cert_id, row["serial_number"])
+            await self._stream.publish()
+        return self.show(user_id, cert_id)
+
+    async def unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
+        """Take a certificate from a device; Refused 404 when it has none such."""
+        self._row(user_id, cert_id)
+        self._require_device(user_id, device_id)
+        with self._db.transaction():
+            if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
+                raise not_found("Not assigned to this device")
+            self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
+        await self._stream.publish()
+
+    def show_all(self, user_id: int) -> list[dict[str, Any]]:
+        """Return every certificate of a user as operators see it."""
+        rows = self._db.all("SELECT * FROM certificates WHERE user_id = ? ORDER BY id", user_id)
+        return [self._shown(row) for row in rows]
+
+    def show(self, user_id: int, cert_id: int) -> dict[str, Any]:
+        """Return one certificate as operators see it."""
+        return self._shown(self._row(user_id, cert_id))
+
+    def page(self, device_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
+        """Return the summaries of a device's certificates with an id above ``after_id``, in order of id."""
+        rows = self._db.all(
+            "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id"
+            " WHERE a.device_id = ? AND c.id > ? ORDER BY c.id LIMIT ?",
+            device_id, after_id, limit,
+        )  # fmt: skip
+        return [self._summary(row) for row in rows]
+
+    def detail(self, device_id: int, cert_id: int) -> dict[str, Any]:
+        """Return ``CertificateDetail`` of a certificate assigned to a device, or raise 404."""
+        row = self._assigned(device_id, cert_id)
+        return self._summary(row) | {"certificate_pem": row["certificate_pem"], "chain_pem": row["chain_pem"]}
+
+    def materials(self, device_id: int, cert_id: int) -> dict[str, Any]:
+        """Return ``DeployMaterials``, sealed to the device's key; Refused 404, or 410 when revoked."""
+        row = self._assigned(device_id, cert_id)
+        if row["status"] == "revoked":
+            raise gone("This certificate is revoked", "CERT_REVOKED")
+        device = self._db.one("SELECT public_key FROM devices WHERE id = ?", device_id)
+        if device is None or device["public_key"] is None:
+            raise conflict("The device has no key yet", "WRAP_PENDING")
+        key = self._keyring.unseal(f"certificate {cert_id}", row["private_key_enc"])
+        return seal_private_key(key, device["public_key"]) | {
+            "certificate_pem": row["certificate_pem"],
+            "chain_pem": row["chain_pem"],
+            "serial_number": row["serial_number"],
+        }
+
+    def _ask_as_device(self, row: Row, device_id: int) -> dict[str, Any] | None:
+        """Check a device's wish to renew; return another device's renewal when it is fresh enough to share."""
+        self._require_renewable(row, device_id)
+        last = self._db.one("SELECT * FROM issues WHERE cert_id = ? ORDER BY id DESC LIMIT 1", row["id"])
+        fresh = self._wall_now() - self._settings.shared_renewal_seconds
+        if last is not None and last["action"] == "renew" and last["at"] > fresh:
+            if last["device_id"] not in (None, device_id):
+                return self._issue(last["id"])
+        self._requests.take(device_id)
+        return None
+
+    def _require_renewable(self, row: Row, device_id: int) -> None:
+        if not self._is_assigned(device_id, row["id"]):
+            raise not_found("No such certificate")
+        if row["status"] == "revoked":
+            raise conflict("This certificate is revoked; an operator must renew it", "CERT_REVOKED")
+
+    def _keep(self, cert_id: int, issued: Issued, action: str, reason: str, device_id: int | None) -> int:
+        self._db.run(
+            "UPDATE certificates SET status = 'active', serial_number = ?, fingerprint_sha256 = ?, not_before = ?,"
+            " not_after = ?, certificate_pem = ?, chain_pem = ?, private_key_enc = ?, updated_at = ?,"
+            " revoked_at = NULL, revoke_reason = '' WHERE id = ?",
+            issued.serial_number, issued.fingerprint_sha256, issued.not_before, issued.not_after,
+            issued.certificate_pem, issued.chain_pem,
+            self._keyring.seal(f"certificate {cert_id}", issued.private_key_der), self._wall_now(), cert_id,
+        )  # fmt: skip
+        return self._log(cert_id, action, reason, device_id, issued.serial_number)
+
+    def _log(self, cert_id: int, action: str, reason: str, device_id: int | None, serial: str) -> int:
+        return self._db.insert(
+            "INSERT INTO issues (cert_id, action, reason, device_id, serial_number, status, at)"
+            " VALUES (?, ?, ?, ?, ?, 'done', ?)",
+            cert_id, action, reason, device_id, serial, self._wall_now(),
+        )  # fmt: skip
+
+    def _issue(self, issue_id: int) -> dict[str, Any]:
+        row = self._db.one("SELECT * FROM issues WHERE id = ?", issue_id)
+        if row is None:
+            raise not_found("No such issue")
+        return {name: row[name] for name in ("id", "cert_id", "action", "status", "serial_number")}
+
+    def _assign(self, device_id: int, cert_id: int, serial: str) -> None:
+        self._db.run("INSERT INTO assignments VALUES (?, ?, ?)", device_id, cert_id, self._wall_now())
+        self._stream.append(device_id, "cert.renewed", {"cert_id": cert_id, "serial": serial})
+
+    def _holders(self, cert_id: int) -> list[int]:
+        rows = self._db.all("SELECT device_id FROM assignments WHERE cert_id = ? ORDER BY device_id", cert_id)
+        return [row["device_id"] for row in rows]
+
+    def _is_assigned(self, device_id: int, cert_id: int) -> bool:
+        sql = "SELECT 1 FROM assignments WHERE device_id = ? AND cert_id = ?"
+        return self._db.one(sql, device_id, cert_id) is not None
+
+    def _assigned(self, device_id: int, cert_id: int) -> Row:
+        row = self._db.one(
+            "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id WHERE a.device_id = ? AND c.id = ?",
+            device_id, cert_id,
+        )  # fmt: skip
+        if row is None:
+            raise not_found("No such certificate")
+        return row
+
+    def _require_device(self, user_id: int, device_id: int) -> None:
+        if self._db.one("SELECT 1 FROM devices WHERE id = ? AND user_id = ?", device_id, user_id) is None:
+            raise not_found("No such device")
+
+    def _row(self, user_id: int, cert_id: int) -> Row:
+        row = self._db.one("SELECT * FROM certificates WHERE id = ? AND user_id = ?", cert_id, user_id)
+        if row is None:
+            raise not_found("No such certificate")
+        return row
+
+    def _summary(self, row: Row) -> dict[str, Any]:
+        expired = row["status"] == "active" and row["not_after"] <= self._wall_now()
+        return {
+            "id": row["id"], "domain_name": row["domain_name"], "sans": json.loads(row["sans"]),
+            "serial_number": row["serial_number"], "fingerprint_sha256": row["fingerprint_sha256"],
+            "not_before": when(row["not_before"]), "not_after": when(row["not_after"]),
+            "status": "expired" if expired else row["status"], "updated_at": when(row["updated_at"]),
+        }  # fmt: skip
+
+    def _shown(self, row: Row) -> dict[str, Any]:
+        return self._summary(row) | {
+            "key_type": row["key_type"], "validity_seconds": row["validity_seconds"],
+            "revoked_at": when(row["revoked_at"]), "revoke_reason": row["revoke_reason"],
+            "device_ids": self._holders(row["id"]),
+        }  # fmt: skip

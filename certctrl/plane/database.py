@@ -1,0 +1,103 @@
+"""Database: one SQLite connection, called inline.
+
+A read costs 0.02 ms and a durable write one fsync: less than a thread would, and it keeps the plane runnable under a
+virtual clock. WAL with ``synchronous=FULL``: what was answered survives kill -9 and power loss.
+
+A ``transaction`` block must not await: then no other task can come in between, and no lock is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from certctrl.errors import ConfigError, DiskError
+from certctrl.plane.files import make_private
+from certctrl.plane.schema import SCHEMA
+
+Row = sqlite3.Row
+
+
+class Database:
+    """The plane's tables; every method raises DiskError where SQLite says the disk or file is at fault."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open (and create or migrate) a database file of mode 0600, or one in memory."""
+        self._path = "memory" if path is None else str(path)
+        if path is not None:
+            make_private(path)
+        with self._boundary():
+            self._connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=5)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._connection.execute("PRAGMA secure_delete = ON")
+            self._migrate()
+
+    def one(self, sql: str, *parameters: Any) -> Row | None:
+        """Return the first row, or None."""
+        with self._boundary():
+            row: Row | None = self._connection.execute(sql, parameters).fetchone()
+            return row
+
+    def all(self, sql: str, *parameters: Any) -> list[Row]:
+        """Return every row."""
+        with self._boundary():
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def run(self, sql: str, *parameters: Any) -> int:
+        """Run a statement that changes something; return the number of rows it changed."""
+        with self._boundary():
+            return self._connection.execute(sql, parameters).rowcount
+
+    def insert(self, sql: str, *parameters: Any) -> int:
+        """Run an INSERT and return the id of the new row."""
+        with self._boundary():
+            return self._connection.execute(sql, parameters).lastrowid or 0
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, durable at the end; a block inside another joins it."""
+        if self._connection.in_transaction:
+            yield
+            return
+        with self._boundary():
+            self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            with self._boundary():
+                self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Fold the journal into the file and close it."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _boundary(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise  # a rule of the schema: our bug, never the disk's
+        except sqlite3.OperationalError as error:
+            raise DiskError(f"{self._path}: {error}", path=self._path, fix="check free space and permissions") from None
+        except sqlite3.DatabaseError as error:
+            raise DiskError(f"{self._path}: {error}", path=self._path, fix="restore it from a backup") from None
+
+    def _migrate(self) -> None:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if version > len(SCHEMA):
+            raise ConfigError(
+                f"was written by a newer release (schema {version}, this one knows {len(SCHEMA)})",
+                file=self._path,
+                fix="run the newer release",
+            )
+        for number, script in enumerate(SCHEMA[version:], start=version + 1):
+            self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")

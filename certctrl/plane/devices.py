@@ -1,0 +1,174 @@
+"""Users and devices: who is there, who was thrown out, who was seen when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from certctrl.plane.clock import when
+from certctrl.plane.database import Database, Row
+from certctrl.plane.installs import Installs
+from certctrl.plane.refusals import bad_request, conflict, not_found
+from certctrl.plane.sealing import fingerprint
+from certctrl.plane.sessions import Sessions
+from certctrl.plane.streams import SignalStream
+
+FIRST_USER = 1
+"""The user every plane is born with."""
+
+
+@attrs.frozen(kw_only=True)
+class DeviceFacts:
+    """What a device says of itself when it registers; texts are shown to people, never trusted."""
+
+    device_public_id: str
+    name: str = ""
+    platform: str = ""
+    model: str = ""
+    app_version: str = ""
+    user_agent: str = ""
+
+
+@attrs.define
+class _Sighting:
+    at: float
+    address: str
+    cursor: str
+
+
+class Devices:
+    """The table of users and devices."""
+
+    def __init__(
+        self,
+        database: Database,
+        stream: SignalStream,
+        sessions: Sessions,
+        installs: Installs,
+        wall_now: Callable[[], float],
+    ) -> None:
+        self._db = database
+        self._stream = stream
+        self._sessions = sessions
+        self._installs = installs
+        self._wall_now = wall_now
+        self._sightings: dict[int, _Sighting] = {}
+        """Not yet in the database: a poll writes nothing, ``save_sightings`` writes many at once."""
+        if self._db.one("SELECT 1 FROM users WHERE id = ?", FIRST_USER) is None:
+            self.add_user("operator")
+
+    def add_user(self, name: str) -> dict[str, Any]:
+        """Make a user; Refused 409 when the name is taken."""
+        if not name:
+            raise bad_request("A user needs a name", field="name")
+        if self._db.one("SELECT 1 FROM users WHERE name = ?", name) is not None:
+            raise conflict("This name is taken")
+        user_id = self._db.insert("INSERT INTO users (name, created_at) VALUES (?, ?)", name, self._wall_now())
+        return {"id": user_id, "name": name}
+
+    def users(self) -> list[dict[str, Any]]:
+        """Return every user."""
+        return [{"id": row["id"], "name": row["name"]} for row in self._db.all("SELECT id, name FROM users ORDER BY id")]
+
+    def require_user(self, user_id: int) -> None:
+        """Raise 404 unless the user exists."""
+        if self._db.one("SELECT 1 FROM users WHERE id = ?", user_id) is None:
+            raise not_found("No such user")
+
+    def expect(self, user_id: int, facts: DeviceFacts) -> dict[str, Any]:
+        """Make a device row ahead of its registration, so that certificates can be assigned to it already."""
+        self.require_user(user_id)
+        if self.find(user_id, facts.device_public_id) is not None:
+            raise conflict("This device_public_id is taken")
+        with self._db.transaction():
+            device_id = self.add(user_id, facts)
+        return self.show(user_id, device_id)
+
+    def add(self, user_id: int, facts: DeviceFacts) -> int:
+        """Insert a device with its stream and an empty install config, inside the caller's transaction."""
+        device_id = self._db.insert(
+            "INSERT INTO devices (user_id, device_public_id, status, name, platform, model, app_version, user_agent,"
+            " created_at) VALUES (?, ?, 'expected', ?, ?, ?, ?, ?, ?)",
+            user_id, facts.device_public_id, facts.name, facts.platform, facts.model, facts.app_version,
+            facts.user_agent, self._wall_now(),
+        )  # fmt: skip
+        self._stream.create(device_id)
+        self._installs.create(device_id)
+        return device_id
+
+    def find(self, user_id: int, device_public_id: str) -> Row | None:
+        """Return the row of a device by the id it gave itself."""
+        return self._db.one(
+            "SELECT * FROM devices WHERE user_id = ? AND device_public_id = ?", user_id, device_public_id
+        )
+
+    def activate(self, device_id: int, facts: DeviceFacts, public_key: bytes) -> None:
+        """Bind a device to its key and make it active, inside the caller's transaction."""
+        self._db.run(
+            "UPDATE devices SET status = 'active', name = ?, platform = ?, model = ?, app_version = ?, user_agent = ?,"
+            " public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = ''"
+            " WHERE id = ?",
+            facts.name, facts.platform, facts.model, facts.app_version, facts.user_agent,
+            public_key, fingerprint(public_key).hex(), self._wall_now(), device_id,
+        )  # fmt: skip
+
+    def row(self, user_id: int, device_id: int) -> Row:
+        """Return the row of a user's device, or raise 404."""
+        row = self._db.one("SELECT * FROM devices WHERE id = ? AND user_id = ?", device_id, user_id)
+        if row is None:
+            raise not_found("No such device")
+        return row
+
+    def revoke(self, user_id: int, device_id: int, reason: str) -> dict[str, Any]:
+        """Throw a device out: from now on everything it asks is answered 403 ``DEVICE_REVOKED``."""
+        row = self.row(user_id, device_id)
+        if row["status"] != "revoked":
+            with self._db.transaction():
+                self._db.run(
+                    "UPDATE devices SET status = 'revoked', revoked_at = ?, revoke_reason = ? WHERE id = ?",
+                    self._wall_now(), reason, device_id,
+                )  # fmt: skip
+            self._stream.wake(device_id)
+        return self.show(user_id, device_id)
+
+    def show_all(self, user_id: int) -> list[dict[str, Any]]:
+        """Return every device of a user as operators see it."""
+        self.require_user(user_id)
+        return [self._shown(row) for row in self._db.all("SELECT * FROM devices WHERE user_id = ? ORDER BY id", user_id)]
+
+    def show(self, user_id: int, device_id: int) -> dict[str, Any]:
+        """Return one device as operators see it."""
+        return self._shown(self.row(user_id, device_id))
+
+    def seen(self, device_id: int, address: str, cursor: str) -> None:
+        """Note that a device polled: when, from where, with which cursor."""
+        self._sightings[device_id] = _Sighting(self._wall_now(), address, cursor)
+
+    def save_sightings(self) -> None:
+        """Write what was noted since the last time."""
+        sightings, self._sightings = self._sightings, {}
+        if not sightings:
+            return
+        with self._db.transaction():
+            for device_id, sighting in sightings.items():
+                self._db.run(
+                    "UPDATE devices SET last_seen_at = ?, last_address = ?, last_cursor = ? WHERE id = ?",
+                    sighting.at, sighting.address, sighting.cursor, device_id,
+                )  # fmt: skip
+
+    def _shown(self, row: Row) -> dict[str, Any]:
+        seen = self._sightings.get(row["id"]) or _Sighting(row["last_seen_at"], row["last_address"], row["last_cursor"])
+        counts = self._db.all("SELECT outcome, count(*) AS n FROM outcomes WHERE device_id = ? GROUP BY 1", row["id"])
+        return {
+            "id": row["id"], "user_id": row["user_id"], "device_public_id": row["device_public_id"],
+            "status": row["status"], "name": row["name"], "platform": row["platform"], "model": row["model"],
+            "app_version": row["app_version"], "key_fingerprint": row["key_fingerprint"],
+            "created_at": when(row["created_at"]), "registered_at": when(row["registered_at"]),
+            "revoked_at": when(row["revoked_at"]), "revoke_reason": row["revoke_reason"],
+            "last_seen_at": when(seen.at), "last_address": seen.address,
+            "signals_waiting": self._stream.waiting(row["id"], seen.cursor),
+            "install_version": self._installs.version(row["id"]),
+            "outcomes": {count["outcome"]: count["n"] for count in counts},
+        }  # fmt: skip

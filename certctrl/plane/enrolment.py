@@ -1,0 +1,148 @@
+"""Registration: how a host becomes a device, after a person's approval or with an enrolment token (api.md §1)."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from certctrl.plane.clock import when
+from certctrl.plane.database import Database, Row
+from certctrl.plane.devices import DeviceFacts, Devices
+from certctrl.plane.grants import Grants
+from certctrl.plane.keyring import digest
+from certctrl.plane.refusals import bad_request, conflict, device_revoked, invalid_token, not_found
+from certctrl.plane.sealing import fingerprint
+from certctrl.plane.sessions import Sessions
+from certctrl.plane.settings import DAY
+from certctrl.plane.streams import SignalStream
+
+_LONGEST = 3650 * DAY
+
+log = logging.getLogger("certctrl.Plane")
+
+
+class Enrolment:
+    """Registers devices; keeps the tokens that let fleets register unattended."""
+
+    def __init__(
+        self,
+        database: Database,
+        devices: Devices,
+        grants: Grants,
+        sessions: Sessions,
+        stream: SignalStream,
+        wall_now: Callable[[], float],
+    ) -> None:
+        self._db = database
+        self._devices = devices
+        self._grants = grants
+        self._sessions = sessions
+        self._stream = stream
+        self._wall_now = wall_now
+
+    def register_approved(
+        self, user_id: int, registration_code: str, facts: DeviceFacts, public_key: bytes
+    ) -> dict[str, Any]:
+        """Register a device that a person approved: also one that was revoked, also with a new key."""
+        with self._db.transaction():
+            self._grants.redeem(registration_code, user_id, facts.device_public_id)
+            row = self._devices.find(user_id, facts.device_public_id)
+            return self._register(row, user_id, facts, public_key)
+
+    def register_unattended(self, enrolment_token: str, facts: DeviceFacts, public_key: bytes) -> dict[str, Any]:
+        """Register a device by token: a new one, or a known one that still has its key.
+
+        A token lies on many hosts, so it cannot bring back a revoked device, nor put another key in a device's place.
+        The same device may come again with a token it has used: an answer may have been lost on the way.
+        """
+        with self._db.transaction():
+            token = self._usable(enrolment_token)
+            row = self._devices.find(token["user_id"], facts.device_public_id)
+            if row is not None and row["status"] == "revoked":
+                raise device_revoked(row["revoked_at"], row["revoke_reason"])
+            if row is not None and row["public_key"] not in (None, public_key):
+                raise conflict("This device is registered with another key; approve it by code", "KEY_MISMATCH")
+            used = row is not None and self._has_used(token["id"], row["id"])
+            if not used and token["max_uses"] is not None and token["uses"] >= token["max_uses"]:
+                raise invalid_token("Enrolment token is used up")
+            answer = self._register(row, token["user_id"], facts, public_key)
+            if not used:
+                self._db.run("UPDATE enrolment_tokens SET uses = uses + 1 WHERE id = ?", token["id"])
+                self._db.run("INSERT INTO enrolments VALUES (?, ?)", token["id"], answer["device"]["id"])
+            return answer
+
+    def new_token(
+        self, user_id: int, *, label: str = "", max_uses: int | None = 1, valid_seconds: int = DAY
+    ) -> dict[str, Any]:
+        """Return a new enrolment token; its text is shown this once. ``max_uses`` None: no bound."""
+        self._devices.require_user(user_id)
+        if max_uses is not None and max_uses < 1:
+            raise bad_request("max_uses must be at least 1", field="max_uses")
+        if not 1 <= valid_seconds <= _LONGEST:
+            raise bad_request(f"valid_seconds must be 1 to {_LONGEST}", field="valid_seconds")
+        token, now = f"et_{secrets.token_urlsafe(32)}", self._wall_now()
+        token_id = self._db.insert(
+            "INSERT INTO enrolment_tokens (user_id, token_hash, label, max_uses, created_at, expires_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            user_id, digest(token), label, max_uses, now, now + valid_seconds,
+        )  # fmt: skip
+        return self._token(user_id, token_id) | {"token": token}
+
+    def tokens(self, user_id: int) -> list[dict[str, Any]]:
+        """Return a user's enrolment tokens, without their texts."""
+        self._devices.require_user(user_id)
+        rows = self._db.all("SELECT * FROM enrolment_tokens WHERE user_id = ? ORDER BY id", user_id)
+        return [_shown(row) for row in rows]
+
+    def end_token(self, user_id: int, token_id: int) -> None:
+        """Make an enrolment token useless from now on."""
+        self._token(user_id, token_id)
+        self._db.run("UPDATE enrolment_tokens SET ended_at = ? WHERE id = ?", self._wall_now(), token_id)
+
+    def _register(self, row: Row | None, user_id: int, facts: DeviceFacts, public_key: bytes) -> dict[str, Any]:
+        """Bind the device to its key and start its session; every earlier session of the device ends."""
+        device_id = self._devices.add(user_id, facts) if row is None else row["id"]
+        self._devices.activate(device_id, facts, public_key)
+        session = self._sessions.start(device_id)
+        self._stream.wake(device_id)  # a poll of the old session may be waiting: it is told now
+        log.info(
+            "device %d (%s) registered with key %s", device_id, facts.name or "unnamed", fingerprint(public_key).hex()[:16]
+        )
+        device = {
+            "id": device_id,
+            "user_id": user_id,
+            "device_public_id": facts.device_public_id,
+            "status": "active",
+            "name": facts.name,
+        }
+        return {"device": device, "session": session}
+
+    def _usable(self, enrolment_token: str) -> Row:
+        row = self._db.one("SELECT * FROM enrolment_tokens WHERE token_hash = ?", digest(enrolment_token))
+        if row is None or row["ended_at"] is not None or row["expires_at"] <= self._wall_now():
+            raise invalid_token("Enrolment token is not valid")
+        return row
+
+    def _has_used(self, token_id: int, device_id: int) -> bool:
+        sql = "SELECT 1 FROM enrolments WHERE token_id = ? AND device_id = ?"
+        return self._db.one(sql, token_id, device_id) is not None
+
+    def _token(self, user_id: int, token_id: int) -> dict[str, Any]:
+        row = self._db.one("SELECT * FROM enrolment_tokens WHERE id = ? AND user_id = ?", token_id, user_id)
+        if row is None:
+            raise not_found("No such enrolment token")
+        return _shown(row)
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "label": row["label"],
+        "max_uses": row["max_uses"],
+        "uses": row["uses"],
+        "created_at": when(row["created_at"]),
+        "expires_at": when(row["expires_at"]),
+        "ended_at": when(row["ended_at"]),
+    }

@@ -1,0 +1,138 @@
+"""The plane's data directory: 0700, secrets 0600 from birth, one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from certctrl.errors import BusyError, ConfigError, DiskError
+
+log = logging.getLogger("certctrl.Plane")
+
+
+class DataDir:
+    """Every path below ``plane serve --data``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.database = root / "plane.db"
+        self.lock = root / "plane.lock"
+        self.storage_key = root / "storage.key"
+        self.operator_key = root / "operator.key"
+        self.ca = root / "ca.pem"
+        self.tls_certificate = root / "tls.pem"
+        self.tls_key = root / "tls.key"
+        self.address = root / "address"
+        """URL of the running (or last) server: what the operator commands talk to."""
+
+
+@contextlib.contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"{path}: {error.strerror or error}"
+        raise DiskError(what, path=str(path), errno=error.errno or 0) from None
+
+
+def make_data_dir(root: Path) -> DataDir:
+    """Create the directory with mode 0700, or close one of ours that is too open.
+
+    ConfigError when it is not a directory or belongs to somebody else.
+    """
+    with _disk(root):
+        with contextlib.suppress(FileExistsError):
+            root.mkdir(mode=0o700, parents=True)
+        facts = root.stat()
+        if not stat.S_ISDIR(facts.st_mode):
+            raise ConfigError("is not a directory", file=str(root), fix="name a directory with --data")
+        if facts.st_uid != os.geteuid():
+            raise ConfigError(
+                f"belongs to user {facts.st_uid}, not to the one running the plane",
+                file=str(root),
+                fix=f"run the plane as that user, or: chown -R {os.geteuid()} {root}",
+            )
+        if stat.S_IMODE(facts.st_mode) & 0o077:
+            log.warning("%s was open to others; its mode is now 0700", root)
+            root.chmod(0o700)
+    return DataDir(root)
+
+
+@contextlib.contextmanager
+def locked(data: DataDir) -> Iterator[None]:
+    """Hold the directory's lock; BusyError names the process that has it. The kernel frees it on kill -9."""
+    with _disk(data.lock):
+        fd = os.open(data.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise BusyError(
+                f"{data.root} is served by another plane (process {holder})", fix="stop it, or use another --data"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, data: bytes, *, mode: int) -> None:
+    """Replace a file whole and durably; it has its mode before it has its name."""
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with _disk(path):
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                os.fchmod(fd, mode)
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+            temp.rename(path)
+        except BaseException:
+            temp.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def secret_file(path: Path, make: Callable[[], bytes]) -> bytes:
+    """Return the secret in a file, making it (0600) the first time; a mode that is too open is closed."""
+    with _disk(path):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            secret = make()
+            write_file(path, secret, mode=0o600)
+            return secret
+        with os.fdopen(fd, "rb") as file:
+            if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
+                log.warning("%s was open to others; its mode is now 0600; consider a new key", path)
+                os.fchmod(fd, 0o600)
+            return file.read(4096)
+
+
+def make_private(path: Path) -> None:
+    """Create an empty 0600 file if there is none (SQLite keeps the mode, and gives it to its journal files)."""
+    with _disk(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
+                os.fchmod(fd, 0o600)
+        finally:
+            os.close(fd)

@@ -1,0 +1,172 @@
+"""Device grants: a device shows a code, a person approves it, the device may register (RFC 8628; api.md §1)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from certctrl.plane.clock import when
+from certctrl.plane.database import Database, Row
+from certctrl.plane.keyring import digest
+from certctrl.plane.limits import Buckets
+from certctrl.plane.refusals import conflict, invalid_token, not_found, unavailable
+from certctrl.plane.settings import PlaneSettings
+
+_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
+"""No vowels (no words), nothing that looks like a digit (RFC 8628 §6.1)."""
+_SLOWER = 5.0
+"""Seconds that each ``slow_down`` adds to the interval, for good."""
+_EARLY = 0.5
+"""A poll may come this many seconds early: clocks and networks are not exact."""
+
+
+@attrs.frozen(kw_only=True)
+class GrantRequest:
+    """Who asks, as far as the plane can tell; shown to the person who approves."""
+
+    address: str = ""
+    """Where the request came from: the one thing here that the device did not choose."""
+    name: str = ""
+    platform: str = ""
+    device_public_id: str = ""
+    user_agent: str = ""
+    scopes: str = ""
+
+
+class Grants:
+    """The table of device grants."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: PlaneSettings,
+        wall_now: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._db = database
+        self._settings = settings
+        self._wall_now = wall_now
+        self._starts = Buckets(0.5, 20, monotonic)
+        """Grants one address may start: twenty at once (hosts behind one NAT), then one every two seconds."""
+
+    def start(self, request: GrantRequest, caller: str) -> dict[str, Any]:
+        """Return the codes of a new grant; ``caller`` is whose rate counts. Refused 429 or 503."""
+        self._starts.take(caller)
+        now = self._wall_now()
+        self.forget_old()
+        pending = self._db.one("SELECT count(*) AS n FROM grants WHERE status = 'pending' AND expires_at > ?", now)
+        if pending is not None and pending["n"] >= self._settings.pending_grants:
+            raise unavailable("Too many devices wait for approval", 60)
+        device_code, user_code = secrets.token_urlsafe(32), self._new_user_code()
+        self._db.run(
+            "INSERT INTO grants (device_code_hash, user_code, status, name, platform, device_public_id, user_agent,"
+            " address, scopes, created_at, expires_at, interval) VALUES (?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            digest(device_code), user_code, request.name, request.platform, request.device_public_id,
+            request.user_agent, request.address, request.scopes, now, now + self._settings.grant_seconds,
+            float(self._settings.grant_interval_seconds),
+        )  # fmt: skip
+        return {
+            "device_code": device_code,
+            "user_code": user_code,
+            "interval": self._settings.grant_interval_seconds,
+            "expires_in": self._settings.grant_seconds,
+        }
+
+    def poll(self, device_code: str) -> dict[str, Any]:
+        """Return the status of a grant; ``ready`` comes with a registration code, a new one each time."""
+        now = self._wall_now()
+        row = self._db.one("SELECT * FROM grants WHERE device_code_hash = ?", digest(device_code))
+        if row is None or row["expires_at"] <= now or row["status"] == "used":
+            return {"status": "expired"}
+        if row["status"] == "denied":
+            return {"status": "access_denied"}
+        if row["status"] == "approved":
+            return self._ready(row, now)
+        polled_at = row["polled_at"]
+        hasty = polled_at is not None and 0 <= now - polled_at < row["interval"] - _EARLY
+        interval = row["interval"] + (_SLOWER if hasty else 0)
+        self._db.run("UPDATE grants SET polled_at = ?, interval = ? WHERE id = ?", now, interval, row["id"])
+        return {"status": "slow_down" if hasty else "authorization_pending"}
+
+    def pending(self) -> list[dict[str, Any]]:
+        """Return the grants that wait for a person, oldest first."""
+        rows = self._db.all(
+            "SELECT * FROM grants WHERE status = 'pending' AND expires_at > ? ORDER BY id", self._wall_now()
+        )
+        return [_shown(row) for row in rows]
+
+    def show(self, user_code: str) -> dict[str, Any]:
+        """Return one grant as a person sees it before deciding; Refused 404 for a code nobody was given."""
+        return _shown(self._row(user_code))
+
+    def decide(self, user_code: str, *, approve: bool, user_id: int) -> dict[str, Any]:
+        """Approve a grant for a user, or deny it; Refused 404, or 409 when it was decided already."""
+        row = self._row(user_code)
+        if row["status"] != "pending":
+            raise conflict("This request was decided already", "ALREADY_DECIDED")
+        self._db.run(
+            "UPDATE grants SET status = ?, user_id = ? WHERE id = ?",
+            "approved" if approve else "denied", user_id if approve else None, row["id"],
+        )  # fmt: skip
+        return self.show(user_code)
+
+    def redeem(self, registration_code: str, user_id: int, device_public_id: str) -> None:
+        """Spend a registration code, inside the caller's transaction; Refused 401 when it does not fit."""
+        row = self._db.one("SELECT * FROM grants WHERE registration_hash = ?", digest(registration_code))
+        fits = (
+            row is not None
+            and row["status"] == "approved"
+            and row["user_id"] == user_id
+            and row["registration_expires_at"] > self._wall_now()
+            and row["device_public_id"] in ("", device_public_id)  # the device that was approved, no other
+        )
+        if row is None or not fits:
+            raise invalid_token("Registration code is not valid")
+        self._db.run("UPDATE grants SET status = 'used', registration_hash = NULL WHERE id = ?", row["id"])
+
+    def forget_old(self) -> None:
+        """Delete grants that ended a while ago."""
+        self._db.run("DELETE FROM grants WHERE expires_at < ?", self._wall_now() - self._settings.grant_seconds)
+
+    def _ready(self, row: Row, now: float) -> dict[str, Any]:
+        code, seconds = secrets.token_urlsafe(32), self._settings.registration_code_seconds
+        self._db.run(
+            "UPDATE grants SET registration_hash = ?, registration_expires_at = ? WHERE id = ?",
+            digest(code), now + seconds, row["id"],
+        )  # fmt: skip
+        return {
+            "status": "ready",
+            "registration_code": code,
+            "user_id": row["user_id"],
+            "registration_code_ttl": seconds,
+        }
+
+    def _row(self, user_code: str) -> Row:
+        row = self._db.one("SELECT * FROM grants WHERE user_code = ?", canonical_code(user_code))
+        if row is None or row["expires_at"] <= self._wall_now():
+            raise not_found("No device shows this code, or it has expired")
+        return row
+
+    def _new_user_code(self) -> str:
+        while True:
+            letters = "".join(secrets.choice(_LETTERS) for _ in range(8))
+            code = f"{letters[:4]}-{letters[4:]}"
+            if self._db.one("SELECT 1 FROM grants WHERE user_code = ?", code) is None:
+                return code
+
+
+def canonical_code(text: str) -> str:
+    """Return a user code as it is stored, however it was typed (``bcdf ghjk``, ``BCDFGHJK``)."""
+    letters = "".join(c for c in text.upper() if c.isascii() and c.isalnum())[:20]
+    return f"{letters[:4]}-{letters[4:]}"
+
+
+def _shown(row: Row) -> dict[str, Any]:
+    return {
+        "user_code": row["user_code"], "status": row["status"], "name": row["name"], "platform": row["platform"],
+        "device_public_id": row["device_public_id"], "user_agent": row["user_agent"], "address": row["address"],
+        "created_at": when(row["created_at"]), "expires_at": when(row["expires_at"]), "user_id": row["user_id"],
+    }  # fmt: skip

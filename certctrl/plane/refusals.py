@@ -1,0 +1,103 @@
+"""What the plane says no with: one class, one function per kind of no (spec, "Error Responses"; api.md §6).
+
+``Refused`` is the error that a client of the plane would raise for the same answer, so that code which calls
+``Plane`` without HTTP sees the very same exception.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from certctrl.errors import PlaneError
+
+
+class Refused(PlaneError):
+    """A request the plane turns down; knows its status, key, code and parameters."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int,
+        key: str,
+        code: int,
+        params: dict[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(what, status=status, key=key, code=code, retry_after=retry_after)
+        self.params = params or {}
+
+    def body(self) -> dict[str, Any]:
+        """Return the error object of the answer."""
+        return {"code": self.code, "what": self.what, "key": self.key, "params": self.params}
+
+
+def bad_request(what: str, **params: Any) -> Refused:
+    """Return 400: the request is not of the contract."""
+    return Refused(what, status=400, key="BAD_REQUEST", code=4000, params=params)
+
+
+def token_expired(expired_at: float) -> Refused:
+    """Return 401 with the moment the token ended (seconds since the epoch)."""
+    params = {"expired_at": int(expired_at)}
+    return Refused("Access token expired", status=401, key="TOKEN_EXPIRED", code=4001, params=params)
+
+
+def invalid_token(what: str) -> Refused:
+    """Return 401 for a token that is none, is no longer one, or is of an ended session."""
+    return Refused(what, status=401, key="INVALID_TOKEN", code=4002)
+
+
+def device_revoked(revoked_at: float | None, reason: str) -> Refused:
+    """Return 403: this device is out, whatever it asks."""
+    params = {"revoked_at": int(revoked_at or 0), "reason": reason}
+    return Refused("Device has been revoked", status=403, key="DEVICE_REVOKED", code=4003, params=params)
+
+
+def forbidden(what: str) -> Refused:
+    """Return 403: known, but not allowed."""
+    return Refused(what, status=403, key="FORBIDDEN", code=4031)
+
+
+def not_found(what: str) -> Refused:
+    """Return 404: not there, or not for this caller (both look the same)."""
+    return Refused(what, status=404, key="NOT_FOUND", code=4004)
+
+
+def conflict(what: str, key: str = "CONFLICT") -> Refused:
+    """Return 409: the present state does not allow it."""
+    return Refused(what, status=409, key=key, code=4009)
+
+
+def cursor_expired() -> Refused:
+    """Return 409: what followed this cursor is gone, or the cursor is not of this stream."""
+    return Refused("Cursor expired. Reset required.", status=409, key="CURSOR_EXPIRED", code=40901)
+
+
+def gone(what: str, key: str) -> Refused:
+    """Return 410: it was there and will not come back."""
+    return Refused(what, status=410, key=key, code=4010)
+
+
+def too_large(limit: int) -> Refused:
+    """Return 413 with the limit in bytes."""
+    return Refused("Request body too large", status=413, key="TOO_LARGE", code=4013, params={"limit_bytes": limit})
+
+
+def unsupported_media() -> Refused:
+    """Return 415: a body that does not say it is JSON."""
+    return Refused("Send application/json", status=415, key="UNSUPPORTED_MEDIA_TYPE", code=4015)
+
+
+def rate_limited(retry_after: float, allowed: str, what: str = "Rate limit exceeded") -> Refused:
+    """Return 429; ``retry_after`` in seconds is rounded up, so that who waits that long is let in."""
+    seconds = max(1, math.ceil(retry_after))
+    params = {"retry_after": seconds, "allowed_rate": allowed}
+    return Refused(what, status=429, key="RATE_LIMITED", code=4029, params=params, retry_after=seconds)
+
+
+def unavailable(what: str, retry_after: int) -> Refused:
+    """Return 503: try again in so many seconds."""
+    params = {"retry_after": retry_after}
+    return Refused(what, status=503, key="SERVICE_UNAVAILABLE", code=5003, params=params, retry_after=retry_after)

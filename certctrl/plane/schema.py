@@ -1,0 +1,109 @@
+"""What the plane stores. Times are seconds since the epoch; ``*_enc`` columns are sealed by the keyring."""
+
+from __future__ import annotations
+
+SCHEMA = (
+    """
+CREATE TABLE secrets (name TEXT PRIMARY KEY, value_enc BLOB NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE users (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, created_at REAL NOT NULL);
+
+CREATE TABLE devices (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  user_id INTEGER NOT NULL REFERENCES users(id),
+  device_public_id TEXT NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('expected', 'active', 'revoked')),
+  name TEXT NOT NULL DEFAULT '', platform TEXT NOT NULL DEFAULT '', model TEXT NOT NULL DEFAULT '',
+  app_version TEXT NOT NULL DEFAULT '', user_agent TEXT NOT NULL DEFAULT '',
+  public_key BLOB, key_fingerprint TEXT NOT NULL DEFAULT '',
+  session INTEGER NOT NULL DEFAULT 0,
+  created_at REAL NOT NULL, registered_at REAL, revoked_at REAL, revoke_reason TEXT NOT NULL DEFAULT '',
+  last_seen_at REAL, last_address TEXT NOT NULL DEFAULT '', last_cursor TEXT NOT NULL DEFAULT '',
+  UNIQUE (user_id, device_public_id)
+);
+
+CREATE TABLE refresh_tokens (
+  id TEXT PRIMARY KEY, secret_hash TEXT NOT NULL, device_id INTEGER NOT NULL REFERENCES devices(id),
+  session INTEGER NOT NULL, expires_at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX refresh_tokens_device ON refresh_tokens(device_id);
+
+CREATE TABLE grants (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  device_code_hash TEXT NOT NULL UNIQUE, user_code TEXT NOT NULL UNIQUE,
+  status TEXT NOT NULL CHECK (status IN ('pending', 'approved', 'denied', 'used')),
+  name TEXT NOT NULL DEFAULT '', platform TEXT NOT NULL DEFAULT '', device_public_id TEXT NOT NULL DEFAULT '',
+  user_agent TEXT NOT NULL DEFAULT '', address TEXT NOT NULL DEFAULT '', scopes TEXT NOT NULL DEFAULT '',
+  created_at REAL NOT NULL, expires_at REAL NOT NULL, interval REAL NOT NULL, polled_at REAL,
+  user_id INTEGER REFERENCES users(id), registration_hash TEXT UNIQUE, registration_expires_at REAL
+);
+CREATE INDEX grants_expiry ON grants(expires_at);
+
+CREATE TABLE enrolment_tokens (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
+  token_hash TEXT NOT NULL UNIQUE, label TEXT NOT NULL, max_uses INTEGER, uses INTEGER NOT NULL DEFAULT 0,
+  created_at REAL NOT NULL, expires_at REAL NOT NULL, ended_at REAL
+);
+CREATE TABLE enrolments (
+  token_id INTEGER NOT NULL REFERENCES enrolment_tokens(id), device_id INTEGER NOT NULL REFERENCES devices(id),
+  PRIMARY KEY (token_id, device_id)
+) WITHOUT ROWID;
+
+CREATE TABLE page_sessions (id_hash TEXT PRIMARY KEY, expires_at REAL NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE certificates (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
+  domain_name TEXT NOT NULL, sans TEXT NOT NULL, key_type TEXT NOT NULL, validity_seconds INTEGER NOT NULL,
+  status TEXT NOT NULL CHECK (status IN ('active', 'revoked')),
+  serial_number TEXT NOT NULL, fingerprint_sha256 TEXT NOT NULL, not_before REAL NOT NULL, not_after REAL NOT NULL,
+  certificate_pem TEXT NOT NULL, chain_pem TEXT NOT NULL, private_key_enc BLOB NOT NULL,
+  created_at REAL NOT NULL, updated_at REAL NOT NULL, revoked_at REAL, revoke_reason TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX certificates_user ON certificates(user_id);
+CREATE TABLE issues (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, cert_id INTEGER NOT NULL REFERENCES certificates(id),
+  action TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '', device_id INTEGER REFERENCES devices(id),
+  serial_number TEXT NOT NULL DEFAULT '', status TEXT NOT NULL, at REAL NOT NULL
+);
+CREATE INDEX issues_certificate ON issues(cert_id, id);
+CREATE TABLE assignments (
+  device_id INTEGER NOT NULL REFERENCES devices(id), cert_id INTEGER NOT NULL REFERENCES certificates(id),
+  assigned_at REAL NOT NULL, PRIMARY KEY (device_id, cert_id)
+) WITHOUT ROWID;
+CREATE INDEX assignments_certificate ON assignments(cert_id);
+
+CREATE TABLE authorities (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users(id),
+  name TEXT NOT NULL, serial_number TEXT NOT NULL, certificate_pem TEXT NOT NULL, not_after REAL NOT NULL,
+  created_at REAL NOT NULL
+);
+CREATE TABLE authority_assignments (
+  device_id INTEGER NOT NULL REFERENCES devices(id), ca_id INTEGER NOT NULL REFERENCES authorities(id),
+  assigned_at REAL NOT NULL, PRIMARY KEY (device_id, ca_id)
+) WITHOUT ROWID;
+
+CREATE TABLE install_configs (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, device_id INTEGER NOT NULL UNIQUE REFERENCES devices(id),
+  version INTEGER NOT NULL, installs_json TEXT NOT NULL, installs_hash_b64 TEXT NOT NULL, updated_at REAL NOT NULL
+);
+
+CREATE TABLE streams (
+  device_id INTEGER PRIMARY KEY REFERENCES devices(id),
+  last_ms INTEGER NOT NULL, last_seq INTEGER NOT NULL, floor_ms INTEGER NOT NULL, floor_seq INTEGER NOT NULL,
+  length INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE signals (
+  device_id INTEGER NOT NULL, ms INTEGER NOT NULL, seq INTEGER NOT NULL, type TEXT NOT NULL, ref TEXT NOT NULL,
+  PRIMARY KEY (device_id, ms, seq)
+) WITHOUT ROWID;
+
+CREATE TABLE outcomes (
+  device_id INTEGER NOT NULL REFERENCES devices(id), signal TEXT NOT NULL, type TEXT NOT NULL, ts_ms INTEGER NOT NULL,
+  ref TEXT NOT NULL, outcome TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '', deployed TEXT NOT NULL DEFAULT '[]',
+  duration_ms INTEGER NOT NULL DEFAULT 0, at REAL NOT NULL,
+  PRIMARY KEY (device_id, signal)
+) WITHOUT ROWID;
+CREATE INDEX outcomes_age ON outcomes(device_id, at);
+""",
+)
+"""One script per schema version, oldest first; ``PRAGMA user_version`` says how many have been run."""

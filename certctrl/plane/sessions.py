@@ -1,0 +1,155 @@
+"""Sessions: access tokens (JWT, HS256), refresh tokens, and who a bearer token stands for (api.md §2).
+
+A device row carries the number of its session. Registering again raises it, and with it ends every token made before.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import jwt
+
+from certctrl.plane.database import Database, Row
+from certctrl.plane.keyring import Keyring, digest
+from certctrl.plane.refusals import device_revoked, invalid_token, token_expired
+from certctrl.plane.settings import PlaneSettings
+
+_NAME = "certctrl-plane"
+"""Issuer and audience of our tokens."""
+_LONGEST = 4096
+
+
+@attrs.frozen
+class DeviceSession:
+    """The device that a valid access token stands for."""
+
+    device_id: int
+    user_id: int
+    number: int
+
+
+class Sessions:
+    """Makes and checks the tokens of devices."""
+
+    def __init__(
+        self, database: Database, keyring: Keyring, settings: PlaneSettings, wall_now: Callable[[], float]
+    ) -> None:
+        self._db = database
+        self._settings = settings
+        self._wall_now = wall_now
+        self._key = _signing_key(database, keyring)
+
+    def start(self, device_id: int) -> dict[str, Any]:
+        """End the device's earlier sessions and return the tokens of a new one, inside the caller's transaction."""
+        self._db.run("UPDATE devices SET session = session + 1 WHERE id = ?", device_id)
+        self._db.run("DELETE FROM refresh_tokens WHERE device_id = ?", device_id)
+        refresh_token = self._new_refresh_token(device_id)
+        return self._access_token(device_id) | {"refresh_token": refresh_token}
+
+    def end(self, device_id: int) -> None:
+        """Make every token of a device void, inside the caller's transaction."""
+        self._db.run("UPDATE devices SET session = session + 1 WHERE id = ?", device_id)
+        self._db.run("DELETE FROM refresh_tokens WHERE device_id = ?", device_id)
+
+    def refresh(self, refresh_token: str, device_public_id: str) -> dict[str, Any]:
+        """Return a new access token, and a new refresh token where they rotate; Refused 401 or 403 is final."""
+        name, _, secret = refresh_token.partition(".")
+        row = self._db.one(
+            "SELECT t.*, d.device_public_id, d.status, d.revoked_at, d.revoke_reason, d.session AS current"
+            " FROM refresh_tokens t JOIN devices d ON d.id = t.device_id WHERE t.id = ?",
+            name,
+        )
+        if row is None or not hmac.compare_digest(row["secret_hash"], digest(secret)):
+            raise invalid_token("Refresh token is not valid")
+        if row["status"] == "revoked":
+            raise device_revoked(row["revoked_at"], row["revoke_reason"])
+        now = self._wall_now()
+        if row["device_public_id"] != device_public_id or row["session"] != row["current"] or row["expires_at"] <= now:
+            raise invalid_token("Refresh token is not valid")
+        with self._db.transaction():
+            answer = self._access_token(row["device_id"])
+            if self._settings.rotate_refresh_tokens:
+                self._db.run("DELETE FROM refresh_tokens WHERE id = ?", name)
+                answer["refresh_token"] = self._new_refresh_token(row["device_id"])
+            else:
+                expires_at = now + self._settings.refresh_token_seconds
+                self._db.run("UPDATE refresh_tokens SET expires_at = ? WHERE id = ?", expires_at, name)
+        return answer
+
+    def authenticate(self, token: str) -> DeviceSession:
+        """Return whom an access token stands for.
+
+        Refused 403 for a revoked device, also when its token has expired; 401 for anything else that does not fit.
+        """
+        claims = self._claims(token)
+        device_id = claims.get("device_id")
+        row: Row | None = None
+        if isinstance(device_id, int):
+            row = self._db.one(
+                "SELECT user_id, status, session, revoked_at, revoke_reason FROM devices WHERE id = ?", device_id
+            )
+        if row is None:
+            raise invalid_token("Access token is not valid")
+        if row["status"] == "revoked":
+            raise device_revoked(row["revoked_at"], row["revoke_reason"])
+        if claims["exp"] <= self._wall_now():
+            raise token_expired(claims["exp"])
+        if claims.get("session") != row["session"]:
+            raise invalid_token("This session has ended: the device was registered again")
+        return DeviceSession(claims["device_id"], row["user_id"], row["session"])
+
+    def still_valid(self, session: DeviceSession) -> None:
+        """Raise what ``authenticate`` would raise now, but for the token's expiry (for who waited a while)."""
+        row = self._db.one("SELECT status, session, revoked_at, revoke_reason FROM devices WHERE id = ?", session.device_id)
+        if row is None or (row["status"] != "revoked" and row["session"] != session.number):
+            raise invalid_token("This session has ended: the device was registered again")
+        if row["status"] == "revoked":
+            raise device_revoked(row["revoked_at"], row["revoke_reason"])
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        try:
+            if len(token) > _LONGEST:
+                raise invalid_token("Access token is not valid")
+            # The expiry is judged by the plane's own clock, not by the library's.
+            options: Any = {"verify_exp": False, "verify_iat": False, "require": ["exp", "iat", "sub"]}
+            claims: dict[str, Any] = jwt.decode(
+                token, self._key, algorithms=["HS256"], audience=_NAME, issuer=_NAME, options=options
+            )
+        except jwt.PyJWTError:
+            raise invalid_token("Access token is not valid") from None
+        return claims
+
+    def _access_token(self, device_id: int) -> dict[str, Any]:
+        row = self._db.one("SELECT user_id, session FROM devices WHERE id = ?", device_id)
+        if row is None:
+            raise invalid_token("No such device")
+        now = int(self._wall_now())
+        claims = {
+            "iss": _NAME, "aud": _NAME, "sub": str(row["user_id"]), "device_id": device_id,
+            "session": row["session"], "iat": now, "exp": now + self._settings.access_token_seconds,
+            "jti": secrets.token_hex(8),  # two tokens of one second must differ: agents tell new from old by it
+        }  # fmt: skip
+        token = jwt.encode(claims, self._key, algorithm="HS256")
+        return {"access_token": token, "token_type": "Bearer", "expires_in": self._settings.access_token_seconds}
+
+    def _new_refresh_token(self, device_id: int) -> str:
+        name, secret = f"rt_{secrets.token_hex(16)}", secrets.token_urlsafe(48)
+        self._db.run(
+            "INSERT INTO refresh_tokens SELECT ?, ?, id, session, ? FROM devices WHERE id = ?",
+            name, digest(secret), self._wall_now() + self._settings.refresh_token_seconds, device_id,
+        )  # fmt: skip
+        return f"{name}.{secret}"
+
+
+def _signing_key(database: Database, keyring: Keyring) -> bytes:
+    """Return the key of all access tokens, made once and stored sealed."""
+    row = database.one("SELECT value_enc FROM secrets WHERE name = 'jwt'")
+    if row is not None:
+        return keyring.unseal("jwt", row["value_enc"])
+    key = secrets.token_bytes(32)
+    database.run("INSERT INTO secrets VALUES ('jwt', ?)", keyring.seal("jwt", key))
+    return key
