@@ -129,7 +129,7 @@ def components(items: Sequence[InstallItem], bound: Mapping[str, Binding], certs
     """Return what hangs together: sets of ``cert:7``, ``ca:3``, ``item:x``.
 
     Items hang together with their certificates, with what they depend on, and with items of the same command
-    (one service, one reload).
+    (one service, one reload) or the same target. So each set can be planned by itself.
     """
     parent: dict[str, str] = {}
 
@@ -148,6 +148,8 @@ def components(items: Sequence[InstallItem], bound: Mapping[str, Binding], certs
         others = [*bound[item.id].nodes, *(f"item:{name}" for name in item.depends_on if name in known)]
         if isinstance(item, ExecAction):
             others.append(f"command:{same_command(item)}")
+        elif isinstance(item, CopyAction):
+            others += [f"path:{path}" for path in item.targets]
         for other in others:
             parent[root(other)] = root(me)
     groups: dict[str, set[str]] = {}

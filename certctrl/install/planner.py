@@ -42,19 +42,18 @@ def plan_for(
     *,
     host: Host,
     cas: Mapping[int, DesiredCa] | None = None,
-    only: Collection[int] | None = None,
+    examine: Collection[int] | None = None,
 ) -> InstallPlan:
     """Return the plan that brings this host to ``certs`` and ``items``.
 
     ``facts``: what is at each absolute destination (absent: no file). ``activations``: item id -> key noted at its
-    last success. ``only``: plan only for the sets that hold one of these certificates.
+    last success. ``examine``: compare files of these certificates only; those of others count as right (a renewal
+    of one need not read the files of a thousand). None: compare all.
     """
     wanted = [item for item in items if item.enabled]
     bound = bind(wanted, certs, cas or {}, ran=activations.keys())
-    scene = Scene(
-        items={item.id: item for item in wanted}, certs=certs, cas=cas or {}, facts=facts, policy=policy,
-        activations=activations, host=host, bound=bound,
-    )  # fmt: skip
+    by_id = {item.id: item for item in wanted}
+    scene = Scene(by_id, certs, cas or {}, facts, policy, activations, host, bound, examine)
     refusals = [refusal for item in wanted if (refusal := refusal_of(scene, item)) is not None]
     refusals += collisions(wanted, {refusal.item for refusal in refusals})
     refused = {refusal.item for refusal in refusals}
@@ -62,17 +61,25 @@ def plan_for(
     left_out = refused | blocked.keys()
     waiting = {item.id: bound[item.id].waits for item in wanted if bound[item.id].waits and item.id not in left_out}
     doable = [item for item in wanted if item.id not in left_out and item.id not in waiting]
-    scene = attrs.evolve(
-        scene, writes={item.id: _writes(scene, item) for item in doable if isinstance(item, CopyAction)}
-    )
+    scene = attrs.evolve(scene, writes={one.id: _writes(scene, one) for one in doable if isinstance(one, CopyAction)})
     sets = [_plan_set(scene, nodes, doable, left_out) for nodes in components(wanted, bound, certs)]
     return InstallPlan(
-        sets=tuple(one for one in sets if not one.idle and (only is None or set(one.cert_ids) & set(only))),
+        sets=tuple(one for one in sets if not one.idle),
         refusals=tuple(refusals),
         waiting=waiting,
         blocked=blocked,
         concerns={item.id: bound[item.id].certs for item in wanted},
+        targets=_targets(scene, doable),
     )
+
+
+def _targets(scene: Scene, doable: Sequence[InstallItem]) -> dict[int, tuple[str, ...]]:
+    found: dict[int, tuple[str, ...]] = {}
+    for item in doable:
+        if isinstance(item, CopyAction):
+            for cert in scene.bound[item.id].certs:
+                found[cert] = found.get(cert, ()) + item.targets
+    return found
 
 
 def destinations(items: Iterable[InstallItem]) -> tuple[str, ...]:
@@ -114,6 +121,8 @@ def cas_wanted(items: Iterable[InstallItem]) -> frozenset[int]:
 def _writes(scene: Scene, item: CopyAction) -> tuple[Write, ...]:
     """Return the files of a copy item that are not as they should be."""
     binding = scene.bound[item.id]
+    if scene.examine is not None and set(binding.certs).isdisjoint(scene.examine):
+        return ()
     cert = scene.certs[binding.certs[0]] if binding.certs else None
     source_files = cert.files if cert is not None else scene.cas[binding.cas[0]].files
     found = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import attrs
 
@@ -24,7 +24,7 @@ class Host:
     """Path of an executable -> why it will not be run; absent: nothing is known against it."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Scene:
     """One planning, all it knows."""
 
@@ -36,5 +36,7 @@ class Scene:
     activations: Mapping[str, str]
     host: Host
     bound: Mapping[str, Binding]
+    examine: Collection[int] | None = None
+    """Certificates whose files are compared; None: all."""
     writes: Mapping[str, tuple[Write, ...]] = attrs.field(factory=dict)
     """Item id -> files that are not as they should be; only of items that may be carried out."""

@@ -186,6 +186,19 @@ class InstallPlan:
     """Certificate id -> why its new material is staged but not switched (window, hold)."""
     concerns: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)
     """Item id -> certificates it is bound to."""
+    targets: Mapping[int, tuple[str, ...]] = attrs.field(factory=dict)
+    """Certificate id -> paths outside the agent's own tree where its files belong."""
+
+    @property
+    def left_out(self) -> dict[int, list[str]]:
+        """Return certificate id -> what is not done for it and why, in one line each; 0: for no certificate."""
+        found: dict[int, list[str]] = {}
+        said = [(refusal.item, explain(refusal)) for refusal in self.refusals]
+        said += [(item, f"item {shown(item)} is left out: {why}") for item, why in self.blocked.items()]
+        for item, text in said:
+            for cert_id in self.concerns.get(item) or (0,):
+                found.setdefault(cert_id, []).append(text)
+        return found
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -202,9 +215,11 @@ class InstallPlan:
         lines += [f". staged   certificate {cert_id}: {why}" for cert_id, why in self.held.items()]
         return "\n".join(lines) if lines else "Nothing to do."
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the plan as plain JSON."""
+    def shown(self) -> dict[str, Any]:
+        """Return the plan as plain JSON; ``diff`` is the text for a person."""
         return {
+            "changes": bool(self.steps),
+            "diff": self.diff,
             "steps": [attrs.asdict(step) for step in self.steps],
             "refusals": [attrs.asdict(refusal) | {"line": refusal.line} for refusal in self.refusals],
             "blocked": dict(self.blocked),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from certctrl.install.binding import bind, components, depended_on, levels
 from certctrl.install.planner import cas_wanted, destinations, files_wanted, plan_for, programs
-from certctrl.install.policy import Ground
+from certctrl.install.policy import Ground, explain
 from certctrl.install.scene import Host
 from certctrl.install.steps import DesiredCa, DesiredCert, Fact, InstallPlan, PlanSet, StepKind
 from certctrl.model.plan import (
@@ -295,6 +295,7 @@ def test_what_no_command_may_bring_into_service_is_not_looked_for_there() -> Non
     items = [copy("c", 1, verify=TLS), run("r", "c", argv=("/bin/forbidden",))]
     found = plan(items, cert(1, "g2", live="g1", proven=False))
     assert [refusal.item for refusal in found.refusals] == ["r"]
+    assert found.left_out == {1: [explain(found.refusals[0])]}
     assert StepKind.VERIFY not in [step.kind for step in found.steps]
 
 
@@ -437,7 +438,7 @@ def test_carrying_out_a_plan_leaves_nothing_to_do(items: list[InstallItem], here
     second = plan(items, *settled, facts=world.facts, activations=world.activations)
     assert second.steps == ()
     assert {refusal.item for refusal in second.refusals} == refused
-    assert json.loads(json.dumps(first.as_json()))["refusals"] == [
+    assert json.loads(json.dumps(first.shown()))["refusals"] == [
         json.loads(json.dumps(attrs.asdict(refusal) | {"line": refusal.line})) for refusal in first.refusals
     ]
     assert bool(first.diff == "Nothing to do.") is not bool(
@@ -470,9 +471,12 @@ def test_small_questions() -> None:
     assert destinations(items)[0] == "/ssl/c/bundle.pfx"
 
 
-def test_only_some_certificates() -> None:
-    items = [copy("c1", 1), copy("c2", 2)]
-    assert [one.cert_ids for one in plan(items, cert(1), cert(2), only={2}).sets] == [(2,)]
+def test_only_some_certificates_files_are_compared() -> None:
+    """A renewal of one certificate does not read the files of a thousand others."""
+    items = [copy("c1", 1), copy("c2", 2), run("r", "c1", "c2")]
+    found = plan(items, cert(1), cert(2), examine={2})
+    assert writes(found) == ["/ssl/c2/fullchain.pem", "/ssl/c2/private.key"]
+    assert found.targets == {1: items[0].targets, 2: items[1].targets}
 
 
 def test_other_peoples_text_cannot_forge_a_line_of_the_plan() -> None:

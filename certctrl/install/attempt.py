@@ -1,0 +1,163 @@
+"""One attempt at one set that has been switched: carry it out, or go back and bring the old state into service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import trio
+
+from certctrl.errors import CertctrlError, DiskError
+from certctrl.install.execution import Execution
+from certctrl.install.look import Candidate, View, look
+from certctrl.install.outcomes import Ledger
+from certctrl.install.planner import plan_for
+from certctrl.install.site import Site
+from certctrl.install.steps import InstallPlan, Level, PlanSet, Run
+from certctrl.model.plan import InstallItem
+
+
+@attrs.define(eq=False, kw_only=True)
+class Attempt:
+    """What is tried together: certificates of one set whose links lead to their candidates already."""
+
+    site: Site
+    items: Sequence[InstallItem]
+    """Those of the set."""
+    plan: InstallPlan
+    plan_set: PlanSet
+    view: View
+    batch: Mapping[int, Candidate]
+    """What is on trial: just switched, or switched before a crash and never proven."""
+    previous: Mapping[int, str]
+    """Certificate id -> generation to go back to; absent: there is none."""
+    ledger: Ledger
+    forward_only: bool = False
+
+    async def run(self) -> bool:
+        """Carry out or go back; the ledger knows the end. Return False when the old state does not serve either."""
+        execution = Execution(site=self.site, plan=self.plan_set, certs=self.view.certs)
+        serves = True
+        try:
+            await execution.carry_out()
+        except CertctrlError as error:
+            serves = await self._go_back(execution, error)
+        except BaseException:  # cancelled: what is written stays, and the markers say that the rest is owed
+            await execution.close()
+            raise
+        else:
+            await self._succeed(execution)
+        await self.ledger.save()
+        await self.site.offload(self._prune)
+        return serves
+
+    async def _succeed(self, execution: Execution) -> None:
+        try:
+            await execution.close()
+        except DiskError as error:
+            execution.notes.append(f"what was kept for going back stays until the next start: {error}")
+        self.site.book.mark(execution.keys)
+        changed = self._changed(execution)
+        left_out = self.plan.left_out
+        for cert_id in self.plan_set.cert_ids or (0,):
+            cert = self.view.certs.get(cert_id)
+            self.ledger.done(
+                cert_id,
+                live=cert.generation if cert is not None else "",
+                candidate=self.batch.get(cert_id) or self.view.strays.get(cert_id),
+                targets=self.plan.targets.get(cert_id, ()),
+                changed=cert_id in changed,
+                left_out=left_out.get(cert_id, ()),
+                notes=execution.notes if cert_id in changed else (),
+            )
+
+    def _changed(self, execution: Execution) -> set[int]:
+        """Return whose files changed; when only a command had to run, whom it is about; 0: no certificate."""
+        changed = {write.cert_id for write in execution.written if write.cert_id is not None} | set(self.batch)
+        if not changed:
+            changed = {cert_id for run in self._runs() for cert_id in run.cert_ids}
+        return changed or {0}
+
+    def _runs(self) -> list[Run]:
+        return [run for level in self.plan_set.levels for run in level.runs]
+
+    # --- going back -----------------------------------------------------------------------------------------------
+
+    async def _go_back(self, execution: Execution, error: CertctrlError) -> bool:
+        """Restore files and links, run the commands once more for them, and note it."""
+        back = {} if self.forward_only else {i: self.previous[i] for i in self.batch if i in self.previous}
+        why, serves, facts = str(error), True, dict[int, Candidate]()
+        if back or (execution.copies and not self.forward_only):
+            with trio.CancelScope(shield=True):  # short, and half a way back would be the worst place
+                fault = await self._restore(execution, back)
+            if fault:
+                why, back = f"{why}; going back failed: {fault}", {}
+            fault, facts = await self._serve_old(execution, set(back))
+            serves = not fault
+            why += f"; and what was there before does not serve either: {fault}" if fault else ""
+        else:
+            serves = bool(self.batch)  # with nothing on trial it was the old state that failed
+            await execution.close()
+        for cert_id, candidate in self.batch.items():
+            if cert_id in back:
+                self.ledger.went_back(cert_id, why, candidate, back[cert_id], facts=facts.get(cert_id), proven=serves)
+            else:
+                self.ledger.failed(cert_id, why, kept=candidate)
+        for cert_id in self._changed(execution) - set(self.batch):
+            self.ledger.failed(cert_id, why)
+        return serves
+
+    async def _restore(self, execution: Execution, back: Mapping[int, str]) -> str:
+        """Put the old state on disk; return why it could not be done, empty when it was."""
+        site = self.site
+        try:
+            # a crash from here on must not find markers that call the old state served
+            if site.book.unmark(execution.ran):
+                await site.book.save()
+            await execution.undo()
+            if back:
+                await site.offload(site.generations.switch, {self.batch[i].name: to for i, to in back.items()})
+        except DiskError as error:
+            return str(error)
+        return ""
+
+    async def _serve_old(self, execution: Execution, back: set[int]) -> tuple[str, dict[int, Candidate]]:
+        """Run again what ran for the new state, now for the old, and prove it.
+
+        Return what failed, and what is live now of certificates whose records describe something else.
+        """
+        site, policy = self.site, self.site.policy()
+        stay = {i: candidate for i, candidate in self.batch.items() if i not in back}
+        records = [site.book.records[i] for i in self.plan_set.cert_ids if i in site.book.records]
+        view: View = await site.offload(
+            lambda: look(site, self.items, records, stay, policy=policy, unproven=back, examine=())
+        )
+        plan = plan_for(
+            self.items, view.certs, {}, policy, site.book.activations, host=view.host, cas=view.cas, examine=()
+        )
+        for plan_set in plan.sets:
+            old = Execution(site=site, plan=_only(plan_set, execution.ran, back), certs=view.certs)
+            try:
+                await old.carry_out()
+            except CertctrlError as error:
+                return str(error), dict(view.strays)
+            finally:
+                site.book.mark(old.keys)
+        return "", dict(view.strays)
+
+    def _prune(self) -> None:
+        keep = self.site.config().application.keep_generations
+        for cert_id in self.batch:
+            record = self.site.book.records[cert_id]
+            used = {record.generation, record.activated, record.staged} - {""}
+            self.site.generations.prune(record.name, keep, also_keep=used)
+
+
+def _only(plan_set: PlanSet, ran: set[str], back: set[int]) -> PlanSet:
+    """Return the part of a set that undoes an attempt: commands that ran, proofs about what went back."""
+    levels = [Level((), tuple(run for run in level.runs if ran & set(run.items))) for level in plan_set.levels]
+    return attrs.evolve(
+        plan_set,
+        levels=tuple(level for level in levels if level.runs),
+        verifications=tuple(one for one in plan_set.verifications if one.item in ran or back & set(one.cert_ids)),
+    )

@@ -1,0 +1,128 @@
+"""Choose what shall be live: what was just prepared, what is staged from before, what lacks a file; and what waits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import attrs
+
+from certctrl.errors import CertctrlError, DiskError, StateCorruptError
+from certctrl.install import staging
+from certctrl.install.formats import BASE_FILES
+from certctrl.install.look import Candidate
+from certctrl.install.outcomes import Ledger
+from certctrl.install.planner import files_wanted
+from certctrl.install.site import Site
+from certctrl.install.staging import Prepared
+from certctrl.install.window import in_window, window_text
+from certctrl.model.bundle import Bundle
+from certctrl.model.plan import InstallItem
+from certctrl.model.records import CertRecord
+
+
+def candidates_of(
+    site: Site, prepared: Mapping[int, Prepared], concerned: Collection[int], everything: bool
+) -> dict[int, Candidate]:
+    """Return what shall be live: the prepared ones, and what is staged from before and due to be tried again.
+
+    Blocks on the disk. What is named is tried even before its next try is due. A staged generation that cannot be
+    read is forgotten: its signal brings it again.
+    """
+    found = {cert_id: Candidate.of(one) for cert_id, one in prepared.items()}
+    now = site.wall_now()
+    for record in list(site.book.records.values()):
+        cert_id = record.cert_id
+        due = cert_id in concerned or (everything and record.next_try_at <= now)
+        if cert_id in found or not record.staged or not due:
+            continue
+        try:
+            found[cert_id] = Candidate.read(site, record.name, record.staged)
+        except StateCorruptError:
+            site.book.note(attrs.evolve(record, staged=""))
+        except DiskError:
+            continue  # tried again with the next call
+    return found
+
+
+def note_staged(site: Site, candidates: Mapping[int, Candidate]) -> None:
+    """Record what is staged (durable with the next write of the book): it may have to wait, or to be tried again."""
+    for candidate in candidates.values():
+        record = site.book.records.get(candidate.cert_id)
+        record = record or CertRecord(cert_id=candidate.cert_id, name=candidate.name)
+        if record.generation != candidate.generation:
+            site.book.note(attrs.evolve(record, name=candidate.name, staged=candidate.generation))
+
+
+def open_now(
+    site: Site, candidates: Mapping[int, Candidate], ledger: Ledger, *, ignore_window: bool
+) -> dict[int, Candidate]:
+    """Return the candidates that may be switched now; what the others wait for is noted in the ledger."""
+    window, now, found = site.policy().window, site.wall_now(), {}
+    for cert_id, candidate in candidates.items():
+        record = site.book.records.get(cert_id)
+        same = record is not None and record.fingerprint_sha256 == candidate.fingerprint_sha256
+        if record is not None and record.held and not same:
+            ledger.waiting[cert_id] = "staged; held at an earlier generation until `cert-ctrl release`"
+        elif not ignore_window and window is not None and not in_window(now, window, record):
+            ledger.waiting[cert_id] = f"staged; waits for the window {window_text(window)}"
+        else:
+            found[cert_id] = candidate
+    return found
+
+
+async def completed(
+    site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate], ledger: Ledger, *, everything: bool
+) -> dict[int, Candidate]:
+    """Return candidates that hold files which the items want and the generations at hand lack.
+
+    They are made from what is on disk: an install config that asks for one more format needs no fetch. What cannot
+    be made is noted for its certificate alone.
+    """
+    found = {}
+    for cert_id in sorted(set(site.book.records) | set(candidates)):
+        if not everything and cert_id not in ledger.concerned:
+            continue
+        try:
+            one: Candidate | None = await site.offload(_lacking, site, items, cert_id, candidates.get(cert_id))
+            if one is not None:
+                prepared = await staging.stage(site, await site.offload(bundle_of, site, one), items)
+                await site.offload(site.generations.settle, [prepared.staged])
+                found[cert_id] = Candidate.of(prepared)
+        except StateCorruptError:
+            continue  # whoever looks at it next says so
+        except CertctrlError as error:
+            ledger.failed(cert_id, str(error))
+    return found
+
+
+def _lacking(site: Site, items: Sequence[InstallItem], cert_id: int, candidate: Candidate | None) -> Candidate | None:
+    """Return the generation that shall be live of a certificate when it lacks a file."""
+    wanted = files_wanted(items, cert_id) - frozenset(BASE_FILES)
+    if not wanted:
+        return None
+    record = site.book.records.get(cert_id)
+    name = candidate.name if candidate is not None else record.name if record is not None else ""
+    generation = candidate.generation if candidate is not None else site.generations.live_id(name)
+    if not generation or wanted <= site.generations.manifest(name, generation)["files"].keys():
+        return None
+    return candidate or Candidate.read(site, name, generation)
+
+
+def bundle_of(site: Site, candidate: Candidate) -> Bundle:
+    """Return the material of a generation on disk. Raises DiskError, StateCorruptError."""
+
+    def read(file: str) -> bytes:
+        return site.generations.read(candidate.name, candidate.generation, file)
+
+    return Bundle(
+        cert_id=candidate.cert_id,
+        name=candidate.name,
+        domains=candidate.domains,
+        key_pem=read("private.key"),
+        certificate_pem=read("certificate.pem"),
+        chain_pem=read("chain.pem"),
+        serial=candidate.serial,
+        fingerprint_sha256=candidate.fingerprint_sha256,
+        not_before=candidate.not_before,
+        not_after=candidate.not_after,
+    )

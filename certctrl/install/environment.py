@@ -1,0 +1,52 @@
+"""What a command is told in its environment: paths, never secrets (safety.md §4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from certctrl.install.formats import SALTED_FILES
+from certctrl.install.site import Site
+from certctrl.install.steps import DesiredCert
+
+_FILES = {
+    "private.key": "CERTCTRL_KEY_FILE",
+    "certificate.pem": "CERTCTRL_CERTIFICATE_FILE",
+    "chain.pem": "CERTCTRL_CHAIN_FILE",
+    "fullchain.pem": "CERTCTRL_FULLCHAIN_FILE",
+    "bundle.pfx": "CERTCTRL_PFX_FILE",
+    "bundle.jks": "CERTCTRL_JKS_FILE",
+}
+MOST_NAMES = 100
+
+
+def environment(site: Site, certs: Sequence[DesiredCert]) -> tuple[dict[str, str], tuple[bytes, ...]]:
+    """Return the ``CERTCTRL_*`` variables for a command about some certificates, and the secrets to redact.
+
+    For one certificate its files are named, keystore passwords by the file they are in. Blocks on the disk.
+    """
+    layout = site.layout
+    told = {"CERTCTRL_CONFIG_DIR": str(layout.root), "CERTCTRL_LIVE_DIR": str(layout.live)}
+    here = [cert for cert in certs if cert.generation]
+    told["CERTCTRL_NAMES"] = ",".join(cert.name for cert in here[:MOST_NAMES])
+    if len(here) != 1:
+        return told, ()
+    cert = here[0]
+    more, secrets = files_of(site, cert.name, layout.live / cert.name, cert.files)
+    return told | more, secrets
+
+
+def files_of(site: Site, name: str, directory: Path, files: Collection[str]) -> tuple[
+    dict[str, str], tuple[bytes, ...]
+]:  # fmt: skip
+    """Return the variables that name the files of one certificate in a directory, and its secrets."""
+    told, secrets = {"CERTCTRL_NAME": name}, []
+    for file, variable in _FILES.items():
+        if file in files:
+            told[variable] = str(directory / file)
+    for file, kind in SALTED_FILES.items():
+        if file in files:
+            password, path = site.state.password(name, kind)
+            secrets.append(password)
+            told[f"CERTCTRL_{kind.upper()}_PASSWORD_FILE"] = str(path)
+    return told, tuple(secrets)

@@ -1,0 +1,194 @@
+"""What became of each certificate: its outcome for the plane, its record, its line in the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from certctrl.install.look import Candidate
+from certctrl.install.policy import shown
+from certctrl.install.site import Site
+from certctrl.model.plan import Deployed, Outcome, OutcomeKind
+from certctrl.model.records import CertRecord, Stage
+
+FIRST_RETRY, LAST_RETRY = 30.0, 3600.0
+LONGEST_DETAIL = 500
+
+
+def retry_at(now: float, attempts: int) -> float:
+    """Return when a certificate that failed ``attempts`` times in a row is tried again by itself."""
+    return now + min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(max(attempts, 1) - 1, 20))
+
+
+def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
+    """Return a record that describes this generation as the live one."""
+    return attrs.evolve(
+        record,
+        name=candidate.name,
+        domains=candidate.domains,
+        serial=candidate.serial,
+        fingerprint_sha256=candidate.fingerprint_sha256,
+        not_before=candidate.not_before,
+        not_after=candidate.not_after,
+        generation=candidate.generation,
+        staged="" if record.staged == candidate.generation else record.staged,
+    )
+
+
+@attrs.define(eq=False, kw_only=True)
+class Ledger:
+    """The outcomes of one call."""
+
+    site: Site
+    asked_by: str = "plane"
+    concerned: frozenset[int] = frozenset()
+    """Certificates that get an outcome even when nothing happened to them."""
+    outcomes: dict[int, Outcome] = attrs.field(factory=dict)
+    waiting: dict[int, str] = attrs.field(factory=dict)
+    """Certificate id -> what its staged material waits for."""
+    unreadable: set[int] = attrs.field(factory=set)
+    """Certificates whose generation cannot be read."""
+
+    def record(self, cert_id: int, candidate: Candidate | None = None) -> CertRecord:
+        """Return a certificate's record, a blank one for a certificate that is new here."""
+        found = self.site.book.records.get(cert_id)
+        name = candidate.name if candidate is not None else str(cert_id)
+        return found or CertRecord(cert_id=cert_id, name=name)
+
+    def done(
+        self, cert_id: int, *, live: str, candidate: Candidate | None, targets: Sequence[str], changed: bool,
+        left_out: Sequence[str] = (), notes: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        """Note that a certificate is as it should be, apart from what had to be left out."""
+        if cert_id in self.unreadable:
+            return
+        now, before = self.site.wall_now(), self.record(cert_id, candidate)
+        after = with_facts(before, candidate) if candidate is not None else attrs.evolve(before, generation=live)
+        if cert_id != 0 and live:
+            after = attrs.evolve(
+                after,
+                stage=Stage.COMMITTED if left_out else Stage.ACTIVATED,
+                activated=after.activated if left_out else live,
+                targets=(*map(str, self.site.layout.public_links(after.name)), *targets),
+            )
+        kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
+        kind = OutcomeKind.FAILED if left_out else kind
+        detail = _line((*left_out, *notes))
+        if changed or left_out or (before.attempts and not before.staged):  # else its own attempt is still to come
+            attempts = before.attempts + 1 if left_out else 0
+            after = attrs.evolve(
+                after, last_outcome=kind, last_error=detail if left_out else "", last_apply_at=now, attempts=attempts,
+                next_try_at=retry_at(now, attempts) if left_out else 0.0,
+            )  # fmt: skip
+        self._settle(cert_id, before, after, kind, detail, tell=changed)
+
+    def failed(self, cert_id: int, why: str, *, kept: Candidate | None = None, staged: Candidate | None = None) -> None:
+        """Note a failure that left live what it was, or (``kept``) new files with nothing to go back to."""
+        before = self.record(cert_id, kept or staged)
+        after = with_facts(before, kept) if kept is not None else before
+        if kept is not None:
+            after = attrs.evolve(after, stage=Stage.COMMITTED)
+            why = f"{why}; there is nothing to go back to, so the new files stay"
+        self._unsuccessful(cert_id, before, after, OutcomeKind.FAILED, why, staged)
+
+    def went_back(
+        self, cert_id: int, why: str, candidate: Candidate, live: str, *, facts: Candidate | None, proven: bool
+    ) -> None:
+        """Note that a certificate was switched back to ``live``, where it serves again (``proven``) or not.
+
+        ``facts``: what ``live`` is, when the record describes another generation.
+        """
+        before = self.record(cert_id, candidate)
+        if facts is not None and facts.generation == live:
+            before = with_facts(before, facts)
+        stage = Stage.ACTIVATED if proven and live == before.activated else Stage.COMMITTED
+        after = attrs.evolve(before, generation=live, stage=stage)
+        self._unsuccessful(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate)
+
+    async def save(self) -> None:
+        """Make what was noted durable. Raises DiskError."""
+        await self.site.book.save()
+
+    def broken(self, cert_id: int, why: str) -> None:
+        """Note that what is here of a certificate cannot be read: it counts as absent and is fetched again."""
+        self.unreadable.add(cert_id)
+        before = self.record(cert_id)
+        self._unsuccessful(cert_id, before, attrs.evolve(before, generation=""), OutcomeKind.FAILED, why, None)
+
+    def unchanged(self, cert_id: int, detail: str = "") -> None:
+        """Note that there was nothing to do."""
+        if cert_id not in self.outcomes:
+            record = self.record(cert_id)
+            self._settle(cert_id, record, record, OutcomeKind.UNCHANGED, detail, tell=False)
+
+    def _unsuccessful(
+        self, cert_id: int, before: CertRecord, after: CertRecord, kind: OutcomeKind, why: str,
+        candidate: Candidate | None,
+    ) -> None:  # fmt: skip
+        now, attempts = self.site.wall_now(), before.attempts + 1
+        after = attrs.evolve(
+            after, last_outcome=kind, last_error=_line((why,)), last_apply_at=now, attempts=attempts,
+            next_try_at=retry_at(now, attempts), staged=candidate.generation if candidate is not None else after.staged,
+        )  # fmt: skip
+        self._settle(cert_id, before, after, kind, _line((why,)), tell=True, to=candidate)
+
+    def _settle(
+        self, cert_id: int, before: CertRecord, after: CertRecord, kind: OutcomeKind, detail: str, *,
+        tell: bool, to: Candidate | None = None,
+    ) -> None:  # fmt: skip
+        if cert_id != 0 and (after != before or cert_id in self.site.book.records):
+            self.site.book.note(after)
+        if (wait := self.waiting.get(cert_id)) and kind is OutcomeKind.UNCHANGED:
+            kind, detail = OutcomeKind.APPLIED, wait
+        deployed = (
+            Deployed(
+                cert_id=cert_id, serial=after.serial, fingerprint_sha256=after.fingerprint_sha256, targets=after.targets
+            ),
+        )  # fmt: skip
+        here = bool(after.generation) and cert_id != 0
+        if cert_id in self.outcomes and kind is OutcomeKind.UNCHANGED:
+            return  # a bystander now, but it had its own turn in this call
+        if tell or cert_id in self.concerned or detail:
+            self.outcomes[cert_id] = Outcome(kind=kind, detail=detail, deployed=deployed if here else ())
+        if tell:
+            self.site.book.tell(self._entry(before, after, kind, detail, to))
+
+    def _entry(
+        self, before: CertRecord, after: CertRecord, kind: OutcomeKind, detail: str, to: Candidate | None
+    ) -> dict[str, object]:
+        return {
+            "at": self.site.wall_now(),
+            "asked_by": self.asked_by,
+            "cert_id": after.cert_id,
+            "name": after.name,
+            "outcome": kind.value,
+            "from": before.generation,
+            "to": to.generation if to is not None else after.generation,
+            "live": after.generation,
+            "serial": after.serial,
+            "fingerprint_sha256": after.fingerprint_sha256,
+            "targets": list(after.targets),
+            "detail": detail,
+        }
+
+
+def _line(parts: Iterable[str]) -> str:
+    text = "; ".join(" ".join(part.split()) for part in dict.fromkeys(parts) if part)
+    return shown_long(text)
+
+
+def shown_long(text: str) -> str:
+    """Return text for one line, bounded."""
+    pieces = [shown(text[i : i + 200]) for i in range(0, min(len(text), LONGEST_DETAIL), 200)]
+    return "".join(pieces) + ("…" if len(text) > LONGEST_DETAIL else "")
+
+
+def folded(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return several outcomes as one: the worst kind, what went wrong first, everything deployed."""
+    order = (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK, OutcomeKind.APPLIED)
+    listed = list(outcomes)
+    kind = next((one for one in order if any(outcome.kind is one for outcome in listed)), OutcomeKind.UNCHANGED)
+    details = [outcome.detail for outcome in sorted(listed, key=lambda outcome: outcome.ok)]
+    deployed = tuple(one for outcome in listed if outcome.kind is not OutcomeKind.UNCHANGED for one in outcome.deployed)
+    return Outcome(kind=kind, detail=_line(details), deployed=deployed)

@@ -1,0 +1,71 @@
+"""Recover: bring disk and records together after whatever ended the last run, before anything else is done.
+
+What is live is the truth; records describe it. Commands and proofs that are still owed need no list: the activation
+markers disagree with the live generations, so the next `converge` runs them.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import attrs
+
+from certctrl.errors import DiskError, StateCorruptError
+from certctrl.install.look import Candidate
+from certctrl.install.outcomes import with_facts
+from certctrl.install.site import Site
+from certctrl.model.records import CertRecord, Stage
+from certctrl.store import copies
+from certctrl.store.fs import closing
+
+ALERT_PREFIX = "alert-"
+
+
+def recover(site: Site) -> None:
+    """Finish or undo half-written copies, sweep left-overs, and make the records say what is live. Blocks.
+
+    Raises DiskError, StateCorruptError (records that cannot be read are never taken for "nothing here").
+    """
+    policy = site.policy()
+    roots = (*policy.write_roots, str(site.layout.certs), *filter(None, (policy.trust_store.directory,)))
+    copies.recover(site.layout, site.fs, roots)
+    site.generations.sweep()
+    _sweep_alerts(site)
+    names = _live_names(site)
+    for record in list(site.book.records.values()):
+        live = site.generations.live_id(record.name) or ""
+        if live != record.generation:
+            site.book.note(_described(site, record, live))
+        names.discard(record.name)
+    for name in sorted(names):  # live, but no record: it was never written
+        with suppress(StateCorruptError):
+            candidate = Candidate.read(site, name, site.generations.live_id(name) or "")
+            if candidate.cert_id not in site.book.records:
+                site.book.note(_described(site, CertRecord(cert_id=candidate.cert_id, name=name), candidate.generation))
+
+
+def _described(site: Site, record: CertRecord, live: str) -> CertRecord:
+    """Return a record that says what is live; what cannot be read counts as absent and is fetched again."""
+    if not live:
+        return attrs.evolve(record, generation="")
+    try:
+        candidate = Candidate.read(site, record.name, live)
+    except StateCorruptError:
+        return attrs.evolve(record, generation="")
+    if candidate.cert_id != record.cert_id:
+        return attrs.evolve(record, generation="")
+    stage = Stage.ACTIVATED if live == record.activated else Stage.COMMITTED
+    return attrs.evolve(with_facts(record, candidate), stage=stage)
+
+
+def _live_names(site: Site) -> set[str]:
+    with closing(site.fs, site.fs.open_dir(site.layout.live)) as directory:
+        return {name for name in site.fs.listdir(directory) if not name.startswith(".")}
+
+
+def _sweep_alerts(site: Site) -> None:
+    with closing(site.fs, site.fs.open_dir(site.layout.state)) as directory:
+        for name in site.fs.listdir(directory):
+            if name.startswith(ALERT_PREFIX):
+                with suppress(DiskError):
+                    site.fs.unlink(name, at=directory)

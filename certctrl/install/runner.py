@@ -1,0 +1,247 @@
+"""Installer: the pipeline from a checked bundle to "served", and everything else that changes what is installed.
+
+One per agent. Calls may overlap: what hangs together is worked on by one call at a time (``claims.py``), everything
+else side by side. What a certificate, a command or a disk did ends as an Outcome; `stage` raises, because there
+nothing has happened yet.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import attrs
+
+from certctrl.errors import CertctrlError, DiskError, UsageError
+from certctrl.install import recovery, staging, trust
+from certctrl.install.choosing import candidates_of, completed, note_staged, open_now
+from certctrl.install.claims import Claims
+from certctrl.install.convergence import Convergence, groups_of
+from certctrl.install.look import View, look
+from certctrl.install.outcomes import Ledger, folded
+from certctrl.install.planner import cas_wanted, plan_for
+from certctrl.install.policy import shown
+from certctrl.install.process import Proc
+from certctrl.install.rollback import roll_back
+from certctrl.install.site import Site
+from certctrl.install.staging import Prepared
+from certctrl.install.steps import InstallPlan
+from certctrl.install.window import next_opening
+from certctrl.install.withdrawal import Withdrawal
+from certctrl.model.bundle import Bundle
+from certctrl.model.config import AgentConfig
+from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
+from certctrl.model.policy import HostPolicy
+from certctrl.model.records import CertRecord, Stage
+from certctrl.store.atomic import write_atomic
+from certctrl.store.fs import Fs
+from certctrl.store.generations import GenerationStore
+from certctrl.store.layout import ConfigDir, safe_name
+from certctrl.store.state import StateStore
+
+__all__ = ["Installer", "Prepared"]
+
+ALERT_SECONDS = 60.0
+
+
+def in_use(record: CertRecord) -> bool:
+    """Return whether a certificate has anything on this host."""
+    return bool(record.generation or record.staged)
+
+
+class Installer:
+    """What changes the certificates, files and services of this host."""
+
+    def __init__(
+        self,
+        *,
+        layout: ConfigDir,
+        fs: Fs,
+        generations: GenerationStore,
+        state: StateStore,
+        policy: Callable[[], HostPolicy],
+        config: Callable[[], AgentConfig],
+        proc: Proc,
+        wall_now: Callable[[], float],
+        offload: Callable[..., Awaitable[Any]],
+        log: logging.Logger,
+    ) -> None:
+        self._site = Site.of(
+            layout=layout, fs=fs, generations=generations, state=state, policy=policy, config=config, proc=proc,
+            wall_now=wall_now, offload=offload, log=log,
+        )  # fmt: skip
+        self._claims = Claims()
+        self._names: dict[str, int] = {}
+
+    @property
+    def records(self) -> dict[int, CertRecord]:
+        """Return the certificates of this host by id. Raises StateCorruptError, DiskError at the first use."""
+        return self._site.book.records
+
+    def name_for(self, cert_id: int, domains: Sequence[str]) -> str:
+        """Return the directory name of a certificate: the one it has, else one that no other certificate uses."""
+        record = self.records.get(cert_id)
+        if record is not None and in_use(record):
+            return record.name
+        name = safe_name(domains[0] if domains else f"certificate-{cert_id}")
+        if any(one.name == name and one.cert_id != cert_id for one in self.records.values() if in_use(one)):
+            return f"{name}-{cert_id}"  # no public domain ends in a number
+        holder = self._names.get(name, cert_id)  # whoever is being fetched has no record yet
+        if holder != cert_id and holder not in self.records:
+            return f"{name}-{cert_id}"
+        self._names[name] = cert_id
+        return name
+
+    async def recover(self) -> None:
+        """Bring disk and records together after whatever ended the last run; before anything else is done."""
+        await self._site.offload(recovery.recover, self._site)
+        await self._site.book.save()
+
+    # --- deploying ------------------------------------------------------------------------------------------------
+
+    async def stage(self, bundle: Bundle, items: Sequence[InstallItem]) -> Prepared:
+        """Write a checked bundle beside the live one and run the plan's checks on it; nothing live changes.
+
+        It survives a crash only once `converge` has settled it. Raises DiskError, CommandError (a check refuses
+        it), PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
+        """
+        if any(isinstance(item, ExecAction) and item.enabled for item in items):
+            await self._site.proc.prepare()  # the reload that follows finds its supervisor waiting
+        return await staging.stage(self._site, bundle, items)
+
+    async def converge(
+        self,
+        prepared: Sequence[Prepared],
+        items: Sequence[InstallItem],
+        *,
+        only: Collection[int] | None = None,
+        ignore_window: bool = False,
+        asked_by: str = "plane",
+    ) -> dict[int, Outcome]:
+        """Switch to what is prepared and bring files and services in line with the items; return what became of it.
+
+        ``only``: look at these certificates (and ``prepared``) alone; None and nothing prepared: at everything.
+        Outcomes by certificate id, for each that was named and each that changed; 0 stands for items that are
+        about no certificate.
+        """
+        site, everything = self._site, only is None and not prepared
+        newest = {one.cert_id: one for one in prepared}
+        concerned = frozenset(newest) | frozenset(only or ())
+        ledger = Ledger(site=site, asked_by=asked_by, concerned=concerned)
+        try:
+            await site.offload(site.generations.settle, [one.staged for one in newest.values()])
+            candidates = await site.offload(candidates_of, site, newest, concerned, everything)
+            candidates |= await completed(site, items, candidates, ledger, everything=everything)
+        except CertctrlError as error:
+            for cert_id in sorted(concerned):
+                ledger.failed(cert_id, str(error))
+            return await self._conclude(ledger)
+        note_staged(site, candidates)
+        now = open_now(site, candidates, ledger, ignore_window=ignore_window)
+        groups = groups_of(site, items, now)
+        await Convergence(
+            site=site, claims=self._claims, items=items, candidates=now, ledger=ledger,
+            examine=None if everything else concerned,
+        ).run(group for group in groups if everything or not concerned.isdisjoint(group.cert_ids))  # fmt: skip
+        if everything:
+            site.book.keep_marks(item.id for item in items)
+        return await self._conclude(ledger)
+
+    async def _conclude(self, ledger: Ledger) -> dict[int, Outcome]:
+        """Give every named certificate its outcome and make the book durable."""
+        for cert_id in sorted(ledger.concerned | ledger.waiting.keys()):
+            ledger.unchanged(cert_id, "" if cert_id in self.records else "not on this host")
+        try:
+            await self._site.book.save()
+        except DiskError as error:
+            return {
+                cert_id: attrs.evolve(one, kind=OutcomeKind.FAILED, detail=str(error)) if one.ok else one
+                for cert_id, one in ledger.outcomes.items()
+            }
+        return ledger.outcomes
+
+    async def converge_all(self, items: Sequence[InstallItem], *, ignore_window: bool = False) -> Outcome:
+        """Bring everything in line with the items and return the outcome of the whole."""
+        return folded((await self.converge((), items, ignore_window=ignore_window)).values())
+
+    async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
+        """Return what `converge` would do now, changing nothing. Raises DiskError, StateCorruptError."""
+        site, policy = self._site, self._site.policy()
+        ledger = Ledger(site=site)
+        staged = await site.offload(candidates_of, site, {}, (), True)
+        now = open_now(site, staged, ledger, ignore_window=False)
+        records = list(site.book.records.values())
+        view: View = await site.offload(lambda: look(site, items, records, now, policy=policy))
+        found = plan_for(items, view.certs, view.facts, policy, site.book.activations, host=view.host, cas=view.cas)
+        return attrs.evolve(found, held=ledger.waiting)
+
+    async def unfinished(self, items: Sequence[InstallItem]) -> bool:
+        """Return whether `converge` would do something now."""
+        return bool((await self.plan(items)).steps)
+
+    def next_window(self) -> float | None:
+        """Return when staged material may be switched next (wall-clock seconds); None: none waits for a window."""
+        window = self._site.policy().window
+        waits = any(record.staged and not record.held for record in self.records.values())
+        return next_opening(self._site.wall_now(), window) if waits and window is not None else None
+
+    # --- taking back ----------------------------------------------------------------------------------------------
+
+    async def withdraw(self, cert_id: int, *, revoked: bool, items: Sequence[InstallItem]) -> Outcome:
+        """Take a certificate out of use: remove it, or when revoked what the policy's ``on_revoked`` says.
+
+        Done at once, whatever the window. The caller raises the alarm.
+        """
+        record = self.records.get(cert_id)
+        if record is None or (record.stage is Stage.WITHDRAWN and not record.generation):
+            return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
+        try:
+            return await Withdrawal(
+                site=self._site, claims=self._claims, record=record, items=items, revoked=revoked
+            ).run()
+        except CertctrlError as error:
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+
+    async def rollback(self, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
+        """Switch back to an earlier generation by hand and hold it there. Raises UsageError, DiskError."""
+        return await roll_back(self._site, self._claims, name, to, items)
+
+    async def release(self, name: str) -> None:
+        """End a hold; the next `converge` brings the newest material live. Raises UsageError, DiskError."""
+        record = self._site.book.by_name(name)
+        if record is None:
+            raise UsageError(f"there is no certificate {shown(name)} on this host", fix="cert-ctrl list-certs")
+        self._site.book.note(attrs.evolve(record, held=False, next_try_at=0.0))
+        await self._site.book.save()
+
+    # --- CAs and alerts -------------------------------------------------------------------------------------------
+
+    async def import_ca(self, ca_id: int, name: str, pem: str, items: Sequence[InstallItem] = ()) -> Outcome:
+        """Put a CA into the trust store and keep it for the items that copy it, which run at once when given."""
+        outcome = await trust.import_ca(self._site, ca_id, name, pem, items)
+        if ca_id in cas_wanted(items):
+            outcome = folded((outcome, await self.converge_all(items)))
+        return outcome
+
+    async def remove_ca(self, ca_id: int) -> Outcome:
+        """Take a CA out of the trust store, if its file is still ours."""
+        return await trust.remove_ca(self._site, ca_id)
+
+    async def alert(self, alert: Mapping[str, Any]) -> None:
+        """Give an alert to the operator's ``on_alert`` command, as a JSON file; a failure is logged, not raised."""
+        site, argv = self._site, self._site.policy().on_alert
+        if not argv:
+            return
+        path = site.layout.state / f"{recovery.ALERT_PREFIX}{site.fs.token()}.json"
+        try:
+            await site.offload(lambda: write_atomic(site.fs, path, json.dumps(dict(alert)).encode(), durable=False))
+            env = {"CERTCTRL_ALERT": str(path), "CERTCTRL_CONFIG_DIR": str(site.layout.root)}
+            (await site.proc.run(argv, timeout=ALERT_SECONDS, env_paths=env)).check("on_alert")
+        except CertctrlError as error:
+            site.log.error("The on_alert command failed: %s", error)
+        finally:
+            with suppress(DiskError):
+                site.fs.unlink(path)

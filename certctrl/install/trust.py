@@ -1,0 +1,149 @@
+"""CAs in and out of the system trust store (Debian and Red Hat layouts: a directory and a command).
+
+The file is ours by name and by hash; it is taken out only while it is. When the store's command fails, the file goes
+back to what it was and the command runs once more, so that file and store agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certctrl.errors import CertctrlError, MaterialError
+from certctrl.install.look import fact_of
+from certctrl.install.policy import Refusal, explain, path_fault, shown
+from certctrl.install.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
+from certctrl.install.removal import remove_files
+from certctrl.install.site import Site
+from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
+from certctrl.model.policy import TrustStore
+from certctrl.model.records import CaRecord
+from certctrl.store.copies import CopySet, FileWrite
+from certctrl.store.layout import safe_name
+
+COMMAND_SECONDS = 120.0
+
+
+def checked_ca(pem: str, now: float) -> tuple[str, str, float]:
+    """Return (clean PEM, fingerprint, end of validity) of one CA certificate. Raises MaterialError."""
+    try:
+        (found,) = x509.load_pem_x509_certificates(pem.encode())
+        marked = found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        ends = found.not_valid_after_utc.timestamp()
+        key = found.public_key()
+    except (*UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension):
+        raise MaterialError("this is not one CA certificate in PEM", reason="ca-unreadable") from None
+    weak = isinstance(key, rsa.RSAPublicKey) and key.key_size < LEAST_RSA_BITS
+    weak = weak or (isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name not in GOOD_CURVES)
+    if not marked or weak:
+        why = "its key is too weak" if weak else "it is not marked as a CA"
+        raise MaterialError(f"this certificate does not belong in a trust store: {why}", reason="ca-unfit")
+    if ends <= now:
+        raise MaterialError("this CA certificate has expired", reason="expired", fix="assign a newer one at the plane")
+    return found.public_bytes(Encoding.PEM).decode(), found.fingerprint(hashes.SHA256()).hex(), ends
+
+
+def no_store() -> Refusal:
+    """Return the refusal of a host whose policy names no trust store."""
+    value = {"directory": "/usr/local/share/ca-certificates", "command": ["/usr/sbin/update-ca-certificates"]}
+    return Refusal(what="import a CA", why="no trust store is named", setting="trust_store", value=value)
+
+
+async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence[InstallItem]) -> Outcome:
+    """Put a CA into the trust store; keep it for copy items that want it. Unchanged bytes run nothing."""
+    try:
+        clean, fingerprint, ends = checked_ca(pem, site.wall_now())
+    except MaterialError as error:
+        return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+    store, before = site.policy().trust_store, site.book.cas.get(str(ca_id))
+    digest = hashlib.sha256(clean.encode()).hexdigest()
+    record = CaRecord(
+        ca_id=ca_id, name=name, path="", sha256=digest, fingerprint_sha256=fingerprint, not_after=ends,
+        imported_at=site.wall_now(), pem=clean,
+    )  # fmt: skip
+    copied = any(item.enabled and item.ob_type == "ca" and item.ob_id == ca_id for item in items)
+    if store.directory is None:
+        site.book.note_ca(record, ca_id)
+        await site.book.save()
+        if copied:
+            return Outcome(kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; no trust store is named")
+        return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_store()))
+    path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
+    fact = await site.offload(fact_of, site, path, (store.directory,))
+    if fact.refusal or path_fault(path) is not None:
+        return Outcome(kind=OutcomeKind.FAILED, detail=f"will not write {shown(path)}: {fact.refusal}")
+    if before is not None and before.sha256 == digest == fact.sha256 and before.path:
+        return Outcome(kind=OutcomeKind.UNCHANGED)
+    write = FileWrite(path=Path(path), data=clean.encode(), mode=0o644, uid=None, gid=None)
+    try:
+        await _put(site, store, write)
+    except CertctrlError as error:
+        return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+    site.book.note_ca(attrs.evolve(record, path=path), ca_id)
+    await site.book.save()
+    return Outcome(kind=OutcomeKind.APPLIED)
+
+
+def _path(directory: str, ca_id: int, name: str) -> Path:
+    # Debian's update-ca-certificates takes *.crt only; Red Hat's takes any name
+    return Path(directory) / f"certctrl-{safe_name(name)[:80]}-{ca_id}.crt"
+
+
+async def _put(site: Site, store: TrustStore, write: FileWrite) -> None:
+    copies = CopySet(site.layout, site.fs)
+    await site.offload(_begin, copies, write)
+    try:
+        await _announce(site, store)
+    except BaseException:
+        await site.offload(copies.undo)
+        await site.offload(copies.close)
+        await _announce_again(site, store)
+        raise
+    await site.offload(copies.close)
+
+
+def _begin(copies: CopySet, write: FileWrite) -> None:
+    copies.begin([write])
+    copies.commit()
+
+
+async def remove_ca(site: Site, ca_id: int) -> Outcome:
+    """Take a CA out of the trust store, if the file is still ours."""
+    record = site.book.cas.get(str(ca_id))
+    if record is None:
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not known here")
+    store, detail = site.policy().trust_store, ""
+    if record.path:
+        fact = await site.offload(fact_of, site, record.path, (record.path.rpartition("/")[0],))
+        if fact.sha256 == record.sha256 and not fact.refusal:
+            try:
+                await site.offload(remove_files, site.fs, {record.path: record.sha256})
+                await _announce(site, store)
+            except CertctrlError as error:
+                return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+        elif fact.sha256 is not None:
+            detail = f"{shown(record.path)} stays: it is not the file that was put there"
+    site.book.note_ca(None, ca_id)
+    await site.book.save()
+    return Outcome(kind=OutcomeKind.APPLIED, detail=detail)
+
+
+async def _announce(site: Site, store: TrustStore) -> None:
+    """Run the store's own command, which the operator named. Raises CommandError."""
+    if store.command:
+        result = await site.proc.run(store.command, timeout=COMMAND_SECONDS)
+        result.check("the command of the trust store")
+
+
+async def _announce_again(site: Site, store: TrustStore) -> None:
+    try:
+        await _announce(site, store)
+    except CertctrlError as error:
+        site.log.warning("The command of the trust store failed again after going back: %s", error)

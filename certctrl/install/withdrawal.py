@@ -1,0 +1,151 @@
+"""Take a certificate out of use: remove it, put a placeholder in its place, or keep it, as the host's policy says.
+
+There is no going back from a removal: a revoked certificate does not return because a service would not reload.
+Files at explicit destinations go only while they are still ours, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from certctrl.errors import DiskError
+from certctrl.install import staging
+from certctrl.install.claims import Claims
+from certctrl.install.convergence import Convergence, Group, groups_of
+from certctrl.install.look import Candidate, fact_of, roots_for
+from certctrl.install.outcomes import Ledger
+from certctrl.install.placeholder import placeholder_bundle
+from certctrl.install.policy import is_local, refuse_path, shown
+from certctrl.install.removal import remove_files
+from certctrl.install.site import Site
+from certctrl.model.plan import CopyAction, InstallItem, Outcome, OutcomeKind
+from certctrl.model.records import CertRecord, Stage
+
+
+@attrs.frozen(kw_only=True)
+class Withdrawal:
+    """One certificate to be taken out of use."""
+
+    site: Site
+    claims: Claims
+    record: CertRecord
+    items: Sequence[InstallItem]
+    revoked: bool
+
+    async def run(self) -> Outcome:
+        """Do what the policy says and run the commands that are about this certificate."""
+        how = self.site.policy().on_revoked if self.revoked else "remove"
+        if how == "keep":
+            return Outcome(kind=OutcomeKind.APPLIED, detail="revoked, and kept in use: on_revoked is keep")
+        if how == "placeholder":
+            return await self._replace()
+        return await self._remove()
+
+    def _group(self) -> Group:
+        groups = groups_of(self.site, self.items, {})
+        return next(group for group in groups if self.record.cert_id in group.cert_ids)
+
+    async def _remove(self) -> Outcome:
+        site = self.site
+        async with self.claims.taken(self._group().nodes):
+            try:
+                left = await site.offload(self._remove_files)
+                await site.offload(site.generations.withdraw, self.record.name)
+                await site.offload(site.state.forget_passwords, self.record.name)
+            except DiskError as error:
+                return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+            site.book.note(
+                attrs.evolve(
+                    self.record, generation="", activated="", staged="", stage=Stage.WITHDRAWN, targets=(), held=False,
+                    last_outcome=OutcomeKind.APPLIED, last_error="", last_apply_at=site.wall_now(), attempts=0,
+                    next_try_at=0.0,
+                )
+            )  # fmt: skip
+            self._tell("revoked" if self.revoked else "unassigned")
+            await site.book.save()
+        outcome = await self._announce({})
+        said = "; ".join(("removed", *left, *((outcome.detail,) if outcome.detail else ())))
+        kind = OutcomeKind.APPLIED if outcome.ok and not left else OutcomeKind.FAILED
+        return Outcome(kind=kind, detail=said)
+
+    def _remove_files(self) -> list[str]:
+        """Remove the copies of this certificate; return what had to stay and why. Blocks on the disk."""
+        site, policy, name = self.site, self.site.policy(), self.record.name
+        live = site.generations.live_id(name)
+        files = site.generations.manifest(name, live)["files"] if live else {}
+        doomed: dict[str, str] = {}
+        left: list[str] = []
+        for item in self.items:
+            if not isinstance(item, CopyAction) or item.ob_type == "ca" or not self._is_mine(item):
+                continue
+            for source, path in zip(item.sources, item.targets, strict=True):
+                refusal = refuse_path(policy, path, site.ground, local=is_local(item.id))
+                fact = fact_of(site, path, roots_for(site, policy, item.id))
+                if fact.sha256 is None:
+                    continue
+                if refusal is not None or fact.refusal:
+                    left.append(f"{shown(path)} stays: {refusal.why if refusal is not None else fact.refusal}")
+                elif fact.sha256 == files.get(source):
+                    doomed[path] = fact.sha256
+                else:
+                    left.append(f"{shown(path)} stays: it is not the file that was put there")
+        remove_files(site.fs, doomed)
+        return left
+
+    def _is_mine(self, item: CopyAction) -> bool:
+        if item.ob_id is not None:
+            return item.ob_id == self.record.cert_id
+        return item.ob_name is not None and item.ob_name in (self.record.name, *self.record.domains[:1])
+
+    async def _replace(self) -> Outcome:
+        site, record = self.site, self.record
+        live = await site.offload(site.generations.live_id, record.name)
+        if live and (await site.offload(site.generations.manifest, record.name, live))["facts"].get("placeholder"):
+            return Outcome(kind=OutcomeKind.UNCHANGED, detail="a placeholder stands in for it already")
+        bundle = await site.offload(
+            lambda: placeholder_bundle(
+                record.cert_id, record.name, record.domains, not_before=record.not_before, now=site.wall_now()
+            )
+        )
+        try:
+            prepared = await staging.stage(site, bundle, self.items, placeholder=True, check=False)
+            await site.offload(site.generations.settle, [prepared.staged])
+        except DiskError as error:
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+        outcome = await self._announce({record.cert_id: Candidate.of(prepared)})
+        site.book.note(attrs.evolve(site.book.records[record.cert_id], staged="", held=False))
+        await site.book.save()
+        # the revoked key goes, whatever the commands said
+        await site.offload(lambda: site.generations.prune(record.name, 0, also_keep={prepared.generation}))
+        return attrs.evolve(outcome, detail="; ".join(filter(None, ("placeholder put in its place", outcome.detail))))
+
+    async def _announce(self, candidates: dict[int, Candidate]) -> Outcome:
+        """Switch (a placeholder) and run the commands that are due now."""
+        cert_id = self.record.cert_id
+        ledger = Ledger(site=self.site, concerned=frozenset({cert_id}))
+        await Convergence(
+            site=self.site, claims=self.claims, items=self.items, candidates=candidates, ledger=ledger,
+            examine=frozenset({cert_id}), forward_only=True,
+        ).run([self._group()])  # fmt: skip
+        await self.site.book.save()
+        return ledger.outcomes.get(cert_id) or Outcome(kind=OutcomeKind.APPLIED)
+
+    def _tell(self, why: str) -> None:
+        self.site.book.tell(
+            {
+                "at": self.site.wall_now(),
+                "asked_by": "plane",
+                "cert_id": self.record.cert_id,
+                "name": self.record.name,
+                "outcome": "withdrawn",
+                "from": self.record.generation,
+                "to": "",
+                "live": "",
+                "serial": self.record.serial,
+                "fingerprint_sha256": self.record.fingerprint_sha256,
+                "targets": list(self.record.targets),
+                "detail": why,
+            }
+        )
