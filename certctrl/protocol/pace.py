@@ -38,9 +38,11 @@ class Pace:
         """The configuration in force."""
         return self.cadence.config
 
-    def reconfigure(self, config: ApplicationConfig, now: float) -> None:
-        """Take on a configuration; it may end a plain interval or a closed breaker sooner, a server's wish never."""
+    def reconfigure(self, config: ApplicationConfig, now: float | None) -> None:
+        """Take on a configuration; it may end a plain interval or an open breaker sooner, a server's wish never."""
         self.cadence.config = config
+        if now is None:
+            return
         if self.why == steps.WAIT_INTERVAL:
             self.due = min(self.due, now + self.cadence.interval())
         elif self.why == steps.WAIT_BREAKER and config.recovery == "auto":

@@ -91,8 +91,8 @@ class Session:
         taken, self._alerts = tuple(self._alerts), []
         return taken
 
-    def reconfigure(self, config: ApplicationConfig, now: float) -> None:
-        """Take on a new configuration at a step boundary."""
+    def reconfigure(self, config: ApplicationConfig, now: float | None = None) -> None:
+        """Take on a new configuration at a step boundary; with ``now``, also for the wait under way."""
         self._pace.reconfigure(config, now)
 
     # --- what to do next -----------------------------------------------------------------------------------

@@ -15,6 +15,13 @@ from typing import Any
 
 def canonical_json(value: Any) -> str:
     """Return the JCS form; ValueError for NaN, infinities, lone surrogates and what JSON cannot say."""
+    try:
+        return _canonical(value)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _canonical(value: Any) -> str:
     if value is None:
         return "null"
     if value is True:
@@ -26,12 +33,12 @@ def canonical_json(value: Any) -> str:
     if isinstance(value, int | float):
         return _number(value)
     if isinstance(value, list | tuple):
-        return "[" + ",".join(map(canonical_json, value)) + "]"
+        return "[" + ",".join(map(_canonical, value)) + "]"
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise ValueError("a JSON object's names are text")
         names = sorted(value, key=_utf16)
-        return "{" + ",".join(f"{_text(name)}:{canonical_json(value[name])}" for name in names) + "}"
+        return "{" + ",".join(f"{_text(name)}:{_canonical(value[name])}" for name in names) + "}"
     raise ValueError(f"JSON has no {type(value).__name__}")
 
 
