@@ -47,14 +47,19 @@ def refusal_of(scene: Scene, item: InstallItem) -> Refusal | None:
     elif isinstance(item, ExecAction):
         found = _refuse_grant(scene, judge_exec(scene.policy, item, scene.host.ground))
     elif scene.policy.trust_store.directory is None:
-        found = Refusal(
-            what="import a CA", why="no trust store is named", setting="trust_store",
-            value={"directory": "/usr/local/share/ca-certificates", "command": ["/usr/sbin/update-ca-certificates"]},
-        )  # fmt: skip
+        found = no_trust_store()
     verify = getattr(item, "verify", None)
     if found is None and isinstance(verify, VerifyCommand):
         found = _refuse_grant(scene, judge_argv(scene.policy, item.id, verify.cmd_argv, scene.host.ground))
     return None if found is None else attrs.evolve(found, item=item.id)
+
+
+def no_trust_store() -> Refusal:
+    """Return the refusal of a host whose policy names no trust store."""
+    # without --fresh Debian's command leaves a dead link behind when a CA is taken out
+    command = ["/usr/sbin/update-ca-certificates", "--fresh"]
+    value = {"directory": "/usr/local/share/ca-certificates", "command": command}
+    return Refusal(what="import a CA", why="no trust store is named", setting="trust_store", value=value)
 
 
 def judge_argv(policy: HostPolicy, item: str, argv: Sequence[str], ground: Ground) -> Grant | Refusal:

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certctrl.errors import CertctrlError, MaterialError
 from certctrl.install.look import fact_of
-from certctrl.install.policy import Refusal, explain, path_fault, shown
+from certctrl.install.policy import explain, path_fault, shown
 from certctrl.install.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
+from certctrl.install.refusing import no_trust_store
 from certctrl.install.removal import remove_files
 from certctrl.install.site import Site
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
@@ -50,12 +51,6 @@ def checked_ca(pem: str, now: float) -> tuple[str, str, float]:
     return found.public_bytes(Encoding.PEM).decode(), found.fingerprint(hashes.SHA256()).hex(), ends
 
 
-def no_store() -> Refusal:
-    """Return the refusal of a host whose policy names no trust store."""
-    value = {"directory": "/usr/local/share/ca-certificates", "command": ["/usr/sbin/update-ca-certificates"]}
-    return Refusal(what="import a CA", why="no trust store is named", setting="trust_store", value=value)
-
-
 async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence[InstallItem]) -> Outcome:
     """Put a CA into the trust store; keep it for copy items that want it. Unchanged bytes run nothing."""
     try:
@@ -74,7 +69,7 @@ async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence
         await site.book.save()
         if copied:
             return Outcome(kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; no trust store is named")
-        return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_store()))
+        return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store()))
     path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
     fact = await site.offload(fact_of, site, path, (store.directory,))
     if fact.refusal or path_fault(path) is not None:
