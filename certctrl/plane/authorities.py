@@ -65,7 +65,9 @@ class Authorities:
 
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
         """Return every CA of a user as operators see it."""
-        return [self._shown(row) for row in self._db.all("SELECT * FROM authorities WHERE user_id = ? ORDER BY id", user_id)]
+        return [
+            self._shown(row) for row in self._db.all("SELECT * FROM authorities WHERE user_id = ? ORDER BY id", user_id)
+        ]
 
     def show(self, user_id: int, ca_id: int) -> dict[str, Any]:
         """Return one CA as operators see it."""

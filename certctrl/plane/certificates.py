@@ -67,9 +67,10 @@ class Certificates:
         now = self._wall_now()
         with self._db.transaction():
             cert_id = self._db.insert(
-                "INSERT INTO certificates (user_id, domain_name, sans, key_type, validity_seconds, status, serial_number,"
-                " fingerprint_sha256, not_before, not_after, certificate_pem, chain_pem, private_key_enc, created_at,"
-                " updated_at) VALUES (?, ?, ?, ?, ?, 'active', '', '', 0, 0, '', '', x'', ?, ?)",
+                "INSERT INTO certificates (user_id, domain_name, sans, key_type, validity_seconds, status,"
+                " serial_number, fingerprint_sha256, not_before, not_after, certificate_pem, chain_pem,"
+                " private_key_enc, created_at, updated_at)"
+                " VALUES (?, ?, ?, ?, ?, 'active', '', '', 0, 0, '', '', x'', ?, ?)",
                 user_id, names[0], json.dumps(names), key_type, validity, now, now,
             )  # fmt: skip
             self._keep(cert_id, issued, "issue", "", None)
@@ -183,11 +184,13 @@ class Certificates:
     def _ask_as_device(self, row: Row, device_id: int) -> dict[str, Any] | None:
         """Check a device's wish to renew; return another device's renewal when it is fresh enough to share."""
         self._require_renewable(row, device_id)
-        last = self._db.one("SELECT * FROM issues WHERE cert_id = ? ORDER BY id DESC LIMIT 1", row["id"])
-        fresh = self._wall_now() - self._settings.shared_renewal_seconds
-        if last is not None and last["action"] == "renew" and last["at"] > fresh:
-            if last["device_id"] not in (None, device_id):
-                return self._issue(last["id"])
+        last = self._db.one(
+            "SELECT * FROM issues WHERE cert_id = ? AND action = 'renew' AND at > ? AND device_id != ?"
+            " ORDER BY id DESC LIMIT 1",
+            row["id"], self._wall_now() - self._settings.shared_renewal_seconds, device_id,
+        )  # fmt: skip
+        if last is not None:
+            return self._issue(last["id"])
         self._requests.take(device_id)
         return None
 

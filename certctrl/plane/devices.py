@@ -70,7 +70,9 @@ class Devices:
 
     def users(self) -> list[dict[str, Any]]:
         """Return every user."""
-        return [{"id": row["id"], "name": row["name"]} for row in self._db.all("SELECT id, name FROM users ORDER BY id")]
+        return [
+            {"id": row["id"], "name": row["name"]} for row in self._db.all("SELECT id, name FROM users ORDER BY id")
+        ]
 
     def require_user(self, user_id: int) -> None:
         """Raise 404 unless the user exists."""
@@ -136,7 +138,9 @@ class Devices:
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
         """Return every device of a user as operators see it."""
         self.require_user(user_id)
-        return [self._shown(row) for row in self._db.all("SELECT * FROM devices WHERE user_id = ? ORDER BY id", user_id)]
+        return [
+            self._shown(row) for row in self._db.all("SELECT * FROM devices WHERE user_id = ? ORDER BY id", user_id)
+        ]
 
     def show(self, user_id: int, device_id: int) -> dict[str, Any]:
         """Return one device as operators see it."""

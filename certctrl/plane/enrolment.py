@@ -108,7 +108,10 @@ class Enrolment:
         session = self._sessions.start(device_id)
         self._stream.wake(device_id)  # a poll of the old session may be waiting: it is told now
         log.info(
-            "device %d (%s) registered with key %s", device_id, facts.name or "unnamed", fingerprint(public_key).hex()[:16]
+            "device %d (%s) registered with key %s",
+            device_id,
+            facts.name or "unnamed",
+            fingerprint(public_key).hex()[:16],
         )
         device = {
             "id": device_id,

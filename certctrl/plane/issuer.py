@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from certctrl.plane.database import Database
 from certctrl.plane.keyring import Keyring
@@ -74,6 +76,17 @@ class BuiltinCa:
     def root_pem(self) -> str:
         """Return the certificate to trust."""
         return self._root.pem
+
+    def signs(self, certificate: x509.Certificate) -> bool:
+        """Say whether a leaf is of the intermediate that issues now."""
+        issuer = self._intermediate
+        if issuer is None:
+            return False
+        try:
+            certificate.verify_directly_issued_by(issuer.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return False
+        return True
 
     async def issue(self, names: Sequence[str], *, key_type: str, validity_seconds: int) -> Issued:
         """Return a leaf that is valid from a little before now (clocks differ) for ``validity_seconds``."""

@@ -45,12 +45,15 @@ class Keyring:
             AESGCM(storage)
         except ValueError:
             raise ConfigError("is not a 32-byte key in base64", file=str(data.storage_key), fix="restore it") from None
-        operator = secret_file(data.operator_key, lambda: f"{_new_operator_key()}\n".encode()).decode("ascii", "replace")
-        if len(operator.strip()) < 20:
+        raw = secret_file(data.operator_key, lambda: f"{_new_operator_key()}\n".encode())
+        operator = raw.decode("ascii", "replace").strip()
+        if len(operator) < 20:
             raise ConfigError(
-                "holds no operator key", file=str(data.operator_key), fix="delete it: a new one is made at the next start"
+                "holds no operator key",
+                file=str(data.operator_key),
+                fix="delete it: a new one is made at the next start",
             )
-        return cls(storage, operator.strip())
+        return cls(storage, operator)
 
     def seal(self, purpose: str, plain: bytes) -> bytes:
         """Return nonce and ciphertext of ``plain``, bound to ``purpose``."""

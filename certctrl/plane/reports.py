@@ -68,7 +68,8 @@ class Reports:
         if not isinstance(signal, dict) or outcome not in OUTCOMES:
             raise bad_request(f"events[{position}] needs a signal and a known outcome", field="events")
         type_, ts_ms = line(signal.get("type"), 100), _whole(signal.get("ts_ms"))
-        ref = signal.get("ref") if isinstance(signal.get("ref"), dict) else {}
+        given = signal.get("ref")
+        ref: dict[str, Any] = given if isinstance(given, dict) else {}
         ids = ",".join(f"{name}={line(ref[name], 40)}" for name in _IDS if name in ref)
         self._db.run(
             "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

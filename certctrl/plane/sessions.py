@@ -50,11 +50,6 @@ class Sessions:
         refresh_token = self._new_refresh_token(device_id)
         return self._access_token(device_id) | {"refresh_token": refresh_token}
 
-    def end(self, device_id: int) -> None:
-        """Make every token of a device void, inside the caller's transaction."""
-        self._db.run("UPDATE devices SET session = session + 1 WHERE id = ?", device_id)
-        self._db.run("DELETE FROM refresh_tokens WHERE device_id = ?", device_id)
-
     def refresh(self, refresh_token: str, device_public_id: str) -> dict[str, Any]:
         """Return a new access token, and a new refresh token where they rotate; Refused 401 or 403 is final."""
         name, _, secret = refresh_token.partition(".")
@@ -104,11 +99,17 @@ class Sessions:
 
     def still_valid(self, session: DeviceSession) -> None:
         """Raise what ``authenticate`` would raise now, but for the token's expiry (for who waited a while)."""
-        row = self._db.one("SELECT status, session, revoked_at, revoke_reason FROM devices WHERE id = ?", session.device_id)
+        row = self._db.one(
+            "SELECT status, session, revoked_at, revoke_reason FROM devices WHERE id = ?", session.device_id
+        )
         if row is None or (row["status"] != "revoked" and row["session"] != session.number):
             raise invalid_token("This session has ended: the device was registered again")
         if row["status"] == "revoked":
             raise device_revoked(row["revoked_at"], row["revoke_reason"])
+
+    def forget_old(self) -> None:
+        """Delete refresh tokens that have expired."""
+        self._db.run("DELETE FROM refresh_tokens WHERE expires_at <= ?", self._wall_now())
 
     def _claims(self, token: str) -> dict[str, Any]:
         try:

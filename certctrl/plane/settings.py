@@ -29,7 +29,7 @@ class PlaneSettings:
     pending_grants: int = 1000
     """Device grants that may wait for a person at the same time."""
     certificate_seconds: int = 90 * DAY
-    shared_renewal_seconds: int = 60
+    shared_renewal_seconds: int = 10
     """A second device that asks to renew the same certificate within this time gets the first one's renewal."""
     outcomes_kept: int = 1000
     """Acks remembered per device."""

@@ -48,7 +48,7 @@ class SignalStream(Protocol):
         """Make what was appended and committed readable, and wake who waits for it."""
 
     async def read(self, device_id: int, after: str | None, limit: int) -> Page:
-        """Return up to ``limit`` signals after a cursor, from the oldest kept when None; Refused 409 when it is void."""
+        """Return up to ``limit`` signals after a cursor, from the oldest kept when None; Refused 409 for a void one."""
 
     async def wait(
         self, device_id: int, after: str, until: Callable[[], Awaitable[object]] = trio.sleep_forever
@@ -84,8 +84,9 @@ class SqliteStream:
     def append(self, device_id: int, type_: str, ref: Mapping[str, Any]) -> int:
         """Add a signal; see ``SignalStream.append``."""
         stream = self._stream(device_id)
-        ms, seq = max(int(self._wall_now() * 1000), stream["last_ms"]), 0
-        if ms == stream["last_ms"]:
+        last: int = stream["last_ms"]
+        ms, seq = max(int(self._wall_now() * 1000), last), 0
+        if ms == last:
             if stream["floor_ms"] == ms or self._told(device_id, ms, type_, ref):
                 ms += 1
             else:
@@ -115,7 +116,8 @@ class SqliteStream:
         if (ms, seq) == (stream["last_ms"], stream["last_seq"]):  # the usual poll: nothing new, one query
             return Page(after, ())
         rows = self._db.all(
-            "SELECT ms, seq, type, ref FROM signals WHERE device_id = ? AND (ms, seq) > (?, ?) ORDER BY ms, seq LIMIT ?",
+            "SELECT ms, seq, type, ref FROM signals WHERE device_id = ? AND (ms, seq) > (?, ?)"
+            " ORDER BY ms, seq LIMIT ?",
             device_id, ms, seq, limit,
         )  # fmt: skip
         signals = tuple({"type": row["type"], "ts_ms": row["ms"], "ref": json.loads(row["ref"])} for row in rows)
@@ -148,7 +150,9 @@ class SqliteStream:
     def trim(self, device_id: int, keep: int) -> int:
         """Drop the oldest signals and move the floor, below which cursors are void, up to them."""
         newest_gone = self._db.one(
-            "SELECT ms, seq FROM signals WHERE device_id = ? ORDER BY ms DESC, seq DESC LIMIT 1 OFFSET ?", device_id, keep
+            "SELECT ms, seq FROM signals WHERE device_id = ? ORDER BY ms DESC, seq DESC LIMIT 1 OFFSET ?",
+            device_id,
+            keep,
         )
         if newest_gone is None:
             return 0
@@ -191,8 +195,6 @@ class SqliteStream:
         return ms, seq
 
     def _told(self, device_id: int, ms: int, type_: str, ref: Mapping[str, Any]) -> bool:
-        rows = self._db.all(
-            "SELECT ref FROM signals WHERE device_id = ? AND ms = ? AND type = ?", device_id, ms, type_
-        )
+        rows = self._db.all("SELECT ref FROM signals WHERE device_id = ? AND ms = ? AND type = ?", device_id, ms, type_)
         ids = [ref.get(name) for name in _IDS]
         return any([json.loads(row["ref"]).get(name) for name in _IDS] == ids for row in rows)

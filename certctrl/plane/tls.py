@@ -1,0 +1,99 @@
+"""The plane's own TLS certificate: issued by its own CA, kept as two files, renewed while it serves."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from certctrl.errors import DiskError
+from certctrl.plane.core import Plane
+from certctrl.plane.files import DataDir, write_file
+from certctrl.plane.names import clean_names, is_address
+from certctrl.plane.settings import DAY
+from certctrl.plane.x509 import KEY_TYPES
+
+_LIFE = 90 * DAY
+ALWAYS = ("localhost", "127.0.0.1", "::1")
+"""Names every plane answers to."""
+_ANY = ("0.0.0.0", "::", "")
+
+
+def names_of(host: str, hostnames: Sequence[str]) -> tuple[str, ...]:
+    """Return the names for the certificate: the operator's first, then the address listened on, then loopback."""
+    listened = [] if host in _ANY else [host]
+    return clean_names([*hostnames, *listened, *ALWAYS])
+
+
+class ServerCertificate:
+    """Certificate, key and the context that serves them."""
+
+    def __init__(self, plane: Plane, data: DataDir, names: Sequence[str]) -> None:
+        """``plane`` issues; ``data`` says where the files lie; ``names`` are what clients call us."""
+        self._plane = plane
+        self._data = data
+        self._names = tuple(names)
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.set_alpn_protocols(["http/1.1"])
+
+    async def load(self) -> None:
+        """Put a certificate into the context, made anew when there is none that fits."""
+        if self._is_due():
+            await self._renew()
+        self._load()
+
+    async def renew_when_due(self) -> bool:
+        """Replace a certificate that nears its end; new handshakes get the new one, connections stay."""
+        due = self._is_due()
+        if due:
+            await self._renew()
+            self._load()
+        return due
+
+    def _load(self) -> None:
+        try:
+            self.context.load_cert_chain(self._data.tls_certificate, self._data.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            path = str(self._data.tls_certificate)
+            raise DiskError(
+                f"{path}: {error}", path=path, fix="delete tls.pem and tls.key: they are made anew"
+            ) from None
+
+    async def _renew(self) -> None:
+        issued = await self._plane.ca.issue(self._names, key_type=KEY_TYPES[0], validity_seconds=_LIFE)
+        key = serialization.load_der_private_key(issued.private_key_der, None)
+        key_pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        # A crash between the two leaves a pair that does not fit, which the next start sees and replaces.
+        write_file(self._data.tls_key, key_pem, mode=0o600)
+        write_file(self._data.tls_certificate, (issued.certificate_pem + issued.chain_pem).encode(), mode=0o644)
+
+    def _is_due(self) -> bool:
+        try:
+            certificate = x509.load_pem_x509_certificate(self._data.tls_certificate.read_bytes())
+            key = serialization.load_pem_private_key(self._data.tls_key.read_bytes(), None)
+            sans = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (OSError, ValueError, TypeError, x509.ExtensionNotFound):
+            return True
+        covered = {str(name.value) for name in sans}
+        begin = certificate.not_valid_before_utc.timestamp()
+        left = certificate.not_valid_after_utc.timestamp() - self._plane.wall_now()
+        return (
+            covered != set(self._names)
+            or not self._plane.wall_now() - begin > 0
+            or left < _LIFE / 3
+            or key.public_key() != certificate.public_key()
+            or not self._plane.ca.signs(certificate)
+        )
+
+
+def host_for_url(host: str, hostnames: Sequence[str]) -> str:
+    """Return how clients on this or another machine should call the plane."""
+    if hostnames and not hostnames[0].startswith("*"):
+        return hostnames[0]
+    name = "localhost" if host in _ANY else host
+    return f"[{name}]" if is_address(name) and ":" in name else name
