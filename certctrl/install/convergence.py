@@ -40,11 +40,13 @@ class Group:
     """Certificates and items that hang together."""
 
     nodes: frozenset[str]
+    cert_ids: frozenset[int]
 
-    @property
-    def cert_ids(self) -> frozenset[int]:
-        """Return its certificates."""
-        return frozenset(int(node[5:]) for node in self.nodes if node.startswith("cert:"))
+    @classmethod
+    def of(cls, nodes: Iterable[str]) -> Group:
+        """Return the group of these nodes (``cert:7``, ``item:x``, …)."""
+        names = frozenset(nodes)
+        return cls(names, frozenset(int(node[5:]) for node in names if node.startswith("cert:")))
 
 
 def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
@@ -62,7 +64,7 @@ def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int,
     cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in site.book.cas.items()}
     wanted = [item for item in items if item.enabled]
     bound = bind(wanted, certs, cas, ran=site.book.activations.keys())
-    return [Group(frozenset(nodes)) for nodes in components(wanted, bound, certs)]
+    return [Group.of(nodes) for nodes in components(wanted, bound, certs)]
 
 
 @attrs.define(eq=False, kw_only=True)

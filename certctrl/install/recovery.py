@@ -33,15 +33,23 @@ def recover(site: Site) -> None:
     _sweep_alerts(site)
     names = _live_names(site)
     for record in list(site.book.records.values()):
-        live = site.generations.live_id(record.name) or ""
+        live = _live(site, record.name)
         if live != record.generation:
             site.book.note(_described(site, record, live))
         names.discard(record.name)
     for name in sorted(names):  # live, but no record: it was never written
         with suppress(StateCorruptError):
-            candidate = Candidate.read(site, name, site.generations.live_id(name) or "")
+            candidate = Candidate.read(site, name, _live(site, name))
             if candidate.cert_id not in site.book.records:
                 site.book.note(_described(site, CertRecord(cert_id=candidate.cert_id, name=name), candidate.generation))
+
+
+def _live(site: Site, name: str) -> str:
+    """Return the id that is live; empty when none is, also when the link leads nowhere of ours."""
+    try:
+        return site.generations.live_id(name) or ""
+    except StateCorruptError:
+        return ""
 
 
 def _described(site: Site, record: CertRecord, live: str) -> CertRecord:

@@ -6,11 +6,12 @@ Files at explicit destinations go only while they are still ours, byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import attrs
 
-from certctrl.errors import DiskError
+from certctrl.errors import DiskError, StateCorruptError
 from certctrl.install import staging
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence, Group, groups_of
@@ -73,8 +74,10 @@ class Withdrawal:
     def _remove_files(self) -> list[str]:
         """Remove the copies of this certificate; return what had to stay and why. Blocks on the disk."""
         site, policy, name = self.site, self.site.policy(), self.record.name
-        live = site.generations.live_id(name)
-        files = site.generations.manifest(name, live)["files"] if live else {}
+        files: Mapping[str, str] = {}
+        with suppress(StateCorruptError):  # what cannot be told is not removed
+            live = site.generations.live_id(name)
+            files = site.generations.manifest(name, live)["files"] if live else {}
         doomed: dict[str, str] = {}
         left: list[str] = []
         for item in self.items:

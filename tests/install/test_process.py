@@ -48,7 +48,7 @@ def token() -> str:
 @pytest.fixture
 async def quick() -> AsyncIterator[Proc]:
     """A Proc that waits little between TERM and KILL and grants few processes."""
-    runner = Proc(term_grace=0.3, limits={**LIMITS, resource.RLIMIT_NPROC: 300})
+    runner = Proc(term_grace=0.3, linger=0.3, limits={**LIMITS, resource.RLIMIT_NPROC: 300})
     yield runner
     await runner.aclose()
 
@@ -169,7 +169,7 @@ async def test_commands_side_by_side_do_not_touch_each_other(quick: Proc) -> Non
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one, "leaver", "setsid sleep 300 & exit 0")
-        nursery.start_soon(one, "worker", "sh -c 'sleep 2; echo survived' & wait")
+        nursery.start_soon(one, "worker", "sh -c 'sleep 1; echo survived' & wait")
     assert results["leaver"].swept == 1
     assert (results["worker"].swept, results["worker"].output) == (0, "survived")
 

@@ -65,8 +65,9 @@ async def test_a_first_delivery_is_live_under_the_specs_names(clock: MockClock, 
         record.generation,
     )
     assert (host.layout.chains / "c1.example.pem").read_text() == host.maker.issuer.chain_pem
-    for path in host.layout.generations.rglob("*"):
-        assert not stat.S_IMODE(path.stat().st_mode) & 0o077
+    for path in host.layout.root.rglob("*"):
+        if path.is_dir() or b"PRIVATE" in path.read_bytes():
+            assert not stat.S_IMODE(path.stat().st_mode) & 0o077
     again = host.start()
     assert again.records == {1: record}, "durable"
     assert leftovers(host) == []
@@ -665,6 +666,8 @@ async def test_a_generation_that_cannot_be_read_counts_as_absent_and_holds_up_no
     record = host.installer.records[1]
     (host.layout.generation(record.name, record.generation) / "manifest.json").write_bytes(b"\0\0\0")
     (host.out / "2").unlink()
+    host.start()
+    await host.installer.recover()
     outcomes = await host.installer.converge((), items)
     assert (outcomes[1].kind, outcomes[2].kind) == (FAILED, APPLIED)
     assert host.installer.records[1].generation == ""

@@ -22,6 +22,8 @@ from certctrl.install.process.vetting import vet_executable
 BASE_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/"}
 TERM_GRACE = 5.0
 """Seconds between TERM and KILL at the deadline."""
+LINGER = 1.0
+"""Seconds that descendants and pipe holders may outlive the command."""
 ANSWER_MARGIN = supervisor.SWEEP_LIMIT + 5.0
 """A supervisor that has not answered this long after deadline and grace is taken for dead."""
 LIMITS = {
@@ -36,8 +38,10 @@ _User = tuple[int, int, list[int]]
 class Proc:
     """Runs commands; each is gone, with everything it started, when its `run` returns or is cancelled."""
 
-    def __init__(self, *, term_grace: float = TERM_GRACE, limits: Mapping[int, int] = LIMITS) -> None:
-        self._grace = term_grace
+    def __init__(
+        self, *, term_grace: float = TERM_GRACE, linger: float = LINGER, limits: Mapping[int, int] = LIMITS
+    ) -> None:
+        self._grace, self._linger = term_grace, linger
         self._limits = dict(limits)
         self._spare: Child | None = None
         self._preparing = False
@@ -69,6 +73,7 @@ class Proc:
             "limits": [(number, *_limit(number, most)) for number, most in self._limits.items()],
             "deadline": timeout,
             "grace": self._grace,
+            "linger": self._linger,
             "keep": KEEP_BYTES,
         }
         started = trio.current_time()

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 IDLE_SECONDS = 60.0  # how long a supervisor started ahead waits for its order
-LINGER_SECONDS = 1.0  # how long descendants and pipe holders may outlive the command
 HASTY_GRACE = 1.0  # between TERM and KILL when the agent wants to be done
 SWEEP_LIMIT = 10.0  # longest sweep; only a process that the kernel itself holds (D state) outlives it
 
@@ -231,7 +230,7 @@ def become(order: dict[str, Any], output: int, reporter: int, parent: int) -> No
         os._exit(127)
 
 
-def supervise(command: Command, control: int, deadline: float, grace: float) -> bool:
+def supervise(command: Command, control: int, deadline: float, grace: float, linger: float) -> bool:
     """Watch until nothing of the command is left; True when its deadline had to end it."""
     leader, never = os.pidfd_open(command.pid), float("inf")
     poll = select.poll()
@@ -241,7 +240,7 @@ def supervise(command: Command, control: int, deadline: float, grace: float) -> 
     while command.reap():
         now = monotonic()
         if command.status is not None and leave_at == never:
-            leave_at = now + LINGER_SECONDS
+            leave_at = now + linger
             poll.unregister(leader)
         if now >= min(kill_at, leave_at):
             command.sweep()
@@ -279,7 +278,7 @@ def main() -> None:
     try:
         attempt(answer.write, b"started %d\n" % command.pid)
         failure = command.failure()
-        timed_out = supervise(command, 0, start + order["deadline"], order["grace"])
+        timed_out = supervise(command, 0, start + order["deadline"], order["grace"], order["linger"])
     finally:  # whatever happens to this program, it does not leave before the command
         if command.reap():
             command.sweep()

@@ -1,0 +1,199 @@
+"""A hostile control plane: whatever it asks for, nothing outside the roots changes and nothing unlisted runs (T1)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, VerifyCommand
+from certctrl.model.policy import HostPolicy, NamedCommand
+
+ALLOWED = ("/bin/true", "reload")
+
+TRAPS = (
+    "{out}/ok", "{out}/deep/ok", "{out}/link/x", "{out}/open/x", "{out}/hard", "{out}/file", "{out}/fifo", "{out}/loop",
+    "{out}/deep", "{out}/new/x", "{victim}/x", "{victim}/file", "{out}/../victim/x", "{out}/deep/../../victim/x",
+    "{agent}/policy.json", "{agent}/keys/dev_sk.bin", "{agent}/state/inbox.json", "{agent}/certs/c1.example.key",
+    "{agent}/certs/extra.pem", "{agent}/certs/.live/c1.example/private.key", "{agent}/certs/chains/x", "/proc/self/x",
+    "/bin/true", "/dev/null", "/etc/certctrl-hostile-test",
+)  # fmt: skip
+pieces = st.sampled_from(
+    (
+        "..",
+        ".",
+        "",
+        "ok",
+        "deep",
+        "link",
+        "a" * 250,
+        "a" * 256,
+        "ü",
+        "\0",
+        "\n",
+        "\udcff",
+        "*",
+        "~",
+        "$HOME",
+        " ",
+        "-rf",
+    )
+)
+starts = st.sampled_from(("{out}/", "{out}", "{agent}/", "{agent}/certs/", "{victim}/", "/", "", "//", "{out}/link/"))
+odd = st.tuples(starts, st.lists(pieces, min_size=1, max_size=4).map("/".join) | st.text(max_size=30)).map("".join)
+paths = st.one_of(st.sampled_from(TRAPS), st.sampled_from(TRAPS), odd)
+good = st.sampled_from(("private.key", "fullchain.pem", "meta.json", "combined.pem"))
+sources = st.one_of(good, good, good, st.sampled_from(("../../../etc/shadow", "", "\0", "ca.pem")))
+words = st.text(max_size=8) | st.sampled_from(("/bin/true", "reload", "/bin/sh", "-c", "touch /x", "{staged}", "--"))
+argvs = st.one_of(st.just(ALLOWED), st.just((*ALLOWED, "more")), st.lists(words, max_size=4).map(tuple))
+ids = st.sampled_from(("1", "2", "3", "4", "5", "\n6", "Local:7", " local:8", "x" * 200))
+needs = st.lists(ids, max_size=2).map(tuple)
+nobody = st.sampled_from((None, None, None, None, "root", "nobody", "0", "-1", "", "\0", "no such user"))
+verifies = st.one_of(st.none(), st.none(), st.builds(VerifyCommand, cmd_argv=argvs))
+modes = st.sampled_from((None, None, None, 0o600, 0o644, 0o666, 0o4755, 0o777))
+env_names = st.sampled_from(("LD_PRELOAD", "PATH", "CERTCTRL_X", "A=B", "\0"))
+
+
+def copies_of(count: int) -> st.SearchStrategy[CopyAction]:
+    return st.builds(
+        CopyAction,
+        id=ids,
+        ob_id=st.sampled_from((1, 1, 1, 2, None)),
+        ob_type=st.sampled_from((None, None, "cert", "ca")),
+        sources=st.tuples(*[sources] * count),
+        targets=st.tuples(*[paths] * count),
+        owner=nobody,
+        group=nobody,
+        mode=modes,
+        check=st.one_of(st.none(), st.none(), argvs),
+        depends_on=needs,
+        verify=verifies,
+    )
+
+
+execs = st.builds(
+    ExecAction,
+    id=ids,
+    ob_id=st.sampled_from((1, None)),
+    cmd_argv=st.none() | argvs,
+    cmd=st.none() | st.text(max_size=9),
+    run_as=nobody,
+    env=st.dictionaries(env_names, st.text(max_size=5), max_size=2),
+    depends_on=needs,
+    verify=verifies,
+    timeout_ms=st.integers(-5, 10**9),
+)
+items_of_any_kind = st.one_of(
+    copies_of(1), copies_of(1), copies_of(2), execs, st.builds(ImportCaAction, id=ids, ob_id=st.just(3))
+)
+plans = st.lists(items_of_any_kind, max_size=5, unique_by=lambda item: item.id)
+
+
+def filled(items: list[InstallItem], places: dict[str, str]) -> list[InstallItem]:
+    """Put this run's directories into the generated paths."""
+
+    def fill(text: str) -> str:
+        for name, path in places.items():
+            text = text.replace("{" + name + "}", path)
+        return text
+
+    import attrs
+
+    return [
+        attrs.evolve(item, targets=tuple(map(fill, item.targets))) if isinstance(item, CopyAction) else item
+        for item in items
+    ]
+
+
+def snapshot(root: Path) -> dict[str, tuple[object, ...]]:
+    """Return everything below a directory: kind, mode, owner, bytes or link text."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(root.rglob("*")):
+        facts = path.lstat()
+        kind = stat.S_IFMT(facts.st_mode)
+        held: object = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        found[str(path)] = (kind, facts.st_mode, facts.st_uid, facts.st_nlink, held)
+    return found
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Path]:
+    """A fresh place that survives between examples; pytest's own would be one per example."""
+    root = Path(tempfile.mkdtemp(prefix="hostile-"))
+    root.chmod(0o755)
+    yield root
+    shutil.rmtree(root)
+
+
+def trapped(root: Path) -> tuple[Path, Path]:
+    """Make a root full of traps and a place that must not change."""
+    out, victim = root / "out", root / "victim"
+    for directory in (out, victim, out / "deep", out / "open"):
+        directory.mkdir(exist_ok=True)
+    (out / "open").chmod(0o777)
+    (victim / "file").write_bytes(b"the victim's")
+    if not (out / "link").is_symlink():
+        (out / "link").symlink_to(victim)
+        (out / "loop").symlink_to("loop")
+        os.link(victim / "file", out / "hard")
+        os.mkfifo(out / "fifo")
+        (out / "file").symlink_to(victim / "file")
+    return out, victim
+
+
+async def attack(host: Any, items: list[InstallItem], out: Path, victim: Path) -> None:
+    agent = host.layout.root
+    items = filled(items, {"out": str(out), "agent": str(agent), "victim": str(victim)})
+    before = snapshot(victim)
+    own = {path: facts for path, facts in snapshot(agent).items() if "/state" not in path and "/certs" not in path}
+    host.proc.calls.clear()
+    bundle = host.bundle(1)
+    try:
+        prepared = [await host.installer.stage(bundle, items)]
+    except Exception as error:
+        from certctrl.errors import CertctrlError
+
+        assert isinstance(error, CertctrlError), error
+        prepared = []
+    await host.installer.converge(prepared, items)
+    await host.installer.converge((), items)
+    (await host.installer.plan(items)).diff.encode()
+    assert snapshot(victim) == before
+    assert {
+        path: facts for path, facts in snapshot(agent).items() if "/state" not in path and "/certs" not in path
+    } == own
+    assert set(host.proc.calls) <= {ALLOWED}
+    for path in out.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.name != "hard":
+            assert b"PRIVATE KEY" not in path.read_bytes() or not path.stat().st_mode & 0o037
+            assert path.parent.name != "open", "a directory that others may write to"
+    assert host.live(1) or not prepared
+
+
+def run(host: Any, items: list[InstallItem], root: Path) -> None:
+    out, victim = trapped(root)
+    host.policy = HostPolicy(write_roots=(str(out),), commands={"r": NamedCommand(argv=ALLOWED)})
+    trio.run(attack, host, items, out, victim, clock=MockClock(autojump_threshold=0))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(items=plans)
+def test_nothing_outside_the_roots_changes(host: Any, ground: Path, items: list[InstallItem]) -> None:
+    run(host, items, ground)
+
+
+@pytest.mark.campaign
+@settings(max_examples=100_000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(items=plans)
+def test_campaign_of_hostile_plans(host: Any, ground: Path, items: list[InstallItem]) -> None:
+    run(host, items, ground)
