@@ -146,7 +146,7 @@ class RealFs:
         with _boundary("look at", _where(path, at)):
             try:
                 return _stat(os.stat(path, dir_fd=_fd(at), follow_symlinks=False))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def fstat(self, handle: Handle) -> Stat:

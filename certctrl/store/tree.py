@@ -27,6 +27,10 @@ class ModeFinding(NamedTuple):
     fix: str
     """The command that mends it."""
     repaired: bool
+    was: int
+    """Permission bits found."""
+    now: int
+    """Permission bits it should have, and has when repaired."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}{'; repaired' if self.repaired else ''}"
@@ -119,20 +123,19 @@ def _look(fs: Fs, path: Path, closed: int, root: Stat, repair: bool) -> ModeFind
     if found is None or found.kind == "other":  # a socket's protection is its directory
         return None
     if found.kind == "link":
-        return ModeFinding(
-            path, "a link where a real file or directory belongs", f"put the real thing at {path}", False
-        )
+        what = "a link where a real file or directory belongs"
+        return ModeFinding(path, what, f"name or put the real thing, not {path}", False, found.mode, found.mode)
     me = fs.uid()
     roots_by_design = found.uid == 0 and found.kind == "file" and closed == _WRITE_OF_OTHERS  # config and policy
     if found.uid not in ({me, root.uid} if me == 0 else {me}) and not roots_by_design:
         what = f"belongs to user {found.uid}, but this runs as user {me}"
-        return ModeFinding(path, what, f"chown {me} {path}, or run as user {found.uid}", repaired=False)
+        return ModeFinding(path, what, f"chown {me} {path}, or run as user {found.uid}", False, found.mode, found.mode)
     if not found.mode & closed:
         return None
     wanted = found.mode & ~closed
     what = f"mode {found.mode:04o} lets other users in, expected {wanted:04o} or less"
     done = repair and _close_mode(fs, path, found, wanted)
-    return ModeFinding(path, what, f"chmod {wanted:04o} {path}", repaired=done)
+    return ModeFinding(path, what, f"chmod {wanted:04o} {path}", done, found.mode, wanted)
 
 
 def _close_mode(fs: Fs, path: Path, found: Stat, wanted: int) -> bool:
