@@ -9,9 +9,8 @@ import trio
 
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.execution import Execution
-from certctrl.install.look import Candidate, View, look
+from certctrl.install.look import Candidate, View, planned
 from certctrl.install.outcomes import Ledger
-from certctrl.install.planner import plan_for
 from certctrl.install.site import Site
 from certctrl.install.steps import InstallPlan, Level, PlanSet, Run
 from certctrl.model.plan import InstallItem
@@ -129,12 +128,7 @@ class Attempt:
         site, policy = self.site, self.site.policy()
         stay = {i: candidate for i, candidate in self.batch.items() if i not in back}
         records = [site.book.records[i] for i in self.plan_set.cert_ids if i in site.book.records]
-        view: View = await site.offload(
-            lambda: look(site, self.items, records, stay, policy=policy, unproven=back, examine=())
-        )
-        plan = plan_for(
-            self.items, view.certs, {}, policy, site.book.activations, host=view.host, cas=view.cas, examine=()
-        )
+        plan, view = await planned(site, self.items, records, stay, policy=policy, unproven=back, examine=())
         for plan_set in plan.sets:
             old = Execution(site=site, plan=_only(plan_set, execution.ran, back), certs=view.certs)
             try:

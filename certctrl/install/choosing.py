@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 import attrs
 
@@ -11,7 +12,6 @@ from certctrl.install import staging
 from certctrl.install.formats import BASE_FILES
 from certctrl.install.look import Candidate
 from certctrl.install.outcomes import Ledger
-from certctrl.install.planner import files_wanted
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.install.window import in_window, window_text
@@ -20,28 +20,39 @@ from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
 
 
-def candidates_of(
-    site: Site, prepared: Mapping[int, Prepared], concerned: Collection[int], everything: bool
-) -> dict[int, Candidate]:
-    """Return what shall be live: the prepared ones, and what is staged from before and due to be tried again.
+def staged_before(
+    site: Site, records: Sequence[CertRecord], concerned: Collection[int], everything: bool
+) -> tuple[dict[int, Candidate], list[CertRecord]]:
+    """Return what is staged from before and due to be tried again, and the records whose staged one is unreadable.
 
-    Blocks on the disk. What is named is tried even before its next try is due. A staged generation that cannot be
-    read is forgotten: its signal brings it again.
+    Blocks on the disk. What is named is tried even before its next try is due.
     """
-    found = {cert_id: Candidate.of(one) for cert_id, one in prepared.items()}
-    now = site.wall_now()
-    for record in list(site.book.records.values()):
-        cert_id = record.cert_id
-        due = cert_id in concerned or (everything and record.next_try_at <= now)
-        if cert_id in found or not record.staged or not due:
+    found, unreadable, now = {}, [], site.wall_now()
+    for record in records:
+        due = record.cert_id in concerned or (everything and record.next_try_at <= now)
+        if not record.staged or not due:
             continue
         try:
-            found[cert_id] = Candidate.read(site, record.name, record.staged)
+            found[record.cert_id] = Candidate.read(site, record.name, record.staged)
         except StateCorruptError:
-            site.book.note(attrs.evolve(record, staged=""))
+            unreadable.append(record)
         except DiskError:
             continue  # tried again with the next call
-    return found
+    return found, unreadable
+
+
+async def candidates_of(
+    site: Site, prepared: Mapping[int, Prepared], concerned: Collection[int], everything: bool
+) -> dict[int, Candidate]:
+    """Return what shall be live: the prepared ones, and what is staged from before and due.
+
+    A staged generation that cannot be read is forgotten: its signal brings it again.
+    """
+    records = [record for record in site.book.records.values() if record.cert_id not in prepared]
+    found, unreadable = await site.offload(staged_before, site, records, concerned, everything)
+    for record in unreadable:
+        site.book.note(attrs.evolve(record, staged=""))
+    return dict(found) | {cert_id: Candidate.of(one) for cert_id, one in prepared.items()}
 
 
 def note_staged(site: Site, candidates: Mapping[int, Candidate]) -> None:
@@ -78,34 +89,38 @@ async def completed(
     They are made from what is on disk: an install config that asks for one more format needs no fetch. What cannot
     be made is noted for its certificate alone.
     """
+    records = [one for one in site.book.records.values() if everything or one.cert_id in ledger.concerned]
+    lacking: list[Candidate] = await site.offload(_lacking, site, items, records, dict(candidates))
     found = {}
-    for cert_id in sorted(set(site.book.records) | set(candidates)):
-        if not everything and cert_id not in ledger.concerned:
-            continue
+    for one in lacking:
         try:
-            one: Candidate | None = await site.offload(_lacking, site, items, cert_id, candidates.get(cert_id))
-            if one is not None:
-                prepared = await staging.stage(site, await site.offload(bundle_of, site, one), items)
-                await site.offload(site.generations.settle, [prepared.staged])
-                found[cert_id] = Candidate.of(prepared)
+            prepared = await staging.stage(site, await site.offload(bundle_of, site, one), items)
+            await site.offload(site.generations.settle, [prepared.staged])
+            found[one.cert_id] = Candidate.of(prepared)
         except StateCorruptError:
             continue  # whoever looks at it next says so
         except CertctrlError as error:
-            ledger.failed(cert_id, str(error))
+            ledger.failed(one.cert_id, str(error))
     return found
 
 
-def _lacking(site: Site, items: Sequence[InstallItem], cert_id: int, candidate: Candidate | None) -> Candidate | None:
-    """Return the generation that shall be live of a certificate when it lacks a file."""
-    wanted = files_wanted(items, cert_id) - frozenset(BASE_FILES)
-    if not wanted:
-        return None
-    record = site.book.records.get(cert_id)
-    name = candidate.name if candidate is not None else record.name if record is not None else ""
-    generation = candidate.generation if candidate is not None else site.generations.live_id(name)
-    if not generation or wanted <= site.generations.manifest(name, generation)["files"].keys():
-        return None
-    return candidate or Candidate.read(site, name, generation)
+def _lacking(
+    site: Site, items: Sequence[InstallItem], records: Sequence[CertRecord], candidates: Mapping[int, Candidate]
+) -> list[Candidate]:
+    """Return the generations that shall be live and lack a file that the items want. Blocks on the disk."""
+    index, base, found = site.indexer.of(items), frozenset(BASE_FILES), []
+    known = {record.cert_id: (record.name, record.domains) for record in records}
+    known |= {cert_id: (one.name, one.domains) for cert_id, one in candidates.items()}
+    for cert_id, (name, domains) in known.items():
+        wanted = index.files(cert_id, name, domains) - base
+        if not wanted:
+            continue
+        candidate = candidates.get(cert_id)
+        with suppress(DiskError):  # whoever looks at it next says so
+            generation = candidate.generation if candidate is not None else site.generations.live_id(name)
+            if generation and not wanted <= site.generations.manifest(name, generation)["files"].keys():
+                found.append(candidate or Candidate.read(site, name, generation))
+    return found
 
 
 def bundle_of(site: Site, candidate: Candidate) -> Bundle:

@@ -26,9 +26,8 @@ from certctrl.errors import CertctrlError
 from certctrl.install.attempt import Attempt
 from certctrl.install.binding import bind, components
 from certctrl.install.claims import Claims
-from certctrl.install.look import Candidate, View, look
+from certctrl.install.look import Candidate, View, planned
 from certctrl.install.outcomes import Ledger
-from certctrl.install.planner import plan_for
 from certctrl.install.site import Site
 from certctrl.install.steps import DesiredCa, DesiredCert, InstallPlan, PlanSet
 from certctrl.model.plan import InstallItem, OutcomeKind
@@ -55,15 +54,15 @@ def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int,
         record.cert_id: DesiredCert(
             cert_id=record.cert_id, name=record.name, generation=record.generation, domains=record.domains
         )
-        for record in site.book.records.values()
+        for record in list(site.book.records.values())
     }
     for cert_id, candidate in candidates.items():
         certs[cert_id] = DesiredCert(
             cert_id=cert_id, name=candidate.name, generation=candidate.generation, domains=candidate.domains
         )
-    cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in site.book.cas.items()}
+    cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in list(site.book.cas.items())}
     wanted = [item for item in items if item.enabled]
-    bound = bind(wanted, certs, cas, ran=site.book.activations.keys())
+    bound = bind(wanted, certs, cas, ran=set(site.book.activations))
     return [Group.of(nodes) for nodes in components(wanted, bound, certs)]
 
 
@@ -138,13 +137,7 @@ class Convergence:
         nodes = frozenset[str]().union(*(group.nodes for group in groups))
         items = [item for item in self.items if f"item:{item.id}" in nodes]
         records = [record for record in site.book.records.values() if f"cert:{record.cert_id}" in nodes]
-        view: View = await site.offload(
-            lambda: look(site, items, records, candidates, policy=policy, examine=self.examine)
-        )
-        plan = plan_for(
-            items, view.certs, view.facts, policy, site.book.activations,
-            host=view.host, cas=view.cas, examine=self.examine,
-        )  # fmt: skip
+        plan, view = await planned(site, items, records, candidates, policy=policy, examine=self.examine)
         for cert_id, fault in view.faults.items():
             self.ledger.broken(cert_id, fault)
         runs = [run for one in plan.sets for level in one.levels for run in level.runs]

@@ -15,13 +15,13 @@ import attrs
 
 from certctrl.errors import CommandError, DiskError
 from certctrl.install.formats import ca_files
-from certctrl.install.planner import programs
+from certctrl.install.planner import plan_for, programs
 from certctrl.install.policy import is_local, path_fault
 from certctrl.install.process.vetting import vet_executable
 from certctrl.install.scene import Host
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
-from certctrl.install.steps import DesiredCa, DesiredCert, Fact
+from certctrl.install.steps import DesiredCa, DesiredCert, Fact, InstallPlan
 from certctrl.model.plan import CopyAction, InstallItem
 from certctrl.model.policy import HostPolicy
 from certctrl.model.records import CaRecord, CertRecord
@@ -106,12 +106,35 @@ def look(
         certs[cert_id] = attrs.evolve(cert, proven=False) if cert_id in unproven else cert
         if stray is not None:
             strays[cert_id] = stray
-    cas = {int(ca_id): _ca(ca) for ca_id, ca in site.book.cas.items()}
+    cas = {int(ca_id): _ca(ca) for ca_id, ca in list(site.book.cas.items())}
     looked_at = [one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type == "ca"]
     return View(
         certs=certs, cas=cas, facts=_facts(site, looked_at, policy), host=_host(site, wanted, policy),
         strays=strays, faults=faults,
     )  # fmt: skip
+
+
+async def planned(
+    site: Site,
+    items: Sequence[InstallItem],
+    records: Sequence[CertRecord],
+    candidates: Mapping[int, Candidate],
+    *,
+    policy: HostPolicy,
+    unproven: Collection[int] = (),
+    examine: Collection[int] | None = None,
+) -> tuple[InstallPlan, View]:
+    """Look and plan in one go off the event loop: with thousands of items either takes longer than it may stall."""
+    noted = dict(site.book.activations)
+
+    def work() -> tuple[InstallPlan, View]:
+        view = look(site, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
+        return plan_for(
+            items, view.certs, view.facts, policy, noted, host=view.host, cas=view.cas, examine=examine
+        ), view  # fmt: skip
+
+    plan, view = await site.offload(work)
+    return plan, view
 
 
 def _cert(

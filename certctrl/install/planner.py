@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import attrs
 
 from certctrl.install.binding import activation_key, bind, components, levels
-from certctrl.install.formats import KEY_FILES, VIRTUAL_FILES
+from certctrl.install.formats import KEY_FILES
 from certctrl.install.names import covers, plain_domain
 from certctrl.install.policy import KEY_MODES, PUBLIC_MODES, Grant, Refusal, judge_exec
 from certctrl.install.refusing import argvs_of, blocked_items, collisions, judge_argv, refusal_of
@@ -82,28 +82,11 @@ def _targets(scene: Scene, doable: Sequence[InstallItem]) -> dict[int, tuple[str
     return found
 
 
-def destinations(items: Iterable[InstallItem]) -> tuple[str, ...]:
-    """Return every path whose facts the planner wants to know."""
-    copies = [item for item in items if isinstance(item, CopyAction) and item.enabled]
-    return tuple(dict.fromkeys(path for item in copies for path in item.targets))
-
-
 def programs(items: Iterable[InstallItem], policy: HostPolicy) -> tuple[str, ...]:
     """Return every executable that the items might run here."""
     argvs = [argv for item in items if item.enabled for argv in argvs_of(item)]
     argvs += [command.argv for command in policy.commands.values()]
     return tuple(dict.fromkeys(argv[0] for argv in argvs if argv and argv[0].startswith("/")))
-
-
-def files_wanted(items: Iterable[InstallItem], cert_id: int) -> frozenset[str]:
-    """Return the virtual files of a certificate that enabled items name (an item bound by name counts for all)."""
-    return frozenset(
-        name
-        for item in items
-        if isinstance(item, CopyAction) and item.enabled and item.ob_type != "ca" and item.ob_id in (None, cert_id)
-        for name in item.sources
-        if name in VIRTUAL_FILES
-    )
 
 
 def cas_wanted(items: Iterable[InstallItem]) -> frozenset[int]:

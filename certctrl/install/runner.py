@@ -15,14 +15,14 @@ from typing import Any
 
 import attrs
 
-from certctrl.errors import CertctrlError, DiskError, UsageError
+from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install import recovery, staging, trust
-from certctrl.install.choosing import candidates_of, completed, note_staged, open_now
+from certctrl.install.choosing import candidates_of, completed, note_staged, open_now, staged_before
 from certctrl.install.claims import Claims
-from certctrl.install.convergence import Convergence, groups_of
-from certctrl.install.look import View, look
+from certctrl.install.convergence import Convergence, Group, groups_of
+from certctrl.install.look import planned
 from certctrl.install.outcomes import Ledger, folded
-from certctrl.install.planner import cas_wanted, plan_for
+from certctrl.install.planner import cas_wanted
 from certctrl.install.policy import shown
 from certctrl.install.process import Proc
 from certctrl.install.rollback import roll_back
@@ -109,7 +109,8 @@ class Installer:
         it), PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
         """
         if any(isinstance(item, ExecAction) and item.enabled for item in items):
-            await self._site.proc.prepare()  # the reload that follows finds its supervisor waiting
+            with suppress(CommandError):  # only a head start: the reload that follows finds its supervisor waiting
+                await self._site.proc.prepare()
         return await staging.stage(self._site, bundle, items)
 
     async def converge(
@@ -133,7 +134,7 @@ class Installer:
         ledger = Ledger(site=site, asked_by=asked_by, concerned=concerned)
         try:
             await site.offload(site.generations.settle, [one.staged for one in newest.values()])
-            candidates = await site.offload(candidates_of, site, newest, concerned, everything)
+            candidates = await candidates_of(site, newest, concerned, everything)
             candidates |= await completed(site, items, candidates, ledger, everything=everything)
         except CertctrlError as error:
             for cert_id in sorted(concerned):
@@ -141,7 +142,7 @@ class Installer:
             return await self._conclude(ledger)
         note_staged(site, candidates)
         now = open_now(site, candidates, ledger, ignore_window=ignore_window)
-        groups = groups_of(site, items, now)
+        groups: list[Group] = await site.offload(groups_of, site, items, now)
         await Convergence(
             site=site, claims=self._claims, items=items, candidates=now, ledger=ledger,
             examine=None if everything else concerned,
@@ -171,11 +172,9 @@ class Installer:
         """Return what `converge` would do now, changing nothing. Raises DiskError, StateCorruptError."""
         site, policy = self._site, self._site.policy()
         ledger = Ledger(site=site)
-        staged = await site.offload(candidates_of, site, {}, (), True)
+        staged, _ = await site.offload(staged_before, site, list(self.records.values()), (), True)
         now = open_now(site, staged, ledger, ignore_window=False)
-        records = list(site.book.records.values())
-        view: View = await site.offload(lambda: look(site, items, records, now, policy=policy))
-        found = plan_for(items, view.certs, view.facts, policy, site.book.activations, host=view.host, cas=view.cas)
+        found, _ = await planned(site, items, list(self.records.values()), now, policy=policy)
         return attrs.evolve(found, held=ledger.waiting)
 
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:

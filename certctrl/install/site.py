@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from certctrl.install.book import Book
+from certctrl.install.index import Indexer
 from certctrl.install.policy import Ground
 from certctrl.install.process import Proc
 from certctrl.install.process.proc import own_names
@@ -37,6 +38,7 @@ class Site:
     log: logging.Logger
     book: Book
     ground: Ground
+    indexer: Indexer = attrs.field(factory=Indexer)
 
     @classmethod
     def of(cls, **given: Any) -> Site:

@@ -14,14 +14,11 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, PolicyRefusedError
-from certctrl.install.binding import bind
 from certctrl.install.environment import files_of
-from certctrl.install.formats import SALTED_FILES, virtual_files
-from certctrl.install.planner import files_wanted
+from certctrl.install.formats import SALTED_FILES, VIRTUAL_FILES, virtual_files
 from certctrl.install.policy import Grant, Refusal, explain, shown
 from certctrl.install.refusing import judge_argv
 from certctrl.install.site import Site
-from certctrl.install.steps import DesiredCert
 from certctrl.model.bundle import Bundle
 from certctrl.model.plan import CopyAction, InstallItem
 from certctrl.store.generations import Staged
@@ -67,11 +64,12 @@ async def stage(
     Not durable yet: `GenerationStore.settle` does that for a whole batch. Raises DiskError; CommandError when a
     check fails and PolicyRefusedError when this host does not allow it (unchecked material never goes live).
     """
-    wanted = files_wanted(items, bundle.cert_id)
+    copies = site.indexer.of(items).copies(bundle.cert_id, bundle.name, bundle.domains)
+    wanted = VIRTUAL_FILES.intersection(source for item in copies for source in item.sources)
     staged: Staged = await site.offload(_write, site, bundle, wanted, placeholder)
     if check:
         try:
-            await _check(site, bundle, staged, items)
+            await _check(site, bundle, staged, copies)
         except CertctrlError:
             await site.offload(site.generations.discard, staged)
             raise
@@ -113,15 +111,11 @@ def _salted_files(site: Site, bundle: Bundle, kinds: Mapping[str, str], facts: M
     return found
 
 
-async def _check(site: Site, bundle: Bundle, staged: Staged, items: Sequence[InstallItem]) -> None:
-    """Run every check that is about this certificate; the first failure stops."""
-    me = DesiredCert(cert_id=bundle.cert_id, name=bundle.name, generation=staged.id, domains=bundle.domains)
-    bound = bind(items, {bundle.cert_id: me}, {})
+async def _check(site: Site, bundle: Bundle, staged: Staged, copies: Sequence[CopyAction]) -> None:
+    """Run every check of a certificate's copy items once; the first failure stops."""
     done: set[tuple[str, ...]] = set()
-    for item in items:
-        if not isinstance(item, CopyAction) or not item.enabled or not item.check or item.check in done:
-            continue
-        if bound[item.id].certs != (bundle.cert_id,):
+    for item in copies:
+        if not item.check or item.check in done:
             continue
         done.add(item.check)
         judged = judge_argv(site.policy(), item.id, item.check, site.ground)

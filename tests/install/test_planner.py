@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certctrl.install.binding import bind, components, depended_on, levels
-from certctrl.install.planner import cas_wanted, destinations, files_wanted, plan_for, programs
+from certctrl.install.index import Indexer, ItemIndex
+from certctrl.install.planner import cas_wanted, plan_for, programs
 from certctrl.install.policy import Ground, explain
 from certctrl.install.scene import Host
 from certctrl.install.steps import DesiredCa, DesiredCert, Fact, InstallPlan, PlanSet, StepKind
@@ -266,7 +267,7 @@ def test_the_same_command_before_and_after_stays_two_commands() -> None:
 
 def test_disabled_items_do_nothing() -> None:
     assert plan([copy("c", 1, enabled=False), run("r", "c", enabled=False)], cert(1)).steps == ()
-    assert destinations([copy("c", 1, enabled=False)]) == ()
+    assert ItemIndex.of([copy("c", 1, enabled=False)]).copies(1, "", ()) == []
 
 
 # --- verifying ----------------------------------------------------------------------------------------------------
@@ -461,14 +462,17 @@ def test_small_questions() -> None:
     items = [
         copy("c", 1, names=("bundle.pfx",)),
         copy("d", 2, names=("bundle.jks",)),
-        copy("e", None, names=("chain.pem",)),
+        copy("e", None, ob_name="a1.example", names=("chain.pem", "nonsense")),
         copy("f", 1, ob_type="ca", names=("ca.pem",)),
         run("r", verify=VerifyCommand(cmd_argv=("/bin/v", "x"))),
     ]
-    assert files_wanted(items, 1) == {"bundle.pfx", "chain.pem"}
+    indexer = Indexer()
+    index = indexer.of(items)
+    assert index.files(1, "x", ("a1.example", "b")) == index.files(1, "a1.example", ()) == {"bundle.pfx", "chain.pem"}
+    assert index.files(2, "x", ()) == {"bundle.jks"}
+    assert indexer.of(items) is index and indexer.of(list(items)) is not index
     assert programs(items, HostPolicy()) == (RELOAD[0], "/bin/v")
     assert depended_on("a", {"a": run("a", "b", "zz"), "b": run("b", "a")}) == ("b",)
-    assert destinations(items)[0] == "/ssl/c/bundle.pfx"
 
 
 def test_only_some_certificates_files_are_compared() -> None:
