@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import attrs
@@ -26,6 +27,8 @@ KEY_MODES = 0o640
 MOST_WORDS = 256
 LONGEST_WORDS = 65_536
 _LISTS = ("write_roots", "run_as", "owners")
+_NO_PATH = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_NO_WORD = re.compile(r"[\x00\ud800-\udfff]")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 
 
@@ -125,11 +128,12 @@ def _refuse_own(path: str, what: str, ground: Ground) -> Refusal | None:
     return None
 
 
+@lru_cache(maxsize=8192)
 def path_fault(path: str) -> str | None:
     """Return what is wrong with the text of an absolute path; None: nothing."""
     if not path.startswith("/"):
         return "not an absolute path"
-    if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in path):
+    if _NO_PATH.search(path):
         return "it has control characters or is not UTF-8"
     parts = path[1:].split("/")
     if any(part in ("", ".", "..") for part in parts):
@@ -242,7 +246,7 @@ def _argv_fault(argv: Sequence[str]) -> str | None:
         return "the program is not given by a plain absolute path"
     if len(argv) > MOST_WORDS or sum(map(len, argv)) > LONGEST_WORDS:
         return "it is too long"
-    if any("\0" in word or any(0xD800 <= ord(c) < 0xE000 for c in word) for word in argv):
+    if any(_NO_WORD.search(word) for word in argv):
         return "a word holds NUL or is not UTF-8"
     return None
 
@@ -287,5 +291,7 @@ def _free_name(policy: HostPolicy, argv: Sequence[str]) -> str:
 
 def shown(text: str) -> str:
     """Return somebody else's text safe for one line: unprintable characters escaped, at most 200 of them."""
+    if len(text) <= 200 and text.isprintable():
+        return text
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:200])
     return safe + ("…" if len(text) > 200 else "")
