@@ -11,8 +11,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -172,13 +172,20 @@ class RealFs:
             return Handle(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=_fd(at)), where)
 
 
-@contextmanager
-def closing(fs: Fs, handle: Handle) -> Iterator[Handle]:
+class closing:
     """Close a handle at the end of a block."""
-    try:
-        yield handle
-    finally:
-        fs.close(handle)
+
+    __slots__ = ("_fs", "_handle")
+
+    def __init__(self, fs: Fs, handle: Handle) -> None:
+        self._fs = fs
+        self._handle = handle
+
+    def __enter__(self) -> Handle:
+        return self._handle
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._fs.close(self._handle)
 
 
 def disk_error(verb: str, path: str, cause: OSError) -> DiskError:
@@ -215,16 +222,25 @@ def _fix(code: int, path: str) -> str:
             return f"look at {path} and its file system"
 
 
-@contextmanager
-def _boundary(verb: str, path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as cause:
-        raise disk_error(verb, path, cause) from cause
+class _boundary:
+    """Turn a system error inside a block into ours."""
+
+    __slots__ = ("_path", "_verb")
+
+    def __init__(self, verb: str, path: str) -> None:
+        self._verb = verb
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise disk_error(self._verb, self._path, error) from error
 
 
 def _where(path: str | Path, at: Handle | None) -> str:
-    return str(path) if at is None else os.path.join(at.path, path)
+    return str(path) if at is None else f"{at.path}/{path}"
 
 
 def _fd(at: Handle | None) -> int | None:
