@@ -21,7 +21,7 @@ from certctrl.store.atomic import make_tree, read_bytes, write_atomic
 from certctrl.store.environment import overrides
 from certctrl.store.fs import Fs, RealFs
 from certctrl.store.layout import PUBLIC_MODE, SECRET_MODE, ConfigDir
-from certctrl.store.strict import Mismatch, kind_of, structure
+from certctrl.store.strict import Mismatch, join, kind_of, structure
 
 SIZE_LIMIT = 1024 * 1024
 _CLASSES: dict[str, Any] = {
@@ -67,9 +67,9 @@ def _check(config: AgentConfig, layout: ConfigDir, sources: Mapping[str, str]) -
         section, _, rest = mismatch.path.partition(".")
         source = sources.get(mismatch.path, "default")
         if source.startswith("environment "):
-            raise ConfigError(mismatch.what, file="environment", path=source[12:], fix=mismatch.fix) from None
-        path = layout.root / CONFIG_FILES[section]
-        raise ConfigError(mismatch.what, file=str(path), path=rest, fix=mismatch.fix) from None
+            fix = mismatch.fix or "correct or unset the variable"
+            raise ConfigError(mismatch.what, file="environment", path=source[12:], fix=fix) from None
+        raise _wrong(mismatch, layout.root / CONFIG_FILES[section], rest) from None
 
 
 def load_policy(layout: ConfigDir, *, require_root_owned: bool) -> HostPolicy:
@@ -90,7 +90,7 @@ def load_policy(layout: ConfigDir, *, require_root_owned: bool) -> HostPolicy:
     try:
         rules.check_policy(policy)
     except Mismatch as mismatch:
-        raise ConfigError(mismatch.what, file=file, path=mismatch.path, fix=mismatch.fix) from None
+        raise _wrong(mismatch, layout.policy) from None
     return policy
 
 
@@ -99,7 +99,7 @@ def save_policy(fs: Fs, layout: ConfigDir, policy: HostPolicy) -> None:
     try:
         rules.check_policy(policy)
     except Mismatch as mismatch:
-        raise ConfigError(mismatch.what, file=str(layout.policy), path=mismatch.path, fix=mismatch.fix) from None
+        raise _wrong(mismatch, layout.policy) from None
     write_atomic(fs, layout.policy, _pretty(_plain(policy)), mode=PUBLIC_MODE, adopt=False)
 
 
@@ -111,13 +111,12 @@ def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
         raw, path = raw.get("installs"), "installs"
     if raw is None and not path:
         return ()
-    file = str(layout.local_installs)
     if not isinstance(raw, list):
-        raise ConfigError(f"expected a list of items, found {kind_of(raw)}", file=file, path=path)
+        raise _wrong(Mismatch(path, f"expected a list of items, found {kind_of(raw)}"), layout.local_installs)
     for number, item in enumerate(raw):
         if not isinstance(item, dict):
             what = f"expected an object, found {kind_of(item)}"
-            raise ConfigError(what, file=file, path=f"{path}[{number}]")
+            raise _wrong(Mismatch(f"{path}[{number}]", what), layout.local_installs)
     return tuple(raw)
 
 
@@ -130,7 +129,7 @@ def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes
     try:
         rules.check_server_url(server_url, loopback_http=True)
     except Mismatch as mismatch:
-        raise ConfigError(mismatch.what, file="server URL", fix=mismatch.fix) from None
+        raise ConfigError(mismatch.what, file="server URL", fix=mismatch.fix or "https://HOST[:PORT]") from None
     application = {"server_url": server_url} | ({} if server_url.startswith("https") else {"allow_http_loopback": True})
     httpclient = {} if ca_pem is None else {"ca_files": [layout.plane_ca.name]}
     wanted: dict[Path, tuple[bytes, int]] = {
@@ -167,7 +166,7 @@ def _must_write(fs: Fs, path: Path, data: bytes) -> bool:
 def _object(path: Path) -> dict[str, Any]:
     raw = _read(path)
     if raw is not None and not isinstance(raw, dict):
-        raise ConfigError(f"expected an object, found {kind_of(raw)}", file=str(path))
+        raise _wrong(Mismatch("", f"expected an object, found {kind_of(raw)}"), path)
     return raw or {}
 
 
@@ -181,12 +180,12 @@ def _parse(data: bytes, path: Path) -> Any:
         seen: dict[str, Any] = {}
         for key, value in found:
             if key in seen:
-                raise ConfigError("this key stands there twice", file=str(path), path=key)
+                raise _wrong(Mismatch(join("", key), "this key stands there twice"), path)
             seen[key] = value
         return seen
 
     def constant(name: str) -> Any:
-        raise ConfigError(f"{name} is no JSON", file=str(path))
+        raise _wrong(Mismatch("", f"{name} is no JSON"), path)
 
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
@@ -194,14 +193,19 @@ def _parse(data: bytes, path: Path) -> Any:
         what = f"no JSON at line {error.lineno}, column {error.colno}: {error.msg}" if data.strip() else "is empty"
         raise ConfigError(what, file=str(path), fix="correct it; {} stands for all defaults") from None
     except (ValueError, RecursionError):
-        raise ConfigError("is no JSON in UTF-8", file=str(path)) from None
+        raise _wrong(Mismatch("", "is no JSON in UTF-8"), path) from None
 
 
 def _structured(kind: Any, raw: dict[str, Any], path: Path) -> Any:
     try:
         return structure(kind, raw)
     except Mismatch as mismatch:
-        raise ConfigError(mismatch.what, file=str(path), path=mismatch.path, fix=mismatch.fix) from None
+        raise _wrong(mismatch, path) from None
+
+
+def _wrong(mismatch: Mismatch, file: Path, path: str | None = None) -> ConfigError:
+    fix = mismatch.fix or f"correct it in {file}"
+    return ConfigError(mismatch.what, file=str(file), path=mismatch.path if path is None else path, fix=fix)
 
 
 def _plain(value: Any) -> Any:

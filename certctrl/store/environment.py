@@ -63,7 +63,8 @@ def _value(kind: Any, name: str, variable: str, text: str) -> Any:
         value = structure(hint, _parsed(hint, text))
         check_bounds(value, field.metadata, "")
     except Mismatch as mismatch:
-        raise ConfigError(mismatch.what, file="environment", path=variable + mismatch.path, fix=mismatch.fix) from None
+        fix = mismatch.fix or "correct or unset the variable"
+        raise ConfigError(mismatch.what, file="environment", path=variable + mismatch.path, fix=fix) from None
     return value
 
 

@@ -104,8 +104,9 @@ def check_bounds(value: Any, meta: Mapping[str, Any], path: str) -> None:
 
 
 def _span(low: float | None, high: float | None) -> str:
-    parts = [None if low is None else f"at least {low:.12g}", None if high is None else f"at most {high:.12g}"]
-    return " and ".join(part for part in parts if part)
+    if low is not None and high is not None:
+        return f"{low:.12g} to {high:.12g}"
+    return f"at least {low:.12g}" if low is not None else f"at most {high:.12g}"
 
 
 def check_choice(value: str, choices: tuple[str, ...], path: str) -> str:
