@@ -7,6 +7,7 @@ Commands of one level run side by side. What is written stays undoable until the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 import attrs
 import trio
@@ -125,7 +126,7 @@ class Execution:
         else:
             ca = self.site.book.cas[str(write.ca_id)]
             data = ca_files(ca.ca_id, ca.name, ca.pem.encode())[write.source]
-        return FileWrite(path=write.path, data=data, mode=write.mode, uid=write.uid, gid=write.gid)
+        return FileWrite(path=Path(write.path), data=data, mode=write.mode, uid=write.uid, gid=write.gid)
 
 
 @attrs.frozen

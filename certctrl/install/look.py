@@ -108,10 +108,9 @@ def look(
             strays[cert_id] = stray
     cas = {int(ca_id): _ca(ca) for ca_id, ca in list(site.book.cas.items())}
     looked_at = [one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type == "ca"]
-    return View(
-        certs=certs, cas=cas, facts=_facts(site, looked_at, policy), host=_host(site, wanted, policy),
-        strays=strays, faults=faults,
-    )  # fmt: skip
+    host = _host(site, wanted, policy)
+    facts = _facts(site, looked_at, policy, host.users)
+    return View(certs=certs, cas=cas, facts=facts, host=host, strays=strays, faults=faults)
 
 
 async def planned(
@@ -173,13 +172,13 @@ def _ca(ca: CaRecord) -> DesiredCa:
     )
 
 
-def _facts(site: Site, copies: Sequence[CopyAction], policy: HostPolicy) -> dict[str, Fact]:
+def _facts(site: Site, copies: Sequence[CopyAction], policy: HostPolicy, users: Mapping[str, int]) -> dict[str, Fact]:
     found: dict[str, Fact] = {}
     for item in copies:
         roots = roots_for(site, policy, item.id)
         for path in item.targets:
             if path not in found:
-                found[path] = fact_of(site, path, roots)
+                found[path] = fact_of(site, path, roots, users.get(item.owner or ""))
     return found
 
 
@@ -188,15 +187,24 @@ def roots_for(site: Site, policy: HostPolicy, item_id: str) -> tuple[str, ...]:
     return ("/",) if is_local(item_id) else (*policy.write_roots, str(site.layout.certs))
 
 
-def fact_of(site: Site, path: str, roots: Sequence[str]) -> Fact:
-    """Return what is at one destination; what cannot be looked at is refused with the reason."""
+def fact_of(site: Site, path: str, roots: Sequence[str], owner: int | None = None) -> Fact:
+    """Return what is at one destination; what cannot be looked at is refused with the reason.
+
+    ``owner``: the user the file shall belong to, whose directory it may be.
+    """
     if (fault := path_fault(path)) is not None:
         return Fact(refusal=fault)
     try:
-        found = destination_facts(path, roots)
+        found = destination_facts(path, roots, fs=site.fs, owner=owner)
     except DiskError as error:
         return Fact(refusal=str(error))
-    return Fact(sha256=found.sha256, mode=found.mode, uid=found.uid, gid=found.gid, refusal=found.refusal or "")
+    return Fact(
+        sha256=found.sha256,
+        mode=found.mode or 0,
+        uid=found.uid or 0,
+        gid=found.gid or 0,
+        refusal=found.refusal or "",
+    )
 
 
 def _host(site: Site, items: Sequence[InstallItem], policy: HostPolicy) -> Host:
@@ -207,6 +215,11 @@ def _host(site: Site, items: Sequence[InstallItem], policy: HostPolicy) -> Host:
         groups=_numbers({item.group for item in copies}, lambda name: grp.getgrnam(name).gr_gid),
         executables={path: fault for path in programs(items, policy) if (fault := _fault(path))},
     )
+
+
+def uid_of(name: str | None) -> int | None:
+    """Return a user's number; None for no name and for a user that this host does not have."""
+    return _numbers({name}, lambda one: pwd.getpwnam(one).pw_uid).get(name or "")
 
 
 def _numbers(names: Collection[str | None], find: Any) -> dict[str, int]:

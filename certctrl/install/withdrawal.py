@@ -15,7 +15,7 @@ from certctrl.errors import DiskError, StateCorruptError
 from certctrl.install import staging
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence, Group, groups_of
-from certctrl.install.look import Candidate, fact_of, roots_for
+from certctrl.install.look import Candidate, fact_of, roots_for, uid_of
 from certctrl.install.outcomes import Ledger
 from certctrl.install.placeholder import placeholder_bundle
 from certctrl.install.policy import is_local, refuse_path, shown
@@ -78,14 +78,14 @@ class Withdrawal:
         with suppress(StateCorruptError):  # what cannot be told is not removed
             live = site.generations.live_id(name)
             files = site.generations.manifest(name, live)["files"] if live else {}
-        doomed: dict[str, str] = {}
         left: list[str] = []
         for item in self.items:
             if not isinstance(item, CopyAction) or item.ob_type == "ca" or not self._is_mine(item):
                 continue
+            owner, doomed = uid_of(item.owner), dict[str, str]()
             for source, path in zip(item.sources, item.targets, strict=True):
                 refusal = refuse_path(policy, path, site.ground, local=is_local(item.id))
-                fact = fact_of(site, path, roots_for(site, policy, item.id))
+                fact = fact_of(site, path, roots_for(site, policy, item.id), owner)
                 if fact.sha256 is None:
                     continue
                 if refusal is not None or fact.refusal:
@@ -94,7 +94,7 @@ class Withdrawal:
                     doomed[path] = fact.sha256
                 else:
                     left.append(f"{shown(path)} stays: it is not the file that was put there")
-        remove_files(site.fs, doomed)
+            remove_files(site.fs, doomed, owner)
         return left
 
     def _is_mine(self, item: CopyAction) -> bool:
