@@ -75,7 +75,7 @@ class OperatorResources:
         body = await read_json(request, LARGE_BODY_CAP)
         items = body.get("installs") if isinstance(body, dict) else body
         if not isinstance(items, list):
-            raise bad_request('Send {"installs": […]}', field="installs")
+            raise bad_request('Send {"installs": […]}, a list of items', field="installs")
         check = request.query_params.get("unchecked") != "1"
         return data_answer(await self._plane.installs.put(device_id, items, check=check))
 

@@ -1,0 +1,378 @@
+"""Certificates: what is issued verifies, what is delivered opens, and every change is told to its devices."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.x509.verification import PolicyBuilder, Store
+from nacl.public import SealedBox
+
+from certctrl.plane.refusals import Refused
+from certctrl.protocol.wire import certificate_from_wire, materials_from_wire
+
+CERTIFICATES = "/apiv1/users/1/certificates"
+
+
+async def issue(world: Any, *domains: str, **more: Any) -> dict[str, Any]:
+    reply = await world.operator("POST", CERTIFICATES, {"domain_name": domains[0], "sans": domains[1:], **more})
+    assert reply.status == 201, reply.body
+    data: dict[str, Any] = reply.data
+    return data
+
+
+async def materials(device: Any, cert_id: int) -> dict[str, Any]:
+    data: dict[str, Any] = (await device("GET", f"/apiv1/devices/self/certificates/{cert_id}/deploy-materials")).data
+    return data
+
+
+def opened(device: Any, data: dict[str, Any]) -> bytes:
+    """Return the private key (PKCS#8 DER), opened as api.md §4 says."""
+    field = {name: base64.b64decode(value) for name, value in data.items() if name.endswith("_b64")}
+    assert len(field["enc_data_key_b64"]) == 80
+    assert len(field["privkey_nonce_b64"]) == 12
+    assert len(field["privkey_tag_b64"]) == 16
+    data_key = SealedBox(device.secret).decrypt(field["enc_data_key_b64"])
+    sealed = field["enc_privkey_b64"] + field["privkey_tag_b64"]
+    return AESGCM(data_key).decrypt(field["privkey_nonce_b64"], sealed, None)
+
+
+async def signals(device: Any) -> list[tuple[str, dict[str, Any]]]:
+    reply = await device.poll(limit=100)
+    return [] if reply.status == 204 else [(s["type"], s["ref"]) for s in reply.data["signals"]]
+
+
+async def test_what_is_delivered_opens_and_belongs_together(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", "www.example.com", device_ids=[device.id])
+    data = await materials(device, row["id"])
+    materials_from_wire(data)
+    assert (data["wrap_alg"], data["enc_scheme"]) == ("x25519", "aes256gcm")
+    expected = hashlib.blake2b(bytes(device.secret.public_key), digest_size=32).digest()
+    assert base64.b64decode(data["device_keyfp_b64"]) == expected
+    key = serialization.load_der_private_key(opened(device, data), None)
+    leaf = x509.load_pem_x509_certificate(data["certificate_pem"].encode())
+    assert key.public_key() == leaf.public_key()
+    assert data["serial_number"] == row["serial_number"]
+    assert int(row["serial_number"].replace(":", ""), 16) == leaf.serial_number
+    der = leaf.public_bytes(serialization.Encoding.DER)
+    assert hashlib.sha256(der).hexdigest() == row["fingerprint_sha256"]
+
+
+async def test_each_delivery_is_sealed_anew(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", device_ids=[device.id])
+    first, second = await materials(device, row["id"]), await materials(device, row["id"])
+    assert first["enc_data_key_b64"] != second["enc_data_key_b64"]
+    assert first["enc_privkey_b64"] != second["enc_privkey_b64"]
+    assert opened(device, first) == opened(device, second)
+
+
+async def test_the_chain_verifies_by_web_rules(world: Any) -> None:
+    row = await issue(world, "example.com", "*.example.com", "192.0.2.1")
+    device = await world.device()
+    await world.operator("POST", f"{device.home}/certificates", {"cert_id": row["id"]})
+    data = await materials(device, row["id"])
+    leaf = x509.load_pem_x509_certificate(data["certificate_pem"].encode())
+    chain = x509.load_pem_x509_certificates(data["chain_pem"].encode())
+    assert len(chain) == 1, "the intermediate; the root is what clients have"
+    root = x509.load_pem_x509_certificate(world.plane.ca.root_pem.encode())
+    now = dt.datetime.fromtimestamp(world.clock.wall, dt.UTC)
+    builder = PolicyBuilder().store(Store([root])).time(now)
+    for name in (x509.DNSName("example.com"), x509.DNSName("www.example.com")):
+        builder.build_server_verifier(name).verify(leaf, chain)
+    with pytest.raises(x509.verification.VerificationError):
+        builder.build_server_verifier(x509.DNSName("example.org")).verify(leaf, chain)
+    sans = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(name.value) for name in sans] == row["sans"] == ["example.com", "*.example.com", "192.0.2.1"]
+
+
+@pytest.mark.parametrize(
+    ("key_type", "kind", "size"),
+    [
+        ("ecdsa-p256", ec.EllipticCurvePublicKey, 256),
+        ("ecdsa-p384", ec.EllipticCurvePublicKey, 384),
+        ("rsa-2048", rsa.RSAPublicKey, 2048),
+    ],
+)
+async def test_key_types(world: Any, key_type: str, kind: type, size: int) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", key_type=key_type, device_ids=[device.id])
+    assert row["key_type"] == key_type
+    data = await materials(device, row["id"])
+    leaf = x509.load_pem_x509_certificate(data["certificate_pem"].encode())
+    public: Any = leaf.public_key()
+    assert isinstance(public, kind)
+    assert public.key_size == size
+    key = serialization.load_der_private_key(opened(device, data), None)
+    assert key.public_key() == public
+
+
+async def test_validity_is_as_asked_and_begins_a_little_earlier(world: Any) -> None:
+    row = await issue(world, "example.com", validity_seconds=30)
+    assert (row["not_before"], row["not_after"]) == ("2026-09-21T14:13:17Z", "2026-09-21T14:13:50Z")
+    assert row["status"] == "active"
+    world.clock.advance(30)
+    assert (await world.operator("GET", f"{CERTIFICATES}/{row['id']}")).data["status"] == "expired"
+
+
+async def test_a_renewal_keeps_names_and_life_and_changes_the_rest(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", "www.example.com", validity_seconds=3600, device_ids=[device.id])
+    before = opened(device, await materials(device, row["id"]))
+    world.clock.advance(10)
+    reply = await world.operator("POST", f"{CERTIFICATES}/{row['id']}/issues", {"action": "renew", "reason": "drill"})
+    assert reply.status == 202
+    assert (reply.data["cert_id"], reply.data["status"]) == (row["id"], "done")
+    now = (await world.operator("GET", f"{CERTIFICATES}/{row['id']}")).data
+    assert now["serial_number"] == reply.data["serial_number"] != row["serial_number"]
+    assert (now["sans"], now["not_after"]) == (row["sans"], "2026-09-21T15:13:30Z")
+    assert opened(device, await materials(device, row["id"])) != before, "a new key, too"
+    assert await signals(device) == [
+        ("cert.renewed", {"cert_id": row["id"], "serial": row["serial_number"]}),
+        ("cert.renewed", {"cert_id": row["id"], "serial": now["serial_number"]}),
+    ]
+
+
+async def test_revoking_destroys_the_key_and_tells_the_devices(world: Any) -> None:
+    device, other = await world.device(), await world.device("device-number-2")
+    row = await issue(world, "example.com", device_ids=[device.id, other.id])
+    reply = await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {"reason": "leaked"})
+    assert (reply.data["status"], reply.data["revoke_reason"]) == ("revoked", "leaked")
+    for holder in (device, other):
+        assert (await signals(holder))[-1] == ("cert.revoked", {"cert_id": row["id"]})
+    detail = await device("GET", f"/apiv1/devices/self/certificates/{row['id']}")
+    assert detail.data["status"] == "revoked", "an agent can confirm it"
+    refused = await device("GET", f"/apiv1/devices/self/certificates/{row['id']}/deploy-materials")
+    assert (refused.status, refused.key) == (410, "CERT_REVOKED")
+    stored = world.plane.database.one("SELECT private_key_enc FROM certificates")
+    assert stored["private_key_enc"] == b""
+    again = await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {})
+    assert again.data["revoke_reason"] == "leaked"
+    assert len(await signals(device)) == 2, "revoking twice tells once"
+
+
+async def test_an_operator_may_replace_a_revoked_certificate(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", device_ids=[device.id])
+    await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {})
+    ask = await device("POST", f"{CERTIFICATES}/{row['id']}/issues", {"action": "renew"})
+    assert (ask.status, ask.key) == (409, "CERT_REVOKED"), "a device may not"
+    await world.operator("POST", f"{CERTIFICATES}/{row['id']}/issues", {"action": "renew"})
+    assert (await world.operator("GET", f"{CERTIFICATES}/{row['id']}")).data["status"] == "active"
+    opened(device, await materials(device, row["id"]))
+
+
+async def test_assigning_and_unassigning(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com")
+    self_path = f"/apiv1/devices/self/certificates/{row['id']}"
+    assert (await device("GET", self_path)).status == 404
+    for _ in range(2):
+        reply = await world.operator("POST", f"{device.home}/certificates", {"cert_id": row["id"]})
+        assert reply.data["device_ids"] == [device.id]
+    assert (await device("GET", self_path)).status == 200
+    assert (await world.operator("DELETE", f"{device.home}/certificates/{row['id']}")).status == 204
+    assert (await world.operator("DELETE", f"{device.home}/certificates/{row['id']}")).status == 404
+    assert (await device("GET", self_path)).status == 404
+    assert (await device("GET", f"{self_path}/deploy-materials")).status == 404
+    assert await signals(device) == [
+        ("cert.renewed", {"cert_id": row["id"], "serial": row["serial_number"]}),
+        ("cert.unassigned", {"cert_id": row["id"]}),
+    ]
+
+
+async def test_a_revoked_certificate_is_not_assigned(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com")
+    await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {})
+    assert (await world.operator("POST", f"{device.home}/certificates", {"cert_id": row["id"]})).status == 409
+
+
+async def test_devices_list_their_certificates_in_pages(world: Any) -> None:
+    device, other = await world.device(), await world.device("device-number-2")
+    ids = [(await issue(world, f"n{number}.example", device_ids=[device.id]))["id"] for number in range(5)]
+    await issue(world, "other.example", device_ids=[other.id])
+
+    async def page(query: str) -> list[int]:
+        rows = (await device("GET", f"/apiv1/devices/self/certificates{query}")).data
+        for row in rows:
+            certificate_from_wire(row)
+            assert set(row) == {
+                "id", "domain_name", "sans", "serial_number", "fingerprint_sha256", "not_before", "not_after", "status",
+                "updated_at",
+            }  # fmt: skip
+        return [row["id"] for row in rows]
+
+    assert await page("") == ids
+    assert await page("?limit=2") == ids[:2]
+    assert await page(f"?limit=2&after_id={ids[1]}") == ids[2:4]
+    assert await page(f"?after_id={ids[-1]}") == []
+    for query in ("?limit=0", "?limit=501", "?after_id=-1", "?after_id=x"):
+        assert (await device("GET", f"/apiv1/devices/self/certificates{query}")).status == 400
+
+
+async def test_the_detail_adds_the_pem_texts(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", device_ids=[device.id])
+    detail = (await device("GET", f"/apiv1/devices/self/certificates/{row['id']}")).data
+    assert detail["certificate_pem"].startswith("-----BEGIN CERTIFICATE-----\n")
+    assert detail["chain_pem"].count("BEGIN CERTIFICATE") == 1
+    assert "PRIVATE" not in str(detail)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        "", "-x.example", "x-.example", "a..b", ".", "*", "*.", "*.*.example", "x.*.example", "ex ample.com", "x/y",
+        "bücher.example", "a" * 64 + ".example", ("a" * 60 + ".") * 5, "1.2.3.4.5", "x_y.example", "\0", "http://x",
+    ],
+)  # fmt: skip
+async def test_names_that_no_certificate_carries(world: Any, domain: str) -> None:
+    reply = await world.operator("POST", CERTIFICATES, {"domain_name": domain})
+    assert (reply.status, reply.key) == (400, "BAD_REQUEST")
+
+
+async def test_names_are_made_canonical(world: Any) -> None:
+    row = await issue(world, "Example.COM.", "example.com", "2001:DB8::0001", "xn--bcher-kva.example", "localhost")
+    assert row["domain_name"] == "example.com"
+    assert row["sans"] == ["example.com", "2001:db8::1", "xn--bcher-kva.example", "localhost"]
+
+
+async def test_a_name_too_long_for_the_subject_is_still_issued(world: Any) -> None:
+    name = "a" * 60 + ".long.example"
+    device = await world.device()
+    row = await issue(world, name, device_ids=[device.id])
+    leaf = x509.load_pem_x509_certificate((await materials(device, row["id"]))["certificate_pem"].encode())
+    assert len(list(leaf.subject)) == 0
+    assert leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).critical
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"key_type": "dsa"}, {"key_type": 7}, {"validity_seconds": 9}, {"validity_seconds": 10**9},
+        {"validity_seconds": "60"}, {"validity_seconds": None}, {"sans": "x"}, {"sans": [1]},
+        {"sans": [f"n{n}.example" for n in range(150)]}, {"device_ids": ["1"]}, {"device_ids": [True]},
+    ],
+)  # fmt: skip
+async def test_an_issue_that_makes_no_sense_is_refused(world: Any, more: dict[str, Any]) -> None:
+    reply = await world.operator("POST", CERTIFICATES, {"domain_name": "example.com"} | more)
+    assert (reply.status, reply.key) == (400, "BAD_REQUEST")
+    assert (await world.operator("GET", CERTIFICATES)).data == []
+
+
+async def test_an_issue_for_a_device_that_is_not_there_issues_nothing(world: Any) -> None:
+    reply = await world.operator("POST", CERTIFICATES, {"domain_name": "example.com", "device_ids": [99]})
+    assert reply.status == 404
+    assert (await world.operator("GET", CERTIFICATES)).data == []
+
+
+# --- renewals that devices ask for -----------------------------------------------------------------------------------
+
+
+async def test_a_device_renews_what_is_assigned_to_it_and_nothing_else(world: Any) -> None:
+    device, other = await world.device(), await world.device("device-number-2")
+    row = await issue(world, "example.com", device_ids=[device.id])
+    path = f"{CERTIFICATES}/{row['id']}/issues"
+    assert (await device("POST", path, {"action": "renew", "reason": "near its end"})).status == 202
+    assert (await other("POST", path, {"action": "renew"})).status == 404
+    elsewhere = path.replace("/users/1/", "/users/2/")
+    assert (await device("POST", elsewhere, {"action": "renew"})).status == 404
+    assert (await device("POST", path, {"action": "reissue"})).status == 400
+    assert (await world.stranger("POST", path, {"action": "renew"})).status == 401
+    assert len(await signals(device)) == 2
+
+
+async def test_devices_that_share_a_certificate_share_a_renewal(build: Callable[..., Any]) -> None:
+    world = build(shared_renewal_seconds=60)
+    device, other = await world.device(), await world.device("device-number-2")
+    row = await issue(world, "example.com", device_ids=[device.id, other.id])
+    path = f"{CERTIFICATES}/{row['id']}/issues"
+    first = (await device("POST", path, {"action": "renew"})).data
+    assert (await other("POST", path, {"action": "renew"})).data == first
+    assert (await device("POST", path, {"action": "renew"})).data != first, "who asks again means it"
+    world.clock.advance(61)
+    assert (await other("POST", path, {"action": "renew"})).data["id"] > first["id"]
+
+
+async def test_a_device_cannot_have_renewals_without_end(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", device_ids=[device.id])
+    path = f"{CERTIFICATES}/{row['id']}/issues"
+    statuses = [(await device("POST", path, {"action": "renew"})).status for _ in range(6)]
+    assert statuses == [202] * 5 + [429]
+    world.clock.advance(10)
+    assert (await device("POST", path, {"action": "renew"})).status == 202
+
+
+# --- the CA itself -------------------------------------------------------------------------------------------------
+
+
+async def test_the_intermediate_is_replaced_before_leaves_could_outlive_it(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", device_ids=[device.id])
+    first = (await materials(device, row["id"]))["chain_pem"]
+    world.clock.wall += 4 * 365 * 86_400
+    await world.plane.certificates.renew(1, row["id"])
+    detail = world.plane.certificates.detail(device.id, row["id"])
+    assert detail["chain_pem"] != first
+    leaf = x509.load_pem_x509_certificate(detail["certificate_pem"].encode())
+    intermediate = x509.load_pem_x509_certificate(detail["chain_pem"].encode())
+    root = x509.load_pem_x509_certificate(world.plane.ca.root_pem.encode())
+    leaf.verify_directly_issued_by(intermediate)
+    intermediate.verify_directly_issued_by(root)
+    assert leaf.not_valid_after_utc <= intermediate.not_valid_after_utc <= root.not_valid_after_utc
+
+
+async def test_slow_keys_are_made_off_the_loop_when_told_so() -> None:
+    from certctrl.plane.core import Plane
+
+    ran: list[str] = []
+
+    async def offload(function: Callable[..., Any], *args: Any) -> Any:
+        ran.append(args[0])
+        return function(*args)
+
+    with Plane.open(offload=offload) as plane:
+        await plane.certificates.issue(1, ["a.example"])
+        await plane.certificates.issue(1, ["b.example"], key_type="rsa-2048")
+    assert ran == ["rsa-2048"]
+
+
+async def test_a_revocation_wins_over_a_renewal_that_is_being_made() -> None:
+    """The device's RSA renewal is under way in a thread when the operator revokes."""
+    from certctrl.plane.core import Plane
+    from certctrl.plane.devices import DeviceFacts
+
+    async def offload(function: Callable[..., Any], *args: Any) -> Any:
+        if issued:
+            await plane.certificates.revoke(1, issued[0])
+        return function(*args)
+
+    issued: list[int] = []
+    with Plane.open(offload=offload) as plane:
+        device = plane.devices.expect(1, DeviceFacts(device_public_id="device-1"))["id"]
+        issued.append((await plane.certificates.issue(1, ["a.example"], key_type="rsa-2048", device_ids=[device]))["id"])
+        with pytest.raises(Refused) as caught:
+            await plane.certificates.renew(1, issued[0], device_id=device)
+        assert caught.value.key == "CERT_REVOKED"
+        assert plane.certificates.show(1, issued[0])["status"] == "revoked"
+
+
+async def test_material_waits_for_a_device_without_a_key(world: Any) -> None:
+    from certctrl.plane.devices import DeviceFacts
+
+    device = world.plane.devices.expect(1, DeviceFacts(device_public_id="device-1"))["id"]
+    row = await world.plane.certificates.issue(1, ["a.example"], device_ids=[device])
+    with pytest.raises(Refused) as caught:
+        world.plane.certificates.materials(device, row["id"])
+    assert (caught.value.status, caught.value.key) == (409, "WRAP_PENDING")

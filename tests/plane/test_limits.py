@@ -1,0 +1,112 @@
+"""Token buckets and lock-outs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.plane.limits import Attempts, Buckets, caller_of
+from certctrl.plane.refusals import Refused
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def refused(buckets: Buckets, caller: int = 1) -> Refused | None:
+    try:
+        buckets.take(caller)
+    except Refused as error:
+        return error
+    return None
+
+
+def test_a_burst_then_the_rate() -> None:
+    clock = Clock()
+    buckets = Buckets(1.0, 5, clock)
+    assert [refused(buckets) for _ in range(5)] == [None] * 5
+    error = refused(buckets)
+    assert error is not None
+    assert (error.status, error.key, error.retry_after) == (429, "RATE_LIMITED", 1)
+    assert error.params["retry_after"] == 1
+    assert refused(buckets, 2) is None, "another caller has a bucket of its own"
+    clock.now += 1
+    assert refused(buckets) is None
+    assert refused(buckets) is not None
+
+
+@given(st.floats(0.01, 50), st.integers(1, 10), st.lists(st.floats(0, 20), max_size=30))
+def test_who_waits_as_told_is_let_in(rate: float, burst: int, pauses: list[float]) -> None:
+    clock = Clock()
+    buckets = Buckets(rate, burst, clock)
+    for pause in pauses:
+        clock.now += pause
+        error = refused(buckets)
+        if error is not None:
+            assert error.retry_after is not None
+            clock.now += error.retry_after
+            assert refused(buckets) is None
+
+
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=60))
+def test_never_more_than_burst_plus_rate(pauses: list[float]) -> None:
+    clock = Clock()
+    buckets = Buckets(1.0, 5, clock)
+    let_in = 0
+    for pause in pauses:
+        clock.now += pause
+        let_in += refused(buckets) is None
+    assert let_in <= 5 + (clock.now - 100.0) + 1e-6
+
+
+def test_refused_requests_cost_nothing() -> None:
+    clock = Clock()
+    buckets = Buckets(1.0, 1, clock)
+    buckets.take(1)
+    assert all(refused(buckets) for _ in range(100))
+    clock.now += 1
+    assert refused(buckets) is None
+
+
+def test_lock_out_after_wrong_attempts_and_its_end() -> None:
+    clock = Clock()
+    attempts = Attempts(3, 900, clock)
+    for _ in range(3):
+        attempts.check("a")
+        attempts.failed("a")
+    with pytest.raises(Refused) as caught:
+        attempts.check("a")
+    assert caught.value.status == 429
+    assert caught.value.retry_after == 900
+    attempts.check("b")
+    clock.now += 900
+    attempts.check("a")
+    attempts.failed("a")
+    attempts.check("a")
+
+
+def test_success_forgives() -> None:
+    attempts = Attempts(2, 900, Clock())
+    attempts.failed("a")
+    attempts.succeeded("a")
+    attempts.failed("a")
+    attempts.check("a")
+
+
+@pytest.mark.parametrize(
+    ("address", "caller"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("", ""),
+        ("not an address", "not an address"),
+    ],
+)
+def test_what_counts_as_one_caller(address: str, caller: str) -> None:
+    assert caller_of(address) == caller

@@ -1,0 +1,385 @@
+"""GET /apiv1/devices/self/updates: the spec's polling endpoint, status by status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+import pytest
+import trio
+
+UPDATES = "/apiv1/devices/self/updates"
+
+
+async def issue(world: Any, device: Any, domain: str = "example.com") -> dict[str, Any]:
+    row: dict[str, Any] = await world.plane.certificates.issue(1, [domain], device_ids=[device.id])
+    return row
+
+
+async def test_204_without_news_carries_the_cursor(world: Any) -> None:
+    device = await world.device()
+    reply = await device.poll()
+    assert reply.status == 204
+    assert reply.body == b""
+    assert reply.headers["cache-control"] == "no-store"
+    assert "content-type" not in reply.headers
+    again = await device.poll(reply.headers["etag"])
+    assert (again.status, again.headers["etag"]) == (204, reply.headers["etag"])
+
+
+async def test_200_with_news(world: Any) -> None:
+    device = await world.device()
+    start = (await device.poll()).headers["etag"]
+    row = await issue(world, device)
+    reply = await device.poll(start)
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["cache-control"] == "no-store"
+    assert reply.headers["etag"] == reply.data["cursor"] != start
+    (signal,) = reply.data["signals"]
+    assert signal["type"] == "cert.renewed"
+    assert signal["ref"] == {"cert_id": row["id"], "serial": row["serial_number"]}
+    assert isinstance(signal["ts_ms"], int)
+    assert (await device.poll(reply.data["cursor"])).status == 204
+
+
+async def test_the_cursor_may_come_as_if_none_match_in_any_dress(world: Any) -> None:
+    device = await world.device()
+    await issue(world, device)
+    last = (await device.poll()).headers["etag"]
+    for dress in (last, f'"{last}"', f'W/"{last}"'):
+        reply = await device("GET", UPDATES, headers={"if-none-match": dress})
+        assert reply.status == 204, dress
+    both = await device("GET", f"{UPDATES}?cursor={last}", headers={"if-none-match": '"1-1"'})
+    assert both.status == 204, "the query rules"
+
+
+async def test_without_a_cursor_the_recent_signals_come(world: Any) -> None:
+    device = await world.device()
+    await issue(world, device, "a.example")
+    await issue(world, device, "b.example")
+    assert len((await device.poll()).data["signals"]) == 2
+
+
+async def test_limit_pages(world: Any) -> None:
+    device = await world.device()
+    for number in range(5):
+        await issue(world, device, f"n{number}.example")
+    first = await device.poll(limit=3)
+    assert len(first.data["signals"]) == 3
+    assert len((await device.poll(first.data["cursor"], limit=3)).data["signals"]) == 2
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0", "limit=101", "limit=-1", "limit=x", "limit=", "limit=1.0", "limit=%2B1", "wait=-1", "wait=31",
+        "wait=1e1", "wait=%D9%A1", "limit=99999999999999999999",
+    ],
+)  # fmt: skip
+async def test_400_out_of_bounds(world: Any, query: str) -> None:
+    device = await world.device()
+    reply = await device("GET", f"{UPDATES}?{query}")
+    assert (reply.status, reply.key) == (400, "BAD_REQUEST")
+    assert reply.json["error"]["params"]["field"] in ("limit", "wait")
+
+
+@pytest.mark.parametrize("query", ["limit=1", "limit=100", "wait=0", "unknown=7"])
+async def test_bounds_themselves_are_in(world: Any, query: str) -> None:
+    device = await world.device()
+    assert (await device("GET", f"{UPDATES}?{query}")).status == 204
+
+
+async def test_409_for_a_cursor_that_was_trimmed_or_is_not_ours(build: Callable[..., Any]) -> None:
+    world = build(poll_rate=1000.0, poll_burst=1000, stream_length=2)
+    device = await world.device()
+    start = (await device.poll()).headers["etag"]
+    for number in range(3):
+        await issue(world, device, f"n{number}.example")
+    for cursor in (start, "1736900000-5", "junk", "%00"):
+        reply = await device.poll(cursor)
+        assert (reply.status, reply.key) == (409, "CURSOR_EXPIRED")
+        assert reply.json["error"] == {
+            "code": 40901, "what": "Cursor expired. Reset required.", "key": "CURSOR_EXPIRED", "params": {},
+        }  # fmt: skip
+    assert len((await device.poll()).data["signals"]) == 2, "a fresh start works"
+
+
+async def test_429_beyond_one_a_second_with_a_burst_of_five(build: Callable[..., Any]) -> None:
+    world = build()
+    device, other = await world.device(), await world.device("device-number-2", "web-2")
+    assert [(await device.poll()).status for _ in range(6)] == [204] * 5 + [429]
+    reply = await device.poll()
+    assert reply.key == "RATE_LIMITED"
+    assert reply.headers["retry-after"] == "1"
+    assert reply.json["error"]["code"] == 4029
+    assert reply.json["error"]["params"] == {"retry_after": 1, "allowed_rate": "1 req/sec, burst 5"}
+    assert (await other.poll()).status == 204, "each device has its own bucket"
+    world.clock.advance(1)
+    assert [(await device.poll()).status for _ in range(2)] == [204, 429]
+
+
+async def test_the_rate_is_measured_on_the_steady_clock(build: Callable[..., Any]) -> None:
+    world = build(access_token_seconds=10**9)
+    device = await world.device()
+    for _ in range(5):
+        await device.poll()
+    world.clock.wall += 3600
+    assert (await device.poll()).status == 429
+    world.clock.wall -= 7200
+    world.clock.steady += 5
+    assert (await device.poll()).status == 204
+
+
+# --- 401 and 403 ------------------------------------------------------------------------------------------------
+
+
+async def test_401_when_the_token_has_expired(world: Any) -> None:
+    device = await world.device()
+    expires_at = int(world.clock.wall) + 900
+    world.clock.advance(899)
+    assert (await device.poll()).status == 204
+    world.clock.advance(1)
+    reply = await device.poll()
+    assert (reply.status, reply.key) == (401, "TOKEN_EXPIRED")
+    assert reply.json["error"]["code"] == 4001
+    assert reply.json["error"]["params"] == {"expired_at": expires_at}
+    assert reply.headers["www-authenticate"].startswith("Bearer")
+
+
+def forged(device: Any, **changes: Any) -> str:
+    claims = jwt.decode(device.token, options={"verify_signature": False}) | changes
+    return jwt.encode(claims, b"x" * 32, algorithm="HS256")
+
+
+async def test_401_for_anything_that_is_no_token_of_ours(world: Any) -> None:
+    device = await world.device()
+    head, claims, signature = device.token.split(".")
+    unsigned = jwt.encode(jwt.decode(device.token, options={"verify_signature": False}), None, algorithm="none")
+    for token in (
+        "x", "a.b.c", f"{head}.{claims}.", f"{head}.{claims}.{signature[::-1]}", f"{head}..{signature}", unsigned,
+        forged(device), forged(device, exp=10**12), forged(device, device_id="1"), "x" * 5000, world.plane.operator_key,
+    ):  # fmt: skip
+        device.token = token
+        reply = await device.poll()
+        assert (reply.status, reply.key) == (401, "INVALID_TOKEN"), token
+    device.token = ""
+    assert (await device.poll()).status == 401
+    assert (await device("GET", UPDATES, headers={"authorization": "Basic eA=="})).status == 401
+
+
+async def test_the_claims_of_an_access_token(world: Any) -> None:
+    device = await world.device()
+    claims = jwt.decode(device.token, options={"verify_signature": False})
+    now = int(world.clock.wall)
+    assert jwt.get_unverified_header(device.token) == {"alg": "HS256", "typ": "JWT"}
+    assert (claims["sub"], claims["device_id"]) == ("1", device.id)
+    assert (claims["iat"], claims["exp"]) == (now, now + 900)
+    assert claims["iss"] == claims["aud"] == "certctrl-plane"
+
+
+async def test_403_for_a_revoked_device_everywhere(world: Any) -> None:
+    device = await world.device()
+    await issue(world, device)
+    reply = await world.operator("DELETE", f"{device.home}?reason=Compromised%20device")
+    assert reply.data["status"] == "revoked"
+    refresh = {"refresh_token": device.refresh_token, "device_public_id": device.public_id}
+    asked = [
+        ("GET", UPDATES, None), ("POST", "/apiv1/devices/self/notify", {"schema": "x"}),
+        ("GET", "/apiv1/devices/self/certificates", None), ("GET", "/apiv1/devices/self/certificates/1", None),
+        ("GET", "/apiv1/devices/self/certificates/1/deploy-materials", None),
+        ("GET", "/apiv1/devices/self/install-config", None), ("GET", f"{device.home}/install-config", None),
+        ("GET", "/apiv1/devices/self/cas", None), ("GET", "/apiv1/devices/self/cas/1/bundle", None),
+        ("POST", "/apiv1/users/1/certificates/1/issues", {"action": "renew"}),
+        ("POST", "/auth/token/refresh", refresh),
+    ]  # fmt: skip
+    for method, path, body in asked:
+        reply = await device(method, path, body)
+        assert (reply.status, reply.key) == (403, "DEVICE_REVOKED"), path
+        error = reply.json["error"]
+        assert error["code"] == 4003
+        assert error["params"] == {"revoked_at": int(world.clock.wall), "reason": "Compromised device"}
+    world.clock.advance(901)
+    assert (await device.poll()).key == "DEVICE_REVOKED", "also with a token that has expired"
+
+
+async def test_registering_again_ends_the_old_session(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+    old = await world.device()
+    cursor = (await old.poll()).headers["etag"]
+    token = world.plane.enrolment.new_token(1)["token"]
+    body = form(old.public_id, old.secret) | {"enrolment_token": token}
+    reply = await world.stranger("POST", "/apiv1/device/registration", body)
+    assert reply.data["device"]["id"] == old.id, "the same row"
+    assert (await old.poll()).key == "INVALID_TOKEN"
+    refused = await old(
+        "POST", "/auth/token/refresh", {"refresh_token": old.refresh_token, "device_public_id": old.public_id}
+    )
+    assert (refused.status, refused.key) == (401, "INVALID_TOKEN")
+    old.token = reply.data["session"]["access_token"]
+    assert (await old.poll(cursor)).status == 204, "the stream goes on"
+
+
+# --- long polls ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_long_poll_answers_the_moment_a_signal_arrives(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    answers: list[tuple[float, Any]] = []
+
+    async def poll() -> None:
+        reply = await device.poll((await device.poll()).headers["etag"], wait=30)
+        answers.append((trio.current_time(), reply))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll)
+        await trio.sleep(7)
+        await issue(world, device)
+    ((at, reply),) = answers
+    assert at == 7.0
+    assert [signal["type"] for signal in reply.data["signals"]] == ["cert.renewed"]
+
+
+async def test_a_long_poll_ends_empty_after_its_wait(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    reply = await device.poll(wait=25)
+    assert (reply.status, trio.current_time()) == (204, 25.0)
+
+
+async def test_a_long_poll_with_news_does_not_wait(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    await issue(world, device)
+    assert (await device.poll(wait=30)).status == 200
+    assert trio.current_time() == 0.0
+
+
+async def test_another_devices_signal_wakes_nobody(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+    world = build(virtual=True)
+    device, other = await world.device(), await world.device("device-number-2", "web-2")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(issue, world, other)
+        reply = await device.poll(wait=10)
+    assert (reply.status, trio.current_time()) == (204, 10.0)
+
+
+async def test_one_signal_reaches_every_poll_of_a_device(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    statuses: list[int] = []
+
+    async def poll() -> None:
+        statuses.append((await device.poll(wait=30)).status)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(poll)
+        await trio.sleep(1)
+        await issue(world, device)
+    assert statuses == [200] * 4
+    assert trio.current_time() == 1.0
+
+
+@pytest.mark.parametrize("how", ["revoke", "register again"])
+async def test_a_held_poll_learns_that_its_session_ended(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock, how: str
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    replies: list[Any] = []
+
+    async def poll() -> None:
+        replies.append(await device.poll(wait=30))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll)
+        await trio.sleep(2)
+        if how == "revoke":
+            world.plane.devices.revoke(1, device.id, "stolen")
+        else:
+            with world.plane.database.transaction():
+                world.plane.sessions.start(device.id)
+            world.plane.stream.wake(device.id)
+    assert replies[0].key == ("DEVICE_REVOKED" if how == "revoke" else "INVALID_TOKEN")
+    assert trio.current_time() == 2.0
+
+
+async def test_a_client_that_leaves_frees_its_poll_at_once(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    device.gone = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(device.poll)
+        nursery.start_soon(lambda: device.poll(wait=30))
+        await trio.sleep(3)
+        device.gone.set()
+    assert trio.current_time() == 3.0
+
+
+async def test_a_stopping_plane_answers_held_polls_and_closes_connections(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    replies: list[Any] = []
+
+    async def poll() -> None:
+        replies.append(await device.poll(wait=30))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll)
+        await trio.sleep(5)
+        world.plane.stop_polls()
+    assert (replies[0].status, replies[0].headers["connection"]) == (204, "close")
+    late = await device.poll(wait=30)
+    assert (late.status, late.headers["connection"], trio.current_time()) == (204, "close", 5.0)
+    health = await world.stranger("GET", "/health")
+    assert (health.status, health.key, health.headers["retry-after"]) == (503, "SERVICE_UNAVAILABLE", "5")
+
+
+async def test_a_burst_longer_than_the_stream_answers_a_held_poll_with_409(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True, stream_length=2)
+    device = await world.device()
+    replies: list[Any] = []
+
+    async def poll() -> None:
+        replies.append(await device.poll(wait=30))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll)
+        await trio.sleep(1)
+        with world.plane.database.transaction():
+            for cert_id in range(4):
+                world.plane.stream.append(device.id, "cert.renewed", {"cert_id": cert_id})
+        await world.plane.stream.publish()
+    assert replies[0].key == "CURSOR_EXPIRED"
+
+
+# --- resync --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_operator_can_ask_for_a_full_resync(world: Any) -> None:
+    device = await world.device()
+    assert (await world.operator("POST", f"{device.home}/resync", {"reason": "restored"})).status == 202
+    (signal,) = (await device.poll()).data["signals"]
+    assert (signal["type"], signal["ref"]) == ("state.resync_required", {"reason": "restored"})
+
+
+async def test_answers_are_compact_json_with_text_as_it_is(world: Any) -> None:
+    device = await world.device()
+    ca = world.plane.authorities.add(1, "Prüfstelle")
+    await world.plane.authorities.assign(1, device.id, ca["id"])
+    reply = await device.poll()
+    assert "Prüfstelle".encode() in reply.body
+    assert json.loads(reply.body)["data"]["signals"][0]["ref"]["ca_name"] == "Prüfstelle"
