@@ -132,8 +132,9 @@ def http_date(text: str) -> float | None:
     if match is None:
         return None
     part = match.groupdict()
-    year, month = int(part["year"] or part["ayear"]), part["month"] or part["amonth"]
-    if year < 100:
+    digits, month = part["year"] or part["ayear"], part["month"] or part["amonth"]
+    year = int(digits)
+    if len(digits) == 2:
         year += 2000 if year < 70 else 1900
     hour, minute, second = (part["time"] or part["atime"]).split(":")
     try:

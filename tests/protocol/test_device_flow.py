@@ -1,0 +1,159 @@
+"""The device grant: polite, bounded, and ended by exactly one word."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.protocol.device_flow import (
+    DeviceFlow,
+    Done,
+    Expired,
+    GrantDenied,
+    GrantEvent,
+    GrantExpired,
+    GrantFailed,
+    GrantPending,
+    GrantReady,
+    GrantSlowDown,
+    GrantStarted,
+    PollGrant,
+    Refused,
+    uri_problem,
+)
+
+READY = GrantReady(user_id=14, registration_code="c")
+
+
+def started(interval: float = 5, expires_in: float = 60) -> GrantStarted:
+    return GrantStarted(
+        device_code="d",
+        user_code="U",
+        verification_uri="https://plane.example/device",
+        interval=interval,
+        expires_in=expires_in,
+    )
+
+
+def test_a_grant_from_start_to_yes() -> None:
+    flow = DeviceFlow(started(), 100.0)
+    assert flow.next_step(100.0) == PollGrant(105.0)
+    flow.receive(GrantPending(), 105.0)
+    assert flow.next_step(105.0) == PollGrant(110.0)
+    flow.receive(READY, 110.0)
+    assert flow.next_step(110.0) == flow.next_step(9999.0) == Done(READY)
+
+
+def test_slow_down_adds_five_seconds_for_good() -> None:
+    flow = DeviceFlow(started(), 0.0)
+    flow.receive(GrantSlowDown(), 5.0)
+    assert flow.next_step(5.0) == PollGrant(15.0)
+    flow.receive(GrantPending(), 15.0)
+    assert flow.next_step(15.0) == PollGrant(25.0)
+    flow.receive(GrantSlowDown(), 25.0)
+    assert flow.next_step(25.0) == PollGrant(40.0)
+
+
+@pytest.mark.parametrize(
+    ("event", "end"), [(GrantDenied(), Refused()), (GrantExpired(), Expired()), (READY, Done(READY))]
+)
+def test_what_is_decided_stays_decided(event: GrantEvent, end: object) -> None:
+    flow = DeviceFlow(started(), 0.0)
+    flow.receive(event, 5.0)
+    for later in (GrantPending(), READY, GrantDenied(), GrantFailed("x")):
+        flow.receive(later, 6.0)
+        assert flow.next_step(6.0) == end
+
+
+def test_nothing_is_asked_after_the_code_expired() -> None:
+    flow = DeviceFlow(started(expires_in=12), 0.0)
+    flow.receive(GrantPending(), 5.0)
+    assert flow.next_step(5.0) == PollGrant(10.0)
+    flow.receive(GrantFailed("no route to host"), 10.0)
+    assert flow.next_step(10.0) == Expired("no route to host"), "15 s would be too late: say so at once"
+    assert DeviceFlow(started(expires_in=0), 0.0).next_step(0.0) == Expired()
+    late = DeviceFlow(started(), 0.0)
+    assert late.next_step(60.0) == Expired(), "the machine slept over it"
+
+
+def test_failures_back_off_and_are_forgotten() -> None:
+    flow = DeviceFlow(started(expires_in=10_000), 0.0)
+    pauses = []
+    now = 0.0
+    for _ in range(7):
+        flow.receive(GrantFailed("down"), now)
+        step = flow.next_step(now)
+        assert isinstance(step, PollGrant)
+        pauses.append(step.at - now)
+        now = step.at
+    assert pauses == [5, 10, 20, 40, 60, 60, 60]
+    flow.receive(GrantPending(), now)
+    assert flow.next_step(now) == PollGrant(now + 5)
+    flow.receive(GrantFailed("busy", 120.0), now)
+    assert flow.next_step(now) == PollGrant(now + 120)
+
+
+@given(
+    st.floats(0, 1e6),
+    st.floats(0, 1e5),
+    st.lists(
+        st.tuples(
+            st.sampled_from([GrantPending(), GrantSlowDown(), GrantFailed("x"), GrantFailed("x", 9.0)]),
+            st.floats(0, 30),
+        ),
+        max_size=30,
+    ),
+)
+def test_never_sooner_than_the_interval_and_never_after_the_end(
+    interval: float, expires_in: float, history: list[tuple[GrantEvent, float]]
+) -> None:
+    now = 1000.0
+    flow = DeviceFlow(started(interval, expires_in), now)
+    asked = now
+    for event, late in history:
+        step = flow.next_step(now)
+        if not isinstance(step, PollGrant):
+            assert isinstance(step, Expired)
+            assert step == flow.next_step(now + 1e9)
+            return
+        assert step.at - asked >= min(max(interval, 1.0), 300.0) - 1e-6
+        assert step.at < 1000.0 + expires_in
+        now = asked = step.at + late
+        flow.receive(event, now)
+
+
+@pytest.mark.parametrize(
+    ("uri", "server", "fine"),
+    [
+        ("https://plane.example/device", "https://plane.example", True),
+        ("https://plane.example:8443/device", "https://plane.example", True),
+        ("https://login.plane.example/d", "https://plane.example", True),
+        ("https://plane.example/d", "https://api.plane.example", True),
+        ("https://login.plane.example/d", "https://api.plane.example", True),
+        ("https://PLANE.example/d", "https://plane.EXAMPLE", True),
+        ("http://127.0.0.1:8080/device", "http://127.0.0.1:8080", True),
+        ("http://127.0.0.1:8080/device", "https://127.0.0.1:8443", False),
+        ("http://plane.example/device", "https://plane.example", False),
+        ("https://evil.example/device", "https://plane.example", False),
+        ("https://plane.example.evil.net/", "https://plane.example", False),
+        ("https://notplane.example/", "https://plane.example", False),
+        ("https://plane.example@evil.net/", "https://plane.example", False),
+        ("https://user:pass@plane.example/", "https://plane.example", False),
+        ("https://example/", "https://plane.example", False),
+        ("https://10.0.0.2/", "https://10.0.0.1", False),
+        ("https://[::1]/d", "https://[::1]:8443", True),
+        ("https://[::1/d", "https://plane.example", False),
+        ("https://plane.example:99999/d", "https://plane.example", False),
+        ("javascript:alert(1)", "https://plane.example", False),
+        ("", "https://plane.example", False),
+        ("https:///device", "https://plane.example", False),
+    ],
+)
+def test_where_a_person_may_be_sent(uri: str, server: str, fine: bool) -> None:
+    assert (uri_problem(uri, server) is None) is fine
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_text_has_a_verdict(uri: str, server: str) -> None:
+    uri_problem(uri, server)

@@ -1,0 +1,396 @@
+"""Answers to a poll: every row of api.md §6 in every shape, cursors, Retry-After; and bytes of any kind."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.model.signals import CertRenewed, MalformedSignal, UnknownSignal
+from certctrl.protocol.events import (
+    POLL_ANSWERS,
+    BadAnswer,
+    CursorExpired,
+    DeviceRevoked,
+    Event,
+    NoUpdates,
+    Refused,
+    ServerBusy,
+    TokenExpired,
+    Updates,
+)
+from certctrl.protocol.wire import (
+    Answer,
+    PollRequest,
+    canonical_json,
+    cursor_of_etag,
+    data_of,
+    http_date,
+    parse_error,
+    poll_event,
+    retry_after,
+)
+
+JSON = {"content-type": "application/json"}
+HTML = "<!DOCTYPE html><html><body>Log in to the guest network</body></html>"
+
+
+def answer(status: int, body: object = b"", **headers: str) -> Answer:
+    """Give an answer; ``content_type=`` stands for the header of that name."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    if isinstance(body, bytes):
+        return Answer(status, given, body)
+    return Answer(status, JSON | given, json.dumps(body).encode())
+
+
+def error(status: int, key: object = "", code: object = 0, what: object = "no", params: object = None) -> Answer:
+    return answer(status, {"error": {"code": code, "what": what, "key": key, "params": params}})
+
+
+# --- the rows of api.md §6 ---------------------------------------------------------------------------------
+
+ROWS: dict[str, tuple[int, str, int, Event]] = {
+    "400": (400, "BAD_LIMIT", 4000, Refused(400, "BAD_LIMIT", 4000, "no")),
+    "401": (401, "TOKEN_EXPIRED", 4001, TokenExpired()),
+    "401 other key": (401, "INVALID_TOKEN", 4002, TokenExpired()),
+    "403 revoked": (403, "DEVICE_REVOKED", 4003, DeviceRevoked("no")),
+    "403 other": (403, "FORBIDDEN", 4003, Refused(403, "FORBIDDEN", 4003, "no")),
+    "404": (404, "NOT_FOUND", 4004, Refused(404, "NOT_FOUND", 4004, "no")),
+    "409 by key": (409, "CURSOR_EXPIRED", 0, CursorExpired()),
+    "409 by code": (409, "", 40901, CursorExpired()),
+    "409 other": (409, "WRAP_PENDING", 4009, Refused(409, "WRAP_PENDING", 4009, "no")),
+    "429": (429, "RATE_LIMITED", 4029, ServerBusy(429, None, "RATE_LIMITED")),
+    "500": (500, "SERVER_ERROR", 5000, ServerBusy(500, None, "SERVER_ERROR")),
+    "502": (502, "BAD_GATEWAY", 5002, ServerBusy(502, None, "BAD_GATEWAY")),
+    "503": (503, "SERVICE_UNAVAILABLE", 5003, ServerBusy(503, None, "SERVICE_UNAVAILABLE")),
+    "599": (599, "", 0, ServerBusy(599, None, "")),
+}
+ROW = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+
+
+@ROW
+def test_each_error_as_json(row: tuple[int, str, int, Event]) -> None:
+    status, key, code, event = row
+    assert poll_event(error(status, key, code), 20) == event
+    kind = "application/problem+json; charset=utf-8"
+    body = error(status, key, code).body
+    assert poll_event(Answer(status, {"content-type": kind}, body), 20) == event
+
+
+def spoilt(row: tuple[int, str, int, Event]) -> dict[str, Answer]:
+    """Give the same error in every shape that is not our language."""
+    status, key, code, _ = row
+    whole = error(status, key, code)
+    wrong = {
+        "a list": [],
+        "text": "DEVICE_REVOKED",
+        "a number": 40901,
+        "null": None,
+        "no error": {},
+        "error is text": {"error": key},
+        "error is null": {"error": None},
+        "error is a list": {"error": [{"key": key, "code": code}]},
+        "data instead": {"data": {"key": key, "code": code}},
+    }
+    return {
+        "html": Answer(status, {"content-type": "text/html; charset=utf-8"}, HTML.encode()),
+        "html said to be json": Answer(status, JSON, HTML.encode()),
+        "json said to be html": Answer(status, {"content-type": "text/html"}, whole.body),
+        "no content type": Answer(status, {}, whole.body),
+        "empty": Answer(status, {}, b""),
+        "empty json": Answer(status, JSON, b""),
+        "truncated": Answer(status, JSON, whole.body[:-3]),
+        "not utf-8": Answer(status, JSON, whole.body[:-1] + b"\xff}"),
+        "too large": Answer(status, JSON, b" " * 1_048_577 + whole.body),
+        **{name: answer(status, value) for name, value in wrong.items()},
+    }
+
+
+@ROW
+def test_each_error_in_any_other_shape_changes_nothing(row: tuple[int, str, int, Event]) -> None:
+    for name, spoilt_answer in spoilt(row).items():
+        event = poll_event(spoilt_answer, 20)
+        assert isinstance(event, BadAnswer), name
+        assert event.status == row[0]
+        assert "guest network" not in event.why, "a body is never quoted"
+
+
+@pytest.mark.parametrize("wrong", [None, 5, True, ["DEVICE_REVOKED"], {"k": "DEVICE_REVOKED"}, "device_revoked", ""])
+def test_a_key_of_the_wrong_kind_is_no_key(wrong: object) -> None:
+    assert isinstance(poll_event(error(403, wrong), 20), Refused)
+    assert isinstance(poll_event(error(409, wrong), 20), Refused)
+
+
+@pytest.mark.parametrize("wrong", ["40901", 40901.0, None, [40901], True, 10**400, -40901])
+def test_a_code_of_the_wrong_kind_is_no_code(wrong: object) -> None:
+    assert isinstance(poll_event(error(409, "", wrong), 20), Refused)
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+@pytest.mark.parametrize("key", ["", "DEVICE_REVOKED", "CURSOR_EXPIRED"])
+def test_a_redirect_is_never_believed(status: int, key: str) -> None:
+    event = poll_event(error(status, key), 20)
+    assert isinstance(event, BadAnswer)
+    assert "redirect" in event.why
+
+
+@pytest.mark.parametrize("status", [201, 202, 203, 205, 206, 299])
+def test_other_successes_are_no_answer_to_a_poll(status: int) -> None:
+    assert isinstance(poll_event(answer(status, {"data": {"cursor": "c", "signals": []}}), 20), BadAnswer)
+
+
+@pytest.mark.parametrize(
+    ("challenge", "body", "event"),
+    [
+        ('Bearer realm="x"', b"", TokenExpired),
+        ("bearer", b"", TokenExpired),
+        ("Basic realm=wifi", b"", BadAnswer),
+        ("", b"", BadAnswer),
+        ("Bearer", b"<html>", BadAnswer),
+        ("Bearerish", b"", BadAnswer),
+    ],
+)
+def test_a_bodiless_401_counts_only_from_a_token_guard(challenge: str, body: bytes, event: type) -> None:
+    assert isinstance(poll_event(answer(401, body, www_authenticate=challenge), 20), event)
+
+
+def test_untrusted_words_are_made_printable() -> None:
+    event = poll_event(error(403, "DEVICE_REVOKED", what="a\x1b[2J\u202e\n" + "x" * 500), 20)
+    assert isinstance(event, DeviceRevoked)
+    assert event.what.isprintable()
+    assert len(event.what) == 200
+    refused = poll_event(error(400, "K" * 300, what=["no"]), 20)
+    assert isinstance(refused, Refused)
+    assert len(refused.key) == 64
+    assert refused.what == "status 400"
+
+
+# --- pages and cursors -------------------------------------------------------------------------------------
+
+SIGNAL = {"type": "cert.renewed", "ts_ms": 1736900124500, "ref": {"cert_id": 9981}}
+
+
+def page(data: object, **headers: str) -> Event:
+    return poll_event(answer(200, {"data": data}, **headers), 2)
+
+
+@pytest.mark.parametrize(
+    ("etag", "cursor"),
+    [
+        ("1736900000-5", "1736900000-5"),
+        ('"1736900000-5"', "1736900000-5"),
+        ('W/"1736900000-5"', "1736900000-5"),
+        ('w/"a b"', "a b"),
+        ("W/bare", "bare"),
+        ('  "x" ', "x"),
+        ('"', '"'),
+        ('"half', '"half'),
+        ("", None),
+        ('""', None),
+        ('W/""', None),
+        ("   ", None),
+        (None, None),
+        ('" x"', None),
+        ("a\tb", None),
+        ("x" * 1024, "x" * 1024),
+        ("x" * 1025, None),
+    ],
+)
+def test_the_cursor_inside_an_etag(etag: str | None, cursor: str | None) -> None:
+    assert cursor_of_etag(etag) == cursor
+    headers = {} if etag is None else {"etag": etag}
+    assert poll_event(Answer(204, headers, b""), 20) == NoUpdates(cursor)
+    assert poll_event(Answer(204, headers | {"content-type": "text/html"}, b"<html>"), 20) == NoUpdates(cursor)
+
+
+def test_a_page() -> None:
+    event = page({"cursor": "c-2", "signals": [SIGNAL]}, etag="c-2")
+    assert event == Updates("c-2", (CertRenewed(1736900124500, 9981),), False)
+
+
+def test_body_beats_header_and_header_beats_nothing() -> None:
+    assert page({"cursor": "body", "signals": [SIGNAL]}, etag='"header"').cursor == "body"  # type: ignore[union-attr]
+    for unset in ({"cursor": None}, {"cursor": ""}, {}):
+        assert page(unset | {"signals": [SIGNAL]}, etag='W/"header"').cursor == "header"  # type: ignore[union-attr]
+        assert page(unset | {"signals": [SIGNAL]}).cursor is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("count", "full"), [(1, False), (2, True), (3, True)])
+def test_a_full_page_may_have_a_successor(count: int, full: bool) -> None:
+    event = page({"cursor": "c", "signals": [SIGNAL] * count})
+    assert isinstance(event, Updates)
+    assert event.full is full
+    assert len(event.signals) == count
+
+
+@pytest.mark.parametrize("signals", [{"signals": []}, {"signals": None}, {}])
+def test_a_page_without_signals_is_no_update(signals: dict[str, Any]) -> None:
+    assert page({"cursor": "c"} | signals) == NoUpdates("c", status=200)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [None, [], "x", 5, {"signals": {}}, {"signals": "x"}, {"signals": 0}, {"cursor": 5, "signals": [SIGNAL]},
+     {"cursor": ["c"]}, {"cursor": "a\nb"}, {"cursor": "x" * 1025}, {"cursor": " c"}, {"cursor": "a\x00"}],
+)  # fmt: skip
+def test_a_page_that_does_not_fit_is_a_bad_answer(data: object) -> None:
+    assert isinstance(page(data), BadAnswer)
+
+
+def test_a_success_without_data_is_a_bad_answer() -> None:
+    for body in ({}, [], {"signals": []}):
+        assert isinstance(poll_event(answer(200, body), 20), BadAnswer)
+    for headers, body in (
+        ({}, b"{}"),
+        ({"content-type": "text/html"}, HTML.encode()),
+        (JSON, b'{"data":'),
+        (JSON, b""),
+    ):
+        assert isinstance(poll_event(Answer(200, headers, body), 20), BadAnswer)
+
+
+def test_one_bad_signal_spoils_no_other() -> None:
+    event = page({"cursor": "c", "signals": [5, SIGNAL, {"type": "new.thing", "ts_ms": 1, "ref": {}}]})
+    assert isinstance(event, Updates)
+    assert [type(signal) for signal in event.signals] == [MalformedSignal, CertRenewed, UnknownSignal]
+
+
+def test_any_bytes_are_an_answer_to_a_poll() -> None:
+    @given(
+        st.integers(100, 599),
+        st.sampled_from(["application/json", "text/html", ""]),
+        st.binary(max_size=200) | st.just(b'{"data":{"cursor":"c","signals":[{}]}}') | st.just(b'{"error":{"key":1}}'),
+        st.text(max_size=40),
+    )
+    def check(status: int, kind: str, body: bytes, header: str) -> None:
+        event = poll_event(Answer(status, {"content-type": kind, "etag": header, "retry-after": header}, body), 20)
+        assert isinstance(event, POLL_ANSWERS)
+        if kind != "application/json":
+            assert not isinstance(event, DeviceRevoked | CursorExpired | Updates)
+
+    check()
+
+
+# --- requests ----------------------------------------------------------------------------------------------
+
+
+def test_requests() -> None:
+    assert PollRequest(None, 20).query() == {"limit": "20", "wait": "0"}
+    assert PollRequest(None, 20).headers() == {}
+    request = PollRequest("1736900000-5", 100, 25)
+    assert request.path == "/apiv1/devices/self/updates"
+    assert request.query() == {"cursor": "1736900000-5", "limit": "100", "wait": "25"}
+    assert request.headers() == {"if-none-match": "1736900000-5"}
+
+
+@given(st.text(max_size=20))
+def test_a_cursor_never_breaks_a_header(cursor: str) -> None:
+    for value in PollRequest(cursor, 20).headers().values():
+        assert value.isascii() and value.isprintable()
+        assert '"' not in value and " " not in value
+    assert PollRequest(cursor, 20).query()["cursor"] == cursor
+
+
+# --- Retry-After -------------------------------------------------------------------------------------------
+
+NOW = 1_736_900_000.0  # 2025-01-15 00:13:20 UTC
+DATE = "Wed, 15 Jan 2025 00:13:20 GMT"
+SECONDS = [
+    ("30", 30.0), ("0", 0.0), ("-1", 0.0), ("1.5", 1.5), ("1e9", 3600.0), ("1e400", 3600.0), ("-1e400", 0.0),
+    ("9" * 400, 3600.0), ("3600", 3600.0), ("3601", 3600.0), (" 7 ", 7.0),
+    ("Wed, 15 Jan 2025 00:14:20 GMT", 60.0), ("Wed, 15 Jan 2025 00:13:20 GMT", 0.0),
+    ("Wed, 15 Jan 2020 00:00:00 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 GMT", 3600.0),
+    ("Wednesday, 15-Jan-25 00:14:20 GMT", 60.0), ("Wed Jan 15 00:14:20 2025", 60.0),
+    ("junk", None), ("", None), ("nan", None), ("inf", None), ("1_0", None), ("0x10", None), ("٣", None),
+    ("Wed, 32 Jan 2025 00:14:20 GMT", None), ("Wed, 15 Foo 2025 00:14:20 GMT", None), ("12 monkeys", None),
+    ("Wed, 15 Jan 2025 24:14:20 GMT", None), ("Wed, 15 Jan 0000 00:14:20 GMT", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "seconds"), SECONDS)
+@pytest.mark.parametrize("status", [429, 503, 500, 200, 204])
+def test_retry_after_in_the_header(status: int, text: str, seconds: float | None) -> None:
+    assert retry_after(answer(status, retry_after=text), None, NOW) == seconds
+    body: object = {"data": {"signals": [SIGNAL]}} if status == 200 else {"error": {}}
+    event = poll_event(answer(status, body, retry_after=text), 20, NOW)
+    assert event.retry_after == seconds  # type: ignore[union-attr]
+
+
+PARAMS = [
+    (30, 30.0), (0, 0.0), (-1, 0.0), (1.5, 1.5), (10**9, 3600.0), (10**400, 3600.0), ("45", 45.0), ("1e400", 3600.0),
+    (True, None), (None, None), ([30], None), ({}, None), ("junk", None), ("", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "seconds"), PARAMS)
+def test_retry_after_in_the_body(value: object, seconds: float | None) -> None:
+    event = poll_event(error(429, "RATE_LIMITED", params={"retry_after": value}), 20)
+    assert event == ServerBusy(429, seconds, "RATE_LIMITED")
+    body = b'{"error":{"key":"RATE_LIMITED","params":{"retry_after":1e400}}}'
+    assert poll_event(Answer(429, JSON, body), 20) == ServerBusy(429, 3600.0, "RATE_LIMITED")
+
+
+@pytest.mark.parametrize("params", [None, [], "x", 5, [{"retry_after": 9}]])
+def test_params_of_any_kind(params: object) -> None:
+    assert poll_event(error(503, params=params), 20) == ServerBusy(503, None, "")
+
+
+def test_the_header_comes_first_and_junk_in_it_leaves_the_body() -> None:
+    both = error(429, params={"retry_after": 9})
+    for text, seconds in (("30", 30.0), ("-1", 0.0), ("junk", 9.0)):
+        event = poll_event(Answer(429, {**both.headers, "retry-after": text}, both.body), 20)
+        assert event == ServerBusy(429, seconds, "")
+
+
+def test_a_page_for_people_may_still_ask_for_a_pause() -> None:
+    html = {"content-type": "text/html", "retry-after": "30"}
+    assert poll_event(Answer(503, html, HTML.encode()), 20).retry_after == 30.0  # type: ignore[union-attr]
+    assert poll_event(Answer(403, html, HTML.encode()), 20).retry_after is None  # type: ignore[union-attr]
+
+
+def test_a_date_is_relative_to_the_server_s_own_clock() -> None:
+    later = "Wed, 15 Jan 2025 00:14:20 GMT"
+    assert retry_after(answer(503, retry_after=later, date=DATE), None, 0.0) == 60.0
+    assert retry_after(answer(503, retry_after=later)) is None, "no clock at all: no delay to be had"
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_date_or_not(text: str) -> None:
+    http_date(text)
+    found = retry_after(answer(503, retry_after=text), None, NOW)
+    assert found is None or 0 <= found <= 3600
+
+
+def test_http_dates() -> None:
+    assert http_date(DATE) == NOW
+    assert http_date("Sun, 06 Nov 1994 08:49:37 GMT") == 784_111_777
+    assert http_date("Sunday, 06-Nov-94 08:49:37 GMT") == 784_111_777
+    assert http_date("Sun Nov  6 08:49:37 1994") == 784_111_777
+    assert http_date("Sat, 31 Dec 2016 23:59:60 GMT") == 1_483_228_800  # a leap second
+
+
+# --- other endpoints ---------------------------------------------------------------------------------------
+
+
+def test_data_of_and_parse_error() -> None:
+    assert data_of(answer(200, {"data": None})) is None
+    with pytest.raises(BadAnswerError, match="no success"):
+        data_of(error(404))
+    with pytest.raises(BadAnswerError, match="larger"):
+        data_of(answer(200, {"data": "x" * 100}), cap=100)
+    found = parse_error(error(409, "WRAP_PENDING", 7, "not sealed yet", {"retry_after": 5}))
+    assert isinstance(found, PlaneError)
+    assert (found.status, found.key, found.code, found.retry_after) == (409, "WRAP_PENDING", 7, 5.0)
+    assert str(found) == "not sealed yet"
+    for shape in spoilt(ROWS["403 revoked"]).values():
+        with pytest.raises(BadAnswerError):
+            parse_error(shape)
+
+
+def test_secrets_stay_out_of_the_repr() -> None:
+    assert "hunter2" not in repr(answer(200, {"data": "hunter2"}))
+    assert canonical_json({"data": "hunter2"}) in answer(200, {"data": "hunter2"}).body.decode().replace(" ", "")
