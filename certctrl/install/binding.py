@@ -53,7 +53,8 @@ def bind(
             found = tuple(dict.fromkeys(cert for one in below for cert in one.certs))
             found_cas = tuple(dict.fromkeys(ca for one in below for ca in one.cas))
             binding = Binding(certs=found if found or found_cas else tuple(sorted(certs)), cas=found_cas)
-        waits = binding.waits or ("" if item.id in ran else _waits(item, binding, certs, cas))
+        goes_on = isinstance(item, ExecAction) and item.id in ran
+        waits = binding.waits or ("" if goes_on else _waits(item, binding, certs, cas))
         bound[item.id] = attrs.evolve(binding, waits=waits)
     return bound
 

@@ -51,7 +51,8 @@ class Refusal:
         if not self.setting:
             return ""
         value = [self.value] if self.setting in _LISTS else self.value
-        return f"{json.dumps(self.setting)}: {json.dumps(value, ensure_ascii=False)}"
+        text = f"{json.dumps(self.setting)}: {json.dumps(value, ensure_ascii=False)}"
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}"

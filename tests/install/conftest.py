@@ -218,7 +218,7 @@ class Service:
         return 0
 
 
-@attrs.define(slots=False)
+@attrs.define(slots=False, repr=False)
 class FakeProc:
     """Commands without processes: argv -> what they do; everything else succeeds."""
 
@@ -241,7 +241,7 @@ class FakeProc:
         return CommandResult(argv=tuple(argv), status=status, output="it says no" if status else "")
 
 
-@attrs.define
+@attrs.define(repr=False)
 class Host:
     """One config directory with an Installer, a clock and commands that can be scripted."""
 

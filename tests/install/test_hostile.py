@@ -159,6 +159,7 @@ async def attack(host: Any, items: list[InstallItem], out: Path, victim: Path) -
     before = snapshot(victim)
     own = {path: facts for path, facts in snapshot(agent).items() if "/state" not in path and "/certs" not in path}
     host.proc.calls.clear()
+    host.proc.asked.clear()
     bundle = host.bundle(1)
     try:
         prepared = [await host.installer.stage(bundle, items)]

@@ -240,6 +240,11 @@ def test_items_of_absent_certificates_wait_and_hold_up_nobody() -> None:
     assert runs(found) == [("r",)]
 
 
+def test_a_copy_under_the_id_of_a_former_command_waits_like_any_other() -> None:
+    found = plan([copy("1", 3, ob_type="ca", names=("ca.pem",)), copy("2", 9)], activations={"1": "x", "2": "x"})
+    assert set(found.waiting) == {"1", "2"}
+
+
 def test_commands_without_any_certificate_wait() -> None:
     assert plan([run("r")]).waiting == {"r": "no certificate is on this host"}
 
