@@ -82,8 +82,10 @@ class OperatorApi:
         return data_answer(self._plane.devices.show(*user_and_device(request)))
 
     async def revoke_device(self, request: Request) -> Response:
-        """Throw a device out; ``?reason=`` is told to it."""
-        reason = Fields({"reason": request.query_params.get("reason", "")}).text("reason")
+        """Throw a device out; ``?reason=`` or ``{"reason"?}`` is told to it."""
+        has_body = request.headers.get("content-length", "0") != "0"
+        fields = await read_fields(request) if has_body else Fields(request.query_params)
+        reason = fields.text("reason")
         return data_answer(self._plane.devices.revoke(*user_and_device(request), reason))
 
     async def outcomes(self, request: Request) -> Response:

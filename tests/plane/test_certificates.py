@@ -361,7 +361,9 @@ async def test_a_revocation_wins_over_a_renewal_that_is_being_made() -> None:
     issued: list[int] = []
     with Plane.open(offload=offload) as plane:
         device = plane.devices.expect(1, DeviceFacts(device_public_id="device-1"))["id"]
-        issued.append((await plane.certificates.issue(1, ["a.example"], key_type="rsa-2048", device_ids=[device]))["id"])
+        issued.append(
+            (await plane.certificates.issue(1, ["a.example"], key_type="rsa-2048", device_ids=[device]))["id"]
+        )
         with pytest.raises(Refused) as caught:
             await plane.certificates.renew(1, issued[0], device_id=device)
         assert caught.value.key == "CERT_REVOKED"

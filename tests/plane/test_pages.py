@@ -191,7 +191,7 @@ async def test_wrong_codes_are_told_and_counted(world: Any, browser: Browser) ->
 
 
 async def test_what_a_device_says_of_itself_is_shown_as_text(world: Any, browser: Browser) -> None:
-    nasty = '<script>alert(1)</script>"\'&{body}'
+    nasty = "<script>alert(1)</script>\"'&{body}"
     grant = await start(world, name=nasty, platform=nasty)
     await browser.sign_in(world.plane.operator_key)
     shown = (await browser.get(f"/device?user_code={grant['user_code']}")).body.decode()

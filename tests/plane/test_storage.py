@@ -35,9 +35,7 @@ def open_umask() -> Iterator[None]:
 
 
 def opened(data: Path | None, wall: float = 1_790_000_000.0, **settings: Any) -> Plane:
-    return Plane.open(
-        data, settings=PlaneSettings(**settings), wall_now=lambda: wall, monotonic=lambda: 0.0
-    )
+    return Plane.open(data, settings=PlaneSettings(**settings), wall_now=lambda: wall, monotonic=lambda: 0.0)
 
 
 def mode(path: Path) -> int:

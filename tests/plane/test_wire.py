@@ -229,8 +229,18 @@ def test_whole_numbers_are_plain_digits_within_bounds(text: str) -> None:
 
 def test_fields_check_what_they_give() -> None:
     fields = Fields({"n": 5, "t": True, "s": "a\nb", "l": ["x"], "big": 2**60})
-    assert (fields.number("n"), fields.number("absent", 3), fields.text("s"), fields.text("absent")) == (5, 3, "a b", "")
-    assert (fields.flag("t"), fields.texts("l"), fields.texts("absent"), fields.numbers("absent")) == (True, ["x"], [], [])
+    assert (fields.number("n"), fields.number("absent", 3), fields.text("s"), fields.text("absent")) == (
+        5,
+        3,
+        "a b",
+        "",
+    )
+    assert (fields.flag("t"), fields.texts("l"), fields.texts("absent"), fields.numbers("absent")) == (
+        True,
+        ["x"],
+        [],
+        [],
+    )
     wrong: list[Callable[[], Any]] = [
         lambda: fields.number("t"), lambda: fields.number("absent"), lambda: fields.number("big"),
         lambda: fields.flag("n"), lambda: fields.flag("absent"), lambda: fields.texts("n"), lambda: fields.text("n"),
