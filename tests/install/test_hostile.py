@@ -194,6 +194,7 @@ def test_nothing_outside_the_roots_changes(host: Any, ground: Path, items: list[
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(6 * 3600)
 @settings(max_examples=100_000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(items=plans)
 def test_campaign_of_hostile_plans(host: Any, ground: Path, items: list[InstallItem]) -> None:
