@@ -22,6 +22,7 @@ CONFIGS = st.builds(
     recovery=st.sampled_from(["auto", "manual"]),
     first_poll_spread_seconds=st.floats(0, 300),
 )
+NEARLY_ONE = 1 - 1e-9
 
 
 def cadence(chance: float = 0.5, **settings: object) -> Cadence:
@@ -35,7 +36,7 @@ def constant(chance: float) -> Callable[[], float]:
 def test_the_default_interval() -> None:
     assert cadence().interval() == 5.0
     assert cadence(0.0).interval() == pytest.approx(4.5)
-    assert cadence(0.999).interval() == pytest.approx(5.5, abs=0.01)
+    assert cadence(NEARLY_ONE).interval() == pytest.approx(5.5, abs=0.01)
     assert cadence(0.0, poll_jitter=0.0).interval() == 5.0
 
 
@@ -59,18 +60,19 @@ def test_never_below_ten_milliseconds() -> None:
 def test_a_server_s_wish_is_clamped(asked: float, given_: float) -> None:
     one = cadence(0.0)
     assert one.server_delay(asked) == one.last_retry_after == given_
-    assert cadence(0.999).server_delay(asked) >= given_, "jitter never makes us come early"
+    assert cadence(NEARLY_ONE).server_delay(asked) >= given_, "jitter never makes us come early"
 
 
 def test_backoff_grows_to_its_cap() -> None:
-    grown = [cadence(0.999).backoff(n) for n in range(1, 12)]
+    grown = [cadence(NEARLY_ONE).backoff(n) for n in range(1, 12)]
     assert [round(delay) for delay in grown] == [5, 10, 20, 40, 80, 160, 300, 300, 300, 300, 300]
-    assert cadence(0.0).backoff(9) == pytest.approx(150.0), "half the cap at least: jitter comes after it"
-    assert cadence(0.999).backoff(10**9) <= BACKOFF_CAP
+    assert cadence(0.5).backoff(9) == pytest.approx(152.5), "chance after the cap: a fleet at the cap spreads out"
+    assert cadence(0.0).backoff(9) == 5.0
+    assert cadence(NEARLY_ONE).backoff(10**9) <= BACKOFF_CAP
 
 
 def test_the_breaker_opens_at_the_tenth_failure_and_probes() -> None:
-    one = cadence(0.999)
+    one = cadence(NEARLY_ONE)
     for n in range(1, 10):
         one.failed()
         assert (one.failures, one.breaker_open) == (n, False)
@@ -94,7 +96,7 @@ def test_manual_recovery_waits_for_a_person() -> None:
 def test_a_wish_rules_over_backoff_but_not_over_the_breaker() -> None:
     one = cadence(0.0, breaker_failures=6)
     assert [one.failed(7.0) for _ in range(5)] == [7.0] * 5
-    assert one.failed(7.0) == 30.0
+    assert one.failed(7.0) == 30.0, "the least pause of an open breaker"
     assert one.failed(2000.0) == 2000.0
 
 
