@@ -67,8 +67,14 @@ class Enrolment(Calls):
         answer = await self._send("POST", "/apiv1/device/registration", json=body, cap=BUNDLE_CAP)
         return registration_from_wire(self._data(answer, cap=BUNDLE_CAP))
 
-    async def refresh(self, refresh_token: str, device_public_id: str) -> Refreshed:
-        """Spend a refresh token. A TransportError with ``maybe_sent`` leaves open whether it was spent."""
+    async def refresh(self, refresh_token: str, device_public_id: str, *, deadline: float | None = None) -> Refreshed:
+        """Spend a refresh token; a TransportError with ``maybe_sent`` leaves open whether it was spent.
+
+        ``deadline``: seconds for the exchange, when shorter than the configured request timeout.
+        """
         body = {"refresh_token": refresh_token, "device_public_id": device_public_id}
-        answer = await self._send("POST", self._config.application.refresh_path, json=body, cap=BUNDLE_CAP)
+        longest = self._config.httpclient.request_timeout_seconds
+        seconds = longest if deadline is None else min(deadline, longest)
+        path = self._config.application.refresh_path
+        answer = await self._send("POST", path, json=body, deadline=seconds, cap=BUNDLE_CAP)
         return refreshed_from_wire(self._data(answer, cap=BUNDLE_CAP))
