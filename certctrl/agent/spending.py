@@ -78,7 +78,7 @@ class Spender:
         refused for good), BusyError (another process holds the lock), DiskError (nothing was spent), PlaneError
         and TransportError (not final).
         """
-        lock = await self._locked()
+        lock = await wait_for_token_lock(self._layout)
         try:
             tokens = await self._current()
             if tokens.access_token and tokens.access_token != seen and usable(tokens.access_token):
@@ -92,24 +92,12 @@ class Spender:
         """Try to store what is in memory only; True when nothing is left to store."""
         if self._unsaved is None:
             return True
-        lock = await self._locked()
+        lock = await wait_for_token_lock(self._layout)
         try:
             await self._current()
         finally:
             lock.release()
         return self._unsaved is None
-
-    async def _locked(self) -> FileLock:
-        lock = token_lock(self._layout)
-        deadline, pause = trio.current_time() + LOCK_SECONDS, 0.01
-        while not lock.try_acquire():
-            if trio.current_time() >= deadline:
-                holder = lock.holder()
-                who = f"another cert-ctrl (pid {holder})" if holder else "another cert-ctrl"
-                raise BusyError(f"{who} has held the token lock for {LOCK_SECONDS:.0f} s", fix="try again, or stop it")
-            await trio.sleep(pause)
-            pause = min(pause * 1.5, 0.1)
-        return lock
 
     async def _current(self) -> Tokens:
         """Return the newest tokens, on disk or in memory; store the latter if the disk lets us now."""
@@ -178,6 +166,20 @@ class Spender:
             f"the control plane refuses the refresh token: {refused.what}",
             fix=f"cert-ctrl -c {self._layout.root} register",
         )
+
+
+async def wait_for_token_lock(layout: ConfigDir) -> FileLock:
+    """Return the held token lock, to be released; BusyError when another process keeps it for 35 s."""
+    lock = token_lock(layout)
+    deadline, pause = trio.current_time() + LOCK_SECONDS, 0.01
+    while not lock.try_acquire():
+        if trio.current_time() >= deadline:
+            holder = lock.holder()
+            who = f"another cert-ctrl (pid {holder})" if holder else "another cert-ctrl"
+            raise BusyError(f"{who} has held the token lock for {LOCK_SECONDS:.0f} s", fix="try again, or stop it")
+        await trio.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
+    return lock
 
 
 async def despite_cancel(grace: float, call: Callable[[], Awaitable[T]]) -> T:

@@ -91,8 +91,8 @@ class ControlPlane(Enrolment):
 
     async def fetch_install_config(
         self, token: str, user_id: int | None, device_id: int | None, etag: str | None
-    ) -> tuple[str | None, dict[str, Any]] | None:
-        """Return the ETag and the plane's ``data`` object, not yet verified; None when it is still ``etag`` (304).
+    ) -> tuple[str, dict[str, Any]] | None:
+        """Return ETag (empty: none) and ``data`` object, not yet verified; None when it is still ``etag`` (304).
 
         A token without ``device_id``, or a plane without the path, is served by the path of the live service.
         """
@@ -172,8 +172,8 @@ class ControlPlane(Enrolment):
         self._succeeded(await self._send("POST", path, token, json=body))
 
 
-def _usable_etag(etag: str | None) -> str | None:
-    """Return an ETag that can stand in a header again."""
+def _usable_etag(etag: str | None) -> str:
+    """Return an ETag that can stand in a header again; empty when there is none."""
     if not etag or len(etag) > 256 or not all(" " <= c <= "~" for c in etag):
-        return None
+        return ""
     return etag

@@ -1,0 +1,246 @@
+"""Register this host: a person's approval (RFC 8628) or an enrolment token, then keys and tokens to disk.
+
+The files are the journal. Each step is durable before the next begins, and each can be done again:
+
+    device id → secret key → public key │ grant │ space reserved → POST → refresh token → access token
+
+Left of the grant nothing is known to the plane; a second run finds the id and the pair and uses them. After the
+POST, the new tokens replace the old ones in two renames, the refresh token first: in between, the old access
+token is refused and the new refresh token heals that. So a run that is cut off anywhere leaves the old
+registration or the new one, and running it again is always right. Damaged tokens, keys or id are made anew
+here, because this is what their own error messages send people to.
+
+Keys are made and tokens are fetched under ``token.lock``: two runs share one pair, and a daemon that is
+refreshing cannot put its old session over the new one. The lock is not held while a person thinks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
+import attrs
+import trio
+
+from certctrl.agent.claims import read_claims
+from certctrl.agent.spending import GRACE_SECONDS, despite_cancel, wait_for_token_lock
+from certctrl.errors import BadAnswerError, NotRegisteredError, PlaneError, StateCorruptError, TransportError
+from certctrl.model.config import AgentConfig
+from certctrl.model.records import DeviceKeys, Tokens
+from certctrl.net.control_plane import ControlPlane
+from certctrl.protocol.device_flow import DeviceFlow, Done, Expired, GrantReady, PollGrant, Refused, uri_problem
+from certctrl.protocol.wire import Registration
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore
+
+SCOPES = ("device",)
+TRY_FOR_SECONDS = 60.0
+"""How long a registration is tried again while the plane is busy or breaks off."""
+FIRST_PAUSE, LAST_PAUSE = 1.0, 15.0
+
+T = TypeVar("T")
+Form = Callable[[], Awaitable[Registration]]
+
+log = logging.getLogger("certctrl.Register")
+
+
+@attrs.frozen(kw_only=True)
+class DeviceFlowPrompt:
+    """What a person needs to approve this device."""
+
+    user_code: str
+    verification_uri: str
+    """The whole URL; checked to be the control plane's."""
+    verification_uri_complete: str | None
+    """The same with the code in it."""
+    expires_in: float
+    """Seconds."""
+    expires_at: float
+    """Epoch seconds, by this host's clock."""
+
+
+@attrs.frozen(kw_only=True)
+class Registered:
+    """A registration that is on disk."""
+
+    user_id: int
+    device_id: int
+    name: str
+
+
+async def register(
+    layout: ConfigDir,
+    store: StateStore,
+    plane: ControlPlane,
+    config: AgentConfig,
+    *,
+    enrolment_token: str | None = None,
+    show: Callable[[DeviceFlowPrompt], None],
+    wall_now: Callable[[], float],
+) -> Registered:
+    """Register this host and return once the new session is durable.
+
+    Raises NotRegisteredError (denied, expired, refused), BadAnswerError (also for an approval page that is not
+    the plane's), PlaneError, TransportError, DiskError, BusyError. The disk is used without a thread: nothing else
+    runs in the process of a one-shot command.
+    """
+    device_id, keys = await _identity(layout, store)
+    form = partial(
+        plane.register,
+        device_public_id=device_id,
+        public_key=keys.public,
+        name=config.application.name or socket.gethostname(),
+        platform=platform.system().lower(),
+        model=_model(),
+    )
+    if enrolment_token is not None:
+        form = partial(form, enrolment_token=enrolment_token)
+    else:
+        grant = await _ask_a_person(plane, config, show, wall_now)
+        form = partial(form, user_id=grant.user_id, registration_code=grant.registration_code)
+    done = await _enrol(layout, store, form, unattended=enrolment_token is not None)
+    log.info("Registered as device %d of user %d", done.device_id, done.user_id)
+    return Registered(user_id=done.user_id, device_id=done.device_id, name=done.name or form.keywords["name"])
+
+
+# --- identity -----------------------------------------------------------------------------------------------
+
+
+async def _identity(layout: ConfigDir, store: StateStore) -> tuple[str, DeviceKeys]:
+    """Return this directory's device id and key pair, making and storing what is missing or damaged."""
+    lock = await wait_for_token_lock(layout)
+    try:
+        device_id = _unless_damaged(store.load_device_id, "device id")
+        if device_id is None:
+            device_id = str(uuid.uuid4())
+            store.save_device_id(device_id)
+        keys = _unless_damaged(store.load_device_keys, "device keys")
+        if keys is None:
+            keys = _new_keys()
+            store.save_device_keys(keys)
+        return device_id, keys
+    finally:
+        lock.release()
+
+
+def _unless_damaged(load: Callable[[], T | None], what: str) -> T | None:
+    try:
+        return load()
+    except StateCorruptError as error:
+        log.warning("New %s: %s", what, error)
+        return None
+
+
+def _new_keys() -> DeviceKeys:
+    from nacl.public import PrivateKey  # here: every other command does without
+
+    secret = PrivateKey.generate()
+    return DeviceKeys(public=bytes(secret.public_key), secret=bytes(secret))
+
+
+def _model() -> str:
+    try:
+        system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        system = ""
+    machine = os.uname()
+    return f"{system or machine.sysname} {machine.machine}"[:100]
+
+
+# --- a person's approval ------------------------------------------------------------------------------------
+
+
+async def _ask_a_person(
+    plane: ControlPlane, config: AgentConfig, show: Callable[[DeviceFlowPrompt], None], wall_now: Callable[[], float]
+) -> GrantReady:
+    started = await plane.start_grant(SCOPES)
+    for uri in (started.verification_uri, started.verification_uri_complete):
+        problem = uri_problem(uri, config.application.server_url) if uri is not None else None
+        if problem is not None:
+            raise BadAnswerError(
+                f"the approval page {uri} is not to be trusted: {problem}",
+                fix="do not type the code there; check server_url, and ask the operator of the plane",
+            )
+    flow = DeviceFlow(started, trio.current_time())
+    show(
+        DeviceFlowPrompt(
+            user_code=started.user_code,
+            verification_uri=started.verification_uri,
+            verification_uri_complete=started.verification_uri_complete,
+            expires_in=started.expires_in,
+            expires_at=wall_now() + started.expires_in,
+        )
+    )
+    while True:
+        match flow.next_step(trio.current_time()):
+            case PollGrant(at):
+                await trio.sleep_until(at)
+                flow.receive(await plane.poll_grant(started.device_code), trio.current_time())
+            case Done(grant):
+                return grant
+            case Refused(why):
+                raise NotRegisteredError(f"registration refused: {why}", fix="run register again, and approve it")
+            case Expired(trouble):
+                why = f"; the last poll failed: {trouble}" if trouble else ""
+                raise NotRegisteredError(f"nobody approved this device in time{why}", fix="run register again")
+
+
+# --- the registration itself --------------------------------------------------------------------------------
+
+
+async def _enrol(layout: ConfigDir, store: StateStore, form: Form, *, unattended: bool) -> Registration:
+    """Register and store the session; tried again for a minute while the plane is busy or breaks off."""
+    end, pause = trio.current_time() + TRY_FOR_SECONDS, FIRST_PAUSE
+    while True:
+        try:
+            return await _enrol_once(layout, store, form)
+        except PlaneError as error:
+            if error.status != 429 and error.status < 500:
+                raise _refused(error, unattended=unattended) from None
+            failure: PlaneError | TransportError = error
+            wait = max(pause, error.retry_after or 0.0)
+        except TransportError as error:
+            if isinstance(error, BadAnswerError) or not error.maybe_sent:
+                raise  # a person is waiting, and a wrong URL does not heal
+            failure, wait = error, pause
+        if trio.current_time() + wait >= end:
+            raise failure
+        log.warning("Registration failed: %s; next try in %.0f s", failure, wait)
+        await trio.sleep(wait)
+        pause = min(pause * 2, LAST_PAUSE)
+
+
+async def _enrol_once(layout: ConfigDir, store: StateStore, form: Form) -> Registration:
+    async def post_and_store() -> Registration:
+        with store.reserve_tokens() as reservation:
+            done = await form()
+            _forget_other_cursor(store, done)
+            reservation.commit(Tokens(access_token=done.access_token, refresh_token=done.refresh_token))
+            return done
+
+    lock = await wait_for_token_lock(layout)
+    try:
+        return await despite_cancel(GRACE_SECONDS, post_and_store)
+    finally:
+        lock.release()
+
+
+def _forget_other_cursor(store: StateStore, done: Registration) -> None:
+    """Drop the cursor unless the device is surely the same: another device's stream has other positions.
+
+    Before the tokens are stored: an old registration without a cursor only compares everything once.
+    """
+    old = _unless_damaged(store.load_tokens, "tokens")
+    if old is None or read_claims(old.access_token).device_id != done.device_id:
+        store.clear_cursor()
+
+
+def _refused(error: PlaneError, *, unattended: bool) -> NotRegisteredError:
+    fix = "get a new enrolment token (cert-ctrl plane enrolment-token)" if unattended else "run register again"
+    return NotRegisteredError(f"the control plane refuses this registration: {error.what}", fix=fix)
