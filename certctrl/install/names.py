@@ -8,10 +8,11 @@ import ipaddress
 def plain_domain(domain: str) -> str:
     """Return a name as it stands in a SAN: lower case, no final dot, international labels as ``xn--``."""
     text = domain.strip().rstrip(".").lower()
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        pass
+    if ":" in text or text[-1:].isdigit():  # no public domain ends in a digit
+        try:
+            return str(ipaddress.ip_address(text))
+        except ValueError:
+            pass
     if text.isascii():
         return text
     try:

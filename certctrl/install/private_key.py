@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+from functools import lru_cache
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
@@ -20,6 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
 
 from certctrl.errors import MaterialError
 from certctrl.model.bundle import DeployMaterials
+
+if TYPE_CHECKING:
+    from nacl.public import PrivateKey as BoxKey
+    from nacl.public import SealedBox
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey
 
@@ -56,17 +62,24 @@ def unsealed_key(materials: DeployMaterials, device_secret: bytes, *, allow_plai
         raise MaterialError("the sealed key was changed or belongs to another bundle", reason="unsealing") from None
 
 
+@lru_cache(maxsize=1)
+def _box(device_secret: bytes) -> tuple[SealedBox[BoxKey], bytes]:
+    """Return the box that this device's key opens, and its public half; made once, a burst opens a thousand."""
+    from nacl.public import PrivateKey, SealedBox
+
+    key = PrivateKey(device_secret)
+    return SealedBox(key), bytes(key.public_key)
+
+
 def _data_key(wrapped: bytes, device_secret: bytes, fingerprint_b64: str | None) -> bytes:
     """Open the sealed box around the data key; say so when it was sealed to another device's key."""
     from nacl.exceptions import CryptoError  # libsodium is loaded where a bundle is opened and nowhere else
-    from nacl.public import PrivateKey as BoxKey
-    from nacl.public import SealedBox
 
-    box_key = BoxKey(device_secret)
+    box, public = _box(device_secret)
     try:
-        data_key = SealedBox(box_key).decrypt(wrapped)
+        data_key = box.decrypt(wrapped)
     except (CryptoError, ValueError, TypeError):
-        ours = base64.b64encode(blake2b(bytes(box_key.public_key), digest_size=32).digest()).decode()
+        ours = base64.b64encode(blake2b(public, digest_size=32).digest()).decode()
         if fingerprint_b64 and fingerprint_b64.rstrip("=") != ours.rstrip("="):
             raise MaterialError(
                 "the bundle is sealed to another device's key", reason="sealed-for-another-device", fix=_AGAIN
