@@ -278,7 +278,8 @@ class Soundness(HTMLParser):
         labelled = {found.get("for") for tag, found in self.seen if tag == "label"}
         wrong = self.wrong + [f"<{tag}> left open" for tag in self.open]
         for tag, found in self.seen:
-            if tag in ("input", "select") and found.get("type") != "hidden" and found.get("id") not in labelled:
+            is_hidden = found.get("type") == "hidden" or "hidden" in found
+            if tag in ("input", "select") and not is_hidden and found.get("id") not in labelled:
                 wrong.append(f"field {found.get('name')} has no label")
             if tag == "img" and "alt" not in found:
                 wrong.append("image without alt")

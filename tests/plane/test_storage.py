@@ -156,7 +156,8 @@ async def test_no_secret_lies_in_the_database_in_the_clear(data: Path) -> None:
             plane.database.one("SELECT private_key_enc FROM certificates")["private_key_enc"],  # type: ignore[index]
         )
         secrets = {
-            "certificate key": key[40:72], "refresh token": before["session"]["refresh_token"].partition(".")[2].encode(),
+            "certificate key": key[40:72],
+            "refresh token": before["session"]["refresh_token"].partition(".")[2].encode(),
             "enrolment token": before["token"].encode(), "operator key": plane.operator_key.encode(),
             "device code": grant["device_code"].encode(), "page session": page.encode(),
             "pem": b"PRIVATE KEY",

@@ -53,7 +53,8 @@ async def test_json_says_so_in_any_dress(world: Any) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"nul", b"[]", b'"x"', b"7", b"NaN", b'{"a": Infinity}', b"\xff\xfe", b'{"a": "\xff"}', b'{"a": 1} x',
+        b"", b"{", b"nul", b"[]", b'"x"', b"7", b"NaN", b'{"a": Infinity}', b"\xff\xfe", b'{"a": "\xff"}',
+        b'{"a": 1} x',
         b"[" * 40 + b"]" * 40, b'{"a":' * 40 + b"1" + b"}" * 40, b"[" * 30_000, b'{"label": "\\ud800"}',
         b'{"\\udfff": 1}', b'{"uses": ' + b"9" * 5000 + b"}", "\ufeff{}".encode(),
     ],

@@ -13,11 +13,12 @@ def sign_in(*, csrf: str, user_code: str, error: str = "") -> Html:
     """Ask for the operator key."""
     return fill(
         """<h1>Sign in</h1>
-<p>A device wants to join this control plane. Only its operator can let it in.</p>
+<p>Only the operator of this control plane can let a device in.</p>
 {alert}
 <form method="post" action="/device/sign-in">
 <input type="hidden" name="csrf" value="{csrf}">
 <input type="hidden" name="user_code" value="{user_code}">
+<input type="text" name="username" value="operator" autocomplete="username" hidden>
 <label for="key">Operator key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  aria-describedby="key-hint"{invalid}>
