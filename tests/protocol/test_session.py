@@ -196,6 +196,13 @@ def test_the_server_may_slow_us_down_although_all_is_well() -> None:
     assert story.session.last_retry_after == 60.0
 
 
+def test_acks_are_flushed_again_after_a_wait() -> None:
+    story = Story()
+    story.news("c1")
+    assert story.wait() == 5.0
+    assert story.next() == FlushAcks(), "handlers have finished meanwhile"
+
+
 # --- delivery ------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +299,20 @@ def test_an_expired_token_is_refreshed_once_and_the_poll_retried_once() -> None:
     story.answer(ev.TokenExpired())
     assert story.next() == Refresh(), "a new try may refresh once more"
     assert story.path[:5] == [S.INITIALIZING, S.POLLING, S.REFRESHING, S.POLLING, S.ERROR]
+
+
+def test_the_retry_does_not_hold_up_the_polls_after_it() -> None:
+    story = Story()
+    for _ in range(3):
+        story.answer(ev.NoUpdates(None))
+        assert story.wait() == 5.0
+    story.answer(ev.TokenExpired())
+    story.next()
+    story.tell(ev.TokenRefreshed())
+    story.answer(ev.NoUpdates(None))
+    assert story.wait() == 5.0
+    story.answer(ev.NoUpdates(None))
+    assert story.wait() == 5.0
 
 
 def test_a_session_may_start_with_a_refresh() -> None:
@@ -512,6 +533,20 @@ def test_a_plane_that_loses_every_cursor_is_resynced_ever_more_slowly() -> None:
     assert gaps[-1] >= 80.0
 
 
+def test_a_cursor_lost_again_much_later_is_resynced_at_once() -> None:
+    story = Story(cursor="c1")
+    for _ in range(3):
+        story.answer(ev.CursorExpired())
+        assert story.next() == Resync()
+        story.tell(ev.Resynced())
+        story.flush()
+        story.wait()
+        story.news("c2")
+        story.wait()
+        story.answer(ev.NoUpdates(None))
+        story.wait()
+
+
 def test_a_409_to_no_cursor_is_a_failure() -> None:
     story = Story()
     story.answer(ev.CursorExpired())
@@ -589,6 +624,8 @@ def test_the_breaker_opens_once_probes_and_closes() -> None:
     (alert,) = story.session.take_alerts()
     assert (alert.kind, alert.resolved) == ("breaker-open", True)
     assert story.wait() == 5.0
+    story.answer(ev.NoUpdates(None))
+    assert story.session.take_alerts() == ()
 
 
 def test_the_literal_breaker_waits_for_a_person() -> None:
