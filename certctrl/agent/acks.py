@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import certctrl
 from certctrl.agent.context import Agent
 from certctrl.agent.messages import Line, say
@@ -16,7 +19,7 @@ async def flush_acks(agent: Agent) -> Event:
     """Send every pending ack; each batch leaves the disk only after the plane took it."""
     while events := agent.inbox.next_acks(BATCH):
         try:
-            await agent.authorized(lambda token, events=events: agent.plane.post_notify(token, events))
+            await agent.authorized(partial(_post, agent, events))
         except UnsupportedByPlane as error:
             if agent.once("acks-unsupported"):
                 say(agent.log, Line.ACKS_UNSUPPORTED, status=error.status)
@@ -28,6 +31,10 @@ async def flush_acks(agent: Agent) -> Event:
             say(agent.log, Line.ACKS_SENT, count=len(events))
         await agent.inbox.sent(events)
     return AcksSent()
+
+
+async def _post(agent: Agent, notices: list[dict[str, Any]], token: str) -> None:
+    await agent.plane.post_notify(token, notices)
 
 
 async def announce(agent: Agent) -> None:

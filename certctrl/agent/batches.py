@@ -95,5 +95,3 @@ class Batches:
             for seat in seats:
                 seat.outcome = outcomes.get(seat.cert_id) or Outcome(kind=OutcomeKind.FAILED, detail=why)
                 seat.done.set()
-
-

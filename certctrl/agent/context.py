@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -64,6 +64,10 @@ class Agent:
     """Replaced whole by `reload` (run.py)."""
     policy: HostPolicy
     """Replaced whole by `reload` (run.py)."""
+    environ: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """What overrides the configuration files, also at a reload."""
+    on_reload: Callable[[AgentConfig], None] | None = None
+    """Told of each configuration that comes into force by SIGHUP."""
     items: tuple[InstallItem, ...] = ()
     """Install items in force: the plane's, then this host's own (installs.py)."""
 

@@ -46,7 +46,7 @@ def warn_below(record: CertRecord, config: ApplicationConfig) -> float:
 
 
 def examine(records: Iterable[CertRecord], config: ApplicationConfig, now: float) -> list[Finding]:
-    """Return what is due (below the warning), late (below half of it: renewal was asked and nothing came) or expired."""
+    """Return what is due (below the warning), late (below half of it: no renewal came) or expired."""
     findings = []
     for record in records:
         if not record.generation or record.stage is Stage.WITHDRAWN:

@@ -17,7 +17,7 @@ from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import MaterialError, PlaneError
 from certctrl.install.material import open_bundle
 from certctrl.install.runner import Prepared
-from certctrl.model.bundle import Bundle, CertificateSummary
+from certctrl.model.bundle import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord
 from certctrl.model.signals import (
@@ -94,7 +94,7 @@ async def fetch_bundle(agent: Agent, cert_id: int) -> Bundle:
     return await _open(agent, cert_id, domains, materials)
 
 
-async def _open(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: object) -> Bundle:
+async def _open(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: DeployMaterials) -> Bundle:
     name = agent.installer.name_for(cert_id, domains)
     keys = agent.store.load_device_keys()
     secret = keys.secret if keys is not None else b""
@@ -161,7 +161,7 @@ async def on_ca_assigned(agent: Agent, signal: Signal) -> Outcome:
     """Fetch a private CA and put it into the trust store, where the host's policy names one."""
     ca_id = cast(CaAssigned, signal).ca_id
     ca = await agent.authorized(lambda token: agent.plane.fetch_ca(token, ca_id))
-    outcome = await agent.installer.import_ca(ca_id, ca.name, ca.pem)
+    outcome = await agent.installer.import_ca(ca_id, ca.name, ca.ca_certificate_pem, agent.items)
     if outcome.kind is OutcomeKind.APPLIED:
         say(agent.log, Line.CA_IMPORTED, ca_id=ca_id, name=ca.name)
     return outcome

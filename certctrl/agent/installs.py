@@ -6,7 +6,7 @@ from typing import Any
 
 from certctrl.agent.context import Agent
 from certctrl.agent.messages import Line, say
-from certctrl.errors import CertctrlError, PlanError, PlaneError
+from certctrl.errors import CertctrlError, PlaneError, PlanError
 from certctrl.model.plan import InstallConfig, InstallItem
 from certctrl.protocol.wire_install import install_config_from_wire, items_from_local
 from certctrl.store.config import load_local_installs

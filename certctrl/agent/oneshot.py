@@ -141,5 +141,3 @@ async def _done(agent: Agent, result: dict[str, Any], *, flush: bool = True) -> 
 
 def _text(signals: int) -> str:
     return f"200 OK, {signals} signals" if signals else "204 No Content"
-
-

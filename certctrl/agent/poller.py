@@ -13,6 +13,7 @@ from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneE
 from certctrl.model.records import InboxEntry
 from certctrl.model.status import Stop
 from certctrl.protocol import events, steps
+from certctrl.protocol.session import Session
 
 POLL_CODES = {events.NoUpdates: "204", events.Updates: "200", events.TokenExpired: "401"}
 
@@ -26,6 +27,7 @@ class Poller:
         self._poked = False
         self._waiting = trio.CancelScope()
         self._answered: list[trio.Event] = []
+        self._opened_at = trio.current_time()
 
     def poke(self, who: str) -> None:
         """Poll now: end the pause or the long-poll under way, close the breaker."""
@@ -177,14 +179,21 @@ class Poller:
             answered.set()
         self._answered.clear()
         agent.news.set()
-        if session.breaker_open and agent.once("breaker"):
-            recovery = "waiting for `poll-now`" if agent.config.application.recovery == "manual" else "probing slowly"
-            say(agent.log, Line.BREAKER_OPENED, failures=session.failures, recovery=recovery)
-            await raise_alert(agent, "breaker", f"no usable answer from the plane, {session.failures} times in a row")
-        elif not session.breaker_open and "breaker" in agent.said:
-            agent.said.discard("breaker")
+        for alert in session.take_alerts():
+            await self._breaker(alert)
+
+    async def _breaker(self, alert: steps.Alert) -> None:
+        agent, session = self.agent, self.agent.session
+        if alert.kind != "breaker-open":
+            return  # the ending says it
+        if alert.resolved:
             agent.well("alert:breaker:")
-            say(agent.log, Line.BREAKER_CLOSED, seconds="?")
+            say(agent.log, Line.BREAKER_CLOSED, seconds=round(trio.current_time() - self._opened_at))
+            return
+        self._opened_at = trio.current_time()
+        recovery = "waiting for `poll-now`" if agent.config.application.recovery == "manual" else "probing slowly"
+        say(agent.log, Line.BREAKER_OPENED, failures=session.failures, recovery=recovery)
+        await raise_alert(agent, "breaker", alert.text)
 
 
 def log_poll(agent: Agent, event: events.Event) -> None:
@@ -207,8 +216,13 @@ def log_poll(agent: Agent, event: events.Event) -> None:
             if event.retry_after is not None:
                 say(agent.log, Line.POLL_SLOW_DOWN, seconds=round(event.retry_after))
         case events.TransportFailed():
-            say(agent.log, Line.POLL_FAILED, why=event.why, failures=session.failures, delay="?")
+            say(agent.log, Line.POLL_FAILED, why=event.why, failures=session.failures, delay=_delay(session))
         case events.DeviceRevoked():
             say(agent.log, Line.DEVICE_REVOKED, what=event.what)
         case _:
             pass
+
+
+def _delay(session: Session) -> str:
+    due = session.next_poll_at
+    return "?" if due is None else f"{max(0.0, due - trio.current_time()):.0f}"

@@ -49,9 +49,11 @@ class Reloader:
             return
         agent.well("config")
         names = changed_names(agent.config, fresh)
-        late = sorted(name for name in names if name.partition(".")[2] in AT_START_ONLY or name.startswith("httpclient"))
+        late = sorted(
+            name for name in names if name.partition(".")[2] in AT_START_ONLY or name.startswith("httpclient")
+        )
         agent.config, agent.policy = fresh, policy
-        agent.session.reconfigure(fresh.application)
+        agent.session.reconfigure(fresh.application, trio.current_time())
         reload_items(agent)
         if agent.on_reload is not None:
             agent.on_reload(fresh)

@@ -32,10 +32,10 @@ from certctrl.protocol.session import Session
 from certctrl.store.atomic import check_modes, make_tree
 from certctrl.store.config import LoadedConfig, load_config, load_policy
 from certctrl.store.fs import Fs, RealFs
+from certctrl.store.generations import GenerationStore
 from certctrl.store.layout import ConfigDir
 from certctrl.store.lock import lock_daemon
 from certctrl.store.state import StateStore
-from certctrl.store.generations import GenerationStore
 
 
 async def in_thread(call: Callable[..., Any], *args: Any) -> Any:

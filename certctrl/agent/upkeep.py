@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import trio
+
 from certctrl.agent.context import Agent
 from certctrl.agent.messages import Line, say
 from certctrl.errors import NotRegisteredError
 from certctrl.model.status import Stop, StopReason
+
+LOOK_EVERY = 60.0
 
 
 async def keep_tokens(agent: Agent) -> None:
@@ -15,6 +19,16 @@ async def keep_tokens(agent: Agent) -> None:
     except NotRegisteredError as error:
         agent.figures.token_refreshes["refused"] += 1
         agent.stop_with(Stop(StopReason.REFRESH_REFUSED, str(error)))
+
+
+async def keep_window(agent: Agent) -> None:
+    """Switch what waits for the maintenance window when it opens, until cancelled."""
+    while True:
+        opening = agent.installer.next_window()
+        pause = LOOK_EVERY if opening is None else min(LOOK_EVERY, max(1.0, opening - agent.wall_now()))
+        await trio.sleep(pause)
+        if opening is not None and agent.wall_now() >= opening:
+            await agent.installer.converge_all(agent.items)
 
 
 async def serve_metrics_while_on(agent: Agent) -> None:
