@@ -76,7 +76,7 @@ class Calls:
             self._understood = False
             raise
         except PlaneError:
-            self._understood = True
+            self._understood = answer.is_json  # a gateway's 502 page says "later", but not that this is the plane
             raise
         self._understood = True
         return data

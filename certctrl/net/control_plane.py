@@ -78,13 +78,9 @@ class ControlPlane(Enrolment):
         answer = await self._send("POST", f"{_SELF}/notify", token, json=body)
         try:
             self._succeeded(answer)
-        except PlaneError as error:
-            if answer.status in _ABSENT:
-                raise UnsupportedByPlane(error.what, status=error.status, key=error.key) from None
-            raise
-        except BadAnswerError:
-            if answer.status in _ABSENT and understood:
-                raise UnsupportedByPlane("the plane takes no acks", status=answer.status) from None
+        except (PlaneError, BadAnswerError) as error:
+            if answer.status in _ABSENT and (understood or (answer.is_json and isinstance(error, PlaneError))):
+                raise UnsupportedByPlane(error.what, status=answer.status) from None
             raise
 
     # --- resources ------------------------------------------------------------------------------------------

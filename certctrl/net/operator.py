@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.net.answers import data_or_error
@@ -35,76 +36,87 @@ class Operator:
 
     async def fetch_devices(self, user_id: int) -> list[dict[str, Any]]:
         """Return the devices of a user."""
-        return _rows(await self._call("GET", f"/apiv1/users/{user_id:d}/devices"))
+        return _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/devices"))
 
     async def create_device(self, user_id: int, **fields: Any) -> dict[str, Any]:
-        """Make a device row by hand (``name``, ``device_public_id``, ``dev_pk``, …)."""
-        return _row(await self._call("POST", f"/apiv1/users/{user_id:d}/devices", json=fields))
+        """Make a device row ahead of its registration (``device_public_id``, ``name``, ``platform``)."""
+        return _row(await self.call("POST", f"/apiv1/users/{user_id:d}/devices", json=fields))
 
-    async def revoke_device(self, user_id: int, device_id: int) -> None:
+    async def fetch_device(self, user_id: int, device_id: int) -> dict[str, Any]:
+        """Return one device."""
+        return _row(await self.call("GET", _device(user_id, device_id)))
+
+    async def revoke_device(self, user_id: int, device_id: int, reason: str = "") -> None:
         """End a device: its next poll is answered 403 ``DEVICE_REVOKED``."""
-        await self._call("DELETE", f"/apiv1/users/{user_id:d}/devices/{device_id:d}")
+        await self.call("DELETE", _device(user_id, device_id), json={"reason": reason} if reason else None)
+
+    async def fetch_outcomes(self, user_id: int, device_id: int) -> list[dict[str, Any]]:
+        """Return what a device reported, the newest first."""
+        return _rows(await self.call("GET", f"{_device(user_id, device_id)}/outcomes"))
+
+    async def fetch_grants(self) -> list[dict[str, Any]]:
+        """Return the devices that wait for somebody's approval."""
+        return _rows(await self.call("GET", "/apiv1/device-grants"))
 
     async def answer_grant(self, user_code: str, *, approve: bool, user_id: int | None = None) -> dict[str, Any]:
-        """Approve or deny a device that shows ``user_code``, as the page ``/device`` does."""
-        body: dict[str, Any] = {"action": "device_verify", "user_code": user_code, "approve": approve}
-        if user_id is not None:
-            body["user_id"] = user_id
-        return _row(await self._call("POST", "/auth/device", json=body) or {})
+        """Approve or deny the device that shows ``user_code``, as the page ``/device`` does."""
+        body = {"approve": approve} | ({} if user_id is None else {"user_id": user_id})
+        return _row(await self.call("POST", f"/apiv1/device-grants/{quote(user_code, safe='')}", json=body) or {})
 
     async def create_enrolment_token(self, user_id: int, **fields: Any) -> dict[str, Any]:
-        """Return a new token for unattended registration (``uses``, ``expires_in`` may be given)."""
-        return _row(await self._call("POST", f"/apiv1/users/{user_id:d}/enrolment-tokens", json=fields))
+        """Return a new token for unattended registration (``label``, ``uses``, ``expires_in`` may be given)."""
+        return _row(await self.call("POST", f"/apiv1/users/{user_id:d}/enrolment-tokens", json=fields))
 
     # --- install configs and assignments -------------------------------------------------------------------
 
     async def fetch_install_config(self, user_id: int, device_id: int) -> dict[str, Any]:
         """Return a device's install config."""
-        return _row(await self._call("GET", f"{_device(user_id, device_id)}/install-config"))
+        return _row(await self.call("GET", f"{_device(user_id, device_id)}/install-config"))
 
     async def put_install_config(
         self, user_id: int, device_id: int, installs: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """Replace a device's install items; the plane counts the version up and signals ``install.updated``."""
         body = {"installs": [dict(item) for item in installs]}
-        return _row(await self._call("PUT", f"{_device(user_id, device_id)}/install-config", json=body))
+        return _row(await self.call("PUT", f"{_device(user_id, device_id)}/install-config", json=body))
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> None:
         """Give a certificate to a device."""
-        await self._call("POST", f"{_device(user_id, device_id)}/certificates", json={"cert_id": cert_id})
+        await self.call("POST", f"{_device(user_id, device_id)}/certificates", json={"cert_id": cert_id})
 
     async def unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
         """Take a certificate from a device, without revoking it."""
-        await self._call("DELETE", f"{_device(user_id, device_id)}/certificates/{cert_id:d}")
+        await self.call("DELETE", f"{_device(user_id, device_id)}/certificates/{cert_id:d}")
 
     # --- certificates -----------------------------------------------------------------------------------------
 
     async def fetch_certificates(self, user_id: int) -> list[dict[str, Any]]:
         """Return the certificates of a user."""
-        return _rows(await self._call("GET", f"/apiv1/users/{user_id:d}/certificates"))
+        return _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/certificates"))
 
     async def issue(self, user_id: int, domain_name: str, *, sans: Sequence[str] = (), **fields: Any) -> dict[str, Any]:
         """Issue a certificate; further fields (``key_type``, ``validity_seconds``, …) pass through."""
         body = {"domain_name": domain_name, "sans": list(sans), **fields}
-        return _row(await self._call("POST", f"/apiv1/users/{user_id:d}/certificates", json=body))
+        return _row(await self.call("POST", f"/apiv1/users/{user_id:d}/certificates", json=body))
 
     async def renew(self, user_id: int, cert_id: int, reason: str = "") -> dict[str, Any]:
         """Issue new material for a certificate; its devices are signalled ``cert.renewed``."""
         body = {"action": "renew", **({"reason": reason} if reason else {})}
-        return _row(await self._call("POST", f"{_certificate(user_id, cert_id)}/issues", json=body) or {})
+        return _row(await self.call("POST", f"{_certificate(user_id, cert_id)}/issues", json=body) or {})
 
     async def revoke_certificate(self, user_id: int, cert_id: int, reason: str = "") -> dict[str, Any]:
         """Revoke a certificate; its devices are signalled ``cert.revoked``."""
         body = {"reason": reason} if reason else {}
-        return _row(await self._call("POST", f"{_certificate(user_id, cert_id)}/revoke", json=body) or {})
+        return _row(await self.call("POST", f"{_certificate(user_id, cert_id)}/revoke", json=body) or {})
 
     # --- the plane itself -------------------------------------------------------------------------------------
 
     async def fetch_health(self) -> dict[str, Any]:
         """Return the plane's own account of itself; needs no key."""
-        return _row(await self._call("GET", "/health") or {})
+        return _row(await self.call("GET", "/health") or {})
 
-    async def _call(self, method: str, path: str, *, json: Any = None) -> Any:
+    async def call(self, method: str, path: str, *, json: Any = None) -> Any:
+        """Return the plane's ``data`` for any path of its operator API; None when it has none."""
         answer = await self._http.request(
             method, path, headers=self._headers, json=json, deadline=DEADLINE_SECONDS, cap=CAP
         )
@@ -114,6 +126,8 @@ class Operator:
             if error.status in (401, 403) and error.fix is None:
                 error.fix = "check the operator key (DATA/operator.key of `cert-ctrl plane serve --data DATA`)"
             raise
+
+    _call = call  # the command line's desk reaches paths that have no method here
 
 
 def _device(user_id: int, device_id: int) -> str:

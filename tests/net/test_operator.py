@@ -1,0 +1,157 @@
+"""The operator's client and the agent's calls against the reference plane, over real TLS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
+from certctrl.net.control_plane import ControlPlane
+from certctrl.net.operator import Operator
+from certctrl.net.transport import HttpxHttp
+from certctrl.plane.serve import serve_plane
+from certctrl.protocol import events
+from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady
+from certctrl.protocol.steps import Poll
+from certctrl.protocol.wire import Answer, install_config_from_wire
+
+WALL = 1_790_000_000.0
+
+
+wall = time.time
+
+
+@attrs.frozen
+class World:
+    """A running plane, its operator, and an agent's client."""
+
+    operator: Operator
+    agent: ControlPlane
+    http: HttpxHttp
+
+
+@pytest.fixture
+async def world(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[World]:
+    address = await nursery.start(serve_plane, tmp_path / "plane")
+    config = AgentConfig(
+        application=ApplicationConfig(server_url=address.url),
+        httpclient=HttpClientConfig(ca_files=(str(address.ca_file),)),
+    )
+    http = HttpxHttp(config, root=tmp_path, wall_now=wall)
+    key = address.operator_key_file.read_text().strip()
+    yield World(Operator(http, key, wall_now=wall), ControlPlane(http, config, wall_now=wall), http)
+    await http.aclose()
+
+
+async def enrolled(world: World, **credential: Any) -> Any:
+    return await world.agent.register(
+        device_public_id="23229bf7-5172-02c7-59a2-76d5b4a40090",
+        public_key=bytes(range(32)),
+        name="web-1",
+        platform="linux",
+        model="test",
+        **credential,
+    )
+
+
+async def test_the_life_of_a_device(world: World) -> None:
+    """Enrol, issue, assign, fetch, renew, ack, refresh, revoke: each call meets its endpoint."""
+    operator, agent = world.operator, world.agent
+    assert (await operator.fetch_health())["status"] == "ok"
+    token = await operator.create_enrolment_token(1, label="test")
+    done = await enrolled(world, enrolment_token=token["token"])
+    assert [row["id"] for row in await operator.fetch_devices(1)] == [done.device_id]
+    assert (await operator.fetch_device(1, done.device_id))["name"] == "web-1"
+
+    cert = await operator.issue(1, "app.example.com", sans=["www.example.com"])
+    await operator.assign(1, done.device_id, cert["id"])
+    assert [row["id"] for row in await operator.fetch_certificates(1)] == [cert["id"]]
+    access = done.access_token
+    (summary,) = await agent.fetch_certificates(access)
+    assert set(summary.sans) == {"app.example.com", "www.example.com"}
+    materials = await agent.fetch_materials(access, cert["id"])
+    assert materials.enc_scheme == "aes256gcm"
+    assert materials.certificate_pem is not None
+    assert (await agent.fetch_certificate(access, cert["id"])).certificate_pem == materials.certificate_pem
+
+    items = [{"id": "1", "type": "exec", "cmd_argv": ["/bin/true"]}]
+    await operator.put_install_config(1, done.device_id, items)
+    fetched = await agent.fetch_install_config(access, 1, done.device_id, None)
+    assert fetched is not None
+    etag, raw = fetched
+    assert [item.id for item in install_config_from_wire(raw).items] == ["1"]
+    assert await agent.fetch_install_config(access, 1, done.device_id, etag) is None
+    assert (await operator.fetch_install_config(1, done.device_id))["version"] == raw["version"]
+
+    before = await agent.poll(access, Poll(None, 20, 0))
+    assert isinstance(before, events.Updates)
+    assert "cert.renewed" in {signal.type for signal in before.signals}
+    await operator.renew(1, cert["id"], "test")
+    await agent.request_renewal(access, 1, cert["id"], "test")
+    after = await agent.poll(access, Poll(before.cursor, 20, 5))
+    assert isinstance(after, events.Updates)
+    await agent.post_notify(access, [{"type": "agent_version", "agent": "cert-ctrl", "version": "0"}])
+    assert isinstance(await operator.fetch_outcomes(1, done.device_id), list)
+
+    fresh = await agent.refresh(done.refresh_token, done.device_public_id)
+    assert (await agent.fetch_certificates(fresh.access_token)) != []
+    await operator.revoke_certificate(1, cert["id"], "test")
+    assert (await agent.fetch_certificate(fresh.access_token, cert["id"])).status == "revoked"
+    await operator.unassign(1, done.device_id, cert["id"])
+    with pytest.raises(PlaneError) as caught:
+        await agent.fetch_certificate(fresh.access_token, cert["id"])
+    assert caught.value.status == 404
+    await operator.revoke_device(1, done.device_id, "stolen")
+    gone = await agent.poll(fresh.access_token, Poll(None, 20, 0))
+    assert isinstance(gone, events.DeviceRevoked)
+    assert abs(agent.server_skew or 9) < 2
+
+
+@pytest.mark.parametrize("approve", [True, False])
+async def test_a_grant_is_answered(world: World, approve: bool) -> None:
+    grant = await world.agent.start_grant(["device"])
+    assert grant.user_code in [row["user_code"] for row in await world.operator.fetch_grants()]
+    assert isinstance(await world.agent.poll_grant(grant.device_code), GrantPending)
+    await world.operator.answer_grant(grant.user_code, approve=approve)
+    decided = await world.agent.poll_grant(grant.device_code)
+    while isinstance(decided, GrantPending) or type(decided).__name__ == "GrantSlowDown":
+        await trio.sleep(1)
+        decided = await world.agent.poll_grant(grant.device_code)
+    if not approve:
+        assert isinstance(decided, GrantDenied)
+        return
+    assert isinstance(decided, GrantReady)
+    done = await enrolled(world, user_id=decided.user_id, registration_code=decided.registration_code)
+    assert done.user_id == 1
+
+
+async def test_a_wrong_key_says_where_the_right_one_lies(world: World) -> None:
+    stranger = Operator(world.http, "canary-key", wall_now=wall)
+    with pytest.raises(PlaneError) as caught:
+        await stranger.fetch_devices(1)
+    assert caught.value.status in (401, 403)
+    assert "operator.key" in (caught.value.fix or "")
+    assert "canary" not in f"{caught.value!r}{stranger!r}"
+
+
+@pytest.mark.parametrize("body", [b'{"data": []}', b'{"data": "x"}', b'{"data": null}'])
+async def test_a_row_is_an_object(body: bytes) -> None:
+    class Fixed:
+        async def request(self, *args: Any, **kwargs: Any) -> Answer:
+            return Answer(200, {"content-type": "application/json"}, body)
+
+        async def aclose(self) -> None: ...
+
+    operator = Operator(Fixed(), "key", wall_now=lambda: WALL)
+    with pytest.raises(BadAnswerError):
+        await operator.fetch_install_config(1, 2)
+    if body != b'{"data": []}':
+        with pytest.raises(BadAnswerError):
+            await operator.fetch_devices(1)
