@@ -1,0 +1,208 @@
+"""run_sandbox: plane, agent and a real TLS service in one nursery, and the script that is played with them.
+
+The nesting is the order of stopping: the agent first (it still reports to the plane), then the service, the plane
+last. The witness outlives what it looks at.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+import attrs
+import trio
+
+from certctrl.agent.clock import wall_now
+from certctrl.agent.context import Agent
+from certctrl.agent.register import register
+from certctrl.agent.run import run_agent
+from certctrl.agent.setup import Seams
+from certctrl.cli.logs import Logs
+from certctrl.errors import ExitStatus, UsageError
+from certctrl.install.process import Proc
+from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
+from certctrl.model.status import Stop, StopReason
+from certctrl.net.control_plane import ControlPlane
+from certctrl.net.operator import Operator
+from certctrl.net.transport import HttpxHttp
+from certctrl.plane.serve import PlaneAddress, serve_plane
+from certctrl.plane.settings import PlaneSettings
+from certctrl.sandbox.following import ToldProc, follow_history
+from certctrl.sandbox.looking import Witness, looking
+from certctrl.sandbox.narrator import Narrator, Retelling
+from certctrl.sandbox.script import Script
+from certctrl.sandbox.servers import choose_server
+from certctrl.sandbox.stage import allow_service, sandbox_directory, stage_agent
+from certctrl.store.config import load_config
+from certctrl.store.fs import RealFs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore
+
+USER_ID = 1
+
+
+@attrs.frozen(kw_only=True)
+class SandboxOptions:
+    """What a person may choose."""
+
+    service: str = "auto"
+    """``nginx``, ``builtin``, or ``auto``: nginx when it is installed."""
+    duration: float = 30.0
+    """Seconds of renewing; 0: until interrupted."""
+    certs: int = 3
+    directory: Path | None = None
+    """Kept afterwards; None: a temporary one."""
+    as_json: bool = False
+    every: float = 3.0
+    """Seconds from one renewal to the next."""
+
+    def __attrs_post_init__(self) -> None:
+        if not 1 <= self.certs <= 200:
+            raise UsageError(f"--certs {self.certs}: not from 1 to 200")
+        if self.duration < 0 or self.every < 0:
+            raise UsageError("--duration and --every take seconds, 0 or more")
+
+
+async def run_sandbox(options: SandboxOptions, *, out: TextIO | None = None) -> ExitStatus:
+    """Play the show and return its verdict: DONE only if everything issued was served, and nothing mixed on disk.
+
+    Raises UsageError, CommandError (the service does not start) and what agent or plane raise when they cannot run.
+    SIGINT and SIGTERM end it in order, with the summary of what there was: INTERRUPTED.
+    """
+    out = out or sys.stdout
+    narrator = Narrator(out, as_json=options.as_json, colour=out.isatty(), now=time.monotonic)
+    with sandbox_directory(options.directory) as root:
+        (root / "service").mkdir(mode=0o700)
+        show = Show(options=options, narrator=narrator, root=root)
+        with retold(narrator):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(show.stop_on_os_signal)
+                async with looking(root / "service" / "witness.log") as witness:
+                    status = await show.play(witness)
+                nursery.cancel_scope.cancel()
+        return status
+
+
+@contextmanager
+def retold(narrator: Narrator) -> Iterator[None]:
+    """Send log records to the narrator, and nowhere else, for the length of the block."""
+    root, ours = logging.getLogger(), logging.getLogger("certctrl")
+    handlers, level = root.handlers[:], ours.level
+    root.handlers = [Retelling(narrator)]
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        ours.setLevel(level)
+
+
+@attrs.define(kw_only=True, eq=False)
+class Show:
+    """One run of the sandbox."""
+
+    options: SandboxOptions
+    narrator: Narrator
+    root: Path
+    acting: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """The script; cancelled by the first OS signal, after which everything is still concluded in order."""
+    interrupted: bool = False
+
+    async def stop_on_os_signal(self) -> None:
+        """End the script at the first SIGINT or SIGTERM, everything at the second."""
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+            async for _ in received:
+                if self.interrupted:
+                    raise KeyboardInterrupt
+                self.interrupted = True
+                self.narrator.title("\nInterrupted: stopping in order; once more stops at once.")
+                self.acting.cancel()
+
+    async def play(self, witness: Witness) -> ExitStatus:
+        """Raise the plane, the agent and the service in turn; act; stop them in reverse."""
+        settings = PlaneSettings(poll_rate=max(1.0, 4 / max(self.options.every, 0.05)))
+        async with trio.open_nursery() as plane_nursery:
+            address = await plane_nursery.start(partial(serve_plane, self.root / "plane", settings=settings))
+            self.narrator.tell("plane", "listening", f"control plane at {address.url}", url=address.url)
+            status = await self._play_with_plane(address, witness)
+            plane_nursery.cancel_scope.cancel()
+        return status
+
+    async def _play_with_plane(self, address: PlaneAddress, witness: Witness) -> ExitStatus:
+        http = HttpxHttp(operator_config(address), root=self.root, wall_now=wall_now)
+        try:
+            operator = Operator(http, address.operator_key_file.read_text("ascii").strip(), wall_now=wall_now)
+            layout = stage_agent(self.root, url=address.url, ca_pem=address.ca_file.read_bytes())
+            device_id = await self._enrol(layout, operator)
+            script = Script(
+                narrator=self.narrator, operator=operator, witness=witness, layout=layout, user_id=USER_ID,
+                device_id=device_id,
+            )  # fmt: skip
+            await script.issue(self.options.certs)
+            return await self._play_with_agent(script, address)
+        finally:
+            with trio.CancelScope(shield=True):
+                await http.aclose()
+
+    async def _enrol(self, layout: ConfigDir, operator: Operator) -> int:
+        token = await operator.create_enrolment_token(USER_ID)
+        config = load_config(layout, {}).config
+        http = HttpxHttp(config, root=layout.root, wall_now=wall_now)
+        try:
+            done = await register(
+                layout, StateStore(layout, RealFs()), ControlPlane(http, config, wall_now=wall_now), config,
+                enrolment_token=token["token"], show=lambda prompt: None, wall_now=wall_now,
+            )  # fmt: skip
+        finally:
+            with trio.CancelScope(shield=True):
+                await http.aclose()
+        self.narrator.tell(
+            "agent", "registered", f"registered as device {done.device_id} with an enrolment token",
+            device_id=done.device_id,
+        )  # fmt: skip
+        return done.device_id
+
+    async def _play_with_agent(self, script: Script, address: PlaneAddress) -> ExitStatus:
+        logs = Logs(script.layout, RealFs())
+        logs.configure(load_config(script.layout, {}).config.log)
+        try:
+            return await self._play_with_service(script, address)
+        finally:
+            logs.close()
+
+    async def _play_with_service(self, script: Script, address: PlaneAddress) -> ExitStatus:
+        server = choose_server(self.options.service, self.root / "service", script.layout.certs, script.names())
+        allow_service(script.layout, server)
+        async with trio.open_nursery() as agent_nursery:
+            agent = await agent_nursery.start(self._run_agent, script.layout, ToldProc(self.narrator, server))
+            await script.wait_until_deployed()
+            async with server.running():
+                await script.open_service(server, ca_file=address.ca_file)
+                with self.acting:
+                    await script.act(duration=self.options.duration, every=self.options.every)
+                status = await script.conclude(interrupted=self.interrupted)
+            agent.stop_with(Stop(StopReason.ASKED, "the show is over"))
+        return status
+
+    async def _run_agent(self, layout: ConfigDir, proc: Proc, task_status: trio.TaskStatus[Agent]) -> None:
+        follower = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow_history, self.narrator, layout.history, follower)
+            seams = Seams(proc=proc, environ={})
+            await run_agent(layout.root, os_signals=False, seams=seams, task_status=task_status)
+            follower.cancel()
+
+
+def operator_config(address: PlaneAddress) -> AgentConfig:
+    """Return what the HTTP client needs to reach the plane as its operator."""
+    return AgentConfig(
+        application=ApplicationConfig(server_url=address.url),
+        httpclient=HttpClientConfig(ca_files=(str(address.ca_file),)),
+    )

@@ -1,0 +1,57 @@
+"""What the agent's log does not say, seen where it happens: commands as they run, deployments as they are recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from certctrl.install.process import CommandResult, Proc
+from certctrl.sandbox.narrator import Narrator
+from certctrl.sandbox.servers import Server
+
+LOOK_SECONDS = 0.05
+
+
+class ToldProc(Proc):
+    """Runs commands as ever, and tells of the ones the sandbox knows."""
+
+    def __init__(self, narrator: Narrator, server: Server) -> None:
+        super().__init__()
+        self._narrator = narrator
+        self._server = server
+
+    async def run(self, argv: Sequence[str], **options: Any) -> CommandResult:
+        """Run one command; see ``Proc.run``."""
+        result = await super().run(argv, **options)
+        event, sentence = "checked", f"{self._server.kind} checked the staged pair"
+        if tuple(argv) == self._server.reload_argv:
+            event, sentence = "reloaded", f"reloaded {self._server.kind}"
+        text = f"{sentence}: exit status {result.status}, {result.seconds * 1000:.0f} ms"
+        self._narrator.tell("agent", event, text, argv=list(argv), status=result.status)
+        return result
+
+
+async def follow_history(narrator: Narrator, history: Path, follower: trio.CancelScope) -> None:
+    """Tell each deployment that the agent writes into its audit log, until ``follower`` is cancelled."""
+    with follower:
+        await _follow(narrator, history)
+
+
+async def _follow(narrator: Narrator, history: Path) -> None:
+    told = 0
+    while True:
+        lines = _lines_of(history)
+        for line in lines[told:]:
+            entry = json.loads(line)
+            facts = {key: entry[key] for key in ("name", "serial", "outcome")}
+            narrator.tell("agent", "deployed", "{outcome}: {name}, serial {serial}".format_map(facts), **facts)
+        told = len(lines)
+        await trio.sleep(LOOK_SECONDS)
+
+
+def _lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

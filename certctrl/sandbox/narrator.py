@@ -1,0 +1,115 @@
+"""The account of the show: lines for a person, or one JSON object per line.
+
+What the agent does is taken from its own log records (``agent/messages.py``), not guessed: the narrator is a logging
+handler that retells the ones a person wants to see.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+# line key -> (event, sentence); fields as the agent logged them
+AGENT_LINES: Mapping[str, tuple[str, str]] = {
+    "agent-ready": ("started", "daemon ready, poll mode {mode}"),
+    "poll-updates": ("polled", "polled: 200 OK, {count} signals"),
+    "poll-no-updates": ("polled", "polled: 204 No Content"),
+    "signal-processing": ("signal", "signal {type}"),
+    "install-applied": ("plan", "install plan version {version} in force"),
+    "cert-revoked": ("withdrawn", "certificate {name} revoked: {done}"),
+    "agent-stopped": ("stopped", "daemon stopped: {reason}"),
+}
+JSON_ONLY = {"poll-no-updates"}
+COLOURS = {"plane": "35", "agent": "36", "service": "33", "witness": "32", "alert": "31"}
+
+
+class Narrator:
+    """Tells what happens, in order, with the seconds since the show began."""
+
+    def __init__(self, out: TextIO, *, as_json: bool, colour: bool, now: Callable[[], float]) -> None:
+        self._out = out
+        self.as_json = as_json
+        self._colour = colour and not as_json
+        self._now = now
+        self._began = now()
+        self._published: dict[str, float] = {}
+
+    def note_signal(self, kind: str, ts_ms: str) -> None:
+        """Remember when the plane published the newest signal of a kind."""
+        if ts_ms.isdecimal():
+            self._published[kind] = int(ts_ms) / 1000
+
+    def published_at(self, kind: str) -> float | None:
+        """Return when the newest signal of a kind that the agent works on was published, in epoch seconds."""
+        return self._published.get(kind)
+
+    def tell(self, who: str, event: str, sentence: str, **facts: Any) -> None:
+        """Tell one thing: ``who`` did it, ``event`` is its stable word, ``facts`` go into the JSON form."""
+        at = self._now() - self._began
+        if self.as_json:
+            self._line(json.dumps({**facts, "at": round(at, 4), "who": who, "event": event}, default=str))
+        else:
+            self._line(f"{at:7.2f}s  {self._paint(who, f'{who:<8}')} {sentence}")
+
+    def title(self, text: str) -> None:
+        """Write a line of plain text, for a person only."""
+        if not self.as_json:
+            self._line(text)
+
+    def summary(self, figures: Mapping[str, Any], sentences: list[str]) -> None:
+        """End the account: the last JSON line, or a few sentences."""
+        if self.as_json:
+            self._line(json.dumps({"event": "summary", **figures}))
+            return
+        self._line("")
+        for sentence in sentences:
+            self._line(sentence)
+
+    def strong(self, text: str) -> str:
+        """Return ``text`` in bold where colours are on."""
+        return f"\x1b[1m{text}\x1b[0m" if self._colour else text
+
+    def _paint(self, who: str, text: str) -> str:
+        return f"\x1b[{COLOURS.get(who, '0')}m{text}\x1b[0m" if self._colour else text
+
+    def _line(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+
+class Retelling(logging.Handler):
+    """Retells the agent's log records through a narrator: the milestones, and everything from WARNING up."""
+
+    def __init__(self, narrator: Narrator) -> None:
+        super().__init__(logging.INFO)
+        self._narrator = narrator
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell one record."""
+        key = getattr(record, "line_key", "")
+        fields = {name: printable(value) for name, value in getattr(record, "line_fields", {}).items()}
+        if key == "signal-processing":
+            self._narrator.note_signal(fields.get("type", ""), fields.get("ts", ""))
+        if key in AGENT_LINES:
+            event, sentence = AGENT_LINES[key]
+            self._tell(event, sentence, fields, quiet=key in JSON_ONLY)
+        elif record.levelno >= logging.WARNING:
+            self._narrator.tell("alert", key or "log", printable(record.getMessage()), level=record.levelname)
+
+    def _tell(self, event: str, sentence: str, fields: Mapping[str, str], *, quiet: bool) -> None:
+        text = sentence.format_map(Lenient(fields))
+        if not quiet or self._narrator.as_json:
+            self._narrator.tell("agent", event, text, **fields)
+
+
+class Lenient(dict[str, str]):
+    """Fields of a sentence; one that the record lacks prints as ``?``."""
+
+    def __missing__(self, name: str) -> str:
+        return "?"
+
+
+def printable(value: Any) -> str:
+    """Return a value as one line of printable text: what a plane sends must not move our cursor."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))

@@ -1,0 +1,192 @@
+"""The TLS service of the sandbox: a private nginx, or the built-in one; each a child in its own session.
+
+Both serve all names on one loopback port, chosen by SNI. A child that outlived us would keep the port: the kernel
+ends it when our thread dies, and the built-in one also ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import attrs
+import trio
+
+from certctrl.errors import CommandError, UsageError
+from certctrl.sandbox import service
+
+HOST = "127.0.0.1"
+START_SECONDS = 10.0
+STOP_SECONDS = 5.0
+PR_SET_PDEATHSIG = 1
+NGINX_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the thread that started us dies; runs in the child before exec."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@attrs.frozen(kw_only=True)
+class Server:
+    """How to start one service, and what the agent is told about it."""
+
+    kind: str
+    """``nginx`` or ``built-in``."""
+    folder: Path
+    port: int
+    argv: tuple[str, ...]
+    reload_argv: tuple[str, ...]
+    check_argv: tuple[str, ...]
+    """With ``{staged}`` for the directory of the files to check."""
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start the service, wait until it accepts, and stop it at the end. CommandError when it does not come up."""
+        with (self.folder / "error.log").open("ab") as log:
+            process = await trio.lowlevel.open_process(
+                self.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
+                preexec_fn=die_with_parent,
+            )  # fmt: skip
+        try:
+            await self._wait_until_up(process)
+            yield
+        finally:
+            await end_process(process)
+
+    async def _wait_until_up(self, process: trio.Process) -> None:
+        with trio.move_on_after(START_SECONDS):
+            while process.poll() is None:
+                with contextlib.suppress(OSError):
+                    await (await trio.open_tcp_stream(HOST, self.port)).aclose()
+                    return
+                await trio.sleep(0.02)
+        lines = (self.folder / "error.log").read_text(errors="replace").splitlines()
+        raise CommandError(
+            f"the {self.kind} service did not start: {lines[-1] if lines else 'no output'}",
+            fix=f"read {self.folder / 'error.log'}, or try --service builtin",
+        )
+
+
+async def end_process(process: trio.Process) -> None:
+    """Stop a child in order, and by force after `STOP_SECONDS`; safe in a cancelled scope."""
+    with trio.CancelScope(shield=True):
+        if process.stdin is not None:
+            await process.stdin.aclose()
+        process.terminate()
+        with trio.move_on_after(STOP_SECONDS):
+            await process.wait()
+            return
+        process.kill()
+        await process.wait()
+
+
+def choose_server(kind: str, folder: Path, certs: Path, names: list[str]) -> Server:
+    """Write the service's configuration below ``folder`` and return it; ``kind`` is nginx, builtin or auto."""
+    nginx = shutil.which("nginx", path=NGINX_PATH)
+    if kind not in ("nginx", "builtin", "auto"):
+        raise UsageError(f"--service {kind}: not one of nginx, builtin, auto")
+    if kind == "nginx" and nginx is None:
+        raise UsageError("--service nginx: nginx is not installed", fix="install nginx, or use --service builtin")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if nginx is not None and kind != "builtin":
+        return _nginx(nginx, folder, certs, names)
+    return _builtin(folder, {name: str(certs / ".live" / name) for name in names})
+
+
+def free_port() -> int:
+    """Return a port nobody listens on at this moment."""
+    with socket.create_server((HOST, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _builtin(folder: Path, sites: Mapping[str, str]) -> Server:
+    settings, pid_file, port = folder / "service.json", folder / "service.pid", free_port()
+    text = {"host": HOST, "port": port, "pid_file": str(pid_file), "sites": dict(sites)}
+    settings.write_text(json.dumps(text, indent=2) + "\n")
+    script = str(Path(service.__file__).resolve())
+    return Server(
+        kind="built-in",
+        folder=folder,
+        port=port,
+        argv=(sys.executable, "-m", "certctrl.sandbox.service", str(settings)),
+        # Through the pid file, so that the command stays the same when the service is started again.
+        reload_argv=("/bin/sh", "-c", f"kill -HUP $(cat {shlex.quote(str(pid_file))})"),
+        check_argv=(sys.executable, "-I", script, "--check", "{staged}"),
+    )
+
+
+def _nginx(nginx: str, folder: Path, certs: Path, names: list[str]) -> Server:
+    port, conf, check = free_port(), folder / "nginx.conf", folder / "check-staged"
+    conf.write_text(NGINX_CONF.format(folder=folder, port=port, sites="".join(_site(port, certs, n) for n in names)))
+    check.write_text(NGINX_CHECK.format(nginx=shlex.quote(nginx)))
+    command = (nginx, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(conf))
+    return Server(
+        kind="nginx",
+        folder=folder,
+        port=port,
+        argv=command,
+        reload_argv=(*command, "-s", "reload"),
+        check_argv=("/bin/sh", str(check), "{staged}"),
+    )
+
+
+def _site(port: int, certs: Path, name: str) -> str:
+    return NGINX_SITE.format(port=port, name=name, certificate=certs / f"{name}.crt", key=certs / f"{name}.key")
+
+
+NGINX_CONF = """\
+# A private nginx: its own prefix, one loopback port, nothing of the system's.
+daemon off;
+pid "{folder}/nginx.pid";
+worker_processes 1;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_body_temp_path "{folder}/tmp"; proxy_temp_path "{folder}/tmp"; fastcgi_temp_path "{folder}/tmp";
+    uwsgi_temp_path "{folder}/tmp"; scgi_temp_path "{folder}/tmp";
+    ssl_session_tickets off;
+    server {{ listen 127.0.0.1:{port} ssl default_server; ssl_reject_handshake on; }}
+{sites}}}
+"""
+NGINX_SITE = """\
+    server {{
+        listen 127.0.0.1:{port} ssl;
+        server_name {name};
+        ssl_certificate "{certificate}";
+        ssl_certificate_key "{key}";
+        location / {{ return 200 "served by the sandbox of certctrl\\n"; }}
+    }}
+"""
+NGINX_CHECK = """\
+#!/bin/sh
+# Let nginx itself load the staged pair, before anything live changes.
+set -eu
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cat > "$work/nginx.conf" <<EOF
+pid $work/pid;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path $work/tmp; proxy_temp_path $work/tmp; fastcgi_temp_path $work/tmp;
+    uwsgi_temp_path $work/tmp; scgi_temp_path $work/tmp;
+    server {{
+        listen unix:$work/socket ssl;
+        ssl_certificate "$1/fullchain.pem";
+        ssl_certificate_key "$1/private.key";
+    }}
+}}
+EOF
+{nginx} -p "$work" -e stderr -q -t -c "$work/nginx.conf"
+"""

@@ -1,0 +1,145 @@
+"""What deploy/ and the desk promise: settings that must not get lost, names that must exist in the code."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+
+
+def settings_of(name: str) -> dict[str, list[str]]:
+    """Return a unit's settings; systemd lets a key come more than once."""
+    found: dict[str, list[str]] = {}
+    for line in (DEPLOY / name).read_text(encoding="utf-8").splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("name", ["cert-ctrl.service", "cert-ctrl@.service", "cert-ctrl-root.service"])
+def test_a_stop_that_a_person_must_mend_is_not_restarted(name: str) -> None:
+    unit = settings_of(name)
+    assert unit["RestartPreventExitStatus"] == ["77 78"]
+    assert (unit["Restart"], unit["StartLimitIntervalSec"]) == (["always"], ["0"])
+    assert (unit["Type"], unit["NotifyAccess"], unit["KillMode"]) == (["notify"], ["main"], ["mixed"])
+    assert int(unit["WatchdogSec"][0]) == 120
+    assert unit["LimitCORE"] == ["0"]  # a core dump would hold keys and tokens
+
+
+def test_the_instances_differ_from_the_single_agent_only_in_their_directory() -> None:
+    single, instance = settings_of("cert-ctrl.service"), settings_of("cert-ctrl@.service")
+    for unit in (single, instance):
+        unit.pop("Description")
+    assert {key: [v.replace("cert-ctrl-%i", "cert-ctrl") for v in values] for key, values in instance.items()} == single
+
+
+def test_only_the_root_unit_has_capabilities() -> None:
+    root = "CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_SETUID CAP_SETGID CAP_KILL"
+    assert settings_of("cert-ctrl-root.service")["CapabilityBoundingSet"] == [root]
+    for name in ("cert-ctrl.service", "cert-ctrl@.service", "cert-ctrl-reload@.service"):
+        assert settings_of(name)["CapabilityBoundingSet"] == [""]
+
+
+def test_the_plain_unit_is_the_specs() -> None:
+    assert settings_of("cert-ctrl-plain.service") == {
+        "Description": ["Certificate Control Agent"],
+        "After": ["network-online.target"],
+        "Wants": ["network-online.target"],
+        "Type": ["simple"],
+        "User": ["cert-ctrl"],
+        "Group": ["cert-ctrl"],
+        "ExecStart": ["/usr/local/bin/cert-ctrl -c /etc/cert-ctrl --keep-running"],
+        "Restart": ["always"],
+        "RestartSec": ["10s"],
+        "WantedBy": ["multi-user.target"],
+    }
+
+
+def test_the_sample_directory_is_accepted(tmp_path: Path) -> None:
+    from certctrl.store.config import load_config, load_local_installs, load_policy
+    from certctrl.store.layout import ConfigDir
+
+    root = tmp_path / "agent"
+    root.mkdir(mode=0o700)
+    for sample in (DEPLOY / "config").iterdir():
+        (root / sample.name).write_text(sample.read_text(encoding="utf-8"), encoding="utf-8")
+        (root / sample.name).chmod(0o600)
+    layout = ConfigDir(root)
+    assert load_config(layout, {}).config.application.server_url == "https://plane.example.com"
+    policy = load_policy(layout, require_root_owned=False)
+    items = load_local_installs(layout)
+    allowed = {command.argv for command in policy.commands.values()}
+    assert {tuple(item["cmd_argv"]) for item in items if item["type"] == "exec"} == allowed
+    for item in items:
+        assert all(path.startswith(policy.write_roots) for path in item.get("to", ()))
+
+
+# --- metrics: rules and dashboard may only name what the agent exposes -------------------------------------------
+
+
+def exposed_names() -> set[str]:
+    from certctrl.agent.figures import Figures
+    from certctrl.agent.metric_families import AgentCollector, View
+
+    names = set()
+    for family in AgentCollector(View(figures=Figures(), status={}, records=())).collect():
+        names.add(family.name)
+        names |= {f"{family.name}_total"} if family.type == "counter" else set()
+        names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")} if family.type == "histogram" else set()
+    return names
+
+
+@pytest.mark.parametrize("file", ["prometheus/alerts.yml", "grafana/cert-ctrl.json"])
+def test_metrics_named_in_deploy_exist(file: str) -> None:
+    pytest.importorskip("prometheus_client")
+    used = set(re.findall(r"\bcertctrl_[a-z_]+", (DEPLOY / file).read_text(encoding="utf-8")))
+    assert used
+    assert used <= exposed_names()
+
+
+def test_every_alert_says_what_to_do() -> None:
+    text = (DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
+    alerts = text.split("- alert: ")[1:]
+    assert len(alerts) >= 10
+    for alert in alerts:
+        assert all(f"{key}:" in alert for key in ("expr", "severity", "summary", "description")), alert
+
+
+def test_the_dashboard_is_whole() -> None:
+    board = json.loads((DEPLOY / "grafana" / "cert-ctrl.json").read_text(encoding="utf-8"))
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) >= 10
+    assert all(target["expr"] for panel in panels for target in panel["targets"])
+    cells = [(p["gridPos"]["x"] + dx, p["gridPos"]["y"] + dy) for p in panels
+             for dx in range(p["gridPos"]["w"]) for dy in range(p["gridPos"]["h"])]  # fmt: skip
+    assert len(set(cells)) == len(cells), "panels overlap"
+
+
+# --- the desk ------------------------------------------------------------------------------------------------------
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = next(line for line in readme.splitlines() if line.endswith(".venv/bin/nox"))
+    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_version_is_in_the_changelog() -> None:
+    import certctrl
+
+    assert f"## [{certctrl.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert not broken
