@@ -16,7 +16,10 @@ from certctrl.errors import BadAnswerError, DeadlineError, TlsError, TransportEr
 
 _EXPIRED, _NOT_YET, _HOSTNAME, _ADDRESS = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
 _UNKNOWN_ISSUER = (2, 18, 19, 20, 21, 27)
-_AGAIN = "try again; if it lasts, look at the plane's log and at what sits in between"
+_AGAIN = (  # TLS 1.3: a server that misses our certificate may hang up before its alert is read
+    "try again; if it lasts, look at the plane's log, at what sits in between, and whether the plane asks for a "
+    "client certificate"
+)
 
 _TLS_REASONS = {
     "WRONG_VERSION_NUMBER": ("does not speak TLS on that port", "check scheme and port of server_url"),
