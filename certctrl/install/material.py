@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certctrl.errors import MaterialError, NotYetValidError
 from certctrl.install.formats import virtual_files as virtual_files
 from certctrl.install.names import covers, plain_domain
-from certctrl.install.private_key import UNREADABLE, check_key, private_key_pem, unsealed_key
+from certctrl.install.private_key import UNREADABLE, checked_key_pem, unsealed_key
 from certctrl.model.bundle import Bundle, DeployMaterials
 
 WEAK_HASHES = frozenset({"md5", "sha1"})
@@ -50,8 +50,7 @@ def open_bundle(
     _check_leaf(leaf, chain)
     _check_serial(leaf, materials.serial_number)
     domains = _covered_domains(leaf, tuple(expected_domains))
-    key_pem = private_key_pem(unsealed_key(materials, device_secret, allow_plaintext=allow_plaintext))
-    check_key(key_pem, leaf)
+    key_pem = checked_key_pem(unsealed_key(materials, device_secret, allow_plaintext=allow_plaintext), leaf)
     _check_time(leaf, chain, now)  # last: a certificate that waits for its day is otherwise in order
     return Bundle(
         cert_id=cert_id,

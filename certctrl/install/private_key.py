@@ -111,11 +111,17 @@ def _base64(text: str | None, field: str) -> bytes:
         raise MaterialError(f"{field} of the bundle is not base64", reason="incomplete") from None
 
 
-def private_key_pem(raw: bytes) -> bytes:
-    """Return a key as PKCS#8 PEM; takes PKCS#8, PKCS#1 and SEC1, each as DER or PEM. Raises MaterialError."""
+def checked_key_pem(raw: bytes, leaf: x509.Certificate) -> bytes:
+    """Return a key as PKCS#8 PEM, proven strong, whole, and the leaf's. Raises MaterialError.
+
+    Takes PKCS#8, PKCS#1 and SEC1, each as DER or PEM. PKCS#8 DER goes into the PEM as it is, so what was
+    checked is what is staged.
+    """
+    key = load_key(raw)
+    _check_key(key, leaf)
     if _is_pkcs8(raw):
         return pem_block("PRIVATE KEY", raw)
-    return load_key(raw).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def _is_pkcs8(der: bytes) -> bool:
@@ -128,16 +134,16 @@ def _is_pkcs8(der: bytes) -> bool:
 
 def pem_block(label: str, der: bytes) -> bytes:
     """Return one PEM block."""
-    body = base64.b64encode(der).decode()
-    lines = "\n".join(body[i : i + 64] for i in range(0, len(body), 64))
-    return f"-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n".encode()
+    body = base64.b64encode(der)
+    lines = b"\n".join([body[i : i + 64] for i in range(0, len(body), 64)])
+    return b"-----BEGIN %s-----\n%s\n-----END %s-----\n" % (label.encode(), lines, label.encode())
 
 
 def load_key(raw: bytes) -> PrivateKey:
     """Load an unencrypted private key, DER or PEM. Raises MaterialError.
 
     The library would test an RSA key's primes at each load: 40 ms, the work of forty certificates. What the
-    service depends on is that the key is the leaf's; `check_key` compares the public numbers and proves the
+    service depends on is that the key is the leaf's; `_check_key` compares the public numbers and proves the
     private ones consistent with them, and the probe sees the key at work.
     """
     load = load_pem_private_key if raw.lstrip()[:5] == b"-----" else load_der_private_key
@@ -150,9 +156,7 @@ def load_key(raw: bytes) -> PrivateKey:
     return key
 
 
-def check_key(key_pem: bytes, leaf: x509.Certificate) -> None:
-    """Require that the key to be staged is strong, whole, and the leaf's. Raises MaterialError."""
-    key = load_key(key_pem)
+def _check_key(key: PrivateKey, leaf: x509.Certificate) -> None:
     try:
         same = key.public_key() == leaf.public_key()
     except UNREADABLE:
