@@ -4,10 +4,9 @@
 is plain text: it needs no rich, and its examples keep their lines.
 """
 
-from __future__ import annotations
-
+import os
 from importlib import import_module
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup, TyperOption
@@ -18,15 +17,18 @@ from certctrl.errors import ExitStatus
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-class Entry(NamedTuple):
+class Entry:
     """One command: where it lives and what the list in ``--help`` says of it."""
 
-    module: str
-    about: str
-    name: str = ""
-    """Attribute of the module: a function, or a Typer with commands of its own; empty: the command's name."""
-    own_directory: bool = False
-    """True: the command has directories of its own and takes no ``-c``."""
+    __slots__ = ("about", "module", "name", "own_directory")
+
+    def __init__(self, module: str, about: str, name: str = "", own_directory: bool = False) -> None:
+        self.module = module
+        self.about = about
+        self.name = name or module
+        """Attribute of the module: a function, or a Typer with commands of its own."""
+        self.own_directory = own_directory
+        """True: the command has directories of its own and takes no ``-c``."""
 
 
 COMMANDS: dict[str, Entry] = {
@@ -78,7 +80,7 @@ class LazyGroup(TyperGroup):
 
 def load(name: str, entry: Entry) -> Any:
     """Return the click command of one entry."""
-    found = getattr(import_module(f"certctrl.cli.commands.{entry.module}"), entry.name or entry.module)
+    found = getattr(import_module(f"certctrl.cli.commands.{entry.module}"), entry.name)
     if isinstance(found, typer.Typer):
         command = typer.main.get_command(found)
         command.name = name
@@ -164,10 +166,12 @@ def _root(
     return ExitStatus.DONE
 
 
-def root_command() -> Any:
-    """Return the root as a command ready to run."""
+def root_command(argv: list[str]) -> Any:
+    """Return the root as a command ready to run; shell completion is added where it can be asked for."""
+    completion = "_CERT_CTRL_COMPLETE" in os.environ or COMMANDS.keys().isdisjoint(argv)
     app = typer.Typer(
         cls=LazyGroup,
+        add_completion=completion,
         invoke_without_command=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from certctrl.errors import BusyError, CertctrlError, ExitStatus, TransportError
 
@@ -25,10 +25,13 @@ PATH_LIMIT = 107
 _CREDENTIALS = "3i"
 
 
-class Reply(NamedTuple):
+class Reply:
     """What the daemon answered."""
 
-    data: Any
+    __slots__ = ("data",)
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
 
 
 class RefusedByDaemon(CertctrlError):

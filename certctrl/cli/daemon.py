@@ -34,7 +34,7 @@ def keep_running(invoked: Invocation) -> int:
 
         return run(agent)
     except BaseException as error:
-        status = report(error, debug=invoked.debug)
+        status = report(error, invoked)
         if not config.log.stderr or not sys.stderr.isatty():  # the file tells it too; on a terminal once is enough
             logging.getLogger("certctrl.Agent").critical("Ended with exit status %d: %s", status, error)
         return status

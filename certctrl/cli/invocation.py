@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from certctrl.errors import ConfigError, UsageError
@@ -21,8 +20,14 @@ class Invocation:
         self.config_dir: str | None = None
         self.debug = False
 
+    def named(self, text: str) -> str:
+        """Return a fix with this run's config directory in place of ``-c DIR``."""
+        return text.replace("-c DIR", f"-c {self.config_dir}") if self.config_dir else text
+
     def layout(self, *, must_exist: bool = True) -> ConfigDir:
         """Return the config directory that ``-c`` named; UsageError without one, ConfigError when it is not there."""
+        from pathlib import Path  # not above: Typer imports it more cheaply (startup.py)
+
         from certctrl.store.layout import ConfigDir
 
         if self.config_dir is None:

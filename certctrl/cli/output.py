@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,6 +15,8 @@ def clean(text: str) -> str:
     """Return ``text`` with control, bidirectional and other invisible characters escaped (T13)."""
     if text.isascii() and text.isprintable():
         return text
+    import unicodedata
+
     return "".join(c if unicodedata.category(c) not in _FORMAT else _escape(c) for c in text)
 
 
@@ -36,6 +36,8 @@ def write_error(text: str) -> None:
 
 def write_json(value: Any, *, pretty: bool = True) -> None:
     """Print a JSON value: indented for a person's pipe, or on one line."""
+    import json
+
     sys.stdout.write(json.dumps(value, indent=2 if pretty else None, ensure_ascii=True, default=str) + "\n")
     sys.stdout.flush()
 

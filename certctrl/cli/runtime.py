@@ -28,7 +28,7 @@ def run_command(argv: list[str]) -> int:
     try:
         with putting_off():
             from certctrl.cli.app import root_command
-        return _run(root_command(), argv)
+        return _run(root_command(argv), argv)
     finally:
         if collecting:
             gc.enable()
@@ -46,7 +46,7 @@ def _run(command: Any, argv: list[str]) -> int:
     except SystemExit as end:  # Typer's own endings: shell completion, a closed pipe
         return end.code if isinstance(end.code, int) else ExitStatus.FAILED
     except BaseException as error:
-        return report(error, debug=invoked.debug)
+        return report(error, invoked)
 
 
 def run(async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -57,15 +57,15 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
     return trio.run(async_fn, *args)
 
 
-def report(error: BaseException, *, debug: bool) -> int:
+def report(error: BaseException, invoked: Invocation) -> int:
     """Print an error that ended a command and return the exit status that it means."""
     leaves = list(flatten(error))
     if any(isinstance(leaf, KeyboardInterrupt) or type(leaf).__name__ == "Abort" for leaf in leaves):
         write_error(f"{PROGRAM}: interrupted")
         return ExitStatus.INTERRUPTED
-    if debug:
+    if invoked.debug:
         _print_traceback(error)
-    status = max((_report_one(leaf, debug=debug) for leaf in leaves), key=_weight)
+    status = max((_report_one(leaf, invoked) for leaf in leaves), key=_weight)
     sys.stderr.flush()
     return status
 
@@ -91,17 +91,17 @@ def _weight(status: int) -> int:
     )
 
 
-def _report_one(error: BaseException, *, debug: bool) -> int:
+def _report_one(error: BaseException, invoked: Invocation) -> int:
     if isinstance(error, CertctrlError):
-        return print_failure(str(error), error.fix, error.exit_status)
+        return print_failure(str(error), invoked.named(error.fix or ""), error.exit_status)
     if hasattr(error, "format_message") and hasattr(error, "ctx"):
         return _report_usage(error)
     place = _place(error)
-    hint = None if debug else f"run `{PROGRAM} --debug …` again for the details, and report them"
+    hint = "" if invoked.debug else f"run `{PROGRAM} --debug …` again for the details, and report them"
     return print_failure(f"unexpected {type(error).__name__} at {place}", hint, ExitStatus.FAILED)
 
 
-def print_failure(what: str, fix: str | None, status: int) -> int:
+def print_failure(what: str, fix: str, status: int) -> int:
     """Print the two lines of a failure; returns ``status``."""
     from certctrl.cli.redact import redact
 

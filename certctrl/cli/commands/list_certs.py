@@ -1,7 +1,5 @@
 """``list-certs``: what is deployed on this host, from facts recorded at deploy time; nothing is parsed."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 import typer

@@ -221,11 +221,8 @@ plane.add_typer(ca, name="ca")
 
 
 def _decide(ctx: typer.Context, user_code: str, *, approve: bool) -> None:
-    from urllib.parse import quote
-
     async def question(desk: Desk) -> Any:
-        body = {"approve": approve, "user_id": desk.user}
-        return await desk.call("POST", f"/apiv1/device-grants/{quote(user_code, safe='')}", body)
+        return await desk.operator.answer_grant(user_code, approve=approve, user_id=desk.user)
 
     grant = ask(ctx, question)
     who = f"{grant['name'] or 'the device'} at {grant['address'] or 'an unknown address'}"

@@ -149,7 +149,7 @@ class Desk:
     async def call(self, method: str, path: str, json: Any = None) -> Any:
         """Return the plane's ``data`` for a path below the user (``devices``), or from the root (``/apiv1/…``)."""
         whole = path if path.startswith("/") else f"/apiv1/users/{self.user}/{path}"
-        return await self.operator._call(method, whole, json=json)
+        return await self.operator.call(method, whole, json=json)
 
     async def device(self, named: str) -> int:
         """Return the id of a device given by id, name or device_public_id."""

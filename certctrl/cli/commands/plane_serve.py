@@ -19,6 +19,8 @@ DEFAULT_LISTEN = "127.0.0.1:8443"
 _COLLECT_RARELY = (50_000, 50, 100)
 """Garbage collection thresholds: thousands of parked polls are scanned ten times less often."""
 
+_MOST_FILES = 65_536
+
 
 def serve(
     ctx: typer.Context,
@@ -89,6 +91,7 @@ async def _serve(
             )
             gc.freeze()
             gc.set_threshold(*_COLLECT_RARELY)
+            _allow_many_connections()
             write_line(f"control plane  {address.url}")
             write_line(f"approve hosts  {public_url.rstrip('/') or address.url}/device")
             write_line(f"CA file        {address.ca_file}")
@@ -99,6 +102,16 @@ async def _serve(
                 break
             notifier.stopping("stopping")
             nursery.cancel_scope.cancel()
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files as far as this process may: every held poll is a connection."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _log(*, debug: bool) -> None:

@@ -1,7 +1,5 @@
 """``status``: the spec's block, then state, health, certificates and what to do about each problem."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Annotated, Any
@@ -33,7 +31,8 @@ def status(
     cert-ctrl -c /etc/cert-ctrl status --daemon --watch
     cert-ctrl -c /etc/cert-ctrl status --json
     """
-    layout = invocation(ctx).layout()
+    invoked = invocation(ctx)
+    layout = invoked.layout()
     while True:
         facts = gather(layout)
         certs = None if daemon else certificates(layout)
@@ -43,10 +42,8 @@ def status(
             extra = {} if certs is None else {"certificates": certs}
             write_json({**facts, **extra, "exit_status": int(exit_status(facts))}, pretty=not watch)
         else:
-            for line in block(facts):
-                write_line(line)
-            for line in details(facts, certs):
-                write_line(line)
+            for line in block(facts) + details(facts, certs):
+                write_line(invoked.named(line))
         sys.stdout.flush()
         if not watch:
             return exit_status(facts)
