@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,37 +99,47 @@ class CopySet:
             raise
 
     def undo(self) -> None:
-        """Bring the old files back, durably, and end; what somebody else wrote since stays. Twice is nothing."""
-        first: DiskError | None = None
+        """Bring the old files back, durably, and end; what somebody else wrote since stays. Twice is nothing.
+
+        Raises DiskError when some cannot be brought back; the journal then stays, and `recover` goes on.
+        """
+        faults: list[DiskError] = []
         for job in reversed(self._jobs):
             try:
                 journal.put_old(self._fs, job.entry, job.parent)
             except DiskError as error:
-                first = first or error
-        if first is not None:
-            self._stack.close()  # the journal stays: the rest is for `recover`
-            raise first
-        if self._jobs:
-            journal.sync_parents(self._fs, list(self._parents.values()))
+                faults.append(error)
+        try:
+            if self._jobs and not faults:
+                journal.sync_parents(self._fs, list(self._parents.values()))
+        except DiskError as error:
+            faults.append(error)
+        if faults:
+            self._let_go()
+            raise faults[0]
         self.close()
 
     def close(self) -> None:
-        """Give up the copies of the old files and end; doing it twice is nothing."""
-        dropped = [journal.drop_leftovers(self._fs, job.entry, job.parent) for job in self._jobs]
-        if any(dropped):
-            journal.sync_parents(self._fs, list(self._parents.values()))  # else a key could outlive its journal
-        self._jobs = []
-        if self._journal is not None:
-            self._journal.remove()
-            self._journal = None
-        self._parents = {}
+        """Give up the copies of the old files and end; doing it twice is nothing.
+
+        Raises DiskError when they cannot be removed; the journal then stays, and `recover` removes them.
+        """
+        try:
+            dropped = [journal.drop_leftovers(self._fs, job.entry, job.parent) for job in self._jobs]
+            if any(dropped):
+                journal.sync_parents(self._fs, list(self._parents.values()))  # else a key could outlive its journal
+            if self._journal is not None:
+                self._journal.remove()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._jobs, self._parents, self._journal = [], {}, None
         self._stack.close()
 
     def _abandon(self) -> None:
-        try:
+        with suppress(DiskError):  # the error to see is the first one
             self.undo()
-        except DiskError:
-            self._stack.close()  # the journal stays; the error to see is the first one
 
     # --- staging ------------------------------------------------------------------------------------------
 

@@ -42,6 +42,12 @@ def text_of(data: bytes, file: str, fix: str) -> str:
     return text
 
 
+def poll_time_of(data: bytes) -> float | None:
+    """Return the poll time; None when a power cut tore it: it is whole only with its final newline."""
+    line, newline, rest = data.partition(b"\n")
+    return float(line) if newline and not rest and line.isdigit() and len(line) < 16 else None
+
+
 def object_of(data: bytes, file: str, fix: str) -> dict[str, Any]:
     """Return the JSON object of a state file."""
     if not data:

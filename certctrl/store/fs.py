@@ -240,7 +240,7 @@ class _boundary:
 
 
 def _where(path: str | Path, at: Handle | None) -> str:
-    return str(path) if at is None else f"{at.path}/{path}"
+    return str(path) if at is None else f"{at.path.rstrip('/')}/{path}"
 
 
 def _fd(at: Handle | None) -> int | None:

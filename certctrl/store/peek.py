@@ -60,10 +60,10 @@ def read_cursor_at(root: str | os.PathLike[str]) -> float | None:
 def read_last_poll(root: str | os.PathLike[str]) -> float | None:
     """Return the time of the last successful poll; None also when a power cut damaged it."""
     try:
-        text = _text(root, "last_poll_time.txt")
-        return None if text is None else float(text)
-    except (StateCorruptError, ValueError):
+        data = _bytes(_path(root, "last_poll_time.txt"), decode.TEXT_LIMIT)
+    except StateCorruptError:
         return None
+    return None if data is None else decode.poll_time_of(data)
 
 
 def read_device_id(root: str | os.PathLike[str]) -> str | None:

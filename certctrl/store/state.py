@@ -71,14 +71,14 @@ class StateStore(InstalledState):
     def load_last_poll(self) -> float | None:
         """Return the time of the last successful poll; None also when a power cut damaged it."""
         try:
-            text = self._files.load_text(self.layout.last_poll_time, _RESYNC)
-            return None if text is None else float(text)
-        except (StateCorruptError, ValueError):
+            data = self._files.load_bytes(self.layout.last_poll_time, decode.TEXT_LIMIT, _RESYNC)
+        except StateCorruptError:
             return None
+        return None if data is None else decode.poll_time_of(data)
 
     def save_last_poll(self, now: float) -> None:
         """Note the time of a successful poll (whole seconds, as in the spec), without fsync."""
-        write_atomic(self._fs, self.layout.last_poll_time, b"%d" % int(now), durable=False)
+        write_atomic(self._fs, self.layout.last_poll_time, b"%d\n" % int(now), durable=False)
 
     # --- identity -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,551 @@
+"""ModelFs: a disk in memory that knows the difference between written and durable.
+
+It stands in for `certctrl.store.fs.RealFs`. Everything written goes to the page cache (what running programs
+see); only fsync and syncfs move it to the disk (what is left after a power cut). Between two syncs a real kernel
+may write back any of it in almost any order, so after a crash the disk may hold
+
+* any set of the directory changes that respects their order on each single name (a rename is one change),
+* for each file any prefix of its writes, the last of them whole, half, or as zeros of full length,
+* for each file any prefix of its changes of mode and owner,
+
+independently of each other. `crash_states` enumerates these, all of them when there are few, a seeded sample with
+the extremes when there are many. `explore` runs a protocol and tries every crash before each of its operations:
+power cut (any legal state) and kill (the cache survives, and stays as little durable as it was).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from certctrl.store.fs import Handle, Stat, disk_error
+
+ROOT = 1
+
+
+class Node(NamedTuple):
+    """One file, directory or link; ``entries`` is never changed, but replaced."""
+
+    kind: str
+    mode: int
+    uid: int
+    gid: int
+    data: bytes = b""
+    text: str = ""
+    entries: Mapping[str, int] = MappingProxyType({})
+    time: int = 0
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that becomes durable as a whole, or not at all (data: see the module's words on prefixes)."""
+
+    group: str  # entry, data, meta
+    ino: int  # the directory or file that is changed
+    names: tuple[str, ...] = ()
+    apply: Callable[[Node], Node] = lambda node: node
+    torn: tuple[Callable[[Node], Node], ...] = ()
+
+
+def with_entry(name: str, ino: int) -> Callable[[Node], Node]:
+    return lambda node: node._replace(entries={**node.entries, name: ino})
+
+
+def without_entry(name: str) -> Callable[[Node], Node]:
+    return lambda node: node._replace(entries={key: ino for key, ino in node.entries.items() if key != name})
+
+
+def renamed(old: str, new: str, ino: int) -> Callable[[Node], Node]:
+    return lambda node: with_entry(new, ino)(without_entry(old)(node))
+
+
+def written(offset: int, data: bytes) -> Callable[[Node], Node]:
+    def apply(node: Node) -> Node:
+        before = node.data.ljust(offset, b"\0")
+        return node._replace(data=before[:offset] + data + before[offset + len(data) :])
+
+    return apply
+
+
+def resized(size: int) -> Callable[[Node], Node]:
+    return lambda node: node._replace(data=node.data[:size].ljust(size, b"\0"))
+
+
+class ModelFs:
+    """The double. ``observer`` is called before each operation that changes something or makes it durable."""
+
+    def __init__(self, *, uid: int = 1000, syncfs: bool = True) -> None:
+        self.base: dict[int, Node] = {ROOT: Node("dir", 0o755, 0, 0)}
+        self.now: dict[int, Node] = dict(self.base)
+        self.pending: list[Change] = []
+        self.promises: dict[str, Any] = {}
+        self.observer: Callable[[ModelFs, str], None] | None = None
+        self.fault: Callable[[str, str], int | None] | None = None
+        self.trace: list[str] = []
+        self.can_syncfs = syncfs
+        self._uid = uid
+        self._next = itertools.count(2)
+        self._clock = itertools.count(1)
+        self._tokens = itertools.count(1)
+        self._fds = itertools.count(3)
+        self._open: dict[int, list[int]] = {}  # fd -> [ino, position]
+        self._locks: dict[int, int] = {}  # ino -> fd
+
+    # --- crashing -----------------------------------------------------------------------------------------
+
+    def copy(self) -> ModelFs:
+        """Return an independent disk with the same cache and the same debts; no handle, lock or observer."""
+        other = ModelFs(uid=self._uid, syncfs=self.can_syncfs)
+        other.base, other.now, other.pending = dict(self.base), dict(self.now), list(self.pending)
+        other.promises = dict(self.promises)
+        other._count_from(10_000 + max(self.now | self.base))
+        return other
+
+    def settled(self) -> ModelFs:
+        """Return a disk on which everything is durable: a clean stop."""
+        other = self.copy()
+        other.base, other.pending = dict(other.now), []
+        return other
+
+    def crash_states(self, limit: int, chance: random.Random) -> Iterator[ModelFs]:
+        """Yield what the disk may hold after a power cut now; at most ``limit`` states, extremes first."""
+        seen: set[bytes] = set()
+        for choice in self._choices(limit, chance):
+            crashed = self._image(*choice)
+            mark = crashed.fingerprint()
+            if mark not in seen:
+                seen.add(mark)
+                yield crashed
+                if len(seen) >= limit:
+                    return
+
+    def _choices(self, limit: int, chance: random.Random) -> Iterator[tuple[frozenset[int], dict[Any, int]]]:
+        entries = [i for i, change in enumerate(self.pending) if change.group == "entry"]
+        files: dict[tuple[str, int], list[Change]] = {}
+        for change in self.pending:
+            if change.group != "entry":
+                files.setdefault((change.group, change.ino), []).append(change)
+        sizes = {key: 1 + sum(1 + len(change.torn) for change in changes) for key, changes in files.items()}
+        whole = {key: size - 1 for key, size in sizes.items()}
+        none: dict[Any, int] = dict.fromkeys(sizes, 0)
+        total = 2 ** len(entries) * math.prod(sizes.values())
+        everything = frozenset(entries)
+        for chosen, levels in ((everything, whole), (frozenset(), none), (everything, none), (frozenset(), whole)):
+            yield self._closed(chosen), levels
+        if total <= 4 * limit:
+            for count in range(len(entries) + 1):
+                for some in itertools.combinations(entries, count):
+                    if self._closed(frozenset(some)) == frozenset(some):
+                        for levels_ in itertools.product(*(range(size) for size in sizes.values())):
+                            yield frozenset(some), dict(zip(sizes, levels_, strict=True))
+            return
+        for one in entries:  # all but one, and one alone: where most mistakes show
+            yield self._closed(everything - {one}), whole
+            yield self._closed(frozenset({one})), whole
+            yield self._closed(frozenset({one})), none
+        for key, size in sizes.items():
+            for level in range(size):
+                yield everything, whole | {key: level}
+        for _ in range(6 * limit):
+            share = chance.random()
+            chosen = frozenset(one for one in entries if chance.random() < share)
+            yield (
+                self._closed(chosen),
+                {key: chance.choice((0, size - 1, chance.randrange(size))) for key, size in sizes.items()},
+            )
+
+    def _closed(self, chosen: frozenset[int]) -> frozenset[int]:
+        """Drop what cannot be durable without an earlier change of the same name."""
+        kept: set[int] = set()
+        lost: set[tuple[int, str]] = set()
+        for number, change in enumerate(self.pending):
+            if change.group != "entry":
+                continue
+            touched = {(change.ino, name) for name in change.names}
+            if number in chosen and not touched & lost:
+                kept.add(number)
+            else:
+                lost |= touched
+        return frozenset(kept)
+
+    def _image(self, chosen: frozenset[int], levels: dict[Any, int]) -> ModelFs:
+        crashed = ModelFs(uid=self._uid, syncfs=self.can_syncfs)
+        nodes = dict(self.base)
+        left = dict(levels)
+        for number, change in enumerate(self.pending):
+            if change.group == "entry":
+                if number in chosen:
+                    nodes[change.ino] = change.apply(nodes[change.ino])
+                continue
+            key = (change.group, change.ino)
+            steps = (*change.torn, change.apply)
+            reached = min(left[key], len(steps))
+            left[key] = left[key] - reached if reached == len(steps) else 0
+            if reached:
+                nodes[change.ino] = steps[reached - 1](nodes[change.ino])
+        crashed.base, crashed.now = nodes, dict(nodes)
+        crashed.promises = dict(self.promises)
+        crashed._count_from(10_000 + max(nodes))
+        return crashed
+
+    def _count_from(self, top: int) -> None:
+        self._next, self._clock, self._tokens = itertools.count(top), itertools.count(top), itertools.count(top)
+
+    def promise(self, **facts: Any) -> None:
+        """Note what the outside world was told: from now on it must hold after any crash."""
+        self.promises |= facts
+
+    # --- looking, for tests -------------------------------------------------------------------------------
+
+    def tree(self) -> dict[str, Node]:
+        """Return every reachable path and what is there."""
+        found: dict[str, Node] = {}
+        todo = [("", ROOT)]
+        while todo:
+            path, ino = todo.pop()
+            node = self.now[ino]
+            found[path or "/"] = node
+            todo += [(f"{path}/{name}", child) for name, child in node.entries.items()]
+        return found
+
+    def open_files(self) -> list[int]:
+        """Return the descriptors that are open."""
+        return sorted(self._open)
+
+    def fingerprint(self) -> bytes:
+        digest = hashlib.sha256(repr(sorted(self.promises.items())).encode())
+        for path, node in sorted(self.tree().items()):
+            digest.update(repr((path, node.kind, node.mode, node.uid, node.gid, node.text)).encode() + node.data)
+        return digest.digest()
+
+    def put(self, path: str | Path, data: bytes, mode: int = 0o644) -> None:
+        """Make a durable file with all its parents, as the world before the test."""
+        self.put_dir(Path(path).parent)
+        parent, name = self._resolve(path, None)
+        ino = self.now[parent].entries.get(name) or next(self._next)
+        self.now[ino] = Node("file", mode, self._uid, self._uid, data)
+        self.now[parent] = with_entry(name, ino)(self.now[parent])
+        self.base = dict(self.now)
+
+    def put_dir(self, path: str | Path, mode: int = 0o755) -> None:
+        """Make a durable directory with all its parents."""
+        here = ROOT
+        for step in Path(path).parts[1:]:
+            names = self.now[here].entries
+            if step not in names:
+                ino = next(self._next)
+                self.now[ino] = Node("dir", mode, self._uid, self._uid)
+                self.now[here] = with_entry(step, ino)(self.now[here])
+                names = {step: ino}
+            here = names[step]
+        self.base = dict(self.now)
+
+    # --- machinery ----------------------------------------------------------------------------------------
+
+    def _before(self, verb: str, path: str) -> None:
+        self.trace.append(f"{verb} {path}")
+        if self.observer is not None:
+            self.observer(self, f"{verb} {path}")
+        if self.fault is not None and (code := self.fault(verb, path)) is not None:
+            raise disk_error(verb, path, OSError(code, os.strerror(code)))
+
+    def _fail(self, code: int, verb: str, path: str) -> Exception:
+        return disk_error(verb, path, OSError(code, os.strerror(code)))
+
+    def _where(self, path: str | Path, at: Handle | None) -> str:
+        return str(path) if at is None else f"{at.path.rstrip('/')}/{path}"
+
+    def _resolve(self, path: str | Path, at: Handle | None) -> tuple[int, str]:
+        """Return (directory, last name); links on the way are followed, the last one is not."""
+        text = str(path)
+        here, steps = (ROOT, text.split("/")[1:]) if at is None else (self._open[at.fd][0], text.split("/"))
+        trail: list[int] = []
+        while len(steps) > 1:
+            name = steps.pop(0)
+            if name in ("", "."):
+                continue
+            if name == "..":
+                here = trail.pop() if trail else ROOT
+                continue
+            child = self.now[here].entries.get(name)
+            if child is None:
+                raise self._fail(errno.ENOENT, "open", text)
+            node = self.now[child]
+            if node.kind == "link":
+                steps = node.text.split("/") + steps
+                if node.text.startswith("/"):
+                    here, trail = ROOT, []
+            elif node.kind == "dir":
+                trail.append(here)
+                here = child
+            else:
+                raise self._fail(errno.ENOTDIR, "open", text)
+        return here, steps[0]
+
+    def _find(self, path: str | Path, at: Handle | None, verb: str) -> int:
+        if at is None and str(path) == "/":
+            return ROOT
+        parent, name = self._resolve(path, at)
+        ino = self.now[parent].entries.get(name)
+        if ino is None:
+            raise self._fail(errno.ENOENT, verb, self._where(path, at))
+        return ino
+
+    def _handle(self, ino: int, path: str, position: int = 0) -> Handle:
+        fd = next(self._fds)
+        self._open[fd] = [ino, position]
+        return Handle(fd, path)
+
+    def _change(self, change: Change) -> None:
+        self.now[change.ino] = change.apply(self.now[change.ino])._replace(time=next(self._clock))
+        self.pending.append(change)
+
+    def _new(self, node: Node, path: str | Path, at: Handle | None, verb: str) -> int:
+        parent, name = self._resolve(path, at)
+        if name in self.now[parent].entries:
+            raise self._fail(errno.EEXIST, verb, self._where(path, at))
+        ino = next(self._next)
+        self.now[ino] = self.base[ino] = node._replace(time=next(self._clock))
+        self._change(Change("entry", parent, (name,), with_entry(name, ino)))
+        return ino
+
+    # --- the verbs ----------------------------------------------------------------------------------------
+
+    def open_dir(self, path: str | Path, at: Handle | None = None) -> Handle:
+        ino = self._find(path, at, "open")
+        if self.now[ino].kind != "dir":
+            code = errno.ELOOP if self.now[ino].kind == "link" else errno.ENOTDIR
+            raise self._fail(code, "open", self._where(path, at))
+        return self._handle(ino, self._where(path, at))
+
+    def open_file(self, path: str | Path, at: Handle | None = None) -> Handle:
+        ino = self._find(path, at, "read")
+        if self.now[ino].kind == "link":
+            raise self._fail(errno.ELOOP, "read", self._where(path, at))
+        return self._handle(ino, self._where(path, at))
+
+    def open_append(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
+        self._before("open_append", self._where(path, at))
+        parent, name = self._resolve(path, at)
+        ino = self.now[parent].entries.get(name)
+        if ino is None:
+            ino = self._new(Node("file", mode, self._uid, self._uid), path, at, "write")
+        return self._handle(ino, self._where(path, at), len(self.now[ino].data))
+
+    def open_lock(self, path: str | Path, mode: int) -> Handle:
+        handle = self.open_append(path, mode)
+        self._open[handle.fd][1] = 0
+        return handle
+
+    def create(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
+        self._before("create", self._where(path, at))
+        node = Node("file", mode, self._uid, self._uid)
+        return self._handle(self._new(node, path, at, "create"), self._where(path, at))
+
+    def read(self, handle: Handle, limit: int) -> bytes:
+        entry = self._open[handle.fd]
+        data = self.now[entry[0]].data[entry[1] : entry[1] + limit]
+        entry[1] += len(data)
+        return data
+
+    def write(self, handle: Handle, data: bytes) -> None:
+        self._before("write", handle.path)
+        entry = self._open[handle.fd]
+        half = data[: len(data) // 2]
+        torn = (written(entry[1], half), written(entry[1], bytes(len(data))))
+        self._change(Change("data", entry[0], apply=written(entry[1], data), torn=torn))
+        entry[1] += len(data)
+
+    def truncate(self, handle: Handle, size: int) -> None:
+        self._before("truncate", handle.path)
+        self._change(Change("data", self._open[handle.fd][0], apply=resized(size)))
+
+    def allocate(self, handle: Handle, size: int) -> None:
+        self._before("allocate", handle.path)
+        ino = self._open[handle.fd][0]
+        self._change(Change("data", ino, apply=resized(max(size, len(self.now[ino].data)))))
+
+    def chmod(self, handle: Handle, mode: int) -> None:
+        self._before("chmod", handle.path)
+        self._change(Change("meta", self._open[handle.fd][0], apply=lambda node: node._replace(mode=mode)))
+
+    def chown(self, handle: Handle, uid: int, gid: int) -> None:
+        self._before("chown", handle.path)
+        self._change(Change("meta", self._open[handle.fd][0], apply=lambda node: node._replace(uid=uid, gid=gid)))
+
+    def label(self, handle: Handle) -> bytes | None:
+        return None
+
+    def relabel(self, handle: Handle, label: bytes) -> None:
+        raise self._fail(errno.ENOTSUP, "label", handle.path)
+
+    def fsync(self, handle: Handle) -> None:
+        self._before("fsync", handle.path)
+        ino = self._open[handle.fd][0]
+        self._make_durable(lambda change: change.ino == ino)
+
+    def syncfs(self, handle: Handle) -> bool:
+        if not self.can_syncfs:
+            return False
+        self._before("syncfs", handle.path)
+        self._make_durable(lambda change: True)
+        return True
+
+    def _make_durable(self, chosen: Callable[[Change], bool]) -> None:
+        for change in self.pending:
+            if chosen(change):
+                self.base[change.ino] = change.apply(self.base[change.ino])
+        self.pending = [change for change in self.pending if not chosen(change)]
+
+    def try_lock(self, handle: Handle) -> bool:
+        ino = self._open[handle.fd][0]
+        if self._locks.get(ino, handle.fd) != handle.fd:
+            return False
+        self._locks[ino] = handle.fd
+        return True
+
+    def close(self, handle: Handle) -> None:
+        fd, handle.fd = handle.fd, -1
+        if fd in self._open:
+            ino, _ = self._open.pop(fd)
+            if self._locks.get(ino) == fd:
+                del self._locks[ino]
+
+    def rename(self, old: str | Path, new: str | Path, at: Handle | None = None) -> None:
+        self._before("rename", self._where(new, at))
+        parent, old_name = self._resolve(old, at)
+        other, new_name = self._resolve(new, at)
+        assert parent == other, "the store renames inside one directory only"
+        names = self.now[parent].entries
+        if old_name not in names:
+            raise self._fail(errno.ENOENT, "replace", self._where(new, at))
+        moved, target = self.now[names[old_name]], self.now.get(names.get(new_name, 0))
+        if target is not None and target.kind == "dir" and (moved.kind != "dir" or target.entries):
+            code = errno.EISDIR if moved.kind != "dir" else errno.ENOTEMPTY
+            raise self._fail(code, "replace", self._where(new, at))
+        apply = renamed(old_name, new_name, names[old_name])
+        self._change(Change("entry", parent, (old_name, new_name), apply))
+
+    def symlink(self, text: str, path: str | Path, at: Handle | None = None) -> None:
+        self._before("symlink", self._where(path, at))
+        self._new(Node("link", 0o777, self._uid, self._uid, text=text), path, at, "link")
+
+    def unlink(self, path: str | Path, at: Handle | None = None) -> None:
+        self._before("unlink", self._where(path, at))
+        if self.now[self._find(path, at, "remove")].kind == "dir":
+            raise self._fail(errno.EISDIR, "remove", self._where(path, at))
+        parent, name = self._resolve(path, at)
+        self._change(Change("entry", parent, (name,), without_entry(name)))
+
+    def mkdir(self, path: str | Path, mode: int, at: Handle | None = None) -> None:
+        self._before("mkdir", self._where(path, at))
+        self._new(Node("dir", mode, self._uid, self._uid), path, at, "create")
+
+    def rmdir(self, path: str | Path, at: Handle | None = None) -> None:
+        self._before("rmdir", self._where(path, at))
+        node = self.now[self._find(path, at, "remove")]
+        if node.kind != "dir" or node.entries:
+            code = errno.ENOTEMPTY if node.kind == "dir" else errno.ENOTDIR
+            raise self._fail(code, "remove", self._where(path, at))
+        parent, name = self._resolve(path, at)
+        self._change(Change("entry", parent, (name,), without_entry(name)))
+
+    def listdir(self, handle: Handle) -> list[str]:
+        return list(self.now[self._open[handle.fd][0]].entries)
+
+    def lstat(self, path: str | Path, at: Handle | None = None) -> Stat | None:
+        if at is None and str(path) == "/":
+            return self._stat(ROOT)
+        try:
+            parent, name = self._resolve(path, at)
+        except Exception as error:
+            if getattr(error, "errno", 0) in (errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise
+        ino = self.now[parent].entries.get(name)
+        return None if ino is None else self._stat(ino)
+
+    def fstat(self, handle: Handle) -> Stat:
+        return self._stat(self._open[handle.fd][0])
+
+    def _stat(self, ino: int) -> Stat:
+        node = self.now[ino]
+        return Stat(node.kind, node.mode, node.uid, node.gid, len(node.data), 1, ino, 1, node.time)
+
+    def readlink(self, path: str | Path, at: Handle | None = None) -> str:
+        node = self.now[self._find(path, at, "read")]
+        if node.kind != "link":
+            raise self._fail(errno.EINVAL, "read", self._where(path, at))
+        return node.text
+
+    def uid(self) -> int:
+        return self._uid
+
+    def gid(self) -> int:
+        return self._uid
+
+    def token(self) -> str:
+        return f"{next(self._tokens):016x}"
+
+
+@dataclass
+class Tally:
+    """What an exploration tried."""
+
+    points: int = 0
+    """Operations before which the power was cut, plus the end."""
+    kills: int = 0
+    states: set[bytes] = field(default_factory=set)
+    """Distinct disks that were checked."""
+
+
+def explore(
+    start: ModelFs,
+    act: Callable[[ModelFs], object],
+    check: Callable[[ModelFs], object],
+    *,
+    limit: int,
+    seed: int = 1,
+    kills: bool = True,
+) -> Tally:
+    """Run ``act`` on ``start`` and ``check`` on every disk that a crash on the way may leave.
+
+    ``check`` gets a disk as the next start finds it; its ``promises`` are what the world was told before the crash.
+    Raises what ``check`` raises, with the point of the crash in a note.
+    """
+    tally, chance = Tally(), random.Random(seed)
+
+    def observe(fs: ModelFs, operation: str) -> None:
+        tally.points += 1
+        for crashed in fs.crash_states(limit, chance):
+            mark = crashed.fingerprint()
+            if mark not in tally.states:
+                tally.states.add(mark)
+                judge(crashed, f"power cut before operation {tally.points}: {operation}")
+        if kills:
+            killed = fs.copy()
+            tally.kills += 1
+            tally.states.add(killed.fingerprint())
+            judge(killed, f"kill before operation {tally.points}: {operation}")
+
+    def judge(crashed: ModelFs, where: str) -> None:
+        try:
+            check(crashed)
+        except BaseException as error:
+            error.add_note(where)
+            raise
+
+    start.observer = observe
+    act(start)
+    observe(start, "the end")
+    start.observer = None
+    return tally

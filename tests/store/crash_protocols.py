@@ -1,0 +1,478 @@
+"""What the store promises, as protocols that can be cut off anywhere.
+
+Each protocol has a world before it, an act that converges from wherever a crash left things, and invariants that
+hold on every disk a crash may leave: some at once, the rest after the recovery that every start begins with.
+What the plane knows lives in the disk's ``promises``: it survives all crashes of this host.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modeldisk import ModelFs, explore
+
+from certctrl.model.records import Ack, CertRecord, DeviceKeys, InboxEntry, Tokens
+from certctrl.model.signals import CertRenewed, identity
+from certctrl.store.atomic import is_temp, make_tree, read_bytes
+from certctrl.store.copies import CopySet, FileWrite, recover
+from certctrl.store.generations import GenerationStore
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore, StoredInstallConfig
+
+LAYOUT = ConfigDir(Path("/etc/cert-ctrl"))
+NAME = "example.com"
+ROOTS = ("/srv",)
+SECRET = b"SECRET"
+
+
+def material(number: int) -> dict[str, bytes]:
+    return {
+        "private.key": b"SECRET-KEY %d" % number,
+        "certificate.pem": b"LEAF %d" % number,
+        "chain.pem": b"CHAIN %d" % number,
+        "fullchain.pem": b"FULL %d" % number,
+    }
+
+
+def publish(fs: ModelFs, names: Mapping[str, int]) -> GenerationStore:
+    """Stage, settle and switch to certificate ``number`` of each name."""
+    generations = GenerationStore(LAYOUT, fs)
+    staged = [generations.stage(name, material(number), {"serial": number}) for name, number in names.items()]
+    generations.settle(staged)
+    generations.switch({one.name: one.id for one in staged})
+    return generations
+
+
+def live_number(fs: ModelFs, name: str = NAME) -> int | None:
+    """Return which certificate is live, having checked that all of it is; None when none is."""
+    live = LAYOUT.live_link(name)
+    if fs.lstat(live) is None:
+        return None
+    files = {file: read_bytes(fs, live / file, 1000) for file in material(1)}
+    numbers = {int(data.split()[-1]) for data in files.values() if data is not None and data[-1:].isdigit()}
+    assert len(numbers) == 1, f"mixed or missing: {files}"
+    (number,) = numbers
+    assert files == material(number), f"a partial file is live: {files}"
+    return number
+
+
+def leaks(fs: ModelFs) -> list[str]:
+    return [path for path, node in fs.tree().items() if SECRET in node.data and node.mode & 0o077]
+
+
+def strays(fs: ModelFs) -> list[str]:
+    return [path for path in fs.tree() if any(is_temp(part) or part.startswith(".tmp-") for part in path.split("/"))]
+
+
+class Protocol:
+    """One thing the agent does; ``name`` says which."""
+
+    name = ""
+    syncfs = True
+
+    def world(self) -> ModelFs:
+        fs = ModelFs(syncfs=self.syncfs)
+        fs.put_dir("/etc")
+        make_tree(fs, LAYOUT)
+        self.prepare(fs)
+        return fs.settled()
+
+    def prepare(self, fs: ModelFs) -> None:
+        """Make the world before."""
+
+    def act(self, fs: ModelFs) -> None:
+        raise NotImplementedError
+
+    def always(self, fs: ModelFs) -> None:
+        """Hold on every disk."""
+
+    def recovered(self, fs: ModelFs) -> None:
+        """Hold after recovery."""
+
+    # --- driving ------------------------------------------------------------------------------------------
+
+    def recover(self, fs: ModelFs) -> None:
+        """Do what every start does before anything else."""
+        report = recover(LAYOUT, fs, ROOTS)
+        assert not report.failed, report
+        StateStore(LAYOUT, fs).sweep()
+        GenerationStore(LAYOUT, fs).sweep()
+
+    def check(self, fs: ModelFs) -> None:
+        """Check one disk; then restart on it, and check that the restart's own promises survive a power cut."""
+        self.check_start(fs)
+        self.act(fs)
+        for crashed in fs.crash_states(4, random.Random(1)):
+            self.check_start(crashed)
+
+    def check_start(self, fs: ModelFs) -> None:
+        assert not (found := leaks(fs)), f"readable by others: {found}"
+        self.always(fs)
+        self.recover(fs)
+        assert not (found := strays(fs)), f"left behind: {found}"
+        assert not (found := leaks(fs)), f"readable by others: {found}"
+        self.always(fs)
+        self.recovered(fs)
+
+    def check_deep(self, fs: ModelFs) -> None:
+        """Check a killed run whose restart is cut off by a power cut at every operation: two faults in a row."""
+        explore(fs, self.restart, self.check_start, limit=3, kills=False)
+
+    def restart(self, fs: ModelFs) -> None:
+        self.recover(fs)
+        self.act(fs)
+
+
+class FirstInstall(Protocol):
+    name = "first install"
+
+    def act(self, fs: ModelFs) -> None:
+        publish(fs, {NAME: 1})
+        fs.promise(live=1)
+
+    def always(self, fs: ModelFs) -> None:
+        assert live_number(fs) == fs.promises.get("live") or "live" not in fs.promises
+
+    def recovered(self, fs: ModelFs) -> None:
+        if live_number(fs) is not None:
+            for link, text in LAYOUT.public_links(NAME).items():
+                assert fs.readlink(link) == text
+
+
+class FirstInstallEach(FirstInstall):
+    name = "first install, kernel without a reliable syncfs"
+    syncfs = False
+
+
+class Renew(FirstInstall):
+    name = "renew"
+
+    def prepare(self, fs: ModelFs) -> None:
+        publish(fs, {NAME: 1})
+
+    def act(self, fs: ModelFs) -> None:
+        generations = publish(fs, {NAME: 2})
+        fs.promise(live=2)
+        generations.prune(NAME, 0)
+        assert len(generations.ids(NAME)) == 1
+
+    def always(self, fs: ModelFs) -> None:
+        assert live_number(fs) in ((2,) if "live" in fs.promises else (1, 2))
+        for link, text in LAYOUT.public_links(NAME).items():
+            assert fs.readlink(link) == text
+
+
+class RenewEach(Renew):
+    name = "renew, kernel without a reliable syncfs"
+    syncfs = False
+
+
+class Batch(Protocol):
+    name = "a batch of renewals and a first install"
+    names = ("a.example", "b.example", "c.example", "d.example")
+
+    def prepare(self, fs: ModelFs) -> None:
+        publish(fs, dict.fromkeys(self.names[:3], 1))
+
+    def act(self, fs: ModelFs) -> None:
+        publish(fs, dict.fromkeys(self.names, 2))
+        fs.promise(live=2)
+
+    def always(self, fs: ModelFs) -> None:
+        numbers = [live_number(fs, name) for name in self.names]
+        if "live" in fs.promises:
+            assert numbers == [2, 2, 2, 2]
+        assert all(number in (1, 2) for number in numbers[:3])
+        assert numbers[3] in (None, 2)
+
+
+class Rollback(Renew):
+    name = "roll back"
+
+    def prepare(self, fs: ModelFs) -> None:
+        publish(fs, {NAME: 1})
+        publish(fs, {NAME: 2})
+
+    def act(self, fs: ModelFs) -> None:
+        generations = GenerationStore(LAYOUT, fs)
+        generations.switch({NAME: generations.ids(NAME)[0]})
+        fs.promise(live=1)
+
+    def always(self, fs: ModelFs) -> None:
+        assert live_number(fs) in ((1,) if "live" in fs.promises else (1, 2))
+
+
+class Withdraw(Protocol):
+    name = "withdraw"
+
+    def prepare(self, fs: ModelFs) -> None:
+        publish(fs, {NAME: 1})
+        publish(fs, {NAME: 2})
+        StateStore(LAYOUT, fs).password(NAME, "pfx")
+
+    def act(self, fs: ModelFs) -> None:
+        GenerationStore(LAYOUT, fs).withdraw(NAME)
+        StateStore(LAYOUT, fs).forget_passwords(NAME)
+        fs.promise(withdrawn=True)
+
+    def always(self, fs: ModelFs) -> None:
+        assert live_number(fs) in (None, 2)
+        if "withdrawn" in fs.promises:
+            secret = [path for path, node in fs.tree().items() if SECRET in node.data or ".pfx" in path]
+            assert not secret, f"withdrawn, and still there: {secret}"
+            assert live_number(fs) is None
+
+
+class Copies(Protocol):
+    """Explicit destinations: one file that is there, one that is not, in two directories."""
+
+    name = "copies: commit"
+    old: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 1"}
+    new: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 2 and more", "/srv/b/site.key": b"SECRET-KEY 2"}
+
+    def prepare(self, fs: ModelFs) -> None:
+        for directory in ("/srv/a", "/srv/b"):
+            fs.put_dir(directory)
+        for path, data in self.old.items():
+            fs.put(path, data, 0o600)
+
+    def writes(self, contents: Mapping[str, bytes]) -> list[FileWrite]:
+        return [FileWrite(path=Path(path), data=data, mode=self.mode(path)) for path, data in contents.items()]
+
+    def mode(self, path: str) -> int:
+        return 0o600 if path.endswith(".key") else 0o644
+
+    def act(self, fs: ModelFs) -> None:
+        self.put(fs, self.new)
+        fs.promise(copies="new")
+
+    def put(self, fs: ModelFs, contents: Mapping[str, bytes]) -> None:
+        copies = CopySet(LAYOUT, fs)
+        copies.begin(self.writes(contents))
+        copies.commit()
+        copies.close()
+
+    def found(self, fs: ModelFs) -> dict[str, bytes]:
+        found = {path: read_bytes(fs, path, 1000) for path in self.new}
+        return {path: data for path, data in found.items() if data is not None}
+
+    def always(self, fs: ModelFs) -> None:
+        for path, data in self.found(fs).items():
+            assert data in (self.old.get(path), self.new[path]), f"a partial file at {path}"
+        assert self.old.keys() <= self.found(fs).keys(), "the old file is gone and the new one is not there"
+
+    def recovered(self, fs: ModelFs) -> None:
+        found = self.found(fs)
+        wanted = {"new": [self.new], "old": [self.old]}.get(fs.promises.get("copies", ""), [self.old, self.new])
+        assert found in wanted, f"mixed: {found}"
+        assert not self.journals(fs)
+        if found == self.new:
+            modes = {path: fs.tree()[path].mode for path in found}
+            assert modes == {path: self.mode(path) for path in found}
+
+    def journals(self, fs: ModelFs) -> list[str]:
+        return [path for path in fs.tree() if path.startswith(f"{LAYOUT.journal}/")]
+
+
+class CopiesEach(Copies):
+    name = "copies: commit, kernel without a reliable syncfs"
+    syncfs = False
+
+
+class CopiesUndone(Copies):
+    name = "copies: commit, then undo"
+    old: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 1", "/srv/b/site.key": b"SECRET-KEY 1"}
+
+    def act(self, fs: ModelFs) -> None:
+        fs.promises.pop("copies", None)  # the deployment is tried once more
+        copies = CopySet(LAYOUT, fs)
+        copies.begin(self.writes(self.new))
+        copies.commit()
+        copies.undo()
+        if self.found(fs) == self.new:  # a crash had let it stand: what was there before is put back as new
+            self.put(fs, self.old)
+        fs.promise(copies="old")
+
+
+class CopiesModeOnly(Copies):
+    name = "copies: same bytes, narrower mode"
+    old: Mapping[str, bytes] = {"/srv/a/site.key": b"KEY", "/srv/b/site.key": b"KEY TOO"}
+    new = old
+
+    def prepare(self, fs: ModelFs) -> None:
+        for path, data in self.old.items():
+            fs.put(path, data, 0o640)
+
+    def recovered(self, fs: ModelFs) -> None:
+        modes = {fs.tree()[path].mode for path in self.new}
+        assert modes == {0o600} if "copies" in fs.promises else len(modes) == 1
+        assert not self.journals(fs)
+
+
+class Register(Protocol):
+    name = "register"
+
+    def act(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        if store.load_device_id() is None:
+            store.save_device_id("23229bf7-5172-42c7-89a2-76d5b4a40090")
+        keys = store.load_device_keys()
+        if keys is None:
+            count = fs.promises.get("pairs", 0) + 1
+            fs.promise(pairs=count)
+            keys = DeviceKeys(
+                public=b"PUBLIC-%d".ljust(32, b".") % count, secret=(b"SECRET-%d" % count).ljust(32, b".")
+            )
+            keys = DeviceKeys(public=(b"PUBLIC-%d" % count).ljust(32, b"."), secret=keys.secret)
+            store.save_device_keys(keys)
+        issued = fs.promises.get("issued", 0) + 1
+        fs.promise(sent_key=keys.public, issued=issued)  # the plane answers with a session
+        store.save_tokens(Tokens(access_token=f"SECRET-access-{issued}", refresh_token=f"SECRET-refresh-{issued}"))
+        fs.promise(stored=issued)  # "registered" is printed
+
+    def always(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        keys, tokens = store.load_device_keys(), store.load_tokens()
+        if "sent_key" in fs.promises:
+            assert keys is not None, "the plane seals to a key that is gone"
+            assert keys.public == fs.promises["sent_key"]
+        if keys is not None:
+            assert keys.public.strip(b".")[7:] == keys.secret.strip(b".")[7:], "halves of different pairs"
+        if tokens is not None:
+            assert store.load_device_id() is not None
+            assert_session(tokens, fs.promises)
+        assert tokens is not None or "stored" not in fs.promises, "registered, and the session is lost"
+
+
+def assert_session(tokens: Tokens, promises: Mapping[str, Any]) -> None:
+    refresh = int(tokens.refresh_token.rpartition("-")[2])
+    access = int(tokens.access_token.rpartition("-")[2] or 0)
+    assert access <= refresh, "the access token is newer than the refresh token that came with it"
+    assert promises.get("stored", 0) <= refresh <= promises["issued"], "a session that was stored is lost"
+
+
+class Refresh(Protocol):
+    name = "refresh with rotation"
+
+    def prepare(self, fs: ModelFs) -> None:
+        StateStore(LAYOUT, fs).save_tokens(Tokens(access_token="SECRET-access-1", refresh_token="SECRET-refresh-1"))
+        fs.promise(issued=1, stored=1)
+
+    def act(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        with store.reserve_tokens(4096) as reservation:
+            issued = fs.promises["issued"] + 1
+            fs.promise(issued=issued)
+            tokens = Tokens(access_token=f"SECRET-access-{issued}", refresh_token=f"SECRET-refresh-{issued}")
+            reservation.commit(tokens)
+        fs.promise(stored=issued)
+
+    def always(self, fs: ModelFs) -> None:
+        tokens = StateStore(LAYOUT, fs).load_tokens()
+        assert tokens is not None, "the session is lost"
+        assert_session(tokens, fs.promises)
+
+
+class Signals(Protocol):
+    """A page with one signal: received, carried out, reported."""
+
+    name = "signal to ack"
+    signal = CertRenewed(ts_ms=5, cert_id=7, serial="02")
+
+    def prepare(self, fs: ModelFs) -> None:
+        StateStore(LAYOUT, fs).save_cursor("1-1")
+        publish(fs, {NAME: 1})
+
+    def act(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        key = identity(self.signal)
+        entries, processed, acks = store.load_inbox(), store.load_processed(), store.load_acks()
+        if store.load_cursor() != "2-2":
+            if not entries and key not in processed:
+                entries = (InboxEntry(signal=self.signal),)
+                store.save_inbox(entries)
+            store.save_cursor("2-2")
+        if entries:
+            publish(fs, {NAME: 2})
+            store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")})
+            acks = (*acks, Ack(event={"signal": key}))
+            store.save_progress(acks, (*processed, key), ())
+        if acks:
+            fs.promise(reported=True)
+            store.save_acks(())
+
+    def always(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        cursor, waits, acks = store.load_cursor(), store.load_inbox(), store.load_acks()
+        done = identity(self.signal) in store.load_processed()
+        assert cursor in ("1-1", "2-2")
+        reported = bool(acks) or "reported" in fs.promises
+        assert waits or reported or cursor == "1-1", "the cursor passed a signal that is not kept"
+        if reported or (done and not waits):
+            assert live_number(fs) == 2, "reported as done, and not installed"
+            assert store.load_certificates()[7].serial == "02"
+        assert live_number(fs) in (1, 2)
+
+
+class Resync(Protocol):
+    name = "409 and resync"
+
+    def prepare(self, fs: ModelFs) -> None:
+        StateStore(LAYOUT, fs).save_cursor("1-1")
+
+    def act(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        if store.load_cursor() != "9-9":
+            store.clear_cursor()
+            store.save_inbox([InboxEntry(signal=CertRenewed(ts_ms=9, cert_id=cert_id)) for cert_id in (1, 2, 3)])
+            store.save_cursor("9-9")
+
+    def always(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        cursor = store.load_cursor()
+        assert cursor in (None, "1-1", "9-9")
+        if cursor == "9-9":
+            assert len(store.load_inbox()) == 3, "the cursor passed what the resync found"
+
+
+class Records(Protocol):
+    name = "records, status, history, passwords"
+
+    def prepare(self, fs: ModelFs) -> None:
+        StateStore(LAYOUT, fs).save_install_config(self.config(1))
+
+    def config(self, version: int) -> StoredInstallConfig:
+        return StoredInstallConfig(raw={"id": 3, "version": version}, etag=f"e{version}", version=version, hash="h")
+
+    def act(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        store.save_install_config(self.config(2))
+        fs.promise(version=2)
+        store.save_activations({"reload": "key"})
+        fs.promise(activated=True)
+        store.save_status({"state": "Polling"})
+        store.save_last_poll(1_800_000_000.5)
+        for number in range(3):
+            store.append_history({"number": number}, 2)
+        fs.promise(password=store.password(NAME, "pfx")[0])
+
+    def always(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        config = store.load_install_config()
+        assert config is not None
+        assert config.version in ((2,) if "version" in fs.promises else (1, 2))
+        assert store.load_activations() == {"reload": "key"} or "activated" not in fs.promises
+        assert store.load_status() in (None, {"state": "Polling"})
+        assert store.load_last_poll() in (None, 1_800_000_000.0)
+        assert all(set(entry) == {"number"} for entry in store.load_history())
+        if "password" in fs.promises:
+            assert store.password(NAME, "pfx")[0] == fs.promises["password"]
+
+
+PROTOCOLS: tuple[type[Protocol], ...] = (
+    FirstInstall, FirstInstallEach, Renew, RenewEach, Batch, Rollback, Withdraw, Copies, CopiesEach, CopiesUndone,
+    CopiesModeOnly, Register, Refresh, Signals, Resync, Records,
+)  # fmt: skip
