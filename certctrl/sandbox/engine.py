@@ -85,7 +85,8 @@ async def run_sandbox(options: SandboxOptions, *, out: TextIO | None = None) -> 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(show.stop_on_os_signal)
                 async with looking(root / "service" / "witness.log") as witness:
-                    status = await show.play(witness)
+                    script = await show.play(witness)
+                    status = await script.conclude(interrupted=show.interrupted)
                 nursery.cancel_scope.cancel()
         return status
 
@@ -114,6 +115,7 @@ class Show:
     acting: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """The script; cancelled by the first OS signal, after which everything is still concluded in order."""
     interrupted: bool = False
+    agent_ended: trio.Event = attrs.field(factory=trio.Event)
 
     async def stop_on_os_signal(self) -> None:
         """End the script at the first SIGINT or SIGTERM, everything at the second."""
@@ -125,17 +127,17 @@ class Show:
                 self.narrator.title("\nInterrupted: stopping in order; once more stops at once.")
                 self.acting.cancel()
 
-    async def play(self, witness: Witness) -> ExitStatus:
+    async def play(self, witness: Witness) -> Script:
         """Raise the plane, the agent and the service in turn; act; stop them in reverse."""
         settings = PlaneSettings(poll_rate=max(1.0, 4 / max(self.options.every, 0.05)))
         async with trio.open_nursery() as plane_nursery:
             address = await plane_nursery.start(partial(serve_plane, self.root / "plane", settings=settings))
             self.narrator.tell("plane", "listening", f"control plane at {address.url}", url=address.url)
-            status = await self._play_with_plane(address, witness)
+            script = await self._play_with_plane(address, witness)
             plane_nursery.cancel_scope.cancel()
-        return status
+        return script
 
-    async def _play_with_plane(self, address: PlaneAddress, witness: Witness) -> ExitStatus:
+    async def _play_with_plane(self, address: PlaneAddress, witness: Witness) -> Script:
         http = HttpxHttp(operator_config(address), root=self.root, wall_now=wall_now)
         try:
             operator = Operator(http, address.operator_key_file.read_text("ascii").strip(), wall_now=wall_now)
@@ -146,7 +148,8 @@ class Show:
                 device_id=device_id,
             )  # fmt: skip
             await script.issue(self.options.certs)
-            return await self._play_with_agent(script, address)
+            await self._play_with_agent(script, address)
+            return script
         finally:
             with trio.CancelScope(shield=True):
                 await http.aclose()
@@ -169,27 +172,28 @@ class Show:
         )  # fmt: skip
         return done.device_id
 
-    async def _play_with_agent(self, script: Script, address: PlaneAddress) -> ExitStatus:
+    async def _play_with_agent(self, script: Script, address: PlaneAddress) -> None:
         logs = Logs(script.layout, RealFs())
         logs.configure(load_config(script.layout, {}).config.log)
         try:
-            return await self._play_with_service(script, address)
+            await self._play_with_service(script, address)
         finally:
             logs.close()
 
-    async def _play_with_service(self, script: Script, address: PlaneAddress) -> ExitStatus:
+    async def _play_with_service(self, script: Script, address: PlaneAddress) -> None:
         server = choose_server(self.options.service, self.root / "service", script.layout.certs, script.names())
         allow_service(script.layout, server)
         async with trio.open_nursery() as agent_nursery:
             agent = await agent_nursery.start(self._run_agent, script.layout, ToldProc(self.narrator, server))
             await script.wait_until_deployed()
-            async with server.running():
+            async with server.running() as pid:
+                await script.witness.tell(op="guard", pid=pid)
                 await script.open_service(server, ca_file=address.ca_file)
                 with self.acting:
                     await script.act(duration=self.options.duration, every=self.options.every)
-                status = await script.conclude(interrupted=self.interrupted)
-            agent.stop_with(Stop(StopReason.ASKED, "the show is over"))
-        return status
+                await script.look_again()
+                agent.stop_with(Stop(StopReason.ASKED, "the show is over"))
+                await self.agent_ended.wait()  # before the service: what it still verifies must find it
 
     async def _run_agent(self, layout: ConfigDir, proc: Proc, task_status: trio.TaskStatus[Agent]) -> None:
         follower = trio.CancelScope()
@@ -197,6 +201,7 @@ class Show:
             nursery.start_soon(follow_history, self.narrator, layout.history, follower)
             seams = Seams(proc=proc, environ={})
             await run_agent(layout.root, os_signals=False, seams=seams, task_status=task_status)
+            self.agent_ended.set()
             follower.cancel()
 
 

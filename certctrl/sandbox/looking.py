@@ -14,7 +14,9 @@ import attrs
 import trio
 
 from certctrl.errors import CommandError
-from certctrl.sandbox.servers import die_with_parent, end_process
+from certctrl.sandbox.servers import end_process
+
+GONE = "see DIR/service/witness.log of a run with --dir DIR"
 
 
 @attrs.define(eq=False)
@@ -28,7 +30,10 @@ class Witness:
     async def tell(self, **order: Any) -> None:
         """Send an order that has no answer."""
         assert self._process.stdin is not None
-        await self._process.stdin.send_all(json.dumps(order).encode() + b"\n")
+        try:
+            await self._process.stdin.send_all(json.dumps(order).encode() + b"\n")
+        except trio.BrokenResourceError:
+            raise CommandError("the sandbox's witness has ended", fix=GONE) from None
 
     async def ask(self, **question: Any) -> dict[str, Any]:
         """Send a question and return its answer; any number may be open at once."""
@@ -41,7 +46,7 @@ class Witness:
             await self.tell(id=number, **question)
             return await receive.receive()
         except trio.EndOfChannel:
-            raise CommandError("the sandbox's witness ended before it answered") from None
+            raise CommandError("the sandbox's witness ended before it answered", fix=GONE) from None
         finally:
             self._waiting.pop(number, None)
             receive.close()
@@ -69,7 +74,7 @@ async def looking(log: Path) -> AsyncIterator[Witness]:
     with log.open("ab") as errors:
         process = await trio.lowlevel.open_process(
             (sys.executable, "-m", "certctrl.sandbox.witness"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=errors, start_new_session=True, preexec_fn=die_with_parent,
+            stderr=errors, start_new_session=True,
         )  # fmt: skip
     witness = Witness(process)
     try:

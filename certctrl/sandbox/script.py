@@ -136,9 +136,9 @@ class Script:
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    async def conclude(self, *, interrupted: bool) -> ExitStatus:
-        """Look once more at everything, tell the figures, and judge."""
-        if not interrupted and not self.figures.revocations:
+    async def look_again(self) -> None:
+        """Revoke one now if that has not happened, and see that everything the plane issued last is served."""
+        if not self.figures.revocations:
             await self.revoke(self.certificates[-1])
         for row in await self.operator.fetch_certificates(self.user_id):
             for certificate in self.certificates:
@@ -146,6 +146,9 @@ class Script:
                     certificate.serial = row["serial_number"]
                     self._issued(certificate)
                     await self._see_served(certificate)
+
+    async def conclude(self, *, interrupted: bool) -> ExitStatus:
+        """Tell the figures, and judge."""
         report = await self.witness.ask(op="report")
         self.figures.pair_checks = report["checks"]
         self.figures.mismatches = report["mismatches"]

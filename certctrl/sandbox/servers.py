@@ -1,18 +1,17 @@
 """The TLS service of the sandbox: a private nginx, or the built-in one; each a child in its own session.
 
-Both serve all names on one loopback port, chosen by SNI. A child that outlived us would keep the port: the kernel
-ends it when our thread dies, and the built-in one also ends when its standard input does.
+Both serve all names on one loopback port, chosen by SNI. A child must not outlive a sandbox that was killed: the
+built-in one ends when its standard input does, nginx is ended by the witness (``guard``). The kernel's own means, a
+parent-death signal, is no use here: it is bound to the thread that forked, and Trio forks in passing threads.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -28,13 +27,7 @@ from certctrl.sandbox import service
 HOST = "127.0.0.1"
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
-PR_SET_PDEATHSIG = 1
 NGINX_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the thread that started us dies; runs in the child before exec."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @attrs.frozen(kw_only=True)
@@ -51,16 +44,15 @@ class Server:
     """With ``{staged}`` for the directory of the files to check."""
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Start the service, wait until it accepts, and stop it at the end. CommandError when it does not come up."""
+    async def running(self) -> AsyncIterator[int]:
+        """Start the service, give its pid when it accepts, and stop it at the end; CommandError: it does not start."""
         with (self.folder / "error.log").open("ab") as log:
             process = await trio.lowlevel.open_process(
-                self.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
-                preexec_fn=die_with_parent,
-            )  # fmt: skip
+                self.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+            )
         try:
             await self._wait_until_up(process)
-            yield
+            yield process.pid
         finally:
             await end_process(process)
 

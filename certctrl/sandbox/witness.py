@@ -10,6 +10,7 @@
 - ``{"op": "gone", …}``: until ``serial`` is served no more, and nothing trusted in its place.
 - ``{"op": "disk", "live": {name: path of its .live link}}``: compares key and certificate from now on, without end.
 - ``{"op": "report", "id"}`` → ``{"id", "checks", "mismatches", "first"}``.
+- ``{"op": "guard", "pid"}``: end that process, too, when standard input ends.
 
 Ends when standard input ends.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -120,6 +122,7 @@ def main() -> int:
     speaking = threading.Lock()
     endpoint: Endpoint | None = None
     disk = DiskWatch({})
+    guarded: list[int] = []
 
     def reply(answer: Mapping[str, Any]) -> None:
         with speaking:
@@ -132,11 +135,16 @@ def main() -> int:
         elif ask["op"] == "disk":
             disk = DiskWatch(ask["live"])
             threading.Thread(target=disk.run_forever, daemon=True).start()
+        elif ask["op"] == "guard":
+            guarded.append(ask["pid"])
         elif ask["op"] == "report":
             reply({"id": ask["id"], "checks": disk.checks, "mismatches": disk.mismatches, "first": disk.first})
         elif endpoint is not None:
             look = endpoint.watch
             threading.Thread(target=lambda ask=ask, look=look: reply(look(ask)), daemon=True).start()
+    for pid in guarded:
+        with contextlib.suppress(ProcessLookupError):  # the rule: the sandbox has stopped it in order
+            os.kill(pid, signal.SIGTERM)
     return 0
 
 
