@@ -37,9 +37,15 @@ def material(number: int) -> dict[str, bytes]:
     }
 
 
+def generations_of(fs: ModelFs) -> GenerationStore:
+    """Return the one store of a process: a crashed or killed disk is another object, and gets another one."""
+    store: GenerationStore = fs.__dict__.setdefault("generations", GenerationStore(LAYOUT, fs))
+    return store
+
+
 def publish(fs: ModelFs, names: Mapping[str, int]) -> GenerationStore:
     """Stage, settle and switch to certificate ``number`` of each name."""
-    generations = GenerationStore(LAYOUT, fs)
+    generations = generations_of(fs)
     staged = [generations.stage(name, material(number), {"serial": number}) for name, number in names.items()]
     generations.settle(staged)
     generations.switch({one.name: one.id for one in staged})
@@ -72,6 +78,8 @@ class Protocol:
 
     name = ""
     syncfs = True
+    sample = 4
+    """States tried at each operation by default."""
 
     def world(self) -> ModelFs:
         fs = ModelFs(syncfs=self.syncfs)
@@ -99,7 +107,7 @@ class Protocol:
         report = recover(LAYOUT, fs, ROOTS)
         assert not report.failed, report
         StateStore(LAYOUT, fs).sweep()
-        GenerationStore(LAYOUT, fs).sweep()
+        generations_of(fs).sweep()
 
     def check(self, fs: ModelFs) -> None:
         """Check one disk; then restart on it, and check that the restart's own promises survive a power cut."""
@@ -173,6 +181,7 @@ class RenewEach(Renew):
 class Batch(Protocol):
     name = "a batch of renewals and a first install"
     names = ("a.example", "b.example", "c.example", "d.example")
+    sample = 2  # one act is dear, and has many points
 
     def prepare(self, fs: ModelFs) -> None:
         publish(fs, dict.fromkeys(self.names[:3], 1))
@@ -197,7 +206,7 @@ class Rollback(Renew):
         publish(fs, {NAME: 2})
 
     def act(self, fs: ModelFs) -> None:
-        generations = GenerationStore(LAYOUT, fs)
+        generations = generations_of(fs)
         generations.switch({NAME: generations.ids(NAME)[0]})
         fs.promise(live=1)
 
@@ -214,7 +223,7 @@ class Withdraw(Protocol):
         StateStore(LAYOUT, fs).password(NAME, "pfx")
 
     def act(self, fs: ModelFs) -> None:
-        GenerationStore(LAYOUT, fs).withdraw(NAME)
+        generations_of(fs).withdraw(NAME)
         StateStore(LAYOUT, fs).forget_passwords(NAME)
         fs.promise(withdrawn=True)
 
