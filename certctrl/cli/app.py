@@ -15,6 +15,8 @@ from certctrl.cli.invocation import Invocation, invocation
 from certctrl.errors import ExitStatus
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+GROUP: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "no_args_is_help": True}
+"""Settings of a Typer that holds the commands below one of ours."""
 
 
 class Entry:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from certctrl.cli.runtime import report, run
@@ -35,7 +34,7 @@ def keep_running(invoked: Invocation) -> int:
         return run(agent)
     except BaseException as error:
         status = report(error, invoked)
-        if not config.log.stderr or not sys.stderr.isatty():  # the file tells it too; on a terminal once is enough
+        if config.log.file:  # standard error has it already
             logging.getLogger("certctrl.Agent").critical("Ended with exit status %d: %s", status, error)
         return status
     finally:

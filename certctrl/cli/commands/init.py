@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import typer
 
@@ -36,30 +35,11 @@ def init(
     from certctrl.store.fs import RealFs
 
     layout = invocation(ctx).layout(must_exist=False)
-    url = checked_url(server)
+    url = server.rstrip("/")
     ca_pem = None if ca is None else read_ca(ca)
     init_config_dir(RealFs(), layout, server_url=url, ca_pem=ca_pem)
     write_line(f"{layout.root} is ready for {url}")
     write_line(f"next: cert-ctrl -c {layout.root} register")
-
-
-def checked_url(url: str) -> str:
-    """Return the plane's URL without a final slash; UsageError when the agent could not use it."""
-    fix = "--server https://plane.example.com[:PORT]"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise UsageError(f"--server is no URL: {error}", fix=fix) from None
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise UsageError(f"--server is no https URL: {url!r}", fix=fix)
-    if parts.username is not None or parts.query or parts.fragment:
-        raise UsageError("--server takes scheme, host and port, no credentials and no query", fix=fix)
-    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise UsageError("the control plane must be reached over https; plain http is for loopback tests only", fix=fix)
-    if port is not None and not 0 < port < 65_536:
-        raise UsageError(f"--server has an impossible port: {port}", fix=fix)
-    return url.rstrip("/")
 
 
 def read_ca(path: Path) -> bytes:

@@ -1,0 +1,52 @@
+"""Check what the operator wrote, whole: configuration, policy, local install items, and the files they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from certctrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from certctrl.model.config import HttpClientConfig
+    from certctrl.store.layout import ConfigDir
+
+
+def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
+    """Return the names of the files that were checked; raises for the first mistake (ConfigError, PlanError, …)."""
+    from certctrl.protocol.wire import install_order, items_from_local
+    from certctrl.store.config import load_config, load_local_installs, load_policy
+
+    loaded = load_config(layout, environ)
+    _check_named_files(layout, loaded.config.httpclient)
+    load_policy(layout, require_root_owned=False)
+    install_order(items_from_local(list(load_local_installs(layout))))
+    names = (
+        layout.application,
+        layout.httpclient,
+        layout.ioc,
+        layout.log_config,
+        layout.policy,
+        layout.local_installs,
+    )
+    return [path.name for path in names if path.exists()]
+
+
+def _check_named_files(layout: ConfigDir, client: HttpClientConfig) -> None:
+    named = [("ca_files", name) for name in client.ca_files]
+    named += [(key, getattr(client, key)) for key in ("client_certificate", "client_key") if getattr(client, key)]
+    for key, name in named:
+        path = layout.root / name
+        what = _fault(path)
+        if what:
+            fix = f"put a PEM file at {path}, or correct the setting"
+            raise ConfigError(f"{path}: {what}", file=str(layout.httpclient), path=key, fix=fix)
+
+
+def _fault(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return "" if b"-----BEGIN " in file.read(1 << 20) else "holds no PEM"
+    except OSError as error:
+        return error.strerror or "cannot be read"

@@ -1,0 +1,63 @@
+"""``history``: past deployments from the append-only audit log."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.invocation import invocation
+from certctrl.cli.output import table, write_json, write_line
+
+
+def history(
+    ctx: typer.Context,
+    domain: Annotated[str | None, typer.Option("--domain", metavar="NAME", help="Only this certificate's.")] = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="The newest N; 0: all.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all recorded facts as JSON.")] = False,
+) -> None:
+    """Show past deployments.
+
+    When, for which certificate, from which generation to which, who asked (plane, operator, …), what became of
+    it. The newest comes last. Times are UTC.
+
+    \b
+    cert-ctrl -c /etc/cert-ctrl history
+    cert-ctrl -c /etc/cert-ctrl history --domain www.example.com --limit 0
+    """
+    from certctrl.store.fs import RealFs
+    from certctrl.store.state import StateStore
+
+    entries = StateStore(invocation(ctx).layout(), RealFs()).load_history()
+    if domain is not None:
+        entries = [entry for entry in entries if _about(entry, domain)]
+    entries = entries[-limit:] if limit > 0 else entries
+    if as_json:
+        write_json(entries)
+    elif not entries:
+        write_line("No deployments yet.")
+    else:
+        heads = ("Time", "Certificate", "From", "To", "Serial", "Asked by", "Result")
+        table(heads, [_cells(entry) for entry in entries])
+
+
+def _about(entry: dict[str, Any], domain: str) -> bool:
+    from certctrl.store.layout import safe_name
+
+    return entry.get("name") in (domain, safe_name(domain)) or str(entry.get("cert_id")) == domain
+
+
+def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
+    result = str(entry.get("outcome", "-"))
+    if entry.get("detail"):
+        result = f"{result}: {entry['detail']}"
+    generations = (str(entry.get(key) or "-") for key in ("from", "to"))
+    return (
+        _moment(entry.get("at")), str(entry.get("name", "-")), *generations,
+        str(entry.get("serial") or "-"), str(entry.get("asked_by", "-")), result,
+    )  # fmt: skip
+
+
+def _moment(at: Any) -> str:
+    if not isinstance(at, int | float):
+        return "-"
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,148 @@
+"""Changes to the host's policy: from the words of a command line or from a refusal, to a new policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from certctrl.errors import UsageError
+from certctrl.model.policy import HostPolicy, NamedCommand
+
+if TYPE_CHECKING:
+    from certctrl.store.layout import ConfigDir
+
+LISTS = {"path": "write_roots", "run-as": "run_as", "owner": "owners"}
+SWITCHES: dict[str, tuple[str, Any]] = {
+    "shell": ("shell", True),
+    "plaintext-keys": ("plaintext_keys", True),
+    "remote-commands": ("remote_commands", "on"),
+}
+
+
+@attrs.frozen
+class Change:
+    """One addition to policy.json."""
+
+    setting: str
+    value: Any
+    """An element of a list, name -> command of a mapping, or the new value of a switch."""
+    why: str
+    """For a person: what it allows."""
+
+    @property
+    def line(self) -> str:
+        """Return the addition as policy.json has it."""
+        lists = (str, Mapping, bool)
+        listed = self.setting in LISTS.values() or not isinstance(self.value, lists)
+        return f"{json.dumps(self.setting)}: {json.dumps([self.value] if listed else self.value, ensure_ascii=False)}"
+
+
+def change_for(kind: str, words: list[str], *, name: str | None, run_as: str | None) -> Change:
+    """Return the change that the words of ``policy allow`` ask for. Raises UsageError."""
+    if kind == "command":
+        return _command(words, name, run_as)
+    if name is not None or run_as is not None:
+        raise UsageError("--name and --run-as belong to `policy allow command`", fix="leave them out")
+    if kind in LISTS:
+        if len(words) != 1:
+            raise UsageError(f"`policy allow {kind}` takes one word", fix=f"policy allow {kind} VALUE")
+        if kind == "path" and not words[0].startswith("/"):
+            raise UsageError(f"{words[0]!r} is no absolute path", fix="policy allow path /etc/nginx/tls")
+        value = words[0].rstrip("/") or "/"
+        return Change(LISTS[kind], value, f"{_VERBS[kind]} {value}")
+    if kind in SWITCHES:
+        if words:
+            raise UsageError(f"`policy allow {kind}` takes no word", fix=f"policy allow {kind}")
+        setting, value = SWITCHES[kind]
+        return Change(setting, value, _VERBS[kind])
+    kinds = ", ".join(("command", *LISTS, *SWITCHES))
+    raise UsageError(f"no such kind: {kind!r}", fix=f"one of: {kinds}")
+
+
+_VERBS = {
+    "path": "write files below",
+    "run-as": "run commands as",
+    "owner": "give files to",
+    "shell": "run shell lines (anything at all, as the agent's user)",
+    "plaintext-keys": "take private keys that were not sealed to this device",
+    "remote-commands": "run the commands that are listed",
+}
+
+
+def _command(words: list[str], name: str | None, run_as: str | None) -> Change:
+    fix = "policy allow command --name nginx-reload -- /usr/sbin/nginx -s reload"
+    if not words or not words[0].startswith("/"):
+        raise UsageError("a command starts with the absolute path of its program", fix=fix)
+    plain = words[0].rpartition("/")[2]
+    entry: dict[str, Any] = {"argv": words} | ({"run_as": run_as} if run_as is not None else {})
+    user = f" as {run_as}" if run_as else ""
+    return Change(
+        "commands", {name or "-".join([plain, *words[1:2]]).replace("--", "-"): entry}, f"run {' '.join(words)}{user}"
+    )
+
+
+def apply_change(policy: HostPolicy, change: Change) -> HostPolicy:
+    """Return the policy with one change made; the same policy when it says that already. Raises UsageError."""
+    if change.setting == "commands":
+        return _with_commands(policy, change.value)
+    if change.setting in LISTS.values():
+        present: tuple[str, ...] = getattr(policy, change.setting)
+        more: dict[str, Any] = {change.setting: (*present, change.value)}
+        return policy if change.value in present else attrs.evolve(policy, **more)
+    if change.setting in {setting for setting, _ in SWITCHES.values()}:
+        return attrs.evolve(policy, **{change.setting: change.value})
+    raise UsageError(f"policy.json has no setting {change.setting!r} of that kind", fix="edit policy.json by hand")
+
+
+def _with_commands(policy: HostPolicy, entries: Mapping[str, Mapping[str, Any]]) -> HostPolicy:
+    commands = dict(policy.commands)
+    for name, entry in entries.items():
+        known = {"argv": tuple(entry["argv"])} if entry.get("argv") else {}
+        known |= {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key != "argv"
+        }
+        before = commands.get(name)
+        if before is None:
+            commands[name] = NamedCommand(**known)
+        elif before.argv != known["argv"]:
+            raise UsageError(f"there is another command called {name!r}", fix="give a free one with --name")
+        else:
+            merged = {**known, "env": tuple(dict.fromkeys((*before.env, *known.get("env", ()))))}
+            commands[name] = attrs.evolve(before, **merged)
+    return policy if commands == dict(policy.commands) else attrs.evolve(policy, commands=commands)
+
+
+def sentences(policy: HostPolicy, layout: ConfigDir) -> list[str]:
+    """Return the policy in words."""
+    roots = ", ".join([f"{layout.certs}", *policy.write_roots])
+    lines = [f"May write below: {roots}"]
+    if policy.remote_commands != "on":
+        lines.append("May run: nothing (remote_commands is off)")
+    elif not policy.commands:
+        lines.append("May run: nothing")
+    for name, command in policy.commands.items() if policy.remote_commands == "on" else ():
+        user = f" as {command.run_as}" if command.run_as else ""
+        pinned = ", pinned by hash" if command.sha256 else ""
+        lines.append(f"May run: {' '.join(command.argv)}{user} ({name}, at most {command.timeout_seconds:g} s{pinned})")
+    lines.append(f"May run commands as: {', '.join(policy.run_as) or 'the agent user only'}")
+    lines.append(f"May give files to: {', '.join(policy.owners) or 'root and the agent user only'}")
+    lines.append(f"Shell lines: {'allowed' if policy.shell else 'refused'}")
+    lines.append(f"Keys not sealed to this device: {'accepted' if policy.plaintext_keys else 'refused'}")
+    lines.append(f"On revocation: {policy.on_revoked}")
+    if policy.window is not None:
+        window = policy.window
+        lines.append(f"Swaps in: {' '.join(window.days)} {window.from_}-{window.to} {window.timezone}")
+    lines.append(f"CA imports: {policy.trust_store.directory or 'refused'}")
+    lines.append(f"On alert: {' '.join(policy.on_alert) if policy.on_alert else 'no command'}")
+    return lines
+
+
+def as_json(policy: HostPolicy) -> dict[str, Any]:
+    """Return the policy as policy.json would have it, with every default."""
+    raw = attrs.asdict(policy)
+    if raw["window"] is not None:
+        raw["window"]["from"] = raw["window"].pop("from_")
+    return raw
