@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import attrs
@@ -51,9 +50,9 @@ def read_claims(token: str) -> Claims:
 
 
 def _moment(value: object) -> float | None:
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value <= _YEAR_9999:  # type: ignore[arg-type,operator]
-        return None
-    return float(value)  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _YEAR_9999:
+        return None  # the comparison also keeps out NaN, the infinities and integers that have no float
+    return float(value)
 
 
 def _number(value: object) -> int | None:

@@ -63,8 +63,10 @@ class Spender:
         self._plane = plane
         self._offload = offload
         self._log = logging.getLogger("certctrl.Token")
-        self._unsaved: tuple[str, Tokens] | None = None
-        """The refresh token that was spent, and what came of it; only while the disk refuses it."""
+        self._unsaved: Tokens | None = None
+        """The newest tokens, only while the disk refuses them."""
+        self._outlived: set[str] = set()
+        """Refresh tokens that the disk may still hold meanwhile; any other there is somebody's new registration."""
 
     @property
     def unsaved(self) -> bool:
@@ -103,12 +105,11 @@ class Spender:
         """Return the newest tokens, on disk or in memory; store the latter if the disk lets us now."""
         stored: Tokens | None = await self._offload(self._store.load_tokens)
         if self._unsaved is not None:
-            spent, newest = self._unsaved
-            if stored is not None and stored.refresh_token not in (spent, newest.refresh_token):
-                self._unsaved = None  # registered anew meanwhile: what we hold is history
-            else:
+            newest = self._unsaved
+            if stored is None or stored.refresh_token in self._outlived:
                 await self._store_them(newest)
                 return newest
+            self._saved()  # registered anew meanwhile: what we hold is history
         if stored is None:
             raise NotRegisteredError(
                 f"this device is not registered ({self._layout.state} holds no tokens)",
@@ -121,7 +122,11 @@ class Spender:
             await self._offload(self._store.save_tokens, newest)
         except DiskError:
             return  # said when it happened first; the next visit tries again
+        self._saved()
+
+    def _saved(self) -> None:
         self._unsaved = None
+        self._outlived.clear()
 
     async def _spend(self, tokens: Tokens, keep: Callable[[Fresh], None]) -> None:
         reservation = await self._offload(self._store.reserve_tokens)
@@ -133,9 +138,10 @@ class Spender:
             )
             try:
                 await self._offload(reservation.commit, newest)
-                self._unsaved = None
+                self._saved()
             except DiskError as error:
-                self._unsaved = (tokens.refresh_token, newest)
+                self._unsaved = newest
+                self._outlived |= {tokens.refresh_token, newest.refresh_token}
                 say(self._log, Line.TOKEN_UNSAVED, why=error)
             keep(Fresh(tokens=newest, expires_in=answer.expires_in, spent=True))
             if rotated:
