@@ -17,6 +17,9 @@ BATCH = 100
 
 async def flush_acks(agent: Agent) -> Event:
     """Send every pending ack; each batch leaves the disk only after the plane took it."""
+    if dropped := agent.inbox.acks_dropped - agent.figures.acks_dropped:
+        agent.figures.acks_dropped += dropped
+        say(agent.log, Line.ACKS_DROPPED, count=dropped)
     while events := agent.inbox.next_acks(BATCH):
         try:
             await agent.authorized(partial(_post, agent, events))

@@ -19,6 +19,7 @@ from typing import Any
 
 import trio
 
+from certctrl.agent.messages import Line, say
 from certctrl.errors import CertctrlError, UsageError
 from certctrl.store.atomic import remove_file
 from certctrl.store.fs import Fs
@@ -73,15 +74,18 @@ def _listening(fs: Fs, path: Path) -> Iterator[trio.SocketListener]:
         os.close(folder)
 
 
-def _allowed(stream: trio.SocketStream) -> bool:
+def _allowed(stream: trio.SocketStream, log: logging.Logger) -> bool:
     raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     assert isinstance(raw, bytes)
-    _pid, uid, _gid = struct.unpack("3i", raw)
-    return uid in (0, os.geteuid())
+    pid, uid, _gid = struct.unpack("3i", raw)
+    if uid in (0, os.geteuid()):
+        return True
+    say(log, Line.CONTROL_REFUSED, uid=uid, pid=pid, why="neither root nor the agent's own user")
+    return False
 
 
 async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation], log: logging.Logger) -> None:
-    if not _allowed(stream):
+    if not _allowed(stream, log):
         await stream.send_all(_line({"ok": False, "error": "not allowed", "fix": "run as root", "exit": 77}))
         return
     line = b""

@@ -9,17 +9,25 @@ a newer signal of the same resource replaces it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import trio
 
 from certctrl.agent.context import Agent
 from certctrl.agent.extensions import find_handler
 from certctrl.agent.messages import Line, say
-from certctrl.errors import CertctrlError, DiskError, NotYetValidError, PlaneError, TransportError
+from certctrl.errors import (
+    CertctrlError,
+    DiskError,
+    MaterialError,
+    NotYetValidError,
+    PlaneError,
+    PolicyRefusedError,
+    TransportError,
+)
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
-from certctrl.model.signals import MalformedSignal, UnknownSignal, identity
+from certctrl.model.signals import CertRenewed, MalformedSignal, UnknownSignal, identity
 from certctrl.protocol.ledger import choose
 from certctrl.protocol.wire import ack_event
 
@@ -131,34 +139,70 @@ class Dispatcher:
         try:
             with trio.move_on_after(limit):
                 return await handler(agent, signal), False, None
-        except NotYetValidError as error:
-            agent.figures.errors["material"] += 1
-            return _failure(error), True, max(1.0, error.valid_from - agent.wall_now())
-        except PlaneError as error:
-            agent.figures.errors["plane"] += 1
-            return _failure(error), error.status in WAITING_STATUSES, error.retry_after
-        except (TransportError, DiskError) as error:
-            agent.figures.errors["disk" if isinstance(error, DiskError) else "transport"] += 1
-            return _failure(error), True, None
-        except CertctrlError as error:
-            agent.figures.errors[type(error).__name__.removesuffix("Error").lower()] += 1
-            return _failure(error), False, None
-        except Exception as error:  # a fault of ours in one handler must not end the others
-            agent.figures.errors["bug"] += 1
-            say(agent.log, Line.BUG, kind=type(error).__name__, where=f"the handler of {signal.type}", why=error)
-            return Outcome(kind=OutcomeKind.FAILED, detail=f"internal error ({type(error).__name__})"), False, None
+        except Exception as error:  # one signal's trouble must not end the others
+            return self._explain(entry, error)
         say(agent.log, Line.SIGNAL_TIMEOUT, seconds=limit, type=signal.type, ts=signal.ts_ms)
         return Outcome(kind=OutcomeKind.FAILED, detail=f"took longer than {limit:g} s"), False, None
+
+    def _explain(self, entry: InboxEntry, error: Exception) -> tuple[Outcome, bool, float | None]:
+        """Return the outcome of a handler that raised, whether waiting alone may cure it, and the plane's delay."""
+        agent, cert_id = self.agent, getattr(entry.signal, "cert_id", "?")
+        kind, transient, retry_after = "", False, cast(float | None, None)
+        match error:
+            case NotYetValidError():
+                delay = max(1.0, error.valid_from - agent.wall_now())
+                kind, transient, retry_after = "material", True, delay
+                say(agent.log, Line.CERT_PENDING, cert_id=cert_id, what=error, delay=round(delay))
+            case MaterialError():
+                kind, transient, retry_after = "material", False, None
+                say(agent.log, Line.CERT_REFUSED, cert_id=cert_id, reason=error.reason, what=error)
+            case PlaneError():
+                kind, transient, retry_after = "plane", error.status in WAITING_STATUSES, error.retry_after
+            case TransportError():
+                kind, transient, retry_after = "transport", True, None
+            case DiskError():
+                kind, transient, retry_after = "disk", True, None
+            case PolicyRefusedError():
+                kind, transient, retry_after = "policy", False, None
+                say(agent.log, Line.POLICY_REFUSED, what=error, fix=error.fix or "see policy.json")
+            case CertctrlError():
+                kind, transient, retry_after = type(error).__name__.removesuffix("Error").lower(), False, None
+            case _:
+                agent.figures.errors["bug"] += 1
+                where = f"the handler of {entry.signal.type}"
+                say(agent.log, Line.BUG, kind=type(error).__name__, where=where, why=error)
+                detail = f"internal error ({type(error).__name__})"
+                return Outcome(kind=OutcomeKind.FAILED, detail=detail), False, None
+        agent.figures.errors[kind] += 1
+        return _failure(error), transient, retry_after
 
     async def _done(self, entry: InboxEntry, outcome: Outcome, seconds: float) -> None:
         agent, signal = self.agent, entry.signal
         milliseconds = round(seconds * 1000)
         await self._save([entry], [ack_event(signal, outcome, milliseconds)])
-        if outcome.kind is OutcomeKind.APPLIED:
-            for served in outcome.deployed:
+        self._tell_certificates(entry, outcome)
+        say(agent.log, Line.SIGNAL_DONE, type=signal.type, ts=signal.ts_ms, outcome=outcome.kind.value, ms=milliseconds)
+
+    def _tell_certificates(self, entry: InboxEntry, outcome: Outcome) -> None:
+        agent, signal = self.agent, entry.signal
+        for served in outcome.deployed:
+            record = agent.installer.records.get(served.cert_id)
+            name = record.name if record is not None else "?"
+            if "waits for" in outcome.detail:
+                say(
+                    agent.log,
+                    Line.CERT_STAGED,
+                    cert_id=served.cert_id,
+                    name=name,
+                    what=outcome.detail.partition("waits for ")[2],
+                )
+            elif outcome.kind is OutcomeKind.APPLIED:
                 for kind in ("revoked", "late", "expired"):
                     agent.well(f"alert:{kind}:{served.cert_id}")
-        say(agent.log, Line.SIGNAL_DONE, type=signal.type, ts=signal.ts_ms, outcome=outcome.kind.value, ms=milliseconds)
+                say(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
+        if outcome.kind is OutcomeKind.UNCHANGED and isinstance(signal, CertRenewed):
+            record = agent.installer.records.get(signal.cert_id)
+            say(agent.log, Line.CERT_UNCHANGED, cert_id=signal.cert_id, name=record.name if record else "?")
 
     async def _failed(
         self, entry: InboxEntry, outcome: Outcome, seconds: float, transient: bool, retry_after: float | None
@@ -168,12 +212,7 @@ class Dispatcher:
         if isinstance(signal, MalformedSignal):  # it will not get better
             await self._save([entry], [ack_event(signal, outcome, milliseconds)])
             return
-        attempts = entry.attempts + 1
-        quarantined = not transient and attempts >= agent.config.application.poison_attempts
-        backoff = min(RETRY_LAST, RETRY_FIRST * 2.0 ** min(entry.attempts, 12)) * (0.5 + 0.5 * agent.random())
-        delay = max(backoff, retry_after or 0.0)
-        if quarantined:
-            delay = max(delay, float(agent.config.application.reconcile_interval_seconds))
+        delay, quarantined = self._delay(entry, transient, retry_after)
         ack = None
         if outcome.detail != entry.last_error or quarantined:  # each new failure is reported once
             ack = ack_event(signal, outcome, milliseconds)
@@ -184,8 +223,20 @@ class Dispatcher:
         except DiskError as error:
             self._disk_trouble(error)
         line = Line.SIGNAL_QUARANTINED if quarantined else Line.SIGNAL_FAILED
-        say(agent.log, line, type=signal.type, ts=signal.ts_ms, attempts=attempts, why=outcome.detail,
-            delay=round(delay))  # fmt: skip
+        say(
+            agent.log, line,
+            type=signal.type, ts=signal.ts_ms, attempts=entry.attempts + 1, why=outcome.detail, delay=round(delay),
+        )  # fmt: skip
+        if outcome.kind is OutcomeKind.ROLLED_BACK:
+            say(agent.log, Line.ROLLED_BACK, name=signal.resource, why=outcome.detail, delay=round(delay))
+
+    def _delay(self, entry: InboxEntry, transient: bool, retry_after: float | None) -> tuple[float, bool]:
+        """Return the seconds until the next try, and whether this failure puts the signal into quarantine."""
+        settings = self.agent.config.application
+        quarantined = not transient and entry.attempts + 1 >= settings.poison_attempts
+        backoff = min(RETRY_LAST, RETRY_FIRST * 2.0 ** min(entry.attempts, 12)) * (0.5 + 0.5 * self.agent.random())
+        delay = max(backoff, retry_after or 0.0)
+        return (max(delay, float(settings.reconcile_interval_seconds)) if quarantined else delay), quarantined
 
     async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> None:
         try:

@@ -35,13 +35,8 @@ class Line(Enum):
     AGENT_STOPPED = INFO, "Agent", "Stopped: {reason}", "The last line of a run.", _NOTHING
     DEVICE_REVOKED = CRITICAL, "Agent", "Device revoked by the control plane: {what}; polling stops for good", \
         "The plane answered 403 DEVICE_REVOKED. Certificates on disk stay as they are; exit status 77.", _REGISTER
-    DEVICE_CLONED = CRITICAL, "Agent", "Another live copy of this device is active: {what}", \
-        "Two config directories carry the same device; they would spend each other's tokens.", \
-        "Stop one copy, remove its state/ and keys/, and register it as a device of its own."
     BUG = ERROR, "Agent", "Unexpected {kind} in {where}: {why}", \
         "A fault in certctrl itself; the task is tried again.", "Report it with the line and `cert-ctrl --version`."
-    SYSTEMD_FAILED = WARNING, "Agent", "Cannot notify systemd: {why}", \
-        "NOTIFY_SOCKET is set but does not answer.", "Check Type=notify and NotifyAccess= of the unit."
     OS_SIGNAL = INFO, "Agent", "OS signal {name} received", "Somebody or systemd sent it.", _NOTHING
     HEALTH_CHANGED = WARNING, "Health", "Health is {health} (was {was}): {problems}", \
         "What `status` says has changed for the worse.", "Follow the fix that `cert-ctrl status` prints."
@@ -49,8 +44,6 @@ class Line(Enum):
     ALERT = CRITICAL, "Alert", "{what}", \
         "Something needs a person; also in `status`, in the metrics, and given to `on_alert`.", \
         "What the text says; `cert-ctrl status` shows the fix."
-    ALERT_COMMAND_FAILED = ERROR, "Alert", "The on_alert command failed: {why}", \
-        "The alert was raised but your own command did not take it.", "Run the argv of `on_alert` by hand."
 
     # --- configuration ---
     CONFIG_LOADED = INFO, "Config", "Configuration: {settings}", \
@@ -65,7 +58,6 @@ class Line(Enum):
     POLICY_REFUSED = WARNING, "Policy", "Refused by this host's policy: {what}; to allow it: {fix}", \
         "The plane asked for a write or command that policy.json does not list; it was not done.", \
         "Run the printed line if you agree; otherwise change the install config at the plane."
-    POLICY_LOADED = INFO, "Policy", "Policy: {summary}", "policy.json as it counts from now on.", _NOTHING
 
     # --- polling ---
     POLL_REQUEST = INFO, "Poll", "Request: cursor={cursor}, wait={wait}, limit={limit}", "A poll goes out.", _NOTHING
@@ -85,12 +77,9 @@ class Line(Enum):
     POLL_PAUSED = WARNING, "Poll", "Queue full ({depth} signals): polling pauses until some are done", \
         "Backpressure: nothing is lost.", "If it stays, look for a stuck item in `cert-ctrl status`."
     POLL_RESUMED = INFO, "Poll", "Queue has room again ({depth} signals): polling goes on", "Over.", _NOTHING
-    HIGH_INTEREST = DEBUG, "Poll", "High-interest window: long-polling for {seconds} s", \
-        "poll_mode `adaptive` saw activity.", _NOTHING
     BREAKER_OPENED = CRITICAL, "Poll", "Circuit breaker open after {failures} failures in a row; {recovery}", \
         "Polling has stopped. Certificates on disk keep serving but no renewal arrives.", \
         "Repair the way to the plane, then `cert-ctrl poll-now`, which also closes the breaker."
-    BREAKER_PROBING = INFO, "Poll", "Circuit breaker: trying once", "`recovery` is `auto`.", _NOTHING
     BREAKER_CLOSED = INFO, "Poll", "Circuit breaker closed after {seconds} s", "Polling as usual.", _NOTHING
 
     # --- cursor and reconcile ---
@@ -136,7 +125,6 @@ class Line(Enum):
         "ioc_config.json switches this type off.", _NOTHING
     SIGNAL_MALFORMED = WARNING, "Signal", "Malformed: type={type}, ts={ts}: {why}", \
         "It is acked as failed and does not stop the others.", "Report it to the operator of the plane."
-    SIGNAL_DUPLICATE = DEBUG, "Signal", "Duplicate: type={type}, ts={ts}", "Seen already.", _NOTHING
     SIGNAL_SUPERSEDED = DEBUG, "Signal", "Superseded by a newer one: type={type}, ts={ts}", "Acked so.", _NOTHING
     SIGNAL_QUARANTINED = ERROR, "Signal", "Quarantined after {attempts} attempts: type={type}, ts={ts}: {why}", \
         "No more tries until a new version, a resync, or your hand.", "Remove the cause, then `cert-ctrl apply --now`."
@@ -165,18 +153,11 @@ class Line(Enum):
     CA_REMOVED = INFO, "Signal", "CA {ca_id} removed from the trust store: {name}", "Asked for.", _NOTHING
 
     # --- deployment ---
-    RECOVERED = WARNING, "Install", "Recovered an interrupted deployment: {what}", \
-        "A crash or power loss came in between; it was finished or undone before anything else.", _NOTHING
-    SERVED = INFO, "Install", "Served: {name} at {where}, serial={serial}", "The live endpoint was asked.", _NOTHING
-    COMMAND_RAN = INFO, "Install", "Command ran: {argv}, took {ms} ms", "Exit status 0.", _NOTHING
     ROLLED_BACK = ERROR, "Install", "Rolled back {name}: {why}; next try in {delay} s", \
         "The new material failed its reload or probe; the previous one serves again.", "What the reason says."
     ROLLED_BACK_BY_HAND = WARNING, "Install", "{name} is back at {generation} and held there", \
         "`cert-ctrl rollback`; renewals are staged, not switched.", "`cert-ctrl rollback --domain D --release`."
     RELEASED = INFO, "Install", "{name} is no longer held", "Renewals go live again.", _NOTHING
-    STUCK = ERROR, "Install", "Stuck: {item}: {reason}; attempt {attempts}, next try in {delay} s", \
-        "It keeps failing; the old material serves.", "What the reason says; then `cert-ctrl apply --now`."
-    UNSTUCK = INFO, "Install", "No longer stuck: {item}", "It went through.", _NOTHING
     DISK_FAILED = ERROR, "Disk", "Cannot write {path}: {why}", \
         "Polling goes on; what needs the disk waits.", "Free space, or repair or remount the disk."
     DISK_RECOVERED = INFO, "Disk", "Writing works again", "Over.", _NOTHING
@@ -196,7 +177,6 @@ class Line(Enum):
         "Asked again later.", _PLANE
     EXPIRED = CRITICAL, "Expiry", "Certificate {cert_id} ({name}) has expired", \
         "Clients refuse it now.", "Renew at the plane: `cert-ctrl renew --domain D`."
-    CONTROL_REQUEST = DEBUG, "Control", "{op} asked for by uid={uid}, pid={pid}", "A command of ours.", _NOTHING
     CONTROL_REFUSED = WARNING, "Control", "Request refused from uid={uid}, pid={pid}: {why}", \
         "Only root and the agent's own user may ask.", "Find out who it was."
     METRICS_LISTENING = INFO, "Metrics", "Metrics at http://{address}/metrics", "metrics_listen is set.", _NOTHING

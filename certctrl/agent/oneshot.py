@@ -15,7 +15,7 @@ from certctrl.agent.acks import flush_acks
 from certctrl.agent.context import Agent
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.guard import request_renewal
-from certctrl.agent.operations import record_for
+from certctrl.agent.operations import record_for, rolled_back
 from certctrl.agent.reconcile import plan_resync
 from certctrl.agent.reporter import save_status, snapshot
 from certctrl.agent.setup import Seams, open_agent
@@ -76,8 +76,7 @@ async def rollback(config_dir: Path, domain: str, to: str | None, seams: Seams |
         await agent.installer.recover()
         record = record_for(agent.installer.records.values(), domain)
         outcome = await agent.installer.rollback(record.name, to, agent.items)
-        result = {"outcome": outcome.kind.value, "detail": outcome.detail, "name": record.name}
-        return await _done(agent, result, flush=False)
+        return await _done(agent, rolled_back(agent, record, outcome), flush=False)
 
 
 async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> dict[str, Any]:

@@ -8,56 +8,87 @@ from typing import Any
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
 from certctrl.agent.guard import request_renewal
+from certctrl.agent.messages import Line, say
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import plan_resync
 from certctrl.agent.reporter import snapshot
 from certctrl.errors import UsageError
+from certctrl.model.plan import Outcome
 from certctrl.model.records import CertRecord
 
 
-def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) -> Mapping[str, Operation]:
-    """Return the operations by name; each takes the request object and returns plain JSON."""
+class Operations:
+    """One method per operation; each takes the request object and returns plain JSON."""
 
-    async def status(_request: dict[str, Any]) -> Any:
-        return snapshot(agent)
+    def __init__(self, agent: Agent, poller: Poller, stop: Callable[[str], None]) -> None:
+        self._agent = agent
+        self._poller = poller
+        self._stop = stop
 
-    async def poll_now(_request: dict[str, Any]) -> Any:
-        text = await poller.poll_now("the control socket")
-        return {"poll": text, "cursor": agent.session.seen_cursor, "queue_depth": agent.inbox.depth}
+    async def status(self, _request: dict[str, Any]) -> Any:
+        """Answer `status`."""
+        return snapshot(self._agent)
 
-    async def renew(request: dict[str, Any]) -> Any:
-        record = record_for(agent.installer.records.values(), _text(request, "domain"))
-        await request_renewal(agent, record.cert_id, "operator")
+    async def poll_now(self, _request: dict[str, Any]) -> Any:
+        """Answer `poll-now` after the poll that it caused."""
+        text = await self._poller.poll_now("the control socket")
+        return {"poll": text, "cursor": self._agent.session.seen_cursor, "queue_depth": self._agent.inbox.depth}
+
+    async def renew(self, request: dict[str, Any]) -> Any:
+        """Ask the plane for a renewal."""
+        record = self._record(request)
+        await request_renewal(self._agent, record.cert_id, "operator")
         return {"cert_id": record.cert_id, "name": record.name, "requested": True}
 
-    async def apply(request: dict[str, Any]) -> Any:
+    async def apply(self, request: dict[str, Any]) -> Any:
+        """Compare with the plane and bring this host in line; ``now``: whatever the window says."""
+        agent = self._agent
         found = await plan_resync(agent, "`apply` was asked for")
         outcome = await agent.installer.converge_all(agent.items, ignore_window=bool(request.get("now")))
         return {"outcome": outcome.kind.value, "detail": outcome.detail, "differences": found}
 
-    async def rollback(request: dict[str, Any]) -> Any:
-        record = record_for(agent.installer.records.values(), _text(request, "domain"))
-        to = request.get("to")
+    async def rollback(self, request: dict[str, Any]) -> Any:
+        """Switch one certificate back and hold it."""
+        agent, record, to = self._agent, self._record(request), request.get("to")
         outcome = await agent.installer.rollback(record.name, str(to) if to else None, agent.items)
-        return {"outcome": outcome.kind.value, "detail": outcome.detail, "name": record.name}
+        return rolled_back(agent, record, outcome)
 
-    async def release(request: dict[str, Any]) -> Any:
-        record = record_for(agent.installer.records.values(), _text(request, "domain"))
+    async def release(self, request: dict[str, Any]) -> Any:
+        """End a hold."""
+        agent, record = self._agent, self._record(request)
         await agent.installer.release(record.name)
+        say(agent.log, Line.RELEASED, name=record.name)
         await plan_resync(agent, "a hold was released")
         return {"name": record.name, "released": True}
 
-    async def plan(_request: dict[str, Any]) -> Any:
-        return (await agent.installer.plan(agent.items)).shown()
+    async def plan(self, _request: dict[str, Any]) -> Any:
+        """Answer what would change."""
+        return (await self._agent.installer.plan(self._agent.items)).shown()
 
-    async def stop_now(_request: dict[str, Any]) -> Any:
-        stop("the control socket")
+    async def stop(self, _request: dict[str, Any]) -> Any:
+        """Stop the daemon in order."""
+        self._stop("the control socket")
         return {"stopping": True}
 
+    def _record(self, request: dict[str, Any]) -> CertRecord:
+        return record_for(self._agent.installer.records.values(), _text(request, "domain"))
+
+
+def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) -> Mapping[str, Operation]:
+    """Return the operations by the name that the socket knows."""
+    one = Operations(agent, poller, stop)
     return {
-        "status": status, "poll-now": poll_now, "renew": renew, "apply": apply,
-        "rollback": rollback, "release": release, "plan": plan, "stop": stop_now,
+        "status": one.status, "poll-now": one.poll_now, "renew": one.renew, "apply": one.apply,
+        "rollback": one.rollback, "release": one.release, "plan": one.plan, "stop": one.stop,
     }  # fmt: skip
+
+
+def rolled_back(agent: Agent, record: CertRecord, outcome: Outcome) -> dict[str, Any]:
+    """Log a rollback by hand and return it as plain JSON."""
+    if outcome.ok:
+        now = agent.installer.records[record.cert_id].generation
+        say(agent.log, Line.ROLLED_BACK_BY_HAND, name=record.name, generation=now)
+    return {"outcome": outcome.kind.value, "detail": outcome.detail, "name": record.name}
 
 
 def _text(request: dict[str, Any], name: str) -> str:

@@ -15,6 +15,7 @@ from certctrl.model.status import Stop
 from certctrl.protocol import events, steps
 from certctrl.protocol.session import Session
 
+SKEW_WORTH_SAYING = 60.0
 POLL_CODES = {events.NoUpdates: "204", events.Updates: "200", events.TokenExpired: "401"}
 
 
@@ -28,6 +29,7 @@ class Poller:
         self._waiting = trio.CancelScope()
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
+        self._failures = 0
 
     def poke(self, who: str) -> None:
         """Poll now: end the pause or the long-poll under way, close the breaker."""
@@ -179,8 +181,19 @@ class Poller:
             answered.set()
         self._answered.clear()
         agent.news.set()
+        self._compare_clocks()
+        if session.failures == 0 and self._failures:
+            say(agent.log, Line.POLL_RECOVERED, failures=self._failures)
+        self._failures = session.failures
         for alert in session.take_alerts():
             await self._breaker(alert)
+
+    def _compare_clocks(self) -> None:
+        agent, skew = self.agent, self.agent.plane.server_skew or 0.0
+        if abs(skew) < SKEW_WORTH_SAYING:
+            agent.well("clock")
+        elif agent.trouble("clock", "this host's clock differs from the plane's", "set the clock (chrony, timesyncd)"):
+            say(agent.log, Line.CLOCK_SKEW, seconds=round(-skew))
 
     async def _breaker(self, alert: steps.Alert) -> None:
         agent, session = self.agent, self.agent.session

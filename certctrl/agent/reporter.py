@@ -102,35 +102,19 @@ def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, A
 def snapshot(agent: Agent) -> dict[str, Any]:
     """Return the whole status as plain JSON."""
     session, settings = agent.session, agent.config.application
-    now, mono = agent.wall_now(), trio.current_time()
     problems, stuck = current_problems(agent), stuck_items(agent)
-
-    def wall(moment: float | None) -> float | None:
-        return None if moment is None else now + (moment - mono)
-
-    quarantine = settings.poison_attempts
     return {
         "running": True,
         "pid": os.getpid(),
         "version": certctrl.__version__,
         "started_at": agent.started_at,
-        "now": now,
+        "now": agent.wall_now(),
         "state": session.state.value,
         "server_url": settings.server_url,
         "device_id": agent.store.load_device_id(),
-        "poll": {
-            "mode": settings.poll_mode,
-            "interval_ms": settings.poll_interval_ms,
-            "last_at": wall(session.last_poll_at),
-            "last_code": session.last_poll_code,
-            "last_text": session.last_poll_text,
-            "next_at": wall(session.next_poll_at),
-            "last_retry_after": session.last_retry_after,
-            "failures": session.failures,
-            "breaker_open": session.breaker_open,
-        },
+        "poll": _poll(agent),
         "cursor": session.seen_cursor,
-        "cursor_at": wall(session.cursor_at),
+        "cursor_at": _wall(agent, session.cursor_at),
         "queue_depth": agent.inbox.depth,
         "token": {"expires_at": agent.tokens.expires_at()},
         "last_signal": agent.last_signal,
@@ -141,7 +125,7 @@ def snapshot(agent: Agent) -> dict[str, Any]:
         "quarantined": [
             to_wire(entry.signal) | {"reason": entry.last_error, "attempts": entry.attempts}
             for entry in agent.inbox.entries()
-            if entry.attempts >= quarantine
+            if entry.attempts >= settings.poison_attempts
         ],
         "counters": {
             "polls": dict(agent.figures.polls),
@@ -149,6 +133,25 @@ def snapshot(agent: Agent) -> dict[str, Any]:
             "token_refreshes": dict(agent.figures.token_refreshes),
             "acks_sent": agent.figures.acks_sent,
         },
+    }
+
+
+def _wall(agent: Agent, moment: float | None) -> float | None:
+    return None if moment is None else agent.wall_now() + (moment - trio.current_time())
+
+
+def _poll(agent: Agent) -> dict[str, Any]:
+    session, settings = agent.session, agent.config.application
+    return {
+        "mode": settings.poll_mode,
+        "interval_ms": settings.poll_interval_ms,
+        "last_at": _wall(agent, session.last_poll_at),
+        "last_code": session.last_poll_code,
+        "last_text": session.last_poll_text,
+        "next_at": _wall(agent, session.next_poll_at),
+        "last_retry_after": session.last_retry_after,
+        "failures": session.failures,
+        "breaker_open": session.breaker_open,
     }
 
 

@@ -73,23 +73,12 @@ async def _run_services(
         agent.config.application.queue_size  # pages; the inbox behind it bounds the signals
     )
     poller, reloader = Poller(agent, signals_send), Reloader(agent, notifier)
-
-    def stop(why: str) -> None:
-        grace = agent.config.application.stop_grace_seconds
-        say(agent.log, Line.AGENT_STOPPING, reason=why, grace=grace)
-        notifier.stopping(why)
-        agent.stop_with(Stop(StopReason.ASKED, why))
-
-    def cancel() -> None:
-        say(agent.log, Line.AGENT_STOP_NOW)
-        everything.cancel()
-
-    on = OnSignal(stop=stop, cancel=cancel, reload=reloader.ask, poll_now=lambda: poller.poke("SIGUSR1"))
+    on = _on_signal(agent, notifier, poller, reloader, everything)
     with everything:
         async with trio.open_nursery() as services:
             if os_signals:
                 await services.start(watch_os_signals, on)
-            operations = operations_for(agent, poller, stop)
+            operations = operations_for(agent, poller, on.stop)
             await services.start(serve_control, agent.fs, agent.layout.control_socket, operations, agent.log)
             services.start_soon(keep_tokens, agent)
             services.start_soon(reloader.reload_forever)
@@ -106,6 +95,29 @@ async def _run_services(
             await _run_handlers(agent, poller, Dispatcher(agent, signals_receive))
             services.cancel_scope.cancel()
     return agent.stop or Stop(StopReason.ASKED, "cancelled")
+
+
+def _on_signal(
+    agent: Agent, notifier: Notifier, poller: Poller, reloader: Reloader, everything: trio.CancelScope
+) -> OnSignal:
+    def heard(name: str) -> None:
+        say(agent.log, Line.OS_SIGNAL, name=name)
+
+    def stop(why: str) -> None:
+        heard(why)
+        say(agent.log, Line.AGENT_STOPPING, reason=why, grace=agent.config.application.stop_grace_seconds)
+        notifier.stopping(why)
+        agent.stop_with(Stop(StopReason.ASKED, why))
+
+    def cancel() -> None:
+        say(agent.log, Line.AGENT_STOP_NOW)
+        everything.cancel()
+
+    def reload() -> None:
+        heard("SIGHUP")
+        reloader.ask()
+
+    return OnSignal(stop=stop, cancel=cancel, reload=reload, poll_now=lambda: poller.poke("SIGUSR1"))
 
 
 async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) -> None:

@@ -100,6 +100,8 @@ async def _assembled(
         reload_items(agent)
         say(log, Line.AGENT_STARTED, version=certctrl.__version__, pid=os.getpid(),
             device=store.load_device_id(), server=config.application.server_url)  # fmt: skip
+        differing = sorted(name for name, source in loaded.sources.items() if source != "default")
+        say(log, Line.CONFIG_LOADED, settings=", ".join(differing) or "all defaults")
         yield agent
     finally:
         with trio.move_on_after(2, shield=True):
