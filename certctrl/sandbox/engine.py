@@ -38,7 +38,7 @@ from certctrl.sandbox.following import ToldProc, follow_history
 from certctrl.sandbox.looking import Witness, looking
 from certctrl.sandbox.narrator import Narrator, Retelling
 from certctrl.sandbox.script import Script
-from certctrl.sandbox.servers import choose_server
+from certctrl.sandbox.servers import choose_server, find_nginx
 from certctrl.sandbox.stage import allow_service, sandbox_directory, stage_agent
 from certctrl.store.config import load_config
 from certctrl.store.fs import RealFs
@@ -78,7 +78,11 @@ async def run_sandbox(options: SandboxOptions, *, out: TextIO | None = None) -> 
     """
     out = out or sys.stdout
     narrator = Narrator(out, as_json=options.as_json, colour=out.isatty(), now=time.monotonic)
+    nginx = find_nginx(options.service)
     with sandbox_directory(options.directory) as root:
+        narrator.title(f"Plane, agent and {'nginx' if nginx else 'a built-in TLS service'} on 127.0.0.1, in {root}")
+        if nginx is None and options.service == "auto":
+            narrator.tell("service", "stand-in", "nginx is not installed: the built-in TLS service stands in for it")
         (root / "service").mkdir(mode=0o700)
         show = Show(options=options, narrator=narrator, root=root)
         with retold(narrator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,8 @@ class Script:
             self._issued(certificate)
 
     async def _see_changed(self, certificate: Certificate, old: str, began: float) -> None:
-        answer = await self._look("changed", certificate, serial=old)
+        before = {serial for cert_id, serial in self.figures.issued if cert_id == certificate.id} | {old}
+        answer = await self._look("changed", certificate, before)
         if not answer["ok"]:
             self._trouble("not-served", f"{certificate.name}: no new serial within {SERVED_SECONDS:.0f} s", certificate)
             return
@@ -192,10 +194,9 @@ class Script:
         elif not seen:
             self._saw(certificate, answer["saw"], None)
 
-    async def _look(self, op: str, certificate: Certificate, *, serial: str = "") -> dict[str, Any]:
-        return await self.witness.ask(
-            op=op, name=certificate.name, serial=serial or certificate.serial, within=SERVED_SECONDS
-        )
+    async def _look(self, op: str, certificate: Certificate, serials: Collection[str] = ()) -> dict[str, Any]:
+        wanted = list(serials) or [certificate.serial]
+        return await self.witness.ask(op=op, name=certificate.name, serials=wanted, within=SERVED_SECONDS)
 
     def _saw(self, certificate: Certificate, serial: str, latency: float | None) -> None:
         self.figures.served.add((certificate.id, serial))

@@ -85,15 +85,21 @@ async def end_process(process: trio.Process) -> None:
 
 def choose_server(kind: str, folder: Path, certs: Path, names: list[str]) -> Server:
     """Write the service's configuration below ``folder`` and return it; ``kind`` is nginx, builtin or auto."""
-    nginx = shutil.which("nginx", path=NGINX_PATH)
-    if kind not in ("nginx", "builtin", "auto"):
-        raise UsageError(f"--service {kind}: not one of nginx, builtin, auto")
-    if kind == "nginx" and nginx is None:
-        raise UsageError("--service nginx: nginx is not installed", fix="install nginx, or use --service builtin")
+    nginx = find_nginx(kind)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if nginx is not None and kind != "builtin":
+    if nginx is not None:
         return _nginx(nginx, folder, certs, names)
     return _builtin(folder, {name: str(certs / ".live" / name) for name in names})
+
+
+def find_nginx(kind: str) -> str | None:
+    """Return the nginx to run, None for the built-in service. UsageError when ``kind`` cannot be had."""
+    if kind not in ("nginx", "builtin", "auto"):
+        raise UsageError(f"--service {kind}: not one of nginx, builtin, auto")
+    nginx = None if kind == "builtin" else shutil.which("nginx", path=NGINX_PATH)
+    if kind == "nginx" and nginx is None:
+        raise UsageError("--service nginx: nginx is not installed", fix="install nginx, or use --service builtin")
+    return nginx
 
 
 def free_port() -> int:

@@ -40,7 +40,7 @@ def sandbox_directory(wanted: Path | None) -> Iterator[Path]:
         return
     root = wanted.absolute()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UsageError(f"--dir {wanted}: exists and is not empty", fix=f"name another, or: rm -r {wanted}")
+        raise UsageError(f"--dir {wanted}: exists and is not empty", fix="name a directory that is new or empty")
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     yield root
 

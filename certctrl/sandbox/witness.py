@@ -3,11 +3,12 @@
 ``python -m certctrl.sandbox.witness`` reads one JSON object per line from standard input and answers likewise:
 
 - ``{"op": "endpoint", "host", "port", "ca_file"}`` says where to look and whom to trust, once, first.
-- ``{"op": "served", "id", "name", "serial", "within"}``: handshakes in a tight loop, as a client that checks chain and
-  name would, until ``serial`` is served → ``{"id", "ok": true, "at", "saw", "tries"}``, ``at`` on the monotonic clock,
-  which all processes of a machine share; ``"ok": false`` after ``within`` seconds.
-- ``{"op": "changed", …}``: until another trusted serial than ``serial`` is served.
-- ``{"op": "gone", …}``: until ``serial`` is served no more, and nothing trusted in its place.
+- ``{"op": "served", "id", "name", "serials", "within"}``: handshakes in a tight loop, as a client that checks chain and
+  name would, until one of ``serials`` is served → ``{"id", "ok": true, "at", "saw", "tries"}``, ``at`` on the monotonic
+  clock, which all processes of a machine share; ``"ok": false`` after ``within`` seconds.
+- ``{"op": "changed", …}``: until a trusted serial is served that is none of ``serials``: all that were issued before,
+  for a server's old workers may answer for a moment with one that was replaced long ago.
+- ``{"op": "gone", …}``: until nothing trusted is served for the name.
 - ``{"op": "disk", "live": {name: path of its .live link}}``: compares key and certificate from now on, without end.
 - ``{"op": "report", "id"}`` → ``{"id", "checks", "mismatches", "first"}``.
 - ``{"op": "guard", "pid"}``: end that process, too, when standard input ends.
@@ -26,7 +27,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ TRY_PAUSE_SECONDS = 0.001
 DISK_PAUSE_SECONDS = 0.002
 NOTHING = ("", "untrusted")
 
-# op -> whether what was seen (first) is what was asked for, given the serial of the question (second)
-SEEN: Mapping[str, Callable[[str, str], bool]] = {
-    "served": lambda saw, serial: saw == serial,
-    "changed": lambda saw, serial: saw not in NOTHING and saw != serial,
-    "gone": lambda saw, serial: saw in NOTHING,
+# op -> whether what was seen (first) is what was asked for, given the serials of the question (second)
+SEEN: Mapping[str, Callable[[str, Collection[str]], bool]] = {
+    "served": lambda saw, serials: saw in serials,
+    "changed": lambda saw, serials: saw not in NOTHING and saw not in serials,
+    "gone": lambda saw, serials: saw in NOTHING,
 }
 
 
@@ -68,10 +69,11 @@ class Endpoint:
 
     def watch(self, ask: Mapping[str, Any]) -> dict[str, Any]:
         """Look until what is asked for is seen."""
-        serial, end, tries, saw = plain_serial(ask["serial"]), time.monotonic() + ask["within"], 0, ""
+        serials = {plain_serial(serial) for serial in ask["serials"]}
+        end, tries, saw = time.monotonic() + ask["within"], 0, ""
         while time.monotonic() < end:
             tries, saw = tries + 1, self.served(ask["name"])
-            if SEEN[ask["op"]](saw, serial):
+            if SEEN[ask["op"]](saw, serials):
                 return {"id": ask["id"], "ok": True, "at": time.monotonic(), "tries": tries, "saw": saw}
             time.sleep(TRY_PAUSE_SECONDS)
         return {"id": ask["id"], "ok": False, "tries": tries, "saw": saw}

@@ -1,0 +1,135 @@
+"""The sandbox as a person runs it: real plane, real agent, real TLS service, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.integration
+
+
+def start(*options: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "certctrl", "sandbox", *map(str, options)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def play(*options: str | Path, timeout: float = 120) -> tuple[int, list[dict[str, Any]], str]:
+    with start("--json", *options) as process:
+        out, err = process.communicate(timeout=timeout)
+    return process.returncode, [json.loads(line) for line in out.splitlines()], err
+
+
+def lines_until(process: subprocess.Popen[str], event: str) -> Iterator[dict[str, Any]]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        told = json.loads(line)
+        yield told
+        if told["event"] == event:
+            return
+
+
+def processes_naming(text: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            found += [f"{entry.name} {command}"] if text in command else []
+    return found
+
+
+@pytest.mark.parametrize("service", ["nginx", "builtin"])
+def test_what_is_issued_is_served(service: str, need: Callable[[str], str], tmp_path: Path) -> None:
+    if service == "nginx":
+        need("nginx")
+    kept = tmp_path / "show"
+    status, told, err = play("--service", service, "--duration", "8", "--certs", "2", "--every", "1", "--dir", kept)
+    summary = told[-1]
+    assert (status, summary["problems"]) == (0, []), err
+    assert summary["event"] == "summary"
+    assert summary["renewals"] >= 3
+    assert summary["served"] == summary["issued"] == 2 + summary["renewals"]
+    assert (summary["revocations"], summary["withdrawn"], summary["mismatches"]) == (1, 1, 0)
+    # A renewal that a full comparison or the new plan brings along is served before its signal is looked at.
+    assert summary["renewals"] - 2 <= summary["latency_ms"]["count"] <= summary["renewals"]
+    assert 0 < summary["latency_ms"]["p50"] <= summary["latency_ms"]["p99"]
+    assert {"registered", "polled", "signal", "checked", "reloaded", "deployed", "served", "revoked", "gone"} <= {
+        line["event"] for line in told
+    }
+    assert {entry.name for entry in kept.iterdir()} == {"plane", "agent", "service"}
+    for directory in ("plane", "agent"):
+        assert stat.S_IMODE((kept / directory).stat().st_mode) == 0o700
+    assert processes_naming(str(kept)) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_cleans_up(signum: signal.Signals, tmp_path: Path) -> None:
+    kept = tmp_path / "show"
+    with start("--json", "--service", "builtin", "--duration", "0", "--certs", "2", "--dir", kept) as process:
+        told = list(lines_until(process, "renewed"))
+        process.send_signal(signum)
+        out, _ = process.communicate(timeout=90)
+    assert told[-1]["event"] == "renewed"
+    assert process.returncode == 130
+    assert json.loads(out.splitlines()[-1])["problems"] == []
+    assert processes_naming(str(kept)) == []
+
+
+@pytest.mark.parametrize("service", ["nginx", "builtin"])
+def test_nothing_outlives_a_sandbox_that_is_killed(service: str, need: Callable[[str], str], tmp_path: Path) -> None:
+    if service == "nginx":
+        need("nginx")
+    kept = tmp_path / "show"
+    with start("--json", "--service", service, "--duration", "0", "--certs", "1", "--dir", kept) as process:
+        list(lines_until(process, "up"))
+        assert processes_naming(str(kept / "service"))
+        process.kill()
+    until = time.monotonic() + 20
+    while processes_naming(str(kept)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert processes_naming(str(kept)) == []
+
+
+def test_other_commands_work_on_it_meanwhile(tmp_path: Path) -> None:
+    kept = tmp_path / "show"
+    with start("--json", "--service", "builtin", "--duration", "0", "--certs", "2", "--dir", kept) as process:
+        list(lines_until(process, "renewed"))
+        ask = [sys.executable, "-m", "certctrl", "-c", str(kept / "agent")]
+        done = {
+            name: subprocess.run(
+                [*ask, *name.split()], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            )
+            for name in ("status --json", "list-certs")
+        }
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=90)
+    assert json.loads(done["status --json"].stdout)["running"] is True
+    assert "app1.sandbox.test" in done["list-certs"].stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--service", "apache"], "not one of nginx, builtin, auto"),
+        (["--certs", "0"], "not from 1 to 200"),
+        (["--dir", "."], "is not empty"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(options: list[str], said: str) -> None:
+    with start(*options) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
