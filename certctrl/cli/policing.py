@@ -100,9 +100,8 @@ def apply_change(policy: HostPolicy, change: Change) -> HostPolicy:
 def _with_commands(policy: HostPolicy, entries: Mapping[str, Mapping[str, Any]]) -> HostPolicy:
     commands = dict(policy.commands)
     for name, entry in entries.items():
-        known = {"argv": tuple(entry["argv"])} if entry.get("argv") else {}
-        known |= {
-            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key != "argv"
+        known: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
         }
         before = commands.get(name)
         if before is None:
@@ -110,7 +109,7 @@ def _with_commands(policy: HostPolicy, entries: Mapping[str, Mapping[str, Any]])
         elif before.argv != known["argv"]:
             raise UsageError(f"there is another command called {name!r}", fix="give a free one with --name")
         else:
-            merged = {**known, "env": tuple(dict.fromkeys((*before.env, *known.get("env", ()))))}
+            merged: dict[str, Any] = {**known, "env": tuple(dict.fromkeys((*before.env, *known.get("env", ()))))}
             commands[name] = attrs.evolve(before, **merged)
     return policy if commands == dict(policy.commands) else attrs.evolve(policy, commands=commands)
 

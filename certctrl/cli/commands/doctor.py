@@ -1,0 +1,114 @@
+"""``doctor``: check everything an operator would, and print the fix for each finding."""
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import attrs
+import typer
+
+from certctrl.cli.invocation import Invocation, invocation
+from certctrl.cli.output import on_terminal, write_json, write_line
+from certctrl.errors import CertctrlError, ExitStatus
+
+_COLOURS = {"OK": "\x1b[32m", "WARN": "\x1b[33m", "FAIL": "\x1b[31m"}
+
+
+def doctor(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask neither the control plane nor endpoints.")] = False,
+) -> int:
+    """Check everything an operator would check, with a fix for each finding.
+
+    Configuration, permissions, disk space, state files, device key, policy; DNS, TLS, clock and token at the
+    control plane; every certificate on disk and every endpoint that should serve it; the running daemon. Takes no
+    lock, changes nothing, and works beside the daemon and without it.
+
+    Exit status: 0 nothing needs a person (there may be warnings), 1 something does.
+
+    \b
+    cert-ctrl -c /etc/cert-ctrl doctor
+    cert-ctrl -c /etc/cert-ctrl doctor --json
+    """
+    from certctrl.cli.runtime import run
+
+    invoked = invocation(ctx)
+    findings = run(_examine, _patient(invoked), offline, None if as_json else lambda one: _show(invoked, one))
+    if as_json:
+        write_json([attrs.asdict(finding) | {"fix": invoked.named(finding.fix)} for finding in findings])
+    else:
+        _sum_up(findings)
+    return ExitStatus.FAILED if any(finding.level == "FAIL" for finding in findings) else ExitStatus.DONE
+
+
+def _patient(invoked: Invocation) -> Any:
+    from certctrl.agent.clock import wall_now
+    from certctrl.cli.doctor.finding import Patient
+    from certctrl.store.config import load_config
+    from certctrl.store.fs import RealFs
+    from certctrl.store.state import StateStore
+
+    layout, fs = invoked.layout(), RealFs()
+    try:
+        config = load_config(layout, os.environ).config
+    except CertctrlError:
+        config = None  # a finding of its own
+    return Patient(layout=layout, fs=fs, store=StateStore(layout, fs), environ=os.environ, now=wall_now, config=config)
+
+
+async def _examine(patient: Any, offline: bool, show: Any) -> list[Any]:
+    """Run every check, showing each finding as it comes."""
+    from certctrl.agent.setup import real_http
+    from certctrl.cli.doctor.certs import look_at_endpoints
+    from certctrl.cli.doctor.finding import ok
+    from certctrl.cli.doctor.plane import look_at_plane
+
+    found = []
+
+    def note(finding: Any) -> None:
+        found.append(finding)
+        if show is not None:
+            show(finding)
+
+    for finding in _on_disk(patient):
+        note(finding)
+    if offline:
+        note(ok("plane", "not asked (--offline)"))
+        return found
+    if patient.config is not None:
+        await look_at_plane(patient, patient.config, real_http, note)
+    await look_at_endpoints(patient, note)
+    return found
+
+
+def _on_disk(patient: Any) -> Iterator[Any]:
+    from certctrl.cli.doctor.certs import certificate_findings
+    from certctrl.cli.doctor.daemon import daemon_findings
+    from certctrl.cli.doctor.finding import guarded
+    from certctrl.cli.doctor.host import host_findings
+
+    yield from host_findings(patient)
+    yield from certificate_findings(patient)
+    yield from guarded("daemon", lambda: daemon_findings(patient))
+
+
+def _show(invoked: Invocation, finding: Any) -> None:
+    level = str(finding.level)
+    if on_terminal() and "NO_COLOR" not in os.environ:
+        sys.stdout.write(_COLOURS[level])
+        sys.stdout.write(f"{level:<4}\x1b[0m  ")
+        write_line(f"{finding.check}: {finding.what}")
+    else:
+        write_line(f"{level:<4}  {finding.check}: {finding.what}")
+    if finding.fix:
+        write_line(f"      fix: {invoked.named(finding.fix)}")
+    sys.stdout.flush()
+
+
+def _sum_up(findings: list[Any]) -> None:
+    bad = sum(finding.level == "FAIL" for finding in findings)
+    odd = sum(finding.level == "WARN" for finding in findings)
+    write_line()
+    write_line(f"{len(findings)} findings: {bad} need you, {odd} warnings")

@@ -1,0 +1,145 @@
+"""Checks of the certificates: the files on disk belong together and last; each endpoint serves what is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import trio
+
+from certctrl.cli.doctor.finding import Finding, Note, Patient, fail, failed, guarded, ok, warn
+from certctrl.cli.output import duration, remaining
+from certctrl.errors import CertctrlError, ProbeError
+from certctrl.model.plan import CopyAction, ExecAction, VerifyTls
+from certctrl.model.records import CertRecord
+
+PROBE_SECONDS = 10.0
+
+
+def certificate_findings(patient: Patient) -> Iterator[Finding]:
+    """Yield what is found about each deployed certificate on disk."""
+    try:
+        records = deployed(patient)
+    except CertctrlError:
+        return  # said by the check of the state files
+    if not records:
+        yield ok("certificate", "none deployed yet")
+    for record in records:
+        yield from guarded("certificate", lambda record=record: _one(patient, record))  # type: ignore[misc]
+
+
+def deployed(patient: Patient) -> list[CertRecord]:
+    """Return the records of the certificates that are live. Raises DiskError."""
+    return [record for record in patient.store.load_certificates().values() if record.generation]
+
+
+def _one(patient: Patient, record: CertRecord) -> Iterator[Finding]:
+    from certctrl.store.generations import GenerationStore
+
+    store, who = GenerationStore(patient.layout, patient.fs), f"certificate {record.cert_id} ({record.name})"
+    live = store.live_id(record.name)
+    if live != record.generation:
+        what = f"{who}: certs/.live/{record.name} points at {live or 'nothing'}, recorded is {record.generation}"
+        yield fail("certificate", what, "cert-ctrl -c DIR apply")
+        return
+    key, chain = (store.read(record.name, live, name) for name in ("private.key", "fullchain.pem"))
+    fault = _pair_fault(key, chain, record)
+    if fault:
+        yield fail("certificate", f"{who}: {fault}", "cert-ctrl -c DIR apply; if it stays, renew it at the plane")
+        return
+    yield _life(patient, record, who)
+    if record.last_error:
+        yield warn("certificate", f"{who}: last attempt: {record.last_error}", "see cert-ctrl -c DIR history")
+    if record.held:
+        yield warn("certificate", f"{who}: held after a rollback", "cert-ctrl -c DIR rollback --release --domain NAME")
+
+
+def _pair_fault(key_pem: bytes, chain_pem: bytes, record: CertRecord) -> str:
+    """Return what is wrong with key and leaf as they lie on disk; empty: they belong together and to the record."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+    try:
+        leaf = x509.load_pem_x509_certificates(chain_pem)[0]
+        key = load_pem_private_key(key_pem, None, unsafe_skip_rsa_key_validation=True)
+    except (ValueError, TypeError, IndexError):
+        return "key or certificate on disk cannot be read"
+    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
+        return "the private key on disk does not belong to the certificate beside it"
+    if leaf.fingerprint(hashes.SHA256()).hex() != record.fingerprint_sha256:
+        return "the certificate on disk is not the one that was recorded"
+    return ""
+
+
+def _life(patient: Patient, record: CertRecord, who: str) -> Finding:
+    from certctrl.agent.expiry import warn_below
+    from certctrl.model.config import ApplicationConfig
+
+    now = patient.now()
+    left, settings = record.not_after - now, patient.config.application if patient.config else ApplicationConfig()
+    renew = f"cert-ctrl -c DIR renew --domain {record.domains[0] if record.domains else record.name}"
+    if record.not_before > now:
+        what = f"{who}: not valid for another {duration(record.not_before - now)}"
+        return fail("certificate", what, "wait, or check this host's clock")
+    if left <= 0:
+        return fail("certificate", f"{who}: {remaining(left)}", renew)
+    if left < warn_below(record, settings):
+        return warn("certificate", f"{who}: expires in {remaining(left)}", renew)
+    return ok("certificate", f"{who}: key and certificate fit, {remaining(left)} left")
+
+
+async def look_at_endpoints(patient: Patient, note: Note) -> None:
+    """Note for every endpoint that the plan verifies whether it serves what is on disk; all are asked at once."""
+    try:
+        wanted = endpoints(patient)
+    except CertctrlError as error:
+        note(failed("endpoint", error))
+        return
+
+    async def one(verify: VerifyTls, records: list[CertRecord]) -> None:
+        note(await _served(verify, records))
+
+    async with trio.open_nursery() as nursery:
+        for verify, records in wanted:
+            nursery.start_soon(one, verify, records)
+
+
+def endpoints(patient: Patient) -> list[tuple[VerifyTls, list[CertRecord]]]:
+    """Return each TLS endpoint of the install items with the deployed certificates it may serve."""
+    from certctrl.agent.installs import items_in_force
+    from certctrl.install.binding import bind
+    from certctrl.install.steps import DesiredCert
+
+    records = {record.cert_id: record for record in deployed(patient)}
+    items = items_in_force(patient.layout, patient.store)
+    certs = {
+        one.cert_id: DesiredCert(
+            cert_id=one.cert_id, name=one.name, domains=one.domains, generation=one.generation, live=one.generation
+        )
+        for one in records.values()
+    }
+    found: dict[VerifyTls, dict[int, CertRecord]] = {}
+    bound = bind(items, certs, {})
+    for item in items:
+        verify: Any = item.verify if isinstance(item, CopyAction | ExecAction) and item.enabled else None
+        if isinstance(verify, VerifyTls):
+            here = {cert_id: records[cert_id] for cert_id in bound[item.id].certs if cert_id in records}
+            found.setdefault(verify, {}).update(here)
+    return [(verify, list(certs.values())) for verify, certs in found.items() if certs]
+
+
+async def _served(verify: VerifyTls, records: list[CertRecord]) -> Finding:
+    from certctrl.install.probe import served_fingerprint
+
+    where = f"{verify.host}:{verify.port}" + (f" ({verify.server_name})" if verify.server_name else "")
+    names = ", ".join(record.name for record in records)
+    try:
+        served = await served_fingerprint(verify, deadline=trio.current_time() + PROBE_SECONDS)
+    except ProbeError as error:
+        return fail("endpoint", str(error), error.fix or "see the service's log")
+    if served in {record.fingerprint_sha256 for record in records}:
+        return ok("endpoint", f"{where} serves {names} as it is on disk")
+    what = f"{where} serves {served[:16]}…, which is not {names} as it is on disk"
+    return fail("endpoint", what, "reload the service (cert-ctrl -c DIR apply); see that it reads the deployed files")

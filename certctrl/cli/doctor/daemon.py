@@ -1,0 +1,40 @@
+"""Checks of the running agent: its own word on its health, and what its plan is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from certctrl.cli.control import ask
+from certctrl.cli.doctor.finding import Finding, Patient, fail, ok, warn
+from certctrl.cli.facts import gather
+
+PLAN_SECONDS = 30.0
+
+
+def daemon_findings(patient: Patient) -> Iterator[Finding]:
+    """Yield what the daemon says of itself; that it does not run is a finding."""
+    facts = gather(patient.layout)
+    if not facts["running"]:
+        what = f"not running ({facts['stopped']})" if facts.get("stopped") else "not running"
+        yield warn("daemon", what, "systemctl start cert-ctrl, or cert-ctrl -c DIR --keep-running")
+        return
+    yield from _health(facts)
+    reply = ask(patient.layout, "plan", seconds=PLAN_SECONDS)
+    for refusal in reply.data["refusals"] if reply is not None else ():
+        fix = "cert-ctrl -c DIR policy allow" if refusal.get("setting") else "change the install config at the plane"
+        yield warn("plan", f"refused: {refusal['what']}: {refusal['why']}", fix)
+
+
+def _health(facts: dict[str, Any]) -> Iterator[Finding]:
+    if facts.get("unresponsive"):
+        yield fail("daemon", facts["unresponsive"], "see its log; is the host overloaded?")
+        return
+    for problem in facts.get("problems", ()):
+        yield fail("daemon", problem["what"], problem.get("fix") or "see the log")
+    for item in facts.get("stuck", ()):
+        yield fail("daemon", f"stuck: {item['item']}: {item['reason']}", "then cert-ctrl -c DIR apply --now")
+    if facts.get("health") == "stale":
+        yield fail("daemon", "the control plane has not answered for too long", "see the checks of dns, tls and clock")
+    elif facts.get("health") == "healthy":
+        yield ok("daemon", f"running, {facts.get('state')}, last poll: {facts['poll'].get('last_text') or 'none yet'}")

@@ -1,0 +1,167 @@
+"""Checks of this host: configuration, permissions, disk space, state files, keys, policy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from certctrl.cli.doctor.finding import Finding, Patient, fail, failed, guarded, ok, warn
+from certctrl.errors import CertctrlError
+
+LEAST_BYTES = 16 << 20
+FEW_BYTES = 128 << 20
+LEAST_INODES = 200
+
+
+def host_findings(patient: Patient) -> Iterator[Finding]:
+    """Yield what is found on this host."""
+    checks: tuple[tuple[str, Callable[[Patient], Iterator[Finding]]], ...] = (
+        ("config", _configuration),
+        ("permissions", _permissions),
+        ("disk", _disk),
+        ("state", _state),
+        ("device", _device),
+        ("policy", _policy),
+    )
+    for name, check in checks:
+        yield from guarded(name, lambda check=check: check(patient))  # type: ignore[misc]
+
+
+def _configuration(patient: Patient) -> Iterator[Finding]:
+    from certctrl.cli.checks import check_files
+
+    yield ok("config", f"{', '.join(check_files(patient.layout, patient.environ))}: no mistakes")
+
+
+def _permissions(patient: Patient) -> Iterator[Finding]:
+    from certctrl.store.atomic import check_modes
+
+    found = check_modes(patient.fs, patient.layout, repair=False)
+    for finding in found:
+        yield fail("permissions", f"{finding.path}: {finding.what}", finding.fix)
+    owner = patient.fs.lstat(patient.layout.root)
+    if owner is not None and os.geteuid() not in (0, owner.uid):
+        what = f"{patient.layout.root} belongs to user {owner.uid}, and this runs as user {os.geteuid()}"
+        yield warn("permissions", what, "run as root or as that user: what cannot be read is not checked")
+    if not found:
+        yield ok("permissions", f"{patient.layout.root}: closed to other users")
+
+
+def _disk(patient: Patient) -> Iterator[Finding]:
+    facts = os.statvfs(patient.layout.root)
+    free, where = facts.f_bavail * facts.f_frsize, f"the file system of {patient.layout.root}"
+    amount = f"{free / (1 << 20):.0f} MiB free on {where}"
+    if facts.f_flag & os.ST_RDONLY:
+        yield fail("disk", f"{where} is mounted read-only", "mount it read-write")
+    if free < LEAST_BYTES:
+        yield fail("disk", amount, "free space: tokens are not refreshed when the new ones could not be kept")
+    elif free < FEW_BYTES:
+        yield warn("disk", amount, "free space before it is needed")
+    else:
+        yield ok("disk", amount)
+    if facts.f_files and facts.f_favail < LEAST_INODES:
+        yield fail("disk", f"{facts.f_favail} inodes free on {where}", "remove files; see df -i")
+
+
+def _state(patient: Patient) -> Iterator[Finding]:
+    store, bad = patient.store, 0
+    loads: tuple[Callable[[], Any], ...] = (
+        store.load_cursor, store.load_device_id, store.load_device_keys, store.load_tokens, store.load_inbox,
+        store.load_processed, store.load_acks, store.load_install_config, store.load_certificates,
+        store.load_activations, store.load_cas, store.load_pins,
+    )  # fmt: skip
+    for load in loads:
+        try:
+            load()
+        except CertctrlError as error:
+            bad += 1
+            yield failed("state", error)
+    if not bad:
+        yield ok("state", f"{len(loads)} kinds of state files: readable and whole")
+
+
+def _device(patient: Patient) -> Iterator[Finding]:
+    keys, tokens = patient.store.load_device_keys(), patient.store.load_tokens()
+    if keys is None or tokens is None:
+        missing = "device key" if keys is None else "tokens"
+        yield fail("device", f"not registered: there is no {missing}", "cert-ctrl -c DIR register")
+        return
+    if _public_of(keys.secret) != keys.public:
+        what = "the device's public key does not belong to its secret key: nothing sealed to it can be opened"
+        yield fail("device", what, "restore keys/ from a backup, or cert-ctrl -c DIR register")
+        return
+    yield ok("device", f"registered as {patient.store.load_device_id()}; its key pair fits")
+
+
+def _public_of(secret: bytes) -> bytes:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+
+
+def _policy(patient: Patient) -> Iterator[Finding]:
+    from certctrl.store.config import load_policy
+
+    policy = load_policy(patient.layout, require_root_owned=False)
+    findings = [*_roots(policy), *_commands(policy), *_users(policy), *_risks(policy)]
+    yield from findings
+    if not findings:
+        roots, commands = len(policy.write_roots), len(policy.commands)
+        yield ok("policy", f"{roots} directories to write in and {commands} commands allowed, all as they should be")
+
+
+def _roots(policy: Any) -> Iterator[Finding]:
+    for root in policy.write_roots:
+        try:
+            facts = os.lstat(root)
+        except OSError as error:
+            yield warn(
+                "policy", f"write_roots: {root}: {error.strerror}", f"make it, or take {root} out of policy.json"
+            )
+            continue
+        if os.path.realpath(root) != root:
+            yield fail("policy", f"write_roots: {root} leads through a link", f"write {os.path.realpath(root)} instead")
+        elif facts.st_mode & 0o022 and not facts.st_mode & 0o1000:
+            yield fail("policy", f"write_roots: others may write {root}", f"chmod go-w {root}")
+
+
+def _commands(policy: Any) -> Iterator[Finding]:
+    from certctrl.install.process.vetting import vet_executable
+
+    allowed = [(f"commands.{name}", command.argv, command.sha256) for name, command in policy.commands.items()]
+    allowed += [("on_alert", policy.on_alert, None)] if policy.on_alert else []
+    allowed += [("trust_store.command", policy.trust_store.command, None)] if policy.trust_store.command else []
+    for where, argv, sha256 in allowed:
+        try:
+            vet_executable(argv[0], sha256)
+        except CertctrlError as error:
+            yield fail("policy", f"{where}: {error}", error.fix or f"see ls -l {argv[0]}")
+
+
+def _users(policy: Any) -> Iterator[Finding]:
+    import grp
+    import pwd
+
+    named = {*policy.run_as, *(command.run_as for command in policy.commands.values() if command.run_as)}
+    for user in sorted(named):
+        try:
+            pwd.getpwnam(user)
+        except KeyError:
+            yield fail("policy", f"there is no user {user} on this host", f"useradd --system {user}, or correct it")
+    for owner in policy.owners:
+        try:
+            pwd.getpwnam(owner)
+        except KeyError:
+            try:
+                grp.getgrnam(owner)
+            except KeyError:
+                yield fail("policy", f"owners: there is no user or group {owner}", "correct policy.json")
+
+
+def _risks(policy: Any) -> Iterator[Finding]:
+    if policy.shell:
+        yield warn("policy", "shell lines of the control plane are allowed", 'list commands instead; "shell": false')
+    if policy.plaintext_keys:
+        what = "private keys that are not sealed to this device are accepted"
+        yield warn("policy", what, '"plaintext_keys": false once the plane seals them')

@@ -1,0 +1,133 @@
+"""Checks of the way to the control plane: DNS, TLS, clock, token."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from certctrl.cli.doctor.finding import Finding, Note, Patient, fail, failed, ok, warn
+from certctrl.errors import CertctrlError
+
+if TYPE_CHECKING:
+    from certctrl.model.config import AgentConfig
+    from certctrl.net.http import Http
+    from certctrl.store.layout import ConfigDir
+
+ANSWER_SECONDS = 10.0
+DNS_SECONDS = 5.0
+ANSWER_CAP = 256 * 1024
+SKEW_WARN, SKEW_FAIL = 5.0, 120.0
+"""Seconds between the plane's Date and this clock; an access token lives 900 s."""
+HEALTH = "/health"
+
+OpenHttp = Callable[["AgentConfig", "ConfigDir"], "Http"]
+
+
+async def look_at_plane(patient: Patient, config: AgentConfig, open_http: OpenHttp, note: Note) -> None:
+    """Note what is found on the way to the plane; what depends on a broken step is left out."""
+    note(await _dns(config))
+    try:
+        http = open_http(config, patient.layout)
+    except CertctrlError as error:
+        note(failed("tls", error))
+        return
+    try:
+        await _converse(patient, config, http, note)
+    finally:
+        with trio.move_on_after(2, shield=True):
+            await http.aclose()
+
+
+async def _dns(config: AgentConfig) -> Finding:
+    from urllib.parse import urlsplit
+
+    target = urlsplit(config.httpclient.proxy or config.application.server_url)
+    host, whose = target.hostname or "", "proxy" if config.httpclient.proxy else "control plane"
+    port = target.port or (443 if target.scheme == "https" else 80)
+    with trio.move_on_after(DNS_SECONDS):
+        try:
+            found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            return fail(
+                "dns", f"cannot resolve the {whose}'s name {host}: {why}", "see /etc/resolv.conf and server_url"
+            )
+        addresses = ", ".join(dict.fromkeys(str(address[0]) for *_, address in found))
+        return ok("dns", f"{whose} {host}: {addresses}")
+    return fail("dns", f"no answer for {host} within {DNS_SECONDS:g} s", "see /etc/resolv.conf; is the resolver up?")
+
+
+async def _converse(patient: Patient, config: AgentConfig, http: Http, note: Note) -> None:
+    try:
+        answer = await http.request("GET", HEALTH, deadline=ANSWER_SECONDS, cap=ANSWER_CAP)
+    except CertctrlError as error:
+        note(failed("tls", error))
+        return
+    server = f"{config.application.server_url} answers"
+    if config.application.server_url.startswith("https:"):
+        note(ok("tls", f"{server}; its certificate is trusted"))
+    else:
+        note(warn("tls", f"{server} without TLS", "plain http is for tests on loopback; use https"))
+    clock = _clock(answer.headers.get("date"), patient.now())
+    if clock is not None:
+        note(clock)
+    note(await _token(patient, config, http))
+
+
+def _clock(date: str | None, now: float) -> Finding | None:
+    """Compare the plane's Date header with this clock; None when the plane sends none."""
+    from email.utils import parsedate_to_datetime
+
+    if not date:
+        return None
+    try:
+        skew = parsedate_to_datetime(date).timestamp() + 0.5 - now
+    except (ValueError, OverflowError):
+        return None
+    fix = "set the clock: timedatectl set-ntp true, or chronyc makestep"
+    what = f"this clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the control plane's"
+    if abs(skew) > SKEW_FAIL:
+        return fail("clock", what, fix)
+    if abs(skew) > SKEW_WARN:
+        return warn("clock", what, fix)
+    return ok("clock", f"within {SKEW_WARN:g} s of the control plane's")
+
+
+async def _token(patient: Patient, config: AgentConfig, http: Http) -> Finding:
+    """Ask the plane whether it takes our access token, by one poll that waits for nothing."""
+    from certctrl.net.control_plane import ControlPlane
+    from certctrl.protocol import steps
+
+    try:
+        tokens, cursor = patient.store.load_tokens(), patient.store.load_cursor()
+    except CertctrlError as error:
+        return failed("token", error)
+    if tokens is None:
+        return fail("token", "there is none: this device is not registered", "cert-ctrl -c DIR register")
+    plane = ControlPlane(http, config, wall_now=patient.now)
+    return _judged(await plane.poll(tokens.access_token, steps.Poll(cursor, 1, 0)))
+
+
+def _judged(event: Any) -> Finding:
+    from certctrl.protocol import events
+
+    register = "cert-ctrl -c DIR register"
+    match event:
+        case events.NoUpdates() | events.Updates():
+            return ok("token", "the control plane takes the access token")
+        case events.CursorExpired():
+            return ok("token", "the control plane takes the access token; the cursor is too old, a resync will follow")
+        case events.TokenExpired():
+            what = "the access token has expired; it is refreshed at the next poll"
+            return warn("token", what, "cert-ctrl -c DIR poll-now, or start the daemon")
+        case events.DeviceRevoked():
+            return fail("token", f"the control plane has revoked this device: {event.what}", register)
+        case events.ServerBusy():
+            return warn("token", f"not checked: the control plane is busy (status {event.status})", "try again later")
+        case events.Refused():
+            return fail("token", f"refused: {event.status} {event.key} {event.what}".rstrip(), register)
+        case _:
+            return fail("token", f"no usable answer: {getattr(event, 'why', event)}", "see what sits in between")
