@@ -43,12 +43,13 @@ def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float) -> 
     again_at: float | None = None
     for group in groups.values():
         kept = group if len(group) == 1 else _coalesced(group, superseded)
-        ready = next((entry for entry in kept if entry.next_try_at <= now), None)
-        if ready is not None:
-            run.append(ready)
-            continue
-        due = min(entry.next_try_at for entry in kept)
-        again_at = due if again_at is None else min(again_at, due)
+        for entry in kept:
+            if entry.next_try_at <= now:
+                run.append(entry)
+                break
+        else:
+            due = min(entry.next_try_at for entry in kept)
+            again_at = due if again_at is None else min(again_at, due)
     run.sort(key=lambda entry: not isinstance(entry.signal, CertRevoked))  # stable: arrival decides the rest
     return Choice(run=run, superseded=superseded, again_at=again_at)
 
