@@ -339,6 +339,8 @@ class ModelFs:
         ino = self.now[parent].entries.get(name)
         if ino is None:
             ino = self._new(Node("file", mode, self._uid, self._uid), path, at, "write")
+        if (kind := self.now[ino].kind) != "file":
+            raise self._fail(errno.EISDIR if kind == "dir" else errno.ELOOP, "write", self._where(path, at))
         return self._handle(ino, self._where(path, at), len(self.now[ino].data))
 
     def open_lock(self, path: str | Path, mode: int) -> Handle:
