@@ -346,7 +346,6 @@ def test_help_imports_nothing_heavy() -> None:
 def test_looking_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
     from certctrl.store.config import init_config_dir
     from certctrl.store.fs import RealFs
-
     from certctrl.store.layout import ConfigDir
 
     root = tmp_path / "agent"

@@ -278,9 +278,8 @@ class Host:
         """Begin a new run on the same disk."""
         import logging
 
-        from certctrl.store.generations import GenerationStore
-
         from certctrl.install.runner import Installer
+        from certctrl.store.generations import GenerationStore
         from certctrl.store.state import StateStore
 
         async def inline(call: Callable[..., Any], *args: Any) -> Any:
