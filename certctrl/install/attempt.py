@@ -12,7 +12,7 @@ from certctrl.install.execution import Execution
 from certctrl.install.look import Candidate, View, planned
 from certctrl.install.outcomes import Ledger
 from certctrl.install.site import Site
-from certctrl.install.steps import InstallPlan, Level, PlanSet, Run
+from certctrl.install.steps import InstallPlan, Level, PlanSet, Run, Write
 from certctrl.model.plan import InstallItem
 
 
@@ -74,7 +74,8 @@ class Attempt:
         """Return whose files changed; when only a command had to run, whom it is about; 0: no certificate."""
         changed = {write.cert_id for write in execution.written if write.cert_id is not None} | set(self.batch)
         if not changed:
-            changed = {cert_id for run in self._runs() for cert_id in run.cert_ids}
+            known = self.site.book.records  # a withdrawn one too: its commands are about its going
+            changed = {cert_id for run in self._runs() for cert_id in run.cert_ids if cert_id in known}
         return changed or {0}
 
     def _runs(self) -> list[Run]:
@@ -128,16 +129,41 @@ class Attempt:
         site, policy = self.site, self.site.policy()
         stay = {i: candidate for i, candidate in self.batch.items() if i not in back}
         records = [site.book.records[i] for i in self.plan_set.cert_ids if i in site.book.records]
-        plan, view = await planned(site, self.items, records, stay, policy=policy, unproven=back, examine=())
+        plan, view = await planned(site, self.items, records, stay, policy=policy, unproven=back, examine=back)
         for plan_set in plan.sets:
-            old = Execution(site=site, plan=_only(plan_set, execution.ran, back), certs=view.certs)
+            old = Execution(site=site, plan=self._undoing(plan_set, execution.ran, back, view), certs=view.certs)
             try:
                 await old.carry_out()
             except CertctrlError as error:
                 return str(error), dict(view.strays)
             finally:
                 site.book.mark(old.keys)
+                await old.close()
         return "", dict(view.strays)
+
+    def _undoing(self, plan_set: PlanSet, ran: set[str], back: set[int], view: View) -> PlanSet:
+        """Return the part of a set that undoes an attempt: commands that ran, proofs about what went back.
+
+        Files too, where the failed certificate's lie: `undo` took back what this attempt wrote, but a crash or a
+        cancelled call before it may have left some. What somebody else put there is not touched.
+        """
+
+        def is_failed_ones(write: Write) -> bool:
+            failed = self.view.certs.get(write.cert_id or 0)
+            return failed is not None and view.facts[write.path].sha256 == failed.files.get(write.source)
+
+        levels = [
+            Level(
+                tuple(write for write in level.writes if write.cert_id in back and is_failed_ones(write)),
+                tuple(run for run in level.runs if ran & set(run.items)),
+            )
+            for level in plan_set.levels
+        ]
+        return attrs.evolve(
+            plan_set,
+            levels=tuple(level for level in levels if level.writes or level.runs),
+            verifications=tuple(one for one in plan_set.verifications if one.item in ran or back & set(one.cert_ids)),
+        )
 
     def _prune(self) -> None:
         keep = self.site.config().application.keep_generations
@@ -145,13 +171,3 @@ class Attempt:
             record = self.site.book.records[cert_id]
             used = {record.generation, record.activated, record.staged} - {""}
             self.site.generations.prune(record.name, keep, also_keep=used)
-
-
-def _only(plan_set: PlanSet, ran: set[str], back: set[int]) -> PlanSet:
-    """Return the part of a set that undoes an attempt: commands that ran, proofs about what went back."""
-    levels = [Level((), tuple(run for run in level.runs if ran & set(run.items))) for level in plan_set.levels]
-    return attrs.evolve(
-        plan_set,
-        levels=tuple(level for level in levels if level.runs),
-        verifications=tuple(one for one in plan_set.verifications if one.item in ran or back & set(one.cert_ids)),
-    )

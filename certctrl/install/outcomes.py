@@ -64,6 +64,13 @@ class Ledger:
         if cert_id in self.unreadable:
             return
         now, before = self.site.wall_now(), self.record(cert_id, candidate)
+        if cert_id != 0 and not live:  # an item names it, but it is not here, or not any more
+            if before.generation or (changed and before.attempts):
+                gone = attrs.evolve(before, generation="", attempts=0, last_error="", next_try_at=0.0)
+                self.site.book.note(gone)
+            return
+        if candidate is None and not (changed or left_out) and self._is_settled(before, live, targets):
+            return
         after = with_facts(before, candidate) if candidate is not None else attrs.evolve(before, generation=live)
         if cert_id != 0 and live:
             after = attrs.evolve(
@@ -82,6 +89,12 @@ class Ledger:
                 next_try_at=retry_at(now, attempts) if left_out else 0.0,
             )  # fmt: skip
         self._settle(cert_id, before, after, kind, detail, tell=changed)
+
+    def _is_settled(self, record: CertRecord, live: str, targets: Sequence[str]) -> bool:
+        """Return whether a bystander's record says all already: in a set of a thousand, nearly all are."""
+        proven = record.generation == live == record.activated and record.stage is Stage.ACTIVATED
+        told = record.targets[len(self.site.layout.public_links("")) :] == tuple(targets)
+        return proven and told and (not record.attempts or bool(record.staged))
 
     def failed(self, cert_id: int, why: str, *, kept: Candidate | None = None, staged: Candidate | None = None) -> None:
         """Note a failure that left live what it was, or (``kept``) new files with nothing to go back to."""
@@ -137,7 +150,7 @@ class Ledger:
         self, cert_id: int, before: CertRecord, after: CertRecord, kind: OutcomeKind, detail: str, *,
         tell: bool, to: Candidate | None = None,
     ) -> None:  # fmt: skip
-        if cert_id != 0 and (after != before or cert_id in self.site.book.records):
+        if cert_id in self.site.book.records or after.generation or after.staged:
             self.site.book.note(after)
         if (wait := self.waiting.get(cert_id)) and kind is OutcomeKind.UNCHANGED:
             kind, detail = OutcomeKind.APPLIED, wait

@@ -600,6 +600,41 @@ async def test_a_crash_does_not_take_away_the_way_back(clock: MockClock, host: A
     assert host.installer.records[1].fingerprint_sha256 == good
 
 
+async def test_the_way_back_includes_files_that_an_earlier_run_left(clock: MockClock, host: Any) -> None:
+    target = host.out / "combined.pem"
+    items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    service.certificate = service.key = target
+    await host.deliver(1, items=items)
+    good, before = host.live(1), target.read_bytes()
+    await crashed(host, RELOAD, items)
+    await host.installer.recover()
+    assert target.read_bytes() != before and leftovers(host) == []
+    service.refuses.add(host.live(1))
+    assert kinds(await host.installer.converge((), items)) == {1: ROLLED_BACK}
+    assert (host.live(1), service.served, target.read_bytes()) == (good, good, before)
+    host.clock += 7200
+    assert kinds(await host.installer.converge((), items)) == {1: ROLLED_BACK}
+    assert (host.live(1), service.served, target.read_bytes()) == (good, good, before)
+
+
+async def test_certificates_that_are_not_here_get_no_records(clock: MockClock, host: Any) -> None:
+    """Items may name a certificate that was never delivered; a refusal or a failure about it is not its own."""
+    items = [
+        CopyAction(id="c", ob_id=9, sources=("combined.pem",), targets=("/not/allowed/a",)),
+        ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c", "d")),
+        CopyAction(id="d", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),)),
+    ]
+    host.allow(commands=commands(RELOAD))
+    host.proc.does[RELOAD] = lambda: 1
+    assert kinds(await host.deliver(1, items=items)) == {1: FAILED}
+    assert await host.installer.converge((), items)
+    host.proc.does.clear()
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
+    assert list(host.installer.records) == [1] == list(host.start().records)
+
+
 async def test_a_crash_while_going_back_reloads_the_old_pair(clock: MockClock, host: Any) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
@@ -818,7 +853,12 @@ async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockCl
     assert outcome.kind is FAILED and "exited with 1" in outcome.detail
     assert list(host.out.iterdir()) == []
     host.proc.does.clear()
-    assert (await host.installer.converge_all(items)).kind is APPLIED, "the reload is still owed"
+    assert host.installer.records[1].attempts == 1
+    await host.installer.converge_all(items)
+    assert host.proc.calls == [RELOAD] * 3, "the reload was still owed"
+    assert host.installer.records[1].attempts == 0
+    await host.installer.converge_all(items)
+    assert host.proc.calls == [RELOAD] * 3
 
 
 async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, host: Any) -> None:
