@@ -37,7 +37,8 @@ def _from_disk(layout: ConfigDir) -> dict[str, Any]:
 
     root = layout.root
     last = peek.read_status(root) or {}
-    poll = {**last.get("poll", {}), "last_at": peek.read_last_poll(root), "next_at": None}
+    poll = dict(last.get("poll") or {})
+    poll |= {"last_at": max(poll.get("last_at") or 0.0, peek.read_last_poll(root) or 0.0) or None, "next_at": None}
     return {
         **last,
         "source": "disk",

@@ -162,9 +162,11 @@ class Logs:
 
 def log_for_command(*, debug: bool) -> None:
     """Let a one-shot command's warnings (with ``debug`` everything) reach standard error."""
-    handler = StderrHandler()
-    handler.setFormatter(TextFormatter())
-    logging.getLogger().addHandler(handler)
+    root = logging.getLogger()
+    if not any(isinstance(handler, StderrHandler) for handler in root.handlers):
+        handler = StderrHandler()
+        handler.setFormatter(TextFormatter())
+        root.addHandler(handler)
     logging.getLogger("certctrl").setLevel(logging.DEBUG if debug else logging.WARNING)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,5 +1,6 @@
 """``list-certs``: what is deployed on this host, from facts recorded at deploy time; nothing is parsed."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -25,7 +26,8 @@ def list_certs(
     from certctrl.agent.clock import wall_now
 
     now = wall_now()
-    rows = certificates(invocation(ctx).layout())
+    layout = invocation(ctx).layout()
+    rows = certificates(layout)
     if as_json:
         write_json([{**row, "remaining_seconds": round(row["not_after"] - now)} for row in rows])
     elif not rows:
@@ -33,13 +35,19 @@ def list_certs(
     else:
         drawn = on_terminal()
         heads = ("Domain", "Serial", "Remaining", "Deployed", "Last result")
-        table(heads, [_cells(row, now, drawn=drawn) for row in rows])
+        table(heads, [_cells(row, now, str(layout.root), drawn=drawn) for row in rows])
 
 
-def _cells(row: dict[str, Any], now: float, *, drawn: bool) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], now: float, root: str, *, drawn: bool) -> tuple[str, ...]:
     names = list(row["domains"]) or [row["name"]]
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
-    return (names[0] + more, row["serial"] or "-", _life(row, now, drawn=drawn), _where(row), _result(row))
+    serial = row["serial"] or "-"
+    return (names[0] + more, _short(serial) if drawn else serial, _life(row, now, drawn=drawn), _where(row, root), _result(row))
+
+
+def _short(serial: str) -> str:
+    """Return a serial's first and last bytes: a terminal has no room for twenty."""
+    return f"{serial[:8]}…{serial[-5:]}" if len(serial) > 20 else serial
 
 
 def _life(row: dict[str, Any], now: float, *, drawn: bool) -> str:
@@ -50,11 +58,12 @@ def _life(row: dict[str, Any], now: float, *, drawn: bool) -> str:
     return f"{bar(left / whole if whole > 0 else 0)} {remaining(left)}" if drawn else remaining(left)
 
 
-def _where(row: dict[str, Any]) -> str:
+def _where(row: dict[str, Any], root: str) -> str:
+    """Return where it lies: the plan's destinations, else the agent's own file."""
     if row["stage"] == "withdrawn" or not row["generation"]:
         return "withdrawn" if row["stage"] == "withdrawn" else "not yet"
-    targets = list(row["targets"])
-    return ", ".join(targets) if targets else f"certs/{row['name']}.crt"
+    elsewhere = [path for path in row["targets"] if not path.startswith(root + os.sep)]
+    return ", ".join(elsewhere) or f"certs/{row['name']}.crt"
 
 
 def _result(row: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
 
 ASK_SECONDS = 60.0
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.5  # each look is a poll, and the plane allows one a second
 POLL_SECONDS = 75.0
 
 
