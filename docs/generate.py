@@ -74,8 +74,8 @@ POLICY = """\
 ## policy.json
 
 What the control plane may do on this host. The file belongs to root; nobody else may write it. Without it nothing
-outside `certs/` is written and no command is run. `cert-ctrl -c DIR policy show` says it in words, `policy allow` adds to
-it after asking, `plan` and `doctor` show what is refused and the line that would allow it.
+outside `certs/` is written and no command is run. `cert-ctrl -c DIR policy show` says it in words, `policy allow` adds
+to it after asking, `plan` and `doctor` show what is refused and the line that would allow it.
 
 """
 
@@ -169,7 +169,7 @@ def _default(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    return "1/3" if abs(value - 1 / 3) < 1e-9 else f"{value:,}".replace(",", " ").removesuffix(".0")
+    return "1/3" if abs(value - 1 / 3) < 1e-9 else f"{value}".removesuffix(".0")
 
 
 # --- logs ---------------------------------------------------------------------------------------------------------
@@ -187,8 +187,8 @@ escaped, tokens and keys are masked. Levels: DEBUG, INFO, WARN, ERROR, CRITICAL.
 
 - standard error (default); under systemd set `journald` to true, so that the journal knows each line's priority;
 - `file`, below `logs/`, mode 0600, rotated by size and by age (`agent.log.1` is the newest of the old ones);
-- `"format": "json"` makes each line one JSON object: `time`, `level`, `category`, `message`, for the lines below also `key`
-  and the fields that are in braces here.
+- `"format": "json"` makes each line one JSON object: `time`, `level`, `category`, `message`, for the lines below also
+  `key` and the fields that are in braces here.
 
 A disk that cannot be written costs log lines, never the agent: the first line afterwards says how many are missing.
 One-shot commands print warnings to standard error; `--debug` shows everything.
@@ -223,11 +223,11 @@ METRICS = """\
 # Metrics
 
 Off by default. `"metrics_listen": "127.0.0.1:9464"` in `application.json` answers `GET /metrics` (loopback only, unless
-`metrics_public` is true); `"metrics_textfile": "/var/lib/node_exporter/textfile/certctrl.prom"` replaces a file every half
-minute for the node exporter. Needs `pip install 'certctrl[metrics]'` (prometheus-client).
+`metrics_public` is true); `"metrics_textfile": "/var/lib/node_exporter/textfile/certctrl.prom"` replaces a file every
+half minute for the node exporter. Needs `pip install 'certctrl[metrics]'` (prometheus-client).
 
-Switched on, it costs 2 MiB of memory and 60 ms at start (prometheus-client and h11), and per scrape about 15 ms of CPU with
-100 certificates; switched off, prometheus-client is not even imported, which is why the library is used rather than
+Switched on, it costs 2 MiB of memory and 60 ms at start (prometheus-client and h11), and per scrape about 15 ms of CPU
+with 100 certificates; switched off, prometheus-client is not even imported, which is why the library is used rather than
 code of our own. The figures themselves are counted always; they are plain integers.
 
 Alert rules and a dashboard lie in `deploy/`. The three expressions that matter most:
@@ -239,8 +239,8 @@ time() - certctrl_last_poll_timestamp_seconds > 600                        # the
 ```
 
 The figures that the polling document asks for: polls and success rate by code `certctrl_polls_total`, average latency
-`rate(certctrl_poll_duration_seconds_sum[5m]) / rate(certctrl_poll_duration_seconds_count[5m])`, signal processing time by
-type `certctrl_signal_duration_seconds`, refresh frequency `certctrl_token_refreshes_total`, error rate by type
+`rate(certctrl_poll_duration_seconds_sum[5m]) / rate(certctrl_poll_duration_seconds_count[5m])`, signal processing time
+by type `certctrl_signal_duration_seconds`, refresh frequency `certctrl_token_refreshes_total`, error rate by type
 `certctrl_errors_total`, queue depth `certctrl_queue_depth`, cursor age `certctrl_cursor_age_seconds`, most recent
 Retry-After `certctrl_retry_after_seconds`.
 
@@ -338,8 +338,8 @@ CLI = """\
 
 `-c DIR` may stand before or after the command. Results go to standard output, errors and warnings to standard error;
 `--json` makes the output of a command one JSON value. `--install-completion` sets up completion for your shell.
-A running daemon does the work of `poll-now`, `renew`, `apply`, `rollback` and `plan`; without one, the command does it itself
-under the same locks. `status`, `list-certs`, `history` and `config` take no lock. What ends with which status:
+A running daemon does the work of `poll-now`, `renew`, `apply`, `rollback` and `plan`; without one, the command does it
+itself under the same locks. `status`, `list-certs`, `history` and `config` take no lock. What ends with which status:
 [exit statuses](exit-statuses.md). `cert-ctrl plane --help` tells of the reference control plane.
 
 """
