@@ -29,35 +29,43 @@ class Database:
         self._path = "memory" if path is None else str(path)
         if path is not None:
             make_private(path)
-        with self._boundary():
+        try:
             self._connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=5)
             self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            self._connection.execute("PRAGMA secure_delete = ON")
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+                self._connection.execute(f"PRAGMA {pragma}")
             self._migrate()
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
 
     def one(self, sql: str, *parameters: Any) -> Row | None:
         """Return the first row, or None."""
-        with self._boundary():
+        try:
             row: Row | None = self._connection.execute(sql, parameters).fetchone()
-            return row
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+        return row
 
     def all(self, sql: str, *parameters: Any) -> list[Row]:
         """Return every row."""
-        with self._boundary():
+        try:
             return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
 
     def run(self, sql: str, *parameters: Any) -> int:
         """Run a statement that changes something; return the number of rows it changed."""
-        with self._boundary():
+        try:
             return self._connection.execute(sql, parameters).rowcount
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
 
     def insert(self, sql: str, *parameters: Any) -> int:
         """Run an INSERT and return the id of the new row."""
-        with self._boundary():
+        try:
             return self._connection.execute(sql, parameters).lastrowid or 0
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -65,12 +73,10 @@ class Database:
         if self._connection.in_transaction:
             yield
             return
-        with self._boundary():
-            self._connection.execute("BEGIN IMMEDIATE")
+        self.run("BEGIN IMMEDIATE")
         try:
             yield
-            with self._boundary():
-                self._connection.execute("COMMIT")
+            self.run("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -80,16 +86,14 @@ class Database:
         """Fold the journal into the file and close it."""
         self._connection.close()
 
-    @contextlib.contextmanager
-    def _boundary(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.IntegrityError:
-            raise  # a rule of the schema: our bug, never the disk's
-        except sqlite3.OperationalError as error:
-            raise DiskError(f"{self._path}: {error}", path=self._path, fix="check free space and permissions") from None
-        except sqlite3.DatabaseError as error:
-            raise DiskError(f"{self._path}: {error}", path=self._path, fix="restore it from a backup") from None
+    def _failure(self, error: sqlite3.DatabaseError) -> Exception:
+        """Return what to raise for an error of SQLite's."""
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            return error  # a rule of the schema or of the library: our bug, never the disk's
+        fix = "restore it from a backup"
+        if isinstance(error, sqlite3.OperationalError):
+            fix = "check free space and permissions"
+        return DiskError(f"{self._path}: {error}", path=self._path, fix=fix)
 
     def _migrate(self) -> None:
         (version,) = self._connection.execute("PRAGMA user_version").fetchone()

@@ -35,6 +35,8 @@ KEEP_ALIVE = 120.0
 _READ_TIMEOUT = 150
 _GRACE = 3.0
 _BACKLOG = 4096
+_PIECE = 64 * 1024
+_CONTINUE = b"HTTP/1.1 100 "
 _SEND_SECONDS = 20.0
 """A client that takes nothing off us for this long is given up."""
 
@@ -75,27 +77,42 @@ class Server:
 
 
 class _Connection(TCPServer):
-    """Hypercorn's connection with endings of our own; knows HTTP/1.1 only."""
+    """Hypercorn's connection with endings of our own; knows HTTP/1.1 only, and sends an answer in one piece.
+
+    One TLS record and one system call instead of two or three: with thousands of held polls to answer, that is a
+    third of the work.
+    """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._reading = trio.CancelScope()
+        self._unsent = bytearray()
         self._left = False
         """True once nothing more will be read."""
 
     async def protocol_send(self, event: Event) -> None:
         """Send within a time limit; a connection that can no longer send stops reading, too."""
+        if isinstance(event, RawData):
+            self._unsent += event.data
+            if event.data and len(self._unsent) < _PIECE and not self._unsent.startswith(_CONTINUE):
+                return  # the end of the answer (an empty piece) sends head and body at once
+            await self._flush()
+            return
+        await self._flush()
         if isinstance(event, Updated) and event.idle and self._left:
             return  # nobody is there whose next request could be waited for
-        if not isinstance(event, RawData):
-            await super().protocol_send(event)
-            if isinstance(event, Closed):
-                self._reading.cancel()
-            return
+        await super().protocol_send(event)
+        if isinstance(event, Closed):
+            self._reading.cancel()
+
+    async def _flush(self) -> None:
         async with self.send_lock:
+            data, self._unsent = bytes(self._unsent), bytearray()
+            if not data:
+                return
             with trio.move_on_after(_SEND_SECONDS, shield=True):  # half an answer would be worse than a slow stop
                 try:
-                    await self.stream.send_all(event.data)
+                    await self.stream.send_all(data)
                     return
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass

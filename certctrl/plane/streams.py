@@ -112,14 +112,20 @@ class SqliteStream:
         stream = self._stream(device_id)
         if after is None:
             after = f"{stream['floor_ms']}-{stream['floor_seq']}"
-        ms, seq = self._position(stream, after)
+        ms, seq = _position(after)
         if (ms, seq) == (stream["last_ms"], stream["last_seq"]):  # the usual poll: nothing new, one query
             return Page(after, ())
+        # The cursor itself must be among what we keep (or be the floor): then it is ours, and there is no gap.
+        floor = (ms, seq) == (stream["floor_ms"], stream["floor_seq"])
         rows = self._db.all(
-            "SELECT ms, seq, type, ref FROM signals WHERE device_id = ? AND (ms, seq) > (?, ?)"
+            "SELECT ms, seq, type, ref FROM signals WHERE device_id = ? AND (ms, seq) >= (?, ?)"
             " ORDER BY ms, seq LIMIT ?",
-            device_id, ms, seq, limit,
+            device_id, ms, seq, limit + (not floor),
         )  # fmt: skip
+        if not floor:
+            if not rows or (rows[0]["ms"], rows[0]["seq"]) != (ms, seq):
+                raise cursor_expired()
+            rows = rows[1:]
         signals = tuple({"type": row["type"], "ts_ms": row["ms"], "ref": json.loads(row["ref"])} for row in rows)
         return Page(f"{rows[-1]['ms']}-{rows[-1]['seq']}" if rows else after, signals)
 
@@ -180,21 +186,15 @@ class SqliteStream:
             raise not_found("No such stream")
         return row
 
-    def _position(self, stream: Row, cursor: str) -> tuple[int, int]:
-        """Return the parts of a cursor that we gave out for this stream and can still continue from."""
-        match = _CURSOR.fullmatch(cursor)
-        if match is None:
-            raise cursor_expired()
-        ms, seq = int(match[1]), int(match[2])
-        if (ms, seq) in ((stream["last_ms"], stream["last_seq"]), (stream["floor_ms"], stream["floor_seq"])):
-            return ms, seq
-        device_id = stream["device_id"]
-        known = self._db.one("SELECT 1 FROM signals WHERE device_id = ? AND ms = ? AND seq = ?", device_id, ms, seq)
-        if known is None:
-            raise cursor_expired()
-        return ms, seq
-
     def _told(self, device_id: int, ms: int, type_: str, ref: Mapping[str, Any]) -> bool:
         rows = self._db.all("SELECT ref FROM signals WHERE device_id = ? AND ms = ? AND type = ?", device_id, ms, type_)
         ids = [ref.get(name) for name in _IDS]
         return any([json.loads(row["ref"]).get(name) for name in _IDS] == ids for row in rows)
+
+
+def _position(cursor: str) -> tuple[int, int]:
+    """Return the parts of a cursor; Refused 409 for a text that we never gave out."""
+    match = _CURSOR.fullmatch(cursor)
+    if match is None:
+        raise cursor_expired()
+    return int(match[1]), int(match[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,25 @@ class Person:
         return str(self.browser.switch_to.active_element.get_attribute("name"))
 
     def type(self, text: str) -> None:
-        self.browser.switch_to.active_element.send_keys(text + "\n")
+        field = self.browser.switch_to.active_element
+        field.clear()
+        with self._new_page():
+            field.send_keys(text + "\n")
 
     def press(self, label: str) -> None:
-        self.browser.find_element("xpath", f"//button[normalize-space()='{label}']").click()
+        with self._new_page():
+            self.browser.find_element("xpath", f"//button[normalize-space()='{label}']").click()
+
+    @contextmanager
+    def _new_page(self) -> Iterator[None]:
+        """Wait until what happens inside has replaced the page by another that is complete."""
+        from selenium.webdriver.support.expected_conditions import staleness_of
+        from selenium.webdriver.support.wait import WebDriverWait
+
+        wait, old = WebDriverWait(self.browser, 20), self.browser.find_element("tag name", "html")
+        yield
+        wait.until(staleness_of(old))
+        wait.until(lambda browser: browser.execute_script("return document.readyState") == "complete")
 
     def picture(self, name: str) -> None:
         path = self._pictures / f"{name}-{self._mode}.png"
@@ -125,8 +141,8 @@ def walk(person: Person, url: str, key: str, grant: dict[str, Any], mode: str) -
     person.picture("3-code")
     person.type("zzzz-zzzz")
     assert "No device shows this code" in person.text()
-    person.browser.find_element("id", "user_code").clear()
-    person.browser.find_element("id", "user_code").send_keys(grant["user_code"].lower() + "\n")
+    assert person.focused() == "user_code"
+    person.type(grant["user_code"].lower())
     assert person.heading() == "Let this device in?"
     for fact in (grant["user_code"], "web-1.example.com", "Debian GNU/Linux 12", "127.0.0.1", "UTC", "seconds ago"):
         assert fact in person.text()

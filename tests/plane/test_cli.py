@@ -1,0 +1,265 @@
+"""`cert-ctrl plane …`: each command against a real plane, and what it says when something is missing or wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from ssl import create_default_context
+from typing import Any
+
+import attrs
+import pytest
+from nacl.public import PrivateKey
+
+from certctrl.cli.commands.plane_desk import DATA_VARIABLE, Choices, find_place
+from certctrl.cli.commands.plane_serve import parse_listen
+from certctrl.cli.runtime import run_command
+from certctrl.errors import ExitStatus, UsageError
+
+
+@attrs.frozen
+class Result:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+    @property
+    def said(self) -> str:
+        assert self.status == 0, self.err
+        return self.out
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Give ``cli("plane", …)``: run a command in this process."""
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+
+    def call(*argv: str) -> Result:
+        capsys.readouterr()
+        status = run_command(list(argv))
+        done = capsys.readouterr()
+        return Result(status, done.out, done.err)
+
+    return call
+
+
+@attrs.define
+class Site:
+    """A plane in a process of its own, and the commands that operate it."""
+
+    data: Path
+    url: str
+    cli: Callable[..., Result]
+
+    def __call__(self, *argv: str) -> Result:
+        return self.cli("plane", *argv, "--data", str(self.data))
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        context = create_default_context(cafile=str(self.data / "ca.pem"))
+        with urllib.request.urlopen(request, context=context, timeout=10) as reply:
+            return json.loads(reply.read())["data"]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    data = tmp_path_factory.mktemp("plane") / "data"
+    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    said = [process.stdout.readline().split() for _ in range(4)]
+    yield data, said[0][-1]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    process.stdout.close()
+
+
+@pytest.fixture
+def site(running: tuple[Path, str], cli: Callable[..., Result]) -> Site:
+    return Site(*running, cli)
+
+
+@pytest.fixture
+def device(site: Site, form: Callable[..., dict[str, Any]], request: pytest.FixtureRequest) -> str:
+    """Register a device named after the test, with a token that a command printed."""
+    token = site("enrolment-token", "--uses", "0", "--label", "tests").said.strip()
+    name = request.node.name.replace("_", "-")
+    site.post(
+        "/apiv1/device/registration", form(f"id-{name}"[:64], PrivateKey.generate(), name) | {"enrolment_token": token}
+    )
+    return name
+
+
+@pytest.mark.integration
+def test_a_certificates_whole_life(site: Site, device: str) -> None:
+    row = site("issue", "www.life.example", "life.example", "--device", device, "--json").json
+    assert row["sans"] == ["www.life.example", "life.example"]
+    assert row["serial_number"] in site("certificates").said
+    renewed = site("renew", "www.life.example", "--reason", "drill").said
+    assert f"renewed certificate {row['id']}" in renewed
+    assert row["serial_number"] not in site("certificates").said
+    assert "is taken from device" in site("unassign", str(row["id"]), "--device", device).said
+    assert "is given to device" in site("assign", "WWW.life.example", "--device", device).said
+    assert "revoked certificate" in site("revoke", "www.life.example", "--reason", "leaked").said
+    shown = {found["id"]: found for found in site("certificates", "--json").json}
+    assert (shown[row["id"]]["status"], shown[row["id"]]["revoke_reason"]) == ("revoked", "leaked")
+    again = site("issue", "www.life.example", "--key-type", "ecdsa-p384", "--validity-seconds", "600", "--json").json
+    assert site("renew", "www.life.example", "--json").json["cert_id"] == again["id"], "the one in force is meant"
+
+
+@pytest.mark.integration
+def test_devices_are_listed_shown_and_thrown_out(site: Site, device: str) -> None:
+    line = next(line for line in site("devices").said.splitlines() if device in line)
+    assert "active" in line
+    assert site("devices", "--outcomes", device).said.split()[0] == "AT"
+    assert site("devices", "--outcomes", device, "--json").json == []
+    assert "is revoked" in site("revoke-device", device, "--reason", "stolen").said
+    (row,) = [row for row in site("devices", "--json").json if row["name"] == device]
+    assert (row["status"], row["revoke_reason"]) == ("revoked", "stolen")
+
+
+@pytest.mark.integration
+def test_install_configs_come_from_a_file_or_a_pipe(
+    site: Site, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [{"id": 1, "type": "exec", "cmd_argv": ["/bin/true"]}]
+    file = tmp_path / "plan.json"
+    for number, content in enumerate((items, {"installs": [*items, {"id": 2, "type": "exec", "cmd": "true"}]})):
+        file.write_text(json.dumps(content))
+        said = site("install-config", "put", str(file), "--device", device).said
+        assert f"version {number + 2}" in said
+    assert len(json.loads(site("install-config", "show", "--device", device).said)) == 2
+    assert site("install-config", "show", "--device", device, "--json").json["version"] == 3
+    for content, said in (("{", "is not JSON"), ('{"items": []}', "no list"), ('[{"id": 1}]', "installs[0].type")):
+        file.write_text(content)
+        result = site("install-config", "put", str(file), "--device", device)
+        assert result.status == ExitStatus.USAGE
+        assert said in result.err
+    assert site("install-config", "put", str(tmp_path / "absent"), "--device", device).status == ExitStatus.USAGE
+
+
+@pytest.mark.integration
+def test_private_cas(site: Site, device: str) -> None:
+    row = site("ca", "add", f"ca-of-{device}", str(site.data / "ca.pem"), "--json").json
+    assert row["ca_certificate_pem"] == (site.data / "ca.pem").read_text()
+    assert "is given to device" in site("ca", "assign", row["name"], "--device", device).said
+    assert row["name"] in site("ca", "list").said
+    assert "is taken from" in site("ca", "unassign", str(row["id"]), "--device", device).said
+
+
+@pytest.mark.integration
+def test_approve_and_deny(site: Site) -> None:
+    for command, status in (("approve", "ready"), ("deny", "access_denied")):
+        grant = site.post("/auth/device", {"action": "device_start", "name": "web-7"})
+        assert "web-7 at 127.0.0.1" in site(command, grant["user_code"].lower()).said
+        poll = {"action": "device_poll", "device_code": grant["device_code"]}
+        assert site.post("/auth/device", poll)["status"] == status
+    result = site("approve", "ZZZZ-ZZZZ")
+    assert (result.status, "No device shows this code" in result.err) == (ExitStatus.FAILED, True)
+
+
+@pytest.mark.integration
+def test_what_goes_wrong_is_one_line_with_its_fix(site: Site, tmp_path: Path) -> None:
+    wrong_key = tmp_path / "key"
+    wrong_key.write_text("ok_not-the-key-at-all\n")
+    other_ca = "/etc/ssl/certs/ca-certificates.crt"
+    tries = [
+        (site("renew", "nothing.example"), ExitStatus.USAGE, "has no certificate", "plane certificates"),
+        (site("issue", "not a name"), ExitStatus.USAGE, "Not a DNS name", ""),
+        (site("issue", "a.example", "--device", "nobody"), ExitStatus.USAGE, "has no device", "plane devices"),
+        (site("renew", "999"), ExitStatus.FAILED, "No such certificate", ""),
+        (site("devices", "--user", "9"), ExitStatus.FAILED, "No such user", ""),
+        (site("devices", "--operator-key-file", str(wrong_key)), 77, "not the operator key", "operator.key"),
+        (site("devices", "--server", "https://127.0.0.1:1"), ExitStatus.UNAVAILABLE, "127.0.0.1:1", "plane serve"),
+        (site("devices", "--server", "ftp://x"), ExitStatus.USAGE, "no plane's URL", "https://HOST"),
+        (site("devices", "--ca", other_ca), ExitStatus.UNAVAILABLE, "not signed by", "--ca"),
+        (site("serve", "--listen", "127.0.0.1:0"), ExitStatus.BUSY, "is served by another plane", "--data"),
+    ]
+    for result, status, said, fix in tries:
+        assert (result.status, said in result.err, fix in result.err) == (status, True, True), result
+        assert "Traceback" not in result.err
+        assert result.out == ""
+
+
+@pytest.mark.integration
+def test_one_name_of_two_certificates_is_asked_about(site: Site) -> None:
+    ids = [site("issue", "twice.example", "--json").json["id"] for _ in range(2)]
+    result = site("renew", "twice.example")
+    assert result.status == ExitStatus.USAGE
+    assert f"give one of the ids {ids[0]}, {ids[1]}" in result.err
+
+
+def test_the_place_comes_from_data_or_from_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    (tmp_path / "operator.key").write_text("ok_secret\n")
+    (tmp_path / "address").write_text("https://127.0.0.1:8443\n")
+    place = find_place(Choices(data=str(tmp_path)))
+    assert (place.server, place.ca, place.key) == ("https://127.0.0.1:8443", tmp_path / "ca.pem", "ok_secret")
+    assert "ok_secret" not in repr(place)
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    assert find_place(Choices()) == place
+    other = find_place(Choices(server="https://plane.example", ca="/ca"))
+    assert (other.server, str(other.ca), other.key) == ("https://plane.example", "/ca", "ok_secret")
+    monkeypatch.delenv(DATA_VARIABLE)
+    alone = find_place(Choices(server="https://plane.example", operator_key_file=str(tmp_path / "operator.key")))
+    assert alone.ca is None
+    for choices in (Choices(), Choices(server="https://x"), Choices(operator_key_file=str(tmp_path / "operator.key"))):
+        with pytest.raises(UsageError) as caught:
+            find_place(choices)
+        assert caught.value.fix
+    (tmp_path / "operator.key").write_text("two words")
+    with pytest.raises(UsageError, match="does not hold the operator key"):
+        find_place(Choices(data=str(tmp_path)))
+    with pytest.raises(UsageError, match="cannot read"):
+        find_place(Choices(data=str(tmp_path / "absent")))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("127.0.0.1:8443", ("127.0.0.1", 8443)), ("[::1]:0", ("::1", 0)), (":443", ("0.0.0.0", 443)),
+        ("plane.example:65535", ("plane.example", 65535)),
+    ],
+)  # fmt: skip
+def test_listen_addresses(text: str, place: tuple[str, int]) -> None:
+    assert parse_listen(text) == place
+
+
+@pytest.mark.parametrize("text", ["", "8443", "127.0.0.1", "x:", "x:y", "x:65536", "::1:8443", "x:-1", "x:１"])
+def test_listen_addresses_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_listen(text)
+
+
+def test_serve_needs_a_directory(cli: Callable[..., Result]) -> None:
+    result = cli("plane", "serve")
+    assert (result.status, "add --data DIR" in result.err) == (ExitStatus.USAGE, True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["serve"], ["issue"], ["renew"], ["revoke"], ["assign"], ["unassign"], ["certificates"], ["devices"],
+        ["revoke-device"], ["approve"], ["deny"], ["enrolment-token"], ["install-config", "put"],
+        ["install-config", "show"], ["ca", "add"], ["ca", "list"], ["ca", "assign"], ["ca", "unassign"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_command_has_help_with_an_example(cli: Callable[..., Result], command: list[str]) -> None:
+    text = cli("plane", *command, "--help").said
+    assert f"cert-ctrl plane {' '.join(command)} --data /var/lib/plane" in text
+    if command != ["serve"]:
+        for option in ("--data", "--server", "--ca", "--operator-key-file", "--user", "--json"):
+            assert option in text
