@@ -36,6 +36,7 @@ from certctrl.model.records import DeviceKeys, Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.device_flow import DeviceFlow, Done, Expired, GrantReady, PollGrant, Refused, uri_problem
 from certctrl.protocol.wire import Registration
+from certctrl.store.fs import Fs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state import StateStore
 
@@ -83,14 +84,15 @@ async def register(
     enrolment_token: str | None = None,
     show: Callable[[DeviceFlowPrompt], None],
     wall_now: Callable[[], float],
+    fs: Fs | None = None,
 ) -> Registered:
     """Register this host and return once the new session is durable.
 
     Raises NotRegisteredError (denied, expired, refused), BadAnswerError (also for an approval page that is not
     the plane's), PlaneError, TransportError, DiskError, BusyError. The disk is used without a thread: nothing else
-    runs in the process of a one-shot command.
+    runs in the process of a one-shot command. ``fs`` is where ``token.lock`` lies, in tests.
     """
-    device_id, keys = await _identity(layout, store)
+    device_id, keys = await _identity(layout, store, fs)
     form = partial(
         plane.register,
         device_public_id=device_id,
@@ -104,7 +106,7 @@ async def register(
     else:
         grant = await _ask_a_person(plane, config, show, wall_now)
         form = partial(form, user_id=grant.user_id, registration_code=grant.registration_code)
-    done = await _enrol(layout, store, form, unattended=enrolment_token is not None)
+    done = await _enrol(partial(_enrol_once, layout, store, form, fs), unattended=enrolment_token is not None)
     log.info("Registered as device %d of user %d", done.device_id, done.user_id)
     return Registered(user_id=done.user_id, device_id=done.device_id, name=done.name or form.keywords["name"])
 
@@ -112,9 +114,9 @@ async def register(
 # --- identity -----------------------------------------------------------------------------------------------
 
 
-async def _identity(layout: ConfigDir, store: StateStore) -> tuple[str, DeviceKeys]:
+async def _identity(layout: ConfigDir, store: StateStore, fs: Fs | None) -> tuple[str, DeviceKeys]:
     """Return this directory's device id and key pair, making and storing what is missing or damaged."""
-    lock = await wait_for_token_lock(layout)
+    lock = await wait_for_token_lock(layout, fs)
     try:
         device_id = _unless_damaged(store.load_device_id, "device id")
         if device_id is None:
@@ -194,12 +196,12 @@ async def _ask_a_person(
 # --- the registration itself --------------------------------------------------------------------------------
 
 
-async def _enrol(layout: ConfigDir, store: StateStore, form: Form, *, unattended: bool) -> Registration:
+async def _enrol(enrol_once: Form, *, unattended: bool) -> Registration:
     """Register and store the session; tried again for a minute while the plane is busy or breaks off."""
     end, pause = trio.current_time() + TRY_FOR_SECONDS, FIRST_PAUSE
     while True:
         try:
-            return await _enrol_once(layout, store, form)
+            return await enrol_once()
         except PlaneError as error:
             if error.status != 429 and error.status < 500:
                 raise _refused(error, unattended=unattended) from None
@@ -216,7 +218,7 @@ async def _enrol(layout: ConfigDir, store: StateStore, form: Form, *, unattended
         pause = min(pause * 2, LAST_PAUSE)
 
 
-async def _enrol_once(layout: ConfigDir, store: StateStore, form: Form) -> Registration:
+async def _enrol_once(layout: ConfigDir, store: StateStore, form: Form, fs: Fs | None) -> Registration:
     async def post_and_store() -> Registration:
         with store.reserve_tokens() as reservation:
             done = await form()
@@ -224,7 +226,7 @@ async def _enrol_once(layout: ConfigDir, store: StateStore, form: Form) -> Regis
             reservation.commit(Tokens(access_token=done.access_token, refresh_token=done.refresh_token))
             return done
 
-    lock = await wait_for_token_lock(layout)
+    lock = await wait_for_token_lock(layout, fs)
     try:
         return await despite_cancel(GRACE_SECONDS, post_and_store)
     finally:

@@ -29,6 +29,7 @@ from certctrl.errors import BusyError, DeadlineError, DiskError, NotRegisteredEr
 from certctrl.model.records import Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.wire import Refreshed, refresh_refused
+from certctrl.store.fs import Fs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.lock import FileLock, token_lock
 from certctrl.store.state import StateStore
@@ -57,8 +58,11 @@ class Fresh:
 class Spender:
     """The only code that sends a refresh token. One call at a time per process: the caller sees to that."""
 
-    def __init__(self, *, layout: ConfigDir, store: StateStore, plane: ControlPlane, offload: Offload) -> None:
+    def __init__(
+        self, *, layout: ConfigDir, store: StateStore, plane: ControlPlane, offload: Offload, fs: Fs | None = None
+    ) -> None:
         self._layout = layout
+        self._fs = fs
         self._store = store
         self._plane = plane
         self._offload = offload
@@ -80,7 +84,7 @@ class Spender:
         refused for good), BusyError (another process holds the lock), DiskError (nothing was spent), PlaneError
         and TransportError (not final).
         """
-        lock = await wait_for_token_lock(self._layout)
+        lock = await wait_for_token_lock(self._layout, self._fs)
         try:
             tokens = await self._current()
             if tokens.access_token and tokens.access_token != seen and usable(tokens.access_token):
@@ -94,7 +98,7 @@ class Spender:
         """Try to store what is in memory only; True when nothing is left to store."""
         if self._unsaved is None:
             return True
-        lock = await wait_for_token_lock(self._layout)
+        lock = await wait_for_token_lock(self._layout, self._fs)
         try:
             await self._current()
         finally:
@@ -174,9 +178,9 @@ class Spender:
         )
 
 
-async def wait_for_token_lock(layout: ConfigDir) -> FileLock:
+async def wait_for_token_lock(layout: ConfigDir, fs: Fs | None = None) -> FileLock:
     """Return the held token lock, to be released; BusyError when another process keeps it for 35 s."""
-    lock = token_lock(layout)
+    lock = token_lock(layout, fs)
     deadline, pause = trio.current_time() + LOCK_SECONDS, 0.01
     while not lock.try_acquire():
         if trio.current_time() >= deadline:

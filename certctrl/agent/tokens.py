@@ -22,6 +22,7 @@ from certctrl.agent.spending import Fresh, Offload, Spender
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.config import AgentConfig
 from certctrl.net.control_plane import ControlPlane
+from certctrl.store.fs import Fs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state import StateStore
 
@@ -47,7 +48,9 @@ class TokenKeeper:
         wall_now: Callable[[], float],
         offload: Offload,
         random: Callable[[], float] = random_module.random,
+        fs: Fs | None = None,
     ) -> None:
+        """``offload`` runs one synchronous call off the event loop; ``fs`` is where ``token.lock`` lies, in tests."""
         self._layout = layout
         self._store = store
         self._plane = plane
@@ -56,7 +59,7 @@ class TokenKeeper:
         self._offload = offload
         self._random = random
         self._log = logging.getLogger("certctrl.Token")
-        self._spender = Spender(layout=layout, store=store, plane=plane, offload=offload)
+        self._spender = Spender(layout=layout, store=store, plane=plane, offload=offload, fs=fs)
         self._flight = trio.Lock()
         self._access: str | None = None
         self._claims = Claims()

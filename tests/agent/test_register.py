@@ -1,0 +1,527 @@
+"""Registering: polite with the plane, careful with the person, and whole whatever happens in between."""
+
+from __future__ import annotations
+
+import logging
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jwt
+import pytest
+import trio
+from modeldisk import ModelFs, explore
+from nacl.public import PrivateKey
+
+from certctrl.agent.register import DeviceFlowPrompt, Registered, register
+from certctrl.agent.tokens import TokenKeeper
+from certctrl.errors import BadAnswerError, DiskError, ExitStatus, NotRegisteredError, PlaneError, TransportError
+from certctrl.model.config import AgentConfig, ApplicationConfig
+from certctrl.model.records import Tokens
+from certctrl.protocol.device_flow import (
+    GrantDenied,
+    GrantExpired,
+    GrantFailed,
+    GrantPending,
+    GrantReady,
+    GrantSlowDown,
+    GrantStarted,
+)
+from certctrl.protocol.wire import Refreshed, Registration
+from certctrl.store.atomic import make_tree
+from certctrl.store.fs import Fs, RealFs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.lock import token_lock
+from certctrl.store.state import StateStore
+
+WALL = 1_790_000_000.0
+URL = "https://plane.example:8443"
+READY = GrantReady(user_id=7, registration_code="canary-code", ttl=300.0)
+STARTED = GrantStarted(
+    device_code="canary-device-code",
+    user_code="BDFH-JLNP",
+    verification_uri=f"{URL}/device",
+    verification_uri_complete=f"{URL}/device?code=BDFH-JLNP",
+    interval=5.0,
+    expires_in=600.0,
+)
+
+
+FILES = ["device_id", "device_public_key", "device_secret_key", "refresh_token", "access_token"]
+
+
+def access(device_id: int, number: int = 0) -> str:
+    return jwt.encode({"sub": "7", "device_id": device_id, "exp": 2**31, "n": number, "x": "canary-access"}, "k" * 32)
+
+
+@attrs.define(eq=False)
+class FakePlane:
+    """Answers as told and keeps what it was sent."""
+
+    grants: list[Any] = attrs.field(factory=list)
+    answers: list[Any] = attrs.field(factory=list)
+    """Exceptions, or callables that are awaited, before a registration succeeds."""
+    started: GrantStarted = STARTED
+    device_id: int = 9
+    polls: list[float] = attrs.field(factory=list)
+    forms: list[dict[str, Any]] = attrs.field(factory=list)
+    at_post: Callable[[dict[str, Any]], None] = lambda form: None
+
+    async def start_grant(self, scopes: Any) -> GrantStarted:
+        return self.started
+
+    async def poll_grant(self, device_code: str) -> Any:
+        assert device_code == self.started.device_code
+        self.polls.append(trio.current_time())
+        return self.grants.pop(0) if self.grants else GrantPending()
+
+    async def register(self, **form: Any) -> Registration:
+        self.forms.append(form)
+        self.at_post(form)
+        if self.answers:
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            await answer()
+        number = len(self.forms)
+        return Registration(
+            device_id=self.device_id, user_id=7, device_public_id=form["device_public_id"], name="web-1",
+            status="active", access_token=access(self.device_id, number), refresh_token=f"canary-refresh-{number}",
+            expires_in=900.0,
+        )  # fmt: skip
+
+
+@attrs.define(eq=False)
+class Host:
+    """A config directory, and what its operator sees."""
+
+    layout: ConfigDir
+    fs: Fs = attrs.field(factory=RealFs)
+    prompts: list[DeviceFlowPrompt] = attrs.field(factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        make_tree(self.fs, self.layout)
+
+    @property
+    def store(self) -> StateStore:
+        return StateStore(self.layout, self.fs)
+
+    async def register(self, plane: FakePlane, *, token: str | None = None, url: str = URL) -> Registered:
+        config = AgentConfig(application=ApplicationConfig(server_url=url, name="web-1"))
+        return await register(
+            self.layout, self.store, plane, config,  # type: ignore[arg-type]  # the calls it makes
+            enrolment_token=token, show=self.prompts.append, wall_now=lambda: WALL + trio.current_time(), fs=self.fs,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(ConfigDir(tmp_path / "agent"))
+
+
+# --- with a person ------------------------------------------------------------------------------------------------
+
+
+async def test_a_person_approves(host: Host, autojump_clock: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    plane = FakePlane(grants=[GrantPending(), GrantPending(), READY])
+    done = await host.register(plane)
+    assert done == Registered(user_id=7, device_id=9, name="web-1")
+    (prompt,) = host.prompts
+    assert prompt == DeviceFlowPrompt(
+        user_code="BDFH-JLNP",
+        verification_uri=f"{URL}/device",
+        verification_uri_complete=f"{URL}/device?code=BDFH-JLNP",
+        expires_in=600.0,
+        expires_at=WALL + 600.0,
+    )
+    assert plane.polls == [5.0, 10.0, 15.0], "never faster than told"
+    (form,) = plane.forms
+    assert form["user_id"] == 7
+    assert form["registration_code"] == "canary-code"
+    assert "enrolment_token" not in form
+    assert form["name"] == "web-1"
+    tokens, keys = host.store.load_tokens(), host.store.load_device_keys()
+    assert tokens is not None
+    assert keys is not None
+    assert tokens.refresh_token == "canary-refresh-1"
+    assert form["public_key"] == keys.public == bytes(PrivateKey(keys.secret).public_key)
+    assert form["device_public_id"] == host.store.load_device_id()
+    assert "canary" not in caplog.text + repr(done) + repr(plane.started)
+    assert "BDFH" not in caplog.text, "the code is for the person, not for the log"
+
+
+async def test_slow_down_is_obeyed_for_good_and_trouble_backs_off(host: Host, autojump_clock: Any) -> None:
+    plane = FakePlane(grants=[GrantSlowDown(), GrantPending(), GrantFailed("no route"), GrantFailed("no route"), READY])
+    await host.register(plane)
+    assert [round(b - a) for a, b in zip(plane.polls, plane.polls[1:], strict=False)] == [10, 10, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("grants", "words", "polls"),
+    [
+        ([GrantPending(), GrantDenied()], "denied", 2),
+        ([GrantExpired()], "nobody approved this device in time", 1),
+        ([], "nobody approved this device in time", 119),
+        ([GrantFailed("no route")] * 99, "in time; the last poll failed: no route", 13),
+    ],
+)
+async def test_no_approval_ends_with_a_reason(
+    host: Host, autojump_clock: Any, grants: list[Any], words: str, polls: int
+) -> None:
+    plane = FakePlane(grants=grants)
+    with pytest.raises(NotRegisteredError, match=words) as caught:
+        await host.register(plane)
+    assert caught.value.exit_status is ExitStatus.NOT_REGISTERED
+    assert caught.value.fix
+    assert trio.current_time() <= 600
+    assert len(plane.polls) == polls
+    assert plane.forms == []
+    assert host.store.load_tokens() is None
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://plane.example:8443/device",
+        "https://evil.example/device",
+        "https://plane.example.evil.net/device",
+        "https://plane.example@evil.net/",
+        "javascript:alert(1)",
+        "plane.example/device",
+    ],
+)
+@pytest.mark.parametrize("where", ["verification_uri", "verification_uri_complete"])
+async def test_an_approval_page_elsewhere_is_never_shown(host: Host, autojump_clock: Any, uri: str, where: str) -> None:
+    plane = FakePlane(grants=[READY], started=attrs.evolve(STARTED, **{where: uri}))
+    with pytest.raises(BadAnswerError, match="not to be trusted") as caught:
+        await host.register(plane)
+    assert "do not type the code" in (caught.value.fix or "")
+    assert (host.prompts, plane.polls, plane.forms) == ([], [], [])
+
+
+async def test_loopback_http_is_fine_where_the_plane_is(host: Host, autojump_clock: Any) -> None:
+    started = attrs.evolve(STARTED, verification_uri="http://127.0.0.1:8080/device", verification_uri_complete=None)
+    await host.register(FakePlane(grants=[READY], started=started), url="http://127.0.0.1:8080")
+    assert host.prompts[0].verification_uri_complete is None
+
+
+# --- without ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_enrolment_token_needs_nobody(host: Host, autojump_clock: Any) -> None:
+    plane = FakePlane()
+    await host.register(plane, token="canary-enrolment")
+    assert host.prompts == []
+    assert plane.forms[0]["enrolment_token"] == "canary-enrolment"
+    assert {"user_id", "registration_code"}.isdisjoint(plane.forms[0])
+
+
+async def test_what_is_stored_before_anything_is_sent(host: Host, autojump_clock: Any) -> None:
+    """The secret half must be safe before the plane seals anything to the public one."""
+
+    def look(form: dict[str, Any]) -> None:
+        keys = StateStore(host.layout, RealFs()).load_device_keys()
+        assert keys is not None
+        assert keys.public == form["public_key"]
+        for path in (host.layout.device_secret_key, host.layout.device_public_key):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        reserved = [path for path in host.layout.state.iterdir() if path.name.startswith(".")]
+        assert len(reserved) == 2, "space for both tokens"
+        assert not token_lock(host.layout).try_acquire(), "no daemon can refresh in between"
+
+    await host.register(FakePlane(at_post=look), token="t")
+    assert [path.name for path in host.layout.state.iterdir() if path.name.startswith(".")] == []
+    for path in (host.layout.access_token, host.layout.refresh_token):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    free = token_lock(host.layout)
+    assert free.try_acquire()
+    free.release()
+
+
+async def test_a_full_disk_registers_nothing(host: Host, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: StateStore, size: int = 0) -> None:
+        raise DiskError("cannot reserve space: No space left on device", path="state", errno=28)
+
+    monkeypatch.setattr(StateStore, "reserve_tokens", full)
+    plane = FakePlane()
+    with pytest.raises(DiskError):
+        await host.register(plane, token="t")
+    assert plane.forms == []
+
+
+# --- again ---------------------------------------------------------------------------------------------------------
+
+
+async def test_registering_again_keeps_id_and_keys(host: Host, autojump_clock: Any) -> None:
+    plane = FakePlane()
+    await host.register(plane, token="t")
+    host.store.save_cursor("5-5")
+    await host.register(plane, token="t")
+    first, second = plane.forms
+    assert {name: first[name] for name in ("device_public_id", "public_key")} == {
+        name: second[name] for name in ("device_public_id", "public_key")
+    }
+    tokens = host.store.load_tokens()
+    assert tokens is not None
+    assert tokens.refresh_token == "canary-refresh-2"
+    assert host.store.load_cursor() == "5-5", "the same device, the same stream"
+
+
+async def test_another_device_row_starts_without_a_cursor(host: Host, autojump_clock: Any) -> None:
+    plane = FakePlane()
+    await host.register(plane, token="t")
+    host.store.save_cursor("5-5")
+    plane.device_id = 10
+    await host.register(plane, token="t")
+    assert host.store.load_cursor() is None
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 422])
+async def test_a_refused_registration_leaves_the_old_one(host: Host, autojump_clock: Any, status: int) -> None:
+    plane = FakePlane()
+    await host.register(plane, token="t")
+    before = host.store.load_tokens()
+    plane.answers = [PlaneError("token used up", status=status)]
+    with pytest.raises(NotRegisteredError, match="token used up") as caught:
+        await host.register(plane, token="t")
+    assert "enrolment" in (caught.value.fix or "")
+    assert host.store.load_tokens() == before
+    assert len(plane.forms) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "name", ["device_id", "device_public_key", "device_secret_key", "refresh_token", "access_token"]
+)
+async def test_damaged_files_are_made_anew(
+    host: Host, autojump_clock: Any, caplog: pytest.LogCaptureFixture, name: str, damage: bytes
+) -> None:
+    plane = FakePlane()
+    await host.register(plane, token="t")
+    getattr(host.layout, name).write_bytes(damage)
+    await host.register(plane, token="t")
+    keys = host.store.load_device_keys()
+    assert keys is not None
+    assert plane.forms[1]["public_key"] == keys.public == bytes(PrivateKey(keys.secret).public_key)
+    assert plane.forms[1]["device_public_id"] == host.store.load_device_id()
+    tokens = host.store.load_tokens()
+    assert tokens is not None
+    assert tokens.refresh_token == "canary-refresh-2"
+    assert "damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["device_public_key", "device_secret_key", "refresh_token", "access_token", "device_id"]
+)
+async def test_missing_files_are_made_anew(host: Host, autojump_clock: Any, name: str) -> None:
+    plane = FakePlane()
+    await host.register(plane, token="t")
+    getattr(host.layout, name).unlink()
+    await host.register(plane, token="t")
+    assert host.store.load_tokens() == Tokens(access_token=access(9, 2), refresh_token="canary-refresh-2")
+    assert host.store.load_device_keys() is not None
+
+
+# --- when the plane is in trouble -------------------------------------------------------------------------------
+
+
+async def test_a_busy_plane_is_asked_again_and_its_pause_kept(host: Host, autojump_clock: Any) -> None:
+    plane = FakePlane(
+        answers=[PlaneError("x", status=503), PlaneError("x", status=429, retry_after=20.0), TransportError("broke")]
+    )
+    moments: list[float] = []
+    plane.at_post = lambda form: moments.append(trio.current_time())
+    await host.register(plane, token="t")
+    assert moments == [0.0, 1.0, 21.0, 25.0]
+
+
+async def test_trying_again_ends_after_a_minute(host: Host, autojump_clock: Any) -> None:
+    plane = FakePlane(answers=[PlaneError("busy", status=503)] * 99)
+    with pytest.raises(PlaneError, match="busy"):
+        await host.register(plane, token="t")
+    assert trio.current_time() <= 60
+    assert 5 <= len(plane.forms) <= 8
+
+
+def not_sent() -> TransportError:
+    error = TransportError("nothing listens")
+    error.maybe_sent = False
+    return error
+
+
+@pytest.mark.parametrize("error", [not_sent(), BadAnswerError("HTML")])
+async def test_what_does_not_heal_is_said_at_once(host: Host, autojump_clock: Any, error: Exception) -> None:
+    with pytest.raises(type(error)):
+        await host.register(FakePlane(answers=[error]), token="t")
+    assert trio.current_time() == 0
+
+
+async def test_a_cancelled_run_keeps_an_answer_that_is_on_its_way(host: Host, autojump_clock: Any) -> None:
+    async def slow() -> None:
+        await trio.sleep(3)
+
+    with trio.move_on_after(1):
+        await host.register(FakePlane(answers=[slow]), token="t")
+    tokens = host.store.load_tokens()
+    assert tokens is not None
+    assert tokens.refresh_token == "canary-refresh-1"
+
+
+async def test_two_runs_at_once_share_one_pair_of_keys(host: Host, autojump_clock: Any) -> None:
+    async def slow() -> None:
+        await trio.sleep(1)
+
+    plane = FakePlane(answers=[slow, slow])
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(lambda: host.register(plane, token="t"))
+    assert len({form["public_key"] for form in plane.forms}) == 1
+    assert len({form["device_public_id"] for form in plane.forms}) == 1
+    tokens = host.store.load_tokens()
+    assert tokens is not None
+    assert tokens.refresh_token == "canary-refresh-2", "the one the plane issued last"
+
+
+# --- cut off anywhere --------------------------------------------------------------------------------------------
+
+ROOT = ConfigDir(Path("/agent"))
+
+
+def apart(call: Callable[[ModelFs], None]) -> Callable[[ModelFs], None]:
+    """Run in a thread of its own: a crash is looked at while the run it cuts off is still going on."""
+
+    def run(fs: ModelFs) -> None:
+        failed: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                call(fs)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        thread.join()
+        if failed:
+            raise failed[0]
+
+    return run
+
+
+@attrs.define(eq=False)
+class ModelPlane:
+    """Keeps its memory in the model disk's promises: what the outside world knows survives any crash."""
+
+    fs: ModelFs
+
+    async def register(self, *, public_key: bytes, device_public_id: str, **form: Any) -> Registration:
+        number = int(self.fs.promises.get("session", 0)) + 1
+        self.fs.promise(session=number, public_key=public_key, public_id=device_public_id)
+        return Registration(
+            device_id=9, user_id=7, device_public_id=device_public_id, name="web-1", status="active",
+            access_token=access(9, number), refresh_token=f"r-{number}", expires_in=900.0,
+        )  # fmt: skip
+
+    server_skew = None
+
+    def server_now(self) -> float:
+        return WALL
+
+    async def refresh(self, refresh_token: str, device_public_id: str, *, deadline: float) -> Refreshed:
+        """Rotate; the last token may come again until its successor is seen, any older one ends the session."""
+        number = int(self.fs.promises["session"])
+        sent = int(refresh_token.partition("-")[2])
+        if sent == number:
+            number += 1
+            self.fs.promise(session=number)
+        elif sent != number - 1:
+            raise PlaneError("reuse detected", status=401)
+        return Refreshed(access_token=access(9, number), refresh_token=f"r-{number}")
+
+
+def register_on(fs: ModelFs) -> None:
+    host = Host(ROOT, fs=fs)
+    trio.run(lambda: host.register(ModelPlane(fs), token="t"))  # type: ignore[arg-type]
+    fs.promise(printed=fs.promises["session"])
+
+
+def consistent(fs: ModelFs) -> None:
+    """Check what a disk says against what the plane was told, then run `register` again on it."""
+    store = StateStore(ROOT, fs)
+    if "public_key" in fs.promises:
+        keys = store.load_device_keys()
+        assert keys is not None, "the plane seals to a key that is gone"
+        assert keys.public == fs.promises["public_key"]
+        assert store.load_device_id() == fs.promises["public_id"]
+    tokens = store.load_tokens()
+    if "printed" in fs.promises:
+        assert tokens is not None, "registered, and the session is gone"
+        assert int(tokens.refresh_token.partition("-")[2]) >= fs.promises["printed"]
+    before = dict(fs.promises)
+    register_on(fs)
+    tokens, keys = store.load_tokens(), store.load_device_keys()
+    assert tokens is not None
+    assert keys is not None
+    assert tokens.refresh_token == f"r-{fs.promises['session']}"
+    assert tokens.access_token == access(9, fs.promises["session"])
+    assert keys.public == fs.promises["public_key"] == bytes(PrivateKey(keys.secret).public_key)
+    if "public_key" in before:
+        assert before["public_key"] == keys.public, "one device, one key, however often it was cut off"
+        assert before["public_id"] == fs.promises["public_id"]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_a_register_that_is_cut_off_anywhere_can_be_run_again(again: bool) -> None:
+    fs = ModelFs()
+    fs.put_dir("/agent", 0o700)
+    make_tree(fs, ROOT)
+    fs = fs.settled()
+    if again:
+        register_on(fs)
+        fs = fs.settled()
+    tally = explore(fs, apart(register_on), apart(consistent), limit=12)
+    assert tally.points >= 20
+    assert len(tally.states) >= 60
+
+
+def refresh_on(fs: ModelFs) -> None:
+    store = StateStore(ROOT, fs)
+    config = AgentConfig(application=ApplicationConfig(server_url=URL))
+
+    async def inline(call: Callable[..., Any], *args: Any) -> Any:
+        return call(*args)
+
+    async def main() -> None:
+        keeper = TokenKeeper(
+            layout=ROOT, store=store, plane=ModelPlane(fs), config=config,  # type: ignore[arg-type]
+            wall_now=lambda: WALL, offload=inline, fs=fs,
+        )  # fmt: skip
+        fs.promise(used=await keeper.refresh(await keeper.current()))
+
+    trio.run(main)
+
+
+def refreshes_again(fs: ModelFs) -> None:
+    store = StateStore(ROOT, fs)
+    tokens = store.load_tokens()
+    assert tokens is not None, "the session is lost"
+    if "used" in fs.promises:
+        assert tokens.refresh_token == f"r-{fs.promises['session']}", (
+            "an access token was used before its refresh token was safe"
+        )
+    refresh_on(fs)
+
+
+def test_a_refresh_that_is_cut_off_anywhere_spends_nothing_twice() -> None:
+    fs = ModelFs()
+    fs.put_dir("/agent", 0o700)
+    make_tree(fs, ROOT)
+    register_on(fs)
+    fs = fs.settled()
+    tally = explore(fs, apart(refresh_on), apart(refreshes_again), limit=20)
+    assert tally.points >= 15
+    assert len(tally.states) >= 60
