@@ -112,7 +112,7 @@ async def enrolled(operator: Connection, form: Callable[..., dict[str, Any]], pu
 async def fds_back_to(before: int) -> None:
     """Wait until no more files are open than before."""
     with trio.fail_after(15):
-        while len(os.listdir("/proc/self/fd")) > before: - nobody tells us
+        while len(os.listdir("/proc/self/fd")) > before:
             await trio.sleep(0.05)
 
 
