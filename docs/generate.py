@@ -227,8 +227,8 @@ Off by default. `"metrics_listen": "127.0.0.1:9464"` in `application.json` answe
 half minute for the node exporter. Needs `pip install 'certctrl[metrics]'` (prometheus-client).
 
 Switched on, it costs 2 MiB of memory and 60 ms at start (prometheus-client and h11), and per scrape about 15 ms of CPU
-with 100 certificates; switched off, prometheus-client is not even imported, which is why the library is used rather than
-code of our own. The figures themselves are counted always; they are plain integers.
+with 100 certificates; switched off, prometheus-client is not even imported, which is why the library is used and
+no code of our own. The figures themselves are counted always; they are plain integers.
 
 Alert rules and a dashboard lie in `deploy/`. The three expressions that matter most:
 

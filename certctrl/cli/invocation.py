@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from certctrl.errors import ConfigError, UsageError
+from certctrl.errors import ConfigError, DiskError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import typer
 
     from certctrl.store.layout import ConfigDir
@@ -33,10 +35,20 @@ class Invocation:
         if self.config_dir is None:
             raise UsageError("this command needs a config directory", fix="add -c DIR, for example -c /etc/cert-ctrl")
         root = Path(os.path.abspath(self.config_dir))
-        if must_exist and not root.is_dir():
-            what = "is not a directory" if root.exists() else "there is no such config directory"
-            raise ConfigError(what, file=str(root), fix=f"cert-ctrl -c {root} init --server URL")
+        if must_exist:
+            _require_directory(root)
         return ConfigDir(root)
+
+
+def _require_directory(root: Path) -> None:
+    try:
+        found = root.is_dir()
+    except OSError as error:
+        fix = "run as root or as the agent's user"
+        raise DiskError(f"cannot look at {root}: {error.strerror}", path=str(root), fix=fix) from None
+    if not found:
+        what = "is not a directory" if root.exists() else "there is no such config directory"
+        raise ConfigError(what, file=str(root), fix=f"cert-ctrl -c {root} init --server URL")
 
 
 def invocation(ctx: typer.Context) -> Invocation:

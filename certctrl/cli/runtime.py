@@ -96,6 +96,9 @@ def _report_one(error: BaseException, invoked: Invocation) -> int:
         return print_failure(str(error), invoked.named(error.fix or ""), error.exit_status)
     if hasattr(error, "format_message") and hasattr(error, "ctx"):
         return _report_usage(error)
+    if isinstance(error, OSError) and error.strerror:  # nobody foresaw it, yet it is the host and not a bug
+        where = f"{error.filename}: " if error.filename else ""
+        return print_failure(f"{where}{error.strerror}", "see --debug for where it happened", ExitStatus.DISK)
     place = _place(error)
     hint = "" if invoked.debug else f"run `{PROGRAM} --debug …` again for the details, and report them"
     return print_failure(f"unexpected {type(error).__name__} at {place}", hint, ExitStatus.FAILED)

@@ -42,7 +42,13 @@ def _cells(row: dict[str, Any], now: float, root: str, *, drawn: bool) -> tuple[
     names = list(row["domains"]) or [row["name"]]
     more = f" +{len(names) - 1}" if len(names) > 1 else ""
     serial = row["serial"] or "-"
-    return (names[0] + more, _short(serial) if drawn else serial, _life(row, now, drawn=drawn), _where(row, root), _result(row))
+    return (
+        names[0] + more,
+        _short(serial) if drawn else serial,
+        _life(row, now, drawn=drawn),
+        _where(row, root),
+        _result(row),
+    )
 
 
 def _short(serial: str) -> str:

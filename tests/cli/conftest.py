@@ -1,0 +1,161 @@
+"""What the command line's tests share: run a command in-process, and a config directory to run it on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
+import pytest
+
+from certctrl.__main__ import main
+from certctrl.model.plan import OutcomeKind
+from certctrl.model.records import CertRecord, Stage
+from certctrl.store.config import init_config_dir
+from certctrl.store.fs import RealFs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore
+
+NOW = 1_759_470_000.0
+DAY = 86_400.0
+
+
+class Ran(NamedTuple):
+    """What one command did."""
+
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Give back the root logger as it was: commands add handlers for the length of their process."""
+    root, ours = logging.getLogger(), logging.getLogger("certctrl")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Give ``ran("-c", DIR, "status")``: run the command line in this process."""
+
+    def run(*argv: object) -> Ran:
+        capsys.readouterr()
+        status = main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        return Ran(int(status), out, err)
+
+    return run
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> ConfigDir:
+    """Give a fresh config directory, not registered."""
+    made = ConfigDir(tmp_path / "agent")
+    init_config_dir(RealFs(), made, server_url="https://plane.example", ca_pem=None)
+    return made
+
+
+@pytest.fixture
+def store(layout: ConfigDir) -> StateStore:
+    return StateStore(layout, RealFs())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Stop the wall clock at NOW."""
+    monkeypatch.setattr("certctrl.agent.clock.wall_now", lambda: NOW)
+    return NOW
+
+
+def record(cert_id: int = 7, name: str = "www.example.com", **changes: Any) -> CertRecord:
+    """Return the record of a certificate that is deployed and half-way through its life."""
+    plain = CertRecord(
+        cert_id=cert_id, name=name, domains=(name, "example.com"), serial="04:ab:00:11:22:33:44:55:66",
+        fingerprint_sha256="ab" * 32, not_before=NOW - 45 * DAY, not_after=NOW + 45 * DAY, generation="g1",
+        stage=Stage.ACTIVATED, last_outcome=OutcomeKind.APPLIED, last_apply_at=NOW - DAY,
+    )  # fmt: skip
+    return attrs.evolve(plain, **changes)
+
+
+Answer = Callable[[dict[str, Any]], object]
+
+
+class FakeDaemon:
+    """A control socket that answers each request with what ``answer`` returns (bytes go out as they are)."""
+
+    def __init__(self, layout: ConfigDir, answer: Answer) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self._answer = answer
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.bind(str(layout.control_socket))
+        self._sock.listen(8)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                conn, _ = self._sock.accept()
+            except OSError:
+                return
+            with conn, conn.makefile("rb") as lines:
+                line = lines.readline()
+                if not line:
+                    continue
+                request = json.loads(line)
+                self.requests.append(request)
+                reply = self._answer(request)
+                with contextlib.suppress(OSError):  # a client that no longer waits
+                    conn.sendall(reply if isinstance(reply, bytes) else json.dumps(reply).encode() + b"\n")
+
+    def close(self) -> None:
+        self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+        self._thread.join(5)
+
+
+@pytest.fixture
+def daemon(layout: ConfigDir) -> Iterator[Callable[[Answer], FakeDaemon]]:
+    """Give ``daemon(answer)``: a fake daemon on the layout's socket."""
+    started: list[FakeDaemon] = []
+
+    def start(answer: Answer) -> FakeDaemon:
+        started.append(FakeDaemon(layout, answer))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def running_status(**changes: Any) -> dict[str, Any]:
+    """Return the status of a healthy daemon, as the reporter makes it."""
+    return {
+        "running": True, "pid": 1, "version": "0", "started_at": NOW - (2 * 86_400 + 14 * 3600 + 32 * 60), "now": NOW,
+        "state": "Polling", "server_url": "https://plane.example", "device_id": "d",
+        "poll": {
+            "mode": "interval", "interval_ms": 5000, "last_at": NOW - 5, "last_code": 204,
+            "last_text": "204 No Content", "next_at": NOW + 5, "last_retry_after": None, "failures": 0,
+            "breaker_open": False,
+        },
+        "cursor": "1736900123-42", "cursor_at": NOW - 8100, "queue_depth": 0,
+        "token": {"expires_at": NOW + 863}, "last_signal": {"type": "install.updated", "at": NOW - 8100},
+        "acks_pending": 0, "health": "healthy", "problems": [], "stuck": [], "quarantined": [], "counters": {},
+    } | changes  # fmt: skip

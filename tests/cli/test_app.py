@@ -1,0 +1,191 @@
+"""The command line as a whole: what is listed, what is imported, where ``-c`` may stand, what usage errors say."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import certctrl
+from certctrl.cli.app import COMMANDS, load
+from certctrl.cli.startup import PUT_OFF, putting_off
+from certctrl.store.layout import ConfigDir
+
+from .conftest import Ran
+
+PYTHON = [sys.executable, "-m", "certctrl"]
+
+
+def program(*argv: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the real program."""
+    return subprocess.run(
+        [*PYTHON, *map(str, argv)], capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, **env, "PYTHONPATH": str(Path(certctrl.__file__).parent.parent)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_loads_and_says_what_the_list_says(name: str) -> None:
+    command = load(name, COMMANDS[name])
+    assert command.name == name
+    said = inspect.cleandoc(command.help).splitlines()[0]
+    assert said == COMMANDS[name].about
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("plane", "config", "policy")])
+def test_each_help_has_an_example(name: str) -> None:
+    assert f"cert-ctrl {'' if name == 'sandbox' else '-c /etc/cert-ctrl '}{name}" in load(name, COMMANDS[name]).help
+
+
+def test_help_lists_every_command(ran: Callable[..., Ran]) -> None:
+    done = ran("--help")
+    assert done.status == 0 and not done.err
+    assert all(f"\n  {name} " in done.out for name in COMMANDS)
+
+
+def test_version_is_the_same_on_both_paths(ran: Callable[..., Ran]) -> None:
+    line = f"cert-ctrl {certctrl.__version__}\n"
+    assert ran("--version") == (0, line, "")
+    assert ran("--version", "--debug") == (0, line, "")
+    assert program("--version").stdout == line
+
+
+def test_no_command_is_a_usage_error_with_help(ran: Callable[..., Ran]) -> None:
+    done = ran()
+    assert done.status == 2 and not done.out
+    assert done.err.startswith("Usage: cert-ctrl")
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "fix"),
+    [
+        (["stauts"], "No such command 'stauts'. Did you mean status?", "see `cert-ctrl --help`"),
+        (["status", "--nope"], "No such option: --nope", "see `cert-ctrl status --help`"),
+        (["renew"], "Missing option '--domain'.", "see `cert-ctrl renew --help`"),
+        (["status"], "this command needs a config directory", "add -c DIR, for example -c /etc/cert-ctrl"),
+        (["--keep-running"], "this command needs a config directory", "add -c DIR, for example -c /etc/cert-ctrl"),
+        (
+            ["--keep-running", "status"],
+            "--keep-running starts the daemon; it does not go with 'status'.",
+            "see `cert-ctrl --help`",
+        ),
+        (["-c"], "Option '-c' requires an argument.", "see `cert-ctrl --help`"),
+    ],
+)
+def test_usage_errors_are_two_lines(argv: list[str], error: str, fix: str, ran: Callable[..., Ran]) -> None:
+    assert ran(*argv) == (2, "", f"cert-ctrl: error: {error}\nfix: {fix}\n")
+
+
+def test_a_directory_that_is_not_there(ran: Callable[..., Ran], tmp_path: Path) -> None:
+    done = ran("-c", tmp_path / "no", "status")
+    assert done.status == 78
+    assert done.err == (
+        f"cert-ctrl: error: {tmp_path}/no: there is no such config directory\n"
+        f"fix: cert-ctrl -c {tmp_path}/no init --server URL\n"
+    )
+
+
+@pytest.mark.parametrize("order", ["before", "after", "long", "attached", "twice"])
+def test_the_directory_may_stand_before_and_after(order: str, layout: ConfigDir, ran: Callable[..., Ran]) -> None:
+    argv = {
+        "before": ["-c", layout.root, "list-certs"],
+        "after": ["list-certs", "-c", layout.root],
+        "long": ["list-certs", f"--config-dir={layout.root}"],
+        "attached": [f"-c{layout.root}", "list-certs"],
+        "twice": ["-c", "/nonexistent", "list-certs", "-c", layout.root],
+    }[order]
+    assert ran(*argv) == (0, "No certificates on this host yet.\n", "")
+
+
+def test_the_directory_may_stand_after_a_nested_command(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
+    assert ran("config", "check", "-c", layout.root).status == 0
+    assert ran("config", "-c", layout.root, "check").status == 2, "a group takes no options of its commands"
+
+
+def test_words_after_two_dashes_are_never_options(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
+    done = ran("-c", layout.root, "policy", "allow", "command", "--yes", "--", "/usr/bin/true", "-c", "/elsewhere")
+    assert done.status == 0
+    assert "/usr/bin/true -c /elsewhere" in ran("-c", layout.root, "policy", "show").out
+
+
+def loaded_by(*argv: object) -> set[str]:
+    """Return the modules that a command imports in a fresh process."""
+    code = (
+        "import sys; sys.argv[0] = 'cert-ctrl'\n"
+        "from certctrl.__main__ import main\n"
+        "main()\n"
+        "print('loaded', *sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, timeout=60, check=False
+    )
+    return set(done.stderr.splitlines()[-1].split()[1:])
+
+
+def test_only_the_commands_own_module_is_imported(layout: ConfigDir) -> None:
+    loaded = loaded_by("-c", layout.root, "status")
+    commands = {name for name in loaded if name.startswith("certctrl.cli.commands.")}
+    assert commands == {"certctrl.cli.commands.status"}
+    heavy = {"trio", "httpx", "attr", "attrs", "cryptography", "rich", "jwt", "logging", "asyncio"}
+    assert not heavy & loaded, "start-up time is a feature"
+    assert not set(PUT_OFF) & loaded, "Typer is imported without these"
+
+
+def test_list_certs_is_as_light(layout: ConfigDir) -> None:
+    assert not {"trio", "httpx", "attr", "cryptography", "rich", "logging"} & loaded_by("-c", layout.root, "list-certs")
+
+
+def test_what_was_put_off_is_the_real_thing_afterwards() -> None:
+    code = (
+        "import sys\n"
+        "from certctrl.cli.startup import putting_off, PUT_OFF\n"
+        "with putting_off():\n"
+        "    import typer\n"
+        "import subprocess, zlib, ipaddress\n"
+        "assert subprocess.run(['/bin/true']).returncode == 0\n"
+        "assert zlib.decompress(zlib.compress(b'x')) == b'x'\n"
+        "assert typer.main.subprocess.PIPE == subprocess.PIPE\n"
+        "assert subprocess.__spec__ is not None and 'StandIn' not in repr(type(subprocess))\n"
+        "import shellingham; shellingham.detect_shell\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_putting_off_leaves_no_stand_in_behind() -> None:
+    name = "colorsys"
+    sys.modules.pop(name, None)
+    with putting_off((name,)):
+        import colorsys
+
+        stand_in = colorsys
+        assert sys.modules[name] is stand_in
+    assert sys.modules.get(name) is not stand_in
+    assert stand_in.rgb_to_hsv(0, 0, 0) == (0, 0, 0), "used after all, it fetches the real module"
+    assert sys.modules[name] is not stand_in
+
+
+def test_a_reader_that_goes_away_is_no_error(layout: ConfigDir) -> None:
+    command = " ".join([*PYTHON, "-c", str(layout.root), "config", "show"])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(certctrl.__file__).parent.parent)},
+    )  # fmt: skip
+    assert done.stdout.startswith("application.server_url")
+    assert done.stderr == ""
+
+
+def test_shell_completion_offers_the_commands() -> None:
+    done = program(_CERT_CTRL_COMPLETE="complete_bash", COMP_WORDS="cert-ctrl li", COMP_CWORD="1")
+    assert "list-certs" in done.stdout.split()
+
+
+def test_the_program_leaves_with_the_status(layout: ConfigDir) -> None:
+    assert program("-c", layout.root, "status").returncode == 77
+    assert program("-c", layout.root, "list-certs").stdout == "No certificates on this host yet.\n"

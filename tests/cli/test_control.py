@@ -1,0 +1,146 @@
+"""The client of the control socket: answers, refusals, silence, impostors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certctrl.cli import control
+from certctrl.cli.control import RefusedByDaemon, ask
+from certctrl.errors import BusyError, TransportError
+from certctrl.store.fs import RealFs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.tree import make_tree
+
+from .conftest import Answer, FakeDaemon
+
+Daemon = Callable[[Answer], FakeDaemon]
+
+
+def test_no_socket_is_no_daemon(layout: ConfigDir) -> None:
+    assert ask(layout, "status") is None
+
+
+def test_a_socket_that_a_dead_daemon_left_is_no_daemon(layout: ConfigDir) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(layout.control_socket))
+    assert layout.control_socket.exists()
+    assert ask(layout, "status") is None
+
+
+def test_one_line_out_one_line_back(layout: ConfigDir, daemon: Daemon) -> None:
+    fake = daemon(lambda request: {"ok": True, "data": {"echo": request["domain"]}})
+    reply = ask(layout, "renew", domain="ex\u00e4mple.com\n")
+    assert reply is not None and reply.data == {"echo": "ex\u00e4mple.com\n"}
+    assert fake.requests == [{"op": "renew", "domain": "ex\u00e4mple.com\n"}]
+
+
+def test_an_answer_of_nothing_is_still_an_answer(layout: ConfigDir, daemon: Daemon) -> None:
+    daemon(lambda _request: {"ok": True, "data": None})
+    reply = ask(layout, "x")
+    assert reply is not None and reply.data is None
+
+
+def test_a_large_answer_comes_whole(layout: ConfigDir, daemon: Daemon) -> None:
+    daemon(lambda _request: {"ok": True, "data": "x" * 3_000_000})
+    reply = ask(layout, "plan")
+    assert reply is not None and len(reply.data) == 3_000_000
+
+
+@pytest.mark.parametrize(("exit_status", "expected"), [(2, 2), (69, 69), (77, 77), (12345, 1)])
+def test_the_daemons_refusal_keeps_its_words_and_status(
+    exit_status: int, expected: int, layout: ConfigDir, daemon: Daemon
+) -> None:
+    daemon(lambda _request: {"ok": False, "error": "no such domain", "fix": "known: a", "exit": exit_status})
+    with pytest.raises(RefusedByDaemon, match="no such domain") as caught:
+        ask(layout, "renew", domain="b")
+    assert (caught.value.exit_status, caught.value.fix) == (expected, "known: a")
+
+
+@pytest.mark.parametrize("raw", [b"", b"not json\n", b"[]\n", b"{}\n", b'{"ok": tr'])
+def test_a_broken_answer_is_busy_not_a_traceback(raw: bytes, layout: ConfigDir, daemon: Daemon) -> None:
+    daemon(lambda _request: raw)
+    with pytest.raises(BusyError, match="no answer from the daemon"):
+        ask(layout, "status")
+
+
+def test_a_daemon_that_hangs_costs_its_time_and_no_more(layout: ConfigDir, daemon: Daemon) -> None:
+    daemon(lambda _request: time.sleep(2) or {"ok": True})
+    began = time.monotonic()
+    with pytest.raises(BusyError, match=r"did not answer `status` within 0.2 s"):
+        ask(layout, "status", seconds=0.2)
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_stranger_behind_the_socket_is_refused(
+    layout: ConfigDir, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = daemon(lambda _request: {"ok": True, "data": "secrets"})
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+
+    def peer(_sock: Any, *_args: Any) -> bytes:
+        return control.struct.pack("3i", 1, 6666, 6666)
+
+    monkeypatch.setattr(control.socket.socket, "getsockopt", peer)
+    with pytest.raises(TransportError, match="served by user id 6666"):
+        ask(layout, "status")
+    assert fake.requests == [], "nothing was said to it"
+
+
+@pytest.mark.parametrize(("uid", "trusted"), [(0, True), (4242, True), (6666, False)])
+def test_whom_root_trusts(
+    uid: int, trusted: bool, layout: ConfigDir, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root asks also a daemon that runs as the directory's owner."""
+    daemon(lambda _request: {"ok": True, "data": 1})
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    real_stat = os.stat
+
+    def stat(path: Any, *args: Any, **named: Any) -> Any:
+        found = real_stat(path, *args, **named)
+        return os.stat_result((*found[:4], 4242, *found[5:])) if path == layout.state else found
+
+    monkeypatch.setattr(control.os, "stat", stat)
+    monkeypatch.setattr(control.socket.socket, "getsockopt", lambda *_a: control.struct.pack("3i", 1, uid, 0))
+    if trusted:
+        assert ask(layout, "status") is not None
+    else:
+        with pytest.raises(TransportError):
+            ask(layout, "status")
+
+
+def test_a_path_longer_than_a_socket_address(tmp_path: Path) -> None:
+    deep = ConfigDir(tmp_path / ("d" * 120) / "agent")
+    make_tree(RealFs(), deep)
+    assert ask(deep, "status") is None
+    folder = os.open(deep.state, os.O_RDONLY | os.O_DIRECTORY)
+    short = ConfigDir(deep.root)
+    short.control_socket = Path(f"/proc/self/fd/{folder}/agent.sock")
+    fake = FakeDaemon(short, lambda _request: {"ok": True, "data": "here"})
+    try:
+        reply = ask(deep, "status")
+        assert reply is not None and reply.data == "here"
+    finally:
+        fake.close()
+        os.close(folder)
+
+
+@pytest.mark.root
+def test_a_socket_that_may_not_be_opened_names_the_remedy(layout: ConfigDir, daemon: Daemon) -> None:
+    daemon(lambda _request: {"ok": True})
+    layout.root.chmod(0o755)
+    layout.root.parent.chmod(0o755)
+    layout.state.chmod(0o755)
+    layout.control_socket.chmod(0o600)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(TransportError, match=r"cannot reach the daemon|no such"):
+            ask(layout, "status")
+    finally:
+        os.seteuid(0)
