@@ -69,24 +69,23 @@ class HttpxHttp:
         ``root``: config directory; ``wall_now``: for messages about validity; ``backend``: the network, in tests.
         """
         logging.getLogger("httpcore").setLevel(logging.WARNING)  # its DEBUG lines quote the answer's headers
-        self.origin = parse_origin(
-            config.application.server_url, allow_http_loopback=config.application.allow_http_loopback
-        )
-        proxy = None if is_loopback(self.origin.host) else parse_proxy(config.httpclient.proxy)
+        application, settings = config.application, config.httpclient
+        self.origin = parse_origin(application.server_url, allow_http_loopback=application.allow_http_loopback)
+        proxy = None if is_loopback(self.origin.host) else parse_proxy(settings.proxy)
         self._via = f"the proxy {proxy.place}" if proxy else self.origin.place
         self._url = httpx.URL(str(self.origin))
-        self._connect_seconds = config.httpclient.connect_timeout_seconds
-        self._own_ca = bool(config.httpclient.ca_files)
+        self._connect_seconds = settings.connect_timeout_seconds
+        self._own_ca = bool(settings.ca_files)
         self._wall_now = wall_now
-        self._slots = trio.Semaphore(config.httpclient.max_connections)
-        trust = Trust(config.httpclient, root) if self.origin.scheme == "https" else None
+        self._slots = trio.Semaphore(settings.max_connections)
+        trust = Trust(settings, root) if self.origin.scheme == "https" else None
         options: dict[str, Any] = {
             "backend": backend,
-            "proxy": config.httpclient.proxy if proxy else None,
+            "proxy": settings.proxy if proxy else None,
             "limits": httpx.Limits(
-                max_connections=config.httpclient.max_connections,
-                max_keepalive_connections=config.httpclient.max_connections,
-                keepalive_expiry=config.httpclient.keepalive_seconds,
+                max_connections=settings.max_connections,
+                max_keepalive_connections=settings.max_connections,
+                keepalive_expiry=max(settings.keepalive_seconds, 2 * application.poll_interval_ms / 1000 + 30),
             ),
         }
         self._pools = Pools(lambda: ReclaimTransport(verify=trust.context() if trust else False, **options))
@@ -274,19 +273,21 @@ async def _body(response: httpx.Response, cap: int, place: str) -> bytes:
 
     Leaving the loop early would abandon a chain of async generators; starved, they end by themselves.
     """
-    body = bytearray()
+    chunks: list[bytes] = []
+    size = 0
     try:
         async for chunk in response.stream:  # type: ignore[union-attr]
-            if len(body) <= cap:
-                body += chunk
-            if len(body) > cap:
+            size += len(chunk)
+            chunks.append(chunk)
+            if size > cap:
+                chunks.clear()
                 await response.extensions["network_stream"].aclose()
     except httpx.TransportError:
-        if len(body) <= cap:
+        if size <= cap:
             raise
-    if len(body) > cap:
+    if size > cap:
         raise too_long(cap, place)
-    return bytes(body)
+    return b"".join(chunks)
 
 
 def _headers(response: httpx.Response, place: str) -> dict[str, str]:

@@ -157,10 +157,19 @@ async def connect(ca_file: Path, tmp_path: Path) -> AsyncIterator[Connect]:
     """Give ``connect(url, **HttpClientConfig fields)``: an HttpxHttp that trusts the test CA, closed at the end."""
     made: list[HttpxHttp] = []
 
-    def make(url: str, *, allow_http_loopback: bool = False, backend: Any = None, **options: Any) -> HttpxHttp:
+    def make(
+        url: str,
+        *,
+        allow_http_loopback: bool = False,
+        poll_interval_ms: int = 5000,
+        backend: Any = None,
+        **options: Any,
+    ) -> HttpxHttp:
         options.setdefault("ca_files", (str(ca_file),))
         config = AgentConfig(
-            application=ApplicationConfig(server_url=url, allow_http_loopback=allow_http_loopback),
+            application=ApplicationConfig(
+                server_url=url, allow_http_loopback=allow_http_loopback, poll_interval_ms=poll_interval_ms
+            ),
             httpclient=HttpClientConfig(**options),
         )
         http = HttpxHttp(config, root=tmp_path, wall_now=lambda: WALL, backend=backend)

@@ -54,12 +54,13 @@ async def test_a_hundred_polls_use_one_connection(start, connect, reply) -> None
     assert all("cookie" not in seen.headers for seen in site.seen)
 
 
-async def test_keep_alive_outlives_the_interval(start, connect) -> None:
+@pytest.mark.parametrize(("interval_ms", "seconds"), [(5000, 75.0), (10, 75.0), (60_000, 150.0)])
+async def test_keep_alive_outlives_the_interval(start, connect, interval_ms: int, seconds: float) -> None:
     site = await start()
-    http = connect(site.url, keepalive_seconds=75.0)
+    http = connect(site.url, poll_interval_ms=interval_ms)
     await http.request("GET", "/", deadline=5, cap=CAP)
     (pool,) = http._pools._all
-    assert pool.transport._pool._keepalive_expiry == 75.0
+    assert pool.transport._pool._keepalive_expiry == seconds
     assert pool.transport._pool._max_keepalive_connections == 4
 
 
