@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from certctrl.errors import ConfigError
+from certctrl.errors import CertctrlError, ConfigError
 
 if TYPE_CHECKING:
     from certctrl.model.config import HttpClientConfig
@@ -21,15 +21,14 @@ def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
     loaded = load_config(layout, environ)
     _check_named_files(layout, loaded.config.httpclient)
     load_policy(layout, require_root_owned=False)
-    install_order(items_from_local(list(load_local_installs(layout))))
+    try:
+        install_order(items_from_local(list(load_local_installs(layout))))
+    except CertctrlError as error:
+        error.fix = error.fix or f"correct {layout.local_installs}"
+        raise
     names = (
-        layout.application,
-        layout.httpclient,
-        layout.ioc,
-        layout.log_config,
-        layout.policy,
-        layout.local_installs,
-    )
+        layout.application, layout.httpclient, layout.ioc, layout.log_config, layout.policy, layout.local_installs,
+    )  # fmt: skip
     return [path.name for path in names if path.exists()]
 
 

@@ -1,0 +1,390 @@
+"""`init`, `register`, `config`, `policy`: what an operator does before the daemon runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import trustme
+
+from certctrl.cli.commands import policy as policy_module
+from certctrl.cli.commands import register as register_module
+from certctrl.cli.commands.register import LARGEST_TOKEN, find_token, show_prompt
+from certctrl.errors import UsageError
+from certctrl.model.config import AgentConfig
+from certctrl.store.layout import ConfigDir
+
+from .conftest import Ran
+
+Run = Callable[..., Ran]
+TOKEN = "et_mNCLTgVblu4jMZEGF"
+
+# --- init ---------------------------------------------------------------------------------------------------------
+
+
+def test_init_makes_the_directory_and_says_what_is_next(tmp_path: Path, ran: Run) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(trustme.CA().cert_pem.bytes())
+    root = tmp_path / "agent"
+    done = ran("-c", root, "init", "--server", "https://plane.example/", "--ca", ca)
+    assert done == (0, f"{root} is ready for https://plane.example\nnext: cert-ctrl -c {root} register\n", "")
+    assert root.stat().st_mode & 0o777 == 0o700
+    assert json.loads((root / "application.json").read_text()) == {"server_url": "https://plane.example"}
+    assert ran("-c", root, "config", "check").status == 0
+
+
+def test_init_again_changes_nothing_and_never_overwrites(layout: ConfigDir, ran: Run) -> None:
+    before = layout.application.stat().st_mtime_ns
+    assert ran("-c", layout.root, "init", "--server", "https://plane.example").status == 0
+    assert layout.application.stat().st_mtime_ns == before
+    other = ran("-c", layout.root, "init", "--server", "https://other.example")
+    assert other.status == 78 and "says something else" in other.err
+
+
+@pytest.mark.parametrize(
+    "url", ["plane.example", "http://plane.example", "ftp://x", "https://", "https://u:p@x", "https://x:99999"]
+)
+def test_init_refuses_a_url_the_agent_could_not_use(url: str, tmp_path: Path, ran: Run) -> None:
+    done = ran("-c", tmp_path / "agent", "init", "--server", url)
+    assert done.status == 78 and done.err.count("\n") == 2
+    assert not (tmp_path / "agent").exists()
+    assert "u:p" not in done.err
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", None]
+)
+def test_init_refuses_a_ca_that_is_none(content: bytes | None, tmp_path: Path, ran: Run) -> None:
+    ca = tmp_path / "ca.pem"
+    if content is not None:
+        ca.write_bytes(content)
+    done = ran("-c", tmp_path / "agent", "init", "--server", "https://plane.example", "--ca", ca)
+    assert done.status == (2 if content is None else 78)
+    assert str(ca) in done.err and not (tmp_path / "agent").exists()
+
+
+# --- register -----------------------------------------------------------------------------------------------------
+
+
+def test_where_a_token_comes_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"  {TOKEN}\n")
+    credential = tmp_path / "certctrl.enrolment-token"
+    credential.write_text("et_fromsystemd")
+    systemd = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert find_token(None, None, {}) is None
+    assert find_token(file, None, systemd) == TOKEN
+    assert find_token(None, None, systemd) == "et_fromsystemd"
+    assert find_token(None, None, {"CERTCTRL_ENROLMENT_TOKEN": "et_env", **systemd}) == "et_env"
+    assert capsys.readouterr().err == ""
+    assert find_token(None, TOKEN, {"CERTCTRL_ENROLMENT_TOKEN": "et_env"}) == TOKEN
+    err = capsys.readouterr().err
+    assert err.startswith("warning: ") and TOKEN not in err, "argv can be read by everybody"
+
+
+def test_a_token_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.write(write, f"{TOKEN}\n".encode())
+    os.close(write)
+    saved = os.dup(0)
+    os.dup2(read, 0)
+    try:
+        assert find_token(Path("-"), None, {}) == TOKEN
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+        os.close(read)
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "two words", "et_a\net_b", "ü", "x" * (LARGEST_TOKEN + 1)])
+def test_what_is_no_token(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(text)
+    with pytest.raises(UsageError, match="holds no enrolment token") as caught:
+        find_token(file, None, {})
+    assert text.strip() == "" or text.strip() not in str(caught.value)
+
+
+def test_two_sources_on_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="two enrolment tokens"):
+        find_token(tmp_path / "a", "b", {})
+    with pytest.raises(UsageError, match="No such file"):
+        find_token(tmp_path / "missing", None, {})
+
+
+class Prompt(NamedTuple):
+    user_code: str = "ABCD-\x1b[31mEFGH"
+    verification_uri: str = "https://plane.example/device"
+    verification_uri_complete: str | None = "https://plane.example/device?user_code=ABCD-EFGH"
+    expires_in: float = 600.0
+
+
+def test_what_a_person_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    show_prompt(Prompt())
+    assert capsys.readouterr().out.splitlines() == [
+        "Open     https://plane.example/device",
+        "Code     ABCD-\\x1b[31mEFGH",
+        "or open  https://plane.example/device?user_code=ABCD-EFGH",
+        "Waiting for approval; the code expires in 10m 0s.",
+    ]
+
+
+def test_register_hands_over_the_token_and_says_who_we_are(
+    layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    class Http:
+        async def aclose(self) -> None:
+            seen["closed"] = True
+
+    class Registered(NamedTuple):
+        user_id: int = 14
+        device_id: int = 3
+        name: str = "host\x1b"
+
+    async def register(given: ConfigDir, *_args: Any, **named: Any) -> Registered:
+        seen.update(named, root=given.root)
+        return Registered()
+
+    monkeypatch.setattr("certctrl.agent.setup.real_http", lambda *_args: Http())
+    monkeypatch.setattr("certctrl.agent.register.register", register)
+    monkeypatch.setenv(register_module.TOKEN_VARIABLE, TOKEN)
+    done = ran("-c", layout.root, "register")
+    assert (done.status, done.err) == (0, "")
+    assert done.out == (
+        f"registered as device 3 (host\\x1b) of user 14\nnext: cert-ctrl -c {layout.root} --keep-running\n"
+    )
+    assert seen["enrolment_token"] == TOKEN and seen["root"] == layout.root and seen["closed"]
+
+
+def test_register_without_a_plane_is_69_and_two_lines(
+    tmp_path: Path, ran: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(register_module.TOKEN_VARIABLE, raising=False)
+    root = tmp_path / "agent"
+    assert ran("-c", root, "init", "--server", "https://127.0.0.1:1").status == 0
+    done = ran("-c", root, "register")
+    assert done.status == 69 and not done.out
+    assert [line.partition(": ")[0] for line in done.err.splitlines()] == ["cert-ctrl", "fix"]
+
+
+# --- config -------------------------------------------------------------------------------------------------------
+
+
+def test_config_show_names_value_and_source(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CERTCTRL_POLL_LIMIT", "50")
+    lines = {
+        line.split(" = ")[0].strip(): line.split(" = ")[1]
+        for line in ran("-c", layout.root, "config", "show").out.splitlines()
+    }
+    assert lines["application.server_url"] == f'"https://plane.example"  (file {layout.application})'
+    assert lines["application.poll_limit"] == "50  (environment CERTCTRL_POLL_LIMIT)"
+    assert lines["application.poll_interval_ms"] == "5000  (default)"
+    config = AgentConfig()
+    assert len(lines) == sum(
+        len(section.__attrs_attrs__) for section in (config.application, config.httpclient, config.ioc, config.log)
+    )
+
+
+def test_config_show_masks_secrets(layout: ConfigDir, ran: Run) -> None:
+    layout.httpclient.write_text('{"proxy": "http://user:hunter2@proxy:3128"}')
+    done = ran("-c", layout.root, "config", "show")
+    assert 'httpclient.proxy = "[secret]"' in " ".join(done.out.split())
+    shown = ran("-c", layout.root, "config", "show", "--json")
+    assert "hunter2" not in done.out + shown.out
+    assert shown.json()["httpclient.proxy"]["value"] == "[secret]"
+
+
+def test_config_show_changed_only(layout: ConfigDir, ran: Run) -> None:
+    shown = ran("-c", layout.root, "config", "show", "--changed", "--json").json()
+    assert list(shown) == ["application.server_url"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "error"),
+    [
+        ("application.json", '{"server_url": "https://p", "pol_limit": 3}', "pol_limit"),
+        ("application.json", '{"server_url": "https://p", "poll_limit": "3"}', "poll_limit"),
+        ("application.json", '{"server_url": "https://p", "poll_limit": 101}', "poll_limit"),
+        ("application.json", "{", "no JSON at line 1"),
+        ("httpclient_config.json", '{"ca_files": ["missing.pem"]}', "No such file"),
+        ("httpclient_config.json", '{"client_certificate": "c.pem"}', "client_key"),
+        ("log_config.json", '{"level": "LOUD"}', "level"),
+        ("policy.json", '{"write_roots": "x"}', "write_roots"),
+        ("installs.local.json", '[{"id": "a", "type": "copy", "depends_on": ["b"]}]', "installs"),
+    ],
+)
+def test_config_check_names_the_mistake(file: str, text: str, error: str, layout: ConfigDir, ran: Run) -> None:
+    path = layout.root / file
+    path.write_text(text)
+    path.chmod(0o600)
+    done = ran("-c", layout.root, "config", "check")
+    assert done.status in (78, 1) and not done.out
+    assert error in done.err and "\nfix: " in done.err
+    if file != "installs.local.json":
+        assert done.status == 78 and file in done.err
+
+
+def test_config_check_looks_into_the_files_that_are_named(layout: ConfigDir, ran: Run) -> None:
+    layout.httpclient.write_text('{"ca_files": ["ca.pem"]}')
+    ca = layout.root / "ca.pem"
+    ca.write_text("nothing")
+    assert "holds no PEM" in ran("-c", layout.root, "config", "check").err
+    ca.write_bytes(trustme.CA().cert_pem.bytes())
+    assert ran("-c", layout.root, "config", "check").status == 0
+
+
+# --- policy -------------------------------------------------------------------------------------------------------
+
+
+def policy_of(layout: ConfigDir) -> dict[str, Any]:
+    return dict(json.loads(layout.policy.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["path", "/etc/nginx/tls/"], "write_roots", ["/etc/nginx/tls"]),
+        (["run-as", "www-data"], "run_as", ["www-data"]),
+        (["owner", "ssl-cert"], "owners", ["ssl-cert"]),
+        (["shell"], "shell", True),
+        (["plaintext-keys"], "plaintext_keys", True),
+        (["command", "--", "/usr/sbin/nginx", "-s", "reload"], "commands", None),
+    ],
+)
+def test_allow_adds_one_thing_and_twice_is_once(
+    words: list[str], key: str, value: Any, layout: ConfigDir, ran: Run
+) -> None:
+    before = policy_of(layout)
+    done = ran("-c", layout.root, "policy", "allow", "--yes", *words)
+    assert done.status == 0 and f'Adds to policy.json: "{key}": ' in done.out
+    after = policy_of(layout)
+    if value is not None:
+        assert after[key] == value
+    assert {name: got for name, got in after.items() if name != key} == {n: g for n, g in before.items() if n != key}
+    again = ran("-c", layout.root, "policy", "allow", "--yes", *words)
+    assert (again.status, again.out[:17]) == (0, "Allowed already: ")
+    assert policy_of(layout) == after
+
+
+def test_the_printed_line_is_what_the_file_has(layout: ConfigDir, ran: Run) -> None:
+    done = ran(
+        "-c",
+        layout.root,
+        "policy",
+        "allow",
+        "-y",
+        "command",
+        "--name",
+        "reload",
+        "--run-as",
+        "web",
+        "--",
+        "/bin/true",
+        "x y",
+    )
+    line = done.out.split("Adds to policy.json: ")[1].splitlines()[0]
+    wanted = json.loads("{" + line + "}")["commands"]["reload"]
+    assert wanted == {"argv": ["/bin/true", "x y"], "run_as": "web"}
+    assert {name: policy_of(layout)["commands"]["reload"][name] for name in wanted} == wanted
+
+
+def test_two_commands_may_not_share_a_name(layout: ConfigDir, ran: Run) -> None:
+    assert ran("-c", layout.root, "policy", "allow", "-y", "command", "--name", "r", "--", "/bin/true").status == 0
+    done = ran("-c", layout.root, "policy", "allow", "-y", "command", "--name", "r", "--", "/bin/false")
+    assert done.status == 2 and "another command called 'r'" in done.err
+    assert policy_of(layout)["commands"]["r"]["argv"] == ["/bin/true"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["path"], ["path", "a", "b"], ["path", "relative"], ["shell", "x"], ["nonsense"], ["command", "nginx"], ["command"],
+     ["path", "/x", "--name", "n"], ["owner", "a", "--run-as", "b"]],
+)  # fmt: skip
+def test_what_cannot_be_allowed_changes_nothing(words: list[str], layout: ConfigDir, ran: Run) -> None:
+    before = layout.policy.read_bytes()
+    done = ran("-c", layout.root, "policy", "allow", "--yes", *words)
+    assert done.status == 2 and done.err.startswith("cert-ctrl: error: ")
+    assert layout.policy.read_bytes() == before
+
+
+def test_a_bad_value_is_refused_before_it_is_written(layout: ConfigDir, ran: Run) -> None:
+    before = layout.policy.read_bytes()
+    done = ran("-c", layout.root, "policy", "allow", "--yes", "path", "/")
+    assert done.status == 78
+    assert layout.policy.read_bytes() == before
+
+
+def test_without_an_answer_nothing_is_allowed(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    done = ran("-c", layout.root, "policy", "allow", "shell")
+    assert done.status == 2 and "--yes" in done.err
+    assert not policy_of(layout)["shell"]
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
+def test_a_person_is_asked(
+    answer: str, status: int, layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.StringIO(answer)
+    stdin.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert ran("-c", layout.root, "policy", "allow", "shell").status == status
+    assert policy_of(layout)["shell"] == (status == 0)
+
+
+REFUSALS = [
+    {"item": "1", "what": "write /etc/x/a.pem", "why": "below no directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
+    {"item": "2", "what": "write /etc/x/b.pem", "why": "below no directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
+    {"item": "3", "what": "run /bin/true", "why": "not among commands", "setting": "commands", "value": {"true": {"argv": ["/bin/true"]}}},
+    {"item": "4", "what": "write /state/x", "why": "it is the agent's own state", "setting": "", "value": None},
+]  # fmt: skip
+
+
+def test_allow_goes_through_what_the_plan_is_refused(
+    layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": REFUSALS})
+    done = ran("-c", layout.root, "policy", "allow", "--yes")
+    assert done.status == 0
+    assert "Refused whatever policy.json says: write /state/x: it is the agent's own state" in done.out
+    assert policy_of(layout)["write_roots"] == ["/etc/x"]
+    assert list(policy_of(layout)["commands"]) == ["true"]
+
+
+def test_allow_with_nothing_refused(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": []})
+    assert ran("-c", layout.root, "policy", "allow") == (0, "The policy refuses nothing that it could allow.\n", "")
+
+
+def test_every_kind_in_the_help_exists(layout: ConfigDir, ran: Run) -> None:
+    for kind in policy_module.KINDS.split(", "):
+        assert "no such kind" not in ran("-c", layout.root, "policy", "allow", "--yes", kind).err
+
+
+def test_policy_show_in_words_and_json(layout: ConfigDir, ran: Run) -> None:
+    layout.policy.write_text(
+        json.dumps(
+            {
+                "write_roots": ["/etc/nginx/tls"],
+                "commands": {"r": {"argv": ["/bin/true"], "run_as": "web", "sha256": "ab" * 32}},
+                "on_alert": ["/usr/local/bin/page"],
+                "window": {"days": ["sat"], "from": "22:00", "to": "04:00"},
+            }
+        )
+    )
+    out = ran("-c", layout.root, "policy", "show").out
+    assert f"May write below: {layout.certs}, /etc/nginx/tls\n" in out
+    assert "May run: /bin/true as web (r, at most 60 s, pinned by hash)\n" in out
+    assert "Swaps in: sat 22:00-04:00 UTC\n" in out and "On alert: /usr/local/bin/page\n" in out
+    shown = ran("-c", layout.root, "policy", "show", "--json").json()
+    assert shown["window"]["from"] == "22:00" and "from_" not in shown["window"]
+    layout.policy.write_text('{"remote_commands": "off", "commands": {"r": {"argv": ["/bin/true"]}}}')
+    assert "May run: nothing (remote_commands is off)\n" in ran("-c", layout.root, "policy", "show").out
