@@ -49,6 +49,8 @@ class Plane:
     def __init__(
         self,
         data: DataDir | None,
+        database: Database,
+        keyring: Keyring,
         *,
         settings: PlaneSettings,
         wall_now: Callable[[], float],
@@ -56,15 +58,13 @@ class Plane:
         offload: Offload,
         issuer: Issuer | None = None,
     ) -> None:
-        """Open the parts; ``issuer`` None: the built-in CA. Use ``open``, which also takes the lock."""
+        """Put the parts together; ``issuer`` None: the built-in CA. Use ``open``, which also takes the lock."""
         self.data = data
         self.settings = settings
         self.wall_now = wall_now
         self.draining = False
         """True once the plane is being stopped: polls are not held any more."""
-        self.keyring = Keyring.open(data)
-        self.database = Database(None if data is None else data.database)
-        db, keys = self.database, self.keyring
+        self.database, self.keyring = db, keys = database, keyring
         self.ca = BuiltinCa(db, keys, wall_now, offload)
         self.stream: SignalStream = SqliteStream(db, length=settings.stream_length, wall_now=wall_now)
         self.sessions = Sessions(db, keys, settings, wall_now)
@@ -98,15 +98,19 @@ class Plane:
             directory = None if data is None else make_data_dir(data)
             if directory is not None:
                 held.enter_context(locked(directory))
+            keyring = Keyring.open(directory)
+            database = Database(None if directory is None else directory.database)
+            held.callback(database.close)
             plane = cls(
                 directory,
+                database,
+                keyring,
                 settings=settings or PlaneSettings(),
                 wall_now=wall_now,
                 monotonic=monotonic,
                 offload=offload,
                 issuer=issuer,
             )
-            held.callback(plane.database.close)
             if directory is not None:
                 write_file(directory.ca, plane.ca.root_pem.encode(), mode=0o644)
             plane._closing = held.pop_all()

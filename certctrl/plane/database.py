@@ -32,11 +32,13 @@ class Database:
         try:
             self._connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=5)
             self._connection.row_factory = sqlite3.Row
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            self._migrate()
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
 
     def one(self, sql: str, *parameters: Any) -> Row | None:
         """Return the first row, or None."""
@@ -95,8 +97,11 @@ class Database:
             fix = "check free space and permissions"
         return DiskError(f"{self._path}: {error}", path=self._path, fix=fix)
 
-    def _migrate(self) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+    def _prepare(self) -> None:
+        """Set the connection up and bring the schema to the newest version."""
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+            self.run(f"PRAGMA {pragma}")
+        version: int = self.all("PRAGMA user_version")[0][0]
         if version > len(SCHEMA):
             raise ConfigError(
                 f"was written by a newer release (schema {version}, this one knows {len(SCHEMA)})",
@@ -104,4 +109,7 @@ class Database:
                 fix="run the newer release",
             )
         for number, script in enumerate(SCHEMA[version:], start=version + 1):
-            self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")
+            try:
+                self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")
+            except sqlite3.DatabaseError as error:
+                raise self._failure(error) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -53,8 +53,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench() -> Bench:
-    return Bench()
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.plane.close()
 
 
 def order(cursor: str) -> tuple[int, int]:
@@ -127,7 +129,7 @@ def test_trimming_makes_older_cursors_void_and_no_others(bench: Bench) -> None:
     assert bench.stream.trim(bench.device, 2) == 0
 
 
-def test_a_stream_is_bounded(bench: Bench) -> None:
+def test_a_stream_is_bounded() -> None:
     small = Bench(length=3)
     start = small.read().cursor
     for cert_id in range(1, 4):
@@ -136,6 +138,7 @@ def test_a_stream_is_bounded(bench: Bench) -> None:
     small.append(4)
     assert small.void(start)
     assert [s["ref"]["cert_id"] for s in small.read().signals] == [2, 3, 4]
+    small.plane.close()
 
 
 def test_an_emptied_stream_goes_on_where_it_was(bench: Bench) -> None:
