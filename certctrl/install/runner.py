@@ -108,9 +108,11 @@ class Installer:
         It survives a crash only once `converge` has settled it. Raises DiskError, CommandError (a check refuses
         it), PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
         """
-        if any(isinstance(item, ExecAction) and item.enabled for item in items):
-            with suppress(CommandError):  # only a head start: the reload that follows finds its supervisor waiting
-                await self._site.proc.prepare()
+        checks = any(item.check for item in self._site.indexer.of(items).copies(bundle.cert_id, bundle.name, ()))
+        reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
+        if checks or reloads:
+            with suppress(CommandError):  # only a head start: check and reload find their supervisors waiting
+                await self._site.proc.prepare(checks + reloads)
         return await staging.stage(self._site, bundle, items)
 
     async def converge(

@@ -226,7 +226,7 @@ class FakeProc:
     calls: list[tuple[str, ...]] = attrs.field(factory=list)
     asked: list[dict[str, Any]] = attrs.field(factory=list)
 
-    async def prepare(self) -> None:
+    async def prepare(self, count: int = 1) -> None:
         pass
 
     async def run(self, argv: Any, **how: Any) -> Any:

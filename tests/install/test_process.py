@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,19 @@ async def heartbeat(stalls: list[float]) -> None:
         asked = time.perf_counter()
         await trio.sleep(0.005)
         stalls.append(time.perf_counter() - asked - 0.005)
+
+
+class Steps(trio.abc.Instrument):
+    """Notes the longest CPU time of one step of any task: what keeps the loop from turning, on a busy machine too."""
+
+    def __init__(self) -> None:
+        self.began, self.longest = 0.0, 0.0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.began = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.longest = max(self.longest, time.thread_time() - self.began)
 
 
 SH = "/bin/sh"
@@ -110,7 +123,8 @@ async def test_nasty_commands_leave_nothing_and_never_stall_the_loop(quick: Proc
     argv, expected = NASTY[name]
     argv = [word.replace("TOKEN", str(int(token[7:], 16))) for word in argv]
     marks = [token, *([f"300.{int(token[7:], 16)}"] if "TOKEN" in NASTY[name][0][-1] else [])]
-    worst = math.inf
+    worst, steps, quiet_machine = math.inf, Steps(), os.getloadavg()[0] < (os.cpu_count() or 1)
+    trio.lowlevel.add_instrument(steps)
     for _ in range(3):  # a busy machine may hold us up now and then, a stall of ours comes every time
         stalls: list[float] = []
         async with trio.open_nursery() as nursery:
@@ -124,8 +138,12 @@ async def test_nasty_commands_leave_nothing_and_never_stall_the_loop(quick: Proc
         worst = min(worst, max(stalls))
         if worst < LONGEST_STALL:
             break
-    print(f"{name}: longest stall {worst * 1000:.1f} ms, {result.seconds:.2f} s, swept {result.swept}")
-    assert worst < LONGEST_STALL
+    trio.lowlevel.remove_instrument(steps)
+    print(
+        f"{name}: longest stall {worst * 1000:.1f} ms ({steps.longest * 1000:.1f} ms of it ours), swept {result.swept}"
+    )
+    assert steps.longest < LONGEST_STALL
+    assert worst < LONGEST_STALL or not quiet_machine
 
 
 def as_expected(result: CommandResult, expected: dict[str, object]) -> None:
@@ -348,26 +366,32 @@ async def test_output_keeps_its_beginning_and_its_end(quick: Proc) -> None:
 async def test_a_supervisor_started_ahead_serves_one_command(quick: Proc) -> None:
     await quick.prepare()
     await quick.prepare()
-    spare = quick._spare
-    assert spare is not None
+    (spare,) = quick._spares
     assert (await quick.run(["/bin/true"], timeout=5)).ok
-    assert spare.status == 0 and quick._spare is None
+    assert spare.status == 0 and quick._spares == []
+
+
+async def test_several_may_wait(quick: Proc) -> None:
+    await quick.prepare(2)
+    first, second = quick._spares
+    await quick.run(["/bin/true"], timeout=5)
+    assert (first.status, second.status, quick._spares) == (0, None, [second])
+    await quick.prepare(2)
+    assert quick._spares[0] is second and len(quick._spares) == 2
 
 
 async def test_a_supervisor_that_left_meanwhile_is_replaced(quick: Proc) -> None:
     await quick.prepare()
-    spare = quick._spare
-    assert spare is not None
+    (spare,) = quick._spares
     os.kill(spare.pid, signal.SIGKILL)
     os.waitid(os.P_PID, spare.pid, os.WEXITED | os.WNOWAIT)
     assert (await quick.run(["/bin/echo", "here"], timeout=5)).output == "here"
 
 
-async def test_nothing_of_a_waiting_supervisor_is_left_after_close(need: Callable[[str], str]) -> None:
+async def test_nothing_of_a_waiting_supervisor_is_left_after_close() -> None:
     runner = Proc()
     await runner.prepare()
-    spare = runner._spare
-    assert spare is not None
+    (spare,) = runner._spares
     await runner.aclose()
     assert spare.status is not None
     assert not Path(f"/proc/{spare.pid}").exists()
@@ -376,8 +400,7 @@ async def test_nothing_of_a_waiting_supervisor_is_left_after_close(need: Callabl
 async def test_a_forgotten_supervisor_ends_by_itself_and_complains_to_nobody() -> None:
     runner = Proc()
     await runner.prepare()
-    assert runner._spare is not None
-    pid = runner._spare.pid
+    pid = runner._spares[0].pid
     del runner
     gc.collect()
     for _ in range(500):

@@ -80,6 +80,8 @@ class Protocol:
     syncfs = True
     sample = 4
     """States tried at each operation by default."""
+    deep_every = 1
+    """The campaign restarts after each kill of so many under power cuts."""
 
     def world(self) -> ModelFs:
         fs = ModelFs(syncfs=self.syncfs)
@@ -182,6 +184,7 @@ class Batch(Protocol):
     name = "a batch of renewals and a first install"
     names = ("a.example", "b.example", "c.example", "d.example")
     sample = 2  # one act is dear, and has many points
+    deep_every = 15
 
     def prepare(self, fs: ModelFs) -> None:
         publish(fs, dict.fromkeys(self.names[:3], 1))

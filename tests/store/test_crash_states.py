@@ -331,7 +331,7 @@ def test_campaign(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in PROTOCOLS:
         protocol = kind()
         tally: Tally = explore(protocol.world(), protocol.act, protocol.check, limit=200)
-        two = two_faults(protocol, every=1)
+        two = two_faults(protocol, every=protocol.deep_every)
         length = operations(protocol)
         for number in range(length):
             for code in ERRNOS:

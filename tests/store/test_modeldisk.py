@@ -151,7 +151,7 @@ def look(fs: Fs, path: str) -> object:
     return found.kind, inside
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(steps=st.lists(STEPS, max_size=14))
 def test_the_model_and_the_kernel_agree(steps: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory) -> None:
     root = str(tmp_path_factory.mktemp("disk"))

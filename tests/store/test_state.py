@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from modeldisk import ModelFs
 
@@ -147,6 +147,7 @@ def test_keys_of_a_later_release_do_no_harm(store: StateStore) -> None:
     assert store.load_certificates()[7].name == "example.com"
 
 
+@settings(max_examples=50)
 @given(cursor=st.text(max_size=40))
 def test_a_cursor_comes_back_as_it_was_or_is_refused(cursor: str) -> None:
     store, _ = modelled()
@@ -290,6 +291,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.parametrize("name", PARTS)
+@settings(max_examples=25)
 @given(value=JSON)
 def test_no_json_at_all_ends_in_a_traceback(name: str, value: object) -> None:
     store, fs = modelled()

@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.abc import InspectLoader
 from io import FileIO
+from time import sleep
 
 import trio
 
@@ -106,8 +107,11 @@ class Child:
         for one, (_, session, start) in supervisor.process_table().items():
             if leader is not None and session == leader:
                 left[one] = start
-        for one, start in left.items():
-            supervisor.send(one, start, signal.SIGKILL)
+        for _ in range(400):  # two seconds: a killed process is gone soon, but not at once
+            reached = [supervisor.send(one, start, signal.SIGKILL) for one, start in left.items()]
+            if not any(reached):
+                return
+            sleep(0.005)
 
 
 @cache

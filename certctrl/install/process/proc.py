@@ -43,7 +43,7 @@ class Proc:
     ) -> None:
         self._grace, self._linger = term_grace, linger
         self._limits = dict(limits)
-        self._spare: Child | None = None
+        self._spares: list[Child] = []
         self._preparing = False
 
     async def run(
@@ -80,29 +80,32 @@ class Proc:
         answer = await self._supervised(marshal.dumps(order), timeout + self._grace + ANSWER_MARGIN)
         return read_answer(command, answer, trio.current_time() - started, secrets)
 
-    async def prepare(self) -> None:
-        """Start a supervisor ahead of the next command; it waits a minute for one, then leaves."""
-        if self._preparing or (self._spare is not None and self._spare.alive):
+    async def prepare(self, count: int = 1) -> None:
+        """Start supervisors ahead of the next commands; they wait a minute for them, then leave."""
+        if self._preparing:
             return
         self._preparing = True
         try:
-            await self.aclose()
-            self._spare = await Child.start()
+            gone = [child for child in self._spares if not child.alive]
+            self._spares = [child for child in self._spares if child.alive]
+            for child in gone:
+                await child.end(None)
+            while len(self._spares) < count:
+                self._spares.append(await Child.start())
         finally:
             self._preparing = False
 
     async def aclose(self) -> None:
-        """End the supervisor that waits for a command, if there is one."""
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            with trio.CancelScope(shield=True):
-                await spare.end(None)
+        """End the supervisors that wait for a command."""
+        spares, self._spares = self._spares, []
+        with trio.CancelScope(shield=True):
+            for child in spares:
+                await child.end(None)
 
     async def _supervised(self, order: bytes, limit: float) -> bytes:
         """Give the order to a supervisor and return its answer; no process of it is left then."""
         parcel = b"%08d" % len(order) + order
-        spare, self._spare = self._spare, None
-        child = spare or await Child.start()
+        child = self._spares.pop(0) if self._spares else await Child.start()  # the one that started first
         answer = bytearray()
         try:
             with trio.move_on_after(limit):

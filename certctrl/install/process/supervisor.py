@@ -204,6 +204,8 @@ def become(order: dict[str, Any], output: int, reporter: int, parent: int) -> No
     """Turn this forked child into the command. Never returns."""
     try:
         os.setsid()
+        # said by the child itself, so that it is said before the command can do anything about it
+        attempt(FileIO(1, "w", closefd=False).write, b"started %d\n" % os.getpid())
         null = os.open("/dev/null", os.O_RDONLY)
         for old, new in ((null, 0), (output, 1), (output, 2)):
             os.dup2(old, new)  # every other descriptor of ours closes at exec
@@ -276,7 +278,6 @@ def main() -> None:
         attempt(answer.write, b"failed %d 0 0 0 0 0\n" % (error.errno or 1))
         return
     try:
-        attempt(answer.write, b"started %d\n" % command.pid)
         failure = command.failure()
         timed_out = supervise(command, 0, start + order["deadline"], order["grace"], order["linger"])
     finally:  # whatever happens to this program, it does not leave before the command
