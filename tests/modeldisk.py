@@ -30,6 +30,8 @@ from typing import Any, NamedTuple
 from certctrl.store.fs import Handle, Stat, disk_error
 
 ROOT = 1
+LINKS_FOLLOWED = 40
+"""As many as the kernel follows on one path before it says ELOOP."""
 
 
 class Node(NamedTuple):
@@ -269,6 +271,7 @@ class ModelFs:
         text = str(path)
         here, steps = (ROOT, text.split("/")[1:]) if at is None else (self._open[at.fd][0], text.split("/"))
         trail: list[int] = []
+        followed = 0
         while len(steps) > 1:
             name = steps.pop(0)
             if name in ("", "."):
@@ -281,6 +284,9 @@ class ModelFs:
                 raise self._fail(errno.ENOENT, "open", text)
             node = self.now[child]
             if node.kind == "link":
+                followed += 1
+                if followed > LINKS_FOLLOWED:
+                    raise self._fail(errno.ELOOP, "open", text)
                 steps = node.text.split("/") + steps
                 if node.text.startswith("/"):
                     here, trail = ROOT, []

@@ -10,8 +10,7 @@ Three rules are worth their theory:
   ``PoolTimeout`` means exactly "it leaked": it is retired and the request goes through a new one.
 * A pool is also retired after ten minutes (``pools.py``): DNS names move, CA files are rotated.
 
-Only the library's transport is used, not its client: what is not there cannot follow a redirect, keep a cookie,
-read ``.netrc`` or the environment, or log a URL.
+Only the library's transport is used: the client that follows redirects and reads ``.netrc`` is not there.
 """
 
 from __future__ import annotations
