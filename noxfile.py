@@ -23,6 +23,7 @@ SUPPORTED = ("3.11", "3.12", "3.13")
 HERE = platform.python_version().rpartition(".")[0]
 PYTHONS = [*SUPPORTED, *([HERE] if HERE not in SUPPORTED else [])]
 WORKERS = str(min(4, os.cpu_count() or 1))
+HANGS = ("--timeout-method", "thread")  # ends the worker: a property that loops would only be tried again after a signal
 
 
 @nox.session
@@ -44,7 +45,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run everything that needs no service, no real time and no root."""
     session.install("-e", ".[dev]")
-    args = session.posargs or ["-n", WORKERS]
+    args = session.posargs or ["-n", WORKERS, *HANGS]
     session.run("pytest", "-m", "not integration and not campaign", *args)
 
 
