@@ -23,7 +23,8 @@ SUPPORTED = ("3.11", "3.12", "3.13")
 HERE = platform.python_version().rpartition(".")[0]
 PYTHONS = [*SUPPORTED, *([HERE] if HERE not in SUPPORTED else [])]
 WORKERS = str(min(4, os.cpu_count() or 1))
-HANGS = ("--timeout-method", "thread")  # ends the worker: a property that loops would only be tried again after a signal
+HANGS = ("--timeout-method", "thread")
+"""End the worker: after a signal, hypothesis would only try a property that loops once more."""
 
 
 @nox.session
