@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -46,6 +48,26 @@ def need_module() -> Callable[[str], None]:
             missing(f"the Python module {name} is not installed")
 
     return check
+
+
+@pytest.fixture
+def start_browser(
+    need: Callable[[str], str], need_module: Callable[[str], None], tmp_path: Path
+) -> Iterator[Callable[..., Any]]:
+    """Give ``start_browser(*flags)``: a headless Chromium with a profile of its own, gone after the test."""
+    need_module("selenium")
+    import browser
+
+    started: list[Any] = []
+
+    def start(*flags: str) -> Any:
+        profile = tmp_path / f"profile-{len(started)}"
+        started.append(browser.start(need("chromium"), need("chromedriver"), profile, *flags))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.quit()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

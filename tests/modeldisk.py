@@ -440,6 +440,8 @@ class ModelFs:
         if target is not None and target.kind == "dir" and (moved.kind != "dir" or target.entries):
             code = errno.EISDIR if moved.kind != "dir" else errno.ENOTEMPTY
             raise self._fail(code, "replace", self._where(new, at))
+        if target is not None and target.kind != "dir" and moved.kind == "dir":
+            raise self._fail(errno.ENOTDIR, "replace", self._where(new, at))
         apply = renamed(old_name, new_name, names[old_name])
         self._change(Change("entry", parent, (old_name, new_name), apply))
 

@@ -65,7 +65,7 @@ class Steps(trio.abc.Instrument):
     """Notes the longest CPU time of one step of any task: what keeps the loop from turning, on a busy machine too."""
 
     def __init__(self) -> None:
-        self.began, self.longest = 0.0, 0.0
+        self.began, self.longest = time.thread_time(), 0.0  # the step that adds us has no beginning of ours
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self.began = time.thread_time()

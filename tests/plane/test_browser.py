@@ -3,107 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from browser import Person
 
 from certctrl.plane.serve import PlaneAddress, serve_plane
 
 pytestmark = pytest.mark.integration
 
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--ignore-certificate-errors",
-    "--window-size=900,1000",
-)  # fmt: skip
 PICTURES = os.environ.get("CERTCTRL_TEST_PICTURES", "")
 """A directory to leave screenshots in, for a person to look at."""
-
-
-@pytest.fixture
-def start_browser(
-    need: Callable[[str], str], need_module: Callable[[str], None], tmp_path: Path
-) -> Iterator[Callable[..., Any]]:
-    need_module("selenium")
-    chromium, driver = need("chromium"), need("chromedriver")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    started: list[Any] = []
-
-    def start(*more: str) -> Any:
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        for flag in (*FLAGS, *more, f"--user-data-dir={tmp_path / f'profile-{len(started)}'}"):
-            options.add_argument(flag)
-        browser = webdriver.Chrome(options=options, service=Service(driver))
-        browser.set_page_load_timeout(30)
-        started.append(browser)
-        return browser
-
-    yield start
-    for browser in started:
-        browser.quit()
-
-
-class Person:
-    """Drives one browser and looks at what it shows; every call blocks, so it runs in a thread."""
-
-    def __init__(self, browser: Any, pictures: Path, mode: str) -> None:
-        self.browser = browser
-        self._pictures = pictures
-        self._mode = mode
-
-    def open(self, url: str) -> None:
-        self.browser.get(url)
-
-    def heading(self) -> str:
-        return str(self.browser.find_element("tag name", "h1").text)
-
-    def text(self) -> str:
-        return str(self.browser.find_element("tag name", "main").text)
-
-    def focused(self) -> str:
-        return str(self.browser.switch_to.active_element.get_attribute("name"))
-
-    def type(self, text: str) -> None:
-        field = self.browser.switch_to.active_element
-        field.clear()
-        with self._new_page():
-            field.send_keys(text + "\n")
-
-    def press(self, label: str) -> None:
-        with self._new_page():
-            self.browser.find_element("xpath", f"//button[normalize-space()='{label}']").click()
-
-    @contextmanager
-    def _new_page(self) -> Iterator[None]:
-        """Wait until what happens inside has replaced the page by another that is complete."""
-        from selenium.webdriver.support.expected_conditions import staleness_of
-        from selenium.webdriver.support.wait import WebDriverWait
-
-        wait, old = WebDriverWait(self.browser, 20), self.browser.find_element("tag name", "html")
-        yield
-        wait.until(staleness_of(old))
-        wait.until(lambda browser: browser.execute_script("return document.readyState") == "complete")
-
-    def picture(self, name: str) -> None:
-        path = self._pictures / f"{name}-{self._mode}.png"
-        assert self.browser.save_screenshot(str(path))
-        assert path.stat().st_size > 5000
-
-    def colour(self, selector: str, which: str) -> str:
-        return str(self.browser.find_element("css selector", selector).value_of_css_property(which))
-
-    def complaints(self) -> list[str]:
-        """Return what the browser refused or failed to load (blocked by the policy, missing, not found)."""
-        return [entry["message"] for entry in self.browser.get_log("browser") if "favicon.ico" not in entry["message"]]
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])

@@ -153,6 +153,7 @@ def look(fs: Fs, path: str) -> object:
 
 @settings(max_examples=100)
 @example(steps=[("symlink", "d", "d"), ("mkdir", "d/a")])  # a link to itself: ELOOP, not a walk without end
+@example(steps=[("write", "b", 0o600, b""), ("mkdir", "a"), ("rename", ("a", "b"))])
 @given(steps=st.lists(STEPS, max_size=14))
 def test_the_model_and_the_kernel_agree(steps: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory) -> None:
     root = str(tmp_path_factory.mktemp("disk"))
