@@ -13,6 +13,6 @@ def line(value: Any, longest: int = 200) -> str:
     """Return a text without control characters, at most ``longest`` long; anything but a text or number is empty."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return ""
-    words = " ".join(str(value)[: longest * 2].split())
-    text = "".join(c for c in words if unicodedata.category(c) not in _HIDDEN).strip()
+    shown = (c for c in str(value)[: longest * 2] if c.isspace() or unicodedata.category(c) not in _HIDDEN)
+    text = " ".join("".join(shown).split())
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certctrl.errors import DiskError
@@ -253,6 +253,7 @@ def test_fields_check_what_they_give() -> None:
 
 
 @given(st.text(max_size=300))
+@example("0\r\x1b\r0")  # what is taken out between two spaces leaves one
 def test_a_line_is_one_clean_line(text: str) -> None:
     cleaned = line(text, 50)
     assert len(cleaned) <= 50
