@@ -1,0 +1,357 @@
+"""A small fleet for tests: real planes, real daemons and real TLS services, each a process of its own on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import trio
+
+from certctrl.agent.clock import wall_now
+from certctrl.agent.register import register
+from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
+from certctrl.net.control_plane import ControlPlane
+from certctrl.net.transport import HttpxHttp
+from certctrl.sandbox.servers import HOST, Server, choose_server
+from certctrl.store.config import init_config_dir
+from certctrl.store.fs import RealFs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PROGRAM = (sys.executable, "-m", "certctrl")
+USER = 1
+PATIENCE = 60.0
+"""Seconds until a condition that never comes true fails its test; nothing is measured by it."""
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
+    """Return the first true value of ``condition``; AssertionError naming ``what`` when none comes."""
+    until = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < until, f"waited {seconds:g} s in vain for {what}"
+        time.sleep(0.01)
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """Return our environment without what would steer the program, and with ``extra``."""
+    ours = {
+        name: text for name, text in os.environ.items() if not name.startswith(("CERTCTRL_", "NOTIFY_", "WATCHDOG_"))
+    }
+    return ours | {"PYTHONPATH": str(ROOT)} | extra
+
+
+class Child:
+    """One process; what it prints is in a file."""
+
+    def __init__(self, argv: Sequence[str | Path], log: Path, *, stdin: int = subprocess.DEVNULL, **extra: str) -> None:
+        self.log = log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [str(word) for word in argv], cwd=ROOT, env=clean_environment(**extra),
+                stdin=stdin, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.pid = self.process.pid
+
+    @property
+    def text(self) -> str:
+        """Return everything it has printed."""
+        return self.log.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        """Return whether it has not ended."""
+        return self.process.poll() is None
+
+    def says(self, *texts: str, count: int = 1) -> None:
+        """Wait until it has printed each text (at least ``count`` times); fail at once when it ends before."""
+
+        def said() -> bool:
+            alive, printed = self.running, self.text
+            if all(printed.count(text) >= count for text in texts):
+                return True
+            assert alive, f"ended with {self.process.returncode} before saying {texts}:\n{printed}"
+            return False
+
+        try:
+            wait_for(said, repr(texts))
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.text}") from None
+
+    def send(self, signum: int) -> None:
+        """Send an OS signal."""
+        self.process.send_signal(signum)
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Wait for its end and return its exit status, negative when an OS signal ended it."""
+        return self.process.wait(seconds)
+
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        """Ask it to stop and return its exit status."""
+        if self.running:
+            self.send(signum)
+        return self.wait()
+
+    def kill(self) -> None:
+        """kill -9, and reap."""
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        if self.running:
+            self.kill()
+
+
+class Operator:
+    """The plane's operator API, one connection per call; safe in threads."""
+
+    def __init__(self, url: str, ca: Path, key: str) -> None:
+        self._address = urlsplit(url).netloc
+        self._context = ssl.create_default_context(cafile=str(ca))
+        self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Return ``data`` of the answer; AssertionError when the plane refuses, OSError when it is not there."""
+        connection = http.client.HTTPSConnection(self._address, timeout=30, context=self._context)
+        with contextlib.closing(connection):
+            connection.request(method, path, None if body is None else json.dumps(body), self._headers)
+            answer = connection.getresponse()
+            text = answer.read()
+            assert answer.status < 300, f"{method} {path}: {answer.status} {text!r}"
+        return json.loads(text)["data"] if text else None
+
+    def issue(self, domain: str, *device_ids: int, **fields: Any) -> dict[str, Any]:
+        """Issue a certificate and give it to devices."""
+        body = {"domain_name": domain, "device_ids": list(device_ids), **fields}
+        return dict(self.call("POST", f"/apiv1/users/{USER}/certificates", body))
+
+    def renew(self, cert_id: int) -> None:
+        """Renew a certificate; `serial` tells the new one."""
+        self.call("POST", f"/apiv1/users/{USER}/certificates/{cert_id}/issues", {"action": "renew"})
+
+    def serial(self, cert_id: int) -> str:
+        """Return the serial that the plane issued last."""
+        return str(self.call("GET", f"/apiv1/users/{USER}/certificates/{cert_id}")["serial_number"])
+
+    def assigned(self, device_id: int) -> dict[int, str]:
+        """Return the newest serial of every certificate that a device should have."""
+        rows = self.call("GET", f"/apiv1/users/{USER}/devices/{device_id}/certificates")
+        return {row["id"]: row["serial_number"] for row in rows if row["status"] == "active"}
+
+    def outcomes(self, device_id: int) -> list[dict[str, Any]]:
+        """Return what a device has acked, newest first."""
+        return list(self.call("GET", f"/apiv1/users/{USER}/devices/{device_id}/outcomes?limit=1000"))
+
+    def put_items(self, device_id: int, items: Sequence[Mapping[str, Any]]) -> None:
+        """Replace a device's install items."""
+        self.call("PUT", f"/apiv1/users/{USER}/devices/{device_id}/install-config", {"installs": list(items)})
+
+    def enrolment_token(self) -> str:
+        """Return a token with which any number of hosts may register."""
+        return str(self.call("POST", f"/apiv1/users/{USER}/enrolment-tokens", {"uses": None})["token"])
+
+
+class Plane:
+    """`cert-ctrl plane serve` on one port, through stops and kills."""
+
+    def __init__(self, fleet: Fleet, settings: Mapping[str, Any]) -> None:
+        self._fleet, self._settings, self._starts, self._port = fleet, settings, 0, 0
+        self.data = fleet.root / "plane"
+        self.start()
+        key = (self.data / "operator.key").read_text().strip()
+        self.operator = Operator(self.url, self.ca, key)
+
+    @property
+    def ca(self) -> Path:
+        """Return the file that agents need."""
+        return self.data / "ca.pem"
+
+    def start(self) -> None:
+        """Start it, on the port it had before, and wait until it serves."""
+        listen = f"{HOST}:{self._port}"
+        argv: list[str | Path] = [*PROGRAM, "plane", "serve", "--data", self.data, "--listen", listen]
+        if self._settings:
+            argv = [sys.executable, HERE / "plane_process.py", self.data, listen, json.dumps(self._settings)]
+        self._starts += 1
+        self.child = self._fleet.child(argv, f"plane.{self._starts}.log")
+        self.child.says("operator key")
+        self.url = (self.data / "address").read_text().strip()
+        self._port = int(self.url.rpartition(":")[2])
+
+
+class Agent:
+    """One config directory and, while it runs, its daemon."""
+
+    def __init__(self, fleet: Fleet, plane: Plane, name: str) -> None:
+        self._fleet, self.plane, self.name, self._starts = fleet, plane, name, 0
+        self.layout = ConfigDir(fleet.root / name)
+        self.device_id = 0
+
+    def configure(self, section: str = "application.json", **settings: Any) -> None:
+        """Merge settings into a configuration file."""
+        path = self.layout.root / section
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings), encoding="utf-8")
+
+    def enrol(self, token: str) -> None:
+        """Register with the plane as `cert-ctrl register` does."""
+        init_config_dir(RealFs(), self.layout, server_url=self.plane.url, ca_pem=self.plane.ca.read_bytes())
+        self.device_id = trio.run(_register, self.layout, self.plane, self.name, token)
+
+    def start(self, *options: str, ready: bool = True, **extra: str) -> Child:
+        """Start the daemon; with ``ready`` wait until it says so."""
+        self._starts += 1
+        argv = [*PROGRAM, *options, "-c", str(self.layout.root), "--keep-running"]
+        self.daemon = self._fleet.child(argv, f"{self.name}.{self._starts}.log", **extra)
+        if ready:
+            self.daemon.says("Ready: poll mode")
+        return self.daemon
+
+    def cli(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        """Run a one-shot command to its end."""
+        return run_cli("-c", str(self.layout.root), *words, **extra)
+
+    def serials(self) -> dict[int, str]:
+        """Return the serial of every certificate that is live on this host, from the files that services read."""
+        return {record.cert_id: served(self.layout, record.name)
+                for record in self.state.load_certificates().values() if record.generation}  # fmt: skip
+
+    @property
+    def state(self) -> StateStore:
+        """Return its state directory, opened anew."""
+        return StateStore(self.layout, RealFs())
+
+    def caught_up(self) -> bool:
+        """Return whether everything that the plane has for this host is live here."""
+        return self.serials() == self.plane.operator.assigned(self.device_id)
+
+    def catches_up(self) -> None:
+        """Wait until everything that the plane has for this host is live here."""
+        wait_for(self.caught_up, f"{self.name} to have what the plane has for it")
+
+    def acked(self, serial: str) -> bool:
+        """Return whether the plane has been told that a serial is deployed (and served, where that is verified)."""
+        told = [row for outcome in self.plane.operator.outcomes(self.device_id) for row in outcome["deployed"]]
+        return serial in {row["serial"] for row in told}
+
+
+def served(layout: ConfigDir, name: str) -> str:
+    """Return the serial of ``certs/<name>.crt`` in the plane's form, empty without one."""
+    from cryptography import x509
+
+    try:
+        certificate = x509.load_pem_x509_certificate((layout.certs / f"{name}.crt").read_bytes())
+    except FileNotFoundError:
+        return ""
+    digits = f"{certificate.serial_number:x}"
+    return bytes.fromhex(digits.zfill(len(digits) + len(digits) % 2)).hex(":")
+
+
+async def _register(layout: ConfigDir, plane: Plane, name: str, token: str) -> int:
+    config = AgentConfig(
+        application=ApplicationConfig(server_url=plane.url, name=name),
+        httpclient=HttpClientConfig(ca_files=(str(plane.ca),)),
+    )
+    http_client = HttpxHttp(config, root=layout.root)
+    try:
+        done = await register(
+            layout, StateStore(layout, RealFs()), ControlPlane(http_client, config, wall_now=wall_now), config,
+            enrolment_token=token, show=print, wall_now=wall_now,
+        )  # fmt: skip
+        return int(done.device_id)
+    finally:
+        await http_client.aclose()
+
+
+def run_cli(*words: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `cert-ctrl` to its end; text output."""
+    argv = [*PROGRAM, *map(str, words)]
+    return subprocess.run(
+        argv, cwd=ROOT, env=clean_environment(**extra), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+
+
+class Service:
+    """A real TLS service, nginx or the built-in one, that reads the agent's ``certs/``."""
+
+    def __init__(self, fleet: Fleet, server: Server) -> None:
+        self.server = server
+        self.child = fleet.child(server.argv, f"{server.folder.name}.log", stdin=subprocess.PIPE)
+        wait_for(self._accepts, f"{server.kind} to accept connections")
+
+    def _accepts(self) -> bool:
+        assert self.child.running, self.child.text
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self.server.port), timeout=5):
+            return True
+        return False
+
+
+class Fleet:
+    """Everything a test started; closing it ends every process."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._children: list[Child] = []
+        self._tokens: dict[str, str] = {}
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for child in reversed(self._children):
+            child.close()
+
+    def child(self, argv: Sequence[str | Path], log: str, *, stdin: int = subprocess.DEVNULL, **extra: str) -> Child:
+        """Start a process that ends with the fleet."""
+        started = Child(argv, self.root / log, stdin=stdin, **extra)
+        self._children.append(started)
+        return started
+
+    def plane(self, **settings: Any) -> Plane:
+        """Start a plane; without settings it is the real command line, with them the same code (`PlaneSettings`)."""
+        return Plane(self, settings)
+
+    def agent(self, plane: Plane, name: str = "agent", **settings: Any) -> Agent:
+        """Make a registered agent that loses no time; ``settings`` go into its application.json."""
+        made = Agent(self, plane, name)
+        if plane.url not in self._tokens:
+            self._tokens[plane.url] = plane.operator.enrolment_token()
+        made.enrol(self._tokens[plane.url])
+        hasty = {"poll_mode": "long-poll", "poll_interval_ms": 50, "first_poll_spread_seconds": 0, "debounce_ms": 0}
+        made.configure(**hasty | settings)
+        return made
+
+    def service(self, kind: str, agent: Agent, names: list[str]) -> Service:
+        """Start a TLS service for certificates that the agent has."""
+        return Service(self, choose_server(kind, self.root / f"service-{kind}-{agent.name}", agent.layout.certs, names))
+
+
+@contextlib.contextmanager
+def meanwhile(child: Child) -> Iterator[None]:
+    """Let a child run for the length of the block."""
+    try:
+        yield
+    finally:
+        child.close()
