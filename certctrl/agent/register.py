@@ -22,6 +22,7 @@ import platform
 import socket
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -30,7 +31,7 @@ import trio
 
 from certctrl.agent.claims import read_claims
 from certctrl.agent.spending import GRACE_SECONDS, despite_cancel, wait_for_token_lock
-from certctrl.errors import BadAnswerError, NotRegisteredError, PlaneError, StateCorruptError, TransportError
+from certctrl.errors import BadAnswerError, DiskError, NotRegisteredError, PlaneError, StateCorruptError, TransportError
 from certctrl.model.config import AgentConfig
 from certctrl.model.records import DeviceKeys, Tokens
 from certctrl.net.control_plane import ControlPlane
@@ -97,7 +98,7 @@ async def register(
         plane.register,
         device_public_id=device_id,
         public_key=keys.public,
-        name=config.application.name or socket.gethostname(),
+        name=_name(config),
         platform=platform.system().lower(),
         model=_model(),
     )
@@ -118,6 +119,8 @@ async def _identity(layout: ConfigDir, store: StateStore, fs: Fs | None) -> tupl
     """Return this directory's device id and key pair, making and storing what is missing or damaged."""
     lock = await wait_for_token_lock(layout, fs)
     try:
+        with suppress(DiskError):  # what a killed run left; nothing depends on it
+            store.sweep()
         device_id = _unless_damaged(store.load_device_id, "device id")
         if device_id is None:
             device_id = str(uuid.uuid4())
@@ -146,6 +149,10 @@ def _new_keys() -> DeviceKeys:
     return DeviceKeys(public=bytes(secret.public_key), secret=bytes(secret))
 
 
+def _name(config: AgentConfig) -> str:
+    return config.application.name or socket.gethostname()
+
+
 def _model() -> str:
     try:
         system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
@@ -161,7 +168,7 @@ def _model() -> str:
 async def _ask_a_person(
     plane: ControlPlane, config: AgentConfig, show: Callable[[DeviceFlowPrompt], None], wall_now: Callable[[], float]
 ) -> GrantReady:
-    started = await plane.start_grant(SCOPES)
+    started = await plane.start_grant(SCOPES, name=_name(config), platform=_model())
     for uri in (started.verification_uri, started.verification_uri_complete):
         problem = uri_problem(uri, config.application.server_url) if uri is not None else None
         if problem is not None:

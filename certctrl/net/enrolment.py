@@ -24,9 +24,10 @@ from certctrl.protocol.wire import (
 class Enrolment(Calls):
     """The calls that need no access token."""
 
-    async def start_grant(self, scopes: Sequence[str] = ()) -> GrantStarted:
-        """Begin a device grant."""
-        body = {"action": "device_start", "scopes": list(scopes)}
+    async def start_grant(self, scopes: Sequence[str] = (), *, name: str = "", platform: str = "") -> GrantStarted:
+        """Begin a device grant; name and platform are what the approving person is shown (RFC 8628 §5.4)."""
+        body: dict[str, Any] = {"action": "device_start", "scopes": list(scopes)}
+        body |= {key: text for key, text in (("name", name), ("platform", platform)) if text}
         return grant_from_wire(self._data(await self._send("POST", "/auth/device", json=body)))
 
     async def poll_grant(self, device_code: str) -> GrantEvent:

@@ -70,7 +70,8 @@ class FakePlane:
     forms: list[dict[str, Any]] = attrs.field(factory=list)
     at_post: Callable[[dict[str, Any]], None] = lambda form: None
 
-    async def start_grant(self, scopes: Any) -> GrantStarted:
+    async def start_grant(self, scopes: Any, *, name: str, platform: str) -> GrantStarted:
+        assert name and platform, "a person who approves wants to know whom"
         return self.started
 
     async def poll_grant(self, device_code: str) -> Any:
@@ -463,6 +464,7 @@ def consistent(fs: ModelFs) -> None:
         assert int(tokens.refresh_token.partition("-")[2]) >= fs.promises["printed"]
     before = dict(fs.promises)
     register_on(fs)
+    assert not [path for path in fs.tree() if path.endswith(".tmp")], "a killed run's tokens or key left behind"
     tokens, keys = store.load_tokens(), store.load_device_keys()
     assert tokens is not None
     assert keys is not None

@@ -346,8 +346,9 @@ async def test_a_grant_is_started_and_polled() -> None:
     ready = {"status": "ready", "user_id": 7, "registration_code": "canary2"}
     http = FakeHttp(ok(started), ok({"status": "pending"}), ok(ready), TransportError("no route"), page(502))
     plane = plane_of(http)
-    grant = await plane.start_grant(["device"])
-    assert http.sent[0].json == {"action": "device_start", "scopes": ["device"]}
+    grant = await plane.start_grant(["device"], name="web-1", platform="Debian 12")
+    asked = {"action": "device_start", "scopes": ["device"], "name": "web-1", "platform": "Debian 12"}
+    assert http.sent[0].json == asked
     assert "canary" not in repr(grant)
     assert isinstance(await plane.poll_grant("canary"), GrantPending)
     assert http.sent[1].json == {"action": "device_poll", "device_code": "canary"}
