@@ -17,6 +17,7 @@ from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Danger, examine
 from certctrl.agent.messages import Line, say
 from certctrl.agent.notify import Notifier
+from certctrl.errors import DiskError
 from certctrl.model.records import CertRecord
 from certctrl.model.signals import to_wire
 from certctrl.protocol.state import State
@@ -176,8 +177,8 @@ async def report_forever(agent: Agent, notifier: Notifier) -> None:
 
 
 async def save_status(agent: Agent, status: dict[str, Any]) -> None:
-    """Write ``state/status.json``; a full disk is noted as a problem and nothing else."""
+    """Write ``state/status.json``; a disk that refuses it costs nothing but the news."""
     try:
         await agent.offload(agent.store.save_status, status)
-    except OSError:
+    except DiskError:
         return

@@ -63,8 +63,6 @@ class Seams:
     environ: Mapping[str, str] = attrs.field(factory=lambda: dict(os.environ))
     on_reload: Callable[[AgentConfig], None] | None = None
     """Called after SIGHUP put a new configuration in force (the front end re-opens its logs)."""
-    exclusive: bool = True
-    """Hold ``daemon.lock`` while open."""
 
 
 @asynccontextmanager
@@ -79,7 +77,7 @@ async def open_agent(config_dir: Path, seams: Seams) -> AsyncIterator[Agent]:
     log = logging.getLogger("certctrl")
     for finding in check_modes(seams.fs, layout):
         say(log, Line.MODES_REPAIRED, path=finding.path, was=oct(finding.was), now=oct(finding.now))
-    with lock_daemon(layout):
+    with lock_daemon(layout, seams.fs):
         async with _assembled(layout, loaded, seams, log) as agent:
             yield agent
 
@@ -114,8 +112,9 @@ def _assemble(
     settings = config.application
     plane = ControlPlane(http, config, wall_now=seams.wall_now)
     tokens = TokenKeeper(
-        layout=layout, store=store, plane=plane, config=config, wall_now=seams.wall_now, offload=seams.offload
-    )
+        layout=layout, store=store, plane=plane, config=config, wall_now=seams.wall_now, offload=seams.offload,
+        random=seams.random, fs=seams.fs,
+    )  # fmt: skip
     installer = Installer(
         layout=layout,
         fs=seams.fs,

@@ -1,0 +1,69 @@
+"""Who decides what happens: operators, weather, and bad luck, by a seed; then peace, and the host must converge."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+from simulation.faults import HostFaults
+from simulation.journal import Violation
+from simulation.operators import Operators
+from simulation.weather import WayFaults
+from simulation.world import World
+
+LEAST_EVENTS, MOST_EVENTS = 10, 45
+PEACE_STEPS = 40
+
+
+class Director:
+    """One history's trouble and peace."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.chance = random.Random(world.chances.random())
+        self.operators = Operators(world, self.chance)
+        self.host = HostFaults(world, self.chance)
+        self.way = WayFaults(world, self.chance)
+        world.machine.check_end = self.host.check_end
+
+    async def trouble(self) -> None:
+        """Let things happen for the span of the setting."""
+        setting = self.world.setting
+        end = trio.current_time() + setting.span
+        await self.operators.begin()
+        doings = [*self.operators.doings(), *self.host.doings(), *self.way.doings()]
+        calls, weights = [call for _, call in doings], [weight for weight, _ in doings]
+        moments = sorted(
+            end - setting.span * self.chance.random() for _ in range(self.chance.randint(LEAST_EVENTS, MOST_EVENTS))
+        )
+        async with trio.open_nursery() as nursery:
+            for moment in moments:
+                await trio.sleep_until(moment)
+                nursery.start_soon(self._do, self.chance.choices(calls, weights)[0])
+                self.world.auditor.services()
+            await trio.sleep_until(end)
+            nursery.cancel_scope.cancel()
+
+    async def _do(self, call: Callable[[], Awaitable[Any]]) -> None:
+        self.world.journal.note("director", call.__name__)
+        await call()
+
+    async def peace(self) -> None:
+        """End all trouble and wait for the host to be as the plane says."""
+        world, setting = self.world, self.world.setting
+        self.way.end()
+        self.host.end()
+        await self.operators.tidy_up()
+        world.journal.note("director", "peace")
+        bound = 1.25 * setting.reconcile + 1.1 * 3600 + 2 * 900 + 3 * setting.interval
+        end, reasons = trio.current_time() + bound, ["not looked yet"]
+        while reasons:
+            if trio.current_time() > end:
+                raise Violation(f"not converged {bound:.0f} s after all trouble: {'; '.join(reasons)}")
+            await trio.sleep(bound / PEACE_STEPS / 4)
+            world.auditor.services()
+            if world.machine.parked:
+                await self.host.enrol()
+            reasons = self.operators.differences()

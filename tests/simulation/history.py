@@ -1,0 +1,157 @@
+"""One history: a seed becomes a setting, a schedule of trouble, and the peace in which the host must converge."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import traceback
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import attrs
+import trio
+from simulation.clockwork import run_seeded
+from simulation.director import Director
+from simulation.journal import JournalHandler, Violation
+from simulation.machine import control_stand_in, signals_stand_in
+from simulation.world import Setting, World, template
+
+HOUR, DAY, WEEK = 3600.0, 86_400.0, 604_800.0
+
+
+@attrs.frozen(kw_only=True)
+class Told:
+    """What one history saw."""
+
+    seed: int
+    span: float
+    converged_after: float
+    """Seconds of peace."""
+    counts: dict[str, int]
+    lines: int
+    mark: int
+    """Differs when the journal does."""
+
+
+def setting_for(seed: int) -> Setting:
+    """Return the setting that belongs to a seed."""
+    chance = random.Random(seed)
+    span, interval, reconcile, access = chance.choices(
+        [
+            (HOUR, chance.choice((20.0, 40.0, 60.0)), 600, 300),
+            (DAY, chance.choice((600.0, 900.0, 1200.0)), 7200, 3600),
+            (WEEK, 3600.0, 21_600, 14_400),
+        ],
+        weights=(4, 4, 2),
+    )[0]
+    return Setting(
+        span=span,
+        interval=interval,
+        mode=chance.choices(("interval", "long-poll", "adaptive"), weights=(3, 1, 1))[0],
+        page=chance.choice((1, 3, 20, 20)),
+        reconcile=reconcile,
+        access_seconds=access,
+        rotate=chance.random() < 0.5,
+        queue=chance.choice((4, 1000)),
+        stream_length=chance.choice((10, 1000)),
+    )
+
+
+def run_history(seed: int, setting: Setting | None = None) -> Told:
+    """Run the history of a seed; raises Violation with everything that is needed to see it again."""
+    template()
+    with stand_ins():
+        return run_seeded(seed, _tell, seed, setting or setting_for(seed))  # type: ignore[no-any-return]
+
+
+async def _tell(seed: int, setting: Setting) -> Told:
+    world = World(seed, setting)
+    director = Director(world)
+    try:
+        with heard(world), world.auditor.over:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(world.machine.run_forever)
+                await director.trouble()
+                peace = trio.current_time()
+                await director.peace()
+                converged = trio.current_time() - peace
+                nursery.cancel_scope.cancel()
+        if world.auditor.violation is not None:
+            raise world.auditor.violation
+    except BaseException as error:
+        raise explained(seed, setting, world, error) from error
+    finally:
+        world.close()
+    return Told(
+        seed=seed, span=setting.span, converged_after=converged, counts=dict(world.auditor.counts),
+        lines=world.journal.count, mark=hash(tuple(world.journal.lines)),
+    )  # fmt: skip
+
+
+def explained(seed: int, setting: Setting, world: World, error: BaseException) -> Violation:
+    """Return the failure with the seed, the command that repeats it, and the journal."""
+    what = world.auditor.violation or innermost(error)
+    return Violation(
+        f"{type(what).__name__}: {what}{where_in(what)}\n"
+        f"again: CERTCTRL_TEST_SEED={seed} pytest tests/simulation -k replay\n"
+        f"{setting}\n{world.journal.text()}"
+    )
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Return the first exception inside all groups that is no cancellation."""
+    while isinstance(error, BaseExceptionGroup):
+        error = next((one for one in error.exceptions if not isinstance(one, trio.Cancelled)), error.exceptions[0])
+    return error
+
+
+def where_in(error: BaseException) -> str:
+    """Return the places of ours that an exception came through, the innermost last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [
+        f"{frame.filename.rpartition('/certctrl/')[2]}:{frame.lineno}"
+        for frame in frames
+        if "/certctrl/" in frame.filename
+    ]
+    return f" [{' > '.join(ours[-4:])}]" if ours and not isinstance(error, Violation) else ""
+
+
+@contextlib.contextmanager
+def heard(world: World) -> Iterator[None]:
+    """Send the agent's log to the journal and nowhere else."""
+    log = logging.getLogger("certctrl")
+    before, handler = (log.level, log.propagate, log.handlers[:]), JournalHandler(world.journal)
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.level, log.propagate, log.handlers = before
+        log.setLevel(log.level)
+
+
+@contextlib.contextmanager
+def stand_ins() -> Iterator[None]:
+    """Put the stand-ins in place of what needs sockets, OS signals, or a minute's attention for a whole week."""
+    with contextlib.ExitStack() as stack:
+        for name, value in STAND_INS.items():
+            stack.enter_context(patch(name, value))
+        yield
+
+
+async def probe_stand_in(verify: Any, wanted: Any, *, deadline: float) -> None:
+    """Ask the simulated services."""
+    from simulation.machine import current
+
+    await current.get().services.probe(verify, wanted, deadline=deadline)
+
+
+STAND_INS: dict[str, Any] = {
+    "certctrl.agent.run.serve_control": control_stand_in,
+    "certctrl.agent.run.watch_os_signals": signals_stand_in,
+    "certctrl.install.commands.probe_tls": probe_stand_in,
+    "certctrl.agent.reporter.WRITE_EVERY": 1800.0,
+    "certctrl.agent.upkeep.LOOK_EVERY": 1800.0,
+}

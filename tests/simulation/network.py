@@ -1,0 +1,255 @@
+"""The way between a simulated host and the plane: the ASGI application behind weather.
+
+`SimulatedHttp` is the agent's ``Http``: no socket, but deadlines, lost answers and cut connections as the real
+transport reports them. What it cannot show is the transport itself (``tests/net`` does, with real sockets).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import trio
+from simulation.journal import Journal
+
+from certctrl.errors import BadAnswerError, DeadlineError, TransportError
+from certctrl.net.http import json_bytes, target_of
+from certctrl.protocol.wire import UPDATES_PATH, Answer
+
+REFRESH_PATH = "/auth/token/refresh"
+NOTIFY_PATH = "/apiv1/devices/self/notify"
+LATENCY = 0.02
+"""Seconds that a good exchange takes at most."""
+
+
+@attrs.frozen(kw_only=True)
+class Weather:
+    """What befalls requests for a while."""
+
+    kind: str
+    share: float = 1.0
+    """Of the requests that it may befall."""
+    path: str = ""
+    """Only requests to exactly this path; empty: all."""
+    status: int = 0
+    retry_after: str | None = None
+    asks: float | None = None
+    """What ``retry_after`` means in seconds; None: nothing."""
+    seconds: float = 0.0
+    """Of delay."""
+
+
+@attrs.define(kw_only=True)
+class Exchange:
+    """One request and how it ended, for the auditor."""
+
+    method: str
+    path: str
+    query: Mapping[str, Any]
+    token: str
+    json: Any
+    sent_at: float
+    weather: Weather | None = None
+    answer: Answer | None = None
+    failure: str = ""
+    done: int = 0
+    """Status of the plane's own answer; 0: it gave none."""
+
+    @property
+    def is_poll(self) -> bool:
+        return self.path == UPDATES_PATH
+
+
+class Network:
+    """Weather, and who listens at the plane's address."""
+
+    def __init__(self, chance: random.Random, journal: Journal) -> None:
+        self.chance = chance
+        self.journal = journal
+        self.app: Callable[..., Any] | None = None
+        """None: nobody listens."""
+        self.weather: list[Weather] = []
+        self.mischief: Callable[[Any], Any] = lambda page: page
+        """What somebody on the way does to pages of signals."""
+        self.before: Callable[[Exchange], None] = lambda exchange: None
+        self.after: Callable[[Exchange], None] = lambda exchange: None
+        self.broken = trio.Event()
+        """Set and replaced when every connection breaks."""
+
+    def clear(self) -> None:
+        """Let the sun shine."""
+        self.weather.clear()
+        self.mischief = lambda page: page
+
+    def break_connections(self) -> None:
+        """End every exchange under way."""
+        self.broken.set()
+        self.broken = trio.Event()
+
+    def meets(self, path: str) -> Weather | None:
+        """Return what befalls a request now."""
+        for one in self.weather:
+            if one.path in ("", path) and self.chance.random() < one.share:
+                return one
+        return None
+
+
+class SimulatedHttp:
+    """The agent's client; ``dead`` says whether its process has been killed."""
+
+    def __init__(self, network: Network, dead: Callable[[], bool]) -> None:
+        self.network = network
+        self.dead = dead
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def request(
+        self, method: str, path: str, *, query: Any = None, headers: Any = None, json: Any = None,
+        deadline: float, cap: int,
+    ) -> Answer:  # fmt: skip
+        if self.dead():
+            await trio.sleep_forever()
+        network = self.network
+        token = str((headers or {}).get("authorization", "")).removeprefix("Bearer ")
+        exchange = Exchange(
+            method=method, path=path, query=dict(query or {}), token=token, json=json, sent_at=trio.current_time()
+        )
+        exchange.weather = network.meets(path)
+        network.before(exchange)
+        try:
+            exchange.answer = await self._within(deadline, exchange, headers)
+        except TransportError as error:
+            exchange.failure = type(error).__name__
+            raise
+        except trio.Cancelled:
+            exchange.failure = "cancelled"
+            raise
+        finally:
+            if not self.dead():
+                network.after(exchange)
+        if self.dead():
+            await trio.sleep_forever()
+        return exchange.answer
+
+    async def _within(self, deadline: float, exchange: Exchange, headers: Any) -> Answer:
+        answer: Answer | None = None
+        failure: TransportError | None = None
+        broken = self.network.broken
+        with trio.move_on_after(deadline):
+            async with trio.open_nursery() as nursery:
+
+                async def watch() -> None:
+                    nonlocal failure
+                    await broken.wait()
+                    failure = TransportError("the connection broke")
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(watch)
+                try:
+                    answer = await self._exchange(exchange, headers)
+                except TransportError as error:  # so that it leaves the nursery as itself
+                    failure = error
+                nursery.cancel_scope.cancel()
+        if answer is not None:
+            return answer
+        raise failure or DeadlineError(f"no answer within {deadline:g} s")
+
+    async def _exchange(self, exchange: Exchange, headers: Any) -> Answer:
+        network, weather = self.network, exchange.weather
+        await trio.sleep(network.chance.random() * LATENCY)
+        kind = weather.kind if weather is not None else ""
+        if network.app is None or kind == "refused":
+            error = TransportError("connection refused")
+            error.maybe_sent = False
+            raise error
+        if kind == "blackhole":
+            await trio.sleep_forever()
+        if kind == "reset":
+            raise TransportError("connection reset")
+        if weather is not None and (made := made_up(weather)) is not None:
+            return made
+        answer = await call(network.app, exchange, headers)
+        exchange.done = answer.status
+        if kind == "lost":
+            raise TransportError("connection reset before the answer")
+        if kind == "slow" and weather is not None:
+            await trio.sleep(weather.seconds)
+        if exchange.is_poll and answer.status == 200:
+            answer = attrs.evolve(answer, body=json_bytes(network.mischief(json.loads(answer.body))))
+        return spoilt(kind, answer)
+
+
+def made_up(weather: Weather) -> Answer | None:
+    """Return the answer that something before the plane gives; None: the plane is asked."""
+    asked = {} if weather.retry_after is None else {"retry-after": weather.retry_after}
+    told = {"content-type": "application/json", **asked}
+    match weather.kind:
+        case "status":
+            return Answer(weather.status, told, error_body(weather.status * 10, "TROUBLE"))
+        case "html":
+            return Answer(weather.status, {"content-type": "text/html", **asked}, b"<html>Please log in</html>")
+        case "empty":
+            return Answer(weather.status, asked, b"")
+        case "junk":
+            return Answer(200, told, b'{"data": 7}')
+        case "expired-cursor":
+            return Answer(409, told, error_body(40901, "CURSOR_EXPIRED"))
+        case "unauthorized":
+            return Answer(401, told, error_body(4010, "TOKEN_EXPIRED"))
+        case "challenge":
+            return Answer(401, {"www-authenticate": "Bearer"}, b"")
+        case "redirect":
+            raise BadAnswerError("the server redirects")
+    return None
+
+
+def error_body(code: int, key: str) -> bytes:
+    return json_bytes({"error": {"code": code, "what": "simulated", "key": key, "params": {}}})
+
+
+def spoilt(kind: str, answer: Answer) -> Answer:
+    """Return the plane's own answer as it arrives."""
+    if kind == "truncated":
+        return attrs.evolve(answer, body=answer.body[: len(answer.body) // 2])
+    if kind == "no-etag":
+        return attrs.evolve(answer, headers={k: v for k, v in answer.headers.items() if k != "etag"})
+    if kind == "etag-weak" and "etag" in answer.headers:
+        return attrs.evolve(answer, headers={**answer.headers, "etag": f'W/"{answer.headers["etag"].strip(chr(34))}"'})
+    return answer
+
+
+async def call(app: Callable[..., Any], exchange: Exchange, headers: Any) -> Answer:
+    """Call an ASGI application as a server would, and return its answer."""
+    query = target_of("/", exchange.query)[2:].encode()
+    body = b"" if exchange.json is None else json_bytes(exchange.json)
+    sent = {"host": "plane.test", **(headers or {})}
+    if body:
+        sent |= {"content-type": "application/json", "content-length": str(len(body))}
+    scope = {
+        "type": "http", "http_version": "1.1", "method": exchange.method, "scheme": "https", "path": exchange.path,
+        "raw_path": exchange.path.encode(), "query_string": query, "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
+        "client": ("192.0.2.7", 12345), "server": ("plane.test", 443), "state": {},
+    }  # fmt: skip
+    inbox = [{"type": "http.request", "body": body, "more_body": False}]
+    started: dict[str, Any] = {}
+    chunks: list[bytes] = []
+
+    async def receive() -> dict[str, Any]:
+        if not inbox:
+            await trio.sleep_forever()
+        return inbox.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            started.update(message)
+        else:
+            chunks.append(message.get("body", b""))
+
+    await app(scope, receive, send)
+    names = {name.decode().lower(): value.decode() for name, value in started["headers"]}
+    return Answer(started["status"], names, b"".join(chunks))

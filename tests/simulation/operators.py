@@ -1,0 +1,232 @@
+"""Operators at the plane: certificates, assignments, install configs, backups; and what the truth is in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from simulation.authority import POISON, leaf_facts
+from simulation.disk import file_in, names_in
+from simulation.service import FIRST_PORT, RELOAD, Service
+from simulation.world import COPIES, DEVICE, MOST_CERTIFICATES, USER, World
+
+from certctrl.plane.refusals import Refused
+
+Doing = tuple[float, Callable[[], Awaitable[Any]]]
+VALIDITY = 200 * 86_400
+
+
+class Operators:
+    """What people do at the plane."""
+
+    def __init__(self, world: World, chance: random.Random) -> None:
+        self.world, self.chance = world, chance
+        self.backup: bytes | None = None
+        self.backup_version = 1
+        self.restored = False
+        self.configured: list[int] = []
+
+    @property
+    def plane(self) -> Any:
+        return self.world.plane
+
+    def doings(self) -> list[Doing]:
+        """Return what may happen, with weights."""
+        return [
+            (3, self.issue), (5, self.renew), (1.5, self.revoke), (1.5, self.unassign), (1.5, self.assign),
+            (3, self.configure), (0.7, self.configure_badly), (0.7, self.ask_for_resync), (1, self.trim),
+            (1, self.send_unknown), (1, self.send_malformed), (1, self.send_again), (0.7, self.burst),
+            (1, self.back_up), (0.4, self.restore), (0.3, self.revoke_device),
+        ]  # fmt: skip
+
+    async def begin(self) -> None:
+        """Give the host something to do."""
+        for _ in range(self.chance.randint(1, 3)):
+            await self.issue()
+        await self.configure()
+
+    # --- certificates -----------------------------------------------------------------------------------------
+
+    def certificates(self, *statuses: str) -> list[dict[str, Any]]:
+        found = self.plane.certificates.show_all(USER)
+        return [one for one in found if not statuses or one["status"] in statuses]
+
+    async def issue(self) -> None:
+        number = self.world.issuer.count + 1
+        if len(self.certificates()) >= MOST_CERTIFICATES // 2:
+            return
+        prefix = POISON if self.chance.random() < 0.1 else "c"
+        made = await self.plane.certificates.issue(
+            USER, [f"{prefix}{number}.example"], validity_seconds=VALIDITY, device_ids=[DEVICE]
+        )
+        self.introduce(made["id"], made["domain_name"])
+
+    def introduce(self, cert_id: int, domain: str) -> None:
+        """Set up the service of a certificate; every second one reads copies."""
+        certs = self.world.layout.certs
+        paths = (f"{certs}/{domain}.crt", f"{certs}/{domain}.key")
+        if cert_id % 2 == 0:
+            paths = (f"{COPIES}/{cert_id}.pem", f"{COPIES}/{cert_id}.key")
+        self.world.services.known[cert_id] = Service(*paths)
+
+    async def _with_one(self, call: Callable[[int], Awaitable[Any]], *statuses: str) -> None:
+        if found := self.certificates(*statuses):
+            with contextlib.suppress(Refused):  # not assigned, revoked meanwhile
+                await call(self.chance.choice(found)["id"])
+
+    async def renew(self) -> None:
+        await self._with_one(lambda cert_id: self.plane.certificates.renew(USER, cert_id), "active")
+
+    async def revoke(self) -> None:
+        await self._with_one(lambda cert_id: self.plane.certificates.revoke(USER, cert_id), "active")
+
+    async def assign(self) -> None:
+        await self._with_one(lambda cert_id: self.plane.certificates.assign(USER, DEVICE, cert_id), "active")
+
+    async def unassign(self) -> None:
+        await self._with_one(lambda cert_id: self.plane.certificates.unassign(USER, DEVICE, cert_id))
+
+    async def burst(self) -> None:
+        """Renew everything, some of it twice."""
+        for one in self.certificates("active"):
+            for _ in range(self.chance.choice((1, 1, 2))):
+                await self.plane.certificates.renew(USER, one["id"])
+
+    # --- install configs ----------------------------------------------------------------------------------------
+
+    def items(self, cert_ids: list[int]) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        for n in cert_ids:
+            about = {"ob_type": "cert", "ob_id": n}
+            verify = {"type": "tls", "host": "127.0.0.1", "port": FIRST_PORT + n}
+            reload = {"id": f"r{n}", "type": "exec", "cmd_argv": [RELOAD, "reload", str(n)], "verify": verify, **about}
+            if n % 2 == 0:
+                reload["depends_on"] = [f"c{n}"]
+                to = [f"{COPIES}/{n}.pem", f"{COPIES}/{n}.key"]
+                items.append(
+                    {"id": f"c{n}", "type": "copy", "from": ["fullchain.pem", "private.key"], "to": to, **about}
+                )
+            items.append(reload)
+        return items
+
+    async def configure(self) -> None:
+        """Publish an install config for some of the certificates."""
+        known = [one["id"] for one in self.certificates()]
+        self.configured = sorted(self.chance.sample(known, self.chance.randint(0, len(known))))
+        items = self.items(self.configured)
+        if self.chance.random() < 0.2:
+            items.append({"id": "no", "type": "exec", "cmd_argv": ["/bin/false", "forbidden"]})
+        if self.chance.random() < 0.1 and known:
+            about = {"ob_type": "cert", "ob_id": known[0]}
+            items.append({"id": "no2", "type": "copy", "from": ["chain.pem"], "to": ["/etc/forbidden.pem"], **about})
+        await self.plane.installs.put(DEVICE, items)
+
+    async def configure_badly(self) -> None:
+        """Publish what no agent of this version can run."""
+        await self.plane.installs.put(DEVICE, [{"id": "x", "type": "teleport"}], check=False)
+
+    # --- the stream -----------------------------------------------------------------------------------------------
+
+    async def _send(self, kind: str, ref: dict[str, Any]) -> None:
+        with self.plane.database.transaction():
+            self.plane.stream.append(DEVICE, kind, ref)
+        await self.plane.stream.publish()
+
+    async def ask_for_resync(self) -> None:
+        await self.plane.resync(USER, DEVICE, "simulated")
+
+    async def trim(self) -> None:
+        self.plane.stream.trim(DEVICE, self.chance.choice((0, 1, 3)))
+
+    async def send_unknown(self) -> None:
+        await self._send(f"future.kind{self.chance.randint(1, 3)}", {"cert_id": 1})
+
+    async def send_malformed(self) -> None:
+        ref: Any = self.chance.choice([{}, {"cert_id": -1}, {"cert_id": "x"}, {"cert_id": 2**70}])
+        await self._send(self.chance.choice(("cert.renewed", "install.updated", "cert.revoked")), ref)
+
+    async def send_again(self) -> None:
+        """Repeat what is true already, or what never was: a signal is a hint."""
+        kind = self.chance.choice(("cert.renewed", "cert.updated", "cert.revoked", "cert.unassigned"))
+        await self._send(kind, {"cert_id": self.chance.randint(1, 6)})
+
+    # --- the plane itself -------------------------------------------------------------------------------------------
+
+    async def back_up(self) -> None:
+        self.backup = self.world.image()
+
+    async def restore(self) -> None:
+        """Put the last backup in place of the plane: what came after it never happened."""
+        if self.backup is None:
+            return
+        most = max((one["id"] for one in self.certificates()), default=0)
+        version = self.plane.installs.version(DEVICE)
+        self.world.network.break_connections()
+        self.world.plane = self.world.open_plane(self.backup)
+        self.world.auditor.session_lost("the plane was restored")
+        self.restored = True
+        self.backup_version = max(version, self.backup_version)
+        while max((one["id"] for one in self.certificates()), default=0) < most:  # ids are not given twice
+            made = await self.plane.certificates.issue(USER, ["spare.example"], validity_seconds=VALIDITY)
+            if made["id"] > most:
+                break
+        self.configured = []
+
+    async def revoke_device(self) -> None:
+        self.world.auditor.device_revoked = True
+        self.plane.devices.revoke(USER, DEVICE, "simulated")
+
+    # --- in the end -------------------------------------------------------------------------------------------------
+
+    async def tidy_up(self) -> None:
+        """Repair what people have broken: poison, a bad config, and what a restored plane knows too little of."""
+        self.world.issuer.bad = False
+        for one in self.certificates("active"):
+            if self.restored or one["domain_name"].startswith(POISON):
+                await self.plane.certificates.renew(USER, one["id"])
+        listed = {row["id"] for row in self.plane.certificates.page(DEVICE, 0, 500) if row["status"] == "active"}
+        self.configured = sorted(listed)
+        await self.plane.installs.put(DEVICE, self.items(self.configured))
+        while self.restored and self.plane.installs.version(DEVICE) <= self.backup_version + 1:
+            await self.plane.installs.put(DEVICE, [])
+            await self.plane.installs.put(DEVICE, self.items(self.configured))
+
+    def differences(self) -> list[str]:
+        """Return in what the host is not as the plane says; empty: it has converged."""
+        world, disk, found = self.world, self.world.machine.disk, list[str]()
+        rows = self.plane.certificates.page(DEVICE, 0, 500)
+        wanted = {row["fingerprint_sha256"]: row["id"] for row in rows if row["status"] == "active"}
+        live = {}
+        for name in names_in(disk.now, world.layout.live):
+            if name[0] != "." and (pem := file_in(disk.now, world.layout.live / name / "fullchain.pem")):
+                live[leaf_facts(pem)[0]] = name
+        found += [f"certificate {wanted[one]} is not in use" for one in wanted.keys() - live.keys()]
+        found += [f"{live[one]} is in use and should not be" for one in live.keys() - wanted.keys()]
+        for fingerprint, cert_id in wanted.items():
+            if cert_id in self.configured and world.services.known[cert_id].served != fingerprint:
+                found.append(f"service {cert_id} serves something else")
+        life = world.machine.life
+        if life is None or life.over.is_set() or life.agent is None:
+            return [*found, f"no process: {world.machine.parked}"]
+        return found + self._loose_ends(life.agent)
+
+    def _loose_ends(self, agent: Any) -> list[str]:
+        world, disk, found = self.world, self.world.machine.disk, list[str]()
+        world.auditor.inspect(disk)
+        if world.auditor.waiting:
+            found.append(f"signals wait: {sorted(world.auditor.waiting)}")
+        if agent.inbox.acks_pending:
+            found.append(f"{agent.inbox.acks_pending} outcomes are not delivered")
+        cursor = file_in(disk.now, world.layout.last_cursor) or b""
+        newest = self.plane.stream._stream(DEVICE)
+        if cursor.decode() != f"{newest['last_ms']}-{newest['last_seq']}":
+            found.append(f"the cursor is {cursor!r}")
+        stored = json.loads(file_in(disk.now, world.layout.install_config) or b"{}").get("config", {})
+        if stored.get("version") != self.plane.installs.version(DEVICE):
+            found.append(f"install config {stored.get('version')} is in force")
+        if agent.problems:
+            found.append(f"problems: {sorted(agent.problems)}")
+        return found

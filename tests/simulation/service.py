@@ -1,0 +1,98 @@
+"""Services of the simulated host, and the commands that reload them.
+
+A service reads its files when it is reloaded and serves that until the next reload; it refuses a key that does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import attrs
+import trio
+from simulation.authority import leaf_facts, public_half
+from simulation.disk import SimulatedDisk, file_in
+
+from certctrl.errors import ProbeError
+from certctrl.install.process import CommandResult
+from certctrl.model.plan import VerifyTls
+
+RELOAD = "/bin/true"
+FIRST_PORT = 10_000
+
+
+@attrs.define
+class Service:
+    """One server; its port is `FIRST_PORT` plus the id of its certificate."""
+
+    certificate: str
+    key: str
+    served: str = ""
+    """Fingerprint; empty: it serves nothing."""
+    reloads: int = 0
+
+
+class Services:
+    """Every service of the host."""
+
+    def __init__(self, disk: Callable[[], SimulatedDisk], note: Callable[[str], None]) -> None:
+        self.disk = disk
+        self.note = note
+        self.known: dict[int, Service] = {}
+        self.failing: Callable[[], bool] = lambda: False
+        self.seconds: Callable[[], float] = lambda: 0.05
+        self.mismatches: list[str] = []
+        self.idle_reloads = 0
+        """Reloads that found exactly what was served already."""
+
+    async def run(self, argv: Sequence[str], limit: float, dead: Callable[[], bool]) -> CommandResult:
+        """Run one command of a process that may be dead meanwhile: its commands died with it."""
+        seconds = self.seconds()
+        await trio.sleep(min(seconds, limit))
+        if dead():
+            await trio.sleep_forever()
+        if seconds >= limit:
+            return CommandResult(argv=tuple(argv), status=-15, timed_out=True, seconds=limit)
+        status = 1 if self.failing() else self._reload(int(argv[-1])) if argv[1] == "reload" else 0
+        self.note(f"{' '.join(argv[1:])} -> {status}")
+        return CommandResult(argv=tuple(argv), status=status, output="it says no" if status else "")
+
+    def _reload(self, cert_id: int) -> int:
+        service, nodes = self.known[cert_id], self.disk().now
+        service.reloads += 1
+        pem, key = file_in(nodes, service.certificate), file_in(nodes, service.key)
+        if pem is None or key is None:
+            service.served = ""  # its configuration says "if it is there"
+            return 0
+        fingerprint, public = leaf_facts(pem)
+        if public_half(key) != public:
+            self.mismatches.append(f"service {cert_id} was reloaded with a key that is not its certificate's")
+            return 3
+        self.idle_reloads += service.served == fingerprint
+        service.served = fingerprint
+        return 0
+
+    async def probe(self, verify: VerifyTls, wanted: str | Collection[str], *, deadline: float) -> None:
+        """Stand in for ``probe_tls``."""
+        await trio.sleep(0.01)
+        served = self.known[verify.port - FIRST_PORT].served
+        if served not in ({wanted} if isinstance(wanted, str) else wanted):
+            await trio.sleep(max(0.0, deadline - trio.current_time()))
+            raise ProbeError(f"port {verify.port} serves another certificate")
+
+
+@attrs.frozen(eq=False)
+class SimulatedProc:
+    """The agent's ``Proc``: one per process."""
+
+    services: Services
+    dead: Callable[[], bool]
+
+    async def prepare(self, count: int = 1) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def run(self, argv: Sequence[str], **how: Any) -> CommandResult:
+        return await self.services.run(argv, how["timeout"], self.dead)

@@ -1,0 +1,26 @@
+"""Random histories of the whole agent; see docs/simulation.md.
+
+``CERTCTRL_TEST_HISTORIES`` says how many, ``CERTCTRL_TEST_SEED`` repeats one (``-k replay``).
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from simulation.history import run_history
+
+HISTORIES = int(os.environ.get("CERTCTRL_TEST_HISTORIES", "1000"))
+CHUNKS = max(20, HISTORIES // 500)
+SEED = os.environ.get("CERTCTRL_TEST_SEED", "")
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_random_histories_keep_every_promise_and_converge(chunk: int) -> None:
+    for seed in range(1 + chunk, HISTORIES + 1, CHUNKS):
+        run_history(seed)
+
+
+@pytest.mark.skipif(not SEED, reason="set CERTCTRL_TEST_SEED to repeat a history")
+def test_replay_of_one_history() -> None:
+    run_history(int(SEED))

@@ -1,0 +1,183 @@
+"""Everything one history needs, put together: plane, way, host, auditor. Registered once per process, then copied."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import random
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+from modeldisk import ModelFs
+from simulation.auditor import Auditor
+from simulation.authority import SimulatedIssuer
+from simulation.clockwork import START, WorldTime
+from simulation.disk import SimulatedDisk
+from simulation.journal import Journal
+from simulation.machine import Machine
+from simulation.network import Network, SimulatedHttp
+from simulation.service import RELOAD, Services
+
+from certctrl.agent.register import register
+from certctrl.net.control_plane import ControlPlane
+from certctrl.plane.app import Plane, make_app
+from certctrl.plane.database import Database
+from certctrl.plane.issuer import inline
+from certctrl.plane.keyring import Keyring
+from certctrl.plane.settings import PlaneSettings
+from certctrl.store.atomic import make_tree
+from certctrl.store.config import load_config
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore
+
+USER, DEVICE = 1, 1
+COPIES = "/srv/tls"
+MOST_CERTIFICATES = 40
+
+
+@attrs.frozen(kw_only=True)
+class Setting:
+    """What differs between histories from the start."""
+
+    span: float
+    """Seconds of trouble; peace follows."""
+    interval: float
+    mode: str = "interval"
+    page: int = 20
+    reconcile: int = 21_600
+    access_seconds: int = 3600
+    rotate: bool = False
+    queue: int = 1000
+    poison_attempts: int = 3
+    stream_length: int = 1000
+
+    def environ(self) -> dict[str, str]:
+        """Return the agent's configuration."""
+        return {
+            "CERTCTRL_POLL_INTERVAL_MS": str(round(self.interval * 1000)),
+            "CERTCTRL_POLL_MODE": self.mode,
+            "CERTCTRL_POLL_LIMIT": str(self.page),
+            "CERTCTRL_RECONCILE_INTERVAL_SECONDS": str(self.reconcile),
+            "CERTCTRL_QUEUE_SIZE": str(self.queue),
+            "CERTCTRL_POISON_ATTEMPTS": str(self.poison_attempts),
+        }
+
+    def plane(self) -> PlaneSettings:
+        """Return the plane's figures."""
+        return PlaneSettings(
+            access_token_seconds=self.access_seconds,
+            rotate_refresh_tokens=self.rotate,
+            stream_length=self.stream_length,
+        )
+
+
+@attrs.frozen
+class Template:
+    """A host that is registered at a plane."""
+
+    root: Path
+    """A real directory with the configuration: files that only people write are read from the real disk."""
+    disk: ModelFs
+    database: bytes
+    keyring: Keyring
+
+
+@cache
+def template() -> Template:
+    """Return the template of this process."""
+    root = Path(tempfile.mkdtemp(prefix="certctrl-simulation-")) / "etc"
+    root.mkdir(mode=0o700)
+    atexit.register(shutil.rmtree, root.parent, ignore_errors=True)
+    (root / "application.json").write_text(json.dumps({"server_url": "https://plane.test"}))
+    commands = {f"reload-{n}": {"argv": [RELOAD, "reload", str(n)]} for n in range(1, MOST_CERTIFICATES + 1)}
+    policy = root / "policy.json"
+    policy.write_text(json.dumps({"write_roots": [COPIES], "commands": commands}))
+    policy.chmod(0o600)
+    disk = ModelFs()
+    disk.put_dir(root.parent.parent)
+    disk.put_dir(COPIES)
+    layout = ConfigDir(root)
+    make_tree(disk, layout)
+    keyring, database = Keyring.open(None), Database(None)
+
+    async def enrol() -> None:
+        journal = Journal(trio.current_time)
+        plane = Plane(
+            None, database, keyring, settings=PlaneSettings(), wall_now=lambda: START, monotonic=trio.current_time,
+            offload=inline, issuer=SimulatedIssuer(lambda: START),
+        )  # fmt: skip
+        network = Network(random.Random(0), journal)
+        network.app = make_app(plane)
+        await enrol_again(layout, disk, plane, network, lambda: START)
+        plane.close()
+
+    trio.run(enrol)
+    return Template(root, disk.settled(), database._connection.serialize(), keyring)
+
+
+async def enrol_again(layout: ConfigDir, disk: ModelFs, plane: Plane, network: Network, wall_now: Any) -> None:
+    """Register the host with an enrolment token, as ``cert-ctrl register`` does."""
+    config = load_config(layout, {}).config
+    client = ControlPlane(SimulatedHttp(network, lambda: False), config, wall_now=wall_now)
+    token = plane.enrolment.new_token(USER)["token"]
+    await register(
+        layout, StateStore(layout, disk), client, config,
+        enrolment_token=token, show=lambda prompt: None, wall_now=wall_now, fs=disk,
+    )  # fmt: skip
+
+
+class World:
+    """One history's world; made inside its Trio run."""
+
+    def __init__(self, seed: int, setting: Setting) -> None:
+        self.setting = setting
+        self.chances = random.Random(seed)
+        self.time = WorldTime()
+        self.time.begin()
+        start = trio.current_time()
+        self.journal = Journal(lambda: trio.current_time() - start)
+        self.made = template()
+        self.layout = ConfigDir(self.made.root)
+        self.issuer = SimulatedIssuer(self.time.now)
+        self.database = Database(None)
+        self.network = Network(self._chance(), self.journal)
+        self.plane = self.open_plane(self.made.database)
+        disk = SimulatedDisk()
+        disk.chance = self._chance()
+        disk = disk.heir(self.made.disk.copy())
+        self.services = Services(lambda: self.machine.disk, lambda what: self.journal.note("command", what))
+        self.machine = Machine(
+            self.made.root, disk, self.time, self.network, self.services, self.journal, self._chance(),
+            setting.environ(),
+        )  # fmt: skip
+        self.auditor = Auditor(self.layout, self.machine, page=setting.page, rotates=setting.rotate)
+        self.network.before, self.network.after = self.auditor.before, self.auditor.after
+        self.machine.check_start = self.auditor.started
+        disk.switched = self.auditor.switched
+
+    def _chance(self) -> random.Random:
+        """Return a stream of chance of its own, so that one part's use of it does not shift the others'."""
+        return random.Random(self.chances.random())
+
+    def open_plane(self, image: bytes) -> Plane:
+        """Start a plane on a database image, in place of the one that runs."""
+        self.database._connection.deserialize(image)
+        plane = Plane(
+            None, self.database, self.made.keyring, settings=self.setting.plane(), wall_now=self.time.now,
+            monotonic=trio.current_time, offload=inline, issuer=self.issuer,
+        )  # fmt: skip
+        self.network.app = make_app(plane)
+        return plane
+
+    def image(self) -> bytes:
+        """Return the plane's database as a backup."""
+        return self.database._connection.serialize()
+
+    def close(self) -> None:
+        """Give the database back."""
+        self.database.close()
