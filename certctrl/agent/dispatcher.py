@@ -15,6 +15,7 @@ import trio
 
 from certctrl.agent.context import Agent
 from certctrl.agent.extensions import find_handler
+from certctrl.agent.handlers import forget_alerts
 from certctrl.agent.messages import Line, say
 from certctrl.errors import (
     CertctrlError,
@@ -27,7 +28,7 @@ from certctrl.errors import (
 )
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
-from certctrl.model.signals import CertRenewed, MalformedSignal, UnknownSignal, identity
+from certctrl.model.signals import CertRenewed, CertRevoked, MalformedSignal, UnknownSignal, identity
 from certctrl.protocol.ledger import choose
 from certctrl.protocol.wire import ack_event
 
@@ -196,9 +197,10 @@ class Dispatcher:
                     name=name,
                     what=outcome.detail.partition("waits for ")[2],
                 )
-            elif outcome.kind is OutcomeKind.APPLIED:
-                for kind in ("revoked", "late", "expired"):
-                    agent.well(f"alert:{kind}:{served.cert_id}")
+            elif outcome.kind is OutcomeKind.APPLIED and not isinstance(
+                signal, CertRevoked
+            ):  # a placeholder is no news
+                forget_alerts(agent, served.cert_id)
                 say(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
         if outcome.kind is OutcomeKind.UNCHANGED and isinstance(signal, CertRenewed):
             record = agent.installer.records.get(signal.cert_id)

@@ -43,7 +43,8 @@ async def _warn(agent: Agent, finding: Finding) -> None:
     what = f"certificate {record.cert_id} ({record.name}) " + (
         "has expired" if finding.danger is Danger.EXPIRED else f"expires in {days} days and no renewal has come"
     )
-    await raise_alert(agent, finding.danger.value, what, cert_id=record.cert_id)
+    fix = "see at the plane why it is not renewed; `cert-ctrl status` says whether this host reaches it"
+    await raise_alert(agent, finding.danger.value, what, fix, cert_id=record.cert_id)
 
 
 async def _ask(agent: Agent, record: CertRecord) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 from certctrl.agent.context import Agent
+from certctrl.agent.expiry import Danger
 from certctrl.agent.installs import refresh_install_config
 from certctrl.agent.messages import Line, say
 from certctrl.agent.reconcile import plan_resync
@@ -129,7 +130,10 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
     say(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=outcome.detail or "taken out of use")
-    await raise_alert(agent, "revoked", f"certificate {cert_id} ({record.name}) was revoked", cert_id=cert_id)
+    what = f"certificate {cert_id} ({record.name}) was revoked"
+    await raise_alert(
+        agent, "revoked", what, "issue a new one at the plane, or unassign this one there", cert_id=cert_id
+    )
     return outcome
 
 
@@ -138,10 +142,12 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
     cert_id = cast(CertUnassigned, signal).cert_id
     record = agent.installer.records.get(cert_id)
     if record is None or not record.generation:
+        forget_alerts(agent, cert_id)
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     if (status := await certificate_status(agent, cert_id)) != "gone":
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"still assigned: the plane says {status!r}")
     outcome = await agent.installer.withdraw(cert_id, revoked=False, items=agent.items)
+    forget_alerts(agent, cert_id)
     say(agent.log, Line.CERT_UNASSIGNED, cert_id=cert_id, name=record.name)
     return outcome
 
@@ -182,12 +188,18 @@ async def on_resync_required(agent: Agent, signal: Signal) -> Outcome:
     return Outcome(kind=OutcomeKind.APPLIED, detail=f"{found} differences")
 
 
-async def raise_alert(agent: Agent, kind: str, what: str, **facts: object) -> None:
+async def raise_alert(agent: Agent, kind: str, what: str, fix: str, **facts: object) -> None:
     """Raise one alert everywhere it belongs: log, metrics, status, the operator's command."""
     agent.figures.alerts[kind] += 1
-    agent.trouble(f"alert:{kind}:{facts.get('cert_id', '')}", what, "look at `cert-ctrl history` and the plane")
+    agent.trouble(f"alert:{kind}:{facts.get('cert_id', '')}", what, fix)
     say(agent.log, Line.ALERT, what=what)
     await agent.installer.alert({"alert": kind, "what": what, **facts})
+
+
+def forget_alerts(agent: Agent, cert_id: int) -> None:
+    """Take back what was alerted about a certificate that is fine again, or no longer ours."""
+    for kind in ("revoked", Danger.LATE.value, Danger.EXPIRED.value):
+        agent.well(f"alert:{kind}:{cert_id}")
 
 
 HANDLERS: dict[str, Handler] = {

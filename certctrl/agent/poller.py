@@ -206,7 +206,7 @@ class Poller:
         self._opened_at = trio.current_time()
         recovery = "waiting for `poll-now`" if agent.config.application.recovery == "manual" else "probing slowly"
         say(agent.log, Line.BREAKER_OPENED, failures=session.failures, recovery=recovery)
-        await raise_alert(agent, "breaker", alert.text)
+        await raise_alert(agent, "breaker", alert.text, "`cert-ctrl doctor` tells why; `cert-ctrl poll-now` resumes")
 
 
 def log_poll(agent: Agent, event: events.Event) -> None:
