@@ -30,6 +30,8 @@ def recover(site: Site) -> None:
     roots = (*policy.write_roots, str(site.layout.certs), *filter(None, (policy.trust_store.directory,)))
     copies.recover(site.layout, site.fs, roots)
     site.generations.sweep()
+    with suppress(DiskError):  # half-written state files, secrets among them; nothing depends on them
+        site.state.sweep()
     _sweep_alerts(site)
     names = _live_names(site)
     for record in list(site.book.records.values()):

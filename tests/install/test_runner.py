@@ -931,3 +931,12 @@ async def test_alerts_reach_the_operators_command_as_a_file(clock: MockClock, ho
     ((alert, mode, path),) = seen
     assert (alert, mode) == ({"alert": "revoked", "cert_id": 7}, 0o600)
     assert not path.exists()
+
+
+async def test_what_a_killed_writer_left_in_the_state_is_removed_at_start(clock: MockClock, host: Any) -> None:
+    left = [place / ".access_token.txt.00ff.tmp" for place in (host.layout.state, host.layout.keys)]
+    for path in left:
+        path.write_bytes(b"half a secret")
+    host.start()
+    await host.installer.recover()
+    assert not [path for path in left if path.exists()]

@@ -1,0 +1,31 @@
+"""The stage of the trials; the modules of this folder are imported by name: tests are no package."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from crash_plane import PlaneThread
+from crash_stage import Forks, Stage
+from crash_trials import scratch
+
+
+@pytest.fixture(scope="module")
+def stage(need: Callable[[str], str]) -> Iterator[Stage]:
+    """One stage for a module: each trial puts everything back. The plane lies where no crash of the host reaches."""
+    need("strace")
+    memory = Path("/dev/shm")
+    root = Path(tempfile.mkdtemp(prefix="certctrl-crash-", dir=memory if memory.is_dir() else None))
+    try:
+        world, aside = scratch(root)
+        with PlaneThread(aside / "s").running() as plane, Forks(aside / "log").running() as forks:
+            yield Stage(world, aside, plane, forks)
+    finally:
+        shutil.rmtree(root)

@@ -1,0 +1,133 @@
+"""What a traced process does: real one-shot commands and store code, on the real disk, in its only thread.
+
+Everything here is the product's own code. Replaced are the network (`Link`: requests go to the plane in the test's
+process over a Unix socket) and the thread pool (calls run inline, because strace counts per thread).
+"""
+
+from __future__ import annotations
+
+import base64
+import json as jsonlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from certctrl.agent import oneshot
+from certctrl.agent.register import register
+from certctrl.agent.setup import Seams, open_agent
+from certctrl.errors import TransportError
+from certctrl.model.config import AgentConfig
+from certctrl.net.control_plane import ControlPlane
+from certctrl.net.http import target_of
+from certctrl.protocol.wire import Answer
+from certctrl.store.config import load_config
+from certctrl.store.fs import RealFs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore
+
+
+@attrs.define
+class Link:
+    """An `Http` whose other end is in the process of the test."""
+
+    path: str
+
+    async def request(
+        self, method: str, path: str, *, query: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None, json: Any = None, deadline: float, cap: int,
+    ) -> Answer:  # fmt: skip
+        asked = {"method": method, "target": target_of(path, query), "headers": dict(headers or {}), "json": json}
+        try:
+            stream = await trio.open_unix_socket(self.path)
+        except OSError as error:
+            raise TransportError(f"no plane: {error}", fix="start it") from None
+        async with stream:
+            await stream.send_all(jsonlib.dumps(asked).encode() + b"\n")
+            data = b""
+            async for part in stream:
+                data += part
+        answer = jsonlib.loads(data)
+        return Answer(answer["status"], answer["headers"], base64.b64decode(answer["body"]))
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def inline(call: Callable[..., Any], *args: Any) -> Any:
+    return call(*args)
+
+
+@attrs.define
+class Job:
+    """One order to a traced process."""
+
+    root: str
+    plane: str
+    later: float = 0.0
+    """Seconds that the clock is ahead: what waits for its next try is due."""
+    arguments: dict[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def config_dir(self) -> Path:
+        return Path(self.root) / "agent"
+
+    def wall_now(self) -> float:
+        return time.time() + self.later
+
+    @property
+    def seams(self) -> Seams:
+        return Seams(
+            http=lambda config, layout: Link(self.plane), wall_now=self.wall_now, offload=inline,
+            random=lambda: 0.5, environ={},
+        )  # fmt: skip
+
+
+async def poll(job: Job) -> None:
+    await oneshot.poll_once(job.config_dir, job.seams)
+
+
+async def roll_back(job: Job) -> None:
+    await oneshot.rollback(job.config_dir, job.arguments["domain"], job.arguments["to"], job.seams)
+
+
+async def enrol(job: Job) -> None:
+    layout, fs = ConfigDir(job.config_dir), RealFs()
+    config: AgentConfig = load_config(layout, {}).config
+    await register(
+        layout, StateStore(layout, fs), ControlPlane(Link(job.plane), config, wall_now=job.wall_now), config,
+        enrolment_token=job.arguments["token"], show=lambda prompt: None, wall_now=job.wall_now,
+    )  # fmt: skip
+
+
+async def refresh(job: Job) -> None:
+    """Start as the daemon does, spend one refresh token, then use what came back.
+
+    Tokens that no disk takes live in the daemon's memory until one does; this process ends, so it leaves them unused,
+    as a daemon that is killed at this moment does.
+    """
+    async with open_agent(job.config_dir, job.seams) as agent:
+        await agent.installer.recover()
+        token = await agent.tokens.refresh(await agent.tokens.current())
+        if not agent.tokens._spender.unsaved:
+            await agent.plane.fetch_certificates(token)
+
+
+async def recover(job: Job) -> None:
+    async with open_agent(job.config_dir, job.seams) as agent:
+        await agent.installer.recover()
+
+
+ACTS: dict[str, Callable[[Job], Awaitable[None]]] = {
+    "poll": poll, "roll_back": roll_back, "enrol": enrol, "refresh": refresh, "recover": recover,
+}  # fmt: skip
+
+
+def run(act: str, job: Job) -> None:
+    """Run one act to its end."""
+    logging.getLogger("certctrl").addHandler(logging.NullHandler())
+    trio.run(ACTS[act], job)

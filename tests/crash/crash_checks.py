@@ -1,0 +1,176 @@
+"""What must be true of a host after a crash: at once, after recovery, and after the act was run again."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from crash_stage import Stage
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from certctrl.store.fs import RealFs
+from certctrl.store.state import StateStore
+
+KEY = b"PRIVATE KEY"
+
+
+def files_below(root: Path) -> Iterator[tuple[Path, os.stat_result, bytes]]:
+    """Yield every regular file: path, facts, contents."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder) / name
+            facts = path.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                yield path, facts, path.read_bytes()
+
+
+def fingerprint(certificate: bytes) -> str:
+    return x509.load_pem_x509_certificates(certificate)[0].fingerprint(hashes.SHA256()).hex()
+
+
+def pair(certificate: bytes, key: bytes) -> str:
+    """Return the fingerprint of a certificate, having checked that the key is its own."""
+    leaf = x509.load_pem_x509_certificates(certificate)[0]
+    assert load_pem_private_key(key, None).public_key() == leaf.public_key(), "key and certificate do not match"
+    return leaf.fingerprint(hashes.SHA256()).hex()
+
+
+def live(stage: Stage, name: str) -> str | None:
+    """Return what is live under a name, as a service that reads the spec's names sees it; None when nothing is."""
+    if not stage.layout.live_link(name).is_symlink():
+        return None
+    found = pair(
+        stage.layout.live_link(name).joinpath("fullchain.pem").read_bytes(),
+        stage.layout.live_link(name).joinpath("private.key").read_bytes(),
+    )
+    links = stage.layout.public_links(name)
+    seen = [link for link in links if link.is_symlink()]
+    if len(seen) == len(links):
+        certificate, key = seen[0], seen[1]
+        assert pair(certificate.read_bytes(), key.read_bytes()) == found
+    return found
+
+
+def at_once(stage: Stage) -> None:
+    """Hold on the disk as the crash left it, before anything of ours has run again."""
+    nothing_is_open_to_others(stage)
+    store = StateStore(stage.layout, RealFs())
+    for load in (store.load_cursor, store.load_inbox, store.load_processed, store.load_acks, store.load_tokens,
+                 store.load_install_config, store.load_certificates, store.load_activations, store.load_device_keys,
+                 store.load_device_id, store.load_history, store.load_pins, store.load_cas):  # fmt: skip
+        load()  # whole: raises for a file that is damaged
+    for name, allowed in stage.facts.get("names", {}).items():
+        found = live(stage, name)
+        assert found in allowed, f"{name}: {found} is live"
+    for path, (name, kind) in stage.facts.get("copies", {}).items():
+        copy_is_whole(stage, Path(path), name, kind)
+    if stage.facts.get("registered"):
+        assert store.load_tokens() is not None, "the session is lost"
+        assert store.load_device_keys() is not None, "the device key is lost"
+    cursor_is_not_ahead(stage, store)
+    acked_is_done(stage)
+
+
+def nothing_is_open_to_others(stage: Stage) -> None:
+    secret = (stage.layout.state, stage.layout.keys)
+    for path, facts, data in files_below(stage.world):
+        ours = any(path.is_relative_to(one) for one in secret)
+        if ours:
+            assert not facts.st_mode & 0o077, f"{path} is open to others: {facts.st_mode:o}"
+        elif KEY in data:
+            copied = str(path.parent) in {str(Path(one).parent) for one in stage.facts.get("copies", {})}
+            wanted = 0o640 if copied else 0o600  # also of its temporary file: the mode is set before the rename
+            assert not facts.st_mode & 0o777 & ~wanted, f"a key is open to others: {path} {facts.st_mode:o}"
+
+
+def copy_is_whole(stage: Stage, path: Path, name: str, kind: str) -> None:
+    """Each file at an explicit destination is one that a generation has, byte for byte, or is not there."""
+    if not path.exists():
+        assert None in stage.facts["names"][name], f"{path} is gone"
+        return
+    known = [one.read_bytes() for one in (stage.layout.generations / name).glob(f"*/{kind}")]
+    if not known:  # withdrawn: the generations go after the copies
+        x509.load_pem_x509_certificates(path.read_bytes()) if kind != "private.key" else load_pem_private_key(
+            path.read_bytes(), None
+        )
+    else:
+        assert path.read_bytes() in known, f"{path} is none of the generations' files: partial, or mixed"
+
+
+def cursor_is_not_ahead(stage: Stage, store: StateStore) -> None:
+    """Each signal that the cursor has passed is in the inbox, or its effect is here."""
+    cursor, expected = store.load_cursor(), stage.facts.get("after", {})
+    if not stage.facts.get("signals") or cursor is None or stage.plane.waiting(cursor):
+        return
+    if not store.load_inbox():
+        for name, wanted in expected.items():
+            assert live(stage, name) == wanted, "the cursor has passed a signal that is neither kept nor done"
+
+
+def acked_is_done(stage: Stage) -> None:
+    """What the plane was told is so."""
+    done = [event for event in stage.plane.told if event.get("outcome") in ("applied", "unchanged")]
+    if any(event["signal"]["type"] in ("cert.renewed", "cert.revoked") for event in done):
+        for name, wanted in stage.facts["after"].items():
+            assert live(stage, name) == wanted, "reported as done, and not so"
+
+
+def after_recovery(stage: Stage) -> None:
+    """Hold after what every start does first: pairs match everywhere, and nothing is left behind."""
+    at_once(stage)
+    copies = stage.facts.get("copies", {})
+    there = {kind: Path(path) for path, (_, kind) in copies.items() if Path(path).exists()}
+    if there:
+        assert len(there) == len(copies), f"one of a pair: {there}"
+        pair(there["fullchain.pem"].read_bytes(), there["private.key"].read_bytes())
+    nothing_is_left(stage)
+
+
+def nothing_is_left(stage: Stage) -> None:
+    """No temporary file, no journal; keys only where they belong."""
+    for folder, folders, names in os.walk(stage.world):
+        for name in (*folders, *names):
+            stray = name.startswith((".tmp-", "alert-")) or (name.startswith(".") and name.endswith((".tmp", ".old")))
+            assert not stray, f"left behind: {folder}/{name}"
+    assert not list(stage.layout.journal.iterdir()), "an open journal"
+    allowed = {str(path) for path in stage.facts.get("copies", {})}
+    for path, _, data in files_below(stage.world):
+        if KEY in data and str(path) not in allowed:
+            assert path.is_relative_to(stage.layout.generations), f"a key at {path}"
+
+
+def in_the_end(stage: Stage, *, signals: bool = True) -> None:
+    """Hold after the act was run again undisturbed: everything is as the plane wants it."""
+    after_recovery(stage)
+    store, facts = StateStore(stage.layout, RealFs()), stage.facts
+    assert store.load_tokens() is not None and store.load_device_keys() is not None
+    for name, wanted in facts.get("after", {}).items():
+        assert live(stage, name) == wanted
+        generations = {path.name for path in (stage.layout.generations / name).glob("*")}
+        most = 1 + len(facts.get("kept", {}).get(name, [])) if wanted else 0
+        assert len(generations) <= most, f"{name}: {len(generations)} generations"
+        records = [record for record in store.load_certificates().values() if record.name == name]
+        assert [record.generation != "" for record in records] in ([wanted is not None], [] if not wanted else [True])
+    for path, (name, kind) in facts.get("copies", {}).items():
+        if facts["after"][name] is None:
+            assert not Path(path).exists(), f"{path} outlived its certificate"
+        else:
+            assert Path(path).read_bytes() == (stage.layout.live_link(name) / kind).read_bytes()
+            assert Path(path).stat().st_mode & 0o7777 == 0o640
+    if facts.get("reloaded"):
+        assert (stage.out / "reloaded").exists(), "switched, and never reloaded"
+    if signals and facts.get("signals"):
+        assert not store.load_inbox() and not store.load_acks()
+        cursor = store.load_cursor()
+        assert cursor is not None and not stage.plane.waiting(cursor)
+
+
+def picture(stage: Stage) -> dict[str, Any]:
+    """Return everything that a service sees: for "nothing has changed"."""
+    return {str(path): sha256(data).hexdigest() for path, _, data in files_below(stage.out)}

@@ -1,0 +1,157 @@
+"""One trial: bring the stage to a story's start, run its act under strace with a fault at one syscall, judge.
+
+A *point* is the n-th call of one name that changes the disk below the world. Points are counted in one undisturbed
+run; strace counts per thread and per name, and the act runs in one thread, so that "the 3rd fsync" is the same call
+in the next run.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import crash_checks as checks
+from crash_stage import Stage
+from crash_stories import Story
+
+CALLS = (
+    "openat", "write", "pwrite64", "fsync", "fdatasync", "syncfs", "rename", "renameat", "renameat2", "symlink",
+    "symlinkat", "unlink", "unlinkat", "mkdir", "mkdirat", "rmdir", "fchmod", "chmod", "fchmodat", "fchown", "fchownat",
+    "ftruncate", "fallocate", "link", "linkat", "fsetxattr",
+)  # fmt: skip
+LATER = 7200.0
+
+
+@attrs.frozen
+class Point:
+    """The ``number``-th call of ``call`` (from 1)."""
+
+    call: str
+    number: int
+    text: str = attrs.field(eq=False, default="")
+    before: Mapping[str, int] = attrs.field(eq=False, factory=dict, repr=False)
+    """How many calls of each name came before it."""
+
+    def __str__(self) -> str:
+        return f"{self.call} #{self.number} {self.text}"
+
+
+@attrs.define
+class Tally:
+    """How many trials were made and how many held; failures with their point."""
+
+    trials: int = 0
+    missed: int = 0
+    """Runs that ended before their point came."""
+    failures: list[str] = attrs.field(factory=list)
+
+    def __str__(self) -> str:
+        held = self.trials - len(self.failures)
+        return f"{held} of {self.trials}" + (f", {self.missed} points not reached" if self.missed else "")
+
+
+def run_traced(
+    stage: Stage, story: Story, rules: Sequence[str], mutants: tuple[str, ...] = ()
+) -> tuple[int, list[str]]:
+    """Run a story's act under strace with these rules; return its exit status and the trace."""
+    trace = stage.aside / "trace"
+    pid = stage.start(story.act, mutants=mutants, **story.arguments(stage))
+    command = ["strace", "-y", "-s", "0", "-o", str(trace), "-e", "trace=" + ",".join(CALLS), "-p", str(pid)]
+    for rule in rules:
+        command += ["-e", f"inject={rule}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stderr is not None
+        line = tracer.stderr.readline()
+        assert "attached" in line, f"strace: {line}{tracer.stderr.read() if tracer.poll() is not None else ''}"
+        stage.forks.go(pid)
+        status = stage.forks.wait(pid)
+        tracer.wait(30)
+    return status, trace.read_text("utf-8", "replace").splitlines()
+
+
+def points_of(stage: Stage, story: Story) -> list[Point]:
+    """Return every point of a story, in order, from an undisturbed run that is judged like any other."""
+    story.begin(stage)
+    status, trace = run_traced(stage, story, ())
+    assert status == 0, f"{story.name} fails by itself: {stage.log}"
+    checks.in_the_end(stage)
+    return numbered(trace, str(stage.world))
+
+
+def numbered(trace: Iterable[str], world: str) -> list[Point]:
+    """Return a point for each traced call that changes something below ``world``."""
+    seen: Counter[str] = Counter()
+    found: list[Point] = []
+    for line in trace:
+        match = re.match(r"(\w+)\(", line)
+        if match is None:
+            continue
+        call = match[1]
+        if world in line and (call != "openat" or "O_CREAT" in line):
+            found.append(Point(call, seen[call] + 1, line.replace(world, "")[:160], dict(seen)))
+        seen[call] += 1
+    return found
+
+
+def judge(stage: Stage, story: Story, *, recover_first: bool) -> None:
+    """Check the crashed host, restart, check again."""
+    checks.at_once(stage)
+    if recover_first and stage.layout.access_token.exists() and stage.layout.refresh_token.exists():
+        stage.must("recover", later=LATER)
+        checks.after_recovery(stage)
+    if story.act == "refresh":
+        stage.must("poll", later=LATER)  # whatever is on disk is used
+    stage.must(story.act, later=LATER, **story.arguments(stage))
+    checks.in_the_end(stage)
+    if story.act in ("enrol", "refresh"):
+        stage.must("poll", later=LATER)  # the session works
+
+
+def trial(
+    stage: Stage, story: Story, rules: Sequence[str], tally: Tally, where: str, *,
+    crash: Callable[[], None] = lambda: None, mutants: tuple[str, ...] = (), reached: Callable[[int, list[str]], bool],
+    settle: Callable[[], None] = lambda: None, endings: tuple[int, ...] = (-9, 0),
+) -> None:  # fmt: skip
+    """Do one trial; a broken promise becomes a failure of the tally.
+
+    ``settle`` makes the start durable, ``crash`` follows the run; ``endings`` are the exit statuses it may have.
+    """
+    story.begin(stage)
+    settle()
+    status, trace = run_traced(stage, story, rules, mutants)
+    tally.missed += not reached(status, trace)
+    tally.trials += 1
+    crash()
+    try:
+        assert status in endings, f"it ended with {status}: {stage.log}"
+        judge(stage, story, recover_first=tally.trials % 2 == 0)
+    except Exception as error:
+        tally.failures.append(f"{story.name}, {where}: {type(error).__name__}: {error}")
+
+
+def kill_at(point: Point) -> list[str]:
+    return [f"{point.call}:signal=KILL:when={point.number}"]
+
+
+def killed(status: int, trace: list[str]) -> bool:
+    return status == -9
+
+
+def sample(points: Sequence[Point], most: int) -> list[Point]:
+    """Return at most so many points, evenly spread, first and last among them."""
+    if len(points) <= most:
+        return list(points)
+    step = (len(points) - 1) / (most - 1)
+    return [points[round(number * step)] for number in range(most)]
+
+
+def scratch(root: Path) -> tuple[Path, Path]:
+    """Make the two places of a stage."""
+    world, aside = root / "w", root / "aside"
+    world.mkdir(mode=0o755)
+    aside.mkdir()
+    return world, aside

@@ -1,0 +1,96 @@
+"""Power cuts on real file systems, before every syscall and right after the end: what was acknowledged stays."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import attrs
+import pytest
+from crash_plane import PlaneThread
+from crash_power import KINDS, VARIANTS, Disk, disk, loop_mounts_work
+from crash_stage import Forks, Stage
+from crash_stories import STORIES, RenewCopies, Story
+from crash_trials import Tally, kill_at, killed, points_of, sample, scratch, trial
+
+EACH = pytest.mark.parametrize("story", [pytest.param(story, id=story.name) for story in STORIES])
+SAMPLE = 2
+
+
+@attrs.define
+class Powered:
+    """A stage whose world is a file system of its own."""
+
+    stage: Stage
+    disk: Disk
+    kind: str
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def powered(request: pytest.FixtureRequest, need: Callable[[str], str]) -> Iterator[Powered]:
+    need("strace")
+    memory = Path("/dev/shm")
+    root = Path(tempfile.mkdtemp(prefix="certctrl-power-", dir=memory if memory.is_dir() else None))
+    try:
+        if why := loop_mounts_work(root):
+            pytest.skip(f"no loop mounts here: {why}")
+        if request.param == "xfs":
+            need("mkfs.xfs")
+        world, aside = scratch(root)
+        with (
+            disk(request.param, root / "image", world) as made,
+            PlaneThread(aside / "s").running() as plane,
+            Forks(aside / "log").running() as forks,
+        ):
+            yield Powered(Stage(world, aside, plane, forks), made, request.param)
+    finally:
+        shutil.rmtree(root)
+
+
+def cut_at_points(powered: Powered, story: Story, most: int) -> Tally:
+    """Cut the power before points of a story, in each variant, and after its end."""
+    stage, tally = powered.stage, Tally()
+    for point in sample(points_of(stage, story), most):
+        for name, variant in VARIANTS.items():
+            trial(stage, story, kill_at(point), tally, f"power cut ({name}) before {point}", reached=killed,
+                  settle=powered.disk.settle, crash=partial(powered.disk.cut, variant))  # fmt: skip
+    for name, variant in VARIANTS.items():
+        cut_after_the_end(powered, story, tally, name, variant)
+    return tally
+
+
+def cut_after_the_end(
+    powered: Powered, story: Story, tally: Tally, name: str, variant: int, mutants: tuple[str, ...] = ()
+) -> None:
+    """Cut the power when the act has ended well: what it promised is held against what is left."""
+
+    def crash() -> None:
+        if story.act == "enrol":
+            powered.stage.facts["registered"] = True
+        powered.disk.cut(variant)
+
+    trial(powered.stage, story, (), tally, f"power cut ({name}) after the end", mutants=mutants,
+          reached=lambda status, trace: status == 0, settle=powered.disk.settle, crash=crash)  # fmt: skip
+
+
+@pytest.mark.root
+@pytest.mark.integration
+def test_a_power_cut_takes_nothing_back(powered: Powered) -> None:
+    tally = cut_at_points(powered, RenewCopies(), SAMPLE)
+    assert not tally.failures, tally.failures
+    assert tally.trials == 2 * SAMPLE + 2 and not tally.missed
+
+
+@pytest.mark.root
+@pytest.mark.campaign
+@pytest.mark.timeout(3 * 3600)
+@EACH
+def test_campaign_of_power_cuts(powered: Powered, story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    tally = cut_at_points(powered, story, 10**6)
+    with capsys.disabled():
+        print(f"\npower cut, {powered.kind}, {story.name}: {tally}", end="")
+    assert not tally.failures, "\n".join(tally.failures)
+    assert not tally.missed
