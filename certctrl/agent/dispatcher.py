@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import trio
 
+from certctrl.agent.alerts import forget_alerts
 from certctrl.agent.context import Agent
 from certctrl.agent.extensions import find_handler
-from certctrl.agent.handlers import forget_alerts
 from certctrl.agent.messages import Line, say
 from certctrl.errors import (
     CertctrlError,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import trio
 
+from certctrl.agent.alerts import raise_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Danger, Finding, RenewalRequests, examine, next_look
-from certctrl.agent.handlers import raise_alert
 from certctrl.agent.messages import Line, say
 from certctrl.errors import CertctrlError
 from certctrl.model.records import CertRecord

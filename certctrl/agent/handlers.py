@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import cast
 
+from certctrl.agent.alerts import REVOKED, forget_alerts, raise_alert, revoked
 from certctrl.agent.context import Agent
-from certctrl.agent.expiry import Danger
 from certctrl.agent.installs import refresh_install_config
 from certctrl.agent.messages import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import MaterialError, PlaneError
-from certctrl.install.material import open_bundle
 from certctrl.install.runner import Prepared
 from certctrl.model.bundle import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -96,15 +95,8 @@ async def fetch_bundle(agent: Agent, cert_id: int) -> Bundle:
 
 
 async def _open(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: DeployMaterials) -> Bundle:
-    name = agent.installer.name_for(cert_id, domains)
     keys = agent.store.load_device_keys()
-    secret = keys.secret if keys is not None else b""
-    return await agent.offload(  # type: ignore[no-any-return]
-        lambda: open_bundle(
-            cert_id, name, materials, secret,
-            allow_plaintext=agent.policy.plaintext_keys, now=agent.wall_now(), expected_domains=domains,
-        )
-    )  # fmt: skip
+    return await agent.installer.open(cert_id, materials, keys.secret if keys is not None else b"", domains)
 
 
 def refuse_older(agent: Agent, bundle: Bundle) -> None:
@@ -130,10 +122,7 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
     say(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=outcome.detail or "taken out of use")
-    what = f"certificate {cert_id} ({record.name}) was revoked"
-    await raise_alert(
-        agent, "revoked", what, "issue a new one at the plane, or unassign this one there", cert_id=cert_id
-    )
+    await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id)
     return outcome
 
 
@@ -186,20 +175,6 @@ async def on_resync_required(agent: Agent, signal: Signal) -> Outcome:
     """Compare the whole host with the plane; what differs becomes signals of its own."""
     found = await plan_resync(agent, cast(ResyncRequired, signal).reason or "the plane asked for it")
     return Outcome(kind=OutcomeKind.APPLIED, detail=f"{found} differences")
-
-
-async def raise_alert(agent: Agent, kind: str, what: str, fix: str, **facts: object) -> None:
-    """Raise one alert everywhere it belongs: log, metrics, status, the operator's command."""
-    agent.figures.alerts[kind] += 1
-    agent.trouble(f"alert:{kind}:{facts.get('cert_id', '')}", what, fix)
-    say(agent.log, Line.ALERT, what=what)
-    await agent.installer.alert({"alert": kind, "what": what, **facts})
-
-
-def forget_alerts(agent: Agent, cert_id: int) -> None:
-    """Take back what was alerted about a certificate that is fine again, or no longer ours."""
-    for kind in ("revoked", Danger.LATE.value, Danger.EXPIRED.value):
-        agent.well(f"alert:{kind}:{cert_id}")
 
 
 HANDLERS: dict[str, Handler] = {

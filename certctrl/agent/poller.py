@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 
 from certctrl.agent.acks import flush_acks
+from certctrl.agent.alerts import raise_alert
 from certctrl.agent.context import Agent
-from certctrl.agent.handlers import raise_alert
 from certctrl.agent.messages import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError

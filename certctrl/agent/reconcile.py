@@ -13,6 +13,7 @@ from datetime import datetime
 import attrs
 import trio
 
+from certctrl.agent.alerts import recall_revocations
 from certctrl.agent.context import Agent
 from certctrl.agent.installs import refresh_install_config
 from certctrl.agent.messages import Line, say
@@ -94,6 +95,7 @@ async def plan_resync(agent: Agent, why: str) -> int:
         if error.reason == "version-rollback":
             behind.append(f"install config: {error}")
     listed = await agent.authorized(agent.plane.fetch_certificates)
+    recall_revocations(agent, listed)
     ts_ms = int(agent.wall_now() * 1000)
     found = compare(listed, agent.installer.records, ts_ms, behind=behind)
     for what in found.behind:

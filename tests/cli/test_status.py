@@ -268,7 +268,7 @@ def test_certificates_in_a_pipe(layout: ConfigDir, store: StateStore, clock: flo
         f"www.example.com +1 {serial} 45d 0h 0m certs/www.example.com.crt applied",
         f"b.example.com {serial} 45d 0h 0m /etc/nginx/b.pem, /etc/nginx/b.key applied",
         f"c.example.com {serial} - not yet failed (SAN)",
-        f"d.example.com +1 {serial} - withdrawn applied",
+        f"d.example.com +1 {serial} - withdrawn removed",
         f"e.example.com +1 {serial} expired 1m 0s ago certs/e.example.com.crt applied (held; newer one staged)",
     ]
 

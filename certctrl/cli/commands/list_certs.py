@@ -73,7 +73,7 @@ def _where(row: dict[str, Any], root: str) -> str:
 
 
 def _result(row: dict[str, Any]) -> str:
-    result = row["last_outcome"] or "none"
+    result = "removed" if row["stage"] == "withdrawn" else row["last_outcome"] or "none"
     notes = []
     if row["held"]:
         notes.append("held")

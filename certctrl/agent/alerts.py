@@ -1,0 +1,43 @@
+"""Alerts: what an operator must hear of, in log, metrics, status and by the host's own command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from certctrl.agent.context import Agent
+from certctrl.agent.expiry import Danger
+from certctrl.agent.messages import Line, say
+from certctrl.model.bundle import CertificateSummary
+from certctrl.model.records import CertRecord
+
+REVOKED = "revoked"
+
+
+async def raise_alert(agent: Agent, kind: str, what: str, fix: str, **facts: object) -> None:
+    """Raise one alert everywhere it belongs: log, metrics, status, the operator's command."""
+    agent.figures.alerts[kind] += 1
+    agent.trouble(f"alert:{kind}:{facts.get('cert_id', '')}", what, fix)
+    say(agent.log, Line.ALERT, what=what)
+    await agent.installer.alert({"alert": kind, "what": what, **facts})
+
+
+def forget_alerts(agent: Agent, cert_id: int) -> None:
+    """Take back what was alerted about a certificate that is fine again, or no longer ours."""
+    for kind in (REVOKED, Danger.LATE.value, Danger.EXPIRED.value):
+        agent.well(f"alert:{kind}:{cert_id}")
+
+
+def revoked(record: CertRecord) -> tuple[str, str]:
+    """Return what is wrong with a revoked certificate, and what to do about it."""
+    what = f"certificate {record.cert_id} ({record.name}) was revoked"
+    return what, "issue a new one at the plane, or unassign this one there"
+
+
+def recall_revocations(agent: Agent, listed: Iterable[CertificateSummary]) -> None:
+    """Keep revocations in sight over restarts, until the plane lists them no more; nothing is alerted anew."""
+    standing = {summary.id: summary.status == REVOKED for summary in listed}
+    for record in agent.installer.records.values():
+        if standing.get(record.cert_id, False):
+            agent.trouble(f"alert:{REVOKED}:{record.cert_id}", *revoked(record))
+        elif record.cert_id not in standing:
+            agent.well(f"alert:{REVOKED}:{record.cert_id}")

@@ -1,0 +1,64 @@
+"""A revocation stays in sight: beside its placeholder, over restarts, until the plane has forgotten it too."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import attrs
+
+from certctrl.agent.alerts import forget_alerts, recall_revocations
+from certctrl.agent.dispatcher import Dispatcher
+from certctrl.model.bundle import CertificateSummary
+from certctrl.model.plan import Deployed, Outcome, OutcomeKind
+from certctrl.model.records import CertRecord, InboxEntry, Stage
+from certctrl.model.signals import CertRenewed, CertRevoked, Signal
+
+GONE = CertRecord(cert_id=1, name="a.example", stage=Stage.WITHDRAWN)
+REVOKED = CertificateSummary(id=1, domain_name="a.example", status="revoked")
+KEY = "alert:revoked:1"
+
+
+def agent_with(record: CertRecord, *problems: str) -> Any:
+    standing = dict.fromkeys(problems, "said")
+    return SimpleNamespace(
+        log=logging.getLogger("test"),
+        installer=SimpleNamespace(records={record.cert_id: record}),
+        problems=standing,
+        trouble=lambda key, *what: standing.update({key: what}),
+        well=lambda key: standing.pop(key, None),
+    )
+
+
+def test_a_restart_brings_the_problem_back() -> None:
+    agent = agent_with(GONE)
+    recall_revocations(agent, [REVOKED])
+    assert agent.problems[KEY][0] == "certificate 1 (a.example) was revoked"
+
+
+def test_it_goes_when_the_plane_lists_it_no_more() -> None:
+    agent = agent_with(GONE, KEY)
+    recall_revocations(agent, [])
+    assert agent.problems == {}
+
+
+def test_other_certificates_are_left_alone() -> None:
+    agent = agent_with(attrs.evolve(GONE, cert_id=2), "alert:late:2")
+    recall_revocations(agent, [REVOKED, attrs.evolve(REVOKED, id=2, status="active")])
+    assert set(agent.problems) == {"alert:late:2"}
+    forget_alerts(agent, 2)
+    assert agent.problems == {}
+
+
+def told(agent: Any, signal: Signal) -> None:
+    outcome = Outcome(kind=OutcomeKind.APPLIED, deployed=(Deployed(cert_id=1, serial="5", fingerprint_sha256="aa"),))
+    Dispatcher._tell_certificates(SimpleNamespace(agent=agent), InboxEntry(signal=signal), outcome)  # type: ignore[arg-type]
+
+
+def test_a_placeholder_is_no_good_news_and_a_renewal_is() -> None:
+    agent = agent_with(GONE, KEY)
+    told(agent, CertRevoked(ts_ms=1, cert_id=1))
+    assert set(agent.problems) == {KEY}
+    told(agent, CertRenewed(ts_ms=2, cert_id=1))
+    assert agent.problems == {}
