@@ -1,0 +1,360 @@
+"""The recipes of deploy/services/ on trial: their own files, a private instance of the real service, plane and agent.
+
+The rule by which the files are put to use is the one that docs/services/README.md gives to people: replace the places.
+Only the commands that speak to systemd are given in their direct form (`Recipe.commands`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from fleet import HERE, ROOT, Agent, Child, Fleet, Plane, clean_environment, wait_for
+from load_client import Line
+
+from certctrl.sandbox.servers import HOST, free_port
+from certctrl.sandbox.witness import plain_serial
+
+SERVICES = ROOT / "deploy" / "services"
+HELPERS = "/usr/local/lib/cert-ctrl"
+CONFIG_DIR = "/etc/cert-ctrl"
+SPOIL = 'if [ -d "$1" ]; then cp "$1"/* "$2"/; fi; shift 2; exec "$@"'
+"""Puts other files in the place of the staged ones, as a failing disk might, before the recipe's own check looks."""
+
+
+@contextlib.contextmanager
+def open_place() -> Iterator[Path]:
+    """Make a directory that other users may enter (pytest's are closed), with the helpers as the page installs them."""
+    place = Path(tempfile.mkdtemp(prefix="certctrl-service-"))
+    try:
+        place.chmod(0o755)
+        shutil.copytree(SERVICES / "lib", place / "lib")
+        for helper in (place / "lib").iterdir():
+            helper.chmod(0o755)
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@attrs.define(kw_only=True)
+class Recipe:
+    """The files of one recipe with a host's places put in."""
+
+    name: str
+    place: Path
+    kind: str = "https"
+    """What `load_client` speaks with it."""
+    port: int = attrs.field(factory=free_port)
+    domain: str = "www.example.com"
+    places: dict[str, str] = attrs.field(factory=dict)
+    """Text of the files -> text here."""
+    commands: dict[str, Sequence[str]] = attrs.field(factory=dict)
+    """Name of a command -> its argv where there is no systemd."""
+
+    def text(self, file: str) -> str:
+        """Return a file of the recipe for this host."""
+        return self._placed((SERVICES / self.name / file).read_text(encoding="utf-8"))
+
+    def write(self, file: str, to: Path) -> Path:
+        """Write a file of the recipe to where its service reads it."""
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(self.text(file), encoding="utf-8")
+        return to
+
+    def items(self) -> list[dict[str, Any]]:
+        """Return the install items."""
+        items: list[dict[str, Any]] = json.loads(self.text("items.json"))
+        for item in items:
+            if item.get("verify", {}).get("type") == "tls":
+                item["verify"]["port"] = self.port
+        return items
+
+    def policy(self) -> dict[str, Any]:
+        """Return the policy, its commands in their direct form."""
+        policy: dict[str, Any] = json.loads(self.text("policy.json"))
+        for name, argv in self.commands.items():
+            assert name in policy["commands"]
+            policy["commands"][name]["argv"] = list(argv)
+        systemd = [name for name, one in policy["commands"].items() if "systemctl" in one["argv"][0]]
+        assert not systemd, f"commands without a direct form: {systemd}"
+        return policy
+
+    def check_argv(self, staged: Path) -> list[str]:
+        """Return the recipe's check for a directory."""
+        name = next(item["check"][0] for item in self.items() if "check" in item)
+        return [word.replace("{staged}", str(staged)) for word in self.policy()["commands"][name]["argv"]]
+
+    def _placed(self, text: str) -> str:
+        here = {HELPERS: str(self.place / "lib")} | self.places
+        for there in sorted(here, key=len, reverse=True):
+            text = text.replace(there, here[there])
+        return text
+
+
+class Load:
+    """The client that does not stop asking, a process of its own."""
+
+    def __init__(self, target: Mapping[str, Any]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / "load_client.py", json.dumps(target)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment(),
+        )  # fmt: skip
+
+    def __enter__(self) -> Load:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+    def stop(self) -> dict[str, Any]:
+        """End it and return what it saw."""
+        out, _ = self._process.communicate(timeout=60)
+        assert self._process.returncode == 0
+        return dict(json.loads(out))
+
+
+class Trial:
+    """One recipe with its agent, its certificate and its service."""
+
+    def __init__(
+        self, fleet: Fleet, plane: Plane, recipe: Recipe, start: Callable[[Trial], Sequence[str | Path]]
+    ) -> None:
+        self.recipe, self.plane, self._fleet = recipe, plane, fleet
+        self.spoiled = recipe.place / "spoiled"
+        # a long-poll would keep the reports back until it ends
+        self.agent: Agent = fleet.agent(
+            plane, recipe.name, poll_mode="interval", poll_interval_ms=100, verify_timeout_seconds=2.0
+        )
+        recipe.places[CONFIG_DIR] = str(self.agent.layout.root)
+        self._allow()
+        plane.operator.put_items(self.agent.device_id, recipe.items())
+        self.agent.start()
+        self.cert_id = int(plane.operator.issue(recipe.domain, self.agent.device_id)["id"])
+        # The first delivery meets no service: it leaves the files, and says that it could not reload.
+        wait_for(lambda: self._record() is not None and self._record().attempts, "the first delivery")
+        self.service: Child = fleet.child(start(self), f"{recipe.name}.service.log")
+        wait_for(self._accepts, f"{recipe.name} to accept connections")
+        done = self.agent.cli("apply", "--now")
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.sees(plane.operator.serial(self.cert_id))
+
+    def _allow(self) -> None:
+        policy = self.recipe.policy()
+        check = next(item["check"][0] for item in self.recipe.items() if "check" in item)
+        argv = policy["commands"][check]["argv"]
+        policy["commands"][check]["argv"] = ["/bin/sh", "-c", SPOIL, "spoil", str(self.spoiled), "{staged}", *argv]
+        self.agent.layout.policy.write_text(json.dumps(policy), encoding="utf-8")
+
+    def _record(self) -> Any:
+        return self.agent.state.load_certificates().get(self.cert_id)
+
+    def _accepts(self) -> bool:
+        assert self.service.running, self.service.text
+        with contextlib.suppress(OSError), socket.create_connection((HOST, self.recipe.port), timeout=5):
+            return True
+        return False
+
+    def close(self) -> None:
+        """Stop the agent, then the service in its own order."""
+        self.agent.daemon.stop()
+        service = getattr(self, "service", None)
+        if service is not None and service.running:
+            service.stop()
+
+    # --- seeing -----------------------------------------------------------------------------------------------------
+
+    def target(self) -> dict[str, Any]:
+        """Return what clients need."""
+        return {"kind": self.recipe.kind, "host": HOST, "port": self.recipe.port, "name": self.recipe.domain,
+                "ca": str(self.plane.ca)}  # fmt: skip
+
+    def served(self) -> str:
+        """Return the serial that a client sees now."""
+        line = Line(self.target(), ssl.create_default_context(cafile=str(self.plane.ca)))
+        line.close()
+        return line.serial
+
+    def sees(self, serial: str) -> None:
+        """Wait until a client sees this serial: old processes may take one more connection."""
+        wait_for(lambda: self.served() == plain_serial(serial), f"serial {serial} to be served")
+
+    def on_disk(self) -> dict[str, bytes | str]:
+        """Return what the service would read: the live link and every file of the items."""
+        link = self.agent.layout.live_link(self.recipe.domain)
+        found: dict[str, bytes | str] = {str(link): str(link.readlink())}
+        paths = [Path(path) for item in self.recipe.items() for path in item.get("to", ())]
+        return found | {str(path): path.read_bytes() for path in paths}
+
+    # --- doing ------------------------------------------------------------------------------------------------------
+
+    def renew(self) -> tuple[str, str, str]:
+        """Renew once; return the serial, what the agent reported to the plane of it, and why."""
+        operator = self.plane.operator
+        operator.renew(self.cert_id)
+        serial = operator.serial(self.cert_id)
+
+        def reported() -> dict[str, Any] | None:
+            rows = operator.outcomes(self.agent.device_id)
+            return next((row for row in rows if row["signal"]["ref"].get("serial") == serial), None)
+
+        row = wait_for(reported, f"the outcome of {serial}")
+        assert row is not None
+        return serial, row["outcome"], row["detail"]
+
+    def renew_and_serve(self) -> str:
+        """Renew once and require that it is served; return the serial."""
+        serial, outcome, why = self.renew()
+        assert (outcome, why) == ("applied", "")
+        self.sees(serial)
+        return serial
+
+
+@contextlib.contextmanager
+def on_trial(
+    fleet: Fleet, plane: Plane, recipe: Recipe, start: Callable[[Trial], Sequence[str | Path]]
+) -> Iterator[Trial]:
+    """Give a recipe at work; its processes are gone afterwards."""
+    trial = Trial.__new__(Trial)
+    try:
+        trial.__init__(fleet, plane, recipe, start)  # type: ignore[misc]
+        yield trial
+    finally:
+        trial.close()
+
+
+# --- the three proofs ---------------------------------------------------------------------------------------------
+
+
+def prove_nothing_is_dropped(trial: Trial, renewals: int) -> dict[str, Any]:
+    """Renew again and again under load: every serial is served, no request fails; return the client's tally."""
+    with Load(trial.target()) as load:
+        serials = [trial.renew_and_serve() for _ in range(renewals)]
+        seen = load.stop()
+    print(f"{trial.recipe.name}: {renewals} renewals, {seen}")
+    assert seen["faults"] == []
+    assert seen["new"] >= renewals
+    assert seen["kept"] >= renewals
+    assert plain_serial(serials[-1]) in seen["serials"]
+    return seen
+
+
+def prove_the_check_refuses(trial: Trial, files: Mapping[str, bytes]) -> str:
+    """Spoil the staged files: refused before anything live changes; the next good one goes live. Return the reason."""
+    before, old = trial.on_disk(), trial.served()
+    trial.spoiled.mkdir()
+    for name, data in files.items():
+        (trial.spoiled / name).write_bytes(data)
+    _, outcome, why = trial.renew()
+    assert outcome == "failed", why
+    assert "the check refuses the new certificate" in why
+    assert (trial.on_disk(), trial.served()) == (before, old)
+    shutil.rmtree(trial.spoiled)
+    trial.renew_and_serve()
+    print(f"{trial.recipe.name}: {why}")
+    return why
+
+
+def prove_rollback(trial: Trial, trouble: contextlib.AbstractContextManager[Any], reason: str) -> str:
+    """Renew while something is wrong: back to the old pair, which is still served; mended, the next one goes live."""
+    before, old = trial.on_disk(), trial.served()
+    with trouble:
+        _, outcome, why = trial.renew()
+        assert outcome == "rolled_back", why
+        assert reason in why
+        assert (trial.on_disk(), trial.served()) == (before, old)
+    trial.renew_and_serve()
+    print(f"{trial.recipe.name}: {why}")
+    return why
+
+
+# --- trouble --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def edited(path: Path, edit: Callable[[str], str]) -> Iterator[None]:
+    """Change a file of the service's configuration for the length of the block."""
+    text = path.read_text(encoding="utf-8")
+    changed = edit(text)
+    assert changed != text
+    path.write_text(changed, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def moved_away(path: Path) -> Iterator[None]:
+    """Take a file or socket away for the length of the block."""
+    aside = path.with_name(f"{path.name}.aside")
+    path.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(path)
+
+
+@contextlib.contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Let a process hang for the length of the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def children_of(pid: int) -> list[str]:
+    """Return the processes that a process has started, as text."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def broken_pairs(trial: Trial) -> dict[str, dict[str, bytes]]:
+    """Return ways in which the staged files of a certificate may be unfit for any server."""
+    live = trial.agent.layout.live_link(trial.recipe.domain)
+    chain, key = (live / "fullchain.pem").read_bytes(), (live / "private.key").read_bytes()
+    other = other_key()
+    return {
+        "another certificate's key": {"private.key": other, "combined.pem": other + chain},
+        "a key cut off": {"private.key": key[: len(key) // 2], "combined.pem": key[: len(key) // 2] + chain},
+        "a certificate cut off": {"fullchain.pem": chain[:200], "combined.pem": key + chain[:200]},
+        "no certificate at all": {"fullchain.pem": b"", "combined.pem": key},
+    }
+
+
+def other_key() -> bytes:
+    """Return a good key that belongs to nothing here."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def check_by_hand(
+    trial: Trial, spoil: Mapping[str, bytes], place: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the recipe's check as the agent would, on a copy of the live files with some of them replaced.
+
+    ``options``: what the page says may stand behind it.
+    """
+    place.mkdir()
+    for file in trial.agent.layout.live_link(trial.recipe.domain).iterdir():
+        (place / file.name).write_bytes(spoil.get(file.name, file.read_bytes()))
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/", "CERTCTRL_STAGED_DIR": str(place)}
+    argv = [*trial.recipe.check_argv(place), *options]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)

@@ -1,0 +1,102 @@
+"""The nginx recipe: renewals under load, what its check refuses, and the way back when nginx does not follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fleet import Fleet, Plane
+from recipes import (
+    Recipe,
+    Trial,
+    broken_pairs,
+    check_by_hand,
+    edited,
+    frozen,
+    on_trial,
+    open_place,
+    prove_nothing_is_dropped,
+    prove_rollback,
+    prove_the_check_refuses,
+)
+
+pytestmark = pytest.mark.integration
+
+MAIN = """\
+daemon off;
+pid {place}/nginx.pid;
+worker_processes 2;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_body_temp_path {place}/tmp; proxy_temp_path {place}/tmp; fastcgi_temp_path {place}/tmp;
+    uwsgi_temp_path {place}/tmp; scgi_temp_path {place}/tmp;
+    include {place}/site.conf;
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def trial(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> Iterator[Trial]:
+    with open_place() as place:
+        recipe = Recipe(name="nginx", place=place)
+        recipe.places |= {"listen 443": f"listen 127.0.0.1:{recipe.port}", "/var/www/html": str(place / "html")}
+        program = [need("nginx"), "-p", str(place), "-e", str(place / "error.log"), "-c", str(place / "nginx.conf")]
+        recipe.commands["reload nginx"] = [*program, "-s", "reload"]
+        (place / "html").mkdir()
+        (place / "html" / "index.html").write_text("served\n")
+        (place / "nginx.conf").write_text(MAIN.format(place=place))
+
+        def start(trial: Trial) -> list[str]:
+            recipe.write("site.conf", place / "site.conf")
+            return program
+
+        with on_trial(shared_fleet, plane, recipe, start) as trial:
+            yield trial
+
+
+@pytest.mark.parametrize("renewals", [4, pytest.param(50, marks=pytest.mark.campaign)])
+def test_renewals_drop_no_connection(trial: Trial, renewals: int) -> None:
+    prove_nothing_is_dropped(trial, renewals)
+
+
+def test_a_broken_pair_changes_nothing(trial: Trial) -> None:
+    prove_the_check_refuses(trial, broken_pairs(trial)["another certificate's key"])
+
+
+def test_the_check_knows_good_from_broken(trial: Trial, tmp_path: Path) -> None:
+    assert check_by_hand(trial, {}, tmp_path / "good").returncode == 0
+    for number, (what, files) in enumerate(broken_pairs(trial).items()):
+        done = check_by_hand(trial, files, tmp_path / str(number))
+        assert (done.returncode != 0, "emerg" in done.stderr) == (True, True), what
+
+
+def test_the_check_may_include_the_live_configuration(trial: Trial, tmp_path: Path) -> None:
+    options = trial.recipe.commands["reload nginx"][1:-2]
+    assert check_by_hand(trial, {}, tmp_path / "good", *options).returncode == 0
+    with edited(trial.recipe.place / "nginx.conf", lambda text: text + "half a line"):
+        done = check_by_hand(trial, {}, tmp_path / "broken", *options)
+    assert done.returncode != 0
+    assert "nginx.conf" in done.stderr
+
+
+def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
+    broken = edited(trial.recipe.place / "nginx.conf", lambda text: text + "half a line")
+    prove_rollback(trial, broken, "item reload nginx")
+
+
+def test_a_master_that_hangs_is_rolled_back(trial: Trial) -> None:
+    prove_rollback(trial, frozen(trial.service.pid), "serves another certificate")
+
+
+def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:
+    place, live = trial.recipe.place, trial.agent.layout.live_link(trial.recipe.domain)
+    for name in ("fullchain.pem", "private.key"):
+        (place / name).write_bytes((live / name).read_bytes())
+
+    def elsewhere(text: str) -> str:
+        certs = f"{trial.agent.layout.certs}/www.example.com"
+        return text.replace(f"{certs}.crt", f"{place}/fullchain.pem").replace(f"{certs}.key", f"{place}/private.key")
+
+    prove_rollback(trial, edited(place / "site.conf", elsewhere), "serves another certificate")
