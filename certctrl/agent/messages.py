@@ -111,6 +111,9 @@ class Line(Enum):
         "Repair the disk before anything else; the write is retried by itself."
     CLOCK_SKEW = WARNING, "Clock", "This host's clock is {seconds} s away from the control plane's", \
         "Validity and expiry are judged with a wrong clock.", "Set the clock (chrony, systemd-timesyncd)."
+    DEVICE_COPIED = ERROR, "Agent", "Another agent polls as this device", \
+        "A copy of this config directory is in use; each of the two acts, and sees only part of what happens.", \
+        "Stop one. To keep both: on the copy, `rm -r keys state` and `cert-ctrl register`."
 
     # --- signals ---
     SIGNAL_PROCESSING = INFO, "Signal", "Processing: type={type}, ts={ts}", "A signal's work begins.", _NOTHING

@@ -7,6 +7,7 @@ import trio
 from certctrl.agent.acks import flush_acks
 from certctrl.agent.alerts import raise_alert
 from certctrl.agent.context import Agent
+from certctrl.agent.disk import disk_is_well, disk_trouble
 from certctrl.agent.messages import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
@@ -16,6 +17,7 @@ from certctrl.protocol import events, steps
 from certctrl.protocol.session import Session
 
 SKEW_WORTH_SAYING = 60.0
+FIX_COPIES = "stop one; to keep both, on the copy: rm -r keys state, then cert-ctrl register"
 POLL_CODES = {events.NoUpdates: "204", events.Updates: "200", events.TokenExpired: "401"}
 
 
@@ -137,11 +139,9 @@ class Poller:
                 await agent.offload(agent.store.save_cursor, step.cursor)
             agent.store.save_last_poll(agent.wall_now())
         except DiskError as error:
-            if agent.trouble("disk", str(error), error.fix or ""):
-                say(agent.log, Line.DISK_FAILED, path=error.path, why=error)
+            disk_trouble(agent, error)
             return events.DeliverFailed(str(error))
-        if agent.well("disk"):
-            say(agent.log, Line.DISK_RECOVERED)
+        disk_is_well(agent)
         if fresh:
             await self.signals_send.send(fresh)
         return events.Delivered()
@@ -182,6 +182,7 @@ class Poller:
         self._answered.clear()
         agent.news.set()
         self._compare_clocks()
+        self._look_for_copies()
         if session.failures == 0 and self._failures:
             say(agent.log, Line.POLL_RECOVERED, failures=self._failures)
         self._failures = session.failures
@@ -194,6 +195,15 @@ class Poller:
             agent.well("clock")
         elif agent.trouble("clock", "this host's clock differs from the plane's", "set the clock (chrony, timesyncd)"):
             say(agent.log, Line.CLOCK_SKEW, seconds=round(-skew))
+
+    def _look_for_copies(self) -> None:
+        agent = self.agent
+        if not agent.plane.copies_suspected:
+            agent.well("copies")
+        elif agent.trouble(
+            "copies", "another agent polls as this device: a copy of this directory is in use", FIX_COPIES
+        ):
+            say(agent.log, Line.DEVICE_COPIED)
 
     async def _breaker(self, alert: steps.Alert) -> None:
         agent, session = self.agent, self.agent.session

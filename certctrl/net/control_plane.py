@@ -7,6 +7,7 @@ logged: they hold tokens and sealed keys.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ class ControlPlane(Enrolment):
 
     def __init__(self, http: Http, config: AgentConfig, *, wall_now: Callable[[], float]) -> None:
         super().__init__(http, config, wall_now=wall_now)
+        self._instance = os.urandom(8).hex()
+        self.copies_suspected = False
+        """True when the plane's last answer to a poll said that another agent polls as this device."""
         self._old_materials = False
         self._old_install_config = False
 
@@ -57,14 +61,17 @@ class ControlPlane(Enrolment):
         deadline = step.wait + settings.long_poll_extra_seconds if step.wait else settings.request_timeout_seconds
         try:
             answer = await self._send(
-                "GET", request.path, token, query=request.query(), headers=request.headers(), deadline=deadline
-            )
+                "GET", request.path, token, query=request.query(),
+                headers=request.headers() | {"cert-ctrl-instance": self._instance}, deadline=deadline,
+            )  # fmt: skip
         except BadAnswerError as error:
             return events.BadAnswer(str(error))
         except TransportError as error:
             return events.TransportFailed(str(error))
         event = poll_event(answer, step.limit, self._wall_now())
         self._understood = not isinstance(event, events.BadAnswer)
+        if answer.status in (200, 204):
+            self.copies_suspected = "cert-ctrl-copies" in answer.headers
         return event
 
     async def post_notify(self, token: str, notices: Sequence[Mapping[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from certctrl.errors import CertctrlError
 from certctrl.plane import clock
 from certctrl.plane.authorities import Authorities
 from certctrl.plane.certificates import Certificates
+from certctrl.plane.copies import Copies
 from certctrl.plane.database import Database
 from certctrl.plane.devices import Devices
 from certctrl.plane.enrolment import Enrolment
@@ -67,9 +68,10 @@ class Plane:
         self.database, self.keyring = db, keys = database, keyring
         self.ca = BuiltinCa(db, keys, wall_now, offload)
         self.stream: SignalStream = SqliteStream(db, length=settings.stream_length, wall_now=wall_now)
+        self.copies = Copies(monotonic)
         self.sessions = Sessions(db, keys, settings, wall_now)
         self.installs = Installs(db, self.stream, wall_now)
-        self.devices = Devices(db, self.stream, self.sessions, self.installs, wall_now)
+        self.devices = Devices(db, self.stream, self.sessions, self.installs, self.copies, wall_now)
         self.grants = Grants(db, settings, wall_now, monotonic)
         self.enrolment = Enrolment(db, self.devices, self.grants, self.sessions, self.stream, wall_now)
         self.certificates = Certificates(db, keys, issuer or self.ca, self.stream, settings, wall_now, monotonic)

@@ -117,6 +117,7 @@ class DeviceApi:
         """Answer a poll: 200 with signals, 204 without; a long-poll is held until one of them is true."""
         session = self._plane.sessions.authenticate(bearer_token(request))
         query = request.query_params
+        copied = self._plane.copies.note(session.device_id, line(request.headers.get("cert-ctrl-instance", ""), 64))
         page = await self._plane.poll(
             session,
             cursor=query.get("cursor") or etag_of(request) or None,
@@ -125,7 +126,7 @@ class DeviceApi:
             address=address_of(request),
             until=_Departure(request).come,
         )
-        headers = {"etag": page.cursor}
+        headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if copied else {})
         if not page.signals:
             return empty_answer(headers=headers)
         return data_answer({"cursor": page.cursor, "signals": page.signals}, headers=headers)

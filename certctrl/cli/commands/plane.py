@@ -233,7 +233,7 @@ def _devices(rows: Sequence[dict[str, Any]]) -> None:
     heads = ("id", "name", "status", "platform", "version", "last seen", "address", "waiting", "outcomes")
     cells = [
         (
-            str(row["id"]), row["name"], row["status"], row["platform"], row["app_version"],
+            str(row["id"]), row["name"], row["status"] + (", copied" if row["copies_suspected"] else ""), row["platform"], row["app_version"],
             row["last_seen_at"] or "never", row["last_address"], str(row["signals_waiting"]),
             ", ".join(f"{count} {kind}" for kind, count in sorted(row["outcomes"].items())),
         )
