@@ -1,0 +1,140 @@
+"""The PostgreSQL recipe: copies that belong to the server's user, and sessions that go on through every reload."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fleet import Fleet, Plane
+from recipes import (
+    Recipe,
+    Trial,
+    broken_pairs,
+    check_by_hand,
+    edited,
+    on_trial,
+    open_place,
+    prove_nothing_is_dropped,
+    prove_rollback,
+    prove_the_check_refuses,
+)
+
+pytestmark = [pytest.mark.integration, pytest.mark.root]  # the key's owner is set, and the server refuses to be root
+
+AS_POSTGRES = ("--reuid=postgres", "--regid=postgres", "--clear-groups")
+SETTINGS = """
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = ''
+fsync = off
+shared_buffers = 16MB
+include '{place}/tls.conf'
+"""
+
+
+@pytest.fixture(scope="module")
+def program(need: Callable[[str], str]) -> Callable[[str], str]:
+    """Give ``program("pg_ctl")``: Debian keeps them beside each other, out of the path."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    directory = versions[-1] if versions else Path(need("postgres")).parent
+    return lambda name: str(directory / name)
+
+
+@pytest.fixture(scope="module")
+def trial(
+    shared_fleet: Fleet, plane: Plane, need: Callable[[str], str], program: Callable[[str], str]
+) -> Iterator[Trial]:
+    with open_place() as place:
+        recipe = Recipe(name="postgresql", place=place, kind="postgres", domain="db.example.com")
+        recipe.places |= {"/etc/ssl/postgresql": str(place / "tls")}
+        data = place / "data"
+        become = [need("setpriv"), *AS_POSTGRES]
+        recipe.commands["reload postgresql"] = [*become, program("pg_ctl"), "-D", str(data), "reload"]
+        for directory in (data, place / "tls"):
+            directory.mkdir()
+        shutil.chown(data, "postgres", "postgres")
+        initdb = [*become, program("initdb"), "-D", data, "--auth=trust", "--no-sync", "--no-instructions"]
+        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd="/")
+        with (data / "postgresql.conf").open("a") as settings:
+            settings.write(SETTINGS.format(place=place, port=recipe.port))
+
+        def start(trial: Trial) -> list[str]:
+            recipe.write("tls.conf", place / "tls.conf")
+            return [*become, program("postgres"), "-D", str(data)]
+
+        with on_trial(shared_fleet, plane, recipe, start) as trial:
+            yield trial
+
+
+@pytest.mark.parametrize("renewals", [4, pytest.param(50, marks=pytest.mark.campaign)])
+def test_renewals_end_no_session(trial: Trial, renewals: int) -> None:
+    prove_nothing_is_dropped(trial, renewals)
+    key = (trial.recipe.place / "tls" / "server.key").stat()
+    assert (stat.S_IMODE(key.st_mode), key.st_uid) == (0o600, (trial.recipe.place / "data").stat().st_uid)
+
+
+def test_a_broken_pair_changes_nothing(trial: Trial) -> None:
+    why = prove_the_check_refuses(trial, broken_pairs(trial)["another certificate's key"])
+    assert "private.key does not belong to the certificate" in why
+
+
+def test_the_check_knows_good_from_broken(trial: Trial, tmp_path: Path) -> None:
+    assert check_by_hand(trial, {}, tmp_path / "good").returncode == 0
+    for number, (what, files) in enumerate(broken_pairs(trial).items()):
+        done = check_by_hand(trial, files, tmp_path / str(number))
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), what
+
+
+def test_the_check_may_include_the_live_configuration(
+    trial: Trial, tmp_path: Path, need: Callable[[str], str], program: Callable[[str], str]
+) -> None:
+    data = trial.recipe.place / "data"
+    options = [need("setpriv"), *AS_POSTGRES, program("postgres"), "-D", str(data), "-C", "ssl_cert_file"]
+    good = check_by_hand(trial, {}, tmp_path / "good", *options)
+    assert (good.returncode, good.stdout.strip()) == (0, str(trial.recipe.place / "tls" / "server.crt"))
+    with edited(trial.recipe.place / "tls.conf", lambda text: text + "half a line"):
+        assert check_by_hand(trial, {}, tmp_path / "broken", *options).returncode != 0
+
+
+def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
+    @contextlib.contextmanager
+    def unreadable() -> Iterator[None]:  # only pg_ctl reads it; the server goes on
+        pid_file = trial.recipe.place / "data" / "postmaster.pid"
+        mode = stat.S_IMODE(pid_file.stat().st_mode)
+        pid_file.chmod(0)
+        try:
+            yield
+        finally:
+            pid_file.chmod(mode)
+
+    prove_rollback(trial, unreadable(), "item reload postgresql")
+
+
+def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:
+    place = trial.recipe.place
+    for name in ("server.crt", "server.key"):
+        shutil.copy(place / "tls" / name, place / name)
+        shutil.chown(place / name, "postgres", "postgres")
+        os.chmod(place / name, 0o600)
+    elsewhere = edited(place / "tls.conf", lambda text: text.replace(f"{place}/tls/", f"{place}/"))
+    prove_rollback(trial, elsewhere, "serves another certificate")
+
+
+def test_a_key_that_the_server_cannot_use_is_rolled_back(trial: Trial) -> None:
+    # It reloads "successfully" and stays with what it had: only the probe tells.
+    @contextlib.contextmanager
+    def closed() -> Iterator[None]:
+        directory = trial.recipe.place / "tls"
+        directory.chmod(0o700)
+        try:
+            yield
+        finally:
+            directory.chmod(0o755)
+
+    prove_rollback(trial, closed(), "serves another certificate")
