@@ -15,6 +15,7 @@ from certctrl.model.records import InboxEntry
 from certctrl.model.status import Stop
 from certctrl.protocol import events, steps
 from certctrl.protocol.session import Session
+from certctrl.protocol.state import State
 
 SKEW_WORTH_SAYING = 60.0
 FIX_COPIES = "stop one; to keep both, on the copy: rm -r keys state, then cert-ctrl register"
@@ -37,6 +38,7 @@ class Poller:
         """Poll now: end the pause or the long-poll under way, close the breaker."""
         say(self.agent.log, Line.POLL_NOW, who=who)
         self._poked = True
+        self.agent.tokens.try_again()
         self._waiting.cancel()
 
     async def poll_now(self, who: str) -> str:
@@ -175,11 +177,12 @@ class Poller:
         """Log what came back, raise the breaker's alarm, answer who waits for this poll."""
         agent, session = self.agent, self.agent.session
         log_poll(agent, event)
-        if not isinstance(event, events.POLL_ANSWERS):
+        if not isinstance(event, events.ROUND_ENDS):
             return
-        for answered in self._answered:
-            answered.set()
-        self._answered.clear()
+        if not (isinstance(event, events.TokenExpired) and session.state is State.REFRESHING):  # else: once more
+            for answered in self._answered:
+                answered.set()
+            self._answered.clear()
         agent.news.set()
         self._compare_clocks()
         self._look_for_copies()
@@ -242,6 +245,10 @@ def log_poll(agent: Agent, event: events.Event) -> None:
             say(agent.log, Line.POLL_FAILED, why=event.why, failures=session.failures, delay=_delay(session))
         case events.DeviceRevoked():
             say(agent.log, Line.DEVICE_REVOKED, what=event.what)
+        case events.RefreshFailed():
+            say(agent.log, Line.TOKEN_REFRESH_FAILED, why=event.why, delay=_delay(session))
+        case events.ResyncFailed():
+            say(agent.log, Line.RESYNC_FAILED, why=event.why, delay=_delay(session))
         case _:
             pass
 

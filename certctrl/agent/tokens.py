@@ -126,6 +126,10 @@ class TokenKeeper:
             self._failures, self._failed = 0, None
             return self.seen()
 
+    def try_again(self) -> None:
+        """Let the next refresh go at once, whatever failed before: a person asks."""
+        self._retry_at = 0.0
+
     async def keep_token_fresh(self) -> None:
         """Refresh ahead of expiry until cancelled; NotRegisteredError when the plane refuses for good."""
         try:

@@ -198,6 +198,10 @@ POLL_ANSWERS = (
 )
 """The same as `PollAnswer`, for isinstance."""
 
+RoundEnd = PollAnswer | RefreshFailed | RefreshRefused | ResyncFailed
+ROUND_ENDS = (*POLL_ANSWERS, RefreshFailed, RefreshRefused, ResyncFailed)
+"""What may be the last word on a poll that somebody waits for: it may not even get as far as being sent."""
+
 Event = (
     PollAnswer
     | Delivered

@@ -149,6 +149,7 @@ class Session:
                 self._note(event, now)
                 self._terminate(State.ERROR, StopReason.REVOKED, event.what)
             case ev.RefreshRefused():
+                self.last_poll_text = poll_text(event)
                 self._terminate(State.REFRESHING, StopReason.REFRESH_REFUSED, event.what)
             case ev.Started():
                 if self.state is State.INITIALIZING:
@@ -183,10 +184,12 @@ class Session:
                 self.walk.go(State.POLLING)
                 self._pace.later(now, steps.WAIT_INTERVAL)
             case ev.RefreshFailed():
+                self.last_poll_text = poll_text(event)
                 self._failed(event.retry_after, now)
             case ev.Resynced():
                 self._resynced(now)
             case ev.ResyncFailed():
+                self.last_poll_text = poll_text(event)
                 self.walk.go(State.ACKNOWLEDGING, State.ERROR)
                 self._failed(event.retry_after, now)
             case _:

@@ -22,7 +22,7 @@ def poll_code(event: ev.PollAnswer) -> int | None:
             return event.status
 
 
-def poll_text(event: ev.PollAnswer) -> str:
+def poll_text(event: ev.RoundEnd) -> str:
     """Return one short line for a person, such as ``204 No Content``."""
     match event:
         case ev.NoUpdates():
@@ -44,3 +44,9 @@ def poll_text(event: ev.PollAnswer) -> str:
             return f"unusable answer: {event.why}"
         case ev.TransportFailed():
             return f"no answer: {event.why}"
+        case ev.RefreshFailed():
+            return f"token refresh failed: {event.why}"
+        case ev.RefreshRefused():
+            return f"refresh token refused: {event.what}"
+        case ev.ResyncFailed():
+            return f"comparison with the plane failed: {event.why}"

@@ -653,6 +653,15 @@ def test_failing_refreshes_open_the_breaker_too() -> None:
     assert [alert.kind for alert in story.session.take_alerts()] == ["breaker-open"]
 
 
+def test_the_last_poll_tells_what_kept_it_from_being_sent() -> None:
+    story = Story(token_valid=False)
+    if isinstance(story.next(), Wait):
+        story.wait()
+    assert story.next() == Refresh()
+    story.tell(ev.RefreshFailed("nothing listens"))
+    assert story.session.last_poll_text == "token refresh failed: nothing listens"
+
+
 # --- a person asks ---------------------------------------------------------------------------------------------------
 
 
