@@ -19,7 +19,7 @@ from certctrl.errors import MaterialError, PlaneError
 from certctrl.install.runner import Prepared
 from certctrl.model.bundle import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import CertRecord
+from certctrl.model.records import CertRecord, Stage
 from certctrl.model.signals import (
     CaAssigned,
     CaUnassigned,
@@ -118,7 +118,7 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     if status not in ("revoked", "gone"):
         say(agent.log, Line.CERT_REVOCATION_UNCONFIRMED, cert_id=cert_id, why=f"the plane says {status!r}")
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"not confirmed: the plane says {status!r}")
-    if record is None or not record.generation:
+    if record is None or not has_left_something(record):
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
     say(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=outcome.detail or "taken out of use")
@@ -130,7 +130,7 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
     """Remove a certificate that is no longer this device's, after the plane confirmed it."""
     cert_id = cast(CertUnassigned, signal).cert_id
     record = agent.installer.records.get(cert_id)
-    if record is None or not record.generation:
+    if record is None or not has_left_something(record):
         forget_alerts(agent, cert_id)
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     if (status := await certificate_status(agent, cert_id)) != "gone":
@@ -139,6 +139,11 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
     forget_alerts(agent, cert_id)
     say(agent.log, Line.CERT_UNASSIGNED, cert_id=cert_id, name=record.name)
     return outcome
+
+
+def has_left_something(record: CertRecord) -> bool:
+    """Return whether a certificate is in use, staged, or was not wholly removed when a crash cut its removal off."""
+    return bool(record.generation or record.staged) or record.stage in (Stage.COMMITTED, Stage.ACTIVATED)
 
 
 async def certificate_status(agent: Agent, cert_id: int) -> str:

@@ -121,12 +121,19 @@ def acked_is_done(stage: Stage) -> None:
             assert live(stage, name) == wanted, "reported as done, and not so"
 
 
+def spent_is_stored(stage: Stage) -> None:
+    """No refresh token was spent whose successor is not on disk."""
+    tokens = StateStore(stage.layout, RealFs()).load_tokens()
+    assert tokens is not None and tokens.refresh_token not in stage.plane.spends, "spent, and there was no space"
+
+
 def after_recovery(stage: Stage) -> None:
     """Hold after what every start does first: pairs match everywhere, and nothing is left behind."""
     at_once(stage)
     copies = stage.facts.get("copies", {})
     there = {kind: Path(path) for path, (_, kind) in copies.items() if Path(path).exists()}
-    if there:
+    withdrawn = None in stage.facts.get("after", {}).values()  # copies go one by one
+    if there and not withdrawn:
         assert len(there) == len(copies), f"one of a pair: {there}"
         pair(there["fullchain.pem"].read_bytes(), there["private.key"].read_bytes())
     nothing_is_left(stage)

@@ -41,3 +41,8 @@ def sticky(point: Point, code: str, calls: set[str]) -> Iterator[str]:
     for call in sorted(calls):
         if call != "openat" or code == "EMFILE":
             yield f"{call}:error={code}:when={point.before.get(call, 0) + 1}+"
+
+
+def starves(point: Point, name: str) -> bool:
+    """Return whether a fault means "no space": nothing may be spent then. (Writing into reserved space never fails so.)"""
+    return name.startswith(("ENOSPC", "EDQUOT")) and point.call in ("openat", "fallocate")

@@ -81,13 +81,6 @@ def no_file_fsync() -> None:
     patch(RealFs, "syncfs", lambda self, handle: False)
 
 
-@mutant(REGISTER, "power")
-def no_directory_fsync() -> None:
-    real = RealFs.fsync
-    patch(RealFs, "fsync", lambda self, handle: None if is_dir(handle) else real(self, handle))
-    patch(RealFs, "syncfs", lambda self, handle: False)
-
-
 @mutant(RENEW, "power")
 def switch_not_synced() -> None:
     """The link that makes a generation live is reported before it is durable; nor is anything after it."""
@@ -213,7 +206,7 @@ def old_generation_pruned_before_the_switch() -> None:
 def journal_after_the_renames() -> None:
     real_arm, real_sync = journal.Journal.arm, journal.sync_parents
     owed: list[journal.Journal] = []
-    patch(journal.Journal, "arm", owed.append)
+    patch(journal.Journal, "arm", lambda self: owed.append(self))
 
     def sync(fs: Any, parents: Any) -> None:
         real_sync(fs, parents)

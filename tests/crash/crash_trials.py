@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -97,28 +98,31 @@ def numbered(trace: Iterable[str], world: str) -> list[Point]:
     return found
 
 
-def judge(stage: Stage, story: Story, *, recover_first: bool) -> None:
+def judge(stage: Stage, story: Story, *, recover_first: bool, mutants: tuple[str, ...] = ()) -> None:
     """Check the crashed host, restart, check again."""
+    must = partial(stage.must, later=LATER, mutants=mutants)
     checks.at_once(stage)
     if recover_first and stage.layout.access_token.exists() and stage.layout.refresh_token.exists():
-        stage.must("recover", later=LATER)
+        must("recover")
         checks.after_recovery(stage)
     if story.act == "refresh":
-        stage.must("poll", later=LATER)  # whatever is on disk is used
-    stage.must(story.act, later=LATER, **story.arguments(stage))
+        must("poll")  # whatever is on disk is used
+    must(story.act, **story.arguments(stage))
     checks.in_the_end(stage)
     if story.act in ("enrol", "refresh"):
-        stage.must("poll", later=LATER)  # the session works
+        must("poll")  # the session works
 
 
 def trial(
     stage: Stage, story: Story, rules: Sequence[str], tally: Tally, where: str, *,
     crash: Callable[[], None] = lambda: None, mutants: tuple[str, ...] = (), reached: Callable[[int, list[str]], bool],
     settle: Callable[[], None] = lambda: None, endings: tuple[int, ...] = (-9, 0),
+    ended: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Do one trial; a broken promise becomes a failure of the tally.
 
-    ``settle`` makes the start durable, ``crash`` follows the run; ``endings`` are the exit statuses it may have.
+    ``settle`` makes the start durable, ``crash`` follows the run; ``endings`` are the exit statuses it may have;
+    ``ended`` is one check more.
     """
     story.begin(stage)
     settle()
@@ -128,7 +132,8 @@ def trial(
     crash()
     try:
         assert status in endings, f"it ended with {status}: {stage.log}"
-        judge(stage, story, recover_first=tally.trials % 2 == 0)
+        ended()
+        judge(stage, story, recover_first="copies" in stage.facts or tally.trials % 2 == 0, mutants=mutants)
     except Exception as error:
         tally.failures.append(f"{story.name}, {where}: {type(error).__name__}: {error}")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
+import crash_checks as checks
 import pytest
-from crash_faults import faults
+from crash_faults import faults, starves
 from crash_stage import Stage
 from crash_stories import STORIES, Story
-from crash_trials import Tally, points_of, trial
+from crash_trials import Point, Tally, points_of, trial
 
 EACH = pytest.mark.parametrize("story", [pytest.param(story, id=story.name) for story in STORIES])
 SAMPLE = 2
@@ -23,8 +25,14 @@ def fail_at_points(stage: Stage, story: Story, most: int, seed: int = 1) -> Tall
     every = [(point, name, rules) for point in points_of(stage, story) for name, rules in faults(point)]
     chosen = every if len(every) <= most else random.Random(seed).sample(every, most)
     for point, name, rules in chosen:
-        trial(stage, story, rules, tally, f"{name} at {point}", reached=injected, endings=(0, 1))
+        trial(stage, story, rules, tally, f"{name} at {point}", reached=injected, endings=(0, 1),
+              ended=partial(nothing_wasted, stage, story, point, name))  # fmt: skip
     return tally
+
+
+def nothing_wasted(stage: Stage, story: Story, point: Point, name: str) -> None:
+    if story.act == "refresh" and starves(point, name):
+        checks.spent_is_stored(stage)
 
 
 @pytest.mark.root

@@ -1,0 +1,111 @@
+"""The trials have teeth: each mutant of `crash_mutants` is caught by the kind of trial it is meant for.
+
+What the model of a disk catches besides is in ``tests/store/test_crash_states.py``; mutants that both catch have the
+same name there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import crash_checks as checks
+import pytest
+from crash_faults import faults
+from crash_mutants import MUTANTS
+from crash_plane import PlaneThread
+from crash_power import VARIANTS, disk, loop_mounts_work
+from crash_stage import Forks, Stage
+from crash_stories import STORIES, Story
+from crash_trials import Tally, kill_at, killed, numbered, run_traced, sample, scratch, trial
+from test_errno import nothing_wasted
+from test_power import Powered, cut_after_the_end
+
+BY_NAME = {story.name: story for story in STORIES}
+KINDS = {kind: [name for name, mutant in MUTANTS.items() if mutant.kind == kind] for kind in ("kill", "errno", "power")}
+
+
+def mutated_points(stage: Stage, story: Story, mutant: str) -> list:
+    """Return the points of the mutant: it makes other calls than the product, and works when nothing happens."""
+    story.begin(stage)
+    status, trace = run_traced(stage, story, (), (mutant,))
+    assert status == 0, f"the mutant fails by itself: {stage.log}"
+    checks.at_once(stage)
+    return numbered(trace, str(stage.world))
+
+
+def show(capsys: pytest.CaptureFixture[str], mutant: str, how: str, tally: Tally) -> None:
+    first = tally.failures[0].partition(", ")[2][:150] if tally.failures else "NOT CAUGHT"
+    with capsys.disabled():
+        print(f"\n{mutant} → {how}, trial {tally.trials}: {first}", end="")
+
+
+@pytest.mark.root
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("mutant", KINDS["kill"])
+def test_a_kill_catches(stage: Stage, mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    story, tally = BY_NAME[MUTANTS[mutant].story], Tally()
+    for point in mutated_points(stage, story, mutant):
+        trial(stage, story, kill_at(point), tally, f"killed before {point}", reached=killed, mutants=(mutant,))
+        if tally.failures:
+            break
+    show(capsys, mutant, "kill -9", tally)
+    assert tally.failures
+
+
+@pytest.mark.root
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("mutant", KINDS["errno"])
+def test_a_failing_disk_catches(stage: Stage, mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    story, tally = BY_NAME[MUTANTS[mutant].story], Tally()
+    every = [(point, *fault) for point in mutated_points(stage, story, mutant) for fault in faults(point)]
+    for point, name, rules in every:
+        trial(stage, story, rules, tally, f"{name} at {point}", reached=lambda *_: True, endings=(0, 1),
+              mutants=(mutant,), ended=partial(nothing_wasted, stage, story, point, name))  # fmt: skip
+        if tally.failures:
+            break
+    show(capsys, mutant, "failing disk", tally)
+    assert tally.failures
+
+
+@pytest.fixture(scope="module")
+def powered(need: Callable[[str], str]) -> Iterator[Powered]:
+    """XFS: it hides less than ext4, whose one journal makes much durable that nobody asked for."""
+    need("strace")
+    root = Path(tempfile.mkdtemp(prefix="certctrl-power-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    try:
+        if why := loop_mounts_work(root):
+            pytest.skip(f"no loop mounts here: {why}")
+        need("mkfs.xfs")
+        world, aside = scratch(root)
+        with (
+            disk("xfs", root / "image", world) as made,
+            PlaneThread(aside / "s").running() as plane,
+            Forks(aside / "log").running() as forks,
+        ):
+            yield Powered(Stage(world, aside, plane, forks), made, "xfs")
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest.mark.root
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("mutant", KINDS["power"])
+def test_a_power_cut_catches(powered: Powered, mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stage, story, tally = powered.stage, BY_NAME[MUTANTS[mutant].story], Tally()
+    for name, variant in VARIANTS.items():
+        cut_after_the_end(powered, story, tally, name, variant, (mutant,))
+    for point in sample(mutated_points(stage, story, mutant), 40) if not tally.failures else ():
+        for name, variant in VARIANTS.items():
+            trial(stage, story, kill_at(point), tally, f"power cut ({name}) before {point}", reached=killed,
+                  mutants=(mutant,), settle=powered.disk.settle, crash=lambda v=variant: powered.disk.cut(v))  # fmt: skip
+        if tally.failures:
+            break
+    show(capsys, mutant, "power cut", tally)
+    assert tally.failures
