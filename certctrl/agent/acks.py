@@ -7,8 +7,9 @@ from typing import Any
 
 import certctrl
 from certctrl.agent.context import Agent
+from certctrl.agent.disk import disk_is_well, disk_trouble
 from certctrl.agent.messages import Line, say
-from certctrl.errors import CertctrlError, PlaneError
+from certctrl.errors import CertctrlError, DiskError, PlaneError
 from certctrl.net.control_plane import UnsupportedByPlane
 from certctrl.protocol.events import AcksFailed, AcksSent, Event
 
@@ -32,7 +33,12 @@ async def flush_acks(agent: Agent) -> Event:
         else:
             agent.figures.acks_sent += len(events)
             say(agent.log, Line.ACKS_SENT, count=len(events))
-        await agent.inbox.sent(events)
+        try:
+            await agent.inbox.sent(events)
+        except DiskError as error:  # they are gone from memory; a restart would send them again, which does no harm
+            disk_trouble(agent, error)
+        else:
+            disk_is_well(agent)
     return AcksSent()
 
 
@@ -42,12 +48,11 @@ async def _post(agent: Agent, notices: list[dict[str, Any]], token: str) -> None
 
 async def announce(agent: Agent) -> None:
     """Queue the once-per-start event that tells the plane which version runs here."""
-    device_id = agent.store.load_device_id()
     await agent.inbox.report(
         {
             "type": "agent_version",
             "agent": "cert-ctrl",
             "version": certctrl.__version__,
-            "device_public_id": device_id,
+            "device_public_id": agent.device_id,
         }
     )

@@ -62,6 +62,8 @@ class Agent:
 
     config: AgentConfig
     """Replaced whole by `reload` (run.py)."""
+    device_id: str | None = None
+    """The device's public id, read once: no later trouble with the disk may hide who we are."""
     policy: HostPolicy
     """Replaced whole by `reload` (run.py)."""
     environ: Mapping[str, str] = attrs.field(factory=dict, repr=False)

@@ -15,6 +15,7 @@ import trio
 
 from certctrl.agent.alerts import forget_alerts
 from certctrl.agent.context import Agent
+from certctrl.agent.disk import disk_is_well, disk_trouble
 from certctrl.agent.extensions import find_handler
 from certctrl.agent.messages import Line, say
 from certctrl.errors import (
@@ -34,6 +35,8 @@ from certctrl.protocol.wire import ack_event
 
 RETRY_FIRST = 5.0
 RETRY_LAST = 900.0
+LONGEST_WISH = 3600.0
+"""What a server's Retry-After may come to."""
 WAITING_STATUSES = frozenset({409, 429, 500, 502, 503, 504})
 
 
@@ -84,7 +87,7 @@ class Dispatcher:
 
     async def _start(self, nursery: trio.Nursery, skip: set[str] | None = None) -> float | None:
         """Start what may run; return the wall-clock time at which to look again, or None."""
-        choice = choose(self.agent.inbox.entries(), self._busy, self.agent.wall_now())
+        choice = choose(self.agent.inbox.entries(), self._busy, self.agent.wall_now(), longest=self._longest())
         if choice.superseded:
             await self._finish_superseded(choice.superseded)
         for entry in choice.run:
@@ -223,7 +226,7 @@ class Dispatcher:
                 entry, error=outcome.detail, next_try_at=agent.wall_now() + delay, count=not transient, ack=ack
             )
         except DiskError as error:
-            self._disk_trouble(error)
+            disk_trouble(agent, error)
         line = Line.SIGNAL_QUARANTINED if quarantined else Line.SIGNAL_FAILED
         say(
             agent.log, line,
@@ -238,18 +241,21 @@ class Dispatcher:
         quarantined = not transient and entry.attempts + 1 >= settings.poison_attempts
         backoff = min(RETRY_LAST, RETRY_FIRST * 2.0 ** min(entry.attempts, 12)) * (0.5 + 0.5 * self.agent.random())
         delay = max(backoff, retry_after or 0.0)
-        return (max(delay, float(settings.reconcile_interval_seconds)) if quarantined else delay), quarantined
+        if quarantined:
+            delay = max(delay, float(settings.reconcile_interval_seconds))
+        return min(delay, self._longest()), quarantined
+
+    def _longest(self) -> float:
+        """Return the longest that any signal is put off; what waits for its day is looked at this often, too."""
+        return max(LONGEST_WISH, float(self.agent.config.application.reconcile_interval_seconds))
 
     async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> None:
         try:
             await self.agent.inbox.finish(entries, acks)
         except DiskError as error:  # kept in memory, written with the next change; done work is idempotent
-            self._disk_trouble(error)
-
-    def _disk_trouble(self, error: DiskError) -> None:
-        if self.agent.trouble("disk", str(error), error.fix or ""):
-            say(self.agent.log, Line.DISK_FAILED, path=error.path, why=error)
-
+            disk_trouble(self.agent, error)
+        else:
+            disk_is_well(self.agent)
 
 def _failure(error: CertctrlError) -> Outcome:
     detail = f"{error}; {error.fix}" if error.fix else str(error)

@@ -81,7 +81,7 @@ class RenewalRequests:
         """Say whether to ask now for this serial."""
         serial, at = self._asked.get(finding.record.cert_id, ("", 0.0))
         again = min(ASK_AGAIN_SECONDS, max(60.0, (finding.record.not_after - finding.record.not_before) / 20))
-        return serial != finding.record.serial or now - at >= again
+        return serial != finding.record.serial or not 0 <= now - at < again  # below 0: the clock was ahead then
 
     def asked(self, finding: Finding, now: float) -> None:
         """Note that the plane took the request."""

@@ -112,7 +112,7 @@ def snapshot(agent: Agent) -> dict[str, Any]:
         "now": agent.wall_now(),
         "state": session.state.value,
         "server_url": settings.server_url,
-        "device_id": agent.store.load_device_id(),
+        "device_id": agent.device_id,
         "poll": _poll(agent),
         "cursor": session.seen_cursor,
         "cursor_at": _wall(agent, session.cursor_at),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from certctrl import __version__
-from certctrl.errors import TransportError
+from certctrl.errors import BadAnswerError, TransportError
 from certctrl.net.calls import Calls
 from certctrl.protocol.device_flow import GrantEvent, GrantFailed, GrantStarted
 from certctrl.protocol.wire import (
@@ -78,4 +78,6 @@ class Enrolment(Calls):
         seconds = longest if deadline is None else min(deadline, longest)
         path = self._config.application.refresh_path
         answer = await self._send("POST", path, json=body, deadline=seconds, cap=BUNDLE_CAP)
+        if answer.status == 401 and not answer.is_json:  # some gateway's guard; only the plane ends a session
+            raise BadAnswerError("status 401 came without the plane's words")
         return refreshed_from_wire(self._data(answer, cap=BUNDLE_CAP))

@@ -8,6 +8,7 @@ after it must not silence it. It goes first, but while it waits for its next try
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Container, Iterable, Sequence
 
 import attrs
@@ -28,10 +29,14 @@ class Choice:
     """When the earliest entry that waits for its next try is due (wall seconds); None: none waits."""
 
 
-def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float) -> Choice:
+def choose(
+    entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, longest: float = math.inf
+) -> Choice:
     """Return what may run, given the inbox in order of arrival, the resources at work, and the wall time.
 
-    Nothing is said of a busy resource: which of its entries is the one at work is not known here.
+    ``longest``: no entry was ever told to wait more seconds than this. One that seems to have to was put off while
+    the clock was ahead; it is due. Nothing is said of a busy resource: which of its entries is the one at work is
+    not known here.
     """
     groups: dict[str, list[InboxEntry]] = {}
     for entry in entries:
@@ -44,7 +49,7 @@ def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float) -> 
     for group in groups.values():
         kept = group if len(group) == 1 else _coalesced(group, superseded)
         for entry in kept:
-            if entry.next_try_at <= now:
+            if not 0 < entry.next_try_at - now <= longest:
                 run.append(entry)
                 break
         else:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 
 from certctrl.model.config import ApplicationConfig
-from certctrl.model.signals import ResyncRequired
 from certctrl.model.status import StopReason
 from certctrl.protocol import events as ev
 from certctrl.protocol import steps
@@ -233,9 +232,6 @@ class Session:
             self._pace.interest(self._pace.config.adaptive_window_seconds, now)
             self.walk.go(State.PROCESSING)
             self._page = steps.Deliver(event.cursor, event.signals)
-            if any(isinstance(signal, ResyncRequired) for signal in event.signals):
-                self._want_resync(now)
-                return
         if poll.cursor is not None:
             self._resyncs = 0
 
@@ -255,7 +251,7 @@ class Session:
 
     def _not_delivered(self, now: float) -> None:
         """Forget the page: it comes again. The disk's trouble is not the plane's, so the breaker stays out of it."""
-        self._page, self.seen_cursor, self._resync = None, self.committed_cursor, False
+        self._page, self.seen_cursor = None, self.committed_cursor
         self._deliver_failures += 1
         if self.state is State.PROCESSING:
             self.walk.go(State.ACKNOWLEDGING)

@@ -4,7 +4,8 @@ Three things the diagram leaves open, settled here:
 
 * Acks are sent "in the next poll". So they are flushed twice: in *Acknowledging*, when a page was just taken
   in, and in *Polling*, right before each request. Trouble with them is an edge to *Error* in both cases.
-* A full resync (409, or ``state.resync_required``) is *Processing*: it stands for all the updates missed.
+* A full resync after a 409 is *Processing*: it stands for all the updates missed. One that the plane asks for by
+  ``state.resync_required`` is a signal like any other: it keeps its cursor, or it would come again and again.
 * A refresh that fails without being refused (5xx, network) stays in *Refreshing* and is tried again; only a
   refused one is the edge to *Terminated*.
 

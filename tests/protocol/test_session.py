@@ -471,25 +471,12 @@ def test_an_expired_cursor() -> None:
     assert story.path == [S.INITIALIZING, S.POLLING, S.PROCESSING, S.ACKNOWLEDGING, S.POLLING]
 
 
-def test_a_resync_on_demand_comes_after_delivery() -> None:
+def test_a_resync_on_demand_keeps_its_cursor_or_it_would_come_again_for_ever() -> None:
     story = Story(cursor="c1")
     story.answer(ev.Updates("c2", (ResyncRequired(1), *NEWS), True))
     assert story.deliver() == Deliver("c2", (ResyncRequired(1), *NEWS))
     story.flush()
-    assert story.next() == Resync()
-    story.tell(ev.Resynced())
-    story.flush()
-    story.wait()
-    assert story.poll().cursor is None
-
-
-def test_a_resync_that_could_not_be_delivered_is_asked_for_again() -> None:
-    story = Story(cursor="c1")
-    story.answer(ev.Updates("c2", (ResyncRequired(1),), False))
-    story.next()
-    story.tell(ev.DeliverFailed("disk full"))
-    story.wait()
-    assert story.poll().cursor == "c1"
+    assert story.poll().cursor == "c2"
 
 
 def test_a_failing_resync_is_tried_again_before_anything_is_polled() -> None:

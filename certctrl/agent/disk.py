@@ -1,0 +1,19 @@
+"""Trouble with the state directory: noted once, told once, and taken back with the first write that works."""
+
+from __future__ import annotations
+
+from certctrl.agent.context import Agent
+from certctrl.agent.messages import Line, say
+from certctrl.errors import DiskError
+
+
+def disk_trouble(agent: Agent, error: DiskError) -> None:
+    """Note that a state file could not be written."""
+    if agent.trouble("disk", str(error), error.fix or ""):
+        say(agent.log, Line.DISK_FAILED, path=error.path, why=error)
+
+
+def disk_is_well(agent: Agent) -> None:
+    """Note that one could."""
+    if agent.well("disk"):
+        say(agent.log, Line.DISK_RECOVERED)
