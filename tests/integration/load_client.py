@@ -5,8 +5,9 @@ threads make new connections, one keeps a connection for as long as the server d
 and name. Ends with standard input, and prints what it saw as one JSON object.
 
 An HTTP server may close an idle connection at any time, and a client then repeats its request on a new one (RFC 9112,
-9.3.1 and 9.5): that is counted as ``reopened``, everything else that does not succeed as failed. The other protocols'
-kept connections may not be closed at all.
+9.3.1 and 9.5): that is counted as ``reopened``. An IMAP login is tried a second time, as every mail program does, and
+counted as ``retried`` (Dovecot replaces its login service at a reload). Everything else that does not succeed has
+failed: a kept connection of the other protocols may not be closed at all.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ BEGIN: dict[str, Callable[[Line], None]] = {"imap": imap_begin, "postgres": post
 ASK: dict[str, Callable[[Line, str], None]] = {
     "https": http_ask, "smtp": smtp_ask, "imap": imap_ask, "postgres": postgres_ask,
 }  # fmt: skip
+TRIES = {"imap": 2}
 END = {"smtp": b"QUIT\r\n", "imap": b"a LOGOUT\r\n", "postgres": b"X\0\0\0\4"}
 
 
@@ -220,18 +222,28 @@ class Load:
         ASK[self._kind](line, self._target["name"])
 
     def _new(self) -> None:
+        tries = TRIES.get(self._kind, 1)
         while not self._stop.is_set():
-            try:
-                line = self._open()
+            for left in reversed(range(tries)):
                 try:
-                    self._ask(line)
-                    line.send(END.get(self._kind, b""))
-                finally:
-                    line.close()
-                self._count("new", line.serial)
-            except (OSError, ValueError, KeyError, ClosedError) as error:
-                self._fail("new", error)
+                    self._count("new", self._once())
+                    break
+                except (OSError, ValueError, KeyError, ClosedError) as error:
+                    if left:
+                        self._count("retried")
+                    else:
+                        self._fail("new", error)
             time.sleep(NEW_PAUSE)
+
+    def _once(self) -> str:
+        """Connect, ask, leave; return the serial that was shown."""
+        line = self._open()
+        try:
+            self._ask(line)
+            line.send(END.get(self._kind, b""))
+        finally:
+            line.close()
+        return line.serial
 
     def _kept(self) -> None:
         line: Line | None = None
