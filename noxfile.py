@@ -73,9 +73,9 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Kill, starve and cut the power at every syscall; needs root and strace."""
+    """Kill, starve and cut the power at every syscall, and kill daemons and planes 100 times; needs root and strace."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "tests/crash", "-m", "root or campaign", *session.posargs)
+    session.run("pytest", "tests/crash", "tests/integration/test_kill.py", "-m", "root or campaign", *session.posargs)
 
 
 @nox.session

@@ -61,6 +61,7 @@ def by_names(certs: Path, name: str) -> str:
 
 
 def main(certs: Path, names: list[str]) -> None:
+    os.nice(19)  # what is looked at comes first, where there are few processors
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), ended.set()), daemon=True).start()
     seen: Counter[str] = Counter()
