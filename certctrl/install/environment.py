@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from certctrl.errors import DiskError
 from certctrl.install.formats import SALTED_FILES
 from certctrl.install.site import Site
 from certctrl.install.steps import DesiredCert
+from certctrl.store.atomic import read_bytes
 
 _FILES = {
     "private.key": "CERTCTRL_KEY_FILE",
@@ -18,6 +20,10 @@ _FILES = {
     "bundle.jks": "CERTCTRL_JKS_FILE",
 }
 MOST_NAMES = 100
+MOST_KEYS = 20
+"""Certificates of one command whose keys are known to whoever redacts its output, line by line."""
+_KEY_LIMIT = 64 * 1024
+_SHORTEST_LINE = 16
 
 
 def environment(site: Site, certs: Sequence[DesiredCert]) -> tuple[dict[str, str], tuple[bytes, ...]]:
@@ -30,7 +36,7 @@ def environment(site: Site, certs: Sequence[DesiredCert]) -> tuple[dict[str, str
     here = [cert for cert in certs if cert.generation]
     told["CERTCTRL_NAMES"] = ",".join(cert.name for cert in here[:MOST_NAMES])
     if len(here) != 1:
-        return told, ()
+        return told, tuple(line for cert in here[:MOST_KEYS] for line in _key_lines(site, layout.live / cert.name))
     cert = here[0]
     more, secrets = files_of(site, cert.name, layout.live / cert.name, cert.files)
     return told | more, secrets
@@ -40,7 +46,7 @@ def files_of(site: Site, name: str, directory: Path, files: Collection[str]) -> 
     dict[str, str], tuple[bytes, ...]
 ]:  # fmt: skip
     """Return the variables that name the files of one certificate in a directory, and its secrets."""
-    told, secrets = {"CERTCTRL_NAME": name}, []
+    told, secrets = {"CERTCTRL_NAME": name}, list(_key_lines(site, directory)) if "private.key" in files else []
     for file, variable in _FILES.items():
         if file in files:
             told[variable] = str(directory / file)
@@ -50,3 +56,12 @@ def files_of(site: Site, name: str, directory: Path, files: Collection[str]) -> 
             secrets.append(password)
             told[f"CERTCTRL_{kind.upper()}_PASSWORD_FILE"] = str(path)
     return told, tuple(secrets)
+
+
+def _key_lines(site: Site, directory: Path) -> tuple[bytes, ...]:
+    """Return the lines of a key's PEM text: a command may print one without the lines around it."""
+    try:
+        data = read_bytes(site.fs, directory / "private.key", _KEY_LIMIT) or b""
+    except DiskError:
+        return ()  # the command cannot read it either
+    return tuple(line for line in data.splitlines() if len(line) >= _SHORTEST_LINE and not line.startswith(b"-----"))

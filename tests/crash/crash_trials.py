@@ -46,13 +46,13 @@ class Tally:
     """How many trials were made and how many held; failures with their point."""
 
     trials: int = 0
-    missed: int = 0
-    """Runs that ended before their point came."""
+    missed: list[str] = attrs.field(factory=list)
+    """Where a run ended before its point came."""
     failures: list[str] = attrs.field(factory=list)
 
     def __str__(self) -> str:
         held = self.trials - len(self.failures)
-        return f"{held} of {self.trials}" + (f", {self.missed} points not reached" if self.missed else "")
+        return f"{held} of {self.trials}" + (f", not reached: {self.missed}" if self.missed else "")
 
 
 def run_traced(
@@ -127,7 +127,8 @@ def trial(
     story.begin(stage)
     settle()
     status, trace = run_traced(stage, story, rules, mutants)
-    tally.missed += not reached(status, trace)
+    if not reached(status, trace):
+        tally.missed.append(where)
     tally.trials += 1
     crash()
     try:

@@ -136,10 +136,20 @@ async def test_commands_are_told_paths_and_no_secrets(clock: MockClock, host: An
     env = run["env_paths"]
     assert Path(env["CERTCTRL_KEY_FILE"]) == host.layout.live / "c1.example" / "private.key"
     password = Path(env["CERTCTRL_PFX_PASSWORD_FILE"]).read_bytes()
-    assert run["secrets"] == (password,)
+    lines = Path(env["CERTCTRL_KEY_FILE"]).read_bytes().splitlines()[1:-1]
+    assert lines and set(run["secrets"]) == set(check["secrets"]) == {password, *lines}
     assert stat.S_IMODE(Path(env["CERTCTRL_PFX_PASSWORD_FILE"]).stat().st_mode) == 0o600
     assert env["CERTCTRL_NOTE"] == "x" and env["CERTCTRL_NAMES"] == "c1.example"
     assert password.decode() not in repr(run["env_paths"])
+
+
+async def test_a_command_about_several_certificates_cannot_show_a_line_of_their_keys(
+    clock: MockClock, host: Any
+) -> None:
+    host.allow(commands=commands(RELOAD))
+    await host.deliver(1, 2, items=[ExecAction(id="r", cmd_argv=RELOAD)])
+    keys = [(host.layout.certs / f"c{number}.example.key").read_bytes().splitlines()[1:-1] for number in (1, 2)]
+    assert set(host.proc.asked[-1]["secrets"]) == {line for key in keys for line in key}
 
 
 async def test_a_new_item_that_wants_another_format_needs_no_fetch(clock: MockClock, host: Any) -> None:
