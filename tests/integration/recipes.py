@@ -130,27 +130,36 @@ class Load:
 class Trial:
     """One recipe with its agent, its certificate and its service."""
 
-    def __init__(
-        self, fleet: Fleet, plane: Plane, recipe: Recipe, start: Callable[[Trial], Sequence[str | Path]]
-    ) -> None:
+    service: Child
+    cert_id: int
+
+    def __init__(self, fleet: Fleet, plane: Plane, recipe: Recipe) -> None:
         self.recipe, self.plane, self._fleet = recipe, plane, fleet
         self.spoiled = recipe.place / "spoiled"
         # a long-poll would keep the reports back until it ends
         self.agent: Agent = fleet.agent(
-            plane, recipe.name, poll_mode="interval", poll_interval_ms=100, verify_timeout_seconds=2.0
+            plane,
+            f"{recipe.name}-{recipe.port}",
+            poll_mode="interval",
+            poll_interval_ms=100,
+            verify_timeout_seconds=2.0,
         )
         recipe.places[CONFIG_DIR] = str(self.agent.layout.root)
+
+    def begin(self, start: Callable[[Trial], Sequence[str | Path]]) -> None:
+        """Deliver for the first time, start the service, and see the certificate served."""
+        operator = self.plane.operator
         self._allow()
-        plane.operator.put_items(self.agent.device_id, recipe.items())
+        operator.put_items(self.agent.device_id, self.recipe.items())
         self.agent.start()
-        self.cert_id = int(plane.operator.issue(recipe.domain, self.agent.device_id)["id"])
+        self.cert_id = int(operator.issue(self.recipe.domain, self.agent.device_id)["id"])
         # The first delivery meets no service: it leaves the files, and says that it could not reload.
         wait_for(lambda: self._record() is not None and self._record().attempts, "the first delivery")
-        self.service: Child = fleet.child(start(self), f"{recipe.name}.service.log")
-        wait_for(self._accepts, f"{recipe.name} to accept connections")
+        self.service = self._fleet.child(start(self), f"{self.agent.name}.service.log")
+        wait_for(self._accepts, f"{self.recipe.name} to accept connections")
         done = self.agent.cli("apply", "--now")
         assert done.returncode == 0, done.stdout + done.stderr
-        self.sees(plane.operator.serial(self.cert_id))
+        self.sees(operator.serial(self.cert_id))
 
     def _allow(self) -> None:
         policy = self.recipe.policy()
@@ -170,10 +179,9 @@ class Trial:
 
     def close(self) -> None:
         """Stop the agent, then the service in its own order."""
-        self.agent.daemon.stop()
-        service = getattr(self, "service", None)
-        if service is not None and service.running:
-            service.stop()
+        for child in (getattr(self.agent, "daemon", None), getattr(self, "service", None)):
+            if child is not None and child.running:
+                child.stop()
 
     # --- seeing -----------------------------------------------------------------------------------------------------
 
@@ -225,12 +233,13 @@ class Trial:
 
 @contextlib.contextmanager
 def on_trial(
-    fleet: Fleet, plane: Plane, recipe: Recipe, start: Callable[[Trial], Sequence[str | Path]]
-) -> Iterator[Trial]:
-    """Give a recipe at work; its processes are gone afterwards."""
-    trial = Trial.__new__(Trial)
+    fleet: Fleet, plane: Plane, recipe: Recipe, start: Callable[[Trial], Sequence[str | Path]],
+    kind: type[Trial] = Trial,
+) -> Iterator[Trial]:  # fmt: skip
+    """Give a recipe at work; its processes are gone afterwards. ``start``: returns what its service is started with."""
+    trial = kind(fleet, plane, recipe)
     try:
-        trial.__init__(fleet, plane, recipe, start)  # type: ignore[misc]
+        trial.begin(start)
         yield trial
     finally:
         trial.close()
