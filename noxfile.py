@@ -73,9 +73,32 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def crash(session: nox.Session) -> None:
-    """Kill, starve and cut the power at every syscall, and kill daemons and planes 100 times; needs root and strace."""
+    """Kill, starve and cut the power at every syscall; needs root, strace and, for power cuts, loop devices."""
     session.install("-e", ".[dev]")
-    session.run("pytest", "tests/crash", "tests/integration/test_kill.py", "-m", "root or campaign", *session.posargs)
+    session.run("pytest", "tests/crash", "-m", "root or campaign", *session.posargs)
+
+
+@nox.session
+def model(session: nox.Session) -> None:
+    """Crash every protocol of the store in every way that a model of the disk knows."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/store/test_crash_states.py", "-m", "campaign", *session.posargs)
+
+
+@nox.session
+def hostile(session: nox.Session) -> None:
+    """Obey 100 000 hostile plans; deploy for a minute into a directory that another user attacks (as root)."""
+    session.install("-e", ".[dev]")
+    session.run(
+        "pytest", "tests/install/test_hostile.py", "tests/store/test_copies.py", "-m", "campaign", *session.posargs
+    )
+
+
+@nox.session
+def race(session: nox.Session) -> None:
+    """Refresh one token from eight processes that are killed at random."""
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/agent/test_token_race.py", "-m", "campaign", *session.posargs)
 
 
 @nox.session

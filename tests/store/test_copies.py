@@ -333,6 +333,25 @@ def ground() -> Iterator[Path]:
 @pytest.mark.root
 def test_an_attacker_who_swaps_directories_for_links_wins_nothing(layout: ConfigDir, ground: Path) -> None:
     """Their own directory may be written for them; whatever they put in its place, nothing else is."""
+    written, refused = race(layout, ground, seconds=2)
+    assert written + refused > 10
+
+
+@pytest.mark.root
+@pytest.mark.campaign
+def test_campaign_of_an_attacker_for_a_minute(
+    layout: ConfigDir, ground: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written, refused = race(layout, ground, seconds=60)
+    with capsys.disabled():
+        print(
+            f"\n{written + refused} deployments into a directory under attack: {refused} refused, 0 went astray", end=""
+        )
+    assert written > 10 and refused > 10
+
+
+def race(layout: ConfigDir, ground: Path, *, seconds: float) -> tuple[int, int]:
+    """Deploy for so long against another user who swaps things; return how often that went well and was refused."""
     base, victim = ground / "base", ground / "victim"
     victim.mkdir(mode=0o755)
     (victim / "file").write_text("untouched")
@@ -343,7 +362,7 @@ def test_an_attacker_who_swaps_directories_for_links_wins_nothing(layout: Config
     written = refused = 0
     with attacker:
         assert attacker.stdout is not None and attacker.stdout.readline() == b"ready\n"
-        until = time.monotonic() + 2
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             copies = CopySet(layout, FS)
             write = FileWrite(path=base / "sub" / "file", data=b"key %d" % written, mode=0o600, uid=65534, gid=65534)
@@ -358,7 +377,7 @@ def test_an_attacker_who_swaps_directories_for_links_wins_nothing(layout: Config
     assert (victim / "file").read_text() == "untouched"
     assert [path.name for path in victim.iterdir()] == ["file"]
     assert (victim / "file").stat().st_uid == 0
-    assert written + refused > 10
+    return written, refused
 
 
 # --- recovery -------------------------------------------------------------------------------------------------
