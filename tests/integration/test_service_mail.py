@@ -110,7 +110,7 @@ def postfix(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> It
 def dovecot(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> Iterator[Trial]:
     program, doveadm = need("dovecot"), need("doveadm")
     with open_place() as place:
-        recipe = Recipe(name="dovecot", place=place, kind="imap", domain="mail.example.com")
+        recipe = Recipe(name="dovecot", place=place, kind="imap", domain="mail.example.com", local=True)
         settings = place / "dovecot.conf"
         recipe.commands["reload dovecot"] = [doveadm, "-c", str(settings), "reload"]
         (place / "mail").mkdir()
@@ -181,7 +181,7 @@ def test_the_check_may_include_doveconf(dovecot: Trial, tmp_path: Path, need: Ca
 
 def test_a_failed_reload_of_dovecot_is_rolled_back(dovecot: Trial) -> None:
     broken = edited(dovecot.recipe.place / "dovecot.conf", lambda text: text + "half a line")
-    prove_rollback(dovecot, broken, "item reload dovecot")
+    prove_rollback(dovecot, broken, "item local:reload dovecot")
 
 
 def test_a_dovecot_that_reads_other_files_is_rolled_back(dovecot: Trial) -> None:
