@@ -7,6 +7,7 @@ in the next run.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections import Counter
@@ -25,6 +26,8 @@ CALLS = (
     "ftruncate", "fallocate", "link", "linkat", "fsetxattr",
 )  # fmt: skip
 LATER = 7200.0
+MOST = int(os.environ.get("CERTCTRL_CRASH_TRIALS", "0")) or 10**6
+"""Bound of the campaigns, per story: points of a kill or a power cut, faults of a failing disk. All by default."""
 
 
 @attrs.frozen

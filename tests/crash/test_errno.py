@@ -10,7 +10,7 @@ import pytest
 from crash_faults import faults, starves
 from crash_stage import Stage
 from crash_stories import STORIES, Story
-from crash_trials import Point, Tally, points_of, trial
+from crash_trials import MOST, Point, Tally, points_of, trial
 
 EACH = pytest.mark.parametrize("story", [pytest.param(story, id=story.name) for story in STORIES])
 SAMPLE = 2
@@ -49,7 +49,7 @@ def test_a_failing_disk_is_made_good_by_the_next_run(stage: Stage, story: Story)
 @pytest.mark.timeout(3 * 3600)
 @EACH
 def test_campaign_of_failing_disks(stage: Stage, story: Story, capsys: pytest.CaptureFixture[str]) -> None:
-    tally = fail_at_points(stage, story, 10**6)
+    tally = fail_at_points(stage, story, MOST)
     with capsys.disabled():
         print(f"\nfailing disk, {story.name}: {tally}", end="")
     assert not tally.failures, "\n".join(tally.failures)

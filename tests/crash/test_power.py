@@ -14,7 +14,7 @@ from crash_plane import PlaneThread
 from crash_power import KINDS, VARIANTS, Disk, disk, loop_mounts_work
 from crash_stage import Forks, Stage
 from crash_stories import STORIES, RenewCopies, Story
-from crash_trials import Tally, kill_at, killed, points_of, sample, scratch, trial
+from crash_trials import MOST, Tally, kill_at, killed, points_of, sample, scratch, trial
 
 EACH = pytest.mark.parametrize("story", [pytest.param(story, id=story.name) for story in STORIES])
 SAMPLE = 2
@@ -89,7 +89,7 @@ def test_a_power_cut_takes_nothing_back(powered: Powered) -> None:
 @pytest.mark.timeout(3 * 3600)
 @EACH
 def test_campaign_of_power_cuts(powered: Powered, story: Story, capsys: pytest.CaptureFixture[str]) -> None:
-    tally = cut_at_points(powered, story, 10**6)
+    tally = cut_at_points(powered, story, MOST)
     with capsys.disabled():
         print(f"\npower cut, {powered.kind}, {story.name}: {tally}", end="")
     assert not tally.failures, "\n".join(tally.failures)
