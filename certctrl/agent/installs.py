@@ -22,16 +22,21 @@ def items_in_force(layout: ConfigDir, store: StateStore) -> tuple[InstallItem, .
 
 
 def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | None) -> None:
-    """Refuse a lower version (rollback) and the same version with another hash (equivocation): T2."""
+    """Refuse a lower version (rollback) and the same version with another hash (equivocation): T2.
+
+    Versions count per config id: a host that moves to another device or another plane begins anew.
+    """
     if stored is None:
         return
-    if fetched.version < stored.version:
+    mark = stored.high_water.get(str(fetched.id), 0)
+    if fetched.version < mark:
         raise PlanError(
-            f"version {fetched.version} is older than version {stored.version}, which is in force",
+            f"version {fetched.version} is older than version {mark}, which this host has had",
             reason="version-rollback",
             fix="publish the install config again with a higher version",
         )
-    if fetched.version == stored.version and fetched.installs_hash_b64 != stored.hash:
+    same = fetched.id == stored.raw.get("id") and fetched.version == stored.version
+    if same and fetched.installs_hash_b64 != stored.hash:
         raise PlanError(
             f"version {fetched.version} came again with other contents",
             reason="equivocation",
