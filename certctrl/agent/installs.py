@@ -35,7 +35,7 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
             reason="version-rollback",
             fix="publish the install config again with a higher version",
         )
-    same = fetched.id == stored.raw.get("id") and fetched.version == stored.version
+    same = str(fetched.id) == str(stored.raw.get("id")) and fetched.version == stored.version
     if same and fetched.installs_hash_b64 != stored.hash:
         raise PlanError(
             f"version {fetched.version} came again with other contents",
