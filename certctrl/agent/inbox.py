@@ -79,9 +79,8 @@ class Inbox:
                 if key not in self._entries and key not in self._processed:
                     fresh[key] = InboxEntry(signal=signal)
             if fresh:
-                entries = self._entries | fresh
-                await self._offload(self._store.save_inbox, tuple(entries.values()))
-                self._entries = entries
+                await self._offload(self._store.save_inbox, (*self._entries.values(), *fresh.values()))
+                self._entries |= fresh  # what was finished or kept meanwhile stays as it is now
             return list(fresh.values())
 
     async def finish(self, done: Sequence[InboxEntry], acks: Sequence[dict[str, Any]]) -> None:

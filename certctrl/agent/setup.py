@@ -37,17 +37,32 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.lock import lock_daemon
 from certctrl.store.state import StateStore
 
+WORKING_THREADS = 3
+"""Threads of disk and crypto work side by side. Each holds the interpreter while it computes: forty of them, Trio's
+own limit, cost a burst half its CPU in handing it round, and eight megabytes of stacks and arenas."""
+
 
 async def in_thread(call: Callable[..., Any], *args: Any) -> Any:
     """Run one synchronous piece of disk or crypto work off the event loop; never abandoned half-way."""
-    return await trio.to_thread.run_sync(call, *args)
+    return await trio.to_thread.run_sync(call, *args, limiter=_limiter())
+
+
+def _limiter() -> trio.CapacityLimiter:
+    try:
+        return _working.get()
+    except LookupError:
+        _working.set(limiter := trio.CapacityLimiter(WORKING_THREADS))
+        return limiter
+
+
+_working: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("working")
 
 
 def real_http(config: AgentConfig, layout: ConfigDir) -> Http:
     """Return the real HTTP client; its import is the dearest of all, so it comes last."""
     from certctrl.net.transport import HttpxHttp
 
-    return HttpxHttp.for_agent(config, layout.root)
+    return HttpxHttp.for_agent(config, layout.root, wall_now)
 
 
 @attrs.frozen(kw_only=True)
@@ -97,7 +112,7 @@ async def _assembled(
         agent = _assemble(layout, config, store, http, seams, log)
         reload_items(agent)
         say(log, Line.AGENT_STARTED, version=certctrl.__version__, pid=os.getpid(),
-            device=store.load_device_id(), server=config.application.server_url)  # fmt: skip
+            device=agent.device_id, server=config.application.server_url)  # fmt: skip
         differing = sorted(name for name, source in loaded.sources.items() if source != "default")
         say(log, Line.CONFIG_LOADED, settings=", ".join(differing) or "all defaults")
         yield agent
@@ -139,7 +154,7 @@ def _assemble(
         ),
         session=Session(settings, cursor=store.load_cursor(), random=seams.random),
         figures=Figures(), log=log, wall_now=seams.wall_now, random=seams.random, offload=seams.offload,
-        config=config, policy=load_policy(layout, require_root_owned=False),
+        config=config, device_id=store.load_device_id(), policy=load_policy(layout, require_root_owned=False),
         environ=seams.environ, on_reload=seams.on_reload,
         fetching=trio.CapacityLimiter(settings.handler_limit),
         started_at=seams.wall_now(), started_mono=trio.current_time(),

@@ -47,7 +47,7 @@ class Attempt:
         else:
             await self._succeed(execution)
         await self.ledger.save()
-        await self.site.offload(self._prune)
+        await self.site.gathered(self._prune)
         return serves
 
     async def _succeed(self, execution: Execution) -> None:

@@ -147,7 +147,8 @@ class Convergence:
         if switches := {cert.name: cert.generation for one in plan.sets for cert in one.switches}:
             with trio.CancelScope(shield=True):
                 previous = await site.offload(site.generations.switch, switches)
-        return _Round(items=items, plan=plan, view=view, candidates=candidates, previous=previous)
+        sets = {node: one for one in plan.sets for node in _nodes(one)}
+        return _Round(items=items, plan=plan, view=view, candidates=candidates, previous=previous, sets=sets)
 
     async def _finish(self, group: Group, round_: _Round, alone: Sequence[Candidate], held: set[Group]) -> None:
         """Do the rest for one group, first what goes together, then one by one; then let others at it."""
@@ -218,13 +219,12 @@ class _Round:
     view: View
     candidates: Mapping[int, Candidate]
     previous: Mapping[str, str | None]
+    sets: Mapping[str, PlanSet]
+    """Node (``cert:7``, ``item:x``) -> the work on the group that it belongs to."""
 
     def plan_set(self, group: Group) -> PlanSet | None:
         """Return the work on a group; None when there is none."""
-        for one in self.plan.sets:
-            if group.nodes.issuperset({*(f"cert:{i}" for i in one.cert_ids), *(f"item:{i}" for i in one.items)}):
-                return one
-        return None
+        return next((self.sets[node] for node in group.nodes if node in self.sets), None)
 
     def on_trial(self, group: Group) -> dict[int, Candidate]:
         """Return what has to prove itself: what was switched now, and what was switched before and never proven."""
@@ -250,3 +250,7 @@ class _Round:
             if before and before != candidate.generation:
                 found[cert_id] = before
         return found
+
+
+def _nodes(one: PlanSet) -> list[str]:
+    return [*(f"cert:{cert_id}" for cert_id in one.cert_ids), *(f"item:{item}" for item in one.items)]

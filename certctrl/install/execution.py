@@ -52,6 +52,8 @@ class Execution:
     async def close(self) -> None:
         """Drop what is kept for going back."""
         copies, self.copies, self.lasting = self.copies + self.lasting, [], []
+        if not copies:
+            return
         with trio.CancelScope(shield=True):
             await self.site.offload(_close_all, copies)
 
@@ -83,6 +85,8 @@ class Execution:
 
     async def _all(self, jobs: Sequence[_Job]) -> None:
         """Run jobs side by side, each to its end; then raise the first failure that is not tolerated."""
+        if not jobs:
+            return
         failures: dict[int, CertctrlError] = {}
 
         async def one(number: int, job: _Job) -> None:

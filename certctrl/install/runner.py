@@ -11,7 +11,8 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import attrs
 
@@ -21,6 +22,7 @@ from certctrl.install.choosing import candidates_of, completed, note_staged, ope
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence, Group, groups_of
 from certctrl.install.look import planned
+from certctrl.install.material import open_bundle
 from certctrl.install.outcomes import Ledger, folded
 from certctrl.install.planner import cas_wanted
 from certctrl.install.policy import shown
@@ -31,7 +33,7 @@ from certctrl.install.staging import Prepared
 from certctrl.install.steps import InstallPlan
 from certctrl.install.window import next_opening
 from certctrl.install.withdrawal import Withdrawal
-from certctrl.model.bundle import Bundle
+from certctrl.model.bundle import Bundle, DeployMaterials
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy
@@ -101,6 +103,17 @@ class Installer:
         await self._site.book.save()
 
     # --- deploying ------------------------------------------------------------------------------------------------
+
+    async def open(
+        self, cert_id: int, materials: DeployMaterials, device_secret: bytes, expected_domains: Sequence[str]
+    ) -> Bundle:
+        """Open and check a certificate's material; see ``open_bundle``. Raises MaterialError."""
+        site, name = self._site, self.name_for(cert_id, expected_domains)
+        call = partial(
+            open_bundle, cert_id, name, materials, device_secret,
+            allow_plaintext=site.policy().plaintext_keys, now=site.wall_now(), expected_domains=expected_domains,
+        )  # fmt: skip
+        return cast(Bundle, await site.gathered(call))
 
     async def stage(self, bundle: Bundle, items: Sequence[InstallItem]) -> Prepared:
         """Write a checked bundle beside the live one and run the plan's checks on it; nothing live changes.

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from certctrl.install.book import Book
+from certctrl.install.gathering import Gathered
 from certctrl.install.index import Indexer
 from certctrl.install.policy import Ground
 from certctrl.install.process import Proc
@@ -35,6 +36,8 @@ class Site:
     wall_now: Callable[[], float]
     offload: Callable[..., Awaitable[Any]]
     """Runs one blocking function whole; inline under a virtual clock."""
+    gathered: Gathered
+    """The same for short functions that a burst calls once per certificate."""
     log: logging.Logger
     book: Book
     ground: Ground
@@ -46,4 +49,5 @@ class Site:
         user, group = own_names()
         root = given["layout"].root
         book = Book(given["state"], given["offload"], lambda: given["config"]().application.history_entries)
-        return cls(**given, book=book, ground=Ground(config_dir=str(root.resolve()), user=user, group=group))
+        ground = Ground(config_dir=str(root.resolve()), user=user, group=group)
+        return cls(**given, gathered=Gathered(given["offload"]), book=book, ground=ground)

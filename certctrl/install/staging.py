@@ -66,7 +66,7 @@ async def stage(
     """
     copies = site.indexer.of(items).copies(bundle.cert_id, bundle.name, bundle.domains)
     wanted = VIRTUAL_FILES.intersection(source for item in copies for source in item.sources)
-    staged: Staged = await site.offload(_write, site, bundle, wanted, placeholder)
+    staged: Staged = await site.gathered(_write, site, bundle, wanted, placeholder)
     if check:
         try:
             await _check(site, bundle, staged, copies)

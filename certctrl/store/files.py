@@ -69,9 +69,9 @@ class StateFiles:
         """
         digest = hashlib.sha256(data).digest()
         written = self._written.pop(path, None)
-        if written not in ((digest, True, *self._place(path)), (digest, sync_parent, *self._place(path))):
+        if written not in ((digest, True, *self.place(path)), (digest, sync_parent, *self.place(path))):
             write_atomic(self._fs, path, data, sync_parent=sync_parent)
-            written = (digest, sync_parent, *self._place(path))
+            written = (digest, sync_parent, *self.place(path))
         self._written[path] = written
 
     def save_text(self, path: Path, text: str, what: str, *, sync_parent: bool = True) -> None:
@@ -86,13 +86,14 @@ class StateFiles:
 
     def note_cursor(self, path: Path, data: bytes) -> None:
         """Take ``data`` for what is at ``path``, though perhaps not durably: good for a file that may fall back."""
-        self._written[path] = (hashlib.sha256(data).digest(), False, *self._place(path))
+        self._written[path] = (hashlib.sha256(data).digest(), False, *self.place(path))
 
     def sync(self, directory: Path) -> None:
         """Make the names in a directory durable."""
         with closing(self._fs, self._fs.open_dir(directory)) as handle:
             self._fs.fsync(handle)
 
-    def _place(self, path: Path) -> tuple[int, int, int]:
+    def place(self, path: Path) -> tuple[int, int, int]:
+        """Return what tells one state of a file from another; zeros for none."""
         found = self._fs.lstat(path)
         return (0, 0, 0) if found is None else (found.ino, found.mtime_ns, found.size)

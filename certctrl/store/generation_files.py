@@ -203,9 +203,7 @@ class GenerationFiles:
 
     def _write_file(self, directory: Handle, file: str, data: bytes) -> None:
         mode = PUBLIC_MODE if file in _PUBLIC else SECRET_MODE
-        with closing(self._fs, self._fs.create(file, SECRET_MODE, at=directory)) as handle:
-            if mode != SECRET_MODE:
-                self._fs.chmod(handle, mode)
+        with closing(self._fs, self._fs.create(file, mode, at=directory)) as handle:
             adopt_owner(self._fs, handle, directory)
             self._fs.write(handle, data)
 

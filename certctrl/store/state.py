@@ -42,6 +42,9 @@ class _Waiting:
 class StateStore(InstalledState):
     """The files below ``state/`` and ``keys/``. Methods block on the disk and raise DiskError."""
 
+    _keys: tuple[list[tuple[int, int, int]], DeviceKeys] | None = None
+    """Where the device's keys were read, and what they are."""
+
     def sweep(self) -> int:
         """Remove the temporary files of crashed writers; call it at start, under the daemon lock."""
         places = (self.layout.root, self.layout.state, self.layout.keys, self.layout.passwords)
@@ -91,7 +94,18 @@ class StateStore(InstalledState):
         self._files.save_text(self.layout.device_id, device_id, "device id")
 
     def load_device_keys(self) -> DeviceKeys | None:
-        """Return the key pair; None before registration, also when its making was interrupted."""
+        """Return the key pair; None before registration, also when its making was interrupted.
+
+        From memory while the files are the ones that were read: a burst asks a thousand times.
+        """
+        places = [self._files.place(path) for path in (self.layout.device_secret_key, self.layout.device_public_key)]
+        if self._keys is not None and self._keys[0] == places:
+            return self._keys[1]
+        keys = self._read_device_keys()
+        self._keys = None if keys is None else (places, keys)
+        return keys
+
+    def _read_device_keys(self) -> DeviceKeys | None:
         secret = self._load_key(self.layout.device_secret_key)
         public = self._load_key(self.layout.device_public_key)
         if secret is not None and public is not None:

@@ -72,6 +72,22 @@ async def test_a_failure_is_kept_with_its_attempts(store: StateStore) -> None:
     assert (kept.attempts, kept.last_error, kept.next_try_at) == (1, "no route", 99.0)
 
 
+async def test_what_ends_while_a_page_is_written_does_not_come_back(store: StateStore) -> None:
+    inbox = again(store)
+    first, second = await inbox.admit([A, B])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inbox.admit, [InstallUpdated(ts_ms=3, config_id=1, version=1)])
+        await trio.testing.wait_all_tasks_blocked()  # the page is on its way to the disk
+        nursery.start_soon(inbox.finish, [first], [])
+        nursery.start_soon(
+            lambda: inbox.keep(second, error="no route", next_try_at=99.0, count=True, ack=None), name="keep"
+        )
+    for known in (inbox, again(store)):
+        kept, page = known.entries()
+        assert (kept.signal, kept.attempts, kept.last_error) == (B, 1, "no route")
+        assert isinstance(page.signal, InstallUpdated)
+
+
 async def test_a_full_disk_admits_nothing_and_forgets_nothing(store: StateStore) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=10)
