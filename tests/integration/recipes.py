@@ -366,9 +366,31 @@ def check_by_hand(
 
     ``options``: what the page says may stand behind it.
     """
+    copy_live(trial, spoil, place)
+    return run_check(trial.recipe.check_argv(place), options)
+
+
+def check_as_nobody(trial: Trial) -> subprocess.CompletedProcess[str]:
+    """Run the recipe's check on the live files as a user without any rights, as the unprivileged agent is one."""
+    place = trial.recipe.place / "readable"
+    copy_live(trial, {}, place)
+    place.chmod(0o755)
+    for file in place.iterdir():
+        file.chmod(0o644)
+    become = ["/usr/bin/setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--no-new-privs"]
+    return run_check([*become, *trial.recipe.check_argv(place)])
+
+
+def copy_live(trial: Trial, spoil: Mapping[str, bytes], place: Path) -> None:
+    """Copy the live files of a trial's certificate, some of them replaced."""
     place.mkdir()
     for file in trial.agent.layout.live_link(trial.recipe.domain).iterdir():
         (place / file.name).write_bytes(spoil.get(file.name, file.read_bytes()))
-    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/", "CERTCTRL_STAGED_DIR": str(place)}
-    argv = [*trial.recipe.check_argv(place), *options]
-    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def run_check(argv: Sequence[str], options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a check with the environment that the agent gives."""
+    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/"}
+    return subprocess.run(
+        [*argv, *options], env=env, capture_output=True, text=True, timeout=60, check=False, umask=0o077
+    )

@@ -12,6 +12,7 @@ from recipes import (
     Recipe,
     Trial,
     broken_pairs,
+    check_as_nobody,
     check_by_hand,
     edited,
     frozen,
@@ -74,6 +75,12 @@ def test_renewals_drop_no_connection(trial: Trial, renewals: int) -> None:
 
 def test_a_broken_pair_changes_nothing(trial: Trial) -> None:
     prove_the_check_refuses(trial, broken_pairs(trial)["another certificate's key"])
+
+
+@pytest.mark.root
+def test_the_check_needs_no_rights(trial: Trial) -> None:
+    done = check_as_nobody(trial)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_check_may_include_configtest(trial: Trial, tmp_path: Path) -> None:

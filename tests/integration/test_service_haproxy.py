@@ -12,6 +12,7 @@ from recipes import (
     Recipe,
     Trial,
     broken_pairs,
+    check_as_nobody,
     check_by_hand,
     children_of,
     edited,
@@ -94,6 +95,12 @@ def test_the_check_knows_good_from_broken(trial: Trial, tmp_path: Path) -> None:
     for number, (what, files) in enumerate(broken_pairs(trial).items()):
         done = check_by_hand(trial, files, tmp_path / str(number))
         assert (done.returncode != 0, "combined.pem" in done.stderr) == (True, True), what
+
+
+@pytest.mark.root
+def test_the_check_needs_no_rights(trial: Trial) -> None:
+    done = check_as_nobody(trial)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_check_may_include_the_live_configuration(trial: Trial, tmp_path: Path) -> None:
