@@ -9,6 +9,7 @@ a newer signal of the same resource replaces it.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, cast
 
 import trio
@@ -35,6 +36,8 @@ from certctrl.protocol.wire import ack_event
 
 RETRY_FIRST = 5.0
 RETRY_LAST = 900.0
+RETRY_LAST_TRANSIENT = 300.0
+"""As for polls: once the plane is back, or the disk has room again, nobody should wait longer."""
 LONGEST_WISH = 3600.0
 """What a server's Retry-After may come to."""
 WAITING_STATUSES = frozenset({409, 429, 500, 502, 503, 504})
@@ -48,6 +51,8 @@ class Dispatcher:
         self._receive = signals_receive
         self._busy: set[str] = set()
         self._closed = False
+        self._tries: Counter[str] = Counter()
+        """Failures in a row of this run by identity, also those that are nobody's fault: backoff grows with them."""
 
     async def dispatch_forever(self, handlers: trio.CancelScope) -> None:
         """Handle signals until the channel is closed and what runs has ended; then end the handlers nursery."""
@@ -103,6 +108,7 @@ class Dispatcher:
         outcome = Outcome(kind=OutcomeKind.SUPERSEDED, detail="a newer signal of the same resource came")
         acks = [ack_event(entry.signal, outcome, 0) for entry in entries]
         for entry in entries:
+            del self._tries[identity(entry.signal)]
             say(self.agent.log, Line.SIGNAL_SUPERSEDED, type=entry.signal.type, ts=entry.signal.ts_ms)
             self.agent.figures.signals[entry.signal.type, OutcomeKind.SUPERSEDED.value] += 1
         await self._save(entries, acks)
@@ -183,6 +189,7 @@ class Dispatcher:
     async def _done(self, entry: InboxEntry, outcome: Outcome, seconds: float) -> None:
         agent, signal = self.agent, entry.signal
         milliseconds = round(seconds * 1000)
+        del self._tries[identity(signal)]
         await self._save([entry], [ack_event(signal, outcome, milliseconds)])
         self._tell_certificates(entry, outcome)
         say(agent.log, Line.SIGNAL_DONE, type=signal.type, ts=signal.ts_ms, outcome=outcome.kind.value, ms=milliseconds)
@@ -239,7 +246,10 @@ class Dispatcher:
         """Return the seconds until the next try, and whether this failure puts the signal into quarantine."""
         settings = self.agent.config.application
         quarantined = not transient and entry.attempts + 1 >= settings.poison_attempts
-        backoff = min(RETRY_LAST, RETRY_FIRST * 2.0 ** min(entry.attempts, 12)) * (0.5 + 0.5 * self.agent.random())
+        self._tries[key := identity(entry.signal)] += 1
+        tries = max(entry.attempts, self._tries[key] - 1)
+        most = RETRY_LAST_TRANSIENT if transient else RETRY_LAST
+        backoff = min(most, RETRY_FIRST * 2.0 ** min(tries, 12)) * (0.5 + 0.5 * self.agent.random())
         delay = max(backoff, retry_after or 0.0)
         if quarantined:
             delay = max(delay, float(settings.reconcile_interval_seconds))
@@ -256,6 +266,7 @@ class Dispatcher:
             disk_trouble(self.agent, error)
         else:
             disk_is_well(self.agent)
+
 
 def _failure(error: CertctrlError) -> Outcome:
     detail = f"{error}; {error.fix}" if error.fix else str(error)

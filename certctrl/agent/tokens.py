@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import random as random_module
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -30,6 +31,7 @@ WARN_SECONDS = 60.0
 YOUNG_SECONDS = 2.0
 """A token this young is not refreshed again, not even after a 401."""
 FIRST_BACKOFF, LAST_BACKOFF = 1.0, 30.0
+"""Between tries that somebody waits for; ahead of need it goes on up to `LONGEST_NAP`."""
 LONGEST_NAP = 300.0
 """Between two looks at the clock; wall clocks jump."""
 SAVE_AGAIN_SECONDS = 10.0
@@ -79,9 +81,13 @@ class TokenKeeper:
         return self._access or ""
 
     def valid(self) -> bool:
-        """Return whether there is an access token that has not expired, reading the files at first."""
-        if self._access is None and (stored := self._store.load_tokens()) is not None:
-            self._use(stored.access_token)
+        """Return whether there is an access token that has not expired; what cannot be read counts as none.
+
+        Reads the files at first.
+        """
+        with suppress(DiskError):  # whoever needs the token meets the same, and has a way to try again
+            if self._access is None and (stored := self._store.load_tokens()) is not None:
+                self._use(stored.access_token)
         return bool(self._access) and not self._expired()
 
     def expires_at(self) -> float | None:
@@ -164,7 +170,8 @@ class TokenKeeper:
         except NotRegisteredError:
             raise
         except CertctrlError as error:
-            delay = max(self._retry_at - trio.current_time(), FIRST_BACKOFF)
+            pause = min(LONGEST_NAP, FIRST_BACKOFF * 2.0 ** min(self._failures - 1, 10)) * (0.5 + 0.5 * self._random())
+            delay = max(self._retry_at - trio.current_time(), pause, FIRST_BACKOFF)
             say(self._log, Line.TOKEN_REFRESH_FAILED, why=error, delay=round(delay))
             return delay
         return FIRST_BACKOFF

@@ -26,6 +26,8 @@ MOST_POLLS = 3
 MOST_REFRESHES = 10
 """In `STORM_SECONDS`, tries included: backoff from half a second, and each broken exchange is repeated once."""
 MOST_REQUESTS = 400
+MOST_OF_ONE = 30
+"""In a minute, of any other resource: retries that grow from 2.5 s, and whatever operators do meanwhile."""
 SERVER_CAP = 3600.0
 
 
@@ -48,6 +50,7 @@ class Auditor:
         self.polls: deque[float] = deque(maxlen=MOST_POLLS + 1)
         self.refreshes: deque[float] = deque(maxlen=MOST_REFRESHES + 1)
         self.requests: deque[float] = deque(maxlen=MOST_REQUESTS)
+        self.asked: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_OF_ONE))
         self.excused = True
         """The next poll may come early: a person, a restart, a full page, news, a fresh token."""
         self.not_before: dict[str, float] = {}
@@ -74,12 +77,22 @@ class Auditor:
         self.requests.append(now)
         if len(self.requests) == MOST_REQUESTS and now - self.requests[0] < STORM_SECONDS:
             self.fail(f"{MOST_REQUESTS} requests of all kinds within {STORM_SECONDS:g} s")
+        self._no_storm(exchange, now)
         if exchange.is_poll:
             self._poll(exchange, now)
         elif exchange.path == REFRESH_PATH:
             self._refresh(exchange, now)
         elif exchange.path == NOTIFY_PATH:
             self._notify(exchange)
+
+    def _no_storm(self, exchange: Exchange, now: float) -> None:
+        """Outside of polls: nothing is asked for over and over."""
+        if exchange.is_poll or exchange.path == NOTIFY_PATH:
+            return
+        times = self.asked[exchange.path]
+        times.append(now)
+        if len(times) == MOST_OF_ONE and now - times[0] < 60.0:
+            self.fail(f"{exchange.path} was asked for {len(times)} times within {now - times[0]:.1f} s")
 
     def _poll(self, exchange: Exchange, now: float) -> None:
         self.counts["polls"] += 1
@@ -103,7 +116,7 @@ class Auditor:
         self.refreshes.append(now)
         if len(self.refreshes) > MOST_REFRESHES and now - self.refreshes[0] < STORM_SECONDS:
             self.fail(f"{len(self.refreshes)} refreshes within {STORM_SECONDS:g} s")
-        if exchange.json["refresh_token"] in self.spent:
+        if exchange.json["refresh_token"] in self.spent and not self.lost_session:
             self.fail("a refresh token is spent a second time although its successor had arrived")
 
     def _notify(self, exchange: Exchange) -> None:
@@ -114,15 +127,16 @@ class Auditor:
 
     def after(self, exchange: Exchange) -> None:
         """Look at what came back."""
-        answer, now = exchange.answer, trio.current_time()
+        answer, now, weather = exchange.answer, trio.current_time(), exchange.weather
         self._journal(exchange)
         if exchange.path == REFRESH_PATH:
             self.refreshing = 0
             if exchange.done == 200 and (answer is None or answer.status != 200) and self.rotates:
                 self.session_lost("the plane's answer with the next refresh token was lost")
+            if weather is not None and answer is not None and answer.status in (401, 403) and answer.is_json:
+                self.session_lost("somebody refused the refresh token in the plane's own words")
         if answer is None:
             return
-        weather = exchange.weather
         if weather is not None and weather.asks is not None and exchange.is_poll:
             self.not_before["poll"] = now + min(max(weather.asks, 0.0), SERVER_CAP)
         if exchange.path == REFRESH_PATH and answer.status == 200:

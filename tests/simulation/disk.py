@@ -18,6 +18,9 @@ from certctrl.store.fs import Handle, disk_error
 
 NEEDS_SPACE = ("create", "write", "mkdir", "symlink", "allocate", "open_append")
 
+MOST_PENDING = 120
+"""Changes that a kernel keeps to itself."""
+
 
 class SimulatedDisk(ModelFs):
     """A ModelFs with bad times."""
@@ -67,6 +70,11 @@ class SimulatedDisk(ModelFs):
     def _tell(self, name: str | Path, at: Handle | None) -> None:
         if self.switched is not None and at is not None and at.path.endswith("/.live") and str(name)[0] != ".":
             self.switched(self, str(name))
+
+    def fsync(self, handle: Handle) -> None:
+        super().fsync(handle)
+        if len(self.pending) > MOST_PENDING:
+            self.write_back()
 
     def write_back(self) -> None:
         """Let everything reach the disk, as a kernel does after a while."""

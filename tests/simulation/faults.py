@@ -15,6 +15,7 @@ from certctrl.errors import DiskError
 from certctrl.model.status import StopReason
 
 CLOCK_ERRORS = (3600.0, -3600.0, 315_360_000.0, -315_360_000.0, -2e9)
+LONGEST = 3 * 3600.0
 SLEEP = 8 * 3600.0
 
 
@@ -44,7 +45,7 @@ class HostFaults:
 
     def _a_while(self) -> float:
         setting = self.world.setting
-        return min(setting.interval * self.chance.choice((0.5, 2, 5, 15)), setting.span / 6)
+        return min(setting.interval * self.chance.choice((0.5, 2, 5, 15)), setting.span / 6, LONGEST)
 
     # --- the process --------------------------------------------------------------------------------------------
 
@@ -123,6 +124,7 @@ class HostFaults:
 
     async def freeze(self) -> None:
         """Stop the process (SIGSTOP, a frozen container): all its timers are due at once."""
+        self.machine.freezes += 1
         trio.lowlevel.current_clock().jump(min(SLEEP, self.world.setting.span / 4))  # type: ignore[attr-defined]
 
     # --- services and people ----------------------------------------------------------------------------------------

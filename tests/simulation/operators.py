@@ -227,6 +227,6 @@ class Operators:
         stored = json.loads(file_in(disk.now, world.layout.install_config) or b"{}").get("config", {})
         if stored.get("version") != self.plane.installs.version(DEVICE):
             found.append(f"install config {stored.get('version')} is in force")
-        if agent.problems:
-            found.append(f"problems: {sorted(agent.problems)}")
+        if problems := sorted(key for key in agent.problems if not key.startswith("alert:revoked:")):
+            found.append(f"problems: {problems}")  # a revocation stays in sight while the plane lists it
         return found

@@ -18,6 +18,7 @@ RETRY_AFTERS: tuple[tuple[str, float | None], ...] = (
     ("-1", 0.0), ("junk", None), ("", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
     ("Fri, 21 Oct 2089 07:28:00 GMT", 3600.0),
 )  # fmt: skip
+LONGEST = 3 * 3600.0
 LOSING = ("lost", "slow", "truncated", "reset")
 """A refresh that meets these may have been spent."""
 
@@ -41,7 +42,7 @@ class WayFaults:
 
     def _a_while(self) -> float:
         setting = self.world.setting
-        return min(setting.interval * self.chance.choice((0.5, 2, 5, 15)), setting.span / 6)
+        return min(setting.interval * self.chance.choice((0.5, 2, 5, 15)), setting.span / 6, LONGEST)
 
     async def bad_weather(self) -> None:
         """No connection, no answer, half an answer."""

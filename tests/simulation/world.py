@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import trio
 from modeldisk import ModelFs
+from nacl.public import PrivateKey
 from simulation.auditor import Auditor
 from simulation.authority import SimulatedIssuer
 from simulation.clockwork import START, WorldTime
@@ -24,6 +25,7 @@ from simulation.network import Network, SimulatedHttp
 from simulation.service import RELOAD, Services
 
 from certctrl.agent.register import register
+from certctrl.model.records import DeviceKeys
 from certctrl.net.control_plane import ControlPlane
 from certctrl.plane.app import Plane, make_app
 from certctrl.plane.database import Database
@@ -103,6 +105,9 @@ def template() -> Template:
     disk.put_dir(COPIES)
     layout = ConfigDir(root)
     make_tree(disk, layout)
+    store, secret = StateStore(layout, disk), PrivateKey(bytes(range(32)))  # made here, else journals would differ
+    store.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
+    store.save_device_keys(DeviceKeys(public=bytes(secret.public_key), secret=bytes(secret)))
     keyring, database = Keyring.open(None), Database(None)
 
     async def enrol() -> None:
