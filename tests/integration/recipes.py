@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import socket
 import ssl
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
-from fleet import HERE, ROOT, Agent, Child, Fleet, Plane, clean_environment, wait_for
+from fleet import ROOT, Agent, Child, Fleet, Plane, wait_for
 from load_client import Line
 
 from certctrl.sandbox.servers import HOST, free_port
@@ -103,30 +99,6 @@ class Recipe:
         for there in sorted(here, key=len, reverse=True):
             text = text.replace(there, here[there])
         return text
-
-
-class Load:
-    """The client that does not stop asking, a process of its own."""
-
-    def __init__(self, target: Mapping[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, HERE / "load_client.py", json.dumps(target)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment(),
-        )  # fmt: skip
-
-    def __enter__(self) -> Load:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.communicate()
-
-    def stop(self) -> dict[str, Any]:
-        """End it and return what it saw."""
-        out, _ = self._process.communicate(timeout=60)
-        assert self._process.returncode == 0
-        return dict(json.loads(out))
 
 
 class Trial:
@@ -248,149 +220,3 @@ def on_trial(
         yield trial
     finally:
         trial.close()
-
-
-# --- the three proofs ---------------------------------------------------------------------------------------------
-
-
-def prove_nothing_is_dropped(trial: Trial, renewals: int) -> dict[str, Any]:
-    """Renew again and again under load: every serial is served, no request fails; return the client's tally."""
-    with Load(trial.target()) as load:
-        serials = [trial.renew_and_serve() for _ in range(renewals)]
-        seen = load.stop()
-    print(f"{trial.recipe.name}: {renewals} renewals, {seen}")
-    assert seen["faults"] == []
-    assert seen["new"] >= renewals
-    assert seen["kept"] >= renewals
-    assert plain_serial(serials[-1]) in seen["serials"]
-    return seen
-
-
-def prove_the_check_refuses(trial: Trial, files: Mapping[str, bytes]) -> str:
-    """Spoil the staged files: refused before anything live changes; the next good one goes live. Return the reason."""
-    before, old = trial.on_disk(), trial.served()
-    trial.spoiled.mkdir()
-    for name, data in files.items():
-        (trial.spoiled / name).write_bytes(data)
-    _, outcome, why = trial.renew()
-    assert outcome == "failed", why
-    assert "the check refuses the new certificate" in why
-    assert (trial.on_disk(), trial.served()) == (before, old)
-    shutil.rmtree(trial.spoiled)
-    trial.renew_and_serve()
-    print(f"{trial.recipe.name}: {why}")
-    return why
-
-
-def prove_rollback(trial: Trial, trouble: contextlib.AbstractContextManager[Any], reason: str) -> str:
-    """Renew while something is wrong: back to the old pair, which is still served; mended, the next one goes live."""
-    before, old = trial.on_disk(), trial.served()
-    with trouble:
-        _, outcome, why = trial.renew()
-        assert outcome == "rolled_back", why
-        assert reason in why
-        assert (trial.on_disk(), trial.served()) == (before, old)
-    trial.renew_and_serve()
-    print(f"{trial.recipe.name}: {why}")
-    return why
-
-
-# --- trouble --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def edited(path: Path, edit: Callable[[str], str]) -> Iterator[None]:
-    """Change a file of the service's configuration for the length of the block."""
-    text = path.read_text(encoding="utf-8")
-    changed = edit(text)
-    assert changed != text
-    path.write_text(changed, encoding="utf-8")
-    try:
-        yield
-    finally:
-        path.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def moved_away(path: Path) -> Iterator[None]:
-    """Take a file or socket away for the length of the block."""
-    aside = path.with_name(f"{path.name}.aside")
-    path.rename(aside)
-    try:
-        yield
-    finally:
-        aside.rename(path)
-
-
-@contextlib.contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    """Let a process hang for the length of the block."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-def children_of(pid: int) -> list[str]:
-    """Return the processes that a process has started, as text."""
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def broken_pairs(trial: Trial) -> dict[str, dict[str, bytes]]:
-    """Return ways in which the staged files of a certificate may be unfit for any server."""
-    live = trial.agent.layout.live_link(trial.recipe.domain)
-    chain, key = (live / "fullchain.pem").read_bytes(), (live / "private.key").read_bytes()
-    other = other_key()
-    return {
-        "another certificate's key": {"private.key": other, "combined.pem": other + chain},
-        "a key cut off": {"private.key": key[: len(key) // 2], "combined.pem": key[: len(key) // 2] + chain},
-        "a certificate cut off": {"fullchain.pem": chain[:200], "combined.pem": key + chain[:200]},
-        "no certificate at all": {"fullchain.pem": b"", "combined.pem": key},
-    }
-
-
-def other_key() -> bytes:
-    """Return a good key that belongs to nothing here."""
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def check_by_hand(
-    trial: Trial, spoil: Mapping[str, bytes], place: Path, *options: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the recipe's check as the agent would, on a copy of the live files with some of them replaced.
-
-    ``options``: what the page says may stand behind it.
-    """
-    copy_live(trial, spoil, place)
-    return run_check(trial.recipe.check_argv(place), options)
-
-
-def check_as_nobody(trial: Trial) -> subprocess.CompletedProcess[str]:
-    """Run the recipe's check on the live files as a user without any rights, as the unprivileged agent is one."""
-    place = trial.recipe.place / "readable"
-    copy_live(trial, {}, place)
-    place.chmod(0o755)
-    for file in place.iterdir():
-        file.chmod(0o644)
-    become = ["/usr/bin/setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--no-new-privs"]
-    return run_check([*become, *trial.recipe.check_argv(place)])
-
-
-def copy_live(trial: Trial, spoil: Mapping[str, bytes], place: Path) -> None:
-    """Copy the live files of a trial's certificate, some of them replaced."""
-    place.mkdir()
-    for file in trial.agent.layout.live_link(trial.recipe.domain).iterdir():
-        (place / file.name).write_bytes(spoil.get(file.name, file.read_bytes()))
-
-
-def run_check(argv: Sequence[str], options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Run a check with the environment that the agent gives."""
-    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/"}
-    return subprocess.run(
-        [*argv, *options], env=env, capture_output=True, text=True, timeout=60, check=False, umask=0o077
-    )

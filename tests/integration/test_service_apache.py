@@ -8,20 +8,17 @@ from pathlib import Path
 
 import pytest
 from fleet import Fleet, Plane, wait_for
-from recipes import (
-    Recipe,
-    Trial,
+from proofs import (
     broken_pairs,
     check_as_nobody,
     check_by_hand,
     edited,
     frozen,
-    on_trial,
-    open_place,
     prove_nothing_is_dropped,
     prove_rollback,
     prove_the_check_refuses,
 )
+from recipes import Recipe, Trial, on_trial, open_place
 
 from certctrl.sandbox.servers import free_port
 

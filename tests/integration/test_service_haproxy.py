@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 from fleet import Fleet, Plane
-from recipes import (
-    Recipe,
-    Trial,
+from proofs import (
     broken_pairs,
     check_as_nobody,
     check_by_hand,
@@ -18,12 +16,11 @@ from recipes import (
     edited,
     frozen,
     moved_away,
-    on_trial,
-    open_place,
     prove_nothing_is_dropped,
     prove_rollback,
     prove_the_check_refuses,
 )
+from recipes import Recipe, Trial, on_trial, open_place
 
 pytestmark = pytest.mark.integration
 RENEWALS = pytest.mark.parametrize("renewals", [4, pytest.param(50, marks=pytest.mark.campaign)])

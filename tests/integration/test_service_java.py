@@ -25,17 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 from fleet import Fleet, Plane
-from recipes import (
-    SERVICES,
-    Recipe,
-    Trial,
-    moved_away,
-    on_trial,
-    open_place,
-    other_key,
-    prove_rollback,
-    prove_the_check_refuses,
-)
+from proofs import moved_away, other_key, prove_rollback, prove_the_check_refuses
+from recipes import SERVICES, Recipe, Trial, on_trial, open_place
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]  # the keystore's group is set
 

@@ -8,19 +8,16 @@ from pathlib import Path
 
 import pytest
 from fleet import Fleet, Plane
-from recipes import (
-    Recipe,
-    Trial,
+from proofs import (
     broken_pairs,
     check_by_hand,
     edited,
     moved_away,
-    on_trial,
-    open_place,
     prove_nothing_is_dropped,
     prove_rollback,
     prove_the_check_refuses,
 )
+from recipes import Recipe, Trial, on_trial, open_place
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]  # both servers insist on users of their own
 
