@@ -1,7 +1,7 @@
 """Every check of the project; nothing runs outside a session, and each session sets itself up.
 
 ``nox`` alone runs the gate: lint, types, tests, integration. Further sessions: ``bench``, ``demo``, ``crash``,
-``simulation``, ``soak``, ``package``. Interpreters that are not installed are skipped, never downloaded.
+``services``, ``simulation``, ``soak``, ``package``. Interpreters that are not installed are skipped, never downloaded.
 """
 
 from __future__ import annotations
@@ -99,6 +99,14 @@ def race(session: nox.Session) -> None:
     """Refresh one token from eight processes that are killed at random."""
     session.install("-e", ".[dev]")
     session.run("pytest", "tests/agent/test_token_race.py", "-m", "campaign", *session.posargs)
+
+
+@nox.session
+def services(session: nox.Session) -> None:
+    """Renew 50 times under load at each service of deploy/services (as root, with the services installed)."""
+    session.install("-e", ".[dev]")
+    args = session.posargs or ["-s", "--timeout", "1800"]
+    session.run("pytest", "tests/integration", "-k", "test_service_", "-m", "campaign", *args)
 
 
 @nox.session
