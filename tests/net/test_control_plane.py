@@ -409,6 +409,13 @@ async def test_a_refresh_uses_the_configured_path_and_a_short_deadline() -> None
     ]
 
 
+async def test_a_gateways_401_does_not_end_the_session() -> None:
+    """Found by the simulation: a portal's challenge to a refresh was taken for the plane's refusal."""
+    for answer in (attrs.evolve(HTML, status=401), Answer(401, {}, b"")):
+        with pytest.raises(BadAnswerError):
+            await plane_of(FakeHttp(answer)).refresh("r1", "uuid")
+
+
 # --- what holds for all ---------------------------------------------------------------------------------------------
 
 CALLS: list[Callable[[ControlPlane], Any]] = [
