@@ -123,7 +123,9 @@ async def _page(agent: Agent, cursor: str | None) -> events.Updates:
             return await _page(agent, None)
         case events.DeviceRevoked():
             raise NotRegisteredError(f"device revoked: {event.what}", fix="cert-ctrl -c DIR register")
-        case events.BadAnswer() | events.TransportFailed():
+        case events.TransportFailed():
+            raise TransportError(event.why, fix=event.fix or "cert-ctrl -c DIR doctor")
+        case events.BadAnswer():
             raise TransportError(event.why, fix="cert-ctrl -c DIR doctor")
         case _:
             status = getattr(event, "status", 0)

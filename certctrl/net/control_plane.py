@@ -67,7 +67,7 @@ class ControlPlane(Enrolment):
         except BadAnswerError as error:
             return events.BadAnswer(str(error))
         except TransportError as error:
-            return events.TransportFailed(str(error))
+            return events.TransportFailed(str(error), fix=error.fix or "")
         event = poll_event(answer, step.limit, self._wall_now())
         self._understood = not isinstance(event, events.BadAnswer)
         if answer.status in (200, 204):

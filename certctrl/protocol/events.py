@@ -84,6 +84,8 @@ class TransportFailed:
     """No answer: DNS, connect, TLS, deadline."""
 
     why: str
+    fix: str = attrs.field(default="", kw_only=True)
+    """The next thing to type, where the failure says it."""
 
 
 # --- answers to the other steps ----------------------------------------------------------------------------

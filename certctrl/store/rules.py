@@ -50,6 +50,8 @@ def check_server_url(url: str, *, loopback_http: bool) -> None:
         raise Mismatch(path, "expected an https URL with a host name")
     if parts.username is not None or parts.query or parts.fragment:
         raise Mismatch(path, "expected scheme, host and port, without credentials or query")
+    if parts.path not in ("", "/"):
+        raise Mismatch(path, "expected scheme, host and port, without a path")
     if parts.scheme == "http":
         if not is_loopback(host):
             raise Mismatch(path, "expected https; plain http is for loopback hosts only")

@@ -398,7 +398,7 @@ def test_the_report_of_a_fresh_directory(layout: ConfigDir, ran: Callable[..., R
     assert lines[lines.index("FAIL  device: not registered: there is no device key") + 1] == (
         f"      fix: cert-ctrl -c {layout.root} register"
     )
-    assert lines[-1].endswith("1 need you, 1 warnings")
+    assert lines[-1].endswith("1 needs you, 1 warning")
 
 
 def test_json_and_a_running_daemon(

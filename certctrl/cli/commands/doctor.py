@@ -111,4 +111,4 @@ def _sum_up(findings: list[Any]) -> None:
     bad = sum(finding.level == "FAIL" for finding in findings)
     odd = sum(finding.level == "WARN" for finding in findings)
     write_line()
-    write_line(f"{len(findings)} findings: {bad} need you, {odd} warnings")
+    write_line(f"{len(findings)} findings: {bad} need{'s' * (bad == 1)} you, {odd} warning{'s' * (odd != 1)}")

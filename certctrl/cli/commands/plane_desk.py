@@ -118,7 +118,7 @@ def ask(ctx: typer.Context, question: Callable[[Desk], Awaitable[T]]) -> T:
         config = AgentConfig(
             application=ApplicationConfig(server_url=place.server), httpclient=HttpClientConfig(ca_files=ca_files)
         )
-        http = HttpxHttp(config, root=Path.cwd())
+        http = HttpxHttp(config, root=Path.cwd(), wall_now=_wall_now())
         try:
             return await question(Desk(Operator(http, place.key, wall_now=_wall_now()), choices(ctx).user))
         except PlaneError as error:

@@ -84,8 +84,8 @@ def _state(patient: Patient) -> Iterator[Finding]:
 def _device(patient: Patient) -> Iterator[Finding]:
     keys, tokens = patient.store.load_device_keys(), patient.store.load_tokens()
     if keys is None or tokens is None:
-        missing = "device key" if keys is None else "tokens"
-        yield fail("device", f"not registered: there is no {missing}", "cert-ctrl -c DIR register")
+        missing = "is no device key" if keys is None else "are no tokens"
+        yield fail("device", f"not registered: there {missing}", "cert-ctrl -c DIR register")
         return
     if _public_of(keys.secret) != keys.public:
         what = "the device's public key does not belong to its secret key: nothing sealed to it can be opened"
