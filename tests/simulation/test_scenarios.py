@@ -291,6 +291,7 @@ def test_the_expiry_guard_works_while_the_plane_is_away_for_weeks() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("old.example", 24 * DAY)
         await scene.until(lambda: scene.live(row["id"]), 2 * 3600)
+        await scene.until(lambda: scene.agent.tokens.expires_at() > START + DAY)  # one that lasts
         scene.network.weather = [Weather(kind="refused")]
         await trio.sleep(15.5 * DAY)
         assert "old.example" not in await problems(scene)
