@@ -129,7 +129,7 @@ def http_ask(line: Line, name: str) -> None:
 
 
 def smtp_ask(line: Line, name: str) -> None:
-    line.send(b"EHLO client.example.com\r\n")  # NOOP and RSET are counted as junk after a hundred
+    line.send(b"EHLO client.example.com\r\n")
     smtp_reply(line, b"250")
 
 

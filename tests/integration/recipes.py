@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import socket
 import ssl
 import tempfile
@@ -111,13 +112,9 @@ class Trial:
         self.recipe, self.plane, self._fleet = recipe, plane, fleet
         self.spoiled = recipe.place / "spoiled"
         # a long-poll would keep the reports back until it ends
-        self.agent: Agent = fleet.agent(
-            plane,
-            f"{recipe.name}-{recipe.port}",
-            poll_mode="interval",
-            poll_interval_ms=100,
-            verify_timeout_seconds=3.0,
-        )
+        name = f"{recipe.name}-{recipe.port}"
+        self.agent: Agent = fleet.agent(plane, name, poll_mode="interval", poll_interval_ms=100)
+        self._reconfigured = 0
         recipe.places[CONFIG_DIR] = str(self.agent.layout.root)
 
     def begin(self, start: Callable[[Trial], Sequence[str | Path]]) -> None:
@@ -159,6 +156,21 @@ class Trial:
         for child in (getattr(self.agent, "daemon", None), getattr(self, "service", None)):
             if child is not None and child.running:
                 child.stop()
+
+    @contextlib.contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Let the agent's probes give up soon, for the length of the block."""
+        self._configure(verify_timeout_seconds=1.0)
+        try:
+            yield
+        finally:
+            self._configure(verify_timeout_seconds=15.0)
+
+    def _configure(self, **settings: Any) -> None:
+        self._reconfigured += 1
+        self.agent.configure(**settings)
+        self.agent.daemon.send(signal.SIGHUP)
+        self.agent.daemon.says("Configuration reloaded", count=self._reconfigured)
 
     # --- seeing -----------------------------------------------------------------------------------------------------
 

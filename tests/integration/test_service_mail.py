@@ -37,6 +37,7 @@ mydestination =
 alias_maps =
 alias_database =
 notify_classes =
+smtpd_junk_command_limit = 100000
 maillog_file = {place}/maillog
 maillog_file_prefixes = {place}
 default_process_limit = 20
