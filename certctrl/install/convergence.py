@@ -18,11 +18,12 @@ certificates is tried alone, so that one bad certificate does not keep nineteen 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import attrs
 import trio
 
-from certctrl.errors import CertctrlError
+from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.attempt import Attempt
 from certctrl.install.binding import bind, components
 from certctrl.install.claims import Claims
@@ -109,7 +110,8 @@ class Convergence:
                 round_ = await self._round(groups, together)
             except CertctrlError as error:  # nothing has changed
                 self._note_failure(groups, error)
-                await self.ledger.save()
+                with suppress(DiskError):  # a disk that fails again; whoever asked saves once more, and reports that
+                    await self.ledger.save()
                 return
             async with trio.open_nursery() as nursery:
                 for group in groups:

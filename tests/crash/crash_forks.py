@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import crash_acts
 import crash_mutants
 
+from certctrl.cli.runtime import flatten
 from certctrl.errors import CertctrlError
 
 LONGEST = 60
@@ -52,9 +53,9 @@ def child(order: dict[str, Any], ready: int, log: str) -> int:
     try:
         crash_acts.run(order["fork"], job)
     except BaseException as error:
-        with suppress(OSError):  # this write may be one that fails
-            os.write(2, "".join(traceback.format_exception(error)[-4:]).encode("utf-8", "replace"))
-        return 1 if isinstance(error, CertctrlError) else BUG
+        with suppress(OSError):  # writev, because write may be one of the calls that fail
+            os.writev(2, ["".join(traceback.format_exception(error)[-40:]).encode("utf-8", "replace")])
+        return 1 if all(isinstance(leaf, CertctrlError) for leaf in flatten(error)) else BUG
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import stat
 from pathlib import Path
@@ -18,6 +19,7 @@ from certctrl.errors import CommandError, DiskError, PolicyRefusedError, UsageEr
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, OutcomeKind, VerifyCommand, VerifyTls
 from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand
 from certctrl.model.records import Stage
+from certctrl.store.fs import RealFs
 from certctrl.store.state import StateStore
 
 RELOAD = ("/bin/true", "reload")
@@ -950,3 +952,19 @@ async def test_what_a_killed_writer_left_in_the_state_is_removed_at_start(clock:
     host.start()
     await host.installer.recover()
     assert not [path for path in left if path.exists()]
+
+
+async def test_a_disk_that_fails_for_good_at_the_switch_is_an_outcome(
+    clock: MockClock, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by failing every syscall from one on: the second failure went through everybody and ended the daemon."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise DiskError("cannot write: No space left on device", path="/x", errno=errno.ENOSPC, fix="free space")
+
+    prepared = [await host.installer.stage(host.bundle(1), ())]
+    with monkeypatch.context() as patch:
+        patch.setattr(RealFs, "symlink", refuse)
+        patch.setattr(RealFs, "create", refuse)
+        assert kinds(await host.installer.converge(prepared, ())) == {1: FAILED}
+    assert kinds(await host.installer.converge(prepared, ())) == {1: APPLIED}
