@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
+import pytest
+from crash_plane import PlaneThread
+from crash_stage import Forks, Stage
+from crash_trials import scratch
 
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 OLDEST, NEWEST = 2, 1  # no log flush, log flush
@@ -72,19 +78,38 @@ def disk(kind: str, image: Path, mountpoint: Path) -> Iterator[Disk]:
         image.unlink()
 
 
-def loop_mounts_work(root: Path) -> str:
-    """Return why this machine cannot mount images; empty when it can."""
-    if not Path("/dev/loop-control").exists():
-        return "there is no /dev/loop-control"
+def loop_mounts_work(root: Path, kind: str) -> str:
+    """Return why this machine cannot mount images of a kind; empty when it can."""
     mountpoint, image = root / "try", root / "try.img"
     mountpoint.mkdir()
     try:
-        with disk("ext4", image, mountpoint):
+        with disk(kind, image, mountpoint):
             return ""
-    except FileNotFoundError as error:
-        return f"{error.filename} is not installed"
     except subprocess.CalledProcessError as error:
         return f"{error.cmd[0]}: {error.stderr.decode('utf-8', 'replace').strip()}"
     finally:
         mountpoint.rmdir()
         image.unlink(missing_ok=True)
+
+
+@contextmanager
+def stage_on(kind: str, need: Callable[[str], str]) -> Iterator[tuple[Stage, Disk]]:
+    """Give a stage whose world is a file system of its own; skip where the machine has no loop devices for it."""
+    if not Path("/dev/loop-control").exists():
+        pytest.skip("this machine has no loop devices")
+    need("strace")
+    need(KINDS[kind][0][0])
+    memory = Path("/dev/shm")
+    root = Path(tempfile.mkdtemp(prefix="certctrl-power-", dir=memory if memory.is_dir() else None))
+    try:
+        if why := loop_mounts_work(root, kind):
+            pytest.skip(f"no loop mounts here: {why}")
+        world, aside = scratch(root)
+        with (
+            disk(kind, root / "image", world) as made,
+            PlaneThread(aside / "s").running() as plane,
+            Forks(aside / "log").running() as forks,
+        ):
+            yield Stage(world, aside, plane, forks), made
+    finally:
+        shutil.rmtree(root)

@@ -6,21 +6,17 @@ same name there.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import crash_checks as checks
 import pytest
 from crash_faults import faults
 from crash_mutants import MUTANTS
-from crash_plane import PlaneThread
-from crash_power import VARIANTS, disk, loop_mounts_work
-from crash_stage import Forks, Stage
+from crash_power import VARIANTS, stage_on
+from crash_stage import Stage
 from crash_stories import STORIES, Story
-from crash_trials import Tally, kill_at, killed, numbered, run_traced, sample, scratch, trial
+from crash_trials import Tally, kill_at, killed, numbered, run_traced, sample, trial
 from test_errno import nothing_wasted
 from test_power import Powered, cut_after_the_end
 
@@ -76,21 +72,8 @@ def test_a_failing_disk_catches(stage: Stage, mutant: str, capsys: pytest.Captur
 @pytest.fixture(scope="module")
 def powered(need: Callable[[str], str]) -> Iterator[Powered]:
     """XFS: it hides less than ext4, whose one journal makes much durable that nobody asked for."""
-    need("strace")
-    root = Path(tempfile.mkdtemp(prefix="certctrl-power-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    try:
-        if why := loop_mounts_work(root):
-            pytest.skip(f"no loop mounts here: {why}")
-        need("mkfs.xfs")
-        world, aside = scratch(root)
-        with (
-            disk("xfs", root / "image", world) as made,
-            PlaneThread(aside / "s").running() as plane,
-            Forks(aside / "log").running() as forks,
-        ):
-            yield Powered(Stage(world, aside, plane, forks), made, "xfs")
-    finally:
-        shutil.rmtree(root)
+    with stage_on("xfs", need) as (stage, made):
+        yield Powered(stage, made, "xfs")
 
 
 @pytest.mark.root

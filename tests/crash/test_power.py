@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import attrs
 import pytest
-from crash_plane import PlaneThread
-from crash_power import KINDS, VARIANTS, Disk, disk, loop_mounts_work
-from crash_stage import Forks, Stage
+from crash_power import KINDS, VARIANTS, Disk, stage_on
+from crash_stage import Stage
 from crash_stories import STORIES, RenewCopies, Story
-from crash_trials import MOST, Tally, kill_at, killed, points_of, sample, scratch, trial
+from crash_trials import MOST, Tally, kill_at, killed, points_of, sample, trial
 
 EACH = pytest.mark.parametrize("story", [pytest.param(story, id=story.name) for story in STORIES])
 SAMPLE = 2
@@ -31,23 +27,8 @@ class Powered:
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def powered(request: pytest.FixtureRequest, need: Callable[[str], str]) -> Iterator[Powered]:
-    need("strace")
-    memory = Path("/dev/shm")
-    root = Path(tempfile.mkdtemp(prefix="certctrl-power-", dir=memory if memory.is_dir() else None))
-    try:
-        if why := loop_mounts_work(root):
-            pytest.skip(f"no loop mounts here: {why}")
-        if request.param == "xfs":
-            need("mkfs.xfs")
-        world, aside = scratch(root)
-        with (
-            disk(request.param, root / "image", world) as made,
-            PlaneThread(aside / "s").running() as plane,
-            Forks(aside / "log").running() as forks,
-        ):
-            yield Powered(Stage(world, aside, plane, forks), made, request.param)
-    finally:
-        shutil.rmtree(root)
+    with stage_on(request.param, need) as (stage, made):
+        yield Powered(stage, made, request.param)
 
 
 def cut_at_points(powered: Powered, story: Story, most: int) -> Tally:
