@@ -185,13 +185,16 @@ def test_history_newest_last_bounded_and_by_domain(layout: ConfigDir, store: Sta
     for number in range(30):
         store.append_history(entry(NOW + number, "a.example" if number % 2 else "_wildcard.b.example"), 1000)
     store.append_history(
-        entry(NOW + 99, "a.example", outcome="rolled_back", detail="probe\nfailed", asked_by="operator"), 1000
+        entry(
+            NOW + 99, "a.example", outcome="rolled_back", detail="probe\nfailed", asked_by="operator", **{"from": "g1"}
+        ),
+        1000,
     )
     lines = [" ".join(line.split()) for line in ran("-c", layout.root, "history", "--limit", 2).out.splitlines()]
     assert lines == [
         "TIME CERTIFICATE FROM TO SERIAL ASKED BY RESULT",
         "2025-10-03 05:40:29 a.example - g1 04:ab plane applied",
-        "2025-10-03 05:41:39 a.example - g1 04:ab operator rolled_back: probe\\nfailed",
+        "2025-10-03 05:41:39 a.example g1 the same 04:ab operator rolled_back: probe\\nfailed",
     ]
     assert len(ran("-c", layout.root, "history").out.splitlines()) == 21
     assert len(ran("-c", layout.root, "history", "--limit", 0, "--json").json()) == 31

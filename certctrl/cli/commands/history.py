@@ -17,8 +17,8 @@ def history(
 ) -> None:
     """Show past deployments.
 
-    When, for which certificate, from which generation to which, who asked (plane, operator, …), what became of
-    it. The newest comes last. Times are UTC.
+    When, for which certificate, from which generation to which (the same: its commands ran again), who asked
+    (plane, operator, …), what became of it. The newest comes last. Times are UTC.
 
     \b
     cert-ctrl -c /etc/cert-ctrl history
@@ -50,9 +50,9 @@ def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
     result = str(entry.get("outcome", "-"))
     if entry.get("detail"):
         result = f"{result}: {entry['detail']}"
-    generations = (str(entry.get(key) or "-") for key in ("from", "to"))
+    before, after = (str(entry.get(key) or "-") for key in ("from", "to"))
     return (
-        _moment(entry.get("at")), str(entry.get("name", "-")), *generations,
+        _moment(entry.get("at")), str(entry.get("name", "-")), before, "the same" if before == after != "-" else after,
         str(entry.get("serial") or "-"), str(entry.get("asked_by", "-")), result,
     )  # fmt: skip
 
