@@ -91,6 +91,8 @@ class Agent:
     """``type`` and ``at`` (wall clock) of the newest signal processed."""
     news: trio.Event = attrs.field(factory=trio.Event)
     """Set when the status may have changed; the reporter replaces it."""
+    told_at: float = float("-inf")
+    """When the reporter was last woken (Trio clock)."""
     dispatcher_changed: trio.Event = attrs.field(factory=trio.Event)
     """Set (and replaced by the dispatcher) when the inbox got entries from elsewhere than the poller."""
 
@@ -117,11 +119,14 @@ class Agent:
         return True
 
     async def wait_for_news(self, at_least: float, at_most: float) -> None:
-        """Wait for news, never shorter than ``at_least`` and never longer than ``at_most`` seconds."""
-        await trio.sleep(at_least)
-        with trio.move_on_after(at_most - at_least):
+        """Wait for news, at most ``at_most`` seconds, and at least ``at_least`` since the last time it returned.
+
+        A poll every few seconds is then told of in the moment of the poll: no timer of its own wakes the host.
+        """
+        with trio.move_on_after(at_most):
             await self.news.wait()
-        self.news = trio.Event()
+        await trio.sleep_until(self.told_at + at_least)
+        self.news, self.told_at = trio.Event(), trio.current_time()
 
     def once(self, key: str) -> bool:
         """True the first time in this run."""

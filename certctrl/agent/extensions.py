@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
 from typing import cast
 
 from certctrl.agent.handlers import HANDLERS, Handler
@@ -27,6 +26,8 @@ def find_handler(ioc: IocConfig, signal_type: str) -> Handler | None:
 
 @cache
 def _installed(name: str) -> Handler:
+    from importlib.metadata import entry_points  # here: few hosts have extensions, and it costs a megabyte
+
     for point in entry_points(group=GROUP):
         if point.name == name:
             return cast(Handler, point.load())

@@ -143,13 +143,8 @@ class Inbox:
             self._dirty = False
             try:
                 await self._offload(
-                    self._save, tuple(self._acks), tuple(self._entries.values()), tuple(self._processed)
+                    self._store.save_progress, tuple(self._acks), tuple(self._processed), tuple(self._entries.values())
                 )
             except BaseException:
                 self._dirty = True
                 raise
-
-    def _save(self, acks: tuple[Ack, ...], entries: tuple[InboxEntry, ...], processed: tuple[str, ...]) -> None:
-        self._store.save_acks(acks)
-        self._store.save_processed(processed)
-        self._store.save_inbox(entries)

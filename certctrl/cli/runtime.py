@@ -10,10 +10,12 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from certctrl.cli.invocation import Invocation
 from certctrl.cli.output import write_error
+from certctrl.cli.quick import recognised
 from certctrl.cli.startup import putting_off
 from certctrl.errors import CertctrlError, ExitStatus
 
@@ -25,19 +27,23 @@ def run_command(argv: list[str]) -> int:
     """Parse ``argv``, run the command, print errors, and return the exit status."""
     collecting = gc.isenabled()
     gc.disable()  # a short command makes no garbage worth a collection; `run` turns it on again
+    invoked = Invocation()
     try:
-        with putting_off():
-            from certctrl.cli.app import root_command
-        return _run(root_command(argv), argv)
+        return _run(recognised(argv, invoked) or partial(_parsed, argv, invoked), invoked)
     finally:
         if collecting:
             gc.enable()
 
 
-def _run(command: Any, argv: list[str]) -> int:
-    invoked = Invocation()
+def _parsed(argv: list[str], invoked: Invocation) -> Any:
+    with putting_off():
+        from certctrl.cli.app import root_command
+    return root_command(argv).main(args=argv, prog_name=PROGRAM, standalone_mode=False, obj=invoked)
+
+
+def _run(command: Callable[[], Any], invoked: Invocation) -> int:
     try:
-        status = command.main(args=argv, prog_name=PROGRAM, standalone_mode=False, obj=invoked)
+        status = command()
         sys.stdout.flush()
         return int(status) if isinstance(status, int) else ExitStatus.DONE
     except BrokenPipeError:

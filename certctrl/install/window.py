@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from datetime import UTC, datetime, timedelta, tzinfo
 
 from certctrl.errors import ConfigError
 from certctrl.model.policy import MaintenanceWindow
@@ -79,7 +78,9 @@ def _minutes(text: str) -> int:
     raise ConfigError(f"expected HH:MM, 00:00 to 24:00, got {text!r}", file="policy.json", path="$.window")
 
 
-def _zone(window: MaintenanceWindow) -> ZoneInfo:
+def _zone(window: MaintenanceWindow) -> tzinfo:
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # here: few hosts have a window
+
     try:
         return ZoneInfo(window.timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):

@@ -11,9 +11,8 @@ from typing import Any
 import attrs
 import pytest
 
-from certctrl.cli import facts, output
-from certctrl.cli.commands import list_certs
-from certctrl.cli.commands import status as status_module
+from certctrl.cli import certs_view, facts, output
+from certctrl.cli import status_view as status_module
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import Stage, Tokens
 from certctrl.store.layout import ConfigDir
@@ -277,7 +276,7 @@ def test_certificates_on_a_terminal_have_a_bar(
     layout: ConfigDir, store: StateStore, clock: float, ran: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.save_certificates({7: record()})
-    monkeypatch.setattr(list_certs, "on_terminal", lambda: True)
+    monkeypatch.setattr(certs_view, "on_terminal", lambda: True)
     monkeypatch.setattr(output, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "140")
     out = ran("-c", layout.root, "list-certs").out

@@ -1,13 +1,11 @@
 """``list-certs``: what is deployed on this host, from facts recorded at deploy time; nothing is parsed."""
 
-import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from certctrl.cli.facts import certificates
+from certctrl.cli.certs_view import show_certificates
 from certctrl.cli.invocation import invocation
-from certctrl.cli.output import bar, on_terminal, remaining, table, write_json, write_line
 
 
 def list_certs(
@@ -23,62 +21,4 @@ def list_certs(
     cert-ctrl -c /etc/cert-ctrl list-certs
     cert-ctrl -c /etc/cert-ctrl list-certs --json
     """
-    from certctrl.agent.clock import wall_now
-
-    now = wall_now()
-    layout = invocation(ctx).layout()
-    rows = certificates(layout)
-    if as_json:
-        write_json([{**row, "remaining_seconds": round(row["not_after"] - now)} for row in rows])
-    elif not rows:
-        write_line("No certificates on this host yet.")
-    else:
-        drawn = on_terminal()
-        heads = ("Domain", "Serial", "Remaining", "Deployed", "Last result")
-        table(heads, [_cells(row, now, str(layout.root), drawn=drawn) for row in rows])
-
-
-def _cells(row: dict[str, Any], now: float, root: str, *, drawn: bool) -> tuple[str, ...]:
-    names = list(row["domains"]) or [row["name"]]
-    more = f" +{len(names) - 1}" if len(names) > 1 else ""
-    serial = row["serial"] or "-"
-    return (
-        names[0] + more,
-        _short(serial) if drawn else serial,
-        _life(row, now, drawn=drawn),
-        _where(row, root),
-        _result(row),
-    )
-
-
-def _short(serial: str) -> str:
-    """Return a serial's first and last bytes: a terminal has no room for twenty."""
-    return f"{serial[:8]}…{serial[-5:]}" if len(serial) > 20 else serial
-
-
-def _life(row: dict[str, Any], now: float, *, drawn: bool) -> str:
-    left = row["not_after"] - now
-    whole = row["not_after"] - row["not_before"]
-    if not row["generation"]:
-        return "-"
-    return f"{bar(left / whole if whole > 0 else 0)} {remaining(left)}" if drawn else remaining(left)
-
-
-def _where(row: dict[str, Any], root: str) -> str:
-    """Return where it lies: the plan's destinations, else the agent's own file."""
-    if row["stage"] == "withdrawn" or not row["generation"]:
-        return "withdrawn" if row["stage"] == "withdrawn" else "not yet"
-    elsewhere = [path for path in row["targets"] if not path.startswith(root + os.sep)]
-    return ", ".join(elsewhere) or f"certs/{row['name']}.crt"
-
-
-def _result(row: dict[str, Any]) -> str:
-    result = "removed" if row["stage"] == "withdrawn" else row["last_outcome"] or "none"
-    notes = []
-    if row["held"]:
-        notes.append("held")
-    if row["staged"] and row["staged"] != row["generation"]:
-        notes.append("newer one staged")
-    if row["last_error"]:
-        notes.append(row["last_error"])
-    return f"{result} ({'; '.join(notes)})" if notes else str(result)
+    show_certificates(invocation(ctx), as_json=as_json)
