@@ -1,4 +1,4 @@
-"""Measuring commands in turn: wall time, CPU time and peak memory of fresh processes, as ratios to a floor.
+"""Measuring: fresh processes in turn, running processes through /proc, ratios, percentiles, verdicts.
 
 Ratios inside one run are what counts; absolute times say more about the machine than about us.
 """
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import attrs
 
@@ -25,6 +26,7 @@ _, status, used = os.wait4(pid, 0)
 wall, cpu = time.perf_counter() - began, used.ru_utime + used.ru_stime
 print(wall, cpu, used.ru_maxrss / 1024, os.waitstatus_to_exitcode(status))
 """
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @attrs.frozen
@@ -38,6 +40,41 @@ class Sample:
     peak: float
     """MiB."""
     status: int
+
+
+@attrs.frozen
+class Usage:
+    """What a running process has used so far."""
+
+    cpu: float
+    """Seconds on a processor, all threads, to the nanosecond; threads that have ended are not in it."""
+    total: float
+    """Seconds, all threads that ever were and children that have ended, to the tick."""
+    wakeups: int
+    """Voluntary context switches of all threads."""
+    uss: float
+    """MiB that are this process's alone."""
+    peak: float
+    """MiB, the most it ever held, shared pages included."""
+
+    @classmethod
+    def of(cls, pid: int) -> Usage:
+        """Look at one process."""
+        run, wakeups, base = 0, 0, Path(f"/proc/{pid}")
+        for task in (base / "task").iterdir():
+            try:
+                run += int((task / "schedstat").read_text().split()[0])
+                wakeups += _figure(task / "status", "voluntary_ctxt_switches")
+            except FileNotFoundError:
+                continue  # a thread that has just ended
+        private = sum(_figure(base / "smaps_rollup", key) for key in ("Private_Clean", "Private_Dirty"))
+        ticks = (base / "stat").read_text().rpartition(")")[2].split()[11:15]
+        peak = _figure(base / "status", "VmHWM") / 1024
+        return cls(run / 1e9, sum(map(int, ticks)) / TICKS, wakeups, private / 1024, peak)
+
+
+def _figure(path: Path, key: str) -> int:
+    return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(key + ":"))
 
 
 def measure_once(argv: Sequence[str]) -> Sample:
@@ -58,15 +95,58 @@ def in_turn(cases: Mapping[str, Sequence[str]], *, rounds: int) -> dict[str, lis
     return samples
 
 
-def ratio(samples: Sequence[Sample], floor: Sequence[Sample], field: str) -> float:
-    """Return the median of the paired ratios of one field."""
-    pairs = zip(samples, floor, strict=True)
-    return statistics.median(getattr(one, field) / max(getattr(other, field), 1e-9) for one, other in pairs)
+def ratio(ours: Sequence[float], floor: Sequence[float]) -> float:
+    """Return the median of the paired ratios."""
+    return statistics.median(one / max(other, 1e-9) for one, other in zip(ours, floor, strict=True))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the nearest-rank percentile, ``share`` from 0 to 1."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, round(share * (len(ordered) - 1))))]
+
+
+def row(
+    case: str, ours: float, floor: float | None = None, *, unit: str = "", value: float | None = None,
+    must: float | None = None, aim: float | None = None, least: bool = False, digits: int = 2, note: str = "",
+) -> dict[str, object]:  # fmt: skip
+    """Return one line of the report. ``value`` is what is judged (absent: ours by floor, or ours alone).
+
+    ``least``: the limits are the least that it may be, not the most.
+    """
+    judged = value if value is not None else (ours / floor if floor else ours)
+    found: dict[str, object] = {"case": case, "ours": round(ours, digits), "unit": unit}
+    if floor is not None:
+        found["floor"] = round(floor, digits)
+    if must is not None:
+        sign = -1 if least else 1
+        good, best = sign * judged <= sign * must, aim is not None and sign * judged <= sign * aim
+        found |= {"judged": round(judged, 2), "must": must, "aim": "" if aim is None else aim}
+        found["verdict"] = "aim" if best else "must" if good else "MISSED"
+    elif floor:
+        found["judged"] = round(judged, 2)
+    return found | ({"note": note} if note else {})
 
 
 def load() -> float:
     """Return how busy the machine is: load of the last minute per core."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def wait_quiet(limit: float = 0.1, timeout: float = 10.0) -> None:
+    """Wait until the machine is nearly idle, or the time is over."""
+    end = time.monotonic() + timeout
+    while _busy(0.2) > limit and time.monotonic() < end:
+        pass
+
+
+def _busy(seconds: float) -> float:
+    def snap() -> tuple[int, int]:
+        figures = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+        return sum(figures), figures[3] + figures[4]
+
+    (all_before, idle_before), _, (all_after, idle_after) = snap(), time.sleep(seconds), snap()
+    return 1 - (idle_after - idle_before) / max(1, all_after - all_before)
 
 
 def now() -> str:

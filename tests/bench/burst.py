@@ -1,0 +1,119 @@
+"""The burst: a thousand renewed certificates, from publish to durable with records and acks; memory and counted work.
+
+The floor fetches and installs the same certificates from the same server over one kept connection, one after the
+other, with four fsyncs each and no state, in the same round. Every burst is a version that this host never had.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from material import Material, make_material
+from measure import ratio, row, wait_quiet
+from rig import Daemon, Plane, deployed, floor_result, running_plane
+
+from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.store.config import save_policy
+from certctrl.store.fs import RealFs
+from certctrl.store.layout import ConfigDir
+
+PAGE = 20
+RELOAD = ("/bin/true",)
+
+
+def measure(work: Path, *, count: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a burst of ``count``, then of counted work."""
+    material = make_material(work / "many", count=count, versions=rounds + 2)
+    with running_plane(material) as plane, deployed(plane, work / "agent") as daemon:
+        yield from _bursts(work, plane, daemon, rounds)
+    yield from _counted(work, max(100, count // 5))
+
+
+def _bursts(work: Path, plane: Plane, daemon: Daemon, rounds: int) -> Iterator[dict[str, Any]]:
+    count, out = plane.material.count, work / "floor"
+    out.mkdir()
+    floor_result("burst", plane.facts(out, count=count))  # its files are there: what is measured is replacing them
+    walls, cpus, floors, synced, switches = [], [], [], 0, []
+    memory = [daemon.usage().uss]
+    for version in range(2, rounds + 2):
+        wait_quiet()
+        floors.append(floor_result("burst", plane.facts(out, count=count)))
+        wait_quiet()
+        plane.wait_parked()
+        before, synced_before = daemon.usage(), daemon.synced
+        began = plane.obey("publish", ids=list(range(1, count + 1)), version=version)["at"]
+        walls.append(daemon.until_done(count) - began)
+        after = daemon.usage()
+        cpus.append(after.total - before.total)
+        synced = daemon.synced - synced_before if version > 2 else synced
+        switches.append(daemon.switches)
+        memory.append(after.uss)
+    floor_walls, floor_cpus = [one["wall"] for one in floors], [one["cpu"] for one in floors]
+    yield row(f"{count} certificates, certificates per second", count / statistics.median(walls),
+              count / statistics.median(floor_walls), value=ratio(floor_walls, walls), must=0.8, aim=2.0, least=True,
+              digits=0)  # fmt: skip
+    yield row(f"{count} certificates, CPU seconds", statistics.median(cpus), statistics.median(floor_cpus),
+              value=ratio(cpus, floor_cpus), must=1.5)  # fmt: skip
+    yield row("memory: growth by the first burst, MiB", memory[1] - memory[0], must=12, aim=7, digits=1,
+              note=f"from {memory[0]:.1f}; peak {daemon.usage().peak:.0f}")  # fmt: skip
+    yield row("memory: growth by the next burst, MiB", memory[2] - memory[1], must=3, aim=1, digits=1,
+              note=" → ".join(f"{one:.1f}" for one in memory))  # fmt: skip
+    pages = 3 * count / PAGE
+    yield row("fsyncs per certificate beyond 3 per page", (synced - pages) / count, must=4, aim=0.1,
+              note=f"{synced} in all, {count // PAGE} pages")  # fmt: skip
+    yield row("switches per burst", max(switches), note="each is one set of links, one reload per service")
+
+
+def _counted(work: Path, count: int) -> Iterator[dict[str, Any]]:
+    """Yield what is counted rather than timed: reloads per burst, fsyncs of a lone renewal, RSA beside EC."""
+    used = {}
+    for kind in ("ecdsa-p256", "rsa-2048"):
+        material = make_material(work / kind, count=count, versions=5, key_type=kind)
+        with running_plane(material) as plane, deployed(plane, work / f"{kind}.agent") as daemon:
+            used[kind] = _burst_cpu(plane, daemon, 2) + _burst_cpu(plane, daemon, 3)
+            if kind == "rsa-2048":
+                continue
+            yield _lone_fsyncs(plane, daemon)
+            yield _reloads(plane, daemon, material)
+    yield row(
+        f"RSA bundles, CPU seconds beside EC, 2 x {count}", used["rsa-2048"], used["ecdsa-p256"], must=1.3, aim=1.1
+    )
+
+
+def _burst_cpu(plane: Plane, daemon: Daemon, version: int) -> float:
+    plane.wait_parked()
+    before = daemon.usage().total
+    plane.obey("publish", ids=list(range(1, plane.material.count + 1)), version=version)
+    daemon.until_done(plane.material.count)
+    return daemon.usage().total - before
+
+
+def _lone_fsyncs(plane: Plane, daemon: Daemon) -> dict[str, Any]:
+    plane.wait_parked()
+    before = daemon.synced
+    plane.obey("publish", ids=[1], version=4)
+    daemon.until_done(1)
+    return row("fsyncs of a lone renewal", daemon.synced - before, must=7,
+               note="page, generation, switch, record, outcome and ack")  # fmt: skip
+
+
+def _reloads(plane: Plane, daemon: Daemon, material: Material) -> dict[str, Any]:
+    """Give every certificate to one service, renew them all, count its reloads."""
+    layout = ConfigDir(daemon.root)
+    save_policy(RealFs(), layout, HostPolicy(commands={"reload": NamedCommand(argv=RELOAD)}))
+    daemon.process.send_signal(1)  # SIGHUP
+    plane.wait_parked()
+    plane.obey("config", items=[{"id": "reload", "type": "exec", "cmd_argv": list(RELOAD)}])
+    daemon.until_done(1)
+    plane.wait_parked()
+    plane.obey("publish", ids=list(range(1, material.count + 1)), version=5)
+    daemon.until_done(material.count)
+    return row(f"reloads in a burst of {material.count}", len(daemon.ran), must=1, aim=1)
+
+
+if __name__ == "__main__":
+    sys.exit("run tests/bench/run.py")

@@ -1,0 +1,88 @@
+"""The daemon, run as ever, that also says when it did what: ``python stamped_agent.py DIRECTORY``.
+
+Three functions are wrapped, and each prints one line of JSON, on the monotonic clock: ``{"switched": [names], "at"}``
+when a switch is durable, ``{"done": count, "synced", "at"}`` when outcomes, acks and records are, ``{"ran": argv,
+"at"}`` when a command has ended. The calls that make something durable are counted (``synced``). Nothing else of
+the product is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from certctrl.agent.inbox import Inbox
+from certctrl.cli.runtime import run_command
+from certctrl.install.process import Proc
+from certctrl.store.fs import RealFs
+from certctrl.store.generations import GenerationStore
+
+
+_synced = 0
+
+
+def say(**facts: Any) -> None:
+    """Print one stamp."""
+    line = json.dumps({**facts, "at": time.monotonic()}) + "\n"
+    os.write(1, line.encode())
+
+
+def stamp_switch(switch: Callable[..., Any]) -> Callable[..., Any]:
+    """Tell of every switch that has become durable."""
+
+    @functools.wraps(switch)
+    def stamped(self: GenerationStore, to: Any) -> Any:
+        before = switch(self, to)
+        say(switched=sorted(to))
+        return before
+
+    return stamped
+
+
+def stamp_finish(finish: Callable[..., Any]) -> Callable[..., Any]:
+    """Tell of every outcome that has become durable."""
+
+    @functools.wraps(finish)
+    async def stamped(self: Inbox, done: Any, acks: Any) -> None:
+        await finish(self, done, acks)
+        say(done=len(done), synced=_synced)
+
+    return stamped
+
+
+def stamp_run(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Tell of every command that has ended."""
+
+    @functools.wraps(run)
+    async def stamped(self: Proc, argv: Any, **options: Any) -> Any:
+        result = await run(self, argv, **options)
+        say(ran=list(argv))
+        return result
+
+    return stamped
+
+
+def counted(sync: Callable[..., Any]) -> Callable[..., Any]:
+    """Count calls that reach the disk."""
+
+    @functools.wraps(sync)
+    def counting(self: RealFs, handle: Any) -> Any:
+        global _synced
+        _synced += 1
+        return sync(self, handle)
+
+    return counting
+
+
+if __name__ == "__main__":
+    GenerationStore.switch = stamp_switch(GenerationStore.switch)  # type: ignore[method-assign]
+    Inbox.finish = stamp_finish(Inbox.finish)  # type: ignore[method-assign]
+    Proc.run = stamp_run(Proc.run)  # type: ignore[method-assign]
+    RealFs.fsync = counted(RealFs.fsync)  # type: ignore[method-assign]
+    RealFs.syncfs = counted(RealFs.syncfs)  # type: ignore[method-assign]
+    raise SystemExit(run_command(["-c", sys.argv[1], "--keep-running"]))

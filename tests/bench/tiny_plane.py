@@ -1,0 +1,187 @@
+"""The least control plane that an agent can talk to: answers from memory, over TLS, so that its own cost is small.
+
+``python tiny_plane.py DIRECTORY``: material as `material.py` wrote it. Prints its port, then obeys one JSON object
+per line of standard input and answers each with one line, all times on the monotonic clock, which every process of
+a machine shares:
+
+- ``{"op": "publish", "ids": […], "version": V}``: from now on these certificates have version V, and one
+  ``cert.renewed`` each → ``{"at"}``.
+- ``{"op": "config", "items": […]}``: the install config, and ``install.updated`` → ``{"at"}``.
+- ``{"op": "stat"}`` → counters: parked long-polls, connections, polls, acks, when the last ack came, fetches.
+
+The same server, and the same bytes, serve the product and the floors. Ends when standard input ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import ssl
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+UPDATES = "/apiv1/devices/self/updates"
+CERTIFICATES = "/apiv1/devices/self/certificates"
+NOTIFY = "/apiv1/devices/self/notify"
+ITEM_KEY = "installs"
+REASONS = {200: "OK", 204: "No Content", 304: "Not Modified", 404: "Not Found"}
+
+
+class Plane:
+    """What the server knows."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        made = json.loads((directory / "names.json").read_text())
+        self.names: dict[int, str] = {int(key): value for key, value in made["names"].items()}
+        self.version = dict.fromkeys(self.names, 1)
+        self.bodies: dict[tuple[int, int], tuple[bytes, dict[str, Any]]] = {}
+        self.signals: list[dict[str, Any]] = []
+        self.fresh = asyncio.Event()
+        self.config: dict[str, Any] | None = None
+        self.counts = {"waiting": 0, "connections": 0, "polls": 0, "fetches": 0, "acks": 0, "requests": 0}
+        self.outcomes: dict[str, int] = {}
+        self.last_ack_at = self.last_fetch_at = 0.0
+        for cert_id in self.names:
+            for version in range(1, made["versions"] + 1):
+                text = json.loads((directory / f"{cert_id}.{version}.json").read_text())
+                self.bodies[cert_id, version] = (json.dumps({"data": text["materials"]}).encode(), text["summary"])
+
+    def body(self, cert_id: int) -> tuple[bytes, dict[str, Any]]:
+        """Return materials (wire bytes) and summary of a certificate's present version."""
+        return self.bodies[cert_id, self.version[cert_id]]
+
+    def publish(self, ids: list[int], version: int) -> None:
+        """Renew certificates."""
+        for cert_id in ids:
+            self.version[cert_id] = version
+            self._signal("cert.renewed", {"cert_id": cert_id})
+        self._wake()
+
+    def put_config(self, items: list[dict[str, Any]]) -> None:
+        """Replace the install config."""
+        text = json.dumps(items)
+        version = self.config["version"] + 1 if self.config else 1
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        self.config = {"id": 1, "user_device_id": 1, "version": version, ITEM_KEY: items, "installs_json": text,
+                       "installs_hash_b64": digest, "updated_at": "2026-01-01T00:00:00Z"}  # fmt: skip
+        self._signal("install.updated", {"config_id": 1, "version": version, "installs_hash_b64": digest})
+        self._wake()
+
+    def _signal(self, kind: str, ref: dict[str, Any]) -> None:
+        self.signals.append({"type": kind, "ts_ms": int(time.time() * 1000) + len(self.signals), "ref": ref})
+
+    def _wake(self) -> None:
+        self.fresh.set()
+        self.fresh = asyncio.Event()
+
+    async def updates(self, query: dict[str, str], headers: dict[str, str]) -> tuple[int, str, bytes]:
+        """Answer a poll, parked up to ``wait`` seconds."""
+        self.counts["polls"] += 1
+        cursor = query.get("cursor") or headers.get("if-none-match", "").strip('"')
+        seen = int(cursor.rpartition("-")[2]) if cursor else len(self.signals)
+        wait = float(query.get("wait", "0"))
+        if seen >= len(self.signals) and wait:
+            self.counts["waiting"] += 1
+            try:
+                await asyncio.wait_for(self.fresh.wait(), wait)
+            except TimeoutError:
+                pass
+            finally:
+                self.counts["waiting"] -= 1
+        page = self.signals[seen : seen + int(query.get("limit", "20"))]
+        after = f"1-{seen + len(page)}"
+        if not page:
+            return 204, after, b""
+        return 200, after, json.dumps({"data": {"cursor": after, "signals": page}}).encode()
+
+    def resource(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
+        """Answer anything else."""
+        if path == CERTIFICATES:
+            after = int(query.get("after_id", "0"))
+            ids = [one for one in sorted(self.names) if one > after][: int(query.get("limit", "500"))]
+            return 200, json.dumps({"data": [self.body(one)[1] for one in ids]}).encode()
+        if path.startswith(CERTIFICATES + "/"):
+            number, _, what = path[len(CERTIFICATES) + 1 :].partition("/")
+            materials, summary = self.body(int(number))
+            if what == "deploy-materials":
+                self.counts["fetches"] += 1
+                self.last_fetch_at = time.monotonic()
+                return 200, materials
+            return 200, json.dumps({"data": summary}).encode()
+        if path.endswith("/install-config") and self.config is not None:
+            return 200, json.dumps({"data": self.config}).encode()
+        return 404, b'{"error": {"code": 404, "what": "nothing here"}}'
+
+    def notify(self, body: bytes) -> None:
+        """Count outcomes."""
+        for event in json.loads(body)["events"]:
+            if event["type"] == "signal.ack":
+                self.counts["acks"] += 1
+                self.outcomes[event["outcome"]] = self.outcomes.get(event["outcome"], 0) + 1
+        self.last_ack_at = time.monotonic()
+
+    async def obey(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Carry out one order of the driver."""
+        at = time.monotonic()
+        if order["op"] == "publish":
+            self.publish(order["ids"], order["version"])
+        elif order["op"] == "config":
+            self.put_config(order["items"])
+        return {"at": at, "last_ack_at": self.last_ack_at, "last_fetch_at": self.last_fetch_at,
+                "outcomes": self.outcomes, **self.counts}  # fmt: skip
+
+
+async def serve_one(plane: Plane, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve one connection."""
+    plane.counts["connections"] += 1
+    try:
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+            method, target, _ = head[0].split(" ", 2)
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            path, _, text = target.partition("?")
+            query = dict(part.partition("=")[::2] for part in text.split("&") if part)
+            plane.counts["requests"] += 1
+            cursor = ""
+            if path == UPDATES:
+                status, cursor, answer = await plane.updates(query, headers)
+            elif method == "POST" and path == NOTIFY:
+                plane.notify(body)
+                status, answer = 204, b""
+            else:
+                status, answer = plane.resource(path, query)
+            lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
+            if cursor:
+                lines.append(f'ETag: "{cursor}"')
+            if status != 204:
+                lines += ["Content-Type: application/json", f"Content-Length: {len(answer)}"]
+            writer.write("\r\n".join((*lines, "", "")).encode() + answer)
+            await writer.drain()
+    except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+        pass  # the client has gone, or the bench ends
+    finally:
+        writer.close()
+
+
+async def serve(directory: Path) -> None:
+    """Serve until standard input ends."""
+    plane = Plane(directory)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(directory / "server.pem", directory / "server.key")
+    server = await asyncio.start_server(
+        lambda reader, writer: serve_one(plane, reader, writer), "127.0.0.1", 0, ssl=context, backlog=4096
+    )
+    print(server.sockets[0].getsockname()[1], flush=True)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        print(json.dumps(await plane.obey(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))
