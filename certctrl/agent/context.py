@@ -95,6 +95,8 @@ class Agent:
     """When the reporter was last woken (Trio clock)."""
     dispatcher_changed: trio.Event = attrs.field(factory=trio.Event)
     """Set (and replaced by the dispatcher) when the inbox got entries from elsewhere than the poller."""
+    reconcile_wanted: trio.Event = attrs.field(factory=trio.Event)
+    """Set to have the whole host compared with the plane now; the comparing task replaces it."""
 
     def stop_with(self, stop: Stop) -> None:
         """Begin the orderly stop; the first reason counts."""

@@ -135,4 +135,7 @@ async def reconcile_forever(agent: Agent) -> None:
             delay = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(failures, 10)) * (0.5 + 0.5 * agent.random())
             failures += 1
             say(agent.log, Line.RESYNC_FAILED, why=error, delay=round(delay))
-        await trio.sleep(delay)
+        with trio.move_on_after(delay):
+            await agent.reconcile_wanted.wait()
+            why = "the configuration was read again"
+        agent.reconcile_wanted = trio.Event()

@@ -48,7 +48,7 @@ class Reloader:
             agent.trouble("config", f"new configuration refused: {error}", error.fix or "correct it and send SIGHUP")
             return
         agent.well("config")
-        names = changed_names(agent.config, fresh)
+        names = changed_names(agent.config, fresh) | ({"policy"} if policy != agent.policy else set())
         late = sorted(
             name for name in names if name.partition(".")[2] in AT_START_ONLY or name.startswith("httpclient")
         )
@@ -57,6 +57,7 @@ class Reloader:
         reload_items(agent)
         if agent.on_reload is not None:
             agent.on_reload(fresh)
+        agent.reconcile_wanted.set()  # what was refused, and what the new items want, is tried now
         say(agent.log, Line.CONFIG_RELOADED, changed=", ".join(sorted(names)) or "nothing")
         if late:
             say(agent.log, Line.CONFIG_NEEDS_RESTART, names=", ".join(late))

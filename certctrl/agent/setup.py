@@ -125,7 +125,7 @@ def _assemble(
     layout: ConfigDir, config: AgentConfig, store: StateStore, http: Http, seams: Seams, log: logging.Logger
 ) -> Agent:
     settings = config.application
-    plane = ControlPlane(http, config, wall_now=seams.wall_now)
+    plane = ControlPlane(http, config, wall_now=seams.wall_now, instance=os.urandom(8).hex())
     tokens = TokenKeeper(
         layout=layout, store=store, plane=plane, config=config, wall_now=seams.wall_now, offload=seams.offload,
         random=seams.random, fs=seams.fs,

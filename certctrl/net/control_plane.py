@@ -7,7 +7,6 @@ logged: they hold tokens and sealed keys.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +43,10 @@ _ABSENT = (404, 405, 501)
 class ControlPlane(Enrolment):
     """One plane, spoken to by one device."""
 
-    def __init__(self, http: Http, config: AgentConfig, *, wall_now: Callable[[], float]) -> None:
+    def __init__(self, http: Http, config: AgentConfig, *, wall_now: Callable[[], float], instance: str = "") -> None:
+        """``instance`` names one start of an agent in its polls; who only looks around has none."""
         super().__init__(http, config, wall_now=wall_now)
-        self._instance = os.urandom(8).hex()
+        self._instance = {"cert-ctrl-instance": instance} if instance else {}
         self.copies_suspected = False
         """True when the plane's last answer to a poll said that another agent polls as this device."""
         self._old_materials = False
@@ -62,7 +62,7 @@ class ControlPlane(Enrolment):
         try:
             answer = await self._send(
                 "GET", request.path, token, query=request.query(),
-                headers=request.headers() | {"cert-ctrl-instance": self._instance}, deadline=deadline,
+                headers=request.headers() | self._instance, deadline=deadline,
             )  # fmt: skip
         except BadAnswerError as error:
             return events.BadAnswer(str(error))

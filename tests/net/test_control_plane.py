@@ -95,24 +95,21 @@ async def test_a_poll_names_cursor_limit_and_wait_and_has_the_right_deadline(wai
     (sent,) = http.sent
     assert (sent.method, sent.path) == ("GET", "/apiv1/devices/self/updates")
     assert sent.query == {"cursor": "5-1", "limit": "20", "wait": str(wait)}
-    instance = sent.headers["cert-ctrl-instance"]
-    assert sent.headers == {"authorization": "Bearer token", "if-none-match": "5-1", "cert-ctrl-instance": instance}
+    assert sent.headers == {"authorization": "Bearer token", "if-none-match": "5-1"}
     assert sent.deadline == deadline
     assert sent.cap == 1 << 20
 
 
-async def test_each_start_has_a_name_and_hears_of_copies() -> None:
+async def test_an_agent_names_itself_and_hears_of_copies() -> None:
     told = {"etag": '"7-0"', "cert-ctrl-copies": "suspected"}
     http = FakeHttp(Answer(204, {"etag": '"7-0"'}, b""), Answer(204, told, b""), page(502), Answer(204, {}, b""))
-    plane, heard = plane_of(http), []
+    config, heard = AgentConfig(application=ApplicationConfig(server_url="https://plane.example")), []
+    plane = ControlPlane(http, config, wall_now=lambda: WALL, instance="a7")
     for _ in range(4):
         await plane.poll("token", Poll("5-1", 20, 0))
         heard.append(plane.copies_suspected)
     assert heard == [False, True, True, False]
-    assert len({sent.headers["cert-ctrl-instance"] for sent in http.sent}) == 1
-    other = FakeHttp(Answer(204, {}, b""))
-    await plane_of(other).poll("token", Poll("5-1", 20, 0))
-    assert other.sent[0].headers["cert-ctrl-instance"] != http.sent[0].headers["cert-ctrl-instance"]
+    assert {sent.headers["cert-ctrl-instance"] for sent in http.sent} == {"a7"}
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,35 @@ def test_a_new_configuration_is_in_force_after_sighup_and_a_bad_one_is_not() -> 
     play(scenario)
 
 
+def test_what_was_refused_is_done_once_the_policy_allows_it() -> None:
+    policy, elsewhere = template().root / "policy.json", "/srv/elsewhere"
+    before = policy.read_text()
+
+    async def scenario(scene: Scene) -> None:
+        scene.machine.disk.put_dir(elsewhere)
+        row = await scene.issue("copied.example")
+        item = {
+            "id": "copy", "type": "copy", "ob_type": "cert", "ob_id": row["id"], "from": ["fullchain.pem"],
+            "to": [f"{elsewhere}/www.pem"],
+        }  # fmt: skip
+        await scene.plane.installs.put(DEVICE, [item])
+        await trio.sleep(4 * 3600)
+        assert (await scene.ask("status"))["health"] == "degraded"
+        assert (await scene.ask("plan"))["refusals"]
+        policy.write_text(json.dumps(json.loads(before) | {"write_roots": ["/srv/tls", elsewhere]}))
+        assert scene.machine.life is not None
+        assert scene.machine.life.on is not None
+        scene.machine.life.on.reload()
+        await scene.until(lambda: file_in(scene.machine.disk.now, f"{elsewhere}/www.pem"), 30)
+        await scene.until(lambda: not snapshot(scene.agent)["stuck"], 30)
+        assert "Configuration reloaded: policy" in scene.log
+
+    try:
+        play(scenario)
+    finally:
+        policy.write_text(before)
+
+
 def test_renew_by_hand_brings_a_new_serial() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("hand.example")
