@@ -377,6 +377,39 @@ def test_a_new_configuration_is_in_force_after_sighup_and_a_bad_one_is_not() -> 
     play(scenario)
 
 
+def test_renewals_wait_for_the_window_and_revocations_do_not() -> None:
+    """START is a Monday afternoon."""
+    policy = template().root / "policy.json"
+    before = policy.read_text()
+    window = {"days": ["sat"], "from": "02:00", "to": "04:00", "timezone": "UTC", "override_when_life_below": 0.2}
+
+    async def scenario(scene: Scene) -> None:
+        row, other = await scene.issue("calm.example"), await scene.issue("gone.example")
+        await scene.until(lambda: scene.live(row["id"]) and scene.live(other["id"]))
+        first = scene.record(row["id"]).serial
+        renewed = await scene.plane.certificates.renew(USER, row["id"])
+        await scene.until(lambda: scene.record(row["id"]).staged)
+        assert scene.record(row["id"]).serial == first, "staged, not switched"
+        await scene.plane.certificates.revoke(USER, other["id"])
+        await scene.until(lambda: not scene.live(other["id"]))
+        saturday = START + (4 * DAY + 12 * 3600)  # 02:13
+        await trio.sleep(saturday - 1200 - scene.world.time.now())
+        assert scene.record(row["id"]).serial == first
+        await trio.sleep(2 * 1800)  # 02:23
+        assert scene.record(row["id"]).serial == renewed["serial_number"]
+        await trio.sleep(2 * DAY)
+        newest = await scene.plane.certificates.renew(USER, row["id"])
+        await scene.until(lambda: scene.record(row["id"]).staged)
+        assert (await scene.ask("apply", now=True))["outcome"] == "applied"
+        assert scene.record(row["id"]).serial == newest["serial_number"]
+
+    try:
+        policy.write_text(json.dumps(json.loads(before) | {"window": window}))
+        play(scenario, attrs.evolve(QUIET, interval=600.0, access_seconds=7 * 86_400))
+    finally:
+        policy.write_text(before)
+
+
 def test_what_was_refused_is_done_once_the_policy_allows_it() -> None:
     policy, elsewhere = template().root / "policy.json", "/srv/elsewhere"
     before = policy.read_text()
