@@ -1,8 +1,9 @@
 """When the next request may go: what the cadence says, what a person asks, and the limit that no bug gets past.
 
 How often, at most: a request that brought nothing new is followed by none within an interval (less jitter),
-and any three by none within two intervals. Faster are only: the next page after a full one (at once), the
-next long-poll after one that brought news (four in four seconds), and a person's wish (one a second). Only
+and any three by none within two intervals. Faster are only: the next page after a full one and the next long-poll
+after one that brought news (at once, but four in four seconds: the plane lets in one a second and a burst of
+five, and a refusal would cost more than the wait), and a person's wish (one a second). Only
 news with a *new* cursor counts: a page that would come again must not be asked for again at once.
 """
 
@@ -94,10 +95,7 @@ class Pace:
         """Plan the poll after a good answer; ``news``: it brought signals and a new cursor."""
         if event.retry_after is not None:
             self.later(now + self.cadence.server_delay(event.retry_after), steps.WAIT_SERVER)
-        elif news and isinstance(event, Updates) and event.full:
-            self.later(now, steps.WAIT_INTERVAL)
-            self._urgent = True
-        elif news and poll.wait:
+        elif news and (poll.wait or (isinstance(event, Updates) and event.full)):
             full = len(self._starts) == _BURST
             earliest = self._starts[0] + _BURST * min(1.0, self.cadence.base) if full else now
             self.later(max(now, earliest), steps.WAIT_INTERVAL)

@@ -170,11 +170,25 @@ def test_a_page_without_a_cursor_keeps_the_last_one() -> None:
 
 def test_a_full_page_is_followed_at_once() -> None:
     story = Story()
-    for n in range(50):
+    for n in range(3):
         story.news(f"c{n}", full=True)
         assert isinstance(story.next(), Poll), "and acks are not flushed twice in a row"
     story.news("c99", full=False)
     assert story.wait() >= 5.0
+
+
+def test_full_pages_stay_within_what_the_plane_lets_in() -> None:
+    story = Story()
+    started = []
+    for n in range(20):
+        while isinstance(step := story.next(), Wait):
+            story.now = step.until
+        started.append(story.now)
+        story.news(f"c{n}", full=True)
+        story.flush()
+    for first, later in itertools.product(range(20), range(20)):
+        if later > first:
+            assert later - first + 1 <= 5 + (started[later] - started[first]), "a bucket of five, one a second"
 
 
 def test_a_full_page_that_does_not_move_on_is_not_followed_at_once() -> None:

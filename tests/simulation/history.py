@@ -41,11 +41,11 @@ def setting_for(seed: int) -> Setting:
     chance = random.Random(seed)
     span, interval, reconcile, access = chance.choices(
         [
-            (HOUR, chance.choice((20.0, 40.0, 60.0)), 600, 300),
-            (DAY, chance.choice((600.0, 900.0, 1200.0)), 7200, 3600),
-            (WEEK, 3600.0, 21_600, 14_400),
+            (HOUR, chance.choice((30.0, 60.0, 120.0)), 900, 600),
+            (DAY, chance.choice((900.0, 1800.0, 3600.0)), 10_800, 7200),
+            (WEEK, 3600.0, 43_200, 28_800),
         ],
-        weights=(4, 4, 2),
+        weights=(10, 8, 2),
     )[0]
     return Setting(
         span=span,

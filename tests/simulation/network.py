@@ -76,8 +76,7 @@ class Network:
         """What somebody on the way does to pages of signals."""
         self.before: Callable[[Exchange], None] = lambda exchange: None
         self.after: Callable[[Exchange], None] = lambda exchange: None
-        self.broken = trio.Event()
-        """Set and replaced when every connection breaks."""
+        self.connections: set[trio.CancelScope] = set()
 
     def clear(self) -> None:
         """Let the sun shine."""
@@ -86,8 +85,8 @@ class Network:
 
     def break_connections(self) -> None:
         """End every exchange under way."""
-        self.broken.set()
-        self.broken = trio.Event()
+        for connection in tuple(self.connections):
+            connection.cancel()
 
     def meets(self, path: str) -> Weather | None:
         """Return what befalls a request now."""
@@ -136,27 +135,16 @@ class SimulatedHttp:
         return exchange.answer
 
     async def _within(self, deadline: float, exchange: Exchange, headers: Any) -> Answer:
-        answer: Answer | None = None
-        failure: TransportError | None = None
-        broken = self.network.broken
-        with trio.move_on_after(deadline):
-            async with trio.open_nursery() as nursery:
-
-                async def watch() -> None:
-                    nonlocal failure
-                    await broken.wait()
-                    failure = TransportError("the connection broke")
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(watch)
-                try:
-                    answer = await self._exchange(exchange, headers)
-                except TransportError as error:  # so that it leaves the nursery as itself
-                    failure = error
-                nursery.cancel_scope.cancel()
-        if answer is not None:
-            return answer
-        raise failure or DeadlineError(f"no answer within {deadline:g} s")
+        connections = self.network.connections
+        with trio.move_on_after(deadline), trio.CancelScope() as connection:
+            connections.add(connection)
+            try:
+                return await self._exchange(exchange, headers)
+            finally:
+                connections.discard(connection)
+        if connection.cancelled_caught:
+            raise TransportError("the connection broke")
+        raise DeadlineError(f"no answer within {deadline:g} s")
 
     async def _exchange(self, exchange: Exchange, headers: Any) -> Answer:
         network, weather = self.network, exchange.weather
