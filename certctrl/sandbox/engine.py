@@ -10,8 +10,8 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -34,6 +34,8 @@ from certctrl.net.operator import Operator
 from certctrl.net.transport import HttpxHttp
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.settings import PlaneSettings
+from certctrl.sandbox.floor import NAME as floor_name
+from certctrl.sandbox.floor import Floor
 from certctrl.sandbox.following import ToldProc, follow_history
 from certctrl.sandbox.looking import Witness, looking
 from certctrl.sandbox.narrator import Narrator, Retelling
@@ -133,7 +135,9 @@ class Show:
 
     async def play(self, witness: Witness) -> Script:
         """Raise the plane, the agent and the service in turn; act; stop them in reverse."""
-        settings = PlaneSettings(poll_rate=max(1.0, 4 / max(self.options.every, 0.05)))
+        settings = PlaneSettings(
+            poll_rate=max(20.0, 4 / max(self.options.every, 0.05)), poll_burst=20
+        )  # floor.py's races
         async with trio.open_nursery() as plane_nursery:
             address = await plane_nursery.start(partial(serve_plane, self.root / "plane", settings=settings))
             self.narrator.tell("plane", "listening", f"control plane at {address.url}", url=address.url)
@@ -152,40 +156,60 @@ class Show:
                 device_id=device_id,
             )  # fmt: skip
             await script.issue(self.options.certs)
-            await self._play_with_agent(script, address)
+            async with self._staged_floor(address, operator) as floor:
+                await self._play_with_agent(script, address, floor)
             return script
         finally:
             with trio.CancelScope(shield=True):
                 await http.aclose()
 
     async def _enrol(self, layout: ConfigDir, operator: Operator) -> int:
-        token = await operator.create_enrolment_token(USER_ID)
         config = load_config(layout, {}).config
         http = HttpxHttp(config, root=layout.root, wall_now=wall_now)
         try:
-            done = await register(
-                layout, StateStore(layout, RealFs()), ControlPlane(http, config, wall_now=wall_now), config,
-                enrolment_token=token["token"], show=lambda prompt: None, wall_now=wall_now,
-            )  # fmt: skip
+            done = await enrol(layout, http, operator)
         finally:
             with trio.CancelScope(shield=True):
                 await http.aclose()
         self.narrator.tell(
-            "agent", "registered", f"registered as device {done.device_id} with an enrolment token",
-            device_id=done.device_id,
+            "agent", "registered", f"registered as device {done} with an enrolment token", device_id=done,
         )  # fmt: skip
-        return done.device_id
+        return done
 
-    async def _play_with_agent(self, script: Script, address: PlaneAddress) -> None:
+    @asynccontextmanager
+    async def _staged_floor(self, address: PlaneAddress, operator: Operator) -> AsyncIterator[Floor]:
+        """Make the second device with its certificate, and have its pair on disk."""
+        layout = stage_agent(self.root / "service", url=address.url, ca_pem=address.ca_file.read_bytes(), name="floor")
+        pair = layout.root / "pair"
+        pair.mkdir(mode=0o700)
+        http = HttpxHttp(load_config(layout, {}).config, root=layout.root, wall_now=wall_now)
+        try:
+            device_id = await enrol(layout, http, operator)
+            row = await operator.issue(USER_ID, floor_name)
+            await operator.assign(USER_ID, device_id, row["id"])
+            floor = Floor(
+                http=http, store=StateStore(layout, RealFs()), pair=pair, cert_id=row["id"], user_id=USER_ID,
+                wall_now=wall_now,
+            )  # fmt: skip
+            await floor.deliver()
+            yield floor
+        finally:
+            with trio.CancelScope(shield=True):
+                await http.aclose()
+
+    async def _play_with_agent(self, script: Script, address: PlaneAddress, floor: Floor) -> None:
         logs = Logs(script.layout, RealFs())
         logs.configure(load_config(script.layout, {}).config.log)
         try:
-            await self._play_with_service(script, address)
+            await self._play_with_service(script, address, floor)
         finally:
             logs.close()
 
-    async def _play_with_service(self, script: Script, address: PlaneAddress) -> None:
-        server = choose_server(self.options.service, self.root / "service", script.layout.certs, script.names())
+    async def _play_with_service(self, script: Script, address: PlaneAddress, floor: Floor) -> None:
+        server = choose_server(
+            self.options.service, self.root / "service", script.layout.certs, script.names(),
+            others={floor_name: floor.pair},
+        )  # fmt: skip
         allow_service(script.layout, server)
         async with trio.open_nursery() as agent_nursery:
             agent = await agent_nursery.start(self._run_agent, script.layout, ToldProc(self.narrator, server))
@@ -195,6 +219,7 @@ class Show:
                 await script.open_service(server, ca_file=address.ca_file)
                 with self.acting:
                     await script.act(duration=self.options.duration, every=self.options.every)
+                    script.figures.floor_ms += await floor.race(script.operator, script.witness, server)
                 await script.look_again()
                 agent.stop_with(Stop(StopReason.ASKED, "the show is over"))
                 await self.agent_ended.wait()  # before the service: what it still verifies must find it
@@ -207,6 +232,17 @@ class Show:
             await run_agent(layout.root, os_signals=False, seams=seams, task_status=task_status)
             self.agent_ended.set()
             follower.cancel()
+
+
+async def enrol(layout: ConfigDir, http: HttpxHttp, operator: Operator) -> int:
+    """Register a directory's device with an enrolment token, and return the device's id."""
+    token = await operator.create_enrolment_token(USER_ID)
+    config = load_config(layout, {}).config
+    done = await register(
+        layout, StateStore(layout, RealFs()), ControlPlane(http, config, wall_now=wall_now), config,
+        enrolment_token=token["token"], show=lambda prompt: None, wall_now=wall_now,
+    )  # fmt: skip
+    return done.device_id
 
 
 def operator_config(address: PlaneAddress) -> AgentConfig:

@@ -30,6 +30,8 @@ class Figures:
     """Revoked certificates that the endpoint was seen to serve no more."""
     latencies_ms: list[float] = attrs.field(factory=list)
     """From the signal published by the plane to the new serial served."""
+    floor_ms: list[float] = attrs.field(factory=list)
+    """The same for the least client there is, in the same show (``floor.py``)."""
     pair_checks: int = 0
     mismatches: int = 0
     first_mismatch: str = ""
@@ -64,12 +66,8 @@ class Figures:
             "withdrawn": self.withdrawn,
             "pair_checks": self.pair_checks,
             "mismatches": self.mismatches,
-            "latency_ms": {
-                "count": len(self.latencies_ms),
-                "p50": _rounded(percentile(self.latencies_ms, 0.50)),
-                "p99": _rounded(percentile(self.latencies_ms, 0.99)),
-                "max": _rounded(max(self.latencies_ms, default=None)),
-            },
+            "latency_ms": _spread(self.latencies_ms),
+            "floor_ms": _spread(self.floor_ms),
             "problems": self.problems(),
         }
 
@@ -86,7 +84,22 @@ class Figures:
                 f"From signal published to new serial served by {self.service}: "
                 f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, of {len(self.latencies_ms)} renewals."
             )
+        p50, p99 = percentile(self.floor_ms, 0.50), percentile(self.floor_ms, 0.99)
+        if p50 is not None and p99 is not None:
+            lines.append(
+                f"The floor, a bare client without checks, records and proof, right afterwards: "
+                f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, of {len(self.floor_ms)}."
+            )
         return lines + [f"Failed: {problem}." for problem in self.problems()]
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "count": len(values),
+        "p50": _rounded(percentile(values, 0.50)),
+        "p99": _rounded(percentile(values, 0.99)),
+        "max": _rounded(max(values, default=None)),
+    }
 
 
 def _rounded(value: float | None) -> float | None:

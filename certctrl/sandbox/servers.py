@@ -83,13 +83,21 @@ async def end_process(process: trio.Process) -> None:
         await process.wait()
 
 
-def choose_server(kind: str, folder: Path, certs: Path, names: list[str]) -> Server:
-    """Write the service's configuration below ``folder`` and return it; ``kind`` is nginx, builtin or auto."""
+def choose_server(
+    kind: str, folder: Path, certs: Path, names: list[str], *, others: Mapping[str, Path] | None = None
+) -> Server:
+    """Write the service's configuration below ``folder`` and return it; ``kind`` is nginx, builtin or auto.
+
+    ``others``: further names and the directories of their pairs.
+    """
     nginx = find_nginx(kind)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if nginx is not None:
-        return _nginx(nginx, folder, certs, names)
-    return _builtin(folder, {name: str(certs / ".live" / name) for name in names})
+        pairs = {name: (certs / f"{name}.crt", certs / f"{name}.key") for name in names}
+        pairs |= {name: (pair / "fullchain.pem", pair / "private.key") for name, pair in (others or {}).items()}
+        return _nginx(nginx, folder, pairs)
+    return _builtin(folder, {name: str(certs / ".live" / name) for name in names}
+                    | {name: str(pair) for name, pair in (others or {}).items()})  # fmt: skip
 
 
 def find_nginx(kind: str) -> str | None:
@@ -124,9 +132,11 @@ def _builtin(folder: Path, sites: Mapping[str, str]) -> Server:
     )
 
 
-def _nginx(nginx: str, folder: Path, certs: Path, names: list[str]) -> Server:
+def _nginx(nginx: str, folder: Path, pairs: Mapping[str, tuple[Path, Path]]) -> Server:
     port, conf, check = free_port(), folder / "nginx.conf", folder / "check-staged"
-    conf.write_text(NGINX_CONF.format(folder=folder, port=port, sites="".join(_site(port, certs, n) for n in names)))
+    conf.write_text(
+        NGINX_CONF.format(folder=folder, port=port, sites="".join(_site(port, *one) for one in pairs.items()))
+    )
     check.write_text(NGINX_CHECK.format(nginx=shlex.quote(nginx)))
     command = (nginx, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(conf))
     return Server(
@@ -139,8 +149,8 @@ def _nginx(nginx: str, folder: Path, certs: Path, names: list[str]) -> Server:
     )
 
 
-def _site(port: int, certs: Path, name: str) -> str:
-    return NGINX_SITE.format(port=port, name=name, certificate=certs / f"{name}.crt", key=certs / f"{name}.key")
+def _site(port: int, name: str, pair: tuple[Path, Path]) -> str:
+    return NGINX_SITE.format(port=port, name=name, certificate=pair[0], key=pair[1])
 
 
 NGINX_CONF = """\

@@ -45,9 +45,9 @@ def sandbox_directory(wanted: Path | None) -> Iterator[Path]:
     yield root
 
 
-def stage_agent(root: Path, *, url: str, ca_pem: bytes) -> ConfigDir:
+def stage_agent(root: Path, *, url: str, ca_pem: bytes, name: str = "agent") -> ConfigDir:
     """Make ``root/agent`` as `cert-ctrl init` would, set to long-polling."""
-    layout, fs = ConfigDir(root / "agent"), RealFs()
+    layout, fs = ConfigDir(root / name), RealFs()
     init_config_dir(fs, layout, server_url=url, ca_pem=ca_pem)
     _merge(layout.application, AGENT_SETTINGS)
     _merge(layout.log_config, LOG_SETTINGS)

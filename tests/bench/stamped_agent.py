@@ -22,7 +22,6 @@ from certctrl.install.process import Proc
 from certctrl.store.fs import RealFs
 from certctrl.store.generations import GenerationStore
 
-
 _synced = 0
 
 

@@ -58,3 +58,10 @@ def test_latencies_are_told() -> None:
     figures.latencies_ms = [10.0, 20.0, 400.0]
     assert figures.as_json()["latency_ms"] == {"count": 3, "p50": 20.0, "p99": 400.0, "max": 400.0}
     assert any("p50 20 ms, p99 400 ms" in sentence for sentence in figures.sentences())
+
+
+def test_the_floor_stands_beside_them() -> None:
+    figures = good()
+    figures.latencies_ms, figures.floor_ms = [30.0], [5.0, 6.0, 7.0]
+    assert figures.as_json()["floor_ms"] == {"count": 3, "p50": 6.0, "p99": 7.0, "max": 7.0}
+    assert any("bare client" in sentence and "p50 6 ms, p99 7 ms" in sentence for sentence in figures.sentences())
