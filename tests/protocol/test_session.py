@@ -181,11 +181,10 @@ def test_full_pages_stay_within_what_the_plane_lets_in() -> None:
     story = Story()
     started = []
     for n in range(20):
-        while isinstance(step := story.next(), Wait):
-            story.now = step.until
+        while isinstance(story.next(), Wait):
+            story.wait()
         started.append(story.now)
         story.news(f"c{n}", full=True)
-        story.flush()
     for first, later in itertools.product(range(20), range(20)):
         if later > first:
             assert later - first + 1 <= 5 + (started[later] - started[first]), "a bucket of five, one a second"
