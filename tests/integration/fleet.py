@@ -289,8 +289,19 @@ def run_cli(*words: str | Path, **extra: str) -> subprocess.CompletedProcess[str
     argv = [*PROGRAM, *map(str, words)]
     return subprocess.run(
         argv, cwd=ROOT, env=clean_environment(**extra), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=10 * PATIENCE, check=False,
     )  # fmt: skip
+
+
+def processes_naming(text: str) -> list[str]:
+    """Return the command lines of all processes that mention a text."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):  # it has just ended
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found += [command] if text in command else []
+    return found
 
 
 class Service:

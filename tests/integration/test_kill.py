@@ -127,13 +127,14 @@ class Stage:
         history = Counter(
             entry["serial"]
             for entry in self.agent.state.load_history()
-            if entry["outcome"] == "applied" and entry["serial"] in renewed
+            if entry["outcome"] == "applied" and entry["from"] != entry["to"]  # else: its command was owed once more
         )
         told = [
             (row["serial"], outcome["signal"])
             for outcome in self.plane.operator.outcomes(self.agent.device_id)
             for row in outcome["deployed"]
-            if outcome["outcome"] == "applied" and row["serial"] in renewed
+            if (outcome["outcome"], outcome["signal"]["type"]) == ("applied", "cert.renewed")
+            and row["serial"] in renewed
         ]
         served = {cert_id: len(seen) for cert_id, seen in self.onlooker.seen.items()}
         print(f"issued {sum(map(len, self.issued.values()))}, served {sum(served.values())}, files {files}")

@@ -1,0 +1,28 @@
+"""``cert-ctrl`` whose event loop SIGUSR2 blocks for a moment, in the way of a library call that does not return.
+
+Its other threads live on; it tells the notify socket STUCK=1 before and FREE=1 after.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from certctrl.__main__ import program
+from certctrl.agent.notify import Notifier
+
+STUCK_SECONDS = 1.0
+
+
+def block(*_: Any) -> None:
+    notifier = Notifier(os.environ)
+    notifier.send("STUCK=1")
+    time.sleep(STUCK_SECONDS)
+    notifier.send("FREE=1")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR2, block)
+    program()
