@@ -31,7 +31,7 @@ class Execution:
     certs: Mapping[int, DesiredCert]
     copies: list[CopySet] = attrs.field(factory=list)
     lasting: list[CopySet] = attrs.field(factory=list)
-    """Copies that stay when the set goes back: the first files of a first delivery."""
+    """Copies that stay when the set goes back: the first files for a service."""
     written: list[Write] = attrs.field(factory=list)
     ran: set[str] = attrs.field(factory=set)
     """Exec items whose command was started."""
@@ -114,8 +114,10 @@ class Execution:
         self.written += writes
 
     def _is_first(self, write: Write) -> bool:
-        """Return whether nothing of this certificate was in service here before: there is no way back then."""
-        return write.cert_id is not None and not self.certs[write.cert_id].live
+        """Return whether no service has used this file before: then there is no way back, and it needs it to start."""
+        if write.cert_id is None:
+            return False
+        return not self.certs[write.cert_id].live or write.item in self.plan.unserved
 
     def _copy(self, writes: Sequence[Write], kept: list[CopySet]) -> None:
         copies = CopySet(self.site.layout, self.site.fs)

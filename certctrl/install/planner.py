@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
-from certctrl.install.binding import activation_key, bind, components, levels
+from certctrl.install.binding import activation_key, bind, components, depended_on, levels
 from certctrl.install.formats import KEY_FILES
 from certctrl.install.names import covers, plain_domain
 from certctrl.install.policy import KEY_MODES, PUBLIC_MODES, Grant, Refusal, judge_exec
@@ -177,7 +177,22 @@ def _plan_set(scene: Scene, nodes: set[str], doable: Sequence[InstallItem], left
         verifications=_verifications(scene, mine, changed - unserved, {i for run in runs for i in run}),
         imports=imports,
         items=tuple(item.id for item in mine),
+        unserved=_unserved(scene, mine),
     )
+
+
+def _unserved(scene: Scene, items: Sequence[InstallItem]) -> frozenset[str]:
+    """Return the copies whose command has never succeeded: one that depends on them, else one of their certificate."""
+    execs = {item.id: set(depended_on(item.id, scene.items)) for item in items if isinstance(item, ExecAction)}
+    found = set[str]()
+    for item in items:
+        if isinstance(item, CopyAction):
+            mine = set(scene.bound[item.id].certs)
+            users = [name for name, below in execs.items() if item.id in below]
+            users = users or [name for name in execs if mine & set(scene.bound[name].certs)]
+            if users and not scene.activations.keys() & set(users):
+                found.add(item.id)
+    return frozenset(found)
 
 
 def _runs(scene: Scene, items: Sequence[InstallItem], touched: Collection[str]) -> list[Run]:

@@ -131,6 +131,8 @@ class PlanSet:
     imports: tuple[int, ...] = ()
     """CAs to put into the trust store."""
     items: tuple[str, ...] = ()
+    unserved: frozenset[str] = frozenset()
+    """Copy items whose command has never succeeded: no service uses their files yet."""
 
     @property
     def idle(self) -> bool:

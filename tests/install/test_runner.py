@@ -354,6 +354,26 @@ async def test_a_first_delivery_that_fails_stays_for_the_service_to_find(clock: 
     assert service.served == host.live(1)
 
 
+async def test_first_files_for_a_service_stay_although_the_certificate_was_here_before(
+    clock: MockClock, host: Any
+) -> None:
+    """The certificate came first, its items later: a service that is down needs the files before it can be started."""
+    target = host.out / "a.pem"
+    items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001, broken=True)
+    assert kinds(await host.deliver(1)) == {1: APPLIED}
+    assert kinds(await host.installer.converge((), items))[1] in (FAILED, ROLLED_BACK)
+    assert target.exists()
+    service.broken = False
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
+    assert service.served == host.live(1)
+    service.broken = True
+    target.unlink()
+    assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
+    assert not target.exists(), "once the command has succeeded, what fails is undone"
+
+
 async def test_a_first_delivery_does_not_destroy_what_stood_at_a_destination(clock: MockClock, host: Any) -> None:
     target = host.out / "combined.pem"
     target.write_bytes(b"the operator's own")
