@@ -79,6 +79,8 @@ class Inbox:
                 if key not in self._entries and key not in self._processed:
                     fresh[key] = InboxEntry(signal=signal)
             if fresh:
+                while self._dirty:  # outcomes must be there before their signals leave, and the disk refused them
+                    await self._save_all()
                 await self._offload(self._store.save_inbox, (*self._entries.values(), *fresh.values()))
                 self._entries |= fresh  # what was finished or kept meanwhile stays as it is now
             return list(fresh.values())
@@ -138,13 +140,16 @@ class Inbox:
 
     async def _write(self) -> None:
         async with self._disk:
-            if not self._dirty:
-                return  # the batch before ours carried our change
-            self._dirty = False
-            try:
-                await self._offload(
-                    self._store.save_progress, tuple(self._acks), tuple(self._processed), tuple(self._entries.values())
-                )
-            except BaseException:
-                self._dirty = True
-                raise
+            if self._dirty:  # else the batch before ours carried our change
+                await self._save_all()
+
+    async def _save_all(self) -> None:
+        """Write acks, identities and entries, in this order; called under ``_disk``."""
+        self._dirty = False
+        try:
+            await self._offload(
+                self._store.save_progress, tuple(self._acks), tuple(self._processed), tuple(self._entries.values())
+            )
+        except BaseException:
+            self._dirty = True
+            raise

@@ -154,3 +154,17 @@ def inbox_ack(n: int) -> Any:
     from certctrl.model.records import Ack
 
     return Ack(event={"n": n})
+
+
+async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_outcomes(store: StateStore) -> None:
+    disk = Disk()
+    inbox = Inbox(store, disk, limit=10)
+    (entry,) = await inbox.admit([A])
+    disk.full = True
+    with pytest.raises(DiskError):
+        await inbox.finish([entry], [{"type": "signal.ack"}])
+    disk.full = False
+    await inbox.admit([B])
+    found = again(store)  # as after a kill at this moment
+    assert [e.signal for e in found.entries()] == [B]
+    assert found.next_acks(10) == [{"type": "signal.ack"}], "the outcome was there before its signal left"

@@ -26,8 +26,9 @@ MOST_POLLS = 3
 MOST_REFRESHES = 10
 """In `STORM_SECONDS`, tries included: backoff from half a second, and each broken exchange is repeated once."""
 MOST_REQUESTS = 400
-MOST_OF_ONE = 30
+MOST_OF_ONE = 16
 """In a minute, of any other resource: retries that grow from 2.5 s, and whatever operators do meanwhile."""
+NO_SUCH_THING = (404, 405, 501)
 SERVER_CAP = 3600.0
 
 
@@ -45,6 +46,8 @@ class Auditor:
         self.finished: set[str] = set()
         self.reported: set[str] = set()
         """Identities whose outcome was durable, or on its way to the plane."""
+        self.delivered: set[str] = set()
+        """Identities whose outcome the plane took, or said that it takes none."""
         self.live: dict[str, list[tuple[str, frozenset[str]]]] = defaultdict(list)
         """Name -> (fingerprint, names of files), each change; an empty fingerprint: nothing."""
         self.polls: deque[float] = deque(maxlen=MOST_POLLS + 1)
@@ -141,6 +144,9 @@ class Auditor:
             self.not_before["poll"] = now + min(max(weather.asks, 0.0), SERVER_CAP)
         if exchange.path == REFRESH_PATH and answer.status == 200:
             self._refreshed(exchange, answer.body)
+        if exchange.path == NOTIFY_PATH and (200 <= answer.status <= 299 or answer.status in NO_SUCH_THING):
+            acks = [one for one in exchange.json["events"] if one.get("type") == "signal.ack"]
+            self.delivered |= {identity(signal_from_wire(ack["signal"])) for ack in acks}
         if not exchange.is_poll:
             return
         if answer.status == 401:
@@ -168,6 +174,10 @@ class Auditor:
             self.spent.add(exchange.json["refresh_token"])
             self.newest_refresh_token = token
 
+    def undelivered(self) -> list[str]:
+        """Return the outcomes that the plane was never given."""
+        return [f"outcomes the plane never got: {sorted(lost)}"] if (lost := self.finished - self.delivered) else []
+
     def session_lost(self, why: str) -> None:
         """Note that the session may end, and that nobody is to blame."""
         self.lost_session = self.lost_session or why
@@ -181,7 +191,7 @@ class Auditor:
         before = exchange.query.get("cursor")
         if status == 204:
             after = headers.get("etag", "").removeprefix("W/").strip('"')
-            self.needs[after or before] |= self.needs[before]
+            self.needs[after or before] = set(self.needs[before])
             return
         try:
             data = json.loads(body)["data"]
@@ -191,7 +201,7 @@ class Auditor:
         found = {identity(signal_from_wire(raw)) for raw in raws}
         self.received |= found
         self.counts["signals"] += len(found)
-        self.needs[after] |= self.needs[before] | found
+        self.needs[after] = self.needs[before] | found  # when it comes again, what counts is how it came last
         if after != before and (len(raws) >= self.page or exchange.query.get("wait") not in ("0", None)):
             self.excused = True
 

@@ -34,7 +34,8 @@ class Director:
         end = trio.current_time() + setting.span
         await self.operators.begin()
         doings = [*self.operators.doings(), *self.host.doings(), *self.way.doings()]
-        calls, weights = [call for _, call in doings], [weight for weight, _ in doings]
+        calls = [call for _, call in doings]
+        weights = [weight * setting.emphasis.get(call.__name__, 1.0) for weight, call in doings]
         moments = sorted(
             end - setting.span * self.chance.random() for _ in range(self.chance.randint(LEAST_EVENTS, MOST_EVENTS))
         )
@@ -66,4 +67,4 @@ class Director:
             world.auditor.services()
             if world.machine.parked:
                 await self.host.enrol()
-            reasons = self.operators.differences()
+            reasons = self.operators.differences() or world.auditor.undelivered()

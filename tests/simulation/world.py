@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class Setting:
     queue: int = 1000
     poison_attempts: int = 3
     stream_length: int = 1000
+    emphasis: Mapping[str, float] = attrs.field(factory=dict)
+    """Name of a doing -> by how much likelier it is than usual."""
 
     def environ(self) -> dict[str, str]:
         """Return the agent's configuration."""

@@ -1,0 +1,216 @@
+"""The harness has teeth: each of these mistakes is found within a few histories.
+
+A mistake that slips through here would slip through everywhere; so whoever weakens the auditor hears of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import patch
+
+import attrs
+import pytest
+import trio
+from simulation.history import run_history, setting_for
+from simulation.journal import Violation
+
+from certctrl.agent import handlers, inbox, tokens
+from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.protocol import events, ledger
+from certctrl.store import generations
+from certctrl.store.atomic import write_atomic
+
+HISTORIES = 60
+"""Tries per mistake; most need one or two."""
+
+
+class Mistake:
+    """A patch of the agent, and what makes it likelier to show."""
+
+    def __init__(self, name: str, value: Any, **emphasis: float) -> None:
+        self.name, self.value, self.emphasis = name, value, emphasis
+
+
+async def cursor_first(self: Any, step: Any) -> Any:
+    """The order of the specification: the cursor on receipt."""
+    if step.cursor is not None:
+        await self.agent.offload(self.agent.store.save_cursor, step.cursor)
+    fresh = await self.agent.inbox.admit(step.signals)
+    if fresh:
+        await self.signals_send.send(fresh)
+    return events.Delivered()
+
+
+def unsynced_inbox(self: Any, entries: Any, *, sync_parent: bool = True) -> None:
+    write_atomic(self._fs, self.layout.inbox, inbox_bytes(entries), durable=False)
+
+
+def inbox_bytes(entries: Any) -> bytes:
+    from certctrl.model.signals import to_wire
+    from certctrl.store.decode import to_json
+
+    return to_json({"entries": [{"signal": to_wire(entry.signal)} for entry in entries]})
+
+
+async def forgetful_superseding(self: Any, entries: Any) -> None:
+    for entry in entries:
+        self.agent.inbox._entries.pop(inbox.identity(entry.signal), None)
+
+
+async def ack_before_effect(agent: Any, signal: Any) -> Outcome:
+    summary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, signal.cert_id))
+    served = handlers_deployed(signal.cert_id, summary)
+    return Outcome(kind=OutcomeKind.APPLIED, deployed=(served,))
+
+
+def handlers_deployed(cert_id: int, summary: Any) -> Any:
+    from certctrl.model.plan import Deployed
+
+    return Deployed(
+        cert_id=cert_id, serial=summary.serial_number, fingerprint_sha256=summary.fingerprint_sha256,
+        targets=(f"/x/{summary.domain_name}.crt",),
+    )  # fmt: skip
+
+
+async def acks_that_give_up(agent: Any) -> Any:
+    from certctrl.agent.acks import _post
+
+    while notices := agent.inbox.next_acks(100):
+        with contextlib.suppress(Exception):
+            await agent.authorized(lambda token, notices=notices: _post(agent, notices, token))
+        await agent.inbox.sent(notices)
+    return events.AcksSent()
+
+
+class NoLock:
+    """A single flight that anybody may board."""
+
+    async def __aenter__(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def __aexit__(self, *error: object) -> None:
+        return None
+
+    def release(self) -> None:
+        return None
+
+
+async def no_lock(layout: Any, fs: Any = None) -> NoLock:
+    await trio.lowlevel.checkpoint()
+    return NoLock()
+
+
+def unlocked_init(init: Callable[..., None]) -> Callable[..., None]:
+    def made(self: Any, **given: Any) -> None:
+        init(self, **given)
+        self._flight = NoLock()
+
+    return made
+
+
+def impatient(self: Any, retry_after: float | None, now: float) -> bool:
+    self.cadence.failures += 1
+    self.later(now + 1.0, "backoff")
+    return False
+
+
+def eager_delay(self: Any, entry: Any, transient: bool, retry_after: float | None) -> tuple[float, bool]:
+    return 3.0, False
+
+
+def changed_identity(identify: Callable[..., str]) -> Callable[..., str]:
+    numbers = itertools.count()
+    return lambda hashes, facts: identify(hashes, {**facts, "n": next(numbers)})
+
+
+async def never(agent: Any) -> None:
+    await trio.sleep_forever()
+
+
+async def fragile_status(agent: Any, status: Any) -> None:
+    await agent.offload(agent.store.save_status, status)
+
+
+def any_key(der: bytes, leaf: Any) -> bytes:
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        load_der_private_key,
+    )  # fmt: skip
+
+    return load_der_private_key(der, None).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+KEEPER = tokens.TokenKeeper
+CHOOSE = ledger.choose
+MISTAKES: dict[str, list[Mistake]] = {
+    "the cursor is saved before the inbox": [
+        Mistake("certctrl.agent.poller.Poller._deliver", cursor_first, kill_soon=12, renew=3)
+    ],
+    "the inbox is not synced": [Mistake("certctrl.store.state.StateStore._save_inbox", unsynced_inbox)],
+    "superseded signals are forgotten": [
+        Mistake("certctrl.agent.dispatcher.Dispatcher._finish_superseded", forgetful_superseding, burst=5)
+    ],
+    "the ack comes before the effect": [
+        Mistake("certctrl.agent.handlers.HANDLERS", handlers.HANDLERS | {"cert.renewed": ack_before_effect})
+    ],
+    "the switch is not synced": [Mistake("certctrl.store.generations.sync_all", lambda fs, handles: None)],
+    "outcomes that could not be sent are dropped": [
+        Mistake("certctrl.agent.poller.flush_acks", acks_that_give_up, plane_down=4)
+    ],
+    "refreshes are not single-flight": [
+        Mistake("certctrl.agent.spending.wait_for_token_lock", no_lock, burst=4, bad_answers=4),
+        Mistake("certctrl.agent.tokens.TokenKeeper.__init__", unlocked_init(KEEPER.__init__)),
+    ],
+    "breaker and backoff are gone": [Mistake("certctrl.protocol.pace.Pace.after_failure", impatient, plane_down=4)],
+    "Retry-After is not obeyed": [
+        Mistake("certctrl.protocol.cadence.Cadence.server_delay", lambda self, asked: self.base, bad_answers=5)
+    ],
+    "retries of a signal do not slow down": [
+        Mistake("certctrl.agent.dispatcher.Dispatcher._delay", eager_delay, plane_down=5, renew=3)
+    ],
+    "a clock that was ahead is believed for ever": [
+        Mistake(
+            "certctrl.agent.dispatcher.choose",
+            lambda e, b, n, longest=0.0: CHOOSE(e, b, n),
+            clock_jump=12,
+            plane_down=6,
+            bad_weather=3,
+            renew=4,
+        )
+    ],
+    "equal material is a new generation": [
+        Mistake("certctrl.store.generations.identify", changed_identity(generations.identify), send_again=5)
+    ],
+    "nothing is ever compared as a whole": [
+        Mistake("certctrl.agent.run.reconcile_forever", never, mischief=8, renew=4)
+    ],
+    "a status file that cannot be written ends the daemon": [
+        Mistake("certctrl.agent.reporter.save_status", fragile_status, disk_trouble=4)
+    ],
+    "key and certificate are not compared": [Mistake("certctrl.install.material.checked_key_pem", any_key, issue=4)],
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_found_within_a_few_histories(name: str) -> None:
+    emphasis = {doing: factor for one in MISTAKES[name] for doing, factor in one.emphasis.items()}
+    with mistaken(MISTAKES[name]):
+        for seed in range(1, HISTORIES + 1):
+            try:
+                run_history(seed, attrs.evolve(setting_for(seed), emphasis=emphasis))
+            except Violation:
+                return
+    pytest.fail(f"{HISTORIES} histories did not notice that {name}")
+
+
+@contextlib.contextmanager
+def mistaken(mistakes: list[Mistake]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for one in mistakes:
+            stack.enter_context(patch(one.name, one.value))
+        yield
