@@ -24,6 +24,8 @@ from certctrl.store.state import StateStore
 
 ACK_LIMIT = 1000
 PROCESSED_LIMIT = 1000
+PUT_OFF = 10
+"""How many times the limit may wait for their next try."""
 
 Offload = Callable[..., Awaitable[Any]]
 
@@ -58,8 +60,13 @@ class Inbox:
         return list(self._entries.values())
 
     def has_room(self, count: int) -> bool:
-        """Say whether ``count`` more signals fit; an empty inbox always has room."""
-        return not self._entries or len(self._entries) + count <= self._limit
+        """Say whether ``count`` more signals fit; when nobody is at work on any there always is room.
+
+        What has failed and waits for its next try holds no room: one poison signal must not stop the polling.
+        """
+        at_work = sum(not entry.last_error for entry in self._entries.values())
+        total = len(self._entries) + count
+        return (not at_work or at_work + count <= self._limit) and total <= count + PUT_OFF * self._limit
 
     async def wait_for_room(self, count: int) -> None:
         """Wait until ``count`` more signals fit: a full inbox is backpressure, nothing is polled meanwhile."""
@@ -112,6 +119,8 @@ class Inbox:
             self._trim()
         self._dirty = True
         await self._write()
+        async with self._room:
+            self._room.notify_all()
 
     async def report(self, event: dict[str, Any]) -> None:
         """Queue an event that belongs to no signal (agent version, a late success), durably."""

@@ -168,3 +168,11 @@ async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_o
     found = again(store)  # as after a kill at this moment
     assert [e.signal for e in found.entries()] == [B]
     assert found.next_acks(10) == [{"type": "signal.ack"}], "the outcome was there before its signal left"
+
+
+async def test_a_signal_that_keeps_failing_holds_no_room(store: StateStore) -> None:
+    inbox = Inbox(store, Disk(), limit=1)
+    (entry,) = await inbox.admit([A])
+    assert not inbox.has_room(20)
+    await inbox.keep(entry, error="poison", next_try_at=1e12, count=True, ack=None)
+    assert inbox.has_room(20), "others go on"

@@ -245,6 +245,7 @@ class Auditor:
         self.excused = True
         self.refreshing = 0
         self.not_before.clear()
+        self.asked.clear()  # a restarted process begins with short delays again
         for name in {*names_in(disk.now, self.layout.live), *self.live}:
             if not name.startswith("."):
                 self._note_live(disk, name, crash=True)

@@ -36,9 +36,12 @@ class Mistake:
 
 async def cursor_first(self: Any, step: Any) -> Any:
     """The order of the specification: the cursor on receipt."""
-    if step.cursor is not None:
-        await self.agent.offload(self.agent.store.save_cursor, step.cursor)
-    fresh = await self.agent.inbox.admit(step.signals)
+    try:
+        if step.cursor is not None:
+            await self.agent.offload(self.agent.store.save_cursor, step.cursor)
+        fresh = await self.agent.inbox.admit(step.signals)
+    except DiskError as error:
+        return events.DeliverFailed(str(error))
     if fresh:
         await self.signals_send.send(fresh)
     return events.Delivered()
