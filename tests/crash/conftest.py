@@ -14,15 +14,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from crash_plane import PlaneThread
 from crash_stage import Forks, Stage
-from crash_trials import scratch
+from crash_trials import in_memory, scratch
 
 
 @pytest.fixture(scope="module")
 def stage(need: Callable[[str], str]) -> Iterator[Stage]:
     """One stage for a module: each trial puts everything back. The plane lies where no crash of the host reaches."""
     need("strace")
-    memory = Path("/dev/shm")
-    root = Path(tempfile.mkdtemp(prefix="certctrl-crash-", dir=memory if memory.is_dir() else None))
+    root = Path(tempfile.mkdtemp(prefix="certctrl-crash-", dir=in_memory()))
     try:
         world, aside = scratch(root)
         with PlaneThread(aside / "s").running() as plane, Forks(aside / "log").running() as forks:

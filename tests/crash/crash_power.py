@@ -19,7 +19,7 @@ import attrs
 import pytest
 from crash_plane import PlaneThread
 from crash_stage import Forks, Stage
-from crash_trials import scratch
+from crash_trials import in_memory, scratch
 
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 OLDEST, NEWEST = 2, 1  # no log flush, log flush
@@ -99,8 +99,7 @@ def stage_on(kind: str, need: Callable[[str], str]) -> Iterator[tuple[Stage, Dis
         pytest.skip("this machine has no loop devices")
     need("strace")
     need(KINDS[kind][0][0])
-    memory = Path("/dev/shm")
-    root = Path(tempfile.mkdtemp(prefix="certctrl-power-", dir=memory if memory.is_dir() else None))
+    root = Path(tempfile.mkdtemp(prefix="certctrl-power-", dir=in_memory()))
     try:
         if why := loop_mounts_work(root, kind):
             pytest.skip(f"no loop mounts here: {why}")

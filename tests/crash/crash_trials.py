@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -156,6 +157,12 @@ def sample(points: Sequence[Point], most: int) -> list[Point]:
         return list(points)
     step = (len(points) - 1) / (most - 1)
     return [points[round(number * step)] for number in range(most)]
+
+
+def in_memory() -> Path | None:
+    """Return where temporary files cost no disk, None where there is no room for them."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > 1 << 30 else None
 
 
 def scratch(root: Path) -> tuple[Path, Path]:
