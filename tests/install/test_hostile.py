@@ -23,6 +23,7 @@ from certctrl.model.policy import HostPolicy, NamedCommand
 
 PLANS = int(os.environ.get("CERTCTRL_TEST_PLANS", "100000"))
 ALLOWED = ("/bin/true", "reload")
+OURS = ("state", "certs")
 
 TRAPS = (
     "{out}/ok", "{out}/deep/ok", "{out}/link/x", "{out}/open/x", "{out}/hard", "{out}/file", "{out}/fifo", "{out}/loop",
@@ -117,14 +118,21 @@ def filled(items: list[InstallItem], places: dict[str, str]) -> list[InstallItem
     ]
 
 
-def snapshot(root: Path) -> dict[str, tuple[object, ...]]:
-    """Return everything below a directory: kind, mode, owner, bytes or link text."""
+def snapshot(root: Path, *, but: tuple[str, ...] = ()) -> dict[str, tuple[object, ...]]:
+    """Return everything below a directory: kind, mode, owner, bytes or link text; ``but``: folders at its top."""
     found: dict[str, tuple[object, ...]] = {}
-    for path in sorted(root.rglob("*")):
-        facts = path.lstat()
-        kind = stat.S_IFMT(facts.st_mode)
-        held: object = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-        found[str(path)] = (kind, facts.st_mode, facts.st_uid, facts.st_nlink, held)
+    for folder, folders, names in os.walk(root):
+        if Path(folder) == root:
+            folders[:] = [name for name in folders if name not in but]
+        for path in (Path(folder, name) for name in (*folders, *names)):
+            facts = path.lstat()
+            kind = stat.S_IFMT(facts.st_mode)
+            held: object = None
+            if stat.S_ISLNK(kind):
+                held = os.readlink(path)
+            elif stat.S_ISREG(kind):
+                held = path.read_bytes()
+            found[str(path)] = (kind, facts.st_mode, facts.st_uid, facts.st_nlink, held)
     return found
 
 
@@ -158,7 +166,7 @@ async def attack(host: Any, items: list[InstallItem], out: Path, victim: Path) -
     agent = host.layout.root
     items = filled(items, {"out": str(out), "agent": str(agent), "victim": str(victim)})
     before = snapshot(victim)
-    own = {path: facts for path, facts in snapshot(agent).items() if "/state" not in path and "/certs" not in path}
+    own = snapshot(agent, but=OURS)
     host.proc.calls.clear()
     host.proc.asked.clear()
     bundle = host.bundle(1)
@@ -171,9 +179,7 @@ async def attack(host: Any, items: list[InstallItem], out: Path, victim: Path) -
     text = (await host.installer.plan(items)).diff
     assert all(c == "\n" or c.isprintable() for c in text)
     assert snapshot(victim) == before
-    assert {
-        path: facts for path, facts in snapshot(agent).items() if "/state" not in path and "/certs" not in path
-    } == own
+    assert snapshot(agent, but=OURS) == own
     assert set(host.proc.calls) <= {ALLOWED}
     for path in out.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.name != "hard":
