@@ -18,6 +18,7 @@ from simulation.history import run_history, setting_for
 from simulation.journal import Violation
 
 from certctrl.agent import handlers, inbox, tokens
+from certctrl.errors import DiskError
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.protocol import events, ledger
 from certctrl.store import generations
@@ -169,7 +170,10 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.agent.spending.wait_for_token_lock", no_lock, burst=4, bad_answers=4),
         Mistake("certctrl.agent.tokens.TokenKeeper.__init__", unlocked_init(KEEPER.__init__)),
     ],
-    "breaker and backoff are gone": [Mistake("certctrl.protocol.pace.Pace.after_failure", impatient, plane_down=4)],
+    "breaker and backoff are gone": [
+        Mistake("certctrl.protocol.pace.Pace.after_failure", impatient, plane_down=4),
+        Mistake("certctrl.protocol.pace.Pace.due_at", lambda self, *, poll: self.due),
+    ],
     "Retry-After is not obeyed": [
         Mistake("certctrl.protocol.cadence.Cadence.server_delay", lambda self, asked: self.base, bad_answers=5)
     ],
