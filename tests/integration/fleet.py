@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -218,6 +219,12 @@ class Agent:
         """Register with the plane as `cert-ctrl register` does."""
         init_config_dir(RealFs(), self.layout, server_url=self.plane.url, ca_pem=self.plane.ca.read_bytes())
         self.device_id = trio.run(_register, self.layout, self.plane, self.name, token)
+
+    def moved_to(self, root: Path) -> None:
+        """Move the config directory, as a person does: copied with its links, the old one removed."""
+        shutil.copytree(self.layout.root, root, symlinks=True)
+        shutil.rmtree(self.layout.root)
+        self.layout = ConfigDir(root)
 
     def start(self, *options: str, ready: bool = True, **extra: str) -> Child:
         """Start the daemon; with ``ready`` wait until it says so."""
