@@ -97,6 +97,11 @@ class Journal:
             self._fs.write(handle, decode.to_json({"armed": True}))
             self._fs.fsync(handle)
 
+    def settle(self) -> None:
+        """Make durable what a killed process wrote and did not sync: what is done on its word must not outlive it."""
+        with closing(self._fs, self._fs.open_file(self._layout.journal / self.name)) as handle:
+            self._fs.fsync(handle)
+
     def remove(self) -> None:
         """Forget the deployment; doing it twice is nothing. What it left beside destinations must be gone before."""
         path = self._layout.journal / self.name

@@ -41,6 +41,8 @@ def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryR
     for one in journal.journals(fs, layout):
         entries, armed = one.load()
         try:
+            if armed:
+                one.settle()
             went_forward = _recover_one(fs, entries, roots, armed=armed)
         except (DiskError, PolicyRefusedError) as error:
             failed.append(f"{entries[0].path} and what goes with it: {error}")
