@@ -50,6 +50,7 @@ class Dispatcher:
         self.agent = agent
         self._receive = signals_receive
         self._busy: set[str] = set()
+        self._running: set[int] = set()  # entries by identity: in a burst all but a few run, and are asked about often
         self._closed = False
         self._tries: Counter[str] = Counter()
         """Failures in a row of this run by identity, also those that are nobody's fault: backoff grows with them."""
@@ -92,7 +93,8 @@ class Dispatcher:
 
     async def _start(self, nursery: trio.Nursery, skip: set[str] | None = None) -> float | None:
         """Start what may run; return the wall-clock time at which to look again, or None."""
-        choice = choose(self.agent.inbox.entries(), self._busy, self.agent.wall_now(), longest=self._longest())
+        waiting = [entry for entry in self.agent.inbox.entries() if id(entry) not in self._running]
+        choice = choose(waiting, self._busy, self.agent.wall_now(), longest=self._longest())
         if choice.superseded:
             await self._finish_superseded(choice.superseded)
         for entry in choice.run:
@@ -101,6 +103,7 @@ class Dispatcher:
                     continue
                 skip.add(identity(entry.signal))
             self._busy.add(entry.signal.resource)
+            self._running.add(id(entry))
             nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
         return choice.again_at
 
@@ -128,6 +131,7 @@ class Dispatcher:
                 await self._failed(entry, outcome, seconds, transient, retry_after)
         finally:
             self._busy.discard(signal.resource)
+            self._running.discard(id(entry))
             agent.dispatcher_changed.set()
             agent.news.set()
 

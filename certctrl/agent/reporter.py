@@ -15,6 +15,7 @@ import trio
 import certctrl
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Danger, examine
+from certctrl.agent.memory import give_back
 from certctrl.agent.messages import Line, say
 from certctrl.agent.notify import Notifier
 from certctrl.errors import DiskError
@@ -25,6 +26,8 @@ from certctrl.protocol.state import State
 WRITE_EVERY = 60.0
 LOOK_EVERY = 1.0
 STALE_INTERVALS = 10
+BURST = 50
+"""So many signals at once leave memory behind that is worth giving back."""
 STALE_AT_LEAST = 120.0
 
 
@@ -158,7 +161,7 @@ def _poll(agent: Agent) -> dict[str, Any]:
 
 async def report_forever(agent: Agent, notifier: Notifier) -> None:
     """Write the status when it matters and log each change of health, until cancelled."""
-    was, written, last = "healthy", -WRITE_EVERY, ""
+    was, written, last, deepest = "healthy", -WRITE_EVERY, "", 0
     while True:
         status = snapshot(agent)
         if status["health"] != was:
@@ -173,6 +176,10 @@ async def report_forever(agent: Agent, notifier: Notifier) -> None:
         if essence != last or trio.current_time() - written >= WRITE_EVERY:
             last, written = essence, trio.current_time()
             await save_status(agent, status)
+        deepest = max(deepest, agent.inbox.depth)
+        if deepest >= BURST and agent.inbox.depth == 0:
+            deepest = 0
+            give_back()
         await agent.wait_for_news(LOOK_EVERY, WRITE_EVERY)
 
 

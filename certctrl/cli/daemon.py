@@ -45,8 +45,12 @@ def keep_running(invoked: Invocation) -> int:
 
 def _settle_memory() -> None:
     """Take what start-up made for everlasting, and collect less often: a tenth of a burst's time went into that."""
-    import certctrl.net.transport  # noqa: F401  (the largest import; the daemon needs it in a moment)
+    import linecache
 
-    gc.collect()
+    import certctrl.net.transport  # noqa: F401  (the largest import; the daemon needs it in a moment)
+    from certctrl.agent.memory import give_back
+
+    linecache.clearcache()  # attrs keeps the source of every method it wrote, for tracebacks
+    give_back()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)

@@ -68,7 +68,7 @@ class ApplicationConfig:
     debounce_ms: int = setting(
         500, "a reload waits this long for the next certificate of the same burst", ge=0, le=60_000
     )
-    debounce_limit_ms: int = setting(5000, "longest that a burst may delay its reload", ge=0, le=600_000)
+    debounce_limit_ms: int = setting(30_000, "longest that a burst may delay its reload", ge=0, le=600_000)
     verify_timeout_seconds: float = setting(
         15.0, "how long a probe may take to see the new certificate", ge=0.1, le=300
     )

@@ -138,9 +138,13 @@ def swap_link_at(fs: Fs, parent: Handle, name: str, text: str) -> bool:
 
 def read_bytes(fs: Fs, path: str | Path, limit: int, at: Handle | None = None) -> bytes | None:
     """Return a regular file's bytes, None when there is no such name; more than ``limit`` is a DiskError (EFBIG)."""
-    if fs.lstat(path, at=at) is None:
-        return None
-    with closing(fs, fs.open_file(path, at=at)) as handle:
+    try:
+        opened = fs.open_file(path, at=at)
+    except DiskError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+    with closing(fs, opened) as handle:
         found = fs.fstat(handle)
         if found.kind != "file":
             raise DiskError(f"{handle.path} is no regular file", path=handle.path, fix=f"move {handle.path} away")

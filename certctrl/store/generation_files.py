@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 FILE_LIMIT = 4 * 1024 * 1024
 MANY = 3
 """From so many files or directories on, one syncfs costs less than an fsync each."""
+REMEMBERED = 4000
+"""Manifests kept in memory, 2 KiB each; the oldest goes first and is read again when it is needed."""
 _PUBLIC = frozenset({"certificate.pem", "chain.pem", "fullchain.pem", "certificate.der", "ca.pem", "ca.der"})
 _MEND = "remove its directory; the agent then fetches the certificate again"
 
@@ -104,13 +106,21 @@ class GenerationFiles:
     def manifest(self, name: str, generation: str) -> Manifest:
         """Return a manifest that fits its id, from memory when it was read before: generations never change."""
         key = (name, generation)
-        if key not in self._manifests:
-            path = self._layout.generation(name, generation) / MANIFEST
-            data = read_bytes(self._fs, path, FILE_LIMIT)
-            if data is None:
-                raise StateCorruptError(f"{path} is missing", path=str(path), fix=_MEND)
-            self._manifests[key] = self._checked(decode.object_of(data, str(path), _MEND), generation, str(path))
-        return self._manifests[key]
+        if (known := self._manifests.get(key)) is not None:
+            return known
+        path = self._layout.generation(name, generation) / MANIFEST
+        data = read_bytes(self._fs, path, FILE_LIMIT)
+        if data is None:
+            raise StateCorruptError(f"{path} is missing", path=str(path), fix=_MEND)
+        checked = self._checked(decode.object_of(data, str(path), _MEND), generation, str(path))
+        self._remember(key, checked)
+        return checked
+
+    def _remember(self, key: tuple[str, str], manifest: Manifest) -> None:
+        with suppress(KeyError, StopIteration, RuntimeError):  # another thread may be doing the same
+            while len(self._manifests) >= REMEMBERED:
+                del self._manifests[next(iter(self._manifests))]
+        self._manifests[key] = manifest
 
     def _checked(self, raw: dict[str, Any], generation: str, path: str) -> Manifest:
         files, facts, number = raw.get("files"), raw.get("facts"), raw.get("number")
@@ -127,8 +137,11 @@ class GenerationFiles:
 
     def forget(self, name: str, generation: str | None = None) -> None:
         """Drop what is remembered of a name, or of one generation."""
-        for key in [key for key in self._manifests if key[0] == name and generation in (None, key[1])]:
-            del self._manifests[key]
+        if generation is not None:
+            self._manifests.pop((name, generation), None)
+            return
+        for key in [key for key in list(self._manifests) if key[0] == name]:
+            self._manifests.pop(key, None)
 
     def read(self, directory: Path, manifest: Manifest, file: str) -> bytes:
         """Return one file of a generation; StateCorruptError when it is not what the manifest says."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
 
 PAGE = 20
+SETTLE = 3.0
 RELOAD = ("/bin/true",)
 
 
@@ -51,7 +53,8 @@ def _bursts(work: Path, plane: Plane, daemon: Daemon, rounds: int) -> Iterator[d
         cpus.append(after.total - before.total)
         synced = daemon.synced - synced_before if version > 2 else synced
         switches.append(daemon.switches)
-        memory.append(after.uss)
+        time.sleep(SETTLE)
+        memory.append(daemon.usage().uss)
     floor_walls, floor_cpus = [one["wall"] for one in floors], [one["cpu"] for one in floors]
     yield row(f"{count} certificates, certificates per second", count / statistics.median(walls),
               count / statistics.median(floor_walls), value=ratio(floor_walls, walls), must=0.8, aim=2.0, least=True,

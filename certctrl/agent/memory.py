@@ -1,0 +1,24 @@
+"""Give memory back: what a burst needed is free again, but the C library keeps its pages until it is told."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from functools import cache
+
+
+def give_back() -> None:
+    """Collect garbage and return free pages to the system, where the C library can."""
+    gc.collect()
+    if (trim := _trim_call()) is not None:
+        trim(0)
+
+
+@cache
+def _trim_call() -> Callable[[int], int] | None:
+    import ctypes  # here: only the daemon needs it
+
+    call = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others return pages by themselves
+    if call is not None:
+        call.argtypes, call.restype = (ctypes.c_size_t,), ctypes.c_int
+    return call
