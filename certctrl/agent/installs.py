@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from certctrl.agent.context import Agent
 from certctrl.agent.messages import Line, say
 from certctrl.errors import CertctrlError, PlaneError, PlanError
-from certctrl.model.plan import InstallConfig, InstallItem
+from certctrl.install.runner import Prepared
+from certctrl.model.plan import InstallConfig, InstallItem, Outcome, OutcomeKind
 from certctrl.protocol.wire_install import install_config_from_wire, items_from_local
 from certctrl.store.config import load_local_installs
 from certctrl.store.layout import ConfigDir
@@ -81,6 +83,22 @@ async def refresh_install_config(agent: Agent) -> bool:
         await agent.offload(agent.store.save_install_config, fresh)
     reload_items(agent)
     return changed
+
+
+async def converge_in_force(
+    agent: Agent, prepared: Sequence[Prepared], cert_ids: Collection[int]
+) -> dict[int, Outcome]:
+    """Switch to what is prepared by the items in force; again when an install config came meanwhile.
+
+    That one has looked at this host too early to see these certificates, and nobody else would bring them in line.
+    """
+    items = agent.items
+    outcomes = await agent.installer.converge(prepared, items, only=cert_ids)
+    while items != agent.items:
+        items = agent.items
+        again = await agent.installer.converge((), items, only=cert_ids)
+        outcomes |= {cert_id: one for cert_id, one in again.items() if one.kind is not OutcomeKind.UNCHANGED}
+    return outcomes
 
 
 def reload_items(agent: Agent) -> None:

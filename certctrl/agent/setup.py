@@ -19,7 +19,7 @@ from certctrl.agent.clock import wall_now
 from certctrl.agent.context import Agent
 from certctrl.agent.figures import Figures
 from certctrl.agent.inbox import Inbox
-from certctrl.agent.installs import reload_items
+from certctrl.agent.installs import converge_in_force, reload_items
 from certctrl.agent.messages import Line, say
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
@@ -146,7 +146,7 @@ def _assemble(
         layout=layout, fs=seams.fs, store=store, plane=plane, tokens=tokens, installer=installer,
         inbox=Inbox(store, seams.offload, limit=settings.queue_size),
         batches=Batches(
-            lambda prepared, ids: installer.converge(prepared, agent.items, only=ids),
+            lambda prepared, ids: converge_in_force(agent, prepared, ids),
             debounce=lambda: (
                 agent.config.application.debounce_ms / 1000,
                 agent.config.application.debounce_limit_ms / 1000,

@@ -1,73 +1,50 @@
-"""An install config is never taken back: versions only grow, per config id, over restarts (T2)."""
+"""Items in force: a certificate and the install config that names it may come at the same time."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from types import SimpleNamespace
+from typing import Any
 
-import pytest
+import trio
 
-from certctrl.agent.installs import check_not_replayed
-from certctrl.errors import PlanError
-from certctrl.model.plan import InstallConfig
-from certctrl.store.atomic import make_tree
-from certctrl.store.fs import RealFs
-from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore, StoredInstallConfig
+from certctrl.agent.installs import converge_in_force
+from certctrl.model.plan import CopyAction, Outcome, OutcomeKind
 
-
-@pytest.fixture
-def layout(tmp_path: Path) -> ConfigDir:
-    made = ConfigDir(tmp_path / "agent")
-    make_tree(RealFs(), made)
-    return made
+APPLIED, FAILED, UNCHANGED = (
+    Outcome(kind=kind) for kind in (OutcomeKind.APPLIED, OutcomeKind.FAILED, OutcomeKind.UNCHANGED)
+)
+NEW = (CopyAction(id="c", ob_id=1, sources=("fullchain.pem",), targets=("/x/y",)),)
 
 
-def keep(layout: ConfigDir, config_id: int, version: int, hashed: str = "h") -> StoredInstallConfig:
-    """Put a config in force and return what the next start reads."""
-    store = StateStore(layout, RealFs())
-    store.save_install_config(
-        StoredInstallConfig(raw={"id": config_id, "version": version}, etag=None, version=version, hash=hashed)
-    )
-    found = StateStore(layout, RealFs()).load_install_config()
-    assert found is not None
-    return found
+class Scene:
+    """An agent whose install config changes while the first certificate is being switched."""
+
+    def __init__(self, *answers: Outcome, comes: bool) -> None:
+        self.agent: Any = SimpleNamespace(items=(), installer=self)
+        self.calls: list[tuple[Any, Any, Any]] = []
+        self._answers, self._comes = list(answers), comes
+
+    async def converge(self, prepared: Sequence[Any], items: Any, *, only: Collection[int]) -> dict[int, Outcome]:
+        self.calls.append((tuple(prepared), items, tuple(only)))
+        await trio.lowlevel.checkpoint()
+        if self._comes:
+            self.agent.items = NEW
+        return dict.fromkeys(only, self._answers.pop(0))
 
 
-def config(config_id: int, version: int, hashed: str = "h") -> InstallConfig:
-    return InstallConfig(id=config_id, version=version, items=(), installs_hash_b64=hashed)
+async def test_an_install_config_that_comes_meanwhile_is_applied_to_the_certificate() -> None:
+    scene = Scene(APPLIED, FAILED, comes=True)
+    assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: FAILED}
+    assert scene.calls == [(("prepared",), (), (1,)), ((), NEW, (1,))]
 
 
-def refusal(fetched: InstallConfig, stored: StoredInstallConfig | None) -> str:
-    try:
-        check_not_replayed(fetched, stored)
-    except PlanError as error:
-        return error.reason
-    return ""
+async def test_the_first_outcome_counts_when_the_new_config_changes_nothing() -> None:
+    scene = Scene(APPLIED, UNCHANGED, comes=True)
+    assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: APPLIED}
 
 
-def test_a_lower_version_is_refused_over_a_restart(layout: ConfigDir) -> None:
-    assert refusal(config(3, 5), keep(layout, 3, 6)) == "version-rollback"
-
-
-def test_the_same_version_with_another_hash_is_refused(layout: ConfigDir) -> None:
-    stored = keep(layout, 3, 6)
-    assert refusal(config(3, 6, "other"), stored) == "equivocation"
-    assert refusal(config(3, 6), stored) == ""
-
-
-def test_a_higher_version_and_a_first_one_are_taken(layout: ConfigDir) -> None:
-    assert refusal(config(3, 1), None) == ""
-    assert refusal(config(3, 7, "other"), keep(layout, 3, 6)) == ""
-
-
-def test_a_host_that_moves_to_another_device_begins_anew(layout: ConfigDir) -> None:
-    """Found while the threat model was written: the mark of one config was held against every other."""
-    stored = keep(layout, 3, 6)
-    assert refusal(config(4, 1, "other"), stored) == ""
-
-
-def test_another_config_in_between_does_not_lower_the_mark(layout: ConfigDir) -> None:
-    keep(layout, 3, 6)
-    stored = keep(layout, 4, 1)
-    assert refusal(config(3, 5), stored) == "version-rollback"
-    assert refusal(config(4, 1, "other"), stored) == "equivocation"
+async def test_without_a_new_config_once_is_enough() -> None:
+    scene = Scene(APPLIED, comes=False)
+    assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: APPLIED}
+    assert len(scene.calls) == 1

@@ -21,7 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 TIMEOUT = 10.0
 NEW_CLIENTS = 2
@@ -30,6 +30,10 @@ NEW_PAUSE, KEPT_PAUSE = 0.01, 0.02
 
 class ClosedError(Exception):
     """The server closed a kept connection before it answered."""
+
+
+FAULTS = (OSError, ValueError, KeyError, ClosedError)
+T = TypeVar("T")
 
 
 class Line:
@@ -170,6 +174,7 @@ ASK: dict[str, Callable[[Line, str], None]] = {
     "https": http_ask, "smtp": smtp_ask, "imap": imap_ask, "postgres": postgres_ask,
 }  # fmt: skip
 TRIES = {"imap": 2}
+"""How often a connection is tried; every request on one that is open has one try."""
 END = {"smtp": b"QUIT\r\n", "imap": b"a LOGOUT\r\n", "postgres": b"X\0\0\0\4"}
 
 
@@ -222,18 +227,21 @@ class Load:
         ASK[self._kind](line, self._target["name"])
 
     def _new(self) -> None:
-        tries = TRIES.get(self._kind, 1)
         while not self._stop.is_set():
-            for left in reversed(range(tries)):
-                try:
-                    self._count("new", self._once())
-                    break
-                except (OSError, ValueError, KeyError, ClosedError) as error:
-                    if left:
-                        self._count("retried")
-                    else:
-                        self._fail("new", error)
+            try:
+                self._count("new", self._patiently(self._once))
+            except FAULTS as error:
+                self._fail("new", error)
             time.sleep(NEW_PAUSE)
+
+    def _patiently(self, what: Callable[[], T]) -> T:
+        """Do something that the protocol's clients repeat by themselves."""
+        for _ in range(TRIES.get(self._kind, 1) - 1):
+            try:
+                return what()
+            except FAULTS:
+                self._count("retried")
+        return what()
 
     def _once(self) -> str:
         """Connect, ask, leave; return the serial that was shown."""
@@ -250,10 +258,10 @@ class Load:
         while not self._stop.is_set():
             fresh = line is None
             try:
-                line = line or self._open()
+                line = line or self._patiently(self._open)
                 self._ask(line)
                 self._count("kept")
-            except (OSError, ValueError, KeyError, ClosedError) as error:
+            except FAULTS as error:
                 if line is not None:
                     line.close()
                 line = None

@@ -53,9 +53,8 @@ def prove_nothing_is_dropped(trial: Trial, renewals: int) -> dict[str, Any]:
         seen = load.stop()
     told = ", ".join(f"{what} {count}" for what, count in seen.items() if isinstance(count, int))
     print(f"{trial.recipe.name}: {renewals} renewals, {len(seen['serials'])} serials seen; {told}")
-    assert seen["faults"] == []
-    assert seen["new"] >= renewals
-    assert seen["kept"] >= renewals
+    assert seen["faults"] == [], seen
+    assert seen["new"] >= renewals and seen["kept"] >= renewals, seen
     assert plain_serial(serials[-1]) in seen["serials"]
     return seen
 
@@ -67,8 +66,7 @@ def prove_the_check_refuses(trial: Trial, files: Mapping[str, bytes]) -> str:
     for name, data in files.items():
         (trial.spoiled / name).write_bytes(data)
     _, outcome, why = trial.renew()
-    assert outcome == "failed", why
-    assert "the check refuses the new certificate" in why
+    assert outcome == "failed" and "the check refuses the new certificate" in why, (outcome, why)
     assert (trial.on_disk(), trial.served()) == (before, old)
     shutil.rmtree(trial.spoiled)
     trial.renew_and_serve()
@@ -81,8 +79,7 @@ def prove_rollback(trial: Trial, trouble: contextlib.AbstractContextManager[Any]
     before, old = trial.on_disk(), trial.served()
     with trouble, trial.impatient():
         _, outcome, why = trial.renew()
-        assert outcome == "rolled_back", why
-        assert reason in why
+        assert outcome == "rolled_back" and reason in why, (outcome, why)
         assert (trial.on_disk(), trial.served()) == (before, old)
     trial.renew_and_serve()
     print(f"{trial.recipe.name}: {why}")
