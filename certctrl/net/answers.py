@@ -7,6 +7,9 @@ from typing import Any
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.protocol.wire import Answer, data_of, parse_error, retry_after
 
+_LATER = "wait a little, then try again"
+_UNWELL = "try again later; if it lasts, look at the control plane's log"
+
 
 class UnsupportedByPlane(PlaneError):  # an answer about the plane, not a fault
     """The plane has no such endpoint (404, 405, 501): the feature is absent, nothing is wrong."""
@@ -19,7 +22,10 @@ def data_or_error(answer: Answer, *, now: float, cap: int) -> Any:
     """
     if 200 <= answer.status <= 299:
         return data_of(answer, cap=cap) if answer.body and answer.status != 204 else None
-    raise error_of(answer, now=now)
+    error = error_of(answer, now=now)
+    if error.fix is None and (answer.status == 429 or answer.status >= 500):  # no numbers: repeats must look alike
+        error.fix = _LATER if answer.status == 429 else _UNWELL
+    raise error
 
 
 def error_of(answer: Answer, *, now: float) -> PlaneError:

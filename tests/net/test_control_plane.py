@@ -178,6 +178,17 @@ async def test_other_refusals_of_acks_stay_refusals() -> None:
         assert not isinstance(caught.value, UnsupportedByPlane)
 
 
+@pytest.mark.parametrize(("status", "word"), [(429, "wait"), (500, "log"), (503, "log")])
+async def test_a_busy_plane_comes_with_a_fix_that_is_always_the_same(status: int, word: str) -> None:
+    fixes = set()
+    for seconds in (3, 4):
+        with pytest.raises(PlaneError) as caught:
+            await plane_of(FakeHttp(refusal(status, retry_after=seconds))).fetch_certificate("t", 1)
+        fixes.add(caught.value.fix)
+    (fix,) = fixes
+    assert fix is not None and word in fix
+
+
 # --- install config ------------------------------------------------------------------------------------------------
 
 OWN = "/apiv1/users/7/devices/9/install-config"
