@@ -1,0 +1,167 @@
+"""One-shot commands of every kind, fifty at once, while renewals rain: with the daemon and without it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import subprocess
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+
+import pytest
+from fleet import Agent, Fleet, Plane, wait_for
+
+pytestmark = pytest.mark.integration
+
+CALLS = 50
+NAMES = ("a.example.com", "b.example.com", "c.example.com")
+KINDS = (
+    "status", "status --daemon --json", "list-certs", "list-certs --json", "poll-now", "plan", "history --json",
+    "config show", "config check", "doctor", "apply", "renew --domain a.example.com", "policy show", "plan --json",
+    "apply --now --json", "renew --domain b.example.com --json",
+)  # fmt: skip
+DONE, FAILED, CHANGES, NOT_RUNNING, UNAVAILABLE, BUSY = 0, 1, 2, 3, 69, 75
+LOCK_SECONDS = 35.0
+"""Longest that anybody may hold the token lock, by design: its POST has a deadline of 30 s."""
+
+
+class Rain:
+    """Renews one certificate after the other until ended."""
+
+    def __init__(self, plane: Plane, ids: list[int]) -> None:
+        self.renewals = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._rain, args=(plane, ids), daemon=True)
+        self._thread.start()
+
+    def _rain(self, plane: Plane, ids: list[int]) -> None:
+        for cert_id in cycle(ids):
+            if self._ended.wait(0.05):
+                return
+            plane.operator.renew(cert_id)
+            self.renewals += 1
+
+    def end(self) -> None:
+        """Let it stop raining."""
+        self._ended.set()
+        self._thread.join()
+
+
+class Warden:
+    """Tries the token lock all the time and knows how long others held it at a stretch."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.longest, self.times = 0.0, 0
+        self._path, self._ended = agent.layout.token_lock, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        held_since: float | None = None
+        while not self._ended.wait(0.005):
+            with self._path.open("rb") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held_since = None
+                except BlockingIOError:
+                    now = time.monotonic()
+                    self.times += held_since is None
+                    held_since = now if held_since is None else held_since
+                    self.longest = max(self.longest, now - held_since)
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._ended.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def agent(fleet: Fleet) -> Agent:
+    """Give an agent whose tokens live for seconds, at a plane where each refresh token is good for one refresh."""
+    plane = fleet.plane(
+        poll_rate=1000.0, poll_burst=1000, access_token_seconds=4, rotate_refresh_tokens=True, stream_length=10_000
+    )
+    made = fleet.agent(plane)
+    for name in NAMES:
+        plane.operator.issue(name, made.device_id)
+    made.start()
+    made.catches_up()
+    return made
+
+
+def fifty_at_once(agent: Agent) -> list[tuple[str, subprocess.CompletedProcess[str]]]:
+    words = list(islice(cycle(KINDS), CALLS))
+    with ThreadPoolExecutor(CALLS) as pool:
+        return list(zip(words, pool.map(lambda one: agent.cli(*one.split()), words), strict=True))
+
+
+def storm(agent: Agent, expected: dict[str, set[int]], always: set[int]) -> None:
+    """Run the calls in the rain and check that each ended as it may; print what happened."""
+    rain, warden = Rain(agent.plane, list(agent.serials())), Warden(agent)
+    try:
+        done = fifty_at_once(agent)
+    finally:
+        rain.end()
+        warden.end()
+    endings = Counter((words.split()[0], one.returncode) for words, one in done)
+    print(f"{len(done)} calls, {rain.renewals} renewals: {dict(sorted(endings.items()))}")
+    print(f"token lock: seen held {warden.times} times, at most {warden.longest:.2f} s at a stretch")
+    for words, one in done:
+        story = f"{words}: exit {one.returncode}\n{one.stdout}{one.stderr}"
+        assert one.returncode in expected.get(words.split()[0], {DONE}) | always, story
+        assert "Traceback" not in one.stderr and "unexpected" not in one.stderr and "refuse" not in one.stderr, story
+        if words.startswith("status") and one.returncode == FAILED:  # overloaded, perhaps: but it says so
+            assert re.search("Problem: |Stuck: |did not answer", one.stdout + _problems(words, one.stdout)), story
+        if one.returncode in (UNAVAILABLE, BUSY):
+            assert one.stderr.startswith("cert-ctrl: error: ") and "\nfix: " in one.stderr, story
+        if "--json" in words and one.returncode in (DONE, CHANGES):
+            json.loads(one.stdout)
+    assert warden.longest < LOCK_SECONDS
+
+
+def _problems(words: str, out: str) -> str:
+    """Return what the JSON of `status` complains of, in the words of its text."""
+    told = json.loads(out) if "--json" in words else {}
+    problems = [f"Problem: {problem['what']}" for problem in told.get("problems", ())]
+    return "".join([*problems, *(f"Stuck: {item}" for item in told.get("stuck", ())), told.get("unresponsive", "")])
+
+
+def whole(agent: Agent) -> None:
+    """Check that every state file can be read, and that nothing half-written lies about."""
+    state = agent.state
+    assert state.load_tokens() is not None
+    assert {record.name for record in state.load_certificates().values()} == set(NAMES)
+    assert (
+        state.load_inbox(),
+        [entry["outcome"] for entry in state.load_history() if entry["outcome"] == "failed"],
+    ) == ((), [])
+    assert [path for path in agent.layout.root.rglob("*") if ".tmp" in path.name] == []
+
+
+RENEW = {DONE, UNAVAILABLE}
+"""The plane lets a device ask for five renewals at once, then for one in ten seconds: 429."""
+
+
+def test_fifty_calls_beside_the_daemon(agent: Agent) -> None:
+    storm(agent, {"status": {DONE, FAILED}, "plan": {DONE, CHANGES}, "renew": RENEW}, always=set())
+    agent.catches_up()
+    wait_for(lambda: "Token refresh successful" in agent.daemon.text, "a refresh")
+    assert agent.cli("poll-now").returncode == DONE
+    assert agent.daemon.stop() == 0
+    assert "refused" not in agent.daemon.text and "Unexpected" not in agent.daemon.text
+    whole(agent)
+
+
+def test_fifty_calls_without_a_daemon(agent: Agent) -> None:
+    """Those that change something take the daemon's lock, one at a time; the others are told who is at work."""
+    assert agent.daemon.stop() == 0
+    status = {NOT_RUNNING}
+    storm(agent, {"status": status, "plan": {DONE, CHANGES}, "renew": RENEW, "doctor": {DONE, FAILED}}, always={BUSY})
+    assert agent.cli("apply").returncode == DONE
+    assert agent.cli("poll-now").returncode == DONE
+    assert agent.caught_up()
+    whole(agent)
