@@ -7,7 +7,7 @@ coalesces with the burst and every repair takes the one pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import attrs
@@ -20,7 +20,15 @@ from certctrl.agent.messages import Line, say
 from certctrl.errors import CertctrlError, NotRegisteredError, PlanError
 from certctrl.model.bundle import CertificateSummary
 from certctrl.model.records import CertRecord, Stage
-from certctrl.model.signals import CertRenewed, CertRevoked, CertUnassigned, InstallUpdated, Signal
+from certctrl.model.signals import (
+    CaAssigned,
+    CaUnassigned,
+    CertRenewed,
+    CertRevoked,
+    CertUnassigned,
+    InstallUpdated,
+    Signal,
+)
 
 FIRST_RETRY = 60.0
 LAST_RETRY = 900.0
@@ -62,6 +70,15 @@ def compare(
     return Differences(signals=tuple(signals), behind=tuple(older))
 
 
+def compare_cas(listed: Mapping[int, str] | None, here: Collection[int], ts_ms: int) -> tuple[Signal, ...]:
+    """Compare the CAs that the plane lists (None: it keeps no list) with those of this host."""
+    if listed is None:
+        return ()
+    missing = [CaAssigned(ts_ms=ts_ms, ca_id=ca_id, ca_name=listed[ca_id] or None) for ca_id in listed.keys() - here]
+    spare = [CaUnassigned(ts_ms=ts_ms, ca_id=ca_id) for ca_id in set(here) - listed.keys()]
+    return tuple(sorted((*missing, *spare), key=lambda signal: signal.ca_id))
+
+
 def _same(summary: CertificateSummary, record: CertRecord) -> bool:
     if summary.fingerprint_sha256:
         return _hex(summary.fingerprint_sha256) == _hex(record.fingerprint_sha256)
@@ -96,6 +113,7 @@ async def plan_resync(agent: Agent, why: str) -> int:
             behind.append(f"install config: {error}")
     listed = await agent.authorized(agent.plane.fetch_certificates)
     recall_revocations(agent, listed)
+    cas = await agent.authorized(agent.plane.fetch_cas)
     ts_ms = int(agent.wall_now() * 1000)
     found = compare(listed, agent.installer.records, ts_ms, behind=behind)
     for what in found.behind:
@@ -105,6 +123,7 @@ async def plan_resync(agent: Agent, why: str) -> int:
     else:
         agent.well("server-behind")
     signals = list(found.signals)
+    signals += () if found.behind else compare_cas(cas, agent.installer.cas, ts_ms)
     if changed or await agent.installer.unfinished(agent.items):
         stored = agent.store.load_install_config()
         signals.append(

@@ -83,6 +83,11 @@ class Installer:
         """Return the certificates of this host by id. Raises StateCorruptError, DiskError at the first use."""
         return self._site.book.records
 
+    @property
+    def cas(self) -> frozenset[int]:
+        """Return the ids of the CAs that this host was told to trust. Raises as `records`."""
+        return frozenset(int(ca_id) for ca_id in self._site.book.cas)
+
     def name_for(self, cert_id: int, domains: Sequence[str]) -> str:
         """Return the directory name of a certificate: the one it has, else one that no other certificate uses."""
         record = self.records.get(cert_id)

@@ -20,7 +20,9 @@ from certctrl.net.enrolment import Enrolment
 from certctrl.protocol import events
 from certctrl.protocol.wire import (
     BUNDLE_CAP,
+    Misfit,
     PollRequest,
+    Reader,
     ca_from_wire,
     certificate_from_wire,
     materials_from_wire,
@@ -160,6 +162,23 @@ class ControlPlane(Enrolment):
             chain_pem=materials.chain_pem or detail.chain_pem,
             serial_number=materials.serial_number or detail.serial_number,
         )
+
+    async def fetch_cas(self, token: str) -> dict[int, str] | None:
+        """Return id -> name of every CA this device shall trust; None when the plane keeps no such list.
+
+        All or nothing, as for certificates.
+        """
+        answer = await self._send("GET", f"{_SELF}/cas", token)
+        if answer.status in _ABSENT:
+            return None
+        data = self._data(answer)
+        if not isinstance(data, list):
+            raise BadAnswerError("the list of CAs is no list")
+        try:
+            rows = [Reader(row, f"cas[{number}]") for number, row in enumerate(data)]
+            return {row.integer("id", ge=1): row.maybe_text("name", limit=1024) or "" for row in rows}
+        except Misfit as misfit:
+            raise BadAnswerError(str(misfit)) from None
 
     async def fetch_ca(self, token: str, ca_id: int) -> CaBundle:
         """Return a private CA's certificate."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from certctrl.agent.reconcile import compare
+from certctrl.agent.reconcile import compare, compare_cas
 from certctrl.model.bundle import CertificateSummary
 from certctrl.model.records import CertRecord, Stage
-from certctrl.model.signals import CertRenewed, CertRevoked, CertUnassigned
+from certctrl.model.signals import CaAssigned, CaUnassigned, CertRenewed, CertRevoked, CertUnassigned
 
 HERE = CertRecord(
     cert_id=1, name="a.example", serial="04:ab", fingerprint_sha256="aa", not_before=1_700_000_000.0,
@@ -51,3 +51,12 @@ def test_nothing_is_removed_while_the_plane_is_behind() -> None:
     assert len(found.behind) == 1
     assert compare([THERE], {1: HERE, 2: gone}, 5, behind=["install config"]).signals == ()
     assert [type(s) for s in compare([THERE], {1: HERE, 2: gone}, 5).signals] == [CertUnassigned]
+
+
+def test_cas_are_compared_by_id_and_left_alone_where_the_plane_keeps_no_list() -> None:
+    assert compare_cas(None, {1, 2}, 5) == ()
+    assert compare_cas({1: "a"}, {1}, 5) == ()
+    assert compare_cas({1: "a", 3: ""}, {1, 2}, 5) == (
+        CaUnassigned(ts_ms=5, ca_id=2),
+        CaAssigned(ts_ms=5, ca_id=3, ca_name=None),
+    )

@@ -8,10 +8,10 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from simulation.authority import POISON, leaf_facts
+from simulation.authority import POISON, ca, leaf_facts
 from simulation.disk import file_in, names_in
 from simulation.service import FIRST_PORT, RELOAD, Service
-from simulation.world import COPIES, DEVICE, MOST_CERTIFICATES, USER, World
+from simulation.world import COPIES, DEVICE, MOST_CERTIFICATES, TRUSTED, USER, World
 
 from certctrl.plane.refusals import Refused
 
@@ -39,7 +39,7 @@ class Operators:
             (3, self.issue), (5, self.renew), (1.5, self.revoke), (1.5, self.unassign), (1.5, self.assign),
             (3, self.configure), (0.7, self.configure_badly), (0.7, self.ask_for_resync), (1, self.trim),
             (1, self.send_unknown), (1, self.send_malformed), (1, self.send_again), (0.7, self.burst),
-            (1, self.back_up), (0.4, self.restore), (0.3, self.revoke_device),
+            (1, self.assign_ca), (1, self.unassign_ca), (1, self.back_up), (0.4, self.restore), (0.3, self.revoke_device),
         ]  # fmt: skip
 
     async def begin(self) -> None:
@@ -153,6 +153,19 @@ class Operators:
         kind = self.chance.choice(("cert.renewed", "cert.updated", "cert.revoked", "cert.unassigned"))
         await self._send(kind, {"cert_id": self.chance.randint(1, 6)})
 
+    # --- CAs ----------------------------------------------------------------------------------------------------------
+
+    async def assign_ca(self) -> None:
+        """Have the host trust one of two CAs."""
+        known = [one["id"] for one in self.plane.authorities.show_all(USER)]
+        if len(known) < 2:
+            known.append(self.plane.authorities.add(USER, f"private {len(known)}", ca()[1])["id"])
+        await self.plane.authorities.assign(USER, DEVICE, self.chance.choice(known))
+
+    async def unassign_ca(self) -> None:
+        if found := self.plane.authorities.of_device(DEVICE):
+            await self.plane.authorities.unassign(USER, DEVICE, self.chance.choice(found)["id"])
+
     # --- the plane itself -------------------------------------------------------------------------------------------
 
     async def back_up(self) -> None:
@@ -208,6 +221,9 @@ class Operators:
         for fingerprint, cert_id in wanted.items():
             if cert_id in self.configured and world.services.known[cert_id].served != fingerprint:
                 found.append(f"service {cert_id} serves something else")
+        trusted = {name.removesuffix(".crt").rpartition("-")[2] for name in names_in(disk.now, TRUSTED)}
+        if (cas := {str(one["id"]) for one in self.plane.authorities.of_device(DEVICE)}) != trusted:
+            found.append(f"trusted are {sorted(trusted)}, should be {sorted(cas)}")
         life = world.machine.life
         if life is None or life.over.is_set() or life.agent is None:
             return [*found, f"no process: {world.machine.parked}"]

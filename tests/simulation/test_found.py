@@ -6,9 +6,11 @@ import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 import trio
 from simulation.clockwork import run_seeded
 from simulation.director import Director
+from simulation.faults import CLOCK_ERRORS
 from simulation.history import heard, stand_ins
 from simulation.network import REFRESH_PATH, Weather
 from simulation.operators import Operators
@@ -129,6 +131,34 @@ def test_a_signal_that_failed_while_the_clock_was_ten_years_ahead_does_not_wait_
     told(happens)
 
 
+@pytest.mark.parametrize("error", CLOCK_ERRORS)
+def test_whatever_the_wall_clock_does_polls_keep_their_pace(error: float) -> None:
+    async def happens(story: Story) -> None:
+        for wrong in (error, 0.0, error / 2, 0.0):
+            story.world.time.error = wrong
+            polls, refreshes = story.requests("/devices/self/updates"), story.requests(REFRESH_PATH)
+            await trio.sleep(60)
+            assert 1 <= story.requests("/devices/self/updates") - polls <= 3, "one poll in 30 s, jitter included"
+            assert story.requests(REFRESH_PATH) - refreshes <= 1, "no storm of refreshes"
+
+    told(happens)
+
+
+def test_after_eight_hours_of_sleep_the_first_poll_comes_within_an_interval_and_nothing_comes_twice() -> None:
+    async def happens(story: Story) -> None:
+        polls = story.requests("/devices/self/updates")
+        await story.director.host.suspend()
+        await trio.sleep(35)
+        assert 1 <= story.requests("/devices/self/updates") - polls <= 3
+        await story.director.host.freeze()
+        polls = story.requests("/devices/self/updates")
+        await trio.sleep(35)
+        assert 1 <= story.requests("/devices/self/updates") - polls <= 3
+        await story.settle(120)
+
+    told(happens)
+
+
 def test_a_wish_for_a_resync_is_fulfilled_once() -> None:
     async def happens(story: Story) -> None:
         await story.plane.resync(USER, DEVICE)
@@ -136,6 +166,18 @@ def test_a_wish_for_a_resync_is_fulfilled_once() -> None:
         before = story.requests("/devices/self/certificates -> 200")
         await story.settle(3600)
         assert story.requests("/devices/self/certificates -> 200") == before
+
+    told(happens)
+
+
+def test_a_ca_whose_signal_was_lost_comes_with_the_next_comparison() -> None:
+    async def happens(story: Story) -> None:
+        await story.operators.assign_ca()
+        story.plane.stream.trim(DEVICE, 0)  # 409
+        await story.settle(120)
+        await story.operators.unassign_ca()
+        story.plane.stream.trim(DEVICE, 0)
+        await story.settle(120)
 
     told(happens)
 

@@ -175,7 +175,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.protocol.pace.Pace.due_at", lambda self, *, poll: self.due),
     ],
     "Retry-After is not obeyed": [
-        Mistake("certctrl.protocol.cadence.Cadence.server_delay", lambda self, asked: self.base, bad_answers=5)
+        Mistake("certctrl.protocol.cadence.Cadence.server_delay", lambda self, asked: self.base, bad_answers=40)
     ],
     "retries of a signal do not slow down": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._delay", eager_delay, plane_down=5, renew=3)

@@ -40,6 +40,7 @@ from certctrl.store.state import StateStore
 
 USER, DEVICE = 1, 1
 COPIES = "/srv/tls"
+TRUSTED = "/srv/trusted"
 MOST_CERTIFICATES = 40
 
 
@@ -100,12 +101,14 @@ def template() -> Template:
     atexit.register(shutil.rmtree, root.parent, ignore_errors=True)
     (root / "application.json").write_text(json.dumps({"server_url": "https://plane.test"}))
     commands = {f"reload-{n}": {"argv": [RELOAD, "reload", str(n)]} for n in range(1, MOST_CERTIFICATES + 1)}
+    trust = {"directory": TRUSTED, "command": [RELOAD, "update"]}
     policy = root / "policy.json"
-    policy.write_text(json.dumps({"write_roots": [COPIES], "commands": commands}))
+    policy.write_text(json.dumps({"write_roots": [COPIES], "commands": commands, "trust_store": trust}))
     policy.chmod(0o600)
     disk = ModelFs()
     disk.put_dir(root.parent.parent)
     disk.put_dir(COPIES)
+    disk.put_dir(TRUSTED)
     layout = ConfigDir(root)
     make_tree(disk, layout)
     store, secret = StateStore(layout, disk), PrivateKey(bytes(range(32)))  # made here, else journals would differ
