@@ -74,9 +74,10 @@ def compare_cas(listed: Mapping[int, str] | None, here: Collection[int], ts_ms: 
     """Compare the CAs that the plane lists (None: it keeps no list) with those of this host."""
     if listed is None:
         return ()
-    missing = [CaAssigned(ts_ms=ts_ms, ca_id=ca_id, ca_name=listed[ca_id] or None) for ca_id in listed.keys() - here]
-    spare = [CaUnassigned(ts_ms=ts_ms, ca_id=ca_id) for ca_id in set(here) - listed.keys()]
-    return tuple(sorted((*missing, *spare), key=lambda signal: signal.ca_id))
+    found: dict[int, Signal] = {ca_id: CaUnassigned(ts_ms=ts_ms, ca_id=ca_id) for ca_id in set(here) - listed.keys()}
+    for ca_id in listed.keys() - here:
+        found[ca_id] = CaAssigned(ts_ms=ts_ms, ca_id=ca_id, ca_name=listed[ca_id] or None)
+    return tuple(found[ca_id] for ca_id in sorted(found))
 
 
 def _same(summary: CertificateSummary, record: CertRecord) -> bool:

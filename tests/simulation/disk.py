@@ -16,7 +16,7 @@ from modeldisk import ModelFs, Node
 
 from certctrl.store.fs import Handle, disk_error
 
-NEEDS_SPACE = ("create", "write", "mkdir", "symlink", "allocate", "open_append")
+NEEDS_SPACE = ("create", "write", "mkdir", "symlink", "allocate")
 
 MOST_PENDING = 120
 """Changes that a kernel keeps to itself."""

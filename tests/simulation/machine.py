@@ -27,6 +27,8 @@ from certctrl.errors import CertctrlError, ExitStatus, NotRegisteredError
 from certctrl.model.status import Stop, StopReason
 
 RESTART_SECONDS = 5.0
+FAILED_START_SECONDS = 60.0
+"""In life these are 5 s as well: an hour of a broken disk would be 720 starts that all fail alike."""
 STOP_SECONDS = 10.0 + 5.0 + 2.0 + 2.0 + 1.0
 """Grace, ack flush, client, tokens, and a second: the longest that an orderly stop may take."""
 DELAYS = 0.05
@@ -129,7 +131,7 @@ class Machine:
                     self.unpark = trio.Event()
                     await self.unpark.wait()
                     self.parked = ""
-                await trio.sleep(RESTART_SECONDS)
+                await trio.sleep(RESTART_SECONDS if life.agent is not None else FAILED_START_SECONDS)
 
     # --- what happens to a host -----------------------------------------------------------------------------
 

@@ -1,0 +1,140 @@
+"""What must hold of a simulated host's disk, read from its durable half: signals, cursors, certificates."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any, NoReturn
+
+import trio
+from simulation.authority import leaf_facts, public_half
+from simulation.disk import SimulatedDisk, file_in, link_text, names_in
+from simulation.journal import Violation
+from simulation.machine import Machine
+
+from certctrl.model.signals import identity
+from certctrl.protocol.wire import signal_from_wire
+from certctrl.store.layout import ConfigDir
+
+
+class DiskAuditor:
+    """The half of the auditor that looks at the disk."""
+
+    def __init__(self, layout: ConfigDir, machine: Machine) -> None:
+        self.layout, self.machine = layout, machine
+        self.needs: dict[str | None, set[str]] = defaultdict(set)
+        """Cursor -> identities delivered on the way to it and not yet seen safe."""
+        self.received: set[str] = set()
+        self.waiting: set[str] = set()
+        """What the durable inbox held last."""
+        self.finished: set[str] = set()
+        self.reported: set[str] = set()
+        """Identities whose outcome was durable, or on its way to the plane."""
+        self.delivered: set[str] = set()
+        """Identities whose outcome the plane took, or said that it takes none."""
+        self.live: dict[str, list[tuple[str, frozenset[str]]]] = defaultdict(list)
+        """Name -> (fingerprint, names of files), each change; an empty fingerprint: nothing."""
+        self.counts: dict[str, int] = defaultdict(int)
+        self.violation: Violation | None = None
+        self.over = trio.CancelScope()
+        """Cancelled at the first violation."""
+        self._parsed: dict[str, tuple[bytes | None, Any]] = {}
+
+    def inspect(self, disk: SimulatedDisk) -> None:
+        """Look at what a power cut would leave now."""
+        inbox = {identity(signal_from_wire(row["signal"])) for row in self._json(disk, "inbox.json", "entries")}
+        if inbox != self.waiting:
+            done = set(self._json(disk, "processed_signals.json", "identities"))
+            for ack in self._json(disk, "pending_acks.json", "acks"):
+                if ack.get("type") == "signal.ack":
+                    self.reported.add(identity(signal_from_wire(ack["signal"])))
+            if lost := self.waiting - inbox - done:
+                self.fail(f"signals left the inbox without being done: {sorted(lost)}")
+            if silent := self.waiting - inbox - self.reported:
+                self.fail(f"signals are done and their outcome is nowhere: {sorted(silent)}")
+            self.finished |= self.waiting - inbox
+            self.waiting = inbox
+        for name in names_in(disk.base, self.layout.live):
+            if not name.startswith("."):
+                self._require_pair(disk.base, name, "after a power cut now")
+
+    def _json(self, disk: SimulatedDisk, name: str, key: str) -> Any:
+        data = file_in(disk.base, self.layout.state / name)
+        known = self._parsed.get(name)
+        if known is None or known[0] is not data:
+            known = self._parsed[name] = (data, json.loads(data)[key] if data else [])
+        return known[1]
+
+    def restarted(self, disk: SimulatedDisk) -> None:
+        """Look at the disk that a new process finds."""
+        self.inspect(disk)
+        cursor = file_in(disk.now, self.layout.last_cursor)
+        self.require_safe(cursor.decode() if cursor else None, "a process finds it on the disk")
+        for name in {*names_in(disk.now, self.layout.live), *self.live}:
+            if not name.startswith("."):
+                self._note_live(disk, name, crash=True)
+
+    def require_safe(self, cursor: str | None, why: str) -> None:
+        wanted = self.needs.get(cursor)
+        if not wanted:
+            return
+        done = set(self._json(self.machine.disk, "processed_signals.json", "identities"))
+        if lost := wanted - self.waiting - done - self.finished:
+            self.fail(f"the cursor {cursor} stands for signals that are not durable ({why}): {sorted(lost)}")
+        wanted.clear()
+
+    def switched(self, disk: SimulatedDisk, name: str) -> None:
+        """Look at a certificate's link that was just set or removed."""
+        self._note_live(disk, name, crash=False)
+
+    def _note_live(self, disk: SimulatedDisk, name: str, *, crash: bool) -> None:
+        generation = self.layout.live / name
+        fingerprint = self._require_pair(disk.now, name, "in use")
+        target = link_text(disk.now, generation)
+        files = (
+            frozenset(names_in(disk.now, self.layout.generations / name / target.rpartition("/")[2])) if target else ()
+        )
+        entry, log = (fingerprint, frozenset(files)), self.live[name]
+        if log and log[-1] == entry:
+            if not crash and fingerprint:
+                self.fail(f"{name}: what is in use was installed again")
+            return
+        log.append(entry)
+        self.counts["switches"] += not crash
+
+    def _require_pair(self, nodes: Any, name: str, when: str) -> str:
+        """Return the fingerprint of what a name leads to; empty: nothing."""
+        pem, key = (file_in(nodes, self.layout.live / name / one) for one in ("fullchain.pem", "private.key"))
+        if pem is None and key is None:
+            return ""
+        if pem is None or key is None:
+            self.fail(f"{name}: half a certificate {when}")
+        try:
+            fingerprint, public = leaf_facts(pem)
+            if public_half(key) != public:
+                self.fail(f"{name}: key and certificate do not match {when}")
+        except ValueError:
+            self.fail(f"{name}: unreadable {when}")
+        return fingerprint
+
+    def require_deployed(self, event: dict[str, Any]) -> None:
+        """What is reported as deployed must be durable: in use now, or in use before something newer."""
+        if event["outcome"] not in ("applied", "unchanged"):
+            return
+        for one in event.get("deployed", []):
+            name = next((path for path in one["targets"] if path.endswith(".crt")), "").rpartition("/")[2][:-4]
+            if not name or not one["fingerprint_sha256"]:
+                continue
+            prints = [entry[0] for entry in self.live[name]]
+            durable = self._require_pair(self.machine.disk.base, name, "after a power cut now")
+            told = one["fingerprint_sha256"]
+            if told not in prints:
+                self.fail(f"{name}: reported as deployed and never was: {told[:16]}")
+            if durable not in prints[prints.index(told) :]:
+                self.fail(f"{name}: reported as deployed, and a power cut now would take it back")
+
+    def fail(self, what: str) -> NoReturn:
+        """Raise the Violation, and keep it: whoever it is raised in may be built to survive anything."""
+        self.violation = self.violation or Violation(what)
+        self.over.cancel()
+        raise self.violation
