@@ -160,7 +160,7 @@ def live_through(agent: Agent, renewals: int) -> None:
     wait_for(lambda: not agent.state.load_inbox() and not agent.state.load_acks(), "everything to be done")
 
 
-@pytest.mark.parametrize("renewals", [15, pytest.param(300, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("renewals", [8, pytest.param(300, marks=pytest.mark.campaign)])
 def test_renewals_do_not_make_the_directory_grow(renewals: int, fleet: Fleet, plane: Plane) -> None:
     agent = make(fleet, plane, poll_mode="interval", poll_interval_ms=100, history_entries=10, keep_generations=2)
     agent.configure("log_config.json", file="agent.log", max_bytes=4096, keep_files=2)

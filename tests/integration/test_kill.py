@@ -217,7 +217,7 @@ def test_a_daemon_killed_at_random_moments_loses_nothing(fleet: Fleet, rng: rand
 
 
 def test_a_plane_killed_at_random_moments_loses_nothing(fleet: Fleet, rng: random.Random) -> None:
-    kill_planes(fleet, rng, 10)
+    kill_planes(fleet, rng, 6)
 
 
 @pytest.mark.campaign

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from fleet import PROGRAM, ROOT, Agent, Fleet, Plane, clean_environment, run_cli
 
+from certctrl.store.config import init_config_dir
+from certctrl.store.fs import RealFs
+from certctrl.store.layout import ConfigDir
+
 pytestmark = pytest.mark.integration
 
 Done = subprocess.CompletedProcess[str]
@@ -31,7 +35,7 @@ def says(done: Done, status: int, what: str, fix: str) -> None:
 def fresh(tmp_path: Path, plane: Plane) -> Path:
     """Give a config directory that was made and never registered."""
     root = tmp_path / "fresh"
-    assert run_cli("-c", root, "init", "--server", plane.url, "--ca", plane.ca).returncode == 0
+    init_config_dir(RealFs(), ConfigDir(root), server_url=plane.url, ca_pem=plane.ca.read_bytes())
     return root
 
 

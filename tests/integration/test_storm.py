@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import signal
 import subprocess
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
+from pathlib import Path
 
 import pytest
 from fleet import Agent, Fleet, Plane, wait_for
@@ -165,3 +167,31 @@ def test_fifty_calls_without_a_daemon(agent: Agent) -> None:
     assert agent.cli("poll-now").returncode == DONE
     assert agent.caught_up()
     whole(agent)
+
+
+def free(path: Path) -> bool:
+    """Return whether nobody holds a lock."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("token_seconds", [1, 900], ids=["with an expired token", "with a good token"])
+def test_a_plane_that_hangs_keeps_no_lock_beyond_the_deadline(token_seconds: int, fleet: Fleet) -> None:
+    plane = fleet.plane(access_token_seconds=token_seconds, poll_rate=1000.0, poll_burst=1000)
+    agent = fleet.agent(plane)
+    agent.configure("httpclient_config.json", connect_timeout_seconds=1, request_timeout_seconds=1)
+    assert agent.cli("poll-now").returncode == DONE
+    plane.child.send(signal.SIGSTOP)
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: agent.cli("poll-now"), range(3)))
+    endings = Counter(one.returncode for one in done)
+    assert endings[UNAVAILABLE] >= 1 and endings.keys() <= {UNAVAILABLE, BUSY}, [one.stderr for one in done]
+    for one in done:
+        assert one.returncode == BUSY or re.match("cert-ctrl: error: .* within 1 s\nfix: ", one.stderr), one.stderr
+    assert free(agent.layout.daemon_lock) and free(agent.layout.token_lock)
+    plane.child.send(signal.SIGCONT)
+    assert agent.cli("poll-now").returncode == DONE
