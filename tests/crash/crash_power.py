@@ -24,9 +24,10 @@ from crash_trials import in_memory, scratch
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 OLDEST, NEWEST = 2, 1  # no log flush, log flush
 VARIANTS = {"oldest": OLDEST, "newest": NEWEST}
+EXT4 = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]  # nothing may be left for later
 KINDS = {
-    "ext4": (["mkfs.ext4", "-q", "-F"], "commit=600", 64),
-    "ext4 noauto_da_alloc": (["mkfs.ext4", "-q", "-F"], "commit=600,noauto_da_alloc", 64),
+    "ext4": (EXT4, "commit=600", 64),
+    "ext4 noauto_da_alloc": (EXT4, "commit=600,noauto_da_alloc", 64),
     "xfs": (["mkfs.xfs", "-q", "-f"], "", 320),
 }
 
@@ -35,13 +36,27 @@ KINDS = {
 class Disk:
     """One mounted image."""
 
+    kind: str
     image: Path
     mountpoint: Path
-    options: str
+
+    def format(self) -> None:
+        """Make the file system, empty; it is not mounted then."""
+        command, _, megabytes = KINDS[self.kind]
+        with self.image.open("wb") as file:
+            file.truncate(megabytes << 20)
+        subprocess.run([*command, self.image], check=True, capture_output=True)
+
+    def empty(self) -> None:
+        """Begin with a new file system."""
+        self.unmount()
+        self.format()
+        self.mount()
 
     def mount(self) -> None:
-        options = ",".join(filter(None, ("loop", self.options)))
+        options = ",".join(filter(None, ("loop", KINDS[self.kind][1])))
         subprocess.run(["mount", "-o", options, self.image, self.mountpoint], check=True, capture_output=True)
+        self.mountpoint.chmod(0o755)
 
     def unmount(self) -> None:
         subprocess.run(["umount", self.mountpoint], check=True, capture_output=True)
@@ -64,14 +79,10 @@ class Disk:
 @contextmanager
 def disk(kind: str, image: Path, mountpoint: Path) -> Iterator[Disk]:
     """Make an image and mount it; unmount at the end."""
-    command, options, megabytes = KINDS[kind]
-    with image.open("wb") as file:
-        file.truncate(megabytes << 20)
-    subprocess.run([*command, image], check=True, capture_output=True)
-    made = Disk(image, mountpoint, options)
+    made = Disk(kind, image, mountpoint)
+    made.format()
     made.mount()
     try:
-        mountpoint.chmod(0o755)
         yield made
     finally:
         made.unmount()

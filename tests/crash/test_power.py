@@ -34,6 +34,7 @@ def powered(request: pytest.FixtureRequest, need: Callable[[str], str]) -> Itera
 def cut_at_points(powered: Powered, story: Story, most: int) -> Tally:
     """Cut the power before points of a story, in each variant, and after its end."""
     stage, tally = powered.stage, Tally()
+    powered.disk.empty()
     for point in sample(points_of(stage, story), most):
         for name, variant in VARIANTS.items():
             trial(stage, story, kill_at(point), tally, f"power cut ({name}) before {point}", reached=killed,
