@@ -17,6 +17,10 @@ import trio
 from certctrl.install.runner import Prepared
 from certctrl.model.plan import Outcome, OutcomeKind
 
+PATIENCE = 4
+"""A batch waits this many times its own slowest arrival, if that is longer than the debounce: on a host that is out
+of breath a burst is still one burst."""
+
 Converge = Callable[[Sequence[Prepared], Collection[int]], Awaitable[dict[int, Outcome]]]
 
 
@@ -75,14 +79,16 @@ class Batches:
 
     async def _gather(self) -> None:
         quiet, bound = self._debounce()
+        slowest = 0.0
         with trio.move_on_after(bound):
             # every handler at work is either fetching (joining) or already seated
             while self._joining > 0:
-                self._changed = trio.Event()
-                with trio.move_on_after(quiet) as pause:
+                self._changed, began = trio.Event(), trio.current_time()
+                with trio.move_on_after(max(quiet, PATIENCE * slowest)) as pause:
                     await self._changed.wait()
                 if pause.cancelled_caught:
                     return
+                slowest = max(slowest, trio.current_time() - began)
 
     async def _run(self, seats: list[_Seat]) -> None:
         prepared = [seat.prepared for seat in seats if seat.prepared is not None]
