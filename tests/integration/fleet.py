@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from certctrl.agent.claims import read_claims
 from certctrl.agent.clock import wall_now
 from certctrl.agent.register import register
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
@@ -248,6 +249,13 @@ class Agent:
     def state(self) -> StateStore:
         """Return its state directory, opened anew."""
         return StateStore(self.layout, RealFs())
+
+    def outlives_its_token(self) -> None:
+        """Wait until the access token has expired."""
+        tokens = self.state.load_tokens()
+        assert tokens is not None
+        expires_at = read_claims(tokens.access_token).expires_at or 0.0
+        wait_for(lambda: wall_now() > expires_at, "the access token to expire")
 
     def caught_up(self) -> bool:
         """Return whether everything that the plane has for this host is live here."""
