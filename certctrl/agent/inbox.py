@@ -39,8 +39,10 @@ class Inbox:
         self._limit = limit
         self._disk = trio.Lock()
         self._room = trio.Condition()
-        self._entries = {identity(entry.signal): entry for entry in store.load_inbox()}
         self._processed = dict.fromkeys(store.load_processed())
+        entries = {identity(entry.signal): entry for entry in store.load_inbox()}
+        # a power cut may bring back the inbox before the last: what it has more is done, and its outcome on disk
+        self._entries = {key: entry for key, entry in entries.items() if key not in self._processed}
         self._acks = list(store.load_acks())
         self._dirty = False
         self.acks_dropped = 0

@@ -176,3 +176,13 @@ async def test_a_signal_that_keeps_failing_holds_no_room(store: StateStore) -> N
     assert not inbox.has_room(20)
     await inbox.keep(entry, error="poison", next_try_at=1e12, count=True, ack=None)
     assert inbox.has_room(20), "others go on"
+
+
+async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_run_again(store: StateStore) -> None:
+    inbox = again(store)
+    (entry,) = await inbox.admit([A])
+    await inbox.finish([entry], [{"type": "signal.ack"}])
+    store.save_inbox([entry])  # the last rename was not durable
+    found = again(store)
+    assert found.entries() == []
+    assert len(found.next_acks(10)) == 1

@@ -45,7 +45,7 @@ def setting_for(seed: int) -> Setting:
             (DAY, chance.choice((900.0, 1800.0, 3600.0)), 10_800, 7200),
             (WEEK, 3600.0, 43_200, 28_800),
         ],
-        weights=(10, 8, 2),
+        weights=(13, 6, 1),
     )[0]
     return Setting(
         span=span,

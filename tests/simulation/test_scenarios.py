@@ -270,7 +270,10 @@ def test_outcomes_that_could_not_be_sent_survive_a_kill() -> None:
         told = len(scene.outcomes())
         scene.network.weather = [Weather(kind="status", status=503, path="/apiv1/devices/self/notify")]
         row = await scene.issue("late.example")
-        await scene.until(lambda: scene.live(row["id"]) and scene.agent.inbox.acks_pending > 0)
+        acks = scene.world.layout.pending_acks
+        await scene.until(
+            lambda: scene.live(row["id"]) and b"applied" in (file_in(scene.machine.disk.base, acks) or b"")
+        )
         scene.machine.kill(power=True)
         await trio.sleep(60)
         assert len(scene.outcomes()) == told
