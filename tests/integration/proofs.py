@@ -75,13 +75,13 @@ def prove_the_check_refuses(trial: Trial, files: Mapping[str, bytes]) -> str:
 
 
 def prove_rollback(trial: Trial, trouble: contextlib.AbstractContextManager[Any], reason: str) -> str:
-    """Renew while something is wrong: back to the old pair, which is still served; mended, the next one goes live."""
+    """Renew while something is wrong: back to the old pair, which is still served. Mended, the new one goes live."""
     before, old = trial.on_disk(), trial.served()
-    with trouble, trial.impatient():
-        _, outcome, why = trial.renew()
+    with trial.impatient(), trouble:
+        serial, outcome, why = trial.renew()
         assert outcome == "rolled_back" and reason in why, (outcome, why)
         assert (trial.on_disk(), trial.served()) == (before, old)
-    trial.renew_and_serve()
+    trial.sees(serial)
     print(f"{trial.recipe.name}: {why}")
     return why
 

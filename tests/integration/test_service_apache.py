@@ -112,7 +112,7 @@ def test_without_the_check_an_unfit_pair_would_end_the_server(trial: Trial, tmp_
     main, site, other = tmp_path / "apache.conf", tmp_path / "site.conf", tmp_path / "other.key"
     other.write_bytes(broken_pairs(trial)["another certificate's key"]["private.key"])
     main.write_text(MAIN.format(place=tmp_path, port=port, modules=MODULES))
-    site.write_text((place / "site.conf").read_text().replace(str(trial.recipe.port), str(port)))
+    site.write_text((place / "site.conf").read_text().replace(f":{trial.recipe.port}", f":{port}"))
     program = [trial.recipe.commands["reload apache"][0], "-f", str(main)]
     with subprocess.Popen([*program, "-D", "FOREGROUND"]) as server:
         try:
