@@ -67,7 +67,8 @@ def next_look(records: Iterable[CertRecord], config: ApplicationConfig, now: flo
         if record.generation and record.stage is not Stage.WITHDRAWN:
             limit = warn_below(record, config)
             moments += [record.not_after - limit, record.not_after - limit / 2, record.not_after]
-    ahead = [moment - now for moment in moments if moment > now]
+    # one that is at hand, or was just now, counts: rounding must not put the next look behind it
+    ahead = [moment - now for moment in moments if moment > now - SHORTEST_SLEEP]
     return max(SHORTEST_SLEEP, min([LONGEST_SLEEP, *ahead]))
 
 

@@ -136,7 +136,8 @@ class Poller:
     async def _deliver(self, step: steps.Deliver) -> events.Event:
         agent = self.agent
         try:
-            fresh = await agent.inbox.admit(step.signals)
+            if fresh := await agent.inbox.admit(step.signals):
+                await self.signals_send.send(fresh)  # they are safe: work begins while the cursor is written
             if step.cursor is not None:
                 await agent.offload(agent.store.save_cursor, step.cursor)
             agent.store.save_last_poll(agent.wall_now())
@@ -144,8 +145,6 @@ class Poller:
             disk_trouble(agent, error)
             return events.DeliverFailed(str(error))
         disk_is_well(agent)
-        if fresh:
-            await self.signals_send.send(fresh)
         return events.Delivered()
 
     async def _refresh(self) -> events.Event:

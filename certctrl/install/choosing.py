@@ -49,7 +49,8 @@ async def candidates_of(
     A staged generation that cannot be read is forgotten: its signal brings it again.
     """
     records = [record for record in site.book.records.values() if record.cert_id not in prepared]
-    found, unreadable = await site.offload(staged_before, site, records, concerned, everything)
+    waiting = [record for record in records if record.staged]  # nearly always none: then no thread is asked
+    found, unreadable = await site.offload(staged_before, site, waiting, concerned, everything) if waiting else ({}, [])
     for record in unreadable:
         site.book.note(attrs.evolve(record, staged=""))
     return dict(found) | {cert_id: Candidate.of(one) for cert_id, one in prepared.items()}
@@ -89,6 +90,8 @@ async def completed(
     They are made from what is on disk: an install config that asks for one more format needs no fetch. What cannot
     be made is noted for its certificate alone.
     """
+    if site.indexer.of(items).empty:
+        return {}
     records = [one for one in site.book.records.values() if everything or one.cert_id in ledger.concerned]
     lacking: list[Candidate] = await site.offload(_lacking, site, items, records, dict(candidates))
     found = {}

@@ -31,6 +31,11 @@ class ItemIndex:
                     by_name.setdefault(item.ob_name, []).append(item)
         return cls(items, by_id, by_name)
 
+    @property
+    def empty(self) -> bool:
+        """True when no item copies anything of a certificate."""
+        return not (self.by_id or self.by_name)
+
     def copies(self, cert_id: int, name: str, domains: Sequence[str]) -> list[CopyAction]:
         """Return the copy items of a certificate: those with its id, and those that name it."""
         named = [item for one in dict.fromkeys((name, *domains[:1])) for item in self.by_name.get(one, ())]

@@ -47,6 +47,8 @@ from certctrl.store.state import StateStore
 __all__ = ["Installer", "Prepared"]
 
 ALERT_SECONDS = 60.0
+FEW = 100
+"""Certificates and items that are grouped in less time than handing them to a thread takes."""
 
 
 def in_use(record: CertRecord) -> bool:
@@ -162,7 +164,8 @@ class Installer:
             return await self._conclude(ledger)
         note_staged(site, candidates)
         now = open_now(site, candidates, ledger, ignore_window=ignore_window)
-        groups: list[Group] = await site.offload(groups_of, site, items, now)
+        few = len(self.records) + len(items) < FEW
+        groups: list[Group] = groups_of(site, items, now) if few else await site.offload(groups_of, site, items, now)
         await Convergence(
             site=site, claims=self._claims, items=items, candidates=now, ledger=ledger,
             examine=None if everything else concerned,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certctrl.agent.expiry import Danger, RenewalRequests, examine, next_look, warn_below
@@ -47,6 +47,7 @@ def test_what_is_not_in_use_is_not_guarded() -> None:
 
 
 @given(st.floats(0.01, 400), st.floats(0, 500))
+@example(0.01, 0.005)  # the very moment
 def test_the_next_look_is_never_after_the_next_danger_and_never_a_busy_loop(life: float, now: float) -> None:
     certificate = record(life)
     pause = next_look([certificate], CONFIG, now * DAY)
