@@ -21,6 +21,7 @@ from certctrl.install.placeholder import placeholder_bundle
 from certctrl.install.policy import is_local, refuse_path, shown
 from certctrl.install.removal import remove_files
 from certctrl.install.site import Site
+from certctrl.install.staging import Prepared
 from certctrl.model.plan import CopyAction, InstallItem, Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 
@@ -103,29 +104,43 @@ class Withdrawal:
         return item.ob_name is not None and item.ob_name in (self.record.name, *self.record.domains[:1])
 
     async def _replace(self) -> Outcome:
+        """Put a placeholder in its place; where one stands, do what a crash or a failure left to be done."""
         site, record = self.site, self.record
         live = await site.offload(site.generations.live_id, record.name)
-        if live and (await site.offload(site.generations.manifest, record.name, live))["facts"].get("placeholder"):
-            return Outcome(kind=OutcomeKind.UNCHANGED, detail="a placeholder stands in for it already")
+        stands = live and (await site.offload(site.generations.manifest, record.name, live))["facts"].get("placeholder")
+        keep, candidates = set[str](), dict[int, Candidate]()
+        if not stands:
+            try:
+                prepared = await self._placeholder()
+            except DiskError as error:
+                return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+            keep, candidates = {prepared.generation}, {record.cert_id: Candidate.of(prepared)}
+        outcome = await self._announce(candidates, nothing=OutcomeKind.UNCHANGED)
+        site.book.note(attrs.evolve(site.book.records[record.cert_id], staged="", held=False))
+        await site.book.save()
+        # the revoked key goes, whatever the commands said
+        gone = await site.offload(lambda: site.generations.prune(record.name, 0, also_keep=keep))
+        if stands and not gone and outcome.kind is OutcomeKind.UNCHANGED:
+            return attrs.evolve(outcome, detail="a placeholder stands in for it already")
+        kind = OutcomeKind.APPLIED if outcome.ok else outcome.kind
+        detail = "; ".join(filter(None, ("placeholder put in its place", outcome.detail)))
+        return attrs.evolve(outcome, kind=kind, detail=detail)
+
+    async def _placeholder(self) -> Prepared:
+        site, record = self.site, self.record
         bundle = await site.offload(
             lambda: placeholder_bundle(
                 record.cert_id, record.name, record.domains, not_before=record.not_before, now=site.wall_now()
             )
         )
-        try:
-            prepared = await staging.stage(site, bundle, self.items, placeholder=True, check=False)
-            await site.offload(site.generations.settle, [prepared.staged])
-        except DiskError as error:
-            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-        outcome = await self._announce({record.cert_id: Candidate.of(prepared)})
-        site.book.note(attrs.evolve(site.book.records[record.cert_id], staged="", held=False))
-        await site.book.save()
-        # the revoked key goes, whatever the commands said
-        await site.offload(lambda: site.generations.prune(record.name, 0, also_keep={prepared.generation}))
-        return attrs.evolve(outcome, detail="; ".join(filter(None, ("placeholder put in its place", outcome.detail))))
+        prepared = await staging.stage(site, bundle, self.items, placeholder=True, check=False)
+        await site.offload(site.generations.settle, [prepared.staged])
+        return prepared
 
-    async def _announce(self, candidates: dict[int, Candidate]) -> Outcome:
-        """Switch (a placeholder) and run the commands that are due now."""
+    async def _announce(
+        self, candidates: dict[int, Candidate], *, nothing: OutcomeKind = OutcomeKind.APPLIED
+    ) -> Outcome:
+        """Switch (a placeholder) and run the commands that are due now; ``nothing``: what it is when none is."""
         cert_id = self.record.cert_id
         ledger = Ledger(site=self.site, concerned=frozenset({cert_id}))
         await Convergence(
@@ -133,7 +148,7 @@ class Withdrawal:
             examine=frozenset({cert_id}), forward_only=True,
         ).run([self._group()])  # fmt: skip
         await self.site.book.save()
-        return ledger.outcomes.get(cert_id) or Outcome(kind=OutcomeKind.APPLIED)
+        return ledger.outcomes.get(cert_id) or Outcome(kind=nothing)
 
     def _tell(self, why: str) -> None:
         self.site.book.tell(

@@ -186,6 +186,22 @@ class Withdraw(Story):
         stage.facts |= {"names": {DOMAIN: [first, None]}, "after": {DOMAIN: None}, "signals": 1}
 
 
+class Replace(Story):
+    """A placeholder takes the place of a revoked certificate; the revoked key goes."""
+
+    name = "revoked, placeholder"
+    policy: ClassVar[dict[str, Any]] = {"on_revoked": "placeholder"}
+
+    def prepare(self, stage: Stage) -> None:
+        self.enrol(stage)
+        first = self.issue(stage)
+        self.install(stage, self.copies(stage))
+        stage.must("poll")
+        stage.plane.operate("POST", "/apiv1/users/1/certificates/1/revoke", {"reason": "key lost"})
+        stage.facts |= {"names": {DOMAIN: [first, "another"]}, "after": {DOMAIN: "another"}, "known": [first],
+                        "signals": 1}  # fmt: skip
+
+
 class RollBack(Story):
     name = "rollback by hand"
     act = "roll_back"
@@ -207,5 +223,5 @@ class RollBack(Story):
 
 STORIES: tuple[Story, ...] = (
     Install(), InstallCopies(), Renew(), RenewCopies(), Register(), RegisterAgain(), Refresh(), Resync(), Withdraw(),
-    RollBack(),
+    Replace(), RollBack(),
 )  # fmt: skip

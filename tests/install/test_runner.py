@@ -907,6 +907,30 @@ async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, h
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
 
 
+async def test_a_revoked_key_that_was_left_beside_its_placeholder_goes_the_next_time(
+    clock: MockClock, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by kill -9: with the placeholder in place the next run saw nothing to do."""
+    items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
+    host.allow(on_revoked="placeholder", commands=commands(RELOAD))
+    await host.deliver(1, items=items)
+    host.proc.calls.clear()
+
+    def refuse(*_: Any, **__: Any) -> int:
+        raise DiskError("cannot remove", path="/x", errno=errno.EIO, fix="check the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.installer._site.generations, "prune", refuse)
+        assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED
+    assert len(host.installer._site.generations.ids("c1.example")) == 2
+    host.start()
+    await host.installer.recover()
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
+    assert len(host.installer._site.generations.ids("c1.example")) == 1
+    assert host.proc.calls == [RELOAD]
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
+
+
 async def test_a_placeholder_stays_although_its_service_does_not_like_it(clock: MockClock, host: Any) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD), on_revoked="placeholder")
