@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import ConfigError
-from certctrl.store.strict import Mismatch, check_bounds, structure
+from certctrl.store.strict import Mismatch, check_bounds, hints, structure
 
 PREFIX = "CERTCTRL_"
 _NEARLY = 0.93
@@ -57,8 +57,7 @@ def overrides(classes: Mapping[str, Any], environ: Mapping[str, str]) -> dict[tu
 
 
 def _value(kind: Any, name: str, variable: str, text: str) -> Any:
-    field = next(field for field in attrs.fields(kind) if field.name == name)
-    hint = typing.get_type_hints(kind)[name]
+    field, hint = hints(kind)[name.rstrip("_")]
     try:
         value = structure(hint, _parsed(hint, text))
         check_bounds(value, field.metadata, "")

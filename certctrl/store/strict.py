@@ -57,11 +57,11 @@ def structure(kind: Any, raw: Any, path: str = "", *, spare_keys: bool = False) 
 
 def _structure_class(kind: Any, raw: Any, path: str, spare_keys: bool) -> Any:
     _need(isinstance(raw, dict), "an object", raw, path)
-    hints = _hints(kind)
-    if not spare_keys and (unknown := next((key for key in raw if key not in hints), None)) is not None:
-        raise unknown_key(unknown, hints, path)
+    known = hints(kind)
+    if not spare_keys and (unknown := next((key for key in raw if key not in known), None)) is not None:
+        raise unknown_key(unknown, known, path)
     values = {}
-    for key, (field, hint) in hints.items():
+    for key, (field, hint) in known.items():
         if key in raw:
             where = join(path, key)
             values[field.name] = structure(hint, raw[key], where, spare_keys=spare_keys)
@@ -157,7 +157,7 @@ def _need(fits: bool, expected: str, raw: Any, path: str) -> None:
 
 
 @cache
-def _hints(kind: Any) -> dict[str, tuple[Any, Any]]:
+def hints(kind: Any) -> dict[str, tuple[Any, Any]]:
     """Return JSON key -> (attrs field, resolved type); a trailing underscore only dodges a Python keyword."""
     types_by_name = typing.get_type_hints(kind)
     return {field.name.rstrip("_"): (field, types_by_name[field.name]) for field in attrs.fields(kind)}
