@@ -79,6 +79,8 @@ def at_once(stage: Stage) -> None:
     if stage.facts.get("registered"):
         assert store.load_tokens() is not None, "the session is lost"
         assert store.load_device_keys() is not None, "the device key is lost"
+    for path in (stage.out / "trust").glob("[!.]*"):
+        fingerprint(path.read_bytes())  # whole
     cursor_is_not_ahead(stage, store)
     acked_is_done(stage)
 
@@ -176,6 +178,8 @@ def in_the_end(stage: Stage, *, signals: bool = True) -> None:
         else:
             assert Path(path).read_bytes() == (stage.layout.live_link(name) / kind).read_bytes()
             assert Path(path).stat().st_mode & 0o7777 == 0o640
+    if facts.get("trusted"):
+        assert len([fingerprint(path.read_bytes()) for path in (stage.out / "trust").iterdir()]) == facts["trusted"]
     if facts.get("reloaded"):
         assert (stage.out / "reloaded").exists(), "switched, and never reloaded"
     if signals and facts.get("signals"):

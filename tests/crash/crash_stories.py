@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 from crash_stage import Stage
 
+from certctrl.model.policy import NamedCommand, TrustStore
+
 DOMAIN = "site.example"
 
 
@@ -97,8 +99,6 @@ class Renew(Story):
     name = "renew, generations and reload"
 
     def commands(self, stage: Stage) -> dict[str, Any]:
-        from certctrl.model.policy import NamedCommand
-
         return {"commands": {"reload": NamedCommand(argv=("/usr/bin/touch", str(stage.out / "reloaded")))}}
 
     def prepare(self, stage: Stage) -> None:
@@ -186,6 +186,34 @@ class Withdraw(Story):
         stage.facts |= {"names": {DOMAIN: [first, None]}, "after": {DOMAIN: None}, "signals": 1}
 
 
+class Unassign(Story):
+    name = "taken from this host"
+
+    def prepare(self, stage: Stage) -> None:
+        self.enrol(stage)
+        first = self.issue(stage)
+        self.install(stage, self.copies(stage))
+        stage.must("poll")
+        stage.plane.operate("DELETE", "/apiv1/users/1/devices/1/certificates/1")
+        stage.facts |= {"names": {DOMAIN: [first, None]}, "after": {DOMAIN: None}, "signals": 1}
+
+
+class TrustedCa(Story):
+    """A CA for the trust store, and a copy of it."""
+
+    name = "CA into the trust store"
+
+    def commands(self, stage: Stage) -> dict[str, Any]:
+        return {"trust_store": TrustStore(directory=str(stage.out / "trust"))}
+
+    def prepare(self, stage: Stage) -> None:
+        (stage.out / "trust").mkdir()
+        self.enrol(stage)
+        stage.plane.operate("POST", "/apiv1/users/1/cas", {"name": "inner"})
+        stage.plane.operate("POST", "/apiv1/users/1/devices/1/cas", {"ca_id": 1})
+        stage.facts |= {"signals": 1, "trusted": 1}
+
+
 class Replace(Story):
     """A placeholder takes the place of a revoked certificate; the revoked key goes."""
 
@@ -223,5 +251,5 @@ class RollBack(Story):
 
 STORIES: tuple[Story, ...] = (
     Install(), InstallCopies(), Renew(), RenewCopies(), Register(), RegisterAgain(), Refresh(), Resync(), Withdraw(),
-    Replace(), RollBack(),
+    Unassign(), Replace(), TrustedCa(), RollBack(),
 )  # fmt: skip
