@@ -111,6 +111,14 @@ def services(session: nox.Session) -> None:
 
 
 @nox.session
+def daemon(session: nox.Session) -> None:
+    """Kill daemons and planes 100 times each; count the connections of 100 long polls; live through 2 400 renewals."""
+    session.install("-e", ".[dev]")
+    files = [f"tests/integration/test_{name}.py" for name in ("kill", "connections", "directory")]
+    session.run("pytest", *files, "-m", "campaign", *(session.posargs or ["-s", "--timeout", "3600"]))
+
+
+@nox.session
 def simulation(session: nox.Session) -> None:
     """Run 100 000 random histories of the whole agent under a virtual clock."""
     session.install("-e", ".[dev]")
