@@ -1,7 +1,7 @@
 """Every check of the project; nothing runs outside a session, and each session sets itself up.
 
 ``nox`` alone runs the gate: lint, types, tests, integration. Further sessions: ``bench``, ``demo``, ``crash``,
-``services``, ``simulation``, ``soak``, ``package``. Interpreters that are not installed are skipped, never downloaded.
+``daemon``, ``services``, ``simulation``, ``soak``, ``package``. Interpreters that are not installed are skipped, never downloaded.
 """
 
 from __future__ import annotations
