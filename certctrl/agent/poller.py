@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import trio
 
 from certctrl.agent.acks import flush_acks
@@ -33,6 +35,8 @@ class Poller:
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
         self._failures = 0
+        self._more = ExitStack()
+        self._expecting = False
 
     def poke(self, who: str) -> None:
         """Poll now: end the pause or the long-poll under way, close the breaker."""
@@ -52,7 +56,7 @@ class Poller:
     async def poll_forever(self) -> Stop:
         """Run the session until it terminates; cancelled by the intake scope on stop."""
         session = self.agent.session
-        with self.signals_send:
+        with self.signals_send, self._more:
             session.receive(events.Started(token_valid=self.agent.tokens.valid()), trio.current_time())
             while True:
                 step = session.next_step(trio.current_time())
@@ -112,7 +116,21 @@ class Poller:
         if not step.wait:
             agent.figures.poll_seconds.add(trio.current_time() - started)
         self._count(event)
+        if isinstance(event, events.Updates) and event.full:
+            self._expect_more()
+        elif not isinstance(event, events.Updates):
+            self._expect_no_more()
         return event
+
+    def _expect_more(self) -> None:
+        """Let a batch wait for the pages behind a full one: they are of the same burst, and shall be one reload."""
+        if not self._expecting:
+            self._expecting = True
+            self._more.enter_context(self.agent.batches.joining())
+
+    def _expect_no_more(self) -> None:
+        self._expecting = False
+        self._more.close()
 
     async def _room(self, limit: int) -> None:
         inbox = self.agent.inbox
@@ -145,6 +163,8 @@ class Poller:
             disk_trouble(agent, error)
             return events.DeliverFailed(str(error))
         disk_is_well(agent)
+        if len(step.signals) < agent.config.application.poll_limit:
+            self._expect_no_more()  # its own signals are at work by now
         return events.Delivered()
 
     async def _refresh(self) -> events.Event:

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from certctrl.cli.invocation import Invocation
 from certctrl.cli.output import write_error
 from certctrl.cli.quick import recognised
-from certctrl.cli.startup import putting_off
 from certctrl.errors import CertctrlError, ExitStatus
 
 T = TypeVar("T")
@@ -36,6 +35,8 @@ def run_command(argv: list[str]) -> int:
 
 
 def _parsed(argv: list[str], invoked: Invocation) -> Any:
+    from certctrl.cli.startup import putting_off
+
     with putting_off():
         from certctrl.cli.app import root_command
     return root_command(argv).main(args=argv, prog_name=PROGRAM, standalone_mode=False, obj=invoked)

@@ -6,8 +6,8 @@ other, with four fsyncs each and no state, in the same round. Every burst is a v
 
 from __future__ import annotations
 
+import signal
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,7 +108,7 @@ def _reloads(plane: Plane, daemon: Daemon, material: Material) -> dict[str, Any]
     """Give every certificate to one service, renew them all, count its reloads."""
     layout = ConfigDir(daemon.root)
     save_policy(RealFs(), layout, HostPolicy(commands={"reload": NamedCommand(argv=RELOAD)}))
-    daemon.process.send_signal(1)  # SIGHUP
+    daemon.process.send_signal(signal.SIGHUP)
     plane.wait_parked()
     plane.obey("config", items=[{"id": "reload", "type": "exec", "cmd_argv": list(RELOAD)}])
     daemon.until_done(1)
@@ -116,7 +116,3 @@ def _reloads(plane: Plane, daemon: Daemon, material: Material) -> dict[str, Any]
     plane.obey("publish", ids=list(range(1, material.count + 1)), version=5)
     daemon.until_done(material.count)
     return row(f"reloads in a burst of {material.count}", len(daemon.ran), must=1, aim=1)
-
-
-if __name__ == "__main__":
-    sys.exit("run tests/bench/run.py")
