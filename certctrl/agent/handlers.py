@@ -65,6 +65,8 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome:
 
 async def prepare_certificate(agent: Agent, cert_id: int) -> Prepared | Outcome:
     """Fetch and stage one certificate; an Outcome when the plane has none for this device."""
+    if (record := agent.installer.records.get(cert_id)) is not None:
+        await agent.installer.head_start(cert_id, record.name, agent.items)
     try:
         bundle = await fetch_bundle(agent, cert_id)
     except PlaneError as error:

@@ -122,17 +122,21 @@ class Installer:
         )  # fmt: skip
         return cast(Bundle, await site.gathered(call))
 
+    async def head_start(self, cert_id: int, name: str, items: Sequence[InstallItem]) -> None:
+        """Start the supervisors that a certificate's check and reload will need: they boot while it is fetched."""
+        checks = any(item.check for item in self._site.indexer.of(items).copies(cert_id, name, ()))
+        reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
+        if checks or reloads:
+            with suppress(CommandError):  # only a head start: whoever runs a command starts what is missing
+                await self._site.proc.prepare(checks + reloads)
+
     async def stage(self, bundle: Bundle, items: Sequence[InstallItem]) -> Prepared:
         """Write a checked bundle beside the live one and run the plan's checks on it; nothing live changes.
 
         It survives a crash only once `converge` has settled it. Raises DiskError, CommandError (a check refuses
         it), PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
         """
-        checks = any(item.check for item in self._site.indexer.of(items).copies(bundle.cert_id, bundle.name, ()))
-        reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
-        if checks or reloads:
-            with suppress(CommandError):  # only a head start: check and reload find their supervisors waiting
-                await self._site.proc.prepare(checks + reloads)
+        await self.head_start(bundle.cert_id, bundle.name, items)
         return await staging.stage(self._site, bundle, items)
 
     async def converge(
