@@ -47,7 +47,6 @@ class Auditor(DiskAuditor):
         self.refreshing = 0
         self.spent: set[str] = set()
         self.newest_refresh_token: str | None = None
-        self.disk_was_ill = False
         self.device_revoked = False
         self.lost_session = ""
         """Why the plane may refuse this host's refresh token; empty: it may not."""

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from modeldisk import ModelFs, Node
+from modeldisk import Change, ModelFs, Node
 
 from certctrl.store.fs import Handle, disk_error
 
@@ -33,6 +33,8 @@ class SimulatedDisk(ModelFs):
     cut: Callable[[SimulatedDisk], None] | None = None
     """Called once, when ``cut_in`` more changing operations have been begun."""
     cut_in: int = -1
+    synced: int = 0
+    """Changes with what is durable."""
     switched: Callable[[SimulatedDisk, str], None] | None = None
     """Called with a name after its link in ``certs/.live`` was set or removed."""
 
@@ -71,6 +73,10 @@ class SimulatedDisk(ModelFs):
         if self.switched is not None and at is not None and at.path.endswith("/.live") and str(name)[0] != ".":
             self.switched(self, str(name))
 
+    def _make_durable(self, chosen: Callable[[Change], bool]) -> None:
+        self.synced += 1
+        super()._make_durable(chosen)
+
     def fsync(self, handle: Handle) -> None:
         super().fsync(handle)
         if len(self.pending) > MOST_PENDING:
@@ -78,6 +84,7 @@ class SimulatedDisk(ModelFs):
 
     def write_back(self) -> None:
         """Let everything reach the disk, as a kernel does after a while."""
+        self.synced += 1
         self.base, self.pending = dict(self.now), []
 
     def heir(self, other: ModelFs) -> SimulatedDisk:
