@@ -342,6 +342,24 @@ def test_a_record_that_is_not_what_is_live(patient: Patient) -> None:
     assert "points at" in found(certificate_findings(patient), "certificate")[0][1]
 
 
+def test_what_the_daemon_is_changing_is_looked_at_again(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed, _ = deploy(patient)
+    patient.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    pauses = []
+
+    def come_to_rest(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            patient.store.save_certificates({7: deployed})
+
+    monkeypatch.setattr("certctrl.cli.doctor.certs.time.sleep", come_to_rest)
+    monkeypatch.setattr("certctrl.cli.doctor.certs.gather", lambda _: {"running": True})
+    assert "fit" in found(certificate_findings(patient), "certificate")[0][1]
+    assert len(pauses) == 2
+    patient.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    assert "points at" in found(certificate_findings(patient), "certificate")[0][1], "in the end it is a finding"
+
+
 async def serve(leaf: trustme.LeafCert, task_status: Any) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     leaf.configure_cert(context)

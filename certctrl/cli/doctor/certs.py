@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import trio
 
-from certctrl.cli.doctor.finding import Finding, Note, Patient, fail, failed, guarded, ok, warn
+from certctrl.cli.doctor.finding import Finding, Level, Note, Patient, fail, failed, guarded, ok, warn
+from certctrl.cli.facts import gather
 from certctrl.cli.output import duration, remaining
 from certctrl.errors import CertctrlError, ProbeError
 from certctrl.model.plan import CopyAction, ExecAction, VerifyTls
 from certctrl.model.records import CertRecord
 
 PROBE_SECONDS = 10.0
+LOOKS, LOOK_PAUSE_SECONDS = 6, 0.5
+"""How often a certificate is looked at while a daemon may be changing it."""
 
 
 def certificate_findings(patient: Patient) -> Iterator[Finding]:
@@ -34,11 +38,24 @@ def deployed(patient: Patient) -> list[CertRecord]:
 
 
 def _one(patient: Patient, record: CertRecord) -> Iterator[Finding]:
+    """Look at one certificate; what the daemon is changing at this moment is given time to come to rest."""
+    found: list[Finding] = []
+    for look in range(1, LOOKS + 1):
+        found = list(guarded("certificate", lambda record=record: _as_it_lies(patient, record)))  # type: ignore[misc]
+        if all(finding.level is not Level.FAIL for finding in found) or not gather(patient.layout)["running"]:
+            break
+        if look < LOOKS:
+            time.sleep(LOOK_PAUSE_SECONDS)
+            record = patient.store.load_certificates().get(record.cert_id, record)
+    yield from found
+
+
+def _as_it_lies(patient: Patient, record: CertRecord) -> Iterator[Finding]:
     from certctrl.store.generations import GenerationStore
 
     store, who = GenerationStore(patient.layout, patient.fs), f"certificate {record.cert_id} ({record.name})"
     live = store.live_id(record.name)
-    if live != record.generation:
+    if live != record.generation:  # for a moment of every deployment it is so
         what = f"{who}: certs/.live/{record.name} points at {live or 'nothing'}, recorded is {record.generation}"
         yield fail("certificate", what, "cert-ctrl -c DIR apply")
         return
