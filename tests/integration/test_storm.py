@@ -42,7 +42,7 @@ class Rain:
 
     def _rain(self, plane: Plane, ids: list[int]) -> None:
         for cert_id in cycle(ids):
-            if self._ended.wait(0.05):
+            if self._ended.wait(0.2):
                 return
             plane.operator.renew(cert_id)
             self.renewals += 1
