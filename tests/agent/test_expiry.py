@@ -68,3 +68,10 @@ def test_a_renewal_is_asked_for_once_and_again_only_later() -> None:
     requests.asked(finding, 61 * DAY)
     assert not requests.due(finding, 61 * DAY + 60)
     assert requests.due(finding, 61 * DAY + 6 * 3600)
+
+
+def test_a_renewal_that_was_asked_for_while_the_clock_was_ahead_is_asked_for_again() -> None:
+    requests = RenewalRequests()
+    (finding,) = examine([record(90)], CONFIG, 80 * DAY)
+    requests.asked(finding, 3650 * DAY)
+    assert requests.due(finding, 80 * DAY)

@@ -187,3 +187,10 @@ def test_the_window_remembers_the_newest(keys: list[str], limit: int) -> None:
     assert all(key in window for key in expected)
     assert "other" not in window
     assert SeenWindow(window.identities(), limit=limit).identities() == window.identities()
+
+
+def test_what_was_put_off_while_the_clock_was_ahead_is_due() -> None:
+    waits, was_ahead = entry(CertRenewed(1, 7), 1000.0 + 3600.0), entry(CertRenewed(1, 8), 1e9)
+    choice = choose([waits, was_ahead], (), 1000.0, longest=3600.0)
+    assert choice.run == [was_ahead], "nobody was ever told to wait that long"
+    assert choice.again_at == waits.next_try_at
