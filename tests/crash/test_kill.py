@@ -8,7 +8,7 @@ from crash_stories import STORIES, Story
 from crash_trials import MOST, Tally, kill_at, killed, points_of, sample, trial
 
 EACH = pytest.mark.parametrize("story", [pytest.param(story, id=story.name) for story in STORIES])
-SAMPLE = 4
+SAMPLE = 3
 
 
 def kill_at_points(stage: Stage, story: Story, most: int) -> Tally:
