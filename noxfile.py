@@ -112,7 +112,7 @@ def services(session: nox.Session) -> None:
 
 @nox.session
 def daemon(session: nox.Session) -> None:
-    """Kill daemons and planes 100 times each; count the connections of 100 long polls; live through 2 400 renewals."""
+    """Kill daemons and planes 100 times each; count the connections of 100 long polls; live through 1 200 renewals."""
     session.install("-e", ".[dev]")
     files = [f"tests/integration/test_{name}.py" for name in ("kill", "connections", "directory")]
     session.run("pytest", *files, "-m", "campaign", *(session.posargs or ["-s", "--timeout", "3600"]))
