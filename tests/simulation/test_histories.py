@@ -21,6 +21,11 @@ def test_random_histories_keep_every_promise_and_converge(chunk: int) -> None:
         run_history(seed)
 
 
+@pytest.mark.parametrize("seed", [2, 9])
+def test_a_seed_is_a_history(seed: int) -> None:
+    assert run_history(seed).mark == run_history(seed).mark
+
+
 @pytest.mark.skipif(not SEED, reason="set CERTCTRL_TEST_SEED to repeat a history")
 def test_replay_of_one_history() -> None:
     run_history(int(SEED))
