@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -372,12 +372,3 @@ class Fleet:
     def service(self, kind: str, agent: Agent, names: list[str]) -> Service:
         """Start a TLS service for certificates that the agent has."""
         return Service(self, choose_server(kind, self.root / f"service-{kind}-{agent.name}", agent.layout.certs, names))
-
-
-@contextlib.contextmanager
-def meanwhile(child: Child) -> Iterator[None]:
-    """Let a child run for the length of the block."""
-    try:
-        yield
-    finally:
-        child.close()

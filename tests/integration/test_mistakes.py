@@ -75,7 +75,8 @@ def test_a_url_that_is_none_is_refused_at_once(url: str, what: str, tmp_path: Pa
 def test_a_wrong_server_url(url: str, what: str, fix: str, tmp_path: Path) -> None:
     root = tmp_path / "a"
     assert run_cli("-c", root, "init", "--server", url).returncode == 0
-    says(run_cli("-c", root, "register"), 69, what, fix)
+    soon = "timeout:1 attempts:1"  # where no name server answers, too
+    says(run_cli("-c", root, "register", RES_OPTIONS=soon), 69, what, fix)
 
 
 @pytest.mark.parametrize("given", ["another plane's", "none"])
