@@ -21,6 +21,9 @@ PATIENCE = 4
 """A batch waits this many times its own slowest arrival, if that is longer than the debounce: on a host that is out
 of breath a burst is still one burst."""
 
+MOMENT = 0.1
+"""Seconds that a batch waits for what was only announced; a page that was full may have been the last."""
+
 Converge = Callable[[Sequence[Prepared], Collection[int]], Awaitable[dict[int, Outcome]]]
 
 
@@ -39,7 +42,7 @@ class Batches:
         self._converge = converge
         self._debounce = debounce  # seconds: quiet time, bound
         self._seats: list[_Seat] = []
-        self._joining = 0
+        self._joining = self._expected = 0
         self._changed = trio.Event()
 
     @contextmanager
@@ -50,6 +53,16 @@ class Batches:
             yield
         finally:
             self._joining -= 1
+            self._changed.set()
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Announce that more of the same burst may come: a batch waits for it, but a moment only."""
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
             self._changed.set()
 
     async def deploy(self, cert_id: int, prepared: Prepared | None) -> Outcome:
@@ -82,9 +95,11 @@ class Batches:
         slowest = 0.0
         with trio.move_on_after(bound):
             # every handler at work is either fetching (joining) or already seated
-            while self._joining > 0:
+            while self._joining or self._expected:
                 self._changed, began = trio.Event(), trio.current_time()
-                with trio.move_on_after(max(quiet, PATIENCE * slowest)) as pause:
+                patience = PATIENCE * slowest
+                patience = max(quiet, patience) if self._joining else min(quiet, max(MOMENT, patience))
+                with trio.move_on_after(patience) as pause:
                     await self._changed.wait()
                 if pause.cancelled_caught:
                     return

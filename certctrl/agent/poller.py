@@ -126,7 +126,7 @@ class Poller:
         """Let a batch wait for the pages behind a full one: they are of the same burst, and shall be one reload."""
         if not self._expecting:
             self._expecting = True
-            self._more.enter_context(self.agent.batches.joining())
+            self._more.enter_context(self.agent.batches.expecting())
 
     def _expect_no_more(self) -> None:
         self._expecting = False

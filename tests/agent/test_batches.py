@@ -83,6 +83,47 @@ async def test_a_hanging_batch_delays_nobody_else(autojump_clock: trio.testing.M
     assert got == {2: APPLIED}
 
 
+async def test_pages_of_one_burst_are_one_batch_though_nobody_fetches_in_between(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    recorder, got = Recorder(), dict[int, Outcome]()
+    batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batches.run_batches)
+        with batches.expecting():  # the first page was full
+            await bring_some(nursery, batches, range(20), got)
+            await trio.sleep(0.08)  # the plane takes its time for the second
+            await bring_some(nursery, batches, range(20, 30), got)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert [ids for _, ids in recorder.batches] == [set(range(30))]
+
+
+async def test_what_was_only_announced_is_waited_for_a_moment(autojump_clock: trio.testing.MockClock) -> None:
+    recorder, got, start = Recorder(), dict[int, Outcome](), trio.current_time()
+    batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batches.run_batches)
+        with batches.expecting():  # a page that was full, and the last
+            await bring_some(nursery, batches, range(20), got)
+            await trio.sleep(25)
+        nursery.cancel_scope.cancel()
+    assert recorder.batches == [(pytest.approx(start + 0.01 + 0.1), set(range(20)))]
+
+
+async def bring_some(nursery: trio.Nursery, batches: Batches, ids: range, got: dict[int, Outcome]) -> None:
+    for cert_id in ids:
+        nursery.start_soon(bring, batches, cert_id, 0.01, got)
+    await trio.sleep(0.01)
+
+
+async def test_a_slow_host_still_makes_one_batch(autojump_clock: trio.testing.MockClock) -> None:
+    recorder = Recorder()
+    got = await run(recorder, {n: 0.4 + n * 0.4 + (n == 4) * 0.4 for n in range(5)})
+    assert len(got) == 5
+    assert [ids for _, ids in recorder.batches] == [set(range(5))], "0.8 s after arrivals of 0.4 s is no hang"
+
+
 async def test_a_cancelled_waiter_leaves_the_queue(autojump_clock: trio.testing.MockClock) -> None:
     recorder = Recorder()
     batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
