@@ -21,8 +21,9 @@ PATIENCE = 4
 """A batch waits this many times its own slowest arrival, if that is longer than the debounce: on a host that is out
 of breath a burst is still one burst."""
 
-MOMENT = 0.1
-"""Seconds that a batch waits for what was only announced; a page that was full may have been the last."""
+MOMENT = 2.0
+"""Seconds that a batch waits for what was only announced: pages of a long burst come one a second, as the plane's
+rate limit wants it, and a page that was full may have been the last."""
 
 Converge = Callable[[Sequence[Prepared], Collection[int]], Awaitable[dict[int, Outcome]]]
 
@@ -98,7 +99,7 @@ class Batches:
             while self._joining or self._expected:
                 self._changed, began = trio.Event(), trio.current_time()
                 patience = PATIENCE * slowest
-                patience = max(quiet, patience) if self._joining else min(quiet, max(MOMENT, patience))
+                patience = max(MOMENT if self._expected else quiet, patience)
                 with trio.move_on_after(patience) as pause:
                     await self._changed.wait()
                 if pause.cancelled_caught:

@@ -36,7 +36,7 @@ PARTS: dict[str, tuple[str, Part]] = {
     ),
     "burst": (
         "A burst of renewals, beside a serial fetch and install of the same bytes (judged: ratio)",
-        lambda work, quick: burst.measure(work, count=200 if quick else 1000, rounds=2 if quick else 5),
+        lambda work, quick: burst.measure(work, count=199 if quick else 999, rounds=2 if quick else 5),
     ),
     "delivery": (
         "Delivery by long-poll, beside a bare client (judged: ratio; to served: difference)",
