@@ -21,9 +21,9 @@ PATIENCE = 4
 """A batch waits this many times its own slowest arrival, if that is longer than the debounce: on a host that is out
 of breath a burst is still one burst."""
 
-MOMENT = 2.0
-"""Seconds that a batch waits for what was only announced: pages of a long burst come one a second, as the plane's
-rate limit wants it, and a page that was full may have been the last."""
+MOMENT = 5.0
+"""Seconds that a batch waits for what was only announced: pages of a long burst come as the plane's
+rate limit lets them, and a page that was full may have been the last."""
 
 Converge = Callable[[Sequence[Prepared], Collection[int]], Awaitable[dict[int, Outcome]]]
 
