@@ -89,13 +89,6 @@ def test_a_failed_entry_waits_and_a_new_one_replaces_it_at_once() -> None:
     assert (choice.run, choice.superseded, choice.again_at) == ([new], [failed], None)
 
 
-def test_what_was_put_off_while_the_clock_was_ahead_is_due() -> None:
-    """Found by the simulation: after a clock that was years ahead, a signal waited for years."""
-    failed = entry(CertRenewed(1, 7), next_try_at=1e9)
-    assert choose([failed], (), 50.0, longest=3600.0).run == [failed]
-    assert choose([failed], (), 1e9 - 3600.0, longest=3600.0).run == []
-
-
 def test_strangers_do_not_supersede_each_other() -> None:
     strange = [
         entry(UnknownSignal("x", 1, {})),
