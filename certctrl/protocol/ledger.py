@@ -29,9 +29,7 @@ class Choice:
     """When the earliest entry that waits for its next try is due (wall seconds); None: none waits."""
 
 
-def choose(
-    entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, longest: float = math.inf
-) -> Choice:
+def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, longest: float = math.inf) -> Choice:
     """Return what may run, given the inbox in order of arrival, the resources at work, and the wall time.
 
     ``longest``: no entry was ever told to wait more seconds than this. One that seems to have to was put off while
