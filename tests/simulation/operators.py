@@ -204,7 +204,7 @@ class Operators:
         self.configured = sorted(listed)
         await self.plane.installs.put(DEVICE, self.items(self.configured))
         while self.restored and self.plane.installs.version(DEVICE) <= self.backup_version + 1:
-            await self.plane.installs.put(DEVICE, [])
+            await self.plane.installs.put(DEVICE, [{"id": "no", "type": "import_ca", "ob_id": 1, "enabled": False}])
             await self.plane.installs.put(DEVICE, self.items(self.configured))
 
     def differences(self) -> list[str]:
