@@ -198,7 +198,8 @@ class Poller:
         log_poll(agent, event)
         if not isinstance(event, events.ROUND_ENDS):
             return
-        if not (isinstance(event, events.TokenExpired) and session.state is State.REFRESHING):  # else: once more
+        refreshing = isinstance(event, events.TokenExpired) and session.state is State.REFRESHING
+        if not (refreshing or isinstance(event, events.CursorExpired)):  # else it is polled once more, at once
             for answered in self._answered:
                 answered.set()
             self._answered.clear()

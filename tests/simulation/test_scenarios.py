@@ -184,6 +184,20 @@ def test_the_breaker_opens_after_ten_failures_and_poll_now_closes_it() -> None:
     play(scenario, environ={"CERTCTRL_RECOVERY": "manual"})
 
 
+def test_poll_now_tells_what_came_after_a_reset_of_the_cursor() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.polls) >= 2)
+        row = await scene.issue("missed.example")
+        await scene.plane.certificates.renew(USER, row["id"])
+        scene.plane.stream.trim(DEVICE, 0)
+        answer = await scene.ask("poll-now")
+        assert not answer["poll"].startswith("409"), answer
+        assert "Cursor reset" in scene.log
+        await scene.until(lambda: scene.live(row["id"]), 30)
+
+    play(scenario)
+
+
 def test_a_revoked_device_stops_for_good_and_says_so() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 2)
