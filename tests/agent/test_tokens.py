@@ -576,7 +576,7 @@ async def test_failures_ahead_of_expiry_are_told_with_the_next_try(
         world.answer = world.rotate
         await trio.sleep(40)
         nursery.cancel_scope.cancel()
-    assert "Token refresh failed: busy; next try in 1 s" in caplog.text
+    assert "Token refresh failed: busy; next try in 2 s" in caplog.text
     assert world.on_disk.refresh_token != "canary-r0"
     assert set(world.spent) == {"canary-r0"}
 
