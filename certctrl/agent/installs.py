@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from certctrl.agent.context import Agent
 from certctrl.agent.messages import Line, say
-from certctrl.errors import CertctrlError, PlaneError, PlanError
+from certctrl.errors import CertctrlError, DiskError, PlaneError, PlanError
 from certctrl.install.runner import Prepared
 from certctrl.model.plan import InstallConfig, InstallItem, Outcome, OutcomeKind
 from certctrl.protocol.wire_install import install_config_from_wire, items_from_local
@@ -108,5 +109,6 @@ def reload_items(agent: Agent) -> None:
         agent.well("local-installs")
     except CertctrlError as error:
         agent.trouble("local-installs", str(error), error.fix or "")
-        stored = agent.store.load_install_config()
-        agent.items = install_config_from_wire(stored.raw).items if stored is not None else ()
+        with suppress(DiskError):  # a disk that cannot be read leaves in force what was
+            stored = agent.store.load_install_config()
+            agent.items = install_config_from_wire(stored.raw).items if stored is not None else ()
