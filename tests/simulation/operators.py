@@ -16,6 +16,8 @@ from simulation.world import COPIES, DEVICE, MOST_CERTIFICATES, TRUSTED, USER, W
 from certctrl.plane.refusals import Refused
 
 Doing = tuple[float, Callable[[], Awaitable[Any]]]
+STALE_WORDS = ("alert:revoked:", "disk", "local-installs")
+"""Problems that may stand on: a revocation while the plane lists it; trouble with files until they are next touched."""
 VALIDITY = 200 * 86_400
 
 
@@ -243,6 +245,6 @@ class Operators:
         stored = json.loads(file_in(disk.now, world.layout.install_config) or b"{}").get("config", {})
         if stored.get("version") != self.plane.installs.version(DEVICE):
             found.append(f"install config {stored.get('version')} is in force")
-        if problems := sorted(key for key in agent.problems if not key.startswith("alert:revoked:")):
+        if problems := sorted(key for key in agent.problems if not key.startswith(STALE_WORDS)):
             found.append(f"problems: {problems}")  # a revocation stays in sight while the plane lists it
         return found
