@@ -29,8 +29,8 @@ from certctrl.model.status import Stop, StopReason
 RESTART_SECONDS = 5.0
 FAILED_START_SECONDS = 60.0
 """In life these are 5 s as well: an hour of a broken disk would be 720 starts that all fail alike."""
-STOP_SECONDS = 10.0 + 5.0 + 2.0 + 2.0 + 1.0
-"""Grace, ack flush, client, tokens, and a second: the longest that an orderly stop may take."""
+STOP_SECONDS = 10.0 + 5.0 + 5.0 + 2.0 + 2.0 + 1.0
+"""Grace, a refresh under way, ack flush, client, tokens, and a second: the longest that an orderly stop may take."""
 DELAYS = 0.05
 """Share of disk work that takes a while."""
 

@@ -72,9 +72,10 @@ def test_init_makes_a_private_whole_directory(tmp_path: Path) -> None:
 
 def test_init_again_changes_nothing(layout: ConfigDir) -> None:
     layout.application.write_text(json.dumps({"server_url": URL, "poll_limit": 5}))
-    before = {path: path.stat() for path in layout.root.iterdir() if path.is_file()}
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in layout.root.iterdir() if path.is_file()}
     init_config_dir(FS, layout, server_url=URL, ca_pem=None)
-    assert {path: path.stat() for path in layout.root.iterdir() if path.is_file()} == before
+    files = [path for path in layout.root.iterdir() if path.is_file()]
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files} == before
 
 
 @pytest.mark.parametrize("body", ['{"server_url": "https://other.example"}', "[]", "{}"])
