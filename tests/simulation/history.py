@@ -41,11 +41,11 @@ def setting_for(seed: int) -> Setting:
     chance = random.Random(seed)
     span, interval, reconcile, access = chance.choices(
         [
-            (HOUR, chance.choice((30.0, 120.0, 240.0)), 900, 600),
+            (HOUR, chance.choice((90.0, 180.0, 300.0)), 900, 600),
             (DAY, chance.choice((900.0, 3600.0, 3600.0)), 10_800, 7200),
             (WEEK, 3600.0, 43_200, 28_800),
         ],
-        weights=(13, 6, 1),
+        weights=(26, 13, 1),
     )[0]
     return Setting(
         span=span,
