@@ -33,7 +33,11 @@ def _health(facts: dict[str, Any]) -> Iterator[Finding]:
     for problem in facts.get("problems", ()):
         yield fail("daemon", problem["what"], problem.get("fix") or "see the log")
     for item in facts.get("stuck", ()):
-        yield fail("daemon", f"stuck: {item['item']}: {item['reason']}", "mend what it says; cert-ctrl -c DIR apply --now tries at once")
+        yield fail(
+            "daemon",
+            f"stuck: {item['item']}: {item['reason']}",
+            "mend what it says; cert-ctrl -c DIR apply --now tries at once",
+        )
     if facts.get("health") == "stale":
         yield fail("daemon", "the control plane has not answered for too long", "see the checks of dns, tls and clock")
     elif facts.get("health") == "healthy":
