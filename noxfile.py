@@ -122,7 +122,7 @@ def daemon(session: nox.Session) -> None:
 def simulation(session: nox.Session) -> None:
     """Run 100 000 random histories of the whole agent under a virtual clock."""
     session.install("-e", ".[dev]")
-    env = {"CERTCTRL_TEST_HISTORIES": "100000"}
+    env = {"CERTCTRL_TEST_HISTORIES": os.environ.get("CERTCTRL_TEST_HISTORIES", "100000")}
     args = session.posargs or ["-n", WORKERS]
     session.run("pytest", "tests/simulation", "-m", "not integration", "--timeout", "0", *args, env=env)
 

@@ -1,20 +1,11 @@
-"""What the tests with real processes share: `fleet.py` by name, and one fleet per test or per file."""
+"""What the tests with real processes share: one fleet per test or per file."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-if "fleet" not in sys.modules:  # tests are no package
-    spec = importlib.util.spec_from_file_location("fleet", Path(__file__).with_name("fleet.py"))
-    assert spec is not None and spec.loader is not None
-    sys.modules["fleet"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["fleet"])
-
 from fleet import Fleet, Plane
 
 
