@@ -7,6 +7,18 @@ from certctrl.agent.messages import Line, say
 from certctrl.errors import DiskError
 
 
+async def catch_up(agent: Agent) -> None:
+    """Try again to write what the disk refused; nothing else may come that would."""
+    if not agent.inbox.behind:
+        return
+    try:
+        await agent.inbox.catch_up()
+    except DiskError as error:
+        disk_trouble(agent, error)
+    else:
+        disk_is_well(agent)
+
+
 def disk_trouble(agent: Agent, error: DiskError) -> None:
     """Note that a state file could not be written."""
     if agent.trouble("disk", str(error), error.fix or ""):

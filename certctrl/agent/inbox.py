@@ -142,6 +142,15 @@ class Inbox:
         self._dirty = True
         await self._write()
 
+    @property
+    def behind(self) -> bool:
+        """Say whether the disk has refused something that is done: a restart would do it again."""
+        return self._dirty
+
+    async def catch_up(self) -> None:
+        """Write what the disk refused before."""
+        await self._write()
+
     def _trim(self) -> None:
         if (over := len(self._acks) - ACK_LIMIT) > 0:
             del self._acks[:over]

@@ -9,7 +9,7 @@ import trio
 from certctrl.agent.acks import flush_acks
 from certctrl.agent.alerts import raise_alert
 from certctrl.agent.context import Agent
-from certctrl.agent.disk import disk_is_well, disk_trouble
+from certctrl.agent.disk import catch_up, disk_is_well, disk_trouble
 from certctrl.agent.messages import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
@@ -96,6 +96,7 @@ class Poller:
 
     async def _poll(self, step: steps.Poll) -> events.Event:
         agent = self.agent
+        await catch_up(agent)
         await self._room(step.limit)
         say(agent.log, Line.POLL_REQUEST, cursor=step.cursor or "none", wait=step.wait, limit=step.limit)
         started = trio.current_time()

@@ -170,6 +170,20 @@ async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_o
     assert found.next_acks(10) == [{"type": "signal.ack"}], "the outcome was there before its signal left"
 
 
+async def test_what_the_disk_refused_is_written_when_nothing_else_comes(store: StateStore) -> None:
+    disk = Disk()
+    inbox = Inbox(store, disk, limit=10)
+    (entry,) = await inbox.admit([A])
+    disk.full = True
+    with pytest.raises(DiskError):
+        await inbox.finish([entry], [])
+    assert inbox.behind
+    disk.full = False
+    await inbox.catch_up()
+    assert not inbox.behind
+    assert again(store).entries() == [], "a restart would have done it again"
+
+
 async def test_a_signal_that_keeps_failing_holds_no_room(store: StateStore) -> None:
     inbox = Inbox(store, Disk(), limit=1)
     (entry,) = await inbox.admit([A])
