@@ -227,7 +227,9 @@ class Load:
         ASK[self._kind](line, self._target["name"])
 
     def _new(self) -> None:
-        while not self._stop.is_set():
+        last = False
+        while not last:
+            last = self._stop.is_set()  # once more after the end: what was served last is seen, however fast it came
             try:
                 self._count("new", self._patiently(self._once))
             except FAULTS as error:
