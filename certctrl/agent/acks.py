@@ -7,9 +7,9 @@ from typing import Any
 
 import certctrl
 from certctrl.agent.context import Agent
-from certctrl.agent.disk import disk_is_well, disk_trouble
+from certctrl.agent.disk import tried
 from certctrl.agent.messages import Line, say
-from certctrl.errors import CertctrlError, DiskError, PlaneError
+from certctrl.errors import CertctrlError, PlaneError
 from certctrl.net.control_plane import UnsupportedByPlane
 from certctrl.protocol.events import AcksFailed, AcksSent, Event
 
@@ -33,12 +33,7 @@ async def flush_acks(agent: Agent) -> Event:
         else:
             agent.figures.acks_sent += len(events)
             say(agent.log, Line.ACKS_SENT, count=len(events))
-        try:
-            await agent.inbox.sent(events)
-        except DiskError as error:  # they are gone from memory; a restart would send them again, which does no harm
-            disk_trouble(agent, error)
-        else:
-            disk_is_well(agent)
+        await tried(agent, agent.inbox.sent(events))  # refused: a restart would send them again, which does no harm
     return AcksSent()
 
 

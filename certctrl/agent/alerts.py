@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Danger
@@ -11,20 +11,26 @@ from certctrl.model.bundle import CertificateSummary
 from certctrl.model.records import CertRecord
 
 REVOKED = "revoked"
+EXPIRY = (Danger.LATE.value, Danger.EXPIRED.value)
 
 
 async def raise_alert(agent: Agent, kind: str, what: str, fix: str, **facts: object) -> None:
     """Raise one alert everywhere it belongs: log, metrics, status, the operator's command."""
     agent.figures.alerts[kind] += 1
-    agent.trouble(f"alert:{kind}:{facts.get('cert_id', '')}", what, fix)
+    agent.trouble(problem_key(kind, facts.get("cert_id", "")), what, fix)
     say(agent.log, Line.ALERT, what=what)
     await agent.installer.alert({"alert": kind, "what": what, **facts})
 
 
-def forget_alerts(agent: Agent, cert_id: int) -> None:
+def problem_key(kind: str, cert_id: object = "") -> str:
+    """Return the key under which an alert stands in the status."""
+    return f"alert:{kind}:{cert_id}"
+
+
+def forget_alerts(agent: Agent, cert_id: int, kinds: Sequence[str] = (REVOKED, *EXPIRY)) -> None:
     """Take back what was alerted about a certificate that is fine again, or no longer ours."""
-    for kind in (REVOKED, Danger.LATE.value, Danger.EXPIRED.value):
-        agent.well(f"alert:{kind}:{cert_id}")
+    for kind in kinds:
+        agent.well(problem_key(kind, cert_id))
 
 
 def revoked(record: CertRecord) -> tuple[str, str]:
@@ -38,6 +44,6 @@ def recall_revocations(agent: Agent, listed: Iterable[CertificateSummary]) -> No
     standing = {summary.id: summary.status == REVOKED for summary in listed}
     for record in agent.installer.records.values():
         if standing.get(record.cert_id, False):
-            agent.trouble(f"alert:{REVOKED}:{record.cert_id}", *revoked(record))
+            agent.trouble(problem_key(REVOKED, record.cert_id), *revoked(record))
         elif record.cert_id not in standing:
-            agent.well(f"alert:{REVOKED}:{record.cert_id}")
+            forget_alerts(agent, record.cert_id, (REVOKED,))

@@ -43,7 +43,8 @@ class Batches:
         self._converge = converge
         self._debounce = debounce  # seconds: quiet time, bound
         self._seats: list[_Seat] = []
-        self._joining = self._expected = 0
+        self._joining = 0
+        self._expected = False
         self._changed = trio.Event()
 
     @contextmanager
@@ -56,15 +57,19 @@ class Batches:
             self._joining -= 1
             self._changed.set()
 
+    def expect(self, more: bool) -> None:
+        """Say whether more of the same burst may come: pages behind a full one, which a batch waits a moment for."""
+        if not more and self._expected:
+            self._changed.set()
+        self._expected = more
+
     @contextmanager
     def expecting(self) -> Iterator[None]:
-        """Announce that more of the same burst may come: a batch waits for it, but a moment only."""
-        self._expected += 1
+        """Let ``expect`` be said inside; nothing is expected any more afterwards."""
         try:
             yield
         finally:
-            self._expected -= 1
-            self._changed.set()
+            self.expect(False)
 
     async def deploy(self, cert_id: int, prepared: Prepared | None) -> Outcome:
         """Switch to ``prepared`` (None: bring what is live in line with the items) and return the outcome."""
@@ -98,8 +103,7 @@ class Batches:
             # every handler at work is either fetching (joining) or already seated
             while self._joining or self._expected:
                 self._changed, began = trio.Event(), trio.current_time()
-                patience = PATIENCE * slowest
-                patience = max(MOMENT if self._expected else quiet, patience)
+                patience = max(MOMENT if self._expected else quiet, PATIENCE * slowest)
                 with trio.move_on_after(patience) as pause:
                     await self._changed.wait()
                 if pause.cancelled_caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from certctrl.agent.context import Agent
 from certctrl.agent.messages import Line, say
 from certctrl.errors import DiskError
@@ -9,10 +11,14 @@ from certctrl.errors import DiskError
 
 async def catch_up(agent: Agent) -> None:
     """Try again to write what the disk refused; nothing else may come that would."""
-    if not agent.inbox.behind:
-        return
+    if agent.inbox.behind:
+        await tried(agent, agent.inbox.catch_up())
+
+
+async def tried(agent: Agent, writing: Awaitable[None]) -> None:
+    """Await a write that may fail: what the disk refuses stays in memory and is written with the next change."""
     try:
-        await agent.inbox.catch_up()
+        await writing
     except DiskError as error:
         disk_trouble(agent, error)
     else:

@@ -16,7 +16,7 @@ import trio
 
 from certctrl.agent.alerts import forget_alerts
 from certctrl.agent.context import Agent
-from certctrl.agent.disk import disk_is_well, disk_trouble
+from certctrl.agent.disk import disk_trouble, tried
 from certctrl.agent.extensions import find_handler
 from certctrl.agent.messages import Line, say
 from certctrl.errors import (
@@ -211,9 +211,7 @@ class Dispatcher:
                     name=name,
                     what=outcome.detail.partition("waits for ")[2],
                 )
-            elif outcome.kind is OutcomeKind.APPLIED and not isinstance(
-                signal, CertRevoked
-            ):  # a placeholder is no news
+            elif outcome.kind is OutcomeKind.APPLIED and not isinstance(signal, CertRevoked):  # no placeholder
                 forget_alerts(agent, served.cert_id)
                 say(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
         if outcome.kind is OutcomeKind.UNCHANGED and isinstance(signal, CertRenewed):
@@ -264,12 +262,7 @@ class Dispatcher:
         return max(LONGEST_WISH, float(self.agent.config.application.reconcile_interval_seconds))
 
     async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> None:
-        try:
-            await self.agent.inbox.finish(entries, acks)
-        except DiskError as error:  # kept in memory, written with the next change; done work is idempotent
-            disk_trouble(self.agent, error)
-        else:
-            disk_is_well(self.agent)
+        await tried(self.agent, self.agent.inbox.finish(entries, acks))  # refused: done work is idempotent
 
 
 def _failure(error: CertctrlError) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from certctrl.agent.alerts import raise_alert
+from certctrl.agent.alerts import EXPIRY, forget_alerts, raise_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Danger, Finding, RenewalRequests, examine, next_look
 from certctrl.agent.messages import Line, say
@@ -28,8 +28,7 @@ async def guard_expiry(agent: Agent) -> None:
                 requests.asked(finding, now)
         for cert_id in warned.keys() - {finding.record.cert_id for finding in findings}:
             del warned[cert_id]
-            for danger in (Danger.LATE, Danger.EXPIRED):
-                agent.well(f"alert:{danger.value}:{cert_id}")
+            forget_alerts(agent, cert_id, EXPIRY)
         await trio.sleep(next_look(agent.installer.records.values(), agent.config.application, agent.wall_now()))
 
 

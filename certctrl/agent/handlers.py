@@ -16,7 +16,7 @@ from certctrl.agent.installs import refresh_install_config
 from certctrl.agent.messages import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import MaterialError, PlaneError
-from certctrl.install.runner import Prepared
+from certctrl.install.runner import Prepared, in_use
 from certctrl.model.bundle import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Stage
@@ -145,7 +145,7 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
 
 def has_left_something(record: CertRecord) -> bool:
     """Return whether a certificate is in use, staged, or was not wholly removed when a crash cut its removal off."""
-    return bool(record.generation or record.staged) or record.stage in (Stage.COMMITTED, Stage.ACTIVATED)
+    return in_use(record) or record.stage in (Stage.COMMITTED, Stage.ACTIVATED)
 
 
 async def certificate_status(agent: Agent, cert_id: int) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import trio
 
 from certctrl.agent.acks import flush_acks
-from certctrl.agent.alerts import raise_alert
+from certctrl.agent.alerts import problem_key, raise_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.disk import catch_up, disk_is_well, disk_trouble
 from certctrl.agent.messages import Line, say
@@ -35,8 +33,6 @@ class Poller:
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
         self._failures = 0
-        self._more = ExitStack()
-        self._expecting = False
 
     def poke(self, who: str) -> None:
         """Poll now: end the pause or the long-poll under way, close the breaker."""
@@ -56,7 +52,7 @@ class Poller:
     async def poll_forever(self) -> Stop:
         """Run the session until it terminates; cancelled by the intake scope on stop."""
         session = self.agent.session
-        with self.signals_send, self._more:
+        with self.signals_send, self.agent.batches.expecting():
             session.receive(events.Started(token_valid=self.agent.tokens.valid()), trio.current_time())
             while True:
                 step = session.next_step(trio.current_time())
@@ -117,21 +113,11 @@ class Poller:
         if not step.wait:
             agent.figures.poll_seconds.add(trio.current_time() - started)
         self._count(event)
-        if isinstance(event, events.Updates) and event.full:
-            self._expect_more()
-        elif not isinstance(event, events.Updates):
-            self._expect_no_more()
+        if not isinstance(event, events.Updates):
+            agent.batches.expect(False)
+        elif event.full:
+            agent.batches.expect(True)
         return event
-
-    def _expect_more(self) -> None:
-        """Let a batch wait for the pages behind a full one: they are of the same burst, and shall be one reload."""
-        if not self._expecting:
-            self._expecting = True
-            self._more.enter_context(self.agent.batches.expecting())
-
-    def _expect_no_more(self) -> None:
-        self._expecting = False
-        self._more.close()
 
     async def _room(self, limit: int) -> None:
         inbox = self.agent.inbox
@@ -165,7 +151,7 @@ class Poller:
             return events.DeliverFailed(str(error))
         disk_is_well(agent)
         if len(step.signals) < agent.config.application.poll_limit:
-            self._expect_no_more()  # its own signals are at work by now
+            agent.batches.expect(False)  # its own signals are at work by now
         return events.Delivered()
 
     async def _refresh(self) -> events.Event:
@@ -234,7 +220,7 @@ class Poller:
         if alert.kind != "breaker-open":
             return  # the ending says it
         if alert.resolved:
-            agent.well("alert:breaker:")
+            agent.well(problem_key("breaker"))
             say(agent.log, Line.BREAKER_CLOSED, seconds=round(trio.current_time() - self._opened_at))
             return
         self._opened_at = trio.current_time()

@@ -31,8 +31,8 @@ WARN_SECONDS = 60.0
 YOUNG_SECONDS = 2.0
 """A token this young is not refreshed again, not even after a 401."""
 FIRST_BACKOFF, LAST_BACKOFF = 2.0, 30.0
-"""Seconds. A lost answer is asked for twice at once, so a minute of trouble costs fourteen requests at most."""
-"""Between tries that somebody waits for; ahead of need it goes on up to `LONGEST_NAP`."""
+"""Seconds between tries that somebody waits for; ahead of need it goes on up to `LONGEST_NAP`. A lost answer is asked
+for twice at once, so a minute of trouble costs fourteen requests at most."""
 LONGEST_NAP = 300.0
 """Between two looks at the clock; wall clocks jump."""
 SAVE_AGAIN_SECONDS = 10.0

@@ -44,7 +44,7 @@ from certctrl.store.generations import GenerationStore
 from certctrl.store.layout import ConfigDir, safe_name
 from certctrl.store.state import StateStore
 
-__all__ = ["Installer", "Prepared"]
+__all__ = ["Installer", "Prepared", "in_use"]
 
 ALERT_SECONDS = 60.0
 FEW = 100

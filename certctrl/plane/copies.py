@@ -18,8 +18,8 @@ _REMEMBERED = 8
 
 @attrs.define
 class _Names:
-    current: str = ""
     seen: dict[str, float] = attrs.field(factory=dict)
+    """Name -> when it polled last; the newest at the end."""
     copied_at: float | None = None
 
 
@@ -35,10 +35,9 @@ class Copies:
         if instance:
             names, now = self._devices.setdefault(device_id, _Names()), self._now()
             names.seen = {name: at for name, at in names.seen.items() if now - at < WINDOW_SECONDS}
-            if instance != names.current and instance in names.seen:
+            if instance in names.seen and instance != next(reversed(names.seen)):
                 names.copied_at = now
-            names.current = instance
-            names.seen.pop(instance, None)  # the newest goes to the end
+            names.seen.pop(instance, None)
             names.seen[instance] = now
             if len(names.seen) > _REMEMBERED:
                 del names.seen[next(iter(names.seen))]

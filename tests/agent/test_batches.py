@@ -90,7 +90,8 @@ async def test_pages_of_one_burst_are_one_batch_though_nobody_fetches_in_between
     batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(batches.run_batches)
-        with batches.expecting():  # the first page was full
+        with batches.expecting():
+            batches.expect(True)  # the first page was full
             await bring_some(nursery, batches, range(20), got)
             await trio.sleep(1.2)  # the second is asked for a second later
             await bring_some(nursery, batches, range(20, 30), got)
@@ -104,7 +105,8 @@ async def test_what_was_only_announced_is_waited_for_a_moment(autojump_clock: tr
     batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(batches.run_batches)
-        with batches.expecting():  # a page that was full, and the last
+        with batches.expecting():
+            batches.expect(True)  # a page that was full, and the last
             await bring_some(nursery, batches, range(20), got)
             await trio.sleep(25)
         nursery.cancel_scope.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def told(happens: Callable[[Story], Awaitable[Any]], **setting: Any) -> None:
     async def main() -> None:
         world = World(1, Setting(span=3600.0, **({"interval": 30.0, "reconcile": 21_600} | setting)))
         director = Director(world)
-        with heard(world), world.auditor.over:
+        with closing(world), heard(world), world.auditor.over:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(world.machine.run_forever)
                 await world.plane.certificates.issue(
@@ -55,7 +56,6 @@ def told(happens: Callable[[Story], Awaitable[Any]], **setting: Any) -> None:
                 await story.settle(120)
                 await happens(story)
                 nursery.cancel_scope.cancel()
-        world.close()
         if world.auditor.violation is not None:
             raise world.auditor.violation
 

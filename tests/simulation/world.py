@@ -127,8 +127,11 @@ def template() -> Template:
         await enrol_again(layout, disk, plane, network, lambda: START)
         plane.close()
 
-    trio.run(enrol)
-    return Template(root, disk.settled(), database._connection.serialize(), keyring)
+    try:
+        trio.run(enrol)
+        return Template(root, disk.settled(), database._connection.serialize(), keyring)
+    finally:
+        database.close()
 
 
 async def enrol_again(layout: ConfigDir, disk: ModelFs, plane: Plane, network: Network, wall_now: Any) -> None:

@@ -233,13 +233,17 @@ def _devices(rows: Sequence[dict[str, Any]]) -> None:
     heads = ("id", "name", "status", "platform", "version", "last seen", "address", "waiting", "outcomes")
     cells = [
         (
-            str(row["id"]), row["name"], row["status"] + (", copied" if row["copies_suspected"] else ""), row["platform"], row["app_version"],
+            str(row["id"]), row["name"], _standing(row), row["platform"], row["app_version"],
             row["last_seen_at"] or "never", row["last_address"], str(row["signals_waiting"]),
             ", ".join(f"{count} {kind}" for kind, count in sorted(row["outcomes"].items())),
         )
         for row in rows
     ]  # fmt: skip
     table(heads, cells)
+
+
+def _standing(row: dict[str, Any]) -> str:
+    return f"{row['status']}, copied" if row["copies_suspected"] else str(row["status"])
 
 
 def _outcomes(rows: Sequence[dict[str, Any]]) -> None:
