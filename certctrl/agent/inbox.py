@@ -20,6 +20,7 @@ import trio
 
 from certctrl.model.records import Ack, InboxEntry
 from certctrl.model.signals import Signal, identity
+from certctrl.protocol.wire import signal_from_wire
 from certctrl.store.state import StateStore
 
 ACK_LIMIT = 1000
@@ -40,10 +41,12 @@ class Inbox:
         self._disk = trio.Lock()
         self._room = trio.Condition()
         self._processed = dict.fromkeys(store.load_processed())
-        entries = {identity(entry.signal): entry for entry in store.load_inbox()}
-        # a power cut may bring back the inbox before the last: what it has more is done, and its outcome on disk
-        self._entries = {key: entry for key, entry in entries.items() if key not in self._processed}
         self._acks = list(store.load_acks())
+        # A power cut may bring back the inbox before the last: what it has more is done. It may also have taken the
+        # outcome and left the word that there was one: then the signal is handled again, for the plane must hear of it.
+        done = self._processed.keys() & _told(self._acks)
+        entries = {identity(entry.signal): entry for entry in store.load_inbox()}
+        self._entries = {key: entry for key, entry in entries.items() if key not in done}
         self._dirty = False
         self.acks_dropped = 0
 
@@ -173,3 +176,8 @@ class Inbox:
         except BaseException:
             self._dirty = True
             raise
+
+
+def _told(acks: Sequence[Ack]) -> set[str]:
+    """Return the identities of the signals whose outcome waits to be sent."""
+    return {identity(signal_from_wire(ack.event["signal"])) for ack in acks if "signal" in ack.event}

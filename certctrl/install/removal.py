@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
-from certctrl.store.atomic import read_bytes
 from certctrl.store.fs import Fs, closing
-from certctrl.store.walk import open_parent
-
-LARGEST = 4 * 1024 * 1024
+from certctrl.store.walk import NoDirectoryError, open_parent, read_at
 
 
-def remove_files(fs: Fs, doomed: Mapping[str, str], owner: int | None = None) -> int:
-    """Remove files by absolute path while their bytes have the given SHA-256; return how many went, durably.
+def remove_ours(fs: Fs, path: str, digest: str, owner: int | None = None) -> str:
+    """Remove a file, durably, while its bytes have the given SHA-256; return why it stays, empty when it is gone.
 
     The way there is walked step by step by directory handles: a symbolic link in it, or in place of the file,
-    ends it. Raises DiskError, PolicyRefusedError.
+    ends it. Raises DiskError when it cannot be told whose file it is, PolicyRefusedError for the way there.
     """
-    removed = 0
-    for path, digest in doomed.items():
-        with closing(fs, open_parent(fs, Path(path), owner=owner)) as parent:
-            name = path.rpartition("/")[2]
-            found = fs.lstat(name, at=parent)
-            if found is None or found.kind != "file":
-                continue
-            data = read_bytes(fs, name, LARGEST, at=parent)
-            if data is not None and hashlib.sha256(data).hexdigest() == digest:
-                fs.unlink(name, at=parent)
-                fs.fsync(parent)
-                removed += 1
-    return removed
+    try:
+        parent = open_parent(fs, Path(path), owner=owner)
+    except NoDirectoryError:
+        return ""
+    with closing(fs, parent):
+        name = path.rpartition("/")[2]
+        found = fs.lstat(name, at=parent)
+        if found is None:
+            return ""
+        if found.kind != "file" or hashlib.sha256(read_at(fs, parent, name)[0]).hexdigest() != digest:
+            return "it is not the file that was put there"
+        if found.nlink != 1:
+            return f"it has {found.nlink} hard links"
+        fs.unlink(name, at=parent)
+        fs.fsync(parent)
+    return ""

@@ -21,7 +21,7 @@ from certctrl.install.look import fact_of
 from certctrl.install.policy import explain, path_fault, shown
 from certctrl.install.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
 from certctrl.install.refusing import no_trust_store
-from certctrl.install.removal import remove_files
+from certctrl.install.removal import remove_ours
 from certctrl.install.site import Site
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import TrustStore
@@ -114,20 +114,17 @@ async def remove_ca(site: Site, ca_id: int) -> Outcome:
     record = site.book.cas.get(str(ca_id))
     if record is None:
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not known here")
-    store, detail = site.policy().trust_store, ""
+    why = ""
     if record.path:
-        fact = await site.offload(fact_of, site, record.path, (record.path.rpartition("/")[0],))
-        if fact.sha256 == record.sha256 and not fact.refusal:
-            try:
-                await site.offload(remove_files, site.fs, {record.path: record.sha256})
-                await _announce(site, store)
-            except CertctrlError as error:
-                return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-        elif fact.sha256 is not None:
-            detail = f"{shown(record.path)} stays: it is not the file that was put there"
+        try:
+            why = await site.offload(remove_ours, site.fs, record.path, record.sha256)
+            if not why:  # also when it was gone already: the store may not have heard of it
+                await _announce(site, site.policy().trust_store)
+        except CertctrlError as error:
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
     site.book.note_ca(None, ca_id)
     await site.book.save()
-    return Outcome(kind=OutcomeKind.APPLIED, detail=detail)
+    return Outcome(kind=OutcomeKind.APPLIED, detail=f"{shown(record.path)} stays: {why}" if why else "")
 
 
 async def _announce(site: Site, store: TrustStore) -> None:

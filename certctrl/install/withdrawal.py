@@ -11,15 +11,15 @@ from contextlib import suppress
 
 import attrs
 
-from certctrl.errors import DiskError, StateCorruptError
+from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
 from certctrl.install import staging
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence, Group, groups_of
-from certctrl.install.look import Candidate, fact_of, roots_for, uid_of
+from certctrl.install.look import Candidate, uid_of
 from certctrl.install.outcomes import Ledger
 from certctrl.install.placeholder import placeholder_bundle
 from certctrl.install.policy import is_local, refuse_path, shown
-from certctrl.install.removal import remove_files
+from certctrl.install.removal import remove_ours
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.model.plan import CopyAction, InstallItem, Outcome, OutcomeKind
@@ -74,7 +74,7 @@ class Withdrawal:
 
     def _remove_files(self) -> list[str]:
         """Remove the copies of this certificate; return what had to stay and why. Blocks on the disk."""
-        site, policy, name = self.site, self.site.policy(), self.record.name
+        site, name = self.site, self.record.name
         files: Mapping[str, str] = {}
         with suppress(StateCorruptError):  # what cannot be told is not removed
             live = site.generations.live_id(name)
@@ -83,20 +83,23 @@ class Withdrawal:
         for item in self.items:
             if not isinstance(item, CopyAction) or item.ob_type == "ca" or not self._is_mine(item):
                 continue
-            owner, doomed = uid_of(item.owner), dict[str, str]()
             for source, path in zip(item.sources, item.targets, strict=True):
-                refusal = refuse_path(policy, path, site.ground, local=is_local(item.id))
-                fact = fact_of(site, path, roots_for(site, policy, item.id), owner)
-                if fact.sha256 is None:
-                    continue
-                if refusal is not None or fact.refusal:
-                    left.append(f"{shown(path)} stays: {refusal.why if refusal is not None else fact.refusal}")
-                elif fact.sha256 == files.get(source):
-                    doomed[path] = fact.sha256
-                else:
-                    left.append(f"{shown(path)} stays: it is not the file that was put there")
-            remove_files(site.fs, doomed, owner)
+                if why := self._take_away(item, path, files.get(source, "")):
+                    left.append(f"{shown(path)} stays: {why}")
         return left
+
+    def _take_away(self, item: CopyAction, path: str, digest: str) -> str:
+        """Remove one copy; return why it stays, empty when it is not there any more, or never was."""
+        site = self.site
+        refusal = refuse_path(site.policy(), path, site.ground, local=is_local(item.id))
+        if refusal is None:
+            try:
+                return remove_ours(site.fs, path, digest, uid_of(item.owner))
+            except PolicyRefusedError as refused:
+                why = str(refused)
+        else:
+            why = refusal.why
+        return why if path in self.record.targets and site.fs.lstat(path) is not None else ""
 
     def _is_mine(self, item: CopyAction) -> bool:
         if item.ob_id is not None:

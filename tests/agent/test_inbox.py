@@ -12,7 +12,10 @@ import trio.testing
 
 from certctrl.agent.inbox import ACK_LIMIT, Inbox
 from certctrl.errors import DiskError
+from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.records import Ack
 from certctrl.model.signals import CertRenewed, InstallUpdated
+from certctrl.protocol.wire import ack_event
 from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state import StateStore
@@ -195,8 +198,20 @@ async def test_a_signal_that_keeps_failing_holds_no_room(store: StateStore) -> N
 async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_run_again(store: StateStore) -> None:
     inbox = again(store)
     (entry,) = await inbox.admit([A])
-    await inbox.finish([entry], [{"type": "signal.ack"}])
+    await inbox.finish([entry], [ack_event(A, Outcome(kind=OutcomeKind.APPLIED), 1)])
     store.save_inbox([entry])  # the last rename was not durable
     found = again(store)
     assert found.entries() == []
     assert len(found.next_acks(10)) == 1
+
+
+async def test_a_signal_whose_outcome_a_power_cut_took_is_handled_again(store: StateStore) -> None:
+    inbox = again(store)
+    entry, other = await inbox.admit([A, B])
+    await inbox.finish([entry, other], [ack_event(one, Outcome(kind=OutcomeKind.APPLIED), 1) for one in (A, B)])
+    store.save_inbox([entry, other])
+    store.save_acks(
+        [Ack(event=ack_event(B, Outcome(kind=OutcomeKind.APPLIED), 1))]
+    )  # of three renames, one was durable
+    found = again(store)
+    assert [one.signal for one in found.entries()] == [A], "else the plane would never hear of it"

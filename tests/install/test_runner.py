@@ -877,6 +877,36 @@ async def test_what_somebody_else_put_there_is_not_removed(clock: MockClock, hos
     assert host.installer.records[1].stage is Stage.WITHDRAWN
 
 
+async def test_a_copy_of_a_revoked_key_that_cannot_be_read_is_not_taken_for_gone(clock: MockClock, host: Any) -> None:
+    items = with_copies(host)
+    await host.deliver(1, items=items)
+    real = host.fs
+
+    def unreadable(path: Any, at: Any = None) -> Any:
+        if path == "a.key":
+            raise DiskError("Input/output error", path=path, errno=5)
+        return real.open_file(path, at=at)
+
+    host.fs = ScriptedFs(real)
+    host.fs.open_file = unreadable
+    for _ in range(2):
+        assert (await host.start().withdraw(1, revoked=True, items=items)).kind is FAILED
+    host.fs = real
+    assert (await host.start().withdraw(1, revoked=True, items=items)).kind is APPLIED
+    assert list(host.out.iterdir()) == []
+
+
+async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificate_goes(
+    clock: MockClock, host: Any
+) -> None:
+    items = with_copies(host)
+    await host.deliver(1, items=items)
+    host.allow(write_roots=[])
+    outcome = await host.installer.withdraw(1, revoked=True, items=items)
+    assert outcome.kind is FAILED and "below no directory of write_roots" in outcome.detail
+    assert list(host.out.iterdir()) != []
+
+
 async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockClock, host: Any) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import stat
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from trio.testing import MockClock
 
-from certctrl.errors import MaterialError
+from certctrl.errors import DiskError, MaterialError
 from certctrl.install.trust import checked_ca
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, OutcomeKind
 from certctrl.model.policy import NamedCommand, TrustStore
@@ -77,6 +78,34 @@ async def test_a_file_that_is_not_ours_any_more_stays(clock: MockClock, host: An
     outcome = await host.installer.remove_ca(3)
     assert outcome.kind is APPLIED and "is not the file that was put there" in outcome.detail
     assert file.read_text() == "the operator's own"
+
+
+async def test_a_file_that_cannot_be_read_is_not_forgotten(
+    clock: MockClock, host: Any, store: Path, pem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.installer.import_ca(3, "Private CA", pem)
+
+    def broken(path: Any, at: Any = None) -> Any:
+        raise DiskError("Input/output error", path=str(path), errno=errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.installer._site.fs, "open_file", broken, raising=False)
+        for _ in range(2):
+            assert (await host.installer.remove_ca(3)).kind is FAILED
+    assert (await host.installer.remove_ca(3)).kind is APPLIED
+    assert list(store.iterdir()) == [] and host.proc.calls == [UPDATE, UPDATE]
+
+
+async def test_a_removal_that_the_store_did_not_hear_of_is_told_again(
+    clock: MockClock, host: Any, store: Path, pem: str
+) -> None:
+    await host.installer.import_ca(3, "Private CA", pem)
+    host.proc.does[UPDATE] = lambda: 1
+    assert (await host.installer.remove_ca(3)).kind is FAILED
+    assert list(store.iterdir()) == []
+    host.proc.does.clear()
+    assert (await host.installer.remove_ca(3)).kind is APPLIED
+    assert host.proc.calls == [UPDATE] * 3
 
 
 async def test_a_changed_file_is_put_right(clock: MockClock, host: Any, store: Path, pem: str) -> None:

@@ -13,7 +13,7 @@ from simulation.operators import Operators
 from simulation.weather import WayFaults
 from simulation.world import World
 
-LEAST_EVENTS, MOST_EVENTS = 6, 20
+LEAST_EVENTS, MOST_EVENTS = 4, 12
 PEACE_STEPS = 40
 
 

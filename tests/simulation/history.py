@@ -19,7 +19,7 @@ from simulation.journal import JournalHandler, Violation
 from simulation.machine import control_stand_in, signals_stand_in
 from simulation.world import Setting, World, template
 
-HOUR, DAY, WEEK = 3600.0, 86_400.0, 604_800.0
+HALF_HOUR, DAY, WEEK = 1800.0, 86_400.0, 604_800.0
 
 
 @attrs.frozen(kw_only=True)
@@ -41,11 +41,11 @@ def setting_for(seed: int) -> Setting:
     chance = random.Random(seed)
     span, interval, reconcile, access = chance.choices(
         [
-            (HOUR, chance.choice((90.0, 180.0, 300.0)), 900, 600),
-            (DAY, chance.choice((900.0, 3600.0, 3600.0)), 10_800, 7200),
-            (WEEK, 3600.0, 43_200, 28_800),
+            (HALF_HOUR, chance.choice((120.0, 300.0, 300.0)), 1200, 900),
+            (DAY, 3600.0, 21_600, 14_400),
+            (WEEK, 3600.0, 86_400, 43_200),
         ],
-        weights=(26, 13, 1),
+        weights=(33, 6, 1),
     )[0]
     return Setting(
         span=span,

@@ -80,11 +80,11 @@ class Machine:
     async def _offload(self, call: Callable[..., Any], *args: Any) -> Any:
         """Stand in for a thread: other tasks run before and after, and a cancel does not cut it short."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        with trio.CancelScope(shield=True):
-            if self.chance.random() < DELAYS:
+        if self.chance.random() < DELAYS:
+            with trio.CancelScope(shield=True):
                 await trio.sleep(self.chance.random() * 0.3)
-            result = call(*args)
-            await trio.lowlevel.checkpoint()
+        result = call(*args)
+        await trio.lowlevel.cancel_shielded_checkpoint()
         return result
 
     def _seams(self, life: Life) -> Seams:

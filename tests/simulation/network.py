@@ -136,13 +136,13 @@ class SimulatedHttp:
 
     async def _within(self, deadline: float, exchange: Exchange, headers: Any) -> Answer:
         connections = self.network.connections
-        with trio.move_on_after(deadline), trio.CancelScope() as connection:
+        with trio.move_on_after(deadline) as connection:
             connections.add(connection)
             try:
                 return await self._exchange(exchange, headers)
             finally:
                 connections.discard(connection)
-        if connection.cancelled_caught:
+        if trio.current_time() < connection.deadline:
             raise TransportError("the connection broke")
         raise DeadlineError(f"no answer within {deadline:g} s")
 

@@ -46,7 +46,7 @@ class Operators:
 
     async def begin(self) -> None:
         """Give the host something to do."""
-        for _ in range(self.chance.randint(1, 3)):
+        for _ in range(self.chance.choice((1, 1, 2, 3))):
             await self.issue()
         await self.configure()
 

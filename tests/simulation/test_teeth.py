@@ -24,8 +24,8 @@ from certctrl.protocol import events, ledger
 from certctrl.store import generations
 from certctrl.store.atomic import write_atomic
 
-HISTORIES = 60
-"""Tries per mistake; most need one or two."""
+HISTORIES = 150
+"""Tries per mistake; most need one or two, and no luck lasts."""
 
 
 class Mistake:
@@ -194,7 +194,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.store.generations.identify", changed_identity(generations.identify), send_again=5)
     ],
     "nothing is ever compared as a whole": [
-        Mistake("certctrl.agent.run.reconcile_forever", never, mischief=8, renew=4)
+        Mistake("certctrl.agent.run.reconcile_forever", never, mischief=10, renew=3)
     ],
     "a status file that cannot be written ends the daemon": [
         Mistake("certctrl.agent.reporter.save_status", fragile_status, disk_trouble=4)

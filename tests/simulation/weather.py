@@ -98,7 +98,7 @@ class WayFaults:
 
         def edit(page: dict[str, Any]) -> dict[str, Any]:
             signals = list(page["data"]["signals"])
-            match self.chance.choice(("shuffle", "double", "thin", "repeat", "nonsense", "nothing")):
+            match self.chance.choice(("shuffle", "double", "thin", "thin", "repeat", "nonsense")):
                 case "shuffle":
                     self.chance.shuffle(signals)
                 case "double":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import random
 import shutil
@@ -129,6 +130,8 @@ def template() -> Template:
 
     try:
         trio.run(enrol)
+        gc.collect()
+        gc.freeze()  # what was imported by now stays: no history shall look through it again
         return Template(root, disk.settled(), database._connection.serialize(), keyring)
     finally:
         database.close()
