@@ -36,7 +36,8 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
         raise PlanError(
             f"version {fetched.version} is older than version {mark}, which this host has had",
             reason="version-rollback",
-            fix="publish the install config again with a higher version",
+            fix="publish it again with a higher version; if the plane lost its count: "
+            "cert-ctrl -c DIR trust reset --install-config",
         )
     same = str(fetched.id) == str(stored.raw.get("id")) and fetched.version == stored.version
     if same and fetched.installs_hash_b64 != stored.hash:

@@ -160,6 +160,8 @@ class Line(Enum):
         "The new material failed its reload or probe; the previous one serves again.", "What the reason says."
     ROLLED_BACK_BY_HAND = WARNING, "Install", "{name} is back at {generation} and held there", \
         "`cert-ctrl rollback`; renewals are staged, not switched.", "`cert-ctrl rollback --domain D --release`."
+    TRUST_RESET = WARNING, "Install", "Forgotten: the versions of {configs} install configs, the pins of {scripts} scripts", \
+        "`cert-ctrl trust reset`; what comes next is taken for the first.", _NOTHING
     RELEASED = INFO, "Install", "{name} is no longer held", "Renewals go live again.", _NOTHING
     DISK_FAILED = ERROR, "Disk", "Cannot write {path}: {why}", \
         "Polling goes on; what needs the disk waits.", "Free space, or repair or remount the disk."

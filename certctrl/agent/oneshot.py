@@ -15,7 +15,7 @@ from certctrl.agent.acks import flush_acks
 from certctrl.agent.context import Agent
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.guard import request_renewal
-from certctrl.agent.operations import record_for, rolled_back
+from certctrl.agent.operations import forget_trust, record_for, rolled_back
 from certctrl.agent.reconcile import plan_resync
 from certctrl.agent.reporter import save_status, snapshot
 from certctrl.agent.setup import Seams, open_agent
@@ -87,6 +87,14 @@ async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> 
         await agent.installer.release(record.name)
         outcome = await agent.installer.converge_all(agent.items)
         return await _done(agent, {"name": record.name, "released": True, "outcome": outcome.kind.value}, flush=False)
+
+
+async def reset_trust(
+    config_dir: Path, *, install_config: bool, scripts: bool, seams: Seams | None = None
+) -> dict[str, Any]:
+    """Forget the versions of install configs, the pins of scripts, or both; needs no network."""
+    async with open_agent(config_dir, seams or Seams()) as agent:
+        return await forget_trust(agent, install_config=install_config, scripts=scripts)
 
 
 async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:

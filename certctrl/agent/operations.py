@@ -12,7 +12,7 @@ from certctrl.agent.messages import Line, say
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import plan_resync
 from certctrl.agent.reporter import snapshot
-from certctrl.errors import UsageError
+from certctrl.errors import PlaneError, TransportError, UsageError
 from certctrl.model.plan import Outcome
 from certctrl.model.records import CertRecord
 
@@ -61,6 +61,17 @@ class Operations:
         await plan_resync(agent, "a hold was released")
         return {"name": record.name, "released": True}
 
+    async def reset_trust(self, request: dict[str, Any]) -> Any:
+        """Forget versions or pins, and take from the plane what it has."""
+        agent, forget_configs = self._agent, bool(request.get("install_config"))
+        result = await forget_trust(agent, install_config=forget_configs, scripts=bool(request.get("scripts")))
+        if forget_configs:
+            try:
+                await plan_resync(agent, "trust was reset")
+            except (PlaneError, TransportError) as error:
+                result["plane"] = str(error)
+        return result
+
     async def plan(self, _request: dict[str, Any]) -> Any:
         """Answer what would change."""
         return (await self._agent.installer.plan(self._agent.items)).shown()
@@ -80,6 +91,7 @@ def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) ->
     return {
         "status": one.status, "poll-now": one.poll_now, "renew": one.renew, "apply": one.apply,
         "rollback": one.rollback, "release": one.release, "plan": one.plan, "stop": one.stop,
+        "trust-reset": one.reset_trust,
     }  # fmt: skip
 
 
@@ -89,6 +101,14 @@ def rolled_back(agent: Agent, record: CertRecord, outcome: Outcome) -> dict[str,
         now = agent.installer.records[record.cert_id].generation
         say(agent.log, Line.ROLLED_BACK_BY_HAND, name=record.name, generation=now)
     return {"outcome": outcome.kind.value, "detail": outcome.detail, "name": record.name}
+
+
+async def forget_trust(agent: Agent, *, install_config: bool, scripts: bool) -> dict[str, Any]:
+    """Forget the versions of install configs, the pins of scripts, or both; log it and return what they were."""
+    configs = await agent.offload(agent.store.forget_versions) if install_config else {}
+    pins = await agent.offload(agent.store.forget_pins) if scripts else []
+    say(agent.log, Line.TRUST_RESET, configs=len(configs), scripts=len(pins))
+    return {"install_configs": configs, "scripts": pins}
 
 
 def _text(request: dict[str, Any], name: str) -> str:

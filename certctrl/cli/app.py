@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Entry("doctor", "Check everything an operator would check, with a fix for each finding."),
     "config": Entry("config", "Show or check the configuration.", name="config"),
     "policy": Entry("policy", "Show or extend what the control plane may do on this host.", name="policy"),
+    "trust": Entry("trust", "Show or forget what this host has learnt to insist on.", name="trust"),
     "sandbox": Entry("sandbox", "Watch plane, agent and a TLS service work together here.", own_directory=True),
     "plane": Entry("plane", "Run and operate the reference control plane.", name="plane", own_directory=True),
 }  # fmt: skip

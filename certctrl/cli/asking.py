@@ -1,4 +1,4 @@
-"""Let the running daemon do a command's work, or do it here under the same locks when there is no daemon."""
+"""Who is asked: the running daemon (without one the command does the work, under the same locks), and the person."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from certctrl.cli.control import ask
+from certctrl.errors import UsageError
 
 if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
@@ -28,3 +29,14 @@ def daemon_or_here(
 
     log_for_command(debug=invoked.debug)
     return run(here, layout.root)
+
+
+def agreed(question: str) -> bool:
+    """Ask the person at the terminal, who says no by saying nothing. Raises UsageError without a terminal."""
+    import sys
+
+    import typer
+
+    if not sys.stdin.isatty():
+        raise UsageError("this needs an answer and standard input is no terminal", fix="look at it, then add --yes")
+    return typer.confirm(question, default=False)

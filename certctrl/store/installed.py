@@ -61,6 +61,15 @@ class InstalledState:
         body = attrs.asdict(attrs.evolve(config, high_water=marks), recurse=False)
         self._files.save_json(self.layout.install_config, {"config": body})
 
+    def forget_versions(self) -> dict[str, int]:
+        """Take the next install config whatever its version (T3); return the marks that were. What is in force stays."""
+        stored = self.load_install_config()
+        if stored is None:
+            return {}
+        blank = attrs.evolve(stored, etag=None, version=0, hash="", high_water={})
+        self._files.save_json(self.layout.install_config, {"config": attrs.asdict(blank, recurse=False)})
+        return dict(stored.high_water)
+
     def load_certificates(self) -> dict[int, CertRecord]:
         """Return the records of this host's certificates by id."""
         path = self.layout.certificates
@@ -100,6 +109,13 @@ class InstalledState:
     def save_pins(self, pins: Mapping[str, str]) -> None:
         """Replace the pins."""
         self._files.save_json(self.layout.pins, {"pins": dict(pins)})
+
+    def forget_pins(self) -> list[str]:
+        """Trust scripts anew at their next run; return whose pins there were."""
+        pins = self.load_pins()
+        if pins:
+            self.save_pins({})
+        return sorted(pins)
 
     def load_status(self) -> dict[str, Any] | None:
         """Return the last status written; None also when a power cut damaged it."""

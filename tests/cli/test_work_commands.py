@@ -73,6 +73,12 @@ PLAN = {
          {**OUTCOME, "name": "a", "outcome": "failed", "detail": "reload"}, 1, "a failed: reload\n"),
         (["rollback", "--domain", "a", "--release"], {"op": "release", "domain": "a"},
          {"name": "a", "released": True}, 0, "a is no longer held\n"),
+        (["trust", "reset", "--install-config", "--scripts", "--yes"],
+         {"op": "trust-reset", "install_config": True, "scripts": True},
+         {"install_configs": {"7": 3}, "scripts": ["/x"]}, 0,
+         "forgotten: install config 7 had version 3\nforgotten: the pin of /x\n"),
+        (["trust", "reset", "--scripts", "--yes"], {"op": "trust-reset", "install_config": False, "scripts": True},
+         {"install_configs": {}, "scripts": []}, 0, "there was nothing to forget\n"),
     ],
 )  # fmt: skip
 def test_a_running_daemon_does_the_work(
@@ -94,6 +100,12 @@ def test_without_a_daemon_the_command_does_it_itself(layout: ConfigDir, here: Ca
         (["rollback", "--domain", "a", "--to", "x"], "rollback", {**OUTCOME, "name": "a"}, (layout.root, "a", "x")),
         (["rollback", "--domain", "a", "--release"], "release", {"name": "a"}, (layout.root, "a")),
         (["plan"], "plan", {**PLAN, "changes": False}, (layout.root,)),
+        (
+            ["trust", "reset", "--scripts", "-y"],
+            "reset_trust",
+            {"install_configs": {}, "scripts": []},
+            (layout.root, {"install_config": False, "scripts": True}),
+        ),
     ):
         calls = here(name, result)
         assert ran("-c", layout.root, *argv).status == 0

@@ -512,3 +512,24 @@ def test_metrics_are_written_for_the_textfile_collector() -> None:
         assert "measured.example" in json.dumps(expiry.labels)
 
     play(scenario, environ={"CERTCTRL_METRICS_TEXTFILE": textfile})
+
+
+def test_a_plane_that_counts_from_the_beginning_is_followed_when_a_person_says_so() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("www.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        for enabled in (True, False, True):
+            await scene.plane.installs.put(DEVICE, [{"id": "a", "type": "import_ca", "ob_id": 9, "enabled": enabled}])
+        await scene.until(lambda: scene.agent.items and not scene.agent.inbox.depth)
+        assert [item.id for item in scene.agent.items] == ["a"]
+        scene.plane.database.run("UPDATE install_configs SET version = 1")
+        await scene.plane.installs.put(DEVICE, [{"id": "b", "type": "import_ca", "ob_id": 9, "enabled": False}])
+        await scene.until(lambda: "install-config" in scene.agent.problems)
+        assert [item.id for item in scene.agent.items] == ["a"], "an older plan is refused"
+        assert "trust reset --install-config" in scene.agent.problems["install-config"].fix
+        forgotten = await scene.ask("trust-reset", install_config=True)
+        assert [*forgotten["install_configs"].values()] == [4] and forgotten["scripts"] == []
+        await scene.until(lambda: [item.id for item in scene.agent.items] == ["b"], 60)
+        await scene.until(lambda: "install-config" not in scene.agent.problems, 60)
+
+    play(scenario)

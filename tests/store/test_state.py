@@ -421,6 +421,19 @@ def test_a_version_never_falls(store: StateStore) -> None:
     assert kept.high_water == {"9": 5, "10": 1}
 
 
+def test_versions_and_pins_are_forgotten_when_a_person_says_so(store: StateStore) -> None:
+    assert (store.forget_versions(), store.forget_pins()) == ({}, [])
+    store.save_install_config(StoredInstallConfig(raw={"id": 9}, etag='"e"', version=5, hash="h"))
+    store.save_pins({"/x": "00"})
+    assert (store.forget_versions(), store.forget_pins()) == ({"9": 5}, ["/x"])
+    kept = store.load_install_config()
+    assert kept is not None and (kept.raw, kept.etag, dict(kept.high_water)) == ({"id": 9}, None, {})
+    store.save_install_config(StoredInstallConfig(raw={"id": 9}, etag=None, version=2, hash="h"))
+    kept = store.load_install_config()
+    assert kept is not None and kept.high_water == {"9": 2}
+    assert store.load_pins() == {}
+
+
 def test_a_damaged_install_config_can_be_replaced(store: StateStore) -> None:
     store.layout.install_config.write_text("garbage")
     store.save_install_config(StoredInstallConfig(raw={"id": 9}, etag=None, version=4, hash="h"))

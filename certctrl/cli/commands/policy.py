@@ -5,9 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.app import GROUP
+from certctrl.cli.asking import agreed
 from certctrl.cli.invocation import Invocation, invocation
 from certctrl.cli.output import write_json, write_line
-from certctrl.errors import ExitStatus, UsageError
+from certctrl.errors import ExitStatus
 
 policy = typer.Typer(help="Show or extend what the control plane may do on this host.", **GROUP)
 KINDS = "path, command, run-as, owner, shell, plaintext-keys, remote-commands"
@@ -102,18 +103,10 @@ def _add(invoked: Invocation, changes: list[Any], *, yes: bool) -> int:
             continue
         write_line(f"Asked for: {change.why}")
         write_line(f"Adds to policy.json: {change.line}")
-        if yes or _agreed():
+        if yes or agreed("Allow this?"):
             policy_now = changed
             allowed += 1
     if policy_now != before:
         save_policy(RealFs(), layout, policy_now)
         write_line(f"{layout.policy} is written; a running daemon reads it at SIGHUP (systemctl reload cert-ctrl)")
     return ExitStatus.DONE if allowed else ExitStatus.FAILED
-
-
-def _agreed() -> bool:
-    import sys
-
-    if not sys.stdin.isatty():
-        raise UsageError("this needs an answer and standard input is no terminal", fix="look at it, then add --yes")
-    return typer.confirm("Allow this?", default=False)

@@ -26,7 +26,8 @@ def vet_executable(path: str, sha256: str | None = None) -> None:
     if sha256 is not None and (actual := sha256_of(real)) != sha256.lower():
         raise CommandError(
             f"{path} has changed: its SHA-256 is {actual}, the policy pins {sha256.lower()}",
-            fix="look what changed it; then put the new sha256 into policy.json",
+            fix="look what changed it; then put the new sha256 into policy.json, "
+            "or, pinned at its first run: cert-ctrl -c DIR trust reset --scripts",
         )
 
 
