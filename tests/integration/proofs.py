@@ -80,7 +80,8 @@ def prove_rollback(trial: Trial, trouble: contextlib.AbstractContextManager[Any]
     with trial.impatient(), trouble:
         serial, outcome, why = trial.renew()
         assert outcome == "rolled_back" and reason in why, (outcome, why)
-        assert (trial.on_disk(), trial.served()) == (before, old)
+        # waited for, because the next try may be on trial by the time the plane has heard of the first
+        trial.wait_for(lambda: (trial.on_disk(), trial.served()) == (before, old), f"{old} on disk and served")
     trial.sees(serial)
     print(f"{trial.recipe.name}: {why}")
     return why

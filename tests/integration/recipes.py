@@ -127,14 +127,14 @@ class Trial:
         self.agent.start()
         self.cert_id = int(operator.issue(self.recipe.domain, self.agent.device_id)["id"])
         # The first delivery meets no service: it leaves the files, and says that it could not reload.
-        self._wait_for(lambda: self._record() is not None and self._record().attempts, "the first delivery")
+        self.wait_for(lambda: self._record() is not None and self._record().attempts, "the first delivery")
         self.service = self._fleet.child(start(self), f"{self.agent.name}.service.log")
         wait_for(self._accepts, f"{self.recipe.name} to accept connections")
         done = self.agent.cli("apply", "--now")
         assert done.returncode == 0, done.stdout + done.stderr
         self.sees(operator.serial(self.cert_id))
 
-    def _wait_for(self, condition: Callable[[], object], what: str) -> None:
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
         try:
             wait_for(condition, what)
         except AssertionError as error:
@@ -194,7 +194,7 @@ class Trial:
 
     def sees(self, serial: str) -> None:
         """Wait until a client sees this serial: old processes may take one more connection."""
-        self._wait_for(lambda: self.served() == plain_serial(serial), f"serial {serial} to be served")
+        self.wait_for(lambda: self.served() == plain_serial(serial), f"serial {serial} to be served")
 
     def on_disk(self) -> dict[str, bytes | str]:
         """Return what the service would read: the live link and every file of the items."""
@@ -215,7 +215,7 @@ class Trial:
             rows = operator.outcomes(self.agent.device_id)
             return next((row for row in rows if row["signal"]["ref"].get("serial") == serial), None)
 
-        self._wait_for(reported, f"the outcome of {serial}")
+        self.wait_for(reported, f"the outcome of {serial}")
         row = reported()
         assert row is not None
         return serial, row["outcome"], row["detail"]
