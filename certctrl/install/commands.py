@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import trio
 
@@ -20,8 +20,11 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 
 async def run_granted(site: Site, grant: Grant, certs: Sequence[DesiredCert], what: str) -> None:
     """Run a command to its end. Raises CommandError, named ``what``, when it does not succeed."""
-    told, secrets = await site.offload(environment, site, certs)
-    pin = grant.sha256 or await site.offload(_pin, site, grant)
+
+    def ready() -> tuple[Mapping[str, str], Collection[bytes], str | None]:
+        return *environment(site, certs), grant.sha256 or _pin(site, grant)
+
+    told, secrets, pin = await site.offload(ready)
     result = await site.proc.run(
         grant.argv,
         run_as=grant.run_as,
