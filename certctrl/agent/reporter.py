@@ -23,7 +23,8 @@ from certctrl.model.records import CertRecord
 from certctrl.model.signals import to_wire
 from certctrl.protocol.state import State
 
-WRITE_EVERY = 60.0
+WRITE_EVERY = 300.0
+"""Seconds after which the status file is written again though nothing in it has changed that matters."""
 LOOK_EVERY = 1.0
 STALE_INTERVALS = 10
 BURST = 50

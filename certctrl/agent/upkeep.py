@@ -9,7 +9,8 @@ from certctrl.agent.messages import Line, say
 from certctrl.errors import NotRegisteredError
 from certctrl.model.status import Stop, StopReason
 
-LOOK_EVERY = 60.0
+LOOK_EVERY = 300.0
+"""Seconds between two looks for something that waits for the window; when one is known, until it opens."""
 
 
 async def keep_tokens(agent: Agent) -> None:

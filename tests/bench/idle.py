@@ -72,7 +72,7 @@ def measure(work: Path, *, seconds: float, wait: int) -> Iterator[dict[str, Any]
             floor = stack.enter_context(running_floor("idle", theirs.facts(work, **how)))
             pollers[mode, "ours"] = Poller(ours, daemon.process.pid)
             pollers[mode, "floor"] = Poller(theirs, floor.pid)
-        time.sleep(SETTLE)
+        time.sleep(wait + SETTLE)  # the first answer still takes the report of the deployment along
         for poller in pollers.values():
             poller.begin()
         time.sleep(seconds)
