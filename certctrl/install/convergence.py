@@ -230,7 +230,8 @@ class _Round:
 
     def on_trial(self, group: Group) -> dict[int, Candidate]:
         """Return what has to prove itself: what was switched now, and what was switched before and never proven."""
-        found = {i: one for i, one in self.candidates.items() if i in group.cert_ids and self._is_new(one)}
+        mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # not all of a burst, for each of its groups
+        found = {i: one for i, one in mine if one is not None and self._is_new(one)}
         left_out: Collection[int] = self.plan.left_out
         for cert_id in group.cert_ids - found.keys() - set(left_out):
             stray = self.view.strays.get(cert_id)
