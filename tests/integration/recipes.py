@@ -166,7 +166,7 @@ class Trial:
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
         """Let the agent's probes give up soon, for the length of the block; what failed is tried again at its end."""
-        self._configure(verify_timeout_seconds=1.0)
+        self._configure(verify_timeout_seconds=3.0)
         try:
             yield
         finally:
@@ -195,6 +195,12 @@ class Trial:
     def sees(self, serial: str) -> None:
         """Wait until a client sees this serial: old processes may take one more connection."""
         self.wait_for(lambda: self.served() == plain_serial(serial), f"serial {serial} to be served")
+
+    def stands(self, serial: str) -> bool:
+        """Return whether this serial is deployed, proven and served."""
+        record, plain = self._record(), plain_serial(serial)
+        proven = plain_serial(record.serial) == plain and record.generation == record.activated and not record.attempts
+        return proven and self.served() == plain
 
     def on_disk(self) -> dict[str, bytes | str]:
         """Return what the service would read: the live link and every file of the items."""

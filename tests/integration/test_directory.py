@@ -166,6 +166,7 @@ def test_renewals_do_not_make_the_directory_grow(renewals: int, fleet: Fleet, pl
     agent.configure("log_config.json", file="agent.log", max_bytes=4096, keep_files=2)
     agent.start()
     live_through(agent, renewals)
+    wait_for(lambda: len(list(agent.layout.logs.iterdir())) == 1 + 2, "the log to have as many files as it may")
     first = inventory(agent.layout.root)
     size = sum(path.stat().st_size for path in agent.layout.root.rglob("*") if path.is_file())
     live_through(agent, renewals)
