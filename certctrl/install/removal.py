@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from certctrl.store.fs import Fs, closing
-from certctrl.store.walk import NoDirectoryError, open_parent, read_at
+from certctrl.store.walk import SIZE_LIMIT, NoDirectoryError, open_parent, read_at
 
 
 def remove_ours(fs: Fs, path: str, digest: str, owner: int | None = None) -> str:
@@ -24,7 +24,8 @@ def remove_ours(fs: Fs, path: str, digest: str, owner: int | None = None) -> str
         found = fs.lstat(name, at=parent)
         if found is None:
             return ""
-        if found.kind != "file" or hashlib.sha256(read_at(fs, parent, name)[0]).hexdigest() != digest:
+        readable = found.kind == "file" and found.size <= SIZE_LIMIT  # ours is, and what is not must hold up nothing
+        if not readable or hashlib.sha256(read_at(fs, parent, name)[0]).hexdigest() != digest:
             return "it is not the file that was put there"
         if found.nlink != 1:
             return f"it has {found.nlink} hard links"

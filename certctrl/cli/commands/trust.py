@@ -60,8 +60,7 @@ def reset(
     """Forget versions of install configs or pins of scripts.
 
     For a control plane that lost its database and counts from the beginning, and for scripts that were changed on
-    purpose. What is in force stays until something newer comes. Asks first: an
-    attacker would like this, too.
+    purpose. What is in force stays until something newer comes. Asks first: an attacker would like this, too.
 
     \b
     cert-ctrl -c /etc/cert-ctrl trust reset --install-config
