@@ -13,6 +13,7 @@ import ipaddress
 import ssl
 from collections.abc import Awaitable, Callable, Collection
 from functools import cache
+from math import inf
 
 import attrs
 import trio
@@ -28,6 +29,10 @@ STRAGGLER_SECONDS = 1.0
 """How long the other addresses get once one has answered."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 """Between looks; servers reload asynchronously, so the first ones come quickly."""
+STEADY_SECONDS = 0.25
+"""How long the answer must stay good: nginx's old workers accept for 100 ms beside the new ones, at random."""
+STEADY_LOOKS = 2
+"""Looks in that time, after the first good answer."""
 MOST_ADDRESSES = 8
 
 
@@ -49,20 +54,27 @@ Look = Callable[[VerifyTls], Awaitable[tuple[Seen, ...]]]
 async def probe_tls(
     verify: VerifyTls, fingerprint: str | Collection[str], *, deadline: float, look: Look | None = None
 ) -> None:
-    """Return once the endpoint serves the leaf with this fingerprint (or one of these); look again until then.
+    """Return once the endpoint steadily serves the leaf with this fingerprint (or one of these); look until then.
 
-    ``deadline``: on Trio's clock. Raises ProbeError with what was seen last.
+    ``deadline``: on Trio's clock, for the first good answer; those that confirm it may come after it. Raises
+    ProbeError with what was seen last.
     """
     wanted = {fingerprint} if isinstance(fingerprint, str) else set(fingerprint)
-    pause, seen = FIRST_PAUSE, tuple[Seen, ...]()
+    pause, last, good_since = FIRST_PAUSE, tuple[Seen, ...](), -inf
     while True:
-        with trio.move_on_at(deadline):
-            seen = await (look or look_at)(verify)
-        shown_there = {one.fingerprint for one in seen if one.fingerprint}
+        seen = tuple[Seen, ...]()
+        with trio.move_on_at(max(deadline, good_since + LOOK_SECONDS)):
+            last = seen = await (look or look_at)(verify)
+        now, shown_there = trio.current_time(), {one.fingerprint for one in seen if one.fingerprint}
         if shown_there and shown_there <= wanted:
-            return
-        if trio.current_time() + pause > deadline:
-            raise ProbeError(_complaint(verify, seen, wanted), fix=_FIX)
+            good_since = now if good_since == -inf else good_since
+            if now - good_since >= STEADY_SECONDS:
+                return
+            await trio.sleep(STEADY_SECONDS / STEADY_LOOKS)
+            continue
+        good_since = -inf
+        if now + pause > deadline:
+            raise ProbeError(_complaint(verify, last, wanted), fix=_FIX)
         await trio.sleep(pause)
         pause = min(LONGEST_PAUSE, pause * 1.6)
 

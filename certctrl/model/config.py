@@ -70,7 +70,7 @@ class ApplicationConfig:
     )
     debounce_limit_ms: int = setting(30_000, "longest that a burst may delay its reload", ge=0, le=600_000)
     verify_timeout_seconds: float = setting(
-        15.0, "how long a probe may take to see the new certificate", ge=0.1, le=300
+        15.0, "how long a probe may take to see the new certificate; it must then stay for 0.25 s", ge=0.1, le=300
     )
     history_entries: int = setting(1000, "deployments kept in the audit log", ge=10, le=100_000)
     metrics_listen: str = setting("", "HOST:PORT for Prometheus; empty: off; only loopback unless metrics_public")

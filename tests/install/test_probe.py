@@ -16,7 +16,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certctrl.errors import ProbeError
 from certctrl.install.formats import virtual_files
 from certctrl.install.material import open_bundle
-from certctrl.install.probe import Seen, probe_tls, served_fingerprint
+from certctrl.install.probe import (
+    LOOK_SECONDS,
+    STEADY_LOOKS,
+    STEADY_SECONDS,
+    Seen,
+    probe_tls,
+    served_fingerprint,
+)
 from certctrl.model.bundle import Bundle
 from certctrl.model.plan import VerifyTls
 
@@ -46,8 +53,45 @@ class Script:
 async def test_an_asynchronous_reload_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
     look = Script((at("a", OLD),), (at("a", fault="refused"),), (at("a", OLD), at("b", NEW)), (at("a", NEW),))
     await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=look)
-    assert look.looks == 4
-    assert trio.current_time() < 0.2
+    assert look.looks == 4 + STEADY_LOOKS
+    assert trio.current_time() < 0.2 + STEADY_SECONDS
+
+
+@pytest.mark.parametrize("late", [(at("a", OLD),), (at("a", fault="refused"),), (at("a", NEW), at("b", OLD)), ()])
+async def test_a_good_answer_counts_only_when_it_stays(
+    autojump_clock: trio.testing.MockClock, late: tuple[Seen, ...]
+) -> None:
+    """nginx's old workers accept for a while beside the new ones: who comes next may still meet one."""
+    good = (at("a", NEW),)
+    look = Script(good, late, good, good, late, good)
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=look)
+    assert look.looks == 6 + STEADY_LOOKS
+
+
+async def test_a_good_answer_at_the_last_moment_may_be_confirmed_after_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.1, look=Script((at("a", NEW),)))
+    assert STEADY_SECONDS <= trio.current_time() < 2 * STEADY_SECONDS
+
+
+async def test_a_confirmation_that_fails_after_the_deadline_is_a_failure(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    with pytest.raises(ProbeError, match="another certificate"):
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.1, look=Script((at("a", NEW),), (at("a", OLD),)))
+
+
+async def test_a_confirmation_that_hangs_ends_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    looks = iter([0.0, 1e9])
+
+    async def look(verify: VerifyTls) -> tuple[Seen, ...]:
+        await trio.sleep(next(looks))
+        return (at("a", NEW),)
+
+    with pytest.raises(ProbeError, match="no answer in time"):
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, look=look)
+    assert trio.current_time() <= LOOK_SECONDS
 
 
 async def test_it_gives_up_at_its_deadline_and_says_what_it_saw(autojump_clock: trio.testing.MockClock) -> None:
@@ -183,7 +227,7 @@ async def test_the_name_chooses_the_certificate(make_context: Any) -> None:
         plain = VerifyTls(host="127.0.0.1", port=port)
         await probe_tls(plain, default.fingerprint_sha256, deadline=soon())
         await probe_tls(VerifyTls(host="localhost", port=port), default.fingerprint_sha256, deadline=soon())
-    assert asked == ["wanted.example", None, "localhost"]
+    assert list(dict.fromkeys(asked)) == ["wanted.example", None, "localhost"]
 
 
 @pytest.mark.integration
@@ -283,7 +327,8 @@ async def test_an_address_that_hangs_does_not_hold_up_the_answer(make_context: A
         hanging = await trio.open_tcp_listeners(port, host="127.0.0.2")  # accepts in the kernel, never speaks
         trio.socket.set_custom_hostname_resolver(Resolver(port, "127.0.0.2", "127.0.0.1"))
         started = trio.current_time()
-        await probe_tls(VerifyTls(host="two.example", port=port), bundle.fingerprint_sha256, deadline=soon())
+        two = VerifyTls(host="two.example", port=port)
+        assert await served_fingerprint(two, deadline=soon()) == bundle.fingerprint_sha256
         assert 0.9 < trio.current_time() - started < 2
         for listener in hanging:
             await listener.aclose()
