@@ -80,8 +80,7 @@ def prove_rollback(trial: Trial, trouble: contextlib.AbstractContextManager[Any]
     with trial.impatient(), trouble:
         serial, outcome, why = trial.renew()
         assert outcome == "rolled_back" and reason in why, (outcome, why)
-        # waited for, because the next try may be on trial by the time the plane has heard of the first
-        trial.wait_for(lambda: (trial.on_disk(), trial.served()) == (before, old), f"{old} on disk and served")
+        assert (trial.on_disk(), trial.served()) == (before, old)
     # a try that was cut short may have been served for a moment, too: what counts is what stands then
     trial.wait_for(lambda: trial.stands(serial), f"{serial} to be deployed and served")
     print(f"{trial.recipe.name}: {why}")
