@@ -117,14 +117,6 @@ class InstalledState:
             self.save_pins({})
         return sorted(pins)
 
-    def load_status(self) -> dict[str, Any] | None:
-        """Return the last status written; None also when a power cut damaged it."""
-        try:
-            raw = self._files.load_json(self.layout.status, _REBUILD)
-        except StateCorruptError:
-            return None
-        return None if raw is None else {key: raw[key] for key in raw if key != decode.VERSION_KEY}
-
     def save_status(self, status: dict[str, Any]) -> None:
         """Replace the status, without fsync."""
         write_atomic(self._fs, self.layout.status, decode.to_json(status), durable=False)

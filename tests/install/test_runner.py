@@ -21,6 +21,7 @@ from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand
 from certctrl.model.records import Stage
 from certctrl.store.fs import RealFs
 from certctrl.store.state import StateStore
+from certctrl.store.walk import SIZE_LIMIT
 
 RELOAD = ("/bin/true", "reload")
 OTHER = ("/bin/true", "other")
@@ -894,6 +895,17 @@ async def test_a_copy_of_a_revoked_key_that_cannot_be_read_is_not_taken_for_gone
     host.fs = real
     assert (await host.start().withdraw(1, revoked=True, items=items)).kind is APPLIED
     assert list(host.out.iterdir()) == []
+
+
+async def test_a_huge_foreign_file_in_a_copys_place_holds_up_no_removal(clock: MockClock, host: Any) -> None:
+    items = with_copies(host)
+    await host.deliver(1, items=items)
+    with open(host.out / "a.key", "wb") as foreign:
+        foreign.truncate(SIZE_LIMIT + 1)
+    outcome = await host.installer.withdraw(1, revoked=True, items=items)
+    assert outcome.kind is FAILED and "is not the file that was put there" in outcome.detail
+    assert [path.name for path in host.out.iterdir()] == ["a.key"]
+    assert host.installer.records[1].stage is Stage.WITHDRAWN
 
 
 async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificate_goes(

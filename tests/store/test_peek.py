@@ -49,7 +49,7 @@ def test_what_the_store_wrote_is_seen(store: StateStore) -> None:
     store.save_inbox([InboxEntry(signal=CertRenewed(5, 7))])
     assert [row["cert_id"] for row in peek.read_certificates(root) or ()] == [2, 10]
     assert (peek.read_certificates(root) or [])[0].keys() == attrs.asdict(records[2]).keys()
-    assert peek.read_status(root) == {"version": "1.0", "state": "Polling"} == store.load_status()
+    assert peek.read_status(root) == {"version": "1.0", "state": "Polling"}
     assert (peek.read_cursor(root), peek.read_last_poll(root)) == ("1-1", 1_800_000_000.0)
     assert peek.read_cursor_at(root) == store.layout.last_cursor.stat().st_mtime
     assert (peek.read_device_id(root), peek.is_registered(root)) == ("some-id", True)

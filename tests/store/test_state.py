@@ -21,6 +21,7 @@ from certctrl.errors import BadAnswerError, DiskError, StateCorruptError
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import Ack, CaRecord, CertRecord, DeviceKeys, InboxEntry, Stage, Tokens
 from certctrl.model.signals import CaAssigned, CertRenewed, InstallUpdated, MalformedSignal, UnknownSignal
+from certctrl.store import peek
 from certctrl.store.atomic import make_tree
 from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
@@ -65,7 +66,7 @@ def test_nothing_was_ever_written(store: StateStore) -> None:
         {},
         {},
     )
-    assert (store.load_status(), store.load_history()) == (None, [])
+    assert store.load_history() == []
 
 
 def test_identity_round_trip(store: StateStore) -> None:
@@ -136,7 +137,7 @@ def test_installed_things_round_trip(store: StateStore) -> None:
     assert again.load_cas() == {"3": ca}
     assert again.load_activations() == {"reload": "key"}
     assert again.load_pins() == {"/usr/local/bin/x": "00"}
-    assert again.load_status() == {"version": "1.0", "state": "Polling", "poll": {"last_code": 204}}
+    assert peek.read_status(store.layout.root) == {"version": "1.0", "state": "Polling", "poll": {"last_code": 204}}
 
 
 def test_keys_of_a_later_release_do_no_harm(store: StateStore) -> None:
@@ -352,7 +353,7 @@ def test_a_disk_that_cannot_be_read_is_no_first_run(name: str) -> None:
 def test_what_a_power_cut_may_tear_is_read_as_absent(store: StateStore, data: bytes) -> None:
     store.layout.last_poll_time.write_bytes(data)
     store.layout.status.write_bytes(data)
-    assert (store.load_last_poll(), store.load_status()) == (None, None)
+    assert (store.load_last_poll(), peek.read_status(store.layout.root)) == (None, None)
 
 
 # --- writes, counted ----------------------------------------------------------------------------------------
