@@ -39,7 +39,7 @@ class Inbox:
         self._offload = offload
         self._limit = limit
         self._disk = trio.Lock()
-        self._room = trio.Condition()
+        self._changed = trio.Event()
         self._processed = dict.fromkeys(store.load_processed())
         self._acks = list(store.load_acks())
         # A power cut may bring back the inbox before the last: what it has more is done. It may also have taken the
@@ -75,9 +75,13 @@ class Inbox:
 
     async def wait_for_room(self, count: int) -> None:
         """Wait until ``count`` more signals fit: a full inbox is backpressure, nothing is polled meanwhile."""
-        async with self._room:
-            while not self.has_room(count):
-                await self._room.wait()
+        while not self.has_room(count):
+            await self._changed.wait()
+
+    async def wait_for_outcomes(self, entries: Sequence[InboxEntry]) -> None:
+        """Wait until each of these is done or has failed once."""
+        while any(self._entries.get(identity(entry.signal)) is entry for entry in entries):
+            await self._changed.wait()
 
     async def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
         """Make the page durable and return the entries that are new: neither waiting here nor done before.
@@ -106,9 +110,7 @@ class Inbox:
         self._acks += [Ack(event=event) for event in acks]
         self._trim()
         self._dirty = True
-        await self._write()
-        async with self._room:
-            self._room.notify_all()
+        await self._write_and_tell()
 
     async def keep(
         self, entry: InboxEntry, *, error: str, next_try_at: float, count: bool, ack: dict[str, Any] | None
@@ -123,9 +125,7 @@ class Inbox:
             self._acks.append(Ack(event=ack))
             self._trim()
         self._dirty = True
-        await self._write()
-        async with self._room:
-            self._room.notify_all()
+        await self._write_and_tell()
 
     async def report(self, event: dict[str, Any]) -> None:
         """Queue an event that belongs to no signal (agent version, a late success), durably."""
@@ -160,6 +160,13 @@ class Inbox:
             self.acks_dropped += over
         while len(self._processed) > PROCESSED_LIMIT:
             del self._processed[next(iter(self._processed))]
+
+    async def _write_and_tell(self) -> None:
+        try:
+            await self._write()
+        finally:  # also when the disk refuses it: there is room in memory, and an outcome
+            self._changed.set()
+            self._changed = trio.Event()
 
     async def _write(self) -> None:
         async with self._disk:

@@ -30,6 +30,7 @@ class Poller:
         self.signals_send = signals_send
         self._poked = False
         self._waiting = trio.CancelScope()
+        self._delivered: list[InboxEntry] = []
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
         self._failures = 0
@@ -72,6 +73,7 @@ class Poller:
             case steps.Deliver():
                 return await self._deliver(step)
             case steps.FlushAcks():
+                await self._outcomes(step.patience)
                 return await flush_acks(agent)
             case steps.Refresh():
                 return await self._refresh()
@@ -89,6 +91,15 @@ class Poller:
     def _timer(self) -> events.Event:
         poked, self._poked = self._poked, False
         return events.PollNow() if poked else events.Timer()
+
+    async def _outcomes(self, patience: float) -> None:
+        delivered, self._delivered = self._delivered, []
+        if not delivered:
+            return
+        with trio.move_on_after(patience) as self._waiting:
+            if not self._poked:
+                await self.agent.inbox.wait_for_outcomes(delivered)
+        self.agent.news.set()
 
     async def _poll(self, step: steps.Poll) -> events.Event:
         agent = self.agent
@@ -141,7 +152,8 @@ class Poller:
     async def _deliver(self, step: steps.Deliver) -> events.Event:
         agent = self.agent
         try:
-            if fresh := await agent.inbox.admit(step.signals):
+            self._delivered = fresh = await agent.inbox.admit(step.signals)
+            if fresh:
                 await self.signals_send.send(fresh)  # they are safe: work begins while the cursor is written
             if step.cursor is not None:
                 await agent.offload(agent.store.save_cursor, step.cursor)
@@ -190,7 +202,8 @@ class Poller:
             for answered in self._answered:
                 answered.set()
             self._answered.clear()
-        agent.news.set()
+        if not isinstance(event, events.Updates):  # else when its signals are through: reporting must not slow them
+            agent.news.set()
         self._compare_clocks()
         self._look_for_copies()
         if session.failures == 0 and self._failures:

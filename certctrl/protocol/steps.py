@@ -57,6 +57,9 @@ class Deliver:
 class FlushAcks:
     """Send every pending ack; cheap when there is none. Event: AcksSent, AcksFailed."""
 
+    patience: float = 0.0
+    """Seconds to wait at most, before sending, for the outcomes of the signals just delivered."""
+
 
 @attrs.frozen
 class Refresh:

@@ -134,6 +134,47 @@ async def test_a_full_inbox_makes_the_poller_wait(store: StateStore, autojump_cl
         await inbox.finish(entries[:1], [])
 
 
+async def test_room_that_the_disk_refuses_to_note_is_room_all_the_same(
+    store: StateStore, autojump_clock: trio.testing.MockClock
+) -> None:
+    disk = Disk()
+    inbox = Inbox(store, disk, limit=1)
+    (entry,) = await inbox.admit([A])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inbox.wait_for_room, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        disk.full = True
+        with trio.fail_after(1), pytest.raises(DiskError):
+            await inbox.finish([entry], [])
+        nursery.cancel_scope.deadline = trio.current_time() + 5
+    assert not nursery.cancel_scope.cancelled_caught
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_outcomes_are_waited_for_until_each_is_there(
+    store: StateStore, autojump_clock: trio.testing.MockClock, fails: bool
+) -> None:
+    inbox = again(store)
+    one, two = await inbox.admit([A, B])
+    told = []
+
+    async def waits() -> None:
+        await inbox.wait_for_outcomes([one, two])
+        told.append("both")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(waits)
+        await inbox.finish([one], [])
+        await trio.testing.wait_all_tasks_blocked()
+        assert told == []
+        if fails:
+            await inbox.keep(two, error="down", next_try_at=9.0, count=True, ack=None)
+        else:
+            await inbox.finish([two], [])
+    assert told == ["both"]
+    await inbox.wait_for_outcomes([one])
+
+
 async def test_acks_are_bounded_and_counted(store: StateStore) -> None:
     inbox = again(store)
     for n in range(ACK_LIMIT + 5):

@@ -13,7 +13,7 @@ from certctrl.model.config import ApplicationConfig
 from certctrl.model.signals import CertRenewed, ResyncRequired, Signal
 from certctrl.model.status import StopReason
 from certctrl.protocol import events as ev
-from certctrl.protocol.session import Session
+from certctrl.protocol.session import OUTCOME_PATIENCE, Session
 from certctrl.protocol.state import State
 from certctrl.protocol.steps import (
     Deliver,
@@ -79,9 +79,11 @@ class Story:
         self.tell(ev.Delivered())
         return step
 
-    def flush(self) -> None:
-        assert self.next() == FlushAcks()
+    def flush(self) -> FlushAcks:
+        step = self.next()
+        assert isinstance(step, FlushAcks), step
         self.tell(ev.AcksSent())
+        return step
 
     def news(self, cursor: str | None, signals: tuple[Signal, ...] = NEWS, *, full: bool = False) -> Deliver:
         """Poll, get a page, deliver it, flush acks."""
@@ -282,6 +284,17 @@ def test_acks_wait_as_long_as_the_server_says() -> None:
     assert story.next() == FlushAcks()
 
 
+def test_the_outcomes_of_a_page_are_waited_for_unless_more_pages_come() -> None:
+    story = Story()
+    for full, patience in ((True, 0.0), (False, OUTCOME_PATIENCE), (True, 0.0)):
+        story.answer(ev.Updates(f"c{full}{patience}{story.now}", NEWS, full))
+        story.deliver()
+        assert story.flush() == FlushAcks(patience)
+        if not full:
+            story.wait()
+            assert story.flush() == FlushAcks(0.0), "right before a poll nothing is waited for"
+
+
 def test_acks_of_a_page_that_fail_are_left_for_later() -> None:
     story = Story()
     story.answer(ev.Updates("c1", NEWS, True))
@@ -408,7 +421,7 @@ def delivering() -> Story:
 def acknowledging() -> Story:
     story = delivering()
     story.deliver()
-    assert story.next() == FlushAcks()
+    assert story.next() == FlushAcks(OUTCOME_PATIENCE)
     return story
 
 

@@ -20,6 +20,7 @@ from simulation.world import DEVICE, USER, Setting, World, template
 from certctrl.agent.reporter import snapshot
 from certctrl.errors import ExitStatus
 from certctrl.model.plan import OutcomeKind
+from certctrl.protocol.session import OUTCOME_PATIENCE
 
 DAY = 86_400.0
 QUIET = Setting(span=0.0, interval=60.0)
@@ -131,6 +132,39 @@ def test_long_poll_waits_at_the_plane_and_delivers_at_once() -> None:
             await trio.sleep(0.05)
         assert trio.current_time() - began < 2
         assert {exchange.query["wait"] for exchange in scene.polls} == {"25"}
+
+    play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
+
+
+def test_under_long_poll_an_outcome_goes_out_before_the_next_poll_hangs() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.polls) >= 3)
+        await scene.issue("told.example")
+        began = trio.current_time()
+        while ("cert.renewed", "applied") not in scene.outcomes():
+            assert trio.current_time() - began < 3, scene.log
+            await trio.sleep(0.05)
+
+    play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
+
+
+def test_a_slow_signal_holds_up_the_next_poll_for_a_second_only() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.polls) >= 3)
+        took = scene.agent.plane.fetch_materials
+
+        async def slow(*args: Any) -> Any:
+            await trio.sleep(20)
+            return await took(*args)
+
+        scene.agent.plane.fetch_materials = slow
+        row, polls = await scene.issue("slow.example"), len(scene.polls)
+        began = trio.current_time()
+        while len(scene.polls) == polls:
+            await trio.sleep(0.05)
+        assert OUTCOME_PATIENCE <= trio.current_time() - began < OUTCOME_PATIENCE + 2
+        assert not scene.live(row["id"])
+        await scene.until(lambda: scene.live(row["id"]), 60)
 
     play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
 
