@@ -57,6 +57,11 @@ class Batches:
             self._joining -= 1
             self._changed.set()
 
+    @property
+    def expected(self) -> bool:
+        """Whether more of a burst is expected."""
+        return self._expected
+
     def expect(self, more: bool) -> None:
         """Say whether more of the same burst may come: pages behind a full one, which a batch waits a moment for."""
         if not more and self._expected:

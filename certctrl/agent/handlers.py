@@ -65,8 +65,7 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome:
 
 async def prepare_certificate(agent: Agent, cert_id: int) -> Prepared | Outcome:
     """Fetch and stage one certificate; an Outcome when the plane has none for this device."""
-    if (record := agent.installer.records.get(cert_id)) is not None:
-        await agent.installer.head_start(cert_id, record.name, agent.items)
+    await head_start(agent, cert_id)
     try:
         bundle = await fetch_bundle(agent, cert_id)
     except PlaneError as error:
@@ -75,6 +74,12 @@ async def prepare_certificate(agent: Agent, cert_id: int) -> Prepared | Outcome:
         raise
     refuse_older(agent, bundle)
     return await agent.installer.stage(bundle, agent.items)
+
+
+async def head_start(agent: Agent, cert_id: int) -> None:
+    """Let the supervisors boot that a known certificate's check and reload will need."""
+    if (record := agent.installer.records.get(cert_id)) is not None:
+        await agent.installer.head_start(cert_id, record.name, agent.items)
 
 
 async def fetch_bundle(agent: Agent, cert_id: int) -> Bundle:

@@ -8,10 +8,12 @@ from certctrl.agent.acks import flush_acks
 from certctrl.agent.alerts import problem_key, raise_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.disk import catch_up, disk_is_well, disk_trouble
+from certctrl.agent.handlers import head_start
 from certctrl.agent.messages import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.records import InboxEntry
+from certctrl.model.signals import CertRenewed
 from certctrl.model.status import Stop
 from certctrl.protocol import events, steps
 from certctrl.protocol.session import Session
@@ -30,7 +32,6 @@ class Poller:
         self.signals_send = signals_send
         self._poked = False
         self._waiting = trio.CancelScope()
-        self._delivered: list[InboxEntry] = []
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
         self._failures = 0
@@ -73,7 +74,6 @@ class Poller:
             case steps.Deliver():
                 return await self._deliver(step)
             case steps.FlushAcks():
-                await self._outcomes(step.patience)
                 return await flush_acks(agent)
             case steps.Refresh():
                 return await self._refresh()
@@ -91,15 +91,6 @@ class Poller:
     def _timer(self) -> events.Event:
         poked, self._poked = self._poked, False
         return events.PollNow() if poked else events.Timer()
-
-    async def _outcomes(self, patience: float) -> None:
-        delivered, self._delivered = self._delivered, []
-        if not delivered:
-            return
-        with trio.move_on_after(patience) as self._waiting:
-            if not self._poked:
-                await self.agent.inbox.wait_for_outcomes(delivered)
-        self.agent.news.set()
 
     async def _poll(self, step: steps.Poll) -> events.Event:
         agent = self.agent
@@ -151,20 +142,39 @@ class Poller:
 
     async def _deliver(self, step: steps.Deliver) -> events.Event:
         agent = self.agent
+        amid_burst = agent.batches.expected  # then the batch waits to be told that this was the last page
         try:
-            self._delivered = fresh = await agent.inbox.admit(step.signals)
-            if fresh:
-                await self.signals_send.send(fresh)  # they are safe: work begins while the cursor is written
-            if step.cursor is not None:
-                await agent.offload(agent.store.save_cursor, step.cursor)
-            agent.store.save_last_poll(agent.wall_now())
+            if renewed := next((one for one in step.signals if isinstance(one, CertRenewed)), None):
+                await head_start(agent, renewed.cert_id)  # it boots while the page is written
+            if fresh := await agent.inbox.admit(step.signals):
+                await self.signals_send.send(fresh)
+            try:
+                if not amid_burst:
+                    await self._outcomes(fresh, step.patience)
+            finally:  # they are safe, also when a stop ends the waiting
+                await self._save_cursor(step.cursor)
         except DiskError as error:
             disk_trouble(agent, error)
             return events.DeliverFailed(str(error))
         disk_is_well(agent)
         if len(step.signals) < agent.config.application.poll_limit:
             agent.batches.expect(False)  # its own signals are at work by now
+        if amid_burst:
+            await self._outcomes(fresh, step.patience)
+        agent.news.set()  # not before: reporting takes processor time from the handlers, too
         return events.Delivered()
+
+    async def _outcomes(self, entries: list[InboxEntry], patience: float) -> None:
+        with trio.move_on_after(patience) as self._waiting:
+            if not self._poked:
+                await self.agent.inbox.wait_for_outcomes(entries)
+
+    async def _save_cursor(self, cursor: str | None) -> None:
+        agent = self.agent
+        if cursor is not None:
+            with trio.CancelScope(shield=True):
+                await agent.offload(agent.store.save_cursor, cursor)
+        agent.store.save_last_poll(agent.wall_now())
 
     async def _refresh(self) -> events.Event:
         agent = self.agent
@@ -202,7 +212,7 @@ class Poller:
             for answered in self._answered:
                 answered.set()
             self._answered.clear()
-        if not isinstance(event, events.Updates):  # else when its signals are through: reporting must not slow them
+        if not isinstance(event, events.Updates):  # else when they are delivered
             agent.news.set()
         self._compare_clocks()
         self._look_for_copies()

@@ -70,9 +70,12 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line without its newline."""
-        moment = datetime.fromtimestamp(int(record.created), UTC).strftime("%Y-%m-%d %H:%M:%S")
-        category = record.name.rpartition(".")[2]
-        line = clean(f"[{moment}] [{level_name(record.levelno)}] [{category}] {message_of(record)}")
+        line: str | None = getattr(record, "certctrl_line", None)  # file and standard error write the same
+        if line is None:
+            moment = datetime.fromtimestamp(int(record.created), UTC).strftime("%Y-%m-%d %H:%M:%S")
+            category = record.name.rpartition(".")[2]
+            line = clean(f"[{moment}] [{level_name(record.levelno)}] [{category}] {message_of(record)}")
+            record.certctrl_line = line
         return f"<{_SYSLOG.get(record.levelno, 6)}>{line}" if self.journald else line
 
 

@@ -20,8 +20,7 @@ from certctrl.protocol.state import State, Walk
 from certctrl.protocol.texts import poll_code, poll_text
 
 OUTCOME_PATIENCE = 1.0
-"""Seconds that the next poll waits for the outcomes of a page: they would else travel only after a long-poll, and
-a poll under way takes processor time from the handlers. What takes longer is reported with a later poll."""
+"""Seconds that cursor and next poll wait for a page's outcomes, which would else travel only after a long-poll."""
 
 _ANSWERS: dict[type, tuple[type, ...]] = {
     steps.Poll: ev.POLL_ANSWERS,
@@ -54,7 +53,6 @@ class Session:
         self._alerts: list[steps.Alert] = []
         self._alarmed = False
         self._page: steps.Deliver | None = None
-        self._patience = 0.0
         self._deliver_failures = 0
         self._retried = False  # this poll already follows a refresh
         self._resync = False
@@ -114,7 +112,7 @@ class Session:
             return self._page
         if self.state is State.ACKNOWLEDGING:
             if now >= self._flush_at:
-                return steps.FlushAcks(self._patience)
+                return steps.FlushAcks()
             self.walk.go(State.POLLING)
         due = self._due_at()
         if now < due:
@@ -236,8 +234,7 @@ class Session:
         else:
             self._pace.interest(self._pace.config.adaptive_window_seconds, now)
             self.walk.go(State.PROCESSING)
-            self._page = steps.Deliver(event.cursor, event.signals)
-            self._patience = 0.0 if event.full else OUTCOME_PATIENCE
+            self._page = steps.Deliver(event.cursor, event.signals, 0.0 if event.full else OUTCOME_PATIENCE)
         if poll.cursor is not None:
             self._resyncs = 0
 
@@ -275,7 +272,6 @@ class Session:
     def _resynced(self, now: float) -> None:
         self._resync = False
         self._resyncs += 1
-        self._patience = 0.0
         self._worked()
         self.seen_cursor = self.committed_cursor = None
         self.cursor_at = now

@@ -44,21 +44,20 @@ class Poll:
 
 @attrs.frozen
 class Deliver:
-    """Make the signals durable, *then* save the cursor (when there is one). Event: Delivered, DeliverFailed.
+    """Make the signals durable and hand them on, *then* save the cursor (when there is one).
 
-    Without signals there is only a cursor to save (a 204 that moved it).
+    Without signals there is only a cursor to save (a 204 that moved it). Event: Delivered, DeliverFailed.
     """
 
     cursor: str | None
     signals: tuple[Signal, ...]
+    patience: float = 0.0
+    """Seconds to wait at most, between the two, for the outcomes of the signals."""
 
 
 @attrs.frozen
 class FlushAcks:
     """Send every pending ack; cheap when there is none. Event: AcksSent, AcksFailed."""
-
-    patience: float = 0.0
-    """Seconds to wait at most, before sending, for the outcomes of the signals just delivered."""
 
 
 @attrs.frozen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.cli import output
-from certctrl.cli.redact import MASK, redact
+from certctrl.cli.redact import _PATTERNS, _SUSPECT, MASK, redact
 
 
 @given(st.text())
@@ -125,3 +126,12 @@ def test_ordinary_text_stays(text: str) -> None:
 def test_a_token_never_comes_through(before: str, after: str) -> None:
     body = "271f3eca9daa6b1a317a89cac16d38b0"
     assert body not in redact(f"{before} rt_{body}.OEftln9m {after}")
+
+
+@pytest.mark.parametrize("pattern", _PATTERNS, ids=lambda pattern: pattern.pattern[:20])
+@given(data=st.data())
+def test_what_a_pattern_finds_is_looked_for(pattern: re.Pattern[str], data: st.DataObject) -> None:
+    """The quick look before the patterns lets nothing through that one of them would mask."""
+    text = data.draw(st.from_regex(pattern))
+    if pattern.search(text):
+        assert _SUSPECT.search(text)

@@ -79,11 +79,9 @@ class Story:
         self.tell(ev.Delivered())
         return step
 
-    def flush(self) -> FlushAcks:
-        step = self.next()
-        assert isinstance(step, FlushAcks), step
+    def flush(self) -> None:
+        assert self.next() == FlushAcks()
         self.tell(ev.AcksSent())
-        return step
 
     def news(self, cursor: str | None, signals: tuple[Signal, ...] = NEWS, *, full: bool = False) -> Deliver:
         """Poll, get a page, deliver it, flush acks."""
@@ -155,7 +153,7 @@ def test_a_204_moves_the_cursor_to_disk() -> None:
 
 def test_a_page() -> None:
     story = Story(cursor="c1")
-    assert story.news("c2") == Deliver("c2", NEWS)
+    assert story.news("c2") == Deliver("c2", NEWS, OUTCOME_PATIENCE)
     assert story.wait() == 5.0
     assert story.poll().cursor == "c2"
     assert story.path == [S.INITIALIZING, S.POLLING, S.PROCESSING, S.ACKNOWLEDGING, S.POLLING]
@@ -226,7 +224,7 @@ def test_what_cannot_be_delivered_comes_again() -> None:
     pauses = []
     for _ in range(4):
         story.answer(ev.Updates("c2", NEWS, False))
-        assert story.next() == Deliver("c2", NEWS)
+        assert story.next() == Deliver("c2", NEWS, OUTCOME_PATIENCE)
         story.tell(ev.DeliverFailed("disk full"))
         assert story.session.state is S.ERROR
         assert story.session.seen_cursor == "c1"
@@ -286,13 +284,9 @@ def test_acks_wait_as_long_as_the_server_says() -> None:
 
 def test_the_outcomes_of_a_page_are_waited_for_unless_more_pages_come() -> None:
     story = Story()
-    for full, patience in ((True, 0.0), (False, OUTCOME_PATIENCE), (True, 0.0)):
-        story.answer(ev.Updates(f"c{full}{patience}{story.now}", NEWS, full))
-        story.deliver()
-        assert story.flush() == FlushAcks(patience)
-        if not full:
-            story.wait()
-            assert story.flush() == FlushAcks(0.0), "right before a poll nothing is waited for"
+    for cursor, full, patience in (("c1", True, 0.0), ("c2", False, OUTCOME_PATIENCE), ("c3", True, 0.0)):
+        assert story.news(cursor, full=full) == Deliver(cursor, NEWS, patience)
+        story.wait() if not full else None
 
 
 def test_acks_of_a_page_that_fail_are_left_for_later() -> None:
@@ -421,7 +415,7 @@ def delivering() -> Story:
 def acknowledging() -> Story:
     story = delivering()
     story.deliver()
-    assert story.next() == FlushAcks(OUTCOME_PATIENCE)
+    assert story.next() == FlushAcks()
     return story
 
 

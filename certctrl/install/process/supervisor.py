@@ -5,8 +5,7 @@ the command, and answers on standard output once nothing of it is left. Whatever
 (``setsid``, double fork, a parent that exits), the kernel hands it to its nearest living subreaper, which is this
 process; so "no child left" (ECHILD) means "nothing left". See ``__init__.py`` for why this is a process.
 
-Imports are few and low-level on purpose (``_signal`` rather than ``signal``, ``marshal`` rather than ``json``):
-this program starts before each command.
+Imports are few and low-level (``posix``, not ``os``; ``_ctypes``, not ``ctypes``): it starts before each command.
 
 Order: eight decimal digits of length, then a marshalled dict; after it the end of standard input (the agent
 wants it so, or is gone) means: end the command now. Answer: ``started PID`` when the command runs, at the end
@@ -15,10 +14,10 @@ wants it so, or is gone) means: end the command now. Answer: ``started PID`` whe
 
 from __future__ import annotations
 
+import _ctypes
 import _signal  # type: ignore[import-not-found]
-import ctypes
 import marshal
-import os
+import posix as os
 import resource
 import select
 from io import FileIO
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, RTLD_NOW, EINVAL = 1, 36, 38, 2, 22
 IDLE_SECONDS = 60.0  # how long a supervisor started ahead waits for its order
 HASTY_GRACE = 1.0  # between TERM and KILL when the agent wants to be done
 SWEEP_LIMIT = 10.0  # longest sweep; only a process that the kernel itself holds (D state) outlives it
@@ -37,8 +36,9 @@ SWEEP_LIMIT = 10.0  # longest sweep; only a process that the kernel itself holds
 
 def prctl(option: int, value: int) -> None:
     """Set one attribute of this process."""
-    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
+    found = _ctypes.dlsym(_ctypes.dlopen(None, RTLD_NOW), "prctl")  # type: ignore[arg-type]
+    if _ctypes.call_function(found, (option, value, 0, 0, 0)):
+        raise OSError(EINVAL, "prctl")  # the only errno that these options know
 
 
 def attempt(call: Callable[..., object], *args: object) -> bool:
@@ -67,7 +67,7 @@ def read_order(fd: int) -> dict[str, Any] | None:
 def children_of(pid: int) -> list[int]:
     """Return the direct children of this process (``pid``), also where /proc hides those of other users."""
     path = f"/proc/{pid}/task/{pid}/children"
-    with open(path if os.path.exists(path) else os.devnull, "rb") as file:
+    with open(path if attempt(os.stat, path) else "/dev/null", "rb") as file:
         return [int(word) for word in file.read().split()]
 
 
