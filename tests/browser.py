@@ -61,14 +61,19 @@ class Person:
 
     @contextmanager
     def _new_page(self) -> Iterator[None]:
-        """Wait until what happens inside has replaced the page by another that is complete."""
-        from selenium.webdriver.support.expected_conditions import staleness_of
+        """Wait until what happens inside has replaced the page by another that is complete.
+
+        The old page carries a mark; nothing of it is asked for once it goes, because Chromium answers a question about
+        a node of a page half gone with errors of its own ("Node with given id does not belong to the document").
+        """
+        from selenium.common.exceptions import WebDriverException
         from selenium.webdriver.support.wait import WebDriverWait
 
-        wait, old = WebDriverWait(self.browser, 20), self.browser.find_element("tag name", "html")
+        self.browser.execute_script("window.leftBehind = true")
         yield
-        wait.until(staleness_of(old))
-        wait.until(lambda browser: browser.execute_script("return document.readyState") == "complete")
+        WebDriverWait(self.browser, 20, ignored_exceptions=[WebDriverException]).until(
+            lambda browser: browser.execute_script("return !window.leftBehind && document.readyState === 'complete'")
+        )
 
     def picture(self, name: str) -> None:
         path = self._pictures / f"{name}-{self._mode}.png"
