@@ -12,7 +12,7 @@ from certctrl.errors import DiskError
 async def catch_up(agent: Agent) -> None:
     """Try again to write what the disk refused; nothing else may come that would."""
     if agent.inbox.behind:
-        await tried(agent, agent.inbox.catch_up())
+        await tried(agent, agent.inbox.secure())
 
 
 async def tried(agent: Agent, writing: Awaitable[None]) -> None:

@@ -152,7 +152,8 @@ class Dispatcher:
         )
         try:
             with trio.move_on_after(limit):
-                return await handler(agent, signal), False, None
+                outcome = await handler(agent, signal)
+                return outcome, outcome.transient, None
         except Exception as error:  # one signal's trouble must not end the others
             return self._explain(entry, error)
         say(agent.log, Line.SIGNAL_TIMEOUT, seconds=limit, type=signal.type, ts=signal.ts_ms)

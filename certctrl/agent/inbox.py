@@ -1,9 +1,11 @@
-"""The inbox: signals are durable here before the cursor moves, and leave it only after their outcome is durable.
+"""The inbox: signals are durable here or done before the cursor moves, and leave only after their outcome is durable.
 
 Order is everything (safety.md §4.2):
 
-    page → inbox.json → last_cursor.txt          nothing is lost: a crash in between brings the page again
-    outcome → pending_acks.json → inbox.json      nothing is forgotten: a crash in between acks twice
+    page → inbox.json or outcome → last_cursor.txt    nothing is lost: a crash in between brings the page again
+    outcome → pending_acks.json → inbox.json          nothing is forgotten: a crash in between acks twice
+
+So a signal is at work before it is durable here, and what is done by the time of `secure` is never written.
 
 Writes are grouped: while one batch is on its way to the disk, the outcomes that arrive wait for the next,
 so a burst of a thousand signals costs a few dozen writes. Everything runs in one task at a time under
@@ -48,6 +50,7 @@ class Inbox:
         entries = {identity(entry.signal): entry for entry in store.load_inbox()}
         self._entries = {key: entry for key, entry in entries.items() if key not in done}
         self._dirty = False
+        self._unsafe: set[str] = set()  # admitted, and in no inbox that is known to be durable
         self.acks_dropped = 0
 
     @property
@@ -83,23 +86,32 @@ class Inbox:
         while any(self._entries.get(identity(entry.signal)) is entry for entry in entries):
             await self._changed.wait()
 
-    async def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
-        """Make the page durable and return the entries that are new: neither waiting here nor done before.
+    def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
+        """Take the page in and return the entries that are new: neither waiting here nor done before.
 
-        Raises DiskError; then nothing was admitted and the cursor must stay.
+        They may be handled at once; the cursor must not pass them before `secure` has returned.
+        """
+        fresh: dict[str, InboxEntry] = {}
+        for signal in signals:
+            key = identity(signal)
+            if key not in self._entries and key not in self._processed:
+                fresh[key] = InboxEntry(signal=signal)
+        self._entries |= fresh
+        self._unsafe |= fresh.keys()
+        return list(fresh.values())
+
+    async def secure(self) -> None:
+        """Make durable whatever is not: outcomes, and what was admitted and is not done.
+
+        Raises DiskError; then everything stays in memory, and the cursor where it is.
         """
         async with self._disk:
-            fresh: dict[str, InboxEntry] = {}
-            for signal in signals:
-                key = identity(signal)
-                if key not in self._entries and key not in self._processed:
-                    fresh[key] = InboxEntry(signal=signal)
-            if fresh:
-                while self._dirty:  # outcomes must be there before their signals leave, and the disk refused them
-                    await self._save_all()
-                await self._offload(self._store.save_inbox, (*self._entries.values(), *fresh.values()))
-                self._entries |= fresh  # what was finished or kept meanwhile stays as it is now
-            return list(fresh.values())
+            while self._dirty:  # outcomes must be there before their signals leave
+                await self._save_all()
+            unsafe = set(self._unsafe)
+            if not unsafe.isdisjoint(self._entries):
+                await self._offload(self._store.save_inbox, tuple(self._entries.values()))
+            self._unsafe -= unsafe
 
     async def finish(self, done: Sequence[InboxEntry], acks: Sequence[dict[str, Any]]) -> None:
         """Replace entries by their acks, durably; returns after both files are safe."""
@@ -147,12 +159,8 @@ class Inbox:
 
     @property
     def behind(self) -> bool:
-        """Say whether the disk has refused something that is done: a restart would do it again."""
-        return self._dirty
-
-    async def catch_up(self) -> None:
-        """Write what the disk refused before."""
-        await self._write()
+        """Say whether there is something for `secure` to do, as after the disk refused a write."""
+        return self._dirty or bool(self._unsafe)
 
     def _trim(self) -> None:
         if (over := len(self._acks) - ACK_LIMIT) > 0:

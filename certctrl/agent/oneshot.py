@@ -35,7 +35,8 @@ async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, A
         while True:
             page = await _page(agent, cursor)
             pages, signals = pages + 1, signals + len(page.signals)
-            await agent.inbox.admit(page.signals)
+            agent.inbox.admit(page.signals)
+            await agent.inbox.secure()
             cursor = page.cursor or cursor
             if cursor is not None:
                 await agent.offload(agent.store.save_cursor, cursor)

@@ -8,12 +8,10 @@ from certctrl.agent.acks import flush_acks
 from certctrl.agent.alerts import problem_key, raise_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.disk import catch_up, disk_is_well, disk_trouble
-from certctrl.agent.handlers import head_start
 from certctrl.agent.messages import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.records import InboxEntry
-from certctrl.model.signals import CertRenewed
 from certctrl.model.status import Stop
 from certctrl.protocol import events, steps
 from certctrl.protocol.session import Session
@@ -144,15 +142,12 @@ class Poller:
         agent = self.agent
         amid_burst = agent.batches.expected  # then the batch waits to be told that this was the last page
         try:
-            if renewed := next((one for one in step.signals if isinstance(one, CertRenewed)), None):
-                await head_start(agent, renewed.cert_id)  # it boots while the page is written
-            if fresh := await agent.inbox.admit(step.signals):
-                await self.signals_send.send(fresh)
+            fresh = await self._hand_on(step)
             try:
                 if not amid_burst:
                     await self._outcomes(fresh, step.patience)
-            finally:  # they are safe, also when a stop ends the waiting
-                await self._save_cursor(step.cursor)
+            finally:  # also when a stop ends the waiting
+                await self._commit(step.cursor)
         except DiskError as error:
             disk_trouble(agent, error)
             return events.DeliverFailed(str(error))
@@ -164,15 +159,23 @@ class Poller:
         agent.news.set()  # not before: reporting takes processor time from the handlers, too
         return events.Delivered()
 
+    async def _hand_on(self, step: steps.Deliver) -> list[InboxEntry]:
+        """Let the handlers begin: most are done before the page would be on the disk, and need not be written."""
+        if fresh := self.agent.inbox.admit(step.signals):
+            await self.signals_send.send(fresh)
+        return fresh
+
     async def _outcomes(self, entries: list[InboxEntry], patience: float) -> None:
         with trio.move_on_after(patience) as self._waiting:
             if not self._poked:
                 await self.agent.inbox.wait_for_outcomes(entries)
 
-    async def _save_cursor(self, cursor: str | None) -> None:
+    async def _commit(self, cursor: str | None) -> None:
+        """Move the cursor, once all that it passes is safe. Raises DiskError."""
         agent = self.agent
-        if cursor is not None:
-            with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):
+            await agent.inbox.secure()
+            if cursor is not None:
                 await agent.offload(agent.store.save_cursor, cursor)
         agent.store.save_last_poll(agent.wall_now())
 

@@ -133,8 +133,9 @@ async def plan_resync(agent: Agent, why: str) -> int:
                 version=stored.version if stored else 0,
             )
         )  # fmt: skip
-    await agent.inbox.admit(signals)
+    agent.inbox.admit(signals)
     agent.dispatcher_changed.set()
+    await agent.inbox.secure()
     say(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
     agent.figures.reconciles["ok"] += 1
     return len(signals)

@@ -103,7 +103,7 @@ async def completed(
         except StateCorruptError:
             continue  # whoever looks at it next says so
         except CertctrlError as error:
-            ledger.failed(one.cert_id, str(error))
+            ledger.failed(one.cert_id, error)
     return found
 
 

@@ -164,7 +164,7 @@ class Convergence:
                 try:
                     single = await self._round([group], {candidate.cert_id: candidate})
                 except CertctrlError as error:
-                    self.ledger.failed(candidate.cert_id, str(error), staged=candidate)
+                    self.ledger.failed(candidate.cert_id, error, staged=candidate)
                     continue
                 serves = await self._attempt(group, single)
             await self.ledger.save()
@@ -209,7 +209,7 @@ class Convergence:
     def _note_failure(self, groups: Iterable[Group], error: CertctrlError) -> None:
         ids = frozenset[int]().union(*(group.cert_ids for group in groups))
         for cert_id in sorted(ids & (self.ledger.concerned | self.candidates.keys())):
-            self.ledger.failed(cert_id, str(error), staged=self.candidates.get(cert_id))
+            self.ledger.failed(cert_id, error, staged=self.candidates.get(cert_id))
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
+from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.look import Candidate
 from certctrl.install.policy import shown
 from certctrl.install.site import Site
@@ -96,14 +97,18 @@ class Ledger:
         told = record.targets[len(self.site.layout.public_links("")) :] == tuple(targets)
         return proven and told and (not record.attempts or bool(record.staged))
 
-    def failed(self, cert_id: int, why: str, *, kept: Candidate | None = None, staged: Candidate | None = None) -> None:
+    def failed(
+        self, cert_id: int, error: CertctrlError | str, *, kept: Candidate | None = None,
+        staged: Candidate | None = None,
+    ) -> None:  # fmt: skip
         """Note a failure that left live what it was, or (``kept``) new files with nothing to go back to."""
-        before = self.record(cert_id, kept or staged)
+        before, why = self.record(cert_id, kept or staged), str(error)
         after = with_facts(before, kept) if kept is not None else before
         if kept is not None:
             after = attrs.evolve(after, stage=Stage.COMMITTED)
             why = f"{why}; there is nothing to go back to, so the new files stay"
-        self._unsuccessful(cert_id, before, after, OutcomeKind.FAILED, why, staged)
+        transient = isinstance(error, DiskError) and not isinstance(error, StateCorruptError)
+        self._unsuccessful(cert_id, before, after, OutcomeKind.FAILED, why, staged, transient=transient)
 
     def went_back(
         self, cert_id: int, why: str, candidate: Candidate, live: str, *, facts: Candidate | None, proven: bool
@@ -137,18 +142,18 @@ class Ledger:
 
     def _unsuccessful(
         self, cert_id: int, before: CertRecord, after: CertRecord, kind: OutcomeKind, why: str,
-        candidate: Candidate | None,
+        candidate: Candidate | None, *, transient: bool = False,
     ) -> None:  # fmt: skip
         now, attempts = self.site.wall_now(), before.attempts + 1
         after = attrs.evolve(
             after, last_outcome=kind, last_error=_line((why,)), last_apply_at=now, attempts=attempts,
             next_try_at=retry_at(now, attempts), staged=candidate.generation if candidate is not None else after.staged,
         )  # fmt: skip
-        self._settle(cert_id, before, after, kind, _line((why,)), tell=True, to=candidate)
+        self._settle(cert_id, before, after, kind, _line((why,)), tell=True, to=candidate, transient=transient)
 
     def _settle(
         self, cert_id: int, before: CertRecord, after: CertRecord, kind: OutcomeKind, detail: str, *,
-        tell: bool, to: Candidate | None = None,
+        tell: bool, to: Candidate | None = None, transient: bool = False,
     ) -> None:  # fmt: skip
         if cert_id in self.site.book.records or after.generation or after.staged:
             self.site.book.note(after)
@@ -163,7 +168,9 @@ class Ledger:
         if cert_id in self.outcomes and kind is OutcomeKind.UNCHANGED:
             return  # a bystander now, but it had its own turn in this call
         if tell or cert_id in self.concerned or detail:
-            self.outcomes[cert_id] = Outcome(kind=kind, detail=detail, deployed=deployed if here else ())
+            self.outcomes[cert_id] = Outcome(
+                kind=kind, detail=detail, deployed=deployed if here else (), transient=transient
+            )
         if tell:
             self.site.book.tell(self._entry(before, after, kind, detail, to))
 
@@ -204,4 +211,5 @@ def folded(outcomes: Iterable[Outcome]) -> Outcome:
     kind = next((one for one in order if any(outcome.kind is one for outcome in listed)), OutcomeKind.UNCHANGED)
     details = [outcome.detail for outcome in sorted(listed, key=lambda outcome: outcome.ok)]
     deployed = tuple(one for outcome in listed if outcome.kind is not OutcomeKind.UNCHANGED for one in outcome.deployed)
-    return Outcome(kind=kind, detail=_line(details), deployed=deployed)
+    transient = bool(failures := [one for one in listed if not one.ok]) and all(one.transient for one in failures)
+    return Outcome(kind=kind, detail=_line(details), deployed=deployed, transient=transient)

@@ -164,7 +164,7 @@ class Installer:
             candidates |= await completed(site, items, candidates, ledger, everything=everything)
         except CertctrlError as error:
             for cert_id in sorted(concerned):
-                ledger.failed(cert_id, str(error))
+                ledger.failed(cert_id, error)
             return await self._conclude(ledger)
         note_staged(site, candidates)
         now = open_now(site, candidates, ledger, ignore_window=ignore_window)
@@ -185,10 +185,8 @@ class Installer:
         try:
             await self._site.book.save()
         except DiskError as error:
-            return {
-                cert_id: attrs.evolve(one, kind=OutcomeKind.FAILED, detail=str(error)) if one.ok else one
-                for cert_id, one in ledger.outcomes.items()
-            }
+            fail = partial(attrs.evolve, kind=OutcomeKind.FAILED, detail=str(error), transient=True)
+            return {cert_id: fail(one) if one.ok else one for cert_id, one in ledger.outcomes.items()}
         return ledger.outcomes
 
     async def converge_all(self, items: Sequence[InstallItem], *, ignore_window: bool = False) -> Outcome:

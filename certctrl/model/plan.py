@@ -121,6 +121,8 @@ class Outcome:
     detail: str = ""
     """One line for a person: why it failed, was refused or rolled back; never a secret."""
     deployed: tuple[Deployed, ...] = ()
+    transient: bool = False
+    """True for a failure that is not this certificate's but the disk's: waiting may cure it."""
 
     @property
     def ok(self) -> bool:

@@ -2,9 +2,9 @@
 
 How often, at most: a request that brought nothing new is followed by none within an interval (less jitter),
 and any three by none within two intervals. Faster are only: the next page after a full one and the next long-poll
-after one that brought news (at once, but four in four seconds: the plane lets in one a second and a burst of
-five, and a refusal would cost more than the wait), and a person's wish (one a second). Only
-news with a *new* cursor counts: a page that would come again must not be asked for again at once.
+after one that brought news (at once, as long as the plane's token bucket has some left: it lets in one a second and
+a burst of five, and a refusal would cost more than the wait), and a person's wish (one a second). Only news with a
+*new* cursor counts: a page that would come again must not be asked for again at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from certctrl.protocol import steps
 from certctrl.protocol.cadence import PROBE_FIRST, Cadence
 from certctrl.protocol.events import NoUpdates, Updates
 
-_BURST = 4
+_BURST = 5
+_ON_THE_WAY = 1.0
+"""Seconds within which a poll that the plane then held had taken its token."""
 _LONGEST_INTEREST = 86_400.0
 
 
@@ -30,7 +32,8 @@ class Pace:
         self.due, self.why = math.inf, steps.WAIT_START
         self._urgent = False  # the limit does not hold for the next poll
         self._prompt = self._quick = False  # a person asked: go now / do not let the server hold the poll
-        self._starts: deque[float] = deque(maxlen=_BURST)
+        self._starts: deque[float] = deque(maxlen=3)
+        self._full = self._full_before = -math.inf  # when the plane's bucket is full again; the same but for the last
         self._last_request = -math.inf
         self._interest_until = -math.inf
 
@@ -89,16 +92,25 @@ class Pace:
         self.begin(now)
         self._quick = self._urgent = False
         self._starts.append(now)
+        self._full_before = self._full
+        self._take(now)
         return wait
+
+    def _take(self, when: float) -> None:
+        """Reckon that the last poll took its token then: no earlier than it did, or the next might come too early."""
+        self._full = max(self._full_before, when) + self._refill
+
+    @property
+    def _refill(self) -> float:
+        return min(1.0, self.cadence.base)
 
     def after_good(self, poll: steps.Poll, event: NoUpdates | Updates, news: bool, now: float) -> None:
         """Plan the poll after a good answer; ``news``: it brought signals and a new cursor."""
+        self._take(min(now, self._last_request + _ON_THE_WAY))
         if event.retry_after is not None:
             self.later(now + self.cadence.server_delay(event.retry_after), steps.WAIT_SERVER)
         elif news and (poll.wait or (isinstance(event, Updates) and event.full)):
-            full = len(self._starts) == _BURST
-            earliest = self._starts[0] + _BURST * min(1.0, self.cadence.base) if full else now
-            self.later(max(now, earliest), steps.WAIT_INTERVAL)
+            self.later(max(now, self._full - (_BURST - 1) * self._refill), steps.WAIT_INTERVAL)
             self._urgent = True
         else:
             self.after_interval(now, held=poll.wait > 0)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from modeldisk import ModelFs
 
 from certctrl.agent.inbox import ACK_LIMIT, Inbox
 from certctrl.errors import DiskError
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import Ack
-from certctrl.model.signals import CertRenewed, InstallUpdated
+from certctrl.model.records import Ack, InboxEntry
+from certctrl.model.signals import CertRenewed, InstallUpdated, Signal
 from certctrl.protocol.wire import ack_event
 from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
@@ -50,26 +52,59 @@ def again(store: StateStore) -> Inbox:
     return Inbox(store, Disk(), limit=10)
 
 
-async def test_a_page_is_durable_and_a_duplicate_is_nothing(store: StateStore) -> None:
+async def admitted(inbox: Inbox, signals: Sequence[Signal]) -> list[InboxEntry]:
+    entries = inbox.admit(signals)
+    await inbox.secure()
+    return entries
+
+
+async def test_a_page_is_durable_once_it_is_secured_and_a_duplicate_is_nothing(store: StateStore) -> None:
     inbox = again(store)
-    assert [e.signal for e in await inbox.admit([A, B, A])] == [A, B]
-    assert await inbox.admit([B]) == []
+    assert [e.signal for e in inbox.admit([A, B, A])] == [A, B]
+    assert inbox.behind
+    assert inbox.admit([B]) == []
+    await inbox.secure()
+    assert not inbox.behind
     assert [e.signal for e in again(store).entries()] == [A, B]
+
+
+async def test_what_is_done_by_then_is_never_written(store: StateStore) -> None:
+    disk = Disk()
+    inbox = Inbox(store, disk, limit=10)
+    (entry,) = inbox.admit([A])
+    await inbox.finish([entry], [ack_event(A, Outcome(kind=OutcomeKind.APPLIED), 1)])
+    writes = disk.writes
+    await inbox.secure()
+    assert disk.writes == writes
+    assert not inbox.behind
+    assert (again(store).entries(), again(store).acks_pending) == ([], 1)
+
+
+async def test_what_has_failed_by_then_outlives_a_power_cut_all_the_same() -> None:
+    layout, fs = ConfigDir(Path("/agent")), ModelFs()
+    make_tree(fs, layout)
+    inbox = again(StateStore(layout, fs))
+    (entry,) = inbox.admit([A])
+    await inbox.keep(entry, error="no route", next_try_at=99.0, count=True, ack=None)
+    await inbox.secure()
+    for left in fs.crash_states(100, random.Random(1)):
+        (kept,) = again(StateStore(layout, left)).entries()
+        assert kept.attempts == 1
 
 
 async def test_an_outcome_is_on_disk_before_its_signal_is_gone(store: StateStore) -> None:
     inbox = again(store)
-    (entry,) = await inbox.admit([A])
+    (entry,) = await admitted(inbox, [A])
     await inbox.finish([entry], [{"type": "signal.ack"}])
     later = again(store)
     assert later.entries() == []
     assert later.next_acks(10) == [{"type": "signal.ack"}]
-    assert await later.admit([A]) == []  # a replay after a restart
+    assert later.admit([A]) == []  # a replay after a restart
 
 
 async def test_a_failure_is_kept_with_its_attempts(store: StateStore) -> None:
     inbox = again(store)
-    (entry,) = await inbox.admit([A])
+    (entry,) = await admitted(inbox, [A])
     await inbox.keep(entry, error="no route", next_try_at=99.0, count=True, ack=None)
     (kept,) = again(store).entries()
     assert (kept.attempts, kept.last_error, kept.next_try_at) == (1, "no route", 99.0)
@@ -77,9 +112,9 @@ async def test_a_failure_is_kept_with_its_attempts(store: StateStore) -> None:
 
 async def test_what_ends_while_a_page_is_written_does_not_come_back(store: StateStore) -> None:
     inbox = again(store)
-    first, second = await inbox.admit([A, B])
+    first, second = await admitted(inbox, [A, B])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(inbox.admit, [InstallUpdated(ts_ms=3, config_id=1, version=1)])
+        nursery.start_soon(admitted, inbox, [InstallUpdated(ts_ms=3, config_id=1, version=1)])
         await trio.testing.wait_all_tasks_blocked()  # the page is on its way to the disk
         nursery.start_soon(inbox.finish, [first], [])
         nursery.start_soon(
@@ -91,26 +126,28 @@ async def test_what_ends_while_a_page_is_written_does_not_come_back(store: State
         assert isinstance(page.signal, InstallUpdated)
 
 
-async def test_a_full_disk_admits_nothing_and_forgets_nothing(store: StateStore) -> None:
+async def test_a_full_disk_secures_nothing_and_forgets_nothing(store: StateStore) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=10)
-    (entry,) = await inbox.admit([A])
+    (entry,) = await admitted(inbox, [A])
     disk.full = True
+    assert [e.signal for e in inbox.admit([B])] == [B]
     with pytest.raises(DiskError):
-        await inbox.admit([B])
+        await inbox.secure()
     with pytest.raises(DiskError):
         await inbox.finish([entry], [{"n": 1}])
-    assert inbox.acks_pending == 1
+    assert (inbox.acks_pending, inbox.behind) == (1, True)
+    assert inbox.admit([B]) == [], "the page comes again, for the cursor stayed"
     disk.full = False
-    await inbox.report({"n": 2})  # the next write carries what could not be written
-    assert again(store).next_acks(10) == [{"n": 1}, {"n": 2}]
-    assert again(store).entries() == []
+    await inbox.secure()  # the next write carries what could not be written
+    assert again(store).next_acks(10) == [{"n": 1}]
+    assert [e.signal for e in again(store).entries()] == [B]
 
 
 async def test_a_burst_of_endings_is_few_writes(store: StateStore, autojump_clock: trio.testing.MockClock) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=1000)
-    entries = await inbox.admit([CertRenewed(ts_ms=1, cert_id=n) for n in range(100)])
+    entries = await admitted(inbox, [CertRenewed(ts_ms=1, cert_id=n) for n in range(100)])
     before = disk.writes
     async with trio.open_nursery() as nursery:
         for entry in entries:
@@ -123,7 +160,7 @@ async def test_a_burst_of_endings_is_few_writes(store: StateStore, autojump_cloc
 async def test_a_full_inbox_makes_the_poller_wait(store: StateStore, autojump_clock: trio.testing.MockClock) -> None:
     inbox = Inbox(store, Disk(), limit=2)
     assert inbox.has_room(20)  # empty: always, or a small limit would stop polling for ever
-    entries = await inbox.admit([A, B])
+    entries = await admitted(inbox, [A, B])
     assert not inbox.has_room(1)
     with trio.move_on_after(5) as waited:
         await inbox.wait_for_room(1)
@@ -139,7 +176,7 @@ async def test_room_that_the_disk_refuses_to_note_is_room_all_the_same(
 ) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=1)
-    (entry,) = await inbox.admit([A])
+    (entry,) = await admitted(inbox, [A])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(inbox.wait_for_room, 1)
         await trio.testing.wait_all_tasks_blocked()
@@ -155,7 +192,7 @@ async def test_outcomes_are_waited_for_until_each_is_there(
     store: StateStore, autojump_clock: trio.testing.MockClock, fails: bool
 ) -> None:
     inbox = again(store)
-    one, two = await inbox.admit([A, B])
+    one, two = await admitted(inbox, [A, B])
     told = []
 
     async def waits() -> None:
@@ -195,20 +232,18 @@ async def test_sent_acks_leave_and_newer_ones_stay(store: StateStore) -> None:
 
 
 def inbox_ack(n: int) -> Any:
-    from certctrl.model.records import Ack
-
     return Ack(event={"n": n})
 
 
 async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_outcomes(store: StateStore) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=10)
-    (entry,) = await inbox.admit([A])
+    (entry,) = await admitted(inbox, [A])
     disk.full = True
     with pytest.raises(DiskError):
         await inbox.finish([entry], [{"type": "signal.ack"}])
     disk.full = False
-    await inbox.admit([B])
+    await admitted(inbox, [B])
     found = again(store)  # as after a kill at this moment
     assert [e.signal for e in found.entries()] == [B]
     assert found.next_acks(10) == [{"type": "signal.ack"}], "the outcome was there before its signal left"
@@ -217,20 +252,20 @@ async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_o
 async def test_what_the_disk_refused_is_written_when_nothing_else_comes(store: StateStore) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=10)
-    (entry,) = await inbox.admit([A])
+    (entry,) = await admitted(inbox, [A])
     disk.full = True
     with pytest.raises(DiskError):
         await inbox.finish([entry], [])
     assert inbox.behind
     disk.full = False
-    await inbox.catch_up()
+    await inbox.secure()
     assert not inbox.behind
     assert again(store).entries() == [], "a restart would have done it again"
 
 
 async def test_a_signal_that_keeps_failing_holds_no_room(store: StateStore) -> None:
     inbox = Inbox(store, Disk(), limit=1)
-    (entry,) = await inbox.admit([A])
+    (entry,) = await admitted(inbox, [A])
     assert not inbox.has_room(20)
     await inbox.keep(entry, error="poison", next_try_at=1e12, count=True, ack=None)
     assert inbox.has_room(20), "others go on"
@@ -238,7 +273,7 @@ async def test_a_signal_that_keeps_failing_holds_no_room(store: StateStore) -> N
 
 async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_run_again(store: StateStore) -> None:
     inbox = again(store)
-    (entry,) = await inbox.admit([A])
+    (entry,) = await admitted(inbox, [A])
     await inbox.finish([entry], [ack_event(A, Outcome(kind=OutcomeKind.APPLIED), 1)])
     store.save_inbox([entry])  # the last rename was not durable
     found = again(store)
@@ -248,7 +283,7 @@ async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_ru
 
 async def test_a_signal_whose_outcome_a_power_cut_took_is_handled_again(store: StateStore) -> None:
     inbox = again(store)
-    entry, other = await inbox.admit([A, B])
+    entry, other = await admitted(inbox, [A, B])
     await inbox.finish([entry, other], [ack_event(one, Outcome(kind=OutcomeKind.APPLIED), 1) for one in (A, B)])
     store.save_inbox([entry, other])
     store.save_acks(

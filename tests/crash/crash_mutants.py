@@ -113,17 +113,10 @@ def cursor_first() -> None:
 
 @mutant(INSTALL, "kill")
 def inbox_in_memory_only() -> None:
-    async def admit(self: Any, signals: Any) -> Any:
-        kept, self._offload = self._offload, nowhere
-        try:
-            return await real(self, signals)
-        finally:
-            self._offload = kept
+    async def secure(self: Any) -> None:
+        self._unsafe.clear()
 
-    async def nowhere(call: Any, *args: Any) -> None:
-        return None
-
-    real = patch(Inbox, "admit", admit)
+    patch(Inbox, "secure", secure)
 
 
 @mutant(INSTALL, "kill")

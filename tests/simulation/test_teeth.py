@@ -40,11 +40,11 @@ async def cursor_first(self: Any, step: Any) -> Any:
     try:
         if step.cursor is not None:
             await self.agent.offload(self.agent.store.save_cursor, step.cursor)
-        fresh = await self.agent.inbox.admit(step.signals)
+        if fresh := self.agent.inbox.admit(step.signals):
+            await self.signals_send.send(fresh)
+        await self.agent.inbox.secure()
     except DiskError as error:
         return events.DeliverFailed(str(error))
-    if fresh:
-        await self.signals_send.send(fresh)
     return events.Delivered()
 
 

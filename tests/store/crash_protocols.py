@@ -429,6 +429,27 @@ class Signals(Protocol):
         assert live_number(fs) in (1, 2)
 
 
+class SignalsAtOnce(Signals):
+    """The same, where the signal is done before its page would have been written: it never is."""
+
+    name = "signal to ack, no page"
+
+    def act(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        key = identity(self.signal)
+        acks = store.load_acks()
+        if store.load_cursor() != "2-2":
+            if key not in (processed := store.load_processed()):
+                publish(fs, {NAME: 2})
+                store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")})
+                acks = (*acks, Ack(event={"signal": key}))
+                store.save_progress(acks, (*processed, key), ())
+            store.save_cursor("2-2")
+        if acks:
+            fs.promise(reported=True)
+            store.save_acks(())
+
+
 class Resync(Protocol):
     name = "409 and resync"
 
@@ -485,5 +506,5 @@ class Records(Protocol):
 
 PROTOCOLS: tuple[type[Protocol], ...] = (
     FirstInstall, FirstInstallEach, Renew, RenewEach, Batch, Rollback, Withdraw, Copies, CopiesEach, CopiesUndone,
-    CopiesModeOnly, Register, Refresh, Signals, Resync, Records,
+    CopiesModeOnly, Register, Refresh, Signals, SignalsAtOnce, Resync, Records,
 )  # fmt: skip
