@@ -127,6 +127,4 @@ class Book:
             self._state.save_activations(activations)
         if self._cas is not None:
             self._state.save_cas(cas)
-        while entries:
-            self._state.append_history(entries[0], self._history_limit())
-            entries.pop(0)
+        self._state.append_history(entries, self._history_limit())

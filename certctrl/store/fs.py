@@ -119,23 +119,23 @@ class RealFs:
                 os.close(fd)
 
     def rename(self, old: str | Path, new: str | Path, at: Handle | None = None) -> None:
-        with _boundary("replace", _where(new, at)):
+        with _boundary("replace", new, at):
             os.rename(old, new, src_dir_fd=_fd(at), dst_dir_fd=_fd(at))
 
     def symlink(self, text: str, path: str | Path, at: Handle | None = None) -> None:
-        with _boundary("link", _where(path, at)):
+        with _boundary("link", path, at):
             os.symlink(text, path, dir_fd=_fd(at))
 
     def unlink(self, path: str | Path, at: Handle | None = None) -> None:
-        with _boundary("remove", _where(path, at)):
+        with _boundary("remove", path, at):
             os.unlink(path, dir_fd=_fd(at))
 
     def mkdir(self, path: str | Path, mode: int, at: Handle | None = None) -> None:
-        with _boundary("create", _where(path, at)):
+        with _boundary("create", path, at):
             os.mkdir(path, mode, dir_fd=_fd(at))
 
     def rmdir(self, path: str | Path, at: Handle | None = None) -> None:
-        with _boundary("remove", _where(path, at)):
+        with _boundary("remove", path, at):
             os.rmdir(path, dir_fd=_fd(at))
 
     def listdir(self, handle: Handle) -> list[str]:
@@ -143,7 +143,7 @@ class RealFs:
             return os.listdir(handle.fd)
 
     def lstat(self, path: str | Path, at: Handle | None = None) -> Stat | None:
-        with _boundary("look at", _where(path, at)):
+        with _boundary("look at", path, at):
             try:
                 return _stat(os.stat(path, dir_fd=_fd(at), follow_symlinks=False))
             except (FileNotFoundError, NotADirectoryError):
@@ -154,7 +154,7 @@ class RealFs:
             return _stat(os.fstat(handle.fd))
 
     def readlink(self, path: str | Path, at: Handle | None = None) -> str:
-        with _boundary("read the link", _where(path, at)):
+        with _boundary("read the link", path, at):
             return os.readlink(path, dir_fd=_fd(at))
 
     def uid(self) -> int:
@@ -223,20 +223,21 @@ def _fix(code: int, path: str) -> str:
 
 
 class _boundary:
-    """Turn a system error inside a block into ours."""
+    """Turn a system error inside a block into ours; only then is it worth a text where that was."""
 
-    __slots__ = ("_path", "_verb")
+    __slots__ = ("_at", "_path", "_verb")
 
-    def __init__(self, verb: str, path: str) -> None:
+    def __init__(self, verb: str, path: str | Path, at: Handle | None = None) -> None:
         self._verb = verb
         self._path = path
+        self._at = at
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            raise disk_error(self._verb, self._path, error) from error
+            raise disk_error(self._verb, _where(self._path, self._at), error) from error
 
 
 def _where(path: str | Path, at: Handle | None) -> str:

@@ -39,24 +39,31 @@ class History:
             return []  # no regular file: there is no history in it
         return [entry for line in data.split(b"\n") if (entry := _entry(line)) is not None]
 
-    def append(self, entry: dict[str, Any], limit: int) -> None:
-        """Add an entry; when there are a quarter more than ``limit``, all but the newest ``limit`` are dropped."""
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    def append(self, entries: list[dict[str, Any]], limit: int) -> None:
+        """Add entries, oldest first; each leaves the list once it is in the file.
+
+        When there would be a quarter more than ``limit``, all but the newest ``limit`` are dropped.
+        """
         with self._lock:
             if self._lines is None:
                 self._rewrite(limit)
-            elif self._lines + 1 > limit * _SLACK:
-                self._rewrite(limit - 1)
-            count, self._lines = self._lines or 0, None
-            self._write(line)
-            self._lines = count + 1
+            while entries:
+                room = int(limit * _SLACK) - (self._lines or 0)
+                if room <= 0:
+                    self._rewrite(limit - 1)
+                self._write(entries, max(1, room))
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, entries: list[dict[str, Any]], most: int) -> None:
+        count, self._lines = self._lines or 0, None
         with closing(self._fs, self._fs.open_dir(self._path.parent)) as parent:
             with closing(self._fs, self._fs.open_append(self._path.name, SECRET_MODE, at=parent)) as handle:
                 if self._fs.fstat(handle).size == 0:
                     adopt_owner(self._fs, handle, parent)
-                self._fs.write(handle, line)
+                for _ in range(min(most, len(entries))):
+                    self._fs.write(handle, json.dumps(entries[0], separators=(",", ":")).encode() + b"\n")
+                    del entries[0]
+                    count += 1
+        self._lines = count
 
     def _rewrite(self, limit: int) -> None:
         """Make the file whole lines, ``limit`` at most; nothing is written when it is that already."""

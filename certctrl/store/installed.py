@@ -125,9 +125,9 @@ class InstalledState:
         """Return past deployments, oldest first."""
         return self._history.load()
 
-    def append_history(self, entry: dict[str, Any], limit: int) -> None:
-        """Add a deployment to the audit log and keep it near ``limit`` entries; not synced."""
-        self._history.append(entry, limit)
+    def append_history(self, entries: list[dict[str, Any]], limit: int) -> None:
+        """Move deployments from the list to the audit log and keep it near ``limit`` entries; not synced."""
+        self._history.append(entries, limit)
 
     def password(self, name: str, kind: str) -> tuple[bytes, Path]:
         """Return the password of one certificate's keystores of a kind, and the file it is in; made once, 0600."""

@@ -195,13 +195,11 @@ def entry(at: float, name: str, **more: Any) -> dict[str, Any]:
 def test_history_newest_last_bounded_and_by_domain(layout: ConfigDir, store: StateStore, ran: Run) -> None:
     assert ran("-c", layout.root, "history").out == "No deployments yet.\n"
     for number in range(30):
-        store.append_history(entry(NOW + number, "a.example" if number % 2 else "_wildcard.b.example"), 1000)
-    store.append_history(
-        entry(
-            NOW + 99, "a.example", outcome="rolled_back", detail="probe\nfailed", asked_by="operator", **{"from": "g1"}
-        ),
-        1000,
+        store.append_history([entry(NOW + number, "a.example" if number % 2 else "_wildcard.b.example")], 1000)
+    last = entry(
+        NOW + 99, "a.example", outcome="rolled_back", detail="probe\nfailed", asked_by="operator", **{"from": "g1"}
     )
+    store.append_history([last], 1000)
     lines = [" ".join(line.split()) for line in ran("-c", layout.root, "history", "--limit", 2).out.splitlines()]
     assert lines == [
         "TIME CERTIFICATE FROM TO SERIAL ASKED BY RESULT",

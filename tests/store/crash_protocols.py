@@ -489,7 +489,7 @@ class Records(Protocol):
         store.save_status({"state": "Polling"})
         store.save_last_poll(1_800_000_000.5)
         for number in range(3):
-            store.append_history({"number": number}, 2)
+            store.append_history([{"number": number}], 2)
         fs.promise(password=store.password(NAME, "pfx")[0])
 
     def always(self, fs: ModelFs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import random
 import stat
@@ -449,33 +450,54 @@ def test_history_is_bounded_over_restarts(store: StateStore) -> None:
     for number in range(60):
         if number % 7 == 0:
             store = StateStore(store.layout, RealFs())
-        store.append_history({"number": number}, 20)
+        store.append_history([{"number": number}], 20)
     numbers = [entry["number"] for entry in store.load_history()]
     assert 20 <= len(numbers) <= 26
     assert numbers == list(range(60 - len(numbers), 60))
     assert stat.S_IMODE(store.layout.history.stat().st_mode) == 0o600
 
 
+def test_many_entries_of_history_at_once_are_bounded_the_same(store: StateStore) -> None:
+    store.append_history([{"number": number} for number in range(10)], 20)
+    store.append_history(entries := [{"number": number} for number in range(10, 100)], 20)
+    assert entries == []
+    numbers = [entry["number"] for entry in store.load_history()]
+    assert 20 <= len(numbers) <= 26
+    assert numbers == list(range(100 - len(numbers), 100))
+
+
 def test_torn_lines_of_history_are_left_out_and_mended(store: StateStore) -> None:
-    store.append_history({"number": 1}, 20)
+    store.append_history([{"number": 1}], 20)
     with store.layout.history.open("ab") as file:
         file.write(b'{"numb')
     again = StateStore(store.layout, RealFs())
     assert again.load_history() == [{"number": 1}]
-    again.append_history({"number": 2}, 20)
+    again.append_history([{"number": 2}], 20)
     assert again.load_history() == [{"number": 1}, {"number": 2}]
     assert store.layout.history.read_bytes().count(b"\n") == 2
 
 
 def test_a_failed_append_is_mended_by_the_next() -> None:
     store, fs = modelled()
-    store.append_history({"number": 1}, 20)
+    store.append_history([{"number": 1}], 20)
     fs.fault = lambda verb, path: errno.ENOSPC if verb == "write" else None
     with pytest.raises(DiskError):
-        store.append_history({"number": 2}, 20)
+        store.append_history([{"number": 2}], 20)
     fs.fault = None
-    store.append_history({"number": 3}, 20)
+    store.append_history([{"number": 3}], 20)
     assert [entry["number"] for entry in store.load_history()] == [1, 3]
+
+
+def test_what_a_failed_append_wrote_is_not_written_again() -> None:
+    store, fs = modelled()
+    entries = [{"number": number} for number in range(5)]
+    writes = itertools.count()
+    fs.fault = lambda verb, path: errno.ENOSPC if verb == "write" and next(writes) == 3 else None
+    with pytest.raises(DiskError):
+        store.append_history(entries, 20)
+    assert [entry["number"] for entry in entries] == [3, 4]
+    store.append_history(entries, 20)
+    assert [entry["number"] for entry in store.load_history()] == [0, 1, 2, 3, 4]
 
 
 def test_a_password_is_made_once(store: StateStore) -> None:
