@@ -65,25 +65,17 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome:
 
 async def prepare_certificate(agent: Agent, cert_id: int) -> Prepared | Outcome:
     """Fetch and stage one certificate; an Outcome when the plane has none for this device."""
-    await head_start(agent, cert_id)
+    await agent.installer.head_start(cert_id, agent.items)
     try:
-        bundle = await fetch_bundle(agent, cert_id)
+        return await _stage(agent, cert_id)
     except PlaneError as error:
         if error.status in GONE:
             return Outcome(kind=OutcomeKind.IGNORED, detail="the plane has no such certificate for this device")
         raise
-    refuse_older(agent, bundle)
-    return await agent.installer.stage(bundle, agent.items)
 
 
-async def head_start(agent: Agent, cert_id: int) -> None:
-    """Let the supervisors boot that a known certificate's check and reload will need."""
-    if (record := agent.installer.records.get(cert_id)) is not None:
-        await agent.installer.head_start(cert_id, record.name, agent.items)
-
-
-async def fetch_bundle(agent: Agent, cert_id: int) -> Bundle:
-    """Fetch and open one bundle; the SAN must cover what the plane says is assigned.
+async def _stage(agent: Agent, cert_id: int) -> Prepared:
+    """Fetch one bundle, open and stage it; the SAN must cover what the plane says is assigned.
 
     A known certificate is judged by the domains recorded here, which saves a request per renewal; when that
     does not fit, the assignment may have changed, so it is asked for before anything is refused.
@@ -92,18 +84,27 @@ async def fetch_bundle(agent: Agent, cert_id: int) -> Bundle:
     materials = await agent.authorized(lambda token: agent.plane.fetch_materials(token, cert_id))
     if record is not None and record.domains:
         try:
-            return await _open(agent, cert_id, record.domains, materials)
+            return await agent.installer.stage(_opener(agent, cert_id, record.domains, materials), agent.items)
         except MaterialError as error:
             if error.reason != "san":
                 raise
     summary: CertificateSummary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, cert_id))
     domains = tuple(dict.fromkeys((summary.domain_name, *summary.sans)))
-    return await _open(agent, cert_id, domains, materials)
+    return await agent.installer.stage(_opener(agent, cert_id, domains, materials), agent.items)
 
 
-async def _open(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: DeployMaterials) -> Bundle:
+def _opener(
+    agent: Agent, cert_id: int, domains: tuple[str, ...], materials: DeployMaterials
+) -> Callable[[], Bundle]:  # fmt: skip
     keys = agent.store.load_device_keys()
-    return await agent.installer.open(cert_id, materials, keys.secret if keys is not None else b"", domains)
+    opened = agent.installer.opener(cert_id, materials, keys.secret if keys is not None else b"", domains)
+
+    def newest() -> Bundle:
+        bundle = opened()
+        refuse_older(agent, bundle)
+        return bundle
+
+    return newest
 
 
 def refuse_older(agent: Agent, bundle: Bundle) -> None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import attrs
 
@@ -111,33 +111,34 @@ class Installer:
 
     # --- deploying ------------------------------------------------------------------------------------------------
 
-    async def open(
+    def opener(
         self, cert_id: int, materials: DeployMaterials, device_secret: bytes, expected_domains: Sequence[str]
-    ) -> Bundle:
-        """Open and check a certificate's material; see ``open_bundle``. Raises MaterialError."""
+    ) -> Callable[[], Bundle]:
+        """Return what opens and checks a certificate's material, for `stage`; see ``open_bundle``."""
         site, name = self._site, self.name_for(cert_id, expected_domains)
-        call = partial(
+        return partial(
             open_bundle, cert_id, name, materials, device_secret,
             allow_plaintext=site.policy().plaintext_keys, now=site.wall_now(), expected_domains=expected_domains,
         )  # fmt: skip
-        return cast(Bundle, await site.gathered(call))
 
-    async def head_start(self, cert_id: int, name: str, items: Sequence[InstallItem]) -> None:
+    async def head_start(self, cert_id: int, items: Sequence[InstallItem]) -> None:
         """Start the supervisors that a certificate's check and reload will need: they boot while it is fetched."""
+        record = self.records.get(cert_id)
+        name = record.name if record is not None else ""
         checks = any(item.check for item in self._site.indexer.of(items).copies(cert_id, name, ()))
         reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
         if checks or reloads:
             with suppress(CommandError):  # only a head start: whoever runs a command starts what is missing
                 await self._site.proc.prepare(checks + reloads)
 
-    async def stage(self, bundle: Bundle, items: Sequence[InstallItem]) -> Prepared:
+    async def stage(self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem]) -> Prepared:
         """Write a checked bundle beside the live one and run the plan's checks on it; nothing live changes.
 
+        ``source``: a bundle, or what opens one (see `opener`), which is then called in the same thread.
         It survives a crash only once `converge` has settled it. Raises DiskError, CommandError (a check refuses
         it), PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
         """
-        await self.head_start(bundle.cert_id, bundle.name, items)
-        return await staging.stage(self._site, bundle, items)
+        return await staging.stage(self._site, source, items)
 
     async def converge(
         self,

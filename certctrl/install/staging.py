@@ -6,7 +6,7 @@ that the same material always makes the same generation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import attrs
 from certctrl.errors import CertctrlError, PolicyRefusedError
 from certctrl.install.environment import files_of
 from certctrl.install.formats import SALTED_FILES, VIRTUAL_FILES, virtual_files
+from certctrl.install.index import ItemIndex
 from certctrl.install.policy import Grant, Refusal, explain, shown
 from certctrl.install.refusing import judge_argv
 from certctrl.install.site import Site
@@ -57,16 +58,16 @@ def facts_of(bundle: Bundle, *, placeholder: bool = False) -> dict[str, Any]:
 
 
 async def stage(
-    site: Site, bundle: Bundle, items: Sequence[InstallItem], *, placeholder: bool = False, check: bool = True
-) -> Prepared:
+    site: Site, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem], *, placeholder: bool = False,
+    check: bool = True,
+) -> Prepared:  # fmt: skip
     """Write a bundle's files to a staging directory and run the checks of its copy items on them.
 
     Not durable yet: `GenerationStore.settle` does that for a whole batch. Raises DiskError; CommandError when a
     check fails and PolicyRefusedError when this host does not allow it (unchecked material never goes live).
     """
-    copies = site.indexer.of(items).copies(bundle.cert_id, bundle.name, bundle.domains)
-    wanted = VIRTUAL_FILES.intersection(source for item in copies for source in item.sources)
-    staged: Staged = await site.gathered(_write, site, bundle, wanted, placeholder)
+    bundle: Bundle
+    bundle, copies, staged = await site.gathered(_write, site, source, site.indexer.of(items), placeholder)
     if check:
         try:
             await _check(site, bundle, staged, copies)
@@ -85,7 +86,12 @@ async def stage(
     )
 
 
-def _write(site: Site, bundle: Bundle, wanted: frozenset[str], placeholder: bool) -> Staged:
+def _write(
+    site: Site, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool
+) -> tuple[Bundle, list[CopyAction], Staged]:
+    bundle = source if isinstance(source, Bundle) else source()
+    copies = index.copies(bundle.cert_id, bundle.name, bundle.domains)
+    wanted = VIRTUAL_FILES.intersection(file for item in copies for file in item.sources)
     kinds = {file: kind for file, kind in SALTED_FILES.items() if file in wanted}
     passwords = {kind: site.state.password(bundle.name, kind)[0] for kind in kinds.values()}
     facts = facts_of(bundle, placeholder=placeholder)
@@ -93,7 +99,7 @@ def _write(site: Site, bundle: Bundle, wanted: frozenset[str], placeholder: bool
         facts["passwords"] = {kind: sha256(password).hexdigest()[:16] for kind, password in passwords.items()}
     salted = _salted_files(site, bundle, kinds, facts)
     files = virtual_files(bundle, wanted - salted.keys(), passwords.__getitem__) | salted
-    return site.generations.stage(bundle.name, files, facts)
+    return bundle, copies, site.generations.stage(bundle.name, files, facts)
 
 
 def _salted_files(site: Site, bundle: Bundle, kinds: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, bytes]:

@@ -48,6 +48,11 @@ async def cursor_first(self: Any, step: Any) -> Any:
     return events.Delivered()
 
 
+async def never_secure(self: Any) -> None:
+    self._unsafe.clear()
+    await trio.lowlevel.checkpoint()
+
+
 def unsynced_inbox(self: Any, entries: Any, *, sync_parent: bool = True) -> None:
     write_atomic(self._fs, self.layout.inbox, inbox_bytes(entries), durable=False)
 
@@ -155,6 +160,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "the cursor is saved before the inbox": [
         Mistake("certctrl.agent.poller.Poller._deliver", cursor_first, kill_soon=12, renew=3)
     ],
+    "what is not done in time is not written": [Mistake("certctrl.agent.inbox.Inbox.secure", never_secure)],
     "the inbox is not synced": [Mistake("certctrl.store.state.StateStore._save_inbox", unsynced_inbox)],
     "superseded signals are forgotten": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._finish_superseded", forgetful_superseding, burst=5)
