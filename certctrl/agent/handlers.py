@@ -93,9 +93,7 @@ async def _stage(agent: Agent, cert_id: int) -> Prepared:
     return await agent.installer.stage(_opener(agent, cert_id, domains, materials), agent.items)
 
 
-def _opener(
-    agent: Agent, cert_id: int, domains: tuple[str, ...], materials: DeployMaterials
-) -> Callable[[], Bundle]:  # fmt: skip
+def _opener(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: DeployMaterials) -> Callable[[], Bundle]:
     keys = agent.store.load_device_keys()
     opened = agent.installer.opener(cert_id, materials, keys.secret if keys is not None else b"", domains)
 
