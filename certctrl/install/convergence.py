@@ -139,16 +139,26 @@ class Convergence:
         nodes = frozenset[str]().union(*(group.nodes for group in groups))
         items = [item for item in self.items if f"item:{item.id}" in nodes]
         records = [record for record in site.book.records.values() if f"cert:{record.cert_id}" in nodes]
-        plan, view = await planned(site, items, records, candidates, policy=policy, examine=self.examine)
+        previous: dict[str, str | None] = {}
+
+        def switch(plan: InstallPlan) -> None:
+            if to := {cert.name: cert.generation for one in plan.sets for cert in one.switches}:
+                previous.update(site.generations.switch(to))
+
+        def switch_at_once(plan: InstallPlan) -> None:
+            if not _stale_markers(plan):
+                switch(plan)
+
+        plan, view = await planned(
+            site, items, records, candidates, policy=policy, examine=self.examine, then=switch_at_once
+        )
         for cert_id, fault in view.faults.items():
             self.ledger.broken(cert_id, fault)
-        runs = [run for one in plan.sets for level in one.levels for run in level.runs]
-        if site.book.unmark(item for run in runs if run.stale_marker for item in run.items):
-            await site.book.save()
-        previous: dict[str, str | None] = {}
-        if switches := {cert.name: cert.generation for one in plan.sets for cert in one.switches}:
+        if stale := _stale_markers(plan):
+            if site.book.unmark(stale):
+                await site.book.save()
             with trio.CancelScope(shield=True):
-                previous = await site.offload(site.generations.switch, switches)
+                await site.offload(switch, plan)
         sets = {node: one for one in plan.sets for node in _nodes(one)}
         return _Round(items=items, plan=plan, view=view, candidates=candidates, previous=previous, sets=sets)
 
@@ -253,6 +263,12 @@ class _Round:
             if before and before != candidate.generation:
                 found[cert_id] = before
         return found
+
+
+def _stale_markers(plan: InstallPlan) -> list[str]:
+    """Return the items whose commands are due and marked as done: the marks must go before the switch."""
+    runs = (run for one in plan.sets for level in one.levels for run in level.runs)
+    return [item for run in runs if run.stale_marker for item in run.items]
 
 
 def _nodes(one: PlanSet) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import grp
 import hashlib
 import pwd
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -122,15 +122,20 @@ async def planned(
     policy: HostPolicy,
     unproven: Collection[int] = (),
     examine: Collection[int] | None = None,
+    then: Callable[[InstallPlan], None] | None = None,
 ) -> tuple[InstallPlan, View]:
-    """Look and plan in one go off the event loop: with thousands of items either takes longer than it may stall."""
+    """Look and plan in one go off the event loop: with thousands of items either takes longer than it may stall.
+
+    ``then``: what to do with the plan at once, in the same thread.
+    """
     noted = dict(site.book.activations)
 
     def work() -> tuple[InstallPlan, View]:
         view = look(site, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
-        return plan_for(
-            items, view.certs, view.facts, policy, noted, host=view.host, cas=view.cas, examine=examine
-        ), view  # fmt: skip
+        plan = plan_for(items, view.certs, view.facts, policy, noted, host=view.host, cas=view.cas, examine=examine)
+        if then is not None:
+            then(plan)
+        return plan, view
 
     plan, view = await site.offload(work)
     return plan, view

@@ -23,6 +23,7 @@ __all__ = ["Fs", "Handle", "RealFs", "Stat", "closing", "disk_error"]
 
 _LABEL = "security.selinux"
 _CHUNK = 1 << 20
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
 
 
 class RealFs:
@@ -249,7 +250,7 @@ def _fd(at: Handle | None) -> int | None:
 
 
 def _stat(raw: os.stat_result) -> Stat:
-    kind = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}.get(stat.S_IFMT(raw.st_mode), "other")
+    kind = _KINDS.get(stat.S_IFMT(raw.st_mode), "other")
     return Stat(
         kind, stat.S_IMODE(raw.st_mode), raw.st_uid, raw.st_gid, raw.st_size,
         raw.st_nlink, raw.st_ino, raw.st_dev, raw.st_mtime_ns,
