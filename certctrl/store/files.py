@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,11 @@ class StateFiles:
     def save_json(self, path: Path, body: dict[str, Any], *, sync_parent: bool = True) -> None:
         """Replace a JSON file."""
         self.save(path, decode.to_json(body), sync_parent=sync_parent)
+
+    def save_rows(self, path: Path, key: str, rows: Sequence[str], *, sync_parent: bool = True) -> None:
+        """Replace a JSON file whose only key holds rows that are JSON already."""
+        empty = decode.to_json({key: []})
+        self.save(path, empty[:-3] + ",".join(rows).encode() + empty[-3:], sync_parent=sync_parent)
 
     def note_cursor(self, path: Path, data: bytes) -> None:
         """Take ``data`` for what is at ``path``, though perhaps not durably: good for a file that may fall back."""

@@ -10,7 +10,8 @@ Readers need no lock: a file is old or new.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +45,8 @@ class StateStore(InstalledState):
 
     _keys: tuple[list[tuple[int, int, int]], DeviceKeys] | None = None
     """Where the device's keys were read, and what they are."""
+    _rows: Mapping[int, tuple[InboxEntry, str]] = {}
+    """What the inbox was last saved with, by id()."""
 
     def sweep(self) -> int:
         """Remove the temporary files of crashed writers; call it at start, under the daemon lock."""
@@ -165,14 +168,11 @@ class StateStore(InstalledState):
         self._save_inbox(entries, sync_parent=True)
 
     def _save_inbox(self, entries: Sequence[InboxEntry], *, sync_parent: bool) -> None:
-        rows = [
-            {
-                "signal": to_wire(entry.signal), "attempts": entry.attempts,
-                "last_error": entry.last_error, "next_try_at": entry.next_try_at,
-            }
-            for entry in entries
-        ]  # fmt: skip
-        self._files.save_json(self.layout.inbox, {"entries": rows}, sync_parent=sync_parent)
+        known = self._rows  # a burst saves most entries many times
+        self._rows = {id(entry): known.get(id(entry)) or (entry, _row(entry)) for entry in entries}
+        self._files.save_rows(
+            self.layout.inbox, "entries", [row for _, row in self._rows.values()], sync_parent=sync_parent
+        )
 
     def load_processed(self) -> tuple[str, ...]:
         """Return the identities of signals that are done, oldest first."""
@@ -202,6 +202,16 @@ class StateStore(InstalledState):
         self._files.save_json(self.layout.processed_signals, _identities(processed), sync_parent=False)
         self._files.sync(self.layout.state)
         self._save_inbox(entries, sync_parent=False)
+
+
+def _row(entry: InboxEntry) -> str:
+    return json.dumps(
+        {
+            "signal": to_wire(entry.signal), "attempts": entry.attempts,
+            "last_error": entry.last_error, "next_try_at": entry.next_try_at,
+        },
+        separators=(",", ":"), allow_nan=False,
+    )  # fmt: skip
 
 
 def _events(acks: Sequence[Ack]) -> dict[str, Any]:
