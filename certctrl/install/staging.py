@@ -15,7 +15,7 @@ import attrs
 
 from certctrl.errors import CertctrlError, PolicyRefusedError
 from certctrl.install.environment import files_of
-from certctrl.install.formats import SALTED_FILES, VIRTUAL_FILES, virtual_files
+from certctrl.install.formats import SALTED_FILES, virtual_files
 from certctrl.install.index import ItemIndex
 from certctrl.install.policy import Grant, Refusal, explain, shown
 from certctrl.install.refusing import judge_argv
@@ -67,10 +67,11 @@ async def stage(
     check fails and PolicyRefusedError when this host does not allow it (unchecked material never goes live).
     """
     bundle: Bundle
-    bundle, copies, staged = await site.gathered(_write, site, source, site.indexer.of(items), placeholder)
+    index = site.indexer.of(items)
+    bundle, staged = await site.gathered(_write, site, source, index, placeholder)
     if check:
         try:
-            await _check(site, bundle, staged, copies)
+            await _check(site, bundle, staged, index.copies(bundle.cert_id, bundle.name, bundle.domains))
         except CertctrlError:
             await site.offload(site.generations.discard, staged)
             raise
@@ -88,10 +89,9 @@ async def stage(
 
 def _write(
     site: Site, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool
-) -> tuple[Bundle, list[CopyAction], Staged]:
+) -> tuple[Bundle, Staged]:
     bundle = source if isinstance(source, Bundle) else source()
-    copies = index.copies(bundle.cert_id, bundle.name, bundle.domains)
-    wanted = VIRTUAL_FILES.intersection(file for item in copies for file in item.sources)
+    wanted = index.files(bundle.cert_id, bundle.name, bundle.domains)
     kinds = {file: kind for file, kind in SALTED_FILES.items() if file in wanted}
     passwords = {kind: site.state.password(bundle.name, kind)[0] for kind in kinds.values()}
     facts = facts_of(bundle, placeholder=placeholder)
@@ -99,7 +99,7 @@ def _write(
         facts["passwords"] = {kind: sha256(password).hexdigest()[:16] for kind, password in passwords.items()}
     salted = _salted_files(site, bundle, kinds, facts)
     files = virtual_files(bundle, wanted - salted.keys(), passwords.__getitem__) | salted
-    return bundle, copies, site.generations.stage(bundle.name, files, facts)
+    return bundle, site.generations.stage(bundle.name, files, facts)
 
 
 def _salted_files(site: Site, bundle: Bundle, kinds: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, bytes]:

@@ -44,7 +44,7 @@ class Poll:
 
 @attrs.frozen
 class Deliver:
-    """Make the signals durable and hand them on, *then* save the cursor (when there is one).
+    """Hand the signals on, wait for their outcomes, make durable what is not done, *then* save the cursor (if any).
 
     Without signals there is only a cursor to save (a 204 that moved it). Event: Delivered, DeliverFailed.
     """
@@ -52,7 +52,7 @@ class Deliver:
     cursor: str | None
     signals: tuple[Signal, ...]
     patience: float = 0.0
-    """Seconds to wait at most, between the two, for the outcomes of the signals."""
+    """Seconds to wait at most for the outcomes of the signals."""
 
 
 @attrs.frozen

@@ -84,7 +84,7 @@ def test_a_disk_that_cannot_be_read_for_a_while_costs_no_daemon() -> None:
         await story.plane.certificates.renew(USER, 1)
         await trio.sleep(7200)
         story.machine.disk.rotten = 0.0
-        await story.settle(1300)  # as above
+        await story.settle(700)
         assert story.machine.lives == 1
 
     told(happens)
