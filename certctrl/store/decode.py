@@ -8,6 +8,7 @@ StateCorruptError that names it and what to do; it is never read as "not there",
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from certctrl.errors import StateCorruptError
@@ -75,3 +76,9 @@ def object_of(data: bytes, file: str, fix: str) -> dict[str, Any]:
 def to_json(body: dict[str, Any]) -> bytes:
     """Return the bytes of a state file."""
     return (json.dumps({VERSION_KEY: VERSION, **body}, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+def to_json_of_rows(key: str, rows: Sequence[str]) -> bytes:
+    """Return the bytes of a state file whose only key holds rows that are JSON already."""
+    empty = to_json({key: []})
+    return empty[:-3] + ",".join(rows).encode() + empty[-3:]

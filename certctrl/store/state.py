@@ -165,14 +165,12 @@ class StateStore(InstalledState):
 
     def save_inbox(self, entries: Sequence[InboxEntry]) -> None:
         """Replace the inbox."""
-        self._save_inbox(entries, sync_parent=True)
+        self._files.save(self.layout.inbox, self._inbox(entries))
 
-    def _save_inbox(self, entries: Sequence[InboxEntry], *, sync_parent: bool) -> None:
+    def _inbox(self, entries: Sequence[InboxEntry]) -> bytes:
         known = self._rows  # a burst saves most entries many times
         self._rows = {id(entry): known.get(id(entry)) or (entry, _row(entry)) for entry in entries}
-        self._files.save_rows(
-            self.layout.inbox, "entries", [row for _, row in self._rows.values()], sync_parent=sync_parent
-        )
+        return decode.to_json_of_rows("entries", [row for _, row in self._rows.values()])
 
     def load_processed(self) -> tuple[str, ...]:
         """Return the identities of signals that are done, oldest first."""
@@ -196,12 +194,18 @@ class StateStore(InstalledState):
     def save_progress(self, acks: Sequence[Ack], processed: Sequence[str], entries: Sequence[InboxEntry]) -> None:
         """Replace all three with at most four fsyncs: no signal leaves the inbox before its outcome is durable.
 
-        The inbox may fall back to the one before, whose extra signals are done and known.
+        The inbox may fall back to the one before, whose extra signals are done and known. The last outcome goes
+        without fsync when nothing else is new: after a power cut it may be there again, and is sent again.
         """
-        self._files.save_json(self.layout.pending_acks, _events(acks), sync_parent=False)
-        self._files.save_json(self.layout.processed_signals, _identities(processed), sync_parent=False)
-        self._files.sync(self.layout.state)
-        self._save_inbox(entries, sync_parent=False)
+        files, layout = self._files, self.layout
+        inbox, done = self._inbox(entries), decode.to_json(_identities(processed))
+        if not acks and files.settled(layout.processed_signals, done) and files.settled(layout.inbox, inbox):
+            files.drop(layout.pending_acks)
+            return
+        files.save_json(layout.pending_acks, _events(acks), sync_parent=False)
+        files.save(layout.processed_signals, done, sync_parent=False)
+        files.sync(layout.state)
+        files.save(layout.inbox, inbox, sync_parent=False)
 
 
 def _row(entry: InboxEntry) -> str:

@@ -398,6 +398,20 @@ def test_the_end_of_signals_costs_four_fsyncs() -> None:
     assert (store.load_acks(), store.load_processed(), store.load_inbox()) == ((Ack(event={"a": 1}),), ("one",), ())
 
 
+def test_the_last_outcome_leaves_without_fsync_once_its_signal_is_gone_for_good() -> None:
+    store, fs = modelled()
+    store.save_inbox([InboxEntry(signal=CertRenewed(5, 1))])
+    store.save_progress([Ack(event={"a": 1})], ["one"], ())
+    fsyncs(fs)
+    store.save_progress((), ["one"], ())  # the inbox may still come back with its signal: not yet
+    assert fsyncs(fs) == 2
+    store.save_progress([Ack(event={"a": 2})], ["one", "two"], ())
+    assert fsyncs(fs) == 3
+    store.save_progress((), ["one", "two"], ())
+    assert fsyncs(fs) == 0
+    assert (store.load_acks(), store.load_processed(), store.load_inbox()) == ((), ("one", "two"), ())
+
+
 def test_a_write_that_was_not_made_durable_is_not_skipped_later() -> None:
     """`save_progress` leaves the inbox's name unsynced; a caller who then asks for durability must get it."""
     store, fs = modelled()
