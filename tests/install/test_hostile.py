@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -196,6 +196,7 @@ def run(host: Any, items: list[InstallItem], root: Path) -> None:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(items=plans)
+@example(items=[ExecAction(id="1", ob_id=1, cmd_argv=("/\0",))])
 def test_nothing_outside_the_roots_changes(host: Any, ground: Path, items: list[InstallItem]) -> None:
     run(host, items, ground)
 

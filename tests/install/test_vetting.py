@@ -32,6 +32,12 @@ def test_ours_and_roots_are_accepted(script: Path) -> None:
     vet_executable("/bin/sh")  # through /bin -> usr/bin and sh -> dash
 
 
+@pytest.mark.parametrize("name", ["/\0", "/bin/true\0/x", "/\ud800"])
+def test_what_can_be_no_name_is_refused(name: str) -> None:
+    with pytest.raises(CommandError, match="no file can have this name"):
+        vet_executable(name)
+
+
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777, 0o722])
 def test_writable_by_others_is_refused(script: Path, mode: int) -> None:
     script.chmod(mode)

@@ -65,6 +65,8 @@ def _walk(path: str) -> str:
             found = os.lstat(here)
         except OSError as error:
             raise CommandError(f"cannot run {path}: {here}: {error.strerror}", fix=f"ls -l {here}") from None
+        except ValueError:  # a NUL, or letters that no file's name can hold
+            raise CommandError(f"cannot run {path!r}: no file can have this name") from None
         _judge(found, here, path)
         if not stat.S_ISLNK(found.st_mode):
             done = here
