@@ -1,9 +1,14 @@
-"""Acks: outcomes go to the plane oldest first, in batches, right before the next poll (api.md §5)."""
+"""Acks: outcomes go to the plane oldest first, in batches, right before the next poll (api.md §5).
+
+What is done while the plane holds a long poll does not wait for its end: it is sent beside it.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
+
+import trio
 
 import certctrl
 from certctrl.agent.context import Agent
@@ -14,6 +19,8 @@ from certctrl.net.control_plane import UnsupportedByPlane
 from certctrl.protocol.events import AcksFailed, AcksSent, Event
 
 BATCH = 100
+PAUSE = 0.2
+"""Seconds that an outcome beside a long poll waits for others."""
 
 
 async def flush_acks(agent: Agent) -> Event:
@@ -35,6 +42,15 @@ async def flush_acks(agent: Agent) -> Event:
             say(agent.log, Line.ACKS_SENT, count=len(events))
         await tried(agent, agent.inbox.sent(events))  # refused: a restart would send them again, which does no harm
     return AcksSent()
+
+
+async def send_beside(agent: Agent) -> None:
+    """Send what comes to be done from now on; what the plane does not take is left to the next poll."""
+    while True:
+        await agent.inbox.wait_for_ack()
+        await trio.sleep(PAUSE)
+        if isinstance(await flush_acks(agent), AcksFailed):
+            return
 
 
 async def _post(agent: Agent, notices: list[dict[str, Any]], token: str) -> None:

@@ -98,8 +98,11 @@ class Batches:
                     self._changed = trio.Event()
                     await self._changed.wait()
                 await self._gather()
-                seats, self._seats = self._seats, []
-                nursery.start_soon(self._run, seats, name="batch")
+                nursery.start_soon(self._run, self._take(), name="batch")
+
+    def _take(self) -> list[_Seat]:
+        seats, self._seats = self._seats, []
+        return seats  # a local of the loop would hold the last batch until the next
 
     async def _gather(self) -> None:
         quiet, bound = self._debounce()

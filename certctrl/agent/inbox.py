@@ -51,6 +51,7 @@ class Inbox:
         self._entries = {key: entry for key, entry in entries.items() if key not in done}
         self._dirty = False
         self._unsafe: set[str] = set()  # admitted, and in no inbox that is known to be durable
+        self._outcomes = self._offered = 0  # how many acks ever came, and how many had when they were looked at last
         self.acks_dropped = 0
 
     @property
@@ -86,6 +87,11 @@ class Inbox:
         while any(self._entries.get(identity(entry.signal)) is entry for entry in entries):
             await self._changed.wait()
 
+    async def wait_for_ack(self) -> None:
+        """Wait for an ack that was not here when `next_acks` looked last."""
+        while self._outcomes == self._offered:
+            await self._changed.wait()
+
     def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
         """Take the page in and return the entries that are new: neither waiting here nor done before.
 
@@ -119,9 +125,7 @@ class Inbox:
             key = identity(entry.signal)
             self._entries.pop(key, None)
             self._processed[key] = None
-        self._acks += [Ack(event=event) for event in acks]
-        self._trim()
-        self._dirty = True
+        self._tell(*acks)
         await self._write_and_tell()
 
     async def keep(
@@ -133,21 +137,17 @@ class Inbox:
             self._entries[key] = attrs.evolve(
                 entry, attempts=entry.attempts + count, last_error=error, next_try_at=next_try_at
             )
-        if ack is not None:
-            self._acks.append(Ack(event=ack))
-            self._trim()
-        self._dirty = True
+        self._tell(*() if ack is None else (ack,))
         await self._write_and_tell()
 
     async def report(self, event: dict[str, Any]) -> None:
         """Queue an event that belongs to no signal (agent version, a late success), durably."""
-        self._acks.append(Ack(event=event))
-        self._trim()
-        self._dirty = True
-        await self._write()
+        self._tell(event)
+        await self._write_and_tell()
 
     def next_acks(self, count: int) -> list[dict[str, Any]]:
         """Return the oldest acks, at most ``count``; they stay until `sent`."""
+        self._offered = self._outcomes
         return [ack.event for ack in self._acks[:count]]
 
     async def sent(self, events: Sequence[dict[str, Any]]) -> None:
@@ -162,7 +162,10 @@ class Inbox:
         """Say whether there is something for `secure` to do, as after the disk refused a write."""
         return self._dirty or bool(self._unsafe)
 
-    def _trim(self) -> None:
+    def _tell(self, *events: dict[str, Any]) -> None:
+        self._acks += [Ack(event=event) for event in events]
+        self._outcomes += len(events)
+        self._dirty = True
         if (over := len(self._acks) - ACK_LIMIT) > 0:
             del self._acks[:over]
             self.acks_dropped += over

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from certctrl.agent.acks import flush_acks
+from certctrl.agent.acks import flush_acks, send_beside
 from certctrl.agent.alerts import problem_key, raise_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.disk import catch_up, disk_is_well, disk_trouble
@@ -99,15 +99,11 @@ class Poller:
         with trio.CancelScope() as self._waiting:
             if self._poked and step.wait:
                 self._waiting.cancel()
-            try:
-                token = await agent.tokens.current()
-                event = await agent.plane.poll(token, step)
-            except NotRegisteredError as error:
-                event = events.RefreshRefused(str(error))
-            except PlaneError as error:
-                event = events.ServerBusy(error.status, error.retry_after, error.key)
-            except CertctrlError as error:
-                event = events.TransportFailed(str(error))
+            async with trio.open_nursery() as nursery:
+                if step.wait:
+                    nursery.start_soon(send_beside, agent, name="acks")
+                event = await self._request(step)
+                nursery.cancel_scope.cancel()
         if self._waiting.cancelled_caught:
             return self._timer()
         if not step.wait:
@@ -118,6 +114,17 @@ class Poller:
         elif event.full:
             agent.batches.expect(True)
         return event
+
+    async def _request(self, step: steps.Poll) -> events.Event:
+        agent = self.agent
+        try:
+            return await agent.plane.poll(await agent.tokens.current(), step)
+        except NotRegisteredError as error:
+            return events.RefreshRefused(str(error))
+        except PlaneError as error:
+            return events.ServerBusy(error.status, error.retry_after, error.key)
+        except CertctrlError as error:
+            return events.TransportFailed(str(error))
 
     async def _room(self, limit: int) -> None:
         inbox = self.agent.inbox

@@ -134,8 +134,7 @@ async def _check(site: Site, bundle: Bundle, staged: Staged, copies: Sequence[Co
 
 async def _run_check(site: Site, name: str, staged: Staged, item: CopyAction, grant: Grant) -> None:
     directory = Path(staged.path)
-    files: Mapping[str, Any] = staged.manifest["files"]
-    told, secrets = await site.offload(files_of, site, name, directory, files)
+    told, secrets = await site.offload(files_of, site, name, directory, staged.files)
     result = await site.proc.run(
         [word.replace("{staged}", str(directory)) for word in grant.argv],
         run_as=grant.run_as,

@@ -19,8 +19,9 @@ from certctrl.protocol.pace import Pace
 from certctrl.protocol.state import State, Walk
 from certctrl.protocol.texts import poll_code, poll_text
 
-OUTCOME_PATIENCE = 1.0
-"""Seconds that cursor and next poll wait for a page's outcomes, which would else travel only after a long-poll."""
+OUTCOME_PATIENCE = 0.3
+"""Seconds that cursor and next poll wait for a page's outcomes: what is done by then need not be written down first.
+Longer would make the agent deaf to the next signal."""
 
 _ANSWERS: dict[type, tuple[type, ...]] = {
     steps.Poll: ev.POLL_ANSWERS,

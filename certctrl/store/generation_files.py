@@ -22,7 +22,7 @@ FILE_LIMIT = 4 * 1024 * 1024
 MANY = 3
 """From so many files or directories on, one syncfs costs less than an fsync each."""
 REMEMBERED = 4000
-"""Manifests kept in memory, 2 KiB each; the oldest goes first and is read again when it is needed."""
+"""Manifests kept in memory, under 1 KiB each; the oldest goes first and is read again when it is needed."""
 _PUBLIC = frozenset({"certificate.pem", "chain.pem", "fullchain.pem", "certificate.der", "ca.pem", "ca.der"})
 _MEND = "remove its directory; the agent then fetches the certificate again"
 
@@ -60,7 +60,8 @@ class GenerationFiles:
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self._layout = layout
         self._fs = fs
-        self._manifests: dict[tuple[str, str], Manifest] = {}
+        self._manifests: dict[tuple[str, str], tuple[int, bytes]] = {}
+        """Number and bytes: unpacked, a manifest takes three times the room."""
 
     # --- what is there ------------------------------------------------------------------------------------
 
@@ -83,7 +84,7 @@ class GenerationFiles:
         found = []
         for entry in entries:
             try:
-                found.append((int(self.manifest(name, entry)["number"]), entry))
+                found.append((self._number(name, entry), entry))
             except StateCorruptError:
                 continue
         return found
@@ -105,18 +106,21 @@ class GenerationFiles:
 
     def manifest(self, name: str, generation: str) -> Manifest:
         """Return a manifest that fits its id, from memory when it was read before: generations never change."""
-        key = (name, generation)
-        if (known := self._manifests.get(key)) is not None:
-            return known
         path = self._layout.generation(name, generation) / MANIFEST
+        if (known := self._manifests.get((name, generation))) is not None:
+            return decode.object_of(known[1], str(path), _MEND) | {"id": generation}
         data = read_bytes(self._fs, path, FILE_LIMIT)
         if data is None:
             raise StateCorruptError(f"{path} is missing", path=str(path), fix=_MEND)
         checked = self._checked(decode.object_of(data, str(path), _MEND), generation, str(path))
-        self._remember(key, checked)
+        self._remember((name, generation), (int(checked["number"]), data))
         return checked
 
-    def _remember(self, key: tuple[str, str], manifest: Manifest) -> None:
+    def _number(self, name: str, generation: str) -> int:
+        known = self._manifests.get((name, generation))
+        return int(self.manifest(name, generation)["number"]) if known is None else known[0]
+
+    def _remember(self, key: tuple[str, str], manifest: tuple[int, bytes]) -> None:
         with suppress(KeyError, StopIteration, RuntimeError):  # another thread may be doing the same
             while len(self._manifests) >= REMEMBERED:
                 del self._manifests[next(iter(self._manifests))]

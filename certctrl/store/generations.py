@@ -41,8 +41,8 @@ class Staged:
     """The directory to run checks on; of no use once settled."""
     unchanged: bool
     """True when this very generation is live already."""
-    manifest: Mapping[str, Any]
-    """``files``: file name -> SHA-256 (hex); ``facts``: what `stage` was given; ``number``: order of making."""
+    files: tuple[str, ...]
+    """Names; what a thousand of these hold while they wait for their switch is memory."""
 
     @property
     def is_temporary(self) -> bool:
@@ -104,7 +104,7 @@ class GenerationStore:
         manifest: Manifest = {"id": found, "number": number, "name": name, "files": hashes, "facts": plain_facts}
         path = self._files.write(name, files, manifest)
         self._verified.add((name, found))
-        self._pending[name, found] = Staged(name=name, id=found, path=path, unchanged=False, manifest=manifest)
+        self._pending[name, found] = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes))
         return self._pending[name, found]
 
     def _reuse(self, name: str, wanted: str) -> Staged | str:
@@ -118,7 +118,9 @@ class GenerationStore:
             if (manifest := self._files.whole(name, generation)) is not None:
                 self._verified.add((name, generation))
                 path = self.path(name, generation)
-                return Staged(name=name, id=generation, path=path, unchanged=generation == live, manifest=manifest)
+                return Staged(
+                    name=name, id=generation, path=path, unchanged=generation == live, files=(*manifest["files"],)
+                )
             if generation != live:
                 self._remove(name, [generation])
                 break

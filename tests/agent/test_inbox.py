@@ -58,6 +58,20 @@ async def admitted(inbox: Inbox, signals: Sequence[Signal]) -> list[InboxEntry]:
     return entries
 
 
+async def test_an_ack_that_nobody_has_looked_at_is_not_waited_for(store: StateStore) -> None:
+    """Also when it came before the waiting began; what a sender has seen and could not send waits for its next try."""
+    inbox = again(store)
+    await inbox.finish(await admitted(inbox, [A]), [{"n": 1}])
+    with trio.fail_after(1):
+        await inbox.wait_for_ack()
+    assert inbox.next_acks(10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(inbox.wait_for_ack)
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks, "the plane did not take it: the next poll tries again"
+        await inbox.report({"n": 2})
+
+
 async def test_a_page_is_durable_once_it_is_secured_and_a_duplicate_is_nothing(store: StateStore) -> None:
     inbox = again(store)
     assert [e.signal for e in inbox.admit([A, B, A])] == [A, B]

@@ -148,7 +148,7 @@ def test_under_long_poll_an_outcome_goes_out_before_the_next_poll_hangs() -> Non
     play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
 
 
-def test_a_slow_signal_holds_up_the_next_poll_for_a_second_only() -> None:
+def test_a_slow_signal_holds_up_the_next_poll_for_a_moment_only() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 3)
         took = scene.agent.plane.fetch_materials
@@ -165,6 +165,28 @@ def test_a_slow_signal_holds_up_the_next_poll_for_a_second_only() -> None:
         assert OUTCOME_PATIENCE <= trio.current_time() - began < OUTCOME_PATIENCE + 2
         assert not scene.live(row["id"])
         await scene.until(lambda: scene.live(row["id"]), 60)
+
+    play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
+
+
+def test_what_is_done_beside_a_long_poll_is_told_at_once() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.polls) >= 3)
+        stage = scene.agent.installer.stage
+
+        async def slow(*args: Any) -> Any:
+            await trio.sleep(5)
+            return await stage(*args)
+
+        scene.agent.installer.stage = slow
+        rows = [await scene.issue(f"slow{number}.example") for number in range(3)]
+        await scene.until(lambda: all(scene.live(row["id"]) for row in rows), 60)
+        began, polls = trio.current_time(), len(scene.polls)
+        while scene.outcomes().count(("cert.renewed", "applied")) < len(rows):
+            assert trio.current_time() - began < 2, scene.log
+            await trio.sleep(0.05)
+        assert len(scene.polls) == polls, "the poll went on"
+        assert scene.agent.inbox.acks_pending == 0
 
     play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
 

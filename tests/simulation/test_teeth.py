@@ -53,7 +53,7 @@ async def never_secure(self: Any) -> None:
     await trio.lowlevel.checkpoint()
 
 
-def unsynced_inbox(self: Any, entries: Any, *, sync_parent: bool = True) -> None:
+def unsynced_inbox(self: Any, entries: Any) -> None:
     write_atomic(self._fs, self.layout.inbox, inbox_bytes(entries), durable=False)
 
 
@@ -161,7 +161,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.agent.poller.Poller._deliver", cursor_first, kill_soon=12, renew=3)
     ],
     "what is not done in time is not written": [Mistake("certctrl.agent.inbox.Inbox.secure", never_secure)],
-    "the inbox is not synced": [Mistake("certctrl.store.state.StateStore._save_inbox", unsynced_inbox)],
+    "the inbox is not synced": [Mistake("certctrl.store.state.StateStore.save_inbox", unsynced_inbox)],
     "superseded signals are forgotten": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._finish_superseded", forgetful_superseding, burst=5)
     ],
