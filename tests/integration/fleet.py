@@ -65,6 +65,9 @@ def clean_environment(**extra: str) -> dict[str, str]:
 class Child:
     """One process; what it prints is in a file."""
 
+    gently = False
+    """Whether it has children that only it can end."""
+
     def __init__(self, argv: Sequence[str | Path], log: Path, *, stdin: int = subprocess.DEVNULL, **extra: str) -> None:
         self.log = log
         with log.open("wb") as out:
@@ -122,6 +125,10 @@ class Child:
         """End it, whatever state it is in."""
         if self.process.stdin is not None:
             self.process.stdin.close()
+        if self.running and self.gently:
+            self.send(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.wait(10)
         if self.running:
             self.kill()
 
@@ -325,6 +332,7 @@ class Service:
     def __init__(self, fleet: Fleet, server: Server) -> None:
         self.server = server
         self.child = fleet.child(server.argv, f"{server.folder.name}.log", stdin=subprocess.PIPE)
+        self.child.gently = True  # nginx: killed, it would leave its workers
         wait_for(self._accepts, f"{server.kind} to accept connections")
 
     def _accepts(self) -> bool:
