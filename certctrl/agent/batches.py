@@ -29,10 +29,12 @@ Converge = Callable[[Sequence[Prepared], Collection[int]], Awaitable[dict[int, O
 
 
 @attrs.define
-class _Seat:
-    cert_id: int
-    prepared: Prepared | None
-    outcome: Outcome | None = None
+class _Batch:
+    seats: list[tuple[int, Prepared | None]] = attrs.field(factory=list)
+    """Who waits: certificate, and what it shall be switched to."""
+    outcomes: dict[int, Outcome] = attrs.field(factory=dict)
+    without: str = "cancelled before it was applied"
+    """What a certificate is told that has no outcome."""
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
@@ -42,7 +44,7 @@ class Batches:
     def __init__(self, converge: Converge, *, debounce: Callable[[], tuple[float, float]]) -> None:
         self._converge = converge
         self._debounce = debounce  # seconds: quiet time, bound
-        self._seats: list[_Seat] = []
+        self._open = _Batch()
         self._joining = 0
         self._expected = False
         self._changed = trio.Event()
@@ -78,31 +80,30 @@ class Batches:
 
     async def deploy(self, cert_id: int, prepared: Prepared | None) -> Outcome:
         """Switch to ``prepared`` (None: bring what is live in line with the items) and return the outcome."""
-        seat = _Seat(cert_id, prepared)
-        self._seats.append(seat)
+        batch, seat = self._open, (cert_id, prepared)
+        batch.seats.append(seat)
         self._changed.set()
         try:
-            await seat.done.wait()
+            await batch.done.wait()
         except trio.Cancelled:
-            if seat in self._seats:  # not under way yet: leave the queue
-                self._seats.remove(seat)
+            if batch is self._open:  # not under way yet: leave the queue
+                batch.seats.remove(seat)
             raise
-        assert seat.outcome is not None
-        return seat.outcome
+        return batch.outcomes.get(cert_id) or Outcome(kind=OutcomeKind.FAILED, detail=batch.without)
 
     async def run_batches(self) -> None:
         """Form batches and run each in a task of its own, until cancelled: a hanging reload delays nobody else."""
         async with trio.open_nursery() as nursery:
             while True:
-                while not self._seats:
+                while not self._open.seats:
                     self._changed = trio.Event()
                     await self._changed.wait()
                 await self._gather()
-                nursery.start_soon(self._run, self._take(), name="batch")
+                nursery.start_soon(self._run, self._close(), name="batch")
 
-    def _take(self) -> list[_Seat]:
-        seats, self._seats = self._seats, []
-        return seats  # a local of the loop would hold the last batch until the next
+    def _close(self) -> _Batch:
+        batch, self._open = self._open, _Batch()
+        return batch
 
     async def _gather(self) -> None:
         quiet, bound = self._debounce()
@@ -118,14 +119,11 @@ class Batches:
                     return
                 slowest = max(slowest, trio.current_time() - began)
 
-    async def _run(self, seats: list[_Seat]) -> None:
-        prepared = [seat.prepared for seat in seats if seat.prepared is not None]
-        outcomes: dict[int, Outcome] = {}
-        why = "cancelled before it was applied"
+    async def _run(self, batch: _Batch) -> None:
+        prepared = [one for _, one in batch.seats if one is not None]
         try:
-            outcomes = await self._converge(prepared, {seat.cert_id for seat in seats})
-            why = "the plan has nothing for this certificate"
+            batch.outcomes = await self._converge(prepared, {cert_id for cert_id, _ in batch.seats})
+            batch.without = "the plan has nothing for this certificate"
         finally:
-            for seat in seats:
-                seat.outcome = outcomes.get(seat.cert_id) or Outcome(kind=OutcomeKind.FAILED, detail=why)
-                seat.done.set()
+            batch.seats.clear()
+            batch.done.set()

@@ -20,8 +20,7 @@ from certctrl.protocol.state import State, Walk
 from certctrl.protocol.texts import poll_code, poll_text
 
 OUTCOME_PATIENCE = 0.3
-"""Seconds that cursor and next poll wait for a page's outcomes: what is done by then need not be written down first.
-Longer would make the agent deaf to the next signal."""
+"""Seconds that cursor and next poll wait for a page's outcomes; what is done by then need not be written down first."""
 
 _ANSWERS: dict[type, tuple[type, ...]] = {
     steps.Poll: ev.POLL_ANSWERS,
