@@ -1,0 +1,173 @@
+"""What fails goes back to what served before; a first delivery that fails stays for its service to find."""
+
+from __future__ import annotations
+
+import stat
+from typing import Any
+
+import trio
+import trio.testing
+from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, leftovers, reload
+from trio.testing import MockClock
+
+from certctrl.model.plan import CopyAction, ExecAction, OutcomeKind, VerifyCommand
+from certctrl.model.records import Stage
+
+
+async def test_a_failed_reload_brings_the_old_pair_back_into_service(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    good, calls = host.live(1), len(host.proc.calls)
+    bundle = host.bundle(1)
+    service.refuses.add(bundle.fingerprint_sha256)
+    prepared = await host.installer.stage(bundle, items)
+    outcome = (await host.installer.converge([prepared], items))[1]
+    assert outcome.kind is ROLLED_BACK
+    assert "exited with 3: it says no" in outcome.detail
+    assert outcome.deployed[0].fingerprint_sha256 == good == host.live(1) == service.served
+    assert len(host.proc.calls) == calls + 2
+    record = host.installer.records[1]
+    assert (record.stage, record.staged, record.attempts) == (Stage.ACTIVATED, prepared.generation, 1)
+    assert record.next_try_at == host.clock + 30
+    assert kinds(await host.installer.converge((), items)) == {}, "not before its next try"
+    service.refuses.clear()
+    host.clock += 31
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
+    assert host.live(1) == bundle.fingerprint_sha256 == service.served
+
+
+async def test_a_service_that_does_not_take_it_up_is_noticed_and_taken_back(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    good = host.live(1)
+    service.deaf = True
+    outcome = (await host.deliver(1, items=items))[1]
+    assert (outcome.kind, host.live(1)) == (ROLLED_BACK, good)
+    assert "serves another certificate" in outcome.detail
+    assert trio.current_time() == host.config.application.verify_timeout_seconds
+
+
+async def test_copies_go_back_with_the_links(clock: MockClock, host: Any) -> None:
+    target = host.out / "combined.pem"
+    copy = CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),), mode=0o640)
+    items = [copy, *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    service.certificate = service.key = target
+    await host.deliver(1, items=items)
+    good = target.read_bytes()
+    service.deaf = True
+    assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
+    assert target.read_bytes() == good and stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert leftovers(host) == []
+
+
+async def test_after_a_failed_set_each_certificate_is_tried_alone(clock: MockClock, host: Any) -> None:
+    ids, items = (1, 2, 3), reload(1, 2, 3)
+    host.allow(commands=commands(RELOAD))
+    services = {n: host.serve(RELOAD, n, 1000 + n) for n in ids}
+    await host.deliver(*ids, items=items)
+    bundles = {n: host.bundle(n) for n in ids}
+    services[2].refuses.add(bundles[2].fingerprint_sha256)
+    before = {n: host.live(n) for n in ids}
+
+    async def attempt() -> dict[int, OutcomeKind]:
+        prepared = [await host.installer.stage(bundle, items) for bundle in bundles.values()]
+        return kinds(await host.installer.converge(prepared, items))
+
+    assert await attempt() == dict.fromkeys(ids, ROLLED_BACK)
+    assert {n: host.live(n) for n in ids} == before
+    assert await attempt() == {1: APPLIED, 2: ROLLED_BACK, 3: APPLIED}
+    assert [services[n].served == bundles[n].fingerprint_sha256 for n in ids] == [True, False, True]
+    assert services[2].served == before[2] == host.live(2)
+    assert await attempt() == {1: UNCHANGED, 2: ROLLED_BACK, 3: UNCHANGED}
+
+
+async def test_when_the_old_state_does_not_serve_either_the_rest_is_not_tried(clock: MockClock, host: Any) -> None:
+    ids, items = (1, 2, 3), reload(1, 2, 3)
+    host.allow(commands=commands(RELOAD))
+    services = [host.serve(RELOAD, n, 1000 + n) for n in ids]
+    await host.deliver(*ids, items=items)
+    services[0].broken = True
+    outcomes = await host.deliver(*ids, items=items)
+    assert all("does not serve either" in outcome.detail for outcome in outcomes.values())
+    calls = len(host.proc.calls)
+    outcomes = await host.installer.converge((), items, only=ids)
+    assert [outcomes[n].detail.startswith("not tried") for n in ids] == [True, True, True]
+    assert len(host.proc.calls) == calls + 1, "one reload tells that the service is at fault"
+    services[0].broken = False
+    host.clock += 7200
+    assert set(kinds(await host.installer.converge((), items)).values()) == {APPLIED}
+    assert [service.served for service in services] == [host.live(n) for n in ids]
+
+
+async def test_a_first_delivery_that_fails_stays_for_the_service_to_find(clock: MockClock, host: Any) -> None:
+    """A service that is not configured yet cannot reload; without its files it could never be started."""
+    items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),)), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001, broken=True)
+    outcome = (await host.deliver(1, items=items))[1]
+    assert outcome.kind is FAILED and "nothing to go back to" in outcome.detail
+    assert host.installer.records[1].stage is Stage.COMMITTED
+    assert (host.out / "a.pem").exists() and host.live(1)
+    service.broken = False
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
+    assert host.installer.records[1].stage is Stage.ACTIVATED
+    assert service.served == host.live(1)
+
+
+async def test_first_files_for_a_service_stay_although_the_certificate_was_here_before(
+    clock: MockClock, host: Any
+) -> None:
+    """The certificate came first, its items later: a service that is down needs the files before it can be started."""
+    target = host.out / "a.pem"
+    items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001, broken=True)
+    assert kinds(await host.deliver(1)) == {1: APPLIED}
+    assert kinds(await host.installer.converge((), items))[1] in (FAILED, ROLLED_BACK)
+    assert target.exists()
+    service.broken = False
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
+    assert service.served == host.live(1)
+    service.broken = True
+    target.unlink()
+    assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
+    assert not target.exists(), "once the command has succeeded, what fails is undone"
+
+
+async def test_a_first_delivery_does_not_destroy_what_stood_at_a_destination(clock: MockClock, host: Any) -> None:
+    target = host.out / "combined.pem"
+    target.write_bytes(b"the operator's own")
+    items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    host.serve(RELOAD, 1, 1001, broken=True)
+    assert kinds(await host.deliver(1, items=items)) == {1: FAILED}
+    assert target.read_bytes() == b"the operator's own"
+
+
+async def test_a_tolerated_failure_is_told_and_does_not_stop_the_rest(clock: MockClock, host: Any) -> None:
+    items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True), *reload(1, depends_on=("t",))]
+    host.allow(commands=commands(RELOAD, OTHER))
+    host.proc.does[OTHER] = lambda: 9
+    service = host.serve(RELOAD, 1, 1001)
+    outcome = (await host.deliver(1, items=items))[1]
+    assert outcome.kind is APPLIED and "tolerated" in outcome.detail
+    assert service.served == host.live(1)
+    host.proc.does[OTHER] = lambda: 0
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}, "tried again until it sticks"
+
+
+async def test_verify_by_command_is_tried_until_its_deadline(clock: MockClock, host: Any) -> None:
+    verify = ("/bin/true", "verify")
+    items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD, verify=VerifyCommand(cmd_argv=verify))]
+    host.allow(commands=commands(RELOAD, verify))
+    answers = iter([1, 1, 0])
+    host.proc.does[verify] = lambda: next(answers, 1)
+    assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
+    outcome = (await host.deliver(1, items=items))[1]
+    assert outcome.kind is ROLLED_BACK and "verify exited with 1" in outcome.detail

@@ -1,0 +1,103 @@
+"""New material waits for the window, and what a person took back is held until that person releases it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from runner_host import APPLIED, RELOAD, ROLLED_BACK, commands, kinds, reload
+from trio.testing import MockClock
+
+from certctrl.errors import UsageError
+from certctrl.model.policy import MaintenanceWindow
+
+
+def night(host: Any) -> None:
+    hour = int(host.clock // 3600) % 24
+    host.allow(window=MaintenanceWindow(from_=f"{(hour + 2) % 24:02}:00", to=f"{(hour + 3) % 24:02}:00"))
+
+
+async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    night(host)
+    assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}, "a first delivery has nothing to disturb"
+    old = host.live(1)
+    outcome = (await host.deliver(1, items=items))[1]
+    assert outcome.kind is APPLIED and "waits for the window" in outcome.detail
+    assert host.live(1) == old == service.served
+    record = host.start().records[1]
+    assert record.staged and record.staged != record.generation, "staged and durable"
+    assert list((await host.installer.plan(items)).held) == [1]
+    opening = host.installer.next_window()
+    assert 3600 <= opening - host.clock <= 7200
+    assert (await host.installer.converge_all(items)).kind is APPLIED and host.live(1) == old
+    host.clock = opening
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
+    assert host.live(1) == service.served != old
+    assert host.installer.records[1].staged == "" and host.installer.next_window() is None
+
+
+async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None:
+    await host.deliver(1)
+    night(host)
+    await host.deliver(1)
+    old = host.live(1)
+    assert (await host.installer.converge_all((), ignore_window=True)).kind is APPLIED
+    assert host.live(1) != old
+
+
+async def test_rollback_by_hand_holds_until_released(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    for _ in range(2):
+        await host.deliver(1, items=items)
+        host.clock += 60
+    old, new = host.installer._site.generations.ids("c1.example")
+    outcome = await host.installer.rollback("c1.example", None, items)
+    assert outcome.kind is APPLIED
+    assert host.installer.records[1].generation == old and service.served == host.live(1)
+    renewed = (await host.deliver(1, items=items))[1]
+    assert "held" in renewed.detail and host.installer.records[1].generation == old
+    assert (await host.installer.converge_all(items)).kind is APPLIED, "nothing but the hold to tell"
+    assert host.installer.records[1].generation == old
+    await host.installer.release("c1.example")
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
+    assert host.installer.records[1].generation not in (old, new)
+    assert service.served == host.live(1)
+    assert (await host.installer.rollback("c1.example", new, items)).kind is APPLIED
+    assert host.installer.records[1].generation == new
+
+
+async def test_rollback_that_does_not_serve_stays_where_it_was(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    service.refuses.add(host.live(1))
+    await host.deliver(1, items=items)
+    now = host.live(1)
+    assert (await host.installer.rollback("c1.example", None, items)).kind is ROLLED_BACK
+    record = host.installer.records[1]
+    assert (host.live(1), service.served, record.held, record.staged) == (now, now, False, "")
+
+
+async def test_rollback_to_nothing_is_a_usage_error(clock: MockClock, host: Any) -> None:
+    await host.deliver(1)
+    with pytest.raises(UsageError, match="no earlier generation"):
+        await host.installer.rollback("c1.example", None, ())
+    with pytest.raises(UsageError, match="has no generation"):
+        await host.installer.rollback("c1.example", "../../x", ())
+    with pytest.raises(UsageError, match="no certificate"):
+        await host.installer.rollback("other", None, ())
+    with pytest.raises(UsageError, match="no certificate"):
+        await host.installer.release("other")
+    assert not host.installer.records[1].held
+
+
+async def test_previous_generations_are_kept_and_older_ones_go(clock: MockClock, host: Any) -> None:
+    for _ in range(6):
+        await host.deliver(1)
+    assert len(host.installer._site.generations.ids("c1.example")) == 1 + host.config.application.keep_generations
