@@ -3,7 +3,9 @@
 Order is everything (safety.md §4.2):
 
     page → inbox.json or outcome → last_cursor.txt    nothing is lost: a crash in between brings the page again
-    outcome → pending_acks.json → inbox.json          nothing is forgotten: a crash in between acks twice
+    outcome → pending_acks.json → inbox.json          nothing is forgotten: what is done is known to be done
+
+Outcome and "done" are one file, so that no crash keeps the one and takes the other.
 
 So a signal is at work before it is durable here, and what is done by the time of `secure` is never written.
 
@@ -15,6 +17,7 @@ so a burst of a thousand signals costs a few dozen writes. Everything runs in on
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -22,11 +25,10 @@ import trio
 
 from certctrl.model.records import Ack, InboxEntry
 from certctrl.model.signals import Signal, identity
-from certctrl.protocol.wire import signal_from_wire
 from certctrl.store.state import StateStore
 
 ACK_LIMIT = 1000
-PROCESSED_LIMIT = 1000
+DONE_LIMIT = 1000
 PUT_OFF = 10
 """How many times the limit may wait for their next try."""
 
@@ -42,14 +44,12 @@ class Inbox:
         self._limit = limit
         self._disk = trio.Lock()
         self._changed = trio.Event()
-        self._processed = dict.fromkeys(store.load_processed())
-        self._acks = list(store.load_acks())
-        # A power cut may bring back the inbox before the last: what it has more is done. It may also have taken the
-        # outcome and left the word that there was one: then the signal is handled again, for the plane must hear of it.
-        done = self._processed.keys() & _told(self._acks)
+        acks, done = store.load_outcomes()
+        self._acks, self._done = list(acks), dict.fromkeys(done)
+        # a power cut may bring back the inbox before the last: what it has more is done
         entries = {identity(entry.signal): entry for entry in store.load_inbox()}
-        self._entries = {key: entry for key, entry in entries.items() if key not in done}
-        self._dirty = False
+        self._entries = {key: entry for key, entry in entries.items() if key not in self._done}
+        self._dirty = self._fewer = False  # something to write; acks that only have to leave
         self._unsafe: set[str] = set()  # admitted, and in no inbox that is known to be durable
         self._outcomes = self._offered = 0  # how many acks ever came, and how many had when they were looked at last
         self.acks_dropped = 0
@@ -100,7 +100,7 @@ class Inbox:
         fresh: dict[str, InboxEntry] = {}
         for signal in signals:
             key = identity(signal)
-            if key not in self._entries and key not in self._processed:
+            if key not in self._entries and key not in self._done:
                 fresh[key] = InboxEntry(signal=signal)
         self._entries |= fresh
         self._unsafe |= fresh.keys()
@@ -112,8 +112,8 @@ class Inbox:
         Raises DiskError; then everything stays in memory, and the cursor where it is.
         """
         async with self._disk:
-            while self._dirty:  # outcomes must be there before their signals leave
-                await self._save_all()
+            while self._dirty or self._fewer:  # outcomes must be there before their signals leave
+                await self._save()
             unsafe = set(self._unsafe)
             if not unsafe.isdisjoint(self._entries):
                 await self._offload(self._store.save_inbox, tuple(self._entries.values()))
@@ -124,7 +124,7 @@ class Inbox:
         for entry in done:
             key = identity(entry.signal)
             self._entries.pop(key, None)
-            self._processed[key] = None
+            self._done[key] = None
         self._tell(*acks)
         await self._write_and_tell()
 
@@ -154,13 +154,13 @@ class Inbox:
         """Drop acks that the plane took; compares by identity, new ones may have been added meanwhile."""
         gone = {id(event) for event in events}
         self._acks = [ack for ack in self._acks if id(ack.event) not in gone]
-        self._dirty = True
+        self._fewer = True
         await self._write()
 
     @property
     def behind(self) -> bool:
         """Say whether there is something for `secure` to do, as after the disk refused a write."""
-        return self._dirty or bool(self._unsafe)
+        return self._dirty or self._fewer or bool(self._unsafe)
 
     def _tell(self, *events: dict[str, Any]) -> None:
         self._acks += [Ack(event=event) for event in events]
@@ -169,8 +169,8 @@ class Inbox:
         if (over := len(self._acks) - ACK_LIMIT) > 0:
             del self._acks[:over]
             self.acks_dropped += over
-        while len(self._processed) > PROCESSED_LIMIT:
-            del self._processed[next(iter(self._processed))]
+        while len(self._done) > DONE_LIMIT:
+            del self._done[next(iter(self._done))]
 
     async def _write_and_tell(self) -> None:
         try:
@@ -181,21 +181,18 @@ class Inbox:
 
     async def _write(self) -> None:
         async with self._disk:
-            if self._dirty:  # else the batch before ours carried our change
-                await self._save_all()
+            if self._dirty or self._fewer:  # else the batch before ours carried our change
+                await self._save()
 
-    async def _save_all(self) -> None:
-        """Write acks, identities and entries, in this order; called under ``_disk``."""
-        self._dirty = False
+    async def _save(self) -> None:
+        """Write outcomes and entries, in this order; called under ``_disk``."""
+        acks, done, before = tuple(self._acks), tuple(self._done), (self._dirty, self._fewer)
+        self._dirty = self._fewer = False
         try:
-            await self._offload(
-                self._store.save_progress, tuple(self._acks), tuple(self._processed), tuple(self._entries.values())
-            )
+            if before[0]:
+                await self._offload(self._store.save_progress, acks, done, tuple(self._entries.values()))
+            else:
+                await self._offload(partial(self._store.save_outcomes, acks, done, sync_parent=False))
         except BaseException:
-            self._dirty = True
+            self._dirty, self._fewer = self._dirty or before[0], self._fewer or before[1]
             raise
-
-
-def _told(acks: Sequence[Ack]) -> set[str]:
-    """Return the identities of the signals whose outcome waits to be sent."""
-    return {identity(signal_from_wire(ack.event["signal"])) for ack in acks if "signal" in ack.event}

@@ -8,8 +8,8 @@ from typing import Any
 
 from certctrl.errors import BadAnswerError, StateCorruptError
 from certctrl.store import decode
-from certctrl.store.atomic import read_bytes, remove_file, write_atomic
-from certctrl.store.fs import Fs, closing
+from certctrl.store.atomic import read_bytes, write_atomic
+from certctrl.store.fs import Fs
 from certctrl.store.strict import Mismatch, structure
 
 
@@ -74,15 +74,6 @@ class StateFiles:
             written = (digest, sync_parent, *self.place(path))
         self._written[path] = written
 
-    def settled(self, path: Path, data: bytes) -> bool:
-        """Say whether ``data`` is what this process wrote to a file last, and its name is durable."""
-        return self._written.get(path) == (hashlib.sha256(data).digest(), True, *self.place(path))
-
-    def drop(self, path: Path) -> None:
-        """Remove a file; a power cut may bring it back."""
-        self._written.pop(path, None)
-        remove_file(self._fs, path, durable=False)
-
     def save_text(self, path: Path, text: str, what: str, *, sync_parent: bool = True) -> None:
         """Replace a text file. Raises BadAnswerError, naming ``what``, for text that no file of ours may hold."""
         if not decode.fits_text(text):
@@ -96,13 +87,6 @@ class StateFiles:
     def note_cursor(self, path: Path, data: bytes) -> None:
         """Take ``data`` for what is at ``path``, though perhaps not durably: good for a file that may fall back."""
         self._written[path] = (hashlib.sha256(data).digest(), False, *self.place(path))
-
-    def sync(self, directory: Path) -> None:
-        """Make the names in a directory durable."""
-        inside = {path: written for path, written in self._written.items() if path.parent == directory}
-        with closing(self._fs, self._fs.open_dir(directory)) as handle:
-            self._fs.fsync(handle)
-        self._written |= {path: (written[0], True, *written[2:]) for path, written in inside.items()}
 
     def place(self, path: Path) -> tuple[int, int, int]:
         """Return what tells one state of a file from another; zeros for none."""

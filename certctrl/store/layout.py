@@ -30,7 +30,6 @@ class ConfigDir:
         self.last_poll_time = self.state / "last_poll_time.txt"
         self.pending_acks = self.state / "pending_acks.json"
         self.inbox = self.state / "inbox.json"
-        self.processed_signals = self.state / "processed_signals.json"
         self.install_config = self.state / "install_config.json"
         self.certificates = self.state / "certificates.json"
         self.activations = self.state / "activations.json"

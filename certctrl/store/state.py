@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import attrs
 
@@ -27,9 +27,10 @@ from certctrl.store.reserve import Reservation
 
 __all__ = ["Reservation", "StateStore", "StoredInstallConfig"]
 
-PROCESSED_LIMIT = 10_000
+DONE_LIMIT = 10_000
 _KEY_SIZE = 32
 _RESYNC = "remove it; the agent then compares this host with the plane once"
+_FORGET = "remove it; the plane then never learns the outcomes it held, and a repeated signal is handled once more"
 _RESTORE = "restore it from a backup, or run cert-ctrl -c DIR register"
 
 
@@ -172,40 +173,33 @@ class StateStore(InstalledState):
         self._rows = {id(entry): known.get(id(entry)) or (entry, _row(entry)) for entry in entries}
         return decode.to_json_of_rows("entries", [row for _, row in self._rows.values()])
 
-    def load_processed(self) -> tuple[str, ...]:
-        """Return the identities of signals that are done, oldest first."""
-        path, fix = self.layout.processed_signals, "remove it; a repeated signal is then handled once more"
-        return cast(tuple[str, ...], self._files.load_part(path, "identities", tuple[str, ...], (), fix))
+    def load_outcomes(self) -> tuple[tuple[Ack, ...], tuple[str, ...]]:
+        """Return the outcomes that the plane has not taken yet, and the identities of signals that are done.
 
-    def save_processed(self, identities: Sequence[str]) -> None:
-        """Replace the identities; only the newest 10 000 are kept."""
-        self._files.save_json(self.layout.processed_signals, _identities(identities))
-
-    def load_acks(self) -> tuple[Ack, ...]:
-        """Return the outcomes that the plane has not taken yet, oldest first."""
-        path, fix = self.layout.pending_acks, "remove it; the plane then never learns the outcomes it held"
-        events = self._files.load_part(path, "acks", tuple[dict[str, Any], ...], (), fix)
-        return tuple(Ack(event=event) for event in events)
-
-    def save_acks(self, acks: Sequence[Ack]) -> None:
-        """Replace the outcomes."""
-        self._files.save_json(self.layout.pending_acks, _events(acks))
-
-    def save_progress(self, acks: Sequence[Ack], processed: Sequence[str], entries: Sequence[InboxEntry]) -> None:
-        """Replace all three with at most four fsyncs: no signal leaves the inbox before its outcome is durable.
-
-        The inbox may fall back to the one before, whose extra signals are done and known. The last outcome goes
-        without fsync when nothing else is new: after a power cut it may be there again, and is sent again.
+        Both oldest first, from one file: a power cut that could take the one and leave the other would keep an
+        outcome from the plane for good, or have a signal handled twice.
         """
-        files, layout = self._files, self.layout
-        inbox, done = self._inbox(entries), decode.to_json(_identities(processed))
-        if not acks and files.settled(layout.processed_signals, done) and files.settled(layout.inbox, inbox):
-            files.drop(layout.pending_acks)
-            return
-        files.save_json(layout.pending_acks, _events(acks), sync_parent=False)
-        files.save(layout.processed_signals, done, sync_parent=False)
-        files.sync(layout.state)
-        files.save(layout.inbox, inbox, sync_parent=False)
+        path, fix = self.layout.pending_acks, _FORGET
+        body = self._files.load_json(path, fix) or {"acks": [], "done": []}
+        events = self._files.structured(tuple[dict[str, Any], ...], body.get("acks"), "acks", path, fix)
+        done = self._files.structured(tuple[str, ...], body.get("done"), "done", path, fix)
+        return tuple(Ack(event=event) for event in events), done
+
+    def save_outcomes(self, acks: Sequence[Ack], done: Sequence[str], *, sync_parent: bool = True) -> None:
+        """Replace outcomes and identities, of which only the newest 10 000 are kept.
+
+        Without ``sync_parent`` the file may fall back to the one before: good when there are only fewer acks.
+        """
+        body = {"acks": [ack.event for ack in acks], "done": list(done[-DONE_LIMIT:])}
+        self._files.save_json(self.layout.pending_acks, body, sync_parent=sync_parent)
+
+    def save_progress(self, acks: Sequence[Ack], done: Sequence[str], entries: Sequence[InboxEntry]) -> None:
+        """Replace all with at most three fsyncs: no signal leaves the inbox before its outcome is durable.
+
+        The inbox may fall back to the one before, whose extra signals are done and known.
+        """
+        self.save_outcomes(acks, done)
+        self._files.save(self.layout.inbox, self._inbox(entries), sync_parent=False)
 
 
 def _row(entry: InboxEntry) -> str:
@@ -216,11 +210,3 @@ def _row(entry: InboxEntry) -> str:
         },
         separators=(",", ":"), allow_nan=False,
     )  # fmt: skip
-
-
-def _events(acks: Sequence[Ack]) -> dict[str, Any]:
-    return {"acks": [ack.event for ack in acks]}
-
-
-def _identities(identities: Sequence[str]) -> dict[str, Any]:
-    return {"identities": list(identities[-PROCESSED_LIMIT:])}

@@ -293,15 +293,3 @@ async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_ru
     found = again(store)
     assert found.entries() == []
     assert len(found.next_acks(10)) == 1
-
-
-async def test_a_signal_whose_outcome_a_power_cut_took_is_handled_again(store: StateStore) -> None:
-    inbox = again(store)
-    entry, other = await admitted(inbox, [A, B])
-    await inbox.finish([entry, other], [ack_event(one, Outcome(kind=OutcomeKind.APPLIED), 1) for one in (A, B)])
-    store.save_inbox([entry, other])
-    store.save_acks(
-        [Ack(event=ack_event(B, Outcome(kind=OutcomeKind.APPLIED), 1))]
-    )  # of three renames, one was durable
-    found = again(store)
-    assert [one.signal for one in found.entries()] == [A], "else the plane would never hear of it"

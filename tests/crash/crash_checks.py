@@ -68,7 +68,7 @@ def at_once(stage: Stage) -> None:
     """Hold on the disk as the crash left it, before anything of ours has run again."""
     nothing_is_open_to_others(stage)
     store = StateStore(stage.layout, RealFs())
-    for load in (store.load_cursor, store.load_inbox, store.load_processed, store.load_acks, store.load_tokens,
+    for load in (store.load_cursor, store.load_inbox, store.load_outcomes, store.load_tokens,
                  store.load_install_config, store.load_certificates, store.load_activations, store.load_device_keys,
                  store.load_device_id, store.load_history, store.load_pins, store.load_cas):  # fmt: skip
         load()  # whole: raises for a file that is damaged
@@ -185,7 +185,7 @@ def in_the_end(stage: Stage, *, signals: bool = True) -> None:
     if facts.get("reloaded"):
         assert (stage.out / "reloaded").exists(), "switched, and never reloaded"
     if signals and facts.get("signals"):
-        assert not store.load_inbox() and not store.load_acks()
+        assert not store.load_inbox() and not store.load_outcomes()[0]
         cursor = store.load_cursor()
         assert cursor is not None and not stage.plane.waiting(cursor)
 

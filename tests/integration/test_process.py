@@ -85,7 +85,7 @@ def test_a_stop_lets_a_running_install_finish(signum: signal.Signals, installing
     assert (reload.seen("begun"), reload.seen("done")) == (1, 1)
     assert agent.caught_up()
     assert agent.state.load_inbox() == ()
-    assert agent.state.load_acks() == ()  # and the plane has been told
+    assert agent.state.load_outcomes()[0] == ()  # and the plane has been told
     lines = agent.daemon.text
     assert f"Stopping: {signum.name}; running work gets up to 10.0 s" in lines
     assert lines.rstrip().endswith(f"Stopped: asked to stop {signum.name}")

@@ -50,18 +50,18 @@ class DiskAuditor:
             return
         self._looked_at = (disk, disk.synced)
         inbox = {identity(signal_from_wire(row["signal"])) for row in self._json(disk, "inbox.json", "entries")}
+        done = set(self._json(disk, "pending_acks.json", "done"))
+        for ack in self._json(disk, "pending_acks.json", "acks"):
+            if ack.get("type") == "signal.ack":
+                self.reported.add(identity(signal_from_wire(ack["signal"])))
+        if silent := done - inbox - self.reported:
+            self.fail(f"signals are done and their outcome is nowhere: {sorted(silent)}")
         if inbox != self.waiting:
-            done = set(self._json(disk, "processed_signals.json", "identities"))
-            for ack in self._json(disk, "pending_acks.json", "acks"):
-                if ack.get("type") == "signal.ack":
-                    self.reported.add(identity(signal_from_wire(ack["signal"])))
             lost = self.waiting - inbox - done
             if self.disk_was_ill:  # a write that failed at its last sync may be on the disk and yet count for nothing
                 lost &= self.committed
             if lost:
                 self.fail(f"signals left the inbox without being done: {sorted(lost)}")
-            if silent := (self.waiting & done) - inbox - self.reported:
-                self.fail(f"signals are done and their outcome is nowhere: {sorted(silent)}")
             self.finished |= (self.waiting & done) - inbox
             self.waiting = inbox
         for name in names_in(disk.base, self.layout.live):
@@ -72,8 +72,8 @@ class DiskAuditor:
         data = file_in(disk.base, self.layout.state / name)
         known = self._parsed.get(name)
         if known is None or known[0] is not data:
-            known = self._parsed[name] = (data, json.loads(data)[key] if data else [])
-        return known[1]
+            known = self._parsed[name] = (data, json.loads(data) if data else {})
+        return known[1].get(key, [])
 
     def restarted(self, disk: SimulatedDisk) -> None:
         """Look at the disk that a new process finds."""
@@ -88,7 +88,7 @@ class DiskAuditor:
         wanted = self.needs.get(cursor)
         if not wanted:
             return
-        done = set(self._json(self.machine.disk, "processed_signals.json", "identities"))
+        done = set(self._json(self.machine.disk, "pending_acks.json", "done"))
         if lost := wanted - self.waiting - done - self.finished:
             self.fail(f"the cursor {cursor} stands for signals that are not durable ({why}): {sorted(lost)}")
         self.committed |= wanted

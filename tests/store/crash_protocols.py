@@ -401,31 +401,32 @@ class Signals(Protocol):
     def act(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
         key = identity(self.signal)
-        entries, processed, acks = store.load_inbox(), store.load_processed(), store.load_acks()
+        entries, (acks, done) = store.load_inbox(), store.load_outcomes()
         if store.load_cursor() != "2-2":
-            if not entries and key not in processed:
+            if not entries and key not in done:
                 entries = (InboxEntry(signal=self.signal),)
                 store.save_inbox(entries)
             store.save_cursor("2-2")
         if entries:
             publish(fs, {NAME: 2})
             store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")})
-            acks = (*acks, Ack(event={"signal": key}))
-            store.save_progress(acks, (*processed, key), ())
+            acks, done = (*acks, Ack(event={"signal": key})), (*done, key)
+            store.save_progress(acks, done, ())
         if acks:
             fs.promise(reported=True)
-            store.save_acks(())
+            store.save_outcomes((), done, sync_parent=False)
 
     def always(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        cursor, waits, acks = store.load_cursor(), store.load_inbox(), store.load_acks()
-        done = identity(self.signal) in store.load_processed()
+        cursor, waits, (acks, known) = store.load_cursor(), store.load_inbox(), store.load_outcomes()
+        done = identity(self.signal) in known
         assert cursor in ("1-1", "2-2")
         reported = bool(acks) or "reported" in fs.promises
         assert waits or reported or cursor == "1-1", "the cursor passed a signal that is not kept"
         if reported or (done and not waits):
             assert live_number(fs) == 2, "reported as done, and not installed"
-            assert store.load_certificates()[7].serial == "02"
+            record = store.load_certificates().get(7)
+            assert record is not None and record.serial == "02", "reported as done, and not recorded"
         assert live_number(fs) in (1, 2)
 
 
@@ -437,17 +438,17 @@ class SignalsAtOnce(Signals):
     def act(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
         key = identity(self.signal)
-        acks = store.load_acks()
+        acks, done = store.load_outcomes()
         if store.load_cursor() != "2-2":
-            if key not in (processed := store.load_processed()):
+            if key not in done:
                 publish(fs, {NAME: 2})
                 store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")})
-                acks = (*acks, Ack(event={"signal": key}))
-                store.save_progress(acks, (*processed, key), ())
+                acks, done = (*acks, Ack(event={"signal": key})), (*done, key)
+                store.save_progress(acks, done, ())
             store.save_cursor("2-2")
         if acks:
             fs.promise(reported=True)
-            store.save_acks(())
+            store.save_outcomes((), done, sync_parent=False)
 
 
 class Resync(Protocol):

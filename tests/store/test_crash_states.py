@@ -272,10 +272,9 @@ def cursor_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def done_before_its_outcome_is_kept(patch: pytest.MonkeyPatch) -> None:
-    def save(self: Any, acks: Any, processed: Any, entries: Any) -> None:
+    def save(self: Any, acks: Any, done: Any, entries: Any) -> None:
         self.save_inbox(entries)
-        self.save_processed(processed)
-        self.save_acks(acks)
+        self.save_outcomes(acks, done)
 
     patch.setattr(state.StateStore, "save_progress", save)
 

@@ -45,7 +45,7 @@ def test_what_the_store_wrote_is_seen(store: StateStore) -> None:
     store.save_last_poll(1_800_000_000.0)
     store.save_device_id("some-id")
     store.save_tokens(Tokens(access_token="a", refresh_token="r"))
-    store.save_acks([Ack(event={}), Ack(event={})])
+    store.save_outcomes([Ack(event={}), Ack(event={})], ())
     store.save_inbox([InboxEntry(signal=CertRenewed(5, 7))])
     assert [row["cert_id"] for row in peek.read_certificates(root) or ()] == [2, 10]
     assert (peek.read_certificates(root) or [])[0].keys() == attrs.asdict(records[2]).keys()

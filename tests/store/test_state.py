@@ -27,7 +27,7 @@ from certctrl.store.state import StateStore
 def test_nothing_was_ever_written(store: StateStore) -> None:
     assert (store.load_cursor(), store.load_last_poll(), store.load_device_id()) == (None, None, None)
     assert (store.load_device_keys(), store.load_tokens(), store.load_install_config()) == (None, None, None)
-    assert (store.load_inbox(), store.load_processed(), store.load_acks()) == ((), (), ())
+    assert (store.load_inbox(), store.load_outcomes()) == ((), ((), ()))
     assert (store.load_certificates(), store.load_activations(), store.load_cas(), store.load_pins()) == (
         {},
         {},
@@ -74,12 +74,10 @@ def test_signals_round_trip(store: StateStore) -> None:
         for number, signal in enumerate(signals)
     )
     store.save_inbox(entries)
-    store.save_processed(["a", "b"])
-    store.save_acks([Ack(event={"type": "signal.ack", "outcome": "applied"})])
+    store.save_outcomes([Ack(event={"type": "signal.ack", "outcome": "applied"})], ["a", "b"])
     again = StateStore(store.layout, RealFs())
     assert again.load_inbox() == entries
-    assert again.load_processed() == ("a", "b")
-    assert again.load_acks() == (Ack(event={"type": "signal.ack", "outcome": "applied"}),)
+    assert again.load_outcomes() == ((Ack(event={"type": "signal.ack", "outcome": "applied"}),), ("a", "b"))
 
 
 def test_a_malformed_signal_stays_malformed(store: StateStore) -> None:

@@ -27,8 +27,7 @@ LOADERS: dict[str, Callable[[StateStore], object]] = {
     "device_public_key": StateStore.load_device_keys,
     "device_secret_key": StateStore.load_device_keys,
     "inbox": StateStore.load_inbox,
-    "processed_signals": StateStore.load_processed,
-    "pending_acks": StateStore.load_acks,
+    "pending_acks": StateStore.load_outcomes,
     "install_config": StateStore.load_install_config,
     "certificates": StateStore.load_certificates,
     "activations": StateStore.load_activations,
@@ -51,8 +50,7 @@ def filled(store: StateStore) -> None:
     store.save_device_keys(KEYS)
     store.save_tokens(TOKENS)
     store.save_inbox([InboxEntry(signal=CertRenewed(5, 7, "04:ab"))])
-    store.save_processed(["a", "b"])
-    store.save_acks([Ack(event={"type": "signal.ack"})])
+    store.save_outcomes([Ack(event={"type": "signal.ack"})], ["a", "b"])
     store.save_install_config(StoredInstallConfig(raw={"id": 1}, etag="e", version=2, hash="h"))
     store.save_certificates({7: CertRecord(cert_id=7, name="example.com")})
     store.save_activations({"reload": "key"})
@@ -86,7 +84,7 @@ def test_damage_is_named_with_a_way_out(store: StateStore, name: str, damage: st
 
 
 PARTS = {
-    "inbox": "entries", "processed_signals": "identities", "pending_acks": "acks", "install_config": "config",
+    "inbox": "entries", "pending_acks": "acks", "install_config": "config",
     "certificates": "certificates", "activations": "activations", "cas": "cas", "pins": "pins",
 }  # fmt: skip
 

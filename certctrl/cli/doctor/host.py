@@ -68,7 +68,7 @@ def _state(patient: Patient) -> Iterator[Finding]:
     store, bad = patient.store, 0
     loads: tuple[Callable[[], Any], ...] = (
         store.load_cursor, store.load_device_id, store.load_device_keys, store.load_tokens, store.load_inbox,
-        store.load_processed, store.load_acks, store.load_install_config, store.load_certificates,
+        store.load_outcomes, store.load_install_config, store.load_certificates,
         store.load_activations, store.load_cas, store.load_pins,
     )  # fmt: skip
     for load in loads:
