@@ -49,7 +49,8 @@ class Inbox:
         # a power cut may bring back the inbox before the last: what it has more is done
         entries = {identity(entry.signal): entry for entry in store.load_inbox()}
         self._entries = {key: entry for key, entry in entries.items() if key not in self._done}
-        self._dirty = self._fewer = False  # something to write; acks that only have to leave
+        self._dirty = len(self._entries) < len(entries)  # something to write
+        self._fewer = False  # acks that only have to leave
         self._unsafe: set[str] = set()  # admitted, and in no inbox that is known to be durable
         self._outcomes = self._offered = 0  # how many acks ever came, and how many had when they were looked at last
         self.acks_dropped = 0

@@ -293,3 +293,6 @@ async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_ru
     found = again(store)
     assert found.entries() == []
     assert len(found.next_acks(10)) == 1
+    assert found.behind
+    await found.sent(found.next_acks(10))
+    assert store.load_inbox() == (), "nor does it stay on the disk"
