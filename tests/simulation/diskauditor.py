@@ -49,12 +49,13 @@ class DiskAuditor:
         if (disk, disk.synced) == self._looked_at:
             return
         self._looked_at = (disk, disk.synced)
-        inbox = {identity(signal_from_wire(row["signal"])) for row in self._json(disk, "inbox.json", "entries")}
         done = set(self._json(disk, "pending_acks.json", "done"))
+        rows = self._json(disk, "inbox.json", "entries")
+        inbox = {identity(signal_from_wire(row["signal"])) for row in rows} - done  # what is done does not wait
         for ack in self._json(disk, "pending_acks.json", "acks"):
             if ack.get("type") == "signal.ack":
                 self.reported.add(identity(signal_from_wire(ack["signal"])))
-        if silent := done - inbox - self.reported:
+        if silent := done - self.reported:
             self.fail(f"signals are done and their outcome is nowhere: {sorted(silent)}")
         if inbox != self.waiting:
             lost = self.waiting - inbox - done
@@ -62,7 +63,7 @@ class DiskAuditor:
                 lost &= self.committed
             if lost:
                 self.fail(f"signals left the inbox without being done: {sorted(lost)}")
-            self.finished |= (self.waiting & done) - inbox
+            self.finished |= self.waiting & done
             self.waiting = inbox
         for name in names_in(disk.base, self.layout.live):
             if not name.startswith("."):
