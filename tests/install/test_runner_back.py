@@ -6,7 +6,6 @@ import stat
 from typing import Any
 
 import trio
-import trio.testing
 from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, leftovers, reload
 from trio.testing import MockClock
 
