@@ -1,0 +1,79 @@
+"""A certificate that ends is renewed in time, confirmed before it goes, or gone without an alarm; virtual time."""
+
+from __future__ import annotations
+
+import attrs
+import trio
+from simulation.clockwork import START
+from simulation.network import Weather
+from simulation.scene import DAY, QUIET, Scene, play
+from simulation.world import DEVICE, USER
+
+
+def test_the_expiry_guard_works_while_the_plane_is_away_for_weeks() -> None:
+    async def problems(scene: Scene) -> str:
+        return "; ".join(problem["what"] for problem in (await scene.ask("status"))["problems"])
+
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("old.example", 24 * DAY)
+        await scene.until(lambda: scene.live(row["id"]), 2 * 3600)
+        await scene.until(lambda: scene.agent.tokens.expires_at() > START + DAY)  # one that lasts
+        scene.network.weather = [Weather(kind="refused")]
+        await trio.sleep(15.5 * DAY)
+        assert "old.example" not in await problems(scene)
+        assert "Certificate 1 (old.example) expires" not in scene.log
+        await trio.sleep(1 * DAY)  # a third of its life is left
+        assert "expires in" in scene.log
+        await trio.sleep(4.5 * DAY)  # half of that, and nothing has come
+        assert "no renewal has come" in await problems(scene)
+        assert (await scene.ask("status"))["health"] in ("degraded", "stale")
+        await trio.sleep(3.5 * DAY)
+        assert "has expired" in await problems(scene)
+        assert scene.live(row["id"]), "an expired certificate is better than none"
+        scene.network.clear()
+        await scene.ask("poll-now")
+        await scene.until(lambda: scene.record(row["id"]).serial != row["serial_number"], DAY)
+        await scene.until(lambda: not scene.agent.problems, DAY)
+        assert (await scene.ask("status"))["health"] == "healthy"
+
+    setting = attrs.evolve(QUIET, interval=3600.0, access_seconds=60 * 86_400, reconcile=604_800)
+    play(scenario, setting, {"CERTCTRL_RECOVERY": "manual"})  # fewer tries of the plane: they are not the point
+
+
+def test_an_old_certificate_makes_the_guard_ask_for_a_renewal() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("ageing.example", 30 * DAY)
+        await scene.until(lambda: scene.live(row["id"]))
+        await trio.sleep(19 * DAY)
+        assert scene.record(row["id"]).serial == row["serial_number"]
+        await scene.until(lambda: scene.record(row["id"]).serial != row["serial_number"], 2 * DAY)
+
+    play(scenario, attrs.evolve(QUIET, interval=3600.0, access_seconds=7 * 86_400))
+
+
+def test_a_revocation_is_confirmed_before_anything_goes() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("asked.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        await scene.operators._send("cert.revoked", {"cert_id": row["id"]})
+        await trio.sleep(600)
+        assert scene.live(row["id"]), "a hint is no proof"
+        await scene.plane.certificates.revoke(USER, row["id"])
+        await scene.until(lambda: not scene.live(row["id"]))
+        problems = (await scene.ask("status"))["problems"]
+        assert [problem["what"] for problem in problems] == [f"certificate {row['id']} (asked.example) was revoked"]
+        assert scene.agent.figures.alerts["revoked"] == 1
+
+    play(scenario)
+
+
+def test_what_is_unassigned_goes_without_an_alarm() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("moved.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        await scene.plane.certificates.unassign(USER, DEVICE, row["id"])
+        await scene.until(lambda: not scene.live(row["id"]))
+        assert (await scene.ask("status"))["health"] == "healthy"
+        assert not scene.agent.figures.alerts
+
+    play(scenario)

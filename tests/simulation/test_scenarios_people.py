@@ -1,0 +1,179 @@
+"""What a person configures, allows, asks or reads is in force without a restart; the whole agent, virtual time."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+import trio
+from simulation.clockwork import START
+from simulation.disk import file_in
+from simulation.scene import DAY, QUIET, Scene, play
+from simulation.world import DEVICE, USER, template
+
+from certctrl.agent.reporter import snapshot
+from certctrl.model.plan import OutcomeKind
+
+# --- people ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_configuration_is_in_force_after_sighup_and_a_bad_one_is_not() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.polls) >= 3)
+        assert scene.machine.life is not None
+        assert scene.machine.life.on is not None
+        scene.machine.environ["CERTCTRL_POLL_INTERVAL_MS"] = "600000"
+        scene.machine.life.on.reload()
+        await trio.sleep(700)
+        count = len(scene.polls)
+        await trio.sleep(3600)
+        assert 5 <= len(scene.polls) - count <= 7
+        scene.machine.environ["CERTCTRL_POLL_INTERVAL_MS"] = "soon"
+        scene.machine.life.on.reload()
+        await trio.sleep(3600)
+        assert 10 <= len(scene.polls) - count <= 14, "the old one goes on"
+        (problem,) = (await scene.ask("status"))["problems"]
+        assert "CERTCTRL_POLL_INTERVAL_MS" in problem["what"]
+
+    play(scenario)
+
+
+def test_renewals_wait_for_the_window_and_revocations_do_not() -> None:
+    """START is a Monday afternoon."""
+    policy = template().root / "policy.json"
+    before = policy.read_text()
+    window = {"days": ["sat"], "from": "02:00", "to": "04:00", "timezone": "UTC", "override_when_life_below": 0.2}
+
+    async def scenario(scene: Scene) -> None:
+        row, other = await scene.issue("calm.example"), await scene.issue("gone.example")
+        await scene.until(lambda: scene.live(row["id"]) and scene.live(other["id"]))
+        first = scene.record(row["id"]).serial
+        renewed = await scene.plane.certificates.renew(USER, row["id"])
+        await scene.until(lambda: scene.record(row["id"]).staged)
+        assert scene.record(row["id"]).serial == first, "staged, not switched"
+        await scene.plane.certificates.revoke(USER, other["id"])
+        await scene.until(lambda: not scene.live(other["id"]))
+        saturday = START + (4 * DAY + 12 * 3600)  # 02:13
+        await trio.sleep(saturday - 1200 - scene.world.time.now())
+        assert scene.record(row["id"]).serial == first
+        await trio.sleep(2 * 1800)  # 02:23
+        assert scene.record(row["id"]).serial == renewed["serial_number"]
+        await trio.sleep(2 * DAY)
+        newest = await scene.plane.certificates.renew(USER, row["id"])
+        await scene.until(lambda: scene.record(row["id"]).staged)
+        assert (await scene.ask("apply", now=True))["outcome"] == "applied"
+        assert scene.record(row["id"]).serial == newest["serial_number"]
+
+    try:
+        policy.write_text(json.dumps(json.loads(before) | {"window": window}))
+        play(scenario, attrs.evolve(QUIET, interval=600.0, access_seconds=7 * 86_400))
+    finally:
+        policy.write_text(before)
+
+
+def test_what_was_refused_is_done_once_the_policy_allows_it() -> None:
+    policy, elsewhere = template().root / "policy.json", "/srv/elsewhere"
+    before = policy.read_text()
+
+    async def scenario(scene: Scene) -> None:
+        scene.machine.disk.put_dir(elsewhere)
+        row = await scene.issue("copied.example")
+        item = {
+            "id": "copy", "type": "copy", "ob_type": "cert", "ob_id": row["id"], "from": ["fullchain.pem"],
+            "to": [f"{elsewhere}/www.pem"],
+        }  # fmt: skip
+        await scene.plane.installs.put(DEVICE, [item])
+        await trio.sleep(4 * 3600)
+        assert (await scene.ask("status"))["health"] == "degraded"
+        assert (await scene.ask("plan"))["refusals"]
+        policy.write_text(json.dumps(json.loads(before) | {"write_roots": ["/srv/tls", elsewhere]}))
+        assert scene.machine.life is not None
+        assert scene.machine.life.on is not None
+        scene.machine.life.on.reload()
+        await scene.until(lambda: file_in(scene.machine.disk.now, f"{elsewhere}/www.pem"), 30)
+        await scene.until(lambda: not snapshot(scene.agent)["stuck"], 30)
+        assert "Configuration reloaded: policy" in scene.log
+
+    try:
+        play(scenario)
+    finally:
+        policy.write_text(before)
+
+
+def test_renew_by_hand_brings_a_new_serial() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("hand.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        assert (await scene.ask("renew", domain="hand.example"))["requested"] is True
+        await scene.until(lambda: scene.record(row["id"]).serial != row["serial_number"])
+
+    play(scenario)
+
+
+def test_rollback_by_hand_holds_until_it_is_released() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("held.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        first = scene.record(row["id"]).serial
+        renewed = await scene.plane.certificates.renew(USER, row["id"])
+        await scene.until(lambda: scene.record(row["id"]).serial == renewed["serial_number"])
+        done = await scene.ask("rollback", domain="held.example")
+        assert done["outcome"] == OutcomeKind.ROLLED_BACK.value or done["outcome"] == OutcomeKind.APPLIED.value
+        assert scene.record(row["id"]).serial == first
+        newest = await scene.plane.certificates.renew(USER, row["id"])
+        await trio.sleep(3 * 3600)
+        assert scene.record(row["id"]).serial == first, "held"
+        await scene.ask("release", domain="held.example")
+        await scene.until(lambda: scene.record(row["id"]).serial == newest["serial_number"])
+
+    play(scenario)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_written_for_the_textfile_collector() -> None:
+    textfile = "/srv/tls/cert-ctrl.prom"
+
+    async def scenario(scene: Scene) -> None:
+        from prometheus_client.parser import text_string_to_metric_families
+
+        row = await scene.issue("measured.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        await trio.sleep(600)
+        written = file_in(scene.machine.disk.now, textfile)
+        assert written is not None
+        found = {
+            sample.name: sample
+            for family in text_string_to_metric_families(written.decode())
+            for sample in family.samples
+        }
+        names = " ".join(found)
+        for part in ("polls_total", "poll_duration", "queue", "cursor", "retry_after", "not_after", "token"):
+            assert part in names, (part, names)
+        (expiry,) = [sample for name, sample in found.items() if name.endswith("not_after_timestamp_seconds")]
+        assert expiry.value > START + 199 * DAY
+        assert "measured.example" in json.dumps(expiry.labels)
+
+    play(scenario, environ={"CERTCTRL_METRICS_TEXTFILE": textfile})
+
+
+def test_a_plane_that_counts_from_the_beginning_is_followed_when_a_person_says_so() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("www.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        for enabled in (True, False, True):
+            await scene.plane.installs.put(DEVICE, [{"id": "a", "type": "import_ca", "ob_id": 9, "enabled": enabled}])
+        await scene.until(lambda: scene.agent.items and not scene.agent.inbox.depth)
+        assert [item.id for item in scene.agent.items] == ["a"]
+        scene.plane.database.run("UPDATE install_configs SET version = 1")
+        await scene.plane.installs.put(DEVICE, [{"id": "b", "type": "import_ca", "ob_id": 9, "enabled": False}])
+        await scene.until(lambda: "install-config" in scene.agent.problems)
+        assert [item.id for item in scene.agent.items] == ["a"], "an older plan is refused"
+        assert "trust reset --install-config" in scene.agent.problems["install-config"].fix
+        forgotten = await scene.ask("trust-reset", install_config=True)
+        assert [*forgotten["install_configs"].values()] == [4] and forgotten["scripts"] == []
+        await scene.until(lambda: [item.id for item in scene.agent.items] == ["b"], 60)
+        await scene.until(lambda: "install-config" not in scene.agent.problems, 60)
+
+    play(scenario)
