@@ -2,113 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from planner_world import POLICY, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
 
-from certctrl.install.binding import bind, components, depended_on, levels
+from certctrl.install.binding import bind, depended_on, levels
 from certctrl.install.index import Indexer, ItemIndex
-from certctrl.install.planner import cas_wanted, plan_for, programs
-from certctrl.install.policy import Ground, explain
-from certctrl.install.scene import Host
-from certctrl.install.steps import DesiredCa, DesiredCert, Fact, InstallPlan, PlanSet, StepKind
-from certctrl.model.plan import (
-    CopyAction,
-    ExecAction,
-    ImportCaAction,
-    InstallItem,
-    Verify,
-    VerifyCommand,
-    VerifyTls,
-)
-from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
-
-HOST = Host(
-    ground=Ground(config_dir="/etc/cc", user="root", group="root"), users={"root": 0, "www": 33}, groups={"ssl": 44}
-)
-RELOAD = ("/usr/sbin/nginx", "-s", "reload")
-POLICY = HostPolicy(
-    write_roots=("/ssl",),
-    commands={"nginx": NamedCommand(argv=RELOAD), "other": NamedCommand(argv=("/bin/other",))},
-    owners=("www", "ssl"),
-)
-TLS = VerifyTls(host="a1.example", port=443)
-
-
-def cert(n: int, generation: str = "g1", *, live: str | None = None, proven: bool = True) -> DesiredCert:
-    return DesiredCert(
-        cert_id=n, name=f"a{n}.example", generation=generation, live=generation if live is None else live,
-        files={name: f"{name}@{n}@{generation}" for name in ("private.key", "fullchain.pem", "chain.pem")},
-        domains=(f"a{n}.example",), fingerprint=f"leaf{n}{generation}", proven=proven,
-    )  # fmt: skip
-
-
-def copy(n: str, ob: int | None, *, names: Sequence[str] = ("fullchain.pem", "private.key"), **more: Any) -> CopyAction:
-    targets = tuple(f"/ssl/{n}/{name}" for name in names)
-    return CopyAction(**{"id": n, "ob_id": ob, "sources": tuple(names), "targets": targets} | more)
-
-
-def run(n: str, *needs: str, argv: tuple[str, ...] | None = RELOAD, **more: Any) -> ExecAction:
-    return ExecAction(id=n, depends_on=needs, cmd_argv=argv, **more)
-
-
-def plan(
-    items: Sequence[InstallItem],
-    *certs: DesiredCert,
-    facts: Mapping[str, Fact] | None = None,
-    activations: Mapping[str, str] | None = None,
-    policy: HostPolicy = POLICY,
-    host: Host = HOST,
-    **more: Any,
-) -> InstallPlan:
-    wanted = {one.cert_id: one for one in certs}
-    return plan_for(items, wanted, facts or {}, policy, activations or {}, host=host, **more)
-
-
-@attrs.define
-class World:
-    """A disk and its markers, changed exactly as a plan says."""
-
-    facts: dict[str, Fact] = attrs.field(factory=dict)
-    activations: dict[str, str] = attrs.field(factory=dict)
-
-    def apply(
-        self, done: InstallPlan, certs: Sequence[DesiredCert], cas: Mapping[int, DesiredCa] | None = None
-    ) -> None:
-        by_id = {one.cert_id: one for one in certs}
-        for one in done.sets:
-            for level in one.levels:
-                for write in level.writes:
-                    files = (
-                        by_id[write.cert_id].files if write.cert_id is not None else (cas or {})[write.ca_id or 0].files
-                    )
-                    self.facts[write.path] = Fact(
-                        sha256=files.get(write.source, ""), mode=write.mode, uid=write.uid or 0, gid=write.gid or 0
-                    )
-                for due in level.runs:
-                    self.activations |= due.keys
-
-    def settled(self, certs: Sequence[DesiredCert]) -> list[DesiredCert]:
-        return [attrs.evolve(one, live=one.generation, proven=True) for one in certs]
-
-
-def only_set(found: InstallPlan) -> PlanSet:
-    (one,) = found.sets
-    return one
-
-
-def runs(found: InstallPlan) -> list[tuple[str, ...]]:
-    return [due.items for one in found.sets for level in one.levels for due in level.runs]
-
-
-def writes(found: InstallPlan) -> list[str]:
-    return [write.path for one in found.sets for level in one.levels for write in level.writes]
-
+from certctrl.install.planner import cas_wanted, programs
+from certctrl.install.steps import DesiredCa, DesiredCert, Fact, StepKind
+from certctrl.model.plan import ImportCaAction, InstallItem, VerifyCommand
+from certctrl.model.policy import HostPolicy, TrustStore
 
 # --- what is due --------------------------------------------------------------------------------------------------
 
@@ -168,6 +74,14 @@ def test_an_owner_that_nobody_asked_to_change_stays() -> None:
     found = plan([copy("c", 1, names=("private.key",))], cert(1), facts={"/ssl/c/private.key": fact})
     (write,) = only_set(found).levels[0].writes
     assert (write.uid, write.gid, write.mode) == (5, 6, 0o640)
+
+
+def test_only_some_certificates_files_are_compared() -> None:
+    """A renewal of one certificate does not read the files of a thousand others."""
+    items = [copy("c1", 1), copy("c2", 2), run("r", "c1", "c2")]
+    found = plan(items, cert(1), cert(2), examine={2})
+    assert writes(found) == ["/ssl/c2/fullchain.pem", "/ssl/c2/private.key"]
+    assert found.targets == {1: items[0].targets, 2: items[1].targets}
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -275,104 +189,21 @@ def test_disabled_items_do_nothing() -> None:
     assert ItemIndex.of([copy("c", 1, enabled=False)]).copies(1, "", ()) == []
 
 
-# --- verifying ----------------------------------------------------------------------------------------------------
-
-
-def fingerprints(verify: Verify, *certs: DesiredCert) -> tuple[str, ...]:
-    (found,) = only_set(plan([run("r", verify=verify)], *certs)).verifications
-    return found.fingerprints
-
-
-def test_an_endpoint_must_serve_the_certificate_for_its_name() -> None:
-    assert fingerprints(VerifyTls(host="127.0.0.1", port=1, server_name="A2.example"), cert(1), cert(2)) == ("leaf2g1",)
-    assert fingerprints(VerifyTls(host="a1.example", port=1), cert(1), cert(2)) == ("leaf1g1",)
-    assert fingerprints(VerifyTls(host="127.0.0.1", port=1), cert(1), cert(2)) == ("leaf1g1", "leaf2g1")
-
-
-def test_what_was_switched_but_never_proven_is_verified() -> None:
-    """After a crash between switch and probe nothing is left to write or run, but the proof is still owed."""
-    items, world = [copy("c", 1, verify=TLS), run("r", "c")], World()
-    world.apply(plan(items, cert(1)), [cert(1)])
-    found = plan(items, cert(1, proven=False), facts=world.facts, activations=world.activations)
-    assert [step.kind for step in found.steps] == [StepKind.VERIFY]
-
-
-def test_what_no_command_may_bring_into_service_is_not_looked_for_there() -> None:
-    items = [copy("c", 1, verify=TLS), run("r", "c", argv=("/bin/forbidden",))]
-    found = plan(items, cert(1, "g2", live="g1", proven=False))
-    assert [refusal.item for refusal in found.refusals] == ["r"]
-    assert found.left_out == {1: [explain(found.refusals[0])]}
-    assert StepKind.VERIFY not in [step.kind for step in found.steps]
-
-
-def test_verify_by_command_needs_the_hosts_word() -> None:
-    items = [copy("c", 1, verify=VerifyCommand(cmd_argv=("/bin/other",)))]
-    assert only_set(plan(items, cert(1))).verifications[0].grant is not None
-    refused = plan([copy("c", 1, verify=VerifyCommand(cmd_argv=("/bin/evil",)))], cert(1))
-    assert writes(refused) == [] and refused.refusals[0].setting == "commands"
-
-
-# --- refusals -----------------------------------------------------------------------------------------------------
-
-
-def test_an_item_with_one_forbidden_target_writes_none() -> None:
-    found = plan([copy("c", 1, targets=("/ssl/ok", "/elsewhere/x/key"))], cert(1))
-    assert writes(found) == []
-    (refusal,) = found.refusals
-    assert (refusal.item, refusal.line) == ("c", '"write_roots": ["/elsewhere/x"]')
-    assert "! refused  write /elsewhere/x/key" in found.diff and '"/elsewhere/x"' in found.diff
-
-
-def test_halves_of_a_pair_are_written_together_or_not_at_all() -> None:
-    key = copy("k", 1, names=("private.key",), targets=("/forbidden/dir/key",))
-    chain = copy("f", 1, names=("fullchain.pem",))
-    whole = copy("w", 1)
-    found = plan([chain, key, whole, run("r", "f"), run("s", "w", argv=("/bin/other",))], cert(1))
-    assert writes(found) == list(whole.targets)
-    assert set(found.blocked) == {"f", "r"}
-    assert runs(found) == [("s",)]
-
-
-def test_one_refused_copy_does_not_keep_the_service_of_the_others_from_reloading() -> None:
-    items = [copy("c1", 1), copy("c2", 2, targets=("/no/way/a", "/no/way/b")), run("r", "c1", "c2")]
-    found = plan(items, cert(1), cert(2))
-    assert runs(found) == [("r",)] and found.blocked == {}
-    assert found.concerns["c2"] == (2,)
-
-
-@pytest.mark.parametrize(
-    ("item", "why"),
-    [
-        (copy("c", 1, names=("nonsense",)), "no such virtual file"),
-        (copy("c", 1, names=("../../etc/shadow",)), "no such virtual file"),
-        (copy("c", 1, mode=0o644), "too open"),
-        (copy("c", 1, owner="root", group="ssl"), ""),
-        (copy("c", 1, owner="games"), "owners"),
-        (copy("local:c", 1, owner="games"), "no such user"),
-        (copy("c", 1, check=("/bin/unlisted", "{staged}")), "not among commands"),
-        (copy("c", 1, targets=("/ssl/same", "/ssl/same")), "writes it too"),
-        (ImportCaAction(id="i", ob_id=3), "no trust store"),
-    ],
-)
-def test_more_refusals(item: InstallItem, why: str) -> None:
-    found = plan([item], cert(1), cas={3: DesiredCa(ca_id=3, name="x")})
-    assert [why in refusal.why for refusal in found.refusals] == [True] * bool(why)
-    assert bool(writes(found)) is not bool(why)
-
-
-def test_what_the_disk_says_counts_too() -> None:
-    found = plan([copy("c", 1)], cert(1), facts={"/ssl/c/private.key": Fact(refusal="its parent is a symbolic link")})
-    assert writes(found) == [] and "symbolic link" in found.refusals[0].why
-    host = attrs.evolve(HOST, executables={RELOAD[0]: "others may write to it"})
-    found = plan([run("r", ob_id=1)], cert(1), host=host)
-    assert runs(found) == [] and "others may write" in found.refusals[0].why
-
-
-def test_the_second_of_two_items_for_one_path_is_refused() -> None:
-    items = [copy("a", 1, targets=("/ssl/x", "/ssl/y")), copy("b", 2, targets=("/ssl/y", "/ssl/z"))]
-    found = plan(items, cert(1), cert(2))
-    assert writes(found) == ["/ssl/x", "/ssl/y"]
-    assert [(refusal.item, refusal.why) for refusal in found.refusals] == [("b", "item a writes it too")]
+def test_small_questions() -> None:
+    items = [
+        copy("c", 1, names=("bundle.pfx",)),
+        copy("d", 2, names=("bundle.jks",)),
+        copy("e", None, ob_name="a1.example", names=("chain.pem", "nonsense")),
+        copy("f", 1, ob_type="ca", names=("ca.pem",)),
+        run("r", verify=VerifyCommand(cmd_argv=("/bin/v", "x"))),
+    ]
+    indexer = Indexer()
+    index = indexer.of(items)
+    assert index.files(1, "x", ("a1.example", "b")) == index.files(1, "a1.example", ()) == {"bundle.pfx", "chain.pem"}
+    assert index.files(2, "x", ()) == {"bundle.jks"}
+    assert indexer.of(items) is index and indexer.of(list(items)) is not index
+    assert programs(items, HostPolicy()) == (RELOAD[0], "/bin/v")
+    assert depended_on("a", {"a": run("a", "b", "zz"), "b": run("b", "a")}) == ("b",)
 
 
 # --- CAs ----------------------------------------------------------------------------------------------------------
@@ -399,96 +230,3 @@ def test_cas_are_imported_copied_and_announced() -> None:
     again = plan(items, cas=known, policy=policy, facts=world.facts, activations=world.activations)
     assert [step.kind for step in again.steps] == [StepKind.WRITE, StepKind.RUN]
     assert cas_wanted(items) == {3, 4}
-
-
-# --- the whole ----------------------------------------------------------------------------------------------------
-
-cert_numbers = st.integers(1, 4)
-item_ids = st.sampled_from([f"i{n}" for n in range(6)] + ["local:x"])
-argvs = st.sampled_from([RELOAD, ("/bin/other",), ("/bin/evil",)])
-needs = st.lists(item_ids, max_size=2).map(tuple)
-copies = st.builds(
-    CopyAction,
-    id=item_ids,
-    ob_id=st.none() | cert_numbers,
-    sources=st.just(("fullchain.pem", "private.key")),
-    targets=st.tuples(*[st.sampled_from(["/ssl/a", "/ssl/b", "/ssl/c", "/ssl/d", "/evil/e", "/ssl/../x"])] * 2),
-    depends_on=needs,
-    enabled=st.booleans() | st.just(True),
-    owner=st.sampled_from([None, "www", "games"]),
-    verify=st.sampled_from([None, TLS]),
-)
-execs = st.builds(
-    ExecAction, id=item_ids, ob_id=st.none() | cert_numbers, cmd_argv=argvs, depends_on=needs,
-    verify=st.sampled_from([None, TLS]),
-)  # fmt: skip
-plans = st.lists(copies | execs, max_size=6, unique_by=lambda item: item.id)
-worlds = st.dictionaries(cert_numbers, st.sampled_from(["", "g1", "g2"]), max_size=4)
-
-
-@settings(max_examples=300)
-@given(items=plans, here=worlds)
-def test_carrying_out_a_plan_leaves_nothing_to_do(items: list[InstallItem], here: dict[int, str]) -> None:
-    certs = [cert(n, generation, live="g1", proven=False) for n, generation in here.items()]
-    world = World()
-    first = plan(items, *certs)
-    refused = {refusal.item for refusal in first.refusals}
-    for step in first.steps:
-        assert step.item not in refused | first.blocked.keys() | first.waiting.keys()
-    for path in writes(first):
-        assert path in ("/ssl/a", "/ssl/b", "/ssl/c", "/ssl/d") or any(item.id == "local:x" for item in items)
-        assert ".." not in path
-    assert len(writes(first)) == len(set(writes(first)))
-    world.apply(first, certs)
-    settled = world.settled(certs)
-    second = plan(items, *settled, facts=world.facts, activations=world.activations)
-    assert second.steps == ()
-    assert {refusal.item for refusal in second.refusals} == refused
-    assert json.loads(json.dumps(first.shown()))["refusals"] == [
-        json.loads(json.dumps(attrs.asdict(refusal) | {"line": refusal.line})) for refusal in first.refusals
-    ]
-    assert bool(first.diff == "Nothing to do.") is not bool(
-        first.steps or first.refusals or first.waiting or first.blocked
-    )
-
-
-@given(items=plans)
-def test_sets_are_a_partition(items: list[InstallItem]) -> None:
-    certs = {n: cert(n) for n in range(1, 5)}
-    bound = bind(items, certs, {})
-    nodes = [node for group in components(items, bound, certs) for node in group]
-    assert len(nodes) == len(set(nodes))
-    assert {f"item:{item.id}" for item in items} <= set(nodes)
-    placed = [name for level in levels(items) for group in level for name in group]
-    assert sorted(placed) == sorted(item.id for item in items)
-
-
-def test_small_questions() -> None:
-    items = [
-        copy("c", 1, names=("bundle.pfx",)),
-        copy("d", 2, names=("bundle.jks",)),
-        copy("e", None, ob_name="a1.example", names=("chain.pem", "nonsense")),
-        copy("f", 1, ob_type="ca", names=("ca.pem",)),
-        run("r", verify=VerifyCommand(cmd_argv=("/bin/v", "x"))),
-    ]
-    indexer = Indexer()
-    index = indexer.of(items)
-    assert index.files(1, "x", ("a1.example", "b")) == index.files(1, "a1.example", ()) == {"bundle.pfx", "chain.pem"}
-    assert index.files(2, "x", ()) == {"bundle.jks"}
-    assert indexer.of(items) is index and indexer.of(list(items)) is not index
-    assert programs(items, HostPolicy()) == (RELOAD[0], "/bin/v")
-    assert depended_on("a", {"a": run("a", "b", "zz"), "b": run("b", "a")}) == ("b",)
-
-
-def test_only_some_certificates_files_are_compared() -> None:
-    """A renewal of one certificate does not read the files of a thousand others."""
-    items = [copy("c1", 1), copy("c2", 2), run("r", "c1", "c2")]
-    found = plan(items, cert(1), cert(2), examine={2})
-    assert writes(found) == ["/ssl/c2/fullchain.pem", "/ssl/c2/private.key"]
-    assert found.targets == {1: items[0].targets, 2: items[1].targets}
-
-
-def test_other_peoples_text_cannot_forge_a_line_of_the_plan() -> None:
-    found = plan([copy("c\n~ switch", 1, targets=("/ssl/a\n+ x", "/ssl/b"))], cert(1))
-    assert all(line.startswith(("! ", "~ ", "? ", "> ", ". ", "  ")) for line in found.diff.splitlines())
-    assert "c\n" not in found.diff
