@@ -1,14 +1,19 @@
-"""What the tests of installing share: bundles from a small CA, and a host for the runner."""
+"""What the tests of installing share: bundles from a small CA, a host for the runner, and a Proc for commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import resource
+import secrets
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from bundle_maker import NOW, Issuer, Maker, rsa_key
 from cryptography.hazmat.primitives.asymmetric import rsa
 from runner_host import Host
+
+from certctrl.install.process import Proc
+from certctrl.install.process.proc import LIMITS
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +60,16 @@ def host(tmp_path: Any, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> Host:
 
     monkeypatch.setattr("certctrl.install.commands.probe_tls", probe)
     return made
+
+
+@pytest.fixture
+def token() -> str:
+    return f"marked-{secrets.token_hex(8)}"
+
+
+@pytest.fixture
+async def quick() -> AsyncIterator[Proc]:
+    """A Proc that waits little between TERM and KILL and grants few processes."""
+    runner = Proc(term_grace=0.3, linger=0.3, limits={**LIMITS, resource.RLIMIT_NPROC: 300})
+    yield runner
+    await runner.aclose()
