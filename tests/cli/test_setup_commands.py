@@ -1,11 +1,9 @@
-"""`init`, `register`, `config`, `policy`: what an operator does before the daemon runs."""
+"""`init`, `register`, `config`: what an operator does before the daemon runs."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +11,6 @@ from typing import Any, NamedTuple
 import pytest
 import trustme
 
-from certctrl.cli.commands import policy as policy_module
 from certctrl.cli.commands import register as register_module
 from certctrl.cli.commands.register import LARGEST_TOKEN, find_token, show_prompt
 from certctrl.errors import UsageError
@@ -23,7 +20,9 @@ from certctrl.store.layout import ConfigDir
 from .conftest import Ran
 
 Run = Callable[..., Ran]
+
 TOKEN = "et_mNCLTgVblu4jMZEGF"
+
 
 # --- init ---------------------------------------------------------------------------------------------------------
 
@@ -239,152 +238,3 @@ def test_config_check_looks_into_the_files_that_are_named(layout: ConfigDir, ran
     assert "holds no PEM" in ran("-c", layout.root, "config", "check").err
     ca.write_bytes(trustme.CA().cert_pem.bytes())
     assert ran("-c", layout.root, "config", "check").status == 0
-
-
-# --- policy -------------------------------------------------------------------------------------------------------
-
-
-def policy_of(layout: ConfigDir) -> dict[str, Any]:
-    return dict(json.loads(layout.policy.read_text()))
-
-
-@pytest.mark.parametrize(
-    ("words", "key", "value"),
-    [
-        (["path", "/etc/nginx/tls/"], "write_roots", ["/etc/nginx/tls"]),
-        (["run-as", "www-data"], "run_as", ["www-data"]),
-        (["owner", "ssl-cert"], "owners", ["ssl-cert"]),
-        (["shell"], "shell", True),
-        (["plaintext-keys"], "plaintext_keys", True),
-        (["command", "--", "/usr/sbin/nginx", "-s", "reload"], "commands", None),
-    ],
-)
-def test_allow_adds_one_thing_and_twice_is_once(
-    words: list[str], key: str, value: Any, layout: ConfigDir, ran: Run
-) -> None:
-    before = policy_of(layout)
-    done = ran("-c", layout.root, "policy", "allow", "--yes", *words)
-    assert done.status == 0 and f'Adds to policy.json: "{key}": ' in done.out
-    after = policy_of(layout)
-    if value is not None:
-        assert after[key] == value
-    assert {name: got for name, got in after.items() if name != key} == {n: g for n, g in before.items() if n != key}
-    again = ran("-c", layout.root, "policy", "allow", "--yes", *words)
-    assert (again.status, again.out[:17]) == (0, "Allowed already: ")
-    assert policy_of(layout) == after
-
-
-def test_the_printed_line_is_what_the_file_has(layout: ConfigDir, ran: Run) -> None:
-    done = ran(
-        "-c",
-        layout.root,
-        "policy",
-        "allow",
-        "-y",
-        "command",
-        "--name",
-        "reload",
-        "--run-as",
-        "web",
-        "--",
-        "/bin/true",
-        "x y",
-    )
-    line = done.out.split("Adds to policy.json: ")[1].splitlines()[0]
-    wanted = json.loads("{" + line + "}")["commands"]["reload"]
-    assert wanted == {"argv": ["/bin/true", "x y"], "run_as": "web"}
-    assert {name: policy_of(layout)["commands"]["reload"][name] for name in wanted} == wanted
-
-
-def test_two_commands_may_not_share_a_name(layout: ConfigDir, ran: Run) -> None:
-    assert ran("-c", layout.root, "policy", "allow", "-y", "command", "--name", "r", "--", "/bin/true").status == 0
-    done = ran("-c", layout.root, "policy", "allow", "-y", "command", "--name", "r", "--", "/bin/false")
-    assert done.status == 2 and "another command called 'r'" in done.err
-    assert policy_of(layout)["commands"]["r"]["argv"] == ["/bin/true"]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["path"], ["path", "a", "b"], ["path", "relative"], ["shell", "x"], ["nonsense"], ["command", "nginx"], ["command"],
-     ["path", "/x", "--name", "n"], ["owner", "a", "--run-as", "b"]],
-)  # fmt: skip
-def test_what_cannot_be_allowed_changes_nothing(words: list[str], layout: ConfigDir, ran: Run) -> None:
-    before = layout.policy.read_bytes()
-    done = ran("-c", layout.root, "policy", "allow", "--yes", *words)
-    assert done.status == 2 and done.err.startswith("cert-ctrl: error: ")
-    assert layout.policy.read_bytes() == before
-
-
-def test_a_bad_value_is_refused_before_it_is_written(layout: ConfigDir, ran: Run) -> None:
-    before = layout.policy.read_bytes()
-    done = ran("-c", layout.root, "policy", "allow", "--yes", "path", "/")
-    assert done.status == 78
-    assert layout.policy.read_bytes() == before
-
-
-def test_without_an_answer_nothing_is_allowed(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    done = ran("-c", layout.root, "policy", "allow", "shell")
-    assert done.status == 2 and "--yes" in done.err
-    assert not policy_of(layout)["shell"]
-
-
-@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
-def test_a_person_is_asked(
-    answer: str, status: int, layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stdin = io.StringIO(answer)
-    stdin.isatty = lambda: True  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stdin", stdin)
-    assert ran("-c", layout.root, "policy", "allow", "shell").status == status
-    assert policy_of(layout)["shell"] == (status == 0)
-
-
-REFUSALS = [
-    {"item": "1", "what": "write /etc/x/a.pem", "why": "below no directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
-    {"item": "2", "what": "write /etc/x/b.pem", "why": "below no directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
-    {"item": "3", "what": "run /bin/true", "why": "not among commands", "setting": "commands", "value": {"true": {"argv": ["/bin/true"]}}},
-    {"item": "4", "what": "write /state/x", "why": "it is the agent's own state", "setting": "", "value": None},
-]  # fmt: skip
-
-
-def test_allow_goes_through_what_the_plan_is_refused(
-    layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": REFUSALS})
-    done = ran("-c", layout.root, "policy", "allow", "--yes")
-    assert done.status == 0
-    assert "Refused whatever policy.json says: write /state/x: it is the agent's own state" in done.out
-    assert policy_of(layout)["write_roots"] == ["/etc/x"]
-    assert list(policy_of(layout)["commands"]) == ["true"]
-
-
-def test_allow_with_nothing_refused(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": []})
-    assert ran("-c", layout.root, "policy", "allow") == (0, "The policy refuses nothing that it could allow.\n", "")
-
-
-def test_every_kind_in_the_help_exists(layout: ConfigDir, ran: Run) -> None:
-    for kind in policy_module.KINDS.split(", "):
-        assert "no such kind" not in ran("-c", layout.root, "policy", "allow", "--yes", kind).err
-
-
-def test_policy_show_in_words_and_json(layout: ConfigDir, ran: Run) -> None:
-    layout.policy.write_text(
-        json.dumps(
-            {
-                "write_roots": ["/etc/nginx/tls"],
-                "commands": {"r": {"argv": ["/bin/true"], "run_as": "web", "sha256": "ab" * 32}},
-                "on_alert": ["/usr/local/bin/page"],
-                "window": {"days": ["sat"], "from": "22:00", "to": "04:00"},
-            }
-        )
-    )
-    out = ran("-c", layout.root, "policy", "show").out
-    assert f"May write below: {layout.certs}, /etc/nginx/tls\n" in out
-    assert "May run: /bin/true as web (r, at most 60 s, pinned by hash)\n" in out
-    assert "Swaps in: sat 22:00-04:00 UTC\n" in out and "On alert: /usr/local/bin/page\n" in out
-    shown = ran("-c", layout.root, "policy", "show", "--json").json()
-    assert shown["window"]["from"] == "22:00" and "from_" not in shown["window"]
-    layout.policy.write_text('{"remote_commands": "off", "commands": {"r": {"argv": ["/bin/true"]}}}')
-    assert "May run: nothing (remote_commands is off)\n" in ran("-c", layout.root, "policy", "show").out
