@@ -15,12 +15,15 @@ import attrs
 import pytest
 
 from certctrl.__main__ import main
+from certctrl.cli.doctor.finding import Patient
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 from certctrl.store.config import init_config_dir
 from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state import StateStore
+
+from .doctor_words import CONFIG
 
 NOW = 1_759_470_000.0
 DAY = 86_400.0
@@ -159,3 +162,8 @@ def running_status(**changes: Any) -> dict[str, Any]:
         "token": {"expires_at": NOW + 863}, "last_signal": {"type": "install.updated", "at": NOW - 8100},
         "acks_pending": 0, "health": "healthy", "problems": [], "stuck": [], "quarantined": [], "counters": {},
     } | changes  # fmt: skip
+
+
+@pytest.fixture
+def patient(layout: ConfigDir, store: StateStore) -> Patient:
+    return Patient(layout=layout, fs=RealFs(), store=store, environ={}, now=lambda: NOW, config=CONFIG)

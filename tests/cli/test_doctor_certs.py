@@ -1,0 +1,141 @@
+"""The doctor tells what is deployed and served apart, and looks again at what the daemon is changing."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from certctrl.cli.doctor.certs import certificate_findings, endpoints, look_at_endpoints
+from certctrl.cli.doctor.finding import Finding, Patient
+from certctrl.model.records import CertRecord
+from certctrl.store.generations import GenerationStore
+
+from .conftest import DAY, NOW, record
+from .doctor_words import found
+
+
+def deploy(patient: Patient, *, mixed: bool = False, **changes: Any) -> tuple[CertRecord, trustme.LeafCert]:
+    """Put one real pair on disk as the pipeline would (``mixed``: with another certificate's key)."""
+    ca = trustme.CA()
+    leaf, other = ca.issue_cert("www.example.com"), ca.issue_cert("www.example.com")
+    chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
+    files = {
+        "private.key": (other if mixed else leaf).private_key_pem.bytes(), "fullchain.pem": chain,
+        "certificate.pem": leaf.cert_chain_pems[0].bytes(), "chain.pem": ca.cert_pem.bytes(),
+    }  # fmt: skip
+    store = GenerationStore(patient.layout, patient.fs)
+    staged = store.stage("www.example.com", files, {"cert_id": 7})
+    store.settle([staged])
+    store.switch({"www.example.com": staged.id})
+    fingerprint = x509.load_pem_x509_certificate(chain).fingerprint(hashes.SHA256()).hex()
+    deployed = record(generation=staged.id, fingerprint_sha256=fingerprint, **changes)
+    patient.store.save_certificates({7: deployed})
+    return deployed, leaf
+
+
+def test_a_pair_in_order(patient: Patient) -> None:
+    deploy(patient)
+    assert [str(one.level) for one in certificate_findings(patient)] == ["OK"]
+
+
+def test_a_mixed_pair_is_found(patient: Patient) -> None:
+    deploy(patient, mixed=True)
+    ((level, what, _),) = found(certificate_findings(patient), "certificate")
+    assert level == "FAIL" and "does not belong to the certificate" in what
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({"not_after": NOW - 60}, "FAIL", "expired 1m 0s ago"),
+        ({"not_after": NOW + 3 * DAY}, "WARN", "expires in 3d 0h 0m"),
+        ({"not_before": NOW + 3600, "not_after": NOW + DAY}, "FAIL", "not valid for another 1h 0m"),
+        ({"last_error": "nginx: bad"}, "WARN", "last attempt: nginx: bad"),
+        ({"held": True}, "WARN", "held after a rollback"),
+    ],
+)
+def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, patient: Patient) -> None:
+    deploy(patient, **changes)
+    assert any(
+        said == level and words in what and fix
+        for said, what, fix in found(certificate_findings(patient), "certificate")
+    )
+
+
+def test_a_record_that_is_not_what_is_live(patient: Patient) -> None:
+    deployed, _ = deploy(patient)
+    patient.store.save_certificates({7: attrs.evolve(deployed, fingerprint_sha256="00" * 32)})
+    assert "not the one that was recorded" in found(certificate_findings(patient), "certificate")[0][1]
+    patient.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    assert "points at" in found(certificate_findings(patient), "certificate")[0][1]
+
+
+def test_what_the_daemon_is_changing_is_looked_at_again(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed, _ = deploy(patient)
+    patient.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    pauses = []
+
+    def come_to_rest(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            patient.store.save_certificates({7: deployed})
+
+    monkeypatch.setattr("certctrl.cli.doctor.certs.time.sleep", come_to_rest)
+    monkeypatch.setattr("certctrl.cli.doctor.certs.gather", lambda _: {"running": True})
+    assert "fit" in found(certificate_findings(patient), "certificate")[0][1]
+    assert len(pauses) == 2
+    patient.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    assert "points at" in found(certificate_findings(patient), "certificate")[0][1], "in the end it is a finding"
+
+
+async def serve(leaf: trustme.LeafCert, task_status: Any) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(context)
+
+    async def handshake(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.do_handshake()
+
+    await trio.serve_ssl_over_tcp(handshake, 0, context, host="127.0.0.1", task_status=task_status)
+
+
+def local_plan(patient: Patient, port: int) -> None:
+    patient.layout.local_installs.write_text(
+        '[{"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], "ob_type": "cert", "ob_id": 7,'
+        f' "verify": {{"type": "tls", "host": "127.0.0.1", "port": {port}, "server_name": "www.example.com"}}}}]'
+    )
+
+
+async def test_an_endpoint_that_serves_what_is_on_disk_and_one_that_does_not(patient: Patient) -> None:
+    _, leaf = deploy(patient)
+    other = trustme.CA().issue_cert("www.example.com")
+    for served, level, words in ((leaf, "OK", "as it is on disk"), (other, "FAIL", "which is not www.example.com")):
+        notes: list[Finding] = []
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(serve, served)
+            local_plan(patient, listeners[0].transport_listener.socket.getsockname()[1])
+            await look_at_endpoints(patient, notes.append)
+            nursery.cancel_scope.cancel()
+        assert [(str(one.level), words in one.what) for one in notes] == [(level, True)]
+
+
+async def test_an_endpoint_that_is_down(patient: Patient) -> None:
+    deploy(patient)
+    local_plan(patient, 1)
+    notes: list[Finding] = []
+    await look_at_endpoints(patient, notes.append)
+    ((level, what, fix),) = found(notes, "endpoint")
+    assert level == "FAIL" and "127.0.0.1:1" in what and fix
+
+
+def test_items_without_a_deployed_certificate_have_no_endpoint(patient: Patient) -> None:
+    local_plan(patient, 443)
+    assert endpoints(patient) == []

@@ -1,0 +1,138 @@
+"""On the way to the plane the doctor finds what fails first, and asks no further than it must."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+import trio
+
+from certctrl.cli.doctor.finding import Finding, Patient
+from certctrl.cli.doctor.plane import look_at_plane
+from certctrl.errors import TlsError, TransportError
+from certctrl.model.config import AgentConfig, ApplicationConfig
+from certctrl.protocol.wire import Answer
+
+from .conftest import NOW
+from .doctor_words import CONFIG, found, register
+
+
+class FakeHttp:
+    """Answers /health with a Date, and the poll with what it is told."""
+
+    def __init__(self, poll: Answer | Exception | None = None, *, health: Any = None, skew: float = 0.0) -> None:
+        self.poll = poll or Answer(204, {"etag": "1-5"}, b"")
+        self.health = health or Answer(200, {"date": formatdate(NOW + skew, usegmt=True)}, b"")
+        self.closed = False
+        self.paths: list[str] = []
+
+    async def request(self, _method: str, path: str, **_named: Any) -> Answer:
+        self.paths.append(path)
+        answer = self.health if path == "/health" else self.poll
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+async def asked(patient: Patient, http: FakeHttp, config: AgentConfig = CONFIG) -> list[Finding]:
+    notes: list[Finding] = []
+    await look_at_plane(patient, config, lambda _config, _layout: http, notes.append)
+    assert http.closed
+    return notes
+
+
+async def test_a_plane_in_order(patient: Patient) -> None:
+    register(patient.store)
+    notes = await asked(patient, FakeHttp())
+    assert [(one.check, str(one.level)) for one in notes] == [
+        ("dns", "OK"), ("tls", "OK"), ("clock", "OK"), ("token", "OK"),
+    ]  # fmt: skip
+
+
+def error_answer(status: int, key: str) -> Answer:
+    body = b'{"error": {"code": 1, "what": "w", "key": "%s"}}' % key.encode()
+    return Answer(status, {"content-type": "application/json"}, body)
+
+
+@pytest.mark.parametrize(
+    ("poll", "level", "words"),
+    [
+        (
+            Answer(200, {"content-type": "application/json"}, b'{"data": {"cursor": "1-6", "signals": []}}'),
+            "OK",
+            "takes",
+        ),
+        (error_answer(401, "TOKEN_EXPIRED"), "WARN", "expired"),
+        (error_answer(403, "DEVICE_REVOKED"), "FAIL", "revoked this device"),
+        (error_answer(403, "OTHER"), "FAIL", "refused: 403"),
+        (error_answer(409, "CURSOR_EXPIRED"), "OK", "resync"),
+        (error_answer(429, "RATE_LIMITED"), "WARN", "busy (status 429)"),
+        (Answer(200, {"content-type": "text/html"}, b"<html>log in</html>"), "FAIL", "no usable answer"),
+        (TransportError("connection reset"), "FAIL", "connection reset"),
+    ],
+    ids=lambda value: getattr(value, "status", str(value)[:12]),
+)
+async def test_what_the_plane_says_of_the_token(poll: Any, level: str, words: str, patient: Patient) -> None:
+    register(patient.store)
+    ((said, what, fix),) = found(await asked(patient, FakeHttp(poll)), "token")
+    assert said == level and words in what
+    assert bool(fix) == (level != "OK")
+    assert "rt_x" not in what + fix and "a.b.c" not in what + fix
+
+
+async def test_no_token_is_not_asked_about(patient: Patient) -> None:
+    http = FakeHttp()
+    assert found(await asked(patient, http), "token")[0][0] == "FAIL"
+    assert http.paths == ["/health"]
+
+
+@pytest.mark.parametrize(
+    ("skew", "level"), [(0, "OK"), (4, "OK"), (-4, "OK"), (30, "WARN"), (-30, "WARN"), (900, "FAIL")]
+)
+async def test_the_clock_is_compared_with_the_planes(skew: float, level: str, patient: Patient) -> None:
+    ((said, what, _),) = found(await asked(patient, FakeHttp(skew=skew)), "clock")
+    assert said == level
+    assert level == "OK" or f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'}" in what
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", "Fri, 03 Oct 99999 05:45:56 GMT"])
+async def test_a_plane_without_a_usable_date(date: str | None, patient: Patient) -> None:
+    http = FakeHttp(health=Answer(404, {"date": date} if date is not None else {}, b""))
+    notes = await asked(patient, http)
+    assert found(notes, "clock") == []
+    assert found(notes, "tls")[0][0] == "OK", "any answer proves the way"
+
+
+async def test_a_refused_certificate_ends_the_questions(patient: Patient) -> None:
+    http = FakeHttp(health=TlsError("the certificate is not trusted", fix="add its CA to ca_files"))
+    notes = await asked(patient, http)
+    assert found(notes, "tls") == [("FAIL", "the certificate is not trusted", "add its CA to ca_files")]
+    assert found(notes, "token") == []
+
+
+async def test_plain_http_is_told(patient: Patient) -> None:
+    plain = AgentConfig(application=ApplicationConfig(server_url="http://127.0.0.1:80", allow_http_loopback=True))
+    assert found(await asked(patient, FakeHttp(), plain), "tls")[0][0] == "WARN"
+
+
+async def test_a_name_that_cannot_be_resolved(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_args: Any, **_named: Any) -> Any:
+        raise trio.socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", nothing)
+    ((level, what, fix),) = found(await asked(patient, FakeHttp()), "dns")
+    assert level == "FAIL" and "Name or service not known" in what and "resolv.conf" in fix
+
+
+async def test_a_resolver_that_hangs(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def never(*_args: Any, **_named: Any) -> Any:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", never)
+    assert "within 5 s" in found(await asked(patient, FakeHttp()), "dns")[0][1]
