@@ -1,4 +1,4 @@
-"""What the tests of the store share: the state of a fresh directory on the real disk."""
+"""What the tests of the store share: a fresh directory on the real disk, the state in it, and a site to deploy to."""
 
 from __future__ import annotations
 
@@ -17,3 +17,20 @@ def store(tmp_path: Path) -> StateStore:
     layout = ConfigDir(tmp_path / "agent")
     make_tree(RealFs(), layout)
     return StateStore(layout, RealFs())
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> ConfigDir:
+    made = ConfigDir(tmp_path / "agent")
+    make_tree(RealFs(), made)
+    return made
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Two directories: one file with history, and room for a key."""
+    (tmp_path / "site" / "ssl").mkdir(parents=True, mode=0o755)
+    (tmp_path / "site" / "private").mkdir(mode=0o700)
+    (tmp_path / "site" / "ssl" / "site.pem").write_bytes(b"old leaf")
+    (tmp_path / "site" / "ssl" / "site.pem").chmod(0o640)
+    return tmp_path / "site"

@@ -30,13 +30,6 @@ def material(number: int) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> ConfigDir:
-    made = ConfigDir(tmp_path / "agent")
-    make_tree(RealFs(), made)
-    return made
-
-
-@pytest.fixture
 def store(layout: ConfigDir) -> GenerationStore:
     return GenerationStore(layout, RealFs())
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 from certctrl.errors import BusyError, ConfigError, ExitStatus
-from certctrl.store.atomic import make_tree
-from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.lock import lock_daemon, token_lock
 
@@ -28,13 +26,6 @@ with lock_daemon(layout):
     print(child.pid, flush=True)
     sys.stdin.read()
 """
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> ConfigDir:
-    made = ConfigDir(tmp_path / "agent")
-    make_tree(RealFs(), made)
-    return made
 
 
 def test_a_second_daemon_is_refused_at_once_and_told_who(layout: ConfigDir) -> None:

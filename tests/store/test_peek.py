@@ -15,17 +15,7 @@ from certctrl.errors import DiskError, StateCorruptError
 from certctrl.model.records import Ack, CertRecord, InboxEntry, Tokens
 from certctrl.model.signals import CertRenewed
 from certctrl.store import peek
-from certctrl.store.atomic import make_tree
-from certctrl.store.fs import RealFs
-from certctrl.store.layout import ConfigDir
 from certctrl.store.state import StateStore
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> StateStore:
-    layout = ConfigDir(tmp_path / "agent")
-    make_tree(RealFs(), layout)
-    return StateStore(layout, RealFs())
 
 
 def test_nothing_was_ever_written(store: StateStore) -> None:
