@@ -1,0 +1,115 @@
+"""Devices renew what is assigned to them and nothing else, and the CA renews itself before its leaves outlive it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cryptography import x509
+from issued import CERTIFICATES, issue, materials, signals
+
+from certctrl.plane.refusals import Refused
+
+# --- renewals that devices ask for -----------------------------------------------------------------------------------
+
+
+async def test_a_device_renews_what_is_assigned_to_it_and_nothing_else(world: Any) -> None:
+    device, other = await world.device(), await world.device("device-number-2")
+    row = await issue(world, "example.com", device_ids=[device.id])
+    path = f"{CERTIFICATES}/{row['id']}/issues"
+    assert (await device("POST", path, {"action": "renew", "reason": "near its end"})).status == 202
+    assert (await other("POST", path, {"action": "renew"})).status == 404
+    elsewhere = path.replace("/users/1/", "/users/2/")
+    assert (await device("POST", elsewhere, {"action": "renew"})).status == 404
+    assert (await device("POST", path, {"action": "reissue"})).status == 400
+    assert (await world.stranger("POST", path, {"action": "renew"})).status == 401
+    assert len(await signals(device)) == 2
+
+
+async def test_devices_that_share_a_certificate_share_a_renewal(build: Callable[..., Any]) -> None:
+    world = build(shared_renewal_seconds=60)
+    device, other = await world.device(), await world.device("device-number-2")
+    row = await issue(world, "example.com", device_ids=[device.id, other.id])
+    path = f"{CERTIFICATES}/{row['id']}/issues"
+    first = (await device("POST", path, {"action": "renew"})).data
+    assert (await other("POST", path, {"action": "renew"})).data == first
+    assert (await device("POST", path, {"action": "renew"})).data != first, "who asks again means it"
+    world.clock.advance(61)
+    assert (await other("POST", path, {"action": "renew"})).data["id"] > first["id"]
+
+
+async def test_a_device_cannot_have_renewals_without_end(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", device_ids=[device.id])
+    path = f"{CERTIFICATES}/{row['id']}/issues"
+    statuses = [(await device("POST", path, {"action": "renew"})).status for _ in range(6)]
+    assert statuses == [202] * 5 + [429]
+    world.clock.advance(10)
+    assert (await device("POST", path, {"action": "renew"})).status == 202
+
+
+# --- the CA itself -------------------------------------------------------------------------------------------------
+
+
+async def test_the_intermediate_is_replaced_before_leaves_could_outlive_it(world: Any) -> None:
+    device = await world.device()
+    row = await issue(world, "example.com", device_ids=[device.id])
+    first = (await materials(device, row["id"]))["chain_pem"]
+    world.clock.wall += 4 * 365 * 86_400
+    await world.plane.certificates.renew(1, row["id"])
+    detail = world.plane.certificates.detail(device.id, row["id"])
+    assert detail["chain_pem"] != first
+    leaf = x509.load_pem_x509_certificate(detail["certificate_pem"].encode())
+    intermediate = x509.load_pem_x509_certificate(detail["chain_pem"].encode())
+    root = x509.load_pem_x509_certificate(world.plane.ca.root_pem.encode())
+    leaf.verify_directly_issued_by(intermediate)
+    intermediate.verify_directly_issued_by(root)
+    assert leaf.not_valid_after_utc <= intermediate.not_valid_after_utc <= root.not_valid_after_utc
+
+
+async def test_slow_keys_are_made_off_the_loop_when_told_so() -> None:
+    from certctrl.plane.core import Plane
+
+    ran: list[str] = []
+
+    async def offload(function: Callable[..., Any], *args: Any) -> Any:
+        ran.append(args[0])
+        return function(*args)
+
+    with Plane.open(offload=offload) as plane:
+        await plane.certificates.issue(1, ["a.example"])
+        await plane.certificates.issue(1, ["b.example"], key_type="rsa-2048")
+    assert ran == ["rsa-2048"]
+
+
+async def test_a_revocation_wins_over_a_renewal_that_is_being_made() -> None:
+    """The device's RSA renewal is under way in a thread when the operator revokes."""
+    from certctrl.plane.core import Plane
+    from certctrl.plane.devices import DeviceFacts
+
+    async def offload(function: Callable[..., Any], *args: Any) -> Any:
+        if issued:
+            await plane.certificates.revoke(1, issued[0])
+        return function(*args)
+
+    issued: list[int] = []
+    with Plane.open(offload=offload) as plane:
+        device = plane.devices.expect(1, DeviceFacts(device_public_id="device-1"))["id"]
+        issued.append(
+            (await plane.certificates.issue(1, ["a.example"], key_type="rsa-2048", device_ids=[device]))["id"]
+        )
+        with pytest.raises(Refused) as caught:
+            await plane.certificates.renew(1, issued[0], device_id=device)
+        assert caught.value.key == "CERT_REVOKED"
+        assert plane.certificates.show(1, issued[0])["status"] == "revoked"
+
+
+async def test_material_waits_for_a_device_without_a_key(world: Any) -> None:
+    from certctrl.plane.devices import DeviceFacts
+
+    device = world.plane.devices.expect(1, DeviceFacts(device_public_id="device-1"))["id"]
+    row = await world.plane.certificates.issue(1, ["a.example"], device_ids=[device])
+    with pytest.raises(Refused) as caught:
+        world.plane.certificates.materials(device, row["id"])
+    assert (caught.value.status, caught.value.key) == (409, "WRAP_PENDING")
