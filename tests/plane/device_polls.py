@@ -1,0 +1,12 @@
+"""What tests of polls share: the path they ask, and a certificate whose issue is news to a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+UPDATES = "/apiv1/devices/self/updates"
+
+
+async def issue(world: Any, device: Any, domain: str = "example.com") -> dict[str, Any]:
+    row: dict[str, Any] = await world.plane.certificates.issue(1, [domain], device_ids=[device.id])
+    return row

@@ -1,0 +1,152 @@
+"""A long poll is answered the moment there is news, at its end without, and freed when its client leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from device_polls import issue
+
+
+async def test_a_long_poll_answers_the_moment_a_signal_arrives(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    answers: list[tuple[float, Any]] = []
+
+    async def poll() -> None:
+        reply = await device.poll((await device.poll()).headers["etag"], wait=30)
+        answers.append((trio.current_time(), reply))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll)
+        await trio.sleep(7)
+        await issue(world, device)
+    ((at, reply),) = answers
+    assert at == 7.0
+    assert [signal["type"] for signal in reply.data["signals"]] == ["cert.renewed"]
+
+
+async def test_a_long_poll_ends_empty_after_its_wait(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    reply = await device.poll(wait=25)
+    assert (reply.status, trio.current_time()) == (204, 25.0)
+
+
+async def test_a_long_poll_with_news_does_not_wait(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    await issue(world, device)
+    assert (await device.poll(wait=30)).status == 200
+    assert trio.current_time() == 0.0
+
+
+async def test_another_devices_signal_wakes_nobody(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+    world = build(virtual=True)
+    device, other = await world.device(), await world.device("device-number-2", "web-2")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(issue, world, other)
+        reply = await device.poll(wait=10)
+    assert (reply.status, trio.current_time()) == (204, 10.0)
+
+
+async def test_one_signal_reaches_every_poll_of_a_device(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    statuses: list[int] = []
+
+    async def poll() -> None:
+        statuses.append((await device.poll(wait=30)).status)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(poll)
+        await trio.sleep(1)
+        await issue(world, device)
+    assert statuses == [200] * 4
+    assert trio.current_time() == 1.0
+
+
+@pytest.mark.parametrize("how", ["revoke", "register again"])
+async def test_a_held_poll_learns_that_its_session_ended(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock, how: str
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    replies: list[Any] = []
+
+    async def poll() -> None:
+        replies.append(await device.poll(wait=30))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll)
+        await trio.sleep(2)
+        if how == "revoke":
+            world.plane.devices.revoke(1, device.id, "stolen")
+        else:
+            with world.plane.database.transaction():
+                world.plane.sessions.start(device.id)
+            world.plane.stream.wake(device.id)
+    assert replies[0].key == ("DEVICE_REVOKED" if how == "revoke" else "INVALID_TOKEN")
+    assert trio.current_time() == 2.0
+
+
+async def test_a_client_that_leaves_frees_its_poll_at_once(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    device.gone = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(device.poll)
+        nursery.start_soon(lambda: device.poll(wait=30))
+        await trio.sleep(3)
+        device.gone.set()
+    assert trio.current_time() == 3.0
+
+
+async def test_a_stopping_plane_answers_held_polls_and_closes_connections(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True)
+    device = await world.device()
+    replies: list[Any] = []
+
+    async def poll() -> None:
+        replies.append(await device.poll(wait=30))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll)
+        await trio.sleep(5)
+        world.plane.stop_polls()
+    assert (replies[0].status, replies[0].headers["connection"]) == (204, "close")
+    late = await device.poll(wait=30)
+    assert (late.status, late.headers["connection"], trio.current_time()) == (204, "close", 5.0)
+    health = await world.stranger("GET", "/health")
+    assert (health.status, health.key, health.headers["retry-after"]) == (503, "SERVICE_UNAVAILABLE", "5")
+
+
+async def test_a_burst_longer_than_the_stream_answers_a_held_poll_with_409(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
+    world = build(virtual=True, stream_length=2)
+    device = await world.device()
+    replies: list[Any] = []
+
+    async def poll() -> None:
+        replies.append(await device.poll(wait=30))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll)
+        await trio.sleep(1)
+        with world.plane.database.transaction():
+            for cert_id in range(4):
+                world.plane.stream.append(device.id, "cert.renewed", {"cert_id": cert_id})
+        await world.plane.stream.publish()
+    assert replies[0].key == "CURSOR_EXPIRED"
