@@ -1,20 +1,24 @@
-"""An in-process plane with a clock of its own, and clients that call its ASGI application without sockets."""
+"""An in-process plane with a clock of its own, clients that call its application without sockets, and a served plane."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 import trio
 from nacl.public import PrivateKey
+from plane_socket import FAST
 
 from certctrl.plane.app import make_app
 from certctrl.plane.core import Plane
 from certctrl.plane.faults import Faults
+from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.settings import PlaneSettings
 
 WALL = 1_790_000_000.0
@@ -213,3 +217,11 @@ def world(build: Callable[..., World]) -> World:
 def form() -> Callable[..., dict[str, Any]]:
     """Give `registration`."""
     return registration
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[PlaneAddress]:
+    async with trio.open_nursery() as nursery:
+        address: PlaneAddress = await nursery.start(partial(serve_plane, tmp_path / "plane", settings=FAST))
+        yield address
+        nursery.cancel_scope.cancel()

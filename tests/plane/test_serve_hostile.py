@@ -1,0 +1,184 @@
+"""No client brings the real server down, and kill -9 loses nothing that it has answered."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from plane_socket import UPDATES, connected, enrolled, fds_back_to, operator_key, port_of
+
+from certctrl.plane.serve import PlaneAddress
+
+pytestmark = pytest.mark.integration
+
+
+# --- hostile clients --------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    b"", b"\0" * 1000, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
+    b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 9000 + b"\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(64),
+    b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: AAMAAABk\r\n\r\n",
+    b"GET /device HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    b"POST /auth/device HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST /auth/device HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    b"POST /auth/device HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+    b"POST /auth/device HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n" + b"x" * 100_000,
+    b"POST /auth/device HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"2000\r\n" * 1 + b"x" * 0x2000 + (b"\r\n2000\r\n" + b"x" * 0x2000) * 60,
+    b"POST /apiv1/devices/self/notify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 5000,
+    b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 200, b"GET /%ff%fe%00/..%2f HTTP/1.1\r\nHost: \xff\r\n\r\n",
+    b"GET /health?\xff HTTP/1.1\r\nHost: x\r\n\r\n", b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"CONNECT evil:443 HTTP/1.1\r\nHost: x\r\n\r\n", b"GET http://evil/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /device?user_code=%00 HTTP/1.1\r\nHost: x\r\nCookie: \xff=\xfe; ;;=\r\n\r\n",
+    b"HEAD /device HTTP/1.0\r\n\r\n",
+    b"GET /health HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+]  # fmt: skip
+
+
+async def test_no_client_brings_the_plane_down(served: PlaneAddress) -> None:
+    """Whatever comes over the wire, and however the connection ends: the next client is served, nothing is kept."""
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def attack(data: bytes, polite: bool) -> None:
+        async with connected(served) as client:
+            with trio.move_on_after(3):
+                try:
+                    await client.stream.do_handshake()
+                    await client.stream.send_all(data)
+                    if polite:
+                        while await client.stream.receive_some(65_536):
+                            pass
+                except (trio.BrokenResourceError, ConnectionError):
+                    pass
+
+    async with trio.open_nursery() as nursery:
+        for data in HOSTILE:
+            nursery.start_soon(attack, data, True)
+            nursery.start_soon(attack, data, False)
+        for data in (b"", b"GET /health HTTP/1.1\r\n\r\n", bytes(range(256)) * 100):  # no TLS at all
+
+            async def plain(data: bytes = data) -> None:
+                stream = await trio.open_tcp_stream("127.0.0.1", port_of(served))
+                async with stream:
+                    with trio.move_on_after(1):
+                        try:
+                            await stream.send_all(data)
+                            await stream.receive_some(1000)
+                        except trio.BrokenResourceError:
+                            pass
+
+            nursery.start_soon(plain)
+    async with connected(served) as client:
+        assert (await client.ask("GET", "/health")).status == 200
+    await fds_back_to(before)
+
+
+# --- kill -9 ----------------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """`cert-ctrl plane serve` as a process of its own."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> PlaneAddress:
+        argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(self.data), "--listen", "127.0.0.1:0"]
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        assert self.process.stdout is not None
+        first = await trio.to_thread.run_sync(self.process.stdout.readline)
+        url = first.decode().split()[-1]
+        for _ in range(3):
+            await trio.to_thread.run_sync(self.process.stdout.readline)
+        return PlaneAddress(url, self.data / "ca.pem", self.data / "operator.key")
+
+    def end(self, signum: int) -> int:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        self.process.send_signal(signum)
+        status = self.process.wait(20)
+        self.process.stdout.close()
+        self.process = None
+        return status
+
+
+@pytest.fixture
+async def process(tmp_path: Path) -> AsyncIterator[Process]:
+    process = Process(tmp_path / "plane")
+    yield process
+    if process.process is not None:
+        process.end(signal.SIGKILL)
+
+
+async def test_sigterm_ends_the_command_with_0(process: Process) -> None:
+    await process.start()
+    began = time.monotonic()
+    assert process.end(signal.SIGTERM) == 0
+    assert time.monotonic() - began < 5
+
+
+async def test_kill_9_loses_nothing_that_was_answered(process: Process, form: Any) -> None:
+    """Killed at random moments under load: whatever was answered is there afterwards, and signals have no gap."""
+    address = await process.start()
+    async with connected(address, operator_key(address)) as operator:
+        done = await enrolled(operator, form)
+    device_id, token = done["device"]["id"], done["session"]["access_token"]
+    known: dict[int, str] = {}
+    seen: list[tuple[int, str]] = []
+    cursor = ""
+    seed = random.randrange(10**9)
+    chance = random.Random(seed)
+    for _ in range(8):
+        with trio.move_on_after(chance.uniform(0.05, 0.5)):
+            async with connected(address, operator_key(address)) as operator:
+                while True:
+                    if known and chance.random() < 0.5:
+                        cert_id = chance.choice(list(known))
+                        row = (
+                            await operator.ask(
+                                "POST", f"/apiv1/users/1/certificates/{cert_id}/issues", {"action": "renew"}
+                            )
+                        ).data
+                        known[cert_id] = row["serial_number"]
+                    else:
+                        body = {"domain_name": f"n{len(known)}.example", "device_ids": [device_id]}
+                        row = (await operator.ask("POST", "/apiv1/users/1/certificates", body)).data
+                        known[row["id"]] = row["serial_number"]
+        process.end(signal.SIGKILL)
+        address = await process.start()
+        async with connected(address, token) as device:
+            while True:
+                answer = await device.ask("GET", f"{UPDATES}?limit=100" + (f"&cursor={cursor}" if cursor else ""))
+                if answer.status == 204:
+                    break
+                if answer.status == 429:
+                    await trio.sleep(1)
+                    continue
+                cursor = answer.data["cursor"]
+                seen += [(s["ref"]["cert_id"], s["ref"]["serial"]) for s in answer.data["signals"]]
+            rows = (await device.ask("GET", "/apiv1/devices/self/certificates")).data
+            for row in rows:
+                materials = await device.ask("GET", f"/apiv1/devices/self/certificates/{row['id']}/deploy-materials")
+                assert materials.data["serial_number"] == row["serial_number"]
+        now = {row["id"]: row["serial_number"] for row in rows}
+        assert set(known) <= set(now), f"seed {seed}"
+        # At most the one renewal that was under way may be newer than what we were told.
+        assert sum(now[cert_id] != serial for cert_id, serial in known.items()) <= 1, f"seed {seed}"
+        assert set(known.items()) <= set(seen), f"seed {seed}: a signal is lost"
+        assert len(seen) == len(set(seen)), f"seed {seed}: a signal came twice"
+        known = now
+    assert len(known) > 5
