@@ -1,7 +1,7 @@
 """The trials have teeth: each mutant of `crash_mutants` is caught by the kind of trial it is meant for.
 
-What the model of a disk catches besides is in ``tests/store/test_crash_states.py``; mutants that both catch have the
-same name there.
+What the model of a disk catches besides is in ``tests/store/test_crash_mutants.py``; mutants that both catch have
+the same name there.
 """
 
 from __future__ import annotations
