@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from crash_trials import in_memory, scratch
 
 SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 OLDEST, NEWEST = 2, 1  # no log flush, log flush
+MOUNTS = 10
 VARIANTS = {"oldest": OLDEST, "newest": NEWEST}
 EXT4 = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]  # nothing may be left for later
 KINDS = {
@@ -54,9 +56,17 @@ class Disk:
         self.mount()
 
     def mount(self) -> None:
+        """Mount it; again when what comes is the file system that was shut down and has not quite left."""
         options = ",".join(filter(None, ("loop", KINDS[self.kind][1])))
-        subprocess.run(["mount", "-o", options, self.image, self.mountpoint], check=True, capture_output=True)
-        self.mountpoint.chmod(0o755)
+        for again in range(MOUNTS):
+            subprocess.run(["mount", "-o", options, self.image, self.mountpoint], check=True, capture_output=True)
+            try:
+                self.mountpoint.chmod(0o755)
+                return
+            except OSError:
+                self.unmount()
+                time.sleep(0.1 * (again + 1))
+        raise AssertionError(f"{self.image} cannot be mounted anew")
 
     def unmount(self) -> None:
         subprocess.run(["umount", self.mountpoint], check=True, capture_output=True)
