@@ -12,9 +12,8 @@ from certctrl.errors import ProbeError
 from certctrl.install.probe import LOOK_SECONDS, STEADY_LOOKS, STEADY_SECONDS, Seen, probe_tls
 from certctrl.model.plan import VerifyTls
 
-OLD, NEW = "0" * 64, "f" * 64
-
 VERIFY = VerifyTls(host="service.example", port=443)
+OLD, NEW = "0" * 64, "f" * 64
 
 
 def at(address: str, fingerprint: str = "", fault: str = "") -> Seen:
