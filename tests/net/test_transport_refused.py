@@ -13,7 +13,6 @@ from certctrl.errors import BadAnswerError, ConfigError, DeadlineError, Transpor
 
 CAP = 1 << 20
 
-
 # --- answers that are refused -------------------------------------------------------------------------------
 
 

@@ -12,7 +12,6 @@ REGISTER = "/apiv1/device/registration"
 PUBLIC_ID = "23229bf7-5172-02c7-59a2-76d5b4a40090"
 REFRESH = "/auth/token/refresh"
 
-
 # --- enrolment tokens -----------------------------------------------------------------------------------------------
 
 
