@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -74,6 +76,27 @@ async def test_an_endless_burst_is_cut_at_the_bound(autojump_clock: trio.testing
     await run(recorder, {n: 0.1 + n * 0.3 for n in range(40)})
     assert recorder.batches[0][0] - start == pytest.approx(5.1, abs=0.01)
     assert sum(len(ids) for _, ids in recorder.batches) == 40
+
+
+async def test_what_was_deployed_is_not_held_until_the_next_batch(autojump_clock: trio.testing.MockClock) -> None:
+    class Staged:
+        pass
+
+    batches = Batches(Recorder().converge, debounce=lambda: (0.5, 5.0))
+    held = weakref.WeakSet[Staged]()
+
+    async def deploy() -> None:
+        staged: Any = Staged()
+        held.add(staged)
+        await batches.deploy(1, staged)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(batches.run_batches)
+        await deploy()
+        await trio.testing.wait_all_tasks_blocked()
+        gc.collect()
+        assert not held
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_hanging_batch_delays_nobody_else(autojump_clock: trio.testing.MockClock) -> None:
