@@ -12,7 +12,6 @@ import trio
 
 import certctrl
 from certctrl.agent.context import Agent
-from certctrl.agent.disk import tried
 from certctrl.agent.messages import Line, say
 from certctrl.errors import CertctrlError, PlaneError
 from certctrl.net.control_plane import UnsupportedByPlane
@@ -24,7 +23,7 @@ PAUSE = 0.2
 
 
 async def flush_acks(agent: Agent) -> Event:
-    """Send every pending ack; each batch leaves the disk only after the plane took it."""
+    """Send every pending ack; each batch leaves memory only after the plane took it, and the disk later still."""
     if dropped := agent.inbox.acks_dropped - agent.figures.acks_dropped:
         agent.figures.acks_dropped += dropped
         say(agent.log, Line.ACKS_DROPPED, count=dropped)
@@ -40,7 +39,7 @@ async def flush_acks(agent: Agent) -> Event:
         else:
             agent.figures.acks_sent += len(events)
             say(agent.log, Line.ACKS_SENT, count=len(events))
-        await tried(agent, agent.inbox.sent(events))  # refused: a restart would send them again, which does no harm
+        agent.inbox.sent(events)
     return AcksSent()
 
 

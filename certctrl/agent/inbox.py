@@ -113,7 +113,7 @@ class Inbox:
         Raises DiskError; then everything stays in memory, and the cursor where it is.
         """
         async with self._disk:
-            while self._dirty or self._fewer:  # outcomes must be there before their signals leave
+            while self._dirty:  # outcomes must be there before their signals leave
                 await self._save()
             unsafe = set(self._unsafe)
             if not unsafe.isdisjoint(self._entries):
@@ -151,17 +151,26 @@ class Inbox:
         self._offered = self._outcomes
         return [ack.event for ack in self._acks[:count]]
 
-    async def sent(self, events: Sequence[dict[str, Any]]) -> None:
-        """Drop acks that the plane took; compares by identity, new ones may have been added meanwhile."""
+    def sent(self, events: Sequence[dict[str, Any]]) -> None:
+        """Drop acks that the plane took; compares by identity, new ones may have been added meanwhile.
+
+        On disk they stay until the next outcome, or until `close`: after a crash before it they are sent again, which
+        tells the plane what it knows.
+        """
         gone = {id(event) for event in events}
         self._acks = [ack for ack in self._acks if id(ack.event) not in gone]
         self._fewer = True
-        await self._write()
+
+    async def close(self) -> None:
+        """Write what `sent` left for later; raises DiskError."""
+        async with self._disk:
+            if self._dirty or self._fewer:
+                await self._save()
 
     @property
     def behind(self) -> bool:
         """Say whether there is something for `secure` to do, as after the disk refused a write."""
-        return self._dirty or self._fewer or bool(self._unsafe)
+        return self._dirty or bool(self._unsafe)
 
     def _tell(self, *events: dict[str, Any]) -> None:
         self._acks += [Ack(event=event) for event in events]
@@ -182,7 +191,7 @@ class Inbox:
 
     async def _write(self) -> None:
         async with self._disk:
-            if self._dirty or self._fewer:  # else the batch before ours carried our change
+            if self._dirty:  # else the batch before ours carried our change
                 await self._save()
 
     async def _save(self) -> None:

@@ -93,12 +93,13 @@ async def converge_in_force(
     """Switch to what is prepared by the items in force; again when an install config came meanwhile.
 
     That one has looked at this host too early to see these certificates, and nobody else would bring them in line.
+    The outcomes that follow make lasting what is noted here.
     """
     items = agent.items
-    outcomes = await agent.installer.converge(prepared, items, only=cert_ids)
+    outcomes = await agent.installer.converge(prepared, items, only=cert_ids, lasting=False)
     while items != agent.items:
         items = agent.items
-        again = await agent.installer.converge((), items, only=cert_ids)
+        again = await agent.installer.converge((), items, only=cert_ids, lasting=False)
         outcomes |= {cert_id: one for cert_id, one in again.items() if one.kind is not OutcomeKind.UNCHANGED}
     return outcomes
 

@@ -13,6 +13,7 @@ import trio
 
 from certctrl.agent.acks import flush_acks
 from certctrl.agent.context import Agent
+from certctrl.agent.disk import tried
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.guard import request_renewal
 from certctrl.agent.operations import forget_trust, record_for, rolled_back
@@ -144,6 +145,7 @@ async def _page(agent: Agent, cursor: str | None) -> events.Updates:
 async def _done(agent: Agent, result: dict[str, Any], *, flush: bool = True) -> dict[str, Any]:
     if flush:
         await flush_acks(agent)
+    await tried(agent, agent.inbox.close())
     await save_status(agent, snapshot(agent) | {"running": False})
     failed = [entry for entry in agent.inbox.entries() if entry.last_error]
     return result | ({"failed": [entry.last_error for entry in failed]} if failed else {})

@@ -24,6 +24,7 @@ import trio
 from certctrl.agent.acks import announce, flush_acks
 from certctrl.agent.context import Agent
 from certctrl.agent.control import serve_control
+from certctrl.agent.disk import tried
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.guard import guard_expiry
 from certctrl.agent.messages import Line, say
@@ -130,3 +131,4 @@ async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) ->
     with trio.move_on_after(ACK_FLUSH_SECONDS, shield=True):
         if agent.stop is None or agent.stop.reason is StopReason.ASKED:
             await flush_acks(agent)
+        await tried(agent, agent.inbox.close())

@@ -29,7 +29,7 @@ class Book:
         self._activations: dict[str, str] | None = None
         self._cas: dict[str, CaRecord] | None = None
         self._history: list[dict[str, Any]] = []
-        self._wanted = self._saved = 0
+        self._wanted = self._saved = self._lasting = 0  # notes made; of these on the disk; of these there for good
         self._lock = trio.Lock()
 
     @property
@@ -94,26 +94,35 @@ class Book:
         self._history.append(entry)
         self._wanted += 1
 
-    async def save(self) -> None:
-        """Make everything noted so far durable; raises DiskError, and then the next `save` tries again."""
+    async def save(self, *, lasting: bool = True) -> None:
+        """Make everything noted so far durable; raises DiskError, and then the next `save` tries again.
+
+        Without ``lasting`` the files may fall back to those before in a power cut, each by itself, until anything
+        else in their directory is made durable: good where the caller does that next, and where what is lost is
+        only known to be done (then it is proven, and commanded, once more).
+        """
         mine = self._wanted
-        if self._saved >= mine:
+        if self._done(lasting) >= mine:
             return
         await trio.lowlevel.checkpoint()  # sets that finish in the same moment share one write
         async with self._lock:
-            if self._saved >= mine:
+            if self._done(lasting) >= mine:
                 return
             covered, entries = self._wanted, self._history
             self._history = []
             with trio.CancelScope(shield=True):
                 try:
                     await self._offload(
-                        self._write, dict(self.records), dict(self.activations), dict(self.cas), entries
+                        self._write, dict(self.records), dict(self.activations), dict(self.cas), entries, lasting
                     )
                 except BaseException:
                     self._history = entries + self._history
                     raise
             self._saved = covered
+            self._lasting = covered if lasting else self._lasting
+
+    def _done(self, lasting: bool) -> int:
+        return self._lasting if lasting else self._saved
 
     def _write(
         self,
@@ -121,10 +130,11 @@ class Book:
         activations: Mapping[str, str],
         cas: Mapping[str, CaRecord],
         entries: list[dict[str, Any]],
+        lasting: bool,
     ) -> None:
-        self._state.save_certificates(records)
+        self._state.save_certificates(records, sync_parent=lasting)
         if self._activations is not None:
-            self._state.save_activations(activations)
+            self._state.save_activations(activations, sync_parent=lasting)
         if self._cas is not None:
-            self._state.save_cas(cas)
+            self._state.save_cas(cas, sync_parent=lasting)
         self._state.append_history(entries, self._history_limit())

@@ -45,6 +45,8 @@ class Ledger:
     asked_by: str = "plane"
     concerned: frozenset[int] = frozenset()
     """Certificates that get an outcome even when nothing happened to them."""
+    lasting: bool = True
+    """As for `Book.save`."""
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     waiting: dict[int, str] = attrs.field(factory=dict)
     """Certificate id -> what its staged material waits for."""
@@ -126,7 +128,7 @@ class Ledger:
 
     async def save(self) -> None:
         """Make what was noted durable. Raises DiskError."""
-        await self.site.book.save()
+        await self.site.book.save(lasting=self.lasting)
 
     def broken(self, cert_id: int, why: str) -> None:
         """Note that what is here of a certificate cannot be read: it counts as absent and is fetched again."""

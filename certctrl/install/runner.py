@@ -148,17 +148,20 @@ class Installer:
         only: Collection[int] | None = None,
         ignore_window: bool = False,
         asked_by: str = "plane",
+        lasting: bool = True,
     ) -> dict[int, Outcome]:
         """Switch to what is prepared and bring files and services in line with the items; return what became of it.
 
         ``only``: look at these certificates (and ``prepared``) alone; None and nothing prepared: at everything.
+        ``lasting``: False when the caller makes the outcomes durable next (see `Book.save`).
         Outcomes by certificate id, for each that was named and each that changed; 0 stands for items that are
         about no certificate.
         """
         site, everything = self._site, only is None and not prepared
         newest = {one.cert_id: one for one in prepared}
         concerned = frozenset(newest) | frozenset(only or ())
-        ledger = Ledger(site=site, asked_by=asked_by, concerned=concerned)
+        lasting = lasting or site.config().application.keep_generations < 1  # an old record must have its generation
+        ledger = Ledger(site=site, asked_by=asked_by, concerned=concerned, lasting=lasting)
         try:
             await site.offload(site.generations.settle, [one.staged for one in newest.values()])
             candidates = await candidates_of(site, newest, concerned, everything)
@@ -184,7 +187,7 @@ class Installer:
         for cert_id in sorted(ledger.concerned | ledger.waiting.keys()):
             ledger.unchanged(cert_id, "" if cert_id in self.records else "not on this host")
         try:
-            await self._site.book.save()
+            await ledger.save()
         except DiskError as error:
             fail = partial(attrs.evolve, kind=OutcomeKind.FAILED, detail=str(error), transient=True)
             return {cert_id: fail(one) if one.ok else one for cert_id, one in ledger.outcomes.items()}

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import attrs
 import trio
 
 from certctrl.errors import CertctrlError
@@ -29,7 +30,7 @@ from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
 from certctrl.plane.issuer import BuiltinCa, Issuer, Offload, inline
 from certctrl.plane.keyring import Keyring
-from certctrl.plane.limits import Buckets
+from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
 from certctrl.plane.refusals import bad_request
 from certctrl.plane.reports import Reports
@@ -79,6 +80,7 @@ class Plane:
         self.reports = Reports(db, settings, wall_now)
         self.operators = Operators(db, keys, settings, wall_now, monotonic)
         self._polls = Buckets(settings.poll_rate, settings.poll_burst, monotonic)
+        self._free_pages = FreePages()
         self._closing = contextlib.ExitStack()
 
     @classmethod
@@ -148,25 +150,28 @@ class Plane:
     ) -> Page:
         """Return the signals after a cursor, at once or as soon as there are any within ``wait`` seconds.
 
-        An empty page carries the cursor to keep. ``until`` returning means the asker has gone. Refused 400, 409, 429;
-        also 401 and 403 when the session ends, or the device is revoked, while it waits.
+        An empty page carries the cursor to keep. A full one of ``DEFAULT_LIMIT`` and more gives the next one free.
+        ``until`` returning means the asker has gone. Refused 400, 409, 429; also 401 and 403 when the session ends, or
+        the device is revoked, while it waits.
         """
         if not 1 <= limit <= MOST_SIGNALS:
             raise bad_request(f"limit must be 1 to {MOST_SIGNALS}", field="limit")
         if not 0 <= wait <= LONGEST_WAIT:
             raise bad_request(f"wait must be 0 to {LONGEST_WAIT}", field="wait")
-        self._polls.take(session.device_id)
+        if not self._free_pages.redeem(session.device_id, cursor):
+            self._polls.take(session.device_id)
         page = await self.stream.read(session.device_id, cursor, limit)
         self.devices.seen(session.device_id, address, cursor or "")
-        if page.signals or not wait:
-            return page
         with trio.move_on_after(wait):
-            while not page.signals and not self.draining:
+            while wait and not page.signals and not self.draining:
                 if not await self.stream.wait(session.device_id, page.cursor, until):
                     break
                 self.sessions.still_valid(session)
                 page = await self.stream.read(session.device_id, page.cursor, limit)
-        return page
+        if not DEFAULT_LIMIT <= limit == len(page.signals):
+            return page
+        self._free_pages.offer(session.device_id, page.cursor)
+        return attrs.evolve(page, next_is_free=True)
 
     async def resync(self, user_id: int, device_id: int, reason: str = "") -> None:
         """Have a device fetch everything anew (signal ``state.resync_required``)."""

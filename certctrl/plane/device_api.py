@@ -17,6 +17,7 @@ from certctrl.plane.limits import caller_of
 from certctrl.plane.refusals import bad_request
 from certctrl.plane.sealing import device_key
 from certctrl.plane.texts import line
+from certctrl.protocol.wire import FREE_HEADER, FREE_VALUE
 from certctrl.plane.wire import (
     LARGE_BODY_CAP,
     Fields,
@@ -127,6 +128,7 @@ class DeviceApi:
             until=_Departure(request).come,
         )
         headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if copied else {})
+        headers |= {FREE_HEADER: FREE_VALUE} if page.next_is_free else {}
         if not page.signals:
             return empty_answer(headers=headers)
         return data_answer({"cursor": page.cursor, "signals": page.signals}, headers=headers)

@@ -35,6 +35,28 @@ class Buckets:
             raise rate_limited((1 - tokens) / self.rate, f"{self.rate:g} req/sec, burst {self.burst}")
 
 
+class FreePages:
+    """Which page each device may ask for without a token: the one behind the full page that it just got.
+
+    So a backlog goes out as fast as it is taken, and nothing is gained by asking again: each page is free once, and
+    each leads on by a whole page.
+    """
+
+    def __init__(self) -> None:
+        self._offers: OrderedDict[Hashable, str] = OrderedDict()
+
+    def offer(self, caller: Hashable, cursor: str) -> None:
+        """Give the page behind this cursor free; an earlier offer ends."""
+        self._offers.pop(caller, None)
+        self._offers[caller] = cursor
+        if len(self._offers) > _MOST:
+            self._offers.popitem(last=False)
+
+    def redeem(self, caller: Hashable, cursor: str | None) -> bool:
+        """Return whether this page was on offer; the offer ends, whatever was asked for."""
+        return self._offers.pop(caller, None) == (cursor or object())
+
+
 class Attempts:
     """Wrong guesses per caller: after ``limit`` of them the caller is locked out for a while."""
 

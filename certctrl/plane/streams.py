@@ -33,6 +33,8 @@ class Page:
     cursor: str
     signals: tuple[dict[str, Any], ...]
     """In wire form: ``type``, ``ts_ms``, ``ref``."""
+    next_is_free: bool = False
+    """The poll for the page behind this one takes nothing from the device's rate limit."""
 
 
 class SignalStream(Protocol):

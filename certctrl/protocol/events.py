@@ -28,6 +28,8 @@ class Updates:
     signals: tuple[Signal, ...]
     full: bool
     """As many signals as asked for: there may be more."""
+    free: bool = attrs.field(default=False, kw_only=True)
+    """The plane does not count the poll that asks for the page behind a full one."""
     status: int = attrs.field(default=200, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
 

@@ -3,8 +3,9 @@
 How often, at most: a request that brought nothing new is followed by none within an interval (less jitter),
 and any three by none within two intervals. Faster are only: the next page after a full one and the next long-poll
 after one that brought news (at once, as long as the plane's token bucket has some left: it lets in one a second and
-a burst of five, and a refusal would cost more than the wait), and a person's wish (one a second). Only news with a
-*new* cursor counts: a page that would come again must not be asked for again at once.
+a burst of five, and a refusal would cost more than the wait; a page that the plane gives free takes none), and a
+person's wish (one a second). Only news with a *new* cursor counts: a page that would come again must not be asked for
+again at once.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Pace:
         self._prompt = self._quick = False  # a person asked: go now / do not let the server hold the poll
         self._starts: deque[float] = deque(maxlen=3)
         self._full = self._full_before = -math.inf  # when the plane's bucket is full again; the same but for the last
+        self._free = self._was_free = False  # the next poll takes nothing from that bucket; the last one did not
         self._last_request = -math.inf
         self._interest_until = -math.inf
 
@@ -54,7 +56,7 @@ class Pace:
 
     def later(self, due: float, why: str) -> None:
         """Plan the next request."""
-        self.due, self.why, self._urgent = due, why, False
+        self.due, self.why, self._urgent, self._free = due, why, False, False
 
     def due_at(self, *, poll: bool) -> float:
         """Return when the next request may go; ``poll``: it is a poll, for which the limit holds."""
@@ -92,13 +94,14 @@ class Pace:
         self.begin(now)
         self._quick = self._urgent = False
         self._starts.append(now)
-        self._full_before = self._full
+        self._full_before, self._was_free, self._free = self._full, self._free, False
         self._take(now)
         return wait
 
     def _take(self, when: float) -> None:
         """Reckon that the last poll took its token then: no earlier than it did, or the next might come too early."""
-        self._full = max(self._full_before, when) + self._refill
+        if not self._was_free:
+            self._full = max(self._full_before, when) + self._refill
 
     @property
     def _refill(self) -> float:
@@ -109,6 +112,9 @@ class Pace:
         self._take(min(now, self._last_request + _ON_THE_WAY))
         if event.retry_after is not None:
             self.later(now + self.cadence.server_delay(event.retry_after), steps.WAIT_SERVER)
+        elif news and isinstance(event, Updates) and event.full and event.free:
+            self.later(now, steps.WAIT_INTERVAL)
+            self._urgent = self._free = True
         elif news and (poll.wait or (isinstance(event, Updates) and event.full)):
             self.later(max(now, self._full - (_BURST - 1) * self._refill), steps.WAIT_INTERVAL)
             self._urgent = True

@@ -92,6 +92,9 @@ UPDATES_PATH = "/apiv1/devices/self/updates"
 CURSOR_LIMIT = 1024
 """Characters; an opaque position, not a store."""
 
+FREE_HEADER, FREE_VALUE = "cert-ctrl-next-page", "free"
+"""On a full page: the poll with its cursor, the first one, takes nothing from the plane's rate limit."""
+
 DEVICE_REVOKED = "DEVICE_REVOKED"
 CURSOR_EXPIRED = "CURSOR_EXPIRED"
 CURSOR_EXPIRED_CODE = 40901
@@ -182,7 +185,8 @@ def _page(answer: Answer, limit: int, wall_now: float | None) -> Event:
     if not listed:
         return NoUpdates(seen, status=200, retry_after=pause)
     signals = tuple(map(signal_from_wire, listed))
-    return Updates(seen, signals, len(signals) >= limit, retry_after=pause)
+    free = answer.headers.get(FREE_HEADER, "") == FREE_VALUE
+    return Updates(seen, signals, len(signals) >= limit, free=free, retry_after=pause)
 
 
 def _error_event(error: PlaneError) -> Event:

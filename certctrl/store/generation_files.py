@@ -21,8 +21,6 @@ MANIFEST = "manifest.json"
 FILE_LIMIT = 4 * 1024 * 1024
 MANY = 3
 """From so many files or directories on, one syncfs costs less than an fsync each."""
-REMEMBERED = 4000
-"""Manifests kept in memory, under 1 KiB each; the oldest goes first and is read again when it is needed."""
 _PUBLIC = frozenset({"certificate.pem", "chain.pem", "fullchain.pem", "certificate.der", "ca.pem", "ca.der"})
 _MEND = "remove its directory; the agent then fetches the certificate again"
 
@@ -50,7 +48,12 @@ def remove_tree(fs: Fs, parent: Handle, name: str) -> None:
         return
     with closing(fs, fs.open_dir(name, at=parent)) as directory:
         for entry in sorted(fs.listdir(directory), key=lambda entry: (entry in _PUBLIC or entry == MANIFEST, entry)):
-            remove_tree(fs, directory, entry)
+            try:
+                fs.unlink(entry, at=directory)
+            except DiskError as error:  # nearly never a directory: asking first would cost a call for each file
+                if error.errno not in (errno.EISDIR, errno.EPERM):
+                    raise
+                remove_tree(fs, directory, entry)
     fs.rmdir(name, at=parent)
 
 
@@ -60,8 +63,10 @@ class GenerationFiles:
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self._layout = layout
         self._fs = fs
-        self._manifests: dict[tuple[str, str], tuple[int, bytes]] = {}
-        """Number and bytes: unpacked, a manifest takes three times the room."""
+        self._fresh: dict[tuple[str, str], bytes] = {}
+        """Manifests of what was written and not switched to, as bytes: unpacked, one takes three times the room."""
+        self._known: dict[str, list[tuple[int, str]]] = {}
+        """What `numbered` found, kept up to date: listing a directory costs more than all else about its number."""
 
     # --- what is there ------------------------------------------------------------------------------------
 
@@ -74,6 +79,12 @@ class GenerationFiles:
                 if (found := self._fs.lstat(name, at=top)) is not None and found.kind == "dir"
             ]
 
+    def known(self, name: str) -> list[tuple[int, str]]:
+        """Return (number, id) of every generation as it was seen last: nobody else writes here."""
+        if name not in self._known:
+            self._known[name] = self.numbered(name)
+        return self._known[name]
+
     def numbered(self, name: str) -> list[tuple[int, str]]:
         """Return (number, id) of every generation with a good manifest."""
         home = self._layout.generations / name
@@ -84,7 +95,7 @@ class GenerationFiles:
         found = []
         for entry in entries:
             try:
-                found.append((self._number(name, entry), entry))
+                found.append((int(self.manifest(name, entry)["number"]), entry))
             except StateCorruptError:
                 continue
         return found
@@ -105,26 +116,14 @@ class GenerationFiles:
         )  # fmt: skip
 
     def manifest(self, name: str, generation: str) -> Manifest:
-        """Return a manifest that fits its id, from memory when it was read before: generations never change."""
+        """Return a manifest that fits its id, from memory until it is switched to."""
         path = self._layout.generation(name, generation) / MANIFEST
-        if (known := self._manifests.get((name, generation))) is not None:
-            return decode.object_of(known[1], str(path), _MEND) | {"id": generation}
+        if (fresh := self._fresh.get((name, generation))) is not None:
+            return decode.object_of(fresh, str(path), _MEND) | {"id": generation}
         data = read_bytes(self._fs, path, FILE_LIMIT)
         if data is None:
             raise StateCorruptError(f"{path} is missing", path=str(path), fix=_MEND)
-        checked = self._checked(decode.object_of(data, str(path), _MEND), generation, str(path))
-        self._remember((name, generation), (int(checked["number"]), data))
-        return checked
-
-    def _number(self, name: str, generation: str) -> int:
-        known = self._manifests.get((name, generation))
-        return int(self.manifest(name, generation)["number"]) if known is None else known[0]
-
-    def _remember(self, key: tuple[str, str], manifest: tuple[int, bytes]) -> None:
-        with suppress(KeyError, StopIteration, RuntimeError):  # another thread may be doing the same
-            while len(self._manifests) >= REMEMBERED:
-                del self._manifests[next(iter(self._manifests))]
-        self._manifests[key] = manifest
+        return self._checked(decode.object_of(data, str(path), _MEND), generation, str(path))
 
     def _checked(self, raw: dict[str, Any], generation: str, path: str) -> Manifest:
         files, facts, number = raw.get("files"), raw.get("facts"), raw.get("number")
@@ -139,13 +138,26 @@ class GenerationFiles:
             raise decode.corrupt(path, "it does not fit its directory", _MEND)
         return {"id": generation, "number": number, "name": raw.get("name"), "files": files, "facts": facts}
 
-    def forget(self, name: str, generation: str | None = None) -> None:
-        """Drop what is remembered of a name, or of one generation."""
-        if generation is not None:
-            self._manifests.pop((name, generation), None)
-            return
-        for key in [key for key in list(self._manifests) if key[0] == name]:
-            self._manifests.pop(key, None)
+    def settled(self, name: str, number: int, generation: str) -> None:
+        """Remember a generation that is under its id now."""
+        if name in self._known:
+            self._known[name] = [*self._known[name], (number, generation)]
+
+    def forget(self, name: str, generation: str) -> None:
+        """Drop what is remembered of a generation that is gone."""
+        self.switched(name, generation)
+        if name in self._known:
+            self._known[name] = [one for one in self._known[name] if one[1] != generation]
+
+    def forget_all(self, name: str) -> None:
+        """Drop what is remembered of a name."""
+        self._known.pop(name, None)
+        for key in [key for key in list(self._fresh) if key[0] == name]:
+            self.switched(*key)
+
+    def switched(self, name: str, generation: str) -> None:
+        """Drop a manifest that hardly anybody will ask for again."""
+        self._fresh.pop((name, generation), None)
 
     def read(self, directory: Path, manifest: Manifest, file: str) -> bytes:
         """Return one file of a generation; StateCorruptError when it is not what the manifest says."""
@@ -169,7 +181,7 @@ class GenerationFiles:
 
     def whole(self, name: str, generation: str) -> Manifest | None:
         """Return the manifest of a generation whose files are all as written, else None."""
-        self.forget(name, generation)
+        self.switched(name, generation)  # what the disk says counts
         try:
             manifest = self.manifest(name, generation)
             self.verify(self._layout.generation(name, generation), manifest)
@@ -192,15 +204,17 @@ class GenerationFiles:
         """Make the directory that holds a name's generations."""
         if not name or name.startswith(".") or "/" in name or "\0" in name:
             raise ValueError(f"no name for a certificate's directory: {name!r}")
+        if self._fs.lstat(self._layout.generations / name) is not None:
+            return
+        self.forget_all(name)
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
-            if self._fs.lstat(name, at=top) is None:
-                self._fs.mkdir(name, DIR_MODE, at=top)
-                with closing(self._fs, self._fs.open_dir(name, at=top)) as home:
-                    adopt_owner(self._fs, home, top)
+            self._fs.mkdir(name, DIR_MODE, at=top)
+            with closing(self._fs, self._fs.open_dir(name, at=top)) as home:
+                adopt_owner(self._fs, home, top)
 
     def write(self, name: str, files: Mapping[str, bytes], manifest: Manifest) -> Path:
         """Write a private temporary directory, the manifest last; return it. Nothing stays when this fails."""
-        temp = f"{TEMP}{self._fs.token()}"
+        temp, text = f"{TEMP}{self._fs.token()}", decode.to_json(dict(manifest))
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             self._fs.mkdir(temp, DIR_MODE, at=home)
             try:
@@ -208,10 +222,11 @@ class GenerationFiles:
                     adopt_owner(self._fs, directory, home)
                     for file, data in files.items():
                         self._write_file(directory, file, data)
-                    self._write_file(directory, MANIFEST, decode.to_json(dict(manifest)))
+                    self._write_file(directory, MANIFEST, text)
             except BaseException:
                 self._drop(home, temp)
                 raise
+        self._fresh[name, manifest["id"]] = text
         return self._layout.generations / name / temp
 
     def _drop(self, home: Handle, temp: str) -> None:

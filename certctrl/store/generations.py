@@ -43,6 +43,8 @@ class Staged:
     """True when this very generation is live already."""
     files: tuple[str, ...]
     """Names; what a thousand of these hold while they wait for their switch is memory."""
+    number: int = 0
+    """Its place among those of its name; only of one that still has to be settled."""
 
     @property
     def is_temporary(self) -> bool:
@@ -100,11 +102,13 @@ class GenerationStore:
         found = self._reuse(name, wanted)
         if isinstance(found, Staged):
             return found
-        number = 1 + max((number for number, _ in self._files.numbered(name)), default=0)
+        number = 1 + max((number for number, _ in self._files.known(name)), default=0)
         manifest: Manifest = {"id": found, "number": number, "name": name, "files": hashes, "facts": plain_facts}
         path = self._files.write(name, files, manifest)
         self._verified.add((name, found))
-        self._pending[name, found] = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes))
+        self._pending[name, found] = Staged(
+            name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number
+        )
         return self._pending[name, found]
 
     def _reuse(self, name: str, wanted: str) -> Staged | str:
@@ -135,6 +139,7 @@ class GenerationStore:
                 remove_tree(self._fs, home, staged.path.name)
             self._pending.pop((staged.name, staged.id), None)
             self._verified.discard((staged.name, staged.id))
+            self._files.forget(staged.name, staged.id)
 
     def settle(self, staged: Sequence[Staged]) -> None:
         """Make generations durable under their ids: after this they survive a crash. One syncfs for any number."""
@@ -151,6 +156,7 @@ class GenerationStore:
                     homes[one.name] = stack.enter_context(closing(self._fs, home))
             for one in fresh:
                 self._fs.rename(one.path.name, one.id, at=homes[one.name])
+                self._files.settled(one.name, one.number, one.id)
                 self._pending.pop((one.name, one.id), None)
             sync_all(self._fs, list(homes.values()))
         self._durable.update((one.name, one.id) for one in staged)
@@ -175,7 +181,10 @@ class GenerationStore:
         except DiskError:
             self._point_back(before)
             raise
-        self._verified.difference_update(item for item in to.items())  # bytes rot: next time they are read again
+        for name, generation in to.items():  # bytes rot: next time they are read again
+            if generation is not None:
+                self._verified.discard((name, generation))
+                self._files.switched(name, generation)
         return before
 
     def _need_whole(self, name: str, generation: str) -> None:
@@ -225,24 +234,27 @@ class GenerationStore:
                 self._fs.rename(name, doomed, at=home)  # a crash from here on leaves it to the sweep
                 remove_tree(self._fs, home, doomed)
             self._fs.fsync(home)
-        self._files.forget(name)
+        self._files.forget_all(name)
         self._durable = {item for item in self._durable if item[0] != name}
         self._verified = {item for item in self._verified if item[0] != name}
 
     def prune(self, name: str, keep: int, *, also_keep: Collection[str] = ()) -> int:
         """Remove old generations but for the live one, ``also_keep`` and the newest ``keep``; return how many."""
         live = self.live_id(name)
-        others = [one for one in self.ids(name) if one != live and one not in also_keep]
+        others = [one for _, one in sorted(self._files.known(name)) if one != live and one not in also_keep]
         doomed = others[: max(0, len(others) - keep)]
         self._remove(name, doomed)
         return len(doomed)
 
     def _remove(self, name: str, generations: Sequence[str]) -> None:
+        if not generations:
+            return
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             for generation in generations:
                 doomed = f"{TEMP}{self._fs.token()}"
-                self._fs.rename(generation, doomed, at=home)
-                remove_tree(self._fs, home, doomed)
+                if self._fs.lstat(generation, at=home) is not None:  # else somebody else has removed it
+                    self._fs.rename(generation, doomed, at=home)
+                    remove_tree(self._fs, home, doomed)
                 self._durable.discard((name, generation))
                 self._verified.discard((name, generation))
                 self._files.forget(name, generation)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,48 +32,54 @@ class History:
 
     def load(self) -> list[dict[str, Any]]:
         """Return the entries, oldest first; lines that are no JSON object are left out."""
-        try:
-            data = read_bytes(self._fs, self._path, SIZE_LIMIT) or b""
-        except DiskError as error:
-            if error.errno:
-                raise
-            return []  # no regular file: there is no history in it
-        return [entry for line in data.split(b"\n") if (entry := _entry(line)) is not None]
+        return [entry for line in self._read().split(b"\n") if (entry := _entry(line)) is not None]
 
     def append(self, entries: list[dict[str, Any]], limit: int) -> None:
         """Add entries, oldest first; each leaves the list once it is in the file.
 
-        When there would be a quarter more than ``limit``, all but the newest ``limit`` are dropped.
+        When there are a quarter more than ``limit`` then, all but the newest ``limit`` are dropped.
         """
         with self._lock:
             if self._lines is None:
                 self._rewrite(limit)
-            while entries:
-                room = int(limit * _SLACK) - (self._lines or 0)
-                if room <= 0:
-                    self._rewrite(limit - 1)
-                self._write(entries, max(1, room))
+            if entries:
+                self._write(entries)
+            if self._lines is not None and self._lines > limit * _SLACK:
+                self._rewrite(limit)
 
-    def _write(self, entries: list[dict[str, Any]], most: int) -> None:
+    def _read(self) -> bytes:
+        try:
+            return read_bytes(self._fs, self._path, SIZE_LIMIT) or b""
+        except DiskError as error:
+            if error.errno:
+                raise
+            return b""  # no regular file: there is no history in it
+
+    def _write(self, entries: list[dict[str, Any]]) -> None:
         count, self._lines = self._lines or 0, None
         with closing(self._fs, self._fs.open_dir(self._path.parent)) as parent:
             with closing(self._fs, self._fs.open_append(self._path.name, SECRET_MODE, at=parent)) as handle:
                 if self._fs.fstat(handle).size == 0:
                     adopt_owner(self._fs, handle, parent)
-                for _ in range(min(most, len(entries))):
-                    self._fs.write(handle, json.dumps(entries[0], separators=(",", ":")).encode() + b"\n")
+                while entries:
+                    self._fs.write(handle, _line(entries[0]))
                     del entries[0]
                     count += 1
         self._lines = count
 
     def _rewrite(self, limit: int) -> None:
         """Make the file whole lines, ``limit`` at most; nothing is written when it is that already."""
-        entries = self.load()
-        kept = entries[-limit:] if limit > 0 else []
-        lines = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in kept)
-        if (read_bytes(self._fs, self._path, SIZE_LIMIT) or b"") != lines:
+        data = self._read()
+        good = (line for line in reversed(data.split(b"\n")) if _entry(line) is not None)
+        kept = [*islice(good, limit)][::-1]
+        lines = b"".join(line + b"\n" for line in kept)
+        if data != lines:
             write_atomic(self._fs, self._path, lines)
         self._lines = len(kept)
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

@@ -78,28 +78,29 @@ class InstalledState:
             raise decode.corrupt(str(path), "an id does not fit its record", _REBUILD)
         return {record.cert_id: record for record in rows.values()}
 
-    def save_certificates(self, records: Mapping[int, CertRecord]) -> None:
-        """Replace the records."""
+    def save_certificates(self, records: Mapping[int, CertRecord], *, sync_parent: bool = True) -> None:
+        """Replace the records; ``sync_parent`` here and below as for ``write_atomic``."""
         rows = {str(cert_id): attrs.asdict(record, recurse=False) for cert_id, record in records.items()}
-        self._files.save_json(self.layout.certificates, {"certificates": rows})
+        self._files.save_json(self.layout.certificates, {"certificates": rows}, sync_parent=sync_parent)
 
     def load_activations(self) -> dict[str, str]:
         """Return item id -> activation key of its last successful run."""
         fix = "remove it; the commands of the install plan then run once more"
         return dict(self._files.load_part(self.layout.activations, "activations", Mapping[str, str], {}, fix))
 
-    def save_activations(self, activations: Mapping[str, str]) -> None:
+    def save_activations(self, activations: Mapping[str, str], *, sync_parent: bool = True) -> None:
         """Replace the activation keys."""
-        self._files.save_json(self.layout.activations, {"activations": dict(activations)})
+        body = {"activations": dict(activations)}
+        self._files.save_json(self.layout.activations, body, sync_parent=sync_parent)
 
     def load_cas(self) -> dict[str, CaRecord]:
         """Return the CAs in the trust store by id."""
         return dict(self._files.load_part(self.layout.cas, "cas", Mapping[str, CaRecord], {}, _REBUILD))
 
-    def save_cas(self, cas: Mapping[str, CaRecord]) -> None:
+    def save_cas(self, cas: Mapping[str, CaRecord], *, sync_parent: bool = True) -> None:
         """Replace the CAs."""
         rows = {ca_id: attrs.asdict(record, recurse=False) for ca_id, record in cas.items()}
-        self._files.save_json(self.layout.cas, {"cas": rows})
+        self._files.save_json(self.layout.cas, {"cas": rows}, sync_parent=sync_parent)
 
     def load_pins(self) -> dict[str, str]:
         """Return path -> SHA-256 of the scripts that were trusted on first use."""

@@ -79,8 +79,8 @@ class Plane:
         self.fresh.set()
         self.fresh = asyncio.Event()
 
-    async def updates(self, query: dict[str, str], headers: dict[str, str]) -> tuple[int, str, bytes]:
-        """Answer a poll, parked up to ``wait`` seconds."""
+    async def updates(self, query: dict[str, str], headers: dict[str, str]) -> tuple[int, str, bool, bytes]:
+        """Answer a poll, parked up to ``wait`` seconds; the page behind a full one is free, as at the real plane."""
         self.counts["polls"] += 1
         cursor = query.get("cursor") or headers.get("if-none-match", "").strip('"')
         seen = int(cursor.rpartition("-")[2]) if cursor else len(self.signals)
@@ -93,11 +93,12 @@ class Plane:
                 pass
             finally:
                 self.counts["waiting"] -= 1
-        page = self.signals[seen : seen + int(query.get("limit", "20"))]
+        limit = int(query.get("limit", "20"))
+        page = self.signals[seen : seen + limit]
         after = f"1-{seen + len(page)}"
         if not page:
-            return 204, after, b""
-        return 200, after, json.dumps({"data": {"cursor": after, "signals": page}}).encode()
+            return 204, after, False, b""
+        return 200, after, len(page) == limit, json.dumps({"data": {"cursor": after, "signals": page}}).encode()
 
     def resource(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
         """Answer anything else."""
@@ -148,9 +149,9 @@ async def serve_one(plane: Plane, reader: asyncio.StreamReader, writer: asyncio.
             path, _, text = target.partition("?")
             query = dict(part.partition("=")[::2] for part in text.split("&") if part)
             plane.counts["requests"] += 1
-            cursor = ""
+            cursor, free = "", False
             if path == UPDATES:
-                status, cursor, answer = await plane.updates(query, headers)
+                status, cursor, free, answer = await plane.updates(query, headers)
             elif method == "POST" and path == NOTIFY:
                 plane.notify(body)
                 status, answer = 204, b""
@@ -159,6 +160,8 @@ async def serve_one(plane: Plane, reader: asyncio.StreamReader, writer: asyncio.
             lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
             if cursor:
                 lines.append(f'ETag: "{cursor}"')
+            if path == UPDATES and free:
+                lines.append("Cert-Ctrl-Next-Page: free")
             if status != 204:
                 lines += ["Content-Type: application/json", f"Content-Length: {len(answer)}"]
             writer.write("\r\n".join((*lines, "", "")).encode() + answer)
