@@ -1,9 +1,9 @@
 """Batches: certificates that arrive together are switched together, so that one service reloads once.
 
-A handler brings its prepared certificate here and waits for the outcome. The batch leaves as soon as nobody
-who could still join is at work (``joining`` counts handlers that are fetching), when nobody new has arrived
-for the debounce, or at the bound: a lone renewal waits for nothing, a burst of a thousand costs one reload,
-and one slow fetch holds nobody up for long.
+A signal's task brings its prepared certificate here and ends; who waits is a seat, not a task, because a burst has
+a thousand of them. The batch leaves as soon as nobody who could still join is at work (``coming`` and ``arrived``
+count them), when nobody new has arrived for the debounce, or at the bound: a lone renewal waits for nothing, a burst
+of a thousand costs one reload, and one slow fetch holds nobody up for long.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import trio
 
 from certctrl.install.runner import Prepared
 from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.records import InboxEntry
 
 PATIENCE = 4
 """A batch waits this many times its own slowest arrival, if that is longer than the debounce: on a host that is out
@@ -25,17 +26,33 @@ MOMENT = 5.0
 """Seconds that a batch waits for what was only announced: pages of a long burst come as the plane's
 rate limit lets them, and a page that was full may have been the last."""
 
+
+LONGEST_LOOK = 60.0
+"""Seconds until a batch that has told all its seats is looked at again: somebody may have joined it."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Seat:
+    """A certificate that is ready to be switched to, and the signal that brought it."""
+
+    entry: InboxEntry
+    prepared: Prepared
+    started: float
+    """When its handling began (Trio clock)."""
+    until: float
+    """When it wants an outcome at the latest (Trio clock)."""
+
+
 Converge = Callable[[Sequence[Prepared], Collection[int]], Awaitable[dict[int, Outcome]]]
+Tell = Callable[[Sequence[tuple[Seat, Outcome | None]]], Awaitable[None]]
+"""Takes what became of seats; None: nothing yet, and it wants to wait no longer."""
 
 
 @attrs.define
 class _Batch:
-    seats: list[tuple[int, Prepared | None]] = attrs.field(factory=list)
-    """Who waits: certificate, and what it shall be switched to."""
-    outcomes: dict[int, Outcome] = attrs.field(factory=dict)
-    without: str = "cancelled before it was applied"
-    """What a certificate is told that has no outcome."""
-    done: trio.Event = attrs.field(factory=trio.Event)
+    seats: list[Seat] = attrs.field(factory=list)
+    """Who was not told yet."""
+    over: trio.Event = attrs.field(factory=trio.Event)
 
 
 class Batches:
@@ -45,19 +62,18 @@ class Batches:
         self._converge = converge
         self._debounce = debounce  # seconds: quiet time, bound
         self._open = _Batch()
-        self._joining = 0
+        self._coming = 0
         self._expected = False
         self._changed = trio.Event()
 
-    @contextmanager
-    def joining(self) -> Iterator[None]:
-        """Announce that a certificate is being prepared; the batch waits for it, up to the debounce."""
-        self._joining += 1
-        try:
-            yield
-        finally:
-            self._joining -= 1
-            self._changed.set()
+    def coming(self) -> None:
+        """Announce a certificate; the batch waits for it, up to the debounce, until it has ``arrived``."""
+        self._coming += 1
+
+    def arrived(self) -> None:
+        """Take an announcement back: the certificate has its seat, or will have none."""
+        self._coming -= 1
+        self._changed.set()
 
     @property
     def expected(self) -> bool:
@@ -78,28 +94,21 @@ class Batches:
         finally:
             self.expect(False)
 
-    async def deploy(self, cert_id: int, prepared: Prepared | None) -> Outcome:
-        """Switch to ``prepared`` (None: bring what is live in line with the items) and return the outcome."""
-        batch, seat = self._open, (cert_id, prepared)
-        batch.seats.append(seat)
+    def take(self, seat: Seat) -> None:
+        """Let a certificate join the batch that leaves next."""
+        self._open.seats.append(seat)
         self._changed.set()
-        try:
-            await batch.done.wait()
-        except trio.Cancelled:
-            if batch is self._open:  # not under way yet: leave the queue
-                batch.seats.remove(seat)
-            raise
-        return batch.outcomes.get(cert_id) or Outcome(kind=OutcomeKind.FAILED, detail=batch.without)
 
-    async def run_batches(self) -> None:
+    async def run_batches(self, tell: Tell) -> None:
         """Form batches and run each in a task of its own, until cancelled: a hanging reload delays nobody else."""
         async with trio.open_nursery() as nursery:
             while True:
                 while not self._open.seats:
                     self._changed = trio.Event()
                     await self._changed.wait()
+                nursery.start_soon(self._watch, self._open, tell, name="impatience")
                 await self._gather()
-                nursery.start_soon(self._run, self._close(), name="batch")
+                nursery.start_soon(self._run, self._close(), tell, name="batch")
 
     def _close(self) -> _Batch:
         batch, self._open = self._open, _Batch()
@@ -109,8 +118,8 @@ class Batches:
         quiet, bound = self._debounce()
         slowest = 0.0
         with trio.move_on_after(bound):
-            # every handler at work is either fetching (joining) or already seated
-            while self._joining or self._expected:
+            # every handler at work is either fetching (coming) or has its seat
+            while self._coming or self._expected:
                 self._changed, began = trio.Event(), trio.current_time()
                 patience = max(MOMENT if self._expected else quiet, PATIENCE * slowest)
                 with trio.move_on_after(patience) as pause:
@@ -119,11 +128,25 @@ class Batches:
                     return
                 slowest = max(slowest, trio.current_time() - began)
 
-    async def _run(self, batch: _Batch) -> None:
-        prepared = [one for _, one in batch.seats if one is not None]
+    async def _watch(self, batch: _Batch, tell: Tell) -> None:
+        """Tell whoever has waited too long; the batch itself goes on."""
+        while not batch.over.is_set():
+            at_most = trio.current_time() + LONGEST_LOOK
+            with trio.move_on_at(min((seat.until for seat in batch.seats), default=at_most)):
+                await batch.over.wait()
+            now = trio.current_time()
+            late = [seat for seat in batch.seats if seat.until <= now]
+            batch.seats = [seat for seat in batch.seats if seat.until > now]
+            if late:
+                await tell([(seat, None) for seat in late])
+
+    async def _run(self, batch: _Batch, tell: Tell) -> None:
+        prepared = [seat.prepared for seat in batch.seats]
         try:
-            batch.outcomes = await self._converge(prepared, {cert_id for cert_id, _ in batch.seats})
-            batch.without = "the plan has nothing for this certificate"
+            outcomes = await self._converge(prepared, {one.cert_id for one in prepared}) if prepared else {}
         finally:
-            batch.seats.clear()
-            batch.done.set()
+            batch.over.set()
+        del prepared
+        nothing = Outcome(kind=OutcomeKind.FAILED, detail="the plan has nothing for this certificate")
+        seats, batch.seats = batch.seats, []
+        await tell([(seat, outcomes.get(seat.prepared.cert_id, nothing)) for seat in seats])

@@ -77,8 +77,6 @@ class Agent:
     """Cancelled first on stop: no new signals."""
     stop: Stop | None = None
     """Set before ``intake`` is cancelled."""
-    fetching: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(8))
-    """How many certificates are fetched and staged side by side."""
     problems: dict[str, Problem] = attrs.field(factory=dict)
     """By a stable key; `trouble` and `well` keep it."""
     said: set[str] = attrs.field(factory=set)

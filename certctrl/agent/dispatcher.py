@@ -1,36 +1,34 @@
-"""The dispatcher: one task per signal, in order per resource, side by side across resources.
+"""The dispatcher: one task per signal at work, in order per resource, side by side across resources.
 
 Which signals may run, which are superseded and when to look again is decided by ``protocol/ledger.py``; this
 file starts the tasks, bounds each by its timeout, and makes each ending durable: an outcome is on disk before
 its signal counts as done. What fails is kept in the inbox and tried again with backoff; after
 ``poison_attempts`` it is quarantined: acked ``failed``, shown by `status`, and tried again only slowly or when
 a newer signal of the same resource replaces it.
+
+Of renewals, ``handler_limit`` are at work at a time; the others queue, and what is ready to be switched takes its
+seat in a batch (``batches.py``). Neither holds a task: a thousand tasks were most of what a burst held in memory.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any, cast
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import trio
 
-from certctrl.agent.alerts import forget_alerts
+from certctrl.agent.batches import Seat
 from certctrl.agent.context import Agent
 from certctrl.agent.disk import disk_trouble, tried
 from certctrl.agent.extensions import find_handler
 from certctrl.agent.messages import Line, say
-from certctrl.errors import (
-    CertctrlError,
-    DiskError,
-    MaterialError,
-    NotYetValidError,
-    PlaneError,
-    PolicyRefusedError,
-    TransportError,
-)
+from certctrl.agent.verdicts import explain, tell_certificates
+from certctrl.errors import DiskError
+from certctrl.install.runner import Prepared
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
-from certctrl.model.signals import CertRenewed, CertRevoked, MalformedSignal, UnknownSignal, identity
+from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, UnknownSignal, identity
 from certctrl.protocol.ledger import choose
 from certctrl.protocol.wire import ack_event
 
@@ -40,7 +38,6 @@ RETRY_LAST_TRANSIENT = 300.0
 """As for polls: once the plane is back, or the disk has room again, nobody should wait longer."""
 LONGEST_WISH = 3600.0
 """What a server's Retry-After may come to."""
-WAITING_STATUSES = frozenset({409, 429, 500, 502, 503, 504})
 
 
 class Dispatcher:
@@ -51,6 +48,8 @@ class Dispatcher:
         self._receive = signals_receive
         self._busy: set[str] = set()
         self._running: set[int] = set()  # entries by identity: in a burst all but a few run, and are asked about often
+        self._queue: deque[InboxEntry] = deque()  # renewals whose turn will come
+        self._renewing = 0
         self._closed = False
         self._tries: Counter[str] = Counter()
         """Failures in a row of this run by identity, also those that are nobody's fault: backoff grows with them."""
@@ -81,6 +80,9 @@ class Dispatcher:
             async for _entries in self._receive:  # the entries are in the inbox already
                 self.agent.dispatcher_changed.set()
         self._closed = True
+        while self._queue:
+            self._free([self._queue.popleft()])
+            self.agent.batches.arrived()
         self.agent.dispatcher_changed.set()
 
     async def _wait(self, again_at: float | None) -> None:
@@ -104,8 +106,34 @@ class Dispatcher:
                 skip.add(identity(entry.signal))
             self._busy.add(entry.signal.resource)
             self._running.add(id(entry))
-            nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
+            if isinstance(entry.signal, CertRenewed):
+                self.agent.batches.coming()
+                self._queue.append(entry)
+            else:
+                nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
+        self._start_queued(nursery)
         return choice.again_at
+
+    def _start_queued(self, nursery: trio.Nursery) -> None:
+        while self._queue and self._renewing < self.agent.config.application.handler_limit:
+            self._renewing += 1
+            nursery.start_soon(self._renew, self._queue.popleft(), nursery, name=f"signal {CertRenewed.type}")
+
+    async def _renew(self, entry: InboxEntry, nursery: trio.Nursery) -> None:
+        try:
+            await self._run(entry)
+        finally:
+            self._renewing -= 1
+            self.agent.batches.arrived()
+            self._start_queued(nursery)
+
+    def _free(self, entries: Iterable[InboxEntry]) -> None:
+        """Note that nobody works on these any more."""
+        for entry in entries:
+            self._busy.discard(entry.signal.resource)
+            self._running.discard(id(entry))
+        self.agent.dispatcher_changed.set()
+        self.agent.news.set()
 
     async def _finish_superseded(self, entries: list[InboxEntry]) -> None:
         outcome = Outcome(kind=OutcomeKind.SUPERSEDED, detail="a newer signal of the same resource came")
@@ -117,25 +145,44 @@ class Dispatcher:
         await self._save(entries, acks)
 
     async def _run(self, entry: InboxEntry) -> None:
-        agent, signal = self.agent, entry.signal
-        started = trio.current_time()
-        agent.last_signal = {"type": signal.type, "at": agent.wall_now()}
+        agent, started, seated = self.agent, trio.current_time(), False
+        agent.last_signal = {"type": entry.signal.type, "at": agent.wall_now()}
         try:
-            outcome, transient, retry_after = await self._handle(entry)
-            seconds = trio.current_time() - started
-            agent.figures.signal_took(signal.type, seconds)
-            agent.figures.signals[signal.type, outcome.kind.value] += 1
-            if outcome.ok:
-                await self._done(entry, outcome, seconds)
+            handled = await self._handle(entry)
+            if isinstance(handled, Prepared):
+                until = started + self._limit(entry.signal)
+                agent.batches.take(Seat(entry=entry, prepared=handled, started=started, until=until))
+                seated = True
             else:
-                await self._failed(entry, outcome, seconds, transient, retry_after)
+                await self._conclude(entry, *handled, trio.current_time() - started)
         finally:
-            self._busy.discard(signal.resource)
-            self._running.discard(id(entry))
-            agent.dispatcher_changed.set()
-            agent.news.set()
+            if not seated:
+                self._free([entry])
 
-    async def _handle(self, entry: InboxEntry) -> tuple[Outcome, bool, float | None]:
+    async def tell(self, told: Sequence[tuple[Seat, Outcome | None]]) -> None:
+        """Bring the signals to their end whose certificates were switched together; see `Batches`."""
+        now = trio.current_time()
+        ended = [
+            (seat.entry, outcome or self._too_late(seat.entry.signal), now - seat.started) for seat, outcome in told
+        ]
+        try:
+            await self._done([one for one in ended if one[1].ok])
+            async with trio.open_nursery() as nursery:
+                for entry, outcome, seconds in ended:
+                    if not outcome.ok:
+                        nursery.start_soon(self._failed, entry, outcome, seconds, outcome.transient, None)
+        finally:
+            self._free(entry for entry, _, _ in ended)
+
+    async def _conclude(
+        self, entry: InboxEntry, outcome: Outcome, transient: bool, retry_after: float | None, seconds: float
+    ) -> None:
+        if outcome.ok:
+            await self._done([(entry, outcome, seconds)])
+        else:
+            await self._failed(entry, outcome, seconds, transient, retry_after)
+
+    async def _handle(self, entry: InboxEntry) -> Prepared | tuple[Outcome, bool, float | None]:
         """Return the outcome, whether a failure is nobody's fault yet (network, sealing), and a server's delay."""
         agent, signal = self.agent, entry.signal
         if isinstance(signal, MalformedSignal):
@@ -147,83 +194,49 @@ class Dispatcher:
             say(agent.log, line, type=signal.type, ts=signal.ts_ms)
             return Outcome(kind=OutcomeKind.IGNORED, detail="no handler for this type"), False, None
         say(agent.log, Line.SIGNAL_PROCESSING, type=signal.type, ts=signal.ts_ms)
-        limit = agent.config.application.signal_timeouts.get(
-            signal.type, agent.config.application.signal_timeout_seconds
-        )
         try:
-            with trio.move_on_after(limit):
-                outcome = await handler(agent, signal)
-                return outcome, outcome.transient, None
+            with trio.move_on_after(self._limit(signal)):
+                handled = await handler(agent, signal)
+                return handled if isinstance(handled, Prepared) else (handled, handled.transient, None)
         except Exception as error:  # one signal's trouble must not end the others
-            return self._explain(entry, error)
-        say(agent.log, Line.SIGNAL_TIMEOUT, seconds=limit, type=signal.type, ts=signal.ts_ms)
-        return Outcome(kind=OutcomeKind.FAILED, detail=f"took longer than {limit:g} s"), False, None
+            return explain(agent, entry, error)
+        return self._too_late(signal), False, None
 
-    def _explain(self, entry: InboxEntry, error: Exception) -> tuple[Outcome, bool, float | None]:
-        """Return the outcome of a handler that raised, whether waiting alone may cure it, and the plane's delay."""
-        agent, cert_id = self.agent, getattr(entry.signal, "cert_id", "?")
-        kind, transient, retry_after = "", False, cast(float | None, None)
-        match error:
-            case NotYetValidError():
-                delay = max(1.0, error.valid_from - agent.wall_now())
-                kind, transient, retry_after = "material", True, delay
-                say(agent.log, Line.CERT_PENDING, cert_id=cert_id, what=error, delay=round(delay))
-            case MaterialError():
-                kind, transient, retry_after = "material", False, None
-                say(agent.log, Line.CERT_REFUSED, cert_id=cert_id, reason=error.reason, what=error)
-            case PlaneError():
-                kind, transient, retry_after = "plane", error.status in WAITING_STATUSES, error.retry_after
-            case TransportError():
-                kind, transient, retry_after = "transport", True, None
-            case DiskError():
-                kind, transient, retry_after = "disk", True, None
-            case PolicyRefusedError():
-                kind, transient, retry_after = "policy", False, None
-                say(agent.log, Line.POLICY_REFUSED, what=error, fix=error.fix or "see policy.json")
-            case CertctrlError():
-                kind, transient, retry_after = type(error).__name__.removesuffix("Error").lower(), False, None
-            case _:
-                agent.figures.errors["bug"] += 1
-                where = f"the handler of {entry.signal.type}"
-                say(agent.log, Line.BUG, kind=type(error).__name__, where=where, why=error)
-                detail = f"internal error ({type(error).__name__})"
-                return Outcome(kind=OutcomeKind.FAILED, detail=detail), False, None
-        agent.figures.errors[kind] += 1
-        return _failure(error), transient, retry_after
+    def _limit(self, signal: Signal) -> float:
+        settings = self.agent.config.application
+        return settings.signal_timeouts.get(signal.type, settings.signal_timeout_seconds)
 
-    async def _done(self, entry: InboxEntry, outcome: Outcome, seconds: float) -> None:
-        agent, signal = self.agent, entry.signal
-        milliseconds = round(seconds * 1000)
-        del self._tries[identity(signal)]
-        await self._save([entry], [ack_event(signal, outcome, milliseconds)])
-        self._tell_certificates(entry, outcome)
-        say(agent.log, Line.SIGNAL_DONE, type=signal.type, ts=signal.ts_ms, outcome=outcome.kind.value, ms=milliseconds)
+    def _too_late(self, signal: Signal) -> Outcome:
+        limit = self._limit(signal)
+        say(self.agent.log, Line.SIGNAL_TIMEOUT, seconds=limit, type=signal.type, ts=signal.ts_ms)
+        return Outcome(kind=OutcomeKind.FAILED, detail=f"took longer than {limit:g} s")
 
-    def _tell_certificates(self, entry: InboxEntry, outcome: Outcome) -> None:
-        agent, signal = self.agent, entry.signal
-        for served in outcome.deployed:
-            record = agent.installer.records.get(served.cert_id)
-            name = record.name if record is not None else "?"
-            if "waits for" in outcome.detail:
-                say(
-                    agent.log,
-                    Line.CERT_STAGED,
-                    cert_id=served.cert_id,
-                    name=name,
-                    what=outcome.detail.partition("waits for ")[2],
-                )
-            elif outcome.kind is OutcomeKind.APPLIED and not isinstance(signal, CertRevoked):  # no placeholder
-                forget_alerts(agent, served.cert_id)
-                say(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
-        if outcome.kind is OutcomeKind.UNCHANGED and isinstance(signal, CertRenewed):
-            record = agent.installer.records.get(signal.cert_id)
-            say(agent.log, Line.CERT_UNCHANGED, cert_id=signal.cert_id, name=record.name if record else "?")
+    async def _done(self, done: Sequence[tuple[InboxEntry, Outcome, float]]) -> None:
+        """Bring signals to a good end, with one write for all of them."""
+        if not done:
+            return
+        for entry, outcome, seconds in done:
+            del self._tries[identity(entry.signal)]
+            self._count(entry.signal, outcome, seconds)
+        acks = [ack_event(entry.signal, outcome, round(seconds * 1000)) for entry, outcome, seconds in done]
+        await self._save([entry for entry, _, _ in done], acks)
+        for entry, outcome, seconds in done:
+            tell_certificates(self.agent, entry, outcome)
+            say(
+                self.agent.log, Line.SIGNAL_DONE, type=entry.signal.type, ts=entry.signal.ts_ms,
+                outcome=outcome.kind.value, ms=round(seconds * 1000),
+            )  # fmt: skip
+
+    def _count(self, signal: Signal, outcome: Outcome, seconds: float) -> None:
+        self.agent.figures.signal_took(signal.type, seconds)
+        self.agent.figures.signals[signal.type, outcome.kind.value] += 1
 
     async def _failed(
         self, entry: InboxEntry, outcome: Outcome, seconds: float, transient: bool, retry_after: float | None
     ) -> None:
         agent, signal = self.agent, entry.signal
         milliseconds = round(seconds * 1000)
+        self._count(signal, outcome, seconds)
         if isinstance(signal, MalformedSignal):  # it will not get better
             await self._save([entry], [ack_event(signal, outcome, milliseconds)])
             return
@@ -264,8 +277,3 @@ class Dispatcher:
 
     async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> None:
         await tried(self.agent, self.agent.inbox.finish(entries, acks))  # refused: done work is idempotent
-
-
-def _failure(error: CertctrlError) -> Outcome:
-    detail = f"{error}; {error.fix}" if error.fix else str(error)
-    return Outcome(kind=OutcomeKind.FAILED, detail=detail)

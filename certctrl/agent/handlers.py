@@ -2,7 +2,8 @@
 
 A signal carries no authority: every handler fetches the truth from the plane, compares it with what is here,
 and converges. So duplicates, reorder, replay and gaps cost a GET and nothing else (safety.md §1.6).
-A handler returns an Outcome, or raises one of our errors for "try again".
+A handler returns an Outcome, or a Prepared that is to be switched together with others, or raises one of our errors
+for "try again".
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from certctrl.model.signals import (
     Signal,
 )
 
-Handler = Callable[[Agent, Signal], Awaitable[Outcome]]
+Handler = Callable[[Agent, Signal], Awaitable[Outcome | Prepared]]
 
 GONE = frozenset({404, 410})
 
@@ -52,19 +53,12 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     return outcome
 
 
-async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome:
-    """Fetch, check and stage the certificate, then join the batch that switches, reloads and probes."""
+async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Prepared:
+    """Fetch, check and stage the certificate, for the batch that switches, reloads and probes.
+
+    An Outcome when the plane has none for this device.
+    """
     cert_id = cast(CertRenewed, signal).cert_id
-    with agent.batches.joining():
-        async with agent.fetching:
-            prepared = await prepare_certificate(agent, cert_id)
-    if isinstance(prepared, Outcome):
-        return prepared
-    return await agent.batches.deploy(cert_id, prepared)
-
-
-async def prepare_certificate(agent: Agent, cert_id: int) -> Prepared | Outcome:
-    """Fetch and stage one certificate; an Outcome when the plane has none for this device."""
     await agent.installer.head_start(cert_id, agent.items)
     try:
         return await _stage(agent, cert_id)

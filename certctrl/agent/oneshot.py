@@ -111,8 +111,9 @@ async def handle_all(agent: Agent) -> None:
     send.close()
     with trio.move_on_after(DRAIN_SECONDS):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(agent.batches.run_batches)
-            await Dispatcher(agent, receive).drain()
+            dispatcher = Dispatcher(agent, receive)
+            nursery.start_soon(agent.batches.run_batches, dispatcher.tell)
+            await dispatcher.drain()
             nursery.cancel_scope.cancel()
 
 

@@ -123,7 +123,7 @@ def _on_signal(
 
 async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) -> None:
     async with trio.open_nursery() as handlers:
-        handlers.start_soon(agent.batches.run_batches)
+        handlers.start_soon(agent.batches.run_batches, dispatcher.tell)
         handlers.start_soon(dispatcher.dispatch_forever, handlers.cancel_scope)
         with agent.intake:
             agent.stop_with(await poller.poll_forever())

@@ -156,7 +156,6 @@ def _assemble(
         figures=Figures(), log=log, wall_now=seams.wall_now, random=seams.random, offload=seams.offload,
         config=config, device_id=store.load_device_id(), policy=load_policy(layout, require_root_owned=False),
         environ=seams.environ, on_reload=seams.on_reload,
-        fetching=trio.CapacityLimiter(settings.handler_limit),
         started_at=seams.wall_now(), started_mono=trio.current_time(),
     )  # fmt: skip
     return agent

@@ -47,14 +47,21 @@ class Attempt:
         else:
             await self._succeed(execution)
         await self.ledger.save()
-        await self.site.gathered(self._prune)
+        await self.site.gathered(self.prune)
         return serves
+
+    def note_success(self) -> None:
+        """Note a set whose switch was all that there was to do."""
+        self._note_success(Execution(site=self.site, plan=self.plan_set, certs=self.view.certs))
 
     async def _succeed(self, execution: Execution) -> None:
         try:
             await execution.close()
         except DiskError as error:
             execution.notes.append(f"what was kept for going back stays until the next start: {error}")
+        self._note_success(execution)
+
+    def _note_success(self, execution: Execution) -> None:
         self.site.book.mark(execution.keys)
         changed = self._changed(execution)
         left_out = self.plan.left_out
@@ -165,7 +172,8 @@ class Attempt:
             verifications=tuple(one for one in plan_set.verifications if one.item in ran or back & set(one.cert_ids)),
         )
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Remove the generations that what is live now pushed out. Blocks; raises DiskError."""
         keep = self.site.config().application.keep_generations
         for cert_id in self.batch:
             record = self.site.book.records[cert_id]

@@ -17,7 +17,7 @@ certificates is tried alone, so that one bad certificate does not keep nineteen 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import attrs
@@ -25,46 +25,16 @@ import trio
 
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.attempt import Attempt
-from certctrl.install.binding import bind, components
 from certctrl.install.claims import Claims
-from certctrl.install.look import Candidate, View, planned
+from certctrl.install.look import Candidate, planned
 from certctrl.install.outcomes import Ledger
+from certctrl.install.rounds import Group, Round, nodes_of, stale_markers
 from certctrl.install.site import Site
-from certctrl.install.steps import DesiredCa, DesiredCert, InstallPlan, PlanSet
+from certctrl.install.steps import InstallPlan
 from certctrl.model.plan import InstallItem, OutcomeKind
-from certctrl.model.records import CertRecord
 
-
-@attrs.frozen(eq=False)
-class Group:
-    """Certificates and items that hang together."""
-
-    nodes: frozenset[str]
-    cert_ids: frozenset[int]
-
-    @classmethod
-    def of(cls, nodes: Iterable[str]) -> Group:
-        """Return the group of these nodes (``cert:7``, ``item:x``, …)."""
-        names = frozenset(nodes)
-        return cls(names, frozenset(int(node[5:]) for node in names if node.startswith("cert:")))
-
-
-def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
-    """Return what hangs together on this host, from what is known without looking at the disk."""
-    certs = {
-        record.cert_id: DesiredCert(
-            cert_id=record.cert_id, name=record.name, generation=record.generation, domains=record.domains
-        )
-        for record in list(site.book.records.values())
-    }
-    for cert_id, candidate in candidates.items():
-        certs[cert_id] = DesiredCert(
-            cert_id=cert_id, name=candidate.name, generation=candidate.generation, domains=candidate.domains
-        )
-    cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in list(site.book.cas.items())}
-    wanted = [item for item in items if item.enabled]
-    bound = bind(wanted, certs, cas, ran=set(site.book.activations))
-    return [Group.of(nodes) for nodes in components(wanted, bound, certs)]
+BREATH = 50
+"""Groups that are noted in one go: a few milliseconds, so that nothing else waits longer."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -113,9 +83,13 @@ class Convergence:
                 with suppress(DiskError):  # a disk that fails again; whoever asked saves once more, and reports that
                     await self.ledger.save()
                 return
+            quiet = {group for group in groups if not alone[group] and round_.is_quiet(group)}
             async with trio.open_nursery() as nursery:
+                if calm := [group for group in groups if group in quiet]:
+                    nursery.start_soon(self._finish_quiet, calm, round_, held, name="quiet sets")
                 for group in groups:
-                    nursery.start_soon(self._finish, group, round_, alone[group], held, name="set")
+                    if group not in quiet:
+                        nursery.start_soon(self._finish, group, round_, alone[group], held, name="set")
         finally:
             for group in held:
                 self.claims.free(group.nodes)
@@ -133,7 +107,7 @@ class Convergence:
         ]
         return gone_back if len(mine) > 1 else []
 
-    async def _round(self, groups: Sequence[Group], candidates: Mapping[int, Candidate]) -> _Round:
+    async def _round(self, groups: Sequence[Group], candidates: Mapping[int, Candidate]) -> Round:
         """Plan and switch. Raises DiskError before anything is live."""
         site, policy = self.site, self.site.policy()
         nodes = frozenset[str]().union(*(group.nodes for group in groups))
@@ -146,7 +120,7 @@ class Convergence:
                 previous.update(site.generations.switch(to))
 
         def switch_at_once(plan: InstallPlan) -> None:
-            if not _stale_markers(plan):
+            if not stale_markers(plan):
                 switch(plan)
 
         plan, view = await planned(
@@ -154,15 +128,15 @@ class Convergence:
         )
         for cert_id, fault in view.faults.items():
             self.ledger.broken(cert_id, fault)
-        if stale := _stale_markers(plan):
+        if stale := stale_markers(plan):
             if site.book.unmark(stale):
                 await site.book.save()
             with trio.CancelScope(shield=True):
                 await site.offload(switch, plan)
-        sets = {node: one for one in plan.sets for node in _nodes(one)}
-        return _Round(items=items, plan=plan, view=view, candidates=candidates, previous=previous, sets=sets)
+        sets = {node: one for one in plan.sets for node in nodes_of(one)}
+        return Round(items=items, plan=plan, view=view, candidates=candidates, previous=previous, sets=sets)
 
-    async def _finish(self, group: Group, round_: _Round, alone: Sequence[Candidate], held: set[Group]) -> None:
+    async def _finish(self, group: Group, round_: Round, alone: Sequence[Candidate], held: set[Group]) -> None:
         """Do the rest for one group, first what goes together, then one by one; then let others at it."""
         try:
             serves = await self._attempt(group, round_)
@@ -184,14 +158,40 @@ class Convergence:
             held.discard(group)
             self.claims.free(group.nodes)
 
-    async def _attempt(self, group: Group, round_: _Round) -> bool:
+    async def _finish_quiet(self, groups: Sequence[Group], round_: Round, held: set[Group]) -> None:
+        """Note groups that are switched and have no service of their own: a burst's certificates nearly always."""
+        switched: dict[Group, Attempt] = {}
+        try:
+            for number, group in enumerate(groups):
+                if (attempt := self._attempt_at(group, round_)) is not None:
+                    attempt.note_success()
+                    switched[group] = attempt
+                if number % BREATH == BREATH - 1:
+                    await trio.lowlevel.checkpoint()
+            await self.ledger.save()
+            failed: dict[Group, CertctrlError] = await self.site.offload(_prune, switched) if switched else {}
+            for group, error in failed.items():
+                self._note_failure([group], error)
+        except CertctrlError as error:
+            self._note_failure(groups, error)
+        finally:
+            for group in groups:
+                held.discard(group)
+                self.claims.free(group.nodes)
+
+    async def _attempt(self, group: Group, round_: Round) -> bool:
         """Carry out what a round planned for a group; True when its service is in order afterwards."""
+        attempt = self._attempt_at(group, round_)
+        return attempt is None or await attempt.run()
+
+    def _attempt_at(self, group: Group, round_: Round) -> Attempt | None:
+        """Return the attempt at a group; None when there is nothing to do, which is noted."""
         plan_set = round_.plan_set(group)
         batch = round_.on_trial(group)
         if plan_set is None:
             self._note_idle(group, round_, batch)
-            return True
-        return await Attempt(
+            return None
+        return Attempt(
             site=self.site,
             items=[item for item in round_.items if f"item:{item.id}" in group.nodes],
             plan=round_.plan,
@@ -201,9 +201,9 @@ class Convergence:
             previous=round_.ways_back(batch, self.site.book.records),
             ledger=self.ledger,
             forward_only=self.forward_only,
-        ).run()
+        )
 
-    def _note_idle(self, group: Group, round_: _Round, batch: Mapping[int, Candidate]) -> None:
+    def _note_idle(self, group: Group, round_: Round, batch: Mapping[int, Candidate]) -> None:
         left_out = round_.plan.left_out
         for cert_id in sorted(group.cert_ids):
             cert = round_.view.certs.get(cert_id)
@@ -222,54 +222,12 @@ class Convergence:
             self.ledger.failed(cert_id, error, staged=self.candidates.get(cert_id))
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class _Round:
-    """One plan that has been switched."""
-
-    items: Sequence[InstallItem]
-    plan: InstallPlan
-    view: View
-    candidates: Mapping[int, Candidate]
-    previous: Mapping[str, str | None]
-    sets: Mapping[str, PlanSet]
-    """Node (``cert:7``, ``item:x``) -> the work on the group that it belongs to."""
-
-    def plan_set(self, group: Group) -> PlanSet | None:
-        """Return the work on a group; None when there is none."""
-        return next((self.sets[node] for node in group.nodes if node in self.sets), None)
-
-    def on_trial(self, group: Group) -> dict[int, Candidate]:
-        """Return what has to prove itself: what was switched now, and what was switched before and never proven."""
-        mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # not all of a burst, for each of its groups
-        found = {i: one for i, one in mine if one is not None and self._is_new(one)}
-        left_out: Collection[int] = self.plan.left_out
-        for cert_id in group.cert_ids - found.keys() - set(left_out):
-            stray = self.view.strays.get(cert_id)
-            if stray is not None and not self.view.certs[cert_id].proven:
-                found[cert_id] = stray
-        return found
-
-    def _is_new(self, candidate: Candidate) -> bool:
-        cert = self.view.certs[candidate.cert_id]
-        return cert.live != candidate.generation or not cert.proven
-
-    def ways_back(self, batch: Mapping[int, Candidate], records: Mapping[int, CertRecord]) -> dict[int, str]:
-        """Return where each certificate on trial can go back to."""
-        found = {}
-        for cert_id, candidate in batch.items():
-            record = records.get(cert_id)
-            known = record.activated if record is not None else ""
-            before = self.previous.get(candidate.name) if candidate.name in self.previous else known
-            if before and before != candidate.generation:
-                found[cert_id] = before
-        return found
-
-
-def _stale_markers(plan: InstallPlan) -> list[str]:
-    """Return the items whose commands are due and marked as done: the marks must go before the switch."""
-    runs = (run for one in plan.sets for level in one.levels for run in level.runs)
-    return [item for run in runs if run.stale_marker for item in run.items]
-
-
-def _nodes(one: PlanSet) -> list[str]:
-    return [*(f"cert:{cert_id}" for cert_id in one.cert_ids), *(f"item:{item}" for item in one.items)]
+def _prune(switched: Mapping[Group, Attempt]) -> dict[Group, CertctrlError]:
+    """Remove old generations; return what kept whom from it."""
+    failed: dict[Group, CertctrlError] = {}
+    for group, attempt in switched.items():
+        try:
+            attempt.prune()
+        except CertctrlError as error:
+            failed[group] = error
+    return failed

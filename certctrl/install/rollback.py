@@ -8,10 +8,11 @@ import attrs
 
 from certctrl.errors import DiskError, UsageError
 from certctrl.install.claims import Claims
-from certctrl.install.convergence import Convergence, groups_of
+from certctrl.install.convergence import Convergence
 from certctrl.install.look import Candidate
 from certctrl.install.outcomes import Ledger
 from certctrl.install.policy import shown
+from certctrl.install.rounds import groups_of
 from certctrl.install.site import Site
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 

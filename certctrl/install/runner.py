@@ -20,7 +20,7 @@ from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install import recovery, staging, trust
 from certctrl.install.choosing import candidates_of, completed, note_staged, open_now, staged_before
 from certctrl.install.claims import Claims
-from certctrl.install.convergence import Convergence, Group, groups_of
+from certctrl.install.convergence import Convergence
 from certctrl.install.look import planned
 from certctrl.install.material import open_bundle
 from certctrl.install.outcomes import Ledger, folded
@@ -28,6 +28,7 @@ from certctrl.install.planner import cas_wanted
 from certctrl.install.policy import shown
 from certctrl.install.process import Proc
 from certctrl.install.rollback import roll_back
+from certctrl.install.rounds import Group, groups_of
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.install.steps import InstallPlan

@@ -14,12 +14,13 @@ import attrs
 from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
 from certctrl.install import staging
 from certctrl.install.claims import Claims
-from certctrl.install.convergence import Convergence, Group, groups_of
+from certctrl.install.convergence import Convergence
 from certctrl.install.look import Candidate, uid_of
 from certctrl.install.outcomes import Ledger
 from certctrl.install.placeholder import placeholder_bundle
 from certctrl.install.policy import is_local, refuse_path, shown
 from certctrl.install.removal import remove_ours
+from certctrl.install.rounds import Group, groups_of
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.model.plan import CopyAction, InstallItem, Outcome, OutcomeKind

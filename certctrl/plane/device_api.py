@@ -17,7 +17,6 @@ from certctrl.plane.limits import caller_of
 from certctrl.plane.refusals import bad_request
 from certctrl.plane.sealing import device_key
 from certctrl.plane.texts import line
-from certctrl.protocol.wire import FREE_HEADER, FREE_VALUE
 from certctrl.plane.wire import (
     LARGE_BODY_CAP,
     Fields,
@@ -28,6 +27,7 @@ from certctrl.plane.wire import (
     read_json,
     whole_number,
 )
+from certctrl.protocol.wire import FREE_HEADER, FREE_VALUE
 
 _SELF = "/apiv1/devices/self"
 _LARGEST_PAGE = 500

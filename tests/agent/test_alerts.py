@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from certctrl.agent.alerts import forget_alerts, recall_revocations
-from certctrl.agent.dispatcher import Dispatcher
+from certctrl.agent.verdicts import tell_certificates
 from certctrl.model.bundle import CertificateSummary
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, InboxEntry, Stage
@@ -53,7 +53,7 @@ def test_other_certificates_are_left_alone() -> None:
 
 def told(agent: Any, signal: Signal) -> None:
     outcome = Outcome(kind=OutcomeKind.APPLIED, deployed=(Deployed(cert_id=1, serial="5", fingerprint_sha256="aa"),))
-    Dispatcher._tell_certificates(SimpleNamespace(agent=agent), InboxEntry(signal=signal), outcome)  # type: ignore[arg-type]
+    tell_certificates(agent, InboxEntry(signal=signal), outcome)
 
 
 def test_a_placeholder_is_no_good_news_and_a_renewal_is() -> None:

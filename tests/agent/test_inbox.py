@@ -241,8 +241,27 @@ async def test_sent_acks_leave_and_newer_ones_stay(store: StateStore) -> None:
     await inbox.report({"n": 1})
     batch = inbox.next_acks(100)
     await inbox.report(InstallUpdated(ts_ms=1, config_id=1, version=1).ref())
-    await inbox.sent(batch)
+    inbox.sent(batch)
+    assert inbox.next_acks(10) == [{"config_id": 1, "version": 1}]
+    assert len(again(store).next_acks(10)) == 2, "a crash now sends the first again, which tells nothing new"
+    await inbox.close()
     assert again(store).next_acks(10) == [{"config_id": 1, "version": 1}]
+
+
+async def test_sent_acks_leave_the_disk_with_the_next_outcome_and_cost_no_write_of_their_own(store: StateStore) -> None:
+    disk = Disk()
+    inbox = Inbox(store, disk, limit=10)
+    (entry,) = await admitted(inbox, [A])
+    await inbox.report({"n": 1})
+    writes = disk.writes
+    inbox.sent(inbox.next_acks(100))
+    assert not inbox.behind
+    await inbox.secure()
+    assert disk.writes == writes
+    await inbox.finish([entry], [{"n": 2}])
+    assert again(store).next_acks(10) == [{"n": 2}]
+    await inbox.close()
+    assert disk.writes == writes + 1
 
 
 def inbox_ack(n: int) -> Any:
@@ -294,5 +313,5 @@ async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_ru
     assert found.entries() == []
     assert len(found.next_acks(10)) == 1
     assert found.behind
-    await found.sent(found.next_acks(10))
+    await found.secure()
     assert store.load_inbox() == (), "nor does it stay on the disk"

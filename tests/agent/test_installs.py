@@ -25,7 +25,10 @@ class Scene:
         self.calls: list[tuple[Any, Any, Any]] = []
         self._answers, self._comes = list(answers), comes
 
-    async def converge(self, prepared: Sequence[Any], items: Any, *, only: Collection[int]) -> dict[int, Outcome]:
+    async def converge(
+        self, prepared: Sequence[Any], items: Any, *, only: Collection[int], lasting: bool
+    ) -> dict[int, Outcome]:
+        assert not lasting, "the outcomes that follow see to it"
         self.calls.append((tuple(prepared), items, tuple(only)))
         await trio.lowlevel.checkpoint()
         if self._comes:

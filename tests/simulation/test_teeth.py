@@ -90,7 +90,7 @@ async def acks_that_give_up(agent: Any) -> Any:
     while notices := agent.inbox.next_acks(100):
         with contextlib.suppress(Exception):
             await agent.authorized(lambda token, notices=notices: _post(agent, notices, token))
-        await agent.inbox.sent(notices)
+        agent.inbox.sent(notices)
     return events.AcksSent()
 
 
