@@ -25,16 +25,18 @@ from certctrl.model.records import InboxEntry
 from certctrl.protocol import events, steps
 
 DRAIN_SECONDS = 600.0
+BUSY_SECONDS = 60.0
+"""How long a command waits in all for a plane that lets pages in one by one."""
 
 
 async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
     """Poll until the plane has nothing more, handle every signal, report the outcomes."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         await agent.installer.recover()
-        pages, signals = 0, 0
+        pages, signals, until = 0, 0, trio.current_time() + BUSY_SECONDS
         cursor = agent.store.load_cursor()
         while True:
-            page = await _page(agent, cursor)
+            page = await _page(agent, cursor, until)
             pages, signals = pages + 1, signals + len(page.signals)
             agent.inbox.admit(page.signals)
             await agent.inbox.secure()
@@ -117,7 +119,7 @@ async def handle_all(agent: Agent) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def _page(agent: Agent, cursor: str | None) -> events.Updates:
+async def _page(agent: Agent, cursor: str | None, until: float) -> events.Updates:
     limit = agent.config.application.poll_limit
     event = await agent.authorized(lambda token: agent.plane.poll(token, steps.Poll(cursor, limit, 0)))
     match event:
@@ -127,13 +129,16 @@ async def _page(agent: Agent, cursor: str | None) -> events.Updates:
             return events.Updates(event.cursor, (), False)
         case events.TokenExpired():
             await agent.tokens.refresh(await agent.tokens.current())
-            return await _page(agent, cursor)
+            return await _page(agent, cursor, until)
         case events.CursorExpired():
             await agent.offload(agent.store.clear_cursor)
             await plan_resync(agent, "the cursor was reset")
-            return await _page(agent, None)
+            return await _page(agent, None, until)
         case events.DeviceRevoked():
             raise NotRegisteredError(f"device revoked: {event.what}", fix="cert-ctrl -c DIR register")
+        case events.ServerBusy(status=429, retry_after=float(pause)) if trio.current_time() + pause < until:
+            await trio.sleep(max(1.0, pause))  # its rate limit: a backlog has more pages than it lets in at once
+            return await _page(agent, cursor, until)
         case events.TransportFailed():
             raise TransportError(event.why, fix=event.fix or "cert-ctrl -c DIR doctor")
         case events.BadAnswer():

@@ -101,4 +101,5 @@ def stale_markers(plan: InstallPlan) -> list[str]:
 
 
 def nodes_of(one: PlanSet) -> list[str]:
+    """Return the names of a set's certificates and items (``cert:7``, ``item:x``)."""
     return [*(f"cert:{cert_id}" for cert_id in one.cert_ids), *(f"item:{item}" for item in one.items)]

@@ -11,8 +11,7 @@ Three rules are worth their theory:
 * A pool is also retired after ten minutes (``pools.py``): DNS names move, CA files are rotated.
 
 Only the library's transport is used: the client that follows redirects and reads ``.netrc`` is not there. Requests
-go straight to the pool inside it: what the library does around a request (parsing a URL, headers by name, streams in
-streams) was a tenth of a burst, for values that we have and do not need.
+go straight to the pool inside it: parsing a URL, headers by name and streams in streams were a tenth of a burst.
 """
 
 from __future__ import annotations

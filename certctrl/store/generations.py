@@ -106,10 +106,9 @@ class GenerationStore:
         manifest: Manifest = {"id": found, "number": number, "name": name, "files": hashes, "facts": plain_facts}
         path = self._files.write(name, files, manifest)
         self._verified.add((name, found))
-        self._pending[name, found] = Staged(
-            name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number
-        )
-        return self._pending[name, found]
+        staged = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number)
+        self._pending[name, found] = staged
+        return staged
 
     def _reuse(self, name: str, wanted: str) -> Staged | str:
         """Return an equal generation that is whole, or the id to write one under.
@@ -242,13 +241,11 @@ class GenerationStore:
         """Remove old generations but for the live one, ``also_keep`` and the newest ``keep``; return how many."""
         live = self.live_id(name)
         others = [one for _, one in sorted(self._files.known(name)) if one != live and one not in also_keep]
-        doomed = others[: max(0, len(others) - keep)]
-        self._remove(name, doomed)
+        if doomed := others[: max(0, len(others) - keep)]:
+            self._remove(name, doomed)
         return len(doomed)
 
     def _remove(self, name: str, generations: Sequence[str]) -> None:
-        if not generations:
-            return
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             for generation in generations:
                 doomed = f"{TEMP}{self._fs.token()}"

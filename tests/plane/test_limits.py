@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certctrl.plane.limits import Attempts, Buckets, caller_of
+from certctrl.plane.limits import Attempts, Buckets, FreePages, caller_of
 from certctrl.plane.refusals import Refused
 
 
@@ -70,6 +70,18 @@ def test_refused_requests_cost_nothing() -> None:
     assert all(refused(buckets) for _ in range(100))
     clock.now += 1
     assert refused(buckets) is None
+
+
+def test_a_free_page_is_free_once_and_for_its_cursor_only() -> None:
+    pages = FreePages()
+    assert not pages.redeem(1, None)
+    pages.offer(1, "1-1")
+    assert not pages.redeem(2, "1-1"), "somebody else's"
+    assert pages.redeem(1, "1-1")
+    assert not pages.redeem(1, "1-1"), "the same page again is paid for"
+    pages.offer(1, "2-1")
+    assert not pages.redeem(1, "1-1"), "a step back is paid for, and ends the offer"
+    assert not pages.redeem(1, "2-1")
 
 
 def test_lock_out_after_wrong_attempts_and_its_end() -> None:

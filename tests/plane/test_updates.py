@@ -63,6 +63,35 @@ async def test_limit_pages(world: Any) -> None:
     first = await device.poll(limit=3)
     assert len(first.data["signals"]) == 3
     assert len((await device.poll(first.data["cursor"], limit=3)).data["signals"]) == 2
+    assert "cert-ctrl-next-page" not in first.headers, "pages this small are paid for"
+
+
+async def test_a_backlog_is_read_page_by_page_without_a_refusal(build: Callable[..., Any]) -> None:
+    world = build()  # with the spec's rate
+    device = await world.device()
+    cursor = (await device.poll()).headers["etag"]
+    with world.plane.database.transaction():
+        for number in range(450):
+            world.plane.stream.append(device.id, "future.kind", {"cert_id": number + 1})
+    seen: list[int] = []
+    for _ in range(23):
+        reply = await device.poll(cursor, limit=20)
+        assert reply.status == 200, "more polls than the rate limit has tokens"
+        cursor = reply.data["cursor"]
+        seen += [signal["ref"]["cert_id"] for signal in reply.data["signals"]]
+        assert reply.headers.get("cert-ctrl-next-page", "") == ("free" if len(reply.data["signals"]) == 20 else "")
+    assert seen == list(range(1, 451))
+
+
+async def test_asking_for_a_full_page_again_is_paid_for(build: Callable[..., Any]) -> None:
+    world = build()
+    device = await world.device()
+    cursor = (await device.poll()).headers["etag"]
+    with world.plane.database.transaction():
+        for number in range(40):
+            world.plane.stream.append(device.id, "future.kind", {"cert_id": number + 1})
+    statuses = [(await device.poll(cursor, limit=20)).status for _ in range(6)]
+    assert statuses == [200] * 4 + [429] * 2, "the same page each time"
 
 
 @pytest.mark.parametrize(

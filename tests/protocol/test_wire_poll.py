@@ -197,6 +197,14 @@ def test_a_full_page_may_have_a_successor(count: int, full: bool) -> None:
     assert isinstance(event, Updates)
     assert event.full is full
     assert len(event.signals) == count
+    assert event.free is False
+
+
+@pytest.mark.parametrize(("word", "free"), [("free", True), ("FREE", False), ("", False), ("yes", False)])
+def test_a_plane_may_give_the_next_page_free(word: str, free: bool) -> None:
+    event = page({"cursor": "c", "signals": [SIGNAL]}, **{"cert-ctrl-next-page": word})
+    assert isinstance(event, Updates)
+    assert event.free is free
 
 
 @pytest.mark.parametrize("signals", [{"signals": []}, {"signals": None}, {}])
