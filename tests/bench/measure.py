@@ -5,6 +5,7 @@ Ratios inside one run are what counts; absolute times say more about the machine
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import subprocess
@@ -147,6 +148,16 @@ def _busy(seconds: float) -> float:
 
     (all_before, idle_before), _, (all_after, idle_after) = snap(), time.sleep(seconds), snap()
     return 1 - (idle_after - idle_before) / max(1, all_after - all_before)
+
+
+def spread(directory: str) -> None:
+    """Have ext4 put the subdirectories into block groups of their own; elsewhere nothing happens.
+
+    It passes over inodes that were freed in the last minutes one by one when it makes new ones: a run would pay for
+    what the run before it, or a package installer, has removed.
+    """
+    with contextlib.suppress(OSError):
+        subprocess.run(["chattr", "+T", directory], stderr=subprocess.DEVNULL, check=False)
 
 
 def now() -> str:

@@ -20,7 +20,7 @@ import burst
 import delivery
 import idle
 import startup
-from measure import load, now
+from measure import load, now, spread
 
 COLUMNS = ("case", "ours", "floor", "judged", "must", "aim", "verdict", "note")
 Part = Callable[[Path, bool], Iterator[dict[str, Any]]]
@@ -70,6 +70,7 @@ def main(argv: list[str]) -> int:
         if options.only is None or name in options.only:
             began = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="cert-ctrl-bench-") as work:
+                spread(work)
                 report[name] = list(part(Path(work), options.quick))
             print(f"{title}\n{table(report[name])}\n({time.monotonic() - began:.0f} s)\n", flush=True)
     missed = [
