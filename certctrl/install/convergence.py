@@ -25,7 +25,7 @@ import trio
 
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.attempt import Attempt
-from certctrl.install.binding import bind, components
+from certctrl.install.binding import bind, components, enabled
 from certctrl.install.claims import Claims
 from certctrl.install.look import Candidate, View, planned
 from certctrl.install.outcomes import Ledger
@@ -62,7 +62,7 @@ def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int,
             cert_id=cert_id, name=candidate.name, generation=candidate.generation, domains=candidate.domains
         )
     cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in list(site.book.cas.items())}
-    wanted = [item for item in items if item.enabled]
+    wanted = enabled(items)
     bound = bind(wanted, certs, cas, ran=set(site.book.activations))
     return [Group.of(nodes) for nodes in components(wanted, bound, certs)]
 
@@ -137,7 +137,7 @@ class Convergence:
         """Plan and switch. Raises DiskError before anything is live."""
         site, policy = self.site, self.site.policy()
         nodes = frozenset[str]().union(*(group.nodes for group in groups))
-        items = [item for item in self.items if f"item:{item.id}" in nodes]
+        items = [item for item in enabled(self.items) if f"item:{item.id}" in nodes]
         records = [record for record in site.book.records.values() if f"cert:{record.cert_id}" in nodes]
         previous: dict[str, str | None] = {}
 
