@@ -162,13 +162,14 @@ class Installer:
         try:
             await site.offload(site.generations.settle, [one.staged for one in newest.values()])
             candidates = await candidates_of(site, newest, concerned, everything)
-            candidates |= await completed(site, items, candidates, ledger, everything=everything)
         except CertctrlError as error:
             for cert_id in sorted(concerned):
                 ledger.failed(cert_id, error)
             return await self._conclude(ledger)
         note_staged(site, candidates)
         now = open_now(site, candidates, ledger, ignore_window=ignore_window)
+        # of what shall be live, not of what waits: the files are wanted now
+        now |= await completed(site, items, now, ledger, everything=everything)
         few = len(self.records) + len(items) < FEW
         groups: list[Group] = groups_of(site, items, now) if few else await site.offload(groups_of, site, items, now)
         await Convergence(
