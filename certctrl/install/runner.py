@@ -23,7 +23,7 @@ from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence, Group, groups_of
 from certctrl.install.look import planned
 from certctrl.install.material import open_bundle
-from certctrl.install.outcomes import Ledger, folded
+from certctrl.install.outcomes import Ledger, folded, next_try
 from certctrl.install.planner import cas_wanted
 from certctrl.install.policy import shown
 from certctrl.install.process import Proc
@@ -31,7 +31,7 @@ from certctrl.install.rollback import roll_back
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.install.steps import InstallPlan
-from certctrl.install.window import next_opening
+from certctrl.install.window import may_switch_at
 from certctrl.install.withdrawal import Withdrawal
 from certctrl.model.bundle import Bundle, DeployMaterials
 from certctrl.model.config import AgentConfig
@@ -208,11 +208,16 @@ class Installer:
         """Return whether `converge` would do something now."""
         return bool((await self.plan(items)).steps)
 
-    def next_window(self) -> float | None:
-        """Return when staged material may be switched next (wall-clock seconds); None: none waits for a window."""
-        window = self._site.policy().window
-        waits = any(record.staged and not record.held for record in self.records.values())
-        return next_opening(self._site.wall_now(), window) if waits and window is not None else None
+    def window_turns(self) -> dict[int, float]:
+        """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
+        now, window = self._site.wall_now(), self._site.policy().window
+        if window is None:
+            return {}
+        return {
+            record.cert_id: max(may_switch_at(now, window, record), next_try(record, now))
+            for record in self.records.values()
+            if record.staged and not record.held
+        }
 
     # --- taking back ----------------------------------------------------------------------------------------------
 

@@ -52,6 +52,17 @@ def next_opening(now: float, window: MaintenanceWindow | None) -> float:
     raise ConfigError("the window never opens", file="policy.json", path="$.window.days")
 
 
+def may_switch_at(now: float, window: MaintenanceWindow | None, record: CertRecord) -> float:
+    """Return the wall-clock second from which staged material may take a certificate's place.
+
+    The next opening of the window, or the moment at which too little of the served certificate's life is left.
+    """
+    if window is None or in_window(now, window, record):
+        return now
+    short = record.not_after - window.override_when_life_below * (record.not_after - record.not_before)
+    return min(next_opening(now, window), max(now, short))
+
+
 def window_text(window: MaintenanceWindow) -> str:
     """Return the window in a few words for a person."""
     days = "daily" if set(window.days) >= set(DAYS) else ",".join(window.days)

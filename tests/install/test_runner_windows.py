@@ -39,13 +39,13 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     record = host.start().records[1]
     assert record.staged and record.staged != record.generation, "staged and durable"
     assert list((await host.installer.plan(items)).held) == [1]
-    opening = host.installer.next_window()
+    opening = host.installer.window_turns()[1]
     assert 3600 <= opening - host.clock <= 7200
     assert (await host.installer.converge_all(items)).kind is APPLIED and host.live(1) == old
     host.clock = opening
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
     assert host.live(1) == service.served != old
-    assert host.installer.records[1].staged == "" and host.installer.next_window() is None
+    assert host.installer.records[1].staged == "" and host.installer.window_turns() == {}
 
 
 async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None:
