@@ -23,7 +23,7 @@ def retry_at(now: float, attempts: int) -> float:
 
 
 def next_try(record: CertRecord, now: float) -> float:
-    """Return when a certificate is due; one that seems to wait longer than ever was put off while the clock was ahead."""
+    """Return when a certificate is due; one that waits longer than any has to was put off while the clock was ahead."""
     return record.next_try_at if record.next_try_at - now <= LAST_RETRY else now
 
 
