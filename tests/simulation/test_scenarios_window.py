@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 from simulation.clockwork import START
+from simulation.network import Weather
 from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER, template
 
@@ -29,12 +30,13 @@ def saturday_night() -> Iterator[None]:
         policy.write_text(before)
 
 
-async def staged(scene: Scene, validity: float = 200 * DAY) -> int:
-    """Have a certificate in service and its successor staged; return its id."""
+async def staged(scene: Scene, validity: float = 200 * DAY, *, service: bool = True) -> int:
+    """Have a certificate in use and its successor staged; return its id."""
     row = await scene.issue("calm.example", validity)
     cert_id = int(row["id"])
-    scene.operators.introduce(cert_id, "calm.example")
-    await scene.plane.installs.put(DEVICE, scene.operators.items([cert_id]))
+    if service:
+        scene.operators.introduce(cert_id, "calm.example")
+        await scene.plane.installs.put(DEVICE, scene.operators.items([cert_id]))
     await scene.until(lambda: scene.live(cert_id) and not scene.agent.inbox.depth)
     await trio.sleep(1200)
     await scene.plane.certificates.renew(USER, cert_id)
@@ -70,6 +72,38 @@ def test_a_short_life_ends_the_waiting_when_it_gets_short() -> None:
         await trio.sleep(short - 300 - scene.world.time.now())
         assert scene.record(cert_id).serial == served.serial
         await scene.until(lambda: scene.record(cert_id).serial != served.serial, 400)
+
+    with saturday_night():
+        play(scenario, SLOW)
+
+
+def test_apply_now_takes_what_the_plane_has_and_what_is_staged_with_the_plane_down() -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await staged(scene, service=False)
+        scene.network.weather = [Weather(kind="status", status=503)]
+        answer = await scene.ask("apply", now=True)
+        assert (answer["outcome"], bool(answer["plane"])) == ("applied", True)
+        assert not scene.record(cert_id).staged
+        scene.network.clear()
+        renewed = await scene.plane.certificates.renew(USER, cert_id)
+        assert (await scene.ask("apply", now=True))["outcome"] == "applied"
+        assert scene.record(cert_id).serial == renewed["serial_number"]
+
+    with saturday_night():
+        play(scenario, SLOW)
+
+
+def test_a_hold_ends_with_the_plane_down() -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await staged(scene, service=False)
+        await scene.ask("apply", now=True)
+        newest = scene.record(cert_id).serial
+        await scene.ask("rollback", domain="calm.example")
+        assert scene.record(cert_id).serial != newest
+        scene.network.weather = [Weather(kind="status", status=503)]
+        assert (await scene.ask("release", domain="calm.example"))["released"]
+        await scene.ask("apply", now=True)
+        assert scene.record(cert_id).serial == newest
 
     with saturday_night():
         play(scenario, SLOW)
