@@ -38,6 +38,7 @@ def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
         not_before=candidate.not_before,
         not_after=candidate.not_after,
         generation=candidate.generation,
+        revoked=record.revoked and record.fingerprint_sha256 == candidate.fingerprint_sha256,
         staged="" if record.staged == candidate.generation else record.staged,
     )
 

@@ -15,11 +15,11 @@ _FULL_DAY = 24 * 60
 def in_window(now: float, window: MaintenanceWindow | None, record: CertRecord | None = None) -> bool:
     """Return whether a certificate may be switched at ``now`` (wall-clock seconds).
 
-    True without a window, for a certificate that serves nothing yet, and when less than
+    True without a window, for a certificate that serves nothing yet or something revoked, and when less than
     ``override_when_life_below`` of the served certificate's life is left. Raises ConfigError for a window that
     makes no sense.
     """
-    if window is None or record is None or not record.generation:
+    if window is None or record is None or not record.generation or record.revoked:
         return True
     if life_left(now, record) < window.override_when_life_below:
         return True

@@ -48,6 +48,21 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     assert host.installer.records[1].staged == "" and host.installer.window_turns() == {}
 
 
+@pytest.mark.parametrize("how", ["remove", "placeholder", "keep"])
+async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock: MockClock, host: Any) -> None:
+    await host.deliver(1)
+    host.allow(on_revoked=how)
+    night(host)
+    assert (await host.installer.withdraw(1, revoked=True, items=())).kind is APPLIED
+    host.start()
+    revoked = host.installer.records[1].fingerprint_sha256
+    assert kinds(await host.deliver(1)) == {1: APPLIED}
+    live = host.live(1)
+    assert live == host.installer.records[1].fingerprint_sha256 != revoked
+    await host.deliver(1)
+    assert host.live(1) == live, "the next one waits again"
+
+
 async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None:
     await host.deliver(1)
     night(host)
