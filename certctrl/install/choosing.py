@@ -87,6 +87,15 @@ def open_now(
     return found
 
 
+def prune_unused(site: Site, cert_ids: Collection[int]) -> None:
+    """Remove the old generations of some certificates but for those kept for going back. Blocks on the disk."""
+    keep = site.config().application.keep_generations
+    for cert_id in cert_ids:
+        record = site.book.records[cert_id]
+        used = {record.generation, record.activated, record.staged} - {""}
+        site.generations.prune(record.name, keep, also_keep=used)
+
+
 async def completed(
     site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate], ledger: Ledger, *, everything: bool
 ) -> dict[int, Candidate]:

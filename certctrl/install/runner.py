@@ -18,7 +18,14 @@ import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install import recovery, staging, trust
-from certctrl.install.choosing import candidates_of, completed, note_staged, open_now, staged_before
+from certctrl.install.choosing import (
+    candidates_of,
+    completed,
+    note_staged,
+    open_now,
+    prune_unused,
+    staged_before,
+)
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence, Group, groups_of
 from certctrl.install.look import planned
@@ -168,6 +175,9 @@ class Installer:
             return await self._conclude(ledger)
         note_staged(site, candidates)
         now = open_now(site, candidates, ledger, ignore_window=ignore_window)
+        if ledger.waiting:  # what a newer one has replaced while it waited
+            with suppress(DiskError):
+                await site.gathered(prune_unused, site, list(ledger.waiting))
         # of what shall be live, not of what waits: the files are wanted now
         now |= await completed(site, items, now, ledger, everything=everything)
         few = len(self.records) + len(items) < FEW

@@ -48,6 +48,18 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     assert host.installer.records[1].staged == "" and host.installer.window_turns() == {}
 
 
+async def test_what_comes_while_another_waits_takes_its_room(clock: MockClock, host: Any) -> None:
+    for _ in range(2):
+        await host.deliver(1)
+    await host.installer.rollback("c1.example", None, ())
+    for _ in range(6):
+        await host.deliver(1)
+    record = host.installer.records[1]
+    ids = host.installer._site.generations.ids("c1.example")
+    assert {record.generation, record.staged} < set(ids)
+    assert len(ids) == 2 + host.config.application.keep_generations
+
+
 @pytest.mark.parametrize("how", ["remove", "placeholder", "keep"])
 async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock: MockClock, host: Any) -> None:
     await host.deliver(1)
