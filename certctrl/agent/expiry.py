@@ -79,7 +79,9 @@ class RenewalRequests:
         self._asked: dict[int, tuple[str, float]] = {}
 
     def due(self, finding: Finding, now: float) -> bool:
-        """Say whether to ask now for this serial."""
+        """Say whether to ask now for this serial; not while its successor is here and waits for window or release."""
+        if finding.record.staged and not finding.record.attempts:
+            return False
         serial, at = self._asked.get(finding.record.cert_id, ("", 0.0))
         again = min(ASK_AGAIN_SECONDS, max(60.0, (finding.record.not_after - finding.record.not_before) / 20))
         return serial != finding.record.serial or not 0 <= now - at < again  # below 0: the clock was ahead then

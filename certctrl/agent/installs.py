@@ -24,6 +24,11 @@ def items_in_force(layout: ConfigDir, store: StateStore) -> tuple[InstallItem, .
     return planes + items_from_local(load_local_installs(layout))
 
 
+def plain_hash(text: str) -> str:
+    """Return a hash in one spelling: base64 and base64url, padded or not, are one value."""
+    return text.rstrip("=").replace("-", "+").replace("_", "/")
+
+
 def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | None) -> None:
     """Refuse a lower version (rollback) and the same version with another hash (equivocation): T2.
 
@@ -40,7 +45,7 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
             "cert-ctrl -c DIR trust reset --install-config",
         )
     same = str(fetched.id) == str(stored.raw.get("id")) and fetched.version == stored.version
-    if same and fetched.installs_hash_b64 != stored.hash:
+    if same and plain_hash(fetched.installs_hash_b64) != plain_hash(stored.hash):
         raise PlanError(
             f"version {fetched.version} came again with other contents",
             reason="equivocation",
@@ -65,7 +70,8 @@ async def refresh_install_config(agent: Agent) -> bool:
         if error.status == 404:  # a device without an install config: only its own rows count
             return False
         raise
-    if answer is None:
+    if answer is None:  # what was refused, if anything was, has been taken back
+        agent.well("install-config")
         return False
     etag, raw = answer
     try:

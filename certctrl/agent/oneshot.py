@@ -17,7 +17,7 @@ from certctrl.agent.disk import tried
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.guard import request_renewal
 from certctrl.agent.operations import forget_trust, record_for, rolled_back
-from certctrl.agent.reconcile import plan_resync
+from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import save_status, snapshot
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.errors import NotRegisteredError, PlaneError, TransportError
@@ -62,13 +62,9 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
     """Bring this host in line with the plane and its install config; with the plane down, with what is on disk."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         await agent.installer.recover()
-        unreachable = ""
-        found = 0
-        try:
-            found = await plan_resync(agent, "`apply` was asked for")
+        found, unreachable = await try_resync(agent, "`apply` was asked for")
+        if not unreachable:
             await handle_all(agent)
-        except TransportError as error:
-            unreachable = str(error)
         outcome = await agent.installer.converge_all(agent.items, ignore_window=now)
         result = {"outcome": outcome.kind.value, "detail": outcome.detail, "differences": found}
         return await _done(agent, result | ({"plane": unreachable} if unreachable else {}), flush=not unreachable)

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import trio
+
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
 from certctrl.agent.guard import request_renewal
 from certctrl.agent.messages import Line, say
 from certctrl.agent.poller import Poller
-from certctrl.agent.reconcile import plan_resync
+from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import snapshot
 from certctrl.errors import PlaneError, TransportError, UsageError
 from certctrl.model.plan import Outcome
 from certctrl.model.records import CertRecord
+
+SETTLE_SECONDS = 300.0
+"""How long `apply` waits for what the comparison with the plane brought."""
 
 
 class Operations:
@@ -41,11 +46,17 @@ class Operations:
         return {"cert_id": record.cert_id, "name": record.name, "requested": True}
 
     async def apply(self, request: dict[str, Any]) -> Any:
-        """Compare with the plane and bring this host in line; ``now``: whatever the window says."""
+        """Compare with the plane and bring this host in line; ``now``: whatever the window says.
+
+        With the plane down, with what is on disk.
+        """
         agent = self._agent
-        found = await plan_resync(agent, "`apply` was asked for")
+        found, unreachable = await try_resync(agent, "`apply` was asked for")
+        with trio.move_on_after(SETTLE_SECONDS):  # what it found is staged first
+            await agent.inbox.wait_for_outcomes([one for one in agent.inbox.entries() if not one.last_error])
         outcome = await agent.installer.converge_all(agent.items, ignore_window=bool(request.get("now")))
-        return {"outcome": outcome.kind.value, "detail": outcome.detail, "differences": found}
+        result = {"outcome": outcome.kind.value, "detail": outcome.detail, "differences": found}
+        return result | ({"plane": unreachable} if unreachable else {})
 
     async def rollback(self, request: dict[str, Any]) -> Any:
         """Switch one certificate back and hold it."""
@@ -58,7 +69,8 @@ class Operations:
         agent, record = self._agent, self._record(request)
         await agent.installer.release(record.name)
         say(agent.log, Line.RELEASED, name=record.name)
-        await plan_resync(agent, "a hold was released")
+        await try_resync(agent, "a hold was released")
+        await agent.installer.converge_all(agent.items)
         return {"name": record.name, "released": True}
 
     async def reset_trust(self, request: dict[str, Any]) -> Any:

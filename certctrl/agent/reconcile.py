@@ -17,7 +17,7 @@ from certctrl.agent.alerts import recall_revocations
 from certctrl.agent.context import Agent
 from certctrl.agent.installs import refresh_install_config
 from certctrl.agent.messages import Line, say
-from certctrl.errors import CertctrlError, NotRegisteredError, PlanError
+from certctrl.errors import CertctrlError, NotRegisteredError, PlaneError, PlanError, TransportError
 from certctrl.model.bundle import CertificateSummary
 from certctrl.model.records import CertRecord, Stage
 from certctrl.model.signals import (
@@ -139,6 +139,21 @@ async def plan_resync(agent: Agent, why: str) -> int:
     say(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
     agent.figures.reconciles["ok"] += 1
     return len(signals)
+
+
+async def try_resync(agent: Agent, why: str) -> tuple[int, str]:
+    """Compare with the plane; return how many differences there are, and why the plane cannot be asked, if so.
+
+    Raises PlaneError when the plane refuses: that is an answer.
+    """
+    try:
+        return await plan_resync(agent, why), ""
+    except TransportError as error:
+        return 0, str(error)
+    except PlaneError as error:
+        if error.status < 500:
+            raise
+        return 0, str(error)
 
 
 async def reconcile_forever(agent: Agent) -> None:

@@ -65,13 +65,17 @@ def current_problems(agent: Agent) -> list[dict[str, Any]]:
 
 
 def stuck_items(agent: Agent) -> list[dict[str, Any]]:
-    """Return each certificate and signal that keeps failing: what, why, when it is tried next."""
+    """Return each certificate and signal that fails or waits: what, why, when it is tried next.
+
+    While a signal of a certificate is at work, its next try is that signal's.
+    """
+    tried = {entry.signal.resource: entry.next_try_at for entry in agent.inbox.entries() if entry.last_error}
     records = [
         {
             "item": f"certificate {record.cert_id} ({record.name})",
             "reason": record.last_error,
             "attempts": record.attempts,
-            "next_try_at": record.next_try_at,
+            "next_try_at": tried.get(f"cert:{record.cert_id}", record.next_try_at),
         }
         for record in agent.installer.records.values()
         if _stuck(record)
@@ -85,7 +89,7 @@ def stuck_items(agent: Agent) -> list[dict[str, Any]]:
             "next_try_at": entry.next_try_at,
         }
         for entry in agent.inbox.entries()
-        if entry.attempts and entry.signal.resource not in known
+        if entry.last_error and entry.signal.resource not in known
     ]
     return records + signals
 
@@ -101,7 +105,8 @@ def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, A
         started = trio.current_time() - agent.started_mono
         if heard is not None or started > stale_after(agent):
             return "stale"
-    return "degraded" if problems or stuck else "healthy"
+    failing = any(one["attempts"] for one in stuck)  # what only waits, for the plane or its day, needs nobody yet
+    return "degraded" if problems or failing else "healthy"
 
 
 def snapshot(agent: Agent) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import attrs
 import trio
 
 from certctrl.errors import CertctrlError, DiskError
+from certctrl.install.choosing import prune_unused
 from certctrl.install.execution import Execution
 from certctrl.install.look import Candidate, View, planned
 from certctrl.install.outcomes import Ledger
@@ -47,7 +48,7 @@ class Attempt:
         else:
             await self._succeed(execution)
         await self.ledger.save()
-        await self.site.gathered(self.prune)
+        await self.site.gathered(prune_unused, self.site, list(self.batch))
         return serves
 
     def note_success(self) -> None:
@@ -171,11 +172,3 @@ class Attempt:
             levels=tuple(level for level in levels if level.writes or level.runs),
             verifications=tuple(one for one in plan_set.verifications if one.item in ran or back & set(one.cert_ids)),
         )
-
-    def prune(self) -> None:
-        """Remove the generations that what is live now pushed out. Blocks; raises DiskError."""
-        keep = self.site.config().application.keep_generations
-        for cert_id in self.batch:
-            record = self.site.book.records[cert_id]
-            used = {record.generation, record.activated, record.staged} - {""}
-            self.site.generations.prune(record.name, keep, also_keep=used)

@@ -68,7 +68,9 @@ def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, 
     if item.ob_id is not None:
         return Binding(certs=(item.ob_id,))
     if item.ob_name is not None:
-        wanted = [one.cert_id for one in certs.values() if item.ob_name in (one.name, *one.domains[:1])]
+        bearers = [one for one in certs.values() if item.ob_name in (one.name, *one.domains[:1])]
+        bearers.sort(key=lambda one: not one.generation)  # a withdrawn one gives its name to the next
+        wanted = [one.cert_id for one in bearers]
         return Binding(
             certs=tuple(wanted[:1]), waits="" if wanted else f"there is no certificate {item.ob_name!r} here"
         )
@@ -88,6 +90,31 @@ def _waits(item: InstallItem, binding: Binding, certs: Mapping[int, DesiredCert]
         names = ", ".join(str(cert) for cert in binding.certs[:3])
         return f"certificate {names} is not on this host" if names else "no certificate is on this host"
     return ""
+
+
+def enabled(items: Sequence[InstallItem]) -> list[InstallItem]:
+    """Return the enabled items; what depends on a disabled one depends on what that one depends on."""
+    off = {item.id: item for item in items if not item.enabled}
+    if not off:
+        return list(items)
+    return [
+        attrs.evolve(item, depends_on=_around(item, off)) if not off.keys().isdisjoint(item.depends_on) else item
+        for item in items
+        if item.enabled
+    ]
+
+
+def _around(item: InstallItem, off: Mapping[str, InstallItem]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    todo, seen = list(item.depends_on), set[str]()
+    while todo:
+        name = todo.pop(0)
+        if name not in off:
+            found[name] = None
+        elif name not in seen:
+            seen.add(name)
+            todo = [*off[name].depends_on, *todo]
+    return tuple(found)
 
 
 def depended_on(item_id: str, by_id: Mapping[str, InstallItem]) -> tuple[str, ...]:

@@ -68,18 +68,31 @@ def note_staged(site: Site, candidates: Mapping[int, Candidate]) -> None:
 def open_now(
     site: Site, candidates: Mapping[int, Candidate], ledger: Ledger, *, ignore_window: bool
 ) -> dict[int, Candidate]:
-    """Return the candidates that may be switched now; what the others wait for is noted in the ledger."""
+    """Return the candidates that may be switched now; what the others wait for is noted in the ledger.
+
+    The very certificate that is live, with one more file, waits for nothing: it is no new material.
+    """
     window, now, found = site.policy().window, site.wall_now(), {}
     for cert_id, candidate in candidates.items():
         record = site.book.records.get(cert_id)
         same = record is not None and record.fingerprint_sha256 == candidate.fingerprint_sha256
-        if record is not None and record.held and not same:
+        if same:
+            found[cert_id] = candidate
+        elif record is not None and record.held:
             ledger.waiting[cert_id] = "staged; held at an earlier generation until `cert-ctrl release`"
         elif not ignore_window and window is not None and not in_window(now, window, record):
             ledger.waiting[cert_id] = f"staged; waits for the window {window_text(window)}"
         else:
             found[cert_id] = candidate
     return found
+
+
+def prune_unused(site: Site, cert_ids: Collection[int]) -> None:
+    """Remove the old generations of some certificates but for those kept for going back. Blocks on the disk."""
+    keep = site.config().application.keep_generations
+    for record in filter(None, map(site.book.records.get, cert_ids)):
+        used = {record.generation, record.activated, record.staged} - {""}
+        site.generations.prune(record.name, keep, also_keep=used)
 
 
 async def completed(

@@ -17,7 +17,7 @@ certificates is tried alone, so that one bad certificate does not keep nineteen 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import attrs
@@ -25,6 +25,8 @@ import trio
 
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.attempt import Attempt
+from certctrl.install.binding import enabled
+from certctrl.install.choosing import prune_unused
 from certctrl.install.claims import Claims
 from certctrl.install.look import Candidate, planned
 from certctrl.install.outcomes import Ledger
@@ -111,7 +113,7 @@ class Convergence:
         """Plan and switch. Raises DiskError before anything is live."""
         site, policy = self.site, self.site.policy()
         nodes = frozenset[str]().union(*(group.nodes for group in groups))
-        items = [item for item in self.items if f"item:{item.id}" in nodes]
+        items = [item for item in enabled(self.items) if f"item:{item.id}" in nodes]
         records = [record for record in site.book.records.values() if f"cert:{record.cert_id}" in nodes]
         previous: dict[str, str | None] = {}
 
@@ -160,16 +162,18 @@ class Convergence:
 
     async def _finish_quiet(self, groups: Sequence[Group], round_: Round, held: set[Group]) -> None:
         """Note groups that are switched and have no service of their own: a burst's certificates nearly always."""
-        switched: dict[Group, Attempt] = {}
+        switched: list[Group] = []
         try:
             for number, group in enumerate(groups):
                 if (attempt := self._attempt_at(group, round_)) is not None:
                     attempt.note_success()
-                    switched[group] = attempt
+                    switched.append(group)
                 if number % BREATH == BREATH - 1:
                     await trio.lowlevel.checkpoint()
             await self.ledger.save()
-            failed: dict[Group, CertctrlError] = await self.site.offload(_prune, switched) if switched else {}
+            failed: dict[Group, CertctrlError] = (
+                await self.site.offload(_prune, self.site, switched) if switched else {}
+            )
             for group, error in failed.items():
                 self._note_failure([group], error)
         except CertctrlError as error:
@@ -222,12 +226,12 @@ class Convergence:
             self.ledger.failed(cert_id, error, staged=self.candidates.get(cert_id))
 
 
-def _prune(switched: Mapping[Group, Attempt]) -> dict[Group, CertctrlError]:
+def _prune(site: Site, switched: Collection[Group]) -> dict[Group, CertctrlError]:
     """Remove old generations; return what kept whom from it."""
     failed: dict[Group, CertctrlError] = {}
-    for group, attempt in switched.items():
+    for group in switched:
         try:
-            attempt.prune()
+            prune_unused(site, group.cert_ids)
         except CertctrlError as error:
             failed[group] = error
     return failed

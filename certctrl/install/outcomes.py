@@ -22,6 +22,11 @@ def retry_at(now: float, attempts: int) -> float:
     return now + min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(max(attempts, 1) - 1, 20))
 
 
+def next_try(record: CertRecord, now: float) -> float:
+    """Return when a certificate is due; one that waits longer than any has to was put off while the clock was ahead."""
+    return record.next_try_at if record.next_try_at - now <= LAST_RETRY else now
+
+
 def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
     """Return a record that describes this generation as the live one."""
     return attrs.evolve(
@@ -33,6 +38,7 @@ def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
         not_before=candidate.not_before,
         not_after=candidate.not_after,
         generation=candidate.generation,
+        revoked=record.revoked and record.fingerprint_sha256 == candidate.fingerprint_sha256,
         staged="" if record.staged == candidate.generation else record.staged,
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
-from certctrl.install.binding import activation_key, bind, components, depended_on, levels
+from certctrl.install.binding import activation_key, bind, components, depended_on, enabled, levels
 from certctrl.install.formats import KEY_FILES
 from certctrl.install.names import covers, plain_domain
 from certctrl.install.policy import KEY_MODES, PUBLIC_MODES, Grant, Refusal, judge_exec
@@ -50,7 +50,7 @@ def plan_for(
     last success. ``examine``: compare files of these certificates only; those of others count as right (a renewal
     of one need not read the files of a thousand). None: compare all.
     """
-    wanted = [item for item in items if item.enabled]
+    wanted = enabled(items)
     bound = bind(wanted, certs, cas or {}, ran=activations.keys())
     by_id = {item.id: item for item in wanted}
     scene = Scene(by_id, certs, cas or {}, facts, policy, activations, host, bound, examine)

@@ -28,7 +28,8 @@ def recover(site: Site) -> None:
     """
     policy = site.policy()
     roots = (*policy.write_roots, str(site.layout.certs), *filter(None, (policy.trust_store.directory,)))
-    copies.recover(site.layout, site.fs, roots)
+    for fault in copies.recover(site.layout, site.fs, roots).failed:
+        site.log.error("Copies that were cut off could be neither finished nor taken back: %s", fault)
     site.generations.sweep()
     with suppress(DiskError):  # half-written state files, secrets among them; nothing depends on them
         site.state.sweep()

@@ -94,10 +94,13 @@ def _refuse_copy(scene: Scene, item: CopyAction) -> Refusal | None:
 
 
 def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[Refusal]:
-    """Refuse an item whose target another one writes already: the file would change for ever."""
+    """Refuse an item whose target another one writes already: the file would change for ever.
+
+    The host's own items come first: what the operator has put in a place, the plane cannot take away.
+    """
     taken: dict[str, str] = {}
     found = []
-    for item in items:
+    for item in sorted(items, key=lambda item: not is_local(item.id)):
         if not isinstance(item, CopyAction) or item.id in refused:
             continue
         mine: dict[str, str] = {}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from certctrl.errors import DiskError, UsageError
+from certctrl.install.choosing import completed
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence
 from certctrl.install.look import Candidate
@@ -28,9 +29,12 @@ async def roll_back(site: Site, claims: Claims, name: str, to: str | None, items
         raise UsageError(f"there is no certificate {shown(name)} on this host", fix="cert-ctrl list-certs")
     target: Candidate = await site.offload(_target, site, name, to)
     newer = record.staged or (record.generation if record.generation != target.generation else "")
-    site.book.note(attrs.evolve(record, held=True))
     ledger = Ledger(site=site, concerned=frozenset({record.cert_id}), asked_by="operator")
     candidates = {record.cert_id: target}
+    # it may be older than an item that wants another format of it
+    candidates |= await completed(site, items, candidates, ledger, everything=False)
+    target = candidates[record.cert_id]
+    site.book.note(attrs.evolve(record, held=True))
     groups = groups_of(site, items, candidates)
     await Convergence(
         site=site, claims=claims, items=items, candidates=candidates, ledger=ledger,

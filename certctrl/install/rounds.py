@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
-from certctrl.install.binding import bind, components
+from certctrl.install.binding import bind, components, enabled
 from certctrl.install.look import Candidate, View
 from certctrl.install.site import Site
 from certctrl.install.steps import DesiredCa, DesiredCert, InstallPlan, PlanSet
@@ -41,7 +41,7 @@ def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int,
             cert_id=cert_id, name=candidate.name, generation=candidate.generation, domains=candidate.domains
         )
     cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in list(site.book.cas.items())}
-    wanted = [item for item in items if item.enabled]
+    wanted = enabled(items)
     bound = bind(wanted, certs, cas, ran=set(site.book.activations))
     return [Group.of(nodes) for nodes in components(wanted, bound, certs)]
 

@@ -18,12 +18,19 @@ import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install import recovery, staging, trust
-from certctrl.install.choosing import candidates_of, completed, note_staged, open_now, staged_before
+from certctrl.install.choosing import (
+    candidates_of,
+    completed,
+    note_staged,
+    open_now,
+    prune_unused,
+    staged_before,
+)
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence
 from certctrl.install.look import planned
 from certctrl.install.material import open_bundle
-from certctrl.install.outcomes import Ledger, folded
+from certctrl.install.outcomes import Ledger, folded, next_try
 from certctrl.install.planner import cas_wanted
 from certctrl.install.policy import shown
 from certctrl.install.process import Proc
@@ -32,7 +39,7 @@ from certctrl.install.rounds import Group, groups_of
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.install.steps import InstallPlan
-from certctrl.install.window import next_opening
+from certctrl.install.window import may_switch_at
 from certctrl.install.withdrawal import Withdrawal
 from certctrl.model.bundle import Bundle, DeployMaterials
 from certctrl.model.config import AgentConfig
@@ -166,13 +173,17 @@ class Installer:
         try:
             await site.offload(site.generations.settle, [one.staged for one in newest.values()])
             candidates = await candidates_of(site, newest, concerned, everything)
-            candidates |= await completed(site, items, candidates, ledger, everything=everything)
         except CertctrlError as error:
             for cert_id in sorted(concerned):
                 ledger.failed(cert_id, error)
             return await self._conclude(ledger)
         note_staged(site, candidates)
         now = open_now(site, candidates, ledger, ignore_window=ignore_window)
+        if ledger.waiting:  # what a newer one has replaced while it waited
+            with suppress(DiskError):
+                await site.gathered(prune_unused, site, list(ledger.waiting))
+        # of what shall be live, not of what waits: the files are wanted now
+        now |= await completed(site, items, now, ledger, everything=everything)
         few = len(self.records) + len(items) < FEW
         groups: list[Group] = groups_of(site, items, now) if few else await site.offload(groups_of, site, items, now)
         await Convergence(
@@ -211,11 +222,16 @@ class Installer:
         """Return whether `converge` would do something now."""
         return bool((await self.plan(items)).steps)
 
-    def next_window(self) -> float | None:
-        """Return when staged material may be switched next (wall-clock seconds); None: none waits for a window."""
-        window = self._site.policy().window
-        waits = any(record.staged and not record.held for record in self.records.values())
-        return next_opening(self._site.wall_now(), window) if waits and window is not None else None
+    def window_turns(self) -> dict[int, float]:
+        """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
+        now, window = self._site.wall_now(), self._site.policy().window
+        if window is None:
+            return {}
+        return {
+            record.cert_id: max(may_switch_at(now, window, record), next_try(record, now))
+            for record in self.records.values()
+            if record.staged and not record.held
+        }
 
     # --- taking back ----------------------------------------------------------------------------------------------
 

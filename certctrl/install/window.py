@@ -15,11 +15,11 @@ _FULL_DAY = 24 * 60
 def in_window(now: float, window: MaintenanceWindow | None, record: CertRecord | None = None) -> bool:
     """Return whether a certificate may be switched at ``now`` (wall-clock seconds).
 
-    True without a window, for a certificate that serves nothing yet, and when less than
+    True without a window, for a certificate that serves nothing yet or something revoked, and when less than
     ``override_when_life_below`` of the served certificate's life is left. Raises ConfigError for a window that
     makes no sense.
     """
-    if window is None or record is None or not record.generation:
+    if window is None or record is None or not record.generation or record.revoked:
         return True
     if life_left(now, record) < window.override_when_life_below:
         return True
@@ -50,6 +50,17 @@ def next_opening(now: float, window: MaintenanceWindow | None) -> float:
         if moment > now:
             return moment
     raise ConfigError("the window never opens", file="policy.json", path="$.window.days")
+
+
+def may_switch_at(now: float, window: MaintenanceWindow | None, record: CertRecord) -> float:
+    """Return the wall-clock second from which staged material may take a certificate's place.
+
+    The next opening of the window, or the moment at which too little of the served certificate's life is left.
+    """
+    if window is None or in_window(now, window, record):
+        return now
+    short = record.not_after - window.override_when_life_below * (record.not_after - record.not_before)
+    return min(next_opening(now, window), max(now, short))
 
 
 def window_text(window: MaintenanceWindow) -> str:

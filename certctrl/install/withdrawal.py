@@ -41,6 +41,8 @@ class Withdrawal:
         """Do what the policy says and run the commands that are about this certificate."""
         how = self.site.policy().on_revoked if self.revoked else "remove"
         if how == "keep":
+            self.site.book.note(attrs.evolve(self.record, revoked=True))
+            await self.site.book.save()
             return Outcome(kind=OutcomeKind.APPLIED, detail="revoked, and kept in use: on_revoked is keep")
         if how == "placeholder":
             return await self._replace()
@@ -120,7 +122,7 @@ class Withdrawal:
                 return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
             keep, candidates = {prepared.generation}, {record.cert_id: Candidate.of(prepared)}
         outcome = await self._announce(candidates, nothing=OutcomeKind.UNCHANGED)
-        site.book.note(attrs.evolve(site.book.records[record.cert_id], staged="", held=False))
+        site.book.note(attrs.evolve(site.book.records[record.cert_id], staged="", held=False, revoked=True))
         await site.book.save()
         # the revoked key goes, whatever the commands said
         gone = await site.offload(lambda: site.generations.prune(record.name, 0, also_keep=keep))

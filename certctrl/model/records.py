@@ -75,6 +75,8 @@ class CertRecord:
     targets: tuple[str, ...] = ()
     held: bool = False
     """True after `rollback`: renewals are staged, not switched, until released."""
+    revoked: bool = False
+    """True when what is live was revoked and kept, or stands in for what was: its successor waits for no window."""
     last_outcome: OutcomeKind | None = None
     last_error: str = ""
     last_apply_at: float = 0.0

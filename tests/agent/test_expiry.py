@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -75,3 +76,12 @@ def test_a_renewal_that_was_asked_for_while_the_clock_was_ahead_is_asked_for_aga
     (finding,) = examine([record(90)], CONFIG, 80 * DAY)
     requests.asked(finding, 3650 * DAY)
     assert requests.due(finding, 80 * DAY)
+
+
+def test_nothing_is_asked_for_while_a_sound_successor_waits() -> None:
+    waits = attrs.evolve(record(90), staged="g2")
+    requests = RenewalRequests()
+    (finding,) = examine([waits], CONFIG, 61 * DAY)
+    assert not requests.due(finding, 61 * DAY)
+    (finding,) = examine([attrs.evolve(waits, attempts=1)], CONFIG, 61 * DAY)
+    assert requests.due(finding, 61 * DAY), "one that does not serve is no successor"

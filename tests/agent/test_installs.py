@@ -6,10 +6,14 @@ from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
+import pytest
 import trio
 
-from certctrl.agent.installs import converge_in_force
-from certctrl.model.plan import CopyAction, Outcome, OutcomeKind
+from certctrl.agent.installs import check_not_replayed, converge_in_force
+from certctrl.errors import PlanError
+from certctrl.model.plan import CopyAction, InstallConfig, Outcome, OutcomeKind
+from certctrl.store.state import StoredInstallConfig
 
 APPLIED, FAILED, UNCHANGED = (
     Outcome(kind=kind) for kind in (OutcomeKind.APPLIED, OutcomeKind.FAILED, OutcomeKind.UNCHANGED)
@@ -34,6 +38,14 @@ class Scene:
         if self._comes:
             self.agent.items = NEW
         return dict.fromkeys(only, self._answers.pop(0))
+
+
+def test_a_hash_may_come_in_another_spelling_but_not_another_hash() -> None:
+    stored = StoredInstallConfig(raw={"id": 1}, etag=None, version=3, hash="ab+/cd==", high_water={"1": 3})
+    again = InstallConfig(id=1, version=3, items=(), installs_hash_b64="ab-_cd")
+    check_not_replayed(again, stored)
+    with pytest.raises(PlanError, match="other contents"):
+        check_not_replayed(attrs.evolve(again, installs_hash_b64="ab-_ce"), stored)
 
 
 async def test_an_install_config_that_comes_meanwhile_is_applied_to_the_certificate() -> None:

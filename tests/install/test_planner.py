@@ -120,6 +120,12 @@ def test_items_may_name_a_certificate_instead_of_its_number() -> None:
     assert set(found.waiting) == {"x", "y"}
 
 
+def test_a_name_means_the_certificate_that_is_here_and_not_a_withdrawn_one_before_it() -> None:
+    gone, here = (attrs.evolve(cert(n, live), name="www", domains=("www",)) for n, live in ((1, ""), (2, "g1")))
+    found = plan([copy("c", None, ob_name="www")], gone, here)
+    assert found.concerns["c"] == (2,) and not found.waiting
+
+
 def test_a_command_runs_again_when_its_definition_its_files_or_its_material_change() -> None:
     items, world = [copy("c", 1), run("r", "c")], World()
     world.apply(plan(items, cert(1)), [cert(1)])
@@ -187,6 +193,16 @@ def test_the_same_command_before_and_after_stays_two_commands() -> None:
 def test_disabled_items_do_nothing() -> None:
     assert plan([copy("c", 1, enabled=False), run("r", "c", enabled=False)], cert(1)).steps == ()
     assert ItemIndex.of([copy("c", 1, enabled=False)]).copies(1, "", ()) == []
+
+
+def test_what_depends_on_a_disabled_item_keeps_its_place() -> None:
+    items = [
+        copy("c", 1), run("last", "off"), run("off", "off2", enabled=False),
+        run("off2", "first", enabled=False), run("first", "c", argv=("/bin/other",)),
+    ]  # fmt: skip
+    found = plan(items, cert(1), cert(2))
+    assert runs(found) == [("first",), ("last",)]
+    assert found.concerns["last"] == (1,), "and is about what it would be about with it"
 
 
 def test_small_questions() -> None:

@@ -108,3 +108,10 @@ def test_the_second_of_two_items_for_one_path_is_refused() -> None:
     found = plan(items, cert(1), cert(2))
     assert writes(found) == ["/ssl/x", "/ssl/y"]
     assert [(refusal.item, refusal.why) for refusal in found.refusals] == [("b", "item a writes it too")]
+
+
+def test_the_hosts_own_item_keeps_its_path_whatever_the_plane_wants_there() -> None:
+    items = [copy("a", 1, targets=("/ssl/x", "/ssl/y")), copy("local:b", 2, targets=("/ssl/y", "/ssl/z"))]
+    found = plan(items, cert(1), cert(2))
+    assert writes(found) == ["/ssl/y", "/ssl/z"]
+    assert [(refusal.item, refusal.why) for refusal in found.refusals] == [("a", "item local:b writes it too")]

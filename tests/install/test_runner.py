@@ -222,6 +222,26 @@ async def test_a_cancelled_call_frees_its_set_and_the_next_one_finishes_the_work
     assert service.served == host.live(1) == host.installer.records[1].fingerprint_sha256
 
 
+async def test_a_disabled_item_between_two_does_not_let_them_run_side_by_side(clock: MockClock, host: Any) -> None:
+    first, last = ("/bin/true", "first"), ("/bin/true", "last")
+    host.allow(commands=commands(first, last, OTHER))
+    ended: list[str] = []
+
+    async def slow() -> int:
+        await trio.sleep(5)
+        ended.append("first")
+        return 0
+
+    host.proc.does |= {first: slow, last: lambda: ended.append("last") or 0}
+    items = [
+        ExecAction(id="a", ob_id=1, cmd_argv=first),
+        ExecAction(id="b", ob_id=1, cmd_argv=OTHER, depends_on=("a",), enabled=False),
+        ExecAction(id="c", ob_id=1, cmd_argv=last, depends_on=("b",)),
+    ]
+    await host.deliver(1, items=items)
+    assert ended == ["first", "last"]
+
+
 # --- names --------------------------------------------------------------------------------------------------------
 
 

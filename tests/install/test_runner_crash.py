@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from certctrl.model.plan import CopyAction, InstallItem
 from certctrl.model.records import Stage
+from certctrl.store.copies import CopySet, FileWrite
 from certctrl.store.state import StateStore
 
 
@@ -31,6 +32,22 @@ async def crashed(host: Any, where: tuple[str, ...], items: list[InstallItem]) -
     if real is not None:
         host.proc.does[where] = real
     host.start()
+
+
+async def test_copies_that_cannot_be_recovered_are_told(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    place, moved = host.out / "place", host.out / "moved"
+    place.mkdir()
+    (place / "a.pem").write_bytes(b"old")
+    copies = CopySet(host.layout, host.fs)
+    copies.begin([FileWrite(path=place / "a.pem", data=b"new", mode=0o644)])
+    place.rename(moved)
+    place.symlink_to(moved)
+    await host.start().recover()
+    assert f"{place}/a.pem" in caplog.text and "symbolic link" in caplog.text
+    place.unlink()
+    moved.rename(place)
+    await host.start().recover()
+    assert leftovers(host) == []
 
 
 async def test_what_was_owed_at_a_crash_is_done_at_the_next_start(clock: MockClock, host: Any) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from runner_host import APPLIED, RELOAD, ROLLED_BACK, commands, kinds, reload
 from trio.testing import MockClock
 
 from certctrl.errors import UsageError
+from certctrl.model.plan import CopyAction
 from certctrl.model.policy import MaintenanceWindow
 
 
 def night(host: Any) -> None:
     hour = int(host.clock // 3600) % 24
     host.allow(window=MaintenanceWindow(from_=f"{(hour + 2) % 24:02}:00", to=f"{(hour + 3) % 24:02}:00"))
+
+
+def leaf_of(path: Path) -> str:
+    (leaf,) = x509.load_pem_x509_certificates(path.read_bytes())[:1]
+    return leaf.fingerprint(hashes.SHA256()).hex()
 
 
 async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: Any) -> None:
@@ -30,13 +39,40 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     record = host.start().records[1]
     assert record.staged and record.staged != record.generation, "staged and durable"
     assert list((await host.installer.plan(items)).held) == [1]
-    opening = host.installer.next_window()
+    opening = host.installer.window_turns()[1]
     assert 3600 <= opening - host.clock <= 7200
     assert (await host.installer.converge_all(items)).kind is APPLIED and host.live(1) == old
     host.clock = opening
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
     assert host.live(1) == service.served != old
-    assert host.installer.records[1].staged == "" and host.installer.next_window() is None
+    assert host.installer.records[1].staged == "" and host.installer.window_turns() == {}
+
+
+async def test_what_comes_while_another_waits_takes_its_room(clock: MockClock, host: Any) -> None:
+    for _ in range(2):
+        await host.deliver(1)
+    await host.installer.rollback("c1.example", None, ())
+    for _ in range(6):
+        await host.deliver(1)
+    record = host.installer.records[1]
+    ids = host.installer._site.generations.ids("c1.example")
+    assert {record.generation, record.staged} < set(ids)
+    assert len(ids) == 2 + host.config.application.keep_generations
+
+
+@pytest.mark.parametrize("how", ["remove", "placeholder", "keep"])
+async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock: MockClock, host: Any) -> None:
+    await host.deliver(1)
+    host.allow(on_revoked=how)
+    night(host)
+    assert (await host.installer.withdraw(1, revoked=True, items=())).kind is APPLIED
+    host.start()
+    revoked = host.installer.records[1].fingerprint_sha256
+    assert kinds(await host.deliver(1)) == {1: APPLIED}
+    live = host.live(1)
+    assert live == host.installer.records[1].fingerprint_sha256 != revoked
+    await host.deliver(1)
+    assert host.live(1) == live, "the next one waits again"
 
 
 async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None:
@@ -46,6 +82,41 @@ async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None
     old = host.live(1)
     assert (await host.installer.converge_all((), ignore_window=True)).kind is APPLIED
     assert host.live(1) != old
+
+
+@pytest.mark.parametrize("why", ["window", "window, and new material waits", "held"])
+async def test_an_item_that_wants_another_file_gets_it_of_what_is_live(why: str, clock: MockClock, host: Any) -> None:
+    target = host.out / "combined.pem"
+    items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),))]
+    await host.deliver(1)
+    if why == "held":
+        await host.deliver(1)
+        await host.installer.rollback("c1.example", None, ())
+    else:
+        night(host)
+        if why != "window":
+            await host.deliver(1)
+    live, waits = host.live(1), host.installer.records[1].staged
+    assert (await host.installer.converge_all(items)).ok
+    assert host.live(1) == live == leaf_of(target)
+    record = host.start().records[1]
+    assert (record.staged, record.held) == (waits, why == "held")
+    host.allow(window=None)
+    await host.installer.release("c1.example")
+    assert (await host.installer.converge_all(items)).ok
+    assert host.live(1) == leaf_of(target)
+    assert (host.live(1) != live) == bool(waits), "what waited gets the file, too"
+
+
+async def test_a_rollback_makes_the_files_that_were_not_wanted_then(clock: MockClock, host: Any) -> None:
+    target = host.out / "combined.pem"
+    items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),))]
+    await host.deliver(1)
+    first = host.live(1)
+    await host.deliver(1, items=items)
+    assert (await host.installer.rollback("c1.example", None, items)).kind is APPLIED
+    assert host.live(1) == first == leaf_of(target)
+    assert host.installer.records[1].held
 
 
 async def test_rollback_by_hand_holds_until_released(clock: MockClock, host: Any) -> None:

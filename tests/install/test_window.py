@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.errors import ConfigError
-from certctrl.install.window import DAYS, in_window, life_left, next_opening, window_text
+from certctrl.install.window import DAYS, in_window, life_left, may_switch_at, next_opening, window_text
 from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import CertRecord
 
@@ -59,6 +59,15 @@ def test_what_ignores_the_window() -> None:
     assert not in_window(now, closed, attrs.evolve(SERVING, not_before=now - 79, not_after=now + 21))
     assert in_window(now, closed, attrs.evolve(SERVING, not_before=now - 81, not_after=now + 19))
     assert in_window(now, closed, attrs.evolve(SERVING, not_before=0, not_after=0)), "unknown life is no reason to wait"
+
+
+def test_when_waiting_ends() -> None:
+    monday = MaintenanceWindow(days=("mon",), from_="09:00", to="10:00", override_when_life_below=0.2)
+    now = at("2026-11-24 12:00")
+    assert may_switch_at(now, None, SERVING) == now
+    assert may_switch_at(now, monday, SERVING) == next_opening(now, monday)
+    assert may_switch_at(now, monday, attrs.evolve(SERVING, not_before=now - 50, not_after=now + 50)) == now + 30
+    assert may_switch_at(now, monday, attrs.evolve(SERVING, not_before=now - 90, not_after=now + 10)) == now
 
 
 def test_life_left_is_a_share() -> None:

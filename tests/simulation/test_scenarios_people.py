@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import attrs
 import trio
@@ -12,6 +13,7 @@ from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER, template
 
 from certctrl.agent.reporter import snapshot
+from certctrl.errors import PlaneError
 from certctrl.model.plan import OutcomeKind
 
 # --- people ----------------------------------------------------------------------------------------------------------
@@ -125,6 +127,48 @@ def test_rollback_by_hand_holds_until_it_is_released() -> None:
         assert scene.record(row["id"]).serial == first, "held"
         await scene.ask("release", domain="held.example")
         await scene.until(lambda: scene.record(row["id"]).serial == newest["serial_number"])
+
+    play(scenario)
+
+
+def test_status_names_what_fails_and_what_only_waits_with_its_true_next_try() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("stuck.example")
+        scene.operators.introduce(row["id"], "stuck.example")
+        await scene.plane.installs.put(DEVICE, scene.operators.items([row["id"]]))
+        await scene.until(lambda: scene.live(row["id"]) and not scene.agent.inbox.depth)
+        took = scene.agent.plane.fetch_materials
+
+        async def pending(*_args: Any) -> Any:
+            raise PlaneError("WRAP_PENDING", status=409)
+
+        scene.agent.plane.fetch_materials = pending
+        await scene.plane.certificates.renew(USER, row["id"])
+        await scene.until(lambda: snapshot(scene.agent)["stuck"])
+        status = snapshot(scene.agent)
+        assert (status["stuck"][0]["reason"], status["health"]) == ("WRAP_PENDING", "healthy")
+        scene.agent.plane.fetch_materials = took
+        scene.world.services.failing = lambda: True
+        await scene.until(lambda: snapshot(scene.agent)["quarantined"])
+        (stuck,) = snapshot(scene.agent)["stuck"]
+        attempts, next_try_at = scene.record(row["id"]).attempts, stuck["next_try_at"]
+        await trio.sleep(next_try_at - 60 - scene.world.time.now())
+        assert scene.record(row["id"]).attempts == attempts
+        await trio.sleep(120)
+        assert scene.record(row["id"]).attempts == attempts + 1
+
+    play(scenario)
+
+
+def test_an_install_config_that_is_taken_back_is_no_trouble_any_more() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.plane.installs.put(DEVICE, [{"id": "a", "type": "import_ca", "ob_id": 9, "enabled": False}])
+        await scene.until(lambda: scene.agent.items and not scene.agent.inbox.depth)
+        before = scene.world.image()
+        await scene.operators.configure_badly()
+        await scene.until(lambda: "install-config" in scene.agent.problems)
+        scene.world.plane = scene.world.open_plane(before)
+        await scene.until(lambda: "install-config" not in scene.agent.problems, 8 * 3600)
 
     play(scenario)
 

@@ -1,0 +1,109 @@
+"""What waits for the maintenance window is switched in its turn, and its end is told; the whole agent, virtual time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import attrs
+import trio
+from simulation.clockwork import START
+from simulation.network import Weather
+from simulation.scene import DAY, QUIET, Scene, play
+from simulation.world import DEVICE, USER, template
+
+SATURDAY = START + (4 * DAY + 11.7 * 3600)
+"""START is a Monday afternoon; this is 02:00."""
+SLOW = attrs.evolve(QUIET, interval=600.0, access_seconds=7 * 86_400, reconcile=7 * 86_400)
+
+
+@contextmanager
+def saturday_night() -> Iterator[None]:
+    policy = template().root / "policy.json"
+    before = policy.read_text()
+    window = {"days": ["sat"], "from": "02:00", "to": "04:00", "timezone": "UTC", "override_when_life_below": 0.2}
+    try:
+        policy.write_text(json.dumps(json.loads(before) | {"window": window}))
+        yield
+    finally:
+        policy.write_text(before)
+
+
+async def staged(scene: Scene, validity: float = 200 * DAY, *, service: bool = True) -> int:
+    """Have a certificate in use and its successor staged; return its id."""
+    row = await scene.issue("calm.example", validity)
+    cert_id = int(row["id"])
+    if service:
+        scene.operators.introduce(cert_id, "calm.example")
+        await scene.plane.installs.put(DEVICE, scene.operators.items([cert_id]))
+    await scene.until(lambda: scene.live(cert_id) and not scene.agent.inbox.depth)
+    await trio.sleep(1200)
+    await scene.plane.certificates.renew(USER, cert_id)
+    await scene.until(lambda: scene.record(cert_id).staged)
+    return cert_id
+
+
+def test_what_fails_in_the_window_is_reported_and_tried_again_in_good_time() -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await staged(scene)
+        await trio.sleep(SATURDAY - 1200 - scene.world.time.now())
+        told, reloads = len(scene.outcomes()), scene.world.services.known[cert_id].reloads
+        scene.world.services.failing = lambda: True
+        await trio.sleep(2.5 * 3600)
+        record = scene.record(cert_id)
+        assert 3 <= record.attempts <= 12, "backoff, also in an open window"
+        assert ("cert.renewed", "rolled_back") in scene.outcomes()[told:]
+        scene.world.services.failing = lambda: False
+        await trio.sleep(SATURDAY + 7 * DAY + 1200 - scene.world.time.now())
+        assert scene.record(cert_id).serial != record.serial
+        assert scene.outcomes()[-1] == ("cert.renewed", "applied")
+        assert scene.world.services.known[cert_id].reloads - reloads < 3 * record.attempts
+
+    with saturday_night():
+        play(scenario, SLOW)
+
+
+def test_a_short_life_ends_the_waiting_when_it_gets_short() -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await staged(scene, DAY)
+        served = scene.record(cert_id)
+        short = served.not_after - 0.2 * (served.not_after - served.not_before)
+        await trio.sleep(short - 300 - scene.world.time.now())
+        assert scene.record(cert_id).serial == served.serial
+        await scene.until(lambda: scene.record(cert_id).serial != served.serial, 400)
+
+    with saturday_night():
+        play(scenario, SLOW)
+
+
+def test_apply_now_takes_what_the_plane_has_and_what_is_staged_with_the_plane_down() -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await staged(scene, service=False)
+        scene.network.weather = [Weather(kind="status", status=503)]
+        answer = await scene.ask("apply", now=True)
+        assert (answer["outcome"], bool(answer["plane"])) == ("applied", True)
+        assert not scene.record(cert_id).staged
+        scene.network.clear()
+        renewed = await scene.plane.certificates.renew(USER, cert_id)
+        assert (await scene.ask("apply", now=True))["outcome"] == "applied"
+        assert scene.record(cert_id).serial == renewed["serial_number"]
+
+    with saturday_night():
+        play(scenario, SLOW)
+
+
+def test_a_hold_ends_with_the_plane_down() -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await staged(scene, service=False)
+        await scene.ask("apply", now=True)
+        newest = scene.record(cert_id).serial
+        await scene.ask("rollback", domain="calm.example")
+        assert scene.record(cert_id).serial != newest
+        scene.network.weather = [Weather(kind="status", status=503)]
+        assert (await scene.ask("release", domain="calm.example"))["released"]
+        await scene.ask("apply", now=True)
+        assert scene.record(cert_id).serial == newest
+
+    with saturday_night():
+        play(scenario, SLOW)
