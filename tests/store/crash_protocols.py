@@ -409,7 +409,7 @@ class Signals(Protocol):
             store.save_cursor("2-2")
         if entries:
             publish(fs, {NAME: 2})
-            store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")})
+            store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")}, sync_parent=False)
             acks, done = (*acks, Ack(event={"signal": key})), (*done, key)
             store.save_progress(acks, done, ())
         if acks:
@@ -425,6 +425,7 @@ class Signals(Protocol):
         assert waits or reported or cursor == "1-1", "the cursor passed a signal that is not kept"
         if reported or (done and not waits):
             assert live_number(fs) == 2, "reported as done, and not installed"
+        if "reported" in fs.promises:  # until then a record that was lost is made anew from what is live
             record = store.load_certificates().get(7)
             assert record is not None and record.serial == "02", "reported as done, and not recorded"
         assert live_number(fs) in (1, 2)
@@ -442,7 +443,7 @@ class SignalsAtOnce(Signals):
         if store.load_cursor() != "2-2":
             if key not in done:
                 publish(fs, {NAME: 2})
-                store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")})
+                store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")}, sync_parent=False)
                 acks, done = (*acks, Ack(event={"signal": key})), (*done, key)
                 store.save_progress(acks, done, ())
             store.save_cursor("2-2")
