@@ -416,6 +416,12 @@ class Signals(Protocol):
             fs.promise(reported=True)
             store.save_outcomes((), done, sync_parent=False)
 
+    def recover(self, fs: ModelFs) -> None:
+        super().recover(fs)
+        store = StateStore(LAYOUT, fs)
+        if live_number(fs) == 2 and 7 not in store.load_certificates():  # as ``install/recovery.py`` does
+            store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")})
+
     def always(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
         cursor, waits, (acks, known) = store.load_cursor(), store.load_inbox(), store.load_outcomes()
