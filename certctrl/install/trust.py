@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certctrl.errors import CertctrlError, MaterialError
-from certctrl.install.look import fact_of
+from certctrl.install.look import fact_of, system_trust_store
 from certctrl.install.policy import explain, path_fault, shown
 from certctrl.install.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
 from certctrl.install.refusing import no_trust_store
@@ -69,7 +69,7 @@ async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence
         await site.book.save()
         if copied:
             return Outcome(kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; no trust store is named")
-        return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store()))
+        return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store(system_trust_store())))
     path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
     fact = await site.offload(fact_of, site, path, (store.directory,))
     if fact.refusal or path_fault(path) is not None:

@@ -13,7 +13,8 @@ import pytest
 from certctrl.cli.commands import policy as policy_module
 from certctrl.cli.policing import Change, apply_change
 from certctrl.install.refusing import no_trust_store
-from certctrl.model.policy import HostPolicy
+from certctrl.install.scene import DEBIAN, RED_HAT
+from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.store.layout import ConfigDir
 
 from .conftest import Ran
@@ -146,10 +147,11 @@ def test_allow_goes_through_what_the_plan_is_refused(
     assert policy_of(layout)["trust_store"] == {"directory": "/srv/cas", "command": ["/bin/true", "--fresh"]}
 
 
-def test_every_refusal_of_the_planner_can_be_allowed() -> None:
-    value = no_trust_store().value
+@pytest.mark.parametrize("suggested", [DEBIAN, RED_HAT])
+def test_a_trust_store_that_the_planner_suggests_can_be_allowed(suggested: TrustStore) -> None:
+    value = no_trust_store(suggested).value
     policy = apply_change(HostPolicy(), Change("trust_store", value, "why"))
-    assert (policy.trust_store.directory, list(policy.trust_store.command or ())) == tuple(value.values())
+    assert policy.trust_store == suggested
 
 
 def test_another_trust_store_is_not_overwritten(layout: ConfigDir, ran: Run) -> None:
