@@ -21,9 +21,9 @@ from certctrl.install import recovery, staging, trust
 from certctrl.install.choosing import candidates_of, completed, note_staged, open_now, staged_before
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence, Group, groups_of
-from certctrl.install.look import planned
+from certctrl.install.look import Candidate, planned
 from certctrl.install.material import open_bundle
-from certctrl.install.outcomes import Ledger, folded
+from certctrl.install.outcomes import Ledger, folded, with_facts
 from certctrl.install.planner import cas_wanted
 from certctrl.install.policy import shown
 from certctrl.install.process import Proc
@@ -206,6 +206,16 @@ class Installer:
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
         """Return whether `converge` would do something now."""
         return bool((await self.plan(items)).steps)
+
+    async def renewal_here(self, record: CertRecord) -> CertRecord | None:
+        """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""
+        if not record.staged or record.staged == record.generation:
+            return None
+        try:
+            staged = await self._site.offload(Candidate.read, self._site, record.name, record.staged)
+        except DiskError:
+            return None
+        return with_facts(record, staged)
 
     def next_window(self) -> float | None:
         """Return when staged material may be switched next (wall-clock seconds); None: none waits for a window."""

@@ -43,7 +43,7 @@ def test_danger_by_remaining_life(life: float, now: float, danger: Danger | None
 def test_what_is_not_in_use_is_not_guarded() -> None:
     idle = [record(1, generation=""), record(1, stage=Stage.WITHDRAWN)]
     assert examine(idle, CONFIG, 5 * DAY) == []
-    assert next_look(idle, CONFIG, 0.0) == 3600.0
+    assert next_look(idle, CONFIG, 0.0) == 60.0
 
 
 @given(st.floats(0.01, 400), st.floats(0, 500))
@@ -51,7 +51,7 @@ def test_what_is_not_in_use_is_not_guarded() -> None:
 def test_the_next_look_is_never_after_the_next_danger_and_never_a_busy_loop(life: float, now: float) -> None:
     certificate = record(life)
     pause = next_look([certificate], CONFIG, now * DAY)
-    assert 1.0 <= pause <= 3600.0
+    assert 1.0 <= pause <= 60.0
     before = examine([certificate], CONFIG, now * DAY)
     just_before = examine([certificate], CONFIG, now * DAY + pause - 1.0)
     assert [f.danger for f in before] == [f.danger for f in just_before] or pause == 1.0
@@ -75,3 +75,11 @@ def test_a_renewal_that_was_asked_for_while_the_clock_was_ahead_is_asked_for_aga
     (finding,) = examine([record(90)], CONFIG, 80 * DAY)
     requests.asked(finding, 3650 * DAY)
     assert requests.due(finding, 80 * DAY)
+
+
+def test_a_plane_that_refuses_is_asked_again_sooner() -> None:
+    requests = RenewalRequests()
+    (finding,) = examine([record(90)], CONFIG, 80 * DAY)
+    requests.asked(finding, 80 * DAY, taken=False)
+    assert not requests.due(finding, 80 * DAY + 60)
+    assert requests.due(finding, 80 * DAY + 3600)

@@ -29,6 +29,9 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     assert host.live(1) == old == service.served
     record = host.start().records[1]
     assert record.staged and record.staged != record.generation, "staged and durable"
+    here = await host.installer.renewal_here(record)
+    assert (here.generation, here.serial != record.serial) == (record.staged, True)
+    assert await host.installer.renewal_here(here) is None
     assert list((await host.installer.plan(items)).held) == [1]
     opening = host.installer.next_window()
     assert 3600 <= opening - host.clock <= 7200
