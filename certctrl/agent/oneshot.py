@@ -15,7 +15,8 @@ from certctrl.agent.acks import flush_acks
 from certctrl.agent.context import Agent
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.guard import request_renewal
-from certctrl.agent.operations import forget_trust, record_for, rolled_back
+from certctrl.agent.installs import items_left_out
+from certctrl.agent.operations import OPERATOR, forget_trust, record_for, rolled_back
 from certctrl.agent.reconcile import plan_resync
 from certctrl.agent.reporter import save_status, snapshot
 from certctrl.agent.setup import Seams, open_agent
@@ -58,6 +59,7 @@ async def renew(config_dir: Path, domain: str, seams: Seams | None = None) -> di
 async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = None) -> dict[str, Any]:
     """Bring this host in line with the plane and its install config; with the plane down, with what is on disk."""
     async with open_agent(config_dir, seams or Seams()) as agent:
+        agent.installer.asked_by = OPERATOR
         await agent.installer.recover()
         unreachable = ""
         found = 0
@@ -67,7 +69,10 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
         except TransportError as error:
             unreachable = str(error)
         outcome = await agent.installer.converge_all(agent.items, ignore_window=now)
-        result = {"outcome": outcome.kind.value, "detail": outcome.detail, "differences": found}
+        result = {
+            "outcome": outcome.kind.value, "detail": outcome.detail, "differences": found,
+            "problems": items_left_out(agent),
+        }  # fmt: skip
         return await _done(agent, result | ({"plane": unreachable} if unreachable else {}), flush=not unreachable)
 
 
@@ -86,7 +91,7 @@ async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> 
         await agent.installer.recover()
         record = record_for(agent.installer.records.values(), domain)
         await agent.installer.release(record.name)
-        outcome = await agent.installer.converge_all(agent.items)
+        outcome = await agent.installer.converge_all(agent.items, asked_by=OPERATOR)
         return await _done(agent, {"name": record.name, "released": True, "outcome": outcome.kind.value}, flush=False)
 
 
@@ -101,7 +106,7 @@ async def reset_trust(
 async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
     """Return what would change on this host and why; changes nothing."""
     async with open_agent(config_dir, seams or Seams()) as agent:
-        return (await agent.installer.plan(agent.items)).shown()
+        return (await agent.installer.plan(agent.items)).shown() | {"problems": items_left_out(agent)}
 
 
 async def handle_all(agent: Agent) -> None:

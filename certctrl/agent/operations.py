@@ -8,6 +8,7 @@ from typing import Any
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
 from certctrl.agent.guard import request_renewal
+from certctrl.agent.installs import items_left_out
 from certctrl.agent.messages import Line, say
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import plan_resync
@@ -15,6 +16,9 @@ from certctrl.agent.reporter import snapshot
 from certctrl.errors import PlaneError, TransportError, UsageError
 from certctrl.model.plan import Outcome
 from certctrl.model.records import CertRecord
+
+OPERATOR = "operator"
+"""Whom the audit log names for what a person asked for."""
 
 
 class Operations:
@@ -44,8 +48,13 @@ class Operations:
         """Compare with the plane and bring this host in line; ``now``: whatever the window says."""
         agent = self._agent
         found = await plan_resync(agent, "`apply` was asked for")
-        outcome = await agent.installer.converge_all(agent.items, ignore_window=bool(request.get("now")))
-        return {"outcome": outcome.kind.value, "detail": outcome.detail, "differences": found}
+        outcome = await agent.installer.converge_all(
+            agent.items, ignore_window=bool(request.get("now")), asked_by=OPERATOR
+        )
+        return {
+            "outcome": outcome.kind.value, "detail": outcome.detail, "differences": found,
+            "problems": items_left_out(agent),
+        }  # fmt: skip
 
     async def rollback(self, request: dict[str, Any]) -> Any:
         """Switch one certificate back and hold it."""
@@ -74,7 +83,8 @@ class Operations:
 
     async def plan(self, _request: dict[str, Any]) -> Any:
         """Answer what would change."""
-        return (await self._agent.installer.plan(self._agent.items)).shown()
+        plan = await self._agent.installer.plan(self._agent.items)
+        return plan.shown() | {"problems": items_left_out(self._agent)}
 
     async def stop(self, _request: dict[str, Any]) -> Any:
         """Stop the daemon in order."""

@@ -18,7 +18,7 @@ import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install import recovery, staging, trust
-from certctrl.install.choosing import candidates_of, completed, note_staged, open_now, staged_before
+from certctrl.install.choosing import candidates_of, completed, not_yet_due, note_staged, open_now, staged_before
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence, Group, groups_of
 from certctrl.install.look import Candidate, planned
@@ -79,6 +79,8 @@ class Installer:
         )  # fmt: skip
         self._claims = Claims()
         self._names: dict[str, int] = {}
+        self.asked_by = "plane"
+        """Whom the audit log names for what this run does of itself."""
 
     @property
     def records(self) -> dict[int, CertRecord]:
@@ -147,18 +149,18 @@ class Installer:
         *,
         only: Collection[int] | None = None,
         ignore_window: bool = False,
-        asked_by: str = "plane",
+        asked_by: str = "",
     ) -> dict[int, Outcome]:
         """Switch to what is prepared and bring files and services in line with the items; return what became of it.
 
         ``only``: look at these certificates (and ``prepared``) alone; None and nothing prepared: at everything.
         Outcomes by certificate id, for each that was named and each that changed; 0 stands for items that are
-        about no certificate.
+        about no certificate. ``asked_by``: whom the audit log names; empty: `asked_by` of this run.
         """
         site, everything = self._site, only is None and not prepared
         newest = {one.cert_id: one for one in prepared}
         concerned = frozenset(newest) | frozenset(only or ())
-        ledger = Ledger(site=site, asked_by=asked_by, concerned=concerned)
+        ledger = Ledger(site=site, asked_by=asked_by or self.asked_by, concerned=concerned)
         try:
             await site.offload(site.generations.settle, [one.staged for one in newest.values()])
             candidates = await candidates_of(site, newest, concerned, everything)
@@ -190,9 +192,11 @@ class Installer:
             return {cert_id: fail(one) if one.ok else one for cert_id, one in ledger.outcomes.items()}
         return ledger.outcomes
 
-    async def converge_all(self, items: Sequence[InstallItem], *, ignore_window: bool = False) -> Outcome:
+    async def converge_all(
+        self, items: Sequence[InstallItem], *, ignore_window: bool = False, asked_by: str = ""
+    ) -> Outcome:
         """Bring everything in line with the items and return the outcome of the whole."""
-        return folded((await self.converge((), items, ignore_window=ignore_window)).values())
+        return folded((await self.converge((), items, ignore_window=ignore_window, asked_by=asked_by)).values())
 
     async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
         """Return what `converge` would do now, changing nothing. Raises DiskError, StateCorruptError."""
@@ -201,11 +205,13 @@ class Installer:
         staged, _ = await site.offload(staged_before, site, list(self.records.values()), (), True)
         now = open_now(site, staged, ledger, ignore_window=False)
         found, _ = await planned(site, items, list(self.records.values()), now, policy=policy)
-        return attrs.evolve(found, held=ledger.waiting)
+        return attrs.evolve(found, held=not_yet_due(site, list(self.records.values())) | ledger.waiting)
 
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
-        """Return whether `converge` would do something now."""
-        return bool((await self.plan(items)).steps)
+        """Return whether `converge` would do something now, or say for the first time what it is refused."""
+        plan = await self.plan(items)
+        refused = (self.records.get(cert_id) for cert_id in plan.left_out)
+        return bool(plan.steps) or any(one is not None and one.generation and not one.last_error for one in refused)
 
     async def renewal_here(self, record: CertRecord) -> CertRecord | None:
         """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""

@@ -13,10 +13,12 @@ import pytest
 from certctrl.cli.commands import renew as renew_module
 from certctrl.errors import BusyError, NotRegisteredError
 from certctrl.model.status import Stop, StopReason
+from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state import StateStore
 
 from .conftest import NOW, Answer, FakeDaemon, Ran, record
+from .doctor_words import register
 
 Run = Callable[..., Ran]
 Daemon = Callable[[Answer], FakeDaemon]
@@ -183,6 +185,29 @@ def test_a_plan_with_changes(layout: ConfigDir, daemon: Daemon, ran: Run) -> Non
 def test_a_plan_without_changes(layout: ConfigDir, daemon: Daemon, ran: Run) -> None:
     daemon(answers({"changes": False, "diff": "Nothing to do.", "steps": [], "refusals": []}))
     assert ran("-c", layout.root, "plan") == (0, "Nothing to do.\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "data", "status"),
+    [("plan", {**PLAN, "changes": False}, 1), ("plan", PLAN, 2), ("apply", OUTCOME, 1)],
+)
+def test_a_plan_of_a_part_of_the_items_says_so(
+    command: str, data: dict[str, Any], status: int, layout: ConfigDir, daemon: Daemon, ran: Run
+) -> None:
+    problem = {"what": "installs.local.json: $[0].id: is missing", "since": NOW, "fix": "correct it"}
+    daemon(answers({**data, "problems": [problem]}))
+    done = ran("-c", layout.root, command)
+    assert (done.status, done.err) == (status, f"warning: {problem['what']}\nfix: correct it\n")
+
+
+@pytest.mark.parametrize("name", ["installs.local.json", "state/install_config.json"])
+def test_items_that_cannot_be_read_are_not_taken_for_none(name: str, layout: ConfigDir, ran: Run) -> None:
+    register(StateStore(layout, RealFs()))
+    (layout.root / name).write_text('[{"id": "r"')
+    (layout.root / name).chmod(0o600)
+    done = ran("-c", layout.root, "plan")
+    assert done.status == 1 and done.out == "Nothing to do.\n"
+    assert name.rpartition("/")[2] in done.err and "\nfix: " in done.err
 
 
 def entry(at: float, name: str, **more: Any) -> dict[str, Any]:

@@ -42,6 +42,22 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     assert host.installer.records[1].staged == "" and host.installer.next_window() is None
 
 
+async def test_a_plan_tells_of_what_waits_for_its_next_try(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    service.broken = True
+    assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
+    record = host.installer.records[1]
+    assert record.staged and record.next_try_at > host.clock
+    told = (await host.installer.plan(items)).held[1]
+    assert "tried again in" in told and record.last_error in told
+    host.clock = record.next_try_at
+    plan = await host.installer.plan(items)
+    assert plan.held == {} and plan.steps[0].kind.value == "switch"
+
+
 async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None:
     await host.deliver(1)
     night(host)
