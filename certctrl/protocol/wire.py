@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import attrs
 
-from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.errors import DEVICE_REVOKED, BadAnswerError, PlaneError
 from certctrl.protocol.device_flow import GrantStarted
 from certctrl.protocol.events import (
     BadAnswer,
@@ -92,7 +92,6 @@ UPDATES_PATH = "/apiv1/devices/self/updates"
 CURSOR_LIMIT = 1024
 """Characters; an opaque position, not a store."""
 
-DEVICE_REVOKED = "DEVICE_REVOKED"
 CURSOR_EXPIRED = "CURSOR_EXPIRED"
 CURSOR_EXPIRED_CODE = 40901
 

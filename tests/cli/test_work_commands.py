@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from certctrl.cli.commands import renew as renew_module
-from certctrl.errors import BusyError, NotRegisteredError
+from certctrl.errors import BusyError, NotRegisteredError, PlaneError
 from certctrl.model.status import Stop, StopReason
 from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
@@ -121,6 +121,15 @@ def test_failures_of_single_signals_are_told(layout: ConfigDir, here: Callable[.
     here("apply", {**OUTCOME, "plane": "no route to plane"})
     done = ran("-c", layout.root, "apply")
     assert (done.status, done.err) == (0, "warning: the control plane was not asked: no route to plane\n")
+
+
+def test_a_revoked_device_is_told_to_register_whatever_it_asked_for(
+    layout: ConfigDir, here: Callable[..., Any], ran: Run
+) -> None:
+    here("apply", PlaneError("Device has been revoked", status=403, key="DEVICE_REVOKED"))
+    done = ran("-c", layout.root, "apply")
+    assert (done.status, done.out) == (77, "")
+    assert done.err.endswith(f"fix: cert-ctrl -c {layout.root} register\n")
 
 
 @pytest.mark.parametrize(("error", "status"), [(BusyError("held by 12"), 75), (NotRegisteredError("no"), 77)])
