@@ -107,9 +107,9 @@ async def serve(leaf: trustme.LeafCert, task_status: Any) -> None:
     await trio.serve_ssl_over_tcp(handshake, 0, context, host="127.0.0.1", task_status=task_status)
 
 
-def local_plan(patient: Patient, port: int) -> None:
+def local_plan(patient: Patient, port: int, about: str = '"ob_type": "cert", "ob_id": 7,') -> None:
     patient.layout.local_installs.write_text(
-        '[{"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], "ob_type": "cert", "ob_id": 7,'
+        f'[{{"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], {about}'
         f' "verify": {{"type": "tls", "host": "127.0.0.1", "port": {port}, "server_name": "www.example.com"}}}}]'
     )
 
@@ -125,6 +125,26 @@ async def test_an_endpoint_that_serves_what_is_on_disk_and_one_that_does_not(pat
             await look_at_endpoints(patient, notes.append)
             nursery.cancel_scope.cancel()
         assert [(str(one.level), words in one.what) for one in notes] == [(level, True)]
+
+
+async def test_the_certificate_of_another_name_at_an_endpoint_is_found(patient: Patient) -> None:
+    _, mine = deploy(patient)
+    other = trustme.CA().issue_cert("other.example.com")
+    fingerprint = x509.load_pem_x509_certificate(other.cert_chain_pems[0].bytes()).fingerprint(hashes.SHA256()).hex()
+    second = record(
+        cert_id=8, name="other.example.com", domains=("other.example.com",), fingerprint_sha256=fingerprint,
+        generation="f" * 32,
+    )  # fmt: skip
+    patient.store.save_certificates(patient.store.load_certificates() | {8: second})
+    notes: list[Finding] = []
+    async with trio.open_nursery() as nursery:
+        for served in (mine, other):
+            listeners = await nursery.start(serve, served)
+            local_plan(patient, listeners[0].transport_listener.socket.getsockname()[1], about="")
+            await look_at_endpoints(patient, notes.append)
+        nursery.cancel_scope.cancel()
+    assert [str(one.level) for one in notes] == ["OK", "FAIL"]
+    assert "which is not www.example.com as it is on disk" in notes[1].what
 
 
 async def test_an_endpoint_that_is_down(patient: Patient) -> None:

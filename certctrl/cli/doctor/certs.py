@@ -127,6 +127,7 @@ def endpoints(patient: Patient) -> list[tuple[VerifyTls, list[CertRecord]]]:
     """Return each TLS endpoint of the install items with the deployed certificates it may serve."""
     from certctrl.agent.installs import items_in_force
     from certctrl.install.binding import bind
+    from certctrl.install.planner import expected_at
     from certctrl.install.steps import DesiredCert
 
     records = {record.cert_id: record for record in deployed(patient)}
@@ -142,8 +143,8 @@ def endpoints(patient: Patient) -> list[tuple[VerifyTls, list[CertRecord]]]:
     for item in items:
         verify: Any = item.verify if isinstance(item, CopyAction | ExecAction) and item.enabled else None
         if isinstance(verify, VerifyTls):
-            here = {cert_id: records[cert_id] for cert_id in bound[item.id].certs if cert_id in records}
-            found.setdefault(verify, {}).update(here)
+            here = [records[cert_id] for cert_id in bound[item.id].certs if cert_id in records]
+            found.setdefault(verify, {}).update({one.cert_id: one for one in expected_at(verify, here)})
     return [(verify, list(certs.values())) for verify, certs in found.items() if certs]
 
 
