@@ -53,6 +53,11 @@ async def test_in_and_out(clock: MockClock, host: Any, store: Path, pem: str) ->
     assert list(store.iterdir()) == [] and host.proc.calls == [UPDATE, UPDATE]
     assert (await host.installer.remove_ca(3)).kind is UNCHANGED
     assert host.installer._site.state.load_cas() == {}
+    came, went = host.installer._site.state.load_history()
+    assert (came["name"], came["outcome"], came["from"]) == ("CA Private CA", "applied", "")
+    assert came["to"] == record.sha256[:32]
+    assert (went["from"], went["to"], went["targets"]) == (record.sha256[:32], "", [str(file)])
+    assert came["fingerprint_sha256"] == went["fingerprint_sha256"] == record.fingerprint_sha256
 
 
 async def test_a_store_that_refuses_is_put_back(
@@ -71,6 +76,9 @@ async def test_a_store_that_refuses_is_put_back(
     (file,) = store.iterdir()
     assert file.read_text() == pem
     assert list(host.layout.journal.iterdir()) == []
+    told = host.installer._site.state.load_history()
+    assert [entry["outcome"] for entry in told] == ["failed", "applied", "failed"]
+    assert "exited with 1" in told[-1]["detail"] and told[-1]["from"] == told[1]["to"]
 
 
 async def test_a_file_that_is_not_ours_any_more_stays(clock: MockClock, host: Any, store: Path, pem: str) -> None:
