@@ -22,8 +22,13 @@ from .conftest import DAY, NOW, record
 from .doctor_words import found
 
 
-def deploy(patient: Patient, *, mixed: bool = False, **changes: Any) -> tuple[CertRecord, trustme.LeafCert]:
-    """Put one real pair on disk as the pipeline would (``mixed``: with another certificate's key)."""
+def deploy(
+    patient: Patient, *, mixed: bool = False, placeholder: bool = False, **changes: Any
+) -> tuple[CertRecord, trustme.LeafCert]:
+    """Put one real pair on disk as the pipeline would (``mixed``: with another certificate's key).
+
+    ``placeholder``: as one that stands in for a revoked certificate.
+    """
     ca = trustme.CA()
     leaf, other = ca.issue_cert("www.example.com"), ca.issue_cert("www.example.com")
     chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
@@ -32,7 +37,7 @@ def deploy(patient: Patient, *, mixed: bool = False, **changes: Any) -> tuple[Ce
         "certificate.pem": leaf.cert_chain_pems[0].bytes(), "chain.pem": ca.cert_pem.bytes(),
     }  # fmt: skip
     store = GenerationStore(patient.layout, patient.fs)
-    staged = store.stage("www.example.com", files, {"cert_id": 7})
+    staged = store.stage("www.example.com", files, {"cert_id": 7} | ({"placeholder": True} if placeholder else {}))
     store.settle([staged])
     store.switch({"www.example.com": staged.id})
     fingerprint = x509.load_pem_x509_certificate(chain).fingerprint(hashes.SHA256()).hex()
@@ -60,6 +65,7 @@ def test_a_mixed_pair_is_found(patient: Patient) -> None:
         ({"not_before": NOW + 3600, "not_after": NOW + DAY}, "FAIL", "not valid for another 1h 0m"),
         ({"last_error": "nginx: bad"}, "WARN", "last attempt: nginx: bad"),
         ({"held": True}, "WARN", "held after a rollback"),
+        ({"placeholder": True}, "FAIL", "a self-signed placeholder stands in for it"),
     ],
 )
 def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, patient: Patient) -> None:
