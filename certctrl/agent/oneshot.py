@@ -105,7 +105,7 @@ async def reset_trust(
 
 async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
     """Return what would change on this host and why; changes nothing."""
-    async with open_agent(config_dir, seams or Seams()) as agent:
+    async with open_agent(config_dir, seams or Seams(), mend=False) as agent:
         return (await agent.installer.plan(agent.items)).shown() | {"problems": items_left_out(agent)}
 
 

@@ -209,6 +209,27 @@ def test_a_plan_of_a_part_of_the_items_says_so(
     assert (done.status, done.err) == (status, f"warning: {problem['what']}\nfix: correct it\n")
 
 
+def test_a_plan_changes_nothing(layout: ConfigDir, ran: Run) -> None:
+    register(StateStore(layout, RealFs()))
+    layout.local_installs.write_text('[{"id": "r", "type": "copy", "ob_id": 7, "from": ["ca.pem"], "to": ["/x/y"]}]')
+    layout.state.chmod(0o755)
+    layout.application.chmod(0o666)
+    layout.logs.rmdir()
+    layout.daemon_lock.touch(0o600)  # a lock is taken, which is no news
+
+    def tree() -> dict[str, tuple[int, float, bytes]]:
+        found = [layout.root, *layout.root.rglob("*")]
+        return {
+            str(path): (path.stat().st_mode, path.stat().st_mtime, path.read_bytes() if path.is_file() else b"")
+            for path in found
+            if path != layout.daemon_lock
+        }
+
+    before = tree()
+    assert ran("-c", layout.root, "plan").status == 0
+    assert tree() == before
+
+
 @pytest.mark.parametrize("name", ["installs.local.json", "state/install_config.json"])
 def test_items_that_cannot_be_read_are_not_taken_for_none(name: str, layout: ConfigDir, ran: Run) -> None:
     register(StateStore(layout, RealFs()))
