@@ -20,6 +20,7 @@ from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install import recovery, staging, trust
 from certctrl.install.choosing import candidates_of, completed, not_yet_due, note_staged, open_now, staged_before
 from certctrl.install.claims import Claims
+from certctrl.install.commands import pinned_otherwise
 from certctrl.install.convergence import Convergence, Group, groups_of
 from certctrl.install.look import Candidate, planned
 from certctrl.install.material import open_bundle
@@ -205,7 +206,9 @@ class Installer:
         staged, _ = await site.offload(staged_before, site, list(self.records.values()), (), True)
         now = open_now(site, staged, ledger, ignore_window=False)
         found, _ = await planned(site, items, list(self.records.values()), now, policy=policy)
-        return attrs.evolve(found, held=not_yet_due(site, list(self.records.values())) | ledger.waiting)
+        refusals = (*found.refusals, *await site.offload(pinned_otherwise, site, found))
+        held = not_yet_due(site, list(self.records.values())) | ledger.waiting
+        return attrs.evolve(found, refusals=refusals, held=held)
 
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
         """Return whether `converge` would do something now, or say for the first time what it is refused."""

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from certctrl.errors import CommandError, PolicyRefusedError
 from certctrl.model.plan import CopyAction, ExecAction
-from certctrl.model.policy import HostPolicy
+from certctrl.model.policy import HostPolicy, NamedCommand
 from certctrl.model.records import Stage
 
 # --- what the host allows -----------------------------------------------------------------------------------------
@@ -103,6 +103,24 @@ async def test_scripts_are_pinned_on_first_use_where_the_host_wants_it(
     host.allow(trust_on_first_use=False)
     await host.deliver(1, items=items)
     assert host.proc.asked[-1]["sha256"] is None
+
+
+async def test_a_plan_tells_of_a_program_that_is_not_the_pinned_one(
+    clock: MockClock, host: Any, tmp_path: Path
+) -> None:
+    script = tmp_path / "hook"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    items = [ExecAction(id="r", ob_id=1, cmd_argv=(str(script),))]
+    host.allow(commands=commands((str(script),)), trust_on_first_use=True)
+    host.proc.does[(str(script),)] = lambda: 1
+    await host.deliver(1, items=items)
+    assert (await host.installer.plan(items)).refusals == ()
+    script.write_text("#!/bin/sh\nexit 0\n")
+    (refusal,) = (await host.installer.plan(items)).refusals
+    assert refusal.item == "r" and f"{script} has changed" in refusal.why and not refusal.setting
+    host.allow(commands={"n": NamedCommand(argv=(str(script),), sha256="0" * 64)}, trust_on_first_use=False)
+    assert "the policy pins 0000" in (await host.installer.plan(items)).refusals[0].why
 
 
 async def test_remote_commands_off_spares_the_hosts_own_rows(clock: MockClock, host: Any) -> None:
