@@ -98,6 +98,9 @@ class BadAnswerError(TransportError):
 # --- theirs: the control plane answered with an error ----------------------------------------------------
 
 
+DEVICE_REVOKED = "DEVICE_REVOKED"
+
+
 class PlaneError(CertctrlError):
     """The control plane refused a request (api.md §6)."""
 
@@ -119,6 +122,9 @@ class PlaneError(CertctrlError):
         self.code = code
         self.retry_after = retry_after
         """Seconds, already clamped to [0, 3600]; None when the answer gave none."""
+        if status == 403 and key == DEVICE_REVOKED:  # whoever asked, and for whatever
+            self.exit_status = ExitStatus.NOT_REGISTERED
+            self.fix = fix or "cert-ctrl -c DIR register"
 
 
 # --- disk -------------------------------------------------------------------------------------------------

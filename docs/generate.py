@@ -310,7 +310,7 @@ Commands that say more with theirs:
 | command | status |
 | --- | --- |
 | `status` | 0 healthy, 1 degraded or stale, 3 not running, 77 not registered or revoked |
-| `plan` | 0 nothing to do, 2 changes |
+| `plan` | 0 nothing to do, 2 changes, 1 no changes, but not all items can be read |
 | `poll-now` | 0 answered and done, 1 answered but a signal failed, 69 no usable answer |
 | `apply`, `rollback` | 0 as it should be, 1 failed or rolled back (the old material serves) |
 | `renew --wait` | 0 deployed, 1 not in time |

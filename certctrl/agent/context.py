@@ -93,6 +93,8 @@ class Agent:
     """When the reporter was last woken (Trio clock)."""
     dispatcher_changed: trio.Event = attrs.field(factory=trio.Event)
     """Set (and replaced by the dispatcher) when the inbox got entries from elsewhere than the poller."""
+    lives_changed: trio.Event = attrs.field(factory=trio.Event)
+    """Set when a certificate here may end at another time than before; the expiry guard replaces it."""
     reconcile_wanted: trio.Event = attrs.field(factory=trio.Event)
     """Set to have the whole host compared with the plane now; the comparing task replaces it."""
 

@@ -133,6 +133,7 @@ class Dispatcher:
             self._busy.discard(entry.signal.resource)
             self._running.discard(id(entry))
         self.agent.dispatcher_changed.set()
+        self.agent.lives_changed.set()
         self.agent.news.set()
 
     async def _finish_superseded(self, entries: list[InboxEntry]) -> None:

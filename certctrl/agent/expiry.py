@@ -14,6 +14,7 @@ from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import CertRecord, Stage
 
 ASK_AGAIN_SECONDS = 6 * 3600.0
+REFUSED_AGAIN_SECONDS = 3600.0
 LONGEST_SLEEP = 3600.0
 SHORTEST_SLEEP = 1.0
 
@@ -73,19 +74,19 @@ def next_look(records: Iterable[CertRecord], config: ApplicationConfig, now: flo
 
 
 class RenewalRequests:
-    """Remembers what was asked of the plane, so that it is asked every six hours and not every minute."""
+    """Remembers what was asked of the plane, so that it is asked every six hours and not at every look."""
 
     def __init__(self) -> None:
-        self._asked: dict[int, tuple[str, float]] = {}
+        self._asked: dict[int, tuple[str, float, float]] = {}
 
     def due(self, finding: Finding, now: float) -> bool:
-        """Say whether to ask now for this serial; not while its successor is here and waits for window or release."""
-        if finding.record.staged and not finding.record.attempts:
-            return False
-        serial, at = self._asked.get(finding.record.cert_id, ("", 0.0))
-        again = min(ASK_AGAIN_SECONDS, max(60.0, (finding.record.not_after - finding.record.not_before) / 20))
-        return serial != finding.record.serial or not 0 <= now - at < again  # below 0: the clock was ahead then
+        """Say whether to ask now for this serial."""
+        serial, at, pause = self._asked.get(finding.record.cert_id, ("", 0.0, 0.0))
+        return serial != finding.record.serial or not 0 <= now - at < pause  # below 0: the clock was ahead then
 
-    def asked(self, finding: Finding, now: float) -> None:
-        """Note that the plane took the request."""
-        self._asked[finding.record.cert_id] = (finding.record.serial, now)
+    def asked(self, finding: Finding, now: float, *, taken: bool = True) -> None:
+        """Note that the plane took the request, or that it was refused or not reached."""
+        record = finding.record
+        longest = ASK_AGAIN_SECONDS if taken else REFUSED_AGAIN_SECONDS
+        pause = min(longest, max(60.0, (record.not_after - record.not_before) / 20))
+        self._asked[record.cert_id] = (record.serial, now, pause)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import cast
 
-from certctrl.agent.alerts import REVOKED, forget_alerts, raise_alert, revoked
+from certctrl.agent.alerts import REVOKED, forget_alerts, problem_key, raise_alert, revoked
 from certctrl.agent.context import Agent
 from certctrl.agent.installs import refresh_install_config
 from certctrl.agent.messages import Line, say
@@ -118,11 +118,15 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     if status not in ("revoked", "gone"):
         say(agent.log, Line.CERT_REVOCATION_UNCONFIRMED, cert_id=cert_id, why=f"the plane says {status!r}")
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"not confirmed: the plane says {status!r}")
-    if record is None or not has_left_something(record):
+    cut_off = record is not None and record.revoked and not record.alarmed  # removed, and then this host went down
+    if record is None or not (has_left_something(record) or cut_off):
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
-    say(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=outcome.detail or "taken out of use")
-    await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id)
+    agent.trouble(problem_key(REVOKED, cert_id), *revoked(record))
+    if not agent.installer.records[cert_id].alarmed:  # every comparison with the plane finds it again
+        say(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=outcome.detail or "taken out of use")
+        await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id)
+        await agent.installer.alarmed(cert_id)
     return outcome
 
 

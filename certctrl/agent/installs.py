@@ -110,13 +110,18 @@ async def converge_in_force(
     return outcomes
 
 
+def items_left_out(agent: Agent) -> list[dict[str, Any]]:
+    """Return what keeps items out of force, as status JSON: a plan or an apply without them is not the whole one."""
+    return [agent.problems[key].shown() for key in ("install-config", "local-installs") if key in agent.problems]
+
+
 def reload_items(agent: Agent) -> None:
     """Read the items again; local rows that are wrong leave the plane's items in force and are reported."""
     try:
         agent.items = items_in_force(agent.layout, agent.store)
         agent.well("local-installs")
     except CertctrlError as error:
-        agent.trouble("local-installs", str(error), error.fix or "")
+        agent.trouble("local-installs", str(error), error.fix or f"correct {agent.layout.local_installs}")
         with suppress(DiskError):  # a disk that cannot be read leaves in force what was
             stored = agent.store.load_install_config()
             agent.items = install_config_from_wire(stored.raw).items if stored is not None else ()

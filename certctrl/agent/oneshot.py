@@ -16,7 +16,8 @@ from certctrl.agent.context import Agent
 from certctrl.agent.disk import tried
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.guard import request_renewal
-from certctrl.agent.operations import forget_trust, record_for, rolled_back
+from certctrl.agent.installs import items_left_out
+from certctrl.agent.operations import OPERATOR, applied, failed, forget_trust, generations, record_for, rolled_back
 from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import save_status, snapshot
 from certctrl.agent.setup import Seams, open_agent
@@ -61,13 +62,15 @@ async def renew(config_dir: Path, domain: str, seams: Seams | None = None) -> di
 async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = None) -> dict[str, Any]:
     """Bring this host in line with the plane and its install config; with the plane down, with what is on disk."""
     async with open_agent(config_dir, seams or Seams()) as agent:
+        agent.installer.asked_by = OPERATOR
         await agent.installer.recover()
+        before = generations(agent)
         found, unreachable = await try_resync(agent, "`apply` was asked for")
         if not unreachable:
             await handle_all(agent)
         outcome = await agent.installer.converge_all(agent.items, ignore_window=now)
-        result = {"outcome": outcome.kind.value, "detail": outcome.detail, "differences": found}
-        return await _done(agent, result | ({"plane": unreachable} if unreachable else {}), flush=not unreachable)
+        result = applied(agent, outcome, before, differences=found, unreachable=unreachable)
+        return await _done(agent, result, flush=not unreachable)
 
 
 async def rollback(config_dir: Path, domain: str, to: str | None, seams: Seams | None = None) -> dict[str, Any]:
@@ -85,7 +88,7 @@ async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> 
         await agent.installer.recover()
         record = record_for(agent.installer.records.values(), domain)
         await agent.installer.release(record.name)
-        outcome = await agent.installer.converge_all(agent.items)
+        outcome = await agent.installer.converge_all(agent.items, asked_by=OPERATOR)
         return await _done(agent, {"name": record.name, "released": True, "outcome": outcome.kind.value}, flush=False)
 
 
@@ -99,8 +102,8 @@ async def reset_trust(
 
 async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
     """Return what would change on this host and why; changes nothing."""
-    async with open_agent(config_dir, seams or Seams()) as agent:
-        return (await agent.installer.plan(agent.items)).shown()
+    async with open_agent(config_dir, seams or Seams(), mend=False) as agent:
+        return (await agent.installer.plan(agent.items)).shown() | {"problems": items_left_out(agent)}
 
 
 async def handle_all(agent: Agent) -> None:
@@ -149,8 +152,7 @@ async def _done(agent: Agent, result: dict[str, Any], *, flush: bool = True) -> 
         await flush_acks(agent)
     await tried(agent, agent.inbox.close())
     await save_status(agent, snapshot(agent) | {"running": False})
-    failed = [entry for entry in agent.inbox.entries() if entry.last_error]
-    return result | ({"failed": [entry.last_error for entry in failed]} if failed else {})
+    return result | failed(agent)
 
 
 def _text(signals: int) -> str:

@@ -10,16 +10,19 @@ import trio
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
 from certctrl.agent.guard import request_renewal
+from certctrl.agent.installs import items_left_out
 from certctrl.agent.messages import Line, say
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import snapshot
 from certctrl.errors import PlaneError, TransportError, UsageError
-from certctrl.model.plan import Outcome
+from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord
 
 SETTLE_SECONDS = 300.0
 """How long `apply` waits for what the comparison with the plane brought."""
+OPERATOR = "operator"
+"""Whom the audit log names for what a person asked for."""
 
 
 class Operations:
@@ -51,17 +54,21 @@ class Operations:
         With the plane down, with what is on disk.
         """
         agent = self._agent
+        before = generations(agent)
         found, unreachable = await try_resync(agent, "`apply` was asked for")
         with trio.move_on_after(SETTLE_SECONDS):  # what it found is staged first
             await agent.inbox.wait_for_outcomes([one for one in agent.inbox.entries() if not one.last_error])
-        outcome = await agent.installer.converge_all(agent.items, ignore_window=bool(request.get("now")))
-        result = {"outcome": outcome.kind.value, "detail": outcome.detail, "differences": found}
-        return result | ({"plane": unreachable} if unreachable else {})
+        outcome = await agent.installer.converge_all(
+            agent.items, ignore_window=bool(request.get("now")), asked_by=OPERATOR
+        )
+        agent.lives_changed.set()
+        return applied(agent, outcome, before, differences=found, unreachable=unreachable) | failed(agent)
 
     async def rollback(self, request: dict[str, Any]) -> Any:
         """Switch one certificate back and hold it."""
         agent, record, to = self._agent, self._record(request), request.get("to")
         outcome = await agent.installer.rollback(record.name, str(to) if to else None, agent.items)
+        agent.lives_changed.set()
         return rolled_back(agent, record, outcome)
 
     async def release(self, request: dict[str, Any]) -> Any:
@@ -70,7 +77,8 @@ class Operations:
         await agent.installer.release(record.name)
         say(agent.log, Line.RELEASED, name=record.name)
         await try_resync(agent, "a hold was released")
-        await agent.installer.converge_all(agent.items)
+        await agent.installer.converge_all(agent.items, asked_by=OPERATOR)
+        agent.lives_changed.set()
         return {"name": record.name, "released": True}
 
     async def reset_trust(self, request: dict[str, Any]) -> Any:
@@ -86,7 +94,8 @@ class Operations:
 
     async def plan(self, _request: dict[str, Any]) -> Any:
         """Answer what would change."""
-        return (await self._agent.installer.plan(self._agent.items)).shown()
+        plan = await self._agent.installer.plan(self._agent.items)
+        return plan.shown() | {"problems": items_left_out(self._agent)}
 
     async def stop(self, _request: dict[str, Any]) -> Any:
         """Stop the daemon in order."""
@@ -105,6 +114,33 @@ def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) ->
         "rollback": one.rollback, "release": one.release, "plan": one.plan, "stop": one.stop,
         "trust-reset": one.reset_trust,
     }  # fmt: skip
+
+
+def generations(agent: Agent) -> dict[int, str]:
+    """Return what each certificate here is at."""
+    return {cert_id: record.generation for cert_id, record in agent.installer.records.items()}
+
+
+def applied(
+    agent: Agent, outcome: Outcome, before: Mapping[int, str], *, differences: int, unreachable: str
+) -> dict[str, Any]:
+    """Return what an `apply` came to as plain JSON: with what was switched on its behalf before it looked at all.
+
+    ``before``: `generations` when it began. ``unreachable``: why the plane was not asked; empty: it was.
+    """
+    switched = {cert_id for cert_id, now in generations(agent).items() if now != before.get(cert_id, "")}
+    kind = OutcomeKind.APPLIED if switched and outcome.kind is OutcomeKind.UNCHANGED else outcome.kind
+    result = {
+        "outcome": kind.value, "detail": outcome.detail, "differences": differences,
+        "problems": items_left_out(agent),
+    }  # fmt: skip
+    return result | ({"plane": unreachable} if unreachable else {})
+
+
+def failed(agent: Agent) -> dict[str, Any]:
+    """Return why signals failed that will be tried again, if any did."""
+    reasons = [entry.last_error for entry in agent.inbox.entries() if entry.last_error]
+    return {"failed": reasons} if reasons else {}
 
 
 def rolled_back(agent: Agent, record: CertRecord, outcome: Outcome) -> dict[str, Any]:

@@ -81,17 +81,19 @@ class Seams:
 
 
 @asynccontextmanager
-async def open_agent(config_dir: Path, seams: Seams) -> AsyncIterator[Agent]:
+async def open_agent(config_dir: Path, seams: Seams, *, mend: bool = True) -> AsyncIterator[Agent]:
     """Open an Agent: modes enforced, lock held, configuration and state read, client ready.
 
+    ``mend=False``: missing directories and open modes stay as they are, for what only looks.
     Raises ConfigError, BusyError, DiskError, NotRegisteredError (no tokens: never registered).
     """
     layout = ConfigDir(config_dir)
     loaded = load_config(layout, seams.environ)
-    make_tree(seams.fs, layout)
     log = logging.getLogger("certctrl")
-    for finding in check_modes(seams.fs, layout):
-        say(log, Line.MODES_REPAIRED, path=finding.path, was=oct(finding.was), now=oct(finding.now))
+    if mend:
+        make_tree(seams.fs, layout)
+        for finding in check_modes(seams.fs, layout):
+            say(log, Line.MODES_REPAIRED, path=finding.path, was=oct(finding.was), now=oct(finding.now))
     with lock_daemon(layout, seams.fs):
         async with _assembled(layout, loaded, seams, log) as agent:
             yield agent

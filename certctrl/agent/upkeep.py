@@ -44,6 +44,7 @@ async def _switch(agent: Agent, due: Collection[int]) -> None:
     began = trio.current_time()
     outcomes = await converge_in_force(agent, (), due)
     milliseconds = round((trio.current_time() - began) * 1000)
+    agent.lives_changed.set()
     for cert_id in due:
         record, outcome = agent.installer.records[cert_id], outcomes[cert_id]
         if outcome.kind is OutcomeKind.UNCHANGED or (outcome.ok and record.staged):

@@ -13,7 +13,7 @@ import struct
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from certctrl.errors import BusyError, CertctrlError, ExitStatus, TransportError
+from certctrl.errors import BusyError, CertctrlError, DiskError, ExitStatus, TransportError
 
 if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
@@ -45,8 +45,8 @@ class RefusedByDaemon(CertctrlError):
 def ask(layout: ConfigDir, op: str, *, seconds: float = ANSWER_SECONDS, **fields: Any) -> Reply | None:
     """Ask the running daemon; None when none is running. ``seconds`` bounds the wait for the answer.
 
-    Raises RefusedByDaemon with the daemon's own words, BusyError when it is too slow, TransportError when the
-    socket does not lead to it.
+    Raises RefusedByDaemon with the daemon's own words, BusyError when it is too slow, DiskError when the socket may
+    not be used, TransportError when it does not lead to the daemon.
     """
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)) as sock:
         sock.settimeout(CONNECT_SECONDS)
@@ -56,8 +56,11 @@ def ask(layout: ConfigDir, op: str, *, seconds: float = ANSWER_SECONDS, **fields
             return None  # no socket, or one that a dead daemon left
         except OSError as error:
             why = os.strerror(error.errno) if error.errno else str(error)
-            fix = f"run as root or as the owner of {layout.state}"
-            raise TransportError(f"cannot reach the daemon at {layout.control_socket}: {why}", fix=fix) from None
+            what, fix = f"cannot reach the daemon at {layout.control_socket}: {why}", f"see ls -l {layout.state}"
+            if isinstance(error, PermissionError):  # as of every other file here: the plane has no part in it
+                fix = f"run as root or as the owner of {layout.state}"
+                raise DiskError(what, path=str(layout.control_socket), errno=error.errno or 0, fix=fix) from None
+            raise TransportError(what, fix=fix) from None
         _check_peer(sock, layout)
         sock.settimeout(seconds)
         try:

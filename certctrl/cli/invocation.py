@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
 
 
+_SERVER_URL = "CERTCTRL_SERVER_URL"
+"""The one setting that must be given; with it in the environment an empty directory will do."""
+
+
 class Invocation:
     """Root options of one run; Typer hands it to each command as ``ctx.obj``."""
 
@@ -32,12 +36,16 @@ class Invocation:
 
         from certctrl.store.layout import ConfigDir
 
-        if self.config_dir is None:
+        if not self.config_dir:
             raise UsageError("this command needs a config directory", fix="add -c DIR, for example -c /etc/cert-ctrl")
         root = Path(os.path.abspath(self.config_dir))
+        layout = ConfigDir(root)
         if must_exist:
             _require_directory(root)
-        return ConfigDir(root)
+            if not (os.path.lexists(layout.application) or os.path.lexists(layout.state) or _SERVER_URL in os.environ):
+                fix = f"name another one with -c, or cert-ctrl -c {root} init --server URL"
+                raise ConfigError("is no config directory: it has no application.json", file=str(root), fix=fix)
+        return layout
 
 
 def _require_directory(root: Path) -> None:

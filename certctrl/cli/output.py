@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _SECOND, _MINUTE, _HOUR, _DAY = 1, 60, 3600, 86_400
@@ -32,6 +32,14 @@ def write_line(text: str = "") -> None:
 def write_error(text: str) -> None:
     """Print one line to standard error."""
     sys.stderr.write(clean(text) + "\n")
+
+
+def write_problems(problems: Iterable[Mapping[str, Any]]) -> None:
+    """Print to standard error what kept something out of a result, with the fix of each."""
+    for problem in problems:
+        write_error(f"warning: {problem['what']}")
+        if problem.get("fix"):
+            write_error(f"fix: {problem['fix']}")
 
 
 def write_json(value: Any, *, pretty: bool = True) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from certctrl.errors import UsageError
-from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 
 if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
@@ -44,21 +45,21 @@ def change_for(kind: str, words: list[str], *, name: str | None, run_as: str | N
     """Return the change that the words of ``policy allow`` ask for. Raises UsageError."""
     if kind == "command":
         return _command(words, name, run_as)
+    if kind == "trust-store" and name is None and run_as is None:
+        return _trust_store(words)
     if name is not None or run_as is not None:
         raise UsageError("--name and --run-as belong to `policy allow command`", fix="leave them out")
     if kind in LISTS:
         if len(words) != 1:
             raise UsageError(f"`policy allow {kind}` takes one word", fix=f"policy allow {kind} VALUE")
-        if kind == "path" and not words[0].startswith("/"):
-            raise UsageError(f"{words[0]!r} is no absolute path", fix="policy allow path /etc/nginx/tls")
-        value = words[0].rstrip("/") or "/"
+        value = _directory(words[0], "policy allow path /etc/nginx/tls") if kind == "path" else words[0]
         return Change(LISTS[kind], value, f"{_VERBS[kind]} {value}")
     if kind in SWITCHES:
         if words:
             raise UsageError(f"`policy allow {kind}` takes no word", fix=f"policy allow {kind}")
         setting, value = SWITCHES[kind]
         return Change(setting, value, _VERBS[kind])
-    kinds = ", ".join(("command", *LISTS, *SWITCHES))
+    kinds = ", ".join(("command", *LISTS, "trust-store", *SWITCHES))
     raise UsageError(f"no such kind: {kind!r}", fix=f"one of: {kinds}")
 
 
@@ -84,10 +85,34 @@ def _command(words: list[str], name: str | None, run_as: str | None) -> Change:
     )
 
 
+def _directory(word: str, fix: str) -> str:
+    """Return a directory as policy.json has it: absolute, plainly written, without a final slash."""
+    value = word.rstrip("/")
+    if not value.startswith("/"):
+        raise UsageError(f"{word!r} is no absolute path of a directory below /", fix=fix)
+    if posixpath.normpath(value) != value or value.startswith("//"):
+        raise UsageError(
+            f"{word!r} is not written plainly ('.', '..' or '//')", fix=f"give {posixpath.normpath(value)}"
+        )
+    return value
+
+
+def _trust_store(words: list[str]) -> Change:
+    fix = "policy allow trust-store -- /usr/local/share/ca-certificates /usr/sbin/update-ca-certificates --fresh"
+    if not words or (words[1:] and not words[1].startswith("/")):
+        raise UsageError("a trust store is a directory and the command that reads it", fix=fix)
+    directory, command = _directory(words[0], fix), words[1:]
+    value: dict[str, Any] = {"directory": directory} | ({"command": command} if command else {})
+    told = f", then run {' '.join(command)}" if command else ""
+    return Change("trust_store", value, f"put CAs that this host shall trust into {directory}{told}")
+
+
 def apply_change(policy: HostPolicy, change: Change) -> HostPolicy:
     """Return the policy with one change made; the same policy when it says that already. Raises UsageError."""
     if change.setting == "commands":
         return _with_commands(policy, change.value)
+    if change.setting == "trust_store":
+        return _with_trust_store(policy, change.value)
     if change.setting in LISTS.values():
         present: tuple[str, ...] = getattr(policy, change.setting)
         more: dict[str, Any] = {change.setting: (*present, change.value)}
@@ -112,6 +137,15 @@ def _with_commands(policy: HostPolicy, entries: Mapping[str, Mapping[str, Any]])
             merged: dict[str, Any] = {**known, "env": tuple(dict.fromkeys((*before.env, *known.get("env", ()))))}
             commands[name] = attrs.evolve(before, **merged)
     return policy if commands == dict(policy.commands) else attrs.evolve(policy, commands=commands)
+
+
+def _with_trust_store(policy: HostPolicy, entry: Mapping[str, Any]) -> HostPolicy:
+    present = policy.trust_store
+    command = tuple(entry["command"]) if entry.get("command") else present.command
+    wanted = TrustStore(directory=entry["directory"], command=command)
+    if present.directory is not None and present != wanted:
+        raise UsageError(f"CAs go to {present.directory} already", fix="edit trust_store in policy.json by hand")
+    return policy if present == wanted else attrs.evolve(policy, trust_store=wanted)
 
 
 def sentences(policy: HostPolicy, layout: ConfigDir) -> list[str]:

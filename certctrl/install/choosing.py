@@ -41,6 +41,17 @@ def staged_before(
     return found, unreadable
 
 
+def not_yet_due(site: Site, records: Sequence[CertRecord]) -> dict[int, str]:
+    """Return what is staged, failed, and is not tried again by itself before its next try: certificate id -> why."""
+    now = site.wall_now()
+    return {
+        record.cert_id: f"staged; failed, and is tried again in {record.next_try_at - now:.0f} s "
+        f"(`cert-ctrl apply` tries at once): {record.last_error}"
+        for record in records
+        if record.staged and record.staged != record.generation and record.next_try_at > now
+    }
+
+
 async def candidates_of(
     site: Site, prepared: Mapping[int, Prepared], concerned: Collection[int], everything: bool
 ) -> dict[int, Candidate]:
@@ -79,7 +90,7 @@ def open_now(
         if same:
             found[cert_id] = candidate
         elif record is not None and record.held:
-            ledger.waiting[cert_id] = "staged; held at an earlier generation until `cert-ctrl release`"
+            ledger.waiting[cert_id] = "staged; held at an earlier generation until `cert-ctrl rollback --release`"
         elif not ignore_window and window is not None and not in_window(now, window, record):
             ledger.waiting[cert_id] = f"staged; waits for the window {window_text(window)}"
         else:

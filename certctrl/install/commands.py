@@ -8,11 +8,11 @@ import trio
 
 from certctrl.errors import CertctrlError
 from certctrl.install.environment import environment
-from certctrl.install.policy import Grant, shown
+from certctrl.install.policy import Grant, Refusal, shown
 from certctrl.install.probe import probe_tls
-from certctrl.install.process.vetting import is_script, sha256_of
+from certctrl.install.process.vetting import is_script, sha256_of, vet_executable
 from certctrl.install.site import Site
-from certctrl.install.steps import DesiredCert, Verification
+from certctrl.install.steps import DesiredCert, InstallPlan, Verification
 from certctrl.model.plan import VerifyTls
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
@@ -36,16 +36,28 @@ async def run_granted(site: Site, grant: Grant, certs: Sequence[DesiredCert], wh
     result.check(what)
 
 
-def _pin(site: Site, grant: Grant) -> str | None:
-    """Return the pin of a listed script that is trusted on first use, made now when this is the first."""
+def _pin(site: Site, grant: Grant, *, first: bool = True) -> str | None:
+    """Return the pin of a listed script that is trusted on first use, made now when this is the ``first``."""
     path = grant.argv[0]
     if not (grant.listed and site.policy().trust_on_first_use and is_script(path)):
         return None
     pins = site.state.load_pins()
-    if path not in pins:
+    if path not in pins and first:
         site.state.save_pins(pins | {path: sha256_of(path)})
         return None
-    return pins[path]
+    return pins.get(path)
+
+
+def pinned_otherwise(site: Site, plan: InstallPlan) -> list[Refusal]:
+    """Return the commands of a plan that would not run, because their program is not the one that was pinned."""
+    found = []
+    for run in (run for plan_set in plan.sets for level in plan_set.levels for run in level.runs):
+        try:
+            if pin := run.grant.sha256 or _pin(site, run.grant, first=False):
+                vet_executable(run.grant.argv[0], pin)
+        except CertctrlError as error:
+            found.append(Refusal(item=run.items[0], what=f"run {shown(' '.join(run.grant.argv))}", why=str(error)))
+    return found
 
 
 async def prove(site: Site, one: Verification, certs: Sequence[DesiredCert]) -> None:

@@ -9,6 +9,7 @@ import grp
 import hashlib
 import pwd
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -18,12 +19,12 @@ from certctrl.install.formats import ca_files
 from certctrl.install.planner import plan_for, programs
 from certctrl.install.policy import is_local, path_fault
 from certctrl.install.process.vetting import vet_executable
-from certctrl.install.scene import Host
+from certctrl.install.scene import DEBIAN, RED_HAT, Host
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.install.steps import DesiredCa, DesiredCert, Fact, InstallPlan
 from certctrl.model.plan import CopyAction, InstallItem
-from certctrl.model.policy import HostPolicy
+from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
 from certctrl.store.copies import destination_facts
 
@@ -219,7 +220,13 @@ def _host(site: Site, items: Sequence[InstallItem], policy: HostPolicy) -> Host:
         users=_numbers({item.owner for item in copies}, lambda name: pwd.getpwnam(name).pw_uid),
         groups=_numbers({item.group for item in copies}, lambda name: grp.getgrnam(name).gr_gid),
         executables={path: fault for path in programs(items, policy) if (fault := _fault(path))},
+        trust_store=system_trust_store(),
     )
+
+
+def system_trust_store() -> TrustStore:
+    """Return the layout of this system's trust store: Red Hat's where its directory is, else Debian's."""
+    return RED_HAT if Path(RED_HAT.directory or "").is_dir() else DEBIAN
 
 
 def uid_of(name: str | None) -> int | None:

@@ -39,6 +39,7 @@ def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
         not_after=candidate.not_after,
         generation=candidate.generation,
         revoked=record.revoked and record.fingerprint_sha256 == candidate.fingerprint_sha256,
+        alarmed=record.alarmed and record.fingerprint_sha256 == candidate.fingerprint_sha256,
         staged="" if record.staged == candidate.generation else record.staged,
     )
 

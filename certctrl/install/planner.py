@@ -9,6 +9,7 @@ its certificate there) are written together or not at all.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import attrs
 
@@ -31,6 +32,9 @@ from certctrl.install.steps import (
 )
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, VerifyCommand, VerifyTls
 from certctrl.model.policy import HostPolicy
+from certctrl.model.records import CertRecord
+
+Named = TypeVar("Named", DesiredCert, CertRecord)
 
 
 def plan_for(
@@ -253,7 +257,10 @@ def _verifications(
 
 
 def _fingerprints(verify: VerifyTls, certs: Sequence[DesiredCert]) -> tuple[str, ...]:
-    """Return the leaves that are right at an endpoint: of the certificates for its name, else of all."""
+    return tuple(dict.fromkeys(cert.fingerprint for cert in expected_at(verify, certs)))
+
+
+def expected_at(verify: VerifyTls, certs: Sequence[Named]) -> Sequence[Named]:
+    """Return the certificates that are right at an endpoint: those for its name, else all."""
     name = plain_domain(verify.server_name or verify.host)
-    fitting = [cert for cert in certs if any(covers(domain, name) for domain in cert.domains)]
-    return tuple(dict.fromkeys(cert.fingerprint for cert in fitting or certs))
+    return [cert for cert in certs if any(covers(domain, name) for domain in cert.domains)] or certs

@@ -109,7 +109,8 @@ def refuse_path(policy: HostPolicy, path: str, ground: Ground, *, local: bool = 
         return Refusal(what=what, why=fault)
     if is_below(path, ground.config_dir):
         return _refuse_own(path, what, ground)
-    if any(command.argv and command.argv[0] == path for command in policy.commands.values()):
+    argvs = (*(one.argv for one in policy.commands.values()), policy.on_alert, policy.trust_store.command)
+    if any(argv and argv[0] == path for argv in argvs):
         return Refusal(what=what, why="it is the program of an allowed command")
     if local or any(is_below(path, root) for root in policy.write_roots):
         return None

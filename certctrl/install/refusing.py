@@ -21,7 +21,7 @@ from certctrl.install.policy import (
 from certctrl.install.scene import Scene
 from certctrl.install.steps import Fact
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyCommand
-from certctrl.model.policy import HostPolicy
+from certctrl.model.policy import HostPolicy, TrustStore
 
 VERIFY_SECONDS = 60.0
 """Longest run of a check or verify command, unless the policy says less."""
@@ -47,18 +47,16 @@ def refusal_of(scene: Scene, item: InstallItem) -> Refusal | None:
     elif isinstance(item, ExecAction):
         found = _refuse_grant(scene, judge_exec(scene.policy, item, scene.host.ground))
     elif scene.policy.trust_store.directory is None:
-        found = no_trust_store()
+        found = no_trust_store(scene.host.trust_store)
     verify = getattr(item, "verify", None)
     if found is None and isinstance(verify, VerifyCommand):
         found = _refuse_grant(scene, judge_argv(scene.policy, item.id, verify.cmd_argv, scene.host.ground))
     return None if found is None else attrs.evolve(found, item=item.id)
 
 
-def no_trust_store() -> Refusal:
+def no_trust_store(suggested: TrustStore) -> Refusal:
     """Return the refusal of a host whose policy names no trust store."""
-    # without --fresh Debian's command leaves a dead link behind when a CA is taken out
-    command = ["/usr/sbin/update-ca-certificates", "--fresh"]
-    value = {"directory": "/usr/local/share/ca-certificates", "command": command}
+    value = {"directory": suggested.directory, "command": list(suggested.command or ())}
     return Refusal(what="import a CA", why="no trust store is named", setting="trust_store", value=value)
 
 

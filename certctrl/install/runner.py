@@ -17,20 +17,18 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
-from certctrl.install import recovery, staging, trust
+from certctrl.install import outlook, recovery, staging, trust
 from certctrl.install.choosing import (
     candidates_of,
     completed,
     note_staged,
     open_now,
     prune_unused,
-    staged_before,
 )
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence
-from certctrl.install.look import planned
 from certctrl.install.material import open_bundle
-from certctrl.install.outcomes import Ledger, folded, next_try
+from certctrl.install.outcomes import Ledger, folded
 from certctrl.install.planner import cas_wanted
 from certctrl.install.policy import shown
 from certctrl.install.process import Proc
@@ -39,7 +37,6 @@ from certctrl.install.rounds import Group, groups_of
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.install.steps import InstallPlan
-from certctrl.install.window import may_switch_at
 from certctrl.install.withdrawal import Withdrawal
 from certctrl.model.bundle import Bundle, DeployMaterials
 from certctrl.model.config import AgentConfig
@@ -87,6 +84,8 @@ class Installer:
         )  # fmt: skip
         self._claims = Claims()
         self._names: dict[str, int] = {}
+        self.asked_by = "plane"
+        """Whom the audit log names for what this run does of itself."""
 
     @property
     def records(self) -> dict[int, CertRecord]:
@@ -155,7 +154,7 @@ class Installer:
         *,
         only: Collection[int] | None = None,
         ignore_window: bool = False,
-        asked_by: str = "plane",
+        asked_by: str = "",
         lasting: bool = True,
     ) -> dict[int, Outcome]:
         """Switch to what is prepared and bring files and services in line with the items; return what became of it.
@@ -163,13 +162,13 @@ class Installer:
         ``only``: look at these certificates (and ``prepared``) alone; None and nothing prepared: at everything.
         ``lasting``: False when the caller makes the outcomes durable next (see `Book.save`).
         Outcomes by certificate id, for each that was named and each that changed; 0 stands for items that are
-        about no certificate.
+        about no certificate. ``asked_by``: whom the audit log names; empty: `asked_by` of this run.
         """
         site, everything = self._site, only is None and not prepared
         newest = {one.cert_id: one for one in prepared}
         concerned = frozenset(newest) | frozenset(only or ())
         lasting = lasting or site.config().application.keep_generations < 1  # an old record must have its generation
-        ledger = Ledger(site=site, asked_by=asked_by, concerned=concerned, lasting=lasting)
+        ledger = Ledger(site=site, asked_by=asked_by or self.asked_by, concerned=concerned, lasting=lasting)
         try:
             await site.offload(site.generations.settle, [one.staged for one in newest.values()])
             candidates = await candidates_of(site, newest, concerned, everything)
@@ -205,33 +204,29 @@ class Installer:
             return {cert_id: fail(one) if one.ok else one for cert_id, one in ledger.outcomes.items()}
         return ledger.outcomes
 
-    async def converge_all(self, items: Sequence[InstallItem], *, ignore_window: bool = False) -> Outcome:
+    async def converge_all(
+        self, items: Sequence[InstallItem], *, ignore_window: bool = False, asked_by: str = ""
+    ) -> Outcome:
         """Bring everything in line with the items and return the outcome of the whole."""
-        return folded((await self.converge((), items, ignore_window=ignore_window)).values())
+        return folded((await self.converge((), items, ignore_window=ignore_window, asked_by=asked_by)).values())
 
     async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
         """Return what `converge` would do now, changing nothing. Raises DiskError, StateCorruptError."""
-        site, policy = self._site, self._site.policy()
-        ledger = Ledger(site=site)
-        staged, _ = await site.offload(staged_before, site, list(self.records.values()), (), True)
-        now = open_now(site, staged, ledger, ignore_window=False)
-        found, _ = await planned(site, items, list(self.records.values()), now, policy=policy)
-        return attrs.evolve(found, held=ledger.waiting)
+        return await outlook.plan_now(self._site, items)
 
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
-        """Return whether `converge` would do something now."""
-        return bool((await self.plan(items)).steps)
+        """Return whether `converge` would do something now, or say for the first time what it is refused."""
+        plan = await self.plan(items)
+        refused = (self.records.get(cert_id) for cert_id in plan.left_out)
+        return bool(plan.steps) or any(one is not None and one.generation and not one.last_error for one in refused)
+
+    async def renewal_here(self, record: CertRecord) -> CertRecord | None:
+        """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""
+        return await outlook.with_renewal(self._site, record)
 
     def window_turns(self) -> dict[int, float]:
         """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
-        now, window = self._site.wall_now(), self._site.policy().window
-        if window is None:
-            return {}
-        return {
-            record.cert_id: max(may_switch_at(now, window, record), next_try(record, now))
-            for record in self.records.values()
-            if record.staged and not record.held
-        }
+        return outlook.window_turns(self._site)
 
     # --- taking back ----------------------------------------------------------------------------------------------
 
@@ -260,6 +255,11 @@ class Installer:
         if record is None:
             raise UsageError(f"there is no certificate {shown(name)} on this host", fix="cert-ctrl list-certs")
         self._site.book.note(attrs.evolve(record, held=False, next_try_at=0.0))
+        await self._site.book.save()
+
+    async def alarmed(self, cert_id: int) -> None:
+        """Note that the alarm about a revocation has been raised. Raises DiskError."""
+        self._site.book.note(attrs.evolve(self.records[cert_id], alarmed=True))
         await self._site.book.save()
 
     # --- CAs and alerts -------------------------------------------------------------------------------------------

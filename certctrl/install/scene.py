@@ -10,7 +10,13 @@ from certctrl.install.binding import Binding
 from certctrl.install.policy import Ground
 from certctrl.install.steps import DesiredCa, DesiredCert, Fact, Write
 from certctrl.model.plan import InstallItem
-from certctrl.model.policy import HostPolicy
+from certctrl.model.policy import HostPolicy, TrustStore
+
+# without --fresh Debian's command leaves a dead link behind when a CA is taken out
+DEBIAN = TrustStore(
+    directory="/usr/local/share/ca-certificates", command=("/usr/sbin/update-ca-certificates", "--fresh")
+)
+RED_HAT = TrustStore(directory="/etc/pki/ca-trust/source/anchors", command=("/usr/bin/update-ca-trust",))
 
 
 @attrs.frozen(kw_only=True)
@@ -22,6 +28,8 @@ class Host:
     groups: Mapping[str, int] = attrs.field(factory=dict)
     executables: Mapping[str, str] = attrs.field(factory=dict)
     """Path of an executable -> why it will not be run; absent: nothing is known against it."""
+    trust_store: TrustStore = DEBIAN
+    """The system's own trust store: what to suggest while the policy names none."""
 
 
 @attrs.frozen

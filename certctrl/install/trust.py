@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certctrl.errors import CertctrlError, MaterialError
-from certctrl.install.look import fact_of
+from certctrl.install.look import fact_of, system_trust_store
 from certctrl.install.policy import explain, path_fault, shown
 from certctrl.install.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
 from certctrl.install.refusing import no_trust_store
@@ -69,7 +69,7 @@ async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence
         await site.book.save()
         if copied:
             return Outcome(kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; no trust store is named")
-        return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store()))
+        return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store(system_trust_store())))
     path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
     fact = await site.offload(fact_of, site, path, (store.directory,))
     if fact.refusal or path_fault(path) is not None:
@@ -77,13 +77,37 @@ async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence
     if before is not None and before.sha256 == digest == fact.sha256 and before.path:
         return Outcome(kind=OutcomeKind.UNCHANGED)
     write = FileWrite(path=Path(path), data=clean.encode(), mode=0o644, uid=None, gid=None)
+    record = attrs.evolve(record, path=path)
     try:
         await _put(site, store, write)
     except CertctrlError as error:
+        _tell(site, OutcomeKind.FAILED, before, record, str(error))
+        await site.book.save()
         return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-    site.book.note_ca(attrs.evolve(record, path=path), ca_id)
+    site.book.note_ca(record, ca_id)
+    _tell(site, OutcomeKind.APPLIED, before, record)
     await site.book.save()
     return Outcome(kind=OutcomeKind.APPLIED)
+
+
+def _tell(site: Site, kind: OutcomeKind, before: CaRecord | None, after: CaRecord | None, detail: str = "") -> None:
+    """Add what was done to the trust store to the audit log, beside the deployments of certificates."""
+    about = after or before
+    assert about is not None
+    site.book.tell(
+        {
+            "at": site.wall_now(),
+            "asked_by": "plane",
+            "ca_id": about.ca_id,
+            "name": f"CA {about.name}",
+            "outcome": kind.value,
+            "from": before.sha256[:32] if before is not None and before.path else "",
+            "to": after.sha256[:32] if after is not None else "",
+            "fingerprint_sha256": about.fingerprint_sha256,
+            "targets": [about.path],
+            "detail": detail,
+        }
+    )
 
 
 def _path(directory: str, ca_id: int, name: str) -> Path:
@@ -123,8 +147,11 @@ async def remove_ca(site: Site, ca_id: int) -> Outcome:
         except CertctrlError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
     site.book.note_ca(None, ca_id)
+    detail = f"{shown(record.path)} stays: {why}" if why else ""
+    if record.path:
+        _tell(site, OutcomeKind.APPLIED, record, None, detail)
     await site.book.save()
-    return Outcome(kind=OutcomeKind.APPLIED, detail=f"{shown(record.path)} stays: {why}" if why else "")
+    return Outcome(kind=OutcomeKind.APPLIED, detail=detail)
 
 
 async def _announce(site: Site, store: TrustStore) -> None:

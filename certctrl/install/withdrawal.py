@@ -41,9 +41,7 @@ class Withdrawal:
         """Do what the policy says and run the commands that are about this certificate."""
         how = self.site.policy().on_revoked if self.revoked else "remove"
         if how == "keep":
-            self.site.book.note(attrs.evolve(self.record, revoked=True))
-            await self.site.book.save()
-            return Outcome(kind=OutcomeKind.APPLIED, detail="revoked, and kept in use: on_revoked is keep")
+            return await self._keep()
         if how == "placeholder":
             return await self._replace()
         return await self._remove()
@@ -65,7 +63,7 @@ class Withdrawal:
                 attrs.evolve(
                     self.record, generation="", activated="", staged="", stage=Stage.WITHDRAWN, targets=(), held=False,
                     last_outcome=OutcomeKind.APPLIED, last_error="", last_apply_at=site.wall_now(), attempts=0,
-                    next_try_at=0.0,
+                    next_try_at=0.0, revoked=self.revoked, alarmed=False,
                 )
             )  # fmt: skip
             self._tell("revoked" if self.revoked else "unassigned")
@@ -74,6 +72,15 @@ class Withdrawal:
         said = "; ".join(("removed", *left, *((outcome.detail,) if outcome.detail else ())))
         kind = OutcomeKind.APPLIED if outcome.ok and not left else OutcomeKind.FAILED
         return Outcome(kind=kind, detail=said)
+
+    async def _keep(self) -> Outcome:
+        said = "revoked, and kept in use: on_revoked is keep"
+        if self.record.revoked:
+            return Outcome(kind=OutcomeKind.UNCHANGED, detail=said)
+        self.site.book.note(attrs.evolve(self.record, revoked=True, alarmed=False))
+        self._tell(said, outcome="kept", live=self.record.generation)
+        await self.site.book.save()
+        return Outcome(kind=OutcomeKind.APPLIED, detail=said)
 
     def _remove_files(self) -> list[str]:
         """Remove the copies of this certificate; return what had to stay and why. Blocks on the disk."""
@@ -156,17 +163,17 @@ class Withdrawal:
         await self.site.book.save()
         return ledger.outcomes.get(cert_id) or Outcome(kind=nothing)
 
-    def _tell(self, why: str) -> None:
+    def _tell(self, why: str, *, outcome: str = "withdrawn", live: str = "") -> None:
         self.site.book.tell(
             {
                 "at": self.site.wall_now(),
                 "asked_by": "plane",
                 "cert_id": self.record.cert_id,
                 "name": self.record.name,
-                "outcome": "withdrawn",
+                "outcome": outcome,
                 "from": self.record.generation,
-                "to": "",
-                "live": "",
+                "to": live,
+                "live": live,
                 "serial": self.record.serial,
                 "fingerprint_sha256": self.record.fingerprint_sha256,
                 "targets": list(self.record.targets),

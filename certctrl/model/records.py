@@ -76,7 +76,9 @@ class CertRecord:
     held: bool = False
     """True after `rollback`: renewals are staged, not switched, until released."""
     revoked: bool = False
-    """True when what is live was revoked and kept, or stands in for what was: its successor waits for no window."""
+    """True when what was here last was revoked, whatever stands in for it now: its successor waits for no window."""
+    alarmed: bool = False
+    """True once the alarm about that has been raised."""
     last_outcome: OutcomeKind | None = None
     last_error: str = ""
     last_apply_at: float = 0.0

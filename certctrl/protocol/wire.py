@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import attrs
 
-from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.errors import DEVICE_REVOKED, BadAnswerError, PlaneError
 from certctrl.protocol.device_flow import GrantStarted
 from certctrl.protocol.events import (
     BadAnswer,
@@ -95,7 +95,6 @@ CURSOR_LIMIT = 1024
 FREE_HEADER, FREE_VALUE = "cert-ctrl-next-page", "free"
 """On a full page: the poll with its cursor, the first one, takes nothing from the plane's rate limit."""
 
-DEVICE_REVOKED = "DEVICE_REVOKED"
 CURSOR_EXPIRED = "CURSOR_EXPIRED"
 CURSOR_EXPIRED_CODE = 40901
 

@@ -84,11 +84,21 @@ def check_modes(fs: Fs, layout: ConfigDir, *, repair: bool = True) -> list[ModeF
     if root is None:
         fix = f"cert-ctrl -c {layout.root} init --server URL"
         raise ConfigError("no such config directory", file=str(layout.root), fix=fix)
+    if repair:
+        _refuse_open_policy(fs, layout, root)
     findings = [finding for path, closed in _watched(fs, layout) if (finding := _look(fs, path, closed, root, repair))]
     refused = next((finding for finding in findings if not finding.repaired), None)
     if repair and refused is not None:
         raise ConfigError(refused.what, file=str(refused.path), fix=refused.fix)
     return findings
+
+
+def _refuse_open_policy(fs: Fs, layout: ConfigDir, root: Stat) -> None:
+    """Refuse a policy that others could reach and write: closing it now would not tell what they wrote."""
+    found = fs.lstat(layout.policy)
+    if found is not None and found.mode & _WRITE_OF_OTHERS and root.mode & 0o011:
+        fix = f"see that it says what you want, then chmod go-w {layout.policy} and chmod 0700 {layout.root}"
+        raise ConfigError("others may write it, and what it allows is run", file=str(layout.policy), fix=fix)
 
 
 def _watched(fs: Fs, layout: ConfigDir) -> Iterator[tuple[Path, int]]:

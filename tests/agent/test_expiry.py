@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -78,10 +77,9 @@ def test_a_renewal_that_was_asked_for_while_the_clock_was_ahead_is_asked_for_aga
     assert requests.due(finding, 80 * DAY)
 
 
-def test_nothing_is_asked_for_while_a_sound_successor_waits() -> None:
-    waits = attrs.evolve(record(90), staged="g2")
+def test_a_plane_that_refuses_is_asked_again_sooner() -> None:
     requests = RenewalRequests()
-    (finding,) = examine([waits], CONFIG, 61 * DAY)
-    assert not requests.due(finding, 61 * DAY)
-    (finding,) = examine([attrs.evolve(waits, attempts=1)], CONFIG, 61 * DAY)
-    assert requests.due(finding, 61 * DAY), "one that does not serve is no successor"
+    (finding,) = examine([record(90)], CONFIG, 80 * DAY)
+    requests.asked(finding, 80 * DAY, taken=False)
+    assert not requests.due(finding, 80 * DAY + 60)
+    assert requests.due(finding, 80 * DAY + 3600)

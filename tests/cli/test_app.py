@@ -90,6 +90,19 @@ def test_a_directory_that_is_not_there(ran: Callable[..., Ran], tmp_path: Path) 
     )
 
 
+@pytest.mark.parametrize("command", ["list-certs", "history", "policy show", "policy allow path /srv/x --yes", "plan"])
+def test_a_directory_that_is_somebody_elses_is_not_taken_for_an_empty_host(
+    command: str, ran: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "passwd").touch()
+    done = ran("-c", tmp_path, *command.split())
+    assert (done.status, done.out) == (78, "") and "is no config directory" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["passwd"]
+    assert ran("-c", "", *command.split()).status == 2, "an empty variable is not the working directory"
+    monkeypatch.setenv("CERTCTRL_SERVER_URL", "https://plane.example")
+    assert ran("-c", tmp_path, "list-certs").status == 0, "all settings may come from the environment"
+
+
 @pytest.mark.parametrize("order", ["before", "after", "long", "attached", "twice"])
 def test_the_directory_may_stand_before_and_after(order: str, layout: ConfigDir, ran: Callable[..., Ran]) -> None:
     argv = {

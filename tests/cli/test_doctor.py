@@ -142,7 +142,12 @@ def test_json_and_a_running_daemon(
     layout: ConfigDir, store: StateStore, daemon: Callable[..., FakeDaemon], ran: Callable[..., Ran]
 ) -> None:
     register(store)
-    refusals = [{"what": "run /bin/x", "why": "not among commands", "setting": "commands", "value": {}}]
+    line = '"commands": {"x": {"argv": ["/bin/x"]}}'
+    refusals = [
+        {"item": "a", "what": "run /bin/x", "why": "not among commands", "setting": "commands", "line": line},
+        {"item": "b", "what": "run /bin/y", "why": "others may write to /bin/y", "setting": "", "line": ""},
+        {"item": "local:c", "what": "write /x/y", "why": "/x is a link", "setting": "", "line": ""},
+    ]
     replies = {
         "status": running_status(
             health="degraded", problems=[{"what": "breaker open", "since": NOW, "fix": "cert-ctrl -c DIR poll-now"}]
@@ -154,7 +159,13 @@ def test_json_and_a_running_daemon(
     assert done.status == 1
     rows = {(row["check"], row["level"]): row for row in done.json()}
     assert rows["daemon", "FAIL"]["fix"] == f"cert-ctrl -c {layout.root} poll-now"
-    assert rows["plan", "WARN"]["what"] == "refused: run /bin/x: not among commands"
+    refused = {row["what"].partition(":")[2].strip(): row["fix"] for row in done.json() if row["check"] == "plan"}
+    assert refused == {
+        "run /bin/x: not among commands": f"cert-ctrl -c {layout.root} policy allow (adds {line})",
+        "run /bin/y: others may write to /bin/y": "mend that on this host, or change the item in the install config "
+        "at the plane",
+        "write /x/y: /x is a link": "mend that on this host, or change the item in installs.local.json",
+    }
 
 
 def test_nothing_wrong_is_status_0(

@@ -22,8 +22,13 @@ from .conftest import DAY, NOW, record
 from .doctor_words import found
 
 
-def deploy(patient: Patient, *, mixed: bool = False, **changes: Any) -> tuple[CertRecord, trustme.LeafCert]:
-    """Put one real pair on disk as the pipeline would (``mixed``: with another certificate's key)."""
+def deploy(
+    patient: Patient, *, mixed: bool = False, placeholder: bool = False, **changes: Any
+) -> tuple[CertRecord, trustme.LeafCert]:
+    """Put one real pair on disk as the pipeline would (``mixed``: with another certificate's key).
+
+    ``placeholder``: as one that stands in for a revoked certificate.
+    """
     ca = trustme.CA()
     leaf, other = ca.issue_cert("www.example.com"), ca.issue_cert("www.example.com")
     chain = b"".join(blob.bytes() for blob in leaf.cert_chain_pems)
@@ -32,7 +37,7 @@ def deploy(patient: Patient, *, mixed: bool = False, **changes: Any) -> tuple[Ce
         "certificate.pem": leaf.cert_chain_pems[0].bytes(), "chain.pem": ca.cert_pem.bytes(),
     }  # fmt: skip
     store = GenerationStore(patient.layout, patient.fs)
-    staged = store.stage("www.example.com", files, {"cert_id": 7})
+    staged = store.stage("www.example.com", files, {"cert_id": 7} | ({"placeholder": True} if placeholder else {}))
     store.settle([staged])
     store.switch({"www.example.com": staged.id})
     fingerprint = x509.load_pem_x509_certificate(chain).fingerprint(hashes.SHA256()).hex()
@@ -60,6 +65,7 @@ def test_a_mixed_pair_is_found(patient: Patient) -> None:
         ({"not_before": NOW + 3600, "not_after": NOW + DAY}, "FAIL", "not valid for another 1h 0m"),
         ({"last_error": "nginx: bad"}, "WARN", "last attempt: nginx: bad"),
         ({"held": True}, "WARN", "held after a rollback"),
+        ({"placeholder": True}, "FAIL", "a self-signed placeholder stands in for it"),
     ],
 )
 def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, patient: Patient) -> None:
@@ -107,9 +113,9 @@ async def serve(leaf: trustme.LeafCert, task_status: Any) -> None:
     await trio.serve_ssl_over_tcp(handshake, 0, context, host="127.0.0.1", task_status=task_status)
 
 
-def local_plan(patient: Patient, port: int) -> None:
+def local_plan(patient: Patient, port: int, about: str = '"ob_type": "cert", "ob_id": 7,') -> None:
     patient.layout.local_installs.write_text(
-        '[{"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], "ob_type": "cert", "ob_id": 7,'
+        f'[{{"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], {about}'
         f' "verify": {{"type": "tls", "host": "127.0.0.1", "port": {port}, "server_name": "www.example.com"}}}}]'
     )
 
@@ -125,6 +131,26 @@ async def test_an_endpoint_that_serves_what_is_on_disk_and_one_that_does_not(pat
             await look_at_endpoints(patient, notes.append)
             nursery.cancel_scope.cancel()
         assert [(str(one.level), words in one.what) for one in notes] == [(level, True)]
+
+
+async def test_the_certificate_of_another_name_at_an_endpoint_is_found(patient: Patient) -> None:
+    _, mine = deploy(patient)
+    other = trustme.CA().issue_cert("other.example.com")
+    fingerprint = x509.load_pem_x509_certificate(other.cert_chain_pems[0].bytes()).fingerprint(hashes.SHA256()).hex()
+    second = record(
+        cert_id=8, name="other.example.com", domains=("other.example.com",), fingerprint_sha256=fingerprint,
+        generation="f" * 32,
+    )  # fmt: skip
+    patient.store.save_certificates(patient.store.load_certificates() | {8: second})
+    notes: list[Finding] = []
+    async with trio.open_nursery() as nursery:
+        for served in (mine, other):
+            listeners = await nursery.start(serve, served)
+            local_plan(patient, listeners[0].transport_listener.socket.getsockname()[1], about="")
+            await look_at_endpoints(patient, notes.append)
+        nursery.cancel_scope.cancel()
+    assert [str(one.level) for one in notes] == ["OK", "FAIL"]
+    assert "which is not www.example.com as it is on disk" in notes[1].what
 
 
 async def test_an_endpoint_that_is_down(patient: Patient) -> None:

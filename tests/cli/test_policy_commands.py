@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 
 from certctrl.cli.commands import policy as policy_module
+from certctrl.cli.policing import Change, apply_change
+from certctrl.install.refusing import no_trust_store
+from certctrl.install.scene import DEBIAN, RED_HAT
+from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.store.layout import ConfigDir
 
 from .conftest import Ran
@@ -28,6 +32,12 @@ def policy_of(layout: ConfigDir) -> dict[str, Any]:
         (["path", "/etc/nginx/tls/"], "write_roots", ["/etc/nginx/tls"]),
         (["run-as", "www-data"], "run_as", ["www-data"]),
         (["owner", "ssl-cert"], "owners", ["ssl-cert"]),
+        (
+            ["trust-store", "--", "/srv/cas/", "/bin/true", "--fresh"],
+            "trust_store",
+            {"directory": "/srv/cas", "command": ["/bin/true", "--fresh"]},
+        ),
+        (["trust-store", "/srv/cas"], "trust_store", {"directory": "/srv/cas"}),
         (["shell"], "shell", True),
         (["plaintext-keys"], "plaintext_keys", True),
         (["command", "--", "/usr/sbin/nginx", "-s", "reload"], "commands", None),
@@ -80,7 +90,8 @@ def test_two_commands_may_not_share_a_name(layout: ConfigDir, ran: Run) -> None:
 @pytest.mark.parametrize(
     "words",
     [["path"], ["path", "a", "b"], ["path", "relative"], ["shell", "x"], ["nonsense"], ["command", "nginx"], ["command"],
-     ["path", "/x", "--name", "n"], ["owner", "a", "--run-as", "b"]],
+     ["path", "/x", "--name", "n"], ["owner", "a", "--run-as", "b"], ["path", "/"], ["path", "/etc/../x"], ["path", "//x"],
+     ["trust-store"], ["trust-store", "x"], ["trust-store", "/x", "update"], ["trust-store", "/x", "--name", "n"]],
 )  # fmt: skip
 def test_what_cannot_be_allowed_changes_nothing(words: list[str], layout: ConfigDir, ran: Run) -> None:
     before = layout.policy.read_bytes()
@@ -91,7 +102,7 @@ def test_what_cannot_be_allowed_changes_nothing(words: list[str], layout: Config
 
 def test_a_bad_value_is_refused_before_it_is_written(layout: ConfigDir, ran: Run) -> None:
     before = layout.policy.read_bytes()
-    done = ran("-c", layout.root, "policy", "allow", "--yes", "path", "/")
+    done = ran("-c", layout.root, "policy", "allow", "--yes", "command", "--", "/usr/../bin/true")
     assert done.status == 78
     assert layout.policy.read_bytes() == before
 
@@ -118,6 +129,8 @@ REFUSALS = [
     {"item": "1", "what": "write /etc/x/a.pem", "why": "below no directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
     {"item": "2", "what": "write /etc/x/b.pem", "why": "below no directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
     {"item": "3", "what": "run /bin/true", "why": "not among commands", "setting": "commands", "value": {"true": {"argv": ["/bin/true"]}}},
+    {"item": "ca", "what": "import a CA", "why": "no trust store is named", "setting": "trust_store",
+     "value": {"directory": "/srv/cas", "command": ["/bin/true", "--fresh"]}},
     {"item": "4", "what": "write /state/x", "why": "it is the agent's own state", "setting": "", "value": None},
 ]  # fmt: skip
 
@@ -131,6 +144,21 @@ def test_allow_goes_through_what_the_plan_is_refused(
     assert "Refused whatever policy.json says: write /state/x: it is the agent's own state" in done.out
     assert policy_of(layout)["write_roots"] == ["/etc/x"]
     assert list(policy_of(layout)["commands"]) == ["true"]
+    assert policy_of(layout)["trust_store"] == {"directory": "/srv/cas", "command": ["/bin/true", "--fresh"]}
+
+
+@pytest.mark.parametrize("suggested", [DEBIAN, RED_HAT])
+def test_a_trust_store_that_the_planner_suggests_can_be_allowed(suggested: TrustStore) -> None:
+    value = no_trust_store(suggested).value
+    policy = apply_change(HostPolicy(), Change("trust_store", value, "why"))
+    assert policy.trust_store == suggested
+
+
+def test_another_trust_store_is_not_overwritten(layout: ConfigDir, ran: Run) -> None:
+    assert ran("-c", layout.root, "policy", "allow", "-y", "trust-store", "/srv/cas").status == 0
+    done = ran("-c", layout.root, "policy", "allow", "-y", "trust-store", "/srv/others")
+    assert done.status == 2 and "CAs go to /srv/cas already" in done.err
+    assert policy_of(layout)["trust_store"] == {"directory": "/srv/cas"}
 
 
 def test_allow_with_nothing_refused(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from certctrl.cli.commands import renew as renew_module
-from certctrl.errors import BusyError, NotRegisteredError
+from certctrl.errors import BusyError, NotRegisteredError, PlaneError
 from certctrl.model.status import Stop, StopReason
+from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state import StateStore
 
 from .conftest import NOW, Answer, FakeDaemon, Ran, record
+from .doctor_words import register
 
 Run = Callable[..., Ran]
 Daemon = Callable[[Answer], FakeDaemon]
@@ -121,6 +123,15 @@ def test_failures_of_single_signals_are_told(layout: ConfigDir, here: Callable[.
     assert (done.status, done.err) == (0, "warning: the control plane was not asked: no route to plane\n")
 
 
+def test_a_revoked_device_is_told_to_register_whatever_it_asked_for(
+    layout: ConfigDir, here: Callable[..., Any], ran: Run
+) -> None:
+    here("apply", PlaneError("Device has been revoked", status=403, key="DEVICE_REVOKED"))
+    done = ran("-c", layout.root, "apply")
+    assert (done.status, done.out) == (77, "")
+    assert done.err.endswith(f"fix: cert-ctrl -c {layout.root} register\n")
+
+
 @pytest.mark.parametrize(("error", "status"), [(BusyError("held by 12"), 75), (NotRegisteredError("no"), 77)])
 def test_errors_of_the_work_are_the_commands(
     error: Exception, status: int, layout: ConfigDir, here: Callable[..., Any], ran: Run
@@ -183,6 +194,50 @@ def test_a_plan_with_changes(layout: ConfigDir, daemon: Daemon, ran: Run) -> Non
 def test_a_plan_without_changes(layout: ConfigDir, daemon: Daemon, ran: Run) -> None:
     daemon(answers({"changes": False, "diff": "Nothing to do.", "steps": [], "refusals": []}))
     assert ran("-c", layout.root, "plan") == (0, "Nothing to do.\n", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "data", "status"),
+    [("plan", {**PLAN, "changes": False}, 1), ("plan", PLAN, 2), ("apply", OUTCOME, 1)],
+)
+def test_a_plan_of_a_part_of_the_items_says_so(
+    command: str, data: dict[str, Any], status: int, layout: ConfigDir, daemon: Daemon, ran: Run
+) -> None:
+    problem = {"what": "installs.local.json: $[0].id: is missing", "since": NOW, "fix": "correct it"}
+    daemon(answers({**data, "problems": [problem]}))
+    done = ran("-c", layout.root, command)
+    assert (done.status, done.err) == (status, f"warning: {problem['what']}\nfix: correct it\n")
+
+
+def test_a_plan_changes_nothing(layout: ConfigDir, ran: Run) -> None:
+    register(StateStore(layout, RealFs()))
+    layout.local_installs.write_text('[{"id": "r", "type": "copy", "ob_id": 7, "from": ["ca.pem"], "to": ["/x/y"]}]')
+    layout.state.chmod(0o755)
+    layout.application.chmod(0o666)
+    layout.logs.rmdir()
+    layout.daemon_lock.touch(0o600)  # a lock is taken, which is no news
+
+    def tree() -> dict[str, tuple[int, float, bytes]]:
+        found = [layout.root, *layout.root.rglob("*")]
+        return {
+            str(path): (path.stat().st_mode, path.stat().st_mtime, path.read_bytes() if path.is_file() else b"")
+            for path in found
+            if path != layout.daemon_lock
+        }
+
+    before = tree()
+    assert ran("-c", layout.root, "plan").status == 0
+    assert tree() == before
+
+
+@pytest.mark.parametrize("name", ["installs.local.json", "state/install_config.json"])
+def test_items_that_cannot_be_read_are_not_taken_for_none(name: str, layout: ConfigDir, ran: Run) -> None:
+    register(StateStore(layout, RealFs()))
+    (layout.root / name).write_text('[{"id": "r"')
+    (layout.root / name).chmod(0o600)
+    done = ran("-c", layout.root, "plan")
+    assert done.status == 1 and done.out == "Nothing to do.\n"
+    assert name.rpartition("/")[2] in done.err and "\nfix: " in done.err
 
 
 def entry(at: float, name: str, **more: Any) -> dict[str, Any]:

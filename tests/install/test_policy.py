@@ -26,7 +26,7 @@ from certctrl.install.policy import (
     shown,
 )
 from certctrl.model.plan import CopyAction, ExecAction
-from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 
 GROUND = Ground(config_dir="/etc/cert-ctrl", user="cert-ctrl", group="cert-ctrl")
 RELOAD = NamedCommand(argv=("/usr/sbin/nginx", "-s", "reload"), timeout_seconds=20.0)
@@ -92,6 +92,14 @@ def test_the_program_of_an_allowed_command_is_never_overwritten() -> None:
     policy = HostPolicy(write_roots=("/usr/local/bin",), commands={"x": NamedCommand(argv=("/usr/local/bin/hook",))})
     assert not allows_path(policy, "/usr/local/bin/hook", GROUND)
     assert allows_path(policy, "/usr/local/bin/other", GROUND)
+
+
+def test_nor_are_the_programs_that_only_the_operator_has_run() -> None:
+    policy = attrs.evolve(
+        POLICY, on_alert=("/srv/tls/page", "me"), trust_store=TrustStore(directory="/x", command=("/srv/tls/update",))
+    )
+    for path in ("/srv/tls/page", "/srv/tls/update"):
+        assert allows_path(POLICY, path, GROUND) and not allows_path(policy, path, GROUND, local=True)
 
 
 def test_a_refused_path_names_the_line_that_opens_it() -> None:

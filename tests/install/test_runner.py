@@ -134,10 +134,13 @@ async def test_named_certificates_that_are_not_here(clock: MockClock, host: Any)
 async def test_history_tells_what_was_done(clock: MockClock, host: Any) -> None:
     await host.deliver(1)
     await host.deliver(1, asked_by="operator")
-    first, second = host.installer._site.state.load_history()
+    host.installer.asked_by = "somebody"
+    await host.deliver(1)
+    first, second, third = host.installer._site.state.load_history()
+    assert third["asked_by"] == "somebody", "of a whole run"
     assert (first["outcome"], first["from"], first["asked_by"]) == ("applied", "", "plane")
     assert (second["from"], second["to"], second["asked_by"]) == (first["to"], second["live"], "operator")
-    assert second["fingerprint_sha256"] == host.live(1)
+    assert second["fingerprint_sha256"] != third["fingerprint_sha256"] == host.live(1)
 
 
 async def test_certificates_that_are_not_here_get_no_records(clock: MockClock, host: Any) -> None:

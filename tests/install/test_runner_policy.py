@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from certctrl.errors import CommandError, PolicyRefusedError
 from certctrl.model.plan import CopyAction, ExecAction
-from certctrl.model.policy import HostPolicy
+from certctrl.model.policy import HostPolicy, NamedCommand
 from certctrl.model.records import Stage
 
 # --- what the host allows -----------------------------------------------------------------------------------------
@@ -34,6 +34,7 @@ async def test_a_refused_item_is_told_with_its_line_and_nothing_of_it_is_done(cl
     assert host.live(1), "the agent's own tree is always open"
     record = host.installer.records[1]
     assert (record.stage, record.attempts) == (Stage.COMMITTED, 1)
+    assert not await host.installer.unfinished(items), "it has been told"
     found = await host.installer.plan(items)
     assert [refusal.item for refusal in found.refusals] == ["c", "r"] and found.steps == ()
     bad.parent.mkdir(parents=True)
@@ -42,6 +43,15 @@ async def test_a_refused_item_is_told_with_its_line_and_nothing_of_it_is_done(cl
     assert good.exists() and bad.exists() and host.proc.calls == [RELOAD]
     record = host.installer.records[1]
     assert (record.stage, record.attempts, record.last_error) == (Stage.ACTIVATED, 0, "")
+
+
+async def test_an_item_that_is_refused_from_the_first_is_work_until_it_is_told(clock: MockClock, host: Any) -> None:
+    await host.deliver(1)
+    items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
+    assert (await host.installer.plan(items)).steps == () and await host.installer.unfinished(items)
+    assert (await host.installer.converge_all(items)).kind is FAILED
+    assert "not among commands" in host.installer.records[1].last_error
+    assert not await host.installer.unfinished(items)
 
 
 async def test_a_check_that_refuses_leaves_everything_as_it_was(clock: MockClock, host: Any) -> None:
@@ -93,6 +103,24 @@ async def test_scripts_are_pinned_on_first_use_where_the_host_wants_it(
     host.allow(trust_on_first_use=False)
     await host.deliver(1, items=items)
     assert host.proc.asked[-1]["sha256"] is None
+
+
+async def test_a_plan_tells_of_a_program_that_is_not_the_pinned_one(
+    clock: MockClock, host: Any, tmp_path: Path
+) -> None:
+    script = tmp_path / "hook"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    items = [ExecAction(id="r", ob_id=1, cmd_argv=(str(script),))]
+    host.allow(commands=commands((str(script),)), trust_on_first_use=True)
+    host.proc.does[(str(script),)] = lambda: 1
+    await host.deliver(1, items=items)
+    assert (await host.installer.plan(items)).refusals == ()
+    script.write_text("#!/bin/sh\nexit 0\n")
+    (refusal,) = (await host.installer.plan(items)).refusals
+    assert refusal.item == "r" and f"{script} has changed" in refusal.why and not refusal.setting
+    host.allow(commands={"n": NamedCommand(argv=(str(script),), sha256="0" * 64)}, trust_on_first_use=False)
+    assert "the policy pins 0000" in (await host.installer.plan(items)).refusals[0].why
 
 
 async def test_remote_commands_off_spares_the_hosts_own_rows(clock: MockClock, host: Any) -> None:

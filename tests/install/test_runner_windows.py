@@ -38,6 +38,9 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     assert host.live(1) == old == service.served
     record = host.start().records[1]
     assert record.staged and record.staged != record.generation, "staged and durable"
+    here = await host.installer.renewal_here(record)
+    assert (here.generation, here.serial != record.serial) == (record.staged, True)
+    assert await host.installer.renewal_here(here) is None
     assert list((await host.installer.plan(items)).held) == [1]
     opening = host.installer.window_turns()[1]
     assert 3600 <= opening - host.clock <= 7200
@@ -73,6 +76,22 @@ async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock
     assert live == host.installer.records[1].fingerprint_sha256 != revoked
     await host.deliver(1)
     assert host.live(1) == live, "the next one waits again"
+
+
+async def test_a_plan_tells_of_what_waits_for_its_next_try(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    service.broken = True
+    assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
+    record = host.installer.records[1]
+    assert record.staged and record.next_try_at > host.clock
+    told = (await host.installer.plan(items)).held[1]
+    assert "tried again in" in told and record.last_error in told
+    host.clock = record.next_try_at
+    plan = await host.installer.plan(items)
+    assert plan.held == {} and plan.steps[0].kind.value == "switch"
 
 
 async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None:

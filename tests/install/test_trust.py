@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError, MaterialError
+from certctrl.install.scene import RED_HAT
 from certctrl.install.trust import checked_ca
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, OutcomeKind
 from certctrl.model.policy import NamedCommand, TrustStore
@@ -51,6 +53,11 @@ async def test_in_and_out(clock: MockClock, host: Any, store: Path, pem: str) ->
     assert list(store.iterdir()) == [] and host.proc.calls == [UPDATE, UPDATE]
     assert (await host.installer.remove_ca(3)).kind is UNCHANGED
     assert host.installer._site.state.load_cas() == {}
+    came, went = host.installer._site.state.load_history()
+    assert (came["name"], came["outcome"], came["from"]) == ("CA Private CA", "applied", "")
+    assert came["to"] == record.sha256[:32]
+    assert (went["from"], went["to"], went["targets"]) == (record.sha256[:32], "", [str(file)])
+    assert came["fingerprint_sha256"] == went["fingerprint_sha256"] == record.fingerprint_sha256
 
 
 async def test_a_store_that_refuses_is_put_back(
@@ -69,6 +76,9 @@ async def test_a_store_that_refuses_is_put_back(
     (file,) = store.iterdir()
     assert file.read_text() == pem
     assert list(host.layout.journal.iterdir()) == []
+    told = host.installer._site.state.load_history()
+    assert [entry["outcome"] for entry in told] == ["failed", "applied", "failed"]
+    assert "exited with 1" in told[-1]["detail"] and told[-1]["from"] == told[1]["to"]
 
 
 async def test_a_file_that_is_not_ours_any_more_stays(clock: MockClock, host: Any, store: Path, pem: str) -> None:
@@ -128,6 +138,20 @@ async def test_without_a_trust_store_it_is_refused_with_the_line(clock: MockCloc
     outcome = await host.installer.import_ca(3, "Private CA", pem)
     assert outcome.kind is FAILED
     assert '"trust_store": {"directory": "/usr/local/share/ca-certificates"' in outcome.detail
+
+
+async def test_the_line_is_that_of_the_systems_own_layout(
+    clock: MockClock, host: Any, pem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchors = host.root / "anchors"
+    anchors.mkdir()
+    monkeypatch.setattr("certctrl.install.look.RED_HAT", attrs.evolve(RED_HAT, directory=str(anchors)))
+    assert (
+        f'{{"directory": "{anchors}", "command": ["/usr/bin/update-ca-trust"]}}'
+        in (await host.installer.import_ca(3, "Private CA", pem)).detail
+    )
+    (refusal,) = (await host.installer.plan([ImportCaAction(id="ca", ob_type="ca", ob_id=3)])).refusals
+    assert refusal.value["directory"] == str(anchors)
 
 
 async def test_items_that_copy_a_ca_get_it_with_or_without_a_trust_store(clock: MockClock, host: Any, pem: str) -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import attrs
+import pytest
 import trio
 from simulation.clockwork import START
 from simulation.disk import file_in
@@ -219,5 +220,57 @@ def test_a_plane_that_counts_from_the_beginning_is_followed_when_a_person_says_s
         assert [*forgotten["install_configs"].values()] == [4] and forgotten["scripts"] == []
         await scene.until(lambda: [item.id for item in scene.agent.items] == ["b"], 60)
         await scene.until(lambda: "install-config" not in scene.agent.problems, 60)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("how", ["keep", "remove"])
+def test_a_revocation_is_alerted_once_and_stays_in_sight_whatever_is_compared(how: str) -> None:
+    policy = template().root / "policy.json"
+    before = policy.read_text()
+
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("gone.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        await scene.plane.certificates.revoke(USER, row["id"])
+        await scene.until(lambda: ("cert.revoked", "applied") in scene.outcomes())
+        for _ in range(3):
+            await scene.ask("apply")
+            await trio.sleep(60)
+        assert scene.agent.figures.alerts["revoked"] == 1
+        await scene.machine.stop()
+        await trio.sleep(600)
+        await scene.ask("apply")
+        assert scene.agent.figures.alerts["revoked"] == 0, "a new process tells nothing anew"
+        assert [problem["what"] for problem in (await scene.ask("status"))["problems"]] == [
+            f"certificate {row['id']} (gone.example) was revoked"
+        ]
+
+    policy.write_text(json.dumps({"on_revoked": how}))
+    try:
+        play(scenario)
+    finally:
+        policy.write_text(before)
+
+
+def test_a_revocation_that_was_cut_off_before_its_alarm_is_alerted_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("gone.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        raised: list[object] = []
+
+        async def cut_off(*args: object, **facts: object) -> None:
+            raised.append(args)
+            scene.machine.kill(power=False)
+            await trio.sleep_forever()
+
+        with monkeypatch.context() as patch:
+            patch.setattr("certctrl.agent.handlers.raise_alert", cut_off)
+            await scene.plane.certificates.revoke(USER, row["id"])
+            while not raised:
+                await trio.sleep(1)
+        await scene.until(lambda: scene.agent.figures.alerts["revoked"] == 1)
 
     play(scenario)

@@ -217,6 +217,23 @@ def test_what_is_too_open_is_closed(layout: ConfigDir, name: str, mode: int, men
     assert check_modes(FS, layout) == []
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
+def test_a_policy_that_others_could_have_written_is_not_believed_and_nothing_hides_that(
+    layout: ConfigDir, mode: int
+) -> None:
+    layout.policy.write_text("{}")
+    layout.policy.chmod(mode)
+    layout.root.chmod(0o755)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="others may write it") as caught:
+            check_modes(FS, layout)
+        assert caught.value.fix and f"chmod go-w {layout.policy}" in caught.value.fix
+    assert (mode_of(layout.policy), mode_of(layout.root)) == (mode, 0o755)
+    layout.root.chmod(0o700)
+    (found,) = check_modes(FS, layout)
+    assert (found.path, found.repaired) == (layout.policy, True), "nobody else could reach it"
+
+
 @pytest.mark.parametrize(("name", "mode"), [("application.json", 0o644), ("certs", 0o755), ("logs", 0o755)])
 def test_what_the_spec_leaves_open_stays_open(layout: ConfigDir, name: str, mode: int) -> None:
     path = layout.root / name

@@ -9,7 +9,7 @@ import typer
 
 from certctrl.cli.asking import daemon_or_here
 from certctrl.cli.invocation import invocation
-from certctrl.cli.output import write_error, write_json, write_line
+from certctrl.cli.output import write_error, write_json, write_line, write_problems
 from certctrl.errors import ExitStatus
 
 APPLY_SECONDS = 620.0
@@ -44,7 +44,7 @@ def apply(
 
 def show_outcome(result: dict[str, Any], *, as_json: bool) -> int:
     """Print what an apply or rollback did and return its exit status."""
-    failed = result.get("failed", ())
+    failed, problems = result.get("failed", ()), result.get("problems", ())
     if as_json:
         write_json(result)
     else:
@@ -55,4 +55,5 @@ def show_outcome(result: dict[str, Any], *, as_json: bool) -> int:
             write_error(f"warning: the control plane was not asked: {result['plane']}")
         for reason in failed:
             write_error(f"failed: {reason}")
-    return ExitStatus.FAILED if result["outcome"] in BAD or failed else ExitStatus.DONE
+    write_problems(problems)
+    return ExitStatus.FAILED if result["outcome"] in BAD or failed or problems else ExitStatus.DONE

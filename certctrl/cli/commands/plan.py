@@ -7,7 +7,7 @@ import typer
 
 from certctrl.cli.asking import daemon_or_here
 from certctrl.cli.invocation import Invocation, invocation
-from certctrl.cli.output import write_json, write_line
+from certctrl.cli.output import write_json, write_line, write_problems
 from certctrl.errors import ExitStatus
 
 PLAN_SECONDS = 60.0
@@ -24,7 +24,7 @@ def plan(
     Files with owner and mode, commands, probes, what the host's policy refuses with the line that would allow it,
     and what waits for a maintenance window. Compares with what has been delivered; `poll-now` fetches news.
 
-    Exit status: 0 nothing to do, 2 changes.
+    Exit status: 0 nothing to do, 2 changes, 1 no changes among the items that can be read, and there are others.
 
     \b
     cert-ctrl -c /etc/cert-ctrl plan
@@ -40,7 +40,8 @@ def plan(
         if any(refusal.get("setting") for refusal in found["refusals"]):
             write_line()
             write_line(invoked.named(_ALLOW))
-    return CHANGES if found["changes"] else ExitStatus.DONE
+    write_problems(problems := found.get("problems", ()))
+    return CHANGES if found["changes"] else ExitStatus.FAILED if problems else ExitStatus.DONE
 
 
 def fetch_plan(invoked: Invocation) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from certctrl.cli.output import write_json, write_line
 from certctrl.errors import ExitStatus
 
 policy = typer.Typer(help="Show or extend what the control plane may do on this host.", **GROUP)
-KINDS = "path, command, run-as, owner, shell, plaintext-keys, remote-commands"
+KINDS = "path, command, run-as, owner, trust-store, shell, plaintext-keys, remote-commands"
 
 
 @policy.command("show")
@@ -57,6 +57,7 @@ def allow(
     cert-ctrl -c /etc/cert-ctrl policy allow path /etc/nginx/tls
     cert-ctrl -c /etc/cert-ctrl policy allow command --name nginx-reload -- /usr/sbin/nginx -s reload
     cert-ctrl -c /etc/cert-ctrl policy allow run-as www-data
+    cert-ctrl -c /etc/cert-ctrl policy allow trust-store /etc/pki/ca-trust/source/anchors /usr/bin/update-ca-trust
     """
     from certctrl.cli import policing
 

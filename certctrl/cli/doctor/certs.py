@@ -64,11 +64,19 @@ def _as_it_lies(patient: Patient, record: CertRecord) -> Iterator[Finding]:
     if fault:
         yield fail("certificate", f"{who}: {fault}", "cert-ctrl -c DIR apply; if it stays, renew it at the plane")
         return
+    if store.manifest(record.name, live)["facts"].get("placeholder"):
+        what = f"{who}: was revoked; a self-signed placeholder stands in for it"
+        yield fail("certificate", what, "issue a new one at the plane, or unassign this one there")
+        return
     yield _life(patient, record, who)
     if record.last_error:
         yield warn("certificate", f"{who}: last attempt: {record.last_error}", "see cert-ctrl -c DIR history")
     if record.held:
-        yield warn("certificate", f"{who}: held after a rollback", "cert-ctrl -c DIR rollback --release --domain NAME")
+        yield warn(
+            "certificate",
+            f"{who}: held after a rollback",
+            f"cert-ctrl -c DIR rollback --domain {_known_as(record)} --release",
+        )
 
 
 def _pair_fault(key_pem: bytes, chain_pem: bytes, record: CertRecord) -> str:
@@ -90,13 +98,17 @@ def _pair_fault(key_pem: bytes, chain_pem: bytes, record: CertRecord) -> str:
     return ""
 
 
+def _known_as(record: CertRecord) -> str:
+    return record.domains[0] if record.domains else record.name
+
+
 def _life(patient: Patient, record: CertRecord, who: str) -> Finding:
     from certctrl.agent.expiry import warn_below
     from certctrl.model.config import ApplicationConfig
 
     now = patient.now()
     left, settings = record.not_after - now, patient.config.application if patient.config else ApplicationConfig()
-    renew = f"cert-ctrl -c DIR renew --domain {record.domains[0] if record.domains else record.name}"
+    renew = f"cert-ctrl -c DIR renew --domain {_known_as(record)}"
     if record.not_before > now:
         what = f"{who}: not valid for another {duration(record.not_before - now)}"
         return fail("certificate", what, "wait, or check this host's clock")
@@ -127,6 +139,7 @@ def endpoints(patient: Patient) -> list[tuple[VerifyTls, list[CertRecord]]]:
     """Return each TLS endpoint of the install items with the deployed certificates it may serve."""
     from certctrl.agent.installs import items_in_force
     from certctrl.install.binding import bind
+    from certctrl.install.planner import expected_at
     from certctrl.install.steps import DesiredCert
 
     records = {record.cert_id: record for record in deployed(patient)}
@@ -142,8 +155,8 @@ def endpoints(patient: Patient) -> list[tuple[VerifyTls, list[CertRecord]]]:
     for item in items:
         verify: Any = item.verify if isinstance(item, CopyAction | ExecAction) and item.enabled else None
         if isinstance(verify, VerifyTls):
-            here = {cert_id: records[cert_id] for cert_id in bound[item.id].certs if cert_id in records}
-            found.setdefault(verify, {}).update(here)
+            here = [records[cert_id] for cert_id in bound[item.id].certs if cert_id in records]
+            found.setdefault(verify, {}).update({one.cert_id: one for one in expected_at(verify, here)})
     return [(verify, list(certs.values())) for verify, certs in found.items() if certs]
 
 

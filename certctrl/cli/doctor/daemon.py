@@ -8,6 +8,7 @@ from typing import Any
 from certctrl.cli.control import ask
 from certctrl.cli.doctor.finding import Finding, Patient, fail, ok, warn
 from certctrl.cli.facts import gather
+from certctrl.protocol.wire_items import LOCAL_PREFIX
 
 PLAN_SECONDS = 30.0
 
@@ -22,8 +23,16 @@ def daemon_findings(patient: Patient) -> Iterator[Finding]:
     yield from _health(facts)
     reply = ask(patient.layout, "plan", seconds=PLAN_SECONDS)
     for refusal in reply.data["refusals"] if reply is not None else ():
-        fix = "cert-ctrl -c DIR policy allow" if refusal.get("setting") else "change the install config at the plane"
-        yield warn("plan", f"refused: {refusal['what']}: {refusal['why']}", fix)
+        yield warn("plan", f"refused: {refusal['what']}: {refusal['why']}", _allowing(refusal))
+
+
+def _allowing(refusal: dict[str, Any]) -> str:
+    """Return what would end a refusal: a line of policy.json, else something on this host or in the item."""
+    if refusal.get("setting"):
+        return f"cert-ctrl -c DIR policy allow (adds {refusal.get('line') or refusal['setting']})"
+    local = str(refusal.get("item", "")).startswith(LOCAL_PREFIX)
+    where = "in installs.local.json" if local else "in the install config at the plane"
+    return f"mend that on this host, or change the item {where}"
 
 
 def _health(facts: dict[str, Any]) -> Iterator[Finding]:

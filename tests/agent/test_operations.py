@@ -1,0 +1,46 @@
+"""What an `apply` says of itself: also what its signals have switched, and how those failed that did not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from certctrl.agent.operations import applied, failed, generations
+from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.records import CertRecord, InboxEntry
+from certctrl.model.signals import CertRenewed
+
+UNCHANGED, FAILED = Outcome(kind=OutcomeKind.UNCHANGED), Outcome(kind=OutcomeKind.FAILED, detail="nginx: bad")
+
+
+def agent_with(*generation: str, errors: tuple[str, ...] = ()) -> Any:
+    records = {n: CertRecord(cert_id=n, name=f"c{n}.example", generation=g) for n, g in enumerate(generation)}
+    entries = [InboxEntry(signal=CertRenewed(ts_ms=1, cert_id=n), last_error=e) for n, e in enumerate(errors)]
+    return SimpleNamespace(
+        installer=SimpleNamespace(records=records), problems={}, inbox=SimpleNamespace(entries=lambda: entries)
+    )
+
+
+def told(outcome: Outcome, before: Any, after: Any, unreachable: str = "") -> dict[str, Any]:
+    return applied(after, outcome, generations(before), differences=1, unreachable=unreachable)
+
+
+def test_what_its_signals_switched_is_its_work() -> None:
+    assert told(UNCHANGED, agent_with("g1"), agent_with("g2"))["outcome"] == "applied"
+    assert told(UNCHANGED, agent_with(), agent_with("g1"))["outcome"] == "applied"
+    assert told(UNCHANGED, agent_with("g1"), agent_with("g1"))["outcome"] == "unchanged"
+
+
+def test_a_failure_stays_one() -> None:
+    answer = told(FAILED, agent_with("g1"), agent_with("g2"))
+    assert (answer["outcome"], answer["detail"]) == ("failed", "nginx: bad")
+
+
+def test_a_plane_that_was_not_asked_is_named() -> None:
+    assert "plane" not in told(UNCHANGED, agent_with("g1"), agent_with("g1"))
+    assert told(UNCHANGED, agent_with("g1"), agent_with("g1"), "no route")["plane"] == "no route"
+
+
+def test_signals_that_failed_are_named() -> None:
+    assert failed(agent_with("g1", errors=("", ""))) == {}
+    assert failed(agent_with("g1", errors=("", "the check refuses it"))) == {"failed": ["the check refuses it"]}
