@@ -221,7 +221,7 @@ class Installer:
         Done at once, whatever the window. The caller raises the alarm.
         """
         record = self.records.get(cert_id)
-        if record is None or (record.stage is Stage.WITHDRAWN and not record.generation):
+        if record is None or (record.stage is Stage.WITHDRAWN and not record.generation and not record.lingers):
             return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
         try:
             return await Withdrawal(

@@ -1,6 +1,8 @@
 """Take a certificate out of use: remove it, put a placeholder in its place, or keep it, as the host's policy says.
 
 There is no going back from a removal: a revoked certificate does not return because a service would not reload.
+But a service goes on with what it has loaded, and some reload "successfully" without their files: so the endpoints
+are looked at, and a certificate that clients are still shown is not out of use.
 Files at explicit destinations go only while they are still ours, byte for byte.
 """
 
@@ -10,19 +12,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import attrs
+import trio
 
 from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
 from certctrl.install import staging
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence, Group, groups_of
 from certctrl.install.look import Candidate, uid_of
-from certctrl.install.outcomes import Ledger
+from certctrl.install.outcomes import Ledger, retry_at
 from certctrl.install.placeholder import placeholder_bundle
 from certctrl.install.policy import is_local, refuse_path, shown
+from certctrl.install.probe import after_removal
 from certctrl.install.removal import remove_ours
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
-from certctrl.model.plan import CopyAction, InstallItem, Outcome, OutcomeKind
+from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.records import CertRecord, Stage
 
 
@@ -38,7 +42,8 @@ class Withdrawal:
 
     async def run(self) -> Outcome:
         """Do what the policy says and run the commands that are about this certificate."""
-        how = self.site.policy().on_revoked if self.revoked else "remove"
+        removes = not self.revoked or self.record.lingers  # what has been removed is not put back by a new policy
+        how = "remove" if removes else self.site.policy().on_revoked
         if how == "keep":
             return Outcome(kind=OutcomeKind.APPLIED, detail="revoked, and kept in use: on_revoked is keep")
         if how == "placeholder":
@@ -50,14 +55,27 @@ class Withdrawal:
         return next(group for group in groups if self.record.cert_id in group.cert_ids)
 
     async def _remove(self) -> Outcome:
-        site = self.site
-        async with self.claims.taken(self._group().nodes):
+        left = list[str]()
+        if not self.record.lingers:  # else its files went before, and what has its name now may be another's
             try:
-                left = await site.offload(self._remove_files)
-                await site.offload(site.generations.withdraw, self.record.name)
-                await site.offload(site.state.forget_passwords, self.record.name)
+                left = await self._take_out()
             except DiskError as error:
                 return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+        outcome = await self._announce({})
+        seen = await self._look(patient=outcome.ok)
+        still = any(shows for shows, _ in seen)
+        service = list(filter(None, (*(said for _, said in seen), outcome.detail)))
+        await self._note_service("; ".join(service) if still or not outcome.ok else "")
+        kind = OutcomeKind.APPLIED if outcome.ok and not left and not still else OutcomeKind.FAILED
+        return Outcome(kind=kind, detail="; ".join(("removed", *left, *service)))
+
+    async def _take_out(self) -> list[str]:
+        """Remove every file of this certificate and note it; return what had to stay. Raises DiskError."""
+        site = self.site
+        async with self.claims.taken(self._group().nodes):
+            left: list[str] = await site.offload(self._remove_files)
+            await site.offload(site.generations.withdraw, self.record.name)
+            await site.offload(site.state.forget_passwords, self.record.name)
             site.book.note(
                 attrs.evolve(
                     self.record, generation="", activated="", staged="", stage=Stage.WITHDRAWN, targets=(), held=False,
@@ -67,10 +85,34 @@ class Withdrawal:
             )  # fmt: skip
             self._tell("revoked" if self.revoked else "unassigned")
             await site.book.save()
-        outcome = await self._announce({})
-        said = "; ".join(("removed", *left, *((outcome.detail,) if outcome.detail else ())))
-        kind = OutcomeKind.APPLIED if outcome.ok and not left else OutcomeKind.FAILED
-        return Outcome(kind=kind, detail=said)
+        return left
+
+    async def _look(self, *, patient: bool) -> list[tuple[bool, str]]:
+        """Return of each endpoint whether it still shows it, and what there is to say.
+
+        ``patient``: give services the time that a reload may take.
+        """
+        site, nodes = self.site, self._group().nodes
+        seconds = site.config().application.verify_timeout_seconds if patient else 0.0
+        deadline = trio.current_time() + seconds
+        hanging = [item for item in self.items if item.enabled and f"item:{item.id}" in nodes]
+        mine = [item for item in hanging if self._is_mine(item) or (item.ob_id is None and item.ob_name is None)]
+        asked = [item.verify for item in mine if not isinstance(item, ImportCaAction)]
+        endpoints = dict.fromkeys(verify for verify in asked if isinstance(verify, VerifyTls))
+        return [await after_removal(verify, self.record.fingerprint_sha256, deadline=deadline) for verify in endpoints]
+
+    async def _note_service(self, trouble: str) -> None:
+        """Note whether a service has not let go of it: then this is tried again, and status names it."""
+        site, now = self.site, self.site.wall_now()
+        attempts = self.record.attempts * self.record.lingers + 1 if trouble else 0
+        site.book.note(
+            attrs.evolve(
+                site.book.records[self.record.cert_id], attempts=attempts, last_error=trouble, last_apply_at=now,
+                last_outcome=OutcomeKind.FAILED if trouble else OutcomeKind.APPLIED,
+                next_try_at=retry_at(now, attempts) if trouble else 0.0,
+            )
+        )  # fmt: skip
+        await site.book.save()
 
     def _remove_files(self) -> list[str]:
         """Remove the copies of this certificate; return what had to stay and why. Blocks on the disk."""
@@ -81,7 +123,7 @@ class Withdrawal:
             files = site.generations.manifest(name, live)["files"] if live else {}
         left: list[str] = []
         for item in self.items:
-            if not isinstance(item, CopyAction) or item.ob_type == "ca" or not self._is_mine(item):
+            if not isinstance(item, CopyAction) or not self._is_mine(item):
                 continue
             for source, path in zip(item.sources, item.targets, strict=True):
                 if why := self._take_away(item, path, files.get(source, "")):
@@ -101,7 +143,9 @@ class Withdrawal:
             why = refusal.why
         return why if path in self.record.targets and site.fs.lstat(path) is not None else ""
 
-    def _is_mine(self, item: CopyAction) -> bool:
+    def _is_mine(self, item: InstallItem) -> bool:
+        if item.ob_type == "ca":
+            return False
         if item.ob_id is not None:
             return item.ob_id == self.record.cert_id
         return item.ob_name is not None and item.ob_name in (self.record.name, *self.record.domains[:1])

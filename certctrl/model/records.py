@@ -82,6 +82,11 @@ class CertRecord:
     """Failed applies in a row."""
     next_try_at: float = 0.0
 
+    @property
+    def lingers(self) -> bool:
+        """True when it is gone from the disk, but a service has not let go of it."""
+        return self.stage is Stage.WITHDRAWN and self.attempts > 0
+
 
 @attrs.frozen(kw_only=True)
 class CaRecord:

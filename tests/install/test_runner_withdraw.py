@@ -110,6 +110,59 @@ async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockCl
     assert host.proc.calls == [RELOAD] * 3
 
 
+@pytest.mark.parametrize("status", [0, 1])
+async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockClock, host: Any, status: int) -> None:
+    """Found with real servers: PostgreSQL and Dovecot take the reload, nginx refuses it; each serves what it had."""
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    host.proc.does[RELOAD] = lambda: status
+    for attempts in (1, 2):
+        outcome = await host.start().withdraw(1, revoked=True, items=items)
+        assert outcome.kind is FAILED
+        assert outcome.detail.startswith("removed; 127.0.0.1:1001 still serves it from memory"), outcome.detail
+        assert ("exited with 1" in outcome.detail) == bool(status)
+        record = host.start().records[1]
+        assert (record.attempts, record.stage, record.lingers) == (attempts, Stage.WITHDRAWN, True)
+        assert record.last_error in outcome.detail
+    service.served = ""
+    host.proc.does.clear()
+    outcome = await host.installer.withdraw(1, revoked=True, items=items)
+    assert (outcome.kind, outcome.detail) == (APPLIED, "removed; 127.0.0.1:1001 serves no certificate")
+    assert (host.installer.records[1].attempts, host.installer.records[1].last_error) == (0, "")
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
+
+
+async def test_only_its_own_endpoints_are_looked_at(clock: MockClock, host: Any) -> None:
+    items = reload(1, 2)  # one command for both
+    host.allow(commands=commands(RELOAD))
+    host.serve(RELOAD, 1, 1001)
+    host.serve(RELOAD, 2, 1002)
+    await host.deliver(1, 2, items=items)
+    host.proc.does.clear()
+    del host.served["127.0.0.1", 1002]  # who asks there fails
+    host.served["127.0.0.1", 1001].served = "another"
+    outcome = await host.installer.withdraw(1, revoked=True, items=[items[0], *reload(2)])
+    assert (outcome.kind, outcome.detail) == (APPLIED, "removed")
+
+
+async def test_what_is_removed_again_leaves_alone_what_has_its_name_now(clock: MockClock, host: Any) -> None:
+    items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(host.out / "a.key"),))]
+    host.allow(commands=commands(RELOAD), on_revoked="remove")
+    host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED
+    prepared = await host.installer.stage(host.bundle(2, "c1.example"), ())
+    await host.installer.converge([prepared], ())
+    (host.out / "a.key").write_bytes(b"another one's")
+    host.allow(on_revoked="placeholder")
+    live = host.live(2)
+    await host.installer.withdraw(1, revoked=True, items=items)
+    assert host.live(2) == live
+    assert (host.out / "a.key").read_bytes() == b"another one's"
+
+
 async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, host: Any) -> None:
     items = with_copies(host)
     host.allow(on_revoked="placeholder")
