@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import trio
 
-from certctrl.agent.alerts import forget_alerts
+from certctrl.agent.alerts import REVOKED, forget_alerts
 from certctrl.agent.context import Agent
 from certctrl.agent.disk import disk_trouble, tried
 from certctrl.agent.extensions import find_handler
@@ -216,6 +216,7 @@ class Dispatcher:
                 forget_alerts(agent, served.cert_id)
                 say(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
         if outcome.kind is OutcomeKind.UNCHANGED and isinstance(signal, CertRenewed):
+            forget_alerts(agent, signal.cert_id, (REVOKED,))  # another try brought live what the plane now has
             record = agent.installer.records.get(signal.cert_id)
             say(agent.log, Line.CERT_UNCHANGED, cert_id=signal.cert_id, name=record.name if record else "?")
 
