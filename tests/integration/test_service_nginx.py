@@ -18,6 +18,7 @@ from proofs import (
     prove_the_check_refuses,
 )
 from recipes import Recipe, Trial, on_trial, open_place
+from revocations import FROM_MEMORY, prove_placeholder, prove_removal, revoked
 
 pytestmark = pytest.mark.integration
 
@@ -105,3 +106,17 @@ def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:
         return text.replace(f"{certs}.crt", f"{place}/fullchain.pem").replace(f"{certs}.key", f"{place}/private.key")
 
     prove_rollback(trial, edited(place / "site.conf", elsewhere), "serves another certificate")
+
+
+def test_a_placeholder_takes_the_place_of_what_was_revoked(trial: Trial) -> None:
+    prove_placeholder(trial)
+
+
+def test_what_was_removed_is_served_until_nginx_ends(trial: Trial) -> None:
+    prove_removal(trial, FROM_MEMORY, "item reload nginx", "cannot load certificate")
+
+
+def test_what_is_kept_is_alarmed_of_all_the_same(trial: Trial) -> None:
+    with revoked(trial, "keep") as it:
+        assert (it.outcome, it.why) == ("applied", "revoked, and kept in use: on_revoked is keep")
+        assert trial.shown() == it.leaf
