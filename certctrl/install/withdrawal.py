@@ -23,7 +23,7 @@ from certctrl.install.outcomes import Ledger, retry_at
 from certctrl.install.placeholder import placeholder_bundle
 from certctrl.install.policy import is_local, refuse_path, shown
 from certctrl.install.probe import after_removal
-from certctrl.install.removal import remove_ours
+from certctrl.install.removal import NOT_OURS, remove_ours
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
@@ -55,30 +55,32 @@ class Withdrawal:
         return next(group for group in groups if self.record.cert_id in group.cert_ids)
 
     async def _remove(self) -> Outcome:
-        left = list[str]()
-        if not self.record.lingers:  # else its files went before, and what has its name now may be another's
-            try:
-                left = await self._take_out()
-            except DiskError as error:
-                return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+        try:
+            # where it lingers its files went before, and what has its name now may be another's
+            left = await (self.site.offload(self._still_there) if self.record.lingers else self._take_out())
+        except DiskError as error:
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
         outcome = await self._announce({})
         seen = await self._look(patient=outcome.ok)
         still = any(shows for shows, _ in seen)
-        service = list(filter(None, (*(said for _, said in seen), outcome.detail)))
-        await self._note_service("; ".join(service) if still or not outcome.ok else "")
-        kind = OutcomeKind.APPLIED if outcome.ok and not left and not still else OutcomeKind.FAILED
-        return Outcome(kind=kind, detail="; ".join(("removed", *left, *service)))
+        stay = [f"{shown(path)} stays: {why}" for path, why in left.items()]
+        said = [*stay, *filter(None, (*(said for _, said in seen), outcome.detail))]
+        owed = still or not outcome.ok or any(why != NOT_OURS for why in left.values())
+        await self._note_rest("; ".join(said) if owed else "")
+        kind = OutcomeKind.FAILED if owed or left else OutcomeKind.APPLIED
+        return Outcome(kind=kind, detail="; ".join(("removed", *said)))
 
-    async def _take_out(self) -> list[str]:
-        """Remove every file of this certificate and note it; return what had to stay. Raises DiskError."""
+    async def _take_out(self) -> dict[str, str]:
+        """Remove every file of this certificate and note it; return what had to stay, and why. Raises DiskError."""
         site = self.site
         async with self.claims.taken(self._group().nodes):
-            left: list[str] = await site.offload(self._remove_files)
+            left: dict[str, str] = await site.offload(self._remove_files)
+            ours = tuple(path for path, why in left.items() if why != NOT_OURS)
             await site.offload(site.generations.withdraw, self.record.name)
             await site.offload(site.state.forget_passwords, self.record.name)
             site.book.note(
                 attrs.evolve(
-                    self.record, generation="", activated="", staged="", stage=Stage.WITHDRAWN, targets=(), held=False,
+                    self.record, generation="", activated="", staged="", stage=Stage.WITHDRAWN, targets=ours, held=False,
                     last_outcome=OutcomeKind.APPLIED, last_error="", last_apply_at=site.wall_now(), attempts=0,
                     next_try_at=0.0,
                 )
@@ -101,8 +103,8 @@ class Withdrawal:
         endpoints = dict.fromkeys(verify for verify in asked if isinstance(verify, VerifyTls))
         return [await after_removal(verify, self.record.fingerprint_sha256, deadline=deadline) for verify in endpoints]
 
-    async def _note_service(self, trouble: str) -> None:
-        """Note whether a service has not let go of it: then this is tried again, and status names it."""
+    async def _note_rest(self, trouble: str) -> None:
+        """Note whether a file or a service has it yet: then this is tried again, and status names it."""
         site, now = self.site, self.site.wall_now()
         attempts = self.record.attempts * self.record.lingers + 1 if trouble else 0
         site.book.note(
@@ -114,20 +116,26 @@ class Withdrawal:
         )  # fmt: skip
         await site.book.save()
 
-    def _remove_files(self) -> list[str]:
-        """Remove the copies of this certificate; return what had to stay and why. Blocks on the disk."""
+    def _still_there(self) -> dict[str, str]:
+        """Return the copies that had to stay when its files went: nobody can tell any more whether they are ours."""
+        theirs = {path for one in self.site.book.records.values() if one.generation for path in one.targets}
+        stay = [path for path in self.record.targets if path not in theirs and self.site.fs.lstat(path) is not None]
+        return dict.fromkeys(stay, "it had to when the others went; remove it by hand")
+
+    def _remove_files(self) -> dict[str, str]:
+        """Remove the copies of this certificate; return what had to stay, and why. Blocks on the disk."""
         site, name = self.site, self.record.name
         files: Mapping[str, str] = {}
         with suppress(StateCorruptError):  # what cannot be told is not removed
             live = site.generations.live_id(name)
             files = site.generations.manifest(name, live)["files"] if live else {}
-        left: list[str] = []
+        left: dict[str, str] = {}
         for item in self.items:
             if not isinstance(item, CopyAction) or not self._is_mine(item):
                 continue
             for source, path in zip(item.sources, item.targets, strict=True):
                 if why := self._take_away(item, path, files.get(source, "")):
-                    left.append(f"{shown(path)} stays: {why}")
+                    left[path] = why
         return left
 
     def _take_away(self, item: CopyAction, path: str, digest: str) -> str:

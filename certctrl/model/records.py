@@ -84,7 +84,7 @@ class CertRecord:
 
     @property
     def lingers(self) -> bool:
-        """True when it is gone from the disk, but a service has not let go of it."""
+        """True when it was taken out of use, but a service or a copy that had to stay has it yet."""
         return self.stage is Stage.WITHDRAWN and self.attempts > 0
 
 

@@ -91,7 +91,15 @@ async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificat
     host.allow(write_roots=[])
     outcome = await host.installer.withdraw(1, revoked=True, items=items)
     assert outcome.kind is FAILED and "below no directory of write_roots" in outcome.detail
-    assert list(host.out.iterdir()) != []
+    assert {path.name for path in host.out.iterdir()} == {"a.key", "a.pem"}
+    again = await host.start().withdraw(1, revoked=True, items=items)
+    assert again.kind is FAILED, "a key that is still on this host is no less there at the second try"
+    assert again.detail.count("it had to when the others went; remove it by hand") == 2
+    assert host.installer.records[1].last_error in again.detail
+    for path in host.out.iterdir():
+        path.unlink()
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
 async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockClock, host: Any) -> None:
