@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fleet import Fleet, Plane
 from proofs import (
+    Load,
     broken_pairs,
     check_as_nobody,
     check_by_hand,
@@ -58,6 +60,18 @@ def trial(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> Iter
 @pytest.mark.parametrize("renewals", [4, pytest.param(50, marks=pytest.mark.campaign)])
 def test_renewals_drop_no_connection(trial: Trial, renewals: int) -> None:
     prove_nothing_is_dropped(trial, renewals)
+
+
+def test_the_client_notices_a_server_that_is_away(trial: Trial) -> None:
+    # Else "0 failed" would say nothing.
+    with Load(trial.target()) as load:
+        trial.renew_and_serve()
+        trial.stop()
+        time.sleep(0.2)  # the client asks every few milliseconds
+        trial.start()
+        seen = load.stop()
+    assert seen["new"] > 0 and seen["new_failed"] > 0, seen
+    assert any("refused" in fault for fault in seen["faults"]), seen
 
 
 def test_a_broken_pair_changes_nothing(trial: Trial) -> None:
