@@ -118,14 +118,14 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     if status not in ("revoked", "gone"):
         say(agent.log, Line.CERT_REVOCATION_UNCONFIRMED, cert_id=cert_id, why=f"the plane says {status!r}")
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"not confirmed: the plane says {status!r}")
-    cut_off = record is not None and record.revoked and not record.alarmed  # removed, and then this host went down
-    if record is None or not (has_left_something(record) or cut_off):
+    if record is None or not (has_left_something(record) or record.cut_off):
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
     agent.trouble(problem_key(REVOKED, cert_id), *revoked(record))
     if not agent.installer.records[cert_id].alarmed:  # every comparison with the plane finds it again
-        say(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=outcome.detail or "taken out of use")
-        await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id)
+        done = outcome.detail or "taken out of use"
+        say(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=done)
+        await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id, done=done)
         await agent.installer.alarmed(cert_id)
     return outcome
 
@@ -141,13 +141,14 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"still assigned: the plane says {status!r}")
     outcome = await agent.installer.withdraw(cert_id, revoked=False, items=agent.items)
     forget_alerts(agent, cert_id)
-    say(agent.log, Line.CERT_UNASSIGNED, cert_id=cert_id, name=record.name)
+    if outcome.ok:
+        say(agent.log, Line.CERT_UNASSIGNED, cert_id=cert_id, name=record.name)
     return outcome
 
 
 def has_left_something(record: CertRecord) -> bool:
-    """Return whether a certificate is in use, staged, or was not wholly removed when a crash cut its removal off."""
-    return in_use(record) or record.stage in (Stage.COMMITTED, Stage.ACTIVATED)
+    """Return whether a certificate is in use, staged, still served, or was not wholly removed before a crash."""
+    return in_use(record) or record.lingers or record.stage in (Stage.COMMITTED, Stage.ACTIVATED)
 
 
 async def certificate_status(agent: Agent, cert_id: int) -> str:

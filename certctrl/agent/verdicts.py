@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from certctrl.agent.alerts import forget_alerts
+from certctrl.agent.alerts import REVOKED, forget_alerts
 from certctrl.agent.context import Agent
 from certctrl.agent.messages import Line, say
 from certctrl.errors import (
@@ -79,5 +79,6 @@ def tell_certificates(agent: Agent, entry: InboxEntry, outcome: Outcome) -> None
             forget_alerts(agent, served.cert_id)
             say(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
     if outcome.kind is OutcomeKind.UNCHANGED and isinstance(signal, CertRenewed):
+        forget_alerts(agent, signal.cert_id, (REVOKED,))  # another try brought live what the plane now has
         record = agent.installer.records.get(signal.cert_id)
         say(agent.log, Line.CERT_UNCHANGED, cert_id=signal.cert_id, name=record.name if record else "?")

@@ -82,6 +82,30 @@ async def probe_tls(
 _FIX = "see that the service runs, which certificate file it reads, and its log"
 
 
+async def after_removal(
+    verify: VerifyTls, fingerprint: str, *, deadline: float, look: Look | None = None
+) -> tuple[bool, str]:
+    """Return whether clients are still shown a leaf that was taken away, and what there is to say of the endpoint.
+
+    Looks until it is steadily gone, or ``deadline``.
+    """
+    pause, gone_since = FIRST_PAUSE, inf
+    while True:
+        seen = await (look or look_at)(verify)
+        now, shown_there = trio.current_time(), {one.fingerprint for one in seen if one.fingerprint}
+        if fingerprint not in shown_there:
+            gone_since = min(gone_since, now)
+            if now - gone_since >= STEADY_SECONDS:
+                return False, "" if shown_there else _complaint(verify, seen, set())
+            await trio.sleep(STEADY_SECONDS / STEADY_LOOKS)
+            continue
+        gone_since = inf
+        if now + pause > deadline:
+            return True, f"{shown(verify.host)}:{verify.port} still serves it from memory"
+        await trio.sleep(pause)
+        pause = min(LONGEST_PAUSE, pause * 1.6)
+
+
 async def served_fingerprint(verify: VerifyTls, *, deadline: float) -> str:
     """Return the fingerprint that the endpoint serves now. Raises ProbeError when none or more than one is seen."""
     seen = tuple[Seen, ...]()

@@ -8,6 +8,8 @@ from pathlib import Path
 from certctrl.store.fs import Fs, closing
 from certctrl.store.walk import SIZE_LIMIT, NoDirectoryError, open_parent, read_at
 
+NOT_OURS = "it is not the file that was put there"
+
 
 def remove_ours(fs: Fs, path: str, digest: str, owner: int | None = None) -> str:
     """Remove a file, durably, while its bytes have the given SHA-256; return why it stays, empty when it is gone.
@@ -26,7 +28,7 @@ def remove_ours(fs: Fs, path: str, digest: str, owner: int | None = None) -> str
             return ""
         readable = found.kind == "file" and found.size <= SIZE_LIMIT  # ours is, and what is not must hold up nothing
         if not readable or hashlib.sha256(read_at(fs, parent, name)[0]).hexdigest() != digest:
-            return "it is not the file that was put there"
+            return NOT_OURS
         if found.nlink != 1:
             return f"it has {found.nlink} hard links"
         fs.unlink(name, at=parent)

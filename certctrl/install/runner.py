@@ -37,12 +37,12 @@ from certctrl.install.rounds import Group, groups_of
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.install.steps import InstallPlan
-from certctrl.install.withdrawal import Withdrawal
+from certctrl.install.withdrawal import Withdrawal, withdrawn
 from certctrl.model.bundle import Bundle, DeployMaterials
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy
-from certctrl.model.records import CertRecord, Stage
+from certctrl.model.records import CertRecord
 from certctrl.store.atomic import write_atomic
 from certctrl.store.fs import Fs
 from certctrl.store.generations import GenerationStore
@@ -236,7 +236,7 @@ class Installer:
         Done at once, whatever the window. The caller raises the alarm.
         """
         record = self.records.get(cert_id)
-        if record is None or (record.stage is Stage.WITHDRAWN and not record.generation):
+        if record is None or (withdrawn(record) and not (record.lingers or (revoked and record.cut_off))):
             return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
         try:
             return await Withdrawal(

@@ -1,6 +1,8 @@
 """Take a certificate out of use: remove it, put a placeholder in its place, or keep it, as the host's policy says.
 
 There is no going back from a removal: a revoked certificate does not return because a service would not reload.
+But a service goes on with what it has loaded, and some reload "successfully" without their files: so the endpoints
+are looked at, and a certificate that clients are still shown is not out of use.
 Files at explicit destinations go only while they are still ours, byte for byte.
 """
 
@@ -10,21 +12,28 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import attrs
+import trio
 
 from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
 from certctrl.install import staging
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence
 from certctrl.install.look import Candidate, uid_of
-from certctrl.install.outcomes import Ledger
+from certctrl.install.outcomes import Ledger, retry_at
 from certctrl.install.placeholder import placeholder_bundle
 from certctrl.install.policy import is_local, refuse_path, shown
-from certctrl.install.removal import remove_ours
+from certctrl.install.probe import after_removal
+from certctrl.install.removal import NOT_OURS, remove_ours
 from certctrl.install.rounds import Group, groups_of
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
-from certctrl.model.plan import CopyAction, InstallItem, Outcome, OutcomeKind
+from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.records import CertRecord, Stage
+
+
+def withdrawn(record: CertRecord) -> bool:
+    """Return whether the files of a certificate were removed."""
+    return record.stage is Stage.WITHDRAWN and not record.generation
 
 
 @attrs.frozen(kw_only=True)
@@ -39,7 +48,8 @@ class Withdrawal:
 
     async def run(self) -> Outcome:
         """Do what the policy says and run the commands that are about this certificate."""
-        how = self.site.policy().on_revoked if self.revoked else "remove"
+        removes = not self.revoked or withdrawn(self.record)  # what has been removed is not put back by a new policy
+        how = "remove" if removes else self.site.policy().on_revoked
         if how == "keep":
             return await self._keep()
         if how == "placeholder":
@@ -51,27 +61,39 @@ class Withdrawal:
         return next(group for group in groups if self.record.cert_id in group.cert_ids)
 
     async def _remove(self) -> Outcome:
+        try:
+            # if its files went before, what has its name now may be another's
+            left = await (self.site.offload(self._still_there) if withdrawn(self.record) else self._take_out())
+        except DiskError as error:
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+        outcome = await self._announce({})
+        seen = await self._look(patient=outcome.ok)
+        still = any(shows for shows, _ in seen)
+        stay = [f"{shown(path)} stays: {why}" for path, why in left.items()]
+        said = [*stay, *filter(None, (*(said for _, said in seen), outcome.detail))]
+        owed = still or not outcome.ok or any(why != NOT_OURS for why in left.values())
+        await self._note_rest("; ".join(said) if owed else "")
+        kind = OutcomeKind.FAILED if owed or left else OutcomeKind.APPLIED
+        return Outcome(kind=kind, detail="; ".join(("removed", *said)))
+
+    async def _take_out(self) -> dict[str, str]:
+        """Remove every file of this certificate and note it; return what had to stay, and why. Raises DiskError."""
         site = self.site
         async with self.claims.taken(self._group().nodes):
-            try:
-                left = await site.offload(self._remove_files)
-                await site.offload(site.generations.withdraw, self.record.name)
-                await site.offload(site.state.forget_passwords, self.record.name)
-            except DiskError as error:
-                return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+            left: dict[str, str] = await site.offload(self._remove_files)
+            ours = tuple(path for path, why in left.items() if why != NOT_OURS)
+            await site.offload(site.generations.withdraw, self.record.name)
+            await site.offload(site.state.forget_passwords, self.record.name)
             site.book.note(
                 attrs.evolve(
-                    self.record, generation="", activated="", staged="", stage=Stage.WITHDRAWN, targets=(), held=False,
+                    self.record, generation="", activated="", staged="", stage=Stage.WITHDRAWN, targets=ours, held=False,
                     last_outcome=OutcomeKind.APPLIED, last_error="", last_apply_at=site.wall_now(), attempts=0,
                     next_try_at=0.0, revoked=self.revoked, alarmed=False,
                 )
             )  # fmt: skip
             self._tell("revoked" if self.revoked else "unassigned")
             await site.book.save()
-        outcome = await self._announce({})
-        said = "; ".join(("removed", *left, *((outcome.detail,) if outcome.detail else ())))
-        kind = OutcomeKind.APPLIED if outcome.ok and not left else OutcomeKind.FAILED
-        return Outcome(kind=kind, detail=said)
+        return left
 
     async def _keep(self) -> Outcome:
         said = "revoked, and kept in use: on_revoked is keep"
@@ -82,20 +104,53 @@ class Withdrawal:
         await self.site.book.save()
         return Outcome(kind=OutcomeKind.APPLIED, detail=said)
 
-    def _remove_files(self) -> list[str]:
-        """Remove the copies of this certificate; return what had to stay and why. Blocks on the disk."""
+    async def _look(self, *, patient: bool) -> list[tuple[bool, str]]:
+        """Return of each endpoint whether it still shows it, and what there is to say.
+
+        ``patient``: give services the time that a reload may take.
+        """
+        site, nodes = self.site, self._group().nodes
+        seconds = site.config().application.verify_timeout_seconds if patient else 0.0
+        deadline = trio.current_time() + seconds
+        hanging = [item for item in self.items if item.enabled and f"item:{item.id}" in nodes]
+        mine = [item for item in hanging if self._is_mine(item) or (item.ob_id is None and item.ob_name is None)]
+        asked = [item.verify for item in mine if not isinstance(item, ImportCaAction)]
+        endpoints = dict.fromkeys(verify for verify in asked if isinstance(verify, VerifyTls))
+        return [await after_removal(verify, self.record.fingerprint_sha256, deadline=deadline) for verify in endpoints]
+
+    async def _note_rest(self, trouble: str) -> None:
+        """Note whether a file or a service has it yet: then this is tried again, and status names it."""
+        site, now = self.site, self.site.wall_now()
+        attempts = self.record.attempts * self.record.lingers + 1 if trouble else 0
+        site.book.note(
+            attrs.evolve(
+                site.book.records[self.record.cert_id], attempts=attempts, last_error=trouble, last_apply_at=now,
+                last_outcome=OutcomeKind.FAILED if trouble else OutcomeKind.APPLIED,
+                next_try_at=retry_at(now, attempts) if trouble else 0.0,
+            )
+        )  # fmt: skip
+        await site.book.save()
+
+    def _still_there(self) -> dict[str, str]:
+        """Return the copies that had to stay when its files went: nobody can tell any more whether they are ours."""
+        theirs = {path for one in self.site.book.records.values() if one.generation for path in one.targets}
+        stay = [path for path in self.record.targets if path not in theirs and self.site.fs.lstat(path) is not None]
+        return dict.fromkeys(stay, "it had to when the others went; remove it by hand")
+
+    def _remove_files(self) -> dict[str, str]:
+        """Remove the copies of this certificate; return what had to stay, and why. Blocks on the disk."""
         site, name = self.site, self.record.name
         files: Mapping[str, str] = {}
         with suppress(StateCorruptError):  # what cannot be told is not removed
             live = site.generations.live_id(name)
             files = site.generations.manifest(name, live)["files"] if live else {}
-        left: list[str] = []
+        left: dict[str, str] = {}
         for item in self.items:
-            if not isinstance(item, CopyAction) or item.ob_type == "ca" or not self._is_mine(item):
+            if not isinstance(item, CopyAction) or not self._is_mine(item):
                 continue
             for source, path in zip(item.sources, item.targets, strict=True):
                 if why := self._take_away(item, path, files.get(source, "")):
-                    left.append(f"{shown(path)} stays: {why}")
+                    left[path] = why
         return left
 
     def _take_away(self, item: CopyAction, path: str, digest: str) -> str:
@@ -111,7 +166,9 @@ class Withdrawal:
             why = refusal.why
         return why if path in self.record.targets and site.fs.lstat(path) is not None else ""
 
-    def _is_mine(self, item: CopyAction) -> bool:
+    def _is_mine(self, item: InstallItem) -> bool:
+        if item.ob_type == "ca":
+            return False
         if item.ob_id is not None:
             return item.ob_id == self.record.cert_id
         return item.ob_name is not None and item.ob_name in (self.record.name, *self.record.domains[:1])

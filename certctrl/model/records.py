@@ -86,6 +86,16 @@ class CertRecord:
     """Failed applies in a row."""
     next_try_at: float = 0.0
 
+    @property
+    def lingers(self) -> bool:
+        """True when it was taken out of use, but a service or a copy that had to stay has it yet."""
+        return self.stage is Stage.WITHDRAWN and self.attempts > 0
+
+    @property
+    def cut_off(self) -> bool:
+        """True when it was revoked and taken out of use, and a crash came before anybody was told."""
+        return self.stage is Stage.WITHDRAWN and self.revoked and not self.alarmed
+
 
 @attrs.frozen(kw_only=True)
 class CaRecord:

@@ -51,8 +51,8 @@ def test_other_certificates_are_left_alone() -> None:
     assert agent.problems == {}
 
 
-def told(agent: Any, signal: Signal) -> None:
-    outcome = Outcome(kind=OutcomeKind.APPLIED, deployed=(Deployed(cert_id=1, serial="5", fingerprint_sha256="aa"),))
+def told(agent: Any, signal: Signal, kind: OutcomeKind = OutcomeKind.APPLIED) -> None:
+    outcome = Outcome(kind=kind, deployed=(Deployed(cert_id=1, serial="5", fingerprint_sha256="aa"),))
     tell_certificates(agent, InboxEntry(signal=signal), outcome)
 
 
@@ -62,3 +62,9 @@ def test_a_placeholder_is_no_good_news_and_a_renewal_is() -> None:
     assert set(agent.problems) == {KEY}
     told(agent, CertRenewed(ts_ms=2, cert_id=1))
     assert agent.problems == {}
+
+
+def test_a_renewal_that_another_try_brought_live_ends_it_as_well() -> None:
+    agent = agent_with(GONE, KEY, "alert:late:1")
+    told(agent, CertRenewed(ts_ms=2, cert_id=1), OutcomeKind.UNCHANGED)
+    assert set(agent.problems) == {"alert:late:1"}

@@ -58,7 +58,15 @@ def host(tmp_path: Any, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> Host:
             await trio.sleep(max(0.0, deadline - trio.current_time()))
             raise ProbeError(f"{verify.host}:{verify.port} serves another certificate")
 
+    async def remains(verify: Any, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
+        served, where = made.served[verify.host, verify.port].served, f"{verify.host}:{verify.port}"
+        if served != fingerprint:
+            return False, "" if served else f"{where} serves no certificate"
+        await trio.sleep(max(0.0, deadline - trio.current_time()))
+        return True, f"{where} still serves it from memory"
+
     monkeypatch.setattr("certctrl.install.commands.probe_tls", probe)
+    monkeypatch.setattr("certctrl.install.withdrawal.after_removal", remains)
     return made
 
 

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from certctrl.errors import ProbeError
-from certctrl.install.probe import LOOK_SECONDS, STEADY_LOOKS, STEADY_SECONDS, Seen, probe_tls
+from certctrl.install.probe import LOOK_SECONDS, STEADY_LOOKS, STEADY_SECONDS, Seen, after_removal, probe_tls
 from certctrl.model.plan import VerifyTls
 
 VERIFY = VerifyTls(host="service.example", port=443)
@@ -117,3 +117,27 @@ async def test_every_address_that_answers_counts(
 
 async def test_one_of_several_certificates_may_be_wanted(autojump_clock: trio.testing.MockClock) -> None:
     await probe_tls(VERIFY, [OLD, NEW], deadline=trio.current_time() + 1, look=Script((at("a", OLD),)))
+
+
+# --- whether something taken away is shown no more ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [((at("a", NEW),), ""), ((at("a", fault="refused"),), "service.example:443 serves no certificate: a: refused")],
+)
+async def test_what_was_taken_away_is_gone_only_when_it_stays_away(
+    autojump_clock: trio.testing.MockClock, left: tuple[Seen, ...], said: str
+) -> None:
+    old = (at("a", NEW), at("b", OLD))
+    look = Script(old, left, old, left)
+    assert await after_removal(VERIFY, OLD, deadline=trio.current_time() + 15, look=look) == (False, said)
+    assert look.looks == 4 + STEADY_LOOKS
+
+
+@pytest.mark.parametrize("patience", [0.0, 15.0])
+async def test_what_is_shown_to_the_end_is_still_there(autojump_clock: trio.testing.MockClock, patience: float) -> None:
+    until = trio.current_time() + patience
+    still, said = await after_removal(VERIFY, OLD, deadline=until, look=Script((at("a", OLD),)))
+    assert (still, said) == (True, "service.example:443 still serves it from memory")
+    assert trio.current_time() <= until

@@ -38,6 +38,7 @@ async def test_a_revoked_certificate_is_removed_everywhere_and_its_commands_run(
     assert host.live(2)
     record = host.start().records[1]
     assert (record.stage, record.generation) == (Stage.WITHDRAWN, "")
+    await host.installer.alarmed(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}, "and it may come back"
@@ -91,7 +92,16 @@ async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificat
     host.allow(write_roots=[])
     outcome = await host.installer.withdraw(1, revoked=True, items=items)
     assert outcome.kind is FAILED and "below no directory of write_roots" in outcome.detail
-    assert list(host.out.iterdir()) != []
+    assert {path.name for path in host.out.iterdir()} == {"a.key", "a.pem"}
+    again = await host.start().withdraw(1, revoked=True, items=items)
+    assert again.kind is FAILED, "a key that is still on this host is no less there at the second try"
+    assert again.detail.count("it had to when the others went; remove it by hand") == 2
+    assert host.installer.records[1].last_error in again.detail
+    for path in host.out.iterdir():
+        path.unlink()
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
+    await host.installer.alarmed(1)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
 async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockClock, host: Any) -> None:
@@ -110,6 +120,60 @@ async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockCl
     assert host.proc.calls == [RELOAD] * 3
 
 
+@pytest.mark.parametrize("status", [0, 1])
+async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockClock, host: Any, status: int) -> None:
+    """Found with real servers: PostgreSQL and Dovecot take the reload, nginx refuses it; each serves what it had."""
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    host.proc.does[RELOAD] = lambda: status
+    for attempts in (1, 2):
+        outcome = await host.start().withdraw(1, revoked=True, items=items)
+        assert outcome.kind is FAILED
+        assert outcome.detail.startswith("removed; 127.0.0.1:1001 still serves it from memory"), outcome.detail
+        assert ("exited with 1" in outcome.detail) == bool(status)
+        record = host.start().records[1]
+        assert (record.attempts, record.stage, record.lingers) == (attempts, Stage.WITHDRAWN, True)
+        assert record.last_error in outcome.detail
+    service.served = ""
+    host.proc.does.clear()
+    outcome = await host.installer.withdraw(1, revoked=True, items=items)
+    assert (outcome.kind, outcome.detail) == (APPLIED, "removed; 127.0.0.1:1001 serves no certificate")
+    assert (host.installer.records[1].attempts, host.installer.records[1].last_error) == (0, "")
+    await host.installer.alarmed(1)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
+
+
+async def test_only_its_own_endpoints_are_looked_at(clock: MockClock, host: Any) -> None:
+    items = reload(1, 2)  # one command for both
+    host.allow(commands=commands(RELOAD))
+    host.serve(RELOAD, 1, 1001)
+    host.serve(RELOAD, 2, 1002)
+    await host.deliver(1, 2, items=items)
+    host.proc.does.clear()
+    del host.served["127.0.0.1", 1002]  # who asks there fails
+    host.served["127.0.0.1", 1001].served = "another"
+    outcome = await host.installer.withdraw(1, revoked=True, items=[items[0], *reload(2)])
+    assert (outcome.kind, outcome.detail) == (APPLIED, "removed")
+
+
+async def test_what_is_removed_again_leaves_alone_what_has_its_name_now(clock: MockClock, host: Any) -> None:
+    items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(host.out / "a.key"),))]
+    host.allow(commands=commands(RELOAD), on_revoked="remove")
+    host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED
+    prepared = await host.installer.stage(host.bundle(2, "c1.example"), ())
+    await host.installer.converge([prepared], ())
+    (host.out / "a.key").write_bytes(b"another one's")
+    host.allow(on_revoked="placeholder")
+    live = host.live(2)
+    await host.installer.withdraw(1, revoked=True, items=items)
+    assert host.live(2) == live
+    assert (host.out / "a.key").read_bytes() == b"another one's"
+
+
 async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, host: Any) -> None:
     items = with_copies(host)
     host.allow(on_revoked="placeholder")
@@ -120,6 +184,7 @@ async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, h
     assert (host.out / "a.key").read_bytes() == (host.layout.certs / "c1.example.key").read_bytes()
     assert len(host.installer._site.generations.ids("c1.example")) == 1, "the revoked key is gone"
     assert host.installer.records[1].not_before <= not_before, "any renewal counts as newer"
+    await host.installer.alarmed(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
 
@@ -145,6 +210,7 @@ async def test_a_revoked_key_that_was_left_beside_its_placeholder_goes_the_next_
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
     assert len(host.installer._site.generations.ids("c1.example")) == 1
     assert host.proc.calls == [RELOAD]
+    await host.installer.alarmed(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 

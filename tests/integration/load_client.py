@@ -49,7 +49,9 @@ class Line:
             self.close()
             raise
         self._socket = tls
-        self.serial = str((tls.getpeercert() or {})["serialNumber"]).lower().lstrip("0")
+        self.leaf: bytes = tls.getpeercert(binary_form=True) or b""
+        # only a context that verifies knows more of a certificate than its bytes
+        self.serial = str((tls.getpeercert() or {}).get("serialNumber", "")).lower().lstrip("0")
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)

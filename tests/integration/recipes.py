@@ -12,12 +12,14 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
+from cryptography import x509
 from fleet import ROOT, Agent, Child, Fleet, Plane, wait_for
 from load_client import Line
 
@@ -61,6 +63,8 @@ class Recipe:
     """The host holds the items itself, in installs.local.json; else the plane does."""
     commands: dict[str, Sequence[str]] = attrs.field(factory=dict)
     """Name of a command -> its argv where there is no systemd."""
+    stop: Sequence[str] = ()
+    """What ends the service, where a signal to what was started would leave it."""
 
     def text(self, file: str) -> str:
         """Return a file of the recipe for this host."""
@@ -128,11 +132,31 @@ class Trial:
         self.cert_id = int(operator.issue(self.recipe.domain, self.agent.device_id)["id"])
         # The first delivery meets no service: it leaves the files, and says that it could not reload.
         self.wait_for(lambda: self._record() is not None and self._record().attempts, "the first delivery")
-        self.service = self._fleet.child(start(self), f"{self.agent.name}.service.log")
+        self._start = start
+        self.start()
+        self.apply()
+        self.sees(operator.serial(self.cert_id))
+
+    def start(self) -> None:
+        """Start the service and wait until it answers."""
+        self.launch()
         wait_for(self._accepts, f"{self.recipe.name} to accept connections")
+
+    def launch(self) -> Child:
+        """Start the service, which may refuse to."""
+        self.service = self._fleet.child(self._start(self), f"{self.agent.name}.service.log")
+        return self.service
+
+    def stop(self) -> None:
+        """Stop the service in its own order."""
+        if self.recipe.stop:
+            subprocess.run(self.recipe.stop, timeout=60, check=False)
+        self.service.stop()
+
+    def apply(self) -> None:
+        """Have the agent do at once what it owes."""
         done = self.agent.cli("apply", "--now")
         assert done.returncode == 0, done.stdout + done.stderr
-        self.sees(operator.serial(self.cert_id))
 
     def wait_for(self, condition: Callable[[], object], what: str) -> None:
         try:
@@ -158,10 +182,11 @@ class Trial:
         return False
 
     def close(self) -> None:
-        """Stop the agent, then the service in its own order."""
-        for child in (getattr(self.agent, "daemon", None), getattr(self, "service", None)):
-            if child is not None and child.running:
-                child.stop()
+        """Stop the agent, then the service."""
+        if hasattr(self.agent, "daemon"):
+            self.agent.daemon.stop()
+        if hasattr(self, "service"):
+            self.stop()
 
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
@@ -179,6 +204,18 @@ class Trial:
         daemon.send(signal.SIGHUP)
         daemon.says(told, count=before + 1)  # a new configuration ends with a look at everything
 
+    @contextlib.contextmanager
+    def allowing(self, **settings: Any) -> Iterator[None]:
+        """Change the host's policy for the length of the block."""
+        text = self.agent.layout.policy.read_text(encoding="utf-8")
+        self.agent.layout.policy.write_text(json.dumps(json.loads(text) | settings), encoding="utf-8")
+        self._configure()
+        try:
+            yield
+        finally:
+            self.agent.layout.policy.write_text(text, encoding="utf-8")
+            self._configure()
+
     # --- seeing -----------------------------------------------------------------------------------------------------
 
     def target(self) -> dict[str, Any]:
@@ -191,6 +228,18 @@ class Trial:
         line = Line(self.target(), ssl.create_default_context(cafile=str(self.plane.ca)))
         line.close()
         return line.serial
+
+    def shown(self) -> x509.Certificate:
+        """Return the certificate that a client is shown now, whoever signed it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        line = Line(self.target(), context)
+        line.close()
+        return x509.load_der_x509_certificate(line.leaf)
+
+    def revealed(self, data: bytes) -> bytes:
+        """Return what can be read in a file with what this host knows; a keystore needs its password."""
+        return data
 
     def sees(self, serial: str) -> None:
         """Wait until a client sees this serial: old processes may take one more connection."""

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from fleet import Fleet, Plane, wait_for
+from fleet import USER, Fleet, Plane, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.integration
@@ -53,6 +53,19 @@ def test_a_scrape_tells_what_the_manual_says(fleet: Fleet, plane: Plane) -> None
     with pytest.raises(urllib.error.HTTPError, match="404"):
         scrape(port, "/")
     assert daemon.stop() == 0
+
+
+def test_a_revocation_is_counted_among_the_alerts(fleet: Fleet, plane: Plane) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    agent = fleet.agent(plane, "alarmed", metrics_listen=f"127.0.0.1:{port}")
+    row = plane.operator.issue("alarmed.example", agent.device_id)
+    agent.start()
+    agent.catches_up()
+    assert "certctrl_alerts_total{" not in scrape(port)
+    plane.operator.call("POST", f"/apiv1/users/{USER}/certificates/{row['id']}/revoke", {"reason": "key lost"})
+    wait_for(lambda: 'certctrl_alerts_total{kind="revoked"} 1.0' in scrape(port), "the alert in the figures")
+    assert "certctrl_problems 1.0" in scrape(port)
 
 
 def test_figures_are_for_this_host_alone_unless_it_says_otherwise(fleet: Fleet, plane: Plane) -> None:

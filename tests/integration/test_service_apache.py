@@ -19,6 +19,7 @@ from proofs import (
     prove_the_check_refuses,
 )
 from recipes import Recipe, Trial, on_trial, open_place
+from revocations import FROM_MEMORY, prove_placeholder, prove_removal
 
 from certctrl.sandbox.servers import free_port
 
@@ -123,3 +124,12 @@ def test_without_the_check_an_unfit_pair_would_end_the_server(trial: Trial, tmp_
                 wait_for(lambda: server.poll() is not None, "it to give up")
         finally:
             server.terminate()
+
+
+def test_a_placeholder_takes_the_place_of_what_was_revoked(trial: Trial) -> None:
+    prove_placeholder(trial)
+
+
+@pytest.mark.campaign
+def test_what_was_removed_is_served_until_apache_ends(trial: Trial) -> None:
+    prove_removal(trial, FROM_MEMORY, "item reload apache", "does not exist or is empty")

@@ -21,6 +21,7 @@ from proofs import (
     prove_the_check_refuses,
 )
 from recipes import Recipe, Trial, on_trial, open_place
+from revocations import FROM_MEMORY, prove_placeholder, prove_removal
 
 pytestmark = pytest.mark.integration
 RENEWALS = pytest.mark.parametrize("renewals", [4, pytest.param(50, marks=pytest.mark.campaign)])
@@ -154,3 +155,20 @@ def test_a_file_that_haproxy_does_not_know_is_said_by_the_helper(runtime: Trial,
     done = subprocess.run(helper, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "not referenced" in done.stderr
+
+
+def test_a_placeholder_takes_the_place_of_what_was_revoked(trial: Trial) -> None:
+    prove_placeholder(trial)
+
+
+@pytest.mark.campaign
+def test_what_was_removed_is_served_until_haproxy_ends(trial: Trial) -> None:
+    prove_removal(trial, FROM_MEMORY, "item reload haproxy")
+
+
+def test_a_placeholder_goes_through_the_runtime_api(runtime: Trial) -> None:
+    prove_placeholder(runtime)
+
+
+def test_what_was_removed_stays_in_the_running_haproxy(runtime: Trial) -> None:
+    prove_removal(runtime, FROM_MEMORY, "item update haproxy", "is gone: haproxy goes on with what it has loaded")

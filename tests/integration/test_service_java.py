@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
+    NoEncryption,
+    PrivateFormat,
     load_der_private_key,
     load_pem_private_key,
     pkcs12,
@@ -27,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fleet import Fleet, Plane
 from proofs import moved_away, other_key, prove_rollback, prove_the_check_refuses
 from recipes import SERVICES, Recipe, Trial, on_trial, open_place
+from revocations import prove_placeholder, prove_removal
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]  # the keystore's group is set
 
@@ -37,31 +40,67 @@ LOAD = "[ -e {place}/hangs ] || {{ cp {place}/tls/{file} {place}/app/new && mv {
 class KeystoreTrial(Trial):
     """A trial whose endpoint is a file."""
 
+    def __init__(self, fleet: Fleet, plane: Plane, recipe: Recipe) -> None:
+        super().__init__(fleet, plane, recipe)
+        self._passwords = dict[str, None]()
+
     def _accepts(self) -> bool:
         return True
 
     @property
     def password_file(self) -> Path:
         """Return where the agent keeps the keystore's password."""
-        name = "jks" if self.recipe.text("items.json").count("bundle.jks") else "pfx"
-        return self.agent.state.password(self.recipe.domain, name)[1]
+        kind = "jks" if self.recipe.text("items.json").count("bundle.jks") else "pfx"
+        return self.agent.layout.passwords / f"{self.recipe.domain}.{kind}"
+
+    @property
+    def password(self) -> str:
+        """Return the keystore's password."""
+        return self.password_file.read_text().strip()
 
     def served(self) -> str:
         """Return the serial of what the application has loaded."""
-        _, leaf = open_keystore(self.recipe.place / "app" / "loaded", self.password_file.read_text().strip())
-        return f"{leaf.serial_number:x}"
+        return f"{self.shown().serial_number:x}"
+
+    def shown(self) -> x509.Certificate:
+        """Return the certificate that the application has loaded."""
+        return self._opened((self.recipe.place / "app" / "loaded").read_bytes())[1]
+
+    def revealed(self, data: bytes) -> bytes:
+        """Return key and certificate of a keystore, any other file as it is."""
+        try:
+            key, leaf = self._opened(data)
+        except ValueError:
+            return data
+        return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()) + leaf.public_bytes(Encoding.DER)
+
+    def _opened(self, data: bytes) -> tuple[Any, x509.Certificate]:
+        """Open a keystore with any password that there has been: an application has the one it was given."""
+        with contextlib.suppress(FileNotFoundError):
+            self._passwords[self.password] = None
+        for password in self._passwords:
+            with contextlib.suppress(ValueError):
+                return parsed_keystore(data, password)
+        raise ValueError("no keystore that these passwords open")
 
 
 def open_keystore(path: Path, password: str) -> tuple[Any, x509.Certificate]:
     """Return key and certificate of a keystore, whatever its kind."""
-    data = path.read_bytes()
+    return parsed_keystore(path.read_bytes(), password)
+
+
+def parsed_keystore(data: bytes, password: str) -> tuple[Any, x509.Certificate]:
+    """Return what is in a keystore; ValueError when it is none, or has another password."""
     if not data.startswith(JKS_MAGIC):
         key, leaf, _ = pkcs12.load_key_and_certificates(data, password.encode())
         assert leaf is not None
         return key, leaf
     import jks
 
-    (entry,) = jks.KeyStore.loads(data, password).private_keys.values()
+    try:
+        (entry,) = jks.KeyStore.loads(data, password).private_keys.values()
+    except jks.util.KeystoreException as error:
+        raise ValueError(str(error)) from error
     return load_der_private_key(entry.pkey_pkcs8, None), x509.load_der_x509_certificate(entry.cert_chain[0][1])
 
 
@@ -84,7 +123,7 @@ def java(fleet: Fleet, plane: Plane, need: Callable[[str], str], kind: str) -> I
         (place / "tls").mkdir()
 
         def start(trial: Trial) -> list[str]:
-            (place / "app").mkdir()
+            (place / "app").mkdir(exist_ok=True)
             return ["/bin/sleep", "infinity"]
 
         with on_trial(fleet, plane, recipe, start, KeystoreTrial) as trial:
@@ -123,7 +162,7 @@ class Reader(threading.Thread):
 
 
 def prove_every_read_succeeds(trial: KeystoreTrial, path: Path, renewals: int) -> None:
-    reader = Reader(path, trial.password_file.read_text().strip())
+    reader = Reader(path, trial.password)
     reader.start()
     try:
         for _ in range(renewals):
@@ -209,3 +248,22 @@ def test_an_application_that_does_not_load_it_is_rolled_back(jks: KeystoreTrial)
             flag.unlink()
 
     prove_rollback(jks, hangs(), "holds another certificate")
+
+
+def test_a_placeholder_opens_with_the_same_password(jks: KeystoreTrial) -> None:
+    password = jks.password
+    prove_placeholder(jks)
+    assert jks.password == password
+
+
+@pytest.mark.campaign
+def test_what_was_removed_is_what_the_application_has_loaded(jks: KeystoreTrial) -> None:
+    password = jks.password
+    prove_removal(jks, "removed; item reload myapp", starts=True, loaded=[jks.recipe.place / "app" / "loaded"])
+    assert jks.password != password, "the page says so: hand it out anew"
+
+
+@pytest.mark.campaign
+def test_a_placeholder_is_made_as_pkcs12_as_well(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> None:
+    with java(shared_fleet, plane, need, "pfx") as trial:
+        prove_placeholder(trial)

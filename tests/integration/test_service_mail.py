@@ -18,6 +18,7 @@ from proofs import (
     prove_the_check_refuses,
 )
 from recipes import Recipe, Trial, on_trial, open_place
+from revocations import FROM_MEMORY, prove_placeholder, prove_removal
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]  # both servers insist on users of their own
 
@@ -90,6 +91,7 @@ def postfix(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> It
         recipe = Recipe(name="postfix", place=place, kind="smtp", domain="mail.example.com")
         recipe.places |= {"/etc/postfix/tls": str(place / "tls")}
         recipe.commands["reload postfix"] = [program, "-c", str(place / "etc"), "reload"]
+        recipe.stop = [program, "-c", str(place / "etc"), "stop"]  # its master would outlive what started it
         for directory in ("etc", "spool", "data", "tls"):
             (place / directory).mkdir()
         shutil.chown(place / "data", "postfix")
@@ -188,3 +190,24 @@ def test_a_dovecot_that_reads_other_files_is_rolled_back(dovecot: Trial) -> None
         shutil.copy(certs / f"mail.example.com.{end}", place / f"mail.example.com.{end}")
     elsewhere = edited(place / "tls.conf", lambda text: text.replace(str(certs), str(place)))
     prove_rollback(dovecot, elsewhere, "serves another certificate")
+
+
+def test_a_placeholder_is_offered_by_postfix(postfix: Trial) -> None:
+    prove_placeholder(postfix)
+
+
+def test_postfix_goes_on_offering_a_starttls_that_fails(postfix: Trial) -> None:
+    # Why the recipe has a placeholder: without its file Postfix is not silent about TLS, even with `may`.
+    says = "serves no certificate for mail.example.com"
+    prove_removal(postfix, says, "handshake failure", outcome="applied", served=False, starts=True)
+
+
+def test_a_placeholder_is_offered_by_dovecot(dovecot: Trial) -> None:
+    prove_placeholder(dovecot)
+
+
+@pytest.mark.campaign
+def test_what_was_removed_is_served_until_dovecot_ends(dovecot: Trial) -> None:
+    # Its reload "succeeds": only a look at the endpoint tells.
+    with dovecot.impatient():
+        prove_removal(dovecot, FROM_MEMORY)

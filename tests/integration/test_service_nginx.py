@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fleet import Fleet, Plane
 from proofs import (
+    Load,
     broken_pairs,
     check_as_nobody,
     check_by_hand,
@@ -18,6 +20,7 @@ from proofs import (
     prove_the_check_refuses,
 )
 from recipes import Recipe, Trial, on_trial, open_place
+from revocations import FROM_MEMORY, prove_placeholder, prove_removal, revoked
 
 pytestmark = pytest.mark.integration
 
@@ -57,6 +60,18 @@ def trial(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> Iter
 @pytest.mark.parametrize("renewals", [4, pytest.param(50, marks=pytest.mark.campaign)])
 def test_renewals_drop_no_connection(trial: Trial, renewals: int) -> None:
     prove_nothing_is_dropped(trial, renewals)
+
+
+def test_the_client_notices_a_server_that_is_away(trial: Trial) -> None:
+    # Else "0 failed" would say nothing.
+    with Load(trial.target()) as load:
+        trial.renew_and_serve()
+        trial.stop()
+        time.sleep(0.2)  # the client asks every few milliseconds
+        trial.start()
+        seen = load.stop()
+    assert seen["new"] > 0 and seen["new_failed"] > 0, seen
+    assert any("refused" in fault for fault in seen["faults"]), seen
 
 
 def test_a_broken_pair_changes_nothing(trial: Trial) -> None:
@@ -105,3 +120,17 @@ def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:
         return text.replace(f"{certs}.crt", f"{place}/fullchain.pem").replace(f"{certs}.key", f"{place}/private.key")
 
     prove_rollback(trial, edited(place / "site.conf", elsewhere), "serves another certificate")
+
+
+def test_a_placeholder_takes_the_place_of_what_was_revoked(trial: Trial) -> None:
+    prove_placeholder(trial)
+
+
+def test_what_was_removed_is_served_until_nginx_ends(trial: Trial) -> None:
+    prove_removal(trial, FROM_MEMORY, "item reload nginx", "cannot load certificate")
+
+
+def test_what_is_kept_is_alarmed_of_all_the_same(trial: Trial) -> None:
+    with revoked(trial, "keep") as it:
+        assert (it.outcome, it.why) == ("applied", "revoked, and kept in use: on_revoked is keep")
+        assert trial.shown() == it.leaf

@@ -21,6 +21,7 @@ from proofs import (
     prove_the_check_refuses,
 )
 from recipes import Recipe, Trial, on_trial, open_place
+from revocations import FROM_MEMORY, prove_placeholder, prove_removal
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]  # the key's owner is set, and the server refuses to be root
 
@@ -135,3 +136,13 @@ def test_a_key_that_the_server_cannot_use_is_rolled_back(trial: Trial) -> None:
             directory.chmod(0o755)
 
     prove_rollback(trial, closed(), "serves another certificate")
+
+
+def test_a_placeholder_takes_the_place_of_what_was_revoked(trial: Trial) -> None:
+    prove_placeholder(trial)
+
+
+def test_what_was_removed_is_served_until_the_server_ends(trial: Trial) -> None:
+    # Its reload "succeeds": only a look at the endpoint tells.
+    with trial.impatient():
+        prove_removal(trial, FROM_MEMORY)

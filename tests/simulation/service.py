@@ -80,6 +80,15 @@ class Services:
             await trio.sleep(max(0.0, deadline - trio.current_time()))
             raise ProbeError(f"port {verify.port} serves another certificate")
 
+    async def after_removal(self, verify: VerifyTls, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
+        """Stand in for the function of this name."""
+        await trio.sleep(0.01)
+        service = self.known[verify.port - FIRST_PORT]
+        if service.served == fingerprint:
+            await trio.sleep(max(0.0, deadline - trio.current_time()))
+        still = service.served == fingerprint
+        return still, f"port {verify.port} still serves it from memory" if still else ""
+
 
 @attrs.frozen(eq=False)
 class SimulatedProc:

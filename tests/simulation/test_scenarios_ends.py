@@ -67,6 +67,29 @@ def test_a_revocation_is_confirmed_before_anything_goes() -> None:
     play(scenario)
 
 
+def test_a_revocation_is_done_when_its_service_has_let_go_of_the_certificate() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("held.example")
+        scene.operators.introduce(row["id"], "held.example")
+        await scene.plane.installs.put(DEVICE, scene.operators.items([row["id"]]))
+        service = scene.world.services.known[row["id"]]
+        await scene.until(lambda: service.served == scene.record(row["id"]).fingerprint_sha256)
+        scene.world.services.failing = lambda: True
+        await scene.plane.certificates.revoke(USER, row["id"])
+        await scene.until(lambda: not scene.live(row["id"]))
+        await scene.until(lambda: scene.record(row["id"]).attempts == 2)
+        assert ("cert.revoked", "unchanged") not in scene.outcomes(), "it is in use yet"
+        (stuck,) = (await scene.ask("status"))["stuck"]
+        assert "still serves it from memory" in stuck["reason"]
+        scene.world.services.failing = lambda: False
+        await scene.until(lambda: ("cert.revoked", "applied") in scene.outcomes())
+        assert service.served == ""
+        assert (await scene.ask("status"))["stuck"] == []
+        assert scene.agent.figures.alerts["revoked"] == 1
+
+    play(scenario)
+
+
 def test_what_is_unassigned_goes_without_an_alarm() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("moved.example")
