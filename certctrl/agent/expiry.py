@@ -37,6 +37,14 @@ class Finding:
     """Seconds; negative once expired."""
 
 
+def time_left(seconds: float) -> str:
+    """Return a rest of life in the unit that tells something: certificates live for months, and for an hour."""
+    for unit, length in (("days", 86_400.0), ("hours", 3600.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{max(0.0, seconds) / 60:.0f} minutes"
+
+
 def warn_below(record: CertRecord, config: ApplicationConfig) -> float:
     """Return the remaining seconds below which this certificate is due: the share of its life, at least the days.
 

@@ -6,7 +6,7 @@ import trio
 
 from certctrl.agent.alerts import EXPIRY, forget_alerts, raise_alert
 from certctrl.agent.context import Agent
-from certctrl.agent.expiry import Danger, Finding, RenewalRequests, examine, next_look
+from certctrl.agent.expiry import Danger, Finding, RenewalRequests, examine, next_look, time_left
 from certctrl.agent.messages import Line, say
 from certctrl.errors import CertctrlError
 from certctrl.model.records import CertRecord
@@ -42,14 +42,14 @@ def _serves_on(agent: Agent, here: CertRecord | None, now: float) -> bool:
 
 
 async def _warn(agent: Agent, finding: Finding, here: CertRecord | None) -> None:
-    record, days = finding.record, round(finding.remaining / 86_400, 1)
+    record, left = finding.record, time_left(finding.remaining)
     if finding.danger is Danger.DUE:
-        say(agent.log, Line.EXPIRY_WARNING, cert_id=record.cert_id, name=record.name, days=days)
+        say(agent.log, Line.EXPIRY_WARNING, cert_id=record.cert_id, name=record.name, left=left)
         return
     if finding.danger is Danger.EXPIRED:
         say(agent.log, Line.EXPIRED, cert_id=record.cert_id, name=record.name)
     why, fix = _why_not_renewed(record) if here is not None else _NOT_COME
-    ends = "has expired" if finding.danger is Danger.EXPIRED else f"expires in {days} days"
+    ends = "has expired" if finding.danger is Danger.EXPIRED else f"expires in {left}"
     what = f"certificate {record.cert_id} ({record.name}) {ends} and {why}"
     await raise_alert(agent, finding.danger.value, what, fix, cert_id=record.cert_id)
 

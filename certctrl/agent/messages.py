@@ -174,7 +174,7 @@ class Line(Enum):
         "An older plane. Said once.", _NOTHING
     ACKS_DROPPED = WARNING, "Ack", "{count} oldest outcomes dropped: the queue is full", \
         "The plane has not taken acks for long.", _PLANE
-    EXPIRY_WARNING = WARNING, "Expiry", "Certificate {cert_id} ({name}) expires in {days} days", \
+    EXPIRY_WARNING = WARNING, "Expiry", "Certificate {cert_id} ({name}) expires in {left}", \
         "Less than the configured share of its life is left.", "See whether the plane renews it."
     EXPIRY_RENEWAL_ASKED = INFO, "Expiry", "Certificate {cert_id} ({name}): renewal asked for", \
         "The plane was asked to renew.", _NOTHING

@@ -108,7 +108,7 @@ def _rich_table(heads: Sequence[str], cells: list[list[str]], title: str) -> Non
 
 
 def _colour(cell: str) -> str:
-    word = cell.partition(" ")[0].rstrip(":")
+    word = cell.lstrip("█░ ").partition(" ")[0].rstrip(":")
     if word in ("failed", "rolled_back", "expired", "ERROR", "degraded", "stale", "revoked"):
         return "red"
     if word in ("WARN", "staged", "held", "withdrawn"):

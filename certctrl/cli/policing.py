@@ -63,6 +63,15 @@ def change_for(kind: str, words: list[str], *, name: str | None, run_as: str | N
     raise UsageError(f"no such kind: {kind!r}", fix=f"one of: {kinds}")
 
 
+def refused_change(refusal: Mapping[str, Any]) -> Change:
+    """Return the change that would end a refusal of the planner's, told by what it allows."""
+    why = f"{refusal['what']} ({refusal['why']})"
+    for kind, (setting, _) in SWITCHES.items():
+        if refusal["setting"] == setting:
+            why = f"{_VERBS[kind]}; now for {why}"
+    return Change(refusal["setting"], refusal["value"], why)
+
+
 _VERBS = {
     "path": "write files below",
     "run-as": "run commands as",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from certctrl.agent.expiry import Danger, RenewalRequests, examine, next_look, warn_below
+from certctrl.agent.expiry import Danger, RenewalRequests, examine, next_look, time_left, warn_below
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import CertRecord, Stage
 
@@ -83,3 +83,11 @@ def test_a_plane_that_refuses_is_asked_again_sooner() -> None:
     requests.asked(finding, 80 * DAY, taken=False)
     assert not requests.due(finding, 80 * DAY + 60)
     assert requests.due(finding, 80 * DAY + 3600)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(30 * DAY, "30.0 days"), (1.5 * DAY, "36.0 hours"), (3600, "60 minutes"), (100, "2 minutes"), (-5, "0 minutes")],
+)
+def test_a_rest_of_life_is_told_in_a_unit_that_tells_something(seconds: float, text: str) -> None:
+    assert time_left(seconds) == text

@@ -11,7 +11,7 @@ import pytest
 from certctrl.cli.doctor import host
 from certctrl.cli.doctor.finding import Patient
 from certctrl.cli.doctor.host import host_findings
-from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 from certctrl.store.config import save_policy
 from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
@@ -122,6 +122,19 @@ def test_what_is_wrong_with_a_policy(patient: Patient, tmp_path: Path) -> None:
         assert words in text
     assert "commands.good" not in text and f"{real}:" not in text
     assert all(fix for _, _, fix in findings)
+
+
+def test_a_script_that_is_not_the_one_trusted_at_first_use_is_found(patient: Patient) -> None:
+    patient.store.save_pins({"/bin/true": "ab" * 32})
+    ((level, what, fix),) = [one for one in found(host_findings(patient), "policy") if one[0] != "OK"]
+    assert level == "FAIL" and what.startswith("trusted at its first use: /bin/true")
+    assert "trust reset --scripts" in fix
+
+
+def test_a_trust_store_that_is_not_there_is_found(patient: Patient, tmp_path: Path) -> None:
+    save_policy(RealFs(), patient.layout, HostPolicy(trust_store=TrustStore(directory=str(tmp_path / "none"))))
+    ((level, what, _),) = [one for one in found(host_findings(patient), "policy") if one[0] != "OK"]
+    assert (level, what) == ("FAIL", f"trust_store: there is no directory {tmp_path}/none")
 
 
 # --- the command ------------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def test_a_mixed_pair_is_found(patient: Patient) -> None:
         ({"last_error": "nginx: bad"}, "WARN", "last attempt: nginx: bad"),
         ({"held": True}, "WARN", "held after a rollback"),
         ({"placeholder": True}, "FAIL", "a self-signed placeholder stands in for it"),
+        ({"revoked": True}, "FAIL", "was revoked, and is kept in use"),
     ],
 )
 def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, patient: Patient) -> None:

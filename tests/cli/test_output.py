@@ -135,3 +135,11 @@ def test_what_a_pattern_finds_is_looked_for(pattern: re.Pattern[str], data: st.D
     text = data.draw(st.from_regex(pattern))
     if pattern.search(text):
         assert _SUSPECT.search(text)
+
+
+@pytest.mark.parametrize(
+    ("cell", "style"),
+    [("expired 2d 0h 0m ago", "red"), ("░░░░░░░░░░ expired 2d 0h 0m ago", "red"), ("██████████ 80d 0h 0m", "")],
+)
+def test_what_has_expired_is_red_behind_its_bar_too(cell: str, style: str) -> None:
+    assert style in output._colour(cell) and bool(output._colour(cell)) == bool(style)

@@ -147,6 +147,31 @@ def test_allow_goes_through_what_the_plan_is_refused(
     assert policy_of(layout)["trust_store"] == {"directory": "/srv/cas", "command": ["/bin/true", "--fresh"]}
 
 
+def test_allow_goes_on_to_what_stood_behind_a_refusal(
+    layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan names one refusal of an item at a time."""
+    switch = {
+        "item": "3",
+        "what": "run /bin/true",
+        "why": "remote commands are off",
+        "setting": "remote_commands",
+        "value": "on",
+    }
+    layout.policy.write_text('{"remote_commands": "off"}')
+
+    def plan(_invoked: Any) -> dict[str, Any]:
+        if policy_of(layout)["remote_commands"] == "off":
+            return {"refusals": [switch]}
+        return {"refusals": [] if policy_of(layout)["commands"] else REFUSALS[2:3]}
+
+    monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", plan)
+    done = ran("-c", layout.root, "policy", "allow", "--yes")
+    assert done.status == 0
+    assert "Asked for: run the commands that are listed; now for run /bin/true (remote commands are off)" in done.out
+    assert list(policy_of(layout)["commands"]) == ["true"]
+
+
 @pytest.mark.parametrize("suggested", [DEBIAN, RED_HAT])
 def test_a_trust_store_that_the_planner_suggests_can_be_allowed(suggested: TrustStore) -> None:
     value = no_trust_store(suggested).value

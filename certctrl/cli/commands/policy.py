@@ -69,22 +69,29 @@ def allow(
 
 
 def _allow_refused(invoked: Invocation, *, yes: bool) -> int:
-    from certctrl.cli.commands.plan import fetch_plan
-    from certctrl.cli.policing import Change
-
-    refusals: list[dict[str, Any]] = fetch_plan(invoked)["refusals"]
-    changes = []
-    for refusal in refusals:
-        if not refusal.get("setting"):
-            write_line(f"Refused whatever policy.json says: {refusal['what']}: {refusal['why']}")
-            continue
-        change = Change(refusal["setting"], refusal["value"], f"{refusal['what']} ({refusal['why']})")
-        if change not in changes:
-            changes.append(change)
-    if not changes:
+    """Go through the refusals of the plan, and through those that stood behind them, until nothing is new."""
+    asked: list[Any] = []
+    allowed = False
+    while fresh := [change for change in _refused(invoked, quietly=bool(asked)) if change not in asked]:
+        asked += fresh
+        allowed |= _add(invoked, fresh, yes=yes) == ExitStatus.DONE
+    if not asked:
         write_line("The policy refuses nothing that it could allow.")
-        return ExitStatus.DONE
-    return _add(invoked, changes, yes=yes)
+    return ExitStatus.DONE if allowed or not asked else ExitStatus.FAILED
+
+
+def _refused(invoked: Invocation, *, quietly: bool) -> list[Any]:
+    """Return the changes that would end what the plan is refused now; each once."""
+    from certctrl.cli.commands.plan import fetch_plan
+    from certctrl.cli.policing import refused_change
+
+    changes: list[Any] = []
+    for refusal in fetch_plan(invoked)["refusals"]:
+        if refusal.get("setting"):
+            changes.append(refused_change(refusal))
+        elif not quietly:
+            write_line(f"Refused whatever policy.json says: {refusal['what']}: {refusal['why']}")
+    return [change for number, change in enumerate(changes) if change not in changes[:number]]
 
 
 def _add(invoked: Invocation, changes: list[Any], *, yes: bool) -> int:

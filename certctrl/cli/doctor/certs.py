@@ -16,6 +16,7 @@ from certctrl.model.plan import CopyAction, ExecAction, VerifyTls
 from certctrl.model.records import CertRecord
 
 PROBE_SECONDS = 10.0
+REVOKED_FIX = "issue a new one at the plane, or unassign this one there"
 LOOKS, LOOK_PAUSE_SECONDS = 6, 0.5
 """How often a certificate is looked at while a daemon may be changing it."""
 
@@ -65,8 +66,10 @@ def _as_it_lies(patient: Patient, record: CertRecord) -> Iterator[Finding]:
         yield fail("certificate", f"{who}: {fault}", "cert-ctrl -c DIR apply; if it stays, renew it at the plane")
         return
     if store.manifest(record.name, live)["facts"].get("placeholder"):
-        what = f"{who}: was revoked; a self-signed placeholder stands in for it"
-        yield fail("certificate", what, "issue a new one at the plane, or unassign this one there")
+        yield fail("certificate", f"{who}: was revoked; a self-signed placeholder stands in for it", REVOKED_FIX)
+        return
+    if record.revoked:
+        yield fail("certificate", f"{who}: was revoked, and is kept in use (on_revoked is keep)", REVOKED_FIX)
         return
     yield _life(patient, record, who)
     if record.last_error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from certctrl.cli.doctor.finding import Finding, Patient, fail, failed, guarded, ok, warn
 from certctrl.errors import CertctrlError
 
+_TRUST_STORE = "trust_store.directory in policy.json"
 LEAST_BYTES = 16 << 20
 FEW_BYTES = 128 << 20
 LEAST_INODES = 200
@@ -104,7 +105,15 @@ def _policy(patient: Patient) -> Iterator[Finding]:
     from certctrl.store.config import load_policy
 
     policy = load_policy(patient.layout, require_root_owned=False)
-    findings = [*_roots(policy), *_commands(policy), *_users(policy), *_risks(policy)]
+    pins = patient.store.load_pins()
+    findings = [
+        *_roots(policy),
+        *_commands(policy),
+        *_pins(pins),
+        *_trust_store(policy),
+        *_users(policy),
+        *_risks(policy),
+    ]
     yield from findings
     if not findings:
         roots, commands = len(policy.write_roots), len(policy.commands)
@@ -137,6 +146,23 @@ def _commands(policy: Any) -> Iterator[Finding]:
             vet_executable(argv[0], sha256)
         except CertctrlError as error:
             yield fail("policy", f"{where}: {error}", error.fix or f"see ls -l {argv[0]}")
+
+
+def _pins(pins: Mapping[str, str]) -> Iterator[Finding]:
+    from certctrl.install.process.vetting import vet_executable
+
+    for path, sha256 in pins.items():
+        try:
+            vet_executable(path, sha256)
+        except CertctrlError as error:
+            fix = "see who changed it; if that was meant: cert-ctrl -c DIR trust reset --scripts"
+            yield fail("policy", f"trusted at its first use: {error}", fix)
+
+
+def _trust_store(policy: Any) -> Iterator[Finding]:
+    directory = policy.trust_store.directory
+    if directory is not None and not os.path.isdir(directory):
+        yield fail("policy", f"trust_store: there is no directory {directory}", f"make it, or correct {_TRUST_STORE}")
 
 
 def _users(policy: Any) -> Iterator[Finding]:
