@@ -24,6 +24,7 @@ import trio
 from certctrl.agent.claims import read_claims
 from certctrl.agent.clock import wall_now
 from certctrl.agent.register import register
+from certctrl.cli.control import ask
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.transport import HttpxHttp
@@ -271,6 +272,11 @@ class Agent:
     def catches_up(self) -> None:
         """Wait until everything that the plane has for this host is live here."""
         wait_for(self.caught_up, f"{self.name} to have what the plane has for it")
+
+    def has_told_all(self) -> bool:
+        """Return whether every outcome has been reported, by the daemon's own word: the disk forgets them later."""
+        reply = ask(self.layout, "status", seconds=PATIENCE)
+        return reply is not None and reply.data["acks_pending"] == 0
 
     def acked(self, serial: str) -> bool:
         """Return whether the plane has been told that a serial is deployed (and served, where that is verified)."""

@@ -72,7 +72,7 @@ def used_during(relay: Relay, agent: Agent, polls: int, seconds: float = PATIENC
     """Let so many polls be answered; return the connections used and those opened meanwhile."""
     daemon = agent.daemon
     daemon.says("In step with the plane", "Done: type=install.updated")
-    wait_for(lambda: not agent.state.load_outcomes()[0], "the acks to be sent")
+    wait_for(agent.has_told_all, "the acks to be sent")
     seen = daemon.text.count("Response: 204")
     daemon.says("Response: 204", count=seen + 3)  # the start is over: whatever comes now are polls
     before, accepted, answered = relay.sent.copy(), relay.accepted, daemon.text.count("Response: 204")

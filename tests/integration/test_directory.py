@@ -157,7 +157,7 @@ def live_through(agent: Agent, renewals: int) -> None:
     for _ in range(renewals):
         renew_all(agent)
         agent.catches_up()
-    wait_for(lambda: not agent.state.load_inbox() and not agent.state.load_outcomes()[0], "everything to be done")
+    wait_for(lambda: not agent.state.load_inbox() and agent.has_told_all(), "everything to be done")
 
 
 @pytest.mark.parametrize("renewals", [8, pytest.param(300, marks=pytest.mark.campaign)])
