@@ -133,7 +133,7 @@ class InstalledState:
     def password(self, name: str, kind: str) -> tuple[bytes, Path]:
         """Return the password of one certificate's keystores of a kind, and the file it is in; made once, 0600."""
         path = self.layout.passwords / f"{name}.{kind}"
-        found = self._files.load_text(path, f"remove it; {kind} files get a new password with the next renewal")
+        found = self._files.load_text(path, f"remove it; {kind} files then get a new password")
         if found is None:
             found = self._fs.token() + self._fs.token()  # 128 bits
             self._files.save_text(path, found, "password")
