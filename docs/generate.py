@@ -59,6 +59,8 @@ installs.local.json      this host's own install items (optional)
   everything in `httpclient_config.json` count from the next start.
 - Environment variables win over the files. They are read at start and at SIGHUP: text as it is, `true` or `false` for a
   switch, lists as JSON or with commas, mappings as JSON. A variable that nearly has the name of a setting is refused.
+- `depends_on` in `installs.local.json` names local rows (`reload` or `local:reload`) or items of the plane's. A name that
+  neither has is a mistake for `config check`; a daemon says so and goes on as if it were not written.
 - Durations and sizes carry their unit in their name.
 
 """
