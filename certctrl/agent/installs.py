@@ -54,8 +54,8 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
             fix="publish it again with a higher version; if the plane lost its count: "
             "cert-ctrl -c DIR trust reset --install-config",
         )
-    same = str(fetched.id) == str(stored.raw.get("id")) and fetched.version == stored.version
-    if same and plain_hash(fetched.installs_hash_b64) != plain_hash(stored.hash):
+    seen = stored.hash_seen(str(fetched.id), fetched.version)  # also when another config was in force meanwhile
+    if seen and plain_hash(fetched.installs_hash_b64) != plain_hash(seen):
         raise PlanError(
             f"version {fetched.version} came again with other contents",
             reason="equivocation",

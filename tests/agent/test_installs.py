@@ -56,6 +56,21 @@ def test_a_hash_may_come_in_another_spelling_but_not_another_hash() -> None:
         check_not_replayed(attrs.evolve(again, installs_hash_b64="ab-_ce"), stored)
 
 
+def test_another_config_in_between_does_not_hide_that_a_version_has_other_contents(tmp_path: Path) -> None:
+    """A plane that names config 1, then 2, then 1 again may not change what version 5 of 1 says."""
+    scene = LocalScene(tmp_path)
+    for config_id, version, digest in ((1, 5, "aaaa"), (2, 1, "bbbb")):
+        scene.store.save_install_config(
+            StoredInstallConfig(raw={"id": config_id}, etag=None, version=version, hash=digest)
+        )
+    again = InstallConfig(id=1, version=5, items=(), installs_hash_b64="aaaa")
+    check_not_replayed(again, scene.store.load_install_config())
+    check_not_replayed(attrs.evolve(again, version=6, installs_hash_b64="cccc"), scene.store.load_install_config())
+    with pytest.raises(PlanError, match="other contents") as caught:
+        check_not_replayed(attrs.evolve(again, installs_hash_b64="cccc"), scene.store.load_install_config())
+    assert caught.value.reason == "equivocation"
+
+
 async def test_an_install_config_that_comes_meanwhile_is_applied_to_the_certificate() -> None:
     scene = Scene(APPLIED, FAILED, comes=True)
     assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: FAILED}
