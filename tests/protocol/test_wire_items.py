@@ -150,6 +150,15 @@ def test_orders_that_do_not_exist(items: list[dict[str, Any]], reason: str) -> N
     assert refusal(config(items)).reason == reason
 
 
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [("[::1]", "::1"), ("[fe80::1%eth0]", "fe80::1%eth0"), ("::1", "::1"), ("[a.example]", "[a.example]"), ("[", "[")],
+)
+def test_an_address_may_be_written_in_brackets(written: str, host: str) -> None:
+    item = one(EXEC | {"depends_on": [], "verify": {"type": "tls", "host": written, "port": 1}})
+    assert item.verify == VerifyTls(host=host, port=1)
+
+
 @given(st.data(), st.integers(1, 12))
 def test_every_item_comes_after_what_it_needs(data: st.DataObject, count: int) -> None:
     edges = {n: data.draw(st.sets(st.integers(0, count - 1), max_size=3)) for n in range(count)}
