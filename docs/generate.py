@@ -107,7 +107,8 @@ POLICY_PARTS: dict[str, tuple[Any, dict[str, str]]] = {
         "days": "of the week",
         "from_": "local time HH:MM",
         "to": "local time HH:MM; before `from`: over midnight",
-        "timezone": "of `from` and `to`",
+        "timezone": "of `from` and `to`. Where the clocks change: a window within the hour that they skip opens right "
+        "after it, for its length; a time that comes twice counts when it comes first",
         "override_when_life_below": "share of the served certificate's life left below which the window is ignored",
     }),
     "trust_store": (TrustStore, {
