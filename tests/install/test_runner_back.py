@@ -230,3 +230,22 @@ async def test_a_placeholder_whose_password_is_taken_away_stays_one(clock: MockC
     assert opened(host, "pfx") == (stands := host.live(1))
     await host.installer.withdraw(1, revoked=True, items=items)
     assert host.live(1) == stands, "it is still known as one: none is put in its place"
+
+
+async def test_what_is_gone_back_to_after_a_failure_is_given_the_new_password_next(clock: MockClock, host: Any) -> None:
+    items = [*keystores(host, "pfx"), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    good = host.live(1)
+    (host.layout.passwords / "c1.example.pfx").unlink()
+    bundle = host.bundle(1)
+    service.refuses.add(bundle.fingerprint_sha256)
+    prepared = await host.installer.stage(bundle, items)
+    assert kinds(await host.installer.converge([prepared], items)) == {1: ROLLED_BACK}
+    await host.installer.converge((), items)
+    assert opened(host, "pfx") == host.live(1) == good
+    service.refuses.clear()
+    host.clock += 31
+    await host.installer.converge((), items)
+    assert opened(host, "pfx") == host.live(1) == bundle.fingerprint_sha256
