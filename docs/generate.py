@@ -59,6 +59,8 @@ installs.local.json      this host's own install items (optional)
   everything in `httpclient_config.json` count from the next start.
 - Environment variables win over the files. They are read at start and at SIGHUP: text as it is, `true` or `false` for a
   switch, lists as JSON or with commas, mappings as JSON. A variable that nearly has the name of a setting is refused.
+- `depends_on` in `installs.local.json` names local rows (`reload` or `local:reload`) or items of the plane's. A name that
+  neither has is a mistake for `config check`; a daemon says so and goes on as if it were not written.
 - Durations and sizes carry their unit in their name.
 
 """
@@ -105,7 +107,8 @@ POLICY_PARTS: dict[str, tuple[Any, dict[str, str]]] = {
         "days": "of the week",
         "from_": "local time HH:MM",
         "to": "local time HH:MM; before `from`: over midnight",
-        "timezone": "of `from` and `to`",
+        "timezone": "of `from` and `to`. Where the clocks change: a window within the hour that they skip opens right "
+        "after it, for its length; a time that comes twice counts when it comes first",
         "override_when_life_below": "share of the served certificate's life left below which the window is ignored",
     }),
     "trust_store": (TrustStore, {

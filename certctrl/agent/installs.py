@@ -9,9 +9,10 @@ from typing import Any
 from certctrl.agent.context import Agent
 from certctrl.agent.messages import Line, say
 from certctrl.errors import CertctrlError, DiskError, PlaneError, PlanError
+from certctrl.install.policy import is_local
 from certctrl.install.runner import Prepared
 from certctrl.model.plan import InstallConfig, InstallItem, Outcome, OutcomeKind
-from certctrl.protocol.wire_install import install_config_from_wire, items_from_local
+from certctrl.protocol.wire_install import check_local_dependencies, install_config_from_wire, items_from_local
 from certctrl.store.config import load_local_installs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state import StateStore, StoredInstallConfig
@@ -19,9 +20,18 @@ from certctrl.store.state import StateStore, StoredInstallConfig
 
 def items_in_force(layout: ConfigDir, store: StateStore) -> tuple[InstallItem, ...]:
     """Return the plane's items and then the local ones; a local row with the same id is another item."""
+    return planes_items(store) + items_from_local(load_local_installs(layout))
+
+
+def planes_items(store: StateStore) -> tuple[InstallItem, ...]:
+    """Return the items of the install config that is kept here."""
     stored = store.load_install_config()
-    planes = install_config_from_wire(stored.raw).items if stored is not None else ()
-    return planes + items_from_local(load_local_installs(layout))
+    return install_config_from_wire(stored.raw).items if stored is not None else ()
+
+
+def local_rows(items: Sequence[InstallItem]) -> tuple[InstallItem, ...]:
+    """Return this host's own among some items."""
+    return tuple(item for item in items if is_local(item.id))
 
 
 def plain_hash(text: str) -> str:
@@ -44,8 +54,8 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
             fix="publish it again with a higher version; if the plane lost its count: "
             "cert-ctrl -c DIR trust reset --install-config",
         )
-    same = str(fetched.id) == str(stored.raw.get("id")) and fetched.version == stored.version
-    if same and plain_hash(fetched.installs_hash_b64) != plain_hash(stored.hash):
+    seen = stored.hash_seen(str(fetched.id), fetched.version)  # also when another config was in force meanwhile
+    if seen and plain_hash(fetched.installs_hash_b64) != plain_hash(seen):
         raise PlanError(
             f"version {fetched.version} came again with other contents",
             reason="equivocation",
@@ -116,12 +126,18 @@ def items_left_out(agent: Agent) -> list[dict[str, Any]]:
 
 
 def reload_items(agent: Agent) -> None:
-    """Read the items again; local rows that are wrong leave the plane's items in force and are reported."""
+    """Read the items again; local rows that are wrong are reported, and those in force stay beside the plane's items.
+
+    A row that depends on what is not there stays in force too, without that name: its item may be one that the plane
+    has just taken out.
+    """
     try:
         agent.items = items_in_force(agent.layout, agent.store)
+        check_local_dependencies(local_rows(agent.items), [one.id for one in agent.items if not is_local(one.id)])
         agent.well("local-installs")
     except CertctrlError as error:
-        agent.trouble("local-installs", str(error), error.fix or f"correct {agent.layout.local_installs}")
+        fix = error.fix or f"correct {agent.layout.local_installs}"
+        if agent.trouble("local-installs", str(error), fix):
+            say(agent.log, Line.LOCAL_INSTALLS_WRONG, what=error)
         with suppress(DiskError):  # a disk that cannot be read leaves in force what was
-            stored = agent.store.load_install_config()
-            agent.items = install_config_from_wire(stored.raw).items if stored is not None else ()
+            agent.items = planes_items(agent.store) + local_rows(agent.items)

@@ -53,6 +53,9 @@ class Line(Enum):
         "A file was wrong at SIGHUP; nothing changed.", "Correct it, run `config check`, send SIGHUP again."
     CONFIG_NEEDS_RESTART = WARNING, "Config", "Changed settings take effect at the next start only: {names}", \
         "SIGHUP cannot change these while running.", "Restart the daemon when it suits you."
+    LOCAL_INSTALLS_WRONG = ERROR, "Config", "Wrong in this host's own install items: {what}", \
+        "What is in force stays; a name in `depends_on` that nobody has counts as not written.", \
+        "Correct `installs.local.json`, run `config check`, send SIGHUP."
     MODES_REPAIRED = WARNING, "Config", "Permissions repaired: {path} was {was}, is {now}", \
         "A file or directory was open to others.", "Find out who opened it; rotate what was readable."
     POLICY_REFUSED = WARNING, "Policy", "Refused by this host's policy: {what}; to allow it: {fix}", \

@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
 def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
     """Return the names of the files that were checked; raises for the first mistake (ConfigError, PlanError, …)."""
-    from certctrl.protocol.wire import install_order, items_from_local
-    from certctrl.store.config import load_config, load_local_installs, load_policy
+    from certctrl.store.config import load_config, load_policy
 
     loaded = load_config(layout, environ)
     _check_named_files(layout, loaded.config.httpclient)
     load_policy(layout, require_root_owned=False)
     try:
-        install_order(items_from_local(list(load_local_installs(layout))))
+        _check_local_installs(layout)
     except CertctrlError as error:
         error.fix = error.fix or f"correct {layout.local_installs}"
         raise
@@ -30,6 +29,20 @@ def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
         layout.application, layout.httpclient, layout.ioc, layout.log_config, layout.policy, layout.local_installs,
     )  # fmt: skip
     return [path.name for path in names if path.exists()]
+
+
+def _check_local_installs(layout: ConfigDir) -> None:
+    from certctrl.protocol.wire import check_local_dependencies, install_config_from_wire, items_from_local
+    from certctrl.store.config import load_local_installs
+    from certctrl.store.fs import RealFs
+    from certctrl.store.state import StateStore
+
+    rows = items_from_local(load_local_installs(layout))
+    named, here = {name for row in rows for name in row.depends_on}, {row.id for row in rows}
+    # the state is the daemon's: it is opened only when a row names what is not in the operator's own file
+    stored = StateStore(layout, RealFs()).load_install_config() if named - here else None
+    planes = install_config_from_wire(stored.raw).items if stored is not None else ()
+    check_local_dependencies(rows, [item.id for item in planes])
 
 
 def _check_named_files(layout: ConfigDir, client: HttpClientConfig) -> None:

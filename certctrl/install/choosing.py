@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import attrs
 
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install import staging
-from certctrl.install.formats import BASE_FILES
+from certctrl.install.formats import BASE_FILES, SALTED_FILES
 from certctrl.install.look import Candidate
 from certctrl.install.outcomes import Ledger
 from certctrl.install.site import Site
@@ -111,8 +112,8 @@ async def completed(
 ) -> dict[int, Candidate]:
     """Return candidates that hold files which the items want and the generations at hand lack.
 
-    They are made from what is on disk: an install config that asks for one more format needs no fetch. What cannot
-    be made is noted for its certificate alone.
+    They are made from what is on disk: an install config that asks for one more format needs no fetch, nor does a
+    keystore whose password is no longer the one in force. What cannot be made is noted for its certificate alone.
     """
     if site.indexer.of(items).empty:
         return {}
@@ -121,7 +122,8 @@ async def completed(
     found = {}
     for one in lacking:
         try:
-            prepared = await staging.stage(site, await site.offload(bundle_of, site, one), items)
+            bundle, stand_in = await site.offload(bundle_of, site, one), one.placeholder
+            prepared = await staging.stage(site, bundle, items, placeholder=stand_in, check=not stand_in)
             await site.offload(site.generations.settle, [prepared.staged])
             found[one.cert_id] = Candidate.of(prepared)
         except StateCorruptError:
@@ -145,9 +147,19 @@ def _lacking(
         candidate = candidates.get(cert_id)
         with suppress(DiskError):  # whoever looks at it next says so
             generation = candidate.generation if candidate is not None else site.generations.live_id(name)
-            if generation and not wanted <= site.generations.manifest(name, generation)["files"].keys():
+            if generation and not _holds(site, name, site.generations.manifest(name, generation), wanted):
                 found.append(candidate or Candidate.read(site, name, generation))
     return found
+
+
+def _holds(site: Site, name: str, manifest: Mapping[str, Any], wanted: Collection[str]) -> bool:
+    """Return whether a generation has some files, its keystores with the passwords that commands are told."""
+    theirs = manifest["facts"].get("passwords", {})
+    return all(file in manifest["files"] for file in wanted) and all(
+        theirs.get(kind) == staging.password_mark(site.state.password(name, kind)[0])
+        for file, kind in SALTED_FILES.items()
+        if file in wanted
+    )
 
 
 def bundle_of(site: Site, candidate: Candidate) -> Bundle:

@@ -41,6 +41,8 @@ class Candidate:
     fingerprint_sha256: str = ""
     not_before: float = 0.0
     not_after: float = 0.0
+    placeholder: bool = False
+    """Known of what is read from the disk."""
 
     @classmethod
     def of(cls, prepared: Prepared) -> Candidate:
@@ -59,6 +61,7 @@ class Candidate:
             cert_id=int(facts["cert_id"]), name=name, generation=generation, domains=tuple(facts["domains"]),
             serial=str(facts["serial"]), fingerprint_sha256=str(facts["fingerprint_sha256"]),
             not_before=float(facts["not_before"]), not_after=float(facts["not_after"]),
+            placeholder=bool(facts.get("placeholder")),
         )  # fmt: skip
 
 

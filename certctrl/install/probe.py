@@ -19,6 +19,7 @@ import attrs
 import trio
 
 from certctrl.errors import ProbeError
+from certctrl.install.overheard import Overheard
 from certctrl.install.policy import shown
 from certctrl.install.starttls import start_tls
 from certctrl.model.plan import VerifyTls
@@ -167,9 +168,16 @@ async def _look_at_address(family: int, host: str, address: str, verify: VerifyT
 async def _leaf_of(stream: trio.SocketStream, verify: VerifyTls) -> str:
     if verify.starttls is not None:
         await start_tls(stream, verify.starttls)
-    tls = trio.SSLStream(stream, _context(), server_hostname=_server_name(verify))
-    await tls.do_handshake()
-    leaf: bytes | None = tls.getpeercert(binary_form=True)
+    heard = Overheard(stream)
+    tls = trio.SSLStream(heard, _context(), server_hostname=_server_name(verify))
+    leaf: bytes | None
+    try:
+        await tls.do_handshake()
+        leaf = tls.getpeercert(binary_form=True)
+    except trio.BrokenResourceError as error:
+        leaf = heard.leaf_after(error)
+        if leaf is None:
+            raise
     await trio.aclose_forcefully(tls)
     if leaf is None:
         raise ProbeError("the server showed no certificate")

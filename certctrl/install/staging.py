@@ -96,10 +96,15 @@ def _write(
     passwords = {kind: site.state.password(bundle.name, kind)[0] for kind in kinds.values()}
     facts = facts_of(bundle, placeholder=placeholder)
     if passwords:
-        facts["passwords"] = {kind: sha256(password).hexdigest()[:16] for kind, password in passwords.items()}
+        facts["passwords"] = {kind: password_mark(password) for kind, password in passwords.items()}
     salted = _salted_files(site, bundle, kinds, facts)
     files = virtual_files(bundle, wanted - salted.keys(), passwords.__getitem__) | salted
     return bundle, site.generations.stage(bundle.name, files, facts)
+
+
+def password_mark(password: bytes) -> str:
+    """Return what a manifest says of the password of a keystore: enough to tell it from another one."""
+    return sha256(password).hexdigest()[:16]
 
 
 def _salted_files(site: Site, bundle: Bundle, kinds: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, bytes]:

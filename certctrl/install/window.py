@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, tzinfo
+from bisect import bisect_left
+from datetime import date, datetime, timedelta, tzinfo
+from functools import lru_cache
 
 from certctrl.errors import ConfigError
 from certctrl.model.policy import MaintenanceWindow
@@ -38,18 +40,10 @@ def next_opening(now: float, window: MaintenanceWindow | None) -> float:
     """Return the wall-clock second at which the window is open next; ``now`` when it is open."""
     if window is None or _open(now, window):
         return now
-    zone = _zone(window)
-    begins = _minutes(window.from_)
-    today = datetime.fromtimestamp(now, zone).date()
-    for ahead in range(9):
-        day = today + timedelta(days=ahead)
-        if DAYS[day.weekday()] not in window.days:
-            continue
-        local = datetime(day.year, day.month, day.day, tzinfo=zone) + timedelta(minutes=begins)
-        moment = local.astimezone(UTC).timestamp()
-        if moment > now:
-            return moment
-    raise ConfigError("the window never opens", file="policy.json", path="$.window.days")
+    later = [begins for begins, _ in _spells(now, window, ahead=8) if begins > now]
+    if not later:
+        raise ConfigError("the window never opens", file="policy.json", path="$.window.days")
+    return min(later)
 
 
 def may_switch_at(now: float, window: MaintenanceWindow | None, record: CertRecord) -> float:
@@ -70,14 +64,48 @@ def window_text(window: MaintenanceWindow) -> str:
 
 
 def _open(now: float, window: MaintenanceWindow) -> bool:
-    local = datetime.fromtimestamp(now, _zone(window))
-    minute = local.hour * 60 + local.minute
+    return any(begins <= now < ends for begins, ends in _spells(now, window, ahead=1))
+
+
+def _spells(now: float, window: MaintenanceWindow, *, ahead: int) -> list[tuple[float, float]]:
+    """Return from when to when the window is open, from what may have begun two days ago to some days ahead.
+
+    Whether it is open and when it opens are both read from here, so that they agree whatever the clocks do.
+    """
     begins, ends = _minutes(window.from_), _minutes(window.to)
-    today, yesterday = DAYS[local.weekday()], DAYS[local.weekday() - 1]
-    if begins < ends:
-        return today in window.days and begins <= minute < ends
-    # over midnight (or the whole day when both are equal): the night belongs to the day on which it began
-    return (today in window.days and minute >= begins) or (yesterday in window.days and minute < ends)
+    today = datetime.fromtimestamp(now, _zone(window.timezone)).date()
+    days = [today + timedelta(days=number) for number in range(-2, ahead + 1)]
+    return [_spell(day, begins, ends, window.timezone) for day in days if DAYS[day.weekday()] in window.days]
+
+
+@lru_cache(maxsize=64)  # thousands of certificates may ask in one go
+def _spell(day: date, begins: int, ends: int, timezone: str) -> tuple[float, float]:
+    """Return from when to when the window that begins on a day is open.
+
+    One within the hour that the clocks skip is moved to the moment after it; one that begins or ends there has what
+    is left. Times that come twice count when they come first.
+    """
+    if ends <= begins:  # over midnight: the night belongs to the day on which it began
+        ends += _FULL_DAY
+    opens, closes = _reached(day, begins, timezone), _reached(day, ends, timezone)
+    return opens, closes if closes > opens else opens + 60 * (ends - begins)
+
+
+def _reached(day: date, minutes: int, timezone: str) -> float:
+    """Return the first moment at which the clocks of a zone show this time of a day, or skip it."""
+    zone = _zone(timezone)
+    shown = datetime(day.year, day.month, day.day) + timedelta(minutes=minutes)
+    moment = shown.replace(tzinfo=zone).timestamp()
+    if datetime.fromtimestamp(moment, zone).replace(tzinfo=None) == shown:
+        return moment
+    # skipped: reckoned with the offset before it, it comes after the change, and with the one after it, before
+    before, after = int(shown.replace(tzinfo=zone, fold=1).timestamp()), int(moment)
+    offset = datetime.fromtimestamp(before, zone).utcoffset()
+
+    def changed(second: int) -> bool:
+        return datetime.fromtimestamp(second, zone).utcoffset() != offset
+
+    return before + bisect_left(range(before, after + 1), True, key=changed)
 
 
 def _minutes(text: str) -> int:
@@ -89,13 +117,13 @@ def _minutes(text: str) -> int:
     raise ConfigError(f"expected HH:MM, 00:00 to 24:00, got {text!r}", file="policy.json", path="$.window")
 
 
-def _zone(window: MaintenanceWindow) -> tzinfo:
+def _zone(name: str) -> tzinfo:
     from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # here: few hosts have a window
 
     try:
-        return ZoneInfo(window.timezone)
+        return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ConfigError(
-            f"there is no time zone {window.timezone!r} on this host",
+            f"there is no time zone {name!r} on this host",
             file="policy.json", path="$.window.timezone", fix="use UTC, or install the package tzdata",
         ) from None  # fmt: skip

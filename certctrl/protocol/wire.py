@@ -42,7 +42,12 @@ from certctrl.protocol.wire_enrol import (
     refreshed_from_wire,
     registration_from_wire,
 )
-from certctrl.protocol.wire_install import install_config_from_wire, install_order, items_from_local
+from certctrl.protocol.wire_install import (
+    check_local_dependencies,
+    install_config_from_wire,
+    install_order,
+    items_from_local,
+)
 from certctrl.protocol.wire_items import CA_FILES, CERT_FILES
 from certctrl.protocol.wire_signals import ack_event, signal_from_wire
 from certctrl.protocol.wire_values import Misfit, Reader, clean_text, parse_json
@@ -65,6 +70,7 @@ __all__ = [
     "ca_from_wire",
     "canonical_json",
     "certificate_from_wire",
+    "check_local_dependencies",
     "clean_text",
     "cursor_of_etag",
     "data_of",

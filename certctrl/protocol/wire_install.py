@@ -117,6 +117,33 @@ def items_from_local(rows: Sequence[Mapping[str, Any]]) -> tuple[InstallItem, ..
     return tuple(items)
 
 
+def check_local_dependencies(rows: Sequence[InstallItem], planes: Iterable[str]) -> None:
+    """Refuse a local row that depends on neither a local row nor one of the plane's items, given by their ids.
+
+    Raises ConfigError with the names that there are.
+    """
+    here, theirs = [row.id for row in rows], list(planes)
+    known = {*here, *theirs}
+    for i, row in enumerate(rows):
+        for name in row.depends_on:
+            if name not in known:
+                said = f"item {_named([row.id])} depends on {clean_text(name, 80)}, which is not there"
+                others = f"the plane's {_named(theirs)}" if theirs else _NO_PLANES
+                raise ConfigError(
+                    f"{said}; there are {_named(here)} here, and {others}", file=LOCAL_FILE, path=f"$[{i}].depends_on"
+                )
+
+
+_NO_PLANES = "no item of the plane's (its install config may not have been fetched yet)"
+_MOST_NAMED = 20
+
+
+def _named(ids: Sequence[str]) -> str:
+    """Return ids as a person writes them into the local file."""
+    more = ", …" if len(ids) > _MOST_NAMED else ""
+    return ", ".join(clean_text(one.removeprefix(LOCAL_PREFIX), 80) for one in ids[:_MOST_NAMED]) + more
+
+
 def install_order(items: Iterable[InstallItem]) -> tuple[tuple[InstallItem, ...], ...]:
     """Return the items in levels: all of a level may run side by side, after all that they depend on.
 

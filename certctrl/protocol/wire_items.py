@@ -26,6 +26,7 @@ CA_FILES = ("ca.pem", "ca.der", "meta.json")
 MAX_TIMEOUT_MS = 600_000
 
 _OCTAL = re.compile(r"(0o)?0?[0-7]{3}", re.ASCII)
+_BRACKETED = re.compile(r"\A\[([^\[\]]*:[^\[\]]*)\]\Z")  # an IPv6 address as in a URL; no resolver knows it so
 _STARTTLS = ("smtp", "imap", "postgres")
 _COMMON = frozenset(("id", "type", "enabled", "continue_on_error", "depends_on", "tags", "ob_type", "ob_id", "ob_name"))
 _KEYS = {
@@ -161,7 +162,7 @@ def _verify(row: Reader) -> Verify | None:
     if starttls not in (None, *_STARTTLS):
         raise Misfit(f"{verify.at('starttls')}: expected one of {', '.join(_STARTTLS)}")
     return VerifyTls(
-        host=verify.text("host", limit=255),
+        host=_BRACKETED.sub(r"\1", verify.text("host", limit=255)),
         port=verify.integer("port", ge=1, le=65_535),
         server_name=verify.maybe_text("server_name", limit=255),
         starttls=starttls,

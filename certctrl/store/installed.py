@@ -32,6 +32,14 @@ class StoredInstallConfig:
     """``installs_hash_b64``."""
     high_water: Mapping[str, int] = attrs.field(factory=dict)
     """Config id -> highest version ever stored here; kept by the store, whatever a caller passes (T2)."""
+    hashes: Mapping[str, str] = attrs.field(factory=dict)
+    """Config id -> the hash of that version; kept by the store as well. Files of earlier releases have none."""
+
+    def hash_seen(self, config_id: str, version: int) -> str:
+        """Return the hash under which a version of a config was stored here; empty when that is not known."""
+        if (config_id, version) == (str(self.raw.get("id", "")), self.version):
+            return self.hash
+        return self.hashes.get(config_id, "") if version == self.high_water.get(config_id) else ""
 
 
 class InstalledState:
@@ -50,15 +58,18 @@ class InstalledState:
         return cast(StoredInstallConfig | None, stored)
 
     def save_install_config(self, config: StoredInstallConfig) -> None:
-        """Put an install config in force; the high-water mark of its id never falls."""
+        """Put an install config in force; the high-water mark of its id, with its hash, never falls."""
         try:
             before = self.load_install_config()
         except StateCorruptError:
             before = None  # replaced by what repairs it
         marks = dict(before.high_water) if before is not None else {}
+        hashes = {one: before.hash_seen(one, mark) for one, mark in marks.items()} if before is not None else {}
         config_id = str(config.raw.get("id", ""))
-        marks[config_id] = max(config.version, marks.get(config_id, config.version))
-        body = attrs.asdict(attrs.evolve(config, high_water=marks), recurse=False)
+        if config.version >= marks.get(config_id, config.version):
+            marks[config_id], hashes[config_id] = config.version, config.hash
+        hashes = {one: digest for one, digest in hashes.items() if digest}
+        body = attrs.asdict(attrs.evolve(config, high_water=marks, hashes=hashes), recurse=False)
         self._files.save_json(self.layout.install_config, {"config": body})
 
     def forget_versions(self) -> dict[str, int]:
@@ -66,7 +77,7 @@ class InstalledState:
         stored = self.load_install_config()
         if stored is None:
             return {}
-        blank = attrs.evolve(stored, etag=None, version=0, hash="", high_water={})
+        blank = attrs.evolve(stored, etag=None, version=0, hash="", high_water={}, hashes={})
         self._files.save_json(self.layout.install_config, {"config": attrs.asdict(blank, recurse=False)})
         return dict(stored.high_water)
 
@@ -133,7 +144,7 @@ class InstalledState:
     def password(self, name: str, kind: str) -> tuple[bytes, Path]:
         """Return the password of one certificate's keystores of a kind, and the file it is in; made once, 0600."""
         path = self.layout.passwords / f"{name}.{kind}"
-        found = self._files.load_text(path, f"remove it; {kind} files get a new password with the next renewal")
+        found = self._files.load_text(path, f"remove it; {kind} files then get a new password")
         if found is None:
             found = self._fs.token() + self._fs.token()  # 128 bits
             self._files.save_text(path, found, "password")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +17,10 @@ from certctrl.cli.commands import register as register_module
 from certctrl.cli.commands.register import LARGEST_TOKEN, find_token, show_prompt
 from certctrl.errors import UsageError
 from certctrl.model.config import AgentConfig
+from certctrl.protocol.wire_canonical import canonical_json
+from certctrl.store.fs import RealFs
 from certctrl.store.layout import ConfigDir
+from certctrl.store.state import StateStore, StoredInstallConfig
 
 from .conftest import Ran
 
@@ -237,3 +242,24 @@ def test_config_check_looks_into_the_files_that_are_named(layout: ConfigDir, ran
     assert "holds no PEM" in ran("-c", layout.root, "config", "check").err
     ca.write_bytes(trustme.CA().cert_pem.bytes())
     assert ran("-c", layout.root, "config", "check").status == 0
+
+
+def plane_item(store: StateStore, *ids: str) -> None:
+    items = [{"id": name, "type": "import_ca"} for name in ids]
+    digest = base64.b64encode(hashlib.sha256(canonical_json(items).encode()).digest()).decode()
+    raw = {"id": 1, "version": 1, "installs": items, "installs_hash_b64": digest}
+    store.save_install_config(StoredInstallConfig(raw=raw, etag=None, version=1, hash=digest))
+
+
+def test_config_check_knows_the_planes_items_that_a_local_row_depends_on(layout: ConfigDir, ran: Run) -> None:
+    row = {"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], "depends_on": ["copy-7"]}
+    layout.local_installs.write_text(json.dumps([row]))
+    done = ran("-c", layout.root, "config", "check")
+    assert done.status == 78 and "reload depends on copy-7" in done.err and "no item of the plane's" in done.err
+    plane_item(StateStore(layout, RealFs()), "copy-7")
+    assert ran("-c", layout.root, "config", "check").status == 0
+    layout.local_installs.write_text(json.dumps([row | {"depends_on": ["copy-8"]}]))
+    done = ran("-c", layout.root, "config", "check")
+    assert done.status == 78
+    for part in ("installs.local.json: $[0].depends_on", "copy-8", "copy-7", f"\nfix: correct {layout.local_installs}"):
+        assert part in done.err

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from typing import Any
 
+import pytest
 import trio
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
 from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, leftovers, reload
 from trio.testing import MockClock
 
@@ -170,3 +174,78 @@ async def test_verify_by_command_is_tried_until_its_deadline(clock: MockClock, h
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
     outcome = (await host.deliver(1, items=items))[1]
     assert outcome.kind is ROLLED_BACK and "verify exited with 1" in outcome.detail
+
+
+def keystores(host: Any, *kinds: str) -> list[CopyAction]:
+    return [CopyAction(id="k", ob_id=1, sources=tuple(f"bundle.{kind}" for kind in kinds),
+                       targets=tuple(str(host.out / f"a.{kind}") for kind in kinds))]  # fmt: skip
+
+
+def opened(host: Any, kind: str) -> str:
+    """Return the fingerprint in a keystore at its destination, opened with the password that commands are given."""
+    data = (host.out / f"a.{kind}").read_bytes()
+    password = (host.layout.passwords / f"c1.example.{kind}").read_bytes()
+    if kind == "pfx":
+        found = load_pkcs12(data, password).cert
+        assert found is not None
+        return found.certificate.fingerprint(hashes.SHA256()).hex()
+    import jks
+
+    (entry,) = jks.KeyStore.loads(data, password.decode()).private_keys.values()
+    return hashlib.sha256(entry.cert_chain[0][1]).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["pfx", "jks"])
+async def test_what_is_rolled_back_to_opens_with_the_password_in_force(clock: MockClock, host: Any, kind: str) -> None:
+    items = keystores(host, kind)
+    await host.deliver(1, items=items)
+    first = host.live(1)
+    (host.layout.passwords / f"c1.example.{kind}").unlink()
+    host.clock += 60
+    await host.deliver(1, items=items)
+    assert opened(host, kind) == host.live(1) != first
+    host.clock += 60
+    assert (await host.installer.rollback("c1.example", None, items)).kind is APPLIED
+    assert opened(host, kind) == host.live(1) == first
+
+
+async def test_a_password_that_is_taken_away_is_replaced_without_a_renewal(clock: MockClock, host: Any) -> None:
+    items = keystores(host, "pfx", "jks")
+    await host.deliver(1, items=items)
+    before = (host.out / "a.jks").read_bytes()
+    (host.layout.passwords / "c1.example.pfx").unlink()
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
+    assert opened(host, "pfx") == opened(host, "jks") == host.live(1)
+    assert (host.out / "a.jks").read_bytes() == before, "its password is the same"
+    assert (await host.installer.converge_all(items)).kind is UNCHANGED
+
+
+async def test_a_placeholder_whose_password_is_taken_away_stays_one(clock: MockClock, host: Any) -> None:
+    items = keystores(host, "pfx")
+    host.allow(on_revoked="placeholder")
+    await host.deliver(1, items=items)
+    await host.installer.withdraw(1, revoked=True, items=items)
+    (host.layout.passwords / "c1.example.pfx").unlink()
+    await host.installer.converge((), items)
+    assert opened(host, "pfx") == (stands := host.live(1))
+    await host.installer.withdraw(1, revoked=True, items=items)
+    assert host.live(1) == stands, "it is still known as one: none is put in its place"
+
+
+async def test_what_is_gone_back_to_after_a_failure_is_given_the_new_password_next(clock: MockClock, host: Any) -> None:
+    items = [*keystores(host, "pfx"), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    good = host.live(1)
+    (host.layout.passwords / "c1.example.pfx").unlink()
+    bundle = host.bundle(1)
+    service.refuses.add(bundle.fingerprint_sha256)
+    prepared = await host.installer.stage(bundle, items)
+    assert kinds(await host.installer.converge([prepared], items)) == {1: ROLLED_BACK}
+    await host.installer.converge((), items)
+    assert opened(host, "pfx") == host.live(1) == good
+    service.refuses.clear()
+    host.clock += 31
+    await host.installer.converge((), items)
+    assert opened(host, "pfx") == host.live(1) == bundle.fingerprint_sha256

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import inf
+from zoneinfo import ZoneInfo
 
 import attrs
 import pytest
@@ -79,7 +81,13 @@ days = st.lists(st.sampled_from(DAYS), min_size=1, unique=True).map(tuple)
 clock = st.integers(0, 24 * 60 - 1).map(lambda m: f"{m // 60:02}:{m % 60:02}")
 
 
-@given(days=days, begins=clock, ends=clock, now=st.floats(1.6e9, 2.0e9), zone=st.sampled_from(["UTC", "Asia/Tokyo"]))
+@given(
+    days=days,
+    begins=clock,
+    ends=clock,
+    now=st.floats(1.6e9, 2.0e9),
+    zone=st.sampled_from(["UTC", "Asia/Tokyo", "Europe/Berlin"]),
+)
 def test_the_next_opening_is_open_and_nothing_before_it_is(
     days: tuple[str, ...], begins: str, ends: str, now: float, zone: str
 ) -> None:
@@ -91,6 +99,64 @@ def test_the_next_opening_is_open_and_nothing_before_it_is(
         assert not in_window(now, window, SERVING)
         assert not in_window(moment - 1, window, SERVING)
         assert moment - now <= 8 * 86_400
+
+
+# --- days on which the clocks are changed -----------------------------------------------------------------------------
+
+CHANGES = [
+    ("Europe/Berlin", "2026-03-29"),
+    ("Europe/Berlin", "2026-10-25"),
+    ("America/New_York", "2026-03-08"),
+    ("Australia/Lord_Howe", "2026-10-04"),  # by half an hour
+    ("Australia/Lord_Howe", "2026-04-05"),
+    ("Africa/Cairo", "2026-04-24"),  # the hour from midnight on
+    ("America/Santiago", "2026-04-04"),  # the hour before midnight, twice
+    ("America/St_Johns", "2010-11-07"),  # a minute after midnight, back to the day before
+    ("Pacific/Apia", "2011-12-30"),  # a day that there was not
+]
+HOURS = ["02:15-02:45", "02:00-03:00", "01:30-02:30", "02:30-03:15", "23:00-02:30", "23:50-00:10", "00:15-00:45",
+         "23:30-00:00", "00:00-24:00", "03:00-03:00"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("zone", "day"), CHANGES)
+@pytest.mark.parametrize("one_day", [False, True])
+def test_on_such_a_day_the_next_opening_is_the_next_open_minute(zone: str, day: str, one_day: bool) -> None:
+    start = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
+    minutes = range(int(start.timestamp()) - 86_400, int(start.timestamp()) + 2 * 86_400, 300)
+    for hours in HOURS:
+        begins, ends = hours.split("-")
+        days = (DAYS[start.weekday()],) if one_day else DAYS
+        window = MaintenanceWindow(days=days, from_=begins, to=ends, timezone=zone)
+        opens = [now for now in minutes if in_window(now, window, SERVING)]
+        assert opens, "whatever the clocks do, it opens"
+        opening = inf
+        for now in reversed(minutes):
+            opening = now if now in opens else opening
+            if opening < inf:
+                assert next_opening(now, window) == opening, (hours, datetime.fromtimestamp(now, start.tzinfo))
+
+
+@pytest.mark.parametrize(
+    ("hours", "opens", "minutes"),
+    [
+        ("02:15-02:45", "2026-03-29 01:00", 30),  # there is no such hour: right after it
+        ("02:00-03:00", "2026-03-29 01:00", 60),
+        ("02:30-03:15", "2026-03-29 01:00", 15),  # what is left of it
+        ("01:30-02:30", "2026-03-29 00:30", 30),
+        ("23:00-02:30", "2026-03-29 21:00", 210),  # the night after
+        ("02:15-02:45", "2026-10-25 00:15", 30),  # that half hour comes twice: once is enough
+        ("01:30-02:30", "2026-10-24 23:30", 60),
+        ("02:30-04:00", "2026-10-25 00:30", 150),
+    ],
+)
+def test_a_window_in_the_hour_that_is_skipped_or_comes_twice(hours: str, opens: str, minutes: int) -> None:
+    begins, ends = hours.split("-")
+    window = MaintenanceWindow(days=("sun",), from_=begins, to=ends, timezone="Europe/Berlin")
+    first = next_opening(at(opens) - 3600, window)
+    assert first == at(opens)
+    length = next(n for n in range(1, 2000) if not in_window(first + 60 * n, window, SERVING))
+    assert length == minutes
+    assert next_opening(first + 60 * length, window) > first + 5 * 86_400
 
 
 @pytest.mark.parametrize(

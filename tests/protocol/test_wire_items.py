@@ -11,7 +11,7 @@ from wire_items import CA, COPY, EXEC, config, one, refusal
 
 from certctrl.errors import ConfigError, PlanError
 from certctrl.model.plan import CopyAction, VerifyCommand, VerifyTls
-from certctrl.protocol.wire import install_config_from_wire, install_order, items_from_local
+from certctrl.protocol.wire import check_local_dependencies, install_config_from_wire, install_order, items_from_local
 
 # --- items -------------------------------------------------------------------------------------------------
 
@@ -150,6 +150,15 @@ def test_orders_that_do_not_exist(items: list[dict[str, Any]], reason: str) -> N
     assert refusal(config(items)).reason == reason
 
 
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [("[::1]", "::1"), ("[fe80::1%eth0]", "fe80::1%eth0"), ("::1", "::1"), ("[a.example]", "[a.example]"), ("[", "[")],
+)
+def test_an_address_may_be_written_in_brackets(written: str, host: str) -> None:
+    item = one(EXEC | {"depends_on": [], "verify": {"type": "tls", "host": written, "port": 1}})
+    assert item.verify == VerifyTls(host=host, port=1)
+
+
 @given(st.data(), st.integers(1, 12))
 def test_every_item_comes_after_what_it_needs(data: st.DataObject, count: int) -> None:
     edges = {n: data.draw(st.sets(st.integers(0, count - 1), max_size=3)) for n in range(count)}
@@ -213,3 +222,19 @@ def test_local_rows_that_are_wrong(rows: list[Any], path: str) -> None:
     assert caught.value.file == "installs.local.json"
     assert caught.value.path == path
     assert str(caught.value).startswith(f"installs.local.json: {path}: ")
+
+
+def test_a_local_row_may_depend_on_local_ones_in_both_spellings_and_on_the_planes() -> None:
+    rows = items_from_local([ca("a"), ca("b", "a"), ca("c", "local:a", 12), ca("d")])
+    check_local_dependencies(rows, ["12"])
+    assert [row.depends_on for row in rows] == [(), ("local:a",), ("local:a", "12"), ()]
+
+
+@pytest.mark.parametrize("name", ["aa", "local:aa", "12", "local:12"])
+def test_a_name_that_nobody_has_is_told_with_those_that_there_are(name: str) -> None:
+    rows = items_from_local([ca("a"), ca("b", "a", name)])
+    with pytest.raises(ConfigError) as caught:
+        check_local_dependencies(rows, ["11", "x\x1b"])
+    assert (caught.value.file, caught.value.path) == ("installs.local.json", "$[1].depends_on")
+    for part in (f"item b depends on {name}, which", "a, b here", "the plane's 11, x�"):
+        assert part in str(caught.value)

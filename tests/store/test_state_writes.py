@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import random
 import subprocess
 import sys
@@ -99,6 +100,28 @@ def test_a_version_never_falls(store: StateStore) -> None:
     kept = store.load_install_config()
     assert kept is not None
     assert kept.high_water == {"9": 5, "10": 1}
+
+
+def test_the_hash_of_the_highest_version_is_kept_with_it(store: StateStore) -> None:
+    for config_id, version, digest in ((9, 4, "h4"), (9, 5, "h5"), (9, 3, "h3"), (10, 1, "other")):
+        store.save_install_config(StoredInstallConfig(raw={"id": config_id}, etag=None, version=version, hash=digest))
+    kept = store.load_install_config()
+    assert kept is not None and kept.hashes == {"9": "h5", "10": "other"}
+    asked = {("9", 5): "h5", ("9", 4): "", ("9", 3): "", ("10", 1): "other", ("11", 1): ""}
+    assert {one: kept.hash_seen(*one) for one in asked} == asked
+    store.forget_versions()
+    kept = store.load_install_config()
+    assert kept is not None and kept.hashes == {} and kept.hash_seen("9", 5) == ""
+
+
+def test_a_file_from_before_hashes_were_kept_brings_the_one_it_has(store: StateStore) -> None:
+    config = {"raw": {"id": 9}, "etag": None, "version": 5, "hash": "h5", "high_water": {"8": 2, "9": 5}}
+    store.layout.install_config.write_text(json.dumps({"state_version": 1, "config": config}))
+    kept = store.load_install_config()
+    assert kept is not None and kept.hash_seen("9", 5) == "h5" and kept.hash_seen("8", 2) == ""
+    store.save_install_config(StoredInstallConfig(raw={"id": 10}, etag=None, version=1, hash="other"))
+    kept = store.load_install_config()
+    assert kept is not None and kept.hashes == {"9": "h5", "10": "other"}
 
 
 def test_versions_and_pins_are_forgotten_when_a_person_says_so(store: StateStore) -> None:
