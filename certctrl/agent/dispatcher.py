@@ -32,6 +32,8 @@ from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, Unknown
 from certctrl.protocol.ledger import choose
 from certctrl.protocol.wire import ack_event
 
+BREATH = 50
+"""Outcomes that are logged in one go: some milliseconds, so that nothing else waits longer."""
 RETRY_FIRST = 5.0
 RETRY_LAST = 900.0
 RETRY_LAST_TRANSIENT = 300.0
@@ -221,12 +223,14 @@ class Dispatcher:
             self._count(entry.signal, outcome, seconds)
         acks = [ack_event(entry.signal, outcome, round(seconds * 1000)) for entry, outcome, seconds in done]
         await self._save([entry for entry, _, _ in done], acks)
-        for entry, outcome, seconds in done:
+        for number, (entry, outcome, seconds) in enumerate(done, 1):
             tell_certificates(self.agent, entry, outcome)
             say(
                 self.agent.log, Line.SIGNAL_DONE, type=entry.signal.type, ts=entry.signal.ts_ms,
                 outcome=outcome.kind.value, ms=round(seconds * 1000),
             )  # fmt: skip
+            if number % BREATH == 0:
+                await trio.lowlevel.checkpoint()
 
     def _count(self, signal: Signal, outcome: Outcome, seconds: float) -> None:
         self.agent.figures.signal_took(signal.type, seconds)
