@@ -42,7 +42,7 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     signal = cast(InstallUpdated, signal)
     say(agent.log, Line.INSTALL_FETCHING, config_id=signal.config_id, version=signal.version)
     changed = await refresh_install_config(agent)
-    outcome = await agent.installer.converge_all(agent.items)
+    outcome = await agent.installer.converge_all(agent.items, lasting=False)  # its outcome makes it so
     stored = agent.store.load_install_config()
     version = stored.version if stored else "none"
     if outcome.ok and (changed or outcome.kind is OutcomeKind.APPLIED):

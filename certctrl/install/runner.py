@@ -205,10 +205,11 @@ class Installer:
         return ledger.outcomes
 
     async def converge_all(
-        self, items: Sequence[InstallItem], *, ignore_window: bool = False, asked_by: str = ""
+        self, items: Sequence[InstallItem], *, ignore_window: bool = False, asked_by: str = "", lasting: bool = True
     ) -> Outcome:
-        """Bring everything in line with the items and return the outcome of the whole."""
-        return folded((await self.converge((), items, ignore_window=ignore_window, asked_by=asked_by)).values())
+        """Bring everything in line with the items and return the outcome of the whole; see `converge`."""
+        outcomes = await self.converge((), items, ignore_window=ignore_window, asked_by=asked_by, lasting=lasting)
+        return folded(outcomes.values())
 
     async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
         """Return what `converge` would do now, changing nothing. Raises DiskError, StateCorruptError."""

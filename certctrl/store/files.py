@@ -9,7 +9,7 @@ from typing import Any
 from certctrl.errors import BadAnswerError, StateCorruptError
 from certctrl.store import decode
 from certctrl.store.atomic import read_bytes, write_atomic
-from certctrl.store.fs import Fs
+from certctrl.store.fs import Fs, closing
 from certctrl.store.strict import Mismatch, structure
 
 
@@ -18,7 +18,8 @@ class StateFiles:
 
     def __init__(self, fs: Fs) -> None:
         self._fs = fs
-        self._written: dict[Path, tuple[object, ...]] = {}
+        self._written: dict[Path, tuple[tuple[object, ...], bool]] = {}
+        """What is there (hash and place), and whether the name leads to it for good."""
 
     def load_bytes(self, path: Path, limit: int, fix: str) -> bytes | None:
         """Return a file's bytes; None when it was never written. Raises DiskError, StateCorruptError."""
@@ -67,12 +68,17 @@ class StateFiles:
 
         ``sync_parent=False`` makes the bytes durable, but not that the name leads to them.
         """
-        digest = hashlib.sha256(data).digest()
-        written = self._written.pop(path, None)
-        if written not in ((digest, True, *self.place(path)), (digest, sync_parent, *self.place(path))):
+        digest, lasting = hashlib.sha256(data).digest(), sync_parent
+        written, synced = self._written.pop(path, ((), False))
+        if written != (digest, *self.place(path)):
             write_atomic(self._fs, path, data, sync_parent=sync_parent)
-            written = (digest, sync_parent, *self.place(path))
-        self._written[path] = written
+            written = (digest, *self.place(path))
+        elif sync_parent and not synced:
+            with closing(self._fs, self._fs.open_dir(path.parent)) as parent:
+                self._fs.fsync(parent)
+        else:
+            lasting = synced
+        self._written[path] = (written, lasting)
 
     def save_text(self, path: Path, text: str, what: str, *, sync_parent: bool = True) -> None:
         """Replace a text file. Raises BadAnswerError, naming ``what``, for text that no file of ours may hold."""
@@ -86,7 +92,7 @@ class StateFiles:
 
     def note_cursor(self, path: Path, data: bytes) -> None:
         """Take ``data`` for what is at ``path``, though perhaps not durably: good for a file that may fall back."""
-        self._written[path] = (hashlib.sha256(data).digest(), False, *self.place(path))
+        self._written[path] = ((hashlib.sha256(data).digest(), *self.place(path)), False)
 
     def place(self, path: Path) -> tuple[int, int, int]:
         """Return what tells one state of a file from another; zeros for none."""
