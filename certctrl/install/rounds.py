@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
-from certctrl.install.binding import bind, components, enabled
+from certctrl.install.binding import Binding, bind, components, enabled
 from certctrl.install.look import Candidate, View
 from certctrl.install.site import Site
 from certctrl.install.steps import DesiredCa, DesiredCert, InstallPlan, PlanSet
@@ -28,8 +28,10 @@ class Group:
         return cls(names, frozenset(int(node[5:]) for node in names if node.startswith("cert:")))
 
 
-def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
-    """Return what hangs together on this host, from what is known without looking at the disk."""
+def bound_now(
+    site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]
+) -> tuple[dict[str, Binding], dict[int, DesiredCert]]:
+    """Return what each item is about, and the certificates here, from what is known without looking at the disk."""
     certs = {
         record.cert_id: DesiredCert(
             cert_id=record.cert_id, name=record.name, generation=record.generation, domains=record.domains
@@ -41,9 +43,13 @@ def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int,
             cert_id=cert_id, name=candidate.name, generation=candidate.generation, domains=candidate.domains
         )
     cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in list(site.book.cas.items())}
-    wanted = enabled(items)
-    bound = bind(wanted, certs, cas, ran=set(site.book.activations))
-    return [Group.of(nodes) for nodes in components(wanted, bound, certs)]
+    return bind(enabled(items), certs, cas, ran=set(site.book.activations)), certs
+
+
+def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
+    """Return what hangs together on this host, from what is known without looking at the disk."""
+    bound, certs = bound_now(site, items, candidates)
+    return [Group.of(nodes) for nodes in components(enabled(items), bound, certs)]
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -24,7 +24,7 @@ from certctrl.install.placeholder import placeholder_bundle
 from certctrl.install.policy import is_local, refuse_path, shown
 from certctrl.install.probe import after_removal
 from certctrl.install.removal import NOT_OURS, remove_ours
-from certctrl.install.rounds import Group, groups_of
+from certctrl.install.rounds import Group, bound_now, groups_of
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
@@ -66,7 +66,7 @@ class Withdrawal:
             left = await (self.site.offload(self._still_there) if withdrawn(self.record) else self._take_out())
         except DiskError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-        outcome = await self._announce({})
+        outcome = await self._announce({}, heirs=self._heirs())
         seen = await self._look(patient=outcome.ok)
         still = any(shows for shows, _ in seen)
         stay = [f"{shown(path)} stays: {why}" for path, why in left.items()]
@@ -74,7 +74,7 @@ class Withdrawal:
         owed = still or not outcome.ok or any(why != NOT_OURS for why in left.values())
         await self._note_rest("; ".join(said) if owed else "")
         kind = OutcomeKind.FAILED if owed or left else OutcomeKind.APPLIED
-        return Outcome(kind=kind, detail="; ".join(("removed", *said)))
+        return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed)
 
     async def _take_out(self) -> dict[str, str]:
         """Remove every file of this certificate and note it; return what had to stay, and why. Raises DiskError."""
@@ -94,6 +94,12 @@ class Withdrawal:
             self._tell("revoked" if self.revoked else "unassigned")
             await site.book.save()
         return left
+
+    def _heirs(self) -> frozenset[int]:
+        """Return the certificates that have the items now which name this one: others of its name."""
+        bound, _ = bound_now(self.site, self.items, {})
+        named = [item.id for item in self.items if item.enabled and self._is_mine(item)]
+        return frozenset(cert_id for item in named for cert_id in bound[item].certs) - {self.record.cert_id}
 
     async def _keep(self) -> Outcome:
         said = "revoked, and kept in use: on_revoked is keep"
@@ -208,17 +214,26 @@ class Withdrawal:
         return prepared
 
     async def _announce(
-        self, candidates: dict[int, Candidate], *, nothing: OutcomeKind = OutcomeKind.APPLIED
-    ) -> Outcome:
-        """Switch (a placeholder) and run the commands that are due now; ``nothing``: what it is when none is."""
+        self, candidates: dict[int, Candidate], *, nothing: OutcomeKind = OutcomeKind.APPLIED,
+        heirs: frozenset[int] = frozenset(),
+    ) -> Outcome:  # fmt: skip
+        """Switch (a placeholder) and run the commands that are due now; ``nothing``: what it is when none is.
+
+        ``heirs``: certificates whose files are wanted where this one's were. What fails for them is their own.
+        """
         cert_id = self.record.cert_id
-        ledger = Ledger(site=self.site, concerned=frozenset({cert_id}))
+        concerned = heirs | {cert_id}
+        ledger = Ledger(site=self.site, concerned=concerned)
+        groups = groups_of(self.site, self.items, {})
         await Convergence(
             site=self.site, claims=self.claims, items=self.items, candidates=candidates, ledger=ledger,
-            examine=frozenset({cert_id}), forward_only=True,
-        ).run([self._group()])  # fmt: skip
+            examine=concerned, forward_only=True,
+        ).run(group for group in groups if not concerned.isdisjoint(group.cert_ids))  # fmt: skip
         await self.site.book.save()
-        return ledger.outcomes.get(cert_id) or Outcome(kind=nothing)
+        served = [ledger.outcomes[heir] for heir in sorted(heirs) if heir in ledger.outcomes]
+        deployed = tuple(one for outcome in served if outcome.kind is OutcomeKind.APPLIED for one in outcome.deployed)
+        outcome = ledger.outcomes.get(cert_id) or Outcome(kind=nothing)
+        return attrs.evolve(outcome, deployed=outcome.deployed + deployed)
 
     def _tell(self, why: str, *, outcome: str = "withdrawn", live: str = "") -> None:
         self.site.book.tell(

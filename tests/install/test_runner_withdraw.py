@@ -234,3 +234,22 @@ async def test_keep_keeps(clock: MockClock, host: Any) -> None:
     assert host.live(1) == before
     assert (await host.installer.withdraw(1, revoked=False, items=())).kind is APPLIED
     assert host.installer.records[1].stage is Stage.WITHDRAWN, "unassigned is another matter"
+
+
+async def test_a_copy_that_names_its_certificate_is_of_the_next_one_at_once(clock: MockClock, host: Any) -> None:
+    """The assignment changes: 9 comes for the same domain before 7 leaves."""
+    target = host.out / "a.pem"
+    items = [
+        CopyAction(id="c", ob_name="a.example", sources=("combined.pem",), targets=(str(target),)),
+        ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",)),
+    ]
+    host.allow(commands=commands(RELOAD))
+    for cert_id in (7, 9):
+        prepared = await host.installer.stage(host.bundle(cert_id, "a.example"), items)
+        await host.installer.converge([prepared], items)
+    first, calls = target.read_bytes(), len(host.proc.calls)
+    outcome = await host.installer.withdraw(7, revoked=True, items=items)
+    assert (outcome.kind, [one.cert_id for one in outcome.deployed]) == (APPLIED, [9])
+    assert (host.layout.certs / "a.example-9.key").read_bytes() in target.read_bytes() != first
+    assert len(host.proc.calls) == calls + 1
+    assert not await host.installer.unfinished(items)
