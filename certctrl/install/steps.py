@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any
 
 import attrs
 
+from certctrl.install.lines import SIGNS, Step, steps_of
 from certctrl.install.policy import Grant, Refusal, explain, shown
 from certctrl.model.plan import VerifyCommand, VerifyTls
 
@@ -140,38 +140,6 @@ class PlanSet:
         return not (self.switches or self.levels or self.verifications or self.imports)
 
 
-class StepKind(StrEnum):
-    """What a step does."""
-
-    SWITCH = "switch"
-    WRITE = "write"
-    IMPORT_CA = "import_ca"
-    RUN = "run"
-    VERIFY = "verify"
-
-
-@attrs.frozen(kw_only=True)
-class Step:
-    """One line of a plan."""
-
-    kind: StepKind
-    what: str
-    """Path, command line or endpoint."""
-    why: str
-    item: str = ""
-    cert_ids: tuple[int, ...] = ()
-    argv: tuple[str, ...] = ()
-
-
-_SIGNS = {
-    StepKind.SWITCH: "~ switch",
-    StepKind.WRITE: "~ write ",
-    StepKind.IMPORT_CA: "+ import",
-    StepKind.RUN: "> run   ",
-    StepKind.VERIFY: "? verify",
-}
-
-
 @attrs.frozen(kw_only=True)
 class InstallPlan:
     """What converging this host would do, and why; printing it is `cert-ctrl plan`."""
@@ -205,12 +173,12 @@ class InstallPlan:
     @property
     def steps(self) -> tuple[Step, ...]:
         """Return everything that would be done, in order; empty: nothing to do."""
-        return tuple(step for plan_set in self.sets for step in _steps_of(plan_set))
+        return tuple(step for plan_set in self.sets for step in steps_of(plan_set))
 
     @property
     def diff(self) -> str:
         """Return the plan as text for a person."""
-        lines = [f"{_SIGNS[step.kind]}  {step.what}\n            {step.why}" for step in self.steps]
+        lines = [f"{SIGNS[step.kind]}  {step.what}\n            {step.why}" for step in self.steps]
         lines += [f"! refused  {explain(refusal)}" + _of(refusal.item) for refusal in self.refusals]
         lines += [f"! left out item {shown(item)}: {why}" for item, why in self.blocked.items()]
         lines += [f". waiting  item {shown(item)}: {why}" for item, why in self.waiting.items()]
@@ -232,63 +200,3 @@ class InstallPlan:
 
 def _of(item: str) -> str:
     return f" (item {shown(item)})" if item else ""
-
-
-def _steps_of(plan_set: PlanSet) -> list[Step]:
-    steps = [
-        Step(
-            kind=StepKind.SWITCH,
-            what=f"certs/.live/{cert.name}",
-            why=f"certificate {cert.cert_id}: {cert.live or 'nothing'} -> {cert.generation}",
-            cert_ids=(cert.cert_id,),
-        )
-        for cert in plan_set.switches
-    ]
-    steps += [Step(kind=StepKind.IMPORT_CA, what=f"CA {ca}", why="not in the trust store") for ca in plan_set.imports]
-    for level in plan_set.levels:
-        steps += [_write_step(write) for write in level.writes]
-        steps += [_run_step(run) for run in level.runs]
-    return steps + [_verify_step(one) for one in plan_set.verifications]
-
-
-def _write_step(write: Write) -> Step:
-    owner = "" if write.uid is None and write.gid is None else f" {_number(write.uid)}:{_number(write.gid)}"
-    certs = () if write.cert_id is None else (write.cert_id,)
-    return Step(
-        kind=StepKind.WRITE,
-        what=f"{shown(write.path)} {write.mode:04o}{owner}",
-        why=f"item {shown(write.item)}: {write.source}, {write.why}",
-        item=write.item,
-        cert_ids=certs,
-    )
-
-
-def _number(number: int | None) -> str:
-    return "-" if number is None else str(number)
-
-
-def _run_step(run: Run) -> Step:
-    user = f" as {run.grant.run_as}" if run.grant.run_as else ""
-    return Step(
-        kind=StepKind.RUN,
-        what=shown(" ".join(run.grant.argv)) + user,
-        why=f"item {shown(', '.join(run.items))}: {run.why}",
-        item=run.items[0],
-        cert_ids=run.cert_ids,
-        argv=run.grant.argv,
-    )
-
-
-def _verify_step(one: Verification) -> Step:
-    if isinstance(one.verify, VerifyTls):
-        name = f" for {shown(one.verify.server_name)}" if one.verify.server_name else ""
-        start = f" ({one.verify.starttls})" if one.verify.starttls else ""
-        what, argv = f"{shown(one.verify.host)}:{one.verify.port}{name}{start}", tuple[str, ...]()
-        why = "serves " + " or ".join(f"{one_of[:16]}…" for one_of in one.fingerprints)
-    else:
-        argv = one.grant.argv if one.grant is not None else one.verify.cmd_argv
-        what, why = shown(" ".join(argv)), "exits with 0"
-    return Step(
-        kind=StepKind.VERIFY, what=what, why=f"item {shown(one.item)}: {why}", item=one.item,
-        cert_ids=one.cert_ids, argv=argv,
-    )  # fmt: skip

@@ -11,8 +11,9 @@ from planner_world import POLICY, RELOAD, TLS, World, cert, copy, only_set, plan
 
 from certctrl.install.binding import bind, depended_on, levels
 from certctrl.install.index import Indexer, ItemIndex
+from certctrl.install.lines import StepKind
 from certctrl.install.planner import cas_wanted, programs
-from certctrl.install.steps import DesiredCa, DesiredCert, Fact, StepKind
+from certctrl.install.steps import DesiredCa, DesiredCert, Fact
 from certctrl.model.plan import ImportCaAction, InstallItem, VerifyCommand
 from certctrl.model.policy import HostPolicy, TrustStore
 

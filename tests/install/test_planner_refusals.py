@@ -6,8 +6,9 @@ import attrs
 import pytest
 from planner_world import HOST, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
 
+from certctrl.install.lines import StepKind
 from certctrl.install.policy import explain
-from certctrl.install.steps import DesiredCa, DesiredCert, Fact, StepKind
+from certctrl.install.steps import DesiredCa, DesiredCert, Fact
 from certctrl.model.plan import ImportCaAction, InstallItem, Verify, VerifyCommand, VerifyTls
 
 # --- verifying ----------------------------------------------------------------------------------------------------
