@@ -1,6 +1,7 @@
 """Carry out one set of a plan after its switch: files, commands, proofs; and know how to take the files back.
 
-The first failure of an item that does not say ``continue_on_error`` ends the set; the caller then goes back.
+The first failure of an item that does not say ``continue_on_error`` ends the set; the caller then goes back. Copies
+that may fail are written after the others of their level, each unit by itself.
 Commands of one level run side by side. What is written stays undoable until the set is proven.
 """
 
@@ -104,13 +105,27 @@ class Execution:
             self.notes.append(f"tolerated: {error}")
 
     async def _put(self, writes: Sequence[Write]) -> None:
-        """Write the files of one level: all of them or none, one journal for each way back."""
-        first = [write for write in writes if write.why == "new" and self._is_first(write)]
-        rest = [write for write in writes if write not in first]
+        """Write the files of one level: all of them or none, one journal for each way back; what may fail by itself."""
+        strict = [write for write in writes if not write.tolerant]
+        first = [write for write in strict if write.why == "new" and self._is_first(write)]
+        rest = [write for write in strict if write not in first]
         for group, kept in ((first, self.lasting), (rest, self.copies)):
             if group:
-                with trio.CancelScope(shield=True):  # a pair is never left half renamed
-                    await self.site.offload(self._copy, group, kept)
+                await self._write(group, kept)
+        units: dict[str, list[Write]] = {}
+        for write in writes:
+            if write.tolerant:
+                units.setdefault(write.unit, []).append(write)
+        for unit in units.values():
+            lasts = all(write.why == "new" and self._is_first(write) for write in unit)
+            try:
+                await self._write(unit, self.lasting if lasts else self.copies)
+            except CertctrlError as error:
+                self.notes.append(f"tolerated: item {shown(unit[0].item)}: {error}")
+
+    async def _write(self, writes: Sequence[Write], kept: list[CopySet]) -> None:
+        with trio.CancelScope(shield=True):  # a pair is never left half renamed
+            await self.site.offload(self._copy, writes, kept)
         self.written += writes
 
     def _is_first(self, write: Write) -> bool:

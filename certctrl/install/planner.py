@@ -30,6 +30,7 @@ from certctrl.install.steps import (
     Verification,
     Write,
 )
+from certctrl.install.units import Unit, units_of
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, VerifyCommand, VerifyTls
 from certctrl.model.policy import HostPolicy
 from certctrl.model.records import CertRecord
@@ -65,7 +66,9 @@ def plan_for(
     left_out = refused | blocked.keys()
     waiting = {item.id: bound[item.id].waits for item in wanted if bound[item.id].waits and item.id not in left_out}
     doable = [item for item in wanted if item.id not in left_out and item.id not in waiting]
-    scene = attrs.evolve(scene, writes={one.id: _writes(scene, one) for one in doable if isinstance(one, CopyAction)})
+    copies = [item for item in doable if isinstance(item, CopyAction)]
+    units = units_of(doable, {item.id: bound[item.id].certs for item in copies})
+    scene = attrs.evolve(scene, writes={item.id: _writes(scene, item, units[item.id]) for item in copies})
     sets = [_plan_set(scene, nodes, doable, left_out) for nodes in components(wanted, bound, certs)]
     return InstallPlan(
         sets=tuple(one for one in sets if not one.idle),
@@ -105,7 +108,7 @@ def cas_wanted(items: Iterable[InstallItem]) -> frozenset[int]:
 # --- what is to be done -------------------------------------------------------------------------------------------
 
 
-def _writes(scene: Scene, item: CopyAction) -> tuple[Write, ...]:
+def _writes(scene: Scene, item: CopyAction, unit: Unit) -> tuple[Write, ...]:
     """Return the files of a copy item that are not as they should be."""
     binding = scene.bound[item.id]
     if scene.examine is not None and set(binding.certs).isdisjoint(scene.examine):
@@ -122,7 +125,7 @@ def _writes(scene: Scene, item: CopyAction) -> tuple[Write, ...]:
             found.append(
                 Write(
                     item=item.id, cert_id=cert.cert_id if cert else None, ca_id=None if cert else binding.cas[0],
-                    source=name, path=path, mode=mode, why=why,
+                    source=name, path=path, mode=mode, why=why, unit=unit.name, tolerant=unit.tolerant,
                     uid=uid if uid is not None or fact.sha256 is None else fact.uid,
                     gid=gid if gid is not None or fact.sha256 is None else fact.gid,
                 )

@@ -118,7 +118,7 @@ def blocked_items(scene: Scene, refused: Collection[str]) -> dict[str, str]:
     blocked: dict[str, str] = {}
     halves: dict[int, list[CopyAction]] = {}
     for item in scene.items.values():
-        if isinstance(item, CopyAction) and not _is_whole(item):
+        if isinstance(item, CopyAction) and not is_whole(item):
             for cert in scene.bound[item.id].certs:
                 halves.setdefault(cert, []).append(item)
     for group in halves.values():
@@ -149,7 +149,7 @@ def _falls_with(scene: Scene, item: InstallItem, out: Collection[str]) -> str:
     return f"depends on item {shown(gone[0].id)}, which is left out" if gone else ""
 
 
-def _is_whole(item: CopyAction) -> bool:
+def is_whole(item: CopyAction) -> bool:
     """Return whether the files of an item are a matching pair by themselves."""
     names = set(item.sources)
     return bool(names & _WHOLE) or ("private.key" in names and bool(names & {"certificate.pem", "fullchain.pem"}))

@@ -74,6 +74,10 @@ class Write:
     uid: int | None
     gid: int | None
     why: str
+    unit: str = ""
+    """Files of one unit are written together or not at all, where they may fail."""
+    tolerant: bool = False
+    """True when every item of the unit says ``continue_on_error``."""
 
     @property
     def node(self) -> str:
