@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 import trio
 
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.choosing import prune_unused
-from certctrl.install.execution import Execution
+from certctrl.install.execution import Execution, Tolerated
 from certctrl.install.look import Candidate, View, planned
 from certctrl.install.outcomes import Ledger
 from certctrl.install.site import Site
-from certctrl.install.steps import InstallPlan, Level, PlanSet, Run, Write
+from certctrl.install.steps import InstallPlan, Level, PlanSet, Run, Verification, Write
 from certctrl.model.plan import InstallItem
 
 
@@ -68,6 +68,7 @@ class Attempt:
         left_out = self.plan.left_out
         for cert_id in self.plan_set.cert_ids or (0,):
             cert = self.view.certs.get(cert_id)
+            tolerated = [one for one in execution.tolerated if cert_id in self._whom(one, changed)]
             self.ledger.done(
                 cert_id,
                 live=cert.generation if cert is not None else "",
@@ -75,16 +76,35 @@ class Attempt:
                 targets=self.plan.targets.get(cert_id, ()),
                 changed=cert_id in changed,
                 left_out=left_out.get(cert_id, ()),
-                notes=execution.notes if cert_id in changed else (),
+                notes=(*(one.why for one in tolerated), *(execution.notes if cert_id in changed else ())),
+                owed=frozenset[str]().union(*(one.items for one in tolerated)),
+                resting=cert_id in self.plan.resting,
             )
+
+    def _whom(self, one: Tolerated, changed: set[int]) -> Collection[int]:
+        """Return whose failure it is: of those it is about, the ones that changed, if any did."""
+        about = one.cert_ids & set(self.plan_set.cert_ids)
+        return (about & changed) or about or changed
 
     def _changed(self, execution: Execution) -> set[int]:
         """Return whose files changed; when only a command had to run, whom it is about; 0: no certificate."""
         changed = {write.cert_id for write in execution.written if write.cert_id is not None} | set(self.batch)
         if not changed:
             known = self.site.book.records  # a withdrawn one too: its commands are about its going
-            changed = {cert_id for run in self._runs() for cert_id in run.cert_ids if cert_id in known}
+            ran = (run for run in self._runs() if not execution.ran.isdisjoint(run.items))
+            changed = {cert_id for run in ran for cert_id in run.cert_ids if cert_id in known}
         return changed or {0}
+
+    def _whose_failure(self, execution: Execution) -> set[int]:
+        """Return whose files changed, or ran a command; when it did not come to that, whom the work is about."""
+        found = self._changed(execution)
+        if found == {0}:
+            known, levels = self.site.book.records, self.plan_set.levels
+            found = {write.cert_id for level in levels for write in level.writes if write.cert_id is not None}
+            work: list[Run | Verification] = [*self._runs(), *self.plan_set.verifications]
+            found |= {cert_id for one in work for cert_id in one.cert_ids}
+            found &= known.keys()
+        return found or {0}
 
     def _runs(self) -> list[Run]:
         return [run for level in self.plan_set.levels for run in level.runs]
@@ -106,13 +126,17 @@ class Attempt:
         else:
             serves = bool(self.batch)  # with nothing on trial it was the old state that failed
             await execution.close()
+        owed = self.plan_set.due
         for cert_id, candidate in self.batch.items():
             if cert_id in back:
-                self.ledger.went_back(cert_id, why, candidate, back[cert_id], facts=facts.get(cert_id), proven=serves)
+                self.ledger.went_back(
+                    cert_id, why, candidate, back[cert_id], facts=facts.get(cert_id), proven=serves,
+                    owed=() if serves else owed,
+                )  # fmt: skip
             else:
-                self.ledger.failed(cert_id, why, kept=candidate)
-        for cert_id in self._changed(execution) - set(self.batch):
-            self.ledger.failed(cert_id, why)
+                self.ledger.failed(cert_id, why, kept=candidate, owed=owed)
+        for cert_id in self._whose_failure(execution) - set(self.batch):
+            self.ledger.failed(cert_id, why, owed=owed)
         return serves
 
     async def _restore(self, execution: Execution, back: Mapping[int, str]) -> str:

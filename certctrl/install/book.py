@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+import attrs
 import trio
 
 from certctrl.model.records import CaRecord, CertRecord
@@ -31,6 +32,7 @@ class Book:
         self._history: list[dict[str, Any]] = []
         self._wanted = self._saved = self._lasting = 0  # notes made; of these on the disk; of these there for good
         self._lock = trio.Lock()
+        self._owing = trio.Event()
 
     @property
     def records(self) -> dict[int, CertRecord]:
@@ -63,6 +65,19 @@ class Book:
         if self.records.get(record.cert_id) != record:
             self.records[record.cert_id] = record
             self._wanted += 1
+            if record.owed:
+                self._owing.set()
+
+    async def owing(self) -> None:
+        """Wait until something is noted that is to be tried again by itself."""
+        self._owing = trio.Event()
+        await self._owing.wait()
+
+    def hurry(self, now: float) -> None:
+        """Make due now whatever failed and waits for its next try."""
+        for record in list(self.records.values()):
+            if record.attempts and record.next_try_at > now:
+                self.note(attrs.evolve(record, next_try_at=now))
 
     def note_ca(self, record: CaRecord | None, ca_id: int) -> None:
         """Replace or forget one CA."""

@@ -13,6 +13,7 @@ from certctrl.install import staging
 from certctrl.install.formats import BASE_FILES, SALTED_FILES
 from certctrl.install.look import Candidate
 from certctrl.install.outcomes import Ledger
+from certctrl.install.patience import switch_due
 from certctrl.install.site import Site
 from certctrl.install.staging import Prepared
 from certctrl.install.window import in_window, window_text
@@ -30,7 +31,7 @@ def staged_before(
     """
     found, unreadable, now = {}, [], site.wall_now()
     for record in records:
-        due = record.cert_id in concerned or (everything and record.next_try_at <= now)
+        due = record.cert_id in concerned or (everything and switch_due(record, now) <= now)
         if not record.staged or not due:
             continue
         try:
@@ -49,7 +50,7 @@ def not_yet_due(site: Site, records: Sequence[CertRecord]) -> dict[int, str]:
         record.cert_id: f"staged; failed, and is tried again in {record.next_try_at - now:.0f} s "
         f"(`cert-ctrl apply` tries at once): {record.last_error}"
         for record in records
-        if record.staged and record.staged != record.generation and record.next_try_at > now
+        if record.staged and record.staged != record.generation and switch_due(record, now) > now
     }
 
 
@@ -148,7 +149,9 @@ def _lacking(
         with suppress(DiskError):  # whoever looks at it next says so
             generation = candidate.generation if candidate is not None else site.generations.live_id(name)
             if generation and not _holds(site, name, site.generations.manifest(name, generation), wanted):
-                found.append(candidate or Candidate.read(site, name, generation))
+                one = candidate or Candidate.read(site, name, generation)
+                if candidate is not None or not _made_before(site, one, wanted):
+                    found.append(one)
     return found
 
 
@@ -160,6 +163,16 @@ def _holds(site: Site, name: str, manifest: Mapping[str, Any], wanted: Collectio
         for file, kind in SALTED_FILES.items()
         if file in wanted
     )
+
+
+def _made_before(site: Site, live: Candidate, wanted: Collection[str]) -> bool:
+    """Return whether the very certificate that is live is staged with these files: tried in vain, and not due yet."""
+    record = site.book.records.get(live.cert_id)
+    if record is None or not record.staged:
+        return False
+    manifest = site.generations.manifest(live.name, record.staged)
+    same = bool(manifest["facts"]["fingerprint_sha256"] == live.fingerprint_sha256)
+    return same and _holds(site, live.name, manifest, wanted)
 
 
 def bundle_of(site: Site, candidate: Candidate) -> Bundle:

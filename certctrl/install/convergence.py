@@ -50,6 +50,8 @@ class Convergence:
     ledger: Ledger
     examine: frozenset[int] | None = None
     """Certificates whose destinations are compared; None: all."""
+    at_once: frozenset[int] = frozenset()
+    """Certificates of which what failed before is tried again though it is not due."""
     forward_only: bool = False
     """True when there is no going back: a revoked certificate does not return because a reload failed."""
 
@@ -126,8 +128,9 @@ class Convergence:
                 switch(plan)
 
         plan, view = await planned(
-            site, items, records, candidates, policy=policy, examine=self.examine, then=switch_at_once
-        )
+            site, items, records, candidates, policy=policy, examine=self.examine, then=switch_at_once,
+            fresh=self.at_once | self.candidates.keys(),
+        )  # fmt: skip
         for cert_id, fault in view.faults.items():
             self.ledger.broken(cert_id, fault)
         if stale := stale_markers(plan):
@@ -218,6 +221,7 @@ class Convergence:
                 targets=round_.plan.targets.get(cert_id, ()),
                 changed=False,
                 left_out=left_out.get(cert_id, ()),
+                resting=cert_id in round_.plan.resting,
             )
 
     def _note_failure(self, groups: Iterable[Group], error: CertctrlError) -> None:

@@ -7,7 +7,7 @@ Commands of one level run side by side. What is written stays undoable until the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -21,6 +21,15 @@ from certctrl.install.site import Site
 from certctrl.install.steps import DesiredCert, PlanSet, Run, Verification, Write
 from certctrl.install.trust import import_ca
 from certctrl.store.copies import CopySet, FileWrite
+
+
+@attrs.frozen
+class Tolerated:
+    """A failure that ended nothing."""
+
+    why: str
+    items: frozenset[str]
+    cert_ids: frozenset[int]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -39,7 +48,10 @@ class Execution:
     keys: dict[str, str] = attrs.field(factory=dict)
     """Activation keys of commands that succeeded."""
     notes: list[str] = attrs.field(factory=list)
-    """What failed and was tolerated."""
+    """What an operator may want to know of a success."""
+    tolerated: list[Tolerated] = attrs.field(factory=list)
+    missed: list[Write] = attrs.field(factory=list)
+    """Files that could not be written, and may be missing."""
 
     async def carry_out(self) -> None:
         """Do everything in order. Raises the first failure that is not tolerated (CertctrlError)."""
@@ -47,8 +59,8 @@ class Execution:
             await self._import(ca_id)
         for level in self.plan.levels:
             await self._put(level.writes)
-            await self._all([_Job(run.items[0], run.tolerant, self._run, run) for run in level.runs])
-        await self._all([_Job(one.item, one.tolerant, self._prove, one) for one in self.plan.verifications])
+            await self._all([_Job(run.items, run.tolerant, self._run, run) for run in level.runs])
+        await self._all([_Job((one.item,), one.tolerant, self._prove, one) for one in self.plan.verifications])
 
     async def close(self) -> None:
         """Drop what is kept for going back."""
@@ -75,14 +87,23 @@ class Execution:
         if not outcome.ok:
             raise CommandError(f"CA {ca_id} is not in the trust store: {outcome.detail}")
 
+    def _in_vain(self, for_files: Collection[str]) -> bool:
+        """Return whether something was due for files alone, and none of those could be written."""
+        wanted = [write for level in self.plan.levels for write in level.writes if write.node in for_files]
+        return bool(wanted) and all(write in self.missed for write in wanted)
+
     async def _run(self, run: Run) -> None:
+        if self._in_vain(run.for_files):
+            self.keys |= run.keys  # it is done for what is there
+            return
         self.ran |= set(run.items)
         what = f"item {shown(', '.join(run.items[:3]))}: {shown(run.grant.argv[0])}"
         await run_granted(self.site, run.grant, self.about(run.cert_ids), what)
         self.keys |= run.keys
 
     async def _prove(self, one: Verification) -> None:
-        await prove(self.site, one, self.about(one.cert_ids))
+        if not self._in_vain(one.for_files):
+            await prove(self.site, one, self.about(one.cert_ids))
 
     async def _all(self, jobs: Sequence[_Job]) -> None:
         """Run jobs side by side, each to its end; then raise the first failure that is not tolerated."""
@@ -98,11 +119,14 @@ class Execution:
 
         async with trio.open_nursery() as nursery:
             for number, job in enumerate(jobs):
-                nursery.start_soon(one, number, job, name=f"item {shown(job.item)}")
+                nursery.start_soon(one, number, job, name=f"item {shown(job.items[0])}")
         for number, error in sorted(failures.items()):
             if not jobs[number].tolerant:
                 raise error
-            self.notes.append(f"tolerated: {error}")
+            self._tolerate(error, jobs[number].items, jobs[number].argument.cert_ids)
+
+    def _tolerate(self, why: object, items: Iterable[str], cert_ids: Iterable[int]) -> None:
+        self.tolerated.append(Tolerated(f"tolerated: {why}", frozenset(items), frozenset(cert_ids)))
 
     async def _put(self, writes: Sequence[Write]) -> None:
         """Write the files of one level: all of them or none, one journal for each way back; what may fail by itself."""
@@ -121,7 +145,9 @@ class Execution:
             try:
                 await self._write(unit, self.lasting if lasts else self.copies)
             except CertctrlError as error:
-                self.notes.append(f"tolerated: item {shown(unit[0].item)}: {error}")
+                self.missed += unit
+                certs = {write.cert_id for write in unit if write.cert_id is not None}
+                self._tolerate(f"item {shown(unit[0].item)}: {error}", {write.item for write in unit}, certs)
 
     async def _write(self, writes: Sequence[Write], kept: list[CopySet]) -> None:
         with trio.CancelScope(shield=True):  # a pair is never left half renamed
@@ -152,7 +178,7 @@ class Execution:
 
 @attrs.frozen
 class _Job:
-    item: str
+    items: tuple[str, ...]
     tolerant: bool
     call: Callable[..., Awaitable[None]]
     argument: Run | Verification

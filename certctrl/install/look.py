@@ -16,6 +16,7 @@ import attrs
 
 from certctrl.errors import CommandError, DiskError
 from certctrl.install.formats import ca_files
+from certctrl.install.patience import spare
 from certctrl.install.planner import plan_for, programs
 from certctrl.install.policy import is_local, path_fault
 from certctrl.install.process.vetting import vet_executable
@@ -127,16 +128,20 @@ async def planned(
     unproven: Collection[int] = (),
     examine: Collection[int] | None = None,
     then: Callable[[InstallPlan], None] | None = None,
+    fresh: Collection[int] | None = None,
 ) -> tuple[InstallPlan, View]:
     """Look and plan in one go off the event loop: with thousands of items either takes longer than it may stall.
 
-    ``then``: what to do with the plan at once, in the same thread.
+    ``then``: what to do with the plan at once, in the same thread. ``fresh``: leave out what is not due yet, but for
+    these certificates (see `spare`); None: leave out nothing.
     """
     noted = dict(site.book.activations)
 
     def work() -> tuple[InstallPlan, View]:
         view = look(site, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
         plan = plan_for(items, view.certs, view.facts, policy, noted, host=view.host, cas=view.cas, examine=examine)
+        if fresh is not None:
+            plan = spare(plan, view.certs, records, fresh, site.wall_now())
         if then is not None:
             then(plan)
         return plan, view
@@ -169,6 +174,7 @@ def _cert(
         domains=known.domains,
         fingerprint=known.fingerprint_sha256,
         proven=generation == record.activated,
+        owed=record.owed,
     ), stray
 
 

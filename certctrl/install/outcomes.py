@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import attrs
 
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.look import Candidate
+from certctrl.install.patience import retry_at
 from certctrl.install.policy import shown
 from certctrl.install.site import Site
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 
-FIRST_RETRY, LAST_RETRY = 30.0, 3600.0
 LONGEST_DETAIL = 500
-
-
-def retry_at(now: float, attempts: int) -> float:
-    """Return when a certificate that failed ``attempts`` times in a row is tried again by itself."""
-    return now + min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(max(attempts, 1) - 1, 20))
-
-
-def next_try(record: CertRecord, now: float) -> float:
-    """Return when a certificate is due; one that waits longer than any has to was put off while the clock was ahead."""
-    return record.next_try_at if record.next_try_at - now <= LAST_RETRY else now
 
 
 def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
@@ -68,18 +58,22 @@ class Ledger:
 
     def done(
         self, cert_id: int, *, live: str, candidate: Candidate | None, targets: Sequence[str], changed: bool,
-        left_out: Sequence[str] = (), notes: Iterable[str] = (),
+        left_out: Sequence[str] = (), notes: Iterable[str] = (), owed: Collection[str] = (), resting: bool = False,
     ) -> None:  # fmt: skip
-        """Note that a certificate is as it should be, apart from what had to be left out."""
+        """Note that a certificate is as it should be, apart from what had to be left out, or failed and is tolerated.
+
+        ``owed``: the items that failed so. ``resting``: what failed before is not due yet, and counts as it did.
+        """
         if cert_id in self.unreadable:
             return
-        now, before = self.site.wall_now(), self.record(cert_id, candidate)
-        if cert_id != 0 and not live:  # an item names it, but it is not here, or not any more
-            if before.generation or (changed and before.attempts):
-                gone = attrs.evolve(before, generation="", attempts=0, last_error="", next_try_at=0.0)
-                self.site.book.note(gone)
+        before = self.record(cert_id, candidate)
+        if resting:
+            self._rest(cert_id, before, changed)
             return
-        if candidate is None and not (changed or left_out) and self._is_settled(before, live, targets):
+        if cert_id != 0 and not live:  # an item names it, but it is not here, or not any more
+            self._gone(before, changed)
+            return
+        if candidate is None and not (changed or left_out or owed) and self._is_settled(before, live, targets):
             return
         after = with_facts(before, candidate) if candidate is not None else attrs.evolve(before, generation=live)
         if cert_id != 0 and live:
@@ -92,13 +86,26 @@ class Ledger:
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
         kind = OutcomeKind.FAILED if left_out else kind
         detail = _line((*left_out, *notes))
-        if changed or left_out or (before.attempts and not before.staged):  # else its own attempt is still to come
-            attempts = before.attempts + 1 if left_out else 0
+        failing = bool(left_out or owed)
+        if changed or failing or (before.attempts and not before.staged):  # else its own attempt is still to come
+            now, attempts = self.site.wall_now(), before.attempts + 1 if failing else 0
             after = attrs.evolve(
-                after, last_outcome=kind, last_error=detail if left_out else "", last_apply_at=now, attempts=attempts,
-                next_try_at=retry_at(now, attempts) if left_out else 0.0,
+                after, last_outcome=kind, last_error=detail if failing else "", last_apply_at=now, attempts=attempts,
+                next_try_at=retry_at(now, attempts) if failing else 0.0, owed=tuple(sorted(owed)),
             )  # fmt: skip
         self._settle(cert_id, before, after, kind, detail, tell=changed)
+
+    def _gone(self, before: CertRecord, changed: bool) -> None:
+        if before.generation or (changed and before.attempts):
+            gone = attrs.evolve(before, generation="", attempts=0, last_error="", next_try_at=0.0, owed=())
+            self.site.book.note(gone)
+
+    def _rest(self, cert_id: int, record: CertRecord, changed: bool) -> None:
+        failing = record.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
+        kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
+        kind, detail = (OutcomeKind.FAILED, record.last_error) if failing else (kind, "")
+        # waiting is all that it wants: it must not count as one more failure
+        self._settle(cert_id, record, record, kind, detail, tell=changed, transient=failing)
 
     def _is_settled(self, record: CertRecord, live: str, targets: Sequence[str]) -> bool:
         """Return whether a bystander's record says all already: in a set of a thousand, nearly all are."""
@@ -108,20 +115,24 @@ class Ledger:
 
     def failed(
         self, cert_id: int, error: CertctrlError | str, *, kept: Candidate | None = None,
-        staged: Candidate | None = None,
+        staged: Candidate | None = None, owed: Collection[str] = (),
     ) -> None:  # fmt: skip
-        """Note a failure that left live what it was, or (``kept``) new files with nothing to go back to."""
+        """Note a failure that left live what it was, or (``kept``) new files with nothing to go back to.
+
+        ``owed``: the items that failed, or were not reached.
+        """
         before, why = self.record(cert_id, kept or staged), str(error)
         after = with_facts(before, kept) if kept is not None else before
         if kept is not None:
             after = attrs.evolve(after, stage=Stage.COMMITTED)
             why = f"{why}; there is nothing to go back to, so the new files stay"
         transient = isinstance(error, DiskError) and not isinstance(error, StateCorruptError)
-        self._unsuccessful(cert_id, before, after, OutcomeKind.FAILED, why, staged, transient=transient)
+        self._unsuccessful(cert_id, before, after, OutcomeKind.FAILED, why, staged, owed, transient=transient)
 
     def went_back(
-        self, cert_id: int, why: str, candidate: Candidate, live: str, *, facts: Candidate | None, proven: bool
-    ) -> None:
+        self, cert_id: int, why: str, candidate: Candidate, live: str, *, facts: Candidate | None, proven: bool,
+        owed: Collection[str] = (),
+    ) -> None:  # fmt: skip
         """Note that a certificate was switched back to ``live``, where it serves again (``proven``) or not.
 
         ``facts``: what ``live`` is, when the record describes another generation.
@@ -131,7 +142,7 @@ class Ledger:
             before = with_facts(before, facts)
         stage = Stage.ACTIVATED if proven and live == before.activated else Stage.COMMITTED
         after = attrs.evolve(before, generation=live, stage=stage)
-        self._unsuccessful(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate)
+        self._unsuccessful(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate, owed)
 
     async def save(self) -> None:
         """Make what was noted durable. Raises DiskError."""
@@ -151,12 +162,13 @@ class Ledger:
 
     def _unsuccessful(
         self, cert_id: int, before: CertRecord, after: CertRecord, kind: OutcomeKind, why: str,
-        candidate: Candidate | None, *, transient: bool = False,
+        candidate: Candidate | None, owed: Collection[str] = (), *, transient: bool = False,
     ) -> None:  # fmt: skip
         now, attempts = self.site.wall_now(), before.attempts + 1
         after = attrs.evolve(
             after, last_outcome=kind, last_error=_line((why,)), last_apply_at=now, attempts=attempts,
             next_try_at=retry_at(now, attempts), staged=candidate.generation if candidate is not None else after.staged,
+            owed=tuple(sorted(owed)) or before.owed,
         )  # fmt: skip
         self._settle(cert_id, before, after, kind, _line((why,)), tell=True, to=candidate, transient=transient)
 

@@ -10,7 +10,8 @@ from certctrl.errors import DiskError
 from certctrl.install.choosing import not_yet_due, open_now, staged_before
 from certctrl.install.commands import pinned_otherwise
 from certctrl.install.look import Candidate, planned
-from certctrl.install.outcomes import Ledger, next_try, with_facts
+from certctrl.install.outcomes import Ledger, with_facts
+from certctrl.install.patience import switch_due
 from certctrl.install.site import Site
 from certctrl.install.steps import InstallPlan
 from certctrl.install.window import may_switch_at
@@ -18,13 +19,16 @@ from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
 
 
-async def plan_now(site: Site, items: Sequence[InstallItem]) -> InstallPlan:
-    """Return what a convergence of everything would do now. Raises DiskError, StateCorruptError."""
+async def plan_now(site: Site, items: Sequence[InstallItem], *, patient: bool = False) -> InstallPlan:
+    """Return what a convergence of everything would do now. Raises DiskError, StateCorruptError.
+
+    ``patient``: without what failed and is not due yet.
+    """
     policy, records = site.policy(), list(site.book.records.values())
     ledger = Ledger(site=site)
     staged, _ = await site.offload(staged_before, site, records, (), True)
     now = open_now(site, staged, ledger, ignore_window=False)
-    found, _ = await planned(site, items, records, now, policy=policy)
+    found, _ = await planned(site, items, records, now, policy=policy, fresh=now.keys() if patient else None)
     refusals = (*found.refusals, *await site.offload(pinned_otherwise, site, found))
     return attrs.evolve(found, refusals=refusals, held=not_yet_due(site, records) | ledger.waiting)
 
@@ -46,7 +50,7 @@ def window_turns(site: Site) -> dict[int, float]:
     if window is None:
         return {}
     return {
-        record.cert_id: max(may_switch_at(now, window, record), next_try(record, now))
+        record.cert_id: max(may_switch_at(now, window, record), switch_due(record, now))
         for record in site.book.records.values()
         if record.staged and not record.held
     }

@@ -164,7 +164,7 @@ def _plan_set(scene: Scene, nodes: set[str], doable: Sequence[InstallItem], left
         due = tuple(run for run in runs.values() if any(set(run.items) <= set(group) for group in level))
         if writes or due:
             steps.append(Level(writes, due))
-    changed = touched | {cert.node for cert in certs if cert.generation and not cert.proven}
+    unproven = {cert.node for cert in certs if cert.generation and not cert.proven}
     # what no command may bring into service cannot be seen in service either
     unserved = {
         f"cert:{cert}" for name in left_out if isinstance(scene.items[name], ExecAction)
@@ -181,7 +181,7 @@ def _plan_set(scene: Scene, nodes: set[str], doable: Sequence[InstallItem], left
         cert_ids=ids,
         switches=switches,
         levels=tuple(steps),
-        verifications=_verifications(scene, mine, changed - unserved, {i for run in runs for i in run}),
+        verifications=_verifications(scene, mine, touched - unserved, unproven - unserved, runs.values()),
         imports=imports,
         items=tuple(item.id for item in mine),
         unserved=_unserved(scene, mine),
@@ -221,6 +221,7 @@ def _runs(scene: Scene, items: Sequence[InstallItem], touched: Collection[str]) 
         if isinstance(judged, Refusal):
             continue
         certs = tuple(sorted({cert for one, _, _ in members for cert in scene.bound[one.id].certs}))
+        nodes = frozenset[str]().union(*(scene.bound[one.id].nodes for one, _, _ in members))
         first = any(one.id not in scene.activations for one, _, _ in members)
         found.append(
             Run(
@@ -229,20 +230,26 @@ def _runs(scene: Scene, items: Sequence[InstallItem], touched: Collection[str]) 
                 tolerant=all(one.continue_on_error for one, _, _ in members),
                 why="never run before" if first else "what it serves has changed",
                 stale_marker=any(stale for _, _, stale in members),
+                for_files=nodes.intersection(touched) if all(stale for _, _, stale in members) else frozenset(),
             )
         )  # fmt: skip
     return found
 
 
 def _verifications(
-    scene: Scene, items: Sequence[InstallItem], changed: Collection[str], ran: Collection[str]
+    scene: Scene, items: Sequence[InstallItem], touched: Collection[str], unproven: Collection[str], runs: Iterable[Run]
 ) -> tuple[Verification, ...]:
-    found = []
+    """Return what is to be proven: after a command, for what changed or was never proven, and what is owed still."""
+    found, run_of = [], {name: run for run in runs for name in run.items}
     for item in items:
         if isinstance(item, ImportCaAction) or item.verify is None:
             continue
         about = [scene.certs[cert] for cert in scene.bound[item.id].certs if cert in scene.certs]
-        if not (item.id in ran or any(cert.node in changed for cert in about)):
+        run, nodes = run_of.get(item.id), {cert.node for cert in about}
+        firm = not nodes.isdisjoint(unproven) or any(item.id in cert.owed for cert in about)
+        firm = firm or (run is not None and not run.for_files)
+        files = nodes.intersection(touched) | (run.for_files if run is not None else set())
+        if not (firm or files):
             continue
         grant = None
         if isinstance(item.verify, VerifyCommand):
@@ -252,6 +259,7 @@ def _verifications(
         found.append(
             Verification(
                 item=item.id, verify=item.verify, grant=grant, tolerant=item.continue_on_error,
+                for_files=frozenset() if firm else frozenset(files),
                 cert_ids=tuple(cert.cert_id for cert in about),
                 fingerprints=_fingerprints(item.verify, shown_there) if isinstance(item.verify, VerifyTls) else (),
             )

@@ -78,7 +78,7 @@ class Round:
         mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # not all of a burst, for each of its groups
         found = {i: one for i, one in mine if one is not None and self._is_new(one)}
         left_out: Collection[int] = self.plan.left_out
-        for cert_id in group.cert_ids - found.keys() - set(left_out):
+        for cert_id in group.cert_ids - found.keys() - set(left_out) - self.plan.resting:
             stray = self.view.strays.get(cert_id)
             if stray is not None and not self.view.certs[cert_id].proven:
                 found[cert_id] = stray

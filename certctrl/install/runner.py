@@ -7,7 +7,6 @@ nothing has happened yet.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install import outlook, recovery, staging, trust
+from certctrl.install.alerting import tell_operator
 from certctrl.install.choosing import (
     candidates_of,
     completed,
@@ -29,6 +29,7 @@ from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence
 from certctrl.install.material import open_bundle
 from certctrl.install.outcomes import Ledger, folded
+from certctrl.install.patience import retry_turns
 from certctrl.install.planner import cas_wanted
 from certctrl.install.policy import shown
 from certctrl.install.process import Proc
@@ -43,7 +44,6 @@ from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy
 from certctrl.model.records import CertRecord
-from certctrl.store.atomic import write_atomic
 from certctrl.store.fs import Fs
 from certctrl.store.generations import GenerationStore
 from certctrl.store.layout import ConfigDir, safe_name
@@ -51,7 +51,6 @@ from certctrl.store.state import StateStore
 
 __all__ = ["Installer", "Prepared", "in_use"]
 
-ALERT_SECONDS = 60.0
 FEW = 100
 """Certificates and items that are grouped in less time than handing them to a thread takes."""
 
@@ -154,12 +153,14 @@ class Installer:
         *,
         only: Collection[int] | None = None,
         ignore_window: bool = False,
+        at_once: bool = False,
         asked_by: str = "",
         lasting: bool = True,
     ) -> dict[int, Outcome]:
         """Switch to what is prepared and bring files and services in line with the items; return what became of it.
 
         ``only``: look at these certificates (and ``prepared``) alone; None and nothing prepared: at everything.
+        ``at_once``: also try again what failed and is not due yet (else: only with new material).
         ``lasting``: False when the caller makes the outcomes durable next (see `Book.save`).
         Outcomes by certificate id, for each that was named and each that changed; 0 stands for items that are
         about no certificate. ``asked_by``: whom the audit log names; empty: `asked_by` of this run.
@@ -169,9 +170,10 @@ class Installer:
         concerned = frozenset(newest) | frozenset(only or ())
         lasting = lasting or site.config().application.keep_generations < 1  # an old record must have its generation
         ledger = Ledger(site=site, asked_by=asked_by or self.asked_by, concerned=concerned, lasting=lasting)
+        hurried = frozenset(self.records if at_once and everything else concerned if at_once else ())
         try:
             await site.offload(site.generations.settle, [one.staged for one in newest.values()])
-            candidates = await candidates_of(site, newest, concerned, everything)
+            candidates = await candidates_of(site, newest, concerned | hurried, everything)
         except CertctrlError as error:
             for cert_id in sorted(concerned):
                 ledger.failed(cert_id, error)
@@ -187,7 +189,7 @@ class Installer:
         groups: list[Group] = groups_of(site, items, now) if few else await site.offload(groups_of, site, items, now)
         await Convergence(
             site=site, claims=self._claims, items=items, candidates=now, ledger=ledger,
-            examine=None if everything else concerned,
+            examine=None if everything else concerned, at_once=hurried,
         ).run(group for group in groups if everything or not concerned.isdisjoint(group.cert_ids))  # fmt: skip
         if everything:
             site.book.keep_marks(item.id for item in items)
@@ -205,25 +207,40 @@ class Installer:
         return ledger.outcomes
 
     async def converge_all(
-        self, items: Sequence[InstallItem], *, ignore_window: bool = False, asked_by: str = "", lasting: bool = True
-    ) -> Outcome:
+        self, items: Sequence[InstallItem], *, ignore_window: bool = False, at_once: bool = False, asked_by: str = "",
+        lasting: bool = True,
+    ) -> Outcome:  # fmt: skip
         """Bring everything in line with the items and return the outcome of the whole; see `converge`."""
-        outcomes = await self.converge((), items, ignore_window=ignore_window, asked_by=asked_by, lasting=lasting)
-        return folded(outcomes.values())
+        found = await self.converge(
+            (), items, ignore_window=ignore_window, at_once=at_once, asked_by=asked_by, lasting=lasting
+        )
+        return folded(found.values())
+
+    def hurry(self) -> None:
+        """Make due what failed and waits for its next try: somebody asks for it, or its terms have changed."""
+        self._site.book.hurry(self._site.wall_now())
 
     async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
-        """Return what `converge` would do now, changing nothing. Raises DiskError, StateCorruptError."""
+        """Return what `converge` would do now by hand, changing nothing. Raises DiskError, StateCorruptError."""
         return await outlook.plan_now(self._site, items)
 
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
         """Return whether `converge` would do something now, or say for the first time what it is refused."""
-        plan = await self.plan(items)
+        plan = await outlook.plan_now(self._site, items, patient=True)
         refused = (self.records.get(cert_id) for cert_id in plan.left_out)
         return bool(plan.steps) or any(one is not None and one.generation and not one.last_error for one in refused)
 
     async def renewal_here(self, record: CertRecord) -> CertRecord | None:
         """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""
         return await outlook.with_renewal(self._site, record)
+
+    def retry_turns(self) -> dict[int, float]:
+        """Return when each certificate is due of which something failed that nothing else brings (as below)."""
+        return retry_turns(self.records.values(), self._site.wall_now())
+
+    async def owing(self) -> None:
+        """Wait until `retry_turns` may have something new."""
+        await self._site.book.owing()
 
     def window_turns(self) -> dict[int, float]:
         """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
@@ -278,16 +295,4 @@ class Installer:
 
     async def alert(self, alert: Mapping[str, Any]) -> None:
         """Give an alert to the operator's ``on_alert`` command, as a JSON file; a failure is logged, not raised."""
-        site, argv = self._site, self._site.policy().on_alert
-        if not argv:
-            return
-        path = site.layout.state / f"{recovery.ALERT_PREFIX}{site.fs.token()}.json"
-        try:
-            await site.offload(lambda: write_atomic(site.fs, path, json.dumps(dict(alert)).encode(), durable=False))
-            env = {"CERTCTRL_ALERT": str(path), "CERTCTRL_CONFIG_DIR": str(site.layout.root)}
-            (await site.proc.run(argv, timeout=ALERT_SECONDS, env_paths=env)).check("on_alert")
-        except CertctrlError as error:
-            site.log.error("The on_alert command failed: %s", error)
-        finally:
-            with suppress(DiskError):
-                site.fs.unlink(path)
+        await tell_operator(self._site, alert)

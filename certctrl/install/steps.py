@@ -28,6 +28,8 @@ class DesiredCert:
     fingerprint: str = ""
     proven: bool = False
     """True when ``generation`` has passed its commands and probes before."""
+    owed: tuple[str, ...] = ()
+    """Items that failed for it when they were tried last: what they prove is owed still."""
 
     @property
     def node(self) -> str:
@@ -99,6 +101,8 @@ class Run:
     why: str = ""
     stale_marker: bool = False
     """True when an item's marker on disk would call this done: it must go before the files change."""
+    for_files: frozenset[str] = frozenset()
+    """Whose files have to change (``cert:7``), when nothing else makes it due."""
 
 
 @attrs.frozen(kw_only=True)
@@ -113,6 +117,8 @@ class Verification:
     grant: Grant | None = None
     """The command, as the host grants it."""
     tolerant: bool = False
+    for_files: frozenset[str] = frozenset()
+    """As for `Run`."""
 
 
 @attrs.frozen
@@ -143,6 +149,13 @@ class PlanSet:
         """True when there is nothing to do."""
         return not (self.switches or self.levels or self.verifications or self.imports)
 
+    @property
+    def due(self) -> frozenset[str]:
+        """Return the items that have something to do."""
+        found = {write.item for level in self.levels for write in level.writes}
+        found |= {item for level in self.levels for run in level.runs for item in run.items}
+        return frozenset(found | {one.item for one in self.verifications})
+
 
 @attrs.frozen(kw_only=True)
 class InstallPlan:
@@ -162,6 +175,8 @@ class InstallPlan:
     """Item id -> certificates it is bound to."""
     targets: Mapping[int, tuple[str, ...]] = attrs.field(factory=dict)
     """Certificate id -> paths outside the agent's own tree where its files belong."""
+    resting: frozenset[int] = frozenset()
+    """Certificates of which something failed that is left out because it is not due yet."""
 
     @property
     def left_out(self) -> dict[int, list[str]]:

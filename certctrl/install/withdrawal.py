@@ -19,7 +19,8 @@ from certctrl.install import staging
 from certctrl.install.claims import Claims
 from certctrl.install.convergence import Convergence
 from certctrl.install.look import Candidate, uid_of
-from certctrl.install.outcomes import Ledger, retry_at
+from certctrl.install.outcomes import Ledger
+from certctrl.install.patience import retry_at
 from certctrl.install.placeholder import placeholder_bundle
 from certctrl.install.policy import is_local, refuse_path, shown
 from certctrl.install.probe import after_removal
@@ -88,7 +89,7 @@ class Withdrawal:
                 attrs.evolve(
                     self.record, generation="", activated="", staged="", stage=Stage.WITHDRAWN, targets=ours, held=False,
                     last_outcome=OutcomeKind.APPLIED, last_error="", last_apply_at=site.wall_now(), attempts=0,
-                    next_try_at=0.0, revoked=self.revoked, alarmed=False,
+                    next_try_at=0.0, owed=(), revoked=self.revoked, alarmed=False,
                 )
             )  # fmt: skip
             self._tell("revoked" if self.revoked else "unassigned")
@@ -227,7 +228,7 @@ class Withdrawal:
         groups = groups_of(self.site, self.items, {})
         await Convergence(
             site=self.site, claims=self.claims, items=self.items, candidates=candidates, ledger=ledger,
-            examine=concerned, forward_only=True,
+            examine=concerned, at_once=concerned, forward_only=True,
         ).run(group for group in groups if not concerned.isdisjoint(group.cert_ids))  # fmt: skip
         await self.site.book.save()
         served = [ledger.outcomes[heir] for heir in sorted(heirs) if heir in ledger.outcomes]

@@ -85,6 +85,8 @@ class CertRecord:
     attempts: int = 0
     """Failed applies in a row."""
     next_try_at: float = 0.0
+    owed: tuple[str, ...] = ()
+    """Items that failed for what is live, or were not reached because another one failed: to be tried again."""
 
     @property
     def lingers(self) -> bool:

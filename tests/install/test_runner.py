@@ -155,6 +155,7 @@ async def test_certificates_that_are_not_here_get_no_records(clock: MockClock, h
     assert kinds(await host.deliver(1, items=items)) == {1: FAILED}
     assert await host.installer.converge((), items)
     host.proc.does.clear()
+    host.clock += 60
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
     assert list(host.installer.records) == [1] == list(host.start().records)
 

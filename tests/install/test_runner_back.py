@@ -118,6 +118,7 @@ async def test_a_first_delivery_that_fails_stays_for_the_service_to_find(clock: 
     assert host.installer.records[1].stage is Stage.COMMITTED
     assert (host.out / "a.pem").exists() and host.live(1)
     service.broken = False
+    host.clock += 60
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
     assert host.installer.records[1].stage is Stage.ACTIVATED
     assert service.served == host.live(1)
@@ -135,6 +136,7 @@ async def test_first_files_for_a_service_stay_although_the_certificate_was_here_
     assert kinds(await host.installer.converge((), items))[1] in (FAILED, ROLLED_BACK)
     assert target.exists()
     service.broken = False
+    host.clock += 60
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
     assert service.served == host.live(1)
     service.broken = True
@@ -162,6 +164,7 @@ async def test_a_tolerated_failure_is_told_and_does_not_stop_the_rest(clock: Moc
     assert outcome.kind is APPLIED and "tolerated" in outcome.detail
     assert service.served == host.live(1)
     host.proc.does[OTHER] = lambda: 0
+    host.clock += 60
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}, "tried again until it sticks"
 
 

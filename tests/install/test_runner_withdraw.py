@@ -113,6 +113,7 @@ async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockCl
     assert list(host.out.iterdir()) == []
     host.proc.does.clear()
     assert host.installer.records[1].attempts == 1
+    host.clock += 60
     await host.installer.converge_all(items)
     assert host.proc.calls == [RELOAD] * 3, "the reload was still owed"
     assert host.installer.records[1].attempts == 0

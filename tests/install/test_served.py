@@ -94,7 +94,7 @@ async def test_renewed_means_served(live_host: Any, nginx: tuple[str, ...], port
     assert first.kind is OutcomeKind.FAILED, "nginx does not run yet"
     assert host.live(1), "but it can be started now"
     start(nginx)
-    assert (await host.installer.converge_all(items)).kind is OutcomeKind.APPLIED
+    assert (await host.installer.converge_all(items, at_once=True)).kind is OutcomeKind.APPLIED
     took = []
     for _ in range(5):
         bundle = host.bundle(1)
@@ -114,7 +114,7 @@ async def test_what_nginx_refuses_is_taken_back_while_clients_keep_asking(
     host.allow(commands={"nginx": NamedCommand(argv=nginx)})
     await host.deliver(1, items=items)
     start(nginx)
-    await host.installer.converge_all(items)
+    await host.installer.converge_all(items, at_once=True)
     good = host.live(1)
     # a directive nginx does not know: the reload command fails, the old workers go on
     config = tmp_path / "nginx.conf"
@@ -124,8 +124,7 @@ async def test_what_nginx_refuses_is_taken_back_while_clients_keep_asking(
     assert outcome.kind is OutcomeKind.ROLLED_BACK
     assert "unknown directive" in outcome.detail and host.live(1) == good
     config.write_text(text)
-    host.clock += 7200
-    assert (await host.installer.converge_all(items)).kind is OutcomeKind.APPLIED
+    assert (await host.installer.converge_all(items, at_once=True)).kind is OutcomeKind.APPLIED
     assert host.live(1) != good
 
 
@@ -137,7 +136,7 @@ async def test_a_server_that_ignores_its_reload_is_noticed_by_the_probe(
     items = items_for(nginx, port)
     await host.deliver(1, items=items)
     start(nginx)
-    await host.installer.converge_all(items)
+    await host.installer.converge_all(items, at_once=True)
     good = host.live(1)
     outcome = (await host.deliver(1, items=items_for(deaf, port)))[1]
     assert outcome.kind is OutcomeKind.ROLLED_BACK and "serves another certificate" in outcome.detail
