@@ -99,6 +99,8 @@ async def refresh_install_config(agent: Agent) -> bool:
     if changed or (stored is not None and stored.etag != etag):
         fresh = StoredInstallConfig(raw=raw, etag=etag, version=config.version, hash=config.installs_hash_b64)
         await agent.offload(agent.store.save_install_config, fresh)
+    if changed:
+        agent.installer.hurry()
     reload_items(agent)
     return changed
 

@@ -161,6 +161,9 @@ class Line(Enum):
     # --- deployment ---
     ROLLED_BACK = ERROR, "Install", "Rolled back {name}: {why}; next try in {delay} s", \
         "The new material failed its reload or probe; the previous one serves again.", "What the reason says."
+    STILL_FAILS = WARNING, "Install", "{name} still fails: {why}; next try in {delay} s", \
+        "Something that an install item asks for has failed again; the certificate itself is as it was.", \
+        "What the reason says; then `cert-ctrl apply`, or wait for the next try."
     ROLLED_BACK_BY_HAND = WARNING, "Install", "{name} is back at {generation} and held there", \
         "`cert-ctrl rollback`; renewals are staged, not switched.", "`cert-ctrl rollback --domain D --release`."
     TRUST_RESET = WARNING, "Install", "Forgotten: the versions of {configs} install configs, the pins of {scripts} scripts", \

@@ -68,7 +68,7 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
         found, unreachable = await try_resync(agent, "`apply` was asked for")
         if not unreachable:
             await handle_all(agent)
-        outcome = await agent.installer.converge_all(agent.items, ignore_window=now)
+        outcome = await agent.installer.converge_all(agent.items, ignore_window=now, at_once=True)
         result = applied(agent, outcome, before, differences=found, unreachable=unreachable)
         return await _done(agent, result, flush=not unreachable)
 
@@ -88,7 +88,7 @@ async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> 
         await agent.installer.recover()
         record = record_for(agent.installer.records.values(), domain)
         await agent.installer.release(record.name)
-        outcome = await agent.installer.converge_all(agent.items, asked_by=OPERATOR)
+        outcome = await agent.installer.converge_all(agent.items, at_once=True, asked_by=OPERATOR)
         return await _done(agent, {"name": record.name, "released": True, "outcome": outcome.kind.value}, flush=False)
 
 

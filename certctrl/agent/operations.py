@@ -59,7 +59,7 @@ class Operations:
         with trio.move_on_after(SETTLE_SECONDS):  # what it found is staged first
             await agent.inbox.wait_for_outcomes([one for one in agent.inbox.entries() if not one.last_error])
         outcome = await agent.installer.converge_all(
-            agent.items, ignore_window=bool(request.get("now")), asked_by=OPERATOR
+            agent.items, ignore_window=bool(request.get("now")), at_once=True, asked_by=OPERATOR
         )
         agent.lives_changed.set()
         return applied(agent, outcome, before, differences=found, unreachable=unreachable) | failed(agent)
@@ -77,7 +77,7 @@ class Operations:
         await agent.installer.release(record.name)
         say(agent.log, Line.RELEASED, name=record.name)
         await try_resync(agent, "a hold was released")
-        await agent.installer.converge_all(agent.items, asked_by=OPERATOR)
+        await agent.installer.converge_all(agent.items, at_once=True, asked_by=OPERATOR)
         agent.lives_changed.set()
         return {"name": record.name, "released": True}
 

@@ -36,7 +36,7 @@ from certctrl.agent.reconcile import reconcile_forever
 from certctrl.agent.reload import Reloader
 from certctrl.agent.reporter import report_forever, save_status, snapshot
 from certctrl.agent.setup import Seams, open_agent
-from certctrl.agent.upkeep import keep_tokens, keep_window, serve_metrics_while_on
+from certctrl.agent.upkeep import keep_tokens, keep_trying, serve_metrics_while_on
 from certctrl.model.records import InboxEntry
 from certctrl.model.status import Stop, StopReason
 
@@ -86,7 +86,7 @@ async def _run_services(
             services.start_soon(report_forever, agent, notifier)
             services.start_soon(guard_expiry, agent)
             services.start_soon(reconcile_forever, agent)
-            services.start_soon(keep_window, agent)
+            services.start_soon(keep_trying, agent)
             services.start_soon(feed_watchdog, notifier)
             services.start_soon(serve_metrics_while_on, agent)
             say(agent.log, Line.AGENT_READY, mode=agent.config.application.poll_mode,

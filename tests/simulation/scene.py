@@ -74,6 +74,7 @@ class Scene:
         return await self.machine.life.operations[operation](request)
 
     def outcomes(self) -> list[tuple[str, str]]:
+        """Return what the plane was told, the newest first."""
         return [(row["signal"]["type"], row["outcome"]) for row in self.plane.reports.outcomes(DEVICE)]
 
 

@@ -1,0 +1,123 @@
+"""What failed and no signal brings again is named and tried in its time, or when somebody asks; the whole agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import trio
+from simulation.network import Weather
+from simulation.scene import DAY, QUIET, Scene, play
+from simulation.world import DEVICE, USER
+
+from certctrl.agent.metric_families import render
+from certctrl.agent.metrics import view_of
+from certctrl.agent.reporter import snapshot
+
+SLOW = attrs.evolve(QUIET, interval=600.0, access_seconds=7 * DAY, reconcile=7 * 86_400)
+
+
+def counted(scene: Scene) -> list[float]:
+    """Return the times of the commands that run from now on."""
+    times: list[float] = []
+    real = scene.world.services.run
+
+    async def run(argv: Sequence[str], *args: Any) -> Any:
+        times.append(scene.world.time.now())
+        return await real(argv, *args)
+
+    scene.world.services.run = run  # type: ignore[method-assign]
+    return times
+
+
+async def served(scene: Scene, **more: Any) -> int:
+    """Have a certificate and a service of it; ``more``: what its items say."""
+    row = await scene.issue("calm.example")
+    cert_id = int(row["id"])
+    scene.operators.introduce(cert_id, "calm.example")
+    await scene.plane.installs.put(DEVICE, [item | more for item in scene.operators.items([cert_id])])
+    await scene.until(lambda: scene.live(cert_id) and not scene.agent.inbox.depth)
+    await scene.until(lambda: not snapshot(scene.agent)["stuck"])
+    await trio.sleep(1200)
+    return cert_id
+
+
+def test_a_tolerated_failure_is_named_and_tried_until_it_succeeds_with_the_plane_down() -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await served(scene, continue_on_error=True)
+        told = len(scene.outcomes())
+        scene.world.services.failing = lambda: True
+        renewed = await scene.plane.certificates.renew(USER, cert_id)
+        await scene.until(lambda: scene.record(cert_id).attempts)
+        assert scene.record(cert_id).serial == renewed["serial_number"], "it counts as deployed"
+        times = counted(scene)
+        await trio.sleep(45)
+        assert len(times) == 1, "half a minute after the first"
+        await trio.sleep(3 * 3600)
+        assert 4 <= len(times) <= 12, "backoff"
+        (stuck,) = snapshot(scene.agent)["stuck"]
+        assert "tolerated" in stuck["reason"] and stuck["attempts"] == scene.record(cert_id).attempts
+        assert 0 < stuck["next_try_at"] - scene.world.time.now() <= 3600
+        assert f'item="certificate {cert_id} (calm.example)"' in render(view_of(scene.agent)).decode()
+        assert scene.outcomes()[:-told] == [("cert.renewed", "applied")], "the same failure is told once"
+        scene.network.weather = [Weather(kind="status", status=503)]
+        scene.world.services.failing = lambda: False
+        await trio.sleep(stuck["next_try_at"] - scene.world.time.now() + 60)
+        assert not snapshot(scene.agent)["stuck"]
+        assert scene.world.services.known[cert_id].served == scene.record(cert_id).fingerprint_sha256
+        scene.network.clear()
+        await scene.until(lambda: len(scene.outcomes()) == told + 2)
+        assert scene.outcomes()[0] == ("cert.renewed", "applied")
+
+    play(scenario, SLOW)
+
+
+def test_a_failed_command_is_tried_in_its_time_whatever_the_plane_sends() -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await served(scene)
+        scene.world.services.failing = lambda: True
+        times = counted(scene)
+        proven = scene.operators.items([cert_id])
+        await scene.plane.installs.put(DEVICE, [item | {"verify": None} for item in proven])  # so it is due again
+        await scene.until(lambda: scene.record(cert_id).attempts)
+        for _ in range(50):
+            await scene.operators.ask_for_resync()
+            await trio.sleep(60)
+        assert 4 <= len(times) <= 10
+        assert scene.agent.inbox.entries()[0].last_error, "nobody is told that it is well"
+        for step in ("apply", "sighup", "config"):
+            await scene.until(lambda: scene.record(cert_id).next_try_at > scene.world.time.now() + 1200, 8000)
+            count = len(times)
+            if step == "apply":
+                await scene.ask("apply")
+            elif step == "sighup":
+                assert scene.machine.life is not None and scene.machine.life.on is not None
+                scene.machine.life.on.reload()
+            else:
+                verify = proven[-1]["verify"] | {"server_name": "calm.example"}
+                await scene.plane.installs.put(DEVICE, [item | {"verify": verify} for item in proven])
+            await scene.until(lambda count=count: len(times) > count, 1000)
+            await trio.sleep(20)
+            assert len(times) <= count + 2, step
+        scene.world.services.failing = lambda: False
+        await scene.until(lambda: not scene.record(cert_id).attempts and not scene.agent.inbox.depth, 8000)
+
+    play(scenario, SLOW)
+
+
+def test_what_a_signal_tries_again_is_not_tried_beside_it() -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.world.services.failing = lambda: True
+        times = counted(scene)
+        row = await scene.issue("new.example")
+        cert_id = int(row["id"])
+        scene.operators.introduce(cert_id, "new.example")
+        await scene.plane.installs.put(DEVICE, scene.operators.items([cert_id]))
+        await scene.until(lambda: scene.agent.inbox.entries() and scene.agent.inbox.entries()[0].attempts >= 3)
+        assert scene.record(cert_id).owed
+        count = len(times)
+        await trio.sleep(5 * 3600)
+        assert len(times) == count, "its signal is in quarantine, and has its own time"
+
+    play(scenario, SLOW)
