@@ -69,6 +69,13 @@ class Inbox:
         """Return what is not done, oldest first."""
         return list(self._entries.values())
 
+    def hurry(self) -> list[InboxEntry]:
+        """Let what waits for its next try be due now, because a person asks; return all that is not done."""
+        for key, entry in self._entries.items():
+            if entry.next_try_at:
+                self._entries[key] = attrs.evolve(entry, next_try_at=0.0)
+        return self.entries()
+
     def has_room(self, count: int) -> bool:
         """Say whether ``count`` more signals fit; when nobody is at work on any there always is room.
 

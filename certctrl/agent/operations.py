@@ -56,8 +56,10 @@ class Operations:
         agent = self._agent
         before = generations(agent)
         found, unreachable = await try_resync(agent, "`apply` was asked for")
-        with trio.move_on_after(SETTLE_SECONDS):  # what it found is staged first
-            await agent.inbox.wait_for_outcomes([one for one in agent.inbox.entries() if not one.last_error])
+        with trio.move_on_after(SETTLE_SECONDS):  # what it found is staged first, what failed is tried
+            waiting = agent.inbox.hurry()
+            agent.dispatcher_changed.set()
+            await agent.inbox.wait_for_outcomes(waiting)
         outcome = await agent.installer.converge_all(
             agent.items, ignore_window=bool(request.get("now")), at_once=True, asked_by=OPERATOR
         )

@@ -304,6 +304,18 @@ async def test_a_signal_that_keeps_failing_holds_no_room(store: StateStore) -> N
     assert inbox.has_room(20), "others go on"
 
 
+async def test_what_failed_is_due_at_once_when_a_person_asks(store: StateStore) -> None:
+    inbox = Inbox(store, Disk(), limit=10)
+    first, second = await admitted(inbox, [A, B])
+    await inbox.keep(first, error="bad", next_try_at=1e12, count=True, ack=None)
+    entries = inbox.hurry()
+    assert [(entry.signal, entry.last_error, entry.next_try_at) for entry in entries] == [(A, "bad", 0.0), (B, "", 0.0)]
+    await inbox.keep(entries[0], error="bad again", next_try_at=1e12, count=True, ack=None)
+    await inbox.finish([second], [])
+    await inbox.wait_for_outcomes(entries)
+    assert [(entry.last_error, entry.attempts) for entry in inbox.entries()] == [("bad again", 2)]
+
+
 async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_run_again(store: StateStore) -> None:
     inbox = again(store)
     (entry,) = await admitted(inbox, [A])
