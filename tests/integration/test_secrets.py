@@ -170,6 +170,9 @@ def live(host: Host, secrets: Secrets) -> None:
     secrets.learn(agent)
     child, pid = host.start()
     agent.catches_up()
+    secrets.learn(agent)
+    operator.renew(1)
+    agent.catches_up()
     for words in (
         ("status", "--json"),
         ("status",),

@@ -18,6 +18,8 @@ from plane_socket import UPDATES, connected, enrolled, fds_back_to, operator_key
 
 from certctrl.plane.serve import PlaneAddress
 
+CERTIFICATES = "/apiv1/devices/self/certificates"
+
 pytestmark = pytest.mark.integration
 
 
@@ -170,9 +172,11 @@ async def test_kill_9_loses_nothing_that_was_answered(process: Process, form: An
                     continue
                 cursor = answer.data["cursor"]
                 seen += [(s["ref"]["cert_id"], s["ref"]["serial"]) for s in answer.data["signals"]]
-            rows = (await device.ask("GET", "/apiv1/devices/self/certificates")).data
+            rows: list[dict[str, Any]] = []
+            while page := (await device.ask("GET", f"{CERTIFICATES}?after_id={rows[-1]['id'] if rows else 0}")).data:
+                rows += page
             for row in rows:
-                materials = await device.ask("GET", f"/apiv1/devices/self/certificates/{row['id']}/deploy-materials")
+                materials = await device.ask("GET", f"{CERTIFICATES}/{row['id']}/deploy-materials")
                 assert materials.data["serial_number"] == row["serial_number"]
         now = {row["id"]: row["serial_number"] for row in rows}
         assert set(known) <= set(now), f"seed {seed}"
