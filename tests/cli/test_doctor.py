@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from certctrl.cli.doctor import host
-from certctrl.cli.doctor.finding import Patient
+from certctrl.cli.doctor.daemon import look_at_plan
+from certctrl.cli.doctor.finding import Finding, Patient
 from certctrl.cli.doctor.host import host_findings
 from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 from certctrl.store.config import save_policy
@@ -135,6 +136,23 @@ def test_a_trust_store_that_is_not_there_is_found(patient: Patient, tmp_path: Pa
     save_policy(RealFs(), patient.layout, HostPolicy(trust_store=TrustStore(directory=str(tmp_path / "none"))))
     ((level, what, _),) = [one for one in found(host_findings(patient), "policy") if one[0] != "OK"]
     assert (level, what) == ("FAIL", f"trust_store: there is no directory {tmp_path}/none")
+
+
+async def test_refusals_are_found_without_a_daemon(patient: Patient) -> None:
+    patient.layout.local_installs.write_text('[{"id": "c", "type": "exec", "cmd_argv": ["reload-nginx"]}]')
+    notes: list[Finding] = []
+    before = sorted(str(path) for path in patient.layout.root.rglob("*"))
+    await look_at_plan(patient, notes.append)
+    ((level, what, fix),) = [(str(one.level), one.what, one.fix) for one in notes]
+    assert level == "WARN" and what.startswith("refused: run reload-nginx: ") and fix
+    assert sorted(str(path) for path in patient.layout.root.rglob("*")) == before, "nothing is changed"
+
+
+async def test_items_that_cannot_be_read_are_a_finding(patient: Patient) -> None:
+    patient.layout.local_installs.write_text("x")
+    notes: list[Finding] = []
+    await look_at_plan(patient, notes.append)
+    assert [str(one.level) for one in notes] == ["FAIL"] and "installs.local.json" in notes[0].what
 
 
 # --- the command ------------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ def doctor(
     """Check everything an operator would check, with a fix for each finding.
 
     Configuration, permissions, disk space, state files, device key, policy; DNS, TLS, clock and token at the
-    control plane; every certificate on disk and every endpoint that should serve it; the running daemon. Takes no
-    lock, changes nothing, and works beside the daemon and without it.
+    control plane; every certificate on disk and every endpoint that should serve it; what the plan is
+    refused; the running daemon. Takes no lock, changes nothing, and works beside the daemon and without it.
 
     Exit status: 0 nothing needs a person (there may be warnings), 1 something does.
 
@@ -62,6 +62,7 @@ async def _examine(patient: Any, offline: bool, show: Any) -> list[Any]:
     """Run every check, showing each finding as it comes."""
     from certctrl.agent.setup import real_http
     from certctrl.cli.doctor.certs import look_at_endpoints
+    from certctrl.cli.doctor.daemon import look_at_plan
     from certctrl.cli.doctor.finding import ok
     from certctrl.cli.doctor.plane import look_at_plane
 
@@ -74,6 +75,7 @@ async def _examine(patient: Any, offline: bool, show: Any) -> list[Any]:
 
     for finding in _on_disk(patient):
         note(finding)
+    await look_at_plan(patient, note)
     if offline:
         note(ok("plane", "not asked (--offline)"))
         return found

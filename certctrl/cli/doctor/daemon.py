@@ -1,13 +1,17 @@
-"""Checks of the running agent: its own word on its health, and what its plan is refused."""
+"""Checks of the running agent: its own word on its health; and of the plan: what it is refused, daemon or none."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
+import trio
+
 from certctrl.cli.control import ask
-from certctrl.cli.doctor.finding import Finding, Patient, fail, ok, warn
+from certctrl.cli.doctor.finding import Finding, Note, Patient, fail, failed, ok, warn
 from certctrl.cli.facts import gather
+from certctrl.errors import CertctrlError
 from certctrl.protocol.wire_items import LOCAL_PREFIX
 
 PLAN_SECONDS = 30.0
@@ -21,9 +25,37 @@ def daemon_findings(patient: Patient) -> Iterator[Finding]:
         yield warn("daemon", what, "systemctl start cert-ctrl, or cert-ctrl -c DIR --keep-running")
         return
     yield from _health(facts)
-    reply = ask(patient.layout, "plan", seconds=PLAN_SECONDS)
-    for refusal in reply.data["refusals"] if reply is not None else ():
-        yield warn("plan", f"refused: {refusal['what']}: {refusal['why']}", _allowing(refusal))
+
+
+async def look_at_plan(patient: Patient, note: Note) -> None:
+    """Note what the plan is refused: by the daemon's word, else as it would plan, without its lock."""
+    try:
+        reply = await trio.to_thread.run_sync(lambda: ask(patient.layout, "plan", seconds=PLAN_SECONDS))
+        refusals = reply.data["refusals"] if reply is not None else await _refusals(patient)
+    except CertctrlError as error:
+        note(failed("plan", error))
+        return
+    for refusal in refusals:
+        note(warn("plan", f"refused: {refusal['what']}: {refusal['why']}", _allowing(refusal)))
+
+
+async def _refusals(patient: Patient) -> list[dict[str, Any]]:
+    from certctrl.agent.installs import items_in_force
+    from certctrl.install.outlook import plan_now
+    from certctrl.install.process import Proc
+    from certctrl.install.site import Site
+    from certctrl.model.config import AgentConfig
+    from certctrl.store.config import load_policy
+    from certctrl.store.generations import GenerationStore
+
+    policy = load_policy(patient.layout, require_root_owned=False)
+    site = Site.of(
+        layout=patient.layout, fs=patient.fs, generations=GenerationStore(patient.layout, patient.fs),
+        state=patient.store, policy=lambda: policy, config=lambda: patient.config or AgentConfig(), proc=Proc(),
+        wall_now=patient.now, offload=trio.to_thread.run_sync, log=logging.getLogger("certctrl"),
+    )  # fmt: skip
+    plan = await plan_now(site, items_in_force(patient.layout, patient.store))
+    return list(plan.shown()["refusals"])
 
 
 def _allowing(refusal: dict[str, Any]) -> str:
