@@ -90,7 +90,7 @@ def model(session: nox.Session) -> None:
 def hostile(session: nox.Session) -> None:
     """Obey 100 000 hostile plans; deploy for a minute into a directory that another user attacks (as root)."""
     session.install("-e", ".[dev]")
-    files = ["tests/install/test_hostile.py", "tests/store/test_copies_refused.py"]
+    files = ["tests/install/test_hostile.py", "tests/store/deployments/test_file_set_refused.py"]
     session.run("pytest", *files, "-m", "campaign", *session.posargs)
 
 

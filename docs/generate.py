@@ -15,8 +15,8 @@ from typing import Any
 
 import attrs
 
-from certctrl.agent.figures import POLL_BUCKETS, Duration, Figures
-from certctrl.agent.messages import Line
+from certctrl.agent.counters import POLL_BUCKETS, Duration, Figures
+from certctrl.agent.log_lines import Line
 from certctrl.errors import ExitStatus
 from certctrl.model.config import CONFIG_FILES, AgentConfig
 from certctrl.model.plan import OutcomeKind
@@ -215,7 +215,7 @@ def logs() -> str:
 
 
 def _level(number: int) -> str:
-    from certctrl.cli.logs import level_name
+    from certctrl.logs.setup import level_name
 
     return level_name(number)
 

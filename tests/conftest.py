@@ -84,3 +84,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """End tests marked ``root`` early when we are not root."""
     if item.get_closest_marker("root") and os.geteuid() != 0:
         missing("needs root")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """List the modules that have grown long (``test_architecture.py``)."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    long = {value for one in reports for name, value in getattr(one, "user_properties", ()) if name == "long_module"}
+    if long:
+        terminalreporter.section("modules over 300 lines")
+        for line in sorted(long):
+            terminalreporter.write_line(line)

@@ -1,6 +1,6 @@
 """ModelFs: a disk in memory that knows the difference between written and durable.
 
-It stands in for `certctrl.store.fs.RealFs`. Everything written goes to the page cache (what running programs
+It stands in for `certctrl.store.disk.fs.RealFs`. Everything written goes to the page cache (what running programs
 see); only fsync and syncfs move it to the disk (what is left after a power cut). Between two syncs a real kernel
 may write back any of it in almost any order, so after a crash the disk may hold
 
@@ -27,7 +27,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from certctrl.store.fs import Handle, Stat, disk_error
+from certctrl.store.disk.fs import Handle, Stat, disk_error
 
 ROOT = 1
 LINKS_FOLLOWED = 40

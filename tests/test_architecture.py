@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,18 +19,43 @@ MODULES = {
 }
 PARAMETERS = [pytest.param(name, id=name) for name in MODULES]
 
-# Room -> rooms it may import from. A dotted entry allows that module alone.
-MAY_IMPORT = {
+# Package or module -> what it may import besides itself; the longest matching name counts. `agent` allows all of
+# `agent`, `net.tls` that module alone. The order is docs/architecture.md's; left never imports right.
+GROUND = ("errors", "text", "backoff")
+BELOW_INSTALL = (*GROUND, "model", "protocol")
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "model": ("errors",),
-    "protocol": ("errors", "model"),
-    "store": ("errors", "model", "protocol"),
-    "net": ("errors", "model", "protocol"),
-    "install": ("errors", "model", "protocol", "store"),
-    "agent": ("errors", "model", "protocol", "store", "net", "install"),
-    "cli": ("errors", "model", "protocol", "store", "net", "install", "agent"),
-    "sandbox": ("errors", "model", "protocol", "store", "net", "install", "agent", "cli", "plane"),
-    "plane": ("errors", "model", "protocol.wire"),
+    "text": (),
+    "backoff": (),
+    "model": GROUND,
+    "protocol": (*GROUND, "model"),
+    "store": BELOW_INSTALL,
+    "store.disk": ("errors", "text", "store.layout"),
+    "store.config": (*BELOW_INSTALL, "store.disk", "store.layout"),
+    "store.state": (*BELOW_INSTALL, "store.disk", "store.layout"),
+    "store.deployments": (*BELOW_INSTALL, "store.disk", "store.layout"),
+    "net": BELOW_INSTALL,
+    "net.transport": (*GROUND, "model", "net.explain", "net.http", "net.origin", "net.pools", "net.tls"),
+    "net.tls": ("errors", "text", "model"),
+    "logs": ("errors", "text", "model", "store"),
+    "install": (),
+    "install.material": ("errors", "text", "model"),
+    "install.process": ("errors", "text"),
+    "install.probe": ("errors", "text", "model"),
+    "install.plan": (*GROUND, "model", "install.material"),
+    "install.deploy": (
+        *BELOW_INSTALL,
+        "store",
+        "install.material",
+        "install.process",
+        "install.probe",
+        "install.plan",
+    ),
+    "install.installer": (*BELOW_INSTALL, "store", "install"),
+    "agent": (*BELOW_INSTALL, "store", "net", "install", "logs"),
+    "cli": (*BELOW_INSTALL, "store", "net", "logs", "install", "agent"),
+    "sandbox": (*BELOW_INSTALL, "store", "net", "logs", "install", "agent", "plane"),
+    "plane": (*GROUND, "model", "protocol.wire", "net.transport", "net.tls"),
     "__main__": ("errors", "cli"),
     "": (),
 }
@@ -50,7 +75,10 @@ ONLY_IN = {
     "subprocess": ("certctrl.install.process", "certctrl.plane", "certctrl.sandbox"),
 }
 # Pure rooms: no waiting, no disk, no clock, no chance, no log.
-PURE = ("certctrl.errors", "certctrl.model", "certctrl.protocol", "certctrl.install.planner", "certctrl.install.policy")
+PURE = (
+    "certctrl.errors", "certctrl.text", "certctrl.backoff", "certctrl.model", "certctrl.protocol",
+    "certctrl.install.plan",
+)  # fmt: skip
 IMPURE_MODULES = {
     "trio",
     "os",
@@ -68,7 +96,7 @@ WAITS_NOT = ("certctrl.errors", "certctrl.model", "certctrl.protocol", "certctrl
 
 # Disk, clock and processes each have one door. The plane is a program of its own, the sandbox a stage.
 FREE_OF_SEAMS = ("certctrl.plane", "certctrl.sandbox")
-DISK_DOOR = ("certctrl.store.fs",)
+DISK_DOOR = ("certctrl.store.disk.fs",)
 PROCESS_DOOR = ("certctrl.install.process",)
 CLOCK_DOOR = ("certctrl.agent.clock", "certctrl.plane.clock")
 
@@ -87,7 +115,8 @@ CLOCKS = {
     "datetime.date.today", "dt.datetime.now", "dt.datetime.utcnow", "dt.date.today",
 }  # fmt: skip
 
-LONGEST_MODULE = 300
+REPORTED_MODULE = 300
+LONGEST_MODULE = 450
 LONGEST_FUNCTION = 40
 
 
@@ -103,30 +132,32 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def imports_of(module: str) -> Iterator[tuple[str, int, bool]]:
-    """Yield (imported dotted name, line, whether it is imported only inside a function), type-only ones left out."""
+def imports_of(module: str) -> Iterator[tuple[str, int, bool, bool]]:
+    """Yield (imported dotted name, line, only inside a function?, only for type annotations?)."""
     package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
 
-    def walk(node: ast.AST, lazy: bool) -> Iterator[tuple[str, int, bool]]:
+    def walk(node: ast.AST, lazy: bool, typing: bool) -> Iterator[tuple[str, int, bool, bool]]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                for other in child.body:
+                    yield from walk(ast.Module([other], []), lazy, True)
                 for other in child.orelse:
-                    yield from walk(other, lazy)
+                    yield from walk(ast.Module([other], []), lazy, typing)
             elif isinstance(child, ast.Import):
                 for alias in child.names:
-                    yield alias.name, child.lineno, lazy
+                    yield alias.name, child.lineno, lazy, typing
             elif isinstance(child, ast.ImportFrom):
                 parts = package.split(".")
                 base = ".".join(parts[: len(parts) - child.level + 1]) if child.level else ""
                 source = ".".join(part for part in (base, child.module or "") if part)
                 for alias in child.names:
                     full = f"{source}.{alias.name}"
-                    yield (full if full in MODULES or source == "certctrl" else source), child.lineno, lazy
+                    yield (full if full in MODULES or source == "certctrl" else source), child.lineno, lazy, typing
             else:
                 inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-                yield from walk(child, lazy or inside)
+                yield from walk(child, lazy or inside, typing)
 
-    yield from walk(tree_of(module), False)
+    yield from walk(tree_of(module), False, False)
 
 
 def dotted(node: ast.expr) -> str:
@@ -153,28 +184,73 @@ def calls_and_names(module: str) -> Iterator[tuple[str, ast.AST]]:
             yield aliases.get(head, head) + dot + rest, node
 
 
+def rule_for(target: str) -> str | None:
+    """Return the key of MAY_IMPORT that covers a name below ``certctrl``; the longest wins."""
+    covering = [key for key in MAY_IMPORT if target == key or (key and target.startswith(key + "."))]
+    return max(covering, key=len, default=None)
+
+
 @pytest.mark.parametrize("module", PARAMETERS)
 def test_imports_go_left_only(module: str) -> None:
-    room = room_of(module)
-    assert room in MAY_IMPORT, f"{module}: a new room needs its row in MAY_IMPORT"
+    own = rule_for(module.partition(".")[2])
+    assert own is not None, f"{module}: a new package needs its row in MAY_IMPORT"
     wrong = []
-    for name, line, lazy in imports_of(module):
-        if name.partition(".")[0] != "certctrl":
-            continue
+    for name, line, lazy, _ in imports_of(module):
         target = name.partition(".")[2]
-        if target.partition(".")[0] in ("", room, "__version__"):
+        if name.partition(".")[0] != "certctrl" or target.partition(".")[0] in ("", "__version__"):
             continue
-        if room == "cli" and target.partition(".")[0] in LAZY_FOR_CLI and lazy:
+        if own == "cli" and target.partition(".")[0] in LAZY_FOR_CLI and lazy:
             continue
-        if not any(target == place or target.startswith(place + ".") for place in MAY_IMPORT[room]):
+        if not within(target, (own, *MAY_IMPORT[own])):
             wrong.append(f"line {line}: {name}")
-    assert not wrong, f"{module} ({room}) may import only from {MAY_IMPORT[room]}"
+    assert not wrong, f"{own} may import only from {MAY_IMPORT[own]}"
+
+
+def test_no_module_cycles() -> None:
+    """No module imports itself through others, not even for its type annotations."""
+    arrows = {
+        module: {name for name, _, _, _ in imports_of(module) if name in MODULES and name != module}
+        for module in MODULES
+    }
+    order = {module: number for number, group in enumerate(components(arrows)) for module in group}
+    cycles = [sorted(group) for group in components(arrows) if len(group) > 1]
+    assert not cycles
+    assert len(order) == len(MODULES)
+
+
+def components(arrows: dict[str, set[str]]) -> list[set[str]]:
+    """Return the strongly connected components of a graph (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in arrows[node]:
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            found.append(set(stack[at:]))
+            del stack[at:]
+
+    for node in arrows:
+        if node not in index:
+            visit(node)
+    return found
 
 
 @pytest.mark.parametrize("module", PARAMETERS)
 def test_foreign_libraries_stay_in_their_rooms(module: str) -> None:
     wrong = []
-    for name, line, _ in imports_of(module):
+    for name, line, _, typing in imports_of(module):
+        if typing:
+            continue
         library = name.partition(".")[0]
         if library in ONLY_IN and not within(module, ONLY_IN[library]):
             wrong.append(f"line {line}: {library} belongs to {ONLY_IN[library]}")
@@ -191,7 +267,7 @@ def test_disk_is_changed_through_one_door(module: str) -> None:
         return
     wrong = [f"line {node.lineno}: {name}" for name, node in calls_and_names(module) if changes_disk(name, node)]
     wrong += [f"line {node.lineno}: open for writing" for node in ast.walk(tree_of(module)) if opens_to_write(node)]
-    assert not wrong, "use certctrl.store.fs"
+    assert not wrong, "use certctrl.store.disk.fs"
 
 
 def changes_disk(name: str, node: ast.AST) -> bool:
@@ -241,25 +317,59 @@ def test_wall_time_is_an_argument(module: str) -> None:
     assert not wrong, "take `now: float` or `wall_now`"
 
 
+def docstring_of(node: ast.AST) -> ast.Expr | None:
+    """Return the docstring statement of a module, class or function."""
+    body = getattr(node, "body", None)
+    if not isinstance(body, list) or not body or not isinstance(body[0], ast.Expr):
+        return None
+    value = body[0].value
+    return body[0] if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
+
+
+def height(node: ast.stmt | ast.expr) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def is_table(node: ast.AST) -> bool:
+    """Return whether a statement assigns one literal display (a table)."""
+    displays = ast.Dict | ast.List | ast.Set | ast.Tuple
+    return isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, displays)
+
+
+def code_lines(module: str) -> int:
+    """Return the length of a module without docstrings and tables."""
+    tree = tree_of(module)
+    left_out = [found for node in ast.walk(tree) if (found := docstring_of(node)) is not None]
+    strings = [one for one in ast.walk(tree) if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)]
+    tables = [node for node in tree.body if is_table(node)]
+    counted = {id(one): height(one) for one in (*left_out, *strings, *tables)}
+    return len(MODULES[module].read_text(encoding="utf-8").splitlines()) - sum(counted.values())
+
+
 @pytest.mark.parametrize("module", PARAMETERS)
-def test_modules_and_functions_stay_small(module: str) -> None:
-    lines = MODULES[module].read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= LONGEST_MODULE
+def test_modules_and_functions_stay_small(module: str, record_property: Callable[[str, object], None]) -> None:
+    """A module over 300 lines of code is reported in the summary, one over 450 fails; functions have 40 at most."""
+    if (lines := code_lines(module)) > REPORTED_MODULE:
+        record_property("long_module", f"{module}: {lines} lines")
+    assert lines <= LONGEST_MODULE
     long = []
     for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            first = node.body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                length -= (first.end_lineno or first.lineno) - first.lineno + 1
+            docstring = docstring_of(node)
+            length = height(node) - (height(docstring) if docstring is not None else 0)
             table = all(isinstance(statement, ast.Assign) for statement in node.body)
             if length > LONGEST_FUNCTION and not table:
                 long.append(f"{node.name} (line {node.lineno}): {length} lines")
     assert not long
+
+
+@pytest.mark.parametrize("module", PARAMETERS)
+def test_formatting_is_skipped_for_tables_only(module: str) -> None:
+    lines = MODULES[module].read_text(encoding="utf-8").splitlines()
+    tables = [node for node in ast.walk(tree_of(module)) if is_table(node)]
+    table_ends = {node.end_lineno for node in tables if isinstance(node, ast.stmt)}
+    wrong = [number for number, line in enumerate(lines, 1) if "fmt: skip" in line and number not in table_ends]
+    assert not wrong, "lines that skip the formatter only to be fewer"
 
 
 @pytest.mark.parametrize("module", PARAMETERS)
@@ -344,8 +454,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", ["status", "list-certs"])
 def test_looking_imports_nothing_heavy(command: str, tmp_path: Path) -> None:
-    from certctrl.store.config import init_config_dir
-    from certctrl.store.fs import RealFs
+    from certctrl.store.config.files import init_config_dir
+    from certctrl.store.disk.fs import RealFs
     from certctrl.store.layout import ConfigDir
 
     root = tmp_path / "agent"

@@ -62,7 +62,7 @@ def test_the_plain_unit_is_the_specs() -> None:
 
 
 def test_the_sample_directory_is_accepted(tmp_path: Path) -> None:
-    from certctrl.store.config import load_config, load_local_installs, load_policy
+    from certctrl.store.config.files import load_config, load_local_installs, load_policy
     from certctrl.store.layout import ConfigDir
 
     root = tmp_path / "agent"
@@ -84,7 +84,7 @@ def test_the_sample_directory_is_accepted(tmp_path: Path) -> None:
 
 
 def exposed_names() -> set[str]:
-    from certctrl.agent.figures import Figures
+    from certctrl.agent.counters import Figures
     from certctrl.agent.metric_families import AgentCollector, View
 
     names = set()

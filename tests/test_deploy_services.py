@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from certctrl.install.binding import bind
-from certctrl.install.policy import Grant, Ground, judge_exec, refuse_owner, refuse_path
-from certctrl.install.refusing import argvs_of, judge_argv
+from certctrl.install.plan.dependencies import bind
+from certctrl.install.plan.policy import Grant, Ground, judge_exec, refuse_owner, refuse_path
+from certctrl.install.plan.refusals import argvs_of, judge_argv
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 from certctrl.model.policy import HostPolicy
 from certctrl.plane.install_check import check_items
-from certctrl.protocol.wire_install import items_from_local
-from certctrl.protocol.wire_items import item_from_wire
-from certctrl.store.config import load_policy
+from certctrl.protocol.wire.install_config import items_from_local
+from certctrl.protocol.wire.install_items import item_from_wire
+from certctrl.store.config.files import load_policy
 from certctrl.store.layout import ConfigDir
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import trio
 
 import certctrl
 from certctrl.agent.context import Agent
-from certctrl.agent.messages import Line, say
+from certctrl.agent.log_lines import Line, say
 from certctrl.errors import CertctrlError, PlaneError
 from certctrl.net.control_plane import UnsupportedByPlane
 from certctrl.protocol.events import AcksFailed, AcksSent, Event

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Danger
-from certctrl.agent.messages import Line, say
+from certctrl.agent.log_lines import Line, say
 from certctrl.model.bundle import CertificateSummary
 from certctrl.model.records import CertRecord
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from certctrl.install.runner import Prepared
+from certctrl.install.installer import Prepared
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
 

@@ -10,20 +10,20 @@ import attrs
 import trio
 
 from certctrl.agent.batches import Batches
-from certctrl.agent.figures import Figures
+from certctrl.agent.counters import Figures
 from certctrl.agent.inbox import Inbox
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import PlaneError
-from certctrl.install.runner import Installer
+from certctrl.install.installer import Installer
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import InstallItem
 from certctrl.model.policy import HostPolicy
 from certctrl.model.status import Stop
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.session import Session
-from certctrl.store.fs import Fs
+from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ class Agent:
     on_reload: Callable[[AgentConfig], None] | None = None
     """Told of each configuration that comes into force by SIGHUP."""
     items: tuple[InstallItem, ...] = ()
-    """Install items in force: the plane's, then this host's own (installs.py)."""
+    """Install items in force: the plane's, then this host's own (install_config.py)."""
 
     intake: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Cancelled first on stop: no new signals."""

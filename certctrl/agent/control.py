@@ -19,10 +19,10 @@ from typing import Any
 
 import trio
 
-from certctrl.agent.messages import Line, say
+from certctrl.agent.log_lines import Line, say
 from certctrl.errors import CertctrlError, UsageError
-from certctrl.store.atomic import remove_file
-from certctrl.store.fs import Fs
+from certctrl.store.disk.atomic import remove_file
+from certctrl.store.disk.fs import Fs
 
 LINE_LIMIT = 64 * 1024
 REQUEST_SECONDS = 10.0

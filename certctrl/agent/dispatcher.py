@@ -1,6 +1,6 @@
 """The dispatcher: one task per signal at work, in order per resource, side by side across resources.
 
-Which signals may run, which are superseded and when to look again is decided by ``protocol/ledger.py``; this
+Which signals may run, which are superseded and when to look again is decided by ``protocol/coalescing.py``; this
 file starts the tasks, bounds each by its timeout, and makes each ending durable: an outcome is on disk before
 its signal counts as done. What fails is kept in the inbox and tried again with backoff; after
 ``poison_attempts`` it is quarantined: acked ``failed``, shown by `status`, and tried again only slowly or when
@@ -20,17 +20,17 @@ import trio
 
 from certctrl.agent.batches import Seat
 from certctrl.agent.context import Agent
-from certctrl.agent.disk import disk_trouble, tried
+from certctrl.agent.disk_health import disk_trouble, tried
 from certctrl.agent.extensions import find_handler
-from certctrl.agent.messages import Line, say
-from certctrl.agent.verdicts import explain, tell_certificates
+from certctrl.agent.log_lines import Line, say
+from certctrl.agent.signal_results import explain, tell_certificates
 from certctrl.errors import DiskError
-from certctrl.install.runner import Prepared
+from certctrl.install.installer import Prepared
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
 from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, UnknownSignal, identity
-from certctrl.protocol.ledger import choose
-from certctrl.protocol.wire import ack_event
+from certctrl.protocol.coalescing import choose
+from certctrl.protocol.wire.poll import ack_event
 
 BREATH = 50
 """Outcomes that are logged in one go: some milliseconds, so that nothing else waits longer."""
@@ -226,9 +226,13 @@ class Dispatcher:
         for number, (entry, outcome, seconds) in enumerate(done, 1):
             tell_certificates(self.agent, entry, outcome)
             say(
-                self.agent.log, Line.SIGNAL_DONE, type=entry.signal.type, ts=entry.signal.ts_ms,
-                outcome=outcome.kind.value, ms=round(seconds * 1000),
-            )  # fmt: skip
+                self.agent.log,
+                Line.SIGNAL_DONE,
+                type=entry.signal.type,
+                ts=entry.signal.ts_ms,
+                outcome=outcome.kind.value,
+                ms=round(seconds * 1000),
+            )
             if number % BREATH == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -257,9 +261,14 @@ class Dispatcher:
             disk_trouble(agent, error)
         line = Line.SIGNAL_QUARANTINED if quarantined else Line.SIGNAL_FAILED
         say(
-            agent.log, line,
-            type=signal.type, ts=signal.ts_ms, attempts=entry.attempts + 1, why=outcome.detail, delay=round(delay),
-        )  # fmt: skip
+            agent.log,
+            line,
+            type=signal.type,
+            ts=signal.ts_ms,
+            attempts=entry.attempts + 1,
+            why=outcome.detail,
+            delay=round(delay),
+        )
         if outcome.kind is OutcomeKind.ROLLED_BACK:
             say(agent.log, Line.ROLLED_BACK, name=signal.resource, why=outcome.detail, delay=round(delay))
 

@@ -13,11 +13,11 @@ from typing import cast
 
 from certctrl.agent.alerts import REVOKED, forget_alerts, problem_key, raise_alert, revoked
 from certctrl.agent.context import Agent
-from certctrl.agent.installs import refresh_install_config
-from certctrl.agent.messages import Line, say
+from certctrl.agent.install_config import refresh_install_config
+from certctrl.agent.log_lines import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import MaterialError, PlaneError
-from certctrl.install.runner import Prepared, in_use
+from certctrl.install.installer import Prepared, in_use
 from certctrl.model.bundle import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Stage

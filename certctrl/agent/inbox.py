@@ -25,7 +25,7 @@ import trio
 
 from certctrl.model.records import Ack, InboxEntry
 from certctrl.model.signals import Signal, identity
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 ACK_LIMIT = 1000
 DONE_LIMIT = 1000

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from certctrl.agent.figures import Duration, Figures
+from certctrl.agent.counters import Duration, Figures
 from certctrl.model.records import CertRecord
 
 PREFIX = "certctrl"

@@ -15,11 +15,11 @@ import h11
 import trio
 
 import certctrl
-from certctrl.agent.messages import Line, say
+from certctrl.agent.log_lines import Line, say
 from certctrl.agent.metric_families import View, render
 from certctrl.agent.reporter import snapshot
 from certctrl.errors import CertctrlError, ConfigError, DiskError
-from certctrl.store.atomic import write_atomic
+from certctrl.store.disk.atomic import write_atomic
 from certctrl.store.layout import PUBLIC_MODE
 
 if TYPE_CHECKING:

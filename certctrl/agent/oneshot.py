@@ -13,10 +13,10 @@ import trio
 
 from certctrl.agent.acks import flush_acks
 from certctrl.agent.context import Agent
-from certctrl.agent.disk import tried
+from certctrl.agent.disk_health import tried
 from certctrl.agent.dispatcher import Dispatcher
-from certctrl.agent.guard import request_renewal
-from certctrl.agent.installs import items_left_out
+from certctrl.agent.expiry_guard import request_renewal
+from certctrl.agent.install_config import items_left_out
 from certctrl.agent.operations import OPERATOR, applied, failed, forget_trust, generations, record_for, rolled_back
 from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import save_status, snapshot

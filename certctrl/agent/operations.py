@@ -9,9 +9,9 @@ import trio
 
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
-from certctrl.agent.guard import request_renewal
-from certctrl.agent.installs import items_left_out
-from certctrl.agent.messages import Line, say
+from certctrl.agent.expiry_guard import request_renewal
+from certctrl.agent.install_config import items_left_out
+from certctrl.agent.log_lines import Line, say
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import snapshot
@@ -112,10 +112,16 @@ def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) ->
     """Return the operations by the name that the socket knows."""
     one = Operations(agent, poller, stop)
     return {
-        "status": one.status, "poll-now": one.poll_now, "renew": one.renew, "apply": one.apply,
-        "rollback": one.rollback, "release": one.release, "plan": one.plan, "stop": one.stop,
+        "status": one.status,
+        "poll-now": one.poll_now,
+        "renew": one.renew,
+        "apply": one.apply,
+        "rollback": one.rollback,
+        "release": one.release,
+        "plan": one.plan,
+        "stop": one.stop,
         "trust-reset": one.reset_trust,
-    }  # fmt: skip
+    }
 
 
 def generations(agent: Agent) -> dict[int, str]:

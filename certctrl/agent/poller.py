@@ -7,8 +7,8 @@ import trio
 from certctrl.agent.acks import flush_acks, send_beside
 from certctrl.agent.alerts import problem_key, raise_alert
 from certctrl.agent.context import Agent
-from certctrl.agent.disk import catch_up, disk_is_well, disk_trouble
-from certctrl.agent.messages import Line, say
+from certctrl.agent.disk_health import catch_up, disk_is_well, disk_trouble
+from certctrl.agent.log_lines import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.records import InboxEntry
@@ -275,8 +275,15 @@ def log_poll(agent: Agent, event: events.Event) -> None:
         case events.TokenExpired():
             say(agent.log, Line.TOKEN_REJECTED, key="TOKEN_EXPIRED")
         case events.Refused():
-            say(agent.log, Line.POLL_REFUSED, status=event.status, reason="", key=event.key, code=event.code,
-                what=event.what)  # fmt: skip
+            say(
+                agent.log,
+                Line.POLL_REFUSED,
+                status=event.status,
+                reason="",
+                key=event.key,
+                code=event.code,
+                what=event.what,
+            )
         case events.ServerBusy():
             say(agent.log, Line.POLL_REFUSED, status=event.status, reason="", key=event.key, code="", what="busy")
             if event.retry_after is not None:

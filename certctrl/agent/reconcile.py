@@ -15,8 +15,8 @@ import trio
 
 from certctrl.agent.alerts import recall_revocations
 from certctrl.agent.context import Agent
-from certctrl.agent.installs import refresh_install_config
-from certctrl.agent.messages import Line, say
+from certctrl.agent.install_config import refresh_install_config
+from certctrl.agent.log_lines import Line, say
 from certctrl.errors import CertctrlError, NotRegisteredError, PlaneError, PlanError, TransportError
 from certctrl.model.bundle import CertificateSummary
 from certctrl.model.records import CertRecord, Stage
@@ -129,10 +129,11 @@ async def plan_resync(agent: Agent, why: str) -> int:
         stored = agent.store.load_install_config()
         signals.append(
             InstallUpdated(
-                ts_ms=ts_ms, config_id=int(stored.raw.get("id") or 0) if stored else 0,
+                ts_ms=ts_ms,
+                config_id=int(stored.raw.get("id") or 0) if stored else 0,
                 version=stored.version if stored else 0,
             )
-        )  # fmt: skip
+        )
     agent.inbox.admit(signals)
     agent.dispatcher_changed.set()
     await agent.inbox.secure()

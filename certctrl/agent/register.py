@@ -29,17 +29,17 @@ from typing import TypeVar
 import attrs
 import trio
 
-from certctrl.agent.claims import read_claims
-from certctrl.agent.spending import GRACE_SECONDS, despite_cancel, wait_for_token_lock
+from certctrl.agent.token_claims import read_claims
+from certctrl.agent.token_refresh import GRACE_SECONDS, despite_cancel, wait_for_token_lock
 from certctrl.errors import BadAnswerError, DiskError, NotRegisteredError, PlaneError, StateCorruptError, TransportError
 from certctrl.model.config import AgentConfig
 from certctrl.model.records import DeviceKeys, Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.device_flow import DeviceFlow, Done, Expired, GrantReady, PollGrant, Refused, uri_problem
-from certctrl.protocol.wire import Registration
-from certctrl.store.fs import Fs
+from certctrl.protocol.wire.poll import Registration
+from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 SCOPES = ("device",)
 TRY_FOR_SECONDS = 60.0

@@ -6,12 +6,12 @@ import attrs
 import trio
 
 from certctrl.agent.context import Agent
-from certctrl.agent.installs import reload_items
-from certctrl.agent.messages import Line, say
-from certctrl.agent.notify import Notifier
+from certctrl.agent.install_config import reload_items
+from certctrl.agent.log_lines import Line, say
+from certctrl.agent.systemd import Notifier
 from certctrl.errors import CertctrlError
 from certctrl.model.config import AgentConfig
-from certctrl.store.config import load_config, load_policy
+from certctrl.store.config.files import load_config, load_policy
 
 AT_START_ONLY = ("server_url", "queue_size", "name", "metrics_listen", "metrics_textfile", "metrics_public")
 

@@ -15,9 +15,9 @@ import trio
 import certctrl
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Danger, examine
+from certctrl.agent.log_lines import Line, say
 from certctrl.agent.memory import give_back
-from certctrl.agent.messages import Line, say
-from certctrl.agent.notify import Notifier
+from certctrl.agent.systemd import Notifier
 from certctrl.errors import DiskError
 from certctrl.model.records import CertRecord
 from certctrl.model.signals import to_wire

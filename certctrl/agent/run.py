@@ -24,19 +24,19 @@ import trio
 from certctrl.agent.acks import announce, flush_acks
 from certctrl.agent.context import Agent
 from certctrl.agent.control import serve_control
-from certctrl.agent.disk import tried
+from certctrl.agent.disk_health import tried
 from certctrl.agent.dispatcher import Dispatcher
-from certctrl.agent.guard import guard_expiry
-from certctrl.agent.messages import Line, say
-from certctrl.agent.notify import Notifier, feed_watchdog
+from certctrl.agent.expiry_guard import guard_expiry
+from certctrl.agent.log_lines import Line, say
 from certctrl.agent.operations import operations_for
 from certctrl.agent.os_signals import OnSignal, watch_os_signals
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import reconcile_forever
 from certctrl.agent.reload import Reloader
 from certctrl.agent.reporter import report_forever, save_status, snapshot
+from certctrl.agent.retries import keep_tokens, keep_trying, serve_metrics_while_on
 from certctrl.agent.setup import Seams, open_agent
-from certctrl.agent.upkeep import keep_tokens, keep_trying, serve_metrics_while_on
+from certctrl.agent.systemd import Notifier, feed_watchdog
 from certctrl.model.records import InboxEntry
 from certctrl.model.status import Stop, StopReason
 
@@ -89,8 +89,12 @@ async def _run_services(
             services.start_soon(keep_trying, agent)
             services.start_soon(feed_watchdog, notifier)
             services.start_soon(serve_metrics_while_on, agent)
-            say(agent.log, Line.AGENT_READY, mode=agent.config.application.poll_mode,
-                interval=f"{agent.config.application.poll_interval_ms} ms")  # fmt: skip
+            say(
+                agent.log,
+                Line.AGENT_READY,
+                mode=agent.config.application.poll_mode,
+                interval=f"{agent.config.application.poll_interval_ms} ms",
+            )
             notifier.ready(f"polling {agent.config.application.server_url}")
             task_status.started(agent)
             await _run_handlers(agent, poller, Dispatcher(agent, signals_receive))

@@ -17,25 +17,25 @@ import certctrl
 from certctrl.agent.batches import Batches
 from certctrl.agent.clock import wall_now
 from certctrl.agent.context import Agent
-from certctrl.agent.figures import Figures
+from certctrl.agent.counters import Figures
 from certctrl.agent.inbox import Inbox
-from certctrl.agent.installs import converge_in_force, reload_items
-from certctrl.agent.messages import Line, say
+from certctrl.agent.install_config import converge_in_force, reload_items
+from certctrl.agent.log_lines import Line, say
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
+from certctrl.install.installer import Installer
 from certctrl.install.process import Proc
-from certctrl.install.runner import Installer
 from certctrl.model.config import AgentConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.http import Http
 from certctrl.protocol.session import Session
-from certctrl.store.atomic import check_modes, make_tree
-from certctrl.store.config import LoadedConfig, load_config, load_policy
-from certctrl.store.fs import Fs, RealFs
-from certctrl.store.generations import GenerationStore
+from certctrl.store.config.files import LoadedConfig, load_config, load_policy
+from certctrl.store.deployments.generations import GenerationStore
+from certctrl.store.disk.atomic import check_modes, make_tree
+from certctrl.store.disk.fs import Fs, RealFs
+from certctrl.store.disk.lock import lock_daemon
 from certctrl.store.layout import ConfigDir
-from certctrl.store.lock import lock_daemon
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 WORKING_THREADS = 3
 """Threads of disk and crypto work side by side. Each holds the interpreter while it computes: forty of them, Trio's
@@ -113,8 +113,14 @@ async def _assembled(
     try:
         agent = _assemble(layout, config, store, http, seams, log)
         reload_items(agent)
-        say(log, Line.AGENT_STARTED, version=certctrl.__version__, pid=os.getpid(),
-            device=agent.device_id, server=config.application.server_url)  # fmt: skip
+        say(
+            log,
+            Line.AGENT_STARTED,
+            version=certctrl.__version__,
+            pid=os.getpid(),
+            device=agent.device_id,
+            server=config.application.server_url,
+        )
         differing = sorted(name for name, source in loaded.sources.items() if source != "default")
         say(log, Line.CONFIG_LOADED, settings=", ".join(differing) or "all defaults")
         yield agent
@@ -129,9 +135,15 @@ def _assemble(
     settings = config.application
     plane = ControlPlane(http, config, wall_now=seams.wall_now, instance=os.urandom(8).hex())
     tokens = TokenKeeper(
-        layout=layout, store=store, plane=plane, config=config, wall_now=seams.wall_now, offload=seams.offload,
-        random=seams.random, fs=seams.fs,
-    )  # fmt: skip
+        layout=layout,
+        store=store,
+        plane=plane,
+        config=config,
+        wall_now=seams.wall_now,
+        offload=seams.offload,
+        random=seams.random,
+        fs=seams.fs,
+    )
     installer = Installer(
         layout=layout,
         fs=seams.fs,
@@ -145,7 +157,12 @@ def _assemble(
         log=log,
     )
     agent = Agent(
-        layout=layout, fs=seams.fs, store=store, plane=plane, tokens=tokens, installer=installer,
+        layout=layout,
+        fs=seams.fs,
+        store=store,
+        plane=plane,
+        tokens=tokens,
+        installer=installer,
         inbox=Inbox(store, seams.offload, limit=settings.queue_size),
         batches=Batches(
             lambda prepared, ids: converge_in_force(agent, prepared, ids),
@@ -155,9 +172,17 @@ def _assemble(
             ),
         ),
         session=Session(settings, cursor=store.load_cursor(), random=seams.random),
-        figures=Figures(), log=log, wall_now=seams.wall_now, random=seams.random, offload=seams.offload,
-        config=config, device_id=store.load_device_id(), policy=load_policy(layout, require_root_owned=False),
-        environ=seams.environ, on_reload=seams.on_reload,
-        started_at=seams.wall_now(), started_mono=trio.current_time(),
-    )  # fmt: skip
+        figures=Figures(),
+        log=log,
+        wall_now=seams.wall_now,
+        random=seams.random,
+        offload=seams.offload,
+        config=config,
+        device_id=store.load_device_id(),
+        policy=load_policy(layout, require_root_owned=False),
+        environ=seams.environ,
+        on_reload=seams.on_reload,
+        started_at=seams.wall_now(),
+        started_mono=trio.current_time(),
+    )
     return agent

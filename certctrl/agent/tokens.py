@@ -1,7 +1,7 @@
 """TokenKeeper: always a usable access token, with as few refreshes as can be (spec, "Token Refresh Flow").
 
 One flight at a time: whoever comes while a refresh is under way waits for it and takes its result; when the
-leader is cancelled, the next waiter finds the files as they are then. How a token is spent is `spending.py`.
+leader is cancelled, the next waiter finds the files as they are then. How a token is spent is `token_refresh.py`.
 
 Expiry is the token's own ``exp`` against the plane's clock (the ``Date`` of its answers), so that a wrong clock
 here costs nothing. A token that was fetched moments ago is used whatever its ``exp`` says: a plane that issues
@@ -17,15 +17,15 @@ from contextlib import suppress
 
 import trio
 
-from certctrl.agent.claims import Claims, read_claims
-from certctrl.agent.messages import Line, say
-from certctrl.agent.spending import Fresh, Offload, Spender
+from certctrl.agent.log_lines import Line, say
+from certctrl.agent.token_claims import Claims, read_claims
+from certctrl.agent.token_refresh import Fresh, Offload, Spender
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.config import AgentConfig
 from certctrl.net.control_plane import ControlPlane
-from certctrl.store.fs import Fs
+from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 WARN_SECONDS = 60.0
 YOUNG_SECONDS = 2.0
@@ -193,9 +193,11 @@ class TokenKeeper:
         if self._claims.expires_at is None and fresh.expires_in is not None:
             now = self._plane.server_now()
             self._claims = Claims(
-                expires_at=now + fresh.expires_in, issued_at=now,
-                user_id=self._claims.user_id, device_id=self._claims.device_id,
-            )  # fmt: skip
+                expires_at=now + fresh.expires_in,
+                issued_at=now,
+                user_id=self._claims.user_id,
+                device_id=self._claims.device_id,
+            )
         if fresh.spent:
             self._born = trio.current_time()
             left = self._remaining() if fresh.expires_in is None else fresh.expires_in

@@ -27,29 +27,29 @@ class Entry:
     def __init__(self, module: str, about: str, name: str = "", own_directory: bool = False) -> None:
         self.module = module
         self.about = about
-        self.name = name or module
+        self.name = name or module.rpartition(".")[2]
         """Attribute of the module: a function, or a Typer with commands of its own."""
         self.own_directory = own_directory
         """True: the command has directories of its own and takes no ``-c``."""
 
 
 COMMANDS: dict[str, Entry] = {
-    "init": Entry("init", "Make a config directory for a control plane."),
-    "register": Entry("register", "Register this host at the control plane."),
-    "status": Entry("status", "Show how the agent is doing; the exit status tells its health."),
-    "poll-now": Entry("poll_now", "Poll at once, print what came, and close an open breaker."),
-    "list-certs": Entry("list_certs", "List the certificates on this host."),
-    "renew": Entry("renew", "Ask the control plane for a new certificate."),
-    "plan": Entry("plan", "Show what would change on this host, and change nothing."),
-    "apply": Entry("apply", "Bring this host to what the control plane and its own plan say."),
-    "rollback": Entry("rollback", "Put a previous certificate back and hold it, or let it go again."),
-    "history": Entry("history", "Show past deployments."),
-    "doctor": Entry("doctor", "Check everything an operator would check, with a fix for each finding."),
-    "config": Entry("config", "Show or check the configuration.", name="config"),
-    "policy": Entry("policy", "Show or extend what the control plane may do on this host.", name="policy"),
-    "trust": Entry("trust", "Show or forget what this host has learnt to insist on.", name="trust"),
-    "sandbox": Entry("sandbox", "Watch plane, agent and a TLS service work together here.", own_directory=True),
-    "plane": Entry("plane", "Run and operate the reference control plane.", name="plane", own_directory=True),
+    "init": Entry("commands.init", "Make a config directory for a control plane."),
+    "register": Entry("commands.register", "Register this host at the control plane."),
+    "status": Entry("commands.status", "Show how the agent is doing; the exit status tells its health."),
+    "poll-now": Entry("commands.poll_now", "Poll at once, print what came, and close an open breaker."),
+    "list-certs": Entry("commands.list_certs", "List the certificates on this host."),
+    "renew": Entry("commands.renew", "Ask the control plane for a new certificate."),
+    "plan": Entry("commands.plan", "Show what would change on this host, and change nothing."),
+    "apply": Entry("commands.apply", "Bring this host to what the control plane and its own plan say."),
+    "rollback": Entry("commands.rollback", "Put a previous certificate back and hold it, or let it go again."),
+    "history": Entry("commands.history", "Show past deployments."),
+    "doctor": Entry("commands.doctor", "Check everything an operator would check, with a fix for each finding."),
+    "config": Entry("commands.config", "Show or check the configuration.", name="config"),
+    "policy": Entry("commands.policy", "Show or extend what the control plane may do on this host.", name="policy"),
+    "trust": Entry("commands.trust", "Show or forget what this host has learnt to insist on.", name="trust"),
+    "sandbox": Entry("commands.sandbox", "Watch plane, agent and a TLS service work together here.", own_directory=True),
+    "plane": Entry("plane.commands", "Run and operate the reference control plane.", name="plane", own_directory=True),
 }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ class LazyGroup(TyperGroup):
 
 def load(name: str, entry: Entry) -> Any:
     """Return the click command of one entry."""
-    found = getattr(import_module(f"certctrl.cli.commands.{entry.module}"), entry.name)
+    found = getattr(import_module(f"certctrl.cli.{entry.module}"), entry.name)
     if isinstance(found, typer.Typer):
         command = typer.main.get_command(found)
         command.name = name
@@ -106,10 +106,13 @@ def _add_root_options(command: Any, *, directory: bool) -> None:
     if directory:
         options.append(
             TyperOption(
-                param_decls=["-c", "--config-dir"], metavar="DIR", expose_value=False, callback=_take_directory,
+                param_decls=["-c", "--config-dir"],
+                metavar="DIR",
+                expose_value=False,
+                callback=_take_directory,
                 help="Config directory of the agent; may also stand before the command.",
             )
-        )  # fmt: skip
+        )
     if isinstance(command, TyperGroup):
         for inner in command.commands.values():
             _add_root_options(inner, directory=directory)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
     """Return the names of the files that were checked; raises for the first mistake (ConfigError, PlanError, …)."""
-    from certctrl.store.config import load_config, load_policy
+    from certctrl.store.config.files import load_config, load_policy
 
     loaded = load_config(layout, environ)
     _check_named_files(layout, loaded.config.httpclient)
@@ -32,10 +32,10 @@ def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
 
 
 def _check_local_installs(layout: ConfigDir) -> None:
-    from certctrl.protocol.wire import check_local_dependencies, install_config_from_wire, items_from_local
-    from certctrl.store.config import load_local_installs
-    from certctrl.store.fs import RealFs
-    from certctrl.store.state import StateStore
+    from certctrl.protocol.wire.poll import check_local_dependencies, install_config_from_wire, items_from_local
+    from certctrl.store.config.files import load_local_installs
+    from certctrl.store.disk.fs import RealFs
+    from certctrl.store.state.session import StateStore
 
     rows = items_from_local(load_local_installs(layout))
     named, here = {name for row in rows for name in row.depends_on}, {row.id for row in rows}

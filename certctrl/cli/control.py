@@ -80,8 +80,8 @@ def _connect(sock: socket.socket, layout: ConfigDir) -> None:
     if len(os.fsencode(path)) <= PATH_LIMIT:
         sock.connect(path)
         return
-    from certctrl.store.fs import RealFs  # a socket's path is limited, a directory's is not
-    from certctrl.store.fs import closing as closing_handle
+    from certctrl.store.disk.fs import RealFs  # a socket's path is limited, a directory's is not
+    from certctrl.store.disk.fs import closing as closing_handle
 
     fs = RealFs()
     with closing_handle(fs, fs.open_dir(layout.state)) as folder:

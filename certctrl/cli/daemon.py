@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 def keep_running(invoked: Invocation) -> int:
     """Run the daemon in the foreground; 0 after SIGTERM, 77 when the device was revoked or refused."""
-    from certctrl.cli.logs import Logs
-    from certctrl.store.config import load_config
-    from certctrl.store.fs import RealFs
+    from certctrl.logs.setup import Logs
+    from certctrl.store.config.files import load_config
+    from certctrl.store.disk.fs import RealFs
 
     layout = invoked.layout()
     fs = RealFs()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from certctrl.cli.control import ask
 from certctrl.errors import BusyError, ExitStatus
-from certctrl.store import peek
+from certctrl.store.state import read_only
 
 if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
@@ -36,22 +36,22 @@ def _from_disk(layout: ConfigDir) -> dict[str, Any]:
     from certctrl.agent.clock import wall_now
 
     root = layout.root
-    last = peek.read_status(root) or {}
+    last = read_only.read_status(root) or {}
     poll = dict(last.get("poll") or {})
-    poll |= {"last_at": max(poll.get("last_at") or 0.0, peek.read_last_poll(root) or 0.0) or None, "next_at": None}
+    poll |= {"last_at": max(poll.get("last_at") or 0.0, read_only.read_last_poll(root) or 0.0) or None, "next_at": None}
     return {
         **last,
         "source": "disk",
         "running": False,
         "died": bool(last.get("running")),
         "now": wall_now(),
-        "registered": peek.is_registered(root),
+        "registered": read_only.is_registered(root),
         "poll": poll,
-        "cursor": peek.read_cursor(root),
-        "cursor_at": peek.read_cursor_at(root),
-        "device_id": peek.read_device_id(root),
-        "queue_depth": peek.waiting_signals(root),
-        "acks_pending": peek.pending_acks(root),
+        "cursor": read_only.read_cursor(root),
+        "cursor_at": read_only.read_cursor_at(root),
+        "device_id": read_only.read_device_id(root),
+        "queue_depth": read_only.waiting_signals(root),
+        "acks_pending": read_only.pending_acks(root),
     }
 
 
@@ -66,7 +66,7 @@ def exit_status(status: dict[str, Any]) -> ExitStatus:
 
 def certificates(layout: ConfigDir) -> list[dict[str, Any]]:
     """Return the recorded facts of this host's certificates, by id."""
-    return peek.read_certificates(layout.root) or []
+    return read_only.read_certificates(layout.root) or []
 
 
 def covers(row: dict[str, Any], domain: str) -> bool:

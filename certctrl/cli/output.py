@@ -7,31 +7,19 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from certctrl.text import one_line
+
 _SECOND, _MINUTE, _HOUR, _DAY = 1, 60, 3600, 86_400
-_FORMAT = ("Cc", "Cf", "Zl", "Zp", "Co", "Cs")
-
-
-def clean(text: str) -> str:
-    """Return ``text`` with control, bidirectional and other invisible characters escaped (T13)."""
-    if text.isascii() and text.isprintable():
-        return text
-    import unicodedata
-
-    return "".join(c if unicodedata.category(c) not in _FORMAT else _escape(c) for c in text)
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii") if not char.isascii() else repr(char)[1:-1]
 
 
 def write_line(text: str = "") -> None:
     """Print one line to standard output; what would break or forge a line is escaped."""
-    sys.stdout.write(clean(text) + "\n")
+    sys.stdout.write(one_line(text, None) + "\n")
 
 
 def write_error(text: str) -> None:
     """Print one line to standard error."""
-    sys.stderr.write(clean(text) + "\n")
+    sys.stderr.write(one_line(text, None) + "\n")
 
 
 def write_problems(problems: Iterable[Mapping[str, Any]]) -> None:
@@ -86,7 +74,7 @@ def bar(share: float, width: int = 10) -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
     """Print rows under heads: with rich on a terminal, else in plain aligned columns for pipes and scripts."""
-    cells = [[clean(cell) for cell in row] for row in rows]
+    cells = [[one_line(cell, None) for cell in row] for row in rows]
     if on_terminal():
         _rich_table(heads, cells, title)
         return

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
+from certctrl.cli.fast_path import recognised
 from certctrl.cli.invocation import Invocation
 from certctrl.cli.output import write_error
-from certctrl.cli.quick import recognised
 from certctrl.errors import CertctrlError, ExitStatus
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ def _report_one(error: BaseException, invoked: Invocation) -> int:
 
 def print_failure(what: str, fix: str, status: int) -> int:
     """Print the two lines of a failure; returns ``status``."""
-    from certctrl.cli.redact import redact
+    from certctrl.logs.redact import redact
 
     write_error(f"{PROGRAM}: error: {redact(what)}")
     if fix:
@@ -146,7 +146,7 @@ def _place(error: BaseException) -> str:
 def _print_traceback(error: BaseException) -> None:
     import traceback
 
-    from certctrl.cli.redact import redact
+    from certctrl.logs.redact import redact
 
     for text in traceback.format_exception(error):
         for line in redact(text).splitlines():

@@ -1,7 +1,7 @@
 """AgentConfig: one object, every default of the spec, units in the names.
 
 Each field's metadata is the single source of the operator's manual: ``doc``, the bounds ``ge``/``le``, or
-``choices``. ``store/config.py`` reads and checks against it, ``config show`` prints it, and
+``choices``. ``store/config/files.py`` reads and checks against it, ``config show`` prints it, and
 ``docs/configuration.md`` is tested against it.
 """
 

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 import attrs
 
+LOCAL_PREFIX = "local:"
+"""Begins the ids of the items of ``installs.local.json``."""
+
 
 @attrs.frozen(kw_only=True)
 class VerifyCommand:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from certctrl.errors import BadAnswerError, PlaneError
-from certctrl.protocol.wire import Answer, data_of, parse_error, retry_after
+from certctrl.protocol.wire.poll import Answer, data_of, parse_error, retry_after
 
 _LATER = "wait a little, then try again"
 _UNWELL = "try again later; if it lasts, look at the control plane's log"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.config import AgentConfig
 from certctrl.net.answers import data_or_error
-from certctrl.protocol.wire import BODY_CAP, Answer, http_date
+from certctrl.protocol.wire.poll import BODY_CAP, Answer, http_date
 
 if TYPE_CHECKING:
     from certctrl.net.http import Http

@@ -18,7 +18,7 @@ from certctrl.model.config import AgentConfig
 from certctrl.net.answers import UnsupportedByPlane
 from certctrl.net.enrolment import Enrolment
 from certctrl.protocol import events
-from certctrl.protocol.wire import (
+from certctrl.protocol.wire.poll import (
     BUNDLE_CAP,
     Misfit,
     PollRequest,
@@ -63,9 +63,13 @@ class ControlPlane(Enrolment):
         deadline = step.wait + settings.long_poll_extra_seconds if step.wait else settings.request_timeout_seconds
         try:
             answer = await self._send(
-                "GET", request.path, token, query=request.query(),
-                headers=request.headers() | self._instance, deadline=deadline,
-            )  # fmt: skip
+                "GET",
+                request.path,
+                token,
+                query=request.query(),
+                headers=request.headers() | self._instance,
+                deadline=deadline,
+            )
         except BadAnswerError as error:
             return events.BadAnswer(str(error))
         except TransportError as error:

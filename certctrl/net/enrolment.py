@@ -10,7 +10,7 @@ from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.net.calls import Calls
 from certctrl.protocol.device_flow import GrantEvent, GrantFailed, GrantStarted
-from certctrl.protocol.wire import (
+from certctrl.protocol.wire.poll import (
     BUNDLE_CAP,
     Refreshed,
     Registration,

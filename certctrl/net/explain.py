@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from certctrl.errors import BadAnswerError, DeadlineError, TlsError, TransportError
+from certctrl.text import one_line
 
 _EXPIRED, _NOT_YET, _HOSTNAME, _ADDRESS = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
 _UNKNOWN_ISSUER = (2, 18, 19, 20, 21, 27)
@@ -39,12 +40,6 @@ _TLS_REASONS = {
     ),
     "UNEXPECTED_EOF": ("closed the connection during the TLS handshake", "check host and port of server_url"),
 }
-
-
-def printable(text: str, limit: int = 120) -> str:
-    """Return foreign text fit for a log line: control and non-ASCII characters escaped, cut."""
-    safe = "".join(c if c.isprintable() and c.isascii() else c.encode("unicode_escape").decode() for c in text)
-    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 
 
 def utc(now: float | None) -> str:
@@ -99,7 +94,7 @@ def exchange_error(error: BaseException, place: str, *, now: float | None, own_c
         return TransportError(f"{place} closed the connection in the middle of an exchange", fix=_AGAIN)
     # What is left are the HTTP parser's complaints; their texts may quote the peer's bytes.
     return BadAnswerError(
-        f"{place} does not answer in HTTP: {printable(text)}", fix="check host and port of server_url"
+        f"{place} does not answer in HTTP: {one_line(text, ascii_only=True)}", fix="check host and port of server_url"
     )
 
 
@@ -141,7 +136,7 @@ def _tls_error(below: list[BaseException], place: str, *, now: float | None, own
                 if word in reason:
                     return TlsError(f"{place} {what}", fix=fix)
             return TlsError(
-                f"TLS with {place} failed: {printable(str(getattr(one, 'reason', None) or one))}",
+                f"TLS with {place} failed: {one_line(str(getattr(one, 'reason', None) or one), ascii_only=True)}",
                 fix="check host and port of server_url, then the plane's TLS settings",
             )
     return None
@@ -150,7 +145,7 @@ def _tls_error(below: list[BaseException], place: str, *, now: float | None, own
 def _refused_certificate(
     error: ssl.SSLCertVerificationError, place: str, *, now: float | None, own_ca: bool
 ) -> TlsError:
-    code, message = error.verify_code, printable(error.verify_message or "refused")
+    code, message = error.verify_code, one_line(error.verify_message or "refused", ascii_only=True)
     if code == _EXPIRED:
         return TlsError(
             f"the certificate of {place} has expired, or this host's clock is wrong: it says {utc(now)}",
@@ -197,4 +192,4 @@ def _os_error(below: list[BaseException], place: str) -> TransportError | None:
 
 
 def _strerror(error: OSError) -> str:
-    return printable(error.strerror or type(error).__name__)
+    return one_line(error.strerror or type(error).__name__, ascii_only=True)

@@ -29,12 +29,13 @@ import trio
 from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.model.config import AgentConfig
-from certctrl.net.explain import connect_error, deadline_error, exchange_error, printable, too_long, unsendable, unsent
+from certctrl.net.explain import connect_error, deadline_error, exchange_error, too_long, unsendable, unsent
 from certctrl.net.http import Http, json_bytes, target_of
 from certctrl.net.origin import is_loopback, parse_origin, parse_proxy
 from certctrl.net.pools import Pools
 from certctrl.net.tls import Trust
-from certctrl.protocol.wire import Answer
+from certctrl.protocol.wire.poll import Answer
+from certctrl.text import one_line
 
 __all__ = ["Http", "HttpxHttp", "ReclaimTransport"]
 
@@ -174,7 +175,7 @@ class HttpxHttp:
         if isinstance(error, httpcore.ConnectTimeout):
             return deadline_error(self._connect_seconds, self._via, sent=False)
         if isinstance(error, httpcore.ProxyError):
-            what = f"{self._via} refused to connect to {self.origin.place}: {printable(str(error))}"
+            what = f"{self._via} refused to connect to {self.origin.place}: {one_line(str(error), ascii_only=True)}"
             return unsent(TransportError(what, fix="check proxy in httpclient_config.json"))
         return connect_error(error, self._via, now=self._now(), own_ca=self._own_ca)
 
@@ -252,7 +253,7 @@ async def _read(response: httpcore.Response, cap: int, place: str) -> Answer:
     try:
         headers = _headers(response, place)
         if 300 <= response.status < 400 and response.status != 304:
-            where = printable(headers.get("location", "nowhere"))
+            where = one_line(headers.get("location", "nowhere"), ascii_only=True)
             raise BadAnswerError(
                 f"{place} redirects to {where} ({response.status}); credentials go to server_url only",
                 fix="write the URL of the plane itself into server_url",

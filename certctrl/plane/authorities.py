@@ -7,11 +7,11 @@ from typing import Any
 
 from cryptography import x509
 
+from certctrl.plane.ca.x509 import pem_of, serial_text
 from certctrl.plane.clock import when
-from certctrl.plane.database import Database, Row
-from certctrl.plane.refusals import bad_request, not_found
-from certctrl.plane.streams import SignalStream
-from certctrl.plane.x509 import pem_of, serial_text
+from certctrl.plane.errors import bad_request, not_found
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.signal_stream import SignalStream
 
 _LARGEST = 64 * 1024
 
@@ -36,9 +36,13 @@ class Authorities:
         ca_id = self._db.insert(
             "INSERT INTO authorities (user_id, name, serial_number, certificate_pem, not_after, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            user_id, name, serial_text(certificate), pem_of(certificate),
-            certificate.not_valid_after_utc.timestamp(), self._wall_now(),
-        )  # fmt: skip
+            user_id,
+            name,
+            serial_text(certificate),
+            pem_of(certificate),
+            certificate.not_valid_after_utc.timestamp(),
+            self._wall_now(),
+        )
         return self.show(user_id, ca_id)
 
     async def assign(self, user_id: int, device_id: int, ca_id: int) -> dict[str, Any]:
@@ -101,8 +105,9 @@ class Authorities:
         return self._db.one(
             "SELECT c.* FROM authorities c JOIN authority_assignments a ON a.ca_id = c.id"
             " WHERE a.device_id = ? AND c.id = ?",
-            device_id, ca_id,
-        )  # fmt: skip
+            device_id,
+            ca_id,
+        )
 
     def _row(self, user_id: int, ca_id: int) -> Row:
         row = self._db.one("SELECT * FROM authorities WHERE id = ? AND user_id = ?", ca_id, user_id)

@@ -6,17 +6,17 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from certctrl.plane.ca.domains import clean_names
+from certctrl.plane.ca.issuer import Issued, Issuer
+from certctrl.plane.ca.sealing import seal_private_key
+from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.clock import when
-from certctrl.plane.database import Database, Row
-from certctrl.plane.issuer import Issued, Issuer
-from certctrl.plane.keyring import Keyring
+from certctrl.plane.errors import bad_request, conflict, gone, not_found
 from certctrl.plane.limits import Buckets
-from certctrl.plane.names import clean_names
-from certctrl.plane.refusals import bad_request, conflict, gone, not_found
-from certctrl.plane.sealing import seal_private_key
 from certctrl.plane.settings import DAY, PlaneSettings
-from certctrl.plane.streams import SignalStream
-from certctrl.plane.x509 import KEY_TYPES
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.keyring import Keyring
+from certctrl.plane.storage.signal_stream import SignalStream
 
 LONGEST_VALIDITY = 366 * DAY
 SHORTEST_VALIDITY = 10
@@ -71,8 +71,14 @@ class Certificates:
                 " serial_number, fingerprint_sha256, not_before, not_after, certificate_pem, chain_pem,"
                 " private_key_enc, created_at, updated_at)"
                 " VALUES (?, ?, ?, ?, ?, 'active', '', '', 0, 0, '', '', x'', ?, ?)",
-                user_id, names[0], json.dumps(names), key_type, validity, now, now,
-            )  # fmt: skip
+                user_id,
+                names[0],
+                json.dumps(names),
+                key_type,
+                validity,
+                now,
+                now,
+            )
             self._keep(cert_id, issued, "issue", "", None)
             for device_id in dict.fromkeys(device_ids):
                 self._assign(device_id, cert_id, issued.serial_number)
@@ -113,8 +119,11 @@ class Certificates:
                 self._db.run(
                     "UPDATE certificates SET status = 'revoked', revoked_at = ?, revoke_reason = ?, updated_at = ?,"
                     " private_key_enc = x'' WHERE id = ?",
-                    now, reason, now, cert_id,
-                )  # fmt: skip
+                    now,
+                    reason,
+                    now,
+                    cert_id,
+                )
                 self._log(cert_id, "revoke", reason, None, row["serial_number"])
                 for holder in self._holders(cert_id):
                     self._stream.append(holder, "cert.revoked", {"cert_id": cert_id})
@@ -157,8 +166,10 @@ class Certificates:
         rows = self._db.all(
             "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id"
             " WHERE a.device_id = ? AND c.id > ? ORDER BY c.id LIMIT ?",
-            device_id, after_id, limit,
-        )  # fmt: skip
+            device_id,
+            after_id,
+            limit,
+        )
         return [self._summary(row) for row in rows]
 
     def detail(self, device_id: int, cert_id: int) -> dict[str, Any]:
@@ -187,8 +198,10 @@ class Certificates:
         last = self._db.one(
             "SELECT * FROM issues WHERE cert_id = ? AND action = 'renew' AND at > ? AND device_id != ?"
             " ORDER BY id DESC LIMIT 1",
-            row["id"], self._wall_now() - self._settings.shared_renewal_seconds, device_id,
-        )  # fmt: skip
+            row["id"],
+            self._wall_now() - self._settings.shared_renewal_seconds,
+            device_id,
+        )
         if last is not None:
             return self._issue(last["id"])
         self._requests.take(device_id)
@@ -205,18 +218,29 @@ class Certificates:
             "UPDATE certificates SET status = 'active', serial_number = ?, fingerprint_sha256 = ?, not_before = ?,"
             " not_after = ?, certificate_pem = ?, chain_pem = ?, private_key_enc = ?, updated_at = ?,"
             " revoked_at = NULL, revoke_reason = '' WHERE id = ?",
-            issued.serial_number, issued.fingerprint_sha256, issued.not_before, issued.not_after,
-            issued.certificate_pem, issued.chain_pem,
-            self._keyring.seal(f"certificate {cert_id}", issued.private_key_der), self._wall_now(), cert_id,
-        )  # fmt: skip
+            issued.serial_number,
+            issued.fingerprint_sha256,
+            issued.not_before,
+            issued.not_after,
+            issued.certificate_pem,
+            issued.chain_pem,
+            self._keyring.seal(f"certificate {cert_id}", issued.private_key_der),
+            self._wall_now(),
+            cert_id,
+        )
         return self._log(cert_id, action, reason, device_id, issued.serial_number)
 
     def _log(self, cert_id: int, action: str, reason: str, device_id: int | None, serial: str) -> int:
         return self._db.insert(
             "INSERT INTO issues (cert_id, action, reason, device_id, serial_number, status, at)"
             " VALUES (?, ?, ?, ?, ?, 'done', ?)",
-            cert_id, action, reason, device_id, serial, self._wall_now(),
-        )  # fmt: skip
+            cert_id,
+            action,
+            reason,
+            device_id,
+            serial,
+            self._wall_now(),
+        )
 
     def _issue(self, issue_id: int) -> dict[str, Any]:
         row = self._db.one("SELECT * FROM issues WHERE id = ?", issue_id)
@@ -239,8 +263,9 @@ class Certificates:
     def _assigned(self, device_id: int, cert_id: int) -> Row:
         row = self._db.one(
             "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id WHERE a.device_id = ? AND c.id = ?",
-            device_id, cert_id,
-        )  # fmt: skip
+            device_id,
+            cert_id,
+        )
         if row is None:
             raise not_found("No such certificate")
         return row
@@ -258,15 +283,22 @@ class Certificates:
     def _summary(self, row: Row) -> dict[str, Any]:
         expired = row["status"] == "active" and row["not_after"] <= self._wall_now()
         return {
-            "id": row["id"], "domain_name": row["domain_name"], "sans": json.loads(row["sans"]),
-            "serial_number": row["serial_number"], "fingerprint_sha256": row["fingerprint_sha256"],
-            "not_before": when(row["not_before"]), "not_after": when(row["not_after"]),
-            "status": "expired" if expired else row["status"], "updated_at": when(row["updated_at"]),
-        }  # fmt: skip
+            "id": row["id"],
+            "domain_name": row["domain_name"],
+            "sans": json.loads(row["sans"]),
+            "serial_number": row["serial_number"],
+            "fingerprint_sha256": row["fingerprint_sha256"],
+            "not_before": when(row["not_before"]),
+            "not_after": when(row["not_after"]),
+            "status": "expired" if expired else row["status"],
+            "updated_at": when(row["updated_at"]),
+        }
 
     def _shown(self, row: Row) -> dict[str, Any]:
         return self._summary(row) | {
-            "key_type": row["key_type"], "validity_seconds": row["validity_seconds"],
-            "revoked_at": when(row["revoked_at"]), "revoke_reason": row["revoke_reason"],
+            "key_type": row["key_type"],
+            "validity_seconds": row["validity_seconds"],
+            "revoked_at": when(row["revoked_at"]),
+            "revoke_reason": row["revoke_reason"],
             "device_ids": self._holders(row["id"]),
-        }  # fmt: skip
+        }

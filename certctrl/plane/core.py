@@ -20,23 +20,23 @@ import trio
 from certctrl.errors import CertctrlError
 from certctrl.plane import clock
 from certctrl.plane.authorities import Authorities
+from certctrl.plane.ca.issuer import BuiltinCa, Issuer, Offload, inline
 from certctrl.plane.certificates import Certificates
-from certctrl.plane.copies import Copies
-from certctrl.plane.database import Database
+from certctrl.plane.clones import Copies
 from certctrl.plane.devices import Devices
 from certctrl.plane.enrolment import Enrolment
-from certctrl.plane.files import DataDir, locked, make_data_dir, write_file
+from certctrl.plane.errors import bad_request
 from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
-from certctrl.plane.issuer import BuiltinCa, Issuer, Offload, inline
-from certctrl.plane.keyring import Keyring
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
-from certctrl.plane.refusals import bad_request
 from certctrl.plane.reports import Reports
 from certctrl.plane.sessions import DeviceSession, Sessions
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.streams import Page, SignalStream, SqliteStream
+from certctrl.plane.storage.data_dir import DataDir, locked, make_data_dir, write_file
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring
+from certctrl.plane.storage.signal_stream import Page, SignalStream, SqliteStream
 
 MOST_SIGNALS = 100
 LONGEST_WAIT = 30

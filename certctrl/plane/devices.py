@@ -7,14 +7,14 @@ from typing import Any
 
 import attrs
 
+from certctrl.plane.ca.sealing import fingerprint
 from certctrl.plane.clock import when
-from certctrl.plane.copies import Copies
-from certctrl.plane.database import Database, Row
+from certctrl.plane.clones import Copies
+from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.installs import Installs
-from certctrl.plane.refusals import bad_request, conflict, not_found
-from certctrl.plane.sealing import fingerprint
 from certctrl.plane.sessions import Sessions
-from certctrl.plane.streams import SignalStream
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.signal_stream import SignalStream
 
 FIRST_USER = 1
 """The user every plane is born with."""
@@ -96,9 +96,15 @@ class Devices:
         device_id = self._db.insert(
             "INSERT INTO devices (user_id, device_public_id, status, name, platform, model, app_version, user_agent,"
             " created_at) VALUES (?, ?, 'expected', ?, ?, ?, ?, ?, ?)",
-            user_id, facts.device_public_id, facts.name, facts.platform, facts.model, facts.app_version,
-            facts.user_agent, self._wall_now(),
-        )  # fmt: skip
+            user_id,
+            facts.device_public_id,
+            facts.name,
+            facts.platform,
+            facts.model,
+            facts.app_version,
+            facts.user_agent,
+            self._wall_now(),
+        )
         self._stream.create(device_id)
         self._installs.create(device_id)
         return device_id
@@ -116,9 +122,16 @@ class Devices:
             "UPDATE devices SET status = 'active', name = ?, platform = ?, model = ?, app_version = ?, user_agent = ?,"
             " public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = ''"
             " WHERE id = ?",
-            facts.name, facts.platform, facts.model, facts.app_version, facts.user_agent,
-            public_key, fingerprint(public_key).hex(), self._wall_now(), device_id,
-        )  # fmt: skip
+            facts.name,
+            facts.platform,
+            facts.model,
+            facts.app_version,
+            facts.user_agent,
+            public_key,
+            fingerprint(public_key).hex(),
+            self._wall_now(),
+            device_id,
+        )
 
     def row(self, user_id: int, device_id: int) -> Row:
         """Return the row of a user's device, or raise 404."""
@@ -134,8 +147,10 @@ class Devices:
             with self._db.transaction():
                 self._db.run(
                     "UPDATE devices SET status = 'revoked', revoked_at = ?, revoke_reason = ? WHERE id = ?",
-                    self._wall_now(), reason, device_id,
-                )  # fmt: skip
+                    self._wall_now(),
+                    reason,
+                    device_id,
+                )
             self._stream.wake(device_id)
         return self.show(user_id, device_id)
 
@@ -163,21 +178,33 @@ class Devices:
             for device_id, sighting in sightings.items():
                 self._db.run(
                     "UPDATE devices SET last_seen_at = ?, last_address = ?, last_cursor = ? WHERE id = ?",
-                    sighting.at, sighting.address, sighting.cursor, device_id,
-                )  # fmt: skip
+                    sighting.at,
+                    sighting.address,
+                    sighting.cursor,
+                    device_id,
+                )
 
     def _shown(self, row: Row) -> dict[str, Any]:
         seen = self._sightings.get(row["id"]) or _Sighting(row["last_seen_at"], row["last_address"], row["last_cursor"])
         counts = self._db.all("SELECT outcome, count(*) AS n FROM outcomes WHERE device_id = ? GROUP BY 1", row["id"])
         return {
-            "id": row["id"], "user_id": row["user_id"], "device_public_id": row["device_public_id"],
-            "status": row["status"], "name": row["name"], "platform": row["platform"], "model": row["model"],
-            "app_version": row["app_version"], "key_fingerprint": row["key_fingerprint"],
-            "created_at": when(row["created_at"]), "registered_at": when(row["registered_at"]),
-            "revoked_at": when(row["revoked_at"]), "revoke_reason": row["revoke_reason"],
-            "last_seen_at": when(seen.at), "last_address": seen.address,
+            "id": row["id"],
+            "user_id": row["user_id"],
+            "device_public_id": row["device_public_id"],
+            "status": row["status"],
+            "name": row["name"],
+            "platform": row["platform"],
+            "model": row["model"],
+            "app_version": row["app_version"],
+            "key_fingerprint": row["key_fingerprint"],
+            "created_at": when(row["created_at"]),
+            "registered_at": when(row["registered_at"]),
+            "revoked_at": when(row["revoked_at"]),
+            "revoke_reason": row["revoke_reason"],
+            "last_seen_at": when(seen.at),
+            "last_address": seen.address,
             "copies_suspected": self._copies.suspected(row["id"]),
             "signals_waiting": self._stream.waiting(row["id"], seen.cursor),
             "install_version": self._installs.version(row["id"]),
             "outcomes": {count["outcome"]: count["n"] for count in counts},
-        }  # fmt: skip
+        }

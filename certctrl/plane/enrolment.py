@@ -7,16 +7,16 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+from certctrl.plane.ca.sealing import fingerprint
 from certctrl.plane.clock import when
-from certctrl.plane.database import Database, Row
 from certctrl.plane.devices import DeviceFacts, Devices
+from certctrl.plane.errors import bad_request, conflict, device_revoked, invalid_token, not_found
 from certctrl.plane.grants import Grants
-from certctrl.plane.keyring import digest
-from certctrl.plane.refusals import bad_request, conflict, device_revoked, invalid_token, not_found
-from certctrl.plane.sealing import fingerprint
 from certctrl.plane.sessions import Sessions
 from certctrl.plane.settings import DAY
-from certctrl.plane.streams import SignalStream
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.keyring import digest
+from certctrl.plane.storage.signal_stream import SignalStream
 
 _LONGEST = 3650 * DAY
 
@@ -86,8 +86,13 @@ class Enrolment:
         token_id = self._db.insert(
             "INSERT INTO enrolment_tokens (user_id, token_hash, label, max_uses, created_at, expires_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            user_id, digest(token), label, max_uses, now, now + valid_seconds,
-        )  # fmt: skip
+            user_id,
+            digest(token),
+            label,
+            max_uses,
+            now,
+            now + valid_seconds,
+        )
         return self._token(user_id, token_id) | {"token": token}
 
     def tokens(self, user_id: int) -> list[dict[str, Any]]:

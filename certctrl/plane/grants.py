@@ -9,11 +9,11 @@ from typing import Any
 import attrs
 
 from certctrl.plane.clock import when
-from certctrl.plane.database import Database, Row
-from certctrl.plane.keyring import digest
+from certctrl.plane.errors import conflict, invalid_token, not_found, unavailable
 from certctrl.plane.limits import Buckets
-from certctrl.plane.refusals import conflict, invalid_token, not_found, unavailable
 from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.keyring import digest
 
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 """No vowels (no words), nothing that looks like a digit (RFC 8628 §6.1)."""
@@ -64,10 +64,18 @@ class Grants:
         self._db.run(
             "INSERT INTO grants (device_code_hash, user_code, status, name, platform, device_public_id, user_agent,"
             " address, scopes, created_at, expires_at, interval) VALUES (?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            digest(device_code), user_code, request.name, request.platform, request.device_public_id,
-            request.user_agent, request.address, request.scopes, now, now + self._settings.grant_seconds,
+            digest(device_code),
+            user_code,
+            request.name,
+            request.platform,
+            request.device_public_id,
+            request.user_agent,
+            request.address,
+            request.scopes,
+            now,
+            now + self._settings.grant_seconds,
             float(self._settings.grant_interval_seconds),
-        )  # fmt: skip
+        )
         return {
             "device_code": device_code,
             "user_code": user_code,
@@ -109,8 +117,10 @@ class Grants:
             raise conflict("This request was decided already", "ALREADY_DECIDED")
         self._db.run(
             "UPDATE grants SET status = ?, user_id = ? WHERE id = ?",
-            "approved" if approve else "denied", user_id if approve else None, row["id"],
-        )  # fmt: skip
+            "approved" if approve else "denied",
+            user_id if approve else None,
+            row["id"],
+        )
         return self.show(user_code)
 
     def redeem(self, registration_code: str, user_id: int, device_public_id: str) -> None:
@@ -135,8 +145,10 @@ class Grants:
         code, seconds = secrets.token_urlsafe(32), self._settings.registration_code_seconds
         self._db.run(
             "UPDATE grants SET registration_hash = ?, registration_expires_at = ? WHERE id = ?",
-            digest(code), now + seconds, row["id"],
-        )  # fmt: skip
+            digest(code),
+            now + seconds,
+            row["id"],
+        )
         return {
             "status": "ready",
             "registration_code": code,
@@ -166,7 +178,14 @@ def canonical_code(text: str) -> str:
 
 def _shown(row: Row) -> dict[str, Any]:
     return {
-        "user_code": row["user_code"], "status": row["status"], "name": row["name"], "platform": row["platform"],
-        "device_public_id": row["device_public_id"], "user_agent": row["user_agent"], "address": row["address"],
-        "created_at": when(row["created_at"]), "expires_at": when(row["expires_at"]), "user_id": row["user_id"],
-    }  # fmt: skip
+        "user_code": row["user_code"],
+        "status": row["status"],
+        "name": row["name"],
+        "platform": row["platform"],
+        "device_public_id": row["device_public_id"],
+        "user_agent": row["user_agent"],
+        "address": row["address"],
+        "created_at": when(row["created_at"]),
+        "expires_at": when(row["expires_at"]),
+        "user_id": row["user_id"],
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from certctrl.plane.refusals import Refused, bad_request
+from certctrl.plane.errors import Refused, bad_request
 
 _TYPES = ("copy", "exec", "import_ca")
 _MOST = 1000

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from certctrl.plane.clock import rfc3339
-from certctrl.plane.database import Database, Row
+from certctrl.plane.errors import not_found
 from certctrl.plane.install_check import check_items
-from certctrl.plane.refusals import not_found
-from certctrl.plane.streams import SignalStream
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.signal_stream import SignalStream
 
 
 class Installs:
@@ -31,8 +31,10 @@ class Installs:
         self._db.run(
             "INSERT INTO install_configs (device_id, version, installs_json, installs_hash_b64, updated_at)"
             " VALUES (?, 1, '[]', ?, ?)",
-            device_id, _hash("[]"), self._wall_now(),
-        )  # fmt: skip
+            device_id,
+            _hash("[]"),
+            self._wall_now(),
+        )
 
     async def put(self, device_id: int, items: Any, *, check: bool = True) -> dict[str, Any]:
         """Replace the items, raise the version and tell the device; the same items again change nothing.
@@ -49,8 +51,12 @@ class Installs:
                 self._db.run(
                     "UPDATE install_configs SET version = ?, installs_json = ?, installs_hash_b64 = ?, updated_at = ?"
                     " WHERE device_id = ?",
-                    version, text, hashed, self._wall_now(), device_id,
-                )  # fmt: skip
+                    version,
+                    text,
+                    hashed,
+                    self._wall_now(),
+                    device_id,
+                )
                 ref = {"config_id": row["id"], "version": version, "installs_hash_b64": hashed}
                 self._stream.append(device_id, "install.updated", ref)
             await self._stream.publish()

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from ipaddress import IPv6Address, ip_address
 
-from certctrl.plane.refusals import rate_limited
+from certctrl.plane.errors import rate_limited
 
 _MOST = 100_000
 """Callers remembered per limiter; the ones asking longest ago are forgotten (a full bucket, or a lock-out, lost)."""

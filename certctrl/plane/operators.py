@@ -7,11 +7,11 @@ import hmac
 import secrets
 from collections.abc import Callable
 
-from certctrl.plane.database import Database
-from certctrl.plane.keyring import Keyring, digest
+from certctrl.plane.errors import forbidden
 from certctrl.plane.limits import Attempts
-from certctrl.plane.refusals import forbidden
 from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring, digest
 
 
 class Operators:

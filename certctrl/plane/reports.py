@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from certctrl.plane.clock import when
-from certctrl.plane.database import Database
-from certctrl.plane.refusals import bad_request
+from certctrl.plane.errors import bad_request
 from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.storage.database import Database
 from certctrl.plane.texts import line
 
 SCHEMA = "certctrl.device.notify.v1"
@@ -73,10 +73,17 @@ class Reports:
         ids = ",".join(f"{name}={line(ref[name], 40)}" for name in _IDS if name in ref)
         self._db.run(
             "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            device_id, f"{type_}|{ids}|{ts_ms}", type_, ts_ms, _json(ref, "{}"), outcome,
-            line(event.get("detail"), 500), _json(event.get("deployed"), "[]"), _whole(event.get("duration_ms")),
+            device_id,
+            f"{type_}|{ids}|{ts_ms}",
+            type_,
+            ts_ms,
+            _json(ref, "{}"),
+            outcome,
+            line(event.get("detail"), 500),
+            _json(event.get("deployed"), "[]"),
+            _whole(event.get("duration_ms")),
             self._wall_now(),
-        )  # fmt: skip
+        )
 
     def _forget_old(self, device_id: int) -> None:
         oldest = self._db.one(

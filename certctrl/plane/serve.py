@@ -14,12 +14,12 @@ import attrs
 import trio
 
 from certctrl.errors import CertctrlError
-from certctrl.plane.app import make_app
 from certctrl.plane.core import Plane
-from certctrl.plane.faults import Faults
-from certctrl.plane.files import DataDir, write_file
-from certctrl.plane.server import Server, listen
+from certctrl.plane.http.app import make_app
+from certctrl.plane.http.faults import Faults
+from certctrl.plane.http.server import Server, listen
 from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.storage.data_dir import DataDir, write_file
 from certctrl.plane.tls import ServerCertificate, host_for_url, names_of
 
 _LAST_WORD = 10.0

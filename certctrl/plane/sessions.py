@@ -15,10 +15,10 @@ from typing import Any
 import attrs
 import jwt
 
-from certctrl.plane.database import Database, Row
-from certctrl.plane.keyring import Keyring, digest
-from certctrl.plane.refusals import device_revoked, invalid_token, token_expired
+from certctrl.plane.errors import device_revoked, invalid_token, token_expired
 from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.keyring import Keyring, digest
 
 _NAME = "certctrl-plane"
 """Issuer and audience of our tokens."""
@@ -159,8 +159,11 @@ class Sessions:
         name, secret = f"rt_{secrets.token_hex(16)}", secrets.token_urlsafe(48)
         self._db.run(
             "INSERT INTO refresh_tokens SELECT ?, ?, id, session, ? FROM devices WHERE id = ?",
-            name, digest(secret), self._wall_now() + self._settings.refresh_token_seconds, device_id,
-        )  # fmt: skip
+            name,
+            digest(secret),
+            self._wall_now() + self._settings.refresh_token_seconds,
+            device_id,
+        )
         return f"{name}.{secret}"
 
 

@@ -9,11 +9,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from certctrl.errors import DiskError
+from certctrl.plane.ca.domains import clean_names, is_address
+from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.core import Plane
-from certctrl.plane.files import DataDir, write_file
-from certctrl.plane.names import clean_names, is_address
 from certctrl.plane.settings import DAY
-from certctrl.plane.x509 import KEY_TYPES
+from certctrl.plane.storage.data_dir import DataDir, write_file
 
 _LIFE = 90 * DAY
 ALWAYS = ("localhost", "127.0.0.1", "::1")

@@ -2,7 +2,7 @@
 
 Nothing here waits, sends, stores or knows the time: ``now`` is monotonic seconds and never goes back. One
 task drives it: next_step → perform → receive → next_step … What the states mean is told in ``state.py``, how
-often requests go in ``pace.py`` and ``cadence.py``. The cursor of a poll is always one that ``Delivered`` has
+often requests go in ``schedule.py`` and ``breaker.py``. The cursor of a poll is always one that ``Delivered`` has
 confirmed to be on disk, after every signal before it.
 """
 
@@ -15,7 +15,7 @@ from certctrl.model.config import ApplicationConfig
 from certctrl.model.status import StopReason
 from certctrl.protocol import events as ev
 from certctrl.protocol import steps
-from certctrl.protocol.pace import Pace
+from certctrl.protocol.schedule import Pace
 from certctrl.protocol.state import State, Walk
 from certctrl.protocol.texts import poll_code, poll_text
 

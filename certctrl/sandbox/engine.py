@@ -24,9 +24,9 @@ from certctrl.agent.context import Agent
 from certctrl.agent.register import register
 from certctrl.agent.run import run_agent
 from certctrl.agent.setup import Seams
-from certctrl.cli.logs import Logs
 from certctrl.errors import ExitStatus, UsageError
 from certctrl.install.process import Proc
+from certctrl.logs.setup import Logs
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.model.status import Stop, StopReason
 from certctrl.net.control_plane import ControlPlane
@@ -34,18 +34,18 @@ from certctrl.net.operator import Operator
 from certctrl.net.transport import HttpxHttp
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.settings import PlaneSettings
-from certctrl.sandbox.floor import NAME as floor_name
-from certctrl.sandbox.floor import Floor
+from certctrl.sandbox.baseline import NAME as floor_name
+from certctrl.sandbox.baseline import Floor
 from certctrl.sandbox.following import ToldProc, follow_history
-from certctrl.sandbox.looking import Witness, looking
 from certctrl.sandbox.narrator import Narrator, Retelling
-from certctrl.sandbox.script import Script
+from certctrl.sandbox.scenario import Script
 from certctrl.sandbox.servers import choose_server, find_nginx
-from certctrl.sandbox.stage import allow_service, sandbox_directory, stage_agent
-from certctrl.store.config import load_config
-from certctrl.store.fs import RealFs
+from certctrl.sandbox.witness_client import Witness, looking
+from certctrl.sandbox.workspace import allow_service, sandbox_directory, stage_agent
+from certctrl.store.config.files import load_config
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 USER_ID = 1
 
@@ -137,7 +137,7 @@ class Show:
         """Raise the plane, the agent and the service in turn; act; stop them in reverse."""
         settings = PlaneSettings(
             poll_rate=max(20.0, 4 / max(self.options.every, 0.05)), poll_burst=20
-        )  # floor.py's races
+        )  # baseline.py's races
         async with trio.open_nursery() as plane_nursery:
             address = await plane_nursery.start(partial(serve_plane, self.root / "plane", settings=settings))
             self.narrator.tell("plane", "listening", f"control plane at {address.url}", url=address.url)
@@ -152,9 +152,13 @@ class Show:
             layout = stage_agent(self.root, url=address.url, ca_pem=address.ca_file.read_bytes())
             device_id = await self._enrol(layout, operator)
             script = Script(
-                narrator=self.narrator, operator=operator, witness=witness, layout=layout, user_id=USER_ID,
+                narrator=self.narrator,
+                operator=operator,
+                witness=witness,
+                layout=layout,
+                user_id=USER_ID,
                 device_id=device_id,
-            )  # fmt: skip
+            )
             await script.issue(self.options.certs)
             async with self._staged_floor(address, operator) as floor:
                 await self._play_with_agent(script, address, floor)
@@ -172,8 +176,11 @@ class Show:
             with trio.CancelScope(shield=True):
                 await http.aclose()
         self.narrator.tell(
-            "agent", "registered", f"registered as device {done} with an enrolment token", device_id=done,
-        )  # fmt: skip
+            "agent",
+            "registered",
+            f"registered as device {done} with an enrolment token",
+            device_id=done,
+        )
         return done
 
     @asynccontextmanager
@@ -188,9 +195,13 @@ class Show:
             row = await operator.issue(USER_ID, floor_name)
             await operator.assign(USER_ID, device_id, row["id"])
             floor = Floor(
-                http=http, store=StateStore(layout, RealFs()), pair=pair, cert_id=row["id"], user_id=USER_ID,
+                http=http,
+                store=StateStore(layout, RealFs()),
+                pair=pair,
+                cert_id=row["id"],
+                user_id=USER_ID,
                 wall_now=wall_now,
-            )  # fmt: skip
+            )
             await floor.deliver()
             yield floor
         finally:
@@ -207,9 +218,12 @@ class Show:
 
     async def _play_with_service(self, script: Script, address: PlaneAddress, floor: Floor) -> None:
         server = choose_server(
-            self.options.service, self.root / "service", script.layout.certs, script.names(),
+            self.options.service,
+            self.root / "service",
+            script.layout.certs,
+            script.names(),
             others={floor_name: floor.pair},
-        )  # fmt: skip
+        )
         allow_service(script.layout, server)
         async with trio.open_nursery() as agent_nursery:
             agent = await agent_nursery.start(self._run_agent, script.layout, ToldProc(self.narrator, server))
@@ -239,9 +253,14 @@ async def enrol(layout: ConfigDir, http: HttpxHttp, operator: Operator) -> int:
     token = await operator.create_enrolment_token(USER_ID)
     config = load_config(layout, {}).config
     done = await register(
-        layout, StateStore(layout, RealFs()), ControlPlane(http, config, wall_now=wall_now), config,
-        enrolment_token=token["token"], show=lambda prompt: None, wall_now=wall_now,
-    )  # fmt: skip
+        layout,
+        StateStore(layout, RealFs()),
+        ControlPlane(http, config, wall_now=wall_now),
+        config,
+        enrolment_token=token["token"],
+        show=lambda prompt: None,
+        wall_now=wall_now,
+    )
     return done.device_id
 
 

@@ -1,6 +1,6 @@
 """The account of the show: lines for a person, or one JSON object per line.
 
-What the agent does is taken from its own log records (``agent/messages.py``), not guessed: the narrator is a logging
+What the agent does is taken from its own log records (``agent/log_lines.py``), not guessed: the narrator is a logging
 handler that retells the ones a person wants to see.
 """
 
@@ -10,6 +10,8 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
+
+from certctrl.text import one_line
 
 # line key -> (event, sentence); fields as the agent logged them
 AGENT_LINES: Mapping[str, tuple[str, str]] = {
@@ -88,14 +90,14 @@ class Retelling(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Tell one record."""
         key = getattr(record, "line_key", "")
-        fields = {name: printable(value) for name, value in getattr(record, "line_fields", {}).items()}
+        fields = {name: one_line(str(value)) for name, value in getattr(record, "line_fields", {}).items()}
         if key == "signal-processing":
             self._narrator.note_signal(fields.get("type", ""), fields.get("ts", ""))
         if key in AGENT_LINES:
             event, sentence = AGENT_LINES[key]
             self._tell(event, sentence, fields, quiet=key in JSON_ONLY)
         elif record.levelno >= logging.WARNING:
-            self._narrator.tell("alert", key or "log", printable(record.getMessage()), level=record.levelname)
+            self._narrator.tell("alert", key or "log", one_line(record.getMessage()), level=record.levelname)
 
     def _tell(self, event: str, sentence: str, fields: Mapping[str, str], *, quiet: bool) -> None:
         text = sentence.format_map(Lenient(fields))
@@ -108,8 +110,3 @@ class Lenient(dict[str, str]):
 
     def __missing__(self, name: str) -> str:
         return "?"
-
-
-def printable(value: Any) -> str:
-    """Return a value as one line of printable text: what a plane sends must not move our cursor."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))

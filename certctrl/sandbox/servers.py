@@ -96,8 +96,11 @@ def choose_server(
         pairs = {name: (certs / f"{name}.crt", certs / f"{name}.key") for name in names}
         pairs |= {name: (pair / "fullchain.pem", pair / "private.key") for name, pair in (others or {}).items()}
         return _nginx(nginx, folder, pairs)
-    return _builtin(folder, {name: str(certs / ".live" / name) for name in names}
-                    | {name: str(pair) for name, pair in (others or {}).items()})  # fmt: skip
+    return _builtin(
+        folder,
+        {name: str(certs / ".live" / name) for name in names}
+        | {name: str(pair) for name, pair in (others or {}).items()},
+    )
 
 
 def find_nginx(kind: str) -> str | None:

@@ -97,8 +97,9 @@ async def serve(settings: Mapping[str, Any]) -> None:
 
     async with trio.open_nursery() as nursery:
         await nursery.start(watch_os_signals)
-        await nursery.start(partial(trio.serve_tcp, partial(answer, front.context), settings["port"],
-                                    host=settings["host"]))  # fmt: skip
+        await nursery.start(
+            partial(trio.serve_tcp, partial(answer, front.context), settings["port"], host=settings["host"])
+        )
         write_pid(Path(settings["pid_file"]))
         nursery.start_soon(stop_with_parent)
 

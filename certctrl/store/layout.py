@@ -58,9 +58,18 @@ class ConfigDir:
     def directories(self) -> tuple[Path, ...]:
         """Return every directory of the tree, parents first; all 0700."""
         return (
-            self.root, self.state, self.journal, self.passwords, self.keys, self.account_keys,
-            self.certs, self.chains, self.live, self.generations, self.logs,
-        )  # fmt: skip
+            self.root,
+            self.state,
+            self.journal,
+            self.passwords,
+            self.keys,
+            self.account_keys,
+            self.certs,
+            self.chains,
+            self.live,
+            self.generations,
+            self.logs,
+        )
 
     def live_link(self, name: str) -> Path:
         """Return ``certs/.live/<name>``: the one link whose switch is the commit point."""

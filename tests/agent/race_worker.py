@@ -14,20 +14,20 @@ from typing import Any
 
 import trio
 
-from certctrl.agent import spending, tokens
+from certctrl.agent import token_refresh, tokens
 from certctrl.errors import CertctrlError, NotRegisteredError
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.transport import HttpxHttp
-from certctrl.store.fs import RealFs
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 OVER, RELOGIN = 0, 9
 # Expiries come faster here than any plane sends them.
 tokens.YOUNG_SECONDS = 0.0
 tokens.FIRST_BACKOFF = tokens.LAST_BACKOFF = 0.02
-spending.LOCK_SECONDS = 60.0
+token_refresh.LOCK_SECONDS = 60.0
 
 
 class Signed(HttpxHttp):

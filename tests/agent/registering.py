@@ -12,11 +12,11 @@ import trio
 from certctrl.agent.register import DeviceFlowPrompt, Registered, register
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.protocol.device_flow import GrantPending, GrantReady, GrantStarted
-from certctrl.protocol.wire import Registration
-from certctrl.store.atomic import make_tree
-from certctrl.store.fs import Fs, RealFs
+from certctrl.protocol.wire.poll import Registration
+from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 WALL = 1_790_000_000.0
 URL = "https://plane.example:8443"

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from certctrl.agent.alerts import forget_alerts, recall_revocations
-from certctrl.agent.verdicts import tell_certificates
+from certctrl.agent.signal_results import tell_certificates
 from certctrl.model.bundle import CertificateSummary
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, InboxEntry, Stage

@@ -16,7 +16,7 @@ import trio
 
 from certctrl.agent.control import perform, serve_control
 from certctrl.errors import BusyError
-from certctrl.store.fs import RealFs
+from certctrl.store.disk.fs import RealFs
 
 LOG = logging.getLogger("certctrl.test")
 

@@ -17,11 +17,11 @@ from certctrl.errors import DiskError
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import Ack, InboxEntry
 from certctrl.model.signals import CertRenewed, InstallUpdated, Signal
-from certctrl.protocol.wire import ack_event
-from certctrl.store.fs import RealFs
+from certctrl.protocol.wire.poll import ack_event
+from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
-from certctrl.store.tree import make_tree
+from certctrl.store.state.session import StateStore
 
 A, B = CertRenewed(ts_ms=1, cert_id=1), CertRenewed(ts_ms=1, cert_id=2)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from certctrl.agent.notify import Notifier, feed_watchdog
 from certctrl.agent.os_signals import OnSignal, watch_os_signals
+from certctrl.agent.systemd import Notifier, feed_watchdog
 
 
 async def test_each_signal_has_its_meaning() -> None:

@@ -17,10 +17,10 @@ from certctrl.agent.register import DeviceFlowPrompt, Registered
 from certctrl.errors import BadAnswerError, DiskError, ExitStatus, NotRegisteredError, PlaneError, TransportError
 from certctrl.model.records import Tokens
 from certctrl.protocol.device_flow import GrantDenied, GrantExpired, GrantFailed, GrantPending, GrantSlowDown
-from certctrl.store.fs import RealFs
+from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.lock import token_lock
 from certctrl.store.layout import ConfigDir
-from certctrl.store.lock import token_lock
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 
 @pytest.fixture

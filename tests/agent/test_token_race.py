@@ -23,10 +23,10 @@ import trio
 import trustme
 
 from certctrl.model.records import Tokens
-from certctrl.store.atomic import make_tree
-from certctrl.store.fs import RealFs
+from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 WORKER = Path(__file__).with_name("race_worker.py")
 

@@ -13,8 +13,8 @@ from token_world import World, inline
 
 from certctrl.errors import BusyError, DiskError
 from certctrl.model.records import Tokens
-from certctrl.protocol.wire import Refreshed
-from certctrl.store.lock import token_lock
+from certctrl.protocol.wire.poll import Refreshed
+from certctrl.store.disk.lock import token_lock
 
 # --- the disk ----------------------------------------------------------------------------------------------------
 

@@ -12,11 +12,11 @@ import trio
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.model.records import Tokens
-from certctrl.protocol.wire import Refreshed
-from certctrl.store.atomic import make_tree
-from certctrl.store.fs import RealFs
+from certctrl.protocol.wire.poll import Refreshed
+from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 WALL = 1_790_000_000.0
 KEY = "k" * 32

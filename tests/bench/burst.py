@@ -19,8 +19,8 @@ from measure import ratio, row, wait_quiet
 from rig import Daemon, Plane, deployed, floor_result, running_plane
 
 from certctrl.model.policy import HostPolicy, NamedCommand
-from certctrl.store.config import save_policy
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import save_policy
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 
 PAGE = 100

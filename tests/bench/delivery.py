@@ -31,8 +31,8 @@ from rig import Plane, running_daemon, running_floor, running_plane
 
 from certctrl.model.policy import HostPolicy, NamedCommand
 from certctrl.sandbox import service
-from certctrl.store.config import save_policy
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import save_policy
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 
 NGINX = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))

@@ -17,11 +17,11 @@ import jwt
 from nacl.public import PrivateKey
 
 from certctrl.model.records import DeviceKeys, Tokens
-from certctrl.plane import sealing, x509
-from certctrl.store.config import init_config_dir
-from certctrl.store.fs import RealFs
+from certctrl.plane.ca import sealing, x509
+from certctrl.store.config.files import init_config_dir
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 DAY = 86_400.0
 RSA_KEYS = 8

@@ -19,8 +19,8 @@ from typing import Any
 from certctrl.agent.inbox import Inbox
 from certctrl.cli.runtime import run_command
 from certctrl.install.process import Proc
-from certctrl.store.fs import RealFs
-from certctrl.store.generations import GenerationStore
+from certctrl.store.deployments.generations import GenerationStore
+from certctrl.store.disk.fs import RealFs
 
 _synced = 0
 

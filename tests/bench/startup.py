@@ -14,10 +14,10 @@ from measure import in_turn, ratio, row
 
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord, DeviceKeys, Stage, Tokens
-from certctrl.store.config import init_config_dir
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import init_config_dir
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 FLOOR = "python -c pass"
 # case -> (most that it may be, what it should be), as multiples of the floor

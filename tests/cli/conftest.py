@@ -18,10 +18,10 @@ from certctrl.__main__ import main
 from certctrl.cli.doctor.finding import Patient
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord, Stage
-from certctrl.store.config import init_config_dir
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import init_config_dir
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 from .doctor_words import CONFIG
 

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.model.records import DeviceKeys, Tokens
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 CONFIG = AgentConfig(application=ApplicationConfig(server_url="https://127.0.0.1:8443"))
 

@@ -14,9 +14,9 @@ import pytest
 from certctrl.cli import control
 from certctrl.cli.control import RefusedByDaemon, ask
 from certctrl.errors import BusyError, DiskError, TransportError
-from certctrl.store.fs import RealFs
+from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
-from certctrl.store.tree import make_tree
 
 from .conftest import Answer, FakeDaemon
 

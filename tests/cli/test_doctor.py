@@ -13,10 +13,10 @@ from certctrl.cli.doctor.daemon import look_at_plan
 from certctrl.cli.doctor.finding import Finding, Patient
 from certctrl.cli.doctor.host import host_findings
 from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
-from certctrl.store.config import save_policy
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import save_policy
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 from .conftest import NOW, FakeDaemon, Ran, running_status
 from .doctor_words import found, register

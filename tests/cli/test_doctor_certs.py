@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from certctrl.cli.doctor.certs import certificate_findings, endpoints, look_at_endpoints
 from certctrl.cli.doctor.finding import Finding, Patient
 from certctrl.model.records import CertRecord
-from certctrl.store.generations import GenerationStore
+from certctrl.store.deployments.generations import GenerationStore
 
 from .conftest import DAY, NOW, record
 from .doctor_words import found

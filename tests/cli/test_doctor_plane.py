@@ -12,7 +12,7 @@ from certctrl.cli.doctor.finding import Finding, Patient
 from certctrl.cli.doctor.plane import look_at_plane
 from certctrl.errors import TlsError, TransportError
 from certctrl.model.config import AgentConfig, ApplicationConfig
-from certctrl.protocol.wire import Answer
+from certctrl.protocol.wire.poll import Answer
 
 from .conftest import NOW
 from .doctor_words import CONFIG, found, register

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from certctrl.cli.commands import policy as policy_module
-from certctrl.cli.policing import Change, apply_change
-from certctrl.install.refusing import no_trust_store
-from certctrl.install.scene import DEBIAN, RED_HAT
+from certctrl.cli.policy_changes import Change, apply_change
+from certctrl.install.plan.inputs import DEBIAN, RED_HAT
+from certctrl.install.plan.refusals import no_trust_store
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.store.layout import ConfigDir
 

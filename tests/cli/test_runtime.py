@@ -110,7 +110,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], N
         from certctrl.cli.commands import list_certs
 
         monkeypatch.setattr(list_certs, "list_certs", function)
-        monkeypatch.setitem(COMMANDS, "list-certs", Entry("list_certs", "x"))
+        monkeypatch.setitem(COMMANDS, "list-certs", Entry("commands.list_certs", "x"))
 
     return put
 

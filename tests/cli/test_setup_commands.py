@@ -17,10 +17,10 @@ from certctrl.cli.commands import register as register_module
 from certctrl.cli.commands.register import LARGEST_TOKEN, find_token, show_prompt
 from certctrl.errors import UsageError
 from certctrl.model.config import AgentConfig
-from certctrl.protocol.wire_canonical import canonical_json
-from certctrl.store.fs import RealFs
+from certctrl.protocol.wire.canonical import canonical_json
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore, StoredInstallConfig
+from certctrl.store.state.session import StateStore, StoredInstallConfig
 
 from .conftest import Ran
 

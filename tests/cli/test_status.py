@@ -16,7 +16,7 @@ from certctrl.cli import status_view as status_module
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import Stage, Tokens
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 from .conftest import DAY, NOW, Answer, FakeDaemon, Ran, record, running_status
 
@@ -180,7 +180,7 @@ def test_a_daemon_that_does_not_answer(
 def test_looking_takes_no_lock_and_changes_nothing(
     layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]
 ) -> None:
-    from certctrl.store.lock import lock_daemon
+    from certctrl.store.disk.lock import lock_daemon
 
     def tree() -> dict[str, float]:
         return {str(path): path.lstat().st_mtime_ns for path in layout.root.rglob("*")}

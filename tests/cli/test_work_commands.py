@@ -13,9 +13,9 @@ import pytest
 from certctrl.cli.commands import renew as renew_module
 from certctrl.errors import BusyError, NotRegisteredError, PlaneError
 from certctrl.model.status import Stop, StopReason
-from certctrl.store.fs import RealFs
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 from .conftest import NOW, Answer, FakeDaemon, Ran, record
 from .doctor_words import register

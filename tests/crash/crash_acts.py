@@ -24,11 +24,11 @@ from certctrl.errors import TransportError
 from certctrl.model.config import AgentConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.http import target_of
-from certctrl.protocol.wire import Answer
-from certctrl.store.config import load_config
-from certctrl.store.fs import RealFs
+from certctrl.protocol.wire.poll import Answer
+from certctrl.store.config.files import load_config
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 
 @attrs.define

@@ -14,8 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from certctrl.store.fs import RealFs
-from certctrl.store.state import StateStore
+from certctrl.store.disk.fs import RealFs
+from certctrl.store.state.session import StateStore
 
 KEY = b"PRIVATE KEY"
 ANOTHER = "another"

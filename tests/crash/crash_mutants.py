@@ -15,8 +15,9 @@ import attrs
 
 from certctrl.agent.inbox import Inbox
 from certctrl.errors import DiskError
-from certctrl.store import copies, files, generations, journal, reserve, state
-from certctrl.store.fs import Handle, RealFs
+from certctrl.store.deployments import file_set, generations, journal
+from certctrl.store.disk.fs import Handle, RealFs
+from certctrl.store.state import files, reservation, session
 
 RENEW, RENEW_COPIES = "renew, generations and reload", "renew, explicit destinations"
 INSTALL, REFRESH, REGISTER = "install, generations", "refresh with rotation", "register"
@@ -85,7 +86,7 @@ def no_file_fsync() -> None:
 def switch_not_synced() -> None:
     """The link that makes a generation live is reported before it is durable; nor is anything after it."""
     patch(generations, "sync_all", lambda fs, handles: None)
-    patch(state, "write_atomic", not_durable(state.write_atomic))
+    patch(session, "write_atomic", not_durable(session.write_atomic))
     patch(files, "write_atomic", not_durable(files.write_atomic))
 
 
@@ -100,15 +101,15 @@ def not_durable(real: Callable[..., None]) -> Callable[..., None]:
 def cursor_first() -> None:
     """The cursor moves before the signals are kept."""
     owed: list[Any] = []
-    save_inbox = patch(state.StateStore, "save_inbox", lambda self, entries: owed.append(entries))
+    save_inbox = patch(session.StateStore, "save_inbox", lambda self, entries: owed.append(entries))
 
     def save_cursor(self: Any, cursor: str) -> None:
         real_cursor(self, cursor)
         while owed:
             save_inbox(self, owed.pop(0))
-        state.StateStore.save_inbox = save_inbox  # type: ignore[method-assign]
+        session.StateStore.save_inbox = save_inbox  # type: ignore[method-assign]
 
-    real_cursor = patch(state.StateStore, "save_cursor", save_cursor)
+    real_cursor = patch(session.StateStore, "save_cursor", save_cursor)
 
 
 @mutant(INSTALL, "kill")
@@ -168,7 +169,7 @@ def access_token_first() -> None:
             self._fill(text.encode())
         self.release()
 
-    patch(reserve.Reservation, "commit", commit)
+    patch(reservation.Reservation, "commit", commit)
 
 
 @mutant(RENEW, "kill")
@@ -225,12 +226,12 @@ def backups_beside_forgotten() -> None:
             self._journal.remove()
         real(self)
 
-    real = patch(copies.CopySet, "close", close)
+    real = patch(file_set.CopySet, "close", close)
 
 
 @mutant(REGISTER, "kill")
 def leftovers_never_swept() -> None:
-    patch(state.StateStore, "sweep", lambda self: 0)
+    patch(session.StateStore, "sweep", lambda self: 0)
 
 
 # --- what a failing disk shows ---------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def spent_before_reserved() -> None:
         def release(self) -> None:
             pass
 
-    real = patch(state.StateStore, "reserve_tokens", lambda self, *args: Late(self, args))
+    real = patch(session.StateStore, "reserve_tokens", lambda self, *args: Late(self, args))
 
 
 @mutant(RENEW, "errno")

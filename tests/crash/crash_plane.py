@@ -17,8 +17,8 @@ from typing import Any
 
 import trio
 
-from certctrl.plane.app import make_app
 from certctrl.plane.core import Plane
+from certctrl.plane.http.app import make_app
 from certctrl.plane.settings import PlaneSettings
 
 

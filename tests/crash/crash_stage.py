@@ -15,8 +15,8 @@ import attrs
 from crash_plane import PlaneThread
 
 from certctrl.model.policy import HostPolicy
-from certctrl.store.config import init_config_dir, save_policy
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import init_config_dir, save_policy
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 
 URL = "https://plane.test"

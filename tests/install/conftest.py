@@ -65,8 +65,8 @@ def host(tmp_path: Any, maker: Maker, monkeypatch: pytest.MonkeyPatch) -> Host:
         await trio.sleep(max(0.0, deadline - trio.current_time()))
         return True, f"{where} still serves it from memory"
 
-    monkeypatch.setattr("certctrl.install.commands.probe_tls", probe)
-    monkeypatch.setattr("certctrl.install.withdrawal.after_removal", remains)
+    monkeypatch.setattr("certctrl.install.deploy.commands.probe_tls", probe)
+    monkeypatch.setattr("certctrl.install.deploy.withdrawal.after_removal", remains)
     return made
 
 

@@ -142,9 +142,9 @@ class Host:
     def __attrs_post_init__(self) -> None:
         from certctrl.model.config import AgentConfig
         from certctrl.model.policy import HostPolicy
-        from certctrl.store.fs import RealFs
+        from certctrl.store.disk.fs import RealFs
+        from certctrl.store.disk.tree import make_tree
         from certctrl.store.layout import ConfigDir
-        from certctrl.store.tree import make_tree
 
         self.fs = self.fs or RealFs()
         self.policy = self.policy or HostPolicy()
@@ -162,9 +162,9 @@ class Host:
         """Begin a new run on the same disk."""
         import logging
 
-        from certctrl.install.runner import Installer
-        from certctrl.store.generations import GenerationStore
-        from certctrl.store.state import StateStore
+        from certctrl.install.installer import Installer
+        from certctrl.store.deployments.generations import GenerationStore
+        from certctrl.store.state.session import StateStore
 
         async def inline(call: Callable[..., Any], *args: Any) -> Any:
             return call(*args)
@@ -187,7 +187,7 @@ class Host:
         self.policy = attrs.evolve(self.policy, **settings)
 
     def bundle(self, cert_id: int, *domains: str, **options: Any) -> Any:
-        from certctrl.install.material import open_bundle
+        from certctrl.install.material.bundle import open_bundle
 
         domains = domains or (f"c{cert_id}.example",)
         return open_bundle(

@@ -21,18 +21,18 @@ from urllib.parse import urlsplit
 
 import trio
 
-from certctrl.agent.claims import read_claims
 from certctrl.agent.clock import wall_now
 from certctrl.agent.register import register
+from certctrl.agent.token_claims import read_claims
 from certctrl.cli.control import ask
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.transport import HttpxHttp
 from certctrl.sandbox.servers import HOST, Server, choose_server
-from certctrl.store.config import init_config_dir
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import init_config_dir
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

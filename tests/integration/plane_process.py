@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from certctrl.cli.commands import plane_serve
 from certctrl.cli.runtime import run
 from certctrl.plane.serve import serve_plane
 from certctrl.plane.settings import PlaneSettings
@@ -24,9 +23,9 @@ def main(data: str, listen: str, settings: str) -> None:
     async def serve(directory: Path, **options: Any) -> None:
         await serve_plane(directory, **options | {"settings": figures})
 
-    host, port = plane_serve.parse_listen(listen)
-    plane_serve._log(debug=False)
-    run(partial(plane_serve._serve, SimpleNamespace(serve_plane=serve), Path(data), host, port, (), ""))  # type: ignore[arg-type]
+    host, port = serve.parse_listen(listen)
+    serve._log(debug=False)
+    run(partial(serve._serve, SimpleNamespace(serve_plane=serve), Path(data), host, port, (), ""))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

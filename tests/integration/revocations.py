@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fleet import USER
 from recipes import Trial
 
-from certctrl.install.formats import KEY_FILES
+from certctrl.install.material.formats import KEY_FILES
 
 REVOKED = "was revoked"
 FROM_MEMORY = "removed; 127.0.0.1:{port} still serves it from memory"

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from certctrl.__main__ import program
-from certctrl.agent.notify import Notifier
+from certctrl.agent.systemd import Notifier
 
 STUCK_SECONDS = 1.0
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 from fleet import HERE, HOST, Fleet, Plane, wait_for
 
-from certctrl.sandbox.stage import allow_service, install_items
+from certctrl.sandbox.workspace import allow_service, install_items
 
 pytestmark = pytest.mark.integration
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from fleet import PROGRAM, ROOT, Agent, Fleet, Plane, clean_environment, run_cli
 
-from certctrl.store.config import init_config_dir
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import init_config_dir
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 
 pytestmark = pytest.mark.integration

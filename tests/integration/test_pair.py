@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fleet import HERE, HOST, Fleet, Plane, wait_for
 
-from certctrl.sandbox.stage import allow_service, install_items
+from certctrl.sandbox.workspace import allow_service, install_items
 
 RENEWALS, NAMES = 200, 4
 pytestmark = pytest.mark.integration

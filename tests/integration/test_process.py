@@ -17,8 +17,8 @@ import pytest
 from fleet import HERE, Agent, Child, Fleet, Plane, processes_naming, wait_for
 
 from certctrl.model.policy import HostPolicy, NamedCommand
-from certctrl.store.config import save_policy
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import save_policy
+from certctrl.store.disk.fs import RealFs
 
 pytestmark = pytest.mark.integration
 

@@ -17,8 +17,8 @@ from fleet import PROGRAM, Agent, Child, Fleet, Plane, wait_for
 from syscall_trace import judge, traced
 
 from certctrl.model.policy import HostPolicy, NamedCommand
-from certctrl.store.config import save_policy
-from certctrl.store.fs import RealFs
+from certctrl.store.config.files import save_policy
+from certctrl.store.disk.fs import RealFs
 
 pytestmark = [pytest.mark.integration, pytest.mark.root]
 

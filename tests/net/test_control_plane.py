@@ -14,7 +14,7 @@ from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.net.control_plane import ControlPlane, UnsupportedByPlane
 from certctrl.protocol import events
 from certctrl.protocol.steps import Poll
-from certctrl.protocol.wire import Answer
+from certctrl.protocol.wire.poll import Answer
 
 # --- polling -----------------------------------------------------------------------------------------------------
 

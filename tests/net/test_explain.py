@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.errors import ExitStatus, TlsError, TransportError
-from certctrl.net.explain import causes, connect_error, exchange_error, printable, utc
+from certctrl.net.explain import causes, connect_error, exchange_error, utc
 
 CAP = 1 << 20
 NOW = dt.datetime.now(dt.UTC)
@@ -269,14 +269,6 @@ def test_a_broken_exchange_names_the_reason() -> None:
     error = exchange_error(reset, "plane:443", now=0.0, own_ca=False)
     assert str(error) == "connection to plane:443 broke: Connection reset by peer"
     assert error.maybe_sent
-
-
-@given(st.text())
-def test_printable_is_one_printable_ascii_line(text: str) -> None:
-    line = printable(text)
-    assert len(line) <= 120
-    assert all(c.isprintable() for c in line)
-    assert line.rstrip("…").isascii()
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))

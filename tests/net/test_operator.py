@@ -20,7 +20,7 @@ from certctrl.plane.serve import serve_plane
 from certctrl.protocol import events
 from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady
 from certctrl.protocol.steps import Poll
-from certctrl.protocol.wire import Answer, install_config_from_wire
+from certctrl.protocol.wire.poll import Answer, install_config_from_wire
 
 WALL = 1_790_000_000.0
 

@@ -15,9 +15,9 @@ import trio
 from nacl.public import PrivateKey
 from plane_socket import FAST
 
-from certctrl.plane.app import make_app
 from certctrl.plane.core import Plane
-from certctrl.plane.faults import Faults
+from certctrl.plane.http.app import make_app
+from certctrl.plane.http.faults import Faults
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.settings import PlaneSettings
 

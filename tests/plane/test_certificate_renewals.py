@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from issued import CERTIFICATES, issue, materials, signals
 
-from certctrl.plane.refusals import Refused
+from certctrl.plane.errors import Refused
 
 # --- renewals that devices ask for -----------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ import attrs
 import pytest
 from nacl.public import PrivateKey
 
-from certctrl.cli.commands.plane_desk import DATA_VARIABLE, Choices, find_place
-from certctrl.cli.commands.plane_serve import parse_listen
+from certctrl.cli.plane.connection import DATA_VARIABLE, Choices, find_place
+from certctrl.cli.plane.serve import parse_listen
 from certctrl.cli.runtime import run_command
 from certctrl.errors import ExitStatus, UsageError
 

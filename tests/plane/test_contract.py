@@ -15,11 +15,11 @@ from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.model.signals import CaAssigned, CertRenewed, CertRevoked, CertUnassigned, InstallUpdated, ResyncRequired
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.operator import Operator
-from certctrl.plane.faults import Fault
+from certctrl.plane.http.faults import Fault
 from certctrl.protocol import events
 from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady, GrantSlowDown
 from certctrl.protocol.steps import Poll
-from certctrl.protocol.wire import Answer, ack_event, install_config_from_wire
+from certctrl.protocol.wire.poll import Answer, ack_event, install_config_from_wire
 
 
 @attrs.frozen

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certctrl.plane.errors import Refused
 from certctrl.plane.install_check import check_items
-from certctrl.plane.refusals import Refused
-from certctrl.protocol.wire import install_config_from_wire
+from certctrl.protocol.wire.poll import install_config_from_wire
 
 COPY = {
     "id": "pair", "type": "copy", "ob_type": "cert", "ob_id": 7, "from": ["fullchain.pem", "private.key"],

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certctrl.plane.errors import Refused
 from certctrl.plane.limits import Attempts, Buckets, FreePages, caller_of
-from certctrl.plane.refusals import Refused
 
 
 class Clock:

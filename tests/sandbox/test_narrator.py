@@ -9,7 +9,7 @@ from string import Formatter
 
 import pytest
 
-from certctrl.agent.messages import Line
+from certctrl.agent.log_lines import Line
 from certctrl.sandbox.narrator import AGENT_LINES, Narrator, Retelling
 
 
@@ -62,7 +62,7 @@ def test_trouble_is_told_whatever_it_is_and_stays_on_its_line() -> None:
     log, _, out = told(as_json=False)
     log.warning("the plane said \x1b[2J\nand more")
     log.info("details that nobody asked for")
-    assert out.getvalue() == "   0.00s  alert    the plane said \\x1b[2J\\x0aand more\n"
+    assert out.getvalue() == "   0.00s  alert    the plane said \\x1b[2J\\nand more\n"
 
 
 def test_colour_marks_who_speaks() -> None:

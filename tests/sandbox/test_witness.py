@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from certctrl.sandbox import service
-from certctrl.sandbox.script import colons
+from certctrl.sandbox.scenario import colons
 from certctrl.sandbox.witness import SEEN, DiskWatch, plain_serial
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from simulation.clockwork import START
 
-from certctrl.plane.issuer import Issued
+from certctrl.plane.ca.issuer import Issued
 
 POISON = "poison"
 """A certificate whose first name begins so comes with the key of another, as long as the pack is bad."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modeldisk import Change, ModelFs, Node
 
-from certctrl.store.fs import Handle, disk_error
+from certctrl.store.disk.fs import Handle, disk_error
 
 NEEDS_SPACE = ("create", "write", "mkdir", "symlink", "allocate")
 

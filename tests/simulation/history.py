@@ -159,8 +159,8 @@ async def removal_stand_in(verify: Any, fingerprint: str, *, deadline: float) ->
 STAND_INS: dict[str, Any] = {
     "certctrl.agent.run.serve_control": control_stand_in,
     "certctrl.agent.run.watch_os_signals": signals_stand_in,
-    "certctrl.install.commands.probe_tls": probe_stand_in,
-    "certctrl.install.withdrawal.after_removal": removal_stand_in,
+    "certctrl.install.deploy.commands.probe_tls": probe_stand_in,
+    "certctrl.install.deploy.withdrawal.after_removal": removal_stand_in,
     "certctrl.agent.reporter.WRITE_EVERY": 1800.0,
-    "certctrl.agent.upkeep.LOOK_EVERY": 1800.0,
+    "certctrl.agent.retries.LOOK_EVERY": 1800.0,
 }

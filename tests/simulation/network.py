@@ -17,7 +17,7 @@ from simulation.journal import Journal
 
 from certctrl.errors import BadAnswerError, DeadlineError, TransportError
 from certctrl.net.http import json_bytes, target_of
-from certctrl.protocol.wire import UPDATES_PATH, Answer
+from certctrl.protocol.wire.poll import UPDATES_PATH, Answer
 
 REFRESH_PATH = "/auth/token/refresh"
 NOTIFY_PATH = "/apiv1/devices/self/notify"

@@ -13,7 +13,7 @@ from simulation.disk import file_in, names_in
 from simulation.service import FIRST_PORT, RELOAD, Service
 from simulation.world import COPIES, DEVICE, MOST_CERTIFICATES, TRUSTED, USER, World
 
-from certctrl.plane.refusals import Refused
+from certctrl.plane.errors import Refused
 
 Doing = tuple[float, Callable[[], Awaitable[Any]]]
 STALE_WORDS = ("alert:revoked:", "disk", "local-installs")

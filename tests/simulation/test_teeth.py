@@ -20,9 +20,9 @@ from simulation.journal import Violation
 from certctrl.agent import handlers, inbox, tokens
 from certctrl.errors import DiskError
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.protocol import events, ledger
-from certctrl.store import generations
-from certctrl.store.atomic import write_atomic
+from certctrl.protocol import coalescing, events
+from certctrl.store.deployments import generations
+from certctrl.store.disk.atomic import write_atomic
 
 HISTORIES = 150
 """Tries per mistake; most need one or two, and no luck lasts."""
@@ -59,7 +59,7 @@ def unsynced_inbox(self: Any, entries: Any) -> None:
 
 def inbox_bytes(entries: Any) -> bytes:
     from certctrl.model.signals import to_wire
-    from certctrl.store.decode import to_json
+    from certctrl.store.state.decode import to_json
 
     return to_json({"entries": [{"signal": to_wire(entry.signal)} for entry in entries]})
 
@@ -155,33 +155,33 @@ def any_key(der: bytes, leaf: Any) -> bytes:
 
 
 KEEPER = tokens.TokenKeeper
-CHOOSE = ledger.choose
+CHOOSE = coalescing.choose
 MISTAKES: dict[str, list[Mistake]] = {
     "the cursor is saved before the inbox": [
         Mistake("certctrl.agent.poller.Poller._deliver", cursor_first, kill_soon=12, renew=3)
     ],
     "what is not done in time is not written": [Mistake("certctrl.agent.inbox.Inbox.secure", never_secure)],
-    "the inbox is not synced": [Mistake("certctrl.store.state.StateStore.save_inbox", unsynced_inbox)],
+    "the inbox is not synced": [Mistake("certctrl.store.state.session.StateStore.save_inbox", unsynced_inbox)],
     "superseded signals are forgotten": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._finish_superseded", forgetful_superseding, burst=5)
     ],
     "the ack comes before the effect": [
         Mistake("certctrl.agent.extensions.HANDLERS", handlers.HANDLERS | {"cert.renewed": ack_before_effect})
     ],
-    "the switch is not synced": [Mistake("certctrl.store.generations.sync_all", lambda fs, handles: None)],
+    "the switch is not synced": [Mistake("certctrl.store.deployments.generations.sync_all", lambda fs, handles: None)],
     "outcomes that could not be sent are dropped": [
         Mistake("certctrl.agent.poller.flush_acks", acks_that_give_up, plane_down=4)
     ],
     "refreshes are not single-flight": [
-        Mistake("certctrl.agent.spending.wait_for_token_lock", no_lock, burst=4, bad_answers=4),
+        Mistake("certctrl.agent.token_refresh.wait_for_token_lock", no_lock, burst=4, bad_answers=4),
         Mistake("certctrl.agent.tokens.TokenKeeper.__init__", unlocked_init(KEEPER.__init__)),
     ],
     "breaker and backoff are gone": [
-        Mistake("certctrl.protocol.pace.Pace.after_failure", impatient, plane_down=4),
-        Mistake("certctrl.protocol.pace.Pace.due_at", lambda self, *, poll: self.due),
+        Mistake("certctrl.protocol.schedule.Pace.after_failure", impatient, plane_down=4),
+        Mistake("certctrl.protocol.schedule.Pace.due_at", lambda self, *, poll: self.due),
     ],
     "Retry-After is not obeyed": [
-        Mistake("certctrl.protocol.cadence.Cadence.server_delay", lambda self, asked: self.base, bad_answers=40)
+        Mistake("certctrl.protocol.breaker.Cadence.server_delay", lambda self, asked: self.base, bad_answers=40)
     ],
     "retries of a signal do not slow down": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._delay", eager_delay, plane_down=5, renew=3)
@@ -197,7 +197,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         )
     ],
     "equal material is a new generation": [
-        Mistake("certctrl.store.generations.identify", changed_identity(generations.identify), send_again=5)
+        Mistake("certctrl.store.deployments.generations.identify", changed_identity(generations.identify), send_again=5)
     ],
     "nothing is ever compared as a whole": [
         Mistake("certctrl.agent.run.reconcile_forever", never, mischief=10, renew=3)
@@ -205,7 +205,9 @@ MISTAKES: dict[str, list[Mistake]] = {
     "a status file that cannot be written ends the daemon": [
         Mistake("certctrl.agent.reporter.save_status", fragile_status, disk_trouble=4)
     ],
-    "key and certificate are not compared": [Mistake("certctrl.install.material.checked_key_pem", any_key, issue=4)],
+    "key and certificate are not compared": [
+        Mistake("certctrl.install.material.bundle.checked_key_pem", any_key, issue=4)
+    ],
 }
 
 

@@ -11,7 +11,7 @@ from simulation.network import NOTIFY_PATH, REFRESH_PATH, Weather
 from simulation.operators import Doing
 from simulation.world import World
 
-from certctrl.protocol.wire import UPDATES_PATH
+from certctrl.protocol.wire.poll import UPDATES_PATH
 
 RETRY_AFTERS: tuple[tuple[str, float | None], ...] = (
     ("0", 0.0), ("1", 1.0), ("7.5", 7.5), ("120", 120.0), ("3600", 3600.0), ("1e9", 3600.0), ("1e400", 3600.0),

@@ -29,15 +29,15 @@ from simulation.service import RELOAD, Services
 from certctrl.agent.register import register
 from certctrl.model.records import DeviceKeys
 from certctrl.net.control_plane import ControlPlane
-from certctrl.plane.app import Plane, make_app
-from certctrl.plane.database import Database
-from certctrl.plane.issuer import inline
-from certctrl.plane.keyring import Keyring
+from certctrl.plane.ca.issuer import inline
+from certctrl.plane.http.app import Plane, make_app
 from certctrl.plane.settings import PlaneSettings
-from certctrl.store.atomic import make_tree
-from certctrl.store.config import load_config
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring
+from certctrl.store.config.files import load_config
+from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 USER, DEVICE = 1, 1
 COPIES = "/srv/tls"

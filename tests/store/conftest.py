@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from certctrl.store.atomic import make_tree
-from certctrl.store.fs import RealFs
+from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from modeldisk import ModelFs, explore
 
 from certctrl.model.records import Ack, CertRecord, DeviceKeys, InboxEntry, Tokens
 from certctrl.model.signals import CertRenewed, identity
-from certctrl.store.atomic import is_temp, make_tree, read_bytes
-from certctrl.store.copies import CopySet, FileWrite, recover
-from certctrl.store.generations import GenerationStore
+from certctrl.store.deployments.file_set import CopySet, FileWrite, recover
+from certctrl.store.deployments.generations import GenerationStore
+from certctrl.store.disk.atomic import is_temp, make_tree, read_bytes
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore, StoredInstallConfig
+from certctrl.store.state.session import StateStore, StoredInstallConfig
 
 LAYOUT = ConfigDir(Path("/etc/cert-ctrl"))
 NAME = "example.com"
@@ -419,7 +419,7 @@ class Signals(Protocol):
     def recover(self, fs: ModelFs) -> None:
         super().recover(fs)
         store = StateStore(LAYOUT, fs)
-        if live_number(fs) == 2 and 7 not in store.load_certificates():  # as ``install/recovery.py`` does
+        if live_number(fs) == 2 and 7 not in store.load_certificates():  # as ``install/deploy/recovery.py`` does
             store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")})
 
     def always(self, fs: ModelFs) -> None:

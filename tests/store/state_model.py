@@ -8,9 +8,9 @@ from typing import Any
 from modeldisk import ModelFs
 
 from certctrl.model.records import DeviceKeys, Tokens
-from certctrl.store.atomic import make_tree
+from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import StateStore
+from certctrl.store.state.session import StateStore
 
 KEYS = DeviceKeys(public=b"p" * 32, secret=b"s" * 32)
 TOKENS = Tokens(access_token="access.jwt.one", refresh_token="rt_one.SECRET")

@@ -24,9 +24,10 @@ from crash_protocols import (
 from modeldisk import ModelFs, explore
 
 from certctrl.errors import CertctrlError
-from certctrl.store import copies, decode, files, generation_files, generations, journal, recovery, state
-from certctrl.store.fs import Fs, Handle, closing
+from certctrl.store.deployments import file_set, generation_files, generations, journal, recovery
+from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.layout import SECRET_MODE
+from certctrl.store.state import decode, files, session
 
 MUTANT_LIMIT = 8  # states tried at each operation; enough for every mutant here, and quick
 
@@ -131,18 +132,18 @@ def renames_not_synced(patch: pytest.MonkeyPatch) -> None:
 
 
 def staged_copies_not_synced(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(copies.CopySet, "_sync_staged", lambda self: None)
+    patch.setattr(file_set.CopySet, "_sync_staged", lambda self: None)
 
 
 def journal_forgotten_before_the_leftovers(patch: pytest.MonkeyPatch) -> None:
-    real = copies.CopySet.close
+    real = file_set.CopySet.close
 
     def close(self: Any) -> None:
         if self._journal is not None:
             self._journal.remove()
         real(self)
 
-    patch.setattr(copies.CopySet, "close", close)
+    patch.setattr(file_set.CopySet, "close", close)
 
 
 def recovery_always_goes_forward(patch: pytest.MonkeyPatch) -> None:
@@ -160,25 +161,25 @@ def access_token_first(patch: pytest.MonkeyPatch) -> None:
         self._files.save_text(self.layout.access_token, tokens.access_token, "access token")
         self._files.save_text(self.layout.refresh_token, tokens.refresh_token, "refresh token")
 
-    patch.setattr(state.StateStore, "save_tokens", save)
+    patch.setattr(session.StateStore, "save_tokens", save)
 
 
 def public_half_first(patch: pytest.MonkeyPatch) -> None:
     def save(self: Any, keys: Any) -> None:
-        state.write_atomic(self._fs, self.layout.device_public_key, keys.public)
-        state.write_atomic(self._fs, self.layout.device_secret_key, keys.secret)
+        session.write_atomic(self._fs, self.layout.device_public_key, keys.public)
+        session.write_atomic(self._fs, self.layout.device_secret_key, keys.secret)
 
-    patch.setattr(state.StateStore, "save_device_keys", save)
+    patch.setattr(session.StateStore, "save_device_keys", save)
 
 
 def cursor_first(patch: pytest.MonkeyPatch) -> None:
-    real = state.StateStore.save_inbox
+    real = session.StateStore.save_inbox
 
     def save(self: Any, entries: Any) -> None:
         self.save_cursor("2-2")
         real(self, entries)
 
-    patch.setattr(state.StateStore, "save_inbox", save)
+    patch.setattr(session.StateStore, "save_inbox", save)
 
 
 def done_before_its_outcome_is_kept(patch: pytest.MonkeyPatch) -> None:
@@ -186,7 +187,7 @@ def done_before_its_outcome_is_kept(patch: pytest.MonkeyPatch) -> None:
         self.save_inbox(entries)
         self.save_outcomes(acks, done)
 
-    patch.setattr(state.StateStore, "save_progress", save)
+    patch.setattr(session.StateStore, "save_progress", save)
 
 
 def written_in_place(patch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from modeldisk import ModelFs
 
 from certctrl.errors import DiskError
-from certctrl.store.fs import Fs, Handle, RealFs, closing
+from certctrl.store.disk.fs import Fs, Handle, RealFs, closing
 
 
 def contents(fs: ModelFs, path: str) -> set[bytes | None]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.asking import daemon_or_here
+from certctrl.cli.daemon_or_local import daemon_or_here
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_error, write_json, write_line, write_problems
 from certctrl.errors import ExitStatus

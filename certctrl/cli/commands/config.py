@@ -28,7 +28,7 @@ def show(
     cert-ctrl -c /etc/cert-ctrl config show
     cert-ctrl -c /etc/cert-ctrl config show --changed
     """
-    from certctrl.store.config import load_config
+    from certctrl.store.config.files import load_config
 
     loaded = load_config(invocation(ctx).layout(), os.environ)
     rows = [row for row in settings_of(loaded) if not changed or row["source"] != "default"]

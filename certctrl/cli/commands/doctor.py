@@ -46,9 +46,9 @@ def doctor(
 def _patient(invoked: Invocation) -> Any:
     from certctrl.agent.clock import wall_now
     from certctrl.cli.doctor.finding import Patient
-    from certctrl.store.config import load_config
-    from certctrl.store.fs import RealFs
-    from certctrl.store.state import StateStore
+    from certctrl.store.config.files import load_config
+    from certctrl.store.disk.fs import RealFs
+    from certctrl.store.state.session import StateStore
 
     layout, fs = invoked.layout(), RealFs()
     try:

@@ -24,8 +24,8 @@ def history(
     cert-ctrl -c /etc/cert-ctrl history
     cert-ctrl -c /etc/cert-ctrl history --domain www.example.com --limit 0
     """
-    from certctrl.store.fs import RealFs
-    from certctrl.store.state import StateStore
+    from certctrl.store.disk.fs import RealFs
+    from certctrl.store.state.session import StateStore
 
     entries = StateStore(invocation(ctx).layout(), RealFs()).load_history()
     if domain is not None:
@@ -52,9 +52,14 @@ def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
         result = f"{result}: {entry['detail']}"
     before, after = (str(entry.get(key) or "-") for key in ("from", "to"))
     return (
-        _moment(entry.get("at")), str(entry.get("name", "-")), before, "the same" if before == after != "-" else after,
-        str(entry.get("serial") or "-"), str(entry.get("asked_by", "-")), result,
-    )  # fmt: skip
+        _moment(entry.get("at")),
+        str(entry.get("name", "-")),
+        before,
+        "the same" if before == after != "-" else after,
+        str(entry.get("serial") or "-"),
+        str(entry.get("asked_by", "-")),
+        result,
+    )
 
 
 def _moment(at: Any) -> str:

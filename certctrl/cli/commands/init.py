@@ -31,8 +31,8 @@ def init(
     cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com
     cert-ctrl -c /etc/cert-ctrl init --server https://10.0.0.5:8443 --ca plane-ca.pem
     """
-    from certctrl.store.config import init_config_dir
-    from certctrl.store.fs import RealFs
+    from certctrl.store.config.files import init_config_dir
+    from certctrl.store.disk.fs import RealFs
 
     layout = invocation(ctx).layout(must_exist=False)
     url = server.rstrip("/")

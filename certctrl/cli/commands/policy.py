@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.app import GROUP
-from certctrl.cli.asking import agreed
+from certctrl.cli.daemon_or_local import agreed
 from certctrl.cli.invocation import Invocation, invocation
 from certctrl.cli.output import write_json, write_line
 from certctrl.errors import ExitStatus
@@ -23,9 +23,9 @@ def show(
     \b
     cert-ctrl -c /etc/cert-ctrl policy show
     """
-    from certctrl.cli.policing import as_json as policy_json
-    from certctrl.cli.policing import sentences
-    from certctrl.store.config import load_policy
+    from certctrl.cli.policy_changes import as_json as policy_json
+    from certctrl.cli.policy_changes import sentences
+    from certctrl.store.config.files import load_policy
 
     layout = invocation(ctx).layout()
     found = load_policy(layout, require_root_owned=False)
@@ -59,12 +59,12 @@ def allow(
     cert-ctrl -c /etc/cert-ctrl policy allow run-as www-data
     cert-ctrl -c /etc/cert-ctrl policy allow trust-store /etc/pki/ca-trust/source/anchors /usr/bin/update-ca-trust
     """
-    from certctrl.cli import policing
+    from certctrl.cli import policy_changes
 
     invoked = invocation(ctx)
     if kind is None:
         return _allow_refused(invoked, yes=yes)
-    change = policing.change_for(kind, list(words or ()), name=name, run_as=run_as)
+    change = policy_changes.change_for(kind, list(words or ()), name=name, run_as=run_as)
     return _add(invoked, [change], yes=yes)
 
 
@@ -83,7 +83,7 @@ def _allow_refused(invoked: Invocation, *, yes: bool) -> int:
 def _refused(invoked: Invocation, *, quietly: bool) -> list[Any]:
     """Return the changes that would end what the plan is refused now; each once."""
     from certctrl.cli.commands.plan import fetch_plan
-    from certctrl.cli.policing import refused_change
+    from certctrl.cli.policy_changes import refused_change
 
     changes: list[Any] = []
     for refusal in fetch_plan(invoked)["refusals"]:
@@ -96,9 +96,9 @@ def _refused(invoked: Invocation, *, quietly: bool) -> list[Any]:
 
 def _add(invoked: Invocation, changes: list[Any], *, yes: bool) -> int:
     """Ask for each change, write policy.json once, and say what is now in force."""
-    from certctrl.cli.policing import apply_change
-    from certctrl.store.config import load_policy, save_policy
-    from certctrl.store.fs import RealFs
+    from certctrl.cli.policy_changes import apply_change
+    from certctrl.store.config.files import load_policy, save_policy
+    from certctrl.store.disk.fs import RealFs
 
     layout = invoked.layout()
     before = policy_now = load_policy(layout, require_root_owned=False)

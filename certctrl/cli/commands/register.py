@@ -58,12 +58,12 @@ async def _register(layout: ConfigDir, token: str | None, debug: bool) -> Any:
     from certctrl.agent.clock import wall_now
     from certctrl.agent.register import register as register_device
     from certctrl.agent.setup import real_http
-    from certctrl.cli.logs import log_for_command
+    from certctrl.logs.setup import log_for_command
     from certctrl.net.control_plane import ControlPlane
-    from certctrl.store.atomic import make_tree
-    from certctrl.store.config import load_config
-    from certctrl.store.fs import RealFs
-    from certctrl.store.state import StateStore
+    from certctrl.store.config.files import load_config
+    from certctrl.store.disk.atomic import make_tree
+    from certctrl.store.disk.fs import RealFs
+    from certctrl.store.state.session import StateStore
 
     log_for_command(debug=debug)
     fs = RealFs()

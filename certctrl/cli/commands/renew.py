@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from certctrl.cli.asking import daemon_or_here
+from certctrl.cli.daemon_or_local import daemon_or_here
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_json, write_line
 from certctrl.errors import ExitStatus, TransportError

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.asking import daemon_or_here
 from certctrl.cli.commands.apply import APPLY_SECONDS, show_outcome
+from certctrl.cli.daemon_or_local import daemon_or_here
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_json, write_line
 from certctrl.errors import ExitStatus, UsageError

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.app import GROUP
-from certctrl.cli.asking import agreed, daemon_or_here
+from certctrl.cli.daemon_or_local import agreed, daemon_or_here
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.errors import UsageError
@@ -28,8 +28,8 @@ def show(
     \b
     cert-ctrl -c /etc/cert-ctrl trust show
     """
-    from certctrl.store.fs import RealFs
-    from certctrl.store.state import StateStore
+    from certctrl.store.disk.fs import RealFs
+    from certctrl.store.state.session import StateStore
 
     store = StateStore(invocation(ctx).layout(), RealFs())
     stored, pins = store.load_install_config(), store.load_pins()

@@ -52,7 +52,7 @@ def _one(patient: Patient, record: CertRecord) -> Iterator[Finding]:
 
 
 def _as_it_lies(patient: Patient, record: CertRecord) -> Iterator[Finding]:
-    from certctrl.store.generations import GenerationStore
+    from certctrl.store.deployments.generations import GenerationStore
 
     store, who = GenerationStore(patient.layout, patient.fs), f"certificate {record.cert_id} ({record.name})"
     live = store.live_id(record.name)
@@ -140,10 +140,10 @@ async def look_at_endpoints(patient: Patient, note: Note) -> None:
 
 def endpoints(patient: Patient) -> list[tuple[VerifyTls, list[CertRecord]]]:
     """Return each TLS endpoint of the install items with the deployed certificates it may serve."""
-    from certctrl.agent.installs import items_in_force
-    from certctrl.install.binding import bind
-    from certctrl.install.planner import expected_at
-    from certctrl.install.steps import DesiredCert
+    from certctrl.agent.install_config import items_in_force
+    from certctrl.install.plan.dependencies import bind
+    from certctrl.install.plan.planner import expected_at
+    from certctrl.install.plan.values import DesiredCert
 
     records = {record.cert_id: record for record in deployed(patient)}
     items = items_in_force(patient.layout, patient.store)
@@ -164,7 +164,7 @@ def endpoints(patient: Patient) -> list[tuple[VerifyTls, list[CertRecord]]]:
 
 
 async def _served(verify: VerifyTls, records: list[CertRecord]) -> Finding:
-    from certctrl.install.probe import served_fingerprint
+    from certctrl.install.probe.tls import served_fingerprint
 
     where = f"{verify.host}:{verify.port}" + (f" ({verify.server_name})" if verify.server_name else "")
     names = ", ".join(record.name for record in records)

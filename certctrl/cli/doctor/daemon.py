@@ -12,7 +12,7 @@ from certctrl.cli.control import ask
 from certctrl.cli.doctor.finding import Finding, Note, Patient, fail, failed, ok, warn
 from certctrl.cli.facts import gather
 from certctrl.errors import CertctrlError
-from certctrl.protocol.wire_items import LOCAL_PREFIX
+from certctrl.model.plan import LOCAL_PREFIX
 
 PLAN_SECONDS = 30.0
 
@@ -40,20 +40,27 @@ async def look_at_plan(patient: Patient, note: Note) -> None:
 
 
 async def _refusals(patient: Patient) -> list[dict[str, Any]]:
-    from certctrl.agent.installs import items_in_force
-    from certctrl.install.outlook import plan_now
+    from certctrl.agent.install_config import items_in_force
+    from certctrl.install.deploy.context import Site
+    from certctrl.install.deploy.preview import plan_now
     from certctrl.install.process import Proc
-    from certctrl.install.site import Site
     from certctrl.model.config import AgentConfig
-    from certctrl.store.config import load_policy
-    from certctrl.store.generations import GenerationStore
+    from certctrl.store.config.files import load_policy
+    from certctrl.store.deployments.generations import GenerationStore
 
     policy = load_policy(patient.layout, require_root_owned=False)
     site = Site.of(
-        layout=patient.layout, fs=patient.fs, generations=GenerationStore(patient.layout, patient.fs),
-        state=patient.store, policy=lambda: policy, config=lambda: patient.config or AgentConfig(), proc=Proc(),
-        wall_now=patient.now, offload=trio.to_thread.run_sync, log=logging.getLogger("certctrl"),
-    )  # fmt: skip
+        layout=patient.layout,
+        fs=patient.fs,
+        generations=GenerationStore(patient.layout, patient.fs),
+        state=patient.store,
+        policy=lambda: policy,
+        config=lambda: patient.config or AgentConfig(),
+        proc=Proc(),
+        wall_now=patient.now,
+        offload=trio.to_thread.run_sync,
+        log=logging.getLogger("certctrl"),
+    )
     plan = await plan_now(site, items_in_force(patient.layout, patient.store))
     return list(plan.shown()["refusals"])
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from certctrl.model.config import AgentConfig
-    from certctrl.store.fs import Fs
+    from certctrl.store.disk.fs import Fs
     from certctrl.store.layout import ConfigDir
-    from certctrl.store.state import StateStore
+    from certctrl.store.state.session import StateStore
 
 
 class Level(StrEnum):

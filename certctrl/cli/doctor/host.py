@@ -36,7 +36,7 @@ def _configuration(patient: Patient) -> Iterator[Finding]:
 
 
 def _permissions(patient: Patient) -> Iterator[Finding]:
-    from certctrl.store.atomic import check_modes
+    from certctrl.store.disk.atomic import check_modes
 
     found = check_modes(patient.fs, patient.layout, repair=False)
     for finding in found:
@@ -102,7 +102,7 @@ def _public_of(secret: bytes) -> bytes:
 
 
 def _policy(patient: Patient) -> Iterator[Finding]:
-    from certctrl.store.config import load_policy
+    from certctrl.store.config.files import load_policy
 
     policy = load_policy(patient.layout, require_root_owned=False)
     pins = patient.store.load_pins()

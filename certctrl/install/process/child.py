@@ -129,9 +129,14 @@ def _spawn() -> tuple[_Popen, int, int]:
     try:
         popen = _Popen(
             [sys.executable, "-I", "-S", "-c", _BOOT],
-            stdin=orders, stdout=answers, stderr=subprocess.DEVNULL, env={}, cwd="/", close_fds=True,
+            stdin=orders,
+            stdout=answers,
+            stderr=subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            close_fds=True,
             start_new_session=True,  # a Ctrl-C at the agent's terminal is for the agent alone
-        )  # fmt: skip
+        )
         FileIO(stdin, "w", closefd=False).write(program)  # smaller than the pipe: it does not block
     except OSError:
         os.close(stdin)

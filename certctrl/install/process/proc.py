@@ -12,12 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 import trio
 
 from certctrl.errors import CommandError
-from certctrl.install.policy import shown
 from certctrl.install.process import supervisor
 from certctrl.install.process.child import Child
 from certctrl.install.process.result import CommandResult, leader_of, read_answer
 from certctrl.install.process.transcript import KEEP_BYTES
 from certctrl.install.process.vetting import vet_executable
+from certctrl.text import one_line
 
 BASE_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/"}
 TERM_GRACE = 5.0
@@ -133,12 +133,12 @@ def _prepared(argv: tuple[str, ...], run_as: str | None, sha256: str | None) -> 
     try:
         entry = pwd.getpwnam(run_as)
     except (KeyError, ValueError):
-        raise CommandError(f"there is no user {shown(run_as)} on this host", fix="correct run_as") from None
+        raise CommandError(f"there is no user {one_line(run_as)} on this host", fix="correct run_as") from None
     if os.geteuid() == entry.pw_uid:
         return None
     if os.geteuid() != 0:
         raise CommandError(
-            f"cannot run {shown(argv[0])} as {run_as}: this agent is not root",
+            f"cannot run {one_line(argv[0])} as {run_as}: this agent is not root",
             fix="run it as the agent's own user, or through a service that is",
         )
     return entry.pw_uid, entry.pw_gid, os.getgrouplist(run_as, entry.pw_gid)

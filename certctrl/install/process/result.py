@@ -10,8 +10,8 @@ from contextlib import suppress
 import attrs
 
 from certctrl.errors import CommandError
-from certctrl.install.policy import shown
 from certctrl.install.process.transcript import last_line, transcript
+from certctrl.text import one_line
 
 
 @attrs.frozen(kw_only=True)
@@ -40,10 +40,10 @@ class CommandResult:
         end = f"did not finish within {self.seconds:.0f} s" if self.timed_out else _ended(self.status)
         said = last_line(self.output)
         raise CommandError(
-            f"{what or shown(self.argv[0])} {end}" + (f": {said}" if said else ""),
+            f"{what or one_line(self.argv[0])} {end}" + (f": {said}" if said else ""),
             status=self.status,
             output=self.output,
-            fix=f"run it by hand: {shown(' '.join(self.argv))}",
+            fix=f"run it by hand: {one_line(' '.join(self.argv))}",
         )
 
 
@@ -67,7 +67,7 @@ def read_answer(argv: tuple[str, ...], answer: bytes, seconds: float, secrets: I
         answer = answer.partition(b"\n")[2]
     line, _, output = answer.partition(b"\n")
     words = line.split()
-    name = shown(argv[0])
+    name = one_line(argv[0])
     if len(words) != 7:
         raise CommandError(f"the supervisor of {name} was killed", fix="see what the command does to its parent")
     kind, (value, timed_out, swept, total, head, tail) = words[0], map(int, words[1:])

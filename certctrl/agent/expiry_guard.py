@@ -1,0 +1,86 @@
+"""Guard expiry: warn, ask the plane for a renewal, raise the alarm when nothing comes (T4)."""
+
+from __future__ import annotations
+
+import trio
+
+from certctrl.agent.alerts import EXPIRY, forget_alerts, raise_alert
+from certctrl.agent.context import Agent
+from certctrl.agent.expiry import Danger, Finding, RenewalRequests, examine, next_look, time_left
+from certctrl.agent.log_lines import Line, say
+from certctrl.errors import CertctrlError
+from certctrl.model.records import CertRecord
+
+
+async def guard_expiry(agent: Agent) -> None:
+    """Watch every deployed certificate's remaining life until cancelled; works with the plane down."""
+    requests = RenewalRequests()
+    warned: dict[int, tuple[str, Danger]] = {}
+    while True:
+        now = agent.wall_now()
+        findings = examine(agent.installer.records.values(), agent.config.application, now)
+        for finding in findings:
+            here = await agent.installer.renewal_here(finding.record)
+            step = (finding.record.serial, finding.danger)
+            if warned.get(finding.record.cert_id) != step:
+                warned[finding.record.cert_id] = step
+                await _warn(agent, finding, here)
+            if not _serves_on(agent, here, now) and requests.due(finding, now):
+                requests.asked(finding, now, taken=await _ask(agent, finding.record))
+        for cert_id in warned.keys() - {finding.record.cert_id for finding in findings}:
+            del warned[cert_id]
+            forget_alerts(agent, cert_id, EXPIRY)
+        pause = next_look(agent.installer.records.values(), agent.config.application, agent.wall_now())
+        with trio.move_on_after(pause):
+            await agent.lives_changed.wait()  # what was deployed since may be due before that
+        agent.lives_changed = trio.Event()
+
+
+def _serves_on(agent: Agent, here: CertRecord | None, now: float) -> bool:
+    """Return whether the renewal that is staged here is not due itself: then another one would help nobody."""
+    return here is not None and not examine([here], agent.config.application, now)
+
+
+async def _warn(agent: Agent, finding: Finding, here: CertRecord | None) -> None:
+    record, left = finding.record, time_left(finding.remaining)
+    if finding.danger is Danger.DUE:
+        say(agent.log, Line.EXPIRY_WARNING, cert_id=record.cert_id, name=record.name, left=left)
+        return
+    if finding.danger is Danger.EXPIRED:
+        say(agent.log, Line.EXPIRED, cert_id=record.cert_id, name=record.name)
+    why, fix = _why_not_renewed(record) if here is not None else _NOT_COME
+    ends = "has expired" if finding.danger is Danger.EXPIRED else f"expires in {left}"
+    what = f"certificate {record.cert_id} ({record.name}) {ends} and {why}"
+    await raise_alert(agent, finding.danger.value, what, fix, cert_id=record.cert_id)
+
+
+_NOT_COME = (
+    "no renewal has come",
+    "see at the plane why it is not renewed; `cert-ctrl status` says whether this host reaches it",
+)
+
+
+def _why_not_renewed(record: CertRecord) -> tuple[str, str]:
+    """Return why a renewal that is staged here is not in use, and what to do about it."""
+    if record.held:
+        name = record.domains[0] if record.domains else record.name
+        return "its renewal is held back by a rollback", f"cert-ctrl rollback --domain {name} --release"
+    if record.last_error:
+        return f"its renewal could not be deployed: {record.last_error}", "mend that, then `cert-ctrl apply --now`"
+    return "its renewal waits for the maintenance window", "`cert-ctrl apply --now` does not wait for it"
+
+
+async def _ask(agent: Agent, record: CertRecord) -> bool:
+    try:
+        await request_renewal(agent, record.cert_id, "expiry guard")
+    except CertctrlError as error:
+        say(agent.log, Line.EXPIRY_RENEWAL_FAILED, cert_id=record.cert_id, name=record.name, why=error)
+        return False
+    say(agent.log, Line.EXPIRY_RENEWAL_ASKED, cert_id=record.cert_id, name=record.name)
+    return True
+
+
+async def request_renewal(agent: Agent, cert_id: int, reason: str) -> None:
+    """Ask the plane to renew; the new material arrives as ``cert.renewed``."""
+    user_id, _device_id = await agent.tokens.identity()
+    await agent.authorized(lambda token: agent.plane.request_renewal(token, user_id, cert_id, reason))

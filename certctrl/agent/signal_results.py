@@ -1,0 +1,84 @@
+"""Verdicts: what an error of a handler means for its signal, and what the log says of certificates."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from certctrl.agent.alerts import REVOKED, forget_alerts
+from certctrl.agent.context import Agent
+from certctrl.agent.log_lines import Line, say
+from certctrl.errors import (
+    CertctrlError,
+    DiskError,
+    MaterialError,
+    NotYetValidError,
+    PlaneError,
+    PolicyRefusedError,
+    TransportError,
+)
+from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.records import InboxEntry
+from certctrl.model.signals import CertRenewed, CertRevoked
+
+WAITING_STATUSES = frozenset({409, 429, 500, 502, 503, 504})
+
+
+def explain(agent: Agent, entry: InboxEntry, error: Exception) -> tuple[Outcome, bool, float | None]:
+    """Return the outcome of a handler that raised, whether waiting alone may cure it, and the plane's delay."""
+    cert_id = getattr(entry.signal, "cert_id", "?")
+    kind, transient, retry_after = "", False, cast(float | None, None)
+    match error:
+        case NotYetValidError():
+            delay = max(1.0, error.valid_from - agent.wall_now())
+            kind, transient, retry_after = "material", True, delay
+            say(agent.log, Line.CERT_PENDING, cert_id=cert_id, what=error, delay=round(delay))
+        case MaterialError():
+            kind, transient, retry_after = "material", False, None
+            say(agent.log, Line.CERT_REFUSED, cert_id=cert_id, reason=error.reason, what=error)
+        case PlaneError():
+            kind, transient, retry_after = "plane", error.status in WAITING_STATUSES, error.retry_after
+        case TransportError():
+            kind, transient, retry_after = "transport", True, None
+        case DiskError():
+            kind, transient, retry_after = "disk", True, None
+        case PolicyRefusedError():
+            kind, transient, retry_after = "policy", False, None
+            say(agent.log, Line.POLICY_REFUSED, what=error, fix=error.fix or "see policy.json")
+        case CertctrlError():
+            kind, transient, retry_after = type(error).__name__.removesuffix("Error").lower(), False, None
+        case _:
+            agent.figures.errors["bug"] += 1
+            where = f"the handler of {entry.signal.type}"
+            say(agent.log, Line.BUG, kind=type(error).__name__, where=where, why=error)
+            detail = f"internal error ({type(error).__name__})"
+            return Outcome(kind=OutcomeKind.FAILED, detail=detail), False, None
+    agent.figures.errors[kind] += 1
+    return _failure(error), transient, retry_after
+
+
+def _failure(error: CertctrlError) -> Outcome:
+    detail = f"{error}; {error.fix}" if error.fix else str(error)
+    return Outcome(kind=OutcomeKind.FAILED, detail=detail)
+
+
+def tell_certificates(agent: Agent, entry: InboxEntry, outcome: Outcome) -> None:
+    """Log what became of the certificates of one signal, and end the alarms that are over."""
+    signal = entry.signal
+    for served in outcome.deployed:
+        record = agent.installer.records.get(served.cert_id)
+        name = record.name if record is not None else "?"
+        if "waits for" in outcome.detail:
+            say(
+                agent.log,
+                Line.CERT_STAGED,
+                cert_id=served.cert_id,
+                name=name,
+                what=outcome.detail.partition("waits for ")[2],
+            )
+        elif outcome.kind is OutcomeKind.APPLIED and not isinstance(signal, CertRevoked):  # no placeholder
+            forget_alerts(agent, served.cert_id)
+            say(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
+    if outcome.kind is OutcomeKind.UNCHANGED and isinstance(signal, CertRenewed):
+        forget_alerts(agent, signal.cert_id, (REVOKED,))  # another try brought live what the plane now has
+        record = agent.installer.records.get(signal.cert_id)
+        say(agent.log, Line.CERT_UNCHANGED, cert_id=signal.cert_id, name=record.name if record else "?")

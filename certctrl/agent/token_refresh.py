@@ -1,0 +1,217 @@
+"""Spend a refresh token: at most once, whoever else is about (safety.md §4.3).
+
+A plane may rotate refresh tokens, and may end the registration when it sees a spent one again. So:
+
+    lock (35 s) → read the files again → fresh already? take it → reserve the disk → POST → save → unlock
+
+* The lock is across processes: daemon, one-shot commands, and `register` share ``token.lock``.
+* Nothing is spent unless the successor is sure to be stored: the space is allocated first.
+* From the reservation to the save, a cancelled task gets ``GRACE`` seconds more: an answer that is on its way
+  is not thrown away.
+* An exchange that broke after it was sent leaves open whether the token was spent. The same token is sent once
+  more: a plane that lost its own answer gives it again, one that never saw the first is none the wiser. After a
+  deadline that is left to the caller's next try: the plane may still be at work on the first.
+* A save that fails after the spending keeps the tokens in memory, and every later visit tries again.
+* No answer, whatever it says, makes anybody delete a token file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import attrs
+import trio
+
+from certctrl.agent.log_lines import Line, say
+from certctrl.errors import BusyError, DeadlineError, DiskError, NotRegisteredError, PlaneError, TransportError
+from certctrl.model.records import Tokens
+from certctrl.net.control_plane import ControlPlane
+from certctrl.protocol.wire.poll import Refreshed, refresh_refused
+from certctrl.store.disk.fs import Fs
+from certctrl.store.disk.lock import FileLock, token_lock
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state.session import StateStore
+
+LOCK_SECONDS = 35.0
+POST_SECONDS = 30.0
+SECOND_TRY_SECONDS = 5.0
+"""What a second try gets at least."""
+GRACE_SECONDS = 5.0
+
+T = TypeVar("T")
+Offload = Callable[..., Awaitable[Any]]
+
+
+@attrs.frozen(kw_only=True)
+class Fresh:
+    """Tokens to use from now on."""
+
+    tokens: Tokens
+    expires_in: float | None = None
+    """Seconds, as the plane's answer said; None when it did not, or when another process did the spending."""
+    spent: bool = False
+    """True when this call spent a refresh token."""
+
+
+class Spender:
+    """The only code that sends a refresh token. One call at a time per process: the caller sees to that."""
+
+    def __init__(
+        self, *, layout: ConfigDir, store: StateStore, plane: ControlPlane, offload: Offload, fs: Fs | None = None
+    ) -> None:
+        self._layout = layout
+        self._fs = fs
+        self._store = store
+        self._plane = plane
+        self._offload = offload
+        self._log = logging.getLogger("certctrl.Token")
+        self._unsaved: Tokens | None = None
+        """The newest tokens, only while the disk refuses them."""
+        self._outlived: set[str] = set()
+        """Refresh tokens that the disk may still hold meanwhile; any other there is somebody's new registration."""
+
+    @property
+    def unsaved(self) -> bool:
+        """Return whether tokens are in memory only."""
+        return self._unsaved is not None
+
+    async def fresh(self, seen: str, usable: Callable[[str], bool], keep: Callable[[Fresh], None]) -> None:
+        """Get another access token than ``seen`` and hand it to ``keep``; spend at most one refresh token.
+
+        ``usable`` judges an access token that another process stored. Raises NotRegisteredError (no tokens, or
+        refused for good), BusyError (another process holds the lock), DiskError (nothing was spent), PlaneError
+        and TransportError (not final).
+        """
+        lock = await wait_for_token_lock(self._layout, self._fs)
+        try:
+            tokens = await self._current()
+            if tokens.access_token and tokens.access_token != seen and usable(tokens.access_token):
+                keep(Fresh(tokens=tokens))
+                return
+            await despite_cancel(GRACE_SECONDS, lambda: self._spend(tokens, keep))
+        finally:
+            lock.release()
+
+    async def save_again(self) -> bool:
+        """Try to store what is in memory only; True when nothing is left to store."""
+        if self._unsaved is None:
+            return True
+        lock = await wait_for_token_lock(self._layout, self._fs)
+        try:
+            await self._current()
+        finally:
+            lock.release()
+        return self._unsaved is None
+
+    async def _current(self) -> Tokens:
+        """Return the newest tokens, on disk or in memory; store the latter if the disk lets us now."""
+        stored: Tokens | None = await self._offload(self._store.load_tokens)
+        if self._unsaved is not None:
+            newest = self._unsaved
+            if stored is None or stored.refresh_token in self._outlived:
+                await self._store_them(newest)
+                return newest
+            self._saved()  # registered anew meanwhile: what we hold is history
+        if stored is None:
+            raise NotRegisteredError(
+                f"this device is not registered ({self._layout.state} holds no tokens)",
+                fix=f"cert-ctrl -c {self._layout.root} register",
+            )
+        return stored
+
+    async def _store_them(self, newest: Tokens) -> None:
+        try:
+            await self._offload(self._store.save_tokens, newest)
+        except DiskError:
+            return  # said when it happened first; the next visit tries again
+        self._saved()
+
+    def _saved(self) -> None:
+        self._unsaved = None
+        self._outlived.clear()
+
+    async def _spend(self, tokens: Tokens, keep: Callable[[Fresh], None]) -> None:
+        reservation = await self._offload(self._store.reserve_tokens)
+        try:
+            answer = await self._post(tokens)
+            rotated = answer.refresh_token is not None and answer.refresh_token != tokens.refresh_token
+            newest = Tokens(
+                access_token=answer.access_token, refresh_token=answer.refresh_token or tokens.refresh_token
+            )
+            try:
+                await self._offload(reservation.commit, newest)
+                self._saved()
+            except DiskError as error:
+                self._unsaved = newest
+                self._outlived |= {tokens.refresh_token, newest.refresh_token}
+                say(self._log, Line.TOKEN_UNSAVED, why=error)
+            keep(Fresh(tokens=newest, expires_in=answer.expires_in, spent=True))
+            if rotated:
+                say(self._log, Line.TOKEN_ROTATED)
+        finally:
+            reservation.release()  # not offloaded: this also runs when the grace is over
+
+    async def _post(self, tokens: Tokens) -> Refreshed:
+        device_id = await self._offload(self._store.load_device_id) or ""
+        end = trio.current_time() + POST_SECONDS
+        try:
+            try:
+                return await self._plane.refresh(tokens.refresh_token, device_id, deadline=POST_SECONDS)
+            except TransportError as error:
+                if isinstance(error, DeadlineError) or not error.maybe_sent:
+                    raise
+            left = max(end - trio.current_time(), SECOND_TRY_SECONDS)
+            return await self._plane.refresh(tokens.refresh_token, device_id, deadline=left)
+        except PlaneError as error:
+            if not refresh_refused(error):
+                raise
+            refused = error
+        stored: Tokens | None = await self._offload(self._store.load_tokens)
+        if stored is not None and stored.refresh_token != tokens.refresh_token and not self.unsaved:
+            # Somebody replaced the file without our lock: a restored backup, a copy put in place by hand.
+            raise BusyError("the tokens were replaced while they were refreshed", fix="try again")
+        raise NotRegisteredError(
+            f"the control plane refuses the refresh token: {refused.what}",
+            fix=f"cert-ctrl -c {self._layout.root} register",
+        )
+
+
+async def wait_for_token_lock(layout: ConfigDir, fs: Fs | None = None) -> FileLock:
+    """Return the held token lock, to be released; BusyError when another process keeps it for 35 s."""
+    lock = token_lock(layout, fs)
+    deadline, pause = trio.current_time() + LOCK_SECONDS, 0.01
+    while not lock.try_acquire():
+        if trio.current_time() >= deadline:
+            holder = lock.holder()
+            who = f"another cert-ctrl (pid {holder})" if holder else "another cert-ctrl"
+            raise BusyError(f"{who} has held the token lock for {LOCK_SECONDS:.0f} s", fix="try again, or stop it")
+        await trio.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
+    return lock
+
+
+async def despite_cancel(grace: float, call: Callable[[], Awaitable[T]]) -> T:
+    """Run ``call``; when cancelled from outside, let it go on for up to ``grace`` seconds before that takes effect."""
+    result: list[T] = []
+    failure: Exception | None = None
+
+    async def shorten(scope: trio.CancelScope) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            scope.deadline = min(scope.deadline, trio.current_time() + grace)
+
+    async with trio.open_nursery() as nursery:
+        shield = trio.CancelScope(shield=True)
+        nursery.start_soon(shorten, shield)
+        with shield:
+            try:
+                result.append(await call())
+            except Exception as error:  # raised below, so that it leaves the nursery as itself and not in a group
+                failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return result[0]

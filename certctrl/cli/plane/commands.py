@@ -1,0 +1,272 @@
+"""``plane``: run the reference control plane, and operate one (issue, renew, revoke, assign, approve, …)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.output import table
+from certctrl.cli.plane.connection import GROUP, Desk, DeskCommand, OneDevice, ask, show
+from certctrl.cli.plane.documents import ca, install_config
+from certctrl.cli.plane.serve import serve
+
+plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP)
+plane.command("serve")(serve)
+
+Devices = Annotated[
+    list[str] | None, typer.Option("--device", metavar="ID|NAME", help="Give it to this device; may be repeated.")
+]
+Certificate = Annotated[str, typer.Argument(metavar="ID|DOMAIN", help="The certificate.")]
+Reason = Annotated[str, typer.Option("--reason", help="Kept with the certificate.")]
+UserCode = Annotated[str, typer.Argument(metavar="USER_CODE", help="The code that the device shows.")]
+
+
+@plane.command(cls=DeskCommand)
+def issue(
+    ctx: typer.Context,
+    domains: Annotated[list[str], typer.Argument(metavar="DOMAIN...", help="Its names; the first is the primary.")],
+    device: Devices = None,
+    key_type: Annotated[
+        str, typer.Option("--key-type", help="ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096.")
+    ] = "ecdsa-p256",
+    validity: Annotated[
+        int | None, typer.Option("--validity-seconds", metavar="N", help="Its life; default: the plane's, 90 days.")
+    ] = None,
+) -> None:
+    """Issue a certificate and give it to devices.
+
+    \b
+    cert-ctrl plane issue --data /var/lib/plane www.example.com example.com --device web-1
+    """
+
+    async def question(desk: Desk) -> Any:
+        body: dict[str, Any] = {"domain_name": domains[0], "sans": domains[1:], "key_type": key_type}
+        body["device_ids"] = [await desk.device(named) for named in device or ()]
+        return await desk.call("POST", "certificates", body | ({"validity_seconds": validity} if validity else {}))
+
+    row = ask(ctx, question)
+    given = f", given to device {_ids(row)}" if row["device_ids"] else "; cert-ctrl plane assign gives it to a device"
+    show(ctx, row, f"issued certificate {row['id']} for {row['domain_name']}, serial {row['serial_number']}{given}")
+
+
+@plane.command(cls=DeskCommand)
+def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> None:
+    """Replace key and certificate; every device that has it is told.
+
+    \b
+    cert-ctrl plane renew --data /var/lib/plane www.example.com
+    """
+
+    async def question(desk: Desk) -> Any:
+        return await desk.operator.renew(desk.user, await desk.certificate(certificate), reason)
+
+    done = ask(ctx, question)
+    show(ctx, done, f"renewed certificate {done['cert_id']}, serial {done['serial_number']}")
+
+
+@plane.command(cls=DeskCommand)
+def revoke(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> None:
+    """Take a certificate out of use; every device that has it is told, its key is destroyed.
+
+    \b
+    cert-ctrl plane revoke --data /var/lib/plane www.example.com --reason "key leaked"
+    """
+
+    async def question(desk: Desk) -> Any:
+        return await desk.operator.revoke_certificate(desk.user, await desk.certificate(certificate), reason)
+
+    row = ask(ctx, question)
+    show(ctx, row, f"revoked certificate {row['id']} ({row['domain_name']})")
+
+
+@plane.command(cls=DeskCommand)
+def assign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> None:
+    """Give a certificate to a device.
+
+    \b
+    cert-ctrl plane assign --data /var/lib/plane www.example.com --device web-1
+    """
+
+    async def question(desk: Desk) -> Any:
+        cert_id = await desk.certificate(certificate)
+        return await desk.call("POST", f"devices/{await desk.device(device)}/certificates", {"cert_id": cert_id})
+
+    row = ask(ctx, question)
+    show(ctx, row, f"certificate {row['id']} ({row['domain_name']}) is given to device {_ids(row)}")
+
+
+@plane.command(cls=DeskCommand)
+def unassign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> None:
+    """Take a certificate from a device without revoking it.
+
+    \b
+    cert-ctrl plane unassign --data /var/lib/plane www.example.com --device web-1
+    """
+
+    async def question(desk: Desk) -> Any:
+        cert_id, device_id = await desk.certificate(certificate), await desk.device(device)
+        await desk.operator.unassign(desk.user, device_id, cert_id)
+        return {"cert_id": cert_id, "device_id": device_id}
+
+    done = ask(ctx, question)
+    show(ctx, done, f"certificate {done['cert_id']} is taken from device {done['device_id']}")
+
+
+@plane.command(cls=DeskCommand)
+def certificates(ctx: typer.Context) -> None:
+    """List the certificates.
+
+    \b
+    cert-ctrl plane certificates --data /var/lib/plane
+    """
+
+    async def question(desk: Desk) -> Any:
+        return await desk.operator.fetch_certificates(desk.user)
+
+    rows = ask(ctx, question)
+    cells = [
+        (str(row["id"]), row["domain_name"], row["status"], row["not_after"], row["serial_number"], _ids(row))
+        for row in rows
+    ]
+    show(ctx, rows, lambda: table(("id", "domain", "status", "not after", "serial", "devices"), cells))
+
+
+@plane.command(cls=DeskCommand)
+def devices(
+    ctx: typer.Context,
+    outcomes: Annotated[
+        str | None, typer.Option("--outcomes", metavar="ID|NAME", help="Show what this device reported.")
+    ] = None,
+) -> None:
+    """List the devices: when last seen, what they reported, how many signals wait for them.
+
+    \b
+    cert-ctrl plane devices --data /var/lib/plane
+    cert-ctrl plane devices --data /var/lib/plane --outcomes web-1
+    """
+
+    async def question(desk: Desk) -> Any:
+        if outcomes is not None:
+            return await desk.call("GET", f"devices/{await desk.device(outcomes)}/outcomes")
+        return await desk.operator.fetch_devices(desk.user)
+
+    rows = ask(ctx, question)
+    show(ctx, rows, lambda: _outcomes(rows) if outcomes is not None else _devices(rows))
+
+
+@plane.command("revoke-device", cls=DeskCommand)
+def revoke_device(
+    ctx: typer.Context,
+    device: Annotated[str, typer.Argument(metavar="ID|NAME", help="The device.")],
+    reason: Annotated[str, typer.Option("--reason", help="Told to the device.")] = "",
+) -> None:
+    """Throw a device out: its agent stops until a person approves it again.
+
+    \b
+    cert-ctrl plane revoke-device --data /var/lib/plane web-1 --reason stolen
+    """
+
+    async def question(desk: Desk) -> Any:
+        return await desk.call("DELETE", f"devices/{await desk.device(device)}", {"reason": reason})
+
+    row = ask(ctx, question)
+    show(ctx, row, f"device {row['id']} ({row['name']}) is revoked")
+
+
+@plane.command(cls=DeskCommand)
+def approve(ctx: typer.Context, user_code: UserCode) -> None:
+    """Let the device in that shows this code.
+
+    \b
+    cert-ctrl plane approve --data /var/lib/plane BCDF-GHJK
+    """
+    _decide(ctx, user_code, approve=True)
+
+
+@plane.command(cls=DeskCommand)
+def deny(ctx: typer.Context, user_code: UserCode) -> None:
+    """Turn the device away that shows this code.
+
+    \b
+    cert-ctrl plane deny --data /var/lib/plane BCDF-GHJK
+    """
+    _decide(ctx, user_code, approve=False)
+
+
+@plane.command("enrolment-token", cls=DeskCommand)
+def enrolment_token(
+    ctx: typer.Context,
+    uses: Annotated[int, typer.Option("--uses", metavar="N", min=0, help="Devices it is good for; 0: no bound.")] = 1,
+    expires_in: Annotated[int, typer.Option("--expires-in", metavar="SECONDS", min=1, help="Its life.")] = 86_400,
+    label: Annotated[str, typer.Option("--label", help="What it is for.")] = "",
+) -> None:
+    """Print a new token with which hosts register unattended; it is shown this once.
+
+    \b
+    cert-ctrl plane enrolment-token --data /var/lib/plane --uses 20 > token
+    """
+
+    async def question(desk: Desk) -> Any:
+        fields = {"uses": uses or None, "expires_in": expires_in, "label": label}
+        return await desk.operator.create_enrolment_token(desk.user, **fields)
+
+    row = ask(ctx, question)
+    show(ctx, row, row["token"])
+
+
+plane.add_typer(install_config, name="install-config")
+plane.add_typer(ca, name="ca")
+
+
+def _decide(ctx: typer.Context, user_code: str, *, approve: bool) -> None:
+    async def question(desk: Desk) -> Any:
+        return await desk.operator.answer_grant(user_code, approve=approve, user_id=desk.user)
+
+    grant = ask(ctx, question)
+    who = f"{grant['name'] or 'the device'} at {grant['address'] or 'an unknown address'}"
+    show(ctx, grant, f"{who} may join; it registers by itself" if approve else f"{who} was turned away")
+
+
+def _devices(rows: Sequence[dict[str, Any]]) -> None:
+    heads = ("id", "name", "status", "platform", "version", "last seen", "address", "waiting", "outcomes")
+    cells = [
+        (
+            str(row["id"]),
+            row["name"],
+            _standing(row),
+            row["platform"],
+            row["app_version"],
+            row["last_seen_at"] or "never",
+            row["last_address"],
+            str(row["signals_waiting"]),
+            ", ".join(f"{count} {kind}" for kind, count in sorted(row["outcomes"].items())),
+        )
+        for row in rows
+    ]
+    table(heads, cells)
+
+
+def _standing(row: dict[str, Any]) -> str:
+    return f"{row['status']}, copied" if row["copies_suspected"] else str(row["status"])
+
+
+def _outcomes(rows: Sequence[dict[str, Any]]) -> None:
+    heads = ("at", "signal", "about", "outcome", "ms", "detail")
+    cells = [
+        (
+            row["at"],
+            row["signal"]["type"],
+            " ".join(f"{name} {value}" for name, value in row["signal"]["ref"].items()),
+            row["outcome"],
+            str(row["duration_ms"]),
+            row["detail"],
+        )
+        for row in rows
+    ]
+    table(heads, cells)
+
+
+def _ids(row: dict[str, Any]) -> str:
+    return ", ".join(map(str, row["device_ids"]))

@@ -1,0 +1,150 @@
+"""``plane install-config`` and ``plane ca``: what operators write for devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from certctrl.cli.output import table
+from certctrl.cli.plane.connection import GROUP, Desk, DeskCommand, OneDevice, ask, show
+from certctrl.errors import UsageError
+
+_LARGEST_FILE = 1024 * 1024
+
+install_config = typer.Typer(help="Show or replace what a device does with its certificates.", **GROUP)
+ca = typer.Typer(help="Keep private CAs and have devices trust them.", **GROUP)
+
+Ca = Annotated[str, typer.Argument(metavar="ID|NAME", help="The CA.")]
+
+
+@install_config.command("put", cls=DeskCommand)
+def put(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help='JSON: the items, or {"installs": [...]}; - is stdin.')],
+    device: OneDevice,
+) -> None:
+    """Replace what a device does with its certificates; the device is told.
+
+    \b
+    cert-ctrl plane install-config put --data /var/lib/plane nginx.json --device web-1
+    """
+    body = _json_file(file)
+    items = body.get("installs") if isinstance(body, dict) else body
+    if not isinstance(items, list):
+        raise UsageError(f"{file} holds no list of items", fix='write [{"id": …, "type": "copy", …}, …]')
+
+    async def question(desk: Desk) -> Any:
+        return await desk.operator.put_install_config(desk.user, await desk.device(device), items)
+
+    done = ask(ctx, question)
+    show(ctx, done, f"device {done['user_device_id']} has install config version {done['version']}")
+
+
+@install_config.command("show", cls=DeskCommand)
+def show_config(ctx: typer.Context, device: OneDevice) -> None:
+    """Print a device's install config.
+
+    \b
+    cert-ctrl plane install-config show --data /var/lib/plane --device web-1
+    """
+
+    async def question(desk: Desk) -> Any:
+        return await desk.operator.fetch_install_config(desk.user, await desk.device(device))
+
+    done = ask(ctx, question)
+    show(ctx, done, json.dumps(done["installs"], ensure_ascii=True))
+
+
+@ca.command("add", cls=DeskCommand)
+def add_ca(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Its certificate in PEM; without one: the plane's root.")
+    ] = None,
+) -> None:
+    """Keep a CA certificate, for devices to trust.
+
+    \b
+    cert-ctrl plane ca add --data /var/lib/plane lab lab-root.pem
+    """
+    pem = {} if file is None else {"ca_certificate_pem": _read(file).decode("utf-8", "replace")}
+
+    async def question(desk: Desk) -> Any:
+        return await desk.call("POST", "cas", {"name": name} | pem)
+
+    row = ask(ctx, question)
+    show(ctx, row, f"CA {row['id']} is {row['name']}, serial {row['serial_number']}")
+
+
+@ca.command("list", cls=DeskCommand)
+def list_cas(ctx: typer.Context) -> None:
+    """List the CAs and the devices that trust them.
+
+    \b
+    cert-ctrl plane ca list --data /var/lib/plane
+    """
+
+    async def question(desk: Desk) -> Any:
+        return await desk.call("GET", "cas")
+
+    rows = ask(ctx, question)
+    cells = [
+        (str(row["id"]), row["name"], row["not_after"], row["serial_number"], ", ".join(map(str, row["device_ids"])))
+        for row in rows
+    ]
+    show(ctx, rows, lambda: table(("id", "name", "not after", "serial", "devices"), cells))
+
+
+@ca.command("assign", cls=DeskCommand)
+def assign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
+    """Have a device trust a CA.
+
+    \b
+    cert-ctrl plane ca assign --data /var/lib/plane lab --device web-1
+    """
+
+    async def question(desk: Desk) -> Any:
+        ca_id = await desk.authority(authority)
+        return await desk.call("POST", f"devices/{await desk.device(device)}/cas", {"ca_id": ca_id})
+
+    row = ask(ctx, question)
+    show(ctx, row, f"CA {row['id']} ({row['name']}) is given to device {', '.join(map(str, row['device_ids']))}")
+
+
+@ca.command("unassign", cls=DeskCommand)
+def unassign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
+    """Have a device trust a CA no longer.
+
+    \b
+    cert-ctrl plane ca unassign --data /var/lib/plane lab --device web-1
+    """
+
+    async def question(desk: Desk) -> Any:
+        ca_id, device_id = await desk.authority(authority), await desk.device(device)
+        await desk.call("DELETE", f"devices/{device_id}/cas/{ca_id}")
+        return {"ca_id": ca_id, "device_id": device_id}
+
+    done = ask(ctx, question)
+    show(ctx, done, f"CA {done['ca_id']} is taken from device {done['device_id']}")
+
+
+def _json_file(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}", fix="see docs/getting-started.md for an example") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-") as file:
+            data = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", fix="name a readable file") from None
+    if len(data) > _LARGEST_FILE:
+        raise UsageError(f"{path} is larger than {_LARGEST_FILE} bytes")
+    return data

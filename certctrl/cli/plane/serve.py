@@ -1,0 +1,124 @@
+"""``plane serve``: run the reference control plane in the foreground."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from certctrl.cli.invocation import invocation
+from certctrl.cli.output import write_line
+from certctrl.cli.plane.connection import DATA_VARIABLE
+from certctrl.errors import ConfigError, UsageError
+
+DEFAULT_LISTEN = "127.0.0.1:8443"
+_COLLECT_RARELY = (50_000, 50, 100)
+"""Garbage collection thresholds: thousands of parked polls are scanned ten times less often."""
+
+_MOST_FILES = 65_536
+
+
+def serve(
+    ctx: typer.Context,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DIR", help=f"Where everything is kept; also ${DATA_VARIABLE}.")
+    ] = None,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on; port 0 takes a free one.")
+    ] = DEFAULT_LISTEN,
+    hostname: Annotated[
+        list[str] | None,
+        typer.Option("--hostname", metavar="NAME", help="A name or address agents use; may be repeated."),
+    ] = None,
+    public_url: Annotated[
+        str,
+        typer.Option("--public-url", metavar="URL", help="What people open; default: as agents call it."),
+    ] = "",
+) -> None:
+    """Run the control plane in the foreground until SIGTERM or Ctrl-C.
+
+    The first start makes DIR (0700) with everything in it: database, CA, operator.key, and ca.pem, which agents
+    need: `cert-ctrl -c … init --server URL --ca ca.pem`. Stop it at any time, also with kill -9: nothing is lost.
+
+    \b
+    cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 --hostname plane.example.com
+    """
+    directory = data or os.environ.get(DATA_VARIABLE, "")
+    if not directory:
+        raise UsageError("where shall the plane keep its data?", fix="add --data DIR")
+    host, port = parse_listen(listen)
+    try:
+        import certctrl.plane.serve
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the module {error.name} is not installed", fix="pip install 'certctrl[plane]'") from None
+    from certctrl.cli.runtime import run
+
+    _log(debug=invocation(ctx).debug)
+    run(_serve, certctrl.plane.serve, Path(directory), host, port, tuple(hostname or ()), public_url)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return host and port of ``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (every address)."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535 or (":" in host and not bracketed):
+        raise UsageError(f"--listen {text!r} is no address", fix=f"for example --listen {DEFAULT_LISTEN}")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+async def _serve(
+    module: ModuleType, data: Path, host: str, port: int, hostnames: tuple[str, ...], public_url: str
+) -> None:
+    import gc
+    import signal
+    from functools import partial
+
+    import trio
+
+    from certctrl.agent.systemd import Notifier
+    from certctrl.plane.settings import PlaneSettings
+
+    notifier = Notifier(os.environ)
+    settings = PlaneSettings(public_url=public_url)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            address = await nursery.start(
+                partial(module.serve_plane, data, host=host, port=port, hostnames=hostnames, settings=settings)
+            )
+            gc.freeze()
+            gc.set_threshold(*_COLLECT_RARELY)
+            _allow_many_connections()
+            write_line(f"control plane  {address.url}")
+            write_line(f"approve hosts  {public_url.rstrip('/') or address.url}/device")
+            write_line(f"CA file        {address.ca_file}")
+            write_line(f"operator key   {address.operator_key_file}")
+            sys.stdout.flush()
+            notifier.ready(f"serving {address.url}")
+            async for _ in signals:
+                break
+            notifier.stopping("stopping")
+            nursery.cancel_scope.cancel()
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files as far as this process may: every held poll is a connection."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _log(*, debug: bool) -> None:
+    import logging
+
+    from certctrl.logs.setup import log_for_command
+
+    log_for_command(debug=debug)
+    if not debug:
+        logging.getLogger("certctrl").setLevel(logging.INFO)

@@ -1,0 +1,1 @@
+"""Deployment: stage, switch, run commands, probe, and roll back on failure."""

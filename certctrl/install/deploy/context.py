@@ -1,0 +1,53 @@
+"""Site: this host as the pipeline sees it; everything it works with, passed by hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+
+from certctrl.install.deploy.offload import Gathered
+from certctrl.install.deploy.record_store import Book
+from certctrl.install.plan.item_index import Indexer
+from certctrl.install.plan.policy import Ground
+from certctrl.install.process import Proc
+from certctrl.install.process.proc import own_names
+from certctrl.model.config import AgentConfig
+from certctrl.model.policy import HostPolicy
+from certctrl.store.deployments.generations import GenerationStore
+from certctrl.store.disk.fs import Fs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state.session import StateStore
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Site:
+    """What `Installer` was given, and the book it keeps."""
+
+    layout: ConfigDir
+    fs: Fs
+    generations: GenerationStore
+    state: StateStore
+    policy: Callable[[], HostPolicy]
+    config: Callable[[], AgentConfig]
+    proc: Proc
+    wall_now: Callable[[], float]
+    offload: Callable[..., Awaitable[Any]]
+    """Runs one blocking function whole; inline under a virtual clock."""
+    gathered: Gathered
+    """The same for short functions that a burst calls once per certificate."""
+    log: logging.Logger
+    book: Book
+    ground: Ground
+    indexer: Indexer = attrs.field(factory=Indexer)
+
+    @classmethod
+    def of(cls, **given: Any) -> Site:
+        """Return a site with its book and its ground."""
+        user, group = own_names()
+        root = given["layout"].root
+        book = Book(given["state"], given["offload"], lambda: given["config"]().application.history_entries)
+        ground = Ground(config_dir=str(root.resolve()), user=user, group=group)
+        return cls(**given, gathered=Gathered(given["offload"]), book=book, ground=ground)

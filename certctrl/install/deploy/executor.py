@@ -1,0 +1,194 @@
+"""Carry out one set of a plan after its switch: files, commands, proofs; and know how to take the files back.
+
+The first failure of an item that does not say ``continue_on_error`` ends the set; the caller then goes back. Copies
+that may fail are written after the others of their level, each unit by itself.
+Commands of one level run side by side. What is written stays undoable until the set is proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import trio
+
+from certctrl.errors import CertctrlError, CommandError
+from certctrl.install.deploy.commands import prove, run_granted
+from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.trust_store import import_ca
+from certctrl.install.material.formats import ca_files
+from certctrl.install.plan.values import DesiredCert, PlanSet, Run, Verification, Write
+from certctrl.store.deployments.file_set import CopySet, FileWrite
+from certctrl.text import one_line
+
+
+@attrs.frozen
+class Tolerated:
+    """A failure that ended nothing."""
+
+    why: str
+    items: frozenset[str]
+    cert_ids: frozenset[int]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Execution:
+    """The work on one set, as far as it has come."""
+
+    site: Site
+    plan: PlanSet
+    certs: Mapping[int, DesiredCert]
+    copies: list[CopySet] = attrs.field(factory=list)
+    lasting: list[CopySet] = attrs.field(factory=list)
+    """Copies that stay when the set goes back: the first files for a service."""
+    written: list[Write] = attrs.field(factory=list)
+    ran: set[str] = attrs.field(factory=set)
+    """Exec items whose command was started."""
+    keys: dict[str, str] = attrs.field(factory=dict)
+    """Activation keys of commands that succeeded."""
+    notes: list[str] = attrs.field(factory=list)
+    """What an operator may want to know of a success."""
+    tolerated: list[Tolerated] = attrs.field(factory=list)
+    missed: list[Write] = attrs.field(factory=list)
+    """Files that could not be written, and may be missing."""
+
+    async def carry_out(self) -> None:
+        """Do everything in order. Raises the first failure that is not tolerated (CertctrlError)."""
+        for ca_id in self.plan.imports:
+            await self._import(ca_id)
+        for level in self.plan.levels:
+            await self._put(level.writes)
+            await self._all([_Job(run.items, run.tolerant, self._run, run) for run in level.runs])
+        await self._all([_Job((one.item,), one.tolerant, self._prove, one) for one in self.plan.verifications])
+
+    async def close(self) -> None:
+        """Drop what is kept for going back."""
+        copies, self.copies, self.lasting = self.copies + self.lasting, [], []
+        if not copies:
+            return
+        with trio.CancelScope(shield=True):
+            await self.site.offload(_close_all, copies)
+
+    async def undo(self) -> None:
+        """Put the old files back, the newest change first."""
+        copies, self.copies = self.copies, []
+        with trio.CancelScope(shield=True):
+            await self.site.offload(_undo_all, copies)
+        await self.close()
+
+    def about(self, cert_ids: Collection[int]) -> list[DesiredCert]:
+        """Return the certificates of these ids."""
+        return [self.certs[cert_id] for cert_id in cert_ids if cert_id in self.certs]
+
+    async def _import(self, ca_id: int) -> None:
+        ca = self.site.book.cas[str(ca_id)]
+        outcome = await import_ca(self.site, ca_id, ca.name, ca.pem, ())
+        if not outcome.ok:
+            raise CommandError(f"CA {ca_id} is not in the trust store: {outcome.detail}")
+
+    def _in_vain(self, for_files: Collection[str]) -> bool:
+        """Return whether something was due for files alone, and none of those could be written."""
+        wanted = [write for level in self.plan.levels for write in level.writes if write.node in for_files]
+        return bool(wanted) and all(write in self.missed for write in wanted)
+
+    async def _run(self, run: Run) -> None:
+        if self._in_vain(run.for_files):
+            self.keys |= run.keys  # it is done for what is there
+            return
+        self.ran |= set(run.items)
+        what = f"item {one_line(', '.join(run.items[:3]))}: {one_line(run.grant.argv[0])}"
+        await run_granted(self.site, run.grant, self.about(run.cert_ids), what)
+        self.keys |= run.keys
+
+    async def _prove(self, one: Verification) -> None:
+        if not self._in_vain(one.for_files):
+            await prove(self.site, one, self.about(one.cert_ids))
+
+    async def _all(self, jobs: Sequence[_Job]) -> None:
+        """Run jobs side by side, each to its end; then raise the first failure that is not tolerated."""
+        if not jobs:
+            return
+        failures: dict[int, CertctrlError] = {}
+
+        async def one(number: int, job: _Job) -> None:
+            try:
+                await job.call(job.argument)
+            except CertctrlError as error:
+                failures[number] = error
+
+        async with trio.open_nursery() as nursery:
+            for number, job in enumerate(jobs):
+                nursery.start_soon(one, number, job, name=f"item {one_line(job.items[0])}")
+        for number, error in sorted(failures.items()):
+            if not jobs[number].tolerant:
+                raise error
+            self._tolerate(error, jobs[number].items, jobs[number].argument.cert_ids)
+
+    def _tolerate(self, why: object, items: Iterable[str], cert_ids: Iterable[int]) -> None:
+        self.tolerated.append(Tolerated(f"tolerated: {why}", frozenset(items), frozenset(cert_ids)))
+
+    async def _put(self, writes: Sequence[Write]) -> None:
+        """Write the files of one level: all of them or none, one journal for each way back; what may fail by itself."""
+        strict = [write for write in writes if not write.tolerant]
+        first = [write for write in strict if write.why == "new" and self._is_first(write)]
+        rest = [write for write in strict if write not in first]
+        for group, kept in ((first, self.lasting), (rest, self.copies)):
+            if group:
+                await self._write(group, kept)
+        units: dict[str, list[Write]] = {}
+        for write in writes:
+            if write.tolerant:
+                units.setdefault(write.unit, []).append(write)
+        for unit in units.values():
+            lasts = all(write.why == "new" and self._is_first(write) for write in unit)
+            try:
+                await self._write(unit, self.lasting if lasts else self.copies)
+            except CertctrlError as error:
+                self.missed += unit
+                certs = {write.cert_id for write in unit if write.cert_id is not None}
+                self._tolerate(f"item {one_line(unit[0].item)}: {error}", {write.item for write in unit}, certs)
+
+    async def _write(self, writes: Sequence[Write], kept: list[CopySet]) -> None:
+        with trio.CancelScope(shield=True):  # a pair is never left half renamed
+            await self.site.offload(self._copy, writes, kept)
+        self.written += writes
+
+    def _is_first(self, write: Write) -> bool:
+        """Return whether no service has used this file before: then there is no way back, and it needs it to start."""
+        if write.cert_id is None:
+            return False
+        return not self.certs[write.cert_id].live or write.item in self.plan.unserved
+
+    def _copy(self, writes: Sequence[Write], kept: list[CopySet]) -> None:
+        copies = CopySet(self.site.layout, self.site.fs)
+        copies.begin([self._file(write) for write in writes])
+        kept.append(copies)
+        copies.commit()
+
+    def _file(self, write: Write) -> FileWrite:
+        if write.cert_id is not None:
+            cert = self.certs[write.cert_id]
+            data = self.site.generations.read(cert.name, cert.generation, write.source)
+        else:
+            ca = self.site.book.cas[str(write.ca_id)]
+            data = ca_files(ca.ca_id, ca.name, ca.pem.encode())[write.source]
+        return FileWrite(path=Path(write.path), data=data, mode=write.mode, uid=write.uid, gid=write.gid)
+
+
+@attrs.frozen
+class _Job:
+    items: tuple[str, ...]
+    tolerant: bool
+    call: Callable[..., Awaitable[None]]
+    argument: Run | Verification
+
+
+def _close_all(copies: Sequence[CopySet]) -> None:
+    for one in copies:
+        one.close()
+
+
+def _undo_all(copies: Sequence[CopySet]) -> None:
+    for one in reversed(copies):
+        one.undo()

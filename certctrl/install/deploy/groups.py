@@ -1,0 +1,111 @@
+"""Rounds: what hangs together on this host, and one plan for some of it that has been switched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import attrs
+
+from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.observe import Candidate, View
+from certctrl.install.plan.dependencies import Binding, bind, components, enabled
+from certctrl.install.plan.values import DesiredCa, DesiredCert, InstallPlan, PlanSet
+from certctrl.model.plan import InstallItem
+from certctrl.model.records import CertRecord
+
+
+@attrs.frozen(eq=False)
+class Group:
+    """Certificates and items that hang together."""
+
+    nodes: frozenset[str]
+    cert_ids: frozenset[int]
+
+    @classmethod
+    def of(cls, nodes: Iterable[str]) -> Group:
+        """Return the group of these nodes (``cert:7``, ``item:x``, …)."""
+        names = frozenset(nodes)
+        return cls(names, frozenset(int(node[5:]) for node in names if node.startswith("cert:")))
+
+
+def bound_now(
+    site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]
+) -> tuple[dict[str, Binding], dict[int, DesiredCert]]:
+    """Return what each item is about, and the certificates here, from what is known without looking at the disk."""
+    certs = {
+        record.cert_id: DesiredCert(
+            cert_id=record.cert_id, name=record.name, generation=record.generation, domains=record.domains
+        )
+        for record in list(site.book.records.values())
+    }
+    for cert_id, candidate in candidates.items():
+        certs[cert_id] = DesiredCert(
+            cert_id=cert_id, name=candidate.name, generation=candidate.generation, domains=candidate.domains
+        )
+    cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in list(site.book.cas.items())}
+    return bind(enabled(items), certs, cas, ran=set(site.book.activations)), certs
+
+
+def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
+    """Return what hangs together on this host, from what is known without looking at the disk."""
+    bound, certs = bound_now(site, items, candidates)
+    return [Group.of(nodes) for nodes in components(enabled(items), bound, certs)]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Round:
+    """One plan that has been switched."""
+
+    items: Sequence[InstallItem]
+    plan: InstallPlan
+    view: View
+    candidates: Mapping[int, Candidate]
+    previous: Mapping[str, str | None]
+    sets: Mapping[str, PlanSet]
+    """Node (``cert:7``, ``item:x``) -> the work on the group that it belongs to."""
+
+    def plan_set(self, group: Group) -> PlanSet | None:
+        """Return the work on a group; None when there is none."""
+        return next((self.sets[node] for node in group.nodes if node in self.sets), None)
+
+    def is_quiet(self, group: Group) -> bool:
+        """Return whether all that is left to do for a group is to note it: no file, no command, no proof."""
+        plan_set = self.plan_set(group)
+        return plan_set is None or not (plan_set.levels or plan_set.verifications or plan_set.imports)
+
+    def on_trial(self, group: Group) -> dict[int, Candidate]:
+        """Return what has to prove itself: what was switched now, and what was switched before and never proven."""
+        mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # not all of a burst, for each of its groups
+        found = {i: one for i, one in mine if one is not None and self._is_new(one)}
+        left_out: Collection[int] = self.plan.left_out
+        for cert_id in group.cert_ids - found.keys() - set(left_out) - self.plan.resting:
+            stray = self.view.strays.get(cert_id)
+            if stray is not None and not self.view.certs[cert_id].proven:
+                found[cert_id] = stray
+        return found
+
+    def _is_new(self, candidate: Candidate) -> bool:
+        cert = self.view.certs[candidate.cert_id]
+        return cert.live != candidate.generation or not cert.proven
+
+    def ways_back(self, batch: Mapping[int, Candidate], records: Mapping[int, CertRecord]) -> dict[int, str]:
+        """Return where each certificate on trial can go back to."""
+        found = {}
+        for cert_id, candidate in batch.items():
+            record = records.get(cert_id)
+            known = record.activated if record is not None else ""
+            before = self.previous.get(candidate.name) if candidate.name in self.previous else known
+            if before and before != candidate.generation:
+                found[cert_id] = before
+        return found
+
+
+def stale_markers(plan: InstallPlan) -> list[str]:
+    """Return the items whose commands are due and marked as done: the marks must go before the switch."""
+    runs = (run for one in plan.sets for level in one.levels for run in level.runs)
+    return [item for run in runs if run.stale_marker for item in run.items]
+
+
+def nodes_of(one: PlanSet) -> list[str]:
+    """Return the names of a set's certificates and items (``cert:7``, ``item:x``)."""
+    return [*(f"cert:{cert_id}" for cert_id in one.cert_ids), *(f"item:{item}" for item in one.items)]

@@ -1,0 +1,272 @@
+"""Look at this host for the planner: what is live, what is at the destinations, who owns what, what can be run.
+
+Blocks on the disk and on the user database; the pipeline runs it whole in a thread.
+"""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import pwd
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from certctrl.errors import CommandError, DiskError
+from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.staging import Prepared
+from certctrl.install.material.formats import ca_files
+from certctrl.install.plan.inputs import DEBIAN, RED_HAT, Host
+from certctrl.install.plan.planner import plan_for, programs
+from certctrl.install.plan.policy import is_local, path_fault
+from certctrl.install.plan.retries import spare
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact, InstallPlan
+from certctrl.install.process.vetting import vet_executable
+from certctrl.model.plan import CopyAction, InstallItem
+from certctrl.model.policy import HostPolicy, TrustStore
+from certctrl.model.records import CaRecord, CertRecord
+from certctrl.store.deployments.file_set import destination_facts
+
+
+@attrs.frozen(kw_only=True)
+class Candidate:
+    """A generation that a certificate shall be switched to."""
+
+    cert_id: int
+    name: str
+    generation: str
+    domains: tuple[str, ...] = ()
+    serial: str = ""
+    fingerprint_sha256: str = ""
+    not_before: float = 0.0
+    not_after: float = 0.0
+    placeholder: bool = False
+    """Known of what is read from the disk."""
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Candidate:
+        """Return what was just staged."""
+        return cls(
+            cert_id=prepared.cert_id,
+            name=prepared.name,
+            generation=prepared.generation,
+            domains=prepared.domains,
+            serial=prepared.serial,
+            fingerprint_sha256=prepared.fingerprint_sha256,
+            not_before=prepared.not_before,
+            not_after=prepared.not_after,
+        )
+
+    @classmethod
+    def read(cls, site: Site, name: str, generation: str) -> Candidate:
+        """Return what is on disk already. Raises DiskError, StateCorruptError."""
+        facts: Mapping[str, Any] = site.generations.manifest(name, generation)["facts"]
+        return cls(
+            cert_id=int(facts["cert_id"]),
+            name=name,
+            generation=generation,
+            domains=tuple(facts["domains"]),
+            serial=str(facts["serial"]),
+            fingerprint_sha256=str(facts["fingerprint_sha256"]),
+            not_before=float(facts["not_before"]),
+            not_after=float(facts["not_after"]),
+            placeholder=bool(facts.get("placeholder")),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class View:
+    """What was seen."""
+
+    certs: Mapping[int, DesiredCert]
+    cas: Mapping[int, DesiredCa]
+    facts: Mapping[str, Fact]
+    host: Host
+    strays: Mapping[int, Candidate] = attrs.field(factory=dict)
+    """What is live and the records do not know, or not as proven: left by a crash, or never accepted."""
+    faults: Mapping[int, str] = attrs.field(factory=dict)
+    """Certificate id -> why its generation cannot be read; it counts as not here."""
+
+
+def look(
+    site: Site,
+    items: Sequence[InstallItem],
+    records: Iterable[CertRecord],
+    candidates: Mapping[int, Candidate],
+    *,
+    policy: HostPolicy,
+    unproven: Collection[int] = (),
+    examine: Collection[int] | None = None,
+) -> View:
+    """Return what the planner needs to know about some certificates and items.
+
+    ``candidates``: what shall be live instead of what is. ``unproven``: to be proven anew. ``examine``: as for
+    `plan_for`.
+    """
+    wanted = [item for item in items if item.enabled]
+    copies = [item for item in wanted if isinstance(item, CopyAction)]
+    named = {item.ob_id for item in copies if item.ob_type != "ca"}
+    known = {record.cert_id: record for record in records}
+    known |= {i: CertRecord(cert_id=i, name=one.name) for i, one in candidates.items() if i not in known}
+    certs, strays, faults = {}, {}, {}
+    for cert_id, record in known.items():
+        with_files = not named.isdisjoint((cert_id, None)) and (examine is None or cert_id in examine)
+        try:
+            cert, stray = _cert(site, record, candidates.get(cert_id), with_files)
+        except DiskError as error:
+            cert, stray = DesiredCert(cert_id=cert_id, name=record.name), None
+            faults[cert_id] = str(error)
+        certs[cert_id] = attrs.evolve(cert, proven=False) if cert_id in unproven else cert
+        if stray is not None:
+            strays[cert_id] = stray
+    cas = {int(ca_id): _ca(ca) for ca_id, ca in list(site.book.cas.items())}
+    looked_at = [one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type == "ca"]
+    host = _host(site, wanted, policy)
+    facts = _facts(site, looked_at, policy, host.users)
+    return View(certs=certs, cas=cas, facts=facts, host=host, strays=strays, faults=faults)
+
+
+async def planned(
+    site: Site,
+    items: Sequence[InstallItem],
+    records: Sequence[CertRecord],
+    candidates: Mapping[int, Candidate],
+    *,
+    policy: HostPolicy,
+    unproven: Collection[int] = (),
+    examine: Collection[int] | None = None,
+    then: Callable[[InstallPlan], None] | None = None,
+    fresh: Collection[int] | None = None,
+) -> tuple[InstallPlan, View]:
+    """Look and plan in one go off the event loop: with thousands of items either takes longer than it may stall.
+
+    ``then``: what to do with the plan at once, in the same thread. ``fresh``: leave out what is not due yet, but for
+    these certificates (see `spare`); None: leave out nothing.
+    """
+    noted = dict(site.book.activations)
+
+    def work() -> tuple[InstallPlan, View]:
+        view = look(site, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
+        plan = plan_for(items, view.certs, view.facts, policy, noted, host=view.host, cas=view.cas, examine=examine)
+        if fresh is not None:
+            plan = spare(plan, view.certs, records, fresh, site.wall_now())
+        if then is not None:
+            then(plan)
+        return plan, view
+
+    plan, view = await site.offload(work)
+    return plan, view
+
+
+def _cert(
+    site: Site, record: CertRecord, candidate: Candidate | None, with_files: bool
+) -> tuple[DesiredCert, Candidate | None]:
+    """Return what shall be live of one certificate; with it what is live, when the record does not know it."""
+    live = site.generations.live_id(record.name) or ""
+    stray = None
+    if candidate is None and live and not (live == record.generation == record.activated):
+        stray = Candidate.read(site, record.name, live)
+        if stray.cert_id != record.cert_id:  # a withdrawn certificate whose name another one has now
+            live, stray = "", None
+    generation = candidate.generation if candidate is not None else live
+    files: dict[str, str] = {}
+    if with_files and generation:
+        files = dict(site.generations.manifest(record.name, generation)["files"])
+    known = candidate or stray or record
+    return DesiredCert(
+        cert_id=record.cert_id,
+        name=record.name,
+        generation=generation,
+        live=live,
+        files=files,
+        domains=known.domains,
+        fingerprint=known.fingerprint_sha256,
+        proven=generation == record.activated,
+        owed=record.owed,
+    ), stray
+
+
+def _ca(ca: CaRecord) -> DesiredCa:
+    files = {
+        name: hashlib.sha256(data).hexdigest() for name, data in ca_files(ca.ca_id, ca.name, ca.pem.encode()).items()
+    }
+    return DesiredCa(
+        ca_id=ca.ca_id, name=ca.name, files=files, fingerprint=ca.fingerprint_sha256, imported=bool(ca.path)
+    )
+
+
+def _facts(site: Site, copies: Sequence[CopyAction], policy: HostPolicy, users: Mapping[str, int]) -> dict[str, Fact]:
+    found: dict[str, Fact] = {}
+    for item in copies:
+        roots = roots_for(site, policy, item.id)
+        for path in item.targets:
+            if path not in found:
+                found[path] = fact_of(site, path, roots, users.get(item.owner or ""))
+    return found
+
+
+def roots_for(site: Site, policy: HostPolicy, item_id: str) -> tuple[str, ...]:
+    """Return the directories below which an item may write: any for the host's own items."""
+    return ("/",) if is_local(item_id) else (*policy.write_roots, str(site.layout.certs))
+
+
+def fact_of(site: Site, path: str, roots: Sequence[str], owner: int | None = None) -> Fact:
+    """Return what is at one destination; what cannot be looked at is refused with the reason.
+
+    ``owner``: the user the file shall belong to, whose directory it may be.
+    """
+    if (fault := path_fault(path)) is not None:
+        return Fact(refusal=fault)
+    try:
+        found = destination_facts(path, roots, fs=site.fs, owner=owner)
+    except DiskError as error:
+        return Fact(refusal=str(error))
+    return Fact(
+        sha256=found.sha256,
+        mode=found.mode or 0,
+        uid=found.uid or 0,
+        gid=found.gid or 0,
+        refusal=found.refusal or "",
+    )
+
+
+def _host(site: Site, items: Sequence[InstallItem], policy: HostPolicy) -> Host:
+    copies = [item for item in items if isinstance(item, CopyAction)]
+    return Host(
+        ground=site.ground,
+        users=_numbers({item.owner for item in copies}, lambda name: pwd.getpwnam(name).pw_uid),
+        groups=_numbers({item.group for item in copies}, lambda name: grp.getgrnam(name).gr_gid),
+        executables={path: fault for path in programs(items, policy) if (fault := _fault(path))},
+        trust_store=system_trust_store(),
+    )
+
+
+def system_trust_store() -> TrustStore:
+    """Return the layout of this system's trust store: Red Hat's where its directory is, else Debian's."""
+    return RED_HAT if Path(RED_HAT.directory or "").is_dir() else DEBIAN
+
+
+def uid_of(name: str | None) -> int | None:
+    """Return a user's number; None for no name and for a user that this host does not have."""
+    return _numbers({name}, lambda one: pwd.getpwnam(one).pw_uid).get(name or "")
+
+
+def _numbers(names: Collection[str | None], find: Any) -> dict[str, int]:
+    found = {}
+    for name in names:
+        if name is not None:
+            try:
+                found[name] = int(name) if name.isdecimal() else find(name)
+            except (KeyError, ValueError):
+                continue
+    return found
+
+
+def _fault(path: str) -> str:
+    try:
+        vet_executable(path)
+    except (CommandError, OSError) as error:
+        return str(error)
+    return ""

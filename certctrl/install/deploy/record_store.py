@@ -1,0 +1,155 @@
+"""Book: what the pipeline remembers of this host, in memory and on disk.
+
+Sets finish one after the other or all at once; each wants its outcome durable before it is reported. Writes are
+grouped: whoever comes while a write is under way shares the next one, so a burst of a hundred sets costs two
+writes of each file, not a hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+import trio
+
+from certctrl.model.records import CaRecord, CertRecord
+from certctrl.store.state.session import StateStore
+
+Offload = Callable[..., Awaitable[Any]]
+
+
+class Book:
+    """Records of certificates and CAs, activation markers, and the audit log."""
+
+    def __init__(self, state: StateStore, offload: Offload, history_limit: Callable[[], int]) -> None:
+        self._state = state
+        self._offload = offload
+        self._history_limit = history_limit
+        self._records: dict[int, CertRecord] | None = None
+        self._activations: dict[str, str] | None = None
+        self._cas: dict[str, CaRecord] | None = None
+        self._history: list[dict[str, Any]] = []
+        self._wanted = self._saved = self._lasting = 0  # notes made; of these on the disk; of these there for good
+        self._lock = trio.Lock()
+        self._owing = trio.Event()
+
+    @property
+    def records(self) -> dict[int, CertRecord]:
+        """Return the certificates of this host; read from disk at the first use."""
+        if self._records is None:
+            self._records = self._state.load_certificates()
+        return self._records
+
+    @property
+    def activations(self) -> dict[str, str]:
+        """Return item id -> activation key of its last success."""
+        if self._activations is None:
+            self._activations = self._state.load_activations()
+        return self._activations
+
+    @property
+    def cas(self) -> dict[str, CaRecord]:
+        """Return the CAs of this host by id."""
+        if self._cas is None:
+            self._cas = self._state.load_cas()
+        return self._cas
+
+    def by_name(self, name: str) -> CertRecord | None:
+        """Return the record of a certificate by its directory name; one in use comes before a withdrawn one."""
+        found = [record for record in self.records.values() if record.name == name]
+        return max(found, key=lambda record: bool(record.generation), default=None)
+
+    def note(self, record: CertRecord) -> None:
+        """Replace one record; durable after the next `save`."""
+        if self.records.get(record.cert_id) != record:
+            self.records[record.cert_id] = record
+            self._wanted += 1
+            if record.owed:
+                self._owing.set()
+
+    async def owing(self) -> None:
+        """Wait until something is noted that is to be tried again by itself."""
+        self._owing = trio.Event()
+        await self._owing.wait()
+
+    def hurry(self, now: float) -> None:
+        """Make due now whatever failed and waits for its next try."""
+        for record in list(self.records.values()):
+            if record.attempts and record.next_try_at > now:
+                self.note(attrs.evolve(record, next_try_at=now))
+
+    def note_ca(self, record: CaRecord | None, ca_id: int) -> None:
+        """Replace or forget one CA."""
+        if record is None:
+            self.cas.pop(str(ca_id), None)
+        else:
+            self.cas[str(ca_id)] = record
+        self._wanted += 1
+
+    def mark(self, keys: Mapping[str, str]) -> None:
+        """Note that commands have succeeded."""
+        if any(self.activations.get(item) != key for item, key in keys.items()):
+            self.activations.update(keys)
+            self._wanted += 1
+
+    def unmark(self, items: Iterable[str]) -> bool:
+        """Forget that commands have succeeded; True when any was noted."""
+        known = [item for item in items if self.activations.pop(item, None) is not None]
+        self._wanted += bool(known)
+        return bool(known)
+
+    def keep_marks(self, items: Iterable[str]) -> None:
+        """Forget the markers of items that exist no more, so that the file does not grow for ever."""
+        known = set(items)
+        self.unmark([item for item in self.activations if item not in known])
+
+    def tell(self, entry: dict[str, Any]) -> None:
+        """Add an entry to the audit log."""
+        self._history.append(entry)
+        self._wanted += 1
+
+    async def save(self, *, lasting: bool = True) -> None:
+        """Make everything noted so far durable; raises DiskError, and then the next `save` tries again.
+
+        Without ``lasting`` the files may fall back to those before in a power cut, each by itself, until anything
+        else in their directory is made durable: good where the caller does that next, and where what is lost is
+        only known to be done (then it is proven, and commanded, once more).
+        """
+        mine = self._wanted
+        if self._done(lasting) >= mine:
+            return
+        await trio.lowlevel.checkpoint()  # sets that finish in the same moment share one write
+        async with self._lock:
+            if self._done(lasting) >= mine:
+                return
+            covered, entries = self._wanted, self._history
+            self._history = []
+            with trio.CancelScope(shield=True):
+                try:
+                    await self._offload(
+                        self._write, dict(self.records), dict(self.activations), dict(self.cas), entries, lasting
+                    )
+                except BaseException:
+                    self._history = entries + self._history
+                    raise
+            self._saved = covered
+            self._lasting = covered if lasting else self._lasting
+
+    def _done(self, lasting: bool) -> int:
+        return self._lasting if lasting else self._saved
+
+    def _write(
+        self,
+        records: Mapping[int, CertRecord],
+        activations: Mapping[str, str],
+        cas: Mapping[str, CaRecord],
+        entries: list[dict[str, Any]],
+        lasting: bool,
+    ) -> None:
+        self._state.save_certificates(records, sync_parent=lasting)
+        if self._activations is not None:
+            self._state.save_activations(activations, sync_parent=lasting)
+        if self._cas is not None:
+            self._state.save_cas(cas, sync_parent=lasting)
+        self._state.append_history(entries, self._history_limit())

@@ -1,0 +1,156 @@
+"""Stage: put a checked bundle beside the live one and let the plan's checks look at it. Nothing live changes.
+
+Files that salt themselves (PKCS#12, JKS) are taken from a generation of the same certificate that has them, so
+that the same material always makes the same generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from certctrl.errors import CertctrlError, PolicyRefusedError
+from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.environment import files_of
+from certctrl.install.material.formats import SALTED_FILES, virtual_files
+from certctrl.install.plan.item_index import ItemIndex
+from certctrl.install.plan.policy import Grant, Refusal, explain
+from certctrl.install.plan.refusals import judge_argv
+from certctrl.model.bundle import Bundle
+from certctrl.model.plan import CopyAction, InstallItem
+from certctrl.store.deployments.generations import Staged
+from certctrl.text import one_line
+
+
+@attrs.frozen(kw_only=True)
+class Prepared:
+    """A certificate that is staged and checked, ready to be switched to."""
+
+    cert_id: int
+    name: str
+    staged: Staged
+    domains: tuple[str, ...]
+    serial: str
+    fingerprint_sha256: str
+    not_before: float
+    not_after: float
+
+    @property
+    def generation(self) -> str:
+        """Return the id it will be live under."""
+        return self.staged.id
+
+
+def facts_of(bundle: Bundle, *, placeholder: bool = False) -> dict[str, Any]:
+    """Return what a generation's manifest says of its certificate: enough to need no parsing ever again."""
+    facts: dict[str, Any] = {
+        "cert_id": bundle.cert_id,
+        "domains": list(bundle.domains),
+        "serial": bundle.serial,
+        "fingerprint_sha256": bundle.fingerprint_sha256,
+        "not_before": bundle.not_before,
+        "not_after": bundle.not_after,
+    }
+    return facts | ({"placeholder": True} if placeholder else {})
+
+
+async def stage(
+    site: Site,
+    source: Bundle | Callable[[], Bundle],
+    items: Sequence[InstallItem],
+    *,
+    placeholder: bool = False,
+    check: bool = True,
+) -> Prepared:
+    """Write a bundle's files to a staging directory and run the checks of its copy items on them.
+
+    Not durable yet: `GenerationStore.settle` does that for a whole batch. Raises DiskError; CommandError when a
+    check fails and PolicyRefusedError when this host does not allow it (unchecked material never goes live).
+    """
+    bundle: Bundle
+    index = site.indexer.of(items)
+    bundle, staged = await site.gathered(_write, site, source, index, placeholder)
+    if check:
+        try:
+            await _check(site, bundle, staged, index.copies(bundle.cert_id, bundle.name, bundle.domains))
+        except CertctrlError:
+            await site.offload(site.generations.discard, staged)
+            raise
+    return Prepared(
+        cert_id=bundle.cert_id,
+        name=bundle.name,
+        staged=staged,
+        domains=bundle.domains,
+        serial=bundle.serial,
+        fingerprint_sha256=bundle.fingerprint_sha256,
+        not_before=bundle.not_before,
+        not_after=bundle.not_after,
+    )
+
+
+def _write(
+    site: Site, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool
+) -> tuple[Bundle, Staged]:
+    bundle = source if isinstance(source, Bundle) else source()
+    wanted = index.files(bundle.cert_id, bundle.name, bundle.domains)
+    kinds = {file: kind for file, kind in SALTED_FILES.items() if file in wanted}
+    passwords = {kind: site.state.password(bundle.name, kind)[0] for kind in kinds.values()}
+    facts = facts_of(bundle, placeholder=placeholder)
+    if passwords:
+        facts["passwords"] = {kind: password_mark(password) for kind, password in passwords.items()}
+    salted = _salted_files(site, bundle, kinds, facts)
+    files = virtual_files(bundle, wanted - salted.keys(), passwords.__getitem__) | salted
+    return bundle, site.generations.stage(bundle.name, files, facts)
+
+
+def password_mark(password: bytes) -> str:
+    """Return what a manifest says of the password of a keystore: enough to tell it from another one."""
+    return sha256(password).hexdigest()[:16]
+
+
+def _salted_files(site: Site, bundle: Bundle, kinds: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the salted files of a generation with this very certificate, made with the passwords in force."""
+    found: dict[str, bytes] = {}
+    for generation in site.generations.ids(bundle.name) if kinds else ():
+        manifest = site.generations.manifest(bundle.name, generation)
+        theirs = manifest["facts"]
+        if theirs.get("fingerprint_sha256") != bundle.fingerprint_sha256:
+            continue
+        for file, kind in kinds.items():
+            same = theirs.get("passwords", {}).get(kind) == facts["passwords"][kind]
+            if same and file in manifest["files"] and file not in found:
+                found[file] = site.generations.read(bundle.name, generation, file)
+    return found
+
+
+async def _check(site: Site, bundle: Bundle, staged: Staged, copies: Sequence[CopyAction]) -> None:
+    """Run every check of a certificate's copy items once; the first failure stops."""
+    done: set[tuple[str, ...]] = set()
+    for item in copies:
+        if not item.check or item.check in done:
+            continue
+        done.add(item.check)
+        judged = judge_argv(site.policy(), item.id, item.check, site.ground)
+        if isinstance(judged, Refusal):
+            raise PolicyRefusedError(
+                f"item {one_line(item.id)}: its check may not run here: {judged.why}", fix=explain(judged)
+            )
+        await _run_check(site, bundle.name, staged, item, judged)
+
+
+async def _run_check(site: Site, name: str, staged: Staged, item: CopyAction, grant: Grant) -> None:
+    directory = Path(staged.path)
+    told, secrets = await site.offload(files_of, site, name, directory, staged.files)
+    result = await site.proc.run(
+        [word.replace("{staged}", str(directory)) for word in grant.argv],
+        run_as=grant.run_as,
+        timeout=grant.timeout,
+        env_paths=dict(grant.env) | told | {"CERTCTRL_STAGED_DIR": str(directory)},
+        sha256=grant.sha256,
+        secrets=secrets,
+    )
+    result.check(f"item {one_line(item.id)}: the check refuses the new certificate:")

@@ -1,0 +1,175 @@
+"""CAs in and out of the system trust store (Debian and Red Hat layouts: a directory and a command).
+
+The file is ours by name and by hash; it is taken out only while it is. When the store's command fails, the file goes
+back to what it was and the command runs once more, so that file and store agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certctrl.errors import CertctrlError, MaterialError
+from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.observe import fact_of, system_trust_store
+from certctrl.install.material.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
+from certctrl.install.plan.policy import explain, path_fault
+from certctrl.install.plan.refusals import no_trust_store
+from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
+from certctrl.model.policy import TrustStore
+from certctrl.model.records import CaRecord
+from certctrl.store.deployments.file_set import CopySet, FileWrite
+from certctrl.store.deployments.removal import remove_ours
+from certctrl.store.layout import safe_name
+from certctrl.text import one_line
+
+COMMAND_SECONDS = 120.0
+
+
+def checked_ca(pem: str, now: float) -> tuple[str, str, float]:
+    """Return (clean PEM, fingerprint, end of validity) of one CA certificate. Raises MaterialError."""
+    try:
+        (found,) = x509.load_pem_x509_certificates(pem.encode())
+        marked = found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        ends = found.not_valid_after_utc.timestamp()
+        key = found.public_key()
+    except (*UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension):
+        raise MaterialError("this is not one CA certificate in PEM", reason="ca-unreadable") from None
+    weak = isinstance(key, rsa.RSAPublicKey) and key.key_size < LEAST_RSA_BITS
+    weak = weak or (isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name not in GOOD_CURVES)
+    if not marked or weak:
+        why = "its key is too weak" if weak else "it is not marked as a CA"
+        raise MaterialError(f"this certificate does not belong in a trust store: {why}", reason="ca-unfit")
+    if ends <= now:
+        raise MaterialError("this CA certificate has expired", reason="expired", fix="assign a newer one at the plane")
+    return found.public_bytes(Encoding.PEM).decode(), found.fingerprint(hashes.SHA256()).hex(), ends
+
+
+async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence[InstallItem]) -> Outcome:
+    """Put a CA into the trust store; keep it for copy items that want it. Unchanged bytes run nothing."""
+    try:
+        clean, fingerprint, ends = checked_ca(pem, site.wall_now())
+    except MaterialError as error:
+        return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+    store, before = site.policy().trust_store, site.book.cas.get(str(ca_id))
+    digest = hashlib.sha256(clean.encode()).hexdigest()
+    record = CaRecord(
+        ca_id=ca_id,
+        name=name,
+        path="",
+        sha256=digest,
+        fingerprint_sha256=fingerprint,
+        not_after=ends,
+        imported_at=site.wall_now(),
+        pem=clean,
+    )
+    copied = any(item.enabled and item.ob_type == "ca" and item.ob_id == ca_id for item in items)
+    if store.directory is None:
+        site.book.note_ca(record, ca_id)
+        await site.book.save()
+        if copied:
+            return Outcome(kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; no trust store is named")
+        return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store(system_trust_store())))
+    path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
+    fact = await site.offload(fact_of, site, path, (store.directory,))
+    if fact.refusal or path_fault(path) is not None:
+        return Outcome(kind=OutcomeKind.FAILED, detail=f"will not write {one_line(path)}: {fact.refusal}")
+    if before is not None and before.sha256 == digest == fact.sha256 and before.path:
+        return Outcome(kind=OutcomeKind.UNCHANGED)
+    write = FileWrite(path=Path(path), data=clean.encode(), mode=0o644, uid=None, gid=None)
+    record = attrs.evolve(record, path=path)
+    try:
+        await _put(site, store, write)
+    except CertctrlError as error:
+        _tell(site, OutcomeKind.FAILED, before, record, str(error))
+        await site.book.save()
+        return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+    site.book.note_ca(record, ca_id)
+    _tell(site, OutcomeKind.APPLIED, before, record)
+    await site.book.save()
+    return Outcome(kind=OutcomeKind.APPLIED)
+
+
+def _tell(site: Site, kind: OutcomeKind, before: CaRecord | None, after: CaRecord | None, detail: str = "") -> None:
+    """Add what was done to the trust store to the audit log, beside the deployments of certificates."""
+    about = after or before
+    assert about is not None
+    site.book.tell(
+        {
+            "at": site.wall_now(),
+            "asked_by": "plane",
+            "ca_id": about.ca_id,
+            "name": f"CA {about.name}",
+            "outcome": kind.value,
+            "from": before.sha256[:32] if before is not None and before.path else "",
+            "to": after.sha256[:32] if after is not None else "",
+            "fingerprint_sha256": about.fingerprint_sha256,
+            "targets": [about.path],
+            "detail": detail,
+        }
+    )
+
+
+def _path(directory: str, ca_id: int, name: str) -> Path:
+    # Debian's update-ca-certificates takes *.crt only; Red Hat's takes any name
+    return Path(directory) / f"certctrl-{safe_name(name)[:80]}-{ca_id}.crt"
+
+
+async def _put(site: Site, store: TrustStore, write: FileWrite) -> None:
+    copies = CopySet(site.layout, site.fs)
+    await site.offload(_begin, copies, write)
+    try:
+        await _announce(site, store)
+    except BaseException:
+        await site.offload(copies.undo)
+        await site.offload(copies.close)
+        await _announce_again(site, store)
+        raise
+    await site.offload(copies.close)
+
+
+def _begin(copies: CopySet, write: FileWrite) -> None:
+    copies.begin([write])
+    copies.commit()
+
+
+async def remove_ca(site: Site, ca_id: int) -> Outcome:
+    """Take a CA out of the trust store, if the file is still ours."""
+    record = site.book.cas.get(str(ca_id))
+    if record is None:
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail="not known here")
+    why = ""
+    if record.path:
+        try:
+            why = await site.offload(remove_ours, site.fs, record.path, record.sha256)
+            if not why:  # also when it was gone already: the store may not have heard of it
+                await _announce(site, site.policy().trust_store)
+        except CertctrlError as error:
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+    site.book.note_ca(None, ca_id)
+    detail = f"{one_line(record.path)} stays: {why}" if why else ""
+    if record.path:
+        _tell(site, OutcomeKind.APPLIED, record, None, detail)
+    await site.book.save()
+    return Outcome(kind=OutcomeKind.APPLIED, detail=detail)
+
+
+async def _announce(site: Site, store: TrustStore) -> None:
+    """Run the store's own command, which the operator named. Raises CommandError."""
+    if store.command:
+        result = await site.proc.run(store.command, timeout=COMMAND_SECONDS)
+        result.check("the command of the trust store")
+
+
+async def _announce_again(site: Site, store: TrustStore) -> None:
+    try:
+        await _announce(site, store)
+    except CertctrlError as error:
+        site.log.warning("The command of the trust store failed again after going back: %s", error)

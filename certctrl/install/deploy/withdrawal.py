@@ -1,0 +1,280 @@
+"""Take a certificate out of use: remove it, put a placeholder in its place, or keep it, as the host's policy says.
+
+There is no going back from a removal: a revoked certificate does not return because a service would not reload.
+But a service goes on with what it has loaded, and some reload "successfully" without their files: so the endpoints
+are looked at, and a certificate that clients are still shown is not out of use.
+Files at explicit destinations go only while they are still ours, byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import attrs
+import trio
+
+from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
+from certctrl.install.deploy import staging
+from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.converge import Convergence
+from certctrl.install.deploy.groups import Group, bound_now, groups_of
+from certctrl.install.deploy.locks import Claims
+from certctrl.install.deploy.observe import Candidate, uid_of
+from certctrl.install.deploy.results import Ledger
+from certctrl.install.deploy.staging import Prepared
+from certctrl.install.material.placeholder import placeholder_bundle
+from certctrl.install.plan.policy import is_local, refuse_path
+from certctrl.install.plan.retries import retry_at
+from certctrl.install.probe.tls import after_removal
+from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
+from certctrl.model.records import CertRecord, Stage
+from certctrl.store.deployments.removal import NOT_OURS, remove_ours
+from certctrl.text import one_line
+
+
+def withdrawn(record: CertRecord) -> bool:
+    """Return whether the files of a certificate were removed."""
+    return record.stage is Stage.WITHDRAWN and not record.generation
+
+
+@attrs.frozen(kw_only=True)
+class Withdrawal:
+    """One certificate to be taken out of use."""
+
+    site: Site
+    claims: Claims
+    record: CertRecord
+    items: Sequence[InstallItem]
+    revoked: bool
+
+    async def run(self) -> Outcome:
+        """Do what the policy says and run the commands that are about this certificate."""
+        removes = not self.revoked or withdrawn(self.record)  # what has been removed is not put back by a new policy
+        how = "remove" if removes else self.site.policy().on_revoked
+        if how == "keep":
+            return await self._keep()
+        if how == "placeholder":
+            return await self._replace()
+        return await self._remove()
+
+    def _group(self) -> Group:
+        groups = groups_of(self.site, self.items, {})
+        return next(group for group in groups if self.record.cert_id in group.cert_ids)
+
+    async def _remove(self) -> Outcome:
+        try:
+            # if its files went before, what has its name now may be another's
+            left = await (self.site.offload(self._still_there) if withdrawn(self.record) else self._take_out())
+        except DiskError as error:
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+        outcome = await self._announce({}, heirs=self._heirs())
+        seen = await self._look(patient=outcome.ok)
+        still = any(shows for shows, _ in seen)
+        stay = [f"{one_line(path)} stays: {why}" for path, why in left.items()]
+        said = [*stay, *filter(None, (*(said for _, said in seen), outcome.detail))]
+        owed = still or not outcome.ok or any(why != NOT_OURS for why in left.values())
+        await self._note_rest("; ".join(said) if owed else "")
+        kind = OutcomeKind.FAILED if owed or left else OutcomeKind.APPLIED
+        return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed)
+
+    async def _take_out(self) -> dict[str, str]:
+        """Remove every file of this certificate and note it; return what had to stay, and why. Raises DiskError."""
+        site = self.site
+        async with self.claims.taken(self._group().nodes):
+            left: dict[str, str] = await site.offload(self._remove_files)
+            ours = tuple(path for path, why in left.items() if why != NOT_OURS)
+            await site.offload(site.generations.withdraw, self.record.name)
+            await site.offload(site.state.forget_passwords, self.record.name)
+            site.book.note(
+                attrs.evolve(
+                    self.record,
+                    generation="",
+                    activated="",
+                    staged="",
+                    stage=Stage.WITHDRAWN,
+                    targets=ours,
+                    held=False,
+                    last_outcome=OutcomeKind.APPLIED,
+                    last_error="",
+                    last_apply_at=site.wall_now(),
+                    attempts=0,
+                    next_try_at=0.0,
+                    owed=(),
+                    revoked=self.revoked,
+                    alarmed=False,
+                )
+            )
+            self._tell("revoked" if self.revoked else "unassigned")
+            await site.book.save()
+        return left
+
+    def _heirs(self) -> frozenset[int]:
+        """Return the certificates that have the items now which name this one: others of its name."""
+        bound, _ = bound_now(self.site, self.items, {})
+        named = [item.id for item in self.items if item.enabled and self._is_mine(item)]
+        return frozenset(cert_id for item in named for cert_id in bound[item].certs) - {self.record.cert_id}
+
+    async def _keep(self) -> Outcome:
+        said = "revoked, and kept in use: on_revoked is keep"
+        if self.record.revoked:
+            return Outcome(kind=OutcomeKind.UNCHANGED, detail=said)
+        self.site.book.note(attrs.evolve(self.record, revoked=True, alarmed=False))
+        self._tell(said, outcome="kept", live=self.record.generation)
+        await self.site.book.save()
+        return Outcome(kind=OutcomeKind.APPLIED, detail=said)
+
+    async def _look(self, *, patient: bool) -> list[tuple[bool, str]]:
+        """Return of each endpoint whether it still shows it, and what there is to say.
+
+        ``patient``: give services the time that a reload may take.
+        """
+        site, nodes = self.site, self._group().nodes
+        seconds = site.config().application.verify_timeout_seconds if patient else 0.0
+        deadline = trio.current_time() + seconds
+        hanging = [item for item in self.items if item.enabled and f"item:{item.id}" in nodes]
+        mine = [item for item in hanging if self._is_mine(item) or (item.ob_id is None and item.ob_name is None)]
+        asked = [item.verify for item in mine if not isinstance(item, ImportCaAction)]
+        endpoints = dict.fromkeys(verify for verify in asked if isinstance(verify, VerifyTls))
+        return [await after_removal(verify, self.record.fingerprint_sha256, deadline=deadline) for verify in endpoints]
+
+    async def _note_rest(self, trouble: str) -> None:
+        """Note whether a file or a service has it yet: then this is tried again, and status names it."""
+        site, now = self.site, self.site.wall_now()
+        attempts = self.record.attempts * self.record.lingers + 1 if trouble else 0
+        site.book.note(
+            attrs.evolve(
+                site.book.records[self.record.cert_id],
+                attempts=attempts,
+                last_error=trouble,
+                last_apply_at=now,
+                last_outcome=OutcomeKind.FAILED if trouble else OutcomeKind.APPLIED,
+                next_try_at=retry_at(now, attempts) if trouble else 0.0,
+            )
+        )
+        await site.book.save()
+
+    def _still_there(self) -> dict[str, str]:
+        """Return the copies that had to stay when its files went: nobody can tell any more whether they are ours."""
+        theirs = {path for one in self.site.book.records.values() if one.generation for path in one.targets}
+        stay = [path for path in self.record.targets if path not in theirs and self.site.fs.lstat(path) is not None]
+        return dict.fromkeys(stay, "it had to when the others went; remove it by hand")
+
+    def _remove_files(self) -> dict[str, str]:
+        """Remove the copies of this certificate; return what had to stay, and why. Blocks on the disk."""
+        site, name = self.site, self.record.name
+        files: Mapping[str, str] = {}
+        with suppress(StateCorruptError):  # what cannot be told is not removed
+            live = site.generations.live_id(name)
+            files = site.generations.manifest(name, live)["files"] if live else {}
+        left: dict[str, str] = {}
+        for item in self.items:
+            if not isinstance(item, CopyAction) or not self._is_mine(item):
+                continue
+            for source, path in zip(item.sources, item.targets, strict=True):
+                if why := self._take_away(item, path, files.get(source, "")):
+                    left[path] = why
+        return left
+
+    def _take_away(self, item: CopyAction, path: str, digest: str) -> str:
+        """Remove one copy; return why it stays, empty when it is not there any more, or never was."""
+        site = self.site
+        refusal = refuse_path(site.policy(), path, site.ground, local=is_local(item.id))
+        if refusal is None:
+            try:
+                return remove_ours(site.fs, path, digest, uid_of(item.owner))
+            except PolicyRefusedError as refused:
+                why = str(refused)
+        else:
+            why = refusal.why
+        return why if path in self.record.targets and site.fs.lstat(path) is not None else ""
+
+    def _is_mine(self, item: InstallItem) -> bool:
+        if item.ob_type == "ca":
+            return False
+        if item.ob_id is not None:
+            return item.ob_id == self.record.cert_id
+        return item.ob_name is not None and item.ob_name in (self.record.name, *self.record.domains[:1])
+
+    async def _replace(self) -> Outcome:
+        """Put a placeholder in its place; where one stands, do what a crash or a failure left to be done."""
+        site, record = self.site, self.record
+        live = await site.offload(site.generations.live_id, record.name)
+        stands = live and (await site.offload(site.generations.manifest, record.name, live))["facts"].get("placeholder")
+        keep, candidates = set[str](), dict[int, Candidate]()
+        if not stands:
+            try:
+                prepared = await self._placeholder()
+            except DiskError as error:
+                return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+            keep, candidates = {prepared.generation}, {record.cert_id: Candidate.of(prepared)}
+        outcome = await self._announce(candidates, nothing=OutcomeKind.UNCHANGED)
+        site.book.note(attrs.evolve(site.book.records[record.cert_id], staged="", held=False, revoked=True))
+        await site.book.save()
+        # the revoked key goes, whatever the commands said
+        gone = await site.offload(lambda: site.generations.prune(record.name, 0, also_keep=keep))
+        if stands and not gone and outcome.kind is OutcomeKind.UNCHANGED:
+            return attrs.evolve(outcome, detail="a placeholder stands in for it already")
+        kind = OutcomeKind.APPLIED if outcome.ok else outcome.kind
+        detail = "; ".join(filter(None, ("placeholder put in its place", outcome.detail)))
+        return attrs.evolve(outcome, kind=kind, detail=detail)
+
+    async def _placeholder(self) -> Prepared:
+        site, record = self.site, self.record
+        bundle = await site.offload(
+            lambda: placeholder_bundle(
+                record.cert_id, record.name, record.domains, not_before=record.not_before, now=site.wall_now()
+            )
+        )
+        prepared = await staging.stage(site, bundle, self.items, placeholder=True, check=False)
+        await site.offload(site.generations.settle, [prepared.staged])
+        return prepared
+
+    async def _announce(
+        self,
+        candidates: dict[int, Candidate],
+        *,
+        nothing: OutcomeKind = OutcomeKind.APPLIED,
+        heirs: frozenset[int] = frozenset(),
+    ) -> Outcome:
+        """Switch (a placeholder) and run the commands that are due now; ``nothing``: what it is when none is.
+
+        ``heirs``: certificates whose files are wanted where this one's were. What fails for them is their own.
+        """
+        cert_id = self.record.cert_id
+        concerned = heirs | {cert_id}
+        ledger = Ledger(site=self.site, concerned=concerned)
+        groups = groups_of(self.site, self.items, {})
+        await Convergence(
+            site=self.site,
+            claims=self.claims,
+            items=self.items,
+            candidates=candidates,
+            ledger=ledger,
+            examine=concerned,
+            at_once=concerned,
+            forward_only=True,
+        ).run(group for group in groups if not concerned.isdisjoint(group.cert_ids))
+        await self.site.book.save()
+        served = [ledger.outcomes[heir] for heir in sorted(heirs) if heir in ledger.outcomes]
+        deployed = tuple(one for outcome in served if outcome.kind is OutcomeKind.APPLIED for one in outcome.deployed)
+        outcome = ledger.outcomes.get(cert_id) or Outcome(kind=nothing)
+        return attrs.evolve(outcome, deployed=outcome.deployed + deployed)
+
+    def _tell(self, why: str, *, outcome: str = "withdrawn", live: str = "") -> None:
+        self.site.book.tell(
+            {
+                "at": self.site.wall_now(),
+                "asked_by": "plane",
+                "cert_id": self.record.cert_id,
+                "name": self.record.name,
+                "outcome": outcome,
+                "from": self.record.generation,
+                "to": live,
+                "live": live,
+                "serial": self.record.serial,
+                "fingerprint_sha256": self.record.fingerprint_sha256,
+                "targets": list(self.record.targets),
+                "detail": why,
+            }
+        )

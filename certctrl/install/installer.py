@@ -1,0 +1,322 @@
+"""Installer: the pipeline from a checked bundle to "served", and everything else that changes what is installed.
+
+One per agent. Calls may overlap: what hangs together is worked on by one call at a time (``deploy/locks.py``), everything
+else side by side. What a certificate, a command or a disk did ends as an Outcome; `stage` raises, because there
+nothing has happened yet.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import attrs
+
+from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
+from certctrl.install.deploy import preview, recovery, staging, trust_store
+from certctrl.install.deploy.alert_command import tell_operator
+from certctrl.install.deploy.candidates import (
+    candidates_of,
+    completed,
+    note_staged,
+    open_now,
+    prune_unused,
+)
+from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.converge import Convergence
+from certctrl.install.deploy.groups import Group, groups_of
+from certctrl.install.deploy.locks import Claims
+from certctrl.install.deploy.results import Ledger, folded
+from certctrl.install.deploy.rollback import roll_back
+from certctrl.install.deploy.staging import Prepared
+from certctrl.install.deploy.withdrawal import Withdrawal, withdrawn
+from certctrl.install.material.bundle import open_bundle
+from certctrl.install.plan.planner import cas_wanted
+from certctrl.install.plan.retries import retry_turns
+from certctrl.install.plan.values import InstallPlan
+from certctrl.install.process import Proc
+from certctrl.model.bundle import Bundle, DeployMaterials
+from certctrl.model.config import AgentConfig
+from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
+from certctrl.model.policy import HostPolicy
+from certctrl.model.records import CertRecord
+from certctrl.store.deployments.generations import GenerationStore
+from certctrl.store.disk.fs import Fs
+from certctrl.store.layout import ConfigDir, safe_name
+from certctrl.store.state.session import StateStore
+from certctrl.text import one_line
+
+__all__ = ["Installer", "Prepared", "in_use"]
+
+FEW = 100
+"""Certificates and items that are grouped in less time than handing them to a thread takes."""
+
+
+def in_use(record: CertRecord) -> bool:
+    """Return whether a certificate has anything on this host."""
+    return bool(record.generation or record.staged)
+
+
+class Installer:
+    """What changes the certificates, files and services of this host."""
+
+    def __init__(
+        self,
+        *,
+        layout: ConfigDir,
+        fs: Fs,
+        generations: GenerationStore,
+        state: StateStore,
+        policy: Callable[[], HostPolicy],
+        config: Callable[[], AgentConfig],
+        proc: Proc,
+        wall_now: Callable[[], float],
+        offload: Callable[..., Awaitable[Any]],
+        log: logging.Logger,
+    ) -> None:
+        self._site = Site.of(
+            layout=layout,
+            fs=fs,
+            generations=generations,
+            state=state,
+            policy=policy,
+            config=config,
+            proc=proc,
+            wall_now=wall_now,
+            offload=offload,
+            log=log,
+        )
+        self._claims = Claims()
+        self._names: dict[str, int] = {}
+        self.asked_by = "plane"
+        """Whom the audit log names for what this run does of itself."""
+
+    @property
+    def records(self) -> dict[int, CertRecord]:
+        """Return the certificates of this host by id. Raises StateCorruptError, DiskError at the first use."""
+        return self._site.book.records
+
+    @property
+    def cas(self) -> frozenset[int]:
+        """Return the ids of the CAs that this host was told to trust. Raises as `records`."""
+        return frozenset(int(ca_id) for ca_id in self._site.book.cas)
+
+    def name_for(self, cert_id: int, domains: Sequence[str]) -> str:
+        """Return the directory name of a certificate: the one it has, else one that no other certificate uses."""
+        record = self.records.get(cert_id)
+        if record is not None and in_use(record):
+            return record.name
+        name = safe_name(domains[0] if domains else f"certificate-{cert_id}")
+        if any(one.name == name and one.cert_id != cert_id for one in self.records.values() if in_use(one)):
+            return f"{name}-{cert_id}"  # no public domain ends in a number
+        holder = self._names.get(name, cert_id)  # whoever is being fetched has no record yet
+        if holder != cert_id and holder not in self.records:
+            return f"{name}-{cert_id}"
+        self._names[name] = cert_id
+        return name
+
+    async def recover(self) -> None:
+        """Bring disk and records together after whatever ended the last run; before anything else is done."""
+        await self._site.offload(recovery.recover, self._site)
+        await self._site.book.save()
+
+    # --- deploying ------------------------------------------------------------------------------------------------
+
+    def opener(
+        self, cert_id: int, materials: DeployMaterials, device_secret: bytes, expected_domains: Sequence[str]
+    ) -> Callable[[], Bundle]:
+        """Return what opens and checks a certificate's material, for `stage`; see ``open_bundle``."""
+        site, name = self._site, self.name_for(cert_id, expected_domains)
+        return partial(
+            open_bundle,
+            cert_id,
+            name,
+            materials,
+            device_secret,
+            allow_plaintext=site.policy().plaintext_keys,
+            now=site.wall_now(),
+            expected_domains=expected_domains,
+        )
+
+    async def head_start(self, cert_id: int, items: Sequence[InstallItem]) -> None:
+        """Start the supervisors that a certificate's check and reload will need: they boot while it is fetched."""
+        record = self.records.get(cert_id)
+        name = record.name if record is not None else ""
+        checks = any(item.check for item in self._site.indexer.of(items).copies(cert_id, name, ()))
+        reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
+        if checks or reloads:
+            with suppress(CommandError):  # only a head start: whoever runs a command starts what is missing
+                await self._site.proc.prepare(checks + reloads)
+
+    async def stage(self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem]) -> Prepared:
+        """Write a checked bundle beside the live one and run the plan's checks on it; nothing live changes.
+
+        ``source``: a bundle, or what opens one (see `opener`), which is then called in the same thread.
+        It survives a crash only once `converge` has settled it. Raises DiskError, CommandError (a check refuses
+        it), PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
+        """
+        return await staging.stage(self._site, source, items)
+
+    async def converge(
+        self,
+        prepared: Sequence[Prepared],
+        items: Sequence[InstallItem],
+        *,
+        only: Collection[int] | None = None,
+        ignore_window: bool = False,
+        at_once: bool = False,
+        asked_by: str = "",
+        lasting: bool = True,
+    ) -> dict[int, Outcome]:
+        """Switch to what is prepared and bring files and services in line with the items; return what became of it.
+
+        ``only``: look at these certificates (and ``prepared``) alone; None and nothing prepared: at everything.
+        ``at_once``: also try again what failed and is not due yet (else: only with new material).
+        ``lasting``: False when the caller makes the outcomes durable next (see `Book.save`).
+        Outcomes by certificate id, for each that was named and each that changed; 0 stands for items that are
+        about no certificate. ``asked_by``: whom the audit log names; empty: `asked_by` of this run.
+        """
+        site, everything = self._site, only is None and not prepared
+        newest = {one.cert_id: one for one in prepared}
+        concerned = frozenset(newest) | frozenset(only or ())
+        lasting = lasting or site.config().application.keep_generations < 1  # an old record must have its generation
+        ledger = Ledger(site=site, asked_by=asked_by or self.asked_by, concerned=concerned, lasting=lasting)
+        hurried = frozenset(self.records if at_once and everything else concerned if at_once else ())
+        try:
+            await site.offload(site.generations.settle, [one.staged for one in newest.values()])
+            candidates = await candidates_of(site, newest, concerned | hurried, everything)
+        except CertctrlError as error:
+            for cert_id in sorted(concerned):
+                ledger.failed(cert_id, error)
+            return await self._conclude(ledger)
+        note_staged(site, candidates)
+        now = open_now(site, candidates, ledger, ignore_window=ignore_window)
+        if ledger.waiting:  # what a newer one has replaced while it waited
+            with suppress(DiskError):
+                await site.gathered(prune_unused, site, list(ledger.waiting))
+        # of what shall be live, not of what waits: the files are wanted now
+        now |= await completed(site, items, now, ledger, everything=everything)
+        few = len(self.records) + len(items) < FEW
+        groups: list[Group] = groups_of(site, items, now) if few else await site.offload(groups_of, site, items, now)
+        await Convergence(
+            site=site,
+            claims=self._claims,
+            items=items,
+            candidates=now,
+            ledger=ledger,
+            examine=None if everything else concerned,
+            at_once=hurried,
+        ).run(group for group in groups if everything or not concerned.isdisjoint(group.cert_ids))
+        if everything:
+            site.book.keep_marks(item.id for item in items)
+        return await self._conclude(ledger)
+
+    async def _conclude(self, ledger: Ledger) -> dict[int, Outcome]:
+        """Give every named certificate its outcome and make the book durable."""
+        for cert_id in sorted(ledger.concerned | ledger.waiting.keys()):
+            ledger.unchanged(cert_id, "" if cert_id in self.records else "not on this host")
+        try:
+            await ledger.save()
+        except DiskError as error:
+            fail = partial(attrs.evolve, kind=OutcomeKind.FAILED, detail=str(error), transient=True)
+            return {cert_id: fail(one) if one.ok else one for cert_id, one in ledger.outcomes.items()}
+        return ledger.outcomes
+
+    async def converge_all(
+        self,
+        items: Sequence[InstallItem],
+        *,
+        ignore_window: bool = False,
+        at_once: bool = False,
+        asked_by: str = "",
+        lasting: bool = True,
+    ) -> Outcome:
+        """Bring everything in line with the items and return the outcome of the whole; see `converge`."""
+        found = await self.converge(
+            (), items, ignore_window=ignore_window, at_once=at_once, asked_by=asked_by, lasting=lasting
+        )
+        return folded(found.values())
+
+    def hurry(self) -> None:
+        """Make due what failed and waits for its next try: somebody asks for it, or its terms have changed."""
+        self._site.book.hurry(self._site.wall_now())
+
+    async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
+        """Return what `converge` would do now by hand, changing nothing. Raises DiskError, StateCorruptError."""
+        return await preview.plan_now(self._site, items)
+
+    async def unfinished(self, items: Sequence[InstallItem]) -> bool:
+        """Return whether `converge` would do something now, or say for the first time what it is refused."""
+        plan = await preview.plan_now(self._site, items, patient=True)
+        refused = (self.records.get(cert_id) for cert_id in plan.left_out)
+        return bool(plan.steps) or any(one is not None and one.generation and not one.last_error for one in refused)
+
+    async def renewal_here(self, record: CertRecord) -> CertRecord | None:
+        """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""
+        return await preview.with_renewal(self._site, record)
+
+    def retry_turns(self) -> dict[int, float]:
+        """Return when each certificate is due of which something failed that nothing else brings (as below)."""
+        return retry_turns(self.records.values(), self._site.wall_now())
+
+    async def owing(self) -> None:
+        """Wait until `retry_turns` may have something new."""
+        await self._site.book.owing()
+
+    def window_turns(self) -> dict[int, float]:
+        """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
+        return preview.window_turns(self._site)
+
+    # --- taking back ----------------------------------------------------------------------------------------------
+
+    async def withdraw(self, cert_id: int, *, revoked: bool, items: Sequence[InstallItem]) -> Outcome:
+        """Take a certificate out of use: remove it, or when revoked what the policy's ``on_revoked`` says.
+
+        Done at once, whatever the window. The caller raises the alarm.
+        """
+        record = self.records.get(cert_id)
+        if record is None or (withdrawn(record) and not (record.lingers or (revoked and record.cut_off))):
+            return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
+        try:
+            return await Withdrawal(
+                site=self._site, claims=self._claims, record=record, items=items, revoked=revoked
+            ).run()
+        except CertctrlError as error:
+            return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+
+    async def rollback(self, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
+        """Switch back to an earlier generation by hand and hold it there. Raises UsageError, DiskError."""
+        return await roll_back(self._site, self._claims, name, to, items)
+
+    async def release(self, name: str) -> None:
+        """End a hold; the next `converge` brings the newest material live. Raises UsageError, DiskError."""
+        record = self._site.book.by_name(name)
+        if record is None:
+            raise UsageError(f"there is no certificate {one_line(name)} on this host", fix="cert-ctrl list-certs")
+        self._site.book.note(attrs.evolve(record, held=False, next_try_at=0.0))
+        await self._site.book.save()
+
+    async def alarmed(self, cert_id: int) -> None:
+        """Note that the alarm about a revocation has been raised. Raises DiskError."""
+        self._site.book.note(attrs.evolve(self.records[cert_id], alarmed=True))
+        await self._site.book.save()
+
+    # --- CAs and alerts -------------------------------------------------------------------------------------------
+
+    async def import_ca(self, ca_id: int, name: str, pem: str, items: Sequence[InstallItem] = ()) -> Outcome:
+        """Put a CA into the trust store and keep it for the items that copy it, which run at once when given."""
+        outcome = await trust_store.import_ca(self._site, ca_id, name, pem, items)
+        if ca_id in cas_wanted(items):
+            outcome = folded((outcome, await self.converge_all(items)))
+        return outcome
+
+    async def remove_ca(self, ca_id: int) -> Outcome:
+        """Take a CA out of the trust store, if its file is still ours."""
+        return await trust_store.remove_ca(self._site, ca_id)
+
+    async def alert(self, alert: Mapping[str, Any]) -> None:
+        """Give an alert to the operator's ``on_alert`` command, as a JSON file; a failure is logged, not raised."""
+        await tell_operator(self._site, alert)

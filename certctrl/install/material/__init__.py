@@ -1,0 +1,1 @@
+"""Certificate material: opened, checked, converted to file formats."""

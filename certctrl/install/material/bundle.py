@@ -1,0 +1,215 @@
+"""Open a certificate's material and check, on the very bytes that will be staged, that it belongs together (T5).
+
+``open_bundle`` either returns a whole, checked Bundle or raises; nothing is half accepted. Every certificate is
+parsed once. The chains of a fleet's certificates are nearly always the same few intermediates, so a parsed and
+inwardly verified chain is remembered by its bytes; what depends on time or on the leaf is judged each time.
+The PEM that goes to disk is written out anew from what was parsed: a block of another kind, or text between
+blocks, that somebody put into the plane's answer never reaches a service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import pairwise
+
+import attrs
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certctrl.errors import MaterialError, NotYetValidError
+from certctrl.install.material.domains import covers, plain_domain
+from certctrl.install.material.formats import virtual_files as virtual_files
+from certctrl.install.material.private_key import UNREADABLE, checked_key_pem, unsealed_key
+from certctrl.model.bundle import Bundle, DeployMaterials
+
+WEAK_HASHES = frozenset({"md5", "sha1"})
+LONGEST_CHAIN = 10
+LARGEST_PEM = 256 * 1024
+
+
+def open_bundle(
+    cert_id: int,
+    name: str,
+    materials: DeployMaterials,
+    device_secret: bytes,
+    *,
+    allow_plaintext: bool,
+    now: float,
+    expected_domains: Iterable[str],
+) -> Bundle:
+    """Open and check the material of one certificate.
+
+    ``device_secret``: the raw X25519 secret (32 bytes; empty when this host has none). ``now``: wall-clock seconds.
+    ``expected_domains``: the assignment, primary first; the leaf's SAN must cover every one of them.
+    Raises NotYetValidError, or MaterialError with a stable ``reason``. Never quotes secret bytes.
+    """
+    leaf, chain = _certificates(materials.certificate_pem or "", materials.chain_pem or "")
+    _check_leaf(leaf, chain)
+    _check_serial(leaf, materials.serial_number)
+    domains = _covered_domains(leaf, tuple(expected_domains))
+    key_pem = checked_key_pem(unsealed_key(materials, device_secret, allow_plaintext=allow_plaintext), leaf)
+    _check_time(leaf, chain, now)  # last: a certificate that waits for its day is otherwise in order
+    return Bundle(
+        cert_id=cert_id,
+        name=name,
+        domains=domains,
+        key_pem=key_pem,
+        certificate_pem=leaf.public_bytes(Encoding.PEM),
+        chain_pem=chain.pem,
+        serial=serial_text(leaf.serial_number),
+        fingerprint_sha256=leaf.fingerprint(hashes.SHA256()).hex(),
+        not_before=leaf.not_valid_before_utc.timestamp(),
+        not_after=leaf.not_valid_after_utc.timestamp(),
+    )
+
+
+def serial_text(serial: int) -> str:
+    """Return a serial number as lower-case hex pairs with colons (``04:ab``)."""
+    text = f"{serial:x}"
+    return bytes.fromhex(text.zfill(len(text) + len(text) % 2)).hex(":")
+
+
+# --- the chain ----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Chain:
+    """Certificates from the leaf's issuer upwards, each signed by the next."""
+
+    certificates: tuple[x509.Certificate, ...]
+    pem: bytes
+    not_before: float
+    not_after: float
+
+
+def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, _Chain]:
+    """Return the leaf and its chain; a leaf field that holds the whole chain too is accepted."""
+    found = _parsed(leaf_pem, "leaf")
+    if not found:
+        raise MaterialError("the bundle has no certificate", reason="leaf-unreadable")
+    leaf, rest = found[0], found[1:]
+    chain = _chain(chain_pem)
+    if rest and not chain.certificates:
+        chain = _chain(b"".join(link.public_bytes(Encoding.PEM) for link in rest).decode())
+    elif rest and tuple(rest) != chain.certificates:
+        raise MaterialError("the certificate field holds certificates that the chain does not", reason="chain-order")
+    return leaf, chain
+
+
+def _parsed(pem: str, which: str) -> list[x509.Certificate]:
+    if not pem.strip():
+        return []
+    if len(pem) > LARGEST_PEM:
+        raise MaterialError(f"the {which} is larger than {LARGEST_PEM // 1024} KiB", reason="too-large")
+    try:
+        return x509.load_pem_x509_certificates(pem.encode())
+    except UNREADABLE:
+        raise MaterialError(f"the {which} is not PEM of certificates", reason=f"{which}-unreadable") from None
+
+
+@lru_cache(maxsize=32)
+def _chain(pem: str) -> _Chain:
+    """Parse a chain and verify it inwardly: order, signatures, CA marks, strength. Raises MaterialError."""
+    links = _parsed(pem, "chain")
+    if len(links) > LONGEST_CHAIN:
+        raise MaterialError(f"the chain is longer than {LONGEST_CHAIN} certificates", reason="chain-order")
+    for lower, upper in pairwise(links):
+        _check_issued(lower, upper, "the chain")
+    for link in links:
+        _check_ca(link)
+        if link.issuer != link.subject:  # nobody relies on a root's own signature
+            _check_hash(link)
+    try:
+        begins = max((link.not_valid_before_utc.timestamp() for link in links), default=float("-inf"))
+        ends = min((link.not_valid_after_utc.timestamp() for link in links), default=float("inf"))
+    except UNREADABLE:
+        raise MaterialError("the chain has a date that cannot be read", reason="chain-unreadable") from None
+    return _Chain(tuple(links), b"".join(link.public_bytes(Encoding.PEM) for link in links), begins, ends)
+
+
+def _check_issued(lower: x509.Certificate, upper: x509.Certificate, what: str) -> None:
+    try:
+        lower.verify_directly_issued_by(upper)
+    except (*UNREADABLE, InvalidSignature):
+        raise MaterialError(
+            f"{what} is not in order: a certificate is not issued by the next", reason="chain-order"
+        ) from None
+
+
+def _check_ca(link: x509.Certificate) -> None:
+    try:
+        marked = link.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        marked = False
+    except (*UNREADABLE, x509.DuplicateExtension):
+        raise MaterialError("the chain has extensions that cannot be read", reason="chain-unreadable") from None
+    if not marked:
+        raise MaterialError("the chain holds a certificate that is not a CA's", reason="chain-order")
+
+
+def _check_hash(certificate: x509.Certificate) -> None:
+    try:
+        used = certificate.signature_hash_algorithm
+    except UNREADABLE:
+        raise MaterialError("a certificate is signed in an unknown way", reason="signature-weak") from None
+    if used is not None and used.name in WEAK_HASHES:
+        raise MaterialError(f"a certificate is signed with {used.name}", reason="signature-weak")
+
+
+# --- the leaf -----------------------------------------------------------------------------------------------------
+
+
+def _check_leaf(leaf: x509.Certificate, chain: _Chain) -> None:
+    _check_hash(leaf)
+    if chain.certificates:
+        _check_issued(leaf, chain.certificates[0], "the chain")
+
+
+def _check_time(leaf: x509.Certificate, chain: _Chain, now: float) -> None:
+    begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    if ends.timestamp() <= now:
+        raise MaterialError(
+            f"the certificate expired at {ends:%Y-%m-%d %H:%M}Z",
+            reason="expired",
+            fix="renew it at the plane, or check this host's clock",
+        )
+    if chain.not_after <= now:
+        raise MaterialError("a certificate of the chain has expired", reason="chain-expired", fix="renew it at the CA")
+    valid_from = max(begins.timestamp(), chain.not_before)
+    if valid_from > now:
+        raise NotYetValidError(
+            f"the certificate is valid only in {valid_from - now:.0f} s (from {begins:%Y-%m-%d %H:%M:%S}Z)",
+            valid_from=valid_from,
+        )
+
+
+def _check_serial(leaf: x509.Certificate, told: str) -> None:
+    """Refuse a leaf with another serial than the answer names; colons, case and decimal writing do not matter."""
+    plain = "".join(told.split()).replace(":", "").lower().removeprefix("0x").lstrip("0")
+    if plain and plain not in (f"{leaf.serial_number:x}", str(leaf.serial_number)):
+        raise MaterialError("the certificate has another serial number than the answer says", reason="serial-mismatch")
+
+
+def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the SAN's names, the assignment's primary first; every expected name must be covered."""
+    try:
+        san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = [name.lower() for name in san.get_values_for_type(x509.DNSName)]
+        names += [str(address) for address in san.get_values_for_type(x509.IPAddress)]
+    except x509.ExtensionNotFound:
+        names = []
+    except (*UNREADABLE, x509.DuplicateExtension):
+        raise MaterialError("the certificate's names cannot be read", reason="leaf-unreadable") from None
+    wanted = [plain for domain in expected if (plain := plain_domain(domain))]
+    lacking = [domain for domain in wanted if not any(covers(name, domain) for name in names)]
+    if lacking or not names:
+        raise MaterialError(
+            f"the certificate is not for {', '.join(lacking[:5]) or 'any name'}",
+            reason="san",
+            fix="issue it with the names it is assigned for",
+        )
+    primary = [name for name in wanted[:1] if name in names]
+    return tuple(dict.fromkeys((*primary, *names)))

@@ -1,0 +1,61 @@
+"""A fresh self-signed certificate that stands in for a revoked one, so that its service still starts."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from certctrl.install.material.bundle import serial_text
+from certctrl.model.bundle import Bundle
+
+LIFE_SECONDS = 90 * 86_400.0
+
+
+def placeholder_bundle(cert_id: int, name: str, domains: Sequence[str], *, not_before: float, now: float) -> Bundle:
+    """Return a self-signed bundle for the same names with a new key.
+
+    ``not_before`` is that of the certificate it stands in for: any renewal then counts as newer.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "certctrl placeholder: certificate revoked")])
+    begins = datetime.fromtimestamp(int(min(not_before, now)), UTC)
+    ends = datetime.fromtimestamp(int(now + LIFE_SECONDS), UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(ends)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    )
+    if domains:
+        builder = builder.add_extension(x509.SubjectAlternativeName([_name(one) for one in domains]), critical=False)
+    leaf = builder.sign(key, hashes.SHA256())
+    return Bundle(
+        cert_id=cert_id,
+        name=name,
+        domains=tuple(domains),
+        key_pem=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        certificate_pem=leaf.public_bytes(Encoding.PEM),
+        chain_pem=b"",
+        serial=serial_text(leaf.serial_number),
+        fingerprint_sha256=leaf.fingerprint(hashes.SHA256()).hex(),
+        not_before=begins.timestamp(),
+        not_after=ends.timestamp(),
+    )
+
+
+def _name(domain: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(domain))
+    except ValueError:
+        return x509.DNSName(domain)

@@ -1,0 +1,1 @@
+"""The install plan: what has to change on this host, decided without I/O."""

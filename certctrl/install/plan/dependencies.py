@@ -1,0 +1,220 @@
+"""Which certificates an item is about, what hangs together, in which order, and when a command has run already.
+
+Pure. The *activation key* of a command is a hash of what it is and of the generations it was run for. A command runs
+when the key noted on disk is another one: so it runs at least once after each change, converges over
+restarts, and does not run for unchanged bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from certctrl.install.plan.values import DesiredCa, DesiredCert
+from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem
+
+
+@attrs.frozen(kw_only=True)
+class Binding:
+    """What one item is about."""
+
+    certs: tuple[int, ...] = ()
+    cas: tuple[int, ...] = ()
+    waits: str = ""
+    """What must come to this host first; empty: nothing."""
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Return them as names among the things that hang together."""
+        return frozenset((*(f"cert:{cert}" for cert in self.certs), *(f"ca:{ca}" for ca in self.cas)))
+
+
+def bind(
+    items: Sequence[InstallItem],
+    certs: Mapping[int, DesiredCert],
+    cas: Mapping[int, DesiredCa],
+    ran: Collection[str] = (),
+) -> dict[str, Binding]:
+    """Return item id -> binding: its own object, else those of what it depends on, else every certificate here.
+
+    ``ran``: commands that have run before; those do not wait for a certificate that was withdrawn since.
+    """
+    by_id = {item.id: item for item in items}
+    own = {item.id: _own(item, certs, cas) for item in items}
+    bound = {}
+    for item in items:
+        binding = own[item.id]
+        if not (binding.certs or binding.cas or binding.waits) and isinstance(item, ExecAction):
+            below = [own[name] for name in depended_on(item.id, by_id)]
+            found = tuple(dict.fromkeys(cert for one in below for cert in one.certs))
+            found_cas = tuple(dict.fromkeys(ca for one in below for ca in one.cas))
+            binding = Binding(certs=found if found or found_cas else tuple(sorted(certs)), cas=found_cas)
+        goes_on = isinstance(item, ExecAction) and item.id in ran
+        waits = binding.waits or ("" if goes_on else _waits(item, binding, certs, cas))
+        bound[item.id] = attrs.evolve(binding, waits=waits)
+    return bound
+
+
+def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, DesiredCa]) -> Binding:
+    if item.ob_type == "ca" or isinstance(item, ImportCaAction):
+        named = [ca.ca_id for ca in cas.values() if item.ob_name is not None and ca.name == item.ob_name]
+        found = (item.ob_id,) if item.ob_id is not None else tuple(named[:1])
+        missing = "it names no CA" if item.ob_name is None else f"there is no CA {item.ob_name!r} here yet"
+        return Binding(cas=found, waits="" if found else missing)
+    if item.ob_id is not None:
+        return Binding(certs=(item.ob_id,))
+    if item.ob_name is not None:
+        bearers = [one for one in certs.values() if item.ob_name in (one.name, *one.domains[:1])]
+        bearers.sort(key=lambda one: not one.generation)  # a withdrawn one gives its name to the next
+        wanted = [one.cert_id for one in bearers]
+        return Binding(
+            certs=tuple(wanted[:1]), waits="" if wanted else f"there is no certificate {item.ob_name!r} here"
+        )
+    return Binding(waits="it names no certificate" if isinstance(item, CopyAction) else "")
+
+
+def _waits(item: InstallItem, binding: Binding, certs: Mapping[int, DesiredCert], cas: Mapping[int, DesiredCa]) -> str:
+    for ca_id in binding.cas:
+        if ca_id not in cas:
+            return f"CA {ca_id} is not on this host yet"
+    if binding.cas and not binding.certs:
+        return ""
+    here = [cert for cert in binding.certs if cert in certs and certs[cert].generation]
+    if isinstance(item, CopyAction) and len(here) < len(binding.certs):
+        return f"certificate {binding.certs[0]} is not on this host"
+    if isinstance(item, ExecAction) and not here:
+        names = ", ".join(str(cert) for cert in binding.certs[:3])
+        return f"certificate {names} is not on this host" if names else "no certificate is on this host"
+    return ""
+
+
+def enabled(items: Sequence[InstallItem]) -> list[InstallItem]:
+    """Return the enabled items; what depends on a disabled one depends on what that one depends on."""
+    off = {item.id: item for item in items if not item.enabled}
+    if not off:
+        return list(items)
+    return [
+        attrs.evolve(item, depends_on=_around(item, off)) if not off.keys().isdisjoint(item.depends_on) else item
+        for item in items
+        if item.enabled
+    ]
+
+
+def _around(item: InstallItem, off: Mapping[str, InstallItem]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    todo, seen = list(item.depends_on), set[str]()
+    while todo:
+        name = todo.pop(0)
+        if name not in off:
+            found[name] = None
+        elif name not in seen:
+            seen.add(name)
+            todo = [*off[name].depends_on, *todo]
+    return tuple(found)
+
+
+def depended_on(item_id: str, by_id: Mapping[str, InstallItem]) -> tuple[str, ...]:
+    """Return the ids that an item depends on, directly or not, nearest first; unknown ids are left out."""
+    found: dict[str, None] = {}
+    todo = [item_id]
+    while todo:
+        item = by_id.get(todo.pop(0))
+        new = [name for name in (item.depends_on if item else ()) if name in by_id and name not in found]
+        found |= dict.fromkeys(new)
+        todo += new
+    found.pop(item_id, None)
+    return tuple(found)
+
+
+def activation_key(
+    item: ExecAction,
+    binding: Binding,
+    certs: Mapping[int, DesiredCert],
+    cas: Mapping[int, DesiredCa],
+    by_id: Mapping[str, InstallItem],
+) -> str:
+    """Return what identifies one due run: the command, where the files it depends on lie, and what is in them."""
+    generations = {str(cert): certs[cert].generation for cert in binding.certs if cert in certs}
+    places = {
+        name: [copy.sources, copy.targets, copy.owner, copy.group, copy.mode]
+        for name in depended_on(item.id, by_id)
+        if isinstance(copy := by_id[name], CopyAction) and copy.enabled
+    }
+    facts: list[Any] = [
+        item.cmd_argv, item.cmd, item.run_as, dict(item.env), attrs.asdict(item.verify) if item.verify else None,
+        places, generations, {str(ca): cas[ca].fingerprint for ca in binding.cas if ca in cas},
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def same_command(item: ExecAction) -> str:
+    """Return what makes two exec items one command."""
+    return json.dumps([item.cmd_argv, item.cmd, item.run_as, dict(item.env)], sort_keys=True)
+
+
+def components(items: Sequence[InstallItem], bound: Mapping[str, Binding], certs: Iterable[int]) -> list[set[str]]:
+    """Return what hangs together: sets of ``cert:7``, ``ca:3``, ``item:x``.
+
+    Items hang together with their certificates, with what they depend on, and with items of the same command
+    (one service, one reload) or the same target. So each set can be planned by itself.
+    """
+    parent: dict[str, str] = {}
+
+    def root(node: str) -> str:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for cert in certs:
+        root(f"cert:{cert}")
+    known = {item.id for item in items}
+    for item in items:
+        me = root(f"item:{item.id}")
+        others = [*bound[item.id].nodes, *(f"item:{name}" for name in item.depends_on if name in known)]
+        if isinstance(item, ExecAction):
+            others.append(f"command:{same_command(item)}")
+        elif isinstance(item, CopyAction):
+            others += [f"path:{path}" for path in item.targets]
+        for other in others:
+            parent[root(other)] = root(me)
+    groups: dict[str, set[str]] = {}
+    for node in list(parent):
+        groups.setdefault(root(node), set()).add(node)
+    return list(groups.values())
+
+
+def levels(items: Sequence[InstallItem]) -> list[list[tuple[str, ...]]]:
+    """Return item ids in levels; exec items of the same command stand together as one, in their latest place.
+
+    Each level holds groups of ids. Where standing together would make a circle, the items stand alone.
+    """
+    together = {item.id: same_command(item) if isinstance(item, ExecAction) else f"item:{item.id}" for item in items}
+    alone = {item.id: f"item:{item.id}" for item in items}
+    return _levels(items, together) or _levels(items, alone) or [[(item.id,) for item in items]]
+
+
+def _levels(items: Sequence[InstallItem], node_of: Mapping[str, str]) -> list[list[tuple[str, ...]]]:
+    members: dict[str, list[str]] = {}
+    needs: dict[str, set[str]] = {}
+    for item in items:
+        node = node_of[item.id]
+        members.setdefault(node, []).append(item.id)
+        needs.setdefault(node, set()).update(node_of[name] for name in item.depends_on if name in node_of)
+        needs[node].discard(node)
+    ordered = []
+    while needs:
+        ready = [node for node, missing in needs.items() if not missing]
+        if not ready:
+            return []
+        for node in ready:
+            del needs[node]
+        for missing in needs.values():
+            missing.difference_update(ready)
+        ordered.append([tuple(members[node]) for node in ready])
+    return ordered

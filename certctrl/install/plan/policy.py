@@ -1,0 +1,298 @@
+"""What the host's policy says to a write or a command, and the line that would allow it (safety.md §1.11, T1, T14).
+
+Pure: text is compared with text. What can only be seen on the disk (symlinks, owners, modes of parents, the bytes
+of an executable) is looked at by ``store/deployments/file_set.py`` and ``install/process.py``; both must agree before anything
+happens. Items of ``installs.local.json`` are the operator's own, so the lists do not bind them; every other rule does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import attrs
+
+from certctrl.install.material.formats import KEY_FILES
+from certctrl.model.plan import LOCAL_PREFIX, CopyAction, ExecAction
+from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.text import one_line
+
+LEAST_TIMEOUT = 1.0
+LONGEST_TIMEOUT = 600.0
+PUBLIC_MODES = 0o644
+KEY_MODES = 0o640
+MOST_WORDS = 256
+LONGEST_WORDS = 65_536
+_LISTS = ("write_roots", "run_as", "owners")
+_NO_PATH = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_NO_WORD = re.compile(r"[\x00\ud800-\udfff]")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
+
+
+@attrs.frozen(kw_only=True)
+class Refusal:
+    """One thing this host does not allow, and what would allow it."""
+
+    item: str = ""
+    what: str
+    """E.g. ``write /etc/x/a.pem``."""
+    why: str
+    setting: str = ""
+    """Key of policy.json to change; empty: no setting allows this."""
+    value: Any = None
+    """What to add to the list or mapping under ``setting``, or its new value."""
+
+    @property
+    def line(self) -> str:
+        """Return the exact text for policy.json; empty when none helps."""
+        if not self.setting:
+            return ""
+        value = [self.value] if self.setting in _LISTS else self.value
+        text = f"{json.dumps(self.setting)}: {json.dumps(value, ensure_ascii=False)}"
+        return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}"
+
+
+@attrs.frozen(kw_only=True)
+class Grant:
+    """One command this host allows, complete."""
+
+    argv: tuple[str, ...]
+    run_as: str | None
+    timeout: float
+    """Seconds."""
+    sha256: str | None = None
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    listed: bool = False
+    """True when it is a command of policy.json (and may be pinned on first use)."""
+
+
+@attrs.frozen(kw_only=True)
+class Ground:
+    """Where this agent stands: what no setting may open, and who it runs as."""
+
+    config_dir: str
+    """Absolute path of the config directory."""
+    user: str = "root"
+    group: str = "root"
+
+
+def explain(refusal: Refusal) -> str:
+    """Return one line for a person: what is refused, why, and the exact line of policy.json that allows it."""
+    if not refusal.setting:
+        return str(refusal)
+    return f"{refusal}; to allow it, policy.json needs {refusal.line}"
+
+
+def is_local(item_id: str) -> bool:
+    """Return whether an item is this host's own; the wire never yields such an id."""
+    return item_id.startswith(LOCAL_PREFIX)
+
+
+# --- paths --------------------------------------------------------------------------------------------------------
+
+
+def allows_path(policy: HostPolicy, path: str, ground: Ground, *, local: bool = False) -> bool:
+    """Return whether a destination may be written, as far as its text tells."""
+    return refuse_path(policy, path, ground, local=local) is None
+
+
+def refuse_path(policy: HostPolicy, path: str, ground: Ground, *, local: bool = False) -> Refusal | None:
+    """Return why a destination may not be written; None: it may, as far as its text tells."""
+    what = f"write {one_line(path)}"
+    if fault := path_fault(path):
+        return Refusal(what=what, why=fault)
+    if is_below(path, ground.config_dir):
+        return _refuse_own(path, what, ground)
+    argvs = (*(one.argv for one in policy.commands.values()), policy.on_alert, policy.trust_store.command)
+    if any(argv and argv[0] == path for argv in argvs):
+        return Refusal(what=what, why="it is the program of an allowed command")
+    if local or any(is_below(path, root) for root in policy.write_roots):
+        return None
+    parent = path.rpartition("/")[0]
+    if parent.count("/") < 2:  # "/etc" or "/": opening those would open the host
+        return Refusal(what=what, why="below no allowed directory, and too near the root to allow; use a directory")
+    return Refusal(what=what, why="below no directory of write_roots", setting="write_roots", value=parent)
+
+
+def _refuse_own(path: str, what: str, ground: Ground) -> Refusal | None:
+    """Judge a path in the agent's own tree: plain names in ``certs/`` are open, everything else is the agent's."""
+    certs = f"{ground.config_dir.rstrip('/')}/certs"
+    if not is_below(path, certs):
+        return Refusal(what=what, why="it is the agent's own state")
+    if path.removeprefix(certs).startswith("/.") or is_below(path, f"{certs}/chains"):
+        return Refusal(what=what, why="it is where the agent keeps generations and their links")
+    return None
+
+
+@lru_cache(maxsize=8192)
+def path_fault(path: str) -> str | None:
+    """Return what is wrong with the text of an absolute path; None: nothing."""
+    if not path.startswith("/"):
+        return "not an absolute path"
+    if _NO_PATH.search(path):
+        return "it has control characters or is not UTF-8"
+    parts = path[1:].split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        return "it is not written plainly ('..', '.', '//' or a final '/')"
+    if len(path.encode()) > 4000 or any(len(part.encode()) > 255 for part in parts):
+        return "it is longer than a path can be"
+    return None
+
+
+def is_below(path: str, root: str) -> bool:
+    """Return whether a plain absolute path lies strictly below a directory, component by component."""
+    base = root.rstrip("/")
+    return root.startswith("/") and path_fault(base or "/x") is None and path.startswith(f"{base}/") and path != base
+
+
+def refuse_owner(policy: HostPolicy, item: CopyAction, ground: Ground) -> Refusal | None:
+    """Return why a copy item may not give its files this mode, owner or group; None: it may."""
+    keys = any(name in KEY_FILES for name in item.sources)
+    if item.mode is not None and item.mode & ~(KEY_MODES if keys else PUBLIC_MODES):
+        most = "a private key at most 0640" if keys else "a public file at most 0644"
+        return Refusal(item=item.id, what=f"set mode {item.mode:04o}", why=f"too open: {most}")
+    allowed = {*policy.owners, "root", ground.user, ground.group}
+    for name in (item.owner, item.group):
+        if name is not None and name not in allowed and not is_local(item.id):
+            what = f"give files to {one_line(name)}"
+            return Refusal(item=item.id, what=what, why="not among owners", setting="owners", value=name)
+    return None
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def allows_command(
+    policy: HostPolicy, argv: Sequence[str], ground: Ground, *, run_as: str | None = None, local: bool = False
+) -> bool:
+    """Return whether a command may run, as far as its text tells."""
+    return isinstance(judge_command(policy, argv, ground, run_as=run_as, local=local), Grant)
+
+
+def judge_command(
+    policy: HostPolicy,
+    argv: Sequence[str],
+    ground: Ground,
+    *,
+    run_as: str | None = None,
+    timeout: float = 60.0,
+    env: Mapping[str, str] | None = None,
+    local: bool = False,
+    item: str = "",
+) -> Grant | Refusal:
+    """Return the command as this host grants it, or why not.
+
+    A single word without a slash names a command of the policy. The policy's time limit is the upper bound.
+    """
+    what = f"run {one_line(' '.join(argv))}"
+    if policy.remote_commands != "on" and not local:
+        return Refusal(
+            item=item, what=what, why="remote commands are switched off", setting="remote_commands", value="on"
+        )
+    name, named = _listed(policy, tuple(argv))
+    if named is not None:
+        argv = named.argv
+    if fault := _argv_fault(argv):
+        return Refusal(item=item, what=what, why=fault)
+    if named is None and not local:
+        value = {_free_name(policy, argv): _entry(argv, run_as)}
+        return Refusal(item=item, what=what, why="not among commands", setting="commands", value=value)
+    user = (named.run_as if named is not None else None) or run_as
+    if refusal := _refuse_user(policy, named, run_as, ground, local, what):
+        return attrs.evolve(refusal, item=item)
+    if refusal := _refuse_env(name, named, env or {}, local, what):
+        return attrs.evolve(refusal, item=item)
+    limit = min(timeout, named.timeout_seconds) if named is not None else timeout
+    return Grant(
+        argv=tuple(argv),
+        run_as=None if user == ground.user else user,
+        timeout=min(max(limit, LEAST_TIMEOUT), LONGEST_TIMEOUT),
+        sha256=named.sha256 if named is not None else None,
+        env=dict(env or {}),
+        listed=named is not None,
+    )
+
+
+def judge_exec(policy: HostPolicy, item: ExecAction, ground: Ground) -> Grant | Refusal:
+    """Return an exec item's command as this host grants it, or why not. A shell line needs ``shell`` as well."""
+    argv = item.cmd_argv
+    if argv is None:
+        argv = ("/bin/sh", "-c", item.cmd or "")
+        if not policy.shell:
+            what = f"run the shell line {one_line(item.cmd or '')}"
+            return Refusal(item=item.id, what=what, why="shell is off", setting="shell", value=True)
+    return judge_command(
+        policy,
+        argv,
+        ground,
+        run_as=item.run_as,
+        timeout=item.timeout_ms / 1000,
+        env=item.env,
+        local=is_local(item.id),
+        item=item.id,
+    )
+
+
+def _listed(policy: HostPolicy, argv: tuple[str, ...]) -> tuple[str, NamedCommand | None]:
+    if len(argv) == 1 and "/" not in argv[0]:
+        return argv[0], policy.commands.get(argv[0])
+    for name, command in policy.commands.items():
+        if command.argv == argv:
+            return name, command
+    return "", None
+
+
+def _argv_fault(argv: Sequence[str]) -> str | None:
+    if not argv:
+        return "there is no command"
+    if path_fault(argv[0]) is not None:
+        return "the program is not given by a plain absolute path"
+    if len(argv) > MOST_WORDS or sum(map(len, argv)) > LONGEST_WORDS:
+        return "it is too long"
+    if any(_NO_WORD.search(word) for word in argv):
+        return "a word holds NUL or is not UTF-8"
+    return None
+
+
+def _refuse_user(
+    policy: HostPolicy, named: NamedCommand | None, run_as: str | None, ground: Ground, local: bool, what: str
+) -> Refusal | None:
+    fixed = named.run_as if named is not None else None
+    if run_as is None or run_as in (fixed, ground.user):
+        return None if fixed is None or run_as in (None, fixed) else Refusal(what=what, why=f"it runs as {fixed} only")
+    if fixed is not None:
+        return Refusal(what=what, why=f"it runs as {fixed} only")
+    if local or run_as in policy.run_as:
+        return None
+    why = f"not allowed to run as {one_line(run_as)}"
+    return Refusal(what=what, why=why, setting="run_as", value=run_as)
+
+
+def _refuse_env(
+    name: str, named: NamedCommand | None, env: Mapping[str, str], local: bool, what: str
+) -> Refusal | None:
+    for key, value in env.items():
+        if not _ENV_NAME.fullmatch(key) or "\0" in value or len(value) > 4096:
+            return Refusal(what=what, why=f"the variable {one_line(key)} is not well-formed")
+        if local or key.startswith("CERTCTRL_") or (named is not None and key in named.env):
+            continue
+        entry = _entry(named.argv if named else (), named.run_as if named else None) | {"env": [key]}
+        return Refusal(what=what, why=f"may not be given the variable {key}", setting="commands", value={name: entry})
+    return None
+
+
+def _entry(argv: Sequence[str], run_as: str | None) -> dict[str, Any]:
+    return {"argv": list(argv)} | ({"run_as": run_as} if run_as is not None else {})
+
+
+def _free_name(policy: HostPolicy, argv: Sequence[str]) -> str:
+    words = [argv[0].rpartition("/")[2], *argv[1:]]
+    plain = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:40].strip("-") or "command"
+    taken = set(policy.commands)
+    return next(name for n in range(1, len(taken) + 3) if (name := plain if n == 1 else f"{plain}-{n}") not in taken)

@@ -1,0 +1,155 @@
+"""Which items may not be carried out on this host, and which fall with them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import attrs
+
+from certctrl.install.material.formats import CA_FILES, VIRTUAL_FILES
+from certctrl.install.plan.inputs import Scene
+from certctrl.install.plan.policy import (
+    Grant,
+    Ground,
+    Refusal,
+    is_local,
+    judge_command,
+    judge_exec,
+    refuse_owner,
+    refuse_path,
+)
+from certctrl.install.plan.values import Fact
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyCommand
+from certctrl.model.policy import HostPolicy, TrustStore
+from certctrl.text import one_line
+
+VERIFY_SECONDS = 60.0
+"""Longest run of a check or verify command, unless the policy says less."""
+_WHOLE = frozenset({"combined.pem", "bundle.pfx", "bundle.jks"})
+
+
+def argvs_of(item: InstallItem) -> list[tuple[str, ...]]:
+    """Return every command that an item asks for."""
+    argvs = [item.check] if isinstance(item, CopyAction) and item.check else []
+    if isinstance(item, ExecAction):
+        argvs.append(item.cmd_argv or ("/bin/sh", "-c", item.cmd or ""))
+    verify = getattr(item, "verify", None)
+    if isinstance(verify, VerifyCommand):
+        argvs.append(verify.cmd_argv)
+    return argvs
+
+
+def refusal_of(scene: Scene, item: InstallItem) -> Refusal | None:
+    """Return why an item may not be carried out here; None: it may."""
+    found: Refusal | None = None
+    if isinstance(item, CopyAction):
+        found = _refuse_copy(scene, item)
+    elif isinstance(item, ExecAction):
+        found = _refuse_grant(scene, judge_exec(scene.policy, item, scene.host.ground))
+    elif scene.policy.trust_store.directory is None:
+        found = no_trust_store(scene.host.trust_store)
+    verify = getattr(item, "verify", None)
+    if found is None and isinstance(verify, VerifyCommand):
+        found = _refuse_grant(scene, judge_argv(scene.policy, item.id, verify.cmd_argv, scene.host.ground))
+    return None if found is None else attrs.evolve(found, item=item.id)
+
+
+def no_trust_store(suggested: TrustStore) -> Refusal:
+    """Return the refusal of a host whose policy names no trust store."""
+    value = {"directory": suggested.directory, "command": list(suggested.command or ())}
+    return Refusal(what="import a CA", why="no trust store is named", setting="trust_store", value=value)
+
+
+def judge_argv(policy: HostPolicy, item: str, argv: Sequence[str], ground: Ground) -> Grant | Refusal:
+    """Judge the command of a check or verify."""
+    return judge_command(policy, argv, ground, timeout=VERIFY_SECONDS, local=is_local(item), item=item)
+
+
+def _refuse_grant(scene: Scene, judged: Grant | Refusal) -> Refusal | None:
+    if isinstance(judged, Refusal):
+        return judged
+    fault = scene.host.executables.get(judged.argv[0])
+    return Refusal(what=f"run {one_line(' '.join(judged.argv))}", why=fault) if fault else None
+
+
+def _refuse_copy(scene: Scene, item: CopyAction) -> Refusal | None:
+    ground, policy = scene.host.ground, scene.policy
+    known = CA_FILES if item.ob_type == "ca" else VIRTUAL_FILES
+    for name in item.sources:
+        if name not in known:
+            return Refusal(what=f"copy {one_line(name)}", why="there is no such virtual file")
+    for path in item.targets:
+        if refusal := refuse_path(policy, path, ground, local=is_local(item.id)):
+            return refusal
+        if fault := scene.facts.get(path, Fact()).refusal:
+            return Refusal(what=f"write {one_line(path)}", why=fault)
+    if refusal := refuse_owner(policy, item, ground):
+        return refusal
+    for owner, table in ((item.owner, scene.host.users), (item.group, scene.host.groups)):
+        if owner is not None and owner not in table:
+            return Refusal(what=f"give files to {one_line(owner)}", why="there is no such user or group on this host")
+    return _refuse_grant(scene, judge_argv(policy, item.id, item.check, ground)) if item.check else None
+
+
+def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[Refusal]:
+    """Refuse an item whose target another one writes already: the file would change for ever.
+
+    The host's own items come first: what the operator has put in a place, the plane cannot take away.
+    """
+    taken: dict[str, str] = {}
+    found = []
+    for item in sorted(items, key=lambda item: not is_local(item.id)):
+        if not isinstance(item, CopyAction) or item.id in refused:
+            continue
+        mine: dict[str, str] = {}
+        for path in item.targets:
+            if (other := taken.get(path) or mine.get(path)) is not None:
+                why = f"item {one_line(other)} writes it too"
+                found.append(Refusal(item=item.id, what=f"write {one_line(path)}", why=why))
+                break
+            mine[path] = item.id
+        else:
+            taken |= mine
+    return found
+
+
+def blocked_items(scene: Scene, refused: Collection[str]) -> dict[str, str]:
+    """Return allowed items that are not carried out without a refused one: item id -> why."""
+    blocked: dict[str, str] = {}
+    halves: dict[int, list[CopyAction]] = {}
+    for item in scene.items.values():
+        if isinstance(item, CopyAction) and not is_whole(item):
+            for cert in scene.bound[item.id].certs:
+                halves.setdefault(cert, []).append(item)
+    for group in halves.values():
+        missing = next((item.id for item in group if item.id in refused), None)
+        for item in group if missing is not None else ():
+            if item.id not in refused:
+                blocked[item.id] = f"belongs together with item {one_line(missing or '')}, which is refused"
+    changed = True
+    while changed:
+        out = {*refused, *blocked}
+        candidates = (item for item in scene.items.values() if item.id not in out)
+        new = {item.id: why for item in candidates if (why := _falls_with(scene, item, out))}
+        blocked |= new
+        changed = bool(new)
+    return blocked
+
+
+def _falls_with(scene: Scene, item: InstallItem, out: Collection[str]) -> str:
+    """Return why an item falls with those left out; empty: it does not.
+
+    A command after several copies goes on for those that are left: one certificate's refused target must not
+    keep nineteen others from being served.
+    """
+    needed = [scene.items[name] for name in item.depends_on if name in scene.items]
+    gone = [one for one in needed if one.id in out and not one.continue_on_error]
+    if isinstance(item, ExecAction) and any(isinstance(one, CopyAction) and one.id not in out for one in needed):
+        gone = [one for one in gone if not isinstance(one, CopyAction)]
+    return f"depends on item {one_line(gone[0].id)}, which is left out" if gone else ""
+
+
+def is_whole(item: CopyAction) -> bool:
+    """Return whether the files of an item are a matching pair by themselves."""
+    names = set(item.sources)
+    return bool(names & _WHOLE) or ("private.key" in names and bool(names & {"certificate.pem", "fullchain.pem"}))

@@ -1,0 +1,1 @@
+"""Probe: which certificate a live endpoint serves."""

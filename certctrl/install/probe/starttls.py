@@ -1,0 +1,75 @@
+"""Bring a plain connection to the point where TLS begins: SMTP (RFC 3207), IMAP (RFC 9051), PostgreSQL."""
+
+from __future__ import annotations
+
+import trio
+
+from certctrl.errors import ProbeError
+from certctrl.text import one_line
+
+LONGEST_LINE = 2000
+MOST_LINES = 100
+_POSTGRES_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
+
+
+async def start_tls(stream: trio.SocketStream, kind: str) -> None:
+    """Ask the server to begin TLS; raises ProbeError when it does not offer or refuses it.
+
+    Reads byte by byte, so that nothing that belongs to TLS is taken from the stream.
+    """
+    if kind == "smtp":
+        await _smtp(stream)
+    elif kind == "imap":
+        await _imap(stream)
+    elif kind == "postgres":
+        await stream.send_all(_POSTGRES_REQUEST)
+        if (answer := await stream.receive_some(1)) != b"S":
+            raise ProbeError(f"the PostgreSQL server refuses TLS (answered {one_line(repr(answer))})")
+    else:
+        raise ProbeError(f"there is no STARTTLS for {one_line(kind)}")
+
+
+async def _smtp(stream: trio.SocketStream) -> None:
+    await _smtp_reply(stream, "220")
+    await stream.send_all(b"EHLO localhost\r\n")
+    offered = await _smtp_reply(stream, "250")
+    if not any(line[4:].strip().upper() == "STARTTLS" for line in offered):
+        raise ProbeError("the SMTP server does not offer STARTTLS")
+    await stream.send_all(b"STARTTLS\r\n")
+    await _smtp_reply(stream, "220")
+
+
+async def _smtp_reply(stream: trio.SocketStream, code: str) -> list[str]:
+    lines = []
+    for _ in range(MOST_LINES):
+        line = await _line(stream)
+        lines.append(line)
+        if line[3:4] != "-":
+            if not line.startswith(code):
+                raise ProbeError(f"the SMTP server says {one_line(line)}")
+            return lines
+    raise ProbeError("the SMTP server does not stop talking")
+
+
+async def _imap(stream: trio.SocketStream) -> None:
+    greeting = await _line(stream)
+    if not greeting.upper().startswith("* OK"):
+        raise ProbeError(f"the IMAP server says {one_line(greeting)}")
+    await stream.send_all(b"c1 STARTTLS\r\n")
+    for _ in range(MOST_LINES):
+        line = await _line(stream)
+        if not line.startswith("* "):
+            if line.upper().startswith("C1 OK"):
+                return
+            raise ProbeError(f"the IMAP server refuses STARTTLS: {one_line(line)}")
+    raise ProbeError("the IMAP server does not stop talking")
+
+
+async def _line(stream: trio.SocketStream) -> str:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = await stream.receive_some(1)
+        if not byte or len(line) > LONGEST_LINE:
+            raise ProbeError("the server ended the conversation" if not byte else "the server sent an endless line")
+        line += byte
+    return line.decode("latin-1").rstrip("\r\n")

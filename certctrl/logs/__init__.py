@@ -1,0 +1,1 @@
+"""Logging: handlers and formats, the rotating log file, redaction of secrets."""

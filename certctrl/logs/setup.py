@@ -1,0 +1,175 @@
+"""Logging: the spec's lines or JSON, to standard error and a rotated file, escaped and without secrets.
+
+``[YYYY-MM-DD HH:MM:SS] [LEVEL] [Category] message`` in UTC; the category is the last part of the logger's name
+(``certctrl.Poll`` → ``[Poll]``). One record is one line whatever a server put into it (T13). The texts of our own
+lines are in ``agent/log_lines.py``, their meanings in ``docs/logs.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TextIO
+
+from certctrl.logs.redact import redact
+from certctrl.text import one_line
+
+if TYPE_CHECKING:
+    from certctrl.model.config import LogConfig
+    from certctrl.store.disk.fs import Fs
+    from certctrl.store.layout import ConfigDir
+
+LONGEST_MESSAGE = 4000
+"""Characters of one message; the rest is cut and counted."""
+LEVELS = {
+    "DEBUG": logging.DEBUG,
+    "INFO": logging.INFO,
+    "WARN": logging.WARNING,
+    "ERROR": logging.ERROR,
+    "CRITICAL": logging.CRITICAL,
+}
+_NAMES = {number: name for name, number in LEVELS.items()}
+_SYSLOG = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_CHATTY = ("httpx", "httpcore", "hypercorn", "h11", "asyncio")
+"""Libraries that log each request; their URLs and headers are not ours to write down."""
+
+
+def level_name(number: int) -> str:
+    """Return the spec's word for a level: ``WARN``, not ``WARNING``."""
+    return _NAMES.get(number) or f"LEVEL{number}"
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """Return a record's message: redacted, bounded, with the kind and place of an exception but no values of it."""
+    try:
+        text = record.getMessage()
+    except Exception as error:  # a wrong format string must not cost the line, nor the daemon
+        text = f"{record.msg} (unprintable: {type(error).__name__})"
+    if record.exc_info and record.exc_info[0] is not None:
+        text += f" ({record.exc_info[0].__name__} at {_place(record.exc_info[2])})"
+    text = redact(text)
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[:LONGEST_MESSAGE]}… ({len(text) - LONGEST_MESSAGE} more characters)"
+    return text
+
+
+def _place(trace: Any) -> str:
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_globals.get('__name__', '?')}:{trace.tb_lineno}" if trace is not None else "?"
+
+
+class TextFormatter(logging.Formatter):
+    """The spec's line; ``journald`` puts ``<priority>`` in front (SyslogLevelPrefix=)."""
+
+    def __init__(self, *, journald: bool = False) -> None:
+        super().__init__()
+        self.journald = journald
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line without its newline."""
+        line: str | None = getattr(record, "certctrl_line", None)  # file and standard error write the same
+        if line is None:
+            moment = datetime.fromtimestamp(int(record.created), UTC).strftime("%Y-%m-%d %H:%M:%S")
+            category = record.name.rpartition(".")[2]
+            line = one_line(f"[{moment}] [{level_name(record.levelno)}] [{category}] {message_of(record)}", None)
+            record.certctrl_line = line
+        return f"<{_SYSLOG.get(record.levelno, 6)}>{line}" if self.journald else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time, level, category, message, and the key and fields of a catalogued line."""
+
+    def __init__(self, *, journald: bool = False) -> None:
+        super().__init__()
+        self.journald = journald
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line without its newline."""
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": level_name(record.levelno),
+            "category": record.name.rpartition(".")[2],
+            "message": message_of(record),
+        }
+        if (key := getattr(record, "line_key", None)) is not None:
+            entry["key"] = key
+        fields = getattr(record, "line_fields", None) or {}
+        entry |= {name: _plain(value) for name, value in fields.items() if name not in entry}
+        line = json.dumps(entry, ensure_ascii=True)
+        return f"<{_SYSLOG.get(record.levelno, 6)}>{line}" if self.journald else line
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return redact(str(value))[:LONGEST_MESSAGE]
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to the standard error of the moment; a closed pipe there never disturbs the agent."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drop the line: there is nowhere left to say so."""
+
+
+class Logs:
+    """The handlers of one process; `configure` may be called again (SIGHUP), `close` ends them."""
+
+    def __init__(self, layout: ConfigDir, fs: Fs, *, debug: bool = False) -> None:
+        self._layout = layout
+        self._fs = fs
+        self._debug = debug
+        self._handlers: list[logging.Handler] = []
+
+    def configure(self, config: LogConfig) -> None:
+        """Put the handlers of ``config`` in place of the present ones; ConfigError for an impossible file name."""
+        fresh = self._make(config)
+        root = logging.getLogger()
+        self.close()
+        for handler in fresh:
+            root.addHandler(handler)
+        self._handlers = fresh
+        ours = logging.getLogger("certctrl")
+        ours.setLevel(logging.DEBUG if self._debug else LEVELS[config.level])
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+    def close(self) -> None:
+        """Take the handlers out and close the file."""
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+        self._handlers = []
+
+    def _make(self, config: LogConfig) -> list[logging.Handler]:
+        made: list[logging.Handler] = []
+        formatter = JsonFormatter if config.format == "json" else TextFormatter
+        if config.stderr:
+            handler = StderrHandler()
+            handler.setFormatter(formatter(journald=config.journald))
+            made.append(handler)
+        if config.file:
+            from certctrl.logs.file import LogFile
+
+            file = LogFile.in_directory(self._layout.logs, config, self._fs)
+            file.setFormatter(formatter())
+            made.append(file)
+        return made
+
+
+def log_for_command(*, debug: bool) -> None:
+    """Let a one-shot command's warnings (with ``debug`` everything) reach standard error."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, StderrHandler) for handler in root.handlers):
+        handler = StderrHandler()
+        handler.setFormatter(TextFormatter())
+        root.addHandler(handler)
+    logging.getLogger("certctrl").setLevel(logging.DEBUG if debug else logging.WARNING)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,44 @@
+"""make_app: a plane as an ASGI application."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from certctrl import __version__
+from certctrl.plane.clock import rfc3339
+from certctrl.plane.core import Plane
+from certctrl.plane.errors import unavailable
+from certctrl.plane.http.bodies import data_answer
+from certctrl.plane.http.device_api import DeviceApi
+from certctrl.plane.http.faults import Faults
+from certctrl.plane.http.middleware import App, Edge
+from certctrl.plane.http.operator_api import OperatorApi
+from certctrl.plane.http.operator_resources import OperatorResources
+from certctrl.plane.http.pages.approval import DevicePage
+
+__all__ = ["Plane", "make_app"]
+
+
+def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
+    """Return the application; it starts no task and no thread, and closes nothing: the plane is the caller's.
+
+    ``faults`` puts scripted misbehaviour in front of everything, for tests.
+    """
+
+    async def health(request: Request) -> Response:
+        if plane.draining:
+            raise unavailable("The plane is stopping", 5)
+        plane.database.one("SELECT 1")
+        return data_answer({"status": "ok", "version": __version__, "time": rfc3339(plane.wall_now())})
+
+    routes = [
+        *DeviceApi(plane).routes(),
+        *OperatorApi(plane).routes(),
+        *OperatorResources(plane).routes(),
+        *DevicePage(plane).routes(),
+        Route("/health", health),
+    ]
+    app: App = Edge(plane, Router(routes, redirect_slashes=False))
+    return app if faults is None else faults.around(app)

@@ -1,0 +1,204 @@
+"""What devices ask: enrolment, tokens, updates, resources, reports (api.md §1–§5)."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import trio
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from certctrl.plane.ca.sealing import device_key
+from certctrl.plane.core import DEFAULT_LIMIT, LONGEST_WAIT, MOST_SIGNALS, Plane
+from certctrl.plane.devices import FIRST_USER, DeviceFacts
+from certctrl.plane.errors import bad_request
+from certctrl.plane.grants import GrantRequest
+from certctrl.plane.http.authentication import Caller, address_of, bearer_token, etag_of
+from certctrl.plane.http.bodies import (
+    LARGE_BODY_CAP,
+    Fields,
+    data_answer,
+    empty_answer,
+    public_id,
+    read_fields,
+    read_json,
+    whole_number,
+)
+from certctrl.plane.limits import caller_of
+from certctrl.plane.texts import line
+from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
+
+_SELF = "/apiv1/devices/self"
+_LARGEST_PAGE = 500
+
+
+class DeviceApi:
+    """Endpoints of devices; each method is one."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self._caller = Caller(plane)
+
+    def routes(self) -> list[Route]:
+        """Return the routes, the busiest first."""
+        return [
+            Route(f"{_SELF}/updates", self.updates),
+            Route(f"{_SELF}/notify", self.notify, methods=["POST"]),
+            Route(f"{_SELF}/certificates", self.certificates),
+            Route(f"{_SELF}/certificates/{{cert_id}}", self.certificate),
+            Route(f"{_SELF}/certificates/{{cert_id}}/deploy-materials", self.materials),
+            Route(f"{_SELF}/install-config", self.install_config),
+            Route(f"{_SELF}/cas", self.authorities),
+            Route(f"{_SELF}/cas/{{ca_id}}/bundle", self.authority),
+            Route("/auth/token/refresh", self.refresh, methods=["POST"]),
+            Route("/auth/device", self.grant, methods=["POST"]),
+            Route("/apiv1/device/registration", self.register, methods=["POST"]),
+        ]
+
+    # --- enrolment and tokens ------------------------------------------------------------------------------
+
+    async def grant(self, request: Request) -> Response:
+        """Start or poll a device grant; decide one, for whoever has the operator key."""
+        fields = await read_fields(request)
+        action = fields.values.get("action")
+        if action == "device_start":
+            return data_answer(self._start_grant(request, fields))
+        if action == "device_poll":
+            return data_answer(self._plane.grants.poll(fields.secret("device_code")))
+        if action == "device_verify":
+            self._caller.require_operator(request)
+            user_id = fields.number("user_id", FIRST_USER)
+            self._plane.devices.require_user(user_id)
+            code, approve = fields.secret("user_code", 100), fields.flag("approve")
+            return data_answer(self._plane.grants.decide(code, approve=approve, user_id=user_id))
+        raise bad_request("action must be device_start, device_poll or device_verify", field="action")
+
+    def _start_grant(self, request: Request, fields: Fields) -> dict[str, object]:
+        address = address_of(request)
+        asked = GrantRequest(
+            address=address,
+            name=fields.text("name", longest=100),
+            platform=fields.text("platform", longest=100),
+            device_public_id=public_id(fields) if fields.values.get("device_public_id") else "",
+            user_agent=line(request.headers.get("user-agent", ""), 200),
+            scopes=" ".join(line(scope, 50) for scope in fields.texts("scopes", most=20)),
+        )
+        grant = self._plane.grants.start(asked, caller_of(address))
+        page = (self._plane.settings.public_url or str(request.base_url)).rstrip("/") + "/device"
+        complete = f"{page}?user_code={quote(grant['user_code'])}"
+        return grant | {"verification_uri": page, "verification_uri_complete": complete}
+
+    async def register(self, request: Request) -> Response:
+        """Register a device by registration code or enrolment token."""
+        fields = await read_fields(request)
+        facts = DeviceFacts(
+            device_public_id=public_id(fields),
+            name=fields.text("name", longest=100),
+            platform=fields.text("platform", longest=100),
+            model=fields.text("model", longest=100),
+            app_version=fields.text("app_version", longest=100),
+            user_agent=fields.text("user_agent"),
+        )
+        key = device_key(fields.secret("dev_pk", 100))
+        if fields.values.get("enrolment_token"):
+            return data_answer(self._plane.enrolment.register_unattended(fields.secret("enrolment_token"), facts, key))
+        user_id, code = fields.number("user_id"), fields.secret("registration_code")
+        return data_answer(self._plane.enrolment.register_approved(user_id, code, facts, key))
+
+    async def refresh(self, request: Request) -> Response:
+        """Give a new access token for a refresh token."""
+        fields = await read_fields(request)
+        token, public_id = fields.secret("refresh_token"), fields.secret("device_public_id", 100)
+        return data_answer(self._plane.sessions.refresh(token, public_id))
+
+    # --- updates and reports -------------------------------------------------------------------------------
+
+    async def updates(self, request: Request) -> Response:
+        """Answer a poll: 200 with signals, 204 without; a long-poll is held until one of them is true."""
+        session = self._plane.sessions.authenticate(bearer_token(request))
+        query = request.query_params
+        copied = self._plane.copies.note(session.device_id, line(request.headers.get("cert-ctrl-instance", ""), 64))
+        page = await self._plane.poll(
+            session,
+            cursor=query.get("cursor") or etag_of(request) or None,
+            limit=whole_number(query.get("limit", str(DEFAULT_LIMIT)), "limit", 1, MOST_SIGNALS),
+            wait=whole_number(query.get("wait", "0"), "wait", 0, LONGEST_WAIT),
+            address=address_of(request),
+            until=_Departure(request).come,
+        )
+        headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if copied else {})
+        headers |= {FREE_HEADER: FREE_VALUE} if page.next_is_free else {}
+        if not page.signals:
+            return empty_answer(headers=headers)
+        return data_answer({"cursor": page.cursor, "signals": page.signals}, headers=headers)
+
+    async def notify(self, request: Request) -> Response:
+        """Take a batch of outcomes."""
+        session = self._caller.device(request)
+        fields = await read_json(request, LARGE_BODY_CAP)
+        if not isinstance(fields, dict):
+            raise bad_request("The request body must be a JSON object")
+        self._plane.reports.notify(session.device_id, fields)
+        return empty_answer()
+
+    # --- resources -------------------------------------------------------------------------------------------
+
+    async def certificates(self, request: Request) -> Response:
+        """List the device's certificates, a page at a time."""
+        session = self._caller.device(request)
+        after_id = whole_number(request.query_params.get("after_id", "0"), "after_id", 0)
+        limit = whole_number(request.query_params.get("limit", str(_LARGEST_PAGE)), "limit", 1, _LARGEST_PAGE)
+        return data_answer(self._plane.certificates.page(session.device_id, after_id, limit))
+
+    async def certificate(self, request: Request) -> Response:
+        """Show one certificate with its PEM texts."""
+        session = self._caller.device(request)
+        return data_answer(self._plane.certificates.detail(session.device_id, _id(request, "cert_id")))
+
+    async def materials(self, request: Request) -> Response:
+        """Hand over a certificate with its key, sealed to the device."""
+        session = self._caller.device(request)
+        return data_answer(self._plane.certificates.materials(session.device_id, _id(request, "cert_id")))
+
+    async def install_config(self, request: Request) -> Response:
+        """Show the device's install config, or 304 when it has not changed."""
+        session = self._caller.device(request)
+        return install_config_answer(self._plane, session.device_id, request)
+
+    async def authorities(self, request: Request) -> Response:
+        """List the CAs that the device shall trust (for a full resync)."""
+        session = self._caller.device(request)
+        return data_answer(self._plane.authorities.of_device(session.device_id))
+
+    async def authority(self, request: Request) -> Response:
+        """Hand over a CA that the device shall trust."""
+        session = self._caller.device(request)
+        return data_answer(self._plane.authorities.bundle(session.device_id, _id(request, "ca_id")))
+
+
+class _Departure:
+    """The end of the asker's patience: ``come`` returns when the connection that asked is gone."""
+
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+
+    async def come(self) -> None:
+        # A GET has one empty body message (if nobody has read it) and then, one day, the disconnect.
+        for _ in range(3):
+            if (await self._receive())["type"] == "http.disconnect":
+                return
+        await trio.sleep_forever()  # a server that repeats itself: wait without it
+
+
+def install_config_answer(plane: Plane, device_id: int, request: Request) -> Response:
+    """Return the install config of a device, or 304 when the asker has it."""
+    etag = plane.installs.etag(device_id)
+    headers = {"etag": f'"{etag}"'}
+    if etag_of(request) == etag:
+        return empty_answer(304, headers)
+    return data_answer(plane.installs.document(device_id), headers=headers)
+
+
+def _id(request: Request, name: str) -> int:
+    return whole_number(request.path_params[name], name, 1)

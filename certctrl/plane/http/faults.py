@@ -1,0 +1,154 @@
+"""Scripted faults: a plane that misbehaves on purpose, for tests. Off unless a test puts it in front of the app.
+
+faults = Faults()
+faults.add(Fault(path="/apiv1/devices/self/updates", times=3, status=503, headers={"retry-after": "7"}))
+app = make_app(plane, faults=faults)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import attrs
+import trio
+
+from certctrl.plane.http.middleware import App, Message, Receive, Scope, Send
+
+
+class CutError(Exception):
+    """A connection that ends in the middle; servers close the socket, in-process clients see this exception."""
+
+
+@attrs.frozen(kw_only=True)
+class Fault:
+    """One kind of misbehaviour and the requests it happens to."""
+
+    path: str = "*"
+    """Shell pattern over the path."""
+    method: str = "*"
+    times: int | None = 1
+    """How many requests it happens to; None: all."""
+    after: int = 0
+    """How many matching requests pass untouched first."""
+    delay: float = 0.0
+    """Seconds before anything else happens; alone, the request is then answered properly."""
+    status: int | None = None
+    """Answer with this status instead of asking the plane."""
+    headers: Mapping[str, str] = attrs.field(factory=dict)
+    """Headers of that answer; with neither status nor body, added to the plane's own answer."""
+    body: bytes | None = None
+    """Body of that answer; None: the plane's error shape for the status."""
+    cut_after: int | None = None
+    """Send this many bytes of the body, then end the connection; -1: end it before anything is sent."""
+    swallow: bool = False
+    """Let the plane do everything, then end the connection without an answer (a lost answer)."""
+
+
+@attrs.define
+class _Rule:
+    fault: Fault
+    seen: int = 0
+
+    def hits(self, scope: Scope) -> bool:
+        """Say whether the fault happens to this request, and count it."""
+        fault = self.fault
+        if not fnmatchcase(scope["path"], fault.path) or fault.method not in ("*", scope["method"]):
+            return False
+        self.seen += 1
+        number = self.seen - fault.after
+        return number >= 1 and (fault.times is None or number <= fault.times)
+
+
+class Faults:
+    """A script of faults; the first that matches a request happens to it."""
+
+    def __init__(self) -> None:
+        self._rules: list[_Rule] = []
+        self.happened: list[tuple[str, str, Fault]] = []
+        """(method, path, fault) of every fault so far."""
+
+    def add(self, fault: Fault) -> None:
+        """Add a fault to the end of the script."""
+        self._rules.append(_Rule(fault))
+
+    def clear(self) -> None:
+        """Behave from now on."""
+        self._rules.clear()
+
+    def around(self, app: App) -> App:
+        """Return the application behind the script."""
+
+        async def faulty(scope: Scope, receive: Receive, send: Send) -> None:
+            fault = self._next(scope) if scope["type"] == "http" else None
+            if fault is None:
+                await app(scope, receive, send)
+            else:
+                await _misbehave(fault, app, scope, receive, send)
+
+        return faulty
+
+    def _next(self, scope: Scope) -> Fault | None:
+        for rule in self._rules:
+            if rule.hits(scope):
+                self.happened.append((scope["method"], scope["path"], rule.fault))
+                return rule.fault
+        return None
+
+
+async def _misbehave(fault: Fault, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+    if fault.delay:
+        await trio.sleep(fault.delay)
+    if fault.cut_after == -1:
+        raise CutError
+    if fault.swallow:
+        await app(scope, receive, _nowhere)
+        raise CutError
+    if fault.status is not None or fault.body is not None:
+        await _answer(fault, send)
+    else:
+        await app(scope, receive, _altered(fault, send))
+
+
+async def _answer(fault: Fault, send: Send) -> None:
+    status = fault.status or 200
+    body = fault.body
+    if body is None:
+        error = {"code": status * 10, "what": "scripted fault", "key": "FAULT", "params": {}}
+        body = b"" if status in (204, 304) else json.dumps({"error": error}).encode()
+    given = {"content-type": "application/json", "content-length": str(len(body))}
+    if status in (204, 304):
+        given.pop("content-length")
+    headers = [(name.lower().encode(), value.encode()) for name, value in (given | dict(fault.headers)).items()]
+    sender = _altered(attrs.evolve(fault, headers={}), send)
+    await sender({"type": "http.response.start", "status": status, "headers": headers})
+    await sender({"type": "http.response.body", "body": body})
+
+
+def _altered(fault: Fault, send: Send) -> Send:
+    """Return a sender that adds the fault's headers and cuts the body where it says."""
+    sent = 0
+
+    async def altered(message: Message) -> None:
+        nonlocal sent
+        if message["type"] == "http.response.start" and fault.headers:
+            extra = [(name.lower().encode(), value.encode()) for name, value in fault.headers.items()]
+            names = {name for name, _ in extra}
+            kept = [(name, value) for name, value in message.get("headers", ()) if name not in names]
+            message = {**message, "headers": [*kept, *extra]}
+        if message["type"] == "http.response.body" and fault.cut_after is not None:
+            left = fault.cut_after - sent
+            part = message.get("body", b"")[:left]
+            sent += len(part)
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            if sent >= fault.cut_after:
+                raise CutError
+            return
+        await send(message)
+
+    return altered
+
+
+async def _nowhere(message: Message) -> None:
+    """Lose a part of an answer."""

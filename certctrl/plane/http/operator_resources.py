@@ -1,0 +1,178 @@
+"""What operators do with install configs, certificates and CAs (api.md §7).
+
+Two of these paths are shared with devices, which may read their own install config and renew what is assigned to them.
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from certctrl.plane.ca.x509 import KEY_TYPES
+from certctrl.plane.core import Plane
+from certctrl.plane.errors import bad_request, forbidden, not_found
+from certctrl.plane.http.authentication import Caller
+from certctrl.plane.http.bodies import LARGE_BODY_CAP, data_answer, empty_answer, read_fields, read_json
+from certctrl.plane.http.device_api import install_config_answer
+from certctrl.plane.http.routing import (
+    CERTIFICATE,
+    DEVICE,
+    USER,
+    Endpoint,
+    number,
+    routes_of,
+    user_and_certificate,
+    user_and_device,
+)
+
+_USERS = "/apiv1/users"
+
+
+class OperatorResources:
+    """Endpoints of operators; each method is one."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self._caller = Caller(plane)
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        guarded: list[tuple[str, str, Endpoint]] = [
+            ("PUT", f"{DEVICE}/install-config", self.put_install_config),
+            ("GET", f"{DEVICE}/certificates", self.device_certificates),
+            ("POST", f"{DEVICE}/certificates", self.assign),
+            ("DELETE", f"{DEVICE}/certificates/{{cid}}", self.unassign),
+            ("GET", f"{DEVICE}/cas", self.device_authorities), ("POST", f"{DEVICE}/cas", self.assign_authority),
+            ("DELETE", f"{DEVICE}/cas/{{caid}}", self.unassign_authority),
+            ("GET", f"{USER}/certificates", self.certificates), ("POST", f"{USER}/certificates", self.issue),
+            ("GET", CERTIFICATE, self.certificate), ("POST", f"{CERTIFICATE}/revoke", self.revoke_certificate),
+            ("GET", f"{USER}/cas", self.authorities), ("POST", f"{USER}/cas", self.add_authority),
+        ]  # fmt: skip
+        shared: list[tuple[str, str, Endpoint]] = [
+            ("GET", f"{DEVICE}/install-config", self.install_config),
+            ("POST", f"{CERTIFICATE}/issues", self.renew),
+        ]
+        only = self._caller.operators_only
+        return routes_of([*((method, path, only(endpoint)) for method, path, endpoint in guarded), *shared])
+
+    # --- install configs --------------------------------------------------------------------------------------
+
+    async def install_config(self, request: Request) -> Response:
+        """Show a device's install config, to operators and to the device itself."""
+        user_id, device_id = user_and_device(request)
+        if not self._caller.is_operator(request):
+            session = self._caller.device(request)
+            if (session.user_id, session.device_id) != (user_id, device_id):
+                raise forbidden("This is another device's")
+        self._plane.devices.row(user_id, device_id)
+        return install_config_answer(self._plane, device_id, request)
+
+    async def put_install_config(self, request: Request) -> Response:
+        """Replace the items: ``{"installs": […]}`` or the list alone; ``?unchecked=1`` skips the check."""
+        user_id, device_id = user_and_device(request)
+        self._plane.devices.row(user_id, device_id)
+        body = await read_json(request, LARGE_BODY_CAP)
+        items = body.get("installs") if isinstance(body, dict) else body
+        if not isinstance(items, list):
+            raise bad_request('Send {"installs": […]}, a list of items', field="installs")
+        check = request.query_params.get("unchecked") != "1"
+        return data_answer(await self._plane.installs.put(device_id, items, check=check))
+
+    # --- certificates -------------------------------------------------------------------------------------------
+
+    async def certificates(self, request: Request) -> Response:
+        """List a user's certificates."""
+        user_id = number(request, "uid")
+        self._plane.devices.require_user(user_id)
+        return data_answer(self._plane.certificates.show_all(user_id))
+
+    async def issue(self, request: Request) -> Response:
+        """Issue: ``{"domain_name", "sans"?, "key_type"?, "validity_seconds"?, "device_ids"?}``."""
+        user_id = number(request, "uid")
+        self._plane.devices.require_user(user_id)
+        fields = await read_fields(request)
+        validity = fields.number("validity_seconds") if "validity_seconds" in fields.values else None
+        row = await self._plane.certificates.issue(
+            user_id,
+            [fields.secret("domain_name", 300), *fields.texts("sans")],
+            key_type=fields.text("key_type") or KEY_TYPES[0],
+            validity_seconds=validity,
+            device_ids=fields.numbers("device_ids"),
+        )
+        return data_answer(row, 201)
+
+    async def certificate(self, request: Request) -> Response:
+        """Show one certificate."""
+        return data_answer(self._plane.certificates.show(*user_and_certificate(request)))
+
+    async def renew(self, request: Request) -> Response:
+        """Renew: ``{"action": "renew", "reason"?}``, by an operator, or by a device that has the certificate."""
+        user_id, cert_id = user_and_certificate(request)
+        device_id = None
+        if not self._caller.is_operator(request):
+            session = self._caller.device(request)
+            if session.user_id != user_id:
+                raise not_found("No such certificate")
+            device_id = session.device_id
+        fields = await read_fields(request)
+        if fields.values.get("action") != "renew":
+            raise bad_request('action must be "renew"', field="action")
+        reason = fields.text("reason")
+        return data_answer(
+            await self._plane.certificates.renew(user_id, cert_id, reason=reason, device_id=device_id), 202
+        )
+
+    async def revoke_certificate(self, request: Request) -> Response:
+        """Revoke: ``{"reason"?}``."""
+        fields = await read_fields(request)
+        return data_answer(
+            await self._plane.certificates.revoke(*user_and_certificate(request), reason=fields.text("reason"))
+        )
+
+    async def device_certificates(self, request: Request) -> Response:
+        """List the certificates assigned to a device."""
+        user_id, device_id = user_and_device(request)
+        self._plane.devices.row(user_id, device_id)
+        return data_answer(self._plane.certificates.page(device_id, 0, 10_000))
+
+    async def assign(self, request: Request) -> Response:
+        """Give a certificate to a device: ``{"cert_id"}``."""
+        fields = await read_fields(request)
+        user_id, device_id = user_and_device(request)
+        return data_answer(await self._plane.certificates.assign(user_id, device_id, fields.number("cert_id")))
+
+    async def unassign(self, request: Request) -> Response:
+        """Take a certificate from a device."""
+        await self._plane.certificates.unassign(*user_and_device(request), number(request, "cid"))
+        return empty_answer()
+
+    # --- CAs ------------------------------------------------------------------------------------------------------
+
+    async def authorities(self, request: Request) -> Response:
+        """List a user's CAs."""
+        return data_answer(self._plane.authorities.show_all(number(request, "uid")))
+
+    async def add_authority(self, request: Request) -> Response:
+        """Keep a CA: ``{"name", "ca_certificate_pem"?}``; without a certificate it is the plane's own root."""
+        user_id = number(request, "uid")
+        self._plane.devices.require_user(user_id)
+        fields = await read_fields(request, LARGE_BODY_CAP)
+        pem = fields.secret("ca_certificate_pem", 65_536) if fields.values.get("ca_certificate_pem") else None
+        return data_answer(self._plane.authorities.add(user_id, fields.text("name", longest=100), pem), 201)
+
+    async def device_authorities(self, request: Request) -> Response:
+        """List the CAs assigned to a device."""
+        user_id, device_id = user_and_device(request)
+        self._plane.devices.row(user_id, device_id)
+        return data_answer(self._plane.authorities.of_device(device_id))
+
+    async def assign_authority(self, request: Request) -> Response:
+        """Have a device trust a CA: ``{"ca_id"}``."""
+        fields = await read_fields(request)
+        return data_answer(await self._plane.authorities.assign(*user_and_device(request), fields.number("ca_id")))
+
+    async def unassign_authority(self, request: Request) -> Response:
+        """Have a device trust a CA no longer."""
+        await self._plane.authorities.unassign(*user_and_device(request), number(request, "caid"))
+        return empty_answer()

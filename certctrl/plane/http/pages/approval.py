@@ -1,0 +1,176 @@
+"""The approval page: sign in with the operator key, type the code, see who asks, approve or deny (RFC 8628 §3.3).
+
+A browser keeps one of two cookies, both out of reach of scripts, of plain HTTP and of other sites: the session once it
+is signed in, and before that a random word that the sign-in form is bound to. Every form that changes something carries
+a token made for that cookie.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from certctrl.plane.core import Plane
+from certctrl.plane.devices import FIRST_USER
+from certctrl.plane.errors import Refused, bad_request, forbidden
+from certctrl.plane.http.authentication import address_of
+from certctrl.plane.http.bodies import whole_number
+from certctrl.plane.http.pages import views
+from certctrl.plane.http.pages.html import asset, page, read_form, redirect
+from certctrl.plane.limits import caller_of
+
+SESSION = "__Host-certctrl-operator"
+STRANGER = "__Host-certctrl-form"
+_LONGEST_CODE = 20
+
+log = logging.getLogger("certctrl.Plane")
+
+
+class DevicePage:
+    """Endpoints of the page; each method but the private ones is one."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self._operators = plane.operators
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/device", self._shown(self.show)),
+            Route("/device/sign-in", self._shown(self.sign_in), methods=["POST"]),
+            Route("/device/sign-out", self._shown(self.sign_out), methods=["POST"]),
+            Route("/device/decide", self._shown(self.decide), methods=["POST"]),
+            Route("/device/style.css", self.style),
+            Route("/device/icon.svg", self.icon),
+        ]
+
+    async def show(self, request: Request) -> Response:
+        """Show the sign-in form, the code form, or the device that shows the code."""
+        user_code = request.query_params.get("user_code", "").strip()[:_LONGEST_CODE]
+        session = self._session(request)
+        if session is None:
+            return self._sign_in_page(request, user_code)
+        csrf = self._operators.csrf_token(session)
+        if not user_code:
+            return page("Approve a device", views.enter_code(csrf=csrf))
+        self._operators.check_codes(session)
+        try:
+            grant = self._plane.grants.show(user_code)
+            if grant["status"] != "pending":
+                raise bad_request("This request was decided already.")
+        except Refused as error:
+            self._operators.wrong_code(session)
+            body = views.enter_code(csrf=csrf, user_code=user_code, error=error.what)
+            return page("Approve a device", body, status=error.status)
+        known = self._plane.devices.find(FIRST_USER, grant["device_public_id"]) if grant["device_public_id"] else None
+        body = views.decide(
+            grant,
+            csrf=csrf,
+            now=self._plane.wall_now(),
+            known=dict(known) if known is not None else None,
+            users=self._plane.devices.users(),
+        )
+        return page("Let this device in?", body)
+
+    async def sign_in(self, request: Request) -> Response:
+        """Open a session for the right key."""
+        form = await self._form(request, STRANGER)
+        user_code = form.get("user_code", "")[:_LONGEST_CODE]
+        caller = caller_of(address_of(request))
+        try:
+            session = self._operators.sign_in(form.get("key", "").strip(), caller)
+        except Refused as error:
+            log.warning("sign-in from %s refused: %s", caller, error)
+            return self._sign_in_page(request, user_code, error)
+        log.info("operator signed in from %s", caller)
+        answer = redirect(f"/device?user_code={quote(user_code)}" if user_code else "/device")
+        _set_cookie(answer, SESSION, session, self._plane.settings.page_session_seconds)
+        _set_cookie(answer, STRANGER, "", 0)
+        return answer
+
+    async def sign_out(self, request: Request) -> Response:
+        """End the session."""
+        await self._form(request, SESSION)
+        self._operators.sign_out(request.cookies[SESSION])
+        answer = redirect("/device")
+        _set_cookie(answer, SESSION, "", 0)
+        return answer
+
+    async def decide(self, request: Request) -> Response:
+        """Approve or deny the device that shows the code."""
+        form = await self._form(request, SESSION)
+        session = self._session(request)
+        if session is None:
+            return redirect("/device")
+        decision = form.get("decision", "")
+        if decision not in ("approve", "deny"):
+            raise bad_request("Choose Approve or Deny.")
+        self._operators.check_codes(session)
+        user_id = whole_number(form.get("user_id", str(FIRST_USER)), "user_id", 1)
+        self._plane.devices.require_user(user_id)
+        approve = decision == "approve"
+        try:
+            grant = self._plane.grants.decide(form.get("user_code", ""), approve=approve, user_id=user_id)
+        except Refused:
+            self._operators.wrong_code(session)
+            raise
+        log.info("device grant %s: %s by page", grant["user_code"], "approved" if approve else "denied")
+        csrf = self._operators.csrf_token(session)
+        return page("Done", views.decided(grant, approved=approve, csrf=csrf))
+
+    async def style(self, request: Request) -> Response:
+        """Return the style sheet."""
+        return asset("style.css", "text/css; charset=utf-8")
+
+    async def icon(self, request: Request) -> Response:
+        """Return the icon."""
+        return asset("icon.svg", "image/svg+xml")
+
+    def _session(self, request: Request) -> str | None:
+        session = request.cookies.get(SESSION, "")
+        return session if session and self._operators.is_signed_in(session) else None
+
+    def _sign_in_page(self, request: Request, user_code: str, error: Refused | None = None) -> Response:
+        stranger = request.cookies.get(STRANGER) or secrets.token_urlsafe(24)
+        said, status, headers = "", 200, {}
+        if error is not None:
+            said, status = f"{error.what}.", error.status
+            if error.retry_after is not None:
+                said = f"{error.what}. Try again in {round(error.retry_after / 60) or 1} minutes."
+                headers = {"retry-after": str(int(error.retry_after))}
+        body = views.sign_in(csrf=self._operators.csrf_token(stranger), user_code=user_code, error=said)
+        answer = page("Sign in", body, status=status, headers=headers)
+        _set_cookie(answer, STRANGER, stranger, 3600)
+        return answer
+
+    async def _form(self, request: Request, cookie: str) -> dict[str, str]:
+        """Return a posted form that was made for this browser by this plane; Refused 403 for any other."""
+        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+            raise forbidden("This form comes from another site.")
+        form = await read_form(request)
+        value = request.cookies.get(cookie, "")
+        if not value or not self._operators.is_csrf_token(value, form.get("csrf", "")):
+            raise forbidden("This form is no longer valid.")
+        return form
+
+    def _shown(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """Return the endpoint with refusals shown to a person."""
+
+        async def shown(request: Request) -> Response:
+            try:
+                return await endpoint(request)
+            except Refused as error:
+                headers = {} if error.retry_after is None else {"retry-after": str(int(error.retry_after))}
+                return page("Not done", views.trouble("Not done", error.what), status=error.status, headers=headers)
+
+        return shown
+
+
+def _set_cookie(answer: Response, name: str, value: str, seconds: int) -> None:
+    answer.set_cookie(name, value, max_age=seconds, path="/", secure=True, httponly=True, samesite="strict")

@@ -1,0 +1,166 @@
+"""A TLS server on Trio out of Hypercorn's parts, with the endings that a control plane needs.
+
+What speaks HTTP is Hypercorn's; how a connection ends is ours, because of these findings, each held by a test:
+
+* the socket of a client that left while idle was kept until the keep-alive time was over (two minutes here, thousands
+  of dead sockets), and that of one that left while its next request was paused for ever;
+* an exception in one connection ended all of them;
+* sending to a client that reads nothing could not be cancelled, so that neither could the server;
+* any client could switch its connection to HTTP/2, with which nothing here was ever tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+from functools import partial
+from typing import Any
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+
+from certctrl.errors import TransportError
+from certctrl.plane.http.middleware import App
+
+KEEP_ALIVE = 120.0
+"""Seconds an idle connection is kept: longer than agents' poll intervals, so that they need no new handshakes."""
+_READ_TIMEOUT = 150
+_GRACE = 3.0
+_BACKLOG = 4096
+_PIECE = 64 * 1024
+_CONTINUE = b"HTTP/1.1 100 "
+_SEND_SECONDS = 20.0
+"""A client that takes nothing off us for this long is given up."""
+
+log = logging.getLogger("certctrl.Plane.server")
+
+
+class Server:
+    """One listening socket and its connections."""
+
+    def __init__(self, app: App, sock: socket.socket, context: ssl.SSLContext) -> None:
+        """Take over a socket of ``listen``; ``context`` may be given new certificates while it serves."""
+        self._app = ASGIWrapper(app)  # type: ignore[arg-type]
+        self._config = _config()
+        self._context = WorkerContext(None)
+        self._sock = sock
+        self._tls = context
+
+    async def serve(self, *, stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until ``stop``; then accept nothing more, let requests end, and cut what is left a little later."""
+        sock = trio.socket.from_stdlib_socket(self._sock)
+        listener = trio.SSLListener(trio.SocketListener(sock), self._tls, https_compatible=True)
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(
+                    partial(trio.serve_listeners, self._handle, [listener], handler_nursery=connections)
+                )
+                task_status.started()
+                await stop.wait()
+                accepting.cancel_scope.cancel()
+            await self._context.terminated.set()  # idle connections close now, busy ones after their answer
+            connections.cancel_scope.deadline = trio.current_time() + _GRACE
+
+    async def _handle(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        try:
+            await _Connection(self._app, self._config, self._context, ConnectionState({}), stream)
+        except Exception:  # one connection's trouble is nobody else's
+            log.exception("a connection failed")
+
+
+class _Connection(TCPServer):
+    """Hypercorn's connection with endings of our own; knows HTTP/1.1 only, and sends an answer in one piece.
+
+    One TLS record and one system call instead of two or three: with thousands of held polls to answer, that is a
+    third of the work.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._reading = trio.CancelScope()
+        self._unsent = bytearray()
+        self._left = False
+        """True once nothing more will be read."""
+
+    async def protocol_send(self, event: Event) -> None:
+        """Send within a time limit; a connection that can no longer send stops reading, too."""
+        if isinstance(event, RawData):
+            self._unsent += event.data
+            if event.data and len(self._unsent) < _PIECE and not self._unsent.startswith(_CONTINUE):
+                return  # the end of the answer (an empty piece) sends head and body at once
+            await self._flush()
+            return
+        await self._flush()
+        if isinstance(event, Updated) and event.idle and self._left:
+            return  # nobody is there whose next request could be waited for
+        await super().protocol_send(event)
+        if isinstance(event, Closed):
+            self._reading.cancel()
+
+    async def _flush(self) -> None:
+        async with self.send_lock:
+            data, self._unsent = bytes(self._unsent), bytearray()
+            if not data:
+                return
+            with trio.move_on_after(_SEND_SECONDS, shield=True):  # half an answer would be worse than a slow stop
+                try:
+                    await self.stream.send_all(data)
+                    return
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+        self._reading.cancel()
+        await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        # Past the wrapper that would switch protocols.
+        self.protocol = self.protocol.protocol  # type: ignore[assignment]
+        with self._reading:
+            with contextlib.suppress(H2CProtocolRequiredError, H2ProtocolAssumedError):
+                await super()._read_data()
+        self._left = True
+        await self.protocol.handle(Closed())
+        await self.idle_task.stop()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; TransportError says what is in the way."""
+    fix = "choose another --listen HOST:PORT"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        sock = socket.socket(family, kind)
+    except OSError as error:
+        raise TransportError(f"cannot listen on {host}: {error.strerror or error}", fix=fix) from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # "::" means every address
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise TransportError(f"cannot listen on {host}:{port}: {error.strerror or error}", fix=fix) from None
+    return sock
+
+
+def _config() -> Config:
+    config = Config()
+    config.accesslog = None
+    config.errorlog = log
+    config.include_date_header = False  # the plane's own clock dates its answers
+    config.include_server_header = False
+    config.keep_alive_timeout = KEEP_ALIVE
+    config.keep_alive_max_requests = 10_000
+    config.read_timeout = _READ_TIMEOUT
+    config.ssl_handshake_timeout = 10.0
+    return config

@@ -1,0 +1,115 @@
+"""Database: one SQLite connection, called inline.
+
+A read costs 0.02 ms and a durable write one fsync: less than a thread would, and it keeps the plane runnable under a
+virtual clock. WAL with ``synchronous=FULL``: what was answered survives kill -9 and power loss.
+
+A ``transaction`` block must not await: then no other task can come in between, and no lock is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from certctrl.errors import ConfigError, DiskError
+from certctrl.plane.storage.data_dir import make_private
+from certctrl.plane.storage.schema import SCHEMA
+
+Row = sqlite3.Row
+
+
+class Database:
+    """The plane's tables; every method raises DiskError where SQLite says the disk or file is at fault."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open (and create or migrate) a database file of mode 0600, or one in memory."""
+        self._path = "memory" if path is None else str(path)
+        if path is not None:
+            make_private(path)
+        try:
+            self._connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=5)
+            self._connection.row_factory = sqlite3.Row
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def one(self, sql: str, *parameters: Any) -> Row | None:
+        """Return the first row, or None."""
+        try:
+            row: Row | None = self._connection.execute(sql, parameters).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+        return row
+
+    def all(self, sql: str, *parameters: Any) -> list[Row]:
+        """Return every row."""
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+
+    def run(self, sql: str, *parameters: Any) -> int:
+        """Run a statement that changes something; return the number of rows it changed."""
+        try:
+            return self._connection.execute(sql, parameters).rowcount
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+
+    def insert(self, sql: str, *parameters: Any) -> int:
+        """Run an INSERT and return the id of the new row."""
+        try:
+            return self._connection.execute(sql, parameters).lastrowid or 0
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, durable at the end; a block inside another joins it."""
+        if self._connection.in_transaction:
+            yield
+            return
+        self.run("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.run("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def close(self) -> None:
+        """Fold the journal into the file and close it."""
+        self._connection.close()
+
+    def _failure(self, error: sqlite3.DatabaseError) -> Exception:
+        """Return what to raise for an error of SQLite's."""
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            return error  # a rule of the schema or of the library: our bug, never the disk's
+        fix = "restore it from a backup"
+        if isinstance(error, sqlite3.OperationalError):
+            fix = "check free space and permissions"
+        return DiskError(f"{self._path}: {error}", path=self._path, fix=fix)
+
+    def _prepare(self) -> None:
+        """Set the connection up and bring the schema to the newest version."""
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+            self.run(f"PRAGMA {pragma}")
+        version: int = self.all("PRAGMA user_version")[0][0]
+        if version > len(SCHEMA):
+            raise ConfigError(
+                f"was written by a newer release (schema {version}, this one knows {len(SCHEMA)})",
+                file=self._path,
+                fix="run the newer release",
+            )
+        for number, script in enumerate(SCHEMA[version:], start=version + 1):
+            try:
+                self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")
+            except sqlite3.DatabaseError as error:
+                raise self._failure(error) from None

@@ -1,0 +1,135 @@
+"""When the next request may go: what the cadence says, what a person asks, and the limit that no bug gets past.
+
+How often, at most: a request that brought nothing new is followed by none within an interval (less jitter),
+and any three by none within two intervals. Faster are only: the next page after a full one and the next long-poll
+after one that brought news (at once, as long as the plane's token bucket has some left: it lets in one a second and
+a burst of five, and a refusal would cost more than the wait; a page that the plane gives free takes none), and a
+person's wish (one a second). Only news with a *new* cursor counts: a page that would come again must not be asked for
+again at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+
+from certctrl.model.config import ApplicationConfig
+from certctrl.protocol import steps
+from certctrl.protocol.breaker import PROBE_FIRST, Cadence
+from certctrl.protocol.events import NoUpdates, Updates
+
+_BURST = 5
+_ON_THE_WAY = 1.0
+"""Seconds within which a poll that the plane then held had taken its token."""
+_LONGEST_INTEREST = 86_400.0
+
+
+class Pace:
+    """The next due time and why. Times are monotonic seconds."""
+
+    def __init__(self, config: ApplicationConfig, random: Callable[[], float]) -> None:
+        self.cadence = Cadence(config, random)
+        self.due, self.why = math.inf, steps.WAIT_START
+        self._urgent = False  # the limit does not hold for the next poll
+        self._prompt = self._quick = False  # a person asked: go now / do not let the server hold the poll
+        self._starts: deque[float] = deque(maxlen=3)
+        self._full = self._full_before = -math.inf  # when the plane's bucket is full again; the same but for the last
+        self._free = self._was_free = False  # the next poll takes nothing from that bucket; the last one did not
+        self._last_request = -math.inf
+        self._interest_until = -math.inf
+
+    @property
+    def config(self) -> ApplicationConfig:
+        """The configuration in force."""
+        return self.cadence.config
+
+    def reconfigure(self, config: ApplicationConfig, now: float | None) -> None:
+        """Take on a configuration; it may end a plain interval or an open breaker sooner, a server's wish never."""
+        self.cadence.config = config
+        if now is None:
+            return
+        if self.why == steps.WAIT_INTERVAL:
+            self.due = min(self.due, now + self.cadence.interval())
+        elif self.why == steps.WAIT_BREAKER and config.recovery == "auto":
+            self.due = min(self.due, now + PROBE_FIRST)
+
+    def later(self, due: float, why: str) -> None:
+        """Plan the next request."""
+        self.due, self.why, self._urgent, self._free = due, why, False, False
+
+    def due_at(self, *, poll: bool) -> float:
+        """Return when the next request may go; ``poll``: it is a poll, for which the limit holds."""
+        base = self.cadence.base
+        if self._prompt:
+            return self._last_request + min(1.0, base)
+        if not poll or self._urgent or len(self._starts) < 3:
+            return self.due
+        return max(self.due, self._starts[-3] + 2 * base)
+
+    def wish(self) -> None:
+        """Let the next request go at once, because a person asks."""
+        self._prompt = self._quick = True
+        if self.cadence.breaker_open:
+            self.cadence.reset()
+
+    def interest(self, seconds: float, now: float) -> None:
+        """Expect news for so many seconds: `adaptive` long-polls meanwhile."""
+        if seconds > 0:
+            self._interest_until = max(self._interest_until, now + min(seconds, _LONGEST_INTEREST))
+
+    def begin(self, now: float) -> None:
+        """Note that a request goes out."""
+        self._last_request = now
+        self._prompt = False
+
+    def begin_poll(self, now: float) -> int:
+        """Note that a poll goes out and return its long-poll seconds.
+
+        After a failure, and for a person, the server answers at once: whether all is well again is news.
+        """
+        held = self.config.poll_mode == "long-poll"
+        held = held or (self.config.poll_mode == "adaptive" and now < self._interest_until)
+        wait = self.config.long_poll_wait_seconds if held and not self._quick and not self.cadence.failures else 0
+        self.begin(now)
+        self._quick = self._urgent = False
+        self._starts.append(now)
+        self._full_before, self._was_free, self._free = self._full, self._free, False
+        self._take(now)
+        return wait
+
+    def _take(self, when: float) -> None:
+        """Reckon that the last poll took its token then: no earlier than it did, or the next might come too early."""
+        if not self._was_free:
+            self._full = max(self._full_before, when) + self._refill
+
+    @property
+    def _refill(self) -> float:
+        return min(1.0, self.cadence.base)
+
+    def after_good(self, poll: steps.Poll, event: NoUpdates | Updates, news: bool, now: float) -> None:
+        """Plan the poll after a good answer; ``news``: it brought signals and a new cursor."""
+        self._take(min(now, self._last_request + _ON_THE_WAY))
+        if event.retry_after is not None:
+            self.later(now + self.cadence.server_delay(event.retry_after), steps.WAIT_SERVER)
+        elif news and isinstance(event, Updates) and event.full and event.free:
+            self.later(now, steps.WAIT_INTERVAL)
+            self._urgent = self._free = True
+        elif news and (poll.wait or (isinstance(event, Updates) and event.full)):
+            self.later(max(now, self._full - (_BURST - 1) * self._refill), steps.WAIT_INTERVAL)
+            self._urgent = True
+        else:
+            self.after_interval(now, held=poll.wait > 0)
+
+    def after_interval(self, now: float, *, held: bool) -> None:
+        """Plan the next poll an interval from now, or from the last poll's start where holding it was the pause."""
+        since = self._starts[-1] if held and self._starts else now
+        self.later(max(now, since + self.cadence.interval()), steps.WAIT_INTERVAL)
+
+    def after_failure(self, retry_after: float | None, now: float) -> bool:
+        """Count a failure and plan the next try; True when it opened the breaker."""
+        was_open = self.cadence.breaker_open
+        delay = self.cadence.failed(retry_after)
+        why = steps.WAIT_BACKOFF if retry_after is None else steps.WAIT_SERVER
+        self.later(now + delay, steps.WAIT_BREAKER if self.cadence.breaker_open else why)
+        return self.cadence.breaker_open and not was_open

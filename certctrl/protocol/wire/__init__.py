@@ -1,0 +1,1 @@
+"""The wire format: bytes and JSON from the control plane to model values, and back."""

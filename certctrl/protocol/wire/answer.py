@@ -1,0 +1,147 @@
+"""One HTTP answer as a value, and what may be believed of it (api.md §6, safety.md T6 and T9).
+
+State changes only on the right status *and* content type *and* schema: a captive portal's page is a
+network error with any status it likes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+
+from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.protocol.wire.reader import kind_of, parse_json
+from certctrl.text import one_line
+
+BODY_CAP = 1_048_576
+BUNDLE_CAP = 262_144
+RETRY_AFTER_CAP = 3600.0
+"""Seconds; no server may silence a host for longer."""
+
+_SECONDS = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,9})?", re.ASCII)
+_HTTP_DATE = re.compile(
+    r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]{0,6},? "
+    r"(?:(?P<day>\d\d)[ -](?P<month>[A-Z][a-z]{2})[ -](?P<year>\d{4}|\d\d) (?P<time>\d\d:\d\d:\d\d) GMT"
+    r"|(?P<amonth>[A-Z][a-z]{2}) (?P<aday>[ \d]\d) (?P<atime>\d\d:\d\d:\d\d) (?P<ayear>\d{4}))",
+    re.ASCII,
+)
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@attrs.frozen
+class Answer:
+    """What came back from the plane, whole and already within the transport's caps."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Lower-case names."""
+    body: bytes = attrs.field(repr=False)
+    """May hold tokens or keys: never logged."""
+
+    @property
+    def is_json(self) -> bool:
+        """True when the answer says it is JSON."""
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
+    """Return the JSON object of an answer; BadAnswerError when it is anything else."""
+    if not answer.is_json:
+        kind = one_line(answer.headers.get("content-type", "") or "nothing said", 60)
+        raise BadAnswerError(
+            f"status {answer.status} came with {kind} instead of JSON",
+            fix="check server_url, and for a proxy or captive portal in between",
+        )
+    if len(answer.body) > cap:
+        raise BadAnswerError(f"the answer is larger than {cap} bytes")
+    value = parse_json(answer.body)
+    if not isinstance(value, dict):
+        raise BadAnswerError(f"expected a JSON object, got {kind_of(value)}")
+    return value
+
+
+def data_of(answer: Answer, *, cap: int = BODY_CAP) -> Any:
+    """Return ``data`` of a 2xx answer; BadAnswerError when it is not of the wire contract."""
+    if not 200 <= answer.status <= 299:
+        raise BadAnswerError(f"status {answer.status} is no success")
+    value = object_of(answer, cap=cap)
+    if "data" not in value:
+        raise BadAnswerError("the answer has no data")
+    return value["data"]
+
+
+def parse_error(answer: Answer, wall_now: float | None = None) -> PlaneError:
+    """Return the plane's error of a non-2xx answer (``{"error": {code, what, key?, params?}}``).
+
+    Raises BadAnswerError when the answer is a redirect or not of that form: then it is no word of the
+    plane's, whatever its status.
+    """
+    if 300 <= answer.status <= 399:
+        raise BadAnswerError(
+            f"the server redirects (status {answer.status}); never followed with credentials",
+            fix="set server_url to the address it redirects to",
+        )
+    error = object_of(answer).get("error")
+    if not isinstance(error, dict):
+        raise BadAnswerError(f"status {answer.status} came without an error object")
+    code, key, what = error.get("code"), error.get("key"), error.get("what")
+    return PlaneError(
+        one_line(what) if isinstance(what, str) and what else f"status {answer.status}",
+        status=answer.status,
+        key=one_line(key, 64) if isinstance(key, str) else "",
+        code=code if type(code) is int and abs(code) < 2**31 else 0,
+        retry_after=retry_after(answer, error.get("params"), wall_now),
+    )
+
+
+def retry_after(answer: Answer, params: object = None, wall_now: float | None = None) -> float | None:
+    """Return the seconds the plane asks us to stay away, clamped to [0, 3600]; None when it does not or talks junk.
+
+    The ``Retry-After`` header comes first, then ``params.retry_after``. An HTTP date is taken relative to the
+    answer's own ``Date``, so that our clock does not matter; ``wall_now`` (epoch seconds) stands in for it.
+    """
+    text = answer.headers.get("retry-after", "").strip()
+    found = _seconds(text)
+    if found is None and text:
+        moment, today = http_date(text), http_date(answer.headers.get("date", ""))
+        today = wall_now if today is None else today
+        found = None if moment is None or today is None else moment - today
+    if found is None and isinstance(params, dict):
+        found = _seconds(params.get("retry_after"))
+    return None if found is None else min(max(found, 0.0), RETRY_AFTER_CAP)
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, str) and _SECONDS.fullmatch(value):
+        return float(value)
+    if type(value) is int:
+        return float(min(max(value, -1), 2**31))  # a huge integer has no float
+    if type(value) is float and not math.isnan(value):
+        return value
+    return None
+
+
+def http_date(text: str) -> float | None:
+    """Return the epoch seconds of an HTTP date in any of its three forms (RFC 9110 §5.6.7), else None."""
+    match = _HTTP_DATE.fullmatch(text.strip())
+    if match is None:
+        return None
+    part = match.groupdict()
+    digits, month = part["year"] or part["ayear"], part["month"] or part["amonth"]
+    year = int(digits)
+    if len(digits) == 2:
+        year += 2000 if year < 70 else 1900
+    hour, minute, second = (part["time"] or part["atime"]).split(":")
+    try:
+        day = datetime(year, _MONTHS.index(month) + 1, int(part["day"] or part["aday"]), tzinfo=UTC)
+    except ValueError:
+        return None
+    if int(hour) > 23 or int(minute) > 59 or int(second) > 60:  # 60: a leap second
+        return None
+    return day.timestamp() + int(hour) * 3600 + int(minute) * 60 + int(second)

@@ -1,0 +1,102 @@
+"""What lies in the sandbox's directory: the agent's config directory, its policy, and the plane's plan for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from certctrl.errors import UsageError
+from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.sandbox.servers import HOST, Server
+from certctrl.store.config.files import init_config_dir, save_policy
+from certctrl.store.disk.fs import RealFs
+from certctrl.store.layout import ConfigDir
+
+AGENT_SETTINGS: Mapping[str, Any] = {
+    "name": "sandbox",
+    "poll_mode": "long-poll",
+    "first_poll_spread_seconds": 0,  # a show of one host has nobody to make room for
+}
+LOG_SETTINGS: Mapping[str, Any] = {"level": "INFO", "stderr": False, "file": "agent.log"}
+
+
+@contextlib.contextmanager
+def sandbox_directory(wanted: Path | None) -> Iterator[Path]:
+    """Make the directory: a temporary one that goes with the show, or a given one that stays.
+
+    UsageError when a given one holds anything: an old show is never continued.
+    """
+    if wanted is None:
+        temporary = Path(tempfile.mkdtemp(prefix="cert-ctrl-sandbox-"))
+        try:
+            yield temporary
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return
+    root = wanted.absolute()
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(f"--dir {wanted}: exists and is not empty", fix="name a directory that is new or empty")
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    yield root
+
+
+def stage_agent(root: Path, *, url: str, ca_pem: bytes, name: str = "agent") -> ConfigDir:
+    """Make ``root/agent`` as `cert-ctrl init` would, set to long-polling."""
+    layout, fs = ConfigDir(root / name), RealFs()
+    init_config_dir(fs, layout, server_url=url, ca_pem=ca_pem)
+    _merge(layout.application, AGENT_SETTINGS)
+    _merge(layout.log_config, LOG_SETTINGS)
+    return layout
+
+
+def allow_service(layout: ConfigDir, server: Server) -> None:
+    """Write the host's policy: the service's two commands by exact argv, one directory, and no more."""
+    published = server.folder / "published"
+    published.mkdir(mode=0o700)
+    policy = HostPolicy(
+        write_roots=(str(published),),
+        commands={
+            "check": NamedCommand(argv=server.check_argv),
+            "reload": NamedCommand(argv=server.reload_argv),
+        },
+        # nginx does not start without the files it is told of; the built-in service drops the name.
+        on_revoked="placeholder" if server.kind == "nginx" else "remove",
+    )
+    save_policy(RealFs(), layout, policy)
+
+
+def install_items(server: Server, certificates: Mapping[int, str]) -> Sequence[dict[str, Any]]:
+    """Return the plan: per certificate a check on the staged pair and a probe of the endpoint, one reload for all.
+
+    The service reads the pair itself from the agent's ``certs/``; what is copied is the public half, for others.
+    """
+    copies = [
+        {
+            "id": f"publish {name}",
+            "type": "copy",
+            "ob_type": "cert",
+            "ob_id": cert_id,
+            "from": ["certificate.pem"],
+            "to": [str(server.folder / "published" / f"{name}.pem")],
+            "check": list(server.check_argv),
+            "verify": {"type": "tls", "host": HOST, "port": server.port, "server_name": name},
+        }
+        for cert_id, name in certificates.items()
+    ]
+    reload = {
+        "id": "reload",
+        "type": "exec",
+        "cmd_argv": list(server.reload_argv),
+        "depends_on": [copy["id"] for copy in copies],
+    }
+    return [*copies, reload]
+
+
+def _merge(path: Path, settings: Mapping[str, Any]) -> None:
+    text = json.loads(path.read_text(encoding="utf-8")) | settings
+    path.write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")

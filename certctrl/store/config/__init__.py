@@ -1,0 +1,1 @@
+"""The operator's configuration files: defaults, structure, rules, overrides from the environment."""

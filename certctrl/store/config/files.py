@@ -1,0 +1,222 @@
+"""Read and write the operator's files: four of configuration, the host's policy, the host's own install items.
+
+Strict: a mistake is a ConfigError with file, JSON path, what was expected and what kind was found, never a
+silent default. The environment overrides single settings: ``CERTCTRL_POLL_INTERVAL_MS=…``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from certctrl.errors import ConfigError
+from certctrl.model.config import CONFIG_FILES, AgentConfig, ApplicationConfig, HttpClientConfig, IocConfig, LogConfig
+from certctrl.model.policy import HostPolicy
+from certctrl.store.config import rules
+from certctrl.store.config.environment import overrides
+from certctrl.store.config.structure import Mismatch, join, kind_of, structure
+from certctrl.store.disk.atomic import make_tree, read_bytes, write_atomic
+from certctrl.store.disk.fs import Fs, RealFs
+from certctrl.store.layout import PUBLIC_MODE, SECRET_MODE, ConfigDir
+
+SIZE_LIMIT = 1024 * 1024
+_CLASSES: dict[str, Any] = {
+    "application": ApplicationConfig, "httpclient": HttpClientConfig, "ioc": IocConfig, "log": LogConfig,
+}  # fmt: skip
+
+
+@attrs.frozen
+class LoadedConfig:
+    """The configuration and where each setting comes from."""
+
+    config: AgentConfig
+    sources: Mapping[str, str]
+    """``application.poll_interval_ms`` -> ``default``, ``file …/application.json`` or ``environment CERTCTRL_…``."""
+
+
+def load_config(layout: ConfigDir, environ: Mapping[str, str]) -> LoadedConfig:
+    """Return the four files as one value, with defaults and the environment's overrides. Raises ConfigError."""
+    from_environment = overrides(_CLASSES, environ)
+    if _read(layout.application) is None and ("application", "server_url") not in from_environment:
+        fix = f"cert-ctrl -c {layout.root} init --server URL"
+        raise ConfigError("no such file", file=str(layout.application), fix=fix)
+    sections, sources = {}, {}
+    for section, kind in _CLASSES.items():
+        path = layout.root / CONFIG_FILES[section]
+        raw = _object(path)
+        values = _structured(kind, raw, path)
+        for field in attrs.fields(kind):
+            sources[f"{section}.{field.name}"] = f"file {path}" if field.name in raw else "default"
+            if (override := from_environment.get((section, field.name))) is not None:
+                values = attrs.evolve(values, **{field.name: override.value})
+                sources[f"{section}.{field.name}"] = f"environment {override.variable}"
+        sections[section] = values
+    config = AgentConfig(**sections)
+    _check(config, layout, sources)
+    return LoadedConfig(config, sources)
+
+
+def _check(config: AgentConfig, layout: ConfigDir, sources: Mapping[str, str]) -> None:
+    try:
+        rules.check_config(config)
+    except Mismatch as mismatch:
+        section, _, rest = mismatch.path.partition(".")
+        source = sources.get(mismatch.path, "default")
+        if source.startswith("environment "):
+            fix = mismatch.fix or "correct or unset the variable"
+            raise ConfigError(mismatch.what, file="environment", path=source[12:], fix=fix) from None
+        raise _wrong(mismatch, layout.root / CONFIG_FILES[section], rest) from None
+
+
+def load_policy(layout: ConfigDir, *, require_root_owned: bool) -> HostPolicy:
+    """Return the host's policy; without a file nothing is allowed.
+
+    The file must belong to root, or (unless ``require_root_owned``) to the user this runs as, and be closed to
+    writing by others. Raises ConfigError.
+    """
+    found = RealFs().lstat(layout.policy)
+    if found is None:
+        return HostPolicy()
+    file, me = str(layout.policy), RealFs().uid()
+    if found.uid not in ({0} if require_root_owned else {0, me}):
+        raise ConfigError(f"belongs to user {found.uid}, expected root", file=file, fix=f"chown root {file}")
+    if found.mode & 0o022:
+        raise ConfigError("others may write it", file=file, fix=f"chmod go-w {file}")
+    policy: HostPolicy = _structured(HostPolicy, _object(layout.policy), layout.policy)
+    try:
+        rules.check_policy(policy)
+    except Mismatch as mismatch:
+        raise _wrong(mismatch, layout.policy) from None
+    return policy
+
+
+def save_policy(fs: Fs, layout: ConfigDir, policy: HostPolicy) -> None:
+    """Write the host's policy; it belongs to whoever runs this. Raises ConfigError, DiskError."""
+    try:
+        rules.check_policy(policy)
+    except Mismatch as mismatch:
+        raise _wrong(mismatch, layout.policy) from None
+    write_atomic(fs, layout.policy, _pretty(_plain(policy)), mode=PUBLIC_MODE, adopt=False)
+
+
+def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
+    """Return the raw items of ``installs.local.json``: a list, or an object with the list under ``installs``."""
+    raw = _read(layout.local_installs)
+    path = ""
+    if isinstance(raw, dict):
+        raw, path = raw.get("installs"), "installs"
+    if raw is None and not path:
+        return ()
+    if not isinstance(raw, list):
+        raise _wrong(Mismatch(path, f"expected a list of items, found {kind_of(raw)}"), layout.local_installs)
+    for number, item in enumerate(raw):
+        if not isinstance(item, dict):
+            what = f"expected an object, found {kind_of(item)}"
+            raise _wrong(Mismatch(f"{path}[{number}]", what), layout.local_installs)
+    return tuple(raw)
+
+
+def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes | None) -> None:
+    """Make a config directory: the tree, four configuration files, a policy that allows nothing.
+
+    What is there already and says the same is left alone; ConfigError, before anything is written, when it
+    says something else.
+    """
+    try:
+        rules.check_server_url(server_url, loopback_http=True)
+    except Mismatch as mismatch:
+        raise ConfigError(mismatch.what, file="server URL", fix=mismatch.fix or "https://HOST[:PORT]") from None
+    application = {"server_url": server_url} | ({} if server_url.startswith("https") else {"allow_http_loopback": True})
+    httpclient = {} if ca_pem is None else {"ca_files": [layout.plane_ca.name]}
+    wanted: dict[Path, tuple[bytes, int]] = {
+        layout.application: (_pretty(application), PUBLIC_MODE),
+        layout.httpclient: (_pretty(httpclient), SECRET_MODE),  # a proxy URL may hold a password
+        layout.ioc: (_pretty({}), PUBLIC_MODE),
+        layout.log_config: (_pretty({}), PUBLIC_MODE),
+    }
+    if ca_pem is not None:
+        wanted[layout.plane_ca] = (ca_pem, PUBLIC_MODE)
+    missing = {path: what for path, what in wanted.items() if _must_write(fs, path, what[0])}
+    make_tree(fs, layout)
+    for path, (data, mode) in missing.items():
+        write_atomic(fs, path, data, mode=mode)
+    if fs.lstat(layout.policy) is None:
+        save_policy(fs, layout, HostPolicy())
+
+
+def _must_write(fs: Fs, path: Path, data: bytes) -> bool:
+    """Return False for a file that is there and says all that ``data`` says."""
+    found = read_bytes(fs, path, SIZE_LIMIT)
+    if found is None:
+        return True
+    same = found == data
+    if path.suffix == ".json":
+        theirs, ours = _parse(found, path), json.loads(data)
+        same = isinstance(theirs, dict) and all(theirs.get(key) == ours[key] for key in ours)
+    if not same:
+        fix = "edit it, or name another directory with -c"
+        raise ConfigError("is there already and says something else", file=str(path), fix=fix)
+    return False
+
+
+def _object(path: Path) -> dict[str, Any]:
+    raw = _read(path)
+    if raw is not None and not isinstance(raw, dict):
+        raise _wrong(Mismatch("", f"expected an object, found {kind_of(raw)}"), path)
+    return raw or {}
+
+
+def _read(path: Path) -> Any:
+    data = read_bytes(RealFs(), path, SIZE_LIMIT)
+    return None if data is None else _parse(data, path)
+
+
+def _parse(data: bytes, path: Path) -> Any:
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in found:
+            if key in seen:
+                raise _wrong(Mismatch(join("", key), "this key stands there twice"), path)
+            seen[key] = value
+        return seen
+
+    def constant(name: str) -> Any:
+        raise _wrong(Mismatch("", f"{name} is no JSON"), path)
+
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        what = f"no JSON at line {error.lineno}, column {error.colno}: {error.msg}" if data.strip() else "is empty"
+        raise ConfigError(what, file=str(path), fix="correct it; {} stands for all defaults") from None
+    except (ValueError, RecursionError):
+        raise _wrong(Mismatch("", "is no JSON in UTF-8"), path) from None
+
+
+def _structured(kind: Any, raw: dict[str, Any], path: Path) -> Any:
+    try:
+        return structure(kind, raw)
+    except Mismatch as mismatch:
+        raise _wrong(mismatch, path) from None
+
+
+def _wrong(mismatch: Mismatch, file: Path, path: str | None = None) -> ConfigError:
+    fix = mismatch.fix or f"correct it in {file}"
+    return ConfigError(mismatch.what, file=str(file), path=mismatch.path if path is None else path, fix=fix)
+
+
+def _plain(value: Any) -> Any:
+    """Return a frozen value as JSON; what is unset is left out."""
+    if attrs.has(type(value)):
+        fields = ((field.name.rstrip("_"), getattr(value, field.name)) for field in attrs.fields(type(value)))
+        return {name: _plain(each) for name, each in fields if each is not None}
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _pretty(body: Mapping[str, Any]) -> bytes:
+    return (json.dumps(body, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,147 @@
+"""What types and bounds cannot say about the operator's files: URLs, addresses, paths, times that belong together."""
+
+from __future__ import annotations
+
+import ipaddress
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from certctrl.model.config import AgentConfig
+from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand
+from certctrl.store.config.structure import Mismatch, check_choice
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_TIME = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d|24:00")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_config(config: AgentConfig) -> None:
+    """Check what spans settings. Raises Mismatch whose path starts with the section."""
+    settings, client = config.application, config.httpclient
+    check_server_url(settings.server_url, loopback_http=settings.allow_http_loopback)
+    if not settings.refresh_path.startswith("/"):
+        raise Mismatch("application.refresh_path", "expected a path that starts with /")
+    if settings.metrics_listen:
+        _check_listen(settings.metrics_listen, public=settings.metrics_public)
+    if settings.metrics_textfile and not settings.metrics_textfile.startswith("/"):
+        raise Mismatch("application.metrics_textfile", "expected an absolute path")
+    for signal, seconds in settings.signal_timeouts.items():
+        if not 1 <= seconds <= 3600:
+            raise Mismatch(f"application.signal_timeouts.{signal}", "expected 1 to 3600 seconds")
+    if client.proxy and (_host(client.proxy) is None or urlsplit(client.proxy).scheme != "http"):
+        raise Mismatch("httpclient.proxy", "expected the http:// URL of a CONNECT proxy")
+    for ours, other in (("client_certificate", "client_key"), ("client_key", "client_certificate")):
+        if getattr(client, ours) and not getattr(client, other):
+            raise Mismatch(f"httpclient.{other}", f"is missing, but {ours} is set")
+    if "/" in config.log.file or config.log.file in (".", ".."):
+        raise Mismatch("log.file", "expected a file name, not a path: it lies in logs/")
+
+
+def check_server_url(url: str, *, loopback_http: bool) -> None:
+    """Check the control plane's URL: https, host, no credentials, no query; http for loopback alone."""
+    path = "application.server_url"
+    if not url:
+        raise Mismatch(path, "is not set", "set it to the control plane's URL, as https://plane.example.com")
+    host = _host(url)
+    parts = urlsplit(url) if host is not None else None
+    if host is None or parts is None or parts.scheme not in ("https", "http"):
+        raise Mismatch(path, "expected an https URL with a host name")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise Mismatch(path, "expected scheme, host and port, without credentials or query")
+    if parts.path not in ("", "/"):
+        raise Mismatch(path, "expected scheme, host and port, without a path")
+    if parts.scheme == "http":
+        if not is_loopback(host):
+            raise Mismatch(path, "expected https; plain http is for loopback hosts only")
+        if not loopback_http:
+            raise Mismatch(path, "plain http needs allow_http_loopback", "use https, or for tests set it to true")
+
+
+def _host(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for a bad port
+    except ValueError:
+        return None
+    return parts.hostname or None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is this machine, without asking DNS."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_listen(listen: str, *, public: bool) -> None:
+    path = "application.metrics_listen"
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
+        raise Mismatch(path, "expected HOST:PORT, as 127.0.0.1:9464")
+    if not public and not is_loopback(host.strip("[]")):
+        raise Mismatch(path, "expected a loopback address", "use 127.0.0.1, or set metrics_public to true")
+
+
+def check_policy(policy: HostPolicy) -> None:
+    """Check the host's policy. Raises Mismatch."""
+    for number, root in enumerate(policy.write_roots):
+        check_absolute(root, f"write_roots[{number}]")
+        if root == "/":
+            raise Mismatch(f"write_roots[{number}]", "expected a directory below /", "name the directory that is meant")
+    for name, command in policy.commands.items():
+        _check_command(command, f"commands.{name}")
+    check_choice(policy.remote_commands, ("on", "off"), "remote_commands")
+    check_choice(policy.on_revoked, ("remove", "placeholder", "keep"), "on_revoked")
+    if policy.on_alert is not None:
+        _check_argv(policy.on_alert, "on_alert")
+    if policy.window is not None:
+        _check_window(policy.window)
+    if policy.trust_store.directory is not None:
+        check_absolute(policy.trust_store.directory, "trust_store.directory")
+    if policy.trust_store.command is not None:
+        _check_argv(policy.trust_store.command, "trust_store.command")
+
+
+def check_absolute(path: str, where: str) -> None:
+    """Check that a path is absolute and written the one way there is: no ``..``, no ``//``, no final slash."""
+    if not path.startswith("/") or posixpath.normpath(path) != path or path.startswith("//"):
+        raise Mismatch(where, "expected an absolute path without . or .. and without a final slash")
+
+
+def _check_command(command: NamedCommand, where: str) -> None:
+    _check_argv(command.argv, f"{where}.argv")
+    if not 1 <= command.timeout_seconds <= 600:
+        raise Mismatch(f"{where}.timeout_seconds", "expected 1 to 600 seconds")
+    if command.sha256 is not None and not _SHA256.fullmatch(command.sha256):
+        raise Mismatch(f"{where}.sha256", "expected 64 lower-case hex digits", "sha256sum the executable")
+
+
+def _check_argv(argv: Sequence[str], where: str) -> None:
+    if not argv:
+        raise Mismatch(where, "expected an executable and its arguments, found an empty list")
+    check_absolute(argv[0], f"{where}[0]")
+
+
+def _check_window(window: MaintenanceWindow) -> None:
+    if not window.days:
+        raise Mismatch("window.days", "expected at least one day")
+    for number, day in enumerate(window.days):
+        check_choice(day, DAYS, f"window.days[{number}]")
+    times: Mapping[str, str] = {"window.from": window.from_, "window.to": window.to}
+    for where, text in times.items():
+        if not _TIME.fullmatch(text):
+            raise Mismatch(where, "expected HH:MM from 00:00 to 24:00")
+    if not 0 <= window.override_when_life_below <= 1:
+        raise Mismatch("window.override_when_life_below", "expected 0 to 1")
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # here: few hosts have a window
+
+    try:
+        ZoneInfo(window.timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        fix = "use a name such as UTC or Europe/Berlin; the tzdata package must be installed"
+        raise Mismatch("window.timezone", "expected the name of a time zone", fix) from None

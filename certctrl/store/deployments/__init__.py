@@ -1,0 +1,1 @@
+"""Certificate generations and files at explicit destinations, switched as sets."""

@@ -1,0 +1,300 @@
+"""Generations: immutable directories of one certificate's files, and the one link that says which is live.
+
+    certs/.generations/<name>/<id>/{private.key, certificate.pem, …, manifest.json}
+    certs/.live/<name> -> ../.generations/<name>/<id>          renaming over this link is the commit point
+    certs/<name>.crt   -> .live/<name>/fullchain.pem           the spec's names lead through it, for ever
+
+Order (safety.md §4.1): private directory → files → manifest last → all of it durable → rename to its id →
+that durable → link renamed → that durable → read again through the link. So the live link leads to a whole
+pair after any crash, and key and certificate change in one rename. Rejected: two renames for key and
+certificate (torn between them), numbered "current" copies (torn inside), renaming the live directory away.
+
+The id is a hash of contents and facts: publishing the same thing twice is nothing. One process writes, the
+holder of ``daemon.lock``; different names may be staged in different threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from certctrl.errors import DiskError, StateCorruptError
+from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, remove_tree, sync_all
+from certctrl.store.disk.atomic import is_temp, swap_link_at
+from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.layout import ConfigDir
+
+
+@attrs.frozen(kw_only=True)
+class Staged:
+    """A generation that is written; durable once it is settled."""
+
+    name: str
+    id: str
+    path: Path
+    """The directory to run checks on; of no use once settled."""
+    unchanged: bool
+    """True when this very generation is live already."""
+    files: tuple[str, ...]
+    """Names; what a thousand of these hold while they wait for their switch is memory."""
+    number: int = 0
+    """Its place among those of its name; only of one that still has to be settled."""
+
+    @property
+    def is_temporary(self) -> bool:
+        """Return whether it still has to be settled."""
+        return self.path.name.startswith(TEMP)
+
+
+class GenerationStore:
+    """All generations of one agent. Methods block on the disk and raise DiskError."""
+
+    def __init__(self, layout: ConfigDir, fs: Fs) -> None:
+        self._layout = layout
+        self._fs = fs
+        self._files = GenerationFiles(layout, fs)
+        self._durable: set[tuple[str, str]] = set()  # settled by this process, or synced by its sweep
+        self._verified: set[tuple[str, str]] = set()  # written or read whole by this process, and not live yet
+        self._pending: dict[tuple[str, str], Staged] = {}  # staged and not settled
+
+    # --- looking ------------------------------------------------------------------------------------------
+
+    def live_id(self, name: str) -> str | None:
+        """Return the id that is live; None when none is. StateCorruptError when the link is not one of ours."""
+        return self._files.live_id(name)
+
+    def ids(self, name: str) -> list[str]:
+        """Return the ids of whole generations, oldest first."""
+        return [generation for _, generation in sorted(self._files.numbered(name))]
+
+    def path(self, name: str, generation: str) -> Path:
+        """Return a generation's directory."""
+        return self._layout.generation(name, generation)
+
+    def manifest(self, name: str, generation: str) -> dict[str, Any]:
+        """Return ``files`` (name -> SHA-256), ``facts`` and ``number``; StateCorruptError when there is none."""
+        return dict(self._files.manifest(name, generation))
+
+    def read(self, name: str, generation: str, file: str) -> bytes:
+        """Return one file; StateCorruptError when it is not the file that was written."""
+        return self._files.read(self.path(name, generation), self._files.manifest(name, generation), file)
+
+    # --- making -------------------------------------------------------------------------------------------
+
+    def stage(self, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> Staged:
+        """Write a generation beside the others, not durable yet; an equal one that is here is used again.
+
+        ``files``: file name -> bytes. ``facts``: JSON, part of the identity.
+        """
+        hashes = {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())}
+        plain_facts = json.loads(json.dumps(dict(facts), sort_keys=True, allow_nan=False))
+        wanted = identify(hashes, plain_facts)
+        pending = self._pending.get((name, wanted))
+        if pending is not None and self._fs.lstat(pending.path) is not None:
+            return pending
+        self._files.make_home(name)
+        found = self._reuse(name, wanted)
+        if isinstance(found, Staged):
+            return found
+        number = 1 + max((number for number, _ in self._files.known(name)), default=0)
+        manifest: Manifest = {"id": found, "number": number, "name": name, "files": hashes, "facts": plain_facts}
+        path = self._files.write(name, files, manifest)
+        self._verified.add((name, found))
+        staged = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number)
+        self._pending[name, found] = staged
+        return staged
+
+    def _reuse(self, name: str, wanted: str) -> Staged | str:
+        """Return an equal generation that is whole, or the id to write one under.
+
+        A damaged one gives way, but for the live one: it cannot be taken away from under its readers, so its
+        replacement gets a suffix and is switched to like any other.
+        """
+        live, generation, count = self.live_id(name), wanted, 0
+        while self._fs.lstat(self.path(name, generation)) is not None:
+            if (manifest := self._files.whole(name, generation)) is not None:
+                self._verified.add((name, generation))
+                path = self.path(name, generation)
+                return Staged(
+                    name=name, id=generation, path=path, unchanged=generation == live, files=(*manifest["files"],)
+                )
+            if generation != live:
+                self._remove(name, [generation])
+                break
+            count += 1
+            generation = f"{wanted}.{count}"
+        return generation
+
+    def discard(self, staged: Staged) -> None:
+        """Remove a generation that was staged and shall not be settled."""
+        if staged.is_temporary:
+            with closing(self._fs, self._fs.open_dir(staged.path.parent)) as home:
+                remove_tree(self._fs, home, staged.path.name)
+            self._pending.pop((staged.name, staged.id), None)
+            self._verified.discard((staged.name, staged.id))
+            self._files.forget(staged.name, staged.id)
+
+    def settle(self, staged: Sequence[Staged]) -> None:
+        """Make generations durable under their ids: after this they survive a crash. One syncfs for any number."""
+        fresh = [one for one in {(one.name, one.id): one for one in staged}.values() if one.is_temporary]
+        owed = [one for one in staged if not one.is_temporary and (one.name, one.id) not in self._durable]
+        fresh = [one for one in fresh if self._fs.lstat(one.path) is not None]  # else settled before
+        if fresh:
+            self._files.sync_contents([one.path for one in fresh])
+        with ExitStack() as stack:
+            homes: dict[str, Handle] = {}
+            for one in (*fresh, *owed):
+                if one.name not in homes:
+                    home = self._fs.open_dir(self._layout.generations / one.name)
+                    homes[one.name] = stack.enter_context(closing(self._fs, home))
+            for one in fresh:
+                self._fs.rename(one.path.name, one.id, at=homes[one.name])
+                self._files.settled(one.name, one.number, one.id)
+                self._pending.pop((one.name, one.id), None)
+            sync_all(self._fs, list(homes.values()))
+        self._durable.update((one.name, one.id) for one in staged)
+
+    # --- switching ----------------------------------------------------------------------------------------
+
+    def switch(self, to: Mapping[str, str | None]) -> dict[str, str | None]:
+        """Make generations live, durably, all of them or none; return what was live before.
+
+        Name -> id; None takes a name's link away and keeps its generations. Raises DiskError, also
+        StateCorruptError for a generation that is not whole; then everything is as it was.
+        """
+        before = {name: self.live_id(name) for name in to}
+        for name, generation in to.items():
+            if generation is not None and (name, generation) not in self._verified:
+                self._need_whole(name, generation)
+        try:
+            self._point(to)
+            for name, generation in to.items():
+                if generation is not None:
+                    self._files.verify(self._layout.live_link(name), self._files.manifest(name, generation))
+        except DiskError:
+            self._point_back(before)
+            raise
+        for name, generation in to.items():  # bytes rot: next time they are read again
+            if generation is not None:
+                self._verified.discard((name, generation))
+                self._files.switched(name, generation)
+        return before
+
+    def _need_whole(self, name: str, generation: str) -> None:
+        self._files.verify(self.path(name, generation), self._files.manifest(name, generation))
+        if (name, generation) not in self._durable:
+            with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
+                self._fs.fsync(home)
+
+    def _point(self, to: Mapping[str, str | None]) -> None:
+        with ExitStack() as stack:
+            places = {
+                path: stack.enter_context(closing(self._fs, self._fs.open_dir(path)))
+                for path in (self._layout.live, self._layout.certs, self._layout.chains)
+            }
+            touched = {self._layout.live}
+            for name, generation in to.items():
+                if generation is not None:
+                    touched |= self._files.link_public(name, places)
+                    text = f"../{self._layout.generations.name}/{name}/{generation}"
+                    swap_link_at(self._fs, places[self._layout.live], name, text)
+                elif self._fs.lstat(name, at=places[self._layout.live]) is not None:
+                    self._fs.unlink(name, at=places[self._layout.live])
+            sync_all(self._fs, [places[path] for path in sorted(touched)])
+
+    def _point_back(self, before: Mapping[str, str | None]) -> None:
+        for name, generation in before.items():
+            try:
+                self._point({name: generation})
+            except DiskError:
+                continue  # each on its own; the error to see is the one that made us go back
+
+    # --- taking away --------------------------------------------------------------------------------------
+
+    def withdraw(self, name: str) -> None:
+        """Take a certificate out of use: its links first, then all its generations with their keys, durably."""
+        places = [self._layout.live, self._layout.certs, self._layout.chains]
+        with ExitStack() as stack:
+            handles = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in places}
+            for link in (*self._layout.public_links(name), self._layout.live_link(name)):
+                found = self._fs.lstat(link.name, at=handles[link.parent])
+                if found is not None and found.kind == "link":
+                    self._fs.unlink(link.name, at=handles[link.parent])
+            sync_all(self._fs, list(handles.values()))
+        with closing(self._fs, self._fs.open_dir(self._layout.generations)) as home:
+            if self._fs.lstat(name, at=home) is not None:
+                doomed = f"{TEMP}{self._fs.token()}"
+                self._fs.rename(name, doomed, at=home)  # a crash from here on leaves it to the sweep
+                remove_tree(self._fs, home, doomed)
+            self._fs.fsync(home)
+        self._files.forget_all(name)
+        self._durable = {item for item in self._durable if item[0] != name}
+        self._verified = {item for item in self._verified if item[0] != name}
+
+    def prune(self, name: str, keep: int, *, also_keep: Collection[str] = ()) -> int:
+        """Remove old generations but for the live one, ``also_keep`` and the newest ``keep``; return how many."""
+        live = self.live_id(name)
+        others = [one for _, one in sorted(self._files.known(name)) if one != live and one not in also_keep]
+        if doomed := others[: max(0, len(others) - keep)]:
+            self._remove(name, doomed)
+        return len(doomed)
+
+    def _remove(self, name: str, generations: Sequence[str]) -> None:
+        with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
+            for generation in generations:
+                doomed = f"{TEMP}{self._fs.token()}"
+                if self._fs.lstat(generation, at=home) is not None:  # else somebody else has removed it
+                    self._fs.rename(generation, doomed, at=home)
+                    remove_tree(self._fs, home, doomed)
+                self._durable.discard((name, generation))
+                self._verified.discard((name, generation))
+                self._files.forget(name, generation)
+
+    def sweep(self) -> int:
+        """Remove what crashes left (never what is live), mend the spec's names; return how much went.
+
+        First everything that a killed process renamed and did not sync is made durable: what is built on it
+        from now on must not be more durable than it is. Call it at start, under the daemon lock.
+        """
+        self._files.sync_inherited()
+        swept = 0
+        for name in self._files.names():
+            swept += self._sweep_home(name)
+        with ExitStack() as stack:
+            places = {
+                path: stack.enter_context(closing(self._fs, self._fs.open_dir(path)))
+                for path in (self._layout.live, self._layout.certs, self._layout.chains)
+            }
+            for handle in places.values():
+                for leftover in filter(is_temp, self._fs.listdir(handle)):
+                    self._fs.unlink(leftover, at=handle)
+                    swept += 1
+            live = [name for name in self._fs.listdir(places[self._layout.live]) if not is_temp(name)]
+            touched = [path for name in live for path in self._files.link_public(name, places)]
+            sync_all(self._fs, [places[path] for path in sorted(set(touched))])
+        return swept
+
+    def _sweep_home(self, name: str) -> int:
+        with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
+            if name.startswith(TEMP):
+                remove_tree(self._fs, top, name)
+                return 1
+        try:
+            live = self.live_id(name)
+        except StateCorruptError:
+            return 0  # what is live cannot be told, so nothing is taken away
+        swept = 0
+        with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
+            for entry in self._fs.listdir(home):
+                if entry.startswith(TEMP) or (entry != live and not self._files.is_complete(name, entry)):
+                    remove_tree(self._fs, home, entry)
+                    swept += 1
+                else:
+                    self._durable.add((name, entry))
+        return swept

@@ -1,0 +1,1 @@
+"""Crash-safe file operations behind one interface."""

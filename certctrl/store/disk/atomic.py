@@ -1,0 +1,183 @@
+"""Replace files whole: a reader, also one after a power cut, finds the old bytes or the new, never a part.
+
+The order is the whole point (safety.md §4.1): private temporary name in the same directory → all bytes →
+mode and owner by descriptor → fsync of the file → rename → fsync of the directory. Rejected: writing in
+place (torn), renaming the old file away as a backup (a moment with no file at all), chmod after the rename
+(a secret readable for a moment), a fixed temporary name (two writers meet in it).
+
+Temporary files hold a flock while their writer lives, so that `sweep_temps` can tell a leftover of a crash
+from the file that another process is writing right now, without pids and without a clock.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from pathlib import Path
+
+from certctrl.errors import DiskError
+from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.disk.tree import ModeFinding, adopt_owner, check_modes, make_tree
+from certctrl.store.layout import SECRET_MODE
+
+__all__ = [
+    "ModeFinding", "adopt_owner", "check_modes", "discard", "finish_temp", "is_temp", "make_tree", "read_bytes",
+    "remove_file", "swap_link", "swap_link_at", "sweep_temps", "temp_name", "write_atomic",
+]  # fmt: skip
+
+ATTEMPTS = 3
+"""Tries at one write: after a failed fsync the bytes are lost, so they are written again, never just synced again."""
+_AGAIN = (errno.EIO, errno.ENOENT)  # ENOENT: a sweep took the temporary file between its creation and its flock
+_SUFFIX = ".tmp"
+
+
+def write_atomic(
+    fs: Fs,
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = SECRET_MODE,
+    durable: bool = True,
+    sync_parent: bool = True,
+    adopt: bool = True,
+) -> None:
+    """Replace ``path`` by ``data``; when this returns with ``durable``, a power cut cannot take it back.
+
+    ``durable=False`` leaves out every fsync: for files that may be lost or torn by a power cut and are then
+    read as absent. ``sync_parent=False`` syncs the bytes but not the name: after a power cut the file is old
+    or new and always whole; for files whose old state is as good. ``adopt``: files made by root in a
+    directory of the agent's user get that user as their owner. Raises DiskError; the old file is then intact.
+    """
+    with closing(fs, fs.open_dir(path.parent)) as parent:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                _replace(fs, parent, path.name, data, mode, durable=durable, adopt=adopt)
+                if durable and sync_parent:
+                    fs.fsync(parent)
+                return
+            except DiskError as error:
+                if error.errno not in _AGAIN or attempt == ATTEMPTS:
+                    raise
+
+
+def _replace(fs: Fs, parent: Handle, name: str, data: bytes, mode: int, *, durable: bool, adopt: bool) -> None:
+    temp = temp_name(fs, name)
+    handle = fs.create(temp, SECRET_MODE, at=parent)
+    try:
+        fs.try_lock(handle)
+        fs.write(handle, data)
+        finish_temp(fs, handle, parent, mode, adopt=adopt)
+        if durable:
+            fs.fsync(handle)
+        fs.rename(temp, name, at=parent)
+    except BaseException:
+        discard(fs, handle, temp, parent)
+        raise
+    fs.close(handle)
+
+
+def finish_temp(fs: Fs, handle: Handle, parent: Handle, mode: int, *, adopt: bool = True) -> None:
+    """Give an open temporary file or directory its mode and, when root works for another user, that owner."""
+    if mode != SECRET_MODE:
+        fs.chmod(handle, mode)
+    if adopt:
+        adopt_owner(fs, handle, parent)
+
+
+def temp_name(fs: Fs, name: str) -> str:
+    """Return a temporary name that sorts beside ``name``, hidden, with a part nobody can guess."""
+    return f".{name[:180]}.{fs.token()}{_SUFFIX}"
+
+
+def is_temp(name: str) -> bool:
+    """Return whether a name was made by `temp_name`."""
+    return name.startswith(".") and name.endswith(_SUFFIX)
+
+
+def discard(fs: Fs, handle: Handle, temp: str, parent: Handle) -> None:
+    """Close and remove a temporary file after a failure, whatever else fails: the first error is the one to see."""
+    with suppress(DiskError):
+        fs.close(handle)
+    with suppress(DiskError):  # renamed already, or swept at the next start
+        fs.unlink(temp, at=parent)
+
+
+def remove_file(fs: Fs, path: Path, *, durable: bool = True) -> bool:
+    """Remove a file; False when there was none. Raises DiskError."""
+    if fs.lstat(path) is None:
+        return False
+    with closing(fs, fs.open_dir(path.parent)) as parent:
+        fs.unlink(path.name, at=parent)
+        if durable:
+            fs.fsync(parent)
+    return True
+
+
+def swap_link(fs: Fs, link: Path, text: str, *, durable: bool = True) -> None:
+    """Point a symbolic link at ``text`` in one instant; nothing is written when it says so already."""
+    with closing(fs, fs.open_dir(link.parent)) as parent:
+        if swap_link_at(fs, parent, link.name, text) and durable:
+            fs.fsync(parent)
+
+
+def swap_link_at(fs: Fs, parent: Handle, name: str, text: str) -> bool:
+    """Point the link ``name`` of an open directory at ``text``; False when it says so already. No fsync."""
+    found = fs.lstat(name, at=parent)
+    if found is not None and found.kind == "link" and fs.readlink(name, at=parent) == text:
+        return False
+    temp = temp_name(fs, name)
+    fs.symlink(text, temp, at=parent)
+    try:
+        fs.rename(temp, name, at=parent)
+    except BaseException:
+        with suppress(DiskError):  # else it is swept at the next start
+            fs.unlink(temp, at=parent)
+        raise
+    return True
+
+
+def read_bytes(fs: Fs, path: str | Path, limit: int, at: Handle | None = None) -> bytes | None:
+    """Return a regular file's bytes, None when there is no such name; more than ``limit`` is a DiskError (EFBIG)."""
+    try:
+        opened = fs.open_file(path, at=at)
+    except DiskError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+    with closing(fs, opened) as handle:
+        found = fs.fstat(handle)
+        if found.kind != "file":
+            raise DiskError(f"{handle.path} is no regular file", path=handle.path, fix=f"move {handle.path} away")
+        if found.size > limit:
+            raise DiskError(
+                f"{handle.path} holds {found.size} bytes, more than {limit}",
+                path=handle.path,
+                errno=errno.EFBIG,
+                fix=f"see what wrote to {handle.path} and move it away",
+            )
+        return fs.read(handle, limit)
+
+
+def sweep_temps(fs: Fs, directory: Path) -> int:
+    """Remove what crashed writers left in one directory; what a living process is writing stays. Return how many."""
+    swept = 0
+    with closing(fs, fs.open_dir(directory)) as parent:
+        for name in fs.listdir(parent):
+            if is_temp(name) and _is_leftover(fs, name, parent):
+                fs.unlink(name, at=parent)
+                swept += 1
+    return swept
+
+
+def _is_leftover(fs: Fs, name: str, parent: Handle) -> bool:
+    found = fs.lstat(name, at=parent)
+    if found is None or found.kind == "dir":
+        return False
+    if found.kind != "file":
+        return True
+    try:
+        handle = fs.open_file(name, at=parent)
+    except DiskError:
+        return False  # gone meanwhile, or not ours to open
+    with closing(fs, handle):
+        return fs.try_lock(handle)

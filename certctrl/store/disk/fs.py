@@ -1,0 +1,279 @@
+"""Fs: the one door to the disk for everything that changes it (safety.md §4.6).
+
+Small verbs close to the system calls, so that a test double can stand in for the kernel and stop, fail or
+crash at each of them. Every error of the operating system leaves here as a DiskError with ``path``, ``errno``
+and a fix; EINTR and short writes are dealt with here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from certctrl.errors import DiskError
+from certctrl.store.disk.interface import Fs, Handle, Stat
+
+__all__ = ["Fs", "Handle", "RealFs", "Stat", "closing", "disk_error"]
+
+_LABEL = "security.selinux"
+_CHUNK = 1 << 20
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
+
+
+class RealFs:
+    """The kernel's file system."""
+
+    def open_dir(self, path: str | Path, at: Handle | None = None) -> Handle:
+        return self._open("open", path, at, os.O_RDONLY | os.O_DIRECTORY)
+
+    def open_file(self, path: str | Path, at: Handle | None = None) -> Handle:
+        return self._open("read", path, at, os.O_RDONLY | os.O_NONBLOCK)
+
+    def open_append(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
+        return self._open("write", path, at, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+
+    def open_lock(self, path: str | Path, mode: int) -> Handle:
+        return self._open("lock", path, None, os.O_RDWR | os.O_CREAT, mode)
+
+    def create(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
+        handle = self._open("create", path, at, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with _boundary("set the mode of", handle.path):
+            os.fchmod(handle.fd, mode)  # O_CREAT gave at most this much; an odd umask may have taken some away
+        return handle
+
+    def read(self, handle: Handle, limit: int) -> bytes:
+        parts: list[bytes] = []
+        with _boundary("read", handle.path):
+            while limit > 0 and (part := os.read(handle.fd, min(limit, _CHUNK))):
+                parts.append(part)
+                limit -= len(part)
+        return b"".join(parts)
+
+    def write(self, handle: Handle, data: bytes) -> None:
+        rest = memoryview(data)
+        with _boundary("write", handle.path):
+            while rest:
+                if not (count := os.write(handle.fd, rest)):
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                rest = rest[count:]
+
+    def truncate(self, handle: Handle, size: int) -> None:
+        with _boundary("truncate", handle.path):
+            os.ftruncate(handle.fd, size)
+
+    def allocate(self, handle: Handle, size: int) -> None:
+        with _boundary("reserve space for", handle.path):
+            os.posix_fallocate(handle.fd, 0, size)
+
+    def chmod(self, handle: Handle, mode: int) -> None:
+        with _boundary("set the mode of", handle.path):
+            os.fchmod(handle.fd, mode)
+
+    def chown(self, handle: Handle, uid: int, gid: int) -> None:
+        with _boundary("set the owner of", handle.path):
+            os.fchown(handle.fd, uid, gid)
+
+    def label(self, handle: Handle) -> bytes | None:
+        try:
+            return os.getxattr(handle.fd, _LABEL)
+        except OSError:
+            return None  # no SELinux, no label, or a file system without attributes: nothing to restore
+
+    def relabel(self, handle: Handle, label: bytes) -> None:
+        with _boundary("label", handle.path):
+            os.setxattr(handle.fd, _LABEL, label)
+
+    def fsync(self, handle: Handle) -> None:
+        with _boundary("sync", handle.path):
+            os.fsync(handle.fd)
+
+    def syncfs(self, handle: Handle) -> bool:
+        call = _syncfs_call()
+        if call is None:
+            return False
+        with _boundary("sync the file system of", handle.path):
+            while code := call(handle.fd):
+                if code != errno.EINTR:
+                    raise OSError(code, os.strerror(code))
+        return True
+
+    def try_lock(self, handle: Handle) -> bool:
+        with _boundary("lock", handle.path):
+            try:
+                fcntl.flock(handle.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+    def close(self, handle: Handle) -> None:
+        fd, handle.fd = handle.fd, -1
+        if fd < 0:
+            return
+        with _boundary("close", handle.path):
+            with suppress(InterruptedError):  # Linux has closed it all the same
+                os.close(fd)
+
+    def rename(self, old: str | Path, new: str | Path, at: Handle | None = None) -> None:
+        with _boundary("replace", new, at):
+            os.rename(old, new, src_dir_fd=_fd(at), dst_dir_fd=_fd(at))
+
+    def symlink(self, text: str, path: str | Path, at: Handle | None = None) -> None:
+        with _boundary("link", path, at):
+            os.symlink(text, path, dir_fd=_fd(at))
+
+    def unlink(self, path: str | Path, at: Handle | None = None) -> None:
+        with _boundary("remove", path, at):
+            os.unlink(path, dir_fd=_fd(at))
+
+    def mkdir(self, path: str | Path, mode: int, at: Handle | None = None) -> None:
+        with _boundary("create", path, at):
+            os.mkdir(path, mode, dir_fd=_fd(at))
+
+    def rmdir(self, path: str | Path, at: Handle | None = None) -> None:
+        with _boundary("remove", path, at):
+            os.rmdir(path, dir_fd=_fd(at))
+
+    def listdir(self, handle: Handle) -> list[str]:
+        with _boundary("list", handle.path):
+            return os.listdir(handle.fd)
+
+    def lstat(self, path: str | Path, at: Handle | None = None) -> Stat | None:
+        with _boundary("look at", path, at):
+            try:
+                return _stat(os.stat(path, dir_fd=_fd(at), follow_symlinks=False))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def fstat(self, handle: Handle) -> Stat:
+        with _boundary("look at", handle.path):
+            return _stat(os.fstat(handle.fd))
+
+    def readlink(self, path: str | Path, at: Handle | None = None) -> str:
+        with _boundary("read the link", path, at):
+            return os.readlink(path, dir_fd=_fd(at))
+
+    def uid(self) -> int:
+        return os.geteuid()
+
+    def gid(self) -> int:
+        return os.getegid()
+
+    def token(self) -> str:
+        return os.urandom(8).hex()
+
+    def _open(self, verb: str, path: str | Path, at: Handle | None, flags: int, mode: int = 0) -> Handle:
+        where = _where(path, at)
+        with _boundary(verb, where):
+            return Handle(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=_fd(at)), where)
+
+
+class closing:
+    """Close a handle at the end of a block."""
+
+    __slots__ = ("_fs", "_handle")
+
+    def __init__(self, fs: Fs, handle: Handle) -> None:
+        self._fs = fs
+        self._handle = handle
+
+    def __enter__(self) -> Handle:
+        return self._handle
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._fs.close(self._handle)
+
+
+def disk_error(verb: str, path: str, cause: OSError) -> DiskError:
+    """Return a system error as ours: what could not be done where, and what to do about it."""
+    code = cause.errno or 0
+    what = os.strerror(code) if code else str(cause)
+    return DiskError(f"cannot {verb} {path}: {what}", path=path, errno=code, fix=_fix(code, path))
+
+
+def _fix(code: int, path: str) -> str:
+    parent = os.path.dirname(path) or "."
+    match code:
+        case errno.ENOSPC:
+            return f"free space (or inodes) on the file system of {parent}; see df -h and df -i"
+        case errno.EDQUOT:
+            return f"raise the disk quota or free space in {parent}"
+        case errno.EROFS:
+            return f"mount the file system of {parent} read-write, or list it in ReadWritePaths= of the unit"
+        case errno.EACCES | errno.EPERM:
+            return f"run as the owner of {parent}, or as root; see ls -ld {parent} and lsattr -d {path}"
+        case errno.EIO:
+            return "check the disk; see dmesg"
+        case errno.EMFILE | errno.ENFILE:
+            return "raise LimitNOFILE= of the unit"
+        case errno.ENOENT:
+            return f"make {parent} first; cert-ctrl -c DIR init makes a whole config directory"
+        case errno.ELOOP | errno.ENOTDIR:
+            return f"put a real directory or file, not a link, at {path}"
+        case errno.EEXIST | errno.EISDIR | errno.ENOTEMPTY:
+            return f"move away what is at {path}"
+        case errno.EFBIG:
+            return "raise LimitFSIZE= of the unit"
+        case _:
+            return f"look at {path} and its file system"
+
+
+class _boundary:
+    """Turn a system error inside a block into ours; only then is it worth a text where that was."""
+
+    __slots__ = ("_at", "_path", "_verb")
+
+    def __init__(self, verb: str, path: str | Path, at: Handle | None = None) -> None:
+        self._verb = verb
+        self._path = path
+        self._at = at
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise disk_error(self._verb, _where(self._path, self._at), error) from error
+
+
+def _where(path: str | Path, at: Handle | None) -> str:
+    return str(path) if at is None else f"{at.path.rstrip('/')}/{path}"
+
+
+def _fd(at: Handle | None) -> int | None:
+    return None if at is None else at.fd
+
+
+def _stat(raw: os.stat_result) -> Stat:
+    kind = _KINDS.get(stat.S_IFMT(raw.st_mode), "other")
+    return Stat(
+        kind,
+        stat.S_IMODE(raw.st_mode),
+        raw.st_uid,
+        raw.st_gid,
+        raw.st_size,
+        raw.st_nlink,
+        raw.st_ino,
+        raw.st_dev,
+        raw.st_mtime_ns,
+    )
+
+
+@cache
+def _syncfs_call() -> Callable[[int], int] | None:
+    """Return the C library's syncfs as "errno or 0"; None before Linux 5.8, where it hides write errors."""
+    release = tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in os.uname().release.split(".")[:2])
+    if release < (5, 8):
+        return None
+    import ctypes  # here, because few commands ever sync
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if call is None:
+        return None
+    call.argtypes, call.restype = (ctypes.c_int,), ctypes.c_int
+    return lambda fd: ctypes.get_errno() if call(fd) else 0

@@ -1,0 +1,163 @@
+"""The way to a destination that others may have a hand in (safety.md T12).
+
+Every step is opened by handle, without following links, and judged by what the handle has open: whoever swaps a
+directory for a link afterwards changes nothing for us. openat2 would do the walk in one call, but is refused
+under ``RestrictSUIDSGID=yes``; so it is not used.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from certctrl.errors import DiskError, PolicyRefusedError
+from certctrl.store.disk.fs import Fs, Handle, RealFs, Stat, closing
+
+SIZE_LIMIT = 4 * 1024 * 1024
+_STICKY = 0o1000
+
+
+class NoDirectoryError(PolicyRefusedError):
+    """A directory on the way does not exist; it is not made: whose it should be is not ours to say."""
+
+
+@attrs.frozen(kw_only=True)
+class DestinationFact:
+    """What is at a path that a plan names."""
+
+    path: Path
+    kind: str = "missing"
+    """``missing``, ``file``, ``dir``, ``link`` or ``other``."""
+    sha256: str | None = None
+    """Hex; None unless it is a regular file."""
+    mode: int | None = None
+    """Permission bits."""
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    nlink: int | None = None
+    refusal: str | None = None
+    """Why nothing may be written there; None when it may."""
+
+
+def destination_facts(
+    path: str | Path, roots: Sequence[str | Path], *, fs: Fs | None = None, owner: int | None = None
+) -> DestinationFact:
+    """Return what is at ``path`` and whether it may be written, given the directories below which that is allowed.
+
+    ``owner``: the user the file shall belong to; the directory may be that user's too. Raises DiskError when
+    it cannot be looked at.
+    """
+    fs, path = fs or RealFs(), Path(path)
+    if not any(is_below(path, root) for root in roots):
+        return DestinationFact(path=path, refusal="it is not below an allowed directory")
+    try:
+        with closing(fs, open_parent(fs, path, owner=owner)) as parent:
+            return facts_at(fs, parent, path)
+    except PolicyRefusedError as refused:
+        return DestinationFact(path=path, refusal=str(refused))
+
+
+def is_below(path: str | Path, root: str | Path) -> bool:
+    """Return whether a plain absolute path lies strictly below a directory, by its letters."""
+    return not flaw_of(str(path)) and Path(path) != Path(root) and Path(path).is_relative_to(root)
+
+
+def flaw_of(path: str) -> str:
+    """Return what is wrong with the letters of an absolute path; empty when nothing is."""
+    steps = path.split("/")[1:]
+    if not path.startswith("/") or not path.isprintable():
+        return "it is not an absolute path of printable characters"
+    if any(step in ("", ".", "..") for step in steps):
+        return "it is not written plainly: empty steps, . or .."
+    return "a name in it is too long" if any(len(step.encode()) > 200 for step in steps) else ""
+
+
+def facts_at(fs: Fs, parent: Handle, path: Path) -> DestinationFact:
+    """Return what lies under the last name of ``path`` in its opened directory."""
+    found = fs.lstat(path.name, at=parent)
+    if found is None:
+        return DestinationFact(path=path)
+    refusal, digest = None, None
+    if found.kind != "file":
+        named = {"dir": "a directory", "link": "a symbolic link"}.get(found.kind, "a device, pipe or socket")
+        refusal = f"{path} is {named}, not a regular file"
+    else:
+        data, found = read_at(fs, parent, path.name)
+        digest = hashlib.sha256(data).hexdigest()
+        if found.nlink != 1:
+            refusal = f"{path} has {found.nlink} hard links"
+    return DestinationFact(
+        path=path,
+        kind=found.kind,
+        sha256=digest,
+        mode=found.mode & 0o777,
+        uid=found.uid,
+        gid=found.gid,
+        size=found.size,
+        nlink=found.nlink,
+        refusal=refusal,
+    )
+
+
+def read_at(fs: Fs, parent: Handle, name: str) -> tuple[bytes, Stat]:
+    """Return a regular file's bytes and facts, both of the same open file. Raises DiskError."""
+    with closing(fs, fs.open_file(name, at=parent)) as handle:
+        found = fs.fstat(handle)
+        if found.kind != "file" or found.size > SIZE_LIMIT:
+            what = f"{handle.path} is no regular file of at most {SIZE_LIMIT} bytes"
+            raise DiskError(what, path=handle.path, errno=errno.EFBIG, fix=f"move {handle.path} away")
+        return fs.read(handle, SIZE_LIMIT), found
+
+
+def open_parent(fs: Fs, path: Path, *, owner: int | None = None) -> Handle:
+    """Open the directory of an absolute path, step by step; the caller closes it.
+
+    Raises PolicyRefusedError for a link or a directory that somebody else could change on the way, DiskError
+    when it cannot be opened.
+    """
+    if flaw := flaw_of(str(path)):
+        raise PolicyRefusedError(f"{ascii(str(path))[:200]}: {flaw}", fix="name another path in the install plan")
+    here = fs.open_dir("/")
+    try:
+        steps = path.parts[1:-1]
+        _judge(fs, here, owner, last=not steps)
+        for number, step in enumerate(steps, start=1):
+            deeper = _step(fs, here, step)
+            fs.close(here)
+            here = deeper
+            _judge(fs, here, owner, last=number == len(steps))
+    except BaseException:
+        fs.close(here)
+        raise
+    return here
+
+
+def _step(fs: Fs, here: Handle, step: str) -> Handle:
+    try:
+        return fs.open_dir(step, at=here)
+    except DiskError as error:
+        where = f"{here.path.rstrip('/')}/{step}"
+        if error.errno == errno.ENOENT:
+            raise NoDirectoryError(f"there is no directory {where}", fix=f"mkdir {where}") from None
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            fix = f"name the real path in the install plan; see realpath {where}"
+            raise PolicyRefusedError(f"{where} is a symbolic link or no directory", fix=fix) from None
+        raise
+
+
+def _judge(fs: Fs, here: Handle, owner: int | None, *, last: bool) -> None:
+    """Refuse a directory in which another user could swap names under our hands."""
+    found = fs.fstat(here)
+    me = fs.uid()
+    if found.uid not in (0, me, owner):
+        what = f"{here.path} belongs to user {found.uid}, who could change what is in it"
+        raise PolicyRefusedError(what, fix=f"chown root {here.path}, or give the file to that user in the plan")
+    others = found.mode & 0o002 or (found.mode & 0o020 and found.gid not in (0, fs.gid()))
+    if others and (last or not found.mode & _STICKY):
+        what = f"{here.path} can be written by others (mode {found.mode:04o})"
+        raise PolicyRefusedError(what, fix=f"chmod go-w {here.path}")

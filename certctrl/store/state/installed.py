@@ -1,0 +1,157 @@
+"""InstalledState: what stands installed on this host, and what was done to get there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+
+from certctrl.errors import StateCorruptError
+from certctrl.model.records import CaRecord, CertRecord
+from certctrl.store.disk.atomic import remove_file, write_atomic
+from certctrl.store.disk.fs import Fs, closing
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import decode
+from certctrl.store.state.files import StateFiles
+from certctrl.store.state.history import History
+
+_REBUILD = "restore it from a backup, or remove it; the agent then fetches and compares everything once"
+
+
+@attrs.frozen(kw_only=True)
+class StoredInstallConfig:
+    """The install config in force, as the plane sent it."""
+
+    raw: dict[str, Any]
+    """The plane's ``data`` object."""
+    etag: str | None
+    version: int
+    hash: str
+    """``installs_hash_b64``."""
+    high_water: Mapping[str, int] = attrs.field(factory=dict)
+    """Config id -> highest version ever stored here; kept by the store, whatever a caller passes (T2)."""
+    hashes: Mapping[str, str] = attrs.field(factory=dict)
+    """Config id -> the hash of that version; kept by the store as well. Files of earlier releases have none."""
+
+    def hash_seen(self, config_id: str, version: int) -> str:
+        """Return the hash under which a version of a config was stored here; empty when that is not known."""
+        if (config_id, version) == (str(self.raw.get("id", "")), self.version):
+            return self.hash
+        return self.hashes.get(config_id, "") if version == self.high_water.get(config_id) else ""
+
+
+class InstalledState:
+    """The part of the state store that the install pipeline owns."""
+
+    def __init__(self, layout: ConfigDir, fs: Fs) -> None:
+        self.layout = layout
+        self._fs = fs
+        self._files = StateFiles(fs)
+        self._history = History(layout.history, fs)
+
+    def load_install_config(self) -> StoredInstallConfig | None:
+        """Return the install config in force."""
+        path = self.layout.install_config
+        stored = self._files.load_part(path, "config", StoredInstallConfig, None, _REBUILD)
+        return cast(StoredInstallConfig | None, stored)
+
+    def save_install_config(self, config: StoredInstallConfig) -> None:
+        """Put an install config in force; the high-water mark of its id, with its hash, never falls."""
+        try:
+            before = self.load_install_config()
+        except StateCorruptError:
+            before = None  # replaced by what repairs it
+        marks = dict(before.high_water) if before is not None else {}
+        hashes = {one: before.hash_seen(one, mark) for one, mark in marks.items()} if before is not None else {}
+        config_id = str(config.raw.get("id", ""))
+        if config.version >= marks.get(config_id, config.version):
+            marks[config_id], hashes[config_id] = config.version, config.hash
+        hashes = {one: digest for one, digest in hashes.items() if digest}
+        body = attrs.asdict(attrs.evolve(config, high_water=marks, hashes=hashes), recurse=False)
+        self._files.save_json(self.layout.install_config, {"config": body})
+
+    def forget_versions(self) -> dict[str, int]:
+        """Take the next install config whatever its version (T3); return the marks that were. What is in force stays."""
+        stored = self.load_install_config()
+        if stored is None:
+            return {}
+        blank = attrs.evolve(stored, etag=None, version=0, hash="", high_water={}, hashes={})
+        self._files.save_json(self.layout.install_config, {"config": attrs.asdict(blank, recurse=False)})
+        return dict(stored.high_water)
+
+    def load_certificates(self) -> dict[int, CertRecord]:
+        """Return the records of this host's certificates by id."""
+        path = self.layout.certificates
+        rows = self._files.load_part(path, "certificates", Mapping[str, CertRecord], {}, _REBUILD)
+        if any(key != str(record.cert_id) for key, record in rows.items()):
+            raise decode.corrupt(str(path), "an id does not fit its record", _REBUILD)
+        return {record.cert_id: record for record in rows.values()}
+
+    def save_certificates(self, records: Mapping[int, CertRecord], *, sync_parent: bool = True) -> None:
+        """Replace the records; ``sync_parent`` here and below as for ``write_atomic``."""
+        rows = {str(cert_id): attrs.asdict(record, recurse=False) for cert_id, record in records.items()}
+        self._files.save_json(self.layout.certificates, {"certificates": rows}, sync_parent=sync_parent)
+
+    def load_activations(self) -> dict[str, str]:
+        """Return item id -> activation key of its last successful run."""
+        fix = "remove it; the commands of the install plan then run once more"
+        return dict(self._files.load_part(self.layout.activations, "activations", Mapping[str, str], {}, fix))
+
+    def save_activations(self, activations: Mapping[str, str], *, sync_parent: bool = True) -> None:
+        """Replace the activation keys."""
+        body = {"activations": dict(activations)}
+        self._files.save_json(self.layout.activations, body, sync_parent=sync_parent)
+
+    def load_cas(self) -> dict[str, CaRecord]:
+        """Return the CAs in the trust store by id."""
+        return dict(self._files.load_part(self.layout.cas, "cas", Mapping[str, CaRecord], {}, _REBUILD))
+
+    def save_cas(self, cas: Mapping[str, CaRecord], *, sync_parent: bool = True) -> None:
+        """Replace the CAs."""
+        rows = {ca_id: attrs.asdict(record, recurse=False) for ca_id, record in cas.items()}
+        self._files.save_json(self.layout.cas, {"cas": rows}, sync_parent=sync_parent)
+
+    def load_pins(self) -> dict[str, str]:
+        """Return path -> SHA-256 of the scripts that were trusted on first use."""
+        fix = "restore it from a backup, or remove it and look at the scripts: they are trusted anew on next use"
+        return dict(self._files.load_part(self.layout.pins, "pins", Mapping[str, str], {}, fix))
+
+    def save_pins(self, pins: Mapping[str, str]) -> None:
+        """Replace the pins."""
+        self._files.save_json(self.layout.pins, {"pins": dict(pins)})
+
+    def forget_pins(self) -> list[str]:
+        """Trust scripts anew at their next run; return whose pins there were."""
+        pins = self.load_pins()
+        if pins:
+            self.save_pins({})
+        return sorted(pins)
+
+    def save_status(self, status: dict[str, Any]) -> None:
+        """Replace the status, without fsync."""
+        write_atomic(self._fs, self.layout.status, decode.to_json(status), durable=False)
+
+    def load_history(self) -> list[dict[str, Any]]:
+        """Return past deployments, oldest first."""
+        return self._history.load()
+
+    def append_history(self, entries: list[dict[str, Any]], limit: int) -> None:
+        """Move deployments from the list to the audit log and keep it near ``limit`` entries; not synced."""
+        self._history.append(entries, limit)
+
+    def password(self, name: str, kind: str) -> tuple[bytes, Path]:
+        """Return the password of one certificate's keystores of a kind, and the file it is in; made once, 0600."""
+        path = self.layout.passwords / f"{name}.{kind}"
+        found = self._files.load_text(path, f"remove it; {kind} files then get a new password")
+        if found is None:
+            found = self._fs.token() + self._fs.token()  # 128 bits
+            self._files.save_text(path, found, "password")
+        return found.encode(), path
+
+    def forget_passwords(self, name: str) -> int:
+        """Remove the passwords of one certificate; return how many there were."""
+        with closing(self._fs, self._fs.open_dir(self.layout.passwords)) as directory:
+            names = [found for found in self._fs.listdir(directory) if found.rpartition(".")[0] == name]
+        return sum(remove_file(self._fs, self.layout.passwords / found) for found in names)

@@ -1,0 +1,141 @@
+"""Look at an agent's directory without opening it: for `status`, `list-certs` and other commands that only read.
+
+Imports json and os and nothing that waits, parses certificates or builds classes: start-up time is a feature.
+Takes no lock and changes nothing. Values are plain JSON; None means "never written".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+from certctrl.errors import DiskError, StateCorruptError
+from certctrl.store.state import decode
+
+_REBUILD = "stop the agent and remove it; the agent then compares this host with the plane once"
+
+
+def read_status(root: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return what the daemon last said about itself; None also when a power cut damaged it. Raises DiskError."""
+    try:
+        raw = _json(root, "status.json")
+    except StateCorruptError:
+        return None
+    return None if raw is None else {key: raw[key] for key in raw if key != decode.VERSION_KEY}
+
+
+def read_certificates(root: str | os.PathLike[str]) -> list[dict[str, Any]] | None:
+    """Return the records of `StateStore.load_certificates` by id, as plain JSON.
+
+    Raises DiskError; StateCorruptError when the file is damaged.
+    """
+    raw = _json(root, "certificates.json")
+    if raw is None:
+        return None
+    rows = raw.get("certificates")
+    if not isinstance(rows, dict) or not all(
+        isinstance(row, dict) and isinstance(row.get("cert_id"), int) and isinstance(row.get("name"), str)
+        for row in rows.values()
+    ):
+        raise decode.corrupt(_path(root, "certificates.json"), "expected the records of certificates", _REBUILD)
+    return sorted(rows.values(), key=lambda row: int(row["cert_id"]))
+
+
+def read_cursor(root: str | os.PathLike[str]) -> str | None:
+    """Return the committed cursor. Raises DiskError, StateCorruptError."""
+    return _text(root, "last_cursor.txt")
+
+
+def read_cursor_at(root: str | os.PathLike[str]) -> float | None:
+    """Return when the cursor last moved, in seconds since the epoch."""
+    try:
+        return os.stat(_path(root, "last_cursor.txt")).st_mtime
+    except FileNotFoundError:
+        return None
+    except OSError as cause:
+        raise _disk(_path(root, "last_cursor.txt"), cause) from cause
+
+
+def read_last_poll(root: str | os.PathLike[str]) -> float | None:
+    """Return the time of the last successful poll; None also when a power cut damaged it."""
+    try:
+        data = _bytes(_path(root, "last_poll_time.txt"), decode.TEXT_LIMIT)
+    except StateCorruptError:
+        return None
+    return None if data is None else decode.poll_time_of(data)
+
+
+def read_device_id(root: str | os.PathLike[str]) -> str | None:
+    """Return the device's public id. Raises DiskError, StateCorruptError."""
+    return _text(root, "device_id.txt")
+
+
+def is_registered(root: str | os.PathLike[str]) -> bool:
+    """Return whether a session was ever stored, good or not."""
+    try:
+        os.stat(_path(root, "refresh_token.txt"))
+    except FileNotFoundError:
+        return False
+    except OSError as cause:
+        raise _disk(_path(root, "refresh_token.txt"), cause) from cause
+    return True
+
+
+def pending_acks(root: str | os.PathLike[str]) -> int:
+    """Return how many outcomes the plane has not taken yet. Raises DiskError, StateCorruptError."""
+    return _count(root, "pending_acks.json", "acks")
+
+
+def waiting_signals(root: str | os.PathLike[str]) -> int:
+    """Return how many signals are received and not done. Raises DiskError, StateCorruptError."""
+    return _count(root, "inbox.json", "entries")
+
+
+def _count(root: str | os.PathLike[str], name: str, key: str) -> int:
+    raw = _json(root, name)
+    rows = [] if raw is None else raw.get(key)
+    if not isinstance(rows, list):
+        raise decode.corrupt(_path(root, name), f"expected a list of {key}", _REBUILD)
+    return len(rows)
+
+
+def _path(root: str | os.PathLike[str], name: str) -> str:
+    return os.path.join(root, "state", name)
+
+
+def _text(root: str | os.PathLike[str], name: str) -> str | None:
+    path = _path(root, name)
+    data = _bytes(path, decode.TEXT_LIMIT)
+    return None if data is None else decode.text_of(data, path, _REBUILD)
+
+
+def _json(root: str | os.PathLike[str], name: str) -> dict[str, Any] | None:
+    path = _path(root, name)
+    data = _bytes(path, decode.JSON_LIMIT)
+    return None if data is None else decode.object_of(data, path, _REBUILD)
+
+
+def _bytes(path: str, limit: int) -> bytes | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as cause:
+        raise _disk(path, cause) from cause
+    data = b""
+    try:
+        while len(data) <= limit and (part := os.read(fd, 1 << 20)):
+            data += part
+    except OSError as cause:
+        raise _disk(path, cause) from cause
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise decode.corrupt(path, f"it is larger than {limit} bytes", _REBUILD)
+    return data
+
+
+def _disk(path: str, cause: OSError) -> DiskError:
+    owner = "run as the agent's user, or as root" if cause.errno in (errno.EACCES, errno.EPERM) else f"look at {path}"
+    return DiskError(f"cannot read {path}: {cause.strerror}", path=path, errno=cause.errno or 0, fix=owner)

@@ -1,0 +1,215 @@
+"""StateStore: what one agent remembers between runs, one file per concern (spec, "State Persistence").
+
+Every write is durable when it returns, but for these: poll time, status and history may be lost to a power
+cut and are then read as absent; the cursor may fall back to the one before, which brings signals again that
+are known already. Every load tells "never written" (None or empty) from "damaged" (StateCorruptError).
+
+One process writes at a time: the holder of ``daemon.lock``, and for tokens the holder of ``token.lock``.
+Readers need no lock: a file is old or new.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from certctrl.errors import StateCorruptError
+from certctrl.model.records import Ack, DeviceKeys, InboxEntry, Tokens
+from certctrl.model.signals import to_wire
+from certctrl.store.disk.atomic import remove_file, sweep_temps, write_atomic
+from certctrl.store.state import decode
+from certctrl.store.state.installed import InstalledState, StoredInstallConfig
+from certctrl.store.state.reservation import Reservation
+
+__all__ = ["Reservation", "StateStore", "StoredInstallConfig"]
+
+DONE_LIMIT = 10_000
+_KEY_SIZE = 32
+_RESYNC = "remove it; the agent then compares this host with the plane once"
+_FORGET = "remove it; the plane then never learns the outcomes it held, and a repeated signal is handled once more"
+_RESTORE = "restore it from a backup, or run cert-ctrl -c DIR register"
+
+
+@attrs.frozen(kw_only=True)
+class _Waiting:
+    attempts: int = 0
+    last_error: str = ""
+    next_try_at: float = 0.0
+
+
+class StateStore(InstalledState):
+    """The files below ``state/`` and ``keys/``. Methods block on the disk and raise DiskError."""
+
+    _keys: tuple[list[tuple[int, int, int]], DeviceKeys] | None = None
+    """Where the device's keys were read, and what they are."""
+    _rows: Mapping[int, tuple[InboxEntry, str]] = {}
+    """What the inbox was last saved with, by id()."""
+
+    def sweep(self) -> int:
+        """Remove the temporary files of crashed writers; call it at start, under the daemon lock."""
+        places = (self.layout.root, self.layout.state, self.layout.keys, self.layout.passwords)
+        return sum(sweep_temps(self._fs, place) for place in places if self._fs.lstat(place) is not None)
+
+    # --- polling ------------------------------------------------------------------------------------------
+
+    def load_cursor(self) -> str | None:
+        """Return the committed cursor."""
+        cursor = self._files.load_text(self.layout.last_cursor, _RESYNC)
+        if cursor is not None:
+            self._files.note_cursor(self.layout.last_cursor, cursor.encode())
+        return cursor
+
+    def save_cursor(self, cursor: str) -> None:
+        """Commit a cursor whose signals are durable; nothing is written when it is the one on disk.
+
+        One fsync, of the bytes: after a power cut the file holds the old cursor or the new. Raises
+        BadAnswerError for a cursor that no header could carry.
+        """
+        self._files.save_text(self.layout.last_cursor, cursor, "cursor", sync_parent=False)
+
+    def clear_cursor(self) -> None:
+        """Forget the cursor (409)."""
+        remove_file(self._fs, self.layout.last_cursor)
+
+    def load_last_poll(self) -> float | None:
+        """Return the time of the last successful poll; None also when a power cut damaged it."""
+        try:
+            data = self._files.load_bytes(self.layout.last_poll_time, decode.TEXT_LIMIT, _RESYNC)
+        except StateCorruptError:
+            return None
+        return None if data is None else decode.poll_time_of(data)
+
+    def save_last_poll(self, now: float) -> None:
+        """Note the time of a successful poll (whole seconds, as in the spec), without fsync."""
+        write_atomic(self._fs, self.layout.last_poll_time, b"%d\n" % int(now), durable=False)
+
+    # --- identity -----------------------------------------------------------------------------------------
+
+    def load_device_id(self) -> str | None:
+        """Return the device's public id."""
+        return self._files.load_text(self.layout.device_id, _RESTORE)
+
+    def save_device_id(self, device_id: str) -> None:
+        """Keep the device's public id."""
+        self._files.save_text(self.layout.device_id, device_id, "device id")
+
+    def load_device_keys(self) -> DeviceKeys | None:
+        """Return the key pair; None before registration, also when its making was interrupted.
+
+        From memory while the files are the ones that were read: a burst asks a thousand times.
+        """
+        places = [self._files.place(path) for path in (self.layout.device_secret_key, self.layout.device_public_key)]
+        if self._keys is not None and self._keys[0] == places:
+            return self._keys[1]
+        keys = self._read_device_keys()
+        self._keys = None if keys is None else (places, keys)
+        return keys
+
+    def _read_device_keys(self) -> DeviceKeys | None:
+        secret = self._load_key(self.layout.device_secret_key)
+        public = self._load_key(self.layout.device_public_key)
+        if secret is not None and public is not None:
+            return DeviceKeys(public=public, secret=secret)
+        if public is None and self._fs.lstat(self.layout.refresh_token) is None:
+            return None  # the secret is made first, and its public half is sent last: nobody knows this pair
+        gone = self.layout.device_secret_key if secret is None else self.layout.device_public_key
+        raise StateCorruptError(f"{gone} is missing, but this device has used it", path=str(gone), fix=_RESTORE)
+
+    def save_device_keys(self, keys: DeviceKeys) -> None:
+        """Keep the key pair: the secret is durable before the public half exists."""
+        write_atomic(self._fs, self.layout.device_secret_key, keys.secret)
+        write_atomic(self._fs, self.layout.device_public_key, keys.public)
+
+    def _load_key(self, path: Path) -> bytes | None:
+        data = self._files.load_bytes(path, _KEY_SIZE, _RESTORE)
+        if data is not None and (len(data) != _KEY_SIZE or not any(data)):
+            raise decode.corrupt(str(path), f"expected a key of {_KEY_SIZE} bytes", _RESTORE)
+        return data
+
+    def load_tokens(self) -> Tokens | None:
+        """Return the session; None before registration. ``access_token`` is empty when only it is missing."""
+        refresh = self._files.load_text(self.layout.refresh_token, _RESTORE)
+        access = self._files.load_text(self.layout.access_token, "remove it; the agent asks for a new one")
+        if refresh is not None:
+            return Tokens(access_token=access or "", refresh_token=refresh)
+        if access is None:
+            return None
+        path = str(self.layout.refresh_token)
+        raise StateCorruptError(f"{path} is missing, but there is an access token", path=path, fix=_RESTORE)
+
+    def save_tokens(self, tokens: Tokens) -> None:
+        """Keep the session: a new refresh token is durable before the access token that came with it."""
+        self._files.save_text(self.layout.refresh_token, tokens.refresh_token, "refresh token")
+        self._files.save_text(self.layout.access_token, tokens.access_token, "access token")
+
+    def reserve_tokens(self, size: int = 16_384) -> Reservation:
+        """Take the disk space for the session a refresh will bring; DiskError when there is none: do not spend."""
+        return Reservation(self._fs, self.layout, size, self.save_tokens)
+
+    # --- signals ------------------------------------------------------------------------------------------
+
+    def load_inbox(self) -> tuple[InboxEntry, ...]:
+        """Return the signals that are received and not done, oldest first."""
+        from certctrl.protocol.wire.poll import signal_from_wire  # here: only the daemon reads signals
+
+        path, fix = self.layout.inbox, f"remove it and {self.layout.last_cursor}; the agent then compares everything"
+        entries = []
+        for row in self._files.load_part(path, "entries", tuple[dict[str, Any], ...], (), fix):
+            facts = self._files.structured(_Waiting, row, "entries", path, fix)
+            signal = self._files.structured(dict[str, Any], row.get("signal"), "entries.signal", path, fix)
+            entries.append(InboxEntry(signal=signal_from_wire(signal), **attrs.asdict(facts)))
+        return tuple(entries)
+
+    def save_inbox(self, entries: Sequence[InboxEntry]) -> None:
+        """Replace the inbox."""
+        self._files.save(self.layout.inbox, self._inbox(entries))
+
+    def _inbox(self, entries: Sequence[InboxEntry]) -> bytes:
+        known = self._rows  # a burst saves most entries many times
+        self._rows = {id(entry): known.get(id(entry)) or (entry, _row(entry)) for entry in entries}
+        return decode.to_json_of_rows("entries", [row for _, row in self._rows.values()])
+
+    def load_outcomes(self) -> tuple[tuple[Ack, ...], tuple[str, ...]]:
+        """Return the outcomes that the plane has not taken yet, and the identities of signals that are done.
+
+        Both oldest first, from one file: a power cut that could take the one and leave the other would keep an
+        outcome from the plane for good, or have a signal handled twice.
+        """
+        path, fix = self.layout.pending_acks, _FORGET
+        body = self._files.load_json(path, fix) or {"acks": [], "done": []}
+        events = self._files.structured(tuple[dict[str, Any], ...], body.get("acks"), "acks", path, fix)
+        done = self._files.structured(tuple[str, ...], body.get("done"), "done", path, fix)
+        return tuple(Ack(event=event) for event in events), done
+
+    def save_outcomes(self, acks: Sequence[Ack], done: Sequence[str], *, sync_parent: bool = True) -> None:
+        """Replace outcomes and identities, of which only the newest 10 000 are kept.
+
+        Without ``sync_parent`` the file may fall back to the one before: good when there are only fewer acks.
+        """
+        body = {"acks": [ack.event for ack in acks], "done": list(done[-DONE_LIMIT:])}
+        self._files.save_json(self.layout.pending_acks, body, sync_parent=sync_parent)
+
+    def save_progress(self, acks: Sequence[Ack], done: Sequence[str], entries: Sequence[InboxEntry]) -> None:
+        """Replace all with at most three fsyncs: no signal leaves the inbox before its outcome is durable.
+
+        The inbox may fall back to the one before, whose extra signals are done and known.
+        """
+        self.save_outcomes(acks, done)
+        self._files.save(self.layout.inbox, self._inbox(entries), sync_parent=False)
+
+
+def _row(entry: InboxEntry) -> str:
+    return json.dumps(
+        {
+            "signal": to_wire(entry.signal),
+            "attempts": entry.attempts,
+            "last_error": entry.last_error,
+            "next_try_at": entry.next_try_at,
+        },
+        separators=(",", ":"),
+        allow_nan=False,
+    )

@@ -1,0 +1,124 @@
+"""The expiry guard asks for what is not here yet, sees what came since it last looked, and says what is the matter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+from certctrl.agent.counters import Figures
+from certctrl.agent.expiry_guard import guard_expiry
+from certctrl.model.config import AgentConfig
+from certctrl.model.records import CertRecord, Stage
+
+DAY = 86_400.0
+LIVE = CertRecord(
+    cert_id=1, name="a.example", domains=("a.example",), serial="01", not_before=0.0, not_after=90 * DAY,
+    generation="g1", activated="g1", stage=Stage.ACTIVATED,
+)  # fmt: skip
+STAGED = attrs.evolve(LIVE, staged="g2")
+HERE = attrs.evolve(LIVE, serial="02", not_before=60 * DAY, not_after=150 * DAY, generation="g2")
+
+
+@attrs.define(eq=False)
+class Host:
+    """An agent as the guard sees it; its clock starts at ``begins`` and goes with Trio's."""
+
+    begins: float
+    records: dict[int, CertRecord]
+    here: CertRecord | None = None
+    asked: list[float] = attrs.field(factory=list)
+    alerts: list[str] = attrs.field(factory=list)
+    problems: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+    config: AgentConfig = attrs.field(factory=AgentConfig)
+    figures: Figures = attrs.field(factory=Figures)
+    lives_changed: trio.Event = attrs.field(factory=trio.Event)
+    log: logging.Logger = attrs.field(factory=lambda: logging.getLogger("test"))
+
+    @property
+    def installer(self) -> Any:
+        return self
+
+    tokens = plane = installer
+
+    def wall_now(self) -> float:
+        return self.begins + trio.current_time()
+
+    async def renewal_here(self, record: CertRecord) -> CertRecord | None:
+        return self.here
+
+    async def identity(self) -> tuple[str, str]:
+        return "1", "1"
+
+    async def authorized(self, _call: Callable[[str], Any]) -> None:
+        self.asked.append(self.wall_now())
+
+    async def alert(self, alert: dict[str, Any]) -> None:
+        self.alerts.append(str(alert["what"]))
+
+    def trouble(self, key: str, *what: str) -> None:
+        self.problems[key] = what
+
+    def well(self, key: str) -> None:
+        self.problems.pop(key, None)
+
+    async def watch(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await guard_expiry(self)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def ahead(autojump_clock: MockClock) -> MockClock:
+    return autojump_clock
+
+
+async def test_without_a_renewal_it_is_asked_for_every_six_hours(ahead: MockClock) -> None:
+    host = Host(60.5 * DAY, {1: LIVE})
+    await host.watch(DAY - 1)
+    assert len(host.asked) == 4 and host.alerts == []
+
+
+async def test_a_renewal_that_waits_here_is_not_asked_for_again(ahead: MockClock) -> None:
+    host = Host(60.5 * DAY, {1: STAGED}, HERE)
+    await host.watch(10 * DAY)
+    assert host.asked == []
+
+
+async def test_a_renewal_that_waited_until_it_is_due_itself_is_asked_for(ahead: MockClock) -> None:
+    host = Host(119.5 * DAY, {1: STAGED}, HERE)
+    await host.watch(DAY)
+    assert host.asked and host.asked[0] >= 120 * DAY
+
+
+@pytest.mark.parametrize(
+    ("changes", "here", "why", "fix"),
+    [
+        ({}, None, "no renewal has come", "at the plane"),
+        ({}, HERE, "waits for the maintenance window", "apply --now"),
+        ({"held": True}, HERE, "held back by a rollback", "rollback --domain a.example --release"),
+        ({"last_error": "nginx: bad"}, HERE, "could not be deployed: nginx: bad", "apply --now"),
+    ],
+)
+async def test_the_alert_tells_what_is_the_matter(
+    changes: dict[str, Any], here: CertRecord | None, why: str, fix: str, ahead: MockClock
+) -> None:
+    host = Host(76 * DAY, {1: attrs.evolve(LIVE, staged="g2" if here else "", **changes)}, here)
+    await host.watch(3600)
+    ((what, advice),) = host.problems.values()
+    assert why in what and fix in advice and host.alerts == [what]
+
+
+async def test_a_short_life_that_begins_after_a_look_is_not_missed(ahead: MockClock) -> None:
+    host = Host(0.0, {})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(host.watch, 3600)
+        await trio.sleep(100)
+        host.records[1] = attrs.evolve(LIVE, not_before=0.0, not_after=900.0)
+        host.lives_changed.set()
+    assert host.asked and host.asked[0] <= 520, "it is due from 450 on"
+    assert any("no renewal has come" in what for what in host.alerts)

@@ -1,0 +1,153 @@
+"""Items in force: a certificate and the install config that names it may come at the same time."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import attrs
+import pytest
+import trio
+
+from certctrl.agent.install_config import check_not_replayed, converge_in_force, reload_items
+from certctrl.errors import PlanError
+from certctrl.model.plan import CopyAction, InstallConfig, Outcome, OutcomeKind
+from certctrl.protocol.wire.canonical import canonical_json
+from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.fs import RealFs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state.session import StateStore, StoredInstallConfig
+
+APPLIED, FAILED, UNCHANGED = (
+    Outcome(kind=kind) for kind in (OutcomeKind.APPLIED, OutcomeKind.FAILED, OutcomeKind.UNCHANGED)
+)
+NEW = (CopyAction(id="c", ob_id=1, sources=("fullchain.pem",), targets=("/x/y",)),)
+
+
+class Scene:
+    """An agent whose install config changes while the first certificate is being switched."""
+
+    def __init__(self, *answers: Outcome, comes: bool) -> None:
+        self.agent: Any = SimpleNamespace(items=(), installer=self)
+        self.calls: list[tuple[Any, Any, Any]] = []
+        self._answers, self._comes = list(answers), comes
+
+    async def converge(
+        self, prepared: Sequence[Any], items: Any, *, only: Collection[int], lasting: bool
+    ) -> dict[int, Outcome]:
+        assert not lasting, "the outcomes that follow see to it"
+        self.calls.append((tuple(prepared), items, tuple(only)))
+        await trio.lowlevel.checkpoint()
+        if self._comes:
+            self.agent.items = NEW
+        return dict.fromkeys(only, self._answers.pop(0))
+
+
+def test_a_hash_may_come_in_another_spelling_but_not_another_hash() -> None:
+    stored = StoredInstallConfig(raw={"id": 1}, etag=None, version=3, hash="ab+/cd==", high_water={"1": 3})
+    again = InstallConfig(id=1, version=3, items=(), installs_hash_b64="ab-_cd")
+    check_not_replayed(again, stored)
+    with pytest.raises(PlanError, match="other contents"):
+        check_not_replayed(attrs.evolve(again, installs_hash_b64="ab-_ce"), stored)
+
+
+def test_another_config_in_between_does_not_hide_that_a_version_has_other_contents(tmp_path: Path) -> None:
+    """A plane that names config 1, then 2, then 1 again may not change what version 5 of 1 says."""
+    scene = LocalScene(tmp_path)
+    for config_id, version, digest in ((1, 5, "aaaa"), (2, 1, "bbbb")):
+        scene.store.save_install_config(
+            StoredInstallConfig(raw={"id": config_id}, etag=None, version=version, hash=digest)
+        )
+    again = InstallConfig(id=1, version=5, items=(), installs_hash_b64="aaaa")
+    check_not_replayed(again, scene.store.load_install_config())
+    check_not_replayed(attrs.evolve(again, version=6, installs_hash_b64="cccc"), scene.store.load_install_config())
+    with pytest.raises(PlanError, match="other contents") as caught:
+        check_not_replayed(attrs.evolve(again, installs_hash_b64="cccc"), scene.store.load_install_config())
+    assert caught.value.reason == "equivocation"
+
+
+async def test_an_install_config_that_comes_meanwhile_is_applied_to_the_certificate() -> None:
+    scene = Scene(APPLIED, FAILED, comes=True)
+    assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: FAILED}
+    assert scene.calls == [(("prepared",), (), (1,)), ((), NEW, (1,))]
+
+
+async def test_the_first_outcome_counts_when_the_new_config_changes_nothing() -> None:
+    scene = Scene(APPLIED, UNCHANGED, comes=True)
+    assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: APPLIED}
+
+
+async def test_without_a_new_config_once_is_enough() -> None:
+    scene = Scene(APPLIED, comes=False)
+    assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: APPLIED}
+    assert len(scene.calls) == 1
+
+
+# --- this host's own rows --------------------------------------------------------------------------------------------
+
+
+class LocalScene:
+    """The part of an agent that reads items, on a real directory: what is wrong and what is logged are kept."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout, self.items = ConfigDir(root), tuple[Any, ...]()
+        make_tree(RealFs(), self.layout)
+        self.store, self.log = StateStore(self.layout, RealFs()), logging.getLogger("certctrl")
+        self.problems: dict[str, tuple[str, str]] = {}
+
+    def trouble(self, key: str, what: str, fix: str) -> bool:
+        before, self.problems[key] = self.problems.get(key), (what, fix)
+        return before != (what, fix)
+
+    def well(self, key: str) -> None:
+        self.problems.pop(key, None)
+
+    def planes(self, version: int, *ids: str) -> None:
+        items = [{"id": name, "type": "import_ca"} for name in ids]
+        digest = base64.b64encode(hashlib.sha256(canonical_json(items).encode()).digest()).decode()
+        raw = {"id": 1, "version": version, "installs": items, "installs_hash_b64": digest}
+        self.store.save_install_config(StoredInstallConfig(raw=raw, etag=None, version=version, hash=digest))
+
+    def read(self, text: str | None = None) -> list[str]:
+        if text is not None:
+            self.layout.local_installs.write_text(text)
+        reload_items(self)  # type: ignore[arg-type]
+        return [item.id for item in self.items]
+
+
+RELOAD = '[{"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], "depends_on": ["copy-7"]}]'
+
+
+def test_a_name_that_nobody_has_is_told_and_takes_nothing_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = LocalScene(tmp_path)
+    scene.planes(1, "copy-7", "copy-8")
+    assert scene.read(RELOAD) == ["copy-7", "copy-8", "local:reload"] and not scene.problems
+    scene.planes(2, "copy-8")
+    for _ in range(2):
+        assert scene.read() == ["copy-8", "local:reload"]
+    what, fix = scene.problems["local-installs"]
+    for part in ("installs.local.json", "$[0].depends_on", "item reload depends on copy-7", "reload here", "copy-8"):
+        assert part in what
+    assert str(scene.layout.local_installs) in fix
+    (line,) = caplog.messages
+    assert what in line
+    scene.planes(3, "copy-7")
+    assert scene.read() == ["copy-7", "local:reload"] and not scene.problems
+
+
+def test_rows_that_cannot_be_read_leave_those_in_force(tmp_path: Path) -> None:
+    scene = LocalScene(tmp_path)
+    scene.planes(1, "copy-7")
+    scene.read(RELOAD)
+    scene.planes(2, "copy-7", "copy-8")
+    for wrong in ("[", '[{"id": "reload"}]', RELOAD.replace("cmd_argv", "cmd_arg")):
+        assert scene.read(wrong) == ["copy-7", "copy-8", "local:reload"], wrong
+        assert "installs.local.json" in scene.problems["local-installs"][0]
+    assert scene.read("[]") == ["copy-7", "copy-8"] and not scene.problems

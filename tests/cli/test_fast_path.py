@@ -1,0 +1,63 @@
+"""Command lines that need no parser do what the parser would make of them; every other one is the parser's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from certctrl.cli import runtime
+from certctrl.cli.fast_path import recognised
+from certctrl.cli.invocation import Invocation
+from certctrl.model.records import Tokens
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state.session import StateStore
+
+from .conftest import Ran, record
+
+OURS = (
+    "-c DIR status", "status -c DIR", "-c DIR status --json", "status --json -c DIR --daemon", "-c DIR status --daemon",
+    "-c DIR list-certs", "list-certs --json -c DIR",
+)  # fmt: skip
+NOT_OURS = (
+    "", "status", "-c", "-c DIR", "-c status", "-c -c status", "-c DIR -c DIR status", "-c DIR status status",
+    "-c DIR --json status", "-c DIR status --watch", "-c DIR list-certs --daemon", "--debug -c DIR status",
+    "-c DIR status --help", "-cDIR status", "--config-dir DIR status", "-c DIR plan", "--keep-running -c DIR",
+    "-c DIR --keep-running --debug", "-c DIR --keep-running status", "-c DIR status -- x",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_both_ways_say_the_same(
+    line: str,
+    layout: ConfigDir,
+    store: StateStore,
+    ran: Callable[..., Ran],
+    clock: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_x"))
+    store.save_certificates({7: record()})
+    argv = line.replace("DIR", str(layout.root)).split()
+    assert recognised(argv, Invocation()) is not None
+    quickly = ran(*argv)
+    monkeypatch.setattr(runtime, "recognised", lambda argv, invoked: None)
+    assert quickly == ran(*argv)
+    assert quickly.out and not quickly.err
+
+
+@pytest.mark.parametrize("line", NOT_OURS)
+def test_anything_else_is_left_to_the_parser(line: str) -> None:
+    assert recognised(line.split(), Invocation()) is None
+
+
+@pytest.mark.parametrize("command", ["status", "list-certs"])
+def test_errors_name_the_directory_that_was_given(command: str, ran: Callable[..., Ran]) -> None:
+    done = ran("-c", "/nonexistent", command)
+    assert done.status == 78 and "fix: cert-ctrl -c /nonexistent init" in done.err
+
+
+def test_the_daemon_starts_without_the_parser(layout: ConfigDir) -> None:
+    invoked = Invocation()
+    assert recognised(["-c", str(layout.root), "--keep-running"], invoked) is not None
+    assert invoked.config_dir == str(layout.root)

@@ -1,0 +1,88 @@
+"""Many short jobs share a thread job; each caller gets its own ending."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from certctrl.install.deploy.offload import Gathered
+
+
+class Slow:
+    """Offloads with a pause, and may find no thread."""
+
+    def __init__(self) -> None:
+        self.jobs, self.broken = 0, False
+
+    async def __call__(self, call: Callable[..., Any], *args: Any) -> Any:
+        self.jobs += 1
+        await trio.sleep(1)
+        if self.broken:
+            raise RuntimeError("no thread")
+        return call(*args)
+
+
+async def test_a_thousand_calls_are_few_jobs_and_each_has_its_result(autojump_clock: MockClock) -> None:
+    slow, results = Slow(), dict[int, int]()
+    gathered = Gathered(slow)
+
+    async def one(number: int) -> None:
+        results[number] = await gathered(lambda: number * 2)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(1000):
+            nursery.start_soon(one, number)
+    assert results == {number: number * 2 for number in range(1000)}
+    assert slow.jobs <= 2
+
+
+async def test_one_that_fails_fails_alone(autojump_clock: MockClock) -> None:
+    gathered, good = Gathered(Slow()), []
+
+    async def fails() -> None:
+        with pytest.raises(ZeroDivisionError):
+            await gathered(lambda: 1 // 0)
+
+    async def works() -> None:
+        good.append(await gathered(lambda: 1))
+
+    async with trio.open_nursery() as nursery:
+        for call in (works, fails, works, fails, works):
+            nursery.start_soon(call)
+    assert good == [1, 1, 1]
+
+
+async def test_a_cancelled_caller_takes_nobody_with_it(autojump_clock: MockClock) -> None:
+    gathered, done = Gathered(Slow()), []
+
+    async def impatient() -> None:
+        with trio.move_on_after(0.1):
+            await gathered(done.append, "impatient")
+
+    async def patient() -> None:
+        await gathered(done.append, "patient")
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(impatient)
+            nursery.start_soon(patient)
+    assert sorted(done) == ["impatient"] * 3 + ["patient"] * 3  # what was begun is finished, as with a thread
+
+
+async def test_without_a_thread_everybody_hears_of_it(autojump_clock: MockClock) -> None:
+    slow, heard = Slow(), []
+    slow.broken, gathered = True, Gathered(slow)
+
+    async def one() -> None:
+        with pytest.raises(RuntimeError):
+            await gathered(lambda: None)
+        heard.append(1)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(one)
+    assert len(heard) == 5

@@ -1,0 +1,129 @@
+"""Outcomes become durable in groups, and names are worked on by one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from certctrl.errors import DiskError
+from certctrl.install.deploy.locks import Claims
+from certctrl.install.deploy.record_store import Book
+from certctrl.model.records import CertRecord
+from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import make_tree
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state.session import StateStore
+
+
+class Slow:
+    """Offloads with a pause, and may fail."""
+
+    def __init__(self) -> None:
+        self.writes, self.fails = 0, 0
+
+    async def __call__(self, call: Callable[..., Any], *args: Any) -> Any:
+        self.writes += 1
+        await trio.sleep(1)
+        if self.fails:
+            self.fails -= 1
+            raise DiskError("full", path="x", errno=28)
+        return call(*args)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateStore:
+    layout = ConfigDir(tmp_path)
+    make_tree(RealFs(), layout)
+    return StateStore(layout, RealFs())
+
+
+def record(n: int) -> CertRecord:
+    return CertRecord(cert_id=n, name=f"c{n}")
+
+
+async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: StateStore) -> None:
+    slow = Slow()
+    book = Book(state, slow, lambda: 1000)
+
+    async def one(n: int) -> None:
+        book.note(record(n))
+        book.mark({f"i{n}": "key"})
+        book.tell({"n": n})
+        await book.save()
+        assert n in state.load_certificates() and state.load_activations()[f"i{n}"] == "key"
+
+    async with trio.open_nursery() as nursery:
+        for n in range(50):
+            nursery.start_soon(one, n)
+        await trio.sleep(0.5)  # the first write is under way
+        for n in range(50, 100):
+            nursery.start_soon(one, n)
+    assert slow.writes == 2
+    assert sorted(entry["n"] for entry in state.load_history()) == list(range(100))
+
+
+async def test_nothing_new_is_not_written(clock: MockClock, state: StateStore) -> None:
+    slow = Slow()
+    book = Book(state, slow, lambda: 1000)
+    book.note(record(1))
+    await book.save()
+    book.note(record(1))
+    book.mark({})
+    assert not book.unmark(["unknown"])
+    await book.save()
+    assert slow.writes == 1
+
+
+async def test_a_write_that_failed_is_made_up_for(clock: MockClock, state: StateStore) -> None:
+    slow = Slow()
+    book = Book(state, slow, lambda: 1000)
+    book.note(record(1))
+    book.tell({"n": 1})
+    slow.fails = 1
+    with pytest.raises(DiskError):
+        await book.save()
+    assert state.load_certificates() == {}
+    await book.save()
+    assert list(state.load_certificates()) == [1] and state.load_history() == [{"n": 1}]
+
+
+async def test_a_cancelled_writer_finishes_its_write(clock: MockClock, state: StateStore) -> None:
+    book = Book(state, Slow(), lambda: 1000)
+    book.note(record(1))
+    with trio.move_on_after(0.5):
+        await book.save()
+    assert list(state.load_certificates()) == [1]
+
+
+async def test_markers_of_items_that_are_gone_go_too(clock: MockClock, state: StateStore) -> None:
+    book = Book(state, Slow(), lambda: 1000)
+    book.mark({"a": "1", "b": "2"})
+    book.keep_marks(["b", "c"])
+    await book.save()
+    assert state.load_activations() == {"b": "2"}
+
+
+async def test_all_names_or_none(clock: MockClock) -> None:
+    claims, order = Claims(), list[str]()
+
+    async def work(name: str, names: set[str], seconds: float) -> None:
+        async with claims.taken(names):
+            order.append(f"{name} begins")
+            await trio.sleep(seconds)
+            order.append(f"{name} ends")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work, "one", {"a", "b"}, 2)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(work, "two", {"b", "c"}, 1)
+        await wait_all_tasks_blocked()
+        assert claims.try_take({"c"}), "who waits for b does not sit on c"
+        claims.free({"c"})
+        nursery.start_soon(work, "three", {"d"}, 0.5)
+    assert order == ["one begins", "three begins", "three ends", "one ends", "two begins", "two ends"]
+    assert claims.try_take({"a", "b", "c", "d"})

@@ -1,0 +1,185 @@
+"""Whatever moment a run dies at, the next one does what was owed and can still go back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from runner_host import APPLIED, FAILED, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, leftovers, reload
+from trio.testing import MockClock
+
+from certctrl.model.plan import CopyAction, InstallItem
+from certctrl.model.records import Stage
+from certctrl.store.deployments.file_set import CopySet, FileWrite
+from certctrl.store.state.session import StateStore
+
+
+class PowerCut(BaseException):
+    """The process is gone: nothing of ours runs after this."""
+
+
+async def crashed(host: Any, where: tuple[str, ...], items: list[InstallItem]) -> None:
+    """Deliver certificate 1 and die when a command runs; begin a new run."""
+    real = host.proc.does.get(where)
+
+    def die() -> int:
+        raise PowerCut
+
+    host.proc.does[where] = die
+    with pytest.raises(BaseExceptionGroup):
+        await host.deliver(1, items=items)
+    host.proc.does.pop(where)
+    if real is not None:
+        host.proc.does[where] = real
+    host.start()
+
+
+async def test_copies_that_cannot_be_recovered_are_told(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    place, moved = host.out / "place", host.out / "moved"
+    place.mkdir()
+    (place / "a.pem").write_bytes(b"old")
+    copies = CopySet(host.layout, host.fs)
+    copies.begin([FileWrite(path=place / "a.pem", data=b"new", mode=0o644)])
+    place.rename(moved)
+    place.symlink_to(moved)
+    await host.start().recover()
+    assert f"{place}/a.pem" in caplog.text and "symbolic link" in caplog.text
+    place.unlink()
+    moved.rename(place)
+    await host.start().recover()
+    assert leftovers(host) == []
+
+
+async def test_what_was_owed_at_a_crash_is_done_at_the_next_start(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    await crashed(host, RELOAD, items)
+    assert host.installer.records[1].fingerprint_sha256 != host.live(1), "the record was not written any more"
+    await host.installer.recover()
+    record = host.installer.records[1]
+    assert (record.fingerprint_sha256, record.stage) == (host.live(1), Stage.COMMITTED)
+    assert service.served != host.live(1)
+    assert await host.installer.unfinished(items)
+    assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
+    assert service.served == host.live(1)
+    assert host.installer.records[1].stage is Stage.ACTIVATED
+    assert (await host.installer.converge_all(items)).kind is UNCHANGED
+
+
+async def test_a_crash_does_not_take_away_the_way_back(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    good = host.live(1)
+    await crashed(host, RELOAD, items)
+    await host.installer.recover()
+    service.refuses.add(host.live(1))
+    outcome = (await host.installer.converge((), items))[1]
+    assert (outcome.kind, host.live(1), service.served) == (ROLLED_BACK, good, good)
+    assert host.installer.records[1].fingerprint_sha256 == good
+
+
+async def test_the_way_back_includes_files_that_an_earlier_run_left(clock: MockClock, host: Any) -> None:
+    target = host.out / "combined.pem"
+    items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    service.certificate = service.key = target
+    await host.deliver(1, items=items)
+    good, before = host.live(1), target.read_bytes()
+    await crashed(host, RELOAD, items)
+    await host.installer.recover()
+    assert target.read_bytes() != before and leftovers(host) == []
+    service.refuses.add(host.live(1))
+    assert kinds(await host.installer.converge((), items)) == {1: ROLLED_BACK}
+    assert (host.live(1), service.served, target.read_bytes()) == (good, good, before)
+    host.clock += 7200
+    assert kinds(await host.installer.converge((), items)) == {1: ROLLED_BACK}
+    assert (host.live(1), service.served, target.read_bytes()) == (good, good, before)
+
+
+async def test_a_crash_while_going_back_reloads_the_old_pair(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    good, taken = host.live(1), service.reload
+    steps: list[int] = []
+
+    async def reload_then_die() -> int:
+        steps.append(1)
+        if len(steps) == 1:
+            await taken()  # the new one is in service,
+            return 1  # and yet it is called a failure
+        raise PowerCut
+
+    host.proc.does[RELOAD] = reload_then_die
+    with pytest.raises(BaseExceptionGroup):
+        await host.deliver(1, items=items)
+    assert host.live(1) == good != service.served
+    host.proc.does[RELOAD] = taken
+    service.refuses.add(service.served)
+    host.start()
+    await host.installer.recover()
+    assert kinds(await host.installer.converge((), items)) == {1: ROLLED_BACK}, "staged, so it is tried once more"
+    assert service.served == good == host.live(1)
+
+
+async def test_markers_go_before_the_old_pair_comes_back(clock: MockClock, host: Any) -> None:
+    """Else a crash between the way back and its reload would leave the new pair in service for ever."""
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    marks = dict(host.installer._site.book.activations)
+    service.broken = True
+    real, seen = host.installer._site.generations.switch, list[dict[str, str]]()
+
+    def switch(to: dict[str, str]) -> Any:
+        seen.append(StateStore(host.layout, host.fs).load_activations())
+        return real(to)
+
+    host.installer._site.generations.switch = switch
+    await host.deliver(1, items=items)
+    assert seen == [marks, {}]
+
+
+async def test_what_is_live_without_a_record_gets_one(clock: MockClock, host: Any) -> None:
+    await host.deliver(1, 2)
+    host.layout.certificates.unlink()
+    host.start()
+    await host.installer.recover()
+    assert {n: record.fingerprint_sha256 for n, record in host.installer.records.items()} == {
+        n: host.live(n) for n in (1, 2)
+    }
+
+
+async def test_a_generation_that_cannot_be_read_counts_as_absent_and_holds_up_nobody(
+    clock: MockClock, host: Any
+) -> None:
+    items = [
+        CopyAction(id=f"c{n}", ob_id=n, sources=("combined.pem",), targets=(str(host.out / f"{n}"),)) for n in (1, 2)
+    ]
+    await host.deliver(1, 2, items=items)
+    record = host.installer.records[1]
+    (host.layout.generation(record.name, record.generation) / "manifest.json").write_bytes(b"\0\0\0")
+    (host.out / "2").unlink()
+    host.start()
+    await host.installer.recover()
+    outcomes = await host.installer.converge((), items)
+    assert (outcomes[1].kind, outcomes[2].kind) == (FAILED, APPLIED)
+    assert host.installer.records[1].generation == ""
+    assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
+    assert host.live(1)
+
+
+async def test_what_a_killed_writer_left_in_the_state_is_removed_at_start(clock: MockClock, host: Any) -> None:
+    left = [place / ".access_token.txt.00ff.tmp" for place in (host.layout.state, host.layout.keys)]
+    for path in left:
+        path.write_bytes(b"half a secret")
+    host.start()
+    await host.installer.recover()
+    assert not [path for path in left if path.exists()]

@@ -1,0 +1,256 @@
+"""A certificate out of use leaves no key, copy or link of ours behind, and takes nothing of anybody else."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+from runner_host import APPLIED, FAILED, RELOAD, UNCHANGED, ScriptedFs, commands, kinds, reload
+from trio.testing import MockClock
+
+from certctrl.errors import DiskError
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem
+from certctrl.model.records import Stage
+from certctrl.store.disk.safe_path import SIZE_LIMIT
+
+
+def with_copies(host: Any) -> list[InstallItem]:
+    host.allow(commands=commands(RELOAD))
+    return [
+        CopyAction(
+            id="c", ob_id=1, sources=("private.key", "fullchain.pem"),
+            targets=(str(host.out / "a.key"), str(host.out / "a.pem")),
+        ),
+        ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",)),
+    ]  # fmt: skip
+
+
+async def test_a_revoked_certificate_is_removed_everywhere_and_its_commands_run(clock: MockClock, host: Any) -> None:
+    items = with_copies(host)
+    await host.deliver(1, 2, items=items)
+    outcome = await host.installer.withdraw(1, revoked=True, items=items)
+    assert (outcome.kind, outcome.detail) == (APPLIED, "removed")
+    assert host.proc.calls == [RELOAD, RELOAD]
+    assert list(host.out.iterdir()) == []
+    assert not (host.layout.certs / "c1.example.key").is_symlink()
+    assert host.installer._site.generations.ids("c1.example") == []
+    assert host.live(2)
+    record = host.start().records[1]
+    assert (record.stage, record.generation) == (Stage.WITHDRAWN, "")
+    await host.installer.alarmed(1)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
+    assert (await host.installer.converge_all(items)).kind is UNCHANGED
+    assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}, "and it may come back"
+
+
+async def test_what_somebody_else_put_there_is_not_removed(clock: MockClock, host: Any) -> None:
+    items = with_copies(host)
+    await host.deliver(1, items=items)
+    (host.out / "a.pem").write_bytes(b"the operator's own")
+    outcome = await host.installer.withdraw(1, revoked=False, items=items)
+    assert outcome.kind is FAILED and "is not the file that was put there" in outcome.detail
+    assert [path.name for path in host.out.iterdir()] == ["a.pem"]
+    assert host.installer.records[1].stage is Stage.WITHDRAWN
+
+
+async def test_a_copy_of_a_revoked_key_that_cannot_be_read_is_not_taken_for_gone(clock: MockClock, host: Any) -> None:
+    items = with_copies(host)
+    await host.deliver(1, items=items)
+    real = host.fs
+
+    def unreadable(path: Any, at: Any = None) -> Any:
+        if path == "a.key":
+            raise DiskError("Input/output error", path=path, errno=5)
+        return real.open_file(path, at=at)
+
+    host.fs = ScriptedFs(real)
+    host.fs.open_file = unreadable
+    for _ in range(2):
+        assert (await host.start().withdraw(1, revoked=True, items=items)).kind is FAILED
+    host.fs = real
+    assert (await host.start().withdraw(1, revoked=True, items=items)).kind is APPLIED
+    assert list(host.out.iterdir()) == []
+
+
+async def test_a_huge_foreign_file_in_a_copys_place_holds_up_no_removal(clock: MockClock, host: Any) -> None:
+    items = with_copies(host)
+    await host.deliver(1, items=items)
+    with open(host.out / "a.key", "wb") as foreign:
+        foreign.truncate(SIZE_LIMIT + 1)
+    outcome = await host.installer.withdraw(1, revoked=True, items=items)
+    assert outcome.kind is FAILED and "is not the file that was put there" in outcome.detail
+    assert [path.name for path in host.out.iterdir()] == ["a.key"]
+    assert host.installer.records[1].stage is Stage.WITHDRAWN
+
+
+async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificate_goes(
+    clock: MockClock, host: Any
+) -> None:
+    items = with_copies(host)
+    await host.deliver(1, items=items)
+    host.allow(write_roots=[])
+    outcome = await host.installer.withdraw(1, revoked=True, items=items)
+    assert outcome.kind is FAILED and "below no directory of write_roots" in outcome.detail
+    assert {path.name for path in host.out.iterdir()} == {"a.key", "a.pem"}
+    again = await host.start().withdraw(1, revoked=True, items=items)
+    assert again.kind is FAILED, "a key that is still on this host is no less there at the second try"
+    assert again.detail.count("it had to when the others went; remove it by hand") == 2
+    assert host.installer.records[1].last_error in again.detail
+    for path in host.out.iterdir():
+        path.unlink()
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
+    await host.installer.alarmed(1)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
+
+
+async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockClock, host: Any) -> None:
+    items = with_copies(host)
+    await host.deliver(1, items=items)
+    host.proc.does[RELOAD] = lambda: 1
+    outcome = await host.installer.withdraw(1, revoked=True, items=items)
+    assert outcome.kind is FAILED and "exited with 1" in outcome.detail
+    assert list(host.out.iterdir()) == []
+    host.proc.does.clear()
+    assert host.installer.records[1].attempts == 1
+    host.clock += 60
+    await host.installer.converge_all(items)
+    assert host.proc.calls == [RELOAD] * 3, "the reload was still owed"
+    assert host.installer.records[1].attempts == 0
+    await host.installer.converge_all(items)
+    assert host.proc.calls == [RELOAD] * 3
+
+
+@pytest.mark.parametrize("status", [0, 1])
+async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockClock, host: Any, status: int) -> None:
+    """Found with real servers: PostgreSQL and Dovecot take the reload, nginx refuses it; each serves what it had."""
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    host.proc.does[RELOAD] = lambda: status
+    for attempts in (1, 2):
+        outcome = await host.start().withdraw(1, revoked=True, items=items)
+        assert outcome.kind is FAILED
+        assert outcome.detail.startswith("removed; 127.0.0.1:1001 still serves it from memory"), outcome.detail
+        assert ("exited with 1" in outcome.detail) == bool(status)
+        record = host.start().records[1]
+        assert (record.attempts, record.stage, record.lingers) == (attempts, Stage.WITHDRAWN, True)
+        assert record.last_error in outcome.detail
+    service.served = ""
+    host.proc.does.clear()
+    outcome = await host.installer.withdraw(1, revoked=True, items=items)
+    assert (outcome.kind, outcome.detail) == (APPLIED, "removed; 127.0.0.1:1001 serves no certificate")
+    assert (host.installer.records[1].attempts, host.installer.records[1].last_error) == (0, "")
+    await host.installer.alarmed(1)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
+
+
+async def test_only_its_own_endpoints_are_looked_at(clock: MockClock, host: Any) -> None:
+    items = reload(1, 2)  # one command for both
+    host.allow(commands=commands(RELOAD))
+    host.serve(RELOAD, 1, 1001)
+    host.serve(RELOAD, 2, 1002)
+    await host.deliver(1, 2, items=items)
+    host.proc.does.clear()
+    del host.served["127.0.0.1", 1002]  # who asks there fails
+    host.served["127.0.0.1", 1001].served = "another"
+    outcome = await host.installer.withdraw(1, revoked=True, items=[items[0], *reload(2)])
+    assert (outcome.kind, outcome.detail) == (APPLIED, "removed")
+
+
+async def test_what_is_removed_again_leaves_alone_what_has_its_name_now(clock: MockClock, host: Any) -> None:
+    items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(host.out / "a.key"),))]
+    host.allow(commands=commands(RELOAD), on_revoked="remove")
+    host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED
+    prepared = await host.installer.stage(host.bundle(2, "c1.example"), ())
+    await host.installer.converge([prepared], ())
+    (host.out / "a.key").write_bytes(b"another one's")
+    host.allow(on_revoked="placeholder")
+    live = host.live(2)
+    await host.installer.withdraw(1, revoked=True, items=items)
+    assert host.live(2) == live
+    assert (host.out / "a.key").read_bytes() == b"another one's"
+
+
+async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, host: Any) -> None:
+    items = with_copies(host)
+    host.allow(on_revoked="placeholder")
+    await host.deliver(1, items=items)
+    revoked, not_before = host.live(1), host.installer.records[1].not_before
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
+    assert host.live(1) != revoked
+    assert (host.out / "a.key").read_bytes() == (host.layout.certs / "c1.example.key").read_bytes()
+    assert len(host.installer._site.generations.ids("c1.example")) == 1, "the revoked key is gone"
+    assert host.installer.records[1].not_before <= not_before, "any renewal counts as newer"
+    await host.installer.alarmed(1)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
+    assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
+
+
+async def test_a_revoked_key_that_was_left_beside_its_placeholder_goes_the_next_time(
+    clock: MockClock, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by kill -9: with the placeholder in place the next run saw nothing to do."""
+    items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
+    host.allow(on_revoked="placeholder", commands=commands(RELOAD))
+    await host.deliver(1, items=items)
+    host.proc.calls.clear()
+
+    def refuse(*_: Any, **__: Any) -> int:
+        raise DiskError("cannot remove", path="/x", errno=errno.EIO, fix="check the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host.installer._site.generations, "prune", refuse)
+        assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED
+    assert len(host.installer._site.generations.ids("c1.example")) == 2
+    host.start()
+    await host.installer.recover()
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
+    assert len(host.installer._site.generations.ids("c1.example")) == 1
+    assert host.proc.calls == [RELOAD]
+    await host.installer.alarmed(1)
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
+
+
+async def test_a_placeholder_stays_although_its_service_does_not_like_it(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD), on_revoked="placeholder")
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    revoked = host.live(1)
+    service.broken = True
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED
+    assert host.live(1) != revoked
+    assert len(host.installer._site.generations.ids("c1.example")) == 1
+
+
+async def test_keep_keeps(clock: MockClock, host: Any) -> None:
+    host.allow(on_revoked="keep")
+    await host.deliver(1)
+    before = host.live(1)
+    assert (await host.installer.withdraw(1, revoked=True, items=())).kind is APPLIED
+    assert host.live(1) == before
+    assert (await host.installer.withdraw(1, revoked=False, items=())).kind is APPLIED
+    assert host.installer.records[1].stage is Stage.WITHDRAWN, "unassigned is another matter"
+
+
+async def test_a_copy_that_names_its_certificate_is_of_the_next_one_at_once(clock: MockClock, host: Any) -> None:
+    """The assignment changes: 9 comes for the same domain before 7 leaves."""
+    target = host.out / "a.pem"
+    items = [
+        CopyAction(id="c", ob_name="a.example", sources=("combined.pem",), targets=(str(target),)),
+        ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",)),
+    ]
+    host.allow(commands=commands(RELOAD))
+    for cert_id in (7, 9):
+        prepared = await host.installer.stage(host.bundle(cert_id, "a.example"), items)
+        await host.installer.converge([prepared], items)
+    first, calls = target.read_bytes(), len(host.proc.calls)
+    outcome = await host.installer.withdraw(7, revoked=True, items=items)
+    assert (outcome.kind, [one.cert_id for one in outcome.deployed]) == (APPLIED, [9])
+    assert (host.layout.certs / "a.example-9.key").read_bytes() in target.read_bytes() != first
+    assert len(host.proc.calls) == calls + 1
+    assert not await host.installer.unfinished(items)

@@ -1,0 +1,294 @@
+"""Material is deployed only when key, leaf, chain, names and dates belong together (T5, T7)."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from typing import Any
+
+import attrs
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from certctrl.errors import MaterialError, NotYetValidError
+from certctrl.install.material.bundle import covers, open_bundle, plain_domain, serial_text
+from certctrl.model.bundle import Bundle, DeployMaterials
+
+DAY = 86_400
+
+
+def opened(maker: Any, materials: DeployMaterials, now: float, *expected: str, **options: Any) -> Bundle:
+    return open_bundle(
+        7, "example.com", materials, options.pop("secret", maker.secret),
+        allow_plaintext=options.pop("allow_plaintext", False), now=now,
+        expected_domains=expected or ("example.com",), **options,
+    )  # fmt: skip
+
+
+def reason(maker: Any, materials: DeployMaterials, now: float, *expected: str, **options: Any) -> str:
+    with pytest.raises(MaterialError) as caught:
+        opened(maker, materials, now, *expected, **options)
+    return caught.value.reason
+
+
+def test_a_good_bundle_is_opened_whole(maker: Any, now: float) -> None:
+    materials = maker.materials("www.example.com", "example.com", "192.0.2.7")
+    bundle = opened(maker, materials, now, "example.com", "www.example.com")
+    leaf = x509.load_pem_x509_certificate(bundle.certificate_pem)
+    assert bundle.domains == ("example.com", "www.example.com", "192.0.2.7")
+    assert bundle.serial.replace(":", "").lstrip("0") == f"{leaf.serial_number:x}"
+    assert bundle.fingerprint_sha256 == leaf.fingerprint(hashes.SHA256()).hex()
+    assert (bundle.not_before, bundle.not_after) == (now - DAY, now + 89 * DAY)
+    assert bundle.chain_pem.decode() == maker.issuer.chain_pem
+    key = load_pem_private_key(bundle.key_pem, None)
+    assert key.public_key() == leaf.public_key()
+
+
+@pytest.mark.parametrize(
+    "form", ["pkcs8-der", "pkcs1-der", "sec1-der", "pkcs8-pem", "pkcs1-pem", "sec1-pem", "ed25519"]
+)
+def test_every_form_of_key_becomes_the_same_pkcs8_pem(maker: Any, now: float, an_rsa_key: Any, form: str) -> None:
+    key: Any = {"pkcs1": an_rsa_key, "ed255": ed25519.Ed25519PrivateKey.generate()}.get(form[:5])
+    key = key or ec.generate_private_key(ec.SECP384R1())
+    encoding = Encoding.PEM if form.endswith("pem") else Encoding.DER
+    old = PrivateFormat.TraditionalOpenSSL if form[:4] in ("pkcs", "sec1") and "8" not in form else PrivateFormat.PKCS8
+    raw = key.private_bytes(encoding, old, NoEncryption())
+    bundle = opened(maker, maker.materials(key=key, raw_key=raw), now)
+    assert bundle.key_pem == key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def test_mix_and_match_of_two_bundles_is_refused_in_all_combinations(maker: Any, make_issuer: Any, now: float) -> None:
+    """Sealed key, data key, leaf, chain and serial of two valid bundles: 2^5 mixes, two of them whole."""
+    one = maker.materials("example.com")
+    other_issuer = make_issuer("other inter", make_issuer("other root"))
+    key = ec.generate_private_key(ec.SECP256R1())
+    two = maker.materials(key=key, leaf=other_issuer.leaf(key, ("example.com",)), chain_pem=other_issuer.chain_pem)
+    parts = [
+        ("enc_privkey_b64", "privkey_nonce_b64", "privkey_tag_b64"),
+        ("enc_data_key_b64",),
+        ("certificate_pem",),
+        ("chain_pem",),
+        ("serial_number",),
+    ]
+    whole = []
+    for pick in itertools.product((one, two), repeat=len(parts)):
+        fields = {name: getattr(source, name) for names, source in zip(parts, pick, strict=True) for name in names}
+        mixed = attrs.evolve(one, **fields)
+        try:
+            whole.append(opened(maker, mixed, now).certificate_pem.decode())
+        except MaterialError as error:
+            assert mixed not in (one, two), error
+    assert sorted(whole) == sorted([one.certificate_pem, two.certificate_pem])
+
+
+def test_the_other_certificates_whole_bundle_is_refused(maker: Any, now: float) -> None:
+    assert reason(maker, maker.materials("other.example"), now) == "san"
+
+
+def test_a_key_of_another_kind_or_strength_is_refused(maker: Any, now: float) -> None:
+    weak = rsa.generate_private_key(65537, 1024)
+    assert reason(maker, maker.materials(key=weak), now) == "key-weak"
+    odd = ec.generate_private_key(ec.SECP256K1())
+    assert reason(maker, maker.materials(key=odd), now) == "key-weak"
+    stranger = ed25519.Ed25519PrivateKey.generate()
+    raw = stranger.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    assert reason(maker, maker.materials(raw_key=raw), now) == "key-mismatch"
+    assert reason(maker, maker.materials(raw_key=b"\x30\x03\x02\x01\x00"), now) == "key-unreadable"
+
+
+def test_public_half_of_the_leaf_around_a_strange_private_half_is_refused(
+    maker: Any, now: float, an_rsa_key: Any
+) -> None:
+    """The shortcut around the RSA prime test must not let a key through that only looks like the leaf's."""
+    numbers = an_rsa_key.private_numbers()
+    wrong = rsa.RSAPrivateNumbers(
+        p=numbers.p, q=numbers.q, d=numbers.d + 2, dmp1=numbers.dmp1, dmq1=numbers.dmq1, iqmp=numbers.iqmp,
+        public_numbers=numbers.public_numbers,
+    ).private_key(unsafe_skip_rsa_key_validation=True)  # fmt: skip
+    raw = wrong.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    assert reason(maker, maker.materials(key=an_rsa_key, raw_key=raw), now) == "key-mismatch"
+    ours, theirs = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    sec1 = theirs.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    points = [key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint) for key in (theirs, ours)]
+    assert points[0] in sec1
+    forged = sec1.replace(*points)
+    assert reason(maker, maker.materials(key=ours, raw_key=forged), now) in ("key-unreadable", "key-mismatch")
+
+
+def test_chain_order_signature_and_kind_are_checked(maker: Any, make_issuer: Any, now: float) -> None:
+    top = make_issuer("root")
+    middle = make_issuer("middle", top)
+    low = make_issuer("low", middle)
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = low.leaf(key, ("example.com",))
+    pems = {name: maker.__class__(issuer=i).issuer.chain_pem for name, i in (("low", low), ("middle", middle))}
+    swapped = "".join(c.public_bytes(Encoding.PEM).decode() for c in reversed(low.chain))
+
+    def chained(chain: str) -> DeployMaterials:
+        return maker.materials(key=key, leaf=leaf, chain_pem=chain)
+
+    assert opened(maker, chained(pems["low"]), now).chain_pem.decode() == pems["low"]
+    assert reason(maker, chained(swapped), now) == "chain-order"
+    assert reason(maker, chained(pems["middle"]), now) == "chain-order"
+    assert reason(maker, chained(maker.issuer.chain_pem), now) == "chain-order"
+    impostor = make_issuer("low", make_issuer("middle", make_issuer("root")))  # same names, other keys
+    assert reason(maker, chained(impostor.chain_pem), now) == "chain-order"
+    no_ca = maker.materials(key=key, leaf=leaf, chain_pem=leaf.public_bytes(Encoding.PEM).decode())
+    assert reason(maker, no_ca, now) == "chain-order"
+    assert reason(maker, chained("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), now) == (
+        "chain-unreadable"
+    )
+
+
+def test_dates_are_judged_by_the_given_clock(maker: Any, make_issuer: Any, now: float) -> None:
+    materials = maker.materials("example.com")
+    assert reason(maker, materials, now + 89 * DAY) == "expired"
+    with pytest.raises(NotYetValidError) as early:
+        opened(maker, materials, now - 2 * DAY)
+    assert early.value.valid_from == now - DAY
+    long_leaf = maker.materials("example.com", life=(-1, 4000))
+    assert reason(maker, long_leaf, now + 3001 * DAY) == "chain-expired"
+
+
+def test_a_certificate_that_waits_is_otherwise_in_order(maker: Any, now: float) -> None:
+    """Not-yet-valid is said only of material that is fit: a wrong one must not wait for its day to be refused."""
+    early = maker.materials("other.example", life=(5, 50))
+    assert reason(maker, early, now) == "san"
+
+
+def test_weak_signatures_are_refused(maker: Any, now: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This library signs nothing with SHA-1 any more, so a strong hash is called weak for the test."""
+    monkeypatch.setattr("certctrl.install.material.bundle.WEAK_HASHES", frozenset({"sha384"}))
+    assert reason(maker, maker.materials(digest=hashes.SHA384()), now) == "signature-weak"
+
+
+def test_names_must_cover_the_assignment(maker: Any, now: float) -> None:
+    wild = maker.materials("*.example.com", "example.com")
+    assert opened(maker, wild, now, "*.example.com").domains[0] == "*.example.com"
+    assert opened(maker, wild, now, "www.example.com").domains == ("*.example.com", "example.com")
+    assert reason(maker, wild, now, "a.b.example.com") == "san"
+    assert reason(maker, maker.materials("xn--bcher-kva.example"), now, "bücher.example", "b.example") == "san"
+    assert opened(maker, maker.materials("xn--bcher-kva.example"), now, "Bücher.example.").domains
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "expected"),
+    [
+        ("a.example", "a.example", True),
+        ("*.example", "a.example", True),
+        ("*.example", "a.b.example", False),
+        ("*.example", "example", False),
+        ("*.example", "*.example", True),
+        ("*.b.example", "*.b.example", True),
+        ("*.example", "*.b.example", False),
+        ("*", "a", False),
+    ],
+)
+def test_wildcards_cover_one_label(name: str, domain: str, expected: bool) -> None:
+    assert covers(name, domain) is expected
+
+
+def test_plain_domain() -> None:
+    assert [plain_domain(text) for text in (" A.Example. ", "2001:DB8::1", "Ä.example", "a" * 70 + "ä")] == [
+        "a.example", "2001:db8::1", "xn--4ca.example", "a" * 70 + "ä",
+    ]  # fmt: skip
+
+
+def test_serials_compare_in_every_writing(maker: Any, now: float) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = maker.issuer.leaf(key, ("example.com",), serial=0x04AB)
+    for told in ("04:AB", "4ab", "0x04ab", str(0x04AB), ""):
+        materials = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number=told)
+        assert opened(maker, materials, now).serial == "04:ab"
+    wrong = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number="04:ac")
+    assert reason(maker, wrong, now) == "serial-mismatch"
+    assert [serial_text(number) for number in (1, 0x1234, 0xABC)] == ["01", "12:34", "0a:bc"]
+
+
+def test_plaintext_only_where_the_policy_says_so(maker: Any, now: float, an_rsa_key: Any) -> None:
+    sealed = maker.materials(key=an_rsa_key)
+    raw = an_rsa_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    plain = attrs.evolve(sealed, enc_scheme="plaintext", private_key_der_b64=base64.b64encode(raw).decode())
+    assert reason(maker, plain, now) == "plaintext-refused"
+    assert opened(maker, plain, now, allow_plaintext=True, secret=b"").key_pem
+    text = an_rsa_key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()).decode()
+    assert opened(maker, attrs.evolve(plain, private_key_pem=text), now, allow_plaintext=True).key_pem
+
+
+def test_a_bundle_for_another_device_says_so(maker: Any, now: float) -> None:
+    other = maker.__class__(issuer=maker.issuer)
+    theirs = attrs.evolve(other.materials(), device_keyfp_b64=base64.b64encode(b"f" * 32).decode())
+    assert reason(maker, theirs, now) == "sealed-for-another-device"
+    assert reason(maker, other.materials(), now) == "unsealing"
+    assert reason(maker, maker.materials(), now, secret=b"") == "device-key"
+
+
+@pytest.mark.parametrize(
+    "field", ["enc_data_key_b64", "enc_privkey_b64", "privkey_nonce_b64", "privkey_tag_b64", "certificate_pem"]
+)
+@pytest.mark.parametrize("text", ["", "not base64 at all !", "QUJD", "\x00", "ä", "A" * 300_000])
+def test_broken_fields_are_refused_without_a_foreign_exception(maker: Any, now: float, field: str, text: str) -> None:
+    broken = attrs.evolve(maker.materials(), **{field: text})
+    assert reason(maker, broken, now) in (
+        "incomplete", "unsealing", "leaf-unreadable", "too-large", "key-unreadable",
+    )  # fmt: skip
+
+
+def test_unknown_schemes_are_refused(maker: Any, now: float) -> None:
+    assert reason(maker, attrs.evolve(maker.materials(), enc_scheme="rot13"), now) == "scheme"
+    assert reason(maker, attrs.evolve(maker.materials(), wrap_alg="mlkem"), now) == "scheme"
+
+
+def test_a_flipped_bit_anywhere_in_the_sealed_key_is_noticed(maker: Any, now: float) -> None:
+    materials = maker.materials()
+    for field in ("enc_data_key_b64", "enc_privkey_b64", "privkey_nonce_b64", "privkey_tag_b64"):
+        raw = bytearray(base64.b64decode(getattr(materials, field)))
+        for position in (0, len(raw) // 2, len(raw) - 1):
+            raw[position] ^= 1
+            broken = attrs.evolve(materials, **{field: base64.b64encode(bytes(raw)).decode()})
+            assert reason(maker, broken, now) == "unsealing"
+            raw[position] ^= 1
+
+
+def test_text_and_other_blocks_around_certificates_never_reach_the_disk(maker: Any, now: float) -> None:
+    materials = maker.materials()
+    smuggled = "# hello\n-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
+    dirty = attrs.evolve(
+        materials,
+        certificate_pem=f"Subject: x\n{materials.certificate_pem}",
+        chain_pem=f"{materials.chain_pem}{smuggled}",
+    )
+    bundle = opened(maker, dirty, now)
+    assert bundle.certificate_pem.decode() == materials.certificate_pem
+    assert bundle.chain_pem.decode() == materials.chain_pem
+
+
+def test_a_full_chain_in_the_certificate_field_is_understood(maker: Any, now: float) -> None:
+    materials = maker.materials()
+    full = f"{materials.certificate_pem}{materials.chain_pem}"
+    for chain in ("", materials.chain_pem):
+        bundle = opened(maker, attrs.evolve(materials, certificate_pem=full, chain_pem=chain), now)
+        assert (bundle.certificate_pem + bundle.chain_pem).decode() == full
+    odd = attrs.evolve(materials, certificate_pem=materials.certificate_pem + materials.certificate_pem)
+    assert reason(maker, odd, now) == "chain-order"
+
+
+def test_no_error_and_no_repr_quotes_the_key(maker: Any, now: float) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    raw = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    with pytest.raises(MaterialError) as caught:
+        opened(maker, maker.materials(raw_key=raw[:40], key=key), now)
+    assert caught.value.__suppress_context__ and caught.value.__cause__ is None
+    materials = attrs.evolve(maker.materials(key=key), enc_scheme="plaintext", private_key_pem="canary-in-the-key")
+    bundle = opened(maker, maker.materials(key=key), now)
+    body = bundle.key_pem.splitlines()[1].decode()
+    assert body not in repr(bundle) and "canary" not in repr(materials)

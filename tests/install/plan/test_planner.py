@@ -1,0 +1,249 @@
+"""From items, facts and policy to ordered work: pure, and empty exactly when there is nothing to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import pytest
+from planner_world import POLICY, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
+
+from certctrl.install.plan.dependencies import bind, depended_on, levels
+from certctrl.install.plan.item_index import Indexer, ItemIndex
+from certctrl.install.plan.planner import cas_wanted, programs
+from certctrl.install.plan.render import StepKind
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact
+from certctrl.model.plan import ImportCaAction, InstallItem, VerifyCommand
+from certctrl.model.policy import HostPolicy, TrustStore
+
+# --- what is due --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_do_is_an_empty_plan() -> None:
+    found = plan([], cert(1))
+    assert (found.steps, found.refusals, found.diff) == ((), (), "Nothing to do.")
+
+
+def test_new_material_is_switched_copied_reloaded_and_verified_in_that_order() -> None:
+    items = [copy("c", 1, verify=TLS), run("r", "c")]
+    found = plan(items, cert(1, "g2", live="g1", proven=False))
+    assert [step.kind for step in found.steps] == [
+        StepKind.SWITCH, StepKind.WRITE, StepKind.WRITE, StepKind.RUN, StepKind.VERIFY,
+    ]  # fmt: skip
+    assert only_set(found).verifications[0].fingerprints == ("leaf1g2",)
+
+
+def test_unchanged_bytes_are_not_written_and_reload_nothing() -> None:
+    items, world = [copy("c", 1), run("r", "c")], World()
+    world.apply(plan(items, cert(1)), [cert(1)])
+    assert plan(items, cert(1), facts=world.facts, activations=world.activations).steps == ()
+
+
+def test_a_file_that_somebody_changed_is_put_right_and_its_service_reloaded() -> None:
+    items, world = [copy("c", 1), run("r", "c"), run("x", argv=("/bin/other",), ob_id=2)], World()
+    certs = [cert(1), cert(2)]
+    world.apply(plan(items, *certs), certs)
+    world.facts["/ssl/c/private.key"] = Fact(sha256="tampered", mode=0o600)
+    found = plan(items, *certs, facts=world.facts, activations=world.activations)
+    assert writes(found) == ["/ssl/c/private.key"]
+    assert runs(found) == [("r",)]
+    (due,) = only_set(found).levels[1].runs
+    assert due.stale_marker, "the marker says done: after a crash nobody would reload"
+
+
+@pytest.mark.parametrize(
+    ("fact", "fields", "why"),
+    [
+        (Fact(sha256="x", mode=0o600), {}, "other bytes"),
+        (Fact(sha256="private.key@1@g1", mode=0o644), {}, "mode 0644 -> 0600"),
+        (Fact(sha256="private.key@1@g1", mode=0o640), {}, ""),
+        (Fact(sha256="private.key@1@g1", mode=0o640), {"mode": 0o600}, "mode 0640 -> 0600"),
+        (Fact(sha256="private.key@1@g1", mode=0o600, uid=5), {}, ""),
+        (Fact(sha256="private.key@1@g1", mode=0o600, uid=5), {"owner": "www"}, "owner 5 -> 33"),
+        (Fact(sha256="private.key@1@g1", mode=0o600, gid=5), {"group": "ssl"}, "group 5 -> 44"),
+        (Fact(), {}, "new"),
+    ],
+)
+def test_bytes_mode_and_owner_are_compared(fact: Fact, fields: dict[str, Any], why: str) -> None:
+    found = plan([copy("c", 1, names=("private.key",), **fields)], cert(1), facts={"/ssl/c/private.key": fact})
+    assert [write.why for one in found.sets for level in one.levels for write in level.writes] == [why] * bool(why)
+
+
+def test_an_owner_that_nobody_asked_to_change_stays() -> None:
+    fact = Fact(sha256="x", mode=0o640, uid=5, gid=6)
+    found = plan([copy("c", 1, names=("private.key",))], cert(1), facts={"/ssl/c/private.key": fact})
+    (write,) = only_set(found).levels[0].writes
+    assert (write.uid, write.gid, write.mode) == (5, 6, 0o640)
+
+
+def test_only_some_certificates_files_are_compared() -> None:
+    """A renewal of one certificate does not read the files of a thousand others."""
+    items = [copy("c1", 1), copy("c2", 2), run("r", "c1", "c2")]
+    found = plan(items, cert(1), cert(2), examine={2})
+    assert writes(found) == ["/ssl/c2/fullchain.pem", "/ssl/c2/private.key"]
+    assert found.targets == {1: items[0].targets, 2: items[1].targets}
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def test_twenty_certificates_of_one_service_are_one_set_and_one_reload() -> None:
+    items: list[InstallItem] = []
+    for n in range(1, 21):
+        items += [copy(f"c{n}", n), run(f"r{n}", f"c{n}")]
+    certs = [cert(n, "g2", live="g1", proven=False) for n in range(1, 21)]
+    found = plan(items, *certs)
+    one = only_set(found)
+    assert len(one.switches) == 20
+    assert len(runs(found)) == 1 and set(runs(found)[0]) == {f"r{n}" for n in range(1, 21)}
+    assert one.levels[-1].runs and not one.levels[-1].writes
+
+
+def test_different_services_are_different_sets() -> None:
+    items = [copy("c1", 1), run("r1", "c1"), copy("c2", 2), run("r2", "c2", argv=("/bin/other",))]
+    assert [one.cert_ids for one in plan(items, cert(1), cert(2)).sets] == [(1,), (2,)]
+
+
+def test_what_a_command_is_about() -> None:
+    items = [copy("c1", 1), copy("c2", 2), run("own", ob_id=2), run("deps", "mid"), run("mid", "c1"), run("all")]
+    certs = {n: cert(n) for n in (1, 2, 3)}
+    bound = bind(items, certs, {})
+    assert {name: bound[name].certs for name in ("own", "deps", "all")} == {
+        "own": (2,), "deps": (1,), "all": (1, 2, 3),
+    }  # fmt: skip
+
+
+def test_items_may_name_a_certificate_instead_of_its_number() -> None:
+    items = [copy("c", None, ob_name="a2.example"), copy("x", None, ob_name="none"), copy("y", None)]
+    found = plan(items, cert(1), cert(2))
+    assert found.concerns["c"] == (2,)
+    assert set(found.waiting) == {"x", "y"}
+
+
+def test_a_name_means_the_certificate_that_is_here_and_not_a_withdrawn_one_before_it() -> None:
+    gone, here = (attrs.evolve(cert(n, live), name="www", domains=("www",)) for n, live in ((1, ""), (2, "g1")))
+    found = plan([copy("c", None, ob_name="www")], gone, here)
+    assert found.concerns["c"] == (2,) and not found.waiting
+
+
+def test_a_command_runs_again_when_its_definition_its_files_or_its_material_change() -> None:
+    items, world = [copy("c", 1), run("r", "c")], World()
+    world.apply(plan(items, cert(1)), [cert(1)])
+
+    def due(items: Sequence[InstallItem], one: DesiredCert) -> bool:
+        return bool(runs(plan(items, one, facts=world.facts, activations=world.activations)))
+
+    assert not due(items, cert(1))
+    assert due(items, cert(1, "g2"))
+    assert due([items[0], run("r", "c", argv=("/bin/other",))], cert(1))
+    moved = attrs.evolve(items[0], targets=("/ssl/c/fullchain.pem", "/ssl/c/new.key"))
+    assert due([moved, items[1]], cert(1))
+    assert not due([items[0], attrs.evolve(items[1], timeout_ms=99, tags=("x",))], cert(1))
+
+
+def test_a_withdrawn_certificate_is_a_change_for_its_commands() -> None:
+    items, world = [run("r", ob_id=1), run("all", argv=("/bin/other",)), copy("c", 1)], World()
+    certs = [cert(1), cert(2)]
+    world.apply(plan(items, *certs), certs)
+    gone = attrs.evolve(cert(1), generation="", live="", files={})
+    found = plan(items, gone, cert(2), activations=world.activations)
+    assert runs(found) == [("r",), ("all",)]
+    assert set(found.waiting) == {"c"}
+    assert set(plan(items, gone, cert(2)).waiting) == {"c", "r"}, "a command that never ran has nothing to undo"
+
+
+def test_items_of_absent_certificates_wait_and_hold_up_nobody() -> None:
+    items = [copy("c1", 1), copy("c9", 9), run("r", "c1", "c9"), run("r9", "c9", argv=("/bin/other",))]
+    found = plan(items, cert(1))
+    assert set(found.waiting) == {"c9", "r9"}
+    assert writes(found) == ["/ssl/c1/fullchain.pem", "/ssl/c1/private.key"]
+    assert runs(found) == [("r",)]
+
+
+def test_a_copy_under_the_id_of_a_former_command_waits_like_any_other() -> None:
+    found = plan([copy("1", 3, ob_type="ca", names=("ca.pem",)), copy("2", 9)], activations={"1": "x", "2": "x"})
+    assert set(found.waiting) == {"1", "2"}
+
+
+def test_commands_without_any_certificate_wait() -> None:
+    assert plan([run("r")]).waiting == {"r": "no certificate is on this host"}
+
+
+def test_order_follows_dependencies_and_a_command_stands_in_its_latest_place() -> None:
+    files = copy("b", 1, depends_on=("stop",))
+    items = [run("start", "b", argv=("/bin/other",)), files, run("stop", argv=RELOAD, ob_id=1)]
+    one = only_set(plan(items, cert(1)))
+    assert [(bool(level.writes), [due.items for due in level.runs]) for level in one.levels] == [
+        (False, [("stop",)]), (True, []), (False, [("start",)]),
+    ]  # fmt: skip
+    same = [copy("a", 1), run("r1", "a"), copy("b", 1, depends_on=("x",)), run("x", argv=("/bin/other",), ob_id=1),
+            run("r2", "b")]  # fmt: skip
+    found = plan(same, cert(1))
+    assert [set(group) for group in runs(found)] == [{"x"}, {"r1", "r2"}]
+
+
+def test_the_same_command_before_and_after_stays_two_commands() -> None:
+    items = [run("r1", ob_id=1), copy("c", 1, depends_on=("r1",)), run("r2", "c")]
+    assert runs(plan(items, cert(1))) == [("r1",), ("r2",)]
+    assert levels([run("a", "b"), run("b", "a")]) == [[("a", "b")]]
+    circle = [copy("a", 1, depends_on=("b",)), copy("b", 1, depends_on=("a",))]
+    assert levels(circle) == [[("a",), ("b",)]], "a circle that got this far is not followed for ever"
+
+
+def test_disabled_items_do_nothing() -> None:
+    assert plan([copy("c", 1, enabled=False), run("r", "c", enabled=False)], cert(1)).steps == ()
+    assert ItemIndex.of([copy("c", 1, enabled=False)]).copies(1, "", ()) == []
+
+
+def test_what_depends_on_a_disabled_item_keeps_its_place() -> None:
+    items = [
+        copy("c", 1), run("last", "off"), run("off", "off2", enabled=False),
+        run("off2", "first", enabled=False), run("first", "c", argv=("/bin/other",)),
+    ]  # fmt: skip
+    found = plan(items, cert(1), cert(2))
+    assert runs(found) == [("first",), ("last",)]
+    assert found.concerns["last"] == (1,), "and is about what it would be about with it"
+
+
+def test_small_questions() -> None:
+    items = [
+        copy("c", 1, names=("bundle.pfx",)),
+        copy("d", 2, names=("bundle.jks",)),
+        copy("e", None, ob_name="a1.example", names=("chain.pem", "nonsense")),
+        copy("f", 1, ob_type="ca", names=("ca.pem",)),
+        run("r", verify=VerifyCommand(cmd_argv=("/bin/v", "x"))),
+    ]
+    indexer = Indexer()
+    index = indexer.of(items)
+    assert index.files(1, "x", ("a1.example", "b")) == index.files(1, "a1.example", ()) == {"bundle.pfx", "chain.pem"}
+    assert index.files(2, "x", ()) == {"bundle.jks"}
+    assert indexer.of(items) is index and indexer.of(list(items)) is not index
+    assert programs(items, HostPolicy()) == (RELOAD[0], "/bin/v")
+    assert depended_on("a", {"a": run("a", "b", "zz"), "b": run("b", "a")}) == ("b",)
+
+
+# --- CAs ----------------------------------------------------------------------------------------------------------
+
+
+def test_cas_are_imported_copied_and_announced() -> None:
+    policy = attrs.evolve(POLICY, trust_store=TrustStore(directory="/usr/local/share/ca-certificates"))
+    items = [
+        ImportCaAction(id="i", ob_id=3),
+        copy("c", 3, ob_type="ca", names=("ca.pem",)),
+        run("r", "c"),
+        ImportCaAction(id="later", ob_id=4),
+    ]
+    ca = DesiredCa(ca_id=3, name="Private", files={"ca.pem": "ca@3"}, fingerprint="f3")
+    world, known = World(), {3: ca}
+    found = plan(items, cas=known, policy=policy)
+    assert [step.kind for step in found.steps] == [StepKind.IMPORT_CA, StepKind.WRITE, StepKind.RUN]
+    assert found.waiting == {"later": "CA 4 is not on this host yet"}
+    world.apply(found, [], known)
+    known = {3: attrs.evolve(ca, imported=True)}
+    again = plan(items, cas=known, policy=policy, facts=world.facts, activations=world.activations)
+    assert again.steps == ()
+    world.facts["/ssl/c/ca.pem"] = Fact(sha256="other", mode=0o644)
+    again = plan(items, cas=known, policy=policy, facts=world.facts, activations=world.activations)
+    assert [step.kind for step in again.steps] == [StepKind.WRITE, StepKind.RUN]
+    assert cas_wanted(items) == {3, 4}

@@ -1,0 +1,78 @@
+"""Any plan, carried out, leaves nothing to do; none writes or shows what nobody allowed."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planner_world import RELOAD, TLS, World, cert, copy, plan, writes
+
+from certctrl.install.plan.dependencies import bind, components, levels
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem
+
+cert_numbers = st.integers(1, 4)
+item_ids = st.sampled_from([f"i{n}" for n in range(6)] + ["local:x"])
+argvs = st.sampled_from([RELOAD, ("/bin/other",), ("/bin/evil",)])
+needs = st.lists(item_ids, max_size=2).map(tuple)
+copies = st.builds(
+    CopyAction,
+    id=item_ids,
+    ob_id=st.none() | cert_numbers,
+    sources=st.just(("fullchain.pem", "private.key")),
+    targets=st.tuples(*[st.sampled_from(["/ssl/a", "/ssl/b", "/ssl/c", "/ssl/d", "/evil/e", "/ssl/../x"])] * 2),
+    depends_on=needs,
+    enabled=st.booleans() | st.just(True),
+    owner=st.sampled_from([None, "www", "games"]),
+    verify=st.sampled_from([None, TLS]),
+)
+execs = st.builds(
+    ExecAction, id=item_ids, ob_id=st.none() | cert_numbers, cmd_argv=argvs, depends_on=needs,
+    verify=st.sampled_from([None, TLS]),
+)  # fmt: skip
+plans = st.lists(copies | execs, max_size=6, unique_by=lambda item: item.id)
+worlds = st.dictionaries(cert_numbers, st.sampled_from(["", "g1", "g2"]), max_size=4)
+
+
+@settings(max_examples=300)
+@given(items=plans, here=worlds)
+def test_carrying_out_a_plan_leaves_nothing_to_do(items: list[InstallItem], here: dict[int, str]) -> None:
+    certs = [cert(n, generation, live="g1", proven=False) for n, generation in here.items()]
+    world = World()
+    first = plan(items, *certs)
+    refused = {refusal.item for refusal in first.refusals}
+    for step in first.steps:
+        assert step.item not in refused | first.blocked.keys() | first.waiting.keys()
+    for path in writes(first):
+        assert path in ("/ssl/a", "/ssl/b", "/ssl/c", "/ssl/d") or any(item.id == "local:x" for item in items)
+        assert ".." not in path
+    assert len(writes(first)) == len(set(writes(first)))
+    world.apply(first, certs)
+    settled = world.settled(certs)
+    second = plan(items, *settled, facts=world.facts, activations=world.activations)
+    assert second.steps == ()
+    assert {refusal.item for refusal in second.refusals} == refused
+    assert json.loads(json.dumps(first.shown()))["refusals"] == [
+        json.loads(json.dumps(attrs.asdict(refusal) | {"line": refusal.line})) for refusal in first.refusals
+    ]
+    assert bool(first.diff == "Nothing to do.") is not bool(
+        first.steps or first.refusals or first.waiting or first.blocked
+    )
+
+
+@given(items=plans)
+def test_sets_are_a_partition(items: list[InstallItem]) -> None:
+    certs = {n: cert(n) for n in range(1, 5)}
+    bound = bind(items, certs, {})
+    nodes = [node for group in components(items, bound, certs) for node in group]
+    assert len(nodes) == len(set(nodes))
+    assert {f"item:{item.id}" for item in items} <= set(nodes)
+    placed = [name for level in levels(items) for group in level for name in group]
+    assert sorted(placed) == sorted(item.id for item in items)
+
+
+def test_other_peoples_text_cannot_forge_a_line_of_the_plan() -> None:
+    found = plan([copy("c\n~ switch", 1, targets=("/ssl/a\n+ x", "/ssl/b"))], cert(1))
+    assert all(line.startswith(("! ", "~ ", "? ", "> ", ". ", "  ")) for line in found.diff.splitlines())
+    assert "c\n" not in found.diff

@@ -1,0 +1,118 @@
+"""What the policy refuses is not done by halves, and what a command brings into service is verified there."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from planner_world import HOST, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
+
+from certctrl.install.plan.policy import explain
+from certctrl.install.plan.render import StepKind
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact
+from certctrl.model.plan import ImportCaAction, InstallItem, Verify, VerifyCommand, VerifyTls
+
+# --- verifying ----------------------------------------------------------------------------------------------------
+
+
+def fingerprints(verify: Verify, *certs: DesiredCert) -> tuple[str, ...]:
+    (found,) = only_set(plan([run("r", verify=verify)], *certs)).verifications
+    return found.fingerprints
+
+
+def test_an_endpoint_must_serve_the_certificate_for_its_name() -> None:
+    assert fingerprints(VerifyTls(host="127.0.0.1", port=1, server_name="A2.example"), cert(1), cert(2)) == ("leaf2g1",)
+    assert fingerprints(VerifyTls(host="a1.example", port=1), cert(1), cert(2)) == ("leaf1g1",)
+    assert fingerprints(VerifyTls(host="127.0.0.1", port=1), cert(1), cert(2)) == ("leaf1g1", "leaf2g1")
+
+
+def test_what_was_switched_but_never_proven_is_verified() -> None:
+    """After a crash between switch and probe nothing is left to write or run, but the proof is still owed."""
+    items, world = [copy("c", 1, verify=TLS), run("r", "c")], World()
+    world.apply(plan(items, cert(1)), [cert(1)])
+    found = plan(items, cert(1, proven=False), facts=world.facts, activations=world.activations)
+    assert [step.kind for step in found.steps] == [StepKind.VERIFY]
+
+
+def test_what_no_command_may_bring_into_service_is_not_looked_for_there() -> None:
+    items = [copy("c", 1, verify=TLS), run("r", "c", argv=("/bin/forbidden",))]
+    found = plan(items, cert(1, "g2", live="g1", proven=False))
+    assert [refusal.item for refusal in found.refusals] == ["r"]
+    assert found.left_out == {1: [explain(found.refusals[0])]}
+    assert StepKind.VERIFY not in [step.kind for step in found.steps]
+
+
+def test_verify_by_command_needs_the_hosts_word() -> None:
+    items = [copy("c", 1, verify=VerifyCommand(cmd_argv=("/bin/other",)))]
+    assert only_set(plan(items, cert(1))).verifications[0].grant is not None
+    refused = plan([copy("c", 1, verify=VerifyCommand(cmd_argv=("/bin/evil",)))], cert(1))
+    assert writes(refused) == [] and refused.refusals[0].setting == "commands"
+
+
+# --- refusals -----------------------------------------------------------------------------------------------------
+
+
+def test_an_item_with_one_forbidden_target_writes_none() -> None:
+    found = plan([copy("c", 1, targets=("/ssl/ok", "/elsewhere/x/key"))], cert(1))
+    assert writes(found) == []
+    (refusal,) = found.refusals
+    assert (refusal.item, refusal.line) == ("c", '"write_roots": ["/elsewhere/x"]')
+    assert "! refused  write /elsewhere/x/key" in found.diff and '"/elsewhere/x"' in found.diff
+
+
+def test_halves_of_a_pair_are_written_together_or_not_at_all() -> None:
+    key = copy("k", 1, names=("private.key",), targets=("/forbidden/dir/key",))
+    chain = copy("f", 1, names=("fullchain.pem",))
+    whole = copy("w", 1)
+    found = plan([chain, key, whole, run("r", "f"), run("s", "w", argv=("/bin/other",))], cert(1))
+    assert writes(found) == list(whole.targets)
+    assert set(found.blocked) == {"f", "r"}
+    assert runs(found) == [("s",)]
+
+
+def test_one_refused_copy_does_not_keep_the_service_of_the_others_from_reloading() -> None:
+    items = [copy("c1", 1), copy("c2", 2, targets=("/no/way/a", "/no/way/b")), run("r", "c1", "c2")]
+    found = plan(items, cert(1), cert(2))
+    assert runs(found) == [("r",)] and found.blocked == {}
+    assert found.concerns["c2"] == (2,)
+
+
+@pytest.mark.parametrize(
+    ("item", "why"),
+    [
+        (copy("c", 1, names=("nonsense",)), "no such virtual file"),
+        (copy("c", 1, names=("../../etc/shadow",)), "no such virtual file"),
+        (copy("c", 1, mode=0o644), "too open"),
+        (copy("c", 1, owner="root", group="ssl"), ""),
+        (copy("c", 1, owner="games"), "owners"),
+        (copy("local:c", 1, owner="games"), "no such user"),
+        (copy("c", 1, check=("/bin/unlisted", "{staged}")), "not among commands"),
+        (copy("c", 1, targets=("/ssl/same", "/ssl/same")), "writes it too"),
+        (ImportCaAction(id="i", ob_id=3), "no trust store"),
+    ],
+)
+def test_more_refusals(item: InstallItem, why: str) -> None:
+    found = plan([item], cert(1), cas={3: DesiredCa(ca_id=3, name="x")})
+    assert [why in refusal.why for refusal in found.refusals] == [True] * bool(why)
+    assert bool(writes(found)) is not bool(why)
+
+
+def test_what_the_disk_says_counts_too() -> None:
+    found = plan([copy("c", 1)], cert(1), facts={"/ssl/c/private.key": Fact(refusal="its parent is a symbolic link")})
+    assert writes(found) == [] and "symbolic link" in found.refusals[0].why
+    host = attrs.evolve(HOST, executables={RELOAD[0]: "others may write to it"})
+    found = plan([run("r", ob_id=1)], cert(1), host=host)
+    assert runs(found) == [] and "others may write" in found.refusals[0].why
+
+
+def test_the_second_of_two_items_for_one_path_is_refused() -> None:
+    items = [copy("a", 1, targets=("/ssl/x", "/ssl/y")), copy("b", 2, targets=("/ssl/y", "/ssl/z"))]
+    found = plan(items, cert(1), cert(2))
+    assert writes(found) == ["/ssl/x", "/ssl/y"]
+    assert [(refusal.item, refusal.why) for refusal in found.refusals] == [("b", "item a writes it too")]
+
+
+def test_the_hosts_own_item_keeps_its_path_whatever_the_plane_wants_there() -> None:
+    items = [copy("a", 1, targets=("/ssl/x", "/ssl/y")), copy("local:b", 2, targets=("/ssl/y", "/ssl/z"))]
+    found = plan(items, cert(1), cert(2))
+    assert writes(found) == ["/ssl/y", "/ssl/z"]
+    assert [(refusal.item, refusal.why) for refusal in found.refusals] == [("a", "item local:b writes it too")]

@@ -1,0 +1,219 @@
+"""The probe sees what an endpoint really serves, over both address families and behind STARTTLS."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certctrl.errors import ProbeError
+from certctrl.install.material.bundle import open_bundle
+from certctrl.install.material.formats import virtual_files
+from certctrl.install.probe.tls import probe_tls, served_fingerprint
+from certctrl.model.bundle import Bundle
+from certctrl.model.plan import VerifyTls
+
+OLD, NEW = "0" * 64, "f" * 64
+
+Talk = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+@pytest.fixture
+def make_context(maker: Any, now: float, tmp_path: Path) -> Callable[[str], tuple[ssl.SSLContext, Bundle]]:
+    def make(domain: str) -> tuple[ssl.SSLContext, Bundle]:
+        materials = maker.materials(domain, key=ec.generate_private_key(ec.SECP256R1()))
+        bundle = open_bundle(
+            1, domain, materials, maker.secret, allow_plaintext=False, now=now, expected_domains=(domain,)
+        )
+        path = tmp_path / f"{bundle.fingerprint_sha256}.pem"
+        path.write_bytes(virtual_files(bundle, ["combined.pem"], lambda kind: b"")["combined.pem"])
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(path)
+        return context, bundle
+
+    return make
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Gives every name the same addresses."""
+
+    def __init__(self, port: int, *hosts: str) -> None:
+        self.port, self.hosts = port, hosts
+
+    async def getaddrinfo(self, *args: Any) -> list[Any]:
+        return [
+            (trio.socket.AF_INET6 if ":" in host else trio.socket.AF_INET, trio.socket.SOCK_STREAM, 6, "",
+             (host, self.port, 0, 0)[: 4 if ":" in host else 2])
+            for host in self.hosts
+        ]  # fmt: skip
+
+    async def getnameinfo(self, *args: Any) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    context: ssl.SSLContext, host: str = "127.0.0.1", port: int = 0, before: Talk | None = None
+) -> AsyncIterator[int]:
+    async def handle(stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            if before is not None:
+                await before(stream)
+            await trio.SSLStream(stream, context, server_side=True).do_handshake()
+            await stream.receive_some(1)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(port, host=host)
+        nursery.start_soon(trio.serve_listeners, handle, listeners)
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+def soon() -> float:
+    return trio.current_time() + 3
+
+
+def briefly() -> float:
+    return trio.current_time() + 0.15
+
+
+@pytest.mark.integration
+async def test_plain_tls(make_context: Any) -> None:
+    context, bundle = make_context("a.example")
+    async with serving(context) as port:
+        verify = VerifyTls(host="127.0.0.1", port=port)
+        await probe_tls(verify, bundle.fingerprint_sha256, deadline=soon())
+        assert await served_fingerprint(verify, deadline=soon()) == bundle.fingerprint_sha256
+        with pytest.raises(ProbeError, match="serves another certificate"):
+            await probe_tls(verify, NEW, deadline=briefly())
+
+
+@pytest.mark.integration
+async def test_the_name_chooses_the_certificate(make_context: Any) -> None:
+    front, default = make_context("default.example")
+    other, wanted = make_context("wanted.example")
+    asked: list[str | None] = []
+
+    def choose(sock: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        asked.append(name)
+        if name == "wanted.example":
+            sock.context = other
+
+    front.sni_callback = choose
+    async with serving(front) as port:
+        named = VerifyTls(host="127.0.0.1", port=port, server_name="wanted.example")
+        await probe_tls(named, wanted.fingerprint_sha256, deadline=soon())
+        plain = VerifyTls(host="127.0.0.1", port=port)
+        await probe_tls(plain, default.fingerprint_sha256, deadline=soon())
+        await probe_tls(VerifyTls(host="localhost", port=port), default.fingerprint_sha256, deadline=soon())
+    assert list(dict.fromkeys(asked)) == ["wanted.example", None, "localhost"]
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").read_text().strip(), reason="this host has no IPv6")
+async def test_both_address_families_are_looked_at(make_context: Any) -> None:
+    new, deployed = make_context("a.example")
+    old, _ = make_context("a.example")
+    async with serving(new, "127.0.0.1") as port:
+        trio.socket.set_custom_hostname_resolver(Resolver(port, "::1", "127.0.0.1"))
+        verify = VerifyTls(host="two.example", port=port)
+        await probe_tls(verify, deployed.fingerprint_sha256, deadline=soon())  # ::1 refuses: overlooked
+        async with serving(old, "::1", port):
+            with pytest.raises(ProbeError, match=r"at \[::1\]"):
+                await probe_tls(verify, deployed.fingerprint_sha256, deadline=briefly())
+            with pytest.raises(ProbeError, match="another certificate"):
+                await served_fingerprint(verify, deadline=soon())
+        async with serving(new, "::1", port):
+            await probe_tls(verify, deployed.fingerprint_sha256, deadline=soon())
+
+
+async def answer(stream: trio.SocketStream, dialogue: list[tuple[bytes, bytes]]) -> None:
+    for expected, reply in dialogue:
+        got = b""
+        while len(got) < len(expected):
+            got += await stream.receive_some(len(expected) - len(got))
+        assert got == expected
+        await stream.send_all(reply)
+
+
+SMTP = [
+    (b"", b"220-mail.example\r\n220 ready\r\n"),
+    (b"EHLO localhost\r\n", b"250-mail.example\r\n250-PIPELINING\r\n250 STARTTLS\r\n"),
+    (b"STARTTLS\r\n", b"220 go\r\n"),
+]
+IMAP = [(b"", b"* OK ready\r\n"), (b"c1 STARTTLS\r\n", b"* CAPABILITY x\r\nc1 OK begin\r\n")]
+POSTGRES = [(b"\0\0\0\x08\x04\xd2\x16\x2f", b"S")]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("kind", "dialogue"), [("smtp", SMTP), ("imap", IMAP), ("postgres", POSTGRES)])
+async def test_starttls(make_context: Any, kind: str, dialogue: list[tuple[bytes, bytes]]) -> None:
+    context, bundle = make_context("mail.example")
+    async with serving(context, before=lambda stream: answer(stream, dialogue)) as port:
+        verify = VerifyTls(host="127.0.0.1", port=port, starttls=kind)
+        await probe_tls(verify, bundle.fingerprint_sha256, deadline=soon())
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("kind", "dialogue", "why"),
+    [
+        ("smtp", [(b"", b"554 go \x1b[31maway\r\n")], r"554 go \\x1b\[31maway"),
+        ("smtp", [SMTP[0], (b"EHLO localhost\r\n", b"250 mail.example\r\n")], "does not offer STARTTLS"),
+        ("smtp", [*SMTP[:2], (b"STARTTLS\r\n", b"454 not now\r\n")], "454 not now"),
+        ("smtp", [(b"", b"220-x\r\n" * 200)], "does not stop"),
+        ("smtp", [(b"", b"2" * 5000)], "endless line"),
+        ("imap", [(b"", b"* BYE\r\n")], "BYE"),
+        ("imap", [IMAP[0], (b"c1 STARTTLS\r\n", b"c1 NO never\r\n")], "NO never"),
+        ("postgres", [(POSTGRES[0][0], b"N")], "refuses TLS"),
+        ("gopher", [], "no STARTTLS for gopher"),
+    ],
+)
+async def test_starttls_that_fails_says_why(
+    make_context: Any, kind: str, dialogue: list[tuple[bytes, bytes]], why: str
+) -> None:
+    context, bundle = make_context("mail.example")
+    async with serving(context, before=lambda stream: answer(stream, dialogue)) as port:
+        with pytest.raises(ProbeError, match=why):
+            await probe_tls(
+                VerifyTls(host="127.0.0.1", port=port, starttls=kind), bundle.fingerprint_sha256, deadline=briefly()
+            )
+
+
+@pytest.mark.integration
+async def test_what_is_no_tls_endpoint_says_why(make_context: Any) -> None:
+    async def shout(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async def hang_up(stream: trio.SocketStream) -> None:
+        await stream.aclose()
+
+    context, _ = make_context("a.example")
+    for before, why in ((shout, "TLS: "), (hang_up, "serves no certificate")):
+        async with serving(context, before=before) as port:
+            with pytest.raises(ProbeError, match=why):
+                await served_fingerprint(VerifyTls(host="127.0.0.1", port=port), deadline=soon())
+    with pytest.raises(ProbeError, match="refused"):
+        await served_fingerprint(VerifyTls(host="127.0.0.1", port=1), deadline=soon())
+    with pytest.raises(ProbeError, match="cannot be resolved"):
+        await served_fingerprint(VerifyTls(host="no.such.host.invalid", port=1), deadline=soon())
+
+
+@pytest.mark.integration
+async def test_an_address_that_hangs_does_not_hold_up_the_answer(make_context: Any) -> None:
+    context, bundle = make_context("a.example")
+    async with serving(context) as port:
+        hanging = await trio.open_tcp_listeners(port, host="127.0.0.2")  # accepts in the kernel, never speaks
+        trio.socket.set_custom_hostname_resolver(Resolver(port, "127.0.0.2", "127.0.0.1"))
+        started = trio.current_time()
+        two = VerifyTls(host="two.example", port=port)
+        assert await served_fingerprint(two, deadline=soon()) == bundle.fingerprint_sha256
+        assert 0.9 < trio.current_time() - started < 2
+        for listener in hanging:
+            await listener.aclose()

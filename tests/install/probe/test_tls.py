@@ -1,0 +1,143 @@
+"""The probe looks until an answer is good and stays so, ever more rarely, and ends at its deadline."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import trio
+import trio.testing
+
+from certctrl.errors import ProbeError
+from certctrl.install.probe.tls import LOOK_SECONDS, STEADY_LOOKS, STEADY_SECONDS, Seen, after_removal, probe_tls
+from certctrl.model.plan import VerifyTls
+
+VERIFY = VerifyTls(host="service.example", port=443)
+OLD, NEW = "0" * 64, "f" * 64
+
+
+def at(address: str, fingerprint: str = "", fault: str = "") -> Seen:
+    return Seen(address=address, fingerprint=fingerprint, fault=fault)
+
+
+class Script:
+    """A look that shows one thing after another, the last one for ever."""
+
+    def __init__(self, *shows: tuple[Seen, ...], seconds: float = 0.0) -> None:
+        self.shows, self.looks, self.seconds = list(shows), 0, seconds
+
+    async def __call__(self, verify: VerifyTls) -> tuple[Seen, ...]:
+        await trio.sleep(self.seconds)
+        self.looks += 1
+        return self.shows.pop(0) if len(self.shows) > 1 else self.shows[0]
+
+
+# --- when it looks, under a virtual clock -------------------------------------------------------------------------
+
+
+async def test_an_asynchronous_reload_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    look = Script((at("a", OLD),), (at("a", fault="refused"),), (at("a", OLD), at("b", NEW)), (at("a", NEW),))
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=look)
+    assert look.looks == 4 + STEADY_LOOKS
+    assert trio.current_time() < 0.2 + STEADY_SECONDS
+
+
+@pytest.mark.parametrize("late", [(at("a", OLD),), (at("a", fault="refused"),), (at("a", NEW), at("b", OLD)), ()])
+async def test_a_good_answer_counts_only_when_it_stays(
+    autojump_clock: trio.testing.MockClock, late: tuple[Seen, ...]
+) -> None:
+    """nginx's old workers accept for a while beside the new ones: who comes next may still meet one."""
+    good = (at("a", NEW),)
+    look = Script(good, late, good, good, late, good)
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=look)
+    assert look.looks == 6 + STEADY_LOOKS
+
+
+async def test_a_good_answer_at_the_last_moment_may_be_confirmed_after_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.1, look=Script((at("a", NEW),)))
+    assert STEADY_SECONDS <= trio.current_time() < 2 * STEADY_SECONDS
+
+
+async def test_a_confirmation_that_fails_after_the_deadline_is_a_failure(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    with pytest.raises(ProbeError, match="another certificate"):
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.1, look=Script((at("a", NEW),), (at("a", OLD),)))
+
+
+async def test_a_confirmation_that_hangs_ends_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    looks = iter([0.0, 1e9])
+
+    async def look(verify: VerifyTls) -> tuple[Seen, ...]:
+        await trio.sleep(next(looks))
+        return (at("a", NEW),)
+
+    with pytest.raises(ProbeError, match="no answer in time"):
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, look=look)
+    assert trio.current_time() <= LOOK_SECONDS
+
+
+async def test_it_gives_up_at_its_deadline_and_says_what_it_saw(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(ProbeError, match=r"service.example:443 serves another certificate: 0{16}… at a; deployed is f"):
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=Script((at("a", OLD),)))
+    assert 14 <= trio.current_time() <= 15
+
+
+async def test_looks_get_rarer(autojump_clock: trio.testing.MockClock) -> None:
+    look = Script((at("a", OLD),))
+    with pytest.raises(ProbeError):
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=look)
+    assert 25 < look.looks < 45
+
+
+async def test_a_look_that_hangs_ends_at_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(ProbeError, match="no answer in time"):
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 3, look=Script((at("a", NEW),), seconds=60))
+    assert trio.current_time() == 3
+
+
+@pytest.mark.parametrize(
+    ("seen", "good"),
+    [
+        ((at("a", NEW),), True),
+        ((at("a", NEW), at("b", fault="refused")), True),
+        ((at("a", NEW), at("b", OLD)), False),
+        ((at("a", fault="refused"),), False),
+        ((), False),
+    ],
+)
+async def test_every_address_that_answers_counts(
+    autojump_clock: trio.testing.MockClock, seen: tuple[Seen, ...], good: bool
+) -> None:
+    with contextlib.nullcontext() if good else pytest.raises(ProbeError):
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, look=Script(seen))
+
+
+async def test_one_of_several_certificates_may_be_wanted(autojump_clock: trio.testing.MockClock) -> None:
+    await probe_tls(VERIFY, [OLD, NEW], deadline=trio.current_time() + 1, look=Script((at("a", OLD),)))
+
+
+# --- whether something taken away is shown no more ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [((at("a", NEW),), ""), ((at("a", fault="refused"),), "service.example:443 serves no certificate: a: refused")],
+)
+async def test_what_was_taken_away_is_gone_only_when_it_stays_away(
+    autojump_clock: trio.testing.MockClock, left: tuple[Seen, ...], said: str
+) -> None:
+    old = (at("a", NEW), at("b", OLD))
+    look = Script(old, left, old, left)
+    assert await after_removal(VERIFY, OLD, deadline=trio.current_time() + 15, look=look) == (False, said)
+    assert look.looks == 4 + STEADY_LOOKS
+
+
+@pytest.mark.parametrize("patience", [0.0, 15.0])
+async def test_what_is_shown_to_the_end_is_still_there(autojump_clock: trio.testing.MockClock, patience: float) -> None:
+    until = trio.current_time() + patience
+    still, said = await after_removal(VERIFY, OLD, deadline=until, look=Script((at("a", OLD),)))
+    assert (still, said) == (True, "service.example:443 still serves it from memory")
+    assert trio.current_time() <= until

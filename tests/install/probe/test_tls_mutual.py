@@ -1,0 +1,148 @@
+"""Servers that want a certificate of their clients, and show theirs before they refuse one without."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.errors import ProbeError
+from certctrl.install.material.bundle import open_bundle
+from certctrl.install.material.formats import virtual_files
+from certctrl.install.probe.handshake import leaf_shown
+from certctrl.install.probe.tls import probe_tls, served_fingerprint
+from certctrl.model.bundle import Bundle
+from certctrl.model.plan import VerifyTls
+
+OPENSSL = shutil.which("openssl")
+
+
+@pytest.fixture
+def pem(maker: Any, now: float, tmp_path: Path) -> tuple[Path, Bundle]:
+    """Key, leaf and chain in one file, and what they are."""
+    materials = maker.materials("a.example", key=ec.generate_private_key(ec.SECP256R1()))
+    bundle = open_bundle(
+        1, "a", materials, maker.secret, allow_plaintext=False, now=now, expected_domains=("a.example",)
+    )
+    path = tmp_path / "combined.pem"
+    path.write_bytes(virtual_files(bundle, ["combined.pem"], lambda kind: b"")["combined.pem"])
+    return path, bundle
+
+
+def context(pem: Path, *, wants: bool = True) -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(pem)
+    made.maximum_version = ssl.TLSVersion.TLSv1_2
+    if wants:
+        made.load_verify_locations(pem)
+        made.verify_mode = ssl.CERT_REQUIRED
+    return made
+
+
+def flight(server: ssl.SSLContext, hello: bytes | None = None) -> bytes:
+    """Return what a server answers to the first message of a client."""
+    heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+    if hello is None:
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        talk = client.wrap_bio(ssl.MemoryBIO(), heard)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            talk.do_handshake()
+    else:
+        heard.write(hello)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        server.wrap_bio(heard, said, server_side=True).do_handshake()
+    return said.read()
+
+
+@contextlib.asynccontextmanager
+async def answering(answer: Callable[[bytes], bytes]) -> AsyncIterator[VerifyTls]:
+    """Serve one answer to each client, read what it says to that, and hang up."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(answer(await stream.receive_some()))
+            await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, handle, listeners)
+        yield VerifyTls(host="127.0.0.1", port=listeners[0].socket.getsockname()[1])
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(OPENSSL is None, reason="needs openssl")
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+async def test_a_server_that_refuses_clients_without_a_certificate_has_shown_its_own(
+    pem: tuple[Path, Bundle], version: str
+) -> None:
+    path, bundle = pem
+    argv = [OPENSSL, "s_server", "-accept", "127.0.0.1:0", version, "-Verify", "1", "-cert", path, "-key", path]
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                      check=False)  # fmt: skip
+        server = await nursery.start(run)
+        said = b""
+        while not (found := re.search(rb"ACCEPT 127\.0\.0\.1:(\d+)\n", said)):
+            said += await server.stdout.receive_some() or pytest.fail(said.decode())
+        verify = VerifyTls(host="127.0.0.1", port=int(found[1]))
+        await probe_tls(verify, bundle.fingerprint_sha256, deadline=trio.current_time() + 5)
+        with pytest.raises(ProbeError, match=f"serves another certificate: {bundle.fingerprint_sha256[:16]}"):
+            await probe_tls(verify, "f" * 64, deadline=trio.current_time() + 0.1)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.integration
+async def test_a_server_that_hangs_up_instead_of_saying_why_has_shown_it_as_well(pem: tuple[Path, Bundle]) -> None:
+    path, bundle = pem
+    async with answering(partial(flight, context(path))) as verify:
+        seen = await served_fingerprint(verify, deadline=trio.current_time() + 5)
+    assert seen == bundle.fingerprint_sha256
+
+
+@pytest.mark.integration
+async def test_a_server_that_asked_for_nothing_and_hangs_up_serves_nothing(pem: tuple[Path, Bundle]) -> None:
+    async with answering(partial(flight, context(pem[0], wants=False))) as verify:
+        with pytest.raises(ProbeError, match="serves no certificate"):
+            await served_fingerprint(verify, deadline=trio.current_time() + 5)
+
+
+@pytest.mark.integration
+async def test_a_certificate_whose_key_the_server_does_not_prove_is_not_believed(pem: tuple[Path, Bundle]) -> None:
+    def forged(hello: bytes) -> bytes:
+        said = flight(context(pem[0]), hello)
+        request = said.rindex(b"\x16\x03\x03", 0, said.rindex(b"\x16\x03\x03"))  # after it: the certificate request
+        return said[: request - 1] + bytes([said[request - 1] ^ 1]) + said[request:]
+
+    async with answering(forged) as verify:
+        with pytest.raises(ProbeError, match="TLS: "):
+            await served_fingerprint(verify, deadline=trio.current_time() + 5)
+
+
+def test_only_the_whole_flight_shows_the_leaf(pem: tuple[Path, Bundle]) -> None:
+    said = flight(context(pem[0]))
+    leaf = ssl.PEM_cert_to_DER_cert(pem[1].certificate_pem.decode())
+    assert leaf_shown(said) == leaf_shown(said + b"\x15\x03\x03\0\x02\x02\x28") == leaf
+    assert {leaf_shown(said[:end]) for end in range(len(said))} == {None}
+    assert leaf_shown(flight(context(pem[0], wants=False))) is None
+
+
+@given(st.binary(max_size=60), st.lists(st.tuples(st.sampled_from([2, 11, 12, 13, 14]), st.binary(max_size=9))))
+def test_nonsense_shows_nothing(noise: bytes, messages: list[tuple[int, bytes]]) -> None:
+    """No list of certificates of nine bytes holds one."""
+    said = b"".join(bytes([kind]) + len(body).to_bytes(3, "big") + body for kind, body in messages)
+    for data in (noise, b"\x16\x03\x03" + len(said).to_bytes(2, "big") + said, b"\x16\x03\x03" + noise):
+        assert len(leaf_shown(data) or b"") <= 3

@@ -1,0 +1,192 @@
+"""What failed is tried again in its time, and not before because something else happens; what is new waits for nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from planner_world import HOST, cert, copy, plan, run
+from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, reload
+from trio.testing import MockClock
+
+from certctrl.install.deploy.groups import Group, Round
+from certctrl.install.deploy.observe import Candidate, View
+from certctrl.install.plan.retries import spare
+from certctrl.install.plan.values import DesiredCert, InstallPlan, Level, PlanSet, Write
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem
+from certctrl.model.records import CertRecord, Stage
+
+
+async def failing(host: Any) -> list[InstallItem]:
+    """Have a certificate in use and a command for it that came later and fails."""
+    host.allow(commands=commands(RELOAD, OTHER))
+    await host.deliver(1)
+    host.proc.does[RELOAD] = lambda: 1
+    items: list[InstallItem] = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
+    assert kinds(await host.installer.converge((), items)) == {1: FAILED}
+    assert (host.proc.calls, host.installer.records[1].owed) == ([RELOAD], ("r",))
+    return items
+
+
+async def test_a_failed_command_is_not_run_again_before_its_time(clock: MockClock, host: Any) -> None:
+    items = await failing(host)
+    record = host.installer.records[1]
+    for _ in range(5):
+        outcome = await host.installer.converge_all(items)
+        assert (outcome.kind, outcome.detail, outcome.transient) == (FAILED, record.last_error, True)
+        host.clock += 1
+    await host.start().converge((), items)
+    assert (host.proc.calls, host.installer.records[1]) == ([RELOAD], record)
+    assert (await host.installer.plan(items)).steps, "it is there to be done by hand"
+    assert not await host.installer.unfinished(items)
+    host.clock = host.installer.retry_turns()[1]
+    assert await host.installer.unfinished(items)
+    assert kinds(await host.installer.converge((), items)) == {1: FAILED}
+    assert (len(host.proc.calls), host.installer.records[1].attempts) == (2, 2)
+
+
+@pytest.mark.parametrize("how", ["by hand", "new terms", "new material", "revoked beside it"])
+async def test_what_somebody_wants_or_what_is_new_waits_for_nothing(clock: MockClock, host: Any, how: str) -> None:
+    items = await failing(host)
+    host.proc.does.clear()
+    match how:
+        case "by hand":
+            assert (await host.installer.converge_all(items, at_once=True)).kind is APPLIED
+        case "new terms":
+            host.installer.hurry()
+            assert (await host.installer.converge_all(items)).kind is APPLIED
+        case "new material":
+            assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
+        case "revoked beside it":
+            items = [ExecAction(id="r", cmd_argv=RELOAD)]  # the same command, now about both
+            await host.deliver(2)
+            calls = len(host.proc.calls)
+            assert (await host.installer.withdraw(2, revoked=True, items=items)).kind is APPLIED
+            assert len(host.proc.calls) == calls + 1, "what was revoked must not be served while another one waits"
+    assert host.proc.calls[-1] == RELOAD
+
+
+async def test_an_item_that_is_new_waits_for_no_other(clock: MockClock, host: Any) -> None:
+    items = [*await failing(host), ExecAction(id="o", ob_id=1, cmd_argv=OTHER)]
+    record = host.installer.records[1]
+    outcome = (await host.installer.converge((), items))[1]
+    assert host.proc.calls == [RELOAD, OTHER]
+    assert (outcome.kind, host.installer.records[1]) == (FAILED, record), "what failed is not forgotten for it"
+
+
+async def test_what_never_served_is_not_called_proven_while_its_command_rests(clock: MockClock, host: Any) -> None:
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    host.serve(RELOAD, 1, 1001, broken=True)
+    assert kinds(await host.deliver(1, items=items)) == {1: FAILED}
+    record = host.installer.records[1]
+    assert (record.stage, record.owed) == (Stage.COMMITTED, ("r1",))
+    assert (await host.installer.converge_all(items)).kind is FAILED
+    assert (host.installer.records[1], host.proc.calls) == (record, [RELOAD])
+
+
+async def test_a_file_that_was_made_in_vain_is_not_made_again_at_once(clock: MockClock, host: Any) -> None:
+    items: list[InstallItem] = [
+        CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),)),
+        ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",)),
+    ]
+    host.allow(commands=commands(RELOAD))
+    await host.deliver(1)
+    host.proc.does[RELOAD] = lambda: 1
+    await host.installer.converge((), items)
+    tried = len(host.proc.calls)
+    ids = host.installer._site.generations.ids("c1.example")
+    await host.installer.converge((), items)
+    assert len(host.proc.calls) == tried and host.installer._site.generations.ids("c1.example") == ids
+    await host.installer.converge((), items, at_once=True)
+    assert len(host.proc.calls) > tried
+    host.proc.does.clear()
+    host.clock += 120
+    await host.installer.converge((), items)
+    assert (host.out / "a.pem").exists() and not host.installer.records[1].attempts
+
+
+async def test_a_file_of_a_new_item_is_made_although_something_else_rests(clock: MockClock, host: Any) -> None:
+    target = host.out / "a.pem"
+    items = [
+        *await failing(host),
+        CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)),
+    ]
+    await host.installer.converge((), items)
+    assert (host.layout.certs / "c1.example.key").read_bytes() in target.read_bytes()
+
+
+async def test_what_is_owed_by_nothing_any_more_is_forgotten(clock: MockClock, host: Any) -> None:
+    await failing(host)
+    assert (await host.installer.converge_all([])).kind is UNCHANGED
+    record = host.installer.records[1]
+    assert (record.attempts, record.last_error, host.installer.retry_turns()) == (0, "", {})
+
+
+def test_a_pair_rests_whole() -> None:
+    """One half of it failed, the other was found changed since: neither is written without the other."""
+
+    def write(item: str, unit: str) -> Write:
+        return Write(
+            item=item, cert_id=1, source="private.key", path=f"/{item}", mode=0o600, uid=None, gid=None,
+            why="new", unit=unit,
+        )  # fmt: skip
+
+    levels = (Level((write("key", "cert:1"), write("cert", "cert:1"), write("other", "item:other"))),)
+    plan = InstallPlan(
+        sets=(PlanSet(cert_ids=(1,), levels=levels),), concerns=dict.fromkeys(("key", "cert", "other"), (1,))
+    )
+    certs = {1: DesiredCert(cert_id=1, name="a", live="g", generation="g")}
+    record = CertRecord(cert_id=1, name="a", generation="g", owed=("key",), attempts=1, next_try_at=100.0)
+    rested = spare(plan, certs, [record], (), 50.0)
+    assert [one.item for one in rested.sets[0].levels[0].writes] == ["other"]
+    assert rested.resting == {1}
+    assert spare(plan, certs, [record], {1}, 50.0) == plan == spare(plan, certs, [record], (), 100.0)
+    others = attrs.evolve(plan, concerns=dict.fromkeys(("key", "cert", "other"), (2,)))
+    both = certs | {2: DesiredCert(cert_id=2, name="b", live="g", generation="g")}
+    records = [record, attrs.evolve(record, cert_id=2)]
+    assert spare(others, both, records, {1}, 50.0).resting == {2}, "what is new is noted, whatever it owed"
+    behind = {1: DesiredCert(cert_id=1, name="a", live="h", generation="h")}
+    assert spare(plan, behind, [record], (), 50.0) == plan, "a crash left another generation live"
+
+
+async def test_what_went_back_rests_too_and_is_tried_by_hand(clock: MockClock, host: Any) -> None:
+    """Its service took neither the new pair nor the old one again."""
+    items = reload(1)
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    service.broken = True
+    outcome = (await host.deliver(1, items=items))[1]
+    assert outcome.kind is ROLLED_BACK and "does not serve either" in outcome.detail
+    calls = len(host.proc.calls)
+    assert (await host.installer.converge_all(items)).kind is FAILED
+    assert len(host.proc.calls) == calls
+    service.broken = False
+    assert (await host.installer.converge_all(items, at_once=True)).kind is APPLIED
+    assert service.served == host.live(1) and not host.installer.records[1].staged
+
+
+def test_what_rests_is_not_on_trial() -> None:
+    """Else a failure beside it would count as one more of its own."""
+    stray = Candidate(cert_id=1, name="a", generation="g")
+    desired = DesiredCert(cert_id=1, name="a", live="g", generation="g", owed=("r",))
+    view = View(certs={1: desired}, cas={}, facts={}, host=HOST, strays={1: stray})
+
+    def on_trial(plan: InstallPlan) -> dict[int, Candidate]:
+        around = Round(items=(), plan=plan, view=view, candidates={}, previous={}, sets={})
+        return around.on_trial(Group.of(["cert:1"]))
+
+    assert (on_trial(InstallPlan()), on_trial(InstallPlan(resting=frozenset({1})))) == ({1: stray}, {})
+
+
+def test_a_command_is_due_for_its_files_alone_only_when_all_who_ask_for_it_have_had_it() -> None:
+    items = [copy("c", 1), run("a", "c"), run("b", "c")]
+    first = plan(items, cert(1))
+    (due,) = first.sets[0].levels[-1].runs
+    assert due.for_files == frozenset(), "never run before"
+    (again,) = plan(items, cert(1), activations=due.keys).sets[0].levels[-1].runs
+    assert again.for_files == {"cert:1"}
+    (half,) = plan(items, cert(1), activations={"a": due.keys["a"]}).sets[0].levels[-1].runs
+    assert half.for_files == frozenset()

@@ -1,0 +1,239 @@
+"""What an item that says ``continue_on_error`` fails at is noted, named and tried again; nothing else suffers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, leftovers, reload
+from trio.testing import MockClock
+
+from certctrl.errors import DiskError
+from certctrl.install.plan.pairs import units_of
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyCommand
+from certctrl.model.policy import MaintenanceWindow
+from certctrl.model.records import Stage
+
+
+def refuse(host: Any, *names: str, verb: str = "create") -> None:
+    """Let the disk refuse the files of these names from now on; with none, let it be."""
+    real = getattr(host.fs, "real", host.fs)
+
+    class Refusing:
+        def __init__(self) -> None:
+            self.real = real
+
+        def __getattr__(self, attribute: str) -> Any:
+            act = getattr(real, attribute)
+            if attribute != verb:
+                return act
+
+            def refusing(name: Any, *args: Any, **how: Any) -> Any:
+                if any(f"{one}." in f"{name} {args}" for one in names):
+                    raise DiskError(f"cannot {verb}", path=str(name), errno=30)
+                return act(name, *args, **how)
+
+            return refusing
+
+    host.fs = Refusing()
+    host.start()
+
+
+def copied(host: Any, name: str, *sources: str, tolerant: bool = True, **more: Any) -> CopyAction:
+    targets = tuple(str(host.out / f"{name}.{number}") for number in range(len(sources)))
+    return CopyAction(id=name, ob_id=1, sources=sources, targets=targets, continue_on_error=tolerant, **more)
+
+
+async def test_a_tolerated_copy_that_cannot_be_written_stops_nothing(clock: MockClock, host: Any) -> None:
+    items = [copied(host, "bad", "combined.pem"), copied(host, "good", "combined.pem"), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    old = (host.out / "bad.0").read_bytes()
+    refuse(host, "bad")
+    outcome = (await host.deliver(1, items=items))[1]
+    assert outcome.kind is APPLIED and "tolerated: item bad: cannot create" in outcome.detail
+    assert service.served == host.live(1)
+    assert ((host.out / "bad.0").read_bytes() == old) and ((host.out / "good.0").read_bytes() != old)
+    assert leftovers(host) == []
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one-item", "two-items"])
+async def test_a_tolerated_pair_is_written_whole_or_not_at_all(clock: MockClock, host: Any, together: bool) -> None:
+    pair: list[InstallItem] = [copied(host, "pair", "private.key", "fullchain.pem")]
+    if not together:
+        pair = [copied(host, "key", "private.key"), copied(host, "pair", "fullchain.pem")]
+    items = [*pair, copied(host, "other", "combined.pem"), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    targets = [host.out / "pair.0", host.out / ("pair.1" if together else "key.0")]
+    old = [target.read_bytes() for target in targets]
+    other = (host.out / "other.0").read_bytes()
+    refuse(host, "pair.1" if together else "pair.0", verb="rename")  # the second half
+    assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
+    assert [target.read_bytes() for target in targets] == old
+    assert (host.out / "other.0").read_bytes() != other and service.served == host.live(1)
+    refuse(host)
+    host.clock += 60
+    await host.installer.converge((), items)
+    assert all(target.read_bytes() != before for target, before in zip(targets, old, strict=True))
+    assert service.served == host.live(1) and leftovers(host) == []
+
+
+async def test_a_pair_of_which_one_half_may_not_fail_may_not_fail(clock: MockClock, host: Any) -> None:
+    items = [copied(host, "key", "private.key"), copied(host, "cert", "fullchain.pem", tolerant=False)]
+    await host.deliver(1, items=items)
+    old = [(host.out / name).read_bytes() for name in ("key.0", "cert.0")]
+    refuse(host, "key")
+    assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
+    assert [(host.out / name).read_bytes() for name in ("key.0", "cert.0")] == old
+
+
+async def test_what_was_tolerated_goes_back_with_the_rest(clock: MockClock, host: Any) -> None:
+    """A tolerated copy that was written is undone when the set fails for another reason."""
+    items = [copied(host, "c", "private.key", "fullchain.pem"), *reload(1)]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    old = (host.out / "c.0").read_bytes()
+    service.deaf = True
+    assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
+    assert (host.out / "c.0").read_bytes() == old and leftovers(host) == []
+
+
+def test_a_pair_at_two_levels_may_not_fail() -> None:
+    """Between the levels commands run: what is written before them cannot be taken back quietly."""
+    key = CopyAction(id="key", ob_id=1, sources=("private.key",), targets=("/a",), continue_on_error=True)
+    late = CopyAction(
+        id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True, depends_on=("key",)
+    )
+    beside = CopyAction(id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True)
+    about = {"key": (1,), "cert": (1,)}
+    assert {unit.tolerant for unit in units_of([key, late], about).values()} == {False}
+    assert {unit.tolerant for unit in units_of([key, beside], about).values()} == {True}
+    assert len({unit.name for unit in units_of([key, beside], about).values()}) == 1
+
+
+# --- named and tried again -----------------------------------------------------------------------------------------
+
+
+def calls(host: Any, *argvs: tuple[str, ...]) -> list[int]:
+    return [host.proc.calls.count(argv) for argv in argvs]
+
+
+async def test_a_tolerated_failure_is_named_and_tried_again_until_it_succeeds(clock: MockClock, host: Any) -> None:
+    items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True), *reload(1)]
+    host.allow(commands=commands(RELOAD, OTHER))
+    host.serve(RELOAD, 1, 1001)
+    host.proc.does[OTHER] = lambda: 9
+    assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
+    began = host.clock
+    for attempts, wait in ((1, 30), (2, 60), (3, 120)):
+        await host.start().recover()  # it is remembered
+        record = host.installer.records[1]
+        assert (record.stage, record.attempts, record.owed) == (Stage.ACTIVATED, attempts, ("t",))
+        assert "exited with 9" in record.last_error
+        assert host.installer.retry_turns() == {1: began + wait}
+        assert (await host.installer.converge_all(items)).kind is UNCHANGED, "it counts as deployed"
+        assert calls(host, OTHER, RELOAD) == [attempts, 1]
+        began = host.clock = began + wait
+        if attempts < 3:
+            await host.installer.converge((), items, only=[1])
+    host.proc.does[OTHER] = lambda: 0
+    assert kinds(await host.installer.converge((), items, only=[1])) == {1: APPLIED}
+    record = host.installer.records[1]
+    assert (record.attempts, record.last_error, record.next_try_at, record.owed) == (0, "", 0.0, ())
+    assert (host.installer.retry_turns(), calls(host, OTHER, RELOAD)) == ({}, [4, 1])
+
+
+async def test_a_copy_that_fails_again_runs_nothing_again(clock: MockClock, host: Any) -> None:
+    verify = ("/bin/true", "verify")
+    items = [
+        copied(host, "bad", "combined.pem"),
+        ExecAction(id="r", cmd_argv=RELOAD, depends_on=("bad",), verify=VerifyCommand(cmd_argv=verify)),
+    ]
+    host.allow(commands=commands(RELOAD, verify))
+    await host.deliver(1, items=items)
+    refuse(host, "bad")
+    assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
+    assert calls(host, RELOAD, verify) == [2, 2]
+    for attempts in (2, 3):
+        host.clock += 7200
+        outcome = (await host.installer.converge((), items, only=[1]))[1]
+        assert outcome.kind is UNCHANGED and "cannot create" in outcome.detail
+        assert host.installer.records[1].attempts == attempts
+    assert calls(host, RELOAD, verify) == [2, 2]
+    refuse(host)
+    host.clock += 7200
+    assert kinds(await host.installer.converge((), items, only=[1])) == {1: APPLIED}
+    assert calls(host, RELOAD, verify) == [3, 3], "its file has come"
+    assert not host.installer.records[1].attempts and not await host.installer.unfinished(items)
+
+
+@pytest.mark.parametrize("what", ["copy", "exec"])
+async def test_a_tolerated_proof_is_owed_until_it_succeeds(clock: MockClock, host: Any, what: str) -> None:
+    verify = ("/bin/true", "verify")
+    more: dict[str, Any] = {"continue_on_error": True, "verify": VerifyCommand(cmd_argv=verify)}
+    items: list[InstallItem] = [ExecAction(id="p", ob_id=1, cmd_argv=OTHER, **more)]
+    if what == "copy":
+        items = [CopyAction(id="p", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "p"),), **more)]
+    host.allow(commands=commands(OTHER, verify))
+    host.proc.does[verify] = lambda: 1
+    assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
+    asked = host.proc.calls.count(verify)
+    host.clock += 7200
+    await host.start().converge((), items, only=[1])
+    assert host.proc.calls.count(verify) > asked and host.installer.records[1].attempts == 2
+    host.proc.does[verify] = lambda: 0
+    host.clock += 7200
+    await host.installer.converge((), items, only=[1])
+    assert not host.installer.records[1].attempts and host.proc.calls.count(OTHER) == (what == "exec")
+
+
+async def test_a_bystanders_tolerated_failure_stays_its_own(clock: MockClock, host: Any) -> None:
+    items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True), *reload(1, 2)]
+    host.allow(commands=commands(RELOAD, OTHER))
+    host.serve(RELOAD, 1, 1001)
+    host.serve(RELOAD, 2, 1002)
+    host.proc.does[OTHER] = lambda: 9
+    await host.deliver(1, 2, items=items)
+    before = host.installer.records[1]
+    assert (before.attempts, host.installer.records[2].attempts) == (1, 0)
+    assert kinds(await host.deliver(2, items=items))[2] is APPLIED
+    assert (host.installer.records[1], calls(host, OTHER)) == (before, [1])
+    host.clock += 60
+    assert kinds(await host.deliver(1, items=items))[1] is APPLIED
+    assert (host.installer.records[1].attempts, calls(host, OTHER)) == (2, [2]), "new material is tried whole"
+
+
+async def test_what_was_tolerated_keeps_no_renewal_waiting(clock: MockClock, host: Any) -> None:
+    items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True)]
+    host.allow(commands=commands(OTHER))
+    host.proc.does[OTHER] = lambda: 9
+    await host.deliver(1, items=items)
+    for _ in range(9):
+        host.clock = host.installer.retry_turns()[1]
+        await host.installer.converge((), items, only=[1])
+    soon, later = (f"{datetime.fromtimestamp(host.clock + ahead, UTC):%H:%M}" for ahead in (600, 1200))
+    host.allow(window=MaintenanceWindow(from_=soon, to=later))
+    await host.deliver(1, items=items)
+    opening, before = host.installer.window_turns()[1], host.live(1)
+    assert host.clock < opening <= host.clock + 600 < host.installer.records[1].next_try_at
+    assert host.installer.retry_turns() == {}, "its switch brings it again"
+    host.clock = opening
+    await host.installer.converge_all(items)
+    assert host.live(1) != before
+
+
+async def test_a_file_that_cannot_be_written_is_named_though_nothing_else_was_to_be_done(
+    clock: MockClock, host: Any
+) -> None:
+    await host.deliver(1)
+    refuse(host, "c")
+    items = [copied(host, "c", "fullchain.pem", tolerant=False)]
+    assert kinds(await host.installer.converge((), items)) == {1: FAILED}
+    record = host.installer.records[1]
+    assert (record.attempts, record.owed) == (1, ("c",)) and "cannot create" in record.last_error
+    assert host.installer.retry_turns() == {1: host.clock + 30}

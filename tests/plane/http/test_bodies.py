@@ -1,0 +1,263 @@
+"""What every request meets: body limits, JSON limits, the error shape, the headers of every answer, hostile clients."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from certctrl.errors import DiskError
+from certctrl.plane.core import Plane
+from certctrl.plane.errors import Refused
+from certctrl.plane.http.app import make_app
+from certctrl.plane.http.bodies import Fields, whole_number
+from certctrl.plane.texts import line
+
+TOKENS = "/apiv1/users/1/enrolment-tokens"
+JSON = {"content-type": "application/json"}
+
+
+async def test_bodies_beyond_their_limit_are_413_said_or_not(world: Any) -> None:
+    large = json.dumps({"label": "x" * 70_000}).encode()
+    for headers in (JSON, JSON | {"content-length": "9" * 30}, JSON | {"transfer-encoding": "chunked"}):
+        reply = await world.operator("POST", TOKENS, body=large, headers=headers)
+        assert (reply.status, reply.key) == (413, "TOO_LARGE")
+        assert reply.json["error"]["params"] == {"limit_bytes": 65_536}
+
+
+async def test_install_configs_may_be_larger(world: Any) -> None:
+    device = await world.device()
+    items = [{"id": n, "type": "exec", "cmd_argv": ["/bin/true", "x" * 1000]} for n in range(500)]
+    assert (await world.operator("PUT", f"{device.home}/install-config", {"installs": items})).status == 200
+    items = [{"id": n, "type": "exec", "cmd_argv": ["/bin/true", "x" * 3000]} for n in range(500)]
+    assert (await world.operator("PUT", f"{device.home}/install-config", {"installs": items})).status == 413
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
+async def test_what_does_not_say_json_is_415(world: Any, kind: str) -> None:
+    reply = await world.operator("POST", TOKENS, body=b"{}", headers={"content-type": kind})
+    assert (reply.status, reply.key) == (415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+async def test_json_says_so_in_any_dress(world: Any) -> None:
+    for kind in ("application/json", "Application/JSON; charset=utf-8"):
+        assert (await world.operator("POST", TOKENS, body=b"{}", headers={"content-type": kind})).status == 201
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"nul", b"[]", b'"x"', b"7", b"NaN", b'{"a": Infinity}', b"\xff\xfe", b'{"a": "\xff"}',
+        b'{"a": 1} x',
+        b"[" * 40 + b"]" * 40, b'{"a":' * 40 + b"1" + b"}" * 40, b"[" * 30_000, b'{"label": "\\ud800"}',
+        b'{"\\udfff": 1}', b'{"uses": ' + b"9" * 5000 + b"}", "\ufeff{}".encode(),
+    ],
+    ids=lambda body: repr(body[:20]),
+)  # fmt: skip
+async def test_what_is_no_json_object_of_ours_is_400(world: Any, body: bytes) -> None:
+    reply = await world.operator("POST", TOKENS, body=body, headers=JSON)
+    assert (reply.status, reply.key) == (400, "BAD_REQUEST")
+
+
+@given(st.binary(max_size=200))
+def test_no_body_breaks_the_plane(body: bytes) -> None:
+    async def main() -> None:
+        app = make_app(plane)
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        for path in ("/auth/device", "/auth/token/refresh", "/apiv1/device/registration"):
+            scope = {
+                "type": "http", "http_version": "1.1", "method": "POST", "scheme": "https", "path": path,
+                "raw_path": path.encode(), "query_string": b"", "root_path": "",
+                "headers": [(b"content-type", b"application/json"), (b"host", b"x")], "client": None, "server": None,
+            }  # fmt: skip
+            await app(scope, receive, send)
+            assert sent[-2]["status"] == 400
+
+    with Plane.open() as plane:
+        trio.run(main)
+
+
+async def test_a_body_that_never_comes_is_given_up(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+    world = build(virtual=True)
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "scheme": "https", "path": "/auth/device",
+        "raw_path": b"/auth/device", "query_string": b"", "root_path": "",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", b"20")], "client": None, "server": None,
+    }  # fmt: skip
+    sent: list[dict[str, Any]] = []
+
+    async def drip() -> dict[str, Any]:
+        await trio.sleep(4)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    await world.app(scope, drip, send)
+    assert sent[0]["status"] == 400
+    assert trio.current_time() < 25
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+async def test_every_answer_is_dated_by_the_planes_clock_and_not_to_be_stored(world: Any) -> None:
+    device = await world.device()
+    for reply in (
+        await device.poll(), await world.stranger("GET", "/health"), await world.stranger("GET", "/nothing"),
+        await world.operator("GET", "/apiv1/users"), await world.stranger("GET", "/device"),
+    ):  # fmt: skip
+        assert reply.headers["date"] == "Mon, 21 Sep 2026 14:13:20 GMT"
+        assert reply.headers["cache-control"] == "no-store"
+        assert "connection" not in reply.headers
+
+
+async def test_health_needs_no_key(world: Any) -> None:
+    from certctrl import __version__
+
+    reply = await world.stranger("GET", "/health")
+    assert reply.data == {"status": "ok", "version": __version__, "time": "2026-09-21T14:13:20Z"}
+
+
+async def test_our_own_bug_is_a_500_with_an_id_and_no_detail(
+    world: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.plane.devices, "users", lambda: 1 / 0)
+    with caplog.at_level(logging.ERROR):
+        reply = await world.operator("GET", "/apiv1/users")
+    assert (reply.status, reply.key) == (500, "SERVER_ERROR")
+    request_id = reply.json["error"]["params"]["request_id"]
+    assert request_id.startswith("req_")
+    assert "ZeroDivision" not in reply.body.decode()
+    assert request_id in caplog.text
+
+
+async def test_a_full_disk_is_a_503(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> int:
+        raise DiskError("/data/plane.db: database or disk is full")
+
+    monkeypatch.setattr(world.plane.database, "insert", full)
+    reply = await world.operator("POST", TOKENS, {})
+    assert (reply.status, reply.key, reply.headers["retry-after"]) == (503, "SERVICE_UNAVAILABLE", "30")
+    assert "/data" not in reply.body.decode()
+
+
+async def test_http_2_is_not_spoken(world: Any) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "http_version": "2", "method": "GET", "path": "/health", "headers": []}
+    await world.app(scope, trio.sleep_forever, send)
+    assert sent[0]["status"] == 505
+
+
+async def test_an_unwanted_body_is_drained_so_that_the_answer_gets_out(world: Any) -> None:
+    """A server hands the body over through a short queue; an answer before its end must not leave that queue full."""
+    queue_in, queue_out = trio.open_memory_channel[dict[str, Any]](2)
+    sent: list[dict[str, Any]] = []
+
+    async def server() -> None:
+        for _ in range(50):
+            await queue_in.send({"type": "http.request", "body": b"x" * 9000, "more_body": True})
+        await queue_in.send({"type": "http.disconnect"})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            await delivered.wait()  # as Hypercorn does: the end of the answer waits for room in the queue
+
+    delivered = trio.Event()
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "scheme": "https", "path": "/auth/device",
+        "raw_path": b"/auth/device", "query_string": b"", "root_path": "", "client": None, "server": None,
+        "headers": [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")],
+    }  # fmt: skip
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            await server()
+            delivered.set()
+
+        nursery.start_soon(run)
+        with trio.fail_after(5):
+            await world.app(scope, queue_out.receive, send)
+    assert sent[0]["status"] == 413
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+async def test_other_protocols_are_left_to_the_server(world: Any) -> None:
+    await world.app({"type": "websocket", "path": "/device"}, trio.sleep_forever, trio.sleep_forever)
+
+
+async def test_the_lifespan_is_answered(world: Any) -> None:
+    inbox = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return inbox.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message["type"])
+
+    await world.app({"type": "lifespan"}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+# --- small pure parts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", "1.0", "１", " 1", "1_0", "9" * 17, "31", "0x1"])
+def test_whole_numbers_are_plain_digits_within_bounds(text: str) -> None:
+    with pytest.raises(Refused):
+        whole_number(text, "wait", 0, 30)
+    assert whole_number("30", "wait", 0, 30) == 30
+
+
+def test_fields_check_what_they_give() -> None:
+    fields = Fields({"n": 5, "t": True, "s": "a\nb", "l": ["x"], "big": 2**60})
+    assert (fields.number("n"), fields.number("absent", 3), fields.text("s"), fields.text("absent")) == (
+        5,
+        3,
+        "a b",
+        "",
+    )
+    assert (fields.flag("t"), fields.texts("l"), fields.texts("absent"), fields.numbers("absent")) == (
+        True,
+        ["x"],
+        [],
+        [],
+    )
+    wrong: list[Callable[[], Any]] = [
+        lambda: fields.number("t"), lambda: fields.number("absent"), lambda: fields.number("big"),
+        lambda: fields.flag("n"), lambda: fields.flag("absent"), lambda: fields.texts("n"), lambda: fields.text("n"),
+        lambda: fields.secret("absent"), lambda: fields.secret("s", 2), lambda: fields.numbers("l"),
+    ]  # fmt: skip
+    for ask in wrong:
+        with pytest.raises(Refused):
+            ask()
+
+
+@given(st.text(max_size=300))
+@example("0\r\x1b\r0")  # what is taken out between two spaces leaves one
+def test_a_line_is_one_clean_line(text: str) -> None:
+    cleaned = line(text, 50)
+    assert len(cleaned) <= 50
+    assert cleaned.isprintable() or all(c.isprintable() or c == "\u00a0" or not c.isspace() for c in cleaned)
+    assert "\n" not in cleaned
+    assert line(cleaned, 50) == cleaned
+    cleaned.encode()

@@ -1,0 +1,337 @@
+"""The approval page: who gets in, what is shown, what a forged or stale form can do (nothing)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.plane.http.pages.html import Html, fill
+from certctrl.plane.http.pages.views import moment
+
+FORM = {"content-type": "application/x-www-form-urlencoded", "sec-fetch-site": "same-origin"}
+
+
+class Browser:
+    """Keeps cookies and fills in forms, as a browser would."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self.cookies: dict[str, str] = {}
+        self.page: Any = None
+
+    async def get(self, path: str) -> Any:
+        return await self._ask("GET", path)
+
+    async def post(self, path: str, *, headers: dict[str, str] | None = None, **fields: str) -> Any:
+        fields = fields if "csrf" in fields else {"csrf": self.csrf, **fields}
+        body = urlencode(fields).encode()
+        return await self._ask("POST", path, body, FORM | (headers or {}))
+
+    @property
+    def csrf(self) -> str:
+        found = re.search(rb'name="csrf" value="([0-9a-f]+)"', self.page.body)
+        assert found is not None
+        return found[1].decode()
+
+    async def sign_in(self, key: str, path: str = "/device") -> Any:
+        await self.get(path)
+        code = re.search(rb'name="user_code" value="([^"]*)"', self.page.body)
+        assert code is not None
+        return await self.post("/device/sign-in", key=key, user_code=code[1].decode())
+
+    async def _ask(self, method: str, path: str, body: bytes | None = None, headers: Any = None) -> Any:
+        cookies = {"cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
+        reply = await self.client(method, path, body=body, headers={**cookies, **(headers or {})})
+        for line in reply.headers.get("set-cookie", "").splitlines():
+            name, _, value = line.partition(";")[0].partition("=")
+            assert re.search(r"; HttpOnly; .*Path=/; SameSite=strict; Secure$", line), line
+            self.cookies[name] = value.strip('"')
+            if "Max-Age=0" in line:
+                del self.cookies[name]
+        if reply.headers.get("content-type", "").startswith("text/html"):
+            self.page = reply
+        return reply
+
+
+@pytest.fixture
+def browser(world: Any) -> Browser:
+    return Browser(world.stranger)
+
+
+async def start(world: Any, **more: Any) -> dict[str, Any]:
+    body = {"action": "device_start", "name": "web-1", "platform": "linux", **more}
+    data: dict[str, Any] = (await world.stranger("POST", "/auth/device", body)).data
+    return data
+
+
+async def test_a_person_approves_a_device(world: Any, browser: Browser) -> None:
+    grant = await start(world)
+    browser.client.address = "198.51.100.20"
+    first = await browser.get("/device")
+    assert b"Operator key" in first.body
+    signed_in = await browser.sign_in(world.plane.operator_key)
+    assert (signed_in.status, signed_in.headers["location"]) == (303, "/device")
+    assert set(browser.cookies) == {"__Host-certctrl-operator"}
+    assert b"Type the code" in (await browser.get("/device")).body
+    shown = (await browser.get(f"/device?user_code={grant['user_code'].lower().replace('-', '+')}")).body.decode()
+    for fact in (grant["user_code"], "web-1", "linux", "192.0.2.7", "2026-09-21 14:13 UTC (0 seconds ago)"):
+        assert fact in shown
+    assert "198.51.100.20" not in shown, "the device's address, not the browser's"
+    done = await browser.post("/device/decide", user_code=grant["user_code"], decision="approve")
+    assert (done.status, b"web-1 may join" in done.body) == (200, True)
+    poll = {"action": "device_poll", "device_code": grant["device_code"]}
+    assert (await world.stranger("POST", "/auth/device", poll)).data["status"] == "ready"
+
+
+async def test_a_person_turns_a_device_away(world: Any, browser: Browser) -> None:
+    grant = await start(world)
+    await browser.sign_in(world.plane.operator_key)
+    await browser.get(f"/device?user_code={grant['user_code']}")
+    done = await browser.post("/device/decide", user_code=grant["user_code"], decision="deny")
+    assert b"was turned away" in done.body
+    poll = {"action": "device_poll", "device_code": grant["device_code"]}
+    assert (await world.stranger("POST", "/auth/device", poll)).data["status"] == "access_denied"
+    again = await browser.get(f"/device?user_code={grant['user_code']}")
+    assert b"decided already" in again.body
+
+
+async def test_a_link_with_the_code_survives_signing_in(world: Any, browser: Browser) -> None:
+    grant = await start(world)
+    reply = await browser.sign_in(world.plane.operator_key, f"/device?user_code={grant['user_code']}")
+    assert reply.headers["location"] == f"/device?user_code={grant['user_code']}"
+    shown = await browser.get(reply.headers["location"])
+    assert b"Let this device in?" in shown.body, "a person still has to say yes"
+
+
+async def test_the_redirect_goes_nowhere_else(world: Any, browser: Browser) -> None:
+    await browser.get("/device")
+    reply = await browser.post("/device/sign-in", key=world.plane.operator_key, user_code="\r\nX: y//evil.example/&a=b")
+    assert reply.headers["location"].startswith("/device?user_code=")
+    assert not set(reply.headers["location"]) & set("\r\n&")
+
+
+async def test_a_wrong_key_does_not_get_in_and_five_lock_the_address_out(world: Any, browser: Browser) -> None:
+    for attempt in range(5):
+        reply = await browser.sign_in("ok_wrong")
+        assert (reply.status, b"not the operator key" in reply.body) == (403, True), attempt
+        assert "__Host-certctrl-operator" not in browser.cookies
+    locked = await browser.sign_in(world.plane.operator_key)
+    assert (locked.status, locked.headers["retry-after"]) == (429, "900")
+    assert b"Try again in 15 minutes" in locked.body
+    browser.client.address = "198.51.100.7"
+    assert (await browser.sign_in(world.plane.operator_key)).status == 303, "others are not locked out"
+    world.clock.advance(900)
+    browser.client.address = "192.0.2.7"
+    assert (await Browser(browser.client).sign_in(world.plane.operator_key)).status == 303
+
+
+async def test_a_session_ends_by_time_by_signing_out_and_with_the_key(world: Any, browser: Browser) -> None:
+    await browser.sign_in(world.plane.operator_key)
+    assert b"Type the code" in (await browser.get("/device")).body
+    out = await browser.post("/device/sign-out")
+    assert (out.status, browser.cookies) == (303, {})
+    assert b"Operator key" in (await browser.get("/device")).body
+    await browser.sign_in(world.plane.operator_key)
+    world.clock.advance(3600)
+    assert b"Operator key" in (await browser.get("/device")).body
+    world.plane.tidy()
+    assert world.plane.database.one("SELECT count(*) AS n FROM page_sessions")["n"] == 0
+    await browser.sign_in(world.plane.operator_key)
+    world.plane.keyring.operator_key = "ok_" + "n" * 43
+    assert b"Operator key" in (await browser.get("/device")).body, "a new key ends the sessions of the old one"
+
+
+async def test_forged_and_stale_forms_do_nothing(world: Any, browser: Browser) -> None:
+    grant = await start(world)
+    await browser.sign_in(world.plane.operator_key)
+    await browser.get(f"/device?user_code={grant['user_code']}")
+    good = {"user_code": grant["user_code"], "decision": "approve", "csrf": browser.csrf}
+    stranger = Browser(browser.client)
+    await stranger.get("/device")
+    path = "/device/decide"
+    tries = [
+        await browser.post(path, **good | {"csrf": "0" * 64}),
+        await browser.post(path, **good | {"csrf": ""}),
+        await browser.post(path, **good | {"csrf": "é"}),
+        await browser.post(path, **good | {"csrf": stranger.csrf}),
+        await browser.post(path, **good, headers={"sec-fetch-site": "cross-site"}),
+        await browser.post(path, **good, headers={"sec-fetch-site": "same-site"}),
+        await stranger.post(path, **good | {"csrf": stranger.csrf}),
+        await browser.post(path, **good, headers={"content-type": "text/plain"}),
+        await browser.post(path, **good | {"decision": "perhaps"}),
+        await browser.post(path, **good | {"user_id": "9"}),
+    ]
+    assert [reply.status for reply in tries] == [403, 403, 403, 403, 403, 403, 403, 400, 400, 404]
+    assert all(reply.headers["content-type"].startswith("text/html") for reply in tries)
+    assert world.plane.grants.show(grant["user_code"])["status"] == "pending"
+    await stranger.get("/device")
+    signed = await stranger.post("/device/sign-in", key=world.plane.operator_key, user_code="", csrf="0" * 64)
+    assert (signed.status, set(stranger.cookies)) == (403, {"__Host-certctrl-form"})
+
+
+async def test_a_session_cookie_that_was_made_up_is_none(world: Any, browser: Browser) -> None:
+    browser.cookies["__Host-certctrl-operator"] = "made-up"
+    assert b"Operator key" in (await browser.get("/device")).body
+
+
+async def test_wrong_codes_are_told_and_counted(world: Any, browser: Browser) -> None:
+    await browser.sign_in(world.plane.operator_key)
+    for _ in range(10):
+        reply = await browser.get("/device?user_code=ZZZZ-ZZZZ")
+        assert (reply.status, b"No device shows this code" in reply.body) == (404, True)
+    locked = await browser.get("/device?user_code=ZZZZ-ZZZZ")
+    assert (locked.status, locked.headers["retry-after"]) == (429, "900")
+
+
+async def test_what_a_device_says_of_itself_is_shown_as_text(world: Any, browser: Browser) -> None:
+    nasty = "<script>alert(1)</script>\"'&{body}"
+    grant = await start(world, name=nasty, platform=nasty)
+    await browser.sign_in(world.plane.operator_key)
+    shown = (await browser.get(f"/device?user_code={grant['user_code']}")).body.decode()
+    assert "<script" not in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&amp;{body}" in shown
+    typed = (await browser.get("/device?user_code=%22%3E%3Cscript%3E")).body.decode()
+    assert "<script" not in typed
+
+
+async def test_known_and_revoked_devices_are_named(world: Any, browser: Browser) -> None:
+    device = await world.device()
+    grant = await start(world, device_public_id=device.public_id)
+    await browser.sign_in(world.plane.operator_key)
+    path = f"/device?user_code={grant['user_code']}"
+    assert b"This is device 1 (web-1). Approving ends its present session" in (await browser.get(path)).body
+    world.plane.devices.revoke(1, device.id, "lost")
+    assert b"<strong>revoked</strong>" in (await browser.get(path)).body
+
+
+async def test_with_several_users_the_page_asks_whose_it_is(world: Any, browser: Browser) -> None:
+    world.plane.devices.add_user("team <b>")
+    grant = await start(world)
+    await browser.sign_in(world.plane.operator_key)
+    shown = await browser.get(f"/device?user_code={grant['user_code']}")
+    assert b'<option value="2">team &lt;b&gt;</option>' in shown.body
+    await browser.post("/device/decide", user_code=grant["user_code"], decision="approve", user_id="2")
+    assert world.plane.grants.show(grant["user_code"])["user_id"] == 2
+
+
+async def test_pages_keep_to_themselves(world: Any, browser: Browser) -> None:
+    for path in ("/device", "/device/style.css", "/device/icon.svg"):
+        reply = await browser.get(path)
+        policy = reply.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'")
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert reply.headers["x-content-type-options"] == "nosniff"
+        assert reply.headers["referrer-policy"] == "no-referrer"
+        assert reply.headers["x-frame-options"] == "DENY"
+    assert (await browser.get("/device/style.css")).headers["content-type"] == "text/css; charset=utf-8"
+    assert (await browser.get("/device/icon.svg")).headers["content-type"] == "image/svg+xml"
+    assert (await browser.get("/device/decide")).status == 405
+
+
+async def test_every_page_is_sound_and_accessible(world: Any, browser: Browser) -> None:
+    grant = await start(world)
+    pages = [await browser.get("/device"), await browser.sign_in("wrong")]
+    await browser.sign_in(world.plane.operator_key)
+    pages += [
+        await browser.get("/device"), await browser.get("/device?user_code=ZZZZ"),
+        await browser.get(f"/device?user_code={grant['user_code']}"),
+        await browser.post("/device/decide", user_code=grant["user_code"], decision="approve"),
+    ]  # fmt: skip
+    pages.append(await browser.post("/device/decide", user_code=grant["user_code"], decision="approve"))
+    assert len({page.body for page in pages}) == 7
+    for page in pages:
+        check = Soundness()
+        check.feed(page.body.decode())
+        assert check.problems() == []
+
+
+class Soundness(HTMLParser):
+    """Looks for what a page must have: a language, one heading, a label per field, closed tags, nothing inline."""
+
+    VOID = ("meta", "link", "input", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(f"</{tag}> closes nothing")
+
+    def problems(self) -> list[str]:
+        tags = [tag for tag, _ in self.seen]
+        labelled = {found.get("for") for tag, found in self.seen if tag == "label"}
+        wrong = self.wrong + [f"<{tag}> left open" for tag in self.open]
+        for tag, found in self.seen:
+            is_hidden = found.get("type") == "hidden" or "hidden" in found
+            if tag in ("input", "select") and not is_hidden and found.get("id") not in labelled:
+                wrong.append(f"field {found.get('name')} has no label")
+            if tag == "img" and "alt" not in found:
+                wrong.append("image without alt")
+            wrong += [f"inline {name}" for name in found if name == "style" or name.startswith("on")]
+            wrong += [f"from elsewhere: {v}" for v in found.values() if v and re.match(r"(https?:)?//", v)]
+        if dict(self.seen)["html"].get("lang") != "en":
+            wrong.append("no language")
+        wrong += [f"{tags.count(tag)} <{tag}>" for tag in ("h1", "main", "title") if tags.count(tag) != 1]
+        return wrong + (["script"] if "script" in tags else [])
+
+
+@given(st.text(), st.text())
+def test_filling_in_escapes_whatever_is_not_html(one: str, two: str) -> None:
+    text = fill('<p title="{one}">{two}</p>', one=one, two=two)
+    inner = text.removeprefix('<p title="').removesuffix("</p>")
+    assert inner.count('"') == 1
+    assert "<" not in inner
+    assert fill("{x}", x=Html("<b>")) == "<b>"
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [(0, "0 seconds ago"), (1, "1 second ago"), (89, "89 seconds ago"), (90, "2 minutes ago"), (-5, "0 seconds ago")],
+)
+def test_moments_for_people(later: int, said: str) -> None:
+    assert moment("2026-09-21T14:13:20Z", 1_790_000_000 + later) == f"2026-09-21 14:13 UTC ({said})"
+
+
+def test_the_style_sheet_is_legible_in_both_modes() -> None:
+    """Text, hints, buttons and warnings have the contrast WCAG AA asks for (4.5), in light and in dark."""
+    from pathlib import Path
+
+    from certctrl.plane.http import pages
+
+    css = (Path(pages.__file__).parent / "style.css").read_text()
+    light, dark = re.findall(r":root \{(.*?)\n\s*\}", css, re.DOTALL)[:2]
+    pairs: list[tuple[str, str]] = [
+        ("text", "card"), ("text", "ground"), ("soft", "card"), ("accent-text", "accent"), ("bad", "card"),
+        ("bad", "bad-ground"), ("text", "note-ground"), ("accent", "card"),
+    ]  # fmt: skip
+    for mode in (light, dark):
+        colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", mode))
+        for front, back in pairs:
+            assert contrast(colours[front], colours[back]) >= 4.5, (front, back)
+
+
+def contrast(one: str, two: str) -> float:
+    channel: Callable[[float], float] = lambda c: c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4  # noqa: E731
+
+    def luminance(colour: str) -> float:
+        r, g, b = (channel(int(colour[at : at + 2], 16) / 255) for at in (1, 3, 5))
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    dark, light = sorted((luminance(one), luminance(two)))
+    return (light + 0.05) / (dark + 0.05)

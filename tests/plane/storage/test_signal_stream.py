@@ -1,0 +1,296 @@
+"""The signal stream: ids that only grow, cursors that are ours or void, waiting that misses nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.plane.core import Plane
+from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.errors import Refused
+from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.storage.signal_stream import Page, SqliteStream
+
+WALL = 1_790_000_000.0
+
+
+class Bench:
+    """A stream of one device, with a clock in the hand."""
+
+    def __init__(self, length: int = 1000) -> None:
+        self.wall = WALL
+        self.plane = Plane.open(
+            settings=PlaneSettings(stream_length=length), wall_now=lambda: self.wall, monotonic=lambda: 0.0
+        )
+        self.stream = self.plane.stream
+        assert isinstance(self.stream, SqliteStream)
+        with self.plane.database.transaction():
+            self.device = self.plane.devices.add(1, DeviceFacts(device_public_id="device-1"))
+            self.other = self.plane.devices.add(1, DeviceFacts(device_public_id="device-2"))
+
+    def append(self, cert_id: int = 1, device: int | None = None, type_: str = "cert.renewed") -> int:
+        with self.plane.database.transaction():
+            return self.stream.append(device or self.device, type_, {"cert_id": cert_id})
+
+    def read(self, after: str | None = None, limit: int = 100, device: int | None = None) -> Page:
+        async def ask() -> Page:
+            return await self.stream.read(device or self.device, after, limit)
+
+        return trio.run(ask)
+
+    def void(self, cursor: str, device: int | None = None) -> bool:
+        try:
+            self.read(cursor, device=device)
+        except Refused as error:
+            assert (error.status, error.key, error.code) == (409, "CURSOR_EXPIRED", 40901)
+            return True
+        return False
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.plane.close()
+
+
+def order(cursor: str) -> tuple[int, int]:
+    ms, seq = cursor.split("-")
+    return int(ms), int(seq)
+
+
+def test_an_empty_stream_has_a_cursor_to_keep(bench: Bench) -> None:
+    page = bench.read()
+    assert page.signals == ()
+    assert bench.read(page.cursor) == page
+
+
+def test_signals_come_after_the_cursor_in_order_and_in_pages(bench: Bench) -> None:
+    for cert_id in range(1, 6):
+        bench.append(cert_id)
+    first = bench.read(limit=2)
+    second = bench.read(first.cursor, limit=2)
+    third = bench.read(second.cursor, limit=2)
+    assert [s["ref"]["cert_id"] for page in (first, second, third) for s in page.signals] == [1, 2, 3, 4, 5]
+    assert bench.read(third.cursor).signals == ()
+    assert bench.read(first.cursor, limit=2) == second, "reading takes nothing away"
+
+
+def test_the_wire_form_of_a_signal(bench: Bench) -> None:
+    bench.wall += 1.5
+    ts_ms = bench.append(7)
+    assert bench.read().signals == ({"type": "cert.renewed", "ts_ms": ts_ms, "ref": {"cert_id": 7}},)
+    assert ts_ms == int((WALL + 1.5) * 1000)
+
+
+def test_devices_have_streams_of_their_own(bench: Bench) -> None:
+    bench.append(1)
+    assert bench.read(device=bench.other).signals == ()
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 3)), min_size=1, max_size=30))
+def test_ids_grow_and_identities_differ_whatever_the_clock_does(steps: list[tuple[float, int]]) -> None:
+    bench = Bench()
+    cursors, identities = [bench.read().cursor], set()
+    for jump, cert_id in steps:
+        bench.wall += jump
+        bench.append(cert_id)
+        page = bench.read(cursors[-1])
+        assert len(page.signals) == 1
+        cursors.append(page.cursor)
+        identities.add((page.signals[0]["ref"]["cert_id"], page.signals[0]["ts_ms"]))
+    assert cursors == sorted(set(cursors), key=order)
+    assert len(identities) == len(steps), "a second renewal in the same millisecond would look like a replay"
+    bench.plane.close()
+
+
+def test_ids_grow_while_the_clock_stands_still(bench: Bench) -> None:
+    stamps = [bench.append(1) for _ in range(5)]
+    assert stamps == sorted(set(stamps))
+    same = {bench.append(cert_id) for cert_id in range(2, 10)}
+    assert len(same) == 1, "other certificates share the millisecond and differ in seq"
+    assert len({s["ts_ms"] for s in bench.read().signals}) == 5
+
+
+def test_trimming_makes_older_cursors_void_and_no_others(bench: Bench) -> None:
+    cursors = [bench.read().cursor]
+    for cert_id in range(1, 6):
+        bench.append(cert_id)
+        cursors.append(bench.read(cursors[-1]).cursor)
+    assert bench.stream.trim(bench.device, 2) == 3
+    assert [bench.void(cursor) for cursor in cursors] == [True, True, True, False, False, False]
+    assert [s["ref"]["cert_id"] for s in bench.read(cursors[3]).signals] == [4, 5]
+    assert [s["ref"]["cert_id"] for s in bench.read().signals] == [4, 5]
+    assert bench.stream.trim(bench.device, 2) == 0
+
+
+def test_a_stream_is_bounded() -> None:
+    small = Bench(length=3)
+    start = small.read().cursor
+    for cert_id in range(1, 4):
+        small.append(cert_id)
+    assert not small.void(start)
+    small.append(4)
+    assert small.void(start)
+    assert [s["ref"]["cert_id"] for s in small.read().signals] == [2, 3, 4]
+    small.plane.close()
+
+
+def test_an_emptied_stream_goes_on_where_it_was(bench: Bench) -> None:
+    bench.append(1)
+    last = bench.read().cursor
+    bench.stream.trim(bench.device, 0)
+    assert bench.read() == Page(last, ())
+    bench.append(1)
+    page = bench.read(last)
+    assert len(page.signals) == 1
+    assert order(page.cursor) > order(last)
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "", "x", "1", "1-", "-1", "1-2-3", "１-0", " 1-0", "1-0 ", "0-0", "01-0", "99999999999999999999-0",
+        "1736900000-5",
+        "1790000000000-7", "99999999999999-0", "1790000000000-1e3", "'; DROP TABLE signals; --", "\0",
+    ],
+)  # fmt: skip
+def test_a_cursor_from_elsewhere_is_void(bench: Bench, cursor: str) -> None:
+    bench.append(1)
+    bench.append(2)
+    assert bench.void(cursor)
+
+
+def test_a_cursor_of_another_device_is_void(bench: Bench) -> None:
+    bench.wall += 1
+    bench.append(1)
+    assert bench.void(bench.read().cursor, device=bench.other)
+
+
+def test_waiting_counts(bench: Bench) -> None:
+    start = bench.read().cursor
+    for cert_id in range(3):
+        bench.append(cert_id)
+    assert bench.stream.waiting(bench.device, start) == 3
+    assert bench.stream.waiting(bench.device, bench.read(start, limit=1).cursor) == 2
+    assert bench.stream.waiting(bench.device, "") == 3
+    assert bench.stream.waiting(bench.device, "junk") == 3
+
+
+def test_a_rolled_back_signal_was_never_there(bench: Bench) -> None:
+    with pytest.raises(RuntimeError), bench.plane.database.transaction():
+        bench.stream.append(bench.device, "cert.renewed", {"cert_id": 1})
+        raise RuntimeError
+    assert bench.read().signals == ()
+
+
+# --- waiting -------------------------------------------------------------------------------------------------
+
+
+async def test_a_waiter_wakes_when_something_is_published(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    cursor = (await bench.stream.read(bench.device, None, 1)).cursor
+    woken: list[float] = []
+
+    async def wait() -> None:
+        assert await bench.stream.wait(bench.device, cursor)
+        woken.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        nursery.start_soon(wait)
+        await trio.sleep(3)
+        with bench.plane.database.transaction():
+            bench.stream.append(bench.other, "cert.renewed", {"cert_id": 1})
+        await bench.stream.publish()
+        await trio.sleep(1)
+        assert not woken, "another device's signal wakes nobody here"
+        bench.append(1)
+        await bench.stream.publish()
+    assert woken == [4.0, 4.0]
+
+
+async def test_what_came_before_the_wait_is_not_missed(bench: Bench) -> None:
+    cursor = (await bench.stream.read(bench.device, None, 1)).cursor
+    bench.append(1)
+    with trio.fail_after(1):
+        assert await bench.stream.wait(bench.device, cursor)
+
+
+async def test_a_waiter_whose_asker_left_says_so(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    cursor = (await bench.stream.read(bench.device, None, 1)).cursor
+
+    async def leave() -> None:
+        await trio.sleep(2)
+
+    assert not await bench.stream.wait(bench.device, cursor, leave)
+    assert trio.current_time() == 2.0
+
+
+async def test_wake_lets_one_device_or_all_look_again(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    woken: list[int] = []
+
+    async def wait(device: int) -> None:
+        cursor = (await bench.stream.read(device, None, 1)).cursor
+        assert await bench.stream.wait(device, cursor)
+        woken.append(device)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, bench.device)
+        nursery.start_soon(wait, bench.other)
+        await trio.sleep(1)
+        bench.stream.wake(bench.device)
+        await trio.sleep(1)
+        assert woken == [bench.device]
+        bench.stream.wake()
+    assert woken == [bench.device, bench.other]
+
+
+async def test_a_cancelled_waiter_leaves_nothing_behind(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    cursor = (await bench.stream.read(bench.device, None, 1)).cursor
+    with trio.move_on_after(5) as scope:
+        await bench.stream.wait(bench.device, cursor)
+    assert scope.cancelled_caught
+    parked: Any = bench.stream
+    assert parked._parked == {}
+
+
+@given(st.lists(st.sampled_from(["append", "trim", "poll"]), max_size=40))
+def test_a_polling_device_gets_every_signal_once_or_a_409(history: list[str]) -> None:
+    """Whatever is appended and trimmed: what a device with a valid cursor reads has no gap and no repeat."""
+    bench = Bench(length=5)
+    cursor: str | None = None
+    expected = next_id = 1
+    for step in history:
+        if step == "append":
+            bench.append(next_id)
+            next_id += 1
+        elif step == "trim":
+            bench.stream.trim(bench.device, 2)
+        else:
+            try:
+                page = bench.read(cursor, limit=2)
+            except Refused:
+                cursor = None
+                page = bench.read(None, limit=2)
+                expected = page.signals[0]["ref"]["cert_id"] if page.signals else next_id
+            if cursor is None and page.signals:
+                expected = page.signals[0]["ref"]["cert_id"]
+            for signal in page.signals:
+                assert signal["ref"]["cert_id"] == expected
+                expected += 1
+            cursor = page.cursor
+    bench.plane.close()
+
+
+def test_the_embedded_engine_is_a_signal_stream(bench: Bench) -> None:
+    from certctrl.plane.storage.signal_stream import SignalStream
+
+    verbs: set[str] = {name for name in vars(SignalStream) if not name.startswith("_")}
+    assert verbs == {"create", "append", "publish", "read", "wait", "wake", "trim", "waiting"}
+    make: Callable[[], SignalStream] = lambda: bench.stream  # noqa: E731 - mypy checks the protocol here
+    assert all(callable(getattr(make(), verb)) for verb in verbs)

@@ -1,0 +1,68 @@
+"""Two live agents with one identity are noticed; restarts, upgrades and old agents are not taken for them."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import pytest
+
+from certctrl.plane.clones import WINDOW_SECONDS, Copies
+
+UPDATES = "/apiv1/devices/self/updates"
+
+
+@pytest.mark.parametrize(
+    ("names", "suspected"),
+    [
+        ("a", False),
+        ("aaaa", False),
+        ("ab", False),  # a restart
+        ("abcdefghijklmnop", False),  # a restart loop
+        ("aba", True),
+        ("aabbab", True),
+        ("abca", True),  # one of two restarts meanwhile
+        ("a-b-", False),  # agents that do not name themselves
+        ("a-a", False),
+    ],
+)
+def test_taking_turns_is_what_gives_them_away(names: str, suspected: bool) -> None:
+    seconds = count()
+    copies = Copies(lambda: float(next(seconds)))
+    for name in names:
+        copies.note(7, "" if name == "-" else name)
+    assert copies.suspected(7) is suspected
+    assert copies.suspected(8) is False
+
+
+def test_it_passes_when_one_of_them_stops() -> None:
+    now = [0.0]
+    copies = Copies(lambda: now[0])
+    for name in "aba":
+        copies.note(7, name)
+    now[0] += WINDOW_SECONDS - 1
+    assert copies.note(7, "a")
+    now[0] += 1
+    assert not copies.note(7, "a")
+
+
+def test_a_name_of_long_ago_is_forgotten() -> None:
+    now = [0.0]
+    copies = Copies(lambda: now[0])
+    copies.note(7, "a")
+    copies.note(7, "b")
+    now[0] += WINDOW_SECONDS
+    assert not copies.note(7, "a")
+
+
+async def test_both_copies_and_the_operator_are_told(world: Any) -> None:
+    device = await world.device()
+    told = []
+    for name in ("one", "two", "one", "two"):
+        reply = await device("GET", UPDATES, headers={"cert-ctrl-instance": name})
+        told.append(reply.headers.get("cert-ctrl-copies"))
+        world.clock.advance(5)
+    assert told == [None, None, "suspected", "suspected"]
+    assert world.plane.devices.show(1, device.id)["copies_suspected"] is True
+    world.plane.copies.forget(device.id)
+    assert world.plane.devices.show(1, device.id)["copies_suspected"] is False

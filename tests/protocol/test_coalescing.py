@@ -1,0 +1,189 @@
+"""Which signals run: newest per resource, revocations first, nothing lost, nothing of a busy resource touched."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.model.records import InboxEntry
+from certctrl.model.signals import (
+    CaAssigned,
+    CaUnassigned,
+    CertRenewed,
+    CertRevoked,
+    CertUnassigned,
+    InstallUpdated,
+    MalformedSignal,
+    ResyncRequired,
+    Signal,
+    UnknownSignal,
+    identity,
+)
+from certctrl.protocol.coalescing import SeenWindow, choose, fresh_signals
+
+
+def entry(signal: Signal, next_try_at: float = 0.0) -> InboxEntry:
+    return InboxEntry(signal=signal, next_try_at=next_try_at)
+
+
+def test_nothing_to_do() -> None:
+    choice = choose([], (), 0.0)
+    assert (choice.run, choice.superseded, choice.again_at) == ([], [], None)
+
+
+def test_the_newest_wins_whatever_came_first() -> None:
+    old, new, other = entry(CertRenewed(1, 7)), entry(CertRenewed(2, 7)), entry(CertRenewed(1, 8))
+    for order in ([old, new, other], [new, other, old]):
+        choice = choose(order, (), 0.0)
+        assert {identity(one.signal) for one in choice.run} == {identity(new.signal), identity(other.signal)}
+        assert choice.superseded == [old]
+
+
+def test_among_equals_the_last_wins() -> None:
+    first, last = entry(CertRenewed(5, 7)), entry(CertUnassigned(5, 7))
+    choice = choose([first, last], (), 0.0)
+    assert (choice.run, choice.superseded) == ([last], [first])
+
+
+def test_revocations_jump_the_queue() -> None:
+    renewed = [entry(CertRenewed(n, n)) for n in range(1, 5)]
+    revoked = entry(CertRevoked(9, 99))
+    assert choose([*renewed, revoked], (), 0.0).run == [revoked, *renewed]
+
+
+def test_a_renewal_does_not_silence_a_revocation() -> None:
+    revoked, renewed = entry(CertRevoked(1, 7)), entry(CertRenewed(2, 7))
+    choice = choose([revoked, renewed], (), 0.0)
+    assert (choice.run, choice.superseded) == ([revoked], [])
+    assert choose([renewed], (), 0.0).run == [renewed]
+    # but one that waits for its next try holds nothing up
+    waiting = entry(CertRevoked(1, 7), next_try_at=100.0)
+    assert choose([waiting, renewed], (), 0.0).run == [renewed]
+    assert choose([waiting, renewed], (), 100.0).run == [waiting]
+
+
+def test_a_revocation_supersedes_what_came_before_it() -> None:
+    renewed, revoked = entry(CertRenewed(1, 7)), entry(CertRevoked(2, 7))
+    choice = choose([renewed, revoked], (), 0.0)
+    assert (choice.run, choice.superseded) == ([revoked], [renewed])
+    twice = [entry(CertRevoked(1, 7)), entry(CertRevoked(2, 7)), entry(CertRenewed(3, 7))]
+    choice = choose(twice, (), 0.0)
+    assert (choice.run, choice.superseded) == ([twice[1]], [twice[0]])
+
+
+def test_a_busy_resource_is_left_alone() -> None:
+    entries = [entry(CertRenewed(1, 7)), entry(CertRenewed(2, 7)), entry(CertRenewed(1, 8))]
+    choice = choose(entries, {"cert:7"}, 0.0)
+    assert (choice.run, choice.superseded) == ([entries[2]], [])
+
+
+def test_a_failed_entry_waits_and_a_new_one_replaces_it_at_once() -> None:
+    failed = entry(CertRenewed(1, 7), next_try_at=50.0)
+    assert choose([failed], (), 49.9).again_at == 50.0
+    assert choose([failed], (), 49.9).run == []
+    assert choose([failed], (), 50.0).run == [failed]
+    new = entry(CertRenewed(2, 7))
+    choice = choose([failed, new], (), 0.0)
+    assert (choice.run, choice.superseded, choice.again_at) == ([new], [failed], None)
+
+
+def test_strangers_do_not_supersede_each_other() -> None:
+    strange = [
+        entry(UnknownSignal("x", 1, {})),
+        entry(UnknownSignal("x", 2, {})),
+        entry(MalformedSignal("", 0, {}, "why")),
+    ]
+    choice = choose(strange, (), 0.0)
+    assert choice.superseded == []
+    assert choice.run == [strange[0], strange[2]], "one at a time per resource, in order"
+
+
+SIGNAL = st.one_of(
+    st.builds(InstallUpdated, st.integers(1, 4), st.just(1), st.integers(1, 3)),
+    *(st.builds(kind, st.integers(1, 4), st.integers(1, 3)) for kind in (CertRenewed, CertRevoked, CertUnassigned)),
+    *(st.builds(kind, st.integers(1, 4), st.integers(1, 2)) for kind in (CaAssigned, CaUnassigned)),
+    st.builds(ResyncRequired, st.integers(1, 4)),
+    st.builds(UnknownSignal, st.just("x"), st.integers(1, 4), st.just({})),
+    st.builds(MalformedSignal, st.just("y"), st.just(0), st.just({}), st.just("why")),
+)
+ENTRIES = st.lists(
+    st.builds(InboxEntry, signal=SIGNAL, next_try_at=st.sampled_from([0.0, 5.0, 10.0])),
+    max_size=25,
+    unique_by=lambda one: identity(one.signal),
+)
+
+
+@given(
+    ENTRIES, st.sets(st.sampled_from(["cert:1", "cert:2", "install", "unknown:x"])), st.sampled_from([0.0, 5.0, 10.0])
+)
+def test_what_every_choice_keeps(entries: list[InboxEntry], busy: set[str], now: float) -> None:
+    choice = choose(entries, busy, now)
+    running = [one.signal.resource for one in choice.run]
+    assert len(set(running)) == len(running), "one per resource"
+    touched = [identity(one.signal) for one in choice.run + choice.superseded]
+    assert len(set(touched)) == len(touched)
+    assert not {one.signal.resource for one in choice.run + choice.superseded} & busy
+    assert all(one.next_try_at <= now for one in choice.run)
+    revoked = [isinstance(one.signal, CertRevoked) for one in choice.run]
+    assert revoked == sorted(revoked, reverse=True)
+    left = [one for one in entries if not any(one is gone for gone in choice.superseded)]
+    for gone in choice.superseded:
+        heirs = [one for one in left if one.signal.resource == gone.signal.resource]
+        assert any(one.signal.ts_ms >= gone.signal.ts_ms for one in heirs), "a newer one stays"
+        if isinstance(gone.signal, CertRevoked):
+            assert any(isinstance(one.signal, CertRevoked) for one in heirs), "an alarm stays"
+    if choice.again_at is not None:
+        assert choice.again_at > now
+
+
+@given(ENTRIES, st.integers(0, 2**32))
+def test_an_inbox_empties_and_its_last_word_per_resource_ran(entries: list[InboxEntry], seed: int) -> None:
+    chance = random.Random(seed)
+    inbox, busy, ran, now = list(entries), {}, [], 0.0
+    for _ in range(400):
+        choice = choose(inbox, busy, now)
+        inbox = [one for one in inbox if not any(one is gone for gone in choice.superseded)]
+        for one in choice.run:
+            busy[one.signal.resource] = one
+        if busy and (chance.random() < 0.6 or not choice.run):
+            resource = chance.choice(sorted(busy))
+            done = busy.pop(resource)
+            ran.append(done)
+            inbox = [one for one in inbox if one is not done]
+        elif choice.again_at is not None:
+            now = choice.again_at
+        if not inbox:
+            break
+    assert not inbox
+    for resource in {one.signal.resource for one in entries}:
+        newest = max(one.signal.ts_ms for one in entries if one.signal.resource == resource)
+        assert any(one.signal.resource == resource and one.signal.ts_ms == newest for one in ran)
+    for resource in {one.signal.resource for one in entries if isinstance(one.signal, CertRevoked)}:
+        assert any(one.signal.resource == resource and isinstance(one.signal, CertRevoked) for one in ran)
+
+
+def test_fresh_signals() -> None:
+    one, two, three = CertRenewed(1, 1), CertRenewed(1, 2), CertRenewed(1, 3)
+    seen = SeenWindow([identity(two)])
+    assert list(fresh_signals([one, two, one, three], seen, {identity(three): 0}).values()) == [one]
+    assert list(fresh_signals([one, two, one])) == [identity(one), identity(two)]
+
+
+@given(st.lists(st.integers(0, 20).map(str)), st.integers(1, 8))
+def test_the_window_remembers_the_newest(keys: list[str], limit: int) -> None:
+    window = SeenWindow(keys, limit=limit)
+    expected = list(dict.fromkeys(reversed(keys)))[:limit][::-1]
+    assert list(window.identities()) == expected
+    assert len(window) == len(expected)
+    assert all(key in window for key in expected)
+    assert "other" not in window
+    assert SeenWindow(window.identities(), limit=limit).identities() == window.identities()
+
+
+def test_what_was_put_off_while_the_clock_was_ahead_is_due() -> None:
+    waits, was_ahead = entry(CertRenewed(1, 7), 1000.0 + 3600.0), entry(CertRenewed(1, 8), 1e9)
+    choice = choose([waits, was_ahead], (), 1000.0, longest=3600.0)
+    assert choice.run == [was_ahead], "nobody was ever told to wait that long"
+    assert choice.again_at == waits.next_try_at

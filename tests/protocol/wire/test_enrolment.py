@@ -1,0 +1,181 @@
+"""Enrolment and tokens in: grants, registrations, refreshes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.protocol.device_flow import (
+    GrantDenied,
+    GrantExpired,
+    GrantFailed,
+    GrantPending,
+    GrantReady,
+    GrantSlowDown,
+)
+from certctrl.protocol.wire.poll import (
+    Answer,
+    grant_event,
+    grant_from_wire,
+    refresh_refused,
+    refreshed_from_wire,
+    registration_from_wire,
+)
+
+JSON = {"content-type": "application/json"}
+GRANT = {"device_code": "hunter2", "user_code": "ABCD-EFGH", "verification_uri": "https://plane.example/device"}
+DEVICE = {"id": 5, "user_id": 14, "device_public_id": "23229bf7", "status": "active", "name": "web-1"}
+SESSION = {"access_token": "hunter2a", "refresh_token": "rt_hunter2b", "token_type": "Bearer", "expires_in": 900}
+
+
+def answer(status: int, body: object) -> Answer:
+    return Answer(status, JSON, json.dumps(body).encode())
+
+
+def test_a_grant() -> None:
+    found = grant_from_wire(
+        GRANT | {"interval": "7", "expires_in": 300, "verification_uri_complete": "https://p/d?c=A"}
+    )
+    assert (found.user_code, found.interval, found.expires_in) == ("ABCD-EFGH", 7.0, 300.0)
+    assert found.verification_uri_complete == "https://p/d?c=A"
+    assert "hunter2" not in repr(found)
+    bare = grant_from_wire(GRANT | {"verification_uri_complete": ""})
+    assert (bare.interval, bare.expires_in, bare.verification_uri_complete) == (5.0, 600.0, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"device_code": None}, {"user_code": "A\x1b[2J"}, {"user_code": "x" * 65}, {"verification_uri": "https://x/\n"},
+     {"verification_uri_complete": 5}, {"interval": -1}, {"interval": 1.5}, {"interval": 10**6}, {"expires_in": 10**6}],
+)  # fmt: skip
+def test_a_grant_that_does_not_fit(change: dict[str, Any]) -> None:
+    with pytest.raises(BadAnswerError, match=r"grant\."):
+        grant_from_wire(GRANT | change)
+
+
+READY = {"status": "ready", "user_id": "14", "registration_code": "hunter2", "registration_code_ttl": 60}
+
+
+@pytest.mark.parametrize(
+    ("data", "event"),
+    [
+        ({"status": "authorization_pending"}, GrantPending()),
+        ({"status": "pending"}, GrantPending()),
+        ({"status": "PENDING"}, GrantPending()),
+        ({"status": "slow_down"}, GrantSlowDown()),
+        ({"status": "access_denied"}, GrantDenied()),
+        ({"status": "expired"}, GrantExpired()),
+        ({"status": "expired_token"}, GrantExpired()),
+        (READY, GrantReady(user_id=14, registration_code="hunter2", ttl=60.0)),
+    ],
+)
+def test_each_word_of_a_grant(data: object, event: object) -> None:
+    assert grant_event(answer(200, {"data": data})) == event
+    assert "hunter2" not in repr(event)
+
+
+@pytest.mark.parametrize("key", ["authorization_pending", "AUTHORIZATION_PENDING"])
+def test_a_word_may_come_as_an_error(key: str) -> None:
+    assert grant_event(answer(400, {"error": {"key": key, "code": 1, "what": "wait"}})) == GrantPending()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        answer(200, {"data": {"status": "maybe"}}),
+        answer(200, {"data": {"status": 5}}),
+        answer(200, {"data": {}}),
+        answer(200, {"data": []}),
+        answer(200, {"data": READY | {"registration_code": ""}}),
+        answer(200, {"data": READY | {"user_id": 0}}),
+        answer(404, {"error": {"key": "NOT_FOUND"}}),
+        answer(302, {"error": {"key": "access_denied"}}),
+        Answer(200, {"content-type": "text/html"}, b"<html>access_denied</html>"),
+        Answer(403, {"content-type": "text/html"}, b"<html>access_denied</html>"),
+        Answer(200, JSON, b"{"),
+        Answer(204, {}, b""),
+    ],
+)
+def test_no_word_of_a_grant(wrong: Answer) -> None:
+    assert isinstance(grant_event(wrong), GrantFailed)
+
+
+def test_a_busy_plane_may_name_a_pause() -> None:
+    busy = answer(503, {"error": {"key": "SERVICE_UNAVAILABLE", "what": "later", "params": {"retry_after": 30}}})
+    assert grant_event(busy) == GrantFailed("later", 30.0)
+
+
+def test_a_registration() -> None:
+    found = registration_from_wire({"device": DEVICE, "session": SESSION})
+    assert (found.device_id, found.user_id, found.name, found.expires_in) == (5, 14, "web-1", 900.0)
+    assert (found.access_token, found.refresh_token) == ("hunter2a", "rt_hunter2b")
+    assert "hunter2" not in repr(found)
+
+
+def test_refreshes() -> None:
+    found = refreshed_from_wire({"access_token": "hunter2", "expires_in": 900})
+    assert (found.access_token, found.refresh_token, found.expires_in) == ("hunter2", None, 900.0)
+    assert refreshed_from_wire(SESSION).refresh_token == "rt_hunter2b"
+    assert refreshed_from_wire(SESSION | {"refresh_token": ""}).refresh_token is None
+    assert "hunter2" not in repr(refreshed_from_wire(SESSION))
+
+
+@pytest.mark.parametrize("expires_in", [None, "900", -1, 0, True, 1e400, 2**31, [], float("nan")])
+def test_an_odd_lifetime_is_no_lifetime(expires_in: object) -> None:
+    assert refreshed_from_wire(SESSION | {"expires_in": expires_in}).expires_in is None
+
+
+@pytest.mark.parametrize("token", [None, "", 5, "two words", "a\r\nX-Evil: 1", "ü", "x" * 8193, "\x00"])
+def test_a_token_that_could_not_be_sent(token: object) -> None:
+    with pytest.raises(BadAnswerError, match=r"session\.access_token"):
+        refreshed_from_wire(SESSION | {"access_token": token})
+    if token not in (None, ""):
+        with pytest.raises(BadAnswerError, match=r"session\.refresh_token"):
+            refreshed_from_wire(SESSION | {"refresh_token": token})
+    with pytest.raises(BadAnswerError, match=r"session\.access_token"):
+        registration_from_wire({"device": DEVICE, "session": SESSION | {"access_token": token}})
+
+
+@pytest.mark.parametrize(
+    "data", [None, {}, {"device": DEVICE}, {"session": SESSION}, {"device": [], "session": SESSION}]
+)
+def test_a_registration_that_does_not_fit(data: object) -> None:
+    with pytest.raises(BadAnswerError):
+        registration_from_wire(data)
+
+
+@pytest.mark.parametrize(
+    ("status", "key", "final"),
+    [(401, "", True), (403, "FORBIDDEN", True), (400, "INVALID_TOKEN", True), (400, "TOKEN_EXPIRED", True),
+     (400, "BAD_REQUEST", False), (404, "", False), (429, "", False), (500, "", False), (503, "INVALID_TOKEN", False)],
+)  # fmt: skip
+def test_which_refusals_are_final(status: int, key: str, final: bool) -> None:
+    assert refresh_refused(PlaneError("no", status=status, key=key)) is final
+
+
+@given(st.integers(100, 599), st.sampled_from(["application/json", "text/html"]), st.binary(max_size=100))
+def test_any_answer_is_an_event(status: int, kind: str, body: bytes) -> None:
+    grant_event(Answer(status, {"content-type": kind}, body))
+
+
+VALUE = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+)
+
+
+@given(st.dictionaries(st.sampled_from([*GRANT, *DEVICE, *SESSION, "device", "session"]), VALUE))
+def test_anything_is_read_or_refused(data: dict[str, Any]) -> None:
+    for read, value in (
+        (grant_from_wire, data),
+        (refreshed_from_wire, data),
+        (registration_from_wire, {"device": data, "session": data}),
+    ):
+        try:
+            read(value)
+        except BadAnswerError as error:
+            assert "\n" not in str(error)

@@ -1,0 +1,125 @@
+"""The install config: verified whole or refused whole."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wire_items import CA, COPY, EXEC, config, refusal
+
+from certctrl.errors import CertctrlError, PlanError
+from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction
+from certctrl.protocol.wire.poll import install_config_from_wire, installs_hash, text_hash
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+# --- the document ------------------------------------------------------------------------------------------
+
+
+def test_a_whole_config() -> None:
+    found = install_config_from_wire(config([COPY, EXEC, CA], updated_at="2025-10-03T05:45:56Z"))
+    assert (found.id, found.version, found.updated_at) == (9, 6, "2025-10-03T05:45:56Z")
+    assert found.installs_hash_b64 == installs_hash([COPY, EXEC, CA])
+    copy, run, ca = found.items
+    assert copy == CopyAction(
+        id="1", sources=("private.key", "fullchain.pem"), targets=("/a.key", "/a.pem"), ob_type="cert", ob_id=7
+    )
+    assert run == ExecAction(id="2", cmd_argv=("/usr/sbin/nginx", "-s", "reload"), depends_on=("1",))
+    assert ca == ImportCaAction(id="3", ob_type="ca", ob_id=4)
+
+
+def test_what_the_live_service_spells_differently() -> None:
+    data = config([COPY], updated_at=1_700_000_000, device_id=5)
+    data["installs_hash"] = data.pop("installs_hash_b64")
+    found = install_config_from_wire(data)
+    assert found.updated_at == "2023-11-14T22:13:20Z"
+    assert install_config_from_wire(config([])).items == ()
+
+
+@pytest.mark.parametrize("spell", [str, lambda h: h.rstrip("="), lambda h: h.replace("+", "-").replace("/", "_")])
+def test_hash_spellings(spell: Any) -> None:
+    for n in range(8):  # some of them hold + and /
+        items = [COPY | {"tags": [f"t{n}"]}]
+        assert install_config_from_wire(config(items, installs_hash_b64=spell(installs_hash(items)))).items
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", None, "x", "!!!!", "AAAA", base64.b64encode(bytes(32)).decode(), "é", "A" * 300, installs_hash([]) + "A"],
+)
+def test_a_wrong_hash_refuses_everything(wrong: Any) -> None:
+    assert refusal(config([COPY], installs_hash_b64=wrong)).reason in ("hash", "schema")
+    text = json.dumps([COPY])
+    assert refusal(config([COPY], installs_json=text, installs_hash_b64=wrong)).reason in ("hash", "schema")
+
+
+@given(st.sampled_from(["id", "type", "from", "to", "ob_id"]), st.integers(0, 9))
+def test_one_changed_value_is_noticed(name: str, value: int) -> None:
+    data = config([COPY])
+    data["installs"] = [COPY | {name: value}]
+    if data["installs"] != [COPY]:
+        assert refusal(data).reason == "hash"
+
+
+def test_the_hashed_text_is_what_counts() -> None:
+    text = ' [ {"type":"exec",  "id":2,"cmd_argv":["/x"]} ] '
+    data = {"id": 1, "version": 1, "installs_json": text, "installs_hash_b64": text_hash(text)}
+    assert install_config_from_wire(data).items[0].id == "2"
+    same = [{"id": 2, "type": "exec", "cmd_argv": ["/x"]}]
+    assert install_config_from_wire(data | {"installs": same}).items[0].id == "2"
+    assert refusal(data | {"installs": [{"id": 2, "type": "exec", "cmd_argv": ["/evil"]}]}).reason == "hash"
+    # the hash of the list is not the hash of the text
+    assert refusal(data | {"installs_hash_b64": installs_hash(same)}).reason == "hash"
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "{}", "[NaN]", '["' + "\\ud800" + '"]', "[" * 5000])
+def test_hashed_text_that_is_no_list_of_items(text: str) -> None:
+    data = {"id": 1, "version": 1, "installs_json": text, "installs_hash_b64": text_hash(text)}
+    assert refusal(data).reason in ("schema", "hash")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": None}, {"id": "x"}, {"id": -1}, {"version": None}, {"version": -1}, {"version": 2**53}, {"version": 1.0},
+     {"version": True}, {"installs": {}}, {"installs": None}, {"installs": "[]"}, {"updated_at": []},
+     {"installs_json": 5}],
+)  # fmt: skip
+def test_a_document_that_does_not_fit(change: dict[str, Any]) -> None:
+    assert refusal(config([COPY]) | change).reason == "schema"
+
+
+@pytest.mark.parametrize("data", [None, [], "x", 5, {}])
+def test_no_document_at_all(data: object) -> None:
+    assert refusal(data).reason in ("schema", "hash")
+
+
+def test_too_many_items() -> None:
+    assert refusal(config([CA | {"id": n} for n in range(10_001)])).reason == "schema"
+
+
+@given(
+    JSON
+    | st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(("id", "from", "to", "cmd", "verify", "env"), JSON)
+        | {"type": st.sampled_from(("copy", "exec", "import_ca"))},
+    )
+)
+def test_any_item_is_read_or_refused(item: Any) -> None:
+    try:
+        items = [item]
+        install_config_from_wire(config(items))
+    except CertctrlError as error:
+        assert isinstance(error, PlanError)
+    except ValueError:  # the hash itself: infinity or a lone surrogate
+        with pytest.raises(ValueError):
+            installs_hash([item])

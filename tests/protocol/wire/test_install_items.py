@@ -1,0 +1,245 @@
+"""Items of an install config, and of this host: each read whole or refused, and run in the order they need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wire_items import CA, COPY, EXEC, config, one, refusal
+
+from certctrl.errors import ConfigError, PlanError
+from certctrl.model.plan import CopyAction, VerifyCommand, VerifyTls
+from certctrl.protocol.wire.poll import (
+    check_local_dependencies,
+    install_config_from_wire,
+    install_order,
+    items_from_local,
+)
+
+# --- items -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {
+            "enabled": None,
+            "depends_on": "",
+            "tags": [],
+            "owner": "",
+            "group": None,
+            "mode": "",
+            "check": [],
+            "verify": {},
+        },
+        {"verify": None, "ob_id": 0, "ob_type": "", "ob_name": ""},
+        {"depends_on": None, "check": "", "verify": [], "ob_id": "0", "unknown": {"x": 1}},
+    ],
+)
+def test_unset_in_any_spelling(more: dict[str, Any]) -> None:
+    bare = {name: value for name, value in COPY.items() if not name.startswith("ob_")}
+    assert one(bare | more) == one(bare)
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("0640", 0o640), ("640", 0o640), ("0o600", 0o600), ("0444", 0o444)])
+def test_modes(mode: str, bits: int) -> None:
+    assert one(COPY | {"mode": mode}).mode == bits
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mode": 640}, {"mode": 0o640}, {"mode": "rw-r-----"}, {"mode": "4755"}, {"mode": "0888"}, {"mode": "64"},
+     {"mode": "06400"}, {"from": []}, {"from": ["a"]}, {"from": "private.key"}, {"from": [""], "to": ["/a"]},
+     {"to": ["/a", 5]}, {"to": None}, {"ob_type": "user"}, {"ob_id": -1}, {"ob_id": "x"}, {"enabled": "yes"},
+     {"continue_on_error": 1}, {"depends_on": "1"}, {"depends_on": [None]}, {"depends_on": [[1]]}, {"id": True},
+     {"id": 1.5}, {"id": None}, {"id": ""}, {"id": "x" * 201}, {"id": "a\nb"}, {"id": "local:1"}, {"owner": 0},
+     {"tags": [1]}, {"check": [1]}, {"type": ""}, {"type": 5}, {"type": None}],
+)  # fmt: skip
+def test_copies_that_do_not_fit(change: dict[str, Any]) -> None:
+    assert refusal(config([COPY | change])).reason == "schema"
+
+
+def test_a_copy_with_everything() -> None:
+    verify = {"type": "tls", "host": "::1", "port": "8443", "server_name": "a.example", "starttls": "smtp"}
+    item = COPY | {"owner": "root", "group": "ssl-cert", "mode": "0640", "check": ["/x", "{staged}"], "verify": verify,
+                   "tags": ["web"], "ob_name": "a.example", "enabled": False, "continue_on_error": True}  # fmt: skip
+    assert one(item) == CopyAction(
+        id="1", sources=("private.key", "fullchain.pem"), targets=("/a.key", "/a.pem"), owner="root",
+        group="ssl-cert", mode=0o640, check=("/x", "{staged}"), tags=("web",), ob_type="cert", ob_id=7,
+        ob_name="a.example", enabled=False, continue_on_error=True,
+        verify=VerifyTls(host="::1", port=8443, server_name="a.example", starttls="smtp"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("item", "argv", "line"),
+    [
+        ({"cmd_argv": ["/x", "-a"]}, ("/x", "-a"), None),
+        ({"cmd": ["/x", "-a"]}, ("/x", "-a"), None),
+        ({"cmd_argv": [], "cmd": ["/x"]}, ("/x",), None),
+        ({"cmd_argv": ["/x"], "cmd": "rm -rf /"}, ("/x",), None),
+        ({"cmd_argv": ["/x"], "cmd": ""}, ("/x",), None),
+        ({"cmd_argv": None, "cmd": "x | y"}, None, "x | y"),
+    ],
+)
+def test_commands(item: dict[str, Any], argv: tuple[str, ...] | None, line: str | None) -> None:
+    found = one({"type": "exec"} | item)
+    assert (found.cmd_argv, found.cmd) == (argv, line)
+    assert found.timeout_ms == 30_000
+
+
+def test_an_exec_with_everything() -> None:
+    item = EXEC | {"id": 1, "depends_on": [], "timeout_ms": 600_000, "run_as": "www-data", "env": {"A": "1", "B": ""},
+                   "verify": {"type": "command", "cmd_argv": ["/check"]}}  # fmt: skip
+    found = one(item)
+    assert (found.timeout_ms, found.run_as, found.env) == (600_000, "www-data", {"A": "1", "B": ""})
+    assert found.verify == VerifyCommand(cmd_argv=("/check",))
+    assert one(item | {"timeout_ms": 0, "env": []}).timeout_ms == 30_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cmd_argv": []}, {"cmd_argv": ["/x", 1]}, {"cmd_argv": ["/x", ""]}, {"cmd_argv": "/x"},
+     {"cmd_argv": None, "cmd": 5}, {"timeout_ms": -1}, {"timeout_ms": 600_001}, {"timeout_ms": 1.5},
+     {"env": "A=1"}, {"env": {"A": 1}}, {"run_as": 0},
+     {"verify": "x"}, {"verify": {"type": "command"}}, {"verify": {"type": "tls", "host": "a"}},
+     {"verify": {"type": "tls", "host": "a", "port": 0}}, {"verify": {"type": "tls", "port": 443}},
+     {"verify": {"type": "tls", "host": "a", "port": 443, "starttls": "ldap"}}, {"verify": {"host": "a"}}],
+)  # fmt: skip
+def test_commands_that_do_not_fit(change: dict[str, Any]) -> None:
+    assert refusal(config([EXEC | {"depends_on": []} | change])).reason == "schema"
+
+
+@pytest.mark.parametrize(
+    "item", [CA | {"type": "reboot"}, EXEC | {"verify": {"type": "prayer"}}, CA | {"type": "Copy"}]
+)
+def test_what_is_for_a_newer_agent(item: dict[str, Any]) -> None:
+    error = refusal(config([COPY, item]))
+    assert error.reason == "unknown-type"
+    assert error.fix is not None
+
+
+# --- order -------------------------------------------------------------------------------------------------
+
+
+def ca(item_id: object, *needs: object) -> dict[str, Any]:
+    return {"id": item_id, "type": "import_ca", "depends_on": list(needs)}
+
+
+def levels(*items: dict[str, Any]) -> list[list[str]]:
+    found = install_config_from_wire(config(list(items)))
+    return [[item.id for item in level] for level in install_order(found.items)]
+
+
+def test_independent_items_share_a_level() -> None:
+    assert levels() == []
+    assert levels(ca(4, 2, 3), ca(1), ca(2, 1), ca(3, "1"), ca("free")) == [["1", "free"], ["2", "3"], ["4"]]
+    assert levels(ca(1), ca(2, 1, 1)) == [["1"], ["2"]]
+
+
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [
+        ([ca(1, 1)], "cycle"),
+        ([ca(1, 2), ca(2, 1)], "cycle"),
+        ([ca(9), ca(1, 3), ca(2, 1), ca(3, 2)], "cycle"),
+        ([ca(1), ca("1")], "duplicate-id"),
+        ([ca(1), ca(1)], "duplicate-id"),
+        ([ca(1, 2)], "unknown-dependency"),
+        ([ca(1, "local:2")], "unknown-dependency"),
+    ],
+)
+def test_orders_that_do_not_exist(items: list[dict[str, Any]], reason: str) -> None:
+    assert refusal(config(items)).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [("[::1]", "::1"), ("[fe80::1%eth0]", "fe80::1%eth0"), ("::1", "::1"), ("[a.example]", "[a.example]"), ("[", "[")],
+)
+def test_an_address_may_be_written_in_brackets(written: str, host: str) -> None:
+    item = one(EXEC | {"depends_on": [], "verify": {"type": "tls", "host": written, "port": 1}})
+    assert item.verify == VerifyTls(host=host, port=1)
+
+
+@given(st.data(), st.integers(1, 12))
+def test_every_item_comes_after_what_it_needs(data: st.DataObject, count: int) -> None:
+    edges = {n: data.draw(st.sets(st.integers(0, count - 1), max_size=3)) for n in range(count)}
+    items = [ca(n, *sorted(edges[n])) for n in range(count)]
+    try:
+        found = levels(*items)
+    except PlanError as error:
+        assert error.reason == "cycle"
+        assert has_cycle(edges)
+        return
+    assert not has_cycle(edges)
+    assert sorted(int(name) for level in found for name in level) == list(range(count))
+    done: set[int] = set()
+    for level in found:
+        assert all(edges[int(name)] <= done for name in level)
+        done |= {int(name) for name in level}
+
+
+def has_cycle(edges: dict[int, set[int]]) -> bool:
+    left = {n: set(needs) for n, needs in edges.items()}
+    while free := [n for n, needs in left.items() if not needs & left.keys()]:
+        for n in free:
+            del left[n]
+    return bool(left)
+
+
+# --- this host's own rows ------------------------------------------------------------------------------------
+
+
+def test_local_rows() -> None:
+    rows = [{"id": "copy", **{k: v for k, v in COPY.items() if k != "id"}},
+            {"id": 2, "type": "exec", "cmd_argv": ["/x"], "depends_on": ["copy", "12"]}]  # fmt: skip
+    copy, run = items_from_local(rows)
+    assert copy.id == "local:copy"
+    assert run.id == "local:2"
+    assert run.depends_on == ("local:copy", "12"), "a local id where there is one, else one of the plane's"
+    planes = install_config_from_wire(config([ca(12)])).items
+    assert [[item.id for item in level] for level in install_order((*planes, copy, run))] == [
+        ["12", "local:copy"],
+        ["local:2"],
+    ]
+    assert items_from_local([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "path"),
+    [
+        ([CA | {"enable": True}], "$[0].enable"),
+        ([CA, {"id": 9, "type": "exec"}], "$[1].cmd_argv"),
+        ([CA, CA], "$[1].id"),
+        ([CA | {"id": "3"}, CA], "$[1].id"),
+        ([CA | {"type": "reboot"}], "$[0].type"),
+        ([ca(1, 2), ca(2, 1)], "$"),
+        ([5], "$[0]"),
+        ([{}], "$[0].type"),
+    ],
+)
+def test_local_rows_that_are_wrong(rows: list[Any], path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        items_from_local(rows)
+    assert caught.value.file == "installs.local.json"
+    assert caught.value.path == path
+    assert str(caught.value).startswith(f"installs.local.json: {path}: ")
+
+
+def test_a_local_row_may_depend_on_local_ones_in_both_spellings_and_on_the_planes() -> None:
+    rows = items_from_local([ca("a"), ca("b", "a"), ca("c", "local:a", 12), ca("d")])
+    check_local_dependencies(rows, ["12"])
+    assert [row.depends_on for row in rows] == [(), ("local:a",), ("local:a", "12"), ()]
+
+
+@pytest.mark.parametrize("name", ["aa", "local:aa", "12", "local:12"])
+def test_a_name_that_nobody_has_is_told_with_those_that_there_are(name: str) -> None:
+    rows = items_from_local([ca("a"), ca("b", "a", name)])
+    with pytest.raises(ConfigError) as caught:
+        check_local_dependencies(rows, ["11", "x\x1b"])
+    assert (caught.value.file, caught.value.path) == ("installs.local.json", "$[1].depends_on")
+    for part in (f"item b depends on {name}, which", "a, b here", "the plane's 11, x\\x1b"):
+        assert part in str(caught.value)

@@ -1,0 +1,145 @@
+"""Signals in, acks out: never an exception, and the inbox gives back what it was given."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.model.plan import Deployed, Outcome, OutcomeKind
+from certctrl.model.signals import (
+    CaAssigned,
+    CaUnassigned,
+    CertRenewed,
+    CertRevoked,
+    CertUnassigned,
+    InstallUpdated,
+    MalformedSignal,
+    ResyncRequired,
+    Signal,
+    UnknownSignal,
+    identity,
+    to_wire,
+)
+from certctrl.protocol.wire.poll import ack_event, signal_from_wire
+
+TS = 1736900123421
+KNOWN = [
+    "install.updated", "cert.renewed", "cert.updated", "cert.revoked", "cert.unassigned", "ca.assigned",
+    "ca.unassigned", "state.resync_required",
+]  # fmt: skip
+VALUE = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
+ANY = st.recursive(VALUE, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner))
+REF = st.dictionaries(
+    st.sampled_from(["config_id", "version", "cert_id", "ca_id", "serial", "ca_name", "reason", "installs_hash_b64"]),
+    st.integers(0, 2**40) | st.integers(0, 2**40).map(str) | ANY,
+)
+RAW = ANY | st.fixed_dictionaries(
+    {}, optional={"type": st.sampled_from(KNOWN) | ANY, "ts_ms": st.integers(0, 2**60) | ANY, "ref": REF | ANY}
+)
+
+
+def raw(kind: str, ref: object, ts_ms: object = TS) -> dict[str, Any]:
+    return {"type": kind, "ts_ms": ts_ms, "ref": ref}
+
+
+@pytest.mark.parametrize(
+    ("wire", "signal"),
+    [
+        (raw("install.updated", {"config_id": 1234, "version": 6, "installs_hash_b64": "W7=="}),
+         InstallUpdated(TS, 1234, 6, "W7==")),
+        (raw("install.updated", {"config_id": "1234", "version": "6"}), InstallUpdated(TS, 1234, 6)),
+        (raw("install.updated", {"config_id": 1, "version": 0, "installs_hash": "W7"}), InstallUpdated(TS, 1, 0, "W7")),
+        (raw("cert.renewed", {"cert_id": 9981, "serial": "04:ab"}), CertRenewed(TS, 9981, "04:ab")),
+        (raw("cert.renewed", {"cert_id": 9981, "serial": None}), CertRenewed(TS, 9981)),
+        (raw("cert.renewed", {"cert_id": 9981, "serial": "", "more": [1]}), CertRenewed(TS, 9981)),
+        (raw("cert.updated", {"cert_id": "9981"}), CertRenewed(TS, 9981)),
+        (raw("cert.revoked", {"cert_id": 9982}, str(TS)), CertRevoked(TS, 9982)),
+        (raw("cert.unassigned", {"cert_id": 9982}), CertUnassigned(TS, 9982)),
+        (raw("ca.assigned", {"ca_id": 3, "serial": "01", "ca_name": "in"}), CaAssigned(TS, 3, "01", "in")),
+        (raw("ca.unassigned", {"ca_id": 3}), CaUnassigned(TS, 3)),
+        (raw("state.resync_required", {"reason": "restore"}), ResyncRequired(TS, "restore")),
+        (raw("state.resync_required", {}), ResyncRequired(TS)),
+        (raw("state.resync_required", None), ResyncRequired(TS)),
+        (raw("state.resync_required", {"reason": 5}), ResyncRequired(TS)),
+        (raw("cert.on_fire", {"cert_id": [1]}), UnknownSignal("cert.on_fire", TS, {"cert_id": [1]})),
+        (raw("cert.on_fire", "x"), UnknownSignal("cert.on_fire", TS, {})),
+    ],
+)  # fmt: skip
+def test_signals(wire: dict[str, Any], signal: Signal) -> None:
+    assert signal_from_wire(wire) == signal
+    assert signal_from_wire(to_wire(signal)) == signal
+
+
+@pytest.mark.parametrize(
+    ("wire", "why"),
+    [
+        (None, "expected an object"),
+        ([], "expected an object"),
+        ("cert.renewed", "expected an object"),
+        ({}, "type"),
+        (raw("", {}), "type"),
+        (raw("x" * 129, {}), "type"),
+        (raw("a\nb", {}), "type"),
+        ({"type": 5, "ts_ms": TS}, "type"),
+        (raw("cert.renewed", {"cert_id": 1}, None), "ts_ms"),
+        (raw("cert.renewed", {"cert_id": 1}, 0), "ts_ms"),
+        (raw("cert.renewed", {"cert_id": 1}, 1.5), "ts_ms"),
+        (raw("cert.renewed", {"cert_id": 1}, True), "ts_ms"),
+        (raw("cert.renewed", {"cert_id": 1}, 10**15), "ts_ms"),
+        (raw("cert.on_fire", {}, "soon"), "ts_ms"),
+        (raw("cert.renewed", {}), "ref.cert_id"),
+        (raw("cert.renewed", None), "ref.cert_id"),
+        (raw("cert.renewed", [7]), "ref.cert_id"),
+        (raw("cert.renewed", {"cert_id": 0}), "ref.cert_id"),
+        (raw("cert.renewed", {"cert_id": -7}), "ref.cert_id"),
+        (raw("cert.renewed", {"cert_id": 7.0}), "ref.cert_id"),
+        (raw("cert.renewed", {"cert_id": True}), "ref.cert_id"),
+        (raw("cert.renewed", {"cert_id": 2**63}), "ref.cert_id"),
+        (raw("cert.renewed", {"cert_id": 7, "serial": 4}), "ref.serial"),
+        (raw("install.updated", {"config_id": 1}), "ref.version"),
+        (raw("install.updated", {"config_id": 1, "version": 2**53}), "ref.version"),
+        (raw("ca.assigned", {"cert_id": 1}), "ref.ca_id"),
+    ],
+)
+def test_what_is_malformed(wire: object, why: str) -> None:
+    signal = signal_from_wire(wire)
+    assert isinstance(signal, MalformedSignal)
+    assert signal.why.startswith(why)
+
+
+@given(RAW)
+def test_never_an_exception_and_the_inbox_keeps_the_meaning(wire: Any) -> None:
+    signal = signal_from_wire(wire)
+    kept = signal_from_wire(json.loads(json.dumps(to_wire(signal))))
+    assert type(kept) is type(signal)
+    assert identity(kept) == identity(signal)
+    assert kept.resource == signal.resource
+
+
+@given(RAW, st.sampled_from(OutcomeKind), st.integers(-5, 10**9))
+def test_every_signal_can_be_acked(wire: Any, kind: OutcomeKind, duration: int) -> None:
+    signal = signal_from_wire(wire)
+    event = json.loads(json.dumps(ack_event(signal, Outcome(kind=kind, detail="why"), duration)))
+    assert event["outcome"] == kind.value
+    assert event["signal"].keys() == {"type", "ts_ms", "ref"}
+    assert event["duration_ms"] >= 0
+
+
+def test_an_ack() -> None:
+    served = Deployed(cert_id=7, serial="04:ab", fingerprint_sha256="00ff", targets=("/etc/x.pem",))
+    outcome = Outcome(kind=OutcomeKind.ROLLED_BACK, detail="probe failed", deployed=(served,))
+    assert ack_event(CertRenewed(TS, 7, "04:ab"), outcome, 12) == {
+        "type": "signal.ack",
+        "signal": {"type": "cert.renewed", "ts_ms": TS, "ref": {"cert_id": 7, "serial": "04:ab"}},
+        "outcome": "rolled_back",
+        "detail": "probe failed",
+        "deployed": [{"cert_id": 7, "serial": "04:ab", "fingerprint_sha256": "00ff", "targets": ["/etc/x.pem"]}],
+        "duration_ms": 12,
+    }
+    assert ack_event(CertRevoked(TS, 7), Outcome(kind=OutcomeKind.APPLIED), 0).keys() == {
+        "type", "signal", "outcome", "duration_ms",
+    }  # fmt: skip

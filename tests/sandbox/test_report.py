@@ -1,0 +1,67 @@
+"""The sandbox's verdict: everything issued was served, nothing mixed, what was revoked is gone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.sandbox.report import Figures, percentile
+
+VALUES = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)
+
+
+@given(VALUES, st.floats(0.01, 1))
+def test_a_percentile_is_a_value_with_enough_below(values: list[float], share: float) -> None:
+    found = percentile(values, share)
+    assert found in values
+    assert sum(value <= found for value in values) >= math.ceil(share * len(values))
+    assert sum(value < found for value in values) < math.ceil(share * len(values))
+
+
+def test_no_percentile_of_nothing() -> None:
+    assert percentile([], 0.5) is None
+
+
+def good() -> Figures:
+    both = {(1, "a"), (2, "b")}
+    return Figures(issued=set(both), served=set(both), revocations=1, withdrawn=1, pair_checks=10, service="nginx")
+
+
+def test_a_good_show_has_no_problem() -> None:
+    assert good().problems() == []
+    assert good().as_json()["latency_ms"] == {"count": 0, "p50": None, "p99": None, "max": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"issued": {(1, "a"), (2, "b"), (2, "c")}}, "serial c, was issued and never served"),
+        ({"issued": set(), "served": set()}, "nothing was served"),
+        ({"withdrawn": 0}, "still served"),
+        ({"mismatches": 1, "first_mismatch": "app1: torn"}, "app1: torn"),
+        ({"pair_checks": 0}, "never compared"),
+    ],
+)
+def test_each_failure_is_named(change: dict[str, object], problem: str) -> None:
+    figures = good()
+    for name, value in change.items():
+        setattr(figures, name, value)
+    assert any(problem in sentence for sentence in figures.problems())
+    assert any(problem in sentence for sentence in figures.sentences())
+
+
+def test_latencies_are_told() -> None:
+    figures = good()
+    figures.latencies_ms = [10.0, 20.0, 400.0]
+    assert figures.as_json()["latency_ms"] == {"count": 3, "p50": 20.0, "p99": 400.0, "max": 400.0}
+    assert any("p50 20 ms, p99 400 ms" in sentence for sentence in figures.sentences())
+
+
+def test_the_floor_stands_beside_them() -> None:
+    figures = good()
+    figures.latencies_ms, figures.floor_ms = [30.0], [5.0, 6.0, 7.0]
+    assert figures.as_json()["floor_ms"] == {"count": 3, "p50": 6.0, "p99": 7.0, "max": 7.0}
+    assert any("bare client" in sentence and "p50 6 ms, p99 7 ms" in sentence for sentence in figures.sentences())

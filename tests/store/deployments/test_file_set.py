@@ -1,0 +1,141 @@
+"""Explicit destinations are written as one deployment, and taken back when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from copy_site import FS, NEW, OLD, begun, shown, writes
+from modeldisk import ModelFs
+
+from certctrl.store.deployments.file_set import CopySet, FileWrite
+from certctrl.store.disk.atomic import make_tree
+from certctrl.store.layout import ConfigDir
+
+
+def test_begin_changes_nothing_live_and_commit_everything(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    assert shown(site)["ssl/site.pem"] == OLD["ssl/site.pem"]
+    assert not (site / "private" / "site.key").exists()
+    copies.commit()
+    assert (site / "private" / "site.key").read_bytes() == b"new key"
+    copies.close()
+    assert shown(site) == NEW
+    assert not list(layout.journal.iterdir())
+
+
+def test_undo_brings_back_bytes_mode_and_absence(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    copies.commit()
+    copies.undo()
+    copies.undo()
+    copies.close()
+    assert shown(site) == OLD
+    assert not list(layout.journal.iterdir())
+
+
+def test_giving_up_before_commit_leaves_nothing(layout: ConfigDir, site: Path) -> None:
+    begun(layout, site).close()
+    assert shown(site) == OLD
+    assert not list(layout.journal.iterdir())
+
+
+def test_temporary_files_are_private_hidden_and_beside(layout: ConfigDir, site: Path) -> None:
+    before = os.umask(0)
+    try:
+        copies = begun(layout, site)
+    finally:
+        os.umask(before)
+    (temp,) = (site / "private").iterdir()
+    assert temp.name.startswith(".site.key.")
+    assert stat.S_IMODE(temp.stat().st_mode) == 0o600
+    copies.close()
+
+
+def test_what_is_as_wanted_is_not_touched(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    copies.commit()
+    copies.close()
+    before = (site / "ssl" / "site.pem").stat()
+    again = begun(layout, site)
+    assert not list(layout.journal.iterdir())
+    again.commit()
+    again.close()
+    assert (site / "ssl" / "site.pem").stat() == before
+
+
+def test_a_narrower_mode_alone_is_a_change(layout: ConfigDir, site: Path) -> None:
+    copies = CopySet(layout, FS)
+    copies.begin([FileWrite(path=site / "ssl" / "site.pem", data=b"old leaf", mode=0o600)])
+    copies.commit()
+    copies.close()
+    assert shown(site) == {"ssl/site.pem": (b"old leaf", 0o600)}
+
+
+def test_what_somebody_wrote_since_is_not_undone(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    copies.commit()
+    (site / "ssl" / "site.pem").write_bytes(b"the operator's")
+    copies.undo()
+    assert shown(site) == {"ssl/site.pem": (b"the operator's", 0o644)}
+
+
+def test_a_text_path_is_a_path(layout: ConfigDir, site: Path) -> None:
+    write = FileWrite(path=str(site / "ssl" / "x.pem"), data=b"SECRET", mode=0o600)
+    assert write.path == site / "ssl" / "x.pem"
+    assert "SECRET" not in repr(write)
+
+
+def test_one_destination_twice_is_refused(layout: ConfigDir, site: Path) -> None:
+    copies = CopySet(layout, FS)
+    with pytest.raises(ValueError, match="twice"):
+        copies.begin([FileWrite(path=site / "ssl" / "site.pem", data=data, mode=0o600) for data in (b"1", b"2")])
+    assert shown(site) == OLD
+
+
+def test_the_journal_holds_no_contents(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    (journal,) = layout.journal.iterdir()
+    text = journal.read_text()
+    assert "new key" not in text and "old leaf" not in text
+    assert stat.S_IMODE(journal.stat().st_mode) == 0o600
+    entries = json.loads(text.splitlines()[0])["plan"]
+    assert [entry["path"] for entry in entries] == [str(write.path) for write in writes(site)]
+    copies.close()
+
+
+@pytest.mark.root
+def test_owners_are_set_before_the_rename_and_kept_where_none_is_named(layout: ConfigDir, site: Path) -> None:
+    os.chown(site / "ssl" / "site.pem", 33, 34)
+    copies = CopySet(layout, FS)
+    key = FileWrite(path=site / "private" / "site.key", data=b"new key", mode=0o640, uid=65534, gid=65534)
+    copies.begin([writes(site)[0], key])
+    (temp,) = (site / "private").iterdir()
+    assert (temp.stat().st_uid, temp.stat().st_gid, stat.S_IMODE(temp.stat().st_mode)) == (65534, 65534, 0o640)
+    copies.commit()
+    kept = (site / "ssl" / "site.pem").stat()
+    assert (kept.st_uid, kept.st_gid) == (33, 34)
+    copies.undo()
+    kept = (site / "ssl" / "site.pem").stat()
+    assert (kept.st_uid, kept.st_gid, stat.S_IMODE(kept.st_mode)) == (33, 34, 0o640)
+
+
+def test_a_security_label_goes_with_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No SELinux here: the double has labels, and a new file is labelled as the old one was, before the rename."""
+    fs = ModelFs()
+    fs.put("/srv/site.pem", b"old")
+    layout = ConfigDir(Path("/etc/agent"))
+    fs.put_dir("/etc")
+    make_tree(fs, layout)
+    labels: dict[str, bytes] = {"/srv/site.pem": b"system_u:object_r:cert_t:s0"}
+    relabelled: list[str] = []
+    monkeypatch.setattr(fs, "label", lambda handle: labels.get(handle.path))
+    monkeypatch.setattr(fs, "relabel", lambda handle, label: relabelled.append(handle.path))
+    copies = CopySet(layout, fs)
+    copies.begin([FileWrite(path=Path("/srv/site.pem"), data=b"new", mode=0o644)])
+    assert len(relabelled) == 2  # the new file and the copy of the old one
+    assert all(path.startswith("/srv/.site.pem.") for path in relabelled)
+    copies.close()

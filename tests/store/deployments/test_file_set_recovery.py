@@ -1,0 +1,129 @@
+"""A deployment that was cut off goes forward or back whole, and holds up no other."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from copy_site import FS, NEW, OLD, begun, shown, writes
+from modeldisk import ModelFs
+
+from certctrl.errors import DiskError, StateCorruptError
+from certctrl.store.deployments.file_set import CopySet, FileWrite, recover
+from certctrl.store.disk.atomic import make_tree
+from certctrl.store.layout import ConfigDir
+
+
+def test_an_armed_deployment_goes_forward(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    assert copies._journal is not None
+    copies._journal.arm()  # and here the power went
+    report = recover(layout, FS, [site])
+    assert report.forward == tuple(str(write.path) for write in writes(site))
+    assert (shown(site), list(layout.journal.iterdir())) == (NEW, [])
+    assert recover(layout, FS, [site]) == type(report)()
+
+
+def test_an_armed_deployment_goes_back_when_a_new_file_is_gone(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    assert copies._journal is not None
+    copies._journal.arm()
+    first, second = copies._jobs
+    FS.rename(first.entry.temp, "site.pem", at=first.parent)
+    FS.unlink(second.entry.temp, at=second.parent)
+    report = recover(layout, FS, [site])
+    assert (report.forward, len(report.back)) == ((), 2)
+    assert (shown(site), list(layout.journal.iterdir())) == (OLD, [])
+
+
+def test_an_armed_deployment_goes_back_where_it_is_no_longer_allowed(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    assert copies._journal is not None
+    copies._journal.arm()
+    assert len(recover(layout, FS, [site / "ssl"]).back) == 2
+    assert shown(site) == OLD
+
+
+def test_a_deployment_that_was_carried_out_stands_whatever_is_allowed_now(layout: ConfigDir, site: Path) -> None:
+    begun(layout, site).commit()
+    assert len(recover(layout, FS, []).forward) == 2
+    assert shown(site) == NEW
+
+
+def test_what_was_never_armed_is_removed(layout: ConfigDir, site: Path) -> None:
+    begun(layout, site)
+    report = recover(layout, FS, [site])
+    assert (report.forward, report.back, report.failed) == ((), (), ())
+    assert (shown(site), list(layout.journal.iterdir())) == (OLD, [])
+
+
+def test_one_that_cannot_be_recovered_does_not_hold_up_the_others(layout: ConfigDir, site: Path) -> None:
+    begun(layout, site)
+    other = CopySet(layout, FS)
+    (site / "more").mkdir(mode=0o755)
+    other.begin([FileWrite(path=site / "more" / "x", data=b"x", mode=0o600)])
+    (site / "more").chmod(0o777)
+    report = recover(layout, FS, [site])
+    assert len(report.failed) == 1
+    assert "written by others" in report.failed[0]
+    assert len(list(layout.journal.iterdir())) == 1
+    (site / "more").chmod(0o755)
+    assert recover(layout, FS, [site]).failed == ()
+    assert not list((site / "more").iterdir())
+    assert shown(site) == OLD
+
+
+def test_a_directory_that_is_gone_needs_no_recovery(layout: ConfigDir, site: Path) -> None:
+    other = CopySet(layout, FS)
+    (site / "more").mkdir(mode=0o755)
+    other.begin([FileWrite(path=site / "more" / "x", data=b"x", mode=0o600)])
+    for path in (site / "more").iterdir():
+        path.unlink()
+    (site / "more").rmdir()
+    assert recover(layout, FS, [site]).failed == ()
+    assert not list(layout.journal.iterdir())
+
+
+@pytest.mark.parametrize("body", [b"", b"\0\0", b'{"plan":', b"garbage"])
+def test_a_torn_plan_is_forgotten(layout: ConfigDir, body: bytes) -> None:
+    (layout.journal / "x.jsonl").write_bytes(body)
+    recover(layout, FS, ["/"])
+    assert not list(layout.journal.iterdir())
+
+
+def test_a_damaged_plan_that_was_carried_out_is_named(layout: ConfigDir) -> None:
+    (layout.journal / "x.jsonl").write_bytes(b"garbage\n" + b'{"armed":true}\n')
+    with pytest.raises(StateCorruptError) as caught:
+        recover(layout, FS, ["/"])
+    assert "x.jsonl" in str(caught.value)
+    assert caught.value.fix
+
+
+def test_a_disk_that_fills_up_while_staging_leaves_nothing() -> None:
+    fs = ModelFs()
+    layout = ConfigDir(Path("/etc/agent"))
+    fs.put_dir("/etc")
+    fs.put("/srv/site.pem", b"old")
+    make_tree(fs, layout)
+    fs.fault = lambda verb, path: errno.ENOSPC if verb == "write" and path.startswith("/srv") else None
+    copies = CopySet(layout, fs)
+    with pytest.raises(DiskError) as caught:
+        copies.begin([FileWrite(path=Path("/srv/site.pem"), data=b"new", mode=0o644)])
+    assert "free space" in str(caught.value.fix)
+    assert [path for path in fs.tree() if path.startswith("/srv/")] == ["/srv/site.pem"]
+    assert not fs.open_files()
+
+
+def test_going_back_needs_no_space() -> None:
+    fs = ModelFs()
+    layout = ConfigDir(Path("/etc/agent"))
+    fs.put_dir("/etc")
+    fs.put("/srv/site.pem", b"old")
+    make_tree(fs, layout)
+    copies = CopySet(layout, fs)
+    copies.begin([FileWrite(path=Path("/srv/site.pem"), data=b"new", mode=0o644)])
+    copies.commit()
+    fs.fault = lambda verb, path: errno.ENOSPC if verb in ("write", "create", "mkdir", "symlink") else None
+    copies.undo()
+    assert fs.tree()["/srv/site.pem"].data == b"old"

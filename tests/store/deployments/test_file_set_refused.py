@@ -1,0 +1,203 @@
+"""Nothing is written where it is not safe, whatever others put in the way meanwhile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from copy_site import FS, writes
+
+from certctrl.errors import DiskError, PolicyRefusedError
+from certctrl.store.deployments.file_set import CopySet, FileWrite, destination_facts
+from certctrl.store.disk.safe_path import flaw_of, is_below
+from certctrl.store.layout import ConfigDir
+
+
+def test_facts_of_what_may_be_written(site: Path) -> None:
+    found = destination_facts(site / "ssl" / "site.pem", [site])
+    assert (found.kind, found.mode, found.uid, found.nlink, found.refusal) == ("file", 0o640, os.geteuid(), 1, None)
+    assert (
+        found.sha256 == "43e6a1ca0e6fabdb0d1e4bea04b0a1ebcc4ee2c5fc2cd7ca6b2e3cd4d1e4c5d4"
+        or len(found.sha256 or "") == 64
+    )
+    missing = destination_facts(str(site / "ssl" / "new.pem"), [str(site)])
+    assert (missing.kind, missing.sha256, missing.refusal) == ("missing", None, None)
+
+
+def spoiled(site: Path, how: str) -> Path:
+    target = site / "ssl" / "site.pem"
+    match how:
+        case "symbolic link in place of the file":
+            target.unlink()
+            target.symlink_to("/etc/passwd")
+        case "hard link":
+            os.link(target, site / "ssl" / "second")
+        case "directory in place of the file":
+            target.unlink()
+            target.mkdir()
+        case "pipe in place of the file":
+            target.unlink()
+            os.mkfifo(target)
+        case "directory that others may write":
+            target.parent.chmod(0o777)
+        case "sticky directory that others may write":
+            target.parent.chmod(0o1777)
+        case "parent that others may write":
+            site.chmod(0o777)
+        case "link on the way":
+            (site / "way").symlink_to("ssl")
+            return site / "way" / "site.pem"
+        case "no such directory":
+            return site / "nowhere" / "site.pem"
+        case "file in place of a directory":
+            return target / "site.pem"
+    return target
+
+
+SPOILS = [
+    "symbolic link in place of the file", "hard link", "directory in place of the file", "pipe in place of the file",
+    "directory that others may write", "sticky directory that others may write", "parent that others may write",
+    "link on the way", "no such directory", "file in place of a directory",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPOILS)
+def test_unsafe_destinations_are_refused_with_the_reason(layout: ConfigDir, site: Path, how: str) -> None:
+    target = spoiled(site, how)
+    found = destination_facts(target, [site])
+    assert found.refusal
+    copies = CopySet(layout, FS)
+    with pytest.raises(PolicyRefusedError) as caught:
+        copies.begin([writes(site)[1], FileWrite(path=target, data=b"new", mode=0o644)])
+    assert caught.value.fix
+    assert not (site / "private" / "site.key").exists(), "one refused destination refuses the set"
+    assert not list((site / "private").iterdir())
+    assert not list(layout.journal.iterdir())
+
+
+@pytest.mark.root
+def test_a_strangers_directory_is_refused_unless_the_file_is_theirs(site: Path) -> None:
+    target = site / "ssl" / "site.pem"
+    os.chown(site / "ssl", 65534, 65534)
+    assert "belongs to user 65534" in str(destination_facts(target, [site]).refusal)
+    assert destination_facts(target, [site], owner=65534).refusal is None
+    os.chown(site / "ssl", 0, 65534)
+    (site / "ssl").chmod(0o775)
+    assert "written by others" in str(destination_facts(target, [site]).refusal)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "relative/x",
+        "/a/../etc/passwd",
+        "/a//b",
+        "/a/./b",
+        "/a/b/",
+        "/a/\0b",
+        "/a/\nb",
+        "/a/\x1b[31m",
+        "",
+        "/",
+        "/a/" + "x" * 300,
+    ],
+)
+def test_paths_that_are_not_plain_are_below_nothing(path: str) -> None:
+    assert flaw_of(path)
+    assert not is_below(path, "/")
+    assert destination_facts(path, ["/"]).refusal
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "below"),
+    [("/srv/x", "/srv", True), ("/srv", "/srv", False), ("/srvx/y", "/srv", False), ("/srv/x", "/", True)],
+)
+def test_below_is_by_whole_names(path: str, root: str, below: bool) -> None:
+    assert is_below(path, root) is below
+
+
+def test_outside_every_root_is_refused_without_looking(site: Path) -> None:
+    assert "allowed" in str(destination_facts("/etc/passwd", [site]).refusal)
+    assert destination_facts("/etc/passwd", []).sha256 is None
+
+
+ATTACK = """
+import os, sys
+base, victim = sys.argv[1:]
+os.setgid(65534); os.setuid(65534)
+print("ready", flush=True)
+while True:
+    for step in (
+        lambda: os.rename(f"{base}/sub", f"{base}/aside"), lambda: os.symlink(victim, f"{base}/sub"),
+        lambda: os.unlink(f"{base}/sub"), lambda: os.rename(f"{base}/aside", f"{base}/sub"),
+        lambda: os.symlink(f"{victim}/file", f"{base}/sub/file"), lambda: os.unlink(f"{base}/sub/file"),
+    ):
+        try:
+            step()
+        except OSError:
+            pass
+"""
+
+
+@pytest.fixture
+def ground() -> Iterator[Path]:
+    """A directory that every user can reach."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.mark.root
+def test_an_attacker_who_swaps_directories_for_links_wins_nothing(layout: ConfigDir, ground: Path) -> None:
+    """Their own directory may be written for them; whatever they put in its place, nothing else is."""
+    written, refused = race(layout, ground, seconds=2)
+    assert written + refused > 10
+
+
+@pytest.mark.root
+@pytest.mark.campaign
+def test_campaign_of_an_attacker_for_a_minute(
+    layout: ConfigDir, ground: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written, refused = race(layout, ground, seconds=60)
+    with capsys.disabled():
+        print(
+            f"\n{written + refused} deployments into a directory under attack: {refused} refused, 0 went astray", end=""
+        )
+    assert written > 10 and refused > 10
+
+
+def race(layout: ConfigDir, ground: Path, *, seconds: float) -> tuple[int, int]:
+    """Deploy for so long against another user who swaps things; return how often that went well and was refused."""
+    base, victim = ground / "base", ground / "victim"
+    victim.mkdir(mode=0o755)
+    (victim / "file").write_text("untouched")
+    for path in (base, base / "sub"):
+        path.mkdir(mode=0o755)
+        os.chown(path, 65534, 65534)
+    attacker = subprocess.Popen([sys.executable, "-c", ATTACK, str(base), str(victim)], stdout=subprocess.PIPE)
+    written = refused = 0
+    with attacker:
+        assert attacker.stdout is not None and attacker.stdout.readline() == b"ready\n"
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            copies = CopySet(layout, FS)
+            write = FileWrite(path=base / "sub" / "file", data=b"key %d" % written, mode=0o600, uid=65534, gid=65534)
+            try:
+                copies.begin([write])
+                copies.commit()
+                copies.close()
+                written += 1
+            except (PolicyRefusedError, DiskError):
+                refused += 1
+        attacker.kill()
+    assert (victim / "file").read_text() == "untouched"
+    assert [path.name for path in victim.iterdir()] == ["file"]
+    assert (victim / "file").stat().st_uid == 0
+    return written, refused

@@ -1,0 +1,283 @@
+"""Files replaced whole, the tree made and closed to others."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from modeldisk import ModelFs
+
+from certctrl.errors import ConfigError, DiskError
+from certctrl.store.disk.atomic import (
+    check_modes,
+    is_temp,
+    make_tree,
+    read_bytes,
+    remove_file,
+    swap_link,
+    sweep_temps,
+    temp_name,
+    write_atomic,
+)  # fmt: skip
+from certctrl.store.disk.fs import RealFs, closing
+from certctrl.store.layout import ConfigDir
+
+FS = RealFs()
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def test_a_file_is_replaced_with_its_mode(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_text("old")
+    target.chmod(0o666)
+    write_atomic(FS, target, b"new")
+    assert (target.read_bytes(), mode_of(target)) == (b"new", 0o600)
+    write_atomic(FS, target, b"newer", mode=0o644)
+    assert (target.read_bytes(), mode_of(target)) == (b"newer", 0o644)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "x").symlink_to("victim")
+    write_atomic(FS, tmp_path / "x", b"new")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not (tmp_path / "x").is_symlink()
+
+
+def test_fsyncs_are_spent_as_promised(tmp_path: Path) -> None:
+    def count(**how: bool) -> list[str]:
+        fs = ModelFs()
+        fs.put("/d/x", b"old")
+        write_atomic(fs, Path("/d/x"), b"new", **how)
+        return [line.partition(" ")[0] for line in fs.trace if line.startswith(("fsync", "syncfs"))]
+
+    assert count() == ["fsync", "fsync"]
+    assert count(sync_parent=False) == ["fsync"]
+    assert count(durable=False) == []
+
+
+@pytest.mark.parametrize(("code", "tries"), [(errno.EIO, 3), (errno.ENOSPC, 1)])
+def test_a_failed_fsync_is_never_believed_the_second_time(code: int, tries: int) -> None:
+    """After EIO the page may be marked clean: the bytes are written to a new file, a few times, then given up."""
+    fs = ModelFs()
+    fs.put("/d/x", b"old")
+    fs.fault = lambda verb, path: code if verb == "fsync" else None
+    with pytest.raises(DiskError) as caught:
+        write_atomic(fs, Path("/d/x"), b"new")
+    assert caught.value.errno == code
+    assert sum(line.startswith("create") for line in fs.trace) == tries
+    assert list(fs.tree()) == ["/", "/d", "/d/x"]
+    assert fs.tree()["/d/x"].data == b"old"
+
+
+def test_one_failed_fsync_is_survived() -> None:
+    fs = ModelFs()
+    fs.put("/d/x", b"old")
+    faults = [errno.EIO]
+    fs.fault = lambda verb, path: faults.pop() if verb == "fsync" and faults else None
+    write_atomic(fs, Path("/d/x"), b"new")
+    assert fs.tree()["/d/x"].data == b"new"
+
+
+def test_a_file_made_by_root_belongs_to_the_directorys_owner() -> None:
+    fs = ModelFs(uid=0)
+    fs.put_dir("/d")
+    fs.chown(fs.open_dir("/d"), 33, 34)
+    write_atomic(fs, Path("/d/x"), b"new")
+    write_atomic(fs, Path("/d/policy.json"), b"new", adopt=False)
+    tree = fs.tree()
+    assert (tree["/d/x"].uid, tree["/d/x"].gid) == (33, 34)
+    assert tree["/d/policy.json"].uid == 0
+
+
+def test_links_swap_in_one_step_and_only_when_they_differ(tmp_path: Path) -> None:
+    link = tmp_path / "live"
+    swap_link(FS, link, "one")
+    first = link.lstat().st_ino
+    swap_link(FS, link, "one")
+    assert link.lstat().st_ino == first
+    swap_link(FS, link, "two")
+    assert os.readlink(link) == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["live"]
+
+
+def test_reading_tells_missing_from_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(b"x" * 11)
+    os.mkfifo(tmp_path / "pipe")
+    assert read_bytes(FS, tmp_path / "nothing", 10) is None
+    assert read_bytes(FS, tmp_path / "big", 11) == b"x" * 11
+    for name in ("big", "pipe"):
+        with pytest.raises(DiskError) as caught:
+            read_bytes(FS, tmp_path / name, 10)
+        assert name in str(caught.value)
+        assert caught.value.fix
+
+
+def test_removing_says_whether_there_was_something(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    assert remove_file(FS, tmp_path / "x")
+    assert not remove_file(FS, tmp_path / "x")
+
+
+# --- leftovers ----------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from certctrl.store.disk.fs import RealFs
+fs = RealFs()
+handle = fs.create(sys.argv[1], 0o600)
+fs.try_lock(handle)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_sweeping_takes_leftovers_and_spares_the_living(tmp_path: Path) -> None:
+    dead, living, other = (tmp_path / name for name in (temp_name(FS, "a"), temp_name(FS, "b"), "c.txt"))
+    dead.write_text("secret")
+    other.touch()
+    (tmp_path / temp_name(FS, "l")).symlink_to("nowhere")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(living)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+        assert sweep_temps(FS, tmp_path) == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([living.name, "c.txt"])
+        writer.kill()
+        writer.wait()
+        assert sweep_temps(FS, tmp_path) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
+
+
+def test_temporary_names_are_hidden_short_and_never_the_same() -> None:
+    names = {temp_name(FS, "x" * 255) for _ in range(50)}
+    assert len(names) == 50
+    assert all(is_temp(name) and len(name) < 255 for name in names)
+    assert not is_temp("x.tmp") and not is_temp(".x")
+
+
+# --- the tree -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> ConfigDir:
+    made = ConfigDir(tmp_path / "deep" / "agent")
+    make_tree(FS, made)
+    return made
+
+
+def test_the_tree_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o277)
+    try:
+        layout = ConfigDir(tmp_path / "agent")
+        make_tree(FS, layout)
+    finally:
+        os.umask(before)
+    assert {mode_of(path) for path in layout.directories()} == {0o700}
+    make_tree(FS, layout)  # again changes nothing
+    assert check_modes(FS, layout) == []
+
+
+def test_a_file_in_place_of_a_directory_is_named(tmp_path: Path) -> None:
+    layout = ConfigDir(tmp_path / "agent")
+    layout.root.mkdir()
+    layout.state.touch()
+    with pytest.raises(ConfigError, match="state"):
+        make_tree(FS, layout)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "mended"),
+    [
+        (".", 0o755, 0o700), ("state", 0o750, 0o700), ("state/access_token.txt", 0o644, 0o600), ("keys", 0o777, 0o700),
+        ("keys/account_keys/acme.key", 0o640, 0o600), ("state/passwords/a.pfx", 0o604, 0o600),
+        ("certs", 0o775, 0o755), ("certs/.generations", 0o711, 0o700), ("application.json", 0o666, 0o644),
+    ],
+)  # fmt: skip
+def test_what_is_too_open_is_closed(layout: ConfigDir, name: str, mode: int, mended: int) -> None:
+    path = layout.root / name
+    if not path.exists():
+        path.touch()
+    path.chmod(mode)
+    (looked,) = check_modes(FS, layout, repair=False)
+    assert (looked.path, looked.repaired, mode_of(path)) == (path, False, mode)
+    assert looked.fix == f"chmod {mended:04o} {path}"
+    (found,) = check_modes(FS, layout)
+    assert (found.path, found.was, found.now, found.repaired) == (path, mode, mended, True)
+    assert mode_of(path) == mended
+    assert check_modes(FS, layout) == []
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
+def test_a_policy_that_others_could_have_written_is_not_believed_and_nothing_hides_that(
+    layout: ConfigDir, mode: int
+) -> None:
+    layout.policy.write_text("{}")
+    layout.policy.chmod(mode)
+    layout.root.chmod(0o755)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="others may write it") as caught:
+            check_modes(FS, layout)
+        assert caught.value.fix and f"chmod go-w {layout.policy}" in caught.value.fix
+    assert (mode_of(layout.policy), mode_of(layout.root)) == (mode, 0o755)
+    layout.root.chmod(0o700)
+    (found,) = check_modes(FS, layout)
+    assert (found.path, found.repaired) == (layout.policy, True), "nobody else could reach it"
+
+
+@pytest.mark.parametrize(("name", "mode"), [("application.json", 0o644), ("certs", 0o755), ("logs", 0o755)])
+def test_what_the_spec_leaves_open_stays_open(layout: ConfigDir, name: str, mode: int) -> None:
+    path = layout.root / name
+    if not path.exists():
+        path.touch()
+    path.chmod(mode)
+    assert check_modes(FS, layout) == []
+
+
+def test_a_link_in_place_of_state_is_refused(layout: ConfigDir, tmp_path: Path) -> None:
+    layout.state.rename(tmp_path / "elsewhere")
+    layout.state.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="link"):
+        check_modes(FS, layout)
+
+
+def test_a_strangers_file_is_refused_with_the_command_that_mends_it(layout: ConfigDir) -> None:
+    fs = ModelFs(uid=1000)
+    fs.put_dir("/etc")
+    made = ConfigDir(Path("/etc/agent"))
+    make_tree(fs, made)
+    write_atomic(fs, made.access_token, b"token")
+    fs.chown(fs.open_file(made.access_token), 0, 0)
+    with pytest.raises(ConfigError) as caught:
+        check_modes(fs, made)
+    assert "belongs to user 0" in str(caught.value)
+    assert str(caught.value.fix).startswith("chown 1000 /etc/agent/state/access_token.txt")
+    assert check_modes(fs, made, repair=False)[0].repaired is False
+
+
+def test_root_may_work_in_the_agents_directory() -> None:
+    fs = ModelFs(uid=0)
+    fs.put_dir("/etc")
+    layout = ConfigDir(Path("/etc/agent"))
+    make_tree(fs, layout)
+    for path in layout.directories():
+        with closing(fs, fs.open_dir(path)) as handle:
+            fs.chown(handle, 1000, 1000)
+    write_atomic(fs, layout.access_token, b"token")
+    assert fs.tree()[str(layout.access_token)].uid == 1000
+    assert check_modes(fs, layout) == []
+
+
+def test_a_missing_directory_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_modes(FS, ConfigDir(tmp_path / "nothing"))
+    assert "init" in str(caught.value.fix)

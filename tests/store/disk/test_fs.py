@@ -1,0 +1,145 @@
+"""Every door of the real file system: modes, links, and errors that say where, why and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from certctrl.errors import DiskError, ExitStatus
+from certctrl.store.disk.fs import Handle, RealFs, closing, disk_error
+
+FS = RealFs()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_create_gives_exactly_the_mode(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with closing(FS, FS.create(tmp_path / "x", mode)):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
+
+
+def test_a_secret_is_never_open_wider_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even with umask 0 the kernel is asked for 0600 at the start: the later fchmod only restores lost bits."""
+    asked: list[int] = []
+    real = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, flags, mode=0, **more: asked.append(mode) or real(path, flags, mode, **more)
+    )
+    FS.close(FS.create(tmp_path / "x", 0o600))
+    assert asked == [0o600]
+
+
+def test_create_never_follows_or_replaces(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "link").symlink_to("victim")
+    for name in ("link", "victim"):
+        with pytest.raises(DiskError) as caught:
+            FS.create(tmp_path / name, 0o600)
+        assert caught.value.errno == errno.EEXIST
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def links(path: Path) -> list[Callable[[], Handle]]:
+    return [
+        lambda: FS.open_file(path), lambda: FS.open_dir(path), lambda: FS.open_append(path, 0o600),
+        lambda: FS.open_lock(path, 0o600),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_no_verb_follows_a_link_at_the_end(tmp_path: Path, number: int) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(DiskError) as caught:
+        links(tmp_path / "link")[number]()
+    assert caught.value.errno in (errno.ELOOP, errno.ENOTDIR)
+    assert "real" in str(caught.value.fix)
+
+
+def test_handles_do_not_reach_children(tmp_path: Path) -> None:
+    with closing(FS, FS.create(tmp_path / "x", 0o600)) as handle:
+        assert not os.get_inheritable(handle.fd)
+
+
+def test_a_pipe_does_not_block_reading(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with closing(FS, FS.open_file(tmp_path / "pipe")) as handle:
+        assert FS.fstat(handle).kind == "other"
+
+
+def test_write_goes_on_after_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:3]))
+    with closing(FS, FS.create(tmp_path / "x", 0o600)) as handle:
+        FS.write(handle, b"ten bytes!")
+    assert (tmp_path / "x").read_bytes() == b"ten bytes!"
+
+
+def test_a_write_that_writes_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "write", lambda fd, data: 0)
+    with closing(FS, FS.create(tmp_path / "x", 0o600)) as handle, pytest.raises(DiskError) as caught:
+        FS.write(handle, b"x")
+    assert caught.value.errno == errno.EIO
+
+
+def test_closing_twice_is_nothing(tmp_path: Path) -> None:
+    handle = FS.create(tmp_path / "x", 0o600)
+    FS.close(handle)
+    FS.close(handle)
+
+
+def test_a_lock_belongs_to_its_handle(tmp_path: Path) -> None:
+    first, second = FS.open_lock(tmp_path / "lock", 0o600), FS.open_lock(tmp_path / "lock", 0o600)
+    assert FS.try_lock(first)
+    assert not FS.try_lock(second)
+    FS.close(first)
+    assert FS.try_lock(second)
+    FS.close(second)
+
+
+def test_names_inside_a_directory_need_no_path(tmp_path: Path) -> None:
+    with closing(FS, FS.open_dir(tmp_path)) as directory:
+        FS.mkdir("d", 0o700, at=directory)
+        FS.symlink("d", "l", at=directory)
+        assert FS.readlink("l", at=directory) == "d"
+        assert sorted(FS.listdir(directory)) == ["d", "l"]
+        found = FS.lstat("l", at=directory)
+        assert found is not None and found.kind == "link"
+        assert FS.lstat("nothing", at=directory) is None
+        FS.rename("l", "m", at=directory)
+        FS.unlink("m", at=directory)
+        FS.rmdir("d", at=directory)
+    assert not list(tmp_path.iterdir())
+
+
+def test_syncfs_and_allocation_work_here(tmp_path: Path) -> None:
+    with closing(FS, FS.create(tmp_path / "x", 0o600)) as handle:
+        FS.allocate(handle, 16_384)
+        assert FS.fstat(handle).size == 16_384
+        FS.fsync(handle)
+        assert FS.syncfs(handle) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (errno.ENOSPC, "free space"), (errno.EDQUOT, "quota"), (errno.EROFS, "read-write"), (errno.EACCES, "owner"),
+        (errno.EPERM, "owner"), (errno.EIO, "dmesg"), (errno.EMFILE, "LimitNOFILE"), (errno.ENOENT, "init"),
+        (errno.ELOOP, "not a link"), (errno.EEXIST, "move away"), (errno.EFBIG, "LimitFSIZE"), (errno.EBUSY, "look at"),
+    ],
+)  # fmt: skip
+def test_every_error_names_path_reason_and_fix(code: int, says: str) -> None:
+    error = disk_error("write", "/etc/x/y", OSError(code, os.strerror(code)))
+    assert (error.path, error.errno, error.exit_status) == ("/etc/x/y", code, ExitStatus.DISK)
+    assert "/etc/x/y" in str(error) and os.strerror(code) in str(error)
+    assert says in str(error.fix)
