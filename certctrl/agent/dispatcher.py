@@ -30,7 +30,7 @@ from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
 from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, UnknownSignal, identity
 from certctrl.protocol.coalescing import choose
-from certctrl.protocol.wire.poll import ack_event
+from certctrl.protocol.wire.signals import ack_event
 
 BREATH = 50
 """Outcomes that are logged in one go: some milliseconds, so that nothing else waits longer."""

@@ -36,7 +36,7 @@ from certctrl.model.config import AgentConfig
 from certctrl.model.records import DeviceKeys, Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.device_flow import DeviceFlow, Done, Expired, GrantReady, PollGrant, Refused, uri_problem
-from certctrl.protocol.wire.poll import Registration
+from certctrl.protocol.wire.enrolment import Registration
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import StateStore

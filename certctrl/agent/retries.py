@@ -15,7 +15,7 @@ from certctrl.errors import NotRegisteredError
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import CertRenewed
 from certctrl.model.status import Stop, StopReason
-from certctrl.protocol.wire.poll import ack_event
+from certctrl.protocol.wire.signals import ack_event
 
 LOOK_EVERY = 300.0
 """Longest time between two looks for something that has its turn by itself; when one is known, until then."""

@@ -28,7 +28,7 @@ from certctrl.agent.log_lines import Line, say
 from certctrl.errors import BusyError, DeadlineError, DiskError, NotRegisteredError, PlaneError, TransportError
 from certctrl.model.records import Tokens
 from certctrl.net.control_plane import ControlPlane
-from certctrl.protocol.wire.poll import Refreshed, refresh_refused
+from certctrl.protocol.wire.enrolment import Refreshed, refresh_refused
 from certctrl.store.disk.fs import Fs
 from certctrl.store.disk.lock import FileLock, token_lock
 from certctrl.store.layout import ConfigDir

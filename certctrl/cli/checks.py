@@ -32,7 +32,11 @@ def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
 
 
 def _check_local_installs(layout: ConfigDir) -> None:
-    from certctrl.protocol.wire.poll import check_local_dependencies, install_config_from_wire, items_from_local
+    from certctrl.protocol.wire.install_config import (
+        check_local_dependencies,
+        install_config_from_wire,
+        items_from_local,
+    )
     from certctrl.store.config.files import load_local_installs
     from certctrl.store.disk.fs import RealFs
     from certctrl.store.state.session import StateStore

@@ -167,13 +167,14 @@ Signal = (
     | MalformedSignal
 )
 
-_IDS = ("config_id", "version", "cert_id", "ca_id")
+IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id")
+"""Fields of ``ref`` that, with type and ``ts_ms``, tell two signals apart."""
 
 
 def identity(signal: Signal) -> str:
     """Return what makes two signals the same one: type, the ids in ``ref``, ``ts_ms`` (safety.md §1.6)."""
     ref = signal.ref()
-    ids = ",".join(f"{name}={ref[name]}" for name in _IDS if name in ref)
+    ids = ",".join(f"{name}={ref[name]}" for name in IDENTITY_FIELDS if name in ref)
     return f"{signal.type}|{ids}|{signal.ts_ms}"
 
 

@@ -15,7 +15,6 @@ class StopReason(StrEnum):
     ASKED = "asked to stop"
     REVOKED = "device revoked"
     REFRESH_REFUSED = "refresh token refused"
-    CLONED = "another copy of this device is active"
 
     @property
     def exit_status(self) -> ExitStatus:

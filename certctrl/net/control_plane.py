@@ -15,19 +15,13 @@ import attrs
 from certctrl.errors import BadAnswerError, PlaneError, TransportError
 from certctrl.model.bundle import CaBundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import AgentConfig
-from certctrl.net.answers import UnsupportedByPlane
+from certctrl.net.calls import UnsupportedByPlane
 from certctrl.net.enrolment import Enrolment
 from certctrl.protocol import events
-from certctrl.protocol.wire.poll import (
-    BUNDLE_CAP,
-    Misfit,
-    PollRequest,
-    Reader,
-    ca_from_wire,
-    certificate_from_wire,
-    materials_from_wire,
-    poll_event,
-)
+from certctrl.protocol.wire.answer import BUNDLE_CAP
+from certctrl.protocol.wire.certificates import ca_from_wire, certificate_from_wire, materials_from_wire
+from certctrl.protocol.wire.poll import PollRequest, poll_event
+from certctrl.protocol.wire.reader import Misfit, Reader
 
 if TYPE_CHECKING:
     from certctrl.net.http import Http

@@ -10,8 +10,8 @@ from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.net.calls import Calls
 from certctrl.protocol.device_flow import GrantEvent, GrantFailed, GrantStarted
-from certctrl.protocol.wire.poll import (
-    BUNDLE_CAP,
+from certctrl.protocol.wire.answer import BUNDLE_CAP
+from certctrl.protocol.wire.enrolment import (
     Refreshed,
     Registration,
     grant_event,

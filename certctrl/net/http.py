@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlencode
 
 if TYPE_CHECKING:
-    from certctrl.protocol.wire.poll import Answer
+    from certctrl.model.answer import Answer
 
 
 class Http(Protocol):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from certctrl.errors import BadAnswerError, PlaneError
-from certctrl.net.answers import data_or_error
+from certctrl.net.calls import data_or_error
 
 if TYPE_CHECKING:
     from certctrl.net.http import Http

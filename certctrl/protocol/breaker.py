@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from certctrl.backoff import grown
 from certctrl.model.config import ApplicationConfig
 
 SERVER_CAP = 3600.0
@@ -24,7 +25,6 @@ BACKOFF_CAP = 300.0
 PROBE_LEAST = 30.0
 PROBE_FIRST = 60.0
 PROBE_CAP = 900.0
-_MANY = 40  # doublings beyond which the cap rules anyway
 
 
 class Cadence:
@@ -62,14 +62,14 @@ class Cadence:
         """Return the delay after so many failures in a row; never below an interval."""
         if failures <= 1:
             return self.interval()
-        grown = min(BACKOFF_CAP, self.base * 2.0 ** min(failures - 1, _MANY))
-        return max(self.interval(), self.base + self._random() * (grown - self.base))
+        longest = grown(self.base, BACKOFF_CAP, failures)
+        return max(self.interval(), self.base + self._random() * (longest - self.base))
 
     def _probe(self) -> float:
         """Return the delay until the next probe of an open breaker, and count it."""
-        most = min(PROBE_CAP, PROBE_FIRST * 2.0 ** min(self._probes, _MANY))
         self._probes += 1
-        return max(self.interval(), PROBE_LEAST + self._random() * (most - PROBE_LEAST))
+        longest = grown(PROBE_FIRST, PROBE_CAP, self._probes)
+        return max(self.interval(), PROBE_LEAST + self._random() * (longest - PROBE_LEAST))
 
     def failed(self, retry_after: float | None = None) -> float:
         """Count one failure and return the delay until the next try; ``inf``: only a person resumes."""

@@ -9,12 +9,12 @@ after it must not silence it. It goes first, but while it waits for its next try
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import attrs
 
 from certctrl.model.records import InboxEntry
-from certctrl.model.signals import CertRevoked, MalformedSignal, Signal, UnknownSignal, identity
+from certctrl.model.signals import CertRevoked, MalformedSignal, UnknownSignal
 
 
 @attrs.frozen(kw_only=True)
@@ -68,40 +68,3 @@ def _coalesced(group: list[InboxEntry], superseded: list[InboxEntry]) -> list[In
         kept.insert(0, max(revocations, key=lambda entry: entry.signal.ts_ms))
     superseded += [entry for entry in group if not any(entry is one for one in kept)]
     return kept
-
-
-def fresh_signals(signals: Iterable[Signal], *known: Container[str]) -> dict[str, Signal]:
-    """Return the signals whose identity none of ``known`` contains, each once, by identity, in order."""
-    fresh: dict[str, Signal] = {}
-    for signal in signals:
-        key = identity(signal)
-        if not any(key in seen for seen in known):
-            fresh.setdefault(key, signal)
-    return fresh
-
-
-class SeenWindow:
-    """The identities of the last ``limit`` finished signals. An optimisation: convergence does not need it."""
-
-    def __init__(self, identities: Iterable[str] = (), *, limit: int = 10_000) -> None:
-        self._limit = limit
-        self._seen: dict[str, None] = {}
-        for key in identities:
-            self.add(key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._seen
-
-    def __len__(self) -> int:
-        return len(self._seen)
-
-    def add(self, key: str) -> None:
-        """Remember one identity as the newest, forgetting the oldest beyond the limit."""
-        self._seen.pop(key, None)
-        self._seen[key] = None
-        while len(self._seen) > self._limit:
-            del self._seen[next(iter(self._seen))]
-
-    def identities(self) -> tuple[str, ...]:
-        """Return them, oldest first."""
-        return tuple(self._seen)

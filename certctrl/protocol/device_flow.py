@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from certctrl.backoff import grown
+
 SLOW_DOWN = 5.0
 MIN_INTERVAL = 1.0
 MAX_INTERVAL = 300.0
@@ -138,7 +140,7 @@ class DeviceFlow:
             case GrantFailed():
                 self._failures += 1
                 self._trouble = event.why
-                pause = min(self.interval * 2.0 ** min(self._failures - 1, 16), max(MAX_PAUSE, self.interval))
+                pause = grown(self.interval, max(MAX_PAUSE, self.interval), self._failures)
                 self._next_at = now + max(pause, event.retry_after or 0.0)
                 return
             case GrantSlowDown():

@@ -222,3 +222,50 @@ Event = (
     | Timer
     | HighInterest
 )
+
+
+def poll_code(event: PollAnswer) -> int | None:
+    """Return the HTTP status; None when nothing answered."""
+    match event:
+        case TransportFailed():
+            return None
+        case TokenExpired():
+            return 401
+        case DeviceRevoked():
+            return 403
+        case CursorExpired():
+            return 409
+        case BadAnswer():
+            return event.status or None
+        case _:
+            return event.status
+
+
+def poll_text(event: RoundEnd) -> str:
+    """Return one short line for a person, such as ``204 No Content``."""
+    match event:
+        case NoUpdates():
+            return "204 No Content" if event.status == 204 else f"{event.status} OK, no signals"
+        case Updates():
+            count = len(event.signals)
+            return f"{event.status} OK, {count} signal{'s' if count != 1 else ''}"
+        case TokenExpired():
+            return "401 access token expired"
+        case DeviceRevoked():
+            return "403 device revoked"
+        case CursorExpired():
+            return "409 cursor expired"
+        case ServerBusy():
+            return f"{event.status} {event.key or 'server busy'}"
+        case Refused():
+            return f"{event.status} {event.key or event.what}"
+        case BadAnswer():
+            return f"unusable answer: {event.why}"
+        case TransportFailed():
+            return f"no answer: {event.why}"
+        case RefreshFailed():
+            return f"token refresh failed: {event.why}"
+        case RefreshRefused():
+            return f"refresh token refused: {event.what}"
+        case ResyncFailed():
+            return f"comparison with the plane failed: {event.why}"

@@ -17,7 +17,6 @@ from certctrl.protocol import events as ev
 from certctrl.protocol import steps
 from certctrl.protocol.schedule import Pace
 from certctrl.protocol.state import State, Walk
-from certctrl.protocol.texts import poll_code, poll_text
 
 OUTCOME_PATIENCE = 0.3
 """Seconds that cursor and next poll wait for a page's outcomes; what is done by then need not be written down first."""
@@ -151,7 +150,7 @@ class Session:
                 self._note(event, now)
                 self._terminate(State.ERROR, StopReason.REVOKED, event.what)
             case ev.RefreshRefused():
-                self.last_poll_text = poll_text(event)
+                self.last_poll_text = ev.poll_text(event)
                 self._terminate(State.REFRESHING, StopReason.REFRESH_REFUSED, event.what)
             case ev.Started():
                 if self.state is State.INITIALIZING:
@@ -186,12 +185,12 @@ class Session:
                 self.walk.go(State.POLLING)
                 self._pace.later(now, steps.WAIT_INTERVAL)
             case ev.RefreshFailed():
-                self.last_poll_text = poll_text(event)
+                self.last_poll_text = ev.poll_text(event)
                 self._failed(event.retry_after, now)
             case ev.Resynced():
                 self._resynced(now)
             case ev.ResyncFailed():
-                self.last_poll_text = poll_text(event)
+                self.last_poll_text = ev.poll_text(event)
                 self.walk.go(State.ACKNOWLEDGING, State.ERROR)
                 self._failed(event.retry_after, now)
             case _:
@@ -199,7 +198,7 @@ class Session:
                 self._polled(step, event, now)
 
     def _note(self, event: ev.PollAnswer, now: float) -> None:
-        self.last_poll_code, self.last_poll_text = poll_code(event), poll_text(event)
+        self.last_poll_code, self.last_poll_text = ev.poll_code(event), ev.poll_text(event)
         if isinstance(event, ev.NoUpdates | ev.Updates):
             self.last_answer_at = now
 

@@ -19,7 +19,8 @@ import trio
 from certctrl.install.material.bundle import open_bundle
 from certctrl.net.http import Http
 from certctrl.net.operator import Operator
-from certctrl.protocol.wire.poll import BUNDLE_CAP, materials_from_wire
+from certctrl.protocol.wire.answer import BUNDLE_CAP
+from certctrl.protocol.wire.certificates import materials_from_wire
 from certctrl.sandbox.servers import Server
 from certctrl.sandbox.witness_client import Witness
 from certctrl.store.disk.atomic import write_atomic

@@ -17,7 +17,7 @@ from certctrl.errors import DiskError
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import Ack, InboxEntry
 from certctrl.model.signals import CertRenewed, InstallUpdated, Signal
-from certctrl.protocol.wire.poll import ack_event
+from certctrl.protocol.wire.signals import ack_event
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir

@@ -17,7 +17,7 @@ from registering import URL, WALL, Host, access
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import PlaneError
 from certctrl.model.config import AgentConfig, ApplicationConfig
-from certctrl.protocol.wire.poll import Refreshed, Registration
+from certctrl.protocol.wire.enrolment import Refreshed, Registration
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import StateStore

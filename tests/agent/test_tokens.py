@@ -12,7 +12,7 @@ from token_world import WALL, World, failing
 from certctrl.agent import tokens as tokens_module
 from certctrl.errors import NotRegisteredError, PlaneError
 from certctrl.model.records import Tokens
-from certctrl.protocol.wire.poll import Refreshed
+from certctrl.protocol.wire.enrolment import Refreshed
 
 # --- using -------------------------------------------------------------------------------------------------------
 

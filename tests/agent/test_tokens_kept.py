@@ -13,7 +13,7 @@ from token_world import World, inline
 
 from certctrl.errors import BusyError, DiskError
 from certctrl.model.records import Tokens
-from certctrl.protocol.wire.poll import Refreshed
+from certctrl.protocol.wire.enrolment import Refreshed
 from certctrl.store.disk.lock import token_lock
 
 # --- the disk ----------------------------------------------------------------------------------------------------

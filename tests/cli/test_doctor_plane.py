@@ -11,8 +11,8 @@ import trio
 from certctrl.cli.doctor.finding import Finding, Patient
 from certctrl.cli.doctor.plane import look_at_plane
 from certctrl.errors import TlsError, TransportError
+from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig
-from certctrl.protocol.wire.poll import Answer
 
 from .conftest import NOW
 from .doctor_words import CONFIG, found, register

@@ -21,10 +21,10 @@ from certctrl.agent import oneshot
 from certctrl.agent.register import register
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.errors import TransportError
+from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.http import target_of
-from certctrl.protocol.wire.poll import Answer
 from certctrl.store.config.files import load_config
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir

@@ -7,9 +7,9 @@ from typing import Any
 
 import attrs
 
+from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
-from certctrl.protocol.wire.poll import Answer
 
 WALL = 1_790_000_000.0
 HTML = Answer(200, {"content-type": "text/html"}, b"<html>Please sign in</html>")

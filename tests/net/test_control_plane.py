@@ -10,11 +10,11 @@ import pytest
 from plane_answers import HTML, WALL, FakeHttp, ok, page, plane_of, refusal
 
 from certctrl.errors import BadAnswerError, DeadlineError, PlaneError, TransportError
+from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.net.control_plane import ControlPlane, UnsupportedByPlane
 from certctrl.protocol import events
 from certctrl.protocol.steps import Poll
-from certctrl.protocol.wire.poll import Answer
 
 # --- polling -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import pytest
 from plane_answers import HTML, FakeHttp, Sent, ok, page, plane_of, refusal
 
 from certctrl.errors import BadAnswerError, PlaneError
-from certctrl.protocol.wire.poll import Answer
+from certctrl.model.answer import Answer
 
 LIST = "/apiv1/devices/self/certificates"
 

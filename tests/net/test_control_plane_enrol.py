@@ -9,8 +9,8 @@ import pytest
 from plane_answers import HTML, FakeHttp, ok, page, plane_of
 
 from certctrl.errors import BadAnswerError, TransportError
+from certctrl.model.answer import Answer
 from certctrl.protocol.device_flow import GrantFailed, GrantPending, GrantReady
-from certctrl.protocol.wire.poll import Answer
 
 
 async def test_a_grant_is_started_and_polled() -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.operator import Operator
@@ -20,7 +21,7 @@ from certctrl.plane.serve import serve_plane
 from certctrl.protocol import events
 from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady
 from certctrl.protocol.steps import Poll
-from certctrl.protocol.wire.poll import Answer, install_config_from_wire
+from certctrl.protocol.wire.install_config import install_config_from_wire
 
 WALL = 1_790_000_000.0
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.verification import PolicyBuilder, Store
 from issued import CERTIFICATES, issue, materials, opened, signals
 
-from certctrl.protocol.wire.poll import certificate_from_wire, materials_from_wire
+from certctrl.protocol.wire.certificates import certificate_from_wire, materials_from_wire
 
 
 async def test_what_is_delivered_opens_and_belongs_together(world: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from nacl.public import PrivateKey
 
 from certctrl.errors import PlaneError
+from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.model.signals import CaAssigned, CertRenewed, CertRevoked, CertUnassigned, InstallUpdated, ResyncRequired
 from certctrl.net.control_plane import ControlPlane
@@ -19,7 +20,8 @@ from certctrl.plane.http.faults import Fault
 from certctrl.protocol import events
 from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady, GrantSlowDown
 from certctrl.protocol.steps import Poll
-from certctrl.protocol.wire.poll import Answer, ack_event, install_config_from_wire
+from certctrl.protocol.wire.install_config import install_config_from_wire
+from certctrl.protocol.wire.signals import ack_event
 
 
 @attrs.frozen

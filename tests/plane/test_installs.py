@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from certctrl.plane.errors import Refused
 from certctrl.plane.install_check import check_items
-from certctrl.protocol.wire.poll import install_config_from_wire
+from certctrl.protocol.wire.install_config import install_config_from_wire
 
 COPY = {
     "id": "pair", "type": "copy", "ob_type": "cert", "ob_id": 7, "from": ["fullchain.pem", "private.key"],

@@ -21,7 +21,7 @@ from certctrl.model.signals import (
     UnknownSignal,
     identity,
 )
-from certctrl.protocol.coalescing import SeenWindow, choose, fresh_signals
+from certctrl.protocol.coalescing import choose
 
 
 def entry(signal: Signal, next_try_at: float = 0.0) -> InboxEntry:
@@ -162,24 +162,6 @@ def test_an_inbox_empties_and_its_last_word_per_resource_ran(entries: list[Inbox
         assert any(one.signal.resource == resource and one.signal.ts_ms == newest for one in ran)
     for resource in {one.signal.resource for one in entries if isinstance(one.signal, CertRevoked)}:
         assert any(one.signal.resource == resource and isinstance(one.signal, CertRevoked) for one in ran)
-
-
-def test_fresh_signals() -> None:
-    one, two, three = CertRenewed(1, 1), CertRenewed(1, 2), CertRenewed(1, 3)
-    seen = SeenWindow([identity(two)])
-    assert list(fresh_signals([one, two, one, three], seen, {identity(three): 0}).values()) == [one]
-    assert list(fresh_signals([one, two, one])) == [identity(one), identity(two)]
-
-
-@given(st.lists(st.integers(0, 20).map(str)), st.integers(1, 8))
-def test_the_window_remembers_the_newest(keys: list[str], limit: int) -> None:
-    window = SeenWindow(keys, limit=limit)
-    expected = list(dict.fromkeys(reversed(keys)))[:limit][::-1]
-    assert list(window.identities()) == expected
-    assert len(window) == len(expected)
-    assert all(key in window for key in expected)
-    assert "other" not in window
-    assert SeenWindow(window.identities(), limit=limit).identities() == window.identities()
 
 
 def test_what_was_put_off_while_the_clock_was_ahead_is_due() -> None:

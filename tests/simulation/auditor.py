@@ -17,7 +17,7 @@ from simulation.machine import Machine
 from simulation.network import NOTIFY_PATH, REFRESH_PATH, Exchange
 
 from certctrl.model.signals import identity
-from certctrl.protocol.wire.poll import signal_from_wire
+from certctrl.protocol.wire.signals import signal_from_wire
 from certctrl.store.layout import ConfigDir
 
 STORM_SECONDS = 10.0

@@ -13,7 +13,7 @@ from simulation.journal import Violation
 from simulation.machine import Machine
 
 from certctrl.model.signals import identity
-from certctrl.protocol.wire.poll import signal_from_wire
+from certctrl.protocol.wire.signals import signal_from_wire
 from certctrl.store.layout import ConfigDir
 
 

@@ -16,8 +16,9 @@ import trio
 from simulation.journal import Journal
 
 from certctrl.errors import BadAnswerError, DeadlineError, TransportError
+from certctrl.model.answer import Answer
 from certctrl.net.http import json_bytes, target_of
-from certctrl.protocol.wire.poll import UPDATES_PATH, Answer
+from certctrl.protocol.wire.poll import UPDATES_PATH
 
 REFRESH_PATH = "/auth/token/refresh"
 NOTIFY_PATH = "/apiv1/devices/self/notify"

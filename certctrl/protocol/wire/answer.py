@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import attrs
-
 from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.model.answer import Answer
 from certctrl.protocol.wire.reader import kind_of, parse_json
 from certctrl.text import one_line
 
@@ -31,23 +29,6 @@ _HTTP_DATE = re.compile(
     re.ASCII,
 )
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-@attrs.frozen
-class Answer:
-    """What came back from the plane, whole and already within the transport's caps."""
-
-    status: int
-    headers: Mapping[str, str]
-    """Lower-case names."""
-    body: bytes = attrs.field(repr=False)
-    """May hold tokens or keys: never logged."""
-
-    @property
-    def is_json(self) -> bool:
-        """True when the answer says it is JSON."""
-        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
@@ -98,6 +79,15 @@ def parse_error(answer: Answer, wall_now: float | None = None) -> PlaneError:
         code=code if type(code) is int and abs(code) < 2**31 else 0,
         retry_after=retry_after(answer, error.get("params"), wall_now),
     )
+
+
+def is_bearer_challenge(answer: Answer) -> bool:
+    """Return whether an answer is the bodiless 401 of a token guard (RFC 6750 §3).
+
+    A captive portal sends a page instead.
+    """
+    scheme = answer.headers.get("www-authenticate", "").strip().lower().split(" ")[0]
+    return answer.status == 401 and not answer.body and scheme == "bearer"
 
 
 def retry_after(answer: Answer, params: object = None, wall_now: float | None = None) -> float | None:

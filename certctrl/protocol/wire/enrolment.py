@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.model.answer import Answer
 from certctrl.protocol.device_flow import (
     GrantDenied,
     GrantEvent,
@@ -17,7 +18,7 @@ from certctrl.protocol.device_flow import (
     GrantSlowDown,
     GrantStarted,
 )
-from certctrl.protocol.wire.answer import BUNDLE_CAP, Answer, data_of, parse_error
+from certctrl.protocol.wire.answer import BUNDLE_CAP, data_of, parse_error
 from certctrl.protocol.wire.reader import Misfit, Reader
 from certctrl.text import one_line
 

@@ -1,15 +1,11 @@
-"""The wire contract in one place: poll requests out, ``(status, headers, body)`` in (api.md §3 and §6).
-
-The converters of everything else live in the ``wire_*`` modules beside this one; their names are here too,
-so that ``from certctrl.protocol.wire.poll import …`` is all that other rooms need.
-"""
+"""Poll requests out, poll answers in (spec "Polling Endpoint")."""
 
 from __future__ import annotations
 
 import attrs
 
 from certctrl.errors import DEVICE_REVOKED, BadAnswerError, PlaneError
-from certctrl.protocol.device_flow import GrantStarted
+from certctrl.model.answer import Answer
 from certctrl.protocol.events import (
     BadAnswer,
     CursorExpired,
@@ -21,77 +17,9 @@ from certctrl.protocol.events import (
     TokenExpired,
     Updates,
 )
-from certctrl.protocol.wire.answer import (
-    BODY_CAP,
-    BUNDLE_CAP,
-    Answer,
-    data_of,
-    http_date,
-    object_of,
-    parse_error,
-    retry_after,
-)
-from certctrl.protocol.wire.canonical import canonical_json, installs_hash, text_hash
-from certctrl.protocol.wire.certificates import ca_from_wire, certificate_from_wire, materials_from_wire
-from certctrl.protocol.wire.enrolment import (
-    Refreshed,
-    Registration,
-    grant_event,
-    grant_from_wire,
-    refresh_refused,
-    refreshed_from_wire,
-    registration_from_wire,
-)
-from certctrl.protocol.wire.install_config import (
-    check_local_dependencies,
-    install_config_from_wire,
-    install_order,
-    items_from_local,
-)
-from certctrl.protocol.wire.install_items import CA_FILES, CERT_FILES
-from certctrl.protocol.wire.reader import Misfit, Reader, parse_json
-from certctrl.protocol.wire.signals import ack_event, signal_from_wire
-
-__all__ = [
-    "BODY_CAP",
-    "BUNDLE_CAP",
-    "CA_FILES",
-    "CERT_FILES",
-    "CURSOR_LIMIT",
-    "UPDATES_PATH",
-    "Answer",
-    "GrantStarted",
-    "Misfit",
-    "PollRequest",
-    "Reader",
-    "Refreshed",
-    "Registration",
-    "ack_event",
-    "ca_from_wire",
-    "canonical_json",
-    "certificate_from_wire",
-    "check_local_dependencies",
-    "cursor_of_etag",
-    "data_of",
-    "grant_event",
-    "grant_from_wire",
-    "http_date",
-    "install_config_from_wire",
-    "install_order",
-    "installs_hash",
-    "items_from_local",
-    "materials_from_wire",
-    "object_of",
-    "parse_error",
-    "parse_json",
-    "poll_event",
-    "refresh_refused",
-    "refreshed_from_wire",
-    "registration_from_wire",
-    "retry_after",
-    "signal_from_wire",
-    "text_hash",
-]
+from certctrl.protocol.wire.answer import data_of, is_bearer_challenge, parse_error, retry_after
+from certctrl.protocol.wire.reader import Misfit, Reader
+from certctrl.protocol.wire.signals import signal_from_wire
 
 UPDATES_PATH = "/apiv1/devices/self/updates"
 CURSOR_LIMIT = 1024
@@ -162,15 +90,10 @@ def poll_event(answer: Answer, limit: int, wall_now: float | None = None) -> Eve
             raise BadAnswerError(f"status {answer.status} is no answer to a poll")
         return _error_event(parse_error(answer, wall_now))
     except BadAnswerError as error:
-        if answer.status == 401 and not answer.body and _is_bearer_challenge(answer):
+        if is_bearer_challenge(answer):
             return TokenExpired()
         pause = retry_after(answer, None, wall_now) if answer.status == 429 or answer.status >= 500 else None
         return BadAnswer(error.what, status=answer.status, retry_after=pause)
-
-
-def _is_bearer_challenge(answer: Answer) -> bool:
-    """True for a bodiless 401 of a token guard (RFC 6750 §3); a captive portal sends a page instead."""
-    return answer.headers.get("www-authenticate", "").strip().lower().split(" ")[0] == "bearer"
 
 
 def _page(answer: Answer, limit: int, wall_now: float | None) -> Event:

@@ -154,7 +154,7 @@ class StateStore(InstalledState):
 
     def load_inbox(self) -> tuple[InboxEntry, ...]:
         """Return the signals that are received and not done, oldest first."""
-        from certctrl.protocol.wire.poll import signal_from_wire  # here: only the daemon reads signals
+        from certctrl.protocol.wire.signals import signal_from_wire  # here: only the daemon reads signals
 
         path, fix = self.layout.inbox, f"remove it and {self.layout.last_cursor}; the agent then compares everything"
         entries = []

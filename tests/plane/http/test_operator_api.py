@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from certctrl.plane.ca.x509 import new_key, new_root, pem_of, sign_leaf
-from certctrl.protocol.wire.poll import ca_from_wire
+from certctrl.protocol.wire.certificates import ca_from_wire
 
 NOTIFY = "/apiv1/devices/self/notify"
 SCHEMA = "certctrl.device.notify.v1"

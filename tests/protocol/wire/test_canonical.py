@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certctrl.protocol.wire.poll import canonical_json, installs_hash, text_hash
+from certctrl.protocol.wire.canonical import canonical_json, installs_hash, text_hash
 
 SAMPLES = {
     "0000000000000000": "0",

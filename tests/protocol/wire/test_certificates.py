@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.errors import BadAnswerError, MaterialError
-from certctrl.protocol.wire.poll import ca_from_wire, certificate_from_wire, materials_from_wire
+from certctrl.protocol.wire.certificates import ca_from_wire, certificate_from_wire, materials_from_wire
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),

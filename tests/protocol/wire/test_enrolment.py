@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.model.answer import Answer
 from certctrl.protocol.device_flow import (
     GrantDenied,
     GrantExpired,
@@ -18,8 +19,7 @@ from certctrl.protocol.device_flow import (
     GrantReady,
     GrantSlowDown,
 )
-from certctrl.protocol.wire.poll import (
-    Answer,
+from certctrl.protocol.wire.enrolment import (
     grant_event,
     grant_from_wire,
     refresh_refused,

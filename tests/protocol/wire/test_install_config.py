@@ -13,7 +13,8 @@ from wire_items import CA, COPY, EXEC, config, refusal
 
 from certctrl.errors import CertctrlError, PlanError
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction
-from certctrl.protocol.wire.poll import install_config_from_wire, installs_hash, text_hash
+from certctrl.protocol.wire.canonical import installs_hash, text_hash
+from certctrl.protocol.wire.install_config import install_config_from_wire
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),

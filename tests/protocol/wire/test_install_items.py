@@ -11,7 +11,7 @@ from wire_items import CA, COPY, EXEC, config, one, refusal
 
 from certctrl.errors import ConfigError, PlanError
 from certctrl.model.plan import CopyAction, VerifyCommand, VerifyTls
-from certctrl.protocol.wire.poll import (
+from certctrl.protocol.wire.install_config import (
     check_local_dependencies,
     install_config_from_wire,
     install_order,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from wire_answers import HTML, JSON, SIGNAL, answer, error
 
 from certctrl.errors import BadAnswerError, PlaneError
+from certctrl.model.answer import Answer
 from certctrl.model.signals import CertRenewed, MalformedSignal, UnknownSignal
 from certctrl.protocol.events import (
     POLL_ANSWERS,
@@ -23,15 +24,9 @@ from certctrl.protocol.events import (
     TokenExpired,
     Updates,
 )
-from certctrl.protocol.wire.poll import (
-    Answer,
-    PollRequest,
-    canonical_json,
-    cursor_of_etag,
-    data_of,
-    parse_error,
-    poll_event,
-)
+from certctrl.protocol.wire.answer import data_of, parse_error
+from certctrl.protocol.wire.canonical import canonical_json
+from certctrl.protocol.wire.poll import PollRequest, cursor_of_etag, poll_event
 
 # --- the rows of api.md §6 ---------------------------------------------------------------------------------
 

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wire_answers import HTML, JSON, SIGNAL, answer, error
 
+from certctrl.model.answer import Answer
 from certctrl.protocol.events import ServerBusy
-from certctrl.protocol.wire.poll import Answer, http_date, poll_event, retry_after
+from certctrl.protocol.wire.answer import http_date, retry_after
+from certctrl.protocol.wire.poll import poll_event
 
 NOW = 1_736_900_000.0  # 2025-01-15 00:13:20 UTC
 DATE = "Wed, 15 Jan 2025 00:13:20 GMT"

@@ -24,7 +24,7 @@ from certctrl.model.signals import (
     identity,
     to_wire,
 )
-from certctrl.protocol.wire.poll import ack_event, signal_from_wire
+from certctrl.protocol.wire.signals import ack_event, signal_from_wire
 
 TS = 1736900123421
 KNOWN = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from certctrl.protocol.wire.poll import Answer
+from certctrl.model.answer import Answer
 
 JSON = {"content-type": "application/json"}
 HTML = "<!DOCTYPE html><html><body>Log in to the guest network</body></html>"

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from certctrl.errors import PlanError
-from certctrl.protocol.wire.poll import install_config_from_wire, installs_hash
+from certctrl.protocol.wire.canonical import installs_hash
+from certctrl.protocol.wire.install_config import install_config_from_wire
 
 COPY = {"id": 1, "type": "copy", "from": ["private.key", "fullchain.pem"], "to": ["/a.key", "/a.pem"],
         "ob_type": "cert", "ob_id": 7}  # fmt: skip
