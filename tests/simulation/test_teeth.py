@@ -59,7 +59,7 @@ def unsynced_inbox(self: Any, entries: Any) -> None:
 
 def inbox_bytes(entries: Any) -> bytes:
     from certctrl.model.signals import to_wire
-    from certctrl.store.state.decode import to_json
+    from certctrl.store.decode import to_json
 
     return to_json({"entries": [{"signal": to_wire(entry.signal)} for entry in entries]})
 

@@ -24,10 +24,11 @@ from crash_protocols import (
 from modeldisk import ModelFs, explore
 
 from certctrl.errors import CertctrlError
+from certctrl.store import decode
 from certctrl.store.deployments import file_set, generation_files, generations, journal, recovery
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.layout import SECRET_MODE
-from certctrl.store.state import decode, files, session
+from certctrl.store.state import files, session
 
 MUTANT_LIMIT = 8  # states tried at each operation; enough for every mutant here, and quick
 

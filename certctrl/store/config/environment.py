@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import ConfigError
-from certctrl.store.config.structure import Mismatch, check_bounds, hints, structure
+from certctrl.store.structure import Mismatch, check_bounds, hints, structure
 
 PREFIX = "CERTCTRL_"
 _NEARLY = 0.93

@@ -18,10 +18,10 @@ from certctrl.model.config import CONFIG_FILES, AgentConfig, ApplicationConfig, 
 from certctrl.model.policy import HostPolicy
 from certctrl.store.config import rules
 from certctrl.store.config.environment import overrides
-from certctrl.store.config.structure import Mismatch, join, kind_of, structure
 from certctrl.store.disk.atomic import make_tree, read_bytes, write_atomic
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.layout import PUBLIC_MODE, SECRET_MODE, ConfigDir
+from certctrl.store.structure import Mismatch, join, kind_of, structure
 
 SIZE_LIMIT = 1024 * 1024
 _CLASSES: dict[str, Any] = {

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from certctrl.model.config import AgentConfig
 from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand
-from certctrl.store.config.structure import Mismatch, check_choice
+from certctrl.store.structure import Mismatch, check_choice
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _TIME = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d|24:00")

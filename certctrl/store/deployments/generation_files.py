@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from certctrl.errors import DiskError, StateCorruptError
+from certctrl.store import decode
 from certctrl.store.disk.atomic import adopt_owner, read_bytes, swap_link_at
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.layout import DIR_MODE, PUBLIC_MODE, SECRET_MODE, ConfigDir
-from certctrl.store.state import decode
 
 TEMP = ".tmp-"
 MANIFEST = "manifest.json"

@@ -21,13 +21,13 @@ from pathlib import Path
 import attrs
 
 from certctrl.errors import StateCorruptError
-from certctrl.store.config.structure import Mismatch, structure
+from certctrl.store import decode
 from certctrl.store.deployments.generation_files import sync_all
 from certctrl.store.disk.atomic import adopt_owner
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.disk.safe_path import DestinationFact, facts_at, open_parent, read_at
 from certctrl.store.layout import SECRET_MODE, ConfigDir
-from certctrl.store.state import decode
+from certctrl.store.structure import Mismatch, structure
 
 SUFFIX = ".jsonl"
 _LIMIT = 16 * 1024 * 1024

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from certctrl.errors import BadAnswerError, StateCorruptError
-from certctrl.store.config.structure import Mismatch, structure
+from certctrl.store import decode
 from certctrl.store.disk.atomic import read_bytes, write_atomic
 from certctrl.store.disk.fs import Fs, closing
-from certctrl.store.state import decode
+from certctrl.store.structure import Mismatch, structure
 
 
 class StateFiles:

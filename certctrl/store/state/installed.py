@@ -10,10 +10,10 @@ import attrs
 
 from certctrl.errors import StateCorruptError
 from certctrl.model.records import CaRecord, CertRecord
+from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state import decode
 from certctrl.store.state.files import StateFiles
 from certctrl.store.state.history import History
 

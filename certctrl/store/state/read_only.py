@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from certctrl.errors import DiskError, StateCorruptError
-from certctrl.store.state import decode
+from certctrl.store import decode
 
 _REBUILD = "stop the agent and remove it; the agent then compares this host with the plane once"
 

@@ -20,8 +20,8 @@ import attrs
 from certctrl.errors import StateCorruptError
 from certctrl.model.records import Ack, DeviceKeys, InboxEntry, Tokens
 from certctrl.model.signals import to_wire
+from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, sweep_temps, write_atomic
-from certctrl.store.state import decode
 from certctrl.store.state.installed import InstalledState, StoredInstallConfig
 from certctrl.store.state.reservation import Reservation
 
