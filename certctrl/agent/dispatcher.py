@@ -21,7 +21,7 @@ import trio
 from certctrl.agent.batches import Seat
 from certctrl.agent.context import Agent
 from certctrl.agent.disk_health import disk_trouble, tried
-from certctrl.agent.extensions import find_handler
+from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, say
 from certctrl.agent.signal_results import explain, tell_certificates
 from certctrl.errors import DiskError

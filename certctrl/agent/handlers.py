@@ -9,6 +9,7 @@ for "try again".
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import cache
 from typing import cast
 
 from certctrl.agent.alerts import REVOKED, forget_alerts, problem_key, raise_alert, revoked
@@ -16,9 +17,10 @@ from certctrl.agent.context import Agent
 from certctrl.agent.install_config import refresh_install_config
 from certctrl.agent.log_lines import Line, say
 from certctrl.agent.reconcile import plan_resync
-from certctrl.errors import MaterialError, PlaneError
+from certctrl.errors import ConfigError, MaterialError, PlaneError
 from certctrl.install.installer import Prepared, in_use
 from certctrl.model.bundle import Bundle, CertificateSummary, DeployMaterials
+from certctrl.model.config import IocConfig
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 from certctrl.model.signals import (
@@ -34,7 +36,11 @@ from certctrl.model.signals import (
 
 Handler = Callable[[Agent, Signal], Awaitable[Outcome | Prepared]]
 
+ENTRY_POINTS = "certctrl.signal_handlers"
+"""The group of entry points in which other packages offer handlers."""
+
 GONE = frozenset({404, 410})
+"""Statuses that mean the plane has no such certificate for this device."""
 
 
 async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
@@ -196,3 +202,30 @@ HANDLERS: dict[str, Handler] = {
     CaUnassigned.type: on_ca_unassigned,
     ResyncRequired.type: on_resync_required,
 }
+
+
+def find_handler(ioc: IocConfig, signal_type: str) -> Handler | None:
+    """Return the handler of a signal type; None if there is none or ``ioc_config.json`` disables it.
+
+    Raises ConfigError if ``handlers`` names an entry point that is not installed.
+    """
+    if signal_type in ioc.disabled_handlers:
+        return None
+    if name := ioc.handlers.get(signal_type):
+        return _installed_handler(name)
+    return HANDLERS.get(signal_type)
+
+
+@cache
+def _installed_handler(name: str) -> Handler:
+    from importlib.metadata import entry_points  # here: few hosts have extensions, and it costs a megabyte
+
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name == name:
+            return cast(Handler, point.load())
+    raise ConfigError(
+        f"no installed package offers the entry point {name!r} in {ENTRY_POINTS}",
+        file="ioc_config.json",
+        path="handlers",
+        fix="install the package, or remove the line",
+    )

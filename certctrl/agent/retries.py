@@ -1,4 +1,4 @@
-"""Small services of the daemon: the access token kept fresh, metrics while they are switched on."""
+"""Retry what failed or is staged without a signal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from certctrl.agent.context import Agent
 from certctrl.agent.disk_health import tried
 from certctrl.agent.install_config import converge_in_force
 from certctrl.agent.log_lines import Line, say
-from certctrl.errors import NotRegisteredError
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import CertRenewed
-from certctrl.model.status import Stop, StopReason
 from certctrl.protocol.wire.signals import ack_event
 
 LOOK_EVERY = 300.0
@@ -22,15 +20,6 @@ LOOK_EVERY = 300.0
 
 LEAVE_TO_SIGNAL = 30.0
 """Seconds after a signal's own try at which it is looked whether it is done."""
-
-
-async def keep_tokens(agent: Agent) -> None:
-    """Keep the access token fresh until cancelled; a refused refresh ends the session."""
-    try:
-        await agent.tokens.keep_token_fresh()
-    except NotRegisteredError as error:
-        agent.figures.token_refreshes["refused"] += 1
-        agent.stop_with(Stop(StopReason.REFRESH_REFUSED, str(error)))
 
 
 async def keep_trying(agent: Agent) -> None:
@@ -72,17 +61,3 @@ async def _try(agent: Agent, due: Collection[int]) -> None:
             # its signal was answered when it was staged, or failed first
             signal = CertRenewed(ts_ms=int(agent.wall_now() * 1000), cert_id=cert_id)
             await tried(agent, agent.inbox.report(ack_event(signal, outcome, milliseconds)))
-
-
-async def serve_metrics_while_on(agent: Agent) -> None:
-    """Serve or write metrics if the configuration says so; trouble switches them off and nothing else."""
-    settings = agent.config.application
-    if not settings.metrics_listen and not settings.metrics_textfile:
-        return
-    from certctrl.agent.metrics import publish_metrics  # imports prometheus_client: only when switched on
-
-    try:
-        await publish_metrics(agent)
-    except (OSError, ImportError) as error:
-        say(agent.log, Line.METRICS_FAILED, why=error)
-        agent.trouble("metrics", f"metrics are off: {error}", "correct metrics_listen or metrics_textfile")

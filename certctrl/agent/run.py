@@ -34,9 +34,10 @@ from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import reconcile_forever
 from certctrl.agent.reload import Reloader
 from certctrl.agent.reporter import report_forever, save_status, snapshot
-from certctrl.agent.retries import keep_tokens, keep_trying, serve_metrics_while_on
+from certctrl.agent.retries import keep_trying
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.agent.systemd import Notifier, feed_watchdog
+from certctrl.errors import NotRegisteredError
 from certctrl.model.records import InboxEntry
 from certctrl.model.status import Stop, StopReason
 
@@ -81,14 +82,14 @@ async def _run_services(
                 await services.start(watch_os_signals, on)
             operations = operations_for(agent, poller, on.stop)
             await services.start(serve_control, agent.fs, agent.layout.control_socket, operations, agent.log)
-            services.start_soon(keep_tokens, agent)
+            services.start_soon(keep_tokens_fresh, agent)
             services.start_soon(reloader.reload_forever)
             services.start_soon(report_forever, agent, notifier)
             services.start_soon(guard_expiry, agent)
             services.start_soon(reconcile_forever, agent)
             services.start_soon(keep_trying, agent)
             services.start_soon(feed_watchdog, notifier)
-            services.start_soon(serve_metrics_while_on, agent)
+            services.start_soon(publish_metrics_if_enabled, agent)
             say(
                 agent.log,
                 Line.AGENT_READY,
@@ -136,3 +137,26 @@ async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) ->
         if agent.stop is None or agent.stop.reason is StopReason.ASKED:
             await flush_acks(agent)
         await tried(agent, agent.inbox.close())
+
+
+async def keep_tokens_fresh(agent: Agent) -> None:
+    """Refresh the access token before it expires, until cancelled; a refused refresh ends the session."""
+    try:
+        await agent.tokens.keep_token_fresh()
+    except NotRegisteredError as error:
+        agent.figures.token_refreshes["refused"] += 1
+        agent.stop_with(Stop(StopReason.REFRESH_REFUSED, str(error)))
+
+
+async def publish_metrics_if_enabled(agent: Agent) -> None:
+    """Publish metrics if the configuration says so; a failure disables metrics and nothing else."""
+    settings = agent.config.application
+    if not settings.metrics_listen and not settings.metrics_textfile:
+        return
+    from certctrl.agent.metrics import publish_metrics  # imports prometheus_client: only if enabled
+
+    try:
+        await publish_metrics(agent)
+    except (OSError, ImportError) as error:
+        say(agent.log, Line.METRICS_FAILED, why=error)
+        agent.trouble("metrics", f"metrics are off: {error}", "correct metrics_listen or metrics_textfile")

@@ -132,46 +132,21 @@ async def _assembled(
 def _assemble(
     layout: ConfigDir, config: AgentConfig, store: StateStore, http: Http, seams: Seams, log: logging.Logger
 ) -> Agent:
-    settings = config.application
     plane = ControlPlane(http, config, wall_now=seams.wall_now, instance=os.urandom(8).hex())
-    tokens = TokenKeeper(
-        layout=layout,
-        store=store,
-        plane=plane,
-        config=config,
-        wall_now=seams.wall_now,
-        offload=seams.offload,
-        random=seams.random,
-        fs=seams.fs,
-    )
-    installer = Installer(
-        layout=layout,
-        fs=seams.fs,
-        generations=GenerationStore(layout, seams.fs),
-        state=store,
-        policy=lambda: agent.policy,
-        config=lambda: agent.config,
-        proc=seams.proc,
-        wall_now=seams.wall_now,
-        offload=seams.offload,
-        log=log,
-    )
+
+    def current() -> Agent:
+        return agent  # its configuration, policy and items are replaced by a reload
+
     agent = Agent(
         layout=layout,
         fs=seams.fs,
         store=store,
         plane=plane,
-        tokens=tokens,
-        installer=installer,
-        inbox=Inbox(store, seams.offload, limit=settings.queue_size),
-        batches=Batches(
-            lambda prepared, ids: converge_in_force(agent, prepared, ids),
-            debounce=lambda: (
-                agent.config.application.debounce_ms / 1000,
-                agent.config.application.debounce_limit_ms / 1000,
-            ),
-        ),
-        session=Session(settings, cursor=store.load_cursor(), random=seams.random),
+        tokens=_token_keeper(layout, config, store, plane, seams),
+        installer=_installer(layout, store, seams, log, current),
+        inbox=Inbox(store, seams.offload, limit=config.application.queue_size),
+        batches=_batches(current),
+        session=Session(config.application, cursor=store.load_cursor(), random=seams.random),
         figures=Figures(),
         log=log,
         wall_now=seams.wall_now,
@@ -186,3 +161,43 @@ def _assemble(
         started_mono=trio.current_time(),
     )
     return agent
+
+
+def _token_keeper(
+    layout: ConfigDir, config: AgentConfig, store: StateStore, plane: ControlPlane, seams: Seams
+) -> TokenKeeper:
+    return TokenKeeper(
+        layout=layout,
+        store=store,
+        plane=plane,
+        config=config,
+        wall_now=seams.wall_now,
+        offload=seams.offload,
+        random=seams.random,
+        fs=seams.fs,
+    )
+
+
+def _installer(
+    layout: ConfigDir, store: StateStore, seams: Seams, log: logging.Logger, agent: Callable[[], Agent]
+) -> Installer:
+    return Installer(
+        layout=layout,
+        fs=seams.fs,
+        generations=GenerationStore(layout, seams.fs),
+        state=store,
+        policy=lambda: agent().policy,
+        config=lambda: agent().config,
+        proc=seams.proc,
+        wall_now=seams.wall_now,
+        offload=seams.offload,
+        log=log,
+    )
+
+
+def _batches(agent: Callable[[], Agent]) -> Batches:
+    def debounce() -> tuple[float, float]:
+        settings = agent().config.application
+        return settings.debounce_ms / 1000, settings.debounce_limit_ms / 1000
+
+    return Batches(lambda prepared, ids: converge_in_force(agent(), prepared, ids), debounce=debounce)

@@ -166,7 +166,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.agent.dispatcher.Dispatcher._finish_superseded", forgetful_superseding, burst=5)
     ],
     "the ack comes before the effect": [
-        Mistake("certctrl.agent.extensions.HANDLERS", handlers.HANDLERS | {"cert.renewed": ack_before_effect})
+        Mistake("certctrl.agent.handlers.HANDLERS", handlers.HANDLERS | {"cert.renewed": ack_before_effect})
     ],
     "the switch is not synced": [Mistake("certctrl.store.deployments.generations.sync_all", lambda fs, handles: None)],
     "outcomes that could not be sent are dropped": [
