@@ -1,7 +1,7 @@
-"""Copies: notices two live agents that share one device, which is what a cloned disk or directory makes.
+"""Detect two live agents that share one device, as a cloned disk or directory causes.
 
-Each start of an agent names itself anew in its polls. A restart goes from one name to the next and never back; two
-live agents take turns.
+Each agent process polls under a new random name. A restart moves from one name to the next and never returns to an
+earlier one; two live agents alternate.
 """
 
 from __future__ import annotations
@@ -11,43 +11,45 @@ from collections.abc import Callable
 import attrs
 
 WINDOW_SECONDS = 900.0
-"""How long a name is remembered, and how long two of them count as two."""
-_REMEMBERED = 8
-"""Names of one device: more than that within the window is a restart loop, and the oldest are forgotten."""
+"""How long a name is remembered, and how long a suspicion lasts."""
+_MAX_NAMES = 8
+"""Names remembered per device; more within the window mean a restart loop, so the oldest are dropped."""
 
 
 @attrs.define
 class _Names:
-    seen: dict[str, float] = attrs.field(factory=dict)
-    """Name -> when it polled last; the newest at the end."""
-    copied_at: float | None = None
+    last_polls: dict[str, float] = attrs.field(factory=dict)
+    """Name -> time of its last poll; the most recent is last."""
+    alternated_at: float | None = None
 
 
-class Copies:
-    """What is known of the agents behind each device; in memory, for a quarter of an hour."""
+class CloneDetector:
+    """Remember which agents poll for each device; in memory, for ``WINDOW_SECONDS``."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._now = monotonic
         self._devices: dict[int, _Names] = {}
 
     def note(self, device_id: int, instance: str) -> bool:
-        """Note who polls for a device; return whether more than one does. An empty name (an older agent) says nothing."""
+        """Note a poll and return whether clones are suspected; an empty name (an older agent) is not counted."""
         if instance:
             names, now = self._devices.setdefault(device_id, _Names()), self._now()
-            names.seen = {name: at for name, at in names.seen.items() if now - at < WINDOW_SECONDS}
-            if instance in names.seen and instance != next(reversed(names.seen)):
-                names.copied_at = now
-            names.seen.pop(instance, None)
-            names.seen[instance] = now
-            if len(names.seen) > _REMEMBERED:
-                del names.seen[next(iter(names.seen))]
+            names.last_polls = {name: at for name, at in names.last_polls.items() if now - at < WINDOW_SECONDS}
+            if instance in names.last_polls and instance != next(reversed(names.last_polls)):
+                names.alternated_at = now
+            names.last_polls.pop(instance, None)
+            names.last_polls[instance] = now
+            if len(names.last_polls) > _MAX_NAMES:
+                del names.last_polls[next(iter(names.last_polls))]
         return self.suspected(device_id)
 
     def suspected(self, device_id: int) -> bool:
-        """Return whether more than one agent polled for this device within the last quarter of an hour."""
+        """Return whether several agents polled for this device within the window."""
         names = self._devices.get(device_id)
-        return names is not None and names.copied_at is not None and self._now() - names.copied_at < WINDOW_SECONDS
+        if names is None or names.alternated_at is None:
+            return False
+        return self._now() - names.alternated_at < WINDOW_SECONDS
 
     def forget(self, device_id: int) -> None:
-        """Forget a device: registering it again ends the sessions of all its copies."""
+        """Forget a device: registering it again ends the sessions of all its clones."""
         self._devices.pop(device_id, None)

@@ -22,7 +22,7 @@ from certctrl.plane import clock
 from certctrl.plane.authorities import Authorities
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, Offload, inline
 from certctrl.plane.certificates import Certificates
-from certctrl.plane.clones import Copies
+from certctrl.plane.clones import CloneDetector
 from certctrl.plane.devices import Devices
 from certctrl.plane.enrolment import Enrolment
 from certctrl.plane.errors import bad_request
@@ -69,10 +69,10 @@ class Plane:
         self.database, self.keyring = db, keys = database, keyring
         self.ca = BuiltinCa(db, keys, wall_now, offload)
         self.stream: SignalStream = SqliteStream(db, length=settings.stream_length, wall_now=wall_now)
-        self.copies = Copies(monotonic)
+        self.clones = CloneDetector(monotonic)
         self.sessions = Sessions(db, keys, settings, wall_now)
         self.installs = Installs(db, self.stream, wall_now)
-        self.devices = Devices(db, self.stream, self.sessions, self.installs, self.copies, wall_now)
+        self.devices = Devices(db, self.stream, self.sessions, self.installs, self.clones, wall_now)
         self.grants = Grants(db, settings, wall_now, monotonic)
         self.enrolment = Enrolment(db, self.devices, self.grants, self.sessions, self.stream, wall_now)
         self.certificates = Certificates(db, keys, issuer or self.ca, self.stream, settings, wall_now, monotonic)

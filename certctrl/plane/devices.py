@@ -9,7 +9,7 @@ import attrs
 
 from certctrl.plane.ca.sealing import fingerprint
 from certctrl.plane.clock import when
-from certctrl.plane.clones import Copies
+from certctrl.plane.clones import CloneDetector
 from certctrl.plane.errors import bad_request, conflict, not_found
 from certctrl.plane.installs import Installs
 from certctrl.plane.sessions import Sessions
@@ -48,14 +48,14 @@ class Devices:
         stream: SignalStream,
         sessions: Sessions,
         installs: Installs,
-        copies: Copies,
+        clones: CloneDetector,
         wall_now: Callable[[], float],
     ) -> None:
         self._db = database
         self._stream = stream
         self._sessions = sessions
         self._installs = installs
-        self._copies = copies
+        self._clones = clones
         self._wall_now = wall_now
         self._sightings: dict[int, _Sighting] = {}
         """Not yet in the database: a poll writes nothing, ``save_sightings`` writes many at once."""
@@ -117,7 +117,7 @@ class Devices:
 
     def activate(self, device_id: int, facts: DeviceFacts, public_key: bytes) -> None:
         """Bind a device to its key and make it active, inside the caller's transaction."""
-        self._copies.forget(device_id)
+        self._clones.forget(device_id)
         self._db.run(
             "UPDATE devices SET status = 'active', name = ?, platform = ?, model = ?, app_version = ?, user_agent = ?,"
             " public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = ''"
@@ -203,7 +203,7 @@ class Devices:
             "revoke_reason": row["revoke_reason"],
             "last_seen_at": when(seen.at),
             "last_address": seen.address,
-            "copies_suspected": self._copies.suspected(row["id"]),
+            "copies_suspected": self._clones.suspected(row["id"]),
             "signals_waiting": self._stream.waiting(row["id"], seen.cursor),
             "install_version": self._installs.version(row["id"]),
             "outcomes": {count["outcome"]: count["n"] for count in counts},

@@ -1,6 +1,6 @@
 """What the plane says no with: one class, one function per kind of no (spec, "Error Responses"; api.md §6).
 
-``Refused`` is the error that a client of the plane would raise for the same answer, so that code which calls
+``ErrorResponse`` is the error that a client of the plane would raise for the same answer, so that code which calls
 ``Plane`` without HTTP sees the very same exception.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from certctrl.errors import PlaneError
 
 
-class Refused(PlaneError):
+class ErrorResponse(PlaneError):
     """A request the plane turns down; knows its status, key, code and parameters."""
 
     def __init__(
@@ -33,71 +33,73 @@ class Refused(PlaneError):
         return {"code": self.code, "what": self.what, "key": self.key, "params": self.params}
 
 
-def bad_request(what: str, **params: Any) -> Refused:
+def bad_request(what: str, **params: Any) -> ErrorResponse:
     """Return 400: the request is not of the contract."""
-    return Refused(what, status=400, key="BAD_REQUEST", code=4000, params=params)
+    return ErrorResponse(what, status=400, key="BAD_REQUEST", code=4000, params=params)
 
 
-def token_expired(expired_at: float) -> Refused:
+def token_expired(expired_at: float) -> ErrorResponse:
     """Return 401 with the moment the token ended (seconds since the epoch)."""
     params = {"expired_at": int(expired_at)}
-    return Refused("Access token expired", status=401, key="TOKEN_EXPIRED", code=4001, params=params)
+    return ErrorResponse("Access token expired", status=401, key="TOKEN_EXPIRED", code=4001, params=params)
 
 
-def invalid_token(what: str) -> Refused:
+def invalid_token(what: str) -> ErrorResponse:
     """Return 401 for a token that is none, is no longer one, or is of an ended session."""
-    return Refused(what, status=401, key="INVALID_TOKEN", code=4002)
+    return ErrorResponse(what, status=401, key="INVALID_TOKEN", code=4002)
 
 
-def device_revoked(revoked_at: float | None, reason: str) -> Refused:
+def device_revoked(revoked_at: float | None, reason: str) -> ErrorResponse:
     """Return 403: this device is out, whatever it asks."""
     params = {"revoked_at": int(revoked_at or 0), "reason": reason}
-    return Refused("Device has been revoked", status=403, key="DEVICE_REVOKED", code=4003, params=params)
+    return ErrorResponse("Device has been revoked", status=403, key="DEVICE_REVOKED", code=4003, params=params)
 
 
-def forbidden(what: str) -> Refused:
+def forbidden(what: str) -> ErrorResponse:
     """Return 403: known, but not allowed."""
-    return Refused(what, status=403, key="FORBIDDEN", code=4031)
+    return ErrorResponse(what, status=403, key="FORBIDDEN", code=4031)
 
 
-def not_found(what: str) -> Refused:
+def not_found(what: str) -> ErrorResponse:
     """Return 404: not there, or not for this caller (both look the same)."""
-    return Refused(what, status=404, key="NOT_FOUND", code=4004)
+    return ErrorResponse(what, status=404, key="NOT_FOUND", code=4004)
 
 
-def conflict(what: str, key: str = "CONFLICT") -> Refused:
+def conflict(what: str, key: str = "CONFLICT") -> ErrorResponse:
     """Return 409: the present state does not allow it."""
-    return Refused(what, status=409, key=key, code=4009)
+    return ErrorResponse(what, status=409, key=key, code=4009)
 
 
-def cursor_expired() -> Refused:
+def cursor_expired() -> ErrorResponse:
     """Return 409: what followed this cursor is gone, or the cursor is not of this stream."""
-    return Refused("Cursor expired. Reset required.", status=409, key="CURSOR_EXPIRED", code=40901)
+    return ErrorResponse("Cursor expired. Reset required.", status=409, key="CURSOR_EXPIRED", code=40901)
 
 
-def gone(what: str, key: str) -> Refused:
+def gone(what: str, key: str) -> ErrorResponse:
     """Return 410: it was there and will not come back."""
-    return Refused(what, status=410, key=key, code=4010)
+    return ErrorResponse(what, status=410, key=key, code=4010)
 
 
-def too_large(limit: int) -> Refused:
+def too_large(limit: int) -> ErrorResponse:
     """Return 413 with the limit in bytes."""
-    return Refused("Request body too large", status=413, key="TOO_LARGE", code=4013, params={"limit_bytes": limit})
+    return ErrorResponse(
+        "Request body too large", status=413, key="TOO_LARGE", code=4013, params={"limit_bytes": limit}
+    )
 
 
-def unsupported_media() -> Refused:
+def unsupported_media() -> ErrorResponse:
     """Return 415: a body that does not say it is JSON."""
-    return Refused("Send application/json", status=415, key="UNSUPPORTED_MEDIA_TYPE", code=4015)
+    return ErrorResponse("Send application/json", status=415, key="UNSUPPORTED_MEDIA_TYPE", code=4015)
 
 
-def rate_limited(retry_after: float, allowed: str, what: str = "Rate limit exceeded") -> Refused:
+def rate_limited(retry_after: float, allowed: str, what: str = "Rate limit exceeded") -> ErrorResponse:
     """Return 429; ``retry_after`` in seconds is rounded up, so that who waits that long is let in."""
     seconds = max(1, math.ceil(retry_after))
     params = {"retry_after": seconds, "allowed_rate": allowed}
-    return Refused(what, status=429, key="RATE_LIMITED", code=4029, params=params, retry_after=seconds)
+    return ErrorResponse(what, status=429, key="RATE_LIMITED", code=4029, params=params, retry_after=seconds)
 
 
-def unavailable(what: str, retry_after: int) -> Refused:
+def unavailable(what: str, retry_after: int) -> ErrorResponse:
     """Return 503: try again in so many seconds."""
     params = {"retry_after": retry_after}
-    return Refused(what, status=503, key="SERVICE_UNAVAILABLE", code=5003, params=params, retry_after=retry_after)
+    return ErrorResponse(what, status=503, key="SERVICE_UNAVAILABLE", code=5003, params=params, retry_after=retry_after)

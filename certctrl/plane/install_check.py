@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from certctrl.plane.errors import Refused, bad_request
+from certctrl.plane.errors import ErrorResponse, bad_request
 
 _TYPES = ("copy", "exec", "import_ca")
 _MOST = 1000
@@ -103,5 +103,5 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _wrong(where: str, field: str, expected: str) -> Refused:
+def _wrong(where: str, field: str, expected: str) -> ErrorResponse:
     return bad_request(f"{where}.{field}: expected {expected}", field=f"{where}.{field}")

@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from issued import CERTIFICATES, issue, materials, signals
 
-from certctrl.plane.errors import Refused
+from certctrl.plane.errors import ErrorResponse
 
 # --- renewals that devices ask for -----------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ async def test_a_revocation_wins_over_a_renewal_that_is_being_made() -> None:
         issued.append(
             (await plane.certificates.issue(1, ["a.example"], key_type="rsa-2048", device_ids=[device]))["id"]
         )
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(ErrorResponse) as caught:
             await plane.certificates.renew(1, issued[0], device_id=device)
         assert caught.value.key == "CERT_REVOKED"
         assert plane.certificates.show(1, issued[0])["status"] == "revoked"
@@ -110,6 +110,6 @@ async def test_material_waits_for_a_device_without_a_key(world: Any) -> None:
 
     device = world.plane.devices.expect(1, DeviceFacts(device_public_id="device-1"))["id"]
     row = await world.plane.certificates.issue(1, ["a.example"], device_ids=[device])
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ErrorResponse) as caught:
         world.plane.certificates.materials(device, row["id"])
     assert (caught.value.status, caught.value.key) == (409, "WRAP_PENDING")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from certctrl.plane.clones import WINDOW_SECONDS, Copies
+from certctrl.plane.clones import WINDOW_SECONDS, CloneDetector
 
 UPDATES = "/apiv1/devices/self/updates"
 
@@ -28,31 +28,31 @@ UPDATES = "/apiv1/devices/self/updates"
 )
 def test_taking_turns_is_what_gives_them_away(names: str, suspected: bool) -> None:
     seconds = count()
-    copies = Copies(lambda: float(next(seconds)))
+    clones = CloneDetector(lambda: float(next(seconds)))
     for name in names:
-        copies.note(7, "" if name == "-" else name)
-    assert copies.suspected(7) is suspected
-    assert copies.suspected(8) is False
+        clones.note(7, "" if name == "-" else name)
+    assert clones.suspected(7) is suspected
+    assert clones.suspected(8) is False
 
 
 def test_it_passes_when_one_of_them_stops() -> None:
     now = [0.0]
-    copies = Copies(lambda: now[0])
+    clones = CloneDetector(lambda: now[0])
     for name in "aba":
-        copies.note(7, name)
+        clones.note(7, name)
     now[0] += WINDOW_SECONDS - 1
-    assert copies.note(7, "a")
+    assert clones.note(7, "a")
     now[0] += 1
-    assert not copies.note(7, "a")
+    assert not clones.note(7, "a")
 
 
 def test_a_name_of_long_ago_is_forgotten() -> None:
     now = [0.0]
-    copies = Copies(lambda: now[0])
-    copies.note(7, "a")
-    copies.note(7, "b")
+    clones = CloneDetector(lambda: now[0])
+    clones.note(7, "a")
+    clones.note(7, "b")
     now[0] += WINDOW_SECONDS
-    assert not copies.note(7, "a")
+    assert not clones.note(7, "a")
 
 
 async def test_both_copies_and_the_operator_are_told(world: Any) -> None:
@@ -64,5 +64,5 @@ async def test_both_copies_and_the_operator_are_told(world: Any) -> None:
         world.clock.advance(5)
     assert told == [None, None, "suspected", "suspected"]
     assert world.plane.devices.show(1, device.id)["copies_suspected"] is True
-    world.plane.copies.forget(device.id)
+    world.plane.clones.forget(device.id)
     assert world.plane.devices.show(1, device.id)["copies_suspected"] is False

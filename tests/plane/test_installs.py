@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certctrl.plane.errors import Refused
+from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.install_check import check_items
 from certctrl.protocol.wire.install_config import install_config_from_wire
 
@@ -160,5 +160,5 @@ async def test_a_test_may_put_what_no_agent_would_run(world: Any) -> None:
 def test_the_check_refuses_or_accepts_and_never_breaks(items: list[Any]) -> None:
     try:
         check_items(items)
-    except Refused as error:
+    except ErrorResponse as error:
         assert error.status == 400

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certctrl.plane.errors import Refused
+from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.limits import Attempts, Buckets, FreePages, caller_of
 
 
@@ -17,10 +17,10 @@ class Clock:
         return self.now
 
 
-def refused(buckets: Buckets, caller: int = 1) -> Refused | None:
+def refused(buckets: Buckets, caller: int = 1) -> ErrorResponse | None:
     try:
         buckets.take(caller)
-    except Refused as error:
+    except ErrorResponse as error:
         return error
     return None
 
@@ -90,7 +90,7 @@ def test_lock_out_after_wrong_attempts_and_its_end() -> None:
     for _ in range(3):
         attempts.check("a")
         attempts.failed("a")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ErrorResponse) as caught:
         attempts.check("a")
     assert caught.value.status == 429
     assert caught.value.retry_after == 900

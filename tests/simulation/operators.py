@@ -13,7 +13,7 @@ from simulation.disk import file_in, names_in
 from simulation.service import FIRST_PORT, RELOAD, Service
 from simulation.world import COPIES, DEVICE, MOST_CERTIFICATES, TRUSTED, USER, World
 
-from certctrl.plane.errors import Refused
+from certctrl.plane.errors import ErrorResponse
 
 Doing = tuple[float, Callable[[], Awaitable[Any]]]
 STALE_WORDS = ("alert:revoked:", "disk", "local-installs")
@@ -76,7 +76,7 @@ class Operators:
 
     async def _with_one(self, call: Callable[[int], Awaitable[Any]], *statuses: str) -> None:
         if found := self.certificates(*statuses):
-            with contextlib.suppress(Refused):  # not assigned, revoked meanwhile
+            with contextlib.suppress(ErrorResponse):  # not assigned, revoked meanwhile
                 await call(self.chance.choice(found)["id"])
 
     async def renew(self) -> None:

@@ -11,7 +11,7 @@ import trio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from certctrl.plane.errors import Refused, bad_request, too_large, unsupported_media
+from certctrl.plane.errors import ErrorResponse, bad_request, too_large, unsupported_media
 from certctrl.plane.texts import line
 
 BODY_CAP = 64 * 1024
@@ -36,7 +36,7 @@ def empty_answer(status: int = 204, headers: Mapping[str, str] | None = None) ->
     return Response(None, status, _NO_STORE | dict(headers or {}))
 
 
-def error_answer(error: Refused) -> Response:
+def error_answer(error: ErrorResponse) -> Response:
     """Return a refusal, with ``Retry-After`` where it says when to come again."""
     headers = dict(_NO_STORE)
     if error.retry_after is not None:

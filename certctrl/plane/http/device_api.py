@@ -118,7 +118,7 @@ class DeviceApi:
         """Answer a poll: 200 with signals, 204 without; a long-poll is held until one of them is true."""
         session = self._plane.sessions.authenticate(bearer_token(request))
         query = request.query_params
-        copied = self._plane.copies.note(session.device_id, line(request.headers.get("cert-ctrl-instance", ""), 64))
+        copied = self._plane.clones.note(session.device_id, line(request.headers.get("cert-ctrl-instance", ""), 64))
         page = await self._plane.poll(
             session,
             cursor=query.get("cursor") or etag_of(request) or None,

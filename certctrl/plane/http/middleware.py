@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from certctrl.errors import DiskError
 from certctrl.plane.core import Plane
-from certctrl.plane.errors import Refused, unavailable
+from certctrl.plane.errors import ErrorResponse, unavailable
 from certctrl.plane.http.bodies import error_answer
 
 Message = MutableMapping[str, Any]
@@ -120,20 +120,20 @@ class _Exchange:
             pass
 
 
-def refusal_of(error: Exception) -> Refused:
+def refusal_of(error: Exception) -> ErrorResponse:
     """Return the answer for an exception; what we did not foresee is logged with an id and told as 500."""
-    if isinstance(error, Refused):
+    if isinstance(error, ErrorResponse):
         return error
     if isinstance(error, HTTPException):
         key, code = _STATUS_KEYS.get(error.status_code, ("BAD_REQUEST", 4000))
-        return Refused(str(error.detail), status=error.status_code, key=key, code=code)
+        return ErrorResponse(str(error.detail), status=error.status_code, key=key, code=code)
     if isinstance(error, DiskError):
         log.error("the plane's storage failed: %s", error)
         return unavailable("The plane cannot store anything now", 30)
     request_id = f"req_{secrets.token_hex(8)}"
     log.error("request %s failed", request_id, exc_info=error)
     params = {"request_id": request_id}
-    return Refused("Internal server error", status=500, key="SERVER_ERROR", code=5000, params=params)
+    return ErrorResponse("Internal server error", status=500, key="SERVER_ERROR", code=5000, params=params)
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from certctrl.errors import DiskError
 from certctrl.plane.core import Plane
-from certctrl.plane.errors import Refused
+from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.bodies import Fields, whole_number
 from certctrl.plane.texts import line
@@ -223,7 +223,7 @@ async def test_the_lifespan_is_answered(world: Any) -> None:
 
 @pytest.mark.parametrize("text", ["", "-1", "+1", "1.0", "１", " 1", "1_0", "9" * 17, "31", "0x1"])
 def test_whole_numbers_are_plain_digits_within_bounds(text: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(ErrorResponse):
         whole_number(text, "wait", 0, 30)
     assert whole_number("30", "wait", 0, 30) == 30
 
@@ -248,7 +248,7 @@ def test_fields_check_what_they_give() -> None:
         lambda: fields.secret("absent"), lambda: fields.secret("s", 2), lambda: fields.numbers("l"),
     ]  # fmt: skip
     for ask in wrong:
-        with pytest.raises(Refused):
+        with pytest.raises(ErrorResponse):
             ask()
 
 

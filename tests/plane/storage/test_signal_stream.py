@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from certctrl.plane.core import Plane
 from certctrl.plane.devices import DeviceFacts
-from certctrl.plane.errors import Refused
+from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.signal_stream import Page, SqliteStream
 
@@ -46,7 +46,7 @@ class Bench:
     def void(self, cursor: str, device: int | None = None) -> bool:
         try:
             self.read(cursor, device=device)
-        except Refused as error:
+        except ErrorResponse as error:
             assert (error.status, error.key, error.code) == (409, "CURSOR_EXPIRED", 40901)
             return True
         return False
@@ -274,7 +274,7 @@ def test_a_polling_device_gets_every_signal_once_or_a_409(history: list[str]) ->
         else:
             try:
                 page = bench.read(cursor, limit=2)
-            except Refused:
+            except ErrorResponse:
                 cursor = None
                 page = bench.read(None, limit=2)
                 expected = page.signals[0]["ref"]["cert_id"] if page.signals else next_id

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from certctrl.plane.core import Plane
 from certctrl.plane.devices import FIRST_USER
-from certctrl.plane.errors import Refused, bad_request, forbidden
+from certctrl.plane.errors import ErrorResponse, bad_request, forbidden
 from certctrl.plane.http.authentication import address_of
 from certctrl.plane.http.bodies import whole_number
 from certctrl.plane.http.pages import views
@@ -64,7 +64,7 @@ class DevicePage:
             grant = self._plane.grants.show(user_code)
             if grant["status"] != "pending":
                 raise bad_request("This request was decided already.")
-        except Refused as error:
+        except ErrorResponse as error:
             self._operators.wrong_code(session)
             body = views.enter_code(csrf=csrf, user_code=user_code, error=error.what)
             return page("Approve a device", body, status=error.status)
@@ -85,7 +85,7 @@ class DevicePage:
         caller = caller_of(address_of(request))
         try:
             session = self._operators.sign_in(form.get("key", "").strip(), caller)
-        except Refused as error:
+        except ErrorResponse as error:
             log.warning("sign-in from %s refused: %s", caller, error)
             return self._sign_in_page(request, user_code, error)
         log.info("operator signed in from %s", caller)
@@ -117,7 +117,7 @@ class DevicePage:
         approve = decision == "approve"
         try:
             grant = self._plane.grants.decide(form.get("user_code", ""), approve=approve, user_id=user_id)
-        except Refused:
+        except ErrorResponse:
             self._operators.wrong_code(session)
             raise
         log.info("device grant %s: %s by page", grant["user_code"], "approved" if approve else "denied")
@@ -136,7 +136,7 @@ class DevicePage:
         session = request.cookies.get(SESSION, "")
         return session if session and self._operators.is_signed_in(session) else None
 
-    def _sign_in_page(self, request: Request, user_code: str, error: Refused | None = None) -> Response:
+    def _sign_in_page(self, request: Request, user_code: str, error: ErrorResponse | None = None) -> Response:
         stranger = request.cookies.get(STRANGER) or secrets.token_urlsafe(24)
         said, status, headers = "", 200, {}
         if error is not None:
@@ -165,7 +165,7 @@ class DevicePage:
         async def shown(request: Request) -> Response:
             try:
                 return await endpoint(request)
-            except Refused as error:
+            except ErrorResponse as error:
                 headers = {} if error.retry_after is None else {"retry-after": str(int(error.retry_after))}
                 return page("Not done", views.trouble("Not done", error.what), status=error.status, headers=headers)
 
