@@ -36,7 +36,7 @@ from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, locked, make_data_dir, write_file
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
-from certctrl.plane.storage.signal_stream import Page, SignalStream, SqliteStream
+from certctrl.plane.storage.signal_stream import EMBEDDED, Page, StreamEngine
 
 MOST_SIGNALS = 100
 LONGEST_WAIT = 30
@@ -59,6 +59,7 @@ class Plane:
         monotonic: Callable[[], float],
         offload: Offload,
         issuer: Issuer | None = None,
+        stream: StreamEngine = EMBEDDED,
     ) -> None:
         """Put the parts together; ``issuer`` None: the built-in CA. Use ``open``, which also takes the lock."""
         self.data = data
@@ -68,7 +69,7 @@ class Plane:
         """True once the plane is being stopped: polls are not held any more."""
         self.database, self.keyring = db, keys = database, keyring
         self.ca = BuiltinCa(db, keys, wall_now, offload)
-        self.stream: SignalStream = SqliteStream(db, length=settings.stream_length, wall_now=wall_now)
+        self.stream = stream(db, length=settings.stream_length, wall_now=wall_now)
         self.clones = CloneDetector(monotonic)
         self.sessions = Sessions(db, keys, settings, wall_now)
         self.installs = Installs(db, self.stream, wall_now)
@@ -93,6 +94,7 @@ class Plane:
         monotonic: Callable[[], float] = trio.current_time,
         offload: Offload = inline,
         issuer: Issuer | None = None,
+        stream: StreamEngine = EMBEDDED,
     ) -> Self:
         """Open (or make) the plane of a data directory; None: one in memory that leaves nothing behind.
 
@@ -114,6 +116,7 @@ class Plane:
                 monotonic=monotonic,
                 offload=offload,
                 issuer=issuer,
+                stream=stream,
             )
             if directory is not None:
                 write_file(directory.ca, plane.ca.root_pem.encode(), mode=0o644)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.clock import when
 from certctrl.plane.errors import bad_request
 from certctrl.plane.settings import PlaneSettings
@@ -16,7 +17,6 @@ SCHEMA = "certctrl.device.notify.v1"
 OUTCOMES = ("applied", "unchanged", "ignored", "superseded", "failed", "rolled_back")
 _MOST = 100
 _LONGEST_JSON = 4096
-_IDS = ("config_id", "version", "cert_id", "ca_id")
 
 
 class Reports:
@@ -70,7 +70,7 @@ class Reports:
         type_, ts_ms = line(signal.get("type"), 100), _whole(signal.get("ts_ms"))
         given = signal.get("ref")
         ref: dict[str, Any] = given if isinstance(given, dict) else {}
-        ids = ",".join(f"{name}={line(ref[name], 40)}" for name in _IDS if name in ref)
+        ids = ",".join(f"{name}={line(ref[name], 40)}" for name in IDENTITY_FIELDS if name in ref)
         self._db.run(
             "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             device_id,

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import attrs
 import trio
 
+from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.errors import cursor_expired, not_found
 from certctrl.plane.storage.database import Database, Row
 
 _CURSOR = re.compile(r"(0|[1-9]\d{0,14})-(0|[1-9]\d{0,8})", re.ASCII)
-_IDS = ("config_id", "version", "cert_id", "ca_id")
 
 
 @attrs.frozen
@@ -65,6 +65,13 @@ class SignalStream(Protocol):
 
     def waiting(self, device_id: int, after: str) -> int:
         """Return how many signals follow a cursor (0 when it is void)."""
+
+
+class StreamEngine(Protocol):
+    """Makes the signal stream of a plane; ``SqliteStream`` is the embedded one."""
+
+    def __call__(self, database: Database, *, length: int, wall_now: Callable[[], float]) -> SignalStream:
+        """Return the stream that keeps ``length`` signals per device."""
 
 
 class SqliteStream:
@@ -196,8 +203,8 @@ class SqliteStream:
 
     def _told(self, device_id: int, ms: int, type_: str, ref: Mapping[str, Any]) -> bool:
         rows = self._db.all("SELECT ref FROM signals WHERE device_id = ? AND ms = ? AND type = ?", device_id, ms, type_)
-        ids = [ref.get(name) for name in _IDS]
-        return any([json.loads(row["ref"]).get(name) for name in _IDS] == ids for row in rows)
+        ids = [ref.get(name) for name in IDENTITY_FIELDS]
+        return any([json.loads(row["ref"]).get(name) for name in IDENTITY_FIELDS] == ids for row in rows)
 
 
 def _position(cursor: str) -> tuple[int, int]:
@@ -206,3 +213,7 @@ def _position(cursor: str) -> tuple[int, int]:
     if match is None:
         raise cursor_expired()
     return int(match[1]), int(match[2])
+
+
+EMBEDDED: StreamEngine = SqliteStream
+"""The engine of a plane that is opened without another one."""

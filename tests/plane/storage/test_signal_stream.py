@@ -14,7 +14,8 @@ from certctrl.plane.core import Plane
 from certctrl.plane.devices import DeviceFacts
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.signal_stream import Page, SqliteStream
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.signal_stream import Page, SignalStream, SqliteStream
 
 WALL = 1_790_000_000.0
 
@@ -288,9 +289,24 @@ def test_a_polling_device_gets_every_signal_once_or_a_409(history: list[str]) ->
 
 
 def test_the_embedded_engine_is_a_signal_stream(bench: Bench) -> None:
-    from certctrl.plane.storage.signal_stream import SignalStream
 
     verbs: set[str] = {name for name in vars(SignalStream) if not name.startswith("_")}
     assert verbs == {"create", "append", "publish", "read", "wait", "wake", "trim", "waiting"}
     make: Callable[[], SignalStream] = lambda: bench.stream  # noqa: E731 - mypy checks the protocol here
     assert all(callable(getattr(make(), verb)) for verb in verbs)
+
+
+async def test_a_plane_uses_the_engine_it_is_opened_with() -> None:
+    made: list[SqliteStream] = []
+
+    def engine(database: Database, *, length: int, wall_now: Callable[[], float]) -> SignalStream:
+        made.append(SqliteStream(database, length=length, wall_now=wall_now))
+        return made[-1]
+
+    with Plane.open(stream=engine) as plane:
+        assert plane.stream is made[0]
+        facts = DeviceFacts(device_public_id="23229bf7-5172-02c7-59a2-76d5b4a40090")
+        device_id = plane.devices.expect(1, facts)["id"]
+        await plane.resync(1, device_id)
+        page = await made[0].read(device_id, None, 10)
+    assert [signal["type"] for signal in page.signals] == ["state.resync_required"]

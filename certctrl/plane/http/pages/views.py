@@ -61,19 +61,11 @@ def decide(
     users: Sequence[Mapping[str, Any]],
 ) -> Html:
     """Show who asks, and ask for the decision."""
-    facts = [
-        ("Name", grant["name"] or "not told"),
-        ("Platform", grant["platform"] or "not told"),
-        ("Asked from", grant["address"] or "unknown"),
-        ("Asked at", moment(grant["created_at"], now)),
-        ("Program", grant["user_agent"] or "not told"),
-    ]
-    rows = Html("".join(fill("<dt>{name}</dt><dd>{value}</dd>", name=name, value=value) for name, value in facts))
     return fill(
         """<h1>Let this device in?</h1>
 <p class="code" aria-label="Device code">{user_code}</p>
 <p>Approve only if <strong>the device in front of you</strong> shows this very code.</p>
-<dl>{rows}</dl>
+<dl>{facts}</dl>
 {known}
 <p class="hint">Name, platform and program are what the device says of itself. The address is where the plane saw the
 request come from.</p>
@@ -88,7 +80,7 @@ request come from.</p>
 </form>
 {sign_out}""",
         user_code=grant["user_code"],
-        rows=rows,
+        facts=_facts(grant, now),
         known=_known(known),
         csrf=csrf,
         users=_users(users),
@@ -138,6 +130,17 @@ def moment(text: str, now: float) -> str:
 
 def _alert(error: str) -> Html:
     return fill('<p class="alert" role="alert">{error}</p>', error=error) if error else Html("")
+
+
+def _facts(grant: Mapping[str, Any], now: float) -> Html:
+    facts = [
+        ("Name", grant["name"] or "not told"),
+        ("Platform", grant["platform"] or "not told"),
+        ("Asked from", grant["address"] or "unknown"),
+        ("Asked at", moment(grant["created_at"], now)),
+        ("Program", grant["user_agent"] or "not told"),
+    ]
+    return Html("".join(fill("<dt>{name}</dt><dd>{value}</dd>", name=name, value=value) for name, value in facts))
 
 
 def _known(device: Mapping[str, Any] | None) -> Html:
