@@ -1,4 +1,4 @@
-"""``cert-ctrl`` and ``python -m certctrl``; ``--version`` is answered before anything is imported."""
+"""``cert-ctrl`` and ``python -m certctrl``; ``--version`` imports no other module."""
 
 import os
 import sys
@@ -12,24 +12,24 @@ def main(argv: "list[str] | None" = None) -> int:
 
         sys.stdout.write(f"cert-ctrl {__version__}\n")
         return 0
-    from certctrl.cli.runtime import run_command
+    from certctrl.cli.main import run_command
 
     return run_command(arguments)
 
 
 def program() -> None:
-    """Run as the program: end the process with the status.
+    """Run the program and end the process with its exit status.
 
-    A command that never started Trio has no threads, no open work and nothing to clean up: it leaves without the
-    interpreter's own teardown, which would be a seventh of all that `status` costs.
+    Without Trio there are no threads and nothing to clean up: the process exits without the interpreter's teardown,
+    which would add a sixth to the cost of `status` (docs/decisions.md).
     """
     status = main()
-    if "trio" not in sys.modules and not _flushing_failed():
+    if "trio" not in sys.modules and not _flush_fails():
         os._exit(status)
     sys.exit(status)
 
 
-def _flushing_failed() -> bool:
+def _flush_fails() -> bool:
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certctrl.cli.control import ask
 from certctrl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +19,8 @@ def daemon_or_here(
 
     ``here`` takes ``daemon.lock``: a daemon that starts in between makes it a BusyError, never two writers.
     """
+    from certctrl.cli.control import ask
+
     layout = invoked.layout()
     reply = ask(layout, op, seconds=seconds, **fields)
     if reply is not None:

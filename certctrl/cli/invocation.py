@@ -32,7 +32,7 @@ class Invocation:
 
     def layout(self, *, must_exist: bool = True) -> ConfigDir:
         """Return the config directory that ``-c`` named; UsageError without one, ConfigError when it is not there."""
-        from pathlib import Path  # not above: Typer imports it more cheaply (startup.py)
+        from pathlib import Path
 
         from certctrl.store.layout import ConfigDir
 

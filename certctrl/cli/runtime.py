@@ -1,8 +1,7 @@
-"""Run one command and make its exit status: the only ``trio.run``, the only place that turns errors into lines.
+"""Run async code from a command, and report an error that ends it.
 
-Commands return an exit status or raise a `CertctrlError`; whatever comes out of a nursery as a group is
-flattened here. A person sees ``cert-ctrl: error: …`` and ``fix: …``, never a traceback unless ``--debug`` asks,
-and nothing secret even then.
+The only ``trio.run`` of the project. Exception groups are flattened; each error is printed as ``cert-ctrl: error: …``
+and ``fix: …``. ``--debug`` adds the traceback, with secrets masked.
 """
 
 from __future__ import annotations
@@ -10,50 +9,14 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from typing import Any, TypeVar
 
-from certctrl.cli.fast_path import recognised
 from certctrl.cli.invocation import Invocation
 from certctrl.cli.output import write_error
 from certctrl.errors import CertctrlError, ExitStatus
 
 T = TypeVar("T")
 PROGRAM = "cert-ctrl"
-
-
-def run_command(argv: list[str]) -> int:
-    """Parse ``argv``, run the command, print errors, and return the exit status."""
-    collecting = gc.isenabled()
-    gc.disable()  # a short command makes no garbage worth a collection; `run` turns it on again
-    invoked = Invocation()
-    try:
-        return _run(recognised(argv, invoked) or partial(_parsed, argv, invoked), invoked)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _parsed(argv: list[str], invoked: Invocation) -> Any:
-    from certctrl.cli.startup import putting_off
-
-    with putting_off():
-        from certctrl.cli.app import root_command
-    return root_command(argv).main(args=argv, prog_name=PROGRAM, standalone_mode=False, obj=invoked)
-
-
-def _run(command: Callable[[], Any], invoked: Invocation) -> int:
-    try:
-        status = command()
-        sys.stdout.flush()
-        return int(status) if isinstance(status, int) else ExitStatus.DONE
-    except BrokenPipeError:
-        _forget_stdout()
-        return ExitStatus.FAILED
-    except SystemExit as end:  # Typer's own endings: shell completion, a closed pipe
-        return end.code if isinstance(end.code, int) else ExitStatus.FAILED
-    except BaseException as error:
-        return report(error, invoked)
 
 
 def run(async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -151,10 +114,3 @@ def _print_traceback(error: BaseException) -> None:
     for text in traceback.format_exception(error):
         for line in redact(text).splitlines():
             write_error(line)
-
-
-def _forget_stdout() -> None:
-    """Leave the interpreter a stdout that it can flush at exit after the reader has gone."""
-    import io
-
-    sys.stdout = io.StringIO()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from certctrl.agent.inbox import Inbox
-from certctrl.cli.runtime import run_command
+from certctrl.cli.main import run_command
 from certctrl.install.process import Proc
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import RealFs

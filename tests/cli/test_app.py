@@ -13,7 +13,6 @@ import pytest
 
 import certctrl
 from certctrl.cli.app import COMMANDS, load
-from certctrl.cli.startup import PUT_OFF, putting_off
 from certctrl.store.layout import ConfigDir
 
 from .conftest import Ran
@@ -146,43 +145,12 @@ def test_only_the_commands_own_module_is_imported(layout: ConfigDir) -> None:
     assert commands == {"certctrl.cli.commands.status"}
     heavy = {"trio", "httpx", "attr", "attrs", "cryptography", "rich", "jwt", "logging", "asyncio"}
     assert not heavy & loaded, "start-up time is a feature"
-    assert not set(PUT_OFF) & loaded, "Typer is imported without these"
 
 
 def test_list_certs_is_as_light(layout: ConfigDir) -> None:
     heavy = {"trio", "httpx", "attr", "cryptography", "rich", "logging"}
     assert not heavy & loaded_by(f"--config-dir={layout.root}", "list-certs")
     assert not (heavy | {"typer", "inspect"}) & loaded_by("-c", layout.root, "list-certs"), "it needs no parser either"
-
-
-def test_what_was_put_off_is_the_real_thing_afterwards() -> None:
-    code = (
-        "import sys\n"
-        "from certctrl.cli.startup import putting_off, PUT_OFF\n"
-        "with putting_off():\n"
-        "    import typer\n"
-        "import subprocess, zlib, ipaddress\n"
-        "assert subprocess.run(['/bin/true']).returncode == 0\n"
-        "assert zlib.decompress(zlib.compress(b'x')) == b'x'\n"
-        "assert typer.main.subprocess.PIPE == subprocess.PIPE\n"
-        "assert subprocess.__spec__ is not None and 'StandIn' not in repr(type(subprocess))\n"
-        "import shellingham; shellingham.detect_shell\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_putting_off_leaves_no_stand_in_behind() -> None:
-    name = "colorsys"
-    sys.modules.pop(name, None)
-    with putting_off((name,)):
-        import colorsys
-
-        stand_in = colorsys
-        assert sys.modules[name] is stand_in
-    assert sys.modules.get(name) is not stand_in
-    assert stand_in.rgb_to_hsv(0, 0, 0) == (0, 0, 0), "used after all, it fetches the real module"
-    assert sys.modules[name] is not stand_in
 
 
 def test_a_reader_that_goes_away_is_no_error(layout: ConfigDir) -> None:

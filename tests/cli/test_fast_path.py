@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from certctrl.cli import runtime
+from certctrl.cli import main
 from certctrl.cli.fast_path import recognised
 from certctrl.cli.invocation import Invocation
 from certctrl.model.records import Tokens
@@ -41,7 +41,7 @@ def test_both_ways_say_the_same(
     argv = line.replace("DIR", str(layout.root)).split()
     assert recognised(argv, Invocation()) is not None
     quickly = ran(*argv)
-    monkeypatch.setattr(runtime, "recognised", lambda argv, invoked: None)
+    monkeypatch.setattr(main, "recognised", lambda argv, invoked: None)
     assert quickly == ran(*argv)
     assert quickly.out and not quickly.err
 

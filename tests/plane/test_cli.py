@@ -16,9 +16,9 @@ import attrs
 import pytest
 from nacl.public import PrivateKey
 
+from certctrl.cli.main import run_command
 from certctrl.cli.plane.connection import DATA_VARIABLE, Choices, find_place
 from certctrl.cli.plane.serve import parse_listen
-from certctrl.cli.runtime import run_command
 from certctrl.errors import ExitStatus, UsageError
 
 
