@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
 import trio
+from trio_util import AsyncBool
 
 from certctrl.agent.batches import Batches
+from certctrl.agent.burst import BurstWatch
 from certctrl.agent.counters import Figures
 from certctrl.agent.inbox import Inbox
 from certctrl.agent.tokens import TokenKeeper
@@ -18,6 +20,8 @@ from certctrl.install.installer import Installer
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import InstallItem
 from certctrl.model.policy import HostPolicy
+from certctrl.model.records import InboxEntry
+from certctrl.model.signals import Signal
 from certctrl.model.status import Stop
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.session import Session
@@ -52,6 +56,7 @@ class Agent:
     tokens: TokenKeeper
     installer: Installer
     inbox: Inbox
+    burst: BurstWatch
     batches: Batches
     session: Session
     figures: Figures
@@ -87,16 +92,16 @@ class Agent:
     """Trio clock."""
     last_signal: dict[str, Any] | None = None
     """``type`` and ``at`` (wall clock) of the newest signal processed."""
-    news: trio.Event = attrs.field(factory=trio.Event)
-    """Set when the status may have changed; the reporter replaces it."""
-    told_at: float = float("-inf")
-    """When the reporter was last woken (Trio clock)."""
-    dispatcher_changed: trio.Event = attrs.field(factory=trio.Event)
-    """Set (and replaced by the dispatcher) when the inbox got entries from elsewhere than the poller."""
-    lives_changed: trio.Event = attrs.field(factory=trio.Event)
-    """Set when a certificate here may end at another time than before; the expiry guard replaces it."""
-    reconcile_wanted: trio.Event = attrs.field(factory=trio.Event)
-    """Set to have the whole host compared with the plane now; the comparing task replaces it."""
+    status_changed: AsyncBool = attrs.field(factory=AsyncBool)
+    """Whether the status may have changed; the reporter resets it."""
+    reported_at: float = float("-inf")
+    """When the reporter last woke (Trio clock)."""
+    work_changed: AsyncBool = attrs.field(factory=AsyncBool)
+    """Whether other signals may run than at the last choice; the dispatcher resets it."""
+    lifetimes_changed: AsyncBool = attrs.field(factory=AsyncBool)
+    """Whether a certificate may expire at another time than before; the expiry guard resets it."""
+    reconcile_requested: AsyncBool = attrs.field(factory=AsyncBool)
+    """Whether to compare the whole host with the plane now; the reconcile task resets it."""
 
     def stop_with(self, stop: Stop) -> None:
         """Begin the orderly stop; the first reason counts."""
@@ -110,25 +115,35 @@ class Agent:
         if known is not None and known.what == what:
             return False
         self.problems[key] = Problem(what=what, since=known.since if known else self.wall_now(), fix=fix)
-        self.news.set()
+        self.status_changed.value = True
         return True
 
     def well(self, key: str) -> bool:
         """Forget a problem; True when there was one."""
         if self.problems.pop(key, None) is None:
             return False
-        self.news.set()
+        self.status_changed.value = True
         return True
 
-    async def wait_for_news(self, at_least: float, at_most: float) -> None:
-        """Wait for news, at most ``at_most`` seconds, and at least ``at_least`` since the last time it returned.
+    async def wait_for_status_change(self, at_least: float, at_most: float) -> None:
+        """Wait for a change, at most ``at_most`` seconds, and at least ``at_least`` since this last returned.
 
-        A poll every few seconds is then told of in the moment of the poll: no timer of its own wakes the host.
+        So a poll every few seconds is reported as it happens, and no separate timer wakes the host.
         """
         with trio.move_on_after(at_most):
-            await self.news.wait()
-        await trio.sleep_until(self.told_at + at_least)
-        self.news, self.told_at = trio.Event(), trio.current_time()
+            await self.status_changed.wait_value(True)
+        await trio.sleep_until(self.reported_at + at_least)
+        self.status_changed.value, self.reported_at = False, trio.current_time()
+
+    def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
+        """Take signals into the inbox, let the dispatcher start them, and return the entries that are new.
+
+        A cursor must not pass them before `Inbox.secure` has returned.
+        """
+        fresh = self.inbox.admit(signals)
+        if fresh:
+            self.work_changed.value = True
+        return fresh
 
     def once(self, key: str) -> bool:
         """True the first time in this run."""

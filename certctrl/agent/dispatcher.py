@@ -6,8 +6,8 @@ its signal counts as done. What fails is kept in the inbox and tried again with 
 ``poison_attempts`` it is quarantined: acked ``failed``, shown by `status`, and tried again only slowly or when
 a newer signal of the same resource replaces it.
 
-Of renewals, ``handler_limit`` are at work at a time; the others queue, and what is ready to be switched takes its
-seat in a batch (``batches.py``). Neither holds a task: a thousand tasks were most of what a burst held in memory.
+Of renewals, ``handler_limit`` are at work at a time; the others queue, and a certificate that is ready joins a batch
+(``batches.py``). Neither holds a task: a thousand tasks were most of what a burst held in memory.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Any
 
 import trio
 
-from certctrl.agent.batches import Seat
+from certctrl.agent.batches import ReadyCertificate
 from certctrl.agent.context import Agent
 from certctrl.agent.disk_health import disk_trouble, tried
 from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, say
 from certctrl.agent.signal_results import explain, tell_certificates
+from certctrl.backoff import grown, jittered
 from certctrl.errors import DiskError
 from certctrl.install.installer import Prepared
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -38,16 +39,17 @@ RETRY_FIRST = 5.0
 RETRY_LAST = 900.0
 RETRY_LAST_TRANSIENT = 300.0
 """As for polls: once the plane is back, or the disk has room again, nobody should wait longer."""
-LONGEST_WISH = 3600.0
-"""What a server's Retry-After may come to."""
+MAX_RETRY_AFTER = 3600.0
+"""Upper bound of a server's Retry-After, in seconds."""
+LONGEST_WAIT = 3600.0
+"""Seconds until the dispatcher chooses again even if nothing has changed: wall clocks jump."""
 
 
 class Dispatcher:
-    """Owns the receiving end of the signal channel and the tasks of the signals."""
+    """Owns the tasks of the signals in the inbox."""
 
-    def __init__(self, agent: Agent, signals_receive: trio.MemoryReceiveChannel[list[InboxEntry]]) -> None:
+    def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self._receive = signals_receive
         self._busy: set[str] = set()
         self._running: set[int] = set()  # entries by identity: in a burst all but a few run, and are asked about often
         self._queue: deque[InboxEntry] = deque()  # renewals whose turn will come
@@ -57,43 +59,37 @@ class Dispatcher:
         """Failures in a row of this run by identity, also those that are nobody's fault: backoff grows with them."""
 
     async def dispatch_forever(self, handlers: trio.CancelScope) -> None:
-        """Handle signals until the channel is closed and what runs has ended; then end the handlers nursery."""
+        """Handle signals until closed and every running one has ended; then end the handlers nursery."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_channel)
             while not (self._closed and not self._busy):
                 again_at = None if self._closed else await self._start(nursery)
                 await self._wait(again_at)
-            nursery.cancel_scope.cancel()
         handlers.cancel()
 
-    async def drain(self) -> None:
-        """Handle everything that may run now, once, and return when nothing runs (one-shot commands)."""
-        with self._receive:
-            async with trio.open_nursery() as nursery:
-                tried: set[str] = set()
-                while True:
-                    await self._start(nursery, skip=tried)
-                    if not self._busy:
-                        return
-                    await self._wait(None)
-
-    async def _watch_channel(self) -> None:
-        with self._receive:
-            async for _entries in self._receive:  # the entries are in the inbox already
-                self.agent.dispatcher_changed.set()
+    def close(self) -> None:
+        """Start nothing new: queued renewals stay in the inbox."""
         self._closed = True
         while self._queue:
             self._free([self._queue.popleft()])
-            self.agent.batches.arrived()
-        self.agent.dispatcher_changed.set()
+            self.agent.burst.fetch_ended()
+        self.agent.work_changed.value = True
+
+    async def drain(self) -> None:
+        """Handle everything that may run now, once, and return when nothing runs (one-shot commands)."""
+        async with trio.open_nursery() as nursery:
+            tried: set[str] = set()
+            while True:
+                await self._start(nursery, skip=tried)
+                if not self._busy:
+                    return
+                await self._wait(None)
 
     async def _wait(self, again_at: float | None) -> None:
-        changed = self.agent.dispatcher_changed
-        pause = max(0.0, again_at - self.agent.wall_now()) if again_at is not None else None
-        with trio.move_on_after(3600 if pause is None else min(pause, 3600)):
-            await changed.wait()
-        if changed.is_set():
-            self.agent.dispatcher_changed = trio.Event()
+        changed = self.agent.work_changed
+        pause = LONGEST_WAIT if again_at is None else min(max(0.0, again_at - self.agent.wall_now()), LONGEST_WAIT)
+        with trio.move_on_after(pause):
+            await changed.wait_value(True)
+        changed.value = False
 
     async def _start(self, nursery: trio.Nursery, skip: set[str] | None = None) -> float | None:
         """Start what may run; return the wall-clock time at which to look again, or None."""
@@ -109,7 +105,7 @@ class Dispatcher:
             self._busy.add(entry.signal.resource)
             self._running.add(id(entry))
             if isinstance(entry.signal, CertRenewed):
-                self.agent.batches.coming()
+                self.agent.burst.fetch_queued()
                 self._queue.append(entry)
             else:
                 nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
@@ -126,7 +122,7 @@ class Dispatcher:
             await self._run(entry)
         finally:
             self._renewing -= 1
-            self.agent.batches.arrived()
+            self.agent.burst.fetch_ended()
             self._start_queued(nursery)
 
     def _free(self, entries: Iterable[InboxEntry]) -> None:
@@ -134,9 +130,9 @@ class Dispatcher:
         for entry in entries:
             self._busy.discard(entry.signal.resource)
             self._running.discard(id(entry))
-        self.agent.dispatcher_changed.set()
-        self.agent.lives_changed.set()
-        self.agent.news.set()
+        self.agent.work_changed.value = True
+        self.agent.lifetimes_changed.value = True
+        self.agent.status_changed.value = True
 
     async def _finish_superseded(self, entries: list[InboxEntry]) -> None:
         outcome = Outcome(kind=OutcomeKind.SUPERSEDED, detail="a newer signal of the same resource came")
@@ -148,25 +144,25 @@ class Dispatcher:
         await self._save(entries, acks)
 
     async def _run(self, entry: InboxEntry) -> None:
-        agent, started, seated = self.agent, trio.current_time(), False
+        agent, started, in_batch = self.agent, trio.current_time(), False
         agent.last_signal = {"type": entry.signal.type, "at": agent.wall_now()}
         try:
             handled = await self._handle(entry)
             if isinstance(handled, Prepared):
-                until = started + self._limit(entry.signal)
-                agent.batches.take(Seat(entry=entry, prepared=handled, started=started, until=until))
-                seated = True
+                deadline = started + self._limit(entry.signal)
+                agent.batches.add(ReadyCertificate(entry=entry, prepared=handled, started=started, deadline=deadline))
+                in_batch = True
             else:
                 await self._conclude(entry, *handled, trio.current_time() - started)
         finally:
-            if not seated:
+            if not in_batch:
                 self._free([entry])
 
-    async def tell(self, told: Sequence[tuple[Seat, Outcome | None]]) -> None:
-        """Bring the signals to their end whose certificates were switched together; see `Batches`."""
+    async def finish_batch(self, finished: Sequence[tuple[ReadyCertificate, Outcome | None]]) -> None:
+        """Finish the signals of certificates that were switched together; see `Batches`."""
         now = trio.current_time()
         ended = [
-            (seat.entry, outcome or self._too_late(seat.entry.signal), now - seat.started) for seat, outcome in told
+            (one.entry, outcome or self._timed_out(one.entry.signal), now - one.started) for one, outcome in finished
         ]
         try:
             await self._done([one for one in ended if one[1].ok])
@@ -203,13 +199,13 @@ class Dispatcher:
                 return handled if isinstance(handled, Prepared) else (handled, handled.transient, None)
         except Exception as error:  # one signal's trouble must not end the others
             return explain(agent, entry, error)
-        return self._too_late(signal), False, None
+        return self._timed_out(signal), False, None
 
     def _limit(self, signal: Signal) -> float:
         settings = self.agent.config.application
         return settings.signal_timeouts.get(signal.type, settings.signal_timeout_seconds)
 
-    def _too_late(self, signal: Signal) -> Outcome:
+    def _timed_out(self, signal: Signal) -> Outcome:
         limit = self._limit(signal)
         say(self.agent.log, Line.SIGNAL_TIMEOUT, seconds=limit, type=signal.type, ts=signal.ts_ms)
         return Outcome(kind=OutcomeKind.FAILED, detail=f"took longer than {limit:g} s")
@@ -279,7 +275,7 @@ class Dispatcher:
         self._tries[key := identity(entry.signal)] += 1
         tries = max(entry.attempts, self._tries[key] - 1)
         most = RETRY_LAST_TRANSIENT if transient else RETRY_LAST
-        backoff = min(most, RETRY_FIRST * 2.0 ** min(tries, 12)) * (0.5 + 0.5 * self.agent.random())
+        backoff = jittered(grown(RETRY_FIRST, most, tries + 1), self.agent.random())
         delay = max(backoff, retry_after or 0.0)
         if quarantined:
             delay = max(delay, float(settings.reconcile_interval_seconds))
@@ -287,7 +283,7 @@ class Dispatcher:
 
     def _longest(self) -> float:
         """Return the longest that any signal is put off; what waits for its day is looked at this often, too."""
-        return max(LONGEST_WISH, float(self.agent.config.application.reconcile_interval_seconds))
+        return max(MAX_RETRY_AFTER, float(self.agent.config.application.reconcile_interval_seconds))
 
     async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> None:
         await tried(self.agent, self.agent.inbox.finish(entries, acks))  # refused: done work is idempotent

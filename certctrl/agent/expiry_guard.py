@@ -32,8 +32,8 @@ async def guard_expiry(agent: Agent) -> None:
             forget_alerts(agent, cert_id, EXPIRY)
         pause = next_look(agent.installer.records.values(), agent.config.application, agent.wall_now())
         with trio.move_on_after(pause):
-            await agent.lives_changed.wait()  # what was deployed since may be due before that
-        agent.lives_changed = trio.Event()
+            await agent.lifetimes_changed.wait_value(True)  # a certificate deployed since may be due before that
+        agent.lifetimes_changed.value = False
 
 
 def _serves_on(agent: Agent, here: CertRecord | None, now: float) -> bool:

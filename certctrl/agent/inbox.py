@@ -22,6 +22,7 @@ from typing import Any
 
 import attrs
 import trio
+from trio_util import RepeatedEvent
 
 from certctrl.model.records import Ack, InboxEntry
 from certctrl.model.signals import Signal, identity
@@ -43,7 +44,7 @@ class Inbox:
         self._offload = offload
         self._limit = limit
         self._disk = trio.Lock()
-        self._changed = trio.Event()
+        self._changed = RepeatedEvent()
         acks, done = store.load_outcomes()
         self._acks, self._done = list(acks), dict.fromkeys(done)
         # a power cut may bring back the inbox before the last: what it has more is done
@@ -194,7 +195,6 @@ class Inbox:
             await self._write()
         finally:  # also when the disk refuses it: there is room in memory, and an outcome
             self._changed.set()
-            self._changed = trio.Event()
 
     async def _write(self) -> None:
         async with self._disk:

@@ -22,7 +22,6 @@ from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import save_status, snapshot
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.errors import NotRegisteredError, PlaneError, TransportError
-from certctrl.model.records import InboxEntry
 from certctrl.protocol import events, steps
 
 DRAIN_SECONDS = 600.0
@@ -39,7 +38,7 @@ async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, A
         while True:
             page = await _page(agent, cursor, until)
             pages, signals = pages + 1, signals + len(page.signals)
-            agent.inbox.admit(page.signals)
+            agent.admit(page.signals)
             await agent.inbox.secure()
             cursor = page.cursor or cursor
             if cursor is not None:
@@ -109,12 +108,10 @@ async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
 
 async def handle_all(agent: Agent) -> None:
     """Handle everything in the inbox once and return when nothing runs any more."""
-    send, receive = trio.open_memory_channel[list[InboxEntry]](1)
-    send.close()
     with trio.move_on_after(DRAIN_SECONDS):
         async with trio.open_nursery() as nursery:
-            dispatcher = Dispatcher(agent, receive)
-            nursery.start_soon(agent.batches.run_batches, dispatcher.tell)
+            dispatcher = Dispatcher(agent)
+            nursery.start_soon(agent.batches.run_batches, dispatcher.finish_batch)
             await dispatcher.drain()
             nursery.cancel_scope.cancel()
 

@@ -58,19 +58,19 @@ class Operations:
         found, unreachable = await try_resync(agent, "`apply` was asked for")
         with trio.move_on_after(SETTLE_SECONDS):  # what it found is staged first, what failed is tried
             waiting = agent.inbox.hurry()
-            agent.dispatcher_changed.set()
+            agent.work_changed.value = True
             await agent.inbox.wait_for_outcomes(waiting)
         outcome = await agent.installer.converge_all(
             agent.items, ignore_window=bool(request.get("now")), at_once=True, asked_by=OPERATOR
         )
-        agent.lives_changed.set()
+        agent.lifetimes_changed.value = True
         return applied(agent, outcome, before, differences=found, unreachable=unreachable) | failed(agent)
 
     async def rollback(self, request: dict[str, Any]) -> Any:
         """Switch one certificate back and hold it."""
         agent, record, to = self._agent, self._record(request), request.get("to")
         outcome = await agent.installer.rollback(record.name, str(to) if to else None, agent.items)
-        agent.lives_changed.set()
+        agent.lifetimes_changed.value = True
         return rolled_back(agent, record, outcome)
 
     async def release(self, request: dict[str, Any]) -> Any:
@@ -80,7 +80,7 @@ class Operations:
         say(agent.log, Line.RELEASED, name=record.name)
         await try_resync(agent, "a hold was released")
         await agent.installer.converge_all(agent.items, at_once=True, asked_by=OPERATOR)
-        agent.lives_changed.set()
+        agent.lifetimes_changed.value = True
         return {"name": record.name, "released": True}
 
     async def reset_trust(self, request: dict[str, Any]) -> Any:

@@ -25,9 +25,8 @@ POLL_CODES = {events.NoUpdates: "204", events.Updates: "200", events.TokenExpire
 class Poller:
     """One run of the poll loop; `poke` makes it poll at once, whatever it is waiting for."""
 
-    def __init__(self, agent: Agent, signals_send: trio.MemorySendChannel[list[InboxEntry]]) -> None:
+    def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self.signals_send = signals_send
         self._poked = False
         self._waiting = trio.CancelScope()
         self._answered: list[trio.Event] = []
@@ -52,7 +51,7 @@ class Poller:
     async def poll_forever(self) -> Stop:
         """Run the session until it terminates; cancelled by the intake scope on stop."""
         session = self.agent.session
-        with self.signals_send, self.agent.batches.expecting():
+        try:
             session.receive(events.Started(token_valid=self.agent.tokens.valid()), trio.current_time())
             while True:
                 step = session.next_step(trio.current_time())
@@ -61,6 +60,8 @@ class Poller:
                 event = await self._perform(step)
                 session.receive(event, trio.current_time())
                 await self._after(event)
+        finally:
+            self.agent.burst.last_page()
 
     async def _perform(self, step: steps.Step) -> events.Event:
         agent = self.agent
@@ -110,9 +111,9 @@ class Poller:
             agent.figures.poll_seconds.add(trio.current_time() - started)
         self._count(event)
         if not isinstance(event, events.Updates):
-            agent.batches.expect(False)
+            agent.burst.last_page()
         elif event.full:
-            agent.batches.expect(True)
+            agent.burst.full_page()
         return event
 
     async def _request(self, step: steps.Poll) -> events.Event:
@@ -147,9 +148,10 @@ class Poller:
 
     async def _deliver(self, step: steps.Deliver) -> events.Event:
         agent = self.agent
-        amid_burst = agent.batches.expected  # then the batch waits to be told that this was the last page
+        amid_burst = agent.burst.more_pages  # if so, the batch waits to learn that this was the last page
         try:
-            fresh = await self._hand_on(step)
+            # the handlers start first: most are done before the page would be on disk, and need not be written
+            fresh = agent.admit(step.signals)
             try:
                 if not amid_burst:
                     await self._outcomes(fresh, step.patience)
@@ -160,17 +162,11 @@ class Poller:
             return events.DeliverFailed(str(error))
         disk_is_well(agent)
         if len(step.signals) < agent.config.application.poll_limit:
-            agent.batches.expect(False)  # its own signals are at work by now
+            agent.burst.last_page()
         if amid_burst:
             await self._outcomes(fresh, step.patience)
-        agent.news.set()  # not before: reporting takes processor time from the handlers, too
+        agent.status_changed.value = True  # not before: reporting takes processor time from the handlers, too
         return events.Delivered()
-
-    async def _hand_on(self, step: steps.Deliver) -> list[InboxEntry]:
-        """Let the handlers begin: most are done before the page would be on the disk, and need not be written."""
-        if fresh := self.agent.inbox.admit(step.signals):
-            await self.signals_send.send(fresh)
-        return fresh
 
     async def _outcomes(self, entries: list[InboxEntry], patience: float) -> None:
         with trio.move_on_after(patience) as self._waiting:
@@ -223,7 +219,7 @@ class Poller:
                 answered.set()
             self._answered.clear()
         if not isinstance(event, events.Updates):  # else when they are delivered
-            agent.news.set()
+            agent.status_changed.value = True
         self._compare_clocks()
         self._look_for_copies()
         if session.failures == 0 and self._failures:

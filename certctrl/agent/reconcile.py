@@ -17,6 +17,7 @@ from certctrl.agent.alerts import recall_revocations
 from certctrl.agent.context import Agent
 from certctrl.agent.install_config import refresh_install_config
 from certctrl.agent.log_lines import Line, say
+from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError, NotRegisteredError, PlaneError, PlanError, TransportError
 from certctrl.model.bundle import CertificateSummary
 from certctrl.model.records import CertRecord, Stage
@@ -134,8 +135,7 @@ async def plan_resync(agent: Agent, why: str) -> int:
                 version=stored.version if stored else 0,
             )
         )
-    agent.inbox.admit(signals)
-    agent.dispatcher_changed.set()
+    agent.admit(signals)
     await agent.inbox.secure()
     say(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
     agent.figures.reconciles["ok"] += 1
@@ -169,10 +169,10 @@ async def reconcile_forever(agent: Agent) -> None:
             return  # the poller meets the same and ends the session
         except CertctrlError as error:
             agent.figures.reconciles["failed"] += 1
-            delay = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(failures, 10)) * (0.5 + 0.5 * agent.random())
             failures += 1
+            delay = jittered(grown(FIRST_RETRY, LAST_RETRY, failures), agent.random())
             say(agent.log, Line.RESYNC_FAILED, why=error, delay=round(delay))
         with trio.move_on_after(delay):
-            await agent.reconcile_wanted.wait()
+            await agent.reconcile_requested.wait_value(True)
             why = "the configuration was read again"
-        agent.reconcile_wanted = trio.Event()
+        agent.reconcile_requested.value = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 import trio
+from trio_util import AsyncBool
 
 from certctrl.agent.context import Agent
 from certctrl.agent.install_config import reload_items
@@ -22,17 +23,17 @@ class Reloader:
     def __init__(self, agent: Agent, notifier: Notifier) -> None:
         self._agent = agent
         self._notifier = notifier
-        self._asked = trio.Event()
+        self._requested = AsyncBool()
 
-    def ask(self) -> None:
-        """Ask for one re-read; several before it happens are one."""
-        self._asked.set()
+    def request(self) -> None:
+        """Request one re-read; several before it happens are one."""
+        self._requested.value = True
 
     async def reload_forever(self) -> None:
-        """Re-read whenever asked, until cancelled."""
+        """Re-read at each request, until cancelled."""
         while True:
-            await self._asked.wait()
-            self._asked = trio.Event()
+            await self._requested.wait_value(True)
+            self._requested.value = False
             self._notifier.reloading()
             self.reload()
             self._notifier.ready(f"polling {self._agent.config.application.server_url}")
@@ -58,7 +59,7 @@ class Reloader:
         agent.installer.hurry()
         if agent.on_reload is not None:
             agent.on_reload(fresh)
-        agent.reconcile_wanted.set()  # what was refused, and what the new items want, is tried now
+        agent.reconcile_requested.value = True  # what was refused, and what the new items want, is tried now
         say(agent.log, Line.CONFIG_RELOADED, changed=", ".join(sorted(names)) or "nothing")
         if late:
             say(agent.log, Line.CONFIG_NEEDS_RESTART, names=", ".join(late))

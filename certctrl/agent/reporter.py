@@ -186,7 +186,7 @@ async def report_forever(agent: Agent, notifier: Notifier) -> None:
         if deepest >= BURST and agent.inbox.depth == 0:
             deepest = 0
             give_back()
-        await agent.wait_for_news(LOOK_EVERY, WRITE_EVERY)
+        await agent.wait_for_status_change(LOOK_EVERY, WRITE_EVERY)
 
 
 async def save_status(agent: Agent, status: dict[str, Any]) -> None:

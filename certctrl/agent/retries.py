@@ -46,7 +46,7 @@ async def _try(agent: Agent, due: Collection[int]) -> None:
     before = {cert_id: agent.installer.records[cert_id] for cert_id in due}
     outcomes = await converge_in_force(agent, (), due)
     milliseconds = round((trio.current_time() - began) * 1000)
-    agent.lives_changed.set()
+    agent.lifetimes_changed.value = True
     for cert_id, known in before.items():
         record, outcome = agent.installer.records[cert_id], outcomes[cert_id]
         switched = record.generation != known.generation

@@ -7,9 +7,9 @@ The nesting is the shutdown order::
       └ handlers  dispatcher and its per-signal tasks, batches; get `stop_grace_seconds` after the stop
         └ intake  poller; cancelled FIRST
 
-Stop = cancel *intake* → the poller closes its end of the signal channel → the dispatcher starts nothing new and
-ends when what runs has ended, or at the grace deadline → pending acks are flushed under a shielded timeout →
-services are cancelled → the client is closed. Signals that were not handled are safe in the inbox.
+Stop = cancel *intake* → the dispatcher is closed: it starts nothing new and ends when what runs has ended, or at the
+grace deadline → pending acks are flushed under a shielded timeout → services are cancelled → the client is closed.
+Signals that were not handled are safe in the inbox: it is also the queue, so that no channel holds a second copy.
 
 Rejected: one flat nursery (everything dies at once, half-done reloads are killed); a stop flag polled by
 every task (each forgets it somewhere); raising to stop (an exception across a nursery is a bug here).
@@ -38,7 +38,6 @@ from certctrl.agent.retries import keep_trying
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.agent.systemd import Notifier, feed_watchdog
 from certctrl.errors import NotRegisteredError
-from certctrl.model.records import InboxEntry
 from certctrl.model.status import Stop, StopReason
 
 ACK_FLUSH_SECONDS = 5.0
@@ -71,10 +70,7 @@ async def _run_services(
     agent: Agent, notifier: Notifier, os_signals: bool, task_status: trio.TaskStatus[Agent]
 ) -> Stop:
     everything = trio.CancelScope()
-    signals_send, signals_receive = trio.open_memory_channel[list[InboxEntry]](
-        agent.config.application.queue_size  # pages; the inbox behind it bounds the signals
-    )
-    poller, reloader = Poller(agent, signals_send), Reloader(agent, notifier)
+    poller, reloader = Poller(agent), Reloader(agent, notifier)
     on = _on_signal(agent, notifier, poller, reloader, everything)
     with everything:
         async with trio.open_nursery() as services:
@@ -98,7 +94,7 @@ async def _run_services(
             )
             notifier.ready(f"polling {agent.config.application.server_url}")
             task_status.started(agent)
-            await _run_handlers(agent, poller, Dispatcher(agent, signals_receive))
+            await _run_handlers(agent, poller, Dispatcher(agent))
             services.cancel_scope.cancel()
     return agent.stop or Stop(StopReason.ASKED, "cancelled")
 
@@ -121,17 +117,18 @@ def _on_signal(
 
     def reload() -> None:
         heard("SIGHUP")
-        reloader.ask()
+        reloader.request()
 
     return OnSignal(stop=stop, cancel=cancel, reload=reload, poll_now=lambda: poller.poke("SIGUSR1"))
 
 
 async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) -> None:
     async with trio.open_nursery() as handlers:
-        handlers.start_soon(agent.batches.run_batches, dispatcher.tell)
+        handlers.start_soon(agent.batches.run_batches, dispatcher.finish_batch)
         handlers.start_soon(dispatcher.dispatch_forever, handlers.cancel_scope)
         with agent.intake:
             agent.stop_with(await poller.poll_forever())
+        dispatcher.close()
         handlers.cancel_scope.deadline = trio.current_time() + agent.config.application.stop_grace_seconds
     with trio.move_on_after(ACK_FLUSH_SECONDS, shield=True):
         if agent.stop is None or agent.stop.reason is StopReason.ASKED:

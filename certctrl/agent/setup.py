@@ -15,6 +15,7 @@ import trio
 
 import certctrl
 from certctrl.agent.batches import Batches
+from certctrl.agent.burst import BurstWatch
 from certctrl.agent.clock import wall_now
 from certctrl.agent.context import Agent
 from certctrl.agent.counters import Figures
@@ -137,6 +138,11 @@ def _assemble(
     def current() -> Agent:
         return agent  # its configuration, policy and items are replaced by a reload
 
+    def debounce() -> tuple[float, float]:
+        settings = agent.config.application
+        return settings.debounce_ms / 1000, settings.debounce_limit_ms / 1000
+
+    burst = BurstWatch(debounce=debounce, clock=trio.current_time)
     agent = Agent(
         layout=layout,
         fs=seams.fs,
@@ -145,7 +151,8 @@ def _assemble(
         tokens=_token_keeper(layout, config, store, plane, seams),
         installer=_installer(layout, store, seams, log, current),
         inbox=Inbox(store, seams.offload, limit=config.application.queue_size),
-        batches=_batches(current),
+        burst=burst,
+        batches=Batches(lambda prepared, ids: converge_in_force(agent, prepared, ids), burst),
         session=Session(config.application, cursor=store.load_cursor(), random=seams.random),
         figures=Figures(),
         log=log,
@@ -193,11 +200,3 @@ def _installer(
         offload=seams.offload,
         log=log,
     )
-
-
-def _batches(agent: Callable[[], Agent]) -> Batches:
-    def debounce() -> tuple[float, float]:
-        settings = agent().config.application
-        return settings.debounce_ms / 1000, settings.debounce_limit_ms / 1000
-
-    return Batches(lambda prepared, ids: converge_in_force(agent(), prepared, ids), debounce=debounce)

@@ -20,6 +20,7 @@ import trio
 from certctrl.agent.log_lines import Line, say
 from certctrl.agent.token_claims import Claims, read_claims
 from certctrl.agent.token_refresh import Fresh, Offload, Spender
+from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.config import AgentConfig
 from certctrl.net.control_plane import ControlPlane
@@ -171,7 +172,7 @@ class TokenKeeper:
         except NotRegisteredError:
             raise
         except CertctrlError as error:
-            pause = min(LONGEST_NAP, FIRST_BACKOFF * 2.0 ** min(self._failures - 1, 10)) * (0.5 + 0.5 * self._random())
+            pause = jittered(grown(FIRST_BACKOFF, LONGEST_NAP, self._failures), self._random())
             delay = max(self._retry_at - trio.current_time(), pause, FIRST_BACKOFF)
             say(self._log, Line.TOKEN_REFRESH_FAILED, why=error, delay=round(delay))
             return delay
@@ -234,7 +235,7 @@ class TokenKeeper:
         elif isinstance(error, DiskError) and str(self._failed) != str(error):
             say(self._log, Line.TOKEN_DISK, why=error)
         self._failures += 1
-        pause = min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self._failures - 1, 10)) * (0.5 + 0.5 * self._random())
+        pause = jittered(grown(FIRST_BACKOFF, LAST_BACKOFF, self._failures), self._random())
         asked = error.retry_after if isinstance(error, PlaneError) and error.retry_after is not None else 0.0
         self._failed = error
         self._retry_at = trio.current_time() + max(pause, asked)

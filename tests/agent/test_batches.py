@@ -11,7 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from certctrl.agent.batches import Batches, Seat
+from certctrl.agent.batches import Batches, ReadyCertificate
+from certctrl.agent.burst import BurstWatch
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
 from certctrl.model.signals import CertRenewed
@@ -26,9 +27,9 @@ class Staged:
         self.cert_id = cert_id
 
 
-def seat(cert_id: int, *, within: float = 300.0) -> Seat:
+def ready(cert_id: int, *, within: float = 300.0) -> ReadyCertificate:
     entry, now, staged = InboxEntry(signal=CertRenewed(ts_ms=1, cert_id=cert_id)), trio.current_time(), Staged(cert_id)
-    return Seat(entry=entry, prepared=staged, started=now, until=now + within)  # type: ignore[arg-type]
+    return ReadyCertificate(entry=entry, prepared=staged, started=now, deadline=now + within)  # type: ignore[arg-type]
 
 
 class Recorder:
@@ -36,7 +37,7 @@ class Recorder:
         self.batches: list[tuple[float, set[int]]] = []
         self.hang: set[int] = set()
         self.got: dict[int, Outcome | None] = {}
-        self.told_at: dict[int, float] = {}
+        self.finished_at: dict[int, float] = {}
 
     async def converge(self, prepared: Sequence[Any], ids: Collection[int]) -> dict[int, Outcome]:
         assert {one.cert_id for one in prepared} == ids
@@ -45,28 +46,33 @@ class Recorder:
             await trio.sleep_forever()
         return dict.fromkeys(ids, APPLIED)
 
-    async def tell(self, told: Sequence[tuple[Seat, Outcome | None]]) -> None:
-        for one, outcome in told:
-            assert one.prepared.cert_id not in self.got, "told once"
+    async def finish(self, finished: Sequence[tuple[ReadyCertificate, Outcome | None]]) -> None:
+        for one, outcome in finished:
+            assert one.prepared.cert_id not in self.got, "finished once"
             self.got[one.prepared.cert_id] = outcome
-            self.told_at[one.prepared.cert_id] = trio.current_time()
+            self.finished_at[one.prepared.cert_id] = trio.current_time()
 
 
-async def bring(batches: Batches, cert_id: int, fetch_seconds: float) -> None:
-    batches.coming()
+def batches_of(converge: Any, debounce: tuple[float, float] = (0.5, 5.0)) -> tuple[Batches, BurstWatch]:
+    burst = BurstWatch(debounce=lambda: debounce, clock=trio.current_time)
+    return Batches(converge, burst), burst
+
+
+async def bring(batches: Batches, burst: BurstWatch, cert_id: int, fetch_seconds: float) -> None:
+    burst.fetch_queued()
     await trio.sleep(fetch_seconds)
-    batches.take(seat(cert_id))
-    batches.arrived()
+    batches.add(ready(cert_id))
+    burst.fetch_ended()
 
 
 async def run(recorder: Recorder, fetches: dict[int, float]) -> dict[int, Outcome | None]:
-    batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
+    batches, burst = batches_of(recorder.converge)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(batches.run_batches, recorder.tell)
+        nursery.start_soon(batches.run_batches, recorder.finish)
         with trio.move_on_after(60):
             async with trio.open_nursery() as handlers:
                 for cert_id, seconds in fetches.items():
-                    handlers.start_soon(bring, batches, cert_id, seconds)
+                    handlers.start_soon(bring, batches, burst, cert_id, seconds)
             await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     return recorder.got
@@ -104,15 +110,15 @@ async def test_an_endless_burst_is_cut_at_the_bound(autojump_clock: trio.testing
 
 async def test_what_was_deployed_is_not_held_until_the_next_batch(autojump_clock: trio.testing.MockClock) -> None:
     recorder = Recorder()
-    batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
+    batches, _burst = batches_of(recorder.converge)
     held = weakref.WeakSet[Any]()
 
     def take() -> None:
-        batches.take(one := seat(1))
+        batches.add(one := ready(1))
         held.add(one.prepared)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(batches.run_batches, recorder.tell)
+        nursery.start_soon(batches.run_batches, recorder.finish)
         take()
         await trio.testing.wait_all_tasks_blocked()
         gc.collect()
@@ -121,47 +127,49 @@ async def test_what_was_deployed_is_not_held_until_the_next_batch(autojump_clock
         nursery.cancel_scope.cancel()
 
 
-async def test_who_waits_too_long_is_told_so_once_and_the_batch_goes_on(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_late_signal_is_finished_once_and_the_batch_keeps_running(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     recorder, start = Recorder(), trio.current_time()
     recorder.hang = {1}
-    batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
+    batches, _burst = batches_of(recorder.converge)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(batches.run_batches, recorder.tell)
+        nursery.start_soon(batches.run_batches, recorder.finish)
         for cert_id in range(3):
-            batches.take(seat(cert_id, within=7.0 + cert_id))
+            batches.add(ready(cert_id, within=7.0 + cert_id))
         await trio.sleep(100)
         nursery.cancel_scope.cancel()
     assert recorder.got == dict.fromkeys(range(3))
-    assert [at - start for at in recorder.told_at.values()] == [pytest.approx(7.0 + n) for n in range(3)]
+    assert [at - start for at in recorder.finished_at.values()] == [pytest.approx(7.0 + n) for n in range(3)]
     assert len(recorder.batches) == 1
 
 
-async def test_who_waits_too_long_in_a_batch_that_has_not_left_is_told_and_not_switched(
+async def test_a_certificate_whose_signal_timed_out_before_the_batch_left_is_not_switched(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     recorder = Recorder()
-    batches = Batches(recorder.converge, debounce=lambda: (30.0, 60.0))
+    batches, burst = batches_of(recorder.converge, (30.0, 60.0))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(batches.run_batches, recorder.tell)
-        batches.coming()  # and never arrives
-        batches.take(seat(1, within=2.0))
-        batches.take(seat(2))
+        nursery.start_soon(batches.run_batches, recorder.finish)
+        burst.fetch_queued()  # and never ends
+        batches.add(ready(1, within=2.0))
+        batches.add(ready(2))
         await trio.sleep(50)
         nursery.cancel_scope.cancel()
     assert recorder.got == {1: None, 2: APPLIED}
     assert [ids for _, ids in recorder.batches] == [{2}]
 
 
-async def test_a_certificate_that_the_plan_does_not_know_is_told_so(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_certificate_without_an_outcome_fails(autojump_clock: trio.testing.MockClock) -> None:
     recorder = Recorder()
 
     async def nothing(prepared: Sequence[Any], ids: Collection[int]) -> dict[int, Outcome]:
         return {}
 
-    batches = Batches(nothing, debounce=lambda: (0.5, 5.0))
+    batches, _ = batches_of(nothing)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(batches.run_batches, recorder.tell)
-        batches.take(seat(1))
+        nursery.start_soon(batches.run_batches, recorder.finish)
+        batches.add(ready(1))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     outcome = recorder.got[1]
@@ -180,14 +188,14 @@ async def test_pages_of_one_burst_are_one_batch_though_nobody_fetches_in_between
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     recorder = Recorder()
-    batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
+    batches, burst = batches_of(recorder.converge)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(batches.run_batches, recorder.tell)
-        with batches.expecting():
-            batches.expect(True)  # the first page was full
-            await bring_some(nursery, batches, range(20))
-            await trio.sleep(1.2)  # the second is asked for a second later
-            await bring_some(nursery, batches, range(20, 30))
+        nursery.start_soon(batches.run_batches, recorder.finish)
+        burst.full_page()
+        await bring_some(nursery, batches, burst, range(20))
+        await trio.sleep(1.2)  # the second page is requested a second later
+        await bring_some(nursery, batches, burst, range(20, 30))
+        burst.last_page()
         await trio.sleep(6)
         nursery.cancel_scope.cancel()
     assert [ids for _, ids in recorder.batches] == [set(range(30))]
@@ -195,20 +203,19 @@ async def test_pages_of_one_burst_are_one_batch_though_nobody_fetches_in_between
 
 async def test_what_was_only_announced_is_waited_for_a_moment(autojump_clock: trio.testing.MockClock) -> None:
     recorder, start = Recorder(), trio.current_time()
-    batches = Batches(recorder.converge, debounce=lambda: (0.5, 5.0))
+    batches, burst = batches_of(recorder.converge)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(batches.run_batches, recorder.tell)
-        with batches.expecting():
-            batches.expect(True)  # a page that was full, and the last
-            await bring_some(nursery, batches, range(20))
-            await trio.sleep(25)
+        nursery.start_soon(batches.run_batches, recorder.finish)
+        burst.full_page()  # and no other one follows
+        await bring_some(nursery, batches, burst, range(20))
+        await trio.sleep(25)
         nursery.cancel_scope.cancel()
     assert recorder.batches == [(pytest.approx(start + 0.01 + 5.0), set(range(20)))]
 
 
-async def bring_some(nursery: trio.Nursery, batches: Batches, ids: range) -> None:
+async def bring_some(nursery: trio.Nursery, batches: Batches, burst: BurstWatch, ids: range) -> None:
     for cert_id in ids:
-        nursery.start_soon(bring, batches, cert_id, 0.01)
+        nursery.start_soon(bring, batches, burst, cert_id, 0.01)
     await trio.sleep(0.01)
 
 

@@ -10,6 +10,7 @@ import attrs
 import pytest
 import trio
 from trio.testing import MockClock
+from trio_util import AsyncBool
 
 from certctrl.agent.counters import Figures
 from certctrl.agent.expiry_guard import guard_expiry
@@ -37,7 +38,7 @@ class Host:
     problems: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
     config: AgentConfig = attrs.field(factory=AgentConfig)
     figures: Figures = attrs.field(factory=Figures)
-    lives_changed: trio.Event = attrs.field(factory=trio.Event)
+    lifetimes_changed: AsyncBool = attrs.field(factory=AsyncBool)
     log: logging.Logger = attrs.field(factory=lambda: logging.getLogger("test"))
 
     @property
@@ -119,6 +120,6 @@ async def test_a_short_life_that_begins_after_a_look_is_not_missed(ahead: MockCl
         nursery.start_soon(host.watch, 3600)
         await trio.sleep(100)
         host.records[1] = attrs.evolve(LIVE, not_before=0.0, not_after=900.0)
-        host.lives_changed.set()
+        host.lifetimes_changed.value = True
     assert host.asked and host.asked[0] <= 520, "it is due from 450 on"
     assert any("no renewal has come" in what for what in host.alerts)
