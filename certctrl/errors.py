@@ -16,6 +16,7 @@ class ExitStatus(IntEnum):
     DONE = 0
     FAILED = 1
     USAGE = 2
+    CHANGES = 2  # `plan` only
     NOT_RUNNING = 3  # LSB: `status` only
     UNAVAILABLE = 69
     DISK = 74

@@ -18,10 +18,10 @@ from prometheus_client.registry import Collector
 
 from certctrl.agent.counters import Duration, Figures
 from certctrl.model.records import CertRecord
+from certctrl.model.status import Health
 
 PREFIX = "certctrl"
 LONGEST_LABEL = 200
-HEALTHS = ("healthy", "degraded", "stale")
 
 
 @attrs.frozen(kw_only=True)
@@ -92,13 +92,13 @@ def _now(status: Mapping[str, Any]) -> Iterator[Metric]:
         ("cursor_update_timestamp_seconds", "When the cursor last changed.", cursor_at),
         ("cursor_age_seconds", "Time since the cursor last changed.", _age(cursor_at, now)),
         ("token_expiry_timestamp_seconds", "When the access token expires.", token.get("expires_at")),
-        ("stale", "1 when the plane has not been heard for too long.", int(health == "stale")),
+        ("stale", "1 when the plane has not been heard for too long.", int(health == Health.STALE)),
         ("problems", "Problems that `status` shows.", len(status.get("problems") or ())),
         ("quarantined_signals", "Signals given up after repeated failures.", len(status.get("quarantined") or ())),
     )
     for name, about, value in values:
         yield _gauge(name, about, [] if value is None else [({}, value)])
-    yield _one_of("health", "1 for the present health.", "health", HEALTHS, str(health))
+    yield _one_of("health", "1 for the present health.", "health", tuple(Health), str(health))
     yield _one_of("state", "1 for the present state of the session.", "state", _states(), str(status.get("state")))
 
 

@@ -21,6 +21,7 @@ from certctrl.agent.systemd import Notifier
 from certctrl.errors import DiskError
 from certctrl.model.records import CertRecord
 from certctrl.model.signals import to_wire
+from certctrl.model.status import Health
 from certctrl.protocol.state import State
 
 WRITE_EVERY = 300.0
@@ -98,15 +99,15 @@ def _stuck(record: CertRecord) -> bool:
     return record.attempts > 0 and bool(record.last_error)
 
 
-def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, Any]]) -> str:
-    """Return ``healthy``, ``degraded`` or ``stale``."""
+def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, Any]]) -> Health:
+    """Return the health of this agent."""
     heard = agent.session.last_answer_at
     if heard is None or trio.current_time() - heard > stale_after(agent):
         started = trio.current_time() - agent.started_mono
         if heard is not None or started > stale_after(agent):
-            return "stale"
+            return Health.STALE
     failing = any(one["attempts"] for one in stuck)  # what only waits, for the plane or its day, needs nobody yet
-    return "degraded" if problems or failing else "healthy"
+    return Health.DEGRADED if problems or failing else Health.HEALTHY
 
 
 def snapshot(agent: Agent) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def snapshot(agent: Agent) -> dict[str, Any]:
         "token": {"expires_at": agent.tokens.expires_at()},
         "last_signal": agent.last_signal,
         "acks_pending": agent.inbox.acks_pending,
-        "health": health(agent, problems, stuck),
+        "health": health(agent, problems, stuck).value,
         "problems": problems,
         "stuck": stuck,
         "quarantined": [
@@ -167,11 +168,11 @@ def _poll(agent: Agent) -> dict[str, Any]:
 
 async def report_forever(agent: Agent, notifier: Notifier) -> None:
     """Write the status when it matters and log each change of health, until cancelled."""
-    was, written, last, deepest = "healthy", -WRITE_EVERY, "", 0
+    was, written, last, deepest = Health.HEALTHY.value, -WRITE_EVERY, "", 0
     while True:
         status = snapshot(agent)
         if status["health"] != was:
-            if status["health"] == "healthy":
+            if status["health"] == Health.HEALTHY:
                 say(agent.log, Line.HEALTH_BACK, was=was)
             else:
                 what = "; ".join(problem["what"] for problem in status["problems"]) or "see stuck items"

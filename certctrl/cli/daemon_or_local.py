@@ -1,4 +1,4 @@
-"""Who is asked: the running daemon (without one the command does the work, under the same locks), and the person."""
+"""Have the running daemon do the work, or do it in this process; confirmation prompts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
 
 
-def daemon_or_here(
-    invoked: Invocation, op: str, here: Callable[[Path], Awaitable[Any]], *, seconds: float, **fields: Any
+def daemon_or_local(
+    invoked: Invocation, op: str, local: Callable[[Path], Awaitable[Any]], *, seconds: float, **fields: Any
 ) -> Any:
-    """Return what the daemon answers to ``op``; without a daemon, what ``here`` returns for the config directory.
+    """Return the daemon's answer to ``op``; without a daemon, the result of ``local`` for the config directory.
 
-    ``here`` takes ``daemon.lock``: a daemon that starts in between makes it a BusyError, never two writers.
+    ``local`` takes ``daemon.lock``: if a daemon starts in between, it raises BusyError. ``seconds`` bounds the wait for
+    the daemon.
     """
     from certctrl.cli.control import ask
 
@@ -29,15 +30,15 @@ def daemon_or_here(
     from certctrl.logs.setup import log_for_command
 
     log_for_command(debug=invoked.debug)
-    return run(here, layout.root)
+    return run(local, layout.root)
 
 
-def agreed(question: str) -> bool:
-    """Ask the person at the terminal, who says no by saying nothing. Raises UsageError without a terminal."""
+def confirmed(question: str) -> bool:
+    """Ask the operator to confirm; an empty answer means no. Raises UsageError if stdin is not a terminal."""
     import sys
 
     import typer
 
     if not sys.stdin.isatty():
-        raise UsageError("this needs an answer and standard input is no terminal", fix="look at it, then add --yes")
+        raise UsageError("confirmation needed, but stdin is not a terminal", fix="add --yes")
     return typer.confirm(question, default=False)

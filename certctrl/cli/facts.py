@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from certctrl.cli.control import ask
 from certctrl.errors import BusyError, ExitStatus
+from certctrl.model.status import Health, StopReason
 from certctrl.store.state import read_only
 
 if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
 
 ANSWER_SECONDS = 5.0
-ENDED = ("device revoked", "refresh token refused")
-_EXITS = {"healthy": ExitStatus.DONE, "degraded": ExitStatus.FAILED, "stale": ExitStatus.FAILED}
 
 
 def gather(layout: ConfigDir) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def gather(layout: ConfigDir) -> dict[str, Any]:
     if reply is not None:
         return {**reply.data, "source": "daemon", "registered": True}
     facts = _from_disk(layout)
-    return facts if not problem else facts | {"running": True, "unresponsive": problem, "health": "degraded"}
+    return facts if not problem else facts | {"running": True, "unresponsive": problem, "health": Health.DEGRADED.value}
 
 
 def _from_disk(layout: ConfigDir) -> dict[str, Any]:
@@ -57,11 +56,14 @@ def _from_disk(layout: ConfigDir) -> dict[str, Any]:
 
 def exit_status(status: dict[str, Any]) -> ExitStatus:
     """Return what a status means: 0 healthy, 1 degraded or stale, 3 not running, 77 not registered (any more)."""
-    if not status["registered"] or (not status["running"] and status.get("stopped") in ENDED):
+    if not status["registered"]:
         return ExitStatus.NOT_REGISTERED
     if not status["running"]:
-        return ExitStatus.NOT_RUNNING
-    return _EXITS.get(status.get("health", ""), ExitStatus.FAILED)
+        stopped = status.get("stopped")
+        ended = StopReason(stopped).exit_status if stopped in list(StopReason) else ExitStatus.DONE
+        return ExitStatus.NOT_RUNNING if ended is ExitStatus.DONE else ended
+    health = status.get("health")
+    return Health(health).exit_status if health in list(Health) else ExitStatus.FAILED
 
 
 def certificates(layout: ConfigDir) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, assert_never
 
 import attrs
 
@@ -15,12 +16,28 @@ from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
 
-LISTS = {"path": "write_roots", "run-as": "run_as", "owner": "owners"}
-SWITCHES: dict[str, tuple[str, Any]] = {
-    "shell": ("shell", True),
-    "plaintext-keys": ("plaintext_keys", True),
-    "remote-commands": ("remote_commands", "on"),
+
+class Kind(StrEnum):
+    """What ``policy allow`` can add."""
+
+    PATH = "path"
+    COMMAND = "command"
+    RUN_AS = "run-as"
+    OWNER = "owner"
+    TRUST_STORE = "trust-store"
+    SHELL = "shell"
+    PLAINTEXT_KEYS = "plaintext-keys"
+    REMOTE_COMMANDS = "remote-commands"
+
+
+_LISTS = ("write_roots", "run_as", "owners")
+"""Settings of policy.json that are lists of strings."""
+_SWITCHES = {
+    "shell": "run shell lines (anything at all, as the agent's user)",
+    "plaintext_keys": "accept private keys that are not sealed to this device",
+    "remote_commands": "run the listed commands",
 }
+"""Settings that are on or off -> what they allow."""
 
 
 @attrs.frozen
@@ -30,56 +47,63 @@ class Change:
     setting: str
     value: Any
     """An element of a list, name -> command of a mapping, or the new value of a switch."""
-    why: str
-    """For a person: what it allows."""
+    allows: str
+    """What it allows, in words."""
 
     @property
     def line(self) -> str:
         """Return the addition as policy.json has it."""
         lists = (str, Mapping, bool)
-        listed = self.setting in LISTS.values() or not isinstance(self.value, lists)
+        listed = self.setting in _LISTS or not isinstance(self.value, lists)
         return f"{json.dumps(self.setting)}: {json.dumps([self.value] if listed else self.value, ensure_ascii=False)}"
 
 
 def change_for(kind: str, words: list[str], *, name: str | None, run_as: str | None) -> Change:
     """Return the change that the words of ``policy allow`` ask for. Raises UsageError."""
-    if kind == "command":
-        return _command(words, name, run_as)
-    if kind == "trust-store" and name is None and run_as is None:
-        return _trust_store(words)
-    if name is not None or run_as is not None:
-        raise UsageError("--name and --run-as belong to `policy allow command`", fix="leave them out")
-    if kind in LISTS:
-        if len(words) != 1:
-            raise UsageError(f"`policy allow {kind}` takes one word", fix=f"policy allow {kind} VALUE")
-        value = _directory(words[0], "policy allow path /etc/nginx/tls") if kind == "path" else words[0]
-        return Change(LISTS[kind], value, f"{_VERBS[kind]} {value}")
-    if kind in SWITCHES:
-        if words:
-            raise UsageError(f"`policy allow {kind}` takes no word", fix=f"policy allow {kind}")
-        setting, value = SWITCHES[kind]
-        return Change(setting, value, _VERBS[kind])
-    kinds = ", ".join(("command", *LISTS, "trust-store", *SWITCHES))
-    raise UsageError(f"no such kind: {kind!r}", fix=f"one of: {kinds}")
+    if kind not in list(Kind):
+        raise UsageError(f"unknown kind {kind!r}", fix=f"use one of {', '.join(Kind)}")
+    chosen = Kind(kind)
+    if chosen is not Kind.COMMAND and (name is not None or run_as is not None):
+        raise UsageError("--name and --run-as require the kind `command`", fix="leave them out")
+    match chosen:
+        case Kind.COMMAND:
+            return _command(words, name, run_as)
+        case Kind.TRUST_STORE:
+            return _trust_store(words)
+        case Kind.PATH:
+            directory = _directory(_only(chosen, words), "policy allow path /etc/nginx/tls")
+            return Change("write_roots", directory, f"write files below {directory}")
+        case Kind.RUN_AS:
+            user = _only(chosen, words)
+            return Change("run_as", user, f"run commands as {user}")
+        case Kind.OWNER:
+            owner = _only(chosen, words)
+            return Change("owners", owner, f"give files to {owner}")
+        case Kind.SHELL | Kind.PLAINTEXT_KEYS | Kind.REMOTE_COMMANDS:
+            return _switch(chosen, words)
+        case _:
+            assert_never(chosen)
 
 
-def refused_change(refusal: Mapping[str, Any]) -> Change:
-    """Return the change that would end a refusal of the planner's, told by what it allows."""
-    why = f"{refusal['what']} ({refusal['why']})"
-    for kind, (setting, _) in SWITCHES.items():
-        if refusal["setting"] == setting:
-            why = f"{_VERBS[kind]}; now for {why}"
-    return Change(refusal["setting"], refusal["value"], why)
+def change_for_refusal(refusal: Mapping[str, Any]) -> Change:
+    """Return the change that would end a refusal of the planner."""
+    allows = f"{refusal['what']} ({refusal['why']})"
+    if refusal["setting"] in _SWITCHES:
+        allows = f"{_SWITCHES[refusal['setting']]}; now for {allows}"
+    return Change(refusal["setting"], refusal["value"], allows)
 
 
-_VERBS = {
-    "path": "write files below",
-    "run-as": "run commands as",
-    "owner": "give files to",
-    "shell": "run shell lines (anything at all, as the agent's user)",
-    "plaintext-keys": "take private keys that were not sealed to this device",
-    "remote-commands": "run the commands that are listed",
-}
+def _only(kind: Kind, words: list[str]) -> str:
+    if len(words) != 1:
+        raise UsageError(f"`policy allow {kind}` takes one value, not {len(words)}", fix=f"policy allow {kind} VALUE")
+    return words[0]
+
+
+def _switch(kind: Kind, words: list[str]) -> Change:
+    if words:
+        raise UsageError(f"`policy allow {kind}` takes no value, got {words[0]!r}", fix=f"policy allow {kind}")
+    setting = kind.replace("-", "_")
+    return Change(setting, "on" if kind is Kind.REMOTE_COMMANDS else True, _SWITCHES[setting])
 
 
 def _command(words: list[str], name: str | None, run_as: str | None) -> Change:
@@ -122,11 +146,11 @@ def apply_change(policy: HostPolicy, change: Change) -> HostPolicy:
         return _with_commands(policy, change.value)
     if change.setting == "trust_store":
         return _with_trust_store(policy, change.value)
-    if change.setting in LISTS.values():
+    if change.setting in _LISTS:
         present: tuple[str, ...] = getattr(policy, change.setting)
         more: dict[str, Any] = {change.setting: (*present, change.value)}
         return policy if change.value in present else attrs.evolve(policy, **more)
-    if change.setting in {setting for setting, _ in SWITCHES.values()}:
+    if change.setting in _SWITCHES:
         return attrs.evolve(policy, **{change.setting: change.value})
     raise UsageError(f"policy.json has no setting {change.setting!r} of that kind", fix="edit policy.json by hand")
 

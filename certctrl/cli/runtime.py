@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 from certctrl.cli.invocation import Invocation
 from certctrl.cli.output import write_error
@@ -27,7 +27,7 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
     return trio.run(async_fn, *args)
 
 
-def report(error: BaseException, invoked: Invocation) -> int:
+def report(error: BaseException, invoked: Invocation) -> ExitStatus:
     """Print an error that ended a command and return the exit status that it means."""
     leaves = list(flatten(error))
     if any(isinstance(leaf, KeyboardInterrupt) or type(leaf).__name__ == "Abort" for leaf in leaves):
@@ -35,7 +35,7 @@ def report(error: BaseException, invoked: Invocation) -> int:
         return ExitStatus.INTERRUPTED
     if invoked.debug:
         _print_traceback(error)
-    status = max((_report_one(leaf, invoked) for leaf in leaves), key=_weight)
+    status = max((_report_one(leaf, invoked) for leaf in leaves), key=_rank)
     sys.stderr.flush()
     return status
 
@@ -54,14 +54,32 @@ def flatten(error: BaseException) -> Iterable[BaseException]:
                 yield leaf
 
 
-def _weight(status: int) -> int:
-    """Order statuses by how much they say: a bug hides nothing behind a mere failure to connect."""
-    return {ExitStatus.DONE: 0, ExitStatus.UNAVAILABLE: 1, ExitStatus.BUSY: 2, ExitStatus.FAILED: 9}.get(
-        ExitStatus(status), 5
-    )
+def _rank(status: ExitStatus) -> int:
+    """Rank exit statuses: of several errors the most specific one wins, and a bug wins over all."""
+    match status:
+        case ExitStatus.DONE:
+            return 0
+        case ExitStatus.UNAVAILABLE:
+            return 1
+        case ExitStatus.BUSY:
+            return 2
+        case (
+            ExitStatus.USAGE
+            | ExitStatus.CHANGES
+            | ExitStatus.NOT_RUNNING
+            | ExitStatus.DISK
+            | ExitStatus.NOT_REGISTERED
+            | ExitStatus.CONFIG
+            | ExitStatus.INTERRUPTED
+        ):
+            return 3
+        case ExitStatus.FAILED:
+            return 4
+        case _:
+            assert_never(status)
 
 
-def _report_one(error: BaseException, invoked: Invocation) -> int:
+def _report_one(error: BaseException, invoked: Invocation) -> ExitStatus:
     if isinstance(error, CertctrlError):
         return print_failure(str(error), invoked.named(error.fix or ""), error.exit_status)
     if hasattr(error, "format_message") and hasattr(error, "ctx"):
@@ -74,7 +92,7 @@ def _report_one(error: BaseException, invoked: Invocation) -> int:
     return print_failure(f"unexpected {type(error).__name__} at {place}", hint, ExitStatus.FAILED)
 
 
-def print_failure(what: str, fix: str, status: int) -> int:
+def print_failure(what: str, fix: str, status: ExitStatus) -> ExitStatus:
     """Print the two lines of a failure; returns ``status``."""
     from certctrl.logs.redact import redact
 
@@ -84,7 +102,7 @@ def print_failure(what: str, fix: str, status: int) -> int:
     return status
 
 
-def _report_usage(error: Any) -> int:
+def _report_usage(error: Any) -> ExitStatus:
     """Print what Typer found wrong with the command line; a group without a command prints its help."""
     path = error.ctx.command_path if error.ctx is not None else PROGRAM
     if type(error).__name__ == "NoArgsIsHelpError":

@@ -1,16 +1,36 @@
-"""Why a run ended. What `status` shows is a plain dict (``agent/reporter.py``), so that it imports nothing."""
+"""Why a run ended, and how healthy an agent is. ``status`` imports this module, so attrs must not be imported here."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-
-import attrs
+from typing import NamedTuple, assert_never
 
 from certctrl.errors import ExitStatus
 
 
+class Health(StrEnum):
+    """The health of a running agent."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    """The operator has to act."""
+    STALE = "stale"
+    """The control plane has not answered for too long."""
+
+    @property
+    def exit_status(self) -> ExitStatus:
+        """The exit status of ``status``."""
+        match self:
+            case Health.HEALTHY:
+                return ExitStatus.DONE
+            case Health.DEGRADED | Health.STALE:
+                return ExitStatus.FAILED
+            case _:
+                assert_never(self)
+
+
 class StopReason(StrEnum):
-    """Endings are values: returned, never raised across a nursery."""
+    """Why a run ended; returned, never raised across a nursery."""
 
     ASKED = "asked to stop"
     REVOKED = "device revoked"
@@ -18,13 +38,18 @@ class StopReason(StrEnum):
 
     @property
     def exit_status(self) -> ExitStatus:
-        """Return the status the process ends with."""
-        return ExitStatus.DONE if self is StopReason.ASKED else ExitStatus.NOT_REGISTERED
+        """The exit status of the daemon."""
+        match self:
+            case StopReason.ASKED:
+                return ExitStatus.DONE
+            case StopReason.REVOKED | StopReason.REFRESH_REFUSED:
+                return ExitStatus.NOT_REGISTERED
+            case _:
+                assert_never(self)
 
 
-@attrs.frozen
-class Stop:
-    """One ending."""
+class Stop(NamedTuple):
+    """The end of a run."""
 
     reason: StopReason
     detail: str = ""

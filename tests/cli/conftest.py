@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 from certctrl.__main__ import main
-from certctrl.cli.doctor.finding import Patient
+from certctrl.cli.doctor.finding import CheckContext
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 from certctrl.store.config.files import init_config_dir
@@ -23,7 +23,7 @@ from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import StateStore
 
-from .doctor_words import CONFIG
+from .doctor_helpers import CONFIG
 
 NOW = 1_759_470_000.0
 DAY = 86_400.0
@@ -165,5 +165,5 @@ def running_status(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def patient(layout: ConfigDir, store: StateStore) -> Patient:
-    return Patient(layout=layout, fs=RealFs(), store=store, environ={}, now=lambda: NOW, config=CONFIG)
+def context(layout: ConfigDir, store: StateStore) -> CheckContext:
+    return CheckContext(layout=layout, fs=RealFs(), store=store, environ={}, now=lambda: NOW, config=CONFIG)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from certctrl.cli.doctor import host
-from certctrl.cli.doctor.daemon import look_at_plan
-from certctrl.cli.doctor.finding import Finding, Patient
+from certctrl.cli.doctor.daemon import check_plan
+from certctrl.cli.doctor.finding import CheckContext, Finding
 from certctrl.cli.doctor.host import host_findings
 from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 from certctrl.store.config.files import save_policy
@@ -19,31 +19,31 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import StateStore
 
 from .conftest import NOW, FakeDaemon, Ran, running_status
-from .doctor_words import found, register
+from .doctor_helpers import found, register
 
 # --- this host ----------------------------------------------------------------------------------------------------
 
 
-def test_a_healthy_host(patient: Patient) -> None:
-    register(patient.store)
-    findings = list(host_findings(patient))
+def test_a_healthy_host(context: CheckContext) -> None:
+    register(context.store)
+    findings = list(host_findings(context))
     assert [str(one.level) for one in findings] == ["OK"] * len(findings)
     assert {one.check for one in findings} == {"config", "permissions", "disk", "state", "device", "policy"}
 
 
-def test_wrong_configuration(patient: Patient) -> None:
-    patient.layout.application.write_text('{"server_url": "https://p", "poll_limt": 1}')
-    ((level, what, fix),) = found(host_findings(patient), "config")
+def test_wrong_configuration(context: CheckContext) -> None:
+    context.layout.application.write_text('{"server_url": "https://p", "poll_limt": 1}')
+    ((level, what, fix),) = found(host_findings(context), "config")
     assert level == "FAIL" and "poll_limt" in what and fix
 
 
-def test_open_permissions_are_shown_and_left(patient: Patient) -> None:
-    register(patient.store)
-    patient.layout.refresh_token.chmod(0o644)
-    ((level, what, fix),) = found(host_findings(patient), "permissions")
-    assert level == "FAIL" and str(patient.layout.refresh_token) in what
-    assert fix == f"chmod 0600 {patient.layout.refresh_token}"
-    assert patient.layout.refresh_token.stat().st_mode & 0o777 == 0o644, "the doctor looks, it does not operate"
+def test_open_permissions_are_shown_and_left(context: CheckContext) -> None:
+    register(context.store)
+    context.layout.refresh_token.chmod(0o644)
+    ((level, what, fix),) = found(host_findings(context), "permissions")
+    assert level == "FAIL" and str(context.layout.refresh_token) in what
+    assert fix == f"chmod 0600 {context.layout.refresh_token}"
+    assert context.layout.refresh_token.stat().st_mode & 0o777 == 0o644, "the doctor looks, it does not operate"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_open_permissions_are_shown_and_left(patient: Patient) -> None:
     ],
 )
 def test_disk_space(
-    changes: dict[str, int], level: str, words: str, patient: Patient, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, int], level: str, words: str, context: CheckContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts = {"f_bavail": 1 << 30, "f_frsize": 4096, "f_flag": 0, "f_files": 10_000, "f_favail": 9_000} | changes
 
@@ -65,35 +65,35 @@ def test_disk_space(
             self.__dict__.update(facts)
 
     monkeypatch.setattr(host.os, "statvfs", lambda _path: Facts())
-    assert any(said == level and words in what for said, what, _ in found(host_findings(patient), "disk"))
+    assert any(said == level and words in what for said, what, _ in found(host_findings(context), "disk"))
 
 
-def test_each_damaged_state_file_is_named(patient: Patient) -> None:
-    register(patient.store)
-    for path in (patient.layout.inbox, patient.layout.certificates, patient.layout.pending_acks):
+def test_each_damaged_state_file_is_named(context: CheckContext) -> None:
+    register(context.store)
+    for path in (context.layout.inbox, context.layout.certificates, context.layout.pending_acks):
         path.write_text("{")
         path.chmod(0o600)
-    damaged = found(host_findings(patient), "state")
+    damaged = found(host_findings(context), "state")
     assert len(damaged) == 3 and all(level == "FAIL" and fix for level, _, fix in damaged)
     assert all(any(name in what for _, what, _ in damaged) for name in ("inbox", "certificates", "pending_acks"))
 
 
-def test_not_registered(patient: Patient) -> None:
-    assert found(host_findings(patient), "device") == [
+def test_not_registered(context: CheckContext) -> None:
+    assert found(host_findings(context), "device") == [
         ("FAIL", "not registered: there is no device key", "cert-ctrl -c DIR register")
     ]
 
 
-def test_a_device_key_that_does_not_fit(patient: Patient) -> None:
-    register(patient.store)
-    keys = patient.store.load_device_keys()
+def test_a_device_key_that_does_not_fit(context: CheckContext) -> None:
+    register(context.store)
+    keys = context.store.load_device_keys()
     assert keys is not None
-    patient.layout.device_public_key.write_bytes(bytes(32))
-    ((level, what, _),) = found(host_findings(patient), "device")
+    context.layout.device_public_key.write_bytes(bytes(32))
+    ((level, what, _),) = found(host_findings(context), "device")
     assert (level == "FAIL" and "does not belong" in what) or "key" in what
 
 
-def test_what_is_wrong_with_a_policy(patient: Patient, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_policy(context: CheckContext, tmp_path: Path) -> None:
     real, link, loose = tmp_path / "real", tmp_path / "link", tmp_path / "loose"
     real.mkdir()
     link.symlink_to(real)
@@ -111,8 +111,8 @@ def test_what_is_wrong_with_a_policy(patient: Patient, tmp_path: Path) -> None:
         run_as=("root",), owners=("root", "nosuchgroup"), shell=True, plaintext_keys=True,
         on_alert=("/nonexistent/page",),
     )  # fmt: skip
-    save_policy(RealFs(), patient.layout, policy)
-    findings = found(host_findings(patient), "policy")
+    save_policy(RealFs(), context.layout, policy)
+    findings = found(host_findings(context), "policy")
     text = "\n".join(f"{level} {what}" for level, what, _ in findings)
     for words in (
         f"FAIL write_roots: {link} leads through a link", f"FAIL write_roots: others may write {loose}",
@@ -125,33 +125,33 @@ def test_what_is_wrong_with_a_policy(patient: Patient, tmp_path: Path) -> None:
     assert all(fix for _, _, fix in findings)
 
 
-def test_a_script_that_is_not_the_one_trusted_at_first_use_is_found(patient: Patient) -> None:
-    patient.store.save_pins({"/bin/true": "ab" * 32})
-    ((level, what, fix),) = [one for one in found(host_findings(patient), "policy") if one[0] != "OK"]
+def test_a_script_that_is_not_the_one_trusted_at_first_use_is_found(context: CheckContext) -> None:
+    context.store.save_pins({"/bin/true": "ab" * 32})
+    ((level, what, fix),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
     assert level == "FAIL" and what.startswith("trusted at its first use: /bin/true")
     assert "trust reset --scripts" in fix
 
 
-def test_a_trust_store_that_is_not_there_is_found(patient: Patient, tmp_path: Path) -> None:
-    save_policy(RealFs(), patient.layout, HostPolicy(trust_store=TrustStore(directory=str(tmp_path / "none"))))
-    ((level, what, _),) = [one for one in found(host_findings(patient), "policy") if one[0] != "OK"]
+def test_a_trust_store_that_is_not_there_is_found(context: CheckContext, tmp_path: Path) -> None:
+    save_policy(RealFs(), context.layout, HostPolicy(trust_store=TrustStore(directory=str(tmp_path / "none"))))
+    ((level, what, _),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
     assert (level, what) == ("FAIL", f"trust_store: there is no directory {tmp_path}/none")
 
 
-async def test_refusals_are_found_without_a_daemon(patient: Patient) -> None:
-    patient.layout.local_installs.write_text('[{"id": "c", "type": "exec", "cmd_argv": ["reload-nginx"]}]')
+async def test_refusals_are_found_without_a_daemon(context: CheckContext) -> None:
+    context.layout.local_installs.write_text('[{"id": "c", "type": "exec", "cmd_argv": ["reload-nginx"]}]')
     notes: list[Finding] = []
-    before = sorted(str(path) for path in patient.layout.root.rglob("*"))
-    await look_at_plan(patient, notes.append)
+    before = sorted(str(path) for path in context.layout.root.rglob("*"))
+    await check_plan(context, notes.append)
     ((level, what, fix),) = [(str(one.level), one.what, one.fix) for one in notes]
     assert level == "WARN" and what.startswith("refused: run reload-nginx: ") and fix
-    assert sorted(str(path) for path in patient.layout.root.rglob("*")) == before, "nothing is changed"
+    assert sorted(str(path) for path in context.layout.root.rglob("*")) == before, "nothing is changed"
 
 
-async def test_items_that_cannot_be_read_are_a_finding(patient: Patient) -> None:
-    patient.layout.local_installs.write_text("x")
+async def test_items_that_cannot_be_read_are_a_finding(context: CheckContext) -> None:
+    context.layout.local_installs.write_text("x")
     notes: list[Finding] = []
-    await look_at_plan(patient, notes.append)
+    await check_plan(context, notes.append)
     assert [str(one.level) for one in notes] == ["FAIL"] and "installs.local.json" in notes[0].what
 
 

@@ -13,17 +13,17 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from certctrl.cli.doctor.certs import certificate_findings, endpoints, look_at_endpoints
-from certctrl.cli.doctor.finding import Finding, Patient
+from certctrl.cli.doctor.certs import certificate_findings, check_endpoints, endpoints
+from certctrl.cli.doctor.finding import CheckContext, Finding
 from certctrl.model.records import CertRecord
 from certctrl.store.deployments.generations import GenerationStore
 
 from .conftest import DAY, NOW, record
-from .doctor_words import found
+from .doctor_helpers import found
 
 
 def deploy(
-    patient: Patient, *, mixed: bool = False, placeholder: bool = False, **changes: Any
+    context: CheckContext, *, mixed: bool = False, placeholder: bool = False, **changes: Any
 ) -> tuple[CertRecord, trustme.LeafCert]:
     """Put one real pair on disk as the pipeline would (``mixed``: with another certificate's key).
 
@@ -36,24 +36,24 @@ def deploy(
         "private.key": (other if mixed else leaf).private_key_pem.bytes(), "fullchain.pem": chain,
         "certificate.pem": leaf.cert_chain_pems[0].bytes(), "chain.pem": ca.cert_pem.bytes(),
     }  # fmt: skip
-    store = GenerationStore(patient.layout, patient.fs)
+    store = GenerationStore(context.layout, context.fs)
     staged = store.stage("www.example.com", files, {"cert_id": 7} | ({"placeholder": True} if placeholder else {}))
     store.settle([staged])
     store.switch({"www.example.com": staged.id})
     fingerprint = x509.load_pem_x509_certificate(chain).fingerprint(hashes.SHA256()).hex()
     deployed = record(generation=staged.id, fingerprint_sha256=fingerprint, **changes)
-    patient.store.save_certificates({7: deployed})
+    context.store.save_certificates({7: deployed})
     return deployed, leaf
 
 
-def test_a_pair_in_order(patient: Patient) -> None:
-    deploy(patient)
-    assert [str(one.level) for one in certificate_findings(patient)] == ["OK"]
+def test_a_pair_in_order(context: CheckContext) -> None:
+    deploy(context)
+    assert [str(one.level) for one in certificate_findings(context)] == ["OK"]
 
 
-def test_a_mixed_pair_is_found(patient: Patient) -> None:
-    deploy(patient, mixed=True)
-    ((level, what, _),) = found(certificate_findings(patient), "certificate")
+def test_a_mixed_pair_is_found(context: CheckContext) -> None:
+    deploy(context, mixed=True)
+    ((level, what, _),) = found(certificate_findings(context), "certificate")
     assert level == "FAIL" and "does not belong to the certificate" in what
 
 
@@ -69,38 +69,38 @@ def test_a_mixed_pair_is_found(patient: Patient) -> None:
         ({"revoked": True}, "FAIL", "was revoked, and is kept in use"),
     ],
 )
-def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, patient: Patient) -> None:
-    deploy(patient, **changes)
+def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, context: CheckContext) -> None:
+    deploy(context, **changes)
     assert any(
         said == level and words in what and fix
-        for said, what, fix in found(certificate_findings(patient), "certificate")
+        for said, what, fix in found(certificate_findings(context), "certificate")
     )
 
 
-def test_a_record_that_is_not_what_is_live(patient: Patient) -> None:
-    deployed, _ = deploy(patient)
-    patient.store.save_certificates({7: attrs.evolve(deployed, fingerprint_sha256="00" * 32)})
-    assert "not the one that was recorded" in found(certificate_findings(patient), "certificate")[0][1]
-    patient.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
-    assert "points at" in found(certificate_findings(patient), "certificate")[0][1]
+def test_a_record_that_is_not_what_is_live(context: CheckContext) -> None:
+    deployed, _ = deploy(context)
+    context.store.save_certificates({7: attrs.evolve(deployed, fingerprint_sha256="00" * 32)})
+    assert "not the one that was recorded" in found(certificate_findings(context), "certificate")[0][1]
+    context.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    assert "points at" in found(certificate_findings(context), "certificate")[0][1]
 
 
-def test_what_the_daemon_is_changing_is_looked_at_again(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
-    deployed, _ = deploy(patient)
-    patient.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+def test_what_the_daemon_is_changing_is_looked_at_again(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed, _ = deploy(context)
+    context.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
     pauses = []
 
     def come_to_rest(seconds: float) -> None:
         pauses.append(seconds)
         if len(pauses) == 2:
-            patient.store.save_certificates({7: deployed})
+            context.store.save_certificates({7: deployed})
 
     monkeypatch.setattr("certctrl.cli.doctor.certs.time.sleep", come_to_rest)
     monkeypatch.setattr("certctrl.cli.doctor.certs.gather", lambda _: {"running": True})
-    assert "fit" in found(certificate_findings(patient), "certificate")[0][1]
+    assert "fit" in found(certificate_findings(context), "certificate")[0][1]
     assert len(pauses) == 2
-    patient.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
-    assert "points at" in found(certificate_findings(patient), "certificate")[0][1], "in the end it is a finding"
+    context.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    assert "points at" in found(certificate_findings(context), "certificate")[0][1], "in the end it is a finding"
 
 
 async def serve(leaf: trustme.LeafCert, task_status: Any) -> None:
@@ -114,55 +114,55 @@ async def serve(leaf: trustme.LeafCert, task_status: Any) -> None:
     await trio.serve_ssl_over_tcp(handshake, 0, context, host="127.0.0.1", task_status=task_status)
 
 
-def local_plan(patient: Patient, port: int, about: str = '"ob_type": "cert", "ob_id": 7,') -> None:
-    patient.layout.local_installs.write_text(
+def local_plan(context: CheckContext, port: int, about: str = '"ob_type": "cert", "ob_id": 7,') -> None:
+    context.layout.local_installs.write_text(
         f'[{{"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], {about}'
         f' "verify": {{"type": "tls", "host": "127.0.0.1", "port": {port}, "server_name": "www.example.com"}}}}]'
     )
 
 
-async def test_an_endpoint_that_serves_what_is_on_disk_and_one_that_does_not(patient: Patient) -> None:
-    _, leaf = deploy(patient)
+async def test_an_endpoint_that_serves_what_is_on_disk_and_one_that_does_not(context: CheckContext) -> None:
+    _, leaf = deploy(context)
     other = trustme.CA().issue_cert("www.example.com")
     for served, level, words in ((leaf, "OK", "as it is on disk"), (other, "FAIL", "which is not www.example.com")):
         notes: list[Finding] = []
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(serve, served)
-            local_plan(patient, listeners[0].transport_listener.socket.getsockname()[1])
-            await look_at_endpoints(patient, notes.append)
+            local_plan(context, listeners[0].transport_listener.socket.getsockname()[1])
+            await check_endpoints(context, notes.append)
             nursery.cancel_scope.cancel()
         assert [(str(one.level), words in one.what) for one in notes] == [(level, True)]
 
 
-async def test_the_certificate_of_another_name_at_an_endpoint_is_found(patient: Patient) -> None:
-    _, mine = deploy(patient)
+async def test_the_certificate_of_another_name_at_an_endpoint_is_found(context: CheckContext) -> None:
+    _, mine = deploy(context)
     other = trustme.CA().issue_cert("other.example.com")
     fingerprint = x509.load_pem_x509_certificate(other.cert_chain_pems[0].bytes()).fingerprint(hashes.SHA256()).hex()
     second = record(
         cert_id=8, name="other.example.com", domains=("other.example.com",), fingerprint_sha256=fingerprint,
         generation="f" * 32,
     )  # fmt: skip
-    patient.store.save_certificates(patient.store.load_certificates() | {8: second})
+    context.store.save_certificates(context.store.load_certificates() | {8: second})
     notes: list[Finding] = []
     async with trio.open_nursery() as nursery:
         for served in (mine, other):
             listeners = await nursery.start(serve, served)
-            local_plan(patient, listeners[0].transport_listener.socket.getsockname()[1], about="")
-            await look_at_endpoints(patient, notes.append)
+            local_plan(context, listeners[0].transport_listener.socket.getsockname()[1], about="")
+            await check_endpoints(context, notes.append)
         nursery.cancel_scope.cancel()
     assert [str(one.level) for one in notes] == ["OK", "FAIL"]
     assert "which is not www.example.com as it is on disk" in notes[1].what
 
 
-async def test_an_endpoint_that_is_down(patient: Patient) -> None:
-    deploy(patient)
-    local_plan(patient, 1)
+async def test_an_endpoint_that_is_down(context: CheckContext) -> None:
+    deploy(context)
+    local_plan(context, 1)
     notes: list[Finding] = []
-    await look_at_endpoints(patient, notes.append)
+    await check_endpoints(context, notes.append)
     ((level, what, fix),) = found(notes, "endpoint")
     assert level == "FAIL" and "127.0.0.1:1" in what and fix
 
 
-def test_items_without_a_deployed_certificate_have_no_endpoint(patient: Patient) -> None:
-    local_plan(patient, 443)
-    assert endpoints(patient) == []
+def test_items_without_a_deployed_certificate_have_no_endpoint(context: CheckContext) -> None:
+    local_plan(context, 443)
+    assert endpoints(context) == []

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import trio
 
-from certctrl.cli.doctor.finding import Finding, Patient
-from certctrl.cli.doctor.plane import look_at_plane
+from certctrl.cli.doctor.finding import CheckContext, Finding
+from certctrl.cli.doctor.plane import check_plane
 from certctrl.errors import TlsError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig
 
 from .conftest import NOW
-from .doctor_words import CONFIG, found, register
+from .doctor_helpers import CONFIG, found, register
 
 
 class FakeHttp:
@@ -38,16 +38,16 @@ class FakeHttp:
         self.closed = True
 
 
-async def asked(patient: Patient, http: FakeHttp, config: AgentConfig = CONFIG) -> list[Finding]:
+async def asked(context: CheckContext, http: FakeHttp, config: AgentConfig = CONFIG) -> list[Finding]:
     notes: list[Finding] = []
-    await look_at_plane(patient, config, lambda _config, _layout: http, notes.append)
+    await check_plane(context, config, lambda _config, _layout: http, notes.append)
     assert http.closed
     return notes
 
 
-async def test_a_plane_in_order(patient: Patient) -> None:
-    register(patient.store)
-    notes = await asked(patient, FakeHttp())
+async def test_a_plane_in_order(context: CheckContext) -> None:
+    register(context.store)
+    notes = await asked(context, FakeHttp())
     assert [(one.check, str(one.level)) for one in notes] == [
         ("dns", "OK"), ("tls", "OK"), ("clock", "OK"), ("token", "OK"),
     ]  # fmt: skip
@@ -76,63 +76,63 @@ def error_answer(status: int, key: str) -> Answer:
     ],
     ids=lambda value: getattr(value, "status", str(value)[:12]),
 )
-async def test_what_the_plane_says_of_the_token(poll: Any, level: str, words: str, patient: Patient) -> None:
-    register(patient.store)
-    ((said, what, fix),) = found(await asked(patient, FakeHttp(poll)), "token")
+async def test_what_the_plane_says_of_the_token(poll: Any, level: str, words: str, context: CheckContext) -> None:
+    register(context.store)
+    ((said, what, fix),) = found(await asked(context, FakeHttp(poll)), "token")
     assert said == level and words in what
     assert bool(fix) == (level != "OK")
     assert "rt_x" not in what + fix and "a.b.c" not in what + fix
 
 
-async def test_no_token_is_not_asked_about(patient: Patient) -> None:
+async def test_no_token_is_not_asked_about(context: CheckContext) -> None:
     http = FakeHttp()
-    assert found(await asked(patient, http), "token")[0][0] == "FAIL"
+    assert found(await asked(context, http), "token")[0][0] == "FAIL"
     assert http.paths == ["/health"]
 
 
 @pytest.mark.parametrize(
     ("skew", "level"), [(0, "OK"), (4, "OK"), (-4, "OK"), (30, "WARN"), (-30, "WARN"), (900, "FAIL")]
 )
-async def test_the_clock_is_compared_with_the_planes(skew: float, level: str, patient: Patient) -> None:
-    ((said, what, _),) = found(await asked(patient, FakeHttp(skew=skew)), "clock")
+async def test_the_clock_is_compared_with_the_planes(skew: float, level: str, context: CheckContext) -> None:
+    ((said, what, _),) = found(await asked(context, FakeHttp(skew=skew)), "clock")
     assert said == level
     assert level == "OK" or f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'}" in what
 
 
 @pytest.mark.parametrize("date", [None, "", "yesterday", "Fri, 03 Oct 99999 05:45:56 GMT"])
-async def test_a_plane_without_a_usable_date(date: str | None, patient: Patient) -> None:
+async def test_a_plane_without_a_usable_date(date: str | None, context: CheckContext) -> None:
     http = FakeHttp(health=Answer(404, {"date": date} if date is not None else {}, b""))
-    notes = await asked(patient, http)
+    notes = await asked(context, http)
     assert found(notes, "clock") == []
     assert found(notes, "tls")[0][0] == "OK", "any answer proves the way"
 
 
-async def test_a_refused_certificate_ends_the_questions(patient: Patient) -> None:
+async def test_a_refused_certificate_ends_the_questions(context: CheckContext) -> None:
     http = FakeHttp(health=TlsError("the certificate is not trusted", fix="add its CA to ca_files"))
-    notes = await asked(patient, http)
+    notes = await asked(context, http)
     assert found(notes, "tls") == [("FAIL", "the certificate is not trusted", "add its CA to ca_files")]
     assert found(notes, "token") == []
 
 
-async def test_plain_http_is_told(patient: Patient) -> None:
+async def test_plain_http_is_told(context: CheckContext) -> None:
     plain = AgentConfig(application=ApplicationConfig(server_url="http://127.0.0.1:80", allow_http_loopback=True))
-    assert found(await asked(patient, FakeHttp(), plain), "tls")[0][0] == "WARN"
+    assert found(await asked(context, FakeHttp(), plain), "tls")[0][0] == "WARN"
 
 
-async def test_a_name_that_cannot_be_resolved(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_cannot_be_resolved(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(*_args: Any, **_named: Any) -> Any:
         raise trio.socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(trio.socket, "getaddrinfo", nothing)
-    ((level, what, fix),) = found(await asked(patient, FakeHttp()), "dns")
+    ((level, what, fix),) = found(await asked(context, FakeHttp()), "dns")
     assert level == "FAIL" and "Name or service not known" in what and "resolv.conf" in fix
 
 
 async def test_a_resolver_that_hangs(
-    patient: Patient, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    context: CheckContext, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     async def never(*_args: Any, **_named: Any) -> Any:
         await trio.sleep_forever()
 
     monkeypatch.setattr(trio.socket, "getaddrinfo", never)
-    assert "within 5 s" in found(await asked(patient, FakeHttp()), "dns")[0][1]
+    assert "within 5 s" in found(await asked(context, FakeHttp()), "dns")[0][1]

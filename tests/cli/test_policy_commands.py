@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from certctrl.cli.commands import policy as policy_module
-from certctrl.cli.policy_changes import Change, apply_change
+from certctrl.cli.policy_changes import Change, Kind, apply_change
 from certctrl.install.plan.inputs import DEBIAN, RED_HAT
 from certctrl.install.plan.refusals import no_trust_store
 from certctrl.model.policy import HostPolicy, TrustStore
@@ -168,7 +167,7 @@ def test_allow_goes_on_to_what_stood_behind_a_refusal(
     monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", plan)
     done = ran("-c", layout.root, "policy", "allow", "--yes")
     assert done.status == 0
-    assert "Asked for: run the commands that are listed; now for run /bin/true (remote commands are off)" in done.out
+    assert "Asked for: run the listed commands; now for run /bin/true (remote commands are off)" in done.out
     assert list(policy_of(layout)["commands"]) == ["true"]
 
 
@@ -192,8 +191,11 @@ def test_allow_with_nothing_refused(layout: ConfigDir, ran: Run, monkeypatch: py
 
 
 def test_every_kind_in_the_help_exists(layout: ConfigDir, ran: Run) -> None:
-    for kind in policy_module.KINDS.split(", "):
-        assert "no such kind" not in ran("-c", layout.root, "policy", "allow", "--yes", kind).err
+    listed = " ".join(ran("policy", "allow", "--help").out.split())
+    assert f"One of: {', '.join(Kind)}." in listed
+    for kind in Kind:
+        assert "unknown kind" not in ran("-c", layout.root, "policy", "allow", "--yes", kind).err
+    assert "unknown kind 'paths'" in ran("-c", layout.root, "policy", "allow", "--yes", "paths").err
 
 
 def test_policy_show_in_words_and_json(layout: ConfigDir, ran: Run) -> None:

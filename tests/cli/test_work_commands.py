@@ -18,7 +18,7 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import StateStore
 
 from .conftest import NOW, Answer, FakeDaemon, Ran, record
-from .doctor_words import register
+from .doctor_helpers import register
 
 Run = Callable[..., Ran]
 Daemon = Callable[[Answer], FakeDaemon]

@@ -17,7 +17,7 @@ import pytest
 from nacl.public import PrivateKey
 
 from certctrl.cli.main import run_command
-from certctrl.cli.plane.connection import DATA_VARIABLE, Choices, find_place
+from certctrl.cli.plane.connection import DATA_VARIABLE, SharedOptions, find_connection
 from certctrl.cli.plane.serve import parse_listen
 from certctrl.errors import ExitStatus, UsageError
 
@@ -205,36 +205,46 @@ def test_the_place_comes_from_data_or_from_its_parts(tmp_path: Path, monkeypatch
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     (tmp_path / "operator.key").write_text("ok_secret\n")
     (tmp_path / "address").write_text("https://127.0.0.1:8443\n")
-    place = find_place(Choices(data=str(tmp_path)))
-    assert (place.server, place.ca, place.key) == ("https://127.0.0.1:8443", tmp_path / "ca.pem", "ok_secret")
-    assert "ok_secret" not in repr(place)
+    connection = find_connection(SharedOptions(data=str(tmp_path)))
+    assert (connection.server, connection.ca, connection.key) == (
+        "https://127.0.0.1:8443",
+        tmp_path / "ca.pem",
+        "ok_secret",
+    )
+    assert "ok_secret" not in repr(connection)
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
-    assert find_place(Choices()) == place
-    other = find_place(Choices(server="https://plane.example", ca="/ca"))
+    assert find_connection(SharedOptions()) == connection
+    other = find_connection(SharedOptions(server="https://plane.example", ca="/ca"))
     assert (other.server, str(other.ca), other.key) == ("https://plane.example", "/ca", "ok_secret")
     monkeypatch.delenv(DATA_VARIABLE)
-    alone = find_place(Choices(server="https://plane.example", operator_key_file=str(tmp_path / "operator.key")))
+    alone = find_connection(
+        SharedOptions(server="https://plane.example", operator_key_file=str(tmp_path / "operator.key"))
+    )
     assert alone.ca is None
-    for choices in (Choices(), Choices(server="https://x"), Choices(operator_key_file=str(tmp_path / "operator.key"))):
+    for options in (
+        SharedOptions(),
+        SharedOptions(server="https://x"),
+        SharedOptions(operator_key_file=str(tmp_path / "operator.key")),
+    ):
         with pytest.raises(UsageError) as caught:
-            find_place(choices)
+            find_connection(options)
         assert caught.value.fix
     (tmp_path / "operator.key").write_text("two words")
     with pytest.raises(UsageError, match="does not hold the operator key"):
-        find_place(Choices(data=str(tmp_path)))
+        find_connection(SharedOptions(data=str(tmp_path)))
     with pytest.raises(UsageError, match="cannot read"):
-        find_place(Choices(data=str(tmp_path / "absent")))
+        find_connection(SharedOptions(data=str(tmp_path / "absent")))
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
+    ("text", "address"),
     [
         ("127.0.0.1:8443", ("127.0.0.1", 8443)), ("[::1]:0", ("::1", 0)), (":443", ("0.0.0.0", 443)),
         ("plane.example:65535", ("plane.example", 65535)),
     ],
 )  # fmt: skip
-def test_listen_addresses(text: str, place: tuple[str, int]) -> None:
-    assert parse_listen(text) == place
+def test_listen_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_listen(text) == address
 
 
 @pytest.mark.parametrize("text", ["", "8443", "127.0.0.1", "x:", "x:y", "x:65536", "::1:8443", "x:-1", "x:１"])

@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.daemon_or_local import daemon_or_here
+from certctrl.cli.daemon_or_local import daemon_or_local
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_error, write_json, write_line, write_problems
 from certctrl.errors import ExitStatus
 
 APPLY_SECONDS = 620.0
-BAD = ("failed", "rolled_back")
 
 
 def apply(
@@ -33,17 +32,19 @@ def apply(
     cert-ctrl -c /etc/cert-ctrl apply --now
     """
 
-    async def here(root: Path) -> dict[str, Any]:
+    async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot
 
         return await oneshot.apply(root, now=now)
 
-    result: dict[str, Any] = daemon_or_here(invocation(ctx), "apply", here, seconds=APPLY_SECONDS, now=now)
+    result: dict[str, Any] = daemon_or_local(invocation(ctx), "apply", local, seconds=APPLY_SECONDS, now=now)
     return show_outcome(result, as_json=as_json)
 
 
 def show_outcome(result: dict[str, Any], *, as_json: bool) -> int:
-    """Print what an apply or rollback did and return its exit status."""
+    """Print the result of an apply or rollback and return its exit status."""
+    from certctrl.model.plan import OutcomeKind
+
     failed, problems = result.get("failed", ()), result.get("problems", ())
     if as_json:
         write_json(result)
@@ -56,4 +57,5 @@ def show_outcome(result: dict[str, Any], *, as_json: bool) -> int:
         for reason in failed:
             write_error(f"failed: {reason}")
     write_problems(problems)
-    return ExitStatus.FAILED if result["outcome"] in BAD or failed or problems else ExitStatus.DONE
+    bad = result["outcome"] in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
+    return ExitStatus.FAILED if bad or failed or problems else ExitStatus.DONE

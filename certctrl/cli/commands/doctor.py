@@ -35,7 +35,7 @@ def doctor(
     from certctrl.cli.runtime import run
 
     invoked = invocation(ctx)
-    findings = run(_examine, _patient(invoked), offline, None if as_json else lambda one: _show(invoked, one))
+    findings = run(_examine, _context(invoked), offline, None if as_json else lambda one: _show(invoked, one))
     if as_json:
         write_json([attrs.asdict(finding) | {"fix": invoked.named(finding.fix)} for finding in findings])
     else:
@@ -43,9 +43,9 @@ def doctor(
     return ExitStatus.FAILED if any(finding.level == "FAIL" for finding in findings) else ExitStatus.DONE
 
 
-def _patient(invoked: Invocation) -> Any:
+def _context(invoked: Invocation) -> Any:
     from certctrl.agent.clock import wall_now
-    from certctrl.cli.doctor.finding import Patient
+    from certctrl.cli.doctor.finding import CheckContext
     from certctrl.store.config.files import load_config
     from certctrl.store.disk.fs import RealFs
     from certctrl.store.state.session import StateStore
@@ -55,45 +55,47 @@ def _patient(invoked: Invocation) -> Any:
         config = load_config(layout, os.environ).config
     except CertctrlError:
         config = None  # a finding of its own
-    return Patient(layout=layout, fs=fs, store=StateStore(layout, fs), environ=os.environ, now=wall_now, config=config)
+    return CheckContext(
+        layout=layout, fs=fs, store=StateStore(layout, fs), environ=os.environ, now=wall_now, config=config
+    )
 
 
-async def _examine(patient: Any, offline: bool, show: Any) -> list[Any]:
+async def _examine(context: Any, offline: bool, show: Any) -> list[Any]:
     """Run every check, showing each finding as it comes."""
     from certctrl.agent.setup import real_http
-    from certctrl.cli.doctor.certs import look_at_endpoints
-    from certctrl.cli.doctor.daemon import look_at_plan
+    from certctrl.cli.doctor.certs import check_endpoints
+    from certctrl.cli.doctor.daemon import check_plan
     from certctrl.cli.doctor.finding import ok
-    from certctrl.cli.doctor.plane import look_at_plane
+    from certctrl.cli.doctor.plane import check_plane
 
     found = []
 
-    def note(finding: Any) -> None:
+    def report(finding: Any) -> None:
         found.append(finding)
         if show is not None:
             show(finding)
 
-    for finding in _on_disk(patient):
-        note(finding)
-    await look_at_plan(patient, note)
+    for finding in _on_disk(context):
+        report(finding)
+    await check_plan(context, report)
     if offline:
-        note(ok("plane", "not asked (--offline)"))
+        report(ok("plane", "not asked (--offline)"))
         return found
-    if patient.config is not None:
-        await look_at_plane(patient, patient.config, real_http, note)
-    await look_at_endpoints(patient, note)
+    if context.config is not None:
+        await check_plane(context, context.config, real_http, report)
+    await check_endpoints(context, report)
     return found
 
 
-def _on_disk(patient: Any) -> Iterator[Any]:
+def _on_disk(context: Any) -> Iterator[Any]:
     from certctrl.cli.doctor.certs import certificate_findings
     from certctrl.cli.doctor.daemon import daemon_findings
     from certctrl.cli.doctor.finding import guarded
     from certctrl.cli.doctor.host import host_findings
 
-    yield from host_findings(patient)
-    yield from certificate_findings(patient)
-    yield from guarded("daemon", lambda: daemon_findings(patient))
+    yield from host_findings(context)
+    yield from certificate_findings(context)
+    yield from guarded("daemon", lambda: daemon_findings(context))
 
 
 def _show(invoked: Invocation, finding: Any) -> None:

@@ -5,13 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.daemon_or_local import daemon_or_here
+from certctrl.cli.daemon_or_local import daemon_or_local
 from certctrl.cli.invocation import Invocation, invocation
 from certctrl.cli.output import write_json, write_line, write_problems
 from certctrl.errors import ExitStatus
 
 PLAN_SECONDS = 60.0
-CHANGES = 2
 _ALLOW = "to allow what is refused: cert-ctrl -c DIR policy allow"
 
 
@@ -41,16 +40,18 @@ def plan(
             write_line()
             write_line(invoked.named(_ALLOW))
     write_problems(problems := found.get("problems", ()))
-    return CHANGES if found["changes"] else ExitStatus.FAILED if problems else ExitStatus.DONE
+    if found["changes"]:
+        return ExitStatus.CHANGES
+    return ExitStatus.FAILED if problems else ExitStatus.DONE
 
 
 def fetch_plan(invoked: Invocation) -> dict[str, Any]:
     """Return the plan as JSON, from the running daemon or worked out here."""
 
-    async def here(root: Path) -> dict[str, Any]:
+    async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot
 
         return await oneshot.plan(root)
 
-    found: dict[str, Any] = daemon_or_here(invoked, "plan", here, seconds=PLAN_SECONDS)
+    found: dict[str, Any] = daemon_or_local(invoked, "plan", local, seconds=PLAN_SECONDS)
     return found

@@ -4,14 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
+from certctrl.cli import policy_changes
 from certctrl.cli.app import GROUP
-from certctrl.cli.daemon_or_local import agreed
+from certctrl.cli.daemon_or_local import confirmed
 from certctrl.cli.invocation import Invocation, invocation
 from certctrl.cli.output import write_json, write_line
 from certctrl.errors import ExitStatus
 
 policy = typer.Typer(help="Show or extend what the control plane may do on this host.", **GROUP)
-KINDS = "path, command, run-as, owner, trust-store, shell, plaintext-keys, remote-commands"
 
 
 @policy.command("show")
@@ -23,23 +23,23 @@ def show(
     \b
     cert-ctrl -c /etc/cert-ctrl policy show
     """
-    from certctrl.cli.policy_changes import as_json as policy_json
-    from certctrl.cli.policy_changes import sentences
     from certctrl.store.config.files import load_policy
 
     layout = invocation(ctx).layout()
     found = load_policy(layout, require_root_owned=False)
     if as_json:
-        write_json(policy_json(found))
+        write_json(policy_changes.as_json(found))
         return
-    for line in sentences(found, layout):
+    for line in policy_changes.sentences(found, layout):
         write_line(line)
 
 
 @policy.command("allow")
 def allow(
     ctx: typer.Context,
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of: {KINDS}.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help=f"One of: {', '.join(policy_changes.Kind)}.")
+    ] = None,
     words: Annotated[list[str] | None, typer.Argument(metavar="[WORD]...", help="What to allow.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the command in policy.json.")] = None,
     run_as: Annotated[str | None, typer.Option("--run-as", metavar="USER", help="User the command runs as.")] = None,
@@ -59,8 +59,6 @@ def allow(
     cert-ctrl -c /etc/cert-ctrl policy allow run-as www-data
     cert-ctrl -c /etc/cert-ctrl policy allow trust-store /etc/pki/ca-trust/source/anchors /usr/bin/update-ca-trust
     """
-    from certctrl.cli import policy_changes
-
     invoked = invocation(ctx)
     if kind is None:
         return _allow_refused(invoked, yes=yes)
@@ -83,12 +81,11 @@ def _allow_refused(invoked: Invocation, *, yes: bool) -> int:
 def _refused(invoked: Invocation, *, quietly: bool) -> list[Any]:
     """Return the changes that would end what the plan is refused now; each once."""
     from certctrl.cli.commands.plan import fetch_plan
-    from certctrl.cli.policy_changes import refused_change
 
     changes: list[Any] = []
     for refusal in fetch_plan(invoked)["refusals"]:
         if refusal.get("setting"):
-            changes.append(refused_change(refusal))
+            changes.append(policy_changes.change_for_refusal(refusal))
         elif not quietly:
             write_line(f"Refused whatever policy.json says: {refusal['what']}: {refusal['why']}")
     return [change for number, change in enumerate(changes) if change not in changes[:number]]
@@ -96,7 +93,6 @@ def _refused(invoked: Invocation, *, quietly: bool) -> list[Any]:
 
 def _add(invoked: Invocation, changes: list[Any], *, yes: bool) -> int:
     """Ask for each change, write policy.json once, and say what is now in force."""
-    from certctrl.cli.policy_changes import apply_change
     from certctrl.store.config.files import load_policy, save_policy
     from certctrl.store.disk.fs import RealFs
 
@@ -104,14 +100,14 @@ def _add(invoked: Invocation, changes: list[Any], *, yes: bool) -> int:
     before = policy_now = load_policy(layout, require_root_owned=False)
     allowed = 0
     for change in changes:
-        changed = apply_change(policy_now, change)
+        changed = policy_changes.apply_change(policy_now, change)
         if changed == policy_now:
-            write_line(f"Allowed already: {change.why}")
+            write_line(f"Allowed already: {change.allows}")
             allowed += 1
             continue
-        write_line(f"Asked for: {change.why}")
+        write_line(f"Asked for: {change.allows}")
         write_line(f"Adds to policy.json: {change.line}")
-        if yes or agreed("Allow this?"):
+        if yes or confirmed("Allow this?"):
             policy_now = changed
             allowed += 1
     if policy_now != before:

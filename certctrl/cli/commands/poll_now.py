@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.daemon_or_local import daemon_or_here
+from certctrl.cli.daemon_or_local import daemon_or_local
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.errors import ExitStatus
@@ -29,7 +29,7 @@ def poll_now(
     \b
     cert-ctrl -c /etc/cert-ctrl poll-now
     """
-    result: dict[str, Any] = daemon_or_here(invocation(ctx), "poll-now", _here, seconds=POLL_SECONDS)
+    result: dict[str, Any] = daemon_or_local(invocation(ctx), "poll-now", _here, seconds=POLL_SECONDS)
     text = str(result.get("poll") or "no answer")
     if as_json:
         write_json(result)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from certctrl.cli.daemon_or_local import daemon_or_here
+from certctrl.cli.daemon_or_local import daemon_or_local
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_json, write_line
 from certctrl.errors import ExitStatus, TransportError
@@ -41,14 +41,14 @@ def renew(
     cert-ctrl -c /etc/cert-ctrl renew --domain www.example.com --wait 120
     """
 
-    async def here(root: Path) -> dict[str, Any]:
+    async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot
 
         return await oneshot.renew(root, domain)
 
     invoked = invocation(ctx)
     before = _serial(invoked, domain)
-    result: dict[str, Any] = daemon_or_here(invoked, "renew", here, seconds=ASK_SECONDS, domain=domain)
+    result: dict[str, Any] = daemon_or_local(invoked, "renew", local, seconds=ASK_SECONDS, domain=domain)
     serial = _await_new(invoked, result["cert_id"], before, wait) if wait > 0 else None
     if as_json:
         write_json(result | ({"serial": serial} if wait > 0 else {}))
@@ -86,12 +86,12 @@ def _await_new(invoked: Invocation, cert_id: int, before: str, seconds: float) -
 def _poll_quietly(invoked: Invocation) -> None:
     """Poll once more; the plane being away for a moment is what waiting is for."""
 
-    async def here(root: Path) -> dict[str, Any]:
+    async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot
 
         return await oneshot.poll_once(root)
 
     try:
-        daemon_or_here(invoked, "poll-now", here, seconds=POLL_SECONDS)
+        daemon_or_local(invoked, "poll-now", local, seconds=POLL_SECONDS)
     except TransportError:
         return

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.commands.apply import APPLY_SECONDS, show_outcome
-from certctrl.cli.daemon_or_local import daemon_or_here
+from certctrl.cli.daemon_or_local import daemon_or_local
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_json, write_line
 from certctrl.errors import ExitStatus, UsageError
@@ -37,13 +37,13 @@ def rollback(
     if release and to is not None:
         raise UsageError("--release and --to do not go together", fix="give one of them")
 
-    async def here(root: Path) -> dict[str, Any]:
+    async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot
 
         return await (oneshot.release(root, domain) if release else oneshot.rollback(root, domain, to))
 
     op, fields = ("release", {}) if release else ("rollback", {"to": to})
-    result: dict[str, Any] = daemon_or_here(invocation(ctx), op, here, seconds=APPLY_SECONDS, domain=domain, **fields)
+    result: dict[str, Any] = daemon_or_local(invocation(ctx), op, local, seconds=APPLY_SECONDS, domain=domain, **fields)
     if not release:
         return show_outcome(result, as_json=as_json)
     if as_json:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.app import GROUP
-from certctrl.cli.daemon_or_local import agreed, daemon_or_here
+from certctrl.cli.daemon_or_local import confirmed, daemon_or_local
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_error, write_json, write_line
-from certctrl.errors import UsageError
+from certctrl.errors import ExitStatus, UsageError
 
 trust = typer.Typer(help="Show or forget what this host has learnt to insist on.", **GROUP)
 SECONDS = 60.0
@@ -56,7 +56,7 @@ def reset(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was forgotten as JSON.")] = False,
-) -> None:
+) -> int:
     """Forget versions of install configs or pins of scripts.
 
     For a control plane that lost its database and counts from the beginning, and for scripts that were changed on
@@ -69,20 +69,20 @@ def reset(
     if not (install_config or scripts):
         raise UsageError("nothing to forget", fix="give --install-config, --scripts or both")
     invoked = invocation(ctx)
-    if not (yes or agreed("Forget it?")):
-        raise typer.Exit(1)
+    if not (yes or confirmed("Forget it?")):
+        return ExitStatus.FAILED
 
-    async def here(root: Path) -> dict[str, Any]:
+    async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot
 
         return await oneshot.reset_trust(root, install_config=install_config, scripts=scripts)
 
-    result = daemon_or_here(
-        invoked, "trust-reset", here, seconds=SECONDS, install_config=install_config, scripts=scripts
+    result = daemon_or_local(
+        invoked, "trust-reset", local, seconds=SECONDS, install_config=install_config, scripts=scripts
     )
     if as_json:
         write_json(result)
-        return
+        return ExitStatus.DONE
     for config_id, version in sorted(result["install_configs"].items()):
         write_line(f"forgotten: install config {config_id} had version {version}")
     for path in sorted(result["scripts"]):
@@ -91,3 +91,4 @@ def reset(
         write_line("there was nothing to forget")
     if result.get("plane"):
         write_error(f"warning: the control plane was not asked: {result['plane']}")
+    return ExitStatus.DONE

@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from certctrl.cli.doctor.finding import Finding, Level, Note, Patient, fail, failed, guarded, ok, warn
+from certctrl.cli.doctor.finding import CheckContext, Finding, Level, Report, fail, failed, guarded, ok, warn
 from certctrl.cli.facts import gather
 from certctrl.cli.output import duration, remaining
 from certctrl.errors import CertctrlError, ProbeError
@@ -17,44 +17,44 @@ from certctrl.model.records import CertRecord
 
 PROBE_SECONDS = 10.0
 REVOKED_FIX = "issue a new one at the plane, or unassign this one there"
-LOOKS, LOOK_PAUSE_SECONDS = 6, 0.5
+TRIES, PAUSE_SECONDS = 6, 0.5
 """How often a certificate is looked at while a daemon may be changing it."""
 
 
-def certificate_findings(patient: Patient) -> Iterator[Finding]:
+def certificate_findings(context: CheckContext) -> Iterator[Finding]:
     """Yield what is found about each deployed certificate on disk."""
     try:
-        records = deployed(patient)
+        records = deployed(context)
     except CertctrlError:
         return  # said by the check of the state files
     if not records:
         yield ok("certificate", "none deployed yet")
     for record in records:
-        yield from guarded("certificate", lambda record=record: _one(patient, record))  # type: ignore[misc]
+        yield from guarded("certificate", lambda record=record: _one(context, record))  # type: ignore[misc]
 
 
-def deployed(patient: Patient) -> list[CertRecord]:
+def deployed(context: CheckContext) -> list[CertRecord]:
     """Return the records of the certificates that are live. Raises DiskError."""
-    return [record for record in patient.store.load_certificates().values() if record.generation]
+    return [record for record in context.store.load_certificates().values() if record.generation]
 
 
-def _one(patient: Patient, record: CertRecord) -> Iterator[Finding]:
+def _one(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
     """Look at one certificate; what the daemon is changing at this moment is given time to come to rest."""
     found: list[Finding] = []
-    for look in range(1, LOOKS + 1):
-        found = list(guarded("certificate", lambda record=record: _as_it_lies(patient, record)))  # type: ignore[misc]
-        if all(finding.level is not Level.FAIL for finding in found) or not gather(patient.layout)["running"]:
+    for look in range(1, TRIES + 1):
+        found = list(guarded("certificate", lambda record=record: _on_disk(context, record)))  # type: ignore[misc]
+        if all(finding.level is not Level.FAIL for finding in found) or not gather(context.layout)["running"]:
             break
-        if look < LOOKS:
-            time.sleep(LOOK_PAUSE_SECONDS)
-            record = patient.store.load_certificates().get(record.cert_id, record)
+        if look < TRIES:
+            time.sleep(PAUSE_SECONDS)
+            record = context.store.load_certificates().get(record.cert_id, record)
     yield from found
 
 
-def _as_it_lies(patient: Patient, record: CertRecord) -> Iterator[Finding]:
+def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
     from certctrl.store.deployments.generations import GenerationStore
 
-    store, who = GenerationStore(patient.layout, patient.fs), f"certificate {record.cert_id} ({record.name})"
+    store, who = GenerationStore(context.layout, context.fs), f"certificate {record.cert_id} ({record.name})"
     live = store.live_id(record.name)
     if live != record.generation:  # for a moment of every deployment it is so
         what = f"{who}: certs/.live/{record.name} points at {live or 'nothing'}, recorded is {record.generation}"
@@ -71,7 +71,7 @@ def _as_it_lies(patient: Patient, record: CertRecord) -> Iterator[Finding]:
     if record.revoked:
         yield fail("certificate", f"{who}: was revoked, and is kept in use (on_revoked is keep)", REVOKED_FIX)
         return
-    yield _life(patient, record, who)
+    yield _validity(context, record, who)
     if record.last_error:
         yield warn("certificate", f"{who}: last attempt: {record.last_error}", "see cert-ctrl -c DIR history")
     if record.held:
@@ -105,12 +105,12 @@ def _known_as(record: CertRecord) -> str:
     return record.domains[0] if record.domains else record.name
 
 
-def _life(patient: Patient, record: CertRecord, who: str) -> Finding:
+def _validity(context: CheckContext, record: CertRecord, who: str) -> Finding:
     from certctrl.agent.expiry import warn_below
     from certctrl.model.config import ApplicationConfig
 
-    now = patient.now()
-    left, settings = record.not_after - now, patient.config.application if patient.config else ApplicationConfig()
+    now = context.now()
+    left, settings = record.not_after - now, context.config.application if context.config else ApplicationConfig()
     renew = f"cert-ctrl -c DIR renew --domain {_known_as(record)}"
     if record.not_before > now:
         what = f"{who}: not valid for another {duration(record.not_before - now)}"
@@ -122,31 +122,31 @@ def _life(patient: Patient, record: CertRecord, who: str) -> Finding:
     return ok("certificate", f"{who}: key and certificate fit, {remaining(left)} left")
 
 
-async def look_at_endpoints(patient: Patient, note: Note) -> None:
-    """Note for every endpoint that the plan verifies whether it serves what is on disk; all are asked at once."""
+async def check_endpoints(context: CheckContext, report: Report) -> None:
+    """Report for every endpoint that the plan verifies whether it serves what is on disk; all are asked at once."""
     try:
-        wanted = endpoints(patient)
+        wanted = endpoints(context)
     except CertctrlError as error:
-        note(failed("endpoint", error))
+        report(failed("endpoint", error))
         return
 
     async def one(verify: VerifyTls, records: list[CertRecord]) -> None:
-        note(await _served(verify, records))
+        report(await _served(verify, records))
 
     async with trio.open_nursery() as nursery:
         for verify, records in wanted:
             nursery.start_soon(one, verify, records)
 
 
-def endpoints(patient: Patient) -> list[tuple[VerifyTls, list[CertRecord]]]:
+def endpoints(context: CheckContext) -> list[tuple[VerifyTls, list[CertRecord]]]:
     """Return each TLS endpoint of the install items with the deployed certificates it may serve."""
     from certctrl.agent.install_config import items_in_force
     from certctrl.install.plan.dependencies import bind
     from certctrl.install.plan.planner import expected_at
     from certctrl.install.plan.values import DesiredCert
 
-    records = {record.cert_id: record for record in deployed(patient)}
-    items = items_in_force(patient.layout, patient.store)
+    records = {record.cert_id: record for record in deployed(context)}
+    items = items_in_force(context.layout, context.store)
     certs = {
         one.cert_id: DesiredCert(
             cert_id=one.cert_id, name=one.name, domains=one.domains, generation=one.generation, live=one.generation

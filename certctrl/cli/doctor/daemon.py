@@ -9,17 +9,18 @@ from typing import Any
 import trio
 
 from certctrl.cli.control import ask
-from certctrl.cli.doctor.finding import Finding, Note, Patient, fail, failed, ok, warn
+from certctrl.cli.doctor.finding import CheckContext, Finding, Report, fail, failed, ok, warn
 from certctrl.cli.facts import gather
 from certctrl.errors import CertctrlError
 from certctrl.model.plan import LOCAL_PREFIX
+from certctrl.model.status import Health
 
 PLAN_SECONDS = 30.0
 
 
-def daemon_findings(patient: Patient) -> Iterator[Finding]:
+def daemon_findings(context: CheckContext) -> Iterator[Finding]:
     """Yield what the daemon says of itself; that it does not run is a finding."""
-    facts = gather(patient.layout)
+    facts = gather(context.layout)
     if not facts["running"]:
         what = f"not running ({facts['stopped']})" if facts.get("stopped") else "not running"
         yield warn("daemon", what, "systemctl start cert-ctrl, or cert-ctrl -c DIR --keep-running")
@@ -27,19 +28,19 @@ def daemon_findings(patient: Patient) -> Iterator[Finding]:
     yield from _health(facts)
 
 
-async def look_at_plan(patient: Patient, note: Note) -> None:
-    """Note what the plan is refused: by the daemon's word, else as it would plan, without its lock."""
+async def check_plan(context: CheckContext, report: Report) -> None:
+    """Report what the plan is refused: by the daemon's word, else as it would plan, without its lock."""
     try:
-        reply = await trio.to_thread.run_sync(lambda: ask(patient.layout, "plan", seconds=PLAN_SECONDS))
-        refusals = reply.data["refusals"] if reply is not None else await _refusals(patient)
+        reply = await trio.to_thread.run_sync(lambda: ask(context.layout, "plan", seconds=PLAN_SECONDS))
+        refusals = reply.data["refusals"] if reply is not None else await _refusals(context)
     except CertctrlError as error:
-        note(failed("plan", error))
+        report(failed("plan", error))
         return
     for refusal in refusals:
-        note(warn("plan", f"refused: {refusal['what']}: {refusal['why']}", _allowing(refusal)))
+        report(warn("plan", f"refused: {refusal['what']}: {refusal['why']}", _refusal_fix(refusal)))
 
 
-async def _refusals(patient: Patient) -> list[dict[str, Any]]:
+async def _refusals(context: CheckContext) -> list[dict[str, Any]]:
     from certctrl.agent.install_config import items_in_force
     from certctrl.install.deploy.context import Site
     from certctrl.install.deploy.preview import plan_now
@@ -48,24 +49,24 @@ async def _refusals(patient: Patient) -> list[dict[str, Any]]:
     from certctrl.store.config.files import load_policy
     from certctrl.store.deployments.generations import GenerationStore
 
-    policy = load_policy(patient.layout, require_root_owned=False)
+    policy = load_policy(context.layout, require_root_owned=False)
     site = Site.of(
-        layout=patient.layout,
-        fs=patient.fs,
-        generations=GenerationStore(patient.layout, patient.fs),
-        state=patient.store,
+        layout=context.layout,
+        fs=context.fs,
+        generations=GenerationStore(context.layout, context.fs),
+        state=context.store,
         policy=lambda: policy,
-        config=lambda: patient.config or AgentConfig(),
+        config=lambda: context.config or AgentConfig(),
         proc=Proc(),
-        wall_now=patient.now,
+        wall_now=context.now,
         offload=trio.to_thread.run_sync,
         log=logging.getLogger("certctrl"),
     )
-    plan = await plan_now(site, items_in_force(patient.layout, patient.store))
+    plan = await plan_now(site, items_in_force(context.layout, context.store))
     return list(plan.shown()["refusals"])
 
 
-def _allowing(refusal: dict[str, Any]) -> str:
+def _refusal_fix(refusal: dict[str, Any]) -> str:
     """Return what would end a refusal: a line of policy.json, else something on this host or in the item."""
     if refusal.get("setting"):
         return f"cert-ctrl -c DIR policy allow (adds {refusal.get('line') or refusal['setting']})"
@@ -86,7 +87,7 @@ def _health(facts: dict[str, Any]) -> Iterator[Finding]:
             f"stuck: {item['item']}: {item['reason']}",
             "mend what it says; cert-ctrl -c DIR apply --now tries at once",
         )
-    if facts.get("health") == "stale":
+    if facts.get("health") == Health.STALE:
         yield fail("daemon", "the control plane has not answered for too long", "see the checks of dns, tls and clock")
-    elif facts.get("health") == "healthy":
+    elif facts.get("health") == Health.HEALTHY:
         yield ok("daemon", f"running, {facts.get('state')}, last poll: {facts['poll'].get('last_text') or 'none yet'}")

@@ -38,11 +38,11 @@ class Finding:
     fix: str = ""
 
 
-Note = Callable[[Finding], None]
+Report = Callable[[Finding], None]
 
 
 @attrs.frozen(kw_only=True)
-class Patient:
+class CheckContext:
     """What the checks look at; nothing is locked and nothing is changed."""
 
     layout: ConfigDir

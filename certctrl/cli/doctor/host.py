@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from certctrl.cli.doctor.finding import Finding, Patient, fail, failed, guarded, ok, warn
+from certctrl.cli.doctor.finding import CheckContext, Finding, fail, failed, guarded, ok, warn
 from certctrl.errors import CertctrlError
 
 _TRUST_STORE = "trust_store.directory in policy.json"
@@ -15,9 +15,9 @@ FEW_BYTES = 128 << 20
 LEAST_INODES = 200
 
 
-def host_findings(patient: Patient) -> Iterator[Finding]:
+def host_findings(context: CheckContext) -> Iterator[Finding]:
     """Yield what is found on this host."""
-    checks: tuple[tuple[str, Callable[[Patient], Iterator[Finding]]], ...] = (
+    checks: tuple[tuple[str, Callable[[CheckContext], Iterator[Finding]]], ...] = (
         ("config", _configuration),
         ("permissions", _permissions),
         ("disk", _disk),
@@ -26,32 +26,32 @@ def host_findings(patient: Patient) -> Iterator[Finding]:
         ("policy", _policy),
     )
     for name, check in checks:
-        yield from guarded(name, lambda check=check: check(patient))  # type: ignore[misc]
+        yield from guarded(name, lambda check=check: check(context))  # type: ignore[misc]
 
 
-def _configuration(patient: Patient) -> Iterator[Finding]:
+def _configuration(context: CheckContext) -> Iterator[Finding]:
     from certctrl.cli.checks import check_files
 
-    yield ok("config", f"{', '.join(check_files(patient.layout, patient.environ))}: no mistakes")
+    yield ok("config", f"{', '.join(check_files(context.layout, context.environ))}: no mistakes")
 
 
-def _permissions(patient: Patient) -> Iterator[Finding]:
+def _permissions(context: CheckContext) -> Iterator[Finding]:
     from certctrl.store.disk.atomic import check_modes
 
-    found = check_modes(patient.fs, patient.layout, repair=False)
+    found = check_modes(context.fs, context.layout, repair=False)
     for finding in found:
         yield fail("permissions", f"{finding.path}: {finding.what}", finding.fix)
-    owner = patient.fs.lstat(patient.layout.root)
+    owner = context.fs.lstat(context.layout.root)
     if owner is not None and os.geteuid() not in (0, owner.uid):
-        what = f"{patient.layout.root} belongs to user {owner.uid}, and this runs as user {os.geteuid()}"
+        what = f"{context.layout.root} belongs to user {owner.uid}, and this runs as user {os.geteuid()}"
         yield warn("permissions", what, "run as root or as that user: what cannot be read is not checked")
     if not found:
-        yield ok("permissions", f"{patient.layout.root}: closed to other users")
+        yield ok("permissions", f"{context.layout.root}: closed to other users")
 
 
-def _disk(patient: Patient) -> Iterator[Finding]:
-    facts = os.statvfs(patient.layout.root)
-    free, where = facts.f_bavail * facts.f_frsize, f"the file system of {patient.layout.root}"
+def _disk(context: CheckContext) -> Iterator[Finding]:
+    facts = os.statvfs(context.layout.root)
+    free, where = facts.f_bavail * facts.f_frsize, f"the file system of {context.layout.root}"
     amount = f"{free / (1 << 20):.0f} MiB free on {where}"
     if facts.f_flag & os.ST_RDONLY:
         yield fail("disk", f"{where} is mounted read-only", "mount it read-write")
@@ -65,8 +65,8 @@ def _disk(patient: Patient) -> Iterator[Finding]:
         yield fail("disk", f"{facts.f_favail} inodes free on {where}", "remove files; see df -i")
 
 
-def _state(patient: Patient) -> Iterator[Finding]:
-    store, bad = patient.store, 0
+def _state(context: CheckContext) -> Iterator[Finding]:
+    store, bad = context.store, 0
     loads: tuple[Callable[[], Any], ...] = (
         store.load_cursor, store.load_device_id, store.load_device_keys, store.load_tokens, store.load_inbox,
         store.load_outcomes, store.load_install_config, store.load_certificates,
@@ -82,8 +82,8 @@ def _state(patient: Patient) -> Iterator[Finding]:
         yield ok("state", f"{len(loads)} kinds of state files: readable and whole")
 
 
-def _device(patient: Patient) -> Iterator[Finding]:
-    keys, tokens = patient.store.load_device_keys(), patient.store.load_tokens()
+def _device(context: CheckContext) -> Iterator[Finding]:
+    keys, tokens = context.store.load_device_keys(), context.store.load_tokens()
     if keys is None or tokens is None:
         missing = "is no device key" if keys is None else "are no tokens"
         yield fail("device", f"not registered: there {missing}", "cert-ctrl -c DIR register")
@@ -92,7 +92,7 @@ def _device(patient: Patient) -> Iterator[Finding]:
         what = "the device's public key does not belong to its secret key: nothing sealed to it can be opened"
         yield fail("device", what, "restore keys/ from a backup, or cert-ctrl -c DIR register")
         return
-    yield ok("device", f"registered as {patient.store.load_device_id()}; its key pair fits")
+    yield ok("device", f"registered as {context.store.load_device_id()}; its key pair fits")
 
 
 def _public_of(secret: bytes) -> bytes:
@@ -101,11 +101,11 @@ def _public_of(secret: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
-def _policy(patient: Patient) -> Iterator[Finding]:
+def _policy(context: CheckContext) -> Iterator[Finding]:
     from certctrl.store.config.files import load_policy
 
-    policy = load_policy(patient.layout, require_root_owned=False)
-    pins = patient.store.load_pins()
+    policy = load_policy(context.layout, require_root_owned=False)
+    pins = context.store.load_pins()
     findings = [
         *_roots(policy),
         *_commands(policy),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from certctrl.cli.doctor.finding import Finding, Note, Patient, fail, failed, ok, warn
+from certctrl.cli.doctor.finding import CheckContext, Finding, Report, fail, failed, ok, warn
 from certctrl.errors import CertctrlError
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ HEALTH = "/health"
 OpenHttp = Callable[["AgentConfig", "ConfigDir"], "Http"]
 
 
-async def look_at_plane(patient: Patient, config: AgentConfig, open_http: OpenHttp, note: Note) -> None:
-    """Note what is found on the way to the plane; what depends on a broken step is left out."""
-    note(await _dns(config))
+async def check_plane(context: CheckContext, config: AgentConfig, open_http: OpenHttp, report: Report) -> None:
+    """Report what is found on the way to the plane; what depends on a broken step is left out."""
+    report(await _dns(config))
     try:
-        http = open_http(config, patient.layout)
+        http = open_http(config, context.layout)
     except CertctrlError as error:
-        note(failed("tls", error))
+        report(failed("tls", error))
         return
     try:
-        await _converse(patient, config, http, note)
+        await _exchange(context, config, http, report)
     finally:
         with trio.move_on_after(2, shield=True):
             await http.aclose()
@@ -60,21 +60,21 @@ async def _dns(config: AgentConfig) -> Finding:
     return fail("dns", f"no answer for {host} within {DNS_SECONDS:g} s", "see /etc/resolv.conf; is the resolver up?")
 
 
-async def _converse(patient: Patient, config: AgentConfig, http: Http, note: Note) -> None:
+async def _exchange(context: CheckContext, config: AgentConfig, http: Http, report: Report) -> None:
     try:
         answer = await http.request("GET", HEALTH, deadline=ANSWER_SECONDS, cap=ANSWER_CAP)
     except CertctrlError as error:
-        note(failed("tls", error))
+        report(failed("tls", error))
         return
     server = f"{config.application.server_url} answers"
     if config.application.server_url.startswith("https:"):
-        note(ok("tls", f"{server}; its certificate is trusted"))
+        report(ok("tls", f"{server}; its certificate is trusted"))
     else:
-        note(warn("tls", f"{server} without TLS", "plain http is for tests on loopback; use https"))
-    clock = _clock(answer.headers.get("date"), patient.now())
+        report(warn("tls", f"{server} without TLS", "plain http is for tests on loopback; use https"))
+    clock = _clock(answer.headers.get("date"), context.now())
     if clock is not None:
-        note(clock)
-    note(await _token(patient, config, http))
+        report(clock)
+    report(await _token(context, config, http))
 
 
 def _clock(date: str | None, now: float) -> Finding | None:
@@ -96,22 +96,22 @@ def _clock(date: str | None, now: float) -> Finding | None:
     return ok("clock", f"within {SKEW_WARN:g} s of the control plane's")
 
 
-async def _token(patient: Patient, config: AgentConfig, http: Http) -> Finding:
+async def _token(context: CheckContext, config: AgentConfig, http: Http) -> Finding:
     """Ask the plane whether it takes our access token, by one poll that waits for nothing."""
     from certctrl.net.control_plane import ControlPlane
     from certctrl.protocol import steps
 
     try:
-        tokens, cursor = patient.store.load_tokens(), patient.store.load_cursor()
+        tokens, cursor = context.store.load_tokens(), context.store.load_cursor()
     except CertctrlError as error:
         return failed("token", error)
     if tokens is None:
         return fail("token", "there is none: this device is not registered", "cert-ctrl -c DIR register")
-    plane = ControlPlane(http, config, wall_now=patient.now)
-    return _judged(await plane.poll(tokens.access_token, steps.Poll(cursor, 1, 0)))
+    plane = ControlPlane(http, config, wall_now=context.now)
+    return _token_finding(await plane.poll(tokens.access_token, steps.Poll(cursor, 1, 0)))
 
 
-def _judged(event: Any) -> Finding:
+def _token_finding(event: Any) -> Finding:
     from certctrl.protocol import events
 
     register = "cert-ctrl -c DIR register"

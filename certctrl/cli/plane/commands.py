@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.output import table
-from certctrl.cli.plane.connection import GROUP, Desk, DeskCommand, OneDevice, ask, show
+from certctrl.cli.plane.connection import GROUP, OneDevice, OperatorApi, OperatorCommand, call_plane, show
 from certctrl.cli.plane.documents import ca, install_config
 from certctrl.cli.plane.serve import serve
 
@@ -23,7 +23,7 @@ Reason = Annotated[str, typer.Option("--reason", help="Kept with the certificate
 UserCode = Annotated[str, typer.Argument(metavar="USER_CODE", help="The code that the device shows.")]
 
 
-@plane.command(cls=DeskCommand)
+@plane.command(cls=OperatorCommand)
 def issue(
     ctx: typer.Context,
     domains: Annotated[list[str], typer.Argument(metavar="DOMAIN...", help="Its names; the first is the primary.")],
@@ -41,17 +41,17 @@ def issue(
     cert-ctrl plane issue --data /var/lib/plane www.example.com example.com --device web-1
     """
 
-    async def question(desk: Desk) -> Any:
+    async def request(api: OperatorApi) -> Any:
         body: dict[str, Any] = {"domain_name": domains[0], "sans": domains[1:], "key_type": key_type}
-        body["device_ids"] = [await desk.device(named) for named in device or ()]
-        return await desk.call("POST", "certificates", body | ({"validity_seconds": validity} if validity else {}))
+        body["device_ids"] = [await api.device(named) for named in device or ()]
+        return await api.call("POST", "certificates", body | ({"validity_seconds": validity} if validity else {}))
 
-    row = ask(ctx, question)
+    row = call_plane(ctx, request)
     given = f", given to device {_ids(row)}" if row["device_ids"] else "; cert-ctrl plane assign gives it to a device"
     show(ctx, row, f"issued certificate {row['id']} for {row['domain_name']}, serial {row['serial_number']}{given}")
 
 
-@plane.command(cls=DeskCommand)
+@plane.command(cls=OperatorCommand)
 def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> None:
     """Replace key and certificate; every device that has it is told.
 
@@ -59,14 +59,14 @@ def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> 
     cert-ctrl plane renew --data /var/lib/plane www.example.com
     """
 
-    async def question(desk: Desk) -> Any:
-        return await desk.operator.renew(desk.user, await desk.certificate(certificate), reason)
+    async def request(api: OperatorApi) -> Any:
+        return await api.operator.renew(api.user, await api.certificate(certificate), reason)
 
-    done = ask(ctx, question)
+    done = call_plane(ctx, request)
     show(ctx, done, f"renewed certificate {done['cert_id']}, serial {done['serial_number']}")
 
 
-@plane.command(cls=DeskCommand)
+@plane.command(cls=OperatorCommand)
 def revoke(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> None:
     """Take a certificate out of use; every device that has it is told, its key is destroyed.
 
@@ -74,14 +74,14 @@ def revoke(ctx: typer.Context, certificate: Certificate, reason: Reason = "") ->
     cert-ctrl plane revoke --data /var/lib/plane www.example.com --reason "key leaked"
     """
 
-    async def question(desk: Desk) -> Any:
-        return await desk.operator.revoke_certificate(desk.user, await desk.certificate(certificate), reason)
+    async def request(api: OperatorApi) -> Any:
+        return await api.operator.revoke_certificate(api.user, await api.certificate(certificate), reason)
 
-    row = ask(ctx, question)
+    row = call_plane(ctx, request)
     show(ctx, row, f"revoked certificate {row['id']} ({row['domain_name']})")
 
 
-@plane.command(cls=DeskCommand)
+@plane.command(cls=OperatorCommand)
 def assign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> None:
     """Give a certificate to a device.
 
@@ -89,15 +89,15 @@ def assign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> N
     cert-ctrl plane assign --data /var/lib/plane www.example.com --device web-1
     """
 
-    async def question(desk: Desk) -> Any:
-        cert_id = await desk.certificate(certificate)
-        return await desk.call("POST", f"devices/{await desk.device(device)}/certificates", {"cert_id": cert_id})
+    async def request(api: OperatorApi) -> Any:
+        cert_id = await api.certificate(certificate)
+        return await api.call("POST", f"devices/{await api.device(device)}/certificates", {"cert_id": cert_id})
 
-    row = ask(ctx, question)
+    row = call_plane(ctx, request)
     show(ctx, row, f"certificate {row['id']} ({row['domain_name']}) is given to device {_ids(row)}")
 
 
-@plane.command(cls=DeskCommand)
+@plane.command(cls=OperatorCommand)
 def unassign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> None:
     """Take a certificate from a device without revoking it.
 
@@ -105,16 +105,16 @@ def unassign(ctx: typer.Context, certificate: Certificate, device: OneDevice) ->
     cert-ctrl plane unassign --data /var/lib/plane www.example.com --device web-1
     """
 
-    async def question(desk: Desk) -> Any:
-        cert_id, device_id = await desk.certificate(certificate), await desk.device(device)
-        await desk.operator.unassign(desk.user, device_id, cert_id)
+    async def request(api: OperatorApi) -> Any:
+        cert_id, device_id = await api.certificate(certificate), await api.device(device)
+        await api.operator.unassign(api.user, device_id, cert_id)
         return {"cert_id": cert_id, "device_id": device_id}
 
-    done = ask(ctx, question)
+    done = call_plane(ctx, request)
     show(ctx, done, f"certificate {done['cert_id']} is taken from device {done['device_id']}")
 
 
-@plane.command(cls=DeskCommand)
+@plane.command(cls=OperatorCommand)
 def certificates(ctx: typer.Context) -> None:
     """List the certificates.
 
@@ -122,10 +122,10 @@ def certificates(ctx: typer.Context) -> None:
     cert-ctrl plane certificates --data /var/lib/plane
     """
 
-    async def question(desk: Desk) -> Any:
-        return await desk.operator.fetch_certificates(desk.user)
+    async def request(api: OperatorApi) -> Any:
+        return await api.operator.fetch_certificates(api.user)
 
-    rows = ask(ctx, question)
+    rows = call_plane(ctx, request)
     cells = [
         (str(row["id"]), row["domain_name"], row["status"], row["not_after"], row["serial_number"], _ids(row))
         for row in rows
@@ -133,7 +133,7 @@ def certificates(ctx: typer.Context) -> None:
     show(ctx, rows, lambda: table(("id", "domain", "status", "not after", "serial", "devices"), cells))
 
 
-@plane.command(cls=DeskCommand)
+@plane.command(cls=OperatorCommand)
 def devices(
     ctx: typer.Context,
     outcomes: Annotated[
@@ -147,16 +147,16 @@ def devices(
     cert-ctrl plane devices --data /var/lib/plane --outcomes web-1
     """
 
-    async def question(desk: Desk) -> Any:
+    async def request(api: OperatorApi) -> Any:
         if outcomes is not None:
-            return await desk.call("GET", f"devices/{await desk.device(outcomes)}/outcomes")
-        return await desk.operator.fetch_devices(desk.user)
+            return await api.call("GET", f"devices/{await api.device(outcomes)}/outcomes")
+        return await api.operator.fetch_devices(api.user)
 
-    rows = ask(ctx, question)
+    rows = call_plane(ctx, request)
     show(ctx, rows, lambda: _outcomes(rows) if outcomes is not None else _devices(rows))
 
 
-@plane.command("revoke-device", cls=DeskCommand)
+@plane.command("revoke-device", cls=OperatorCommand)
 def revoke_device(
     ctx: typer.Context,
     device: Annotated[str, typer.Argument(metavar="ID|NAME", help="The device.")],
@@ -168,14 +168,14 @@ def revoke_device(
     cert-ctrl plane revoke-device --data /var/lib/plane web-1 --reason stolen
     """
 
-    async def question(desk: Desk) -> Any:
-        return await desk.call("DELETE", f"devices/{await desk.device(device)}", {"reason": reason})
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("DELETE", f"devices/{await api.device(device)}", {"reason": reason})
 
-    row = ask(ctx, question)
+    row = call_plane(ctx, request)
     show(ctx, row, f"device {row['id']} ({row['name']}) is revoked")
 
 
-@plane.command(cls=DeskCommand)
+@plane.command(cls=OperatorCommand)
 def approve(ctx: typer.Context, user_code: UserCode) -> None:
     """Let the device in that shows this code.
 
@@ -185,7 +185,7 @@ def approve(ctx: typer.Context, user_code: UserCode) -> None:
     _decide(ctx, user_code, approve=True)
 
 
-@plane.command(cls=DeskCommand)
+@plane.command(cls=OperatorCommand)
 def deny(ctx: typer.Context, user_code: UserCode) -> None:
     """Turn the device away that shows this code.
 
@@ -195,7 +195,7 @@ def deny(ctx: typer.Context, user_code: UserCode) -> None:
     _decide(ctx, user_code, approve=False)
 
 
-@plane.command("enrolment-token", cls=DeskCommand)
+@plane.command("enrolment-token", cls=OperatorCommand)
 def enrolment_token(
     ctx: typer.Context,
     uses: Annotated[int, typer.Option("--uses", metavar="N", min=0, help="Devices it is good for; 0: no bound.")] = 1,
@@ -208,11 +208,11 @@ def enrolment_token(
     cert-ctrl plane enrolment-token --data /var/lib/plane --uses 20 > token
     """
 
-    async def question(desk: Desk) -> Any:
+    async def request(api: OperatorApi) -> Any:
         fields = {"uses": uses or None, "expires_in": expires_in, "label": label}
-        return await desk.operator.create_enrolment_token(desk.user, **fields)
+        return await api.operator.create_enrolment_token(api.user, **fields)
 
-    row = ask(ctx, question)
+    row = call_plane(ctx, request)
     show(ctx, row, row["token"])
 
 
@@ -221,10 +221,10 @@ plane.add_typer(ca, name="ca")
 
 
 def _decide(ctx: typer.Context, user_code: str, *, approve: bool) -> None:
-    async def question(desk: Desk) -> Any:
-        return await desk.operator.answer_grant(user_code, approve=approve, user_id=desk.user)
+    async def request(api: OperatorApi) -> Any:
+        return await api.operator.answer_grant(user_code, approve=approve, user_id=api.user)
 
-    grant = ask(ctx, question)
+    grant = call_plane(ctx, request)
     who = f"{grant['name'] or 'the device'} at {grant['address'] or 'an unknown address'}"
     show(ctx, grant, f"{who} may join; it registers by itself" if approve else f"{who} was turned away")
 

@@ -1,4 +1,4 @@
-"""The operator's desk: which plane a `cert-ctrl plane …` command talks to, and how its options are taken.
+"""The operator's api: which plane a `cert-ctrl plane …` command talks to, and how its options are taken.
 
 The options that all operator commands share (``--data``, ``--server``, …) are put on each of them here, not written
 out in each signature.
@@ -36,7 +36,7 @@ _REFUSALS = {
 
 
 @attrs.define
-class Choices:
+class SharedOptions:
     """What the shared options said."""
 
     data: str = ""
@@ -48,7 +48,7 @@ class Choices:
 
 
 @attrs.frozen
-class Place:
+class Connection:
     """Where the plane is and what opens it."""
 
     server: str
@@ -57,7 +57,7 @@ class Place:
     key: str = attrs.field(repr=False)
 
 
-class DeskCommand(TyperCommand):
+class OperatorCommand(TyperCommand):
     """A command with the shared options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -69,7 +69,7 @@ def _options() -> list[TyperOption]:
     def take(name: str) -> Callable[[Any, Any, Any], Any]:
         def callback(ctx: Any, _param: Any, value: Any) -> None:
             if value is not None:
-                setattr(choices(ctx), name, value)
+                setattr(shared_options(ctx), name, value)
 
         return callback
 
@@ -104,38 +104,40 @@ def _options() -> list[TyperOption]:
     ]
 
 
-def choices(ctx: Any) -> Choices:
+def shared_options(ctx: Any) -> SharedOptions:
     """Return what the shared options of this command line said."""
-    found: Choices = ctx.meta.setdefault(_META, Choices())
+    found: SharedOptions = ctx.meta.setdefault(_META, SharedOptions())
     return found
 
 
-def ask(ctx: typer.Context, question: Callable[[Desk], Awaitable[T]]) -> T:
-    """Return what ``question`` makes of the plane's answers; every failure names its fix."""
+def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]]) -> T:
+    """Return what ``request`` makes of the plane's answers; every failure names its fix."""
     from certctrl.cli.invocation import invocation
     from certctrl.cli.runtime import run
     from certctrl.logs.setup import log_for_command
 
     log_for_command(debug=invocation(ctx).debug)
-    place = find_place(choices(ctx))
+    connection = find_connection(shared_options(ctx))
 
     async def main() -> T:
         from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
         from certctrl.net.operator import Operator
         from certctrl.net.transport import HttpxHttp
 
-        ca_files = (str(place.ca),) if place.ca is not None else ()
+        ca_files = (str(connection.ca),) if connection.ca is not None else ()
         config = AgentConfig(
-            application=ApplicationConfig(server_url=place.server), httpclient=HttpClientConfig(ca_files=ca_files)
+            application=ApplicationConfig(server_url=connection.server), httpclient=HttpClientConfig(ca_files=ca_files)
         )
         http = HttpxHttp(config, root=Path.cwd(), wall_now=_wall_now())
         try:
-            return await question(Desk(Operator(http, place.key, wall_now=_wall_now()), choices(ctx).user))
+            return await request(
+                OperatorApi(Operator(http, connection.key, wall_now=_wall_now()), shared_options(ctx).user)
+            )
         except PlaneError as error:
             error.exit_status = _REFUSALS.get(error.status, error.exit_status)
             raise
         except TransportError as error:
-            error.fix = f"is the plane at {place.server} running, and --ca its CA? (cert-ctrl plane serve)"
+            error.fix = f"is the plane at {connection.server} running, and --ca its CA? (cert-ctrl plane serve)"
             raise
         finally:
             await http.aclose()
@@ -150,7 +152,7 @@ def _wall_now() -> Callable[[], float]:
 
 
 @attrs.frozen
-class Desk:
+class OperatorApi:
     """The operator API, for one user; certificates and devices may be named instead of numbered."""
 
     operator: Operator
@@ -190,20 +192,20 @@ class Desk:
 _LISTS = {"devices": "devices", "certificates": "certificates", "cas": "ca list"}
 
 
-def find_place(chosen: Choices) -> Place:
+def find_connection(options: SharedOptions) -> Connection:
     """Return which plane is meant; UsageError or ConfigError says which option is missing."""
-    directory = chosen.data or os.environ.get(DATA_VARIABLE, "")
+    directory = options.data or os.environ.get(DATA_VARIABLE, "")
     data = Path(directory) if directory else None
-    key_file = Path(chosen.operator_key_file) if chosen.operator_key_file else data and data / "operator.key"
+    key_file = Path(options.operator_key_file) if options.operator_key_file else data and data / "operator.key"
     if key_file is None:
         fix = "add --data DIR on the plane's machine, or --server URL --operator-key-file FILE --ca FILE"
         raise UsageError("which plane?", fix=fix)
-    server = chosen.server or (_read(data / "address", "the plane's address") if data is not None else "")
+    server = options.server or (_read(data / "address", "the plane's address") if data is not None else "")
     if not server:
         raise UsageError("which plane?", fix="add --server URL")
     _check_url(server)
-    ca = Path(chosen.ca) if chosen.ca else data and data / "ca.pem"
-    return Place(server, ca.absolute() if ca is not None else None, _read(key_file, "the operator key"))
+    ca = Path(options.ca) if options.ca else data and data / "ca.pem"
+    return Connection(server, ca.absolute() if ca is not None else None, _read(key_file, "the operator key"))
 
 
 def _check_url(server: str) -> None:
@@ -229,7 +231,7 @@ def _read(path: Path, what: str) -> str:
 
 def show(ctx: typer.Context, data: Any, text: str | Callable[[], None]) -> None:
     """Print an answer: the JSON when asked for, else a sentence, or what ``text`` prints."""
-    if choices(ctx).as_json:
+    if shared_options(ctx).as_json:
         write_json(data)
     elif callable(text):
         text()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.output import table
-from certctrl.cli.plane.connection import GROUP, Desk, DeskCommand, OneDevice, ask, show
+from certctrl.cli.plane.connection import GROUP, OneDevice, OperatorApi, OperatorCommand, call_plane, show
 from certctrl.errors import UsageError
 
 _LARGEST_FILE = 1024 * 1024
@@ -20,7 +20,7 @@ ca = typer.Typer(help="Keep private CAs and have devices trust them.", **GROUP)
 Ca = Annotated[str, typer.Argument(metavar="ID|NAME", help="The CA.")]
 
 
-@install_config.command("put", cls=DeskCommand)
+@install_config.command("put", cls=OperatorCommand)
 def put(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help='JSON: the items, or {"installs": [...]}; - is stdin.')],
@@ -36,14 +36,14 @@ def put(
     if not isinstance(items, list):
         raise UsageError(f"{file} holds no list of items", fix='write [{"id": …, "type": "copy", …}, …]')
 
-    async def question(desk: Desk) -> Any:
-        return await desk.operator.put_install_config(desk.user, await desk.device(device), items)
+    async def request(api: OperatorApi) -> Any:
+        return await api.operator.put_install_config(api.user, await api.device(device), items)
 
-    done = ask(ctx, question)
+    done = call_plane(ctx, request)
     show(ctx, done, f"device {done['user_device_id']} has install config version {done['version']}")
 
 
-@install_config.command("show", cls=DeskCommand)
+@install_config.command("show", cls=OperatorCommand)
 def show_config(ctx: typer.Context, device: OneDevice) -> None:
     """Print a device's install config.
 
@@ -51,14 +51,14 @@ def show_config(ctx: typer.Context, device: OneDevice) -> None:
     cert-ctrl plane install-config show --data /var/lib/plane --device web-1
     """
 
-    async def question(desk: Desk) -> Any:
-        return await desk.operator.fetch_install_config(desk.user, await desk.device(device))
+    async def request(api: OperatorApi) -> Any:
+        return await api.operator.fetch_install_config(api.user, await api.device(device))
 
-    done = ask(ctx, question)
+    done = call_plane(ctx, request)
     show(ctx, done, json.dumps(done["installs"], ensure_ascii=True))
 
 
-@ca.command("add", cls=DeskCommand)
+@ca.command("add", cls=OperatorCommand)
 def add_ca(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
@@ -73,14 +73,14 @@ def add_ca(
     """
     pem = {} if file is None else {"ca_certificate_pem": _read(file).decode("utf-8", "replace")}
 
-    async def question(desk: Desk) -> Any:
-        return await desk.call("POST", "cas", {"name": name} | pem)
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("POST", "cas", {"name": name} | pem)
 
-    row = ask(ctx, question)
+    row = call_plane(ctx, request)
     show(ctx, row, f"CA {row['id']} is {row['name']}, serial {row['serial_number']}")
 
 
-@ca.command("list", cls=DeskCommand)
+@ca.command("list", cls=OperatorCommand)
 def list_cas(ctx: typer.Context) -> None:
     """List the CAs and the devices that trust them.
 
@@ -88,10 +88,10 @@ def list_cas(ctx: typer.Context) -> None:
     cert-ctrl plane ca list --data /var/lib/plane
     """
 
-    async def question(desk: Desk) -> Any:
-        return await desk.call("GET", "cas")
+    async def request(api: OperatorApi) -> Any:
+        return await api.call("GET", "cas")
 
-    rows = ask(ctx, question)
+    rows = call_plane(ctx, request)
     cells = [
         (str(row["id"]), row["name"], row["not_after"], row["serial_number"], ", ".join(map(str, row["device_ids"])))
         for row in rows
@@ -99,7 +99,7 @@ def list_cas(ctx: typer.Context) -> None:
     show(ctx, rows, lambda: table(("id", "name", "not after", "serial", "devices"), cells))
 
 
-@ca.command("assign", cls=DeskCommand)
+@ca.command("assign", cls=OperatorCommand)
 def assign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
     """Have a device trust a CA.
 
@@ -107,15 +107,15 @@ def assign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
     cert-ctrl plane ca assign --data /var/lib/plane lab --device web-1
     """
 
-    async def question(desk: Desk) -> Any:
-        ca_id = await desk.authority(authority)
-        return await desk.call("POST", f"devices/{await desk.device(device)}/cas", {"ca_id": ca_id})
+    async def request(api: OperatorApi) -> Any:
+        ca_id = await api.authority(authority)
+        return await api.call("POST", f"devices/{await api.device(device)}/cas", {"ca_id": ca_id})
 
-    row = ask(ctx, question)
+    row = call_plane(ctx, request)
     show(ctx, row, f"CA {row['id']} ({row['name']}) is given to device {', '.join(map(str, row['device_ids']))}")
 
 
-@ca.command("unassign", cls=DeskCommand)
+@ca.command("unassign", cls=OperatorCommand)
 def unassign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
     """Have a device trust a CA no longer.
 
@@ -123,12 +123,12 @@ def unassign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
     cert-ctrl plane ca unassign --data /var/lib/plane lab --device web-1
     """
 
-    async def question(desk: Desk) -> Any:
-        ca_id, device_id = await desk.authority(authority), await desk.device(device)
-        await desk.call("DELETE", f"devices/{device_id}/cas/{ca_id}")
+    async def request(api: OperatorApi) -> Any:
+        ca_id, device_id = await api.authority(authority), await api.device(device)
+        await api.call("DELETE", f"devices/{device_id}/cas/{ca_id}")
         return {"ca_id": ca_id, "device_id": device_id}
 
-    done = ask(ctx, question)
+    done = call_plane(ctx, request)
     show(ctx, done, f"CA {done['ca_id']} is taken from device {done['device_id']}")
 
 
