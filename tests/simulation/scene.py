@@ -9,9 +9,10 @@ from typing import Any
 import trio
 from simulation.clockwork import run_seeded
 from simulation.history import heard, stand_ins
+from simulation.machine import current
 from simulation.network import Exchange
 from simulation.operators import Operators
-from simulation.world import DEVICE, USER, Setting, World, template
+from simulation.world import DEVICE, USER, Setting, Template, World, template
 
 DAY = 86_400.0
 QUIET = Setting(span=0.0, interval=60.0)
@@ -20,8 +21,8 @@ QUIET = Setting(span=0.0, interval=60.0)
 class Scene:
     """A world with one agent in it, and what a test looks at."""
 
-    def __init__(self, setting: Setting, environ: dict[str, str]) -> None:
-        self.world = World(1, setting)
+    def __init__(self, setting: Setting, environ: dict[str, str], made: Template | None = None) -> None:
+        self.world = World(1, setting, made)
         self.operators = Operators(self.world, random.Random(1))
         self.machine, self.network, self.plane = self.world.machine, self.world.network, self.world.plane
         self.machine.environ |= {"CERTCTRL_FIRST_POLL_SPREAD_SECONDS": "0", **environ}
@@ -71,6 +72,7 @@ class Scene:
         """Ask as a one-shot command does, over the control socket."""
         assert self.machine.life is not None
         self.world.auditor.excused = True
+        current.set(self.machine.life)  # the probe's stand-in finds its process there
         return await self.machine.life.operations[operation](request)
 
     def outcomes(self) -> list[tuple[str, str]]:
@@ -79,12 +81,20 @@ class Scene:
 
 
 def play(
-    scenario: Callable[[Scene], Awaitable[None]], setting: Setting = QUIET, environ: dict[str, str] | None = None
+    scenario: Callable[[Scene], Awaitable[None]],
+    setting: Setting = QUIET,
+    environ: dict[str, str] | None = None,
+    made: Template | None = None,
+    prepare: Callable[[Scene], None] = lambda scene: None,
 ) -> None:
-    """Run a scenario beside the agent; the auditor of the random histories looks on."""
+    """Run a scenario next to the agent, checked by the auditor of the random histories.
+
+    ``made`` is the host to begin with, ``prepare`` is called before the agent starts.
+    """
 
     async def run() -> None:
-        scene = Scene(setting, environ or {})
+        scene = Scene(setting, environ or {}, made)
+        prepare(scene)
         try:
             with heard(scene.world), scene.world.auditor.over:
                 async with trio.open_nursery() as nursery:

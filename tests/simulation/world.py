@@ -92,6 +92,10 @@ class Template:
     disk: ModelFs
     database: bytes
     keyring: Keyring
+    moment: float = START
+    """Epoch seconds at which the history begins."""
+    issued: int = 0
+    """Certificates that the plane has issued before."""
 
 
 @cache
@@ -151,16 +155,18 @@ async def enrol_again(layout: ConfigDir, disk: ModelFs, plane: Plane, network: N
 class World:
     """One history's world; made inside its Trio run."""
 
-    def __init__(self, seed: int, setting: Setting) -> None:
+    def __init__(self, seed: int, setting: Setting, made: Template | None = None) -> None:
         self.setting = setting
+        self.made = made or template()
         self.chances = random.Random(seed)
         self.time = WorldTime()
         self.time.begin()
+        self.time.slept = self.made.moment - START
         start = trio.current_time()
         self.journal = Journal(lambda: trio.current_time() - start)
-        self.made = template()
         self.layout = ConfigDir(self.made.root)
         self.issuer = SimulatedIssuer(self.time.now)
+        self.issuer.count = self.made.issued
         self.database = Database(None)
         self.network = Network(self._chance(), self.journal)
         self.plane = self.open_plane(self.made.database)
