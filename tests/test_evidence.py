@@ -1,4 +1,4 @@
-"""What the documents on security and on found bugs name as evidence exists: files, tests, and nox sessions."""
+"""The documentation names only what exists: files, nox sessions, links, and every threat with its tests."""
 
 from __future__ import annotations
 
@@ -8,58 +8,60 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "docs" / name for name in ("security.md", "track-record.md")]
-NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SECURITY = ROOT / "docs" / "security.md"
+
+TEST = re.compile(r"\btests/[\w/]+\.py\b")
+SOURCE = re.compile(r"`((?:certctrl|deploy|docs)/[\w./@-]+)`")
+MODULE = re.compile(r"`((?:model|protocol|store|net|logs|install|agent|cli|plane|sandbox)/[\w/]*(?:\.py)?)`")
+SESSION = re.compile(r"nox -s (\w+)")
+LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
+PLACEHOLDER = re.compile(r"\b(?:NAME|test_service_NAME)\b")
 
 
-def named(text: str) -> list[tuple[str, str]]:
-    return NAMED.findall(text)
+def sessions() -> set[str]:
+    return set(re.findall(r"@nox\.session[^\n]*\ndef (\w+)", (ROOT / "noxfile.py").read_text(encoding="utf-8")))
 
 
-def problems(text: str) -> list[str]:
-    """Return what a text names that is not there."""
-    sessions = set(re.findall(r"@nox\.session[^\n]*\ndef (\w+)", (ROOT / "noxfile.py").read_text()))
-    wrong = [f"no session {name}" for name in re.findall(r"nox -s (\w+)", text) if name not in sessions]
-    for file, test in named(text):
-        if not (ROOT / file).is_file():
-            wrong.append(f"no file {file}")
-        elif test and not re.search(rf"def {test}\(", (ROOT / file).read_text()):
-            wrong.append(f"no test {test} in {file}")
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def problems(text: str, page: Path) -> list[str]:
+    """Return what the text of a page names that does not exist."""
+    named = [*TEST.findall(text), *SOURCE.findall(text), *(f"certctrl/{name}" for name in MODULE.findall(text))]
+    wrong = [f"no file {name}" for name in named if not PLACEHOLDER.search(name) and not (ROOT / name).exists()]
+    wrong += [f"no session {name}" for name in SESSION.findall(text) if name not in sessions()]
+    for link in LINK.findall(text):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            wrong.append(f"no target {link}")
     return wrong
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_the_evidence_is_there(document: Path) -> None:
-    text = document.read_text()
-    assert len(named(text)) >= 20
-    assert problems(text) == []
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_names_only_what_exists(page: Path) -> None:
+    assert problems(page.read_text(encoding="utf-8"), page) == []
 
 
-def test_every_threat_has_its_evidence() -> None:
-    rows = re.findall(r"^\| (T\d+) \|.*\| (.*) \|$", DOCUMENTS[0].read_text(), re.MULTILINE)
+def test_every_threat_has_its_tests() -> None:
+    rows = re.findall(r"^\| (T\d+) \|.*\| (.*) \|$", SECURITY.read_text(encoding="utf-8"), re.MULTILINE)
     assert [name for name, _ in rows] == [f"T{number}" for number in range(1, 26)]
-    assert all(named(evidence) for _, evidence in rows)
+    assert all(TEST.findall(evidence) for _, evidence in rows)
 
 
-COMMAND = re.compile(r'`pytest (tests/[\w/]+\.py)(?: -k (?:"([^"]+)"|(\w+)))?`')
-
-
-def runs_something(file: str, words: str) -> bool:
-    """Return whether each alternative of ``-k`` is part of the name of a test in the file."""
-    names = re.findall(r"def (test_\w+)", (ROOT / file).read_text())
-    return all(any(word in name for name in names) for word in (words.split(" or ") if words else [""]))
-
-
-def test_every_bug_has_a_command_that_runs_its_test() -> None:
-    rows = [line for line in DOCUMENTS[1].read_text().splitlines() if line.startswith("| ") and "found by" not in line]
+def test_every_bug_names_its_test() -> None:
+    text = (ROOT / "docs" / "evidence" / "track-record.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| bug ")]
     assert len(rows) >= 20
-    for row in rows:
-        commands = COMMAND.findall(row)
-        assert commands, row
-        assert all(runs_something(file, quoted or word) for file, quoted, word in commands), row
+    assert all(TEST.search(row) for row in rows)
 
 
-def test_the_check_has_teeth() -> None:
-    text = "tests/test_evidence.py::test_no_such_thing tests/none.py nox -s nothing tests/test_evidence.py"
-    assert len(problems(text)) == 3
-    assert not runs_something("tests/test_evidence.py", "teeth or nothing_of_the_kind")
+def test_the_check_finds_problems() -> None:
+    text = "tests/none.py `certctrl/none.py` `agent/none.py` nox -s nothing [a](none.md) [b](security.md#none)"
+    assert len(problems(text, SECURITY)) == 6
+    assert problems("tests/test_evidence.py `agent/run.py` nox -s lint [a](security.md#threats)", SECURITY) == []

@@ -1,4 +1,4 @@
-"""Random histories of the whole agent; see docs/simulation.md.
+"""Random histories of the whole agent; see docs/evidence/simulation.md.
 
 ``CERTCTRL_TEST_HISTORIES`` says how many, ``CERTCTRL_TEST_SEED`` repeats one (``-k replay``).
 """
