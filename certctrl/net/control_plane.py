@@ -19,9 +19,13 @@ from certctrl.net.calls import UnsupportedByPlane
 from certctrl.net.enrolment import Enrolment
 from certctrl.protocol import events
 from certctrl.protocol.wire.answer import BUNDLE_CAP
-from certctrl.protocol.wire.certificates import ca_from_wire, certificate_from_wire, materials_from_wire
+from certctrl.protocol.wire.certificates import (
+    ca_from_wire,
+    ca_names_from_wire,
+    certificate_from_wire,
+    materials_from_wire,
+)
 from certctrl.protocol.wire.poll import PollRequest, poll_event
-from certctrl.protocol.wire.reader import Misfit, Reader
 
 if TYPE_CHECKING:
     from certctrl.net.http import Http
@@ -169,14 +173,7 @@ class ControlPlane(Enrolment):
         answer = await self._send("GET", f"{_SELF}/cas", token)
         if answer.status in _ABSENT:
             return None
-        data = self._data(answer)
-        if not isinstance(data, list):
-            raise BadAnswerError("the list of CAs is no list")
-        try:
-            rows = [Reader(row, f"cas[{number}]") for number, row in enumerate(data)]
-            return {row.integer("id", ge=1): row.maybe_text("name", limit=1024) or "" for row in rows}
-        except Misfit as misfit:
-            raise BadAnswerError(str(misfit)) from None
+        return ca_names_from_wire(self._data(answer))
 
     async def fetch_ca(self, token: str, ca_id: int) -> CaBundle:
         """Return a private CA's certificate."""

@@ -255,7 +255,7 @@ def test_config_check_knows_the_planes_items_that_a_local_row_depends_on(layout:
     row = {"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], "depends_on": ["copy-7"]}
     layout.local_installs.write_text(json.dumps([row]))
     done = ran("-c", layout.root, "config", "check")
-    assert done.status == 78 and "reload depends on copy-7" in done.err and "no item of the plane's" in done.err
+    assert done.status == 78 and "reload depends on copy-7" in done.err and "none from the plane" in done.err
     plane_item(StateStore(layout, RealFs()), "copy-7")
     assert ran("-c", layout.root, "config", "check").status == 0
     layout.local_installs.write_text(json.dumps([row | {"depends_on": ["copy-8"]}]))

@@ -19,7 +19,7 @@ from certctrl.protocol.device_flow import (
     GrantStarted,
 )
 from certctrl.protocol.wire.answer import BUNDLE_CAP, data_of, parse_error
-from certctrl.protocol.wire.reader import Misfit, Reader
+from certctrl.protocol.wire.reader import Hook, Misfit, integer, printable, text, wire_class
 from certctrl.text import one_line
 
 REFUSAL_KEYS = frozenset(("INVALID_TOKEN", "TOKEN_EXPIRED"))
@@ -51,29 +51,46 @@ class Refreshed:
     """Seconds; None when not said."""
 
 
+# --- the device grant --------------------------------------------------------------------------------------
+
+
+def _seconds(ge: int, default: float) -> Hook:
+    whole = integer(ge, _DAY)
+    return lambda value, _: float(whole(value, int)) or default
+
+
+_read_grant = wire_class(
+    GrantStarted,
+    {
+        "device_code": text(4096),
+        "user_code": printable(64),
+        "verification_uri": printable(2048),
+        "verification_uri_complete": printable(4096),
+        "interval": _seconds(0, 5.0),
+        "expires_in": _seconds(1, 600.0),
+    },
+)
+
+
+@attrs.frozen
+class _GrantStatus:
+    status: str
+
+
+_read_status = wire_class(_GrantStatus, {"status": text(64)})
+_read_ready = wire_class(
+    GrantReady,
+    {"user_id": integer(ge=1), "registration_code": text(4096), "ttl": _seconds(0, 0.0)},
+    names={"ttl": "registration_code_ttl"},
+)
+
+
 def grant_from_wire(data: object) -> GrantStarted:
-    """Return the start of a device grant; BadAnswerError when it does not fit."""
+    """Return the start of a device grant; raises BadAnswerError if it does not fit."""
     try:
-        row = Reader(data, "grant")
-        return GrantStarted(
-            device_code=row.text("device_code", limit=4096),
-            user_code=_printable(row, "user_code", 64),
-            verification_uri=_printable(row, "verification_uri", 2048),
-            verification_uri_complete=_printable(row, "verification_uri_complete", 4096)
-            if row.find("verification_uri_complete")[1] is not None
-            else None,
-            interval=float(row.maybe_integer("interval", ge=0, le=_DAY) or 5),
-            expires_in=float(row.maybe_integer("expires_in", ge=1, le=_DAY) or 600),
-        )
+        return _read_grant(data, "grant")
     except Misfit as misfit:
         raise BadAnswerError(str(misfit)) from None
-
-
-def _printable(row: Reader, name: str, limit: int) -> str:
-    text = row.text(name, limit=limit)
-    if not text.isprintable():
-        raise Misfit(f"{row.at(name)}: expected printable text")
-    return text
 
 
 def grant_event(answer: Answer, wall_now: float | None = None) -> GrantEvent:
@@ -83,7 +100,7 @@ def grant_event(answer: Answer, wall_now: float | None = None) -> GrantEvent:
     """
     try:
         if 200 <= answer.status <= 299:
-            return _grant_status(Reader(data_of(answer, cap=BUNDLE_CAP)))
+            return _grant_status(data_of(answer, cap=BUNDLE_CAP))
         error = parse_error(answer, wall_now)
     except Misfit as misfit:
         return GrantFailed(str(misfit))
@@ -104,63 +121,104 @@ _GRANT_WORDS: dict[str, GrantEvent] = {
 }
 
 
-def _grant_status(row: Reader) -> GrantEvent:
-    word = row.text("status", limit=64).lower()
+def _grant_status(data: object) -> GrantEvent:
+    word = _read_status(data).status.lower()
     if word == "ready":
-        return GrantReady(
-            user_id=row.integer("user_id", ge=1),
-            registration_code=row.text("registration_code", limit=4096),
-            ttl=float(row.maybe_integer("registration_code_ttl", le=_DAY) or 0),
-        )
+        return _read_ready(data)
     return _GRANT_WORDS.get(word) or GrantFailed(f"unknown grant status {one_line(word, 40)}")
 
 
+# --- registration and refresh --------------------------------------------------------------------------------
+
+
+def _token(value: Any, _: Any = None) -> str:
+    """Return a token that is safe in a header and on a line of a file."""
+    token: str = _token_text(value, str)
+    if not all("!" <= c <= "~" for c in token):
+        raise Misfit("expected visible ASCII")
+    return token
+
+
+_token_text = text(8192)
+
+
+def _lifetime(value: Any, _: Any = None) -> float | None:
+    """Return seconds, or None for anything odd: the token's own ``exp`` decides."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
+        return None
+    return float(value)
+
+
+def _device_name(value: Any, _: Any = None) -> str:
+    return one_line(_any_text(value, str))
+
+
+_any_text = text()
+
+
+@attrs.frozen(kw_only=True)
+class _Device:
+    id: int
+    user_id: int
+    device_public_id: str = ""
+    name: str = ""
+    status: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class _Session:
+    access_token: str = attrs.field(repr=False)
+    refresh_token: str = attrs.field(repr=False)
+    expires_in: float | None = None
+
+
+@attrs.frozen
+class _Registered:
+    device: _Device
+    session: _Session
+
+
+_SESSION: dict[str, Hook] = {"access_token": _token, "refresh_token": _token, "expires_in": _lifetime}
+wire_class(
+    _Device,
+    {
+        "id": integer(ge=1),
+        "user_id": integer(ge=1),
+        "device_public_id": text(128),
+        "name": _device_name,
+        "status": text(64),
+    },
+)
+wire_class(_Session, _SESSION)
+_read_registered = wire_class(_Registered)
+_read_refreshed = wire_class(Refreshed, _SESSION)
+
+
 def registration_from_wire(data: object) -> Registration:
-    """Return a registration; BadAnswerError when it does not fit."""
+    """Return a registration; raises BadAnswerError if it does not fit."""
     try:
-        top = Reader(data, "registration")
-        device, session = top.child("device"), top.child("session")
-        return Registration(
-            device_id=device.integer("id", ge=1),
-            user_id=device.integer("user_id", ge=1),
-            device_public_id=device.maybe_text("device_public_id", limit=128) or "",
-            name=one_line(device.maybe_text("name") or ""),
-            status=device.maybe_text("status", limit=64) or "",
-            access_token=_token(session, "access_token"),
-            refresh_token=_token(session, "refresh_token"),
-            expires_in=_lifetime(session),
-        )
+        found = _read_registered(data, "registration")
     except Misfit as misfit:
         raise BadAnswerError(str(misfit)) from None
+    device, session = found.device, found.session
+    return Registration(
+        device_id=device.id,
+        user_id=device.user_id,
+        device_public_id=device.device_public_id,
+        name=device.name,
+        status=device.status,
+        access_token=session.access_token,
+        refresh_token=session.refresh_token,
+        expires_in=session.expires_in,
+    )
 
 
 def refreshed_from_wire(data: object) -> Refreshed:
-    """Return a refreshed session; BadAnswerError when it does not fit."""
+    """Return a refreshed session; raises BadAnswerError if it does not fit."""
     try:
-        row = Reader(data, "session")
-        rotated = row.find("refresh_token")[1] is not None
-        return Refreshed(
-            access_token=_token(row, "access_token"),
-            refresh_token=_token(row, "refresh_token") if rotated else None,
-            expires_in=_lifetime(row),
-        )
+        return _read_refreshed(data, "session")
     except Misfit as misfit:
         raise BadAnswerError(str(misfit)) from None
-
-
-def _token(row: Reader, name: str) -> str:
-    """Return a token that can stand in a header and on a line of a file."""
-    text = row.text(name, limit=8192)
-    if not all("!" <= c <= "~" for c in text):
-        raise Misfit(f"{row.at(name)}: expected visible ASCII")
-    return text
-
-
-def _lifetime(row: Reader) -> float | None:
-    value: Any = row.find("expires_in")[1]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
-        return None  # a convenience: the token's own `exp` decides
-    return float(value)
 
 
 def refresh_refused(error: PlaneError) -> bool:

@@ -13,72 +13,130 @@ import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from certctrl.errors import BadAnswerError, ConfigError, PlanError
 from certctrl.model.plan import LOCAL_PREFIX, InstallConfig, InstallItem
 from certctrl.protocol.wire.canonical import canonical_json
-from certctrl.protocol.wire.install_items import UnknownKindError, item_from_wire
-from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Reader, kind_of, parse_json
+from certctrl.protocol.wire.install_items import UnknownKindError, item_from_operator, item_from_wire
+from certctrl.protocol.wire.reader import (
+    SAFE_INT,
+    Misfit,
+    alias,
+    bounded_list,
+    integer,
+    moment,
+    parse_json,
+    text,
+    wire_class,
+)
 from certctrl.text import one_line
 
 LOCAL_FILE = "installs.local.json"
-MAX_ITEMS = 10_000
+MAX_OPERATOR_ITEMS = 1000
+"""Items that an operator may give to the plane; a host accepts ten times as many."""
+MAX_INSTALLS_TEXT = 4_194_304
+
+_PATH = "install config"
+
+
+@attrs.frozen
+class _Document:
+    id: int
+    version: int
+    installs_hash_b64: str | None = None
+    updated_at: str | None = None
+    installs_json: str | None = None
+
+
+_read_document = wire_class(
+    _Document,
+    {
+        "version": integer(le=SAFE_INT),
+        "installs_hash_b64": text(256),
+        "updated_at": moment,
+        "installs_json": text(MAX_INSTALLS_TEXT),
+    },
+    prepare=alias("installs_hash_b64", "installs_hash"),
+)
 
 
 def install_config_from_wire(data: object) -> InstallConfig:
     """Return the verified install config of a plane's ``data`` object.
 
     Raises PlanError with ``reason`` ``schema``, ``hash``, ``unknown-type``, ``duplicate-id``,
-    ``unknown-dependency`` or ``cycle``. Whether the version may replace the one in force is the caller's to say.
+    ``unknown-dependency`` or ``cycle``. The caller decides whether the version may replace the current one.
     """
     try:
-        top = Reader(data, "install config")
-        digest = top.maybe_text("installs_hash_b64", "installs_hash", limit=256)
-        config_id, version = top.integer("id"), top.integer("version", le=SAFE_INT)
-        updated_at = top.moment("updated_at") or None
-        raw_items = _verified_items(top, digest)
-        items = tuple(item_from_wire(raw, f"installs[{i}]") for i, raw in enumerate(raw_items))
+        document = _read_document(data, _PATH)
+        rows = _verified_items(document, data.get("installs") if isinstance(data, dict) else None)
+        items = tuple(item_from_wire(row, f"installs[{i}]") for i, row in enumerate(rows))
     except UnknownKindError as error:
-        raise PlanError(str(error), reason="unknown-type", fix="upgrade this agent, or take the item out") from None
+        raise PlanError(str(error), reason="unknown-type", fix="upgrade this agent, or remove the item") from None
     except Misfit as misfit:
         raise PlanError(str(misfit), reason="schema") from None
-    for item in items:
-        if item.id.startswith(LOCAL_PREFIX):
-            raise PlanError(f"item {item.id}: the prefix {LOCAL_PREFIX} belongs to this host", reason="schema")
+    _check_plane_ids(items)
     install_order(items)
     return InstallConfig(
-        id=config_id, version=version, items=items, installs_hash_b64=digest or "", updated_at=updated_at
+        id=document.id,
+        version=document.version,
+        items=items,
+        installs_hash_b64=document.installs_hash_b64 or "",
+        updated_at=document.updated_at,
     )
 
 
-def _verified_items(top: Reader, digest: str | None) -> list[Any]:
-    """Return the raw items that the hash covers: the text ``installs_json`` when it is there, else ``installs``."""
+def items_from_operator(data: object) -> tuple[InstallItem, ...]:
+    """Return the items that an operator gives to the plane, each checked, and their order.
+
+    Raises Misfit with the JSON path, or PlanError (``duplicate-id``, ``unknown-dependency``, ``cycle``).
+    """
+    try:
+        rows = bounded_list(data, MAX_OPERATOR_ITEMS)
+    except Misfit as misfit:
+        raise Misfit(misfit.what, "installs") from None
+    items = tuple(item_from_operator(row, f"installs[{i}]") for i, row in enumerate(rows))
+    _check_plane_ids(items)
+    install_order(items)
+    return items
+
+
+def _check_plane_ids(items: Iterable[InstallItem]) -> None:
+    for item in items:
+        if item.id.startswith(LOCAL_PREFIX):
+            raise PlanError(f"item {item.id}: the prefix {LOCAL_PREFIX} is reserved for the host", reason="schema")
+
+
+def _verified_items(document: _Document, listed: object) -> list[Any]:
+    """Return the raw items that the hash covers: the text ``installs_json`` if set, otherwise ``installs``."""
+    digest, text = document.installs_hash_b64, document.installs_json
     if digest is None:
-        raise PlanError("the install config carries no hash", reason="hash")
-    text, listed = top.maybe_text("installs_json", limit=4_194_304), top.raw.get("installs")
-    if text is None:
-        if not isinstance(listed, list):
-            raise Misfit(f"{top.at('installs')}: expected a list, got {kind_of(listed)}")
-        items: list[Any] = listed
-    else:
-        try:
-            parsed = parse_json(text)
-        except BadAnswerError:
-            raise Misfit(f"{top.at('installs_json')}: not valid JSON") from None
-        if not isinstance(parsed, list):
-            raise Misfit(f"{top.at('installs_json')}: expected a list, got {kind_of(parsed)}")
-        items = parsed
-    if len(items) > MAX_ITEMS:
-        raise Misfit(f"{top.at('installs')}: more than {MAX_ITEMS} items")
+        raise PlanError("the install config has no hash", reason="hash")
+    items = _listed_items(text, listed)
     try:
         hashed = canonical_json(items) if text is None else text
         if not _same_hash(digest, hashed):
             raise PlanError("the install config does not match its hash", reason="hash")
-        # what is hashed is what counts; a second list that says something else is an attempt to be read instead
+        # Only the hashed text counts. A second list that differs may be an attack on readers of that list.
         if text is not None and listed is not None and canonical_json(listed) != canonical_json(items):
-            raise PlanError("installs and installs_json say different things", reason="hash")
+            raise PlanError("installs and installs_json differ", reason="hash")
     except ValueError as error:
         raise PlanError(f"the install config cannot be hashed: {error}", reason="hash") from None
     return items
+
+
+def _listed_items(text: str | None, listed: object) -> list[Any]:
+    name, value = "installs", listed
+    if text is not None:
+        name = "installs_json"
+        try:
+            value = parse_json(text)
+        except BadAnswerError:
+            raise Misfit("not valid JSON", f"{_PATH}.{name}") from None
+    try:
+        return bounded_list(value)
+    except Misfit as misfit:
+        raise Misfit(misfit.what, f"{_PATH}.{name}") from None
 
 
 def _same_hash(digest: str, text: str) -> bool:
@@ -103,9 +161,8 @@ def items_from_local(rows: Sequence[Mapping[str, Any]]) -> tuple[InstallItem, ..
         path = f"$[{i}]"
         try:
             items.append(item_from_wire(row, path, local_names=frozenset(names)))
-        except (Misfit, UnknownKindError) as error:
-            where, _, what = str(error).partition(": ")
-            raise ConfigError(what, file=LOCAL_FILE, path=where) from None
+        except Misfit as misfit:
+            raise ConfigError(misfit.what, file=LOCAL_FILE, path=misfit.path) from None
     seen: set[str] = set()
     for i, item in enumerate(items):
         if item.id in seen:
@@ -128,14 +185,16 @@ def check_local_dependencies(rows: Sequence[InstallItem], planes: Iterable[str])
     for i, row in enumerate(rows):
         for name in row.depends_on:
             if name not in known:
-                said = f"item {_named([row.id])} depends on {one_line(name, 80)}, which is not there"
+                what = f"item {_named([row.id])} depends on {one_line(name, 80)}, which does not exist"
                 others = f"the plane's {_named(theirs)}" if theirs else _NO_PLANES
                 raise ConfigError(
-                    f"{said}; there are {_named(here)} here, and {others}", file=LOCAL_FILE, path=f"$[{i}].depends_on"
+                    f"{what}; known items: {_named(here)} here, and {others}",
+                    file=LOCAL_FILE,
+                    path=f"$[{i}].depends_on",
                 )
 
 
-_NO_PLANES = "no item of the plane's (its install config may not have been fetched yet)"
+_NO_PLANES = "none from the plane (its install config may not have been fetched yet)"
 _MOST_NAMED = 20
 
 
@@ -164,7 +223,7 @@ def _levels(items: Iterable[InstallItem], *, missing_ok: bool) -> tuple[tuple[In
     for item_id, names in needs.items():
         for name in names - waiting.keys():
             raise PlanError(
-                f"item {one_line(item_id, 80)} depends on {one_line(name, 80)}, which is not there",
+                f"item {one_line(item_id, 80)} depends on {one_line(name, 80)}, which does not exist",
                 reason="unknown-dependency",
             )
     levels = []
@@ -172,7 +231,7 @@ def _levels(items: Iterable[InstallItem], *, missing_ok: bool) -> tuple[tuple[In
         ready = [item for item in waiting.values() if not needs[item.id]]
         if not ready:
             stuck = ", ".join(one_line(name, 40) for name in sorted(waiting)[:5])
-            raise PlanError(f"items depend on each other in a circle: {stuck}", reason="cycle")
+            raise PlanError(f"items depend on each other in a cycle: {stuck}", reason="cycle")
         done = {item.id for item in ready}
         for item in ready:
             del waiting[item.id]

@@ -1,9 +1,11 @@
-"""One install item in (api.md §4 and §8): copy, exec or import_ca, with what the live service spells differently."""
+"""Read one install item: copy, exec or import_ca, in each spelling that planes use (docs/protocol.md)."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, assert_never
+
+import attrs
 
 from certctrl.model.plan import (
     LOCAL_PREFIX,
@@ -15,7 +17,18 @@ from certctrl.model.plan import (
     VerifyCommand,
     VerifyTls,
 )
-from certctrl.protocol.wire.reader import Misfit, Reader, kind_of
+from certctrl.protocol.wire.reader import (
+    CONVERTER,
+    Hook,
+    Misfit,
+    Read,
+    bounded_list,
+    integer,
+    kind_of,
+    text,
+    texts,
+    wire_class,
+)
 from certctrl.text import one_line
 
 CERT_FILES = (
@@ -33,146 +46,231 @@ CERT_FILES = (
 CA_FILES = ("ca.pem", "ca.der", "meta.json")
 """Virtual files of a CA."""
 MAX_TIMEOUT_MS = 600_000
+DEFAULT_TIMEOUT_MS = 30_000
 
 _OCTAL = re.compile(r"(0o)?0?[0-7]{3}", re.ASCII)
 _BRACKETED = re.compile(r"\A\[([^\[\]]*:[^\[\]]*)\]\Z")  # an IPv6 address as in a URL; no resolver knows it so
 _STARTTLS = ("smtp", "imap", "postgres")
-_COMMON = frozenset(("id", "type", "enabled", "continue_on_error", "depends_on", "tags", "ob_type", "ob_id", "ob_name"))
+_COMMON_KEYS = frozenset(
+    ("id", "type", "enabled", "continue_on_error", "depends_on", "tags", "ob_type", "ob_id", "ob_name")
+)
 _KEYS = {
-    "copy": _COMMON | {"from", "to", "owner", "group", "mode", "check", "verify"},
-    "exec": _COMMON | {"cmd_argv", "cmd", "timeout_ms", "run_as", "env", "verify"},
-    "import_ca": _COMMON,
+    "copy": _COMMON_KEYS | {"from", "to", "owner", "group", "mode", "check", "verify"},
+    "exec": _COMMON_KEYS | {"cmd_argv", "cmd", "timeout_ms", "run_as", "env", "verify"},
+    "import_ca": _COMMON_KEYS,
 }
 
 
-class UnknownKindError(Exception):
+class UnknownKindError(Misfit):
     """An item or verify type that this version does not know: the config is for a newer agent."""
 
 
-def item_from_wire(raw: object, path: str, *, local_names: frozenset[str] | None = None) -> InstallItem:
-    """Return one item; ``local_names`` (ids of this host's own rows) makes it strict and prefixes the id.
-
-    Raises Misfit and UnknownKindError.
-    """
-    row = Reader(raw, path)
-    kind = row.text("type", limit=64)
-    if kind not in _KEYS:
-        raise UnknownKindError(f"{row.at('type')}: unknown item type {one_line(kind, 40)}")
-    if local_names is not None and (unknown := sorted(map(str, row.raw.keys() - _KEYS[kind]))):
-        raise Misfit(f"{row.at(one_line(unknown[0], 40))}: unknown key; known are {', '.join(sorted(_KEYS[kind]))}")
-    common = _common(row, local_names)
-    if kind == "copy":
-        return _copy(row, common)
-    if kind == "exec":
-        return _exec(row, common)
-    return ImportCaAction(**common)
+# --- fields ------------------------------------------------------------------------------------------------
 
 
-def _common(row: Reader, local_names: frozenset[str] | None) -> dict[str, Any]:
-    item_id = _id_of(*row.required("id")[::-1], row)
-    depends_on = _ids_of(row, "depends_on")
-    if local_names is not None:
-        item_id = LOCAL_PREFIX + item_id
-        depends_on = tuple(LOCAL_PREFIX + name if name in local_names else name for name in depends_on)
-    ob_type = row.maybe_text("ob_type", limit=32)
-    if ob_type not in (None, "cert", "ca"):
-        raise Misfit(f"{row.at('ob_type')}: expected cert or ca")
-    return {
-        "id": item_id,
-        "enabled": row.flag("enabled", True),
-        "continue_on_error": row.flag("continue_on_error", False),
-        "depends_on": depends_on,
-        "tags": row.texts("tags"),
-        "ob_type": ob_type,
-        "ob_id": row.maybe_integer("ob_id") or None,
-        "ob_name": row.maybe_text("ob_name", limit=1024),
-    }
-
-
-def _id_of(value: Any, name: str, row: Reader) -> str:
+def _item_id(value: Any, _: Any = None) -> str:
     if type(value) is int:
         return str(value)
     if isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable():
         return value
-    raise Misfit(f"{row.at(name)}: expected an id (integer, or 1 to 200 printable characters), got {kind_of(value)}")
+    raise Misfit(f"expected an id (integer, or 1 to 200 printable characters), got {kind_of(value)}")
 
 
-def _ids_of(row: Reader, name: str) -> tuple[str, ...]:
-    value = row.find(name)[1]
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise Misfit(f"{row.at(name)}: expected a list, got {kind_of(value)}")
-    return tuple(_id_of(one, name, row) for one in value)
+def _item_ids(value: Any, _: Any = None) -> tuple[str, ...]:
+    return tuple(map(_item_id, bounded_list(value)))
 
 
-def _copy(row: Reader, common: dict[str, Any]) -> CopyAction:
-    sources, targets = row.texts("from"), row.texts("to")
-    if not sources:
-        raise Misfit(f"{row.at('from')}: nothing to copy")
-    if len(sources) != len(targets):
-        raise Misfit(f"{row.at('to')}: {len(targets)} paths for {len(sources)} files")
-    return CopyAction(
-        **common,
-        sources=sources,
-        targets=targets,
-        owner=row.maybe_text("owner", limit=256),
-        group=row.maybe_text("group", limit=256),
-        mode=_mode(row),
-        check=row.texts("check") or None,
-        verify=_verify(row),
-    )
+def _object_type(value: Any, _: Any = None) -> str:
+    if value not in ("cert", "ca"):
+        raise Misfit("expected cert or ca")
+    return str(value)
 
 
-def _mode(row: Reader) -> int | None:
-    """Return permission bits from octal text: a bare number would be octal to one reader and decimal to another."""
-    text = row.maybe_text("mode", limit=8)
-    if text is None:
+def _object_id(value: Any, _: Any = None) -> int | None:
+    return _any_integer(value, int) or None
+
+
+def _mode(value: Any, _: Any = None) -> int:
+    """Return permission bits from octal text; a bare number could be meant as octal or as decimal."""
+    octal = _mode_text(value, str)
+    if not _OCTAL.fullmatch(octal):
+        raise Misfit('expected octal text such as "0640"')
+    return int(octal.removeprefix("0o"), 8)
+
+
+def _argv(value: Any, _: Any = None) -> tuple[str, ...] | None:
+    return texts(value) or None
+
+
+def _timeout(value: Any, _: Any = None) -> int:
+    return _any_timeout(value, int) or DEFAULT_TIMEOUT_MS
+
+
+def _environment(value: Any, _: Any = None) -> dict[str, str]:
+    if value == []:
+        return {}
+    if not isinstance(value, dict):
+        raise Misfit(f"expected an object, got {kind_of(value)}")
+    found = {}
+    for name, entry in value.items():
+        try:
+            found[name] = "" if entry is None else _any_text(entry, str)
+        except Misfit as misfit:
+            raise Misfit(misfit.what, f".{one_line(name, 40)}") from None
+    return found
+
+
+def _starttls(value: Any, _: Any = None) -> str:
+    if value not in _STARTTLS:
+        raise Misfit(f"expected one of {', '.join(_STARTTLS)}")
+    return str(value)
+
+
+def _host(value: Any, _: Any = None) -> str:
+    return _BRACKETED.sub(r"\1", _host_text(value, str))
+
+
+def _verify(value: Any, _: Any = None) -> Verify | None:
+    if value in ({}, []):
         return None
-    if not _OCTAL.fullmatch(text):
-        raise Misfit(f'{row.at("mode")}: expected octal text such as "0640"')
-    return int(text.removeprefix("0o"), 8)
+    kind = _kind(value)
+    if kind not in _VERIFY:
+        raise UnknownKindError(f"unknown verify type {one_line(kind, 40)}", ".type")
+    return CONVERTER.structure(value, _VERIFY[kind])
 
 
-def _exec(row: Reader, common: dict[str, Any]) -> ExecAction:
-    argv, line = row.texts("cmd_argv"), row.raw.get("cmd")
-    if not argv and isinstance(line, list):
-        argv, line = row.texts("cmd"), None
-    shell = None if argv or not line else row.maybe_text("cmd")
-    if not argv and shell is None:
-        raise Misfit(f"{row.at('cmd_argv')}: no command")
-    env = row.find("env")[1]
-    reader = Reader({} if env in (None, []) else env, row.at("env"))
-    return ExecAction(
-        **common,
-        cmd_argv=argv or None,
-        cmd=shell,
-        timeout_ms=row.maybe_integer("timeout_ms", le=MAX_TIMEOUT_MS) or 30_000,
-        run_as=row.maybe_text("run_as", limit=256),
-        env={name: reader.maybe_text(name) or "" for name in reader.raw},
-        verify=_verify(row),
-    )
+def _kind(value: object) -> str:
+    """Return the type of an item or verify object."""
+    return _read_kind(value, "").type
 
 
-def _verify(row: Reader) -> Verify | None:
-    value = row.find("verify")[1]
-    if value in (None, {}, []):
-        return None
-    verify = Reader(value, row.at("verify"))
-    kind = verify.text("type", limit=64)
-    if kind == "command":
-        argv = verify.texts("cmd_argv")
-        if not argv:
-            raise Misfit(f"{verify.at('cmd_argv')}: no command")
-        return VerifyCommand(cmd_argv=argv)
-    if kind != "tls":
-        raise UnknownKindError(f"{verify.at('type')}: unknown verify type {one_line(kind, 40)}")
-    starttls = verify.maybe_text("starttls", limit=32)
-    if starttls not in (None, *_STARTTLS):
-        raise Misfit(f"{verify.at('starttls')}: expected one of {', '.join(_STARTTLS)}")
-    return VerifyTls(
-        host=_BRACKETED.sub(r"\1", verify.text("host", limit=255)),
-        port=verify.integer("port", ge=1, le=65_535),
-        server_name=verify.maybe_text("server_name", limit=255),
-        starttls=starttls,
-    )
+_any_integer = integer()
+_any_text = text()
+_any_timeout = integer(le=MAX_TIMEOUT_MS)
+_host_text = text(255)
+_mode_text = text(8)
+
+
+# --- classes -----------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Kind:
+    type: str
+
+
+_read_kind = wire_class(_Kind, {"type": text(64)})
+
+
+def _with_command(verify: VerifyCommand) -> VerifyCommand:
+    if not verify.cmd_argv:
+        raise Misfit("no command", ".cmd_argv")
+    return verify
+
+
+wire_class(VerifyCommand, prepare=lambda row: {"cmd_argv": []} | row, check=_with_command)
+wire_class(VerifyTls, {"host": _host, "port": integer(1, 65_535), "server_name": text(255), "starttls": _starttls})
+_VERIFY: dict[str, type[Verify]] = {"command": VerifyCommand, "tls": VerifyTls}
+
+_COMMON: dict[str, Hook] = {
+    "id": _item_id,
+    "depends_on": _item_ids,
+    "ob_type": _object_type,
+    "ob_id": _object_id,
+    "ob_name": text(1024),
+}
+
+
+def _paired(copy: CopyAction) -> CopyAction:
+    if not copy.sources:
+        raise Misfit("nothing to copy", ".from")
+    if len(copy.sources) != len(copy.targets):
+        raise Misfit(f"expected a list as long as from: {len(copy.sources)} paths, got {len(copy.targets)}", ".to")
+    return copy
+
+
+def _one_command(row: dict[str, Any]) -> dict[str, Any]:
+    """Settle the spellings of a command: ``cmd_argv`` first; ``cmd`` may be a list of arguments, too."""
+    line = row.pop("cmd", None)
+    if row.get("cmd_argv"):
+        return row
+    if isinstance(line, list):
+        try:
+            return row | {"cmd_argv": list(texts(line))}
+        except Misfit as misfit:
+            raise Misfit(misfit.what, f".cmd{misfit.path}") from None
+    return row | {"cmd": line} if line else row
+
+
+def _runnable(action: ExecAction) -> ExecAction:
+    if action.cmd_argv is None and action.cmd is None:
+        raise Misfit("no command", ".cmd_argv")
+    return action
+
+
+_read_copy = wire_class(
+    CopyAction,
+    _COMMON | {"owner": text(256), "group": text(256), "mode": _mode, "check": _argv, "verify": _verify},
+    names={"sources": "from", "targets": "to"},
+    prepare=lambda row: {"from": [], "to": []} | row,
+    check=_paired,
+)
+_read_exec = wire_class(
+    ExecAction,
+    _COMMON | {"cmd_argv": _argv, "timeout_ms": _timeout, "run_as": text(256), "env": _environment, "verify": _verify},
+    prepare=_one_command,
+    check=_runnable,
+)
+_ITEMS: dict[str, Read[InstallItem]] = {
+    "copy": _read_copy,
+    "exec": _read_exec,
+    "import_ca": wire_class(ImportCaAction, _COMMON),
+}
+
+
+def item_from_wire(raw: object, path: str, *, local_names: frozenset[str] | None = None) -> InstallItem:
+    """Return one item; ``local_names`` (ids of this host's own rows) refuses unknown keys and prefixes the id.
+
+    Raises Misfit, and UnknownKindError for a type that this version does not know.
+    """
+    try:
+        kind = _kind(raw)
+    except Misfit as misfit:
+        raise Misfit(misfit.what, path + misfit.path) from None
+    if kind not in _ITEMS:
+        raise UnknownKindError(f"unknown item type {one_line(kind, 40)}", f"{path}.type")
+    if local_names is not None:
+        _refuse_unknown_keys(raw, kind, path)
+    item = _ITEMS[kind](raw, path)
+    if local_names is None:
+        return item
+    needs = tuple(LOCAL_PREFIX + name if name in local_names else name for name in item.depends_on)
+    return attrs.evolve(item, id=LOCAL_PREFIX + item.id, depends_on=needs)
+
+
+def _refuse_unknown_keys(raw: Any, kind: str, path: str) -> None:
+    if unknown := sorted(map(str, raw.keys() - _KEYS[kind])):
+        known = ", ".join(sorted(_KEYS[kind]))
+        raise Misfit(f"unknown key; known are {known}", f"{path}.{one_line(unknown[0], 40)}")
+
+
+def item_from_operator(raw: object, path: str) -> InstallItem:
+    """Return one item that an operator gives to the plane, checked more strictly than hosts do.
+
+    Raises Misfit.
+    """
+    item = item_from_wire(raw, path)
+    match item:
+        case CopyAction():
+            for i, target in enumerate(item.targets):
+                if not target.startswith("/") or "\0" in target or ".." in target.split("/"):
+                    raise Misfit("expected an absolute path without ..", f"{path}.to[{i}]")
+        case ExecAction():
+            if isinstance(raw, dict) and raw.get("timeout_ms") in (0, "0"):
+                raise Misfit("expected milliseconds above 0", f"{path}.timeout_ms")
+        case ImportCaAction():
+            if item.ob_id is None:
+                raise Misfit("expected the id of a CA", f"{path}.ob_id")
+        case _:
+            assert_never(item)
+    return item

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import attrs
 
 from certctrl.errors import DEVICE_REVOKED, BadAnswerError, PlaneError
@@ -18,7 +21,7 @@ from certctrl.protocol.events import (
     Updates,
 )
 from certctrl.protocol.wire.answer import data_of, is_bearer_challenge, parse_error, retry_after
-from certctrl.protocol.wire.reader import Misfit, Reader
+from certctrl.protocol.wire.reader import Misfit, bounded_list, wire_class
 from certctrl.protocol.wire.signals import signal_from_wire
 
 UPDATES_PATH = "/apiv1/devices/self/updates"
@@ -96,22 +99,32 @@ def poll_event(answer: Answer, limit: int, wall_now: float | None = None) -> Eve
         return BadAnswer(error.what, status=answer.status, retry_after=pause)
 
 
+def _cursor(value: Any, _: Any = None) -> str:
+    if not isinstance(value, str) or not _is_cursor(value):
+        raise Misfit(f"expected at most {CURSOR_LIMIT} printable characters")
+    return value
+
+
+@attrs.frozen
+class _Page:
+    cursor: str | None = None
+    signals: Sequence[Any] = ()
+    """Raw: one that does not fit must not fail the page."""
+
+
+_read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _: bounded_list(value)})
+
+
 def _page(answer: Answer, limit: int, wall_now: float | None) -> Event:
     try:
-        data = Reader(data_of(answer))
-        name, cursor = data.find("cursor")
-        if cursor is not None and not (isinstance(cursor, str) and _is_cursor(cursor)):
-            raise Misfit(f"{data.at(name)}: expected at most {CURSOR_LIMIT} printable characters")
-        listed = data.find("signals")[1]
-        if listed is not None and not isinstance(listed, list):
-            raise Misfit(f"{data.at('signals')}: expected a list")
+        page = _read_page(data_of(answer))
     except Misfit as misfit:
         raise BadAnswerError(str(misfit)) from None
-    seen = cursor if cursor is not None else cursor_of_etag(answer.headers.get("etag"))
+    seen = page.cursor if page.cursor is not None else cursor_of_etag(answer.headers.get("etag"))
     pause = retry_after(answer, None, wall_now)
-    if not listed:
+    if not page.signals:
         return NoUpdates(seen, status=200, retry_after=pause)
-    signals = tuple(map(signal_from_wire, listed))
+    signals = tuple(map(signal_from_wire, page.signals))
     free = answer.headers.get(FREE_HEADER, "") == FREE_VALUE
     return Updates(seen, signals, len(signals) >= limit, free=free, retry_after=pause)
 

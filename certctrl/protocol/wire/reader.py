@@ -1,33 +1,52 @@
-"""Strict reading of untrusted JSON: bounded text in, typed values out, and a path for whatever does not fit.
+"""Read untrusted JSON into attrs values, through one converter that is built once.
 
-A converter that guesses is worse than none: ``True``, ``1.9`` and ``"12"`` are not integers of their own
-accord. What api.md §8 tolerates is written out here (integers as ASCII digits in text, ``null`` and empty
-text for "unset", epoch seconds for times) and nothing else. A message names the path and the kinds, never
-the value: a value may be a secret.
+The converter is tolerant where the wire contract is (unknown fields, integers as ASCII digits in text, ``null`` and
+empty text for "unset", epoch seconds for times) and strict everywhere else: cattrs alone would accept ``True``,
+``1.9`` and ``"12"`` as integers. Text, integers and lists are bounded. An error names the JSON path and the kinds,
+never the value, which may be a secret.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
-from certctrl.errors import BadAnswerError
+import attrs
+from cattrs import BaseValidationError, ClassValidationError, Converter
+from cattrs.gen import make_dict_structure_fn, override
+
+from certctrl.errors import BadAnswerError, CertctrlError
 
 INT64 = 2**63 - 1
 SAFE_INT = 2**53 - 1
+"""The largest integer that every JSON implementation keeps exact."""
 MAX_DEPTH = 32
 MAX_TEXT = 262_144
+"""Characters."""
+MAX_LIST = 10_000
 
 _DIGITS = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LONE = re.compile("[\ud800-\udfff]")
 _YEAR_9999 = 253_402_300_799
 
+T = TypeVar("T", bound=attrs.AttrsInstance)
+T_co = TypeVar("T_co", covariant=True)
+Hook = Callable[[Any, Any], Any]
+"""Structures one value; the second argument is its type, as cattrs passes it."""
+
 
 class Misfit(ValueError):
     """A value of the wrong kind or out of bounds; ``str()`` is ``path: expected …, got …``."""
+
+    def __init__(self, what: str, path: str = "") -> None:
+        super().__init__(f"{path}: {what}" if path else what)
+        self.what = what
+        self.path = path
+        """JSON path; inside a hook, relative to the value (``[3]``)."""
 
 
 def kind_of(value: object) -> str:
@@ -81,113 +100,186 @@ def _scrubbed(value: Any) -> Any:
     return value
 
 
-def integer_of(value: object, path: str, *, ge: int = 0, le: int = INT64) -> int:
-    """Return an integer, also from ASCII digits in text; refuse booleans, floats and what is out of bounds."""
-    if type(value) is str and _DIGITS.fullmatch(value):
-        number = int(value)
-    elif type(value) is int:
-        number = value
-    else:
-        raise Misfit(f"{path}: expected an integer, got {kind_of(value)}")
-    if not ge <= number <= le:
-        raise Misfit(f"{path}: expected an integer from {ge} to {le}")
-    return number
+# --- hooks: one value each ---------------------------------------------------------------------------------
 
 
-def text_of(value: object, path: str, *, limit: int = MAX_TEXT) -> str:
-    """Return text of at most ``limit`` characters."""
-    if not isinstance(value, str):
-        raise Misfit(f"{path}: expected text, got {kind_of(value)}")
+def integer(ge: int = 0, le: int = INT64) -> Hook:
+    """Return a hook for integers, ASCII digits in text included; booleans and floats are refused."""
+
+    def structure(value: Any, _: Any = None) -> int:
+        if type(value) is str and _DIGITS.fullmatch(value):
+            value = int(value)
+        elif type(value) is not int:
+            raise Misfit(f"expected an integer, got {kind_of(value)}")
+        if not ge <= value <= le:
+            raise Misfit(f"expected an integer from {ge} to {le}")
+        return int(value)
+
+    return structure
+
+
+def text(limit: int = MAX_TEXT) -> Hook:
+    """Return a hook for text of at most ``limit`` characters."""
+
+    def structure(value: Any, _: Any = None) -> str:
+        if not isinstance(value, str):
+            raise Misfit(f"expected text, got {kind_of(value)}")
+        if len(value) > limit:
+            raise Misfit(f"longer than {limit} characters")
+        return value
+
+    return structure
+
+
+def printable(limit: int) -> Hook:
+    """Return a hook for printable text of at most ``limit`` characters."""
+    bounded = text(limit)
+
+    def structure(value: Any, _: Any = None) -> str:
+        found: str = bounded(value, str)
+        if not found.isprintable():
+            raise Misfit("expected printable text")
+        return found
+
+    return structure
+
+
+def bounded_list(value: Any, limit: int = MAX_LIST) -> list[Any]:
+    """Return a list of at most ``limit`` values of any kind."""
+    if not isinstance(value, list):
+        raise Misfit(f"expected a list, got {kind_of(value)}")
     if len(value) > limit:
-        raise Misfit(f"{path}: longer than {limit} characters")
+        raise Misfit(f"more than {limit} items")
     return value
 
 
-class Reader:
-    """Read one JSON object field by field; every method takes aliases and uses the first that is set.
+_any_text = text()
 
-    Unset is: absent, ``null``, and ``""``.
+
+def texts(value: Any, _: Any = None) -> tuple[str, ...]:
+    """Return a list of non-empty texts."""
+    for i, item in enumerate(bounded_list(value)):
+        try:
+            _any_text(item, str)
+        except Misfit as misfit:
+            raise Misfit(misfit.what, f"[{i}]") from None
+        if not item:
+            raise Misfit("empty", f"[{i}]")
+    return tuple(value)
+
+
+def flag(value: Any, _: Any = None) -> bool:
+    """Return true or false."""
+    if not isinstance(value, bool):
+        raise Misfit(f"expected true or false, got {kind_of(value)}")
+    return value
+
+
+def moment(value: Any, _: Any = None) -> str:
+    """Return a time as RFC 3339 text, converted from epoch seconds if need be."""
+    if type(value) is int or type(value) is float:
+        if not 0 <= value <= _YEAR_9999:
+            raise Misfit("not a time")
+        return datetime.fromtimestamp(int(value), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    found: str = _moment_text(value, str)
+    return found
+
+
+_moment_text = text(64)
+
+
+def number(value: Any, _: Any = None) -> float:
+    """Return a JSON number as a float."""
+    if type(value) is not int and type(value) is not float:
+        raise Misfit(f"expected a number, got {kind_of(value)}")
+    if not -SAFE_INT <= value <= SAFE_INT:
+        raise Misfit(f"expected a number from {-SAFE_INT} to {SAFE_INT}")
+    return float(value)
+
+
+# --- the converter -----------------------------------------------------------------------------------------
+
+
+def _converter() -> Converter:
+    converter = Converter(detailed_validation=True)
+    converter.register_structure_hook(int, integer())
+    converter.register_structure_hook(str, _any_text)
+    converter.register_structure_hook(bool, flag)
+    converter.register_structure_hook(float, number)
+    converter.register_structure_hook_func(lambda kind: kind == tuple[str, ...], texts)
+    return converter
+
+
+CONVERTER = _converter()
+_NAMES: dict[type, Mapping[str, str]] = {}
+_NONE: Mapping[str, Any] = {}
+
+
+class Read(Protocol[T_co]):
+    """Structure a JSON object; raises Misfit with the JSON path, which begins with ``path``."""
+
+    def __call__(self, raw: object, path: str = "data") -> T_co: ...
+
+
+def wire_class(
+    cls: type[T],
+    fields: Mapping[str, Hook] = _NONE,
+    *,
+    names: Mapping[str, str] = _NONE,
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    check: Callable[[T], T] | None = None,
+) -> Read[T]:
+    """Register how a class is structured, also inside others, and return the function that does it.
+
+    ``fields``: hooks by attribute, where that of the type is too wide. ``names``: wire names by attribute, where they
+    differ. ``prepare`` may change the object before (unset fields are gone), ``check`` the value after.
     """
+    _NAMES[cls] = names
+    attributes = attrs.fields(attrs.resolve_types(cls))
+    flags = frozenset(one.name for one in attributes if one.type is bool)
+    overrides: dict[str, Any] = {
+        one.name: override(rename=names.get(one.name), struct_hook=fields.get(one.name)) for one in attributes
+    }
+    build = make_dict_structure_fn(cls, CONVERTER, **overrides)
 
-    __slots__ = ("path", "raw")
-
-    def __init__(self, raw: object, path: str = "data") -> None:
+    def structure(raw: Any, _: Any = None) -> T:
         if not isinstance(raw, dict):
-            raise Misfit(f"{path}: expected an object, got {kind_of(raw)}")
-        self.raw: dict[str, Any] = raw
-        self.path = path
+            raise Misfit(f"expected an object, got {kind_of(raw)}")
+        row = {name: value for name, value in raw.items() if value is not None and (value != "" or name in flags)}
+        value = build(row if prepare is None else prepare(row), cls)
+        return value if check is None else check(value)
 
-    def at(self, name: str) -> str:
-        """Return the path of a field."""
-        return f"{self.path}.{name}"
+    def read(raw: object, path: str = "data") -> T:
+        try:
+            return structure(raw)
+        except (BaseValidationError, Misfit) as error:
+            raise _as_ours(error, path) from None
 
-    def find(self, *names: str) -> tuple[str, Any]:
-        """Return the first name that is set and its value; else the first name and None."""
-        for name in names:
-            value = self.raw.get(name)
-            if value is not None and value != "":
-                return name, value
-        return names[0], None
+    CONVERTER.register_structure_hook(cls, structure)
+    return read
 
-    def required(self, *names: str) -> tuple[str, Any]:
-        """Return as ``find``, raise Misfit when nothing is set."""
-        name, value = self.find(*names)
-        if value is None:
-            raise Misfit(f"{self.at(name)}: missing")
-        return name, value
 
-    def integer(self, *names: str, ge: int = 0, le: int = INT64) -> int:
-        """Return a required integer."""
-        name, value = self.required(*names)
-        return integer_of(value, self.at(name), ge=ge, le=le)
+def alias(name: str, other: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return a ``prepare`` that reads a field from another name if its own is unset."""
 
-    def maybe_integer(self, *names: str, ge: int = 0, le: int = INT64) -> int | None:
-        """Return an integer or None when unset."""
-        name, value = self.find(*names)
-        return None if value is None else integer_of(value, self.at(name), ge=ge, le=le)
+    def prepare(row: dict[str, Any]) -> dict[str, Any]:
+        if name not in row and other in row:
+            row[name] = row[other]
+        return row
 
-    def text(self, *names: str, limit: int = MAX_TEXT) -> str:
-        """Return required, non-empty text."""
-        name, value = self.required(*names)
-        return text_of(value, self.at(name), limit=limit)
+    return prepare
 
-    def maybe_text(self, *names: str, limit: int = MAX_TEXT) -> str | None:
-        """Return text or None when unset."""
-        name, value = self.find(*names)
-        return None if value is None else text_of(value, self.at(name), limit=limit)
 
-    def texts(self, *names: str) -> tuple[str, ...]:
-        """Return a list of non-empty texts; unset is empty."""
-        name, value = self.find(*names)
-        if value is None:
-            return ()
-        if not isinstance(value, list):
-            raise Misfit(f"{self.at(name)}: expected a list, got {kind_of(value)}")
-        found = tuple(text_of(item, f"{self.at(name)}[{i}]") for i, item in enumerate(value))
-        if "" in found:
-            raise Misfit(f"{self.at(name)}[{found.index('')}]: empty")
-        return found
-
-    def flag(self, name: str, default: bool) -> bool:
-        """Return true or false."""
-        value = self.raw.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise Misfit(f"{self.at(name)}: expected true or false, got {kind_of(value)}")
-        return value
-
-    def moment(self, *names: str) -> str:
-        """Return a time as RFC 3339 text, also from epoch seconds; unset is empty."""
-        name, value = self.find(*names)
-        if value is None:
-            return ""
-        if type(value) is int or type(value) is float:
-            if not 0 <= value <= _YEAR_9999:
-                raise Misfit(f"{self.at(name)}: not a time")
-            return datetime.fromtimestamp(int(value), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return text_of(value, self.at(name), limit=64)
-
-    def child(self, name: str) -> Reader:
-        """Return a reader of a required object."""
-        return Reader(self.required(name)[1], self.at(name))
+def _as_ours(error: Exception, path: str) -> CertctrlError | Misfit:
+    """Return the first failure below a cattrs error with its JSON path."""
+    while isinstance(error, ClassValidationError):
+        inner, note = error.group_exceptions()[0][0]
+        path += f".{_NAMES[error.cl].get(note.name, note.name)}"
+        error = inner
+    if isinstance(error, Misfit):
+        return type(error)(error.what, path + error.path)
+    if isinstance(error, KeyError):
+        return Misfit("missing", path)
+    if isinstance(error, CertctrlError):
+        return error
+    raise error

@@ -1,8 +1,7 @@
-"""Signals in, acks out (spec "Signal Types"; api.md §3 and §5)."""
+"""Signals in, acks out (spec "Signal Types")."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from certctrl.model.plan import Outcome
@@ -19,63 +18,51 @@ from certctrl.model.signals import (
     UnknownSignal,
     to_wire,
 )
-from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Reader, integer_of, kind_of
+from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Read, alias, integer, kind_of, text, wire_class
 
 MAX_TS_MS = 253_402_300_799_999
 _TYPE_LIMIT = 128
-_SERIAL_LIMIT = 256
+_NAME_LIMIT = 256
 
 
-def _install_updated(ts_ms: int, ref: Reader) -> Signal:
-    return InstallUpdated(
-        ts_ms,
-        ref.integer("config_id", ge=1),
-        ref.integer("version", le=SAFE_INT),
-        ref.maybe_text("installs_hash_b64", "installs_hash", limit=_SERIAL_LIMIT),
-    )
+_timestamp = integer(ge=1, le=MAX_TS_MS)  # 0 marks a malformed signal and must stay malformed when read back
+_id = integer(ge=1)
+_name = text(_NAME_LIMIT)
 
 
-def _cert(cls: type[CertRenewed | CertRevoked | CertUnassigned]) -> Callable[[int, Reader], Signal]:
-    def build(ts_ms: int, ref: Reader) -> Signal:
-        return cls(ts_ms, ref.integer("cert_id", ge=1), ref.maybe_text("serial", limit=_SERIAL_LIMIT))
-
-    return build
+def _reason(value: Any, _: Any = None) -> str | None:
+    return value if isinstance(value, str) else None  # a comment: no reason to refuse the order itself
 
 
-def _ca(cls: type[CaAssigned | CaUnassigned]) -> Callable[[int, Reader], Signal]:
-    def build(ts_ms: int, ref: Reader) -> Signal:
-        return cls(
-            ts_ms,
-            ref.integer("ca_id", ge=1),
-            ref.maybe_text("serial", limit=_SERIAL_LIMIT),
-            ref.maybe_text("ca_name", limit=_SERIAL_LIMIT),
-        )
-
-    return build
+def _cert(cls: type[CertRenewed | CertRevoked | CertUnassigned]) -> Read[Signal]:
+    return wire_class(cls, {"cert_id": _id, "serial": _name})
 
 
-def _resync(ts_ms: int, ref: Reader) -> Signal:
-    reason = ref.raw.get("reason")  # a comment for people: no reason to refuse the order itself
-    return ResyncRequired(ts_ms, reason if isinstance(reason, str) and reason else None)
+def _ca(cls: type[CaAssigned | CaUnassigned]) -> Read[Signal]:
+    return wire_class(cls, {"ca_id": _id, "serial": _name, "ca_name": _name})
 
 
-_BUILDERS: dict[str, Callable[[int, Reader], Signal]] = {
-    InstallUpdated.type: _install_updated,
-    CertRenewed.type: _cert(CertRenewed),
-    "cert.updated": _cert(CertRenewed),
+_BY_TYPE: dict[str, Read[Signal]] = {
+    InstallUpdated.type: wire_class(
+        InstallUpdated,
+        {"config_id": _id, "version": integer(le=SAFE_INT), "installs_hash_b64": _name},
+        prepare=alias("installs_hash_b64", "installs_hash"),
+    ),
+    CertRenewed.type: (_renewed := _cert(CertRenewed)),
+    "cert.updated": _renewed,
     CertRevoked.type: _cert(CertRevoked),
     CertUnassigned.type: _cert(CertUnassigned),
     CaAssigned.type: _ca(CaAssigned),
     CaUnassigned.type: _ca(CaUnassigned),
-    ResyncRequired.type: _resync,
+    ResyncRequired.type: wire_class(ResyncRequired, {"reason": _reason}),
 }
 
 
 def signal_from_wire(raw: object) -> Signal:
     """Return a signal from one element of a page or of the inbox; never raises.
 
-    What does not fit its schema becomes a ``MalformedSignal``, an unknown type an ``UnknownSignal``.
-    ``signal_from_wire(to_wire(signal)) == signal`` for everything but the reason of a malformed one.
+    One that does not fit its schema becomes a ``MalformedSignal``, one of an unknown type an ``UnknownSignal``.
+    ``signal_from_wire(to_wire(signal)) == signal`` for all but the reason of a malformed one.
     """
     if not isinstance(raw, dict):
         return MalformedSignal("", 0, {}, f"expected an object, got {kind_of(raw)}")
@@ -84,21 +71,20 @@ def signal_from_wire(raw: object) -> Signal:
     if not isinstance(name, str) or not 0 < len(name) <= _TYPE_LIMIT or not name.isprintable():
         return MalformedSignal("", 0, raw_ref, f"type: expected 1 to {_TYPE_LIMIT} printable characters")
     try:
-        # 0 is no time: a malformed one is kept as 0 and must stay malformed when read back
-        ts_ms = integer_of(raw.get("ts_ms"), "ts_ms", ge=1, le=MAX_TS_MS)
+        ts_ms = _timestamp(raw.get("ts_ms"), int)
     except Misfit as misfit:
-        return MalformedSignal(name, 0, raw_ref, str(misfit))
-    build = _BUILDERS.get(name)
-    if build is None:
+        return MalformedSignal(name, 0, raw_ref, f"ts_ms: {misfit}")
+    read = _BY_TYPE.get(name)
+    if read is None:
         return UnknownSignal(name, ts_ms, raw_ref)
     try:
-        return build(ts_ms, Reader(raw_ref, "ref"))
+        return read(raw_ref | {"ts_ms": ts_ms}, "ref")
     except Misfit as misfit:
         return MalformedSignal(name, ts_ms, raw_ref, str(misfit))
 
 
 def ack_event(signal: Signal, outcome: Outcome, duration_ms: int) -> dict[str, Any]:
-    """Return the notify event that reports the outcome of a signal (api.md §5)."""
+    """Return the notify event that reports the outcome of a signal."""
     event: dict[str, Any] = {"type": "signal.ack", "signal": to_wire(signal), "outcome": outcome.kind.value}
     if outcome.detail:
         event["detail"] = outcome.detail

@@ -16,7 +16,9 @@ from certctrl.protocol.wire.install_config import (
     install_config_from_wire,
     install_order,
     items_from_local,
+    items_from_operator,
 )
+from certctrl.protocol.wire.reader import Misfit
 
 # --- items -------------------------------------------------------------------------------------------------
 
@@ -243,3 +245,54 @@ def test_a_name_that_nobody_has_is_told_with_those_that_there_are(name: str) -> 
     assert (caught.value.file, caught.value.path) == ("installs.local.json", "$[1].depends_on")
     for part in (f"item b depends on {name}, which", "a, b here", "the plane's 11, x\\x1b"):
         assert part in str(caught.value)
+
+
+# --- what an operator gives to the plane -----------------------------------------------------------------------
+
+
+def test_items_of_an_operator() -> None:
+    rows = [COPY, EXEC, CA | {"note": "unknown keys are for newer agents"}]
+    assert items_from_operator(rows) == install_config_from_wire(config(rows)).items
+    assert items_from_operator([]) == ()
+
+
+@pytest.mark.parametrize(
+    ("items", "why"),
+    [
+        ("x", "installs: expected a list, got text"),
+        ([CA | {"id": n} for n in range(1001)], "installs: more than 1000 items"),
+        ([1], "installs[0]: expected an object, got a number"),
+        ([COPY, {"type": "copy"}], "installs[1].id: missing"),
+        ([COPY | {"type": "delete"}], "installs[0].type: unknown item type delete"),
+        ([COPY | {"to": ["/one"]}], "installs[0].to: expected a list as long as from: 2 paths, got 1"),
+        ([COPY | {"to": ["/a", "relative"]}], "installs[0].to[1]: expected an absolute path without .."),
+        ([COPY | {"to": ["/a/../b", "/c"]}], "installs[0].to[0]: expected an absolute path without .."),
+        ([COPY | {"to": ["/a\0", "/c"]}], "installs[0].to[0]: expected an absolute path without .."),
+        ([COPY | {"verify": {"type": "tls", "host": "x"}}], "installs[0].verify.port: missing"),
+        ([COPY | {"verify": {"type": "ping"}}], "installs[0].verify.type: unknown verify type ping"),
+        ([EXEC | {"timeout_ms": 0}], "installs[0].timeout_ms: expected milliseconds above 0"),
+        ([EXEC | {"cmd_argv": None, "cmd": ["/x", 1]}], "installs[0].cmd[1]: expected text, got a number"),
+        ([EXEC | {"env": {"A\n": 1}}], "installs[0].env.A\\n: expected text, got a number"),
+        ([{"id": 1, "type": "import_ca"}], "installs[0].ob_id: expected the id of a CA"),
+    ],
+)
+def test_an_item_of_an_operator_that_does_not_fit(items: Any, why: str) -> None:
+    with pytest.raises(Misfit) as caught:
+        items_from_operator(items)
+    assert str(caught.value) == why
+    assert str(caught.value).startswith(f"{caught.value.path}: ")
+
+
+@pytest.mark.parametrize(
+    ("items", "reason", "why"),
+    [
+        ([CA, CA], "duplicate-id", "twice"),
+        ([EXEC], "unknown-dependency", "item 2 depends on 1, which does not exist"),
+        ([ca(1, 2) | {"ob_id": 1}, ca(2, 1) | {"ob_id": 1}], "cycle", "cycle: 1, 2"),
+        ([CA | {"id": "local:1"}], "schema", "reserved"),
+    ],
+)
+def test_items_of_an_operator_that_do_not_fit_together(items: Any, reason: str, why: str) -> None:
+    with pytest.raises(PlanError, match=why) as caught:
+        items_from_operator(items)
+    assert caught.value.reason == reason

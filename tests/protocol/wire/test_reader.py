@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.errors import BadAnswerError
-from certctrl.protocol.wire.reader import MAX_DEPTH, Misfit, Reader, integer_of, parse_json
+from certctrl.protocol.wire.reader import (
+    CONVERTER,
+    MAX_DEPTH,
+    Misfit,
+    alias,
+    integer,
+    moment,
+    parse_json,
+    text,
+    wire_class,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -70,54 +81,104 @@ def test_text_without_a_utf8_form_is_replaced_everywhere() -> None:
 
 @pytest.mark.parametrize(("value", "number"), [(0, 0), (7, 7), ("7", 7), ("0007", 7), (2**63 - 1, 2**63 - 1)])
 def test_integers(value: object, number: int) -> None:
-    assert integer_of(value, "x") == number
+    assert integer()(value, int) == number
+    assert CONVERTER.structure(value, int) == number
 
 
 @pytest.mark.parametrize(
     "value",
     [True, False, None, 1.0, 1.9, "1.0", "", " 1", "1 ", "+1", "1_0", "٣", "0x1", -1, "-1", 2**63, [], {}, "9" * 20],
 )
-def test_what_is_no_integer(value: object) -> None:
-    with pytest.raises(Misfit, match=r"^x: expected an integer"):
-        integer_of(value, "x")
+def test_not_an_integer(value: object) -> None:
+    with pytest.raises(Misfit, match=r"^expected an integer"):
+        integer()(value, int)
+    with pytest.raises(Misfit, match=r"^expected an integer"):
+        CONVERTER.structure(value, int)
 
 
-@given(JSON)
-def test_a_misfit_names_the_path_and_not_the_value(value: Any) -> None:
-    reader = Reader({"secret": value}, "top")
-    for read in (reader.integer, reader.text, reader.texts, reader.moment, reader.child, reader.maybe_integer):
-        try:
-            read("secret")
-        except Misfit as misfit:
-            assert str(misfit).startswith("top.secret")
-            if isinstance(value, str) and len(value) > 3:
-                assert value not in str(misfit).removeprefix("top.secret")
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [(str, 1), (str, True), (bool, 1), (bool, "yes"), (bool, None), (float, True), (float, "1"), (float, 10**400),
+     (float, float("nan")), (tuple[str, ...], "abc"), (tuple[str, ...], {"a": 1})],
+)  # fmt: skip
+def test_the_converter_does_not_coerce(kind: Any, value: object) -> None:
+    with pytest.raises(Misfit):
+        CONVERTER.structure(value, kind)
 
 
-def test_reader() -> None:
-    row = Reader({"a": "", "b": None, "c": "x", "n": "12", "l": ["p", "q"], "f": False, "o": {"z": 1}}, "row")
-    assert row.maybe_text("a", "b") is None
-    assert row.text("a", "c") == "x"
-    assert row.integer("n") == 12
-    assert row.maybe_integer("a") is None
-    assert row.texts("l") == ("p", "q")
-    assert row.texts("b") == ()
-    assert row.flag("f", True) is False
-    assert row.flag("b", True) is True
-    assert row.child("o").integer("z") == 1
-    for wrong in (
-        lambda: row.text("a"),
-        lambda: row.text("l"),
-        lambda: row.texts("c"),
-        lambda: row.flag("c", True),
-        lambda: row.child("c"),
-        lambda: row.text("c", limit=0),
-        lambda: Reader([], "row"),
-        lambda: Reader({"l": ["a", ""]}, "row").texts("l"),
-        lambda: Reader({"l": ["a", 1]}, "row").texts("l"),
-    ):
-        with pytest.raises(Misfit, match=r"^row"):
-            wrong()
+@attrs.frozen
+class Inner:
+    z: int
+
+
+@attrs.frozen
+class Row:
+    c: str
+    n: int = 5
+    l: tuple[str, ...] = ()  # noqa: E741
+    f: bool = True
+    t: str = ""
+    o: Inner | None = None
+    renamed: str = ""
+
+
+wire_class(Inner)
+read = wire_class(Row, {"c": text(9), "t": moment}, names={"renamed": "from"}, prepare=alias("n", "m"))
+
+
+@given(st.sampled_from(["c", "n", "l", "f", "t", "o", "from"]), JSON)
+def test_a_misfit_names_the_path_and_not_the_value(name: str, value: Any) -> None:
+    try:
+        read({"c": "x", name: value}, "top")
+    except Misfit as misfit:
+        assert str(misfit).startswith(f"top.{name}")
+        assert misfit.path.startswith(f"top.{name}")
+        if isinstance(value, str) and len(value) > 3:
+            assert value not in str(misfit).removeprefix(f"top.{name}")
+
+
+def test_a_whole_row() -> None:
+    raw = {"c": "x", "n": "12", "l": ["p", "q"], "f": False, "t": 0, "o": {"z": 1}, "from": "y", "unknown": [1]}
+    assert read(raw) == Row("x", 12, ("p", "q"), False, "1970-01-01T00:00:00Z", Inner(1), "y")
+
+
+@pytest.mark.parametrize("unset", [{}, dict.fromkeys("nlto", ""), dict.fromkeys("nlfto"), {"from": None}])
+def test_absent_null_and_empty_text_are_unset(unset: dict[str, Any]) -> None:
+    assert read({"c": "x"} | unset) == Row("x")
+
+
+def test_an_alias_counts_if_the_name_is_unset() -> None:
+    assert read({"c": "x", "n": "", "m": "7"}).n == 7
+    assert read({"c": "x", "n": 1, "m": 7}).n == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        ([], "row: expected an object, got a list"),
+        ({}, "row.c: missing"),
+        ({"c": ""}, "row.c: missing"),
+        ({"c": ["x"]}, "row.c: expected text, got a list"),
+        ({"c": "x" * 10}, "row.c: longer than 9 characters"),
+        ({"c": "x", "n": {}}, "row.n: expected an integer, got an object"),
+        ({"c": "x", "l": "pq"}, "row.l: expected a list, got text"),
+        ({"c": "x", "l": ["a", ""]}, "row.l[1]: empty"),
+        ({"c": "x", "l": ["a", 1]}, "row.l[1]: expected text, got a number"),
+        ({"c": "x", "l": ["a"] * 10_001}, "row.l: more than 10000 items"),
+        ({"c": "x", "f": "x"}, "row.f: expected true or false, got text"),
+        ({"c": "x", "f": ""}, "row.f: expected true or false, got text"),
+        ({"c": "x", "o": "x"}, "row.o: expected an object, got text"),
+        ({"c": "x", "o": {}}, "row.o.z: missing"),
+        ({"c": "x", "o": {"z": None}}, "row.o.z: missing"),
+        ({"c": "x", "from": 1}, "row.from: expected text, got a number"),
+        ({"c": 1, "n": "x"}, "row.c: expected text, got a number"),
+    ],
+)
+def test_a_row_that_does_not_fit(raw: object, why: str) -> None:
+    with pytest.raises(Misfit) as caught:
+        read(raw, "row")
+    assert str(caught.value) == why
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize(
@@ -132,10 +193,10 @@ def test_reader() -> None:
     ],
 )
 def test_moments(value: object, text: str) -> None:
-    assert Reader({"t": value}).moment("t") == text
+    assert read({"c": "x", "t": value}).t == text
 
 
 @pytest.mark.parametrize("value", [True, -1, 1e300, float("inf"), 10**400, [], "x" * 65])
-def test_what_is_no_moment(value: object) -> None:
+def test_not_a_moment(value: object) -> None:
     with pytest.raises(Misfit):
-        Reader({"t": value}).moment("t")
+        read({"c": "x", "t": value})
