@@ -18,6 +18,7 @@ import attrs
 from certctrl.agent.counters import POLL_BUCKETS, Duration, Figures
 from certctrl.agent.log_lines import Line
 from certctrl.errors import ExitStatus
+from certctrl.model.certificate import CertFacts
 from certctrl.model.config import CONFIG_FILES, AgentConfig
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand, TrustStore
@@ -270,7 +271,7 @@ def sample_families() -> list[Any]:
     figures.signals["x", "y"] += 1
     figures.signal_seconds["x"] = Duration(POLL_BUCKETS)
     stuck = {"item": "x", "reason": "y", "attempts": 1, "next_try_at": 1.0}
-    record = CertRecord(cert_id=1, name="x", generation="y", last_outcome=OutcomeKind.APPLIED)
+    record = CertRecord(facts=CertFacts(cert_id=1, name="x"), generation="y", last_outcome=OutcomeKind.APPLIED)
     view = View(figures=figures, status={"stuck": [stuck], "now": 1.0}, records=[record])
     return list(AgentCollector(view).collect())
 

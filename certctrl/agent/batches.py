@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from certctrl.agent.burst import BurstWatch
-from certctrl.install.installer import Prepared
+from certctrl.install.installer import Candidate
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
 
@@ -25,14 +25,14 @@ class ReadyCertificate:
     """A certificate that is ready to be switched to, and the signal that brought it."""
 
     entry: InboxEntry
-    prepared: Prepared
+    prepared: Candidate
     started: float
     """When its handling began (Trio clock)."""
     deadline: float
     """When its signal times out (Trio clock)."""
 
 
-Converge = Callable[[Sequence[Prepared], Collection[int]], Awaitable[dict[int, Outcome]]]
+Converge = Callable[[Sequence[Candidate], Collection[int]], Awaitable[dict[int, Outcome]]]
 Finish = Callable[[Sequence[tuple[ReadyCertificate, Outcome | None]]], Awaitable[None]]
 """Finishes the signals of certificates with their outcomes; None: timed out, the batch is still running."""
 

@@ -26,7 +26,7 @@ from certctrl.agent.log_lines import Line, say
 from certctrl.agent.signal_results import explain, tell_certificates
 from certctrl.backoff import grown, jittered
 from certctrl.errors import DiskError
-from certctrl.install.installer import Prepared
+from certctrl.install.installer import Candidate
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
 from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, UnknownSignal, identity
@@ -148,7 +148,7 @@ class Dispatcher:
         agent.last_signal = {"type": entry.signal.type, "at": agent.wall_now()}
         try:
             handled = await self._handle(entry)
-            if isinstance(handled, Prepared):
+            if isinstance(handled, Candidate):
                 deadline = started + self._limit(entry.signal)
                 agent.batches.add(ReadyCertificate(entry=entry, prepared=handled, started=started, deadline=deadline))
                 in_batch = True
@@ -181,7 +181,7 @@ class Dispatcher:
         else:
             await self._failed(entry, outcome, seconds, transient, retry_after)
 
-    async def _handle(self, entry: InboxEntry) -> Prepared | tuple[Outcome, bool, float | None]:
+    async def _handle(self, entry: InboxEntry) -> Candidate | tuple[Outcome, bool, float | None]:
         """Return the outcome, whether a failure is nobody's fault yet (network, sealing), and a server's delay."""
         agent, signal = self.agent, entry.signal
         if isinstance(signal, MalformedSignal):
@@ -196,7 +196,7 @@ class Dispatcher:
         try:
             with trio.move_on_after(self._limit(signal)):
                 handled = await handler(agent, signal)
-                return handled if isinstance(handled, Prepared) else (handled, handled.transient, None)
+                return handled if isinstance(handled, Candidate) else (handled, handled.transient, None)
         except Exception as error:  # one signal's trouble must not end the others
             return explain(agent, entry, error)
         return self._timed_out(signal), False, None

@@ -50,7 +50,7 @@ def warn_below(record: CertRecord, config: ApplicationConfig) -> float:
 
     The days never ask for more than half of a short life, so a one-hour certificate is not due for ever.
     """
-    life = max(0.0, record.not_after - record.not_before)
+    life = max(0.0, record.facts.not_after - record.facts.not_before)
     return max(life * config.expiry_warn_fraction, min(config.expiry_warn_days * 86_400, life / 2))
 
 
@@ -60,7 +60,7 @@ def examine(records: Iterable[CertRecord], config: ApplicationConfig, now: float
     for record in records:
         if not record.generation or record.stage is Stage.WITHDRAWN:
             continue
-        remaining = record.not_after - now
+        remaining = record.facts.not_after - now
         limit = warn_below(record, config)
         if remaining >= limit:
             continue
@@ -75,7 +75,7 @@ def next_look(records: Iterable[CertRecord], config: ApplicationConfig, now: flo
     for record in records:
         if record.generation and record.stage is not Stage.WITHDRAWN:
             limit = warn_below(record, config)
-            moments += [record.not_after - limit, record.not_after - limit / 2, record.not_after]
+            moments += [record.facts.not_after - limit, record.facts.not_after - limit / 2, record.facts.not_after]
     # one that is at hand, or was just now, counts: rounding must not put the next look behind it
     ahead = [moment - now for moment in moments if moment > now - SHORTEST_SLEEP]
     return max(SHORTEST_SLEEP, min([LONGEST_SLEEP, *ahead]))
@@ -90,11 +90,11 @@ class RenewalRequests:
     def due(self, finding: Finding, now: float) -> bool:
         """Say whether to ask now for this serial."""
         serial, at, pause = self._asked.get(finding.record.cert_id, ("", 0.0, 0.0))
-        return serial != finding.record.serial or not 0 <= now - at < pause  # below 0: the clock was ahead then
+        return serial != finding.record.facts.serial or not 0 <= now - at < pause  # below 0: the clock was ahead then
 
     def asked(self, finding: Finding, now: float, *, taken: bool = True) -> None:
         """Note that the plane took the request, or that it was refused or not reached."""
         record = finding.record
         longest = ASK_AGAIN_SECONDS if taken else REFUSED_AGAIN_SECONDS
-        pause = min(longest, max(60.0, (record.not_after - record.not_before) / 20))
-        self._asked[record.cert_id] = (record.serial, now, pause)
+        pause = min(longest, max(60.0, (record.facts.not_after - record.facts.not_before) / 20))
+        self._asked[record.cert_id] = (record.facts.serial, now, pause)

@@ -21,7 +21,7 @@ async def guard_expiry(agent: Agent) -> None:
         findings = examine(agent.installer.records.values(), agent.config.application, now)
         for finding in findings:
             here = await agent.installer.renewal_here(finding.record)
-            step = (finding.record.serial, finding.danger)
+            step = (finding.record.facts.serial, finding.danger)
             if warned.get(finding.record.cert_id) != step:
                 warned[finding.record.cert_id] = step
                 await _warn(agent, finding, here)
@@ -63,7 +63,7 @@ _NOT_COME = (
 def _why_not_renewed(record: CertRecord) -> tuple[str, str]:
     """Return why a renewal that is staged here is not in use, and what to do about it."""
     if record.held:
-        name = record.domains[0] if record.domains else record.name
+        name = record.facts.domains[0] if record.facts.domains else record.name
         return "its renewal is held back by a rollback", f"cert-ctrl rollback --domain {name} --release"
     if record.last_error:
         return f"its renewal could not be deployed: {record.last_error}", "mend that, then `cert-ctrl apply --now`"

@@ -2,7 +2,7 @@
 
 A signal carries no authority: every handler fetches the truth from the plane, compares it with what is here,
 and converges. So duplicates, reorder, replay and gaps cost a GET and nothing else (safety.md §1.6).
-A handler returns an Outcome, or a Prepared that is to be switched together with others, or raises one of our errors
+A handler returns an Outcome, or a Candidate that is to be switched together with others, or raises one of our errors
 for "try again".
 """
 
@@ -18,7 +18,7 @@ from certctrl.agent.install_config import refresh_install_config
 from certctrl.agent.log_lines import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import ConfigError, MaterialError, PlaneError
-from certctrl.install.installer import Prepared, in_use
+from certctrl.install.installer import Candidate, in_use
 from certctrl.model.bundle import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import IocConfig
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -34,7 +34,7 @@ from certctrl.model.signals import (
     Signal,
 )
 
-Handler = Callable[[Agent, Signal], Awaitable[Outcome | Prepared]]
+Handler = Callable[[Agent, Signal], Awaitable[Outcome | Candidate]]
 
 ENTRY_POINTS = "certctrl.signal_handlers"
 """The group of entry points in which other packages offer handlers."""
@@ -59,7 +59,7 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     return outcome
 
 
-async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Prepared:
+async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
     """Fetch, check and stage the certificate, for the batch that switches, reloads and probes.
 
     An Outcome when the plane has none for this device.
@@ -74,7 +74,7 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Prepared:
         raise
 
 
-async def _stage(agent: Agent, cert_id: int) -> Prepared:
+async def _stage(agent: Agent, cert_id: int) -> Candidate:
     """Fetch one bundle, open and stage it; the SAN must cover what the plane says is assigned.
 
     A known certificate is judged by the domains recorded here, which saves a request per renewal; when that
@@ -82,9 +82,9 @@ async def _stage(agent: Agent, cert_id: int) -> Prepared:
     """
     record = agent.installer.records.get(cert_id)
     materials = await agent.authorized(lambda token: agent.plane.fetch_materials(token, cert_id))
-    if record is not None and record.domains:
+    if record is not None and record.facts.domains:
         try:
-            return await agent.installer.stage(_opener(agent, cert_id, record.domains, materials), agent.items)
+            return await agent.installer.stage(_opener(agent, cert_id, record.facts.domains, materials), agent.items)
         except MaterialError as error:
             if error.reason != "san":
                 raise
@@ -107,11 +107,13 @@ def _opener(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: Dep
 
 def refuse_older(agent: Agent, bundle: Bundle) -> None:
     """Refuse material older than what is here (T2): a replay, or a plane restored from a backup (T22)."""
-    record: CertRecord | None = agent.installer.records.get(bundle.cert_id)
-    if record is None or not record.generation or record.fingerprint_sha256 == bundle.fingerprint_sha256:
+    record: CertRecord | None = agent.installer.records.get(bundle.facts.cert_id)
+    if record is None or not record.generation or record.facts.fingerprint_sha256 == bundle.facts.fingerprint_sha256:
         return
-    if bundle.not_before < record.not_before:
-        what = f"certificate {bundle.cert_id} ({bundle.name}): the plane offers an older one than is deployed"
+    if bundle.facts.not_before < record.facts.not_before:
+        what = (
+            f"certificate {bundle.facts.cert_id} ({bundle.facts.name}): the plane offers an older one than is deployed"
+        )
         say(agent.log, Line.SERVER_BEHIND, what=what)
         raise MaterialError(what, reason="server-behind", fix="renew it at the plane")
 

@@ -9,7 +9,7 @@ from typing import Any
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, say
 from certctrl.errors import CertctrlError, DiskError, PlaneError, PlanError
-from certctrl.install.installer import Prepared
+from certctrl.install.installer import Candidate
 from certctrl.install.plan.policy import is_local
 from certctrl.model.plan import InstallConfig, InstallItem, Outcome, OutcomeKind
 from certctrl.protocol.wire.install_config import check_local_dependencies, install_config_from_wire, items_from_local
@@ -109,7 +109,7 @@ async def refresh_install_config(agent: Agent) -> bool:
 
 
 async def converge_in_force(
-    agent: Agent, prepared: Sequence[Prepared], cert_ids: Collection[int]
+    agent: Agent, prepared: Sequence[Candidate], cert_ids: Collection[int]
 ) -> dict[int, Outcome]:
     """Switch to what is prepared by the items in force; again when an install config came meanwhile.
 

@@ -179,11 +179,11 @@ def record_for(records: Any, domain: str) -> CertRecord:
     wanted = domain.lower().rstrip(".")
     known = [record for record in records if record.generation]
     for test in (
-        lambda record: record.name == wanted or (record.domains and record.domains[0] == wanted),
-        lambda record: wanted in record.domains,
+        lambda record: record.name == wanted or (record.facts.domains and record.facts.domains[0] == wanted),
+        lambda record: wanted in record.facts.domains,
     ):
         for record in known:
             if test(record):
                 return record  # type: ignore[no-any-return]
-    names = ", ".join(sorted(record.domains[0] if record.domains else record.name for record in known))
+    names = ", ".join(sorted(record.facts.domains[0] if record.facts.domains else record.name for record in known))
     raise UsageError(f"no certificate for {domain!r} on this host", fix=f"known: {names or 'none'}")

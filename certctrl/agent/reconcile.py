@@ -83,8 +83,8 @@ def compare_cas(listed: Mapping[int, str] | None, here: Collection[int], ts_ms: 
 
 def _same(summary: CertificateSummary, record: CertRecord) -> bool:
     if summary.fingerprint_sha256:
-        return _hex(summary.fingerprint_sha256) == _hex(record.fingerprint_sha256)
-    return _hex(summary.serial_number) == _hex(record.serial)
+        return _hex(summary.fingerprint_sha256) == _hex(record.facts.fingerprint_sha256)
+    return _hex(summary.serial_number) == _hex(record.facts.serial)
 
 
 def _hex(text: str) -> str:
@@ -95,7 +95,7 @@ def _older(summary: CertificateSummary, record: CertRecord) -> bool:
     if _same(summary, record):
         return False
     try:
-        return datetime.fromisoformat(summary.not_before).timestamp() < record.not_before
+        return datetime.fromisoformat(summary.not_before).timestamp() < record.facts.not_before
     except ValueError:
         return False
 

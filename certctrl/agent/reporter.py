@@ -59,7 +59,7 @@ def current_problems(agent: Agent) -> list[dict[str, Any]]:
             {
                 "what": f"certificate {record.cert_id} ({record.name}) {what}",
                 "since": now,
-                "fix": f"cert-ctrl renew --domain {record.domains[0] if record.domains else record.name}",
+                "fix": f"cert-ctrl renew --domain {record.facts.domains[0] if record.facts.domains else record.name}",
             }
         )
     return problems

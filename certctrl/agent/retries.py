@@ -56,7 +56,7 @@ async def _try(agent: Agent, due: Collection[int]) -> None:
             say(agent.log, line, name=record.name, why=outcome.detail, delay=delay)
         if outcome.ok and (switched or (known.attempts and not record.attempts)):
             forget_alerts(agent, cert_id)
-            say(agent.log, Line.CERT_UPDATED, cert_id=cert_id, name=record.name, serial=record.serial)
+            say(agent.log, Line.CERT_UPDATED, cert_id=cert_id, name=record.name, serial=record.facts.serial)
         if switched or record.last_error != known.last_error:  # the same failure again is no news
             # its signal was answered when it was staged, or failed first
             signal = CertRenewed(ts_ms=int(agent.wall_now() * 1000), cert_id=cert_id)

@@ -31,7 +31,7 @@ from certctrl.install.deploy.groups import Group, groups_of
 from certctrl.install.deploy.locks import Claims
 from certctrl.install.deploy.results import Ledger, folded
 from certctrl.install.deploy.rollback import roll_back
-from certctrl.install.deploy.staging import Prepared
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.deploy.withdrawal import Withdrawal, withdrawn
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.plan.planner import cas_wanted
@@ -39,6 +39,7 @@ from certctrl.install.plan.retries import retry_turns
 from certctrl.install.plan.values import InstallPlan
 from certctrl.install.process import Proc
 from certctrl.model.bundle import Bundle, DeployMaterials
+from certctrl.model.certificate import CertFacts
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy
@@ -49,7 +50,7 @@ from certctrl.store.layout import ConfigDir, safe_name
 from certctrl.store.state.session import StateStore
 from certctrl.text import one_line
 
-__all__ = ["Installer", "Prepared", "in_use"]
+__all__ = ["Candidate", "Installer", "in_use"]
 
 FEW = 100
 """Certificates and items that are grouped in less time than handing them to a thread takes."""
@@ -144,14 +145,14 @@ class Installer:
     async def head_start(self, cert_id: int, items: Sequence[InstallItem]) -> None:
         """Start the supervisors that a certificate's check and reload will need: they boot while it is fetched."""
         record = self.records.get(cert_id)
-        name = record.name if record is not None else ""
-        checks = any(item.check for item in self._site.indexer.of(items).copies(cert_id, name, ()))
+        facts = record.facts if record is not None else CertFacts(cert_id=cert_id, name="")
+        checks = any(item.check for item in self._site.indexer.of(items).copies(facts))
         reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
         if checks or reloads:
             with suppress(CommandError):  # only a head start: whoever runs a command starts what is missing
                 await self._site.proc.prepare(checks + reloads)
 
-    async def stage(self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem]) -> Prepared:
+    async def stage(self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem]) -> Candidate:
         """Write a checked bundle beside the live one and run the plan's checks on it; nothing live changes.
 
         ``source``: a bundle, or what opens one (see `opener`), which is then called in the same thread.
@@ -162,7 +163,7 @@ class Installer:
 
     async def converge(
         self,
-        prepared: Sequence[Prepared],
+        prepared: Sequence[Candidate],
         items: Sequence[InstallItem],
         *,
         only: Collection[int] | None = None,

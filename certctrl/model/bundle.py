@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from certctrl.model.certificate import CertFacts
+
 
 @attrs.frozen(kw_only=True)
 class CertificateSummary:
@@ -58,20 +60,8 @@ class CaBundle:
 class Bundle:
     """A leaf, its chain and its private key, opened and checked to belong together."""
 
-    cert_id: int
-    name: str
-    """Directory-safe name of the certificate (``example.com``, ``_wildcard.example.com``)."""
-    domains: tuple[str, ...]
-    """DNS names and addresses of the SAN, the primary first."""
+    facts: CertFacts
     key_pem: bytes = attrs.field(repr=False)
     """PKCS#8 PEM."""
     certificate_pem: bytes
     chain_pem: bytes
-    serial: str
-    """Lower-case hex, colon-separated pairs (``04:ab:…``)."""
-    fingerprint_sha256: str
-    """Lower-case hex of the leaf's DER."""
-    not_before: float
-    """Seconds since the epoch."""
-    not_after: float
-    """Seconds since the epoch."""

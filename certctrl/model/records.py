@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import Signal
 
@@ -58,13 +59,8 @@ class Stage(StrEnum):
 class CertRecord:
     """Facts of one certificate on this host, recorded at deploy time: `list-certs` parses nothing."""
 
-    cert_id: int
-    name: str
-    domains: tuple[str, ...] = ()
-    serial: str = ""
-    fingerprint_sha256: str = ""
-    not_before: float = 0.0
-    not_after: float = 0.0
+    facts: CertFacts = attrs.field(metadata={"inline": True})
+    """Facts of the live generation; of one that is only staged, its id and name alone."""
     generation: str = ""
     """Id that ``.live/<name>`` points at; empty: none."""
     activated: str = ""
@@ -87,6 +83,16 @@ class CertRecord:
     next_try_at: float = 0.0
     owed: tuple[str, ...] = ()
     """Items that failed for what is live, or were not reached because another one failed: to be tried again."""
+
+    @property
+    def cert_id(self) -> int:
+        """The control plane's id of the certificate."""
+        return self.facts.cert_id
+
+    @property
+    def name(self) -> str:
+        """The directory name of the certificate."""
+        return self.facts.name
 
     @property
     def lingers(self) -> bool:

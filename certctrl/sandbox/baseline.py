@@ -64,7 +64,7 @@ class Floor:
             now=self.wall_now(),
             expected_domains=(NAME,),
         )
-        self.serial = bundle.serial
+        self.serial = bundle.facts.serial
         chain = bundle.certificate_pem + bundle.chain_pem
         await trio.to_thread.run_sync(self._write, bundle.key_pem, chain)
 

@@ -62,7 +62,9 @@ def _structure_class(kind: Any, raw: Any, path: str, spare_keys: bool) -> Any:
         raise unknown_key(unknown, known, path)
     values = {}
     for key, (field, hint) in known.items():
-        if key in raw:
+        if field.metadata.get("inline"):  # its fields are next to those of its owner
+            values[field.name] = structure(hint, raw, path, spare_keys=True)
+        elif key in raw:
             where = join(path, key)
             values[field.name] = structure(hint, raw[key], where, spare_keys=spare_keys)
             check_bounds(values[field.name], field.metadata, where)

@@ -11,11 +11,12 @@ import attrs
 from certctrl.agent.alerts import forget_alerts, recall_revocations
 from certctrl.agent.signal_results import tell_certificates
 from certctrl.model.bundle import CertificateSummary
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, InboxEntry, Stage
 from certctrl.model.signals import CertRenewed, CertRevoked, Signal
 
-GONE = CertRecord(cert_id=1, name="a.example", stage=Stage.WITHDRAWN)
+GONE = CertRecord(facts=CertFacts(cert_id=1, name="a.example"), stage=Stage.WITHDRAWN)
 REVOKED = CertificateSummary(id=1, domain_name="a.example", status="revoked")
 KEY = "alert:revoked:1"
 
@@ -44,7 +45,7 @@ def test_it_goes_when_the_plane_lists_it_no_more() -> None:
 
 
 def test_other_certificates_are_left_alone() -> None:
-    agent = agent_with(attrs.evolve(GONE, cert_id=2), "alert:late:2")
+    agent = agent_with(attrs.evolve(GONE, facts=attrs.evolve(GONE.facts, cert_id=2)), "alert:late:2")
     recall_revocations(agent, [REVOKED, attrs.evolve(REVOKED, id=2, status="active")])
     assert set(agent.problems) == {"alert:late:2"}
     forget_alerts(agent, 2)

@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certctrl.agent.expiry import Danger, RenewalRequests, examine, next_look, time_left, warn_below
+from certctrl.model.certificate import CertFacts
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import CertRecord, Stage
 
@@ -16,9 +17,10 @@ CONFIG = ApplicationConfig()
 
 def record(life_days: float, *, generation: str = "g1", stage: Stage = Stage.ACTIVATED) -> CertRecord:
     return CertRecord(
-        cert_id=1, name="a.example", serial="01", not_before=0.0, not_after=life_days * DAY, generation=generation,
+        facts=CertFacts(cert_id=1, name="a.example", serial="01", not_before=0.0, not_after=life_days * DAY),
+        generation=generation,
         stage=stage,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(

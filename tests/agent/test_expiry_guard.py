@@ -14,16 +14,23 @@ from trio_util import AsyncBool
 
 from certctrl.agent.counters import Figures
 from certctrl.agent.expiry_guard import guard_expiry
+from certctrl.model.certificate import CertFacts
 from certctrl.model.config import AgentConfig
 from certctrl.model.records import CertRecord, Stage
 
 DAY = 86_400.0
 LIVE = CertRecord(
-    cert_id=1, name="a.example", domains=("a.example",), serial="01", not_before=0.0, not_after=90 * DAY,
-    generation="g1", activated="g1", stage=Stage.ACTIVATED,
-)  # fmt: skip
+    facts=CertFacts(
+        cert_id=1, name="a.example", domains=("a.example",), serial="01", not_before=0.0, not_after=90 * DAY
+    ),
+    generation="g1",
+    activated="g1",
+    stage=Stage.ACTIVATED,
+)
 STAGED = attrs.evolve(LIVE, staged="g2")
-HERE = attrs.evolve(LIVE, serial="02", not_before=60 * DAY, not_after=150 * DAY, generation="g2")
+HERE = attrs.evolve(
+    LIVE, facts=attrs.evolve(LIVE.facts, serial="02", not_before=60 * DAY, not_after=150 * DAY), generation="g2"
+)
 
 
 @attrs.define(eq=False)
@@ -119,7 +126,7 @@ async def test_a_short_life_that_begins_after_a_look_is_not_missed(ahead: MockCl
     async with trio.open_nursery() as nursery:
         nursery.start_soon(host.watch, 3600)
         await trio.sleep(100)
-        host.records[1] = attrs.evolve(LIVE, not_before=0.0, not_after=900.0)
+        host.records[1] = attrs.evolve(LIVE, facts=attrs.evolve(LIVE.facts, not_before=0.0, not_after=900.0))
         host.lifetimes_changed.value = True
     assert host.asked and host.asked[0] <= 520, "it is due from 450 on"
     assert any("no renewal has come" in what for what in host.alerts)

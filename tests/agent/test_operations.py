@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from certctrl.agent.operations import applied, failed, generations
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, InboxEntry
 from certctrl.model.signals import CertRenewed
@@ -14,7 +15,9 @@ UNCHANGED, FAILED = Outcome(kind=OutcomeKind.UNCHANGED), Outcome(kind=OutcomeKin
 
 
 def agent_with(*generation: str, errors: tuple[str, ...] = ()) -> Any:
-    records = {n: CertRecord(cert_id=n, name=f"c{n}.example", generation=g) for n, g in enumerate(generation)}
+    records = {
+        n: CertRecord(facts=CertFacts(cert_id=n, name=f"c{n}.example"), generation=g) for n, g in enumerate(generation)
+    }
     entries = [InboxEntry(signal=CertRenewed(ts_ms=1, cert_id=n), last_error=e) for n, e in enumerate(errors)]
     return SimpleNamespace(
         installer=SimpleNamespace(records=records), problems={}, inbox=SimpleNamespace(entries=lambda: entries)

@@ -7,13 +7,22 @@ import pytest
 
 from certctrl.agent.reconcile import compare, compare_cas
 from certctrl.model.bundle import CertificateSummary
+from certctrl.model.certificate import CertFacts
 from certctrl.model.records import CertRecord, Stage
 from certctrl.model.signals import CaAssigned, CaUnassigned, CertRenewed, CertRevoked, CertUnassigned
 
 HERE = CertRecord(
-    cert_id=1, name="a.example", serial="04:ab", fingerprint_sha256="aa", not_before=1_700_000_000.0,
-    not_after=1_800_000_000.0, generation="g1", stage=Stage.ACTIVATED,
-)  # fmt: skip
+    facts=CertFacts(
+        cert_id=1,
+        name="a.example",
+        serial="04:ab",
+        fingerprint_sha256="aa",
+        not_before=1_700_000_000.0,
+        not_after=1_800_000_000.0,
+    ),
+    generation="g1",
+    stage=Stage.ACTIVATED,
+)
 THERE = CertificateSummary(id=1, domain_name="a.example", fingerprint_sha256="AA", serial_number="4AB", status="active")
 NEWER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2026-01-01T00:00:00Z")
 OLDER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2020-01-01T00:00:00Z")
@@ -45,7 +54,7 @@ def test_each_difference_becomes_one_signal(
 
 
 def test_nothing_is_removed_while_the_plane_is_behind() -> None:
-    gone = attrs.evolve(HERE, cert_id=2, name="b.example")
+    gone = attrs.evolve(HERE, facts=attrs.evolve(HERE.facts, cert_id=2, name="b.example"))
     found = compare([OLDER], {1: HERE, 2: gone}, 5)
     assert found.signals == ()
     assert len(found.behind) == 1

@@ -12,6 +12,7 @@ from typing import Any
 
 from measure import in_turn, ratio, row
 
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord, DeviceKeys, Stage, Tokens
 from certctrl.store.config.files import init_config_dir
@@ -50,10 +51,21 @@ def record(number: int, now: float) -> CertRecord:
     """Return the facts of one deployed certificate."""
     name = f"host{number}.example.com"
     return CertRecord(
-        cert_id=number, name=name, domains=(name,), serial=":".join(["ab"] * 20), fingerprint_sha256="ab" * 32,
-        not_before=now - 30 * DAY, not_after=now + 60 * DAY, generation="ab" * 16, stage=Stage.ACTIVATED,
-        targets=(f"/etc/tls/{name}.pem",), last_outcome=OutcomeKind.APPLIED, last_apply_at=now,
-    )  # fmt: skip
+        facts=CertFacts(
+            cert_id=number,
+            name=name,
+            domains=(name,),
+            serial=":".join(["ab"] * 20),
+            fingerprint_sha256="ab" * 32,
+            not_before=now - 30 * DAY,
+            not_after=now + 60 * DAY,
+        ),
+        generation="ab" * 16,
+        stage=Stage.ACTIVATED,
+        targets=(f"/etc/tls/{name}.pem",),
+        last_outcome=OutcomeKind.APPLIED,
+        last_apply_at=now,
+    )
 
 
 def measure(work: Path, *, rounds: int) -> Iterator[dict[str, Any]]:

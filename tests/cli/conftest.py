@@ -16,6 +16,7 @@ import pytest
 
 from certctrl.__main__ import main
 from certctrl.cli.doctor.finding import CheckContext
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 from certctrl.store.config.files import init_config_dir
@@ -89,10 +90,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> float:
 
 def record(cert_id: int = 7, name: str = "www.example.com", **changes: Any) -> CertRecord:
     """Return the record of a certificate that is deployed and half-way through its life."""
-    plain = CertRecord(
+    facts = CertFacts(
         cert_id=cert_id, name=name, domains=(name, "example.com"), serial="04:ab:00:11:22:33:44:55:66",
-        fingerprint_sha256="ab" * 32, not_before=NOW - 45 * DAY, not_after=NOW + 45 * DAY, generation="g1",
-        stage=Stage.ACTIVATED, last_outcome=OutcomeKind.APPLIED, last_apply_at=NOW - DAY,
+        fingerprint_sha256="ab" * 32, not_before=NOW - 45 * DAY, not_after=NOW + 45 * DAY,
+    )  # fmt: skip
+    about_it = {key: changes.pop(key) for key in list(changes) if key in attrs.fields_dict(CertFacts)}
+    plain = CertRecord(
+        facts=attrs.evolve(facts, **about_it), generation="g1", stage=Stage.ACTIVATED,
+        last_outcome=OutcomeKind.APPLIED, last_apply_at=NOW - DAY,
     )  # fmt: skip
     return attrs.evolve(plain, **changes)
 

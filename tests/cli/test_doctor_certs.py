@@ -79,7 +79,9 @@ def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, co
 
 def test_a_record_that_is_not_what_is_live(context: CheckContext) -> None:
     deployed, _ = deploy(context)
-    context.store.save_certificates({7: attrs.evolve(deployed, fingerprint_sha256="00" * 32)})
+    context.store.save_certificates(
+        {7: attrs.evolve(deployed, facts=attrs.evolve(deployed.facts, fingerprint_sha256="00" * 32))}
+    )
     assert "not the one that was recorded" in found(certificate_findings(context), "certificate")[0][1]
     context.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
     assert "points at" in found(certificate_findings(context), "certificate")[0][1]

@@ -21,7 +21,7 @@ async def test_a_first_delivery_is_live_under_the_specs_names(clock: MockClock, 
     outcome = (await host.deliver(1))[1]
     record = host.installer.records[1]
     assert outcome.kind is APPLIED
-    assert host.live(1) == record.fingerprint_sha256 == outcome.deployed[0].fingerprint_sha256
+    assert host.live(1) == record.facts.fingerprint_sha256 == outcome.deployed[0].fingerprint_sha256
     assert (record.stage, record.generation, record.activated) == (
         Stage.ACTIVATED,
         record.generation,
@@ -223,7 +223,7 @@ async def test_a_cancelled_call_frees_its_set_and_the_next_one_finishes_the_work
     service.seconds = 0
     assert service.served != host.live(1)
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
-    assert service.served == host.live(1) == host.installer.records[1].fingerprint_sha256
+    assert service.served == host.live(1) == host.installer.records[1].facts.fingerprint_sha256
 
 
 async def test_a_disabled_item_between_two_does_not_let_them_run_side_by_side(clock: MockClock, host: Any) -> None:

@@ -35,13 +35,13 @@ async def test_a_disk_that_fails_leaves_the_old_or_the_new_and_heals(clock: Mock
         bundle, fs = host.bundle(1), ScriptedFs(real, verb, number)
         with contextlib.suppress(DiskError):
             assert await run(fs, bundle) in (APPLIED, FAILED, ROLLED_BACK)
-        assert host.live(1) in (old, bundle.fingerprint_sha256)
+        assert host.live(1) in (old, bundle.facts.fingerprint_sha256)
         host.clock += 7200
         assert await run(real, bundle) in (APPLIED, UNCHANGED), number
-        assert host.live(1) == bundle.fingerprint_sha256 == service.served
+        assert host.live(1) == bundle.facts.fingerprint_sha256 == service.served
         assert (host.out / "a.pem").read_bytes().startswith((host.layout.certs / "c1.example.key").read_bytes())
         assert leftovers(host) == []
-        old = bundle.fingerprint_sha256
+        old = bundle.facts.fingerprint_sha256
         if fs.counts.get(verb, 0) < number:
             print(f"{verb}: {number - 1} of {number - 1} recovered")
             return

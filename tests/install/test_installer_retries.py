@@ -11,9 +11,11 @@ from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, 
 from trio.testing import MockClock
 
 from certctrl.install.deploy.groups import Group, Round
-from certctrl.install.deploy.observe import Candidate, View
+from certctrl.install.deploy.observe import View
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import spare
 from certctrl.install.plan.values import DesiredCert, InstallPlan, Level, PlanSet, Write
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 from certctrl.model.records import CertRecord, Stage
 
@@ -137,17 +139,19 @@ def test_a_pair_rests_whole() -> None:
     plan = InstallPlan(
         sets=(PlanSet(cert_ids=(1,), levels=levels),), concerns=dict.fromkeys(("key", "cert", "other"), (1,))
     )
-    certs = {1: DesiredCert(cert_id=1, name="a", live="g", generation="g")}
-    record = CertRecord(cert_id=1, name="a", generation="g", owed=("key",), attempts=1, next_try_at=100.0)
+    certs = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g")}
+    record = CertRecord(
+        facts=CertFacts(cert_id=1, name="a"), generation="g", owed=("key",), attempts=1, next_try_at=100.0
+    )
     rested = spare(plan, certs, [record], (), 50.0)
     assert [one.item for one in rested.sets[0].levels[0].writes] == ["other"]
     assert rested.resting == {1}
     assert spare(plan, certs, [record], {1}, 50.0) == plan == spare(plan, certs, [record], (), 100.0)
     others = attrs.evolve(plan, concerns=dict.fromkeys(("key", "cert", "other"), (2,)))
-    both = certs | {2: DesiredCert(cert_id=2, name="b", live="g", generation="g")}
-    records = [record, attrs.evolve(record, cert_id=2)]
+    both = certs | {2: DesiredCert(facts=CertFacts(cert_id=2, name="b"), live="g", generation="g")}
+    records = [record, attrs.evolve(record, facts=CertFacts(cert_id=2, name="a"))]
     assert spare(others, both, records, {1}, 50.0).resting == {2}, "what is new is noted, whatever it owed"
-    behind = {1: DesiredCert(cert_id=1, name="a", live="h", generation="h")}
+    behind = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="h", generation="h")}
     assert spare(plan, behind, [record], (), 50.0) == plan, "a crash left another generation live"
 
 
@@ -170,8 +174,8 @@ async def test_what_went_back_rests_too_and_is_tried_by_hand(clock: MockClock, h
 
 def test_what_rests_is_not_on_trial() -> None:
     """Else a failure beside it would count as one more of its own."""
-    stray = Candidate(cert_id=1, name="a", generation="g")
-    desired = DesiredCert(cert_id=1, name="a", live="g", generation="g", owed=("r",))
+    stray = Candidate(facts=CertFacts(cert_id=1, name="a"), generation="g")
+    desired = DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g", owed=("r",))
     view = View(certs={1: desired}, cas={}, facts={}, host=HOST, strays={1: stray})
 
     def on_trial(plan: InstallPlan) -> dict[int, Candidate]:

@@ -39,7 +39,7 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     record = host.start().records[1]
     assert record.staged and record.staged != record.generation, "staged and durable"
     here = await host.installer.renewal_here(record)
-    assert (here.generation, here.serial != record.serial) == (record.staged, True)
+    assert (here.generation, here.facts.serial != record.facts.serial) == (record.staged, True)
     assert await host.installer.renewal_here(here) is None
     assert list((await host.installer.plan(items)).held) == [1]
     opening = host.installer.window_turns()[1]
@@ -70,10 +70,10 @@ async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock
     night(host)
     assert (await host.installer.withdraw(1, revoked=True, items=())).kind is APPLIED
     host.start()
-    revoked = host.installer.records[1].fingerprint_sha256
+    revoked = host.installer.records[1].facts.fingerprint_sha256
     assert kinds(await host.deliver(1)) == {1: APPLIED}
     live = host.live(1)
-    assert live == host.installer.records[1].fingerprint_sha256 != revoked
+    assert live == host.installer.records[1].facts.fingerprint_sha256 != revoked
     await host.deliver(1)
     assert host.live(1) == live, "the next one waits again"
 

@@ -248,7 +248,9 @@ class Trial:
     def stands(self, serial: str) -> bool:
         """Return whether this serial is deployed, proven and served."""
         record, plain = self._record(), plain_serial(serial)
-        proven = plain_serial(record.serial) == plain and record.generation == record.activated and not record.attempts
+        proven = (
+            plain_serial(record.facts.serial) == plain and record.generation == record.activated and not record.attempts
+        )
         return proven and self.served() == plain
 
     def on_disk(self) -> dict[str, bytes | str]:

@@ -176,7 +176,7 @@ def test_renewals_do_not_make_the_directory_grow(renewals: int, fleet: Fleet, pl
     assert first == second
     for record in agent.state.load_certificates().values():
         assert len(list((agent.layout.generations / record.name).iterdir())) <= 1 + 2
-        assert served(agent.layout, record.name) == record.serial
+        assert served(agent.layout, record.name) == record.facts.serial
     assert len(agent.state.load_history()) <= 10 + 10  # trimmed now and then, not at each entry
     assert len(list(agent.layout.logs.iterdir())) == 1 + 2
     assert max(path.stat().st_size for path in agent.layout.logs.iterdir()) < 2 * 4096

@@ -204,7 +204,7 @@ def test_a_small_queue_holds_back_and_loses_nothing() -> None:
             await scene.plane.certificates.renew(USER, row["id"])
         await scene.until(lambda: all(scene.live(row["id"]) for row in rows), 2 * 3600)
         serials = {row["id"]: row["serial_number"] for row in scene.plane.certificates.page(DEVICE, 0, 100)}
-        await scene.until(lambda: {i: scene.record(i).serial for i in serials} == serials)
+        await scene.until(lambda: {i: scene.record(i).facts.serial for i in serials} == serials)
 
     play(scenario, attrs.evolve(QUIET, queue=4, page=3))
 
@@ -219,7 +219,7 @@ def test_a_poison_signal_is_set_aside_and_forgiven_by_a_newer_one() -> None:
         assert status["health"] == "degraded"
         assert len(status["quarantined"]) == 1
         renewed = await scene.plane.certificates.renew(USER, good["id"])
-        await scene.until(lambda: scene.record(good["id"]).serial == renewed["serial_number"])
+        await scene.until(lambda: scene.record(good["id"]).facts.serial == renewed["serial_number"])
         scene.world.issuer.bad = False
         await scene.plane.certificates.renew(USER, bad["id"])
         await scene.until(lambda: scene.live(bad["id"]), DAY)

@@ -32,7 +32,7 @@ def test_the_expiry_guard_works_while_the_plane_is_away_for_weeks() -> None:
         assert scene.live(row["id"]), "an expired certificate is better than none"
         scene.network.clear()
         await scene.ask("poll-now")
-        await scene.until(lambda: scene.record(row["id"]).serial != row["serial_number"], DAY)
+        await scene.until(lambda: scene.record(row["id"]).facts.serial != row["serial_number"], DAY)
         await scene.until(lambda: not scene.agent.problems, DAY)
         assert (await scene.ask("status"))["health"] == "healthy"
 
@@ -45,8 +45,8 @@ def test_an_old_certificate_makes_the_guard_ask_for_a_renewal() -> None:
         row = await scene.issue("ageing.example", 30 * DAY)
         await scene.until(lambda: scene.live(row["id"]))
         await trio.sleep(19 * DAY)
-        assert scene.record(row["id"]).serial == row["serial_number"]
-        await scene.until(lambda: scene.record(row["id"]).serial != row["serial_number"], 2 * DAY)
+        assert scene.record(row["id"]).facts.serial == row["serial_number"]
+        await scene.until(lambda: scene.record(row["id"]).facts.serial != row["serial_number"], 2 * DAY)
 
     play(scenario, attrs.evolve(QUIET, interval=3600.0, access_seconds=7 * 86_400))
 
@@ -73,7 +73,7 @@ def test_a_revocation_is_done_when_its_service_has_let_go_of_the_certificate() -
         scene.operators.introduce(row["id"], "held.example")
         await scene.plane.installs.put(DEVICE, scene.operators.items([row["id"]]))
         service = scene.world.services.known[row["id"]]
-        await scene.until(lambda: service.served == scene.record(row["id"]).fingerprint_sha256)
+        await scene.until(lambda: service.served == scene.record(row["id"]).facts.fingerprint_sha256)
         scene.world.services.failing = lambda: True
         await scene.plane.certificates.revoke(USER, row["id"])
         await scene.until(lambda: not scene.live(row["id"]))

@@ -50,22 +50,22 @@ def test_renewals_wait_for_the_window_and_revocations_do_not() -> None:
     async def scenario(scene: Scene) -> None:
         row, other = await scene.issue("calm.example"), await scene.issue("gone.example")
         await scene.until(lambda: scene.live(row["id"]) and scene.live(other["id"]))
-        first = scene.record(row["id"]).serial
+        first = scene.record(row["id"]).facts.serial
         renewed = await scene.plane.certificates.renew(USER, row["id"])
         await scene.until(lambda: scene.record(row["id"]).staged)
-        assert scene.record(row["id"]).serial == first, "staged, not switched"
+        assert scene.record(row["id"]).facts.serial == first, "staged, not switched"
         await scene.plane.certificates.revoke(USER, other["id"])
         await scene.until(lambda: not scene.live(other["id"]))
         saturday = START + (4 * DAY + 12 * 3600)  # 02:13
         await trio.sleep(saturday - 1200 - scene.world.time.now())
-        assert scene.record(row["id"]).serial == first
+        assert scene.record(row["id"]).facts.serial == first
         await trio.sleep(2 * 1800)  # 02:23
-        assert scene.record(row["id"]).serial == renewed["serial_number"]
+        assert scene.record(row["id"]).facts.serial == renewed["serial_number"]
         await trio.sleep(2 * DAY)
         newest = await scene.plane.certificates.renew(USER, row["id"])
         await scene.until(lambda: scene.record(row["id"]).staged)
         assert (await scene.ask("apply", now=True))["outcome"] == "applied"
-        assert scene.record(row["id"]).serial == newest["serial_number"]
+        assert scene.record(row["id"]).facts.serial == newest["serial_number"]
 
     try:
         policy.write_text(json.dumps(json.loads(before) | {"window": window}))
@@ -108,7 +108,7 @@ def test_renew_by_hand_brings_a_new_serial() -> None:
         row = await scene.issue("hand.example")
         await scene.until(lambda: scene.live(row["id"]))
         assert (await scene.ask("renew", domain="hand.example"))["requested"] is True
-        await scene.until(lambda: scene.record(row["id"]).serial != row["serial_number"])
+        await scene.until(lambda: scene.record(row["id"]).facts.serial != row["serial_number"])
 
     play(scenario)
 
@@ -117,17 +117,17 @@ def test_rollback_by_hand_holds_until_it_is_released() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("held.example")
         await scene.until(lambda: scene.live(row["id"]))
-        first = scene.record(row["id"]).serial
+        first = scene.record(row["id"]).facts.serial
         renewed = await scene.plane.certificates.renew(USER, row["id"])
-        await scene.until(lambda: scene.record(row["id"]).serial == renewed["serial_number"])
+        await scene.until(lambda: scene.record(row["id"]).facts.serial == renewed["serial_number"])
         done = await scene.ask("rollback", domain="held.example")
         assert done["outcome"] == OutcomeKind.ROLLED_BACK.value or done["outcome"] == OutcomeKind.APPLIED.value
-        assert scene.record(row["id"]).serial == first
+        assert scene.record(row["id"]).facts.serial == first
         newest = await scene.plane.certificates.renew(USER, row["id"])
         await trio.sleep(3 * 3600)
-        assert scene.record(row["id"]).serial == first, "held"
+        assert scene.record(row["id"]).facts.serial == first, "held"
         await scene.ask("release", domain="held.example")
-        await scene.until(lambda: scene.record(row["id"]).serial == newest["serial_number"])
+        await scene.until(lambda: scene.record(row["id"]).facts.serial == newest["serial_number"])
 
     play(scenario)
 

@@ -50,7 +50,7 @@ def test_a_tolerated_failure_is_named_and_tried_until_it_succeeds_with_the_plane
         scene.world.services.failing = lambda: True
         renewed = await scene.plane.certificates.renew(USER, cert_id)
         await scene.until(lambda: scene.record(cert_id).attempts)
-        assert scene.record(cert_id).serial == renewed["serial_number"], "it counts as deployed"
+        assert scene.record(cert_id).facts.serial == renewed["serial_number"], "it counts as deployed"
         times = counted(scene)
         await trio.sleep(45)
         assert len(times) == 1, "half a minute after the first"
@@ -65,7 +65,7 @@ def test_a_tolerated_failure_is_named_and_tried_until_it_succeeds_with_the_plane
         scene.world.services.failing = lambda: False
         await trio.sleep(stuck["next_try_at"] - scene.world.time.now() + 60)
         assert not snapshot(scene.agent)["stuck"]
-        assert scene.world.services.known[cert_id].served == scene.record(cert_id).fingerprint_sha256
+        assert scene.world.services.known[cert_id].served == scene.record(cert_id).facts.fingerprint_sha256
         scene.network.clear()
         await scene.until(lambda: len(scene.outcomes()) == told + 2)
         assert scene.outcomes()[0] == ("cert.renewed", "applied")

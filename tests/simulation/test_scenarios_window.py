@@ -56,7 +56,7 @@ def test_what_fails_in_the_window_is_reported_and_tried_again_in_good_time() -> 
         assert scene.outcomes()[:-told] == [("cert.renewed", "rolled_back")], "the same failure is told once"
         scene.world.services.failing = lambda: False
         await trio.sleep(SATURDAY + 7 * DAY + 1200 - scene.world.time.now())
-        assert scene.record(cert_id).serial != record.serial
+        assert scene.record(cert_id).facts.serial != record.facts.serial
         assert scene.outcomes()[0] == ("cert.renewed", "applied")
         assert scene.world.services.known[cert_id].reloads - reloads < 3 * record.attempts
 
@@ -68,10 +68,10 @@ def test_a_short_life_ends_the_waiting_when_it_gets_short() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await staged(scene, DAY)
         served = scene.record(cert_id)
-        short = served.not_after - 0.2 * (served.not_after - served.not_before)
+        short = served.facts.not_after - 0.2 * (served.facts.not_after - served.facts.not_before)
         await trio.sleep(short - 300 - scene.world.time.now())
-        assert scene.record(cert_id).serial == served.serial
-        await scene.until(lambda: scene.record(cert_id).serial != served.serial, 400)
+        assert scene.record(cert_id).facts.serial == served.facts.serial
+        await scene.until(lambda: scene.record(cert_id).facts.serial != served.facts.serial, 400)
 
     with saturday_night():
         play(scenario, SLOW)
@@ -87,7 +87,7 @@ def test_apply_now_takes_what_the_plane_has_and_what_is_staged_with_the_plane_do
         scene.network.clear()
         renewed = await scene.plane.certificates.renew(USER, cert_id)
         assert (await scene.ask("apply", now=True))["outcome"] == "applied"
-        assert scene.record(cert_id).serial == renewed["serial_number"]
+        assert scene.record(cert_id).facts.serial == renewed["serial_number"]
 
     with saturday_night():
         play(scenario, SLOW)
@@ -97,13 +97,13 @@ def test_a_hold_ends_with_the_plane_down() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await staged(scene, service=False)
         await scene.ask("apply", now=True)
-        newest = scene.record(cert_id).serial
+        newest = scene.record(cert_id).facts.serial
         await scene.ask("rollback", domain="calm.example")
-        assert scene.record(cert_id).serial != newest
+        assert scene.record(cert_id).facts.serial != newest
         scene.network.weather = [Weather(kind="status", status=503)]
         assert (await scene.ask("release", domain="calm.example"))["released"]
         await scene.ask("apply", now=True)
-        assert scene.record(cert_id).serial == newest
+        assert scene.record(cert_id).facts.serial == newest
 
     with saturday_night():
         play(scenario, SLOW)

@@ -14,6 +14,7 @@ from typing import Any
 
 from modeldisk import ModelFs, explore
 
+from certctrl.model.certificate import CertFacts
 from certctrl.model.records import Ack, CertRecord, DeviceKeys, InboxEntry, Tokens
 from certctrl.model.signals import CertRenewed, identity
 from certctrl.store.deployments.file_set import CopySet, FileWrite, recover
@@ -409,7 +410,9 @@ class Signals(Protocol):
             store.save_cursor("2-2")
         if entries:
             publish(fs, {NAME: 2})
-            store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")}, sync_parent=False)
+            store.save_certificates(
+                {7: CertRecord(facts=CertFacts(cert_id=7, name=NAME, serial="02"))}, sync_parent=False
+            )
             acks, done = (*acks, Ack(event={"signal": key})), (*done, key)
             store.save_progress(acks, done, ())
         if acks:
@@ -420,7 +423,7 @@ class Signals(Protocol):
         super().recover(fs)
         store = StateStore(LAYOUT, fs)
         if live_number(fs) == 2 and 7 not in store.load_certificates():  # as ``install/deploy/recovery.py`` does
-            store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")})
+            store.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name=NAME, serial="02"))})
 
     def always(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
@@ -433,7 +436,7 @@ class Signals(Protocol):
             assert live_number(fs) == 2, "reported as done, and not installed"
         if "reported" in fs.promises:  # until then a record that was lost is made anew from what is live
             record = store.load_certificates().get(7)
-            assert record is not None and record.serial == "02", "reported as done, and not recorded"
+            assert record is not None and record.facts.serial == "02", "reported as done, and not recorded"
         assert live_number(fs) in (1, 2)
 
 
@@ -449,7 +452,9 @@ class SignalsAtOnce(Signals):
         if store.load_cursor() != "2-2":
             if key not in done:
                 publish(fs, {NAME: 2})
-                store.save_certificates({7: CertRecord(cert_id=7, name=NAME, serial="02")}, sync_parent=False)
+                store.save_certificates(
+                    {7: CertRecord(facts=CertFacts(cert_id=7, name=NAME, serial="02"))}, sync_parent=False
+                )
                 acks, done = (*acks, Ack(event={"signal": key})), (*done, key)
                 store.save_progress(acks, done, ())
             store.save_cursor("2-2")

@@ -96,13 +96,13 @@ def _pair_fault(key_pem: bytes, chain_pem: bytes, record: CertRecord) -> str:
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
         return "the private key on disk does not belong to the certificate beside it"
-    if leaf.fingerprint(hashes.SHA256()).hex() != record.fingerprint_sha256:
+    if leaf.fingerprint(hashes.SHA256()).hex() != record.facts.fingerprint_sha256:
         return "the certificate on disk is not the one that was recorded"
     return ""
 
 
 def _known_as(record: CertRecord) -> str:
-    return record.domains[0] if record.domains else record.name
+    return record.facts.domains[0] if record.facts.domains else record.name
 
 
 def _validity(context: CheckContext, record: CertRecord, who: str) -> Finding:
@@ -110,10 +110,10 @@ def _validity(context: CheckContext, record: CertRecord, who: str) -> Finding:
     from certctrl.model.config import ApplicationConfig
 
     now = context.now()
-    left, settings = record.not_after - now, context.config.application if context.config else ApplicationConfig()
+    left, settings = record.facts.not_after - now, context.config.application if context.config else ApplicationConfig()
     renew = f"cert-ctrl -c DIR renew --domain {_known_as(record)}"
-    if record.not_before > now:
-        what = f"{who}: not valid for another {duration(record.not_before - now)}"
+    if record.facts.not_before > now:
+        what = f"{who}: not valid for another {duration(record.facts.not_before - now)}"
         return fail("certificate", what, "wait, or check this host's clock")
     if left <= 0:
         return fail("certificate", f"{who}: {remaining(left)}", renew)
@@ -148,9 +148,7 @@ def endpoints(context: CheckContext) -> list[tuple[VerifyTls, list[CertRecord]]]
     records = {record.cert_id: record for record in deployed(context)}
     items = items_in_force(context.layout, context.store)
     certs = {
-        one.cert_id: DesiredCert(
-            cert_id=one.cert_id, name=one.name, domains=one.domains, generation=one.generation, live=one.generation
-        )
+        one.cert_id: DesiredCert(facts=one.facts, generation=one.generation, live=one.generation)
         for one in records.values()
     }
     found: dict[VerifyTls, dict[int, CertRecord]] = {}
@@ -172,7 +170,7 @@ async def _served(verify: VerifyTls, records: list[CertRecord]) -> Finding:
         served = await served_fingerprint(verify, deadline=trio.current_time() + PROBE_SECONDS)
     except ProbeError as error:
         return fail("endpoint", str(error), error.fix or "see the service's log")
-    if served in {record.fingerprint_sha256 for record in records}:
+    if served in {record.facts.fingerprint_sha256 for record in records}:
         return ok("endpoint", f"{where} serves {names} as it is on disk")
     what = f"{where} serves {served[:16]}…, which is not {names} as it is on disk"
     return fail("endpoint", what, "reload the service (cert-ctrl -c DIR apply); see that it reads the deployed files")

@@ -11,13 +11,13 @@ import attrs
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.deploy import staging
 from certctrl.install.deploy.context import Site
-from certctrl.install.deploy.observe import Candidate
 from certctrl.install.deploy.results import Ledger
-from certctrl.install.deploy.staging import Prepared
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import BASE_FILES, SALTED_FILES
 from certctrl.install.plan.retries import switch_due
 from certctrl.install.plan.window import in_window, window_text
 from certctrl.model.bundle import Bundle
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
 
@@ -55,7 +55,7 @@ def not_yet_due(site: Site, records: Sequence[CertRecord]) -> dict[int, str]:
 
 
 async def candidates_of(
-    site: Site, prepared: Mapping[int, Prepared], concerned: Collection[int], everything: bool
+    site: Site, prepared: Mapping[int, Candidate], concerned: Collection[int], everything: bool
 ) -> dict[int, Candidate]:
     """Return what shall be live: the prepared ones, and what is staged from before and due.
 
@@ -66,16 +66,17 @@ async def candidates_of(
     found, unreadable = await site.offload(staged_before, site, waiting, concerned, everything) if waiting else ({}, [])
     for record in unreadable:
         site.book.note(attrs.evolve(record, staged=""))
-    return dict(found) | {cert_id: Candidate.of(one) for cert_id, one in prepared.items()}
+    return dict(found) | dict(prepared)
 
 
 def note_staged(site: Site, candidates: Mapping[int, Candidate]) -> None:
     """Record what is staged (durable with the next write of the book): it may have to wait, or to be tried again."""
     for candidate in candidates.values():
         record = site.book.records.get(candidate.cert_id)
-        record = record or CertRecord(cert_id=candidate.cert_id, name=candidate.name)
+        record = record or CertRecord(facts=CertFacts(cert_id=candidate.cert_id, name=candidate.name))
         if record.generation != candidate.generation:
-            site.book.note(attrs.evolve(record, name=candidate.name, staged=candidate.generation))
+            facts = attrs.evolve(record.facts, name=candidate.name)
+            site.book.note(attrs.evolve(record, facts=facts, staged=candidate.generation))
 
 
 def open_now(
@@ -88,7 +89,7 @@ def open_now(
     window, now, found = site.policy().window, site.wall_now(), {}
     for cert_id, candidate in candidates.items():
         record = site.book.records.get(cert_id)
-        same = record is not None and record.fingerprint_sha256 == candidate.fingerprint_sha256
+        same = record is not None and record.facts.fingerprint_sha256 == candidate.facts.fingerprint_sha256
         if same:
             found[cert_id] = candidate
         elif record is not None and record.held:
@@ -126,7 +127,7 @@ async def completed(
             bundle, stand_in = await site.offload(bundle_of, site, one), one.placeholder
             prepared = await staging.stage(site, bundle, items, placeholder=stand_in, check=not stand_in)
             await site.offload(site.generations.settle, [prepared.staged])
-            found[one.cert_id] = Candidate.of(prepared)
+            found[one.cert_id] = prepared
         except StateCorruptError:
             continue  # whoever looks at it next says so
         except CertctrlError as error:
@@ -139,10 +140,10 @@ def _lacking(
 ) -> list[Candidate]:
     """Return the generations that shall be live and lack a file that the items want. Blocks on the disk."""
     index, base, found = site.indexer.of(items), frozenset(BASE_FILES), []
-    known = {record.cert_id: (record.name, record.domains) for record in records}
-    known |= {cert_id: (one.name, one.domains) for cert_id, one in candidates.items()}
-    for cert_id, (name, domains) in known.items():
-        wanted = index.files(cert_id, name, domains) - base
+    known = {record.cert_id: record.facts for record in records}
+    known |= {cert_id: one.facts for cert_id, one in candidates.items()}
+    for cert_id, facts in known.items():
+        name, wanted = facts.name, index.files(facts) - base
         if not wanted:
             continue
         candidate = candidates.get(cert_id)
@@ -171,7 +172,7 @@ def _made_before(site: Site, live: Candidate, wanted: Collection[str]) -> bool:
     if record is None or not record.staged:
         return False
     manifest = site.generations.manifest(live.name, record.staged)
-    same = bool(manifest["facts"]["fingerprint_sha256"] == live.fingerprint_sha256)
+    same = bool(manifest["facts"]["fingerprint_sha256"] == live.facts.fingerprint_sha256)
     return same and _holds(site, live.name, manifest, wanted)
 
 
@@ -182,14 +183,8 @@ def bundle_of(site: Site, candidate: Candidate) -> Bundle:
         return site.generations.read(candidate.name, candidate.generation, file)
 
     return Bundle(
-        cert_id=candidate.cert_id,
-        name=candidate.name,
-        domains=candidate.domains,
+        facts=candidate.facts,
         key_pem=read("private.key"),
         certificate_pem=read("certificate.pem"),
         chain_pem=read("chain.pem"),
-        serial=candidate.serial,
-        fingerprint_sha256=candidate.fingerprint_sha256,
-        not_before=candidate.not_before,
-        not_after=candidate.not_after,
     )

@@ -28,8 +28,9 @@ from certctrl.install.deploy.candidates import prune_unused
 from certctrl.install.deploy.context import Site
 from certctrl.install.deploy.groups import Group, Round, nodes_of, stale_markers
 from certctrl.install.deploy.locks import Claims
-from certctrl.install.deploy.observe import Candidate, planned
+from certctrl.install.deploy.observe import planned
 from certctrl.install.deploy.results import Ledger
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.deploy.transaction import Attempt
 from certctrl.install.plan.dependencies import enabled
 from certctrl.install.plan.values import InstallPlan

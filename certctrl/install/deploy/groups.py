@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import attrs
 
 from certctrl.install.deploy.context import Site
-from certctrl.install.deploy.observe import Candidate, View
+from certctrl.install.deploy.observe import View
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.dependencies import Binding, bind, components, enabled
 from certctrl.install.plan.values import DesiredCa, DesiredCert, InstallPlan, PlanSet
 from certctrl.model.plan import InstallItem
@@ -33,15 +34,11 @@ def bound_now(
 ) -> tuple[dict[str, Binding], dict[int, DesiredCert]]:
     """Return what each item is about, and the certificates here, from what is known without looking at the disk."""
     certs = {
-        record.cert_id: DesiredCert(
-            cert_id=record.cert_id, name=record.name, generation=record.generation, domains=record.domains
-        )
+        record.cert_id: DesiredCert(facts=record.facts, generation=record.generation)
         for record in list(site.book.records.values())
     }
     for cert_id, candidate in candidates.items():
-        certs[cert_id] = DesiredCert(
-            cert_id=cert_id, name=candidate.name, generation=candidate.generation, domains=candidate.domains
-        )
+        certs[cert_id] = DesiredCert(facts=candidate.facts, generation=candidate.generation)
     cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in list(site.book.cas.items())}
     return bind(enabled(items), certs, cas, ran=set(site.book.activations)), certs
 

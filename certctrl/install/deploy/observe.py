@@ -16,7 +16,7 @@ import attrs
 
 from certctrl.errors import CommandError, DiskError
 from certctrl.install.deploy.context import Site
-from certctrl.install.deploy.staging import Prepared
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.inputs import DEBIAN, RED_HAT, Host
 from certctrl.install.plan.planner import plan_for, programs
@@ -24,56 +24,11 @@ from certctrl.install.plan.policy import is_local, path_fault
 from certctrl.install.plan.retries import spare
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact, InstallPlan
 from certctrl.install.process.vetting import vet_executable
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, InstallItem
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
 from certctrl.store.deployments.file_set import destination_facts
-
-
-@attrs.frozen(kw_only=True)
-class Candidate:
-    """A generation that a certificate shall be switched to."""
-
-    cert_id: int
-    name: str
-    generation: str
-    domains: tuple[str, ...] = ()
-    serial: str = ""
-    fingerprint_sha256: str = ""
-    not_before: float = 0.0
-    not_after: float = 0.0
-    placeholder: bool = False
-    """Known of what is read from the disk."""
-
-    @classmethod
-    def of(cls, prepared: Prepared) -> Candidate:
-        """Return what was just staged."""
-        return cls(
-            cert_id=prepared.cert_id,
-            name=prepared.name,
-            generation=prepared.generation,
-            domains=prepared.domains,
-            serial=prepared.serial,
-            fingerprint_sha256=prepared.fingerprint_sha256,
-            not_before=prepared.not_before,
-            not_after=prepared.not_after,
-        )
-
-    @classmethod
-    def read(cls, site: Site, name: str, generation: str) -> Candidate:
-        """Return what is on disk already. Raises DiskError, StateCorruptError."""
-        facts: Mapping[str, Any] = site.generations.manifest(name, generation)["facts"]
-        return cls(
-            cert_id=int(facts["cert_id"]),
-            name=name,
-            generation=generation,
-            domains=tuple(facts["domains"]),
-            serial=str(facts["serial"]),
-            fingerprint_sha256=str(facts["fingerprint_sha256"]),
-            not_before=float(facts["not_before"]),
-            not_after=float(facts["not_after"]),
-            placeholder=bool(facts.get("placeholder")),
-        )
 
 
 @attrs.frozen(kw_only=True)
@@ -109,14 +64,16 @@ def look(
     copies = [item for item in wanted if isinstance(item, CopyAction)]
     named = {item.ob_id for item in copies if item.ob_type != "ca"}
     known = {record.cert_id: record for record in records}
-    known |= {i: CertRecord(cert_id=i, name=one.name) for i, one in candidates.items() if i not in known}
+    known |= {
+        i: CertRecord(facts=CertFacts(cert_id=i, name=one.name)) for i, one in candidates.items() if i not in known
+    }
     certs, strays, faults = {}, {}, {}
     for cert_id, record in known.items():
         with_files = not named.isdisjoint((cert_id, None)) and (examine is None or cert_id in examine)
         try:
             cert, stray = _cert(site, record, candidates.get(cert_id), with_files)
         except DiskError as error:
-            cert, stray = DesiredCert(cert_id=cert_id, name=record.name), None
+            cert, stray = DesiredCert(facts=CertFacts(cert_id=cert_id, name=record.name)), None
             faults[cert_id] = str(error)
         certs[cert_id] = attrs.evolve(cert, proven=False) if cert_id in unproven else cert
         if stray is not None:
@@ -174,15 +131,11 @@ def _cert(
     files: dict[str, str] = {}
     if with_files and generation:
         files = dict(site.generations.manifest(record.name, generation)["files"])
-    known = candidate or stray or record
     return DesiredCert(
-        cert_id=record.cert_id,
-        name=record.name,
+        facts=(candidate or stray or record).facts,
         generation=generation,
         live=live,
         files=files,
-        domains=known.domains,
-        fingerprint=known.fingerprint_sha256,
         proven=generation == record.activated,
         owed=record.owed,
     ), stray

@@ -10,8 +10,9 @@ from certctrl.errors import DiskError
 from certctrl.install.deploy.candidates import not_yet_due, open_now, staged_before
 from certctrl.install.deploy.commands import pinned_otherwise
 from certctrl.install.deploy.context import Site
-from certctrl.install.deploy.observe import Candidate, planned
+from certctrl.install.deploy.observe import planned
 from certctrl.install.deploy.results import Ledger, with_facts
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import switch_due
 from certctrl.install.plan.values import InstallPlan
 from certctrl.install.plan.window import may_switch_at

@@ -12,8 +12,8 @@ import attrs
 
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.install.deploy.context import Site
-from certctrl.install.deploy.observe import Candidate
 from certctrl.install.deploy.results import with_facts
+from certctrl.install.deploy.staging import Candidate
 from certctrl.model.records import CertRecord, Stage
 from certctrl.store.deployments import file_set
 from certctrl.store.disk.fs import closing
@@ -44,7 +44,7 @@ def recover(site: Site) -> None:
         with suppress(StateCorruptError):
             candidate = Candidate.read(site, name, _live(site, name))
             if candidate.cert_id not in site.book.records:
-                site.book.note(_described(site, CertRecord(cert_id=candidate.cert_id, name=name), candidate.generation))
+                site.book.note(_described(site, CertRecord(facts=candidate.facts), candidate.generation))
 
 
 def _live(site: Site, name: str) -> str:

@@ -8,8 +8,9 @@ import attrs
 
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.deploy.context import Site
-from certctrl.install.deploy.observe import Candidate
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import retry_at
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 from certctrl.text import one_line
@@ -19,17 +20,13 @@ LONGEST_DETAIL = 500
 
 def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
     """Return a record that describes this generation as the live one."""
+    same = record.facts.fingerprint_sha256 == candidate.facts.fingerprint_sha256
     return attrs.evolve(
         record,
-        name=candidate.name,
-        domains=candidate.domains,
-        serial=candidate.serial,
-        fingerprint_sha256=candidate.fingerprint_sha256,
-        not_before=candidate.not_before,
-        not_after=candidate.not_after,
+        facts=candidate.facts,
         generation=candidate.generation,
-        revoked=record.revoked and record.fingerprint_sha256 == candidate.fingerprint_sha256,
-        alarmed=record.alarmed and record.fingerprint_sha256 == candidate.fingerprint_sha256,
+        revoked=record.revoked and same,
+        alarmed=record.alarmed and same,
         staged="" if record.staged == candidate.generation else record.staged,
     )
 
@@ -54,7 +51,7 @@ class Ledger:
         """Return a certificate's record, a blank one for a certificate that is new here."""
         found = self.site.book.records.get(cert_id)
         name = candidate.name if candidate is not None else str(cert_id)
-        return found or CertRecord(cert_id=cert_id, name=name)
+        return found or CertRecord(facts=CertFacts(cert_id=cert_id, name=name))
 
     def done(
         self,
@@ -229,7 +226,8 @@ class Ledger:
             kind, detail = OutcomeKind.APPLIED, wait
         deployed = (
             Deployed(
-                cert_id=cert_id, serial=after.serial, fingerprint_sha256=after.fingerprint_sha256, targets=after.targets
+                cert_id=cert_id, serial=after.facts.serial,
+                fingerprint_sha256=after.facts.fingerprint_sha256, targets=after.targets,
             ),
         )  # fmt: skip
         here = bool(after.generation) and cert_id != 0
@@ -254,8 +252,8 @@ class Ledger:
             "from": before.generation,
             "to": to.generation if to is not None else after.generation,
             "live": after.generation,
-            "serial": after.serial,
-            "fingerprint_sha256": after.fingerprint_sha256,
+            "serial": after.facts.serial,
+            "fingerprint_sha256": after.facts.fingerprint_sha256,
             "targets": list(after.targets),
             "detail": detail,
         }

@@ -12,8 +12,8 @@ from certctrl.install.deploy.context import Site
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import groups_of
 from certctrl.install.deploy.locks import Claims
-from certctrl.install.deploy.observe import Candidate
 from certctrl.install.deploy.results import Ledger
+from certctrl.install.deploy.staging import Candidate
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 from certctrl.text import one_line
 

@@ -21,41 +21,41 @@ from certctrl.install.plan.item_index import ItemIndex
 from certctrl.install.plan.policy import Grant, Refusal, explain
 from certctrl.install.plan.refusals import judge_argv
 from certctrl.model.bundle import Bundle
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, InstallItem
 from certctrl.store.deployments.generations import Staged
+from certctrl.store.state.certificates import facts_of_manifest, manifest_facts
 from certctrl.text import one_line
 
 
 @attrs.frozen(kw_only=True)
-class Prepared:
-    """A certificate that is staged and checked, ready to be switched to."""
+class Candidate:
+    """A generation that a certificate is to be switched to."""
 
-    cert_id: int
-    name: str
-    staged: Staged
-    domains: tuple[str, ...]
-    serial: str
-    fingerprint_sha256: str
-    not_before: float
-    not_after: float
+    facts: CertFacts
+    generation: str
+    """The id it will be live under."""
+    placeholder: bool = False
+    """True for a self-signed stand-in for a revoked certificate."""
+    staged: Staged | None = None
+    """What `GenerationStore.settle` makes durable; None for a generation that is already."""
+
+    @classmethod
+    def read(cls, site: Site, name: str, generation: str) -> Candidate:
+        """Return a generation that is on disk. Raises DiskError, StateCorruptError."""
+        manifest = site.generations.manifest(name, generation)
+        facts = facts_of_manifest(name, manifest, str(site.generations.path(name, generation)))
+        return cls(facts=facts, generation=generation, placeholder=bool(manifest["facts"].get("placeholder")))
 
     @property
-    def generation(self) -> str:
-        """Return the id it will be live under."""
-        return self.staged.id
+    def cert_id(self) -> int:
+        """The control plane's id of the certificate."""
+        return self.facts.cert_id
 
-
-def facts_of(bundle: Bundle, *, placeholder: bool = False) -> dict[str, Any]:
-    """Return what a generation's manifest says of its certificate: enough to need no parsing ever again."""
-    facts: dict[str, Any] = {
-        "cert_id": bundle.cert_id,
-        "domains": list(bundle.domains),
-        "serial": bundle.serial,
-        "fingerprint_sha256": bundle.fingerprint_sha256,
-        "not_before": bundle.not_before,
-        "not_after": bundle.not_after,
-    }
-    return facts | ({"placeholder": True} if placeholder else {})
+    @property
+    def name(self) -> str:
+        """The directory name of the certificate."""
+        return self.facts.name
 
 
 async def stage(
@@ -65,7 +65,7 @@ async def stage(
     *,
     placeholder: bool = False,
     check: bool = True,
-) -> Prepared:
+) -> Candidate:
     """Write a bundle's files to a staging directory and run the checks of its copy items on them.
 
     Not durable yet: `GenerationStore.settle` does that for a whole batch. Raises DiskError; CommandError when a
@@ -76,35 +76,26 @@ async def stage(
     bundle, staged = await site.gathered(_write, site, source, index, placeholder)
     if check:
         try:
-            await _check(site, bundle, staged, index.copies(bundle.cert_id, bundle.name, bundle.domains))
+            await _check(site, bundle, staged, index.copies(bundle.facts))
         except CertctrlError:
             await site.offload(site.generations.discard, staged)
             raise
-    return Prepared(
-        cert_id=bundle.cert_id,
-        name=bundle.name,
-        staged=staged,
-        domains=bundle.domains,
-        serial=bundle.serial,
-        fingerprint_sha256=bundle.fingerprint_sha256,
-        not_before=bundle.not_before,
-        not_after=bundle.not_after,
-    )
+    return Candidate(facts=bundle.facts, generation=staged.id, placeholder=placeholder, staged=staged)
 
 
 def _write(
     site: Site, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool
 ) -> tuple[Bundle, Staged]:
     bundle = source if isinstance(source, Bundle) else source()
-    wanted = index.files(bundle.cert_id, bundle.name, bundle.domains)
+    wanted = index.files(bundle.facts)
     kinds = {file: kind for file, kind in SALTED_FILES.items() if file in wanted}
-    passwords = {kind: site.state.password(bundle.name, kind)[0] for kind in kinds.values()}
-    facts = facts_of(bundle, placeholder=placeholder)
+    passwords = {kind: site.state.password(bundle.facts.name, kind)[0] for kind in kinds.values()}
+    facts = manifest_facts(bundle.facts) | ({"placeholder": True} if placeholder else {})
     if passwords:
         facts["passwords"] = {kind: password_mark(password) for kind, password in passwords.items()}
     salted = _salted_files(site, bundle, kinds, facts)
     files = virtual_files(bundle, wanted - salted.keys(), passwords.__getitem__) | salted
-    return bundle, site.generations.stage(bundle.name, files, facts)
+    return bundle, site.generations.stage(bundle.facts.name, files, facts)
 
 
 def password_mark(password: bytes) -> str:
@@ -115,15 +106,15 @@ def password_mark(password: bytes) -> str:
 def _salted_files(site: Site, bundle: Bundle, kinds: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the salted files of a generation with this very certificate, made with the passwords in force."""
     found: dict[str, bytes] = {}
-    for generation in site.generations.ids(bundle.name) if kinds else ():
-        manifest = site.generations.manifest(bundle.name, generation)
+    for generation in site.generations.ids(bundle.facts.name) if kinds else ():
+        manifest = site.generations.manifest(bundle.facts.name, generation)
         theirs = manifest["facts"]
-        if theirs.get("fingerprint_sha256") != bundle.fingerprint_sha256:
+        if theirs.get("fingerprint_sha256") != bundle.facts.fingerprint_sha256:
             continue
         for file, kind in kinds.items():
             same = theirs.get("passwords", {}).get(kind) == facts["passwords"][kind]
             if same and file in manifest["files"] and file not in found:
-                found[file] = site.generations.read(bundle.name, generation, file)
+                found[file] = site.generations.read(bundle.facts.name, generation, file)
     return found
 
 
@@ -139,7 +130,7 @@ async def _check(site: Site, bundle: Bundle, staged: Staged, copies: Sequence[Co
             raise PolicyRefusedError(
                 f"item {one_line(item.id)}: its check may not run here: {judged.why}", fix=explain(judged)
             )
-        await _run_check(site, bundle.name, staged, item, judged)
+        await _run_check(site, bundle.facts.name, staged, item, judged)
 
 
 async def _run_check(site: Site, name: str, staged: Staged, item: CopyAction, grant: Grant) -> None:

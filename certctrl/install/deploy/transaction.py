@@ -11,8 +11,9 @@ from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.deploy.candidates import prune_unused
 from certctrl.install.deploy.context import Site
 from certctrl.install.deploy.executor import Execution, Tolerated
-from certctrl.install.deploy.observe import Candidate, View, planned
+from certctrl.install.deploy.observe import View, planned
 from certctrl.install.deploy.results import Ledger
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.values import InstallPlan, Level, PlanSet, Run, Verification, Write
 from certctrl.model.plan import InstallItem
 

@@ -20,9 +20,9 @@ from certctrl.install.deploy.context import Site
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
 from certctrl.install.deploy.locks import Claims
-from certctrl.install.deploy.observe import Candidate, uid_of
+from certctrl.install.deploy.observe import uid_of
 from certctrl.install.deploy.results import Ledger
-from certctrl.install.deploy.staging import Prepared
+from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.install.plan.policy import is_local, refuse_path
 from certctrl.install.plan.retries import retry_at
@@ -136,7 +136,9 @@ class Withdrawal:
         mine = [item for item in hanging if self._is_mine(item) or (item.ob_id is None and item.ob_name is None)]
         asked = [item.verify for item in mine if not isinstance(item, ImportCaAction)]
         endpoints = dict.fromkeys(verify for verify in asked if isinstance(verify, VerifyTls))
-        return [await after_removal(verify, self.record.fingerprint_sha256, deadline=deadline) for verify in endpoints]
+        return [
+            await after_removal(verify, self.record.facts.fingerprint_sha256, deadline=deadline) for verify in endpoints
+        ]
 
     async def _note_rest(self, trouble: str) -> None:
         """Note whether a file or a service has it yet: then this is tried again, and status names it."""
@@ -194,7 +196,7 @@ class Withdrawal:
             return False
         if item.ob_id is not None:
             return item.ob_id == self.record.cert_id
-        return item.ob_name is not None and item.ob_name in (self.record.name, *self.record.domains[:1])
+        return item.ob_name is not None and item.ob_name in (self.record.name, *self.record.facts.domains[:1])
 
     async def _replace(self) -> Outcome:
         """Put a placeholder in its place; where one stands, do what a crash or a failure left to be done."""
@@ -207,7 +209,7 @@ class Withdrawal:
                 prepared = await self._placeholder()
             except DiskError as error:
                 return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-            keep, candidates = {prepared.generation}, {record.cert_id: Candidate.of(prepared)}
+            keep, candidates = {prepared.generation}, {record.cert_id: prepared}
         outcome = await self._announce(candidates, nothing=OutcomeKind.UNCHANGED)
         site.book.note(attrs.evolve(site.book.records[record.cert_id], staged="", held=False, revoked=True))
         await site.book.save()
@@ -219,11 +221,15 @@ class Withdrawal:
         detail = "; ".join(filter(None, ("placeholder put in its place", outcome.detail)))
         return attrs.evolve(outcome, kind=kind, detail=detail)
 
-    async def _placeholder(self) -> Prepared:
+    async def _placeholder(self) -> Candidate:
         site, record = self.site, self.record
         bundle = await site.offload(
             lambda: placeholder_bundle(
-                record.cert_id, record.name, record.domains, not_before=record.not_before, now=site.wall_now()
+                record.cert_id,
+                record.name,
+                record.facts.domains,
+                not_before=record.facts.not_before,
+                now=site.wall_now(),
             )
         )
         prepared = await staging.stage(site, bundle, self.items, placeholder=True, check=False)
@@ -272,8 +278,8 @@ class Withdrawal:
                 "from": self.record.generation,
                 "to": live,
                 "live": live,
-                "serial": self.record.serial,
-                "fingerprint_sha256": self.record.fingerprint_sha256,
+                "serial": self.record.facts.serial,
+                "fingerprint_sha256": self.record.facts.fingerprint_sha256,
                 "targets": list(self.record.targets),
                 "detail": why,
             }

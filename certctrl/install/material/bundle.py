@@ -24,6 +24,7 @@ from certctrl.install.material.domains import covers, plain_domain
 from certctrl.install.material.formats import virtual_files as virtual_files
 from certctrl.install.material.private_key import UNREADABLE, checked_key_pem, unsealed_key
 from certctrl.model.bundle import Bundle, DeployMaterials
+from certctrl.model.certificate import CertFacts
 
 WEAK_HASHES = frozenset({"md5", "sha1"})
 LONGEST_CHAIN = 10
@@ -53,12 +54,19 @@ def open_bundle(
     key_pem = checked_key_pem(unsealed_key(materials, device_secret, allow_plaintext=allow_plaintext), leaf)
     _check_time(leaf, chain, now)  # last: a certificate that waits for its day is otherwise in order
     return Bundle(
-        cert_id=cert_id,
-        name=name,
-        domains=domains,
+        facts=facts_of(leaf, cert_id, name, domains),
         key_pem=key_pem,
         certificate_pem=leaf.public_bytes(Encoding.PEM),
         chain_pem=chain.pem,
+    )
+
+
+def facts_of(leaf: x509.Certificate, cert_id: int, name: str, domains: tuple[str, ...]) -> CertFacts:
+    """Return the facts of a parsed leaf."""
+    return CertFacts(
+        cert_id=cert_id,
+        name=name,
+        domains=domains,
         serial=serial_text(leaf.serial_number),
         fingerprint_sha256=leaf.fingerprint(hashes.SHA256()).hex(),
         not_before=leaf.not_valid_before_utc.timestamp(),

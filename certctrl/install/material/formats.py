@@ -65,13 +65,13 @@ def pem_to_der(pem: bytes) -> bytes:
 
 def _meta(bundle: Bundle) -> bytes:
     facts = {
-        "cert_id": bundle.cert_id,
-        "name": bundle.name,
-        "domains": list(bundle.domains),
-        "serial_number": bundle.serial,
-        "fingerprint_sha256": bundle.fingerprint_sha256,
-        "not_before": int(bundle.not_before),
-        "not_after": int(bundle.not_after),
+        "cert_id": bundle.facts.cert_id,
+        "name": bundle.facts.name,
+        "domains": list(bundle.facts.domains),
+        "serial_number": bundle.facts.serial,
+        "fingerprint_sha256": bundle.facts.fingerprint_sha256,
+        "not_before": int(bundle.facts.not_before),
+        "not_after": int(bundle.facts.not_after),
     }
     return (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode()
 
@@ -86,7 +86,9 @@ def _pkcs12(bundle: Bundle, password: bytes) -> bytes:
     (leaf,) = x509.load_pem_x509_certificates(bundle.certificate_pem)
     chain = x509.load_pem_x509_certificates(bundle.chain_pem) if bundle.chain_pem else []
     key = load_key(bundle.key_pem)
-    return serialize_key_and_certificates(bundle.name.encode(), key, leaf, chain, BestAvailableEncryption(password))
+    return serialize_key_and_certificates(
+        bundle.facts.name.encode(), key, leaf, chain, BestAvailableEncryption(password)
+    )
 
 
 def _jks(bundle: Bundle, password: bytes) -> bytes:
@@ -98,7 +100,7 @@ def _jks(bundle: Bundle, password: bytes) -> bytes:
         ) from None
     key_der = pem_to_key_der(bundle.key_pem)
     chain = [pem_to_der(block) for block in split_pem(bundle.certificate_pem + bundle.chain_pem)]
-    entry = jks.PrivateKeyEntry.new(bundle.name.lower(), chain, key_der, "pkcs8")
+    entry = jks.PrivateKeyEntry.new(bundle.facts.name.lower(), chain, key_der, "pkcs8")
     store = jks.KeyStore.new("jks", [entry])
     return bytes(store.saves(password.decode("ascii")))
 

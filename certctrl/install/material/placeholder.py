@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from certctrl.install.material.bundle import serial_text
+from certctrl.install.material.bundle import facts_of
 from certctrl.model.bundle import Bundle
 
 LIFE_SECONDS = 90 * 86_400.0
@@ -41,16 +41,10 @@ def placeholder_bundle(cert_id: int, name: str, domains: Sequence[str], *, not_b
         builder = builder.add_extension(x509.SubjectAlternativeName([_name(one) for one in domains]), critical=False)
     leaf = builder.sign(key, hashes.SHA256())
     return Bundle(
-        cert_id=cert_id,
-        name=name,
-        domains=tuple(domains),
+        facts=facts_of(leaf, cert_id, name, tuple(domains)),
         key_pem=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
         certificate_pem=leaf.public_bytes(Encoding.PEM),
         chain_pem=b"",
-        serial=serial_text(leaf.serial_number),
-        fingerprint_sha256=leaf.fingerprint(hashes.SHA256()).hex(),
-        not_before=begins.timestamp(),
-        not_after=ends.timestamp(),
     )
 
 

@@ -68,7 +68,7 @@ def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, 
     if item.ob_id is not None:
         return Binding(certs=(item.ob_id,))
     if item.ob_name is not None:
-        bearers = [one for one in certs.values() if item.ob_name in (one.name, *one.domains[:1])]
+        bearers = [one for one in certs.values() if item.ob_name in (one.name, *one.facts.domains[:1])]
         bearers.sort(key=lambda one: not one.generation)  # a withdrawn one gives its name to the next
         wanted = [one.cert_id for one in bearers]
         return Binding(

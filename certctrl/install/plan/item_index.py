@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from certctrl.install.material.formats import VIRTUAL_FILES
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, InstallItem
 
 
@@ -36,14 +37,14 @@ class ItemIndex:
         """True when no item copies anything of a certificate."""
         return not (self.by_id or self.by_name)
 
-    def copies(self, cert_id: int, name: str, domains: Sequence[str]) -> list[CopyAction]:
+    def copies(self, facts: CertFacts) -> list[CopyAction]:
         """Return the copy items of a certificate: those with its id, and those that name it."""
-        named = [item for one in dict.fromkeys((name, *domains[:1])) for item in self.by_name.get(one, ())]
-        return self.by_id.get(cert_id, []) + named
+        named = [item for one in dict.fromkeys((facts.name, *facts.domains[:1])) for item in self.by_name.get(one, ())]
+        return self.by_id.get(facts.cert_id, []) + named
 
-    def files(self, cert_id: int, name: str, domains: Sequence[str]) -> frozenset[str]:
+    def files(self, facts: CertFacts) -> frozenset[str]:
         """Return the virtual files of a certificate that its copy items want."""
-        wanted = {source for item in self.copies(cert_id, name, domains) for source in item.sources}
+        wanted = {source for item in self.copies(facts) for source in item.sources}
         return VIRTUAL_FILES.intersection(wanted)
 
 

@@ -282,10 +282,10 @@ def _verifications(
 
 
 def _fingerprints(verify: VerifyTls, certs: Sequence[DesiredCert]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(cert.fingerprint for cert in expected_at(verify, certs)))
+    return tuple(dict.fromkeys(cert.facts.fingerprint_sha256 for cert in expected_at(verify, certs)))
 
 
 def expected_at(verify: VerifyTls, certs: Sequence[Named]) -> Sequence[Named]:
     """Return the certificates that are right at an endpoint: those for its name, else all."""
     name = plain_domain(verify.server_name or verify.host)
-    return [cert for cert in certs if any(covers(domain, name) for domain in cert.domains)] or certs
+    return [cert for cert in certs if any(covers(domain, name) for domain in cert.facts.domains)] or certs

@@ -9,6 +9,7 @@ import attrs
 
 from certctrl.install.plan.policy import Grant, Refusal, explain
 from certctrl.install.plan.render import SIGNS, Step, steps_of
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import VerifyCommand, VerifyTls
 from certctrl.text import one_line
 
@@ -17,20 +18,27 @@ from certctrl.text import one_line
 class DesiredCert:
     """A certificate as this host shall have it."""
 
-    cert_id: int
-    name: str
+    facts: CertFacts
     generation: str = ""
     """Id that shall be live; empty: none (not delivered yet, or withdrawn)."""
     live: str = ""
     """Id that is live now."""
     files: Mapping[str, str] = attrs.field(factory=dict)
     """Virtual file -> SHA-256 of its bytes in that generation."""
-    domains: tuple[str, ...] = ()
-    fingerprint: str = ""
     proven: bool = False
     """True when ``generation`` has passed its commands and probes before."""
     owed: tuple[str, ...] = ()
     """Items that failed for it when they were tried last: what they prove is owed still."""
+
+    @property
+    def cert_id(self) -> int:
+        """The control plane's id of the certificate."""
+        return self.facts.cert_id
+
+    @property
+    def name(self) -> str:
+        """The directory name of the certificate."""
+        return self.facts.name
 
     @property
     def node(self) -> str:

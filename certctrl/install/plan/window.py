@@ -30,10 +30,10 @@ def in_window(now: float, window: MaintenanceWindow | None, record: CertRecord |
 
 def life_left(now: float, record: CertRecord) -> float:
     """Return the share of a certificate's life that is left, 0 to 1; 0 for one whose dates are unknown."""
-    life = record.not_after - record.not_before
+    life = record.facts.not_after - record.facts.not_before
     if life <= 0:
         return 0.0
-    return min(1.0, max(0.0, (record.not_after - now) / life))
+    return min(1.0, max(0.0, (record.facts.not_after - now) / life))
 
 
 def next_opening(now: float, window: MaintenanceWindow | None) -> float:
@@ -53,7 +53,9 @@ def may_switch_at(now: float, window: MaintenanceWindow | None, record: CertReco
     """
     if window is None or in_window(now, window, record):
         return now
-    short = record.not_after - window.override_when_life_below * (record.not_after - record.not_before)
+    short = record.facts.not_after - window.override_when_life_below * (
+        record.facts.not_after - record.facts.not_before
+    )
     return min(next_opening(now, window), max(now, short))
 
 

@@ -14,6 +14,7 @@ from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.layout import ConfigDir
+from certctrl.store.state.certificates import record_to_json
 from certctrl.store.state.files import StateFiles
 from certctrl.store.state.history import History
 
@@ -91,7 +92,7 @@ class InstalledState:
 
     def save_certificates(self, records: Mapping[int, CertRecord], *, sync_parent: bool = True) -> None:
         """Replace the records; ``sync_parent`` here and below as for ``write_atomic``."""
-        rows = {str(cert_id): attrs.asdict(record, recurse=False) for cert_id, record in records.items()}
+        rows = {str(cert_id): record_to_json(record) for cert_id, record in records.items()}
         self._files.save_json(self.layout.certificates, {"certificates": rows}, sync_parent=sync_parent)
 
     def load_activations(self) -> dict[str, str]:

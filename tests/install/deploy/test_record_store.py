@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from certctrl.errors import DiskError
 from certctrl.install.deploy.locks import Claims
 from certctrl.install.deploy.record_store import Book
+from certctrl.model.certificate import CertFacts
 from certctrl.model.records import CertRecord
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
@@ -43,7 +44,7 @@ def state(tmp_path: Path) -> StateStore:
 
 
 def record(n: int) -> CertRecord:
-    return CertRecord(cert_id=n, name=f"c{n}")
+    return CertRecord(facts=CertFacts(cert_id=n, name=f"c{n}"))
 
 
 async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: StateStore) -> None:

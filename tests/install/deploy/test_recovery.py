@@ -56,10 +56,10 @@ async def test_what_was_owed_at_a_crash_is_done_at_the_next_start(clock: MockClo
     service = host.serve(RELOAD, 1, 1001)
     await host.deliver(1, items=items)
     await crashed(host, RELOAD, items)
-    assert host.installer.records[1].fingerprint_sha256 != host.live(1), "the record was not written any more"
+    assert host.installer.records[1].facts.fingerprint_sha256 != host.live(1), "the record was not written any more"
     await host.installer.recover()
     record = host.installer.records[1]
-    assert (record.fingerprint_sha256, record.stage) == (host.live(1), Stage.COMMITTED)
+    assert (record.facts.fingerprint_sha256, record.stage) == (host.live(1), Stage.COMMITTED)
     assert service.served != host.live(1)
     assert await host.installer.unfinished(items)
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
@@ -79,7 +79,7 @@ async def test_a_crash_does_not_take_away_the_way_back(clock: MockClock, host: A
     service.refuses.add(host.live(1))
     outcome = (await host.installer.converge((), items))[1]
     assert (outcome.kind, host.live(1), service.served) == (ROLLED_BACK, good, good)
-    assert host.installer.records[1].fingerprint_sha256 == good
+    assert host.installer.records[1].facts.fingerprint_sha256 == good
 
 
 async def test_the_way_back_includes_files_that_an_earlier_run_left(clock: MockClock, host: Any) -> None:
@@ -152,7 +152,7 @@ async def test_what_is_live_without_a_record_gets_one(clock: MockClock, host: An
     host.layout.certificates.unlink()
     host.start()
     await host.installer.recover()
-    assert {n: record.fingerprint_sha256 for n, record in host.installer.records.items()} == {
+    assert {n: record.facts.fingerprint_sha256 for n, record in host.installer.records.items()} == {
         n: host.live(n) for n in (1, 2)
     }
 

@@ -24,7 +24,7 @@ async def test_a_failed_reload_brings_the_old_pair_back_into_service(clock: Mock
     await host.deliver(1, items=items)
     good, calls = host.live(1), len(host.proc.calls)
     bundle = host.bundle(1)
-    service.refuses.add(bundle.fingerprint_sha256)
+    service.refuses.add(bundle.facts.fingerprint_sha256)
     prepared = await host.installer.stage(bundle, items)
     outcome = (await host.installer.converge([prepared], items))[1]
     assert outcome.kind is ROLLED_BACK
@@ -38,7 +38,7 @@ async def test_a_failed_reload_brings_the_old_pair_back_into_service(clock: Mock
     service.refuses.clear()
     host.clock += 31
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
-    assert host.live(1) == bundle.fingerprint_sha256 == service.served
+    assert host.live(1) == bundle.facts.fingerprint_sha256 == service.served
 
 
 async def test_a_service_that_does_not_take_it_up_is_noticed_and_taken_back(clock: MockClock, host: Any) -> None:
@@ -75,7 +75,7 @@ async def test_after_a_failed_set_each_certificate_is_tried_alone(clock: MockClo
     services = {n: host.serve(RELOAD, n, 1000 + n) for n in ids}
     await host.deliver(*ids, items=items)
     bundles = {n: host.bundle(n) for n in ids}
-    services[2].refuses.add(bundles[2].fingerprint_sha256)
+    services[2].refuses.add(bundles[2].facts.fingerprint_sha256)
     before = {n: host.live(n) for n in ids}
 
     async def attempt() -> dict[int, OutcomeKind]:
@@ -85,7 +85,7 @@ async def test_after_a_failed_set_each_certificate_is_tried_alone(clock: MockClo
     assert await attempt() == dict.fromkeys(ids, ROLLED_BACK)
     assert {n: host.live(n) for n in ids} == before
     assert await attempt() == {1: APPLIED, 2: ROLLED_BACK, 3: APPLIED}
-    assert [services[n].served == bundles[n].fingerprint_sha256 for n in ids] == [True, False, True]
+    assert [services[n].served == bundles[n].facts.fingerprint_sha256 for n in ids] == [True, False, True]
     assert services[2].served == before[2] == host.live(2)
     assert await attempt() == {1: UNCHANGED, 2: ROLLED_BACK, 3: UNCHANGED}
 
@@ -243,7 +243,7 @@ async def test_what_is_gone_back_to_after_a_failure_is_given_the_new_password_ne
     good = host.live(1)
     (host.layout.passwords / "c1.example.pfx").unlink()
     bundle = host.bundle(1)
-    service.refuses.add(bundle.fingerprint_sha256)
+    service.refuses.add(bundle.facts.fingerprint_sha256)
     prepared = await host.installer.stage(bundle, items)
     assert kinds(await host.installer.converge([prepared], items)) == {1: ROLLED_BACK}
     await host.installer.converge((), items)
@@ -251,4 +251,4 @@ async def test_what_is_gone_back_to_after_a_failure_is_given_the_new_password_ne
     service.refuses.clear()
     host.clock += 31
     await host.installer.converge((), items)
-    assert opened(host, "pfx") == host.live(1) == bundle.fingerprint_sha256
+    assert opened(host, "pfx") == host.live(1) == bundle.facts.fingerprint_sha256

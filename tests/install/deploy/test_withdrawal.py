@@ -179,12 +179,12 @@ async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, h
     items = with_copies(host)
     host.allow(on_revoked="placeholder")
     await host.deliver(1, items=items)
-    revoked, not_before = host.live(1), host.installer.records[1].not_before
+    revoked, not_before = host.live(1), host.installer.records[1].facts.not_before
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
     assert host.live(1) != revoked
     assert (host.out / "a.key").read_bytes() == (host.layout.certs / "c1.example.key").read_bytes()
     assert len(host.installer._site.generations.ids("c1.example")) == 1, "the revoked key is gone"
-    assert host.installer.records[1].not_before <= not_before, "any renewal counts as newer"
+    assert host.installer.records[1].facts.not_before <= not_before, "any renewal counts as newer"
     await host.installer.alarmed(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}

@@ -44,10 +44,10 @@ def test_a_good_bundle_is_opened_whole(maker: Any, now: float) -> None:
     materials = maker.materials("www.example.com", "example.com", "192.0.2.7")
     bundle = opened(maker, materials, now, "example.com", "www.example.com")
     leaf = x509.load_pem_x509_certificate(bundle.certificate_pem)
-    assert bundle.domains == ("example.com", "www.example.com", "192.0.2.7")
-    assert bundle.serial.replace(":", "").lstrip("0") == f"{leaf.serial_number:x}"
-    assert bundle.fingerprint_sha256 == leaf.fingerprint(hashes.SHA256()).hex()
-    assert (bundle.not_before, bundle.not_after) == (now - DAY, now + 89 * DAY)
+    assert bundle.facts.domains == ("example.com", "www.example.com", "192.0.2.7")
+    assert bundle.facts.serial.replace(":", "").lstrip("0") == f"{leaf.serial_number:x}"
+    assert bundle.facts.fingerprint_sha256 == leaf.fingerprint(hashes.SHA256()).hex()
+    assert (bundle.facts.not_before, bundle.facts.not_after) == (now - DAY, now + 89 * DAY)
     assert bundle.chain_pem.decode() == maker.issuer.chain_pem
     key = load_pem_private_key(bundle.key_pem, None)
     assert key.public_key() == leaf.public_key()
@@ -173,11 +173,11 @@ def test_weak_signatures_are_refused(maker: Any, now: float, monkeypatch: pytest
 
 def test_names_must_cover_the_assignment(maker: Any, now: float) -> None:
     wild = maker.materials("*.example.com", "example.com")
-    assert opened(maker, wild, now, "*.example.com").domains[0] == "*.example.com"
-    assert opened(maker, wild, now, "www.example.com").domains == ("*.example.com", "example.com")
+    assert opened(maker, wild, now, "*.example.com").facts.domains[0] == "*.example.com"
+    assert opened(maker, wild, now, "www.example.com").facts.domains == ("*.example.com", "example.com")
     assert reason(maker, wild, now, "a.b.example.com") == "san"
     assert reason(maker, maker.materials("xn--bcher-kva.example"), now, "bücher.example", "b.example") == "san"
-    assert opened(maker, maker.materials("xn--bcher-kva.example"), now, "Bücher.example.").domains
+    assert opened(maker, maker.materials("xn--bcher-kva.example"), now, "Bücher.example.").facts.domains
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_serials_compare_in_every_writing(maker: Any, now: float) -> None:
     leaf = maker.issuer.leaf(key, ("example.com",), serial=0x04AB)
     for told in ("04:AB", "4ab", "0x04ab", str(0x04AB), ""):
         materials = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number=told)
-        assert opened(maker, materials, now).serial == "04:ab"
+        assert opened(maker, materials, now).facts.serial == "04:ab"
     wrong = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number="04:ac")
     assert reason(maker, wrong, now) == "serial-mismatch"
     assert [serial_text(number) for number in (1, 0x1234, 0xABC)] == ["01", "12:34", "0a:bc"]

@@ -44,7 +44,7 @@ def test_every_name_of_the_contract_can_be_made(bundle: Bundle) -> None:
     assert set(files) == VIRTUAL_FILES
     assert files["combined.pem"] == files["private.key"] + files["fullchain.pem"]
     der = x509.load_der_x509_certificate(files["certificate.der"])
-    assert der.fingerprint(hashes.SHA256()).hex() == bundle.fingerprint_sha256
+    assert der.fingerprint(hashes.SHA256()).hex() == bundle.facts.fingerprint_sha256
     meta = json.loads(files["meta.json"])
     assert (meta["cert_id"], meta["domains"]) == (7, ["example.com", "www.example.com"])
 
@@ -59,7 +59,7 @@ def test_pkcs12_opens_with_its_password_and_no_other(bundle: Bundle) -> None:
     key, leaf, chain = pkcs12.load_key_and_certificates(data, PASSWORDS["pfx"])
     assert key is not None and leaf is not None
     assert key.public_key() == leaf.public_key()
-    assert leaf.fingerprint(hashes.SHA256()).hex() == bundle.fingerprint_sha256
+    assert leaf.fingerprint(hashes.SHA256()).hex() == bundle.facts.fingerprint_sha256
     assert len(chain) == bundle.chain_pem.count(b"BEGIN CERTIFICATE") == 1
     with pytest.raises(ValueError, match="password"):
         pkcs12.load_key_and_certificates(data, PASSWORDS["jks"])
@@ -78,7 +78,7 @@ def test_keytool_reads_the_stores(bundle: Bundle, tmp_path: Path, need: Callable
     ).stdout  # fmt: skip
     assert "PrivateKeyEntry" in listed
     assert "Certificate chain length: 2" in listed
-    assert bundle.fingerprint_sha256.upper() in listed.replace(":", "")
+    assert bundle.facts.fingerprint_sha256.upper() in listed.replace(":", "")
     # the key itself comes out again: the service will be able to use it
     out = tmp_path / "out.p12"
     subprocess.run(

@@ -11,6 +11,7 @@ from certctrl.install.plan.inputs import Host
 from certctrl.install.plan.planner import plan_for
 from certctrl.install.plan.policy import Ground
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact, InstallPlan, PlanSet
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand
 
@@ -28,10 +29,14 @@ TLS = VerifyTls(host="a1.example", port=443)
 
 def cert(n: int, generation: str = "g1", *, live: str | None = None, proven: bool = True) -> DesiredCert:
     return DesiredCert(
-        cert_id=n, name=f"a{n}.example", generation=generation, live=generation if live is None else live,
+        facts=CertFacts(
+            cert_id=n, name=f"a{n}.example", domains=(f"a{n}.example",), fingerprint_sha256=f"leaf{n}{generation}"
+        ),
+        generation=generation,
+        live=generation if live is None else live,
         files={name: f"{name}@{n}@{generation}" for name in ("private.key", "fullchain.pem", "chain.pem")},
-        domains=(f"a{n}.example",), fingerprint=f"leaf{n}{generation}", proven=proven,
-    )  # fmt: skip
+        proven=proven,
+    )
 
 
 def copy(n: str, ob: int | None, *, names: Sequence[str] = ("fullchain.pem", "private.key"), **more: Any) -> CopyAction:

@@ -14,6 +14,7 @@ from certctrl.install.plan.item_index import Indexer, ItemIndex
 from certctrl.install.plan.planner import cas_wanted, programs
 from certctrl.install.plan.render import StepKind
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import ImportCaAction, InstallItem, VerifyCommand
 from certctrl.model.policy import HostPolicy, TrustStore
 
@@ -122,7 +123,10 @@ def test_items_may_name_a_certificate_instead_of_its_number() -> None:
 
 
 def test_a_name_means_the_certificate_that_is_here_and_not_a_withdrawn_one_before_it() -> None:
-    gone, here = (attrs.evolve(cert(n, live), name="www", domains=("www",)) for n, live in ((1, ""), (2, "g1")))
+    gone, here = (
+        attrs.evolve(cert(n, live), facts=CertFacts(cert_id=n, name="www", domains=("www",)))
+        for n, live in ((1, ""), (2, "g1"))
+    )
     found = plan([copy("c", None, ob_name="www")], gone, here)
     assert found.concerns["c"] == (2,) and not found.waiting
 
@@ -193,7 +197,7 @@ def test_the_same_command_before_and_after_stays_two_commands() -> None:
 
 def test_disabled_items_do_nothing() -> None:
     assert plan([copy("c", 1, enabled=False), run("r", "c", enabled=False)], cert(1)).steps == ()
-    assert ItemIndex.of([copy("c", 1, enabled=False)]).copies(1, "", ()) == []
+    assert ItemIndex.of([copy("c", 1, enabled=False)]).copies(CertFacts(cert_id=1, name="")) == []
 
 
 def test_what_depends_on_a_disabled_item_keeps_its_place() -> None:
@@ -216,8 +220,10 @@ def test_small_questions() -> None:
     ]
     indexer = Indexer()
     index = indexer.of(items)
-    assert index.files(1, "x", ("a1.example", "b")) == index.files(1, "a1.example", ()) == {"bundle.pfx", "chain.pem"}
-    assert index.files(2, "x", ()) == {"bundle.jks"}
+    by_domain = CertFacts(cert_id=1, name="x", domains=("a1.example", "b"))
+    by_name = CertFacts(cert_id=1, name="a1.example")
+    assert index.files(by_domain) == index.files(by_name) == {"bundle.pfx", "chain.pem"}
+    assert index.files(CertFacts(cert_id=2, name="x")) == {"bundle.jks"}
     assert indexer.of(items) is index and indexer.of(list(items)) is not index
     assert programs(items, HostPolicy()) == (RELOAD[0], "/bin/v")
     assert depended_on("a", {"a": run("a", "b", "zz"), "b": run("b", "a")}) == ("b",)

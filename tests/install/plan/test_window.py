@@ -13,11 +13,17 @@ from hypothesis import strategies as st
 
 from certctrl.errors import ConfigError
 from certctrl.install.plan.window import DAYS, in_window, life_left, may_switch_at, next_opening, window_text
+from certctrl.model.certificate import CertFacts
 from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import CertRecord
 
-SERVING = CertRecord(cert_id=1, name="a", generation="g1", not_before=0.0, not_after=4e9)
+SERVING = CertRecord(facts=CertFacts(cert_id=1, name="a", not_before=0.0, not_after=4e9), generation="g1")
 NIGHT = MaintenanceWindow(days=("tue", "sat"), from_="22:30", to="02:00", timezone="Europe/Berlin")
+
+
+def living(**facts: float) -> CertRecord:
+    """Return the live certificate with other bounds of its validity."""
+    return attrs.evolve(SERVING, facts=attrs.evolve(SERVING.facts, **facts))
 
 
 def at(text: str) -> float:
@@ -58,9 +64,9 @@ def test_what_ignores_the_window() -> None:
     assert in_window(now, None, SERVING)
     assert in_window(now, closed, None)
     assert in_window(now, closed, attrs.evolve(SERVING, generation=""))
-    assert not in_window(now, closed, attrs.evolve(SERVING, not_before=now - 79, not_after=now + 21))
-    assert in_window(now, closed, attrs.evolve(SERVING, not_before=now - 81, not_after=now + 19))
-    assert in_window(now, closed, attrs.evolve(SERVING, not_before=0, not_after=0)), "unknown life is no reason to wait"
+    assert not in_window(now, closed, living(not_before=now - 79, not_after=now + 21))
+    assert in_window(now, closed, living(not_before=now - 81, not_after=now + 19))
+    assert in_window(now, closed, living(not_before=0.0, not_after=0.0)), "unknown life is no reason to wait"
 
 
 def test_when_waiting_ends() -> None:
@@ -68,12 +74,12 @@ def test_when_waiting_ends() -> None:
     now = at("2026-11-24 12:00")
     assert may_switch_at(now, None, SERVING) == now
     assert may_switch_at(now, monday, SERVING) == next_opening(now, monday)
-    assert may_switch_at(now, monday, attrs.evolve(SERVING, not_before=now - 50, not_after=now + 50)) == now + 30
-    assert may_switch_at(now, monday, attrs.evolve(SERVING, not_before=now - 90, not_after=now + 10)) == now
+    assert may_switch_at(now, monday, living(not_before=now - 50, not_after=now + 50)) == now + 30
+    assert may_switch_at(now, monday, living(not_before=now - 90, not_after=now + 10)) == now
 
 
 def test_life_left_is_a_share() -> None:
-    record = CertRecord(cert_id=1, name="a", not_before=100.0, not_after=200.0)
+    record = CertRecord(facts=CertFacts(cert_id=1, name="a", not_before=100.0, not_after=200.0))
     assert [life_left(now, record) for now in (50.0, 100.0, 150.0, 200.0, 300.0)] == [1.0, 1.0, 0.5, 0.0, 0.0]
 
 

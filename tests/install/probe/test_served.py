@@ -103,7 +103,7 @@ async def test_renewed_means_served(live_host: Any, nginx: tuple[str, ...], port
         outcome = (await host.installer.converge([prepared], items))[1]
         took.append((time.perf_counter() - began) * 1000)
         assert outcome.kind is OutcomeKind.APPLIED, outcome
-        assert host.live(1) == bundle.fingerprint_sha256
+        assert host.live(1) == bundle.facts.fingerprint_sha256
     print("staged to served, ms:", [round(one) for one in took])
 
 

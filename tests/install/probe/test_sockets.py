@@ -31,7 +31,7 @@ def make_context(maker: Any, now: float, tmp_path: Path) -> Callable[[str], tupl
         bundle = open_bundle(
             1, domain, materials, maker.secret, allow_plaintext=False, now=now, expected_domains=(domain,)
         )
-        path = tmp_path / f"{bundle.fingerprint_sha256}.pem"
+        path = tmp_path / f"{bundle.facts.fingerprint_sha256}.pem"
         path.write_bytes(virtual_files(bundle, ["combined.pem"], lambda kind: b"")["combined.pem"])
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(path)
@@ -88,8 +88,8 @@ async def test_plain_tls(make_context: Any) -> None:
     context, bundle = make_context("a.example")
     async with serving(context) as port:
         verify = VerifyTls(host="127.0.0.1", port=port)
-        await probe_tls(verify, bundle.fingerprint_sha256, deadline=soon())
-        assert await served_fingerprint(verify, deadline=soon()) == bundle.fingerprint_sha256
+        await probe_tls(verify, bundle.facts.fingerprint_sha256, deadline=soon())
+        assert await served_fingerprint(verify, deadline=soon()) == bundle.facts.fingerprint_sha256
         with pytest.raises(ProbeError, match="serves another certificate"):
             await probe_tls(verify, NEW, deadline=briefly())
 
@@ -108,10 +108,10 @@ async def test_the_name_chooses_the_certificate(make_context: Any) -> None:
     front.sni_callback = choose
     async with serving(front) as port:
         named = VerifyTls(host="127.0.0.1", port=port, server_name="wanted.example")
-        await probe_tls(named, wanted.fingerprint_sha256, deadline=soon())
+        await probe_tls(named, wanted.facts.fingerprint_sha256, deadline=soon())
         plain = VerifyTls(host="127.0.0.1", port=port)
-        await probe_tls(plain, default.fingerprint_sha256, deadline=soon())
-        await probe_tls(VerifyTls(host="localhost", port=port), default.fingerprint_sha256, deadline=soon())
+        await probe_tls(plain, default.facts.fingerprint_sha256, deadline=soon())
+        await probe_tls(VerifyTls(host="localhost", port=port), default.facts.fingerprint_sha256, deadline=soon())
     assert list(dict.fromkeys(asked)) == ["wanted.example", None, "localhost"]
 
 
@@ -123,14 +123,14 @@ async def test_both_address_families_are_looked_at(make_context: Any) -> None:
     async with serving(new, "127.0.0.1") as port:
         trio.socket.set_custom_hostname_resolver(Resolver(port, "::1", "127.0.0.1"))
         verify = VerifyTls(host="two.example", port=port)
-        await probe_tls(verify, deployed.fingerprint_sha256, deadline=soon())  # ::1 refuses: overlooked
+        await probe_tls(verify, deployed.facts.fingerprint_sha256, deadline=soon())  # ::1 refuses: overlooked
         async with serving(old, "::1", port):
             with pytest.raises(ProbeError, match=r"at \[::1\]"):
-                await probe_tls(verify, deployed.fingerprint_sha256, deadline=briefly())
+                await probe_tls(verify, deployed.facts.fingerprint_sha256, deadline=briefly())
             with pytest.raises(ProbeError, match="another certificate"):
                 await served_fingerprint(verify, deadline=soon())
         async with serving(new, "::1", port):
-            await probe_tls(verify, deployed.fingerprint_sha256, deadline=soon())
+            await probe_tls(verify, deployed.facts.fingerprint_sha256, deadline=soon())
 
 
 async def answer(stream: trio.SocketStream, dialogue: list[tuple[bytes, bytes]]) -> None:
@@ -157,7 +157,7 @@ async def test_starttls(make_context: Any, kind: str, dialogue: list[tuple[bytes
     context, bundle = make_context("mail.example")
     async with serving(context, before=lambda stream: answer(stream, dialogue)) as port:
         verify = VerifyTls(host="127.0.0.1", port=port, starttls=kind)
-        await probe_tls(verify, bundle.fingerprint_sha256, deadline=soon())
+        await probe_tls(verify, bundle.facts.fingerprint_sha256, deadline=soon())
 
 
 @pytest.mark.integration
@@ -182,7 +182,9 @@ async def test_starttls_that_fails_says_why(
     async with serving(context, before=lambda stream: answer(stream, dialogue)) as port:
         with pytest.raises(ProbeError, match=why):
             await probe_tls(
-                VerifyTls(host="127.0.0.1", port=port, starttls=kind), bundle.fingerprint_sha256, deadline=briefly()
+                VerifyTls(host="127.0.0.1", port=port, starttls=kind),
+                bundle.facts.fingerprint_sha256,
+                deadline=briefly(),
             )
 
 
@@ -213,7 +215,7 @@ async def test_an_address_that_hangs_does_not_hold_up_the_answer(make_context: A
         trio.socket.set_custom_hostname_resolver(Resolver(port, "127.0.0.2", "127.0.0.1"))
         started = trio.current_time()
         two = VerifyTls(host="two.example", port=port)
-        assert await served_fingerprint(two, deadline=soon()) == bundle.fingerprint_sha256
+        assert await served_fingerprint(two, deadline=soon()) == bundle.facts.fingerprint_sha256
         assert 0.9 < trio.current_time() - started < 2
         for listener in hanging:
             await listener.aclose()

@@ -99,8 +99,8 @@ async def test_a_server_that_refuses_clients_without_a_certificate_has_shown_its
         while not (found := re.search(rb"ACCEPT 127\.0\.0\.1:(\d+)\n", said)):
             said += await server.stdout.receive_some() or pytest.fail(said.decode())
         verify = VerifyTls(host="127.0.0.1", port=int(found[1]))
-        await probe_tls(verify, bundle.fingerprint_sha256, deadline=trio.current_time() + 5)
-        with pytest.raises(ProbeError, match=f"serves another certificate: {bundle.fingerprint_sha256[:16]}"):
+        await probe_tls(verify, bundle.facts.fingerprint_sha256, deadline=trio.current_time() + 5)
+        with pytest.raises(ProbeError, match=f"serves another certificate: {bundle.facts.fingerprint_sha256[:16]}"):
             await probe_tls(verify, "f" * 64, deadline=trio.current_time() + 0.1)
         nursery.cancel_scope.cancel()
 
@@ -110,7 +110,7 @@ async def test_a_server_that_hangs_up_instead_of_saying_why_has_shown_it_as_well
     path, bundle = pem
     async with answering(partial(flight, context(path))) as verify:
         seen = await served_fingerprint(verify, deadline=trio.current_time() + 5)
-    assert seen == bundle.fingerprint_sha256
+    assert seen == bundle.facts.fingerprint_sha256
 
 
 @pytest.mark.integration

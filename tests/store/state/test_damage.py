@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from state_model import KEYS, TOKENS, modelled
 
 from certctrl.errors import DiskError, StateCorruptError
+from certctrl.model.certificate import CertFacts
 from certctrl.model.records import Ack, CaRecord, CertRecord, InboxEntry
 from certctrl.model.signals import CertRenewed
 from certctrl.store.disk.fs import RealFs
@@ -52,7 +53,7 @@ def filled(store: StateStore) -> None:
     store.save_inbox([InboxEntry(signal=CertRenewed(5, 7, "04:ab"))])
     store.save_outcomes([Ack(event={"type": "signal.ack"})], ["a", "b"])
     store.save_install_config(StoredInstallConfig(raw={"id": 1}, etag="e", version=2, hash="h"))
-    store.save_certificates({7: CertRecord(cert_id=7, name="example.com")})
+    store.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name="example.com"))})
     store.save_activations({"reload": "key"})
     store.save_cas({"3": CaRecord(ca_id=3, name="inner", path="/x", sha256="00")})
     store.save_pins({"/x": "00"})

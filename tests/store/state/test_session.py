@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from state_model import KEYS, TOKENS, modelled
 
 from certctrl.errors import BadAnswerError, DiskError, StateCorruptError
+from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import Ack, CaRecord, CertRecord, InboxEntry, Stage, Tokens
 from certctrl.model.signals import CaAssigned, CertRenewed, InstallUpdated, MalformedSignal, UnknownSignal
@@ -89,9 +90,15 @@ def test_a_malformed_signal_stays_malformed(store: StateStore) -> None:
 
 def test_installed_things_round_trip(store: StateStore) -> None:
     record = CertRecord(
-        cert_id=7, name="example.com", domains=("example.com", "www.example.com"), serial="04:ab", not_after=1.5,
-        generation="abc", stage=Stage.ACTIVATED, targets=("/srv/x",), held=True, last_outcome=OutcomeKind.ROLLED_BACK,
-    )  # fmt: skip
+        facts=CertFacts(
+            cert_id=7, name="example.com", domains=("example.com", "www.example.com"), serial="04:ab", not_after=1.5
+        ),
+        generation="abc",
+        stage=Stage.ACTIVATED,
+        targets=("/srv/x",),
+        held=True,
+        last_outcome=OutcomeKind.ROLLED_BACK,
+    )
     ca = CaRecord(ca_id=3, name="inner", path="/usr/local/share/ca-certificates/x.crt", sha256="00")
     store.save_certificates({7: record})
     store.save_cas({"3": ca})
@@ -111,7 +118,7 @@ def test_installed_things_round_trip(store: StateStore) -> None:
 
 
 def test_keys_of_a_later_release_do_no_harm(store: StateStore) -> None:
-    store.save_certificates({7: CertRecord(cert_id=7, name="example.com")})
+    store.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name="example.com"))})
     raw = json.loads(store.layout.certificates.read_text())
     raw["certificates"]["7"]["added_later"] = True
     store.layout.certificates.write_text(json.dumps(raw))
