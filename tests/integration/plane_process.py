@@ -1,6 +1,6 @@
-"""``cert-ctrl plane serve`` with figures that its command line does not offer.
+"""Run ``cert-ctrl plane serve`` with settings that its command line does not offer.
 
-Usage: plane_process.py DATA HOST:PORT SETTINGS, the last one JSON for `PlaneSettings`. All else is the command's own code.
+Usage: plane_process.py DATA HOST:PORT SETTINGS, the last one JSON for `PlaneSettings`. All else is the command's code.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from certctrl.cli.plane import serve as command
 from certctrl.cli.runtime import run
 from certctrl.plane.serve import serve_plane
 from certctrl.plane.settings import PlaneSettings
 
 
 def main(data: str, listen: str, settings: str) -> None:
-    figures = PlaneSettings(**json.loads(settings))
+    chosen = PlaneSettings(**json.loads(settings))
 
     async def serve(directory: Path, **options: Any) -> None:
-        await serve_plane(directory, **options | {"settings": figures})
+        await serve_plane(directory, **options | {"settings": chosen})
 
-    host, port = serve.parse_listen(listen)
-    serve._log(debug=False)
-    run(partial(serve._serve, SimpleNamespace(serve_plane=serve), Path(data), host, port, (), ""))  # type: ignore[arg-type]
+    host, port = command.parse_listen(listen)
+    command._log(debug=False)
+    run(partial(command._serve, SimpleNamespace(serve_plane=serve), Path(data), host, port, (), ""))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
