@@ -1,22 +1,52 @@
-"""Reports: what devices say became of their signals (api.md §5)."""
+"""Reports: signal outcomes as devices report them (docs/protocol.md)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, assert_never
 
+import attrs
+
+from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.clock import when
-from certctrl.plane.errors import bad_request
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.database import Database
-from certctrl.plane.texts import line
+from certctrl.text import one_line
 
-SCHEMA = "certctrl.device.notify.v1"
-OUTCOMES = ("applied", "unchanged", "ignored", "superseded", "failed", "rolled_back")
-_MOST = 100
-_LONGEST_JSON = 4096
+_MAX_JSON = 4096
+"""Characters of a stored reference or list; anything longer is stored empty."""
+
+
+@attrs.frozen(kw_only=True)
+class Ack:
+    """The outcome of one signal."""
+
+    type: str
+    ts_ms: int
+    ref: Mapping[str, Any]
+    outcome: OutcomeKind
+    detail: str = ""
+    deployed: Sequence[Any] = ()
+    duration_ms: int = 0
+
+
+@attrs.frozen
+class AgentVersion:
+    """The version of a device's agent, sent once per start."""
+
+    version: str
+
+
+@attrs.frozen
+class OtherEvent:
+    """An event of a type that this plane does not know; it is ignored."""
+
+    type: str
+
+
+Event = Ack | AgentVersion | OtherEvent
 
 
 class Reports:
@@ -27,23 +57,19 @@ class Reports:
         self._kept = settings.outcomes_kept
         self._wall_now = wall_now
 
-    def notify(self, device_id: int, report: Mapping[str, Any]) -> None:
-        """Store a batch of events, oldest first; all or nothing. Unknown kinds of events are passed over."""
-        events = report.get("events")
-        if report.get("schema") != SCHEMA:
-            raise bad_request(f"schema must be {SCHEMA}", field="schema")
-        if not isinstance(events, list) or len(events) > _MOST:
-            raise bad_request(f"events must be a list of at most {_MOST}", field="events")
+    def store(self, device_id: int, events: Sequence[Event]) -> None:
+        """Store a batch of events, oldest first, in one transaction."""
         with self._db.transaction():
-            for position, event in enumerate(events):
-                if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-                    raise bad_request(f"events[{position}] must be an object with a type", field="events")
-                if event["type"] == "signal.ack":
-                    self._store(device_id, event, position)
-                elif event["type"] == "agent_version":
-                    self._db.run(
-                        "UPDATE devices SET app_version = ? WHERE id = ?", line(event.get("version"), 100), device_id
-                    )
+            for event in events:
+                match event:
+                    case Ack():
+                        self._store_ack(device_id, event)
+                    case AgentVersion(version):
+                        self._db.run("UPDATE devices SET app_version = ? WHERE id = ?", version, device_id)
+                    case OtherEvent():
+                        pass
+                    case _:
+                        assert_never(event)
             self._forget_old(device_id)
 
     def outcomes(self, device_id: int, limit: int = 100) -> list[dict[str, Any]]:
@@ -63,25 +89,19 @@ class Reports:
             for row in rows
         ]
 
-    def _store(self, device_id: int, event: Mapping[str, Any], position: int) -> None:
-        signal, outcome = event.get("signal"), event.get("outcome")
-        if not isinstance(signal, dict) or outcome not in OUTCOMES:
-            raise bad_request(f"events[{position}] needs a signal and a known outcome", field="events")
-        type_, ts_ms = line(signal.get("type"), 100), _whole(signal.get("ts_ms"))
-        given = signal.get("ref")
-        ref: dict[str, Any] = given if isinstance(given, dict) else {}
-        ids = ",".join(f"{name}={line(ref[name], 40)}" for name in IDENTITY_FIELDS if name in ref)
+    def _store_ack(self, device_id: int, ack: Ack) -> None:
+        ids = ",".join(f"{name}={_id_text(ack.ref[name])}" for name in IDENTITY_FIELDS if name in ack.ref)
         self._db.run(
             "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             device_id,
-            f"{type_}|{ids}|{ts_ms}",
-            type_,
-            ts_ms,
-            _json(ref, "{}"),
-            outcome,
-            line(event.get("detail"), 500),
-            _json(event.get("deployed"), "[]"),
-            _whole(event.get("duration_ms")),
+            f"{ack.type}|{ids}|{ack.ts_ms}",
+            ack.type,
+            ack.ts_ms,
+            _json(ack.ref, "{}"),
+            ack.outcome,
+            ack.detail,
+            _json(ack.deployed, "[]"),
+            ack.duration_ms,
             self._wall_now(),
         )
 
@@ -93,15 +113,13 @@ class Reports:
             self._db.run("DELETE FROM outcomes WHERE device_id = ? AND at <= ?", device_id, oldest["at"])
 
 
-def _whole(value: Any) -> int:
-    """Return a number of a report within bounds; anything else counts as 0."""
-    fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
-    return value if fits else 0
+def _id_text(value: Any) -> str:
+    """Return an id for the identity of a signal; empty for anything but text and numbers."""
+    shown = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return one_line(str(value), 40) if shown else ""
 
 
 def _json(value: Any, empty: str) -> str:
-    """Return JSON text of the kind of ``empty``, or ``empty`` for another kind or a text too long to keep."""
-    if not isinstance(value, type(json.loads(empty))):
-        return empty
+    """Return the JSON text of a value, or ``empty`` if it is too long to store."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text if len(text) <= _LONGEST_JSON else empty
+    return text if len(text) <= _MAX_JSON else empty

@@ -10,7 +10,7 @@ from certctrl import __version__
 from certctrl.plane.clock import rfc3339
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import unavailable
-from certctrl.plane.http.bodies import data_answer
+from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.middleware import App, Edge

@@ -1,180 +1,277 @@
-"""What goes over HTTP: bodies in within their limits, answers out in the one shape (api.md, "Conventions")."""
+"""Request bodies of the JSON API, one class each (docs/protocol.md)."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
-from typing import Any
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeVar
 
-import trio
+import attrs
 from starlette.requests import Request
-from starlette.responses import Response
 
-from certctrl.plane.errors import ErrorResponse, bad_request, too_large, unsupported_media
-from certctrl.plane.texts import line
+from certctrl.model.plan import OutcomeKind
+from certctrl.plane.devices import FIRST_USER, DeviceFacts
+from certctrl.plane.http.reading import BODY_CAP, read_object
+from certctrl.plane.http.structure import (
+    AtMost,
+    DeviceId,
+    Line,
+    Loose,
+    LooseLine,
+    Text,
+    Whole,
+    new_converter,
+    structured,
+)
+from certctrl.plane.reports import Ack, AgentVersion, Event, OtherEvent
+from certctrl.plane.settings import DAY
 
-BODY_CAP = 64 * 1024
-LARGE_BODY_CAP = 1024 * 1024
-"""For install configs and reports."""
-_DEEPEST = 32
-_SLOWEST = 15.0
-"""Seconds a body may take to arrive."""
-_NO_STORE = {"cache-control": "no-store"}
-_MOST_ID = 2**53
-_PUBLIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,63}", re.ASCII)
+T = TypeVar("T")
 
-
-def data_answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a success."""
-    body = json.dumps({"data": data}, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(body, status, _NO_STORE | dict(headers or {}), "application/json")
-
-
-def empty_answer(status: int = 204, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a success without a body."""
-    return Response(None, status, _NO_STORE | dict(headers or {}))
-
-
-def error_answer(error: ErrorResponse) -> Response:
-    """Return a refusal, with ``Retry-After`` where it says when to come again."""
-    headers = dict(_NO_STORE)
-    if error.retry_after is not None:
-        headers["retry-after"] = str(int(error.retry_after))
-    if error.status == 401:
-        headers["www-authenticate"] = 'Bearer realm="certctrl"'
-    body = json.dumps({"error": error.body()}, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(body, error.status, headers, "application/json")
+Name = Annotated[str, Line(100)]
+Reason = Annotated[str, Line(200)]
+Secret = Annotated[str, Text(1024)]
+Id = Annotated[int, Whole()]
 
 
-async def read_body(request: Request, cap: int) -> bytes:
-    """Return the body of a request; Refused 413 beyond ``cap`` bytes, 400 when it does not arrive."""
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > cap:
-        raise too_large(cap)
-    body = bytearray()
-    with trio.move_on_after(_SLOWEST):
-        while True:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                break
-            body += message.get("body", b"")
-            if len(body) > cap:
-                raise too_large(cap)
-            if not message.get("more_body", False):
-                return bytes(body)
-    raise bad_request("The request body did not arrive")
+async def read_as(kind: type[T], request: Request, cap: int = BODY_CAP) -> T:
+    """Return the body of a request as ``kind``; ErrorResponse 400, 413 or 415 if it is not one."""
+    return body_of(kind, await read_object(request, cap))
 
 
-async def read_json(request: Request, cap: int = BODY_CAP) -> Any:
-    """Return the JSON value of a request; Refused 400, 413 or 415 when there is none that we would keep."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise unsupported_media()
-    body = await read_body(request, cap)
-    try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
-        _check_depth(value)
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise bad_request("The request body is not JSON that this plane reads") from None
-    return value
+def body_of(kind: type[T], value: Any) -> T:
+    """Return a JSON value as ``kind``; ErrorResponse 400 with the JSON path of what does not fit."""
+    return structured(_CONVERTER, value, kind)
 
 
-async def read_fields(request: Request, cap: int = BODY_CAP) -> Fields:
-    """Return the fields of a request whose body is a JSON object."""
-    value = await read_json(request, cap)
-    if not isinstance(value, dict):
-        raise bad_request("The request body must be a JSON object")
-    return Fields(value)
+# --- devices --------------------------------------------------------------------------------------------------
 
 
-def whole_number(text: str, name: str, least: int, most: int = _MOST_ID) -> int:
-    """Return a number from a path or query; Refused 400 when it is none or out of bounds."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 16 and least <= int(text) <= most):
-        raise bad_request(f"{name} must be a whole number from {least} to {most}", field=name)
-    return int(text)
+class GrantAction(StrEnum):
+    """What ``POST /auth/device`` is asked to do."""
+
+    START = "device_start"
+    POLL = "device_poll"
+    VERIFY = "device_verify"
 
 
-class Fields:
-    """A JSON object from outside; every getter checks type and bounds and raises 400 naming the field."""
+@attrs.frozen
+class Grant:
+    """The part of a device grant request that selects its body."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-
-    def secret(self, name: str, longest: int = 1024) -> str:
-        """Return a text that must be there and not empty, as it is."""
-        value = self.values.get(name)
-        if not isinstance(value, str) or not value or len(value) > longest:
-            raise bad_request(f"{name} must be a text of 1 to {longest} characters", field=name)
-        return value
-
-    def text(self, name: str, *, longest: int = 200) -> str:
-        """Return a text for people, made one clean line; empty when absent."""
-        value = self.values.get(name)
-        if value is not None and not isinstance(value, str):
-            raise bad_request(f"{name} must be a text", field=name)
-        return line(value, longest)
-
-    def number(self, name: str, default: int | None = None, *, least: int = 1, most: int = _MOST_ID) -> int:
-        """Return a whole number; Refused 400 when it is absent without a default."""
-        value = self.values.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise bad_request(f"{name} must be a whole number from {least} to {most}", field=name)
-        return value
-
-    def flag(self, name: str) -> bool:
-        """Return a truth value that must be there."""
-        value = self.values.get(name)
-        if not isinstance(value, bool):
-            raise bad_request(f"{name} must be true or false", field=name)
-        return value
-
-    def texts(self, name: str, *, most: int = 200) -> list[str]:
-        """Return a list of texts; empty when absent."""
-        value = self.values.get(name)
-        if value is None:
-            return []
-        if not isinstance(value, list) or len(value) > most or not all(isinstance(item, str) for item in value):
-            raise bad_request(f"{name} must be a list of at most {most} texts", field=name)
-        return value
-
-    def numbers(self, name: str, *, most: int = 10_000) -> list[int]:
-        """Return a list of ids; empty when absent."""
-        value = self.values.get(name)
-        if value is None:
-            return []
-        fits = isinstance(value, list) and len(value) <= most
-        if not fits or any(isinstance(item, bool) or not isinstance(item, int) for item in value):
-            raise bad_request(f"{name} must be a list of at most {most} ids", field=name)
-        return list(value)
+    action: GrantAction
 
 
-def public_id(fields: Fields) -> str:
-    """Return the id that a device gave itself (api.md §1: a UUID)."""
-    value = fields.secret("device_public_id", 100)
-    if not _PUBLIC_ID.fullmatch(value):
-        raise bad_request("device_public_id must be a UUID", field="device_public_id")
-    return value
+@attrs.frozen(kw_only=True)
+class GrantStart:
+    """``device_start``: a device asks to be approved."""
+
+    name: Name = ""
+    platform: Name = ""
+    device_public_id: Annotated[str, DeviceId(optional=True)] = ""
+    scopes: Annotated[tuple[Annotated[str, Line(50)], ...], AtMost(20)] = ()
 
 
-def _no_constant(text: str) -> Any:
-    raise ValueError(text)
+@attrs.frozen
+class GrantPoll:
+    """``device_poll``: a device asks for the decision."""
+
+    device_code: Secret
 
 
-def _check_depth(value: Any) -> None:
-    """Raise ValueError for nesting that is too deep and for texts that are no Unicode (lone surrogates)."""
-    level: list[Any] = [value]
-    for _ in range(_DEEPEST):
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, str):
-                item.encode()
-            elif isinstance(item, dict):
-                below.extend(item)
-                below.extend(item.values())
-            elif isinstance(item, list):
-                below.extend(item)
-        if not below:
-            return
-        level = below
-    raise ValueError("too deep")
+@attrs.frozen(kw_only=True)
+class GrantDecision:
+    """An operator's decision on a device grant."""
+
+    approve: bool
+    user_id: Id = FIRST_USER
+
+
+@attrs.frozen(kw_only=True)
+class GrantVerify(GrantDecision):
+    """``device_verify``: a decision that names the grant by its user code."""
+
+    user_code: Annotated[str, Text(100)]
+
+
+@attrs.frozen(kw_only=True)
+class Device:
+    """A device's description of itself."""
+
+    device_public_id: Annotated[str, DeviceId()]
+    name: Name = ""
+    platform: Name = ""
+    model: Name = ""
+    app_version: Name = ""
+    user_agent: Annotated[str, Line(200)] = ""
+
+    def facts(self) -> DeviceFacts:
+        """Return the description as the plane stores it."""
+        return DeviceFacts(
+            device_public_id=self.device_public_id,
+            name=self.name,
+            platform=self.platform,
+            model=self.model,
+            app_version=self.app_version,
+            user_agent=self.user_agent,
+        )
+
+
+@attrs.frozen(kw_only=True)
+class ApprovedRegistration(Device):
+    """A registration with the code of an approved grant."""
+
+    dev_pk: Annotated[str, Text(100)]
+    user_id: Id
+    registration_code: Secret
+
+
+@attrs.frozen(kw_only=True)
+class UnattendedRegistration(Device):
+    """A registration with an enrolment token."""
+
+    dev_pk: Annotated[str, Text(100)]
+    enrolment_token: Secret
+
+
+@attrs.frozen
+class Refresh:
+    """A request for a new access token."""
+
+    refresh_token: Secret
+    device_public_id: Annotated[str, Text(100)]
+
+
+@attrs.frozen
+class Report:
+    """A batch of events, oldest first."""
+
+    schema: Literal["certctrl.device.notify.v1"]
+    events: Annotated[tuple[Event, ...], AtMost(100, required=True)]
+
+
+@attrs.frozen
+class _EventHead:
+    type: str
+
+
+@attrs.frozen(kw_only=True)
+class _AckSignal:
+    type: Annotated[str, LooseLine(100)] = ""
+    ts_ms: Annotated[int, Loose(int)] = 0
+    ref: Annotated[dict[str, Any], Loose(dict)] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class _AckBody:
+    signal: _AckSignal
+    outcome: OutcomeKind
+    detail: Annotated[str, LooseLine(500)] = ""
+    deployed: Annotated[list[Any], Loose(list)] = attrs.field(factory=list)
+    duration_ms: Annotated[int, Loose(int)] = 0
+
+
+@attrs.frozen
+class _VersionBody:
+    version: Annotated[str, LooseLine(100)] = ""
+
+
+# --- operators ------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class NewUser:
+    """A user to add."""
+
+    name: Name = ""
+
+
+@attrs.frozen(kw_only=True)
+class ExpectedDevice:
+    """A device to add ahead of its registration."""
+
+    device_public_id: Annotated[str, DeviceId()]
+    name: Name = ""
+    platform: Name = ""
+
+
+@attrs.frozen
+class WithReason:
+    """A request that may give its reason."""
+
+    reason: Reason = ""
+
+
+@attrs.frozen(kw_only=True)
+class NewEnrolmentToken:
+    """An enrolment token to make; ``uses`` None: unlimited."""
+
+    label: Name = ""
+    uses: Annotated[int | None, Whole(nullable=True)] = 1
+    expires_in: Id = DAY
+    """Seconds."""
+
+
+@attrs.frozen(kw_only=True)
+class NewCertificate:
+    """A certificate to issue."""
+
+    domain_name: Annotated[str, Text(300)]
+    sans: Annotated[tuple[str, ...], AtMost(200)] = ()
+    key_type: Annotated[str, Line(200)] = ""
+    """Empty: the default type."""
+    validity_seconds: Annotated[int | None, Whole()] = None
+    device_ids: Annotated[tuple[int, ...], AtMost(10_000)] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Renewal:
+    """A request to renew a certificate."""
+
+    action: Literal["renew"]
+    reason: Reason = ""
+
+
+@attrs.frozen
+class CertificateAssignment:
+    """A certificate to assign to a device."""
+
+    cert_id: Id
+
+
+@attrs.frozen
+class AuthorityAssignment:
+    """A CA to assign to a device."""
+
+    ca_id: Id
+
+
+@attrs.frozen(kw_only=True)
+class NewAuthority:
+    """A CA to store; without a certificate, the plane's own root."""
+
+    name: Name = ""
+    ca_certificate_pem: Annotated[str | None, Text(65_536, optional=True)] = None
+
+
+def _event(value: Any, _: Any) -> Event:
+    match _CONVERTER.structure(value, _EventHead).type:
+        case "signal.ack":
+            body = _CONVERTER.structure(value, _AckBody)
+            signal = body.signal
+            return Ack(
+                type=signal.type,
+                ts_ms=signal.ts_ms,
+                ref=signal.ref,
+                outcome=body.outcome,
+                detail=body.detail,
+                deployed=body.deployed,
+                duration_ms=body.duration_ms,
+            )
+        case "agent_version":
+            return AgentVersion(_CONVERTER.structure(value, _VersionBody).version)
+        case other:
+            return OtherEvent(other)
+
+
+_CONVERTER = new_converter()
+_CONVERTER.register_structure_hook(Event, _event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import assert_never
 from urllib.parse import quote
 
 import trio
@@ -11,22 +12,13 @@ from starlette.routing import Route
 
 from certctrl.plane.ca.sealing import device_key
 from certctrl.plane.core import DEFAULT_LIMIT, LONGEST_WAIT, MOST_SIGNALS, Plane
-from certctrl.plane.devices import FIRST_USER, DeviceFacts
-from certctrl.plane.errors import bad_request
 from certctrl.plane.grants import GrantRequest
+from certctrl.plane.http import bodies
+from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Caller, address_of, bearer_token, etag_of
-from certctrl.plane.http.bodies import (
-    LARGE_BODY_CAP,
-    Fields,
-    data_answer,
-    empty_answer,
-    public_id,
-    read_fields,
-    read_json,
-    whole_number,
-)
+from certctrl.plane.http.bodies import GrantAction, body_of, read_as
+from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, read_object, whole_number
 from certctrl.plane.limits import caller_of
-from certctrl.plane.texts import line
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _SELF = "/apiv1/devices/self"
@@ -59,30 +51,32 @@ class DeviceApi:
     # --- enrolment and tokens ------------------------------------------------------------------------------
 
     async def grant(self, request: Request) -> Response:
-        """Start or poll a device grant; decide one, for whoever has the operator key."""
-        fields = await read_fields(request)
-        action = fields.values.get("action")
-        if action == "device_start":
-            return data_answer(self._start_grant(request, fields))
-        if action == "device_poll":
-            return data_answer(self._plane.grants.poll(fields.secret("device_code")))
-        if action == "device_verify":
-            self._caller.require_operator(request)
-            user_id = fields.number("user_id", FIRST_USER)
-            self._plane.devices.require_user(user_id)
-            code, approve = fields.secret("user_code", 100), fields.flag("approve")
-            return data_answer(self._plane.grants.decide(code, approve=approve, user_id=user_id))
-        raise bad_request("action must be device_start, device_poll or device_verify", field="action")
+        """Start or poll a device grant, or decide one (operators only)."""
+        body = await read_object(request)
+        match body_of(bodies.Grant, body).action:
+            case GrantAction.START:
+                return data_answer(self._start_grant(request, body_of(bodies.GrantStart, body)))
+            case GrantAction.POLL:
+                return data_answer(self._plane.grants.poll(body_of(bodies.GrantPoll, body).device_code))
+            case GrantAction.VERIFY:
+                self._caller.require_operator(request)
+                verify = body_of(bodies.GrantVerify, body)
+                self._plane.devices.require_user(verify.user_id)
+                return data_answer(
+                    self._plane.grants.decide(verify.user_code, approve=verify.approve, user_id=verify.user_id)
+                )
+            case other:
+                assert_never(other)
 
-    def _start_grant(self, request: Request, fields: Fields) -> dict[str, object]:
+    def _start_grant(self, request: Request, start: bodies.GrantStart) -> dict[str, object]:
         address = address_of(request)
         asked = GrantRequest(
             address=address,
-            name=fields.text("name", longest=100),
-            platform=fields.text("platform", longest=100),
-            device_public_id=public_id(fields) if fields.values.get("device_public_id") else "",
-            user_agent=line(request.headers.get("user-agent", ""), 200),
-            scopes=" ".join(line(scope, 50) for scope in fields.texts("scopes", most=20)),
+            name=start.name,
+            platform=start.platform,
+            device_public_id=start.device_public_id,
+            user_agent=clean_line(request.headers.get("user-agent", ""), 200),
+            scopes=" ".join(start.scopes),
         )
         grant = self._plane.grants.start(asked, caller_of(address))
         page = (self._plane.settings.public_url or str(request.base_url)).rstrip("/") + "/device"
@@ -91,26 +85,19 @@ class DeviceApi:
 
     async def register(self, request: Request) -> Response:
         """Register a device by registration code or enrolment token."""
-        fields = await read_fields(request)
-        facts = DeviceFacts(
-            device_public_id=public_id(fields),
-            name=fields.text("name", longest=100),
-            platform=fields.text("platform", longest=100),
-            model=fields.text("model", longest=100),
-            app_version=fields.text("app_version", longest=100),
-            user_agent=fields.text("user_agent"),
-        )
-        key = device_key(fields.secret("dev_pk", 100))
-        if fields.values.get("enrolment_token"):
-            return data_answer(self._plane.enrolment.register_unattended(fields.secret("enrolment_token"), facts, key))
-        user_id, code = fields.number("user_id"), fields.secret("registration_code")
-        return data_answer(self._plane.enrolment.register_approved(user_id, code, facts, key))
+        body, enrolment = await read_object(request), self._plane.enrolment
+        if body.get("enrolment_token"):
+            token = body_of(bodies.UnattendedRegistration, body)
+            key = device_key(token.dev_pk)
+            return data_answer(enrolment.register_unattended(token.enrolment_token, token.facts(), key))
+        code = body_of(bodies.ApprovedRegistration, body)
+        key = device_key(code.dev_pk)
+        return data_answer(enrolment.register_approved(code.user_id, code.registration_code, code.facts(), key))
 
     async def refresh(self, request: Request) -> Response:
-        """Give a new access token for a refresh token."""
-        fields = await read_fields(request)
-        token, public_id = fields.secret("refresh_token"), fields.secret("device_public_id", 100)
-        return data_answer(self._plane.sessions.refresh(token, public_id))
+        """Return a new access token for a refresh token."""
+        body = await read_as(bodies.Refresh, request)
+        return data_answer(self._plane.sessions.refresh(body.refresh_token, body.device_public_id))
 
     # --- updates and reports -------------------------------------------------------------------------------
 
@@ -118,7 +105,9 @@ class DeviceApi:
         """Answer a poll: 200 with signals, 204 without; a long-poll is held until one of them is true."""
         session = self._plane.sessions.authenticate(bearer_token(request))
         query = request.query_params
-        copied = self._plane.clones.note(session.device_id, line(request.headers.get("cert-ctrl-instance", ""), 64))
+        copied = self._plane.clones.note(
+            session.device_id, clean_line(request.headers.get("cert-ctrl-instance", ""), 64)
+        )
         page = await self._plane.poll(
             session,
             cursor=query.get("cursor") or etag_of(request) or None,
@@ -136,10 +125,8 @@ class DeviceApi:
     async def notify(self, request: Request) -> Response:
         """Take a batch of outcomes."""
         session = self._caller.device(request)
-        fields = await read_json(request, LARGE_BODY_CAP)
-        if not isinstance(fields, dict):
-            raise bad_request("The request body must be a JSON object")
-        self._plane.reports.notify(session.device_id, fields)
+        report = await read_as(bodies.Report, request, LARGE_BODY_CAP)
+        self._plane.reports.store(session.device_id, report.events)
         return empty_answer()
 
     # --- resources -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from certctrl.errors import DiskError
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse, unavailable
-from certctrl.plane.http.bodies import error_answer
+from certctrl.plane.http.answers import error_answer
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

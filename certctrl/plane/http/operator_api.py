@@ -7,16 +7,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.core import Plane
-from certctrl.plane.devices import FIRST_USER, DeviceFacts
+from certctrl.plane.devices import DeviceFacts
+from certctrl.plane.http import bodies
+from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Caller
-from certctrl.plane.http.bodies import (
-    Fields,
-    data_answer,
-    empty_answer,
-    public_id,
-    read_fields,
-    whole_number,
-)
+from certctrl.plane.http.bodies import body_of, read_as
+from certctrl.plane.http.reading import read_object, whole_number
 from certctrl.plane.http.routing import (
     DEVICE,
     USER,
@@ -25,7 +21,6 @@ from certctrl.plane.http.routing import (
     routes_of,
     user_and_device,
 )
-from certctrl.plane.settings import DAY
 
 _USERS = "/apiv1/users"
 
@@ -60,8 +55,8 @@ class OperatorApi:
 
     async def add_user(self, request: Request) -> Response:
         """Make a user: ``{"name"}``."""
-        fields = await read_fields(request)
-        return data_answer(self._plane.devices.add_user(fields.text("name", longest=100)), 201)
+        body = await read_as(bodies.NewUser, request)
+        return data_answer(self._plane.devices.add_user(body.name), 201)
 
     async def devices(self, request: Request) -> Response:
         """List a user's devices: keys, versions, when last seen, outcomes by kind."""
@@ -69,12 +64,8 @@ class OperatorApi:
 
     async def expect_device(self, request: Request) -> Response:
         """Make a device row ahead of its registration: ``{"device_public_id", "name"?, "platform"?}``."""
-        fields = await read_fields(request)
-        facts = DeviceFacts(
-            device_public_id=public_id(fields),
-            name=fields.text("name", longest=100),
-            platform=fields.text("platform", longest=100),
-        )
+        body = await read_as(bodies.ExpectedDevice, request)
+        facts = DeviceFacts(device_public_id=body.device_public_id, name=body.name, platform=body.platform)
         return data_answer(self._plane.devices.expect(number(request, "uid"), facts), 201)
 
     async def device(self, request: Request) -> Response:
@@ -84,8 +75,8 @@ class OperatorApi:
     async def revoke_device(self, request: Request) -> Response:
         """Throw a device out; ``?reason=`` or ``{"reason"?}`` is told to it."""
         has_body = request.headers.get("content-length", "0") != "0"
-        fields = await read_fields(request) if has_body else Fields(request.query_params)
-        reason = fields.text("reason")
+        fields = await read_object(request) if has_body else dict(request.query_params)
+        reason = body_of(bodies.WithReason, fields).reason
         return data_answer(self._plane.devices.revoke(*user_and_device(request), reason))
 
     async def outcomes(self, request: Request) -> Response:
@@ -97,8 +88,8 @@ class OperatorApi:
 
     async def resync(self, request: Request) -> Response:
         """Have a device fetch everything anew: ``{"reason"?}``."""
-        fields = await read_fields(request)
-        await self._plane.resync(*user_and_device(request), fields.text("reason"))
+        body = await read_as(bodies.WithReason, request)
+        await self._plane.resync(*user_and_device(request), body.reason)
         return empty_answer(202)
 
     # --- enrolment ----------------------------------------------------------------------------------------------
@@ -109,13 +100,9 @@ class OperatorApi:
 
     async def new_enrolment_token(self, request: Request) -> Response:
         """Make a token: ``{"label"?, "uses"? (null: no bound), "expires_in"?}``; its text is in this answer only."""
-        fields = await read_fields(request)
-        unbounded = "uses" in fields.values and fields.values["uses"] is None
+        body = await read_as(bodies.NewEnrolmentToken, request)
         token = self._plane.enrolment.new_token(
-            number(request, "uid"),
-            label=fields.text("label", longest=100),
-            max_uses=None if unbounded else fields.number("uses", 1),
-            valid_seconds=fields.number("expires_in", DAY),
+            number(request, "uid"), label=body.label, max_uses=body.uses, valid_seconds=body.expires_in
         )
         return data_answer(token, 201)
 
@@ -134,7 +121,7 @@ class OperatorApi:
 
     async def decide_grant(self, request: Request) -> Response:
         """Approve or deny: ``{"approve": bool, "user_id"?}``."""
-        fields = await read_fields(request)
-        approve, user_id = fields.flag("approve"), fields.number("user_id", FIRST_USER)
-        self._plane.devices.require_user(user_id)
-        return data_answer(self._plane.grants.decide(request.path_params["code"], approve=approve, user_id=user_id))
+        body = await read_as(bodies.GrantDecision, request)
+        self._plane.devices.require_user(body.user_id)
+        code = request.path_params["code"]
+        return data_answer(self._plane.grants.decide(code, approve=body.approve, user_id=body.user_id))

@@ -12,9 +12,12 @@ from starlette.routing import Route
 from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import bad_request, forbidden, not_found
+from certctrl.plane.http import bodies
+from certctrl.plane.http.answers import data_answer, empty_answer
 from certctrl.plane.http.authentication import Caller
-from certctrl.plane.http.bodies import LARGE_BODY_CAP, data_answer, empty_answer, read_fields, read_json
+from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.device_api import install_config_answer
+from certctrl.plane.http.reading import LARGE_BODY_CAP, read_json
 from certctrl.plane.http.routing import (
     CERTIFICATE,
     DEVICE,
@@ -91,14 +94,13 @@ class OperatorResources:
         """Issue: ``{"domain_name", "sans"?, "key_type"?, "validity_seconds"?, "device_ids"?}``."""
         user_id = number(request, "uid")
         self._plane.devices.require_user(user_id)
-        fields = await read_fields(request)
-        validity = fields.number("validity_seconds") if "validity_seconds" in fields.values else None
+        body = await read_as(bodies.NewCertificate, request)
         row = await self._plane.certificates.issue(
             user_id,
-            [fields.secret("domain_name", 300), *fields.texts("sans")],
-            key_type=fields.text("key_type") or KEY_TYPES[0],
-            validity_seconds=validity,
-            device_ids=fields.numbers("device_ids"),
+            [body.domain_name, *body.sans],
+            key_type=body.key_type or KEY_TYPES[0],
+            validity_seconds=body.validity_seconds,
+            device_ids=body.device_ids,
         )
         return data_answer(row, 201)
 
@@ -115,20 +117,15 @@ class OperatorResources:
             if session.user_id != user_id:
                 raise not_found("No such certificate")
             device_id = session.device_id
-        fields = await read_fields(request)
-        if fields.values.get("action") != "renew":
-            raise bad_request('action must be "renew"', field="action")
-        reason = fields.text("reason")
-        return data_answer(
-            await self._plane.certificates.renew(user_id, cert_id, reason=reason, device_id=device_id), 202
-        )
+        body = await read_as(bodies.Renewal, request)
+        renewal = await self._plane.certificates.renew(user_id, cert_id, reason=body.reason, device_id=device_id)
+        return data_answer(renewal, 202)
 
     async def revoke_certificate(self, request: Request) -> Response:
         """Revoke: ``{"reason"?}``."""
-        fields = await read_fields(request)
-        return data_answer(
-            await self._plane.certificates.revoke(*user_and_certificate(request), reason=fields.text("reason"))
-        )
+        body = await read_as(bodies.WithReason, request)
+        user_id, cert_id = user_and_certificate(request)
+        return data_answer(await self._plane.certificates.revoke(user_id, cert_id, reason=body.reason))
 
     async def device_certificates(self, request: Request) -> Response:
         """List the certificates assigned to a device."""
@@ -138,9 +135,8 @@ class OperatorResources:
 
     async def assign(self, request: Request) -> Response:
         """Give a certificate to a device: ``{"cert_id"}``."""
-        fields = await read_fields(request)
-        user_id, device_id = user_and_device(request)
-        return data_answer(await self._plane.certificates.assign(user_id, device_id, fields.number("cert_id")))
+        body = await read_as(bodies.CertificateAssignment, request)
+        return data_answer(await self._plane.certificates.assign(*user_and_device(request), body.cert_id))
 
     async def unassign(self, request: Request) -> Response:
         """Take a certificate from a device."""
@@ -157,9 +153,8 @@ class OperatorResources:
         """Keep a CA: ``{"name", "ca_certificate_pem"?}``; without a certificate it is the plane's own root."""
         user_id = number(request, "uid")
         self._plane.devices.require_user(user_id)
-        fields = await read_fields(request, LARGE_BODY_CAP)
-        pem = fields.secret("ca_certificate_pem", 65_536) if fields.values.get("ca_certificate_pem") else None
-        return data_answer(self._plane.authorities.add(user_id, fields.text("name", longest=100), pem), 201)
+        body = await read_as(bodies.NewAuthority, request, LARGE_BODY_CAP)
+        return data_answer(self._plane.authorities.add(user_id, body.name, body.ca_certificate_pem), 201)
 
     async def device_authorities(self, request: Request) -> Response:
         """List the CAs assigned to a device."""
@@ -169,8 +164,8 @@ class OperatorResources:
 
     async def assign_authority(self, request: Request) -> Response:
         """Have a device trust a CA: ``{"ca_id"}``."""
-        fields = await read_fields(request)
-        return data_answer(await self._plane.authorities.assign(*user_and_device(request), fields.number("ca_id")))
+        body = await read_as(bodies.AuthorityAssignment, request)
+        return data_answer(await self._plane.authorities.assign(*user_and_device(request), body.ca_id))
 
     async def unassign_authority(self, request: Request) -> Response:
         """Have a device trust a CA no longer."""

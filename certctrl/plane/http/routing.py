@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from certctrl.plane.http.bodies import whole_number
+from certctrl.plane.http.reading import whole_number
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

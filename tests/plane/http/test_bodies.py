@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+import attrs
 import pytest
 import trio
 from hypothesis import example, given
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 from certctrl.errors import DiskError
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse
+from certctrl.plane.http import bodies
 from certctrl.plane.http.app import make_app
-from certctrl.plane.http.bodies import Fields, whole_number
-from certctrl.plane.texts import line
+from certctrl.plane.http.reading import clean_line, whole_number
+from certctrl.plane.http.structure import AtMost, Line, Text, Whole, new_converter, structured
 
 TOKENS = "/apiv1/users/1/enrolment-tokens"
+SCHEMA = "certctrl.device.notify.v1"
 JSON = {"content-type": "application/json"}
 
 
@@ -228,36 +231,85 @@ def test_whole_numbers_are_plain_digits_within_bounds(text: str) -> None:
     assert whole_number("30", "wait", 0, 30) == 30
 
 
-def test_fields_check_what_they_give() -> None:
-    fields = Fields({"n": 5, "t": True, "s": "a\nb", "l": ["x"], "big": 2**60})
-    assert (fields.number("n"), fields.number("absent", 3), fields.text("s"), fields.text("absent")) == (
-        5,
-        3,
-        "a b",
-        "",
-    )
-    assert (fields.flag("t"), fields.texts("l"), fields.texts("absent"), fields.numbers("absent")) == (
-        True,
-        ["x"],
-        [],
-        [],
-    )
-    wrong: list[Callable[[], Any]] = [
-        lambda: fields.number("t"), lambda: fields.number("absent"), lambda: fields.number("big"),
-        lambda: fields.flag("n"), lambda: fields.flag("absent"), lambda: fields.texts("n"), lambda: fields.text("n"),
-        lambda: fields.secret("absent"), lambda: fields.secret("s", 2), lambda: fields.numbers("l"),
-    ]  # fmt: skip
-    for ask in wrong:
-        with pytest.raises(ErrorResponse):
-            ask()
+@attrs.frozen(kw_only=True)
+class Sample:
+    number: Annotated[int, Whole()] = 3
+    flag: bool = False
+    line: Annotated[str, Line(20)] = ""
+    secret: Annotated[str, Text(2)] = "s"
+    texts: Annotated[tuple[str, ...], AtMost(2)] = ()
+    ids: Annotated[tuple[int, ...], AtMost(2)] = ()
+
+
+def sample(value: dict[str, Any]) -> Sample:
+    return structured(new_converter(), value, Sample)
+
+
+def test_bodies_are_structured_strictly() -> None:
+    assert sample({}) == sample({"line": None, "texts": None, "ids": None, "unknown": 1}) == Sample()
+    given = sample({"number": 5, "flag": True, "line": "a\nb", "secret": "xy", "texts": ["x"], "ids": [1]})
+    assert given == Sample(number=5, flag=True, line="a b", secret="xy", texts=("x",), ids=(1,))
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ({"number": True}, "number"), ({"number": "5"}, "number"), ({"number": None}, "number"),
+        ({"number": 2**60}, "number"), ({"number": 0}, "number"), ({"number": 1.0}, "number"),
+        ({"flag": 5}, "flag"), ({"flag": None}, "flag"), ({"line": 5}, "line"), ({"line": ["x"]}, "line"),
+        ({"secret": ""}, "secret"), ({"secret": "xyz"}, "secret"), ({"secret": None}, "secret"),
+        ({"texts": 5}, "texts"), ({"texts": ["x"] * 3}, "texts"), ({"texts": ["x", 5]}, "texts[1]"),
+        ({"ids": ["x"]}, "ids[0]"), ({"ids": [True]}, "ids[0]"), ({"ids": {}}, "ids"),
+    ],
+)  # fmt: skip
+def test_a_field_that_does_not_fit_is_named_by_its_path(value: dict[str, Any], path: str) -> None:
+    with pytest.raises(ErrorResponse) as caught:
+        sample(value)
+    assert (caught.value.status, caught.value.key) == (400, "BAD_REQUEST")
+    assert caught.value.params == {"field": path}
+    assert caught.value.what.startswith(f"{path}: expected ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "what"),
+    [
+        (bodies.GrantPoll, {}, "device_code: expected a text of 1 to 1024 characters"),
+        (bodies.Grant, {"action": {}}, "action: expected device_start, device_poll or device_verify"),
+        (bodies.Renewal, {"action": "revoke"}, "action: expected renew"),
+        (bodies.GrantDecision, {"approve": 1}, "approve: expected true or false"),
+        (bodies.ExpectedDevice, {"device_public_id": "x"}, "device_public_id: expected a UUID"),
+        (bodies.NewEnrolmentToken, {"uses": 0}, "uses: expected a whole number from 1 to 9007199254740992"),
+        (bodies.Report, {"schema": "v0", "events": []}, "schema: expected certctrl.device.notify.v1"),
+        (bodies.Report, {"schema": SCHEMA, "events": None}, "events: expected a list of at most 100 items"),
+        (bodies.Report, {"schema": SCHEMA, "events": [{}]}, "events[0].type: expected a text"),
+        (
+            bodies.Report,
+            {"schema": SCHEMA, "events": [{"type": "news"}, {"type": "signal.ack", "outcome": "applied"}]},
+            "events[1].signal: expected an object",
+        ),
+        (
+            bodies.Report,
+            {"schema": SCHEMA, "events": [{"type": "signal.ack", "outcome": "applied", "signal": "x"}]},
+            "events[0].signal: expected an object",
+        ),
+    ],
+)  # fmt: skip
+def test_an_error_says_what_was_expected(kind: Any, value: dict[str, Any], what: str) -> None:
+    with pytest.raises(ErrorResponse) as caught:
+        bodies.body_of(kind, value)
+    assert caught.value.what == what
+
+
+def test_a_null_number_of_uses_means_unlimited() -> None:
+    assert bodies.body_of(bodies.NewEnrolmentToken, {"uses": None}).uses is None
+    assert bodies.body_of(bodies.NewEnrolmentToken, {}).uses == 1
 
 
 @given(st.text(max_size=300))
 @example("0\r\x1b\r0")  # what is taken out between two spaces leaves one
 def test_a_line_is_one_clean_line(text: str) -> None:
-    cleaned = line(text, 50)
+    cleaned = clean_line(text, 50)
     assert len(cleaned) <= 50
-    assert cleaned.isprintable() or all(c.isprintable() or c == "\u00a0" or not c.isspace() for c in cleaned)
-    assert "\n" not in cleaned
-    assert line(cleaned, 50) == cleaned
+    assert cleaned.isprintable()
+    assert clean_line(cleaned, 50) == cleaned
     cleaned.encode()

@@ -20,9 +20,9 @@ from certctrl.plane.core import Plane
 from certctrl.plane.devices import FIRST_USER
 from certctrl.plane.errors import ErrorResponse, bad_request, forbidden
 from certctrl.plane.http.authentication import address_of
-from certctrl.plane.http.bodies import whole_number
 from certctrl.plane.http.pages import views
 from certctrl.plane.http.pages.html import asset, page, read_form, redirect
+from certctrl.plane.http.reading import whole_number
 from certctrl.plane.limits import caller_of
 
 SESSION = "__Host-certctrl-operator"

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from certctrl.plane.errors import bad_request
-from certctrl.plane.http.bodies import read_body
+from certctrl.plane.http.reading import read_body
 
 _FORM_CAP = 8 * 1024
 _MOST_FIELDS = 20

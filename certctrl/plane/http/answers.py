@@ -1,0 +1,38 @@
+"""HTTP responses of the JSON API, in the shapes that docs/protocol.md describes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from certctrl.plane.errors import ErrorResponse
+
+_NO_STORE = {"cache-control": "no-store"}
+
+
+def data_answer(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a success response with ``data``."""
+    return _json_answer({"data": data}, status, headers or {})
+
+
+def empty_answer(status: int = 204, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a success response without a body."""
+    return Response(None, status, _NO_STORE | dict(headers or {}))
+
+
+def error_answer(error: ErrorResponse) -> Response:
+    """Return an error response, with ``Retry-After`` if the error names a delay."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(int(error.retry_after))
+    if error.status == 401:
+        headers["www-authenticate"] = 'Bearer realm="certctrl"'
+    return _json_answer({"error": error.body()}, error.status or 500, headers)
+
+
+def _json_answer(document: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> Response:
+    body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(body, status, _NO_STORE | dict(headers), "application/json")

@@ -1,0 +1,104 @@
+"""Read what a request carries: its body, JSON, numbers and texts, each within limits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import trio
+from starlette.requests import Request
+
+from certctrl.plane.errors import bad_request, too_large, unsupported_media
+from certctrl.text import one_line
+
+BODY_CAP = 64 * 1024
+LARGE_BODY_CAP = 1024 * 1024
+"""For install configs and reports."""
+MAX_ID = 2**53
+_MAX_DEPTH = 32
+_BODY_SECONDS = 15.0
+"""How long a body may take to arrive."""
+
+
+async def read_body(request: Request, cap: int) -> bytes:
+    """Return the body of a request.
+
+    ErrorResponse 413 beyond ``cap`` bytes, 400 if it does not arrive in time.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > cap:
+        raise too_large(cap)
+    body = bytearray()
+    with trio.move_on_after(_BODY_SECONDS):
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                break
+            body += message.get("body", b"")
+            if len(body) > cap:
+                raise too_large(cap)
+            if not message.get("more_body", False):
+                return bytes(body)
+    raise bad_request("The request body did not arrive")
+
+
+async def read_json(request: Request, cap: int = BODY_CAP) -> Any:
+    """Return the JSON value of a request.
+
+    ErrorResponse 415 for another media type, 413 beyond ``cap`` bytes, 400 for anything but plain JSON: no NaN, no
+    lone surrogates, at most 32 levels.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise unsupported_media()
+    body = await read_body(request, cap)
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        _check_depth(value)
+    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise bad_request("The request body is not valid JSON") from None
+    return value
+
+
+async def read_object(request: Request, cap: int = BODY_CAP) -> dict[str, Any]:
+    """Return the JSON object of a request; ErrorResponse 400 for any other value."""
+    value = await read_json(request, cap)
+    if not isinstance(value, dict):
+        raise bad_request("The request body must be a JSON object")
+    return value
+
+
+def whole_number(text: str, name: str, least: int, most: int = MAX_ID) -> int:
+    """Return a number from a path or query; ErrorResponse 400 unless it is digits within the bounds."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and least <= int(text) <= most):
+        raise bad_request(f"{name} must be a whole number from {least} to {most}", field=name)
+    return int(text)
+
+
+def clean_line(text: str, limit: int) -> str:
+    """Return text as one line of at most ``limit`` characters: white space collapsed, invisible characters removed."""
+    visible = one_line(" ".join(text.split()), None, replacement="")
+    return one_line(" ".join(visible.split()), limit)
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(text)
+
+
+def _check_depth(value: Any) -> None:
+    """Raise ValueError for nesting that is too deep and for texts with lone surrogates."""
+    level: list[Any] = [value]
+    for _ in range(_MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                item.encode()
+            elif isinstance(item, dict):
+                below.extend(item)
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+        if not below:
+            return
+        level = below
+    raise ValueError("too deep")
