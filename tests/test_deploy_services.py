@@ -15,7 +15,7 @@ from certctrl.install.plan.policy import Grant, Ground, judge_exec, refuse_owner
 from certctrl.install.plan.refusals import argvs_of, judge_argv
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 from certctrl.model.policy import HostPolicy
-from certctrl.plane.install_check import check_items
+from certctrl.plane.installs import check_items
 from certctrl.protocol.wire.install_config import items_from_local
 from certctrl.protocol.wire.install_items import item_from_wire
 from certctrl.store.config.files import load_policy

@@ -11,11 +11,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from certctrl.errors import PlanError
 from certctrl.plane.clock import rfc3339
-from certctrl.plane.errors import not_found
-from certctrl.plane.install_check import check_items
+from certctrl.plane.errors import bad_request, not_found
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.signal_stream import SignalStream
+from certctrl.protocol.wire.install_config import items_from_operator
+from certctrl.protocol.wire.reader import Misfit
 
 
 class Installs:
@@ -89,6 +91,16 @@ class Installs:
         if row is None:
             raise not_found("No such device")
         return row
+
+
+def check_items(items: Any) -> None:
+    """Check the items that an operator puts, as the devices will; ErrorResponse 400 names the first bad item."""
+    try:
+        items_from_operator(items)
+    except Misfit as misfit:
+        raise bad_request(str(misfit), field=misfit.path) from None
+    except PlanError as error:
+        raise bad_request(str(error), field="installs") from None
 
 
 def _hash(text: str) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.install_check import check_items
+from certctrl.plane.installs import check_items
 from certctrl.protocol.wire.install_config import install_config_from_wire
 
 COPY = {
@@ -102,7 +102,7 @@ async def test_a_bare_list_is_taken_too(world: Any) -> None:
     ("items", "said"),
     [
         ("x", "list"),
-        ([1], "installs[0] must be an object"),
+        ([1], "installs[0]: expected an object"),
         ([{"type": "copy"}], "installs[0].id"),
         ([COPY | {"id": True}], "installs[0].id"),
         ([COPY, COPY], "twice"),
@@ -118,14 +118,16 @@ async def test_a_bare_list_is_taken_too(world: Any) -> None:
         ([COPY | {"tags": "web"}], "installs[0].tags"),
         ([COPY | {"ob_type": "key"}], "installs[0].ob_type"),
         ([COPY | {"verify": {"type": "ping"}}], "verify.type"),
-        ([COPY | {"verify": {"type": "tls", "host": "x"}}], "host and port"),
+        ([COPY | {"verify": {"type": "tls", "host": "x"}}], "installs[0].verify.port"),
         ([COPY | {"verify": {"type": "command", "cmd_argv": []}}], "verify.cmd_argv"),
-        ([RELOAD], "which is not there"),
-        ([COPY | {"depends_on": ["reload"]}, RELOAD], "circle"),
+        ([RELOAD], "which does not exist"),
+        ([COPY | {"depends_on": ["reload"]}, RELOAD], "cycle"),
         ([{"id": 1, "type": "exec"}], "cmd_argv"),
         ([{"id": 1, "type": "exec", "cmd_argv": "reload"}], "cmd_argv"),
         ([{"id": 1, "type": "exec", "cmd": "true", "timeout_ms": 0}], "timeout_ms"),
         ([{"id": 1, "type": "import_ca"}], "ob_id"),
+        ([COPY | {"mode": 640}], "installs[0].mode"),
+        ([COPY | {"id": "local:x"}], "reserved for the host"),
     ],
 )
 async def test_a_slip_is_told_and_changes_nothing(world: Any, items: Any, said: str) -> None:
