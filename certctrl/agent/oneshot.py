@@ -22,6 +22,7 @@ from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import save_status, snapshot
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.errors import NotRegisteredError, PlaneError, TransportError
+from certctrl.install.plan.render import plan_json
 from certctrl.protocol import events, steps
 
 DRAIN_SECONDS = 600.0
@@ -103,7 +104,7 @@ async def reset_trust(
 async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
     """Return what would change on this host and why; changes nothing."""
     async with open_agent(config_dir, seams or Seams(), mend=False) as agent:
-        return (await agent.installer.plan(agent.items)).shown() | {"problems": items_left_out(agent)}
+        return plan_json(await agent.installer.plan(agent.items)) | {"problems": items_left_out(agent)}
 
 
 async def handle_all(agent: Agent) -> None:

@@ -16,6 +16,7 @@ from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import snapshot
 from certctrl.errors import PlaneError, TransportError, UsageError
+from certctrl.install.plan.render import plan_json
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord
 
@@ -97,7 +98,7 @@ class Operations:
     async def plan(self, _request: dict[str, Any]) -> Any:
         """Answer what would change."""
         plan = await self._agent.installer.plan(self._agent.items)
-        return plan.shown() | {"problems": items_left_out(self._agent)}
+        return plan_json(plan) | {"problems": items_left_out(self._agent)}
 
     async def stop(self, _request: dict[str, Any]) -> Any:
         """Stop the daemon in order."""

@@ -249,11 +249,42 @@ class Installer:
         """Return what `converge` would do now by hand, changing nothing. Raises DiskError, StateCorruptError."""
         return await preview.plan_now(self._site, items)
 
+    @classmethod
+    async def preview(
+        cls,
+        items: Sequence[InstallItem],
+        *,
+        layout: ConfigDir,
+        fs: Fs,
+        state: StateStore,
+        policy: HostPolicy,
+        config: AgentConfig,
+        wall_now: Callable[[], float],
+        offload: Callable[..., Awaitable[Any]],
+    ) -> InstallPlan:
+        """Return what an agent would do now, for a caller without its lock; changes nothing.
+
+        Raises DiskError, StateCorruptError.
+        """
+        installer = cls(
+            layout=layout,
+            fs=fs,
+            generations=GenerationStore(layout, fs),
+            state=state,
+            policy=lambda: policy,
+            config=lambda: config,
+            proc=Proc(),
+            wall_now=wall_now,
+            offload=offload,
+            log=logging.getLogger("certctrl"),
+        )
+        return await installer.plan(items)
+
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
         """Return whether `converge` would do something now, or say for the first time what it is refused."""
         plan = await preview.plan_now(self._site, items, patient=True)
         refused = (self.records.get(cert_id) for cert_id in plan.left_out)
-        return bool(plan.steps) or any(one is not None and one.generation and not one.last_error for one in refused)
+        return bool(plan.sets) or any(one is not None and one.generation and not one.last_error for one in refused)
 
     async def renewal_here(self, record: CertRecord) -> CertRecord | None:
         """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from certctrl.errors import CertctrlError
+from certctrl.install.plan.render import plan_text
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, VerifyCommand
 from certctrl.model.policy import HostPolicy, NamedCommand
 
@@ -176,7 +177,7 @@ async def attack(host: Any, items: list[InstallItem], out: Path, victim: Path) -
         prepared = []
     await host.installer.converge(prepared, items)
     await host.installer.converge((), items)
-    text = (await host.installer.plan(items)).diff
+    text = plan_text(await host.installer.plan(items))
     assert all(c == "\n" or c.isprintable() for c in text)
     assert snapshot(victim) == before
     assert snapshot(agent, but=OURS) == own

@@ -11,6 +11,7 @@ import trio.testing
 from runner_host import APPLIED, CHECK, FAILED, OTHER, RELOAD, UNCHANGED, commands, kinds, leftovers, reload
 from trio.testing import MockClock
 
+from certctrl.install.plan.render import plan_lines
 from certctrl.model.plan import CopyAction, ExecAction
 from certctrl.model.records import Stage
 
@@ -63,7 +64,7 @@ async def test_the_same_material_again_changes_nothing_and_reloads_nothing(clock
     assert kinds(await host.installer.converge([prepared], items)) == {1: UNCHANGED}
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in host.out.iterdir()} == before
     assert service.reloads == 1
-    assert not (await host.installer.plan(items)).steps
+    assert not plan_lines(await host.installer.plan(items))
     assert not await host.installer.unfinished(items)
 
 
@@ -80,7 +81,7 @@ async def test_explicit_destinations_get_bytes_mode_and_a_reload(clock: MockCloc
     assert key.read_bytes() == (host.layout.certs / "c1.example.key").read_bytes()
     assert {str(key), str(chain), str(host.layout.certs / "c1.example.crt")} <= set(outcome.deployed[0].targets)
     key.write_bytes(b"tampered")
-    assert [step.what.split()[0] for step in (await host.installer.plan(items)).steps] == [str(key), "/bin/true"]
+    assert [step.what.split()[0] for step in plan_lines(await host.installer.plan(items))] == [str(key), "/bin/true"]
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
     assert key.read_bytes() == (host.layout.certs / "c1.example.key").read_bytes()
     assert host.proc.calls == [RELOAD, RELOAD]

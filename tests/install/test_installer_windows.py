@@ -12,6 +12,7 @@ from runner_host import APPLIED, RELOAD, ROLLED_BACK, commands, kinds, reload
 from trio.testing import MockClock
 
 from certctrl.errors import UsageError
+from certctrl.install.plan.render import plan_lines
 from certctrl.model.plan import CopyAction
 from certctrl.model.policy import MaintenanceWindow
 
@@ -91,7 +92,7 @@ async def test_a_plan_tells_of_what_waits_for_its_next_try(clock: MockClock, hos
     assert "tried again in" in told and record.last_error in told
     host.clock = record.next_try_at
     plan = await host.installer.plan(items)
-    assert plan.held == {} and plan.steps[0].kind.value == "switch"
+    assert plan.held == {} and plan_lines(plan)[0].kind.value == "switch"
 
 
 async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None:

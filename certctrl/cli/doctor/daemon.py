@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,28 +41,22 @@ async def check_plan(context: CheckContext, report: Report) -> None:
 
 async def _refusals(context: CheckContext) -> list[dict[str, Any]]:
     from certctrl.agent.install_config import items_in_force
-    from certctrl.install.deploy.context import Site
-    from certctrl.install.deploy.preview import plan_now
-    from certctrl.install.process import Proc
+    from certctrl.install.installer import Installer
+    from certctrl.install.plan.render import plan_json
     from certctrl.model.config import AgentConfig
     from certctrl.store.config.files import load_policy
-    from certctrl.store.deployments.generations import GenerationStore
 
-    policy = load_policy(context.layout, require_root_owned=False)
-    site = Site.of(
+    plan = await Installer.preview(
+        items_in_force(context.layout, context.store),
         layout=context.layout,
         fs=context.fs,
-        generations=GenerationStore(context.layout, context.fs),
         state=context.store,
-        policy=lambda: policy,
-        config=lambda: context.config or AgentConfig(),
-        proc=Proc(),
+        policy=load_policy(context.layout, require_root_owned=False),
+        config=context.config or AgentConfig(),
         wall_now=context.now,
         offload=trio.to_thread.run_sync,
-        log=logging.getLogger("certctrl"),
     )
-    plan = await plan_now(site, items_in_force(context.layout, context.store))
-    return list(plan.shown()["refusals"])
+    return list(plan_json(plan)["refusals"])
 
 
 def _refusal_fix(refusal: dict[str, Any]) -> str:

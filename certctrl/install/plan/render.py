@@ -1,18 +1,17 @@
-"""The lines of a plan: what each step is, and why, for a person or as JSON."""
+"""Render a plan: what each step does and why, as text for the operator or as JSON. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Any
 
 import attrs
 
+from certctrl.install.plan.policy import explain
+from certctrl.install.plan.values import InstallPlan, PlanSet, Run, Verification, Write
 from certctrl.model.plan import VerifyTls
 from certctrl.text import one_line
-
-if TYPE_CHECKING:
-    from certctrl.install.plan.values import PlanSet, Run, Verification, Write
 
 
 class StepKind(StrEnum):
@@ -47,8 +46,41 @@ SIGNS: Mapping[StepKind, str] = {
 }
 
 
-def steps_of(plan_set: PlanSet) -> list[Step]:
-    """Return the steps of one set, in order."""
+def plan_lines(plan: InstallPlan) -> tuple[Step, ...]:
+    """Return everything that would be done, in order; empty: nothing to do."""
+    return tuple(line for plan_set in plan.sets for line in _lines_of(plan_set))
+
+
+def plan_text(plan: InstallPlan) -> str:
+    """Return the plan as text for the operator."""
+    lines = [f"{SIGNS[line.kind]}  {line.what}\n            {line.why}" for line in plan_lines(plan)]
+    lines += [f"! refused  {explain(refusal)}" + _item_of(refusal.item) for refusal in plan.refusals]
+    lines += [f"! left out item {one_line(item)}: {why}" for item, why in plan.blocked.items()]
+    lines += [f". waiting  item {one_line(item)}: {why}" for item, why in plan.waiting.items()]
+    lines += [f". staged   certificate {cert_id}: {why}" for cert_id, why in plan.held.items()]
+    return "\n".join(lines) if lines else "Nothing to do."
+
+
+def plan_json(plan: InstallPlan) -> dict[str, Any]:
+    """Return the plan as plain JSON; ``diff`` is the text for the operator."""
+    lines = plan_lines(plan)
+    return {
+        "changes": bool(lines),
+        "diff": plan_text(plan),
+        "steps": [attrs.asdict(line) for line in lines],
+        "refusals": [attrs.asdict(refusal) | {"line": refusal.line} for refusal in plan.refusals],
+        "blocked": dict(plan.blocked),
+        "waiting": dict(plan.waiting),
+        "held": {str(cert_id): why for cert_id, why in plan.held.items()},
+    }
+
+
+def _item_of(item: str) -> str:
+    return f" (item {one_line(item)})" if item else ""
+
+
+def _lines_of(plan_set: PlanSet) -> list[Step]:
+    """Return the lines of one group, in order."""
     steps = [
         Step(
             kind=StepKind.SWITCH,

@@ -1,14 +1,12 @@
-"""The values of a plan: what is wanted, what is there, what would be done about it, and how that reads."""
+"""The values of a plan: what is wanted, what is there, and what would be done about it. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import attrs
 
 from certctrl.install.plan.policy import Grant, Refusal, explain
-from certctrl.install.plan.render import SIGNS, Step, steps_of
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import VerifyCommand, VerifyTls
 from certctrl.text import one_line
@@ -197,34 +195,3 @@ class InstallPlan:
             for cert_id in self.concerns.get(item) or (0,):
                 found.setdefault(cert_id, []).append(text)
         return found
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """Return everything that would be done, in order; empty: nothing to do."""
-        return tuple(step for plan_set in self.sets for step in steps_of(plan_set))
-
-    @property
-    def diff(self) -> str:
-        """Return the plan as text for a person."""
-        lines = [f"{SIGNS[step.kind]}  {step.what}\n            {step.why}" for step in self.steps]
-        lines += [f"! refused  {explain(refusal)}" + _of(refusal.item) for refusal in self.refusals]
-        lines += [f"! left out item {one_line(item)}: {why}" for item, why in self.blocked.items()]
-        lines += [f". waiting  item {one_line(item)}: {why}" for item, why in self.waiting.items()]
-        lines += [f". staged   certificate {cert_id}: {why}" for cert_id, why in self.held.items()]
-        return "\n".join(lines) if lines else "Nothing to do."
-
-    def shown(self) -> dict[str, Any]:
-        """Return the plan as plain JSON; ``diff`` is the text for a person."""
-        return {
-            "changes": bool(self.steps),
-            "diff": self.diff,
-            "steps": [attrs.asdict(step) for step in self.steps],
-            "refusals": [attrs.asdict(refusal) | {"line": refusal.line} for refusal in self.refusals],
-            "blocked": dict(self.blocked),
-            "waiting": dict(self.waiting),
-            "held": {str(cert_id): why for cert_id, why in self.held.items()},
-        }
-
-
-def _of(item: str) -> str:
-    return f" (item {one_line(item)})" if item else ""

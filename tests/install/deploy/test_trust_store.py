@@ -18,6 +18,7 @@ from trio.testing import MockClock
 from certctrl.errors import DiskError, MaterialError
 from certctrl.install.deploy.trust_store import checked_ca
 from certctrl.install.plan.inputs import RED_HAT
+from certctrl.install.plan.render import plan_lines
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, OutcomeKind
 from certctrl.model.policy import NamedCommand, TrustStore
 
@@ -177,7 +178,7 @@ async def test_an_import_item_brings_a_known_ca_into_a_store_that_was_named_late
     directory = host.root / "trust"
     directory.mkdir()
     host.allow(trust_store=TrustStore(directory=str(directory)))
-    assert [step.kind for step in (await host.installer.plan(items)).steps] == ["import_ca"]
+    assert [step.kind for step in plan_lines(await host.installer.plan(items))] == ["import_ca"]
     assert (await host.installer.converge_all(items)).kind is APPLIED
     assert [path.read_text() for path in directory.iterdir()] == [pem]
     assert (await host.installer.converge_all(items)).kind is UNCHANGED

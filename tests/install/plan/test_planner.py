@@ -12,7 +12,7 @@ from planner_world import POLICY, RELOAD, TLS, World, cert, copy, only_set, plan
 from certctrl.install.plan.dependencies import bind, depended_on, levels
 from certctrl.install.plan.item_index import Indexer, ItemIndex
 from certctrl.install.plan.planner import cas_wanted, programs
-from certctrl.install.plan.render import StepKind
+from certctrl.install.plan.render import StepKind, plan_lines, plan_text
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import ImportCaAction, InstallItem, VerifyCommand
@@ -23,13 +23,13 @@ from certctrl.model.policy import HostPolicy, TrustStore
 
 def test_nothing_to_do_is_an_empty_plan() -> None:
     found = plan([], cert(1))
-    assert (found.steps, found.refusals, found.diff) == ((), (), "Nothing to do.")
+    assert (plan_lines(found), found.refusals, plan_text(found)) == ((), (), "Nothing to do.")
 
 
 def test_new_material_is_switched_copied_reloaded_and_verified_in_that_order() -> None:
     items = [copy("c", 1, verify=TLS), run("r", "c")]
     found = plan(items, cert(1, "g2", live="g1", proven=False))
-    assert [step.kind for step in found.steps] == [
+    assert [step.kind for step in plan_lines(found)] == [
         StepKind.SWITCH, StepKind.WRITE, StepKind.WRITE, StepKind.RUN, StepKind.VERIFY,
     ]  # fmt: skip
     assert only_set(found).verifications[0].fingerprints == ("leaf1g2",)
@@ -38,7 +38,7 @@ def test_new_material_is_switched_copied_reloaded_and_verified_in_that_order() -
 def test_unchanged_bytes_are_not_written_and_reload_nothing() -> None:
     items, world = [copy("c", 1), run("r", "c")], World()
     world.apply(plan(items, cert(1)), [cert(1)])
-    assert plan(items, cert(1), facts=world.facts, activations=world.activations).steps == ()
+    assert plan_lines(plan(items, cert(1), facts=world.facts, activations=world.activations)) == ()
 
 
 def test_a_file_that_somebody_changed_is_put_right_and_its_service_reloaded() -> None:
@@ -196,7 +196,7 @@ def test_the_same_command_before_and_after_stays_two_commands() -> None:
 
 
 def test_disabled_items_do_nothing() -> None:
-    assert plan([copy("c", 1, enabled=False), run("r", "c", enabled=False)], cert(1)).steps == ()
+    assert plan_lines(plan([copy("c", 1, enabled=False), run("r", "c", enabled=False)], cert(1))) == ()
     assert ItemIndex.of([copy("c", 1, enabled=False)]).copies(CertFacts(cert_id=1, name="")) == []
 
 
@@ -243,13 +243,13 @@ def test_cas_are_imported_copied_and_announced() -> None:
     ca = DesiredCa(ca_id=3, name="Private", files={"ca.pem": "ca@3"}, fingerprint="f3")
     world, known = World(), {3: ca}
     found = plan(items, cas=known, policy=policy)
-    assert [step.kind for step in found.steps] == [StepKind.IMPORT_CA, StepKind.WRITE, StepKind.RUN]
+    assert [step.kind for step in plan_lines(found)] == [StepKind.IMPORT_CA, StepKind.WRITE, StepKind.RUN]
     assert found.waiting == {"later": "CA 4 is not on this host yet"}
     world.apply(found, [], known)
     known = {3: attrs.evolve(ca, imported=True)}
     again = plan(items, cas=known, policy=policy, facts=world.facts, activations=world.activations)
-    assert again.steps == ()
+    assert plan_lines(again) == ()
     world.facts["/ssl/c/ca.pem"] = Fact(sha256="other", mode=0o644)
     again = plan(items, cas=known, policy=policy, facts=world.facts, activations=world.activations)
-    assert [step.kind for step in again.steps] == [StepKind.WRITE, StepKind.RUN]
+    assert [step.kind for step in plan_lines(again)] == [StepKind.WRITE, StepKind.RUN]
     assert cas_wanted(items) == {3, 4}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from planner_world import RELOAD, TLS, World, cert, copy, plan, writes
 
 from certctrl.install.plan.dependencies import bind, components, levels
+from certctrl.install.plan.render import plan_json, plan_lines, plan_text
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 
 cert_numbers = st.integers(1, 4)
@@ -42,7 +43,7 @@ def test_carrying_out_a_plan_leaves_nothing_to_do(items: list[InstallItem], here
     world = World()
     first = plan(items, *certs)
     refused = {refusal.item for refusal in first.refusals}
-    for step in first.steps:
+    for step in plan_lines(first):
         assert step.item not in refused | first.blocked.keys() | first.waiting.keys()
     for path in writes(first):
         assert path in ("/ssl/a", "/ssl/b", "/ssl/c", "/ssl/d") or any(item.id == "local:x" for item in items)
@@ -51,13 +52,13 @@ def test_carrying_out_a_plan_leaves_nothing_to_do(items: list[InstallItem], here
     world.apply(first, certs)
     settled = world.settled(certs)
     second = plan(items, *settled, facts=world.facts, activations=world.activations)
-    assert second.steps == ()
+    assert plan_lines(second) == ()
     assert {refusal.item for refusal in second.refusals} == refused
-    assert json.loads(json.dumps(first.shown()))["refusals"] == [
+    assert json.loads(json.dumps(plan_json(first)))["refusals"] == [
         json.loads(json.dumps(attrs.asdict(refusal) | {"line": refusal.line})) for refusal in first.refusals
     ]
-    assert bool(first.diff == "Nothing to do.") is not bool(
-        first.steps or first.refusals or first.waiting or first.blocked
+    assert bool(plan_text(first) == "Nothing to do.") is not bool(
+        plan_lines(first) or first.refusals or first.waiting or first.blocked
     )
 
 
@@ -74,5 +75,5 @@ def test_sets_are_a_partition(items: list[InstallItem]) -> None:
 
 def test_other_peoples_text_cannot_forge_a_line_of_the_plan() -> None:
     found = plan([copy("c\n~ switch", 1, targets=("/ssl/a\n+ x", "/ssl/b"))], cert(1))
-    assert all(line.startswith(("! ", "~ ", "? ", "> ", ". ", "  ")) for line in found.diff.splitlines())
-    assert "c\n" not in found.diff
+    assert all(line.startswith(("! ", "~ ", "? ", "> ", ". ", "  ")) for line in plan_text(found).splitlines())
+    assert "c\n" not in plan_text(found)
