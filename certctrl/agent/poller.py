@@ -246,7 +246,7 @@ class Poller:
 
     async def _breaker(self, alert: steps.Alert) -> None:
         agent, session = self.agent, self.agent.session
-        if alert.kind != "breaker-open":
+        if alert.kind is not steps.AlertKind.BREAKER_OPEN:
             return  # the ending says it
         if alert.resolved:
             agent.well(problem_key("breaker"))

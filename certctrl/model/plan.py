@@ -11,6 +11,21 @@ LOCAL_PREFIX = "local:"
 """Begins the ids of the items of ``installs.local.json``."""
 
 
+class StartTls(StrEnum):
+    """The protocol that a connection speaks before TLS."""
+
+    SMTP = "smtp"
+    IMAP = "imap"
+    POSTGRES = "postgres"
+
+
+class ObjectType(StrEnum):
+    """What an item refers to by its ``ob_id``."""
+
+    CERT = "cert"
+    CA = "ca"
+
+
 @attrs.frozen(kw_only=True)
 class VerifyCommand:
     """Verify by running a command that must exit 0."""
@@ -25,8 +40,8 @@ class VerifyTls:
     host: str
     port: int
     server_name: str | None = None
-    starttls: str | None = None
-    """``smtp``, ``imap`` or ``postgres``; None for plain TLS."""
+    starttls: StartTls | None = None
+    """None for plain TLS."""
 
 
 Verify = VerifyCommand | VerifyTls
@@ -40,8 +55,7 @@ class _Item:
     continue_on_error: bool = False
     depends_on: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    ob_type: str | None = None
-    """``cert``, ``ca`` or None."""
+    ob_type: ObjectType | None = None
     ob_id: int | None = None
     ob_name: str | None = None
 

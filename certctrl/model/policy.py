@@ -6,8 +6,18 @@ The host has the last word. Out of the box nothing outside ``certs/`` may be wri
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 
 import attrs
+
+
+class OnRevoked(StrEnum):
+    """What happens to a revoked certificate."""
+
+    REMOVE = "remove"
+    PLACEHOLDER = "placeholder"
+    """Replace it by a self-signed certificate."""
+    KEEP = "keep"
 
 
 @attrs.frozen(kw_only=True)
@@ -67,8 +77,7 @@ class HostPolicy:
     plaintext_keys: bool = False
     trust_on_first_use: bool = False
     """Pin a listed script without ``sha256`` at its first run (in ``state/``)."""
-    on_revoked: str = "remove"
-    """``remove``, ``placeholder`` or ``keep``."""
+    on_revoked: OnRevoked = OnRevoked.REMOVE
     on_alert: tuple[str, ...] | None = None
     """Argv of the operator's alert command (given ``CERTCTRL_ALERT`` as JSON file path)."""
     window: MaintenanceWindow | None = None

@@ -30,7 +30,8 @@ class Pace:
 
     def __init__(self, config: ApplicationConfig, random: Callable[[], float]) -> None:
         self.cadence = Cadence(config, random)
-        self.due, self.why = math.inf, steps.WAIT_START
+        self.due = math.inf
+        self.why = steps.WaitReason.START
         self._urgent = False  # the limit does not hold for the next poll
         self._prompt = self._quick = False  # a person asked: go now / do not let the server hold the poll
         self._starts: deque[float] = deque(maxlen=3)
@@ -49,12 +50,12 @@ class Pace:
         self.cadence.config = config
         if now is None:
             return
-        if self.why == steps.WAIT_INTERVAL:
+        if self.why == steps.WaitReason.INTERVAL:
             self.due = min(self.due, now + self.cadence.interval())
-        elif self.why == steps.WAIT_BREAKER and config.recovery == "auto":
+        elif self.why == steps.WaitReason.BREAKER and config.recovery == "auto":
             self.due = min(self.due, now + PROBE_FIRST)
 
-    def later(self, due: float, why: str) -> None:
+    def later(self, due: float, why: steps.WaitReason) -> None:
         """Plan the next request."""
         self.due, self.why, self._urgent, self._free = due, why, False, False
 
@@ -111,12 +112,12 @@ class Pace:
         """Plan the poll after a good answer; ``news``: it brought signals and a new cursor."""
         self._take(min(now, self._last_request + _ON_THE_WAY))
         if event.retry_after is not None:
-            self.later(now + self.cadence.server_delay(event.retry_after), steps.WAIT_SERVER)
+            self.later(now + self.cadence.server_delay(event.retry_after), steps.WaitReason.SERVER)
         elif news and isinstance(event, Updates) and event.full and event.free:
-            self.later(now, steps.WAIT_INTERVAL)
+            self.later(now, steps.WaitReason.INTERVAL)
             self._urgent = self._free = True
         elif news and (poll.wait or (isinstance(event, Updates) and event.full)):
-            self.later(max(now, self._full - (_BURST - 1) * self._refill), steps.WAIT_INTERVAL)
+            self.later(max(now, self._full - (_BURST - 1) * self._refill), steps.WaitReason.INTERVAL)
             self._urgent = True
         else:
             self.after_interval(now, held=poll.wait > 0)
@@ -124,12 +125,12 @@ class Pace:
     def after_interval(self, now: float, *, held: bool) -> None:
         """Plan the next poll an interval from now, or from the last poll's start where holding it was the pause."""
         since = self._starts[-1] if held and self._starts else now
-        self.later(max(now, since + self.cadence.interval()), steps.WAIT_INTERVAL)
+        self.later(max(now, since + self.cadence.interval()), steps.WaitReason.INTERVAL)
 
     def after_failure(self, retry_after: float | None, now: float) -> bool:
         """Count a failure and plan the next try; True when it opened the breaker."""
         was_open = self.cadence.breaker_open
         delay = self.cadence.failed(retry_after)
-        why = steps.WAIT_BACKOFF if retry_after is None else steps.WAIT_SERVER
-        self.later(now + delay, steps.WAIT_BREAKER if self.cadence.breaker_open else why)
+        why = steps.WaitReason.BACKOFF if retry_after is None else steps.WaitReason.SERVER
+        self.later(now + delay, steps.WaitReason.BREAKER if self.cadence.breaker_open else why)
         return self.cadence.breaker_open and not was_open

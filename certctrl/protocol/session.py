@@ -155,7 +155,7 @@ class Session:
             case ev.Started():
                 if self.state is State.INITIALIZING:
                     self.walk.go(State.POLLING if event.token_valid else State.REFRESHING)
-                    self._pace.later(now + self._pace.cadence.first_delay(), steps.WAIT_SPREAD)
+                    self._pace.later(now + self._pace.cadence.first_delay(), steps.WaitReason.SPREAD)
             case ev.PollNow():
                 if self.state is not State.INITIALIZING:
                     self._pace.wish()
@@ -183,7 +183,7 @@ class Session:
             case ev.TokenRefreshed():
                 self._retried = True
                 self.walk.go(State.POLLING)
-                self._pace.later(now, steps.WAIT_INTERVAL)
+                self._pace.later(now, steps.WaitReason.INTERVAL)
             case ev.RefreshFailed():
                 self.last_poll_text = ev.poll_text(event)
                 self._failed(event.retry_after, now)
@@ -206,7 +206,7 @@ class Session:
         self._note(event, now)
         if isinstance(event, ev.TokenExpired) and not self._retried:
             self.walk.go(State.REFRESHING)
-            self._pace.later(now, steps.WAIT_BACKOFF)
+            self._pace.later(now, steps.WaitReason.BACKOFF)
             return
         self._retried = False
         match event:
@@ -241,7 +241,7 @@ class Session:
         """Plan a resync: at once, but with backoff when one follows another."""
         self._resync = True
         pause = self._pace.cadence.backoff(self._resyncs + 1) if self._resyncs else 0.0
-        self._pace.later(now + pause, steps.WAIT_BACKOFF)
+        self._pace.later(now + pause, steps.WaitReason.BACKOFF)
 
     def _delivered(self) -> None:
         if self._page is not None and self._page.cursor is not None:
@@ -258,7 +258,7 @@ class Session:
         if self.state is State.PROCESSING:
             self.walk.go(State.ACKNOWLEDGING)
         self.walk.go(State.ERROR)
-        self._pace.later(now + self._pace.cadence.backoff(self._deliver_failures), steps.WAIT_BACKOFF)
+        self._pace.later(now + self._pace.cadence.backoff(self._deliver_failures), steps.WaitReason.BACKOFF)
 
     def _acks_failed(self, retry_after: float | None, now: float) -> None:
         """Leave acks for later without holding up polling: the next poll's time stays as it is."""
@@ -283,17 +283,19 @@ class Session:
         self._pace.cadence.reset()
         if self._alarmed:
             self._alarmed = False
-            self._alerts.append(steps.Alert("breaker-open", "the control plane answers again", resolved=True))
+            self._alerts.append(
+                steps.Alert(steps.AlertKind.BREAKER_OPEN, "the control plane answers again", resolved=True)
+            )
 
     def _failed(self, retry_after: float | None, now: float) -> None:
         if self._pace.after_failure(retry_after, now):
             self._alarmed = True
             text = f"the control plane gave no usable answer {self.failures} times in a row"
-            self._alerts.append(steps.Alert("breaker-open", text))
+            self._alerts.append(steps.Alert(steps.AlertKind.BREAKER_OPEN, text))
 
     def _terminate(self, through: State, reason: StopReason, detail: str) -> None:
         self.walk.end(through)
-        self._alerts.append(
-            steps.Alert("device-revoked" if reason is StopReason.REVOKED else "refresh-refused", detail)
-        )
+        revoked = reason is StopReason.REVOKED
+        kind = steps.AlertKind.DEVICE_REVOKED if revoked else steps.AlertKind.REFRESH_REFUSED
+        self._alerts.append(steps.Alert(kind, detail))
         self._end = steps.Terminate(reason, detail)

@@ -5,28 +5,32 @@ A step stands until its event arrives: asking again returns the same one (but fo
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import attrs
 
 from certctrl.model.signals import Signal
 from certctrl.model.status import StopReason
 
 
+class WaitReason(StrEnum):
+    """What the next request waits for."""
+
+    START = "not started"
+    SPREAD = "spread"
+    INTERVAL = "interval"
+    SERVER = "retry-after"
+    BACKOFF = "backoff"
+    BREAKER = "breaker"
+
+
 @attrs.frozen
 class Wait:
-    """Do nothing until ``until``; ``PollNow`` ends it early. Event: Timer, PollNow, HighInterest."""
+    """Do nothing until ``until``. Event: Timer, PollNow (which ends the wait early), HighInterest."""
 
     until: float
-    """Monotonic seconds; ``inf`` when only a person can end it."""
-    why: str
-    """One of the ``WAIT_…`` words."""
-
-
-WAIT_START = "not started"
-WAIT_SPREAD = "spread"
-WAIT_INTERVAL = "interval"
-WAIT_SERVER = "retry-after"
-WAIT_BACKOFF = "backoff"
-WAIT_BREAKER = "breaker"
+    """Monotonic seconds; ``inf`` if only an operator can end the wait."""
+    why: WaitReason
 
 
 @attrs.frozen
@@ -81,12 +85,19 @@ class Terminate:
 Step = Wait | Poll | Deliver | FlushAcks | Refresh | Resync | Terminate
 
 
+class AlertKind(StrEnum):
+    """The problem that an alert is about."""
+
+    BREAKER_OPEN = "breaker-open"
+    DEVICE_REVOKED = "device-revoked"
+    REFRESH_REFUSED = "refresh-refused"
+
+
 @attrs.frozen
 class Alert:
-    """Something a person must hear of; collected in ``Session.take_alerts``."""
+    """A problem that operators must know of; collected in ``Session.take_alerts``."""
 
-    kind: str
-    """``breaker-open``, ``device-revoked`` or ``refresh-refused``."""
+    kind: AlertKind
     text: str
     resolved: bool = False
-    """True when what the alert of this kind said is over."""
+    """True if the problem is over."""

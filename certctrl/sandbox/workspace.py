@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from certctrl.errors import UsageError
-from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.model.policy import HostPolicy, NamedCommand, OnRevoked
 from certctrl.sandbox.servers import HOST, Server
 from certctrl.store.config.files import init_config_dir, save_policy
 from certctrl.store.disk.fs import RealFs
@@ -65,7 +65,7 @@ def allow_service(layout: ConfigDir, server: Server) -> None:
             "reload": NamedCommand(argv=server.reload_argv),
         },
         # nginx does not start without the files it is told of; the built-in service drops the name.
-        on_revoked="placeholder" if server.kind == "nginx" else "remove",
+        on_revoked=OnRevoked.PLACEHOLDER if server.kind == "nginx" else OnRevoked.REMOVE,
     )
     save_policy(RealFs(), layout, policy)
 

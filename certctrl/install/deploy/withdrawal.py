@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import assert_never
 
 import attrs
 import trio
@@ -28,6 +29,7 @@ from certctrl.install.plan.policy import is_local, refuse_path
 from certctrl.install.plan.retries import retry_at
 from certctrl.install.probe.tls import after_removal
 from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
+from certctrl.model.policy import OnRevoked
 from certctrl.model.records import CertRecord, Stage
 from certctrl.store.deployments.removal import NOT_OURS, remove_ours
 from certctrl.text import one_line
@@ -51,12 +53,15 @@ class Withdrawal:
     async def run(self) -> Outcome:
         """Do what the policy says and run the commands that are about this certificate."""
         removes = not self.revoked or withdrawn(self.record)  # what has been removed is not put back by a new policy
-        how = "remove" if removes else self.site.policy().on_revoked
-        if how == "keep":
-            return await self._keep()
-        if how == "placeholder":
-            return await self._replace()
-        return await self._remove()
+        how = OnRevoked.REMOVE if removes else self.site.policy().on_revoked
+        match how:
+            case OnRevoked.KEEP:
+                return await self._keep()
+            case OnRevoked.PLACEHOLDER:
+                return await self._replace()
+            case OnRevoked.REMOVE:
+                return await self._remove()
+        assert_never(how)
 
     def _group(self) -> Group:
         groups = groups_of(self.site, self.items, {})

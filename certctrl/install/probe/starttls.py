@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import trio
 
 from certctrl.errors import ProbeError
+from certctrl.model.plan import StartTls
 from certctrl.text import one_line
 
 LONGEST_LINE = 2000
@@ -12,21 +15,22 @@ MOST_LINES = 100
 _POSTGRES_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 
 
-async def start_tls(stream: trio.SocketStream, kind: str) -> None:
-    """Ask the server to begin TLS; raises ProbeError when it does not offer or refuses it.
+async def start_tls(stream: trio.SocketStream, kind: StartTls) -> None:
+    """Ask the server to begin TLS; raises ProbeError if it does not offer TLS or refuses it.
 
-    Reads byte by byte, so that nothing that belongs to TLS is taken from the stream.
+    Reads byte by byte, so that no byte of TLS is taken from the stream.
     """
-    if kind == "smtp":
-        await _smtp(stream)
-    elif kind == "imap":
-        await _imap(stream)
-    elif kind == "postgres":
-        await stream.send_all(_POSTGRES_REQUEST)
-        if (answer := await stream.receive_some(1)) != b"S":
-            raise ProbeError(f"the PostgreSQL server refuses TLS (answered {one_line(repr(answer))})")
-    else:
-        raise ProbeError(f"there is no STARTTLS for {one_line(kind)}")
+    match kind:
+        case StartTls.SMTP:
+            await _smtp(stream)
+        case StartTls.IMAP:
+            await _imap(stream)
+        case StartTls.POSTGRES:
+            await stream.send_all(_POSTGRES_REQUEST)
+            if (answer := await stream.receive_some(1)) != b"S":
+                raise ProbeError(f"the PostgreSQL server refuses TLS (answered {one_line(repr(answer))})")
+        case _:
+            assert_never(kind)
 
 
 async def _smtp(stream: trio.SocketStream) -> None:

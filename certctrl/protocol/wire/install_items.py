@@ -13,6 +13,8 @@ from certctrl.model.plan import (
     ExecAction,
     ImportCaAction,
     InstallItem,
+    ObjectType,
+    StartTls,
     Verify,
     VerifyCommand,
     VerifyTls,
@@ -50,7 +52,8 @@ DEFAULT_TIMEOUT_MS = 30_000
 
 _OCTAL = re.compile(r"(0o)?0?[0-7]{3}", re.ASCII)
 _BRACKETED = re.compile(r"\A\[([^\[\]]*:[^\[\]]*)\]\Z")  # an IPv6 address as in a URL; no resolver knows it so
-_STARTTLS = ("smtp", "imap", "postgres")
+_OBJECT_TYPES = tuple(ObjectType)
+_STARTTLS = tuple(StartTls)
 _COMMON_KEYS = frozenset(
     ("id", "type", "enabled", "continue_on_error", "depends_on", "tags", "ob_type", "ob_id", "ob_name")
 )
@@ -80,10 +83,10 @@ def _item_ids(value: Any, _: Any = None) -> tuple[str, ...]:
     return tuple(map(_item_id, bounded_list(value)))
 
 
-def _object_type(value: Any, _: Any = None) -> str:
-    if value not in ("cert", "ca"):
+def _object_type(value: Any, _: Any = None) -> ObjectType:
+    if value not in _OBJECT_TYPES:
         raise Misfit("expected cert or ca")
-    return str(value)
+    return ObjectType(value)
 
 
 def _object_id(value: Any, _: Any = None) -> int | None:
@@ -120,10 +123,10 @@ def _environment(value: Any, _: Any = None) -> dict[str, str]:
     return found
 
 
-def _starttls(value: Any, _: Any = None) -> str:
+def _starttls(value: Any, _: Any = None) -> StartTls:
     if value not in _STARTTLS:
         raise Misfit(f"expected one of {', '.join(_STARTTLS)}")
-    return str(value)
+    return StartTls(value)
 
 
 def _host(value: Any, _: Any = None) -> str:

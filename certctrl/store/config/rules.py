@@ -96,7 +96,6 @@ def check_policy(policy: HostPolicy) -> None:
     for name, command in policy.commands.items():
         _check_command(command, f"commands.{name}")
     check_choice(policy.remote_commands, ("on", "off"), "remote_commands")
-    check_choice(policy.on_revoked, ("remove", "placeholder", "keep"), "on_revoked")
     if policy.on_alert is not None:
         _check_argv(policy.on_alert, "on_alert")
     if policy.window is not None:
