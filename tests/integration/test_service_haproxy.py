@@ -171,4 +171,4 @@ def test_a_placeholder_goes_through_the_runtime_api(runtime: Trial) -> None:
 
 
 def test_what_was_removed_stays_in_the_running_haproxy(runtime: Trial) -> None:
-    prove_removal(runtime, FROM_MEMORY, "item update haproxy", "is gone: haproxy goes on with what it has loaded")
+    prove_removal(runtime, FROM_MEMORY, "item update haproxy", "is gone: haproxy keeps serving the loaded certificate")
