@@ -1,8 +1,7 @@
-"""The whole error tree: whose fault it was, how to fix it, which exit status it means.
+"""The error tree, with a fix and an exit status for each error.
 
-Imports nothing of ours. Foreign exceptions stop at the boundary that calls the foreign code and continue
-as one of these. ``str(error)`` is one line for a person and never holds a secret; ``error.fix`` is the
-next thing to type.
+Imports no other module of the project. Code that calls a library or the operating system converts its exceptions
+to these. ``str(error)`` is one line without secrets; ``error.fix`` is the next command or action to try.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """What a process of ours ends with; the same everywhere (sysexits.h where it has a word)."""
+    """Exit statuses of all commands; the numbers of sysexits.h where one fits (docs/exit-statuses.md)."""
 
     DONE = 0
     FAILED = 1
     USAGE = 2
     CHANGES = 2  # `plan` only
-    NOT_RUNNING = 3  # LSB: `status` only
+    NOT_RUNNING = 3  # `status` only (LSB)
     UNAVAILABLE = 69
     DISK = 74
     BUSY = 75
@@ -27,7 +26,7 @@ class ExitStatus(IntEnum):
 
 
 class CertctrlError(Exception):
-    """Base of everything we raise on purpose."""
+    """Base class of all errors that the project raises on purpose."""
 
     exit_status: ExitStatus = ExitStatus.FAILED
 
@@ -40,17 +39,17 @@ class CertctrlError(Exception):
         return self.what
 
 
-# --- ours: the operator's input or this host's set-up -------------------------------------------------
+# --- this host: the operator's input or the set-up ----------------------------------------------------
 
 
 class UsageError(CertctrlError):
-    """The command line asks for something that does not exist or does not fit together."""
+    """An invalid command line: unknown, missing or conflicting arguments."""
 
     exit_status = ExitStatus.USAGE
 
 
 class ConfigError(CertctrlError):
-    """A file of the operator's is wrong: names file, JSON path and what was expected."""
+    """An invalid file of the operator; the message names the file, the JSON path and the expected value."""
 
     exit_status = ExitStatus.CONFIG
 
@@ -62,48 +61,48 @@ class ConfigError(CertctrlError):
 
 
 class NotRegisteredError(CertctrlError):
-    """The device has no (usable) registration: never registered, refused, or revoked."""
+    """The device is not registered, or its registration was refused or revoked."""
 
     exit_status = ExitStatus.NOT_REGISTERED
 
 
 class BusyError(CertctrlError):
-    """Another process of ours holds a lock; names the holder."""
+    """Another process of certctrl holds a lock, or the daemon does not answer in time."""
 
     exit_status = ExitStatus.BUSY
 
 
-# --- transport: the control plane cannot be reached or does not speak our language --------------------
+# --- transport: the control plane cannot be reached or violates the wire contract ---------------------
 
 
 class TransportError(CertctrlError):
-    """No answer: DNS, connect, TLS, deadline, broken connection."""
+    """No answer from the control plane: DNS, connection, TLS or deadline failed."""
 
     exit_status = ExitStatus.UNAVAILABLE
     maybe_sent: bool = True
-    """False when the request certainly never reached the plane: nothing was spent."""
+    """False if the request certainly did not reach the plane, so that a one-time token is still unused."""
 
 
 class TlsError(TransportError):
-    """The plane's certificate was refused, or it refused ours."""
+    """The plane's certificate was rejected, or the plane rejected the client certificate."""
 
 
 class DeadlineError(TransportError):
-    """The whole exchange took longer than its deadline."""
+    """The exchange exceeded its deadline."""
 
 
 class BadAnswerError(TransportError):
-    """An answer came, but it is not of the wire contract: HTML, too large, not JSON, wrong schema."""
+    """An answer that violates the wire contract: HTML, too large, not JSON, wrong schema."""
 
 
-# --- theirs: the control plane answered with an error ----------------------------------------------------
+# --- the control plane answered with an error -------------------------------------------------------------
 
 
 DEVICE_REVOKED = "DEVICE_REVOKED"
 
 
 class PlaneError(CertctrlError):
-    """The control plane refused a request (api.md §6)."""
+    """An error response of the control plane (docs/protocol.md)."""
 
     exit_status = ExitStatus.UNAVAILABLE
 
@@ -122,8 +121,8 @@ class PlaneError(CertctrlError):
         self.key = key
         self.code = code
         self.retry_after = retry_after
-        """Seconds, already clamped to [0, 3600]; None when the answer gave none."""
-        if status == 403 and key == DEVICE_REVOKED:  # whoever asked, and for whatever
+        """Seconds, clamped to [0, 3600]; None if the response has no Retry-After."""
+        if status == 403 and key == DEVICE_REVOKED:  # any request may learn of the revocation
             self.exit_status = ExitStatus.NOT_REGISTERED
             self.fix = fix or "cert-ctrl -c DIR register"
 
@@ -132,7 +131,7 @@ class PlaneError(CertctrlError):
 
 
 class DiskError(CertctrlError):
-    """A file operation failed (full, read-only, EIO, …); ``path`` and ``errno`` say where and why."""
+    """A failed file operation: disk full, read-only file system, I/O error, …"""
 
     exit_status = ExitStatus.DISK
 
@@ -143,14 +142,14 @@ class DiskError(CertctrlError):
 
 
 class StateCorruptError(DiskError):
-    """A state file exists but cannot be understood; it is never taken for "first run"."""
+    """A state file exists but is damaged; it is never treated as a first run."""
 
 
 # --- the pipeline -------------------------------------------------------------------------------------------
 
 
 class MaterialError(CertctrlError):
-    """Certificate material that must not be deployed; ``reason`` is a stable word."""
+    """Certificate material that must not be deployed; ``reason`` is a stable identifier."""
 
     def __init__(self, what: str, *, reason: str, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
@@ -158,7 +157,7 @@ class MaterialError(CertctrlError):
 
 
 class NotYetValidError(MaterialError):
-    """A certificate whose validity starts later: it waits, nothing is wrong with it."""
+    """A certificate whose validity starts later; it is deployed then."""
 
     def __init__(self, what: str, *, valid_from: float) -> None:
         super().__init__(what, reason="not-yet-valid", fix="wait, or check this host's clock")
@@ -167,7 +166,10 @@ class NotYetValidError(MaterialError):
 
 
 class PlanError(CertctrlError):
-    """An install config that cannot be run: hash, version, cycle, unknown type; ``reason`` is a stable word."""
+    """An install config that cannot be executed: hash, version, cycle, unknown type.
+
+    ``reason`` is a stable identifier.
+    """
 
     def __init__(self, what: str, *, reason: str, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
@@ -175,18 +177,18 @@ class PlanError(CertctrlError):
 
 
 class PolicyRefusedError(CertctrlError):
-    """The host's policy does not allow this write or command; ``fix`` holds the line to add."""
+    """A write or command that the host's policy does not allow; ``fix`` is the line to add."""
 
 
 class CommandError(CertctrlError):
-    """A command of the install plan failed, was killed at its deadline, or could not start."""
+    """A command of the install plan failed, exceeded its deadline or could not start."""
 
     def __init__(self, what: str, *, status: int | None = None, output: str = "", fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
         self.status = status
-        """Exit status, negative signal number, or None when it never ran."""
+        """Exit status, negative signal number, or None if it did not start."""
         self.output = output
-        """Escaped, redacted, bounded tail of what it printed."""
+        """The end of its output: escaped, redacted, bounded."""
 
 
 class ProbeError(CertctrlError):

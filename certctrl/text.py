@@ -1,4 +1,4 @@
-"""Foreign text made fit for one line of a log, a terminal or a page."""
+"""Escape untrusted text for one line of a log, a terminal or a page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ LINE_LIMIT = 200
 def one_line(
     text: str, limit: int | None = LINE_LIMIT, *, replacement: str | None = None, ascii_only: bool = False
 ) -> str:
-    """Return text as one printable line of at most ``limit`` characters; None: unlimited.
+    """Return text as one printable line of at most ``limit`` characters; None means unlimited.
 
     Control, bidirectional and other invisible characters are escaped (``\\n``, ``\\u202e``), or replaced by
-    ``replacement``. ``ascii_only``: escape everything beyond ASCII, too.
+    ``replacement``. ``ascii_only`` also escapes all characters outside ASCII.
     """
     if text.isprintable() and (limit is None or len(text) <= limit) and (not ascii_only or text.isascii()):
         return text

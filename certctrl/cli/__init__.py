@@ -1,1 +1,1 @@
-"""The command line: parse, one call, print, exit status. Only this package imports Typer."""
+"""The command line: parse, make one call, print, exit. Only this package imports Typer."""

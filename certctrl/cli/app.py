@@ -1,7 +1,7 @@
-"""The Typer root: ``-c``, ``--keep-running``, and a table of commands of which only the one asked for is imported.
+"""The Typer root: its options and the table of commands; only the requested command is imported.
 
-``-c DIR`` and ``--debug`` are accepted before the command and among its own options; the later one wins. Help
-is plain text: it needs no rich, and its examples keep their lines.
+``-c DIR`` and ``--debug`` are accepted before and after the command; the last one wins. Help is plain text, so that
+examples keep their line breaks and rich is not imported.
 """
 
 import os
@@ -16,11 +16,11 @@ from certctrl.errors import ExitStatus
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 GROUP: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "no_args_is_help": True}
-"""Settings of a Typer that holds the commands below one of ours."""
+"""Settings of a Typer with subcommands."""
 
 
 class Entry:
-    """One command: where it lives and what the list in ``--help`` says of it."""
+    """One command: its module and its line in ``--help``."""
 
     __slots__ = ("about", "module", "name", "own_directory")
 
@@ -28,50 +28,50 @@ class Entry:
         self.module = module
         self.about = about
         self.name = name or module.rpartition(".")[2]
-        """Attribute of the module: a function, or a Typer with commands of its own."""
+        """Attribute of the module: a function, or a Typer with subcommands."""
         self.own_directory = own_directory
-        """True: the command has directories of its own and takes no ``-c``."""
+        """Whether the command has other directory options instead of ``-c``."""
 
 
 COMMANDS: dict[str, Entry] = {
-    "init": Entry("commands.init", "Make a config directory for a control plane."),
-    "register": Entry("commands.register", "Register this host at the control plane."),
-    "status": Entry("commands.status", "Show how the agent is doing; the exit status tells its health."),
-    "poll-now": Entry("commands.poll_now", "Poll at once, print what came, and close an open breaker."),
+    "init": Entry("commands.init", "Create a config directory for a control plane."),
+    "register": Entry("commands.register", "Register this host with the control plane."),
+    "status": Entry("commands.status", "Show the status of the agent; the exit status reflects its health."),
+    "poll-now": Entry("commands.poll_now", "Poll immediately, print the result, and close an open breaker."),
     "list-certs": Entry("commands.list_certs", "List the certificates on this host."),
-    "renew": Entry("commands.renew", "Ask the control plane for a new certificate."),
-    "plan": Entry("commands.plan", "Show what would change on this host, and change nothing."),
-    "apply": Entry("commands.apply", "Bring this host to what the control plane and its own plan say."),
-    "rollback": Entry("commands.rollback", "Put a previous certificate back and hold it, or let it go again."),
+    "renew": Entry("commands.renew", "Request a new certificate from the control plane."),
+    "plan": Entry("commands.plan", "Show what would change on this host; change nothing."),
+    "apply": Entry("commands.apply", "Bring this host in line with the control plane and the install plan."),
+    "rollback": Entry("commands.rollback", "Restore a previous certificate and hold it, or end the hold."),
     "history": Entry("commands.history", "Show past deployments."),
-    "doctor": Entry("commands.doctor", "Check everything an operator would check, with a fix for each finding."),
+    "doctor": Entry("commands.doctor", "Check host, control plane, certificates and daemon; print a fix for each problem."),
     "config": Entry("commands.config", "Show or check the configuration.", name="config"),
     "policy": Entry("commands.policy", "Show or extend what the control plane may do on this host.", name="policy"),
-    "trust": Entry("commands.trust", "Show or forget what this host has learnt to insist on.", name="trust"),
-    "sandbox": Entry("commands.sandbox", "Watch plane, agent and a TLS service work together here.", own_directory=True),
+    "trust": Entry("commands.trust", "Show or reset minimum versions and script pins.", name="trust"),
+    "sandbox": Entry("commands.sandbox", "Run a control plane, an agent and a TLS service on this machine.", own_directory=True),
     "plane": Entry("plane.commands", "Run and operate the reference control plane.", name="plane", own_directory=True),
 }  # fmt: skip
 
 
 class LazyGroup(TyperGroup):
-    """A group that imports a command's module when the command is run, and none to list them."""
+    """A group that imports a command only when it runs, and none to list them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names in the order of the table."""
+        """Return the command names in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import and return one command; None when the table has no such name."""
+        """Import and return a command; None if there is no such command."""
         entry = COMMANDS.get(cmd_name)
         return None if entry is None else load(cmd_name, entry)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the table, importing nothing."""
+        """Write the table of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.about) for name, entry in COMMANDS.items()])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command, or fail with the names that come near."""
+        """Find the command, or fail with similar names."""
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             from difflib import get_close_matches
 
@@ -96,7 +96,7 @@ def load(name: str, entry: Entry) -> Any:
 
 
 def _add_root_options(command: Any, *, directory: bool) -> None:
-    """Let a command (and those below it) take the root's options too."""
+    """Add the root's options to a command and its subcommands."""
     options = [
         TyperOption(
             param_decls=["--debug"], type=None, is_flag=True, default=False, expose_value=False, callback=_take_debug,
@@ -110,7 +110,7 @@ def _add_root_options(command: Any, *, directory: bool) -> None:
                 metavar="DIR",
                 expose_value=False,
                 callback=_take_directory,
-                help="Config directory of the agent; may also stand before the command.",
+                help="Config directory of the agent; may also precede the command.",
             )
         )
     if isinstance(command, TyperGroup):
@@ -136,22 +136,22 @@ def _root(
         str | None, typer.Option("-c", "--config-dir", metavar="DIR", help="Config directory of the agent.")
     ] = None,
     keep_running: Annotated[
-        bool, typer.Option("--keep-running", help="Run as the daemon, in the foreground, until SIGTERM.")
+        bool, typer.Option("--keep-running", help="Run the daemon in the foreground until SIGTERM.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Log more, and show where an unexpected error arose.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log more; print a traceback with an error.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> int:
-    """Keep this host's certificates as its control plane issues them: fetched, deployed, reloaded, served.
+    """Keep this host's certificates current: fetch, deploy, reload, and verify what is served.
 
     \b
     Set up:    cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com
                cert-ctrl -c /etc/cert-ctrl register
     Run:       cert-ctrl -c /etc/cert-ctrl --keep-running
-    Look:      cert-ctrl -c /etc/cert-ctrl status
-    Try:       cert-ctrl sandbox
+    Check:     cert-ctrl -c /etc/cert-ctrl status
+    Try out:   cert-ctrl sandbox
 
     Exit status: 0 done, 1 failed, 2 usage, 69 control plane unavailable, 74 disk, 75 busy, 77 not registered or
-    revoked, 78 configuration, 130 interrupted; `status` and `plan` add their own, see their --help.
+    revoked, 78 configuration, 130 interrupted. `status` and `plan` have more; see their --help.
     """
     invoked: Invocation = invocation(ctx)
     invoked.config_dir, invoked.debug = config_dir, debug
@@ -162,7 +162,7 @@ def _root(
         raise typer.Exit
     if keep_running:
         if ctx.invoked_subcommand is not None:
-            ctx.fail(f"--keep-running starts the daemon; it does not go with {ctx.invoked_subcommand!r}.")
+            ctx.fail(f"--keep-running cannot be combined with the command {ctx.invoked_subcommand!r}.")
         from certctrl.cli.daemon import keep_running as daemon
 
         return daemon(invoked)
@@ -173,7 +173,7 @@ def _root(
 
 
 def root_command(argv: list[str]) -> Any:
-    """Return the root as a command ready to run; shell completion is added where it can be asked for."""
+    """Return the root command; shell completion is added only for command lines that can request it."""
     completion = "_CERT_CTRL_COMPLETE" in os.environ or COMMANDS.keys().isdisjoint(argv)
     app = typer.Typer(
         cls=LazyGroup,

@@ -1,4 +1,4 @@
-"""What `list-certs` shows: facts recorded at deploy time; nothing is parsed."""
+"""The output of `list-certs`, from facts recorded at deployment; no certificate is parsed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _cells(row: dict[str, Any], now: float, root: str, *, drawn: bool) -> tuple[
 
 
 def _short(serial: str) -> str:
-    """Return a serial's first and last bytes: a terminal has no room for twenty."""
+    """Return the first and last bytes of a serial, to fit a terminal."""
     return f"{serial[:8]}…{serial[-5:]}" if len(serial) > 20 else serial
 
 
@@ -56,7 +56,7 @@ def _life(row: dict[str, Any], now: float, *, drawn: bool) -> str:
 
 
 def _where(row: dict[str, Any], root: str) -> str:
-    """Return where it lies: the plan's destinations, else the agent's own file."""
+    """Return the destinations of the install plan, or the agent's own file if there are none."""
     if row["stage"] == "withdrawn" or not row["generation"]:
         return "withdrawn" if row["stage"] == "withdrawn" else "not yet"
     elsewhere = [path for path in row["targets"] if not path.startswith(root + os.sep)]

@@ -1,4 +1,4 @@
-"""Check what the operator wrote, whole: configuration, policy, local install items, and the files they name."""
+"""Check the operator's files: configuration, policy, local install items, and the files they name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
-    """Return the names of the files that were checked; raises for the first mistake (ConfigError, PlanError, …)."""
+    """Return the names of the checked files.
+
+    Raises ConfigError, PlanError or another CertctrlError for the first mistake.
+    """
     from certctrl.store.config.files import load_config, load_policy
 
     loaded = load_config(layout, environ)
@@ -42,9 +45,9 @@ def _check_local_installs(layout: ConfigDir) -> None:
     from certctrl.store.state.session import StateStore
 
     rows = items_from_local(load_local_installs(layout))
-    named, here = {name for row in rows for name in row.depends_on}, {row.id for row in rows}
-    # the state is the daemon's: it is opened only when a row names what is not in the operator's own file
-    stored = StateStore(layout, RealFs()).load_install_config() if named - here else None
+    named, own = {name for row in rows for name in row.depends_on}, {row.id for row in rows}
+    # Read the daemon's state only if an item depends on one outside the operator's file.
+    stored = StateStore(layout, RealFs()).load_install_config() if named - own else None
     planes = install_config_from_wire(stored.raw).items if stored is not None else ()
     check_local_dependencies(rows, [item.id for item in planes])
 
@@ -63,6 +66,6 @@ def _check_named_files(layout: ConfigDir, client: HttpClientConfig) -> None:
 def _fault(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return "" if b"-----BEGIN " in file.read(1 << 20) else "holds no PEM"
+            return "" if b"-----BEGIN " in file.read(1 << 20) else "contains no PEM block"
     except OSError as error:
         return error.strerror or "cannot be read"

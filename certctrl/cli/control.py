@@ -1,7 +1,7 @@
-"""The client of the daemon's control socket: one JSON line out, one back, plain blocking calls.
+"""The client of the daemon's control socket: one JSON line each way, with blocking calls.
 
-Trio would cost more than the answer. The kernel is asked who serves the socket (SO_PEERCRED): only root and our
-own user may pretend to be the daemon.
+Importing Trio would take longer than the request. SO_PEERCRED says who serves the socket: only root and the owner of
+the config directory are accepted as the daemon.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CREDENTIALS = "3i"
 
 
 class Reply:
-    """What the daemon answered."""
+    """The daemon's answer."""
 
     __slots__ = ("data",)
 
@@ -35,7 +35,7 @@ class Reply:
 
 
 class RefusedByDaemon(CertctrlError):
-    """The daemon answered with an error of its own; carries its exit status."""
+    """An error that the daemon returned, with its exit status."""
 
     def __init__(self, what: str, *, fix: str | None, status: int) -> None:
         super().__init__(what, fix=fix)
@@ -43,21 +43,21 @@ class RefusedByDaemon(CertctrlError):
 
 
 def ask(layout: ConfigDir, op: str, *, seconds: float = ANSWER_SECONDS, **fields: Any) -> Reply | None:
-    """Ask the running daemon; None when none is running. ``seconds`` bounds the wait for the answer.
+    """Send a request to the daemon; return None if no daemon is running.
 
-    Raises RefusedByDaemon with the daemon's own words, BusyError when it is too slow, DiskError when the socket may
-    not be used, TransportError when it does not lead to the daemon.
+    ``seconds`` bounds the wait for the answer. Raises RefusedByDaemon for an error of the daemon, BusyError if it is
+    too slow, DiskError without permission for the socket, TransportError for any other socket error.
     """
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)) as sock:
         sock.settimeout(CONNECT_SECONDS)
         try:
             _connect(sock, layout)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-            return None  # no socket, or one that a dead daemon left
+            return None  # no socket, or a stale one
         except OSError as error:
             why = os.strerror(error.errno) if error.errno else str(error)
-            what, fix = f"cannot reach the daemon at {layout.control_socket}: {why}", f"see ls -l {layout.state}"
-            if isinstance(error, PermissionError):  # as of every other file here: the plane has no part in it
+            what, fix = f"cannot reach the daemon at {layout.control_socket}: {why}", f"ls -l {layout.state}"
+            if isinstance(error, PermissionError):  # a local file error, not a transport error
                 fix = f"run as root or as the owner of {layout.state}"
                 raise DiskError(what, path=str(layout.control_socket), errno=error.errno or 0, fix=fix) from None
             raise TransportError(what, fix=fix) from None
@@ -68,10 +68,10 @@ def ask(layout: ConfigDir, op: str, *, seconds: float = ANSWER_SECONDS, **fields
             line = _read_line(sock)
         except TimeoutError:
             raise BusyError(
-                f"the daemon did not answer `{op}` within {seconds:g} s", fix="see its log; is the host overloaded?"
+                f"the daemon did not answer `{op}` within {seconds:g} s", fix="check its log and the load of this host"
             ) from None
         except OSError as error:
-            raise TransportError(f"the daemon hung up: {error}", fix="see its log") from None
+            raise TransportError(f"the daemon closed the connection: {error}", fix="check its log") from None
     return _reply(line)
 
 
@@ -80,7 +80,7 @@ def _connect(sock: socket.socket, layout: ConfigDir) -> None:
     if len(os.fsencode(path)) <= PATH_LIMIT:
         sock.connect(path)
         return
-    from certctrl.store.disk.fs import RealFs  # a socket's path is limited, a directory's is not
+    from certctrl.store.disk.fs import RealFs  # a socket path is limited to 107 bytes, a directory path is not
     from certctrl.store.disk.fs import closing as closing_handle
 
     fs = RealFs()
@@ -92,12 +92,12 @@ def _check_peer(sock: socket.socket, layout: ConfigDir) -> None:
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_CREDENTIALS))
     _pid, uid, _gid = struct.unpack(_CREDENTIALS, raw)
     trusted = {0, os.geteuid()}
-    if os.geteuid() == 0:  # root may ask anybody's daemon; then the directory's owner is the one to expect
+    if os.geteuid() == 0:  # root may also talk to a daemon of the directory's owner
         trusted.add(os.stat(layout.state).st_uid)
     if uid not in trusted:
         raise TransportError(
-            f"the control socket is served by user id {uid}, who is neither root nor the owner of {layout.state}",
-            fix="find out which process that is (ss -xlp) and do not trust it",
+            f"the control socket is served by user id {uid}, which is neither root nor the owner of {layout.state}",
+            fix="find the process with `ss -xlp` and stop it",
         )
 
 
@@ -117,8 +117,8 @@ def _reply(line: bytes) -> Reply:
         answer = json.loads(line)
         good = answer["ok"]
     except (ValueError, KeyError, TypeError):
-        why = "the daemon is stopping" if not line else "its answer is not of this version's form"
-        raise BusyError(f"no answer from the daemon: {why}", fix="try again in a moment") from None
+        why = "the daemon is stopping" if not line else "its answer has an unknown format; do the versions differ?"
+        raise BusyError(f"no answer from the daemon: {why}", fix="try again") from None
     if good:
         return Reply(answer.get("data"))
     raise RefusedByDaemon(str(answer.get("error")), fix=answer.get("fix"), status=answer.get("exit", 1))

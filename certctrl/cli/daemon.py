@@ -1,4 +1,4 @@
-"""``--keep-running``: configuration and logs first, then the agent until it stops; the exit status says why."""
+"""``--keep-running``: run the daemon until it stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def keep_running(invoked: Invocation) -> int:
-    """Run the daemon in the foreground; 0 after SIGTERM, 77 when the device was revoked or refused."""
+    """Run the daemon in the foreground; return 0 after SIGTERM, 77 if the device was revoked or refused."""
     from certctrl.logs.setup import Logs
     from certctrl.store.config.files import load_config
     from certctrl.store.disk.fs import RealFs
@@ -36,7 +36,7 @@ def keep_running(invoked: Invocation) -> int:
         return run(agent)
     except BaseException as error:
         status = report(error, invoked)
-        if config.log.file:  # standard error has it already
+        if config.log.file:  # stderr has it already
             logging.getLogger("certctrl.Agent").critical("Ended with exit status %d: %s", status, error)
         return status
     finally:
@@ -44,13 +44,16 @@ def keep_running(invoked: Invocation) -> int:
 
 
 def _settle_memory() -> None:
-    """Take what start-up made for everlasting, and collect less often: a tenth of a burst's time went into that."""
+    """Exclude the start-up objects from garbage collection and collect less often.
+
+    Collections took a tenth of the time of a burst.
+    """
     import linecache
 
-    import certctrl.net.transport  # noqa: F401  (the largest import; the daemon needs it in a moment)
+    import certctrl.net.transport  # noqa: F401  (the largest import, needed soon)
     from certctrl.agent.memory import give_back
 
-    linecache.clearcache()  # attrs keeps the source of every method it wrote, for tracebacks
+    linecache.clearcache()  # attrs caches the source of generated methods
     give_back()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)

@@ -1,4 +1,4 @@
-"""What `status` and `list-certs` know: the daemon's own word, else what lies on disk. Imports nothing heavy."""
+"""The data of `status` and `list-certs`: from the daemon, otherwise from disk. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ANSWER_SECONDS = 5.0
 
 
 def gather(layout: ConfigDir) -> dict[str, Any]:
-    """Return the status as plain JSON: from the running daemon, or from its files with ``running`` false.
+    """Return the status as plain JSON: from the daemon, or from its files with ``running`` false.
 
-    A daemon that does not answer in time is reported as such (``unresponsive``), from its files.
+    If the daemon does not answer in time, the data come from its files and ``unresponsive`` says so.
     """
     problem = ""
     try:
@@ -55,7 +55,7 @@ def _from_disk(layout: ConfigDir) -> dict[str, Any]:
 
 
 def exit_status(status: dict[str, Any]) -> ExitStatus:
-    """Return what a status means: 0 healthy, 1 degraded or stale, 3 not running, 77 not registered (any more)."""
+    """Return the exit status: 0 healthy, 1 degraded or stale, 3 not running, 77 not registered or revoked."""
     if not status["registered"]:
         return ExitStatus.NOT_REGISTERED
     if not status["running"]:
@@ -67,11 +67,11 @@ def exit_status(status: dict[str, Any]) -> ExitStatus:
 
 
 def certificates(layout: ConfigDir) -> list[dict[str, Any]]:
-    """Return the recorded facts of this host's certificates, by id."""
+    """Return the recorded facts of this host's certificates, ordered by id."""
     return read_only.read_certificates(layout.root) or []
 
 
 def covers(row: dict[str, Any], domain: str) -> bool:
-    """Say whether a certificate is known by a domain: its name, or one of its DNS names."""
+    """Whether a certificate is deployed and has this name or DNS name."""
     wanted = domain.lower().rstrip(".")
     return bool(row.get("generation")) and (row["name"] == wanted or wanted in row.get("domains", ()))

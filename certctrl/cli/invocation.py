@@ -1,4 +1,4 @@
-"""What one command line said before and beside its command: the config directory and ``--debug``."""
+"""The root options of one command line: the config directory and ``--debug``."""
 
 from __future__ import annotations
 
@@ -16,35 +16,38 @@ if TYPE_CHECKING:
 
 
 _SERVER_URL = "CERTCTRL_SERVER_URL"
-"""The one setting that must be given; with it in the environment an empty directory will do."""
+"""The only required setting; if the environment has it, an empty config directory is valid."""
 
 
 class Invocation:
-    """Root options of one run; Typer hands it to each command as ``ctx.obj``."""
+    """Root options of one command line; Typer passes it to commands as ``ctx.obj``."""
 
     def __init__(self) -> None:
         self.config_dir: str | None = None
         self.debug = False
 
     def named(self, text: str) -> str:
-        """Return a fix with this run's config directory in place of ``-c DIR``."""
+        """Return a fix with ``-c DIR`` replaced by the actual config directory."""
         return text.replace("-c DIR", f"-c {self.config_dir}") if self.config_dir else text
 
     def layout(self, *, must_exist: bool = True) -> ConfigDir:
-        """Return the config directory that ``-c`` named; UsageError without one, ConfigError when it is not there."""
+        """Return the config directory.
+
+        Raises UsageError without ``-c``, ConfigError if the directory does not exist or is not a config directory.
+        """
         from pathlib import Path
 
         from certctrl.store.layout import ConfigDir
 
         if not self.config_dir:
-            raise UsageError("this command needs a config directory", fix="add -c DIR, for example -c /etc/cert-ctrl")
+            raise UsageError("no config directory given", fix="add -c DIR, for example -c /etc/cert-ctrl")
         root = Path(os.path.abspath(self.config_dir))
         layout = ConfigDir(root)
         if must_exist:
             _require_directory(root)
             if not (os.path.lexists(layout.application) or os.path.lexists(layout.state) or _SERVER_URL in os.environ):
-                fix = f"name another one with -c, or cert-ctrl -c {root} init --server URL"
-                raise ConfigError("is no config directory: it has no application.json", file=str(root), fix=fix)
+                fix = f"give another directory with -c, or run cert-ctrl -c {root} init --server URL"
+                raise ConfigError("is not a config directory: no application.json", file=str(root), fix=fix)
         return layout
 
 
@@ -53,14 +56,14 @@ def _require_directory(root: Path) -> None:
         found = root.is_dir()
     except OSError as error:
         fix = "run as root or as the agent's user"
-        raise DiskError(f"cannot look at {root}: {error.strerror}", path=str(root), fix=fix) from None
+        raise DiskError(f"cannot access {root}: {error.strerror}", path=str(root), fix=fix) from None
     if not found:
-        what = "is not a directory" if root.exists() else "there is no such config directory"
+        what = "is not a directory" if root.exists() else "no such directory"
         raise ConfigError(what, file=str(root), fix=f"cert-ctrl -c {root} init --server URL")
 
 
 def invocation(ctx: typer.Context) -> Invocation:
-    """Return the invocation a command runs in."""
+    """Return the root options of a command."""
     found = ctx.find_object(Invocation)
     assert found is not None, "run_command passes one"
     return found

@@ -1,4 +1,4 @@
-"""What commands print: lines, JSON, tables, durations; everything foreign is escaped on its way out."""
+"""Print lines, JSON and tables; format durations. Untrusted text is escaped here."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _SECOND, _MINUTE, _HOUR, _DAY = 1, 60, 3600, 86_400
 
 
 def write_line(text: str = "") -> None:
-    """Print one line to standard output; what would break or forge a line is escaped."""
+    """Print one line to standard output; control characters are escaped."""
     sys.stdout.write(one_line(text, None) + "\n")
 
 
 def write_error(text: str) -> None:
-    """Print one line to standard error."""
+    """Print one line to standard error; control characters are escaped."""
     sys.stderr.write(one_line(text, None) + "\n")
 
 
 def write_problems(problems: Iterable[Mapping[str, Any]]) -> None:
-    """Print to standard error what kept something out of a result, with the fix of each."""
+    """Print problems that made a result incomplete, with their fixes, to standard error."""
     for problem in problems:
         write_error(f"warning: {problem['what']}")
         if problem.get("fix"):
@@ -31,7 +31,7 @@ def write_problems(problems: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_json(value: Any, *, pretty: bool = True) -> None:
-    """Print a JSON value: indented for a person's pipe, or on one line."""
+    """Print a JSON value, indented or on one line."""
     import json
 
     sys.stdout.write(json.dumps(value, indent=2 if pretty else None, ensure_ascii=True, default=str) + "\n")
@@ -39,12 +39,12 @@ def write_json(value: Any, *, pretty: bool = True) -> None:
 
 
 def on_terminal() -> bool:
-    """Say whether standard output is a terminal that can be drawn on."""
+    """Whether standard output is a terminal that understands control sequences."""
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as the spec shows it: ``5 seconds``, ``14m 23s``, ``2h 15m``, ``2d 14h 32m``."""
+    """Return a duration in the specification's format: ``5 seconds``, ``14m 23s``, ``2h 15m``, ``2d 14h 32m``."""
     whole = max(0, round(seconds))
     if whole < _MINUTE:
         return f"{whole} second" if whole == 1 else f"{whole} seconds"
@@ -57,12 +57,12 @@ def duration(seconds: float) -> str:
 
 
 def ago(then: float, now: float) -> str:
-    """Return how long ago a moment was; a moment ahead of the clock is told as such."""
+    """Return how long ago ``then`` was; ``in …`` for a time in the future."""
     return f"{duration(now - then)} ago" if then <= now + 1 else f"in {duration(then - now)}"
 
 
 def remaining(seconds: float) -> str:
-    """Return how much time is left of a certificate or token; ``expired … ago`` when none is."""
+    """Return the remaining lifetime of a certificate or token, or ``expired … ago``."""
     return duration(seconds) if seconds > 0 else f"expired {duration(-seconds)} ago"
 
 
@@ -73,7 +73,7 @@ def bar(share: float, width: int = 10) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
-    """Print rows under heads: with rich on a terminal, else in plain aligned columns for pipes and scripts."""
+    """Print a table: with rich on a terminal, otherwise in aligned columns."""
     cells = [[one_line(cell, None) for cell in row] for row in rows]
     if on_terminal():
         _rich_table(heads, cells, title)

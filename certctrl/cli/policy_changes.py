@@ -1,4 +1,4 @@
-"""Changes to the host's policy: from the words of a command line or from a refusal, to a new policy."""
+"""Turn command line arguments and refusals into changes of the host's policy."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class Change:
 
     @property
     def line(self) -> str:
-        """Return the addition as policy.json has it."""
+        """The addition in the syntax of policy.json."""
         lists = (str, Mapping, bool)
         listed = self.setting in _LISTS or not isinstance(self.value, lists)
         return f"{json.dumps(self.setting)}: {json.dumps([self.value] if listed else self.value, ensure_ascii=False)}"
 
 
 def change_for(kind: str, words: list[str], *, name: str | None, run_as: str | None) -> Change:
-    """Return the change that the words of ``policy allow`` ask for. Raises UsageError."""
+    """Return the change for the arguments of ``policy allow``. Raises UsageError."""
     if kind not in list(Kind):
         raise UsageError(f"unknown kind {kind!r}", fix=f"use one of {', '.join(Kind)}")
     chosen = Kind(kind)
@@ -109,7 +109,7 @@ def _switch(kind: Kind, words: list[str]) -> Change:
 def _command(words: list[str], name: str | None, run_as: str | None) -> Change:
     fix = "policy allow command --name nginx-reload -- /usr/sbin/nginx -s reload"
     if not words or not words[0].startswith("/"):
-        raise UsageError("a command starts with the absolute path of its program", fix=fix)
+        raise UsageError("a command must start with the absolute path of its program", fix=fix)
     plain = words[0].rpartition("/")[2]
     entry: dict[str, Any] = {"argv": words} | ({"run_as": run_as} if run_as is not None else {})
     user = f" as {run_as}" if run_as else ""
@@ -119,29 +119,27 @@ def _command(words: list[str], name: str | None, run_as: str | None) -> Change:
 
 
 def _directory(word: str, fix: str) -> str:
-    """Return a directory as policy.json has it: absolute, plainly written, without a final slash."""
+    """Return a directory in the form of policy.json: absolute, normalized, without a trailing slash."""
     value = word.rstrip("/")
     if not value.startswith("/"):
-        raise UsageError(f"{word!r} is no absolute path of a directory below /", fix=fix)
+        raise UsageError(f"{word!r} is not an absolute path of a directory below /", fix=fix)
     if posixpath.normpath(value) != value or value.startswith("//"):
-        raise UsageError(
-            f"{word!r} is not written plainly ('.', '..' or '//')", fix=f"give {posixpath.normpath(value)}"
-        )
+        raise UsageError(f"{word!r} contains '.', '..' or '//'", fix=f"use {posixpath.normpath(value)}")
     return value
 
 
 def _trust_store(words: list[str]) -> Change:
     fix = "policy allow trust-store -- /usr/local/share/ca-certificates /usr/sbin/update-ca-certificates --fresh"
     if not words or (words[1:] and not words[1].startswith("/")):
-        raise UsageError("a trust store is a directory and the command that reads it", fix=fix)
+        raise UsageError("a trust store needs a directory, and optionally the command that reads it", fix=fix)
     directory, command = _directory(words[0], fix), words[1:]
     value: dict[str, Any] = {"directory": directory} | ({"command": command} if command else {})
-    told = f", then run {' '.join(command)}" if command else ""
-    return Change("trust_store", value, f"put CAs that this host shall trust into {directory}{told}")
+    then = f", then run {' '.join(command)}" if command else ""
+    return Change("trust_store", value, f"install trusted CAs in {directory}{then}")
 
 
 def apply_change(policy: HostPolicy, change: Change) -> HostPolicy:
-    """Return the policy with one change made; the same policy when it says that already. Raises UsageError."""
+    """Return the changed policy, or the same one if it allows that already. Raises UsageError."""
     if change.setting == "commands":
         return _with_commands(policy, change.value)
     if change.setting == "trust_store":
@@ -152,7 +150,7 @@ def apply_change(policy: HostPolicy, change: Change) -> HostPolicy:
         return policy if change.value in present else attrs.evolve(policy, **more)
     if change.setting in _SWITCHES:
         return attrs.evolve(policy, **{change.setting: change.value})
-    raise UsageError(f"policy.json has no setting {change.setting!r} of that kind", fix="edit policy.json by hand")
+    raise UsageError(f"cannot add to the setting {change.setting!r} of policy.json", fix="edit policy.json by hand")
 
 
 def _with_commands(policy: HostPolicy, entries: Mapping[str, Mapping[str, Any]]) -> HostPolicy:
@@ -165,7 +163,7 @@ def _with_commands(policy: HostPolicy, entries: Mapping[str, Mapping[str, Any]])
         if before is None:
             commands[name] = NamedCommand(**known)
         elif before.argv != known["argv"]:
-            raise UsageError(f"there is another command called {name!r}", fix="give a free one with --name")
+            raise UsageError(f"another command is named {name!r}", fix="choose another name with --name")
         else:
             merged: dict[str, Any] = {**known, "env": tuple(dict.fromkeys((*before.env, *known.get("env", ()))))}
             commands[name] = attrs.evolve(before, **merged)
@@ -177,12 +175,14 @@ def _with_trust_store(policy: HostPolicy, entry: Mapping[str, Any]) -> HostPolic
     command = tuple(entry["command"]) if entry.get("command") else present.command
     wanted = TrustStore(directory=entry["directory"], command=command)
     if present.directory is not None and present != wanted:
-        raise UsageError(f"CAs go to {present.directory} already", fix="edit trust_store in policy.json by hand")
+        raise UsageError(
+            f"the trust store is already {present.directory}", fix="edit trust_store in policy.json by hand"
+        )
     return policy if present == wanted else attrs.evolve(policy, trust_store=wanted)
 
 
 def sentences(policy: HostPolicy, layout: ConfigDir) -> list[str]:
-    """Return the policy in words."""
+    """Describe the policy, one line per setting."""
     roots = ", ".join([f"{layout.certs}", *policy.write_roots])
     lines = [f"May write below: {roots}"]
     if policy.remote_commands != "on":
@@ -200,14 +200,14 @@ def sentences(policy: HostPolicy, layout: ConfigDir) -> list[str]:
     lines.append(f"On revocation: {policy.on_revoked}")
     if policy.window is not None:
         window = policy.window
-        lines.append(f"Swaps in: {' '.join(window.days)} {window.from_}-{window.to} {window.timezone}")
+        lines.append(f"Deploys in: {' '.join(window.days)} {window.from_}-{window.to} {window.timezone}")
     lines.append(f"CA imports: {policy.trust_store.directory or 'refused'}")
     lines.append(f"On alert: {' '.join(policy.on_alert) if policy.on_alert else 'no command'}")
     return lines
 
 
 def as_json(policy: HostPolicy) -> dict[str, Any]:
-    """Return the policy as policy.json would have it, with every default."""
+    """Return the policy in the form of policy.json, with all defaults."""
     raw = attrs.asdict(policy)
     if raw["window"] is not None:
         raw["window"]["from"] = raw["window"].pop("from_")

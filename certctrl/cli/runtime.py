@@ -20,7 +20,7 @@ PROGRAM = "cert-ctrl"
 
 
 def run(async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Run an async function to its end; the only ``trio.run`` of the project."""
+    """Run an async function; the only ``trio.run`` of the project."""
     import trio
 
     gc.enable()
@@ -28,7 +28,7 @@ def run(async_fn: Callable[..., Awaitable[T]], *args: Any) -> T:
 
 
 def report(error: BaseException, invoked: Invocation) -> ExitStatus:
-    """Print an error that ended a command and return the exit status that it means."""
+    """Print the error that ended a command and return its exit status."""
     leaves = list(flatten(error))
     if any(isinstance(leaf, KeyboardInterrupt) or type(leaf).__name__ == "Abort" for leaf in leaves):
         write_error(f"{PROGRAM}: interrupted")
@@ -41,7 +41,7 @@ def report(error: BaseException, invoked: Invocation) -> ExitStatus:
 
 
 def flatten(error: BaseException) -> Iterable[BaseException]:
-    """Yield the leaves of an exception group, each text once; a plain exception is its own leaf."""
+    """Yield the exceptions of a group without duplicates; a plain exception yields itself."""
     if not isinstance(error, BaseExceptionGroup):
         yield error
         return
@@ -84,16 +84,18 @@ def _report_one(error: BaseException, invoked: Invocation) -> ExitStatus:
         return print_failure(str(error), invoked.named(error.fix or ""), error.exit_status)
     if hasattr(error, "format_message") and hasattr(error, "ctx"):
         return _report_usage(error)
-    if isinstance(error, OSError) and error.strerror:  # nobody foresaw it, yet it is the host and not a bug
+    if isinstance(error, OSError) and error.strerror:  # unexpected, but a host problem, not a bug
         where = f"{error.filename}: " if error.filename else ""
-        return print_failure(f"{where}{error.strerror}", "see --debug for where it happened", ExitStatus.DISK)
+        return print_failure(
+            f"{where}{error.strerror}", f"run `{PROGRAM} --debug …` to see where it happened", ExitStatus.DISK
+        )
     place = _place(error)
-    hint = "" if invoked.debug else f"run `{PROGRAM} --debug …` again for the details, and report them"
+    hint = "" if invoked.debug else f"run `{PROGRAM} --debug …` and report the traceback"
     return print_failure(f"unexpected {type(error).__name__} at {place}", hint, ExitStatus.FAILED)
 
 
 def print_failure(what: str, fix: str, status: ExitStatus) -> ExitStatus:
-    """Print the two lines of a failure; returns ``status``."""
+    """Print an error and its fix; return ``status``."""
     from certctrl.logs.redact import redact
 
     write_error(f"{PROGRAM}: error: {redact(what)}")
@@ -103,17 +105,17 @@ def print_failure(what: str, fix: str, status: ExitStatus) -> ExitStatus:
 
 
 def _report_usage(error: Any) -> ExitStatus:
-    """Print what Typer found wrong with the command line; a group without a command prints its help."""
+    """Print a usage error; a group without a subcommand prints its help."""
     path = error.ctx.command_path if error.ctx is not None else PROGRAM
     if type(error).__name__ == "NoArgsIsHelpError":
         sys.stderr.write(error.format_message() + "\n")
     else:
-        print_failure(error.format_message(), f"see `{path} --help`", ExitStatus.USAGE)
+        print_failure(error.format_message(), f"run `{path} --help`", ExitStatus.USAGE)
     return ExitStatus.USAGE
 
 
 def _place(error: BaseException) -> str:
-    """Return ``module:line`` where the exception left our code, without any value."""
+    """Return ``module:line`` of the innermost frame of the project; no values."""
     place = "?"
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""What `status` shows: the spec's block, then state, health, certificates and what to do about each problem."""
+"""The output of `status`: the specification's block, then state, health, certificates and problems with fixes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 
 
 def show_status(invoked: Invocation, *, daemon: bool = False, as_json: bool = False, watch: bool = False) -> int:
-    """Print the status, with ``watch`` again and again, and return the exit status that it means."""
+    """Print the status, every second with ``watch``; return the exit status."""
     layout = invoked.layout()
     while True:
         facts = gather(layout)
@@ -42,7 +42,7 @@ def show_status(invoked: Invocation, *, daemon: bool = False, as_json: bool = Fa
 
 
 def block(facts: dict[str, Any]) -> list[str]:
-    """Return the ten lines of the spec's status block."""
+    """Return the ten lines of the specification's status block."""
     now, poll, token = facts["now"], facts.get("poll") or {}, facts.get("token") or {}
     signal, retry = facts.get("last_signal"), poll.get("last_retry_after")
     return [
@@ -65,7 +65,7 @@ def _running(facts: dict[str, Any]) -> str:
     if not facts["registered"]:
         return "Not running (not registered)"
     if facts.get("died"):
-        return "Not running (it did not stop in order)"
+        return "Not running (stopped unexpectedly)"
     return f"Not running ({facts['stopped']})" if facts.get("stopped") else "Not running"
 
 
@@ -87,7 +87,7 @@ def _next_poll(poll: dict[str, Any], now: float) -> str:
 
 
 def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[str]:
-    """Return what follows the block: state, health, certificates, then each problem with its fix."""
+    """Return the lines after the block: state, health, certificates, then problems with their fixes."""
     now = facts["now"]
     lines = [f"State: {facts.get('state', 'unknown')}" if facts["running"] else "State: none"]
     lines.append(f"Health: {facts.get('health', 'unknown') if facts['running'] else 'unknown (not running)'}")
@@ -101,11 +101,11 @@ def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[s
         lines.append(f"Problem: {problem['what']} (since {ago(problem['since'], now)})".replace(" ago)", ")"))
         lines += [f"  fix: {problem['fix']}"] if problem.get("fix") else []
     for item in facts.get("stuck", ()):
-        when = f"next try in {duration(item['next_try_at'] - now)}" if item.get("next_try_at") else "next try: none"
+        when = f"next try in {duration(item['next_try_at'] - now)}" if item.get("next_try_at") else "no next try"
         lines.append(f"Stuck: {item['item']}: {item['reason']} (attempt {item['attempts']}, {when})")
     for signal in facts.get("quarantined", ()):
         lines.append(f"Quarantined: {signal['type']}, ts={signal['ts_ms']}: {signal.get('reason', '')}")
-        lines.append("  fix: remove the cause, then cert-ctrl apply --now")
+        lines.append("  fix: fix the reason, then run cert-ctrl -c DIR apply --now")
     if not facts["running"]:
         lines.append(f"  fix: {_start_hint(facts)}")
     return lines

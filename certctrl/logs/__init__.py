@@ -1,1 +1,1 @@
-"""Logging: handlers and formats, the rotating log file, redaction of secrets."""
+"""Logging: handlers and formats, the rotated log file, redaction of secrets."""

@@ -1,10 +1,9 @@
-"""The rotated log file: 0600 from its first byte, bounded in size, number and age.
+"""The rotated log file: mode 0600 from its first byte; bounded in size, number and age.
 
-``agent.log`` → ``agent.log.1`` → … as in the spec's tree. Rotation happens when the next line would make the file
-larger than ``max_bytes``, or when its first line is older than ``max_age_days``; rotated files older than that
-are removed. Of a year of running at most ``(keep_files + 1) · max_bytes`` stay. A disk that fails costs log
-lines, never the agent: the handler drops what it cannot write, tries again every minute, and says how many
-lines are missing.
+``agent.log`` → ``agent.log.1`` → … The file is rotated when the next line would exceed ``max_bytes``, or when its
+first line is older than ``max_age_days``; rotated files older than that are removed. All files together stay below
+``(keep_files + 1) · max_bytes``. A failing disk never stops the agent: the handler drops lines that it cannot write,
+retries every minute, and logs how many lines are missing.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _STAMP = re.compile(rb"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)")
 
 
 class LogFile(logging.Handler):
-    """A handler that appends lines to one file and rotates it; time is each record's own."""
+    """A handler that appends to a file and rotates it; time is the creation time of the records."""
 
     def __init__(self, path: Path, fs: Fs, *, max_bytes: int, max_age_days: float, keep_files: int) -> None:
         super().__init__()
@@ -40,13 +39,13 @@ class LogFile(logging.Handler):
         self._keep = keep_files
         self._handle: Handle | None = None
         self._size = 0
-        self._begun = 0.0
+        self._started = 0.0
         self._lost = 0
-        self._silent_until = 0.0
+        self._retry_at = 0.0
 
     @classmethod
     def in_directory(cls, logs: Path, config: LogConfig, fs: Fs) -> LogFile:
-        """Make the handler that ``log_config.json`` asks for; ConfigError when the name leads out of ``logs/``."""
+        """Return the handler for ``log_config.json``. Raises ConfigError for a file outside ``logs/``."""
         name = PurePosixPath(config.file)
         if name.is_absolute() or ".." in name.parts or len(name.parts) != 1:
             what = f"expected a plain file name inside {logs}, got {config.file!r}"
@@ -60,35 +59,35 @@ class LogFile(logging.Handler):
         )
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append one record's line, rotating first when it is due."""
+        """Append a record; rotate first if due."""
         try:
             line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
         except Exception:
             self.handleError(record)
             return
-        if record.created < self._silent_until:
+        if record.created < self._retry_at:
             self._lost += 1
             return
         try:
             self._append(line, record.created)
         except DiskError:
             self._lost += 1
-            self._silent_until = record.created + RETRY_SECONDS
-            self._shut()
+            self._retry_at = record.created + RETRY_SECONDS
+            self._close_file()
 
     def close(self) -> None:
         """Close the file."""
-        self._shut()
+        self._close_file()
         super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Count the line as lost: logging must not break what it tells of."""
+        """Count the line as lost; logging must not break the agent."""
         self._lost += 1
 
     def _append(self, line: bytes, now: float) -> None:
         handle = self._handle or self._open(now)
         if self._due(len(line), now):
-            self._shut()
+            self._close_file()
             self._rotate(now)
             handle = self._open(now)
         if self._lost:
@@ -101,19 +100,19 @@ class LogFile(logging.Handler):
     def _due(self, more: int, now: float) -> bool:
         if self._size == 0:
             return False
-        return self._size + more > self._max_bytes or now - self._begun > self._max_age
+        return self._size + more > self._max_bytes or now - self._started > self._max_age
 
     def _open(self, now: float) -> Handle:
         handle = self._fs.open_append(self._path, SECRET_MODE)
         found = self._fs.fstat(handle)
-        if found.mode != SECRET_MODE:  # made by hand, or by another program
+        if found.mode != SECRET_MODE:  # created by the operator or another program
             self._fs.chmod(handle, SECRET_MODE)
         self._handle, self._size = handle, found.size
-        self._begun = self._first_line_at(now) if found.size else now
+        self._started = self._first_line_at(now) if found.size else now
         return handle
 
     def _first_line_at(self, now: float) -> float:
-        """Return when the file's first line was written, as it says itself."""
+        """Return the time stamp of the first line; ``now`` without a valid one."""
         with closing(self._fs, self._fs.open_file(self._path)) as handle:
             stamp = _STAMP.search(self._fs.read(handle, 200))
         if stamp is None:
@@ -134,7 +133,7 @@ class LogFile(logging.Handler):
         self._remove_old(now)
 
     def _remove_old(self, now: float) -> None:
-        """Remove rotated files beyond the number (kept from a larger setting) or older than the age."""
+        """Remove rotated files above ``keep_files`` (after a larger setting) or older than ``max_age_days``."""
         with closing(self._fs, self._fs.open_dir(self._path.parent)) as folder:
             for name in self._fs.listdir(folder):
                 stem, _, number = name.rpartition(".")
@@ -148,10 +147,10 @@ class LogFile(logging.Handler):
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}") if number else self._path
 
-    def _shut(self) -> None:
+    def _close_file(self) -> None:
         if self._handle is not None:
             handle, self._handle = self._handle, None
             try:
                 self._fs.close(handle)
             except DiskError:
-                self._lost += 1  # a failing close lost at least the last line
+                self._lost += 1  # a failed close lost at least the last line

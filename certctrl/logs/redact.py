@@ -1,6 +1,6 @@
-"""Mask secrets in text that is about to be shown: tokens, JWTs, PEM private keys, credentials in URLs.
+"""Mask secrets in text for output: tokens, JWTs, PEM private keys, credentials in URLs.
 
-The last belt, not the first: secrets are kept out of messages where messages are made.
+A second line of defence: code that makes messages keeps secrets out of them.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import re
 
 MASK = "[secret]"
 
-_NAMED = "access_token|refresh_token|device_code|enrolment_token|registration_code|private_key_pem|password"
+_FIELDS = "access_token|refresh_token|device_code|enrolment_token|registration_code|private_key_pem|password"
 _PATTERNS = tuple(
     re.compile(pattern, flags)
     for pattern, flags in (
         (r"()-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL),
-        (r"()\beyJ[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){0,4}", 0),  # a JWT, also one that was cut short
+        (r"()\beyJ[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){0,4}", 0),  # a JWT, even if truncated
         (r"()\b(?:rt|et|ok)_[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]+)?", 0),  # refresh, enrolment, operator tokens
         (r"(://)[^/\s:@]+:[^/\s@]+(?=@)", 0),  # user:password@ in a URL
         (r"(\bbearer )[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE),
-        (rf"([\"'](?:{_NAMED})[\"']\s*:\s*[\"'])[^\"']+", re.IGNORECASE),
+        (rf"([\"'](?:{_FIELDS})[\"']\s*:\s*[\"'])[^\"']+", re.IGNORECASE),
     )
 )
 _SUSPECT = re.compile(r"-----BEGIN|eyJ|[reo][tk]_|://|bearer |[\"']", re.IGNORECASE)
-"""In every text that one of the patterns matches, and in few others: most log lines are looked at once, not six times."""
+"""Matches every text that a pattern matches, and few others, so that most log lines are scanned once."""
 
 
 def redact(text: str) -> str:

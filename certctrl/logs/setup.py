@@ -1,8 +1,8 @@
-"""Logging: the spec's lines or JSON, to standard error and a rotated file, escaped and without secrets.
+"""Set up logging: text or JSON lines, to standard error and a rotated file; escaped, without secrets.
 
 ``[YYYY-MM-DD HH:MM:SS] [LEVEL] [Category] message`` in UTC; the category is the last part of the logger's name
-(``certctrl.Poll`` → ``[Poll]``). One record is one line whatever a server put into it (T13). The texts of our own
-lines are in ``agent/log_lines.py``, their meanings in ``docs/logs.md``.
+(``certctrl.Poll`` → ``[Poll]``). One record is always one line, even if a server put line breaks into it. The texts
+are in ``agent/log_lines.py``, their meanings in ``docs/logs.md``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from certctrl.store.disk.fs import Fs
     from certctrl.store.layout import ConfigDir
 
-LONGEST_MESSAGE = 4000
-"""Characters of one message; the rest is cut and counted."""
+MAX_MESSAGE = 4000
+"""Characters of a message; the rest is cut off and counted."""
 LEVELS = {
     "DEBUG": logging.DEBUG,
     "INFO": logging.INFO,
@@ -33,25 +33,28 @@ LEVELS = {
 _NAMES = {number: name for name, number in LEVELS.items()}
 _SYSLOG = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _CHATTY = ("httpx", "httpcore", "hypercorn", "h11", "asyncio")
-"""Libraries that log each request; their URLs and headers are not ours to write down."""
+"""Libraries that log every request; URLs and headers may contain secrets."""
 
 
 def level_name(number: int) -> str:
-    """Return the spec's word for a level: ``WARN``, not ``WARNING``."""
+    """Return the specification's name of a level: ``WARN``, not ``WARNING``."""
     return _NAMES.get(number) or f"LEVEL{number}"
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """Return a record's message: redacted, bounded, with the kind and place of an exception but no values of it."""
+    """Return the message of a record, redacted and bounded.
+
+    An exception adds its type and place, but not its message.
+    """
     try:
         text = record.getMessage()
-    except Exception as error:  # a wrong format string must not cost the line, nor the daemon
+    except Exception as error:  # a wrong format string must not lose the line or stop the daemon
         text = f"{record.msg} (unprintable: {type(error).__name__})"
     if record.exc_info and record.exc_info[0] is not None:
         text += f" ({record.exc_info[0].__name__} at {_place(record.exc_info[2])})"
     text = redact(text)
-    if len(text) > LONGEST_MESSAGE:
-        text = f"{text[:LONGEST_MESSAGE]}… ({len(text) - LONGEST_MESSAGE} more characters)"
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[:MAX_MESSAGE]}… ({len(text) - MAX_MESSAGE} more characters)"
     return text
 
 
@@ -62,15 +65,15 @@ def _place(trace: Any) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """The spec's line; ``journald`` puts ``<priority>`` in front (SyslogLevelPrefix=)."""
+    """Text lines; ``journald`` adds the prefix ``<priority>`` (SyslogLevelPrefix=)."""
 
     def __init__(self, *, journald: bool = False) -> None:
         super().__init__()
         self.journald = journald
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line without its newline."""
-        line: str | None = getattr(record, "certctrl_line", None)  # file and standard error write the same
+        """Return one line without a newline."""
+        line: str | None = getattr(record, "certctrl_line", None)  # formatted once for file and stderr
         if line is None:
             moment = datetime.fromtimestamp(int(record.created), UTC).strftime("%Y-%m-%d %H:%M:%S")
             category = record.name.rpartition(".")[2]
@@ -80,14 +83,14 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, category, message, and the key and fields of a catalogued line."""
+    """JSON lines: time, level, category, message, and the key and fields of a line of the catalogue."""
 
     def __init__(self, *, journald: bool = False) -> None:
         super().__init__()
         self.journald = journald
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line without its newline."""
+        """Return one line without a newline."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": level_name(record.levelno),
@@ -105,21 +108,21 @@ class JsonFormatter(logging.Formatter):
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
-    return redact(str(value))[:LONGEST_MESSAGE]
+    return redact(str(value))[:MAX_MESSAGE]
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to the standard error of the moment; a closed pipe there never disturbs the agent."""
+    """Writes to standard error; ignores a closed pipe."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Drop the line: there is nowhere left to say so."""
+        """Drop the line; there is no other place to report it."""
 
 
 class Logs:
-    """The handlers of one process; `configure` may be called again (SIGHUP), `close` ends them."""
+    """The log handlers of the daemon; `configure` may be called again (SIGHUP)."""
 
     def __init__(self, layout: ConfigDir, fs: Fs, *, debug: bool = False) -> None:
         self._layout = layout
@@ -128,26 +131,25 @@ class Logs:
         self._handlers: list[logging.Handler] = []
 
     def configure(self, config: LogConfig) -> None:
-        """Put the handlers of ``config`` in place of the present ones; ConfigError for an impossible file name."""
-        fresh = self._make(config)
+        """Replace the handlers by those of ``config``. Raises ConfigError for an invalid file name."""
+        fresh = self._handlers_of(config)
         root = logging.getLogger()
         self.close()
         for handler in fresh:
             root.addHandler(handler)
         self._handlers = fresh
-        ours = logging.getLogger("certctrl")
-        ours.setLevel(logging.DEBUG if self._debug else LEVELS[config.level])
+        logging.getLogger("certctrl").setLevel(logging.DEBUG if self._debug else LEVELS[config.level])
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
 
     def close(self) -> None:
-        """Take the handlers out and close the file."""
+        """Remove the handlers and close the file."""
         for handler in self._handlers:
             logging.getLogger().removeHandler(handler)
             handler.close()
         self._handlers = []
 
-    def _make(self, config: LogConfig) -> list[logging.Handler]:
+    def _handlers_of(self, config: LogConfig) -> list[logging.Handler]:
         made: list[logging.Handler] = []
         formatter = JsonFormatter if config.format == "json" else TextFormatter
         if config.stderr:
@@ -164,7 +166,7 @@ class Logs:
 
 
 def log_for_command(*, debug: bool) -> None:
-    """Let a one-shot command's warnings (with ``debug`` everything) reach standard error."""
+    """Log warnings of a one-shot command, or everything with ``debug``, to standard error."""
     root = logging.getLogger()
     if not any(isinstance(handler, StderrHandler) for handler in root.handlers):
         handler = StderrHandler()

@@ -63,17 +63,17 @@ def test_no_command_is_a_usage_error_with_help(ran: Callable[..., Ran]) -> None:
 @pytest.mark.parametrize(
     ("argv", "error", "fix"),
     [
-        (["stauts"], "No such command 'stauts'. Did you mean status?", "see `cert-ctrl --help`"),
-        (["status", "--nope"], "No such option: --nope", "see `cert-ctrl status --help`"),
-        (["renew"], "Missing option '--domain'.", "see `cert-ctrl renew --help`"),
-        (["status"], "this command needs a config directory", "add -c DIR, for example -c /etc/cert-ctrl"),
-        (["--keep-running"], "this command needs a config directory", "add -c DIR, for example -c /etc/cert-ctrl"),
+        (["stauts"], "No such command 'stauts'. Did you mean status?", "run `cert-ctrl --help`"),
+        (["status", "--nope"], "No such option: --nope", "run `cert-ctrl status --help`"),
+        (["renew"], "Missing option '--domain'.", "run `cert-ctrl renew --help`"),
+        (["status"], "no config directory given", "add -c DIR, for example -c /etc/cert-ctrl"),
+        (["--keep-running"], "no config directory given", "add -c DIR, for example -c /etc/cert-ctrl"),
         (
             ["--keep-running", "status"],
-            "--keep-running starts the daemon; it does not go with 'status'.",
-            "see `cert-ctrl --help`",
+            "--keep-running cannot be combined with the command 'status'.",
+            "run `cert-ctrl --help`",
         ),
-        (["-c"], "Option '-c' requires an argument.", "see `cert-ctrl --help`"),
+        (["-c"], "Option '-c' requires an argument.", "run `cert-ctrl --help`"),
     ],
 )
 def test_usage_errors_are_two_lines(argv: list[str], error: str, fix: str, ran: Callable[..., Ran]) -> None:
@@ -84,8 +84,7 @@ def test_a_directory_that_is_not_there(ran: Callable[..., Ran], tmp_path: Path) 
     done = ran("-c", tmp_path / "no", "status")
     assert done.status == 78
     assert done.err == (
-        f"cert-ctrl: error: {tmp_path}/no: there is no such config directory\n"
-        f"fix: cert-ctrl -c {tmp_path}/no init --server URL\n"
+        f"cert-ctrl: error: {tmp_path}/no: no such directory\nfix: cert-ctrl -c {tmp_path}/no init --server URL\n"
     )
 
 
@@ -95,7 +94,7 @@ def test_a_directory_that_is_somebody_elses_is_not_taken_for_an_empty_host(
 ) -> None:
     (tmp_path / "passwd").touch()
     done = ran("-c", tmp_path, *command.split())
-    assert (done.status, done.out) == (78, "") and "is no config directory" in done.err
+    assert (done.status, done.out) == (78, "") and "is not a config directory" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["passwd"]
     assert ran("-c", "", *command.split()).status == 2, "an empty variable is not the working directory"
     monkeypatch.setenv("CERTCTRL_SERVER_URL", "https://plane.example")

@@ -80,7 +80,7 @@ def test_each_damaged_state_file_is_named(context: CheckContext) -> None:
 
 def test_not_registered(context: CheckContext) -> None:
     assert found(host_findings(context), "device") == [
-        ("FAIL", "not registered: there is no device key", "cert-ctrl -c DIR register")
+        ("FAIL", "not registered: no device key", "cert-ctrl -c DIR register")
     ]
 
 
@@ -115,10 +115,10 @@ def test_what_is_wrong_with_a_policy(context: CheckContext, tmp_path: Path) -> N
     findings = found(host_findings(context), "policy")
     text = "\n".join(f"{level} {what}" for level, what, _ in findings)
     for words in (
-        f"FAIL write_roots: {link} leads through a link", f"FAIL write_roots: others may write {loose}",
+        f"FAIL write_roots: {link} contains a symbolic link", f"FAIL write_roots: other users can write to {loose}",
         f"WARN write_roots: {tmp_path}/missing: No such file", "FAIL commands.bad: ", "FAIL on_alert: ",
-        "FAIL there is no user nosuchuser", "FAIL owners: there is no user or group nosuchgroup",
-        "WARN shell lines", "WARN private keys that are not sealed",
+        "FAIL no user nosuchuser", "FAIL owners: no user or group nosuchgroup",
+        "WARN the control plane may run shell lines", "WARN private keys are accepted even if not sealed",
     ):  # fmt: skip
         assert words in text
     assert "commands.good" not in text and f"{real}:" not in text
@@ -128,14 +128,14 @@ def test_what_is_wrong_with_a_policy(context: CheckContext, tmp_path: Path) -> N
 def test_a_script_that_is_not_the_one_trusted_at_first_use_is_found(context: CheckContext) -> None:
     context.store.save_pins({"/bin/true": "ab" * 32})
     ((level, what, fix),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
-    assert level == "FAIL" and what.startswith("trusted at its first use: /bin/true")
+    assert level == "FAIL" and what.startswith("script pinned at its first run: /bin/true")
     assert "trust reset --scripts" in fix
 
 
 def test_a_trust_store_that_is_not_there_is_found(context: CheckContext, tmp_path: Path) -> None:
     save_policy(RealFs(), context.layout, HostPolicy(trust_store=TrustStore(directory=str(tmp_path / "none"))))
     ((level, what, _),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
-    assert (level, what) == ("FAIL", f"trust_store: there is no directory {tmp_path}/none")
+    assert (level, what) == ("FAIL", f"trust_store: no directory {tmp_path}/none")
 
 
 async def test_refusals_are_found_without_a_daemon(context: CheckContext) -> None:
@@ -162,11 +162,11 @@ def test_the_report_of_a_fresh_directory(layout: ConfigDir, ran: Callable[..., R
     done = ran("-c", layout.root, "doctor", "--offline")
     assert done.status == 1 and done.err == ""
     lines = done.out.splitlines()
-    assert "FAIL  device: not registered: there is no device key" in lines
-    assert lines[lines.index("FAIL  device: not registered: there is no device key") + 1] == (
+    assert "FAIL  device: not registered: no device key" in lines
+    assert lines[lines.index("FAIL  device: not registered: no device key") + 1] == (
         f"      fix: cert-ctrl -c {layout.root} register"
     )
-    assert lines[-1].endswith("1 needs you, 1 warning")
+    assert lines[-1].endswith("1 failure, 1 warning")
 
 
 def test_json_and_a_running_daemon(
@@ -193,9 +193,9 @@ def test_json_and_a_running_daemon(
     refused = {row["what"].partition(":")[2].strip(): row["fix"] for row in done.json() if row["check"] == "plan"}
     assert refused == {
         "run /bin/x: not among commands": f"cert-ctrl -c {layout.root} policy allow (adds {line})",
-        "run /bin/y: others may write to /bin/y": "mend that on this host, or change the item in the install config "
-        "at the plane",
-        "write /x/y: /x is a link": "mend that on this host, or change the item in installs.local.json",
+        "run /bin/y: others may write to /bin/y": "fix the reason on this host, or change the item in the install config "
+        "on the control plane",
+        "write /x/y: /x is a link": "fix the reason on this host, or change the item in installs.local.json",
     }
 
 
@@ -206,7 +206,7 @@ def test_nothing_wrong_is_status_0(
     replies = {"status": running_status(), "plan": {"refusals": []}}
     daemon(lambda request: {"ok": True, "data": replies[request["op"]]})
     done = ran("-c", layout.root, "doctor", "--offline")
-    assert done.status == 0 and done.out.splitlines()[-1].endswith("0 need you, 0 warnings")
+    assert done.status == 0 and done.out.splitlines()[-1].endswith("0 failures, 0 warnings")
 
 
 def test_a_wrong_configuration_does_not_stop_the_other_checks(layout: ConfigDir, ran: Callable[..., Ran]) -> None:

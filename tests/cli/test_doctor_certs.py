@@ -54,7 +54,7 @@ def test_a_pair_in_order(context: CheckContext) -> None:
 def test_a_mixed_pair_is_found(context: CheckContext) -> None:
     deploy(context, mixed=True)
     ((level, what, _),) = found(certificate_findings(context), "certificate")
-    assert level == "FAIL" and "does not belong to the certificate" in what
+    assert level == "FAIL" and "does not match its certificate" in what
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_a_mixed_pair_is_found(context: CheckContext) -> None:
     [
         ({"not_after": NOW - 60}, "FAIL", "expired 1m 0s ago"),
         ({"not_after": NOW + 3 * DAY}, "WARN", "expires in 3d 0h 0m"),
-        ({"not_before": NOW + 3600, "not_after": NOW + DAY}, "FAIL", "not valid for another 1h 0m"),
-        ({"last_error": "nginx: bad"}, "WARN", "last attempt: nginx: bad"),
+        ({"not_before": NOW + 3600, "not_after": NOW + DAY}, "FAIL", "valid only in 1h 0m"),
+        ({"last_error": "nginx: bad"}, "WARN", "last attempt failed: nginx: bad"),
         ({"held": True}, "WARN", "held after a rollback"),
-        ({"placeholder": True}, "FAIL", "a self-signed placeholder stands in for it"),
-        ({"revoked": True}, "FAIL", "was revoked, and is kept in use"),
+        ({"placeholder": True}, "FAIL", "revoked, replaced by a self-signed placeholder"),
+        ({"revoked": True}, "FAIL", "revoked, but still in use"),
     ],
 )
 def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, context: CheckContext) -> None:
@@ -82,9 +82,9 @@ def test_a_record_that_is_not_what_is_live(context: CheckContext) -> None:
     context.store.save_certificates(
         {7: attrs.evolve(deployed, facts=attrs.evolve(deployed.facts, fingerprint_sha256="00" * 32))}
     )
-    assert "not the one that was recorded" in found(certificate_findings(context), "certificate")[0][1]
+    assert "is not the recorded one" in found(certificate_findings(context), "certificate")[0][1]
     context.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
-    assert "points at" in found(certificate_findings(context), "certificate")[0][1]
+    assert "points to" in found(certificate_findings(context), "certificate")[0][1]
 
 
 def test_what_the_daemon_is_changing_is_looked_at_again(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,10 +99,10 @@ def test_what_the_daemon_is_changing_is_looked_at_again(context: CheckContext, m
 
     monkeypatch.setattr("certctrl.cli.doctor.certs.time.sleep", come_to_rest)
     monkeypatch.setattr("certctrl.cli.doctor.certs.gather", lambda _: {"running": True})
-    assert "fit" in found(certificate_findings(context), "certificate")[0][1]
+    assert "key matches" in found(certificate_findings(context), "certificate")[0][1]
     assert len(pauses) == 2
     context.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
-    assert "points at" in found(certificate_findings(context), "certificate")[0][1], "in the end it is a finding"
+    assert "points to" in found(certificate_findings(context), "certificate")[0][1], "in the end it is a finding"
 
 
 async def serve(leaf: trustme.LeafCert, task_status: Any) -> None:
@@ -126,7 +126,10 @@ def local_plan(context: CheckContext, port: int, about: str = '"ob_type": "cert"
 async def test_an_endpoint_that_serves_what_is_on_disk_and_one_that_does_not(context: CheckContext) -> None:
     _, leaf = deploy(context)
     other = trustme.CA().issue_cert("www.example.com")
-    for served, level, words in ((leaf, "OK", "as it is on disk"), (other, "FAIL", "which is not www.example.com")):
+    for served, level, words in (
+        (leaf, "OK", "serves the certificate on disk (www.example.com)"),
+        (other, "FAIL", "than the one on disk (www.example.com)"),
+    ):
         notes: list[Finding] = []
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(serve, served)
@@ -153,7 +156,7 @@ async def test_the_certificate_of_another_name_at_an_endpoint_is_found(context: 
             await check_endpoints(context, notes.append)
         nursery.cancel_scope.cancel()
     assert [str(one.level) for one in notes] == ["OK", "FAIL"]
-    assert "which is not www.example.com as it is on disk" in notes[1].what
+    assert "than the one on disk (www.example.com)" in notes[1].what
 
 
 async def test_an_endpoint_that_is_down(context: CheckContext) -> None:

@@ -64,7 +64,7 @@ def error_answer(status: int, key: str) -> Answer:
         (
             Answer(200, {"content-type": "application/json"}, b'{"data": {"cursor": "1-6", "signals": []}}'),
             "OK",
-            "takes",
+            "accepts the access token",
         ),
         (error_answer(401, "TOKEN_EXPIRED"), "WARN", "expired"),
         (error_answer(403, "DEVICE_REVOKED"), "FAIL", "revoked this device"),

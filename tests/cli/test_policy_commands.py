@@ -53,7 +53,7 @@ def test_allow_adds_one_thing_and_twice_is_once(
         assert after[key] == value
     assert {name: got for name, got in after.items() if name != key} == {n: g for n, g in before.items() if n != key}
     again = ran("-c", layout.root, "policy", "allow", "--yes", *words)
-    assert (again.status, again.out[:17]) == (0, "Allowed already: ")
+    assert (again.status, again.out[:17]) == (0, "Already allowed: ")
     assert policy_of(layout) == after
 
 
@@ -82,7 +82,7 @@ def test_the_printed_line_is_what_the_file_has(layout: ConfigDir, ran: Run) -> N
 def test_two_commands_may_not_share_a_name(layout: ConfigDir, ran: Run) -> None:
     assert ran("-c", layout.root, "policy", "allow", "-y", "command", "--name", "r", "--", "/bin/true").status == 0
     done = ran("-c", layout.root, "policy", "allow", "-y", "command", "--name", "r", "--", "/bin/false")
-    assert done.status == 2 and "another command called 'r'" in done.err
+    assert done.status == 2 and "another command is named 'r'" in done.err
     assert policy_of(layout)["commands"]["r"]["argv"] == ["/bin/true"]
 
 
@@ -140,7 +140,7 @@ def test_allow_goes_through_what_the_plan_is_refused(
     monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": REFUSALS})
     done = ran("-c", layout.root, "policy", "allow", "--yes")
     assert done.status == 0
-    assert "Refused whatever policy.json says: write /state/x: it is the agent's own state" in done.out
+    assert "Refused regardless of policy.json: write /state/x: it is the agent's own state" in done.out
     assert policy_of(layout)["write_roots"] == ["/etc/x"]
     assert list(policy_of(layout)["commands"]) == ["true"]
     assert policy_of(layout)["trust_store"] == {"directory": "/srv/cas", "command": ["/bin/true", "--fresh"]}
@@ -167,7 +167,7 @@ def test_allow_goes_on_to_what_stood_behind_a_refusal(
     monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", plan)
     done = ran("-c", layout.root, "policy", "allow", "--yes")
     assert done.status == 0
-    assert "Asked for: run the listed commands; now for run /bin/true (remote commands are off)" in done.out
+    assert "Requested: run the listed commands; now for run /bin/true (remote commands are off)" in done.out
     assert list(policy_of(layout)["commands"]) == ["true"]
 
 
@@ -181,13 +181,17 @@ def test_a_trust_store_that_the_planner_suggests_can_be_allowed(suggested: Trust
 def test_another_trust_store_is_not_overwritten(layout: ConfigDir, ran: Run) -> None:
     assert ran("-c", layout.root, "policy", "allow", "-y", "trust-store", "/srv/cas").status == 0
     done = ran("-c", layout.root, "policy", "allow", "-y", "trust-store", "/srv/others")
-    assert done.status == 2 and "CAs go to /srv/cas already" in done.err
+    assert done.status == 2 and "the trust store is already /srv/cas" in done.err
     assert policy_of(layout)["trust_store"] == {"directory": "/srv/cas"}
 
 
 def test_allow_with_nothing_refused(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": []})
-    assert ran("-c", layout.root, "policy", "allow") == (0, "The policy refuses nothing that it could allow.\n", "")
+    assert ran("-c", layout.root, "policy", "allow") == (
+        0,
+        "The plan has no refusals that the policy could allow.\n",
+        "",
+    )
 
 
 def test_every_kind_in_the_help_exists(layout: ConfigDir, ran: Run) -> None:
@@ -212,7 +216,7 @@ def test_policy_show_in_words_and_json(layout: ConfigDir, ran: Run) -> None:
     out = ran("-c", layout.root, "policy", "show").out
     assert f"May write below: {layout.certs}, /etc/nginx/tls\n" in out
     assert "May run: /bin/true as web (r, at most 60 s, pinned by hash)\n" in out
-    assert "Swaps in: sat 22:00-04:00 UTC\n" in out and "On alert: /usr/local/bin/page\n" in out
+    assert "Deploys in: sat 22:00-04:00 UTC\n" in out and "On alert: /usr/local/bin/page\n" in out
     shown = ran("-c", layout.root, "policy", "show", "--json").json()
     assert shown["window"]["from"] == "22:00" and "from_" not in shown["window"]
     layout.policy.write_text('{"remote_commands": "off", "commands": {"r": {"argv": ["/bin/true"]}}}')

@@ -109,7 +109,7 @@ def test_a_token_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(text)
-    with pytest.raises(UsageError, match="holds no enrolment token") as caught:
+    with pytest.raises(UsageError, match="does not contain an enrolment token") as caught:
         find_token(file, None, {})
     assert text.strip() == "" or text.strip() not in str(caught.value)
 
@@ -239,7 +239,7 @@ def test_config_check_looks_into_the_files_that_are_named(layout: ConfigDir, ran
     layout.httpclient.write_text('{"ca_files": ["ca.pem"]}')
     ca = layout.root / "ca.pem"
     ca.write_text("nothing")
-    assert "holds no PEM" in ran("-c", layout.root, "config", "check").err
+    assert "contains no PEM block" in ran("-c", layout.root, "config", "check").err
     ca.write_bytes(trustme.CA().cert_pem.bytes())
     assert ran("-c", layout.root, "config", "check").status == 0
 

@@ -165,7 +165,7 @@ def test_a_session_that_ended_for_good_is_77(
 def test_a_daemon_that_was_killed(layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]) -> None:
     registered.save_status(running_status())
     done = ran("-c", layout.root, "status")
-    assert (done.status, done.out.splitlines()[0]) == (3, "Daemon Status: Not running (it did not stop in order)")
+    assert (done.status, done.out.splitlines()[0]) == (3, "Daemon Status: Not running (stopped unexpectedly)")
 
 
 def test_a_daemon_that_does_not_answer(

@@ -65,7 +65,7 @@ PLAN = {
         (["poll-now"], {"op": "poll-now"}, {"poll": "", "cursor": None}, 69, "Polled: no answer\nCursor: none\n"),
         (["renew", "--domain", "a.example"], {"op": "renew", "domain": "a.example"},
          {"cert_id": 7, "name": "a.example", "requested": True}, 0,
-         "Renewal of a.example asked for; the new certificate comes with a signal\n"),
+         "Renewal of a.example requested; the next poll after it is issued fetches it\n"),
         (["apply"], {"op": "apply", "now": False}, OUTCOME, 0, "applied\n"),
         (["apply", "--now"], {"op": "apply", "now": True}, {**OUTCOME, "outcome": "rolled_back", "detail": "probe"}, 1,
          "rolled_back: probe\n"),
@@ -78,9 +78,9 @@ PLAN = {
         (["trust", "reset", "--install-config", "--scripts", "--yes"],
          {"op": "trust-reset", "install_config": True, "scripts": True},
          {"install_configs": {"7": 3}, "scripts": ["/x"]}, 0,
-         "forgotten: install config 7 had version 3\nforgotten: the pin of /x\n"),
+         "reset: install config 7 (minimum version was 3)\nreset: pin of /x\n"),
         (["trust", "reset", "--scripts", "--yes"], {"op": "trust-reset", "install_config": False, "scripts": True},
-         {"install_configs": {}, "scripts": []}, 0, "there was nothing to forget\n"),
+         {"install_configs": {}, "scripts": []}, 0, "nothing to reset\n"),
     ],
 )  # fmt: skip
 def test_a_running_daemon_does_the_work(
@@ -120,7 +120,7 @@ def test_failures_of_single_signals_are_told(layout: ConfigDir, here: Callable[.
     assert (done.status, done.err) == (1, "failed: nginx -t: \\x1bbad\n")
     here("apply", {**OUTCOME, "plane": "no route to plane"})
     done = ran("-c", layout.root, "apply")
-    assert (done.status, done.err) == (0, "warning: the control plane was not asked: no route to plane\n")
+    assert (done.status, done.err) == (0, "warning: control plane not reached: no route to plane\n")
 
 
 def test_a_revoked_device_is_told_to_register_whatever_it_asked_for(
@@ -157,7 +157,7 @@ def test_release_and_to_do_not_go_together(layout: ConfigDir, ran: Run) -> None:
 def test_waiting_for_the_new_certificate(
     layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(renew_module, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(renew_module, "PAUSE_SECONDS", 0.0)
     store.save_certificates({7: record()})
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def test_waiting_in_vain(layout: ConfigDir, store: StateStore, daemon: Daemon, r
     daemon(answers({"cert_id": 7, "name": "www.example.com"}))
     done = ran("-c", layout.root, "renew", "--domain", "www.example.com", "--wait", 0.01)
     assert done.status == 1
-    assert "nothing new was deployed within 0.01 s" in done.out
+    assert "not deployed within 0.01 s" in done.out
 
 
 # --- plan and history ---------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_a_plan_with_changes(layout: ConfigDir, daemon: Daemon, ran: Run) -> Non
     daemon(answers(PLAN))
     done = ran("-c", layout.root, "plan")
     assert done.status == 2
-    assert done.out == PLAN["diff"] + f"\n\nto allow what is refused: cert-ctrl -c {layout.root} policy allow\n"
+    assert done.out == PLAN["diff"] + f"\n\nto allow refused items: cert-ctrl -c {layout.root} policy allow\n"
     shown = ran("-c", layout.root, "plan", "--json")
     assert (shown.status, shown.json()) == (2, PLAN)
 
@@ -257,7 +257,7 @@ def test_history_newest_last_bounded_and_by_domain(layout: ConfigDir, store: Sta
     store.append_history([last], 1000)
     lines = [" ".join(line.split()) for line in ran("-c", layout.root, "history", "--limit", 2).out.splitlines()]
     assert lines == [
-        "TIME CERTIFICATE FROM TO SERIAL ASKED BY RESULT",
+        "TIME CERTIFICATE FROM TO SERIAL REQUESTED BY RESULT",
         "2025-10-03 05:40:29 a.example - g1 04:ab plane applied",
         "2025-10-03 05:41:39 a.example g1 the same 04:ab operator rolled_back: probe\\nfailed",
     ]

@@ -228,9 +228,9 @@ def test_a_variable_with_a_mistake(fresh: Path) -> None:
 
 
 def test_no_config_directory(tmp_path: Path) -> None:
-    what = f"{tmp_path}/none: there is no such config directory"
+    what = f"{tmp_path}/none: no such directory"
     says(run_cli("-c", tmp_path / "none", "--keep-running"), 78, what, "cert-ctrl -c .*/none init --server URL")
-    says(run_cli("poll-now"), 2, "this command needs a config directory", "add -c DIR, for example .*")
+    says(run_cli("poll-now"), 2, "no config directory given", "add -c DIR, for example .*")
 
 
 # --- who is at work ---------------------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def test_the_place_comes_from_data_or_from_its_parts(tmp_path: Path, monkeypatch
             find_connection(options)
         assert caught.value.fix
     (tmp_path / "operator.key").write_text("two words")
-    with pytest.raises(UsageError, match="does not hold the operator key"):
+    with pytest.raises(UsageError, match="does not contain the operator key"):
         find_connection(SharedOptions(data=str(tmp_path)))
     with pytest.raises(UsageError, match="cannot read"):
         find_connection(SharedOptions(data=str(tmp_path / "absent")))

@@ -1,1 +1,1 @@
-"""One module per command; ``app.py`` imports the one that is asked for and no other."""
+"""One module per command; ``app.py`` imports only the requested one."""

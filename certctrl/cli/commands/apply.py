@@ -1,4 +1,4 @@
-"""``apply``: bring this host to what the plane and its own plan say."""
+"""``apply``: bring this host in line with the control plane and the install plan."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ APPLY_SECONDS = 620.0
 
 def apply(
     ctx: typer.Context,
-    now: Annotated[bool, typer.Option("--now", help="Swap in what waits for its maintenance window, too.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Ignore the maintenance window.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
-    """Bring this host to what the control plane and its own plan say.
+    """Bring this host in line with the control plane and the install plan.
 
-    Compares with the plane, fetches what differs, deploys, reloads, verifies, and tries again what was stuck or
-    quarantined. When the plane cannot be reached, what is already on disk is put in force.
+    Compares this host with the control plane, then fetches, deploys, reloads and verifies what differs. Also retries
+    failed items and quarantined signals. If the control plane is unreachable, deploys what is already on disk.
 
-    Exit status: 0 everything is as it should be, 1 something failed (the old material serves).
+    Exit status: 0 this host is in line, 1 something failed (the old certificates stay live).
 
     \b
     cert-ctrl -c /etc/cert-ctrl apply
@@ -53,7 +53,7 @@ def show_outcome(result: dict[str, Any], *, as_json: bool) -> int:
         name = f"{result['name']} " if result.get("name") else ""
         write_line(f"{name}{result['outcome']}{detail}")
         if result.get("plane"):
-            write_error(f"warning: the control plane was not asked: {result['plane']}")
+            write_error(f"warning: control plane not reached: {result['plane']}")
         for reason in failed:
             write_error(f"failed: {reason}")
     write_problems(problems)

@@ -1,4 +1,4 @@
-"""``config show`` and ``config check``: every setting with its source, secrets masked; mistakes with their place."""
+"""``config show`` and ``config check``: print every setting with its source; find mistakes."""
 
 import os
 from typing import Annotated, Any
@@ -17,12 +17,12 @@ config = typer.Typer(help="Show or check the configuration.", **GROUP)
 @config.command("show")
 def show(
     ctx: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print value, source and meaning as JSON.")] = False,
-    changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the default.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print values, sources and meanings as JSON.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Show only settings that are not defaults.")] = False,
 ) -> None:
-    """Show every setting, its value and where it comes from.
+    """Show every setting with its value and source.
 
-    Sources: the default, a file, or an environment variable (CERTCTRL_…). Secrets are masked.
+    The source is the default, a file, or an environment variable (CERTCTRL_…). Secrets are masked.
 
     \b
     cert-ctrl -c /etc/cert-ctrl config show
@@ -42,11 +42,11 @@ def show(
 
 @config.command("check")
 def check(ctx: typer.Context) -> None:
-    """Check all files of the config directory and change nothing.
+    """Check all files of the config directory; change nothing.
 
-    The four configuration files, policy.json and installs.local.json: unknown keys, wrong types, values out of
-    range, files that are named but missing. The first mistake is printed with file, JSON path and what was
-    expected; exit status 78.
+    Checks the four configuration files, policy.json and installs.local.json for unknown keys, wrong types, values out
+    of range, and missing files. Prints the first mistake with file, JSON path and the expected value; the exit status
+    is then 78.
 
     \b
     cert-ctrl -c /etc/cert-ctrl config check && systemctl reload cert-ctrl
@@ -59,7 +59,7 @@ def check(ctx: typer.Context) -> None:
 
 
 def settings_of(loaded: Any) -> list[dict[str, Any]]:
-    """Return name, value, source and meaning of every setting, in the order of the files."""
+    """Return name, value, source and meaning of every setting, ordered by file; secrets are masked."""
     import attrs
 
     rows = []

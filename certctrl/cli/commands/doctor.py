@@ -1,4 +1,4 @@
-"""``doctor``: check everything an operator would, and print the fix for each finding."""
+"""``doctor``: check host, control plane, certificates and daemon; print a fix for each problem."""
 
 import os
 import sys
@@ -18,15 +18,15 @@ _COLOURS = {"OK": "\x1b[32m", "WARN": "\x1b[33m", "FAIL": "\x1b[31m"}
 def doctor(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Ask neither the control plane nor endpoints.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Skip the checks that use the network.")] = False,
 ) -> int:
-    """Check everything an operator would check, with a fix for each finding.
+    """Check host, control plane, certificates and daemon; print a fix for each problem.
 
-    Configuration, permissions, disk space, state files, device key, policy; DNS, TLS, clock and token at the
-    control plane; every certificate on disk and every endpoint that should serve it; what the plan is
-    refused; the running daemon. Takes no lock, changes nothing, and works beside the daemon and without it.
+    Checks configuration, permissions, disk space, state files, device key and policy; DNS, TLS, clock and access
+    token; every certificate on disk and every endpoint that should serve it; what the policy refuses; the daemon.
+    Takes no lock, changes nothing, and works with or without a running daemon.
 
-    Exit status: 0 nothing needs a person (there may be warnings), 1 something does.
+    Exit status: 0 no failures (warnings are possible), 1 at least one failure.
 
     \b
     cert-ctrl -c /etc/cert-ctrl doctor
@@ -54,14 +54,14 @@ def _context(invoked: Invocation) -> Any:
     try:
         config = load_config(layout, os.environ).config
     except CertctrlError:
-        config = None  # a finding of its own
+        config = None  # reported by the check of the configuration
     return CheckContext(
         layout=layout, fs=fs, store=StateStore(layout, fs), environ=os.environ, now=wall_now, config=config
     )
 
 
 async def _examine(context: Any, offline: bool, show: Any) -> list[Any]:
-    """Run every check, showing each finding as it comes."""
+    """Run every check; show each finding immediately."""
     from certctrl.agent.setup import real_http
     from certctrl.cli.doctor.certs import check_endpoints
     from certctrl.cli.doctor.daemon import check_plan
@@ -79,7 +79,7 @@ async def _examine(context: Any, offline: bool, show: Any) -> list[Any]:
         report(finding)
     await check_plan(context, report)
     if offline:
-        report(ok("plane", "not asked (--offline)"))
+        report(ok("plane", "skipped (--offline)"))
         return found
     if context.config is not None:
         await check_plane(context, context.config, real_http, report)
@@ -115,4 +115,4 @@ def _sum_up(findings: list[Any]) -> None:
     bad = sum(finding.level == "FAIL" for finding in findings)
     odd = sum(finding.level == "WARN" for finding in findings)
     write_line()
-    write_line(f"{len(findings)} findings: {bad} need{'s' * (bad == 1)} you, {odd} warning{'s' * (odd != 1)}")
+    write_line(f"{len(findings)} findings: {bad} failure{'s' * (bad != 1)}, {odd} warning{'s' * (odd != 1)}")

@@ -1,4 +1,4 @@
-"""``history``: past deployments from the append-only audit log."""
+"""``history``: show past deployments from the audit log."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -11,14 +11,14 @@ from certctrl.cli.output import table, write_json, write_line
 
 def history(
     ctx: typer.Context,
-    domain: Annotated[str | None, typer.Option("--domain", metavar="NAME", help="Only this certificate's.")] = None,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", help="The newest N; 0: all.")] = 20,
+    domain: Annotated[str | None, typer.Option("--domain", metavar="NAME", help="Show only this certificate.")] = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Show the newest N; 0: all.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print all recorded facts as JSON.")] = False,
 ) -> None:
     """Show past deployments.
 
-    When, for which certificate, from which generation to which (the same: its commands ran again), who asked
-    (plane, operator, …), what became of it. The newest comes last. Times are UTC.
+    Each line shows the time (UTC), the certificate, its old and new generation ("the same": only its commands ran
+    again), who requested it (plane, operator, …) and the result. The newest is last.
 
     \b
     cert-ctrl -c /etc/cert-ctrl history
@@ -36,7 +36,7 @@ def history(
     elif not entries:
         write_line("No deployments yet.")
     else:
-        heads = ("Time", "Certificate", "From", "To", "Serial", "Asked by", "Result")
+        heads = ("Time", "Certificate", "From", "To", "Serial", "Requested by", "Result")
         table(heads, [_cells(entry) for entry in entries])
 
 

@@ -1,4 +1,4 @@
-"""``init``: make a config directory for a control plane."""
+"""``init``: create a config directory for a control plane."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ def init(
     ctx: typer.Context,
     server: Annotated[str, typer.Option("--server", metavar="URL", help="URL of the control plane, https://…")],
     ca: Annotated[
-        Path | None, typer.Option("--ca", metavar="FILE", help="PEM file with the CA of the plane's own certificate.")
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="PEM file with the CA of the control plane's certificate."),
     ] = None,
 ) -> None:
-    """Make a config directory for a control plane.
+    """Create a config directory for a control plane.
 
     Creates DIR (0700) with the four configuration files, policy.json, and the directories for state, keys,
-    certificates and logs. Running it again with the same answers changes nothing; a different configuration
-    that is already there is never overwritten.
+    certificates and logs. Running it again with the same options changes nothing. It never overwrites a different
+    configuration.
 
     \b
     cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com
@@ -43,14 +44,14 @@ def init(
 
 
 def read_ca(path: Path) -> bytes:
-    """Return a PEM file's bytes after checking that it holds at least one certificate."""
+    """Return the content of a PEM file. Raises ConfigError if it contains no certificate."""
     import ssl
 
     try:
         with path.open("rb") as file:
             pem = file.read(LARGEST_CA)
     except OSError as error:
-        raise UsageError(f"cannot read --ca {path}: {error.strerror}", fix="name a readable PEM file") from None
+        raise UsageError(f"cannot read --ca {path}: {error.strerror}", fix="give a readable PEM file") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=pem.decode("ascii"))
@@ -59,6 +60,6 @@ def read_ca(path: Path) -> bytes:
     else:
         found = context.cert_store_stats()["x509"]
     if not found:
-        fix = "export the CA certificate as PEM (-----BEGIN CERTIFICATE-----)"
-        raise ConfigError("holds no certificate in PEM form", file=str(path), fix=fix)
+        fix = "export the CA certificate in PEM format (-----BEGIN CERTIFICATE-----)"
+        raise ConfigError("contains no certificate in PEM format", file=str(path), fix=fix)
     return pem

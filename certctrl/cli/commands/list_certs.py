@@ -1,4 +1,4 @@
-"""``list-certs``: what is deployed on this host, from facts recorded at deploy time; nothing is parsed."""
+"""``list-certs``: list the certificates on this host."""
 
 from typing import Annotated
 
@@ -14,8 +14,8 @@ def list_certs(
 ) -> None:
     """List the certificates on this host.
 
-    Domain, serial, remaining life, where it is deployed, and what became of the last attempt. Reads only what was
-    recorded when it was deployed: no lock, no network.
+    Shows domain, serial, remaining lifetime, destinations and the last result, as recorded at deployment. Takes no
+    lock and uses no network.
 
     \b
     cert-ctrl -c /etc/cert-ctrl list-certs

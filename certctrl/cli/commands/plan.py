@@ -1,4 +1,4 @@
-"""``plan``: what would change on this host, and why; changes nothing."""
+"""``plan``: show what would change on this host, and why."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,19 +11,19 @@ from certctrl.cli.output import write_json, write_line, write_problems
 from certctrl.errors import ExitStatus
 
 PLAN_SECONDS = 60.0
-_ALLOW = "to allow what is refused: cert-ctrl -c DIR policy allow"
+_ALLOW = "to allow refused items: cert-ctrl -c DIR policy allow"
 
 
 def plan(
     ctx: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print steps, refusals and what waits as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print steps, refusals and waiting items as JSON.")] = False,
 ) -> int:
-    """Show what would change on this host, and change nothing.
+    """Show what would change on this host; change nothing.
 
-    Files with owner and mode, commands, probes, what the host's policy refuses with the line that would allow it,
-    and what waits for a maintenance window. Compares with what has been delivered; `poll-now` fetches news.
+    Shows files with owner and mode, commands, probes, items refused by the policy with the line that allows them, and
+    items waiting for a maintenance window. Uses what has been fetched already; `poll-now` fetches updates.
 
-    Exit status: 0 nothing to do, 2 changes, 1 no changes among the items that can be read, and there are others.
+    Exit status: 0 no changes, 2 changes, 1 no changes, but some items are invalid.
 
     \b
     cert-ctrl -c /etc/cert-ctrl plan
@@ -46,7 +46,7 @@ def plan(
 
 
 def fetch_plan(invoked: Invocation) -> dict[str, Any]:
-    """Return the plan as JSON, from the running daemon or worked out here."""
+    """Return the plan as JSON, from the daemon or computed in this process."""
 
     async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot

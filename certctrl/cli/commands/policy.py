@@ -1,4 +1,4 @@
-"""``policy show`` and ``policy allow``: what the control plane may do here; every addition is asked for first."""
+"""``policy show`` and ``policy allow``: show and extend what the control plane may do on this host."""
 
 from typing import Annotated, Any
 
@@ -16,7 +16,8 @@ policy = typer.Typer(help="Show or extend what the control plane may do on this 
 
 @policy.command("show")
 def show(
-    ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print policy.json as it counts.")] = False
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print policy.json with all defaults.")] = False,
 ) -> None:
     """Show what the control plane may write and run on this host.
 
@@ -40,17 +41,19 @@ def allow(
     kind: Annotated[
         str | None, typer.Argument(metavar="[KIND]", help=f"One of: {', '.join(policy_changes.Kind)}.")
     ] = None,
-    words: Annotated[list[str] | None, typer.Argument(metavar="[WORD]...", help="What to allow.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the command in policy.json.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[VALUE]...", help="The value to allow.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the command in policy.json.")
+    ] = None,
     run_as: Annotated[str | None, typer.Option("--run-as", metavar="USER", help="User the command runs as.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> int:
-    """Allow something to the control plane, after asking.
+    """Extend what the control plane may do, after confirmation.
 
-    Without arguments: goes through everything that the present plan is refused and asks for each. With a KIND:
-    adds that one thing to policy.json. A running daemon reads it at SIGHUP (systemctl reload cert-ctrl).
+    Without arguments, asks about each item of the current plan that the policy refuses. With a KIND, adds that entry
+    to policy.json. To apply it, reload a running daemon: systemctl reload cert-ctrl (SIGHUP).
 
-    Exit status: 0 policy.json says it (now), 1 nothing was added.
+    Exit status: 0 allowed, now or already, 1 nothing was added.
 
     \b
     cert-ctrl -c /etc/cert-ctrl policy allow
@@ -67,19 +70,19 @@ def allow(
 
 
 def _allow_refused(invoked: Invocation, *, yes: bool) -> int:
-    """Go through the refusals of the plan, and through those that stood behind them, until nothing is new."""
+    """Ask about each refusal of the plan, and about those that appear once it is allowed."""
     asked: list[Any] = []
     allowed = False
     while fresh := [change for change in _refused(invoked, quietly=bool(asked)) if change not in asked]:
         asked += fresh
         allowed |= _add(invoked, fresh, yes=yes) == ExitStatus.DONE
     if not asked:
-        write_line("The policy refuses nothing that it could allow.")
+        write_line("The plan has no refusals that the policy could allow.")
     return ExitStatus.DONE if allowed or not asked else ExitStatus.FAILED
 
 
 def _refused(invoked: Invocation, *, quietly: bool) -> list[Any]:
-    """Return the changes that would end what the plan is refused now; each once."""
+    """Return the changes that would allow the refused items of the plan, without duplicates."""
     from certctrl.cli.commands.plan import fetch_plan
 
     changes: list[Any] = []
@@ -87,12 +90,12 @@ def _refused(invoked: Invocation, *, quietly: bool) -> list[Any]:
         if refusal.get("setting"):
             changes.append(policy_changes.change_for_refusal(refusal))
         elif not quietly:
-            write_line(f"Refused whatever policy.json says: {refusal['what']}: {refusal['why']}")
+            write_line(f"Refused regardless of policy.json: {refusal['what']}: {refusal['why']}")
     return [change for number, change in enumerate(changes) if change not in changes[:number]]
 
 
 def _add(invoked: Invocation, changes: list[Any], *, yes: bool) -> int:
-    """Ask for each change, write policy.json once, and say what is now in force."""
+    """Ask about each change, then write policy.json once."""
     from certctrl.store.config.files import load_policy, save_policy
     from certctrl.store.disk.fs import RealFs
 
@@ -102,15 +105,15 @@ def _add(invoked: Invocation, changes: list[Any], *, yes: bool) -> int:
     for change in changes:
         changed = policy_changes.apply_change(policy_now, change)
         if changed == policy_now:
-            write_line(f"Allowed already: {change.allows}")
+            write_line(f"Already allowed: {change.allows}")
             allowed += 1
             continue
-        write_line(f"Asked for: {change.allows}")
+        write_line(f"Requested: {change.allows}")
         write_line(f"Adds to policy.json: {change.line}")
         if yes or confirmed("Allow this?"):
             policy_now = changed
             allowed += 1
     if policy_now != before:
         save_policy(RealFs(), layout, policy_now)
-        write_line(f"{layout.policy} is written; a running daemon reads it at SIGHUP (systemctl reload cert-ctrl)")
+        write_line(f"Wrote {layout.policy}; reload a running daemon to apply it: systemctl reload cert-ctrl")
     return ExitStatus.DONE if allowed else ExitStatus.FAILED

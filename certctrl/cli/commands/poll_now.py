@@ -1,4 +1,4 @@
-"""``poll-now``: poll at once, with or without a daemon."""
+"""``poll-now``: poll immediately, with or without a daemon."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def poll_now(
     ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
-    """Poll at once, print what came, and close an open breaker.
+    """Poll immediately, print the result, and close an open breaker.
 
-    A running daemon does it, waits for the answer and goes on as usual; without a daemon this command polls,
-    handles every signal and reports the outcomes itself.
+    With a running daemon, the daemon polls and this command waits for the answer. Without one, this command polls,
+    handles every signal and reports the outcomes.
 
-    Exit status: 0 answered and done, 1 answered but something failed, 69 no usable answer.
+    Exit status: 0 polled and done, 1 polled but a signal failed, 69 no usable answer.
 
     \b
     cert-ctrl -c /etc/cert-ctrl poll-now

@@ -1,4 +1,4 @@
-"""``register``: the device grant with a person, or an enrolment token for an unattended host."""
+"""``register``: register by operator approval (device grant) or with an enrolment token."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def register(
     ctx: typer.Context,
     enrolment_token_file: Annotated[
         Path | None,
-        typer.Option("--enrolment-token-file", metavar="FILE", help="Read an enrolment token from FILE; - is stdin."),
+        typer.Option("--enrolment-token-file", metavar="FILE", help="Read an enrolment token from FILE; -: stdin."),
     ] = None,
     enrolment_token: Annotated[
         str | None,
-        typer.Option("--enrolment-token", metavar="TOKEN", help="Enrolment token; others can see it in `ps`."),
+        typer.Option("--enrolment-token", metavar="TOKEN", help="Enrolment token; visible to other users in `ps`."),
     ] = None,
 ) -> None:
-    """Register this host at the control plane.
+    """Register this host with the control plane.
 
-    Prints a code and a URL; a person opens the URL, types the code and approves this device. Without a person:
-    give an enrolment token by --enrolment-token-file, by the environment variable CERTCTRL_ENROLMENT_TOKEN, or
-    as the systemd credential certctrl.enrolment-token.
+    Prints a code and a URL: open the URL, enter the code and approve this device. For unattended registration, give
+    an enrolment token with --enrolment-token-file, in the environment variable CERTCTRL_ENROLMENT_TOKEN, or as the
+    systemd credential certctrl.enrolment-token.
 
-    Keys and tokens go to DIR/keys and DIR/state, readable by the agent alone. Running it again gives this device
-    new tokens; an interrupted run can be repeated.
+    Keys and tokens are stored in DIR/keys and DIR/state, readable only by the agent. Running it again issues new
+    tokens for this device; an interrupted run can be repeated.
 
     \b
     cert-ctrl -c /etc/cert-ctrl register
@@ -85,7 +85,7 @@ async def _register(layout: ConfigDir, token: str | None, debug: bool) -> Any:
 
 
 def show_prompt(prompt: Any) -> None:
-    """Tell a person where to approve this device, with which code, and for how long."""
+    """Print where to approve this device, the code, and its lifetime."""
     write_line(f"Open     {prompt.verification_uri}")
     write_line(f"Code     {prompt.user_code}")
     if prompt.verification_uri_complete:
@@ -94,12 +94,12 @@ def show_prompt(prompt: Any) -> None:
 
 
 def find_token(file: Path | None, argument: str | None, environ: Mapping[str, str]) -> str | None:
-    """Return the enrolment token from the nearest source, None for the device grant.
+    """Return the enrolment token, or None for the device grant.
 
-    Order: ``--enrolment-token-file``, ``--enrolment-token``, the environment, the systemd credential.
+    Sources in order: ``--enrolment-token-file``, ``--enrolment-token``, the environment, the systemd credential.
     """
     if file is not None and argument is not None:
-        raise UsageError("two enrolment tokens", fix="give --enrolment-token-file or --enrolment-token")
+        raise UsageError("two enrolment tokens", fix="give either --enrolment-token-file or --enrolment-token")
     if file is not None:
         return _plain(_read(file), f"--enrolment-token-file {file}")
     if argument is not None:
@@ -116,11 +116,13 @@ def _read(path: Path) -> str:
         with open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-") as file:
             return file.read(LARGEST_TOKEN + 1).decode("ascii", "replace")
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", fix="name a file with the enrolment token") from None
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", fix="give a readable file with the enrolment token"
+        ) from None
 
 
 def _plain(text: str, source: str) -> str:
     token = text.strip()
     if not token or len(token) > LARGEST_TOKEN or not token.isascii() or any(c.isspace() for c in token):
-        raise UsageError(f"{source} holds no enrolment token", fix="one token, on one line, nothing else")
+        raise UsageError(f"{source} does not contain an enrolment token", fix="give one token on one line")
     return token

@@ -1,4 +1,4 @@
-"""``renew``: ask the plane for a new certificate; it arrives as a signal."""
+"""``renew``: request a new certificate; a signal announces it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
 
 ASK_SECONDS = 60.0
-LOOK_SECONDS = 1.5  # each look is a poll, and the plane allows one a second
+PAUSE_SECONDS = 1.5  # the plane allows one poll per second
 POLL_SECONDS = 75.0
 
 
 def renew(
     ctx: typer.Context,
-    domain: Annotated[str, typer.Option("--domain", metavar="NAME", help="A domain of the certificate.")],
+    domain: Annotated[str, typer.Option("--domain", metavar="NAME", help="A domain name of the certificate.")],
     wait: Annotated[
-        float, typer.Option("--wait", metavar="SECONDS", help="Wait this long for the new one to be deployed.")
+        float, typer.Option("--wait", metavar="SECONDS", help="Wait this long until it is deployed; 0: do not wait.")
     ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
-    """Ask the control plane for a new certificate.
+    """Request a new certificate from the control plane.
 
-    The plane answers at once and issues when it can; the new material then arrives as a signal, by the daemon's
-    next poll or `poll-now`. With --wait this command stays until it is deployed here.
+    The control plane may issue it later. The daemon's next poll, or `poll-now`, then fetches and deploys it. With
+    --wait, this command polls and waits until it is deployed on this host.
 
-    Exit status: 0 asked for (with --wait: deployed), 1 not deployed in time.
+    Exit status: 0 requested (with --wait: deployed), 1 not deployed in time.
 
     \b
     cert-ctrl -c /etc/cert-ctrl renew --domain www.example.com
@@ -55,21 +55,21 @@ def renew(
     elif serial:
         write_line(f"Renewed {result['name']}: serial {serial}")
     elif wait > 0:
-        write_line(f"Renewal of {result['name']} was asked for; nothing new was deployed within {wait:g} s")
+        write_line(f"Renewal of {result['name']} requested; not deployed within {wait:g} s")
     else:
-        write_line(f"Renewal of {result['name']} asked for; the new certificate comes with a signal")
+        write_line(f"Renewal of {result['name']} requested; the next poll after it is issued fetches it")
     return ExitStatus.FAILED if wait > 0 and not serial else ExitStatus.DONE
 
 
 def _serial(invoked: Invocation, domain: str) -> str:
-    """Return the serial that is deployed for a domain now; empty when there is none."""
+    """Return the deployed serial of a domain; empty if there is none."""
     from certctrl.cli.facts import certificates, covers
 
     return next((row["serial"] for row in certificates(invoked.layout()) if covers(row, domain)), "")
 
 
 def _await_new(invoked: Invocation, cert_id: int, before: str, seconds: float) -> str | None:
-    """Return the serial that took the place of ``before``, None when none did in time."""
+    """Return the serial that replaced ``before``, or None after ``seconds``."""
     from certctrl.cli.facts import certificates
 
     deadline = time.monotonic() + seconds
@@ -80,11 +80,11 @@ def _await_new(invoked: Invocation, cert_id: int, before: str, seconds: float) -
         if time.monotonic() >= deadline:
             return None
         _poll_quietly(invoked)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(PAUSE_SECONDS)
 
 
 def _poll_quietly(invoked: Invocation) -> None:
-    """Poll once more; the plane being away for a moment is what waiting is for."""
+    """Poll once; ignore an unreachable plane."""
 
     async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot

@@ -1,4 +1,4 @@
-"""``rollback``: switch one certificate back by hand and hold it there."""
+"""``rollback``: restore a previous certificate and hold it, or end the hold."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from certctrl.errors import ExitStatus, UsageError
 
 def rollback(
     ctx: typer.Context,
-    domain: Annotated[str, typer.Option("--domain", metavar="NAME", help="A domain of the certificate.")],
+    domain: Annotated[str, typer.Option("--domain", metavar="NAME", help="A domain name of the certificate.")],
     to: Annotated[
-        str | None, typer.Option("--to", metavar="ID", help="Generation to go to; default: the previous one.")
+        str | None, typer.Option("--to", metavar="ID", help="Generation to restore; default: the previous one.")
     ] = None,
-    release: Annotated[
-        bool, typer.Option("--release", help="End the hold: the newest certificate goes live again.")
-    ] = False,
+    release: Annotated[bool, typer.Option("--release", help="End the hold and deploy the newest certificate.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
-    """Put a previous certificate back and hold it, or let it go again.
+    """Restore a previous certificate and hold it, or end the hold.
 
-    The switch, its reload and its probe are those of any deployment. While held, renewals are fetched and staged
-    but not swapped in. `history --domain NAME` shows the generations. Needs no control plane.
+    Switches, reloads and probes like any deployment. While a certificate is held, renewals are fetched and staged but
+    not deployed. `history --domain NAME` lists the generations. Works without the control plane.
+
+    Exit status: 0 done, 1 failed or rolled back (the current certificate stays live).
 
     \b
     cert-ctrl -c /etc/cert-ctrl rollback --domain www.example.com
     cert-ctrl -c /etc/cert-ctrl rollback --domain www.example.com --release
     """
     if release and to is not None:
-        raise UsageError("--release and --to do not go together", fix="give one of them")
+        raise UsageError("--release cannot be combined with --to", fix="give one of them")
 
     async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot

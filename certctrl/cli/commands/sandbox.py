@@ -1,4 +1,4 @@
-"""``sandbox``: plane, agent and a TLS service on this machine, for a person to watch."""
+"""``sandbox``: run a control plane, an agent and a TLS service on this machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,25 +10,27 @@ from certctrl.cli.runtime import run
 
 def sandbox(
     service: Annotated[
-        str, typer.Option("--service", metavar="NAME", help="nginx, builtin, or auto: nginx where it is installed.")
+        str, typer.Option("--service", metavar="NAME", help="nginx, builtin, or auto (nginx if installed).")
     ] = "auto",
     duration: Annotated[
-        float, typer.Option("--duration", metavar="SECONDS", help="Renew for this long; 0: until Ctrl-C.")
+        float, typer.Option("--duration", metavar="SECONDS", help="Run this long; 0: until Ctrl-C.")
     ] = 30.0,
-    certs: Annotated[int, typer.Option("--certs", metavar="N", help="Certificates.")] = 3,
-    every: Annotated[float, typer.Option("--every", metavar="SECONDS", help="From one renewal to the next.")] = 3.0,
+    certs: Annotated[int, typer.Option("--certs", metavar="N", help="Number of certificates.")] = 3,
+    every: Annotated[float, typer.Option("--every", metavar="SECONDS", help="Time between renewals.")] = 3.0,
     directory: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="Work in DIR and keep it; default: a temporary one.")
+        Path | None, typer.Option("--dir", metavar="DIR", help="Use and keep DIR; default: a temporary directory.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line; the last is the summary.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line; the last one is the summary.")
+    ] = False,
 ) -> int:
-    """Watch plane, agent and a TLS service work together here.
+    """Run a control plane, an agent and a TLS service on this machine.
 
-    Starts a control plane, registers an agent, issues certificates, renews them every few seconds and revokes
-    one, while a TLS service serves them and a witness looks from outside. Everything listens on loopback.
-    With --dir, other commands can be pointed at DIR/agent while it runs.
+    Starts a control plane, registers an agent, issues certificates, renews them every few seconds and revokes one. A
+    TLS service serves them, and a witness checks the endpoint as a client. Everything listens on loopback. With
+    --dir, try other commands on the agent while it runs: cert-ctrl -c DIR/agent status.
 
-    Exit status: 0 only when everything that was issued was also served.
+    Exit status: 0 only if every issued certificate was served.
 
     \b
     cert-ctrl sandbox
@@ -42,7 +44,7 @@ def sandbox(
         if error.name and error.name.startswith("certctrl"):
             raise
         raise UsageError(
-            f"the sandbox needs the control plane's libraries ({error.name} is missing)",
+            f"the sandbox needs the control plane's libraries: {error.name} is not installed",
             fix="pip install 'certctrl[plane]'",
         ) from None
     options = SandboxOptions(

@@ -1,4 +1,4 @@
-"""``status``: how the agent is doing, told by ``status_view.py``."""
+"""``status``: show the status of the agent."""
 
 from typing import Annotated
 
@@ -10,13 +10,13 @@ from certctrl.cli.status_view import show_status
 
 def status(
     ctx: typer.Context,
-    daemon: Annotated[bool, typer.Option("--daemon", help="Only the daemon: without certificates.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch one object per line.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second until Ctrl-C.")] = False,
+    daemon: Annotated[bool, typer.Option("--daemon", help="Show only the daemon, without certificates.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch, one object per line.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update every second until Ctrl-C.")] = False,
 ) -> int:
-    """Show how the agent is doing; the exit status tells its health.
+    """Show the status of the agent; the exit status reflects its health.
 
-    Asks the running daemon; without one, tells what is known from disk. Takes no lock and changes nothing.
+    Asks the running daemon; without one, shows the state on disk. Takes no lock and changes nothing.
 
     Exit status: 0 healthy, 1 degraded or stale, 3 not running, 77 not registered or revoked.
 

@@ -1,4 +1,4 @@
-"""``trust show`` and ``trust reset``: what this host has learnt to hold its control plane and its scripts to."""
+"""``trust show`` and ``trust reset``: minimum install config versions and script pins."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.errors import ExitStatus, UsageError
 
-trust = typer.Typer(help="Show or forget what this host has learnt to insist on.", **GROUP)
+trust = typer.Typer(help="Show or reset minimum versions and script pins.", **GROUP)
 SECONDS = 60.0
 
 
 @trust.command("show")
 def show(
-    ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print versions and pins as JSON.")] = False,
 ) -> None:
-    """Show the versions and scripts that this host insists on.
+    """Show minimum versions and script pins.
 
-    Below its version no install config is taken; a script that was pinned at its first run must not change.
+    This host rejects an install config below its minimum version, and a script that changed after its first run.
 
     \b
     cert-ctrl -c /etc/cert-ctrl trust show
@@ -42,34 +43,37 @@ def show(
     for path, digest in sorted(pins.items()):
         write_line(f"script {path}: sha256 {digest}")
     if not marks and not pins:
-        write_line("nothing yet")
+        write_line("none yet")
 
 
 @trust.command("reset")
 def reset(
     ctx: typer.Context,
     install_config: Annotated[
-        bool, typer.Option("--install-config", help="Take the next install config whatever its version.")
+        bool, typer.Option("--install-config", help="Accept the next install config, even with a lower version.")
     ] = False,
     scripts: Annotated[
-        bool, typer.Option("--scripts", help="Pin listed scripts anew at their next run (trust_on_first_use).")
+        bool, typer.Option("--scripts", help="Pin scripts again at their next run (trust_on_first_use).")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was forgotten as JSON.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the removed versions and pins as JSON.")] = False,
 ) -> int:
-    """Forget versions of install configs or pins of scripts.
+    """Reset minimum versions of install configs, or script pins.
 
-    For a control plane that lost its database and counts from the beginning, and for scripts that were changed on
-    purpose. What is in force stays until something newer comes. Asks first: an attacker would like this, too.
+    Use it after the control plane lost its database and restarted its version numbers, or after scripts were changed
+    on purpose. The current install config stays active until the next one arrives. This lifts a protection against
+    an attacker, so it asks for confirmation.
+
+    Exit status: 0 reset, 1 not confirmed.
 
     \b
     cert-ctrl -c /etc/cert-ctrl trust reset --install-config
     cert-ctrl -c /etc/cert-ctrl trust reset --scripts --yes
     """
     if not (install_config or scripts):
-        raise UsageError("nothing to forget", fix="give --install-config, --scripts or both")
+        raise UsageError("nothing to reset", fix="add --install-config, --scripts or both")
     invoked = invocation(ctx)
-    if not (yes or confirmed("Forget it?")):
+    if not (yes or confirmed("Reset it?")):
         return ExitStatus.FAILED
 
     async def local(root: Path) -> dict[str, Any]:
@@ -84,11 +88,11 @@ def reset(
         write_json(result)
         return ExitStatus.DONE
     for config_id, version in sorted(result["install_configs"].items()):
-        write_line(f"forgotten: install config {config_id} had version {version}")
+        write_line(f"reset: install config {config_id} (minimum version was {version})")
     for path in sorted(result["scripts"]):
-        write_line(f"forgotten: the pin of {path}")
+        write_line(f"reset: pin of {path}")
     if not result["install_configs"] and not result["scripts"]:
-        write_line("there was nothing to forget")
+        write_line("nothing to reset")
     if result.get("plane"):
-        write_error(f"warning: the control plane was not asked: {result['plane']}")
+        write_error(f"warning: control plane not reached: {result['plane']}")
     return ExitStatus.DONE

@@ -1,6 +1,6 @@
-"""The doctor: every check an operator would make by hand, each finding with its fix.
+"""The checks of `doctor`; each finding that needs action has a fix.
 
-``finding``  what a check says          ``host``   directory, permissions, disk, state, policy
-``plane``    DNS, TLS, clock, token     ``certs``  files on disk, expiry, what each endpoint serves
-``daemon``   the running agent, and what its plan is refused
+``finding``  findings and the checks' input   ``host``   directory, permissions, disk, state, policy
+``plane``    DNS, TLS, clock, token           ``certs``  files on disk, expiry, served certificates
+``daemon``   the running daemon, refused items of the plan
 """

@@ -1,4 +1,4 @@
-"""Checks of the certificates: the files on disk belong together and last; each endpoint serves what is on disk."""
+"""Check the certificates on disk (key, chain, validity) and that endpoints serve them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from certctrl.model.plan import CopyAction, ExecAction, VerifyTls
 from certctrl.model.records import CertRecord
 
 PROBE_SECONDS = 10.0
-REVOKED_FIX = "issue a new one at the plane, or unassign this one there"
+REVOKED_FIX = "issue a new certificate on the control plane, or unassign this one there"
 TRIES, PAUSE_SECONDS = 6, 0.5
-"""How often a certificate is looked at while a daemon may be changing it."""
+"""Attempts to see a consistent certificate while a daemon may be changing it."""
 
 
 def certificate_findings(context: CheckContext) -> Iterator[Finding]:
-    """Yield what is found about each deployed certificate on disk."""
+    """Yield the findings of each deployed certificate."""
     try:
         records = deployed(context)
     except CertctrlError:
-        return  # said by the check of the state files
+        return  # reported by the check of the state files
     if not records:
         yield ok("certificate", "none deployed yet")
     for record in records:
@@ -39,13 +39,13 @@ def deployed(context: CheckContext) -> list[CertRecord]:
 
 
 def _one(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
-    """Look at one certificate; what the daemon is changing at this moment is given time to come to rest."""
+    """Check one certificate; repeat while a running daemon may be changing it."""
     found: list[Finding] = []
-    for look in range(1, TRIES + 1):
+    for attempt in range(1, TRIES + 1):
         found = list(guarded("certificate", lambda record=record: _on_disk(context, record)))  # type: ignore[misc]
         if all(finding.level is not Level.FAIL for finding in found) or not gather(context.layout)["running"]:
             break
-        if look < TRIES:
+        if attempt < TRIES:
             time.sleep(PAUSE_SECONDS)
             record = context.store.load_certificates().get(record.cert_id, record)
     yield from found
@@ -56,34 +56,40 @@ def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
 
     store, who = GenerationStore(context.layout, context.fs), f"certificate {record.cert_id} ({record.name})"
     live = store.live_id(record.name)
-    if live != record.generation:  # for a moment of every deployment it is so
-        what = f"{who}: certs/.live/{record.name} points at {live or 'nothing'}, recorded is {record.generation}"
+    if live != record.generation:  # true for a moment of every deployment
+        what = (
+            f"{who}: certs/.live/{record.name} points to {live or 'nothing'}, but the record says {record.generation}"
+        )
         yield fail("certificate", what, "cert-ctrl -c DIR apply")
         return
     key, chain = (store.read(record.name, live, name) for name in ("private.key", "fullchain.pem"))
     fault = _pair_fault(key, chain, record)
     if fault:
-        yield fail("certificate", f"{who}: {fault}", "cert-ctrl -c DIR apply; if it stays, renew it at the plane")
+        yield fail(
+            "certificate",
+            f"{who}: {fault}",
+            f"cert-ctrl -c DIR apply; if that does not help: cert-ctrl -c DIR renew --domain {_known_as(record)}",
+        )
         return
     if store.manifest(record.name, live)["facts"].get("placeholder"):
-        yield fail("certificate", f"{who}: was revoked; a self-signed placeholder stands in for it", REVOKED_FIX)
+        yield fail("certificate", f"{who}: revoked, replaced by a self-signed placeholder", REVOKED_FIX)
         return
     if record.revoked:
-        yield fail("certificate", f"{who}: was revoked, and is kept in use (on_revoked is keep)", REVOKED_FIX)
+        yield fail("certificate", f"{who}: revoked, but still in use (on_revoked is keep)", REVOKED_FIX)
         return
     yield _validity(context, record, who)
     if record.last_error:
-        yield warn("certificate", f"{who}: last attempt: {record.last_error}", "see cert-ctrl -c DIR history")
+        yield warn("certificate", f"{who}: last attempt failed: {record.last_error}", "cert-ctrl -c DIR history")
     if record.held:
         yield warn(
             "certificate",
-            f"{who}: held after a rollback",
+            f"{who}: held after a rollback, renewals are not deployed",
             f"cert-ctrl -c DIR rollback --domain {_known_as(record)} --release",
         )
 
 
 def _pair_fault(key_pem: bytes, chain_pem: bytes, record: CertRecord) -> str:
-    """Return what is wrong with key and leaf as they lie on disk; empty: they belong together and to the record."""
+    """Return the mismatch of key, certificate and record on disk; empty if they match."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
@@ -92,12 +98,12 @@ def _pair_fault(key_pem: bytes, chain_pem: bytes, record: CertRecord) -> str:
         leaf = x509.load_pem_x509_certificates(chain_pem)[0]
         key = load_pem_private_key(key_pem, None, unsafe_skip_rsa_key_validation=True)
     except (ValueError, TypeError, IndexError):
-        return "key or certificate on disk cannot be read"
+        return "the key or certificate on disk cannot be parsed"
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
-        return "the private key on disk does not belong to the certificate beside it"
+        return "the private key on disk does not match its certificate"
     if leaf.fingerprint(hashes.SHA256()).hex() != record.facts.fingerprint_sha256:
-        return "the certificate on disk is not the one that was recorded"
+        return "the certificate on disk is not the recorded one"
     return ""
 
 
@@ -113,17 +119,17 @@ def _validity(context: CheckContext, record: CertRecord, who: str) -> Finding:
     left, settings = record.facts.not_after - now, context.config.application if context.config else ApplicationConfig()
     renew = f"cert-ctrl -c DIR renew --domain {_known_as(record)}"
     if record.facts.not_before > now:
-        what = f"{who}: not valid for another {duration(record.facts.not_before - now)}"
-        return fail("certificate", what, "wait, or check this host's clock")
+        what = f"{who}: valid only in {duration(record.facts.not_before - now)}"
+        return fail("certificate", what, "wait, or correct this host's clock")
     if left <= 0:
         return fail("certificate", f"{who}: {remaining(left)}", renew)
     if left < warn_below(record, settings):
         return warn("certificate", f"{who}: expires in {remaining(left)}", renew)
-    return ok("certificate", f"{who}: key and certificate fit, {remaining(left)} left")
+    return ok("certificate", f"{who}: key matches, expires in {remaining(left)}")
 
 
 async def check_endpoints(context: CheckContext, report: Report) -> None:
-    """Report for every endpoint that the plan verifies whether it serves what is on disk; all are asked at once."""
+    """Report for every endpoint of the plan whether it serves the certificate on disk; check them concurrently."""
     try:
         wanted = endpoints(context)
     except CertctrlError as error:
@@ -139,7 +145,7 @@ async def check_endpoints(context: CheckContext, report: Report) -> None:
 
 
 def endpoints(context: CheckContext) -> list[tuple[VerifyTls, list[CertRecord]]]:
-    """Return each TLS endpoint of the install items with the deployed certificates it may serve."""
+    """Return each TLS endpoint of the install items with the certificates that it may serve."""
     from certctrl.agent.install_config import items_in_force
     from certctrl.install.plan.dependencies import bind
     from certctrl.install.plan.planner import expected_at
@@ -169,8 +175,8 @@ async def _served(verify: VerifyTls, records: list[CertRecord]) -> Finding:
     try:
         served = await served_fingerprint(verify, deadline=trio.current_time() + PROBE_SECONDS)
     except ProbeError as error:
-        return fail("endpoint", str(error), error.fix or "see the service's log")
+        return fail("endpoint", str(error), error.fix or "check the log of the service")
     if served in {record.facts.fingerprint_sha256 for record in records}:
-        return ok("endpoint", f"{where} serves {names} as it is on disk")
-    what = f"{where} serves {served[:16]}…, which is not {names} as it is on disk"
-    return fail("endpoint", what, "reload the service (cert-ctrl -c DIR apply); see that it reads the deployed files")
+        return ok("endpoint", f"{where} serves the certificate on disk ({names})")
+    what = f"{where} serves another certificate ({served[:16]}…) than the one on disk ({names})"
+    return fail("endpoint", what, "cert-ctrl -c DIR apply, and check that the service reads the deployed files")

@@ -1,4 +1,4 @@
-"""Checks of the running agent: its own word on its health; and of the plan: what it is refused, daemon or none."""
+"""Check the health of the daemon, and the refused items of the plan, with or without a daemon."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLAN_SECONDS = 30.0
 
 
 def daemon_findings(context: CheckContext) -> Iterator[Finding]:
-    """Yield what the daemon says of itself; that it does not run is a finding."""
+    """Yield the health of the daemon; a warning if it is not running."""
     facts = gather(context.layout)
     if not facts["running"]:
         what = f"not running ({facts['stopped']})" if facts.get("stopped") else "not running"
@@ -28,7 +28,7 @@ def daemon_findings(context: CheckContext) -> Iterator[Finding]:
 
 
 async def check_plan(context: CheckContext, report: Report) -> None:
-    """Report what the plan is refused: by the daemon's word, else as it would plan, without its lock."""
+    """Report the refused items of the plan, from the daemon or computed here without its lock."""
     try:
         reply = await trio.to_thread.run_sync(lambda: ask(context.layout, "plan", seconds=PLAN_SECONDS))
         refusals = reply.data["refusals"] if reply is not None else await _refusals(context)
@@ -60,27 +60,29 @@ async def _refusals(context: CheckContext) -> list[dict[str, Any]]:
 
 
 def _refusal_fix(refusal: dict[str, Any]) -> str:
-    """Return what would end a refusal: a line of policy.json, else something on this host or in the item."""
+    """Return the fix of a refusal: the policy line that allows it, or a change of the host or item."""
     if refusal.get("setting"):
         return f"cert-ctrl -c DIR policy allow (adds {refusal.get('line') or refusal['setting']})"
     local = str(refusal.get("item", "")).startswith(LOCAL_PREFIX)
-    where = "in installs.local.json" if local else "in the install config at the plane"
-    return f"mend that on this host, or change the item {where}"
+    where = "in installs.local.json" if local else "in the install config on the control plane"
+    return f"fix the reason on this host, or change the item {where}"
 
 
 def _health(facts: dict[str, Any]) -> Iterator[Finding]:
     if facts.get("unresponsive"):
-        yield fail("daemon", facts["unresponsive"], "see its log; is the host overloaded?")
+        yield fail("daemon", facts["unresponsive"], "check its log and the load of this host")
         return
     for problem in facts.get("problems", ()):
-        yield fail("daemon", problem["what"], problem.get("fix") or "see the log")
+        yield fail("daemon", problem["what"], problem.get("fix") or "check the log")
     for item in facts.get("stuck", ()):
         yield fail(
             "daemon",
             f"stuck: {item['item']}: {item['reason']}",
-            "mend what it says; cert-ctrl -c DIR apply --now tries at once",
+            "fix the reason, then run cert-ctrl -c DIR apply --now",
         )
     if facts.get("health") == Health.STALE:
-        yield fail("daemon", "the control plane has not answered for too long", "see the checks of dns, tls and clock")
+        yield fail(
+            "daemon", "the control plane has not answered for too long", "fix the findings of dns, tls and clock"
+        )
     elif facts.get("health") == Health.HEALTHY:
         yield ok("daemon", f"running, {facts.get('state')}, last poll: {facts['poll'].get('last_text') or 'none yet'}")

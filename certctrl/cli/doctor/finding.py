@@ -1,4 +1,4 @@
-"""Findings: what one check says, and how a check that fails in the middle becomes one."""
+"""Findings of the checks, and the input of the checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Level(StrEnum):
-    """How much a finding matters."""
+    """Severity of a finding."""
 
     OK = "OK"
     WARN = "WARN"
@@ -29,10 +29,10 @@ class Level(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Finding:
-    """One line of the doctor's report."""
+    """One result of a check."""
 
     check: str
-    """One word: ``permissions``, ``clock``, ``endpoint``, …"""
+    """Name of the check: ``permissions``, ``clock``, ``endpoint``, …"""
     level: Level
     what: str
     fix: str = ""
@@ -43,7 +43,7 @@ Report = Callable[[Finding], None]
 
 @attrs.frozen(kw_only=True)
 class CheckContext:
-    """What the checks look at; nothing is locked and nothing is changed."""
+    """Read-only input of the checks; takes no locks."""
 
     layout: ConfigDir
     fs: Fs
@@ -51,34 +51,34 @@ class CheckContext:
     environ: Mapping[str, str]
     now: Callable[[], float]
     config: AgentConfig | None = None
-    """None: it cannot be read, which is a finding of its own."""
+    """None if it is invalid; the check of the configuration reports that."""
 
 
 def ok(check: str, what: str) -> Finding:
-    """Return a finding that needs nothing."""
+    """Return a finding without a problem."""
     return Finding(check=check, level=Level.OK, what=what)
 
 
 def warn(check: str, what: str, fix: str) -> Finding:
-    """Return a finding that may be meant."""
+    """Return a finding that may be intended."""
     return Finding(check=check, level=Level.WARN, what=what, fix=fix)
 
 
 def fail(check: str, what: str, fix: str) -> Finding:
-    """Return a finding that needs a person."""
+    """Return a finding that the operator has to fix."""
     return Finding(check=check, level=Level.FAIL, what=what, fix=fix)
 
 
 def failed(check: str, error: CertctrlError) -> Finding:
-    """Return what an error of ours says as a finding."""
-    return fail(check, str(error), error.fix or "see docs/logs.md")
+    """Return an error as a finding."""
+    return fail(check, str(error), error.fix or "check the log")
 
 
 def guarded(check: str, findings: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Yield a check's findings; an error of ours in the middle is one, and the other checks go on."""
+    """Yield the findings of a check; an error becomes a finding, so that other checks continue."""
     try:
         yield from findings()
     except CertctrlError as error:
         yield failed(check, error)
     except OSError as error:
-        yield fail(check, f"cannot look: {error.strerror or error}", "run as root or as the agent's user")
+        yield fail(check, f"cannot check: {error.strerror or error}", "run as root or as the agent's user")

@@ -1,4 +1,4 @@
-"""Checks of this host: configuration, permissions, disk space, state files, keys, policy."""
+"""Check this host: configuration, permissions, disk space, state files, device key, policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_INODES = 200
 
 
 def host_findings(context: CheckContext) -> Iterator[Finding]:
-    """Yield what is found on this host."""
+    """Yield the findings of this host."""
     checks: tuple[tuple[str, Callable[[CheckContext], Iterator[Finding]]], ...] = (
         ("config", _configuration),
         ("permissions", _permissions),
@@ -43,10 +43,10 @@ def _permissions(context: CheckContext) -> Iterator[Finding]:
         yield fail("permissions", f"{finding.path}: {finding.what}", finding.fix)
     owner = context.fs.lstat(context.layout.root)
     if owner is not None and os.geteuid() not in (0, owner.uid):
-        what = f"{context.layout.root} belongs to user {owner.uid}, and this runs as user {os.geteuid()}"
-        yield warn("permissions", what, "run as root or as that user: what cannot be read is not checked")
+        what = f"{context.layout.root} belongs to user id {owner.uid}, but doctor runs as user id {os.geteuid()}"
+        yield warn("permissions", what, "run doctor as root or as that user, to check all files")
     if not found:
-        yield ok("permissions", f"{context.layout.root}: closed to other users")
+        yield ok("permissions", f"{context.layout.root}: not accessible to other users")
 
 
 def _disk(context: CheckContext) -> Iterator[Finding]:
@@ -56,13 +56,13 @@ def _disk(context: CheckContext) -> Iterator[Finding]:
     if facts.f_flag & os.ST_RDONLY:
         yield fail("disk", f"{where} is mounted read-only", "mount it read-write")
     if free < LEAST_BYTES:
-        yield fail("disk", amount, "free space: tokens are not refreshed when the new ones could not be kept")
+        yield fail("disk", amount, "free space; the agent cannot refresh tokens that it cannot store")
     elif free < FEW_BYTES:
-        yield warn("disk", amount, "free space before it is needed")
+        yield warn("disk", amount, "free space soon")
     else:
         yield ok("disk", amount)
     if facts.f_files and facts.f_favail < LEAST_INODES:
-        yield fail("disk", f"{facts.f_favail} inodes free on {where}", "remove files; see df -i")
+        yield fail("disk", f"{facts.f_favail} inodes free on {where}", "remove files (df -i shows inodes)")
 
 
 def _state(context: CheckContext) -> Iterator[Finding]:
@@ -79,20 +79,20 @@ def _state(context: CheckContext) -> Iterator[Finding]:
             bad += 1
             yield failed("state", error)
     if not bad:
-        yield ok("state", f"{len(loads)} kinds of state files: readable and whole")
+        yield ok("state", f"{len(loads)} kinds of state files: readable and valid")
 
 
 def _device(context: CheckContext) -> Iterator[Finding]:
     keys, tokens = context.store.load_device_keys(), context.store.load_tokens()
     if keys is None or tokens is None:
-        missing = "is no device key" if keys is None else "are no tokens"
-        yield fail("device", f"not registered: there {missing}", "cert-ctrl -c DIR register")
+        missing = "device key" if keys is None else "tokens"
+        yield fail("device", f"not registered: no {missing}", "cert-ctrl -c DIR register")
         return
     if _public_of(keys.secret) != keys.public:
-        what = "the device's public key does not belong to its secret key: nothing sealed to it can be opened"
+        what = "the device's public key does not match its secret key, so sealed private keys cannot be opened"
         yield fail("device", what, "restore keys/ from a backup, or cert-ctrl -c DIR register")
         return
-    yield ok("device", f"registered as {context.store.load_device_id()}; its key pair fits")
+    yield ok("device", f"registered as {context.store.load_device_id()}; its key pair matches")
 
 
 def _public_of(secret: bytes) -> bytes:
@@ -117,7 +117,7 @@ def _policy(context: CheckContext) -> Iterator[Finding]:
     yield from findings
     if not findings:
         roots, commands = len(policy.write_roots), len(policy.commands)
-        yield ok("policy", f"{roots} directories to write in and {commands} commands allowed, all as they should be")
+        yield ok("policy", f"{roots} writable directories and {commands} commands allowed, all valid")
 
 
 def _roots(policy: Any) -> Iterator[Finding]:
@@ -126,13 +126,17 @@ def _roots(policy: Any) -> Iterator[Finding]:
             facts = os.lstat(root)
         except OSError as error:
             yield warn(
-                "policy", f"write_roots: {root}: {error.strerror}", f"make it, or take {root} out of policy.json"
+                "policy", f"write_roots: {root}: {error.strerror}", f"create {root}, or remove it from policy.json"
             )
             continue
         if os.path.realpath(root) != root:
-            yield fail("policy", f"write_roots: {root} leads through a link", f"write {os.path.realpath(root)} instead")
+            yield fail(
+                "policy",
+                f"write_roots: {root} contains a symbolic link",
+                f"use {os.path.realpath(root)} in policy.json",
+            )
         elif facts.st_mode & 0o022 and not facts.st_mode & 0o1000:
-            yield fail("policy", f"write_roots: others may write {root}", f"chmod go-w {root}")
+            yield fail("policy", f"write_roots: other users can write to {root}", f"chmod go-w {root}")
 
 
 def _commands(policy: Any) -> Iterator[Finding]:
@@ -145,7 +149,7 @@ def _commands(policy: Any) -> Iterator[Finding]:
         try:
             vet_executable(argv[0], sha256)
         except CertctrlError as error:
-            yield fail("policy", f"{where}: {error}", error.fix or f"see ls -l {argv[0]}")
+            yield fail("policy", f"{where}: {error}", error.fix or f"ls -l {argv[0]}")
 
 
 def _pins(pins: Mapping[str, str]) -> Iterator[Finding]:
@@ -155,14 +159,14 @@ def _pins(pins: Mapping[str, str]) -> Iterator[Finding]:
         try:
             vet_executable(path, sha256)
         except CertctrlError as error:
-            fix = "see who changed it; if that was meant: cert-ctrl -c DIR trust reset --scripts"
-            yield fail("policy", f"trusted at its first use: {error}", fix)
+            fix = "find out who changed it; if it was intended: cert-ctrl -c DIR trust reset --scripts"
+            yield fail("policy", f"script pinned at its first run: {error}", fix)
 
 
 def _trust_store(policy: Any) -> Iterator[Finding]:
     directory = policy.trust_store.directory
     if directory is not None and not os.path.isdir(directory):
-        yield fail("policy", f"trust_store: there is no directory {directory}", f"make it, or correct {_TRUST_STORE}")
+        yield fail("policy", f"trust_store: no directory {directory}", f"create it, or correct {_TRUST_STORE}")
 
 
 def _users(policy: Any) -> Iterator[Finding]:
@@ -174,7 +178,9 @@ def _users(policy: Any) -> Iterator[Finding]:
         try:
             pwd.getpwnam(user)
         except KeyError:
-            yield fail("policy", f"there is no user {user} on this host", f"useradd --system {user}, or correct it")
+            yield fail(
+                "policy", f"no user {user} on this host", f"useradd --system {user}, or correct run_as in policy.json"
+            )
     for owner in policy.owners:
         try:
             pwd.getpwnam(owner)
@@ -182,12 +188,16 @@ def _users(policy: Any) -> Iterator[Finding]:
             try:
                 grp.getgrnam(owner)
             except KeyError:
-                yield fail("policy", f"owners: there is no user or group {owner}", "correct policy.json")
+                yield fail("policy", f"owners: no user or group {owner} on this host", "correct owners in policy.json")
 
 
 def _risks(policy: Any) -> Iterator[Finding]:
     if policy.shell:
-        yield warn("policy", "shell lines of the control plane are allowed", 'list commands instead; "shell": false')
+        yield warn(
+            "policy",
+            "the control plane may run shell lines",
+            'list commands instead, and set "shell": false in policy.json',
+        )
     if policy.plaintext_keys:
-        what = "private keys that are not sealed to this device are accepted"
-        yield warn("policy", what, '"plaintext_keys": false once the plane seals them')
+        what = "private keys are accepted even if not sealed to this device"
+        yield warn("policy", what, 'set "plaintext_keys": false in policy.json once the control plane seals them')

@@ -1,4 +1,4 @@
-"""Checks of the way to the control plane: DNS, TLS, clock, token."""
+"""Check the connection to the control plane: DNS, TLS, clock, token."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ANSWER_SECONDS = 10.0
 DNS_SECONDS = 5.0
 ANSWER_CAP = 256 * 1024
 SKEW_WARN, SKEW_FAIL = 5.0, 120.0
-"""Seconds between the plane's Date and this clock; an access token lives 900 s."""
+"""Seconds between the plane's Date and this clock; an access token is valid for 900 s."""
 HEALTH = "/health"
 
 OpenHttp = Callable[["AgentConfig", "ConfigDir"], "Http"]
 
 
 async def check_plane(context: CheckContext, config: AgentConfig, open_http: OpenHttp, report: Report) -> None:
-    """Report what is found on the way to the plane; what depends on a broken step is left out."""
+    """Report on the connection to the plane; skip checks that depend on a failed one."""
     report(await _dns(config))
     try:
         http = open_http(config, context.layout)
@@ -52,12 +52,10 @@ async def _dns(config: AgentConfig) -> Finding:
             found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            return fail(
-                "dns", f"cannot resolve the {whose}'s name {host}: {why}", "see /etc/resolv.conf and server_url"
-            )
+            return fail("dns", f"cannot resolve {host} ({whose}): {why}", "correct server_url or /etc/resolv.conf")
         addresses = ", ".join(dict.fromkeys(str(address[0]) for *_, address in found))
         return ok("dns", f"{whose} {host}: {addresses}")
-    return fail("dns", f"no answer for {host} within {DNS_SECONDS:g} s", "see /etc/resolv.conf; is the resolver up?")
+    return fail("dns", f"no DNS answer for {host} within {DNS_SECONDS:g} s", "check the resolvers in /etc/resolv.conf")
 
 
 async def _exchange(context: CheckContext, config: AgentConfig, http: Http, report: Report) -> None:
@@ -70,7 +68,9 @@ async def _exchange(context: CheckContext, config: AgentConfig, http: Http, repo
     if config.application.server_url.startswith("https:"):
         report(ok("tls", f"{server}; its certificate is trusted"))
     else:
-        report(warn("tls", f"{server} without TLS", "plain http is for tests on loopback; use https"))
+        report(
+            warn("tls", f"{server} without TLS", "use an https:// server_url; plain http is only for tests on loopback")
+        )
     clock = _clock(answer.headers.get("date"), context.now())
     if clock is not None:
         report(clock)
@@ -78,7 +78,7 @@ async def _exchange(context: CheckContext, config: AgentConfig, http: Http, repo
 
 
 def _clock(date: str | None, now: float) -> Finding | None:
-    """Compare the plane's Date header with this clock; None when the plane sends none."""
+    """Compare the plane's Date header with this clock; None without a valid header."""
     from email.utils import parsedate_to_datetime
 
     if not date:
@@ -87,8 +87,8 @@ def _clock(date: str | None, now: float) -> Finding | None:
         skew = parsedate_to_datetime(date).timestamp() + 0.5 - now
     except (ValueError, OverflowError):
         return None
-    fix = "set the clock: timedatectl set-ntp true, or chronyc makestep"
-    what = f"this clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the control plane's"
+    fix = "timedatectl set-ntp true, or chronyc makestep"
+    what = f"this host's clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the control plane's"
     if abs(skew) > SKEW_FAIL:
         return fail("clock", what, fix)
     if abs(skew) > SKEW_WARN:
@@ -97,7 +97,7 @@ def _clock(date: str | None, now: float) -> Finding | None:
 
 
 async def _token(context: CheckContext, config: AgentConfig, http: Http) -> Finding:
-    """Ask the plane whether it takes our access token, by one poll that waits for nothing."""
+    """Check with one short poll whether the plane accepts the access token."""
     from certctrl.net.control_plane import ControlPlane
     from certctrl.protocol import steps
 
@@ -106,7 +106,7 @@ async def _token(context: CheckContext, config: AgentConfig, http: Http) -> Find
     except CertctrlError as error:
         return failed("token", error)
     if tokens is None:
-        return fail("token", "there is none: this device is not registered", "cert-ctrl -c DIR register")
+        return fail("token", "no access token: this device is not registered", "cert-ctrl -c DIR register")
     plane = ControlPlane(http, config, wall_now=context.now)
     return _token_finding(await plane.poll(tokens.access_token, steps.Poll(cursor, 1, 0)))
 
@@ -117,11 +117,13 @@ def _token_finding(event: Any) -> Finding:
     register = "cert-ctrl -c DIR register"
     match event:
         case events.NoUpdates() | events.Updates():
-            return ok("token", "the control plane takes the access token")
+            return ok("token", "the control plane accepts the access token")
         case events.CursorExpired():
-            return ok("token", "the control plane takes the access token; the cursor is too old, a resync will follow")
+            return ok(
+                "token", "the control plane accepts the access token; the cursor has expired, so the next poll resyncs"
+            )
         case events.TokenExpired():
-            what = "the access token has expired; it is refreshed at the next poll"
+            what = "the access token has expired; the next poll refreshes it"
             return warn("token", what, "cert-ctrl -c DIR poll-now, or start the daemon")
         case events.DeviceRevoked():
             return fail("token", f"the control plane has revoked this device: {event.what}", register)
@@ -130,4 +132,8 @@ def _token_finding(event: Any) -> Finding:
         case events.Refused():
             return fail("token", f"refused: {event.status} {event.key} {event.what}".rstrip(), register)
         case _:
-            return fail("token", f"no usable answer: {getattr(event, 'why', event)}", "see what sits in between")
+            return fail(
+                "token",
+                f"no usable answer: {getattr(event, 'why', event)}",
+                "check server_url, and any proxy in between",
+            )

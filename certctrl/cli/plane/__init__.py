@@ -1,1 +1,1 @@
-"""The `cert-ctrl plane` commands."""
+"""The commands of `cert-ctrl plane`."""

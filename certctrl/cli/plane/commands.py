@@ -1,4 +1,4 @@
-"""``plane``: run the reference control plane, and operate one (issue, renew, revoke, assign, approve, …)."""
+"""``plane``: run the reference control plane and operate it: issue, renew, revoke, assign, approve, …"""
 
 from __future__ import annotations
 
@@ -16,26 +16,31 @@ plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP
 plane.command("serve")(serve)
 
 Devices = Annotated[
-    list[str] | None, typer.Option("--device", metavar="ID|NAME", help="Give it to this device; may be repeated.")
+    list[str] | None, typer.Option("--device", metavar="ID|NAME", help="Assign it to this device; may be repeated.")
 ]
 Certificate = Annotated[str, typer.Argument(metavar="ID|DOMAIN", help="The certificate.")]
-Reason = Annotated[str, typer.Option("--reason", help="Kept with the certificate.")]
-UserCode = Annotated[str, typer.Argument(metavar="USER_CODE", help="The code that the device shows.")]
+Reason = Annotated[str, typer.Option("--reason", help="Reason, stored with the certificate.")]
+UserCode = Annotated[str, typer.Argument(metavar="USER_CODE", help="The code that `cert-ctrl register` printed.")]
 
 
 @plane.command(cls=OperatorCommand)
 def issue(
     ctx: typer.Context,
-    domains: Annotated[list[str], typer.Argument(metavar="DOMAIN...", help="Its names; the first is the primary.")],
+    domains: Annotated[
+        list[str], typer.Argument(metavar="DOMAIN...", help="DNS names; the first one is the primary name.")
+    ],
     device: Devices = None,
     key_type: Annotated[
         str, typer.Option("--key-type", help="ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096.")
     ] = "ecdsa-p256",
     validity: Annotated[
-        int | None, typer.Option("--validity-seconds", metavar="N", help="Its life; default: the plane's, 90 days.")
+        int | None,
+        typer.Option(
+            "--validity-seconds", metavar="N", help="Validity; default: the control plane's setting, 90 days."
+        ),
     ] = None,
 ) -> None:
-    """Issue a certificate and give it to devices.
+    """Issue a certificate and assign it to devices.
 
     \b
     cert-ctrl plane issue --data /var/lib/plane www.example.com example.com --device web-1
@@ -47,13 +52,13 @@ def issue(
         return await api.call("POST", "certificates", body | ({"validity_seconds": validity} if validity else {}))
 
     row = call_plane(ctx, request)
-    given = f", given to device {_ids(row)}" if row["device_ids"] else "; cert-ctrl plane assign gives it to a device"
+    given = f", assigned to device {_ids(row)}" if row["device_ids"] else "; assign it with cert-ctrl plane assign"
     show(ctx, row, f"issued certificate {row['id']} for {row['domain_name']}, serial {row['serial_number']}{given}")
 
 
 @plane.command(cls=OperatorCommand)
 def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> None:
-    """Replace key and certificate; every device that has it is told.
+    """Replace key and certificate, and notify its devices.
 
     \b
     cert-ctrl plane renew --data /var/lib/plane www.example.com
@@ -68,7 +73,7 @@ def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> 
 
 @plane.command(cls=OperatorCommand)
 def revoke(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> None:
-    """Take a certificate out of use; every device that has it is told, its key is destroyed.
+    """Revoke a certificate, destroy its key, and notify its devices.
 
     \b
     cert-ctrl plane revoke --data /var/lib/plane www.example.com --reason "key leaked"
@@ -83,7 +88,7 @@ def revoke(ctx: typer.Context, certificate: Certificate, reason: Reason = "") ->
 
 @plane.command(cls=OperatorCommand)
 def assign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> None:
-    """Give a certificate to a device.
+    """Assign a certificate to a device.
 
     \b
     cert-ctrl plane assign --data /var/lib/plane www.example.com --device web-1
@@ -94,12 +99,12 @@ def assign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> N
         return await api.call("POST", f"devices/{await api.device(device)}/certificates", {"cert_id": cert_id})
 
     row = call_plane(ctx, request)
-    show(ctx, row, f"certificate {row['id']} ({row['domain_name']}) is given to device {_ids(row)}")
+    show(ctx, row, f"certificate {row['id']} ({row['domain_name']}) is assigned to device {_ids(row)}")
 
 
 @plane.command(cls=OperatorCommand)
 def unassign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> None:
-    """Take a certificate from a device without revoking it.
+    """Remove a certificate from a device without revoking it.
 
     \b
     cert-ctrl plane unassign --data /var/lib/plane www.example.com --device web-1
@@ -111,7 +116,7 @@ def unassign(ctx: typer.Context, certificate: Certificate, device: OneDevice) ->
         return {"cert_id": cert_id, "device_id": device_id}
 
     done = call_plane(ctx, request)
-    show(ctx, done, f"certificate {done['cert_id']} is taken from device {done['device_id']}")
+    show(ctx, done, f"certificate {done['cert_id']} is no longer assigned to device {done['device_id']}")
 
 
 @plane.command(cls=OperatorCommand)
@@ -137,10 +142,10 @@ def certificates(ctx: typer.Context) -> None:
 def devices(
     ctx: typer.Context,
     outcomes: Annotated[
-        str | None, typer.Option("--outcomes", metavar="ID|NAME", help="Show what this device reported.")
+        str | None, typer.Option("--outcomes", metavar="ID|NAME", help="Show the outcomes that this device reported.")
     ] = None,
 ) -> None:
-    """List the devices: when last seen, what they reported, how many signals wait for them.
+    """List the devices with last contact, reported outcomes and waiting signals.
 
     \b
     cert-ctrl plane devices --data /var/lib/plane
@@ -160,9 +165,9 @@ def devices(
 def revoke_device(
     ctx: typer.Context,
     device: Annotated[str, typer.Argument(metavar="ID|NAME", help="The device.")],
-    reason: Annotated[str, typer.Option("--reason", help="Told to the device.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Reason, sent to the device.")] = "",
 ) -> None:
-    """Throw a device out: its agent stops until a person approves it again.
+    """Revoke a device; its agent stops until it is registered again.
 
     \b
     cert-ctrl plane revoke-device --data /var/lib/plane web-1 --reason stolen
@@ -177,7 +182,7 @@ def revoke_device(
 
 @plane.command(cls=OperatorCommand)
 def approve(ctx: typer.Context, user_code: UserCode) -> None:
-    """Let the device in that shows this code.
+    """Approve the device showing this code.
 
     \b
     cert-ctrl plane approve --data /var/lib/plane BCDF-GHJK
@@ -187,7 +192,7 @@ def approve(ctx: typer.Context, user_code: UserCode) -> None:
 
 @plane.command(cls=OperatorCommand)
 def deny(ctx: typer.Context, user_code: UserCode) -> None:
-    """Turn the device away that shows this code.
+    """Deny the device showing this code.
 
     \b
     cert-ctrl plane deny --data /var/lib/plane BCDF-GHJK
@@ -198,11 +203,13 @@ def deny(ctx: typer.Context, user_code: UserCode) -> None:
 @plane.command("enrolment-token", cls=OperatorCommand)
 def enrolment_token(
     ctx: typer.Context,
-    uses: Annotated[int, typer.Option("--uses", metavar="N", min=0, help="Devices it is good for; 0: no bound.")] = 1,
-    expires_in: Annotated[int, typer.Option("--expires-in", metavar="SECONDS", min=1, help="Its life.")] = 86_400,
-    label: Annotated[str, typer.Option("--label", help="What it is for.")] = "",
+    uses: Annotated[int, typer.Option("--uses", metavar="N", min=0, help="Maximum devices; 0: unlimited.")] = 1,
+    expires_in: Annotated[
+        int, typer.Option("--expires-in", metavar="SECONDS", min=1, help="Validity of the token.")
+    ] = 86_400,
+    label: Annotated[str, typer.Option("--label", help="Note on its purpose.")] = "",
 ) -> None:
-    """Print a new token with which hosts register unattended; it is shown this once.
+    """Create a token for unattended registration and print it; it cannot be shown again.
 
     \b
     cert-ctrl plane enrolment-token --data /var/lib/plane --uses 20 > token
@@ -226,7 +233,7 @@ def _decide(ctx: typer.Context, user_code: str, *, approve: bool) -> None:
 
     grant = call_plane(ctx, request)
     who = f"{grant['name'] or 'the device'} at {grant['address'] or 'an unknown address'}"
-    show(ctx, grant, f"{who} may join; it registers by itself" if approve else f"{who} was turned away")
+    show(ctx, grant, f"approved {who}; it now completes its registration" if approve else f"denied {who}")
 
 
 def _devices(rows: Sequence[dict[str, Any]]) -> None:
@@ -235,7 +242,7 @@ def _devices(rows: Sequence[dict[str, Any]]) -> None:
         (
             str(row["id"]),
             row["name"],
-            _standing(row),
+            _status(row),
             row["platform"],
             row["app_version"],
             row["last_seen_at"] or "never",
@@ -248,7 +255,7 @@ def _devices(rows: Sequence[dict[str, Any]]) -> None:
     table(heads, cells)
 
 
-def _standing(row: dict[str, Any]) -> str:
+def _status(row: dict[str, Any]) -> str:
     return f"{row['status']}, copied" if row["copies_suspected"] else str(row["status"])
 
 

@@ -1,7 +1,6 @@
-"""The operator's api: which plane a `cert-ctrl plane …` command talks to, and how its options are taken.
+"""The connection of `cert-ctrl plane …` commands to a control plane, and the options they share.
 
-The options that all operator commands share (``--data``, ``--server``, …) are put on each of them here, not written
-out in each signature.
+`OperatorCommand` adds the shared options (``--data``, ``--server``, …) to each command.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GROUP: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "no_args_is_help": True}
-"""Settings of every group of commands here."""
+"""Settings of the command groups of this package."""
 OneDevice = Annotated[str, typer.Option("--device", metavar="ID|NAME", help="The device.")]
 DATA_VARIABLE = "CERTCTRL_PLANE_DATA"
 _META = "certctrl.plane"
 _LARGEST_KEY = 4096
-_REFUSALS = {
+_EXIT_STATUSES = {
     400: ExitStatus.USAGE, 401: ExitStatus.NOT_REGISTERED, 403: ExitStatus.NOT_REGISTERED, 404: ExitStatus.FAILED,
     409: ExitStatus.FAILED, 410: ExitStatus.FAILED, 413: ExitStatus.USAGE,
 }  # fmt: skip
-"""What a plane's no means for an operator; the rest is its trouble: 69."""
+"""HTTP status of an error response -> exit status; otherwise 69."""
 
 
 @attrs.define
 class SharedOptions:
-    """What the shared options said."""
+    """Values of the shared options."""
 
     data: str = ""
     server: str = ""
@@ -49,11 +48,11 @@ class SharedOptions:
 
 @attrs.frozen
 class Connection:
-    """Where the plane is and what opens it."""
+    """Address, CA and operator key of a control plane."""
 
     server: str
     ca: Path | None
-    """None: the system trust store."""
+    """None means the system trust store."""
     key: str = attrs.field(repr=False)
 
 
@@ -79,10 +78,10 @@ def _options() -> list[TyperOption]:
         )
 
     return [
-        text("--data", "data", "DIR", f"Data directory of a plane on this machine; also ${DATA_VARIABLE}."),
-        text("--server", "server", "URL", "The plane; default: the one that serves --data."),
-        text("--ca", "ca", "FILE", "CA of the plane; default: ca.pem of --data, else the system's."),
-        text("--operator-key-file", "operator_key_file", "FILE", "Operator key; default: operator.key of --data."),
+        text("--data", "data", "DIR", f"Data directory of a control plane on this machine; also ${DATA_VARIABLE}."),
+        text("--server", "server", "URL", "URL of the control plane; default: the one that serves --data."),
+        text("--ca", "ca", "FILE", "CA of the control plane; default: ca.pem in --data, otherwise the system's CAs."),
+        text("--operator-key-file", "operator_key_file", "FILE", "Operator key; default: operator.key in --data."),
         TyperOption(
             param_decls=["--user"],
             metavar="ID",
@@ -90,7 +89,7 @@ def _options() -> list[TyperOption]:
             default=None,
             expose_value=False,
             callback=take("user"),
-            help="User whose devices and certificates are meant; default 1.",
+            help="Owner of the devices and certificates; default: 1.",
         ),
         TyperOption(
             param_decls=["--json"],
@@ -99,19 +98,19 @@ def _options() -> list[TyperOption]:
             default=False,
             expose_value=False,
             callback=take("as_json"),
-            help="Print the plane's answer as JSON.",
+            help="Print the control plane's answer as JSON.",
         ),
     ]
 
 
 def shared_options(ctx: Any) -> SharedOptions:
-    """Return what the shared options of this command line said."""
+    """Return the shared options of this command line."""
     found: SharedOptions = ctx.meta.setdefault(_META, SharedOptions())
     return found
 
 
 def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]]) -> T:
-    """Return what ``request`` makes of the plane's answers; every failure names its fix."""
+    """Connect to the plane and return the result of ``request``; errors have a fix."""
     from certctrl.cli.invocation import invocation
     from certctrl.cli.runtime import run
     from certctrl.logs.setup import log_for_command
@@ -134,10 +133,10 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
                 OperatorApi(Operator(http, connection.key, wall_now=_wall_now()), shared_options(ctx).user)
             )
         except PlaneError as error:
-            error.exit_status = _REFUSALS.get(error.status, error.exit_status)
+            error.exit_status = _EXIT_STATUSES.get(error.status, error.exit_status)
             raise
         except TransportError as error:
-            error.fix = f"is the plane at {connection.server} running, and --ca its CA? (cert-ctrl plane serve)"
+            error.fix = f"check that `cert-ctrl plane serve` runs at {connection.server} and that --ca is its CA"
             raise
         finally:
             await http.aclose()
@@ -153,26 +152,26 @@ def _wall_now() -> Callable[[], float]:
 
 @attrs.frozen
 class OperatorApi:
-    """The operator API, for one user; certificates and devices may be named instead of numbered."""
+    """The operator API on behalf of one user; finds certificates, devices and CAs by name."""
 
     operator: Operator
     user: int
 
     async def call(self, method: str, path: str, json: Any = None) -> Any:
-        """Return the plane's ``data`` for a path below the user (``devices``), or from the root (``/apiv1/…``)."""
+        """Return the ``data`` of a response; ``path`` is relative to the user (``devices``) or absolute (``/apiv1/…``)."""
         whole = path if path.startswith("/") else f"/apiv1/users/{self.user}/{path}"
         return await self.operator.call(method, whole, json=json)
 
     async def device(self, named: str) -> int:
-        """Return the id of a device given by id, name or device_public_id."""
+        """Return the id of a device, by id, name or device_public_id."""
         return await self._find("devices", named, ("name", "device_public_id"), "device")
 
     async def certificate(self, named: str) -> int:
-        """Return the id of a certificate given by id or primary domain; the unrevoked one when there are several."""
+        """Return the id of a certificate, by id or primary domain; prefer certificates that are not revoked."""
         return await self._find("certificates", named, ("domain_name",), "certificate")
 
     async def authority(self, named: str) -> int:
-        """Return the id of a CA given by id or name."""
+        """Return the id of a CA, by id or name."""
         return await self._find("cas", named, ("name",), "CA")
 
     async def _find(self, kind: str, named: str, keys: tuple[str, ...], word: str) -> int:
@@ -184,25 +183,25 @@ class OperatorApi:
         if len(found) == 1:
             return int(found[0]["id"])
         if not found:
-            raise UsageError(f"the plane has no {word} {named!r}", fix=f"cert-ctrl plane {_LISTS[kind]}")
+            raise UsageError(f"the control plane has no {word} {named!r}", fix=f"cert-ctrl plane {_LISTS[kind]}")
         ids = ", ".join(str(row["id"]) for row in found)
-        raise UsageError(f"several {word}s are called {named!r}", fix=f"give one of the ids {ids}")
+        raise UsageError(f"{len(found)} {word}s are named {named!r}", fix=f"use one of the ids {ids}")
 
 
 _LISTS = {"devices": "devices", "certificates": "certificates", "cas": "ca list"}
 
 
 def find_connection(options: SharedOptions) -> Connection:
-    """Return which plane is meant; UsageError or ConfigError says which option is missing."""
+    """Return the connection that the options describe. Raises UsageError if one is missing or invalid."""
     directory = options.data or os.environ.get(DATA_VARIABLE, "")
     data = Path(directory) if directory else None
     key_file = Path(options.operator_key_file) if options.operator_key_file else data and data / "operator.key"
     if key_file is None:
-        fix = "add --data DIR on the plane's machine, or --server URL --operator-key-file FILE --ca FILE"
-        raise UsageError("which plane?", fix=fix)
-    server = options.server or (_read(data / "address", "the plane's address") if data is not None else "")
+        fix = "add --data DIR on the control plane's machine, otherwise --server URL --operator-key-file FILE --ca FILE"
+        raise UsageError("no control plane given", fix=fix)
+    server = options.server or (_read(data / "address", "the control plane's address") if data is not None else "")
     if not server:
-        raise UsageError("which plane?", fix="add --server URL")
+        raise UsageError("no control plane URL given", fix="add --server URL")
     _check_url(server)
     ca = Path(options.ca) if options.ca else data and data / "ca.pem"
     return Connection(server, ca.absolute() if ca is not None else None, _read(key_file, "the operator key"))
@@ -214,7 +213,9 @@ def _check_url(server: str) -> None:
     try:
         parse_origin(server)
     except CertctrlError:
-        raise UsageError(f"--server {server!r} is no plane's URL", fix="give https://HOST[:PORT]") from None
+        raise UsageError(
+            f"--server {server!r} is not a URL of a control plane", fix="use https://HOST[:PORT]"
+        ) from None
 
 
 def _read(path: Path, what: str) -> str:
@@ -222,15 +223,18 @@ def _read(path: Path, what: str) -> str:
         with path.open("rb") as file:
             text = file.read(_LARGEST_KEY).decode("ascii", "replace").strip()
     except OSError as error:
-        fix = "start the plane once (cert-ctrl plane serve --data DIR), or name the right file"
+        fix = "start the control plane once (cert-ctrl plane serve --data DIR), or give the right file"
         raise UsageError(f"cannot read {what} from {path}: {error.strerror}", fix=fix) from None
     if not text or not text.isascii() or any(c.isspace() for c in text):
-        raise UsageError(f"{path} does not hold {what}", fix="one word on one line, as the plane wrote it")
+        raise UsageError(
+            f"{path} does not contain {what}",
+            fix="restore the file as the control plane wrote it: one word on one line",
+        )
     return text
 
 
 def show(ctx: typer.Context, data: Any, text: str | Callable[[], None]) -> None:
-    """Print an answer: the JSON when asked for, else a sentence, or what ``text`` prints."""
+    """Print ``data`` as JSON with --json; otherwise print or call ``text``."""
     if shared_options(ctx).as_json:
         write_json(data)
     elif callable(text):

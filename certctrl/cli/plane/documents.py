@@ -1,4 +1,4 @@
-"""``plane install-config`` and ``plane ca``: what operators write for devices."""
+"""``plane install-config`` and ``plane ca``: install configs and CAs of devices."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from certctrl.errors import UsageError
 
 _LARGEST_FILE = 1024 * 1024
 
-install_config = typer.Typer(help="Show or replace what a device does with its certificates.", **GROUP)
-ca = typer.Typer(help="Keep private CAs and have devices trust them.", **GROUP)
+install_config = typer.Typer(help="Show or replace the install config of a device.", **GROUP)
+ca = typer.Typer(help="Manage private CAs that devices trust.", **GROUP)
 
 Ca = Annotated[str, typer.Argument(metavar="ID|NAME", help="The CA.")]
 
@@ -23,10 +23,12 @@ Ca = Annotated[str, typer.Argument(metavar="ID|NAME", help="The CA.")]
 @install_config.command("put", cls=OperatorCommand)
 def put(
     ctx: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help='JSON: the items, or {"installs": [...]}; - is stdin.')],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help='JSON: a list of items, or {"installs": [...]}; -: stdin.')
+    ],
     device: OneDevice,
 ) -> None:
-    """Replace what a device does with its certificates; the device is told.
+    """Replace the install config of a device and notify the device.
 
     \b
     cert-ctrl plane install-config put --data /var/lib/plane nginx.json --device web-1
@@ -34,7 +36,7 @@ def put(
     body = _json_file(file)
     items = body.get("installs") if isinstance(body, dict) else body
     if not isinstance(items, list):
-        raise UsageError(f"{file} holds no list of items", fix='write [{"id": …, "type": "copy", …}, …]')
+        raise UsageError(f"{file} does not contain a list of items", fix='write [{"id": …, "type": "copy", …}, …]')
 
     async def request(api: OperatorApi) -> Any:
         return await api.operator.put_install_config(api.user, await api.device(device), items)
@@ -45,7 +47,7 @@ def put(
 
 @install_config.command("show", cls=OperatorCommand)
 def show_config(ctx: typer.Context, device: OneDevice) -> None:
-    """Print a device's install config.
+    """Print the install config of a device.
 
     \b
     cert-ctrl plane install-config show --data /var/lib/plane --device web-1
@@ -61,12 +63,13 @@ def show_config(ctx: typer.Context, device: OneDevice) -> None:
 @ca.command("add", cls=OperatorCommand)
 def add_ca(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the CA.")],
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Its certificate in PEM; without one: the plane's root.")
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Its certificate (PEM); default: the control plane's root CA."),
     ] = None,
 ) -> None:
-    """Keep a CA certificate, for devices to trust.
+    """Add a CA certificate that devices can trust.
 
     \b
     cert-ctrl plane ca add --data /var/lib/plane lab lab-root.pem
@@ -77,7 +80,7 @@ def add_ca(
         return await api.call("POST", "cas", {"name": name} | pem)
 
     row = call_plane(ctx, request)
-    show(ctx, row, f"CA {row['id']} is {row['name']}, serial {row['serial_number']}")
+    show(ctx, row, f"added CA {row['id']} ({row['name']}), serial {row['serial_number']}")
 
 
 @ca.command("list", cls=OperatorCommand)
@@ -101,7 +104,7 @@ def list_cas(ctx: typer.Context) -> None:
 
 @ca.command("assign", cls=OperatorCommand)
 def assign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
-    """Have a device trust a CA.
+    """Make a device trust a CA.
 
     \b
     cert-ctrl plane ca assign --data /var/lib/plane lab --device web-1
@@ -112,12 +115,12 @@ def assign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
         return await api.call("POST", f"devices/{await api.device(device)}/cas", {"ca_id": ca_id})
 
     row = call_plane(ctx, request)
-    show(ctx, row, f"CA {row['id']} ({row['name']}) is given to device {', '.join(map(str, row['device_ids']))}")
+    show(ctx, row, f"CA {row['id']} ({row['name']}) is assigned to device {', '.join(map(str, row['device_ids']))}")
 
 
 @ca.command("unassign", cls=OperatorCommand)
 def unassign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
-    """Have a device trust a CA no longer.
+    """Make a device stop trusting a CA.
 
     \b
     cert-ctrl plane ca unassign --data /var/lib/plane lab --device web-1
@@ -129,14 +132,16 @@ def unassign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
         return {"ca_id": ca_id, "device_id": device_id}
 
     done = call_plane(ctx, request)
-    show(ctx, done, f"CA {done['ca_id']} is taken from device {done['device_id']}")
+    show(ctx, done, f"CA {done['ca_id']} is no longer assigned to device {done['device_id']}")
 
 
 def _json_file(path: Path) -> Any:
     try:
         return json.loads(_read(path))
     except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}", fix="see docs/getting-started.md for an example") from None
+        raise UsageError(
+            f"{path} is not JSON: {error}", fix="correct the file; docs/getting-started.md has an example"
+        ) from None
 
 
 def _read(path: Path) -> bytes:
@@ -144,7 +149,7 @@ def _read(path: Path) -> bytes:
         with open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-") as file:
             data = file.read(_LARGEST_FILE + 1)
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", fix="name a readable file") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}", fix="give a readable file") from None
     if len(data) > _LARGEST_FILE:
-        raise UsageError(f"{path} is larger than {_LARGEST_FILE} bytes")
+        raise UsageError(f"{path} is larger than {_LARGEST_FILE} bytes", fix="give a smaller file")
     return data

@@ -17,7 +17,7 @@ from certctrl.errors import ConfigError, UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8443"
 _COLLECT_RARELY = (50_000, 50, 100)
-"""Garbage collection thresholds: thousands of parked polls are scanned ten times less often."""
+"""Garbage collection thresholds that scan thousands of waiting polls ten times less often."""
 
 _MOST_FILES = 65_536
 
@@ -25,36 +25,38 @@ _MOST_FILES = 65_536
 def serve(
     ctx: typer.Context,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="DIR", help=f"Where everything is kept; also ${DATA_VARIABLE}.")
+        str | None, typer.Option("--data", metavar="DIR", help=f"Data directory; also ${DATA_VARIABLE}.")
     ] = None,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on; port 0 takes a free one.")
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on; port 0: any free port.")
     ] = DEFAULT_LISTEN,
     hostname: Annotated[
         list[str] | None,
-        typer.Option("--hostname", metavar="NAME", help="A name or address agents use; may be repeated."),
+        typer.Option("--hostname", metavar="NAME", help="DNS name or address that agents use; may be repeated."),
     ] = None,
     public_url: Annotated[
         str,
-        typer.Option("--public-url", metavar="URL", help="What people open; default: as agents call it."),
+        typer.Option("--public-url", metavar="URL", help="Browser URL; default: the agents' URL."),
     ] = "",
 ) -> None:
     """Run the control plane in the foreground until SIGTERM or Ctrl-C.
 
-    The first start makes DIR (0700) with everything in it: database, CA, operator.key, and ca.pem, which agents
-    need: `cert-ctrl -c … init --server URL --ca ca.pem`. Stop it at any time, also with kill -9: nothing is lost.
+    The first start creates DIR (0700) with database, CA, operator.key and ca.pem. Agents need ca.pem: cert-ctrl -c …
+    init --server URL --ca ca.pem. It can be stopped at any time, even with kill -9, without data loss.
 
     \b
     cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 --hostname plane.example.com
     """
     directory = data or os.environ.get(DATA_VARIABLE, "")
     if not directory:
-        raise UsageError("where shall the plane keep its data?", fix="add --data DIR")
+        raise UsageError("no data directory for the control plane", fix="add --data DIR")
     host, port = parse_listen(listen)
     try:
         import certctrl.plane.serve
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the module {error.name} is not installed", fix="pip install 'certctrl[plane]'") from None
+        raise ConfigError(
+            f"the Python module {error.name} is not installed", fix="pip install 'certctrl[plane]'"
+        ) from None
     from certctrl.cli.runtime import run
 
     _log(debug=invocation(ctx).debug)
@@ -62,11 +64,11 @@ def serve(
 
 
 def parse_listen(text: str) -> tuple[str, int]:
-    """Return host and port of ``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (every address)."""
+    """Return host and port of ``HOST:PORT``, ``[::1]:PORT`` or ``:PORT`` (all addresses). Raises UsageError."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535 or (":" in host and not bracketed):
-        raise UsageError(f"--listen {text!r} is no address", fix=f"for example --listen {DEFAULT_LISTEN}")
+        raise UsageError(f"--listen {text!r} is not HOST:PORT", fix=f"use for example --listen {DEFAULT_LISTEN}")
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
@@ -105,7 +107,7 @@ async def _serve(
 
 
 def _allow_many_connections() -> None:
-    """Raise the limit of open files as far as this process may: every held poll is a connection."""
+    """Raise the limit of open files: every waiting poll holds a connection."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
