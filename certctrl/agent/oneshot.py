@@ -69,7 +69,7 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
         if not unreachable:
             agent.inbox.hurry()
             await handle_all(agent)
-        outcome = await agent.installer.converge_all(agent.items, ignore_window=now, at_once=True)
+        outcome = await agent.installer.converge_all(agent.items, ignore_window=now, due_now=True)
         result = applied(agent, outcome, before, differences=found, unreachable=unreachable)
         return await _done(agent, result, flush=not unreachable)
 
@@ -89,7 +89,7 @@ async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> 
         await agent.installer.recover()
         record = record_for(agent.installer.records.values(), domain)
         await agent.installer.release(record.name)
-        outcome = await agent.installer.converge_all(agent.items, at_once=True, asked_by=OPERATOR)
+        outcome = await agent.installer.converge_all(agent.items, due_now=True, asked_by=OPERATOR)
         return await _done(agent, {"name": record.name, "released": True, "outcome": outcome.kind.value}, flush=False)
 
 

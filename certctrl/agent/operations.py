@@ -62,7 +62,7 @@ class Operations:
             agent.work_changed.value = True
             await agent.inbox.wait_for_outcomes(waiting)
         outcome = await agent.installer.converge_all(
-            agent.items, ignore_window=bool(request.get("now")), at_once=True, asked_by=OPERATOR
+            agent.items, ignore_window=bool(request.get("now")), due_now=True, asked_by=OPERATOR
         )
         agent.lifetimes_changed.value = True
         return applied(agent, outcome, before, differences=found, unreachable=unreachable) | failed(agent)
@@ -80,7 +80,7 @@ class Operations:
         await agent.installer.release(record.name)
         say(agent.log, Line.RELEASED, name=record.name)
         await try_resync(agent, "a hold was released")
-        await agent.installer.converge_all(agent.items, at_once=True, asked_by=OPERATOR)
+        await agent.installer.converge_all(agent.items, due_now=True, asked_by=OPERATOR)
         agent.lifetimes_changed.value = True
         return {"name": record.name, "released": True}
 

@@ -17,7 +17,7 @@ import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install.deploy import preview, recovery, staging, trust_store
-from certctrl.install.deploy.alert_command import tell_operator
+from certctrl.install.deploy.alert_command import run_alert_command
 from certctrl.install.deploy.candidates import (
     candidates_of,
     completed,
@@ -25,11 +25,11 @@ from certctrl.install.deploy.candidates import (
     open_now,
     prune_unused,
 )
-from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, groups_of
-from certctrl.install.deploy.locks import Claims
-from certctrl.install.deploy.results import Ledger, folded
+from certctrl.install.deploy.locks import Locks
+from certctrl.install.deploy.results import Results, folded
 from certctrl.install.deploy.rollback import roll_back
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.deploy.withdrawal import Withdrawal, withdrawn
@@ -52,7 +52,7 @@ from certctrl.text import one_line
 
 __all__ = ["Candidate", "Installer", "in_use"]
 
-FEW = 100
+INLINE_LIMIT = 100
 """Certificates and items that are grouped in less time than handing them to a thread takes."""
 
 
@@ -78,7 +78,7 @@ class Installer:
         offload: Callable[..., Awaitable[Any]],
         log: logging.Logger,
     ) -> None:
-        self._site = Site.of(
+        self._context = Context.of(
             layout=layout,
             fs=fs,
             generations=generations,
@@ -90,7 +90,7 @@ class Installer:
             offload=offload,
             log=log,
         )
-        self._claims = Claims()
+        self._locks = Locks()
         self._names: dict[str, int] = {}
         self.asked_by = "plane"
         """Whom the audit log names for what this run does of itself."""
@@ -98,12 +98,12 @@ class Installer:
     @property
     def records(self) -> dict[int, CertRecord]:
         """Return the certificates of this host by id. Raises StateCorruptError, DiskError at the first use."""
-        return self._site.book.records
+        return self._context.records.certificates
 
     @property
     def cas(self) -> frozenset[int]:
         """Return the ids of the CAs that this host was told to trust. Raises as `records`."""
-        return frozenset(int(ca_id) for ca_id in self._site.book.cas)
+        return frozenset(int(ca_id) for ca_id in self._context.records.cas)
 
     def name_for(self, cert_id: int, domains: Sequence[str]) -> str:
         """Return the directory name of a certificate: the one it has, else one that no other certificate uses."""
@@ -121,8 +121,8 @@ class Installer:
 
     async def recover(self) -> None:
         """Bring disk and records together after whatever ended the last run; before anything else is done."""
-        await self._site.offload(recovery.recover, self._site)
-        await self._site.book.save()
+        await self._context.offload(recovery.recover, self._context)
+        await self._context.records.save()
 
     # --- deploying ------------------------------------------------------------------------------------------------
 
@@ -130,15 +130,15 @@ class Installer:
         self, cert_id: int, materials: DeployMaterials, device_secret: bytes, expected_domains: Sequence[str]
     ) -> Callable[[], Bundle]:
         """Return what opens and checks a certificate's material, for `stage`; see ``open_bundle``."""
-        site, name = self._site, self.name_for(cert_id, expected_domains)
+        context, name = self._context, self.name_for(cert_id, expected_domains)
         return partial(
             open_bundle,
             cert_id,
             name,
             materials,
             device_secret,
-            allow_plaintext=site.policy().plaintext_keys,
-            now=site.wall_now(),
+            allow_plaintext=context.policy().plaintext_keys,
+            now=context.wall_now(),
             expected_domains=expected_domains,
         )
 
@@ -146,11 +146,11 @@ class Installer:
         """Start the supervisors that a certificate's check and reload will need: they boot while it is fetched."""
         record = self.records.get(cert_id)
         facts = record.facts if record is not None else CertFacts(cert_id=cert_id, name="")
-        checks = any(item.check for item in self._site.indexer.of(items).copies(facts))
+        checks = any(item.check for item in self._context.indexer.of(items).copies(facts))
         reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
         if checks or reloads:
             with suppress(CommandError):  # only a head start: whoever runs a command starts what is missing
-                await self._site.proc.prepare(checks + reloads)
+                await self._context.proc.prepare(checks + reloads)
 
     async def stage(self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem]) -> Candidate:
         """Write a checked bundle beside the live one and run the plan's checks on it; nothing live changes.
@@ -159,7 +159,7 @@ class Installer:
         It survives a crash only once `converge` has settled it. Raises DiskError, CommandError (a check refuses
         it), PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
         """
-        return await staging.stage(self._site, source, items)
+        return await staging.stage(self._context, source, items)
 
     async def converge(
         self,
@@ -168,86 +168,88 @@ class Installer:
         *,
         only: Collection[int] | None = None,
         ignore_window: bool = False,
-        at_once: bool = False,
+        due_now: bool = False,
         asked_by: str = "",
         lasting: bool = True,
     ) -> dict[int, Outcome]:
         """Switch to what is prepared and bring files and services in line with the items; return what became of it.
 
         ``only``: look at these certificates (and ``prepared``) alone; None and nothing prepared: at everything.
-        ``at_once``: also try again what failed and is not due yet (else: only with new material).
-        ``lasting``: False when the caller makes the outcomes durable next (see `Book.save`).
+        ``due_now``: also try again what failed and is not due yet (else: only with new material).
+        ``lasting``: False when the caller makes the outcomes durable next (see `RecordStore.save`).
         Outcomes by certificate id, for each that was named and each that changed; 0 stands for items that are
         about no certificate. ``asked_by``: whom the audit log names; empty: `asked_by` of this run.
         """
-        site, everything = self._site, only is None and not prepared
+        context, everything = self._context, only is None and not prepared
         newest = {one.cert_id: one for one in prepared}
         concerned = frozenset(newest) | frozenset(only or ())
-        lasting = lasting or site.config().application.keep_generations < 1  # an old record must have its generation
-        ledger = Ledger(site=site, asked_by=asked_by or self.asked_by, concerned=concerned, lasting=lasting)
-        hurried = frozenset(self.records if at_once and everything else concerned if at_once else ())
+        lasting = lasting or context.config().application.keep_generations < 1  # an old record must have its generation
+        results = Results(context=context, asked_by=asked_by or self.asked_by, concerned=concerned, lasting=lasting)
+        hurried = frozenset(self.records if due_now and everything else concerned if due_now else ())
         try:
-            await site.offload(site.generations.settle, [one.staged for one in newest.values()])
-            candidates = await candidates_of(site, newest, concerned | hurried, everything)
+            await context.offload(context.generations.settle, [one.staged for one in newest.values()])
+            candidates = await candidates_of(context, newest, concerned | hurried, everything)
         except CertctrlError as error:
             for cert_id in sorted(concerned):
-                ledger.failed(cert_id, error)
-            return await self._conclude(ledger)
-        note_staged(site, candidates)
-        now = open_now(site, candidates, ledger, ignore_window=ignore_window)
-        if ledger.waiting:  # what a newer one has replaced while it waited
+                results.failed(cert_id, error)
+            return await self._conclude(results)
+        note_staged(context, candidates)
+        now = open_now(context, candidates, results, ignore_window=ignore_window)
+        if results.waiting:  # what a newer one has replaced while it waited
             with suppress(DiskError):
-                await site.gathered(prune_unused, site, list(ledger.waiting))
+                await context.shared_offload(prune_unused, context, list(results.waiting))
         # of what shall be live, not of what waits: the files are wanted now
-        now |= await completed(site, items, now, ledger, everything=everything)
-        few = len(self.records) + len(items) < FEW
-        groups: list[Group] = groups_of(site, items, now) if few else await site.offload(groups_of, site, items, now)
+        now |= await completed(context, items, now, results, everything=everything)
+        few = len(self.records) + len(items) < INLINE_LIMIT
+        groups: list[Group] = (
+            groups_of(context, items, now) if few else await context.offload(groups_of, context, items, now)
+        )
         await Convergence(
-            site=site,
-            claims=self._claims,
+            context=context,
+            locks=self._locks,
             items=items,
             candidates=now,
-            ledger=ledger,
+            results=results,
             examine=None if everything else concerned,
-            at_once=hurried,
+            due_now=hurried,
         ).run(group for group in groups if everything or not concerned.isdisjoint(group.cert_ids))
         if everything:
-            site.book.keep_marks(item.id for item in items)
-        return await self._conclude(ledger)
+            context.records.keep_marks(item.id for item in items)
+        return await self._conclude(results)
 
-    async def _conclude(self, ledger: Ledger) -> dict[int, Outcome]:
-        """Give every named certificate its outcome and make the book durable."""
-        for cert_id in sorted(ledger.concerned | ledger.waiting.keys()):
-            ledger.unchanged(cert_id, "" if cert_id in self.records else "not on this host")
+    async def _conclude(self, results: Results) -> dict[int, Outcome]:
+        """Give every named certificate its outcome and make the records durable."""
+        for cert_id in sorted(results.concerned | results.waiting.keys()):
+            results.unchanged(cert_id, "" if cert_id in self.records else "not on this host")
         try:
-            await ledger.save()
+            await results.save()
         except DiskError as error:
             fail = partial(attrs.evolve, kind=OutcomeKind.FAILED, detail=str(error), transient=True)
-            return {cert_id: fail(one) if one.ok else one for cert_id, one in ledger.outcomes.items()}
-        return ledger.outcomes
+            return {cert_id: fail(one) if one.ok else one for cert_id, one in results.outcomes.items()}
+        return results.outcomes
 
     async def converge_all(
         self,
         items: Sequence[InstallItem],
         *,
         ignore_window: bool = False,
-        at_once: bool = False,
+        due_now: bool = False,
         asked_by: str = "",
         lasting: bool = True,
     ) -> Outcome:
         """Bring everything in line with the items and return the outcome of the whole; see `converge`."""
         found = await self.converge(
-            (), items, ignore_window=ignore_window, at_once=at_once, asked_by=asked_by, lasting=lasting
+            (), items, ignore_window=ignore_window, due_now=due_now, asked_by=asked_by, lasting=lasting
         )
         return folded(found.values())
 
     def hurry(self) -> None:
         """Make due what failed and waits for its next try: somebody asks for it, or its terms have changed."""
-        self._site.book.hurry(self._site.wall_now())
+        self._context.records.hurry(self._context.wall_now())
 
     async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
         """Return what `converge` would do now by hand, changing nothing. Raises DiskError, StateCorruptError."""
-        return await preview.plan_now(self._site, items)
+        return await preview.plan_now(self._context, items)
 
     @classmethod
     async def preview(
@@ -282,25 +284,25 @@ class Installer:
 
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
         """Return whether `converge` would do something now, or say for the first time what it is refused."""
-        plan = await preview.plan_now(self._site, items, patient=True)
+        plan = await preview.plan_now(self._context, items, patient=True)
         refused = (self.records.get(cert_id) for cert_id in plan.left_out)
-        return bool(plan.sets) or any(one is not None and one.generation and not one.last_error for one in refused)
+        return bool(plan.groups) or any(one is not None and one.generation and not one.last_error for one in refused)
 
     async def renewal_here(self, record: CertRecord) -> CertRecord | None:
         """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""
-        return await preview.with_renewal(self._site, record)
+        return await preview.with_renewal(self._context, record)
 
     def retry_turns(self) -> dict[int, float]:
         """Return when each certificate is due of which something failed that nothing else brings (as below)."""
-        return retry_turns(self.records.values(), self._site.wall_now())
+        return retry_turns(self.records.values(), self._context.wall_now())
 
     async def owing(self) -> None:
         """Wait until `retry_turns` may have something new."""
-        await self._site.book.owing()
+        await self._context.records.owing()
 
     def window_turns(self) -> dict[int, float]:
         """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
-        return preview.window_turns(self._site)
+        return preview.window_turns(self._context)
 
     # --- taking back ----------------------------------------------------------------------------------------------
 
@@ -314,41 +316,41 @@ class Installer:
             return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
         try:
             return await Withdrawal(
-                site=self._site, claims=self._claims, record=record, items=items, revoked=revoked
+                context=self._context, locks=self._locks, record=record, items=items, revoked=revoked
             ).run()
         except CertctrlError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
 
     async def rollback(self, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
         """Switch back to an earlier generation by hand and hold it there. Raises UsageError, DiskError."""
-        return await roll_back(self._site, self._claims, name, to, items)
+        return await roll_back(self._context, self._locks, name, to, items)
 
     async def release(self, name: str) -> None:
         """End a hold; the next `converge` brings the newest material live. Raises UsageError, DiskError."""
-        record = self._site.book.by_name(name)
+        record = self._context.records.by_name(name)
         if record is None:
             raise UsageError(f"there is no certificate {one_line(name)} on this host", fix="cert-ctrl list-certs")
-        self._site.book.note(attrs.evolve(record, held=False, next_try_at=0.0))
-        await self._site.book.save()
+        self._context.records.note(attrs.evolve(record, held=False, next_try_at=0.0))
+        await self._context.records.save()
 
     async def alarmed(self, cert_id: int) -> None:
         """Note that the alarm about a revocation has been raised. Raises DiskError."""
-        self._site.book.note(attrs.evolve(self.records[cert_id], alarmed=True))
-        await self._site.book.save()
+        self._context.records.note(attrs.evolve(self.records[cert_id], alarmed=True))
+        await self._context.records.save()
 
     # --- CAs and alerts -------------------------------------------------------------------------------------------
 
     async def import_ca(self, ca_id: int, name: str, pem: str, items: Sequence[InstallItem] = ()) -> Outcome:
         """Put a CA into the trust store and keep it for the items that copy it, which run at once when given."""
-        outcome = await trust_store.import_ca(self._site, ca_id, name, pem, items)
+        outcome = await trust_store.import_ca(self._context, ca_id, name, pem, items)
         if ca_id in cas_wanted(items):
             outcome = folded((outcome, await self.converge_all(items)))
         return outcome
 
     async def remove_ca(self, ca_id: int) -> Outcome:
         """Take a CA out of the trust store, if its file is still ours."""
-        return await trust_store.remove_ca(self._site, ca_id)
+        return await trust_store.remove_ca(self._context, ca_id)
 
     async def alert(self, alert: Mapping[str, Any]) -> None:
         """Give an alert to the operator's ``on_alert`` command, as a JSON file; a failure is logged, not raised."""
-        await tell_operator(self._site, alert)
+        await run_alert_command(self._context, alert)

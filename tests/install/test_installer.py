@@ -137,7 +137,7 @@ async def test_history_tells_what_was_done(clock: MockClock, host: Any) -> None:
     await host.deliver(1, asked_by="operator")
     host.installer.asked_by = "somebody"
     await host.deliver(1)
-    first, second, third = host.installer._site.state.load_history()
+    first, second, third = host.installer._context.state.load_history()
     assert third["asked_by"] == "somebody", "of a whole run"
     assert (first["outcome"], first["from"], first["asked_by"]) == ("applied", "", "plane")
     assert (second["from"], second["to"], second["asked_by"]) == (first["to"], second["live"], "operator")

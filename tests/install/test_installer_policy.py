@@ -100,7 +100,10 @@ async def test_scripts_are_pinned_on_first_use_where_the_host_wants_it(
     host.allow(commands=commands(argv), trust_on_first_use=True)
     await host.deliver(1, items=items)
     await host.deliver(1, items=items)
-    assert [asked["sha256"] for asked in host.proc.asked] == [None, host.installer._site.state.load_pins()[str(script)]]
+    assert [asked["sha256"] for asked in host.proc.asked] == [
+        None,
+        host.installer._context.state.load_pins()[str(script)],
+    ]
     host.allow(trust_on_first_use=False)
     await host.deliver(1, items=items)
     assert host.proc.asked[-1]["sha256"] is None

@@ -10,12 +10,12 @@ from planner_world import HOST, cert, copy, plan, run
 from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, reload
 from trio.testing import MockClock
 
-from certctrl.install.deploy.groups import Group, Round
-from certctrl.install.deploy.observe import View
+from certctrl.install.deploy.groups import Group, SwitchedPlan
+from certctrl.install.deploy.observe import ObservedState
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.render import plan_lines
 from certctrl.install.plan.retries import spare
-from certctrl.install.plan.values import DesiredCert, InstallPlan, Level, PlanSet, Write
+from certctrl.install.plan.values import DesiredCert, GroupPlan, InstallPlan, Step, Write
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 from certctrl.model.records import CertRecord, Stage
@@ -55,7 +55,7 @@ async def test_what_somebody_wants_or_what_is_new_waits_for_nothing(clock: MockC
     host.proc.does.clear()
     match how:
         case "by hand":
-            assert (await host.installer.converge_all(items, at_once=True)).kind is APPLIED
+            assert (await host.installer.converge_all(items, due_now=True)).kind is APPLIED
         case "new terms":
             host.installer.hurry()
             assert (await host.installer.converge_all(items)).kind is APPLIED
@@ -99,10 +99,10 @@ async def test_a_file_that_was_made_in_vain_is_not_made_again_at_once(clock: Moc
     host.proc.does[RELOAD] = lambda: 1
     await host.installer.converge((), items)
     tried = len(host.proc.calls)
-    ids = host.installer._site.generations.ids("c1.example")
+    ids = host.installer._context.generations.ids("c1.example")
     await host.installer.converge((), items)
-    assert len(host.proc.calls) == tried and host.installer._site.generations.ids("c1.example") == ids
-    await host.installer.converge((), items, at_once=True)
+    assert len(host.proc.calls) == tried and host.installer._context.generations.ids("c1.example") == ids
+    await host.installer.converge((), items, due_now=True)
     assert len(host.proc.calls) > tried
     host.proc.does.clear()
     host.clock += 120
@@ -130,22 +130,22 @@ async def test_what_is_owed_by_nothing_any_more_is_forgotten(clock: MockClock, h
 def test_a_pair_rests_whole() -> None:
     """One half of it failed, the other was found changed since: neither is written without the other."""
 
-    def write(item: str, unit: str) -> Write:
+    def write(item: str, file_group: str) -> Write:
         return Write(
             item=item, cert_id=1, source="private.key", path=f"/{item}", mode=0o600, uid=None, gid=None,
-            why="new", unit=unit,
+            why="new", file_group=file_group,
         )  # fmt: skip
 
-    levels = (Level((write("key", "cert:1"), write("cert", "cert:1"), write("other", "item:other"))),)
+    steps = (Step((write("key", "cert:1"), write("cert", "cert:1"), write("other", "item:other"))),)
     plan = InstallPlan(
-        sets=(PlanSet(cert_ids=(1,), levels=levels),), concerns=dict.fromkeys(("key", "cert", "other"), (1,))
+        groups=(GroupPlan(cert_ids=(1,), steps=steps),), concerns=dict.fromkeys(("key", "cert", "other"), (1,))
     )
     certs = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g")}
     record = CertRecord(
         facts=CertFacts(cert_id=1, name="a"), generation="g", owed=("key",), attempts=1, next_try_at=100.0
     )
     rested = spare(plan, certs, [record], (), 50.0)
-    assert [one.item for one in rested.sets[0].levels[0].writes] == ["other"]
+    assert [one.item for one in rested.groups[0].steps[0].writes] == ["other"]
     assert rested.resting == {1}
     assert spare(plan, certs, [record], {1}, 50.0) == plan == spare(plan, certs, [record], (), 100.0)
     others = attrs.evolve(plan, concerns=dict.fromkeys(("key", "cert", "other"), (2,)))
@@ -169,29 +169,29 @@ async def test_what_went_back_rests_too_and_is_tried_by_hand(clock: MockClock, h
     assert (await host.installer.converge_all(items)).kind is FAILED
     assert len(host.proc.calls) == calls
     service.broken = False
-    assert (await host.installer.converge_all(items, at_once=True)).kind is APPLIED
+    assert (await host.installer.converge_all(items, due_now=True)).kind is APPLIED
     assert service.served == host.live(1) and not host.installer.records[1].staged
 
 
 def test_what_rests_is_not_on_trial() -> None:
     """Else a failure beside it would count as one more of its own."""
-    stray = Candidate(facts=CertFacts(cert_id=1, name="a"), generation="g")
+    unrecorded = Candidate(facts=CertFacts(cert_id=1, name="a"), generation="g")
     desired = DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g", owed=("r",))
-    view = View(certs={1: desired}, cas={}, facts={}, host=HOST, strays={1: stray})
+    observed = ObservedState(certs={1: desired}, cas={}, facts={}, host=HOST, unrecorded={1: unrecorded})
 
-    def on_trial(plan: InstallPlan) -> dict[int, Candidate]:
-        around = Round(items=(), plan=plan, view=view, candidates={}, previous={}, sets={})
-        return around.on_trial(Group.of(["cert:1"]))
+    def unproven(plan: InstallPlan) -> dict[int, Candidate]:
+        around = SwitchedPlan(items=(), plan=plan, observed=observed, candidates={}, previous={}, groups={})
+        return around.unproven(Group.of(["cert:1"]))
 
-    assert (on_trial(InstallPlan()), on_trial(InstallPlan(resting=frozenset({1})))) == ({1: stray}, {})
+    assert (unproven(InstallPlan()), unproven(InstallPlan(resting=frozenset({1})))) == ({1: unrecorded}, {})
 
 
 def test_a_command_is_due_for_its_files_alone_only_when_all_who_ask_for_it_have_had_it() -> None:
     items = [copy("c", 1), run("a", "c"), run("b", "c")]
     first = plan(items, cert(1))
-    (due,) = first.sets[0].levels[-1].runs
+    (due,) = first.groups[0].steps[-1].runs
     assert due.for_files == frozenset(), "never run before"
-    (again,) = plan(items, cert(1), activations=due.keys).sets[0].levels[-1].runs
+    (again,) = plan(items, cert(1), activations=due.keys).groups[0].steps[-1].runs
     assert again.for_files == {"cert:1"}
-    (half,) = plan(items, cert(1), activations={"a": due.keys["a"]}).sets[0].levels[-1].runs
+    (half,) = plan(items, cert(1), activations={"a": due.keys["a"]}).groups[0].steps[-1].runs
     assert half.for_files == frozenset()

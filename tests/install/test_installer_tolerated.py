@@ -10,7 +10,7 @@ from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, 
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
-from certctrl.install.plan.pairs import units_of
+from certctrl.install.plan.pairs import file_groups_of
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyCommand
 from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import Stage
@@ -104,16 +104,16 @@ async def test_what_was_tolerated_goes_back_with_the_rest(clock: MockClock, host
 
 
 def test_a_pair_at_two_levels_may_not_fail() -> None:
-    """Between the levels commands run: what is written before them cannot be taken back quietly."""
+    """Between the steps commands run: what is written before them cannot be taken back quietly."""
     key = CopyAction(id="key", ob_id=1, sources=("private.key",), targets=("/a",), continue_on_error=True)
     late = CopyAction(
         id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True, depends_on=("key",)
     )
     beside = CopyAction(id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True)
     about = {"key": (1,), "cert": (1,)}
-    assert {unit.tolerant for unit in units_of([key, late], about).values()} == {False}
-    assert {unit.tolerant for unit in units_of([key, beside], about).values()} == {True}
-    assert len({unit.name for unit in units_of([key, beside], about).values()}) == 1
+    assert {file_group.tolerant for file_group in file_groups_of([key, late], about).values()} == {False}
+    assert {file_group.tolerant for file_group in file_groups_of([key, beside], about).values()} == {True}
+    assert len({file_group.name for file_group in file_groups_of([key, beside], about).values()}) == 1
 
 
 # --- named and tried again -----------------------------------------------------------------------------------------

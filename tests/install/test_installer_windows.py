@@ -59,7 +59,7 @@ async def test_what_comes_while_another_waits_takes_its_room(clock: MockClock, h
     for _ in range(6):
         await host.deliver(1)
     record = host.installer.records[1]
-    ids = host.installer._site.generations.ids("c1.example")
+    ids = host.installer._context.generations.ids("c1.example")
     assert {record.generation, record.staged} < set(ids)
     assert len(ids) == 2 + host.config.application.keep_generations
 
@@ -146,7 +146,7 @@ async def test_rollback_by_hand_holds_until_released(clock: MockClock, host: Any
     for _ in range(2):
         await host.deliver(1, items=items)
         host.clock += 60
-    old, new = host.installer._site.generations.ids("c1.example")
+    old, new = host.installer._context.generations.ids("c1.example")
     outcome = await host.installer.rollback("c1.example", None, items)
     assert outcome.kind is APPLIED
     assert host.installer.records[1].generation == old and service.served == host.live(1)
@@ -191,4 +191,4 @@ async def test_rollback_to_nothing_is_a_usage_error(clock: MockClock, host: Any)
 async def test_previous_generations_are_kept_and_older_ones_go(clock: MockClock, host: Any) -> None:
     for _ in range(6):
         await host.deliver(1)
-    assert len(host.installer._site.generations.ids("c1.example")) == 1 + host.config.application.keep_generations
+    assert len(host.installer._context.generations.ids("c1.example")) == 1 + host.config.application.keep_generations

@@ -10,8 +10,8 @@ import attrs
 
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.deploy import staging
-from certctrl.install.deploy.context import Site
-from certctrl.install.deploy.results import Ledger
+from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import BASE_FILES, SALTED_FILES
 from certctrl.install.plan.retries import switch_due
@@ -23,19 +23,19 @@ from certctrl.model.records import CertRecord
 
 
 def staged_before(
-    site: Site, records: Sequence[CertRecord], concerned: Collection[int], everything: bool
+    context: Context, records: Sequence[CertRecord], concerned: Collection[int], everything: bool
 ) -> tuple[dict[int, Candidate], list[CertRecord]]:
     """Return what is staged from before and due to be tried again, and the records whose staged one is unreadable.
 
     Blocks on the disk. What is named is tried even before its next try is due.
     """
-    found, unreadable, now = {}, [], site.wall_now()
+    found, unreadable, now = {}, [], context.wall_now()
     for record in records:
         due = record.cert_id in concerned or (everything and switch_due(record, now) <= now)
         if not record.staged or not due:
             continue
         try:
-            found[record.cert_id] = Candidate.read(site, record.name, record.staged)
+            found[record.cert_id] = Candidate.read(context, record.name, record.staged)
         except StateCorruptError:
             unreadable.append(record)
         except DiskError:
@@ -43,9 +43,9 @@ def staged_before(
     return found, unreadable
 
 
-def not_yet_due(site: Site, records: Sequence[CertRecord]) -> dict[int, str]:
+def not_yet_due(context: Context, records: Sequence[CertRecord]) -> dict[int, str]:
     """Return what is staged, failed, and is not tried again by itself before its next try: certificate id -> why."""
-    now = site.wall_now()
+    now = context.wall_now()
     return {
         record.cert_id: f"staged; failed, and is tried again in {record.next_try_at - now:.0f} s "
         f"(`cert-ctrl apply` tries at once): {record.last_error}"
@@ -55,91 +55,98 @@ def not_yet_due(site: Site, records: Sequence[CertRecord]) -> dict[int, str]:
 
 
 async def candidates_of(
-    site: Site, prepared: Mapping[int, Candidate], concerned: Collection[int], everything: bool
+    context: Context, prepared: Mapping[int, Candidate], concerned: Collection[int], everything: bool
 ) -> dict[int, Candidate]:
     """Return what shall be live: the prepared ones, and what is staged from before and due.
 
     A staged generation that cannot be read is forgotten: its signal brings it again.
     """
-    records = [record for record in site.book.records.values() if record.cert_id not in prepared]
+    records = [record for record in context.records.certificates.values() if record.cert_id not in prepared]
     waiting = [record for record in records if record.staged]  # nearly always none: then no thread is asked
-    found, unreadable = await site.offload(staged_before, site, waiting, concerned, everything) if waiting else ({}, [])
+    found, unreadable = (
+        await context.offload(staged_before, context, waiting, concerned, everything) if waiting else ({}, [])
+    )
     for record in unreadable:
-        site.book.note(attrs.evolve(record, staged=""))
+        context.records.note(attrs.evolve(record, staged=""))
     return dict(found) | dict(prepared)
 
 
-def note_staged(site: Site, candidates: Mapping[int, Candidate]) -> None:
-    """Record what is staged (durable with the next write of the book): it may have to wait, or to be tried again."""
+def note_staged(context: Context, candidates: Mapping[int, Candidate]) -> None:
+    """Record what is staged (durable with the next write of the records): it may have to wait, or to be tried again."""
     for candidate in candidates.values():
-        record = site.book.records.get(candidate.cert_id)
+        record = context.records.certificates.get(candidate.cert_id)
         record = record or CertRecord(facts=CertFacts(cert_id=candidate.cert_id, name=candidate.name))
         if record.generation != candidate.generation:
             facts = attrs.evolve(record.facts, name=candidate.name)
-            site.book.note(attrs.evolve(record, facts=facts, staged=candidate.generation))
+            context.records.note(attrs.evolve(record, facts=facts, staged=candidate.generation))
 
 
 def open_now(
-    site: Site, candidates: Mapping[int, Candidate], ledger: Ledger, *, ignore_window: bool
+    context: Context, candidates: Mapping[int, Candidate], results: Results, *, ignore_window: bool
 ) -> dict[int, Candidate]:
-    """Return the candidates that may be switched now; what the others wait for is noted in the ledger.
+    """Return the candidates that may be switched now; what the others wait for is noted in the results.
 
     The very certificate that is live, with one more file, waits for nothing: it is no new material.
     """
-    window, now, found = site.policy().window, site.wall_now(), {}
+    window, now, found = context.policy().window, context.wall_now(), {}
     for cert_id, candidate in candidates.items():
-        record = site.book.records.get(cert_id)
+        record = context.records.certificates.get(cert_id)
         same = record is not None and record.facts.fingerprint_sha256 == candidate.facts.fingerprint_sha256
         if same:
             found[cert_id] = candidate
         elif record is not None and record.held:
-            ledger.waiting[cert_id] = "staged; held at an earlier generation until `cert-ctrl rollback --release`"
+            results.waiting[cert_id] = "staged; held at an earlier generation until `cert-ctrl rollback --release`"
         elif not ignore_window and window is not None and not in_window(now, window, record):
-            ledger.waiting[cert_id] = f"staged; waits for the window {window_text(window)}"
+            results.waiting[cert_id] = f"staged; waits for the window {window_text(window)}"
         else:
             found[cert_id] = candidate
     return found
 
 
-def prune_unused(site: Site, cert_ids: Collection[int]) -> None:
+def prune_unused(context: Context, cert_ids: Collection[int]) -> None:
     """Remove the old generations of some certificates but for those kept for going back. Blocks on the disk."""
-    keep = site.config().application.keep_generations
-    for record in filter(None, map(site.book.records.get, cert_ids)):
+    keep = context.config().application.keep_generations
+    for record in filter(None, map(context.records.certificates.get, cert_ids)):
         used = {record.generation, record.activated, record.staged} - {""}
-        site.generations.prune(record.name, keep, also_keep=used)
+        context.generations.prune(record.name, keep, also_keep=used)
 
 
 async def completed(
-    site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate], ledger: Ledger, *, everything: bool
+    context: Context,
+    items: Sequence[InstallItem],
+    candidates: Mapping[int, Candidate],
+    results: Results,
+    *,
+    everything: bool,
 ) -> dict[int, Candidate]:
     """Return candidates that hold files which the items want and the generations at hand lack.
 
     They are made from what is on disk: an install config that asks for one more format needs no fetch, nor does a
     keystore whose password is no longer the one in force. What cannot be made is noted for its certificate alone.
     """
-    if site.indexer.of(items).empty:
+    if context.indexer.of(items).empty:
         return {}
-    records = [one for one in site.book.records.values() if everything or one.cert_id in ledger.concerned]
-    lacking: list[Candidate] = await site.offload(_lacking, site, items, records, dict(candidates))
+    records = [one for one in context.records.certificates.values() if everything or one.cert_id in results.concerned]
+    lacking: list[Candidate] = await context.offload(_lacking, context, items, records, dict(candidates))
     found = {}
     for one in lacking:
         try:
-            bundle, stand_in = await site.offload(bundle_of, site, one), one.placeholder
-            prepared = await staging.stage(site, bundle, items, placeholder=stand_in, check=not stand_in)
-            await site.offload(site.generations.settle, [prepared.staged])
+            bundle, stand_in = await context.offload(bundle_of, context, one), one.placeholder
+            prepared = await staging.stage(context, bundle, items, placeholder=stand_in, check=not stand_in)
+            await context.offload(context.generations.settle, [prepared.staged])
             found[one.cert_id] = prepared
         except StateCorruptError:
             continue  # whoever looks at it next says so
         except CertctrlError as error:
-            ledger.failed(one.cert_id, error)
+            results.failed(one.cert_id, error)
     return found
 
 
 def _lacking(
-    site: Site, items: Sequence[InstallItem], records: Sequence[CertRecord], candidates: Mapping[int, Candidate]
+    context: Context, items: Sequence[InstallItem], records: Sequence[CertRecord], candidates: Mapping[int, Candidate]
 ) -> list[Candidate]:
     """Return the generations that shall be live and lack a file that the items want. Blocks on the disk."""
-    index, base, found = site.indexer.of(items), frozenset(BASE_FILES), []
+    index, base, found = context.indexer.of(items), frozenset(BASE_FILES), []
     known = {record.cert_id: record.facts for record in records}
     known |= {cert_id: one.facts for cert_id, one in candidates.items()}
     for cert_id, facts in known.items():
@@ -148,39 +155,39 @@ def _lacking(
             continue
         candidate = candidates.get(cert_id)
         with suppress(DiskError):  # whoever looks at it next says so
-            generation = candidate.generation if candidate is not None else site.generations.live_id(name)
-            if generation and not _holds(site, name, site.generations.manifest(name, generation), wanted):
-                one = candidate or Candidate.read(site, name, generation)
-                if candidate is not None or not _made_before(site, one, wanted):
+            generation = candidate.generation if candidate is not None else context.generations.live_id(name)
+            if generation and not _holds(context, name, context.generations.manifest(name, generation), wanted):
+                one = candidate or Candidate.read(context, name, generation)
+                if candidate is not None or not _made_before(context, one, wanted):
                     found.append(one)
     return found
 
 
-def _holds(site: Site, name: str, manifest: Mapping[str, Any], wanted: Collection[str]) -> bool:
+def _holds(context: Context, name: str, manifest: Mapping[str, Any], wanted: Collection[str]) -> bool:
     """Return whether a generation has some files, its keystores with the passwords that commands are told."""
     theirs = manifest["facts"].get("passwords", {})
     return all(file in manifest["files"] for file in wanted) and all(
-        theirs.get(kind) == staging.password_mark(site.state.password(name, kind)[0])
+        theirs.get(kind) == staging.password_mark(context.state.password(name, kind)[0])
         for file, kind in SALTED_FILES.items()
         if file in wanted
     )
 
 
-def _made_before(site: Site, live: Candidate, wanted: Collection[str]) -> bool:
+def _made_before(context: Context, live: Candidate, wanted: Collection[str]) -> bool:
     """Return whether the very certificate that is live is staged with these files: tried in vain, and not due yet."""
-    record = site.book.records.get(live.cert_id)
+    record = context.records.certificates.get(live.cert_id)
     if record is None or not record.staged:
         return False
-    manifest = site.generations.manifest(live.name, record.staged)
+    manifest = context.generations.manifest(live.name, record.staged)
     same = bool(manifest["facts"]["fingerprint_sha256"] == live.facts.fingerprint_sha256)
-    return same and _holds(site, live.name, manifest, wanted)
+    return same and _holds(context, live.name, manifest, wanted)
 
 
-def bundle_of(site: Site, candidate: Candidate) -> Bundle:
+def bundle_of(context: Context, candidate: Candidate) -> Bundle:
     """Return the material of a generation on disk. Raises DiskError, StateCorruptError."""
 
     def read(file: str) -> bytes:
-        return site.generations.read(candidate.name, candidate.generation, file)
+        return context.generations.read(candidate.name, candidate.generation, file)
 
     return Bundle(
         facts=candidate.facts,

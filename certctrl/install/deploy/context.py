@@ -1,4 +1,4 @@
-"""Site: this host as the pipeline sees it; everything it works with, passed by hand."""
+"""Context: this host as the pipeline sees it; everything it works with, passed by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
-from certctrl.install.deploy.offload import Gathered
-from certctrl.install.deploy.record_store import Book
+from certctrl.install.deploy.offload import SharedOffload
+from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.plan.item_index import Indexer
 from certctrl.install.plan.policy import Ground
 from certctrl.install.process import Proc
@@ -23,8 +23,8 @@ from certctrl.store.state.session import StateStore
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Site:
-    """What `Installer` was given, and the book it keeps."""
+class Context:
+    """What `Installer` was given, and the records it keeps."""
 
     layout: ConfigDir
     fs: Fs
@@ -36,18 +36,18 @@ class Site:
     wall_now: Callable[[], float]
     offload: Callable[..., Awaitable[Any]]
     """Runs one blocking function whole; inline under a virtual clock."""
-    gathered: Gathered
+    shared_offload: SharedOffload
     """The same for short functions that a burst calls once per certificate."""
     log: logging.Logger
-    book: Book
+    records: RecordStore
     ground: Ground
     indexer: Indexer = attrs.field(factory=Indexer)
 
     @classmethod
-    def of(cls, **given: Any) -> Site:
-        """Return a site with its book and its ground."""
+    def of(cls, **given: Any) -> Context:
+        """Return a context with its records and its ground."""
         user, group = own_names()
         root = given["layout"].root
-        book = Book(given["state"], given["offload"], lambda: given["config"]().application.history_entries)
+        records = RecordStore(given["state"], given["offload"], lambda: given["config"]().application.history_entries)
         ground = Ground(config_dir=str(root.resolve()), user=user, group=group)
-        return cls(**given, gathered=Gathered(given["offload"]), book=book, ground=ground)
+        return cls(**given, shared_offload=SharedOffload(given["offload"]), records=records, ground=ground)

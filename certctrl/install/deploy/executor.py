@@ -1,8 +1,8 @@
 """Carry out one set of a plan after its switch: files, commands, proofs; and know how to take the files back.
 
 The first failure of an item that does not say ``continue_on_error`` ends the set; the caller then goes back. Copies
-that may fail are written after the others of their level, each unit by itself.
-Commands of one level run side by side. What is written stays undoable until the set is proven.
+that may fail are written after the others of their step, each group by itself.
+Commands of one step run side by side. What is written stays undoable until the set is proven.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import trio
 
 from certctrl.errors import CertctrlError, CommandError
 from certctrl.install.deploy.commands import prove, run_granted
-from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.trust_store import import_ca
 from certctrl.install.material.formats import ca_files
-from certctrl.install.plan.values import DesiredCert, PlanSet, Run, Verification, Write
+from certctrl.install.plan.values import DesiredCert, GroupPlan, Run, Verification, Write
 from certctrl.store.deployments.file_set import CopySet, FileWrite
 from certctrl.text import one_line
 
@@ -33,11 +33,11 @@ class Tolerated:
 
 
 @attrs.define(eq=False, kw_only=True)
-class Execution:
+class Executor:
     """The work on one set, as far as it has come."""
 
-    site: Site
-    plan: PlanSet
+    context: Context
+    plan: GroupPlan
     certs: Mapping[int, DesiredCert]
     copies: list[CopySet] = attrs.field(factory=list)
     lasting: list[CopySet] = attrs.field(factory=list)
@@ -53,13 +53,13 @@ class Execution:
     missed: list[Write] = attrs.field(factory=list)
     """Files that could not be written, and may be missing."""
 
-    async def carry_out(self) -> None:
+    async def run(self) -> None:
         """Do everything in order. Raises the first failure that is not tolerated (CertctrlError)."""
         for ca_id in self.plan.imports:
             await self._import(ca_id)
-        for level in self.plan.levels:
-            await self._put(level.writes)
-            await self._all([_Job(run.items, run.tolerant, self._run, run) for run in level.runs])
+        for step in self.plan.steps:
+            await self._put(step.writes)
+            await self._all([_Job(run.items, run.tolerant, self._run, run) for run in step.runs])
         await self._all([_Job((one.item,), one.tolerant, self._prove, one) for one in self.plan.verifications])
 
     async def close(self) -> None:
@@ -68,13 +68,13 @@ class Execution:
         if not copies:
             return
         with trio.CancelScope(shield=True):
-            await self.site.offload(_close_all, copies)
+            await self.context.offload(_close_all, copies)
 
     async def undo(self) -> None:
         """Put the old files back, the newest change first."""
         copies, self.copies = self.copies, []
         with trio.CancelScope(shield=True):
-            await self.site.offload(_undo_all, copies)
+            await self.context.offload(_undo_all, copies)
         await self.close()
 
     def about(self, cert_ids: Collection[int]) -> list[DesiredCert]:
@@ -82,14 +82,14 @@ class Execution:
         return [self.certs[cert_id] for cert_id in cert_ids if cert_id in self.certs]
 
     async def _import(self, ca_id: int) -> None:
-        ca = self.site.book.cas[str(ca_id)]
-        outcome = await import_ca(self.site, ca_id, ca.name, ca.pem, ())
+        ca = self.context.records.cas[str(ca_id)]
+        outcome = await import_ca(self.context, ca_id, ca.name, ca.pem, ())
         if not outcome.ok:
             raise CommandError(f"CA {ca_id} is not in the trust store: {outcome.detail}")
 
     def _in_vain(self, for_files: Collection[str]) -> bool:
         """Return whether something was due for files alone, and none of those could be written."""
-        wanted = [write for level in self.plan.levels for write in level.writes if write.node in for_files]
+        wanted = [write for step in self.plan.steps for write in step.writes if write.node in for_files]
         return bool(wanted) and all(write in self.missed for write in wanted)
 
     async def _run(self, run: Run) -> None:
@@ -98,12 +98,12 @@ class Execution:
             return
         self.ran |= set(run.items)
         what = f"item {one_line(', '.join(run.items[:3]))}: {one_line(run.grant.argv[0])}"
-        await run_granted(self.site, run.grant, self.about(run.cert_ids), what)
+        await run_granted(self.context, run.grant, self.about(run.cert_ids), what)
         self.keys |= run.keys
 
     async def _prove(self, one: Verification) -> None:
         if not self._in_vain(one.for_files):
-            await prove(self.site, one, self.about(one.cert_ids))
+            await prove(self.context, one, self.about(one.cert_ids))
 
     async def _all(self, jobs: Sequence[_Job]) -> None:
         """Run jobs side by side, each to its end; then raise the first failure that is not tolerated."""
@@ -129,29 +129,31 @@ class Execution:
         self.tolerated.append(Tolerated(f"tolerated: {why}", frozenset(items), frozenset(cert_ids)))
 
     async def _put(self, writes: Sequence[Write]) -> None:
-        """Write the files of one level: all of them or none, one journal for each way back; what may fail by itself."""
+        """Write the files of one step: all of them or none, one journal for each way back; what may fail by itself."""
         strict = [write for write in writes if not write.tolerant]
         first = [write for write in strict if write.why == "new" and self._is_first(write)]
         rest = [write for write in strict if write not in first]
         for group, kept in ((first, self.lasting), (rest, self.copies)):
             if group:
                 await self._write(group, kept)
-        units: dict[str, list[Write]] = {}
+        file_groups: dict[str, list[Write]] = {}
         for write in writes:
             if write.tolerant:
-                units.setdefault(write.unit, []).append(write)
-        for unit in units.values():
-            lasts = all(write.why == "new" and self._is_first(write) for write in unit)
+                file_groups.setdefault(write.file_group, []).append(write)
+        for file_group in file_groups.values():
+            lasts = all(write.why == "new" and self._is_first(write) for write in file_group)
             try:
-                await self._write(unit, self.lasting if lasts else self.copies)
+                await self._write(file_group, self.lasting if lasts else self.copies)
             except CertctrlError as error:
-                self.missed += unit
-                certs = {write.cert_id for write in unit if write.cert_id is not None}
-                self._tolerate(f"item {one_line(unit[0].item)}: {error}", {write.item for write in unit}, certs)
+                self.missed += file_group
+                certs = {write.cert_id for write in file_group if write.cert_id is not None}
+                self._tolerate(
+                    f"item {one_line(file_group[0].item)}: {error}", {write.item for write in file_group}, certs
+                )
 
     async def _write(self, writes: Sequence[Write], kept: list[CopySet]) -> None:
         with trio.CancelScope(shield=True):  # a pair is never left half renamed
-            await self.site.offload(self._copy, writes, kept)
+            await self.context.offload(self._copy, writes, kept)
         self.written += writes
 
     def _is_first(self, write: Write) -> bool:
@@ -161,7 +163,7 @@ class Execution:
         return not self.certs[write.cert_id].live or write.item in self.plan.unserved
 
     def _copy(self, writes: Sequence[Write], kept: list[CopySet]) -> None:
-        copies = CopySet(self.site.layout, self.site.fs)
+        copies = CopySet(self.context.layout, self.context.fs)
         copies.begin([self._file(write) for write in writes])
         kept.append(copies)
         copies.commit()
@@ -169,9 +171,9 @@ class Execution:
     def _file(self, write: Write) -> FileWrite:
         if write.cert_id is not None:
             cert = self.certs[write.cert_id]
-            data = self.site.generations.read(cert.name, cert.generation, write.source)
+            data = self.context.generations.read(cert.name, cert.generation, write.source)
         else:
-            ca = self.site.book.cas[str(write.ca_id)]
+            ca = self.context.records.cas[str(write.ca_id)]
             data = ca_files(ca.ca_id, ca.name, ca.pem.encode())[write.source]
         return FileWrite(path=Path(write.path), data=data, mode=write.mode, uid=write.uid, gid=write.gid)
 

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
-from certctrl.install.deploy.context import Site
-from certctrl.install.deploy.observe import View
+from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.observe import ObservedState
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.dependencies import Binding, bind, components, enabled
-from certctrl.install.plan.values import DesiredCa, DesiredCert, InstallPlan, PlanSet
+from certctrl.install.plan.values import DesiredCa, DesiredCert, GroupPlan, InstallPlan
 from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
 
@@ -30,62 +30,62 @@ class Group:
 
 
 def bound_now(
-    site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]
+    context: Context, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]
 ) -> tuple[dict[str, Binding], dict[int, DesiredCert]]:
     """Return what each item is about, and the certificates here, from what is known without looking at the disk."""
     certs = {
         record.cert_id: DesiredCert(facts=record.facts, generation=record.generation)
-        for record in list(site.book.records.values())
+        for record in list(context.records.certificates.values())
     }
     for cert_id, candidate in candidates.items():
         certs[cert_id] = DesiredCert(facts=candidate.facts, generation=candidate.generation)
-    cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in list(site.book.cas.items())}
-    return bind(enabled(items), certs, cas, ran=set(site.book.activations)), certs
+    cas = {int(ca_id): DesiredCa(ca_id=int(ca_id), name=ca.name) for ca_id, ca in list(context.records.cas.items())}
+    return bind(enabled(items), certs, cas, ran=set(context.records.activations)), certs
 
 
-def groups_of(site: Site, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
+def groups_of(context: Context, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
     """Return what hangs together on this host, from what is known without looking at the disk."""
-    bound, certs = bound_now(site, items, candidates)
+    bound, certs = bound_now(context, items, candidates)
     return [Group.of(nodes) for nodes in components(enabled(items), bound, certs)]
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Round:
+class SwitchedPlan:
     """One plan that has been switched."""
 
     items: Sequence[InstallItem]
     plan: InstallPlan
-    view: View
+    observed: ObservedState
     candidates: Mapping[int, Candidate]
     previous: Mapping[str, str | None]
-    sets: Mapping[str, PlanSet]
+    groups: Mapping[str, GroupPlan]
     """Node (``cert:7``, ``item:x``) -> the work on the group that it belongs to."""
 
-    def plan_set(self, group: Group) -> PlanSet | None:
+    def group_plan(self, group: Group) -> GroupPlan | None:
         """Return the work on a group; None when there is none."""
-        return next((self.sets[node] for node in group.nodes if node in self.sets), None)
+        return next((self.groups[node] for node in group.nodes if node in self.groups), None)
 
     def is_quiet(self, group: Group) -> bool:
         """Return whether all that is left to do for a group is to note it: no file, no command, no proof."""
-        plan_set = self.plan_set(group)
-        return plan_set is None or not (plan_set.levels or plan_set.verifications or plan_set.imports)
+        group_plan = self.group_plan(group)
+        return group_plan is None or not (group_plan.steps or group_plan.verifications or group_plan.imports)
 
-    def on_trial(self, group: Group) -> dict[int, Candidate]:
+    def unproven(self, group: Group) -> dict[int, Candidate]:
         """Return what has to prove itself: what was switched now, and what was switched before and never proven."""
         mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # not all of a burst, for each of its groups
         found = {i: one for i, one in mine if one is not None and self._is_new(one)}
         left_out: Collection[int] = self.plan.left_out
         for cert_id in group.cert_ids - found.keys() - set(left_out) - self.plan.resting:
-            stray = self.view.strays.get(cert_id)
-            if stray is not None and not self.view.certs[cert_id].proven:
-                found[cert_id] = stray
+            unrecorded = self.observed.unrecorded.get(cert_id)
+            if unrecorded is not None and not self.observed.certs[cert_id].proven:
+                found[cert_id] = unrecorded
         return found
 
     def _is_new(self, candidate: Candidate) -> bool:
-        cert = self.view.certs[candidate.cert_id]
+        cert = self.observed.certs[candidate.cert_id]
         return cert.live != candidate.generation or not cert.proven
 
-    def ways_back(self, batch: Mapping[int, Candidate], records: Mapping[int, CertRecord]) -> dict[int, str]:
+    def rollback_targets(self, batch: Mapping[int, Candidate], records: Mapping[int, CertRecord]) -> dict[int, str]:
         """Return where each certificate on trial can go back to."""
         found = {}
         for cert_id, candidate in batch.items():
@@ -99,10 +99,10 @@ class Round:
 
 def stale_markers(plan: InstallPlan) -> list[str]:
     """Return the items whose commands are due and marked as done: the marks must go before the switch."""
-    runs = (run for one in plan.sets for level in one.levels for run in level.runs)
+    runs = (run for one in plan.groups for step in one.steps for run in step.runs)
     return [item for run in runs if run.stale_marker for item in run.items]
 
 
-def nodes_of(one: PlanSet) -> list[str]:
+def nodes_of(one: GroupPlan) -> list[str]:
     """Return the names of a set's certificates and items (``cert:7``, ``item:x``)."""
     return [*(f"cert:{cert_id}" for cert_id in one.cert_ids), *(f"item:{item}" for item in one.items)]

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CommandError, DiskError
-from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.inputs import DEBIAN, RED_HAT, Host
@@ -32,21 +32,21 @@ from certctrl.store.deployments.file_set import destination_facts
 
 
 @attrs.frozen(kw_only=True)
-class View:
+class ObservedState:
     """What was seen."""
 
     certs: Mapping[int, DesiredCert]
     cas: Mapping[int, DesiredCa]
     facts: Mapping[str, Fact]
     host: Host
-    strays: Mapping[int, Candidate] = attrs.field(factory=dict)
+    unrecorded: Mapping[int, Candidate] = attrs.field(factory=dict)
     """What is live and the records do not know, or not as proven: left by a crash, or never accepted."""
     faults: Mapping[int, str] = attrs.field(factory=dict)
     """Certificate id -> why its generation cannot be read; it counts as not here."""
 
 
-def look(
-    site: Site,
+def observe(
+    context: Context,
     items: Sequence[InstallItem],
     records: Iterable[CertRecord],
     candidates: Mapping[int, Candidate],
@@ -54,7 +54,7 @@ def look(
     policy: HostPolicy,
     unproven: Collection[int] = (),
     examine: Collection[int] | None = None,
-) -> View:
+) -> ObservedState:
     """Return what the planner needs to know about some certificates and items.
 
     ``candidates``: what shall be live instead of what is. ``unproven``: to be proven anew. ``examine``: as for
@@ -67,26 +67,26 @@ def look(
     known |= {
         i: CertRecord(facts=CertFacts(cert_id=i, name=one.name)) for i, one in candidates.items() if i not in known
     }
-    certs, strays, faults = {}, {}, {}
+    certs, unrecorded, faults = dict[int, DesiredCert](), dict[int, Candidate](), dict[int, str]()
     for cert_id, record in known.items():
         with_files = not named.isdisjoint((cert_id, None)) and (examine is None or cert_id in examine)
         try:
-            cert, stray = _cert(site, record, candidates.get(cert_id), with_files)
+            cert, found = _cert(context, record, candidates.get(cert_id), with_files)
         except DiskError as error:
-            cert, stray = DesiredCert(facts=CertFacts(cert_id=cert_id, name=record.name)), None
+            cert, found = DesiredCert(facts=CertFacts(cert_id=cert_id, name=record.name)), None
             faults[cert_id] = str(error)
         certs[cert_id] = attrs.evolve(cert, proven=False) if cert_id in unproven else cert
-        if stray is not None:
-            strays[cert_id] = stray
-    cas = {int(ca_id): _ca(ca) for ca_id, ca in list(site.book.cas.items())}
+        if found is not None:
+            unrecorded[cert_id] = found
+    cas = {int(ca_id): _ca(ca) for ca_id, ca in list(context.records.cas.items())}
     looked_at = [one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type == "ca"]
-    host = _host(site, wanted, policy)
-    facts = _facts(site, looked_at, policy, host.users)
-    return View(certs=certs, cas=cas, facts=facts, host=host, strays=strays, faults=faults)
+    host = _host(context, wanted, policy)
+    facts = _facts(context, looked_at, policy, host.users)
+    return ObservedState(certs=certs, cas=cas, facts=facts, host=host, unrecorded=unrecorded, faults=faults)
 
 
-async def planned(
-    site: Site,
+async def observe_and_plan(
+    context: Context,
     items: Sequence[InstallItem],
     records: Sequence[CertRecord],
     candidates: Mapping[int, Candidate],
@@ -96,49 +96,51 @@ async def planned(
     examine: Collection[int] | None = None,
     then: Callable[[InstallPlan], None] | None = None,
     fresh: Collection[int] | None = None,
-) -> tuple[InstallPlan, View]:
+) -> tuple[InstallPlan, ObservedState]:
     """Look and plan in one go off the event loop: with thousands of items either takes longer than it may stall.
 
     ``then``: what to do with the plan at once, in the same thread. ``fresh``: leave out what is not due yet, but for
     these certificates (see `spare`); None: leave out nothing.
     """
-    noted = dict(site.book.activations)
+    noted = dict(context.records.activations)
 
-    def work() -> tuple[InstallPlan, View]:
-        view = look(site, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
-        plan = plan_for(items, view.certs, view.facts, policy, noted, host=view.host, cas=view.cas, examine=examine)
+    def work() -> tuple[InstallPlan, ObservedState]:
+        observed = observe(context, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
+        plan = plan_for(
+            items, observed.certs, observed.facts, policy, noted, host=observed.host, cas=observed.cas, examine=examine
+        )
         if fresh is not None:
-            plan = spare(plan, view.certs, records, fresh, site.wall_now())
+            plan = spare(plan, observed.certs, records, fresh, context.wall_now())
         if then is not None:
             then(plan)
-        return plan, view
+        return plan, observed
 
-    plan, view = await site.offload(work)
-    return plan, view
+    plan, observed = await context.offload(work)
+    return plan, observed
 
 
 def _cert(
-    site: Site, record: CertRecord, candidate: Candidate | None, with_files: bool
+    context: Context, record: CertRecord, candidate: Candidate | None, with_files: bool
 ) -> tuple[DesiredCert, Candidate | None]:
     """Return what shall be live of one certificate; with it what is live, when the record does not know it."""
-    live = site.generations.live_id(record.name) or ""
-    stray = None
+    live = context.generations.live_id(record.name) or ""
+    unrecorded = None
     if candidate is None and live and not (live == record.generation == record.activated):
-        stray = Candidate.read(site, record.name, live)
-        if stray.cert_id != record.cert_id:  # a withdrawn certificate whose name another one has now
-            live, stray = "", None
+        unrecorded = Candidate.read(context, record.name, live)
+        if unrecorded.cert_id != record.cert_id:  # a withdrawn certificate whose name another one has now
+            live, unrecorded = "", None
     generation = candidate.generation if candidate is not None else live
     files: dict[str, str] = {}
     if with_files and generation:
-        files = dict(site.generations.manifest(record.name, generation)["files"])
+        files = dict(context.generations.manifest(record.name, generation)["files"])
     return DesiredCert(
-        facts=(candidate or stray or record).facts,
+        facts=(candidate or unrecorded or record).facts,
         generation=generation,
         live=live,
         files=files,
         proven=generation == record.activated,
         owed=record.owed,
-    ), stray
+    ), unrecorded
 
 
 def _ca(ca: CaRecord) -> DesiredCa:
@@ -150,22 +152,24 @@ def _ca(ca: CaRecord) -> DesiredCa:
     )
 
 
-def _facts(site: Site, copies: Sequence[CopyAction], policy: HostPolicy, users: Mapping[str, int]) -> dict[str, Fact]:
+def _facts(
+    context: Context, copies: Sequence[CopyAction], policy: HostPolicy, users: Mapping[str, int]
+) -> dict[str, Fact]:
     found: dict[str, Fact] = {}
     for item in copies:
-        roots = roots_for(site, policy, item.id)
+        roots = roots_for(context, policy, item.id)
         for path in item.targets:
             if path not in found:
-                found[path] = fact_of(site, path, roots, users.get(item.owner or ""))
+                found[path] = fact_of(context, path, roots, users.get(item.owner or ""))
     return found
 
 
-def roots_for(site: Site, policy: HostPolicy, item_id: str) -> tuple[str, ...]:
+def roots_for(context: Context, policy: HostPolicy, item_id: str) -> tuple[str, ...]:
     """Return the directories below which an item may write: any for the host's own items."""
-    return ("/",) if is_local(item_id) else (*policy.write_roots, str(site.layout.certs))
+    return ("/",) if is_local(item_id) else (*policy.write_roots, str(context.layout.certs))
 
 
-def fact_of(site: Site, path: str, roots: Sequence[str], owner: int | None = None) -> Fact:
+def fact_of(context: Context, path: str, roots: Sequence[str], owner: int | None = None) -> Fact:
     """Return what is at one destination; what cannot be looked at is refused with the reason.
 
     ``owner``: the user the file shall belong to, whose directory it may be.
@@ -173,7 +177,7 @@ def fact_of(site: Site, path: str, roots: Sequence[str], owner: int | None = Non
     if (fault := path_fault(path)) is not None:
         return Fact(refusal=fault)
     try:
-        found = destination_facts(path, roots, fs=site.fs, owner=owner)
+        found = destination_facts(path, roots, fs=context.fs, owner=owner)
     except DiskError as error:
         return Fact(refusal=str(error))
     return Fact(
@@ -185,10 +189,10 @@ def fact_of(site: Site, path: str, roots: Sequence[str], owner: int | None = Non
     )
 
 
-def _host(site: Site, items: Sequence[InstallItem], policy: HostPolicy) -> Host:
+def _host(context: Context, items: Sequence[InstallItem], policy: HostPolicy) -> Host:
     copies = [item for item in items if isinstance(item, CopyAction)]
     return Host(
-        ground=site.ground,
+        ground=context.ground,
         users=_numbers({item.owner for item in copies}, lambda name: pwd.getpwnam(name).pw_uid),
         groups=_numbers({item.group for item in copies}, lambda name: grp.getgrnam(name).gr_gid),
         executables={path: fault for path in programs(items, policy) if (fault := _fault(path))},

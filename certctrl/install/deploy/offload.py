@@ -1,4 +1,4 @@
-"""Gathered: short blocking jobs of many tasks, run in one thread job instead of one each.
+"""SharedOffload: short blocking jobs of many tasks, run in one thread job instead of one each.
 
 A burst opens, stages and prunes a thousand certificates, each by a call of well under a millisecond; handing each
 to a thread and back costs as much again. So while one job is under way, the calls that come wait for the next one,
@@ -32,7 +32,7 @@ class _Call:
         self.ended = True
 
 
-class Gathered:
+class SharedOffload:
     """Stands in for ``offload`` where calls are short and many; like there, a call that has begun is never left."""
 
     def __init__(self, offload: Offload) -> None:

@@ -1,4 +1,4 @@
-"""Book: what the pipeline remembers of this host, in memory and on disk.
+"""RecordStore: what the pipeline remembers of this host, in memory and on disk.
 
 Sets finish one after the other or all at once; each wants its outcome durable before it is reported. Writes are
 grouped: whoever comes while a write is under way shares the next one, so a burst of a hundred sets costs two
@@ -19,14 +19,14 @@ from certctrl.store.state.session import StateStore
 Offload = Callable[..., Awaitable[Any]]
 
 
-class Book:
+class RecordStore:
     """Records of certificates and CAs, activation markers, and the audit log."""
 
     def __init__(self, state: StateStore, offload: Offload, history_limit: Callable[[], int]) -> None:
         self._state = state
         self._offload = offload
         self._history_limit = history_limit
-        self._records: dict[int, CertRecord] | None = None
+        self._certificates: dict[int, CertRecord] | None = None
         self._activations: dict[str, str] | None = None
         self._cas: dict[str, CaRecord] | None = None
         self._history: list[dict[str, Any]] = []
@@ -35,11 +35,11 @@ class Book:
         self._owing = trio.Event()
 
     @property
-    def records(self) -> dict[int, CertRecord]:
+    def certificates(self) -> dict[int, CertRecord]:
         """Return the certificates of this host; read from disk at the first use."""
-        if self._records is None:
-            self._records = self._state.load_certificates()
-        return self._records
+        if self._certificates is None:
+            self._certificates = self._state.load_certificates()
+        return self._certificates
 
     @property
     def activations(self) -> dict[str, str]:
@@ -57,13 +57,13 @@ class Book:
 
     def by_name(self, name: str) -> CertRecord | None:
         """Return the record of a certificate by its directory name; one in use comes before a withdrawn one."""
-        found = [record for record in self.records.values() if record.name == name]
+        found = [record for record in self.certificates.values() if record.name == name]
         return max(found, key=lambda record: bool(record.generation), default=None)
 
     def note(self, record: CertRecord) -> None:
         """Replace one record; durable after the next `save`."""
-        if self.records.get(record.cert_id) != record:
-            self.records[record.cert_id] = record
+        if self.certificates.get(record.cert_id) != record:
+            self.certificates[record.cert_id] = record
             self._wanted += 1
             if record.owed:
                 self._owing.set()
@@ -75,7 +75,7 @@ class Book:
 
     def hurry(self, now: float) -> None:
         """Make due now whatever failed and waits for its next try."""
-        for record in list(self.records.values()):
+        for record in list(self.certificates.values()):
             if record.attempts and record.next_try_at > now:
                 self.note(attrs.evolve(record, next_try_at=now))
 
@@ -128,7 +128,7 @@ class Book:
             with trio.CancelScope(shield=True):
                 try:
                     await self._offload(
-                        self._write, dict(self.records), dict(self.activations), dict(self.cas), entries, lasting
+                        self._write, dict(self.certificates), dict(self.activations), dict(self.cas), entries, lasting
                     )
                 except BaseException:
                     self._history = entries + self._history

@@ -11,7 +11,7 @@ from contextlib import suppress
 import attrs
 
 from certctrl.errors import DiskError, StateCorruptError
-from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.results import with_facts
 from certctrl.install.deploy.staging import Candidate
 from certctrl.model.records import CertRecord, Stage
@@ -21,46 +21,46 @@ from certctrl.store.disk.fs import closing
 ALERT_PREFIX = "alert-"
 
 
-def recover(site: Site) -> None:
+def recover(context: Context) -> None:
     """Finish or undo half-written copies, sweep left-overs, and make the records say what is live. Blocks.
 
     Raises DiskError, StateCorruptError (records that cannot be read are never taken for "nothing here").
     """
-    policy = site.policy()
-    roots = (*policy.write_roots, str(site.layout.certs), *filter(None, (policy.trust_store.directory,)))
-    for fault in file_set.recover(site.layout, site.fs, roots).failed:
-        site.log.error("Copies that were cut off could be neither finished nor taken back: %s", fault)
-    site.generations.sweep()
+    policy = context.policy()
+    roots = (*policy.write_roots, str(context.layout.certs), *filter(None, (policy.trust_store.directory,)))
+    for fault in file_set.recover(context.layout, context.fs, roots).failed:
+        context.log.error("Copies that were cut off could be neither finished nor taken back: %s", fault)
+    context.generations.sweep()
     with suppress(DiskError):  # half-written state files, secrets among them; nothing depends on them
-        site.state.sweep()
-    _sweep_alerts(site)
-    names = _live_names(site)
-    for record in list(site.book.records.values()):
-        live = _live(site, record.name)
+        context.state.sweep()
+    _sweep_alerts(context)
+    names = _live_names(context)
+    for record in list(context.records.certificates.values()):
+        live = _live(context, record.name)
         if live != record.generation:
-            site.book.note(_described(site, record, live))
+            context.records.note(_described(context, record, live))
         names.discard(record.name)
     for name in sorted(names):  # live, but no record: it was never written
         with suppress(StateCorruptError):
-            candidate = Candidate.read(site, name, _live(site, name))
-            if candidate.cert_id not in site.book.records:
-                site.book.note(_described(site, CertRecord(facts=candidate.facts), candidate.generation))
+            candidate = Candidate.read(context, name, _live(context, name))
+            if candidate.cert_id not in context.records.certificates:
+                context.records.note(_described(context, CertRecord(facts=candidate.facts), candidate.generation))
 
 
-def _live(site: Site, name: str) -> str:
+def _live(context: Context, name: str) -> str:
     """Return the id that is live; empty when none is, also when the link leads nowhere of ours."""
     try:
-        return site.generations.live_id(name) or ""
+        return context.generations.live_id(name) or ""
     except StateCorruptError:
         return ""
 
 
-def _described(site: Site, record: CertRecord, live: str) -> CertRecord:
+def _described(context: Context, record: CertRecord, live: str) -> CertRecord:
     """Return a record that says what is live; what cannot be read counts as absent and is fetched again."""
     if not live:
         return attrs.evolve(record, generation="")
     try:
-        candidate = Candidate.read(site, record.name, live)
+        candidate = Candidate.read(context, record.name, live)
     except StateCorruptError:
         return attrs.evolve(record, generation="")
     if candidate.cert_id != record.cert_id:
@@ -69,14 +69,14 @@ def _described(site: Site, record: CertRecord, live: str) -> CertRecord:
     return attrs.evolve(with_facts(record, candidate), stage=stage)
 
 
-def _live_names(site: Site) -> set[str]:
-    with closing(site.fs, site.fs.open_dir(site.layout.live)) as directory:
-        return {name for name in site.fs.listdir(directory) if not name.startswith(".")}
+def _live_names(context: Context) -> set[str]:
+    with closing(context.fs, context.fs.open_dir(context.layout.live)) as directory:
+        return {name for name in context.fs.listdir(directory) if not name.startswith(".")}
 
 
-def _sweep_alerts(site: Site) -> None:
-    with closing(site.fs, site.fs.open_dir(site.layout.state)) as directory:
-        for name in site.fs.listdir(directory):
+def _sweep_alerts(context: Context) -> None:
+    with closing(context.fs, context.fs.open_dir(context.layout.state)) as directory:
+        for name in context.fs.listdir(directory):
             if name.startswith(ALERT_PREFIX):
                 with suppress(DiskError):
-                    site.fs.unlink(name, at=directory)
+                    context.fs.unlink(name, at=directory)

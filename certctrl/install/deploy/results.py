@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 import attrs
 
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
-from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import retry_at
 from certctrl.model.certificate import CertFacts
@@ -32,15 +32,15 @@ def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
 
 
 @attrs.define(eq=False, kw_only=True)
-class Ledger:
+class Results:
     """The outcomes of one call."""
 
-    site: Site
+    context: Context
     asked_by: str = "plane"
     concerned: frozenset[int] = frozenset()
     """Certificates that get an outcome even when nothing happened to them."""
     lasting: bool = True
-    """As for `Book.save`."""
+    """As for `RecordStore.save`."""
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     waiting: dict[int, str] = attrs.field(factory=dict)
     """Certificate id -> what its staged material waits for."""
@@ -49,7 +49,7 @@ class Ledger:
 
     def record(self, cert_id: int, candidate: Candidate | None = None) -> CertRecord:
         """Return a certificate's record, a blank one for a certificate that is new here."""
-        found = self.site.book.records.get(cert_id)
+        found = self.context.records.certificates.get(cert_id)
         name = candidate.name if candidate is not None else str(cert_id)
         return found or CertRecord(facts=CertFacts(cert_id=cert_id, name=name))
 
@@ -87,14 +87,14 @@ class Ledger:
                 after,
                 stage=Stage.COMMITTED if left_out else Stage.ACTIVATED,
                 activated=after.activated if left_out else live,
-                targets=(*map(str, self.site.layout.public_links(after.name)), *targets),
+                targets=(*map(str, self.context.layout.public_links(after.name)), *targets),
             )
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
         kind = OutcomeKind.FAILED if left_out else kind
         detail = _line((*left_out, *notes))
         failing = bool(left_out or owed)
         if changed or failing or (before.attempts and not before.staged):  # else its own attempt is still to come
-            now, attempts = self.site.wall_now(), before.attempts + 1 if failing else 0
+            now, attempts = self.context.wall_now(), before.attempts + 1 if failing else 0
             after = attrs.evolve(
                 after,
                 last_outcome=kind,
@@ -109,7 +109,7 @@ class Ledger:
     def _gone(self, before: CertRecord, changed: bool) -> None:
         if before.generation or (changed and before.attempts):
             gone = attrs.evolve(before, generation="", attempts=0, last_error="", next_try_at=0.0, owed=())
-            self.site.book.note(gone)
+            self.context.records.note(gone)
 
     def _rest(self, cert_id: int, record: CertRecord, changed: bool) -> None:
         failing = record.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
@@ -121,7 +121,7 @@ class Ledger:
     def _is_settled(self, record: CertRecord, live: str, targets: Sequence[str]) -> bool:
         """Return whether a bystander's record says all already: in a set of a thousand, nearly all are."""
         proven = record.generation == live == record.activated and record.stage is Stage.ACTIVATED
-        told = record.targets[len(self.site.layout.public_links("")) :] == tuple(targets)
+        told = record.targets[len(self.context.layout.public_links("")) :] == tuple(targets)
         return proven and told and (not record.attempts or bool(record.staged))
 
     def failed(
@@ -145,7 +145,7 @@ class Ledger:
         transient = isinstance(error, DiskError) and not isinstance(error, StateCorruptError)
         self._unsuccessful(cert_id, before, after, OutcomeKind.FAILED, why, staged, owed, transient=transient)
 
-    def went_back(
+    def rolled_back(
         self,
         cert_id: int,
         why: str,
@@ -169,7 +169,7 @@ class Ledger:
 
     async def save(self) -> None:
         """Make what was noted durable. Raises DiskError."""
-        await self.site.book.save(lasting=self.lasting)
+        await self.context.records.save(lasting=self.lasting)
 
     def broken(self, cert_id: int, why: str) -> None:
         """Note that what is here of a certificate cannot be read: it counts as absent and is fetched again."""
@@ -195,7 +195,7 @@ class Ledger:
         *,
         transient: bool = False,
     ) -> None:
-        now, attempts = self.site.wall_now(), before.attempts + 1
+        now, attempts = self.context.wall_now(), before.attempts + 1
         after = attrs.evolve(
             after,
             last_outcome=kind,
@@ -220,8 +220,8 @@ class Ledger:
         to: Candidate | None = None,
         transient: bool = False,
     ) -> None:
-        if cert_id in self.site.book.records or after.generation or after.staged:
-            self.site.book.note(after)
+        if cert_id in self.context.records.certificates or after.generation or after.staged:
+            self.context.records.note(after)
         if (wait := self.waiting.get(cert_id)) and kind is OutcomeKind.UNCHANGED:
             kind, detail = OutcomeKind.APPLIED, wait
         deployed = (
@@ -238,13 +238,13 @@ class Ledger:
                 kind=kind, detail=detail, deployed=deployed if here else (), transient=transient
             )
         if tell:
-            self.site.book.tell(self._entry(before, after, kind, detail, to))
+            self.context.records.tell(self._entry(before, after, kind, detail, to))
 
     def _entry(
         self, before: CertRecord, after: CertRecord, kind: OutcomeKind, detail: str, to: Candidate | None
     ) -> dict[str, object]:
         return {
-            "at": self.site.wall_now(),
+            "at": self.context.wall_now(),
             "asked_by": self.asked_by,
             "cert_id": after.cert_id,
             "name": after.name,

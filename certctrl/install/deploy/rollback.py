@@ -8,67 +8,67 @@ import attrs
 
 from certctrl.errors import DiskError, UsageError
 from certctrl.install.deploy.candidates import completed
-from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import groups_of
-from certctrl.install.deploy.locks import Claims
-from certctrl.install.deploy.results import Ledger
+from certctrl.install.deploy.locks import Locks
+from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 from certctrl.text import one_line
 
 
-async def roll_back(site: Site, claims: Claims, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
+async def roll_back(context: Context, locks: Locks, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
     """Switch back, run the commands, prove it, and hold: renewals are staged but not switched until released.
 
     ``to``: a generation's id; None: the newest before the live one that is still valid. What was live is kept as
     staged, so that a release brings it back. Raises UsageError when there is nothing to switch to.
     """
-    record = site.book.by_name(name)
+    record = context.records.by_name(name)
     if record is None:
         raise UsageError(f"there is no certificate {one_line(name)} on this host", fix="cert-ctrl list-certs")
-    target: Candidate = await site.offload(_target, site, name, to)
+    target: Candidate = await context.offload(_target, context, name, to)
     newer = record.staged or (record.generation if record.generation != target.generation else "")
-    ledger = Ledger(site=site, concerned=frozenset({record.cert_id}), asked_by="operator")
+    results = Results(context=context, concerned=frozenset({record.cert_id}), asked_by="operator")
     candidates = {record.cert_id: target}
     # it may be older than an item that wants another format of it
-    candidates |= await completed(site, items, candidates, ledger, everything=False)
+    candidates |= await completed(context, items, candidates, results, everything=False)
     target = candidates[record.cert_id]
-    site.book.note(attrs.evolve(record, held=True))
-    groups = groups_of(site, items, candidates)
+    context.records.note(attrs.evolve(record, held=True))
+    groups = groups_of(context, items, candidates)
     await Convergence(
-        site=site,
-        claims=claims,
+        context=context,
+        locks=locks,
         items=items,
         candidates=candidates,
-        ledger=ledger,
+        results=results,
         examine=frozenset({record.cert_id}),
     ).run(group for group in groups if record.cert_id in group.cert_ids)
-    outcome = ledger.outcomes.get(record.cert_id) or Outcome(kind=OutcomeKind.UNCHANGED)
-    after = site.book.records[record.cert_id]
+    outcome = results.outcomes.get(record.cert_id) or Outcome(kind=OutcomeKind.UNCHANGED)
+    after = context.records.certificates[record.cert_id]
     if after.generation == target.generation:
-        site.book.note(attrs.evolve(after, held=True, staged=newer))
+        context.records.note(attrs.evolve(after, held=True, staged=newer))
         outcome = attrs.evolve(outcome, detail=outcome.detail or f"held at {target.generation} until released")
     else:  # it did not take the older one, and is where it was
-        site.book.note(attrs.evolve(after, held=record.held, staged=record.staged))
-    await site.book.save()
+        context.records.note(attrs.evolve(after, held=record.held, staged=record.staged))
+    await context.records.save()
     return outcome
 
 
-def _target(site: Site, name: str, to: str | None) -> Candidate:
-    ids = site.generations.ids(name)
+def _target(context: Context, name: str, to: str | None) -> Candidate:
+    ids = context.generations.ids(name)
     if to is not None:
         if to not in ids:
             known = ", ".join(ids) or "none"
             raise UsageError(f"{one_line(name)} has no generation {one_line(to)}", fix=f"kept on this host: {known}")
-        return Candidate.read(site, name, to)
-    live, now = site.generations.live_id(name), site.wall_now()
+        return Candidate.read(context, name, to)
+    live, now = context.generations.live_id(name), context.wall_now()
     older = ids[: ids.index(live)] if live in ids else ids
     for generation in reversed(older):
         try:
-            facts = site.generations.manifest(name, generation)["facts"]
+            facts = context.generations.manifest(name, generation)["facts"]
         except DiskError:
             continue
         if not facts.get("placeholder") and float(facts["not_after"]) > now:
-            return Candidate.read(site, name, generation)
+            return Candidate.read(context, name, generation)
     raise UsageError(f"{one_line(name)} has no earlier generation that is still valid", fix="cert-ctrl renew")

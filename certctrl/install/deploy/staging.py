@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, PolicyRefusedError
-from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.environment import files_of
 from certctrl.install.material.formats import SALTED_FILES, virtual_files
 from certctrl.install.plan.item_index import ItemIndex
@@ -41,10 +41,10 @@ class Candidate:
     """What `GenerationStore.settle` makes durable; None for a generation that is already."""
 
     @classmethod
-    def read(cls, site: Site, name: str, generation: str) -> Candidate:
+    def read(cls, context: Context, name: str, generation: str) -> Candidate:
         """Return a generation that is on disk. Raises DiskError, StateCorruptError."""
-        manifest = site.generations.manifest(name, generation)
-        facts = facts_of_manifest(name, manifest, str(site.generations.path(name, generation)))
+        manifest = context.generations.manifest(name, generation)
+        facts = facts_of_manifest(name, manifest, str(context.generations.path(name, generation)))
         return cls(facts=facts, generation=generation, placeholder=bool(manifest["facts"].get("placeholder")))
 
     @property
@@ -59,7 +59,7 @@ class Candidate:
 
 
 async def stage(
-    site: Site,
+    context: Context,
     source: Bundle | Callable[[], Bundle],
     items: Sequence[InstallItem],
     *,
@@ -72,30 +72,30 @@ async def stage(
     check fails and PolicyRefusedError when this host does not allow it (unchecked material never goes live).
     """
     bundle: Bundle
-    index = site.indexer.of(items)
-    bundle, staged = await site.gathered(_write, site, source, index, placeholder)
+    index = context.indexer.of(items)
+    bundle, staged = await context.shared_offload(_write, context, source, index, placeholder)
     if check:
         try:
-            await _check(site, bundle, staged, index.copies(bundle.facts))
+            await _check(context, bundle, staged, index.copies(bundle.facts))
         except CertctrlError:
-            await site.offload(site.generations.discard, staged)
+            await context.offload(context.generations.discard, staged)
             raise
     return Candidate(facts=bundle.facts, generation=staged.id, placeholder=placeholder, staged=staged)
 
 
 def _write(
-    site: Site, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool
+    context: Context, source: Bundle | Callable[[], Bundle], index: ItemIndex, placeholder: bool
 ) -> tuple[Bundle, Staged]:
     bundle = source if isinstance(source, Bundle) else source()
     wanted = index.files(bundle.facts)
     kinds = {file: kind for file, kind in SALTED_FILES.items() if file in wanted}
-    passwords = {kind: site.state.password(bundle.facts.name, kind)[0] for kind in kinds.values()}
+    passwords = {kind: context.state.password(bundle.facts.name, kind)[0] for kind in kinds.values()}
     facts = manifest_facts(bundle.facts) | ({"placeholder": True} if placeholder else {})
     if passwords:
         facts["passwords"] = {kind: password_mark(password) for kind, password in passwords.items()}
-    salted = _salted_files(site, bundle, kinds, facts)
+    salted = _salted_files(context, bundle, kinds, facts)
     files = virtual_files(bundle, wanted - salted.keys(), passwords.__getitem__) | salted
-    return bundle, site.generations.stage(bundle.facts.name, files, facts)
+    return bundle, context.generations.stage(bundle.facts.name, files, facts)
 
 
 def password_mark(password: bytes) -> str:
@@ -103,40 +103,42 @@ def password_mark(password: bytes) -> str:
     return sha256(password).hexdigest()[:16]
 
 
-def _salted_files(site: Site, bundle: Bundle, kinds: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, bytes]:
+def _salted_files(
+    context: Context, bundle: Bundle, kinds: Mapping[str, str], facts: Mapping[str, Any]
+) -> dict[str, bytes]:
     """Return the salted files of a generation with this very certificate, made with the passwords in force."""
     found: dict[str, bytes] = {}
-    for generation in site.generations.ids(bundle.facts.name) if kinds else ():
-        manifest = site.generations.manifest(bundle.facts.name, generation)
+    for generation in context.generations.ids(bundle.facts.name) if kinds else ():
+        manifest = context.generations.manifest(bundle.facts.name, generation)
         theirs = manifest["facts"]
         if theirs.get("fingerprint_sha256") != bundle.facts.fingerprint_sha256:
             continue
         for file, kind in kinds.items():
             same = theirs.get("passwords", {}).get(kind) == facts["passwords"][kind]
             if same and file in manifest["files"] and file not in found:
-                found[file] = site.generations.read(bundle.facts.name, generation, file)
+                found[file] = context.generations.read(bundle.facts.name, generation, file)
     return found
 
 
-async def _check(site: Site, bundle: Bundle, staged: Staged, copies: Sequence[CopyAction]) -> None:
+async def _check(context: Context, bundle: Bundle, staged: Staged, copies: Sequence[CopyAction]) -> None:
     """Run every check of a certificate's copy items once; the first failure stops."""
     done: set[tuple[str, ...]] = set()
     for item in copies:
         if not item.check or item.check in done:
             continue
         done.add(item.check)
-        judged = judge_argv(site.policy(), item.id, item.check, site.ground)
+        judged = judge_argv(context.policy(), item.id, item.check, context.ground)
         if isinstance(judged, Refusal):
             raise PolicyRefusedError(
                 f"item {one_line(item.id)}: its check may not run here: {judged.why}", fix=explain(judged)
             )
-        await _run_check(site, bundle.facts.name, staged, item, judged)
+        await _run_check(context, bundle.facts.name, staged, item, judged)
 
 
-async def _run_check(site: Site, name: str, staged: Staged, item: CopyAction, grant: Grant) -> None:
+async def _run_check(context: Context, name: str, staged: Staged, item: CopyAction, grant: Grant) -> None:
     directory = Path(staged.path)
-    told, secrets = await site.offload(files_of, site, name, directory, staged.files)
-    result = await site.proc.run(
+    told, secrets = await context.offload(files_of, context, name, directory, staged.files)
+    result = await context.proc.run(
         [word.replace("{staged}", str(directory)) for word in grant.argv],
         run_as=grant.run_as,
         timeout=grant.timeout,

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certctrl.errors import CertctrlError, MaterialError
-from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import fact_of, system_trust_store
 from certctrl.install.material.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
 from certctrl.install.plan.policy import explain, path_fault
@@ -52,13 +52,13 @@ def checked_ca(pem: str, now: float) -> tuple[str, str, float]:
     return found.public_bytes(Encoding.PEM).decode(), found.fingerprint(hashes.SHA256()).hex(), ends
 
 
-async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence[InstallItem]) -> Outcome:
+async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Sequence[InstallItem]) -> Outcome:
     """Put a CA into the trust store; keep it for copy items that want it. Unchanged bytes run nothing."""
     try:
-        clean, fingerprint, ends = checked_ca(pem, site.wall_now())
+        clean, fingerprint, ends = checked_ca(pem, context.wall_now())
     except MaterialError as error:
         return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-    store, before = site.policy().trust_store, site.book.cas.get(str(ca_id))
+    store, before = context.policy().trust_store, context.records.cas.get(str(ca_id))
     digest = hashlib.sha256(clean.encode()).hexdigest()
     record = CaRecord(
         ca_id=ca_id,
@@ -67,18 +67,18 @@ async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence
         sha256=digest,
         fingerprint_sha256=fingerprint,
         not_after=ends,
-        imported_at=site.wall_now(),
+        imported_at=context.wall_now(),
         pem=clean,
     )
     copied = any(item.enabled and item.ob_type == "ca" and item.ob_id == ca_id for item in items)
     if store.directory is None:
-        site.book.note_ca(record, ca_id)
-        await site.book.save()
+        context.records.note_ca(record, ca_id)
+        await context.records.save()
         if copied:
             return Outcome(kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; no trust store is named")
         return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store(system_trust_store())))
     path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
-    fact = await site.offload(fact_of, site, path, (store.directory,))
+    fact = await context.offload(fact_of, context, path, (store.directory,))
     if fact.refusal or path_fault(path) is not None:
         return Outcome(kind=OutcomeKind.FAILED, detail=f"will not write {one_line(path)}: {fact.refusal}")
     if before is not None and before.sha256 == digest == fact.sha256 and before.path:
@@ -86,24 +86,26 @@ async def import_ca(site: Site, ca_id: int, name: str, pem: str, items: Sequence
     write = FileWrite(path=Path(path), data=clean.encode(), mode=0o644, uid=None, gid=None)
     record = attrs.evolve(record, path=path)
     try:
-        await _put(site, store, write)
+        await _put(context, store, write)
     except CertctrlError as error:
-        _tell(site, OutcomeKind.FAILED, before, record, str(error))
-        await site.book.save()
+        _tell(context, OutcomeKind.FAILED, before, record, str(error))
+        await context.records.save()
         return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-    site.book.note_ca(record, ca_id)
-    _tell(site, OutcomeKind.APPLIED, before, record)
-    await site.book.save()
+    context.records.note_ca(record, ca_id)
+    _tell(context, OutcomeKind.APPLIED, before, record)
+    await context.records.save()
     return Outcome(kind=OutcomeKind.APPLIED)
 
 
-def _tell(site: Site, kind: OutcomeKind, before: CaRecord | None, after: CaRecord | None, detail: str = "") -> None:
+def _tell(
+    context: Context, kind: OutcomeKind, before: CaRecord | None, after: CaRecord | None, detail: str = ""
+) -> None:
     """Add what was done to the trust store to the audit log, beside the deployments of certificates."""
     about = after or before
     assert about is not None
-    site.book.tell(
+    context.records.tell(
         {
-            "at": site.wall_now(),
+            "at": context.wall_now(),
             "asked_by": "plane",
             "ca_id": about.ca_id,
             "name": f"CA {about.name}",
@@ -122,17 +124,17 @@ def _path(directory: str, ca_id: int, name: str) -> Path:
     return Path(directory) / f"certctrl-{safe_name(name)[:80]}-{ca_id}.crt"
 
 
-async def _put(site: Site, store: TrustStore, write: FileWrite) -> None:
-    copies = CopySet(site.layout, site.fs)
-    await site.offload(_begin, copies, write)
+async def _put(context: Context, store: TrustStore, write: FileWrite) -> None:
+    copies = CopySet(context.layout, context.fs)
+    await context.offload(_begin, copies, write)
     try:
-        await _announce(site, store)
+        await _announce(context, store)
     except BaseException:
-        await site.offload(copies.undo)
-        await site.offload(copies.close)
-        await _announce_again(site, store)
+        await context.offload(copies.undo)
+        await context.offload(copies.close)
+        await _announce_again(context, store)
         raise
-    await site.offload(copies.close)
+    await context.offload(copies.close)
 
 
 def _begin(copies: CopySet, write: FileWrite) -> None:
@@ -140,36 +142,36 @@ def _begin(copies: CopySet, write: FileWrite) -> None:
     copies.commit()
 
 
-async def remove_ca(site: Site, ca_id: int) -> Outcome:
+async def remove_ca(context: Context, ca_id: int) -> Outcome:
     """Take a CA out of the trust store, if the file is still ours."""
-    record = site.book.cas.get(str(ca_id))
+    record = context.records.cas.get(str(ca_id))
     if record is None:
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not known here")
     why = ""
     if record.path:
         try:
-            why = await site.offload(remove_ours, site.fs, record.path, record.sha256)
+            why = await context.offload(remove_ours, context.fs, record.path, record.sha256)
             if not why:  # also when it was gone already: the store may not have heard of it
-                await _announce(site, site.policy().trust_store)
+                await _announce(context, context.policy().trust_store)
         except CertctrlError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-    site.book.note_ca(None, ca_id)
+    context.records.note_ca(None, ca_id)
     detail = f"{one_line(record.path)} stays: {why}" if why else ""
     if record.path:
-        _tell(site, OutcomeKind.APPLIED, record, None, detail)
-    await site.book.save()
+        _tell(context, OutcomeKind.APPLIED, record, None, detail)
+    await context.records.save()
     return Outcome(kind=OutcomeKind.APPLIED, detail=detail)
 
 
-async def _announce(site: Site, store: TrustStore) -> None:
+async def _announce(context: Context, store: TrustStore) -> None:
     """Run the store's own command, which the operator named. Raises CommandError."""
     if store.command:
-        result = await site.proc.run(store.command, timeout=COMMAND_SECONDS)
+        result = await context.proc.run(store.command, timeout=COMMAND_SECONDS)
         result.check("the command of the trust store")
 
 
-async def _announce_again(site: Site, store: TrustStore) -> None:
+async def _announce_again(context: Context, store: TrustStore) -> None:
     try:
-        await _announce(site, store)
+        await _announce(context, store)
     except CertctrlError as error:
-        site.log.warning("The command of the trust store failed again after going back: %s", error)
+        context.log.warning("The command of the trust store failed again after going back: %s", error)

@@ -17,12 +17,12 @@ import trio
 
 from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
 from certctrl.install.deploy import staging
-from certctrl.install.deploy.context import Site
+from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
-from certctrl.install.deploy.locks import Claims
+from certctrl.install.deploy.locks import Locks
 from certctrl.install.deploy.observe import uid_of
-from certctrl.install.deploy.results import Ledger
+from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.install.plan.policy import is_local, refuse_path
@@ -44,8 +44,8 @@ def withdrawn(record: CertRecord) -> bool:
 class Withdrawal:
     """One certificate to be taken out of use."""
 
-    site: Site
-    claims: Claims
+    context: Context
+    locks: Locks
     record: CertRecord
     items: Sequence[InstallItem]
     revoked: bool
@@ -53,7 +53,7 @@ class Withdrawal:
     async def run(self) -> Outcome:
         """Do what the policy says and run the commands that are about this certificate."""
         removes = not self.revoked or withdrawn(self.record)  # what has been removed is not put back by a new policy
-        how = OnRevoked.REMOVE if removes else self.site.policy().on_revoked
+        how = OnRevoked.REMOVE if removes else self.context.policy().on_revoked
         match how:
             case OnRevoked.KEEP:
                 return await self._keep()
@@ -64,16 +64,16 @@ class Withdrawal:
         assert_never(how)
 
     def _group(self) -> Group:
-        groups = groups_of(self.site, self.items, {})
+        groups = groups_of(self.context, self.items, {})
         return next(group for group in groups if self.record.cert_id in group.cert_ids)
 
     async def _remove(self) -> Outcome:
         try:
             # if its files went before, what has its name now may be another's
-            left = await (self.site.offload(self._still_there) if withdrawn(self.record) else self._take_out())
+            left = await (self.context.offload(self._still_there) if withdrawn(self.record) else self._take_out())
         except DiskError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-        outcome = await self._announce({}, heirs=self._heirs())
+        outcome = await self._announce({}, successors=self._successors())
         seen = await self._look(patient=outcome.ok)
         still = any(shows for shows, _ in seen)
         stay = [f"{one_line(path)} stays: {why}" for path, why in left.items()]
@@ -85,13 +85,13 @@ class Withdrawal:
 
     async def _take_out(self) -> dict[str, str]:
         """Remove every file of this certificate and note it; return what had to stay, and why. Raises DiskError."""
-        site = self.site
-        async with self.claims.taken(self._group().nodes):
-            left: dict[str, str] = await site.offload(self._remove_files)
+        context = self.context
+        async with self.locks.held(self._group().nodes):
+            left: dict[str, str] = await context.offload(self._remove_files)
             ours = tuple(path for path, why in left.items() if why != NOT_OURS)
-            await site.offload(site.generations.withdraw, self.record.name)
-            await site.offload(site.state.forget_passwords, self.record.name)
-            site.book.note(
+            await context.offload(context.generations.withdraw, self.record.name)
+            await context.offload(context.state.forget_passwords, self.record.name)
+            context.records.note(
                 attrs.evolve(
                     self.record,
                     generation="",
@@ -102,7 +102,7 @@ class Withdrawal:
                     held=False,
                     last_outcome=OutcomeKind.APPLIED,
                     last_error="",
-                    last_apply_at=site.wall_now(),
+                    last_apply_at=context.wall_now(),
                     attempts=0,
                     next_try_at=0.0,
                     owed=(),
@@ -111,12 +111,12 @@ class Withdrawal:
                 )
             )
             self._tell("revoked" if self.revoked else "unassigned")
-            await site.book.save()
+            await context.records.save()
         return left
 
-    def _heirs(self) -> frozenset[int]:
+    def _successors(self) -> frozenset[int]:
         """Return the certificates that have the items now which name this one: others of its name."""
-        bound, _ = bound_now(self.site, self.items, {})
+        bound, _ = bound_now(self.context, self.items, {})
         named = [item.id for item in self.items if item.enabled and self._is_mine(item)]
         return frozenset(cert_id for item in named for cert_id in bound[item].certs) - {self.record.cert_id}
 
@@ -124,9 +124,9 @@ class Withdrawal:
         said = "revoked, and kept in use: on_revoked is keep"
         if self.record.revoked:
             return Outcome(kind=OutcomeKind.UNCHANGED, detail=said)
-        self.site.book.note(attrs.evolve(self.record, revoked=True, alarmed=False))
+        self.context.records.note(attrs.evolve(self.record, revoked=True, alarmed=False))
         self._tell(said, outcome="kept", live=self.record.generation)
-        await self.site.book.save()
+        await self.context.records.save()
         return Outcome(kind=OutcomeKind.APPLIED, detail=said)
 
     async def _look(self, *, patient: bool) -> list[tuple[bool, str]]:
@@ -134,8 +134,8 @@ class Withdrawal:
 
         ``patient``: give services the time that a reload may take.
         """
-        site, nodes = self.site, self._group().nodes
-        seconds = site.config().application.verify_timeout_seconds if patient else 0.0
+        context, nodes = self.context, self._group().nodes
+        seconds = context.config().application.verify_timeout_seconds if patient else 0.0
         deadline = trio.current_time() + seconds
         hanging = [item for item in self.items if item.enabled and f"item:{item.id}" in nodes]
         mine = [item for item in hanging if self._is_mine(item) or (item.ob_id is None and item.ob_name is None)]
@@ -147,11 +147,11 @@ class Withdrawal:
 
     async def _note_rest(self, trouble: str) -> None:
         """Note whether a file or a service has it yet: then this is tried again, and status names it."""
-        site, now = self.site, self.site.wall_now()
+        context, now = self.context, self.context.wall_now()
         attempts = self.record.attempts * self.record.lingers + 1 if trouble else 0
-        site.book.note(
+        context.records.note(
             attrs.evolve(
-                site.book.records[self.record.cert_id],
+                context.records.certificates[self.record.cert_id],
                 attempts=attempts,
                 last_error=trouble,
                 last_apply_at=now,
@@ -159,21 +159,21 @@ class Withdrawal:
                 next_try_at=retry_at(now, attempts) if trouble else 0.0,
             )
         )
-        await site.book.save()
+        await context.records.save()
 
     def _still_there(self) -> dict[str, str]:
         """Return the copies that had to stay when its files went: nobody can tell any more whether they are ours."""
-        theirs = {path for one in self.site.book.records.values() if one.generation for path in one.targets}
-        stay = [path for path in self.record.targets if path not in theirs and self.site.fs.lstat(path) is not None]
+        theirs = {path for one in self.context.records.certificates.values() if one.generation for path in one.targets}
+        stay = [path for path in self.record.targets if path not in theirs and self.context.fs.lstat(path) is not None]
         return dict.fromkeys(stay, "it had to when the others went; remove it by hand")
 
     def _remove_files(self) -> dict[str, str]:
         """Remove the copies of this certificate; return what had to stay, and why. Blocks on the disk."""
-        site, name = self.site, self.record.name
+        context, name = self.context, self.record.name
         files: Mapping[str, str] = {}
         with suppress(StateCorruptError):  # what cannot be told is not removed
-            live = site.generations.live_id(name)
-            files = site.generations.manifest(name, live)["files"] if live else {}
+            live = context.generations.live_id(name)
+            files = context.generations.manifest(name, live)["files"] if live else {}
         left: dict[str, str] = {}
         for item in self.items:
             if not isinstance(item, CopyAction) or not self._is_mine(item):
@@ -185,16 +185,16 @@ class Withdrawal:
 
     def _take_away(self, item: CopyAction, path: str, digest: str) -> str:
         """Remove one copy; return why it stays, empty when it is not there any more, or never was."""
-        site = self.site
-        refusal = refuse_path(site.policy(), path, site.ground, local=is_local(item.id))
+        context = self.context
+        refusal = refuse_path(context.policy(), path, context.ground, local=is_local(item.id))
         if refusal is None:
             try:
-                return remove_ours(site.fs, path, digest, uid_of(item.owner))
+                return remove_ours(context.fs, path, digest, uid_of(item.owner))
             except PolicyRefusedError as refused:
                 why = str(refused)
         else:
             why = refusal.why
-        return why if path in self.record.targets and site.fs.lstat(path) is not None else ""
+        return why if path in self.record.targets and context.fs.lstat(path) is not None else ""
 
     def _is_mine(self, item: InstallItem) -> bool:
         if item.ob_type == "ca":
@@ -205,9 +205,11 @@ class Withdrawal:
 
     async def _replace(self) -> Outcome:
         """Put a placeholder in its place; where one stands, do what a crash or a failure left to be done."""
-        site, record = self.site, self.record
-        live = await site.offload(site.generations.live_id, record.name)
-        stands = live and (await site.offload(site.generations.manifest, record.name, live))["facts"].get("placeholder")
+        context, record = self.context, self.record
+        live = await context.offload(context.generations.live_id, record.name)
+        stands = live and (await context.offload(context.generations.manifest, record.name, live))["facts"].get(
+            "placeholder"
+        )
         keep, candidates = set[str](), dict[int, Candidate]()
         if not stands:
             try:
@@ -216,10 +218,12 @@ class Withdrawal:
                 return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
             keep, candidates = {prepared.generation}, {record.cert_id: prepared}
         outcome = await self._announce(candidates, nothing=OutcomeKind.UNCHANGED)
-        site.book.note(attrs.evolve(site.book.records[record.cert_id], staged="", held=False, revoked=True))
-        await site.book.save()
+        context.records.note(
+            attrs.evolve(context.records.certificates[record.cert_id], staged="", held=False, revoked=True)
+        )
+        await context.records.save()
         # the revoked key goes, whatever the commands said
-        gone = await site.offload(lambda: site.generations.prune(record.name, 0, also_keep=keep))
+        gone = await context.offload(lambda: context.generations.prune(record.name, 0, also_keep=keep))
         if stands and not gone and outcome.kind is OutcomeKind.UNCHANGED:
             return attrs.evolve(outcome, detail="a placeholder stands in for it already")
         kind = OutcomeKind.APPLIED if outcome.ok else outcome.kind
@@ -227,18 +231,18 @@ class Withdrawal:
         return attrs.evolve(outcome, kind=kind, detail=detail)
 
     async def _placeholder(self) -> Candidate:
-        site, record = self.site, self.record
-        bundle = await site.offload(
+        context, record = self.context, self.record
+        bundle = await context.offload(
             lambda: placeholder_bundle(
                 record.cert_id,
                 record.name,
                 record.facts.domains,
                 not_before=record.facts.not_before,
-                now=site.wall_now(),
+                now=context.wall_now(),
             )
         )
-        prepared = await staging.stage(site, bundle, self.items, placeholder=True, check=False)
-        await site.offload(site.generations.settle, [prepared.staged])
+        prepared = await staging.stage(context, bundle, self.items, placeholder=True, check=False)
+        await context.offload(context.generations.settle, [prepared.staged])
         return prepared
 
     async def _announce(
@@ -246,36 +250,36 @@ class Withdrawal:
         candidates: dict[int, Candidate],
         *,
         nothing: OutcomeKind = OutcomeKind.APPLIED,
-        heirs: frozenset[int] = frozenset(),
+        successors: frozenset[int] = frozenset(),
     ) -> Outcome:
         """Switch (a placeholder) and run the commands that are due now; ``nothing``: what it is when none is.
 
-        ``heirs``: certificates whose files are wanted where this one's were. What fails for them is their own.
+        ``successors``: certificates whose files are wanted where this one's were. What fails for them is their own.
         """
         cert_id = self.record.cert_id
-        concerned = heirs | {cert_id}
-        ledger = Ledger(site=self.site, concerned=concerned)
-        groups = groups_of(self.site, self.items, {})
+        concerned = successors | {cert_id}
+        results = Results(context=self.context, concerned=concerned)
+        groups = groups_of(self.context, self.items, {})
         await Convergence(
-            site=self.site,
-            claims=self.claims,
+            context=self.context,
+            locks=self.locks,
             items=self.items,
             candidates=candidates,
-            ledger=ledger,
+            results=results,
             examine=concerned,
-            at_once=concerned,
+            due_now=concerned,
             forward_only=True,
         ).run(group for group in groups if not concerned.isdisjoint(group.cert_ids))
-        await self.site.book.save()
-        served = [ledger.outcomes[heir] for heir in sorted(heirs) if heir in ledger.outcomes]
+        await self.context.records.save()
+        served = [results.outcomes[successor] for successor in sorted(successors) if successor in results.outcomes]
         deployed = tuple(one for outcome in served if outcome.kind is OutcomeKind.APPLIED for one in outcome.deployed)
-        outcome = ledger.outcomes.get(cert_id) or Outcome(kind=nothing)
+        outcome = results.outcomes.get(cert_id) or Outcome(kind=nothing)
         return attrs.evolve(outcome, deployed=outcome.deployed + deployed)
 
     def _tell(self, why: str, *, outcome: str = "withdrawn", live: str = "") -> None:
-        self.site.book.tell(
+        self.context.records.tell(
             {
-                "at": self.site.wall_now(),
+                "at": self.context.wall_now(),
                 "asked_by": "plane",
                 "cert_id": self.record.cert_id,
                 "name": self.record.name,

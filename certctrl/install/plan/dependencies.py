@@ -189,17 +189,17 @@ def components(items: Sequence[InstallItem], bound: Mapping[str, Binding], certs
     return list(groups.values())
 
 
-def levels(items: Sequence[InstallItem]) -> list[list[tuple[str, ...]]]:
-    """Return item ids in levels; exec items of the same command stand together as one, in their latest place.
+def ordered_steps(items: Sequence[InstallItem]) -> list[list[tuple[str, ...]]]:
+    """Return item ids in steps; exec items of the same command stand together as one, in their latest place.
 
-    Each level holds groups of ids. Where standing together would make a circle, the items stand alone.
+    Each step holds groups of ids. Where standing together would make a circle, the items stand alone.
     """
     together = {item.id: same_command(item) if isinstance(item, ExecAction) else f"item:{item.id}" for item in items}
     alone = {item.id: f"item:{item.id}" for item in items}
-    return _levels(items, together) or _levels(items, alone) or [[(item.id,) for item in items]]
+    return _ordered_steps(items, together) or _ordered_steps(items, alone) or [[(item.id,) for item in items]]
 
 
-def _levels(items: Sequence[InstallItem], node_of: Mapping[str, str]) -> list[list[tuple[str, ...]]]:
+def _ordered_steps(items: Sequence[InstallItem], node_of: Mapping[str, str]) -> list[list[tuple[str, ...]]]:
     members: dict[str, list[str]] = {}
     needs: dict[str, set[str]] = {}
     for item in items:

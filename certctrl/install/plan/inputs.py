@@ -33,7 +33,7 @@ class Host:
 
 
 @attrs.frozen
-class Scene:
+class PlanInputs:
     """One planning, all it knows."""
 
     items: Mapping[str, InstallItem]

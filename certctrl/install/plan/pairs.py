@@ -6,25 +6,25 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from certctrl.install.plan.dependencies import levels
+from certctrl.install.plan.dependencies import ordered_steps
 from certctrl.install.plan.refusals import is_whole
 from certctrl.model.plan import CopyAction, InstallItem
 
 
 @attrs.frozen
-class Unit:
+class FileGroup:
     """What one copy item is written with."""
 
     name: str
     tolerant: bool
 
 
-def units_of(items: Sequence[InstallItem], about: Mapping[str, tuple[int, ...]]) -> dict[str, Unit]:
-    """Return copy item id -> its unit; ``about``: item id -> certificates.
+def file_groups_of(items: Sequence[InstallItem], about: Mapping[str, tuple[int, ...]]) -> dict[str, FileGroup]:
+    """Return copy item id -> its file group; ``about``: item id -> certificates.
 
-    An item that holds a pair is a unit by itself. The others of a certificate are one: a key here may belong to a
-    certificate there. A unit may fail when each item of it says ``continue_on_error`` and all stand at one level:
-    between two levels commands run, and half of it could not be taken back quietly.
+    An item that holds a pair is a file group by itself. The others of a certificate are one: a key here may belong to a
+    certificate there. A file group may fail when each item of it says ``continue_on_error`` and all stand at one step:
+    between two steps commands run, and half of it could not be taken back quietly.
     """
     members: dict[str, list[CopyAction]] = {}
     for item in items:
@@ -32,12 +32,12 @@ def units_of(items: Sequence[InstallItem], about: Mapping[str, tuple[int, ...]])
             certs = about[item.id]
             name = f"item:{item.id}" if is_whole(item) or not certs else f"cert:{certs[0]}"
             members.setdefault(name, []).append(item)
-    may_fail = {name for name, unit in members.items() if all(item.continue_on_error for item in unit)}
-    level_of = dict[str, int]()
+    may_fail = {name for name, file_group in members.items() if all(item.continue_on_error for item in file_group)}
+    step_of = dict[str, int]()
     if any(len(members[name]) > 1 for name in may_fail):
-        level_of = {one: n for n, level in enumerate(levels(items)) for group in level for one in group}
-    found: dict[str, Unit] = {}
-    for name, unit in members.items():
-        tolerant = name in may_fail and len({level_of.get(item.id) for item in unit}) == 1
-        found |= {item.id: Unit(name, tolerant) for item in unit}
+        step_of = {one: n for n, step in enumerate(ordered_steps(items)) for group in step for one in group}
+    found: dict[str, FileGroup] = {}
+    for name, file_group in members.items():
+        tolerant = name in may_fail and len({step_of.get(item.id) for item in file_group}) == 1
+        found |= {item.id: FileGroup(name, tolerant) for item in file_group}
     return found

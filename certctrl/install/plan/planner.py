@@ -15,19 +15,19 @@ import attrs
 
 from certctrl.install.material.domains import covers, plain_domain
 from certctrl.install.material.formats import KEY_FILES
-from certctrl.install.plan.dependencies import activation_key, bind, components, depended_on, enabled, levels
-from certctrl.install.plan.inputs import Host, Scene
-from certctrl.install.plan.pairs import Unit, units_of
+from certctrl.install.plan.dependencies import activation_key, bind, components, depended_on, enabled, ordered_steps
+from certctrl.install.plan.inputs import Host, PlanInputs
+from certctrl.install.plan.pairs import FileGroup, file_groups_of
 from certctrl.install.plan.policy import KEY_MODES, PUBLIC_MODES, Grant, Refusal, judge_exec
 from certctrl.install.plan.refusals import argvs_of, blocked_items, collisions, judge_argv, refusal_of
 from certctrl.install.plan.values import (
     DesiredCa,
     DesiredCert,
     Fact,
+    GroupPlan,
     InstallPlan,
-    Level,
-    PlanSet,
     Run,
+    Step,
     Verification,
     Write,
 )
@@ -58,33 +58,33 @@ def plan_for(
     wanted = enabled(items)
     bound = bind(wanted, certs, cas or {}, ran=activations.keys())
     by_id = {item.id: item for item in wanted}
-    scene = Scene(by_id, certs, cas or {}, facts, policy, activations, host, bound, examine)
-    refusals = [refusal for item in wanted if (refusal := refusal_of(scene, item)) is not None]
+    inputs = PlanInputs(by_id, certs, cas or {}, facts, policy, activations, host, bound, examine)
+    refusals = [refusal for item in wanted if (refusal := refusal_of(inputs, item)) is not None]
     refusals += collisions(wanted, {refusal.item for refusal in refusals})
     refused = {refusal.item for refusal in refusals}
-    blocked = blocked_items(scene, refused)
+    blocked = blocked_items(inputs, refused)
     left_out = refused | blocked.keys()
     waiting = {item.id: bound[item.id].waits for item in wanted if bound[item.id].waits and item.id not in left_out}
     doable = [item for item in wanted if item.id not in left_out and item.id not in waiting]
     copies = [item for item in doable if isinstance(item, CopyAction)]
-    units = units_of(doable, {item.id: bound[item.id].certs for item in copies})
-    scene = attrs.evolve(scene, writes={item.id: _writes(scene, item, units[item.id]) for item in copies})
-    sets = [_plan_set(scene, nodes, doable, left_out) for nodes in components(wanted, bound, certs)]
+    file_groups = file_groups_of(doable, {item.id: bound[item.id].certs for item in copies})
+    inputs = attrs.evolve(inputs, writes={item.id: _writes(inputs, item, file_groups[item.id]) for item in copies})
+    groups = [_group_plan(inputs, nodes, doable, left_out) for nodes in components(wanted, bound, certs)]
     return InstallPlan(
-        sets=tuple(one for one in sets if not one.idle),
+        groups=tuple(one for one in groups if not one.idle),
         refusals=tuple(refusals),
         waiting=waiting,
         blocked=blocked,
         concerns={item.id: bound[item.id].certs for item in wanted},
-        targets=_targets(scene, doable),
+        targets=_targets(inputs, doable),
     )
 
 
-def _targets(scene: Scene, doable: Sequence[InstallItem]) -> dict[int, tuple[str, ...]]:
+def _targets(inputs: PlanInputs, doable: Sequence[InstallItem]) -> dict[int, tuple[str, ...]]:
     found: dict[int, tuple[str, ...]] = {}
     for item in doable:
         if isinstance(item, CopyAction):
-            for cert in scene.bound[item.id].certs:
+            for cert in inputs.bound[item.id].certs:
                 found[cert] = found.get(cert, ()) + item.targets
     return found
 
@@ -108,18 +108,18 @@ def cas_wanted(items: Iterable[InstallItem]) -> frozenset[int]:
 # --- what is to be done -------------------------------------------------------------------------------------------
 
 
-def _writes(scene: Scene, item: CopyAction, unit: Unit) -> tuple[Write, ...]:
+def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tuple[Write, ...]:
     """Return the files of a copy item that are not as they should be."""
-    binding = scene.bound[item.id]
-    if scene.examine is not None and set(binding.certs).isdisjoint(scene.examine):
+    binding = inputs.bound[item.id]
+    if inputs.examine is not None and set(binding.certs).isdisjoint(inputs.examine):
         return ()
-    cert = scene.certs[binding.certs[0]] if binding.certs else None
-    source_files = cert.files if cert is not None else scene.cas[binding.cas[0]].files
+    cert = inputs.certs[binding.certs[0]] if binding.certs else None
+    source_files = cert.files if cert is not None else inputs.cas[binding.cas[0]].files
     found = []
     for name, path in zip(item.sources, item.targets, strict=True):
-        fact = scene.facts.get(path, Fact())
-        uid = scene.host.users[item.owner] if item.owner is not None else None
-        gid = scene.host.groups[item.group] if item.group is not None else None
+        fact = inputs.facts.get(path, Fact())
+        uid = inputs.host.users[item.owner] if item.owner is not None else None
+        gid = inputs.host.groups[item.group] if item.group is not None else None
         mode = _mode(item, name, fact)
         if why := _difference(fact, source_files.get(name, ""), mode, uid, gid):
             found.append(
@@ -131,8 +131,8 @@ def _writes(scene: Scene, item: CopyAction, unit: Unit) -> tuple[Write, ...]:
                     path=path,
                     mode=mode,
                     why=why,
-                    unit=unit.name,
-                    tolerant=unit.tolerant,
+                    file_group=file_group.name,
+                    tolerant=file_group.tolerant,
                     uid=uid if uid is not None or fact.sha256 is None else fact.uid,
                     gid=gid if gid is not None or fact.sha256 is None else fact.gid,
                 )
@@ -158,80 +158,82 @@ def _difference(fact: Fact, sha256: str, mode: int, uid: int | None, gid: int | 
     return ", ".join(changes)
 
 
-def _plan_set(scene: Scene, nodes: set[str], doable: Sequence[InstallItem], left_out: Collection[str]) -> PlanSet:
+def _group_plan(
+    inputs: PlanInputs, nodes: set[str], doable: Sequence[InstallItem], left_out: Collection[str]
+) -> GroupPlan:
     mine = [item for item in doable if f"item:{item.id}" in nodes]
     ids = tuple(sorted(int(node[5:]) for node in nodes if node.startswith("cert:")))
-    certs = [scene.certs[cert] for cert in ids if cert in scene.certs]
+    certs = [inputs.certs[cert] for cert in ids if cert in inputs.certs]
     switches = tuple(cert for cert in certs if cert.generation and cert.generation != cert.live)
-    touched = {write.node for item in mine for write in scene.writes.get(item.id, ())}
-    runs = {run.items: run for run in _runs(scene, mine, touched)}
+    touched = {write.node for item in mine for write in inputs.writes.get(item.id, ())}
+    runs = {run.items: run for run in _runs(inputs, mine, touched)}
     steps = []
-    for level in levels(mine):
-        writes = tuple(write for group in level for name in group for write in scene.writes.get(name, ()))
-        due = tuple(run for run in runs.values() if any(set(run.items) <= set(group) for group in level))
+    for step in ordered_steps(mine):
+        writes = tuple(write for group in step for name in group for write in inputs.writes.get(name, ()))
+        due = tuple(run for run in runs.values() if any(set(run.items) <= set(group) for group in step))
         if writes or due:
-            steps.append(Level(writes, due))
+            steps.append(Step(writes, due))
     unproven = {cert.node for cert in certs if cert.generation and not cert.proven}
     # what no command may bring into service cannot be seen in service either
     unserved = {
         f"cert:{cert}"
         for name in left_out
-        if isinstance(scene.items[name], ExecAction)
-        for cert in scene.bound[name].certs
+        if isinstance(inputs.items[name], ExecAction)
+        for cert in inputs.bound[name].certs
     }
     imports = tuple(
         ca
         for item in mine
         if isinstance(item, ImportCaAction)
-        for ca in scene.bound[item.id].cas
-        if not scene.cas[ca].imported
+        for ca in inputs.bound[item.id].cas
+        if not inputs.cas[ca].imported
     )
-    return PlanSet(
+    return GroupPlan(
         cert_ids=ids,
         switches=switches,
-        levels=tuple(steps),
-        verifications=_verifications(scene, mine, touched - unserved, unproven - unserved, runs.values()),
+        steps=tuple(steps),
+        verifications=_verifications(inputs, mine, touched - unserved, unproven - unserved, runs.values()),
         imports=imports,
         items=tuple(item.id for item in mine),
-        unserved=_unserved(scene, mine),
+        unserved=_unserved(inputs, mine),
     )
 
 
-def _unserved(scene: Scene, items: Sequence[InstallItem]) -> frozenset[str]:
+def _unserved(inputs: PlanInputs, items: Sequence[InstallItem]) -> frozenset[str]:
     """Return the copies whose command has never succeeded: one that depends on them, else one of their certificate."""
-    execs = {item.id: set(depended_on(item.id, scene.items)) for item in items if isinstance(item, ExecAction)}
+    execs = {item.id: set(depended_on(item.id, inputs.items)) for item in items if isinstance(item, ExecAction)}
     found = set[str]()
     for item in items:
         if isinstance(item, CopyAction):
-            mine = set(scene.bound[item.id].certs)
+            mine = set(inputs.bound[item.id].certs)
             users = [name for name, below in execs.items() if item.id in below]
-            users = users or [name for name in execs if mine & set(scene.bound[name].certs)]
-            if users and not scene.activations.keys() & set(users):
+            users = users or [name for name in execs if mine & set(inputs.bound[name].certs)]
+            if users and not inputs.activations.keys() & set(users):
                 found.add(item.id)
     return frozenset(found)
 
 
-def _runs(scene: Scene, items: Sequence[InstallItem], touched: Collection[str]) -> list[Run]:
+def _runs(inputs: PlanInputs, items: Sequence[InstallItem], touched: Collection[str]) -> list[Run]:
     """Return the commands that are due, one for all items that ask for the same."""
     due: dict[str, list[tuple[ExecAction, str, bool]]] = {}
-    for group in (group for level in levels(items) for group in level):
-        for item in (scene.items[name] for name in group):
+    for group in (group for step in ordered_steps(items) for group in step):
+        for item in (inputs.items[name] for name in group):
             if not isinstance(item, ExecAction):
                 continue
-            binding = scene.bound[item.id]
-            key = activation_key(item, binding, scene.certs, scene.cas, scene.items)
-            noted = scene.activations.get(item.id)
+            binding = inputs.bound[item.id]
+            key = activation_key(item, binding, inputs.certs, inputs.cas, inputs.items)
+            noted = inputs.activations.get(item.id)
             if noted != key or not binding.nodes.isdisjoint(touched):
                 due.setdefault("\n".join(group), []).append((item, key, noted == key))
     found = []
     for members in due.values():
         item = members[0][0]
-        judged = judge_exec(scene.policy, item, scene.host.ground)
+        judged = judge_exec(inputs.policy, item, inputs.host.ground)
         if isinstance(judged, Refusal):
             continue
-        certs = tuple(sorted({cert for one, _, _ in members for cert in scene.bound[one.id].certs}))
-        nodes = frozenset[str]().union(*(scene.bound[one.id].nodes for one, _, _ in members))
-        first = any(one.id not in scene.activations for one, _, _ in members)
+        certs = tuple(sorted({cert for one, _, _ in members for cert in inputs.bound[one.id].certs}))
+        nodes = frozenset[str]().union(*(inputs.bound[one.id].nodes for one, _, _ in members))
+        first = any(one.id not in inputs.activations for one, _, _ in members)
         found.append(
             Run(
                 items=tuple(one.id for one, _, _ in members),
@@ -248,14 +250,18 @@ def _runs(scene: Scene, items: Sequence[InstallItem], touched: Collection[str]) 
 
 
 def _verifications(
-    scene: Scene, items: Sequence[InstallItem], touched: Collection[str], unproven: Collection[str], runs: Iterable[Run]
+    inputs: PlanInputs,
+    items: Sequence[InstallItem],
+    touched: Collection[str],
+    unproven: Collection[str],
+    runs: Iterable[Run],
 ) -> tuple[Verification, ...]:
     """Return what is to be proven: after a command, for what changed or was never proven, and what is owed still."""
     found, run_of = [], {name: run for run in runs for name in run.items}
     for item in items:
         if isinstance(item, ImportCaAction) or item.verify is None:
             continue
-        about = [scene.certs[cert] for cert in scene.bound[item.id].certs if cert in scene.certs]
+        about = [inputs.certs[cert] for cert in inputs.bound[item.id].certs if cert in inputs.certs]
         run, nodes = run_of.get(item.id), {cert.node for cert in about}
         firm = not nodes.isdisjoint(unproven) or any(item.id in cert.owed for cert in about)
         firm = firm or (run is not None and not run.for_files)
@@ -264,7 +270,7 @@ def _verifications(
             continue
         grant = None
         if isinstance(item.verify, VerifyCommand):
-            judged = judge_argv(scene.policy, item.id, item.verify.cmd_argv, scene.host.ground)
+            judged = judge_argv(inputs.policy, item.id, item.verify.cmd_argv, inputs.host.ground)
             grant = judged if isinstance(judged, Grant) else None
         shown_there = tuple(cert for cert in about if cert.generation)
         found.append(

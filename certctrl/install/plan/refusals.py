@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import attrs
 
 from certctrl.install.material.formats import CA_FILES, VIRTUAL_FILES
-from certctrl.install.plan.inputs import Scene
+from certctrl.install.plan.inputs import PlanInputs
 from certctrl.install.plan.policy import (
     Grant,
     Ground,
@@ -39,18 +39,18 @@ def argvs_of(item: InstallItem) -> list[tuple[str, ...]]:
     return argvs
 
 
-def refusal_of(scene: Scene, item: InstallItem) -> Refusal | None:
+def refusal_of(inputs: PlanInputs, item: InstallItem) -> Refusal | None:
     """Return why an item may not be carried out here; None: it may."""
     found: Refusal | None = None
     if isinstance(item, CopyAction):
-        found = _refuse_copy(scene, item)
+        found = _refuse_copy(inputs, item)
     elif isinstance(item, ExecAction):
-        found = _refuse_grant(scene, judge_exec(scene.policy, item, scene.host.ground))
-    elif scene.policy.trust_store.directory is None:
-        found = no_trust_store(scene.host.trust_store)
+        found = _refuse_grant(inputs, judge_exec(inputs.policy, item, inputs.host.ground))
+    elif inputs.policy.trust_store.directory is None:
+        found = no_trust_store(inputs.host.trust_store)
     verify = getattr(item, "verify", None)
     if found is None and isinstance(verify, VerifyCommand):
-        found = _refuse_grant(scene, judge_argv(scene.policy, item.id, verify.cmd_argv, scene.host.ground))
+        found = _refuse_grant(inputs, judge_argv(inputs.policy, item.id, verify.cmd_argv, inputs.host.ground))
     return None if found is None else attrs.evolve(found, item=item.id)
 
 
@@ -65,15 +65,15 @@ def judge_argv(policy: HostPolicy, item: str, argv: Sequence[str], ground: Groun
     return judge_command(policy, argv, ground, timeout=VERIFY_SECONDS, local=is_local(item), item=item)
 
 
-def _refuse_grant(scene: Scene, judged: Grant | Refusal) -> Refusal | None:
+def _refuse_grant(inputs: PlanInputs, judged: Grant | Refusal) -> Refusal | None:
     if isinstance(judged, Refusal):
         return judged
-    fault = scene.host.executables.get(judged.argv[0])
+    fault = inputs.host.executables.get(judged.argv[0])
     return Refusal(what=f"run {one_line(' '.join(judged.argv))}", why=fault) if fault else None
 
 
-def _refuse_copy(scene: Scene, item: CopyAction) -> Refusal | None:
-    ground, policy = scene.host.ground, scene.policy
+def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
+    ground, policy = inputs.host.ground, inputs.policy
     known = CA_FILES if item.ob_type == "ca" else VIRTUAL_FILES
     for name in item.sources:
         if name not in known:
@@ -81,14 +81,14 @@ def _refuse_copy(scene: Scene, item: CopyAction) -> Refusal | None:
     for path in item.targets:
         if refusal := refuse_path(policy, path, ground, local=is_local(item.id)):
             return refusal
-        if fault := scene.facts.get(path, Fact()).refusal:
+        if fault := inputs.facts.get(path, Fact()).refusal:
             return Refusal(what=f"write {one_line(path)}", why=fault)
     if refusal := refuse_owner(policy, item, ground):
         return refusal
-    for owner, table in ((item.owner, scene.host.users), (item.group, scene.host.groups)):
+    for owner, table in ((item.owner, inputs.host.users), (item.group, inputs.host.groups)):
         if owner is not None and owner not in table:
             return Refusal(what=f"give files to {one_line(owner)}", why="there is no such user or group on this host")
-    return _refuse_grant(scene, judge_argv(policy, item.id, item.check, ground)) if item.check else None
+    return _refuse_grant(inputs, judge_argv(policy, item.id, item.check, ground)) if item.check else None
 
 
 def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[Refusal]:
@@ -113,13 +113,13 @@ def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[R
     return found
 
 
-def blocked_items(scene: Scene, refused: Collection[str]) -> dict[str, str]:
+def blocked_items(inputs: PlanInputs, refused: Collection[str]) -> dict[str, str]:
     """Return allowed items that are not carried out without a refused one: item id -> why."""
     blocked: dict[str, str] = {}
     halves: dict[int, list[CopyAction]] = {}
-    for item in scene.items.values():
+    for item in inputs.items.values():
         if isinstance(item, CopyAction) and not is_whole(item):
-            for cert in scene.bound[item.id].certs:
+            for cert in inputs.bound[item.id].certs:
                 halves.setdefault(cert, []).append(item)
     for group in halves.values():
         missing = next((item.id for item in group if item.id in refused), None)
@@ -129,20 +129,20 @@ def blocked_items(scene: Scene, refused: Collection[str]) -> dict[str, str]:
     changed = True
     while changed:
         out = {*refused, *blocked}
-        candidates = (item for item in scene.items.values() if item.id not in out)
-        new = {item.id: why for item in candidates if (why := _falls_with(scene, item, out))}
+        candidates = (item for item in inputs.items.values() if item.id not in out)
+        new = {item.id: why for item in candidates if (why := _falls_with(inputs, item, out))}
         blocked |= new
         changed = bool(new)
     return blocked
 
 
-def _falls_with(scene: Scene, item: InstallItem, out: Collection[str]) -> str:
+def _falls_with(inputs: PlanInputs, item: InstallItem, out: Collection[str]) -> str:
     """Return why an item falls with those left out; empty: it does not.
 
     A command after several copies goes on for those that are left: one certificate's refused target must not
     keep nineteen others from being served.
     """
-    needed = [scene.items[name] for name in item.depends_on if name in scene.items]
+    needed = [inputs.items[name] for name in item.depends_on if name in inputs.items]
     gone = [one for one in needed if one.id in out and not one.continue_on_error]
     if isinstance(item, ExecAction) and any(isinstance(one, CopyAction) and one.id not in out for one in needed):
         gone = [one for one in gone if not isinstance(one, CopyAction)]

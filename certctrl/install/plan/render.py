@@ -9,12 +9,12 @@ from typing import Any
 import attrs
 
 from certctrl.install.plan.policy import explain
-from certctrl.install.plan.values import InstallPlan, PlanSet, Run, Verification, Write
+from certctrl.install.plan.values import GroupPlan, InstallPlan, Run, Verification, Write
 from certctrl.model.plan import VerifyTls
 from certctrl.text import one_line
 
 
-class StepKind(StrEnum):
+class LineKind(StrEnum):
     """What a step does."""
 
     SWITCH = "switch"
@@ -25,10 +25,10 @@ class StepKind(StrEnum):
 
 
 @attrs.frozen(kw_only=True)
-class Step:
+class PlanLine:
     """One line of a plan."""
 
-    kind: StepKind
+    kind: LineKind
     what: str
     """Path, command line or endpoint."""
     why: str
@@ -37,18 +37,18 @@ class Step:
     argv: tuple[str, ...] = ()
 
 
-SIGNS: Mapping[StepKind, str] = {
-    StepKind.SWITCH: "~ switch",
-    StepKind.WRITE: "~ write ",
-    StepKind.IMPORT_CA: "+ import",
-    StepKind.RUN: "> run   ",
-    StepKind.VERIFY: "? verify",
+SIGNS: Mapping[LineKind, str] = {
+    LineKind.SWITCH: "~ switch",
+    LineKind.WRITE: "~ write ",
+    LineKind.IMPORT_CA: "+ import",
+    LineKind.RUN: "> run   ",
+    LineKind.VERIFY: "? verify",
 }
 
 
-def plan_lines(plan: InstallPlan) -> tuple[Step, ...]:
+def plan_lines(plan: InstallPlan) -> tuple[PlanLine, ...]:
     """Return everything that would be done, in order; empty: nothing to do."""
-    return tuple(line for plan_set in plan.sets for line in _lines_of(plan_set))
+    return tuple(line for group_plan in plan.groups for line in _lines_of(group_plan))
 
 
 def plan_text(plan: InstallPlan) -> str:
@@ -79,29 +79,31 @@ def _item_of(item: str) -> str:
     return f" (item {one_line(item)})" if item else ""
 
 
-def _lines_of(plan_set: PlanSet) -> list[Step]:
+def _lines_of(group_plan: GroupPlan) -> list[PlanLine]:
     """Return the lines of one group, in order."""
     steps = [
-        Step(
-            kind=StepKind.SWITCH,
+        PlanLine(
+            kind=LineKind.SWITCH,
             what=f"certs/.live/{cert.name}",
             why=f"certificate {cert.cert_id}: {cert.live or 'nothing'} -> {cert.generation}",
             cert_ids=(cert.cert_id,),
         )
-        for cert in plan_set.switches
+        for cert in group_plan.switches
     ]
-    steps += [Step(kind=StepKind.IMPORT_CA, what=f"CA {ca}", why="not in the trust store") for ca in plan_set.imports]
-    for level in plan_set.levels:
-        steps += [_write_step(write) for write in level.writes]
-        steps += [_run_step(run) for run in level.runs]
-    return steps + [_verify_step(one) for one in plan_set.verifications]
+    steps += [
+        PlanLine(kind=LineKind.IMPORT_CA, what=f"CA {ca}", why="not in the trust store") for ca in group_plan.imports
+    ]
+    for step in group_plan.steps:
+        steps += [_write_step(write) for write in step.writes]
+        steps += [_run_step(run) for run in step.runs]
+    return steps + [_verify_step(one) for one in group_plan.verifications]
 
 
-def _write_step(write: Write) -> Step:
+def _write_step(write: Write) -> PlanLine:
     owner = "" if write.uid is None and write.gid is None else f" {_number(write.uid)}:{_number(write.gid)}"
     certs = () if write.cert_id is None else (write.cert_id,)
-    return Step(
-        kind=StepKind.WRITE,
+    return PlanLine(
+        kind=LineKind.WRITE,
         what=f"{one_line(write.path)} {write.mode:04o}{owner}",
         why=f"item {one_line(write.item)}: {write.source}, {write.why}",
         item=write.item,
@@ -113,10 +115,10 @@ def _number(number: int | None) -> str:
     return "-" if number is None else str(number)
 
 
-def _run_step(run: Run) -> Step:
+def _run_step(run: Run) -> PlanLine:
     user = f" as {run.grant.run_as}" if run.grant.run_as else ""
-    return Step(
-        kind=StepKind.RUN,
+    return PlanLine(
+        kind=LineKind.RUN,
         what=one_line(" ".join(run.grant.argv)) + user,
         why=f"item {one_line(', '.join(run.items))}: {run.why}",
         item=run.items[0],
@@ -125,7 +127,7 @@ def _run_step(run: Run) -> Step:
     )
 
 
-def _verify_step(one: Verification) -> Step:
+def _verify_step(one: Verification) -> PlanLine:
     if isinstance(one.verify, VerifyTls):
         name = f" for {one_line(one.verify.server_name)}" if one.verify.server_name else ""
         start = f" ({one.verify.starttls})" if one.verify.starttls else ""
@@ -134,8 +136,8 @@ def _verify_step(one: Verification) -> Step:
     else:
         argv = one.grant.argv if one.grant is not None else one.verify.cmd_argv
         what, why = one_line(" ".join(argv)), "exits with 0"
-    return Step(
-        kind=StepKind.VERIFY,
+    return PlanLine(
+        kind=LineKind.VERIFY,
         what=what,
         why=f"item {one_line(one.item)}: {why}",
         item=one.item,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import attrs
 
-from certctrl.install.plan.values import DesiredCert, InstallPlan, Level, PlanSet
+from certctrl.install.plan.values import DesiredCert, GroupPlan, InstallPlan, Step
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord
 
@@ -62,26 +62,26 @@ def spare(
     items = {item for item in owed if set(plan.concerns[item]).isdisjoint(fresh)}
     if not items:
         return plan
-    sets = (_without(one, items) for one in plan.sets)
+    groups = (_without(one, items) for one in plan.groups)
     return attrs.evolve(
         plan,
-        sets=tuple(one for one in sets if not one.idle),
+        groups=tuple(one for one in groups if not one.idle),
         resting=frozenset(record.cert_id for record in tired if not items.isdisjoint(record.owed)),
     )
 
 
-def _without(one: PlanSet, items: Collection[str]) -> PlanSet:
+def _without(one: GroupPlan, items: Collection[str]) -> GroupPlan:
     """Return a set without the work of some items; a pair is left out whole."""
-    units = {write.unit for level in one.levels for write in level.writes if write.item in items}
-    levels = (
-        Level(
-            tuple(write for write in level.writes if write.unit not in units),
-            tuple(run for run in level.runs if not set(run.items) <= set(items)),
+    file_groups = {write.file_group for step in one.steps for write in step.writes if write.item in items}
+    steps = (
+        Step(
+            tuple(write for write in step.writes if write.file_group not in file_groups),
+            tuple(run for run in step.runs if not set(run.items) <= set(items)),
         )
-        for level in one.levels
+        for step in one.steps
     )
     return attrs.evolve(
         one,
-        levels=tuple(level for level in levels if level.writes or level.runs),
+        steps=tuple(step for step in steps if step.writes or step.runs),
         verifications=tuple(proof for proof in one.verifications if proof.item not in items),
     )

@@ -83,10 +83,10 @@ class Write:
     uid: int | None
     gid: int | None
     why: str
-    unit: str = ""
-    """Files of one unit are written together or not at all, where they may fail."""
+    file_group: str = ""
+    """Files of one group are written together or not at all, where they may fail."""
     tolerant: bool = False
-    """True when every item of the unit says ``continue_on_error``."""
+    """True when every item of the group says ``continue_on_error``."""
 
     @property
     def node(self) -> str:
@@ -129,7 +129,7 @@ class Verification:
 
 
 @attrs.frozen
-class Level:
+class Step:
     """What may be done side by side: first the files, then the commands."""
 
     writes: tuple[Write, ...] = ()
@@ -137,13 +137,13 @@ class Level:
 
 
 @attrs.frozen(kw_only=True)
-class PlanSet:
+class GroupPlan:
     """Certificates that hang together through what they share, and the work on them."""
 
     cert_ids: tuple[int, ...]
     """Every certificate of the set, changed or not."""
     switches: tuple[DesiredCert, ...] = ()
-    levels: tuple[Level, ...] = ()
+    steps: tuple[Step, ...] = ()
     verifications: tuple[Verification, ...] = ()
     imports: tuple[int, ...] = ()
     """CAs to put into the trust store."""
@@ -154,13 +154,13 @@ class PlanSet:
     @property
     def idle(self) -> bool:
         """True when there is nothing to do."""
-        return not (self.switches or self.levels or self.verifications or self.imports)
+        return not (self.switches or self.steps or self.verifications or self.imports)
 
     @property
     def due(self) -> frozenset[str]:
         """Return the items that have something to do."""
-        found = {write.item for level in self.levels for write in level.writes}
-        found |= {item for level in self.levels for run in level.runs for item in run.items}
+        found = {write.item for step in self.steps for write in step.writes}
+        found |= {item for step in self.steps for run in step.runs for item in run.items}
         return frozenset(found | {one.item for one in self.verifications})
 
 
@@ -168,7 +168,7 @@ class PlanSet:
 class InstallPlan:
     """What converging this host would do, and why; printing it is `cert-ctrl plan`."""
 
-    sets: tuple[PlanSet, ...] = ()
+    groups: tuple[GroupPlan, ...] = ()
     """Only those with work."""
     refusals: tuple[Refusal, ...] = ()
     """What the host's policy does not allow, with the line that would."""

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from certctrl.install.deploy.offload import Gathered
+from certctrl.install.deploy.offload import SharedOffload
 
 
 class Slow:
@@ -28,10 +28,10 @@ class Slow:
 
 async def test_a_thousand_calls_are_few_jobs_and_each_has_its_result(autojump_clock: MockClock) -> None:
     slow, results = Slow(), dict[int, int]()
-    gathered = Gathered(slow)
+    shared_offload = SharedOffload(slow)
 
     async def one(number: int) -> None:
-        results[number] = await gathered(lambda: number * 2)
+        results[number] = await shared_offload(lambda: number * 2)
 
     async with trio.open_nursery() as nursery:
         for number in range(1000):
@@ -41,14 +41,14 @@ async def test_a_thousand_calls_are_few_jobs_and_each_has_its_result(autojump_cl
 
 
 async def test_one_that_fails_fails_alone(autojump_clock: MockClock) -> None:
-    gathered, good = Gathered(Slow()), []
+    shared_offload, good = SharedOffload(Slow()), []
 
     async def fails() -> None:
         with pytest.raises(ZeroDivisionError):
-            await gathered(lambda: 1 // 0)
+            await shared_offload(lambda: 1 // 0)
 
     async def works() -> None:
-        good.append(await gathered(lambda: 1))
+        good.append(await shared_offload(lambda: 1))
 
     async with trio.open_nursery() as nursery:
         for call in (works, fails, works, fails, works):
@@ -57,14 +57,14 @@ async def test_one_that_fails_fails_alone(autojump_clock: MockClock) -> None:
 
 
 async def test_a_cancelled_caller_takes_nobody_with_it(autojump_clock: MockClock) -> None:
-    gathered, done = Gathered(Slow()), []
+    shared_offload, done = SharedOffload(Slow()), []
 
     async def impatient() -> None:
         with trio.move_on_after(0.1):
-            await gathered(done.append, "impatient")
+            await shared_offload(done.append, "impatient")
 
     async def patient() -> None:
-        await gathered(done.append, "patient")
+        await shared_offload(done.append, "patient")
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
@@ -75,11 +75,11 @@ async def test_a_cancelled_caller_takes_nobody_with_it(autojump_clock: MockClock
 
 async def test_without_a_thread_everybody_hears_of_it(autojump_clock: MockClock) -> None:
     slow, heard = Slow(), []
-    slow.broken, gathered = True, Gathered(slow)
+    slow.broken, shared_offload = True, SharedOffload(slow)
 
     async def one() -> None:
         with pytest.raises(RuntimeError):
-            await gathered(lambda: None)
+            await shared_offload(lambda: None)
         heard.append(1)
 
     async with trio.open_nursery() as nursery:

@@ -11,8 +11,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from certctrl.errors import DiskError
-from certctrl.install.deploy.locks import Claims
-from certctrl.install.deploy.record_store import Book
+from certctrl.install.deploy.locks import Locks
+from certctrl.install.deploy.record_store import RecordStore
 from certctrl.model.certificate import CertFacts
 from certctrl.model.records import CertRecord
 from certctrl.store.disk.fs import RealFs
@@ -49,13 +49,13 @@ def record(n: int) -> CertRecord:
 
 async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: StateStore) -> None:
     slow = Slow()
-    book = Book(state, slow, lambda: 1000)
+    records = RecordStore(state, slow, lambda: 1000)
 
     async def one(n: int) -> None:
-        book.note(record(n))
-        book.mark({f"i{n}": "key"})
-        book.tell({"n": n})
-        await book.save()
+        records.note(record(n))
+        records.mark({f"i{n}": "key"})
+        records.tell({"n": n})
+        await records.save()
         assert n in state.load_certificates() and state.load_activations()[f"i{n}"] == "key"
 
     async with trio.open_nursery() as nursery:
@@ -70,50 +70,50 @@ async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: State
 
 async def test_nothing_new_is_not_written(clock: MockClock, state: StateStore) -> None:
     slow = Slow()
-    book = Book(state, slow, lambda: 1000)
-    book.note(record(1))
-    await book.save()
-    book.note(record(1))
-    book.mark({})
-    assert not book.unmark(["unknown"])
-    await book.save()
+    records = RecordStore(state, slow, lambda: 1000)
+    records.note(record(1))
+    await records.save()
+    records.note(record(1))
+    records.mark({})
+    assert not records.unmark(["unknown"])
+    await records.save()
     assert slow.writes == 1
 
 
 async def test_a_write_that_failed_is_made_up_for(clock: MockClock, state: StateStore) -> None:
     slow = Slow()
-    book = Book(state, slow, lambda: 1000)
-    book.note(record(1))
-    book.tell({"n": 1})
+    records = RecordStore(state, slow, lambda: 1000)
+    records.note(record(1))
+    records.tell({"n": 1})
     slow.fails = 1
     with pytest.raises(DiskError):
-        await book.save()
+        await records.save()
     assert state.load_certificates() == {}
-    await book.save()
+    await records.save()
     assert list(state.load_certificates()) == [1] and state.load_history() == [{"n": 1}]
 
 
 async def test_a_cancelled_writer_finishes_its_write(clock: MockClock, state: StateStore) -> None:
-    book = Book(state, Slow(), lambda: 1000)
-    book.note(record(1))
+    records = RecordStore(state, Slow(), lambda: 1000)
+    records.note(record(1))
     with trio.move_on_after(0.5):
-        await book.save()
+        await records.save()
     assert list(state.load_certificates()) == [1]
 
 
 async def test_markers_of_items_that_are_gone_go_too(clock: MockClock, state: StateStore) -> None:
-    book = Book(state, Slow(), lambda: 1000)
-    book.mark({"a": "1", "b": "2"})
-    book.keep_marks(["b", "c"])
-    await book.save()
+    records = RecordStore(state, Slow(), lambda: 1000)
+    records.mark({"a": "1", "b": "2"})
+    records.keep_marks(["b", "c"])
+    await records.save()
     assert state.load_activations() == {"b": "2"}
 
 
 async def test_all_names_or_none(clock: MockClock) -> None:
-    claims, order = Claims(), list[str]()
+    locks, order = Locks(), list[str]()
 
     async def work(name: str, names: set[str], seconds: float) -> None:
-        async with claims.taken(names):
+        async with locks.held(names):
             order.append(f"{name} begins")
             await trio.sleep(seconds)
             order.append(f"{name} ends")
@@ -123,8 +123,8 @@ async def test_all_names_or_none(clock: MockClock) -> None:
         await wait_all_tasks_blocked()
         nursery.start_soon(work, "two", {"b", "c"}, 1)
         await wait_all_tasks_blocked()
-        assert claims.try_take({"c"}), "who waits for b does not sit on c"
-        claims.free({"c"})
+        assert locks.try_acquire({"c"}), "who waits for b does not sit on c"
+        locks.release({"c"})
         nursery.start_soon(work, "three", {"d"}, 0.5)
     assert order == ["one begins", "three begins", "three ends", "one ends", "two begins", "two ends"]
-    assert claims.try_take({"a", "b", "c", "d"})
+    assert locks.try_acquire({"a", "b", "c", "d"})

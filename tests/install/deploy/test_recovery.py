@@ -134,15 +134,15 @@ async def test_markers_go_before_the_old_pair_comes_back(clock: MockClock, host:
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
     await host.deliver(1, items=items)
-    marks = dict(host.installer._site.book.activations)
+    marks = dict(host.installer._context.records.activations)
     service.broken = True
-    real, seen = host.installer._site.generations.switch, list[dict[str, str]]()
+    real, seen = host.installer._context.generations.switch, list[dict[str, str]]()
 
     def switch(to: dict[str, str]) -> Any:
         seen.append(StateStore(host.layout, host.fs).load_activations())
         return real(to)
 
-    host.installer._site.generations.switch = switch
+    host.installer._context.generations.switch = switch
     await host.deliver(1, items=items)
     assert seen == [marks, {}]
 

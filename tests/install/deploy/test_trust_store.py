@@ -45,7 +45,7 @@ async def test_in_and_out(clock: MockClock, host: Any, store: Path, pem: str) ->
     assert (file.suffix, file.read_text()) == (".crt", pem)
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     assert host.proc.calls == [UPDATE]
-    record = host.installer._site.state.load_cas()["3"]
+    record = host.installer._context.state.load_cas()["3"]
     assert (record.path, record.sha256) == (str(file), hashlib.sha256(pem.encode()).hexdigest())
     host.start()
     assert (await host.installer.import_ca(3, "Private CA", pem)).kind is UNCHANGED
@@ -53,8 +53,8 @@ async def test_in_and_out(clock: MockClock, host: Any, store: Path, pem: str) ->
     assert (await host.installer.remove_ca(3)).kind is APPLIED
     assert list(store.iterdir()) == [] and host.proc.calls == [UPDATE, UPDATE]
     assert (await host.installer.remove_ca(3)).kind is UNCHANGED
-    assert host.installer._site.state.load_cas() == {}
-    came, went = host.installer._site.state.load_history()
+    assert host.installer._context.state.load_cas() == {}
+    came, went = host.installer._context.state.load_history()
     assert (came["name"], came["outcome"], came["from"]) == ("CA Private CA", "applied", "")
     assert came["to"] == record.sha256[:32]
     assert (went["from"], went["to"], went["targets"]) == (record.sha256[:32], "", [str(file)])
@@ -77,7 +77,7 @@ async def test_a_store_that_refuses_is_put_back(
     (file,) = store.iterdir()
     assert file.read_text() == pem
     assert list(host.layout.journal.iterdir()) == []
-    told = host.installer._site.state.load_history()
+    told = host.installer._context.state.load_history()
     assert [entry["outcome"] for entry in told] == ["failed", "applied", "failed"]
     assert "exited with 1" in told[-1]["detail"] and told[-1]["from"] == told[1]["to"]
 
@@ -100,7 +100,7 @@ async def test_a_file_that_cannot_be_read_is_not_forgotten(
         raise DiskError("Input/output error", path=str(path), errno=errno.EIO)
 
     with monkeypatch.context() as patch:
-        patch.setattr(host.installer._site.fs, "open_file", broken, raising=False)
+        patch.setattr(host.installer._context.fs, "open_file", broken, raising=False)
         for _ in range(2):
             assert (await host.installer.remove_ca(3)).kind is FAILED
     assert (await host.installer.remove_ca(3)).kind is APPLIED

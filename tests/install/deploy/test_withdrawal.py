@@ -34,7 +34,7 @@ async def test_a_revoked_certificate_is_removed_everywhere_and_its_commands_run(
     assert host.proc.calls == [RELOAD, RELOAD]
     assert list(host.out.iterdir()) == []
     assert not (host.layout.certs / "c1.example.key").is_symlink()
-    assert host.installer._site.generations.ids("c1.example") == []
+    assert host.installer._context.generations.ids("c1.example") == []
     assert host.live(2)
     record = host.start().records[1]
     assert (record.stage, record.generation) == (Stage.WITHDRAWN, "")
@@ -183,7 +183,7 @@ async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, h
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
     assert host.live(1) != revoked
     assert (host.out / "a.key").read_bytes() == (host.layout.certs / "c1.example.key").read_bytes()
-    assert len(host.installer._site.generations.ids("c1.example")) == 1, "the revoked key is gone"
+    assert len(host.installer._context.generations.ids("c1.example")) == 1, "the revoked key is gone"
     assert host.installer.records[1].facts.not_before <= not_before, "any renewal counts as newer"
     await host.installer.alarmed(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
@@ -203,13 +203,13 @@ async def test_a_revoked_key_that_was_left_beside_its_placeholder_goes_the_next_
         raise DiskError("cannot remove", path="/x", errno=errno.EIO, fix="check the disk")
 
     with monkeypatch.context() as patch:
-        patch.setattr(host.installer._site.generations, "prune", refuse)
+        patch.setattr(host.installer._context.generations, "prune", refuse)
         assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED
-    assert len(host.installer._site.generations.ids("c1.example")) == 2
+    assert len(host.installer._context.generations.ids("c1.example")) == 2
     host.start()
     await host.installer.recover()
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
-    assert len(host.installer._site.generations.ids("c1.example")) == 1
+    assert len(host.installer._context.generations.ids("c1.example")) == 1
     assert host.proc.calls == [RELOAD]
     await host.installer.alarmed(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
@@ -224,7 +224,7 @@ async def test_a_placeholder_stays_although_its_service_does_not_like_it(clock: 
     service.broken = True
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED
     assert host.live(1) != revoked
-    assert len(host.installer._site.generations.ids("c1.example")) == 1
+    assert len(host.installer._context.generations.ids("c1.example")) == 1
 
 
 async def test_keep_keeps(clock: MockClock, host: Any) -> None:

@@ -10,7 +10,7 @@ import attrs
 from certctrl.install.plan.inputs import Host
 from certctrl.install.plan.planner import plan_for
 from certctrl.install.plan.policy import Ground
-from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact, InstallPlan, PlanSet
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact, GroupPlan, InstallPlan
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand
@@ -72,30 +72,30 @@ class World:
         self, done: InstallPlan, certs: Sequence[DesiredCert], cas: Mapping[int, DesiredCa] | None = None
     ) -> None:
         by_id = {one.cert_id: one for one in certs}
-        for one in done.sets:
-            for level in one.levels:
-                for write in level.writes:
+        for one in done.groups:
+            for step in one.steps:
+                for write in step.writes:
                     files = (
                         by_id[write.cert_id].files if write.cert_id is not None else (cas or {})[write.ca_id or 0].files
                     )
                     self.facts[write.path] = Fact(
                         sha256=files.get(write.source, ""), mode=write.mode, uid=write.uid or 0, gid=write.gid or 0
                     )
-                for due in level.runs:
+                for due in step.runs:
                     self.activations |= due.keys
 
     def settled(self, certs: Sequence[DesiredCert]) -> list[DesiredCert]:
         return [attrs.evolve(one, live=one.generation, proven=True) for one in certs]
 
 
-def only_set(found: InstallPlan) -> PlanSet:
-    (one,) = found.sets
+def only_set(found: InstallPlan) -> GroupPlan:
+    (one,) = found.groups
     return one
 
 
 def runs(found: InstallPlan) -> list[tuple[str, ...]]:
-    return [due.items for one in found.sets for level in one.levels for due in level.runs]
+    return [due.items for one in found.groups for step in one.steps for due in step.runs]
 
 
 def writes(found: InstallPlan) -> list[str]:
-    return [write.path for one in found.sets for level in one.levels for write in level.writes]
+    return [write.path for one in found.groups for step in one.steps for write in step.writes]

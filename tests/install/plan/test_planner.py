@@ -9,10 +9,10 @@ import attrs
 import pytest
 from planner_world import POLICY, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
 
-from certctrl.install.plan.dependencies import bind, depended_on, levels
+from certctrl.install.plan.dependencies import bind, depended_on, ordered_steps
 from certctrl.install.plan.item_index import Indexer, ItemIndex
 from certctrl.install.plan.planner import cas_wanted, programs
-from certctrl.install.plan.render import StepKind, plan_lines, plan_text
+from certctrl.install.plan.render import LineKind, plan_lines, plan_text
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import ImportCaAction, InstallItem, VerifyCommand
@@ -30,7 +30,7 @@ def test_new_material_is_switched_copied_reloaded_and_verified_in_that_order() -
     items = [copy("c", 1, verify=TLS), run("r", "c")]
     found = plan(items, cert(1, "g2", live="g1", proven=False))
     assert [step.kind for step in plan_lines(found)] == [
-        StepKind.SWITCH, StepKind.WRITE, StepKind.WRITE, StepKind.RUN, StepKind.VERIFY,
+        LineKind.SWITCH, LineKind.WRITE, LineKind.WRITE, LineKind.RUN, LineKind.VERIFY,
     ]  # fmt: skip
     assert only_set(found).verifications[0].fingerprints == ("leaf1g2",)
 
@@ -49,7 +49,7 @@ def test_a_file_that_somebody_changed_is_put_right_and_its_service_reloaded() ->
     found = plan(items, *certs, facts=world.facts, activations=world.activations)
     assert writes(found) == ["/ssl/c/private.key"]
     assert runs(found) == [("r",)]
-    (due,) = only_set(found).levels[1].runs
+    (due,) = only_set(found).steps[1].runs
     assert due.stale_marker, "the marker says done: after a crash nobody would reload"
 
 
@@ -68,13 +68,13 @@ def test_a_file_that_somebody_changed_is_put_right_and_its_service_reloaded() ->
 )
 def test_bytes_mode_and_owner_are_compared(fact: Fact, fields: dict[str, Any], why: str) -> None:
     found = plan([copy("c", 1, names=("private.key",), **fields)], cert(1), facts={"/ssl/c/private.key": fact})
-    assert [write.why for one in found.sets for level in one.levels for write in level.writes] == [why] * bool(why)
+    assert [write.why for one in found.groups for step in one.steps for write in step.writes] == [why] * bool(why)
 
 
 def test_an_owner_that_nobody_asked_to_change_stays() -> None:
     fact = Fact(sha256="x", mode=0o640, uid=5, gid=6)
     found = plan([copy("c", 1, names=("private.key",))], cert(1), facts={"/ssl/c/private.key": fact})
-    (write,) = only_set(found).levels[0].writes
+    (write,) = only_set(found).steps[0].writes
     assert (write.uid, write.gid, write.mode) == (5, 6, 0o640)
 
 
@@ -98,12 +98,12 @@ def test_twenty_certificates_of_one_service_are_one_set_and_one_reload() -> None
     one = only_set(found)
     assert len(one.switches) == 20
     assert len(runs(found)) == 1 and set(runs(found)[0]) == {f"r{n}" for n in range(1, 21)}
-    assert one.levels[-1].runs and not one.levels[-1].writes
+    assert one.steps[-1].runs and not one.steps[-1].writes
 
 
 def test_different_services_are_different_sets() -> None:
     items = [copy("c1", 1), run("r1", "c1"), copy("c2", 2), run("r2", "c2", argv=("/bin/other",))]
-    assert [one.cert_ids for one in plan(items, cert(1), cert(2)).sets] == [(1,), (2,)]
+    assert [one.cert_ids for one in plan(items, cert(1), cert(2)).groups] == [(1,), (2,)]
 
 
 def test_what_a_command_is_about() -> None:
@@ -178,7 +178,7 @@ def test_order_follows_dependencies_and_a_command_stands_in_its_latest_place() -
     files = copy("b", 1, depends_on=("stop",))
     items = [run("start", "b", argv=("/bin/other",)), files, run("stop", argv=RELOAD, ob_id=1)]
     one = only_set(plan(items, cert(1)))
-    assert [(bool(level.writes), [due.items for due in level.runs]) for level in one.levels] == [
+    assert [(bool(step.writes), [due.items for due in step.runs]) for step in one.steps] == [
         (False, [("stop",)]), (True, []), (False, [("start",)]),
     ]  # fmt: skip
     same = [copy("a", 1), run("r1", "a"), copy("b", 1, depends_on=("x",)), run("x", argv=("/bin/other",), ob_id=1),
@@ -190,9 +190,9 @@ def test_order_follows_dependencies_and_a_command_stands_in_its_latest_place() -
 def test_the_same_command_before_and_after_stays_two_commands() -> None:
     items = [run("r1", ob_id=1), copy("c", 1, depends_on=("r1",)), run("r2", "c")]
     assert runs(plan(items, cert(1))) == [("r1",), ("r2",)]
-    assert levels([run("a", "b"), run("b", "a")]) == [[("a", "b")]]
+    assert ordered_steps([run("a", "b"), run("b", "a")]) == [[("a", "b")]]
     circle = [copy("a", 1, depends_on=("b",)), copy("b", 1, depends_on=("a",))]
-    assert levels(circle) == [[("a",), ("b",)]], "a circle that got this far is not followed for ever"
+    assert ordered_steps(circle) == [[("a",), ("b",)]], "a circle that got this far is not followed for ever"
 
 
 def test_disabled_items_do_nothing() -> None:
@@ -243,7 +243,7 @@ def test_cas_are_imported_copied_and_announced() -> None:
     ca = DesiredCa(ca_id=3, name="Private", files={"ca.pem": "ca@3"}, fingerprint="f3")
     world, known = World(), {3: ca}
     found = plan(items, cas=known, policy=policy)
-    assert [step.kind for step in plan_lines(found)] == [StepKind.IMPORT_CA, StepKind.WRITE, StepKind.RUN]
+    assert [step.kind for step in plan_lines(found)] == [LineKind.IMPORT_CA, LineKind.WRITE, LineKind.RUN]
     assert found.waiting == {"later": "CA 4 is not on this host yet"}
     world.apply(found, [], known)
     known = {3: attrs.evolve(ca, imported=True)}
@@ -251,5 +251,5 @@ def test_cas_are_imported_copied_and_announced() -> None:
     assert plan_lines(again) == ()
     world.facts["/ssl/c/ca.pem"] = Fact(sha256="other", mode=0o644)
     again = plan(items, cas=known, policy=policy, facts=world.facts, activations=world.activations)
-    assert [step.kind for step in plan_lines(again)] == [StepKind.WRITE, StepKind.RUN]
+    assert [step.kind for step in plan_lines(again)] == [LineKind.WRITE, LineKind.RUN]
     assert cas_wanted(items) == {3, 4}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_world import RELOAD, TLS, World, cert, copy, plan, writes
 
-from certctrl.install.plan.dependencies import bind, components, levels
+from certctrl.install.plan.dependencies import bind, components, ordered_steps
 from certctrl.install.plan.render import plan_json, plan_lines, plan_text
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 
@@ -69,7 +69,7 @@ def test_sets_are_a_partition(items: list[InstallItem]) -> None:
     nodes = [node for group in components(items, bound, certs) for node in group]
     assert len(nodes) == len(set(nodes))
     assert {f"item:{item.id}" for item in items} <= set(nodes)
-    placed = [name for level in levels(items) for group in level for name in group]
+    placed = [name for step in ordered_steps(items) for group in step for name in group]
     assert sorted(placed) == sorted(item.id for item in items)
 
 

@@ -7,7 +7,7 @@ import pytest
 from planner_world import HOST, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
 
 from certctrl.install.plan.policy import explain
-from certctrl.install.plan.render import StepKind, plan_lines, plan_text
+from certctrl.install.plan.render import LineKind, plan_lines, plan_text
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact
 from certctrl.model.plan import ImportCaAction, InstallItem, Verify, VerifyCommand, VerifyTls
 
@@ -30,7 +30,7 @@ def test_what_was_switched_but_never_proven_is_verified() -> None:
     items, world = [copy("c", 1, verify=TLS), run("r", "c")], World()
     world.apply(plan(items, cert(1)), [cert(1)])
     found = plan(items, cert(1, proven=False), facts=world.facts, activations=world.activations)
-    assert [step.kind for step in plan_lines(found)] == [StepKind.VERIFY]
+    assert [step.kind for step in plan_lines(found)] == [LineKind.VERIFY]
 
 
 def test_what_no_command_may_bring_into_service_is_not_looked_for_there() -> None:
@@ -38,7 +38,7 @@ def test_what_no_command_may_bring_into_service_is_not_looked_for_there() -> Non
     found = plan(items, cert(1, "g2", live="g1", proven=False))
     assert [refusal.item for refusal in found.refusals] == ["r"]
     assert found.left_out == {1: [explain(found.refusals[0])]}
-    assert StepKind.VERIFY not in [step.kind for step in plan_lines(found)]
+    assert LineKind.VERIFY not in [step.kind for step in plan_lines(found)]
 
 
 def test_verify_by_command_needs_the_hosts_word() -> None:
