@@ -61,6 +61,18 @@ def test_every_bug_names_its_test() -> None:
     assert all(TEST.search(row) for row in rows)
 
 
+def test_the_steps_for_additions_name_what_the_code_has() -> None:
+    steps = re.findall(
+        r"^\d\. (.*(?:\n   .*)*)", (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(steps) >= 15
+    for step in steps:
+        sources = [ROOT / name for name in re.findall(r"`(certctrl/[\w/]+\.py)`", step)]
+        code = "".join(source.read_text(encoding="utf-8") for source in sources)
+        names = re.findall(r"`([A-Za-z_]\w*)(?:\(\))?`", step) if sources else []
+        assert [name for name in names if not re.search(rf"\b{name}\b", code)] == [], step
+
+
 def test_the_check_finds_problems() -> None:
     text = "tests/none.py `certctrl/none.py` `agent/none.py` nox -s nothing [a](none.md) [b](security.md#none)"
     assert len(problems(text, SECURITY)) == 6
