@@ -62,8 +62,8 @@ class Dispatcher:
         """Handle signals until closed and every running one has ended; then end the handlers nursery."""
         async with trio.open_nursery() as nursery:
             while not (self._closed and not self._busy):
-                again_at = None if self._closed else await self._start(nursery)
-                await self._wait(again_at)
+                next_retry_at = None if self._closed else await self._start(nursery)
+                await self._wait(next_retry_at)
         handlers.cancel()
 
     def close(self) -> None:
@@ -84,9 +84,13 @@ class Dispatcher:
                     return
                 await self._wait(None)
 
-    async def _wait(self, again_at: float | None) -> None:
+    async def _wait(self, next_retry_at: float | None) -> None:
         changed = self.agent.work_changed
-        pause = LONGEST_WAIT if again_at is None else min(max(0.0, again_at - self.agent.wall_now()), LONGEST_WAIT)
+        pause = (
+            LONGEST_WAIT
+            if next_retry_at is None
+            else min(max(0.0, next_retry_at - self.agent.wall_now()), LONGEST_WAIT)
+        )
         with trio.move_on_after(pause):
             await changed.wait_value(True)
         changed.value = False
@@ -110,7 +114,7 @@ class Dispatcher:
             else:
                 nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
         self._start_queued(nursery)
-        return choice.again_at
+        return choice.next_retry_at
 
     def _start_queued(self, nursery: trio.Nursery) -> None:
         while self._queue and self._renewing < self.agent.config.application.handler_limit:

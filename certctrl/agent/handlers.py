@@ -126,7 +126,7 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     if status not in ("revoked", "gone"):
         say(agent.log, Line.CERT_REVOCATION_UNCONFIRMED, cert_id=cert_id, why=f"the plane says {status!r}")
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"not confirmed: the plane says {status!r}")
-    if record is None or not (has_left_something(record) or record.cut_off):
+    if record is None or not (has_left_something(record) or record.alert_pending):
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
     agent.trouble(problem_key(REVOKED, cert_id), *revoked(record))
@@ -156,7 +156,7 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
 
 def has_left_something(record: CertRecord) -> bool:
     """Return whether a certificate is in use, staged, still served, or was not wholly removed before a crash."""
-    return in_use(record) or record.lingers or record.stage in (Stage.COMMITTED, Stage.ACTIVATED)
+    return in_use(record) or record.withdrawal_incomplete or record.stage in (Stage.COMMITTED, Stage.ACTIVATED)
 
 
 async def certificate_status(agent: Agent, cert_id: int) -> str:

@@ -154,7 +154,7 @@ class Poller:
             fresh = agent.admit(step.signals)
             try:
                 if not amid_burst:
-                    await self._outcomes(fresh, step.patience)
+                    await self._outcomes(fresh, step.outcome_wait)
             finally:  # also when a stop ends the waiting
                 await self._commit(step.cursor)
         except DiskError as error:
@@ -164,12 +164,12 @@ class Poller:
         if len(step.signals) < agent.config.application.poll_limit:
             agent.burst.last_page()
         if amid_burst:
-            await self._outcomes(fresh, step.patience)
+            await self._outcomes(fresh, step.outcome_wait)
         agent.status_changed.value = True  # not before: reporting takes processor time from the handlers, too
         return events.Delivered()
 
-    async def _outcomes(self, entries: list[InboxEntry], patience: float) -> None:
-        with trio.move_on_after(patience) as self._waiting:
+    async def _outcomes(self, entries: list[InboxEntry], outcome_wait: float) -> None:
+        with trio.move_on_after(outcome_wait) as self._waiting:
             if not self._poked:
                 await self.agent.inbox.wait_for_outcomes(entries)
 
@@ -211,7 +211,7 @@ class Poller:
         """Log what came back, raise the breaker's alarm, answer who waits for this poll."""
         agent, session = self.agent, self.agent.session
         log_poll(agent, event)
-        if not isinstance(event, events.ROUND_ENDS):
+        if not isinstance(event, events.POLL_ENDS):
             return
         refreshing = isinstance(event, events.TokenExpired) and session.state is State.REFRESHING
         if not (refreshing or isinstance(event, events.CursorExpired)):  # else it is polled once more, at once

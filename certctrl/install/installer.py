@@ -312,7 +312,9 @@ class Installer:
         Done at once, whatever the window. The caller raises the alarm.
         """
         record = self.records.get(cert_id)
-        if record is None or (withdrawn(record) and not (record.lingers or (revoked and record.cut_off))):
+        if record is None or (
+            withdrawn(record) and not (record.withdrawal_incomplete or (revoked and record.alert_pending))
+        ):
             return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
         try:
             return await Withdrawal(

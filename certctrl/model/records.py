@@ -95,12 +95,12 @@ class CertRecord:
         return self.facts.name
 
     @property
-    def lingers(self) -> bool:
+    def withdrawal_incomplete(self) -> bool:
         """True when it was taken out of use, but a service or a copy that had to stay has it yet."""
         return self.stage is Stage.WITHDRAWN and self.attempts > 0
 
     @property
-    def cut_off(self) -> bool:
+    def alert_pending(self) -> bool:
         """True when it was revoked and taken out of use, and a crash came before anybody was told."""
         return self.stage is Stage.WITHDRAWN and self.revoked and not self.alarmed
 

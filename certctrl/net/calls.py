@@ -52,7 +52,7 @@ def error_of(answer: Answer, *, now: float) -> PlaneError:
         raise
 
 
-class Calls:
+class PlaneClient:
     """The base of the plane's clients. The HTTP client belongs to the caller."""
 
     def __init__(self, http: Http, config: AgentConfig, *, wall_now: Callable[[], float]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
-from certctrl.net.calls import Calls
+from certctrl.net.calls import PlaneClient
 from certctrl.protocol.device_flow import GrantEvent, GrantFailed, GrantStarted
 from certctrl.protocol.wire.answer import BUNDLE_CAP
 from certctrl.protocol.wire.enrolment import (
@@ -21,7 +21,7 @@ from certctrl.protocol.wire.enrolment import (
 )
 
 
-class Enrolment(Calls):
+class Enrolment(PlaneClient):
     """The calls that need no access token."""
 
     async def start_grant(self, scopes: Sequence[str] = (), *, name: str = "", platform: str = "") -> GrantStarted:

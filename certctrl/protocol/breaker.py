@@ -27,14 +27,14 @@ PROBE_FIRST = 60.0
 PROBE_CAP = 900.0
 
 
-class Cadence:
+class CircuitBreaker:
     """The failure count, the breaker, and the delays that follow from them. All delays in seconds."""
 
     def __init__(self, config: ApplicationConfig, random: Callable[[], float]) -> None:
         self.config = config
         self._random = random
         self.failures = 0
-        self.breaker_open = False
+        self.is_open = False
         self.last_retry_after: float | None = None
         """The server's last wish as obeyed, before jitter; None: never any."""
         self._probes = 0
@@ -75,9 +75,9 @@ class Cadence:
         """Count one failure and return the delay until the next try; ``inf``: only a person resumes."""
         self.failures += 1
         asked = None if retry_after is None else self.server_delay(retry_after)
-        if not self.breaker_open and self.failures < self.config.breaker_failures:
+        if not self.is_open and self.failures < self.config.breaker_failures:
             return self.backoff(self.failures) if asked is None else asked
-        self.breaker_open = True
+        self.is_open = True
         if self.config.recovery == "manual":
             return math.inf
         return max(self._probe(), asked or 0.0)
@@ -85,5 +85,5 @@ class Cadence:
     def reset(self) -> None:
         """Forget all failures and close the breaker: the plane answered, or a person says so."""
         self.failures = 0
-        self.breaker_open = False
+        self.is_open = False
         self._probes = 0

@@ -25,7 +25,7 @@ class Choice:
     """At most one per resource; revocations first, then as they came."""
     superseded: list[InboxEntry]
     """To be acked ``superseded`` without running."""
-    again_at: float | None
+    next_retry_at: float | None
     """When the earliest entry that waits for its next try is due (wall seconds); None: none waits."""
 
 
@@ -43,7 +43,7 @@ def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, 
             groups.setdefault(resource, []).append(entry)
     run: list[InboxEntry] = []
     superseded: list[InboxEntry] = []
-    again_at: float | None = None
+    next_retry_at: float | None = None
     for group in groups.values():
         kept = group if len(group) == 1 else _coalesced(group, superseded)
         for entry in kept:
@@ -52,9 +52,9 @@ def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, 
                 break
         else:
             due = min(entry.next_try_at for entry in kept)
-            again_at = due if again_at is None else min(again_at, due)
+            next_retry_at = due if next_retry_at is None else min(next_retry_at, due)
     run.sort(key=lambda entry: not isinstance(entry.signal, CertRevoked))  # stable: arrival decides the rest
-    return Choice(run=run, superseded=superseded, again_at=again_at)
+    return Choice(run=run, superseded=superseded, next_retry_at=next_retry_at)
 
 
 def _coalesced(group: list[InboxEntry], superseded: list[InboxEntry]) -> list[InboxEntry]:

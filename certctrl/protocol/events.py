@@ -171,13 +171,6 @@ class Timer:
     """A wait is over; says nothing that ``now`` does not say."""
 
 
-@attrs.frozen
-class HighInterest:
-    """News is expected soon: `adaptive` long-polls for so many seconds."""
-
-    seconds: float
-
-
 PollAnswer = (
     NoUpdates
     | Updates
@@ -202,8 +195,8 @@ POLL_ANSWERS = (
 )
 """The same as `PollAnswer`, for isinstance."""
 
-RoundEnd = PollAnswer | RefreshFailed | RefreshRefused | ResyncFailed
-ROUND_ENDS = (*POLL_ANSWERS, RefreshFailed, RefreshRefused, ResyncFailed)
+PollEnd = PollAnswer | RefreshFailed | RefreshRefused | ResyncFailed
+POLL_ENDS = (*POLL_ANSWERS, RefreshFailed, RefreshRefused, ResyncFailed)
 """What may be the last word on a poll that somebody waits for: it may not even get as far as being sent."""
 
 Event = (
@@ -220,7 +213,6 @@ Event = (
     | Started
     | PollNow
     | Timer
-    | HighInterest
 )
 
 
@@ -241,7 +233,7 @@ def poll_code(event: PollAnswer) -> int | None:
             return event.status
 
 
-def poll_text(event: RoundEnd) -> str:
+def poll_text(event: PollEnd) -> str:
     """Return one short line for a person, such as ``204 No Content``."""
     match event:
         case NoUpdates():

@@ -1,4 +1,4 @@
-"""When the next request may go: what the cadence says, what a person asks, and the limit that no bug gets past.
+"""When the next request may go: what the breaker says, what a person asks, and the limit that no bug gets past.
 
 How often, at most: a request that brought nothing new is followed by none within an interval (less jitter),
 and any three by none within two intervals. Faster are only: the next page after a full one and the next long-poll
@@ -16,20 +16,19 @@ from collections.abc import Callable
 
 from certctrl.model.config import ApplicationConfig
 from certctrl.protocol import steps
-from certctrl.protocol.breaker import PROBE_FIRST, Cadence
+from certctrl.protocol.breaker import PROBE_FIRST, CircuitBreaker
 from certctrl.protocol.events import NoUpdates, Updates
 
 _BURST = 5
 _ON_THE_WAY = 1.0
 """Seconds within which a poll that the plane then held had taken its token."""
-_LONGEST_INTEREST = 86_400.0
 
 
-class Pace:
+class Schedule:
     """The next due time and why. Times are monotonic seconds."""
 
     def __init__(self, config: ApplicationConfig, random: Callable[[], float]) -> None:
-        self.cadence = Cadence(config, random)
+        self.breaker = CircuitBreaker(config, random)
         self.due = math.inf
         self.why = steps.WaitReason.START
         self._urgent = False  # the limit does not hold for the next poll
@@ -38,61 +37,60 @@ class Pace:
         self._full = self._full_before = -math.inf  # when the plane's bucket is full again; the same but for the last
         self._free = self._was_free = False  # the next poll takes nothing from that bucket; the last one did not
         self._last_request = -math.inf
-        self._interest_until = -math.inf
+        self._expecting_until = -math.inf
 
     @property
     def config(self) -> ApplicationConfig:
         """The configuration in force."""
-        return self.cadence.config
+        return self.breaker.config
 
     def reconfigure(self, config: ApplicationConfig, now: float | None) -> None:
         """Take on a configuration; it may end a plain interval or an open breaker sooner, a server's wish never."""
-        self.cadence.config = config
+        self.breaker.config = config
         if now is None:
             return
         if self.why == steps.WaitReason.INTERVAL:
-            self.due = min(self.due, now + self.cadence.interval())
+            self.due = min(self.due, now + self.breaker.interval())
         elif self.why == steps.WaitReason.BREAKER and config.recovery == "auto":
             self.due = min(self.due, now + PROBE_FIRST)
 
-    def later(self, due: float, why: steps.WaitReason) -> None:
+    def plan(self, due: float, why: steps.WaitReason) -> None:
         """Plan the next request."""
         self.due, self.why, self._urgent, self._free = due, why, False, False
 
     def due_at(self, *, poll: bool) -> float:
         """Return when the next request may go; ``poll``: it is a poll, for which the limit holds."""
-        base = self.cadence.base
+        base = self.breaker.base
         if self._prompt:
             return self._last_request + min(1.0, base)
         if not poll or self._urgent or len(self._starts) < 3:
             return self.due
         return max(self.due, self._starts[-3] + 2 * base)
 
-    def wish(self) -> None:
+    def poll_now(self) -> None:
         """Let the next request go at once, because a person asks."""
         self._prompt = self._quick = True
-        if self.cadence.breaker_open:
-            self.cadence.reset()
+        if self.breaker.is_open:
+            self.breaker.reset()
 
-    def interest(self, seconds: float, now: float) -> None:
-        """Expect news for so many seconds: `adaptive` long-polls meanwhile."""
-        if seconds > 0:
-            self._interest_until = max(self._interest_until, now + min(seconds, _LONGEST_INTEREST))
+    def expect_updates(self, now: float) -> None:
+        """Make `adaptive` mode long-poll for its window, because updates have arrived."""
+        self._expecting_until = now + self.config.adaptive_window_seconds
 
-    def begin(self, now: float) -> None:
+    def note_request(self, now: float) -> None:
         """Note that a request goes out."""
         self._last_request = now
         self._prompt = False
 
-    def begin_poll(self, now: float) -> int:
+    def note_poll(self, now: float) -> int:
         """Note that a poll goes out and return its long-poll seconds.
 
         After a failure, and for a person, the server answers at once: whether all is well again is news.
         """
         held = self.config.poll_mode == "long-poll"
-        held = held or (self.config.poll_mode == "adaptive" and now < self._interest_until)
-        wait = self.config.long_poll_wait_seconds if held and not self._quick and not self.cadence.failures else 0
-        self.begin(now)
+        held = held or (self.config.poll_mode == "adaptive" and now < self._expecting_until)
+        wait = self.config.long_poll_wait_seconds if held and not self._quick and not self.breaker.failures else 0
+        self.note_request(now)
         self._quick = self._urgent = False
         self._starts.append(now)
         self._full_before, self._was_free, self._free = self._full, self._free, False
@@ -106,18 +104,18 @@ class Pace:
 
     @property
     def _refill(self) -> float:
-        return min(1.0, self.cadence.base)
+        return min(1.0, self.breaker.base)
 
-    def after_good(self, poll: steps.Poll, event: NoUpdates | Updates, news: bool, now: float) -> None:
+    def after_success(self, poll: steps.Poll, event: NoUpdates | Updates, news: bool, now: float) -> None:
         """Plan the poll after a good answer; ``news``: it brought signals and a new cursor."""
         self._take(min(now, self._last_request + _ON_THE_WAY))
         if event.retry_after is not None:
-            self.later(now + self.cadence.server_delay(event.retry_after), steps.WaitReason.SERVER)
+            self.plan(now + self.breaker.server_delay(event.retry_after), steps.WaitReason.SERVER)
         elif news and isinstance(event, Updates) and event.full and event.free:
-            self.later(now, steps.WaitReason.INTERVAL)
+            self.plan(now, steps.WaitReason.INTERVAL)
             self._urgent = self._free = True
         elif news and (poll.wait or (isinstance(event, Updates) and event.full)):
-            self.later(max(now, self._full - (_BURST - 1) * self._refill), steps.WaitReason.INTERVAL)
+            self.plan(max(now, self._full - (_BURST - 1) * self._refill), steps.WaitReason.INTERVAL)
             self._urgent = True
         else:
             self.after_interval(now, held=poll.wait > 0)
@@ -125,12 +123,12 @@ class Pace:
     def after_interval(self, now: float, *, held: bool) -> None:
         """Plan the next poll an interval from now, or from the last poll's start where holding it was the pause."""
         since = self._starts[-1] if held and self._starts else now
-        self.later(max(now, since + self.cadence.interval()), steps.WaitReason.INTERVAL)
+        self.plan(max(now, since + self.breaker.interval()), steps.WaitReason.INTERVAL)
 
     def after_failure(self, retry_after: float | None, now: float) -> bool:
         """Count a failure and plan the next try; True when it opened the breaker."""
-        was_open = self.cadence.breaker_open
-        delay = self.cadence.failed(retry_after)
+        was_open = self.breaker.is_open
+        delay = self.breaker.failed(retry_after)
         why = steps.WaitReason.BACKOFF if retry_after is None else steps.WaitReason.SERVER
-        self.later(now + delay, steps.WaitReason.BREAKER if self.cadence.breaker_open else why)
-        return self.cadence.breaker_open and not was_open
+        self.plan(now + delay, steps.WaitReason.BREAKER if self.breaker.is_open else why)
+        return self.breaker.is_open and not was_open

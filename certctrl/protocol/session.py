@@ -15,10 +15,10 @@ from certctrl.model.config import ApplicationConfig
 from certctrl.model.status import StopReason
 from certctrl.protocol import events as ev
 from certctrl.protocol import steps
-from certctrl.protocol.schedule import Pace
+from certctrl.protocol.schedule import Schedule
 from certctrl.protocol.state import State, Walk
 
-OUTCOME_PATIENCE = 0.3
+OUTCOME_WAIT = 0.3
 """Seconds that cursor and next poll wait for a page's outcomes; what is done by then need not be written down first."""
 
 _ANSWERS: dict[type, tuple[type, ...]] = {
@@ -46,7 +46,7 @@ class Session:
         """When the plane last gave a usable answer (200 or 204)."""
         self.last_poll_code: int | None = None
         self.last_poll_text = ""
-        self._pace = Pace(config, random)
+        self._schedule = Schedule(config, random)
         self._step: steps.Step | None = None  # under way; stands until its event arrives
         self._end: steps.Terminate | None = None
         self._alerts: list[steps.Alert] = []
@@ -69,17 +69,17 @@ class Session:
     @property
     def failures(self) -> int:
         """Failures in a row."""
-        return self._pace.cadence.failures
+        return self._schedule.breaker.failures
 
     @property
     def breaker_open(self) -> bool:
         """True while the circuit breaker holds polling back."""
-        return self._pace.cadence.breaker_open
+        return self._schedule.breaker.is_open
 
     @property
     def last_retry_after(self) -> float | None:
         """Seconds of the last server delay obeyed."""
-        return self._pace.cadence.last_retry_after
+        return self._schedule.breaker.last_retry_after
 
     @property
     def next_poll_at(self) -> float | None:
@@ -94,7 +94,7 @@ class Session:
 
     def reconfigure(self, config: ApplicationConfig, now: float | None = None) -> None:
         """Take on a new configuration at a step boundary; with ``now``, also for the wait under way."""
-        self._pace.reconfigure(config, now)
+        self._schedule.reconfigure(config, now)
 
     # --- what to do next -----------------------------------------------------------------------------------
 
@@ -116,28 +116,28 @@ class Session:
         due = self._due_at()
         if now < due:
             self._flushed = False
-            return steps.Wait(due, self._pace.why)
+            return steps.Wait(due, self._schedule.why)
         return self._request(now)
 
     def _due_at(self) -> float:
-        return self._pace.due_at(poll=not self._resync and self.state is not State.REFRESHING)
+        return self._schedule.due_at(poll=not self._resync and self.state is not State.REFRESHING)
 
     def _request(self, now: float) -> steps.Step:
         if self.state is State.REFRESHING:
-            self._pace.begin(now)
+            self._schedule.note_request(now)
             return steps.Refresh()
         if self.state is State.ERROR:
             self.walk.go(State.POLLING)
         if self._resync:
             self.walk.go(State.PROCESSING)
-            self._pace.begin(now)
+            self._schedule.note_request(now)
             return steps.Resync()
         if not self._flushed and now >= self._flush_at:
             return steps.FlushAcks()
         self._flushed = False
         self.last_poll_at = now
-        wait = self._pace.begin_poll(now)
-        return steps.Poll(self.committed_cursor, self._pace.config.poll_limit, wait)
+        wait = self._schedule.note_poll(now)
+        return steps.Poll(self.committed_cursor, self._schedule.config.poll_limit, wait)
 
     # --- what happened -------------------------------------------------------------------------------------
 
@@ -155,13 +155,11 @@ class Session:
             case ev.Started():
                 if self.state is State.INITIALIZING:
                     self.walk.go(State.POLLING if event.token_valid else State.REFRESHING)
-                    self._pace.later(now + self._pace.cadence.first_delay(), steps.WaitReason.SPREAD)
+                    self._schedule.plan(now + self._schedule.breaker.first_delay(), steps.WaitReason.SPREAD)
             case ev.PollNow():
                 if self.state is not State.INITIALIZING:
-                    self._pace.wish()
+                    self._schedule.poll_now()
                     self._step = None if isinstance(self._step, steps.Poll) else self._step
-            case ev.HighInterest():
-                self._pace.interest(event.seconds, now)
             case _:
                 step = self._step
                 if step is not None and isinstance(event, _ANSWERS[type(step)]):
@@ -183,7 +181,7 @@ class Session:
             case ev.TokenRefreshed():
                 self._retried = True
                 self.walk.go(State.POLLING)
-                self._pace.later(now, steps.WaitReason.INTERVAL)
+                self._schedule.plan(now, steps.WaitReason.INTERVAL)
             case ev.RefreshFailed():
                 self.last_poll_text = ev.poll_text(event)
                 self._failed(event.retry_after, now)
@@ -206,7 +204,7 @@ class Session:
         self._note(event, now)
         if isinstance(event, ev.TokenExpired) and not self._retried:
             self.walk.go(State.REFRESHING)
-            self._pace.later(now, steps.WaitReason.BACKOFF)
+            self._schedule.plan(now, steps.WaitReason.BACKOFF)
             return
         self._retried = False
         match event:
@@ -226,22 +224,22 @@ class Session:
         moved = event.cursor is not None and event.cursor != poll.cursor
         if moved:
             self.seen_cursor, self.cursor_at = event.cursor, now
-        self._pace.after_good(poll, event, moved and isinstance(event, ev.Updates), now)
+        self._schedule.after_success(poll, event, moved and isinstance(event, ev.Updates), now)
         if isinstance(event, ev.NoUpdates):
             self.walk.go(State.POLLING)
             self._page = steps.Deliver(event.cursor, ()) if moved else None
         else:
-            self._pace.interest(self._pace.config.adaptive_window_seconds, now)
+            self._schedule.expect_updates(now)
             self.walk.go(State.PROCESSING)
-            self._page = steps.Deliver(event.cursor, event.signals, 0.0 if event.full else OUTCOME_PATIENCE)
+            self._page = steps.Deliver(event.cursor, event.signals, 0.0 if event.full else OUTCOME_WAIT)
         if poll.cursor is not None:
             self._resyncs = 0
 
     def _want_resync(self, now: float) -> None:
         """Plan a resync: at once, but with backoff when one follows another."""
         self._resync = True
-        pause = self._pace.cadence.backoff(self._resyncs + 1) if self._resyncs else 0.0
-        self._pace.later(now + pause, steps.WaitReason.BACKOFF)
+        pause = self._schedule.breaker.backoff(self._resyncs + 1) if self._resyncs else 0.0
+        self._schedule.plan(now + pause, steps.WaitReason.BACKOFF)
 
     def _delivered(self) -> None:
         if self._page is not None and self._page.cursor is not None:
@@ -258,13 +256,13 @@ class Session:
         if self.state is State.PROCESSING:
             self.walk.go(State.ACKNOWLEDGING)
         self.walk.go(State.ERROR)
-        self._pace.later(now + self._pace.cadence.backoff(self._deliver_failures), steps.WaitReason.BACKOFF)
+        self._schedule.plan(now + self._schedule.breaker.backoff(self._deliver_failures), steps.WaitReason.BACKOFF)
 
     def _acks_failed(self, retry_after: float | None, now: float) -> None:
         """Leave acks for later without holding up polling: the next poll's time stays as it is."""
         self._flushed = True
         self._flush_failures += 1
-        pause = self._pace.cadence.backoff(self._flush_failures)
+        pause = self._schedule.breaker.backoff(self._flush_failures)
         self._flush_at = now + max(pause, retry_after or 0.0)
         self.walk.go(State.ERROR)
 
@@ -275,12 +273,12 @@ class Session:
         self.seen_cursor = self.committed_cursor = None
         self.cursor_at = now
         self.walk.go(State.ACKNOWLEDGING)
-        self._pace.after_interval(now, held=True)
+        self._schedule.after_interval(now, held=True)
 
     # --- success, failure, the end -----------------------------------------------------------------------------
 
     def _worked(self) -> None:
-        self._pace.cadence.reset()
+        self._schedule.breaker.reset()
         if self._alarmed:
             self._alarmed = False
             self._alerts.append(
@@ -288,7 +286,7 @@ class Session:
             )
 
     def _failed(self, retry_after: float | None, now: float) -> None:
-        if self._pace.after_failure(retry_after, now):
+        if self._schedule.after_failure(retry_after, now):
             self._alarmed = True
             text = f"the control plane gave no usable answer {self.failures} times in a row"
             self._alerts.append(steps.Alert(steps.AlertKind.BREAKER_OPEN, text))

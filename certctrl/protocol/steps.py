@@ -26,7 +26,7 @@ class WaitReason(StrEnum):
 
 @attrs.frozen
 class Wait:
-    """Do nothing until ``until``. Event: Timer, PollNow (which ends the wait early), HighInterest."""
+    """Do nothing until ``until``. Event: Timer, or PollNow, which ends the wait early."""
 
     until: float
     """Monotonic seconds; ``inf`` if only an operator can end the wait."""
@@ -55,7 +55,7 @@ class Deliver:
 
     cursor: str | None
     signals: tuple[Signal, ...]
-    patience: float = 0.0
+    outcome_wait: float = 0.0
     """Seconds to wait at most for the outcomes of the signals."""
 
 

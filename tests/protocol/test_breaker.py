@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.model.config import ApplicationConfig
-from certctrl.protocol.breaker import BACKOFF_CAP, PROBE_CAP, SERVER_CAP, Cadence
+from certctrl.protocol.breaker import BACKOFF_CAP, PROBE_CAP, SERVER_CAP, CircuitBreaker
 
 CHANCE = st.floats(0, 1, exclude_max=True)
 CONFIGS = st.builds(
@@ -25,8 +25,8 @@ CONFIGS = st.builds(
 NEARLY_ONE = 1 - 1e-9
 
 
-def cadence(chance: float = 0.5, **settings: object) -> Cadence:
-    return Cadence(attrs.evolve(ApplicationConfig(), **settings), lambda: chance)
+def breaker(chance: float = 0.5, **settings: object) -> CircuitBreaker:
+    return CircuitBreaker(attrs.evolve(ApplicationConfig(), **settings), lambda: chance)
 
 
 def constant(chance: float) -> Callable[[], float]:
@@ -34,14 +34,14 @@ def constant(chance: float) -> Callable[[], float]:
 
 
 def test_the_default_interval() -> None:
-    assert cadence().interval() == 5.0
-    assert cadence(0.0).interval() == pytest.approx(4.5)
-    assert cadence(NEARLY_ONE).interval() == pytest.approx(5.5, abs=0.01)
-    assert cadence(0.0, poll_jitter=0.0).interval() == 5.0
+    assert breaker().interval() == 5.0
+    assert breaker(0.0).interval() == pytest.approx(4.5)
+    assert breaker(NEARLY_ONE).interval() == pytest.approx(5.5, abs=0.01)
+    assert breaker(0.0, poll_jitter=0.0).interval() == 5.0
 
 
 def test_never_below_ten_milliseconds() -> None:
-    assert cadence(poll_interval_ms=1).base == 0.01
+    assert breaker(poll_interval_ms=1).base == 0.01
 
 
 @pytest.mark.parametrize(
@@ -58,43 +58,43 @@ def test_never_below_ten_milliseconds() -> None:
     ],
 )
 def test_a_server_s_wish_is_clamped(asked: float, given_: float) -> None:
-    one = cadence(0.0)
+    one = breaker(0.0)
     assert one.server_delay(asked) == one.last_retry_after == given_
-    assert cadence(NEARLY_ONE).server_delay(asked) >= given_, "jitter never makes us come early"
+    assert breaker(NEARLY_ONE).server_delay(asked) >= given_, "jitter never makes us come early"
 
 
 def test_backoff_grows_to_its_cap() -> None:
-    grown = [cadence(NEARLY_ONE).backoff(n) for n in range(1, 12)]
+    grown = [breaker(NEARLY_ONE).backoff(n) for n in range(1, 12)]
     assert [round(delay) for delay in grown] == [5, 10, 20, 40, 80, 160, 300, 300, 300, 300, 300]
-    assert cadence(0.5).backoff(9) == pytest.approx(152.5), "chance after the cap: a fleet at the cap spreads out"
-    assert cadence(0.0).backoff(9) == 5.0
-    assert cadence(NEARLY_ONE).backoff(10**9) <= BACKOFF_CAP
+    assert breaker(0.5).backoff(9) == pytest.approx(152.5), "chance after the cap: a fleet at the cap spreads out"
+    assert breaker(0.0).backoff(9) == 5.0
+    assert breaker(NEARLY_ONE).backoff(10**9) <= BACKOFF_CAP
 
 
 def test_the_breaker_opens_at_the_tenth_failure_and_probes() -> None:
-    one = cadence(NEARLY_ONE)
+    one = breaker(NEARLY_ONE)
     for n in range(1, 10):
         one.failed()
-        assert (one.failures, one.breaker_open) == (n, False)
+        assert (one.failures, one.is_open) == (n, False)
     probes = [one.failed() for _ in range(7)]
-    assert one.breaker_open
+    assert one.is_open
     assert [round(delay) for delay in probes] == [60, 120, 240, 480, 900, 900, 900]
     one.reset()
-    assert (one.failures, one.breaker_open) == (0, False)
+    assert (one.failures, one.is_open) == (0, False)
     for _ in range(9):
         one.failed()
-    assert not one.breaker_open
+    assert not one.is_open
     assert round(one.failed()) == 60, "the next outage begins anew"
 
 
 def test_manual_recovery_waits_for_a_person() -> None:
-    one = cadence(recovery="manual", breaker_failures=2)
+    one = breaker(recovery="manual", breaker_failures=2)
     assert one.failed() < math.inf
     assert one.failed() == one.failed(1.0) == math.inf
 
 
 def test_a_wish_rules_over_backoff_but_not_over_the_breaker() -> None:
-    one = cadence(0.0, breaker_failures=6)
+    one = breaker(0.0, breaker_failures=6)
     assert [one.failed(7.0) for _ in range(5)] == [7.0] * 5
     assert one.failed(7.0) == 30.0, "the least pause of an open breaker"
     assert one.failed(2000.0) == 2000.0
@@ -102,7 +102,7 @@ def test_a_wish_rules_over_backoff_but_not_over_the_breaker() -> None:
 
 @given(CONFIGS, CHANCE, st.lists(st.none() | st.floats(-10, 1e9), max_size=60))
 def test_bounds_of_every_delay(config: ApplicationConfig, chance: float, wishes: list[float | None]) -> None:
-    one = Cadence(config, constant(chance))
+    one = CircuitBreaker(config, constant(chance))
     least = one.base * (1 - config.poll_jitter) - 1e-9
     most = max(PROBE_CAP, SERVER_CAP, one.base * (1 + config.poll_jitter)) + 1e-9
     assert 0 <= one.first_delay() <= config.first_poll_spread_seconds
@@ -110,19 +110,19 @@ def test_bounds_of_every_delay(config: ApplicationConfig, chance: float, wishes:
     for count, wish in enumerate(wishes, start=1):
         delay = one.failed(wish)
         assert one.failures == count
-        assert one.breaker_open == (count >= config.breaker_failures)
-        if one.breaker_open and config.recovery == "manual":
+        assert one.is_open == (count >= config.breaker_failures)
+        if one.is_open and config.recovery == "manual":
             assert delay == math.inf
         else:
             assert least <= delay <= most
-            if wish is not None and not one.breaker_open:
+            if wish is not None and not one.is_open:
                 assert delay >= min(max(wish, one.base), SERVER_CAP) - 1e-9
                 assert delay <= SERVER_CAP + 1e-9
 
 
 @given(CONFIGS, CHANCE, st.floats(allow_nan=False))
 def test_bounds_of_a_server_s_wish(config: ApplicationConfig, chance: float, wish: float) -> None:
-    one = Cadence(config, constant(chance))
+    one = CircuitBreaker(config, constant(chance))
     assert one.base - 1e-9 <= one.server_delay(wish) <= SERVER_CAP
     assert one.last_retry_after is not None
     assert one.base <= one.last_retry_after <= SERVER_CAP

@@ -30,7 +30,7 @@ def entry(signal: Signal, next_try_at: float = 0.0) -> InboxEntry:
 
 def test_nothing_to_do() -> None:
     choice = choose([], (), 0.0)
-    assert (choice.run, choice.superseded, choice.again_at) == ([], [], None)
+    assert (choice.run, choice.superseded, choice.next_retry_at) == ([], [], None)
 
 
 def test_the_newest_wins_whatever_came_first() -> None:
@@ -81,12 +81,12 @@ def test_a_busy_resource_is_left_alone() -> None:
 
 def test_a_failed_entry_waits_and_a_new_one_replaces_it_at_once() -> None:
     failed = entry(CertRenewed(1, 7), next_try_at=50.0)
-    assert choose([failed], (), 49.9).again_at == 50.0
+    assert choose([failed], (), 49.9).next_retry_at == 50.0
     assert choose([failed], (), 49.9).run == []
     assert choose([failed], (), 50.0).run == [failed]
     new = entry(CertRenewed(2, 7))
     choice = choose([failed, new], (), 0.0)
-    assert (choice.run, choice.superseded, choice.again_at) == ([new], [failed], None)
+    assert (choice.run, choice.superseded, choice.next_retry_at) == ([new], [failed], None)
 
 
 def test_strangers_do_not_supersede_each_other() -> None:
@@ -134,8 +134,8 @@ def test_what_every_choice_keeps(entries: list[InboxEntry], busy: set[str], now:
         assert any(one.signal.ts_ms >= gone.signal.ts_ms for one in heirs), "a newer one stays"
         if isinstance(gone.signal, CertRevoked):
             assert any(isinstance(one.signal, CertRevoked) for one in heirs), "an alarm stays"
-    if choice.again_at is not None:
-        assert choice.again_at > now
+    if choice.next_retry_at is not None:
+        assert choice.next_retry_at > now
 
 
 @given(ENTRIES, st.integers(0, 2**32))
@@ -152,8 +152,8 @@ def test_an_inbox_empties_and_its_last_word_per_resource_ran(entries: list[Inbox
             done = busy.pop(resource)
             ran.append(done)
             inbox = [one for one in inbox if one is not done]
-        elif choice.again_at is not None:
-            now = choice.again_at
+        elif choice.next_retry_at is not None:
+            now = choice.next_retry_at
         if not inbox:
             break
     assert not inbox
@@ -168,4 +168,4 @@ def test_what_was_put_off_while_the_clock_was_ahead_is_due() -> None:
     waits, was_ahead = entry(CertRenewed(1, 7), 1000.0 + 3600.0), entry(CertRenewed(1, 8), 1e9)
     choice = choose([waits, was_ahead], (), 1000.0, longest=3600.0)
     assert choice.run == [was_ahead], "nobody was ever told to wait that long"
-    assert choice.again_at == waits.next_try_at
+    assert choice.next_retry_at == waits.next_try_at

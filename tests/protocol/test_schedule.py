@@ -10,13 +10,13 @@ from certctrl.model.config import ApplicationConfig
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.protocol import steps
 from certctrl.protocol.events import Updates
-from certctrl.protocol.schedule import Pace
+from certctrl.protocol.schedule import Schedule
 
 SECONDS = st.floats(0, 0.9) | st.just(0.0)
 
 
 def asked(
-    pace: Pace, trips: list[tuple[float, float, float]], now: float = 100.0, free: list[bool] | None = None
+    pace: Schedule, trips: list[tuple[float, float, float]], now: float = 100.0, free: list[bool] | None = None
 ) -> list[float]:
     """Follow one full page after the other; return when each poll got to the plane, which refuses none.
 
@@ -27,7 +27,7 @@ def asked(
     for number, (to, held, back) in enumerate(trips):
         if number:
             now = max(now, pace.due_at(poll=True))
-        pace.begin_poll(now)
+        pace.note_poll(now)
         there = now + to
         if not offers.redeem("this device", f"{number - 1}-1"):
             bucket.take("this device")
@@ -36,25 +36,25 @@ def asked(
         page = Updates(cursor=f"{number}-1", signals=(), full=True, free=bool(free and free[number]))
         if page.free:
             offers.offer("this device", f"{number}-1")
-        pace.after_good(steps.Poll(cursor="0-0", wait=25, limit=20), page, True, now)
+        pace.after_success(steps.Poll(cursor="0-0", wait=25, limit=20), page, True, now)
     return found
 
 
 @given(st.lists(st.tuples(SECONDS, st.floats(0, 25) | st.just(0.0), SECONDS), min_size=1, max_size=40))
 def test_the_plane_refuses_no_page(trips: list[tuple[float, float, float]]) -> None:
     try:
-        asked(Pace(ApplicationConfig(), lambda: 0.5), trips)
+        asked(Schedule(ApplicationConfig(), lambda: 0.5), trips)
     except CertctrlError as error:
         raise AssertionError(f"refused: {error}") from None
 
 
 def test_five_at_once_and_then_one_a_second() -> None:
-    times = asked(Pace(ApplicationConfig(), lambda: 0.5), [(0, 0, 0)] * 9)
+    times = asked(Schedule(ApplicationConfig(), lambda: 0.5), [(0, 0, 0)] * 9)
     assert [round(one - times[0], 6) for one in times] == [0, 0, 0, 0, 0, 1, 2, 3, 4]
 
 
 def test_a_poll_that_was_held_has_its_token_back() -> None:
-    times = asked(Pace(ApplicationConfig(), lambda: 0.5), [(0, 20, 0), *[(0, 0, 0)] * 9])
+    times = asked(Schedule(ApplicationConfig(), lambda: 0.5), [(0, 20, 0), *[(0, 0, 0)] * 9])
     assert [round(one - times[1], 6) for one in times[1:]] == [0, 0, 0, 0, 0, 1, 2, 3, 4]
 
 
@@ -64,19 +64,19 @@ def test_the_plane_refuses_no_page_where_some_are_free(
 ) -> None:
     free = data.draw(st.lists(st.booleans(), min_size=len(trips), max_size=len(trips)))
     try:
-        asked(Pace(ApplicationConfig(), lambda: 0.5), trips, free=free)
+        asked(Schedule(ApplicationConfig(), lambda: 0.5), trips, free=free)
     except CertctrlError as error:
         raise AssertionError(f"refused: {error}") from None
 
 
 def test_free_pages_are_asked_for_at_once_and_leave_the_bucket_as_it_is() -> None:
-    times = asked(Pace(ApplicationConfig(), lambda: 0.5), [(0, 0, 0)] * 30, free=[True] * 20 + [False] * 10)
+    times = asked(Schedule(ApplicationConfig(), lambda: 0.5), [(0, 0, 0)] * 30, free=[True] * 20 + [False] * 10)
     assert [round(one - times[0], 6) for one in times] == [0] * 21 + [0, 0, 0, 0, 1, 2, 3, 4, 5]
 
 
 def test_a_free_page_that_was_not_full_is_no_reason_to_hurry() -> None:
-    pace = Pace(ApplicationConfig(), lambda: 0.5)
-    pace.begin_poll(100.0)
+    pace = Schedule(ApplicationConfig(), lambda: 0.5)
+    pace.note_poll(100.0)
     page = Updates(cursor="1-1", signals=(), full=False, free=True)
-    pace.after_good(steps.Poll(cursor="0-0", wait=0, limit=20), page, True, 100.0)
+    pace.after_success(steps.Poll(cursor="0-0", wait=0, limit=20), page, True, 100.0)
     assert pace.due_at(poll=True) > 104.0

@@ -9,7 +9,7 @@ import pytest
 from session_story import NEWS, S, Story
 
 from certctrl.protocol import events as ev
-from certctrl.protocol.session import OUTCOME_PATIENCE
+from certctrl.protocol.session import OUTCOME_WAIT
 from certctrl.protocol.steps import Deliver, FlushAcks, Poll, Refresh, Wait
 
 # --- the everyday ------------------------------------------------------------------------------------------
@@ -34,7 +34,6 @@ def test_a_step_stands_until_its_event_arrives() -> None:
     poll = story.next()
     story.now += 100
     story.tell(ev.Timer())
-    story.tell(ev.HighInterest(5))
     story.tell(ev.Delivered())
     story.tell(ev.TokenRefreshed())
     assert story.next() is poll
@@ -49,7 +48,7 @@ def test_the_first_poll_is_spread() -> None:
 
 def test_nothing_happens_before_the_start() -> None:
     story = Story(start=False)
-    for event in (ev.PollNow(), ev.Timer(), ev.HighInterest(1), ev.NoUpdates("c"), ev.Delivered()):
+    for event in (ev.PollNow(), ev.Timer(), ev.NoUpdates("c"), ev.Delivered()):
         story.tell(event)
         assert story.next() == Wait(math.inf, "not started")
     assert story.session.next_poll_at is None
@@ -74,7 +73,7 @@ def test_a_204_moves_the_cursor_to_disk() -> None:
 
 def test_a_page() -> None:
     story = Story(cursor="c1")
-    assert story.news("c2") == Deliver("c2", NEWS, OUTCOME_PATIENCE)
+    assert story.news("c2") == Deliver("c2", NEWS, OUTCOME_WAIT)
     assert story.wait() == 5.0
     assert story.poll().cursor == "c2"
     assert story.path == [S.INITIALIZING, S.POLLING, S.PROCESSING, S.ACKNOWLEDGING, S.POLLING]
@@ -167,7 +166,7 @@ def test_what_cannot_be_delivered_comes_again() -> None:
     pauses = []
     for _ in range(4):
         story.answer(ev.Updates("c2", NEWS, False))
-        assert story.next() == Deliver("c2", NEWS, OUTCOME_PATIENCE)
+        assert story.next() == Deliver("c2", NEWS, OUTCOME_WAIT)
         story.tell(ev.DeliverFailed("disk full"))
         assert story.session.state is S.ERROR
         assert story.session.seen_cursor == "c1"
@@ -227,8 +226,8 @@ def test_acks_wait_as_long_as_the_server_says() -> None:
 
 def test_the_outcomes_of_a_page_are_waited_for_unless_more_pages_come() -> None:
     story = Story()
-    for cursor, full, patience in (("c1", True, 0.0), ("c2", False, OUTCOME_PATIENCE), ("c3", True, 0.0)):
-        assert story.news(cursor, full=full) == Deliver(cursor, NEWS, patience)
+    for cursor, full, outcome_wait in (("c1", True, 0.0), ("c2", False, OUTCOME_WAIT), ("c3", True, 0.0)):
+        assert story.news(cursor, full=full) == Deliver(cursor, NEWS, outcome_wait)
         story.wait() if not full else None
 
 

@@ -148,11 +148,12 @@ def test_adaptive_long_polls_for_a_while_after_news() -> None:
     assert 60 <= story.now - began <= 70
 
 
-def test_high_interest_makes_adaptive_long_poll_and_leaves_the_other_modes_alone() -> None:
+def test_signals_make_adaptive_mode_long_poll_and_leave_interval_mode_alone() -> None:
     for mode, wait in (("adaptive", 25), ("interval", 0)):
-        story = Story(poll_mode=mode)
-        story.tell(ev.HighInterest(30))
-        story.tell(ev.HighInterest(-5))
+        story = Story(poll_mode=mode, adaptive_window_seconds=30)
+        story.news("c1")
+        if isinstance(story.next(), Wait):
+            story.wait()
         assert story.poll().wait == wait
         story.now += 31
         story.tell(ev.NoUpdates(None))

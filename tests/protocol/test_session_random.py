@@ -47,7 +47,7 @@ ANSWERS: dict[type, st.SearchStrategy[Any]] = {
 }
 # what comes without having been asked for, and answers to steps that nobody took
 STRAY = st.sampled_from(
-    [ev.Timer(), ev.HighInterest(30.0), ev.Started(True), ev.Delivered(), ev.AcksSent(), ev.TokenRefreshed(),
+    [ev.Timer(), ev.Started(True), ev.Delivered(), ev.AcksSent(), ev.TokenRefreshed(),
      ev.RefreshFailed("x"), ev.Resynced(), ev.ResyncFailed("x"), ev.NoUpdates("stray"), ev.Updates("stray", NEWS, True)]
 )  # fmt: skip
 CONFIGS = st.builds(

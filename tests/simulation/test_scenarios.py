@@ -14,7 +14,7 @@ from simulation.world import DEVICE, USER
 
 from certctrl.agent.reporter import snapshot
 from certctrl.errors import ExitStatus
-from certctrl.protocol.session import OUTCOME_PATIENCE
+from certctrl.protocol.session import OUTCOME_WAIT
 
 # --- polling --------------------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ def test_a_slow_signal_holds_up_the_next_poll_for_a_moment_only() -> None:
         began = trio.current_time()
         while len(scene.polls) == polls:
             await trio.sleep(0.05)
-        assert OUTCOME_PATIENCE <= trio.current_time() - began < OUTCOME_PATIENCE + 2
+        assert OUTCOME_WAIT <= trio.current_time() - began < OUTCOME_WAIT + 2
         assert not scene.live(row["id"])
         await scene.until(lambda: scene.live(row["id"]), 60)
 

@@ -121,8 +121,8 @@ def unlocked_init(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def impatient(self: Any, retry_after: float | None, now: float) -> bool:
-    self.cadence.failures += 1
-    self.later(now + 1.0, "backoff")
+    self.breaker.failures += 1
+    self.plan(now + 1.0, "backoff")
     return False
 
 
@@ -177,11 +177,11 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.agent.tokens.TokenKeeper.__init__", unlocked_init(KEEPER.__init__)),
     ],
     "breaker and backoff are gone": [
-        Mistake("certctrl.protocol.schedule.Pace.after_failure", impatient, plane_down=4),
-        Mistake("certctrl.protocol.schedule.Pace.due_at", lambda self, *, poll: self.due),
+        Mistake("certctrl.protocol.schedule.Schedule.after_failure", impatient, plane_down=4),
+        Mistake("certctrl.protocol.schedule.Schedule.due_at", lambda self, *, poll: self.due),
     ],
     "Retry-After is not obeyed": [
-        Mistake("certctrl.protocol.breaker.Cadence.server_delay", lambda self, asked: self.base, bad_answers=40)
+        Mistake("certctrl.protocol.breaker.CircuitBreaker.server_delay", lambda self, asked: self.base, bad_answers=40)
     ],
     "retries of a signal do not slow down": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._delay", eager_delay, plane_down=5, renew=3)

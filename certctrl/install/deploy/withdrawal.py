@@ -148,7 +148,7 @@ class Withdrawal:
     async def _note_rest(self, trouble: str) -> None:
         """Note whether a file or a service has it yet: then this is tried again, and status names it."""
         context, now = self.context, self.context.wall_now()
-        attempts = self.record.attempts * self.record.lingers + 1 if trouble else 0
+        attempts = self.record.attempts * self.record.withdrawal_incomplete + 1 if trouble else 0
         context.records.note(
             attrs.evolve(
                 context.records.certificates[self.record.cert_id],

@@ -135,7 +135,7 @@ async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockC
         assert outcome.detail.startswith("removed; 127.0.0.1:1001 still serves it from memory"), outcome.detail
         assert ("exited with 1" in outcome.detail) == bool(status)
         record = host.start().records[1]
-        assert (record.attempts, record.stage, record.lingers) == (attempts, Stage.WITHDRAWN, True)
+        assert (record.attempts, record.stage, record.withdrawal_incomplete) == (attempts, Stage.WITHDRAWN, True)
         assert record.last_error in outcome.detail
     service.served = ""
     host.proc.does.clear()
