@@ -27,7 +27,7 @@ from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.session import Session
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 T = TypeVar("T")
 

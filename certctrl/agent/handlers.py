@@ -49,7 +49,7 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     say(agent.log, Line.INSTALL_FETCHING, config_id=signal.config_id, version=signal.version)
     changed = await refresh_install_config(agent)
     outcome = await agent.installer.converge_all(agent.items, lasting=False)  # its outcome makes it so
-    stored = agent.store.load_install_config()
+    stored = agent.store.installed.load_install_config()
     version = stored.version if stored else "none"
     if outcome.ok and (changed or outcome.kind is OutcomeKind.APPLIED):
         say(agent.log, Line.INSTALL_APPLIED, version=version, changed=len(outcome.deployed))
@@ -94,7 +94,7 @@ async def _stage(agent: Agent, cert_id: int) -> Candidate:
 
 
 def _opener(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: DeployMaterials) -> Callable[[], Bundle]:
-    keys = agent.store.load_device_keys()
+    keys = agent.store.session.load_device_keys()
     opened = agent.installer.opener(cert_id, materials, keys.secret if keys is not None else b"", domains)
 
     def newest() -> Bundle:

@@ -26,7 +26,7 @@ from trio_util import RepeatedEvent
 
 from certctrl.model.records import Ack, InboxEntry
 from certctrl.model.signals import Signal, identity
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 ACK_LIMIT = 1000
 DONE_LIMIT = 1000
@@ -39,7 +39,7 @@ Offload = Callable[..., Awaitable[Any]]
 class Inbox:
     """Signals between "received" and "done", acks between "done" and "sent"."""
 
-    def __init__(self, store: StateStore, offload: Offload, *, limit: int) -> None:
+    def __init__(self, store: SessionState, offload: Offload, *, limit: int) -> None:
         self._store = store
         self._offload = offload
         self._limit = limit

@@ -15,15 +15,15 @@ from certctrl.model.plan import InstallConfig, InstallItem, Outcome, OutcomeKind
 from certctrl.protocol.wire.install_config import check_local_dependencies, install_config_from_wire, items_from_local
 from certctrl.store.config.files import load_local_installs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore, StoredInstallConfig
+from certctrl.store.state.installed import InstalledState, StoredInstallConfig
 
 
-def items_in_force(layout: ConfigDir, store: StateStore) -> tuple[InstallItem, ...]:
+def items_in_force(layout: ConfigDir, store: InstalledState) -> tuple[InstallItem, ...]:
     """Return the plane's items and then the local ones; a local row with the same id is another item."""
     return planes_items(store) + items_from_local(load_local_installs(layout))
 
 
-def planes_items(store: StateStore) -> tuple[InstallItem, ...]:
+def planes_items(store: InstalledState) -> tuple[InstallItem, ...]:
     """Return the items of the install config that is kept here."""
     stored = store.load_install_config()
     return install_config_from_wire(stored.raw).items if stored is not None else ()
@@ -68,7 +68,7 @@ async def refresh_install_config(agent: Agent) -> bool:
 
     Raises PlanError (kept out of the active state), PlaneError, TransportError, DiskError.
     """
-    stored = agent.store.load_install_config()
+    stored = agent.store.installed.load_install_config()
     user_id, device_id = await agent.tokens.identity()
 
     async def fetch(token: str) -> tuple[str, dict[str, Any]] | None:
@@ -101,7 +101,7 @@ async def refresh_install_config(agent: Agent) -> bool:
     changed = stored is None or config.installs_hash_b64 != stored.hash or config.version != stored.version
     if changed or (stored is not None and stored.etag != etag):
         fresh = StoredInstallConfig(raw=raw, etag=etag, version=config.version, hash=config.installs_hash_b64)
-        await agent.offload(agent.store.save_install_config, fresh)
+        await agent.offload(agent.store.installed.save_install_config, fresh)
     if changed:
         agent.installer.hurry()
     reload_items(agent)
@@ -137,7 +137,7 @@ def reload_items(agent: Agent) -> None:
     has just taken out.
     """
     try:
-        agent.items = items_in_force(agent.layout, agent.store)
+        agent.items = items_in_force(agent.layout, agent.store.installed)
         check_local_dependencies(local_rows(agent.items), [one.id for one in agent.items if not is_local(one.id)])
         agent.well("local-installs")
     except CertctrlError as error:
@@ -145,4 +145,4 @@ def reload_items(agent: Agent) -> None:
         if agent.trouble("local-installs", str(error), fix):
             say(agent.log, Line.LOCAL_INSTALLS_WRONG, what=error)
         with suppress(DiskError):  # a disk that cannot be read leaves in force what was
-            agent.items = planes_items(agent.store) + local_rows(agent.items)
+            agent.items = planes_items(agent.store.installed) + local_rows(agent.items)

@@ -35,7 +35,7 @@ async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, A
     async with open_agent(config_dir, seams or Seams()) as agent:
         await agent.installer.recover()
         pages, signals, until = 0, 0, trio.current_time() + BUSY_SECONDS
-        cursor = agent.store.load_cursor()
+        cursor = agent.store.session.load_cursor()
         while True:
             page = await _page(agent, cursor, until)
             pages, signals = pages + 1, signals + len(page.signals)
@@ -43,8 +43,8 @@ async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, A
             await agent.inbox.secure()
             cursor = page.cursor or cursor
             if cursor is not None:
-                await agent.offload(agent.store.save_cursor, cursor)
-            agent.store.save_last_poll(agent.wall_now())
+                await agent.offload(agent.store.session.save_cursor, cursor)
+            agent.store.session.save_last_poll(agent.wall_now())
             if not page.full:
                 break
         await handle_all(agent)
@@ -129,7 +129,7 @@ async def _page(agent: Agent, cursor: str | None, until: float) -> events.Update
             await agent.tokens.refresh(await agent.tokens.current())
             return await _page(agent, cursor, until)
         case events.CursorExpired():
-            await agent.offload(agent.store.clear_cursor)
+            await agent.offload(agent.store.session.clear_cursor)
             await plan_resync(agent, "the cursor was reset")
             return await _page(agent, None, until)
         case events.DeviceRevoked():

@@ -162,8 +162,8 @@ def rolled_back(agent: Agent, record: CertRecord, outcome: Outcome) -> dict[str,
 
 async def forget_trust(agent: Agent, *, install_config: bool, scripts: bool) -> dict[str, Any]:
     """Forget the versions of install configs, the pins of scripts, or both; log it and return what they were."""
-    configs = await agent.offload(agent.store.forget_versions) if install_config else {}
-    pins = await agent.offload(agent.store.forget_pins) if scripts else []
+    configs = await agent.offload(agent.store.installed.forget_versions) if install_config else {}
+    pins = await agent.offload(agent.store.installed.forget_pins) if scripts else []
     say(agent.log, Line.TRUST_RESET, configs=len(configs), scripts=len(pins))
     return {"install_configs": configs, "scripts": pins}
 

@@ -179,8 +179,8 @@ class Poller:
         with trio.CancelScope(shield=True):
             await agent.inbox.secure()
             if cursor is not None:
-                await agent.offload(agent.store.save_cursor, cursor)
-        agent.store.save_last_poll(agent.wall_now())
+                await agent.offload(agent.store.session.save_cursor, cursor)
+        agent.store.session.save_last_poll(agent.wall_now())
 
     async def _refresh(self) -> events.Event:
         agent = self.agent
@@ -199,7 +199,7 @@ class Poller:
         agent = self.agent
         say(agent.log, Line.CURSOR_RESET, key="CURSOR_EXPIRED", cursor=agent.session.seen_cursor or "none")
         try:
-            await agent.offload(agent.store.clear_cursor)
+            await agent.offload(agent.store.session.clear_cursor)
             await plan_resync(agent, "the cursor was reset")
         except NotRegisteredError as error:
             return events.RefreshRefused(str(error))

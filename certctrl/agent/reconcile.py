@@ -127,7 +127,7 @@ async def plan_resync(agent: Agent, why: str) -> int:
     signals = list(found.signals)
     signals += () if found.behind else compare_cas(cas, agent.installer.cas, ts_ms)
     if changed or await agent.installer.unfinished(agent.items):
-        stored = agent.store.load_install_config()
+        stored = agent.store.installed.load_install_config()
         signals.append(
             InstallUpdated(
                 ts_ms=ts_ms,

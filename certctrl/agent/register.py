@@ -37,9 +37,10 @@ from certctrl.model.records import DeviceKeys, Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.device_flow import DeviceFlow, Done, Expired, GrantReady, PollGrant, Refused, uri_problem
 from certctrl.protocol.wire.enrolment import Registration
-from certctrl.store.disk.fs import Fs
+from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.files import sweep_leftovers
+from certctrl.store.state.session import SessionState
 
 SCOPES = ("device",)
 TRY_FOR_SECONDS = 60.0
@@ -78,7 +79,7 @@ class Registered:
 
 async def register(
     layout: ConfigDir,
-    store: StateStore,
+    store: SessionState,
     plane: ControlPlane,
     config: AgentConfig,
     *,
@@ -115,12 +116,12 @@ async def register(
 # --- identity -----------------------------------------------------------------------------------------------
 
 
-async def _identity(layout: ConfigDir, store: StateStore, fs: Fs | None) -> tuple[str, DeviceKeys]:
+async def _identity(layout: ConfigDir, store: SessionState, fs: Fs | None) -> tuple[str, DeviceKeys]:
     """Return this directory's device id and key pair, making and storing what is missing or damaged."""
     lock = await wait_for_token_lock(layout, fs)
     try:
         with suppress(DiskError):  # what a killed run left; nothing depends on it
-            store.sweep()
+            sweep_leftovers(layout, fs or RealFs())
         device_id = _unless_damaged(store.load_device_id, "device id")
         if device_id is None:
             device_id = str(uuid.uuid4())
@@ -225,7 +226,7 @@ async def _enrol(enrol_once: Form, *, unattended: bool) -> Registration:
         pause = min(pause * 2, LAST_PAUSE)
 
 
-async def _enrol_once(layout: ConfigDir, store: StateStore, form: Form, fs: Fs | None) -> Registration:
+async def _enrol_once(layout: ConfigDir, store: SessionState, form: Form, fs: Fs | None) -> Registration:
     async def post_and_store() -> Registration:
         with store.reserve_tokens() as reservation:
             done = await form()
@@ -240,7 +241,7 @@ async def _enrol_once(layout: ConfigDir, store: StateStore, form: Form, fs: Fs |
         lock.release()
 
 
-def _forget_other_cursor(store: StateStore, done: Registration) -> None:
+def _forget_other_cursor(store: SessionState, done: Registration) -> None:
     """Drop the cursor unless the device is surely the same: another device's stream has other positions.
 
     Before the tokens are stored: an old registration without a cursor only compares everything once.

@@ -193,6 +193,6 @@ async def report_forever(agent: Agent, notifier: Notifier) -> None:
 async def save_status(agent: Agent, status: dict[str, Any]) -> None:
     """Write ``state/status.json``; a disk that refuses it costs nothing but the news."""
     try:
-        await agent.offload(agent.store.save_status, status)
+        await agent.offload(agent.store.installed.save_status, status)
     except DiskError:
         return

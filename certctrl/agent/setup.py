@@ -36,7 +36,7 @@ from certctrl.store.disk.atomic import check_modes, make_tree
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.disk.lock import lock_daemon
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 WORKING_THREADS = 3
 """Threads of disk and crypto work side by side. Each holds the interpreter while it computes: forty of them, Trio's
@@ -105,7 +105,7 @@ async def _assembled(
     layout: ConfigDir, loaded: LoadedConfig, seams: Seams, log: logging.Logger
 ) -> AsyncIterator[Agent]:
     config, store = loaded.config, StateStore(layout, seams.fs)
-    if store.load_tokens() is None or store.load_device_keys() is None:
+    if store.session.load_tokens() is None or store.session.load_device_keys() is None:
         raise NotRegisteredError(
             f"this device is not registered ({layout.state} holds no tokens)",
             fix=f"cert-ctrl -c {layout.root} register",
@@ -150,17 +150,17 @@ def _assemble(
         plane=plane,
         tokens=_token_keeper(layout, config, store, plane, seams),
         installer=_installer(layout, store, seams, log, current),
-        inbox=Inbox(store, seams.offload, limit=config.application.queue_size),
+        inbox=Inbox(store.session, seams.offload, limit=config.application.queue_size),
         burst=burst,
         batches=Batches(lambda prepared, ids: converge_in_force(agent, prepared, ids), burst),
-        session=Session(config.application, cursor=store.load_cursor(), random=seams.random),
+        session=Session(config.application, cursor=store.session.load_cursor(), random=seams.random),
         figures=Figures(),
         log=log,
         wall_now=seams.wall_now,
         random=seams.random,
         offload=seams.offload,
         config=config,
-        device_id=store.load_device_id(),
+        device_id=store.session.load_device_id(),
         policy=load_policy(layout, require_root_owned=False),
         environ=seams.environ,
         on_reload=seams.on_reload,
@@ -175,7 +175,7 @@ def _token_keeper(
 ) -> TokenKeeper:
     return TokenKeeper(
         layout=layout,
-        store=store,
+        store=store.session,
         plane=plane,
         config=config,
         wall_now=seams.wall_now,
@@ -192,7 +192,7 @@ def _installer(
         layout=layout,
         fs=seams.fs,
         generations=GenerationStore(layout, seams.fs),
-        state=store,
+        state=store.installed,
         policy=lambda: agent().policy,
         config=lambda: agent().config,
         proc=seams.proc,

@@ -32,7 +32,7 @@ from certctrl.protocol.wire.enrolment import Refreshed, refresh_refused
 from certctrl.store.disk.fs import Fs
 from certctrl.store.disk.lock import FileLock, token_lock
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 LOCK_SECONDS = 35.0
 POST_SECONDS = 30.0
@@ -59,7 +59,7 @@ class Spender:
     """The only code that sends a refresh token. One call at a time per process: the caller sees to that."""
 
     def __init__(
-        self, *, layout: ConfigDir, store: StateStore, plane: ControlPlane, offload: Offload, fs: Fs | None = None
+        self, *, layout: ConfigDir, store: SessionState, plane: ControlPlane, offload: Offload, fs: Fs | None = None
     ) -> None:
         self._layout = layout
         self._fs = fs

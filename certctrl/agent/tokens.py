@@ -26,7 +26,7 @@ from certctrl.model.config import AgentConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 WARN_SECONDS = 60.0
 YOUNG_SECONDS = 2.0
@@ -46,7 +46,7 @@ class TokenKeeper:
         self,
         *,
         layout: ConfigDir,
-        store: StateStore,
+        store: SessionState,
         plane: ControlPlane,
         config: AgentConfig,
         wall_now: Callable[[], float],

@@ -42,12 +42,12 @@ def _check_local_installs(layout: ConfigDir) -> None:
     )
     from certctrl.store.config.files import load_local_installs
     from certctrl.store.disk.fs import RealFs
-    from certctrl.store.state.session import StateStore
+    from certctrl.store.state.installed import InstalledState
 
     rows = items_from_local(load_local_installs(layout))
     named, own = {name for row in rows for name in row.depends_on}, {row.id for row in rows}
     # Read the daemon's state only if an item depends on one outside the operator's file.
-    stored = StateStore(layout, RealFs()).load_install_config() if named - own else None
+    stored = InstalledState(layout, RealFs()).load_install_config() if named - own else None
     planes = install_config_from_wire(stored.raw).items if stored is not None else ()
     check_local_dependencies(rows, [item.id for item in planes])
 

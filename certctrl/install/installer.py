@@ -47,7 +47,7 @@ from certctrl.model.records import CertRecord
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir, safe_name
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.installed import InstalledState
 from certctrl.text import one_line
 
 __all__ = ["Candidate", "Installer", "in_use"]
@@ -70,7 +70,7 @@ class Installer:
         layout: ConfigDir,
         fs: Fs,
         generations: GenerationStore,
-        state: StateStore,
+        state: InstalledState,
         policy: Callable[[], HostPolicy],
         config: Callable[[], AgentConfig],
         proc: Proc,
@@ -258,7 +258,7 @@ class Installer:
         *,
         layout: ConfigDir,
         fs: Fs,
-        state: StateStore,
+        state: InstalledState,
         policy: HostPolicy,
         config: AgentConfig,
         wall_now: Callable[[], float],

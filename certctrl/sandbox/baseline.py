@@ -25,7 +25,7 @@ from certctrl.sandbox.servers import Server
 from certctrl.sandbox.witness_client import Witness
 from certctrl.store.disk.atomic import write_atomic
 from certctrl.store.disk.fs import RealFs
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 NAME = "floor.sandbox.test"
 ROUNDS = 20
@@ -40,7 +40,7 @@ class Floor:
     """The least client, and one certificate of its own."""
 
     http: Http
-    store: StateStore
+    store: SessionState
     pair: Path
     """Directory that the service reads this certificate's pair from."""
     cert_id: int

@@ -45,7 +45,7 @@ from certctrl.sandbox.workspace import allow_service, sandbox_directory, stage_a
 from certctrl.store.config.files import load_config
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 USER_ID = 1
 
@@ -196,7 +196,7 @@ class Show:
             await operator.assign(USER_ID, device_id, row["id"])
             floor = Floor(
                 http=http,
-                store=StateStore(layout, RealFs()),
+                store=SessionState(layout, RealFs()),
                 pair=pair,
                 cert_id=row["id"],
                 user_id=USER_ID,
@@ -254,7 +254,7 @@ async def enrol(layout: ConfigDir, http: HttpxHttp, operator: Operator) -> int:
     config = load_config(layout, {}).config
     done = await register(
         layout,
-        StateStore(layout, RealFs()),
+        SessionState(layout, RealFs()),
         ControlPlane(http, config, wall_now=wall_now),
         config,
         enrolment_token=token["token"],

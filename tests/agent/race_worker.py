@@ -21,7 +21,7 @@ from certctrl.net.control_plane import ControlPlane
 from certctrl.net.transport import HttpxHttp
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 OVER, RELOGIN = 0, 9
 # Expiries come faster here than any plane sends them.
@@ -42,7 +42,7 @@ async def main(root: Path, url: str, ca_file: str) -> int:
         application=ApplicationConfig(server_url=url), httpclient=HttpClientConfig(ca_files=(ca_file,))
     )
     layout = ConfigDir(root)
-    store = StateStore(layout, RealFs())
+    store = SessionState(layout, RealFs())
     http = Signed(config, root=root, wall_now=time.time)
     plane = ControlPlane(http, config, wall_now=time.time)
     keeper = tokens.TokenKeeper(

@@ -16,7 +16,7 @@ from certctrl.protocol.wire.enrolment import Registration
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 WALL = 1_790_000_000.0
 URL = "https://plane.example:8443"
@@ -88,8 +88,8 @@ class Host:
         make_tree(self.fs, self.layout)
 
     @property
-    def store(self) -> StateStore:
-        return StateStore(self.layout, self.fs)
+    def store(self) -> SessionState:
+        return SessionState(self.layout, self.fs)
 
     async def register(self, plane: FakePlane, *, token: str | None = None, url: str = URL) -> Registered:
         config = AgentConfig(application=ApplicationConfig(server_url=url, name="web-1"))

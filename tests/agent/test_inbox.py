@@ -21,7 +21,7 @@ from certctrl.protocol.wire.signals import ack_event
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 A, B = CertRenewed(ts_ms=1, cert_id=1), CertRenewed(ts_ms=1, cert_id=2)
 
@@ -42,13 +42,13 @@ class Disk:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> StateStore:
+def store(tmp_path: Path) -> SessionState:
     layout = ConfigDir(tmp_path / "agent")
     make_tree(RealFs(), layout)
-    return StateStore(layout, RealFs())
+    return SessionState(layout, RealFs())
 
 
-def again(store: StateStore) -> Inbox:
+def again(store: SessionState) -> Inbox:
     return Inbox(store, Disk(), limit=10)
 
 
@@ -58,7 +58,7 @@ async def admitted(inbox: Inbox, signals: Sequence[Signal]) -> list[InboxEntry]:
     return entries
 
 
-async def test_an_ack_that_nobody_has_looked_at_is_not_waited_for(store: StateStore) -> None:
+async def test_an_ack_that_nobody_has_looked_at_is_not_waited_for(store: SessionState) -> None:
     """Also when it came before the waiting began; what a sender has seen and could not send waits for its next try."""
     inbox = again(store)
     await inbox.finish(await admitted(inbox, [A]), [{"n": 1}])
@@ -72,7 +72,7 @@ async def test_an_ack_that_nobody_has_looked_at_is_not_waited_for(store: StateSt
         await inbox.report({"n": 2})
 
 
-async def test_a_page_is_durable_once_it_is_secured_and_a_duplicate_is_nothing(store: StateStore) -> None:
+async def test_a_page_is_durable_once_it_is_secured_and_a_duplicate_is_nothing(store: SessionState) -> None:
     inbox = again(store)
     assert [e.signal for e in inbox.admit([A, B, A])] == [A, B]
     assert inbox.behind
@@ -82,7 +82,7 @@ async def test_a_page_is_durable_once_it_is_secured_and_a_duplicate_is_nothing(s
     assert [e.signal for e in again(store).entries()] == [A, B]
 
 
-async def test_what_is_done_by_then_is_never_written(store: StateStore) -> None:
+async def test_what_is_done_by_then_is_never_written(store: SessionState) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=10)
     (entry,) = inbox.admit([A])
@@ -97,16 +97,16 @@ async def test_what_is_done_by_then_is_never_written(store: StateStore) -> None:
 async def test_what_has_failed_by_then_outlives_a_power_cut_all_the_same() -> None:
     layout, fs = ConfigDir(Path("/agent")), ModelFs()
     make_tree(fs, layout)
-    inbox = again(StateStore(layout, fs))
+    inbox = again(SessionState(layout, fs))
     (entry,) = inbox.admit([A])
     await inbox.keep(entry, error="no route", next_try_at=99.0, count=True, ack=None)
     await inbox.secure()
     for left in fs.crash_states(100, random.Random(1)):
-        (kept,) = again(StateStore(layout, left)).entries()
+        (kept,) = again(SessionState(layout, left)).entries()
         assert kept.attempts == 1
 
 
-async def test_an_outcome_is_on_disk_before_its_signal_is_gone(store: StateStore) -> None:
+async def test_an_outcome_is_on_disk_before_its_signal_is_gone(store: SessionState) -> None:
     inbox = again(store)
     (entry,) = await admitted(inbox, [A])
     await inbox.finish([entry], [{"type": "signal.ack"}])
@@ -116,7 +116,7 @@ async def test_an_outcome_is_on_disk_before_its_signal_is_gone(store: StateStore
     assert later.admit([A]) == []  # a replay after a restart
 
 
-async def test_a_failure_is_kept_with_its_attempts(store: StateStore) -> None:
+async def test_a_failure_is_kept_with_its_attempts(store: SessionState) -> None:
     inbox = again(store)
     (entry,) = await admitted(inbox, [A])
     await inbox.keep(entry, error="no route", next_try_at=99.0, count=True, ack=None)
@@ -124,7 +124,7 @@ async def test_a_failure_is_kept_with_its_attempts(store: StateStore) -> None:
     assert (kept.attempts, kept.last_error, kept.next_try_at) == (1, "no route", 99.0)
 
 
-async def test_what_ends_while_a_page_is_written_does_not_come_back(store: StateStore) -> None:
+async def test_what_ends_while_a_page_is_written_does_not_come_back(store: SessionState) -> None:
     inbox = again(store)
     first, second = await admitted(inbox, [A, B])
     async with trio.open_nursery() as nursery:
@@ -140,7 +140,7 @@ async def test_what_ends_while_a_page_is_written_does_not_come_back(store: State
         assert isinstance(page.signal, InstallUpdated)
 
 
-async def test_a_full_disk_secures_nothing_and_forgets_nothing(store: StateStore) -> None:
+async def test_a_full_disk_secures_nothing_and_forgets_nothing(store: SessionState) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
@@ -158,7 +158,7 @@ async def test_a_full_disk_secures_nothing_and_forgets_nothing(store: StateStore
     assert [e.signal for e in again(store).entries()] == [B]
 
 
-async def test_a_burst_of_endings_is_few_writes(store: StateStore, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_burst_of_endings_is_few_writes(store: SessionState, autojump_clock: trio.testing.MockClock) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=1000)
     entries = await admitted(inbox, [CertRenewed(ts_ms=1, cert_id=n) for n in range(100)])
@@ -171,7 +171,7 @@ async def test_a_burst_of_endings_is_few_writes(store: StateStore, autojump_cloc
     assert again(store).acks_pending == 100
 
 
-async def test_a_full_inbox_makes_the_poller_wait(store: StateStore, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_full_inbox_makes_the_poller_wait(store: SessionState, autojump_clock: trio.testing.MockClock) -> None:
     inbox = Inbox(store, Disk(), limit=2)
     assert inbox.has_room(20)  # empty: always, or a small limit would stop polling for ever
     entries = await admitted(inbox, [A, B])
@@ -186,7 +186,7 @@ async def test_a_full_inbox_makes_the_poller_wait(store: StateStore, autojump_cl
 
 
 async def test_room_that_the_disk_refuses_to_note_is_room_all_the_same(
-    store: StateStore, autojump_clock: trio.testing.MockClock
+    store: SessionState, autojump_clock: trio.testing.MockClock
 ) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=1)
@@ -203,7 +203,7 @@ async def test_room_that_the_disk_refuses_to_note_is_room_all_the_same(
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_outcomes_are_waited_for_until_each_is_there(
-    store: StateStore, autojump_clock: trio.testing.MockClock, fails: bool
+    store: SessionState, autojump_clock: trio.testing.MockClock, fails: bool
 ) -> None:
     inbox = again(store)
     one, two = await admitted(inbox, [A, B])
@@ -226,7 +226,7 @@ async def test_outcomes_are_waited_for_until_each_is_there(
     await inbox.wait_for_outcomes([one])
 
 
-async def test_acks_are_bounded_and_counted(store: StateStore) -> None:
+async def test_acks_are_bounded_and_counted(store: SessionState) -> None:
     inbox = again(store)
     for n in range(ACK_LIMIT + 5):
         inbox._acks.append(inbox_ack(n))
@@ -236,7 +236,7 @@ async def test_acks_are_bounded_and_counted(store: StateStore) -> None:
     assert inbox.next_acks(1) == [{"n": 6}]
 
 
-async def test_sent_acks_leave_and_newer_ones_stay(store: StateStore) -> None:
+async def test_sent_acks_leave_and_newer_ones_stay(store: SessionState) -> None:
     inbox = again(store)
     await inbox.report({"n": 1})
     batch = inbox.next_acks(100)
@@ -248,7 +248,9 @@ async def test_sent_acks_leave_and_newer_ones_stay(store: StateStore) -> None:
     assert again(store).next_acks(10) == [{"config_id": 1, "version": 1}]
 
 
-async def test_sent_acks_leave_the_disk_with_the_next_outcome_and_cost_no_write_of_their_own(store: StateStore) -> None:
+async def test_sent_acks_leave_the_disk_with_the_next_outcome_and_cost_no_write_of_their_own(
+    store: SessionState,
+) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
@@ -268,7 +270,7 @@ def inbox_ack(n: int) -> Any:
     return Ack(event={"n": n})
 
 
-async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_outcomes(store: StateStore) -> None:
+async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_outcomes(store: SessionState) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
@@ -282,7 +284,7 @@ async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_o
     assert found.next_acks(10) == [{"type": "signal.ack"}], "the outcome was there before its signal left"
 
 
-async def test_what_the_disk_refused_is_written_when_nothing_else_comes(store: StateStore) -> None:
+async def test_what_the_disk_refused_is_written_when_nothing_else_comes(store: SessionState) -> None:
     disk = Disk()
     inbox = Inbox(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
@@ -296,7 +298,7 @@ async def test_what_the_disk_refused_is_written_when_nothing_else_comes(store: S
     assert again(store).entries() == [], "a restart would have done it again"
 
 
-async def test_a_signal_that_keeps_failing_holds_no_room(store: StateStore) -> None:
+async def test_a_signal_that_keeps_failing_holds_no_room(store: SessionState) -> None:
     inbox = Inbox(store, Disk(), limit=1)
     (entry,) = await admitted(inbox, [A])
     assert not inbox.has_room(20)
@@ -304,7 +306,7 @@ async def test_a_signal_that_keeps_failing_holds_no_room(store: StateStore) -> N
     assert inbox.has_room(20), "others go on"
 
 
-async def test_what_failed_is_due_at_once_when_a_person_asks(store: StateStore) -> None:
+async def test_what_failed_is_due_at_once_when_a_person_asks(store: SessionState) -> None:
     inbox = Inbox(store, Disk(), limit=10)
     first, second = await admitted(inbox, [A, B])
     await inbox.keep(first, error="bad", next_try_at=1e12, count=True, ack=None)
@@ -316,7 +318,7 @@ async def test_what_failed_is_due_at_once_when_a_person_asks(store: StateStore) 
     assert [(entry.last_error, entry.attempts) for entry in inbox.entries()] == [("bad again", 2)]
 
 
-async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_run_again(store: StateStore) -> None:
+async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_run_again(store: SessionState) -> None:
     inbox = again(store)
     (entry,) = await admitted(inbox, [A])
     await inbox.finish([entry], [ack_event(A, Outcome(kind=OutcomeKind.APPLIED), 1)])

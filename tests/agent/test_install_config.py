@@ -21,7 +21,8 @@ from certctrl.protocol.wire.canonical import canonical_json
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore, StoredInstallConfig
+from certctrl.store.state.installed import StoredInstallConfig
+from certctrl.store.state.store import StateStore
 
 APPLIED, FAILED, UNCHANGED = (
     Outcome(kind=kind) for kind in (OutcomeKind.APPLIED, OutcomeKind.FAILED, OutcomeKind.UNCHANGED)
@@ -60,14 +61,16 @@ def test_another_config_in_between_does_not_hide_that_a_version_has_other_conten
     """A plane that names config 1, then 2, then 1 again may not change what version 5 of 1 says."""
     scene = LocalScene(tmp_path)
     for config_id, version, digest in ((1, 5, "aaaa"), (2, 1, "bbbb")):
-        scene.store.save_install_config(
+        scene.store.installed.save_install_config(
             StoredInstallConfig(raw={"id": config_id}, etag=None, version=version, hash=digest)
         )
     again = InstallConfig(id=1, version=5, items=(), installs_hash_b64="aaaa")
-    check_not_replayed(again, scene.store.load_install_config())
-    check_not_replayed(attrs.evolve(again, version=6, installs_hash_b64="cccc"), scene.store.load_install_config())
+    check_not_replayed(again, scene.store.installed.load_install_config())
+    check_not_replayed(
+        attrs.evolve(again, version=6, installs_hash_b64="cccc"), scene.store.installed.load_install_config()
+    )
     with pytest.raises(PlanError, match="other contents") as caught:
-        check_not_replayed(attrs.evolve(again, installs_hash_b64="cccc"), scene.store.load_install_config())
+        check_not_replayed(attrs.evolve(again, installs_hash_b64="cccc"), scene.store.installed.load_install_config())
     assert caught.value.reason == "equivocation"
 
 
@@ -111,7 +114,7 @@ class LocalScene:
         items = [{"id": name, "type": "import_ca"} for name in ids]
         digest = base64.b64encode(hashlib.sha256(canonical_json(items).encode()).digest()).decode()
         raw = {"id": 1, "version": version, "installs": items, "installs_hash_b64": digest}
-        self.store.save_install_config(StoredInstallConfig(raw=raw, etag=None, version=version, hash=digest))
+        self.store.installed.save_install_config(StoredInstallConfig(raw=raw, etag=None, version=version, hash=digest))
 
     def read(self, text: str | None = None) -> list[str]:
         if text is not None:

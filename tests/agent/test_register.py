@@ -20,7 +20,7 @@ from certctrl.protocol.device_flow import GrantDenied, GrantExpired, GrantFailed
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.lock import token_lock
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ async def test_what_is_stored_before_anything_is_sent(host: Host, autojump_clock
     """The secret half must be safe before the plane seals anything to the public one."""
 
     def look(form: dict[str, Any]) -> None:
-        keys = StateStore(host.layout, RealFs()).load_device_keys()
+        keys = SessionState(host.layout, RealFs()).load_device_keys()
         assert keys is not None
         assert keys.public == form["public_key"]
         for path in (host.layout.device_secret_key, host.layout.device_public_key):
@@ -149,10 +149,10 @@ async def test_what_is_stored_before_anything_is_sent(host: Host, autojump_clock
 
 
 async def test_a_full_disk_registers_nothing(host: Host, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: StateStore, size: int = 0) -> None:
+    def full(self: SessionState, size: int = 0) -> None:
         raise DiskError("cannot reserve space: No space left on device", path="state", errno=28)
 
-    monkeypatch.setattr(StateStore, "reserve_tokens", full)
+    monkeypatch.setattr(SessionState, "reserve_tokens", full)
     plane = FakePlane()
     with pytest.raises(DiskError):
         await host.register(plane, token="t")

@@ -20,7 +20,7 @@ from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.protocol.wire.enrolment import Refreshed, Registration
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 ROOT = ConfigDir(Path("/agent"))
 
@@ -85,7 +85,7 @@ def register_on(fs: ModelFs) -> None:
 
 def consistent(fs: ModelFs) -> None:
     """Check what a disk says against what the plane was told, then run `register` again on it."""
-    store = StateStore(ROOT, fs)
+    store = SessionState(ROOT, fs)
     if "public_key" in fs.promises:
         keys = store.load_device_keys()
         assert keys is not None, "the plane seals to a key that is gone"
@@ -124,7 +124,7 @@ def test_a_register_that_is_cut_off_anywhere_can_be_run_again(again: bool) -> No
 
 
 def refresh_on(fs: ModelFs) -> None:
-    store = StateStore(ROOT, fs)
+    store = SessionState(ROOT, fs)
     config = AgentConfig(application=ApplicationConfig(server_url=URL))
 
     async def inline(call: Callable[..., Any], *args: Any) -> Any:
@@ -141,7 +141,7 @@ def refresh_on(fs: ModelFs) -> None:
 
 
 def refreshes_again(fs: ModelFs) -> None:
-    store = StateStore(ROOT, fs)
+    store = SessionState(ROOT, fs)
     tokens = store.load_tokens()
     assert tokens is not None, "the session is lost"
     if "used" in fs.promises:

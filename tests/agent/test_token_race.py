@@ -26,7 +26,7 @@ from certctrl.model.records import Tokens
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 WORKER = Path(__file__).with_name("race_worker.py")
 
@@ -169,7 +169,7 @@ async def run_race(root: Path, *, processes: int, rotations: int, kills: int, se
     server = Server(rotations, chance, lost_answers=0.02)
     layout = ConfigDir(root / "agent")
     make_tree(RealFs(), layout)
-    store = StateStore(layout, RealFs())
+    store = SessionState(layout, RealFs())
     store.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
     store.save_tokens(Tokens(access_token=server.access[0], refresh_token=server.refresh[0]))
 
@@ -186,7 +186,7 @@ async def run_race(root: Path, *, processes: int, rotations: int, kills: int, se
     judge(server, race, store, processes)
 
 
-def judge(server: Server, race: Race, store: StateStore, processes: int) -> None:
+def judge(server: Server, race: Race, store: SessionState, processes: int) -> None:
     """Exactly one spend per rotation, but for answers that were lost on the way."""
     made = len(server.refresh) - 1
     unexplained = []

@@ -16,7 +16,7 @@ from certctrl.protocol.wire.enrolment import Refreshed
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 WALL = 1_790_000_000.0
 KEY = "k" * 32
@@ -32,7 +32,7 @@ class World:
     def __init__(self, root: Path) -> None:
         self.layout = ConfigDir(root)
         make_tree(RealFs(), self.layout)
-        self.store = StateStore(self.layout, RealFs())
+        self.store = SessionState(self.layout, RealFs())
         self.store.save_device_id("uuid")
         self.spent: list[str] = []
         self.deadlines: list[float] = []

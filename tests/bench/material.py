@@ -21,7 +21,7 @@ from certctrl.plane.ca import sealing, x509
 from certctrl.store.config.files import init_config_dir
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 DAY = 86_400.0
 RSA_KEYS = 8
@@ -109,9 +109,9 @@ def make_agent(root: Path, material: Material, *, url: str, **settings: Any) -> 
     layout.application.write_text(json.dumps(application))
     layout.log_config.write_text(json.dumps({"stderr": False, "file": "agent.log"}))
     store = StateStore(layout, fs)
-    store.save_device_id("00000000-0000-4000-8000-000000000000")
-    store.save_device_keys(material.device)
-    store.save_tokens(Tokens(access_token=long_token(), refresh_token="rt_bench"))
+    store.session.save_device_id("00000000-0000-4000-8000-000000000000")
+    store.session.save_device_keys(material.device)
+    store.session.save_tokens(Tokens(access_token=long_token(), refresh_token="rt_bench"))
     return layout
 
 

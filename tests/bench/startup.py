@@ -18,7 +18,7 @@ from certctrl.model.records import CertRecord, DeviceKeys, Stage, Tokens
 from certctrl.store.config.files import init_config_dir
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 FLOOR = "python -c pass"
 # case -> (most that it may be, what it should be), as multiples of the floor
@@ -40,11 +40,11 @@ def make_directory(root: Path, *, certificates: int) -> None:
     init_config_dir(fs, layout, server_url="https://plane.example", ca_pem=None)
     store = StateStore(layout, fs)
     now = datetime.datetime.now(datetime.UTC).timestamp()
-    store.save_device_id("00000000-0000-4000-8000-000000000000")
-    store.save_device_keys(DeviceKeys(public=bytes(32), secret=bytes(32)))
-    store.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_bench"))
-    store.save_certificates({number: record(number, now) for number in range(1, certificates + 1)})
-    store.save_status({"running": False, "state": "Polling", "health": "healthy"})
+    store.session.save_device_id("00000000-0000-4000-8000-000000000000")
+    store.session.save_device_keys(DeviceKeys(public=bytes(32), secret=bytes(32)))
+    store.session.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_bench"))
+    store.installed.save_certificates({number: record(number, now) for number in range(1, certificates + 1)})
+    store.installed.save_status({"running": False, "state": "Polling", "health": "healthy"})
 
 
 def record(number: int, now: float) -> CertRecord:

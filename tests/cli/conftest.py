@@ -22,7 +22,7 @@ from certctrl.model.records import CertRecord, Stage
 from certctrl.store.config.files import init_config_dir
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 from .doctor_helpers import CONFIG
 

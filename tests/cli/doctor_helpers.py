@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.model.records import DeviceKeys, Tokens
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 CONFIG = AgentConfig(application=ApplicationConfig(server_url="https://127.0.0.1:8443"))
 
@@ -20,6 +20,6 @@ def found(findings: Any, check: str) -> list[tuple[str, str, str]]:
 def register(store: StateStore) -> None:
     key = X25519PrivateKey.generate()
     keys = DeviceKeys(public=key.public_key().public_bytes_raw(), secret=key.private_bytes_raw())
-    store.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
-    store.save_device_keys(keys)
-    store.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_x.y"))
+    store.session.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
+    store.session.save_device_keys(keys)
+    store.session.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_x.y"))

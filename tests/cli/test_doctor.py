@@ -16,7 +16,7 @@ from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 from certctrl.store.config.files import save_policy
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 from .conftest import NOW, FakeDaemon, Ran, running_status
 from .doctor_helpers import found, register
@@ -86,7 +86,7 @@ def test_not_registered(context: CheckContext) -> None:
 
 def test_a_device_key_that_does_not_fit(context: CheckContext) -> None:
     register(context.store)
-    keys = context.store.load_device_keys()
+    keys = context.store.session.load_device_keys()
     assert keys is not None
     context.layout.device_public_key.write_bytes(bytes(32))
     ((level, what, _),) = found(host_findings(context), "device")
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_a_policy(context: CheckContext, tmp_path: Path) -> N
 
 
 def test_a_script_that_is_not_the_one_trusted_at_first_use_is_found(context: CheckContext) -> None:
-    context.store.save_pins({"/bin/true": "ab" * 32})
+    context.store.installed.save_pins({"/bin/true": "ab" * 32})
     ((level, what, fix),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
     assert level == "FAIL" and what.startswith("script pinned at its first run: /bin/true")
     assert "trust reset --scripts" in fix

@@ -42,7 +42,7 @@ def deploy(
     store.switch({"www.example.com": staged.id})
     fingerprint = x509.load_pem_x509_certificate(chain).fingerprint(hashes.SHA256()).hex()
     deployed = record(generation=staged.id, fingerprint_sha256=fingerprint, **changes)
-    context.store.save_certificates({7: deployed})
+    context.store.installed.save_certificates({7: deployed})
     return deployed, leaf
 
 
@@ -79,29 +79,29 @@ def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, co
 
 def test_a_record_that_is_not_what_is_live(context: CheckContext) -> None:
     deployed, _ = deploy(context)
-    context.store.save_certificates(
+    context.store.installed.save_certificates(
         {7: attrs.evolve(deployed, facts=attrs.evolve(deployed.facts, fingerprint_sha256="00" * 32))}
     )
     assert "is not the recorded one" in found(certificate_findings(context), "certificate")[0][1]
-    context.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    context.store.installed.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
     assert "points to" in found(certificate_findings(context), "certificate")[0][1]
 
 
 def test_what_the_daemon_is_changing_is_looked_at_again(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
     deployed, _ = deploy(context)
-    context.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    context.store.installed.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
     pauses = []
 
     def come_to_rest(seconds: float) -> None:
         pauses.append(seconds)
         if len(pauses) == 2:
-            context.store.save_certificates({7: deployed})
+            context.store.installed.save_certificates({7: deployed})
 
     monkeypatch.setattr("certctrl.cli.doctor.certs.time.sleep", come_to_rest)
     monkeypatch.setattr("certctrl.cli.doctor.certs.gather", lambda _: {"running": True})
     assert "key matches" in found(certificate_findings(context), "certificate")[0][1]
     assert len(pauses) == 2
-    context.store.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
+    context.store.installed.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
     assert "points to" in found(certificate_findings(context), "certificate")[0][1], "in the end it is a finding"
 
 
@@ -147,7 +147,7 @@ async def test_the_certificate_of_another_name_at_an_endpoint_is_found(context: 
         cert_id=8, name="other.example.com", domains=("other.example.com",), fingerprint_sha256=fingerprint,
         generation="f" * 32,
     )  # fmt: skip
-    context.store.save_certificates(context.store.load_certificates() | {8: second})
+    context.store.installed.save_certificates(context.store.installed.load_certificates() | {8: second})
     notes: list[Finding] = []
     async with trio.open_nursery() as nursery:
         for served in (mine, other):

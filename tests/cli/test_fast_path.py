@@ -11,7 +11,7 @@ from certctrl.cli.fast_path import recognised
 from certctrl.cli.invocation import Invocation
 from certctrl.model.records import Tokens
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 from .conftest import Ran, record
 
@@ -36,8 +36,8 @@ def test_both_ways_say_the_same(
     clock: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_x"))
-    store.save_certificates({7: record()})
+    store.session.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_x"))
+    store.installed.save_certificates({7: record()})
     argv = line.replace("DIR", str(layout.root)).split()
     assert recognised(argv, Invocation()) is not None
     quickly = ran(*argv)

@@ -20,7 +20,7 @@ from certctrl.model.config import AgentConfig
 from certctrl.protocol.wire.canonical import canonical_json
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore, StoredInstallConfig
+from certctrl.store.state.installed import InstalledState, StoredInstallConfig
 
 from .conftest import Ran
 
@@ -244,7 +244,7 @@ def test_config_check_looks_into_the_files_that_are_named(layout: ConfigDir, ran
     assert ran("-c", layout.root, "config", "check").status == 0
 
 
-def plane_item(store: StateStore, *ids: str) -> None:
+def plane_item(store: InstalledState, *ids: str) -> None:
     items = [{"id": name, "type": "import_ca"} for name in ids]
     digest = base64.b64encode(hashlib.sha256(canonical_json(items).encode()).digest()).decode()
     raw = {"id": 1, "version": 1, "installs": items, "installs_hash_b64": digest}
@@ -256,7 +256,7 @@ def test_config_check_knows_the_planes_items_that_a_local_row_depends_on(layout:
     layout.local_installs.write_text(json.dumps([row]))
     done = ran("-c", layout.root, "config", "check")
     assert done.status == 78 and "reload depends on copy-7" in done.err and "none from the plane" in done.err
-    plane_item(StateStore(layout, RealFs()), "copy-7")
+    plane_item(InstalledState(layout, RealFs()), "copy-7")
     assert ran("-c", layout.root, "config", "check").status == 0
     layout.local_installs.write_text(json.dumps([row | {"depends_on": ["copy-8"]}]))
     done = ran("-c", layout.root, "config", "check")

@@ -17,7 +17,7 @@ from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord, Stage, Tokens
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 from .conftest import DAY, NOW, Answer, FakeDaemon, Ran, record, running_status
 
@@ -105,7 +105,7 @@ def test_problems_come_with_their_fix(layout: ConfigDir, daemon: Daemon, ran: Ca
 
 
 def test_json_is_everything(layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Callable[..., Ran]) -> None:
-    store.save_certificates({7: record()})
+    store.installed.save_certificates({7: record()})
     daemon(says())
     shown = ran("-c", layout.root, "status", "--json").json()
     assert shown["source"] == "daemon" and shown["cursor"] == "1736900123-42"
@@ -117,7 +117,7 @@ def test_certificates_are_summed_up(
     layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Callable[..., Ran]
 ) -> None:
     rows = {7: record(), 8: record(8, "b.example.com", not_after=NOW + 3 * DAY), 9: record(9, "c", generation="")}
-    store.save_certificates(rows)
+    store.installed.save_certificates(rows)
     daemon(says())
     assert "Certificates: 2 deployed, b.example.com expires first: 3d 0h 0m\n" in ran("-c", layout.root, "status").out
 
@@ -127,8 +127,8 @@ def test_certificates_are_summed_up(
 
 @pytest.fixture
 def registered(store: StateStore, clock: float) -> StateStore:
-    store.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
-    store.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_x.y"))
+    store.session.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
+    store.session.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_x.y"))
     return store
 
 
@@ -140,9 +140,9 @@ def test_never_registered(layout: ConfigDir, clock: float, ran: Callable[..., Ra
 
 
 def test_not_running_tells_what_is_on_disk(layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]) -> None:
-    registered.save_cursor("1-5")
-    registered.save_last_poll(NOW - 3600)
-    registered.save_status(running_status() | {"running": False, "stopped": "asked to stop"})
+    registered.session.save_cursor("1-5")
+    registered.session.save_last_poll(NOW - 3600)
+    registered.installed.save_status(running_status() | {"running": False, "stopped": "asked to stop"})
     done = ran("-c", layout.root, "status")
     assert done.status == 3
     lines = done.out.splitlines()
@@ -156,14 +156,14 @@ def test_not_running_tells_what_is_on_disk(layout: ConfigDir, registered: StateS
 def test_a_session_that_ended_for_good_is_77(
     reason: str, layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]
 ) -> None:
-    registered.save_status(running_status() | {"running": False, "stopped": reason})
+    registered.installed.save_status(running_status() | {"running": False, "stopped": reason})
     done = ran("-c", layout.root, "status")
     assert done.status == 77
     assert done.out.startswith(f"Daemon Status: Not running ({reason})\n")
 
 
 def test_a_daemon_that_was_killed(layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]) -> None:
-    registered.save_status(running_status())
+    registered.installed.save_status(running_status())
     done = ran("-c", layout.root, "status")
     assert (done.status, done.out.splitlines()[0]) == (3, "Daemon Status: Not running (stopped unexpectedly)")
 
@@ -260,7 +260,7 @@ def test_certificates_in_a_pipe(layout: ConfigDir, store: StateStore, clock: flo
         record(10, "d.example.com", stage=Stage.WITHDRAWN, generation=""),
         record(11, "e.example.com", held=True, staged="g2", not_after=NOW - 60),
     ]
-    store.save_certificates({row.cert_id: row for row in rows})
+    store.installed.save_certificates({row.cert_id: row for row in rows})
     lines = [" ".join(line.split()) for line in ran("-c", layout.root, "list-certs").out.splitlines()]
     serial = "04:ab:00:11:22:33:44:55:66"
     assert lines == [
@@ -276,7 +276,7 @@ def test_certificates_in_a_pipe(layout: ConfigDir, store: StateStore, clock: flo
 def test_certificates_on_a_terminal_have_a_bar(
     layout: ConfigDir, store: StateStore, clock: float, ran: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.save_certificates({7: record()})
+    store.installed.save_certificates({7: record()})
     monkeypatch.setattr(certs_view, "on_terminal", lambda: True)
     monkeypatch.setattr(output, "on_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "140")
@@ -288,7 +288,7 @@ def test_certificates_on_a_terminal_have_a_bar(
 def test_json_has_every_recorded_fact(
     layout: ConfigDir, store: StateStore, clock: float, ran: Callable[..., Ran]
 ) -> None:
-    store.save_certificates({7: record()})
+    store.installed.save_certificates({7: record()})
     (row,) = ran("-c", layout.root, "list-certs", "--json").json()
     flat = {field.name for kind in (CertFacts, CertRecord) for field in attrs.fields(kind)} - {"facts"}
     assert row.keys() == flat | {"remaining_seconds"}

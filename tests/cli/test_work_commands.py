@@ -15,7 +15,7 @@ from certctrl.errors import BusyError, NotRegisteredError, PlaneError
 from certctrl.model.status import Stop, StopReason
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 from .conftest import NOW, Answer, FakeDaemon, Ran, record
 from .doctor_helpers import register
@@ -158,11 +158,11 @@ def test_waiting_for_the_new_certificate(
     layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(renew_module, "PAUSE_SECONDS", 0.0)
-    store.save_certificates({7: record()})
+    store.installed.save_certificates({7: record()})
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["op"] == "poll-now":
-            store.save_certificates({7: record(serial="0b:0b")})
+            store.installed.save_certificates({7: record(serial="0b:0b")})
         return {"ok": True, "data": {"cert_id": 7, "name": "www.example.com"}}
 
     fake = daemon(answer)
@@ -172,7 +172,7 @@ def test_waiting_for_the_new_certificate(
 
 
 def test_waiting_in_vain(layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Run) -> None:
-    store.save_certificates({7: record()})
+    store.installed.save_certificates({7: record()})
     daemon(answers({"cert_id": 7, "name": "www.example.com"}))
     done = ran("-c", layout.root, "renew", "--domain", "www.example.com", "--wait", 0.01)
     assert done.status == 1
@@ -250,11 +250,13 @@ def entry(at: float, name: str, **more: Any) -> dict[str, Any]:
 def test_history_newest_last_bounded_and_by_domain(layout: ConfigDir, store: StateStore, ran: Run) -> None:
     assert ran("-c", layout.root, "history").out == "No deployments yet.\n"
     for number in range(30):
-        store.append_history([entry(NOW + number, "a.example" if number % 2 else "_wildcard.b.example")], 1000)
+        store.installed.append_history(
+            [entry(NOW + number, "a.example" if number % 2 else "_wildcard.b.example")], 1000
+        )
     last = entry(
         NOW + 99, "a.example", outcome="rolled_back", detail="probe\nfailed", asked_by="operator", **{"from": "g1"}
     )
-    store.append_history([last], 1000)
+    store.installed.append_history([last], 1000)
     lines = [" ".join(line.split()) for line in ran("-c", layout.root, "history", "--limit", 2).out.splitlines()]
     assert lines == [
         "TIME CERTIFICATE FROM TO SERIAL REQUESTED BY RESULT",

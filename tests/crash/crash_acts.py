@@ -28,7 +28,7 @@ from certctrl.net.http import target_of
 from certctrl.store.config.files import load_config
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 
 @attrs.define
@@ -99,7 +99,7 @@ async def enrol(job: Job) -> None:
     layout, fs = ConfigDir(job.config_dir), RealFs()
     config: AgentConfig = load_config(layout, {}).config
     await register(
-        layout, StateStore(layout, fs), ControlPlane(Link(job.plane), config, wall_now=job.wall_now), config,
+        layout, SessionState(layout, fs), ControlPlane(Link(job.plane), config, wall_now=job.wall_now), config,
         enrolment_token=job.arguments["token"], show=lambda prompt: None, wall_now=job.wall_now,
     )  # fmt: skip
 

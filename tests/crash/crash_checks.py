@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certctrl.store.disk.fs import RealFs
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 KEY = b"PRIVATE KEY"
 ANOTHER = "another"
@@ -68,17 +68,21 @@ def at_once(stage: Stage) -> None:
     """Hold on the disk as the crash left it, before anything of ours has run again."""
     nothing_is_open_to_others(stage)
     store = StateStore(stage.layout, RealFs())
-    for load in (store.load_cursor, store.load_inbox, store.load_outcomes, store.load_tokens,
-                 store.load_install_config, store.load_certificates, store.load_activations, store.load_device_keys,
-                 store.load_device_id, store.load_history, store.load_pins, store.load_cas):  # fmt: skip
+    session, installed = store.session, store.installed
+    loads = [
+        session.load_cursor, session.load_inbox, session.load_outcomes, session.load_tokens, session.load_device_keys,
+        session.load_device_id, installed.load_install_config, installed.load_certificates, installed.load_activations,
+        installed.load_history, installed.load_pins, installed.load_cas,
+    ]  # fmt: skip
+    for load in loads:
         load()  # whole: raises for a file that is damaged
     for name, allowed in stage.facts.get("names", {}).items():
         assert any(is_live(stage, name, one) for one in allowed), f"{name}: {live(stage, name)} is live"
     for path, (name, kind) in stage.facts.get("copies", {}).items():
         copy_is_whole(stage, Path(path), name, kind)
     if stage.facts.get("registered"):
-        assert store.load_tokens() is not None, "the session is lost"
-        assert store.load_device_keys() is not None, "the device key is lost"
+        assert store.session.load_tokens() is not None, "the session is lost"
+        assert store.session.load_device_keys() is not None, "the device key is lost"
     for path in (stage.out / "trust").glob("[!.]*"):
         fingerprint(path.read_bytes())  # whole
     cursor_is_not_ahead(stage, store)
@@ -115,10 +119,10 @@ def copy_is_whole(stage: Stage, path: Path, name: str, kind: str) -> None:
 
 def cursor_is_not_ahead(stage: Stage, store: StateStore) -> None:
     """Each signal that the cursor has passed is in the inbox, or its effect is here."""
-    cursor, expected = store.load_cursor(), stage.facts.get("after", {})
+    cursor, expected = store.session.load_cursor(), stage.facts.get("after", {})
     if not stage.facts.get("signals") or cursor is None or stage.plane.waiting(cursor):
         return
-    if not store.load_inbox():
+    if not store.session.load_inbox():
         for name, wanted in expected.items():
             assert is_live(stage, name, wanted), "the cursor has passed a signal that is neither kept nor done"
 
@@ -133,7 +137,7 @@ def acked_is_done(stage: Stage) -> None:
 
 def spent_is_stored(stage: Stage) -> None:
     """No refresh token was spent whose successor is not on disk."""
-    tokens = StateStore(stage.layout, RealFs()).load_tokens()
+    tokens = StateStore(stage.layout, RealFs()).session.load_tokens()
     assert tokens is not None and tokens.refresh_token not in stage.plane.spends, "spent, and there was no space"
 
 
@@ -166,13 +170,13 @@ def in_the_end(stage: Stage, *, signals: bool = True) -> None:
     """Hold after the act was run again undisturbed: everything is as the plane wants it."""
     after_recovery(stage)
     store, facts = StateStore(stage.layout, RealFs()), stage.facts
-    assert store.load_tokens() is not None and store.load_device_keys() is not None
+    assert store.session.load_tokens() is not None and store.session.load_device_keys() is not None
     for name, wanted in facts.get("after", {}).items():
         assert is_live(stage, name, wanted), f"{name}: {live(stage, name)} is live in the end"
         generations = {path.name for path in (stage.layout.generations / name).glob("*")}
         most = 1 + len(facts.get("kept", {}).get(name, [])) if wanted else 0
         assert len(generations) <= most, f"{name}: {len(generations)} generations"
-        records = [record for record in store.load_certificates().values() if record.name == name]
+        records = [record for record in store.installed.load_certificates().values() if record.name == name]
         assert [record.generation != "" for record in records] in ([wanted is not None], [] if not wanted else [True])
     for path, (name, kind) in facts.get("copies", {}).items():
         if facts["after"][name] is None:
@@ -185,8 +189,8 @@ def in_the_end(stage: Stage, *, signals: bool = True) -> None:
     if facts.get("reloaded"):
         assert (stage.out / "reloaded").exists(), "switched, and never reloaded"
     if signals and facts.get("signals"):
-        assert not store.load_inbox() and not store.load_outcomes()[0]
-        cursor = store.load_cursor()
+        assert not store.session.load_inbox() and not store.session.load_outcomes()[0]
+        cursor = store.session.load_cursor()
         assert cursor is not None and not stage.plane.waiting(cursor)
 
 

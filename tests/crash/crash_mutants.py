@@ -101,15 +101,15 @@ def not_durable(real: Callable[..., None]) -> Callable[..., None]:
 def cursor_first() -> None:
     """The cursor moves before the signals are kept."""
     owed: list[Any] = []
-    save_inbox = patch(session.StateStore, "save_inbox", lambda self, entries: owed.append(entries))
+    save_inbox = patch(session.SessionState, "save_inbox", lambda self, entries: owed.append(entries))
 
     def save_cursor(self: Any, cursor: str) -> None:
         real_cursor(self, cursor)
         while owed:
             save_inbox(self, owed.pop(0))
-        session.StateStore.save_inbox = save_inbox  # type: ignore[method-assign]
+        session.SessionState.save_inbox = save_inbox  # type: ignore[method-assign]
 
-    real_cursor = patch(session.StateStore, "save_cursor", save_cursor)
+    real_cursor = patch(session.SessionState, "save_cursor", save_cursor)
 
 
 @mutant(INSTALL, "kill")
@@ -231,7 +231,7 @@ def backups_beside_forgotten() -> None:
 
 @mutant(REGISTER, "kill")
 def leftovers_never_swept() -> None:
-    patch(session.StateStore, "sweep", lambda self: 0)
+    patch(files, "sweep_temps", lambda fs, directory: 0)
 
 
 # --- what a failing disk shows ---------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def spent_before_reserved() -> None:
         def release(self) -> None:
             pass
 
-    real = patch(session.StateStore, "reserve_tokens", lambda self, *args: Late(self, args))
+    real = patch(session.SessionState, "reserve_tokens", lambda self, *args: Late(self, args))
 
 
 @mutant(RENEW, "errno")

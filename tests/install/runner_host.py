@@ -164,7 +164,7 @@ class Host:
 
         from certctrl.install.installer import Installer
         from certctrl.store.deployments.generations import GenerationStore
-        from certctrl.store.state.session import StateStore
+        from certctrl.store.state.installed import InstalledState
 
         async def inline(call: Callable[..., Any], *args: Any) -> Any:
             return call(*args)
@@ -173,7 +173,7 @@ class Host:
             layout=self.layout,
             fs=self.fs,
             generations=GenerationStore(self.layout, self.fs),
-            state=StateStore(self.layout, self.fs),
+            state=InstalledState(self.layout, self.fs),
             policy=lambda: self.policy,
             config=lambda: self.config,
             proc=self.proc,

@@ -32,7 +32,8 @@ from certctrl.sandbox.servers import HOST, Server, choose_server
 from certctrl.store.config.files import init_config_dir
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
+from certctrl.store.state.store import StateStore
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -251,7 +252,7 @@ class Agent:
     def serials(self) -> dict[int, str]:
         """Return the serial of every certificate that is live on this host, from the files that services read."""
         return {record.cert_id: served(self.layout, record.name)
-                for record in self.state.load_certificates().values() if record.generation}  # fmt: skip
+                for record in self.state.installed.load_certificates().values() if record.generation}  # fmt: skip
 
     @property
     def state(self) -> StateStore:
@@ -260,7 +261,7 @@ class Agent:
 
     def outlives_its_token(self) -> None:
         """Wait until the access token has expired."""
-        tokens = self.state.load_tokens()
+        tokens = self.state.session.load_tokens()
         assert tokens is not None
         expires_at = read_claims(tokens.access_token).expires_at or 0.0
         wait_for(lambda: wall_now() > expires_at, "the access token to expire")
@@ -304,7 +305,7 @@ async def _register(layout: ConfigDir, plane: Plane, name: str, token: str) -> i
     http_client = HttpxHttp(config, root=layout.root)
     try:
         done = await register(
-            layout, StateStore(layout, RealFs()), ControlPlane(http_client, config, wall_now=wall_now), config,
+            layout, SessionState(layout, RealFs()), ControlPlane(http_client, config, wall_now=wall_now), config,
             enrolment_token=token, show=print, wall_now=wall_now,
         )  # fmt: skip
         return int(done.device_id)

@@ -173,7 +173,7 @@ class Trial:
         self.agent.layout.policy.write_text(json.dumps(policy), encoding="utf-8")
 
     def _record(self) -> Any:
-        return self.agent.state.load_certificates().get(self.cert_id)
+        return self.agent.state.installed.load_certificates().get(self.cert_id)
 
     def _accepts(self) -> bool:
         assert self.service.running, self.service.text

@@ -100,7 +100,7 @@ def test_a_backup_restored_over_it_converges(fleet: Fleet, plane: Plane) -> None
     agent.start()
     agent.catches_up()
     assert agent.serials() == newest
-    wait_for(lambda: not agent.state.load_inbox(), "the replayed signals to be done")
+    wait_for(lambda: not agent.state.session.load_inbox(), "the replayed signals to be done")
     assert agent.daemon.stop() == 0
 
 
@@ -157,7 +157,7 @@ def live_through(agent: Agent, renewals: int) -> None:
     for _ in range(renewals):
         renew_all(agent)
         agent.catches_up()
-    wait_for(lambda: not agent.state.load_inbox() and agent.has_told_all(), "everything to be done")
+    wait_for(lambda: not agent.state.session.load_inbox() and agent.has_told_all(), "everything to be done")
 
 
 @pytest.mark.parametrize("renewals", [8, pytest.param(300, marks=pytest.mark.campaign)])
@@ -174,10 +174,10 @@ def test_renewals_do_not_make_the_directory_grow(renewals: int, fleet: Fleet, pl
     grown = sum(path.stat().st_size for path in agent.layout.root.rglob("*") if path.is_file()) - size
     print(f"{4 * renewals} renewals: {first.total()} files and folders, then {second.total()}; {grown} bytes more")
     assert first == second
-    for record in agent.state.load_certificates().values():
+    for record in agent.state.installed.load_certificates().values():
         assert len(list((agent.layout.generations / record.name).iterdir())) <= 1 + 2
         assert served(agent.layout, record.name) == record.facts.serial
-    assert len(agent.state.load_history()) <= 10 + 10  # trimmed now and then, not at each entry
+    assert len(agent.state.installed.load_history()) <= 10 + 10  # trimmed now and then, not at each entry
     assert len(list(agent.layout.logs.iterdir())) == 1 + 2
     assert max(path.stat().st_size for path in agent.layout.logs.iterdir()) < 2 * 4096
     agent.daemon.send(signal.SIGTERM)

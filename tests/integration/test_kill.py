@@ -109,7 +109,7 @@ class Stage:
         return (
             self.agent.caught_up()
             and all(set(serials[1:]) <= heard for serials in self.issued.values())
-            and not self.agent.state.load_inbox()
+            and not self.agent.state.session.load_inbox()
             and all(self.onlooker.look(name) == self.issued[cert_id][-1] for cert_id, name in self.ids.items())
         )
 
@@ -126,7 +126,7 @@ class Stage:
         renewed = {serial for serials in self.issued.values() for serial in serials[1:]}
         history = Counter(
             entry["serial"]
-            for entry in self.agent.state.load_history()
+            for entry in self.agent.state.installed.load_history()
             if entry["outcome"] == "applied" and entry["from"] != entry["to"]  # else: its command was owed once more
         )
         told = [

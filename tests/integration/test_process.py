@@ -62,7 +62,7 @@ def installing(fleet: Fleet, plane: Plane) -> Iterator[tuple[Agent, SlowReload]]
     reload = SlowReload(agent, 0)
     agent.start()
     wait_for(lambda: reload.seen("done"), "the first reload")
-    wait_for(lambda: not agent.state.load_inbox(), "the start to be over")
+    wait_for(lambda: not agent.state.session.load_inbox(), "the start to be over")
     yield agent, reload
     assert processes_naming(str(reload.path)) == []
 
@@ -84,8 +84,8 @@ def test_a_stop_lets_a_running_install_finish(signum: signal.Signals, installing
     assert agent.daemon.stop(signum) == 0
     assert (reload.seen("begun"), reload.seen("done")) == (1, 1)
     assert agent.caught_up()
-    assert agent.state.load_inbox() == ()
-    assert agent.state.load_outcomes()[0] == ()  # and the plane has been told
+    assert agent.state.session.load_inbox() == ()
+    assert agent.state.session.load_outcomes()[0] == ()  # and the plane has been told
     lines = agent.daemon.text
     assert f"Stopping: {signum.name}; running work gets up to 10.0 s" in lines
     assert lines.rstrip().endswith(f"Stopped: asked to stop {signum.name}")
@@ -138,7 +138,7 @@ def test_stops_at_random_moments_of_an_install(installing: tuple[Agent, SlowRelo
         assert agent.daemon.stop() == 0
     agent.start()
     agent.catches_up()
-    wait_for(lambda: not agent.state.load_inbox(), "everything to be done")
+    wait_for(lambda: not agent.state.session.load_inbox(), "everything to be done")
     assert agent.daemon.stop() == 0
     assert reload.seen("begun") == reload.seen("done")
 

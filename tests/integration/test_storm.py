@@ -135,11 +135,11 @@ def _problems(words: str, out: str) -> str:
 def whole(agent: Agent) -> None:
     """Check that every state file can be read, and that nothing half-written lies about."""
     state = agent.state
-    assert state.load_tokens() is not None
-    assert {record.name for record in state.load_certificates().values()} == set(NAMES)
+    assert state.session.load_tokens() is not None
+    assert {record.name for record in state.installed.load_certificates().values()} == set(NAMES)
     assert (
-        state.load_inbox(),
-        [entry["outcome"] for entry in state.load_history() if entry["outcome"] == "failed"],
+        state.session.load_inbox(),
+        [entry["outcome"] for entry in state.installed.load_history() if entry["outcome"] == "failed"],
     ) == ((), [])
     assert [path for path in agent.layout.root.rglob("*") if ".tmp" in path.name] == []
 

@@ -39,7 +39,7 @@ async def cursor_first(self: Any, step: Any) -> Any:
     """The order of the specification: the cursor on receipt."""
     try:
         if step.cursor is not None:
-            await self.agent.offload(self.agent.store.save_cursor, step.cursor)
+            await self.agent.offload(self.agent.store.session.save_cursor, step.cursor)
         if fresh := self.agent.inbox.admit(step.signals):
             await self.signals_send.send(fresh)
         await self.agent.inbox.secure()
@@ -140,7 +140,7 @@ async def never(agent: Any) -> None:
 
 
 async def fragile_status(agent: Any, status: Any) -> None:
-    await agent.offload(agent.store.save_status, status)
+    await agent.offload(agent.store.installed.save_status, status)
 
 
 def any_key(der: bytes, leaf: Any) -> bytes:
@@ -161,7 +161,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.agent.poller.Poller._deliver", cursor_first, kill_soon=12, renew=3)
     ],
     "what is not done in time is not written": [Mistake("certctrl.agent.inbox.Inbox.secure", never_secure)],
-    "the inbox is not synced": [Mistake("certctrl.store.state.session.StateStore.save_inbox", unsynced_inbox)],
+    "the inbox is not synced": [Mistake("certctrl.store.state.session.SessionState.save_inbox", unsynced_inbox)],
     "superseded signals are forgotten": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._finish_superseded", forgetful_superseding, burst=5)
     ],

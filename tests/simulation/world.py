@@ -37,7 +37,7 @@ from certctrl.plane.storage.keyring import Keyring
 from certctrl.store.config.files import load_config
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.session import SessionState
 
 USER, DEVICE = 1, 1
 COPIES = "/srv/tls"
@@ -116,7 +116,7 @@ def template() -> Template:
     disk.put_dir(TRUSTED)
     layout = ConfigDir(root)
     make_tree(disk, layout)
-    store, secret = StateStore(layout, disk), PrivateKey(bytes(range(32)))  # made here, else journals would differ
+    store, secret = SessionState(layout, disk), PrivateKey(bytes(range(32)))  # made here, else journals would differ
     store.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
     store.save_device_keys(DeviceKeys(public=bytes(secret.public_key), secret=bytes(secret)))
     keyring, database = Keyring.open(None), Database(None)
@@ -147,7 +147,7 @@ async def enrol_again(layout: ConfigDir, disk: ModelFs, plane: Plane, network: N
     client = ControlPlane(SimulatedHttp(network, lambda: False), config, wall_now=wall_now)
     token = plane.enrolment.new_token(USER)["token"]
     await register(
-        layout, StateStore(layout, disk), client, config,
+        layout, SessionState(layout, disk), client, config,
         enrolment_token=token, show=lambda prompt: None, wall_now=wall_now, fs=disk,
     )  # fmt: skip
 

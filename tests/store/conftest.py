@@ -9,7 +9,7 @@ import pytest
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ from certctrl.store.deployments.file_set import CopySet, FileWrite, recover
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.atomic import is_temp, make_tree, read_bytes
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore, StoredInstallConfig
+from certctrl.store.state.files import sweep_leftovers
+from certctrl.store.state.installed import StoredInstallConfig
+from certctrl.store.state.store import StateStore
 
 LAYOUT = ConfigDir(Path("/etc/cert-ctrl"))
 NAME = "example.com"
@@ -109,7 +111,7 @@ class Protocol:
         """Do what every start does before anything else."""
         report = recover(LAYOUT, fs, ROOTS)
         assert not report.failed, report
-        StateStore(LAYOUT, fs).sweep()
+        sweep_leftovers(LAYOUT, fs)
         generations_of(fs).sweep()
 
     def check(self, fs: ModelFs) -> None:
@@ -224,11 +226,11 @@ class Withdraw(Protocol):
     def prepare(self, fs: ModelFs) -> None:
         publish(fs, {NAME: 1})
         publish(fs, {NAME: 2})
-        StateStore(LAYOUT, fs).password(NAME, "pfx")
+        StateStore(LAYOUT, fs).installed.password(NAME, "pfx")
 
     def act(self, fs: ModelFs) -> None:
         generations_of(fs).withdraw(NAME)
-        StateStore(LAYOUT, fs).forget_passwords(NAME)
+        StateStore(LAYOUT, fs).installed.forget_passwords(NAME)
         fs.promise(withdrawn=True)
 
     def always(self, fs: ModelFs) -> None:
@@ -330,9 +332,9 @@ class Register(Protocol):
 
     def act(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        if store.load_device_id() is None:
-            store.save_device_id("23229bf7-5172-42c7-89a2-76d5b4a40090")
-        keys = store.load_device_keys()
+        if store.session.load_device_id() is None:
+            store.session.save_device_id("23229bf7-5172-42c7-89a2-76d5b4a40090")
+        keys = store.session.load_device_keys()
         if keys is None:
             count = fs.promises.get("pairs", 0) + 1
             fs.promise(pairs=count)
@@ -340,22 +342,24 @@ class Register(Protocol):
                 public=b"PUBLIC-%d".ljust(32, b".") % count, secret=(b"SECRET-%d" % count).ljust(32, b".")
             )
             keys = DeviceKeys(public=(b"PUBLIC-%d" % count).ljust(32, b"."), secret=keys.secret)
-            store.save_device_keys(keys)
+            store.session.save_device_keys(keys)
         issued = fs.promises.get("issued", 0) + 1
         fs.promise(sent_key=keys.public, issued=issued)  # the plane answers with a session
-        store.save_tokens(Tokens(access_token=f"SECRET-access-{issued}", refresh_token=f"SECRET-refresh-{issued}"))
+        store.session.save_tokens(
+            Tokens(access_token=f"SECRET-access-{issued}", refresh_token=f"SECRET-refresh-{issued}")
+        )
         fs.promise(stored=issued)  # "registered" is printed
 
     def always(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        keys, tokens = store.load_device_keys(), store.load_tokens()
+        keys, tokens = store.session.load_device_keys(), store.session.load_tokens()
         if "sent_key" in fs.promises:
             assert keys is not None, "the plane seals to a key that is gone"
             assert keys.public == fs.promises["sent_key"]
         if keys is not None:
             assert keys.public.strip(b".")[7:] == keys.secret.strip(b".")[7:], "halves of different pairs"
         if tokens is not None:
-            assert store.load_device_id() is not None
+            assert store.session.load_device_id() is not None
             assert_session(tokens, fs.promises)
         assert tokens is not None or "stored" not in fs.promises, "registered, and the session is lost"
 
@@ -371,12 +375,14 @@ class Refresh(Protocol):
     name = "refresh with rotation"
 
     def prepare(self, fs: ModelFs) -> None:
-        StateStore(LAYOUT, fs).save_tokens(Tokens(access_token="SECRET-access-1", refresh_token="SECRET-refresh-1"))
+        StateStore(LAYOUT, fs).session.save_tokens(
+            Tokens(access_token="SECRET-access-1", refresh_token="SECRET-refresh-1")
+        )
         fs.promise(issued=1, stored=1)
 
     def act(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        with store.reserve_tokens(4096) as reservation:
+        with store.session.reserve_tokens(4096) as reservation:
             issued = fs.promises["issued"] + 1
             fs.promise(issued=issued)
             tokens = Tokens(access_token=f"SECRET-access-{issued}", refresh_token=f"SECRET-refresh-{issued}")
@@ -384,7 +390,7 @@ class Refresh(Protocol):
         fs.promise(stored=issued)
 
     def always(self, fs: ModelFs) -> None:
-        tokens = StateStore(LAYOUT, fs).load_tokens()
+        tokens = StateStore(LAYOUT, fs).session.load_tokens()
         assert tokens is not None, "the session is lost"
         assert_session(tokens, fs.promises)
 
@@ -396,38 +402,44 @@ class Signals(Protocol):
     signal = CertRenewed(ts_ms=5, cert_id=7, serial="02")
 
     def prepare(self, fs: ModelFs) -> None:
-        StateStore(LAYOUT, fs).save_cursor("1-1")
+        StateStore(LAYOUT, fs).session.save_cursor("1-1")
         publish(fs, {NAME: 1})
 
     def act(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
         key = identity(self.signal)
-        entries, (acks, done) = store.load_inbox(), store.load_outcomes()
-        if store.load_cursor() != "2-2":
+        entries, (acks, done) = store.session.load_inbox(), store.session.load_outcomes()
+        if store.session.load_cursor() != "2-2":
             if not entries and key not in done:
                 entries = (InboxEntry(signal=self.signal),)
-                store.save_inbox(entries)
-            store.save_cursor("2-2")
+                store.session.save_inbox(entries)
+            store.session.save_cursor("2-2")
         if entries:
             publish(fs, {NAME: 2})
-            store.save_certificates(
+            store.installed.save_certificates(
                 {7: CertRecord(facts=CertFacts(cert_id=7, name=NAME, serial="02"))}, sync_parent=False
             )
             acks, done = (*acks, Ack(event={"signal": key})), (*done, key)
-            store.save_progress(acks, done, ())
+            store.session.save_progress(acks, done, ())
         if acks:
             fs.promise(reported=True)
-            store.save_outcomes((), done, sync_parent=False)
+            store.session.save_outcomes((), done, sync_parent=False)
 
     def recover(self, fs: ModelFs) -> None:
         super().recover(fs)
         store = StateStore(LAYOUT, fs)
-        if live_number(fs) == 2 and 7 not in store.load_certificates():  # as ``install/deploy/recovery.py`` does
-            store.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name=NAME, serial="02"))})
+        if (
+            live_number(fs) == 2 and 7 not in store.installed.load_certificates()
+        ):  # as ``install/deploy/recovery.py`` does
+            store.installed.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name=NAME, serial="02"))})
 
     def always(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        cursor, waits, (acks, known) = store.load_cursor(), store.load_inbox(), store.load_outcomes()
+        cursor, waits, (acks, known) = (
+            store.session.load_cursor(),
+            store.session.load_inbox(),
+            store.session.load_outcomes(),
+        )
         done = identity(self.signal) in known
         assert cursor in ("1-1", "2-2")
         reported = bool(acks) or "reported" in fs.promises
@@ -435,7 +447,7 @@ class Signals(Protocol):
         if reported or (done and not waits):
             assert live_number(fs) == 2, "reported as done, and not installed"
         if "reported" in fs.promises:  # until then a record that was lost is made anew from what is live
-            record = store.load_certificates().get(7)
+            record = store.installed.load_certificates().get(7)
             assert record is not None and record.facts.serial == "02", "reported as done, and not recorded"
         assert live_number(fs) in (1, 2)
 
@@ -448,73 +460,75 @@ class SignalsAtOnce(Signals):
     def act(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
         key = identity(self.signal)
-        acks, done = store.load_outcomes()
-        if store.load_cursor() != "2-2":
+        acks, done = store.session.load_outcomes()
+        if store.session.load_cursor() != "2-2":
             if key not in done:
                 publish(fs, {NAME: 2})
-                store.save_certificates(
+                store.installed.save_certificates(
                     {7: CertRecord(facts=CertFacts(cert_id=7, name=NAME, serial="02"))}, sync_parent=False
                 )
                 acks, done = (*acks, Ack(event={"signal": key})), (*done, key)
-                store.save_progress(acks, done, ())
-            store.save_cursor("2-2")
+                store.session.save_progress(acks, done, ())
+            store.session.save_cursor("2-2")
         if acks:
             fs.promise(reported=True)
-            store.save_outcomes((), done, sync_parent=False)
+            store.session.save_outcomes((), done, sync_parent=False)
 
 
 class Resync(Protocol):
     name = "409 and resync"
 
     def prepare(self, fs: ModelFs) -> None:
-        StateStore(LAYOUT, fs).save_cursor("1-1")
+        StateStore(LAYOUT, fs).session.save_cursor("1-1")
 
     def act(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        if store.load_cursor() != "9-9":
-            store.clear_cursor()
-            store.save_inbox([InboxEntry(signal=CertRenewed(ts_ms=9, cert_id=cert_id)) for cert_id in (1, 2, 3)])
-            store.save_cursor("9-9")
+        if store.session.load_cursor() != "9-9":
+            store.session.clear_cursor()
+            store.session.save_inbox(
+                [InboxEntry(signal=CertRenewed(ts_ms=9, cert_id=cert_id)) for cert_id in (1, 2, 3)]
+            )
+            store.session.save_cursor("9-9")
 
     def always(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        cursor = store.load_cursor()
+        cursor = store.session.load_cursor()
         assert cursor in (None, "1-1", "9-9")
         if cursor == "9-9":
-            assert len(store.load_inbox()) == 3, "the cursor passed what the resync found"
+            assert len(store.session.load_inbox()) == 3, "the cursor passed what the resync found"
 
 
 class Records(Protocol):
     name = "records, status, history, passwords"
 
     def prepare(self, fs: ModelFs) -> None:
-        StateStore(LAYOUT, fs).save_install_config(self.config(1))
+        StateStore(LAYOUT, fs).installed.save_install_config(self.config(1))
 
     def config(self, version: int) -> StoredInstallConfig:
         return StoredInstallConfig(raw={"id": 3, "version": version}, etag=f"e{version}", version=version, hash="h")
 
     def act(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        store.save_install_config(self.config(2))
+        store.installed.save_install_config(self.config(2))
         fs.promise(version=2)
-        store.save_activations({"reload": "key"})
+        store.installed.save_activations({"reload": "key"})
         fs.promise(activated=True)
-        store.save_status({"state": "Polling"})
-        store.save_last_poll(1_800_000_000.5)
+        store.installed.save_status({"state": "Polling"})
+        store.session.save_last_poll(1_800_000_000.5)
         for number in range(3):
-            store.append_history([{"number": number}], 2)
-        fs.promise(password=store.password(NAME, "pfx")[0])
+            store.installed.append_history([{"number": number}], 2)
+        fs.promise(password=store.installed.password(NAME, "pfx")[0])
 
     def always(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        config = store.load_install_config()
+        config = store.installed.load_install_config()
         assert config is not None
         assert config.version in ((2,) if "version" in fs.promises else (1, 2))
-        assert store.load_activations() == {"reload": "key"} or "activated" not in fs.promises
-        assert store.load_last_poll() in (None, 1_800_000_000.0)
-        assert all(set(entry) == {"number"} for entry in store.load_history())
+        assert store.installed.load_activations() == {"reload": "key"} or "activated" not in fs.promises
+        assert store.session.load_last_poll() in (None, 1_800_000_000.0)
+        assert all(set(entry) == {"number"} for entry in store.installed.load_history())
         if "password" in fs.promises:
-            assert store.password(NAME, "pfx")[0] == fs.promises["password"]
+            assert store.installed.password(NAME, "pfx")[0] == fs.promises["password"]
 
 
 PROTOCOLS: tuple[type[Protocol], ...] = (

@@ -10,7 +10,7 @@ from modeldisk import ModelFs
 from certctrl.model.records import DeviceKeys, Tokens
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 KEYS = DeviceKeys(public=b"p" * 32, secret=b"s" * 32)
 TOKENS = Tokens(access_token="access.jwt.one", refresh_token="rt_one.SECRET")

@@ -162,7 +162,7 @@ def access_token_first(patch: pytest.MonkeyPatch) -> None:
         self._files.save_text(self.layout.access_token, tokens.access_token, "access token")
         self._files.save_text(self.layout.refresh_token, tokens.refresh_token, "refresh token")
 
-    patch.setattr(session.StateStore, "save_tokens", save)
+    patch.setattr(session.SessionState, "save_tokens", save)
 
 
 def public_half_first(patch: pytest.MonkeyPatch) -> None:
@@ -170,17 +170,17 @@ def public_half_first(patch: pytest.MonkeyPatch) -> None:
         session.write_atomic(self._fs, self.layout.device_public_key, keys.public)
         session.write_atomic(self._fs, self.layout.device_secret_key, keys.secret)
 
-    patch.setattr(session.StateStore, "save_device_keys", save)
+    patch.setattr(session.SessionState, "save_device_keys", save)
 
 
 def cursor_first(patch: pytest.MonkeyPatch) -> None:
-    real = session.StateStore.save_inbox
+    real = session.SessionState.save_inbox
 
     def save(self: Any, entries: Any) -> None:
         self.save_cursor("2-2")
         real(self, entries)
 
-    patch.setattr(session.StateStore, "save_inbox", save)
+    patch.setattr(session.SessionState, "save_inbox", save)
 
 
 def done_before_its_outcome_is_kept(patch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def done_before_its_outcome_is_kept(patch: pytest.MonkeyPatch) -> None:
         self.save_inbox(entries)
         self.save_outcomes(acks, done)
 
-    patch.setattr(session.StateStore, "save_progress", save)
+    patch.setattr(session.SessionState, "save_progress", save)
 
 
 def written_in_place(patch: pytest.MonkeyPatch) -> None:

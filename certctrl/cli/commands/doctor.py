@@ -48,7 +48,7 @@ def _context(invoked: Invocation) -> Any:
     from certctrl.cli.doctor.finding import CheckContext
     from certctrl.store.config.files import load_config
     from certctrl.store.disk.fs import RealFs
-    from certctrl.store.state.session import StateStore
+    from certctrl.store.state.store import StateStore
 
     layout, fs = invoked.layout(), RealFs()
     try:

@@ -25,9 +25,9 @@ def history(
     cert-ctrl -c /etc/cert-ctrl history --domain www.example.com --limit 0
     """
     from certctrl.store.disk.fs import RealFs
-    from certctrl.store.state.session import StateStore
+    from certctrl.store.state.installed import InstalledState
 
-    entries = StateStore(invocation(ctx).layout(), RealFs()).load_history()
+    entries = InstalledState(invocation(ctx).layout(), RealFs()).load_history()
     if domain is not None:
         entries = [entry for entry in entries if _about(entry, domain)]
     entries = entries[-limit:] if limit > 0 else entries

@@ -63,7 +63,7 @@ async def _register(layout: ConfigDir, token: str | None, debug: bool) -> Any:
     from certctrl.store.config.files import load_config
     from certctrl.store.disk.atomic import make_tree
     from certctrl.store.disk.fs import RealFs
-    from certctrl.store.state.session import StateStore
+    from certctrl.store.state.session import SessionState
 
     log_for_command(debug=debug)
     fs = RealFs()
@@ -73,7 +73,7 @@ async def _register(layout: ConfigDir, token: str | None, debug: bool) -> Any:
     try:
         return await register_device(
             layout,
-            StateStore(layout, fs),
+            SessionState(layout, fs),
             ControlPlane(http, config, wall_now=wall_now),
             config,
             enrolment_token=token,

@@ -30,9 +30,9 @@ def show(
     cert-ctrl -c /etc/cert-ctrl trust show
     """
     from certctrl.store.disk.fs import RealFs
-    from certctrl.store.state.session import StateStore
+    from certctrl.store.state.installed import InstalledState
 
-    store = StateStore(invocation(ctx).layout(), RealFs())
+    store = InstalledState(invocation(ctx).layout(), RealFs())
     stored, pins = store.load_install_config(), store.load_pins()
     marks = dict(stored.high_water) if stored is not None else {}
     if as_json:

@@ -35,7 +35,7 @@ def certificate_findings(context: CheckContext) -> Iterator[Finding]:
 
 def deployed(context: CheckContext) -> list[CertRecord]:
     """Return the records of the certificates that are live. Raises DiskError."""
-    return [record for record in context.store.load_certificates().values() if record.generation]
+    return [record for record in context.store.installed.load_certificates().values() if record.generation]
 
 
 def _one(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
@@ -47,7 +47,7 @@ def _one(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
             break
         if attempt < TRIES:
             time.sleep(PAUSE_SECONDS)
-            record = context.store.load_certificates().get(record.cert_id, record)
+            record = context.store.installed.load_certificates().get(record.cert_id, record)
     yield from found
 
 
@@ -152,7 +152,7 @@ def endpoints(context: CheckContext) -> list[tuple[VerifyTls, list[CertRecord]]]
     from certctrl.install.plan.values import DesiredCert
 
     records = {record.cert_id: record for record in deployed(context)}
-    items = items_in_force(context.layout, context.store)
+    items = items_in_force(context.layout, context.store.installed)
     certs = {
         one.cert_id: DesiredCert(facts=one.facts, generation=one.generation, live=one.generation)
         for one in records.values()

@@ -47,10 +47,10 @@ async def _refusals(context: CheckContext) -> list[dict[str, Any]]:
     from certctrl.store.config.files import load_policy
 
     plan = await Installer.preview(
-        items_in_force(context.layout, context.store),
+        items_in_force(context.layout, context.store.installed),
         layout=context.layout,
         fs=context.fs,
-        state=context.store,
+        state=context.store.installed,
         policy=load_policy(context.layout, require_root_owned=False),
         config=context.config or AgentConfig(),
         wall_now=context.now,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from certctrl.model.config import AgentConfig
     from certctrl.store.disk.fs import Fs
     from certctrl.store.layout import ConfigDir
-    from certctrl.store.state.session import StateStore
+    from certctrl.store.state.store import StateStore
 
 
 class Level(StrEnum):

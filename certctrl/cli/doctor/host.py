@@ -66,11 +66,11 @@ def _disk(context: CheckContext) -> Iterator[Finding]:
 
 
 def _state(context: CheckContext) -> Iterator[Finding]:
-    store, bad = context.store, 0
+    session, installed, bad = context.store.session, context.store.installed, 0
     loads: tuple[Callable[[], Any], ...] = (
-        store.load_cursor, store.load_device_id, store.load_device_keys, store.load_tokens, store.load_inbox,
-        store.load_outcomes, store.load_install_config, store.load_certificates,
-        store.load_activations, store.load_cas, store.load_pins,
+        session.load_cursor, session.load_device_id, session.load_device_keys, session.load_tokens, session.load_inbox,
+        session.load_outcomes, installed.load_install_config, installed.load_certificates,
+        installed.load_activations, installed.load_cas, installed.load_pins,
     )  # fmt: skip
     for load in loads:
         try:
@@ -83,7 +83,7 @@ def _state(context: CheckContext) -> Iterator[Finding]:
 
 
 def _device(context: CheckContext) -> Iterator[Finding]:
-    keys, tokens = context.store.load_device_keys(), context.store.load_tokens()
+    keys, tokens = context.store.session.load_device_keys(), context.store.session.load_tokens()
     if keys is None or tokens is None:
         missing = "device key" if keys is None else "tokens"
         yield fail("device", f"not registered: no {missing}", "cert-ctrl -c DIR register")
@@ -92,7 +92,7 @@ def _device(context: CheckContext) -> Iterator[Finding]:
         what = "the device's public key does not match its secret key, so sealed private keys cannot be opened"
         yield fail("device", what, "restore keys/ from a backup, or cert-ctrl -c DIR register")
         return
-    yield ok("device", f"registered as {context.store.load_device_id()}; its key pair matches")
+    yield ok("device", f"registered as {context.store.session.load_device_id()}; its key pair matches")
 
 
 def _public_of(secret: bytes) -> bytes:
@@ -105,7 +105,7 @@ def _policy(context: CheckContext) -> Iterator[Finding]:
     from certctrl.store.config.files import load_policy
 
     policy = load_policy(context.layout, require_root_owned=False)
-    pins = context.store.load_pins()
+    pins = context.store.installed.load_pins()
     findings = [
         *_roots(policy),
         *_commands(policy),

@@ -102,7 +102,7 @@ async def _token(context: CheckContext, config: AgentConfig, http: Http) -> Find
     from certctrl.protocol import steps
 
     try:
-        tokens, cursor = context.store.load_tokens(), context.store.load_cursor()
+        tokens, cursor = context.store.session.load_tokens(), context.store.session.load_cursor()
     except CertctrlError as error:
         return failed("token", error)
     if tokens is None:

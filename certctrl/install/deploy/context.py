@@ -19,7 +19,7 @@ from certctrl.model.policy import HostPolicy
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.installed import InstalledState
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -29,7 +29,7 @@ class Context:
     layout: ConfigDir
     fs: Fs
     generations: GenerationStore
-    state: StateStore
+    state: InstalledState
     policy: Callable[[], HostPolicy]
     config: Callable[[], AgentConfig]
     proc: Proc

@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from certctrl.model.records import CaRecord, CertRecord
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.installed import InstalledState
 
 Offload = Callable[..., Awaitable[Any]]
 
@@ -22,7 +22,7 @@ Offload = Callable[..., Awaitable[Any]]
 class RecordStore:
     """Records of certificates and CAs, activation markers, and the audit log."""
 
-    def __init__(self, state: StateStore, offload: Offload, history_limit: Callable[[], int]) -> None:
+    def __init__(self, state: InstalledState, offload: Offload, history_limit: Callable[[], int]) -> None:
         self._state = state
         self._offload = offload
         self._history_limit = history_limit

@@ -17,6 +17,7 @@ from certctrl.install.deploy.staging import Candidate
 from certctrl.model.records import CertRecord, Stage
 from certctrl.store.deployments import file_set
 from certctrl.store.disk.fs import closing
+from certctrl.store.state.files import sweep_leftovers
 
 ALERT_PREFIX = "alert-"
 
@@ -32,7 +33,7 @@ def recover(context: Context) -> None:
         context.log.error("Copies that were cut off could be neither finished nor taken back: %s", fault)
     context.generations.sweep()
     with suppress(DiskError):  # half-written state files, secrets among them; nothing depends on them
-        context.state.sweep()
+        sweep_leftovers(context.layout, context.fs)
     _sweep_alerts(context)
     names = _live_names(context)
     for record in list(context.records.certificates.values()):

@@ -8,9 +8,16 @@ from typing import Any
 
 from certctrl.errors import BadAnswerError, StateCorruptError
 from certctrl.store import decode
-from certctrl.store.disk.atomic import read_bytes, write_atomic
+from certctrl.store.disk.atomic import read_bytes, sweep_temps, write_atomic
 from certctrl.store.disk.fs import Fs, closing
+from certctrl.store.layout import ConfigDir
 from certctrl.store.structure import Mismatch, structure
+
+
+def sweep_leftovers(layout: ConfigDir, fs: Fs) -> int:
+    """Remove the temporary files of crashed writers and return how many; call it under the daemon lock."""
+    places = (layout.root, layout.state, layout.keys, layout.passwords)
+    return sum(sweep_temps(fs, place) for place in places if fs.lstat(place) is not None)
 
 
 class StateFiles:

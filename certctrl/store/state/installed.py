@@ -44,7 +44,7 @@ class StoredInstallConfig:
 
 
 class InstalledState:
-    """The part of the state store that the install pipeline owns."""
+    """The half of the state that the installation pipeline owns. Methods block on the disk and raise DiskError."""
 
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self.layout = layout

@@ -26,7 +26,7 @@ def read_status(root: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def read_certificates(root: str | os.PathLike[str]) -> list[dict[str, Any]] | None:
-    """Return the records of `StateStore.load_certificates` by id, as plain JSON.
+    """Return the records of `InstalledState.load_certificates` by id, as plain JSON.
 
     Raises DiskError; StateCorruptError when the file is damaged.
     """

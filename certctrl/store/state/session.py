@@ -1,4 +1,4 @@
-"""StateStore: what one agent remembers between runs, one file per concern (spec, "State Persistence").
+"""SessionState: cursor, identity, tokens, signals and their outcomes (spec, "State Persistence").
 
 Every write is durable when it returns, but for these: poll time, status and history may be lost to a power
 cut and are then read as absent; the cursor may fall back to the one before, which brings signals again that
@@ -21,11 +21,11 @@ from certctrl.errors import StateCorruptError
 from certctrl.model.records import Ack, DeviceKeys, InboxEntry, Tokens
 from certctrl.model.signals import to_wire
 from certctrl.store import decode
-from certctrl.store.disk.atomic import remove_file, sweep_temps, write_atomic
-from certctrl.store.state.installed import InstalledState, StoredInstallConfig
+from certctrl.store.disk.atomic import remove_file, write_atomic
+from certctrl.store.disk.fs import Fs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state.files import StateFiles
 from certctrl.store.state.reservation import Reservation
-
-__all__ = ["Reservation", "StateStore", "StoredInstallConfig"]
 
 DONE_LIMIT = 10_000
 _KEY_SIZE = 32
@@ -41,18 +41,18 @@ class _Waiting:
     next_try_at: float = 0.0
 
 
-class StateStore(InstalledState):
-    """The files below ``state/`` and ``keys/``. Methods block on the disk and raise DiskError."""
+class SessionState:
+    """This device's dialogue with the control plane. Methods block on the disk and raise DiskError."""
 
     _keys: tuple[list[tuple[int, int, int]], DeviceKeys] | None = None
     """Where the device's keys were read, and what they are."""
     _rows: Mapping[int, tuple[InboxEntry, str]] = {}
     """What the inbox was last saved with, by id()."""
 
-    def sweep(self) -> int:
-        """Remove the temporary files of crashed writers; call it at start, under the daemon lock."""
-        places = (self.layout.root, self.layout.state, self.layout.keys, self.layout.passwords)
-        return sum(sweep_temps(self._fs, place) for place in places if self._fs.lstat(place) is not None)
+    def __init__(self, layout: ConfigDir, fs: Fs) -> None:
+        self.layout = layout
+        self._fs = fs
+        self._files = StateFiles(fs)
 
     # --- polling ------------------------------------------------------------------------------------------
 

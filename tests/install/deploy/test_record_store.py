@@ -18,7 +18,7 @@ from certctrl.model.records import CertRecord
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.installed import InstalledState
 
 
 class Slow:
@@ -37,17 +37,17 @@ class Slow:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> StateStore:
+def state(tmp_path: Path) -> InstalledState:
     layout = ConfigDir(tmp_path)
     make_tree(RealFs(), layout)
-    return StateStore(layout, RealFs())
+    return InstalledState(layout, RealFs())
 
 
 def record(n: int) -> CertRecord:
     return CertRecord(facts=CertFacts(cert_id=n, name=f"c{n}"))
 
 
-async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: StateStore) -> None:
+async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: InstalledState) -> None:
     slow = Slow()
     records = RecordStore(state, slow, lambda: 1000)
 
@@ -68,7 +68,7 @@ async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: State
     assert sorted(entry["n"] for entry in state.load_history()) == list(range(100))
 
 
-async def test_nothing_new_is_not_written(clock: MockClock, state: StateStore) -> None:
+async def test_nothing_new_is_not_written(clock: MockClock, state: InstalledState) -> None:
     slow = Slow()
     records = RecordStore(state, slow, lambda: 1000)
     records.note(record(1))
@@ -80,7 +80,7 @@ async def test_nothing_new_is_not_written(clock: MockClock, state: StateStore) -
     assert slow.writes == 1
 
 
-async def test_a_write_that_failed_is_made_up_for(clock: MockClock, state: StateStore) -> None:
+async def test_a_write_that_failed_is_made_up_for(clock: MockClock, state: InstalledState) -> None:
     slow = Slow()
     records = RecordStore(state, slow, lambda: 1000)
     records.note(record(1))
@@ -93,7 +93,7 @@ async def test_a_write_that_failed_is_made_up_for(clock: MockClock, state: State
     assert list(state.load_certificates()) == [1] and state.load_history() == [{"n": 1}]
 
 
-async def test_a_cancelled_writer_finishes_its_write(clock: MockClock, state: StateStore) -> None:
+async def test_a_cancelled_writer_finishes_its_write(clock: MockClock, state: InstalledState) -> None:
     records = RecordStore(state, Slow(), lambda: 1000)
     records.note(record(1))
     with trio.move_on_after(0.5):
@@ -101,7 +101,7 @@ async def test_a_cancelled_writer_finishes_its_write(clock: MockClock, state: St
     assert list(state.load_certificates()) == [1]
 
 
-async def test_markers_of_items_that_are_gone_go_too(clock: MockClock, state: StateStore) -> None:
+async def test_markers_of_items_that_are_gone_go_too(clock: MockClock, state: InstalledState) -> None:
     records = RecordStore(state, Slow(), lambda: 1000)
     records.mark({"a": "1", "b": "2"})
     records.keep_marks(["b", "c"])

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from certctrl.model.plan import CopyAction, InstallItem
 from certctrl.model.records import Stage
 from certctrl.store.deployments.file_set import CopySet, FileWrite
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.installed import InstalledState
 
 
 class PowerCut(BaseException):
@@ -139,7 +139,7 @@ async def test_markers_go_before_the_old_pair_comes_back(clock: MockClock, host:
     real, seen = host.installer._context.generations.switch, list[dict[str, str]]()
 
     def switch(to: dict[str, str]) -> Any:
-        seen.append(StateStore(host.layout, host.fs).load_activations())
+        seen.append(InstalledState(host.layout, host.fs).load_activations())
         return real(to)
 
     host.installer._context.generations.switch = switch

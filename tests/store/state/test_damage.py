@@ -18,22 +18,23 @@ from certctrl.model.records import Ack, CaRecord, CertRecord, InboxEntry
 from certctrl.model.signals import CertRenewed
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.state import read_only
-from certctrl.store.state.session import StateStore, StoredInstallConfig
+from certctrl.store.state.installed import StoredInstallConfig
+from certctrl.store.state.store import StateStore
 
 LOADERS: dict[str, Callable[[StateStore], object]] = {
-    "last_cursor": StateStore.load_cursor,
-    "device_id": StateStore.load_device_id,
-    "access_token": StateStore.load_tokens,
-    "refresh_token": StateStore.load_tokens,
-    "device_public_key": StateStore.load_device_keys,
-    "device_secret_key": StateStore.load_device_keys,
-    "inbox": StateStore.load_inbox,
-    "pending_acks": StateStore.load_outcomes,
-    "install_config": StateStore.load_install_config,
-    "certificates": StateStore.load_certificates,
-    "activations": StateStore.load_activations,
-    "cas": StateStore.load_cas,
-    "pins": StateStore.load_pins,
+    "last_cursor": lambda store: store.session.load_cursor(),
+    "device_id": lambda store: store.session.load_device_id(),
+    "access_token": lambda store: store.session.load_tokens(),
+    "refresh_token": lambda store: store.session.load_tokens(),
+    "device_public_key": lambda store: store.session.load_device_keys(),
+    "device_secret_key": lambda store: store.session.load_device_keys(),
+    "inbox": lambda store: store.session.load_inbox(),
+    "pending_acks": lambda store: store.session.load_outcomes(),
+    "install_config": lambda store: store.installed.load_install_config(),
+    "certificates": lambda store: store.installed.load_certificates(),
+    "activations": lambda store: store.installed.load_activations(),
+    "cas": lambda store: store.installed.load_cas(),
+    "pins": lambda store: store.installed.load_pins(),
 }
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
@@ -46,17 +47,17 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 def filled(store: StateStore) -> None:
-    store.save_cursor("1736900000-5")
-    store.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
-    store.save_device_keys(KEYS)
-    store.save_tokens(TOKENS)
-    store.save_inbox([InboxEntry(signal=CertRenewed(5, 7, "04:ab"))])
-    store.save_outcomes([Ack(event={"type": "signal.ack"})], ["a", "b"])
-    store.save_install_config(StoredInstallConfig(raw={"id": 1}, etag="e", version=2, hash="h"))
-    store.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name="example.com"))})
-    store.save_activations({"reload": "key"})
-    store.save_cas({"3": CaRecord(ca_id=3, name="inner", path="/x", sha256="00")})
-    store.save_pins({"/x": "00"})
+    store.session.save_cursor("1736900000-5")
+    store.session.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
+    store.session.save_device_keys(KEYS)
+    store.session.save_tokens(TOKENS)
+    store.session.save_inbox([InboxEntry(signal=CertRenewed(5, 7, "04:ab"))])
+    store.session.save_outcomes([Ack(event={"type": "signal.ack"})], ["a", "b"])
+    store.installed.save_install_config(StoredInstallConfig(raw={"id": 1}, etag="e", version=2, hash="h"))
+    store.installed.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name="example.com"))})
+    store.installed.save_activations({"reload": "key"})
+    store.installed.save_cas({"3": CaRecord(ca_id=3, name="inner", path="/x", sha256="00")})
+    store.installed.save_pins({"/x": "00"})
 
 
 # Half a line is a line, and any 32 bytes are a key: that no crash leaves such a half is shown by the model disk.
@@ -121,7 +122,7 @@ def test_no_json_at_all_ends_in_a_traceback(name: str, value: object) -> None:
 def test_a_file_of_a_later_release_is_left_alone(store: StateStore) -> None:
     store.layout.inbox.write_text('{"state_version":2,"entries":[]}')
     with pytest.raises(StateCorruptError, match="later cert-ctrl"):
-        store.load_inbox()
+        store.session.load_inbox()
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -168,4 +169,4 @@ def test_a_disk_that_cannot_be_read_is_no_first_run(name: str) -> None:
 def test_what_a_power_cut_may_tear_is_read_as_absent(store: StateStore, data: bytes) -> None:
     store.layout.last_poll_time.write_bytes(data)
     store.layout.status.write_bytes(data)
-    assert (store.load_last_poll(), read_only.read_status(store.layout.root)) == (None, None)
+    assert (store.session.load_last_poll(), read_only.read_status(store.layout.root)) == (None, None)

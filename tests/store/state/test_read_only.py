@@ -16,7 +16,7 @@ from certctrl.model.certificate import CertFacts
 from certctrl.model.records import Ack, CertRecord, InboxEntry, Tokens
 from certctrl.model.signals import CertRenewed
 from certctrl.store.state import read_only
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.store import StateStore
 
 
 def test_nothing_was_ever_written(store: StateStore) -> None:
@@ -42,14 +42,14 @@ def test_what_the_store_wrote_is_seen(store: StateStore) -> None:
     records = {
         n: CertRecord(facts=CertFacts(cert_id=n, name=f"{n}.example", domains=(f"{n}.example",))) for n in (10, 2)
     }
-    store.save_certificates(records)
-    store.save_status({"version": "1.0", "state": "Polling"})
-    store.save_cursor("1-1")
-    store.save_last_poll(1_800_000_000.0)
-    store.save_device_id("some-id")
-    store.save_tokens(Tokens(access_token="a", refresh_token="r"))
-    store.save_outcomes([Ack(event={}), Ack(event={})], ())
-    store.save_inbox([InboxEntry(signal=CertRenewed(5, 7))])
+    store.installed.save_certificates(records)
+    store.installed.save_status({"version": "1.0", "state": "Polling"})
+    store.session.save_cursor("1-1")
+    store.session.save_last_poll(1_800_000_000.0)
+    store.session.save_device_id("some-id")
+    store.session.save_tokens(Tokens(access_token="a", refresh_token="r"))
+    store.session.save_outcomes([Ack(event={}), Ack(event={})], ())
+    store.session.save_inbox([InboxEntry(signal=CertRenewed(5, 7))])
     assert [row["cert_id"] for row in read_only.read_certificates(root) or ()] == [2, 10]
     assert (read_only.read_certificates(root) or [])[0].keys() == {
         field.name for field in (*attrs.fields(CertFacts), *attrs.fields(CertRecord))

@@ -20,49 +20,63 @@ from certctrl.model.records import Ack, CaRecord, CertRecord, InboxEntry, Stage,
 from certctrl.model.signals import CaAssigned, CertRenewed, InstallUpdated, MalformedSignal, UnknownSignal
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.state import read_only
-from certctrl.store.state.session import StateStore
+from certctrl.store.state.files import sweep_leftovers
+from certctrl.store.state.store import StateStore
 
 # --- round trips --------------------------------------------------------------------------------------------
 
 
 def test_nothing_was_ever_written(store: StateStore) -> None:
-    assert (store.load_cursor(), store.load_last_poll(), store.load_device_id()) == (None, None, None)
-    assert (store.load_device_keys(), store.load_tokens(), store.load_install_config()) == (None, None, None)
-    assert (store.load_inbox(), store.load_outcomes()) == ((), ((), ()))
-    assert (store.load_certificates(), store.load_activations(), store.load_cas(), store.load_pins()) == (
+    assert (store.session.load_cursor(), store.session.load_last_poll(), store.session.load_device_id()) == (
+        None,
+        None,
+        None,
+    )
+    assert (store.session.load_device_keys(), store.session.load_tokens(), store.installed.load_install_config()) == (
+        None,
+        None,
+        None,
+    )
+    assert (store.session.load_inbox(), store.session.load_outcomes()) == ((), ((), ()))
+    assert (
+        store.installed.load_certificates(),
+        store.installed.load_activations(),
+        store.installed.load_cas(),
+        store.installed.load_pins(),
+    ) == (
         {},
         {},
         {},
         {},
     )
-    assert store.load_history() == []
+    assert store.installed.load_history() == []
 
 
 def test_identity_round_trip(store: StateStore) -> None:
-    store.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
-    store.save_device_keys(KEYS)
-    store.save_tokens(TOKENS)
+    store.session.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
+    store.session.save_device_keys(KEYS)
+    store.session.save_tokens(TOKENS)
     again = StateStore(store.layout, RealFs())
-    assert again.load_device_id() == "23229bf7-5172-02c7-59a2-76d5b4a40090"
-    assert again.load_device_keys() == KEYS
-    assert again.load_tokens() == TOKENS
+    assert again.session.load_device_id() == "23229bf7-5172-02c7-59a2-76d5b4a40090"
+    assert again.session.load_device_keys() == KEYS
+    assert again.session.load_tokens() == TOKENS
     for path in (*store.layout.state.iterdir(), *store.layout.keys.iterdir()):
         assert path.is_dir() or stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_polling_round_trip(store: StateStore) -> None:
-    store.save_cursor("1736900000-5")
-    store.save_last_poll(1_800_000_000.9)
+    store.session.save_cursor("1736900000-5")
+    store.session.save_last_poll(1_800_000_000.9)
     assert store.layout.last_cursor.read_text() == "1736900000-5"
-    assert (store.load_cursor(), store.load_last_poll()) == ("1736900000-5", 1_800_000_000.0)
-    store.clear_cursor()
-    store.clear_cursor()
-    assert store.load_cursor() is None
+    assert (store.session.load_cursor(), store.session.load_last_poll()) == ("1736900000-5", 1_800_000_000.0)
+    store.session.clear_cursor()
+    store.session.clear_cursor()
+    assert store.session.load_cursor() is None
 
 
 def test_a_cursor_written_by_an_editor_is_read(store: StateStore) -> None:
     store.layout.last_cursor.write_text("1736900000-5\n")
-    assert store.load_cursor() == "1736900000-5"
+    assert store.session.load_cursor() == "1736900000-5"
 
 
 def test_signals_round_trip(store: StateStore) -> None:
@@ -74,16 +88,16 @@ def test_signals_round_trip(store: StateStore) -> None:
         InboxEntry(signal=signal, attempts=number, last_error=f"why {number}", next_try_at=number + 0.5)
         for number, signal in enumerate(signals)
     )
-    store.save_inbox(entries)
-    store.save_outcomes([Ack(event={"type": "signal.ack", "outcome": "applied"})], ["a", "b"])
+    store.session.save_inbox(entries)
+    store.session.save_outcomes([Ack(event={"type": "signal.ack", "outcome": "applied"})], ["a", "b"])
     again = StateStore(store.layout, RealFs())
-    assert again.load_inbox() == entries
-    assert again.load_outcomes() == ((Ack(event={"type": "signal.ack", "outcome": "applied"}),), ("a", "b"))
+    assert again.session.load_inbox() == entries
+    assert again.session.load_outcomes() == ((Ack(event={"type": "signal.ack", "outcome": "applied"}),), ("a", "b"))
 
 
 def test_a_malformed_signal_stays_malformed(store: StateStore) -> None:
-    store.save_inbox([InboxEntry(signal=MalformedSignal("cert.renewed", 5, {"cert_id": "x"}, "no number"))])
-    (entry,) = store.load_inbox()
+    store.session.save_inbox([InboxEntry(signal=MalformedSignal("cert.renewed", 5, {"cert_id": "x"}, "no number"))])
+    (entry,) = store.session.load_inbox()
     assert isinstance(entry.signal, MalformedSignal)
     assert entry.signal.raw_ref == {"cert_id": "x"}
 
@@ -100,16 +114,16 @@ def test_installed_things_round_trip(store: StateStore) -> None:
         last_outcome=OutcomeKind.ROLLED_BACK,
     )
     ca = CaRecord(ca_id=3, name="inner", path="/usr/local/share/ca-certificates/x.crt", sha256="00")
-    store.save_certificates({7: record})
-    store.save_cas({"3": ca})
-    store.save_activations({"reload": "key"})
-    store.save_pins({"/usr/local/bin/x": "00"})
-    store.save_status({"version": "1.0", "state": "Polling", "poll": {"last_code": 204}})
+    store.installed.save_certificates({7: record})
+    store.installed.save_cas({"3": ca})
+    store.installed.save_activations({"reload": "key"})
+    store.installed.save_pins({"/usr/local/bin/x": "00"})
+    store.installed.save_status({"version": "1.0", "state": "Polling", "poll": {"last_code": 204}})
     again = StateStore(store.layout, RealFs())
-    assert again.load_certificates() == {7: record}
-    assert again.load_cas() == {"3": ca}
-    assert again.load_activations() == {"reload": "key"}
-    assert again.load_pins() == {"/usr/local/bin/x": "00"}
+    assert again.installed.load_certificates() == {7: record}
+    assert again.installed.load_cas() == {"3": ca}
+    assert again.installed.load_activations() == {"reload": "key"}
+    assert again.installed.load_pins() == {"/usr/local/bin/x": "00"}
     assert read_only.read_status(store.layout.root) == {
         "version": "1.0",
         "state": "Polling",
@@ -118,11 +132,11 @@ def test_installed_things_round_trip(store: StateStore) -> None:
 
 
 def test_keys_of_a_later_release_do_no_harm(store: StateStore) -> None:
-    store.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name="example.com"))})
+    store.installed.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name="example.com"))})
     raw = json.loads(store.layout.certificates.read_text())
     raw["certificates"]["7"]["added_later"] = True
     store.layout.certificates.write_text(json.dumps(raw))
-    assert store.load_certificates()[7].name == "example.com"
+    assert store.installed.load_certificates()[7].name == "example.com"
 
 
 @settings(max_examples=50)
@@ -130,17 +144,17 @@ def test_keys_of_a_later_release_do_no_harm(store: StateStore) -> None:
 def test_a_cursor_comes_back_as_it_was_or_is_refused(cursor: str) -> None:
     store, _ = modelled()
     try:
-        store.save_cursor(cursor)
+        store.session.save_cursor(cursor)
     except BadAnswerError as error:
         assert not cursor or cursor != cursor.strip() or not cursor.isprintable()
         assert error.fix
         return
-    assert StateStore(store.layout, store._fs).load_cursor() == cursor
+    assert StateStore(store.layout, store.session._fs).session.load_cursor() == cursor
 
 
 def test_tokens_are_not_in_messages(store: StateStore) -> None:
     with pytest.raises(BadAnswerError) as caught:
-        store.save_tokens(Tokens(access_token="a\nSECRET", refresh_token="ok"))
+        store.session.save_tokens(Tokens(access_token="a\nSECRET", refresh_token="ok"))
     assert "SECRET" not in str(caught.value)
     assert "SECRET" not in repr(TOKENS)
 
@@ -150,32 +164,32 @@ def test_tokens_are_not_in_messages(store: StateStore) -> None:
 
 def test_an_interrupted_making_of_keys_is_a_first_run(store: StateStore) -> None:
     store.layout.device_secret_key.write_bytes(KEYS.secret)
-    assert store.load_device_keys() is None
+    assert store.session.load_device_keys() is None
 
 
 @pytest.mark.parametrize("gone", ["device_public_key", "device_secret_key"])
 def test_half_a_pair_of_a_registered_device_is_damage(store: StateStore, gone: str) -> None:
-    store.save_device_keys(KEYS)
-    store.save_tokens(TOKENS)
+    store.session.save_device_keys(KEYS)
+    store.session.save_tokens(TOKENS)
     path: Path = getattr(store.layout, gone)
     path.unlink()
     with pytest.raises(StateCorruptError) as caught:
-        store.load_device_keys()
+        store.session.load_device_keys()
     assert str(path) in str(caught.value)
     assert "register" in str(caught.value.fix)
 
 
 def test_a_missing_access_token_is_asked_for_again(store: StateStore) -> None:
-    store.save_tokens(TOKENS)
+    store.session.save_tokens(TOKENS)
     store.layout.access_token.unlink()
-    assert store.load_tokens() == Tokens(access_token="", refresh_token=TOKENS.refresh_token)
+    assert store.session.load_tokens() == Tokens(access_token="", refresh_token=TOKENS.refresh_token)
 
 
 def test_a_missing_refresh_token_is_damage(store: StateStore) -> None:
-    store.save_tokens(TOKENS)
+    store.session.save_tokens(TOKENS)
     store.layout.refresh_token.unlink()
     with pytest.raises(StateCorruptError, match=r"refresh_token\.txt"):
-        store.load_tokens()
+        store.session.load_tokens()
 
 
 # --- history, passwords, leftovers ----------------------------------------------------------------------------
@@ -185,42 +199,42 @@ def test_history_is_bounded_over_restarts(store: StateStore) -> None:
     for number in range(60):
         if number % 7 == 0:
             store = StateStore(store.layout, RealFs())
-        store.append_history([{"number": number}], 20)
-    numbers = [entry["number"] for entry in store.load_history()]
+        store.installed.append_history([{"number": number}], 20)
+    numbers = [entry["number"] for entry in store.installed.load_history()]
     assert 20 <= len(numbers) <= 26
     assert numbers == list(range(60 - len(numbers), 60))
     assert stat.S_IMODE(store.layout.history.stat().st_mode) == 0o600
 
 
 def test_many_entries_of_history_at_once_are_bounded_the_same(store: StateStore) -> None:
-    store.append_history([{"number": number} for number in range(10)], 20)
-    store.append_history(entries := [{"number": number} for number in range(10, 100)], 20)
+    store.installed.append_history([{"number": number} for number in range(10)], 20)
+    store.installed.append_history(entries := [{"number": number} for number in range(10, 100)], 20)
     assert entries == []
-    numbers = [entry["number"] for entry in store.load_history()]
+    numbers = [entry["number"] for entry in store.installed.load_history()]
     assert 20 <= len(numbers) <= 26
     assert numbers == list(range(100 - len(numbers), 100))
 
 
 def test_torn_lines_of_history_are_left_out_and_mended(store: StateStore) -> None:
-    store.append_history([{"number": 1}], 20)
+    store.installed.append_history([{"number": 1}], 20)
     with store.layout.history.open("ab") as file:
         file.write(b'{"numb')
     again = StateStore(store.layout, RealFs())
-    assert again.load_history() == [{"number": 1}]
-    again.append_history([{"number": 2}], 20)
-    assert again.load_history() == [{"number": 1}, {"number": 2}]
+    assert again.installed.load_history() == [{"number": 1}]
+    again.installed.append_history([{"number": 2}], 20)
+    assert again.installed.load_history() == [{"number": 1}, {"number": 2}]
     assert store.layout.history.read_bytes().count(b"\n") == 2
 
 
 def test_a_failed_append_is_mended_by_the_next() -> None:
     store, fs = modelled()
-    store.append_history([{"number": 1}], 20)
+    store.installed.append_history([{"number": 1}], 20)
     fs.fault = lambda verb, path: errno.ENOSPC if verb == "write" else None
     with pytest.raises(DiskError):
-        store.append_history([{"number": 2}], 20)
+        store.installed.append_history([{"number": 2}], 20)
     fs.fault = None
-    store.append_history([{"number": 3}], 20)
-    assert [entry["number"] for entry in store.load_history()] == [1, 3]
+    store.installed.append_history([{"number": 3}], 20)
+    assert [entry["number"] for entry in store.installed.load_history()] == [1, 3]
 
 
 def test_what_a_failed_append_wrote_is_not_written_again() -> None:
@@ -229,25 +243,25 @@ def test_what_a_failed_append_wrote_is_not_written_again() -> None:
     writes = itertools.count()
     fs.fault = lambda verb, path: errno.ENOSPC if verb == "write" and next(writes) == 3 else None
     with pytest.raises(DiskError):
-        store.append_history(entries, 20)
+        store.installed.append_history(entries, 20)
     assert [entry["number"] for entry in entries] == [3, 4]
-    store.append_history(entries, 20)
-    assert [entry["number"] for entry in store.load_history()] == [0, 1, 2, 3, 4]
+    store.installed.append_history(entries, 20)
+    assert [entry["number"] for entry in store.installed.load_history()] == [0, 1, 2, 3, 4]
 
 
 def test_a_password_is_made_once(store: StateStore) -> None:
-    first, path = store.password("example.com", "pfx")
-    assert store.password("example.com", "pfx") == (first, path)
-    other, _ = StateStore(store.layout, RealFs()).password("example.com", "jks")
+    first, path = store.installed.password("example.com", "pfx")
+    assert store.installed.password("example.com", "pfx") == (first, path)
+    other, _ = StateStore(store.layout, RealFs()).installed.password("example.com", "jks")
     assert other != first
     assert (len(first), stat.S_IMODE(path.stat().st_mode), path.read_bytes()) == (32, 0o600, first)
-    store.password("example.com.evil", "pfx")
-    assert store.forget_passwords("example.com") == 2
+    store.installed.password("example.com.evil", "pfx")
+    assert store.installed.forget_passwords("example.com") == 2
     assert [found.name for found in store.layout.passwords.iterdir()] == ["example.com.evil.pfx"]
 
 
 def test_sweeping_removes_what_crashed_writers_left(store: StateStore) -> None:
     for directory in (store.layout.root, store.layout.state, store.layout.keys, store.layout.passwords):
         (directory / ".x.0011.tmp").write_text("SECRET")
-    assert store.sweep() == 4
-    assert store.sweep() == 0
+    assert sweep_leftovers(store.layout, RealFs()) == 4
+    assert sweep_leftovers(store.layout, RealFs()) == 0

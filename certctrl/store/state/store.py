@@ -1,0 +1,21 @@
+"""StateStore: both halves of what one agent remembers between runs (spec, "State Persistence").
+
+The halves have different readers: the installation pipeline gets the installed one alone, so that no token
+reaches it.
+"""
+
+from __future__ import annotations
+
+from certctrl.store.disk.fs import Fs
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state.installed import InstalledState
+from certctrl.store.state.session import SessionState
+
+
+class StateStore:
+    """The files below ``state/`` and ``keys/``."""
+
+    def __init__(self, layout: ConfigDir, fs: Fs) -> None:
+        self.layout = layout
+        self.session = SessionState(layout, fs)
+        self.installed = InstalledState(layout, fs)
