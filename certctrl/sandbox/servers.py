@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -79,7 +80,8 @@ async def end_process(process: trio.Process) -> None:
         with trio.move_on_after(STOP_SECONDS):
             await process.wait()
             return
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with the workers of nginx, which is the leader of its session
         await process.wait()
 
 

@@ -90,7 +90,9 @@ def serving(kind: str, folder: Path, pair: Path) -> Iterator[Service]:
         (folder / "service.json").write_text(json.dumps(settings))
         argv = [sys.executable, str(service.__file__), str(folder / "service.json")]
         reload = ("/bin/sh", "-c", f"kill -HUP $(cat {shlex.quote(str(folder / 'pid'))})")
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         found = Service(port, reload)
         end = time.monotonic() + 20
@@ -101,7 +103,11 @@ def serving(kind: str, folder: Path, pair: Path) -> Iterator[Service]:
         yield found
     finally:
         process.terminate()
-        process.wait(10)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the workers of nginx as well
+            process.wait()
 
 
 def measure(work: Path, *, events: int, reloads: int) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -65,17 +65,14 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 
 class Child:
-    """One process; what it prints is in a file."""
-
-    gently = False
-    """Whether it has children that only it can end."""
+    """One process in its own session; its output goes to a file."""
 
     def __init__(self, argv: Sequence[str | Path], log: Path, *, stdin: int = subprocess.DEVNULL, **extra: str) -> None:
         self.log = log
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 [str(word) for word in argv], cwd=ROOT, env=clean_environment(**extra),
-                stdin=stdin, stdout=out, stderr=subprocess.STDOUT,
+                stdin=stdin, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self.pid = self.process.pid
 
@@ -119,20 +116,17 @@ class Child:
         return self.wait()
 
     def kill(self) -> None:
-        """kill -9, and reap."""
+        """Send it SIGKILL and reap it; its children stay until `close`."""
         self.process.kill()
         self.process.wait()
 
     def close(self) -> None:
-        """End it, whatever state it is in."""
+        """End it and every process that it left in its process group, such as the workers of a killed nginx."""
         if self.process.stdin is not None:
             self.process.stdin.close()
-        if self.running and self.gently:
-            self.send(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.wait(10)
-        if self.running:
-            self.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 class Operator:
@@ -322,15 +316,36 @@ def run_cli(*words: str | Path, **extra: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-def processes_naming(text: str) -> list[str]:
-    """Return the command lines of all processes that mention a text."""
-    found = []
+def command_lines() -> Iterator[tuple[int, str]]:
+    """Yield pid and command line of every process except this one."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):  # it has just ended
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found += [command] if text in command else []
-    return found
+                yield int(entry.name), command
+
+
+def processes_naming(text: str) -> list[str]:
+    """Return the command lines of all processes that mention a text."""
+    return [command for _, command in command_lines() if text in command]
+
+
+def sessions_naming(text: str) -> set[int]:
+    """Return the sessions of all processes whose command line mentions a text."""
+    return {session_of(pid) for pid, command in command_lines() if text in command}
+
+
+def processes_in(sessions: Collection[int]) -> list[str]:
+    """Return the command lines of all processes in some sessions; a worker of nginx names no path in its own."""
+    return [command for pid, command in command_lines() if session_of(pid) in sessions]
+
+
+def session_of(pid: int) -> int:
+    """Return the session of a process; 0 when it has just ended."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
 
 
 class Service:
@@ -339,7 +354,6 @@ class Service:
     def __init__(self, fleet: Fleet, server: Server) -> None:
         self.server = server
         self.child = fleet.child(server.argv, f"{server.folder.name}.log", stdin=subprocess.PIPE)
-        self.child.gently = True  # nginx: killed, it would leave its workers
         wait_for(self._accepts, f"{server.kind} to accept connections")
 
     def _accepts(self) -> bool:

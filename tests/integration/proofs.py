@@ -80,7 +80,8 @@ def prove_rollback(trial: Trial, trouble: contextlib.AbstractContextManager[Any]
     with trial.impatient(), trouble:
         serial, outcome, why = trial.renew()
         assert outcome == "rolled_back" and reason in why, (outcome, why)
-        assert (trial.on_disk(), trial.served()) == (before, old)
+        # the agent tries again meanwhile, and then the new pair is there for a moment
+        trial.wait_for(lambda: (trial.on_disk(), trial.served()) == (before, old), "the old pair to be back")
     # a try that was cut short may have been served for a moment, too: what counts is what stands then
     trial.wait_for(lambda: trial.stands(serial), f"{serial} to be deployed and served")
     print(f"{trial.recipe.name}: {why}")

@@ -182,11 +182,13 @@ class Trial:
         return False
 
     def close(self) -> None:
-        """Stop the agent, then the service."""
-        if hasattr(self.agent, "daemon"):
-            self.agent.daemon.stop()
-        if hasattr(self, "service"):
-            self.stop()
+        """Stop the agent, then the service, even if the agent does not stop."""
+        try:
+            if hasattr(self.agent, "daemon"):
+                self.agent.daemon.stop()
+        finally:
+            if hasattr(self, "service"):
+                self.stop()
 
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:

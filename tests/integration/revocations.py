@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import ssl
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from fleet import USER
+from fleet import USER, wait_for
 from recipes import Trial
 
 from certctrl.install.material.formats import KEY_FILES
@@ -66,13 +67,35 @@ def traces_of(trial: Trial) -> tuple[bytes, ...]:
 
 
 def holders(trial: Trial, traces: Sequence[bytes]) -> set[Path]:
-    """Return the files in which one of these can be found, with the keystores opened."""
+    """Return the files in which one of these can be found, with the keystores opened.
+
+    The agent may prune a generation meanwhile: walk again until nothing has vanished on the way.
+    """
+
+    def walked() -> tuple[set[Path]] | None:
+        try:
+            return (found_below((trial.agent.layout.root, trial.recipe.place), trial, traces),)
+        except FileNotFoundError:
+            return None
+
+    found = wait_for(walked, "a walk over files that stay")
+    assert found is not None
+    return found[0]
+
+
+def found_below(roots: Sequence[Path], trial: Trial, traces: Sequence[bytes]) -> set[Path]:
+    """Return the files below some directories that hold a trace; FileNotFoundError when one vanishes on the way."""
+
+    def vanished(error: OSError) -> None:
+        raise error
+
     found = set()
-    for root in (trial.agent.layout.root, trial.recipe.place):
-        for path in root.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                data = trial.revealed(path.read_bytes())
-                found |= {path} if any(trace in data for trace in traces) else set()
+    for root in roots:
+        for folder, _, names in os.walk(root, onerror=vanished):
+            for path in (Path(folder) / name for name in names):
+                if stat.S_ISREG(path.lstat().st_mode):
+                    data = trial.revealed(path.read_bytes())
+                    found |= {path} if any(trace in data for trace in traces) else set()
     return found
 
 

@@ -1,4 +1,4 @@
-"""The sandbox as a person runs it: real plane, real agent, real TLS service, in a process of its own."""
+"""Run the sandbox as an operator does: real plane, real agent, real TLS service, each a separate process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fleet import processes_in, processes_naming, sessions_naming
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
@@ -36,18 +37,6 @@ def lines_until(process: subprocess.Popen[str], event: str) -> Iterator[dict[str
         yield told
         if told["event"] == event:
             return
-
-
-def processes_naming(text: str) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue
-            found += [f"{entry.name} {command}"] if text in command else []
-    return found
 
 
 @pytest.mark.parametrize("service", ["nginx", "builtin"])
@@ -96,12 +85,13 @@ def test_nothing_outlives_a_sandbox_that_is_killed(service: str, need: Callable[
     kept = tmp_path / "show"
     with start("--json", "--service", service, "--duration", "0", "--certs", "1", "--dir", kept) as process:
         list(lines_until(process, "up"))
-        assert processes_naming(str(kept / "service"))
+        sessions = sessions_naming(str(kept / "service"))
+        assert processes_in(sessions)
         process.kill()
     until = time.monotonic() + 20
-    while processes_naming(str(kept)) and time.monotonic() < until:
+    while (processes_naming(str(kept)) or processes_in(sessions)) and time.monotonic() < until:
         time.sleep(0.1)
-    assert processes_naming(str(kept)) == []
+    assert processes_naming(str(kept)) == processes_in(sessions) == []
 
 
 def test_other_commands_work_on_it_meanwhile(tmp_path: Path) -> None:
