@@ -1,1 +1,1 @@
-"""Frozen values of the field: signals, plans, bundles, configuration, policy. No I/O, no behaviour."""
+"""Frozen values: signals, install plans, certificates, records, configuration and policy."""

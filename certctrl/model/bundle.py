@@ -1,4 +1,4 @@
-"""Certificate material as fetched and as checked (api.md §4)."""
+"""Certificate material: as the plane sends it, and as opened and checked."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class CertificateSummary:
     """``active``, ``revoked``, ``expired``, ``pending``, …"""
     updated_at: str = ""
     certificate_pem: str | None = None
-    """Only in the detail answer."""
+    """Set in the detail answer only."""
     chain_pem: str | None = None
 
 
 @attrs.frozen(kw_only=True)
 class DeployMaterials:
-    """What ``deploy-materials`` answers; every key field is base64 text and secret-bearing."""
+    """The answer of ``deploy-materials``; key fields are base64 text and may hold secrets."""
 
     enc_scheme: str
-    """Normalised: ``aes256gcm`` or ``plaintext``."""
+    """``aes256gcm`` or ``plaintext``, whatever the plane calls it."""
     wrap_alg: str = "x25519"
     device_keyfp_b64: str | None = None
     enc_data_key_b64: str | None = None
@@ -47,7 +47,7 @@ class DeployMaterials:
 
 @attrs.frozen(kw_only=True)
 class CaBundle:
-    """A private CA as the plane hands it out."""
+    """A private CA as the plane sends it."""
 
     id: int
     name: str = ""

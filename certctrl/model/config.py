@@ -1,8 +1,8 @@
-"""AgentConfig: one object, every default of the spec, units in the names.
+"""AgentConfig: all settings as one object, with the defaults of the spec.
 
-Each field's metadata is the single source of the operator's manual: ``doc``, the bounds ``ge``/``le``, or
-``choices``. ``store/config/files.py`` reads and checks against it, ``config show`` prints it, and
-``docs/configuration.md`` is tested against it.
+The metadata of each field (``doc``, and the bounds ``ge``/``le`` or ``choices``) is the only source of its
+documentation: ``store/config`` checks values against it, ``config show`` prints it, and
+``docs/configuration.md`` is generated from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def setting(
     choices: tuple[str, ...] | None = None,
     secret: bool = False,
 ) -> Any:
-    """Return an attrs field that carries its own manual line and bounds."""
+    """Return an attrs field with its documentation and bounds."""
     meta = {"doc": doc, "ge": ge, "le": le, "choices": choices, "secret": secret}
     if isinstance(default, dict | list):
         return attrs.field(factory=type(default), metadata=meta)
@@ -40,37 +40,37 @@ class ApplicationConfig:
     poll_mode: str = setting("interval", "how to poll", choices=("interval", "long-poll", "adaptive"))
     poll_interval_ms: int = setting(5000, "base interval between polls", ge=10, le=3_600_000)
     poll_limit: int = setting(20, "signals per page", ge=1, le=100)
-    long_poll_wait_seconds: int = setting(25, "seconds one long-poll may be held", ge=1, le=30)
-    adaptive_window_seconds: int = setting(300, "how long `adaptive` long-polls after activity", ge=1, le=86_400)
-    poll_jitter: float = setting(0.1, "share of the interval by which each delay varies", ge=0, le=0.5)
+    long_poll_wait_seconds: int = setting(25, "seconds that a long poll may last", ge=1, le=30)
+    adaptive_window_seconds: int = setting(300, "seconds that `adaptive` long-polls after activity", ge=1, le=86_400)
+    poll_jitter: float = setting(0.1, "fraction of the interval by which each delay varies", ge=0, le=0.5)
     first_poll_spread_seconds: float = setting(
-        5.0, "the first poll comes at a random moment within this span", ge=0, le=300
+        5.0, "the first poll is sent at a random moment within this time", ge=0, le=300
     )
-    breaker_failures: int = setting(10, "failures in a row that open the breaker", ge=1, le=1000)
+    breaker_failures: int = setting(10, "consecutive failures that open the breaker", ge=1, le=1000)
     recovery: str = setting(
-        "auto", "after the breaker opened: probe by itself, or wait for poll-now", choices=("auto", "manual")
+        "auto", "once the breaker is open: probe automatically, or wait for poll-now", choices=("auto", "manual")
     )
     refresh_ahead_seconds: int = setting(60, "refresh the access token this long before it expires", ge=1, le=3600)
-    queue_size: int = setting(1000, "signals held before polling pauses", ge=1, le=100_000)
-    handler_limit: int = setting(8, "signals of different certificates handled side by side", ge=1, le=64)
-    signal_timeout_seconds: float = setting(300.0, "longest handling of one signal", ge=1, le=3600)
-    signal_timeouts: Mapping[str, float] = setting({}, "longest handling by signal type, in seconds")
+    queue_size: int = setting(1000, "queued signals at which polling pauses", ge=1, le=100_000)
+    handler_limit: int = setting(8, "signals of different certificates handled concurrently", ge=1, le=64)
+    signal_timeout_seconds: float = setting(300.0, "time limit for handling one signal", ge=1, le=3600)
+    signal_timeouts: Mapping[str, float] = setting({}, "time limits by signal type, in seconds")
     poison_attempts: int = setting(5, "failed attempts before a signal is quarantined", ge=1, le=100)
     reconcile_interval_seconds: int = setting(
-        21_600, "compare this host with the plane this often even without signals", ge=60, le=604_800
+        21_600, "compare this host with the plane this often, even without signals", ge=60, le=604_800
     )
-    stop_grace_seconds: float = setting(10.0, "time running work gets after SIGTERM", ge=0, le=300)
+    stop_grace_seconds: float = setting(10.0, "time for running work to finish after SIGTERM", ge=0, le=300)
     keep_generations: int = setting(2, "previous generations kept per certificate", ge=0, le=50)
     expiry_warn_fraction: float = setting(
-        1 / 3, "warn when less than this share of a certificate's life remains", ge=0, le=1
+        1 / 3, "warn if less than this fraction of a certificate's life remains", ge=0, le=1
     )
-    expiry_warn_days: float = setting(7.0, "warn when fewer days than this remain", ge=0, le=365)
+    expiry_warn_days: float = setting(7.0, "warn if fewer days than this remain", ge=0, le=365)
     debounce_ms: int = setting(
-        500, "a reload waits this long for the next certificate of the same burst", ge=0, le=60_000
+        500, "a reload waits this long for further certificates of the same burst", ge=0, le=60_000
     )
-    debounce_limit_ms: int = setting(30_000, "longest that a burst may delay its reload", ge=0, le=600_000)
+    debounce_limit_ms: int = setting(30_000, "upper bound for the delay of a reload by its burst", ge=0, le=600_000)
     verify_timeout_seconds: float = setting(
-        15.0, "how long a probe may take to see the new certificate; it must then stay for 0.25 s", ge=0.1, le=300
+        15.0, "how long a probe waits for the new certificate, which must then stay for 0.25 s", ge=0.1, le=300
     )
     history_entries: int = setting(1000, "deployments kept in the audit log", ge=10, le=100_000)
     metrics_listen: str = setting("", "HOST:PORT for Prometheus; empty: off; only loopback unless metrics_public")
@@ -83,12 +83,12 @@ class HttpClientConfig:
     """``httpclient_config.json``."""
 
     connect_timeout_seconds: float = setting(10.0, "TCP and TLS set-up", ge=0.1, le=120)
-    request_timeout_seconds: float = setting(30.0, "a whole exchange without long-poll", ge=1, le=300)
-    long_poll_extra_seconds: float = setting(5.0, "a long-poll's deadline beyond its wait", ge=1, le=60)
+    request_timeout_seconds: float = setting(30.0, "a whole exchange, except a long poll", ge=1, le=300)
+    long_poll_extra_seconds: float = setting(5.0, "deadline of a long poll beyond its wait", ge=1, le=60)
     ca_files: tuple[str, ...] = setting((), "PEM files that replace the system trust store; relative to -c")
     client_certificate: str = setting("", "PEM file for mutual TLS; relative to -c")
     client_key: str = setting("", "PEM key of client_certificate, mode 0600; relative to -c")
-    proxy: str = setting("", "http:// URL of a CONNECT proxy; the environment is never read", secret=True)
+    proxy: str = setting("", "http:// URL of a CONNECT proxy; proxies in the environment are ignored", secret=True)
     max_connections: int = setting(4, "connections to the plane", ge=1, le=64)
     keepalive_seconds: float = setting(
         75.0, "keep an idle connection this long; at least 2 x interval + 30", ge=1, le=3600
@@ -97,9 +97,9 @@ class HttpClientConfig:
 
 @attrs.frozen(kw_only=True)
 class IocConfig:
-    """``ioc_config.json``: which handlers and engines are active."""
+    """``ioc_config.json``: the active signal handlers."""
 
-    disabled_handlers: tuple[str, ...] = setting((), "signal types to leave alone (acked as ignored)")
+    disabled_handlers: tuple[str, ...] = setting((), "signal types to ignore (acked as ignored)")
     handlers: Mapping[str, str] = setting({}, "signal type -> entry point name of certctrl.signal_handlers")
 
 
@@ -107,7 +107,9 @@ class IocConfig:
 class LogConfig:
     """``log_config.json``."""
 
-    level: str = setting("INFO", "least severe level written", choices=("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL"))
+    level: str = setting(
+        "INFO", "minimum level that is written", choices=("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
+    )
     format: str = setting("text", "text lines or one JSON object per line", choices=("text", "json"))
     stderr: bool = setting(True, "write to standard error")
     journald: bool = setting(False, "prefix stderr lines with a <priority> for the journal")
@@ -119,7 +121,7 @@ class LogConfig:
 
 @attrs.frozen(kw_only=True)
 class AgentConfig:
-    """The four files as one value, passed whole."""
+    """The four configuration files as one value."""
 
     application: ApplicationConfig = attrs.field(factory=ApplicationConfig)
     httpclient: HttpClientConfig = attrs.field(factory=HttpClientConfig)

@@ -1,4 +1,4 @@
-"""The install config of a device, and what became of its items (api.md §4)."""
+"""The install config of a device, its items, and the outcomes of signals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 import attrs
 
 LOCAL_PREFIX = "local:"
-"""Begins the ids of the items of ``installs.local.json``."""
+"""Prefix of the ids of items from ``installs.local.json``."""
 
 
 class StartTls(StrEnum):
@@ -28,14 +28,14 @@ class ObjectType(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class VerifyCommand:
-    """Verify by running a command that must exit 0."""
+    """Verify by running a command, which must exit with status 0."""
 
     cmd_argv: tuple[str, ...]
 
 
 @attrs.frozen(kw_only=True)
 class VerifyTls:
-    """Verify by connecting and requiring that the served leaf is the deployed one."""
+    """Verify by connecting: the served leaf must be the deployed one."""
 
     host: str
     port: int
@@ -50,7 +50,7 @@ Verify = VerifyCommand | VerifyTls
 @attrs.frozen(kw_only=True)
 class _Item:
     id: str
-    """Item id as text; ``local:…`` for items of ``installs.local.json``."""
+    """``local:…`` for items of ``installs.local.json``."""
     enabled: bool = True
     continue_on_error: bool = False
     depends_on: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class _Item:
 
 @attrs.frozen(kw_only=True)
 class CopyAction(_Item):
-    """Copy virtual files of one certificate to absolute paths."""
+    """Copy virtual files of one certificate or CA to absolute paths."""
 
     sources: tuple[str, ...]
     """Wire name ``from``: virtual file names, paired with ``targets``."""
@@ -71,19 +71,19 @@ class CopyAction(_Item):
     owner: str | None = None
     group: str | None = None
     mode: int | None = None
-    """Permission bits; None: 0600 for files that hold a key, else 0644."""
+    """Permission bits; None: 0600 for files that contain a key, 0644 otherwise."""
     check: tuple[str, ...] | None = None
-    """Argv run on the staged files; ``{staged}`` is the staging directory."""
+    """Command run on the staged files; ``{staged}`` is the staging directory."""
     verify: Verify | None = None
 
 
 @attrs.frozen(kw_only=True)
 class ExecAction(_Item):
-    """Run one command after what it depends on changed."""
+    """Run one command after its dependencies changed."""
 
     cmd_argv: tuple[str, ...] | None = None
     cmd: str | None = None
-    """A shell line; runs only where the host's policy allows shell."""
+    """A shell line; runs only if the host's policy allows a shell."""
     timeout_ms: int = 30_000
     run_as: str | None = None
     env: Mapping[str, str] = attrs.field(factory=dict)
@@ -92,7 +92,7 @@ class ExecAction(_Item):
 
 @attrs.frozen(kw_only=True)
 class ImportCaAction(_Item):
-    """Put a CA into the system trust store."""
+    """Add a CA to the system trust store."""
 
 
 InstallItem = CopyAction | ExecAction | ImportCaAction
@@ -100,7 +100,7 @@ InstallItem = CopyAction | ExecAction | ImportCaAction
 
 @attrs.frozen(kw_only=True)
 class InstallConfig:
-    """The plane's document for this device, verified (hash, version, ids unique, no cycle)."""
+    """The plane's install items for this device: hash verified, ids unique, no cycle."""
 
     id: int
     version: int
@@ -110,7 +110,7 @@ class InstallConfig:
 
 
 class OutcomeKind(StrEnum):
-    """What became of a signal (api.md §5)."""
+    """How the handling of a signal ended."""
 
     APPLIED = "applied"
     UNCHANGED = "unchanged"
@@ -122,7 +122,7 @@ class OutcomeKind(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class Deployed:
-    """One certificate as it is served now, for the ack."""
+    """One certificate as served now, for the ack."""
 
     cert_id: int
     serial: str
@@ -132,16 +132,16 @@ class Deployed:
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """The end of one attempt at one signal or certificate."""
+    """The result of handling one signal or deploying one certificate."""
 
     kind: OutcomeKind
     detail: str = ""
-    """One line for a person: why it failed, was refused or rolled back; never a secret."""
+    """One line: why it failed, was refused or rolled back; never a secret."""
     deployed: tuple[Deployed, ...] = ()
     transient: bool = False
-    """True for a failure that is not this certificate's but the disk's: waiting may cure it."""
+    """Whether the failure is the disk's, not the certificate's, so that a retry may succeed."""
 
     @property
     def ok(self) -> bool:
-        """True when nothing is left to do."""
+        """Whether nothing is left to do."""
         return self.kind not in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)

@@ -1,6 +1,6 @@
-"""HostPolicy: what the control plane may write and run on this host (safety.md §1.11, T1).
+"""HostPolicy: the files that the control plane may write and the commands it may run on this host.
 
-The host has the last word. Out of the box nothing outside ``certs/`` may be written and no command run.
+The host has the last word. By default, nothing outside ``certs/`` is written and no command runs.
 """
 
 from __future__ import annotations
@@ -22,63 +22,63 @@ class OnRevoked(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class NamedCommand:
-    """One command this host allows, by exact argv."""
+    """A command that this host allows, by its exact argv."""
 
     argv: tuple[str, ...]
-    """Absolute path of the executable, then its arguments, compared word for word; ``{staged}`` may stand in one."""
+    """Absolute path of the executable and its arguments, compared exactly; one may contain ``{staged}``."""
     run_as: str | None = None
     timeout_seconds: float = 60.0
     """1 to 600."""
     sha256: str | None = None
-    """Pin of the executable's bytes (lower-case hex); None: not pinned."""
+    """Hash of the executable (lower-case hex); None: not pinned."""
     env: tuple[str, ...] = ()
-    """Names of environment variables the plane may set for it, besides ``CERTCTRL_…``."""
+    """Environment variables that the plane may set for it, in addition to ``CERTCTRL_…``."""
 
 
 @attrs.frozen(kw_only=True)
 class MaintenanceWindow:
-    """When new material may be swapped in; always staged at once."""
+    """When new material may be switched to; it is staged at any time."""
 
     days: tuple[str, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
     from_: str = "00:00"
     """Wire name ``from``: local time HH:MM."""
     to: str = "24:00"
-    """Local time HH:MM; before ``from``: over midnight."""
+    """Local time HH:MM; earlier than ``from``: past midnight."""
     timezone: str = "UTC"
     override_when_life_below: float = 0.2
-    """Fraction of the served certificate's life left below which the window is ignored."""
+    """Remaining fraction of the served certificate's life below which the window is ignored."""
 
 
 @attrs.frozen(kw_only=True)
 class TrustStore:
-    """Where CA imports go; ``directory`` None: CA imports are refused."""
+    """The system trust store; without a ``directory``, CA imports are refused."""
 
     directory: str | None = None
-    """E.g. /usr/local/share/ca-certificates (Debian), /etc/pki/ca-trust/source/anchors (Red Hat)."""
+    """/usr/local/share/ca-certificates (Debian), /etc/pki/ca-trust/source/anchors (Red Hat)."""
     command: tuple[str, ...] | None = None
-    """Argv run after a change; e.g. /usr/sbin/update-ca-certificates."""
+    """Argv to run after a change, such as /usr/sbin/update-ca-certificates."""
 
 
 @attrs.frozen(kw_only=True)
 class HostPolicy:
-    """``policy.json``, root-owned, read at start and on SIGHUP."""
+    """``policy.json``: owned by root, read at start and on SIGHUP."""
 
     write_roots: tuple[str, ...] = ()
-    """Directories below which the plane may write, besides ``certs/``."""
+    """Directories below which the plane may write, in addition to ``certs/``."""
     commands: Mapping[str, NamedCommand] = attrs.field(factory=dict)
-    """Allowed commands by a name of the operator's choice."""
+    """Allowed commands, by names that the operator chooses."""
     remote_commands: str = "on"
-    """``on`` or ``off``: the off switch for every command of the plane's."""
+    """``on``, or ``off`` to run no command of the plane."""
     run_as: tuple[str, ...] = ()
-    """Users the plane's commands may run as, besides the agent's own."""
+    """Users that the plane's commands may run as, in addition to the agent's own."""
     owners: tuple[str, ...] = ()
-    """Users and groups that the plane may give copied files to, besides root and the agent's own."""
+    """Users and groups that may own copied files, in addition to root and the agent's own."""
     shell: bool = False
     plaintext_keys: bool = False
     trust_on_first_use: bool = False
-    """Pin a listed script without ``sha256`` at its first run (in ``state/``)."""
+    """Pin a listed script without ``sha256`` on its first run (stored in ``state/``)."""
     on_revoked: OnRevoked = OnRevoked.REMOVE
     on_alert: tuple[str, ...] | None = None
-    """Argv of the operator's alert command (given ``CERTCTRL_ALERT`` as JSON file path)."""
+    """Argv of the alert command; ``CERTCTRL_ALERT`` is the path of the alert as JSON."""
     window: MaintenanceWindow | None = None
     trust_store: TrustStore = attrs.field(factory=TrustStore)

@@ -1,4 +1,4 @@
-"""What this host remembers: inbox entries, acks, and one record per certificate."""
+"""Records that this host keeps on disk: tokens, keys, inbox entries, acks, certificates and CAs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from certctrl.model.signals import Signal
 
 @attrs.frozen(kw_only=True)
 class Tokens:
-    """The session of one device."""
+    """Tokens of the device's session."""
 
     access_token: str = attrs.field(repr=False)
     refresh_token: str = attrs.field(repr=False)
@@ -30,24 +30,24 @@ class DeviceKeys:
 
 @attrs.frozen(kw_only=True)
 class InboxEntry:
-    """A signal that is safe on disk and not done yet (durable state RECEIVED)."""
+    """A signal that is stored but not yet handled (durable state RECEIVED)."""
 
     signal: Signal
     attempts: int = 0
     last_error: str = ""
     next_try_at: float = 0.0
-    """Wall-clock seconds since the epoch; 0: at once."""
+    """Wall-clock seconds since the epoch; 0: immediately."""
 
 
 @attrs.frozen(kw_only=True)
 class Ack:
-    """One outcome on its way to the plane: exactly the wire form of a notify event (api.md §5)."""
+    """An outcome to report to the plane, in the wire form of a notify event."""
 
     event: dict[str, Any]
 
 
 class Stage(StrEnum):
-    """How far a certificate's newest material has come on this host."""
+    """How far the newest material of a certificate has been deployed."""
 
     STAGED = "staged"
     COMMITTED = "committed"
@@ -57,32 +57,32 @@ class Stage(StrEnum):
 
 @attrs.frozen(kw_only=True)
 class CertRecord:
-    """Facts of one certificate on this host, recorded at deploy time: `list-certs` parses nothing."""
+    """The state of one certificate on this host, recorded at deploy time so that `list-certs` parses nothing."""
 
     facts: CertFacts = attrs.field(metadata={"inline": True})
     """Facts of the live generation; of one that is only staged, its id and name alone."""
     generation: str = ""
-    """Id that ``.live/<name>`` points at; empty: none."""
+    """Id of the generation that ``.live/<name>`` points to; empty: none."""
     activated: str = ""
-    """Id last proven in service (commands ran, endpoints probed): where a failed deployment goes back to."""
+    """Id of the generation last proven in service (commands ran, endpoints probed); a failed deployment rolls back to it."""
     staged: str = ""
-    """Id staged and waiting for its window; empty: none."""
+    """Id of the generation that waits for its maintenance window; empty: none."""
     stage: Stage = Stage.STAGED
     targets: tuple[str, ...] = ()
     held: bool = False
-    """True after `rollback`: renewals are staged, not switched, until released."""
+    """Whether renewals are staged but not switched: after `rollback`, until `release`."""
     revoked: bool = False
-    """True when what was here last was revoked, whatever stands in for it now: its successor waits for no window."""
+    """Whether the last real certificate was revoked; its successor does not wait for a maintenance window."""
     alarmed: bool = False
-    """True once the alarm about that has been raised."""
+    """Whether the revocation alert has been raised."""
     last_outcome: OutcomeKind | None = None
     last_error: str = ""
     last_apply_at: float = 0.0
     attempts: int = 0
-    """Failed applies in a row."""
+    """Consecutive failed applies."""
     next_try_at: float = 0.0
     owed: tuple[str, ...] = ()
-    """Items that failed for what is live, or were not reached because another one failed: to be tried again."""
+    """Items to retry for the live generation: failed, or not reached because another item failed."""
 
     @property
     def cert_id(self) -> int:
@@ -96,23 +96,23 @@ class CertRecord:
 
     @property
     def withdrawal_incomplete(self) -> bool:
-        """True when it was taken out of use, but a service or a copy that had to stay has it yet."""
+        """Whether the certificate was withdrawn, but a service or a copy still has it."""
         return self.stage is Stage.WITHDRAWN and self.attempts > 0
 
     @property
     def alert_pending(self) -> bool:
-        """True when it was revoked and taken out of use, and a crash came before anybody was told."""
+        """Whether the certificate was withdrawn as revoked, but a crash prevented the alert."""
         return self.stage is Stage.WITHDRAWN and self.revoked and not self.alarmed
 
 
 @attrs.frozen(kw_only=True)
 class CaRecord:
-    """A CA that this host put into its trust store, so that it can be taken out again cleanly."""
+    """A CA that this host added to its trust store, with all that a clean removal needs."""
 
     ca_id: int
     name: str
     path: str
-    """The file that was written; it is removed only while its bytes still have this hash."""
+    """The file that was written; it is removed only if its hash is still ``sha256``."""
     sha256: str
     """Lower-case hex of the file's bytes."""
     fingerprint_sha256: str = ""
@@ -120,4 +120,4 @@ class CaRecord:
     not_after: float = 0.0
     imported_at: float = 0.0
     pem: str = ""
-    """The CA certificate, for copy items that want ``ca.pem``."""
+    """The CA certificate, for copy items that use ``ca.pem``."""

@@ -1,4 +1,4 @@
-"""Signals: the control plane's tiny notices (spec, "Signal Types"; api.md §3)."""
+"""Signals: the control plane's notices that something changed (spec "Signal Types")."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class InstallUpdated:
 
     @property
     def resource(self) -> str:
-        """The one install config of this device."""
+        """The same for every install config: a device has one."""
         return "install"
 
     def ref(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class CertRevoked(_CertSignal):
 
 @attrs.frozen
 class CertUnassigned(_CertSignal):
-    """A certificate is no longer this device's: remove it without the alarm of a revocation."""
+    """A certificate is no longer assigned to this device: remove it, without the alert of a revocation."""
 
     type: ClassVar[str] = "cert.unassigned"
 
@@ -90,21 +90,21 @@ class _CaSignal:
 
 @attrs.frozen
 class CaAssigned(_CaSignal):
-    """A private CA to put into the trust store."""
+    """A private CA must be added to the trust store."""
 
     type: ClassVar[str] = "ca.assigned"
 
 
 @attrs.frozen
 class CaUnassigned(_CaSignal):
-    """A private CA to take out of the trust store."""
+    """A private CA must be removed from the trust store."""
 
     type: ClassVar[str] = "ca.unassigned"
 
 
 @attrs.frozen
 class ResyncRequired:
-    """The plane asks for a full resync, as after a 409."""
+    """The plane requests a full resync, as after a 409."""
 
     type: ClassVar[str] = "state.resync_required"
     ts_ms: int
@@ -112,7 +112,7 @@ class ResyncRequired:
 
     @property
     def resource(self) -> str:
-        """Everything."""
+        """The same for every resync: it covers the whole host."""
         return "resync"
 
     def ref(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class ResyncRequired:
 
 @attrs.frozen
 class UnknownSignal:
-    """A type this version does not know: logged once, acked ``ignored`` (forward compatibility)."""
+    """A signal of a type that this version does not know: logged once, acked ``ignored``."""
 
     type: str
     ts_ms: int
@@ -139,7 +139,7 @@ class UnknownSignal:
 
 @attrs.frozen
 class MalformedSignal:
-    """A signal of a known type that does not fit its schema; isolated, acked ``failed``."""
+    """A signal that does not fit its schema: acked ``failed``, without effect on others."""
 
     type: str
     ts_ms: int
@@ -172,7 +172,7 @@ IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id")
 
 
 def identity(signal: Signal) -> str:
-    """Return what makes two signals the same one: type, the ids in ``ref``, ``ts_ms`` (safety.md §1.6)."""
+    """Return the identity of a signal: its type, the ids in ``ref`` and ``ts_ms``."""
     ref = signal.ref()
     ids = ",".join(f"{name}={ref[name]}" for name in IDENTITY_FIELDS if name in ref)
     return f"{signal.type}|{ids}|{signal.ts_ms}"
