@@ -48,6 +48,24 @@ def test_a_page_names_only_what_exists(page: Path) -> None:
     assert problems(page.read_text(encoding="utf-8"), page) == []
 
 
+QUOTED = (
+    "the check refuses the new certificate", "exited with", "serves another certificate", "serves no certificate",
+    "what was there before does not serve either", "placeholder put in its place", "still serves it from memory",
+    "revoked, and kept in use", "not among owners", "refuses TLS (answered", "the SMTP server does not offer STARTTLS",
+    "the SMTP server says", "the IMAP server refuses STARTTLS", "bundle.jks needs the package pyjks", "haproxy rejects",
+    "holds another certificate", "private.key does not belong",
+)  # fmt: skip
+"""Messages that the recipes' pages explain."""
+
+
+@pytest.mark.parametrize("message", QUOTED)
+def test_a_message_that_the_recipes_quote_is_what_the_code_says(message: str) -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "services").glob("*.md"))
+    sources = [*(ROOT / "certctrl").rglob("*.py"), *(ROOT / "deploy" / "services" / "lib").iterdir()]
+    assert message in pages
+    assert any(message in source.read_text(encoding="utf-8") for source in sources)
+
+
 def test_every_threat_has_its_tests() -> None:
     rows = re.findall(r"^\| (T\d+) \|.*\| (.*) \|$", SECURITY.read_text(encoding="utf-8"), re.MULTILINE)
     assert [name for name, _ in rows] == [f"T{number}" for number in range(1, 26)]
