@@ -187,4 +187,5 @@ def record_for(records: Any, domain: str) -> CertRecord:
             if test(record):
                 return record  # type: ignore[no-any-return]
     names = ", ".join(sorted(record.facts.domains[0] if record.facts.domains else record.name for record in known))
-    raise UsageError(f"no certificate for {domain!r} on this host", fix=f"known: {names or 'none'}")
+    fix = f"use one of {names}" if names else "assign a certificate to this device on the control plane"
+    raise UsageError(f"no certificate for {domain!r} on this host", fix=fix)

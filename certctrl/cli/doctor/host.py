@@ -117,7 +117,7 @@ def _policy(context: CheckContext) -> Iterator[Finding]:
     yield from findings
     if not findings:
         roots, commands = len(policy.write_roots), len(policy.commands)
-        yield ok("policy", f"{roots} writable directories and {commands} commands allowed, all valid")
+        yield ok("policy", f"valid; allows {roots} write_roots and {commands} commands")
 
 
 def _roots(policy: Any) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from certctrl.cli.output import table
 from certctrl.cli.plane.connection import GROUP, OneDevice, OperatorApi, OperatorCommand, call_plane, show
 from certctrl.cli.plane.documents import ca, install_config
 from certctrl.cli.plane.serve import serve
+from certctrl.errors import PlaneError
 
 plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP)
 plane.command("serve")(serve)
@@ -19,7 +20,7 @@ Devices = Annotated[
     list[str] | None, typer.Option("--device", metavar="ID|NAME", help="Assign it to this device; may be repeated.")
 ]
 Certificate = Annotated[str, typer.Argument(metavar="ID|DOMAIN", help="The certificate.")]
-Reason = Annotated[str, typer.Option("--reason", help="Reason, stored with the certificate.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the certificate.")]
 UserCode = Annotated[str, typer.Argument(metavar="USER_CODE", help="The code that `cert-ctrl register` printed.")]
 
 
@@ -31,7 +32,7 @@ def issue(
     ],
     device: Devices = None,
     key_type: Annotated[
-        str, typer.Option("--key-type", help="ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096.")
+        str, typer.Option("--key-type", metavar="TYPE", help="ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072 or rsa-4096.")
     ] = "ecdsa-p256",
     validity: Annotated[
         int | None,
@@ -165,7 +166,7 @@ def devices(
 def revoke_device(
     ctx: typer.Context,
     device: Annotated[str, typer.Argument(metavar="ID|NAME", help="The device.")],
-    reason: Annotated[str, typer.Option("--reason", help="Reason, sent to the device.")] = "",
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, sent to the device.")] = "",
 ) -> None:
     """Revoke a device; its agent stops until it is registered again.
 
@@ -207,7 +208,7 @@ def enrolment_token(
     expires_in: Annotated[
         int, typer.Option("--expires-in", metavar="SECONDS", min=1, help="Validity of the token.")
     ] = 86_400,
-    label: Annotated[str, typer.Option("--label", help="Note on its purpose.")] = "",
+    label: Annotated[str, typer.Option("--label", metavar="TEXT", help="Note on its purpose.")] = "",
 ) -> None:
     """Create a token for unattended registration and print it; it cannot be shown again.
 
@@ -229,7 +230,12 @@ plane.add_typer(ca, name="ca")
 
 def _decide(ctx: typer.Context, user_code: str, *, approve: bool) -> None:
     async def request(api: OperatorApi) -> Any:
-        return await api.operator.answer_grant(user_code, approve=approve, user_id=api.user)
+        try:
+            return await api.operator.answer_grant(user_code, approve=approve, user_id=api.user)
+        except PlaneError as error:
+            if error.status in (404, 410):  # unknown or expired code
+                error.fix = "use the code that `cert-ctrl register` printed last"
+            raise
 
     grant = call_plane(ctx, request)
     who = f"{grant['name'] or 'the device'} at {grant['address'] or 'an unknown address'}"
