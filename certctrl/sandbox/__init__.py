@@ -1,6 +1,8 @@
-"""The sandbox: control plane, agent and a real TLS service on loopback, for a person to watch (`cert-ctrl sandbox`).
+"""The sandbox: control plane, agent and a real TLS service on loopback (`cert-ctrl sandbox`).
 
-``engine``    the one nursery and the script of the show      ``stage``     what lies in DIR: agent, policy, plan
-``servers``   the service under test: nginx, or ``service``   ``narrator``  the account: lines, or JSON lines
-``witness``   a process that checks endpoint and disk from outside, and takes the time
+``engine``    starts and stops everything, in order             ``workspace``  the directory: agent, policy, plan
+``scenario``  issue, renew, revoke, and judge the result        ``narrator``   the output: text, or JSON lines
+``servers``   the TLS service: nginx, or ``service``            ``report``     counters, latencies, verdict
+``witness``   a process that checks endpoint and disk from outside; ``witness_client`` talks to it
+``baseline``  the fastest possible client, for comparison       ``following``  the agent's commands and deployments
 """

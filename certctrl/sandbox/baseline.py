@@ -1,8 +1,8 @@
-"""The floor of the show: how soon the new serial can be served at all, here and now.
+"""Measure how fast a minimal client can deploy a renewal on this machine, for comparison with the agent.
 
-A second device with the least client there is: it hangs in a long-poll, fetches what the signal names, opens it,
-writes two files with an fsync each and tells the same service to reload. No checks, no records, no proof, no acks.
-The witness takes its time exactly as it takes the agent's, so what the agent adds is the difference.
+A second device long-polls, fetches the announced material, decrypts it, writes two files with an fsync each and
+reloads the same service: no checks, no records, no probe, no acks. The witness times it exactly as it times the
+agent, so the difference is what the agent adds.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from certctrl.net.operator import Operator
 from certctrl.protocol.wire.answer import BUNDLE_CAP
 from certctrl.protocol.wire.certificates import materials_from_wire
 from certctrl.sandbox.servers import Server
-from certctrl.sandbox.witness_client import Witness
+from certctrl.sandbox.witness_client import WitnessClient
 from certctrl.store.disk.atomic import write_atomic
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.state.session import SessionState
 
-NAME = "floor.sandbox.test"
+NAME = "baseline.sandbox.test"
 ROUNDS = 20
-AT_MOST_SECONDS = 4.0
-WITHIN_SECONDS = 10.0
-_WAIT = 25
+MAX_SECONDS = 4.0
+SERVED_SECONDS = 10.0
+_WAIT_SECONDS = 25
 _SELF = "/apiv1/devices/self"
 
 
 @attrs.define(kw_only=True, eq=False)
-class Floor:
-    """The least client, and one certificate of its own."""
+class BaselineClient:
+    """The minimal client, with one certificate of its own."""
 
     http: Http
     store: SessionState
     pair: Path
-    """Directory that the service reads this certificate's pair from."""
+    """Directory from which the service reads this certificate and its key."""
     cert_id: int
     user_id: int
     wall_now: Callable[[], float]
     cursor: str = ""
     serial: str = ""
-    """The newest one written."""
+    """The serial written last."""
 
     async def deliver(self) -> None:
-        """Fetch, open and write the pair; the first time before the service starts."""
+        """Fetch, decrypt and write certificate and key; called once before the service starts."""
         keys = self.store.load_device_keys()
-        assert keys is not None, "registered before"
+        assert keys is not None, "the device is registered"
         data = await self._get(f"{_SELF}/certificates/{self.cert_id}/deploy-materials", {})
         bundle = open_bundle(
             self.cert_id,
@@ -68,24 +68,24 @@ class Floor:
         chain = bundle.certificate_pem + bundle.chain_pem
         await trio.to_thread.run_sync(self._write, bundle.key_pem, chain)
 
-    async def race(self, operator: Operator, witness: Witness, server: Server) -> list[float]:
-        """Renew again and again, a few seconds long; return the milliseconds from each signal to its serial served."""
-        found: list[float] = []
-        with trio.move_on_after(AT_MOST_SECONDS):
+    async def measure(self, operator: Operator, witness: WitnessClient, server: Server) -> list[float]:
+        """Renew for up to ``MAX_SECONDS``; return the milliseconds from each signal to the new serial being served."""
+        latencies: list[float] = []
+        with trio.move_on_after(MAX_SECONDS):
             await self._poll(0)
             for _ in range(ROUNDS):
                 if (milliseconds := await self._round(operator, witness, server)) is not None:
-                    found.append(milliseconds)
-        return found
+                    latencies.append(milliseconds)
+        return latencies
 
-    async def _round(self, operator: Operator, witness: Witness, server: Server) -> float | None:
+    async def _round(self, operator: Operator, witness: WitnessClient, server: Server) -> float | None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(operator.renew, self.user_id, self.cert_id)
-            while not (signals := await self._poll(_WAIT)):
+            while not (signals := await self._poll(_WAIT_SECONDS)):
                 pass
         await self.deliver()
         await trio.run_process(server.reload_argv)
-        seen = await witness.ask(op="served", name=NAME, serials=[self.serial], within=WITHIN_SECONDS)
+        seen = await witness.ask(op="served", name=NAME, serials=[self.serial], within=SERVED_SECONDS)
         if not seen["ok"]:
             return None
         published = signals[-1]["ts_ms"] / 1000
@@ -98,9 +98,11 @@ class Floor:
 
     async def _get(self, path: str, query: dict[str, Any]) -> Any:
         tokens = self.store.load_tokens()
-        assert tokens is not None, "registered before"
+        assert tokens is not None, "the device is registered"
         headers = {"authorization": f"Bearer {tokens.access_token}"}
-        answer = await self.http.request("GET", path, query=query, headers=headers, deadline=_WAIT + 10, cap=BUNDLE_CAP)
+        answer = await self.http.request(
+            "GET", path, query=query, headers=headers, deadline=_WAIT_SECONDS + 10, cap=BUNDLE_CAP
+        )
         if path.endswith("/updates"):
             self.cursor = answer.headers.get("etag", self.cursor).strip('"')
         return json.loads(answer.body)["data"] if answer.body else None

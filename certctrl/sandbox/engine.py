@@ -1,7 +1,7 @@
-"""run_sandbox: plane, agent and a real TLS service in one nursery, and the script that is played with them.
+"""run_sandbox: start plane, agent and a real TLS service, and run the scenario with them.
 
-The nesting is the order of stopping: the agent first (it still reports to the plane), then the service, the plane
-last. The witness outlives what it looks at.
+The nesting gives the order of stopping: the agent first (it still reports to the plane), then the service, then the
+plane. The witness outlives what it checks.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from certctrl.net.operator import Operator
 from certctrl.net.transport import HttpxHttp
 from certctrl.plane.serve import PlaneAddress, serve_plane
 from certctrl.plane.settings import PlaneSettings
-from certctrl.sandbox.baseline import NAME as floor_name
-from certctrl.sandbox.baseline import Floor
-from certctrl.sandbox.following import ToldProc, follow_history
-from certctrl.sandbox.narrator import Narrator, Retelling
-from certctrl.sandbox.scenario import Script
+from certctrl.sandbox.baseline import NAME as BASELINE_NAME
+from certctrl.sandbox.baseline import BaselineClient
+from certctrl.sandbox.following import NarratedProc, follow_history
+from certctrl.sandbox.narrator import Narrator, NarratorHandler
+from certctrl.sandbox.scenario import Scenario
 from certctrl.sandbox.servers import choose_server, find_nginx
-from certctrl.sandbox.witness_client import Witness, looking
+from certctrl.sandbox.witness_client import WitnessClient, running_witness
 from certctrl.sandbox.workspace import allow_service, sandbox_directory, stage_agent
 from certctrl.store.config.files import load_config
 from certctrl.store.disk.fs import RealFs
@@ -52,15 +52,15 @@ USER_ID = 1
 
 @attrs.frozen(kw_only=True)
 class SandboxOptions:
-    """What a person may choose."""
+    """Options of one run."""
 
     service: str = "auto"
-    """``nginx``, ``builtin``, or ``auto``: nginx when it is installed."""
+    """``nginx``, ``builtin``, or ``auto``: nginx if it is installed."""
     duration: float = 30.0
     """Seconds of renewing; 0: until interrupted."""
     certs: int = 3
     directory: Path | None = None
-    """Kept afterwards; None: a temporary one."""
+    """Kept after the run; None: a temporary one."""
     as_json: bool = False
     every: float = 3.0
     """Seconds from one renewal to the next."""
@@ -69,40 +69,41 @@ class SandboxOptions:
         if not 1 <= self.certs <= 200:
             raise UsageError(f"--certs {self.certs}: not from 1 to 200")
         if self.duration < 0 or self.every < 0:
-            raise UsageError("--duration and --every take seconds, 0 or more")
+            raise UsageError("--duration and --every must be 0 or more seconds")
 
 
 async def run_sandbox(options: SandboxOptions, *, out: TextIO | None = None) -> ExitStatus:
-    """Play the show and return its verdict: DONE only if everything issued was served, and nothing mixed on disk.
+    """Run the sandbox and return its verdict: DONE only if all issued certificates were served, with no mixed pair.
 
-    Raises UsageError, CommandError (the service does not start) and what agent or plane raise when they cannot run.
-    SIGINT and SIGTERM end it in order, with the summary of what there was: INTERRUPTED.
+    SIGINT and SIGTERM stop it in order, with a summary: INTERRUPTED. Raises UsageError, CommandError (the service does
+    not start), and the errors of an agent or plane that cannot run.
     """
     out = out or sys.stdout
     narrator = Narrator(out, as_json=options.as_json, colour=out.isatty(), now=time.monotonic)
     nginx = find_nginx(options.service)
     with sandbox_directory(options.directory) as root:
-        narrator.title(f"Plane, agent and {'nginx' if nginx else 'a built-in TLS service'} on 127.0.0.1, in {root}")
+        service = "nginx" if nginx else "the built-in TLS service"
+        narrator.title(f"Control plane, agent and {service} on 127.0.0.1, in {root}")
         if nginx is None and options.service == "auto":
-            narrator.tell("service", "stand-in", "nginx is not installed: the built-in TLS service stands in for it")
+            narrator.write("service", "stand-in", "nginx is not installed, using the built-in TLS service")
         (root / "service").mkdir(mode=0o700)
-        show = Show(options=options, narrator=narrator, root=root)
-        with retold(narrator):
+        sandbox = Sandbox(options=options, narrator=narrator, root=root)
+        with narrated_logs(narrator):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(show.stop_on_os_signal)
-                async with looking(root / "service" / "witness.log") as witness:
-                    script = await show.play(witness)
-                    status = await script.conclude(interrupted=show.interrupted)
+                nursery.start_soon(sandbox.stop_on_os_signal)
+                async with running_witness(root / "service" / "witness.log") as witness:
+                    scenario = await sandbox.run(witness)
+                    status = await scenario.conclude(interrupted=sandbox.interrupted)
                 nursery.cancel_scope.cancel()
         return status
 
 
 @contextmanager
-def retold(narrator: Narrator) -> Iterator[None]:
-    """Send log records to the narrator, and nowhere else, for the length of the block."""
+def narrated_logs(narrator: Narrator) -> Iterator[None]:
+    """Send log records to the narrator, and nowhere else, during the block."""
     root, ours = logging.getLogger(), logging.getLogger("certctrl")
     handlers, level = root.handlers[:], ours.level
-    root.handlers = [Retelling(narrator)]
+    root.handlers = [NarratorHandler(narrator)]
     ours.setLevel(logging.INFO)
     try:
         yield
@@ -112,46 +113,45 @@ def retold(narrator: Narrator) -> Iterator[None]:
 
 
 @attrs.define(kw_only=True, eq=False)
-class Show:
+class Sandbox:
     """One run of the sandbox."""
 
     options: SandboxOptions
     narrator: Narrator
     root: Path
-    acting: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    """The script; cancelled by the first OS signal, after which everything is still concluded in order."""
+    renewing: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """The renewals; cancelled by the first OS signal, after which everything still stops in order."""
     interrupted: bool = False
     agent_ended: trio.Event = attrs.field(factory=trio.Event)
 
     async def stop_on_os_signal(self) -> None:
-        """End the script at the first SIGINT or SIGTERM, everything at the second."""
+        """Stop in order at the first SIGINT or SIGTERM, immediately at the second."""
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
             async for _ in received:
                 if self.interrupted:
                     raise KeyboardInterrupt
                 self.interrupted = True
-                self.narrator.title("\nInterrupted: stopping in order; once more stops at once.")
-                self.acting.cancel()
+                self.narrator.title("\nInterrupted: stopping in order; interrupt again to stop immediately.")
+                self.renewing.cancel()
 
-    async def play(self, witness: Witness) -> Script:
-        """Raise the plane, the agent and the service in turn; act; stop them in reverse."""
-        settings = PlaneSettings(
-            poll_rate=max(20.0, 4 / max(self.options.every, 0.05)), poll_burst=20
-        )  # baseline.py's races
+    async def run(self, witness: WitnessClient) -> Scenario:
+        """Start plane, agent and service in turn, run the scenario, and stop them in reverse order."""
+        poll_rate = max(20.0, 4 / max(self.options.every, 0.05))  # the baseline client polls without pause
+        settings = PlaneSettings(poll_rate=poll_rate, poll_burst=20)
         async with trio.open_nursery() as plane_nursery:
             address = await plane_nursery.start(partial(serve_plane, self.root / "plane", settings=settings))
-            self.narrator.tell("plane", "listening", f"control plane at {address.url}", url=address.url)
-            script = await self._play_with_plane(address, witness)
+            self.narrator.write("plane", "listening", f"listening at {address.url}", url=address.url)
+            scenario = await self._run_with_plane(address, witness)
             plane_nursery.cancel_scope.cancel()
-        return script
+        return scenario
 
-    async def _play_with_plane(self, address: PlaneAddress, witness: Witness) -> Script:
+    async def _run_with_plane(self, address: PlaneAddress, witness: WitnessClient) -> Scenario:
         http = HttpxHttp(operator_config(address), root=self.root, wall_now=wall_now)
         try:
             operator = Operator(http, address.operator_key_file.read_text("ascii").strip(), wall_now=wall_now)
             layout = stage_agent(self.root, url=address.url, ca_pem=address.ca_file.read_bytes())
             device_id = await self._enrol(layout, operator)
-            script = Script(
+            scenario = Scenario(
                 narrator=self.narrator,
                 operator=operator,
                 witness=witness,
@@ -159,10 +159,10 @@ class Show:
                 user_id=USER_ID,
                 device_id=device_id,
             )
-            await script.issue(self.options.certs)
-            async with self._staged_floor(address, operator) as floor:
-                await self._play_with_agent(script, address, floor)
-            return script
+            await scenario.issue(self.options.certs)
+            async with self._baseline_client(address, operator) as baseline:
+                await self._run_with_logs(scenario, address, baseline)
+            return scenario
         finally:
             with trio.CancelScope(shield=True):
                 await http.aclose()
@@ -171,30 +171,27 @@ class Show:
         config = load_config(layout, {}).config
         http = HttpxHttp(config, root=layout.root, wall_now=wall_now)
         try:
-            done = await enrol(layout, http, operator)
+            device_id = await enrol(layout, http, operator)
         finally:
             with trio.CancelScope(shield=True):
                 await http.aclose()
-        self.narrator.tell(
-            "agent",
-            "registered",
-            f"registered as device {done} with an enrolment token",
-            device_id=done,
-        )
-        return done
+        text = f"registered as device {device_id} with an enrolment token"
+        self.narrator.write("agent", "registered", text, device_id=device_id)
+        return device_id
 
     @asynccontextmanager
-    async def _staged_floor(self, address: PlaneAddress, operator: Operator) -> AsyncIterator[Floor]:
-        """Make the second device with its certificate, and have its pair on disk."""
-        layout = stage_agent(self.root / "service", url=address.url, ca_pem=address.ca_file.read_bytes(), name="floor")
+    async def _baseline_client(self, address: PlaneAddress, operator: Operator) -> AsyncIterator[BaselineClient]:
+        """Yield the client of a second device, with its certificate on disk."""
+        ca_pem = address.ca_file.read_bytes()
+        layout = stage_agent(self.root / "service", url=address.url, ca_pem=ca_pem, name="baseline")
         pair = layout.root / "pair"
         pair.mkdir(mode=0o700)
         http = HttpxHttp(load_config(layout, {}).config, root=layout.root, wall_now=wall_now)
         try:
             device_id = await enrol(layout, http, operator)
-            row = await operator.issue(USER_ID, floor_name)
+            row = await operator.issue(USER_ID, BASELINE_NAME)
             await operator.assign(USER_ID, device_id, row["id"])
-            floor = Floor(
+            client = BaselineClient(
                 http=http,
                 store=SessionState(layout, RealFs()),
                 pair=pair,
@@ -202,41 +199,42 @@ class Show:
                 user_id=USER_ID,
                 wall_now=wall_now,
             )
-            await floor.deliver()
-            yield floor
+            await client.deliver()
+            yield client
         finally:
             with trio.CancelScope(shield=True):
                 await http.aclose()
 
-    async def _play_with_agent(self, script: Script, address: PlaneAddress, floor: Floor) -> None:
-        logs = Logs(script.layout, RealFs())
-        logs.configure(load_config(script.layout, {}).config.log)
+    async def _run_with_logs(self, scenario: Scenario, address: PlaneAddress, baseline: BaselineClient) -> None:
+        logs = Logs(scenario.layout, RealFs())
+        logs.configure(load_config(scenario.layout, {}).config.log)
         try:
-            await self._play_with_service(script, address, floor)
+            await self._run_with_agent(scenario, address, baseline)
         finally:
             logs.close()
 
-    async def _play_with_service(self, script: Script, address: PlaneAddress, floor: Floor) -> None:
+    async def _run_with_agent(self, scenario: Scenario, address: PlaneAddress, baseline: BaselineClient) -> None:
         server = choose_server(
             self.options.service,
             self.root / "service",
-            script.layout.certs,
-            script.names(),
-            others={floor_name: floor.pair},
+            scenario.layout.certs,
+            scenario.names(),
+            others={BASELINE_NAME: baseline.pair},
         )
-        allow_service(script.layout, server)
+        allow_service(scenario.layout, server)
         async with trio.open_nursery() as agent_nursery:
-            agent = await agent_nursery.start(self._run_agent, script.layout, ToldProc(self.narrator, server))
-            await script.wait_until_deployed()
+            agent = await agent_nursery.start(self._run_agent, scenario.layout, NarratedProc(self.narrator, server))
+            await scenario.wait_until_deployed()
             async with server.running() as pid:
-                await script.witness.tell(op="guard", pid=pid)
-                await script.open_service(server, ca_file=address.ca_file)
-                with self.acting:
-                    await script.act(duration=self.options.duration, every=self.options.every)
-                    script.figures.floor_ms += await floor.race(script.operator, script.witness, server)
-                await script.look_again()
-                agent.stop_with(Stop(StopReason.ASKED, "the show is over"))
-                await self.agent_ended.wait()  # before the service: what it still verifies must find it
+                await scenario.witness.send(op="guard", pid=pid)
+                await scenario.open_service(server, ca_file=address.ca_file)
+                with self.renewing:
+                    await scenario.act(duration=self.options.duration, every=self.options.every)
+                    latencies = await baseline.measure(scenario.operator, scenario.witness, server)
+                    scenario.report.baseline_ms += latencies
+                await scenario.check_all()
+                agent.stop_with(Stop(StopReason.ASKED, "by the sandbox"))
+                await self.agent_ended.wait()  # before the service stops: the agent may still probe it
 
     async def _run_agent(self, layout: ConfigDir, proc: Proc, task_status: trio.TaskStatus[Agent]) -> None:
         follower = trio.CancelScope()
@@ -249,7 +247,7 @@ class Show:
 
 
 async def enrol(layout: ConfigDir, http: HttpxHttp, operator: Operator) -> int:
-    """Register a directory's device with an enrolment token, and return the device's id."""
+    """Register the device of a directory with an enrolment token; return the device id."""
     token = await operator.create_enrolment_token(USER_ID)
     config = load_config(layout, {}).config
     done = await register(
@@ -265,7 +263,7 @@ async def enrol(layout: ConfigDir, http: HttpxHttp, operator: Operator) -> int:
 
 
 def operator_config(address: PlaneAddress) -> AgentConfig:
-    """Return what the HTTP client needs to reach the plane as its operator."""
+    """Return the configuration of the operator's HTTP client."""
     return AgentConfig(
         application=ApplicationConfig(server_url=address.url),
         httpclient=HttpClientConfig(ca_files=(str(address.ca_file),)),

@@ -1,4 +1,4 @@
-"""What the agent's log does not say, seen where it happens: commands as they run, deployments as they are recorded."""
+"""Report what the agent does not log: each command as it runs, each deployment as it is recorded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from certctrl.install.process import CommandResult, Proc
 from certctrl.sandbox.narrator import Narrator
 from certctrl.sandbox.servers import Server
 
-LOOK_SECONDS = 0.05
+READ_SECONDS = 0.05
+"""Pause between two reads of the audit log."""
 
 
-class ToldProc(Proc):
-    """Runs commands as ever, and tells of the ones the sandbox knows."""
+class NarratedProc(Proc):
+    """Runs commands and reports each one."""
 
     def __init__(self, narrator: Narrator, server: Server) -> None:
         super().__init__()
@@ -27,30 +28,30 @@ class ToldProc(Proc):
     async def run(self, argv: Sequence[str], **options: Any) -> CommandResult:
         """Run one command; see ``Proc.run``."""
         result = await super().run(argv, **options)
-        event, sentence = "checked", f"{self._server.kind} checked the staged pair"
+        event, sentence = "checked", f"{self._server.kind} checked the staged files"
         if tuple(argv) == self._server.reload_argv:
             event, sentence = "reloaded", f"reloaded {self._server.kind}"
         text = f"{sentence}: exit status {result.status}, {result.seconds * 1000:.0f} ms"
-        self._narrator.tell("agent", event, text, argv=list(argv), status=result.status)
+        self._narrator.write("agent", event, text, argv=list(argv), status=result.status)
         return result
 
 
 async def follow_history(narrator: Narrator, history: Path, follower: trio.CancelScope) -> None:
-    """Tell each deployment that the agent writes into its audit log, until ``follower`` is cancelled."""
+    """Report each deployment that the agent records in its audit log, until ``follower`` is cancelled."""
     with follower:
         await _follow(narrator, history)
 
 
 async def _follow(narrator: Narrator, history: Path) -> None:
-    told = 0
+    reported = 0
     while True:
         lines = _lines_of(history)
-        for line in lines[told:]:
+        for line in lines[reported:]:
             entry = json.loads(line)
             facts = {key: entry[key] for key in ("name", "serial", "outcome")}
-            narrator.tell("agent", "deployed", "{outcome}: {name}, serial {serial}".format_map(facts), **facts)
-        told = len(lines)
-        await trio.sleep(LOOK_SECONDS)
+            narrator.write("agent", "deployed", "{outcome}: {name}, serial {serial}".format_map(facts), **facts)
+        reported = len(lines)
+        await trio.sleep(READ_SECONDS)
 
 
 def _lines_of(path: Path) -> list[str]:

@@ -1,7 +1,7 @@
-"""The account of the show: lines for a person, or one JSON object per line.
+"""The output of the sandbox: text lines, or one JSON object per line.
 
-What the agent does is taken from its own log records (``agent/log_lines.py``), not guessed: the narrator is a logging
-handler that retells the ones a person wants to see.
+The agent's actions come from its own log records (``agent/log_lines.py``): a logging handler reports the interesting
+ones.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from certctrl.text import one_line
 # line key -> (event, sentence); fields as the agent logged them
 AGENT_LINES: Mapping[str, tuple[str, str]] = {
     "agent-ready": ("started", "daemon ready, poll mode {mode}"),
-    "poll-updates": ("polled", "polled: 200 OK, {count} signals"),
+    "poll-updates": ("polled", "polled: 200 OK, signals: {count}"),
     "poll-no-updates": ("polled", "polled: 204 No Content"),
     "signal-processing": ("signal", "signal {type}"),
-    "install-applied": ("plan", "install plan version {version} in force"),
+    "install-applied": ("plan", "install plan version {version} is active"),
     "cert-revoked": ("withdrawn", "certificate {name} revoked: {done}"),
     "agent-stopped": ("stopped", "daemon stopped: {reason}"),
 }
@@ -28,7 +28,7 @@ COLOURS = {"plane": "35", "agent": "36", "service": "33", "witness": "32", "aler
 
 
 class Narrator:
-    """Tells what happens, in order, with the seconds since the show began."""
+    """Writes events in order, with the seconds since the start."""
 
     def __init__(self, out: TextIO, *, as_json: bool, colour: bool, now: Callable[[], float]) -> None:
         self._out = out
@@ -38,17 +38,17 @@ class Narrator:
         self._began = now()
         self._published: dict[str, float] = {}
 
-    def note_signal(self, kind: str, ts_ms: str) -> None:
-        """Remember when the plane published the newest signal of a kind."""
+    def note_signal(self, type_: str, ts_ms: str) -> None:
+        """Remember when the plane published the newest signal of a type."""
         if ts_ms.isdecimal():
-            self._published[kind] = int(ts_ms) / 1000
+            self._published[type_] = int(ts_ms) / 1000
 
-    def published_at(self, kind: str) -> float | None:
-        """Return when the newest signal of a kind that the agent works on was published, in epoch seconds."""
-        return self._published.get(kind)
+    def published_at(self, type_: str) -> float | None:
+        """Return when the newest processed signal of a type was published, in seconds since the epoch."""
+        return self._published.get(type_)
 
-    def tell(self, who: str, event: str, sentence: str, **facts: Any) -> None:
-        """Tell one thing: ``who`` did it, ``event`` is its stable word, ``facts`` go into the JSON form."""
+    def write(self, who: str, event: str, sentence: str, **facts: Any) -> None:
+        """Write one event: ``who`` acted, ``event`` is its stable name, ``facts`` go into the JSON form."""
         at = self._now() - self._began
         if self.as_json:
             self._line(json.dumps({**facts, "at": round(at, 4), "who": who, "event": event}, default=str))
@@ -56,12 +56,12 @@ class Narrator:
             self._line(f"{at:7.2f}s  {self._paint(who, f'{who:<8}')} {sentence}")
 
     def title(self, text: str) -> None:
-        """Write a line of plain text, for a person only."""
+        """Write a line of text; nothing in JSON mode."""
         if not self.as_json:
             self._line(text)
 
     def summary(self, figures: Mapping[str, Any], sentences: list[str]) -> None:
-        """End the account: the last JSON line, or a few sentences."""
+        """Write the summary: the last JSON line, or a few sentences."""
         if self.as_json:
             self._line(json.dumps({"event": "summary", **figures}))
             return
@@ -70,7 +70,7 @@ class Narrator:
             self._line(sentence)
 
     def strong(self, text: str) -> str:
-        """Return ``text`` in bold where colours are on."""
+        """Return ``text`` in bold if colours are on."""
         return f"\x1b[1m{text}\x1b[0m" if self._colour else text
 
     def _paint(self, who: str, text: str) -> str:
@@ -80,33 +80,33 @@ class Narrator:
         print(text, file=self._out, flush=True)
 
 
-class Retelling(logging.Handler):
-    """Retells the agent's log records through a narrator: the milestones, and everything from WARNING up."""
+class NarratorHandler(logging.Handler):
+    """Reports the agent's log records: milestones, and everything from WARNING up."""
 
     def __init__(self, narrator: Narrator) -> None:
         super().__init__(logging.INFO)
         self._narrator = narrator
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell one record."""
+        """Report one record."""
         key = getattr(record, "line_key", "")
         fields = {name: one_line(str(value)) for name, value in getattr(record, "line_fields", {}).items()}
         if key == "signal-processing":
             self._narrator.note_signal(fields.get("type", ""), fields.get("ts", ""))
         if key in AGENT_LINES:
             event, sentence = AGENT_LINES[key]
-            self._tell(event, sentence, fields, quiet=key in JSON_ONLY)
+            self._write(event, sentence, fields, quiet=key in JSON_ONLY)
         elif record.levelno >= logging.WARNING:
-            self._narrator.tell("alert", key or "log", one_line(record.getMessage()), level=record.levelname)
+            self._narrator.write("alert", key or "log", one_line(record.getMessage()), level=record.levelname)
 
-    def _tell(self, event: str, sentence: str, fields: Mapping[str, str], *, quiet: bool) -> None:
+    def _write(self, event: str, sentence: str, fields: Mapping[str, str], *, quiet: bool) -> None:
         text = sentence.format_map(Lenient(fields))
         if not quiet or self._narrator.as_json:
-            self._narrator.tell("agent", event, text, **fields)
+            self._narrator.write("agent", event, text, **fields)
 
 
 class Lenient(dict[str, str]):
-    """Fields of a sentence; one that the record lacks prints as ``?``."""
+    """Fields of a sentence; a missing one prints as ``?``."""
 
     def __missing__(self, name: str) -> str:
         return "?"

@@ -1,4 +1,4 @@
-"""What the show counted, and its verdict."""
+"""Counters and latencies of a sandbox run, and its verdict."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ import attrs
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """Return the nearest-rank percentile (``share`` from 0 to 1), None of nothing."""
+    """Return the nearest-rank percentile (``share`` from 0 to 1); None for no values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 @attrs.define(kw_only=True, eq=False)
-class Figures:
-    """Counted as it happens; a serial is counted once, however often it is seen."""
+class Report:
+    """The results of one run; each serial counts once."""
 
     issued: set[tuple[int, str]] = attrs.field(factory=set)
-    """(certificate id, serial) of everything the plane issued."""
+    """(certificate id, serial) of each certificate that the plane issued."""
     served: set[tuple[int, str]] = attrs.field(factory=set)
-    """The same, seen by the witness at the live endpoint."""
+    """The same, as the witness saw them at the live endpoint."""
     renewals: int = 0
     revocations: int = 0
     withdrawn: int = 0
-    """Revoked certificates that the endpoint was seen to serve no more."""
+    """Revoked certificates that the endpoint no longer serves."""
     latencies_ms: list[float] = attrs.field(factory=list)
-    """From the signal published by the plane to the new serial served."""
-    floor_ms: list[float] = attrs.field(factory=list)
-    """The same for the least client there is, in the same show (``baseline.py``)."""
+    """From the plane's signal to the new serial being served."""
+    baseline_ms: list[float] = attrs.field(factory=list)
+    """The same for the minimal client of ``baseline.py``."""
     pair_checks: int = 0
     mismatches: int = 0
     first_mismatch: str = ""
     service: str = ""
 
     def unserved(self) -> set[tuple[int, str]]:
-        """Return what was issued and never seen."""
+        """Return the issued serials that were never served."""
         return self.issued - self.served
 
     def problems(self) -> list[str]:
-        """Return why the show failed, one sentence each; empty: it did not."""
+        """Return why the run failed, one clause each; empty if it succeeded."""
         found = [
-            f"certificate {cert_id}, serial {serial}, was issued and never served"
+            f"certificate {cert_id}, serial {serial}, was issued but never served"
             for cert_id, serial in sorted(self.unserved())
         ]
         if not self.served:
@@ -52,13 +52,13 @@ class Figures:
         if self.withdrawn < self.revocations:
             found.append("a revoked certificate is still served")
         if self.mismatches:
-            found.append(f"{self.mismatches} times key and certificate did not match: {self.first_mismatch}")
+            found.append(f"key and certificate did not match {self.mismatches} times, first: {self.first_mismatch}")
         if self.served and not self.pair_checks:
             found.append("key and certificate on disk were never compared")
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """Return the last line of ``--json``."""
+        """Return the summary line of ``--json``."""
         return {
             "service": self.service,
             "issued": len(self.issued),
@@ -69,30 +69,27 @@ class Figures:
             "pair_checks": self.pair_checks,
             "mismatches": self.mismatches,
             "latency_ms": _spread(self.latencies_ms),
-            "floor_ms": _spread(self.floor_ms),
+            "floor_ms": _spread(self.baseline_ms),
             "problems": self.problems(),
         }
 
     def sentences(self) -> list[str]:
-        """Return the account's last lines for a person."""
+        """Return the summary as text lines."""
         lines = [
-            f"{len(self.issued)} certificates issued ({self.renewals} of them renewals), {len(self.served)} served, "
-            f"{self.revocations} revoked and {self.withdrawn} of those withdrawn.",
-            f"{self.pair_checks} comparisons of key and certificate on disk, {self.mismatches} mismatches.",
+            f"{len(self.issued)} certificates issued ({self.renewals} of them renewals), {len(self.served)} served; "
+            f"{self.revocations} revoked, {self.withdrawn} withdrawn.",
+            f"{self.pair_checks} checks of key and certificate on disk, {self.mismatches} mismatches.",
         ]
-        p50, p99 = percentile(self.latencies_ms, 0.50), percentile(self.latencies_ms, 0.99)
-        if p50 is not None and p99 is not None:
-            lines.append(
-                f"From signal published to new serial served by {self.service}: "
-                f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, of {len(self.latencies_ms)} renewals."
-            )
-        p50, p99 = percentile(self.floor_ms, 0.50), percentile(self.floor_ms, 0.99)
-        if p50 is not None and p99 is not None:
-            lines.append(
-                f"The floor, a bare client without checks, records and proof, right afterwards: "
-                f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, of {len(self.floor_ms)}."
-            )
+        if self.latencies_ms:
+            lines.append(f"From signal to new serial served by {self.service}: {_percentiles(self.latencies_ms)}.")
+        if self.baseline_ms:
+            lines.append(f"Baseline, a client without checks, records or probe: {_percentiles(self.baseline_ms)}.")
         return lines + [f"Failed: {problem}." for problem in self.problems()]
+
+
+def _percentiles(values: Sequence[float]) -> str:
+    p50, p99 = percentile(values, 0.50) or 0, percentile(values, 0.99) or 0
+    return f"p50 {p50:.0f} ms, p99 {p99:.0f} ms ({len(values)} renewals)"
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

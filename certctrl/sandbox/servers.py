@@ -1,8 +1,8 @@
-"""The TLS service of the sandbox: a private nginx, or the built-in one; each a child in its own session.
+"""The TLS service of the sandbox: a private nginx, or the built-in one; each a child process in its own session.
 
-Both serve all names on one loopback port, chosen by SNI. A child must not outlive a sandbox that was killed: the
-built-in one ends when its standard input does, nginx is ended by the witness (``guard``). The kernel's own means, a
-parent-death signal, is no use here: it is bound to the thread that forked, and Trio forks in passing threads.
+Both serve all names on one loopback port, selected by SNI. A child must not outlive a sandbox that was killed: the
+built-in service ends with its standard input, and the witness ends nginx (``guard``). A parent-death signal would not
+work: it is tied to the thread that forked, and Trio forks in threads that end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NGINX_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "
 
 @attrs.frozen(kw_only=True)
 class Server:
-    """How to start one service, and what the agent is told about it."""
+    """How to start one service, and the commands that the agent may run."""
 
     kind: str
     """``nginx`` or ``built-in``."""
@@ -42,11 +42,14 @@ class Server:
     argv: tuple[str, ...]
     reload_argv: tuple[str, ...]
     check_argv: tuple[str, ...]
-    """With ``{staged}`` for the directory of the files to check."""
+    """``{staged}`` is the directory of the files to check."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[int]:
-        """Start the service, give its pid when it accepts, and stop it at the end; CommandError: it does not start."""
+        """Start the service, yield its pid once it accepts connections, and stop it.
+
+        Raises CommandError if it does not start.
+        """
         with (self.folder / "error.log").open("ab") as log:
             process = await trio.lowlevel.open_process(
                 self.argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
@@ -72,7 +75,7 @@ class Server:
 
 
 async def end_process(process: trio.Process) -> None:
-    """Stop a child in order, and by force after `STOP_SECONDS`; safe in a cancelled scope."""
+    """Terminate a child, and kill it after ``STOP_SECONDS``; safe in a cancelled scope."""
     with trio.CancelScope(shield=True):
         if process.stdin is not None:
             await process.stdin.aclose()
@@ -88,9 +91,9 @@ async def end_process(process: trio.Process) -> None:
 def choose_server(
     kind: str, folder: Path, certs: Path, names: list[str], *, others: Mapping[str, Path] | None = None
 ) -> Server:
-    """Write the service's configuration below ``folder`` and return it; ``kind`` is nginx, builtin or auto.
+    """Write the service's configuration below ``folder`` and return the service; ``kind``: nginx, builtin or auto.
 
-    ``others``: further names and the directories of their pairs.
+    ``others``: further names and the directories of their certificates.
     """
     nginx = find_nginx(kind)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -106,7 +109,10 @@ def choose_server(
 
 
 def find_nginx(kind: str) -> str | None:
-    """Return the nginx to run, None for the built-in service. UsageError when ``kind`` cannot be had."""
+    """Return the nginx to run; None for the built-in service.
+
+    Raises UsageError if ``kind`` is unknown or nginx is not installed.
+    """
     if kind not in ("nginx", "builtin", "auto"):
         raise UsageError(f"--service {kind}: not one of nginx, builtin, auto")
     nginx = None if kind == "builtin" else shutil.which("nginx", path=NGINX_PATH)
@@ -116,7 +122,7 @@ def find_nginx(kind: str) -> str | None:
 
 
 def free_port() -> int:
-    """Return a port nobody listens on at this moment."""
+    """Return a free port."""
     with socket.create_server((HOST, 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -131,7 +137,7 @@ def _builtin(folder: Path, sites: Mapping[str, str]) -> Server:
         folder=folder,
         port=port,
         argv=(sys.executable, "-m", "certctrl.sandbox.service", str(settings)),
-        # Through the pid file, so that the command stays the same when the service is started again.
+        # By pid file: the policy allows the exact argv, which must survive a restart of the service.
         reload_argv=("/bin/sh", "-c", f"kill -HUP $(cat {shlex.quote(str(pid_file))})"),
         check_argv=(sys.executable, "-I", script, "--check", "{staged}"),
     )
@@ -159,7 +165,7 @@ def _site(port: int, name: str, pair: tuple[Path, Path]) -> str:
 
 
 NGINX_CONF = """\
-# A private nginx: its own prefix, one loopback port, nothing of the system's.
+# A private nginx: its own prefix, one loopback port, independent of the system.
 daemon off;
 pid "{folder}/nginx.pid";
 worker_processes 1;
@@ -183,7 +189,7 @@ NGINX_SITE = """\
 """
 NGINX_CHECK = """\
 #!/bin/sh
-# Let nginx itself load the staged pair, before anything live changes.
+# Let nginx load the staged files before live files change.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

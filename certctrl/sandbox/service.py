@@ -1,9 +1,9 @@
-"""The built-in TLS service: a process of its own that serves a certificate per name and reads them anew on SIGHUP.
+"""The built-in TLS service: a process that serves one certificate per name and reloads them on SIGHUP.
 
 ``python -m certctrl.sandbox.service FILE`` serves; FILE is JSON: ``{"host", "port", "pid_file", "sites": {name:
-directory}}``, where a directory holds ``fullchain.pem`` and ``private.key``. ``… --check DIRECTORY`` only loads a
-pair as the server would, and exits 0 or 1. Like the servers it stands for, it keeps serving what it has when the
-new set is broken; unlike them, it stops serving a name whose directory is gone.
+directory}}``, where a directory contains ``fullchain.pem`` and ``private.key``. ``… --check DIRECTORY`` only loads
+certificate and key as the service would, and exits 0 or 1. Like common servers, it keeps the old certificates if a
+new one is broken; unlike them, it stops serving a name whose directory is gone.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ REQUEST_BYTES = 8192
 
 
 def load_pair(directory: Path) -> ssl.SSLContext:
-    """Return a server context with the pair of one directory.
+    """Return a server context with the certificate and key of one directory.
 
     The directory is resolved first: both files come from one generation even if the link is switched in between.
-    Raises OSError (gone or unreadable) or ssl.SSLError (broken, or key and certificate do not match).
+    Raises OSError (missing or unreadable) or ssl.SSLError (broken, or key and certificate do not match).
     """
     generation = directory.resolve(strict=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -38,7 +38,7 @@ def load_pair(directory: Path) -> ssl.SSLContext:
 
 
 def load_sites(sites: Mapping[str, str]) -> dict[str, ssl.SSLContext]:
-    """Return the contexts by name, without those whose directory is gone; raises ssl.SSLError when one is broken."""
+    """Return the contexts by name, without missing directories; raises ssl.SSLError if one is broken."""
     contexts = {}
     for name, directory in sites.items():
         try:
@@ -49,7 +49,7 @@ def load_sites(sites: Mapping[str, str]) -> dict[str, ssl.SSLContext]:
 
 
 class Front:
-    """What is served now; replaced as a whole, so that a handshake sees the old set or the new one."""
+    """The served certificates, replaced as a whole: a handshake sees the old set or the new one."""
 
     def __init__(self, sites: Mapping[str, str]) -> None:
         self._sites = sites
@@ -58,11 +58,11 @@ class Front:
         self.context.sni_callback = self._choose
 
     def reload(self) -> str:
-        """Read every pair anew; on a broken one keep the old set. Returns the line to log."""
+        """Load all certificates, or keep the old set if one is broken; return the line to log."""
         try:
             self._contexts = load_sites(self._sites)
         except (OSError, ssl.SSLError) as error:
-            return f"reload refused, the old certificates stay: {error}"
+            return f"reload failed, keeping the old certificates: {error}"
         return f"serving {len(self._contexts)} of {len(self._sites)} names"
 
     def _choose(self, connection: Any, name: str | None, _: ssl.SSLContext) -> int | None:
@@ -74,11 +74,11 @@ class Front:
 
 
 async def serve(settings: Mapping[str, Any]) -> None:
-    """Serve until SIGTERM, or until standard input ends: then the sandbox that started us is gone."""
+    """Serve until SIGTERM, or until standard input ends because the sandbox is gone."""
     import trio
 
     front = Front(settings["sites"])
-    say(front.reload())
+    log(front.reload())
 
     async def watch_os_signals(task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as received:
@@ -87,7 +87,7 @@ async def serve(settings: Mapping[str, Any]) -> None:
                 if signum != signal.SIGHUP:
                     nursery.cancel_scope.cancel()
                     return
-                say(front.reload())
+                log(front.reload())
 
     async def stop_with_parent() -> None:
         async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
@@ -105,12 +105,12 @@ async def serve(settings: Mapping[str, Any]) -> None:
 
 
 def write_pid(path: Path) -> None:
-    """Tell where SIGHUP is to be sent; the file appears when the service is ready."""
+    """Write the pid for SIGHUP; the file appears once the service is ready."""
     path.write_text(f"{os.getpid()}\n", encoding="ascii")
 
 
 async def answer(context: ssl.SSLContext, stream: trio.SocketStream) -> None:
-    """Serve one connection: handshake, one request, one short page."""
+    """Serve one connection: handshake, one request, one short response."""
     import trio
 
     tls = trio.SSLStream(stream, context, server_side=True)
@@ -128,21 +128,21 @@ async def answer(context: ssl.SSLContext, stream: trio.SocketStream) -> None:
             await tls.send_all(head + body)
             await tls.aclose()
         except (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError):
-            pass  # a client that goes away, or a handshake that we refused, is its own affair
+            pass  # a disconnected client or a failed handshake affects no other connection
 
 
-def say(line: str) -> None:
-    """Write one line to standard error, which the sandbox keeps as ``DIR/service/error.log``."""
+def log(line: str) -> None:
+    """Write one line to standard error, which the sandbox redirects to ``DIR/service/error.log``."""
     print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:
-    """Serve, or check one directory."""
+    """Serve, or check one directory; return the exit status."""
     if argv[:1] == ["--check"]:
         try:
             load_pair(Path(argv[1]))
         except (OSError, ssl.SSLError) as error:
-            say(f"check failed: {error}")
+            log(f"check failed: {error}")
             return 1
         return 0
     import trio

@@ -1,4 +1,4 @@
-"""Questions to the witness process, as awaitable calls."""
+"""The client of the witness process."""
 
 from __future__ import annotations
 
@@ -16,61 +16,61 @@ import trio
 from certctrl.errors import CommandError
 from certctrl.sandbox.servers import end_process
 
-GONE = "see DIR/service/witness.log of a run with --dir DIR"
+_FIX = "run with --dir DIR and read DIR/service/witness.log"
 
 
 @attrs.define(eq=False)
-class Witness:
-    """The running witness; see ``witness.py`` for what it is asked."""
+class WitnessClient:
+    """The running witness; ``witness.py`` documents its requests."""
 
     _process: trio.Process
     _waiting: dict[int, trio.MemorySendChannel[dict[str, Any]]] = attrs.field(factory=dict)
     _asked: int = 0
 
-    async def tell(self, **order: Any) -> None:
-        """Send an order that has no answer."""
+    async def send(self, **request: Any) -> None:
+        """Send a request that has no answer."""
         assert self._process.stdin is not None
         try:
-            await self._process.stdin.send_all(json.dumps(order).encode() + b"\n")
+            await self._process.stdin.send_all(json.dumps(request).encode() + b"\n")
         except trio.BrokenResourceError:
-            raise CommandError("the sandbox's witness has ended", fix=GONE) from None
+            raise CommandError("the sandbox's witness has ended", fix=_FIX) from None
 
-    async def ask(self, **question: Any) -> dict[str, Any]:
-        """Send a question and return its answer; any number may be open at once."""
+    async def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request and return its answer; any number may be pending."""
         self._asked += 1
         number = self._asked
-        # One place: a question has exactly one answer, and the reader must never wait for an asker.
-        send, receive = trio.open_memory_channel[dict[str, Any]](1)
-        self._waiting[number] = send
+        # One slot: a request has exactly one answer, and the reader must never block.
+        sender, receiver = trio.open_memory_channel[dict[str, Any]](1)
+        self._waiting[number] = sender
         try:
-            await self.tell(id=number, **question)
-            return await receive.receive()
+            await self.send(id=number, **request)
+            return await receiver.receive()
         except trio.EndOfChannel:
-            raise CommandError("the sandbox's witness ended before it answered", fix=GONE) from None
+            raise CommandError("the sandbox's witness ended before it answered", fix=_FIX) from None
         finally:
             self._waiting.pop(number, None)
-            receive.close()
+            receiver.close()
 
     async def listen(self) -> None:
-        """Hand every answer to its asker, until the witness ends; then no asker waits for ever."""
+        """Deliver each answer to its caller; fail the pending calls when the witness ends."""
         assert self._process.stdout is not None
         rest = b""
         async for part in self._process.stdout:
             *lines, rest = (rest + part).split(b"\n")
             for line in lines:
-                self._hand_over(json.loads(line))
-        for send in self._waiting.values():
-            send.close()
+                self._deliver(json.loads(line))
+        for sender in self._waiting.values():
+            sender.close()
 
-    def _hand_over(self, answer: Mapping[str, Any]) -> None:
-        send = self._waiting.get(answer["id"])
-        if send is not None:
-            send.send_nowait(dict(answer))
+    def _deliver(self, answer: Mapping[str, Any]) -> None:
+        sender = self._waiting.get(answer["id"])
+        if sender is not None:
+            sender.send_nowait(dict(answer))
 
 
 @contextlib.asynccontextmanager
-async def looking(log: Path) -> AsyncIterator[Witness]:
-    """Run a witness for the length of the block; what it complains about goes to ``log``."""
+async def running_witness(log: Path) -> AsyncIterator[WitnessClient]:
+    """Run a witness during the block; its standard error goes to ``log``."""
     with log.open("ab") as errors:
         process = await trio.lowlevel.open_process(
             (sys.executable, "-m", "certctrl.sandbox.witness"),
@@ -79,7 +79,7 @@ async def looking(log: Path) -> AsyncIterator[Witness]:
             stderr=errors,
             start_new_session=True,
         )
-    witness = Witness(process)
+    witness = WitnessClient(process)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(witness.listen)

@@ -1,4 +1,4 @@
-"""What lies in the sandbox's directory: the agent's config directory, its policy, and the plane's plan for it."""
+"""The sandbox's directory: the agent's config directory, its policy, and its install config."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from certctrl.store.layout import ConfigDir
 AGENT_SETTINGS: Mapping[str, Any] = {
     "name": "sandbox",
     "poll_mode": "long-poll",
-    "first_poll_spread_seconds": 0,  # a show of one host has nobody to make room for
+    "first_poll_spread_seconds": 0,  # a single host need not spread its polls
 }
 LOG_SETTINGS: Mapping[str, Any] = {"level": "INFO", "stderr": False, "file": "agent.log"}
 
 
 @contextlib.contextmanager
 def sandbox_directory(wanted: Path | None) -> Iterator[Path]:
-    """Make the directory: a temporary one that goes with the show, or a given one that stays.
+    """Create the directory: a temporary one, removed at the end, or the given one, which is kept.
 
-    UsageError when a given one holds anything: an old show is never continued.
+    Raises UsageError if the given one is not empty: an earlier run is never continued.
     """
     if wanted is None:
         temporary = Path(tempfile.mkdtemp(prefix="cert-ctrl-sandbox-"))
@@ -40,13 +40,13 @@ def sandbox_directory(wanted: Path | None) -> Iterator[Path]:
         return
     root = wanted.absolute()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise UsageError(f"--dir {wanted}: exists and is not empty", fix="name a directory that is new or empty")
+        raise UsageError(f"--dir {wanted}: exists and is not empty", fix="name a new or empty directory")
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     yield root
 
 
 def stage_agent(root: Path, *, url: str, ca_pem: bytes, name: str = "agent") -> ConfigDir:
-    """Make ``root/agent`` as `cert-ctrl init` would, set to long-polling."""
+    """Create ``root/name`` as `cert-ctrl init` would, with long polls."""
     layout, fs = ConfigDir(root / name), RealFs()
     init_config_dir(fs, layout, server_url=url, ca_pem=ca_pem)
     _merge(layout.application, AGENT_SETTINGS)
@@ -55,7 +55,7 @@ def stage_agent(root: Path, *, url: str, ca_pem: bytes, name: str = "agent") -> 
 
 
 def allow_service(layout: ConfigDir, server: Server) -> None:
-    """Write the host's policy: the service's two commands by exact argv, one directory, and no more."""
+    """Write the host's policy: the service's two commands by exact argv, and one directory."""
     published = server.folder / "published"
     published.mkdir(mode=0o700)
     policy = HostPolicy(
@@ -64,16 +64,16 @@ def allow_service(layout: ConfigDir, server: Server) -> None:
             "check": NamedCommand(argv=server.check_argv),
             "reload": NamedCommand(argv=server.reload_argv),
         },
-        # nginx does not start without the files it is told of; the built-in service drops the name.
+        # nginx does not start without its files; the built-in service drops the name.
         on_revoked=OnRevoked.PLACEHOLDER if server.kind == "nginx" else OnRevoked.REMOVE,
     )
     save_policy(RealFs(), layout, policy)
 
 
 def install_items(server: Server, certificates: Mapping[int, str]) -> Sequence[dict[str, Any]]:
-    """Return the plan: per certificate a check on the staged pair and a probe of the endpoint, one reload for all.
+    """Return the items: per certificate a check of the staged files and a probe of the endpoint; one reload for all.
 
-    The service reads the pair itself from the agent's ``certs/``; what is copied is the public half, for others.
+    The service reads certificate and key from the agent's ``certs/``; only the certificate is copied.
     """
     copies = [
         {

@@ -54,7 +54,7 @@ def test_what_is_issued_is_served(service: str, need: Callable[[str], str], tmp_
     # A renewal that a full comparison or the new plan brings along is served before its signal is looked at.
     assert summary["renewals"] - 2 <= summary["latency_ms"]["count"] <= summary["renewals"]
     assert 0 < summary["latency_ms"]["p50"] <= summary["latency_ms"]["p99"]
-    assert summary["floor_ms"]["count"] > 0, "the least client was measured in the same show"
+    assert summary["floor_ms"]["count"] > 0, "the baseline client was measured in the same run"
     assert 0 < summary["floor_ms"]["p50"] <= summary["floor_ms"]["p99"]
     assert {"registered", "polled", "signal", "checked", "reloaded", "deployed", "served", "revoked", "gone"} <= {
         line["event"] for line in told

@@ -1,4 +1,4 @@
-"""The sandbox's verdict: everything issued was served, nothing mixed, what was revoked is gone."""
+"""The sandbox's verdict: everything issued was served, no mixed pair, revoked certificates gone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certctrl.sandbox.report import Figures, percentile
+from certctrl.sandbox.report import Report, percentile
 
 VALUES = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)
 
@@ -25,20 +25,20 @@ def test_no_percentile_of_nothing() -> None:
     assert percentile([], 0.5) is None
 
 
-def good() -> Figures:
+def successful() -> Report:
     both = {(1, "a"), (2, "b")}
-    return Figures(issued=set(both), served=set(both), revocations=1, withdrawn=1, pair_checks=10, service="nginx")
+    return Report(issued=set(both), served=set(both), revocations=1, withdrawn=1, pair_checks=10, service="nginx")
 
 
-def test_a_good_show_has_no_problem() -> None:
-    assert good().problems() == []
-    assert good().as_json()["latency_ms"] == {"count": 0, "p50": None, "p99": None, "max": None}
+def test_a_successful_run_has_no_problem() -> None:
+    assert successful().problems() == []
+    assert successful().as_json()["latency_ms"] == {"count": 0, "p50": None, "p99": None, "max": None}
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"issued": {(1, "a"), (2, "b"), (2, "c")}}, "serial c, was issued and never served"),
+        ({"issued": {(1, "a"), (2, "b"), (2, "c")}}, "serial c, was issued but never served"),
         ({"issued": set(), "served": set()}, "nothing was served"),
         ({"withdrawn": 0}, "still served"),
         ({"mismatches": 1, "first_mismatch": "app1: torn"}, "app1: torn"),
@@ -46,22 +46,22 @@ def test_a_good_show_has_no_problem() -> None:
     ],
 )
 def test_each_failure_is_named(change: dict[str, object], problem: str) -> None:
-    figures = good()
+    report = successful()
     for name, value in change.items():
-        setattr(figures, name, value)
-    assert any(problem in sentence for sentence in figures.problems())
-    assert any(problem in sentence for sentence in figures.sentences())
+        setattr(report, name, value)
+    assert any(problem in sentence for sentence in report.problems())
+    assert any(problem in sentence for sentence in report.sentences())
 
 
-def test_latencies_are_told() -> None:
-    figures = good()
-    figures.latencies_ms = [10.0, 20.0, 400.0]
-    assert figures.as_json()["latency_ms"] == {"count": 3, "p50": 20.0, "p99": 400.0, "max": 400.0}
-    assert any("p50 20 ms, p99 400 ms" in sentence for sentence in figures.sentences())
+def test_latencies_are_reported() -> None:
+    report = successful()
+    report.latencies_ms = [10.0, 20.0, 400.0]
+    assert report.as_json()["latency_ms"] == {"count": 3, "p50": 20.0, "p99": 400.0, "max": 400.0}
+    assert any("p50 20 ms, p99 400 ms (3 renewals)" in sentence for sentence in report.sentences())
 
 
-def test_the_floor_stands_beside_them() -> None:
-    figures = good()
-    figures.latencies_ms, figures.floor_ms = [30.0], [5.0, 6.0, 7.0]
-    assert figures.as_json()["floor_ms"] == {"count": 3, "p50": 6.0, "p99": 7.0, "max": 7.0}
-    assert any("bare client" in sentence and "p50 6 ms, p99 7 ms" in sentence for sentence in figures.sentences())
+def test_the_baseline_is_reported_too() -> None:
+    report = successful()
+    report.latencies_ms, report.baseline_ms = [30.0], [5.0, 6.0, 7.0]
+    assert report.as_json()["floor_ms"] == {"count": 3, "p50": 6.0, "p99": 7.0, "max": 7.0}
+    assert any("Baseline" in sentence and "p50 6 ms, p99 7 ms" in sentence for sentence in report.sentences())

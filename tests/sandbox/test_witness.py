@@ -1,4 +1,4 @@
-"""The witness and the built-in service: what they see, and that they cannot be fooled by a torn pair."""
+"""The witness and the built-in service: what they report, also for a mixed pair."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import trustme
 
 from certctrl.sandbox import service
 from certctrl.sandbox.scenario import colons
-from certctrl.sandbox.witness import SEEN, DiskWatch, plain_serial
+from certctrl.sandbox.witness import SATISFIED, DiskWatch, plain_serial
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_serials_compare_however_they_are_written(written: str, plain: str) -> N
     ("saw", "served", "changed", "gone"),
     [("a", True, False, False), ("b", False, True, False), ("", False, False, True), ("untrusted", False, False, True)],
 )
-def test_what_counts_as_seen(saw: str, served: bool, changed: bool, gone: bool) -> None:
-    assert [SEEN[op](saw, {"a"}) for op in ("served", "changed", "gone")] == [served, changed, gone]
+def test_what_satisfies_a_request(saw: str, served: bool, changed: bool, gone: bool) -> None:
+    assert [SATISFIED[op](saw, {"a"}) for op in ("served", "changed", "gone")] == [served, changed, gone]
 
 
 def test_the_disk_watch_counts_pairs_that_do_not_match(authority: trustme.CA, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_disk_watch_counts_pairs_that_do_not_match(authority: trustme.CA, tm
     assert "a.test" in watch.first
 
 
-def test_a_missing_name_is_no_mismatch_but_a_dangling_one_is(tmp_path: Path) -> None:
+def test_a_missing_link_is_not_a_mismatch_but_a_dangling_one_is(tmp_path: Path) -> None:
     link = tmp_path / "live"
     watch = DiskWatch({"a.test": str(link)})
     watch.check("a.test", link)
@@ -73,7 +73,7 @@ def test_the_service_loads_one_generation_and_refuses_a_mixed_one(authority: tru
     assert front.reload() == "serving 1 of 2 names"
     generation(authority, tmp_path / "2", "a.test")
     shutil.copy(tmp_path / "2" / "private.key", good / "private.key")
-    assert "refused" in front.reload()
+    assert "keeping the old certificates" in front.reload()
     with pytest.raises(ssl.SSLError):
         service.load_pair(good)
 
