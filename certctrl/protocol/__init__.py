@@ -1,1 +1,1 @@
-"""The sans-IO core: what happened goes in, what to do next comes out; no clock, no socket, no disk, no chance."""
+"""The protocol without I/O: events go in, steps come out. Time and randomness are arguments."""

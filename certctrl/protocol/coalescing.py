@@ -1,9 +1,9 @@
-"""Which signals may run now, which are superseded, which were seen before (safety.md §1.6, §4.2).
+"""Choose the signals to handle now, and those that newer ones supersede.
 
-Per resource in order, across resources side by side. A signal carries no authority: its handler fetches the
-truth. So of several for one resource only the newest is worth running, whatever order they came in. The one
-exception is a revocation: it is more than a hint to look again, it is an alarm, and a renewal that came
-after it must not silence it. It goes first, but while it waits for its next try it holds nothing up.
+Signals of one resource are handled in order, those of different resources concurrently. A signal is only a hint:
+its handler fetches the current state. So of several signals for one resource only the newest is handled, in
+whatever order they arrived. A revocation is the exception: it raises an alert, which a later renewal must not
+suppress. It is handled first, but does not block the resource while it waits for its retry.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ from certctrl.model.signals import CertRevoked, MalformedSignal, UnknownSignal
 
 @attrs.frozen(kw_only=True)
 class Choice:
-    """What to do with the inbox now."""
+    """The signals to handle now and those to drop."""
 
     run: list[InboxEntry]
-    """At most one per resource; revocations first, then as they came."""
+    """At most one per resource; revocations first, then in order of arrival."""
     superseded: list[InboxEntry]
-    """To be acked ``superseded`` without running."""
+    """To ack as ``superseded``, without handling them."""
     next_retry_at: float | None
-    """When the earliest entry that waits for its next try is due (wall seconds); None: none waits."""
+    """When the earliest retry is due (wall-clock seconds); None: none is pending."""
 
 
 def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, longest: float = math.inf) -> Choice:
-    """Return what may run, given the inbox in order of arrival, the resources at work, and the wall time.
+    """Return the signals to handle; ``entries`` are in order of arrival, ``now`` is wall-clock seconds.
 
-    ``longest``: no entry was ever told to wait more seconds than this. One that seems to have to was put off while
-    the clock was ahead; it is due. Nothing is said of a busy resource: which of its entries is the one at work is
-    not known here.
+    Entries of ``busy`` resources are left alone: one of them is being handled. ``longest`` is the longest delay of a
+    retry in seconds: an entry that is due even later was delayed while the clock was ahead, and is due now.
     """
     groups: dict[str, list[InboxEntry]] = {}
     for entry in entries:
@@ -53,15 +52,15 @@ def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, 
         else:
             due = min(entry.next_try_at for entry in kept)
             next_retry_at = due if next_retry_at is None else min(next_retry_at, due)
-    run.sort(key=lambda entry: not isinstance(entry.signal, CertRevoked))  # stable: arrival decides the rest
+    run.sort(key=lambda entry: not isinstance(entry.signal, CertRevoked))  # stable: otherwise in order of arrival
     return Choice(run=run, superseded=superseded, next_retry_at=next_retry_at)
 
 
 def _coalesced(group: list[InboxEntry], superseded: list[InboxEntry]) -> list[InboxEntry]:
-    """Return what is left of one resource's entries, in the order to run them; add the rest to ``superseded``."""
+    """Return the entries of one resource to keep, in the order to handle them; add the others to ``superseded``."""
     if isinstance(group[0].signal, UnknownSignal | MalformedSignal):
-        return group  # each gets its own answer, and costs nothing
-    newest = max(reversed(group), key=lambda entry: entry.signal.ts_ms)  # among equals the last that came
+        return group  # each gets its own ack, and handling it is free
+    newest = max(reversed(group), key=lambda entry: entry.signal.ts_ms)  # of equals, the last to arrive
     revocations = [entry for entry in group if isinstance(entry.signal, CertRevoked)]
     kept = [newest]
     if revocations and not isinstance(newest.signal, CertRevoked):

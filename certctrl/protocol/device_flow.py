@@ -1,7 +1,7 @@
-"""Device authorization (RFC 8628) as its own small state machine (api.md §1, safety.md T16).
+"""Device authorization (RFC 8628) as a small state machine.
 
-Asked politely: never before ``interval``; ``slow_down`` adds five seconds for good; a connection that fails
-doubles the pause of that one poll; nothing is asked once the code has expired.
+Polls are at least ``interval`` apart. ``slow_down`` adds five seconds permanently, a failed connection doubles the
+pause before the next poll only. There is no poll after the code has expired.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_PAUSE = 60.0
 
 @attrs.frozen(kw_only=True)
 class GrantStarted:
-    """What a person needs, and what we poll with."""
+    """The codes of a grant: one for the operator, one to poll with."""
 
     device_code: str = attrs.field(repr=False)
     user_code: str
@@ -29,7 +29,7 @@ class GrantStarted:
     interval: float = 5.0
     """Seconds between polls."""
     expires_in: float = 600.0
-    """Seconds until the code is worth nothing."""
+    """Seconds until the code expires."""
 
 
 # --- events ------------------------------------------------------------------------------------------------
@@ -37,37 +37,37 @@ class GrantStarted:
 
 @attrs.frozen
 class GrantPending:
-    """Nobody has decided yet."""
+    """The request is not decided yet."""
 
 
 @attrs.frozen
 class GrantSlowDown:
-    """Nobody has decided yet, and we ask too often."""
+    """The request is not decided yet, and the agent polls too often."""
 
 
 @attrs.frozen
 class GrantDenied:
-    """A person said no."""
+    """The operator denied the request."""
 
 
 @attrs.frozen
 class GrantExpired:
-    """The plane says that the code is too old."""
+    """The code has expired, according to the plane."""
 
 
 @attrs.frozen(kw_only=True)
 class GrantReady:
-    """A person said yes."""
+    """The operator approved the request."""
 
     user_id: int
     registration_code: str = attrs.field(repr=False)
     ttl: float = 0.0
-    """Seconds the registration code lives; 0: not said."""
+    """Lifetime of the registration code in seconds; 0: unknown."""
 
 
 @attrs.frozen
 class GrantFailed:
-    """No usable answer: network, 5xx, 429, HTML."""
+    """There was no usable answer: network error, 5xx, 429, HTML."""
 
     why: str
     retry_after: float | None = None
@@ -88,31 +88,31 @@ class PollGrant:
 
 @attrs.frozen
 class Done:
-    """Register with this."""
+    """Register with the granted code."""
 
     grant: GrantReady
 
 
 @attrs.frozen
 class Refused:
-    """A person denied the request."""
+    """End: the request was denied."""
 
     why: str = "denied on the approval page"
 
 
 @attrs.frozen
 class Expired:
-    """Nobody decided in time."""
+    """End: the code expired before a decision."""
 
     last_trouble: str = ""
-    """Why the last poll failed, if it did."""
+    """Why the last poll failed, if it failed."""
 
 
 GrantStep = PollGrant | Done | Refused | Expired
 
 
 class DeviceFlow:
-    """One device grant, from the code on the screen to the decision."""
+    """One device grant, from the code on the screen to the decision; times are monotonic seconds."""
 
     def __init__(self, started: GrantStarted, now: float) -> None:
         self.started = started
@@ -124,7 +124,7 @@ class DeviceFlow:
         self._end: Done | Refused | Expired | None = None
 
     def receive(self, event: GrantEvent, now: float) -> None:
-        """Take in the answer to one poll; what comes after the end is ignored."""
+        """Process the answer to one poll; answers after the end are ignored."""
         if self._end is not None:
             return
         match event:
@@ -151,22 +151,22 @@ class DeviceFlow:
         self._next_at = now + self.interval
 
     def next_step(self, now: float) -> GrantStep:
-        """Return what to do next; ends at once when the code would expire before the next poll."""
+        """Return the next step; the flow ends as soon as the code would expire before the next poll."""
         if self._end is None and max(now, self._next_at) >= self.expires_at:
             self._end = Expired(self._trouble)
         return self._end or PollGrant(self._next_at)
 
 
 def uri_problem(uri: str, server_url: str) -> str | None:
-    """Return why a person should not be sent to ``uri``, or None when it is of the control plane's (T16).
+    """Return why operators must not be sent to ``uri``; None if it is a page of the control plane.
 
-    It must be https (http on loopback only where the plane itself is so reached), without credentials, on the
-    plane's host or one that shares its parent domain.
+    It must be https (http if the plane's own URL is http on the same host), without credentials, and on the plane's
+    host or one that shares its parent domain.
     """
     try:
         page, plane = urlsplit(uri), urlsplit(server_url)
         ours, theirs = (plane.hostname or "").lower(), (page.hostname or "").lower()
-        page.port, plane.port  # noqa: B018  # raises ValueError for a port that is none
+        page.port, plane.port  # noqa: B018  # raises ValueError for an invalid port
     except ValueError:
         return "it is not a URL"
     if page.scheme != "https" and not (page.scheme == "http" == plane.scheme and ours == theirs):
@@ -174,16 +174,16 @@ def uri_problem(uri: str, server_url: str) -> str | None:
     if page.username is not None or page.password is not None:
         return "it carries credentials"
     if not theirs or not _related(ours, theirs):
-        return f"it leads to another host than {ours or 'the control plane'}"
+        return f"it is on another host than {ours or 'the control plane'}"
     return None
 
 
 def _related(ours: str, theirs: str) -> bool:
-    """Same host, one below the other, or siblings under a parent of two labels that neither host is itself."""
+    """Return whether hosts are equal, one below the other, or siblings below a parent of at least two labels."""
     if ours == theirs:
         return True
     if any(":" in host or host.rpartition(".")[2].isdigit() for host in (ours, theirs)):
-        return False  # addresses have no parents
+        return False  # an address has no parent domain
     mine, other = ours.split("."), theirs.split(".")
     if theirs.endswith("." + ours) or (ours.endswith("." + theirs) and len(other) >= 2):
         return True

@@ -1,4 +1,4 @@
-"""What happened, for ``Session.receive``: answers to steps, and word from outside."""
+"""Events for ``Session.receive``: answers to steps, and requests from outside; how status and logs name them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class NoUpdates:
     """204, or a 200 without signals."""
 
     cursor: str | None
-    """None when the answer named none: the last one stays."""
+    """None if the answer has no cursor: the last one stays valid."""
     status: int = attrs.field(default=204, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
-    """Seconds in [0, 3600]: the server asks to slow down although all is well."""
+    """Seconds in [0, 3600]; set if the server requests a delay without an error."""
 
 
 @attrs.frozen
@@ -27,43 +27,43 @@ class Updates:
     cursor: str | None
     signals: tuple[Signal, ...]
     full: bool
-    """As many signals as asked for: there may be more."""
+    """Whether there are as many signals as requested, so that more may follow."""
     free: bool = attrs.field(default=False, kw_only=True)
-    """The plane does not count the poll that asks for the page behind a full one."""
+    """Whether the poll for the next page does not count against the plane's rate limit."""
     status: int = attrs.field(default=200, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
 
 
 @attrs.frozen
 class TokenExpired:
-    """401: refresh once, retry once."""
+    """401: refresh the token once, then poll once more."""
 
 
 @attrs.frozen
 class DeviceRevoked:
-    """403 with the key DEVICE_REVOKED, as JSON: the end."""
+    """403 as JSON with the key DEVICE_REVOKED: the session ends."""
 
     what: str
 
 
 @attrs.frozen
 class CursorExpired:
-    """409 with the key CURSOR_EXPIRED or the code 40901: drop the cursor, resync."""
+    """409 with the key CURSOR_EXPIRED or the code 40901: drop the cursor and resync."""
 
 
 @attrs.frozen
 class ServerBusy:
-    """429 or 5xx, said by the plane itself."""
+    """429 or 5xx from the plane itself."""
 
     status: int
     retry_after: float | None = None
-    """Seconds in [0, 3600]; None: the server named none."""
+    """Seconds in [0, 3600]; None: not requested."""
     key: str = ""
 
 
 @attrs.frozen
 class Refused:
-    """Any other error of the plane's: a bug or a version skew; counts as a failure."""
+    """Any other error of the plane, by a bug or a version skew; counts as a failure."""
 
     status: int
     key: str
@@ -73,21 +73,21 @@ class Refused:
 
 @attrs.frozen
 class BadAnswer:
-    """Something answered, but not in our language: HTML, truncated, wrong schema, a redirect."""
+    """An answer outside the wire contract: HTML, truncated, wrong schema, a redirect."""
 
     why: str
     status: int = attrs.field(default=0, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
-    """Of a 429 or 5xx whose page was for people: asking for a pause is not a change of state."""
+    """Obeyed even for a 429 or 5xx that is not JSON, since a delay changes no state."""
 
 
 @attrs.frozen
 class TransportFailed:
-    """No answer: DNS, connect, TLS, deadline."""
+    """There was no answer: DNS, connect, TLS, deadline."""
 
     why: str
     fix: str = attrs.field(default="", kw_only=True)
-    """The next thing to type, where the failure says it."""
+    """The command or setting that fixes it; empty: unknown."""
 
 
 # --- answers to the other steps ----------------------------------------------------------------------------
@@ -95,24 +95,24 @@ class TransportFailed:
 
 @attrs.frozen
 class Delivered:
-    """The page is in the inbox and its cursor on disk, both durably."""
+    """The page is in the inbox and its cursor is saved, both durably."""
 
 
 @attrs.frozen
 class DeliverFailed:
-    """The page could not be made durable: it is forgotten, and comes again with the old cursor."""
+    """The page could not be saved: it is dropped, and comes again with the old cursor."""
 
     why: str
 
 
 @attrs.frozen
 class AcksSent:
-    """No ack is pending any more (also when there was none)."""
+    """No ack is pending any longer."""
 
 
 @attrs.frozen
 class AcksFailed:
-    """Acks stay pending; they have their own backoff and never hold up polling."""
+    """Acks stay pending; they have a separate backoff and never delay polling."""
 
     why: str
     retry_after: float | None = None
@@ -125,14 +125,14 @@ class TokenRefreshed:
 
 @attrs.frozen
 class RefreshRefused:
-    """The refresh token was refused, by whoever tried: final."""
+    """The refresh token was refused: the session ends, even if another process tried."""
 
     what: str
 
 
 @attrs.frozen
 class RefreshFailed:
-    """The refresh did not work this time: 5xx, 429, network, disk."""
+    """The refresh failed for now: 5xx, 429, network, disk."""
 
     why: str
     retry_after: float | None = None
@@ -140,12 +140,12 @@ class RefreshFailed:
 
 @attrs.frozen
 class Resynced:
-    """The host was compared with the plane as a whole, and the stored cursor is gone."""
+    """The whole host was compared with the plane, and the stored cursor is gone."""
 
 
 @attrs.frozen
 class ResyncFailed:
-    """The resync did not come through; it is tried again before anything is polled."""
+    """The resync failed; it is retried before the next poll."""
 
     why: str
     retry_after: float | None = None
@@ -163,12 +163,12 @@ class Started:
 
 @attrs.frozen
 class PollNow:
-    """Somebody asks for a poll at once: ends every wait, closes the breaker."""
+    """An operator requests an immediate poll: ends every wait and closes the breaker."""
 
 
 @attrs.frozen
 class Timer:
-    """A wait is over; says nothing that ``now`` does not say."""
+    """A wait is over; ``now`` is all that matters."""
 
 
 PollAnswer = (
@@ -193,11 +193,11 @@ POLL_ANSWERS = (
     BadAnswer,
     TransportFailed,
 )
-"""The same as `PollAnswer`, for isinstance."""
+"""The members of `PollAnswer`, for isinstance."""
 
 PollEnd = PollAnswer | RefreshFailed | RefreshRefused | ResyncFailed
 POLL_ENDS = (*POLL_ANSWERS, RefreshFailed, RefreshRefused, ResyncFailed)
-"""What may be the last word on a poll that somebody waits for: it may not even get as far as being sent."""
+"""Events that end a requested poll, including those that prevent sending it."""
 
 Event = (
     PollAnswer
@@ -217,7 +217,7 @@ Event = (
 
 
 def poll_code(event: PollAnswer) -> int | None:
-    """Return the HTTP status; None when nothing answered."""
+    """Return the HTTP status; None without an answer."""
     match event:
         case TransportFailed():
             return None
@@ -234,7 +234,7 @@ def poll_code(event: PollAnswer) -> int | None:
 
 
 def poll_text(event: PollEnd) -> str:
-    """Return one short line for a person, such as ``204 No Content``."""
+    """Return one short line for status and logs, such as ``204 No Content``."""
     match event:
         case NoUpdates():
             return "204 No Content" if event.status == 204 else f"{event.status} OK, no signals"

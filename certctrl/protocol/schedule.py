@@ -21,31 +21,31 @@ from certctrl.protocol.events import NoUpdates, Updates
 
 _BURST = 5
 _ON_THE_WAY = 1.0
-"""Seconds within which a poll that the plane then held had taken its token."""
+"""Upper bound in seconds for the time between sending a poll and the plane counting it."""
 
 
 class Schedule:
-    """The next due time and why. Times are monotonic seconds."""
+    """When the next request is due, and why. Times are monotonic seconds."""
 
     def __init__(self, config: ApplicationConfig, random: Callable[[], float]) -> None:
         self.breaker = CircuitBreaker(config, random)
         self.due = math.inf
         self.why = steps.WaitReason.START
-        self._urgent = False  # the limit does not hold for the next poll
-        self._prompt = self._quick = False  # a person asked: go now / do not let the server hold the poll
+        self._urgent = False  # the next poll is exempt from the limit
+        self._prompt = self._quick = False  # requested by an operator: send now / not as a long poll
         self._starts: deque[float] = deque(maxlen=3)
-        self._full = self._full_before = -math.inf  # when the plane's bucket is full again; the same but for the last
-        self._free = self._was_free = False  # the next poll takes nothing from that bucket; the last one did not
+        self._full = self._full_before = -math.inf  # when the plane's bucket is full again; without the last poll
+        self._free = self._was_free = False  # the next poll takes no token from it; the last one did not
         self._last_request = -math.inf
         self._expecting_until = -math.inf
 
     @property
     def config(self) -> ApplicationConfig:
-        """The configuration in force."""
+        """The current configuration."""
         return self.breaker.config
 
     def reconfigure(self, config: ApplicationConfig, now: float | None) -> None:
-        """Take on a configuration; it may end a plain interval or an open breaker sooner, a server's wish never."""
+        """Switch to a configuration; it may shorten an interval or the wait of an open breaker, but not a Retry-After."""
         self.breaker.config = config
         if now is None:
             return
@@ -55,11 +55,11 @@ class Schedule:
             self.due = min(self.due, now + PROBE_FIRST)
 
     def plan(self, due: float, why: steps.WaitReason) -> None:
-        """Plan the next request."""
+        """Set the time of the next request."""
         self.due, self.why, self._urgent, self._free = due, why, False, False
 
     def due_at(self, *, poll: bool) -> float:
-        """Return when the next request may go; ``poll``: it is a poll, for which the limit holds."""
+        """Return when the next request may be sent; ``poll``: whether it is a poll, which the limit applies to."""
         base = self.breaker.base
         if self._prompt:
             return self._last_request + min(1.0, base)
@@ -68,7 +68,7 @@ class Schedule:
         return max(self.due, self._starts[-3] + 2 * base)
 
     def poll_now(self) -> None:
-        """Let the next request go at once, because a person asks."""
+        """Make the next request due immediately, for an operator."""
         self._prompt = self._quick = True
         if self.breaker.is_open:
             self.breaker.reset()
@@ -78,14 +78,14 @@ class Schedule:
         self._expecting_until = now + self.config.adaptive_window_seconds
 
     def note_request(self, now: float) -> None:
-        """Note that a request goes out."""
+        """Note that a request is sent."""
         self._last_request = now
         self._prompt = False
 
     def note_poll(self, now: float) -> int:
-        """Note that a poll goes out and return its long-poll seconds.
+        """Note that a poll is sent and return its long-poll seconds.
 
-        After a failure, and for a person, the server answers at once: whether all is well again is news.
+        The server answers immediately after a failure and for an operator: both want to know whether it answers.
         """
         held = self.config.poll_mode == "long-poll"
         held = held or (self.config.poll_mode == "adaptive" and now < self._expecting_until)
@@ -98,7 +98,7 @@ class Schedule:
         return wait
 
     def _take(self, when: float) -> None:
-        """Reckon that the last poll took its token then: no earlier than it did, or the next might come too early."""
+        """Assume when the last poll took its token: never too early, or the next poll might be refused."""
         if not self._was_free:
             self._full = max(self._full_before, when) + self._refill
 
@@ -107,7 +107,7 @@ class Schedule:
         return min(1.0, self.breaker.base)
 
     def after_success(self, poll: steps.Poll, event: NoUpdates | Updates, news: bool, now: float) -> None:
-        """Plan the poll after a good answer; ``news``: it brought signals and a new cursor."""
+        """Plan the poll after a successful one; ``news``: it had signals and a new cursor."""
         self._take(min(now, self._last_request + _ON_THE_WAY))
         if event.retry_after is not None:
             self.plan(now + self.breaker.server_delay(event.retry_after), steps.WaitReason.SERVER)
@@ -121,12 +121,12 @@ class Schedule:
             self.after_interval(now, held=poll.wait > 0)
 
     def after_interval(self, now: float, *, held: bool) -> None:
-        """Plan the next poll an interval from now, or from the last poll's start where holding it was the pause."""
+        """Plan the next poll one interval from now, or from the start of the last poll if the server held it."""
         since = self._starts[-1] if held and self._starts else now
         self.plan(max(now, since + self.breaker.interval()), steps.WaitReason.INTERVAL)
 
     def after_failure(self, retry_after: float | None, now: float) -> bool:
-        """Count a failure and plan the next try; True when it opened the breaker."""
+        """Count a failure and plan the next request; return whether it opened the breaker."""
         was_open = self.breaker.is_open
         delay = self.breaker.failed(retry_after)
         why = steps.WaitReason.BACKOFF if retry_after is None else steps.WaitReason.SERVER

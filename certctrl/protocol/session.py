@@ -1,9 +1,9 @@
-"""Session: the polling policy. Told what happened (``receive``), answers what to do next (``next_step``).
+"""Session: the polling policy. ``receive`` takes an event, ``next_step`` returns what to do next.
 
-Nothing here waits, sends, stores or knows the time: ``now`` is monotonic seconds and never goes back. One
-task drives it: next_step → perform → receive → next_step … What the states mean is told in ``state.py``, how
-often requests go in ``schedule.py`` and ``breaker.py``. The cursor of a poll is always one that ``Delivered`` has
-confirmed to be on disk, after every signal before it.
+A session does not wait, send, store or read a clock: ``now`` is monotonic seconds. One task drives it:
+next_step → perform → receive → next_step … See ``state.py`` for the states, ``schedule.py`` and ``breaker.py`` for
+the rate of requests. A poll only sends a cursor that ``Delivered`` has confirmed to be on disk, together with every
+signal before it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from certctrl.protocol.schedule import Schedule
 from certctrl.protocol.state import State, Walk
 
 OUTCOME_WAIT = 0.3
-"""Seconds that cursor and next poll wait for a page's outcomes; what is done by then need not be written down first."""
+"""Seconds that the cursor and the next poll wait for the outcomes of a page: finished signals need not be stored."""
 
 _ANSWERS: dict[type, tuple[type, ...]] = {
     steps.Poll: ev.POLL_ANSWERS,
@@ -33,7 +33,7 @@ _ANSWERS: dict[type, tuple[type, ...]] = {
 class Session:
     """One run of the protocol, from ``Started`` to ``Terminate``.
 
-    What has no ``_`` is for status: times are monotonic seconds, None means not yet or never.
+    The public attributes are for status: times are monotonic seconds, None means never.
     """
 
     def __init__(self, config: ApplicationConfig, *, cursor: str | None, random: Callable[[], float]) -> None:
@@ -47,56 +47,56 @@ class Session:
         self.last_poll_code: int | None = None
         self.last_poll_text = ""
         self._schedule = Schedule(config, random)
-        self._step: steps.Step | None = None  # under way; stands until its event arrives
+        self._step: steps.Step | None = None  # the current step, until its event arrives
         self._end: steps.Terminate | None = None
         self._alerts: list[steps.Alert] = []
         self._alarmed = False
         self._page: steps.Deliver | None = None
         self._deliver_failures = 0
-        self._retried = False  # this poll already follows a refresh
+        self._retried = False  # this poll follows a refresh
         self._resync = False
-        self._resyncs = 0  # done in a row, without a good poll after them
-        self._flushed = False  # acks went out right before this moment
+        self._resyncs = 0  # consecutive ones, without a successful poll in between
+        self._flushed = False  # acks were just sent
         self._flush_at, self._flush_failures = -math.inf, 0
 
     # --- status ------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
-        """Where the session is in the spec's diagram."""
+        """The state in the spec's diagram."""
         return self.walk.state
 
     @property
     def failures(self) -> int:
-        """Failures in a row."""
+        """The number of consecutive failures."""
         return self._schedule.breaker.failures
 
     @property
     def breaker_open(self) -> bool:
-        """True while the circuit breaker holds polling back."""
+        """Whether the circuit breaker is open."""
         return self._schedule.breaker.is_open
 
     @property
     def last_retry_after(self) -> float | None:
-        """Seconds of the last server delay obeyed."""
+        """The last server delay obeyed, in seconds."""
         return self._schedule.breaker.last_retry_after
 
     @property
     def next_poll_at(self) -> float | None:
-        """When the next request is due; None when only a person can bring it about."""
+        """When the next request is due; None if only an operator can resume polling."""
         due = self._due_at()
         return None if self._end is not None or math.isinf(due) else due
 
     def take_alerts(self) -> tuple[steps.Alert, ...]:
-        """Return the alerts since the last call, oldest first."""
+        """Return and clear the alerts, oldest first."""
         taken, self._alerts = tuple(self._alerts), []
         return taken
 
     def reconfigure(self, config: ApplicationConfig, now: float | None = None) -> None:
-        """Take on a new configuration at a step boundary; with ``now``, also for the wait under way."""
+        """Switch to a new configuration; ``now`` also applies it to the current wait."""
         self._schedule.reconfigure(config, now)
 
-    # --- what to do next -----------------------------------------------------------------------------------
+    # --- steps ---------------------------------------------------------------------------------------------
 
     def next_step(self, now: float) -> steps.Step:
         """Return the step to perform now."""
@@ -139,10 +139,10 @@ class Session:
         wait = self._schedule.note_poll(now)
         return steps.Poll(self.committed_cursor, self._schedule.config.poll_limit, wait)
 
-    # --- what happened -------------------------------------------------------------------------------------
+    # --- events --------------------------------------------------------------------------------------------
 
     def receive(self, event: ev.Event, now: float) -> None:
-        """Take in one event. An answer to a step that is no longer wanted is dropped."""
+        """Process one event; an answer to an abandoned step is ignored."""
         if self._end is not None:
             return
         match event:
@@ -215,7 +215,7 @@ class Session:
             case ev.ServerBusy() | ev.BadAnswer():
                 self.walk.go(State.ERROR)
                 self._failed(event.retry_after, now)
-            case _:  # also a 401 right after a refresh, and a 409 to a poll without a cursor
+            case _:  # including a 401 right after a refresh and a 409 to a poll without a cursor
                 self.walk.go(State.ERROR)
                 self._failed(None, now)
 
@@ -236,7 +236,7 @@ class Session:
             self._resyncs = 0
 
     def _want_resync(self, now: float) -> None:
-        """Plan a resync: at once, but with backoff when one follows another."""
+        """Plan a resync: immediately, but with backoff if it follows another one."""
         self._resync = True
         pause = self._schedule.breaker.backoff(self._resyncs + 1) if self._resyncs else 0.0
         self._schedule.plan(now + pause, steps.WaitReason.BACKOFF)
@@ -250,7 +250,7 @@ class Session:
             self.walk.go(State.ACKNOWLEDGING)
 
     def _not_delivered(self, now: float) -> None:
-        """Forget the page: it comes again. The disk's trouble is not the plane's, so the breaker stays out of it."""
+        """Drop the page, which comes again. A disk problem is not the plane's, so the breaker does not count it."""
         self._page, self.seen_cursor = None, self.committed_cursor
         self._deliver_failures += 1
         if self.state is State.PROCESSING:
@@ -259,7 +259,7 @@ class Session:
         self._schedule.plan(now + self._schedule.breaker.backoff(self._deliver_failures), steps.WaitReason.BACKOFF)
 
     def _acks_failed(self, retry_after: float | None, now: float) -> None:
-        """Leave acks for later without holding up polling: the next poll's time stays as it is."""
+        """Send the acks later, without delaying the next poll."""
         self._flushed = True
         self._flush_failures += 1
         pause = self._schedule.breaker.backoff(self._flush_failures)

@@ -1,19 +1,19 @@
 """The spec's state diagram as a table ("Polling State Machine").
 
-Three things the diagram leaves open, settled here:
+The diagram leaves three questions open. They are settled as follows:
 
-* Acks are sent "in the next poll". So they are flushed twice: in *Acknowledging*, when a page was just taken
-  in, and in *Polling*, right before each request. Trouble with them is an edge to *Error* in both cases.
-* A full resync after a 409 is *Processing*: it stands for all the updates missed. One that the plane asks for by
-  ``state.resync_required`` is a signal like any other: it keeps its cursor, or it would come again and again.
-* A refresh that fails without being refused (5xx, network) stays in *Refreshing* and is tried again; only a
-  refused one is the edge to *Terminated*.
+* Acks are sent "in the next poll". So they are sent in two places: in *Acknowledging*, right after a page was
+  saved, and in *Polling*, right before each request. In both, a failure is an edge to *Error*.
+* A full resync after a 409 is *Processing*: it stands for all missed updates. A resync that the plane requests by
+  ``state.resync_required`` is an ordinary signal and keeps its cursor; otherwise it would come again and again.
+* A refresh that fails without a refusal (5xx, network) stays in *Refreshing* and is retried; only a refusal is the
+  edge to *Terminated*.
 
-A clean stop (SIGTERM) is no transition: the walker just ends, in whatever state it is. A session that must
-end from a state without an edge to *Terminated* walks there over the edges that exist.
+A clean stop (SIGTERM) is not a transition: the session ends in its current state. A session that must end in a
+state without an edge to *Terminated* moves there over existing edges.
 
-Rejected: states of our own for the open breaker or for waiting. They are facts about *when* the next step is
-due, not about what the session is doing; `Session.breaker_open` and `Wait.why` carry them.
+Rejected: additional states for the open breaker and for waiting. They describe *when* the next step is due, not
+what the session does; see `Session.breaker_open` and `Wait.why`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a session is; the values are the spec's words."""
+    """States of a session, named as in the spec."""
 
     INITIALIZING = "Initializing"
     POLLING = "Polling"
@@ -46,9 +46,9 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
 
 
 def path_between(start: State, goal: State) -> tuple[State, ...]:
-    """Return the states after ``start`` on a shortest way to ``goal``; empty when already there.
+    """Return the states after ``start`` on a shortest path to ``goal``; empty if they are equal.
 
-    Raises ValueError when no way leads there.
+    Raises ValueError if there is no path.
     """
     ways: dict[State, tuple[State, ...]] = {start: ()}
     for state in (queue := [start]):
@@ -57,19 +57,19 @@ def path_between(start: State, goal: State) -> tuple[State, ...]:
         for following in sorted(TRANSITIONS[state] - ways.keys()):
             ways[following] = (*ways[state], following)
             queue.append(following)
-    raise ValueError(f"no way from {start} to {goal}")
+    raise ValueError(f"no path from {start} to {goal}")
 
 
 class Walk:
-    """Where a session is, moving only along the table."""
+    """The current state, which changes only along the table."""
 
     def __init__(self) -> None:
         self.state = State.INITIALIZING
         self.moved: Callable[[State, State], None] = lambda old, new: None
-        """Called with each transition."""
+        """Called on each transition."""
 
     def go(self, *states: State) -> None:
-        """Move from state to state; AssertionError where the diagram has no edge."""
+        """Move through states; raises AssertionError if the diagram has no such edge."""
         for state in states:
             if state not in TRANSITIONS[self.state]:
                 raise AssertionError(f"the diagram has no edge from {self.state} to {state}")
@@ -77,7 +77,7 @@ class Walk:
             self.moved(old, state)
 
     def end(self, through: State) -> None:
-        """Move to Terminated, by way of ``through`` where there is no edge of our own."""
+        """Move to Terminated, through ``through`` if there is no direct edge."""
         if State.TERMINATED not in TRANSITIONS[self.state]:
             self.go(*path_between(self.state, through))
         self.go(State.TERMINATED)

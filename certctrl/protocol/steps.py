@@ -1,6 +1,6 @@
-"""What to do next, as ``Session.next_step`` answers it; the poller performs a step and reports one event.
+"""Steps that ``Session.next_step`` returns; the poller performs each and reports one event.
 
-A step stands until its event arrives: asking again returns the same one (but for ``Wait``).
+A step stays current until its event arrives: ``next_step`` returns the same one again, except ``Wait``.
 """
 
 from __future__ import annotations
@@ -35,48 +35,48 @@ class Wait:
 
 @attrs.frozen
 class Poll:
-    """Send one poll. Event: one of ``events.POLL_ANSWERS``, or RefreshRefused when no token could be had.
+    """Send one poll. Event: one of ``events.POLL_ANSWERS``, or RefreshRefused if there is no token.
 
-    PollNow instead of an answer gives this poll up for a fresh one that the server answers at once.
+    PollNow instead of an answer abandons this poll for a new one that the server answers immediately.
     """
 
     cursor: str | None
     limit: int
     wait: int
-    """Seconds of long-poll; 0: answer at once."""
+    """Seconds that the server may hold the poll; 0: none."""
 
 
 @attrs.frozen
 class Deliver:
-    """Hand the signals on, wait for their outcomes, make durable what is not done, *then* save the cursor (if any).
+    """Pass signals on, wait for their outcomes, save the unfinished ones and *then* the cursor, if any.
 
-    Without signals there is only a cursor to save (a 204 that moved it). Event: Delivered, DeliverFailed.
+    Without signals, only the cursor is saved (a 204 that moved it). Event: Delivered, DeliverFailed.
     """
 
     cursor: str | None
     signals: tuple[Signal, ...]
     outcome_wait: float = 0.0
-    """Seconds to wait at most for the outcomes of the signals."""
+    """Upper bound in seconds of the wait for outcomes."""
 
 
 @attrs.frozen
 class FlushAcks:
-    """Send every pending ack; cheap when there is none. Event: AcksSent, AcksFailed."""
+    """Send all pending acks; cheap if there are none. Event: AcksSent, AcksFailed."""
 
 
 @attrs.frozen
 class Refresh:
-    """Get a fresh access token. Event: TokenRefreshed, RefreshRefused, RefreshFailed."""
+    """Get a new access token. Event: TokenRefreshed, RefreshRefused, RefreshFailed."""
 
 
 @attrs.frozen
 class Resync:
-    """Bring the host to the plane's whole state, then forget the stored cursor. Event: Resynced, ResyncFailed."""
+    """Bring the host to the plane's full state, then delete the stored cursor. Event: Resynced, ResyncFailed."""
 
 
 @attrs.frozen
 class Terminate:
-    """The session is over; there is no further step."""
+    """End: there is no further step."""
 
     reason: StopReason
     detail: str = ""
