@@ -25,6 +25,7 @@ from certctrl.agent.log_lines import Line, say
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
 from certctrl.install.installer import Installer
+from certctrl.install.probe.tls import Probe, TlsProbe
 from certctrl.install.process import Proc
 from certctrl.model.config import AgentConfig
 from certctrl.net.control_plane import ControlPlane
@@ -76,6 +77,7 @@ class Seams:
     offload: Callable[..., Awaitable[Any]] = in_thread
     random: Callable[[], float] = random_module.random
     proc: Proc = attrs.field(factory=Proc)
+    probe: Probe = attrs.field(factory=TlsProbe)
     environ: Mapping[str, str] = attrs.field(factory=lambda: dict(os.environ))
     on_reload: Callable[[AgentConfig], None] | None = None
     """Called after SIGHUP put a new configuration in force (the front end re-opens its logs)."""
@@ -196,6 +198,7 @@ def _installer(
         policy=lambda: agent().policy,
         config=lambda: agent().config,
         proc=seams.proc,
+        probe=seams.probe,
         wall_now=seams.wall_now,
         offload=seams.offload,
         log=log,

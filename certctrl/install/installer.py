@@ -37,6 +37,7 @@ from certctrl.install.material.bundle import open_bundle
 from certctrl.install.plan.planner import cas_wanted
 from certctrl.install.plan.retries import retry_turns
 from certctrl.install.plan.values import InstallPlan
+from certctrl.install.probe.tls import Probe, TlsProbe
 from certctrl.install.process import Proc
 from certctrl.model.bundle import Bundle, DeployMaterials
 from certctrl.model.certificate import CertFacts
@@ -74,6 +75,7 @@ class Installer:
         policy: Callable[[], HostPolicy],
         config: Callable[[], AgentConfig],
         proc: Proc,
+        probe: Probe,
         wall_now: Callable[[], float],
         offload: Callable[..., Awaitable[Any]],
         log: logging.Logger,
@@ -86,6 +88,7 @@ class Installer:
             policy=policy,
             config=config,
             proc=proc,
+            probe=probe,
             wall_now=wall_now,
             offload=offload,
             log=log,
@@ -276,6 +279,7 @@ class Installer:
             policy=lambda: policy,
             config=lambda: config,
             proc=Proc(),
+            probe=TlsProbe(),
             wall_now=wall_now,
             offload=offload,
             log=logging.getLogger("certctrl"),

@@ -15,6 +15,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from install_host import Host
 from trio.testing import MockClock
 
 from certctrl.errors import CertctrlError
@@ -163,7 +164,7 @@ def trapped(root: Path) -> tuple[Path, Path]:
     return out, victim
 
 
-async def attack(host: Any, items: list[InstallItem], out: Path, victim: Path) -> None:
+async def attack(host: Host, items: list[InstallItem], out: Path, victim: Path) -> None:
     agent = host.layout.root
     items = filled(items, {"out": str(out), "agent": str(agent), "victim": str(victim)})
     before = snapshot(victim)
@@ -189,7 +190,7 @@ async def attack(host: Any, items: list[InstallItem], out: Path, victim: Path) -
     assert host.live(1) or not prepared
 
 
-def run(host: Any, items: list[InstallItem], root: Path) -> None:
+def run(host: Host, items: list[InstallItem], root: Path) -> None:
     out, victim = trapped(root)
     host.policy = HostPolicy(write_roots=(str(out),), commands={"r": NamedCommand(argv=ALLOWED)})
     trio.run(attack, host, items, out, victim, clock=MockClock(autojump_threshold=0))
@@ -198,13 +199,13 @@ def run(host: Any, items: list[InstallItem], root: Path) -> None:
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(items=plans)
 @example(items=[ExecAction(id="1", ob_id=1, cmd_argv=("/\0",))])
-def test_nothing_outside_the_roots_changes(host: Any, ground: Path, items: list[InstallItem]) -> None:
+def test_nothing_outside_the_roots_changes(host: Host, ground: Path, items: list[InstallItem]) -> None:
     run(host, items, ground)
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(6 * 3600)
-def test_campaign_of_hostile_plans(host: Any, ground: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_campaign_of_hostile_plans(host: Host, ground: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``CERTCTRL_TEST_PLANS`` says how many, 100 000 by default."""
     obeyed = 0
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
-from typing import Any
 
 import trio
 import trio.testing
-from runner_host import APPLIED, CHECK, FAILED, OTHER, RELOAD, UNCHANGED, commands, kinds, leftovers, reload
+from install_host import APPLIED, CHECK, FAILED, OTHER, RELOAD, UNCHANGED, Host, commands, kinds, leftovers, reload
 from trio.testing import MockClock
 
 from certctrl.install.plan.render import plan_lines
@@ -18,7 +17,7 @@ from certctrl.model.records import Stage
 # --- the way through ----------------------------------------------------------------------------------------------
 
 
-async def test_a_first_delivery_is_live_under_the_specs_names(clock: MockClock, host: Any) -> None:
+async def test_a_first_delivery_is_live_under_the_specs_names(clock: MockClock, host: Host) -> None:
     outcome = (await host.deliver(1))[1]
     record = host.installer.records[1]
     assert outcome.kind is APPLIED
@@ -37,7 +36,7 @@ async def test_a_first_delivery_is_live_under_the_specs_names(clock: MockClock, 
     assert leftovers(host) == []
 
 
-async def test_a_renewal_is_reloaded_once_and_proven(clock: MockClock, host: Any) -> None:
+async def test_a_renewal_is_reloaded_once_and_proven(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -48,7 +47,7 @@ async def test_a_renewal_is_reloaded_once_and_proven(clock: MockClock, host: Any
     assert service.reloads == 2
 
 
-async def test_the_same_material_again_changes_nothing_and_reloads_nothing(clock: MockClock, host: Any) -> None:
+async def test_the_same_material_again_changes_nothing_and_reloads_nothing(clock: MockClock, host: Host) -> None:
     items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("bundle.pfx", "combined.pem", "bundle.jks"),
              targets=tuple(str(host.out / name) for name in ("a.pfx", "a.pem", "a.jks")))]  # fmt: skip
     host.allow(commands=commands(RELOAD))
@@ -68,7 +67,7 @@ async def test_the_same_material_again_changes_nothing_and_reloads_nothing(clock
     assert not await host.installer.unfinished(items)
 
 
-async def test_explicit_destinations_get_bytes_mode_and_a_reload(clock: MockClock, host: Any) -> None:
+async def test_explicit_destinations_get_bytes_mode_and_a_reload(clock: MockClock, host: Host) -> None:
     key, chain = host.out / "a.key", host.out / "a.pem"
     items = [
         CopyAction(id="c", ob_id=1, sources=("private.key", "fullchain.pem"), targets=(str(key), str(chain))),
@@ -88,7 +87,7 @@ async def test_explicit_destinations_get_bytes_mode_and_a_reload(clock: MockCloc
     assert leftovers(host) == []
 
 
-async def test_commands_are_told_paths_and_no_secrets(clock: MockClock, host: Any) -> None:
+async def test_commands_are_told_paths_and_no_secrets(clock: MockClock, host: Host) -> None:
     items = [CopyAction(id="c", ob_id=1, sources=("bundle.pfx",), targets=(str(host.out / "a.pfx"),), check=CHECK),
              ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",), env={"CERTCTRL_NOTE": "x"})]  # fmt: skip
     host.allow(commands=commands(RELOAD, CHECK))
@@ -108,7 +107,7 @@ async def test_commands_are_told_paths_and_no_secrets(clock: MockClock, host: An
 
 
 async def test_a_command_about_several_certificates_cannot_show_a_line_of_their_keys(
-    clock: MockClock, host: Any
+    clock: MockClock, host: Host
 ) -> None:
     host.allow(commands=commands(RELOAD))
     await host.deliver(1, 2, items=[ExecAction(id="r", cmd_argv=RELOAD)])
@@ -116,7 +115,7 @@ async def test_a_command_about_several_certificates_cannot_show_a_line_of_their_
     assert set(host.proc.asked[-1]["secrets"]) == {line for key in keys for line in key}
 
 
-async def test_a_new_item_that_wants_another_format_needs_no_fetch(clock: MockClock, host: Any) -> None:
+async def test_a_new_item_that_wants_another_format_needs_no_fetch(clock: MockClock, host: Host) -> None:
     await host.deliver(1)
     fingerprint = host.live(1)
     items = [CopyAction(id="c", ob_id=1, sources=("bundle.pfx",), targets=(str(host.out / "a.pfx"),))]
@@ -126,13 +125,13 @@ async def test_a_new_item_that_wants_another_format_needs_no_fetch(clock: MockCl
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
 
 
-async def test_named_certificates_that_are_not_here(clock: MockClock, host: Any) -> None:
+async def test_named_certificates_that_are_not_here(clock: MockClock, host: Host) -> None:
     outcomes = await host.installer.converge((), (), only=[5])
     assert (outcomes[5].kind, outcomes[5].detail) == (UNCHANGED, "not on this host")
     assert host.installer.records == {}
 
 
-async def test_history_tells_what_was_done(clock: MockClock, host: Any) -> None:
+async def test_history_tells_what_was_done(clock: MockClock, host: Host) -> None:
     await host.deliver(1)
     await host.deliver(1, asked_by="operator")
     host.installer.asked_by = "somebody"
@@ -144,7 +143,7 @@ async def test_history_tells_what_was_done(clock: MockClock, host: Any) -> None:
     assert second["fingerprint_sha256"] != third["fingerprint_sha256"] == host.live(1)
 
 
-async def test_certificates_that_are_not_here_get_no_records(clock: MockClock, host: Any) -> None:
+async def test_certificates_that_are_not_here_get_no_records(clock: MockClock, host: Host) -> None:
     """Items may name a certificate that was never delivered; a refusal or a failure about it is not its own."""
     items = [
         CopyAction(id="c", ob_id=9, sources=("combined.pem",), targets=("/not/allowed/a",)),
@@ -164,7 +163,7 @@ async def test_certificates_that_are_not_here_get_no_records(clock: MockClock, h
 # --- sets ---------------------------------------------------------------------------------------------------------
 
 
-async def test_twenty_certificates_of_one_service_cost_one_reload(clock: MockClock, host: Any) -> None:
+async def test_twenty_certificates_of_one_service_cost_one_reload(clock: MockClock, host: Host) -> None:
     ids = range(1, 21)
     items = reload(*ids)
     host.allow(commands=commands(RELOAD))
@@ -174,7 +173,7 @@ async def test_twenty_certificates_of_one_service_cost_one_reload(clock: MockClo
     assert [service.served for service in services] == [host.live(n) for n in ids]
 
 
-async def test_a_hanging_reload_holds_up_nobody_else(clock: MockClock, host: Any) -> None:
+async def test_a_hanging_reload_holds_up_nobody_else(clock: MockClock, host: Host) -> None:
     items = reload(1) + reload(2, argv=OTHER)
     host.allow(commands=commands(RELOAD, OTHER))
     host.serve(RELOAD, 1, 1001, seconds=50)
@@ -192,7 +191,7 @@ async def test_a_hanging_reload_holds_up_nobody_else(clock: MockClock, host: Any
     assert done == {1: 50.0, 2: 0.0}
 
 
-async def test_sets_of_one_call_run_side_by_side(clock: MockClock, host: Any) -> None:
+async def test_sets_of_one_call_run_side_by_side(clock: MockClock, host: Host) -> None:
     items = reload(1) + reload(2, argv=OTHER)
     host.allow(commands=commands(RELOAD, OTHER))
     host.serve(RELOAD, 1, 1001, seconds=50)
@@ -201,7 +200,7 @@ async def test_sets_of_one_call_run_side_by_side(clock: MockClock, host: Any) ->
     assert trio.current_time() == 50.0
 
 
-async def test_calls_about_the_same_set_take_turns(clock: MockClock, host: Any) -> None:
+async def test_calls_about_the_same_set_take_turns(clock: MockClock, host: Host) -> None:
     items = reload(1, 2)
     host.allow(commands=commands(RELOAD))
     first, second = host.serve(RELOAD, 1, 1001, seconds=10), host.serve(RELOAD, 2, 1002)
@@ -213,7 +212,7 @@ async def test_calls_about_the_same_set_take_turns(clock: MockClock, host: Any) 
     assert (first.served, second.served) == (host.live(1), host.live(2))
 
 
-async def test_a_cancelled_call_frees_its_set_and_the_next_one_finishes_the_work(clock: MockClock, host: Any) -> None:
+async def test_a_cancelled_call_frees_its_set_and_the_next_one_finishes_the_work(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -227,7 +226,7 @@ async def test_a_cancelled_call_frees_its_set_and_the_next_one_finishes_the_work
     assert service.served == host.live(1) == host.installer.records[1].facts.fingerprint_sha256
 
 
-async def test_a_disabled_item_between_two_does_not_let_them_run_side_by_side(clock: MockClock, host: Any) -> None:
+async def test_a_disabled_item_between_two_does_not_let_them_run_side_by_side(clock: MockClock, host: Host) -> None:
     first, last = ("/bin/true", "first"), ("/bin/true", "last")
     host.allow(commands=commands(first, last, OTHER))
     ended: list[str] = []
@@ -250,7 +249,7 @@ async def test_a_disabled_item_between_two_does_not_let_them_run_side_by_side(cl
 # --- names --------------------------------------------------------------------------------------------------------
 
 
-async def test_two_certificates_for_one_domain_get_two_names(clock: MockClock, host: Any) -> None:
+async def test_two_certificates_for_one_domain_get_two_names(clock: MockClock, host: Host) -> None:
     name_for = host.installer.name_for
     assert [name_for(1, ("a.example",)), name_for(2, ("a.example",)), name_for(1, ("a.example",))] == [
         "a.example", "a.example-2", "a.example",

@@ -7,7 +7,19 @@ import errno
 from typing import Any
 
 import pytest
-from runner_host import APPLIED, FAILED, RELOAD, ROLLED_BACK, UNCHANGED, ScriptedFs, commands, kinds, leftovers, reload
+from install_host import (
+    APPLIED,
+    FAILED,
+    RELOAD,
+    ROLLED_BACK,
+    UNCHANGED,
+    Host,
+    ScriptedFs,
+    commands,
+    kinds,
+    leftovers,
+    reload,
+)
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
@@ -16,7 +28,7 @@ from certctrl.store.disk.fs import RealFs
 
 
 @pytest.mark.parametrize("verb", ["syncfs", "rename", "symlink", "create", "fsync", "write", "unlink"])
-async def test_a_disk_that_fails_leaves_the_old_or_the_new_and_heals(clock: MockClock, host: Any, verb: str) -> None:
+async def test_a_disk_that_fails_leaves_the_old_or_the_new_and_heals(clock: MockClock, host: Host, verb: str) -> None:
     """One call of one verb fails, each in turn, until a run meets no failure any more."""
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),)), *reload(1)]
     host.allow(commands=commands(RELOAD))
@@ -48,7 +60,7 @@ async def test_a_disk_that_fails_leaves_the_old_or_the_new_and_heals(clock: Mock
     raise AssertionError("no run without a failure")
 
 
-async def test_a_burst_costs_next_to_no_syncs(clock: MockClock, host: Any) -> None:
+async def test_a_burst_costs_next_to_no_syncs(clock: MockClock, host: Host) -> None:
     """At most a tenth of a sync per certificate, counted at the door to the disk."""
     ids = range(1, 121)
     items = [ExecAction(id="r", cmd_argv=RELOAD)]
@@ -74,7 +86,7 @@ async def test_a_burst_costs_next_to_no_syncs(clock: MockClock, host: Any) -> No
 
 
 async def test_a_disk_that_fails_for_good_at_the_switch_is_an_outcome(
-    clock: MockClock, host: Any, monkeypatch: pytest.MonkeyPatch
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by failing every syscall from one on: the second failure went through everybody and ended the daemon."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 import pytest
-from runner_host import APPLIED, CHECK, FAILED, OTHER, RELOAD, commands, kinds, leftovers
+from install_host import APPLIED, CHECK, FAILED, OTHER, RELOAD, Host, commands, kinds, leftovers
 from trio.testing import MockClock
 
 from certctrl.errors import CommandError, PolicyRefusedError
@@ -21,7 +21,7 @@ from certctrl.model.records import Stage
 # --- what the host allows -----------------------------------------------------------------------------------------
 
 
-async def test_a_refused_item_is_told_with_its_line_and_nothing_of_it_is_done(clock: MockClock, host: Any) -> None:
+async def test_a_refused_item_is_told_with_its_line_and_nothing_of_it_is_done(clock: MockClock, host: Host) -> None:
     good, bad = host.out / "a.pem", host.root / "elsewhere" / "deep" / "a.key"
     items = [
         CopyAction(id="c", ob_id=1, sources=("fullchain.pem", "private.key"), targets=(str(good), str(bad))),
@@ -46,7 +46,7 @@ async def test_a_refused_item_is_told_with_its_line_and_nothing_of_it_is_done(cl
     assert (record.stage, record.attempts, record.last_error) == (Stage.ACTIVATED, 0, "")
 
 
-async def test_an_item_that_is_refused_from_the_first_is_work_until_it_is_told(clock: MockClock, host: Any) -> None:
+async def test_an_item_that_is_refused_from_the_first_is_work_until_it_is_told(clock: MockClock, host: Host) -> None:
     await host.deliver(1)
     items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
     assert plan_lines(await host.installer.plan(items)) == () and await host.installer.unfinished(items)
@@ -55,7 +55,7 @@ async def test_an_item_that_is_refused_from_the_first_is_work_until_it_is_told(c
     assert not await host.installer.unfinished(items)
 
 
-async def test_a_check_that_refuses_leaves_everything_as_it_was(clock: MockClock, host: Any) -> None:
+async def test_a_check_that_refuses_leaves_everything_as_it_was(clock: MockClock, host: Host) -> None:
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),), check=CHECK)]
     host.allow(commands=commands(CHECK))
     await host.deliver(1, items=items)
@@ -81,7 +81,7 @@ async def test_a_check_that_refuses_leaves_everything_as_it_was(clock: MockClock
     assert leftovers(host) == []
 
 
-async def test_a_check_that_may_not_run_keeps_unchecked_material_from_going_live(clock: MockClock, host: Any) -> None:
+async def test_a_check_that_may_not_run_keeps_unchecked_material_from_going_live(clock: MockClock, host: Host) -> None:
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),), check=CHECK)]
     with pytest.raises(PolicyRefusedError) as caught:
         await host.deliver(1, items=items)
@@ -90,7 +90,7 @@ async def test_a_check_that_may_not_run_keeps_unchecked_material_from_going_live
 
 
 async def test_scripts_are_pinned_on_first_use_where_the_host_wants_it(
-    clock: MockClock, host: Any, tmp_path: Path
+    clock: MockClock, host: Host, tmp_path: Path
 ) -> None:
     script = tmp_path / "hook"
     script.write_text("#!/bin/sh\n")
@@ -110,7 +110,7 @@ async def test_scripts_are_pinned_on_first_use_where_the_host_wants_it(
 
 
 async def test_a_plan_tells_of_a_program_that_is_not_the_pinned_one(
-    clock: MockClock, host: Any, tmp_path: Path
+    clock: MockClock, host: Host, tmp_path: Path
 ) -> None:
     script = tmp_path / "hook"
     script.write_text("#!/bin/sh\n")
@@ -127,7 +127,7 @@ async def test_a_plan_tells_of_a_program_that_is_not_the_pinned_one(
     assert "the policy pins 0000" in (await host.installer.plan(items)).refusals[0].why
 
 
-async def test_remote_commands_off_spares_the_hosts_own_rows(clock: MockClock, host: Any) -> None:
+async def test_remote_commands_off_spares_the_hosts_own_rows(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="p", ob_id=1, cmd_argv=RELOAD), ExecAction(id="local:o", ob_id=1, cmd_argv=OTHER)]
     host.allow(commands=commands(RELOAD), remote_commands="off")
     outcome = (await host.deliver(1, items=items))[1]
@@ -143,7 +143,7 @@ def test_policies_of_the_tests_are_those_of_the_field() -> None:
 # --- alerts -------------------------------------------------------------------------------------------------------
 
 
-async def test_alerts_reach_the_operators_command_as_a_file(clock: MockClock, host: Any) -> None:
+async def test_alerts_reach_the_operators_command_as_a_file(clock: MockClock, host: Host) -> None:
     argv, seen = ("/bin/true", "alert"), list[Any]()
     await host.installer.alert({"alert": "nobody listens"})
     host.allow(on_alert=argv)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 import pytest
+from install_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, Host, commands, kinds, reload
 from planner_world import HOST, cert, copy, plan, run
-from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, reload
 from trio.testing import MockClock
 
 from certctrl.install.deploy.groups import Group, SwitchedPlan
@@ -21,7 +19,7 @@ from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 from certctrl.model.records import CertRecord, Stage
 
 
-async def failing(host: Any) -> list[InstallItem]:
+async def failing(host: Host) -> list[InstallItem]:
     """Have a certificate in use and a command for it that came later and fails."""
     host.allow(commands=commands(RELOAD, OTHER))
     await host.deliver(1)
@@ -32,7 +30,7 @@ async def failing(host: Any) -> list[InstallItem]:
     return items
 
 
-async def test_a_failed_command_is_not_run_again_before_its_time(clock: MockClock, host: Any) -> None:
+async def test_a_failed_command_is_not_run_again_before_its_time(clock: MockClock, host: Host) -> None:
     items = await failing(host)
     record = host.installer.records[1]
     for _ in range(5):
@@ -50,7 +48,7 @@ async def test_a_failed_command_is_not_run_again_before_its_time(clock: MockCloc
 
 
 @pytest.mark.parametrize("how", ["by hand", "new terms", "new material", "revoked beside it"])
-async def test_what_somebody_wants_or_what_is_new_waits_for_nothing(clock: MockClock, host: Any, how: str) -> None:
+async def test_what_somebody_wants_or_what_is_new_waits_for_nothing(clock: MockClock, host: Host, how: str) -> None:
     items = await failing(host)
     host.proc.does.clear()
     match how:
@@ -70,7 +68,7 @@ async def test_what_somebody_wants_or_what_is_new_waits_for_nothing(clock: MockC
     assert host.proc.calls[-1] == RELOAD
 
 
-async def test_an_item_that_is_new_waits_for_no_other(clock: MockClock, host: Any) -> None:
+async def test_an_item_that_is_new_waits_for_no_other(clock: MockClock, host: Host) -> None:
     items = [*await failing(host), ExecAction(id="o", ob_id=1, cmd_argv=OTHER)]
     record = host.installer.records[1]
     outcome = (await host.installer.converge((), items))[1]
@@ -78,7 +76,7 @@ async def test_an_item_that_is_new_waits_for_no_other(clock: MockClock, host: An
     assert (outcome.kind, host.installer.records[1]) == (FAILED, record), "what failed is not forgotten for it"
 
 
-async def test_what_never_served_is_not_called_proven_while_its_command_rests(clock: MockClock, host: Any) -> None:
+async def test_what_never_served_is_not_called_proven_while_its_command_rests(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     host.serve(RELOAD, 1, 1001, broken=True)
@@ -89,7 +87,7 @@ async def test_what_never_served_is_not_called_proven_while_its_command_rests(cl
     assert (host.installer.records[1], host.proc.calls) == (record, [RELOAD])
 
 
-async def test_a_file_that_was_made_in_vain_is_not_made_again_at_once(clock: MockClock, host: Any) -> None:
+async def test_a_file_that_was_made_in_vain_is_not_made_again_at_once(clock: MockClock, host: Host) -> None:
     items: list[InstallItem] = [
         CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),)),
         ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",)),
@@ -110,7 +108,7 @@ async def test_a_file_that_was_made_in_vain_is_not_made_again_at_once(clock: Moc
     assert (host.out / "a.pem").exists() and not host.installer.records[1].attempts
 
 
-async def test_a_file_of_a_new_item_is_made_although_something_else_rests(clock: MockClock, host: Any) -> None:
+async def test_a_file_of_a_new_item_is_made_although_something_else_rests(clock: MockClock, host: Host) -> None:
     target = host.out / "a.pem"
     items = [
         *await failing(host),
@@ -120,7 +118,7 @@ async def test_a_file_of_a_new_item_is_made_although_something_else_rests(clock:
     assert (host.layout.certs / "c1.example.key").read_bytes() in target.read_bytes()
 
 
-async def test_what_is_owed_by_nothing_any_more_is_forgotten(clock: MockClock, host: Any) -> None:
+async def test_what_is_owed_by_nothing_any_more_is_forgotten(clock: MockClock, host: Host) -> None:
     await failing(host)
     assert (await host.installer.converge_all([])).kind is UNCHANGED
     record = host.installer.records[1]
@@ -156,7 +154,7 @@ def test_a_pair_rests_whole() -> None:
     assert spare(plan, behind, [record], (), 50.0) == plan, "a crash left another generation live"
 
 
-async def test_what_went_back_rests_too_and_is_tried_by_hand(clock: MockClock, host: Any) -> None:
+async def test_what_went_back_rests_too_and_is_tried_by_hand(clock: MockClock, host: Host) -> None:
     """Its service took neither the new pair nor the old one again."""
     items = reload(1)
     host.allow(commands=commands(RELOAD))

@@ -6,7 +6,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, leftovers, reload
+from install_host import (
+    APPLIED,
+    FAILED,
+    OTHER,
+    RELOAD,
+    ROLLED_BACK,
+    UNCHANGED,
+    Host,
+    commands,
+    kinds,
+    leftovers,
+    reload,
+)
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
@@ -16,7 +28,7 @@ from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import Stage
 
 
-def refuse(host: Any, *names: str, verb: str = "create") -> None:
+def refuse(host: Host, *names: str, verb: str = "create") -> None:
     """Let the disk refuse the files of these names from now on; with none, let it be."""
     real = getattr(host.fs, "real", host.fs)
 
@@ -40,12 +52,12 @@ def refuse(host: Any, *names: str, verb: str = "create") -> None:
     host.start()
 
 
-def copied(host: Any, name: str, *sources: str, tolerant: bool = True, **more: Any) -> CopyAction:
+def copied(host: Host, name: str, *sources: str, tolerant: bool = True, **more: Any) -> CopyAction:
     targets = tuple(str(host.out / f"{name}.{number}") for number in range(len(sources)))
     return CopyAction(id=name, ob_id=1, sources=sources, targets=targets, continue_on_error=tolerant, **more)
 
 
-async def test_a_tolerated_copy_that_cannot_be_written_stops_nothing(clock: MockClock, host: Any) -> None:
+async def test_a_tolerated_copy_that_cannot_be_written_stops_nothing(clock: MockClock, host: Host) -> None:
     items = [copied(host, "bad", "combined.pem"), copied(host, "good", "combined.pem"), *reload(1)]
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -60,7 +72,7 @@ async def test_a_tolerated_copy_that_cannot_be_written_stops_nothing(clock: Mock
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one-item", "two-items"])
-async def test_a_tolerated_pair_is_written_whole_or_not_at_all(clock: MockClock, host: Any, together: bool) -> None:
+async def test_a_tolerated_pair_is_written_whole_or_not_at_all(clock: MockClock, host: Host, together: bool) -> None:
     pair: list[InstallItem] = [copied(host, "pair", "private.key", "fullchain.pem")]
     if not together:
         pair = [copied(host, "key", "private.key"), copied(host, "pair", "fullchain.pem")]
@@ -82,7 +94,7 @@ async def test_a_tolerated_pair_is_written_whole_or_not_at_all(clock: MockClock,
     assert service.served == host.live(1) and leftovers(host) == []
 
 
-async def test_a_pair_of_which_one_half_may_not_fail_may_not_fail(clock: MockClock, host: Any) -> None:
+async def test_a_pair_of_which_one_half_may_not_fail_may_not_fail(clock: MockClock, host: Host) -> None:
     items = [copied(host, "key", "private.key"), copied(host, "cert", "fullchain.pem", tolerant=False)]
     await host.deliver(1, items=items)
     old = [(host.out / name).read_bytes() for name in ("key.0", "cert.0")]
@@ -91,7 +103,7 @@ async def test_a_pair_of_which_one_half_may_not_fail_may_not_fail(clock: MockClo
     assert [(host.out / name).read_bytes() for name in ("key.0", "cert.0")] == old
 
 
-async def test_what_was_tolerated_goes_back_with_the_rest(clock: MockClock, host: Any) -> None:
+async def test_what_was_tolerated_goes_back_with_the_rest(clock: MockClock, host: Host) -> None:
     """A tolerated copy that was written is undone when the set fails for another reason."""
     items = [copied(host, "c", "private.key", "fullchain.pem"), *reload(1)]
     host.allow(commands=commands(RELOAD))
@@ -119,11 +131,11 @@ def test_a_pair_at_two_levels_may_not_fail() -> None:
 # --- named and tried again -----------------------------------------------------------------------------------------
 
 
-def calls(host: Any, *argvs: tuple[str, ...]) -> list[int]:
+def calls(host: Host, *argvs: tuple[str, ...]) -> list[int]:
     return [host.proc.calls.count(argv) for argv in argvs]
 
 
-async def test_a_tolerated_failure_is_named_and_tried_again_until_it_succeeds(clock: MockClock, host: Any) -> None:
+async def test_a_tolerated_failure_is_named_and_tried_again_until_it_succeeds(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True), *reload(1)]
     host.allow(commands=commands(RELOAD, OTHER))
     host.serve(RELOAD, 1, 1001)
@@ -148,7 +160,7 @@ async def test_a_tolerated_failure_is_named_and_tried_again_until_it_succeeds(cl
     assert (host.installer.retry_turns(), calls(host, OTHER, RELOAD)) == ({}, [4, 1])
 
 
-async def test_a_copy_that_fails_again_runs_nothing_again(clock: MockClock, host: Any) -> None:
+async def test_a_copy_that_fails_again_runs_nothing_again(clock: MockClock, host: Host) -> None:
     verify = ("/bin/true", "verify")
     items = [
         copied(host, "bad", "combined.pem"),
@@ -173,7 +185,7 @@ async def test_a_copy_that_fails_again_runs_nothing_again(clock: MockClock, host
 
 
 @pytest.mark.parametrize("what", ["copy", "exec"])
-async def test_a_tolerated_proof_is_owed_until_it_succeeds(clock: MockClock, host: Any, what: str) -> None:
+async def test_a_tolerated_proof_is_owed_until_it_succeeds(clock: MockClock, host: Host, what: str) -> None:
     verify = ("/bin/true", "verify")
     more: dict[str, Any] = {"continue_on_error": True, "verify": VerifyCommand(cmd_argv=verify)}
     items: list[InstallItem] = [ExecAction(id="p", ob_id=1, cmd_argv=OTHER, **more)]
@@ -192,7 +204,7 @@ async def test_a_tolerated_proof_is_owed_until_it_succeeds(clock: MockClock, hos
     assert not host.installer.records[1].attempts and host.proc.calls.count(OTHER) == (what == "exec")
 
 
-async def test_a_bystanders_tolerated_failure_stays_its_own(clock: MockClock, host: Any) -> None:
+async def test_a_bystanders_tolerated_failure_stays_its_own(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True), *reload(1, 2)]
     host.allow(commands=commands(RELOAD, OTHER))
     host.serve(RELOAD, 1, 1001)
@@ -208,7 +220,7 @@ async def test_a_bystanders_tolerated_failure_stays_its_own(clock: MockClock, ho
     assert (host.installer.records[1].attempts, calls(host, OTHER)) == (2, [2]), "new material is tried whole"
 
 
-async def test_what_was_tolerated_keeps_no_renewal_waiting(clock: MockClock, host: Any) -> None:
+async def test_what_was_tolerated_keeps_no_renewal_waiting(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True)]
     host.allow(commands=commands(OTHER))
     host.proc.does[OTHER] = lambda: 9
@@ -228,7 +240,7 @@ async def test_what_was_tolerated_keeps_no_renewal_waiting(clock: MockClock, hos
 
 
 async def test_a_file_that_cannot_be_written_is_named_though_nothing_else_was_to_be_done(
-    clock: MockClock, host: Any
+    clock: MockClock, host: Host
 ) -> None:
     await host.deliver(1)
     refuse(host, "c")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from runner_host import APPLIED, RELOAD, ROLLED_BACK, commands, kinds, reload
+from install_host import APPLIED, RELOAD, ROLLED_BACK, Host, commands, kinds, reload
 from trio.testing import MockClock
 
 from certctrl.errors import UsageError
@@ -17,7 +16,7 @@ from certctrl.model.plan import CopyAction
 from certctrl.model.policy import MaintenanceWindow
 
 
-def night(host: Any) -> None:
+def night(host: Host) -> None:
     hour = int(host.clock // 3600) % 24
     host.allow(window=MaintenanceWindow(from_=f"{(hour + 2) % 24:02}:00", to=f"{(hour + 3) % 24:02}:00"))
 
@@ -27,7 +26,7 @@ def leaf_of(path: Path) -> str:
     return leaf.fingerprint(hashes.SHA256()).hex()
 
 
-async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: Any) -> None:
+async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -52,7 +51,7 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     assert host.installer.records[1].staged == "" and host.installer.window_turns() == {}
 
 
-async def test_what_comes_while_another_waits_takes_its_room(clock: MockClock, host: Any) -> None:
+async def test_what_comes_while_another_waits_takes_its_room(clock: MockClock, host: Host) -> None:
     for _ in range(2):
         await host.deliver(1)
     await host.installer.rollback("c1.example", None, ())
@@ -65,7 +64,7 @@ async def test_what_comes_while_another_waits_takes_its_room(clock: MockClock, h
 
 
 @pytest.mark.parametrize("how", ["remove", "placeholder", "keep"])
-async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock: MockClock, host: Any) -> None:
+async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock: MockClock, host: Host) -> None:
     await host.deliver(1)
     host.allow(on_revoked=how)
     night(host)
@@ -79,7 +78,7 @@ async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock
     assert host.live(1) == live, "the next one waits again"
 
 
-async def test_a_plan_tells_of_what_waits_for_its_next_try(clock: MockClock, host: Any) -> None:
+async def test_a_plan_tells_of_what_waits_for_its_next_try(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -95,7 +94,7 @@ async def test_a_plan_tells_of_what_waits_for_its_next_try(clock: MockClock, hos
     assert plan.held == {} and plan_lines(plan)[0].kind.value == "switch"
 
 
-async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None:
+async def test_apply_now_ignores_the_window(clock: MockClock, host: Host) -> None:
     await host.deliver(1)
     night(host)
     await host.deliver(1)
@@ -105,7 +104,7 @@ async def test_apply_now_ignores_the_window(clock: MockClock, host: Any) -> None
 
 
 @pytest.mark.parametrize("why", ["window", "window, and new material waits", "held"])
-async def test_an_item_that_wants_another_file_gets_it_of_what_is_live(why: str, clock: MockClock, host: Any) -> None:
+async def test_an_item_that_wants_another_file_gets_it_of_what_is_live(why: str, clock: MockClock, host: Host) -> None:
     target = host.out / "combined.pem"
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),))]
     await host.deliver(1)
@@ -128,7 +127,7 @@ async def test_an_item_that_wants_another_file_gets_it_of_what_is_live(why: str,
     assert (host.live(1) != live) == bool(waits), "what waited gets the file, too"
 
 
-async def test_a_rollback_makes_the_files_that_were_not_wanted_then(clock: MockClock, host: Any) -> None:
+async def test_a_rollback_makes_the_files_that_were_not_wanted_then(clock: MockClock, host: Host) -> None:
     target = host.out / "combined.pem"
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),))]
     await host.deliver(1)
@@ -139,7 +138,7 @@ async def test_a_rollback_makes_the_files_that_were_not_wanted_then(clock: MockC
     assert host.installer.records[1].held
 
 
-async def test_rollback_by_hand_holds_until_released(clock: MockClock, host: Any) -> None:
+async def test_rollback_by_hand_holds_until_released(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -162,7 +161,7 @@ async def test_rollback_by_hand_holds_until_released(clock: MockClock, host: Any
     assert host.installer.records[1].generation == new
 
 
-async def test_rollback_that_does_not_serve_stays_where_it_was(clock: MockClock, host: Any) -> None:
+async def test_rollback_that_does_not_serve_stays_where_it_was(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -175,7 +174,7 @@ async def test_rollback_that_does_not_serve_stays_where_it_was(clock: MockClock,
     assert (host.live(1), service.served, record.held, record.staged) == (now, now, False, "")
 
 
-async def test_rollback_to_nothing_is_a_usage_error(clock: MockClock, host: Any) -> None:
+async def test_rollback_to_nothing_is_a_usage_error(clock: MockClock, host: Host) -> None:
     await host.deliver(1)
     with pytest.raises(UsageError, match="no earlier generation"):
         await host.installer.rollback("c1.example", None, ())
@@ -188,7 +187,7 @@ async def test_rollback_to_nothing_is_a_usage_error(clock: MockClock, host: Any)
     assert not host.installer.records[1].held
 
 
-async def test_previous_generations_are_kept_and_older_ones_go(clock: MockClock, host: Any) -> None:
+async def test_previous_generations_are_kept_and_older_ones_go(clock: MockClock, host: Host) -> None:
     for _ in range(6):
         await host.deliver(1)
     assert len(host.installer._context.generations.ids("c1.example")) == 1 + host.config.application.keep_generations

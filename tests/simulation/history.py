@@ -142,25 +142,9 @@ def stand_ins() -> Iterator[None]:
         yield
 
 
-async def probe_stand_in(verify: Any, wanted: Any, *, deadline: float) -> None:
-    """Ask the simulated services."""
-    from simulation.machine import current
-
-    await current.get().services.probe(verify, wanted, deadline=deadline)
-
-
-async def removal_stand_in(verify: Any, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
-    """Ask the simulated services."""
-    from simulation.machine import current
-
-    return await current.get().services.after_removal(verify, fingerprint, deadline=deadline)
-
-
 STAND_INS: dict[str, Any] = {
     "certctrl.agent.run.serve_control": control_stand_in,
     "certctrl.agent.run.watch_os_signals": signals_stand_in,
-    "certctrl.install.deploy.commands.probe_tls": probe_stand_in,
-    "certctrl.install.deploy.withdrawal.after_removal": removal_stand_in,
     "certctrl.agent.reporter.WRITE_EVERY": 1800.0,
     "certctrl.agent.retries.LOOK_EVERY": 1800.0,
 }

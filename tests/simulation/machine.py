@@ -95,6 +95,7 @@ class Machine:
             offload=self._offload,
             random=self.chance.random,
             proc=SimulatedProc(self.services, lambda: life.dead),  # type: ignore[arg-type]
+            probe=self.services,
             environ=self.environ,
         )
 

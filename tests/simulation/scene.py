@@ -9,7 +9,6 @@ from typing import Any
 import trio
 from simulation.clockwork import run_seeded
 from simulation.history import heard, stand_ins
-from simulation.machine import current
 from simulation.network import Exchange
 from simulation.operators import Operators
 from simulation.world import DEVICE, USER, Setting, Template, World, template
@@ -72,7 +71,6 @@ class Scene:
         """Ask as a one-shot command does, over the control socket."""
         assert self.machine.life is not None
         self.world.auditor.excused = True
-        current.set(self.machine.life)  # the probe's stand-in finds its process there
         return await self.machine.life.operations[operation](request)
 
     def outcomes(self) -> list[tuple[str, str]]:

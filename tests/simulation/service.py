@@ -72,16 +72,16 @@ class Services:
         service.served = fingerprint
         return 0
 
-    async def probe(self, verify: VerifyTls, wanted: str | Collection[str], *, deadline: float) -> None:
-        """Stand in for ``probe_tls``."""
+    async def probe(self, verify: VerifyTls, wanted: Collection[str], *, deadline: float) -> None:
+        """Ask a simulated service what it serves (`Probe.probe`)."""
         await trio.sleep(0.01)
         served = self.known[verify.port - FIRST_PORT].served
-        if served not in ({wanted} if isinstance(wanted, str) else wanted):
+        if served not in wanted:
             await trio.sleep(max(0.0, deadline - trio.current_time()))
             raise ProbeError(f"port {verify.port} serves another certificate")
 
     async def after_removal(self, verify: VerifyTls, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
-        """Stand in for the function of this name."""
+        """Ask a simulated service whether it still serves a removed leaf (`Probe.after_removal`)."""
         await trio.sleep(0.01)
         service = self.known[verify.port - FIRST_PORT]
         if service.served == fingerprint:

@@ -12,6 +12,7 @@ from certctrl.install.deploy.offload import SharedOffload
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.plan.item_index import Indexer
 from certctrl.install.plan.policy import Ground
+from certctrl.install.probe.tls import Probe
 from certctrl.install.process import Proc
 from certctrl.install.process.proc import own_names
 from certctrl.model.config import AgentConfig
@@ -33,6 +34,7 @@ class Context:
     policy: Callable[[], HostPolicy]
     config: Callable[[], AgentConfig]
     proc: Proc
+    probe: Probe
     wall_now: Callable[[], float]
     offload: Callable[..., Awaitable[Any]]
     """Runs one blocking function whole; inline under a virtual clock."""

@@ -14,8 +14,8 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, PolicyRefusedError
+from certctrl.install.deploy.commands import files_of
 from certctrl.install.deploy.context import Context
-from certctrl.install.deploy.environment import files_of
 from certctrl.install.material.formats import SALTED_FILES, virtual_files
 from certctrl.install.plan.item_index import ItemIndex
 from certctrl.install.plan.policy import Grant, Refusal, explain

@@ -27,7 +27,6 @@ from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.install.plan.policy import is_local, refuse_path
 from certctrl.install.plan.retries import retry_at
-from certctrl.install.probe.tls import after_removal
 from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.policy import OnRevoked
 from certctrl.model.records import CertRecord, Stage
@@ -142,7 +141,8 @@ class Withdrawal:
         asked = [item.verify for item in mine if not isinstance(item, ImportCaAction)]
         endpoints = dict.fromkeys(verify for verify in asked if isinstance(verify, VerifyTls))
         return [
-            await after_removal(verify, self.record.facts.fingerprint_sha256, deadline=deadline) for verify in endpoints
+            await context.probe.after_removal(verify, self.record.facts.fingerprint_sha256, deadline=deadline)
+            for verify in endpoints
         ]
 
     async def _note_rest(self, trouble: str) -> None:

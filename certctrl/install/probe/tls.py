@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Collection
 from functools import cache
 from math import inf
+from typing import Protocol
 
 import attrs
 import trio
@@ -47,6 +48,28 @@ class Seen:
     """SHA-256 of the served leaf, lower-case hex; empty: it showed none."""
     fault: str = ""
     """Why it showed none."""
+
+
+class Probe(Protocol):
+    """Ask live endpoints what they serve; tests pass another one."""
+
+    async def probe(self, verify: VerifyTls, fingerprints: Collection[str], *, deadline: float) -> None:
+        """Return once the endpoint serves one of these leaves; see `probe_tls`."""
+
+    async def after_removal(self, verify: VerifyTls, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
+        """Return whether the endpoint still serves a removed leaf; see `after_removal`."""
+
+
+class TlsProbe:
+    """The real `Probe`."""
+
+    async def probe(self, verify: VerifyTls, fingerprints: Collection[str], *, deadline: float) -> None:
+        """Call `probe_tls`."""
+        await probe_tls(verify, fingerprints, deadline=deadline)
+
+    async def after_removal(self, verify: VerifyTls, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
+        """Call `after_removal`."""
+        return await after_removal(verify, fingerprint, deadline=deadline)
 
 
 Look = Callable[[VerifyTls], Awaitable[tuple[Seen, ...]]]

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from typing import Any
 
 import pytest
 import trio
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
-from runner_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, commands, kinds, leftovers, reload
+from install_host import (
+    APPLIED,
+    FAILED,
+    OTHER,
+    RELOAD,
+    ROLLED_BACK,
+    UNCHANGED,
+    Host,
+    commands,
+    kinds,
+    leftovers,
+    reload,
+)
 from trio.testing import MockClock
 
 from certctrl.model.plan import CopyAction, ExecAction, OutcomeKind, VerifyCommand
 from certctrl.model.records import Stage
 
 
-async def test_a_failed_reload_brings_the_old_pair_back_into_service(clock: MockClock, host: Any) -> None:
+async def test_a_failed_reload_brings_the_old_pair_back_into_service(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -41,7 +52,7 @@ async def test_a_failed_reload_brings_the_old_pair_back_into_service(clock: Mock
     assert host.live(1) == bundle.facts.fingerprint_sha256 == service.served
 
 
-async def test_a_service_that_does_not_take_it_up_is_noticed_and_taken_back(clock: MockClock, host: Any) -> None:
+async def test_a_service_that_does_not_take_it_up_is_noticed_and_taken_back(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -54,7 +65,7 @@ async def test_a_service_that_does_not_take_it_up_is_noticed_and_taken_back(cloc
     assert trio.current_time() == host.config.application.verify_timeout_seconds
 
 
-async def test_copies_go_back_with_the_links(clock: MockClock, host: Any) -> None:
+async def test_copies_go_back_with_the_links(clock: MockClock, host: Host) -> None:
     target = host.out / "combined.pem"
     copy = CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),), mode=0o640)
     items = [copy, *reload(1)]
@@ -69,7 +80,7 @@ async def test_copies_go_back_with_the_links(clock: MockClock, host: Any) -> Non
     assert leftovers(host) == []
 
 
-async def test_after_a_failed_set_each_certificate_is_tried_alone(clock: MockClock, host: Any) -> None:
+async def test_after_a_failed_set_each_certificate_is_tried_alone(clock: MockClock, host: Host) -> None:
     ids, items = (1, 2, 3), reload(1, 2, 3)
     host.allow(commands=commands(RELOAD))
     services = {n: host.serve(RELOAD, n, 1000 + n) for n in ids}
@@ -90,7 +101,7 @@ async def test_after_a_failed_set_each_certificate_is_tried_alone(clock: MockClo
     assert await attempt() == {1: UNCHANGED, 2: ROLLED_BACK, 3: UNCHANGED}
 
 
-async def test_when_the_old_state_does_not_serve_either_the_rest_is_not_tried(clock: MockClock, host: Any) -> None:
+async def test_when_the_old_state_does_not_serve_either_the_rest_is_not_tried(clock: MockClock, host: Host) -> None:
     ids, items = (1, 2, 3), reload(1, 2, 3)
     host.allow(commands=commands(RELOAD))
     services = [host.serve(RELOAD, n, 1000 + n) for n in ids]
@@ -108,7 +119,7 @@ async def test_when_the_old_state_does_not_serve_either_the_rest_is_not_tried(cl
     assert [service.served for service in services] == [host.live(n) for n in ids]
 
 
-async def test_a_first_delivery_that_fails_stays_for_the_service_to_find(clock: MockClock, host: Any) -> None:
+async def test_a_first_delivery_that_fails_stays_for_the_service_to_find(clock: MockClock, host: Host) -> None:
     """A service that is not configured yet cannot reload; without its files it could never be started."""
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),)), *reload(1)]
     host.allow(commands=commands(RELOAD))
@@ -125,7 +136,7 @@ async def test_a_first_delivery_that_fails_stays_for_the_service_to_find(clock: 
 
 
 async def test_first_files_for_a_service_stay_although_the_certificate_was_here_before(
-    clock: MockClock, host: Any
+    clock: MockClock, host: Host
 ) -> None:
     """The certificate came first, its items later: a service that is down needs the files before it can be started."""
     target = host.out / "a.pem"
@@ -145,7 +156,7 @@ async def test_first_files_for_a_service_stay_although_the_certificate_was_here_
     assert not target.exists(), "once the command has succeeded, what fails is undone"
 
 
-async def test_a_first_delivery_does_not_destroy_what_stood_at_a_destination(clock: MockClock, host: Any) -> None:
+async def test_a_first_delivery_does_not_destroy_what_stood_at_a_destination(clock: MockClock, host: Host) -> None:
     target = host.out / "combined.pem"
     target.write_bytes(b"the operator's own")
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)), *reload(1)]
@@ -155,7 +166,7 @@ async def test_a_first_delivery_does_not_destroy_what_stood_at_a_destination(clo
     assert target.read_bytes() == b"the operator's own"
 
 
-async def test_a_tolerated_failure_is_told_and_does_not_stop_the_rest(clock: MockClock, host: Any) -> None:
+async def test_a_tolerated_failure_is_told_and_does_not_stop_the_rest(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True), *reload(1, depends_on=("t",))]
     host.allow(commands=commands(RELOAD, OTHER))
     host.proc.does[OTHER] = lambda: 9
@@ -168,7 +179,7 @@ async def test_a_tolerated_failure_is_told_and_does_not_stop_the_rest(clock: Moc
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}, "tried again until it sticks"
 
 
-async def test_verify_by_command_is_tried_until_its_deadline(clock: MockClock, host: Any) -> None:
+async def test_verify_by_command_is_tried_until_its_deadline(clock: MockClock, host: Host) -> None:
     verify = ("/bin/true", "verify")
     items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD, verify=VerifyCommand(cmd_argv=verify))]
     host.allow(commands=commands(RELOAD, verify))
@@ -179,12 +190,12 @@ async def test_verify_by_command_is_tried_until_its_deadline(clock: MockClock, h
     assert outcome.kind is ROLLED_BACK and "verify exited with 1" in outcome.detail
 
 
-def keystores(host: Any, *kinds: str) -> list[CopyAction]:
+def keystores(host: Host, *kinds: str) -> list[CopyAction]:
     return [CopyAction(id="k", ob_id=1, sources=tuple(f"bundle.{kind}" for kind in kinds),
                        targets=tuple(str(host.out / f"a.{kind}") for kind in kinds))]  # fmt: skip
 
 
-def opened(host: Any, kind: str) -> str:
+def opened(host: Host, kind: str) -> str:
     """Return the fingerprint in a keystore at its destination, opened with the password that commands are given."""
     data = (host.out / f"a.{kind}").read_bytes()
     password = (host.layout.passwords / f"c1.example.{kind}").read_bytes()
@@ -199,7 +210,7 @@ def opened(host: Any, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["pfx", "jks"])
-async def test_what_is_rolled_back_to_opens_with_the_password_in_force(clock: MockClock, host: Any, kind: str) -> None:
+async def test_what_is_rolled_back_to_opens_with_the_password_in_force(clock: MockClock, host: Host, kind: str) -> None:
     items = keystores(host, kind)
     await host.deliver(1, items=items)
     first = host.live(1)
@@ -212,7 +223,7 @@ async def test_what_is_rolled_back_to_opens_with_the_password_in_force(clock: Mo
     assert opened(host, kind) == host.live(1) == first
 
 
-async def test_a_password_that_is_taken_away_is_replaced_without_a_renewal(clock: MockClock, host: Any) -> None:
+async def test_a_password_that_is_taken_away_is_replaced_without_a_renewal(clock: MockClock, host: Host) -> None:
     items = keystores(host, "pfx", "jks")
     await host.deliver(1, items=items)
     before = (host.out / "a.jks").read_bytes()
@@ -223,7 +234,7 @@ async def test_a_password_that_is_taken_away_is_replaced_without_a_renewal(clock
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
 
 
-async def test_a_placeholder_whose_password_is_taken_away_stays_one(clock: MockClock, host: Any) -> None:
+async def test_a_placeholder_whose_password_is_taken_away_stays_one(clock: MockClock, host: Host) -> None:
     items = keystores(host, "pfx")
     host.allow(on_revoked="placeholder")
     await host.deliver(1, items=items)
@@ -235,7 +246,9 @@ async def test_a_placeholder_whose_password_is_taken_away_stays_one(clock: MockC
     assert host.live(1) == stands, "it is still known as one: none is put in its place"
 
 
-async def test_what_is_gone_back_to_after_a_failure_is_given_the_new_password_next(clock: MockClock, host: Any) -> None:
+async def test_what_is_gone_back_to_after_a_failure_is_given_the_new_password_next(
+    clock: MockClock, host: Host
+) -> None:
     items = [*keystores(host, "pfx"), *reload(1)]
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)

@@ -12,7 +12,9 @@ from typing import Any
 
 import attrs
 import pytest
+from bundle_maker import Issuer, Maker
 from cryptography.hazmat.primitives.asymmetric import rsa
+from install_host import Host
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError, MaterialError
@@ -27,7 +29,7 @@ APPLIED, UNCHANGED, FAILED = OutcomeKind.APPLIED, OutcomeKind.UNCHANGED, Outcome
 
 
 @pytest.fixture
-def store(host: Any) -> Path:
+def store(host: Host) -> Path:
     directory = host.root / "trust"
     directory.mkdir(mode=0o755)
     host.allow(trust_store=TrustStore(directory=str(directory), command=UPDATE))
@@ -35,11 +37,11 @@ def store(host: Any) -> Path:
 
 
 @pytest.fixture
-def pem(maker: Any) -> str:
+def pem(maker: Maker) -> str:
     return str(maker.issuer.chain_pem)
 
 
-async def test_in_and_out(clock: MockClock, host: Any, store: Path, pem: str) -> None:
+async def test_in_and_out(clock: MockClock, host: Host, store: Path, pem: str) -> None:
     assert (await host.installer.import_ca(3, "Private CA", pem)).kind is APPLIED
     (file,) = store.iterdir()
     assert (file.suffix, file.read_text()) == (".crt", pem)
@@ -62,7 +64,7 @@ async def test_in_and_out(clock: MockClock, host: Any, store: Path, pem: str) ->
 
 
 async def test_a_store_that_refuses_is_put_back(
-    clock: MockClock, host: Any, store: Path, pem: str, make_issuer: Any
+    clock: MockClock, host: Host, store: Path, pem: str, make_issuer: type[Issuer]
 ) -> None:
     host.proc.does[UPDATE] = lambda: 1
     outcome = await host.installer.import_ca(3, "Private CA", pem)
@@ -82,7 +84,7 @@ async def test_a_store_that_refuses_is_put_back(
     assert "exited with 1" in told[-1]["detail"] and told[-1]["from"] == told[1]["to"]
 
 
-async def test_a_file_that_is_not_ours_any_more_stays(clock: MockClock, host: Any, store: Path, pem: str) -> None:
+async def test_a_file_that_is_not_ours_any_more_stays(clock: MockClock, host: Host, store: Path, pem: str) -> None:
     await host.installer.import_ca(3, "Private CA", pem)
     (file,) = store.iterdir()
     file.write_text("the operator's own")
@@ -92,7 +94,7 @@ async def test_a_file_that_is_not_ours_any_more_stays(clock: MockClock, host: An
 
 
 async def test_a_file_that_cannot_be_read_is_not_forgotten(
-    clock: MockClock, host: Any, store: Path, pem: str, monkeypatch: pytest.MonkeyPatch
+    clock: MockClock, host: Host, store: Path, pem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await host.installer.import_ca(3, "Private CA", pem)
 
@@ -108,7 +110,7 @@ async def test_a_file_that_cannot_be_read_is_not_forgotten(
 
 
 async def test_a_removal_that_the_store_did_not_hear_of_is_told_again(
-    clock: MockClock, host: Any, store: Path, pem: str
+    clock: MockClock, host: Host, store: Path, pem: str
 ) -> None:
     await host.installer.import_ca(3, "Private CA", pem)
     host.proc.does[UPDATE] = lambda: 1
@@ -119,7 +121,7 @@ async def test_a_removal_that_the_store_did_not_hear_of_is_told_again(
     assert host.proc.calls == [UPDATE] * 3
 
 
-async def test_a_changed_file_is_put_right(clock: MockClock, host: Any, store: Path, pem: str) -> None:
+async def test_a_changed_file_is_put_right(clock: MockClock, host: Host, store: Path, pem: str) -> None:
     await host.installer.import_ca(3, "Private CA", pem)
     (file,) = store.iterdir()
     file.unlink()
@@ -128,21 +130,21 @@ async def test_a_changed_file_is_put_right(clock: MockClock, host: Any, store: P
 
 
 async def test_names_from_the_plane_stay_inside_the_directory(
-    clock: MockClock, host: Any, store: Path, pem: str
+    clock: MockClock, host: Host, store: Path, pem: str
 ) -> None:
     await host.installer.import_ca(3, "../../etc/cron.d/x\n", pem)
     (file,) = store.iterdir()
     assert file.name.startswith("certctrl-") and file.name.endswith("-3.crt")
 
 
-async def test_without_a_trust_store_it_is_refused_with_the_line(clock: MockClock, host: Any, pem: str) -> None:
+async def test_without_a_trust_store_it_is_refused_with_the_line(clock: MockClock, host: Host, pem: str) -> None:
     outcome = await host.installer.import_ca(3, "Private CA", pem)
     assert outcome.kind is FAILED
     assert '"trust_store": {"directory": "/usr/local/share/ca-certificates"' in outcome.detail
 
 
 async def test_the_line_is_that_of_the_systems_own_layout(
-    clock: MockClock, host: Any, pem: str, monkeypatch: pytest.MonkeyPatch
+    clock: MockClock, host: Host, pem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     anchors = host.root / "anchors"
     anchors.mkdir()
@@ -155,7 +157,9 @@ async def test_the_line_is_that_of_the_systems_own_layout(
     assert refusal.value["directory"] == str(anchors)
 
 
-async def test_items_that_copy_a_ca_get_it_with_or_without_a_trust_store(clock: MockClock, host: Any, pem: str) -> None:
+async def test_items_that_copy_a_ca_get_it_with_or_without_a_trust_store(
+    clock: MockClock, host: Host, pem: str
+) -> None:
     target = host.out / "ca.pem"
     reload = ("/bin/true", "reload")
     items = [
@@ -171,7 +175,7 @@ async def test_items_that_copy_a_ca_get_it_with_or_without_a_trust_store(clock: 
 
 
 async def test_an_import_item_brings_a_known_ca_into_a_store_that_was_named_later(
-    clock: MockClock, host: Any, pem: str
+    clock: MockClock, host: Host, pem: str
 ) -> None:
     items = [ImportCaAction(id="i", ob_id=3)]
     await host.installer.import_ca(3, "Private CA", pem)
@@ -184,7 +188,7 @@ async def test_an_import_item_brings_a_known_ca_into_a_store_that_was_named_late
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
 
 
-def test_only_a_fit_ca_is_taken(maker: Any, make_issuer: Any, now: float) -> None:
+def test_only_a_fit_ca_is_taken(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
     clean, fingerprint, ends = checked_ca(f"text\n{maker.issuer.chain_pem}", now)
     assert clean == maker.issuer.chain_pem and len(fingerprint) == 64 and ends > now
     weak = make_issuer("weak", key=rsa.generate_private_key(65537, 1024))
@@ -205,7 +209,7 @@ def test_only_a_fit_ca_is_taken(maker: Any, make_issuer: Any, now: float) -> Non
 
 @pytest.mark.integration
 def test_the_file_is_one_that_debians_command_takes(
-    need: Callable[[str], str], tmp_path: Path, maker: Any, make_issuer: Any
+    need: Callable[[str], str], tmp_path: Path, maker: Maker, make_issuer: type[Issuer]
 ) -> None:
     command = need("update-ca-certificates")
     local, bundle = tmp_path / "local", tmp_path / "etc"

@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 import pytest
-from runner_host import APPLIED, FAILED, RELOAD, UNCHANGED, ScriptedFs, commands, kinds, reload
+from install_host import APPLIED, FAILED, RELOAD, UNCHANGED, Host, ScriptedFs, commands, kinds, reload
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
@@ -15,7 +15,7 @@ from certctrl.model.records import Stage
 from certctrl.store.disk.safe_path import SIZE_LIMIT
 
 
-def with_copies(host: Any) -> list[InstallItem]:
+def with_copies(host: Host) -> list[InstallItem]:
     host.allow(commands=commands(RELOAD))
     return [
         CopyAction(
@@ -26,7 +26,7 @@ def with_copies(host: Any) -> list[InstallItem]:
     ]  # fmt: skip
 
 
-async def test_a_revoked_certificate_is_removed_everywhere_and_its_commands_run(clock: MockClock, host: Any) -> None:
+async def test_a_revoked_certificate_is_removed_everywhere_and_its_commands_run(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, 2, items=items)
     outcome = await host.installer.withdraw(1, revoked=True, items=items)
@@ -44,7 +44,7 @@ async def test_a_revoked_certificate_is_removed_everywhere_and_its_commands_run(
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}, "and it may come back"
 
 
-async def test_what_somebody_else_put_there_is_not_removed(clock: MockClock, host: Any) -> None:
+async def test_what_somebody_else_put_there_is_not_removed(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
     (host.out / "a.pem").write_bytes(b"the operator's own")
@@ -54,7 +54,7 @@ async def test_what_somebody_else_put_there_is_not_removed(clock: MockClock, hos
     assert host.installer.records[1].stage is Stage.WITHDRAWN
 
 
-async def test_a_copy_of_a_revoked_key_that_cannot_be_read_is_not_taken_for_gone(clock: MockClock, host: Any) -> None:
+async def test_a_copy_of_a_revoked_key_that_cannot_be_read_is_not_taken_for_gone(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
     real = host.fs
@@ -73,7 +73,7 @@ async def test_a_copy_of_a_revoked_key_that_cannot_be_read_is_not_taken_for_gone
     assert list(host.out.iterdir()) == []
 
 
-async def test_a_huge_foreign_file_in_a_copys_place_holds_up_no_removal(clock: MockClock, host: Any) -> None:
+async def test_a_huge_foreign_file_in_a_copys_place_holds_up_no_removal(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
     with open(host.out / "a.key", "wb") as foreign:
@@ -85,7 +85,7 @@ async def test_a_huge_foreign_file_in_a_copys_place_holds_up_no_removal(clock: M
 
 
 async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificate_goes(
-    clock: MockClock, host: Any
+    clock: MockClock, host: Host
 ) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
@@ -104,7 +104,7 @@ async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificat
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
-async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockClock, host: Any) -> None:
+async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
     host.proc.does[RELOAD] = lambda: 1
@@ -122,7 +122,7 @@ async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockCl
 
 
 @pytest.mark.parametrize("status", [0, 1])
-async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockClock, host: Any, status: int) -> None:
+async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockClock, host: Host, status: int) -> None:
     """Found with real servers: PostgreSQL and Dovecot take the reload, nginx refuses it; each serves what it had."""
     items = reload(1)
     host.allow(commands=commands(RELOAD))
@@ -146,7 +146,7 @@ async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockC
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
-async def test_only_its_own_endpoints_are_looked_at(clock: MockClock, host: Any) -> None:
+async def test_only_its_own_endpoints_are_looked_at(clock: MockClock, host: Host) -> None:
     items = reload(1, 2)  # one command for both
     host.allow(commands=commands(RELOAD))
     host.serve(RELOAD, 1, 1001)
@@ -159,7 +159,7 @@ async def test_only_its_own_endpoints_are_looked_at(clock: MockClock, host: Any)
     assert (outcome.kind, outcome.detail) == (APPLIED, "removed")
 
 
-async def test_what_is_removed_again_leaves_alone_what_has_its_name_now(clock: MockClock, host: Any) -> None:
+async def test_what_is_removed_again_leaves_alone_what_has_its_name_now(clock: MockClock, host: Host) -> None:
     items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(host.out / "a.key"),))]
     host.allow(commands=commands(RELOAD), on_revoked="remove")
     host.serve(RELOAD, 1, 1001)
@@ -175,7 +175,7 @@ async def test_what_is_removed_again_leaves_alone_what_has_its_name_now(clock: M
     assert (host.out / "a.key").read_bytes() == b"another one's"
 
 
-async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, host: Any) -> None:
+async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     host.allow(on_revoked="placeholder")
     await host.deliver(1, items=items)
@@ -191,7 +191,7 @@ async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, h
 
 
 async def test_a_revoked_key_that_was_left_beside_its_placeholder_goes_the_next_time(
-    clock: MockClock, host: Any, monkeypatch: pytest.MonkeyPatch
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by kill -9: with the placeholder in place the next run saw nothing to do."""
     items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
@@ -215,7 +215,7 @@ async def test_a_revoked_key_that_was_left_beside_its_placeholder_goes_the_next_
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
-async def test_a_placeholder_stays_although_its_service_does_not_like_it(clock: MockClock, host: Any) -> None:
+async def test_a_placeholder_stays_although_its_service_does_not_like_it(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD), on_revoked="placeholder")
     service = host.serve(RELOAD, 1, 1001)
@@ -227,7 +227,7 @@ async def test_a_placeholder_stays_although_its_service_does_not_like_it(clock: 
     assert len(host.installer._context.generations.ids("c1.example")) == 1
 
 
-async def test_keep_keeps(clock: MockClock, host: Any) -> None:
+async def test_keep_keeps(clock: MockClock, host: Host) -> None:
     host.allow(on_revoked="keep")
     await host.deliver(1)
     before = host.live(1)
@@ -237,7 +237,7 @@ async def test_keep_keeps(clock: MockClock, host: Any) -> None:
     assert host.installer.records[1].stage is Stage.WITHDRAWN, "unassigned is another matter"
 
 
-async def test_a_copy_that_names_its_certificate_is_of_the_next_one_at_once(clock: MockClock, host: Any) -> None:
+async def test_a_copy_that_names_its_certificate_is_of_the_next_one_at_once(clock: MockClock, host: Host) -> None:
     """The assignment changes: 9 comes for the same domain before 7 leaves."""
     target = host.out / "a.pem"
     items = [

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
+from bundle_maker import Issuer, Maker
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -26,7 +27,7 @@ from certctrl.model.bundle import Bundle, DeployMaterials
 DAY = 86_400
 
 
-def opened(maker: Any, materials: DeployMaterials, now: float, *expected: str, **options: Any) -> Bundle:
+def opened(maker: Maker, materials: DeployMaterials, now: float, *expected: str, **options: Any) -> Bundle:
     return open_bundle(
         7, "example.com", materials, options.pop("secret", maker.secret),
         allow_plaintext=options.pop("allow_plaintext", False), now=now,
@@ -34,13 +35,13 @@ def opened(maker: Any, materials: DeployMaterials, now: float, *expected: str, *
     )  # fmt: skip
 
 
-def reason(maker: Any, materials: DeployMaterials, now: float, *expected: str, **options: Any) -> str:
+def reason(maker: Maker, materials: DeployMaterials, now: float, *expected: str, **options: Any) -> str:
     with pytest.raises(MaterialError) as caught:
         opened(maker, materials, now, *expected, **options)
     return caught.value.reason
 
 
-def test_a_good_bundle_is_opened_whole(maker: Any, now: float) -> None:
+def test_a_good_bundle_is_opened_whole(maker: Maker, now: float) -> None:
     materials = maker.materials("www.example.com", "example.com", "192.0.2.7")
     bundle = opened(maker, materials, now, "example.com", "www.example.com")
     leaf = x509.load_pem_x509_certificate(bundle.certificate_pem)
@@ -56,7 +57,9 @@ def test_a_good_bundle_is_opened_whole(maker: Any, now: float) -> None:
 @pytest.mark.parametrize(
     "form", ["pkcs8-der", "pkcs1-der", "sec1-der", "pkcs8-pem", "pkcs1-pem", "sec1-pem", "ed25519"]
 )
-def test_every_form_of_key_becomes_the_same_pkcs8_pem(maker: Any, now: float, an_rsa_key: Any, form: str) -> None:
+def test_every_form_of_key_becomes_the_same_pkcs8_pem(
+    maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey, form: str
+) -> None:
     key: Any = {"pkcs1": an_rsa_key, "ed255": ed25519.Ed25519PrivateKey.generate()}.get(form[:5])
     key = key or ec.generate_private_key(ec.SECP384R1())
     encoding = Encoding.PEM if form.endswith("pem") else Encoding.DER
@@ -66,7 +69,9 @@ def test_every_form_of_key_becomes_the_same_pkcs8_pem(maker: Any, now: float, an
     assert bundle.key_pem == key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def test_mix_and_match_of_two_bundles_is_refused_in_all_combinations(maker: Any, make_issuer: Any, now: float) -> None:
+def test_mix_and_match_of_two_bundles_is_refused_in_all_combinations(
+    maker: Maker, make_issuer: type[Issuer], now: float
+) -> None:
     """Sealed key, data key, leaf, chain and serial of two valid bundles: 2^5 mixes, two of them whole."""
     one = maker.materials("example.com")
     other_issuer = make_issuer("other inter", make_issuer("other root"))
@@ -90,11 +95,11 @@ def test_mix_and_match_of_two_bundles_is_refused_in_all_combinations(maker: Any,
     assert sorted(whole) == sorted([one.certificate_pem, two.certificate_pem])
 
 
-def test_the_other_certificates_whole_bundle_is_refused(maker: Any, now: float) -> None:
+def test_the_other_certificates_whole_bundle_is_refused(maker: Maker, now: float) -> None:
     assert reason(maker, maker.materials("other.example"), now) == "san"
 
 
-def test_a_key_of_another_kind_or_strength_is_refused(maker: Any, now: float) -> None:
+def test_a_key_of_another_kind_or_strength_is_refused(maker: Maker, now: float) -> None:
     weak = rsa.generate_private_key(65537, 1024)
     assert reason(maker, maker.materials(key=weak), now) == "key-weak"
     odd = ec.generate_private_key(ec.SECP256K1())
@@ -106,7 +111,7 @@ def test_a_key_of_another_kind_or_strength_is_refused(maker: Any, now: float) ->
 
 
 def test_public_half_of_the_leaf_around_a_strange_private_half_is_refused(
-    maker: Any, now: float, an_rsa_key: Any
+    maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey
 ) -> None:
     """The shortcut around the RSA prime test must not let a key through that only looks like the leaf's."""
     numbers = an_rsa_key.private_numbers()
@@ -124,7 +129,7 @@ def test_public_half_of_the_leaf_around_a_strange_private_half_is_refused(
     assert reason(maker, maker.materials(key=ours, raw_key=forged), now) in ("key-unreadable", "key-mismatch")
 
 
-def test_chain_order_signature_and_kind_are_checked(maker: Any, make_issuer: Any, now: float) -> None:
+def test_chain_order_signature_and_kind_are_checked(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
     top = make_issuer("root")
     middle = make_issuer("middle", top)
     low = make_issuer("low", middle)
@@ -149,7 +154,7 @@ def test_chain_order_signature_and_kind_are_checked(maker: Any, make_issuer: Any
     )
 
 
-def test_dates_are_judged_by_the_given_clock(maker: Any, make_issuer: Any, now: float) -> None:
+def test_dates_are_judged_by_the_given_clock(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
     materials = maker.materials("example.com")
     assert reason(maker, materials, now + 89 * DAY) == "expired"
     with pytest.raises(NotYetValidError) as early:
@@ -159,19 +164,19 @@ def test_dates_are_judged_by_the_given_clock(maker: Any, make_issuer: Any, now: 
     assert reason(maker, long_leaf, now + 3001 * DAY) == "chain-expired"
 
 
-def test_a_certificate_that_waits_is_otherwise_in_order(maker: Any, now: float) -> None:
+def test_a_certificate_that_waits_is_otherwise_in_order(maker: Maker, now: float) -> None:
     """Not-yet-valid is said only of material that is fit: a wrong one must not wait for its day to be refused."""
     early = maker.materials("other.example", life=(5, 50))
     assert reason(maker, early, now) == "san"
 
 
-def test_weak_signatures_are_refused(maker: Any, now: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weak_signatures_are_refused(maker: Maker, now: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """This library signs nothing with SHA-1 any more, so a strong hash is called weak for the test."""
     monkeypatch.setattr("certctrl.install.material.bundle.WEAK_HASHES", frozenset({"sha384"}))
     assert reason(maker, maker.materials(digest=hashes.SHA384()), now) == "signature-weak"
 
 
-def test_names_must_cover_the_assignment(maker: Any, now: float) -> None:
+def test_names_must_cover_the_assignment(maker: Maker, now: float) -> None:
     wild = maker.materials("*.example.com", "example.com")
     assert opened(maker, wild, now, "*.example.com").facts.domains[0] == "*.example.com"
     assert opened(maker, wild, now, "www.example.com").facts.domains == ("*.example.com", "example.com")
@@ -203,7 +208,7 @@ def test_plain_domain() -> None:
     ]  # fmt: skip
 
 
-def test_serials_compare_in_every_writing(maker: Any, now: float) -> None:
+def test_serials_compare_in_every_writing(maker: Maker, now: float) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = maker.issuer.leaf(key, ("example.com",), serial=0x04AB)
     for told in ("04:AB", "4ab", "0x04ab", str(0x04AB), ""):
@@ -214,7 +219,7 @@ def test_serials_compare_in_every_writing(maker: Any, now: float) -> None:
     assert [serial_text(number) for number in (1, 0x1234, 0xABC)] == ["01", "12:34", "0a:bc"]
 
 
-def test_plaintext_only_where_the_policy_says_so(maker: Any, now: float, an_rsa_key: Any) -> None:
+def test_plaintext_only_where_the_policy_says_so(maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey) -> None:
     sealed = maker.materials(key=an_rsa_key)
     raw = an_rsa_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     plain = attrs.evolve(sealed, enc_scheme="plaintext", private_key_der_b64=base64.b64encode(raw).decode())
@@ -224,7 +229,7 @@ def test_plaintext_only_where_the_policy_says_so(maker: Any, now: float, an_rsa_
     assert opened(maker, attrs.evolve(plain, private_key_pem=text), now, allow_plaintext=True).key_pem
 
 
-def test_a_bundle_for_another_device_says_so(maker: Any, now: float) -> None:
+def test_a_bundle_for_another_device_says_so(maker: Maker, now: float) -> None:
     other = maker.__class__(issuer=maker.issuer)
     theirs = attrs.evolve(other.materials(), device_keyfp_b64=base64.b64encode(b"f" * 32).decode())
     assert reason(maker, theirs, now) == "sealed-for-another-device"
@@ -236,19 +241,19 @@ def test_a_bundle_for_another_device_says_so(maker: Any, now: float) -> None:
     "field", ["enc_data_key_b64", "enc_privkey_b64", "privkey_nonce_b64", "privkey_tag_b64", "certificate_pem"]
 )
 @pytest.mark.parametrize("text", ["", "not base64 at all !", "QUJD", "\x00", "ä", "A" * 300_000])
-def test_broken_fields_are_refused_without_a_foreign_exception(maker: Any, now: float, field: str, text: str) -> None:
+def test_broken_fields_are_refused_without_a_foreign_exception(maker: Maker, now: float, field: str, text: str) -> None:
     broken = attrs.evolve(maker.materials(), **{field: text})
     assert reason(maker, broken, now) in (
         "incomplete", "unsealing", "leaf-unreadable", "too-large", "key-unreadable",
     )  # fmt: skip
 
 
-def test_unknown_schemes_are_refused(maker: Any, now: float) -> None:
+def test_unknown_schemes_are_refused(maker: Maker, now: float) -> None:
     assert reason(maker, attrs.evolve(maker.materials(), enc_scheme="rot13"), now) == "scheme"
     assert reason(maker, attrs.evolve(maker.materials(), wrap_alg="mlkem"), now) == "scheme"
 
 
-def test_a_flipped_bit_anywhere_in_the_sealed_key_is_noticed(maker: Any, now: float) -> None:
+def test_a_flipped_bit_anywhere_in_the_sealed_key_is_noticed(maker: Maker, now: float) -> None:
     materials = maker.materials()
     for field in ("enc_data_key_b64", "enc_privkey_b64", "privkey_nonce_b64", "privkey_tag_b64"):
         raw = bytearray(base64.b64decode(getattr(materials, field)))
@@ -259,7 +264,7 @@ def test_a_flipped_bit_anywhere_in_the_sealed_key_is_noticed(maker: Any, now: fl
             raw[position] ^= 1
 
 
-def test_text_and_other_blocks_around_certificates_never_reach_the_disk(maker: Any, now: float) -> None:
+def test_text_and_other_blocks_around_certificates_never_reach_the_disk(maker: Maker, now: float) -> None:
     materials = maker.materials()
     smuggled = "# hello\n-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
     dirty = attrs.evolve(
@@ -272,7 +277,7 @@ def test_text_and_other_blocks_around_certificates_never_reach_the_disk(maker: A
     assert bundle.chain_pem.decode() == materials.chain_pem
 
 
-def test_a_full_chain_in_the_certificate_field_is_understood(maker: Any, now: float) -> None:
+def test_a_full_chain_in_the_certificate_field_is_understood(maker: Maker, now: float) -> None:
     materials = maker.materials()
     full = f"{materials.certificate_pem}{materials.chain_pem}"
     for chain in ("", materials.chain_pem):
@@ -282,7 +287,7 @@ def test_a_full_chain_in_the_certificate_field_is_understood(maker: Any, now: fl
     assert reason(maker, odd, now) == "chain-order"
 
 
-def test_no_error_and_no_repr_quotes_the_key(maker: Any, now: float) -> None:
+def test_no_error_and_no_repr_quotes_the_key(maker: Maker, now: float) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     raw = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     with pytest.raises(MaterialError) as caught:

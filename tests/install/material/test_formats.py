@@ -6,9 +6,9 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from bundle_maker import Maker
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_der_private_key, pkcs12
@@ -22,7 +22,7 @@ PASSWORDS = {"pfx": b"pfx-password-0123", "jks": b"jks-password-4567"}
 
 
 @pytest.fixture(scope="module")
-def bundle(maker: Any, now: float) -> Bundle:
+def bundle(maker: Maker, now: float) -> Bundle:
     return open_bundle(
         7, "example.com", maker.materials("example.com", "www.example.com"), maker.secret,
         allow_plaintext=False, now=now, expected_domains=("example.com",),
@@ -110,7 +110,7 @@ def test_jks_without_its_library_says_what_to_install(bundle: Bundle, monkeypatc
     assert "certctrl[jks]" in (caught.value.fix or "")
 
 
-def test_files_of_a_ca(maker: Any) -> None:
+def test_files_of_a_ca(maker: Maker) -> None:
     pem = maker.issuer.chain_pem.encode()
     files = ca_files(3, "Private CA", pem)
     assert files["ca.pem"] == pem

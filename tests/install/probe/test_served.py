@@ -11,12 +11,14 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import attrs
 import pytest
 import trio
+from install_host import FakeProc, Host
 
+from certctrl.install.probe.tls import TlsProbe
 from certctrl.install.process import Proc
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, OutcomeKind, VerifyTls
 from certctrl.model.policy import NamedCommand
@@ -32,20 +34,20 @@ def port() -> int:
 
 
 @pytest.fixture
-async def live_host(host: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+async def live_host(host: Host) -> AsyncIterator[Host]:
     """The host of the other tests with real commands and real probes."""
-    monkeypatch.undo()
-    host.proc = Proc()
+    proc = Proc()
+    host.proc, host.probe = cast(FakeProc, proc), TlsProbe()
     host.config = attrs.evolve(
         host.config, application=attrs.evolve(host.config.application, verify_timeout_seconds=3.0)
     )
     host.start()
     yield host
-    await host.proc.aclose()
+    await proc.aclose()
 
 
 @pytest.fixture
-def nginx(live_host: Any, need: Callable[[str], str], port: int, tmp_path: Path) -> Iterator[tuple[str, ...]]:
+def nginx(live_host: Host, need: Callable[[str], str], port: int, tmp_path: Path) -> Iterator[tuple[str, ...]]:
     """A private nginx that serves certificate 1 from the agent's own tree; gives its reload command."""
     program, config, live = need("nginx"), tmp_path / "nginx.conf", live_host.layout.live / "c1.example"
     config.write_text(
@@ -87,14 +89,14 @@ def items_for(reload: tuple[str, ...], port: int) -> list[InstallItem]:
     return [ExecAction(id="r", cmd_argv=reload, verify=VerifyTls(host="127.0.0.1", port=port))]
 
 
-async def test_renewed_means_served(live_host: Any, nginx: tuple[str, ...], port: int) -> None:
+async def test_renewed_means_served(live_host: Host, nginx: tuple[str, ...], port: int) -> None:
     host, items = live_host, items_for(nginx, port)
     host.allow(commands={"nginx": NamedCommand(argv=nginx)})
     first = (await host.deliver(1, items=items))[1]
     assert first.kind is OutcomeKind.FAILED, "nginx does not run yet"
     assert host.live(1), "but it can be started now"
     start(nginx)
-    assert (await host.installer.converge_all(items, at_once=True)).kind is OutcomeKind.APPLIED
+    assert (await host.installer.converge_all(items, due_now=True)).kind is OutcomeKind.APPLIED
     took = []
     for _ in range(5):
         bundle = host.bundle(1)
@@ -108,13 +110,13 @@ async def test_renewed_means_served(live_host: Any, nginx: tuple[str, ...], port
 
 
 async def test_what_nginx_refuses_is_taken_back_while_clients_keep_asking(
-    live_host: Any, nginx: tuple[str, ...], port: int, tmp_path: Path
+    live_host: Host, nginx: tuple[str, ...], port: int, tmp_path: Path
 ) -> None:
     host, items = live_host, items_for(nginx, port)
     host.allow(commands={"nginx": NamedCommand(argv=nginx)})
     await host.deliver(1, items=items)
     start(nginx)
-    await host.installer.converge_all(items, at_once=True)
+    await host.installer.converge_all(items, due_now=True)
     good = host.live(1)
     # a directive nginx does not know: the reload command fails, the old workers go on
     config = tmp_path / "nginx.conf"
@@ -124,26 +126,26 @@ async def test_what_nginx_refuses_is_taken_back_while_clients_keep_asking(
     assert outcome.kind is OutcomeKind.ROLLED_BACK
     assert "unknown directive" in outcome.detail and host.live(1) == good
     config.write_text(text)
-    assert (await host.installer.converge_all(items, at_once=True)).kind is OutcomeKind.APPLIED
+    assert (await host.installer.converge_all(items, due_now=True)).kind is OutcomeKind.APPLIED
     assert host.live(1) != good
 
 
 async def test_a_server_that_ignores_its_reload_is_noticed_by_the_probe(
-    live_host: Any, nginx: tuple[str, ...], port: int
+    live_host: Host, nginx: tuple[str, ...], port: int
 ) -> None:
     host, deaf = live_host, ("/bin/true",)
     host.allow(commands={"nginx": NamedCommand(argv=nginx), "deaf": NamedCommand(argv=deaf)})
     items = items_for(nginx, port)
     await host.deliver(1, items=items)
     start(nginx)
-    await host.installer.converge_all(items, at_once=True)
+    await host.installer.converge_all(items, due_now=True)
     good = host.live(1)
     outcome = (await host.deliver(1, items=items_for(deaf, port)))[1]
     assert outcome.kind is OutcomeKind.ROLLED_BACK and "serves another certificate" in outcome.detail
     assert host.live(1) == good
 
 
-async def test_a_real_check_sees_the_staged_files(live_host: Any, tmp_path: Path, need: Callable[[str], str]) -> None:
+async def test_a_real_check_sees_the_staged_files(live_host: Host, tmp_path: Path, need: Callable[[str], str]) -> None:
     host, openssl = live_host, need("openssl")
     check = (openssl, "pkey", "-in", "{staged}/private.key", "-check", "-noout")
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),), check=check)]
@@ -153,7 +155,7 @@ async def test_a_real_check_sees_the_staged_files(live_host: Any, tmp_path: Path
 
 
 async def test_a_hanging_reload_of_one_service_does_not_delay_another(
-    live_host: Any, nginx: tuple[str, ...], port: int
+    live_host: Host, nginx: tuple[str, ...], port: int
 ) -> None:
     host, hang = live_host, ("/bin/sleep", "30")
     host.allow(commands={"nginx": NamedCommand(argv=nginx), "hang": NamedCommand(argv=hang, timeout_seconds=2.0)})

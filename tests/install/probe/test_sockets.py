@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from bundle_maker import Maker
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certctrl.errors import ProbeError
@@ -25,7 +26,7 @@ Talk = Callable[[trio.SocketStream], Awaitable[None]]
 
 
 @pytest.fixture
-def make_context(maker: Any, now: float, tmp_path: Path) -> Callable[[str], tuple[ssl.SSLContext, Bundle]]:
+def make_context(maker: Maker, now: float, tmp_path: Path) -> Callable[[str], tuple[ssl.SSLContext, Bundle]]:
     def make(domain: str) -> tuple[ssl.SSLContext, Bundle]:
         materials = maker.materials(domain, key=ec.generate_private_key(ec.SECP256R1()))
         bundle = open_bundle(

@@ -10,10 +10,10 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
+from bundle_maker import Maker
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +30,7 @@ OPENSSL = shutil.which("openssl")
 
 
 @pytest.fixture
-def pem(maker: Any, now: float, tmp_path: Path) -> tuple[Path, Bundle]:
+def pem(maker: Maker, now: float, tmp_path: Path) -> tuple[Path, Bundle]:
     """Key, leaf and chain in one file, and what they are."""
     materials = maker.materials("a.example", key=ec.generate_private_key(ec.SECP256R1()))
     bundle = open_bundle(

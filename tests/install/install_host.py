@@ -1,19 +1,34 @@
-"""A host for the runner, with services, commands, a clock and a disk that do as told; and short words for its tests."""
+"""A host for the installer: services, commands, a clock and a disk that do as they are told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
+import trio
 from bundle_maker import NOW, Maker
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from certctrl.errors import DiskError
-from certctrl.model.plan import ExecAction, InstallItem, OutcomeKind, VerifyTls
-from certctrl.model.policy import NamedCommand
+from certctrl.errors import DiskError, ProbeError
+from certctrl.install.installer import Installer
+from certctrl.install.material.bundle import open_bundle
+from certctrl.install.probe.tls import Probe
+from certctrl.install.process import CommandResult, Proc
+from certctrl.model.bundle import Bundle
+from certctrl.model.config import AgentConfig
+from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind, VerifyTls
+from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.store.deployments.generations import GenerationStore
+from certctrl.store.disk.fs import Fs, RealFs
+from certctrl.store.disk.tree import make_tree
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state.installed import InstalledState
 
 RELOAD = ("/bin/true", "reload")
 OTHER = ("/bin/true", "other")
@@ -28,18 +43,18 @@ def commands(*argvs: tuple[str, ...]) -> dict[str, NamedCommand]:
 
 
 def reload(*certs: int, argv: tuple[str, ...] = RELOAD, **more: Any) -> list[InstallItem]:
-    """One command per certificate, as a plane writes them, each proven at its own port."""
+    """Return one command per certificate, as a plane writes them, each verified at its own port."""
     return [
         ExecAction(id=f"r{n}", ob_id=n, cmd_argv=argv, verify=VerifyTls(host="127.0.0.1", port=1000 + n), **more)
         for n in certs
     ]
 
 
-def kinds(outcomes: dict[int, Any]) -> dict[int, OutcomeKind]:
+def kinds(outcomes: Mapping[int, Outcome]) -> dict[int, OutcomeKind]:
     return {cert_id: outcome.kind for cert_id, outcome in outcomes.items()}
 
 
-def leftovers(host: Any) -> list[Path]:
+def leftovers(host: Host) -> list[Path]:
     found = [path for path in host.layout.root.rglob("*") if ".tmp" in path.name]
     found += host.layout.journal.iterdir()
     found += (path for path in host.out.rglob("*") if path.name.startswith("."))
@@ -47,12 +62,12 @@ def leftovers(host: Any) -> list[Path]:
 
 
 class ScriptedFs:
-    """The real one, counting; the n-th call of one verb may fail."""
+    """A real Fs that counts calls; the n-th call of one verb may fail."""
 
-    def __init__(self, fs: Any, verb: str = "", fails_at: int = 0) -> None:
+    def __init__(self, fs: Fs, verb: str = "", fails_at: int = 0) -> None:
         self.fs, self.verb, self.fails_at, self.counts = fs, verb, fails_at, dict[str, int]()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         real = getattr(self.fs, name)
 
         def call(*args: Any, **how: Any) -> Any:
@@ -66,25 +81,25 @@ class ScriptedFs:
 
 @attrs.define
 class Service:
-    """A server that reads its certificate at reload, refuses what does not fit, and keeps the old one then."""
+    """A server that reads its certificate on reload and keeps the old one if the new one does not fit."""
 
-    certificate: Any
-    """Path of the file it reads."""
-    key: Any
+    certificate: Path
+    """The file it reads."""
+    key: Path
     served: str = ""
+    """Fingerprint of the leaf that clients see."""
     reloads: int = 0
     broken: bool = False
-    """Reload fails whatever is on disk."""
+    """Whether reload fails, whatever is on disk."""
     refuses: set[str] = attrs.field(factory=set)
-    """Fingerprints it does not take."""
+    """Fingerprints that it does not load."""
     deaf: bool = False
-    """Reload succeeds and changes nothing."""
+    """Whether reload succeeds and changes nothing."""
     seconds: float = 0.0
+    """How long a reload takes."""
 
     async def reload(self) -> int:
-        import trio
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
+        """Return the exit status of the reload command."""
         self.reloads += 1
         await trio.sleep(self.seconds)
         if self.broken:
@@ -102,22 +117,45 @@ class Service:
         return 0
 
 
+@attrs.define
+class FakeProbe:
+    """A probe that asks the services of a host."""
+
+    services: dict[tuple[str, int], Service]
+
+    async def probe(self, verify: VerifyTls, fingerprints: Collection[str], *, deadline: float) -> None:
+        """Wait until the deadline if the service serves none of these."""
+        if self.services[verify.host, verify.port].served not in fingerprints:
+            await trio.sleep(max(0.0, deadline - trio.current_time()))
+            raise ProbeError(f"{verify.host}:{verify.port} serves another certificate")
+
+    async def after_removal(self, verify: VerifyTls, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
+        """Wait until the deadline if the service still serves this one."""
+        served, where = self.services[verify.host, verify.port].served, f"{verify.host}:{verify.port}"
+        if served != fingerprint:
+            return False, "" if served else f"{where} serves no certificate"
+        await trio.sleep(max(0.0, deadline - trio.current_time()))
+        return True, f"{where} still serves it from memory"
+
+
+Effect = Callable[[], Any]
+"""What a command does: returns its exit status, or a coroutine that does."""
+
+
 @attrs.define(slots=False, repr=False)
 class FakeProc:
-    """Commands without processes: argv -> what they do; everything else succeeds."""
+    """Commands without processes: argv -> effect; all others succeed."""
 
-    does: dict[tuple[str, ...], Callable[[], Any]] = attrs.field(factory=dict)
+    does: dict[tuple[str, ...], Effect] = attrs.field(factory=dict)
     calls: list[tuple[str, ...]] = attrs.field(factory=list)
     asked: list[dict[str, Any]] = attrs.field(factory=list)
+    """The keyword arguments of each call."""
 
     async def prepare(self, count: int = 1) -> None:
-        pass
+        """Start nothing."""
 
-    async def run(self, argv: Any, **how: Any) -> Any:
-        import inspect
-
-        from certctrl.install.process import CommandResult
-
+    async def run(self, argv: Sequence[str], **how: Any) -> CommandResult:
+        """Note the call and return the status of its effect."""
         self.calls.append(tuple(argv))
         self.asked.append(how)
         status = self.does.get(tuple(argv), lambda: 0)()
@@ -125,50 +163,40 @@ class FakeProc:
         return CommandResult(argv=tuple(argv), status=status, output="it says no" if status else "")
 
 
+async def inline(call: Callable[..., Any], *args: Any) -> Any:
+    """Stand in for a thread."""
+    return call(*args)
+
+
 @attrs.define(repr=False)
 class Host:
-    """One config directory with an Installer, a clock and commands that can be scripted."""
+    """A config directory with an Installer, a clock and commands that can be scripted."""
 
-    root: Any
+    root: Path
     maker: Maker
     clock: float = NOW
+    """Wall-clock seconds."""
     proc: FakeProc = attrs.field(factory=FakeProc)
-    policy: Any = None
-    config: Any = None
-    fs: Any = None
+    policy: HostPolicy = attrs.field(factory=HostPolicy)
+    config: AgentConfig = attrs.field(factory=AgentConfig)
+    fs: Fs = attrs.field(factory=RealFs)
     served: dict[tuple[str, int], Service] = attrs.field(factory=dict)
-    installer: Any = None
+    """(host, port) -> the service there."""
+    probe: Probe = attrs.field(default=attrs.Factory(lambda self: FakeProbe(self.served), takes_self=True))
+    layout: ConfigDir = attrs.field(init=False)
+    out: Path = attrs.field(init=False)
+    """A directory that the policy lets items write to."""
+    installer: Installer = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        from certctrl.model.config import AgentConfig
-        from certctrl.model.policy import HostPolicy
-        from certctrl.store.disk.fs import RealFs
-        from certctrl.store.disk.tree import make_tree
-        from certctrl.store.layout import ConfigDir
-
-        self.fs = self.fs or RealFs()
-        self.policy = self.policy or HostPolicy()
-        self.config = self.config or AgentConfig()
         self.layout = ConfigDir(self.root / "agent")
         make_tree(self.fs, self.layout)
         self.out = self.root / "out"
         self.out.mkdir(exist_ok=True)
         self.start()
 
-    layout: Any = attrs.field(init=False)
-    out: Any = attrs.field(init=False)
-
-    def start(self) -> Any:
+    def start(self) -> Installer:
         """Begin a new run on the same disk."""
-        import logging
-
-        from certctrl.install.installer import Installer
-        from certctrl.store.deployments.generations import GenerationStore
-        from certctrl.store.state.installed import InstalledState
-
-        async def inline(call: Callable[..., Any], *args: Any) -> Any:
-            return call(*args)
-
         self.installer = Installer(
             layout=self.layout,
             fs=self.fs,
@@ -176,7 +204,8 @@ class Host:
             state=InstalledState(self.layout, self.fs),
             policy=lambda: self.policy,
             config=lambda: self.config,
-            proc=self.proc,
+            proc=cast(Proc, self.proc),
+            probe=self.probe,
             wall_now=lambda: self.clock,
             offload=inline,
             log=logging.getLogger("test"),
@@ -184,26 +213,29 @@ class Host:
         return self.installer
 
     def allow(self, **settings: Any) -> None:
+        """Change the host's policy."""
         self.policy = attrs.evolve(self.policy, **settings)
 
-    def bundle(self, cert_id: int, *domains: str, **options: Any) -> Any:
-        from certctrl.install.material.bundle import open_bundle
-
+    def bundle(self, cert_id: int, *domains: str, **options: Any) -> Bundle:
+        """Return fresh, checked material of a certificate."""
         domains = domains or (f"c{cert_id}.example",)
         return open_bundle(
-            cert_id, self.installer.name_for(cert_id, domains), self.maker.materials(*domains, **options),
-            self.maker.secret, allow_plaintext=False, now=self.clock, expected_domains=domains,
-        )  # fmt: skip
+            cert_id,
+            self.installer.name_for(cert_id, domains),
+            self.maker.materials(*domains, **options),
+            self.maker.secret,
+            allow_plaintext=False,
+            now=self.clock,
+            expected_domains=domains,
+        )
 
-    async def deliver(self, *cert_ids: int, items: Any = (), **options: Any) -> dict[int, Any]:
+    async def deliver(self, *cert_ids: int, items: Sequence[InstallItem] = (), **options: Any) -> dict[int, Outcome]:
         """Stage fresh material for some certificates and converge; return the outcomes."""
         prepared = [await self.installer.stage(self.bundle(cert_id), items) for cert_id in cert_ids]
         return dict(await self.installer.converge(prepared, items, **options))
 
     def live(self, cert_id: int) -> str:
         """Return the fingerprint of what is live on disk, after checking that key and certificate match."""
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
         name = self.installer.records[cert_id].name
         leaf = x509.load_pem_x509_certificates((self.layout.certs / f"{name}.crt").read_bytes())[0]
         key = load_pem_private_key((self.layout.certs / f"{name}.key").read_bytes(), None)
@@ -219,7 +251,7 @@ class Host:
         before = self.proc.does.get(argv)
 
         async def reload_all() -> int:
-            status = await before() if before is not None else 0  # type: ignore[misc]
+            status = await before() if before is not None else 0
             return int(status or await service.reload())
 
         self.proc.does[argv] = reload_all
