@@ -1,0 +1,62 @@
+"""Start-up time: what the fast commands import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import certctrl
+
+HEAVY = (
+    "attrs", "cattrs", "cryptography", "httpcore", "httpx", "hypercorn", "jwt", "logging", "nacl", "prometheus_client",
+    "pydantic", "starlette", "trio", "trio_util", "typer",
+)  # fmt: skip
+LOADED = """
+import sys
+sys.argv = ["cert-ctrl", *sys.argv[1:]]
+from certctrl.__main__ import main
+status = 0
+try:
+    status = main() or 0
+except SystemExit as end:
+    status = end.code or 0
+print("loaded:", *sorted(name for name in {heavy!r} if name in sys.modules), file=sys.stderr)
+raise SystemExit(status)
+"""
+
+
+def loaded_by(*argv: str) -> tuple[int, str, list[str]]:
+    """Run `cert-ctrl` in a fresh interpreter; return exit status, standard output and the heavy modules it imported."""
+    code = LOADED.format(heavy=(*HEAVY, "rich"))
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60, check=False)
+    last = done.stderr.splitlines()[-1] if done.stderr else ""
+    assert last.startswith("loaded:"), done.stderr
+    return done.returncode, done.stdout, last.split()[1:]
+
+
+def test_version_imports_nothing_heavy() -> None:
+    status, out, loaded = loaded_by("--version")
+    assert (status, loaded) == (0, [])
+    assert certctrl.__version__ in out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    status, out, loaded = loaded_by("--help")
+    assert status == 0
+    assert "status" in out
+    assert not set(loaded) & (set(HEAVY) - {"typer"})
+
+
+@pytest.mark.parametrize("command", ["status", "list-certs"])
+def test_status_and_list_certs_import_nothing_heavy(command: str, tmp_path: Path) -> None:
+    from certctrl.store.config.files import init_config_dir
+    from certctrl.store.disk.fs import RealFs
+    from certctrl.store.layout import ConfigDir
+
+    root = tmp_path / "agent"
+    init_config_dir(RealFs(), ConfigDir(root), server_url="https://plane.example", ca_pem=None)
+    _, _, loaded = loaded_by("-c", str(root), command)
+    assert not loaded, "not even rich: standard output is not a terminal here"
