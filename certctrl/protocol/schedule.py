@@ -1,11 +1,14 @@
-"""When the next request may go: what the breaker says, what a person asks, and the limit that no bug gets past.
+"""Compute when the next request may be sent, within a limit that no bug can exceed.
 
-How often, at most: a request that brought nothing new is followed by none within an interval (less jitter),
-and any three by none within two intervals. Faster are only: the next page after a full one and the next long-poll
-after one that brought news (at once, as long as the plane's token bucket has some left: it lets in one a second and
-a burst of five, and a refusal would cost more than the wait; a page that the plane gives free takes none), and a
-person's wish (one a second). Only news with a *new* cursor counts: a page that would come again must not be asked for
-again at once.
+After a request without new signals, none is sent within an interval (less jitter); after any three polls, none
+within two intervals. Exceptions:
+
+* The next page after a full one, and the next long poll after one with signals, are requested immediately as long as
+  the plane's token bucket allows: one request per second, with a burst of five. A refusal would cost more than the
+  wait. A page that the plane does not count is always requested immediately.
+* Operators may request one poll per second.
+
+Only signals with a *new* cursor count: a page that would come again must not be requested again immediately.
 """
 
 from __future__ import annotations

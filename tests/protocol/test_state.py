@@ -68,5 +68,5 @@ def test_every_state_has_a_way_to_the_end(start: State, through: State) -> None:
 def test_paths() -> None:
     assert path_between(State.POLLING, State.POLLING) == ()
     assert path_between(State.PROCESSING, State.ERROR) == (State.ACKNOWLEDGING, State.ERROR)
-    with pytest.raises(ValueError, match="no way"):
+    with pytest.raises(ValueError, match="no path"):
         path_between(State.TERMINATED, State.POLLING)
