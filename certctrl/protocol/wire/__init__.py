@@ -1,1 +1,1 @@
-"""The wire format: bytes and JSON from the control plane to model values, and back."""
+"""The wire format: JSON from the control plane to model values, and back."""

@@ -1,7 +1,7 @@
-"""One HTTP answer as a value, and what may be believed of it (api.md §6, safety.md T6 and T9).
+"""Read the JSON of an HTTP answer: data, errors, Retry-After.
 
-State changes only on the right status *and* content type *and* schema: a captive portal's page is a
-network error with any status it likes.
+State changes only if status, content type *and* schema are right: the page of a captive portal counts as a network
+error, whatever its status.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from certctrl.text import one_line
 BODY_CAP = 1_048_576
 BUNDLE_CAP = 262_144
 RETRY_AFTER_CAP = 3600.0
-"""Seconds; no server may silence a host for longer."""
+"""Upper bound for Retry-After in seconds, so that no server can silence a host for longer."""
 
 _SECONDS = re.compile(r"[+-]?[0-9]{1,400}(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,9})?", re.ASCII)
 _HTTP_DATE = re.compile(
@@ -32,12 +32,12 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
-    """Return the JSON object of an answer; BadAnswerError when it is anything else."""
+    """Return the JSON object of an answer; raises BadAnswerError for anything else."""
     if not answer.is_json:
-        kind = one_line(answer.headers.get("content-type", "") or "nothing said", 60)
+        kind = one_line(answer.headers.get("content-type", "") or "no content type", 60)
         raise BadAnswerError(
             f"status {answer.status} came with {kind} instead of JSON",
-            fix="check server_url, and for a proxy or captive portal in between",
+            fix="check server_url, and whether a proxy or captive portal is in between",
         )
     if len(answer.body) > cap:
         raise BadAnswerError(f"the answer is larger than {cap} bytes")
@@ -48,9 +48,9 @@ def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
 
 
 def data_of(answer: Answer, *, cap: int = BODY_CAP) -> Any:
-    """Return ``data`` of a 2xx answer; BadAnswerError when it is not of the wire contract."""
+    """Return ``data`` of a 2xx answer; raises BadAnswerError outside the wire contract."""
     if not 200 <= answer.status <= 299:
-        raise BadAnswerError(f"status {answer.status} is no success")
+        raise BadAnswerError(f"status {answer.status} is not a success")
     value = object_of(answer, cap=cap)
     if "data" not in value:
         raise BadAnswerError("the answer has no data")
@@ -58,15 +58,14 @@ def data_of(answer: Answer, *, cap: int = BODY_CAP) -> Any:
 
 
 def parse_error(answer: Answer, wall_now: float | None = None) -> PlaneError:
-    """Return the plane's error of a non-2xx answer (``{"error": {code, what, key?, params?}}``).
+    """Return the error of a non-2xx answer (``{"error": {code, what, key?, params?}}``).
 
-    Raises BadAnswerError when the answer is a redirect or not of that form: then it is no word of the
-    plane's, whatever its status.
+    Raises BadAnswerError for a redirect and for any other form: such an answer is not the plane's.
     """
     if 300 <= answer.status <= 399:
         raise BadAnswerError(
-            f"the server redirects (status {answer.status}); never followed with credentials",
-            fix="set server_url to the address it redirects to",
+            f"the server redirects (status {answer.status}), which is never followed with credentials",
+            fix="set server_url to the address that it redirects to",
         )
     error = object_of(answer).get("error")
     if not isinstance(error, dict):
@@ -91,10 +90,10 @@ def is_bearer_challenge(answer: Answer) -> bool:
 
 
 def retry_after(answer: Answer, params: object = None, wall_now: float | None = None) -> float | None:
-    """Return the seconds the plane asks us to stay away, clamped to [0, 3600]; None when it does not or talks junk.
+    """Return the delay that the plane requests in seconds, clamped to [0, 3600]; None: not requested, or invalid.
 
-    The ``Retry-After`` header comes first, then ``params.retry_after``. An HTTP date is taken relative to the
-    answer's own ``Date``, so that our clock does not matter; ``wall_now`` (epoch seconds) stands in for it.
+    The ``Retry-After`` header comes first, then ``params.retry_after``. An HTTP date is relative to the answer's own
+    ``Date``, so that this host's clock does not matter; without one, to ``wall_now`` (epoch seconds).
     """
     text = answer.headers.get("retry-after", "").strip()
     found = _seconds(text)
@@ -111,14 +110,14 @@ def _seconds(value: object) -> float | None:
     if isinstance(value, str) and _SECONDS.fullmatch(value):
         return float(value)
     if type(value) is int:
-        return float(min(max(value, -1), 2**31))  # a huge integer has no float
+        return float(min(max(value, -1), 2**31))  # a huge integer does not fit into a float
     if type(value) is float and not math.isnan(value):
         return value
     return None
 
 
 def http_date(text: str) -> float | None:
-    """Return the epoch seconds of an HTTP date in any of its three forms (RFC 9110 §5.6.7), else None."""
+    """Return the epoch seconds of an HTTP date in any of its three forms (RFC 9110 §5.6.7); None: not a date."""
     match = _HTTP_DATE.fullmatch(text.strip())
     if match is None:
         return None

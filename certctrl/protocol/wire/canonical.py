@@ -1,6 +1,6 @@
-"""RFC 8785 (JCS): the one text of a JSON value, so that two sides can hash it.
+"""RFC 8785 (JCS): the canonical text of a JSON value, to be hashed on both sides.
 
-Numbers are what ECMAScript prints for the double that the JSON text means, also for integers beyond 2^53.
+Numbers are printed as ECMAScript prints the double, including integers beyond 2^53.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """Return the JCS form; ValueError for NaN, infinities, lone surrogates and what JSON cannot say."""
+    """Return the JCS form; raises ValueError for NaN, infinities, lone surrogates and values that JSON does not have."""
     try:
         return _canonical(value)
     except RecursionError:
@@ -36,7 +36,7 @@ def _canonical(value: Any) -> str:
         return "[" + ",".join(map(_canonical, value)) + "]"
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
-            raise ValueError("a JSON object's names are text")
+            raise ValueError("the names of a JSON object must be text")
         names = sorted(value, key=_utf16)
         return "{" + ",".join(f"{_text(name)}:{_canonical(value[name])}" for name in names) + "}"
     raise ValueError(f"JSON has no {type(value).__name__}")
@@ -58,11 +58,11 @@ def _number(value: int | float) -> str:
         try:
             value = float(value)
         except OverflowError:
-            raise ValueError("a number beyond what a double can hold") from None
+            raise ValueError("a number beyond the range of a double") from None
     if not math.isfinite(value):
-        raise ValueError("JSON has no NaN and no infinity")
+        raise ValueError("JSON has neither NaN nor infinity")
     if value == 0:
-        return "0"  # also for -0
+        return "0"  # including -0
     sign = "-" if value < 0 else ""
     mantissa, _, power = repr(abs(value)).partition("e")
     whole, _, fraction = mantissa.partition(".")
@@ -91,5 +91,5 @@ def text_hash(text: str) -> str:
 
 
 def installs_hash(installs: Sequence[Any]) -> str:
-    """Return ``installs_hash_b64`` of a list of items by its JCS form (api.md §4)."""
+    """Return ``installs_hash_b64`` of a list of items, computed from its JCS form."""
     return text_hash(canonical_json(list(installs)))

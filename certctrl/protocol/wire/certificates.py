@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
 from certctrl.errors import BadAnswerError, MaterialError
 from certctrl.model.bundle import CaBundle, CertificateSummary, DeployMaterials
-from certctrl.protocol.wire.reader import Hook, Misfit, Read, bounded_list, integer, moment, text, wire_class
+from certctrl.protocol.wire.reader import Hook, Misfit, bounded_list, from_answer, integer, moment, text, wire_class
 from certctrl.text import one_line
 
 _SCHEMES = {"aes256gcm": "aes256gcm", "1": "aes256gcm", "aead": "aes256gcm", "plaintext": "plaintext"}
 _WRAPS = {"x25519": "x25519", "x25519-v1": "x25519"}
-
-T = TypeVar("T")
 
 
 def _one_of(spellings: dict[str, str], word: Hook) -> Hook:
@@ -77,7 +75,7 @@ _ca_name = wire_class(_CaName, {"id": integer(ge=1), "name": text(1024)})
 
 def certificate_from_wire(data: object) -> CertificateSummary:
     """Return one row of the certificate list or the detail answer; raises BadAnswerError if it does not fit."""
-    return _read(_certificate, data, "certificate")
+    return from_answer(_certificate, data, "certificate")
 
 
 def materials_from_wire(data: object) -> DeployMaterials:
@@ -85,12 +83,12 @@ def materials_from_wire(data: object) -> DeployMaterials:
 
     Raises BadAnswerError if it does not fit, MaterialError (``unknown-scheme``) for an unknown scheme.
     """
-    return _read(_materials, data, "materials")
+    return from_answer(_materials, data, "materials")
 
 
 def ca_from_wire(data: object) -> CaBundle:
     """Return a private CA's certificate; raises BadAnswerError if it does not fit."""
-    return _read(_ca, data, "ca")
+    return from_answer(_ca, data, "ca")
 
 
 def ca_names_from_wire(data: object) -> dict[int, str]:
@@ -99,12 +97,5 @@ def ca_names_from_wire(data: object) -> dict[int, str]:
         rows = bounded_list(data)
     except Misfit as misfit:
         raise BadAnswerError(f"cas: {misfit}") from None
-    found = [_read(_ca_name, row, f"cas[{i}]") for i, row in enumerate(rows)]
+    found = [from_answer(_ca_name, row, f"cas[{i}]") for i, row in enumerate(rows)]
     return {row.id: row.name for row in found}
-
-
-def _read(read: Read[T], data: object, path: str) -> T:
-    try:
-        return read(data, path)
-    except Misfit as misfit:
-        raise BadAnswerError(str(misfit)) from None

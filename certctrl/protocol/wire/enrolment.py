@@ -1,4 +1,4 @@
-"""Enrolment and tokens in: device grant, registration, refresh (api.md §1, §2 and §8)."""
+"""Device grants, registrations and token refreshes from the plane (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from certctrl.protocol.device_flow import (
     GrantStarted,
 )
 from certctrl.protocol.wire.answer import BUNDLE_CAP, data_of, parse_error
-from certctrl.protocol.wire.reader import Hook, Misfit, integer, printable, text, wire_class
+from certctrl.protocol.wire.reader import Hook, Misfit, from_answer, integer, printable, text, wire_class
 from certctrl.text import one_line
 
 REFUSAL_KEYS = frozenset(("INVALID_TOKEN", "TOKEN_EXPIRED"))
@@ -28,7 +28,7 @@ _DAY = 86_400
 
 @attrs.frozen(kw_only=True)
 class Registration:
-    """The device row and the session that registration gives."""
+    """The device and the session that a registration creates."""
 
     device_id: int
     user_id: int
@@ -38,17 +38,17 @@ class Registration:
     access_token: str = attrs.field(repr=False)
     refresh_token: str = attrs.field(repr=False)
     expires_in: float | None
-    """Seconds the access token lives; None when not said."""
+    """Lifetime of the access token in seconds; None: unknown."""
 
 
 @attrs.frozen(kw_only=True)
 class Refreshed:
-    """A fresh access token, and a new refresh token when the plane rotates them."""
+    """A new access token, and a new refresh token if the plane rotates them."""
 
     access_token: str = attrs.field(repr=False)
     refresh_token: str | None = attrs.field(default=None, repr=False)
     expires_in: float | None = None
-    """Seconds; None when not said."""
+    """Seconds; None: unknown."""
 
 
 # --- the device grant --------------------------------------------------------------------------------------
@@ -87,16 +87,13 @@ _read_ready = wire_class(
 
 def grant_from_wire(data: object) -> GrantStarted:
     """Return the start of a device grant; raises BadAnswerError if it does not fit."""
-    try:
-        return _read_grant(data, "grant")
-    except Misfit as misfit:
-        raise BadAnswerError(str(misfit)) from None
+    return from_answer(_read_grant, data, "grant")
 
 
 def grant_event(answer: Answer, wall_now: float | None = None) -> GrantEvent:
-    """Return what an answer to ``device_poll`` means; never raises.
+    """Return the event for an answer to ``device_poll``; never raises.
 
-    The status words come as ``data.status`` of a 2xx or, as in RFC 8628 §3.5, as the key of an error.
+    The status is ``data.status`` of a 2xx or, as in RFC 8628 §3.5, the key of an error.
     """
     try:
         if 200 <= answer.status <= 299:
@@ -106,11 +103,10 @@ def grant_event(answer: Answer, wall_now: float | None = None) -> GrantEvent:
         return GrantFailed(str(misfit))
     except BadAnswerError as bad:
         return GrantFailed(bad.what)
-    known = _GRANT_WORDS.get(error.key.lower())
-    return known or GrantFailed(error.what, error.retry_after)
+    return _GRANT_EVENTS.get(error.key.lower()) or GrantFailed(error.what, error.retry_after)
 
 
-_GRANT_WORDS: dict[str, GrantEvent] = {
+_GRANT_EVENTS: dict[str, GrantEvent] = {
     "authorization_pending": GrantPending(),
     "pending": GrantPending(),
     "slow_down": GrantSlowDown(),
@@ -122,10 +118,10 @@ _GRANT_WORDS: dict[str, GrantEvent] = {
 
 
 def _grant_status(data: object) -> GrantEvent:
-    word = _read_status(data).status.lower()
-    if word == "ready":
+    status = _read_status(data).status.lower()
+    if status == "ready":
         return _read_ready(data)
-    return _GRANT_WORDS.get(word) or GrantFailed(f"unknown grant status {one_line(word, 40)}")
+    return _GRANT_EVENTS.get(status) or GrantFailed(f"unknown grant status {one_line(status, 40)}")
 
 
 # --- registration and refresh --------------------------------------------------------------------------------
@@ -196,10 +192,7 @@ _read_refreshed = wire_class(Refreshed, _SESSION)
 
 def registration_from_wire(data: object) -> Registration:
     """Return a registration; raises BadAnswerError if it does not fit."""
-    try:
-        found = _read_registered(data, "registration")
-    except Misfit as misfit:
-        raise BadAnswerError(str(misfit)) from None
+    found = from_answer(_read_registered, data, "registration")
     device, session = found.device, found.session
     return Registration(
         device_id=device.id,
@@ -215,12 +208,9 @@ def registration_from_wire(data: object) -> Registration:
 
 def refreshed_from_wire(data: object) -> Refreshed:
     """Return a refreshed session; raises BadAnswerError if it does not fit."""
-    try:
-        return _read_refreshed(data, "session")
-    except Misfit as misfit:
-        raise BadAnswerError(str(misfit)) from None
+    return from_answer(_read_refreshed, data, "session")
 
 
 def refresh_refused(error: PlaneError) -> bool:
-    """Return whether the plane's answer to a refresh is final (api.md §2): register again, nothing else helps."""
+    """Return whether a refused refresh is final, so that only a new registration helps."""
     return error.status in (401, 403) or (400 <= error.status <= 499 and error.key in REFUSAL_KEYS)

@@ -1,7 +1,7 @@
-"""The install config in: verified hash, known types, unique ids, no cycle — or nothing at all (api.md §4).
+"""Read the install config: the hash matches, types are known, ids are unique, and there is no cycle.
 
-One document, one verdict: an item that cannot be understood refuses the whole config before anything runs.
-What an item *asks for* (paths, commands, virtual files) is judged later, item by item, by the host's policy.
+One item that does not fit refuses the whole document, before anything runs. The host's policy judges paths, commands
+and virtual files later, item by item.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _listed_items(text: str | None, listed: object) -> list[Any]:
 
 
 def _same_hash(digest: str, text: str) -> bool:
-    """Compare with base64 or base64url, padded or not."""
+    """Return whether base64 or base64url, padded or not, is the hash of a text."""
     try:
         plain = digest.rstrip("=").replace("-", "+").replace("_", "/")
         claimed = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
@@ -150,10 +150,10 @@ def _same_hash(digest: str, text: str) -> bool:
 
 
 def items_from_local(rows: Sequence[Mapping[str, Any]]) -> tuple[InstallItem, ...]:
-    """Return this host's own items (``installs.local.json``); ids get the prefix ``local:``.
+    """Return this host's own items (``installs.local.json``); their ids get the prefix ``local:``.
 
-    ``depends_on`` means a local item where one has that id, else one of the plane's. Raises ConfigError with
-    the JSON path; unknown keys are errors here, because a person wrote them.
+    ``depends_on`` names a local item if one has that id, otherwise an item of the plane. Raises ConfigError with the
+    JSON path, also for unknown keys: an operator wrote them.
     """
     names = [str(row["id"]) for row in rows if isinstance(row, dict) and row.get("id") not in (None, "")]
     items = []
@@ -176,9 +176,9 @@ def items_from_local(rows: Sequence[Mapping[str, Any]]) -> tuple[InstallItem, ..
 
 
 def check_local_dependencies(rows: Sequence[InstallItem], planes: Iterable[str]) -> None:
-    """Refuse a local row that depends on neither a local row nor one of the plane's items, given by their ids.
+    """Check that every dependency of a local item exists; ``planes`` are the ids of the plane's items.
 
-    Raises ConfigError with the names that there are.
+    Raises ConfigError with the known ids.
     """
     here, theirs = [row.id for row in rows], list(planes)
     known = {*here, *theirs}
@@ -199,16 +199,16 @@ _MOST_NAMED = 20
 
 
 def _named(ids: Sequence[str]) -> str:
-    """Return ids as a person writes them into the local file."""
+    """Return ids as they are written in the local file."""
     more = ", …" if len(ids) > _MOST_NAMED else ""
     return ", ".join(one_line(one.removeprefix(LOCAL_PREFIX), 80) for one in ids[:_MOST_NAMED]) + more
 
 
 def install_order(items: Iterable[InstallItem]) -> tuple[tuple[InstallItem, ...], ...]:
-    """Return the items in levels: all of a level may run side by side, after all that they depend on.
+    """Return the items in levels: items of a level depend only on earlier levels and may run concurrently.
 
-    Disabled items keep their place, so that what depends on them keeps its own. Raises PlanError
-    (``duplicate-id``, ``unknown-dependency``, ``cycle``).
+    Disabled items keep their level, and so do items that depend on them. Raises PlanError (``duplicate-id``,
+    ``unknown-dependency``, ``cycle``).
     """
     return _levels(items, missing_ok=False)
 

@@ -51,7 +51,7 @@ MAX_TIMEOUT_MS = 600_000
 DEFAULT_TIMEOUT_MS = 30_000
 
 _OCTAL = re.compile(r"(0o)?0?[0-7]{3}", re.ASCII)
-_BRACKETED = re.compile(r"\A\[([^\[\]]*:[^\[\]]*)\]\Z")  # an IPv6 address as in a URL; no resolver knows it so
+_BRACKETED = re.compile(r"\A\[([^\[\]]*:[^\[\]]*)\]\Z")  # an IPv6 address as in a URL, which resolvers do not accept
 _OBJECT_TYPES = tuple(ObjectType)
 _STARTTLS = tuple(StartTls)
 _COMMON_KEYS = frozenset(

@@ -26,10 +26,10 @@ from certctrl.protocol.wire.signals import signal_from_wire
 
 UPDATES_PATH = "/apiv1/devices/self/updates"
 CURSOR_LIMIT = 1024
-"""Characters; an opaque position, not a store."""
+"""Characters; a cursor is an opaque position."""
 
 FREE_HEADER, FREE_VALUE = "cert-ctrl-next-page", "free"
-"""On a full page: the poll with its cursor, the first one, takes nothing from the plane's rate limit."""
+"""Header of a full page: the first poll with its cursor does not count against the plane's rate limit."""
 
 CURSOR_EXPIRED = "CURSOR_EXPIRED"
 CURSOR_EXPIRED_CODE = 40901
@@ -37,33 +37,33 @@ CURSOR_EXPIRED_CODE = 40901
 
 @attrs.frozen
 class PollRequest:
-    """One ``GET`` of the updates."""
+    """One ``GET`` of the updates endpoint."""
 
     cursor: str | None
     limit: int
     """1 to 100."""
     wait: int = 0
-    """Seconds of long-poll, 0 to 30."""
+    """Long-poll seconds, 0 to 30."""
 
     @property
     def path(self) -> str:
-        """Return the path."""
+        """The path of the endpoint."""
         return UPDATES_PATH
 
     def query(self) -> dict[str, str]:
-        """Return the query parameters, not yet escaped."""
+        """Return the query parameters, unescaped."""
         query = {"limit": str(self.limit), "wait": str(self.wait)}
         return query if self.cursor is None else {"cursor": self.cursor} | query
 
     def headers(self) -> dict[str, str]:
-        """Return ``If-None-Match`` when the cursor can stand in a header; the query carries it anyway."""
+        """Return ``If-None-Match`` if the cursor is valid in a header; the query contains it in any case."""
         if self.cursor is None or not all("!" <= c <= "~" and c not in '",' for c in self.cursor):
             return {}
         return {"if-none-match": self.cursor}
 
 
 def cursor_of_etag(etag: str | None) -> str | None:
-    """Return the cursor inside an ``ETag``, quoted, weak or bare; None when there is none."""
+    """Return the cursor in an ``ETag``, quoted, weak or bare; None if there is none."""
     text = (etag or "").strip()
     if text[:2] in ("W/", "w/"):
         text = text[2:]
@@ -77,11 +77,11 @@ def _is_cursor(text: str) -> bool:
 
 
 def poll_event(answer: Answer, limit: int, wall_now: float | None = None) -> Event:
-    """Return what an answer to a poll means; never raises.
+    """Return the event for an answer to a poll; never raises.
 
-    ``limit`` is the asked page size, ``wall_now`` (epoch seconds) only serves a ``Retry-After`` date in an
-    answer without a ``Date``. Status first, then ``error.key``, then ``error.code``; what is not JSON of the
-    contract is a BadAnswer with any status.
+    ``limit`` is the requested page size; ``wall_now`` (epoch seconds) is for a ``Retry-After`` date in an answer
+    without a ``Date``. The status decides, then ``error.key``, then ``error.code``. Anything but JSON of the wire
+    contract is a BadAnswer, whatever its status.
     """
     if answer.status == 204:
         pause = retry_after(answer, None, wall_now)
@@ -90,7 +90,7 @@ def poll_event(answer: Answer, limit: int, wall_now: float | None = None) -> Eve
         if answer.status == 200:
             return _page(answer, limit, wall_now)
         if 200 <= answer.status <= 299:
-            raise BadAnswerError(f"status {answer.status} is no answer to a poll")
+            raise BadAnswerError(f"status {answer.status} is not an answer to a poll")
         return _error_event(parse_error(answer, wall_now))
     except BadAnswerError as error:
         if is_bearer_challenge(answer):
@@ -109,7 +109,7 @@ def _cursor(value: Any, _: Any = None) -> str:
 class _Page:
     cursor: str | None = None
     signals: Sequence[Any] = ()
-    """Raw: one that does not fit must not fail the page."""
+    """Not yet structured: a malformed signal must not fail the page."""
 
 
 _read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _: bounded_list(value)})

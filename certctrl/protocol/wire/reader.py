@@ -50,7 +50,7 @@ class Misfit(ValueError):
 
 
 def kind_of(value: object) -> str:
-    """Return the JSON word for a value's kind, for messages that must not show the value."""
+    """Return the JSON type of a value, for messages that must not show the value."""
     if value is None:
         return "null"
     words = {bool: "true/false", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -58,13 +58,16 @@ def kind_of(value: object) -> str:
 
 
 def parse_json(body: bytes | str) -> Any:
-    """Parse UTF-8 JSON, bounded in depth, without NaN; lone surrogates become U+FFFD. Raises BadAnswerError."""
+    """Parse UTF-8 JSON of bounded depth, without NaN; lone surrogates become U+FFFD.
+
+    Raises BadAnswerError.
+    """
     try:
         text = body if isinstance(body, str) else body.decode("utf-8")
         value = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise BadAnswerError("the answer is nested too deeply") from None
-    except ValueError:  # also UnicodeDecodeError, and integers beyond Python's digit limit
+    except ValueError:  # including UnicodeDecodeError, and integers beyond Python's digit limit
         raise BadAnswerError("the answer is not valid JSON") from None
     _check_depth(value)
     raw = body.encode("utf-8", "replace") if isinstance(body, str) else body
@@ -90,7 +93,7 @@ def _check_depth(value: Any) -> None:
 
 
 def _scrubbed(value: Any) -> Any:
-    """Replace what no file, log or header could carry: text that has no UTF-8 form."""
+    """Replace lone surrogates, which have no UTF-8 form for files, logs and headers."""
     if isinstance(value, str):
         return _LONE.sub("�", value)
     if isinstance(value, list):
@@ -176,7 +179,7 @@ def flag(value: Any, _: Any = None) -> bool:
 
 
 def moment(value: Any, _: Any = None) -> str:
-    """Return a time as RFC 3339 text, converted from epoch seconds if need be."""
+    """Return a time as RFC 3339 text; epoch seconds are converted."""
     if type(value) is int or type(value) is float:
         if not 0 <= value <= _YEAR_9999:
             raise Misfit("not a time")
@@ -216,7 +219,7 @@ _NONE: Mapping[str, Any] = {}
 
 
 class Read(Protocol[T_co]):
-    """Structure a JSON object; raises Misfit with the JSON path, which begins with ``path``."""
+    """Function that structures a JSON object; raises Misfit with the JSON path, which begins with ``path``."""
 
     def __call__(self, raw: object, path: str = "data") -> T_co: ...
 
@@ -229,10 +232,12 @@ def wire_class(
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     check: Callable[[T], T] | None = None,
 ) -> Read[T]:
-    """Register how a class is structured, also inside others, and return the function that does it.
+    """Register how the converter structures a class, and return a function that does so.
 
-    ``fields``: hooks by attribute, where that of the type is too wide. ``names``: wire names by attribute, where they
-    differ. ``prepare`` may change the object before (unset fields are gone), ``check`` the value after.
+    Unset fields (absent, ``null`` or ``""``) get the default of their attribute, or are reported as missing.
+    ``fields``: hooks by attribute, where the hook of its type is not strict enough. ``names``: wire names by attribute,
+    where they differ. ``prepare`` may change the JSON object before, without its unset fields; ``check`` the value
+    after.
     """
     _NAMES[cls] = names
     attributes = attrs.fields(attrs.resolve_types(cls))
@@ -259,6 +264,14 @@ def wire_class(
     return read
 
 
+def from_answer(read: Read[T], data: object, path: str) -> T:
+    """Structure a part of an answer; raises BadAnswerError with the JSON path if it does not fit."""
+    try:
+        return read(data, path)
+    except Misfit as misfit:
+        raise BadAnswerError(str(misfit)) from None
+
+
 def alias(name: str, other: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Return a ``prepare`` that reads a field from another name if its own is unset."""
 
@@ -271,7 +284,7 @@ def alias(name: str, other: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def _as_ours(error: Exception, path: str) -> CertctrlError | Misfit:
-    """Return the first failure below a cattrs error with its JSON path."""
+    """Return the first failure in a cattrs error as one of our errors, with its JSON path."""
     while isinstance(error, ClassValidationError):
         inner, note = error.group_exceptions()[0][0]
         path += f".{_NAMES[error.cl].get(note.name, note.name)}"

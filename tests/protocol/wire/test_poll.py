@@ -283,7 +283,7 @@ def test_a_cursor_never_breaks_a_header(cursor: str) -> None:
 
 def test_data_of_and_parse_error() -> None:
     assert data_of(answer(200, {"data": None})) is None
-    with pytest.raises(BadAnswerError, match="no success"):
+    with pytest.raises(BadAnswerError, match="not a success"):
         data_of(error(404))
     with pytest.raises(BadAnswerError, match="larger"):
         data_of(answer(200, {"data": "x" * 100}), cap=100)
