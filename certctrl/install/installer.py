@@ -18,13 +18,7 @@ import attrs
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install.deploy import preview, recovery, staging, trust_store
 from certctrl.install.deploy.alert_command import run_alert_command
-from certctrl.install.deploy.candidates import (
-    candidates_of,
-    completed,
-    note_staged,
-    open_now,
-    prune_unused,
-)
+from certctrl.install.deploy.candidates import to_switch
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, groups_of
@@ -188,37 +182,41 @@ class Installer:
         concerned = frozenset(newest) | frozenset(only or ())
         lasting = lasting or context.config().application.keep_generations < 1  # an old record must have its generation
         results = Results(context=context, asked_by=asked_by or self.asked_by, concerned=concerned, lasting=lasting)
-        hurried = frozenset(self.records if due_now and everything else concerned if due_now else ())
+        due = frozenset(self.records if due_now and everything else concerned if due_now else ())
         try:
-            await context.offload(context.generations.settle, [one.staged for one in newest.values()])
-            candidates = await candidates_of(context, newest, concerned | hurried, everything)
+            candidates = await to_switch(
+                context,
+                newest,
+                items,
+                results,
+                everything=everything,
+                due_now=concerned | due,
+                ignore_window=ignore_window,
+            )
         except CertctrlError as error:
             for cert_id in sorted(concerned):
                 results.failed(cert_id, error)
             return await self._conclude(results)
-        note_staged(context, candidates)
-        now = open_now(context, candidates, results, ignore_window=ignore_window)
-        if results.waiting:  # what a newer one has replaced while it waited
-            with suppress(DiskError):
-                await context.shared_offload(prune_unused, context, list(results.waiting))
-        # of what shall be live, not of what waits: the files are wanted now
-        now |= await completed(context, items, now, results, everything=everything)
-        few = len(self.records) + len(items) < INLINE_LIMIT
-        groups: list[Group] = (
-            groups_of(context, items, now) if few else await context.offload(groups_of, context, items, now)
-        )
+        groups = await self._groups(items, candidates)
         await Convergence(
             context=context,
             locks=self._locks,
             items=items,
-            candidates=now,
+            candidates=candidates,
             results=results,
             examine=None if everything else concerned,
-            due_now=hurried,
+            due_now=due,
         ).run(group for group in groups if everything or not concerned.isdisjoint(group.cert_ids))
         if everything:
             context.records.keep_marks(item.id for item in items)
         return await self._conclude(results)
+
+    async def _groups(self, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
+        """Return the groups of this host; many are computed off the event loop."""
+        if len(self.records) + len(items) < INLINE_LIMIT:
+            return groups_of(self._context, items, candidates)
+        found: list[Group] = await self._context.offload(groups_of, self._context, items, candidates)
+        return found
 
     async def _conclude(self, results: Results) -> dict[int, Outcome]:
         """Give every named certificate its outcome and make the records durable."""

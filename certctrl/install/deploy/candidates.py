@@ -54,25 +54,52 @@ def not_yet_due(context: Context, records: Sequence[CertRecord]) -> dict[int, st
     }
 
 
-async def candidates_of(
-    context: Context, prepared: Mapping[int, Candidate], concerned: Collection[int], everything: bool
+async def to_switch(
+    context: Context,
+    prepared: Mapping[int, Candidate],
+    items: Sequence[InstallItem],
+    results: Results,
+    *,
+    everything: bool,
+    due_now: Collection[int],
+    ignore_window: bool,
 ) -> dict[int, Candidate]:
-    """Return what shall be live: the prepared ones, and what is staged from before and due.
+    """Return what may be switched to now: the prepared candidates, those staged before, and those that lack a file.
+
+    The prepared ones are durable and recorded as staged then; what has to wait is noted in the results.
+    ``due_now``: certificates whose staged material is tried although it is not due. Raises CertctrlError; then
+    nothing is switched.
+    """
+    await context.offload(context.generations.settle, [one.staged for one in prepared.values()])
+    candidates = await _staged_and(context, prepared, due_now, everything)
+    _note_staged(context, candidates)
+    now = open_now(context, candidates, results, ignore_window=ignore_window)
+    if results.waiting:  # a newer one may have replaced what was waiting
+        with suppress(DiskError):
+            await context.shared_offload(prune_unused, context, list(results.waiting))
+    # only of what is switched or live: items want their files now
+    return now | await completed(context, items, now, results, everything=everything)
+
+
+async def _staged_and(
+    context: Context, prepared: Mapping[int, Candidate], due_now: Collection[int], everything: bool
+) -> dict[int, Candidate]:
+    """Return the prepared candidates and what is staged from before and due.
 
     A staged generation that cannot be read is forgotten: its signal brings it again.
     """
     records = [record for record in context.records.certificates.values() if record.cert_id not in prepared]
-    waiting = [record for record in records if record.staged]  # nearly always none: then no thread is asked
-    found, unreadable = (
-        await context.offload(staged_before, context, waiting, concerned, everything) if waiting else ({}, [])
-    )
+    waiting = [record for record in records if record.staged]
+    if not waiting:  # the usual case: no thread is needed
+        return dict(prepared)
+    found, unreadable = await context.offload(staged_before, context, waiting, due_now, everything)
     for record in unreadable:
         context.records.note(attrs.evolve(record, staged=""))
     return dict(found) | dict(prepared)
 
 
-def note_staged(context: Context, candidates: Mapping[int, Candidate]) -> None:
-    """Record what is staged (durable with the next write of the records): it may have to wait, or to be tried again."""
+def _note_staged(context: Context, candidates: Mapping[int, Candidate]) -> None:
+    """Record what is staged (durable with the next save): it may have to wait, or to be tried again."""
     for candidate in candidates.values():
         record = context.records.certificates.get(candidate.cert_id)
         record = record or CertRecord(facts=CertFacts(cert_id=candidate.cert_id, name=candidate.name))

@@ -139,7 +139,7 @@ class Convergence:
             fresh=self.due_now | self.candidates.keys(),
         )
         for cert_id, fault in observed.faults.items():
-            self.results.broken(cert_id, fault)
+            self.results.mark_unreadable(cert_id, fault)
         if stale := stale_markers(plan):
             if context.records.unmark(stale):
                 await context.records.save()
@@ -221,7 +221,7 @@ class Convergence:
         left_out = switched.plan.left_out
         for cert_id in sorted(group.cert_ids):
             cert = switched.observed.certs.get(cert_id)
-            self.results.done(
+            self.results.succeeded(
                 cert_id,
                 live=cert.generation if cert is not None else "",
                 candidate=batch.get(cert_id) or switched.observed.unrecorded.get(cert_id),

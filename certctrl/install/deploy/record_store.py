@@ -19,6 +19,37 @@ from certctrl.store.state.installed import InstalledState
 Offload = Callable[..., Awaitable[Any]]
 
 
+def audit_entry(
+    about: CertRecord | CaRecord,
+    *,
+    at: float,
+    outcome: str,
+    before: str,
+    after: str,
+    asked_by: str = "plane",
+    live: str | None = None,
+    detail: str = "",
+) -> dict[str, Any]:
+    """Return one entry of the audit log about a certificate or a CA.
+
+    ``at``: seconds since the epoch. ``before``, ``after``: generation ids, or the start of a CA file's hash.
+    ``live``: the generation that is live now, if it is not the record's.
+    """
+    if isinstance(about, CaRecord):
+        who: dict[str, Any] = {"ca_id": about.ca_id, "name": f"CA {about.name}"}
+        what: dict[str, Any] = {"fingerprint_sha256": about.fingerprint_sha256, "targets": [about.path]}
+    else:
+        who = {"cert_id": about.cert_id, "name": about.name}
+        what = {
+            "live": about.generation if live is None else live,
+            "serial": about.facts.serial,
+            "fingerprint_sha256": about.facts.fingerprint_sha256,
+            "targets": list(about.targets),
+        }
+    start = {"at": at, "asked_by": asked_by} | who
+    return start | {"outcome": outcome, "from": before, "to": after} | what | {"detail": detail}
+
+
 class RecordStore:
     """Records of certificates and CAs, activation markers, and the audit log."""
 
@@ -104,7 +135,7 @@ class RecordStore:
         known = set(items)
         self.unmark([item for item in self.activations if item not in known])
 
-    def tell(self, entry: dict[str, Any]) -> None:
+    def audit(self, entry: dict[str, Any]) -> None:
         """Add an entry to the audit log."""
         self._history.append(entry)
         self._wanted += 1

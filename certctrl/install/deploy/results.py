@@ -8,6 +8,7 @@ import attrs
 
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import retry_at
 from certctrl.model.certificate import CertFacts
@@ -53,7 +54,7 @@ class Results:
         name = candidate.name if candidate is not None else str(cert_id)
         return found or CertRecord(facts=CertFacts(cert_id=cert_id, name=name))
 
-    def done(
+    def succeeded(
         self,
         cert_id: int,
         *,
@@ -94,17 +95,24 @@ class Results:
         detail = _line((*left_out, *notes))
         failing = bool(left_out or owed)
         if changed or failing or (before.attempts and not before.staged):  # else its own attempt is still to come
-            now, attempts = self.context.wall_now(), before.attempts + 1 if failing else 0
-            after = attrs.evolve(
-                after,
-                last_outcome=kind,
-                last_error=detail if failing else "",
-                last_apply_at=now,
-                attempts=attempts,
-                next_try_at=retry_at(now, attempts) if failing else 0.0,
-                owed=tuple(sorted(owed)),
-            )
-        self._settle(cert_id, before, after, kind, detail, tell=changed)
+            attempts = before.attempts + 1 if failing else 0
+            after = self._with_outcome(after, kind, detail if failing else "", attempts, owed)
+        self._settle(cert_id, before, after, kind, detail, audit=changed)
+
+    def _with_outcome(
+        self, record: CertRecord, kind: OutcomeKind, error: str, attempts: int, owed: Collection[str]
+    ) -> CertRecord:
+        """Return a record with the end of one apply; ``attempts``: failures in a row."""
+        now = self.context.wall_now()
+        return attrs.evolve(
+            record,
+            last_outcome=kind,
+            last_error=error,
+            last_apply_at=now,
+            attempts=attempts,
+            next_try_at=retry_at(now, attempts) if attempts else 0.0,
+            owed=tuple(sorted(owed)),
+        )
 
     def _gone(self, before: CertRecord, changed: bool) -> None:
         if before.generation or (changed and before.attempts):
@@ -116,7 +124,7 @@ class Results:
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
         kind, detail = (OutcomeKind.FAILED, record.last_error) if failing else (kind, "")
         # waiting is all that it wants: it must not count as one more failure
-        self._settle(cert_id, record, record, kind, detail, tell=changed, transient=failing)
+        self._settle(cert_id, record, record, kind, detail, audit=changed, transient=failing)
 
     def _is_settled(self, record: CertRecord, live: str, targets: Sequence[str]) -> bool:
         """Return whether a bystander's record says all already: in a set of a thousand, nearly all are."""
@@ -171,7 +179,7 @@ class Results:
         """Make what was noted durable. Raises DiskError."""
         await self.context.records.save(lasting=self.lasting)
 
-    def broken(self, cert_id: int, why: str) -> None:
+    def mark_unreadable(self, cert_id: int, why: str) -> None:
         """Note that what is here of a certificate cannot be read: it counts as absent and is fetched again."""
         self.unreadable.add(cert_id)
         before = self.record(cert_id)
@@ -181,7 +189,7 @@ class Results:
         """Note that there was nothing to do."""
         if cert_id not in self.outcomes:
             record = self.record(cert_id)
-            self._settle(cert_id, record, record, OutcomeKind.UNCHANGED, detail, tell=False)
+            self._settle(cert_id, record, record, OutcomeKind.UNCHANGED, detail, audit=False)
 
     def _unsuccessful(
         self,
@@ -195,18 +203,10 @@ class Results:
         *,
         transient: bool = False,
     ) -> None:
-        now, attempts = self.context.wall_now(), before.attempts + 1
-        after = attrs.evolve(
-            after,
-            last_outcome=kind,
-            last_error=_line((why,)),
-            last_apply_at=now,
-            attempts=attempts,
-            next_try_at=retry_at(now, attempts),
-            staged=candidate.generation if candidate is not None else after.staged,
-            owed=tuple(sorted(owed)) or before.owed,
-        )
-        self._settle(cert_id, before, after, kind, _line((why,)), tell=True, to=candidate, transient=transient)
+        after = self._with_outcome(after, kind, _line((why,)), before.attempts + 1, owed or before.owed)
+        if candidate is not None:
+            after = attrs.evolve(after, staged=candidate.generation)
+        self._settle(cert_id, before, after, kind, _line((why,)), audit=True, to=candidate, transient=transient)
 
     def _settle(
         self,
@@ -216,7 +216,7 @@ class Results:
         kind: OutcomeKind,
         detail: str,
         *,
-        tell: bool,
+        audit: bool,
         to: Candidate | None = None,
         transient: bool = False,
     ) -> None:
@@ -233,30 +233,21 @@ class Results:
         here = bool(after.generation) and cert_id != 0
         if cert_id in self.outcomes and kind is OutcomeKind.UNCHANGED:
             return  # a bystander now, but it had its own turn in this call
-        if tell or cert_id in self.concerned or detail:
+        if audit or cert_id in self.concerned or detail:
             self.outcomes[cert_id] = Outcome(
                 kind=kind, detail=detail, deployed=deployed if here else (), transient=transient
             )
-        if tell:
-            self.context.records.tell(self._entry(before, after, kind, detail, to))
-
-    def _entry(
-        self, before: CertRecord, after: CertRecord, kind: OutcomeKind, detail: str, to: Candidate | None
-    ) -> dict[str, object]:
-        return {
-            "at": self.context.wall_now(),
-            "asked_by": self.asked_by,
-            "cert_id": after.cert_id,
-            "name": after.name,
-            "outcome": kind.value,
-            "from": before.generation,
-            "to": to.generation if to is not None else after.generation,
-            "live": after.generation,
-            "serial": after.facts.serial,
-            "fingerprint_sha256": after.facts.fingerprint_sha256,
-            "targets": list(after.targets),
-            "detail": detail,
-        }
+        if audit:
+            entry = audit_entry(
+                after,
+                at=self.context.wall_now(),
+                outcome=kind.value,
+                before=before.generation,
+                after=to.generation if to is not None else after.generation,
+                asked_by=self.asked_by,
+                detail=detail,
+            )
+            self.context.records.audit(entry)
 
 
 def _line(parts: Iterable[str]) -> str:

@@ -70,7 +70,7 @@ class Transaction:
         for cert_id in self.group_plan.cert_ids or (0,):
             cert = self.observed.certs.get(cert_id)
             tolerated = [one for one in executor.tolerated if cert_id in self._whom(one, changed)]
-            self.results.done(
+            self.results.succeeded(
                 cert_id,
                 live=cert.generation if cert is not None else "",
                 candidate=self.batch.get(cert_id) or self.observed.unrecorded.get(cert_id),

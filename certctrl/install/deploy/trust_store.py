@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certctrl.errors import CertctrlError, MaterialError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import fact_of, system_trust_store
+from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.material.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
 from certctrl.install.plan.policy import explain, path_fault
 from certctrl.install.plan.refusals import no_trust_store
@@ -54,69 +55,72 @@ def checked_ca(pem: str, now: float) -> tuple[str, str, float]:
 
 async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Sequence[InstallItem]) -> Outcome:
     """Put a CA into the trust store; keep it for copy items that want it. Unchanged bytes run nothing."""
+    now = context.wall_now()
     try:
-        clean, fingerprint, ends = checked_ca(pem, context.wall_now())
+        clean, fingerprint, ends = checked_ca(pem, now)
     except MaterialError as error:
         return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
     store, before = context.policy().trust_store, context.records.cas.get(str(ca_id))
-    digest = hashlib.sha256(clean.encode()).hexdigest()
     record = CaRecord(
         ca_id=ca_id,
         name=name,
         path="",
-        sha256=digest,
+        sha256=hashlib.sha256(clean.encode()).hexdigest(),
         fingerprint_sha256=fingerprint,
         not_after=ends,
-        imported_at=context.wall_now(),
+        imported_at=now,
         pem=clean,
     )
-    copied = any(item.enabled and item.ob_type == "ca" and item.ob_id == ca_id for item in items)
     if store.directory is None:
-        context.records.note_ca(record, ca_id)
-        await context.records.save()
-        if copied:
-            return Outcome(kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; no trust store is named")
-        return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store(system_trust_store())))
+        return await _keep(context, record, items)
     path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
     fact = await context.offload(fact_of, context, path, (store.directory,))
     if fact.refusal or path_fault(path) is not None:
         return Outcome(kind=OutcomeKind.FAILED, detail=f"will not write {one_line(path)}: {fact.refusal}")
-    if before is not None and before.sha256 == digest == fact.sha256 and before.path:
+    if before is not None and before.sha256 == record.sha256 == fact.sha256 and before.path:
         return Outcome(kind=OutcomeKind.UNCHANGED)
-    write = FileWrite(path=Path(path), data=clean.encode(), mode=0o644, uid=None, gid=None)
-    record = attrs.evolve(record, path=path)
+    return await _import(context, store, before, attrs.evolve(record, path=path))
+
+
+async def _keep(context: Context, record: CaRecord, items: Sequence[InstallItem]) -> Outcome:
+    """Keep a CA for the items that copy it, on a host whose policy names no trust store."""
+    context.records.note_ca(record, record.ca_id)
+    await context.records.save()
+    if any(item.enabled and item.ob_type == "ca" and item.ob_id == record.ca_id for item in items):
+        return Outcome(kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; no trust store is named")
+    return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store(system_trust_store())))
+
+
+async def _import(context: Context, store: TrustStore, before: CaRecord | None, record: CaRecord) -> Outcome:
+    """Write a CA's file, run the store's command, and record both."""
+    write = FileWrite(path=Path(record.path), data=record.pem.encode(), mode=0o644, uid=None, gid=None)
     try:
         await _put(context, store, write)
     except CertctrlError as error:
-        _tell(context, OutcomeKind.FAILED, before, record, str(error))
+        _audit(context, OutcomeKind.FAILED, before, record, str(error))
         await context.records.save()
         return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
-    context.records.note_ca(record, ca_id)
-    _tell(context, OutcomeKind.APPLIED, before, record)
+    context.records.note_ca(record, record.ca_id)
+    _audit(context, OutcomeKind.APPLIED, before, record)
     await context.records.save()
     return Outcome(kind=OutcomeKind.APPLIED)
 
 
-def _tell(
+def _audit(
     context: Context, kind: OutcomeKind, before: CaRecord | None, after: CaRecord | None, detail: str = ""
 ) -> None:
-    """Add what was done to the trust store to the audit log, beside the deployments of certificates."""
+    """Add a change of the trust store to the audit log; ``after``: None for a removal."""
     about = after or before
     assert about is not None
-    context.records.tell(
-        {
-            "at": context.wall_now(),
-            "asked_by": "plane",
-            "ca_id": about.ca_id,
-            "name": f"CA {about.name}",
-            "outcome": kind.value,
-            "from": before.sha256[:32] if before is not None and before.path else "",
-            "to": after.sha256[:32] if after is not None else "",
-            "fingerprint_sha256": about.fingerprint_sha256,
-            "targets": [about.path],
-            "detail": detail,
-        }
+    entry = audit_entry(
+        about,
+        at=context.wall_now(),
+        outcome=kind.value,
+        before=before.sha256[:32] if before is not None and before.path else "",
+        after=after.sha256[:32] if after is not None else "",
+        detail=detail,
     )
+    context.records.audit(entry)
 
 
 def _path(directory: str, ca_id: int, name: str) -> Path:
@@ -158,7 +162,7 @@ async def remove_ca(context: Context, ca_id: int) -> Outcome:
     context.records.note_ca(None, ca_id)
     detail = f"{one_line(record.path)} stays: {why}" if why else ""
     if record.path:
-        _tell(context, OutcomeKind.APPLIED, record, None, detail)
+        _audit(context, OutcomeKind.APPLIED, record, None, detail)
     await context.records.save()
     return Outcome(kind=OutcomeKind.APPLIED, detail=detail)
 

@@ -22,6 +22,7 @@ from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
 from certctrl.install.deploy.locks import Locks
 from certctrl.install.deploy.observe import uid_of
+from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.placeholder import placeholder_bundle
@@ -109,7 +110,7 @@ class Withdrawal:
                     alarmed=False,
                 )
             )
-            self._tell("revoked" if self.revoked else "unassigned")
+            self._audit("revoked" if self.revoked else "unassigned")
             await context.records.save()
         return left
 
@@ -124,7 +125,7 @@ class Withdrawal:
         if self.record.revoked:
             return Outcome(kind=OutcomeKind.UNCHANGED, detail=said)
         self.context.records.note(attrs.evolve(self.record, revoked=True, alarmed=False))
-        self._tell(said, outcome="kept", live=self.record.generation)
+        self._audit(said, outcome="kept", live=self.record.generation)
         await self.context.records.save()
         return Outcome(kind=OutcomeKind.APPLIED, detail=said)
 
@@ -276,20 +277,15 @@ class Withdrawal:
         outcome = results.outcomes.get(cert_id) or Outcome(kind=nothing)
         return attrs.evolve(outcome, deployed=outcome.deployed + deployed)
 
-    def _tell(self, why: str, *, outcome: str = "withdrawn", live: str = "") -> None:
-        self.context.records.tell(
-            {
-                "at": self.context.wall_now(),
-                "asked_by": "plane",
-                "cert_id": self.record.cert_id,
-                "name": self.record.name,
-                "outcome": outcome,
-                "from": self.record.generation,
-                "to": live,
-                "live": live,
-                "serial": self.record.facts.serial,
-                "fingerprint_sha256": self.record.facts.fingerprint_sha256,
-                "targets": list(self.record.targets),
-                "detail": why,
-            }
+    def _audit(self, why: str, *, outcome: str = "withdrawn", live: str = "") -> None:
+        """Add the withdrawal to the audit log; ``live``: the generation that stays in use."""
+        entry = audit_entry(
+            self.record,
+            at=self.context.wall_now(),
+            outcome=outcome,
+            before=self.record.generation,
+            after=live,
+            live=live,
+            detail=why,
         )
+        self.context.records.audit(entry)

@@ -54,7 +54,7 @@ async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: Insta
     async def one(n: int) -> None:
         records.note(record(n))
         records.mark({f"i{n}": "key"})
-        records.tell({"n": n})
+        records.audit({"n": n})
         await records.save()
         assert n in state.load_certificates() and state.load_activations()[f"i{n}"] == "key"
 
@@ -84,7 +84,7 @@ async def test_a_write_that_failed_is_made_up_for(clock: MockClock, state: Insta
     slow = Slow()
     records = RecordStore(state, slow, lambda: 1000)
     records.note(record(1))
-    records.tell({"n": 1})
+    records.audit({"n": 1})
     slow.fails = 1
     with pytest.raises(DiskError):
         await records.save()
