@@ -22,7 +22,7 @@ from certctrl.model.plan import InstallItem
 from certctrl.model.policy import HostPolicy
 from certctrl.model.records import InboxEntry
 from certctrl.model.signals import Signal
-from certctrl.model.status import Stop
+from certctrl.model.stop import Stop
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.session import Session
 from certctrl.store.disk.fs import Fs

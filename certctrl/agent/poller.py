@@ -12,7 +12,7 @@ from certctrl.agent.log_lines import Line, say
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.records import InboxEntry
-from certctrl.model.status import Stop
+from certctrl.model.stop import Stop
 from certctrl.protocol import events, steps
 from certctrl.protocol.session import Session
 from certctrl.protocol.state import State

@@ -38,7 +38,8 @@ from certctrl.agent.retries import keep_trying
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.agent.systemd import Notifier, feed_watchdog
 from certctrl.errors import NotRegisteredError
-from certctrl.model.status import Stop, StopReason
+from certctrl.model.status import StopReason
+from certctrl.model.stop import Stop
 
 ACK_FLUSH_SECONDS = 5.0
 

@@ -1,9 +1,9 @@
-"""Why a run ended, and how healthy an agent is. ``status`` imports this module, so attrs must not be imported here."""
+"""Reasons to stop and health. `status` imports this module, so it must not import attrs."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from certctrl.errors import ExitStatus
 
@@ -46,10 +46,3 @@ class StopReason(StrEnum):
                 return ExitStatus.NOT_REGISTERED
             case _:
                 assert_never(self)
-
-
-class Stop(NamedTuple):
-    """The end of a run."""
-
-    reason: StopReason
-    detail: str = ""

@@ -28,7 +28,8 @@ from certctrl.errors import ExitStatus, UsageError
 from certctrl.install.process import Proc
 from certctrl.logs.setup import Logs
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
-from certctrl.model.status import Stop, StopReason
+from certctrl.model.status import StopReason
+from certctrl.model.stop import Stop
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.operator import Operator
 from certctrl.net.transport import HttpxHttp

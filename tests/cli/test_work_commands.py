@@ -12,7 +12,8 @@ import pytest
 
 from certctrl.cli.commands import renew as renew_module
 from certctrl.errors import BusyError, NotRegisteredError, PlaneError
-from certctrl.model.status import Stop, StopReason
+from certctrl.model.status import StopReason
+from certctrl.model.stop import Stop
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore

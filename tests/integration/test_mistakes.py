@@ -98,7 +98,7 @@ def _another_ca(tmp_path: Path) -> Path:
 
 def test_a_ca_file_that_is_none(tmp_path: Path, plane: Plane) -> None:
     done = run_cli("-c", tmp_path / "a", "init", "--server", plane.url, "--ca", "/etc/passwd")
-    says(done, 78, "/etc/passwd: contains no certificate in PEM format", "export the CA certificate as PEM .*")
+    says(done, 78, "/etc/passwd: contains no certificate in PEM format", "export the CA certificate in PEM format .*")
 
 
 # --- the plane is down ------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from certctrl.agent.os_signals import OnSignal
 from certctrl.agent.run import run_agent
 from certctrl.agent.setup import Seams
 from certctrl.errors import CertctrlError, ExitStatus, NotRegisteredError
-from certctrl.model.status import Stop, StopReason
+from certctrl.model.status import StopReason
+from certctrl.model.stop import Stop
 
 RESTART_SECONDS = 5.0
 FAILED_START_SECONDS = 60.0
