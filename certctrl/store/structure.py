@@ -1,27 +1,31 @@
-"""Turn parsed JSON into frozen values, strictly: no coercion, no unknown key, every complaint with its path.
+"""Structure parsed JSON as frozen values with cattrs, strictly typed, and name what does not fit.
 
-One small walker instead of a converter library: the files it reads are the operator's, so what counts is that
-a mistake is named precisely (path, what was expected, what kind was found, the key that was probably meant)
-and that no value is ever echoed, because some of them are secrets.
+Operators' files and journals go through a converter that refuses unknown keys, state files through one that ignores
+them (`certctrl.store.state.converter`). cattrs alone would accept ``"12"``, ``1.9`` and ``True`` as integers
+and text as a list. An error names the JSON path, what was expected and the kind that was found, never the value,
+which may be a secret.
 """
 
 from __future__ import annotations
 
 import difflib
-import types
-import typing
-from collections.abc import Mapping
-from enum import Enum
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
+from cattrs import BaseValidationError, ClassValidationError, Converter, ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+
+Hook = Callable[[Any, Any], Any]
+"""Structures one value; the second argument is its type."""
 
 _HUGE = 1e300
 
 
-class Mismatch(Exception):
-    """A value does not fit; ``path`` is where, from the top of the document."""
+class Mismatch(ValueError):
+    """A value does not fit; ``path`` is its place in the document, inside a hook in the value."""
 
     def __init__(self, path: str, what: str, fix: str | None = None) -> None:
         super().__init__(f"{path or 'top'}: {what}")
@@ -30,65 +34,171 @@ class Mismatch(Exception):
         self.fix = fix
 
 
-def structure(kind: Any, raw: Any, path: str = "", *, spare_keys: bool = False) -> Any:
-    """Return ``raw`` as ``kind``: attrs class, scalar, enum, ``tuple[X, ...]``, ``Mapping[str, X]`` or ``X | None``.
+def structure(kind: Any, raw: Any, path: str = "", *, converter: Converter | None = None) -> Any:
+    """Return ``raw`` as ``kind``; unknown keys are refused unless another converter is given.
 
-    ``spare_keys`` ignores keys that the attrs classes do not know. Raises Mismatch.
+    Raises Mismatch whose path begins with ``path``.
     """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if raw is None:
-            return None
-        inner = next(argument for argument in arguments if argument is not types.NoneType)
-        return structure(inner, raw, path, spare_keys=spare_keys)
-    if origin is tuple:
-        _need(isinstance(raw, list), "a list", raw, path)
-        return tuple(structure(arguments[0], item, f"{path}[{i}]", spare_keys=spare_keys) for i, item in enumerate(raw))
-    if origin in (Mapping, dict):
-        _need(isinstance(raw, dict), "an object", raw, path)
-        return {key: structure(arguments[1], raw[key], join(path, key), spare_keys=spare_keys) for key in raw}
-    if attrs.has(kind):
-        return _structure_class(kind, raw, path, spare_keys)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        _need(isinstance(raw, str), "text", raw, path)
-        return kind(check_choice(raw, tuple(str(member.value) for member in kind), path))
-    return _structure_scalar(kind, raw, path)
+    try:
+        return (converter or strict_converter()).structure(raw, kind)
+    except (BaseValidationError, Mismatch) as error:
+        raise _mismatch(error, path) from None
 
 
-def _structure_class(kind: Any, raw: Any, path: str, spare_keys: bool) -> Any:
-    _need(isinstance(raw, dict), "an object", raw, path)
-    known = hints(kind)
-    if not spare_keys and (unknown := next((key for key in raw if key not in known), None)) is not None:
-        raise unknown_key(unknown, known, path)
-    values = {}
-    for key, (field, hint) in known.items():
-        if field.metadata.get("inline"):  # its fields are next to those of its owner
-            values[field.name] = structure(hint, raw, path, spare_keys=True)
-        elif key in raw:
-            where = join(path, key)
-            values[field.name] = structure(hint, raw[key], where, spare_keys=spare_keys)
-            check_bounds(values[field.name], field.metadata, where)
-        elif field.default is attrs.NOTHING:
-            raise Mismatch(join(path, key), "is missing", f"add {key!r}")
-    return kind(**values)
+@cache
+def strict_converter() -> Converter:
+    """Return the converter that refuses unknown keys, built once."""
+    return _converter(forbid_extra_keys=True)
 
 
-def _structure_scalar(kind: Any, raw: Any, path: str) -> Any:
-    if kind is float:
-        number = isinstance(raw, int | float) and not isinstance(raw, bool)
-        _need(number, "a number", raw, path)
-        _need(-_HUGE < raw < _HUGE, "a number of sensible size", raw, path)  # NaN fails this too
-        return float(raw)
-    if kind is int:
-        _need(isinstance(raw, int) and not isinstance(raw, bool), "a whole number", raw, path)
-    elif kind is bool:
-        _need(isinstance(raw, bool), "true or false", raw, path)
-    elif kind is str:
-        _need(isinstance(raw, str), "text", raw, path)
-        _need("\0" not in raw, "text without NUL", raw, path)
-    elif kind is not Any:
-        raise TypeError(f"no rule for {kind!r}")
-    return raw
+def tolerant_converter() -> Converter:
+    """Return a new converter that ignores unknown keys."""
+    return _converter(forbid_extra_keys=False)
+
+
+def _converter(*, forbid_extra_keys: bool) -> Converter:
+    converter = Converter(forbid_extra_keys=forbid_extra_keys, unstruct_collection_overrides={tuple: list})
+    converter.register_structure_hook(int, _integer)
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(bool, _flag)
+    converter.register_structure_hook(str, _text)
+    converter.register_structure_hook(StrEnum, _choice)
+    converter.register_structure_hook_factory(_is_list, _list_hook)
+    converter.register_structure_hook_factory(_is_mapping, _mapping_hook)
+    converter.register_structure_hook_factory(attrs.has, _class_hook)
+    converter.register_unstructure_hook(StrEnum, str)
+    converter.register_unstructure_hook_factory(attrs.has, _class_unhook)
+    return converter
+
+
+# --- hooks: one kind of value each -----------------------------------------------------------------------
+
+
+def _integer(raw: Any, _: Any) -> int:
+    _need(type(raw) is int, "a whole number", raw)
+    return int(raw)
+
+
+def _number(raw: Any, _: Any) -> float:
+    _need(type(raw) in (int, float), "a number", raw)
+    _need(-_HUGE < raw < _HUGE, "a number of sensible size", raw)  # refuses NaN, too
+    return float(raw)
+
+
+def _flag(raw: Any, _: Any) -> bool:
+    _need(type(raw) is bool, "true or false", raw)
+    return bool(raw)
+
+
+def _text(raw: Any, _: Any) -> str:
+    _need(type(raw) is str, "text", raw)
+    _need("\0" not in raw, "text without NUL", raw)
+    return str(raw)
+
+
+def _choice(raw: Any, kind: type[StrEnum]) -> StrEnum:
+    return kind(check_choice(_text(raw, str), tuple(member.value for member in kind), ""))
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is tuple
+
+
+def _is_mapping(kind: Any) -> bool:
+    return get_origin(kind) in (dict, Mapping)
+
+
+def _list_hook(kind: Any, converter: Converter) -> Hook:
+    item = get_args(kind)[0]
+    hook = converter.get_structure_hook(item)
+
+    def structure_list(raw: Any, _: Any) -> tuple[Any, ...]:
+        _need(type(raw) is list, "a list", raw)
+        found = []
+        for number, each in enumerate(raw):
+            try:
+                found.append(hook(each, item))
+            except (BaseValidationError, Mismatch) as error:
+                raise _mismatch(error, f"[{number}]") from None
+        return tuple(found)
+
+    return structure_list
+
+
+def _mapping_hook(kind: Any, converter: Converter) -> Hook:
+    item = get_args(kind)[1]
+    hook = converter.get_structure_hook(item)
+
+    def structure_mapping(raw: Any, _: Any) -> dict[str, Any]:
+        _need(type(raw) is dict, "an object", raw)
+        found = dict(raw)
+        for key, each in raw.items() if item is not Any else ():
+            try:
+                found[key] = hook(each, item)
+            except (BaseValidationError, Mismatch) as error:
+                raise _mismatch(error, join("", key)) from None
+        return found
+
+    return structure_mapping
+
+
+def _class_hook(kind: Any, converter: Converter) -> Hook:
+    """Return the hook of an attrs class: names without the underscore that avoids a keyword, bounds checked.
+
+    The fields of a field that is marked ``inline`` are next to those of its owner.
+    """
+    fields = hints(kind)
+    overrides = {
+        field.name: override(rename=key, struct_hook=_bounded(converter.get_structure_hook(hint), field.metadata))
+        for key, (field, hint) in fields.items()
+    }
+    build = make_dict_structure_fn(kind, converter, **overrides)  # type: ignore[arg-type]  # the options have defaults
+    inline = [key for key, (field, _) in fields.items() if field.metadata.get("inline")]
+
+    def structure_class(raw: Any, _: Any) -> Any:
+        _need(type(raw) is dict, "an object", raw)
+        return build(raw | dict.fromkeys(inline, raw) if inline else raw, kind)
+
+    return structure_class
+
+
+def _bounded(hook: Hook, metadata: Mapping[Any, Any]) -> Hook:
+    if not any(metadata.get(name) is not None for name in ("ge", "le", "choices")):
+        return hook
+
+    def structure_bounded(raw: Any, kind: Any) -> Any:
+        value = hook(raw, kind)
+        check_bounds(value, metadata, "")
+        return value
+
+    return structure_bounded
+
+
+def _class_unhook(kind: Any, converter: Converter) -> Callable[[Any], dict[str, Any]]:
+    fields = hints(kind)
+    overrides = {field.name: override(rename=key) for key, (field, _) in fields.items()}
+    take_apart: Callable[[Any], dict[str, Any]] = make_dict_unstructure_fn(kind, converter, **overrides)  # type: ignore[arg-type]
+    inline = [key for key, (field, _) in fields.items() if field.metadata.get("inline")]
+    if not inline:
+        return take_apart
+
+    def unstructure_class(value: Any) -> dict[str, Any]:
+        row = take_apart(value)
+        for key in inline:
+            row = row.pop(key) | row
+        return row
+
+    return unstructure_class
+
+
+@cache
+def hints(kind: Any) -> dict[str, tuple[Any, Any]]:
+    """Return JSON key -> (attrs field, resolved type)."""
+    types_by_name = get_type_hints(kind)
+    return {field.name.rstrip("_"): (field, types_by_name[field.name]) for field in attrs.fields(kind)}
+
+
+# --- bounds and choices ------------------------------------------------------------------------------------
 
 
 def check_bounds(value: Any, meta: Mapping[str, Any], path: str) -> None:
@@ -100,19 +210,19 @@ def check_bounds(value: Any, meta: Mapping[str, Any], path: str) -> None:
     low, high, choices = meta.get("ge"), meta.get("le"), meta.get("choices")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and ((low is not None and value < low) or (high is not None and value > high)):
-        raise Mismatch(path, f"expected {_span(low, high)}, found {str(value)[:24]}")
+        raise Mismatch(path, f"expected {_range(low, high)}, found {str(value)[:24]}")
     if choices and isinstance(value, str):
         check_choice(value, choices, path)
 
 
-def _span(low: float | None, high: float | None) -> str:
+def _range(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
         return f"{low:.12g} to {high:.12g}"
     return f"at least {low:.12g}" if low is not None else f"at most {high:.12g}"
 
 
 def check_choice(value: str, choices: tuple[str, ...], path: str) -> str:
-    """Return the value when it is one of the choices."""
+    """Return the value if it is one of the choices. Raises Mismatch."""
     if value not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
         fix = f"did you mean {near[0]!r}?" if near else None
@@ -120,8 +230,33 @@ def check_choice(value: str, choices: tuple[str, ...], path: str) -> str:
     return value
 
 
-def unknown_key(key: str, known: typing.Iterable[str], path: str) -> Mismatch:
-    """Return the complaint about a key that does not exist, with the one that was probably meant."""
+# --- errors ------------------------------------------------------------------------------------------------
+
+
+def _mismatch(error: Exception, path: str) -> Mismatch:
+    """Return the first failure below a cattrs error, an unknown key before others, with its path."""
+    while isinstance(error, ClassValidationError):
+        below, alone = error.group_exceptions()
+        if alone:
+            error = alone[0]
+            break
+        cause, note = below[0]
+        name = note.name.rstrip("_")
+        if not attrs.fields_dict(error.cl)[note.name].metadata.get("inline"):
+            path = join(path, name)
+        error = cause
+        if isinstance(error, KeyError):
+            return Mismatch(path, "is missing", f"add {name!r}")
+    if isinstance(error, ForbiddenExtraKeysError):
+        return unknown_key(min(error.extra_fields), hints(error.cl), path)
+    if isinstance(error, Mismatch):
+        separator = "." if path and error.path and not error.path.startswith("[") else ""
+        return Mismatch(path + separator + error.path, error.what, error.fix)
+    return Mismatch(path, str(error))
+
+
+def unknown_key(key: str, known: Iterable[str], path: str) -> Mismatch:
+    """Return the error for a key that does not exist, with the one that was probably meant."""
     names = list(known)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     fix = f"did you mean {near[0]!r}?" if near else f"remove it; known keys: {', '.join(names)}"
@@ -135,7 +270,7 @@ def join(path: str, key: str) -> str:
 
 
 def kind_of(raw: Any) -> str:
-    """Return what kind of JSON a value is, never the value."""
+    """Return the kind of a JSON value, never the value."""
     match raw:
         case None:
             return "null"
@@ -153,13 +288,6 @@ def kind_of(raw: Any) -> str:
             return "an object"
 
 
-def _need(fits: bool, expected: str, raw: Any, path: str) -> None:
+def _need(fits: bool, expected: str, raw: Any) -> None:
     if not fits:
-        raise Mismatch(path, f"expected {expected}, found {kind_of(raw)}")
-
-
-@cache
-def hints(kind: Any) -> dict[str, tuple[Any, Any]]:
-    """Return JSON key -> (attrs field, resolved type); a trailing underscore only dodges a Python keyword."""
-    types_by_name = typing.get_type_hints(kind)
-    return {field.name.rstrip("_"): (field, types_by_name[field.name]) for field in attrs.fields(kind)}
+        raise Mismatch("", f"expected {expected}, found {kind_of(raw)}")

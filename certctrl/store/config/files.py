@@ -21,7 +21,7 @@ from certctrl.store.config.environment import overrides
 from certctrl.store.disk.atomic import make_tree, read_bytes, write_atomic
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.layout import PUBLIC_MODE, SECRET_MODE, ConfigDir
-from certctrl.store.structure import Mismatch, join, kind_of, structure
+from certctrl.store.structure import Mismatch, join, kind_of, strict_converter, structure
 
 SIZE_LIMIT = 1024 * 1024
 _CLASSES: dict[str, Any] = {
@@ -100,7 +100,8 @@ def save_policy(fs: Fs, layout: ConfigDir, policy: HostPolicy) -> None:
         rules.check_policy(policy)
     except Mismatch as mismatch:
         raise _wrong(mismatch, layout.policy) from None
-    write_atomic(fs, layout.policy, _pretty(_plain(policy)), mode=PUBLIC_MODE, adopt=False)
+    body = _without_nulls(strict_converter().unstructure(policy))
+    write_atomic(fs, layout.policy, _pretty(body), mode=PUBLIC_MODE, adopt=False)
 
 
 def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
@@ -111,13 +112,8 @@ def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
         raw, path = raw.get("installs"), "installs"
     if raw is None and not path:
         return ()
-    if not isinstance(raw, list):
-        raise _wrong(Mismatch(path, f"expected a list of items, found {kind_of(raw)}"), layout.local_installs)
-    for number, item in enumerate(raw):
-        if not isinstance(item, dict):
-            what = f"expected an object, found {kind_of(item)}"
-            raise _wrong(Mismatch(f"{path}[{number}]", what), layout.local_installs)
-    return tuple(raw)
+    items: tuple[dict[str, Any], ...] = _structured(tuple[dict[str, Any], ...], raw, layout.local_installs, path)
+    return items
 
 
 def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes | None) -> None:
@@ -196,11 +192,11 @@ def _parse(data: bytes, path: Path) -> Any:
         raise _wrong(Mismatch("", "is no JSON in UTF-8"), path) from None
 
 
-def _structured(kind: Any, raw: dict[str, Any], path: Path) -> Any:
+def _structured(kind: Any, raw: Any, file: Path, path: str = "") -> Any:
     try:
-        return structure(kind, raw)
+        return structure(kind, raw, path)
     except Mismatch as mismatch:
-        raise _wrong(mismatch, path) from None
+        raise _wrong(mismatch, file) from None
 
 
 def _wrong(mismatch: Mismatch, file: Path, path: str | None = None) -> ConfigError:
@@ -208,14 +204,11 @@ def _wrong(mismatch: Mismatch, file: Path, path: str | None = None) -> ConfigErr
     return ConfigError(mismatch.what, file=str(file), path=mismatch.path if path is None else path, fix=fix)
 
 
-def _plain(value: Any) -> Any:
-    """Return a frozen value as JSON; what is unset is left out."""
-    if attrs.has(type(value)):
-        fields = ((field.name.rstrip("_"), getattr(value, field.name)) for field in attrs.fields(type(value)))
-        return {name: _plain(each) for name, each in fields if each is not None}
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+def _without_nulls(value: Any) -> Any:
+    """Return JSON without the keys that are null, as unset settings are."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return value
 
 
 def _pretty(body: Mapping[str, Any]) -> bytes:

@@ -7,14 +7,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import attrs
+from cattrs import Converter
 
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store import decode
 from certctrl.store.disk.atomic import adopt_owner, read_bytes, swap_link_at
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.layout import DIR_MODE, PUBLIC_MODE, SECRET_MODE, ConfigDir
+from certctrl.store.structure import Mismatch, structure, tolerant_converter
 
 TEMP = ".tmp-"
 MANIFEST = "manifest.json"
@@ -25,6 +30,22 @@ _PUBLIC = frozenset({"certificate.pem", "chain.pem", "fullchain.pem", "certifica
 _MEND = "remove its directory; the agent then fetches the certificate again"
 
 Manifest = Mapping[str, Any]
+
+
+@attrs.frozen(kw_only=True)
+class _Written:
+    """A manifest as it is on disk."""
+
+    number: int
+    name: str
+    files: Mapping[str, str]
+    """File name -> SHA-256."""
+    facts: Mapping[str, Any]
+
+
+@cache
+def _converter() -> Converter:
+    return tolerant_converter()
 
 
 def identify(files: Mapping[str, str], facts: Mapping[str, Any]) -> str:
@@ -127,17 +148,14 @@ class GenerationFiles:
         return self._checked(decode.object_of(data, str(path), _MEND), generation, str(path))
 
     def _checked(self, raw: dict[str, Any], generation: str, path: str) -> Manifest:
-        files, facts, number = raw.get("files"), raw.get("facts"), raw.get("number")
-        fits = (
-            isinstance(files, dict)
-            and isinstance(facts, dict)
-            and isinstance(number, int)
-            and all(isinstance(digest, str) and "/" not in file for file, digest in files.items())
-            and identify(files, facts) == generation.partition(".")[0]
-        )
-        if not fits:
+        try:
+            found: _Written = structure(_Written, raw, converter=_converter())
+        except Mismatch as mismatch:
+            raise decode.corrupt(path, str(mismatch), _MEND) from None
+        hashed = identify(found.files, found.facts)
+        if hashed != generation.partition(".")[0] or any("/" in file for file in found.files):
             raise decode.corrupt(path, "it does not fit its directory", _MEND)
-        return {"id": generation, "number": number, "name": raw.get("name"), "files": files, "facts": facts}
+        return attrs.asdict(found, recurse=False) | {"id": generation}
 
     def settled(self, name: str, number: int, generation: str) -> None:
         """Remember a generation that is under its id now."""

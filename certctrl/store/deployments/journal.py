@@ -27,7 +27,7 @@ from certctrl.store.disk.atomic import adopt_owner
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.disk.safe_path import DestinationFact, facts_at, open_parent, read_at
 from certctrl.store.layout import SECRET_MODE, ConfigDir
-from certctrl.store.structure import Mismatch, structure
+from certctrl.store.structure import Mismatch, strict_converter, structure
 
 SUFFIX = ".jsonl"
 _LIMIT = 16 * 1024 * 1024
@@ -83,7 +83,7 @@ class Journal:
 
     def plan(self, entries: Sequence[Entry]) -> None:
         """Write down what is going to be made, durably."""
-        record = {"plan": [attrs.asdict(entry) for entry in entries]}
+        record = {"plan": strict_converter().unstructure(list(entries))}
         with closing(self._fs, self._fs.open_dir(self._layout.journal)) as parent:
             with closing(self._fs, self._fs.create(self.name, SECRET_MODE, at=parent)) as handle:
                 adopt_owner(self._fs, handle, parent)

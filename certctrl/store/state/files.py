@@ -11,7 +11,6 @@ from certctrl.store import decode
 from certctrl.store.disk.atomic import read_bytes, sweep_temps, write_atomic
 from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.layout import ConfigDir
-from certctrl.store.structure import Mismatch, structure
 
 
 def sweep_leftovers(layout: ConfigDir, fs: Fs) -> int:
@@ -63,12 +62,19 @@ class StateFiles:
 
     def structured(self, kind: Any, raw: Any, where: str, path: Path, fix: str) -> Any:
         """Return parsed JSON as ``kind``; keys of later versions are ignored. Raises StateCorruptError."""
+        from certctrl.store.state.converter import state_converter  # here: some commands only read text files
+        from certctrl.store.structure import Mismatch, structure
+
         try:
-            return structure(kind, raw, where, spare_keys=True)
+            return structure(kind, raw, where, converter=state_converter())
         except Mismatch as mismatch:
             raise decode.corrupt(str(path), str(mismatch), fix) from None
-        except ValueError as error:
-            raise decode.corrupt(str(path), f"{where}: {error}", fix) from None
+
+    def unstructured(self, value: Any) -> Any:
+        """Return a value as JSON that `structured` reads."""
+        from certctrl.store.state.converter import state_converter
+
+        return state_converter().unstructure(value)
 
     def save(self, path: Path, data: bytes, *, sync_parent: bool = True) -> None:
         """Replace a file durably, unless it is what this process wrote last and still is there.

@@ -14,7 +14,6 @@ from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.certificates import record_to_json
 from certctrl.store.state.files import StateFiles
 from certctrl.store.state.history import History
 
@@ -70,8 +69,7 @@ class InstalledState:
         if config.version >= marks.get(config_id, config.version):
             marks[config_id], hashes[config_id] = config.version, config.hash
         hashes = {one: digest for one, digest in hashes.items() if digest}
-        body = attrs.asdict(attrs.evolve(config, high_water=marks, hashes=hashes), recurse=False)
-        self._files.save_json(self.layout.install_config, {"config": body})
+        self._write_install_config(attrs.evolve(config, high_water=marks, hashes=hashes))
 
     def forget_versions(self) -> dict[str, int]:
         """Take the next install config whatever its version (T3); return the marks that were. What is in force stays."""
@@ -79,8 +77,11 @@ class InstalledState:
         if stored is None:
             return {}
         blank = attrs.evolve(stored, etag=None, version=0, hash="", high_water={}, hashes={})
-        self._files.save_json(self.layout.install_config, {"config": attrs.asdict(blank, recurse=False)})
+        self._write_install_config(blank)
         return dict(stored.high_water)
+
+    def _write_install_config(self, config: StoredInstallConfig) -> None:
+        self._files.save_json(self.layout.install_config, {"config": self._files.unstructured(config)})
 
     def load_certificates(self) -> dict[int, CertRecord]:
         """Return the records of this host's certificates by id."""
@@ -92,8 +93,10 @@ class InstalledState:
 
     def save_certificates(self, records: Mapping[int, CertRecord], *, sync_parent: bool = True) -> None:
         """Replace the records; ``sync_parent`` here and below as for ``write_atomic``."""
-        rows = {str(cert_id): record_to_json(record) for cert_id, record in records.items()}
-        self._files.save_json(self.layout.certificates, {"certificates": rows}, sync_parent=sync_parent)
+        rows = {str(cert_id): record for cert_id, record in records.items()}
+        self._files.save_json(
+            self.layout.certificates, {"certificates": self._files.unstructured(rows)}, sync_parent=sync_parent
+        )
 
     def load_activations(self) -> dict[str, str]:
         """Return item id -> activation key of its last successful run."""
@@ -111,8 +114,7 @@ class InstalledState:
 
     def save_cas(self, cas: Mapping[str, CaRecord], *, sync_parent: bool = True) -> None:
         """Replace the CAs."""
-        rows = {ca_id: attrs.asdict(record, recurse=False) for ca_id, record in cas.items()}
-        self._files.save_json(self.layout.cas, {"cas": rows}, sync_parent=sync_parent)
+        self._files.save_json(self.layout.cas, {"cas": self._files.unstructured(dict(cas))}, sync_parent=sync_parent)
 
     def load_pins(self) -> dict[str, str]:
         """Return path -> SHA-256 of the scripts that were trusted on first use."""

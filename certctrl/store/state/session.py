@@ -15,11 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
-
 from certctrl.errors import StateCorruptError
 from certctrl.model.records import Ack, DeviceKeys, InboxEntry, Tokens
-from certctrl.model.signals import to_wire
 from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs
@@ -32,13 +29,6 @@ _KEY_SIZE = 32
 _RESYNC = "remove it; the agent then compares this host with the plane once"
 _FORGET = "remove it; the plane then never learns the outcomes it held, and a repeated signal is handled once more"
 _RESTORE = "restore it from a backup, or run cert-ctrl -c DIR register"
-
-
-@attrs.frozen(kw_only=True)
-class _Waiting:
-    attempts: int = 0
-    last_error: str = ""
-    next_try_at: float = 0.0
 
 
 class SessionState:
@@ -154,15 +144,9 @@ class SessionState:
 
     def load_inbox(self) -> tuple[InboxEntry, ...]:
         """Return the signals that are received and not done, oldest first."""
-        from certctrl.protocol.wire.signals import signal_from_wire  # here: only the daemon reads signals
-
         path, fix = self.layout.inbox, f"remove it and {self.layout.last_cursor}; the agent then compares everything"
-        entries = []
-        for row in self._files.load_part(path, "entries", tuple[dict[str, Any], ...], (), fix):
-            facts = self._files.structured(_Waiting, row, "entries", path, fix)
-            signal = self._files.structured(dict[str, Any], row.get("signal"), "entries.signal", path, fix)
-            entries.append(InboxEntry(signal=signal_from_wire(signal), **attrs.asdict(facts)))
-        return tuple(entries)
+        entries: tuple[InboxEntry, ...] = self._files.load_part(path, "entries", tuple[InboxEntry, ...], (), fix)
+        return entries
 
     def save_inbox(self, entries: Sequence[InboxEntry]) -> None:
         """Replace the inbox."""
@@ -170,8 +154,11 @@ class SessionState:
 
     def _inbox(self, entries: Sequence[InboxEntry]) -> bytes:
         known = self._rows  # a burst saves most entries many times
-        self._rows = {id(entry): known.get(id(entry)) or (entry, _row(entry)) for entry in entries}
+        self._rows = {id(entry): known.get(id(entry)) or (entry, self._row(entry)) for entry in entries}
         return decode.to_json_of_rows("entries", [row for _, row in self._rows.values()])
+
+    def _row(self, entry: InboxEntry) -> str:
+        return json.dumps(self._files.unstructured(entry), separators=(",", ":"), allow_nan=False)
 
     def load_outcomes(self) -> tuple[tuple[Ack, ...], tuple[str, ...]]:
         """Return the outcomes that the plane has not taken yet, and the identities of signals that are done.
@@ -200,16 +187,3 @@ class SessionState:
         """
         self.save_outcomes(acks, done)
         self._files.save(self.layout.inbox, self._inbox(entries), sync_parent=False)
-
-
-def _row(entry: InboxEntry) -> str:
-    return json.dumps(
-        {
-            "signal": to_wire(entry.signal),
-            "attempts": entry.attempts,
-            "last_error": entry.last_error,
-            "next_try_at": entry.next_try_at,
-        },
-        separators=(",", ":"),
-        allow_nan=False,
-    )
