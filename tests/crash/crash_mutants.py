@@ -226,7 +226,7 @@ def backups_beside_forgotten() -> None:
             self._journal.remove()
         real(self)
 
-    real = patch(file_set.CopySet, "close", close)
+    real = patch(file_set.FileSet, "close", close)
 
 
 @mutant(REGISTER, "kill")

@@ -17,8 +17,9 @@ from modeldisk import ModelFs, explore
 from certctrl.model.certificate import CertFacts
 from certctrl.model.records import Ack, CertRecord, DeviceKeys, InboxEntry, Tokens
 from certctrl.model.signals import CertRenewed, identity
-from certctrl.store.deployments.file_set import CopySet, FileWrite, recover
+from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.store.deployments.generations import GenerationStore
+from certctrl.store.deployments.recovery import recover
 from certctrl.store.disk.atomic import is_temp, make_tree, read_bytes
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import sweep_leftovers
@@ -265,7 +266,7 @@ class Copies(Protocol):
         fs.promise(copies="new")
 
     def put(self, fs: ModelFs, contents: Mapping[str, bytes]) -> None:
-        copies = CopySet(LAYOUT, fs)
+        copies = FileSet(LAYOUT, fs)
         copies.begin(self.writes(contents))
         copies.commit()
         copies.close()
@@ -303,7 +304,7 @@ class CopiesUndone(Copies):
 
     def act(self, fs: ModelFs) -> None:
         fs.promises.pop("copies", None)  # the deployment is tried once more
-        copies = CopySet(LAYOUT, fs)
+        copies = FileSet(LAYOUT, fs)
         copies.begin(self.writes(self.new))
         copies.commit()
         copies.undo()

@@ -133,18 +133,18 @@ def renames_not_synced(patch: pytest.MonkeyPatch) -> None:
 
 
 def staged_copies_not_synced(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(file_set.CopySet, "_sync_staged", lambda self: None)
+    patch.setattr(file_set.FileSet, "_sync_staged", lambda self: None)
 
 
 def journal_forgotten_before_the_leftovers(patch: pytest.MonkeyPatch) -> None:
-    real = file_set.CopySet.close
+    real = file_set.FileSet.close
 
     def close(self: Any) -> None:
         if self._journal is not None:
             self._journal.remove()
         real(self)
 
-    patch.setattr(file_set.CopySet, "close", close)
+    patch.setattr(file_set.FileSet, "close", close)
 
 
 def recovery_always_goes_forward(patch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ def test_a_fresh_signal_is_handled_and_reported(tmp_path: Path) -> None:
             assert outcomes[entry(cert_id)["identity"]] in ("applied", "unchanged"), cert_id
         for cert_id in (KEYSTORE, WAITING):
             record = host.scene.record(cert_id)
-            assert record.staged and record.serial == certificate(cert_id)["serial"], "staged for the window"
+            assert record.staged and record.facts.serial == certificate(cert_id)["serial"], "staged for the window"
 
     resume(tmp_path / "etc", scenario)
 
@@ -222,15 +222,15 @@ def test_what_is_staged_is_switched_in_the_window_except_what_is_held(tmp_path: 
         await host.sleep_until(WINDOW_OPENS - 10)
         rows = {row["id"]: row["serial_number"] for row in host.scene.plane.certificates.page(DEVICE, 0, 100)}
         for cert_id in (KEYSTORE, BROKEN, WAITING, WILD):
-            assert host.scene.record(cert_id).serial == certificate(cert_id)["serial"] != rows[cert_id]
+            assert host.scene.record(cert_id).facts.serial == certificate(cert_id)["serial"] != rows[cert_id]
         await host.sleep_until(WINDOW_OPENS + 600)
         for cert_id in waiting:
-            assert host.scene.record(cert_id).serial == rows[cert_id]
+            assert host.scene.record(cert_id).facts.serial == rows[cert_id]
         held = host.scene.record(HELD)
         assert held.held and held.staged
-        assert (held.generation, held.serial) == (certificate(HELD)["generation"], certificate(HELD)["serial"])
+        assert (held.generation, held.facts.serial) == (certificate(HELD)["generation"], certificate(HELD)["serial"])
         await host.scene.ask("release", domain="held.example")
-        assert host.scene.record(HELD).serial == rows[HELD]
+        assert host.scene.record(HELD).facts.serial == rows[HELD]
 
     resume(tmp_path / "etc", scenario)
 

@@ -19,7 +19,7 @@ from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.trust_store import import_ca
 from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.values import DesiredCert, GroupPlan, Run, Verification, Write
-from certctrl.store.deployments.file_set import CopySet, FileWrite
+from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.text import one_line
 
 
@@ -39,8 +39,8 @@ class Executor:
     context: Context
     plan: GroupPlan
     certs: Mapping[int, DesiredCert]
-    copies: list[CopySet] = attrs.field(factory=list)
-    lasting: list[CopySet] = attrs.field(factory=list)
+    copies: list[FileSet] = attrs.field(factory=list)
+    lasting: list[FileSet] = attrs.field(factory=list)
     """Copies that stay when the set goes back: the first files for a service."""
     written: list[Write] = attrs.field(factory=list)
     ran: set[str] = attrs.field(factory=set)
@@ -151,7 +151,7 @@ class Executor:
                     f"item {one_line(file_group[0].item)}: {error}", {write.item for write in file_group}, certs
                 )
 
-    async def _write(self, writes: Sequence[Write], kept: list[CopySet]) -> None:
+    async def _write(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
         with trio.CancelScope(shield=True):  # a pair is never left half renamed
             await self.context.offload(self._copy, writes, kept)
         self.written += writes
@@ -162,8 +162,8 @@ class Executor:
             return False
         return not self.certs[write.cert_id].live or write.item in self.plan.unserved
 
-    def _copy(self, writes: Sequence[Write], kept: list[CopySet]) -> None:
-        copies = CopySet(self.context.layout, self.context.fs)
+    def _copy(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
+        copies = FileSet(self.context.layout, self.context.fs)
         copies.begin([self._file(write) for write in writes])
         kept.append(copies)
         copies.commit()
@@ -186,11 +186,11 @@ class _Job:
     argument: Run | Verification
 
 
-def _close_all(copies: Sequence[CopySet]) -> None:
+def _close_all(copies: Sequence[FileSet]) -> None:
     for one in copies:
         one.close()
 
 
-def _undo_all(copies: Sequence[CopySet]) -> None:
+def _undo_all(copies: Sequence[FileSet]) -> None:
     for one in reversed(copies):
         one.undo()

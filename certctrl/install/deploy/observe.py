@@ -28,7 +28,7 @@ from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, InstallItem
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
-from certctrl.store.deployments.file_set import destination_facts
+from certctrl.store.disk.safe_path import destination_facts
 
 
 @attrs.frozen(kw_only=True)

@@ -15,7 +15,7 @@ from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.results import with_facts
 from certctrl.install.deploy.staging import Candidate
 from certctrl.model.records import CertRecord, Stage
-from certctrl.store.deployments import file_set
+from certctrl.store.deployments.recovery import recover as recover_deployments
 from certctrl.store.disk.fs import closing
 from certctrl.store.state.files import sweep_leftovers
 
@@ -29,7 +29,7 @@ def recover(context: Context) -> None:
     """
     policy = context.policy()
     roots = (*policy.write_roots, str(context.layout.certs), *filter(None, (policy.trust_store.directory,)))
-    for fault in file_set.recover(context.layout, context.fs, roots).failed:
+    for fault in recover_deployments(context.layout, context.fs, roots).failed:
         context.log.error("Copies that were cut off could be neither finished nor taken back: %s", fault)
     context.generations.sweep()
     with suppress(DiskError):  # half-written state files, secrets among them; nothing depends on them

@@ -26,8 +26,7 @@ from certctrl.install.plan.refusals import no_trust_store
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import TrustStore
 from certctrl.model.records import CaRecord
-from certctrl.store.deployments.file_set import CopySet, FileWrite
-from certctrl.store.deployments.removal import remove_ours
+from certctrl.store.deployments.file_set import FileSet, FileWrite, remove_unchanged
 from certctrl.store.layout import safe_name
 from certctrl.text import one_line
 
@@ -129,7 +128,7 @@ def _path(directory: str, ca_id: int, name: str) -> Path:
 
 
 async def _put(context: Context, store: TrustStore, write: FileWrite) -> None:
-    copies = CopySet(context.layout, context.fs)
+    copies = FileSet(context.layout, context.fs)
     await context.offload(_begin, copies, write)
     try:
         await _announce(context, store)
@@ -141,7 +140,7 @@ async def _put(context: Context, store: TrustStore, write: FileWrite) -> None:
     await context.offload(copies.close)
 
 
-def _begin(copies: CopySet, write: FileWrite) -> None:
+def _begin(copies: FileSet, write: FileWrite) -> None:
     copies.begin([write])
     copies.commit()
 
@@ -154,7 +153,7 @@ async def remove_ca(context: Context, ca_id: int) -> Outcome:
     why = ""
     if record.path:
         try:
-            why = await context.offload(remove_ours, context.fs, record.path, record.sha256)
+            why = await context.offload(remove_unchanged, context.fs, record.path, record.sha256)
             if not why:  # also when it was gone already: the store may not have heard of it
                 await _announce(context, context.policy().trust_store)
         except CertctrlError as error:

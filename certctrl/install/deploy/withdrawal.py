@@ -31,7 +31,7 @@ from certctrl.install.plan.retries import retry_at
 from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.policy import OnRevoked
 from certctrl.model.records import CertRecord, Stage
-from certctrl.store.deployments.removal import NOT_OURS, remove_ours
+from certctrl.store.deployments.file_set import CHANGED, remove_unchanged
 from certctrl.text import one_line
 
 
@@ -78,7 +78,7 @@ class Withdrawal:
         still = any(shows for shows, _ in seen)
         stay = [f"{one_line(path)} stays: {why}" for path, why in left.items()]
         said = [*stay, *filter(None, (*(said for _, said in seen), outcome.detail))]
-        owed = still or not outcome.ok or any(why != NOT_OURS for why in left.values())
+        owed = still or not outcome.ok or any(why != CHANGED for why in left.values())
         await self._note_rest("; ".join(said) if owed else "")
         kind = OutcomeKind.FAILED if owed or left else OutcomeKind.APPLIED
         return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed)
@@ -88,7 +88,7 @@ class Withdrawal:
         context = self.context
         async with self.locks.held(self._group().nodes):
             left: dict[str, str] = await context.offload(self._remove_files)
-            ours = tuple(path for path, why in left.items() if why != NOT_OURS)
+            ours = tuple(path for path, why in left.items() if why != CHANGED)
             await context.offload(context.generations.withdraw, self.record.name)
             await context.offload(context.state.forget_passwords, self.record.name)
             context.records.note(
@@ -190,7 +190,7 @@ class Withdrawal:
         refusal = refuse_path(context.policy(), path, context.ground, local=is_local(item.id))
         if refusal is None:
             try:
-                return remove_ours(context.fs, path, digest, uid_of(item.owner))
+                return remove_unchanged(context.fs, path, digest, uid_of(item.owner))
             except PolicyRefusedError as refused:
                 why = str(refused)
         else:

@@ -1,4 +1,4 @@
-"""CopySet: write several files at explicit destinations as one deployment that can be taken back.
+"""FileSet: write several files at explicit destinations as one deployment that can be taken back.
 
 Renames at several places cannot be one instant; what can be had is that they are adjacent, that no crash
 leaves a key without its certificate, and that nothing is lost on the way (safety.md §4.1, mode B). New file
@@ -22,13 +22,20 @@ from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.store.deployments import journal
 from certctrl.store.deployments.generation_files import MANY
 from certctrl.store.deployments.journal import Entry, Journal, Print
-from certctrl.store.deployments.recovery import RecoveryReport, recover
 from certctrl.store.disk.atomic import temp_name
 from certctrl.store.disk.fs import Fs, Handle, closing
-from certctrl.store.disk.safe_path import DestinationFact, destination_facts, facts_at, open_parent, read_at
+from certctrl.store.disk.safe_path import (
+    SIZE_LIMIT,
+    DestinationFact,
+    NoDirectoryError,
+    facts_at,
+    open_parent,
+    read_at,
+)
 from certctrl.store.layout import SECRET_MODE, ConfigDir
 
-__all__ = ["CopySet", "DestinationFact", "FileWrite", "RecoveryReport", "destination_facts", "recover"]
+CHANGED = "it is not the file that was put there"
+"""Why `remove_unchanged` keeps a file whose contents have changed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +57,7 @@ class _Job(NamedTuple):
     label: bytes | None
 
 
-class CopySet:
+class FileSet:
     """One deployment: `begin`, `commit`, then `close` when it is proven or `undo`. Methods block on the disk."""
 
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
@@ -211,3 +218,28 @@ class CopySet:
     def _sync_whole(self) -> bool:
         devices = {self._fs.fstat(handle).dev: handle for handle in self._parents.values()}
         return all(self._fs.syncfs(handle) for handle in devices.values())
+
+
+def remove_unchanged(fs: Fs, path: str, digest: str, owner: int | None = None) -> str:
+    """Remove a file durably if its bytes still have the SHA-256; return why it stays, empty if it is gone.
+
+    Refuses symbolic links on the way and in place of the file. Raises DiskError if the file cannot be read,
+    PolicyRefusedError for a directory on the way that others can change.
+    """
+    try:
+        parent = open_parent(fs, Path(path), owner=owner)
+    except NoDirectoryError:
+        return ""
+    with closing(fs, parent):
+        name = path.rpartition("/")[2]
+        found = fs.lstat(name, at=parent)
+        if found is None:
+            return ""
+        readable = found.kind == "file" and found.size <= SIZE_LIMIT  # the agent writes no larger ones
+        if not readable or hashlib.sha256(read_at(fs, parent, name)[0]).hexdigest() != digest:
+            return CHANGED
+        if found.nlink != 1:
+            return f"it has {found.nlink} hard links"
+        fs.unlink(name, at=parent)
+        fs.fsync(parent)
+    return ""

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from certctrl.model.plan import CopyAction, InstallItem
 from certctrl.model.records import Stage
-from certctrl.store.deployments.file_set import CopySet, FileWrite
+from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.store.state.installed import InstalledState
 
 
@@ -38,7 +38,7 @@ async def test_copies_that_cannot_be_recovered_are_told(host: Host, caplog: pyte
     place, moved = host.out / "place", host.out / "moved"
     place.mkdir()
     (place / "a.pem").write_bytes(b"old")
-    copies = CopySet(host.layout, host.fs)
+    copies = FileSet(host.layout, host.fs)
     copies.begin([FileWrite(path=place / "a.pem", data=b"new", mode=0o644)])
     place.rename(moved)
     place.symlink_to(moved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from certctrl.store.deployments.file_set import CopySet, FileWrite
+from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 
@@ -31,7 +31,7 @@ OLD = {"ssl/site.pem": (b"old leaf", 0o640)}
 NEW = {"private/site.key": (b"new key", 0o600), "ssl/site.pem": (b"new leaf", 0o644)}
 
 
-def begun(layout: ConfigDir, site: Path) -> CopySet:
-    copies = CopySet(layout, FS)
+def begun(layout: ConfigDir, site: Path) -> FileSet:
+    copies = FileSet(layout, FS)
     copies.begin(writes(site))
     return copies

@@ -11,7 +11,7 @@ import pytest
 from copy_site import FS, NEW, OLD, begun, shown, writes
 from modeldisk import ModelFs
 
-from certctrl.store.deployments.file_set import CopySet, FileWrite
+from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
 
@@ -68,7 +68,7 @@ def test_what_is_as_wanted_is_not_touched(layout: ConfigDir, site: Path) -> None
 
 
 def test_a_narrower_mode_alone_is_a_change(layout: ConfigDir, site: Path) -> None:
-    copies = CopySet(layout, FS)
+    copies = FileSet(layout, FS)
     copies.begin([FileWrite(path=site / "ssl" / "site.pem", data=b"old leaf", mode=0o600)])
     copies.commit()
     copies.close()
@@ -90,7 +90,7 @@ def test_a_text_path_is_a_path(layout: ConfigDir, site: Path) -> None:
 
 
 def test_one_destination_twice_is_refused(layout: ConfigDir, site: Path) -> None:
-    copies = CopySet(layout, FS)
+    copies = FileSet(layout, FS)
     with pytest.raises(ValueError, match="twice"):
         copies.begin([FileWrite(path=site / "ssl" / "site.pem", data=data, mode=0o600) for data in (b"1", b"2")])
     assert shown(site) == OLD
@@ -110,7 +110,7 @@ def test_the_journal_holds_no_contents(layout: ConfigDir, site: Path) -> None:
 @pytest.mark.root
 def test_owners_are_set_before_the_rename_and_kept_where_none_is_named(layout: ConfigDir, site: Path) -> None:
     os.chown(site / "ssl" / "site.pem", 33, 34)
-    copies = CopySet(layout, FS)
+    copies = FileSet(layout, FS)
     key = FileWrite(path=site / "private" / "site.key", data=b"new key", mode=0o640, uid=65534, gid=65534)
     copies.begin([writes(site)[0], key])
     (temp,) = (site / "private").iterdir()
@@ -134,7 +134,7 @@ def test_a_security_label_goes_with_the_file(monkeypatch: pytest.MonkeyPatch) ->
     relabelled: list[str] = []
     monkeypatch.setattr(fs, "label", lambda handle: labels.get(handle.path))
     monkeypatch.setattr(fs, "relabel", lambda handle, label: relabelled.append(handle.path))
-    copies = CopySet(layout, fs)
+    copies = FileSet(layout, fs)
     copies.begin([FileWrite(path=Path("/srv/site.pem"), data=b"new", mode=0o644)])
     assert len(relabelled) == 2  # the new file and the copy of the old one
     assert all(path.startswith("/srv/.site.pem.") for path in relabelled)

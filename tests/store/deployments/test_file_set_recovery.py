@@ -10,7 +10,8 @@ from copy_site import FS, NEW, OLD, begun, shown, writes
 from modeldisk import ModelFs
 
 from certctrl.errors import DiskError, StateCorruptError
-from certctrl.store.deployments.file_set import CopySet, FileWrite, recover
+from certctrl.store.deployments.file_set import FileSet, FileWrite
+from certctrl.store.deployments.recovery import recover
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
 
@@ -60,7 +61,7 @@ def test_what_was_never_armed_is_removed(layout: ConfigDir, site: Path) -> None:
 
 def test_one_that_cannot_be_recovered_does_not_hold_up_the_others(layout: ConfigDir, site: Path) -> None:
     begun(layout, site)
-    other = CopySet(layout, FS)
+    other = FileSet(layout, FS)
     (site / "more").mkdir(mode=0o755)
     other.begin([FileWrite(path=site / "more" / "x", data=b"x", mode=0o600)])
     (site / "more").chmod(0o777)
@@ -75,7 +76,7 @@ def test_one_that_cannot_be_recovered_does_not_hold_up_the_others(layout: Config
 
 
 def test_a_directory_that_is_gone_needs_no_recovery(layout: ConfigDir, site: Path) -> None:
-    other = CopySet(layout, FS)
+    other = FileSet(layout, FS)
     (site / "more").mkdir(mode=0o755)
     other.begin([FileWrite(path=site / "more" / "x", data=b"x", mode=0o600)])
     for path in (site / "more").iterdir():
@@ -107,7 +108,7 @@ def test_a_disk_that_fills_up_while_staging_leaves_nothing() -> None:
     fs.put("/srv/site.pem", b"old")
     make_tree(fs, layout)
     fs.fault = lambda verb, path: errno.ENOSPC if verb == "write" and path.startswith("/srv") else None
-    copies = CopySet(layout, fs)
+    copies = FileSet(layout, fs)
     with pytest.raises(DiskError) as caught:
         copies.begin([FileWrite(path=Path("/srv/site.pem"), data=b"new", mode=0o644)])
     assert "free space" in str(caught.value.fix)
@@ -121,7 +122,7 @@ def test_going_back_needs_no_space() -> None:
     fs.put_dir("/etc")
     fs.put("/srv/site.pem", b"old")
     make_tree(fs, layout)
-    copies = CopySet(layout, fs)
+    copies = FileSet(layout, fs)
     copies.begin([FileWrite(path=Path("/srv/site.pem"), data=b"new", mode=0o644)])
     copies.commit()
     fs.fault = lambda verb, path: errno.ENOSPC if verb in ("write", "create", "mkdir", "symlink") else None

@@ -14,8 +14,8 @@ import pytest
 from copy_site import FS, writes
 
 from certctrl.errors import DiskError, PolicyRefusedError
-from certctrl.store.deployments.file_set import CopySet, FileWrite, destination_facts
-from certctrl.store.disk.safe_path import flaw_of, is_below
+from certctrl.store.deployments.file_set import FileSet, FileWrite
+from certctrl.store.disk.safe_path import destination_facts, flaw_of, is_below
 from certctrl.store.layout import ConfigDir
 
 
@@ -72,7 +72,7 @@ def test_unsafe_destinations_are_refused_with_the_reason(layout: ConfigDir, site
     target = spoiled(site, how)
     found = destination_facts(target, [site])
     assert found.refusal
-    copies = CopySet(layout, FS)
+    copies = FileSet(layout, FS)
     with pytest.raises(PolicyRefusedError) as caught:
         copies.begin([writes(site)[1], FileWrite(path=target, data=b"new", mode=0o644)])
     assert caught.value.fix
@@ -187,7 +187,7 @@ def race(layout: ConfigDir, ground: Path, *, seconds: float) -> tuple[int, int]:
         assert attacker.stdout is not None and attacker.stdout.readline() == b"ready\n"
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            copies = CopySet(layout, FS)
+            copies = FileSet(layout, FS)
             write = FileWrite(path=base / "sub" / "file", data=b"key %d" % written, mode=0o600, uid=65534, gid=65534)
             try:
                 copies.begin([write])
