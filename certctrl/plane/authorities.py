@@ -1,4 +1,4 @@
-"""Private CAs that devices shall trust: kept here, assigned to devices, fetched as a bundle (api.md §3, §4)."""
+"""Private CAs: stored here, assigned to devices, fetched by them as a bundle (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from cryptography import x509
 
 from certctrl.plane.ca.x509 import pem_of, serial_text
 from certctrl.plane.clock import when
+from certctrl.plane.devices import require_device
 from certctrl.plane.errors import bad_request, not_found
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.signal_stream import SignalStream
 
-_LARGEST = 64 * 1024
+_MAX_PEM = 64 * 1024
 
 
 class Authorities:
@@ -22,14 +23,14 @@ class Authorities:
     def __init__(
         self, database: Database, stream: SignalStream, root_pem: Callable[[], str], wall_now: Callable[[], float]
     ) -> None:
-        """``root_pem`` gives the built-in root, the CA that is meant when none is handed over."""
+        """``root_pem`` returns the built-in root, the default CA."""
         self._db = database
         self._stream = stream
         self._root_pem = root_pem
         self._wall_now = wall_now
 
     def add(self, user_id: int, name: str, certificate_pem: str | None = None) -> dict[str, Any]:
-        """Keep a CA certificate under a name; None: the plane's own root. Refused 400 when it is no CA."""
+        """Store a CA certificate under a name; None: the plane's own root. ErrorResponse 400 if it is not a CA."""
         if not name:
             raise bad_request("A CA needs a name", field="name")
         certificate = _ca_certificate(certificate_pem or self._root_pem())
@@ -46,9 +47,9 @@ class Authorities:
         return self.show(user_id, ca_id)
 
     async def assign(self, user_id: int, device_id: int, ca_id: int) -> dict[str, Any]:
-        """Have a device trust a CA; again changes nothing."""
+        """Make a device trust a CA; idempotent."""
         row = self._row(user_id, ca_id)
-        self._require_device(user_id, device_id)
+        require_device(self._db, user_id, device_id)
         if self._assigned(device_id, ca_id) is None:
             with self._db.transaction():
                 self._db.run("INSERT INTO authority_assignments VALUES (?, ?, ?)", device_id, ca_id, self._wall_now())
@@ -57,9 +58,9 @@ class Authorities:
         return self.show(user_id, ca_id)
 
     async def unassign(self, user_id: int, device_id: int, ca_id: int) -> None:
-        """Have a device trust a CA no longer; Refused 404 when it was not assigned."""
+        """Make a device stop trusting a CA; ErrorResponse 404 if it was not assigned."""
         row = self._row(user_id, ca_id)
-        self._require_device(user_id, device_id)
+        require_device(self._db, user_id, device_id)
         with self._db.transaction():
             sql = "DELETE FROM authority_assignments WHERE device_id = ? AND ca_id = ?"
             if not self._db.run(sql, device_id, ca_id):
@@ -68,7 +69,7 @@ class Authorities:
         await self._stream.publish()
 
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
-        """Return every CA of a user as operators see it."""
+        """Return all CAs of a user as operators see them."""
         return [
             self._shown(row) for row in self._db.all("SELECT * FROM authorities WHERE user_id = ? ORDER BY id", user_id)
         ]
@@ -78,7 +79,7 @@ class Authorities:
         return self._shown(self._row(user_id, ca_id))
 
     def of_device(self, device_id: int) -> list[dict[str, Any]]:
-        """Return what a device shall trust, without the certificates themselves."""
+        """Return the CAs assigned to a device, without their certificates."""
         rows = self._db.all(
             "SELECT c.* FROM authorities c JOIN authority_assignments a ON a.ca_id = c.id"
             " WHERE a.device_id = ? ORDER BY c.id",
@@ -87,7 +88,7 @@ class Authorities:
         return [{name: value for name, value in _bundle(row).items() if name != "ca_certificate_pem"} for row in rows]
 
     def bundle(self, device_id: int, ca_id: int) -> dict[str, Any]:
-        """Return the bundle of a CA that is assigned to a device, or raise 404."""
+        """Return the bundle of a CA; ErrorResponse 404 unless it is assigned to the device."""
         row = self._assigned(device_id, ca_id)
         if row is None:
             raise not_found("No such CA")
@@ -115,24 +116,20 @@ class Authorities:
             raise not_found("No such CA")
         return row
 
-    def _require_device(self, user_id: int, device_id: int) -> None:
-        if self._db.one("SELECT 1 FROM devices WHERE id = ? AND user_id = ?", device_id, user_id) is None:
-            raise not_found("No such device")
-
 
 def _ca_certificate(pem: str) -> x509.Certificate:
-    """Return the one CA certificate in a PEM text; Refused 400 otherwise."""
-    if len(pem) > _LARGEST:
+    """Return the CA certificate in a PEM text; ErrorResponse 400 unless there is exactly one."""
+    if len(pem) > _MAX_PEM:
         raise bad_request("ca_certificate_pem is too long", field="ca_certificate_pem")
     try:
         certificates = x509.load_pem_x509_certificates(pem.encode())
         if len(certificates) != 1:
-            raise bad_request("ca_certificate_pem must hold one certificate", field="ca_certificate_pem")
+            raise bad_request("ca_certificate_pem must contain one certificate", field="ca_certificate_pem")
         basic = certificates[0].extensions.get_extension_for_class(x509.BasicConstraints).value
     except (ValueError, x509.ExtensionNotFound):
-        raise bad_request("ca_certificate_pem is no CA certificate in PEM", field="ca_certificate_pem") from None
+        raise bad_request("ca_certificate_pem is not a CA certificate in PEM", field="ca_certificate_pem") from None
     if not basic.ca:
-        raise bad_request("This certificate is not a CA's", field="ca_certificate_pem")
+        raise bad_request("This is not a CA certificate", field="ca_certificate_pem")
     return certificates[0]
 
 

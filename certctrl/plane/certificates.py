@@ -1,4 +1,4 @@
-"""Certificates: issue, renew, revoke, and who gets them; each change tells the devices it concerns."""
+"""Certificates: issue, renew, revoke and assign; each change is signalled to the assigned devices."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from certctrl.plane.ca.issuer import Issued, Issuer
 from certctrl.plane.ca.sealing import seal_private_key
 from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.clock import when
+from certctrl.plane.devices import require_device
 from certctrl.plane.errors import bad_request, conflict, gone, not_found
 from certctrl.plane.limits import Buckets
 from certctrl.plane.settings import DAY, PlaneSettings
@@ -18,8 +19,8 @@ from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import SignalStream
 
-LONGEST_VALIDITY = 366 * DAY
-SHORTEST_VALIDITY = 10
+MAX_VALIDITY = 366 * DAY
+MIN_VALIDITY = 10
 
 
 class Certificates:
@@ -42,7 +43,7 @@ class Certificates:
         self._settings = settings
         self._wall_now = wall_now
         self._requests = Buckets(0.1, 5, monotonic)
-        """Renewals that devices ask for: five at once, then one per ten seconds and device."""
+        """Renewals that a device may request: a burst of five, then one every ten seconds."""
 
     async def issue(
         self,
@@ -53,16 +54,16 @@ class Certificates:
         validity_seconds: int | None = None,
         device_ids: Collection[int] = (),
     ) -> dict[str, Any]:
-        """Issue a certificate for ``domains`` (the first is the primary) and assign it to devices of the user."""
+        """Issue a certificate for ``domains`` (the first is primary) and assign it to devices of the user."""
         names = clean_names(domains)
         validity = self._settings.certificate_seconds if validity_seconds is None else validity_seconds
         if key_type not in KEY_TYPES:
             raise bad_request(f"key_type must be one of {', '.join(KEY_TYPES)}", field="key_type")
-        if not SHORTEST_VALIDITY <= validity <= LONGEST_VALIDITY:
-            what = f"validity_seconds must be {SHORTEST_VALIDITY} to {LONGEST_VALIDITY}"
+        if not MIN_VALIDITY <= validity <= MAX_VALIDITY:
+            what = f"validity_seconds must be {MIN_VALIDITY} to {MAX_VALIDITY}"
             raise bad_request(what, field="validity_seconds")
         for device_id in device_ids:
-            self._require_device(user_id, device_id)
+            require_device(self._db, user_id, device_id)
         issued = await self._issuer.issue(names, key_type=key_type, validity_seconds=validity)
         now = self._wall_now()
         with self._db.transaction():
@@ -79,7 +80,7 @@ class Certificates:
                 now,
                 now,
             )
-            self._keep(cert_id, issued, "issue", "", None)
+            self._store(cert_id, issued, "issue", "", None)
             for device_id in dict.fromkeys(device_ids):
                 self._assign(device_id, cert_id, issued.serial_number)
         await self._stream.publish()
@@ -88,30 +89,30 @@ class Certificates:
     async def renew(
         self, user_id: int, cert_id: int, *, reason: str = "", device_id: int | None = None
     ) -> dict[str, Any]:
-        """Replace key and certificate and tell every device that has it; return ``{"id", "status", …}`` of the issue.
+        """Replace key and certificate, signal the assigned devices, and return the issue: ``{"id", "status", …}``.
 
-        A device (``device_id``) may renew only what is assigned to it and not revoked, and not too often; a second
-        device that asks for the same certificate shortly after the first gets the first one's renewal.
+        A device (``device_id``) may renew only assigned certificates that are not revoked, within its rate limit. If
+        another device has just renewed the certificate, it gets that renewal.
         """
         row = self._row(user_id, cert_id)
         if device_id is not None:
-            shared = self._ask_as_device(row, device_id)
+            shared = self._device_request(row, device_id)
             if shared is not None:
                 return shared
         issued = await self._issuer.issue(
             json.loads(row["sans"]), key_type=row["key_type"], validity_seconds=row["validity_seconds"]
         )
         with self._db.transaction():
-            if device_id is not None:  # an RSA key takes a while: things may have changed meanwhile
+            if device_id is not None:  # the row may have changed while the key was generated
                 self._require_renewable(self._row(user_id, cert_id), device_id)
-            issue_id = self._keep(cert_id, issued, "renew", reason, device_id)
+            issue_id = self._store(cert_id, issued, "renew", reason, device_id)
             for holder in self._holders(cert_id):
                 self._stream.append(holder, "cert.renewed", {"cert_id": cert_id, "serial": issued.serial_number})
         await self._stream.publish()
         return self._issue(issue_id)
 
     async def revoke(self, user_id: int, cert_id: int, *, reason: str = "") -> dict[str, Any]:
-        """Take a certificate out of use for good (until an operator renews it) and tell its devices."""
+        """Revoke a certificate, until an operator renews it, and signal its devices."""
         row = self._row(user_id, cert_id)
         if row["status"] != "revoked":
             now = self._wall_now()
@@ -131,9 +132,9 @@ class Certificates:
         return self.show(user_id, cert_id)
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
-        """Give a certificate to a device; again changes nothing."""
+        """Assign a certificate to a device; idempotent."""
         row = self._row(user_id, cert_id)
-        self._require_device(user_id, device_id)
+        require_device(self._db, user_id, device_id)
         if row["status"] == "revoked":
             raise conflict("This certificate is revoked", "CERT_REVOKED")
         if not self._is_assigned(device_id, cert_id):
@@ -143,9 +144,9 @@ class Certificates:
         return self.show(user_id, cert_id)
 
     async def unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
-        """Take a certificate from a device; Refused 404 when it has none such."""
+        """Unassign a certificate from a device; ErrorResponse 404 if it is not assigned."""
         self._row(user_id, cert_id)
-        self._require_device(user_id, device_id)
+        require_device(self._db, user_id, device_id)
         with self._db.transaction():
             if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
                 raise not_found("Not assigned to this device")
@@ -153,7 +154,7 @@ class Certificates:
         await self._stream.publish()
 
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
-        """Return every certificate of a user as operators see it."""
+        """Return all certificates of a user as operators see them."""
         rows = self._db.all("SELECT * FROM certificates WHERE user_id = ? ORDER BY id", user_id)
         return [self._shown(row) for row in rows]
 
@@ -162,7 +163,7 @@ class Certificates:
         return self._shown(self._row(user_id, cert_id))
 
     def page(self, device_id: int, after_id: int, limit: int) -> list[dict[str, Any]]:
-        """Return the summaries of a device's certificates with an id above ``after_id``, in order of id."""
+        """Return summaries of a device's certificates with ids above ``after_id``, by id."""
         rows = self._db.all(
             "SELECT c.* FROM certificates c JOIN assignments a ON a.cert_id = c.id"
             " WHERE a.device_id = ? AND c.id > ? ORDER BY c.id LIMIT ?",
@@ -173,12 +174,12 @@ class Certificates:
         return [self._summary(row) for row in rows]
 
     def detail(self, device_id: int, cert_id: int) -> dict[str, Any]:
-        """Return ``CertificateDetail`` of a certificate assigned to a device, or raise 404."""
+        """Return ``CertificateDetail``; ErrorResponse 404 unless the certificate is assigned to the device."""
         row = self._assigned(device_id, cert_id)
         return self._summary(row) | {"certificate_pem": row["certificate_pem"], "chain_pem": row["chain_pem"]}
 
     def materials(self, device_id: int, cert_id: int) -> dict[str, Any]:
-        """Return ``DeployMaterials``, sealed to the device's key; Refused 404, or 410 when revoked."""
+        """Return ``DeployMaterials``, sealed to the device's key; ErrorResponse 404, or 410 if revoked."""
         row = self._assigned(device_id, cert_id)
         if row["status"] == "revoked":
             raise gone("This certificate is revoked", "CERT_REVOKED")
@@ -192,8 +193,8 @@ class Certificates:
             "serial_number": row["serial_number"],
         }
 
-    def _ask_as_device(self, row: Row, device_id: int) -> dict[str, Any] | None:
-        """Check a device's wish to renew; return another device's renewal when it is fresh enough to share."""
+    def _device_request(self, row: Row, device_id: int) -> dict[str, Any] | None:
+        """Check a device's renewal request; return another device's renewal if it is recent enough to share."""
         self._require_renewable(row, device_id)
         last = self._db.one(
             "SELECT * FROM issues WHERE cert_id = ? AND action = 'renew' AND at > ? AND device_id != ?"
@@ -213,7 +214,7 @@ class Certificates:
         if row["status"] == "revoked":
             raise conflict("This certificate is revoked; an operator must renew it", "CERT_REVOKED")
 
-    def _keep(self, cert_id: int, issued: Issued, action: str, reason: str, device_id: int | None) -> int:
+    def _store(self, cert_id: int, issued: Issued, action: str, reason: str, device_id: int | None) -> int:
         self._db.run(
             "UPDATE certificates SET status = 'active', serial_number = ?, fingerprint_sha256 = ?, not_before = ?,"
             " not_after = ?, certificate_pem = ?, chain_pem = ?, private_key_enc = ?, updated_at = ?,"
@@ -269,10 +270,6 @@ class Certificates:
         if row is None:
             raise not_found("No such certificate")
         return row
-
-    def _require_device(self, user_id: int, device_id: int) -> None:
-        if self._db.one("SELECT 1 FROM devices WHERE id = ? AND user_id = ?", device_id, user_id) is None:
-            raise not_found("No such device")
 
     def _row(self, user_id: int, cert_id: int) -> Row:
         row = self._db.one("SELECT * FROM certificates WHERE id = ? AND user_id = ?", cert_id, user_id)

@@ -1,4 +1,4 @@
-"""The one place of the plane that reads the machine's clock and speaks RFC 3339."""
+"""The system clock, and RFC 3339 times."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def wall_now() -> float:
 
 
 def rfc3339(seconds: float) -> str:
-    """Return ``2026-11-23T09:26:00Z`` for seconds since the epoch (UTC, whole seconds, rounded down)."""
+    """Return seconds since the epoch as ``2026-11-23T09:26:00Z`` (UTC, rounded down to whole seconds)."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def when(seconds: float | None) -> str | None:
-    """Return the RFC 3339 text of a moment that may not have come."""
+    """Return the RFC 3339 form of a time, None for None."""
     return None if seconds is None else rfc3339(seconds)

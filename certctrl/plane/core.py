@@ -1,8 +1,8 @@
 """Plane: the whole control plane without sockets.
 
-Its parts are public attributes, each one table's worth of rules; HTTP (``device_api``, ``operator_api``, ``pages``)
-only translates. Everything that waits, waits on Trio; storage is inline; time comes from ``wall_now`` (what is written
-down) and ``monotonic`` (what is measured): so the same plane runs on a real and on a virtual clock.
+Its parts are public attributes, each with the rules of one table; ``http`` only translates. Waiting uses Trio, storage
+runs inline, and time comes from ``wall_now`` (for stored times) and ``monotonic`` (for durations), so the plane also
+runs under a virtual clock.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import EMBEDDED, Page, StreamEngine
 
-MOST_SIGNALS = 100
-LONGEST_WAIT = 30
+MAX_SIGNALS = 100
+MAX_WAIT_SECONDS = 30
 DEFAULT_LIMIT = 20
 
 log = logging.getLogger("certctrl.Plane")
 
 
 class Plane:
-    """One control plane; made by ``open``, ended by ``close`` (or as a context manager)."""
+    """One control plane; created by ``open``, closed by ``close`` or as a context manager."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class Plane:
         issuer: Issuer | None = None,
         stream: StreamEngine = EMBEDDED,
     ) -> None:
-        """Put the parts together; ``issuer`` None: the built-in CA. Use ``open``, which also takes the lock."""
+        """Assemble the parts; ``issuer`` None: the built-in CA. Use ``open``, which also takes the lock."""
         self.data = data
         self.settings = settings
         self.wall_now = wall_now
         self.draining = False
-        """True once the plane is being stopped: polls are not held any more."""
+        """Whether the plane is stopping and no longer holds polls."""
         self.database, self.keyring = db, keys = database, keyring
         self.ca = BuiltinCa(db, keys, wall_now, offload)
         self.stream = stream(db, length=settings.stream_length, wall_now=wall_now)
@@ -96,17 +96,17 @@ class Plane:
         issuer: Issuer | None = None,
         stream: StreamEngine = EMBEDDED,
     ) -> Self:
-        """Open (or make) the plane of a data directory; None: one in memory that leaves nothing behind.
+        """Open the plane of a data directory, and create it if needed; None: a plane in memory.
 
-        Raises ConfigError (not ours, keys missing), BusyError (another plane has it) and DiskError.
+        Raises ConfigError (another user's directory, missing keys), BusyError (in use by another plane) and DiskError.
         """
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             directory = None if data is None else make_data_dir(data)
             if directory is not None:
-                held.enter_context(locked(directory))
+                stack.enter_context(locked(directory))
             keyring = Keyring.open(directory)
             database = Database(None if directory is None else directory.database)
-            held.callback(database.close)
+            stack.callback(database.close)
             plane = cls(
                 directory,
                 database,
@@ -120,11 +120,11 @@ class Plane:
             )
             if directory is not None:
                 write_file(directory.ca, plane.ca.root_pem.encode(), mode=0o644)
-            plane._closing = held.pop_all()
+            plane._closing = stack.pop_all()
         return plane
 
     def close(self) -> None:
-        """Write what is still in memory and close the database."""
+        """Save the sightings in memory and close the database."""
         with self._closing:
             self.devices.save_sightings()
 
@@ -138,7 +138,7 @@ class Plane:
 
     @property
     def operator_key(self) -> str:
-        """Return the key that opens the operator API and the approval page."""
+        """The key to the operator API and the approval page."""
         return self.keyring.operator_key
 
     async def poll(
@@ -151,16 +151,16 @@ class Plane:
         address: str = "",
         until: Callable[[], Awaitable[object]] = trio.sleep_forever,
     ) -> Page:
-        """Return the signals after a cursor, at once or as soon as there are any within ``wait`` seconds.
+        """Return the signals after a cursor, waiting up to ``wait`` seconds for the first one.
 
-        An empty page carries the cursor to keep. A full one of ``DEFAULT_LIMIT`` and more gives the next one free.
-        ``until`` returning means the asker has gone. Refused 400, 409, 429; also 401 and 403 when the session ends, or
-        the device is revoked, while it waits.
+        An empty page has the cursor to keep. After a full page of at least ``DEFAULT_LIMIT``, the next one does not
+        count against the rate limit. ``until`` returns when the client is gone. ErrorResponse 400, 409 and 429, also
+        401 and 403 if the session ends or the device is revoked during the wait.
         """
-        if not 1 <= limit <= MOST_SIGNALS:
-            raise bad_request(f"limit must be 1 to {MOST_SIGNALS}", field="limit")
-        if not 0 <= wait <= LONGEST_WAIT:
-            raise bad_request(f"wait must be 0 to {LONGEST_WAIT}", field="wait")
+        if not 1 <= limit <= MAX_SIGNALS:
+            raise bad_request(f"limit must be 1 to {MAX_SIGNALS}", field="limit")
+        if not 0 <= wait <= MAX_WAIT_SECONDS:
+            raise bad_request(f"wait must be 0 to {MAX_WAIT_SECONDS}", field="wait")
         if not self._free_pages.redeem(session.device_id, cursor):
             self._polls.take(session.device_id)
         page = await self.stream.read(session.device_id, cursor, limit)
@@ -177,29 +177,29 @@ class Plane:
         return attrs.evolve(page, next_is_free=True)
 
     async def resync(self, user_id: int, device_id: int, reason: str = "") -> None:
-        """Have a device fetch everything anew (signal ``state.resync_required``)."""
+        """Make a device fetch everything again (signal ``state.resync_required``)."""
         self.devices.row(user_id, device_id)
         with self.database.transaction():
             self.stream.append(device_id, "state.resync_required", {"reason": reason} if reason else {})
         await self.stream.publish()
 
     def stop_polls(self) -> None:
-        """Answer every held poll now, and hold none from here on."""
+        """Answer all held polls now, and hold none from now on."""
         self.draining = True
         self.stream.wake()
 
-    async def keep_house(self, every: float = 30.0) -> None:
-        """Write sightings and drop what has expired, for ever."""
+    async def run_housekeeping(self, every: float = 30.0) -> None:
+        """Save sightings and delete expired rows periodically, forever."""
         while True:
             await trio.sleep(every)
             try:
                 self.tidy()
-            except CertctrlError as error:  # a full disk must not end the plane; it tries again
+            except CertctrlError as error:  # a full disk must not end the plane; the next round tries again
                 log.error("housekeeping failed: %s", error)
 
     def tidy(self) -> None:
-        """Write sightings and drop what has expired."""
+        """Save sightings and delete expired rows."""
         self.devices.save_sightings()
-        self.grants.forget_old()
-        self.operators.forget_old()
-        self.sessions.forget_old()
+        self.grants.delete_expired()
+        self.operators.delete_expired()
+        self.sessions.delete_expired()

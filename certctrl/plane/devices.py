@@ -1,4 +1,4 @@
-"""Users and devices: who is there, who was thrown out, who was seen when."""
+"""Users and devices: their rows, revocation, and when each device last polled."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.signal_stream import SignalStream
 
 FIRST_USER = 1
-"""The user every plane is born with."""
+"""The user that every plane starts with."""
+
+
+def require_device(database: Database, user_id: int, device_id: int) -> None:
+    """Raise ErrorResponse 404 unless the user has this device."""
+    if database.one("SELECT 1 FROM devices WHERE id = ? AND user_id = ?", device_id, user_id) is None:
+        raise not_found("No such device")
 
 
 @attrs.frozen(kw_only=True)
 class DeviceFacts:
-    """What a device says of itself when it registers; texts are shown to people, never trusted."""
+    """A device's description of itself; shown to operators, never trusted."""
 
     device_public_id: str
     name: str = ""
@@ -40,7 +46,7 @@ class _Sighting:
 
 
 class Devices:
-    """The table of users and devices."""
+    """The tables of users and devices."""
 
     def __init__(
         self,
@@ -58,12 +64,12 @@ class Devices:
         self._clones = clones
         self._wall_now = wall_now
         self._sightings: dict[int, _Sighting] = {}
-        """Not yet in the database: a poll writes nothing, ``save_sightings`` writes many at once."""
+        """Not yet stored: a poll writes nothing, ``save_sightings`` stores them together."""
         if self._db.one("SELECT 1 FROM users WHERE id = ?", FIRST_USER) is None:
             self.add_user("operator")
 
     def add_user(self, name: str) -> dict[str, Any]:
-        """Make a user; Refused 409 when the name is taken."""
+        """Add a user; ErrorResponse 409 if the name is taken."""
         if not name:
             raise bad_request("A user needs a name", field="name")
         if self._db.one("SELECT 1 FROM users WHERE name = ?", name) is not None:
@@ -72,18 +78,18 @@ class Devices:
         return {"id": user_id, "name": name}
 
     def users(self) -> list[dict[str, Any]]:
-        """Return every user."""
+        """Return all users."""
         return [
             {"id": row["id"], "name": row["name"]} for row in self._db.all("SELECT id, name FROM users ORDER BY id")
         ]
 
     def require_user(self, user_id: int) -> None:
-        """Raise 404 unless the user exists."""
+        """Raise ErrorResponse 404 unless the user exists."""
         if self._db.one("SELECT 1 FROM users WHERE id = ?", user_id) is None:
             raise not_found("No such user")
 
     def expect(self, user_id: int, facts: DeviceFacts) -> dict[str, Any]:
-        """Make a device row ahead of its registration, so that certificates can be assigned to it already."""
+        """Add a device ahead of its registration, so that certificates can be assigned to it."""
         self.require_user(user_id)
         if self.find(user_id, facts.device_public_id) is not None:
             raise conflict("This device_public_id is taken")
@@ -110,7 +116,7 @@ class Devices:
         return device_id
 
     def find(self, user_id: int, device_public_id: str) -> Row | None:
-        """Return the row of a device by the id it gave itself."""
+        """Return the row of a device by its public id."""
         return self._db.one(
             "SELECT * FROM devices WHERE user_id = ? AND device_public_id = ?", user_id, device_public_id
         )
@@ -134,14 +140,14 @@ class Devices:
         )
 
     def row(self, user_id: int, device_id: int) -> Row:
-        """Return the row of a user's device, or raise 404."""
+        """Return the row of a user's device; ErrorResponse 404 if there is none."""
         row = self._db.one("SELECT * FROM devices WHERE id = ? AND user_id = ?", device_id, user_id)
         if row is None:
             raise not_found("No such device")
         return row
 
     def revoke(self, user_id: int, device_id: int, reason: str) -> dict[str, Any]:
-        """Throw a device out: from now on everything it asks is answered 403 ``DEVICE_REVOKED``."""
+        """Revoke a device: all its requests get 403 ``DEVICE_REVOKED`` from now on."""
         row = self.row(user_id, device_id)
         if row["status"] != "revoked":
             with self._db.transaction():
@@ -155,7 +161,7 @@ class Devices:
         return self.show(user_id, device_id)
 
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
-        """Return every device of a user as operators see it."""
+        """Return all devices of a user as operators see them."""
         self.require_user(user_id)
         return [
             self._shown(row) for row in self._db.all("SELECT * FROM devices WHERE user_id = ? ORDER BY id", user_id)
@@ -166,11 +172,11 @@ class Devices:
         return self._shown(self.row(user_id, device_id))
 
     def seen(self, device_id: int, address: str, cursor: str) -> None:
-        """Note that a device polled: when, from where, with which cursor."""
+        """Note the time, address and cursor of a poll."""
         self._sightings[device_id] = _Sighting(self._wall_now(), address, cursor)
 
     def save_sightings(self) -> None:
-        """Write what was noted since the last time."""
+        """Store the polls noted since the last call."""
         sightings, self._sightings = self._sightings, {}
         if not sightings:
             return

@@ -1,4 +1,4 @@
-"""Registration: how a host becomes a device, after a person's approval or with an enrolment token (api.md §1)."""
+"""Registration of devices, by an operator's approval or by enrolment token (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import digest
 from certctrl.plane.storage.signal_stream import SignalStream
 
-_LONGEST = 3650 * DAY
+_MAX_VALIDITY = 3650 * DAY
 
 log = logging.getLogger("certctrl.Plane")
 
 
 class Enrolment:
-    """Registers devices; keeps the tokens that let fleets register unattended."""
+    """Registers devices; manages the tokens for unattended registration."""
 
     def __init__(
         self,
@@ -45,17 +45,17 @@ class Enrolment:
     def register_approved(
         self, user_id: int, registration_code: str, facts: DeviceFacts, public_key: bytes
     ) -> dict[str, Any]:
-        """Register a device that a person approved: also one that was revoked, also with a new key."""
+        """Register a device that an operator approved, even if it was revoked or has a new key."""
         with self._db.transaction():
             self._grants.redeem(registration_code, user_id, facts.device_public_id)
             row = self._devices.find(user_id, facts.device_public_id)
             return self._register(row, user_id, facts, public_key)
 
     def register_unattended(self, enrolment_token: str, facts: DeviceFacts, public_key: bytes) -> dict[str, Any]:
-        """Register a device by token: a new one, or a known one that still has its key.
+        """Register a device by token: a new one, or a known one with the same key.
 
-        A token lies on many hosts, so it cannot bring back a revoked device, nor put another key in a device's place.
-        The same device may come again with a token it has used: an answer may have been lost on the way.
+        A token is on many hosts, so it can neither restore a revoked device nor replace a device's key. A device may
+        reuse a token that it has used before, because the first response may have been lost.
         """
         with self._db.transaction():
             token = self._usable(enrolment_token)
@@ -76,12 +76,12 @@ class Enrolment:
     def new_token(
         self, user_id: int, *, label: str = "", max_uses: int | None = 1, valid_seconds: int = DAY
     ) -> dict[str, Any]:
-        """Return a new enrolment token; its text is shown this once. ``max_uses`` None: no bound."""
+        """Return a new enrolment token, the only time its text is shown; ``max_uses`` None: unlimited."""
         self._devices.require_user(user_id)
         if max_uses is not None and max_uses < 1:
             raise bad_request("max_uses must be at least 1", field="max_uses")
-        if not 1 <= valid_seconds <= _LONGEST:
-            raise bad_request(f"valid_seconds must be 1 to {_LONGEST}", field="valid_seconds")
+        if not 1 <= valid_seconds <= _MAX_VALIDITY:
+            raise bad_request(f"valid_seconds must be 1 to {_MAX_VALIDITY}", field="valid_seconds")
         token, now = f"et_{secrets.token_urlsafe(32)}", self._wall_now()
         token_id = self._db.insert(
             "INSERT INTO enrolment_tokens (user_id, token_hash, label, max_uses, created_at, expires_at)"
@@ -102,16 +102,16 @@ class Enrolment:
         return [_shown(row) for row in rows]
 
     def end_token(self, user_id: int, token_id: int) -> None:
-        """Make an enrolment token useless from now on."""
+        """Void an enrolment token."""
         self._token(user_id, token_id)
         self._db.run("UPDATE enrolment_tokens SET ended_at = ? WHERE id = ?", self._wall_now(), token_id)
 
     def _register(self, row: Row | None, user_id: int, facts: DeviceFacts, public_key: bytes) -> dict[str, Any]:
-        """Bind the device to its key and start its session; every earlier session of the device ends."""
+        """Bind the device to its key and start a session, which ends all earlier ones."""
         device_id = self._devices.add(user_id, facts) if row is None else row["id"]
         self._devices.activate(device_id, facts, public_key)
         session = self._sessions.start(device_id)
-        self._stream.wake(device_id)  # a poll of the old session may be waiting: it is told now
+        self._stream.wake(device_id)  # end a waiting poll of the old session
         log.info(
             "device %d (%s) registered with key %s",
             device_id,

@@ -1,7 +1,7 @@
-"""What the plane says no with: one class, one function per kind of no (spec, "Error Responses"; api.md §6).
+"""The plane's error responses, one function each (spec, "Error Responses"; docs/protocol.md).
 
-``ErrorResponse`` is the error that a client of the plane would raise for the same answer, so that code which calls
-``Plane`` without HTTP sees the very same exception.
+``ErrorResponse`` is the error that a client raises for the same response, so code that calls ``Plane`` without HTTP
+gets the same exception.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from certctrl.errors import PlaneError
 
 
 class ErrorResponse(PlaneError):
-    """A request the plane turns down; knows its status, key, code and parameters."""
+    """A refused request, with status, key, code and parameters."""
 
     def __init__(
         self,
@@ -29,54 +29,54 @@ class ErrorResponse(PlaneError):
         self.params = params or {}
 
     def body(self) -> dict[str, Any]:
-        """Return the error object of the answer."""
+        """Return the error object of the response."""
         return {"code": self.code, "what": self.what, "key": self.key, "params": self.params}
 
 
 def bad_request(what: str, **params: Any) -> ErrorResponse:
-    """Return 400: the request is not of the contract."""
+    """Return 400: the request does not follow the protocol."""
     return ErrorResponse(what, status=400, key="BAD_REQUEST", code=4000, params=params)
 
 
 def token_expired(expired_at: float) -> ErrorResponse:
-    """Return 401 with the moment the token ended (seconds since the epoch)."""
+    """Return 401 with the expiry of the token (seconds since the epoch)."""
     params = {"expired_at": int(expired_at)}
     return ErrorResponse("Access token expired", status=401, key="TOKEN_EXPIRED", code=4001, params=params)
 
 
 def invalid_token(what: str) -> ErrorResponse:
-    """Return 401 for a token that is none, is no longer one, or is of an ended session."""
+    """Return 401: the token is unknown, void, or from a session that has ended."""
     return ErrorResponse(what, status=401, key="INVALID_TOKEN", code=4002)
 
 
 def device_revoked(revoked_at: float | None, reason: str) -> ErrorResponse:
-    """Return 403: this device is out, whatever it asks."""
+    """Return 403: the device is revoked."""
     params = {"revoked_at": int(revoked_at or 0), "reason": reason}
     return ErrorResponse("Device has been revoked", status=403, key="DEVICE_REVOKED", code=4003, params=params)
 
 
 def forbidden(what: str) -> ErrorResponse:
-    """Return 403: known, but not allowed."""
+    """Return 403: authenticated, but not allowed."""
     return ErrorResponse(what, status=403, key="FORBIDDEN", code=4031)
 
 
 def not_found(what: str) -> ErrorResponse:
-    """Return 404: not there, or not for this caller (both look the same)."""
+    """Return 404: missing, or not visible to this caller."""
     return ErrorResponse(what, status=404, key="NOT_FOUND", code=4004)
 
 
 def conflict(what: str, key: str = "CONFLICT") -> ErrorResponse:
-    """Return 409: the present state does not allow it."""
+    """Return 409: the current state does not allow it."""
     return ErrorResponse(what, status=409, key=key, code=4009)
 
 
 def cursor_expired() -> ErrorResponse:
-    """Return 409: what followed this cursor is gone, or the cursor is not of this stream."""
+    """Return 409: signals after this cursor are gone, or the cursor is from another stream."""
     return ErrorResponse("Cursor expired. Reset required.", status=409, key="CURSOR_EXPIRED", code=40901)
 
 
 def gone(what: str, key: str) -> ErrorResponse:
-    """Return 410: it was there and will not come back."""
+    """Return 410: it is permanently gone."""
     return ErrorResponse(what, status=410, key=key, code=4010)
 
 
@@ -88,18 +88,18 @@ def too_large(limit: int) -> ErrorResponse:
 
 
 def unsupported_media() -> ErrorResponse:
-    """Return 415: a body that does not say it is JSON."""
+    """Return 415: the media type is not JSON."""
     return ErrorResponse("Send application/json", status=415, key="UNSUPPORTED_MEDIA_TYPE", code=4015)
 
 
 def rate_limited(retry_after: float, allowed: str, what: str = "Rate limit exceeded") -> ErrorResponse:
-    """Return 429; ``retry_after`` in seconds is rounded up, so that who waits that long is let in."""
+    """Return 429; ``retry_after`` in seconds is rounded up, so that waiting that long suffices."""
     seconds = max(1, math.ceil(retry_after))
     params = {"retry_after": seconds, "allowed_rate": allowed}
     return ErrorResponse(what, status=429, key="RATE_LIMITED", code=4029, params=params, retry_after=seconds)
 
 
 def unavailable(what: str, retry_after: int) -> ErrorResponse:
-    """Return 503: try again in so many seconds."""
+    """Return 503 with the seconds until a retry."""
     params = {"retry_after": retry_after}
     return ErrorResponse(what, status=503, key="SERVICE_UNAVAILABLE", code=5003, params=params, retry_after=retry_after)

@@ -1,4 +1,4 @@
-"""Device grants: a device shows a code, a person approves it, the device may register (RFC 8628; api.md §1)."""
+"""Device grants: a device shows a code, an operator approves it, and the device may register (RFC 8628)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import digest
 
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
-"""No vowels (no words), nothing that looks like a digit (RFC 8628 §6.1)."""
-_SLOWER = 5.0
-"""Seconds that each ``slow_down`` adds to the interval, for good."""
-_EARLY = 0.5
-"""A poll may come this many seconds early: clocks and networks are not exact."""
+"""No vowels, so no words, and no letters that look like digits (RFC 8628 §6.1)."""
+_SLOW_DOWN_SECONDS = 5.0
+"""Added permanently to the interval by each ``slow_down``."""
+_TOLERANCE_SECONDS = 0.5
+"""How early a poll may arrive: clocks and networks are not exact."""
 
 
 @attrs.frozen(kw_only=True)
 class GrantRequest:
-    """Who asks, as far as the plane can tell; shown to the person who approves."""
+    """What the plane knows of a device that asks for approval; shown to the operator."""
 
     address: str = ""
-    """Where the request came from: the one thing here that the device did not choose."""
+    """Source address of the request, the only field that the device did not choose."""
     name: str = ""
     platform: str = ""
     device_public_id: str = ""
@@ -50,16 +50,16 @@ class Grants:
         self._settings = settings
         self._wall_now = wall_now
         self._starts = Buckets(0.5, 20, monotonic)
-        """Grants one address may start: twenty at once (hosts behind one NAT), then one every two seconds."""
+        """Grants that one address may start: a burst of 20 (hosts behind one NAT), then one every two seconds."""
 
     def start(self, request: GrantRequest, caller: str) -> dict[str, Any]:
-        """Return the codes of a new grant; ``caller`` is whose rate counts. Refused 429 or 503."""
+        """Return the codes of a new grant, rate-limited per ``caller``; ErrorResponse 429 or 503."""
         self._starts.take(caller)
         now = self._wall_now()
-        self.forget_old()
+        self.delete_expired()
         pending = self._db.one("SELECT count(*) AS n FROM grants WHERE status = 'pending' AND expires_at > ?", now)
         if pending is not None and pending["n"] >= self._settings.pending_grants:
-            raise unavailable("Too many devices wait for approval", 60)
+            raise unavailable("Too many devices are waiting for approval", 60)
         device_code, user_code = secrets.token_urlsafe(32), self._new_user_code()
         self._db.run(
             "INSERT INTO grants (device_code_hash, user_code, status, name, platform, device_public_id, user_agent,"
@@ -84,7 +84,7 @@ class Grants:
         }
 
     def poll(self, device_code: str) -> dict[str, Any]:
-        """Return the status of a grant; ``ready`` comes with a registration code, a new one each time."""
+        """Return the status of a grant; ``ready`` includes a new registration code each time."""
         now = self._wall_now()
         row = self._db.one("SELECT * FROM grants WHERE device_code_hash = ?", digest(device_code))
         if row is None or row["expires_at"] <= now or row["status"] == "used":
@@ -94,27 +94,27 @@ class Grants:
         if row["status"] == "approved":
             return self._ready(row, now)
         polled_at = row["polled_at"]
-        hasty = polled_at is not None and 0 <= now - polled_at < row["interval"] - _EARLY
-        interval = row["interval"] + (_SLOWER if hasty else 0)
+        too_early = polled_at is not None and 0 <= now - polled_at < row["interval"] - _TOLERANCE_SECONDS
+        interval = row["interval"] + (_SLOW_DOWN_SECONDS if too_early else 0)
         self._db.run("UPDATE grants SET polled_at = ?, interval = ? WHERE id = ?", now, interval, row["id"])
-        return {"status": "slow_down" if hasty else "authorization_pending"}
+        return {"status": "slow_down" if too_early else "authorization_pending"}
 
     def pending(self) -> list[dict[str, Any]]:
-        """Return the grants that wait for a person, oldest first."""
+        """Return the grants that wait for approval, oldest first."""
         rows = self._db.all(
             "SELECT * FROM grants WHERE status = 'pending' AND expires_at > ? ORDER BY id", self._wall_now()
         )
         return [_shown(row) for row in rows]
 
     def show(self, user_code: str) -> dict[str, Any]:
-        """Return one grant as a person sees it before deciding; Refused 404 for a code nobody was given."""
+        """Return one grant as operators see it; ErrorResponse 404 for an unknown code."""
         return _shown(self._row(user_code))
 
     def decide(self, user_code: str, *, approve: bool, user_id: int) -> dict[str, Any]:
-        """Approve a grant for a user, or deny it; Refused 404, or 409 when it was decided already."""
+        """Approve a grant for a user, or deny it; ErrorResponse 404, or 409 if it was already decided."""
         row = self._row(user_code)
         if row["status"] != "pending":
-            raise conflict("This request was decided already", "ALREADY_DECIDED")
+            raise conflict("This request was already decided", "ALREADY_DECIDED")
         self._db.run(
             "UPDATE grants SET status = ?, user_id = ? WHERE id = ?",
             "approved" if approve else "denied",
@@ -124,21 +124,21 @@ class Grants:
         return self.show(user_code)
 
     def redeem(self, registration_code: str, user_id: int, device_public_id: str) -> None:
-        """Spend a registration code, inside the caller's transaction; Refused 401 when it does not fit."""
+        """Use up a registration code, inside the caller's transaction; ErrorResponse 401 if it is not valid."""
         row = self._db.one("SELECT * FROM grants WHERE registration_hash = ?", digest(registration_code))
         fits = (
             row is not None
             and row["status"] == "approved"
             and row["user_id"] == user_id
             and row["registration_expires_at"] > self._wall_now()
-            and row["device_public_id"] in ("", device_public_id)  # the device that was approved, no other
+            and row["device_public_id"] in ("", device_public_id)  # only the approved device
         )
         if row is None or not fits:
             raise invalid_token("Registration code is not valid")
         self._db.run("UPDATE grants SET status = 'used', registration_hash = NULL WHERE id = ?", row["id"])
 
-    def forget_old(self) -> None:
-        """Delete grants that ended a while ago."""
+    def delete_expired(self) -> None:
+        """Delete grants that expired a while ago."""
         self._db.run("DELETE FROM grants WHERE expires_at < ?", self._wall_now() - self._settings.grant_seconds)
 
     def _ready(self, row: Row, now: float) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Grants:
 
 
 def canonical_code(text: str) -> str:
-    """Return a user code as it is stored, however it was typed (``bcdf ghjk``, ``BCDFGHJK``)."""
+    """Return the stored form of a typed user code (``bcdf ghjk``, ``BCDFGHJK``)."""
     letters = "".join(c for c in text.upper() if c.isascii() and c.isalnum())[:20]
     return f"{letters[:4]}-{letters[4:]}"
 

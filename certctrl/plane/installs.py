@@ -1,6 +1,6 @@
-"""Install configs: the document that says what a device does with its certificates (api.md §4).
+"""Install configs: what each device does with its certificates (docs/protocol.md).
 
-The text that is stored is the text that is hashed and sent (``installs_json``), byte for byte.
+The stored text is hashed and sent unchanged (``installs_json``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from certctrl.protocol.wire.reader import Misfit
 
 
 class Installs:
-    """One install config per device; its version only grows."""
+    """The table of install configs, one per device; versions only grow."""
 
     def __init__(self, database: Database, stream: SignalStream, wall_now: Callable[[], float]) -> None:
         self._db = database
@@ -29,7 +29,7 @@ class Installs:
         self._wall_now = wall_now
 
     def create(self, device_id: int) -> None:
-        """Give a new device version 1, with nothing to do, inside the caller's transaction."""
+        """Create version 1, without items, for a new device, inside the caller's transaction."""
         self._db.run(
             "INSERT INTO install_configs (device_id, version, installs_json, installs_hash_b64, updated_at)"
             " VALUES (?, 1, '[]', ?, ?)",
@@ -39,9 +39,9 @@ class Installs:
         )
 
     async def put(self, device_id: int, items: Any, *, check: bool = True) -> dict[str, Any]:
-        """Replace the items, raise the version and tell the device; the same items again change nothing.
+        """Replace the items, increment the version and signal the device; unchanged items have no effect.
 
-        Refused 400 for items no agent would run, unless ``check`` is off.
+        ErrorResponse 400 for items that no agent would accept, unless ``check`` is off.
         """
         if check:
             check_items(items)
@@ -65,7 +65,7 @@ class Installs:
         return self.document(device_id)
 
     def document(self, device_id: int) -> dict[str, Any]:
-        """Return ``InstallConfig`` as it is sent."""
+        """Return the ``InstallConfig`` object of a device."""
         row = self._row(device_id)
         return {
             "id": row["id"],
@@ -78,7 +78,7 @@ class Installs:
         }
 
     def etag(self, device_id: int) -> str:
-        """Return a word that changes with the document (no quotes)."""
+        """Return the entity tag of the document, without quotes."""
         row = self._row(device_id)
         return f"v{row['version']}-{row['installs_hash_b64'][:16]}"
 

@@ -1,4 +1,4 @@
-"""Who may ask how often: token buckets for devices and addresses, lock-outs for wrong keys. In memory, bounded."""
+"""Rate limits: token buckets for devices and addresses, lock-outs after wrong keys; in memory, bounded."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ipaddress import IPv6Address, ip_address
 
 from certctrl.plane.errors import rate_limited
 
-_MOST = 100_000
-"""Callers remembered per limiter; the ones asking longest ago are forgotten (a full bucket, or a lock-out, lost)."""
+_MAX_CALLERS = 100_000
+"""Callers remembered per limiter; the least recent are forgotten, with their bucket or lock-out."""
 
 
 class Buckets:
@@ -20,55 +20,54 @@ class Buckets:
         self.burst = burst
         self._monotonic = monotonic
         self._levels: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
-        """Caller → (tokens left, when that was)."""
+        """Caller → (tokens left, time of that count)."""
 
     def take(self, caller: Hashable) -> None:
-        """Let the caller in, or raise 429 with the seconds until the next token."""
+        """Take a token; ErrorResponse 429 with the seconds until the next one if there is none."""
         now = self._monotonic()
         tokens, since = self._levels.pop(caller, (float(self.burst), now))
         tokens = min(float(self.burst), tokens + (now - since) * self.rate)
-        allowed = tokens >= 1 - 1e-9  # a caller that waited exactly as told is let in, whatever floats make of it
+        allowed = tokens >= 1 - 1e-9  # tolerate rounding: a caller that waits as told is let in
         self._levels[caller] = (tokens - 1 if allowed else tokens, now)
-        if len(self._levels) > _MOST:
+        if len(self._levels) > _MAX_CALLERS:
             self._levels.popitem(last=False)
         if not allowed:
             raise rate_limited((1 - tokens) / self.rate, f"{self.rate:g} req/sec, burst {self.burst}")
 
 
 class FreePages:
-    """Which page each device may ask for without a token: the one behind the full page that it just got.
+    """The page that each device may poll without a token: the one after the full page that it just received.
 
-    So a backlog goes out as fast as it is taken, and nothing is gained by asking again: each page is free once, and
-    each leads on by a whole page.
+    So a backlog is delivered at full speed. Repeating a request gains nothing: each page is free once.
     """
 
     def __init__(self) -> None:
         self._offers: OrderedDict[Hashable, str] = OrderedDict()
 
     def offer(self, caller: Hashable, cursor: str) -> None:
-        """Give the page behind this cursor free; an earlier offer ends."""
+        """Make the page after this cursor free, in place of an earlier one."""
         self._offers.pop(caller, None)
         self._offers[caller] = cursor
-        if len(self._offers) > _MOST:
+        if len(self._offers) > _MAX_CALLERS:
             self._offers.popitem(last=False)
 
     def redeem(self, caller: Hashable, cursor: str | None) -> bool:
-        """Return whether this page was on offer; the offer ends, whatever was asked for."""
+        """Return whether the page after this cursor is free; the offer ends in any case."""
         return self._offers.pop(caller, None) == (cursor or object())
 
 
 class Attempts:
-    """Wrong guesses per caller: after ``limit`` of them the caller is locked out for a while."""
+    """Failed attempts per caller: after ``limit`` failures the caller is locked out for a while."""
 
     def __init__(self, limit: int, lock_out_seconds: float, monotonic: Callable[[], float]) -> None:
         self._limit = limit
         self._seconds = lock_out_seconds
         self._monotonic = monotonic
         self._failures: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
-        """Caller → (failures, the last one's time)."""
+        """Caller → (failures, time of the last one)."""
 
     def check(self, caller: Hashable) -> None:
-        """Raise 429 while the caller is locked out."""
+        """Raise ErrorResponse 429 while the caller is locked out."""
         failures, since = self._failures.get(caller, (0, 0.0))
         left = since + self._seconds - self._monotonic()
         if failures and left <= 0:
@@ -77,10 +76,10 @@ class Attempts:
             raise rate_limited(left, f"{self._limit} attempts", "Too many wrong attempts")
 
     def failed(self, caller: Hashable) -> None:
-        """Count one wrong guess; the last one allowed starts the lock-out."""
+        """Count a failure; the last one allowed starts the lock-out."""
         failures, _ = self._failures.pop(caller, (0, 0.0))
         self._failures[caller] = (failures + 1, self._monotonic())
-        if len(self._failures) > _MOST:
+        if len(self._failures) > _MAX_CALLERS:
             self._failures.popitem(last=False)
 
     def succeeded(self, caller: Hashable) -> None:
@@ -89,7 +88,7 @@ class Attempts:
 
 
 def caller_of(address: str) -> str:
-    """Return what counts as one caller: an IPv4 address, or the /64 that one host has of IPv6."""
+    """Return the caller that an address belongs to: an IPv4 address, or an IPv6 /64, which one host may own."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Operators: the key, the page's sign-in with its limits, and the sessions of signed-in browsers."""
+"""Operators: sign-in to the approval page, with its limits, and browser sessions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from certctrl.plane.storage.keyring import Keyring, digest
 
 
 class Operators:
-    """Whoever has the operator key."""
+    """Holders of the operator key, as the approval page knows them."""
 
     def __init__(
         self,
@@ -31,11 +31,11 @@ class Operators:
         self._wall_now = wall_now
         self._keys = Attempts(settings.sign_in_attempts, settings.lock_out_seconds, monotonic)
         self._codes = Attempts(10, settings.lock_out_seconds, monotonic)
-        """Wrong user codes per session: even an operator's browser does not get to try them all."""
+        """Wrong user codes per session, so that no browser can try them all."""
         self._csrf_key = secrets.token_bytes(32)
 
     def sign_in(self, key: str, caller: str) -> str:
-        """Return a new session for the right key; Refused 403 for a wrong one, 429 after too many of them."""
+        """Return a new session for the right key; ErrorResponse 403 for a wrong one, 429 after too many."""
         self._keys.check(caller)
         if not self._keyring.is_operator(key):
             self._keys.failed(caller)
@@ -47,7 +47,7 @@ class Operators:
         return session
 
     def is_signed_in(self, session: str) -> bool:
-        """Say whether a session is open."""
+        """Return whether a session is open."""
         row = self._db.one("SELECT expires_at FROM page_sessions WHERE id_hash = ?", self._stored(session))
         return row is not None and row["expires_at"] > self._wall_now()
 
@@ -56,24 +56,24 @@ class Operators:
         self._db.run("DELETE FROM page_sessions WHERE id_hash = ?", self._stored(session))
 
     def csrf_token(self, cookie: str) -> str:
-        """Return what a form must carry that was made for the browser with this cookie."""
+        """Return the token for forms of the browser with this cookie."""
         return hmac.new(self._csrf_key, cookie.encode(), hashlib.sha256).hexdigest()
 
     def is_csrf_token(self, cookie: str, token: str) -> bool:
-        """Compare in constant time."""
+        """Compare a form's token in constant time."""
         return hmac.compare_digest(self.csrf_token(cookie).encode(), token.encode("utf-8", "replace"))
 
     def check_codes(self, session: str) -> None:
-        """Raise 429 when a session has typed too many wrong user codes."""
+        """Raise ErrorResponse 429 if a session has entered too many wrong user codes."""
         self._codes.check(session)
 
     def wrong_code(self, session: str) -> None:
-        """Count a user code that no device shows."""
+        """Count a wrong user code."""
         self._codes.failed(session)
 
-    def forget_old(self) -> None:
-        """Delete sessions that have ended."""
+    def delete_expired(self) -> None:
+        """Delete expired sessions."""
         self._db.run("DELETE FROM page_sessions WHERE expires_at <= ?", self._wall_now())
 
     def _stored(self, session: str) -> str:
-        return digest(f"{self._keyring.operator_mark}.{session}")
+        return digest(f"{self._keyring.operator_key_id}.{session}")

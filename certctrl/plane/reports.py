@@ -50,7 +50,7 @@ Event = Ack | AgentVersion | OtherEvent
 
 
 class Reports:
-    """The last outcome of each signal of each device."""
+    """The latest outcome of each signal of each device."""
 
     def __init__(self, database: Database, settings: PlaneSettings, wall_now: Callable[[], float]) -> None:
         self._db = database
@@ -70,10 +70,10 @@ class Reports:
                         pass
                     case _:
                         assert_never(event)
-            self._forget_old(device_id)
+            self._drop_excess(device_id)
 
     def outcomes(self, device_id: int, limit: int = 100) -> list[dict[str, Any]]:
-        """Return the newest outcomes of a device, newest first."""
+        """Return the latest outcomes of a device, newest first."""
         rows = self._db.all(
             "SELECT * FROM outcomes WHERE device_id = ? ORDER BY at DESC, ts_ms DESC LIMIT ?", device_id, limit
         )
@@ -105,7 +105,7 @@ class Reports:
             self._wall_now(),
         )
 
-    def _forget_old(self, device_id: int) -> None:
+    def _drop_excess(self, device_id: int) -> None:
         oldest = self._db.one(
             "SELECT at FROM outcomes WHERE device_id = ? ORDER BY at DESC LIMIT 1 OFFSET ?", device_id, self._kept
         )

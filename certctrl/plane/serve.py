@@ -1,7 +1,7 @@
-"""serve_plane: a plane on HTTPS, and its orderly end.
+"""serve_plane: serve a plane over HTTPS, and stop it in order.
 
-Stopping is cancelling. The server itself runs shielded: it is told to stop, the plane answers every held poll (204,
-``Connection: close``), connections close, and only what is left after a few seconds is cut.
+Cancelling stops it. The server runs shielded: it stops accepting, the plane answers all held polls (204,
+``Connection: close``), connections close, and the rest is cut after a few seconds.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, write_file
 from certctrl.plane.tls import ServerCertificate, host_for_url, names_of
 
-_LAST_WORD = 10.0
-_CERTIFICATE_CHECK = 3600.0
+_STOP_SECONDS = 10.0
+_CERTIFICATE_CHECK_SECONDS = 3600.0
 
 log = logging.getLogger("certctrl.Plane")
 
 
 @attrs.frozen
 class PlaneAddress:
-    """Where a plane listens and what its clients need."""
+    """The address of a running plane, and the files that its clients need."""
 
     url: str
     ca_file: Path
-    """PEM of the root that signed the plane's certificate, and every certificate it issues."""
+    """The root CA of the plane's own certificate and of all certificates it issues, in PEM."""
     operator_key_file: Path
 
 
@@ -48,10 +48,10 @@ async def serve_plane(
     faults: Faults | None = None,
     task_status: trio.TaskStatus[PlaneAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the plane of a data directory until cancelled; ``started`` gives its address.
+    """Serve the plane of a data directory until cancelled; ``started`` returns its address.
 
-    ``hostnames`` go into the plane's certificate, the first of them into its URL. Raises TransportError when it
-    cannot listen, and what ``Plane.open`` raises.
+    ``hostnames`` go into the plane's certificate, the first also into its URL. Raises TransportError if it cannot
+    listen, and the errors of ``Plane.open``.
     """
     with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync) as plane:
         assert plane.data is not None
@@ -63,7 +63,7 @@ async def serve_plane(
             async with trio.open_nursery() as nursery:
                 server = Server(make_app(plane, faults=faults), sock, certificate.context)
                 await nursery.start(_run_server, plane, server)
-                nursery.start_soon(plane.keep_house)
+                nursery.start_soon(plane.run_housekeeping)
                 nursery.start_soon(_renew_forever, certificate)
                 log.info("control plane at %s", url)
                 task_status.started(_address(url, plane.data))
@@ -72,7 +72,7 @@ async def serve_plane(
 async def _run_server(
     plane: Plane, server: Server, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Run the server until this task is cancelled, then let it finish what it is doing."""
+    """Run the server until cancelled, then let it finish its requests."""
     stop = trio.Event()
     scope = trio.CancelScope(shield=True)
 
@@ -88,17 +88,17 @@ async def _run_server(
         finally:
             plane.stop_polls()
             stop.set()
-            scope.deadline = trio.current_time() + _LAST_WORD
+            scope.deadline = trio.current_time() + _STOP_SECONDS
 
 
 async def _renew_forever(certificate: ServerCertificate) -> None:
     while True:
-        await trio.sleep(_CERTIFICATE_CHECK)
+        await trio.sleep(_CERTIFICATE_CHECK_SECONDS)
         try:
             if await certificate.renew_when_due():
-                log.info("the plane's own certificate was renewed")
+                log.info("renewed the plane's own certificate")
         except CertctrlError as error:
-            log.error("the plane's own certificate could not be renewed: %s", error)
+            log.error("cannot renew the plane's own certificate: %s", error)
 
 
 def _address(url: str, data: DataDir) -> PlaneAddress:

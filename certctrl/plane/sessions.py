@@ -1,6 +1,6 @@
-"""Sessions: access tokens (JWT, HS256), refresh tokens, and who a bearer token stands for (api.md §2).
+"""Sessions: access tokens (JWT, HS256), refresh tokens, and authentication (docs/protocol.md).
 
-A device row carries the number of its session. Registering again raises it, and with it ends every token made before.
+Each device row has a session number. Registering again increments it, which voids all earlier tokens.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import Keyring, digest
 
 _NAME = "certctrl-plane"
-"""Issuer and audience of our tokens."""
-_LONGEST = 4096
-_REMEMBERED = 10_000
-"""Verified tokens kept in memory, the newest."""
+"""Issuer and audience of the tokens."""
+_MAX_TOKEN = 4096
+_MAX_VERIFIED = 10_000
+"""Verified tokens kept in memory."""
 
 
 @attrs.frozen
 class DeviceSession:
-    """The device that a valid access token stands for."""
+    """The device and session of a valid access token."""
 
     device_id: int
     user_id: int
@@ -37,7 +37,7 @@ class DeviceSession:
 
 
 class Sessions:
-    """Makes and checks the tokens of devices."""
+    """Issues and verifies the tokens of devices."""
 
     def __init__(
         self, database: Database, keyring: Keyring, settings: PlaneSettings, wall_now: Callable[[], float]
@@ -49,14 +49,14 @@ class Sessions:
         self._verified: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
 
     def start(self, device_id: int) -> dict[str, Any]:
-        """End the device's earlier sessions and return the tokens of a new one, inside the caller's transaction."""
+        """End earlier sessions and return the tokens of a new one, inside the caller's transaction."""
         self._db.run("UPDATE devices SET session = session + 1 WHERE id = ?", device_id)
         self._db.run("DELETE FROM refresh_tokens WHERE device_id = ?", device_id)
         refresh_token = self._new_refresh_token(device_id)
         return self._access_token(device_id) | {"refresh_token": refresh_token}
 
     def refresh(self, refresh_token: str, device_public_id: str) -> dict[str, Any]:
-        """Return a new access token, and a new refresh token where they rotate; Refused 401 or 403 is final."""
+        """Return a new access token, with a new refresh token if they rotate; ErrorResponse 401 or 403 is final."""
         name, _, secret = refresh_token.partition(".")
         row = self._db.one(
             "SELECT t.*, d.device_public_id, d.status, d.revoked_at, d.revoke_reason, d.session AS current"
@@ -81,9 +81,9 @@ class Sessions:
         return answer
 
     def authenticate(self, token: str) -> DeviceSession:
-        """Return whom an access token stands for.
+        """Return the session of an access token.
 
-        Refused 403 for a revoked device, also when its token has expired; 401 for anything else that does not fit.
+        ErrorResponse 403 for a revoked device, even if its token has expired; 401 for any other invalid token.
         """
         claims = self._claims(token)
         device_id = claims.get("device_id")
@@ -103,7 +103,7 @@ class Sessions:
         return DeviceSession(claims["device_id"], row["user_id"], row["session"])
 
     def still_valid(self, session: DeviceSession) -> None:
-        """Raise what ``authenticate`` would raise now, but for the token's expiry (for who waited a while)."""
+        """Raise as ``authenticate`` would, except for expiry; for requests that have waited."""
         row = self._db.one(
             "SELECT status, session, revoked_at, revoke_reason FROM devices WHERE id = ?", session.device_id
         )
@@ -112,28 +112,28 @@ class Sessions:
         if row["status"] == "revoked":
             raise device_revoked(row["revoked_at"], row["revoke_reason"])
 
-    def forget_old(self) -> None:
+    def delete_expired(self) -> None:
         """Delete refresh tokens that have expired."""
         self._db.run("DELETE FROM refresh_tokens WHERE expires_at <= ?", self._wall_now())
 
     def _claims(self, token: str) -> dict[str, Any]:
-        """Return the claims of a token with our signature, whatever they say; Refused 401 for any other.
+        """Return the claims of a token that we signed; ErrorResponse 401 for any other.
 
-        A device polls a hundred times with one token: that its signature is ours is worked out once.
+        A device polls many times with one token, so each signature is verified once.
         """
-        mark = hashlib.sha256(token.encode("utf-8", "replace")).digest()
-        claims = self._verified.get(mark)
+        key = hashlib.sha256(token.encode("utf-8", "replace")).digest()
+        claims = self._verified.get(key)
         if claims is None:
-            claims = self._verified[mark] = self._verify(token)
-            if len(self._verified) > _REMEMBERED:
+            claims = self._verified[key] = self._verify(token)
+            if len(self._verified) > _MAX_VERIFIED:
                 self._verified.popitem(last=False)
         return claims
 
     def _verify(self, token: str) -> dict[str, Any]:
         try:
-            if len(token) > _LONGEST:
+            if len(token) > _MAX_TOKEN:
                 raise invalid_token("Access token is not valid")
-            # The expiry is judged by the plane's own clock, not by the library's.
+            # `authenticate` checks the expiry against the plane's clock.
             options: Any = {"verify_exp": False, "verify_iat": False, "require": ["exp", "iat", "sub"]}
             claims: dict[str, Any] = jwt.decode(
                 token, self._key, algorithms=["HS256"], audience=_NAME, issuer=_NAME, options=options
@@ -150,7 +150,7 @@ class Sessions:
         claims = {
             "iss": _NAME, "aud": _NAME, "sub": str(row["user_id"]), "device_id": device_id,
             "session": row["session"], "iat": now, "exp": now + self._settings.access_token_seconds,
-            "jti": secrets.token_hex(8),  # two tokens of one second must differ: agents tell new from old by it
+            "jti": secrets.token_hex(8),  # tokens of the same second must differ: agents detect new ones by it
         }  # fmt: skip
         token = jwt.encode(claims, self._key, algorithm="HS256")
         return {"access_token": token, "token_type": "Bearer", "expires_in": self._settings.access_token_seconds}
@@ -168,7 +168,7 @@ class Sessions:
 
 
 def _signing_key(database: Database, keyring: Keyring) -> bytes:
-    """Return the key of all access tokens, made once and stored sealed."""
+    """Return the signing key of access tokens, created once and stored sealed."""
     row = database.one("SELECT value_enc FROM secrets WHERE name = 'jwt'")
     if row is not None:
         return keyring.unseal("jwt", row["value_enc"])

@@ -1,4 +1,4 @@
-"""PlaneSettings: every figure of the plane that somebody may want otherwise, units in the names."""
+"""PlaneSettings: limits and durations of the plane, units in the names."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ DAY = 86_400
 
 @attrs.frozen(kw_only=True)
 class PlaneSettings:
-    """Figures of one plane; the defaults are the spec's where it names one."""
+    """Settings of one plane; the defaults follow the spec where it has one."""
 
     access_token_seconds: int = 900
     refresh_token_seconds: int = 90 * DAY
-    """Counted from the last refresh: a host that is away longer registers again."""
+    """From the last refresh; a host that is offline longer must register again."""
     rotate_refresh_tokens: bool = False
-    """True: each refresh ends its refresh token and gives a new one; the spec's plane does not rotate."""
+    """Whether each refresh replaces the refresh token; the spec does not rotate."""
     poll_rate: float = 1.0
-    """Polls per second and device that are always let in."""
+    """Polls per second that each device may send at any time."""
     poll_burst: int = 5
     stream_length: int = 1000
-    """Signals kept per device; a cursor older than them gets 409."""
+    """Signals kept per device; an older cursor gets 409."""
     grant_seconds: int = 600
     grant_interval_seconds: int = 5
     registration_code_seconds: int = 300
     pending_grants: int = 1000
-    """Device grants that may wait for a person at the same time."""
+    """Maximum device grants waiting for approval."""
     certificate_seconds: int = 90 * DAY
     shared_renewal_seconds: int = 10
-    """A second device that asks to renew the same certificate within this time gets the first one's renewal."""
+    """Devices that renew the same certificate within this time share one renewal."""
     outcomes_kept: int = 1000
-    """Acks remembered per device."""
+    """Outcomes stored per device."""
     public_url: str = ""
-    """Base of the verification URL; empty: where the device itself reached the plane."""
+    """Base of the verification URL; empty: the URL that the device used."""
     page_session_seconds: int = 3600
     sign_in_attempts: int = 5
-    """Wrong operator keys from one address before it is locked out."""
+    """Wrong operator keys before an address is locked out."""
     lock_out_seconds: int = 900
 
     def __attrs_post_init__(self) -> None:

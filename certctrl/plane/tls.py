@@ -1,4 +1,4 @@
-"""The plane's own TLS certificate: issued by its own CA, kept as two files, renewed while it serves."""
+"""The plane's own TLS certificate: issued by its own CA, stored in two files, renewed while serving."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from cryptography.hazmat.primitives import serialization
 
 from certctrl.errors import DiskError
 from certctrl.plane.ca.domains import clean_names, is_address
-from certctrl.plane.ca.x509 import KEY_TYPES
+from certctrl.plane.ca.x509 import KEY_TYPES, PrivateKey, key_pem
 from certctrl.plane.core import Plane
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.data_dir import DataDir, write_file
 
-_LIFE = 90 * DAY
-ALWAYS = ("localhost", "127.0.0.1", "::1")
-"""Names every plane answers to."""
-_ANY = ("0.0.0.0", "::", "")
+_VALIDITY = 90 * DAY
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names in the certificate of every plane."""
+_ALL_INTERFACES = ("0.0.0.0", "::", "")
 
 
 def names_of(host: str, hostnames: Sequence[str]) -> tuple[str, ...]:
-    """Return the names for the certificate: the operator's first, then the address listened on, then loopback."""
-    listened = [] if host in _ANY else [host]
-    return clean_names([*hostnames, *listened, *ALWAYS])
+    """Return the names in the certificate: the operator's, then the listening address, then loopback."""
+    listened = [] if host in _ALL_INTERFACES else [host]
+    return clean_names([*hostnames, *listened, *LOOPBACK])
 
 
 class ServerCertificate:
-    """Certificate, key and the context that serves them."""
+    """The certificate, its key, and the TLS context that uses them."""
 
     def __init__(self, plane: Plane, data: DataDir, names: Sequence[str]) -> None:
-        """``plane`` issues; ``data`` says where the files lie; ``names`` are what clients call us."""
+        """``plane`` issues it, ``data`` has the files' paths, ``names`` are those that clients connect to."""
         self._plane = plane
         self._data = data
         self._names = tuple(names)
@@ -40,13 +40,13 @@ class ServerCertificate:
         self.context.set_alpn_protocols(["http/1.1"])
 
     async def load(self) -> None:
-        """Put a certificate into the context, made anew when there is none that fits."""
+        """Load the certificate into the context; issue one first if none is usable."""
         if self._is_due():
             await self._renew()
         self._load()
 
     async def renew_when_due(self) -> bool:
-        """Replace a certificate that nears its end; new handshakes get the new one, connections stay."""
+        """Replace the certificate if it expires soon; open connections are kept. Return whether it was replaced."""
         due = self._is_due()
         if due:
             await self._renew()
@@ -59,17 +59,15 @@ class ServerCertificate:
         except (OSError, ssl.SSLError) as error:
             path = str(self._data.tls_certificate)
             raise DiskError(
-                f"{path}: {error}", path=path, fix="delete tls.pem and tls.key: they are made anew"
+                f"{path}: {error}", path=path, fix="delete tls.pem and tls.key; the plane creates new ones"
             ) from None
 
     async def _renew(self) -> None:
-        issued = await self._plane.ca.issue(self._names, key_type=KEY_TYPES[0], validity_seconds=_LIFE)
+        issued = await self._plane.ca.issue(self._names, key_type=KEY_TYPES[0], validity_seconds=_VALIDITY)
         key = serialization.load_der_private_key(issued.private_key_der, None)
-        key_pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        # A crash between the two leaves a pair that does not fit, which the next start sees and replaces.
-        write_file(self._data.tls_key, key_pem, mode=0o600)
+        assert isinstance(key, PrivateKey)  # the CA made it
+        # A crash between the two writes leaves a mismatched pair; the next start detects and replaces it.
+        write_file(self._data.tls_key, key_pem(key), mode=0o600)
         write_file(self._data.tls_certificate, (issued.certificate_pem + issued.chain_pem).encode(), mode=0o644)
 
     def _is_due(self) -> bool:
@@ -85,15 +83,15 @@ class ServerCertificate:
         return (
             covered != set(self._names)
             or not self._plane.wall_now() - begin > 0
-            or left < _LIFE / 3
+            or left < _VALIDITY / 3
             or key.public_key() != certificate.public_key()
             or not self._plane.ca.signs(certificate)
         )
 
 
 def host_for_url(host: str, hostnames: Sequence[str]) -> str:
-    """Return how clients on this or another machine should call the plane."""
+    """Return the host name of the plane's URL."""
     if hostnames and not hostnames[0].startswith("*"):
         return hostnames[0]
-    name = "localhost" if host in _ANY else host
+    name = "localhost" if host in _ALL_INTERFACES else host
     return f"[{name}]" if is_address(name) and ":" in name else name

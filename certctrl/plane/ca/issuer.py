@@ -1,6 +1,6 @@
-"""Issuer: who makes certificates. The built-in CA: root → intermediate → leaf.
+"""The interface of issuers, and the built-in CA: root → intermediate → leaf.
 
-The root signs intermediates only, and is what agents and clients trust. Keys of both rest sealed in the database.
+Agents and clients trust the root, which only signs intermediates. Both keys are stored sealed in the database.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 
 Offload = Callable[..., Awaitable[Any]]
-"""``await offload(function, *args)``: slow computing off the event loop; inline under a virtual clock."""
+"""``await offload(function, *args)`` runs slow code in a thread; inline under a virtual clock."""
 
-_ROOT_LIFE = 20 * 365 * DAY
-_INTERMEDIATE_LIFE = 5 * 365 * DAY
+_ROOT_VALIDITY = 20 * 365 * DAY
+_INTERMEDIATE_VALIDITY = 5 * 365 * DAY
 _INTERMEDIATE_RENEWAL = 2 * 366 * DAY
-"""A new intermediate comes this long before the old one ends: no leaf (366 days at most) outlives its issuer."""
-_BACKDATE = 300
+"""How long before its expiry an intermediate is replaced: leaves (at most 366 days) must not outlive it."""
+_BACKDATE_SECONDS = 300
 
 
 @attrs.frozen(kw_only=True)
 class Issued:
-    """A fresh certificate with its key."""
+    """A new certificate with its key."""
 
     private_key_der: bytes = attrs.field(repr=False)
-    """PKCS#8, not encrypted."""
+    """Unencrypted PKCS#8."""
     certificate_pem: str
     chain_pem: str
-    """What lies between leaf and root, leaf's issuer first; the root is not in it."""
+    """The certificates between leaf and root, the leaf's issuer first; without the root."""
     serial_number: str
     fingerprint_sha256: str
     not_before: float
@@ -54,7 +54,7 @@ class Issued:
 
 
 class Issuer(Protocol):
-    """Makes certificates; an ACME issuer is another of these."""
+    """Issues certificates; an ACME client can be one, too."""
 
     async def issue(self, names: Sequence[str], *, key_type: str, validity_seconds: int) -> Issued:
         """Return a new certificate with a new key for canonical names."""
@@ -64,7 +64,7 @@ class BuiltinCa:
     """The plane's own CA."""
 
     def __init__(self, database: Database, keyring: Keyring, wall_now: Callable[[], float], offload: Offload) -> None:
-        """Load the root, or make it the first time."""
+        """Load the root, or create it."""
         self._db = database
         self._keyring = keyring
         self._wall_now = wall_now
@@ -74,11 +74,11 @@ class BuiltinCa:
 
     @property
     def root_pem(self) -> str:
-        """Return the certificate to trust."""
+        """The root certificate in PEM."""
         return self._root.pem
 
     def signs(self, certificate: x509.Certificate) -> bool:
-        """Say whether a leaf is of the intermediate that issues now."""
+        """Return whether the current intermediate issued a leaf."""
         issuer = self._intermediate
         if issuer is None:
             return False
@@ -89,11 +89,11 @@ class BuiltinCa:
         return True
 
     async def issue(self, names: Sequence[str], *, key_type: str, validity_seconds: int) -> Issued:
-        """Return a leaf that is valid from a little before now (clocks differ) for ``validity_seconds``."""
+        """Return a leaf that is valid for ``validity_seconds``, from slightly before now, because clocks differ."""
         key = await self._offload(new_key, key_type) if key_type.startswith("rsa") else new_key(key_type)
         now = self._wall_now()
         issuer = self._current_intermediate(now)
-        not_before = now - min(_BACKDATE, validity_seconds // 10)
+        not_before = now - min(_BACKDATE_SECONDS, validity_seconds // 10)
         not_after = min(now + validity_seconds, issuer.not_after)
         certificate = sign_leaf(issuer, key, names, not_before=not_before, not_after=not_after)
         return Issued(
@@ -109,7 +109,7 @@ class BuiltinCa:
     def _current_intermediate(self, now: float) -> Authority:
         current = self._intermediate
         if current is None or current.not_after - now < _INTERMEDIATE_RENEWAL:
-            end = min(now + _INTERMEDIATE_LIFE, self._root.not_after)
+            end = min(now + _INTERMEDIATE_VALIDITY, self._root.not_after)
             if current is None or current.not_after < end:
                 made = new_intermediate(self._root, "certctrl intermediate CA", not_before=now - DAY, not_after=end)
                 current = self._store("ca-intermediate", made)
@@ -118,8 +118,8 @@ class BuiltinCa:
 
     def _make_root(self) -> Authority:
         now = self._wall_now()
-        name = f"certctrl root CA {secrets.token_hex(4)}"  # two planes' roots may meet in one trust store
-        return new_root(name, not_before=now - DAY, not_after=now + _ROOT_LIFE)
+        name = f"certctrl root CA {secrets.token_hex(4)}"  # unique: one trust store may contain the roots of several planes
+        return new_root(name, not_before=now - DAY, not_after=now + _ROOT_VALIDITY)
 
     def _load(self, name: str) -> Authority | None:
         row = self._db.one("SELECT value_enc FROM secrets WHERE name = ?", name)
@@ -132,5 +132,5 @@ class BuiltinCa:
 
 
 async def inline(function: Callable[..., Any], *args: Any) -> Any:
-    """Run on the event loop: the offload of tests and of a virtual clock."""
+    """Run on the event loop, for tests and virtual clocks."""
     return function(*args)

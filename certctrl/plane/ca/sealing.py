@@ -1,4 +1,4 @@
-"""Seals private keys to device keys (api.md §4, ``DeployMaterials``), and names device keys."""
+"""Encrypt private keys to device keys (``DeployMaterials`` in docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nacl.public import PublicKey, SealedBox
 
 from certctrl.plane.errors import bad_request
 
-_TAG = 16
+_TAG_BYTES = 16
 
 
 def device_key(text: str) -> bytes:
-    """Return the raw X25519 public key (32 bytes) in base64 text; Refused 400 when nothing can be sealed to it."""
+    """Return the raw X25519 public key (32 bytes) from base64; ErrorResponse 400 if it is not usable."""
     try:
         key = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -25,14 +25,14 @@ def device_key(text: str) -> bytes:
     if len(key) != 32:
         raise bad_request("dev_pk must be 32 bytes", field="dev_pk")
     try:
-        SealedBox(PublicKey(key)).encrypt(b"")  # a point of low order is refused here, once, not at each delivery
+        SealedBox(PublicKey(key)).encrypt(b"")  # refuses points of low order now instead of at each delivery
     except CryptoError:
         raise bad_request("dev_pk is not a usable X25519 key", field="dev_pk") from None
     return key
 
 
 def fingerprint(key: bytes) -> bytes:
-    """Return the BLAKE2b-256 of a raw public key (api.md §1)."""
+    """Return the BLAKE2b-256 digest of a raw public key."""
     return hashlib.blake2b(key, digest_size=32).digest()
 
 
@@ -45,9 +45,9 @@ def seal_private_key(der: bytes, public_key: bytes) -> dict[str, str]:
         "enc_scheme": "aes256gcm",
         "device_keyfp_b64": _b64(fingerprint(public_key)),
         "enc_data_key_b64": _b64(SealedBox(PublicKey(public_key)).encrypt(data_key)),
-        "enc_privkey_b64": _b64(sealed[:-_TAG]),
+        "enc_privkey_b64": _b64(sealed[:-_TAG_BYTES]),
         "privkey_nonce_b64": _b64(nonce),
-        "privkey_tag_b64": _b64(sealed[-_TAG:]),
+        "privkey_tag_b64": _b64(sealed[-_TAG_BYTES:]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Makes keys and certificates: root, intermediate, leaf. Pure but for randomness; time is an argument."""
+"""Create keys and certificates: root, intermediate, leaf. Pure except for randomness; time is an argument."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from certctrl.plane.ca.domains import is_address
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 KEY_TYPES = ("ecdsa-p256", "ecdsa-p384", "rsa-2048", "rsa-3072", "rsa-4096")
-"""What a certificate's key may be; the first is the default."""
+"""Supported key types; the first is the default."""
 _CURVES: dict[str, ec.EllipticCurve] = {"ecdsa-p256": ec.SECP256R1(), "ecdsa-p384": ec.SECP384R1()}
-_LONGEST_COMMON_NAME = 64
+_MAX_COMMON_NAME = 64
 
 
 @attrs.frozen
 class Authority:
-    """A CA that can sign."""
+    """A CA certificate with its key."""
 
     certificate: x509.Certificate
     key: PrivateKey = attrs.field(repr=False)
 
     @property
     def pem(self) -> str:
-        """Return the certificate in PEM."""
+        """The certificate in PEM."""
         return pem_of(self.certificate)
 
     @property
     def not_after(self) -> float:
-        """Return the end of its validity in seconds since the epoch."""
+        """The end of its validity in seconds since the epoch."""
         return self.certificate.not_valid_after_utc.timestamp()
 
     def sealed_form(self) -> bytes:
-        """Return key and certificate in PEM, as one secret."""
+        """Return key and certificate as one PEM text."""
         return key_pem(self.key) + self.pem.encode()
 
     @classmethod
     def from_sealed_form(cls, data: bytes) -> Authority:
-        """Return the authority that ``sealed_form`` described."""
+        """Return the authority of a PEM text of ``sealed_form``."""
         key = serialization.load_pem_private_key(data, None)
-        assert isinstance(key, PrivateKey)  # we wrote it
+        assert isinstance(key, PrivateKey)  # written by sealed_form
         return cls(x509.load_pem_x509_certificate(data), key)
 
 
 def new_key(key_type: str) -> PrivateKey:
-    """Return a fresh private key of one of ``KEY_TYPES`` (RSA takes its time)."""
+    """Return a new private key of one of ``KEY_TYPES``; RSA keys are slow."""
     curve = _CURVES.get(key_type)
     if curve is not None:
         return ec.generate_private_key(curve)
@@ -67,7 +67,7 @@ def new_root(name: str, *, not_before: float, not_after: float) -> Authority:
 
 
 def new_intermediate(root: Authority, name: str, *, not_before: float, not_after: float) -> Authority:
-    """Return an intermediate of a root; it may sign leaves only."""
+    """Return an intermediate below a root; it may only sign leaves."""
     key = new_key(KEY_TYPES[0])
     return Authority(_ca(name, key, root, path_length=0, not_before=not_before, not_after=not_after), key)
 
@@ -76,7 +76,7 @@ def sign_leaf(
     issuer: Authority, key: PrivateKey, names: Sequence[str], *, not_before: float, not_after: float
 ) -> x509.Certificate:
     """Return a certificate for TLS servers and clients; ``names[0]`` is the primary name."""
-    common = [x509.NameAttribute(NameOID.COMMON_NAME, names[0])] if len(names[0]) <= _LONGEST_COMMON_NAME else []
+    common = [x509.NameAttribute(NameOID.COMMON_NAME, names[0])] if len(names[0]) <= _MAX_COMMON_NAME else []
     sans = [x509.IPAddress(ip_address(name)) if is_address(name) else x509.DNSName(name) for name in names]
     encipher = isinstance(key, rsa.RSAPrivateKey)
     return (
@@ -111,7 +111,7 @@ def key_pem(key: PrivateKey) -> bytes:
 
 
 def serial_text(certificate: x509.Certificate) -> str:
-    """Return the serial as ``04:ab:…``."""
+    """Return the serial number as ``04:ab:…``."""
     digits = f"{certificate.serial_number:x}"
     return bytes.fromhex(digits.zfill(len(digits) + len(digits) % 2)).hex(":")
 

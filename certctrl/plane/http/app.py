@@ -22,9 +22,9 @@ __all__ = ["Plane", "make_app"]
 
 
 def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
-    """Return the application; it starts no task and no thread, and closes nothing: the plane is the caller's.
+    """Return the application; the caller owns the plane. It starts no tasks or threads.
 
-    ``faults`` puts scripted misbehaviour in front of everything, for tests.
+    ``faults`` injects scripted faults before all routes, for tests.
     """
 
     async def health(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Who asks: bearer tokens, the operator key, addresses, and the two headers that carry a cursor or version."""
+"""Authenticate requests by bearer token or operator key; read addresses and ``If-None-Match``."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from certctrl.plane.sessions import DeviceSession
 _ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
 
 
-class Caller:
-    """Tells operators from devices, and lets in those an endpoint is for."""
+class Callers:
+    """Authenticates devices and operators."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
 
     def device(self, request: Request) -> DeviceSession:
-        """Return the device that asks; Refused 401 or 403 for anybody else."""
+        """Return the session of the calling device; ErrorResponse 401 or 403 for other callers."""
         return self._plane.sessions.authenticate(bearer_token(request))
 
     def is_operator(self, request: Request) -> bool:
-        """Say whether the operator key was sent."""
+        """Return whether the request has the operator key."""
         return self._plane.keyring.is_operator(bearer_token(request))
 
     def require_operator(self, request: Request) -> None:
-        """Let the operator in; Refused 403 for a device, 401 for anything else."""
+        """Require the operator key; ErrorResponse 403 for a device, 401 for other callers."""
         token = bearer_token(request)
         if not self._plane.keyring.is_operator(token):
             if token.count(".") == 2:
                 self._plane.sessions.authenticate(token)
-                raise forbidden("This is for operators")
+                raise forbidden("Only operators may do this")
             raise invalid_token("This is not the operator key")
 
     def operators_only(self, endpoint: Endpoint) -> Endpoint:
-        """Return the endpoint behind the operator's door."""
+        """Return the endpoint, restricted to operators."""
 
         async def guarded(request: Request) -> Response:
             self.require_operator(request)
@@ -49,7 +49,7 @@ class Caller:
 
 
 def bearer_token(request: Request) -> str:
-    """Return the bearer token of a request; Refused 401 without one."""
+    """Return the bearer token of a request; ErrorResponse 401 without one."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
@@ -58,11 +58,11 @@ def bearer_token(request: Request) -> str:
 
 
 def address_of(request: Request) -> str:
-    """Return the address a request came from."""
+    """Return the client's address; empty if unknown."""
     return request.client.host if request.client is not None else ""
 
 
 def etag_of(request: Request) -> str:
-    """Return the text inside ``If-None-Match``: quoted, weak or bare; empty when absent or ``*``."""
+    """Return the entity tag in ``If-None-Match``, quoted, weak or bare; empty if absent or ``*``."""
     match = _ETAG.fullmatch(request.headers.get("if-none-match", "").strip())
     return match[1] if match is not None and match[1] != "*" else ""

@@ -1,4 +1,4 @@
-"""What devices ask: enrolment, tokens, updates, resources, reports (api.md §1–§5)."""
+"""Endpoints of devices: enrolment, tokens, updates, resources, reports (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.ca.sealing import device_key
-from certctrl.plane.core import DEFAULT_LIMIT, LONGEST_WAIT, MOST_SIGNALS, Plane
+from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Plane
 from certctrl.plane.grants import GrantRequest
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import Caller, address_of, bearer_token, etag_of
+from certctrl.plane.http.authentication import Callers, address_of, bearer_token, etag_of
 from certctrl.plane.http.bodies import GrantAction, body_of, read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, read_object, whole_number
 from certctrl.plane.limits import caller_of
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _SELF = "/apiv1/devices/self"
-_LARGEST_PAGE = 500
+_MAX_PAGE = 500
 
 
 class DeviceApi:
-    """Endpoints of devices; each method is one."""
+    """The endpoints, one method each."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self._caller = Caller(plane)
+        self._callers = Callers(plane)
 
     def routes(self) -> list[Route]:
-        """Return the routes, the busiest first."""
+        """Return the routes, the most used first."""
         return [
             Route(f"{_SELF}/updates", self.updates),
             Route(f"{_SELF}/notify", self.notify, methods=["POST"]),
@@ -59,7 +59,7 @@ class DeviceApi:
             case GrantAction.POLL:
                 return data_answer(self._plane.grants.poll(body_of(bodies.GrantPoll, body).device_code))
             case GrantAction.VERIFY:
-                self._caller.require_operator(request)
+                self._callers.require_operator(request)
                 verify = body_of(bodies.GrantVerify, body)
                 self._plane.devices.require_user(verify.user_id)
                 return data_answer(
@@ -102,7 +102,7 @@ class DeviceApi:
     # --- updates and reports -------------------------------------------------------------------------------
 
     async def updates(self, request: Request) -> Response:
-        """Answer a poll: 200 with signals, 204 without; a long-poll is held until one of them is true."""
+        """Respond to a poll: 200 with signals, 204 without; a long poll waits for signals."""
         session = self._plane.sessions.authenticate(bearer_token(request))
         query = request.query_params
         copied = self._plane.clones.note(
@@ -111,10 +111,10 @@ class DeviceApi:
         page = await self._plane.poll(
             session,
             cursor=query.get("cursor") or etag_of(request) or None,
-            limit=whole_number(query.get("limit", str(DEFAULT_LIMIT)), "limit", 1, MOST_SIGNALS),
-            wait=whole_number(query.get("wait", "0"), "wait", 0, LONGEST_WAIT),
+            limit=whole_number(query.get("limit", str(DEFAULT_LIMIT)), "limit", 1, MAX_SIGNALS),
+            wait=whole_number(query.get("wait", "0"), "wait", 0, MAX_WAIT_SECONDS),
             address=address_of(request),
-            until=_Departure(request).come,
+            until=_Disconnect(request).wait,
         )
         headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if copied else {})
         headers |= {FREE_HEADER: FREE_VALUE} if page.next_is_free else {}
@@ -123,8 +123,8 @@ class DeviceApi:
         return data_answer({"cursor": page.cursor, "signals": page.signals}, headers=headers)
 
     async def notify(self, request: Request) -> Response:
-        """Take a batch of outcomes."""
-        session = self._caller.device(request)
+        """Store a batch of outcomes."""
+        session = self._callers.device(request)
         report = await read_as(bodies.Report, request, LARGE_BODY_CAP)
         self._plane.reports.store(session.device_id, report.events)
         return empty_answer()
@@ -132,54 +132,55 @@ class DeviceApi:
     # --- resources -------------------------------------------------------------------------------------------
 
     async def certificates(self, request: Request) -> Response:
-        """List the device's certificates, a page at a time."""
-        session = self._caller.device(request)
+        """Return a page of the device's certificates."""
+        session = self._callers.device(request)
         after_id = whole_number(request.query_params.get("after_id", "0"), "after_id", 0)
-        limit = whole_number(request.query_params.get("limit", str(_LARGEST_PAGE)), "limit", 1, _LARGEST_PAGE)
+        limit = whole_number(request.query_params.get("limit", str(_MAX_PAGE)), "limit", 1, _MAX_PAGE)
         return data_answer(self._plane.certificates.page(session.device_id, after_id, limit))
 
     async def certificate(self, request: Request) -> Response:
-        """Show one certificate with its PEM texts."""
-        session = self._caller.device(request)
+        """Return one certificate with its PEM texts."""
+        session = self._callers.device(request)
         return data_answer(self._plane.certificates.detail(session.device_id, _id(request, "cert_id")))
 
     async def materials(self, request: Request) -> Response:
-        """Hand over a certificate with its key, sealed to the device."""
-        session = self._caller.device(request)
+        """Return a certificate with its key, sealed to the device."""
+        session = self._callers.device(request)
         return data_answer(self._plane.certificates.materials(session.device_id, _id(request, "cert_id")))
 
     async def install_config(self, request: Request) -> Response:
-        """Show the device's install config, or 304 when it has not changed."""
-        session = self._caller.device(request)
+        """Return the device's install config; 304 if it is unchanged."""
+        session = self._callers.device(request)
         return install_config_answer(self._plane, session.device_id, request)
 
     async def authorities(self, request: Request) -> Response:
-        """List the CAs that the device shall trust (for a full resync)."""
-        session = self._caller.device(request)
+        """Return the CAs that the device should trust, for a full resync."""
+        session = self._callers.device(request)
         return data_answer(self._plane.authorities.of_device(session.device_id))
 
     async def authority(self, request: Request) -> Response:
-        """Hand over a CA that the device shall trust."""
-        session = self._caller.device(request)
+        """Return a CA that the device should trust."""
+        session = self._callers.device(request)
         return data_answer(self._plane.authorities.bundle(session.device_id, _id(request, "ca_id")))
 
 
-class _Departure:
-    """The end of the asker's patience: ``come`` returns when the connection that asked is gone."""
+class _Disconnect:
+    """The end of a request's connection."""
 
     def __init__(self, request: Request) -> None:
         self._receive = request.receive
 
-    async def come(self) -> None:
-        # A GET has one empty body message (if nobody has read it) and then, one day, the disconnect.
+    async def wait(self) -> None:
+        """Return when the connection has ended."""
+        # A GET has one empty body message, if it is unread, and later the disconnect.
         for _ in range(3):
             if (await self._receive())["type"] == "http.disconnect":
                 return
-        await trio.sleep_forever()  # a server that repeats itself: wait without it
+        await trio.sleep_forever()  # the server repeats other messages: stop reading them
 
 
 def install_config_answer(plane: Plane, device_id: int, request: Request) -> Response:
-    """Return the install config of a device, or 304 when the asker has it."""
+    """Return the install config of a device, or 304 if the client has it."""
     etag = plane.installs.etag(device_id)
     headers = {"etag": f'"{etag}"'}
     if etag_of(request) == etag:

@@ -1,4 +1,4 @@
-"""Scripted faults: a plane that misbehaves on purpose, for tests. Off unless a test puts it in front of the app.
+"""Scripted faults of a plane, for tests; never active by default.
 
 faults = Faults()
 faults.add(Fault(path="/apiv1/devices/self/updates", times=3, status=503, headers={"retry-after": "7"}))
@@ -18,32 +18,32 @@ from certctrl.plane.http.middleware import App, Message, Receive, Scope, Send
 
 
 class CutError(Exception):
-    """A connection that ends in the middle; servers close the socket, in-process clients see this exception."""
+    """A connection that ends early; servers close the socket, in-process clients see this exception."""
 
 
 @attrs.frozen(kw_only=True)
 class Fault:
-    """One kind of misbehaviour and the requests it happens to."""
+    """A fault and the requests that it affects."""
 
     path: str = "*"
-    """Shell pattern over the path."""
+    """Shell pattern that the path must match."""
     method: str = "*"
     times: int | None = 1
-    """How many requests it happens to; None: all."""
+    """Number of requests to affect; None: all."""
     after: int = 0
-    """How many matching requests pass untouched first."""
+    """Number of matching requests to skip first."""
     delay: float = 0.0
-    """Seconds before anything else happens; alone, the request is then answered properly."""
+    """Seconds to wait first; if nothing else is set, the plane then responds normally."""
     status: int | None = None
-    """Answer with this status instead of asking the plane."""
+    """Status to respond with, without asking the plane."""
     headers: Mapping[str, str] = attrs.field(factory=dict)
-    """Headers of that answer; with neither status nor body, added to the plane's own answer."""
+    """Headers of that response; with neither status nor body, added to the plane's response."""
     body: bytes | None = None
-    """Body of that answer; None: the plane's error shape for the status."""
+    """Body of that response; None: an error object for the status."""
     cut_after: int | None = None
-    """Send this many bytes of the body, then end the connection; -1: end it before anything is sent."""
+    """Bytes of the body to send before the connection ends; -1: end it before the response."""
     swallow: bool = False
-    """Let the plane do everything, then end the connection without an answer (a lost answer)."""
+    """Let the plane handle the request, then end the connection without a response."""
 
 
 @attrs.define
@@ -52,7 +52,7 @@ class _Rule:
     seen: int = 0
 
     def hits(self, scope: Scope) -> bool:
-        """Say whether the fault happens to this request, and count it."""
+        """Return whether the fault affects this request, and count it."""
         fault = self.fault
         if not fnmatchcase(scope["path"], fault.path) or fault.method not in ("*", scope["method"]):
             return False
@@ -62,23 +62,23 @@ class _Rule:
 
 
 class Faults:
-    """A script of faults; the first that matches a request happens to it."""
+    """A list of faults; the first match affects a request."""
 
     def __init__(self) -> None:
         self._rules: list[_Rule] = []
         self.happened: list[tuple[str, str, Fault]] = []
-        """(method, path, fault) of every fault so far."""
+        """(method, path, fault) of all faults so far."""
 
     def add(self, fault: Fault) -> None:
-        """Add a fault to the end of the script."""
+        """Append a fault."""
         self._rules.append(_Rule(fault))
 
     def clear(self) -> None:
-        """Behave from now on."""
+        """Remove all faults."""
         self._rules.clear()
 
     def around(self, app: App) -> App:
-        """Return the application behind the script."""
+        """Return the application with faults injected."""
 
         async def faulty(scope: Scope, receive: Receive, send: Send) -> None:
             fault = self._next(scope) if scope["type"] == "http" else None
@@ -127,7 +127,7 @@ async def _answer(fault: Fault, send: Send) -> None:
 
 
 def _altered(fault: Fault, send: Send) -> Send:
-    """Return a sender that adds the fault's headers and cuts the body where it says."""
+    """Return a sender that adds the fault's headers and cuts the body."""
     sent = 0
 
     async def altered(message: Message) -> None:
@@ -151,4 +151,4 @@ def _altered(fault: Fault, send: Send) -> Send:
 
 
 async def _nowhere(message: Message) -> None:
-    """Lose a part of an answer."""
+    """Discard a part of a response."""

@@ -1,4 +1,4 @@
-"""The outermost layer of the ASGI application: what holds for every request, whatever it asks."""
+"""The outermost layer of the ASGI application: errors, common headers, and unread bodies."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _STATUS_KEYS = {404: ("NOT_FOUND", 4004), 405: ("METHOD_NOT_ALLOWED", 4005)}
 _VERSIONS = ("1.0", "1.1")
-"""A client can talk Hypercorn into HTTP/2 by its preface; nothing of ours was tried with that."""
+"""Hypercorn accepts HTTP/2 from any client that sends its preface; the plane is not tested with it."""
 _DRAIN_SECONDS = 5.0
 
 log = logging.getLogger("certctrl.Plane")
 
 
 class Edge:
-    """Wraps the routes: errors become answers, the plane's clock dates them, a stopping plane closes connections."""
+    """Wraps the routes: turns errors into responses, dates responses, closes connections of a stopping plane."""
 
     def __init__(self, plane: Plane, inner: App) -> None:
         self._plane = plane
@@ -43,24 +43,24 @@ class Edge:
             await _live(receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, _Exchange(self, scope, receive, send))
-        # Anything else (WebSocket) is left unanswered: the server refuses it.
+        # WebSockets get no response here: the server refuses them.
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
-        scope["app"] = self  # asks the router to raise, not to answer in plain text
+        scope["app"] = self  # makes the router raise instead of responding in plain text
         try:
             if scope["http_version"] not in _VERSIONS:
-                raise HTTPException(505, "HTTP/1.1, please")
+                raise HTTPException(505, "Use HTTP/1.1")
             await self._inner(scope, exchange.receive, exchange.send)
         except Exception as error:
             if exchange.started:
-                raise  # half an answer is out: the server must cut the connection
-            answer = error_answer(refusal_of(error))
+                raise  # a partial response has been sent: the server must close the connection
+            answer = error_answer(error_response_of(error))
             if isinstance(error, HTTPException):
                 answer.headers.update(error.headers or {})
             await answer(scope, exchange.receive, exchange.send)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers that every answer carries."""
+        """Return the headers of all responses."""
         now = int(self._plane.wall_now())
         if self._dated[0] != now:
             self._dated = (now, formatdate(now, usegmt=True).encode("ascii"))
@@ -71,7 +71,7 @@ class Edge:
 
 
 class _Exchange:
-    """One request's channels; knows whether its body has been read and its answer begun."""
+    """One request with its response; tracks whether the body is read and the response has started."""
 
     def __init__(self, edge: Edge, scope: Scope, receive: Receive, send: Send) -> None:
         self._edge = edge
@@ -84,14 +84,14 @@ class _Exchange:
         )
 
     async def receive(self) -> Message:
-        """Pass a message on, and notice the end of the body."""
+        """Pass on a message, and note the end of the body."""
         message = await self._receive()
         if not message.get("more_body", False):
             self._unread = False
         return message
 
     async def send(self, message: Message) -> None:
-        """Add the headers of every answer; before the last part, see that nobody is left sending us a body."""
+        """Add the common headers; drain an unread body while sending the last part."""
         if message["type"] == "http.response.start":
             self.started = True
             extra = self._edge.headers()
@@ -104,10 +104,10 @@ class _Exchange:
         await self._send(message)
 
     async def _send_and_drain(self, message: Message) -> None:
-        """Send the end of an answer while the rest of an unwanted body is thrown away.
+        """Send the end of a response while discarding the rest of an unread body.
 
-        The server hands bodies over in a short queue and waits where it is full, also to tell us of the end of the
-        connection: an answer that left the queue full would never be finished, nor the connection closed.
+        The server passes body parts through a short queue and blocks while it is full, even to report a disconnect: with
+        a full queue, the response would never finish and the connection never close.
         """
         with trio.move_on_after(_DRAIN_SECONDS):
             async with trio.open_nursery() as nursery:
@@ -120,15 +120,15 @@ class _Exchange:
             pass
 
 
-def refusal_of(error: Exception) -> ErrorResponse:
-    """Return the answer for an exception; what we did not foresee is logged with an id and told as 500."""
+def error_response_of(error: Exception) -> ErrorResponse:
+    """Return the response to an exception; an unexpected one is logged with an id and becomes a 500."""
     if isinstance(error, ErrorResponse):
         return error
     if isinstance(error, HTTPException):
         key, code = _STATUS_KEYS.get(error.status_code, ("BAD_REQUEST", 4000))
         return ErrorResponse(str(error.detail), status=error.status_code, key=key, code=code)
     if isinstance(error, DiskError):
-        log.error("the plane's storage failed: %s", error)
+        log.error("storage failed: %s", error)
         return unavailable("The plane cannot store anything now", 30)
     request_id = f"req_{secrets.token_hex(8)}"
     log.error("request %s failed", request_id, exc_info=error)

@@ -1,4 +1,4 @@
-"""What operators do with users, devices and enrolment (api.md §7, and what the command line needs beyond it)."""
+"""Operator endpoints for users, devices and enrolment (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.devices import DeviceFacts
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import Caller
+from certctrl.plane.http.authentication import Callers
 from certctrl.plane.http.bodies import body_of, read_as
 from certctrl.plane.http.reading import read_object, whole_number
 from certctrl.plane.http.routing import (
@@ -26,11 +26,11 @@ _USERS = "/apiv1/users"
 
 
 class OperatorApi:
-    """Endpoints of operators; each method is one."""
+    """The endpoints, one method each."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self._caller = Caller(plane)
+        self._callers = Callers(plane)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -45,49 +45,49 @@ class OperatorApi:
             ("GET", "/apiv1/device-grants", self.grants), ("GET", "/apiv1/device-grants/{code}", self.grant),
             ("POST", "/apiv1/device-grants/{code}", self.decide_grant),
         ]  # fmt: skip
-        return routes_of([(method, path, self._caller.operators_only(endpoint)) for method, path, endpoint in guarded])
+        return routes_of([(method, path, self._callers.operators_only(endpoint)) for method, path, endpoint in guarded])
 
     # --- users and devices -----------------------------------------------------------------------------------
 
     async def users(self, request: Request) -> Response:
-        """List the users."""
+        """Return the users."""
         return data_answer(self._plane.devices.users())
 
     async def add_user(self, request: Request) -> Response:
-        """Make a user: ``{"name"}``."""
+        """Add a user: ``{"name"}``."""
         body = await read_as(bodies.NewUser, request)
         return data_answer(self._plane.devices.add_user(body.name), 201)
 
     async def devices(self, request: Request) -> Response:
-        """List a user's devices: keys, versions, when last seen, outcomes by kind."""
+        """Return a user's devices: keys, versions, last poll, outcomes by kind."""
         return data_answer(self._plane.devices.show_all(number(request, "uid")))
 
     async def expect_device(self, request: Request) -> Response:
-        """Make a device row ahead of its registration: ``{"device_public_id", "name"?, "platform"?}``."""
+        """Add a device ahead of its registration: ``{"device_public_id", "name"?, "platform"?}``."""
         body = await read_as(bodies.ExpectedDevice, request)
         facts = DeviceFacts(device_public_id=body.device_public_id, name=body.name, platform=body.platform)
         return data_answer(self._plane.devices.expect(number(request, "uid"), facts), 201)
 
     async def device(self, request: Request) -> Response:
-        """Show one device."""
+        """Return one device."""
         return data_answer(self._plane.devices.show(*user_and_device(request)))
 
     async def revoke_device(self, request: Request) -> Response:
-        """Throw a device out; ``?reason=`` or ``{"reason"?}`` is told to it."""
+        """Revoke a device; it is sent the reason in ``?reason=`` or ``{"reason"?}``."""
         has_body = request.headers.get("content-length", "0") != "0"
         fields = await read_object(request) if has_body else dict(request.query_params)
         reason = body_of(bodies.WithReason, fields).reason
         return data_answer(self._plane.devices.revoke(*user_and_device(request), reason))
 
     async def outcomes(self, request: Request) -> Response:
-        """List what a device reported, newest first; ``?limit=`` 1 to 1000."""
+        """Return the outcomes of a device, newest first; ``?limit=`` 1 to 1000."""
         user_id, device_id = user_and_device(request)
         self._plane.devices.row(user_id, device_id)
         limit = whole_number(request.query_params.get("limit", "100"), "limit", 1, 1000)
         return data_answer(self._plane.reports.outcomes(device_id, limit))
 
     async def resync(self, request: Request) -> Response:
-        """Have a device fetch everything anew: ``{"reason"?}``."""
+        """Make a device fetch everything again: ``{"reason"?}``."""
         body = await read_as(bodies.WithReason, request)
         await self._plane.resync(*user_and_device(request), body.reason)
         return empty_answer(202)
@@ -95,11 +95,11 @@ class OperatorApi:
     # --- enrolment ----------------------------------------------------------------------------------------------
 
     async def enrolment_tokens(self, request: Request) -> Response:
-        """List a user's enrolment tokens, without their texts."""
+        """Return a user's enrolment tokens, without their texts."""
         return data_answer(self._plane.enrolment.tokens(number(request, "uid")))
 
     async def new_enrolment_token(self, request: Request) -> Response:
-        """Make a token: ``{"label"?, "uses"? (null: no bound), "expires_in"?}``; its text is in this answer only."""
+        """Create a token: ``{"label"?, "uses"? (null: unlimited), "expires_in"?}``; only this response has its text."""
         body = await read_as(bodies.NewEnrolmentToken, request)
         token = self._plane.enrolment.new_token(
             number(request, "uid"), label=body.label, max_uses=body.uses, valid_seconds=body.expires_in
@@ -107,16 +107,16 @@ class OperatorApi:
         return data_answer(token, 201)
 
     async def end_enrolment_token(self, request: Request) -> Response:
-        """Make a token useless."""
+        """Void a token."""
         self._plane.enrolment.end_token(number(request, "uid"), number(request, "tid"))
         return empty_answer()
 
     async def grants(self, request: Request) -> Response:
-        """List the devices that wait for approval."""
+        """Return the devices that wait for approval."""
         return data_answer(self._plane.grants.pending())
 
     async def grant(self, request: Request) -> Response:
-        """Show which device shows a user code."""
+        """Return the device that shows a user code."""
         return data_answer(self._plane.grants.show(request.path_params["code"]))
 
     async def decide_grant(self, request: Request) -> Response:

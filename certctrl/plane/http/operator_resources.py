@@ -1,6 +1,6 @@
-"""What operators do with install configs, certificates and CAs (api.md §7).
+"""Operator endpoints for install configs, certificates and CAs (docs/protocol.md).
 
-Two of these paths are shared with devices, which may read their own install config and renew what is assigned to them.
+Devices may use two of them: to read their own install config, and to renew certificates assigned to them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.errors import bad_request, forbidden, not_found
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import Caller
+from certctrl.plane.http.authentication import Callers
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.device_api import install_config_answer
 from certctrl.plane.http.reading import LARGE_BODY_CAP, read_json
@@ -33,11 +33,11 @@ _USERS = "/apiv1/users"
 
 
 class OperatorResources:
-    """Endpoints of operators; each method is one."""
+    """The endpoints, one method each."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self._caller = Caller(plane)
+        self._callers = Callers(plane)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -56,23 +56,23 @@ class OperatorResources:
             ("GET", f"{DEVICE}/install-config", self.install_config),
             ("POST", f"{CERTIFICATE}/issues", self.renew),
         ]
-        only = self._caller.operators_only
+        only = self._callers.operators_only
         return routes_of([*((method, path, only(endpoint)) for method, path, endpoint in guarded), *shared])
 
     # --- install configs --------------------------------------------------------------------------------------
 
     async def install_config(self, request: Request) -> Response:
-        """Show a device's install config, to operators and to the device itself."""
+        """Return a device's install config, to operators and to the device itself."""
         user_id, device_id = user_and_device(request)
-        if not self._caller.is_operator(request):
-            session = self._caller.device(request)
+        if not self._callers.is_operator(request):
+            session = self._callers.device(request)
             if (session.user_id, session.device_id) != (user_id, device_id):
-                raise forbidden("This is another device's")
+                raise forbidden("This belongs to another device")
         self._plane.devices.row(user_id, device_id)
         return install_config_answer(self._plane, device_id, request)
 
     async def put_install_config(self, request: Request) -> Response:
-        """Replace the items: ``{"installs": […]}`` or the list alone; ``?unchecked=1`` skips the check."""
+        """Replace the items: ``{"installs": […]}`` or the list itself; ``?unchecked=1`` skips the check."""
         user_id, device_id = user_and_device(request)
         self._plane.devices.row(user_id, device_id)
         body = await read_json(request, LARGE_BODY_CAP)
@@ -85,13 +85,13 @@ class OperatorResources:
     # --- certificates -------------------------------------------------------------------------------------------
 
     async def certificates(self, request: Request) -> Response:
-        """List a user's certificates."""
+        """Return a user's certificates."""
         user_id = number(request, "uid")
         self._plane.devices.require_user(user_id)
         return data_answer(self._plane.certificates.show_all(user_id))
 
     async def issue(self, request: Request) -> Response:
-        """Issue: ``{"domain_name", "sans"?, "key_type"?, "validity_seconds"?, "device_ids"?}``."""
+        """Issue a certificate: ``{"domain_name", "sans"?, "key_type"?, "validity_seconds"?, "device_ids"?}``."""
         user_id = number(request, "uid")
         self._plane.devices.require_user(user_id)
         body = await read_as(bodies.NewCertificate, request)
@@ -105,15 +105,15 @@ class OperatorResources:
         return data_answer(row, 201)
 
     async def certificate(self, request: Request) -> Response:
-        """Show one certificate."""
+        """Return one certificate."""
         return data_answer(self._plane.certificates.show(*user_and_certificate(request)))
 
     async def renew(self, request: Request) -> Response:
-        """Renew: ``{"action": "renew", "reason"?}``, by an operator, or by a device that has the certificate."""
+        """Renew: ``{"action": "renew", "reason"?}``, by an operator or a device with the certificate."""
         user_id, cert_id = user_and_certificate(request)
         device_id = None
-        if not self._caller.is_operator(request):
-            session = self._caller.device(request)
+        if not self._callers.is_operator(request):
+            session = self._callers.device(request)
             if session.user_id != user_id:
                 raise not_found("No such certificate")
             device_id = session.device_id
@@ -128,46 +128,46 @@ class OperatorResources:
         return data_answer(await self._plane.certificates.revoke(user_id, cert_id, reason=body.reason))
 
     async def device_certificates(self, request: Request) -> Response:
-        """List the certificates assigned to a device."""
+        """Return the certificates assigned to a device."""
         user_id, device_id = user_and_device(request)
         self._plane.devices.row(user_id, device_id)
         return data_answer(self._plane.certificates.page(device_id, 0, 10_000))
 
     async def assign(self, request: Request) -> Response:
-        """Give a certificate to a device: ``{"cert_id"}``."""
+        """Assign a certificate to a device: ``{"cert_id"}``."""
         body = await read_as(bodies.CertificateAssignment, request)
         return data_answer(await self._plane.certificates.assign(*user_and_device(request), body.cert_id))
 
     async def unassign(self, request: Request) -> Response:
-        """Take a certificate from a device."""
+        """Unassign a certificate from a device."""
         await self._plane.certificates.unassign(*user_and_device(request), number(request, "cid"))
         return empty_answer()
 
     # --- CAs ------------------------------------------------------------------------------------------------------
 
     async def authorities(self, request: Request) -> Response:
-        """List a user's CAs."""
+        """Return a user's CAs."""
         return data_answer(self._plane.authorities.show_all(number(request, "uid")))
 
     async def add_authority(self, request: Request) -> Response:
-        """Keep a CA: ``{"name", "ca_certificate_pem"?}``; without a certificate it is the plane's own root."""
+        """Store a CA: ``{"name", "ca_certificate_pem"?}``; without a certificate, the plane's own root."""
         user_id = number(request, "uid")
         self._plane.devices.require_user(user_id)
         body = await read_as(bodies.NewAuthority, request, LARGE_BODY_CAP)
         return data_answer(self._plane.authorities.add(user_id, body.name, body.ca_certificate_pem), 201)
 
     async def device_authorities(self, request: Request) -> Response:
-        """List the CAs assigned to a device."""
+        """Return the CAs assigned to a device."""
         user_id, device_id = user_and_device(request)
         self._plane.devices.row(user_id, device_id)
         return data_answer(self._plane.authorities.of_device(device_id))
 
     async def assign_authority(self, request: Request) -> Response:
-        """Have a device trust a CA: ``{"ca_id"}``."""
+        """Make a device trust a CA: ``{"ca_id"}``."""
         body = await read_as(bodies.AuthorityAssignment, request)
         return data_answer(await self._plane.authorities.assign(*user_and_device(request), body.ca_id))
 
     async def unassign_authority(self, request: Request) -> Response:
-        """Have a device trust a CA no longer."""
+        """Make a device stop trusting a CA."""
         await self._plane.authorities.unassign(*user_and_device(request), number(request, "caid"))
         return empty_answer()

@@ -18,7 +18,7 @@ CERTIFICATE = f"{USER}/certificates/{{cid}}"
 
 
 def routes_of(table: Iterable[tuple[str, str, Endpoint]]) -> list[Route]:
-    """Return one route per path of a table of (method, path, endpoint): then 405 names all its methods."""
+    """Return one route per path of a table of (method, path, endpoint), so that 405 lists all methods."""
     paths: dict[str, dict[str, Endpoint]] = {}
     for method, path, endpoint in table:
         paths.setdefault(path, {})[method] = endpoint
@@ -33,7 +33,7 @@ def _by_method(methods: dict[str, Endpoint]) -> Endpoint:
 
 
 def number(request: Request, name: str) -> int:
-    """Return an id from the path; Refused 400 when it is none."""
+    """Return an id from the path; ErrorResponse 400 if it is not a number."""
     return whole_number(request.path_params[name], "id", 1)
 
 

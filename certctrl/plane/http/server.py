@@ -1,12 +1,12 @@
-"""A TLS server on Trio out of Hypercorn's parts, with the endings that a control plane needs.
+"""A TLS server on Trio, built on Hypercorn's HTTP/1.1 parts.
 
-What speaks HTTP is Hypercorn's; how a connection ends is ours, because of these findings, each held by a test:
+Hypercorn parses and writes HTTP; this module ends connections, to fix these problems, each covered by a test:
 
-* the socket of a client that left while idle was kept until the keep-alive time was over (two minutes here, thousands
-  of dead sockets), and that of one that left while its next request was paused for ever;
-* an exception in one connection ended all of them;
-* sending to a client that reads nothing could not be cancelled, so that neither could the server;
-* any client could switch its connection to HTTP/2, with which nothing here was ever tried.
+* the socket of a client that left while idle stayed open until the keep-alive timeout (two minutes here, thousands of
+  dead sockets); that of a client that left during a paused request stayed open forever;
+* an exception in one connection ended all connections;
+* sending to a client that does not read could not be cancelled, so the server could not stop;
+* any client could switch its connection to HTTP/2, with which the plane is not tested.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from certctrl.errors import TransportError
 from certctrl.plane.http.middleware import App
 
 KEEP_ALIVE = 120.0
-"""Seconds an idle connection is kept: longer than agents' poll intervals, so that they need no new handshakes."""
+"""Seconds an idle connection stays open: longer than agents' poll intervals, to avoid new handshakes."""
 _READ_TIMEOUT = 150
-_GRACE = 3.0
+_GRACE_SECONDS = 3.0
 _BACKLOG = 4096
-_PIECE = 64 * 1024
+_MAX_BUFFERED = 64 * 1024
 _CONTINUE = b"HTTP/1.1 100 "
 _SEND_SECONDS = 20.0
-"""A client that takes nothing off us for this long is given up."""
+"""How long sending may block before the connection is dropped."""
 
 log = logging.getLogger("certctrl.Plane.server")
 
@@ -47,7 +47,7 @@ class Server:
     """One listening socket and its connections."""
 
     def __init__(self, app: App, sock: socket.socket, context: ssl.SSLContext) -> None:
-        """Take over a socket of ``listen``; ``context`` may be given new certificates while it serves."""
+        """Take over a socket of ``listen``; new certificates may be loaded into ``context`` at any time."""
         self._app = ASGIWrapper(app)  # type: ignore[arg-type]
         self._config = _config()
         self._context = WorkerContext(None)
@@ -55,7 +55,7 @@ class Server:
         self._tls = context
 
     async def serve(self, *, stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until ``stop``; then accept nothing more, let requests end, and cut what is left a little later."""
+        """Serve until ``stop``; then stop accepting, let requests finish, and cut the rest after a grace period."""
         sock = trio.socket.from_stdlib_socket(self._sock)
         listener = trio.SSLListener(trio.SocketListener(sock), self._tls, https_compatible=True)
         async with trio.open_nursery() as connections:
@@ -66,13 +66,13 @@ class Server:
                 task_status.started()
                 await stop.wait()
                 accepting.cancel_scope.cancel()
-            await self._context.terminated.set()  # idle connections close now, busy ones after their answer
-            connections.cancel_scope.deadline = trio.current_time() + _GRACE
+            await self._context.terminated.set()  # idle connections close now, busy ones after their response
+            connections.cancel_scope.deadline = trio.current_time() + _GRACE_SECONDS
 
     async def _handle(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         try:
             await _Connection(self._app, self._config, self._context, ConnectionState({}), stream)
-        except Exception:  # one connection's trouble is nobody else's
+        except Exception:  # isolate failing connections
             log.exception("a connection failed")
 
 
@@ -88,19 +88,19 @@ class _Connection(TCPServer):
         self._reading = trio.CancelScope()
         self._unsent = bytearray()
         self._left = False
-        """True once nothing more will be read."""
+        """Whether reading has ended."""
 
     async def protocol_send(self, event: Event) -> None:
-        """Send within a time limit; a connection that can no longer send stops reading, too."""
+        """Send within a time limit; a connection that can no longer send also stops reading."""
         if isinstance(event, RawData):
             self._unsent += event.data
-            if event.data and len(self._unsent) < _PIECE and not self._unsent.startswith(_CONTINUE):
-                return  # the end of the answer (an empty piece) sends head and body at once
+            if event.data and len(self._unsent) < _MAX_BUFFERED and not self._unsent.startswith(_CONTINUE):
+                return  # sent with the end of the response (an empty event), so that head and body leave together
             await self._flush()
             return
         await self._flush()
         if isinstance(event, Updated) and event.idle and self._left:
-            return  # nobody is there whose next request could be waited for
+            return  # the client has left: there is no next request
         await super().protocol_send(event)
         if isinstance(event, Closed):
             self._reading.cancel()
@@ -110,7 +110,7 @@ class _Connection(TCPServer):
             data, self._unsent = bytes(self._unsent), bytearray()
             if not data:
                 return
-            with trio.move_on_after(_SEND_SECONDS, shield=True):  # half an answer would be worse than a slow stop
+            with trio.move_on_after(_SEND_SECONDS, shield=True):  # a partial response would be worse than a slow stop
                 try:
                     await self.stream.send_all(data)
                     return
@@ -120,7 +120,7 @@ class _Connection(TCPServer):
         await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
-        # Past the wrapper that would switch protocols.
+        # Bypass the wrapper that would switch protocols.
         self.protocol = self.protocol.protocol  # type: ignore[assignment]
         with self._reading:
             with contextlib.suppress(H2CProtocolRequiredError, H2ProtocolAssumedError):
@@ -131,7 +131,7 @@ class _Connection(TCPServer):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; TransportError says what is in the way."""
+    """Return a listening socket; raises TransportError if it cannot listen."""
     fix = "choose another --listen HOST:PORT"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
@@ -144,7 +144,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # "::" means every address
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # "::" listens on IPv4, too
         sock.bind(address)
         sock.listen(_BACKLOG)
     except OSError as error:
@@ -157,7 +157,7 @@ def _config() -> Config:
     config = Config()
     config.accesslog = None
     config.errorlog = log
-    config.include_date_header = False  # the plane's own clock dates its answers
+    config.include_date_header = False  # the plane dates responses by its own clock
     config.include_server_header = False
     config.keep_alive_timeout = KEEP_ALIVE
     config.keep_alive_max_requests = 10_000

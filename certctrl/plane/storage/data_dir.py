@@ -1,4 +1,4 @@
-"""The plane's data directory: 0700, secrets 0600 from birth, one process at a time."""
+"""The plane's data directory: mode 0700, secrets created with mode 0600, one process at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("certctrl.Plane")
 
 
 class DataDir:
-    """Every path below ``plane serve --data``."""
+    """The paths below ``plane serve --data``."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -29,7 +29,7 @@ class DataDir:
         self.tls_certificate = root / "tls.pem"
         self.tls_key = root / "tls.key"
         self.address = root / "address"
-        """URL of the running (or last) server: what the operator commands talk to."""
+        """URL of the current or last server, for the operator commands."""
 
 
 @contextlib.contextmanager
@@ -42,31 +42,31 @@ def _disk(path: Path) -> Iterator[None]:
 
 
 def make_data_dir(root: Path) -> DataDir:
-    """Create the directory with mode 0700, or close one of ours that is too open.
+    """Create the directory with mode 0700, or restrict an existing one to it.
 
-    ConfigError when it is not a directory or belongs to somebody else.
+    Raises ConfigError if it is not a directory or belongs to another user.
     """
     with _disk(root):
         with contextlib.suppress(FileExistsError):
             root.mkdir(mode=0o700, parents=True)
-        facts = root.stat()
-        if not stat.S_ISDIR(facts.st_mode):
-            raise ConfigError("is not a directory", file=str(root), fix="name a directory with --data")
-        if facts.st_uid != os.geteuid():
+        found = root.stat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise ConfigError("is not a directory", file=str(root), fix="pass a directory to --data")
+        if found.st_uid != os.geteuid():
             raise ConfigError(
-                f"belongs to user {facts.st_uid}, not to the one running the plane",
+                f"belongs to user {found.st_uid}, not to the one running the plane",
                 file=str(root),
                 fix=f"run the plane as that user, or: chown -R {os.geteuid()} {root}",
             )
-        if stat.S_IMODE(facts.st_mode) & 0o077:
-            log.warning("%s was open to others; its mode is now 0700", root)
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            log.warning("%s was accessible to other users; set its mode to 0700", root)
             root.chmod(0o700)
     return DataDir(root)
 
 
 @contextlib.contextmanager
 def locked(data: DataDir) -> Iterator[None]:
-    """Hold the directory's lock; BusyError names the process that has it. The kernel frees it on kill -9."""
+    """Hold the directory's lock; raises BusyError with the process that has it. A killed process releases it."""
     with _disk(data.lock):
         fd = os.open(data.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -85,7 +85,7 @@ def locked(data: DataDir) -> Iterator[None]:
 
 
 def write_file(path: Path, data: bytes, *, mode: int) -> None:
-    """Replace a file whole and durably; it has its mode before it has its name."""
+    """Replace a file atomically and durably; its mode is set before it gets its name."""
     temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with _disk(path):
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
@@ -103,7 +103,7 @@ def write_file(path: Path, data: bytes, *, mode: int) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Sync the entries of a directory."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -112,7 +112,7 @@ def sync_directory(path: Path) -> None:
 
 
 def secret_file(path: Path, make: Callable[[], bytes]) -> bytes:
-    """Return the secret in a file, making it (0600) the first time; a mode that is too open is closed."""
+    """Return the secret in a file, or create it with mode 0600; a mode that is too open is restricted."""
     with _disk(path):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -122,13 +122,13 @@ def secret_file(path: Path, make: Callable[[], bytes]) -> bytes:
             return secret
         with os.fdopen(fd, "rb") as file:
             if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
-                log.warning("%s was open to others; its mode is now 0600; consider a new key", path)
+                log.warning("%s was readable by other users; set its mode to 0600; consider a new key", path)
                 os.fchmod(fd, 0o600)
             return file.read(4096)
 
 
 def make_private(path: Path) -> None:
-    """Create an empty 0600 file if there is none (SQLite keeps the mode, and gives it to its journal files)."""
+    """Create an empty file of mode 0600 if there is none; SQLite keeps the mode, also for its journal files."""
     with _disk(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:

@@ -1,9 +1,9 @@
 """Database: one SQLite connection, called inline.
 
-A read costs 0.02 ms and a durable write one fsync: less than a thread would, and it keeps the plane runnable under a
-virtual clock. WAL with ``synchronous=FULL``: what was answered survives kill -9 and power loss.
+A read takes 0.02 ms and a durable write one fsync, less than a thread switch, and inline calls work under a virtual
+clock. WAL with ``synchronous=FULL``: acknowledged changes survive kill -9 and power loss.
 
-A ``transaction`` block must not await: then no other task can come in between, and no lock is needed.
+A ``transaction`` block must not await, so no other task can run in between and no lock is needed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Row = sqlite3.Row
 
 
 class Database:
-    """The plane's tables; every method raises DiskError where SQLite says the disk or file is at fault."""
+    """The plane's tables; all methods raise DiskError if the disk or the file is at fault."""
 
     def __init__(self, path: Path | None) -> None:
         """Open (and create or migrate) a database file of mode 0600, or one in memory."""
@@ -49,14 +49,14 @@ class Database:
         return row
 
     def all(self, sql: str, *parameters: Any) -> list[Row]:
-        """Return every row."""
+        """Return all rows."""
         try:
             return self._connection.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
 
     def run(self, sql: str, *parameters: Any) -> int:
-        """Run a statement that changes something; return the number of rows it changed."""
+        """Run a statement; return the number of changed rows."""
         try:
             return self._connection.execute(sql, parameters).rowcount
         except sqlite3.DatabaseError as error:
@@ -71,7 +71,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, durable at the end; a block inside another joins it."""
+        """Commit the block as a whole, durably, or roll it back; a nested block joins the outer one."""
         if self._connection.in_transaction:
             yield
             return
@@ -85,20 +85,20 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Fold the journal into the file and close it."""
+        """Merge the journal into the file and close it."""
         self._connection.close()
 
     def _failure(self, error: sqlite3.DatabaseError) -> Exception:
-        """Return what to raise for an error of SQLite's."""
+        """Return the exception for an SQLite error."""
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-            return error  # a rule of the schema or of the library: our bug, never the disk's
+            return error  # violated schema or misused library: our bug
         fix = "restore it from a backup"
         if isinstance(error, sqlite3.OperationalError):
             fix = "check free space and permissions"
         return DiskError(f"{self._path}: {error}", path=self._path, fix=fix)
 
     def _prepare(self) -> None:
-        """Set the connection up and bring the schema to the newest version."""
+        """Configure the connection and migrate the schema."""
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             self.run(f"PRAGMA {pragma}")
         version: int = self.all("PRAGMA user_version")[0][0]

@@ -1,7 +1,7 @@
-"""Keyring: the key that opens what is stored, and the operator's key.
+"""Keyring: the storage key, which seals stored secrets, and the operator key.
 
-Private keys rest in SQLite as AES-256-GCM under ``storage.key``, bound by associated data to what they are the key
-of, so that rows cannot be exchanged. The storage key is a file of its own: a copy of the database alone opens nothing.
+Private keys are stored in SQLite as AES-256-GCM under ``storage.key``, with their purpose as associated data, so that
+rows cannot be swapped. The storage key is a separate file: a copy of the database alone decrypts nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from certctrl.errors import ConfigError
 from certctrl.plane.storage.data_dir import DataDir, secret_file
 
-_NONCE = 12
+_NONCE_BYTES = 12
 
 
 class Keyring:
-    """Two secrets of one plane; neither ever appears in a repr."""
+    """The two keys of one plane; neither appears in a repr."""
 
     def __init__(self, storage_key: bytes, operator_key: str) -> None:
         self._storage = AESGCM(storage_key)
@@ -30,7 +30,7 @@ class Keyring:
 
     @classmethod
     def open(cls, data: DataDir | None) -> Self:
-        """Read both keys, making them the first time; None: fresh ones that live in memory."""
+        """Read both keys, or create them; None: new ones in memory."""
         if data is None:
             return cls(_new_storage_key(), _new_operator_key())
         if data.database.exists() and data.database.stat().st_size and not data.storage_key.exists():
@@ -49,38 +49,38 @@ class Keyring:
         operator = raw.decode("ascii", "replace").strip()
         if len(operator) < 20:
             raise ConfigError(
-                "holds no operator key",
+                "contains no operator key",
                 file=str(data.operator_key),
-                fix="delete it: a new one is made at the next start",
+                fix="delete it; the next start creates a new one",
             )
         return cls(storage, operator)
 
     def seal(self, purpose: str, plain: bytes) -> bytes:
         """Return nonce and ciphertext of ``plain``, bound to ``purpose``."""
-        nonce = secrets.token_bytes(_NONCE)
+        nonce = secrets.token_bytes(_NONCE_BYTES)
         return nonce + self._storage.encrypt(nonce, plain, purpose.encode())
 
     def unseal(self, purpose: str, sealed: bytes) -> bytes:
-        """Return what ``seal`` was given; ConfigError when key or purpose is another."""
+        """Return the plaintext of ``seal``; raises ConfigError if key or purpose differ."""
         try:
-            return self._storage.decrypt(sealed[:_NONCE], sealed[_NONCE:], purpose.encode())
+            return self._storage.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose.encode())
         except InvalidTag:
             raise ConfigError(
-                f"storage.key does not open the stored {purpose}", fix="restore storage.key and plane.db together"
+                f"storage.key does not decrypt the stored {purpose}", fix="restore storage.key and plane.db together"
             ) from None
 
     def is_operator(self, key: str) -> bool:
-        """Compare in constant time."""
+        """Compare with the operator key in constant time."""
         return hmac.compare_digest(key.encode("utf-8", "replace"), self.operator_key.encode())
 
     @property
-    def operator_mark(self) -> str:
-        """Return a word that changes with the operator key: sessions made under another key are void."""
+    def operator_key_id(self) -> str:
+        """A digest of the operator key; sessions under another key are void."""
         return hashlib.sha256(b"certctrl operator mark" + self.operator_key.encode()).hexdigest()[:16]
 
 
 def digest(secret: str) -> str:
-    """Return the hash under which a random secret of ours is stored (they are long: no salt, no stretching)."""
+    """Return the hash that is stored for a random secret; these are long, so they need no salt or stretching."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What the plane stores. Times are seconds since the epoch; ``*_enc`` columns are sealed by the keyring."""
+"""The plane's tables. Times are seconds since the epoch; ``*_enc`` columns are sealed by the keyring."""
 
 from __future__ import annotations
 
@@ -106,4 +106,4 @@ CREATE TABLE outcomes (
 CREATE INDEX outcomes_age ON outcomes(device_id, at);
 """,
 )
-"""One script per schema version, oldest first; ``PRAGMA user_version`` says how many have been run."""
+"""One script per schema version, oldest first; ``PRAGMA user_version`` counts those that have run."""

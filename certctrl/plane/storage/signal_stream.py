@@ -1,12 +1,12 @@
-"""SignalStream: append, read after a cursor, wait, trim; and the engine that keeps it in SQLite.
+"""SignalStream: append, read after a cursor, wait, trim; and the engine that stores it in SQLite.
 
-A cursor is ``ms-seq``: the id of the last signal a device has received. Ids only ever grow, also when the clock steps
-back; the id's milliseconds are the signal's ``ts_ms``. Agents take (type, ids, ``ts_ms``) for a signal's identity, so
-a second signal about the same thing in the same millisecond gets the next one: otherwise it would look like a replay.
+A cursor is ``ms-seq``, the id of the last signal that a device has received. Ids only grow, even if the clock steps
+back; an id's milliseconds are the signal's ``ts_ms``. Agents identify a signal by type, ids and ``ts_ms``, so a second
+signal about the same object in the same millisecond gets the next one: otherwise it would look like a replay.
 
 ``append`` is synchronous and part of the caller's transaction: a change and its signal are stored together or not at
-all. ``publish`` makes them known afterwards. An engine that lives elsewhere (Redis Streams) keeps an outbox in the
-database for ``append`` and empties it in ``publish``; nothing else changes for the callers.
+all. ``publish`` then announces them. An engine outside the database (Redis Streams) keeps an outbox in the database
+for ``append`` and empties it in ``publish``; callers do not change.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _CURSOR = re.compile(r"(0|[1-9]\d{0,14})-(0|[1-9]\d{0,8})", re.ASCII)
 
 @attrs.frozen
 class Page:
-    """Signals after a cursor, oldest first, and the cursor that acknowledges them."""
+    """Signals after a cursor, oldest first, and the cursor after them."""
 
     cursor: str
     signals: tuple[dict[str, Any], ...]
     """In wire form: ``type``, ``ts_ms``, ``ref``."""
     next_is_free: bool = False
-    """The poll for the page behind this one takes nothing from the device's rate limit."""
+    """Whether the poll for the next page is exempt from the rate limit."""
 
 
 class SignalStream(Protocol):
@@ -47,24 +47,24 @@ class SignalStream(Protocol):
         """Add a signal inside the caller's transaction, trim the stream to its bound, and return its ``ts_ms``."""
 
     async def publish(self) -> None:
-        """Make what was appended and committed readable, and wake who waits for it."""
+        """Make committed signals readable and wake their waiters."""
 
     async def read(self, device_id: int, after: str | None, limit: int) -> Page:
-        """Return up to ``limit`` signals after a cursor, from the oldest kept when None; Refused 409 for a void one."""
+        """Return up to ``limit`` signals after a cursor; None: from the oldest. ErrorResponse 409 for a void one."""
 
     async def wait(
         self, device_id: int, after: str, until: Callable[[], Awaitable[object]] = trio.sleep_forever
     ) -> bool:
-        """Sleep inside ``until()``; True: something may be new or ``wake`` was called; False: ``until`` returned."""
+        """Wait until there may be signals after the cursor (True), or ``until()`` returns (False)."""
 
     def wake(self, device_id: int | None = None) -> None:
-        """Let the waiters of a device, or all of them, look again."""
+        """Make the waiters of a device, or all of them, read again."""
 
     def trim(self, device_id: int, keep: int) -> int:
-        """Drop all but the newest ``keep`` signals; return how many went."""
+        """Drop all but the newest ``keep`` signals; return how many were dropped."""
 
     def waiting(self, device_id: int, after: str) -> int:
-        """Return how many signals follow a cursor (0 when it is void)."""
+        """Return how many signals follow a cursor; 0 for a void one."""
 
 
 class StreamEngine(Protocol):
@@ -83,10 +83,10 @@ class SqliteStream:
         self._length = length
         self._wall_now = wall_now
         self._fresh: set[int] = set()
-        self._parked: dict[int, set[trio.CancelScope]] = {}
+        self._waiters: dict[int, set[trio.CancelScope]] = {}
 
     def create(self, device_id: int) -> None:
-        """Start an empty stream whose first cursor is the moment of its birth."""
+        """Start an empty stream; its first cursor is the current time."""
         ms = int(self._wall_now() * 1000)
         self._db.run("INSERT INTO streams VALUES (?, ?, 0, ?, 0, 0)", device_id, ms, ms)
 
@@ -96,7 +96,7 @@ class SqliteStream:
         last: int = stream["last_ms"]
         ms, seq = max(int(self._wall_now() * 1000), last), 0
         if ms == last:
-            if stream["floor_ms"] == ms or self._told(device_id, ms, type_, ref):
+            if stream["floor_ms"] == ms or self._is_repeat(device_id, ms, type_, ref):
                 ms += 1
             else:
                 seq = stream["last_seq"] + 1
@@ -111,7 +111,7 @@ class SqliteStream:
         return ms
 
     async def publish(self) -> None:
-        """Wake who waits for the signals just committed."""
+        """Wake the waiters of the signals just committed."""
         fresh, self._fresh = self._fresh, set()
         for device_id in fresh:
             self.wake(device_id)
@@ -122,9 +122,9 @@ class SqliteStream:
         if after is None:
             after = f"{stream['floor_ms']}-{stream['floor_seq']}"
         ms, seq = _position(after)
-        if (ms, seq) == (stream["last_ms"], stream["last_seq"]):  # the usual poll: nothing new, one query
+        if (ms, seq) == (stream["last_ms"], stream["last_seq"]):  # the usual poll, with no new signals: one query
             return Page(after, ())
-        # The cursor itself must be among what we keep (or be the floor): then it is ours, and there is no gap.
+        # A valid cursor is the floor or a stored signal, so that nothing after it is missing.
         floor = (ms, seq) == (stream["floor_ms"], stream["floor_seq"])
         rows = self._db.all(
             "SELECT ms, seq, type, ref FROM signals WHERE device_id = ? AND (ms, seq) >= (?, ?)"
@@ -144,46 +144,46 @@ class SqliteStream:
     async def wait(
         self, device_id: int, after: str, until: Callable[[], Awaitable[object]] = trio.sleep_forever
     ) -> bool:
-        """Wait in one task: the scope around ``until`` is what ``wake`` cancels."""
+        """Wait in one task: ``wake`` cancels the scope around ``until``."""
         stream = self._stream(device_id)
         if after != f"{stream['last_ms']}-{stream['last_seq']}":
             return True
-        parked = self._parked.setdefault(device_id, set())
+        waiters = self._waiters.setdefault(device_id, set())
         with trio.CancelScope() as scope:
-            parked.add(scope)
+            waiters.add(scope)
             try:
                 await until()
             finally:
-                parked.discard(scope)
-                if not parked and self._parked.get(device_id) is parked:
-                    del self._parked[device_id]
+                waiters.discard(scope)
+                if not waiters and self._waiters.get(device_id) is waiters:
+                    del self._waiters[device_id]
         return scope.cancel_called
 
     def wake(self, device_id: int | None = None) -> None:
-        """Cancel the scopes of the waiters: each comes out of ``wait`` with True."""
-        for parked in [self._parked.get(device_id, set())] if device_id is not None else list(self._parked.values()):
-            for scope in tuple(parked):
+        """Cancel the scopes of the waiters, so that each ``wait`` returns True."""
+        for waiters in [self._waiters.get(device_id, set())] if device_id is not None else list(self._waiters.values()):
+            for scope in tuple(waiters):
                 scope.cancel()
 
     def trim(self, device_id: int, keep: int) -> int:
-        """Drop the oldest signals and move the floor, below which cursors are void, up to them."""
-        newest_gone = self._db.one(
+        """Drop the oldest signals and raise the floor, below which cursors are void."""
+        newest_dropped = self._db.one(
             "SELECT ms, seq FROM signals WHERE device_id = ? ORDER BY ms DESC, seq DESC LIMIT 1 OFFSET ?",
             device_id,
             keep,
         )
-        if newest_gone is None:
+        if newest_dropped is None:
             return 0
-        floor = (newest_gone["ms"], newest_gone["seq"])
+        floor = (newest_dropped["ms"], newest_dropped["seq"])
         with self._db.transaction():
-            gone = self._db.run("DELETE FROM signals WHERE device_id = ? AND (ms, seq) <= (?, ?)", device_id, *floor)
+            dropped = self._db.run("DELETE FROM signals WHERE device_id = ? AND (ms, seq) <= (?, ?)", device_id, *floor)
             self._db.run(
                 "UPDATE streams SET floor_ms = ?, floor_seq = ?, length = length - ? WHERE device_id = ?",
                 *floor,
-                gone,
+                dropped,
                 device_id,
             )
-        return gone
+        return dropped
 
     def waiting(self, device_id: int, after: str) -> int:
         """Count the signals after a cursor."""
@@ -201,14 +201,14 @@ class SqliteStream:
             raise not_found("No such stream")
         return row
 
-    def _told(self, device_id: int, ms: int, type_: str, ref: Mapping[str, Any]) -> bool:
+    def _is_repeat(self, device_id: int, ms: int, type_: str, ref: Mapping[str, Any]) -> bool:
         rows = self._db.all("SELECT ref FROM signals WHERE device_id = ? AND ms = ? AND type = ?", device_id, ms, type_)
         ids = [ref.get(name) for name in IDENTITY_FIELDS]
         return any([json.loads(row["ref"]).get(name) for name in IDENTITY_FIELDS] == ids for row in rows)
 
 
 def _position(cursor: str) -> tuple[int, int]:
-    """Return the parts of a cursor; Refused 409 for a text that we never gave out."""
+    """Return the parts of a cursor; ErrorResponse 409 for any other text."""
     match = _CURSOR.fullmatch(cursor)
     if match is None:
         raise cursor_expired()
@@ -216,4 +216,4 @@ def _position(cursor: str) -> tuple[int, int]:
 
 
 EMBEDDED: StreamEngine = SqliteStream
-"""The engine of a plane that is opened without another one."""
+"""The default engine."""

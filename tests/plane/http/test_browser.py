@@ -58,13 +58,13 @@ def walk(person: Person, url: str, key: str, grant: dict[str, Any], mode: str) -
     assert "No device shows this code" in person.text()
     assert person.focused() == "user_code"
     person.type(grant["user_code"].lower())
-    assert person.heading() == "Let this device in?"
+    assert person.heading() == "Approve this device?"
     for fact in (grant["user_code"], "web-1.example.com", "Debian GNU/Linux 12", "127.0.0.1"):
         assert fact in person.text()
     assert re.search(r" UTC \(\d+ seconds? ago\)", person.text())
     person.picture("4-decide")
     person.press("Approve")
-    assert person.heading() == "web-1.example.com may join"
+    assert person.heading() == "web-1.example.com is approved"
     person.picture("5-done")
     person.press("Sign out")
     assert person.heading() == "Sign in"

@@ -79,13 +79,13 @@ async def test_a_person_approves_a_device(world: Any, browser: Browser) -> None:
     signed_in = await browser.sign_in(world.plane.operator_key)
     assert (signed_in.status, signed_in.headers["location"]) == (303, "/device")
     assert set(browser.cookies) == {"__Host-certctrl-operator"}
-    assert b"Type the code" in (await browser.get("/device")).body
+    assert b"Enter the code" in (await browser.get("/device")).body
     shown = (await browser.get(f"/device?user_code={grant['user_code'].lower().replace('-', '+')}")).body.decode()
     for fact in (grant["user_code"], "web-1", "linux", "192.0.2.7", "2026-09-21 14:13 UTC (0 seconds ago)"):
         assert fact in shown
     assert "198.51.100.20" not in shown, "the device's address, not the browser's"
     done = await browser.post("/device/decide", user_code=grant["user_code"], decision="approve")
-    assert (done.status, b"web-1 may join" in done.body) == (200, True)
+    assert (done.status, b"web-1 is approved" in done.body) == (200, True)
     poll = {"action": "device_poll", "device_code": grant["device_code"]}
     assert (await world.stranger("POST", "/auth/device", poll)).data["status"] == "ready"
 
@@ -95,11 +95,11 @@ async def test_a_person_turns_a_device_away(world: Any, browser: Browser) -> Non
     await browser.sign_in(world.plane.operator_key)
     await browser.get(f"/device?user_code={grant['user_code']}")
     done = await browser.post("/device/decide", user_code=grant["user_code"], decision="deny")
-    assert b"was turned away" in done.body
+    assert b"is denied" in done.body
     poll = {"action": "device_poll", "device_code": grant["device_code"]}
     assert (await world.stranger("POST", "/auth/device", poll)).data["status"] == "access_denied"
     again = await browser.get(f"/device?user_code={grant['user_code']}")
-    assert b"decided already" in again.body
+    assert b"already decided" in again.body
 
 
 async def test_a_link_with_the_code_survives_signing_in(world: Any, browser: Browser) -> None:
@@ -107,7 +107,7 @@ async def test_a_link_with_the_code_survives_signing_in(world: Any, browser: Bro
     reply = await browser.sign_in(world.plane.operator_key, f"/device?user_code={grant['user_code']}")
     assert reply.headers["location"] == f"/device?user_code={grant['user_code']}"
     shown = await browser.get(reply.headers["location"])
-    assert b"Let this device in?" in shown.body, "a person still has to say yes"
+    assert b"Approve this device?" in shown.body, "approval still needs a click"
 
 
 async def test_the_redirect_goes_nowhere_else(world: Any, browser: Browser) -> None:
@@ -134,7 +134,7 @@ async def test_a_wrong_key_does_not_get_in_and_five_lock_the_address_out(world: 
 
 async def test_a_session_ends_by_time_by_signing_out_and_with_the_key(world: Any, browser: Browser) -> None:
     await browser.sign_in(world.plane.operator_key)
-    assert b"Type the code" in (await browser.get("/device")).body
+    assert b"Enter the code" in (await browser.get("/device")).body
     out = await browser.post("/device/sign-out")
     assert (out.status, browser.cookies) == (303, {})
     assert b"Operator key" in (await browser.get("/device")).body
@@ -206,7 +206,7 @@ async def test_known_and_revoked_devices_are_named(world: Any, browser: Browser)
     grant = await start(world, device_public_id=device.public_id)
     await browser.sign_in(world.plane.operator_key)
     path = f"/device?user_code={grant['user_code']}"
-    assert b"This is device 1 (web-1). Approving ends its present session" in (await browser.get(path)).body
+    assert b"This is device 1 (web-1). Approving replaces its current session" in (await browser.get(path)).body
     world.plane.devices.revoke(1, device.id, "lost")
     assert b"<strong>revoked</strong>" in (await browser.get(path)).body
 

@@ -257,7 +257,7 @@ async def test_a_cancelled_waiter_leaves_nothing_behind(bench: Bench, autojump_c
         await bench.stream.wait(bench.device, cursor)
     assert scope.cancelled_caught
     parked: Any = bench.stream
-    assert parked._parked == {}
+    assert parked._waiters == {}
 
 
 @given(st.lists(st.sampled_from(["append", "trim", "poll"]), max_size=40))

@@ -87,7 +87,7 @@ def test_what_is_too_open_is_closed(data: Path, caplog: pytest.LogCaptureFixture
     opened(data).close()
     assert mode(data) == 0o700
     assert {mode(data / name) for name in SECRETS if name != "plane.lock"} == {0o600}
-    assert "was open to others" in caplog.text
+    assert "was accessible to other users" in caplog.text
     assert "consider a new key" in caplog.text
 
 
@@ -202,7 +202,7 @@ def test_another_storage_key_is_told(data: Path, tmp_path: Path) -> None:
     opened(data).close()
     opened(tmp_path / "other").close()
     (tmp_path / "other" / "storage.key").rename(data / "storage.key")
-    with pytest.raises(ConfigError, match="does not open"):
+    with pytest.raises(ConfigError, match="does not decrypt"):
         opened(data)
 
 

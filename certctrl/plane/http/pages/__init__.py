@@ -1,1 +1,1 @@
-"""Pages for people: plain HTML and one style sheet, no script, nothing from elsewhere."""
+"""The approval page: plain HTML and one style sheet; no scripts, no external resources."""

@@ -1,8 +1,8 @@
-"""The approval page: sign in with the operator key, type the code, see who asks, approve or deny (RFC 8628 §3.3).
+"""The approval page: sign in with the operator key, enter the code, check the device, approve or deny (RFC 8628 §3.3).
 
-A browser keeps one of two cookies, both out of reach of scripts, of plain HTTP and of other sites: the session once it
-is signed in, and before that a random word that the sign-in form is bound to. Every form that changes something carries
-a token made for that cookie.
+A browser has one of two cookies, neither readable by scripts nor sent over plain HTTP or to other sites: the session
+after signing in, before that a random value that binds the sign-in form. Each form that changes something contains a
+token for that cookie.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from certctrl.plane.http.reading import whole_number
 from certctrl.plane.limits import caller_of
 
 SESSION = "__Host-certctrl-operator"
-STRANGER = "__Host-certctrl-form"
-_LONGEST_CODE = 20
+SIGN_IN = "__Host-certctrl-form"
+_MAX_CODE = 20
 
 log = logging.getLogger("certctrl.Plane")
 
 
 class DevicePage:
-    """Endpoints of the page; each method but the private ones is one."""
+    """The endpoints of the page, one public method each."""
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
@@ -51,8 +51,8 @@ class DevicePage:
         ]
 
     async def show(self, request: Request) -> Response:
-        """Show the sign-in form, the code form, or the device that shows the code."""
-        user_code = request.query_params.get("user_code", "").strip()[:_LONGEST_CODE]
+        """Show the sign-in form, the code form, or the device with the code."""
+        user_code = request.query_params.get("user_code", "").strip()[:_MAX_CODE]
         session = self._session(request)
         if session is None:
             return self._sign_in_page(request, user_code)
@@ -63,7 +63,7 @@ class DevicePage:
         try:
             grant = self._plane.grants.show(user_code)
             if grant["status"] != "pending":
-                raise bad_request("This request was decided already.")
+                raise bad_request("This request was already decided.")
         except ErrorResponse as error:
             self._operators.wrong_code(session)
             body = views.enter_code(csrf=csrf, user_code=user_code, error=error.what)
@@ -76,22 +76,22 @@ class DevicePage:
             known=dict(known) if known is not None else None,
             users=self._plane.devices.users(),
         )
-        return page("Let this device in?", body)
+        return page("Approve this device?", body)
 
     async def sign_in(self, request: Request) -> Response:
-        """Open a session for the right key."""
-        form = await self._form(request, STRANGER)
-        user_code = form.get("user_code", "")[:_LONGEST_CODE]
+        """Start a session for the right key."""
+        form = await self._form(request, SIGN_IN)
+        user_code = form.get("user_code", "")[:_MAX_CODE]
         caller = caller_of(address_of(request))
         try:
             session = self._operators.sign_in(form.get("key", "").strip(), caller)
         except ErrorResponse as error:
-            log.warning("sign-in from %s refused: %s", caller, error)
+            log.warning("sign-in from %s failed: %s", caller, error)
             return self._sign_in_page(request, user_code, error)
         log.info("operator signed in from %s", caller)
         answer = redirect(f"/device?user_code={quote(user_code)}" if user_code else "/device")
         _set_cookie(answer, SESSION, session, self._plane.settings.page_session_seconds)
-        _set_cookie(answer, STRANGER, "", 0)
+        _set_cookie(answer, SIGN_IN, "", 0)
         return answer
 
     async def sign_out(self, request: Request) -> Response:
@@ -103,7 +103,7 @@ class DevicePage:
         return answer
 
     async def decide(self, request: Request) -> Response:
-        """Approve or deny the device that shows the code."""
+        """Approve or deny the device with the code."""
         form = await self._form(request, SESSION)
         session = self._session(request)
         if session is None:
@@ -137,22 +137,22 @@ class DevicePage:
         return session if session and self._operators.is_signed_in(session) else None
 
     def _sign_in_page(self, request: Request, user_code: str, error: ErrorResponse | None = None) -> Response:
-        stranger = request.cookies.get(STRANGER) or secrets.token_urlsafe(24)
-        said, status, headers = "", 200, {}
+        cookie = request.cookies.get(SIGN_IN) or secrets.token_urlsafe(24)
+        alert, status, headers = "", 200, {}
         if error is not None:
-            said, status = f"{error.what}.", error.status
+            alert, status = f"{error.what}.", error.status
             if error.retry_after is not None:
-                said = f"{error.what}. Try again in {round(error.retry_after / 60) or 1} minutes."
+                alert = f"{error.what}. Try again in {round(error.retry_after / 60) or 1} minutes."
                 headers = {"retry-after": str(int(error.retry_after))}
-        body = views.sign_in(csrf=self._operators.csrf_token(stranger), user_code=user_code, error=said)
+        body = views.sign_in(csrf=self._operators.csrf_token(cookie), user_code=user_code, error=alert)
         answer = page("Sign in", body, status=status, headers=headers)
-        _set_cookie(answer, STRANGER, stranger, 3600)
+        _set_cookie(answer, SIGN_IN, cookie, 3600)
         return answer
 
     async def _form(self, request: Request, cookie: str) -> dict[str, str]:
-        """Return a posted form that was made for this browser by this plane; Refused 403 for any other."""
+        """Return a posted form; ErrorResponse 403 unless the plane made it for this browser."""
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            raise forbidden("This form comes from another site.")
+            raise forbidden("This form was sent from another site.")
         form = await read_form(request)
         value = request.cookies.get(cookie, "")
         if not value or not self._operators.is_csrf_token(value, form.get("csrf", "")):
@@ -160,14 +160,14 @@ class DevicePage:
         return form
 
     def _shown(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint with refusals shown to a person."""
+        """Return the endpoint, with error responses as pages."""
 
         async def shown(request: Request) -> Response:
             try:
                 return await endpoint(request)
             except ErrorResponse as error:
                 headers = {} if error.retry_after is None else {"retry-after": str(int(error.retry_after))}
-                return page("Not done", views.trouble("Not done", error.what), status=error.status, headers=headers)
+                return page("Error", views.problem("Request failed", error.what), status=error.status, headers=headers)
 
         return shown
 

@@ -1,4 +1,4 @@
-"""HTML out, forms in, and the headers that keep a page to itself."""
+"""Write HTML, read forms, and set security headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from certctrl.plane.errors import bad_request
 from certctrl.plane.http.reading import read_body
 
 _FORM_CAP = 8 * 1024
-_MOST_FIELDS = 20
+_MAX_FIELDS = 20
 
 HEADERS = {
     "cache-control": "no-store",
@@ -33,40 +33,40 @@ HEADERS = {
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
 
 def fill(template: str, **values: Any) -> Html:
-    """Return the template with its ``{names}`` filled in; whatever is not ``Html`` is escaped."""
+    """Return the template with its ``{names}`` filled in; values other than ``Html`` are escaped."""
     safe = {name: value if isinstance(value, Html) else escape(str(value)) for name, value in values.items()}
     return Html(template.format_map(safe))
 
 
 def page(title: str, body: Html, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a whole page."""
+    """Return a complete page."""
     text = fill(_PAGE, title=title, body=body)
     return Response(text, status, HEADERS | dict(headers or {}), "text/html; charset=utf-8")
 
 
 def asset(name: str, media_type: str) -> Response:
-    """Return a file that lies beside this module."""
+    """Return a file next to this module."""
     headers = HEADERS | {"cache-control": "max-age=3600"}
     return Response(Path(__file__).with_name(name).read_bytes(), 200, headers, media_type)
 
 
 def redirect(target: str) -> Response:
-    """Return 303: the browser fetches ``target``."""
+    """Return 303 to ``target``."""
     return Response(None, 303, HEADERS | {"location": target})
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a posted form, the last of each name; Refused 400, 403 or 413."""
+    """Return the fields of a posted form, the last of each name; ErrorResponse 400 or 413."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise bad_request("This is not a form")
     body = await read_body(request, _FORM_CAP)
     try:
-        fields = parse_qs(body.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS)
+        fields = parse_qs(body.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:
         raise bad_request("This form cannot be read") from None
     return {name: values[-1] for name, values in fields.items()}

@@ -1,4 +1,4 @@
-"""What the approval page looks like at each step. Pure: facts in, HTML out."""
+"""The HTML of the approval page at each step. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def sign_in(*, csrf: str, user_code: str, error: str = "") -> Html:
     """Ask for the operator key."""
     return fill(
         """<h1>Sign in</h1>
-<p>Only the operator of this control plane can let a device in.</p>
+<p>Only operators of this control plane can approve devices.</p>
 {alert}
 <form method="post" action="/device/sign-in">
 <input type="hidden" name="csrf" value="{csrf}">
@@ -22,7 +22,7 @@ def sign_in(*, csrf: str, user_code: str, error: str = "") -> Html:
 <label for="key">Operator key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  aria-describedby="key-hint"{invalid}>
-<p class="hint" id="key-hint">It is in the file <code>operator.key</code> of the plane’s data directory.</p>
+<p class="hint" id="key-hint">The key is in the file <code>operator.key</code> in the plane’s data directory.</p>
 <button class="primary">Sign in</button>
 </form>""",
         alert=_alert(error),
@@ -33,10 +33,10 @@ def sign_in(*, csrf: str, user_code: str, error: str = "") -> Html:
 
 
 def enter_code(*, csrf: str, user_code: str = "", error: str = "") -> Html:
-    """Ask for the code that the device shows."""
+    """Ask for the code on the device."""
     return fill(
         """<h1>Approve a device</h1>
-<p>Type the code that the device shows.</p>
+<p>Enter the code that the device shows.</p>
 {alert}
 <form method="get" action="/device">
 <label for="user_code">Device code</label>
@@ -60,15 +60,15 @@ def decide(
     known: Mapping[str, Any] | None,
     users: Sequence[Mapping[str, Any]],
 ) -> Html:
-    """Show who asks, and ask for the decision."""
+    """Show the device, and ask for the decision."""
     return fill(
-        """<h1>Let this device in?</h1>
+        """<h1>Approve this device?</h1>
 <p class="code" aria-label="Device code">{user_code}</p>
-<p>Approve only if <strong>the device in front of you</strong> shows this very code.</p>
+<p>Approve only if <strong>the device in front of you</strong> shows exactly this code.</p>
 <dl>{facts}</dl>
 {known}
-<p class="hint">Name, platform and program are what the device says of itself. The address is where the plane saw the
-request come from.</p>
+<p class="hint">Name, platform and program are reported by the device. The address is the one from which the plane
+received the request.</p>
 <form method="post" action="/device/decide">
 <input type="hidden" name="csrf" value="{csrf}">
 <input type="hidden" name="user_code" value="{user_code}">
@@ -89,14 +89,14 @@ request come from.</p>
 
 
 def decided(grant: Mapping[str, Any], *, approved: bool, csrf: str) -> Html:
-    """Say what happens next."""
+    """Confirm the decision."""
     name = grant["name"] or grant["user_code"]
     if approved:
-        text = "It registers by itself within a few seconds; nothing is left to do here."
-        title, tone = fill("{name} may join", name=name), "good"
+        text = "It registers automatically within a few seconds. You are done here."
+        title, tone = fill("{name} is approved", name=name), "good"
     else:
-        text = "It is told so and stops asking."
-        title, tone = fill("{name} was turned away", name=name), "bad"
+        text = "It is notified and stops asking."
+        title, tone = fill("{name} is denied", name=name), "bad"
     return fill(
         """<h1 class="{tone}">{title}</h1>
 <p role="status">{text}</p>
@@ -109,8 +109,8 @@ def decided(grant: Mapping[str, Any], *, approved: bool, csrf: str) -> Html:
     )
 
 
-def trouble(title: str, text: str) -> Html:
-    """Say that something went wrong and offer the way back."""
+def problem(title: str, text: str) -> Html:
+    """Show an error, with a link to the start."""
     return fill(
         """<h1>{title}</h1>
 <p role="alert">{text}</p>
@@ -121,7 +121,7 @@ def trouble(title: str, text: str) -> Html:
 
 
 def moment(text: str, now: float) -> str:
-    """Return an RFC 3339 moment for a person: ``2026-11-23 09:26 UTC (2 minutes ago)``."""
+    """Return an RFC 3339 time for display: ``2026-11-23 09:26 UTC (2 minutes ago)``."""
     then = datetime.fromisoformat(text)
     seconds = max(0, int(now - then.timestamp()))
     ago = f"{seconds} second{'' if seconds == 1 else 's'}" if seconds < 90 else f"{round(seconds / 60)} minutes"
@@ -134,11 +134,11 @@ def _alert(error: str) -> Html:
 
 def _facts(grant: Mapping[str, Any], now: float) -> Html:
     facts = [
-        ("Name", grant["name"] or "not told"),
-        ("Platform", grant["platform"] or "not told"),
-        ("Asked from", grant["address"] or "unknown"),
-        ("Asked at", moment(grant["created_at"], now)),
-        ("Program", grant["user_agent"] or "not told"),
+        ("Name", grant["name"] or "unknown"),
+        ("Platform", grant["platform"] or "unknown"),
+        ("Requested from", grant["address"] or "unknown"),
+        ("Requested at", moment(grant["created_at"], now)),
+        ("Program", grant["user_agent"] or "unknown"),
     ]
     return Html("".join(fill("<dt>{name}</dt><dd>{value}</dd>", name=name, value=value) for name, value in facts))
 
@@ -148,15 +148,15 @@ def _known(device: Mapping[str, Any] | None) -> Html:
         return Html("")
     if device["status"] == "revoked":
         return fill(
-            '<p class="alert">This is device {id} ({name}), which was <strong>revoked</strong>. Approving brings it'
-            " back.</p>",
+            '<p class="alert">This is device {id} ({name}), which is <strong>revoked</strong>. Approving restores'
+            " it.</p>",
             id=device["id"],
-            name=device["name"] or "no name",
+            name=device["name"] or "unnamed",
         )
     return fill(
-        '<p class="note">This is device {id} ({name}). Approving ends its present session and gives it a new one.</p>',
+        '<p class="note">This is device {id} ({name}). Approving replaces its current session.</p>',
         id=device["id"],
-        name=device["name"] or "no name",
+        name=device["name"] or "unnamed",
     )
 
 
@@ -165,7 +165,7 @@ def _users(users: Sequence[Mapping[str, Any]]) -> Html:
         return Html("")
     options = Html("".join(fill('<option value="{id}">{name}</option>', **user) for user in users))
     return fill(
-        '<label for="user_id">Device of</label><select id="user_id" name="user_id">{options}</select>', options=options
+        '<label for="user_id">Owner</label><select id="user_id" name="user_id">{options}</select>', options=options
     )
 
 
