@@ -178,20 +178,13 @@ class Installer:
         about no certificate. ``asked_by``: whom the audit log names; empty: `asked_by` of this run.
         """
         context, everything = self._context, only is None and not prepared
-        newest = {one.cert_id: one for one in prepared}
-        concerned = frozenset(newest) | frozenset(only or ())
+        concerned = frozenset(one.cert_id for one in prepared) | frozenset(only or ())
         lasting = lasting or context.config().application.keep_generations < 1  # an old record must have its generation
         results = Results(context=context, asked_by=asked_by or self.asked_by, concerned=concerned, lasting=lasting)
         due = frozenset(self.records if due_now and everything else concerned if due_now else ())
         try:
             candidates = await to_switch(
-                context,
-                newest,
-                items,
-                results,
-                everything=everything,
-                due_now=concerned | due,
-                ignore_window=ignore_window,
+                context, prepared, items, results, everything=everything, due_now=due, ignore_window=ignore_window
             )
         except CertctrlError as error:
             for cert_id in sorted(concerned):

@@ -56,7 +56,7 @@ def not_yet_due(context: Context, records: Sequence[CertRecord]) -> dict[int, st
 
 async def to_switch(
     context: Context,
-    prepared: Mapping[int, Candidate],
+    prepared: Sequence[Candidate],
     items: Sequence[InstallItem],
     results: Results,
     *,
@@ -67,11 +67,12 @@ async def to_switch(
     """Return what may be switched to now: the prepared candidates, those staged before, and those that lack a file.
 
     The prepared ones are durable and recorded as staged then; what has to wait is noted in the results.
-    ``due_now``: certificates whose staged material is tried although it is not due. Raises CertctrlError; then
+    ``due_now``: certificates whose staged material is tried although it is not due, besides the concerned ones. Raises CertctrlError; then
     nothing is switched.
     """
-    await context.offload(context.generations.settle, [one.staged for one in prepared.values()])
-    candidates = await _staged_and(context, prepared, due_now, everything)
+    newest = {one.cert_id: one for one in prepared}
+    await context.offload(context.generations.settle, [one.staged for one in newest.values()])
+    candidates = await _staged_and(context, newest, results.concerned.union(due_now), everything)
     _note_staged(context, candidates)
     now = open_now(context, candidates, results, ignore_window=ignore_window)
     if results.waiting:  # a newer one may have replaced what was waiting
