@@ -279,7 +279,7 @@ class Installer:
 
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
         """Return whether `converge` would do something now, or say for the first time what it is refused."""
-        plan = await preview.plan_now(self._context, items, patient=True)
+        plan = await preview.plan_now(self._context, items, due_only=True)
         refused = (self.records.get(cert_id) for cert_id in plan.left_out)
         return bool(plan.groups) or any(one is not None and one.generation and not one.last_error for one in refused)
 

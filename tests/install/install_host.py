@@ -217,7 +217,7 @@ class Host:
         self.policy = attrs.evolve(self.policy, **settings)
 
     def bundle(self, cert_id: int, *domains: str, **options: Any) -> Bundle:
-        """Return fresh, checked material of a certificate."""
+        """Return due_now, checked material of a certificate."""
         domains = domains or (f"c{cert_id}.example",)
         return open_bundle(
             cert_id,

@@ -12,7 +12,7 @@ from certctrl.install.deploy.groups import Group, SwitchedPlan
 from certctrl.install.deploy.observe import ObservedState
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.render import plan_lines
-from certctrl.install.plan.retries import spare
+from certctrl.install.plan.retries import without_not_due
 from certctrl.install.plan.values import DesiredCert, GroupPlan, InstallPlan, Step, Write
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
@@ -142,16 +142,18 @@ def test_a_pair_rests_whole() -> None:
     record = CertRecord(
         facts=CertFacts(cert_id=1, name="a"), generation="g", owed=("key",), attempts=1, next_try_at=100.0
     )
-    rested = spare(plan, certs, [record], (), 50.0)
+    rested = without_not_due(plan, certs, [record], (), 50.0)
     assert [one.item for one in rested.groups[0].steps[0].writes] == ["other"]
-    assert rested.resting == {1}
-    assert spare(plan, certs, [record], {1}, 50.0) == plan == spare(plan, certs, [record], (), 100.0)
+    assert rested.not_due == {1}
+    assert (
+        without_not_due(plan, certs, [record], {1}, 50.0) == plan == without_not_due(plan, certs, [record], (), 100.0)
+    )
     others = attrs.evolve(plan, concerns=dict.fromkeys(("key", "cert", "other"), (2,)))
     both = certs | {2: DesiredCert(facts=CertFacts(cert_id=2, name="b"), live="g", generation="g")}
     records = [record, attrs.evolve(record, facts=CertFacts(cert_id=2, name="a"))]
-    assert spare(others, both, records, {1}, 50.0).resting == {2}, "what is new is noted, whatever it owed"
+    assert without_not_due(others, both, records, {1}, 50.0).not_due == {2}, "what is new is noted, whatever it owed"
     behind = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="h", generation="h")}
-    assert spare(plan, behind, [record], (), 50.0) == plan, "a crash left another generation live"
+    assert without_not_due(plan, behind, [record], (), 50.0) == plan, "a crash left another generation live"
 
 
 async def test_what_went_back_rests_too_and_is_tried_by_hand(clock: MockClock, host: Host) -> None:
@@ -175,13 +177,13 @@ def test_what_rests_is_not_on_trial() -> None:
     """Else a failure beside it would count as one more of its own."""
     unrecorded = Candidate(facts=CertFacts(cert_id=1, name="a"), generation="g")
     desired = DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g", owed=("r",))
-    observed = ObservedState(certs={1: desired}, cas={}, facts={}, host=HOST, unrecorded={1: unrecorded})
+    observed = ObservedState(certs={1: desired}, cas={}, destinations={}, host=HOST, unrecorded={1: unrecorded})
 
     def unproven(plan: InstallPlan) -> dict[int, Candidate]:
         around = SwitchedPlan(items=(), plan=plan, observed=observed, candidates={}, previous={}, groups={})
         return around.unproven(Group.of(["cert:1"]))
 
-    assert (unproven(InstallPlan()), unproven(InstallPlan(resting=frozenset({1})))) == ({1: unrecorded}, {})
+    assert (unproven(InstallPlan()), unproven(InstallPlan(not_due=frozenset({1})))) == ({1: unrecorded}, {})
 
 
 def test_a_command_is_due_for_its_files_alone_only_when_all_who_ask_for_it_have_had_it() -> None:

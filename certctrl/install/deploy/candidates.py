@@ -74,12 +74,12 @@ async def to_switch(
     await context.offload(context.generations.settle, [one.staged for one in newest.values()])
     candidates = await _staged_and(context, newest, results.concerned.union(due_now), everything)
     _note_staged(context, candidates)
-    now = open_now(context, candidates, results, ignore_window=ignore_window)
+    now = not_waiting(context, candidates, results, ignore_window=ignore_window)
     if results.waiting:  # a newer one may have replaced what was waiting
         with suppress(DiskError):
             await context.shared_offload(prune_unused, context, list(results.waiting))
     # only of what is switched or live: items want their files now
-    return now | await completed(context, items, now, results, everything=everything)
+    return now | await with_missing_files(context, items, now, results, everything=everything)
 
 
 async def _staged_and(
@@ -109,7 +109,7 @@ def _note_staged(context: Context, candidates: Mapping[int, Candidate]) -> None:
             context.records.note(attrs.evolve(record, facts=facts, staged=candidate.generation))
 
 
-def open_now(
+def not_waiting(
     context: Context, candidates: Mapping[int, Candidate], results: Results, *, ignore_window: bool
 ) -> dict[int, Candidate]:
     """Return the candidates that may be switched now; what the others wait for is noted in the results.
@@ -139,7 +139,7 @@ def prune_unused(context: Context, cert_ids: Collection[int]) -> None:
         context.generations.prune(record.name, keep, also_keep=used)
 
 
-async def completed(
+async def with_missing_files(
     context: Context,
     items: Sequence[InstallItem],
     candidates: Mapping[int, Candidate],
@@ -155,7 +155,7 @@ async def completed(
     if context.indexer.of(items).empty:
         return {}
     records = [one for one in context.records.certificates.values() if everything or one.cert_id in results.concerned]
-    lacking: list[Candidate] = await context.offload(_lacking, context, items, records, dict(candidates))
+    lacking: list[Candidate] = await context.offload(_lacking_files, context, items, records, dict(candidates))
     found = {}
     for one in lacking:
         try:
@@ -170,7 +170,7 @@ async def completed(
     return found
 
 
-def _lacking(
+def _lacking_files(
     context: Context, items: Sequence[InstallItem], records: Sequence[CertRecord], candidates: Mapping[int, Candidate]
 ) -> list[Candidate]:
     """Return the generations that shall be live and lack a file that the items want. Blocks on the disk."""
@@ -184,14 +184,14 @@ def _lacking(
         candidate = candidates.get(cert_id)
         with suppress(DiskError):  # whoever looks at it next says so
             generation = candidate.generation if candidate is not None else context.generations.live_id(name)
-            if generation and not _holds(context, name, context.generations.manifest(name, generation), wanted):
+            if generation and not _has_files(context, name, context.generations.manifest(name, generation), wanted):
                 one = candidate or Candidate.read(context, name, generation)
                 if candidate is not None or not _made_before(context, one, wanted):
                     found.append(one)
     return found
 
 
-def _holds(context: Context, name: str, manifest: Mapping[str, Any], wanted: Collection[str]) -> bool:
+def _has_files(context: Context, name: str, manifest: Mapping[str, Any], wanted: Collection[str]) -> bool:
     """Return whether a generation has some files, its keystores with the passwords that commands are told."""
     theirs = manifest["facts"].get("passwords", {})
     return all(file in manifest["files"] for file in wanted) and all(
@@ -208,7 +208,7 @@ def _made_before(context: Context, live: Candidate, wanted: Collection[str]) -> 
         return False
     manifest = context.generations.manifest(live.name, record.staged)
     same = bool(manifest["facts"]["fingerprint_sha256"] == live.facts.fingerprint_sha256)
-    return same and _holds(context, live.name, manifest, wanted)
+    return same and _has_files(context, live.name, manifest, wanted)
 
 
 def bundle_of(context: Context, candidate: Candidate) -> Bundle:

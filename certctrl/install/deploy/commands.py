@@ -78,7 +78,7 @@ def pinned_otherwise(context: Context, plan: InstallPlan) -> list[Refusal]:
     return found
 
 
-async def prove(context: Context, one: Verification, certs: Sequence[DesiredCert]) -> None:
+async def verify_live(context: Context, one: Verification, certs: Sequence[DesiredCert]) -> None:
     """Require what a verification says, looking again within ``verify_timeout_seconds``.
 
     Servers reload asynchronously, so the first answers may still be the old ones. Raises ProbeError, CommandError.

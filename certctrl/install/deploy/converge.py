@@ -136,7 +136,7 @@ class Convergence:
             policy=policy,
             examine=self.examine,
             then=switch_at_once,
-            fresh=self.due_now | self.candidates.keys(),
+            due_now=self.due_now | self.candidates.keys(),
         )
         for cert_id, fault in observed.faults.items():
             self.results.mark_unreadable(cert_id, fault)
@@ -228,7 +228,7 @@ class Convergence:
                 targets=switched.plan.targets.get(cert_id, ()),
                 changed=False,
                 left_out=left_out.get(cert_id, ()),
-                resting=cert_id in switched.plan.resting,
+                not_due=cert_id in switched.plan.not_due,
             )
 
     def _note_failure(self, groups: Iterable[Group], error: CertctrlError) -> None:

@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from certctrl.errors import CertctrlError, CommandError
-from certctrl.install.deploy.commands import prove, run_granted
+from certctrl.install.deploy.commands import run_granted, verify_live
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.trust_store import import_ca
 from certctrl.install.material.formats import ca_files
@@ -103,7 +103,7 @@ class Executor:
 
     async def _prove(self, one: Verification) -> None:
         if not self._in_vain(one.for_files):
-            await prove(self.context, one, self.about(one.cert_ids))
+            await verify_live(self.context, one, self.about(one.cert_ids))
 
     async def _all(self, jobs: Sequence[_Job]) -> None:
         """Run jobs side by side, each to its end; then raise the first failure that is not tolerated."""

@@ -75,7 +75,7 @@ class SwitchedPlan:
         mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # not all of a burst, for each of its groups
         found = {i: one for i, one in mine if one is not None and self._is_new(one)}
         left_out: Collection[int] = self.plan.left_out
-        for cert_id in group.cert_ids - found.keys() - set(left_out) - self.plan.resting:
+        for cert_id in group.cert_ids - found.keys() - set(left_out) - self.plan.not_due:
             unrecorded = self.observed.unrecorded.get(cert_id)
             if unrecorded is not None and not self.observed.certs[cert_id].proven:
                 found[cert_id] = unrecorded

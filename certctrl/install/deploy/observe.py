@@ -21,8 +21,8 @@ from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.inputs import DEBIAN, RED_HAT, Host
 from certctrl.install.plan.planner import plan_for, programs
 from certctrl.install.plan.policy import is_local, path_fault
-from certctrl.install.plan.retries import spare
-from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact, InstallPlan
+from certctrl.install.plan.retries import without_not_due
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, InstallPlan
 from certctrl.install.process.vetting import vet_executable
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, InstallItem
@@ -37,7 +37,7 @@ class ObservedState:
 
     certs: Mapping[int, DesiredCert]
     cas: Mapping[int, DesiredCa]
-    facts: Mapping[str, Fact]
+    destinations: Mapping[str, Destination]
     host: Host
     unrecorded: Mapping[int, Candidate] = attrs.field(factory=dict)
     """What is live and the records do not know, or not as proven: left by a crash, or never accepted."""
@@ -81,8 +81,10 @@ def observe(
     cas = {int(ca_id): _ca(ca) for ca_id, ca in list(context.records.cas.items())}
     looked_at = [one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type == "ca"]
     host = _host(context, wanted, policy)
-    facts = _facts(context, looked_at, policy, host.users)
-    return ObservedState(certs=certs, cas=cas, facts=facts, host=host, unrecorded=unrecorded, faults=faults)
+    destinations = _destinations(context, looked_at, policy, host.users)
+    return ObservedState(
+        certs=certs, cas=cas, destinations=destinations, host=host, unrecorded=unrecorded, faults=faults
+    )
 
 
 async def observe_and_plan(
@@ -95,22 +97,29 @@ async def observe_and_plan(
     unproven: Collection[int] = (),
     examine: Collection[int] | None = None,
     then: Callable[[InstallPlan], None] | None = None,
-    fresh: Collection[int] | None = None,
+    due_now: Collection[int] | None = None,
 ) -> tuple[InstallPlan, ObservedState]:
     """Look and plan in one go off the event loop: with thousands of items either takes longer than it may stall.
 
-    ``then``: what to do with the plan at once, in the same thread. ``fresh``: leave out what is not due yet, but for
-    these certificates (see `spare`); None: leave out nothing.
+    ``then``: what to do with the plan at once, in the same thread. ``due_now``: leave out what is not due yet, but for
+    these certificates (see `without_not_due`); None: leave out nothing.
     """
     noted = dict(context.records.activations)
 
     def work() -> tuple[InstallPlan, ObservedState]:
         observed = observe(context, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
         plan = plan_for(
-            items, observed.certs, observed.facts, policy, noted, host=observed.host, cas=observed.cas, examine=examine
+            items,
+            observed.certs,
+            observed.destinations,
+            policy,
+            noted,
+            host=observed.host,
+            cas=observed.cas,
+            examine=examine,
         )
-        if fresh is not None:
-            plan = spare(plan, observed.certs, records, fresh, context.wall_now())
+        if due_now is not None:
+            plan = without_not_due(plan, observed.certs, records, due_now, context.wall_now())
         if then is not None:
             then(plan)
         return plan, observed
@@ -152,15 +161,15 @@ def _ca(ca: CaRecord) -> DesiredCa:
     )
 
 
-def _facts(
+def _destinations(
     context: Context, copies: Sequence[CopyAction], policy: HostPolicy, users: Mapping[str, int]
-) -> dict[str, Fact]:
-    found: dict[str, Fact] = {}
+) -> dict[str, Destination]:
+    found: dict[str, Destination] = {}
     for item in copies:
         roots = roots_for(context, policy, item.id)
         for path in item.targets:
             if path not in found:
-                found[path] = fact_of(context, path, roots, users.get(item.owner or ""))
+                found[path] = destination_of(context, path, roots, users.get(item.owner or ""))
     return found
 
 
@@ -169,18 +178,18 @@ def roots_for(context: Context, policy: HostPolicy, item_id: str) -> tuple[str, 
     return ("/",) if is_local(item_id) else (*policy.write_roots, str(context.layout.certs))
 
 
-def fact_of(context: Context, path: str, roots: Sequence[str], owner: int | None = None) -> Fact:
+def destination_of(context: Context, path: str, roots: Sequence[str], owner: int | None = None) -> Destination:
     """Return what is at one destination; what cannot be looked at is refused with the reason.
 
     ``owner``: the user the file shall belong to, whose directory it may be.
     """
     if (fault := path_fault(path)) is not None:
-        return Fact(refusal=fault)
+        return Destination(refusal=fault)
     try:
         found = destination_facts(path, roots, fs=context.fs, owner=owner)
     except DiskError as error:
-        return Fact(refusal=str(error))
-    return Fact(
+        return Destination(refusal=str(error))
+    return Destination(
         sha256=found.sha256,
         mode=found.mode or 0,
         uid=found.uid or 0,

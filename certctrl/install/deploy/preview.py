@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from certctrl.errors import DiskError
-from certctrl.install.deploy.candidates import not_yet_due, open_now, staged_before
+from certctrl.install.deploy.candidates import not_waiting, not_yet_due, staged_before
 from certctrl.install.deploy.commands import pinned_otherwise
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import observe_and_plan
@@ -20,17 +20,17 @@ from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
 
 
-async def plan_now(context: Context, items: Sequence[InstallItem], *, patient: bool = False) -> InstallPlan:
+async def plan_now(context: Context, items: Sequence[InstallItem], *, due_only: bool = False) -> InstallPlan:
     """Return what a convergence of everything would do now. Raises DiskError, StateCorruptError.
 
-    ``patient``: without what failed and is not due yet.
+    ``due_only``: without what failed and is not due yet.
     """
     policy, records = context.policy(), list(context.records.certificates.values())
     results = Results(context=context)
     staged, _ = await context.offload(staged_before, context, records, (), True)
-    now = open_now(context, staged, results, ignore_window=False)
+    now = not_waiting(context, staged, results, ignore_window=False)
     found, _ = await observe_and_plan(
-        context, items, records, now, policy=policy, fresh=now.keys() if patient else None
+        context, items, records, now, policy=policy, due_now=now.keys() if due_only else None
     )
     refusals = (*found.refusals, *await context.offload(pinned_otherwise, context, found))
     return attrs.evolve(found, refusals=refusals, held=not_yet_due(context, records) | results.waiting)

@@ -65,17 +65,17 @@ class Results:
         left_out: Sequence[str] = (),
         notes: Iterable[str] = (),
         owed: Collection[str] = (),
-        resting: bool = False,
+        not_due: bool = False,
     ) -> None:
         """Note that a certificate is as it should be, apart from what had to be left out, or failed and is tolerated.
 
-        ``owed``: the items that failed so. ``resting``: what failed before is not due yet, and counts as it did.
+        ``owed``: the items that failed so. ``not_due``: what failed before is not due yet, and counts as it did.
         """
         if cert_id in self.unreadable:
             return
         before = self.record(cert_id, candidate)
-        if resting:
-            self._rest(cert_id, before, changed)
+        if not_due:
+            self._note_not_due(cert_id, before, changed)
             return
         if cert_id != 0 and not live:  # an item names it, but it is not here, or not any more
             self._gone(before, changed)
@@ -119,7 +119,7 @@ class Results:
             gone = attrs.evolve(before, generation="", attempts=0, last_error="", next_try_at=0.0, owed=())
             self.context.records.note(gone)
 
-    def _rest(self, cert_id: int, record: CertRecord, changed: bool) -> None:
+    def _note_not_due(self, cert_id: int, record: CertRecord, changed: bool) -> None:
         failing = record.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
         kind, detail = (OutcomeKind.FAILED, record.last_error) if failing else (kind, "")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from certctrl.errors import DiskError, UsageError
-from certctrl.install.deploy.candidates import completed
+from certctrl.install.deploy.candidates import with_missing_files
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import groups_of
@@ -32,7 +32,7 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
     results = Results(context=context, concerned=frozenset({record.cert_id}), asked_by="operator")
     candidates = {record.cert_id: target}
     # it may be older than an item that wants another format of it
-    candidates |= await completed(context, items, candidates, results, everything=False)
+    candidates |= await with_missing_files(context, items, candidates, results, everything=False)
     target = candidates[record.cert_id]
     context.records.note(attrs.evolve(record, held=True))
     groups = groups_of(context, items, candidates)

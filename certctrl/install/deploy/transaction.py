@@ -79,7 +79,7 @@ class Transaction:
                 left_out=left_out.get(cert_id, ()),
                 notes=(*(one.why for one in tolerated), *(executor.notes if cert_id in changed else ())),
                 owed=frozenset[str]().union(*(one.items for one in tolerated)),
-                resting=cert_id in self.plan.resting,
+                not_due=cert_id in self.plan.not_due,
             )
 
     def _whom(self, one: Tolerated, changed: set[int]) -> Collection[int]:
@@ -194,7 +194,7 @@ class Transaction:
 
         def is_failed_ones(write: Write) -> bool:
             failed = self.observed.certs.get(write.cert_id or 0)
-            return failed is not None and observed.facts[write.path].sha256 == failed.files.get(write.source)
+            return failed is not None and observed.destinations[write.path].sha256 == failed.files.get(write.source)
 
         steps = [
             Step(

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certctrl.errors import CertctrlError, MaterialError
 from certctrl.install.deploy.context import Context
-from certctrl.install.deploy.observe import fact_of, system_trust_store
+from certctrl.install.deploy.observe import destination_of, system_trust_store
 from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.material.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
 from certctrl.install.plan.policy import explain, path_fault
@@ -73,10 +73,10 @@ async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Se
     if store.directory is None:
         return await _keep(context, record, items)
     path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
-    fact = await context.offload(fact_of, context, path, (store.directory,))
-    if fact.refusal or path_fault(path) is not None:
-        return Outcome(kind=OutcomeKind.FAILED, detail=f"will not write {one_line(path)}: {fact.refusal}")
-    if before is not None and before.sha256 == record.sha256 == fact.sha256 and before.path:
+    there = await context.offload(destination_of, context, path, (store.directory,))
+    if there.refusal or path_fault(path) is not None:
+        return Outcome(kind=OutcomeKind.FAILED, detail=f"will not write {one_line(path)}: {there.refusal}")
+    if before is not None and before.sha256 == record.sha256 == there.sha256 and before.path:
         return Outcome(kind=OutcomeKind.UNCHANGED)
     return await _import(context, store, before, attrs.evolve(record, path=path))
 

@@ -8,7 +8,7 @@ import attrs
 
 from certctrl.install.plan.dependencies import Binding
 from certctrl.install.plan.policy import Ground
-from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact, Write
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, Write
 from certctrl.model.plan import InstallItem
 from certctrl.model.policy import HostPolicy, TrustStore
 
@@ -39,7 +39,7 @@ class PlanInputs:
     items: Mapping[str, InstallItem]
     certs: Mapping[int, DesiredCert]
     cas: Mapping[int, DesiredCa]
-    facts: Mapping[str, Fact]
+    destinations: Mapping[str, Destination]
     policy: HostPolicy
     activations: Mapping[str, str]
     host: Host

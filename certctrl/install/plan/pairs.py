@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from certctrl.install.plan.dependencies import ordered_steps
-from certctrl.install.plan.refusals import is_whole
 from certctrl.model.plan import CopyAction, InstallItem
+
+_WHOLE = frozenset({"combined.pem", "bundle.pfx", "bundle.jks"})
+
+
+def is_whole(item: CopyAction) -> bool:
+    """Return whether the files of an item are a matching pair by themselves."""
+    names = set(item.sources)
+    return bool(names & _WHOLE) or ("private.key" in names and bool(names & {"certificate.pem", "fullchain.pem"}))
 
 
 @attrs.frozen

@@ -23,7 +23,7 @@ from certctrl.install.plan.refusals import argvs_of, blocked_items, collisions, 
 from certctrl.install.plan.values import (
     DesiredCa,
     DesiredCert,
-    Fact,
+    Destination,
     GroupPlan,
     InstallPlan,
     Run,
@@ -41,7 +41,7 @@ Named = TypeVar("Named", DesiredCert, CertRecord)
 def plan_for(
     items: Sequence[InstallItem],
     certs: Mapping[int, DesiredCert],
-    facts: Mapping[str, Fact],
+    destinations: Mapping[str, Destination],
     policy: HostPolicy,
     activations: Mapping[str, str],
     *,
@@ -51,14 +51,14 @@ def plan_for(
 ) -> InstallPlan:
     """Return the plan that brings this host to ``certs`` and ``items``.
 
-    ``facts``: what is at each absolute destination (absent: no file). ``activations``: item id -> key noted at its
+    ``destinations``: what is at each absolute destination (absent: no file). ``activations``: item id -> key noted at its
     last success. ``examine``: compare files of these certificates only; those of others count as right (a renewal
     of one need not read the files of a thousand). None: compare all.
     """
     wanted = enabled(items)
     bound = bind(wanted, certs, cas or {}, ran=activations.keys())
     by_id = {item.id: item for item in wanted}
-    inputs = PlanInputs(by_id, certs, cas or {}, facts, policy, activations, host, bound, examine)
+    inputs = PlanInputs(by_id, certs, cas or {}, destinations, policy, activations, host, bound, examine)
     refusals = [refusal for item in wanted if (refusal := refusal_of(inputs, item)) is not None]
     refusals += collisions(wanted, {refusal.item for refusal in refusals})
     refused = {refusal.item for refusal in refusals}
@@ -117,11 +117,11 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
     source_files = cert.files if cert is not None else inputs.cas[binding.cas[0]].files
     found = []
     for name, path in zip(item.sources, item.targets, strict=True):
-        fact = inputs.facts.get(path, Fact())
+        there = inputs.destinations.get(path, Destination())
         uid = inputs.host.users[item.owner] if item.owner is not None else None
         gid = inputs.host.groups[item.group] if item.group is not None else None
-        mode = _mode(item, name, fact)
-        if why := _difference(fact, source_files.get(name, ""), mode, uid, gid):
+        mode = _mode(item, name, there)
+        if why := _difference(there, source_files.get(name, ""), mode, uid, gid):
             found.append(
                 Write(
                     item=item.id,
@@ -133,28 +133,28 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
                     why=why,
                     file_group=file_group.name,
                     tolerant=file_group.tolerant,
-                    uid=uid if uid is not None or fact.sha256 is None else fact.uid,
-                    gid=gid if gid is not None or fact.sha256 is None else fact.gid,
+                    uid=uid if uid is not None or there.sha256 is None else there.uid,
+                    gid=gid if gid is not None or there.sha256 is None else there.gid,
                 )
             )
     return tuple(found)
 
 
-def _mode(item: CopyAction, name: str, fact: Fact) -> int:
+def _mode(item: CopyAction, name: str, there: Destination) -> int:
     """Return the mode of a target: the item's, else that of the file there unless too open, else the usual one."""
     if item.mode is not None:
         return item.mode
     most, usual = (KEY_MODES, 0o600) if name in KEY_FILES else (PUBLIC_MODES, 0o644)
-    return fact.mode if fact.sha256 is not None and not fact.mode & ~most and fact.mode & 0o400 else usual
+    return there.mode if there.sha256 is not None and not there.mode & ~most and there.mode & 0o400 else usual
 
 
-def _difference(fact: Fact, sha256: str, mode: int, uid: int | None, gid: int | None) -> str:
-    if fact.sha256 is None:
+def _difference(there: Destination, sha256: str, mode: int, uid: int | None, gid: int | None) -> str:
+    if there.sha256 is None:
         return "new"
-    changes = ["other bytes"] if fact.sha256 != sha256 else []
-    changes += [f"mode {fact.mode:04o} -> {mode:04o}"] if fact.mode != mode else []
-    changes += [f"owner {fact.uid} -> {uid}"] if uid is not None and fact.uid != uid else []
-    changes += [f"group {fact.gid} -> {gid}"] if gid is not None and fact.gid != gid else []
+    changes = ["other bytes"] if there.sha256 != sha256 else []
+    changes += [f"mode {there.mode:04o} -> {mode:04o}"] if there.mode != mode else []
+    changes += [f"owner {there.uid} -> {uid}"] if uid is not None and there.uid != uid else []
+    changes += [f"group {there.gid} -> {gid}"] if gid is not None and there.gid != gid else []
     return ", ".join(changes)
 
 

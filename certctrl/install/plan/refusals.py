@@ -8,6 +8,7 @@ import attrs
 
 from certctrl.install.material.formats import CA_FILES, VIRTUAL_FILES
 from certctrl.install.plan.inputs import PlanInputs
+from certctrl.install.plan.pairs import is_whole
 from certctrl.install.plan.policy import (
     Grant,
     Ground,
@@ -18,14 +19,13 @@ from certctrl.install.plan.policy import (
     refuse_owner,
     refuse_path,
 )
-from certctrl.install.plan.values import Fact
+from certctrl.install.plan.values import Destination
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyCommand
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.text import one_line
 
 VERIFY_SECONDS = 60.0
 """Longest run of a check or verify command, unless the policy says less."""
-_WHOLE = frozenset({"combined.pem", "bundle.pfx", "bundle.jks"})
 
 
 def argvs_of(item: InstallItem) -> list[tuple[str, ...]]:
@@ -81,7 +81,7 @@ def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
     for path in item.targets:
         if refusal := refuse_path(policy, path, ground, local=is_local(item.id)):
             return refusal
-        if fault := inputs.facts.get(path, Fact()).refusal:
+        if fault := inputs.destinations.get(path, Destination()).refusal:
             return Refusal(what=f"write {one_line(path)}", why=fault)
     if refusal := refuse_owner(policy, item, ground):
         return refusal
@@ -147,9 +147,3 @@ def _falls_with(inputs: PlanInputs, item: InstallItem, out: Collection[str]) -> 
     if isinstance(item, ExecAction) and any(isinstance(one, CopyAction) and one.id not in out for one in needed):
         gone = [one for one in gone if not isinstance(one, CopyAction)]
     return f"depends on item {one_line(gone[0].id)}, which is left out" if gone else ""
-
-
-def is_whole(item: CopyAction) -> bool:
-    """Return whether the files of an item are a matching pair by themselves."""
-    names = set(item.sources)
-    return bool(names & _WHOLE) or ("private.key" in names and bool(names & {"certificate.pem", "fullchain.pem"}))

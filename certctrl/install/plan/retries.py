@@ -38,16 +38,16 @@ def retry_turns(records: Iterable[CertRecord], now: float) -> dict[int, float]:
     }
 
 
-def spare(
+def without_not_due(
     plan: InstallPlan,
     certs: Mapping[int, DesiredCert],
     records: Iterable[CertRecord],
-    fresh: Collection[int],
+    due_now: Collection[int],
     now: float,
 ) -> InstallPlan:
     """Return a plan without what failed and is not due yet.
 
-    ``fresh``: certificates that are new, or asked for: what is about one of them is tried at once. So is what a
+    ``due_now``: certificates that are new, or asked for: what is about one of them is tried at once. So is what a
     crash has left of a certificate whose record knows another generation than the live one.
     """
     tired = [
@@ -55,18 +55,18 @@ def spare(
         for record in records
         if record.owed
         and next_try(record, now) > now
-        and record.cert_id not in fresh
+        and record.cert_id not in due_now
         and certs[record.cert_id].live == record.generation
     ]
     owed = {item for record in tired for item in record.owed if item in plan.concerns}
-    items = {item for item in owed if set(plan.concerns[item]).isdisjoint(fresh)}
+    items = {item for item in owed if set(plan.concerns[item]).isdisjoint(due_now)}
     if not items:
         return plan
     groups = (_without(one, items) for one in plan.groups)
     return attrs.evolve(
         plan,
         groups=tuple(one for one in groups if not one.idle),
-        resting=frozenset(record.cert_id for record in tired if not items.isdisjoint(record.owed)),
+        not_due=frozenset(record.cert_id for record in tired if not items.isdisjoint(record.owed)),
     )
 
 

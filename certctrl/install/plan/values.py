@@ -57,7 +57,7 @@ class DesiredCa:
 
 
 @attrs.frozen(kw_only=True)
-class Fact:
+class Destination:
     """What is at one destination."""
 
     sha256: str | None = None
@@ -182,7 +182,7 @@ class InstallPlan:
     """Item id -> certificates it is bound to."""
     targets: Mapping[int, tuple[str, ...]] = attrs.field(factory=dict)
     """Certificate id -> paths outside the agent's own tree where its files belong."""
-    resting: frozenset[int] = frozenset()
+    not_due: frozenset[int] = frozenset()
     """Certificates of which something failed that is left out because it is not due yet."""
 
     @property

@@ -10,7 +10,7 @@ import attrs
 from certctrl.install.plan.inputs import Host
 from certctrl.install.plan.planner import plan_for
 from certctrl.install.plan.policy import Ground
-from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact, GroupPlan, InstallPlan
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, GroupPlan, InstallPlan
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand
@@ -51,21 +51,21 @@ def run(n: str, *needs: str, argv: tuple[str, ...] | None = RELOAD, **more: Any)
 def plan(
     items: Sequence[InstallItem],
     *certs: DesiredCert,
-    facts: Mapping[str, Fact] | None = None,
+    destinations: Mapping[str, Destination] | None = None,
     activations: Mapping[str, str] | None = None,
     policy: HostPolicy = POLICY,
     host: Host = HOST,
     **more: Any,
 ) -> InstallPlan:
     wanted = {one.cert_id: one for one in certs}
-    return plan_for(items, wanted, facts or {}, policy, activations or {}, host=host, **more)
+    return plan_for(items, wanted, destinations or {}, policy, activations or {}, host=host, **more)
 
 
 @attrs.define
 class World:
     """A disk and its markers, changed exactly as a plan says."""
 
-    facts: dict[str, Fact] = attrs.field(factory=dict)
+    destinations: dict[str, Destination] = attrs.field(factory=dict)
     activations: dict[str, str] = attrs.field(factory=dict)
 
     def apply(
@@ -78,7 +78,7 @@ class World:
                     files = (
                         by_id[write.cert_id].files if write.cert_id is not None else (cas or {})[write.ca_id or 0].files
                     )
-                    self.facts[write.path] = Fact(
+                    self.destinations[write.path] = Destination(
                         sha256=files.get(write.source, ""), mode=write.mode, uid=write.uid or 0, gid=write.gid or 0
                     )
                 for due in step.runs:

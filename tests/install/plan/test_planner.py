@@ -13,7 +13,7 @@ from certctrl.install.plan.dependencies import bind, depended_on, ordered_steps
 from certctrl.install.plan.item_index import Indexer, ItemIndex
 from certctrl.install.plan.planner import cas_wanted, programs
 from certctrl.install.plan.render import LineKind, plan_lines, plan_text
-from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import ImportCaAction, InstallItem, VerifyCommand
 from certctrl.model.policy import HostPolicy, TrustStore
@@ -38,15 +38,15 @@ def test_new_material_is_switched_copied_reloaded_and_verified_in_that_order() -
 def test_unchanged_bytes_are_not_written_and_reload_nothing() -> None:
     items, world = [copy("c", 1), run("r", "c")], World()
     world.apply(plan(items, cert(1)), [cert(1)])
-    assert plan_lines(plan(items, cert(1), facts=world.facts, activations=world.activations)) == ()
+    assert plan_lines(plan(items, cert(1), destinations=world.destinations, activations=world.activations)) == ()
 
 
 def test_a_file_that_somebody_changed_is_put_right_and_its_service_reloaded() -> None:
     items, world = [copy("c", 1), run("r", "c"), run("x", argv=("/bin/other",), ob_id=2)], World()
     certs = [cert(1), cert(2)]
     world.apply(plan(items, *certs), certs)
-    world.facts["/ssl/c/private.key"] = Fact(sha256="tampered", mode=0o600)
-    found = plan(items, *certs, facts=world.facts, activations=world.activations)
+    world.destinations["/ssl/c/private.key"] = Destination(sha256="tampered", mode=0o600)
+    found = plan(items, *certs, destinations=world.destinations, activations=world.activations)
     assert writes(found) == ["/ssl/c/private.key"]
     assert runs(found) == [("r",)]
     (due,) = only_set(found).steps[1].runs
@@ -56,24 +56,24 @@ def test_a_file_that_somebody_changed_is_put_right_and_its_service_reloaded() ->
 @pytest.mark.parametrize(
     ("fact", "fields", "why"),
     [
-        (Fact(sha256="x", mode=0o600), {}, "other bytes"),
-        (Fact(sha256="private.key@1@g1", mode=0o644), {}, "mode 0644 -> 0600"),
-        (Fact(sha256="private.key@1@g1", mode=0o640), {}, ""),
-        (Fact(sha256="private.key@1@g1", mode=0o640), {"mode": 0o600}, "mode 0640 -> 0600"),
-        (Fact(sha256="private.key@1@g1", mode=0o600, uid=5), {}, ""),
-        (Fact(sha256="private.key@1@g1", mode=0o600, uid=5), {"owner": "www"}, "owner 5 -> 33"),
-        (Fact(sha256="private.key@1@g1", mode=0o600, gid=5), {"group": "ssl"}, "group 5 -> 44"),
-        (Fact(), {}, "new"),
+        (Destination(sha256="x", mode=0o600), {}, "other bytes"),
+        (Destination(sha256="private.key@1@g1", mode=0o644), {}, "mode 0644 -> 0600"),
+        (Destination(sha256="private.key@1@g1", mode=0o640), {}, ""),
+        (Destination(sha256="private.key@1@g1", mode=0o640), {"mode": 0o600}, "mode 0640 -> 0600"),
+        (Destination(sha256="private.key@1@g1", mode=0o600, uid=5), {}, ""),
+        (Destination(sha256="private.key@1@g1", mode=0o600, uid=5), {"owner": "www"}, "owner 5 -> 33"),
+        (Destination(sha256="private.key@1@g1", mode=0o600, gid=5), {"group": "ssl"}, "group 5 -> 44"),
+        (Destination(), {}, "new"),
     ],
 )
-def test_bytes_mode_and_owner_are_compared(fact: Fact, fields: dict[str, Any], why: str) -> None:
-    found = plan([copy("c", 1, names=("private.key",), **fields)], cert(1), facts={"/ssl/c/private.key": fact})
+def test_bytes_mode_and_owner_are_compared(fact: Destination, fields: dict[str, Any], why: str) -> None:
+    found = plan([copy("c", 1, names=("private.key",), **fields)], cert(1), destinations={"/ssl/c/private.key": fact})
     assert [write.why for one in found.groups for step in one.steps for write in step.writes] == [why] * bool(why)
 
 
 def test_an_owner_that_nobody_asked_to_change_stays() -> None:
-    fact = Fact(sha256="x", mode=0o640, uid=5, gid=6)
-    found = plan([copy("c", 1, names=("private.key",))], cert(1), facts={"/ssl/c/private.key": fact})
+    fact = Destination(sha256="x", mode=0o640, uid=5, gid=6)
+    found = plan([copy("c", 1, names=("private.key",))], cert(1), destinations={"/ssl/c/private.key": fact})
     (write,) = only_set(found).steps[0].writes
     assert (write.uid, write.gid, write.mode) == (5, 6, 0o640)
 
@@ -136,7 +136,7 @@ def test_a_command_runs_again_when_its_definition_its_files_or_its_material_chan
     world.apply(plan(items, cert(1)), [cert(1)])
 
     def due(items: Sequence[InstallItem], one: DesiredCert) -> bool:
-        return bool(runs(plan(items, one, facts=world.facts, activations=world.activations)))
+        return bool(runs(plan(items, one, destinations=world.destinations, activations=world.activations)))
 
     assert not due(items, cert(1))
     assert due(items, cert(1, "g2"))
@@ -247,9 +247,9 @@ def test_cas_are_imported_copied_and_announced() -> None:
     assert found.waiting == {"later": "CA 4 is not on this host yet"}
     world.apply(found, [], known)
     known = {3: attrs.evolve(ca, imported=True)}
-    again = plan(items, cas=known, policy=policy, facts=world.facts, activations=world.activations)
+    again = plan(items, cas=known, policy=policy, destinations=world.destinations, activations=world.activations)
     assert plan_lines(again) == ()
-    world.facts["/ssl/c/ca.pem"] = Fact(sha256="other", mode=0o644)
-    again = plan(items, cas=known, policy=policy, facts=world.facts, activations=world.activations)
+    world.destinations["/ssl/c/ca.pem"] = Destination(sha256="other", mode=0o644)
+    again = plan(items, cas=known, policy=policy, destinations=world.destinations, activations=world.activations)
     assert [step.kind for step in plan_lines(again)] == [LineKind.WRITE, LineKind.RUN]
     assert cas_wanted(items) == {3, 4}

@@ -51,7 +51,7 @@ def test_carrying_out_a_plan_leaves_nothing_to_do(items: list[InstallItem], here
     assert len(writes(first)) == len(set(writes(first)))
     world.apply(first, certs)
     settled = world.settled(certs)
-    second = plan(items, *settled, facts=world.facts, activations=world.activations)
+    second = plan(items, *settled, destinations=world.destinations, activations=world.activations)
     assert plan_lines(second) == ()
     assert {refusal.item for refusal in second.refusals} == refused
     assert json.loads(json.dumps(plan_json(first)))["refusals"] == [

@@ -8,7 +8,7 @@ from planner_world import HOST, RELOAD, TLS, World, cert, copy, only_set, plan, 
 
 from certctrl.install.plan.policy import explain
 from certctrl.install.plan.render import LineKind, plan_lines, plan_text
-from certctrl.install.plan.values import DesiredCa, DesiredCert, Fact
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination
 from certctrl.model.plan import ImportCaAction, InstallItem, Verify, VerifyCommand, VerifyTls
 
 # --- verifying ----------------------------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def test_what_was_switched_but_never_proven_is_verified() -> None:
     """After a crash between switch and probe nothing is left to write or run, but the proof is still owed."""
     items, world = [copy("c", 1, verify=TLS), run("r", "c")], World()
     world.apply(plan(items, cert(1)), [cert(1)])
-    found = plan(items, cert(1, proven=False), facts=world.facts, activations=world.activations)
+    found = plan(items, cert(1, proven=False), destinations=world.destinations, activations=world.activations)
     assert [step.kind for step in plan_lines(found)] == [LineKind.VERIFY]
 
 
@@ -97,7 +97,11 @@ def test_more_refusals(item: InstallItem, why: str) -> None:
 
 
 def test_what_the_disk_says_counts_too() -> None:
-    found = plan([copy("c", 1)], cert(1), facts={"/ssl/c/private.key": Fact(refusal="its parent is a symbolic link")})
+    found = plan(
+        [copy("c", 1)],
+        cert(1),
+        destinations={"/ssl/c/private.key": Destination(refusal="its parent is a symbolic link")},
+    )
     assert writes(found) == [] and "symbolic link" in found.refusals[0].why
     host = attrs.evolve(HOST, executables={RELOAD[0]: "others may write to it"})
     found = plan([run("r", ob_id=1)], cert(1), host=host)
