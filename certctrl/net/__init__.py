@@ -1,6 +1,6 @@
-"""The network: one HTTP transport and the two clients that speak through it.
+"""The network: one HTTP transport and two clients on top of it.
 
-``control_plane`` is what the agent says, ``operator`` what a person's `cert-ctrl plane …` says. Only
-``transport`` imports the HTTP client, and nobody imports ``transport`` before a request is due: that import
-is most of the start-up time of a one-shot command.
+``control_plane`` is the agent's client, ``operator`` that of `cert-ctrl plane …`. Only ``transport`` imports the HTTP
+library, and ``transport`` is imported just before the first request: it takes most of the start-up time of a one-shot
+command.
 """

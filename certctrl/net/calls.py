@@ -1,4 +1,4 @@
-"""One exchange with the plane: credentials, caps, the plane's clock, and whether it was understood."""
+"""The base of the plane's clients: credentials, size limits, errors, and the plane's clock."""
 
 from __future__ import annotations
 
@@ -14,32 +14,35 @@ if TYPE_CHECKING:
     from certctrl.net.http import Http
 
 
-_LATER = "wait a little, then try again"
-_UNWELL = "try again later; if it lasts, look at the control plane's log"
+_LATER = "wait a moment, then try again"
+_SERVER_ERROR = "try again later; if it persists, check the control plane's log"
 
 
-class UnsupportedByPlane(PlaneError):  # an answer about the plane, not a fault
-    """The plane has no such endpoint (404, 405, 501): the feature is absent, nothing is wrong."""
+class UnsupportedByPlane(PlaneError):
+    """The plane does not have this endpoint (404, 405, 501), which is not a failure."""
 
 
 def data_or_error(answer: Answer, *, now: float, cap: int) -> Any:
-    """Return ``data`` of a success (None when it has no body); raise its PlaneError, or BadAnswerError.
+    """Return ``data`` of a success; None if it has no body.
 
-    ``now`` is wall time, for a ``Retry-After`` date in an answer without ``Date``.
+    ``now`` is wall-clock seconds, for a ``Retry-After`` date in an answer without ``Date``. Raises PlaneError or
+    BadAnswerError.
     """
     if 200 <= answer.status <= 299:
         return data_of(answer, cap=cap) if answer.body and answer.status != 204 else None
     error = error_of(answer, now=now)
-    if error.fix is None and (answer.status == 429 or answer.status >= 500):  # no numbers: repeats must look alike
-        error.fix = _LATER if answer.status == 429 else _UNWELL
+    if error.fix is None and (
+        answer.status == 429 or answer.status >= 500
+    ):  # no numbers: repeated errors must be equal
+        error.fix = _LATER if answer.status == 429 else _SERVER_ERROR
     raise error
 
 
 def error_of(answer: Answer, *, now: float) -> PlaneError:
-    """Return the error of an answer that is no success.
+    """Return the error of an answer that is not a success.
 
-    BadAnswerError when it is no word of the plane's, with two exceptions that change no state here: a bodiless
-    401 of a token guard means what it says, and 429 and 5xx mean "later" whoever says it.
+    Raises BadAnswerError if the answer is not the plane's, with two exceptions that change no state: a 401 without
+    a body from a token guard is believed, and 429 and 5xx mean "later" even from a gateway.
     """
     try:
         return parse_error(answer, now)
@@ -53,19 +56,19 @@ def error_of(answer: Answer, *, now: float) -> PlaneError:
 
 
 class PlaneClient:
-    """The base of the plane's clients. The HTTP client belongs to the caller."""
+    """Exchange requests and answers with one plane; the caller owns and closes ``http``."""
 
     def __init__(self, http: Http, config: AgentConfig, *, wall_now: Callable[[], float]) -> None:
         self._http = http
         self._config = config
         self._wall_now = wall_now
         self._understood = False
-        """True while the last answer was of the wire contract."""
+        """Whether the last answer was of the wire contract."""
         self.server_skew: float | None = None
-        """Seconds the plane's clock is ahead of this host's, by the ``Date`` of its last answer; None: not heard."""
+        """Seconds that the plane's clock is ahead of this host's, by the ``Date`` of its last answer; None: unknown."""
 
     def server_now(self) -> float:
-        """Return the time as the plane sees it; this host's wall clock while the plane was not heard."""
+        """Return the plane's time, or this host's before the first answer."""
         return self._wall_now() + (self.server_skew or 0.0)
 
     async def _send(
@@ -91,13 +94,13 @@ class PlaneClient:
             cap=cap,
         )
         if (date := http_date(answer.headers.get("date", ""))) is not None:
-            self.server_skew = date + 0.5 - self._wall_now()  # a date is cut to the second
+            self.server_skew = date + 0.5 - self._wall_now()  # a date has no fraction of a second
         return answer
 
     async def _first_present(
         self, paths: Sequence[str], token: str, *, headers: Mapping[str, str] | None = None, cap: int = BODY_CAP
     ) -> tuple[Answer, str]:
-        """Return the first answer that is no 404 and its path; the first 404 when all are."""
+        """Return the first answer that is not a 404 and its path, or the first 404."""
         missing: tuple[Answer, str] | None = None
         for path in paths:
             answer = await self._send("GET", path, token, headers=headers, cap=cap)
@@ -114,15 +117,15 @@ class PlaneClient:
             self._understood = False
             raise
         except PlaneError:
-            self._understood = answer.is_json  # a gateway's 502 page says "later", but not that this is the plane
+            self._understood = answer.is_json  # the 502 page of a gateway is not the plane
             raise
         self._understood = True
         return data
 
     def _succeeded(self, answer: Answer) -> None:
-        """Raise unless the answer is a success, with JSON or nothing: a portal's page with 200 is none."""
+        """Raise unless the answer is a success with JSON or no body; a captive portal's page is not."""
         if not 200 <= answer.status <= 299:
             self._data(answer)
         elif answer.status != 204 and answer.body and not answer.is_json:
             self._understood = False
-            raise BadAnswerError(f"status {answer.status} came with something else than JSON")
+            raise BadAnswerError(f"status {answer.status} came without JSON")

@@ -1,8 +1,8 @@
-"""ControlPlane: everything the agent says to the plane, as calls (api.md §1–§5, with the tolerances of §8).
+"""ControlPlane: the agent's requests to the plane (docs/protocol.md).
 
-Every call raises PlaneError (the plane refused), BadAnswerError (something answered, but not in our language)
-or another TransportError (nothing answered); `poll` and `poll_grant` return events instead. Answers are never
-logged: they hold tokens and sealed keys.
+Every method raises PlaneError (the plane refused), BadAnswerError (the answer is outside the wire contract) or
+another TransportError (there was no answer); `poll` and `poll_grant` return events instead. Answers are never logged,
+because they contain tokens and sealed keys.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ _ABSENT = (404, 405, 501)
 
 
 class ControlPlane(Enrolment):
-    """One plane, spoken to by one device."""
+    """The client of one device for one plane."""
 
     def __init__(self, http: Http, config: AgentConfig, *, wall_now: Callable[[], float], instance: str = "") -> None:
-        """``instance`` names one start of an agent in its polls; who only looks around has none."""
+        """``instance`` identifies one start of an agent in its polls; commands that only read have none."""
         super().__init__(http, config, wall_now=wall_now)
         self._instance = {"cert-ctrl-instance": instance} if instance else {}
         self.copies_suspected = False
-        """True when the plane's last answer to a poll said that another agent polls as this device."""
+        """Whether another agent polls as this device, according to the plane's last answer to a poll."""
         self._old_materials = False
         self._old_install_config = False
 
     # --- updates and acks ---------------------------------------------------------------------------------
 
     async def poll(self, token: str, step: Poll) -> events.Event:
-        """Ask for signals; every ending, also a dead network, is an event."""
+        """Poll for signals; return an event even if the network fails."""
         request = PollRequest(step.cursor, step.limit, step.wait)
         settings = self._config.httpclient
         deadline = step.wait + settings.long_poll_extra_seconds if step.wait else settings.request_timeout_seconds
@@ -79,10 +79,11 @@ class ControlPlane(Enrolment):
         return event
 
     async def post_notify(self, token: str, notices: Sequence[Mapping[str, Any]]) -> None:
-        """Report outcomes, at most 100 at once; UnsupportedByPlane when the plane takes none (404, 405, 501).
+        """Report outcomes, at most 100 in one call.
 
-        An answer of that status that is not the plane's own form counts only if the plane was understood just
-        before: else any captive portal's 404 page would make us throw the outcomes away.
+        Raises UnsupportedByPlane if the plane does not accept outcomes (404, 405, 501). Such an answer in another form
+        than the plane's only counts right after an answer in the plane's form: otherwise, the 404 page of a captive
+        portal would make the agent discard its outcomes.
         """
         body = {"schema": NOTIFY_SCHEMA, "events": [dict(notice) for notice in notices]}
         understood = self._understood
@@ -99,9 +100,9 @@ class ControlPlane(Enrolment):
     async def fetch_install_config(
         self, token: str, user_id: int | None, device_id: int | None, etag: str | None
     ) -> tuple[str, dict[str, Any]] | None:
-        """Return ETag (empty: none) and ``data`` object, not yet verified; None when it is still ``etag`` (304).
+        """Return the ETag (empty: none) and the unverified ``data``; None if ``etag`` is still current (304).
 
-        A token without ``device_id``, or a plane without the path, is served by the path of the live service.
+        Without ids, or if the plane lacks the path with them, the path below ``/devices/self`` is used.
         """
         paths = [f"{_SELF}/install-config"]
         if user_id is not None and device_id is not None:
@@ -115,28 +116,28 @@ class ControlPlane(Enrolment):
             return None
         data = self._data(answer)
         if not isinstance(data, dict):
-            raise BadAnswerError("the install config is no object")
+            raise BadAnswerError("the install config is not an object")
         return _usable_etag(answer.headers.get("etag")), data
 
     async def fetch_certificates(self, token: str) -> list[CertificateSummary]:
-        """Return every certificate assigned to this device, in order of id.
+        """Return all certificates assigned to this device, ordered by id.
 
-        All or nothing: a row that does not fit fails the whole call, because a missing row means "unassigned".
+        One row that does not fit fails the call, because a missing row means "unassigned".
         """
         found: dict[int, CertificateSummary] = {}
         for _ in range(MAX_PAGES):
             query = {"after_id": max(found, default=0), "limit": PAGE}
             data = self._data(await self._send("GET", f"{_SELF}/certificates", token, query=query))
             if not isinstance(data, list):
-                raise BadAnswerError("the certificate list is no list")
+                raise BadAnswerError("the certificate list is not a list")
             known = len(found)
             found |= {row.id: row for row in map(certificate_from_wire, data)}
-            if len(data) < PAGE or len(found) == known:  # the last page, or a plane that knows no pages
+            if len(data) < PAGE or len(found) == known:  # the last page, or a plane without paging
                 return [found[number] for number in sorted(found)]
         raise BadAnswerError(f"the certificate list does not end after {MAX_PAGES} pages")
 
     async def fetch_certificate(self, token: str, cert_id: int) -> CertificateSummary:
-        """Return one certificate with its PEM texts; PlaneError 404 or 410 when it is gone."""
+        """Return one certificate with its PEM texts; raises PlaneError 404 or 410 if it is gone."""
         data = self._data(await self._send("GET", f"{_SELF}/certificates/{cert_id:d}", token, cap=BUNDLE_CAP))
         found = certificate_from_wire(data)
         if found.id != cert_id:
@@ -144,9 +145,9 @@ class ControlPlane(Enrolment):
         return found
 
     async def fetch_materials(self, token: str, cert_id: int) -> DeployMaterials:
-        """Return the sealed material of a certificate, its PEM texts filled in from the detail when missing.
+        """Return the sealed material of a certificate; missing PEM texts are fetched from its detail.
 
-        PlaneError: 409 ``WRAP_PENDING`` (later), 403 ``EXPORT_FORBIDDEN``, 404 or 410 (gone).
+        Raises PlaneError: 409 ``WRAP_PENDING`` (later), 403 ``EXPORT_FORBIDDEN``, 404 or 410 (gone).
         """
         paths = [f"{_SELF}/certificates/{cert_id:d}/{name}" for name in ("deploy-materials", "bundle")]
         if self._old_materials:
@@ -166,9 +167,9 @@ class ControlPlane(Enrolment):
         )
 
     async def fetch_cas(self, token: str) -> dict[int, str] | None:
-        """Return id -> name of every CA this device shall trust; None when the plane keeps no such list.
+        """Return the names, by id, of all CAs that this device must trust; None if the plane has no such list.
 
-        All or nothing, as for certificates.
+        One row that does not fit fails the call, as for certificates.
         """
         answer = await self._send("GET", f"{_SELF}/cas", token)
         if answer.status in _ABSENT:

@@ -1,4 +1,4 @@
-"""Enrolment and tokens: device grant, registration, refresh (api.md §1 and §2)."""
+"""Requests without an access token: device grant, registration, token refresh (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from certctrl.protocol.wire.enrolment import (
 
 
 class Enrolment(PlaneClient):
-    """The calls that need no access token."""
+    """Requests that need no access token."""
 
     async def start_grant(self, scopes: Sequence[str] = (), *, name: str = "", platform: str = "") -> GrantStarted:
-        """Begin a device grant; name and platform are what the approving person is shown (RFC 8628 §5.4)."""
+        """Start a device grant; the approval page shows name and platform (RFC 8628 §5.4)."""
         body: dict[str, Any] = {"action": "device_start", "scopes": list(scopes)}
         body |= {key: text for key, text in (("name", name), ("platform", platform)) if text}
         return grant_from_wire(self._data(await self._send("POST", "/auth/device", json=body)))
 
     async def poll_grant(self, device_code: str) -> GrantEvent:
-        """Ask whether a person has decided; every ending is an event for the DeviceFlow."""
+        """Poll for the operator's decision; return an event for the DeviceFlow even if the network fails."""
         body = {"action": "device_poll", "device_code": device_code}
         try:
             answer = await self._send("POST", "/auth/device", json=body, cap=BUNDLE_CAP)
@@ -51,7 +51,7 @@ class Enrolment(PlaneClient):
         registration_code: str | None = None,
         enrolment_token: str | None = None,
     ) -> Registration:
-        """Register this device, by a granted code (with ``user_id``) or by an enrolment token."""
+        """Register this device with a granted code and its ``user_id``, or with an enrolment token."""
         body: dict[str, Any] = {
             "device_public_id": device_public_id,
             "dev_pk": base64.b64encode(public_key).decode("ascii"),
@@ -69,15 +69,15 @@ class Enrolment(PlaneClient):
         return registration_from_wire(self._data(answer, cap=BUNDLE_CAP))
 
     async def refresh(self, refresh_token: str, device_public_id: str, *, deadline: float | None = None) -> Refreshed:
-        """Spend a refresh token; a TransportError with ``maybe_sent`` leaves open whether it was spent.
+        """Refresh the access token. After a TransportError with ``maybe_sent``, the refresh token may be used up.
 
-        ``deadline``: seconds for the exchange, when shorter than the configured request timeout.
+        ``deadline``: seconds for the exchange, if shorter than the configured request timeout.
         """
         body = {"refresh_token": refresh_token, "device_public_id": device_public_id}
         longest = self._config.httpclient.request_timeout_seconds
         seconds = longest if deadline is None else min(deadline, longest)
         path = self._config.application.refresh_path
         answer = await self._send("POST", path, json=body, deadline=seconds, cap=BUNDLE_CAP)
-        if answer.status == 401 and not answer.is_json:  # some gateway's guard; only the plane ends a session
-            raise BadAnswerError("status 401 came without the plane's words")
+        if answer.status == 401 and not answer.is_json:  # from a gateway: only the plane may end the session
+            raise BadAnswerError("status 401 came without JSON")
         return refreshed_from_wire(self._data(answer, cap=BUNDLE_CAP))

@@ -1,7 +1,7 @@
-"""Say why an exchange failed, in one line, to a person at 3 a.m., with the next thing to type.
+"""Explain why an exchange failed, in one line, with a fix.
 
-The HTTP client reports a refused certificate as an error with an empty text; the reason lies some causes
-further down. Nothing of the request, and no text of the peer's that is not escaped and cut, gets in here.
+The HTTP library reports a refused certificate as an error without text; the reason is several causes below it.
+Messages contain nothing of the request; texts of the peer are escaped and shortened.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from certctrl.text import one_line
 
 _EXPIRED, _NOT_YET, _HOSTNAME, _ADDRESS = 10, 9, 62, 64  # OpenSSL's X509_V_ERR_*
 _UNKNOWN_ISSUER = (2, 18, 19, 20, 21, 27)
-_AGAIN = (  # TLS 1.3: a server that misses our certificate may hang up before its alert is read
-    "try again; if it lasts, look at the plane's log, at what sits in between, and whether the plane asks for a "
+_AGAIN = (  # TLS 1.3: a server that misses our certificate may close the connection before its alert is read
+    "try again; if it persists, check the plane's log, proxies in between, and whether the plane requires a "
     "client certificate"
 )
 
@@ -27,25 +27,25 @@ _TLS_REASONS = {
     "HTTP_REQUEST": ("does not speak TLS on that port", "check scheme and port of server_url"),
     "UNSUPPORTED_PROTOCOL": ("offers no TLS 1.2 or newer", "enable TLS 1.2 or 1.3 on the plane"),
     "TLSV1_ALERT_PROTOCOL_VERSION": ("offers no TLS 1.2 or newer", "enable TLS 1.2 or 1.3 on the plane"),
-    "CERTIFICATE_REQUIRED": ("asks for a client certificate", "set client_certificate in httpclient_config.json"),
+    "CERTIFICATE_REQUIRED": ("requires a client certificate", "set client_certificate in httpclient_config.json"),
     "UNKNOWN_CA": ("refused our client certificate", "check client_certificate in httpclient_config.json"),
     "BAD_CERTIFICATE": ("refused our client certificate", "check client_certificate in httpclient_config.json"),
     "HANDSHAKE_FAILURE": (
-        "refused the TLS handshake: no cipher in common, or it wants a client certificate",
+        "refused the TLS handshake: no common cipher, or it requires a client certificate",
         "check client_certificate in httpclient_config.json, then the plane's TLS settings",
     ),
     "CERTIFICATE_EXPIRED": (
-        "says our client certificate has expired",
-        "renew client_certificate of httpclient_config.json",
+        "refused our client certificate: it has expired",
+        "renew client_certificate in httpclient_config.json",
     ),
     "UNEXPECTED_EOF": ("closed the connection during the TLS handshake", "check host and port of server_url"),
 }
 
 
 def utc(now: float | None) -> str:
-    """Return a wall-clock time as a person reads it; never raises, whatever the clock says."""
+    """Return a wall-clock time as text; never raises, even for an absurd time."""
     if now is None:
-        return "what `date -u` says"
+        return "the time of `date -u`"
     try:
         return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, OSError, ValueError):
@@ -53,7 +53,7 @@ def utc(now: float | None) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and everything below it: causes, contexts, members of groups; each once."""
+    """Yield an exception and, once each, its causes, contexts and members of groups."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]
     while todo:
@@ -68,10 +68,10 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def connect_error(error: BaseException, place: str, *, now: float | None, own_ca: bool) -> TransportError:
-    """Return the error for a connection that could not be made; nothing was sent.
+    """Return the error for a connection that could not be opened; nothing was sent.
 
-    ``place`` is HOST:PORT (with its role when it is a proxy), ``now`` this host's wall clock, ``own_ca`` says
-    whether ``ca_files`` replaces the system trust store.
+    ``place`` is HOST:PORT (for a proxy, with its role), ``now`` this host's wall clock, ``own_ca`` whether
+    ``ca_files`` replaces the system trust store.
     """
     below = list(causes(error))
     found = _tls_error(below, place, now=now, own_ca=own_ca) or _os_error(below, place)
@@ -81,7 +81,7 @@ def connect_error(error: BaseException, place: str, *, now: float | None, own_ca
 
 
 def exchange_error(error: BaseException, place: str, *, now: float | None, own_ca: bool) -> TransportError:
-    """Return the error for a connection that broke while a request was on its way or being answered."""
+    """Return the error for a connection that broke during an exchange."""
     below = list(causes(error))
     found = _tls_error(below, place, now=now, own_ca=own_ca)
     if found is not None:
@@ -91,15 +91,15 @@ def exchange_error(error: BaseException, place: str, *, now: float | None, own_c
             return TransportError(f"connection to {place} broke: {_strerror(one)}", fix=_AGAIN)
     text = str(error)
     if "disconnected" in text or "closed connection" in text or not text:
-        return TransportError(f"{place} closed the connection in the middle of an exchange", fix=_AGAIN)
-    # What is left are the HTTP parser's complaints; their texts may quote the peer's bytes.
+        return TransportError(f"{place} closed the connection during an exchange", fix=_AGAIN)
+    # All others are errors of the HTTP parser, whose texts may quote the peer's bytes.
     return BadAnswerError(
         f"{place} does not answer in HTTP: {one_line(text, ascii_only=True)}", fix="check host and port of server_url"
     )
 
 
 def deadline_error(seconds: float, place: str, *, sent: bool) -> DeadlineError:
-    """Return the error for an exchange that took longer than it may."""
+    """Return the error for an exchange that exceeded its deadline."""
     what = "no complete answer from" if sent else "no connection to"
     error = DeadlineError(
         f"{what} {place} within {seconds:g} s", fix="check the network between this host and the plane, then the plane"
@@ -109,18 +109,18 @@ def deadline_error(seconds: float, place: str, *, sent: bool) -> DeadlineError:
 
 
 def too_long(cap: int, place: str) -> BadAnswerError:
-    """Return the error for a body that is over its cap."""
+    """Return the error for a body that exceeds its limit."""
     return BadAnswerError(f"{place} sent an answer longer than {cap // 1024} KiB")
 
 
 def unsendable() -> TransportError:
-    """Return the error for a header that cannot stand in a request; it must not be quoted."""
-    what = "a request header cannot be sent: the stored token holds characters that no token has"
+    """Return the error for a header that cannot be sent; the header is not quoted."""
+    what = "a request header cannot be sent: the stored token contains invalid characters"
     return unsent(TransportError(what, fix="run cert-ctrl register again"))
 
 
 def unsent(error: TransportError) -> TransportError:
-    """Mark an error: the request never reached the plane."""
+    """Mark an error of a request that never reached the plane."""
     error.maybe_sent = False
     return error
 
@@ -159,15 +159,15 @@ def _refused_certificate(
     if code in (_HOSTNAME, _ADDRESS):
         return TlsError(
             f"the certificate of {place} is for another name: {message}",
-            fix="write the name that the certificate holds into server_url",
+            fix="set server_url to a name in the certificate",
         )
     if code in _UNKNOWN_ISSUER:
         return TlsError(
             f"the certificate of {place} is not signed by "
             f"{'the CA in ca_files' if own_ca else 'a CA this host trusts'} ({message})",
-            fix="name the plane's CA: cert-ctrl init --ca FILE, or ca_files in httpclient_config.json",
+            fix="configure the plane's CA: cert-ctrl init --ca FILE, or ca_files in httpclient_config.json",
         )
-    return TlsError(f"the certificate of {place} is refused: {message}", fix="look at the plane's own certificate")
+    return TlsError(f"the certificate of {place} is refused: {message}", fix="check the plane's own certificate")
 
 
 def _os_error(below: list[BaseException], place: str) -> TransportError | None:

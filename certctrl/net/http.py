@@ -1,18 +1,17 @@
-"""The seam between the clients and the network, without importing either."""
+"""Http: the interface between the plane's clients and the transport."""
 
 from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
-if TYPE_CHECKING:
-    from certctrl.model.answer import Answer
+from certctrl.model.answer import Answer
 
 
 class Http(Protocol):
-    """Speak to one origin. Every exchange stands alone; any number may run at once."""
+    """Client for one origin; any number of independent exchanges may run concurrently."""
 
     async def request(
         self,
@@ -27,8 +26,9 @@ class Http(Protocol):
     ) -> Answer:
         """Return the answer, whatever its status.
 
-        ``deadline`` is seconds for the whole exchange, ``cap`` bytes of the decoded body. Raises TransportError
-        and its children only; a redirect (but 304) is a BadAnswerError. Cancellation leaves nothing behind.
+        ``deadline`` is in seconds for the whole exchange, ``cap`` the maximum size of the body in bytes. Raises
+        TransportError and its subclasses only; a redirect (except 304) is a BadAnswerError. A cancelled exchange
+        leaves no connection open.
         """
         ...
 
@@ -38,7 +38,7 @@ class Http(Protocol):
 
 
 def target_of(path: str, query: Mapping[str, str | int] | None = None) -> str:
-    """Return the request target, ASCII only, for an absolute path and its query."""
+    """Return the ASCII request target for an absolute path and its query."""
     return quote(path, safe="/:@!$&'()*+,;=-._~%") + (f"?{urlencode(query)}" if query else "")
 
 

@@ -1,4 +1,4 @@
-"""Operator: what a person asks of the reference control plane (api.md §7)."""
+"""Operator: the client of the reference control plane's operator API."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 DEADLINE_SECONDS = 30.0
 CAP = 4 * 1024 * 1024
-"""Bytes of one answer: a list of a whole fleet may be long."""
+"""Bytes of one answer; the list of a whole fleet may be long."""
 
 
 class Operator:
-    """The operator API of a plane; every call returns the plane's ``data`` as plain JSON values.
+    """Call the operator API of a plane; every method returns the plane's ``data`` as JSON values.
 
-    Raises PlaneError when the plane refuses (its ``fix`` names the key file on 401 and 403), TransportError when
-    it cannot be reached. The HTTP client belongs to the caller.
+    Raises PlaneError if the plane refuses (on 401 and 403, ``fix`` names the key file), TransportError if it cannot be
+    reached. The caller owns and closes ``http``.
     """
 
     def __init__(self, http: Http, key: str, *, wall_now: Callable[[], float]) -> None:
@@ -39,7 +39,7 @@ class Operator:
         return _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/devices"))
 
     async def create_device(self, user_id: int, **fields: Any) -> dict[str, Any]:
-        """Make a device row ahead of its registration (``device_public_id``, ``name``, ``platform``)."""
+        """Create a device before its registration (``device_public_id``, ``name``, ``platform``)."""
         return _row(await self.call("POST", f"/apiv1/users/{user_id:d}/devices", json=fields))
 
     async def fetch_device(self, user_id: int, device_id: int) -> dict[str, Any]:
@@ -47,24 +47,24 @@ class Operator:
         return _row(await self.call("GET", _device(user_id, device_id)))
 
     async def revoke_device(self, user_id: int, device_id: int, reason: str = "") -> None:
-        """End a device: its next poll is answered 403 ``DEVICE_REVOKED``."""
+        """Revoke a device: its next poll gets 403 ``DEVICE_REVOKED``."""
         await self.call("DELETE", _device(user_id, device_id), json={"reason": reason} if reason else None)
 
     async def fetch_outcomes(self, user_id: int, device_id: int) -> list[dict[str, Any]]:
-        """Return what a device reported, the newest first."""
+        """Return the outcomes that a device reported, newest first."""
         return _rows(await self.call("GET", f"{_device(user_id, device_id)}/outcomes"))
 
     async def fetch_grants(self) -> list[dict[str, Any]]:
-        """Return the devices that wait for somebody's approval."""
+        """Return the devices that wait for approval."""
         return _rows(await self.call("GET", "/apiv1/device-grants"))
 
     async def answer_grant(self, user_code: str, *, approve: bool, user_id: int | None = None) -> dict[str, Any]:
-        """Approve or deny the device that shows ``user_code``, as the page ``/device`` does."""
+        """Approve or deny the device that shows ``user_code``, like the page ``/device``."""
         body = {"approve": approve} | ({} if user_id is None else {"user_id": user_id})
         return _row(await self.call("POST", f"/apiv1/device-grants/{quote(user_code, safe='')}", json=body) or {})
 
     async def create_enrolment_token(self, user_id: int, **fields: Any) -> dict[str, Any]:
-        """Return a new token for unattended registration (``label``, ``uses``, ``expires_in`` may be given)."""
+        """Create a token for unattended registration (optional: ``label``, ``uses``, ``expires_in``)."""
         return _row(await self.call("POST", f"/apiv1/users/{user_id:d}/enrolment-tokens", json=fields))
 
     # --- install configs and assignments -------------------------------------------------------------------
@@ -76,16 +76,16 @@ class Operator:
     async def put_install_config(
         self, user_id: int, device_id: int, installs: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """Replace a device's install items; the plane counts the version up and signals ``install.updated``."""
+        """Replace a device's install items; the plane increases the version and signals ``install.updated``."""
         body = {"installs": [dict(item) for item in installs]}
         return _row(await self.call("PUT", f"{_device(user_id, device_id)}/install-config", json=body))
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> None:
-        """Give a certificate to a device."""
+        """Assign a certificate to a device."""
         await self.call("POST", f"{_device(user_id, device_id)}/certificates", json={"cert_id": cert_id})
 
     async def unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
-        """Take a certificate from a device, without revoking it."""
+        """Unassign a certificate from a device, without revoking it."""
         await self.call("DELETE", f"{_device(user_id, device_id)}/certificates/{cert_id:d}")
 
     # --- certificates -----------------------------------------------------------------------------------------
@@ -95,28 +95,28 @@ class Operator:
         return _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/certificates"))
 
     async def issue(self, user_id: int, domain_name: str, *, sans: Sequence[str] = (), **fields: Any) -> dict[str, Any]:
-        """Issue a certificate; further fields (``key_type``, ``validity_seconds``, …) pass through."""
+        """Issue a certificate; other fields (``key_type``, ``validity_seconds``, …) are passed on."""
         body = {"domain_name": domain_name, "sans": list(sans), **fields}
         return _row(await self.call("POST", f"/apiv1/users/{user_id:d}/certificates", json=body))
 
     async def renew(self, user_id: int, cert_id: int, reason: str = "") -> dict[str, Any]:
-        """Issue new material for a certificate; its devices are signalled ``cert.renewed``."""
+        """Renew a certificate; its devices get the signal ``cert.renewed``."""
         body = {"action": "renew", **({"reason": reason} if reason else {})}
         return _row(await self.call("POST", f"{_certificate(user_id, cert_id)}/issues", json=body) or {})
 
     async def revoke_certificate(self, user_id: int, cert_id: int, reason: str = "") -> dict[str, Any]:
-        """Revoke a certificate; its devices are signalled ``cert.revoked``."""
+        """Revoke a certificate; its devices get the signal ``cert.revoked``."""
         body = {"reason": reason} if reason else {}
         return _row(await self.call("POST", f"{_certificate(user_id, cert_id)}/revoke", json=body) or {})
 
     # --- the plane itself -------------------------------------------------------------------------------------
 
     async def fetch_health(self) -> dict[str, Any]:
-        """Return the plane's own account of itself; needs no key."""
+        """Return the plane's health; needs no key."""
         return _row(await self.call("GET", "/health") or {})
 
     async def call(self, method: str, path: str, *, json: Any = None) -> Any:
-        """Return the plane's ``data`` for any path of its operator API; None when it has none."""
+        """Return ``data`` of the answer for any path of the operator API; None if there is none."""
         answer = await self._http.request(
             method, path, headers=self._headers, json=json, deadline=DEADLINE_SECONDS, cap=CAP
         )
@@ -126,8 +126,6 @@ class Operator:
             if error.status in (401, 403) and error.fix is None:
                 error.fix = "check the operator key (DATA/operator.key of `cert-ctrl plane serve --data DATA`)"
             raise
-
-    _call = call  # the command line's desk reaches paths that have no method here
 
 
 def _device(user_id: int, device_id: int) -> str:
@@ -140,11 +138,11 @@ def _certificate(user_id: int, cert_id: int) -> str:
 
 def _row(data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise BadAnswerError("the plane answered something else than an object")
+        raise BadAnswerError("the answer is not an object")
     return data
 
 
 def _rows(data: Any) -> list[dict[str, Any]]:
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-        raise BadAnswerError("the plane answered something else than a list of objects")
+        raise BadAnswerError("the answer is not a list of objects")
     return data

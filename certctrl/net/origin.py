@@ -1,4 +1,4 @@
-"""The one origin this agent talks to (safety.md T7, T8)."""
+"""Origin: the scheme, host and port that credentials may be sent to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FIX = 'set "server_url": "https://HOST[:PORT]" in application.json'
 
 @attrs.frozen
 class Origin:
-    """Scheme, host and port: where credentials may go, and nowhere else."""
+    """Scheme, host and port."""
 
     scheme: str
     host: str
@@ -28,12 +28,12 @@ class Origin:
 
     @property
     def place(self) -> str:
-        """Return ``host:port`` for a message."""
+        """The form ``host:port``, for messages."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Return True for hosts that never leave this machine."""
+    """Return whether a host is a loopback address or name."""
     if host.rstrip(".") == "localhost":
         return True
     try:
@@ -43,12 +43,12 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_origin(url: str, *, allow_http_loopback: bool = False) -> Origin:
-    """Return the origin of a server URL; ConfigError when it is none we may send credentials to.
+    """Return the origin of a server URL; raises ConfigError if credentials must not be sent to it.
 
-    https only; plain http for loopback hosts when the configuration allows it. No path, query or user part.
+    The URL is https, or http for a loopback host if the configuration allows it, without path, query and user.
     """
     if not url:
-        raise _refuse("is empty: this host does not know its control plane")
+        raise _refuse("is empty: no control plane is configured")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -58,14 +58,14 @@ def parse_origin(url: str, *, allow_http_loopback: bool = False) -> Origin:
     if parts.scheme not in ("https", "http") or not host or port == 0 or any(c.isspace() for c in host):
         raise _refuse("is not an https URL")
     if parts.username is not None or parts.password is not None:
-        raise _refuse("holds a user or password; the device authenticates by its tokens")
+        raise _refuse("contains a user or password; the device authenticates with tokens")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise _refuse("holds more than scheme, host and port")
+        raise _refuse("contains more than scheme, host and port")
     if parts.scheme == "http":
         if not is_loopback(host):
-            raise _refuse("is plain http; credentials go over https only")
+            raise _refuse("is plain http; credentials are sent over https only")
         if not allow_http_loopback:
-            raise _refuse("is plain http", 'use https, or for tests set "allow_http_loopback": true')
+            raise _refuse("is plain http", 'use https; for tests, set "allow_http_loopback": true')
         return Origin("http", host, port or 80)
     return Origin("https", host, port or 443)
 
@@ -75,7 +75,7 @@ def _refuse(why: str, fix: str = _FIX) -> ConfigError:
 
 
 def parse_proxy(url: str) -> Origin | None:
-    """Return where the configured proxy listens, without its user part; None when there is none."""
+    """Return the origin of the configured proxy, without its user; None if there is none."""
     if not url:
         return None
     try:
@@ -85,7 +85,7 @@ def parse_proxy(url: str) -> Origin | None:
         parts, port = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
         raise ConfigError(
-            "is not the http:// URL of a CONNECT proxy",
+            "is not the URL of a CONNECT proxy",
             file="httpclient_config.json",
             path="proxy",
             fix='write "http://[USER:PASSWORD@]HOST:PORT", or "" for none',

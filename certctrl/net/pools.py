@@ -1,4 +1,4 @@
-"""Connection pools that are replaced when old or stuck, and closed when the last request has left them."""
+"""Connection pools: replaced when old or stuck, closed after their last request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RECYCLE_SECONDS = 600.0
 
 
 class Closable(Protocol):
-    """What a pool is made of."""
+    """A transport with connections."""
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -22,7 +22,7 @@ T = TypeVar("T", bound=Closable)
 
 
 class Pool(Generic[T]):
-    """One transport, and how many requests are inside it."""
+    """One transport and the number of its running requests."""
 
     def __init__(self, transport: T) -> None:
         self.transport = transport
@@ -32,7 +32,7 @@ class Pool(Generic[T]):
 
 
 class Pools(Generic[T]):
-    """The pool in use, and retired ones that still carry requests."""
+    """The current pool, and retired pools with running requests."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -40,7 +40,7 @@ class Pools(Generic[T]):
         self._all: set[Pool[T]] = set()
 
     async def lease(self) -> Pool[T]:
-        """Return the pool for one request, a new one when the last is too old; pair with ``release``."""
+        """Return the pool for one request, a new one if the current pool is too old; call ``release`` after it."""
         old = self._current
         if old is not None and trio.current_time() - old.born > RECYCLE_SECONDS:
             self.retire(old)
@@ -53,20 +53,20 @@ class Pools(Generic[T]):
         return self._current
 
     async def release(self, pool: Pool[T]) -> None:
-        """Give a pool back; a retired one is closed by its last user."""
+        """Return a pool after a request; the last request of a retired pool closes it."""
         pool.users -= 1
         if pool.retired and pool.users == 0:
             self._all.discard(pool)
             await pool.transport.aclose()
 
     def retire(self, pool: Pool[T]) -> None:
-        """Let no new request into a pool."""
+        """Use a pool for no further request."""
         pool.retired = True
         if self._current is pool:
             self._current = None
 
     async def aclose(self) -> None:
-        """Close all pools, also under requests that still run."""
+        """Close all pools, even under running requests."""
         pools, self._all, self._current = self._all, set(), None
         for pool in pools:
             await pool.transport.aclose()

@@ -1,7 +1,7 @@
-"""TLS towards the plane: TLS ≥ 1.2, hostname and CA always checked, nothing read from the environment (T7, T10).
+"""TLS to the plane: 1.2 or newer, host name and CA always checked, the environment ignored.
 
-``ssl.create_default_context`` and ``load_default_certs`` are not used: the first obeys ``SSLKEYLOGFILE``, the
-second ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``, so that whoever sets our environment could read or redirect us.
+``ssl.create_default_context`` and ``load_default_certs`` are not used: the first obeys ``SSLKEYLOGFILE``, the second
+``SSL_CERT_FILE`` and ``SSL_CERT_DIR``. An attacker who controls the environment could decrypt or redirect the traffic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from certctrl.model.config import HttpClientConfig
 log = logging.getLogger("certctrl.Http")
 
 _FILE = "httpclient_config.json"
-_BUNDLES = (  # OpenSSL's built-in path first, then where the distributions keep theirs
+_BUNDLES = (  # after OpenSSL's built-in path: the paths of the distributions
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
@@ -29,10 +29,13 @@ _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 
 
 class Trust:
-    """Whom we trust and who we are, re-read when one of the files is replaced: a rotated CA needs no restart."""
+    """The trusted CAs and the client certificate, reloaded when a file changes so that a rotation needs no restart."""
 
     def __init__(self, config: HttpClientConfig, root: Path) -> None:
-        """Load the configured files; relative names count from the config directory ``root``."""
+        """Load the configured files; relative paths start at the config directory ``root``.
+
+        Raises ConfigError.
+        """
         self._ca_files = tuple(root / name for name in config.ca_files)
         self._certificate = root / config.client_certificate if config.client_certificate else None
         self._key = root / config.client_key if config.client_key else None
@@ -40,13 +43,13 @@ class Trust:
         self._context = self._load()
 
     def context(self) -> ssl.SSLContext:
-        """Return the context for new connections; files that no longer load leave the last good one in force."""
+        """Return the context for new connections; if changed files do not load, the previous one."""
         seen = self._fingerprint()
         if seen != self._seen:
             try:
                 self._context = self._load()
             except ConfigError as error:
-                log.warning("Keeping the TLS files read before: %s", error)
+                log.warning("Keeping the previous TLS files: %s", error)
             else:
                 self._seen = seen
         return self._context
@@ -68,14 +71,14 @@ def _stat(path: Path) -> tuple[int, int, int]:
 
 
 def client_context(ca_files: Sequence[Path], certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """Return a verifying client context; ConfigError names the file that does not load.
+    """Return a client context that verifies the server; without ``ca_files``, by the system trust store.
 
-    Empty ``ca_files``: the system trust store.
+    Raises ConfigError, which names the file that does not load.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # CERT_REQUIRED and check_hostname from birth
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # includes CERT_REQUIRED and check_hostname
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca_files:
-        # Whatever the operator names is an anchor, an intermediate or the plane's own certificate included.
+        # Each named certificate is an anchor, even an intermediate or the plane's own certificate.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         for path in ca_files:
             _load_ca(context, path)
@@ -87,17 +90,17 @@ def client_context(ca_files: Sequence[Path], certificate: Path | None, key: Path
 
 
 def _load_ca(context: ssl.SSLContext, path: Path) -> None:
-    fix = "name a readable PEM file (cert-ctrl init --ca FILE writes one)"
+    fix = "set it to a readable PEM file (cert-ctrl init --ca FILE writes one)"
     try:
         context.load_verify_locations(cafile=path)
     except ssl.SSLError:
-        raise ConfigError(f"{path} holds no PEM certificate", file=_FILE, path="ca_files", fix=fix) from None
+        raise ConfigError(f"{path} contains no PEM certificate", file=_FILE, path="ca_files", fix=fix) from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", file=_FILE, path="ca_files", fix=fix) from None
 
 
 def _load_identity(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
-    def no_password() -> str:  # without it OpenSSL would ask on the terminal, in the middle of a daemon
+    def no_password() -> str:  # otherwise OpenSSL would prompt on the terminal of the daemon
         raise ValueError
 
     try:
@@ -105,7 +108,7 @@ def _load_identity(context: ssl.SSLContext, certificate: Path, key: Path | None)
     except ValueError:
         why = "the key is encrypted"
     except ssl.SSLError as error:
-        why = "certificate and key do not belong together" if "MISMATCH" in str(error.reason) else "not PEM"
+        why = "certificate and key do not match" if "MISMATCH" in str(error.reason) else "not PEM"
     except OSError as error:
         why = error.strerror or "cannot be read"
     else:
@@ -114,14 +117,14 @@ def _load_identity(context: ssl.SSLContext, certificate: Path, key: Path | None)
         f"cannot use {certificate}{f' with {key}' if key else ''}: {why}",
         file=_FILE,
         path="client_certificate",
-        fix="name an unencrypted PEM certificate and its key",
+        fix="set it to an unencrypted PEM certificate and its key",
     ) from None
 
 
 def _load_system_store(context: ssl.SSLContext) -> None:
     built_in = ssl.get_default_verify_paths()
     for directory in _existing((built_in.openssl_capath, *_DIRECTORIES)):
-        if _is_hashed(directory):  # looked up one by one when needed: 20 ms and 1 MiB less than the whole bundle
+        if _is_hashed(directory):  # loaded on demand: 20 ms and 1 MiB less than the whole bundle
             context.load_verify_locations(capath=directory)
             return
     for bundle in _existing((built_in.openssl_cafile, *_BUNDLES)):
@@ -131,7 +134,7 @@ def _load_system_store(context: ssl.SSLContext) -> None:
         "this host has no system trust store",
         file=_FILE,
         path="ca_files",
-        fix="install the package ca-certificates, or name the plane's CA in ca_files (init --ca FILE)",
+        fix="install the package ca-certificates, or set ca_files to the plane's CA (init --ca FILE)",
     )
 
 

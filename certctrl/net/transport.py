@@ -1,17 +1,17 @@
-"""HttpxHttp: the only importer of the HTTP client (safety.md §4.5).
+"""HttpxHttp: HTTP/1.1 over the HTTP library, which only this module imports.
 
-Three rules are worth their theory:
+Three rules need their reasons:
 
-* One deadline around a whole exchange is a cancel scope, and a cancelled request can leave a connection in the
-  library's pool that is neither idle nor closed, for ever. ``ReclaimTransport`` takes such orphans out; a canary
-  test fails when the private fields it needs change. The library's own per-phase timeouts are no way out: a body
-  that drips one byte a second never trips them.
-* Requests queue at our own semaphore, as wide as the pool. So the pool is never rightly full, and its
-  ``PoolTimeout`` means exactly "it leaked": it is retired and the request goes through a new one.
-* A pool is also retired after ten minutes (``pools.py``): DNS names move, CA files are rotated.
+* The deadline of an exchange is a cancel scope, and a cancelled request can leave a connection in the library's pool
+  that is neither idle nor closed, forever. ``ReclaimTransport`` removes such orphans; a test fails if the private
+  fields that it uses change. The library's own timeouts per phase do not help: a body of one byte per second never
+  exceeds them.
+* Requests wait at a semaphore that is as wide as the pool. So the pool never runs out of connections, and its
+  ``PoolTimeout`` always means a leak: the pool is retired and the request uses a new one.
+* A pool is also retired after ten minutes (``pools.py``), because DNS records change and CA files are rotated.
 
-Only the library's transport is used: the client that follows redirects and reads ``.netrc`` is not there. Requests
-go straight to the pool inside it: parsing a URL, headers by name and streams in streams were a tenth of a burst.
+Only the library's transport is used, not its client, which follows redirects and reads ``.netrc``. Requests go
+directly to the pool inside it: parsing the URL, header objects and nested streams took a tenth of a burst's time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from certctrl.text import one_line
 
 __all__ = ["Http", "HttpxHttp", "ReclaimTransport"]
 
-HEADER_CAP = 32 * 1024  # bytes of all answer headers together; the parser itself stops at 100 KiB
+HEADER_CAP = 32 * 1024  # bytes of all answer headers; the parser itself stops at 100 KiB
 _POOL_TIMEOUT = 5.0
 _REPEATABLE = ("GET", "HEAD")
 _HEADERS = {"user-agent": f"cert-ctrl/{__version__}", "accept": "application/json", "accept-encoding": "identity"}
@@ -49,7 +49,7 @@ log = logging.getLogger("certctrl.Http")
 
 
 class HttpxHttp:
-    """Speak HTTP/1.1 to the one configured origin; made anywhere, used inside one Trio run."""
+    """Client for the configured origin; may be created outside Trio, but is used within one run."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class HttpxHttp:
         wall_now: Callable[[], float] | None = None,
         backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
-        """Check URL, proxy, CA files and client certificate; ConfigError when one cannot be used.
+        """Check URL, proxy, CA files and client certificate; raises ConfigError if one cannot be used.
 
-        ``root``: config directory; ``wall_now``: for messages about validity; ``backend``: the network, in tests.
+        ``root``: the config directory; ``wall_now``: for messages about validity; ``backend``: the network, in tests.
         """
-        logging.getLogger("httpcore").setLevel(logging.WARNING)  # its DEBUG lines quote the answer's headers
+        logging.getLogger("httpcore").setLevel(logging.WARNING)  # its DEBUG lines contain headers of answers
         application, settings = config.application, config.httpclient
         self.origin = parse_origin(application.server_url, allow_http_loopback=application.allow_http_loopback)
         proxy = None if is_loopback(self.origin.host) else parse_proxy(settings.proxy)
@@ -89,7 +89,7 @@ class HttpxHttp:
 
     @classmethod
     def for_agent(cls, config: AgentConfig, root: Path, wall_now: Callable[[], float] | None = None) -> HttpxHttp:
-        """Return the client of the agent in the config directory ``root``."""
+        """Return the client for the agent in the config directory ``root``."""
         return cls(config, root=root, wall_now=wall_now)
 
     async def request(
@@ -117,12 +117,12 @@ class HttpxHttp:
                     except TransportError:
                         if last_try or not (progress.leaked or (progress.stale and method in _REPEATABLE)):
                             raise
-        if answer is None:  # judged by the outcome: an answer that came with the deadline counts
+        if answer is None:  # an answer that arrived with the deadline counts
             raise deadline_error(deadline, self.origin.place if progress.sent else self._via, sent=progress.sent)
         return answer
 
     async def aclose(self) -> None:
-        """Close every connection, also under requests that still run."""
+        """Close every connection, even under running requests."""
         await self._pools.aclose()
 
     def _build(
@@ -145,9 +145,9 @@ class HttpxHttp:
             raise unsendable() from None
 
     async def _exchange(self, request: httpcore.Request, progress: _Progress, cap: int) -> Answer:
-        """Send once and read the whole answer; every foreign exception ends here.
+        """Send once and read the whole answer; the library's exceptions stop here.
 
-        ``from None`` throughout: the library's texts may quote a header, and that may be the token.
+        ``from None`` throughout: the library's messages may quote a header, which may be the token.
         """
         pool = await self._pools.lease()
         try:
@@ -155,7 +155,7 @@ class HttpxHttp:
             return await _read(response, cap, self.origin.place)
         except httpcore.PoolTimeout:
             self._pools.retire(pool)
-            log.warning("the connection pool was stuck and has been replaced")
+            log.warning("Replaced a stuck connection pool")
             progress.leaked = True
             raise unsent(TransportError("no free connection", fix="restart the agent if this repeats")) from None
         except httpcore.LocalProtocolError:
@@ -184,14 +184,14 @@ class HttpxHttp:
 
 
 class ReclaimTransport(httpx.AsyncHTTPTransport):
-    """The library's transport without its leak: an abandoned connection leaves the pool with its request."""
+    """The library's transport, except that a cancelled request removes its connection from the pool."""
 
     def __init__(self, *, backend: httpcore.AsyncNetworkBackend | None = None, **options: Any) -> None:
         super().__init__(http1=True, http2=False, trust_env=False, retries=0, **options)
         self._pool._network_backend = backend or _Backend()
 
     async def exchange(self, request: httpcore.Request) -> httpcore.Response:
-        """Send one request; on any exception close what it left behind."""
+        """Send one request; after an exception, close the connection that it left in the pool."""
         try:
             return await self._pool.handle_async_request(request)
         except BaseException:
@@ -214,7 +214,7 @@ class ReclaimTransport(httpx.AsyncHTTPTransport):
 
 
 class _Backend(httpcore.TrioBackend):
-    """The library's network, but a cancelled TLS handshake closes its socket."""
+    """The library's network backend, except that a cancelled TLS handshake closes its socket."""
 
     async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
         stream = await super().connect_tcp(*args, **kwargs)
@@ -233,7 +233,7 @@ class _Backend(httpcore.TrioBackend):
 
 
 class _Progress:
-    """How far one try has come; ``note`` is the library's trace hook."""
+    """Progress of one attempt; ``note`` is the library's trace hook."""
 
     def __init__(self) -> None:
         self.connected = False
@@ -249,17 +249,17 @@ class _Progress:
 
 
 async def _read(response: httpcore.Response, cap: int, place: str) -> Answer:
-    """Return the answer within its caps; the response is closed in every case."""
+    """Read the answer within its limits; closes the response in any case."""
     try:
         headers = _headers(response, place)
         if 300 <= response.status < 400 and response.status != 304:
             where = one_line(headers.get("location", "nowhere"), ascii_only=True)
             raise BadAnswerError(
-                f"{place} redirects to {where} ({response.status}); credentials go to server_url only",
-                fix="write the URL of the plane itself into server_url",
+                f"{place} redirects to {where} ({response.status}); credentials are sent to server_url only",
+                fix="set server_url to the URL of the plane itself",
             )
         if headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
-            raise BadAnswerError(f"{place} sent a compressed answer that was not asked for")
+            raise BadAnswerError(f"{place} sent a compressed answer that was not requested")
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > cap:
             raise too_long(cap, place)
@@ -269,9 +269,9 @@ async def _read(response: httpcore.Response, cap: int, place: str) -> Answer:
 
 
 async def _body(response: httpcore.Response, cap: int, place: str) -> bytes:
-    """Return the body; a longer one is ended by closing the socket below it.
+    """Read the body; one over the limit is ended by closing its socket.
 
-    Leaving the loop early would abandon a chain of async generators; starved, they end by themselves.
+    Leaving the loop early would abandon a chain of async generators; without input, they finish.
     """
     chunks: list[bytes] = []
     size = 0

@@ -85,7 +85,7 @@ def test_a_wrong_ca(given: str, tmp_path: Path, plane: Plane, agent: Agent) -> N
     assert run_cli("-c", root, "init", "--server", plane.url, *trust).returncode == 0
     whose = "the CA in ca_files" if trust else "a CA this host trusts"
     what = rf"the certificate of \S+ is not signed by {whose} \(.*\)"
-    fix = "name the plane's CA: cert-ctrl init --ca FILE, or ca_files in httpclient_config.json"
+    fix = "configure the plane's CA: cert-ctrl init --ca FILE, or ca_files in httpclient_config.json"
     says(run_cli("-c", root, "register"), 69, what, fix)
 
 
@@ -210,7 +210,7 @@ def test_somebody_elses_files_are_refused(which: str, fleet: Fleet, plane: Plane
         ("application.json", {"poll_interval_ms": 1}, "{}: poll_interval_ms: .*10.*", "correct it in {}"),
         ("log_config.json", {"level": "LOUD"}, "{}: level: expected .*INFO.*", "correct it in {}"),
         ("httpclient_config.json", {"ca_files": ["gone.pem"]}, ".*ca_files: cannot read .*gone.pem: No such file.*",
-         "name a readable PEM file .*"),
+         "set it to a readable PEM file .*"),
     ],
 )  # fmt: skip
 def test_a_configuration_with_a_mistake(file: str, text: object, what: str, fix: str, fresh: Path) -> None:

@@ -69,7 +69,7 @@ def test_an_intermediate_or_the_leaf_itself_can_be_the_anchor(ca: trustme.CA, ca
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "cannot read"), (b"", "holds no PEM"), (b"\0junk", "holds no PEM")]
+    ("content", "words"), [(None, "cannot read"), (b"", "contains no PEM"), (b"\0junk", "contains no PEM")]
 )
 def test_a_ca_file_that_does_not_load_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "ca.pem"
@@ -92,7 +92,7 @@ def test_a_client_identity_that_does_not_load_is_named(ca: trustme.CA, tmp_path:
     client_context([], cert, key)
     for wrong, words in [
         (locked, "encrypted"),
-        (tmp_path / "other.pem", "belong together"),
+        (tmp_path / "other.pem", "do not match"),
         (tmp_path / "no", "No such file"),
         (cert, "not PEM"),
     ]:
@@ -120,6 +120,6 @@ def test_a_rotated_ca_file_is_read_again_and_a_broken_one_is_not(
     assert subjects(second) != subjects(first)
     put(b"half writ")
     assert trust.context() is second
-    assert "Keeping the TLS files read before" in caplog.text
+    assert "Keeping the previous TLS files" in caplog.text
     put(trustme.CA().cert_pem.bytes())
     assert subjects(trust.context()) != subjects(second)
