@@ -1,4 +1,4 @@
-"""What the command line's tests share: run a command in-process, and a config directory to run it on."""
+"""Fixtures of the command line tests: run commands in-process on a config directory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DAY = 86_400.0
 
 
 class Ran(NamedTuple):
-    """What one command did."""
+    """Exit status and output of one command."""
 
     status: int
     out: str
@@ -43,7 +43,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """Give back the root logger as it was: commands add handlers for the length of their process."""
+    """Restore the root logger; commands add handlers to it."""
     root, ours = logging.getLogger(), logging.getLogger("certctrl")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     yield
@@ -57,7 +57,7 @@ def own_logging() -> Iterator[None]:
 
 @pytest.fixture
 def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Give ``ran("-c", DIR, "status")``: run the command line in this process."""
+    """``ran("-c", DIR, "status")`` runs a command line in this process."""
 
     def run(*argv: object) -> Ran:
         capsys.readouterr()
@@ -70,7 +70,7 @@ def ran(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 @pytest.fixture
 def layout(tmp_path: Path) -> ConfigDir:
-    """Give a fresh config directory, not registered."""
+    """A new config directory, not registered."""
     made = ConfigDir(tmp_path / "agent")
     init_config_dir(RealFs(), made, server_url="https://plane.example", ca_pem=None)
     return made
@@ -89,7 +89,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 def record(cert_id: int = 7, name: str = "www.example.com", **changes: Any) -> CertRecord:
-    """Return the record of a certificate that is deployed and half-way through its life."""
+    """Return the record of a deployed certificate in the middle of its validity."""
     facts = CertFacts(
         cert_id=cert_id, name=name, domains=(name, "example.com"), serial="04:ab:00:11:22:33:44:55:66",
         fingerprint_sha256="ab" * 32, not_before=NOW - 45 * DAY, not_after=NOW + 45 * DAY,
@@ -106,7 +106,7 @@ Answer = Callable[[dict[str, Any]], object]
 
 
 class FakeDaemon:
-    """A control socket that answers each request with what ``answer`` returns (bytes go out as they are)."""
+    """A control socket that answers requests with the result of ``answer``; bytes are sent unchanged."""
 
     def __init__(self, layout: ConfigDir, answer: Answer) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -130,7 +130,7 @@ class FakeDaemon:
                 request = json.loads(line)
                 self.requests.append(request)
                 reply = self._answer(request)
-                with contextlib.suppress(OSError):  # a client that no longer waits
+                with contextlib.suppress(OSError):  # the client may be gone
                     conn.sendall(reply if isinstance(reply, bytes) else json.dumps(reply).encode() + b"\n")
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class FakeDaemon:
 
 @pytest.fixture
 def daemon(layout: ConfigDir) -> Iterator[Callable[[Answer], FakeDaemon]]:
-    """Give ``daemon(answer)``: a fake daemon on the layout's socket."""
+    """``daemon(answer)`` starts a fake daemon on the socket of the layout."""
     started: list[FakeDaemon] = []
 
     def start(answer: Answer) -> FakeDaemon:
@@ -154,7 +154,7 @@ def daemon(layout: ConfigDir) -> Iterator[Callable[[Answer], FakeDaemon]]:
 
 
 def running_status(**changes: Any) -> dict[str, Any]:
-    """Return the status of a healthy daemon, as the reporter makes it."""
+    """Return the status of a healthy daemon in the reporter's format."""
     return {
         "running": True, "pid": 1, "version": "0", "started_at": NOW - (2 * 86_400 + 14 * 3600 + 32 * 60), "now": NOW,
         "state": "Polling", "server_url": "https://plane.example", "device_id": "d",

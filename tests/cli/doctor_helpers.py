@@ -1,4 +1,4 @@
-"""What tests of the doctor say in few words: a configuration, a registered host, the findings of one check."""
+"""Helpers of the doctor tests: a configuration, a registered host, the findings of one check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: what is listed, what is imported, where ``-c`` may stand, what usage errors say."""
+"""The command line as a whole: commands, imports, the position of ``-c``, usage errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PYTHON = [sys.executable, "-m", "certctrl"]
 
 
 def program(*argv: object, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the real program."""
+    """Run the program in a process."""
     return subprocess.run(
         [*PYTHON, *map(str, argv)], capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, **env, "PYTHONPATH": str(Path(certctrl.__file__).parent.parent)},
@@ -29,7 +29,7 @@ def program(*argv: object, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_loads_and_says_what_the_list_says(name: str) -> None:
+def test_each_command_has_the_help_line_of_the_table(name: str) -> None:
     command = load(name, COMMANDS[name])
     assert command.name == name
     said = inspect.cleandoc(command.help).splitlines()[0]
@@ -47,14 +47,14 @@ def test_help_lists_every_command(ran: Callable[..., Ran]) -> None:
     assert all(f"\n  {name} " in done.out for name in COMMANDS)
 
 
-def test_version_is_the_same_on_both_paths(ran: Callable[..., Ran]) -> None:
+def test_version_with_and_without_the_parser(ran: Callable[..., Ran]) -> None:
     line = f"cert-ctrl {certctrl.__version__}\n"
     assert ran("--version") == (0, line, "")
     assert ran("--version", "--debug") == (0, line, "")
     assert program("--version").stdout == line
 
 
-def test_no_command_is_a_usage_error_with_help(ran: Callable[..., Ran]) -> None:
+def test_no_command_prints_help_and_is_a_usage_error(ran: Callable[..., Ran]) -> None:
     done = ran()
     assert done.status == 2 and not done.out
     assert done.err.startswith("Usage: cert-ctrl")
@@ -80,7 +80,7 @@ def test_usage_errors_are_two_lines(argv: list[str], error: str, fix: str, ran: 
     assert ran(*argv) == (2, "", f"cert-ctrl: error: {error}\nfix: {fix}\n")
 
 
-def test_a_directory_that_is_not_there(ran: Callable[..., Ran], tmp_path: Path) -> None:
+def test_a_missing_directory(ran: Callable[..., Ran], tmp_path: Path) -> None:
     done = ran("-c", tmp_path / "no", "status")
     assert done.status == 78
     assert done.err == (
@@ -89,20 +89,22 @@ def test_a_directory_that_is_not_there(ran: Callable[..., Ran], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("command", ["list-certs", "history", "policy show", "policy allow path /srv/x --yes", "plan"])
-def test_a_directory_that_is_somebody_elses_is_not_taken_for_an_empty_host(
+def test_another_directory_is_not_treated_as_an_empty_host(
     command: str, ran: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "passwd").touch()
     done = ran("-c", tmp_path, *command.split())
     assert (done.status, done.out) == (78, "") and "is not a config directory" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["passwd"]
-    assert ran("-c", "", *command.split()).status == 2, "an empty variable is not the working directory"
+    assert ran("-c", "", *command.split()).status == 2, "an empty value does not mean the working directory"
     monkeypatch.setenv("CERTCTRL_SERVER_URL", "https://plane.example")
     assert ran("-c", tmp_path, "list-certs").status == 0, "all settings may come from the environment"
 
 
 @pytest.mark.parametrize("order", ["before", "after", "long", "attached", "twice"])
-def test_the_directory_may_stand_before_and_after(order: str, layout: ConfigDir, ran: Callable[..., Ran]) -> None:
+def test_the_directory_option_is_accepted_before_and_after_the_command(
+    order: str, layout: ConfigDir, ran: Callable[..., Ran]
+) -> None:
     argv = {
         "before": ["-c", layout.root, "list-certs"],
         "after": ["list-certs", "-c", layout.root],
@@ -113,19 +115,19 @@ def test_the_directory_may_stand_before_and_after(order: str, layout: ConfigDir,
     assert ran(*argv) == (0, "No certificates on this host yet.\n", "")
 
 
-def test_the_directory_may_stand_after_a_nested_command(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
+def test_the_directory_option_is_accepted_after_a_subcommand(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
     assert ran("config", "check", "-c", layout.root).status == 0
-    assert ran("config", "-c", layout.root, "check").status == 2, "a group takes no options of its commands"
+    assert ran("config", "-c", layout.root, "check").status == 2, "a group does not take options of its commands"
 
 
-def test_words_after_two_dashes_are_never_options(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
+def test_arguments_after_two_dashes_are_not_options(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
     done = ran("-c", layout.root, "policy", "allow", "command", "--yes", "--", "/usr/bin/true", "-c", "/elsewhere")
     assert done.status == 0
     assert "/usr/bin/true -c /elsewhere" in ran("-c", layout.root, "policy", "show").out
 
 
 def loaded_by(*argv: object) -> set[str]:
-    """Return the modules that a command imports in a fresh process."""
+    """Return the modules that a command imports in a new process."""
     code = (
         "import sys; sys.argv[0] = 'cert-ctrl'\n"
         "from certctrl.__main__ import main\n"
@@ -138,21 +140,23 @@ def loaded_by(*argv: object) -> set[str]:
     return set(done.stderr.splitlines()[-1].split()[1:])
 
 
-def test_only_the_commands_own_module_is_imported(layout: ConfigDir) -> None:
+def test_status_imports_only_its_own_command(layout: ConfigDir) -> None:
     loaded = loaded_by(f"--config-dir={layout.root}", "status")
     commands = {name for name in loaded if name.startswith("certctrl.cli.commands.")}
     assert commands == {"certctrl.cli.commands.status"}
     heavy = {"trio", "httpx", "attr", "attrs", "cryptography", "rich", "jwt", "logging", "asyncio"}
-    assert not heavy & loaded, "start-up time is a feature"
+    assert not heavy & loaded, "status must start fast"
 
 
-def test_list_certs_is_as_light(layout: ConfigDir) -> None:
+def test_list_certs_imports_nothing_heavy(layout: ConfigDir) -> None:
     heavy = {"trio", "httpx", "attr", "cryptography", "rich", "logging"}
     assert not heavy & loaded_by(f"--config-dir={layout.root}", "list-certs")
-    assert not (heavy | {"typer", "inspect"}) & loaded_by("-c", layout.root, "list-certs"), "it needs no parser either"
+    assert not (heavy | {"typer", "inspect"}) & loaded_by("-c", layout.root, "list-certs"), (
+        "list-certs does not need the parser"
+    )
 
 
-def test_a_reader_that_goes_away_is_no_error(layout: ConfigDir) -> None:
+def test_a_closed_pipe_is_not_an_error(layout: ConfigDir) -> None:
     command = " ".join([*PYTHON, "-c", str(layout.root), "config", "show"])
     done = subprocess.run(
         ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"],
@@ -168,6 +172,6 @@ def test_shell_completion_offers_the_commands() -> None:
     assert "list-certs" in done.stdout.split()
 
 
-def test_the_program_leaves_with_the_status(layout: ConfigDir) -> None:
+def test_the_program_ends_with_the_exit_status(layout: ConfigDir) -> None:
     assert program("-c", layout.root, "status").returncode == 77
     assert program("-c", layout.root, "list-certs").stdout == "No certificates on this host yet.\n"

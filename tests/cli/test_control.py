@@ -1,4 +1,4 @@
-"""The client of the control socket: answers, refusals, silence, impostors."""
+"""The client of the control socket: answers, errors, timeouts, sockets of other users."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from .conftest import Answer, FakeDaemon
 Daemon = Callable[[Answer], FakeDaemon]
 
 
-def test_no_socket_is_no_daemon(layout: ConfigDir) -> None:
+def test_no_socket_means_no_daemon(layout: ConfigDir) -> None:
     assert ask(layout, "status") is None
 
 
-def test_a_socket_that_a_dead_daemon_left_is_no_daemon(layout: ConfigDir) -> None:
+def test_a_stale_socket_means_no_daemon(layout: ConfigDir) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(layout.control_socket))
     assert layout.control_socket.exists()
     assert ask(layout, "status") is None
 
 
-def test_one_line_out_one_line_back(layout: ConfigDir, daemon: Daemon) -> None:
+def test_request_and_answer_are_one_line_each(layout: ConfigDir, daemon: Daemon) -> None:
     fake = daemon(lambda request: {"ok": True, "data": {"echo": request["domain"]}})
     reply = ask(layout, "renew", domain="ex\u00e4mple.com\n")
     assert reply is not None and reply.data == {"echo": "ex\u00e4mple.com\n"}
     assert fake.requests == [{"op": "renew", "domain": "ex\u00e4mple.com\n"}]
 
 
-def test_an_answer_of_nothing_is_still_an_answer(layout: ConfigDir, daemon: Daemon) -> None:
+def test_an_empty_answer_is_an_answer(layout: ConfigDir, daemon: Daemon) -> None:
     daemon(lambda _request: {"ok": True, "data": None})
     reply = ask(layout, "x")
     assert reply is not None and reply.data is None
 
 
-def test_a_large_answer_comes_whole(layout: ConfigDir, daemon: Daemon) -> None:
+def test_a_large_answer_is_complete(layout: ConfigDir, daemon: Daemon) -> None:
     daemon(lambda _request: {"ok": True, "data": "x" * 3_000_000})
     reply = ask(layout, "plan")
     assert reply is not None and len(reply.data) == 3_000_000
 
 
 @pytest.mark.parametrize(("exit_status", "expected"), [(2, 2), (69, 69), (77, 77), (12345, 1)])
-def test_the_daemons_refusal_keeps_its_words_and_status(
+def test_an_error_of_the_daemon_keeps_text_and_exit_status(
     exit_status: int, expected: int, layout: ConfigDir, daemon: Daemon
 ) -> None:
     daemon(lambda _request: {"ok": False, "error": "no such domain", "fix": "known: a", "exit": exit_status})
@@ -64,13 +64,13 @@ def test_the_daemons_refusal_keeps_its_words_and_status(
 
 
 @pytest.mark.parametrize("raw", [b"", b"not json\n", b"[]\n", b"{}\n", b'{"ok": tr'])
-def test_a_broken_answer_is_busy_not_a_traceback(raw: bytes, layout: ConfigDir, daemon: Daemon) -> None:
+def test_an_invalid_answer_is_a_busy_error(raw: bytes, layout: ConfigDir, daemon: Daemon) -> None:
     daemon(lambda _request: raw)
     with pytest.raises(BusyError, match="no answer from the daemon"):
         ask(layout, "status")
 
 
-def test_a_daemon_that_hangs_costs_its_time_and_no_more(layout: ConfigDir, daemon: Daemon) -> None:
+def test_the_wait_for_a_hanging_daemon_is_bounded(layout: ConfigDir, daemon: Daemon) -> None:
     daemon(lambda _request: time.sleep(2) or {"ok": True})
     began = time.monotonic()
     with pytest.raises(BusyError, match=r"did not answer `status` within 0.2 s"):
@@ -78,7 +78,7 @@ def test_a_daemon_that_hangs_costs_its_time_and_no_more(layout: ConfigDir, daemo
     assert time.monotonic() - began < 1.5
 
 
-def test_a_stranger_behind_the_socket_is_refused(
+def test_a_socket_of_another_user_is_refused(
     layout: ConfigDir, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = daemon(lambda _request: {"ok": True, "data": "secrets"})
@@ -90,14 +90,14 @@ def test_a_stranger_behind_the_socket_is_refused(
     monkeypatch.setattr(control.socket.socket, "getsockopt", peer)
     with pytest.raises(TransportError, match="served by user id 6666"):
         ask(layout, "status")
-    assert fake.requests == [], "nothing was said to it"
+    assert fake.requests == [], "no request was sent"
 
 
 @pytest.mark.parametrize(("uid", "trusted"), [(0, True), (4242, True), (6666, False)])
-def test_whom_root_trusts(
+def test_users_that_root_trusts(
     uid: int, trusted: bool, layout: ConfigDir, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Root asks also a daemon that runs as the directory's owner."""
+    """Root also trusts a daemon of the directory's owner."""
     daemon(lambda _request: {"ok": True, "data": 1})
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     real_stat = os.stat
@@ -115,7 +115,7 @@ def test_whom_root_trusts(
             ask(layout, "status")
 
 
-def test_a_path_longer_than_a_socket_address(tmp_path: Path) -> None:
+def test_a_path_longer_than_a_socket_address_works(tmp_path: Path) -> None:
     deep = ConfigDir(tmp_path / ("d" * 120) / "agent")
     make_tree(RealFs(), deep)
     assert ask(deep, "status") is None
@@ -132,7 +132,7 @@ def test_a_path_longer_than_a_socket_address(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_socket_that_may_not_be_opened_names_the_remedy(layout: ConfigDir, daemon: Daemon) -> None:
+def test_a_socket_without_permission_names_the_fix(layout: ConfigDir, daemon: Daemon) -> None:
     daemon(lambda _request: {"ok": True})
     layout.root.chmod(0o755)
     layout.root.parent.chmod(0o755)

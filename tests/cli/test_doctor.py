@@ -1,4 +1,4 @@
-"""The doctor: each check of this host finds its fault, names the remedy, and changes nothing."""
+"""The doctor on this host: each check finds its problem, names the fix, and changes nothing."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_wrong_configuration(context: CheckContext) -> None:
     assert level == "FAIL" and "poll_limt" in what and fix
 
 
-def test_open_permissions_are_shown_and_left(context: CheckContext) -> None:
+def test_open_permissions_are_reported_and_left(context: CheckContext) -> None:
     register(context.store)
     context.layout.refresh_token.chmod(0o644)
     ((level, what, fix),) = found(host_findings(context), "permissions")
     assert level == "FAIL" and str(context.layout.refresh_token) in what
     assert fix == f"chmod 0600 {context.layout.refresh_token}"
-    assert context.layout.refresh_token.stat().st_mode & 0o777 == 0o644, "the doctor looks, it does not operate"
+    assert context.layout.refresh_token.stat().st_mode & 0o777 == 0o644, "the doctor changes nothing"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_not_registered(context: CheckContext) -> None:
     ]
 
 
-def test_a_device_key_that_does_not_fit(context: CheckContext) -> None:
+def test_a_device_key_pair_that_does_not_match(context: CheckContext) -> None:
     register(context.store)
     keys = context.store.session.load_device_keys()
     assert keys is not None
@@ -93,7 +93,7 @@ def test_a_device_key_that_does_not_fit(context: CheckContext) -> None:
     assert (level == "FAIL" and "does not belong" in what) or "key" in what
 
 
-def test_what_is_wrong_with_a_policy(context: CheckContext, tmp_path: Path) -> None:
+def test_problems_of_a_policy(context: CheckContext, tmp_path: Path) -> None:
     real, link, loose = tmp_path / "real", tmp_path / "link", tmp_path / "loose"
     real.mkdir()
     link.symlink_to(real)
@@ -125,14 +125,14 @@ def test_what_is_wrong_with_a_policy(context: CheckContext, tmp_path: Path) -> N
     assert all(fix for _, _, fix in findings)
 
 
-def test_a_script_that_is_not_the_one_trusted_at_first_use_is_found(context: CheckContext) -> None:
+def test_a_changed_pinned_script_is_found(context: CheckContext) -> None:
     context.store.installed.save_pins({"/bin/true": "ab" * 32})
     ((level, what, fix),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
     assert level == "FAIL" and what.startswith("script pinned at its first run: /bin/true")
     assert "trust reset --scripts" in fix
 
 
-def test_a_trust_store_that_is_not_there_is_found(context: CheckContext, tmp_path: Path) -> None:
+def test_a_missing_trust_store_is_found(context: CheckContext, tmp_path: Path) -> None:
     save_policy(RealFs(), context.layout, HostPolicy(trust_store=TrustStore(directory=str(tmp_path / "none"))))
     ((level, what, _),) = [one for one in found(host_findings(context), "policy") if one[0] != "OK"]
     assert (level, what) == ("FAIL", f"trust_store: no directory {tmp_path}/none")
@@ -148,7 +148,7 @@ async def test_refusals_are_found_without_a_daemon(context: CheckContext) -> Non
     assert sorted(str(path) for path in context.layout.root.rglob("*")) == before, "nothing is changed"
 
 
-async def test_items_that_cannot_be_read_are_a_finding(context: CheckContext) -> None:
+async def test_invalid_items_are_a_finding(context: CheckContext) -> None:
     context.layout.local_installs.write_text("x")
     notes: list[Finding] = []
     await check_plan(context, notes.append)
@@ -199,7 +199,7 @@ def test_json_and_a_running_daemon(
     }
 
 
-def test_nothing_wrong_is_status_0(
+def test_no_failures_is_status_0(
     layout: ConfigDir, store: StateStore, daemon: Callable[..., FakeDaemon], ran: Callable[..., Ran]
 ) -> None:
     register(store)
@@ -209,9 +209,9 @@ def test_nothing_wrong_is_status_0(
     assert done.status == 0 and done.out.splitlines()[-1].endswith("0 failures, 0 warnings")
 
 
-def test_a_wrong_configuration_does_not_stop_the_other_checks(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
+def test_an_invalid_configuration_does_not_stop_the_other_checks(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
     layout.application.write_text("{")
     rows = ran("-c", layout.root, "doctor", "--json").json()
     checks = [row["check"] for row in rows]
     assert {"config", "permissions", "disk", "state", "device", "policy", "daemon"} <= set(checks)
-    assert "dns" not in checks, "without a configuration there is nobody to ask"
+    assert "dns" not in checks, "without a configuration the plane is unknown"

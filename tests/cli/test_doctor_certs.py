@@ -1,4 +1,4 @@
-"""The doctor tells what is deployed and served apart, and looks again at what the daemon is changing."""
+"""The doctor compares records, disk and endpoints, and waits for a daemon that is changing them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def deploy(
     return deployed, leaf
 
 
-def test_a_pair_in_order(context: CheckContext) -> None:
+def test_a_valid_pair(context: CheckContext) -> None:
     deploy(context)
     assert [str(one.level) for one in certificate_findings(context)] == ["OK"]
 
@@ -69,7 +69,7 @@ def test_a_mixed_pair_is_found(context: CheckContext) -> None:
         ({"revoked": True}, "FAIL", "revoked, but still in use"),
     ],
 )
-def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, context: CheckContext) -> None:
+def test_validity_and_stages(changes: dict[str, Any], level: str, words: str, context: CheckContext) -> None:
     deploy(context, **changes)
     assert any(
         said == level and words in what and fix
@@ -77,7 +77,7 @@ def test_lives_and_leftovers(changes: dict[str, Any], level: str, words: str, co
     )
 
 
-def test_a_record_that_is_not_what_is_live(context: CheckContext) -> None:
+def test_a_record_that_differs_from_the_disk(context: CheckContext) -> None:
     deployed, _ = deploy(context)
     context.store.installed.save_certificates(
         {7: attrs.evolve(deployed, facts=attrs.evolve(deployed.facts, fingerprint_sha256="00" * 32))}
@@ -87,7 +87,9 @@ def test_a_record_that_is_not_what_is_live(context: CheckContext) -> None:
     assert "points to" in found(certificate_findings(context), "certificate")[0][1]
 
 
-def test_what_the_daemon_is_changing_is_looked_at_again(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_the_daemon_is_changing_is_checked_again(
+    context: CheckContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deployed, _ = deploy(context)
     context.store.installed.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
     pauses = []
@@ -102,7 +104,7 @@ def test_what_the_daemon_is_changing_is_looked_at_again(context: CheckContext, m
     assert "key matches" in found(certificate_findings(context), "certificate")[0][1]
     assert len(pauses) == 2
     context.store.installed.save_certificates({7: attrs.evolve(deployed, generation="f" * 32)})
-    assert "points to" in found(certificate_findings(context), "certificate")[0][1], "in the end it is a finding"
+    assert "points to" in found(certificate_findings(context), "certificate")[0][1], "a lasting difference is a finding"
 
 
 async def serve(leaf: trustme.LeafCert, task_status: Any) -> None:
@@ -123,7 +125,7 @@ def local_plan(context: CheckContext, port: int, about: str = '"ob_type": "cert"
     )
 
 
-async def test_an_endpoint_that_serves_what_is_on_disk_and_one_that_does_not(context: CheckContext) -> None:
+async def test_endpoints_with_the_right_and_a_wrong_certificate(context: CheckContext) -> None:
     _, leaf = deploy(context)
     other = trustme.CA().issue_cert("www.example.com")
     for served, level, words in (
@@ -139,7 +141,7 @@ async def test_an_endpoint_that_serves_what_is_on_disk_and_one_that_does_not(con
         assert [(str(one.level), words in one.what) for one in notes] == [(level, True)]
 
 
-async def test_the_certificate_of_another_name_at_an_endpoint_is_found(context: CheckContext) -> None:
+async def test_an_endpoint_with_the_certificate_of_another_name(context: CheckContext) -> None:
     _, mine = deploy(context)
     other = trustme.CA().issue_cert("other.example.com")
     fingerprint = x509.load_pem_x509_certificate(other.cert_chain_pems[0].bytes()).fingerprint(hashes.SHA256()).hex()

@@ -1,4 +1,4 @@
-"""On the way to the plane the doctor finds what fails first, and asks no further than it must."""
+"""The doctor on the connection to the plane: the first failing step is found, later ones are skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .doctor_helpers import CONFIG, found, register
 
 
 class FakeHttp:
-    """Answers /health with a Date, and the poll with what it is told."""
+    """Answers /health with a Date, and the poll with a given result."""
 
     def __init__(self, poll: Answer | Exception | None = None, *, health: Any = None, skew: float = 0.0) -> None:
         self.poll = poll or Answer(204, {"etag": "1-5"}, b"")
@@ -45,7 +45,7 @@ async def asked(context: CheckContext, http: FakeHttp, config: AgentConfig = CON
     return notes
 
 
-async def test_a_plane_in_order(context: CheckContext) -> None:
+async def test_a_plane_without_problems(context: CheckContext) -> None:
     register(context.store)
     notes = await asked(context, FakeHttp())
     assert [(one.check, str(one.level)) for one in notes] == [
@@ -76,7 +76,7 @@ def error_answer(status: int, key: str) -> Answer:
     ],
     ids=lambda value: getattr(value, "status", str(value)[:12]),
 )
-async def test_what_the_plane_says_of_the_token(poll: Any, level: str, words: str, context: CheckContext) -> None:
+async def test_token_findings(poll: Any, level: str, words: str, context: CheckContext) -> None:
     register(context.store)
     ((said, what, fix),) = found(await asked(context, FakeHttp(poll)), "token")
     assert said == level and words in what
@@ -84,7 +84,7 @@ async def test_what_the_plane_says_of_the_token(poll: Any, level: str, words: st
     assert "rt_x" not in what + fix and "a.b.c" not in what + fix
 
 
-async def test_no_token_is_not_asked_about(context: CheckContext) -> None:
+async def test_without_a_token_no_poll_is_sent(context: CheckContext) -> None:
     http = FakeHttp()
     assert found(await asked(context, http), "token")[0][0] == "FAIL"
     assert http.paths == ["/health"]
@@ -93,7 +93,7 @@ async def test_no_token_is_not_asked_about(context: CheckContext) -> None:
 @pytest.mark.parametrize(
     ("skew", "level"), [(0, "OK"), (4, "OK"), (-4, "OK"), (30, "WARN"), (-30, "WARN"), (900, "FAIL")]
 )
-async def test_the_clock_is_compared_with_the_planes(skew: float, level: str, context: CheckContext) -> None:
+async def test_clock_skew(skew: float, level: str, context: CheckContext) -> None:
     ((said, what, _),) = found(await asked(context, FakeHttp(skew=skew)), "clock")
     assert said == level
     assert level == "OK" or f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'}" in what
@@ -104,22 +104,22 @@ async def test_a_plane_without_a_usable_date(date: str | None, context: CheckCon
     http = FakeHttp(health=Answer(404, {"date": date} if date is not None else {}, b""))
     notes = await asked(context, http)
     assert found(notes, "clock") == []
-    assert found(notes, "tls")[0][0] == "OK", "any answer proves the way"
+    assert found(notes, "tls")[0][0] == "OK", "any answer proves the connection"
 
 
-async def test_a_refused_certificate_ends_the_questions(context: CheckContext) -> None:
+async def test_an_untrusted_certificate_skips_later_checks(context: CheckContext) -> None:
     http = FakeHttp(health=TlsError("the certificate is not trusted", fix="add its CA to ca_files"))
     notes = await asked(context, http)
     assert found(notes, "tls") == [("FAIL", "the certificate is not trusted", "add its CA to ca_files")]
     assert found(notes, "token") == []
 
 
-async def test_plain_http_is_told(context: CheckContext) -> None:
+async def test_plain_http_is_a_warning(context: CheckContext) -> None:
     plain = AgentConfig(application=ApplicationConfig(server_url="http://127.0.0.1:80", allow_http_loopback=True))
     assert found(await asked(context, FakeHttp(), plain), "tls")[0][0] == "WARN"
 
 
-async def test_a_name_that_cannot_be_resolved(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unresolvable_name(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(*_args: Any, **_named: Any) -> Any:
         raise trio.socket.gaierror(-2, "Name or service not known")
 

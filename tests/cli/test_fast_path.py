@@ -1,4 +1,4 @@
-"""Command lines that need no parser do what the parser would make of them; every other one is the parser's."""
+"""The fast path gives the same result as the parser, and leaves all other command lines to it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from certctrl.store.state.store import StateStore
 
 from .conftest import Ran, record
 
-OURS = (
+FAST = (
     "-c DIR status", "status -c DIR", "-c DIR status --json", "status --json -c DIR --daemon", "-c DIR status --daemon",
     "-c DIR list-certs", "list-certs --json -c DIR",
 )  # fmt: skip
-NOT_OURS = (
+PARSED = (
     "", "status", "-c", "-c DIR", "-c status", "-c -c status", "-c DIR -c DIR status", "-c DIR status status",
     "-c DIR --json status", "-c DIR status --watch", "-c DIR list-certs --daemon", "--debug -c DIR status",
     "-c DIR status --help", "-cDIR status", "--config-dir DIR status", "-c DIR plan", "--keep-running -c DIR",
@@ -27,8 +27,8 @@ NOT_OURS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("line", OURS)
-def test_both_ways_say_the_same(
+@pytest.mark.parametrize("line", FAST)
+def test_fast_path_and_parser_give_the_same_result(
     line: str,
     layout: ConfigDir,
     store: StateStore,
@@ -40,14 +40,14 @@ def test_both_ways_say_the_same(
     store.installed.save_certificates({7: record()})
     argv = line.replace("DIR", str(layout.root)).split()
     assert recognised(argv, Invocation()) is not None
-    quickly = ran(*argv)
+    fast = ran(*argv)
     monkeypatch.setattr(main, "recognised", lambda argv, invoked: None)
-    assert quickly == ran(*argv)
-    assert quickly.out and not quickly.err
+    assert fast == ran(*argv)
+    assert fast.out and not fast.err
 
 
-@pytest.mark.parametrize("line", NOT_OURS)
-def test_anything_else_is_left_to_the_parser(line: str) -> None:
+@pytest.mark.parametrize("line", PARSED)
+def test_other_command_lines_are_left_to_the_parser(line: str) -> None:
     assert recognised(line.split(), Invocation()) is None
 
 

@@ -1,4 +1,4 @@
-"""`policy`: one thing is allowed at a time, as printed, never twice, and nothing without an answer."""
+"""`policy`: entries are added as printed, once, and only after confirmation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def policy_of(layout: ConfigDir) -> dict[str, Any]:
         (["command", "--", "/usr/sbin/nginx", "-s", "reload"], "commands", None),
     ],
 )
-def test_allow_adds_one_thing_and_twice_is_once(
+def test_allow_adds_one_entry_and_is_idempotent(
     words: list[str], key: str, value: Any, layout: ConfigDir, ran: Run
 ) -> None:
     before = policy_of(layout)
@@ -57,7 +57,7 @@ def test_allow_adds_one_thing_and_twice_is_once(
     assert policy_of(layout) == after
 
 
-def test_the_printed_line_is_what_the_file_has(layout: ConfigDir, ran: Run) -> None:
+def test_the_printed_line_matches_the_file(layout: ConfigDir, ran: Run) -> None:
     done = ran(
         "-c",
         layout.root,
@@ -92,21 +92,21 @@ def test_two_commands_may_not_share_a_name(layout: ConfigDir, ran: Run) -> None:
      ["path", "/x", "--name", "n"], ["owner", "a", "--run-as", "b"], ["path", "/"], ["path", "/etc/../x"], ["path", "//x"],
      ["trust-store"], ["trust-store", "x"], ["trust-store", "/x", "update"], ["trust-store", "/x", "--name", "n"]],
 )  # fmt: skip
-def test_what_cannot_be_allowed_changes_nothing(words: list[str], layout: ConfigDir, ran: Run) -> None:
+def test_invalid_arguments_change_nothing(words: list[str], layout: ConfigDir, ran: Run) -> None:
     before = layout.policy.read_bytes()
     done = ran("-c", layout.root, "policy", "allow", "--yes", *words)
     assert done.status == 2 and done.err.startswith("cert-ctrl: error: ")
     assert layout.policy.read_bytes() == before
 
 
-def test_a_bad_value_is_refused_before_it_is_written(layout: ConfigDir, ran: Run) -> None:
+def test_an_invalid_value_is_not_written(layout: ConfigDir, ran: Run) -> None:
     before = layout.policy.read_bytes()
     done = ran("-c", layout.root, "policy", "allow", "--yes", "command", "--", "/usr/../bin/true")
     assert done.status == 78
     assert layout.policy.read_bytes() == before
 
 
-def test_without_an_answer_nothing_is_allowed(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_confirmation_nothing_is_allowed(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     done = ran("-c", layout.root, "policy", "allow", "shell")
     assert done.status == 2 and "--yes" in done.err
@@ -114,7 +114,7 @@ def test_without_an_answer_nothing_is_allowed(layout: ConfigDir, ran: Run, monke
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
-def test_a_person_is_asked(
+def test_the_operator_is_asked(
     answer: str, status: int, layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stdin = io.StringIO(answer)
@@ -134,7 +134,7 @@ REFUSALS = [
 ]  # fmt: skip
 
 
-def test_allow_goes_through_what_the_plan_is_refused(
+def test_allow_asks_about_each_refusal_of_the_plan(
     layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": REFUSALS})
@@ -146,10 +146,10 @@ def test_allow_goes_through_what_the_plan_is_refused(
     assert policy_of(layout)["trust_store"] == {"directory": "/srv/cas", "command": ["/bin/true", "--fresh"]}
 
 
-def test_allow_goes_on_to_what_stood_behind_a_refusal(
+def test_allow_continues_with_refusals_that_appear_later(
     layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A plan names one refusal of an item at a time."""
+    """A plan reports one refusal of an item at a time."""
     switch = {
         "item": "3",
         "what": "run /bin/true",
@@ -185,7 +185,7 @@ def test_another_trust_store_is_not_overwritten(layout: ConfigDir, ran: Run) -> 
     assert policy_of(layout)["trust_store"] == {"directory": "/srv/cas"}
 
 
-def test_allow_with_nothing_refused(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allow_without_refusals(layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": []})
     assert ran("-c", layout.root, "policy", "allow") == (
         0,
@@ -202,7 +202,7 @@ def test_every_kind_in_the_help_exists(layout: ConfigDir, ran: Run) -> None:
     assert "unknown kind 'paths'" in ran("-c", layout.root, "policy", "allow", "--yes", "paths").err
 
 
-def test_policy_show_in_words_and_json(layout: ConfigDir, ran: Run) -> None:
+def test_policy_show_as_text_and_json(layout: ConfigDir, ran: Run) -> None:
     layout.policy.write_text(
         json.dumps(
             {

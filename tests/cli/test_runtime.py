@@ -1,4 +1,4 @@
-"""Errors become two lines and a status, in one place, whatever wrapped them."""
+"""Errors become two lines and an exit status, even inside exception groups."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def report(error: BaseException, *, debug: bool = False, config_dir: str | None 
     ],
     ids=repr,
 )
-def test_statuses(error: BaseException, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_statuses_of_errors(error: BaseException, status: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(error) == status
     out, err = capsys.readouterr()
     assert not out and "Traceback" not in err
     assert err.startswith("cert-ctrl: ")
 
 
-def test_a_group_is_told_leaf_by_leaf_and_each_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_exception_group_prints_each_error_once(capsys: pytest.CaptureFixture[str]) -> None:
     same = [TransportError("no route", fix="plug it in") for _ in range(3)]
     report(ExceptionGroup("", [*same, ExceptionGroup("", [DiskError("full")])]))
     assert capsys.readouterr().err.splitlines() == [
@@ -71,12 +71,12 @@ def test_a_group_is_told_leaf_by_leaf_and_each_once(capsys: pytest.CaptureFixtur
     ]
 
 
-def test_a_fix_names_this_runs_directory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fix_names_the_actual_directory(capsys: pytest.CaptureFixture[str]) -> None:
     report(NotRegisteredError("no", fix="cert-ctrl -c DIR register"), config_dir="/etc/cc")
     assert "fix: cert-ctrl -c /etc/cc register\n" in capsys.readouterr().err
 
 
-def test_a_bug_shows_kind_and_place_but_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_prints_type_and_place_but_no_value(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         raise ValueError(f"invalid token {SECRET}")
     except ValueError as error:
@@ -96,7 +96,7 @@ def test_debug_shows_the_traceback_without_secrets(capsys: pytest.CaptureFixture
     assert SECRET not in err
 
 
-def test_texts_cannot_forge_lines_or_colour_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_cannot_forge_lines_or_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     report(CertctrlError("a\nfix: rm -rf /\x1b[31m\u202e", fix=f"use {SECRET}"))
     err = capsys.readouterr().err
     assert err == "cert-ctrl: error: a\\nfix: rm -rf /\\x1b[31m\\u202e\nfix: use [secret]\n"
@@ -104,7 +104,7 @@ def test_texts_cannot_forge_lines_or_colour_the_terminal(capsys: pytest.CaptureF
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
-    """Give ``command(function)``: put a function in place of `list-certs`."""
+    """``command(function)`` replaces `list-certs` by a function."""
 
     def put(function: Callable[..., Any]) -> None:
         from certctrl.cli.commands import list_certs
@@ -129,7 +129,7 @@ def test_errors_from_inside_a_nursery(command: Callable[..., None], ran: Callabl
     assert ran("list-certs") == (75, "", "cert-ctrl: error: held by 12\nfix: wait\n")
 
 
-def test_a_commands_value_is_its_status(command: Callable[..., None], ran: Callable[..., Ran]) -> None:
+def test_the_return_value_is_the_exit_status(command: Callable[..., None], ran: Callable[..., Ran]) -> None:
     def three() -> int:
         return 3
 
@@ -137,7 +137,7 @@ def test_a_commands_value_is_its_status(command: Callable[..., None], ran: Calla
     assert ran("list-certs").status == 3
 
 
-def test_typer_exit_and_none_are_statuses_too(command: Callable[..., None], ran: Callable[..., Ran]) -> None:
+def test_typer_exit_and_none_are_exit_statuses(command: Callable[..., None], ran: Callable[..., Ran]) -> None:
     def leave() -> None:
         raise typer.Exit(5)
 
@@ -155,7 +155,7 @@ def test_interrupts(command: Callable[..., None], ran: Callable[..., Ran]) -> No
     assert ran("list-certs").status == 130
 
 
-def test_a_question_that_gets_no_answer_is_an_interrupt(
+def test_an_aborted_prompt_is_an_interrupt(
     command: Callable[..., None], ran: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""`init`, `register`, `config`: what an operator does before the daemon runs."""
+"""`init`, `register` and `config`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKEN = "et_mNCLTgVblu4jMZEGF"
 # --- init ---------------------------------------------------------------------------------------------------------
 
 
-def test_init_makes_the_directory_and_says_what_is_next(tmp_path: Path, ran: Run) -> None:
+def test_init_creates_the_directory_and_prints_the_next_command(tmp_path: Path, ran: Run) -> None:
     ca = tmp_path / "ca.pem"
     ca.write_bytes(trustme.CA().cert_pem.bytes())
     root = tmp_path / "agent"
@@ -42,7 +42,7 @@ def test_init_makes_the_directory_and_says_what_is_next(tmp_path: Path, ran: Run
     assert ran("-c", root, "config", "check").status == 0
 
 
-def test_init_again_changes_nothing_and_never_overwrites(layout: ConfigDir, ran: Run) -> None:
+def test_init_is_idempotent_and_never_overwrites(layout: ConfigDir, ran: Run) -> None:
     before = layout.application.stat().st_mtime_ns
     assert ran("-c", layout.root, "init", "--server", "https://plane.example").status == 0
     assert layout.application.stat().st_mtime_ns == before
@@ -53,7 +53,7 @@ def test_init_again_changes_nothing_and_never_overwrites(layout: ConfigDir, ran:
 @pytest.mark.parametrize(
     "url", ["plane.example", "http://plane.example", "ftp://x", "https://", "https://u:p@x", "https://x:99999"]
 )
-def test_init_refuses_a_url_the_agent_could_not_use(url: str, tmp_path: Path, ran: Run) -> None:
+def test_init_rejects_an_invalid_url(url: str, tmp_path: Path, ran: Run) -> None:
     done = ran("-c", tmp_path / "agent", "init", "--server", url)
     assert done.status == 78 and done.err.count("\n") == 2
     assert not (tmp_path / "agent").exists()
@@ -63,7 +63,7 @@ def test_init_refuses_a_url_the_agent_could_not_use(url: str, tmp_path: Path, ra
 @pytest.mark.parametrize(
     "content", [b"", b"not pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", None]
 )
-def test_init_refuses_a_ca_that_is_none(content: bytes | None, tmp_path: Path, ran: Run) -> None:
+def test_init_rejects_an_invalid_ca_file(content: bytes | None, tmp_path: Path, ran: Run) -> None:
     ca = tmp_path / "ca.pem"
     if content is not None:
         ca.write_bytes(content)
@@ -75,7 +75,7 @@ def test_init_refuses_a_ca_that_is_none(content: bytes | None, tmp_path: Path, r
 # --- register -----------------------------------------------------------------------------------------------------
 
 
-def test_where_a_token_comes_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_token_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "token"
     file.write_text(f"  {TOKEN}\n")
     credential = tmp_path / "certctrl.enrolment-token"
@@ -88,7 +88,7 @@ def test_where_a_token_comes_from(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == ""
     assert find_token(None, TOKEN, {"CERTCTRL_ENROLMENT_TOKEN": "et_env"}) == TOKEN
     err = capsys.readouterr().err
-    assert err.startswith("warning: ") and TOKEN not in err, "argv can be read by everybody"
+    assert err.startswith("warning: ") and TOKEN not in err, "other users can read argv"
 
 
 def test_a_token_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_a_token_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "two words", "et_a\net_b", "ü", "x" * (LARGEST_TOKEN + 1)])
-def test_what_is_no_token(text: str, tmp_path: Path) -> None:
+def test_invalid_tokens(text: str, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(text)
     with pytest.raises(UsageError, match="does not contain an enrolment token") as caught:
@@ -114,7 +114,7 @@ def test_what_is_no_token(text: str, tmp_path: Path) -> None:
     assert text.strip() == "" or text.strip() not in str(caught.value)
 
 
-def test_two_sources_on_the_command_line(tmp_path: Path) -> None:
+def test_two_token_options_are_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="two enrolment tokens"):
         find_token(tmp_path / "a", "b", {})
     with pytest.raises(UsageError, match="No such file"):
@@ -128,7 +128,7 @@ class Prompt(NamedTuple):
     expires_in: float = 600.0
 
 
-def test_what_a_person_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_registration_prompt(capsys: pytest.CaptureFixture[str]) -> None:
     show_prompt(Prompt())
     assert capsys.readouterr().out.splitlines() == [
         "Open     https://plane.example/device",
@@ -138,7 +138,7 @@ def test_what_a_person_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_register_hands_over_the_token_and_says_who_we_are(
+def test_register_passes_the_token_and_prints_the_device(
     layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
@@ -167,9 +167,7 @@ def test_register_hands_over_the_token_and_says_who_we_are(
     assert seen["enrolment_token"] == TOKEN and seen["root"] == layout.root and seen["closed"]
 
 
-def test_register_without_a_plane_is_69_and_two_lines(
-    tmp_path: Path, ran: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_register_without_a_plane_is_69_with_a_fix(tmp_path: Path, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(register_module.TOKEN_VARIABLE, raising=False)
     root = tmp_path / "agent"
     assert ran("-c", root, "init", "--server", "https://127.0.0.1:1").status == 0
@@ -205,7 +203,7 @@ def test_config_show_masks_secrets(layout: ConfigDir, ran: Run) -> None:
     assert shown.json()["httpclient.proxy"]["value"] == "[secret]"
 
 
-def test_config_show_changed_only(layout: ConfigDir, ran: Run) -> None:
+def test_config_show_only_changed_settings(layout: ConfigDir, ran: Run) -> None:
     shown = ran("-c", layout.root, "config", "show", "--changed", "--json").json()
     assert list(shown) == ["application.server_url"]
 
@@ -235,7 +233,7 @@ def test_config_check_names_the_mistake(file: str, text: str, error: str, layout
         assert done.status == 78 and file in done.err
 
 
-def test_config_check_looks_into_the_files_that_are_named(layout: ConfigDir, ran: Run) -> None:
+def test_config_check_reads_the_named_files(layout: ConfigDir, ran: Run) -> None:
     layout.httpclient.write_text('{"ca_files": ["ca.pem"]}')
     ca = layout.root / "ca.pem"
     ca.write_text("nothing")
@@ -251,7 +249,7 @@ def plane_item(store: InstalledState, *ids: str) -> None:
     store.save_install_config(StoredInstallConfig(raw=raw, etag=None, version=1, hash=digest))
 
 
-def test_config_check_knows_the_planes_items_that_a_local_row_depends_on(layout: ConfigDir, ran: Run) -> None:
+def test_config_check_accepts_dependencies_on_the_planes_items(layout: ConfigDir, ran: Run) -> None:
     row = {"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], "depends_on": ["copy-7"]}
     layout.local_installs.write_text(json.dumps([row]))
     done = ran("-c", layout.root, "config", "check")

@@ -1,4 +1,4 @@
-"""`status` and `list-certs`: every line of the spec's block, from the daemon and from disk, and the exit status."""
+"""`status` and `list-certs`: output and exit status, with and without a daemon."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ Last Signal: 2h 15m ago (install.updated)
 """
 
 
-def says(**changes: Any) -> Answer:
+def status_answer(**changes: Any) -> Answer:
     return lambda request: (
         {"ok": True, "data": running_status(**changes)} if request["op"] == "status" else {"ok": False}
     )
 
 
 @pytest.mark.parametrize("argv", [["status", "--daemon"], ["status"]])
-def test_the_specs_block_line_by_line(
+def test_the_block_of_the_specification(
     argv: list[str], layout: ConfigDir, daemon: Daemon, ran: Callable[..., Ran]
 ) -> None:
-    daemon(says())
+    daemon(status_answer())
     done = ran("-c", layout.root, *argv)
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith(BLOCK)
@@ -72,10 +72,10 @@ def test_the_specs_block_line_by_line(
         ({"cursor": "1\x1b[2J\n2"}, "Cursor: 1\\x1b[2J\\n2"),
     ],
 )
-def test_lines_that_vary(
+def test_variants_of_lines(
     changes: dict[str, Any], line: str, layout: ConfigDir, daemon: Daemon, ran: Callable[..., Ran]
 ) -> None:
-    daemon(says(**changes))
+    daemon(status_answer(**changes))
     assert line in ran("-c", layout.root, "status").out.splitlines()
 
 
@@ -83,14 +83,14 @@ def test_lines_that_vary(
 def test_health_is_the_exit_status(
     health: str, status: int, layout: ConfigDir, daemon: Daemon, ran: Callable[..., Ran]
 ) -> None:
-    daemon(says(health=health))
+    daemon(status_answer(health=health))
     assert ran("-c", layout.root, "status").status == status
     assert ran("-c", layout.root, "status", "--daemon", "--json").json()["exit_status"] == status
 
 
 def test_problems_come_with_their_fix(layout: ConfigDir, daemon: Daemon, ran: Callable[..., Ran]) -> None:
     daemon(
-        says(
+        status_answer(
             health="degraded",
             problems=[{"what": "circuit breaker open", "since": NOW - 120, "fix": "cert-ctrl -c DIR poll-now"}],
             stuck=[{"item": "certificate 7", "reason": "nginx: bad", "next_try_at": NOW + 60, "attempts": 3}],
@@ -104,21 +104,21 @@ def test_problems_come_with_their_fix(layout: ConfigDir, daemon: Daemon, ran: Ca
     assert "Quarantined: cert.renewed, ts=5: always fails\n" in out
 
 
-def test_json_is_everything(layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Callable[..., Ran]) -> None:
+def test_json_has_all_facts(layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Callable[..., Ran]) -> None:
     store.installed.save_certificates({7: record()})
-    daemon(says())
+    daemon(status_answer())
     shown = ran("-c", layout.root, "status", "--json").json()
     assert shown["source"] == "daemon" and shown["cursor"] == "1736900123-42"
     assert [row["name"] for row in shown["certificates"]] == ["www.example.com"]
     assert "certificates" not in ran("-c", layout.root, "status", "--daemon", "--json").json()
 
 
-def test_certificates_are_summed_up(
+def test_the_summary_of_certificates(
     layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Callable[..., Ran]
 ) -> None:
     rows = {7: record(), 8: record(8, "b.example.com", not_after=NOW + 3 * DAY), 9: record(9, "c", generation="")}
     store.installed.save_certificates(rows)
-    daemon(says())
+    daemon(status_answer())
     assert "Certificates: 2 deployed, b.example.com expires first: 3d 0h 0m\n" in ran("-c", layout.root, "status").out
 
 
@@ -139,7 +139,9 @@ def test_never_registered(layout: ConfigDir, clock: float, ran: Callable[..., Ra
     assert f"  fix: cert-ctrl -c {layout.root} register, then start the daemon\n" in done.out
 
 
-def test_not_running_tells_what_is_on_disk(layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]) -> None:
+def test_not_running_shows_the_state_on_disk(
+    layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]
+) -> None:
     registered.session.save_cursor("1-5")
     registered.session.save_last_poll(NOW - 3600)
     registered.installed.save_status(running_status() | {"running": False, "stopped": "asked to stop"})
@@ -153,7 +155,7 @@ def test_not_running_tells_what_is_on_disk(layout: ConfigDir, registered: StateS
 
 
 @pytest.mark.parametrize("reason", ["device revoked", "refresh token refused"])
-def test_a_session_that_ended_for_good_is_77(
+def test_a_permanently_ended_session_is_77(
     reason: str, layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]
 ) -> None:
     registered.installed.save_status(running_status() | {"running": False, "stopped": reason})
@@ -178,7 +180,7 @@ def test_a_daemon_that_does_not_answer(
     assert done.out.startswith("Daemon Status: Running, but the daemon did not answer `status` within 0.2 s\n")
 
 
-def test_looking_takes_no_lock_and_changes_nothing(
+def test_reading_takes_no_lock_and_changes_nothing(
     layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]
 ) -> None:
     from certctrl.store.disk.lock import lock_daemon
@@ -194,7 +196,7 @@ def test_looking_takes_no_lock_and_changes_nothing(
 
 
 @pytest.mark.root
-def test_another_user_gets_a_line_not_a_traceback(
+def test_another_user_gets_an_error_and_no_traceback(
     layout: ConfigDir, registered: StateStore, ran: Callable[..., Ran]
 ) -> None:
     layout.root.chmod(0o755)
@@ -212,7 +214,7 @@ def test_another_user_gets_a_line_not_a_traceback(
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
-    """Let `status --watch` see ``rounds`` seconds pass, then Ctrl-C."""
+    """Run `status --watch` for ``rounds`` updates, then send Ctrl-C."""
     left = iter(range(rounds - 1))
 
     def sleep(_seconds: float) -> None:
@@ -222,20 +224,20 @@ def watched(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     monkeypatch.setattr(status_module.time, "sleep", sleep)
 
 
-def test_watching_json_gives_an_object_per_line(
+def test_watch_with_json_prints_an_object_per_line(
     layout: ConfigDir, daemon: Daemon, ran: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched(monkeypatch, 3)
-    daemon(says(health="degraded"))
+    daemon(status_answer(health="degraded"))
     done = ran("-c", layout.root, "status", "--daemon", "--watch", "--json")
-    assert done.status == 1, "Ctrl-C is how one stops watching"
+    assert done.status == 1, "Ctrl-C ends the watch normally"
     assert [json.loads(line)["health"] for line in done.out.splitlines()] == ["degraded"] * 3
 
 
-def test_watching_draws_over_itself_on_a_terminal_only(
+def test_watch_clears_the_screen_only_on_a_terminal(
     layout: ConfigDir, daemon: Daemon, ran: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon(says())
+    daemon(status_answer())
     watched(monkeypatch, 2)
     assert ran("-c", layout.root, "status", "--watch").out.count("\x1b") == 0
     watched(monkeypatch, 2)
@@ -295,7 +297,7 @@ def test_json_has_every_recorded_fact(
     assert row["remaining_seconds"] == 45 * DAY
 
 
-def test_a_damaged_file_is_told_with_its_name(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
+def test_a_damaged_file_is_named(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
     layout.certificates.write_text("{")
     done = ran("-c", layout.root, "list-certs")
     assert done.status == 74

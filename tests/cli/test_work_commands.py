@@ -1,4 +1,4 @@
-"""`poll-now`, `renew`, `apply`, `rollback`, `plan`, `history`, `sandbox`, `--keep-running`: who does the work, and what is printed."""
+"""Commands that work with or without a daemon, `history`, `sandbox` and `--keep-running`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def answers(data: Any) -> Answer:
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
-    """Give ``here(name, result)``: replace one function of agent/oneshot.py; the list collects its arguments."""
+def local(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """``local(name, result)`` replaces a function of agent/oneshot.py and returns the list of its calls."""
 
     def put(name: str, result: Any) -> list[Any]:
         calls: list[Any] = []
@@ -95,7 +95,7 @@ def test_a_running_daemon_does_the_work(
     assert (shown.status, shown.json()) == (status, data)
 
 
-def test_without_a_daemon_the_command_does_it_itself(layout: ConfigDir, here: Callable[..., Any], ran: Run) -> None:
+def test_without_a_daemon_the_command_does_the_work(layout: ConfigDir, local: Callable[..., Any], ran: Run) -> None:
     for argv, name, result, call in (
         (["poll-now"], "poll_once", {"poll": "204 No Content", "cursor": "1"}, (layout.root,)),
         (["renew", "--domain", "a"], "renew", {"cert_id": 1, "name": "a"}, (layout.root, "a")),
@@ -110,45 +110,45 @@ def test_without_a_daemon_the_command_does_it_itself(layout: ConfigDir, here: Ca
             (layout.root, {"install_config": False, "scripts": True}),
         ),
     ):
-        calls = here(name, result)
+        calls = local(name, result)
         assert ran("-c", layout.root, *argv).status == 0
         assert calls == [call]
 
 
-def test_failures_of_single_signals_are_told(layout: ConfigDir, here: Callable[..., Any], ran: Run) -> None:
-    here("poll_once", {"poll": "200 OK, 1 signals", "cursor": "1", "failed": ["nginx -t: \x1bbad"]})
+def test_failures_of_single_signals_are_printed(layout: ConfigDir, local: Callable[..., Any], ran: Run) -> None:
+    local("poll_once", {"poll": "200 OK, 1 signals", "cursor": "1", "failed": ["nginx -t: \x1bbad"]})
     done = ran("-c", layout.root, "poll-now")
     assert (done.status, done.err) == (1, "failed: nginx -t: \\x1bbad\n")
-    here("apply", {**OUTCOME, "plane": "no route to plane"})
+    local("apply", {**OUTCOME, "plane": "no route to plane"})
     done = ran("-c", layout.root, "apply")
     assert (done.status, done.err) == (0, "warning: control plane not reached: no route to plane\n")
 
 
-def test_a_revoked_device_is_told_to_register_whatever_it_asked_for(
-    layout: ConfigDir, here: Callable[..., Any], ran: Run
+def test_any_command_of_a_revoked_device_names_register_as_fix(
+    layout: ConfigDir, local: Callable[..., Any], ran: Run
 ) -> None:
-    here("apply", PlaneError("Device has been revoked", status=403, key="DEVICE_REVOKED"))
+    local("apply", PlaneError("Device has been revoked", status=403, key="DEVICE_REVOKED"))
     done = ran("-c", layout.root, "apply")
     assert (done.status, done.out) == (77, "")
     assert done.err.endswith(f"fix: cert-ctrl -c {layout.root} register\n")
 
 
 @pytest.mark.parametrize(("error", "status"), [(BusyError("held by 12"), 75), (NotRegisteredError("no"), 77)])
-def test_errors_of_the_work_are_the_commands(
-    error: Exception, status: int, layout: ConfigDir, here: Callable[..., Any], ran: Run
+def test_errors_of_local_work_are_printed(
+    error: Exception, status: int, layout: ConfigDir, local: Callable[..., Any], ran: Run
 ) -> None:
-    here("poll_once", error)
+    local("poll_once", error)
     done = ran("-c", layout.root, "poll-now")
     assert (done.status, done.err) == (status, f"cert-ctrl: error: {error}\n")
 
 
-def test_the_daemons_refusal_comes_through(layout: ConfigDir, daemon: Daemon, ran: Run) -> None:
+def test_an_error_of_the_daemon_is_printed(layout: ConfigDir, daemon: Daemon, ran: Run) -> None:
     daemon(lambda _request: {"ok": False, "error": "no certificate for 'x'", "fix": "known: a", "exit": 2})
     done = ran("-c", layout.root, "renew", "--domain", "x")
     assert done == (2, "", "cert-ctrl: error: no certificate for 'x'\nfix: known: a\n")
 
 
-def test_release_and_to_do_not_go_together(layout: ConfigDir, ran: Run) -> None:
+def test_release_cannot_be_combined_with_to(layout: ConfigDir, ran: Run) -> None:
     assert ran("-c", layout.root, "rollback", "--domain", "a", "--to", "x", "--release").status == 2
 
 
@@ -172,7 +172,7 @@ def test_waiting_for_the_new_certificate(
     assert [request["op"] for request in fake.requests] == ["renew", "poll-now"]
 
 
-def test_waiting_in_vain(layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Run) -> None:
+def test_waiting_ends_after_its_time(layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Run) -> None:
     store.installed.save_certificates({7: record()})
     daemon(answers({"cert_id": 7, "name": "www.example.com"}))
     done = ran("-c", layout.root, "renew", "--domain", "www.example.com", "--wait", 0.01)
@@ -201,7 +201,7 @@ def test_a_plan_without_changes(layout: ConfigDir, daemon: Daemon, ran: Run) -> 
     ("command", "data", "status"),
     [("plan", {**PLAN, "changes": False}, 1), ("plan", PLAN, 2), ("apply", OUTCOME, 1)],
 )
-def test_a_plan_of_a_part_of_the_items_says_so(
+def test_a_plan_without_some_items_reports_them(
     command: str, data: dict[str, Any], status: int, layout: ConfigDir, daemon: Daemon, ran: Run
 ) -> None:
     problem = {"what": "installs.local.json: $[0].id: is missing", "since": NOW, "fix": "correct it"}
@@ -216,7 +216,7 @@ def test_a_plan_changes_nothing(layout: ConfigDir, ran: Run) -> None:
     layout.state.chmod(0o755)
     layout.application.chmod(0o666)
     layout.logs.rmdir()
-    layout.daemon_lock.touch(0o600)  # a lock is taken, which is no news
+    layout.daemon_lock.touch(0o600)  # the command takes this lock
 
     def tree() -> dict[str, tuple[int, float, bytes]]:
         found = [layout.root, *layout.root.rglob("*")]
@@ -232,7 +232,7 @@ def test_a_plan_changes_nothing(layout: ConfigDir, ran: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["installs.local.json", "state/install_config.json"])
-def test_items_that_cannot_be_read_are_not_taken_for_none(name: str, layout: ConfigDir, ran: Run) -> None:
+def test_invalid_items_are_not_treated_as_missing(name: str, layout: ConfigDir, ran: Run) -> None:
     register(StateStore(layout, RealFs()))
     (layout.root / name).write_text('[{"id": "r"')
     (layout.root / name).chmod(0o600)
@@ -248,7 +248,7 @@ def entry(at: float, name: str, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-def test_history_newest_last_bounded_and_by_domain(layout: ConfigDir, store: StateStore, ran: Run) -> None:
+def test_history_order_limit_and_filter(layout: ConfigDir, store: StateStore, ran: Run) -> None:
     assert ran("-c", layout.root, "history").out == "No deployments yet.\n"
     for number in range(30):
         store.installed.append_history(
@@ -275,7 +275,7 @@ def test_history_newest_last_bounded_and_by_domain(layout: ConfigDir, store: Sta
 
 @pytest.fixture
 def agent(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Any]]:
-    """Give ``agent(ending)``: let the daemon's run end with a Stop, or raise."""
+    """``agent(ending)`` makes the daemon return a Stop or raise."""
 
     def put(ending: Any) -> list[Any]:
         calls: list[Any] = []
@@ -295,7 +295,7 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Any]]:
 @pytest.mark.parametrize(
     ("reason", "status"), [(StopReason.ASKED, 0), (StopReason.REVOKED, 77), (StopReason.REFRESH_REFUSED, 77)]
 )
-def test_the_daemons_ending_is_the_status(
+def test_the_stop_reason_is_the_exit_status(
     reason: StopReason, status: int, layout: ConfigDir, agent: Callable[..., Any], ran: Run
 ) -> None:
     calls = agent(Stop(reason))
@@ -318,9 +318,7 @@ def test_a_reload_reopens_the_logs(layout: ConfigDir, agent: Callable[..., Any],
     assert "written" in (layout.logs / "agent.log").read_text()
 
 
-def test_a_daemon_that_cannot_start_tells_stderr_and_its_log(
-    layout: ConfigDir, agent: Callable[..., Any], ran: Run
-) -> None:
+def test_a_daemon_that_cannot_start_logs_the_reason(layout: ConfigDir, agent: Callable[..., Any], ran: Run) -> None:
     layout.log_config.write_text('{"file": "agent.log", "stderr": false}')
     agent(BusyError("another daemon (pid 12) runs", fix="stop it"))
     done = ran("-c", layout.root, "--keep-running")
@@ -331,7 +329,7 @@ def test_a_daemon_that_cannot_start_tells_stderr_and_its_log(
     )
 
 
-def test_a_daemon_with_a_wrong_configuration_does_not_start(
+def test_a_daemon_with_an_invalid_configuration_does_not_start(
     layout: ConfigDir, agent: Callable[..., Any], ran: Run
 ) -> None:
     calls = agent(Stop(StopReason.ASKED))
@@ -340,7 +338,7 @@ def test_a_daemon_with_a_wrong_configuration_does_not_start(
     assert done.status == 78 and "nonsense" in done.err and calls == []
 
 
-def test_the_sandbox_gets_its_options(ran: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_sandbox_receives_its_options(ran: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from certctrl.sandbox import engine
 
     seen: list[Any] = []

@@ -1,4 +1,4 @@
-"""The rotated log file: bounded in size, number and age; never readable by others; never the agent's undoing."""
+"""The rotated log file: bounded in size, number and age; private; a failing disk never stops the agent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def names(folder: Path) -> list[str]:
     return sorted(os.listdir(folder))
 
 
-def test_it_rotates_by_size_and_keeps_so_many(tmp_path: Path) -> None:
+def test_rotation_by_size_keeps_the_newest_files(tmp_path: Path) -> None:
     handler = opened(tmp_path / "agent.log")
     for number in range(300):
         write(handler, f"line {number:04d} {'x' * 80}")
@@ -48,12 +48,12 @@ def test_it_rotates_by_size_and_keeps_so_many(tmp_path: Path) -> None:
         for line in (tmp_path / name).read_text().splitlines()
     ]
     numbers = [int(line.split("line ")[1][:4]) for line in lines]
-    assert numbers == list(range(numbers[0], 300)), "the newest lines, in order, none twice, none missing"
+    assert numbers == list(range(numbers[0], 300)), "the newest lines, in order, without gaps or duplicates"
 
 
 @given(st.integers(0, 4), st.integers(200, 2000), st.lists(st.integers(1, 300), min_size=1, max_size=60))
 @settings(max_examples=40)
-def test_the_directory_never_holds_more(
+def test_the_total_size_is_bounded(
     tmp_path_factory: pytest.TempPathFactory, keep: int, most: int, sizes: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("logs")
@@ -87,7 +87,7 @@ def test_every_file_is_private_from_its_first_byte(tmp_path: Path) -> None:
     assert fs.modes == [0o600] * 10
 
 
-def test_a_file_that_was_open_to_others_is_closed(tmp_path: Path) -> None:
+def test_the_mode_of_an_existing_file_is_corrected(tmp_path: Path) -> None:
     path = tmp_path / "agent.log"
     path.write_text("old\n")
     path.chmod(0o644)
@@ -98,7 +98,7 @@ def test_a_file_that_was_open_to_others_is_closed(tmp_path: Path) -> None:
     assert path.read_text().splitlines()[0] == "old", "appended, not replaced"
 
 
-def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious\n")
     (tmp_path / "agent.log").symlink_to(victim)
@@ -108,7 +108,7 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious\n"
 
 
-def test_it_rotates_by_the_age_of_its_first_line_also_over_restarts(tmp_path: Path) -> None:
+def test_rotation_by_age_of_the_first_line_across_restarts(tmp_path: Path) -> None:
     path = tmp_path / "agent.log"
     for day in range(3):
         handler = opened(path, max_age_days=1.5)
@@ -129,10 +129,12 @@ def test_old_and_surplus_files_are_removed(tmp_path: Path) -> None:
     write(handler, "b" * 80)
     handler.close()
     assert names(tmp_path) == ["agent.log", "agent.log.1", "agent.log.2", "agent.log.bak"]
-    assert (tmp_path / "agent.log.2").read_text() == "x\n", "the one of a day ago moved on; the one of 40 days is gone"
+    assert (tmp_path / "agent.log.2").read_text() == "x\n", (
+        "the file of one day ago was renamed, the one of 40 days ago removed"
+    )
 
 
-def test_keeping_none_starts_anew(tmp_path: Path) -> None:
+def test_keeping_no_files_starts_an_empty_file(tmp_path: Path) -> None:
     handler = opened(tmp_path / "agent.log", max_bytes=100, keep_files=0)
     write(handler, "a" * 80)
     write(handler, "b" * 80)
@@ -142,7 +144,7 @@ def test_keeping_none_starts_anew(tmp_path: Path) -> None:
 
 
 class Failing(RealFs):
-    """A disk that is full while ``broken``."""
+    """A disk that is full while ``broken`` is set."""
 
     def __init__(self) -> None:
         self.broken = False
@@ -155,14 +157,14 @@ class Failing(RealFs):
         super().write(handle, data)
 
 
-def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_a_full_disk_only_loses_lines(tmp_path: Path) -> None:
     fs = Failing()
     handler = opened(tmp_path / "agent.log", fs)
     write(handler, "first")
     fs.broken = True
     for number in range(5):
         write(handler, "lost", AT + number)
-    assert fs.tries == 2, "it is not tried at each line"
+    assert fs.tries == 2, "the disk is not tried for every line"
     fs.broken = False
     write(handler, "lost too", AT + RETRY_SECONDS - 1)
     write(handler, "back", AT + RETRY_SECONDS + 5)
@@ -175,7 +177,7 @@ def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path) -> None:
     ]
 
 
-def test_a_directory_that_is_gone_is_no_exception(tmp_path: Path) -> None:
+def test_a_missing_directory_is_not_an_error(tmp_path: Path) -> None:
     handler = opened(tmp_path / "gone" / "agent.log")
     write(handler, "x")
     (tmp_path / "gone").mkdir()

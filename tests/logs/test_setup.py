@@ -1,4 +1,4 @@
-"""The log's line formats, its handlers, and what must never be in a line."""
+"""Line formats, handlers, escaping and redaction of logs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def made(
     return record
 
 
-def test_the_specs_line() -> None:
+def test_the_line_format_of_the_specification() -> None:
     line = TextFormatter().format(made("Request: cursor=%s, wait=0, limit=20", "1736900000-5"))
     assert line == "[2025-10-03 05:45:56] [INFO] [Poll] Request: cursor=1736900000-5, wait=0, limit=20"
 
@@ -47,11 +47,11 @@ def test_level_words_and_journal_priorities(level: int, word: str, priority: int
     assert f"] [{word}] [" in TextFormatter().format(record)
     assert TextFormatter(journald=True).format(record).startswith(f"<{priority}>[2025-")
     assert JsonFormatter(journald=True).format(record).startswith(f"<{priority}>{{")
-    assert record.levelname != "WARN", "the record is shared with other handlers"
+    assert record.levelname != "WARN", "other handlers see the record unchanged"
 
 
 @given(st.text(), st.text())
-def test_one_record_is_one_line_whatever_is_in_it(message: str, name: str) -> None:
+def test_any_record_is_one_line(message: str, name: str) -> None:
     record = made("%s", message, name=name)
     for formatter in (TextFormatter(), JsonFormatter()):
         line = formatter.format(record)
@@ -88,7 +88,7 @@ def test_json_lines_carry_key_and_fields() -> None:
     }
 
 
-def test_an_exception_shows_its_kind_and_place_and_no_value() -> None:
+def test_an_exception_shows_type_and_place_but_no_value() -> None:
     try:
         raise KeyError("private value")
     except KeyError:
@@ -98,11 +98,11 @@ def test_an_exception_shows_its_kind_and_place_and_no_value() -> None:
     assert "private value" not in line and "Traceback" not in line
 
 
-def test_a_wrong_format_string_costs_nothing_but_looks() -> None:
+def test_a_wrong_format_string_does_not_lose_the_line() -> None:
     assert TextFormatter().format(made("%d items", "many")).endswith("%d items (unprintable: TypeError)")
 
 
-def test_an_endless_message_is_cut() -> None:
+def test_a_long_message_is_cut() -> None:
     line = TextFormatter().format(made("x" * 100_000))
     assert len(line) < 4200 and line.endswith("… (96000 more characters)")
 
@@ -135,7 +135,7 @@ def test_reconfiguring_replaces_everything(logs: Logs, layout: ConfigDir, capsys
     assert logging.getLogger().handlers == before
 
 
-def test_debug_beats_the_configured_level(layout: ConfigDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_overrides_the_configured_level(layout: ConfigDir, capsys: pytest.CaptureFixture[str]) -> None:
     logs = Logs(layout, RealFs(), debug=True)
     logs.configure(LogConfig(level="ERROR"))
     say(logging.getLogger("certctrl"), Line.POLL_SLOW_DOWN, seconds=30)
@@ -158,7 +158,7 @@ def test_a_log_file_stays_in_its_directory(file: str, logs: Logs) -> None:
         logs.configure(attrs.evolve(LogConfig(), file=file))
 
 
-def test_a_closed_stderr_does_not_disturb(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_stderr_is_ignored(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed:
         def write(self, _text: str) -> None:
             raise BrokenPipeError
@@ -172,7 +172,7 @@ def test_a_closed_stderr_does_not_disturb(logs: Logs, monkeypatch: pytest.Monkey
     logs.close()
 
 
-def test_one_shot_commands_warn_once_and_keep_quiet_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_shot_commands_log_only_warnings_and_once(capsys: pytest.CaptureFixture[str]) -> None:
     log_for_command(debug=False)
     log_for_command(debug=False)
     logging.getLogger("certctrl.Install").info("done")
