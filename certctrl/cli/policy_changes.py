@@ -71,7 +71,7 @@ def change_for(kind: str, words: list[str], *, name: str | None, run_as: str | N
         case Kind.TRUST_STORE:
             return _trust_store(words)
         case Kind.PATH:
-            directory = _directory(_only(chosen, words), "policy allow path /etc/nginx/tls")
+            directory = _directory(_only(chosen, words), "cert-ctrl -c DIR policy allow path /etc/nginx/tls")
             return Change("write_roots", directory, f"write files below {directory}")
         case Kind.RUN_AS:
             user = _only(chosen, words)
@@ -95,19 +95,24 @@ def change_for_refusal(refusal: Mapping[str, Any]) -> Change:
 
 def _only(kind: Kind, words: list[str]) -> str:
     if len(words) != 1:
-        raise UsageError(f"`policy allow {kind}` takes one value, not {len(words)}", fix=f"policy allow {kind} VALUE")
+        raise UsageError(
+            f"`policy allow {kind}` takes one value, not {len(words)}",
+            fix=f"cert-ctrl -c DIR policy allow {kind} VALUE",
+        )
     return words[0]
 
 
 def _switch(kind: Kind, words: list[str]) -> Change:
     if words:
-        raise UsageError(f"`policy allow {kind}` takes no value, got {words[0]!r}", fix=f"policy allow {kind}")
+        raise UsageError(
+            f"`policy allow {kind}` takes no value, got {words[0]!r}", fix=f"cert-ctrl -c DIR policy allow {kind}"
+        )
     setting = kind.replace("-", "_")
     return Change(setting, "on" if kind is Kind.REMOTE_COMMANDS else True, _SWITCHES[setting])
 
 
 def _command(words: list[str], name: str | None, run_as: str | None) -> Change:
-    fix = "policy allow command --name nginx-reload -- /usr/sbin/nginx -s reload"
+    fix = "cert-ctrl -c DIR policy allow command --name nginx-reload -- /usr/sbin/nginx -s reload"
     if not words or not words[0].startswith("/"):
         raise UsageError("a command must start with the absolute path of its program", fix=fix)
     plain = words[0].rpartition("/")[2]
@@ -129,7 +134,8 @@ def _directory(word: str, fix: str) -> str:
 
 
 def _trust_store(words: list[str]) -> Change:
-    fix = "policy allow trust-store -- /usr/local/share/ca-certificates /usr/sbin/update-ca-certificates --fresh"
+    store = "/usr/local/share/ca-certificates /usr/sbin/update-ca-certificates --fresh"
+    fix = f"cert-ctrl -c DIR policy allow trust-store -- {store}"
     if not words or (words[1:] and not words[1].startswith("/")):
         raise UsageError("a trust store needs a directory, and optionally the command that reads it", fix=fix)
     directory, command = _directory(words[0], fix), words[1:]

@@ -62,8 +62,8 @@ def test_a_mixed_pair_is_found(context: CheckContext) -> None:
     [
         ({"not_after": NOW - 60}, "FAIL", "expired 1m 0s ago"),
         ({"not_after": NOW + 3 * DAY}, "WARN", "expires in 3d 0h 0m"),
-        ({"not_before": NOW + 3600, "not_after": NOW + DAY}, "FAIL", "valid only in 1h 0m"),
-        ({"last_error": "nginx: bad"}, "WARN", "last attempt failed: nginx: bad"),
+        ({"not_before": NOW + 3600, "not_after": NOW + DAY}, "FAIL", "becomes valid in 1h 0m"),
+        ({"last_error": "nginx: bad"}, "WARN", "last attempt: nginx: bad"),
         ({"held": True}, "WARN", "held after a rollback"),
         ({"placeholder": True}, "FAIL", "revoked, replaced by a self-signed placeholder"),
         ({"revoked": True}, "FAIL", "revoked, but still in use"),

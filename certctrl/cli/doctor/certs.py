@@ -79,7 +79,7 @@ def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
         return
     yield _validity(context, record, who)
     if record.last_error:
-        yield warn("certificate", f"{who}: last attempt failed: {record.last_error}", "cert-ctrl -c DIR history")
+        yield warn("certificate", f"{who}: last attempt: {record.last_error}", "cert-ctrl -c DIR history")
     if record.held:
         yield warn(
             "certificate",
@@ -119,7 +119,7 @@ def _validity(context: CheckContext, record: CertRecord, who: str) -> Finding:
     left, settings = record.facts.not_after - now, context.config.application if context.config else ApplicationConfig()
     renew = f"cert-ctrl -c DIR renew --domain {_known_as(record)}"
     if record.facts.not_before > now:
-        what = f"{who}: valid only in {duration(record.facts.not_before - now)}"
+        what = f"{who}: becomes valid in {duration(record.facts.not_before - now)}"
         return fail("certificate", what, "wait, or correct this host's clock")
     if left <= 0:
         return fail("certificate", f"{who}: {remaining(left)}", renew)

@@ -56,9 +56,9 @@ def _disk(context: CheckContext) -> Iterator[Finding]:
     if facts.f_flag & os.ST_RDONLY:
         yield fail("disk", f"{where} is mounted read-only", "mount it read-write")
     if free < LEAST_BYTES:
-        yield fail("disk", amount, "free space; the agent cannot refresh tokens that it cannot store")
+        yield fail("disk", amount, "free disk space; the agent cannot refresh tokens that it cannot store")
     elif free < FEW_BYTES:
-        yield warn("disk", amount, "free space soon")
+        yield warn("disk", amount, "free disk space before it runs out")
     else:
         yield ok("disk", amount)
     if facts.f_files and facts.f_favail < LEAST_INODES:
