@@ -1,8 +1,8 @@
-"""What the bytes of a state file mean, or why they cannot be understood.
+"""Decode and encode the bytes of state files.
 
-A file that is there but makes no sense (empty, NUL bytes, garbage, cut off, of a later version) is a
-StateCorruptError that names it and what to do; it is never read as "not there", because "not there" means
-"first run", and a first run would register a second device. Imports json alone: `status` reads through here.
+A file that cannot be understood (empty, NUL bytes, garbage, truncated, from a later version) raises StateCorruptError
+with a fix. It is never treated as missing: a missing file means a first run, which would register a second device.
+Imports only json, because `status` starts through this module.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ JSON_LIMIT = 64 * 1024 * 1024
 
 
 def corrupt(file: str, what: str, fix: str) -> StateCorruptError:
-    """Return the error for a state file; ``what`` must not hold any of its contents."""
+    """Return the error for a state file; ``what`` must not include its contents."""
     return StateCorruptError(f"{file} is damaged: {what}", path=file, fix=fix)
 
 
 def fits_text(text: str) -> bool:
-    """Return whether `text_of` would read back exactly this text."""
+    """Return whether `text_of` reads this text back unchanged."""
     return bool(text) and len(text) <= TEXT_LIMIT // 4 and text.isprintable() and text == text.strip()
 
 
 def text_of(data: bytes, file: str, fix: str) -> str:
-    """Return the one line of a text file; an editor's final newline is no damage."""
+    """Return the line of a text file, without the final newline that editors add. Raises StateCorruptError."""
     if not data:
         raise corrupt(file, "it is empty", fix)
     try:
@@ -38,32 +38,32 @@ def text_of(data: bytes, file: str, fix: str) -> str:
     except UnicodeDecodeError:
         raise corrupt(file, "it is not text", fix) from None
     if not fits_text(text):
-        what = "it holds NUL bytes" if "\0" in text else "expected one line of text"
+        what = "it contains NUL bytes" if "\0" in text else "expected one line of text"
         raise corrupt(file, what, fix)
     return text
 
 
 def poll_time_of(data: bytes) -> float | None:
-    """Return the poll time; None when a power cut tore it: it is whole only with its final newline."""
+    """Return the poll time; None without the final newline, as after a power cut."""
     line, newline, rest = data.partition(b"\n")
     return float(line) if newline and not rest and line.isdigit() and len(line) < 16 else None
 
 
 def object_of(data: bytes, file: str, fix: str) -> dict[str, Any]:
-    """Return the JSON object of a state file."""
+    """Return the JSON object of a state file, with its version checked. Raises StateCorruptError."""
     if not data:
         raise corrupt(file, "it is empty", fix)
     if not data.strip(b"\0"):
-        raise corrupt(file, "it holds only NUL bytes", fix)
+        raise corrupt(file, "it contains only NUL bytes", fix)
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError):
-        raise corrupt(file, "it is not JSON, or was cut off", fix) from None
+        raise corrupt(file, "it is not JSON, or is truncated", fix) from None
     if not isinstance(raw, dict):
         raise corrupt(file, "expected a JSON object", fix)
     version = raw.get(VERSION_KEY)
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise corrupt(file, "its version is missing", fix)
+        raise corrupt(file, "its state version is missing", fix)
     if version > VERSION:
         raise StateCorruptError(
             f"{file} was written by a later cert-ctrl (state version {version}, this one knows {VERSION})",
@@ -79,6 +79,6 @@ def to_json(body: dict[str, Any]) -> bytes:
 
 
 def to_json_of_rows(key: str, rows: Sequence[str]) -> bytes:
-    """Return the bytes of a state file whose only key holds rows that are JSON already."""
+    """Return the bytes of a state file whose only key is a list of rows that already are JSON."""
     empty = to_json({key: []})
     return empty[:-3] + ",".join(rows).encode() + empty[-3:]

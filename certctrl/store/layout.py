@@ -1,4 +1,4 @@
-"""ConfigDir: every path and mode under ``-c``, nowhere else (spec, "Configuration Directory Structure")."""
+"""Paths and modes of the config directory, ``-c`` (spec, "Configuration Directory Structure")."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PUBLIC_MODE = 0o644
 
 
 class ConfigDir:
-    """The tree of one agent."""
+    """The paths of one agent's config directory."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -56,7 +56,7 @@ class ConfigDir:
         self.logs = root / "logs"
 
     def directories(self) -> tuple[Path, ...]:
-        """Return every directory of the tree, parents first; all 0700."""
+        """Return all directories, parents first; each has mode 0700."""
         return (
             self.root,
             self.state,
@@ -72,15 +72,15 @@ class ConfigDir:
         )
 
     def live_link(self, name: str) -> Path:
-        """Return ``certs/.live/<name>``: the one link whose switch is the commit point."""
+        """Return ``certs/.live/<name>``, the link whose replacement commits a generation."""
         return self.live / name
 
     def generation(self, name: str, generation_id: str) -> Path:
-        """Return the immutable directory of one generation."""
+        """Return the directory of one generation; its contents never change."""
         return self.generations / name / generation_id
 
     def public_links(self, name: str) -> dict[Path, str]:
-        """Return the spec's names and their relative link texts, all leading through ``.live``."""
+        """Return the spec's link paths with their relative targets, all through ``.live``."""
         return {
             self.certs / f"{name}.crt": f".live/{name}/fullchain.pem",
             self.certs / f"{name}.key": f".live/{name}/private.key",
@@ -91,15 +91,15 @@ class ConfigDir:
 def safe_name(domain: str) -> str:
     """Return a directory-safe name for a primary domain: ``*.example.com`` → ``_wildcard.example.com``.
 
-    Only lower-case letters, digits, ``-``, ``_`` and inner dots survive; anything else becomes ``_xx`` hex.
+    Lower-case letters, digits, ``-``, ``_`` and inner dots are kept; other characters become ``_`` and their hex code.
     """
     text = domain.strip().rstrip(".").lower()
     if text.startswith("*."):
         text = "_wildcard." + text[2:]
     safe = "".join(c if (c.isascii() and c.isalnum()) or c in "-_." else f"_{ord(c):x}" for c in text)
     safe = "_" + safe if not safe or safe[0] in ".-" or safe == "chains" else safe
-    if len(safe) > 200:  # a file name holds 255 bytes; keep long names apart by their hash
-        import hashlib  # here: most commands never need it, and every command imports this module
+    if len(safe) > 200:  # a file name has at most 255 bytes: tell long names apart by their hash
+        import hashlib  # here: every command imports this module, few need it
 
         safe = f"{safe[:160]}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return safe

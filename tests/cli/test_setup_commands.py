@@ -47,7 +47,7 @@ def test_init_is_idempotent_and_never_overwrites(layout: ConfigDir, ran: Run) ->
     assert ran("-c", layout.root, "init", "--server", "https://plane.example").status == 0
     assert layout.application.stat().st_mtime_ns == before
     other = ran("-c", layout.root, "init", "--server", "https://other.example")
-    assert other.status == 78 and "says something else" in other.err
+    assert other.status == 78 and "already exists with other settings" in other.err
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_config_show_only_changed_settings(layout: ConfigDir, ran: Run) -> None:
         ("application.json", '{"server_url": "https://p", "pol_limit": 3}', "pol_limit"),
         ("application.json", '{"server_url": "https://p", "poll_limit": "3"}', "poll_limit"),
         ("application.json", '{"server_url": "https://p", "poll_limit": 101}', "poll_limit"),
-        ("application.json", "{", "no JSON at line 1"),
+        ("application.json", "{", "invalid JSON at line 1"),
         ("httpclient_config.json", '{"ca_files": ["missing.pem"]}', "No such file"),
         ("httpclient_config.json", '{"client_certificate": "c.pem"}', "client_key"),
         ("log_config.json", '{"level": "LOUD"}', "level"),

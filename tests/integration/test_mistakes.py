@@ -258,8 +258,6 @@ def running(agent: Agent) -> Iterator[Agent]:
 
 def test_a_second_daemon(running: Agent) -> None:
     root, pid = running.layout.root, running.daemon.pid
-    what = rf"another cert-ctrl \(pid {pid}\) is at work in {root}"
-    says(
-        running.cli("--keep-running"), 75, what, f"ask it: cert-ctrl -c {root} status --daemon; or stop it: kill {pid}"
-    )
+    what = rf"another cert-ctrl \(pid {pid}\) is running in {root}"
+    says(running.cli("--keep-running"), 75, what, f"see cert-ctrl -c {root} status --daemon, or stop it: kill {pid}")
     assert running.cli("status", "--daemon").returncode == 0

@@ -1,1 +1,1 @@
-"""The operator's configuration files: defaults, structure, rules, overrides from the environment."""
+"""The operator's files: defaults, structure, rules, overrides from the environment."""

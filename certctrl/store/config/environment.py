@@ -1,7 +1,7 @@
-"""Settings from the environment: ``CERTCTRL_<FIELD>`` for the application, ``CERTCTRL_HTTPCLIENT_<FIELD>`` & co.
+"""Read settings from environment variables such as ``CERTCTRL_NAME`` and ``CERTCTRL_HTTPCLIENT_PROXY``.
 
-Text for text, ``true`` or ``false`` for a switch, numbers as numbers, a list as JSON or with commas, a mapping
-as JSON. A variable that nearly is the name of a setting is a mistake; others with the prefix are not ours.
+Booleans are ``true`` or ``false``, lists JSON or separated by commas, mappings JSON. A variable whose name is close
+to that of a setting is refused; other names with the prefix are ignored.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from certctrl.errors import ConfigError
 from certctrl.store.structure import Mismatch, check_bounds, hints, structure
 
 PREFIX = "CERTCTRL_"
-_NEARLY = 0.93
-_SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_SIMILAR = 0.93
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 @attrs.frozen
 class Override:
-    """One setting given by the environment."""
+    """One setting from the environment."""
 
     variable: str
     value: Any = attrs.field(repr=False)
 
 
 def variable_names(classes: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Return variable -> (section, field) for every setting."""
+    """Return the (section, field) of each variable."""
     names: dict[str, tuple[str, str]] = {}
     for section, kind in classes.items():
         prefix = PREFIX if section == "application" else f"{PREFIX}{section.upper()}_"
@@ -40,14 +40,14 @@ def variable_names(classes: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def overrides(classes: Mapping[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, str], Override]:
-    """Return (section, field) -> what the environment says. Raises ConfigError, which never holds a value."""
+    """Return the overrides in the environment by (section, field). Raises ConfigError, which never shows a value."""
     names = variable_names(classes)
     found = {}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX):
             continue
         if variable not in names:
-            if near := difflib.get_close_matches(variable, names, n=1, cutoff=_NEARLY):
+            if near := difflib.get_close_matches(variable, names, n=1, cutoff=_SIMILAR):
                 fix = f"did you mean {near[0]}?"
                 raise ConfigError("no such setting", file="environment", path=variable, fix=fix)
             continue
@@ -68,14 +68,14 @@ def _value(kind: Any, name: str, variable: str, text: str) -> Any:
 
 
 def _parsed(hint: Any, text: str) -> Any:
-    """Return the text as the JSON it stands for; what does not parse stays text, and is refused as such."""
+    """Return the JSON value that a text stands for; text that does not parse is returned unchanged."""
     if hint is str:
         return text
     if typing.get_origin(hint) is tuple and not text.lstrip().startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]
     lowered = text.strip().lower()
     if hint is bool:
-        return _SWITCH.get(lowered, text)
+        return _BOOLEANS.get(lowered, text)
     try:
         return json.loads(lowered if hint in (int, float) else text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Read and write the operator's files: four of configuration, the host's policy, the host's own install items.
+"""Read and write the operator's files: the configuration, the host's policy, the local install items.
 
-Strict: a mistake is a ConfigError with file, JSON path, what was expected and what kind was found, never a
-silent default. The environment overrides single settings: ``CERTCTRL_POLL_INTERVAL_MS=…``.
+A mistake raises ConfigError with the file, the JSON path, what was expected and the kind found; no setting falls back
+to its default silently. Environment variables override single settings.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CLASSES: dict[str, Any] = {
 
 @attrs.frozen
 class LoadedConfig:
-    """The configuration and where each setting comes from."""
+    """The configuration and the source of each setting."""
 
     config: AgentConfig
     sources: Mapping[str, str]
@@ -39,7 +39,7 @@ class LoadedConfig:
 
 
 def load_config(layout: ConfigDir, environ: Mapping[str, str]) -> LoadedConfig:
-    """Return the four files as one value, with defaults and the environment's overrides. Raises ConfigError."""
+    """Return the four files as one value, with defaults and overrides applied. Raises ConfigError."""
     from_environment = overrides(_CLASSES, environ)
     if _read(layout.application) is None and ("application", "server_url") not in from_environment:
         fix = f"cert-ctrl -c {layout.root} init --server URL"
@@ -69,14 +69,14 @@ def _check(config: AgentConfig, layout: ConfigDir, sources: Mapping[str, str]) -
         if source.startswith("environment "):
             fix = mismatch.fix or "correct or unset the variable"
             raise ConfigError(mismatch.what, file="environment", path=source[12:], fix=fix) from None
-        raise _wrong(mismatch, layout.root / CONFIG_FILES[section], rest) from None
+        raise _config_error(mismatch, layout.root / CONFIG_FILES[section], rest) from None
 
 
 def load_policy(layout: ConfigDir, *, require_root_owned: bool) -> HostPolicy:
-    """Return the host's policy; without a file nothing is allowed.
+    """Return the host's policy; without a file, nothing is allowed.
 
-    The file must belong to root, or (unless ``require_root_owned``) to the user this runs as, and be closed to
-    writing by others. Raises ConfigError.
+    The file must belong to root, or unless ``require_root_owned`` to the current user, and must not be writable by
+    others. Raises ConfigError.
     """
     found = RealFs().lstat(layout.policy)
     if found is None:
@@ -85,27 +85,27 @@ def load_policy(layout: ConfigDir, *, require_root_owned: bool) -> HostPolicy:
     if found.uid not in ({0} if require_root_owned else {0, me}):
         raise ConfigError(f"belongs to user {found.uid}, expected root", file=file, fix=f"chown root {file}")
     if found.mode & 0o022:
-        raise ConfigError("others may write it", file=file, fix=f"chmod go-w {file}")
+        raise ConfigError("others can write it", file=file, fix=f"chmod go-w {file}")
     policy: HostPolicy = _structured(HostPolicy, _object(layout.policy), layout.policy)
     try:
         rules.check_policy(policy)
     except Mismatch as mismatch:
-        raise _wrong(mismatch, layout.policy) from None
+        raise _config_error(mismatch, layout.policy) from None
     return policy
 
 
 def save_policy(fs: Fs, layout: ConfigDir, policy: HostPolicy) -> None:
-    """Write the host's policy; it belongs to whoever runs this. Raises ConfigError, DiskError."""
+    """Write the host's policy, owned by the current user. Raises ConfigError, DiskError."""
     try:
         rules.check_policy(policy)
     except Mismatch as mismatch:
-        raise _wrong(mismatch, layout.policy) from None
+        raise _config_error(mismatch, layout.policy) from None
     body = _without_nulls(strict_converter().unstructure(policy))
     write_atomic(fs, layout.policy, _pretty(body), mode=PUBLIC_MODE, adopt=False)
 
 
 def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
-    """Return the raw items of ``installs.local.json``: a list, or an object with the list under ``installs``."""
+    """Return the raw items of ``installs.local.json``: a list, or an object with the list as ``installs``."""
     raw = _read(layout.local_installs)
     path = ""
     if isinstance(raw, dict):
@@ -117,10 +117,9 @@ def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
 
 
 def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes | None) -> None:
-    """Make a config directory: the tree, four configuration files, a policy that allows nothing.
+    """Create a config directory: the tree, four configuration files, a policy that allows nothing.
 
-    What is there already and says the same is left alone; ConfigError, before anything is written, when it
-    says something else.
+    Existing files with the same settings are kept. Raises ConfigError, before anything is written, if one differs.
     """
     try:
         rules.check_server_url(server_url, loopback_http=True)
@@ -130,7 +129,7 @@ def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes
     httpclient = {} if ca_pem is None else {"ca_files": [layout.plane_ca.name]}
     wanted: dict[Path, tuple[bytes, int]] = {
         layout.application: (_pretty(application), PUBLIC_MODE),
-        layout.httpclient: (_pretty(httpclient), SECRET_MODE),  # a proxy URL may hold a password
+        layout.httpclient: (_pretty(httpclient), SECRET_MODE),  # a proxy URL may include a password
         layout.ioc: (_pretty({}), PUBLIC_MODE),
         layout.log_config: (_pretty({}), PUBLIC_MODE),
     }
@@ -145,24 +144,24 @@ def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes
 
 
 def _must_write(fs: Fs, path: Path, data: bytes) -> bool:
-    """Return False for a file that is there and says all that ``data`` says."""
+    """Return whether the file is missing; raises ConfigError if it exists and lacks a setting of ``data``."""
     found = read_bytes(fs, path, SIZE_LIMIT)
     if found is None:
         return True
     same = found == data
     if path.suffix == ".json":
-        theirs, ours = _parse(found, path), json.loads(data)
-        same = isinstance(theirs, dict) and all(theirs.get(key) == ours[key] for key in ours)
+        existing, wanted = _parse(found, path), json.loads(data)
+        same = isinstance(existing, dict) and all(existing.get(key) == wanted[key] for key in wanted)
     if not same:
-        fix = "edit it, or name another directory with -c"
-        raise ConfigError("is there already and says something else", file=str(path), fix=fix)
+        fix = "edit it, or choose another directory with -c"
+        raise ConfigError("already exists with other settings", file=str(path), fix=fix)
     return False
 
 
 def _object(path: Path) -> dict[str, Any]:
     raw = _read(path)
     if raw is not None and not isinstance(raw, dict):
-        raise _wrong(Mismatch("", f"expected an object, found {kind_of(raw)}"), path)
+        raise _config_error(Mismatch("", f"expected an object, found {kind_of(raw)}"), path)
     return raw or {}
 
 
@@ -176,36 +175,36 @@ def _parse(data: bytes, path: Path) -> Any:
         seen: dict[str, Any] = {}
         for key, value in found:
             if key in seen:
-                raise _wrong(Mismatch(join("", key), "this key stands there twice"), path)
+                raise _config_error(Mismatch(join("", key), "duplicate key"), path)
             seen[key] = value
         return seen
 
     def constant(name: str) -> Any:
-        raise _wrong(Mismatch("", f"{name} is no JSON"), path)
+        raise _config_error(Mismatch("", f"{name} is not JSON"), path)
 
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
     except json.JSONDecodeError as error:
-        what = f"no JSON at line {error.lineno}, column {error.colno}: {error.msg}" if data.strip() else "is empty"
-        raise ConfigError(what, file=str(path), fix="correct it; {} stands for all defaults") from None
+        what = f"invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}" if data.strip() else "is empty"
+        raise ConfigError(what, file=str(path), fix="correct it; {} means all defaults") from None
     except (ValueError, RecursionError):
-        raise _wrong(Mismatch("", "is no JSON in UTF-8"), path) from None
+        raise _config_error(Mismatch("", "is not JSON in UTF-8"), path) from None
 
 
 def _structured(kind: Any, raw: Any, file: Path, path: str = "") -> Any:
     try:
         return structure(kind, raw, path)
     except Mismatch as mismatch:
-        raise _wrong(mismatch, file) from None
+        raise _config_error(mismatch, file) from None
 
 
-def _wrong(mismatch: Mismatch, file: Path, path: str | None = None) -> ConfigError:
+def _config_error(mismatch: Mismatch, file: Path, path: str | None = None) -> ConfigError:
     fix = mismatch.fix or f"correct it in {file}"
     return ConfigError(mismatch.what, file=str(file), path=mismatch.path if path is None else path, fix=fix)
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return JSON without the keys that are null, as unset settings are."""
+    """Return JSON without null keys: those are unset."""
     if isinstance(value, dict):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return value

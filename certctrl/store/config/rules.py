@@ -1,4 +1,4 @@
-"""What types and bounds cannot say about the operator's files: URLs, addresses, paths, times that belong together."""
+"""Rules for the operator's files beyond types and bounds: URLs, addresses, paths, settings that need each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_config(config: AgentConfig) -> None:
-    """Check what spans settings. Raises Mismatch whose path starts with the section."""
+    """Check values and combinations of settings. Raises Mismatch; its path begins with the section."""
     settings, client = config.application, config.httpclient
     check_server_url(settings.server_url, loopback_http=settings.allow_http_loopback)
     if not settings.refresh_path.startswith("/"):
@@ -32,18 +32,18 @@ def check_config(config: AgentConfig) -> None:
             raise Mismatch(f"application.signal_timeouts.{signal}", "expected 1 to 3600 seconds")
     if client.proxy and (_host(client.proxy) is None or urlsplit(client.proxy).scheme != "http"):
         raise Mismatch("httpclient.proxy", "expected the http:// URL of a CONNECT proxy")
-    for ours, other in (("client_certificate", "client_key"), ("client_key", "client_certificate")):
-        if getattr(client, ours) and not getattr(client, other):
-            raise Mismatch(f"httpclient.{other}", f"is missing, but {ours} is set")
+    for one, other in (("client_certificate", "client_key"), ("client_key", "client_certificate")):
+        if getattr(client, one) and not getattr(client, other):
+            raise Mismatch(f"httpclient.{other}", f"is missing, but {one} is set")
     if "/" in config.log.file or config.log.file in (".", ".."):
-        raise Mismatch("log.file", "expected a file name, not a path: it lies in logs/")
+        raise Mismatch("log.file", "expected a file name, not a path: it is created in logs/")
 
 
 def check_server_url(url: str, *, loopback_http: bool) -> None:
-    """Check the control plane's URL: https, host, no credentials, no query; http for loopback alone."""
+    """Check the control plane's URL: https, a host, no credentials, no path, no query; http only for loopback."""
     path = "application.server_url"
     if not url:
-        raise Mismatch(path, "is not set", "set it to the control plane's URL, as https://plane.example.com")
+        raise Mismatch(path, "is not set", "set it to the control plane's URL, such as https://plane.example.com")
     host = _host(url)
     parts = urlsplit(url) if host is not None else None
     if host is None or parts is None or parts.scheme not in ("https", "http"):
@@ -62,14 +62,14 @@ def check_server_url(url: str, *, loopback_http: bool) -> None:
 def _host(url: str) -> str | None:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises for a bad port
+        _ = parts.port  # raises ValueError for an invalid port
     except ValueError:
         return None
     return parts.hostname or None
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is this machine, without asking DNS."""
+    """Return whether a host name or address is loopback, without DNS."""
     if host == "localhost":
         return True
     try:
@@ -82,7 +82,7 @@ def _check_listen(listen: str, *, public: bool) -> None:
     path = "application.metrics_listen"
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
-        raise Mismatch(path, "expected HOST:PORT, as 127.0.0.1:9464")
+        raise Mismatch(path, "expected HOST:PORT, such as 127.0.0.1:9464")
     if not public and not is_loopback(host.strip("[]")):
         raise Mismatch(path, "expected a loopback address", "use 127.0.0.1, or set metrics_public to true")
 
@@ -92,7 +92,7 @@ def check_policy(policy: HostPolicy) -> None:
     for number, root in enumerate(policy.write_roots):
         check_absolute(root, f"write_roots[{number}]")
         if root == "/":
-            raise Mismatch(f"write_roots[{number}]", "expected a directory below /", "name the directory that is meant")
+            raise Mismatch(f"write_roots[{number}]", "expected a directory below /", "name a directory")
     for name, command in policy.commands.items():
         _check_command(command, f"commands.{name}")
     check_choice(policy.remote_commands, ("on", "off"), "remote_commands")
@@ -107,7 +107,7 @@ def check_policy(policy: HostPolicy) -> None:
 
 
 def check_absolute(path: str, where: str) -> None:
-    """Check that a path is absolute and written the one way there is: no ``..``, no ``//``, no final slash."""
+    """Check that a path is absolute and normalized: no ``..``, no ``//``, no final slash."""
     if not path.startswith("/") or posixpath.normpath(path) != path or path.startswith("//"):
         raise Mismatch(where, "expected an absolute path without . or .. and without a final slash")
 

@@ -1,1 +1,1 @@
-"""Crash-safe file operations behind one interface."""
+"""Crash-safe file operations behind one interface, `Fs`."""

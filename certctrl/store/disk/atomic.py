@@ -1,12 +1,12 @@
-"""Replace files whole: a reader, also one after a power cut, finds the old bytes or the new, never a part.
+"""Replace files atomically: readers find the old bytes or the new ones, even after a power cut.
 
-The order is the whole point (safety.md §4.1): private temporary name in the same directory → all bytes →
-mode and owner by descriptor → fsync of the file → rename → fsync of the directory. Rejected: writing in
-place (torn), renaming the old file away as a backup (a moment with no file at all), chmod after the rename
-(a secret readable for a moment), a fixed temporary name (two writers meet in it).
+The order matters: private temporary name in the same directory → all bytes → mode and owner by descriptor → fsync of
+the file → rename → fsync of the directory. Rejected: writing in place (torn), renaming the old file to a backup (for a
+moment there is no file), chmod after the rename (a secret is readable for a moment), a fixed temporary name (two
+writers collide).
 
-Temporary files hold a flock while their writer lives, so that `sweep_temps` can tell a leftover of a crash
-from the file that another process is writing right now, without pids and without a clock.
+A temporary file is locked with flock while its writer lives, so `sweep_temps` can tell leftovers of a crash from files
+that another process is writing, without pids or clocks.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
 ]  # fmt: skip
 
 ATTEMPTS = 3
-"""Tries at one write: after a failed fsync the bytes are lost, so they are written again, never just synced again."""
-_AGAIN = (errno.EIO, errno.ENOENT)  # ENOENT: a sweep took the temporary file between its creation and its flock
+"""Tries per write. After a failed fsync the bytes may be lost: they are written again, not only synced again."""
+_RETRIABLE = (errno.EIO, errno.ENOENT)  # ENOENT: a sweep removed the temporary file before it was locked
 _SUFFIX = ".tmp"
 
 
@@ -41,12 +41,12 @@ def write_atomic(
     sync_parent: bool = True,
     adopt: bool = True,
 ) -> None:
-    """Replace ``path`` by ``data``; when this returns with ``durable``, a power cut cannot take it back.
+    """Replace the contents of ``path`` by ``data``; if ``durable``, the new contents survive a power cut.
 
-    ``durable=False`` leaves out every fsync: for files that may be lost or torn by a power cut and are then
-    read as absent. ``sync_parent=False`` syncs the bytes but not the name: after a power cut the file is old
-    or new and always whole; for files whose old state is as good. ``adopt``: files made by root in a
-    directory of the agent's user get that user as their owner. Raises DiskError; the old file is then intact.
+    ``durable=False`` skips every fsync: for files that a power cut may lose or tear and that are then read as absent.
+    ``sync_parent=False`` syncs the bytes but not the name: after a power cut the file is the old or the new one, whole;
+    for files whose old version will do. ``adopt``: files that root creates in a directory of the agent's user belong to
+    that user. Raises DiskError; the old file is then intact.
     """
     with closing(fs, fs.open_dir(path.parent)) as parent:
         for attempt in range(1, ATTEMPTS + 1):
@@ -56,7 +56,7 @@ def write_atomic(
                     fs.fsync(parent)
                 return
             except DiskError as error:
-                if error.errno not in _AGAIN or attempt == ATTEMPTS:
+                if error.errno not in _RETRIABLE or attempt == ATTEMPTS:
                     raise
 
 
@@ -77,7 +77,7 @@ def _replace(fs: Fs, parent: Handle, name: str, data: bytes, mode: int, *, durab
 
 
 def finish_temp(fs: Fs, handle: Handle, parent: Handle, mode: int, *, adopt: bool = True) -> None:
-    """Give an open temporary file or directory its mode and, when root works for another user, that owner."""
+    """Set the mode of an open temporary file or directory and, if root works for another user, its owner."""
     if mode != SECRET_MODE:
         fs.chmod(handle, mode)
     if adopt:
@@ -85,25 +85,25 @@ def finish_temp(fs: Fs, handle: Handle, parent: Handle, mode: int, *, adopt: boo
 
 
 def temp_name(fs: Fs, name: str) -> str:
-    """Return a temporary name that sorts beside ``name``, hidden, with a part nobody can guess."""
+    """Return a hidden temporary name with ``name`` and an unguessable part."""
     return f".{name[:180]}.{fs.token()}{_SUFFIX}"
 
 
 def is_temp(name: str) -> bool:
-    """Return whether a name was made by `temp_name`."""
+    """Return whether a name has the form that `temp_name` gives."""
     return name.startswith(".") and name.endswith(_SUFFIX)
 
 
 def discard(fs: Fs, handle: Handle, temp: str, parent: Handle) -> None:
-    """Close and remove a temporary file after a failure, whatever else fails: the first error is the one to see."""
+    """Close and remove a temporary file after a failure; further errors are ignored, the first one is reported."""
     with suppress(DiskError):
         fs.close(handle)
-    with suppress(DiskError):  # renamed already, or swept at the next start
+    with suppress(DiskError):  # already renamed, or swept at the next start
         fs.unlink(temp, at=parent)
 
 
 def remove_file(fs: Fs, path: Path, *, durable: bool = True) -> bool:
-    """Remove a file; False when there was none. Raises DiskError."""
+    """Remove a file; False if there was none. Raises DiskError."""
     if fs.lstat(path) is None:
         return False
     with closing(fs, fs.open_dir(path.parent)) as parent:
@@ -114,14 +114,14 @@ def remove_file(fs: Fs, path: Path, *, durable: bool = True) -> bool:
 
 
 def swap_link(fs: Fs, link: Path, text: str, *, durable: bool = True) -> None:
-    """Point a symbolic link at ``text`` in one instant; nothing is written when it says so already."""
+    """Point a symbolic link at ``text`` atomically; nothing is written if it already does."""
     with closing(fs, fs.open_dir(link.parent)) as parent:
         if swap_link_at(fs, parent, link.name, text) and durable:
             fs.fsync(parent)
 
 
 def swap_link_at(fs: Fs, parent: Handle, name: str, text: str) -> bool:
-    """Point the link ``name`` of an open directory at ``text``; False when it says so already. No fsync."""
+    """Point the link ``name`` in an open directory at ``text``; False if it already does. No fsync."""
     found = fs.lstat(name, at=parent)
     if found is not None and found.kind == "link" and fs.readlink(name, at=parent) == text:
         return False
@@ -130,14 +130,14 @@ def swap_link_at(fs: Fs, parent: Handle, name: str, text: str) -> bool:
     try:
         fs.rename(temp, name, at=parent)
     except BaseException:
-        with suppress(DiskError):  # else it is swept at the next start
+        with suppress(DiskError):  # otherwise it is swept at the next start
             fs.unlink(temp, at=parent)
         raise
     return True
 
 
 def read_bytes(fs: Fs, path: str | Path, limit: int, at: Handle | None = None) -> bytes | None:
-    """Return a regular file's bytes, None when there is no such name; more than ``limit`` is a DiskError (EFBIG)."""
+    """Return a regular file's bytes; None if it does not exist. Raises DiskError, EFBIG if larger than ``limit``."""
     try:
         opened = fs.open_file(path, at=at)
     except DiskError as error:
@@ -147,19 +147,19 @@ def read_bytes(fs: Fs, path: str | Path, limit: int, at: Handle | None = None) -
     with closing(fs, opened) as handle:
         found = fs.fstat(handle)
         if found.kind != "file":
-            raise DiskError(f"{handle.path} is no regular file", path=handle.path, fix=f"move {handle.path} away")
+            raise DiskError(f"{handle.path} is not a regular file", path=handle.path, fix=f"move {handle.path} away")
         if found.size > limit:
             raise DiskError(
-                f"{handle.path} holds {found.size} bytes, more than {limit}",
+                f"{handle.path} has {found.size} bytes, more than {limit}",
                 path=handle.path,
                 errno=errno.EFBIG,
-                fix=f"see what wrote to {handle.path} and move it away",
+                fix=f"find out what wrote {handle.path}, and move it away",
             )
         return fs.read(handle, limit)
 
 
 def sweep_temps(fs: Fs, directory: Path) -> int:
-    """Remove what crashed writers left in one directory; what a living process is writing stays. Return how many."""
+    """Remove the temporary files of crashed writers from one directory, not those of running ones; return how many."""
     swept = 0
     with closing(fs, fs.open_dir(directory)) as parent:
         for name in fs.listdir(parent):
@@ -178,6 +178,6 @@ def _is_leftover(fs: Fs, name: str, parent: Handle) -> bool:
     try:
         handle = fs.open_file(name, at=parent)
     except DiskError:
-        return False  # gone meanwhile, or not ours to open
+        return False  # removed meanwhile, or not readable
     with closing(fs, handle):
         return fs.try_lock(handle)

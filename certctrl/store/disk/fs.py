@@ -1,8 +1,8 @@
-"""Fs: the one door to the disk for everything that changes it (safety.md §4.6).
+"""RealFs: the only module that changes the disk.
 
-Small verbs close to the system calls, so that a test double can stand in for the kernel and stop, fail or
-crash at each of them. Every error of the operating system leaves here as a DiskError with ``path``, ``errno``
-and a fix; EINTR and short writes are dealt with here and nowhere else.
+Its methods are close to the system calls, so that a test double can replace the kernel and stop, fail or crash at each
+of them. Errors of the operating system become DiskError with ``path``, ``errno`` and a fix. EINTR and short writes are
+handled here and nowhere else.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RealFs:
     def create(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
         handle = self._open("create", path, at, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with _boundary("set the mode of", handle.path):
-            os.fchmod(handle.fd, mode)  # O_CREAT gave at most this much; an odd umask may have taken some away
+            os.fchmod(handle.fd, mode)  # the umask may have removed bits
         return handle
 
     def read(self, handle: Handle, limit: int) -> bytes:
@@ -83,7 +83,7 @@ class RealFs:
         try:
             return os.getxattr(handle.fd, _LABEL)
         except OSError:
-            return None  # no SELinux, no label, or a file system without attributes: nothing to restore
+            return None  # no SELinux, label or attributes: nothing to restore
 
     def relabel(self, handle: Handle, label: bytes) -> None:
         with _boundary("label", handle.path):
@@ -116,7 +116,7 @@ class RealFs:
         if fd < 0:
             return
         with _boundary("close", handle.path):
-            with suppress(InterruptedError):  # Linux has closed it all the same
+            with suppress(InterruptedError):  # Linux closes it nevertheless
                 os.close(fd)
 
     def rename(self, old: str | Path, new: str | Path, at: Handle | None = None) -> None:
@@ -144,14 +144,14 @@ class RealFs:
             return os.listdir(handle.fd)
 
     def lstat(self, path: str | Path, at: Handle | None = None) -> Stat | None:
-        with _boundary("look at", path, at):
+        with _boundary("inspect", path, at):
             try:
                 return _stat(os.stat(path, dir_fd=_fd(at), follow_symlinks=False))
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def fstat(self, handle: Handle) -> Stat:
-        with _boundary("look at", handle.path):
+        with _boundary("inspect", handle.path):
             return _stat(os.fstat(handle.fd))
 
     def readlink(self, path: str | Path, at: Handle | None = None) -> str:
@@ -190,7 +190,7 @@ class closing:
 
 
 def disk_error(verb: str, path: str, cause: OSError) -> DiskError:
-    """Return a system error as ours: what could not be done where, and what to do about it."""
+    """Return the DiskError for a system error: the operation, the path and a fix."""
     code = cause.errno or 0
     what = os.strerror(code) if code else str(cause)
     return DiskError(f"cannot {verb} {path}: {what}", path=path, errno=code, fix=_fix(code, path))
@@ -212,19 +212,19 @@ def _fix(code: int, path: str) -> str:
         case errno.EMFILE | errno.ENFILE:
             return "raise LimitNOFILE= of the unit"
         case errno.ENOENT:
-            return f"make {parent} first; cert-ctrl -c DIR init makes a whole config directory"
+            return f"create {parent}; cert-ctrl -c DIR init creates a whole config directory"
         case errno.ELOOP | errno.ENOTDIR:
-            return f"put a real directory or file, not a link, at {path}"
+            return f"replace {path} by a real directory or file, not a link"
         case errno.EEXIST | errno.EISDIR | errno.ENOTEMPTY:
-            return f"move away what is at {path}"
+            return f"move {path} away"
         case errno.EFBIG:
             return "raise LimitFSIZE= of the unit"
         case _:
-            return f"look at {path} and its file system"
+            return f"check {path} and its file system"
 
 
 class _boundary:
-    """Turn a system error inside a block into ours; only then is it worth a text where that was."""
+    """Turn a system error in a block into DiskError; the path becomes text only then."""
 
     __slots__ = ("_at", "_path", "_verb")
 
@@ -266,11 +266,11 @@ def _stat(raw: os.stat_result) -> Stat:
 
 @cache
 def _syncfs_call() -> Callable[[int], int] | None:
-    """Return the C library's syncfs as "errno or 0"; None before Linux 5.8, where it hides write errors."""
+    """Return the C library's syncfs as a function that returns errno or 0; None before Linux 5.8 (hides write errors)."""
     release = tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in os.uname().release.split(".")[:2])
     if release < (5, 8):
         return None
-    import ctypes  # here, because few commands ever sync
+    import ctypes  # here: few commands sync
 
     call = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if call is None:

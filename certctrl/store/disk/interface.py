@@ -1,7 +1,7 @@
-"""The verbs of the disk: what the store asks of a file system, and nothing of how it is done.
+"""The interface of the disk: operations that the store needs, without implementation.
 
-Names are either a whole path or, with ``at``, one name inside an open directory: where somebody else may own
-a parent, code walks by directory handles and never by path.
+A path is absolute or, with ``at``, one name inside an open directory. Where another user may own a parent directory,
+code walks by directory handles, never by path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Handle:
 
 
 class Stat(NamedTuple):
-    """The facts of one directory entry; ``kind`` is ``file``, ``dir``, ``link`` or ``other``."""
+    """Metadata of one directory entry; ``kind`` is ``file``, ``dir``, ``link`` or ``other``."""
 
     kind: str
     mode: int
@@ -38,7 +38,7 @@ class Stat(NamedTuple):
 
 
 class Fs(Protocol):
-    """What the store asks of a file system. All verbs raise DiskError; none follows a symbolic link at its end."""
+    """A file system. All methods raise DiskError; none follows a symbolic link in the last component."""
 
     def open_dir(self, path: str | Path, at: Handle | None = None) -> Handle:
         """Open a directory."""
@@ -47,13 +47,13 @@ class Fs(Protocol):
         """Open a file for reading; never blocks on a FIFO."""
 
     def open_append(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
-        """Open a file for writing at its end; make it when it is missing."""
+        """Open a file for appending; create it if it is missing."""
 
     def open_lock(self, path: str | Path, mode: int) -> Handle:
-        """Open a file for reading and writing in place; make it when it is missing."""
+        """Open a file for reading and writing in place; create it if it is missing."""
 
     def create(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
-        """Make a new file with exactly this mode, whatever the umask; EEXIST when the name is taken."""
+        """Create a new file with exactly this mode, regardless of the umask; EEXIST if the name exists."""
 
     def read(self, handle: Handle, limit: int) -> bytes:
         """Return up to ``limit`` bytes from the handle's position."""
@@ -62,46 +62,46 @@ class Fs(Protocol):
         """Write all of ``data`` at the handle's position."""
 
     def truncate(self, handle: Handle, size: int) -> None:
-        """Cut or extend the file."""
+        """Truncate or extend the file."""
 
     def allocate(self, handle: Handle, size: int) -> None:
-        """Reserve the space of the first ``size`` bytes, so that writing them cannot fail for want of it."""
+        """Allocate the first ``size`` bytes, so that writing them cannot fail for lack of space."""
 
     def chmod(self, handle: Handle, mode: int) -> None:
-        """Set the permission bits of what the handle has open."""
+        """Set the permission bits of the open file or directory."""
 
     def chown(self, handle: Handle, uid: int, gid: int) -> None:
-        """Set owner and group of what the handle has open."""
+        """Set owner and group of the open file or directory."""
 
     def label(self, handle: Handle) -> bytes | None:
-        """Return the SELinux label; None where there is none."""
+        """Return the SELinux label; None if there is none."""
 
     def relabel(self, handle: Handle, label: bytes) -> None:
         """Set the SELinux label."""
 
     def fsync(self, handle: Handle) -> None:
-        """Make one file's bytes and facts, or one directory's entries, durable."""
+        """Make one file's bytes and metadata, or one directory's entries, durable."""
 
     def syncfs(self, handle: Handle) -> bool:
-        """Make everything on the handle's file system durable; False where that cannot be relied on."""
+        """Make the handle's whole file system durable; False if the kernel cannot guarantee it."""
 
     def try_lock(self, handle: Handle) -> bool:
-        """Take the exclusive flock of a handle without waiting; it goes with the handle or the process."""
+        """Take the exclusive flock of a handle without waiting; it ends with the handle or the process."""
 
     def close(self, handle: Handle) -> None:
-        """Close a handle; closing twice is nothing."""
+        """Close a handle; idempotent."""
 
     def rename(self, old: str | Path, new: str | Path, at: Handle | None = None) -> None:
         """Rename inside one directory handle (or by path), replacing ``new``."""
 
     def symlink(self, text: str, path: str | Path, at: Handle | None = None) -> None:
-        """Make a symbolic link at ``path`` that says ``text``."""
+        """Create a symbolic link at ``path`` to ``text``."""
 
     def unlink(self, path: str | Path, at: Handle | None = None) -> None:
-        """Remove a name that is no directory."""
+        """Remove a name that is not a directory."""
 
     def mkdir(self, path: str | Path, mode: int, at: Handle | None = None) -> None:
-        """Make a directory."""
+        """Create a directory."""
 
     def rmdir(self, path: str | Path, at: Handle | None = None) -> None:
         """Remove an empty directory."""
@@ -110,19 +110,19 @@ class Fs(Protocol):
         """Return the names in a directory."""
 
     def lstat(self, path: str | Path, at: Handle | None = None) -> Stat | None:
-        """Return the facts of a name, not of what a link leads to; None when there is no such name."""
+        """Return the metadata of a name, links not followed; None if it does not exist."""
 
     def fstat(self, handle: Handle) -> Stat:
-        """Return the facts of what the handle has open."""
+        """Return the metadata of the open file or directory."""
 
     def readlink(self, path: str | Path, at: Handle | None = None) -> str:
-        """Return the text of a symbolic link."""
+        """Return the target of a symbolic link."""
 
     def uid(self) -> int:
-        """Return the user that files are made as."""
+        """Return the user that new files belong to."""
 
     def gid(self) -> int:
-        """Return the group that files are made as."""
+        """Return the group that new files belong to."""
 
     def token(self) -> str:
-        """Return letters and digits nobody can guess, for temporary names."""
+        """Return unguessable letters and digits for temporary names."""

@@ -1,8 +1,8 @@
-"""Locks: one daemon per config directory, one spender of tokens (safety.md §4.3).
+"""Locks between processes: one daemon per config directory, one token refresh at a time.
 
-flock on files that are never removed: the kernel frees it with the process, also after kill -9, so there is no
-pid to distrust and no age to guess. The descriptors are close-on-exec: a command that outlives its parent must
-not keep the lock. The pid in the file is for messages only.
+The locks are flocks on files that are never removed. The kernel releases them with the process, even after kill -9, so
+no stale pid or age has to be judged. The descriptors are close-on-exec: a command that outlives its parent does not
+keep the lock. The pid in the file is for messages only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from certctrl.store.layout import SECRET_MODE, ConfigDir
 
 
 class FileLock:
-    """An exclusive lock on a file; two of them exclude each other also inside one process. Never waits."""
+    """An exclusive lock on a file that never waits; two of them exclude each other even within one process."""
 
     def __init__(self, path: Path, fs: Fs | None = None) -> None:
         self.path = path
@@ -28,11 +28,11 @@ class FileLock:
 
     @property
     def held(self) -> bool:
-        """Return whether this object has the lock."""
+        """Whether this object has the lock."""
         return self._handle is not None
 
     def try_acquire(self) -> bool:
-        """Take the lock; False while somebody else has it. Raises DiskError; ConfigError without a directory."""
+        """Take the lock; False if another holder has it. Raises DiskError, ConfigError without a config directory."""
         if self._handle is not None:
             return False
         if self._fs.lstat(self.path.parent) is None:
@@ -51,13 +51,13 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back; doing it twice is nothing."""
+        """Release the lock; idempotent."""
         handle, self._handle = self._handle, None
         if handle is not None:
             self._fs.close(handle)
 
     def holder(self) -> int | None:
-        """Return the pid that took the lock last; None when the file does not say."""
+        """Return the pid that took the lock last; None if it cannot be read."""
         try:
             with closing(self._fs, self._fs.open_file(self.path)) as handle:
                 return int(self._fs.read(handle, 32))
@@ -65,12 +65,12 @@ class FileLock:
             return None
 
     def _is_current(self, handle: Handle) -> bool:
-        """Return whether the name still leads to what we locked; somebody may have put another file there."""
+        """Return whether the path still leads to the locked file: it may have been replaced."""
         found = self._fs.lstat(self.path)
         return found is not None and found.ino == self._fs.fstat(handle).ino
 
     def _sign(self, handle: Handle) -> None:
-        with suppress(DiskError):  # on a full disk the lock still is one
+        with suppress(DiskError):  # the lock works even on a full disk
             with closing(self._fs, self._fs.open_dir(self.path.parent)) as parent:
                 adopt_owner(self._fs, handle, parent)
             self._fs.truncate(handle, 0)
@@ -79,13 +79,13 @@ class FileLock:
 
 @contextmanager
 def lock_daemon(layout: ConfigDir, fs: Fs | None = None) -> Iterator[FileLock]:
-    """Be the one process that writes in this config directory; BusyError names the other one."""
+    """Hold the lock of the one process that writes in this config directory. Raises BusyError, naming the holder."""
     lock = FileLock(layout.daemon_lock, fs)
     if not lock.try_acquire():
         holder = lock.holder()
         who = f"another cert-ctrl (pid {holder})" if holder else "another cert-ctrl"
-        fix = f"ask it: cert-ctrl -c {layout.root} status --daemon" + (f"; or stop it: kill {holder}" if holder else "")
-        raise BusyError(f"{who} is at work in {layout.root}", fix=fix)
+        fix = f"see cert-ctrl -c {layout.root} status --daemon" + (f", or stop it: kill {holder}" if holder else "")
+        raise BusyError(f"{who} is running in {layout.root}", fix=fix)
     try:
         yield lock
     finally:
@@ -93,5 +93,5 @@ def lock_daemon(layout: ConfigDir, fs: Fs | None = None) -> Iterator[FileLock]:
 
 
 def token_lock(layout: ConfigDir, fs: Fs | None = None) -> FileLock:
-    """Return the lock of whoever spends or stores tokens; not taken yet. Hold it 35 s at most."""
+    """Return the lock, not yet taken, for refreshing or storing tokens. Hold it for at most 35 s."""
     return FileLock(layout.token_lock, fs)

@@ -1,8 +1,8 @@
-"""The way to a destination that others may have a hand in (safety.md T12).
+"""Safely open paths that others could tamper with.
 
-Every step is opened by handle, without following links, and judged by what the handle has open: whoever swaps a
-directory for a link afterwards changes nothing for us. openat2 would do the walk in one call, but is refused
-under ``RestrictSUIDSGID=yes``; so it is not used.
+Every directory on the way is opened by handle, without following links, and checked through the handle: replacing it
+by a link afterwards has no effect. openat2 would do the walk in one call, but systemd refuses it under
+``RestrictSUIDSGID=yes``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _STICKY = 0o1000
 
 
 class NoDirectoryError(PolicyRefusedError):
-    """A directory on the way does not exist; it is not made: whose it should be is not ours to say."""
+    """A directory on the way does not exist; it is not created, because its proper owner is unknown."""
 
 
 @attrs.frozen(kw_only=True)
 class DestinationFact:
-    """What is at a path that a plan names."""
+    """What is at a destination."""
 
     path: Path
     kind: str = "missing"
     """``missing``, ``file``, ``dir``, ``link`` or ``other``."""
     sha256: str | None = None
-    """Hex; None unless it is a regular file."""
+    """Hex digest; None unless it is a regular file."""
     mode: int | None = None
     """Permission bits."""
     uid: int | None = None
@@ -41,16 +41,15 @@ class DestinationFact:
     size: int | None = None
     nlink: int | None = None
     refusal: str | None = None
-    """Why nothing may be written there; None when it may."""
+    """Why nothing may be written there; None if it may."""
 
 
 def destination_facts(
     path: str | Path, roots: Sequence[str | Path], *, fs: Fs | None = None, owner: int | None = None
 ) -> DestinationFact:
-    """Return what is at ``path`` and whether it may be written, given the directories below which that is allowed.
+    """Return what is at ``path`` and whether it may be written; ``roots``: directories below which writing is allowed.
 
-    ``owner``: the user the file shall belong to; the directory may be that user's too. Raises DiskError when
-    it cannot be looked at.
+    ``owner``: the intended owner of the file, who may own its directory, too. Raises DiskError if it cannot be read.
     """
     fs, path = fs or RealFs(), Path(path)
     if not any(is_below(path, root) for root in roots):
@@ -63,22 +62,22 @@ def destination_facts(
 
 
 def is_below(path: str | Path, root: str | Path) -> bool:
-    """Return whether a plain absolute path lies strictly below a directory, by its letters."""
+    """Return whether a plain absolute path is below a directory, by its text alone."""
     return not flaw_of(str(path)) and Path(path) != Path(root) and Path(path).is_relative_to(root)
 
 
 def flaw_of(path: str) -> str:
-    """Return what is wrong with the letters of an absolute path; empty when nothing is."""
+    """Return what is wrong with the text of an absolute path; empty if nothing is."""
     steps = path.split("/")[1:]
     if not path.startswith("/") or not path.isprintable():
         return "it is not an absolute path of printable characters"
     if any(step in ("", ".", "..") for step in steps):
-        return "it is not written plainly: empty steps, . or .."
+        return "it is not normalized: empty components, . or .."
     return "a name in it is too long" if any(len(step.encode()) > 200 for step in steps) else ""
 
 
 def facts_at(fs: Fs, parent: Handle, path: Path) -> DestinationFact:
-    """Return what lies under the last name of ``path`` in its opened directory."""
+    """Return what is at ``path``, whose directory is open as ``parent``."""
     found = fs.lstat(path.name, at=parent)
     if found is None:
         return DestinationFact(path=path)
@@ -105,32 +104,32 @@ def facts_at(fs: Fs, parent: Handle, path: Path) -> DestinationFact:
 
 
 def read_at(fs: Fs, parent: Handle, name: str) -> tuple[bytes, Stat]:
-    """Return a regular file's bytes and facts, both of the same open file. Raises DiskError."""
+    """Return a regular file's bytes and metadata from one open handle. Raises DiskError."""
     with closing(fs, fs.open_file(name, at=parent)) as handle:
         found = fs.fstat(handle)
         if found.kind != "file" or found.size > SIZE_LIMIT:
-            what = f"{handle.path} is no regular file of at most {SIZE_LIMIT} bytes"
+            what = f"{handle.path} is not a regular file of at most {SIZE_LIMIT} bytes"
             raise DiskError(what, path=handle.path, errno=errno.EFBIG, fix=f"move {handle.path} away")
         return fs.read(handle, SIZE_LIMIT), found
 
 
 def open_parent(fs: Fs, path: Path, *, owner: int | None = None) -> Handle:
-    """Open the directory of an absolute path, step by step; the caller closes it.
+    """Open the directory of an absolute path, one component at a time; the caller closes it.
 
-    Raises PolicyRefusedError for a link or a directory that somebody else could change on the way, DiskError
-    when it cannot be opened.
+    Raises PolicyRefusedError for a link, or a directory that other users can change, on the way; DiskError if one cannot
+    be opened.
     """
     if flaw := flaw_of(str(path)):
-        raise PolicyRefusedError(f"{ascii(str(path))[:200]}: {flaw}", fix="name another path in the install plan")
+        raise PolicyRefusedError(f"{ascii(str(path))[:200]}: {flaw}", fix="use another path in the install plan")
     here = fs.open_dir("/")
     try:
         steps = path.parts[1:-1]
-        _judge(fs, here, owner, last=not steps)
+        _check_directory(fs, here, owner, last=not steps)
         for number, step in enumerate(steps, start=1):
-            deeper = _step(fs, here, step)
+            below = _step(fs, here, step)
             fs.close(here)
-            here = deeper
-            _judge(fs, here, owner, last=number == len(steps))
+            here = below
+            _check_directory(fs, here, owner, last=number == len(steps))
     except BaseException:
         fs.close(here)
         raise
@@ -145,13 +144,13 @@ def _step(fs: Fs, here: Handle, step: str) -> Handle:
         if error.errno == errno.ENOENT:
             raise NoDirectoryError(f"there is no directory {where}", fix=f"mkdir {where}") from None
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            fix = f"name the real path in the install plan; see realpath {where}"
-            raise PolicyRefusedError(f"{where} is a symbolic link or no directory", fix=fix) from None
+            fix = f"use the real path in the install plan; see realpath {where}"
+            raise PolicyRefusedError(f"{where} is a symbolic link or not a directory", fix=fix) from None
         raise
 
 
-def _judge(fs: Fs, here: Handle, owner: int | None, *, last: bool) -> None:
-    """Refuse a directory in which another user could swap names under our hands."""
+def _check_directory(fs: Fs, here: Handle, owner: int | None, *, last: bool) -> None:
+    """Refuse a directory in which another user could replace entries."""
     found = fs.fstat(here)
     me = fs.uid()
     if found.uid not in (0, me, owner):

@@ -1,7 +1,7 @@
-"""History: one JSON object per line, appended, bounded.
+"""The audit log of deployments: one JSON object per line, appended, bounded.
 
-Appends are not synced: a power cut may lose or tear the last lines, which are then left out. What must survive
-a power cut is in ``certificates.json`` and ``activations.json``.
+Appends are not synced: a power cut may lose or tear the last lines; torn lines are ignored. What must survive a power
+cut is in ``certificates.json`` and ``activations.json``.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class History:
         self._path = path
         self._fs = fs
         self._lock = threading.Lock()
-        self._lines: int | None = None  # None: not known to be whole lines
+        self._lines: int | None = None  # None: unknown, or the last line may be incomplete
 
     def load(self) -> list[dict[str, Any]]:
-        """Return the entries, oldest first; lines that are no JSON object are left out."""
+        """Return the entries, oldest first; lines that are not JSON objects are ignored."""
         return [entry for line in self._read().split(b"\n") if (entry := _entry(line)) is not None]
 
     def append(self, entries: list[dict[str, Any]], limit: int) -> None:
-        """Add entries, oldest first; each leaves the list once it is in the file.
+        """Append entries, oldest first; each leaves the list once it is in the file.
 
-        When there are a quarter more than ``limit`` then, all but the newest ``limit`` are dropped.
+        If the file then has over 25 % more than ``limit`` entries, only the newest ``limit`` are kept.
         """
         with self._lock:
             if self._lines is None:
@@ -53,7 +53,7 @@ class History:
         except DiskError as error:
             if error.errno:
                 raise
-            return b""  # no regular file: there is no history in it
+            return b""  # not a regular file
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
         count, self._lines = self._lines or 0, None
@@ -68,7 +68,7 @@ class History:
         self._lines = count
 
     def _rewrite(self, limit: int) -> None:
-        """Make the file whole lines, ``limit`` at most; nothing is written when it is that already."""
+        """Keep whole lines only, the newest ``limit``; nothing is written if nothing changes."""
         data = self._read()
         good = (line for line in reversed(data.split(b"\n")) if _entry(line) is not None)
         kept = [*islice(good, limit)][::-1]

@@ -1,4 +1,4 @@
-"""InstalledState: what stands installed on this host, and what was done to get there."""
+"""State of the installation: records, install config, pins, keystore passwords, audit log."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import StateFiles
 from certctrl.store.state.history import History
 
-_REBUILD = "restore it from a backup, or remove it; the agent then fetches and compares everything once"
+_REBUILD = "restore it from a backup, or remove it; the agent then fetches and reconciles everything once"
 
 
 @attrs.frozen(kw_only=True)
 class StoredInstallConfig:
-    """The install config in force, as the plane sent it."""
+    """The active install config, as the plane sent it."""
 
     raw: dict[str, Any]
     """The plane's ``data`` object."""
@@ -31,12 +31,12 @@ class StoredInstallConfig:
     hash: str
     """``installs_hash_b64``."""
     high_water: Mapping[str, int] = attrs.field(factory=dict)
-    """Config id -> highest version ever stored here; kept by the store, whatever a caller passes (T2)."""
+    """Config id -> highest version ever stored; maintained by `InstalledState`, the caller's value is ignored."""
     hashes: Mapping[str, str] = attrs.field(factory=dict)
-    """Config id -> the hash of that version; kept by the store as well. Files of earlier releases have none."""
+    """Config id -> hash of that version; maintained likewise, missing in files of earlier releases."""
 
     def hash_seen(self, config_id: str, version: int) -> str:
-        """Return the hash under which a version of a config was stored here; empty when that is not known."""
+        """Return the hash with which a version of a config was stored; empty if unknown."""
         if (config_id, version) == (str(self.raw.get("id", "")), self.version):
             return self.hash
         return self.hashes.get(config_id, "") if version == self.high_water.get(config_id) else ""
@@ -52,17 +52,17 @@ class InstalledState:
         self._history = History(layout.history, fs)
 
     def load_install_config(self) -> StoredInstallConfig | None:
-        """Return the install config in force."""
+        """Return the active install config."""
         path = self.layout.install_config
         stored = self._files.load_part(path, "config", StoredInstallConfig, None, _REBUILD)
         return cast(StoredInstallConfig | None, stored)
 
     def save_install_config(self, config: StoredInstallConfig) -> None:
-        """Put an install config in force; the high-water mark of its id, with its hash, never falls."""
+        """Replace the install config; the highest version of its id and that version's hash are kept."""
         try:
             before = self.load_install_config()
         except StateCorruptError:
-            before = None  # replaced by what repairs it
+            before = None  # the new one repairs it
         marks = dict(before.high_water) if before is not None else {}
         hashes = {one: before.hash_seen(one, mark) for one, mark in marks.items()} if before is not None else {}
         config_id = str(config.raw.get("id", ""))
@@ -72,7 +72,10 @@ class InstalledState:
         self._write_install_config(attrs.evolve(config, high_water=marks, hashes=hashes))
 
     def forget_versions(self) -> dict[str, int]:
-        """Take the next install config whatever its version (T3); return the marks that were. What is in force stays."""
+        """Accept any version of the next install config; return the highest versions that were known.
+
+        The active one stays.
+        """
         stored = self.load_install_config()
         if stored is None:
             return {}
@@ -88,11 +91,11 @@ class InstalledState:
         path = self.layout.certificates
         rows = self._files.load_part(path, "certificates", Mapping[str, CertRecord], {}, _REBUILD)
         if any(key != str(record.cert_id) for key, record in rows.items()):
-            raise decode.corrupt(str(path), "an id does not fit its record", _REBUILD)
+            raise decode.corrupt(str(path), "an id differs from its record's", _REBUILD)
         return {record.cert_id: record for record in rows.values()}
 
     def save_certificates(self, records: Mapping[int, CertRecord], *, sync_parent: bool = True) -> None:
-        """Replace the records; ``sync_parent`` here and below as for ``write_atomic``."""
+        """Replace the records; ``sync_parent`` here and below: see `write_atomic`."""
         rows = {str(cert_id): record for cert_id, record in records.items()}
         self._files.save_json(
             self.layout.certificates, {"certificates": self._files.unstructured(rows)}, sync_parent=sync_parent
@@ -100,7 +103,7 @@ class InstalledState:
 
     def load_activations(self) -> dict[str, str]:
         """Return item id -> activation key of its last successful run."""
-        fix = "remove it; the commands of the install plan then run once more"
+        fix = "remove it; the commands of the install plan then run again"
         return dict(self._files.load_part(self.layout.activations, "activations", Mapping[str, str], {}, fix))
 
     def save_activations(self, activations: Mapping[str, str], *, sync_parent: bool = True) -> None:
@@ -117,8 +120,8 @@ class InstalledState:
         self._files.save_json(self.layout.cas, {"cas": self._files.unstructured(dict(cas))}, sync_parent=sync_parent)
 
     def load_pins(self) -> dict[str, str]:
-        """Return path -> SHA-256 of the scripts that were trusted on first use."""
-        fix = "restore it from a backup, or remove it and look at the scripts: they are trusted anew on next use"
+        """Return path -> SHA-256 of the scripts that were pinned on first use."""
+        fix = "restore it from a backup, or review the scripts and remove it: they are pinned again on next use"
         return dict(self._files.load_part(self.layout.pins, "pins", Mapping[str, str], {}, fix))
 
     def save_pins(self, pins: Mapping[str, str]) -> None:
@@ -126,7 +129,7 @@ class InstalledState:
         self._files.save_json(self.layout.pins, {"pins": dict(pins)})
 
     def forget_pins(self) -> list[str]:
-        """Trust scripts anew at their next run; return whose pins there were."""
+        """Remove all pins, so that scripts are pinned again on next use; return their paths."""
         pins = self.load_pins()
         if pins:
             self.save_pins({})
@@ -141,11 +144,11 @@ class InstalledState:
         return self._history.load()
 
     def append_history(self, entries: list[dict[str, Any]], limit: int) -> None:
-        """Move deployments from the list to the audit log and keep it near ``limit`` entries; not synced."""
+        """Move entries from the list to the audit log and keep about ``limit`` of them; not synced."""
         self._history.append(entries, limit)
 
     def password(self, name: str, kind: str) -> tuple[bytes, Path]:
-        """Return the password of one certificate's keystores of a kind, and the file it is in; made once, 0600."""
+        """Return the password of one certificate's keystores of a kind, and its file; created once, 0600."""
         path = self.layout.passwords / f"{name}.{kind}"
         found = self._files.load_text(path, f"remove it; {kind} files then get a new password")
         if found is None:
@@ -154,7 +157,7 @@ class InstalledState:
         return found.encode(), path
 
     def forget_passwords(self, name: str) -> int:
-        """Remove the passwords of one certificate; return how many there were."""
+        """Remove the keystore passwords of one certificate; return how many there were."""
         with closing(self._fs, self._fs.open_dir(self.layout.passwords)) as directory:
             names = [found for found in self._fs.listdir(directory) if found.rpartition(".")[0] == name]
         return sum(remove_file(self._fs, self.layout.passwords / found) for found in names)

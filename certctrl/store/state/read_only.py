@@ -1,7 +1,6 @@
-"""Look at an agent's directory without opening it: for `status`, `list-certs` and other commands that only read.
+"""Read the state for `status`, `list-certs` and other commands that change nothing.
 
-Imports json and os and nothing that waits, parses certificates or builds classes: start-up time is a feature.
-Takes no lock and changes nothing. Values are plain JSON; None means "never written".
+Imports little besides json and os, for a fast start. Takes no locks. Values are plain JSON; None means never written.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from typing import Any
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store import decode
 
-_REBUILD = "stop the agent and remove it; the agent then compares this host with the plane once"
+_REBUILD = "stop the agent and remove it; the agent then reconciles this host with the plane once"
 
 
 def read_status(root: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return what the daemon last said about itself; None also when a power cut damaged it. Raises DiskError."""
+    """Return the daemon's last status; None if never written or damaged by a power cut. Raises DiskError."""
     try:
         raw = _json(root, "status.json")
     except StateCorruptError:
@@ -28,7 +27,7 @@ def read_status(root: str | os.PathLike[str]) -> dict[str, Any] | None:
 def read_certificates(root: str | os.PathLike[str]) -> list[dict[str, Any]] | None:
     """Return the records of `InstalledState.load_certificates` by id, as plain JSON.
 
-    Raises DiskError; StateCorruptError when the file is damaged.
+    Raises DiskError, StateCorruptError.
     """
     raw = _json(root, "certificates.json")
     if raw is None:
@@ -38,7 +37,7 @@ def read_certificates(root: str | os.PathLike[str]) -> list[dict[str, Any]] | No
         isinstance(row, dict) and isinstance(row.get("cert_id"), int) and isinstance(row.get("name"), str)
         for row in rows.values()
     ):
-        raise decode.corrupt(_path(root, "certificates.json"), "expected the records of certificates", _REBUILD)
+        raise decode.corrupt(_path(root, "certificates.json"), "expected certificate records", _REBUILD)
     return sorted(rows.values(), key=lambda row: int(row["cert_id"]))
 
 
@@ -48,7 +47,7 @@ def read_cursor(root: str | os.PathLike[str]) -> str | None:
 
 
 def read_cursor_at(root: str | os.PathLike[str]) -> float | None:
-    """Return when the cursor last moved, in seconds since the epoch."""
+    """Return when the cursor last changed, in seconds since the epoch."""
     try:
         return os.stat(_path(root, "last_cursor.txt")).st_mtime
     except FileNotFoundError:
@@ -58,7 +57,7 @@ def read_cursor_at(root: str | os.PathLike[str]) -> float | None:
 
 
 def read_last_poll(root: str | os.PathLike[str]) -> float | None:
-    """Return the time of the last successful poll; None also when a power cut damaged it."""
+    """Return the time of the last successful poll; None if never written or damaged by a power cut."""
     try:
         data = _bytes(_path(root, "last_poll_time.txt"), decode.TEXT_LIMIT)
     except StateCorruptError:
@@ -72,7 +71,7 @@ def read_device_id(root: str | os.PathLike[str]) -> str | None:
 
 
 def is_registered(root: str | os.PathLike[str]) -> bool:
-    """Return whether a session was ever stored, good or not."""
+    """Return whether tokens were ever stored, valid or not."""
     try:
         os.stat(_path(root, "refresh_token.txt"))
     except FileNotFoundError:
@@ -83,12 +82,12 @@ def is_registered(root: str | os.PathLike[str]) -> bool:
 
 
 def pending_acks(root: str | os.PathLike[str]) -> int:
-    """Return how many outcomes the plane has not taken yet. Raises DiskError, StateCorruptError."""
+    """Return the number of outcomes not yet acknowledged by the plane. Raises DiskError, StateCorruptError."""
     return _count(root, "pending_acks.json", "acks")
 
 
 def waiting_signals(root: str | os.PathLike[str]) -> int:
-    """Return how many signals are received and not done. Raises DiskError, StateCorruptError."""
+    """Return the number of pending signals. Raises DiskError, StateCorruptError."""
     return _count(root, "inbox.json", "entries")
 
 
@@ -137,5 +136,5 @@ def _bytes(path: str, limit: int) -> bytes | None:
 
 
 def _disk(path: str, cause: OSError) -> DiskError:
-    owner = "run as the agent's user, or as root" if cause.errno in (errno.EACCES, errno.EPERM) else f"look at {path}"
+    owner = "run as the agent's user, or as root" if cause.errno in (errno.EACCES, errno.EPERM) else f"check {path}"
     return DiskError(f"cannot read {path}: {cause.strerror}", path=path, errno=cause.errno or 0, fix=owner)

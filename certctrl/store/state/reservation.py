@@ -1,8 +1,8 @@
-"""Reservation: disk space for new tokens, taken before the old ones are spent (safety.md §4.3).
+"""Reserve disk space for new tokens before the refresh token is used.
 
-A refresh token that the server rotates is spent the moment the request arrives. A disk that fills up between
-request and answer would then end the device's registration. So both temporary files are made and their blocks
-allocated first; writing into allocated blocks succeeds also on a full disk, and renaming needs none.
+A server that rotates refresh tokens invalidates the old one when the request arrives. If the disk filled up between
+request and response, the device would lose its registration. So both temporary files are created and their blocks
+allocated first: writing to allocated blocks succeeds even on a full disk, and renaming needs no space.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from certctrl.store.layout import SECRET_MODE, ConfigDir
 
 
 class Reservation:
-    """Two allocated temporary files; ends with `commit` or `release`, also as a ``with`` block."""
+    """Two allocated temporary files; ended by `commit`, `release` or the end of a ``with`` block."""
 
     def __init__(self, fs: Fs, layout: ConfigDir, size: int, save: Callable[[Tokens], None]) -> None:
         self._fs = fs
@@ -44,13 +44,13 @@ class Reservation:
         self._fs.fsync(handle)
 
     def commit(self, tokens: Tokens) -> None:
-        """Make the tokens durable, the refresh token first. Raises DiskError: keep them in memory and save again."""
+        """Make the tokens durable, the refresh token first. After DiskError, keep them in memory and save them again."""
         try:
             for text in (tokens.refresh_token, tokens.access_token):
                 self._fill(text.encode())
         except DiskError:
             self.release()
-            self._save(tokens)  # a failed fsync has lost the bytes in the reserved file: write them anew
+            self._save(tokens)  # a failed fsync may have lost the bytes: write them again
             return
         self.release()
 
@@ -65,7 +65,7 @@ class Reservation:
             self._fs.fsync(self._parent)
 
     def release(self) -> None:
-        """Give the space back; doing it twice is nothing."""
+        """Free the space; idempotent."""
         while self._temps:
             _, temp, handle = self._temps.pop()
             discard(self._fs, handle, temp, self._parent)

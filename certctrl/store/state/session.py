@@ -1,11 +1,11 @@
 """SessionState: cursor, identity, tokens, signals and their outcomes (spec, "State Persistence").
 
-Every write is durable when it returns, but for these: poll time, status and history may be lost to a power
-cut and are then read as absent; the cursor may fall back to the one before, which brings signals again that
-are known already. Every load tells "never written" (None or empty) from "damaged" (StateCorruptError).
+A write is durable when it returns, with two exceptions. The poll time may be lost in a power cut and is then read as
+absent; the cursor may fall back to the previous one, after which the plane repeats known signals. Loads tell files
+that were never written (None or empty) from damaged ones (StateCorruptError).
 
-One process writes at a time: the holder of ``daemon.lock``, and for tokens the holder of ``token.lock``.
-Readers need no lock: a file is old or new.
+One process writes at a time: the holder of ``daemon.lock``, for tokens the holder of ``token.lock``. Readers need no
+lock, because files are replaced atomically.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from certctrl.store.state.reservation import Reservation
 
 DONE_LIMIT = 10_000
 _KEY_SIZE = 32
-_RESYNC = "remove it; the agent then compares this host with the plane once"
-_FORGET = "remove it; the plane then never learns the outcomes it held, and a repeated signal is handled once more"
+_RESYNC = "remove it; the agent then reconciles this host with the plane once"
+_FORGET = "remove it; the plane then never receives its outcomes, and repeated signals are handled again"
 _RESTORE = "restore it from a backup, or run cert-ctrl -c DIR register"
 
 
 class SessionState:
-    """This device's dialogue with the control plane. Methods block on the disk and raise DiskError."""
+    """What a device needs to go on talking to the control plane. Methods block on the disk and raise DiskError."""
 
     _keys: tuple[list[tuple[int, int, int]], DeviceKeys] | None = None
-    """Where the device's keys were read, and what they are."""
+    """The device's keys and the versions of the files they were read from."""
     _rows: Mapping[int, tuple[InboxEntry, str]] = {}
-    """What the inbox was last saved with, by id()."""
+    """Entries of the last save by id(), with their JSON."""
 
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self.layout = layout
@@ -50,23 +50,23 @@ class SessionState:
         """Return the committed cursor."""
         cursor = self._files.load_text(self.layout.last_cursor, _RESYNC)
         if cursor is not None:
-            self._files.note_cursor(self.layout.last_cursor, cursor.encode())
+            self._files.note_read(self.layout.last_cursor, cursor.encode())
         return cursor
 
     def save_cursor(self, cursor: str) -> None:
-        """Commit a cursor whose signals are durable; nothing is written when it is the one on disk.
+        """Commit a cursor whose signals are durable; nothing is written if it is unchanged.
 
-        One fsync, of the bytes: after a power cut the file holds the old cursor or the new. Raises
-        BadAnswerError for a cursor that no header could carry.
+        Costs one fsync, of the bytes: after a power cut the file has the old cursor or the new one. Raises BadAnswerError
+        for a cursor that does not fit into a header.
         """
         self._files.save_text(self.layout.last_cursor, cursor, "cursor", sync_parent=False)
 
     def clear_cursor(self) -> None:
-        """Forget the cursor (409)."""
+        """Remove the cursor (409)."""
         remove_file(self._fs, self.layout.last_cursor)
 
     def load_last_poll(self) -> float | None:
-        """Return the time of the last successful poll; None also when a power cut damaged it."""
+        """Return the time of the last successful poll; None if never written or damaged by a power cut."""
         try:
             data = self._files.load_bytes(self.layout.last_poll_time, decode.TEXT_LIMIT, _RESYNC)
         except StateCorruptError:
@@ -74,7 +74,7 @@ class SessionState:
         return None if data is None else decode.poll_time_of(data)
 
     def save_last_poll(self, now: float) -> None:
-        """Note the time of a successful poll (whole seconds, as in the spec), without fsync."""
+        """Save the time of a successful poll (whole seconds, as in the spec), without fsync."""
         write_atomic(self._fs, self.layout.last_poll_time, b"%d\n" % int(now), durable=False)
 
     # --- identity -----------------------------------------------------------------------------------------
@@ -84,19 +84,21 @@ class SessionState:
         return self._files.load_text(self.layout.device_id, _RESTORE)
 
     def save_device_id(self, device_id: str) -> None:
-        """Keep the device's public id."""
+        """Save the device's public id."""
         self._files.save_text(self.layout.device_id, device_id, "device id")
 
     def load_device_keys(self) -> DeviceKeys | None:
-        """Return the key pair; None before registration, also when its making was interrupted.
+        """Return the key pair; None before registration, even if its creation was interrupted.
 
-        From memory while the files are the ones that were read: a burst asks a thousand times.
+        Cached while the files are unchanged: a burst loads it once per certificate.
         """
-        places = [self._files.place(path) for path in (self.layout.device_secret_key, self.layout.device_public_key)]
-        if self._keys is not None and self._keys[0] == places:
+        versions = [
+            self._files.version_of(path) for path in (self.layout.device_secret_key, self.layout.device_public_key)
+        ]
+        if self._keys is not None and self._keys[0] == versions:
             return self._keys[1]
         keys = self._read_device_keys()
-        self._keys = None if keys is None else (places, keys)
+        self._keys = None if keys is None else (versions, keys)
         return keys
 
     def _read_device_keys(self) -> DeviceKeys | None:
@@ -105,12 +107,12 @@ class SessionState:
         if secret is not None and public is not None:
             return DeviceKeys(public=public, secret=secret)
         if public is None and self._fs.lstat(self.layout.refresh_token) is None:
-            return None  # the secret is made first, and its public half is sent last: nobody knows this pair
-        gone = self.layout.device_secret_key if secret is None else self.layout.device_public_key
-        raise StateCorruptError(f"{gone} is missing, but this device has used it", path=str(gone), fix=_RESTORE)
+            return None  # the public half is saved, then sent: nobody knows this pair
+        missing = self.layout.device_secret_key if secret is None else self.layout.device_public_key
+        raise StateCorruptError(f"{missing} is missing, but this device has used it", path=str(missing), fix=_RESTORE)
 
     def save_device_keys(self, keys: DeviceKeys) -> None:
-        """Keep the key pair: the secret is durable before the public half exists."""
+        """Save the key pair; the secret is durable before the public half exists."""
         write_atomic(self._fs, self.layout.device_secret_key, keys.secret)
         write_atomic(self._fs, self.layout.device_public_key, keys.public)
 
@@ -121,9 +123,9 @@ class SessionState:
         return data
 
     def load_tokens(self) -> Tokens | None:
-        """Return the session; None before registration. ``access_token`` is empty when only it is missing."""
+        """Return the tokens; None before registration. ``access_token`` is empty if only it is missing."""
         refresh = self._files.load_text(self.layout.refresh_token, _RESTORE)
-        access = self._files.load_text(self.layout.access_token, "remove it; the agent asks for a new one")
+        access = self._files.load_text(self.layout.access_token, "remove it; the agent requests a new one")
         if refresh is not None:
             return Tokens(access_token=access or "", refresh_token=refresh)
         if access is None:
@@ -132,19 +134,19 @@ class SessionState:
         raise StateCorruptError(f"{path} is missing, but there is an access token", path=path, fix=_RESTORE)
 
     def save_tokens(self, tokens: Tokens) -> None:
-        """Keep the session: a new refresh token is durable before the access token that came with it."""
+        """Save the tokens; the refresh token is durable before the access token that came with it."""
         self._files.save_text(self.layout.refresh_token, tokens.refresh_token, "refresh token")
         self._files.save_text(self.layout.access_token, tokens.access_token, "access token")
 
     def reserve_tokens(self, size: int = 16_384) -> Reservation:
-        """Take the disk space for the session a refresh will bring; DiskError when there is none: do not spend."""
+        """Reserve disk space for new tokens. Raises DiskError if there is none: then do not refresh."""
         return Reservation(self._fs, self.layout, size, self.save_tokens)
 
     # --- signals ------------------------------------------------------------------------------------------
 
     def load_inbox(self) -> tuple[InboxEntry, ...]:
-        """Return the signals that are received and not done, oldest first."""
-        path, fix = self.layout.inbox, f"remove it and {self.layout.last_cursor}; the agent then compares everything"
+        """Return the pending signals, oldest first."""
+        path, fix = self.layout.inbox, f"remove it and {self.layout.last_cursor}; the agent then reconciles everything"
         entries: tuple[InboxEntry, ...] = self._files.load_part(path, "entries", tuple[InboxEntry, ...], (), fix)
         return entries
 
@@ -153,7 +155,7 @@ class SessionState:
         self._files.save(self.layout.inbox, self._inbox(entries))
 
     def _inbox(self, entries: Sequence[InboxEntry]) -> bytes:
-        known = self._rows  # a burst saves most entries many times
+        known = self._rows  # a burst saves most entries unchanged many times
         self._rows = {id(entry): known.get(id(entry)) or (entry, self._row(entry)) for entry in entries}
         return decode.to_json_of_rows("entries", [row for _, row in self._rows.values()])
 
@@ -161,10 +163,10 @@ class SessionState:
         return json.dumps(self._files.unstructured(entry), separators=(",", ":"), allow_nan=False)
 
     def load_outcomes(self) -> tuple[tuple[Ack, ...], tuple[str, ...]]:
-        """Return the outcomes that the plane has not taken yet, and the identities of signals that are done.
+        """Return the outcomes that the plane has not acknowledged, and the identities of completed signals.
 
-        Both oldest first, from one file: a power cut that could take the one and leave the other would keep an
-        outcome from the plane for good, or have a signal handled twice.
+        Both are oldest first and in one file: losing only one of them in a power cut would lose an outcome forever or
+        handle a signal twice.
         """
         path, fix = self.layout.pending_acks, _FORGET
         body = self._files.load_json(path, fix) or {"acks": [], "done": []}
@@ -173,17 +175,17 @@ class SessionState:
         return tuple(Ack(event=event) for event in events), done
 
     def save_outcomes(self, acks: Sequence[Ack], done: Sequence[str], *, sync_parent: bool = True) -> None:
-        """Replace outcomes and identities, of which only the newest 10 000 are kept.
+        """Replace outcomes and identities; only the newest 10 000 identities are kept.
 
-        Without ``sync_parent`` the file may fall back to the one before: good when there are only fewer acks.
+        Without ``sync_parent`` the file may fall back to the previous one: safe if only acks were removed.
         """
         body = {"acks": [ack.event for ack in acks], "done": list(done[-DONE_LIMIT:])}
         self._files.save_json(self.layout.pending_acks, body, sync_parent=sync_parent)
 
     def save_progress(self, acks: Sequence[Ack], done: Sequence[str], entries: Sequence[InboxEntry]) -> None:
-        """Replace all with at most three fsyncs: no signal leaves the inbox before its outcome is durable.
+        """Replace both files with at most three fsyncs; no signal leaves the inbox before its outcome is durable.
 
-        The inbox may fall back to the one before, whose extra signals are done and known.
+        The inbox may fall back to the previous one, whose additional signals are known to be completed.
         """
         self.save_outcomes(acks, done)
         self._files.save(self.layout.inbox, self._inbox(entries), sync_parent=False)

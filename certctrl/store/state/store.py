@@ -1,7 +1,6 @@
-"""StateStore: both halves of what one agent remembers between runs (spec, "State Persistence").
+"""What one agent remembers between runs (spec, "State Persistence"), in two halves.
 
-The halves have different readers: the installation pipeline gets the installed one alone, so that no token
-reaches it.
+The installation gets only `InstalledState`, so that no token reaches it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from certctrl.store.state.session import SessionState
 
 
 class StateStore:
-    """The files below ``state/`` and ``keys/``."""
+    """The state files of one agent."""
 
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self.layout = layout

@@ -82,7 +82,7 @@ def test_init_again_changes_nothing(layout: ConfigDir) -> None:
 def test_init_never_overwrites(layout: ConfigDir, body: str) -> None:
     layout.application.write_text(body)
     layout.log_config.unlink()
-    with pytest.raises(ConfigError, match="something else"):
+    with pytest.raises(ConfigError, match="other settings"):
         init_config_dir(FS, layout, server_url=URL, ca_pem=None)
     assert layout.application.read_text() == body
     assert not layout.log_config.exists()
@@ -161,10 +161,10 @@ def test_a_mistake_is_named(layout: ConfigDir, key: str, value: Any, what: str, 
         (b"\xff\xfe{}", "UTF-8"),
         (b"[]", "expected an object, found a list"),
         (b'"x"', "expected an object, found text"),
-        (b'{"name":"a","name":"b"}', "twice"),
+        (b'{"name":"a","name":"b"}', "duplicate key"),
         (b'{"poll_jitter":NaN}', "NaN"),
         (b'{"poll_jitter":Infinity}', "Infinity"),
-        (b"[" * 100_000, "no JSON"),
+        (b"[" * 100_000, "not JSON"),
     ],
 )
 def test_a_file_that_is_no_json_is_named_with_the_place(layout: ConfigDir, body: bytes, what: str) -> None:

@@ -225,7 +225,7 @@ def test_a_policy_that_others_could_have_written_is_not_believed_and_nothing_hid
     layout.policy.chmod(mode)
     layout.root.chmod(0o755)
     for _ in range(2):
-        with pytest.raises(ConfigError, match="others may write it") as caught:
+        with pytest.raises(ConfigError, match="others can write it") as caught:
             check_modes(FS, layout)
         assert caught.value.fix and f"chmod go-w {layout.policy}" in caught.value.fix
     assert (mode_of(layout.policy), mode_of(layout.root)) == (mode, 0o755)

@@ -135,7 +135,8 @@ def test_syncfs_and_allocation_work_here(tmp_path: Path) -> None:
     [
         (errno.ENOSPC, "free space"), (errno.EDQUOT, "quota"), (errno.EROFS, "read-write"), (errno.EACCES, "owner"),
         (errno.EPERM, "owner"), (errno.EIO, "dmesg"), (errno.EMFILE, "LimitNOFILE"), (errno.ENOENT, "init"),
-        (errno.ELOOP, "not a link"), (errno.EEXIST, "move away"), (errno.EFBIG, "LimitFSIZE"), (errno.EBUSY, "look at"),
+        (errno.ELOOP, "not a link"), (errno.EEXIST, "move /etc/x/y away"), (errno.EFBIG, "LimitFSIZE"),
+        (errno.EBUSY, "check /etc/x/y"),
     ],
 )  # fmt: skip
 def test_every_error_names_path_reason_and_fix(code: int, says: str) -> None:

@@ -143,11 +143,11 @@ def test_a_link_or_directory_is_not_a_state_file(store: StateStore, name: str) -
     path: Path = getattr(store.layout, name)
     path.rename(path.with_name("moved"))
     path.symlink_to("moved")
-    with pytest.raises(StateCorruptError, match="no regular file"):
+    with pytest.raises(StateCorruptError, match="not a regular file"):
         LOADERS[name](StateStore(store.layout, RealFs()))
     path.unlink()
     path.mkdir()
-    with pytest.raises(StateCorruptError, match="no regular file"):
+    with pytest.raises(StateCorruptError, match="not a regular file"):
         LOADERS[name](StateStore(store.layout, RealFs()))
 
 
