@@ -25,7 +25,7 @@ _TOLERANCE_SECONDS = 0.5
 
 @attrs.frozen(kw_only=True)
 class GrantRequest:
-    """What the plane knows of a device that asks for approval; shown to the operator."""
+    """A device that requests approval, as far as the plane knows it; shown to the operator."""
 
     address: str = ""
     """Source address of the request, the only field that the device did not choose."""

@@ -110,8 +110,8 @@ def test_a_certificates_whole_life(site: Site, device: str) -> None:
     renewed = site("renew", "www.life.example", "--reason", "drill").said
     assert f"renewed certificate {row['id']}" in renewed
     assert row["serial_number"] not in site("certificates").said
-    assert "is taken from device" in site("unassign", str(row["id"]), "--device", device).said
-    assert "is given to device" in site("assign", "WWW.life.example", "--device", device).said
+    assert "is no longer assigned to device" in site("unassign", str(row["id"]), "--device", device).said
+    assert "is assigned to device" in site("assign", "WWW.life.example", "--device", device).said
     assert "revoked certificate" in site("revoke", "www.life.example", "--reason", "leaked").said
     shown = {found["id"]: found for found in site("certificates", "--json").json}
     assert (shown[row["id"]]["status"], shown[row["id"]]["revoke_reason"]) == ("revoked", "leaked")
@@ -142,7 +142,7 @@ def test_install_configs_come_from_a_file_or_a_pipe(
         assert f"version {number + 2}" in said
     assert len(json.loads(site("install-config", "show", "--device", device).said)) == 2
     assert site("install-config", "show", "--device", device, "--json").json["version"] == 3
-    for content, said in (("{", "is not JSON"), ('{"items": []}', "no list"), ('[{"id": 1}]', "installs[0].type")):
+    for content, said in (("{", "is not JSON"), ('{"items": []}', "does not contain a list"), ('[{"id": 1}]', "installs[0].type")):
         file.write_text(content)
         result = site("install-config", "put", str(file), "--device", device)
         assert result.status == ExitStatus.USAGE
@@ -154,9 +154,9 @@ def test_install_configs_come_from_a_file_or_a_pipe(
 def test_private_cas(site: Site, device: str) -> None:
     row = site("ca", "add", f"ca-of-{device}", str(site.data / "ca.pem"), "--json").json
     assert row["ca_certificate_pem"] == (site.data / "ca.pem").read_text()
-    assert "is given to device" in site("ca", "assign", row["name"], "--device", device).said
+    assert "is assigned to device" in site("ca", "assign", row["name"], "--device", device).said
     assert row["name"] in site("ca", "list").said
-    assert "is taken from" in site("ca", "unassign", str(row["id"]), "--device", device).said
+    assert "is no longer assigned to" in site("ca", "unassign", str(row["id"]), "--device", device).said
 
 
 @pytest.mark.integration
@@ -183,7 +183,7 @@ def test_what_goes_wrong_is_one_line_with_its_fix(site: Site, tmp_path: Path) ->
         (site("devices", "--user", "9"), ExitStatus.FAILED, "No such user", ""),
         (site("devices", "--operator-key-file", str(wrong_key)), 77, "not the operator key", "operator.key"),
         (site("devices", "--server", "https://127.0.0.1:1"), ExitStatus.UNAVAILABLE, "127.0.0.1:1", "plane serve"),
-        (site("devices", "--server", "ftp://x"), ExitStatus.USAGE, "no plane's URL", "https://HOST"),
+        (site("devices", "--server", "ftp://x"), ExitStatus.USAGE, "is not a URL of a control plane", "https://HOST"),
         (site("devices", "--ca", other_ca), ExitStatus.UNAVAILABLE, "not signed by", "--ca"),
         (site("serve", "--listen", "127.0.0.1:0"), ExitStatus.BUSY, "is served by another plane", "--data"),
     ]
@@ -198,7 +198,7 @@ def test_one_name_of_two_certificates_is_asked_about(site: Site) -> None:
     ids = [site("issue", "twice.example", "--json").json["id"] for _ in range(2)]
     result = site("renew", "twice.example")
     assert result.status == ExitStatus.USAGE
-    assert f"give one of the ids {ids[0]}, {ids[1]}" in result.err
+    assert f"use one of the ids {ids[0]}, {ids[1]}" in result.err
 
 
 def test_the_place_comes_from_data_or_from_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def body_of(kind: type[T], value: Any) -> T:
 
 
 class GrantAction(StrEnum):
-    """What ``POST /auth/device`` is asked to do."""
+    """The actions of ``POST /auth/device``."""
 
     START = "device_start"
     POLL = "device_poll"
@@ -63,7 +63,7 @@ class Grant:
 
 @attrs.frozen(kw_only=True)
 class GrantStart:
-    """``device_start``: a device asks to be approved."""
+    """``device_start``: a device requests approval."""
 
     name: Name = ""
     platform: Name = ""
@@ -73,7 +73,7 @@ class GrantStart:
 
 @attrs.frozen
 class GrantPoll:
-    """``device_poll``: a device asks for the decision."""
+    """``device_poll``: a device requests the decision."""
 
     device_code: Secret
 
@@ -94,12 +94,18 @@ class GrantVerify(GrantDecision):
 
 
 @attrs.frozen(kw_only=True)
-class Device:
-    """A device's description of itself."""
+class ExpectedDevice:
+    """A device to add ahead of its registration."""
 
     device_public_id: Annotated[str, DeviceId()]
     name: Name = ""
     platform: Name = ""
+
+
+@attrs.frozen(kw_only=True)
+class Device(ExpectedDevice):
+    """A device's description of itself."""
+
     model: Name = ""
     app_version: Name = ""
     user_agent: Annotated[str, Line(200)] = ""
@@ -183,15 +189,6 @@ class NewUser:
     """A user to add."""
 
     name: Name = ""
-
-
-@attrs.frozen(kw_only=True)
-class ExpectedDevice:
-    """A device to add ahead of its registration."""
-
-    device_public_id: Annotated[str, DeviceId()]
-    name: Name = ""
-    platform: Name = ""
 
 
 @attrs.frozen

@@ -77,10 +77,10 @@ class Server:
 
 
 class _Connection(TCPServer):
-    """Hypercorn's connection with endings of our own; knows HTTP/1.1 only, and sends an answer in one piece.
+    """Hypercorn's connection with its own endings, HTTP/1.1 only, which sends each response in one write.
 
-    One TLS record and one system call instead of two or three: with thousands of held polls to answer, that is a
-    third of the work.
+    One TLS record and one system call instead of two or three save a third of the work of answering thousands of held
+    polls.
     """
 
     def __init__(self, *args: Any) -> None:

@@ -1,6 +1,6 @@
 """Structure request bodies with cattrs: strict types, unknown fields ignored, errors as 400 with the JSON path.
 
-Fields of body classes are annotated with a rule where their type alone does not say what fits.
+Fields of body classes are annotated with a rule where the type alone is not enough.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _PUBLIC_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,63}", re.ASCII)
 
 
 class Rule(ABC):
-    """What fits one field."""
+    """The values that a field accepts."""
 
     @property
     @abstractmethod
     def expected(self) -> str:
-        """What fits, for the error message."""
+        """The accepted values, for the error message."""
 
     @abstractmethod
     def read(self, value: Any) -> Any:
@@ -58,7 +58,7 @@ class Text(Rule):
 
     @property
     def expected(self) -> str:
-        """The range of lengths."""
+        """The accepted lengths."""
         return f"a text of 1 to {self.limit} characters"
 
     def read(self, value: Any) -> str | None:
@@ -108,7 +108,7 @@ class LooseLine(Rule):
     expected = "a text"
 
     def read(self, value: Any) -> str:
-        """Return the line, whatever the value is."""
+        """Return the line; never raises."""
         shown = isinstance(value, str | int | float) and not isinstance(value, bool)
         return clean_line(str(value), self.limit) if shown else ""
 
