@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from certctrl.install.plan.dependencies import bind
-from certctrl.install.plan.policy import Grant, Ground, judge_exec, refuse_owner, refuse_path
+from certctrl.install.plan.policy import AgentIdentity, Grant, judge_exec, refuse_owner, refuse_path
 from certctrl.install.plan.refusals import argvs_of, judge_argv
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 from certctrl.model.policy import HostPolicy
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 SERVICES = ROOT / "deploy" / "services"
 HELPERS = sorted(path.name for path in (SERVICES / "lib").iterdir())
 RECIPES = sorted(path.parent.name for path in SERVICES.glob("*/items.json"))
-GROUND = Ground(config_dir="/etc/cert-ctrl", user="root", group="root")
+IDENTITY = AgentIdentity(config_dir="/etc/cert-ctrl", user="root", group="root")
 
 
 @pytest.fixture(params=RECIPES)
@@ -63,12 +63,12 @@ def test_the_policy_allows_what_the_items_ask_for(recipe: str, tmp_path: Path) -
     policy = policy_of(recipe, tmp_path)
     for item in items_of(recipe):
         if isinstance(item, CopyAction):
-            assert [refuse_path(policy, path, GROUND) for path in item.targets] == [None] * len(item.targets)
-            assert refuse_owner(policy, item, GROUND) is None
+            assert [refuse_path(policy, path, IDENTITY) for path in item.targets] == [None] * len(item.targets)
+            assert refuse_owner(policy, item, IDENTITY) is None
         if isinstance(item, ExecAction):
-            assert isinstance(judge_exec(policy, item, GROUND), Grant)
+            assert isinstance(judge_exec(policy, item, IDENTITY), Grant)
         for argv in argvs_of(item):
-            assert isinstance(judge_argv(policy, item.id, argv, GROUND), Grant)
+            assert isinstance(judge_argv(policy, item.id, argv, IDENTITY), Grant)
 
 
 def test_the_policy_allows_nothing_else(recipe: str, tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def snapshot(root: Path, *, but: tuple[str, ...] = ()) -> dict[str, tuple[object
 
 
 @pytest.fixture(scope="module")
-def ground() -> Iterator[Path]:
+def identity() -> Iterator[Path]:
     """A fresh place that survives between examples; pytest's own would be one per example."""
     root = Path(tempfile.mkdtemp(prefix="hostile-"))
     root.chmod(0o755)
@@ -199,13 +199,13 @@ def run(host: Host, items: list[InstallItem], root: Path) -> None:
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(items=plans)
 @example(items=[ExecAction(id="1", ob_id=1, cmd_argv=("/\0",))])
-def test_nothing_outside_the_roots_changes(host: Host, ground: Path, items: list[InstallItem]) -> None:
-    run(host, items, ground)
+def test_nothing_outside_the_roots_changes(host: Host, identity: Path, items: list[InstallItem]) -> None:
+    run(host, items, identity)
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(6 * 3600)
-def test_campaign_of_hostile_plans(host: Host, ground: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_campaign_of_hostile_plans(host: Host, identity: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``CERTCTRL_TEST_PLANS`` says how many, 100 000 by default."""
     obeyed = 0
 
@@ -213,7 +213,7 @@ def test_campaign_of_hostile_plans(host: Host, ground: Path, capsys: pytest.Capt
     @given(items=plans)
     def obey(items: list[InstallItem]) -> None:
         nonlocal obeyed
-        run(host, items, ground)
+        run(host, items, identity)
         obeyed += 1
 
     obey()

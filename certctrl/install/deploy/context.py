@@ -11,7 +11,7 @@ import attrs
 from certctrl.install.deploy.offload import SharedOffload
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.plan.item_index import Indexer
-from certctrl.install.plan.policy import Ground
+from certctrl.install.plan.policy import AgentIdentity
 from certctrl.install.probe.tls import Probe
 from certctrl.install.process import Proc
 from certctrl.install.process.proc import own_names
@@ -42,14 +42,14 @@ class Context:
     """The same for short functions that a burst calls once per certificate."""
     log: logging.Logger
     records: RecordStore
-    ground: Ground
+    identity: AgentIdentity
     indexer: Indexer = attrs.field(factory=Indexer)
 
     @classmethod
     def of(cls, **given: Any) -> Context:
-        """Return a context with its records and its ground."""
+        """Return a context with its records and its identity."""
         user, group = own_names()
         root = given["layout"].root
         records = RecordStore(given["state"], given["offload"], lambda: given["config"]().application.history_entries)
-        ground = Ground(config_dir=str(root.resolve()), user=user, group=group)
-        return cls(**given, shared_offload=SharedOffload(given["offload"]), records=records, ground=ground)
+        identity = AgentIdentity(config_dir=str(root.resolve()), user=user, group=group)
+        return cls(**given, shared_offload=SharedOffload(given["offload"]), records=records, identity=identity)

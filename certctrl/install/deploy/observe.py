@@ -201,7 +201,7 @@ def destination_of(context: Context, path: str, roots: Sequence[str], owner: int
 def _host(context: Context, items: Sequence[InstallItem], policy: HostPolicy) -> Host:
     copies = [item for item in items if isinstance(item, CopyAction)]
     return Host(
-        ground=context.ground,
+        identity=context.identity,
         users=_numbers({item.owner for item in copies}, lambda name: pwd.getpwnam(name).pw_uid),
         groups=_numbers({item.group for item in copies}, lambda name: grp.getgrnam(name).gr_gid),
         executables={path: fault for path in programs(items, policy) if (fault := _fault(path))},

@@ -127,7 +127,7 @@ async def _check(context: Context, bundle: Bundle, staged: Staged, copies: Seque
         if not item.check or item.check in done:
             continue
         done.add(item.check)
-        judged = judge_argv(context.policy(), item.id, item.check, context.ground)
+        judged = judge_argv(context.policy(), item.id, item.check, context.identity)
         if isinstance(judged, Refusal):
             raise PolicyRefusedError(
                 f"item {one_line(item.id)}: its check may not run here: {judged.why}", fix=explain(judged)

@@ -187,7 +187,7 @@ class Withdrawal:
     def _take_away(self, item: CopyAction, path: str, digest: str) -> str:
         """Remove one copy; return why it stays, empty when it is not there any more, or never was."""
         context = self.context
-        refusal = refuse_path(context.policy(), path, context.ground, local=is_local(item.id))
+        refusal = refuse_path(context.policy(), path, context.identity, local=is_local(item.id))
         if refusal is None:
             try:
                 return remove_unchanged(context.fs, path, digest, uid_of(item.owner))

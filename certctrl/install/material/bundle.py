@@ -1,10 +1,9 @@
-"""Open a certificate's material and check, on the very bytes that will be staged, that it belongs together (T5).
+"""Open a certificate's material and check that it belongs together, on the bytes that will be staged.
 
-``open_bundle`` either returns a whole, checked Bundle or raises; nothing is half accepted. Every certificate is
-parsed once. The chains of a fleet's certificates are nearly always the same few intermediates, so a parsed and
-inwardly verified chain is remembered by its bytes; what depends on time or on the leaf is judged each time.
-The PEM that goes to disk is written out anew from what was parsed: a block of another kind, or text between
-blocks, that somebody put into the plane's answer never reaches a service.
+``open_bundle`` returns a complete, checked Bundle or raises. Every certificate is parsed once. Most certificates of
+a fleet have the same few intermediates, so a verified chain is cached by its bytes; what depends on the time or the
+leaf is checked on each call. The PEM on disk is encoded again from the parsed certificates: text between blocks, or
+blocks of another kind, in the plane's response never reach a service.
 """
 
 from __future__ import annotations
@@ -43,16 +42,16 @@ def open_bundle(
 ) -> Bundle:
     """Open and check the material of one certificate.
 
-    ``device_secret``: the raw X25519 secret (32 bytes; empty when this host has none). ``now``: wall-clock seconds.
-    ``expected_domains``: the assignment, primary first; the leaf's SAN must cover every one of them.
-    Raises NotYetValidError, or MaterialError with a stable ``reason``. Never quotes secret bytes.
+    ``device_secret``: the raw X25519 secret (32 bytes; empty if this host has none). ``now``: wall-clock seconds.
+    ``expected_domains``: the assignment, primary domain first; the leaf's SAN must cover all of them.
+    Raises NotYetValidError, or MaterialError with a stable ``reason``. No message quotes secret bytes.
     """
     leaf, chain = _certificates(materials.certificate_pem or "", materials.chain_pem or "")
     _check_leaf(leaf, chain)
     _check_serial(leaf, materials.serial_number)
     domains = _covered_domains(leaf, tuple(expected_domains))
     key_pem = checked_key_pem(unsealed_key(materials, device_secret, allow_plaintext=allow_plaintext), leaf)
-    _check_time(leaf, chain, now)  # last: a certificate that waits for its day is otherwise in order
+    _check_time(leaf, chain, now)  # last, so that a certificate that is not valid yet has passed all other checks
     return Bundle(
         facts=facts_of(leaf, cert_id, name, domains),
         key_pem=key_pem,
@@ -75,7 +74,7 @@ def facts_of(leaf: x509.Certificate, cert_id: int, name: str, domains: tuple[str
 
 
 def serial_text(serial: int) -> str:
-    """Return a serial number as lower-case hex pairs with colons (``04:ab``)."""
+    """Return a serial number as lower-case hex pairs separated by colons (``04:ab``)."""
     text = f"{serial:x}"
     return bytes.fromhex(text.zfill(len(text) + len(text) % 2)).hex(":")
 
@@ -85,7 +84,7 @@ def serial_text(serial: int) -> str:
 
 @attrs.frozen
 class _Chain:
-    """Certificates from the leaf's issuer upwards, each signed by the next."""
+    """Certificates from the leaf's issuer upwards, each issued by the next."""
 
     certificates: tuple[x509.Certificate, ...]
     pem: bytes
@@ -94,7 +93,7 @@ class _Chain:
 
 
 def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, _Chain]:
-    """Return the leaf and its chain; a leaf field that holds the whole chain too is accepted."""
+    """Return the leaf and its chain; the leaf field may contain the whole chain."""
     found = _parsed(leaf_pem, "leaf")
     if not found:
         raise MaterialError("the bundle has no certificate", reason="leaf-unreadable")
@@ -103,7 +102,7 @@ def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, _Cha
     if rest and not chain.certificates:
         chain = _chain(b"".join(link.public_bytes(Encoding.PEM) for link in rest).decode())
     elif rest and tuple(rest) != chain.certificates:
-        raise MaterialError("the certificate field holds certificates that the chain does not", reason="chain-order")
+        raise MaterialError("the certificate field contains certificates that the chain does not", reason="chain-order")
     return leaf, chain
 
 
@@ -120,7 +119,7 @@ def _parsed(pem: str, which: str) -> list[x509.Certificate]:
 
 @lru_cache(maxsize=32)
 def _chain(pem: str) -> _Chain:
-    """Parse a chain and verify it inwardly: order, signatures, CA marks, strength. Raises MaterialError."""
+    """Parse a chain and verify its order, signatures, CA flags and strength. Raises MaterialError."""
     links = _parsed(pem, "chain")
     if len(links) > LONGEST_CHAIN:
         raise MaterialError(f"the chain is longer than {LONGEST_CHAIN} certificates", reason="chain-order")
@@ -128,13 +127,13 @@ def _chain(pem: str) -> _Chain:
         _check_issued(lower, upper, "the chain")
     for link in links:
         _check_ca(link)
-        if link.issuer != link.subject:  # nobody relies on a root's own signature
+        if link.issuer != link.subject:  # a root's own signature does not matter
             _check_hash(link)
     try:
         begins = max((link.not_valid_before_utc.timestamp() for link in links), default=float("-inf"))
         ends = min((link.not_valid_after_utc.timestamp() for link in links), default=float("inf"))
     except UNREADABLE:
-        raise MaterialError("the chain has a date that cannot be read", reason="chain-unreadable") from None
+        raise MaterialError("a date in the chain cannot be read", reason="chain-unreadable") from None
     return _Chain(tuple(links), b"".join(link.public_bytes(Encoding.PEM) for link in links), begins, ends)
 
 
@@ -153,16 +152,16 @@ def _check_ca(link: x509.Certificate) -> None:
     except x509.ExtensionNotFound:
         marked = False
     except (*UNREADABLE, x509.DuplicateExtension):
-        raise MaterialError("the chain has extensions that cannot be read", reason="chain-unreadable") from None
+        raise MaterialError("extensions in the chain cannot be read", reason="chain-unreadable") from None
     if not marked:
-        raise MaterialError("the chain holds a certificate that is not a CA's", reason="chain-order")
+        raise MaterialError("the chain contains a certificate that is not a CA", reason="chain-order")
 
 
 def _check_hash(certificate: x509.Certificate) -> None:
     try:
         used = certificate.signature_hash_algorithm
     except UNREADABLE:
-        raise MaterialError("a certificate is signed in an unknown way", reason="signature-weak") from None
+        raise MaterialError("the signature algorithm of a certificate is unknown", reason="signature-weak") from None
     if used is not None and used.name in WEAK_HASHES:
         raise MaterialError(f"a certificate is signed with {used.name}", reason="signature-weak")
 
@@ -194,15 +193,17 @@ def _check_time(leaf: x509.Certificate, chain: _Chain, now: float) -> None:
         )
 
 
-def _check_serial(leaf: x509.Certificate, told: str) -> None:
-    """Refuse a leaf with another serial than the answer names; colons, case and decimal writing do not matter."""
-    plain = "".join(told.split()).replace(":", "").lower().removeprefix("0x").lstrip("0")
+def _check_serial(leaf: x509.Certificate, reported: str) -> None:
+    """Reject a leaf whose serial is not the reported one; colons, case and decimal notation do not matter."""
+    plain = "".join(reported.split()).replace(":", "").lower().removeprefix("0x").lstrip("0")
     if plain and plain not in (f"{leaf.serial_number:x}", str(leaf.serial_number)):
-        raise MaterialError("the certificate has another serial number than the answer says", reason="serial-mismatch")
+        raise MaterialError(
+            "the serial number of the certificate is not the one that the plane reports", reason="serial-mismatch"
+        )
 
 
 def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the SAN's names, the assignment's primary first; every expected name must be covered."""
+    """Return the names of the SAN, the assigned primary domain first; all expected names must be covered."""
     try:
         san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = [name.lower() for name in san.get_values_for_type(x509.DNSName)]
@@ -212,10 +213,10 @@ def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple
     except (*UNREADABLE, x509.DuplicateExtension):
         raise MaterialError("the certificate's names cannot be read", reason="leaf-unreadable") from None
     wanted = [plain for domain in expected if (plain := plain_domain(domain))]
-    lacking = [domain for domain in wanted if not any(covers(name, domain) for name in names)]
-    if lacking or not names:
+    missing = [domain for domain in wanted if not any(covers(name, domain) for name in names)]
+    if missing or not names:
         raise MaterialError(
-            f"the certificate is not for {', '.join(lacking[:5]) or 'any name'}",
+            f"the certificate is not for {', '.join(missing[:5]) or 'any name'}",
             reason="san",
             fix="issue it with the names it is assigned for",
         )

@@ -1,4 +1,4 @@
-"""Names of certificates: how they are written, and which name a SAN entry covers. Pure."""
+"""Normalise domain names and match them against SAN entries. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 
 
 def plain_domain(domain: str) -> str:
-    """Return a name as it stands in a SAN: lower case, no final dot, international labels as ``xn--``."""
+    """Return a name as a SAN contains it: lower case, no final dot, international labels as ``xn--``."""
     text = domain.strip().rstrip(".").lower()
     if ":" in text or text[-1:].isdigit():  # no public domain ends in a digit
         try:
@@ -22,7 +22,7 @@ def plain_domain(domain: str) -> str:
 
 
 def covers(name: str, domain: str) -> bool:
-    """Return whether a SAN entry covers a name: equal, or a wildcard for exactly one label."""
+    """Return whether a SAN entry covers a name; a wildcard matches exactly one label."""
     if name == domain:
         return True
     label, _, parent = domain.partition(".")

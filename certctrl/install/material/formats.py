@@ -1,7 +1,7 @@
-"""Make the virtual files of a certificate or CA from its material (api.md §4, "Virtual files").
+"""Make the virtual files of a certificate or CA (`docs/protocol.md`, "Virtual files").
 
-PKCS#12 and JKS salt themselves, so the same bundle gives other bytes each time. Who needs "unchanged bytes are
-not written again" reuses the files of a generation that has them already (``install/deploy/staging.py``).
+PKCS#12 and JKS files contain a random salt, so the same bundle gives different bytes each time. To keep unchanged
+files unchanged, ``install/deploy/staging.py`` reuses those of an existing generation.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from certctrl.errors import MaterialError, PlanError
 from certctrl.model.bundle import Bundle
 
 BASE_FILES = ("private.key", "certificate.pem", "chain.pem", "fullchain.pem")
-"""In every generation."""
+"""Files that every generation contains."""
 SALTED_FILES = {"bundle.pfx": "pfx", "bundle.jks": "jks"}
-"""Virtual file -> kind of password that protects it."""
+"""Virtual file -> kind of its password."""
 VIRTUAL_FILES = frozenset({*BASE_FILES, "combined.pem", "certificate.der", *SALTED_FILES, "meta.json"})
 CA_FILES = frozenset({"ca.pem", "ca.der", "meta.json"})
 KEY_FILES = frozenset({"private.key", "combined.pem", *SALTED_FILES})
-"""Files that hold a private key: 0600 unless an item says otherwise."""
+"""Files that contain a private key: mode 0600 unless an item sets another."""
 
 
 def virtual_files(bundle: Bundle, wanted: Iterable[str], password: Callable[[str], bytes]) -> dict[str, bytes]:
-    """Return the base files and every wanted one by name.
+    """Return the base files and all wanted ones by name.
 
-    ``password(kind)`` gives the password of ``pfx`` or ``jks``; it is asked only for those. Raises PlanError for
-    a name that does not exist, MaterialError when a format cannot be made on this host.
+    ``password(kind)`` returns the password for ``pfx`` or ``jks``; it is called for those only. Raises PlanError for
+    an unknown name, MaterialError if this host cannot make a format.
     """
     names = {*BASE_FILES, *wanted}
     if unknown := sorted(names - VIRTUAL_FILES):
@@ -59,7 +59,7 @@ def _file(bundle: Bundle, name: str, password: Callable[[str], bytes]) -> bytes:
 
 
 def pem_to_der(pem: bytes) -> bytes:
-    """Return the DER of a PEM that holds one certificate."""
+    """Return the DER of a PEM with one certificate."""
     return ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))
 
 
@@ -77,7 +77,7 @@ def _meta(bundle: Bundle) -> bytes:
 
 
 def _pkcs12(bundle: Bundle, password: bytes) -> bytes:
-    from cryptography import x509  # only hosts with such a service pay for it
+    from cryptography import x509  # imported late: few hosts need PKCS#12
     from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
     from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 
@@ -106,13 +106,13 @@ def _jks(bundle: Bundle, password: bytes) -> bytes:
 
 
 def split_pem(pem: bytes) -> list[bytes]:
-    """Return the blocks of a PEM that we wrote."""
+    """Return the certificate blocks of a PEM that this module wrote."""
     end = b"-----END CERTIFICATE-----\n"
     return [block + end for block in pem.split(end) if block.strip()]
 
 
 def pem_to_key_der(key_pem: bytes) -> bytes:
-    """Return the PKCS#8 DER of a key PEM that we wrote."""
+    """Return the PKCS#8 DER of a key PEM that ``checked_key_pem`` wrote."""
     return base64.b64decode(b"".join(key_pem.splitlines()[1:-1]))
 
 

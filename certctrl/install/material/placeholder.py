@@ -1,4 +1,4 @@
-"""A fresh self-signed certificate that stands in for a revoked one, so that its service still starts."""
+"""Make the self-signed certificate that replaces a revoked one, so that its service still starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIFE_SECONDS = 90 * 86_400.0
 def placeholder_bundle(cert_id: int, name: str, domains: Sequence[str], *, not_before: float, now: float) -> Bundle:
     """Return a self-signed bundle for the same names with a new key.
 
-    ``not_before`` is that of the certificate it stands in for: any renewal then counts as newer.
+    ``not_before`` is that of the certificate it replaces, so that any renewal counts as newer.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "certctrl placeholder: certificate revoked")])

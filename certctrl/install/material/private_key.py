@@ -1,4 +1,7 @@
-"""Unseal a certificate's private key, bring it into PKCS#8 PEM and prove it to be the leaf's (api.md §4, T5, T7)."""
+"""Unseal a certificate's private key, convert it to PKCS#8 PEM and check that it is the leaf's.
+
+The sealing is described in `docs/protocol.md`.
+"""
 
 from __future__ import annotations
 
@@ -32,23 +35,23 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519Pri
 LEAST_RSA_BITS = 2048
 GOOD_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
 UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError)
-"""What `cryptography` raises for bytes that are not what they should be."""
+"""What `cryptography` raises for malformed bytes."""
 
 _AGAIN = "register this device again: cert-ctrl -c DIR register"
 
 
 def unsealed_key(materials: DeployMaterials, device_secret: bytes, *, allow_plaintext: bool) -> bytes:
-    """Return the private key as the plane wrapped it (DER or PEM of any kind). Raises MaterialError."""
+    """Return the private key that the plane sealed (DER or PEM of any kind). Raises MaterialError."""
     if materials.enc_scheme == "plaintext":
         return _plaintext_key(materials, allow_plaintext)
     if materials.enc_scheme != "aes256gcm" or materials.wrap_alg != "x25519":
         raise MaterialError(
-            f"the key is sealed in a way this version does not know ({materials.wrap_alg}, {materials.enc_scheme})",
+            f"this version does not support the sealing of the key ({materials.wrap_alg}, {materials.enc_scheme})",
             reason="scheme",
             fix="update certctrl on this host",
         )
     if len(device_secret) != 32:
-        raise MaterialError("this host has no device key to open the bundle with", reason="device-key", fix=_AGAIN)
+        raise MaterialError("this host has no device key to unseal the bundle", reason="device-key", fix=_AGAIN)
     wrapped = _base64(materials.enc_data_key_b64, "enc_data_key_b64")
     nonce = _base64(materials.privkey_nonce_b64, "privkey_nonce_b64")
     tag = _base64(materials.privkey_tag_b64, "privkey_tag_b64")
@@ -59,12 +62,13 @@ def unsealed_key(materials: DeployMaterials, device_secret: bytes, *, allow_plai
     try:
         return AESGCM(data_key).decrypt(nonce, sealed + tag, None)
     except (InvalidTag, ValueError):
-        raise MaterialError("the sealed key was changed or belongs to another bundle", reason="unsealing") from None
+        raise MaterialError("the sealed key was modified or belongs to another bundle", reason="unsealing") from None
 
 
 @lru_cache(maxsize=1)
 def _box(device_secret: bytes) -> tuple[SealedBox[BoxKey], bytes]:
-    """Return the box that this device's key opens, and its public half; made once, a burst opens a thousand."""
+    """Return this device's sealed box and public key; cached, as a burst opens a thousand bundles."""
+    """Return the sealed box of this device and its public key; cached, as a burst opens a thousand bundles."""
     from nacl.public import PrivateKey, SealedBox
 
     key = PrivateKey(device_secret)
@@ -72,8 +76,8 @@ def _box(device_secret: bytes) -> tuple[SealedBox[BoxKey], bytes]:
 
 
 def _data_key(wrapped: bytes, device_secret: bytes, fingerprint_b64: str | None) -> bytes:
-    """Open the sealed box around the data key; say so when it was sealed to another device's key."""
-    from nacl.exceptions import CryptoError  # libsodium is loaded where a bundle is opened and nowhere else
+    """Return the data key. Raises MaterialError; its reason tells if the box is sealed to another device's key."""
+    from nacl.exceptions import CryptoError  # imported late: libsodium is needed here only
 
     box, public = _box(device_secret)
     try:
@@ -84,7 +88,7 @@ def _data_key(wrapped: bytes, device_secret: bytes, fingerprint_b64: str | None)
             raise MaterialError(
                 "the bundle is sealed to another device's key", reason="sealed-for-another-device", fix=_AGAIN
             ) from None
-        raise MaterialError("the sealed data key does not open with this device's key", reason="unsealing") from None
+        raise MaterialError("this device's key does not open the sealed data key", reason="unsealing") from None
     if len(data_key) != 32:
         raise MaterialError("the sealed data key has the wrong length", reason="unsealing")
     return data_key
@@ -93,7 +97,7 @@ def _data_key(wrapped: bytes, device_secret: bytes, fingerprint_b64: str | None)
 def _plaintext_key(materials: DeployMaterials, allowed: bool) -> bytes:
     if not allowed:
         raise MaterialError(
-            "the plane sent the private key unsealed, and this host's policy refuses that",
+            "the plane sent the private key unsealed, which this host's policy forbids",
             reason="plaintext-refused",
             fix='register a device key, or add "plaintext_keys": true to policy.json',
         )
@@ -112,10 +116,10 @@ def _base64(text: str | None, field: str) -> bytes:
 
 
 def checked_key_pem(raw: bytes, leaf: x509.Certificate) -> bytes:
-    """Return a key as PKCS#8 PEM, proven strong, whole, and the leaf's. Raises MaterialError.
+    """Return a key as PKCS#8 PEM after checking that it is strong, consistent and the leaf's. Raises MaterialError.
 
-    Takes PKCS#8, PKCS#1 and SEC1, each as DER or PEM. PKCS#8 DER goes into the PEM as it is, so what was
-    checked is what is staged.
+    Accepts PKCS#8, PKCS#1 and SEC1, each as DER or PEM. PKCS#8 DER goes into the PEM unchanged, so the staged bytes
+    are the checked ones.
     """
     key = load_key(raw)
     _check_key(key, leaf)
@@ -125,7 +129,7 @@ def checked_key_pem(raw: bytes, leaf: x509.Certificate) -> bytes:
 
 
 def _is_pkcs8(der: bytes) -> bool:
-    """Tell PKCS#8 (SEQUENCE { version, SEQUENCE … }) from PKCS#1 (INTEGER next), SEC1 (OCTET STRING next) and PEM."""
+    """Return whether this is PKCS#8: after the version follows a SEQUENCE (PKCS#1: INTEGER, SEC1: OCTET STRING)."""
     if len(der) < 8 or der[0] != 0x30:
         return False
     start = 2 if der[1] < 0x80 else 2 + (der[1] & 0x7F)
@@ -142,9 +146,9 @@ def pem_block(label: str, der: bytes) -> bytes:
 def load_key(raw: bytes) -> PrivateKey:
     """Load an unencrypted private key, DER or PEM. Raises MaterialError.
 
-    The library would test an RSA key's primes at each load: 40 ms, the work of forty certificates. What the
-    service depends on is that the key is the leaf's; `_check_key` compares the public numbers and proves the
-    private ones consistent with them, and the probe sees the key at work.
+    The library would test the primes of an RSA key on each load, which takes 40 ms, as long as forty certificates.
+    The service depends on the key being the leaf's: `_check_key` compares the public numbers and checks that the
+    private ones are consistent with them, and the probe sees the key in use.
     """
     load = load_pem_private_key if raw.lstrip()[:5] == b"-----" else load_der_private_key
     try:
@@ -152,7 +156,7 @@ def load_key(raw: bytes) -> PrivateKey:
     except UNREADABLE:
         raise MaterialError("the private key cannot be read", reason="key-unreadable") from None
     if not isinstance(key, PrivateKey):
-        raise MaterialError("the private key is of a kind that TLS does not use", reason="key-weak")
+        raise MaterialError("TLS does not use this kind of private key", reason="key-weak")
     return key
 
 
@@ -168,7 +172,7 @@ def _check_key(key: PrivateKey, leaf: x509.Certificate) -> None:
             raise MaterialError(f"an RSA key of {key.key_size} bits is too weak", reason="key-weak")
         _check_rsa_numbers(key)
     elif isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name not in GOOD_CURVES:
-        raise MaterialError(f"the curve {key.curve.name} is not one for TLS", reason="key-weak")
+        raise MaterialError(f"the curve {key.curve.name} is not used for TLS", reason="key-weak")
 
 
 def _check_rsa_numbers(key: rsa.RSAPrivateKey) -> None:
@@ -179,4 +183,4 @@ def _check_rsa_numbers(key: rsa.RSAPrivateKey) -> None:
     whole = whole and d * e % (p - 1) == 1 and d * e % (q - 1) == 1
     whole = whole and own.dmp1 == d % (p - 1) and own.dmq1 == d % (q - 1) and own.iqmp * q % p == 1
     if not whole:
-        raise MaterialError("the private half of the RSA key does not fit its public half", reason="key-mismatch")
+        raise MaterialError("the private numbers of the RSA key do not match its public ones", reason="key-mismatch")

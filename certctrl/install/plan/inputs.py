@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import attrs
 
 from certctrl.install.plan.dependencies import Binding
-from certctrl.install.plan.policy import Ground
+from certctrl.install.plan.policy import AgentIdentity
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, Write
 from certctrl.model.plan import InstallItem
 from certctrl.model.policy import HostPolicy, TrustStore
@@ -23,7 +23,7 @@ RED_HAT = TrustStore(directory="/etc/pki/ca-trust/source/anchors", command=("/us
 class Host:
     """What the planner is told of this host besides its policy."""
 
-    ground: Ground
+    identity: AgentIdentity
     users: Mapping[str, int] = attrs.field(factory=dict)
     groups: Mapping[str, int] = attrs.field(factory=dict)
     executables: Mapping[str, str] = attrs.field(factory=dict)

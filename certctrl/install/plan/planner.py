@@ -228,7 +228,7 @@ def _runs(inputs: PlanInputs, items: Sequence[InstallItem], touched: Collection[
     found = []
     for members in due.values():
         item = members[0][0]
-        judged = judge_exec(inputs.policy, item, inputs.host.ground)
+        judged = judge_exec(inputs.policy, item, inputs.host.identity)
         if isinstance(judged, Refusal):
             continue
         certs = tuple(sorted({cert for one, _, _ in members for cert in inputs.bound[one.id].certs}))
@@ -270,7 +270,7 @@ def _verifications(
             continue
         grant = None
         if isinstance(item.verify, VerifyCommand):
-            judged = judge_argv(inputs.policy, item.id, item.verify.cmd_argv, inputs.host.ground)
+            judged = judge_argv(inputs.policy, item.id, item.verify.cmd_argv, inputs.host.identity)
             grant = judged if isinstance(judged, Grant) else None
         shown_there = tuple(cert for cert in about if cert.generation)
         found.append(

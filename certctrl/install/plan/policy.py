@@ -73,7 +73,7 @@ class Grant:
 
 
 @attrs.frozen(kw_only=True)
-class Ground:
+class AgentIdentity:
     """Where this agent stands: what no setting may open, and who it runs as."""
 
     config_dir: str
@@ -97,18 +97,18 @@ def is_local(item_id: str) -> bool:
 # --- paths --------------------------------------------------------------------------------------------------------
 
 
-def allows_path(policy: HostPolicy, path: str, ground: Ground, *, local: bool = False) -> bool:
+def allows_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local: bool = False) -> bool:
     """Return whether a destination may be written, as far as its text tells."""
-    return refuse_path(policy, path, ground, local=local) is None
+    return refuse_path(policy, path, identity, local=local) is None
 
 
-def refuse_path(policy: HostPolicy, path: str, ground: Ground, *, local: bool = False) -> Refusal | None:
+def refuse_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local: bool = False) -> Refusal | None:
     """Return why a destination may not be written; None: it may, as far as its text tells."""
     what = f"write {one_line(path)}"
     if fault := path_fault(path):
         return Refusal(what=what, why=fault)
-    if is_below(path, ground.config_dir):
-        return _refuse_own(path, what, ground)
+    if is_below(path, identity.config_dir):
+        return _refuse_own(path, what, identity)
     argvs = (*(one.argv for one in policy.commands.values()), policy.on_alert, policy.trust_store.command)
     if any(argv and argv[0] == path for argv in argvs):
         return Refusal(what=what, why="it is the program of an allowed command")
@@ -120,9 +120,9 @@ def refuse_path(policy: HostPolicy, path: str, ground: Ground, *, local: bool = 
     return Refusal(what=what, why="below no directory of write_roots", setting="write_roots", value=parent)
 
 
-def _refuse_own(path: str, what: str, ground: Ground) -> Refusal | None:
+def _refuse_own(path: str, what: str, identity: AgentIdentity) -> Refusal | None:
     """Judge a path in the agent's own tree: plain names in ``certs/`` are open, everything else is the agent's."""
-    certs = f"{ground.config_dir.rstrip('/')}/certs"
+    certs = f"{identity.config_dir.rstrip('/')}/certs"
     if not is_below(path, certs):
         return Refusal(what=what, why="it is the agent's own state")
     if path.removeprefix(certs).startswith("/.") or is_below(path, f"{certs}/chains"):
@@ -151,13 +151,13 @@ def is_below(path: str, root: str) -> bool:
     return root.startswith("/") and path_fault(base or "/x") is None and path.startswith(f"{base}/") and path != base
 
 
-def refuse_owner(policy: HostPolicy, item: CopyAction, ground: Ground) -> Refusal | None:
+def refuse_owner(policy: HostPolicy, item: CopyAction, identity: AgentIdentity) -> Refusal | None:
     """Return why a copy item may not give its files this mode, owner or group; None: it may."""
     keys = any(name in KEY_FILES for name in item.sources)
     if item.mode is not None and item.mode & ~(KEY_MODES if keys else PUBLIC_MODES):
         most = "a private key at most 0640" if keys else "a public file at most 0644"
         return Refusal(item=item.id, what=f"set mode {item.mode:04o}", why=f"too open: {most}")
-    allowed = {*policy.owners, "root", ground.user, ground.group}
+    allowed = {*policy.owners, "root", identity.user, identity.group}
     for name in (item.owner, item.group):
         if name is not None and name not in allowed and not is_local(item.id):
             what = f"give files to {one_line(name)}"
@@ -169,16 +169,16 @@ def refuse_owner(policy: HostPolicy, item: CopyAction, ground: Ground) -> Refusa
 
 
 def allows_command(
-    policy: HostPolicy, argv: Sequence[str], ground: Ground, *, run_as: str | None = None, local: bool = False
+    policy: HostPolicy, argv: Sequence[str], identity: AgentIdentity, *, run_as: str | None = None, local: bool = False
 ) -> bool:
     """Return whether a command may run, as far as its text tells."""
-    return isinstance(judge_command(policy, argv, ground, run_as=run_as, local=local), Grant)
+    return isinstance(judge_command(policy, argv, identity, run_as=run_as, local=local), Grant)
 
 
 def judge_command(
     policy: HostPolicy,
     argv: Sequence[str],
-    ground: Ground,
+    identity: AgentIdentity,
     *,
     run_as: str | None = None,
     timeout: float = 60.0,
@@ -204,14 +204,14 @@ def judge_command(
         value = {_free_name(policy, argv): _entry(argv, run_as)}
         return Refusal(item=item, what=what, why="not among commands", setting="commands", value=value)
     user = (named.run_as if named is not None else None) or run_as
-    if refusal := _refuse_user(policy, named, run_as, ground, local, what):
+    if refusal := _refuse_user(policy, named, run_as, identity, local, what):
         return attrs.evolve(refusal, item=item)
     if refusal := _refuse_env(name, named, env or {}, local, what):
         return attrs.evolve(refusal, item=item)
     limit = min(timeout, named.timeout_seconds) if named is not None else timeout
     return Grant(
         argv=tuple(argv),
-        run_as=None if user == ground.user else user,
+        run_as=None if user == identity.user else user,
         timeout=min(max(limit, LEAST_TIMEOUT), LONGEST_TIMEOUT),
         sha256=named.sha256 if named is not None else None,
         env=dict(env or {}),
@@ -219,7 +219,7 @@ def judge_command(
     )
 
 
-def judge_exec(policy: HostPolicy, item: ExecAction, ground: Ground) -> Grant | Refusal:
+def judge_exec(policy: HostPolicy, item: ExecAction, identity: AgentIdentity) -> Grant | Refusal:
     """Return an exec item's command as this host grants it, or why not. A shell line needs ``shell`` as well."""
     argv = item.cmd_argv
     if argv is None:
@@ -230,7 +230,7 @@ def judge_exec(policy: HostPolicy, item: ExecAction, ground: Ground) -> Grant | 
     return judge_command(
         policy,
         argv,
-        ground,
+        identity,
         run_as=item.run_as,
         timeout=item.timeout_ms / 1000,
         env=item.env,
@@ -261,10 +261,10 @@ def _argv_fault(argv: Sequence[str]) -> str | None:
 
 
 def _refuse_user(
-    policy: HostPolicy, named: NamedCommand | None, run_as: str | None, ground: Ground, local: bool, what: str
+    policy: HostPolicy, named: NamedCommand | None, run_as: str | None, identity: AgentIdentity, local: bool, what: str
 ) -> Refusal | None:
     fixed = named.run_as if named is not None else None
-    if run_as is None or run_as in (fixed, ground.user):
+    if run_as is None or run_as in (fixed, identity.user):
         return None if fixed is None or run_as in (None, fixed) else Refusal(what=what, why=f"it runs as {fixed} only")
     if fixed is not None:
         return Refusal(what=what, why=f"it runs as {fixed} only")

@@ -10,8 +10,8 @@ from certctrl.install.material.formats import CA_FILES, VIRTUAL_FILES
 from certctrl.install.plan.inputs import PlanInputs
 from certctrl.install.plan.pairs import is_whole
 from certctrl.install.plan.policy import (
+    AgentIdentity,
     Grant,
-    Ground,
     Refusal,
     is_local,
     judge_command,
@@ -45,12 +45,12 @@ def refusal_of(inputs: PlanInputs, item: InstallItem) -> Refusal | None:
     if isinstance(item, CopyAction):
         found = _refuse_copy(inputs, item)
     elif isinstance(item, ExecAction):
-        found = _refuse_grant(inputs, judge_exec(inputs.policy, item, inputs.host.ground))
+        found = _refuse_grant(inputs, judge_exec(inputs.policy, item, inputs.host.identity))
     elif inputs.policy.trust_store.directory is None:
         found = no_trust_store(inputs.host.trust_store)
     verify = getattr(item, "verify", None)
     if found is None and isinstance(verify, VerifyCommand):
-        found = _refuse_grant(inputs, judge_argv(inputs.policy, item.id, verify.cmd_argv, inputs.host.ground))
+        found = _refuse_grant(inputs, judge_argv(inputs.policy, item.id, verify.cmd_argv, inputs.host.identity))
     return None if found is None else attrs.evolve(found, item=item.id)
 
 
@@ -60,9 +60,9 @@ def no_trust_store(suggested: TrustStore) -> Refusal:
     return Refusal(what="import a CA", why="no trust store is named", setting="trust_store", value=value)
 
 
-def judge_argv(policy: HostPolicy, item: str, argv: Sequence[str], ground: Ground) -> Grant | Refusal:
+def judge_argv(policy: HostPolicy, item: str, argv: Sequence[str], identity: AgentIdentity) -> Grant | Refusal:
     """Judge the command of a check or verify."""
-    return judge_command(policy, argv, ground, timeout=VERIFY_SECONDS, local=is_local(item), item=item)
+    return judge_command(policy, argv, identity, timeout=VERIFY_SECONDS, local=is_local(item), item=item)
 
 
 def _refuse_grant(inputs: PlanInputs, judged: Grant | Refusal) -> Refusal | None:
@@ -73,22 +73,22 @@ def _refuse_grant(inputs: PlanInputs, judged: Grant | Refusal) -> Refusal | None
 
 
 def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
-    ground, policy = inputs.host.ground, inputs.policy
+    identity, policy = inputs.host.identity, inputs.policy
     known = CA_FILES if item.ob_type == "ca" else VIRTUAL_FILES
     for name in item.sources:
         if name not in known:
             return Refusal(what=f"copy {one_line(name)}", why="there is no such virtual file")
     for path in item.targets:
-        if refusal := refuse_path(policy, path, ground, local=is_local(item.id)):
+        if refusal := refuse_path(policy, path, identity, local=is_local(item.id)):
             return refusal
         if fault := inputs.destinations.get(path, Destination()).refusal:
             return Refusal(what=f"write {one_line(path)}", why=fault)
-    if refusal := refuse_owner(policy, item, ground):
+    if refusal := refuse_owner(policy, item, identity):
         return refusal
     for owner, table in ((item.owner, inputs.host.users), (item.group, inputs.host.groups)):
         if owner is not None and owner not in table:
             return Refusal(what=f"give files to {one_line(owner)}", why="there is no such user or group on this host")
-    return _refuse_grant(inputs, judge_argv(policy, item.id, item.check, ground)) if item.check else None
+    return _refuse_grant(inputs, judge_argv(policy, item.id, item.check, identity)) if item.check else None
 
 
 def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[Refusal]:

@@ -1,4 +1,4 @@
-"""Child: one supervisor process as the agent sees it: two pipes, a pid, and an end that always comes."""
+"""Child: the agent's end of one supervisor process. It always ends."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from certctrl.errors import CommandError
 from certctrl.install.process import supervisor
 from certctrl.install.process.transcript import KEEP_BYTES
 
-END_MARGIN = supervisor.HASTY_GRACE + 3.0
-"""Longest wait for a supervisor that was told to end its command now."""
+END_MARGIN = supervisor.SHORT_GRACE + 3.0
+"""Seconds to wait for a supervisor that was ordered to end its command now."""
 LARGEST_ANSWER = 4 * KEEP_BYTES
 _BOOT = "import marshal; exec(marshal.load(open(0, 'rb', 0, closefd=False)), {'__name__': '__main__'})"
 
 
 class _Popen(subprocess.Popen[bytes]):
-    """One that may be forgotten while it waits: its standard input ends with us, and then it ends itself."""
+    """A process that may be dropped while it runs: when its standard input closes, it ends."""
 
     def __del__(self) -> None:
         with suppress(OSError, AttributeError):
@@ -44,48 +44,48 @@ class Child:
 
     @classmethod
     async def start(cls) -> Child:
-        """Start a supervisor. Raises CommandError when the system has no room for it."""
-        with trio.CancelScope(shield=True):  # a thread: it ends by itself, and what it made must not be lost
+        """Start a supervisor. Raises CommandError if the system cannot start another process."""
+        with trio.CancelScope(shield=True):  # the thread always ends, and its process must not be lost
             try:
                 made = await trio.to_thread.run_sync(_spawn)
             except OSError as error:
                 raise CommandError(
-                    f"cannot start a supervisor: {error.strerror}", fix="see `ulimit -a` and the memory that is free"
+                    f"cannot start a supervisor: {error.strerror}", fix="check `ulimit -a` and the free memory"
                 ) from None
         return cls(*made)
 
     @property
     def pid(self) -> int:
-        """Return its process id."""
+        """The process id."""
         return self._popen.pid
 
     @property
     def alive(self) -> bool:
-        """Return whether it still runs."""
+        """Whether it is running."""
         return self._popen.poll() is None
 
     @property
     def status(self) -> int | None:
-        """Return how it ended; None while it runs."""
+        """Its exit status; None while it runs."""
         return self._popen.returncode
 
-    async def order(self, parcel: bytes) -> None:
-        """Give it its order. Raises trio.BrokenResourceError when it has left."""
-        await self._stdin.send_all(parcel)  # left open: its end says that we are gone
+    async def order(self, frame: bytes) -> None:
+        """Send it its order. Raises trio.BrokenResourceError if it has exited."""
+        await self._stdin.send_all(frame)  # stays open: closing it means that the agent is gone
 
     async def receive(self, answer: bytearray) -> None:
-        """Append all it says to ``answer``, until it closes."""
+        """Append its output to ``answer`` until it closes."""
         while len(answer) < LARGEST_ANSWER and (part := await self._stdout.receive_some()):
             answer += part
 
     async def end(self, leader: int | None) -> None:
-        """Wait for one that is done or is told to be; kill by hand what a dead or stopped one left behind."""
+        """Wait until it has exited; kill the processes that a dead or stopped one left behind."""
         await trio.aclose_forcefully(self._stdin)
-        await trio.aclose_forcefully(self._stdout)  # so that it can end without anybody reading
+        await trio.aclose_forcefully(self._stdout)  # so that it can end although nothing reads
         with trio.move_on_after(END_MARGIN):
             if await self._wait() == 0:
                 return
-        await trio.to_thread.run_sync(self._kill_by_hand, leader)
+        await trio.to_thread.run_sync(self._kill_left_over, leader)
         await self._wait()
 
     async def _wait(self) -> int:
@@ -98,16 +98,16 @@ class Child:
                 os.close(handle)
         return self._popen.wait()
 
-    def _kill_by_hand(self, leader: int | None) -> None:
-        """Kill it and everything that is its, or that is left in its command's session."""
+    def _kill_left_over(self, leader: int | None) -> None:
+        """Kill it, its descendants and the processes in its command's session."""
         left = {}
-        if self._popen.poll() is None:  # once it is reaped, its number may be somebody else's
+        if self._popen.poll() is None:  # once it is reaped, its pid may be reused
             left = dict(supervisor.descendants(self.pid))
             self._popen.send_signal(signal.SIGKILL)
         for one, (_, session, start) in supervisor.process_table().items():
             if leader is not None and session == leader:
                 left[one] = start
-        for _ in range(400):  # two seconds: a killed process is gone soon, but not at once
+        for _ in range(400):  # two seconds: a killed process disappears soon, but not immediately
             reached = [supervisor.send(one, start, signal.SIGKILL) for one, start in left.items()]
             if not any(reached):
                 return
@@ -116,13 +116,13 @@ class Child:
 
 @cache
 def _program() -> bytes:
-    """Return the supervisor's compiled code: sent to a bare interpreter, it needs no file and no compiling."""
+    """Return the supervisor's compiled code, which a bare interpreter runs without a file or compiling."""
     assert isinstance(supervisor.__loader__, InspectLoader)
     return marshal.dumps(supervisor.__loader__.get_code(supervisor.__name__))
 
 
 def _spawn() -> tuple[_Popen, int, int]:
-    """Start a bare interpreter with the supervisor's program in its pipe; return it and our ends of its pipes."""
+    """Start a bare interpreter with the supervisor's program in its pipe; return it and the agent's pipe ends."""
     program = _program()
     orders, stdin = os.pipe()
     stdout, answers = os.pipe()
@@ -135,9 +135,9 @@ def _spawn() -> tuple[_Popen, int, int]:
             env={},
             cwd="/",
             close_fds=True,
-            start_new_session=True,  # a Ctrl-C at the agent's terminal is for the agent alone
+            start_new_session=True,  # Ctrl-C at the agent's terminal must reach the agent only
         )
-        FileIO(stdin, "w", closefd=False).write(program)  # smaller than the pipe: it does not block
+        FileIO(stdin, "w", closefd=False).write(program)  # fits into the pipe, so it does not block
     except OSError:
         os.close(stdin)
         os.close(stdout)

@@ -1,4 +1,4 @@
-"""Proc: the one door through which commands are run."""
+"""Proc: runs every command of the agent."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ BASE_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/"}
 TERM_GRACE = 5.0
 """Seconds between TERM and KILL at the deadline."""
 LINGER = 1.0
-"""Seconds that descendants and pipe holders may outlive the command."""
+"""Seconds that descendants, and processes that hold the pipe, may outlive the command."""
 ANSWER_MARGIN = supervisor.SWEEP_LIMIT + 5.0
-"""A supervisor that has not answered this long after deadline and grace is taken for dead."""
+"""Seconds after deadline and grace until a silent supervisor is treated as dead."""
 LIMITS = {
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_NOFILE: 4096,
     resource.RLIMIT_NPROC: 512,
-    resource.RLIMIT_AS: 16 << 30,  # a Java tool reserves many GiB that it never touches
+    resource.RLIMIT_AS: 16 << 30,  # Java tools reserve many GiB that they never use
 }
 _User = tuple[int, int, list[int]]
 
 
 class Proc:
-    """Runs commands; each is gone, with everything it started, when its `run` returns or is cancelled."""
+    """Runs commands; when `run` returns or is cancelled, the command and all its descendants are gone."""
 
     def __init__(
         self, *, term_grace: float = TERM_GRACE, linger: float = LINGER, limits: Mapping[int, int] = LIMITS
@@ -51,17 +51,17 @@ class Proc:
         argv: Sequence[str],
         *,
         run_as: str | None = None,
-        timeout: float,  # noqa: ASYNC109 - the supervisor keeps it: it must hold while this task is away
+        timeout: float,  # noqa: ASYNC109 - the supervisor enforces it, even while this task does not run
         env_paths: Mapping[str, str] | None = None,
         cwd: str = "/",
         sha256: str | None = None,
         secrets: Collection[bytes] = (),
     ) -> CommandResult:
-        """Run a command to its end and return how it ended.
+        """Run a command to its end and return its result.
 
-        ``timeout``: seconds until TERM; KILL follows after the grace. ``env_paths`` joins the fixed environment.
-        ``sha256`` pins the executable, ``secrets`` are taken out of its output. Raises CommandError when it
-        cannot be started. Cancellation ends the command, within about a second, before it is let through.
+        ``timeout``: seconds until TERM; KILL follows after the grace. ``env_paths`` extends the fixed environment.
+        ``sha256`` pins the executable; ``secrets`` are redacted in its output. Raises CommandError if it cannot be
+        started. When cancelled, ends the command, within about a second, before it propagates the cancellation.
         """
         command = tuple(argv)
         user = await trio.to_thread.run_sync(_prepared, command, run_as, sha256)
@@ -81,7 +81,7 @@ class Proc:
         return read_answer(command, answer, trio.current_time() - started, secrets)
 
     async def prepare(self, count: int = 1) -> None:
-        """Start supervisors ahead of the next commands; they wait a minute for them, then leave."""
+        """Start supervisors ahead of the next commands; unused ones exit after a minute."""
         if self._preparing:
             return
         self._preparing = True
@@ -96,26 +96,26 @@ class Proc:
             self._preparing = False
 
     async def aclose(self) -> None:
-        """End the supervisors that wait for a command."""
+        """End the supervisors that wait for an order."""
         spares, self._spares = self._spares, []
         with trio.CancelScope(shield=True):
             for child in spares:
                 await child.end(None)
 
     async def _supervised(self, order: bytes, limit: float) -> bytes:
-        """Give the order to a supervisor and return its answer; no process of it is left then."""
-        parcel = b"%08d" % len(order) + order
-        child = self._spares.pop(0) if self._spares else await Child.start()  # the one that started first
+        """Send an order to a supervisor and return its answer, once none of its processes is left."""
+        frame = b"%08d" % len(order) + order
+        child = self._spares.pop(0) if self._spares else await Child.start()  # the oldest
         answer = bytearray()
         try:
             with trio.move_on_after(limit):
                 try:
-                    await child.order(parcel)
-                except trio.BrokenResourceError:  # one that was started ahead and has just left
+                    await child.order(frame)
+                except trio.BrokenResourceError:  # it was started ahead and has just exited
                     with trio.CancelScope(shield=True):
                         await child.end(None)
                         child = await Child.start()
-                    await child.order(parcel)
+                    await child.order(frame)
                 await child.receive(answer)
         finally:
             with trio.CancelScope(shield=True):
@@ -126,7 +126,7 @@ class Proc:
 def _prepared(argv: tuple[str, ...], run_as: str | None, sha256: str | None) -> _User | None:
     """Check the executable and look up the user; blocks (the user database may be a network service)."""
     if not argv or not argv[0].startswith("/") or any("\0" in word for word in argv):
-        raise CommandError("a command needs a program with an absolute path, and no NUL in its words")
+        raise CommandError("a command needs the absolute path of a program, and no NUL in its words")
     vet_executable(argv[0], sha256)
     if run_as is None:
         return None
@@ -139,20 +139,20 @@ def _prepared(argv: tuple[str, ...], run_as: str | None, sha256: str | None) -> 
     if os.geteuid() != 0:
         raise CommandError(
             f"cannot run {one_line(argv[0])} as {run_as}: this agent is not root",
-            fix="run it as the agent's own user, or through a service that is",
+            fix="run it as the agent's user, or through a service that is root",
         )
     return entry.pw_uid, entry.pw_gid, os.getgrouplist(run_as, entry.pw_gid)
 
 
 def _limit(number: int, most: int) -> tuple[int, int]:
-    """Return a limit not above the one in force: raising that may be forbidden."""
+    """Return a limit that does not exceed the current one, which may not be raised."""
     hard = resource.getrlimit(number)[1]
     value = most if hard == resource.RLIM_INFINITY else min(most, hard)
     return value, value
 
 
 def own_names() -> tuple[str, str]:
-    """Return the names (or numbers) of this process's user and group."""
+    """Return the names (or ids) of this process's user and group."""
     uid, gid = os.geteuid(), os.getegid()
     try:
         user = pwd.getpwuid(uid).pw_name

@@ -1,4 +1,4 @@
-"""How a command has ended, and the answer of its supervisor read into that."""
+"""CommandResult: how a command ended, parsed from its supervisor's answer."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from certctrl.text import one_line
 
 @attrs.frozen(kw_only=True)
 class CommandResult:
-    """How a command that ran has ended."""
+    """The result of a command that was started."""
 
     argv: tuple[str, ...]
     status: int
     """Exit status, or the negative number of the signal that killed it."""
     timed_out: bool = False
     output: str = ""
-    """What it printed: escaped, redacted, at most its first and last 32 KiB."""
+    """Its output: escaped, redacted, at most the first and last 32 KiB."""
     swept: int = 0
-    """Processes that it left behind and that were killed."""
+    """Number of processes that it left behind; they were killed."""
     seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
-        """True when it exited with 0 by itself."""
+        """Whether it exited with 0 before its timeout."""
         return self.status == 0 and not self.timed_out
 
     def check(self, what: str = "") -> CommandResult:
-        """Return itself; raise CommandError when the command did not succeed."""
+        """Return this result. Raises CommandError, named ``what``, if the command did not succeed."""
         if self.ok:
             return self
         end = f"did not finish within {self.seconds:.0f} s" if self.timed_out else _ended(self.status)
@@ -56,25 +56,29 @@ def _ended(status: int) -> str:
 
 
 def leader_of(answer: bytes) -> int | None:
-    """Return the pid of the command from the beginning of a supervisor's answer."""
+    """Return the command's pid from the start of a supervisor's answer; None if it never started."""
     line = answer.partition(b"\n")[0].split()
     return int(line[1]) if len(line) == 2 and line[0] == b"started" else None
 
 
 def read_answer(argv: tuple[str, ...], answer: bytes, seconds: float, secrets: Iterable[bytes]) -> CommandResult:
-    """Return what a supervisor's whole answer says. Raises CommandError for a command that never ran."""
+    """Parse a supervisor's complete answer. Raises CommandError if the command never ran or cannot be killed."""
     if leader_of(answer) is not None:
         answer = answer.partition(b"\n")[2]
     line, _, output = answer.partition(b"\n")
     words = line.split()
     name = one_line(argv[0])
     if len(words) != 7:
-        raise CommandError(f"the supervisor of {name} was killed", fix="see what the command does to its parent")
+        raise CommandError(
+            f"the supervisor of {name} was killed", fix="check what the command does to its parent process"
+        )
     kind, (value, timed_out, swept, total, head, tail) = words[0], map(int, words[1:])
     if kind == b"failed":
         raise CommandError(f"cannot run {name}: {os.strerror(value)}", fix=f"ls -l {name}")
     if kind == b"stuck":
-        raise CommandError(f"{name} cannot be killed: the kernel holds it", fix="see its state in `ps -o stat,wchan`")
+        raise CommandError(
+            f"{name} cannot be killed: it is blocked in the kernel", fix="check its state with `ps -o stat,wchan`"
+        )
     return CommandResult(
         argv=argv,
         status=-value if kind == b"signal" else value,

@@ -1,14 +1,15 @@
-"""Supervise one command: run as a program of its own (``python -I -S supervisor.py``), never in the agent.
+"""Supervise one command: a separate program (``python -I -S supervisor.py``), never run in the agent.
 
-It reads one order from standard input, makes itself the *subreaper* of everything the command will start, runs
-the command, and answers on standard output once nothing of it is left. Whatever a descendant does to get away
-(``setsid``, double fork, a parent that exits), the kernel hands it to its nearest living subreaper, which is this
-process; so "no child left" (ECHILD) means "nothing left". See ``__init__.py`` for why this is a process.
+It reads one order from standard input, makes itself the *subreaper* of everything that the command starts, runs the
+command, and answers on standard output once no process of it is left. Whatever a descendant does to escape
+(``setsid``, double fork, a parent that exits), the kernel gives it to its nearest living subreaper, which is this
+process; so "no child left" (ECHILD) means that nothing is left. ``__init__.py`` says why this is a process.
 
-Imports are few and low-level (``posix``, not ``os``; ``_ctypes``, not ``ctypes``): it starts before each command.
+Imports are few and low-level (``posix``, not ``os``; ``_ctypes``, not ``ctypes``), because it starts before each
+command.
 
-Order: eight decimal digits of length, then a marshalled dict; after it the end of standard input (the agent
-wants it so, or is gone) means: end the command now. Answer: ``started PID`` when the command runs, at the end
+Order: eight decimal digits of length, then a marshalled dict. If standard input ends after that (the agent wants to
+stop, or is gone), the command is ended now. Answer: ``started PID`` when the command runs; at the end
 ``KIND VALUE TIMED_OUT SWEPT TOTAL HEAD TAIL`` (all but KIND decimal), then HEAD + TAIL bytes of output.
 """
 
@@ -23,26 +24,26 @@ import select
 from io import FileIO
 from time import monotonic
 
-TYPE_CHECKING = False  # type checkers take it for true; importing typing would cost as much as all the rest
+TYPE_CHECKING = False  # true for type checkers; importing typing would double the start-up time
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, RTLD_NOW, EINVAL = 1, 36, 38, 2, 22
-IDLE_SECONDS = 60.0  # how long a supervisor started ahead waits for its order
-HASTY_GRACE = 1.0  # between TERM and KILL when the agent wants to be done
-SWEEP_LIMIT = 10.0  # longest sweep; only a process that the kernel itself holds (D state) outlives it
+IDLE_SECONDS = 60.0  # how long an idle supervisor waits for its order
+SHORT_GRACE = 1.0  # seconds between TERM and KILL when the agent wants to stop
+SWEEP_LIMIT = 10.0  # seconds; only a process blocked in the kernel (D state) outlives a sweep
 
 
 def prctl(option: int, value: int) -> None:
-    """Set one attribute of this process."""
+    """Set one attribute of this process. Raises OSError."""
     found = _ctypes.dlsym(_ctypes.dlopen(None, RTLD_NOW), "prctl")  # type: ignore[arg-type]
     if _ctypes.call_function(found, (option, value, 0, 0, 0)):
-        raise OSError(EINVAL, "prctl")  # the only errno that these options know
+        raise OSError(EINVAL, "prctl")  # the only errno of these options
 
 
 def attempt(call: Callable[..., object], *args: object) -> bool:
-    """Call; False when the system says no: what it was meant for has ended this moment, or is not ours."""
+    """Call and return whether it succeeded; it fails if the process has just ended or is not ours."""
     try:
         call(*args)
     except OSError:
@@ -51,7 +52,7 @@ def attempt(call: Callable[..., object], *args: object) -> bool:
 
 
 def read_order(fd: int) -> dict[str, Any] | None:
-    """Return the order; None when the agent goes away or forgets this process."""
+    """Return the order; None if the agent is gone or sends none in time."""
     need, data = 8, b""
     while len(data) < need:
         ready, _, _ = select.select([fd], [], [], IDLE_SECONDS)
@@ -65,20 +66,20 @@ def read_order(fd: int) -> dict[str, Any] | None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the direct children of this process (``pid``), also where /proc hides those of other users."""
+    """Return the direct children of this process (``pid``), even if /proc hides those of other users."""
     path = f"/proc/{pid}/task/{pid}/children"
     with open(path if attempt(os.stat, path) else "/dev/null", "rb") as file:
         return [int(word) for word in file.read().split()]
 
 
 def process_table() -> dict[int, tuple[int, int, int]]:
-    """Return pid -> (parent, session, start time) of every process that /proc shows."""
+    """Return pid -> (parent, session, start time) of every visible process."""
     pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     return {pid: facts for pid in pids if (facts := facts_of(pid)) is not None}
 
 
 def facts_of(pid: int) -> tuple[int, int, int] | None:
-    """Return (parent, session, start time) of a living process; None for a zombie or when there is none."""
+    """Return (parent, session, start time) of a living process; None for a zombie or an unknown pid."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             words = file.read().rpartition(b")")[2].split()
@@ -88,19 +89,19 @@ def facts_of(pid: int) -> tuple[int, int, int] | None:
 
 
 def descendants(root: int) -> list[tuple[int, int]]:
-    """Return (pid, start time) of everything living below a process, nearest first."""
+    """Return (pid, start time) of all living descendants of a process, nearest first."""
     table = process_table()
     below: dict[int, list[int]] = {}
     for pid, (parent, _, _) in table.items():
         below.setdefault(parent, []).append(pid)
     found = below.get(root, [])
-    for pid in found:  # grows while it is read
+    for pid in found:  # grows during the loop
         found += below.get(pid, [])
     return [(pid, table[pid][2]) for pid in found]
 
 
 def send(pid: int, start: int, signum: int) -> bool:
-    """Signal a process if it is still the one that started then; a number used anew must not be hit."""
+    """Signal a process if its start time matches, so that a reused pid is not signalled."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:
@@ -112,12 +113,12 @@ def send(pid: int, start: int, signum: int) -> bool:
 
 
 class Command:
-    """The running command: its leader, its output, what is left of it."""
+    """The running command: its leader, its output and its descendants."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.keep: int = order["keep"]
         self.head, self.tail, self.total = bytearray(), bytearray(), 0
-        self.status: int | None = None  # of the leader, as waitpid gives it
+        self.status: int | None = None  # of the leader, as waitpid returns it
         self.swept: set[int] = set()
         self.pipe, writer = os.pipe()
         self.errors, reporter = os.pipe()
@@ -129,12 +130,12 @@ class Command:
         os.set_blocking(self.pipe, False)
 
     def failure(self) -> int:
-        """Return the errno of an exec that failed, 0 for one that succeeded."""
+        """Return the errno of a failed exec, 0 if it succeeded."""
         with FileIO(self.errors) as file:
             return int(file.read() or 0)
 
     def take_output(self) -> bool:
-        """Read what is there, keep its beginning and its end; False when there is nothing now or any more."""
+        """Read available output, keep its start and end; return False if there is none now or it has ended."""
         try:
             data = os.read(self.pipe, 65_536)
         except BlockingIOError:
@@ -147,7 +148,7 @@ class Command:
         return bool(data)
 
     def reap(self) -> bool:
-        """Collect what has ended; False when no descendant is left at all."""
+        """Reap ended processes; return False if no descendant is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -159,12 +160,12 @@ class Command:
                 self.status = status
 
     def signal_group(self, signum: int) -> None:
-        """Signal the command's own process group, while its number cannot belong to anybody else."""
+        """Signal the command's process group, as long as its id cannot be reused."""
         if self.status is None:
             attempt(os.killpg, self.pid, signum)
 
     def terminate(self) -> None:
-        """Ask everything to end; stopped processes are woken to hear it."""
+        """Send TERM to all processes, and CONT so that stopped ones receive it."""
         self.signal_group(_signal.SIGTERM)
         self.signal_group(_signal.SIGCONT)
         for pid, start in descendants(os.getpid()):
@@ -173,13 +174,13 @@ class Command:
                 send(pid, start, _signal.SIGCONT)
 
     def sweep(self) -> bool:
-        """Kill everything that is left; False when something could not be killed in time.
+        """Kill all remaining processes; return False if one could not be killed in time.
 
-        First everything is stopped, in rounds until a round meets nothing new: a stopped process forks no
-        more but still counts against the limits, so a fork bomb starves instead of outrunning its killer.
+        First they are stopped, in rounds until a round finds no new one: a stopped process no longer forks but still
+        counts against the limits, so a fork bomb starves instead of outrunning its killer.
         """
         me, limit = os.getpid(), monotonic() + SWEEP_LIMIT
-        attempt(os.nice, -10)  # without root it is slower, but then the limits hold a fork bomb
+        attempt(os.nice, -10)  # only root may; for others the limits contain a fork bomb
         self.signal_group(_signal.SIGSTOP)
         seen: set[tuple[int, int]] = set()
         while monotonic() < limit and (new := set(descendants(me)) - seen):
@@ -193,8 +194,8 @@ class Command:
                 return False
             left = descendants(me)
             self.swept |= {pid for pid, start in left if send(pid, start, _signal.SIGKILL)} - {self.pid}
-            for pid in () if left else children_of(me):  # hidden from us in /proc, but listed as ours
-                # a child's number is not given away before it is reaped
+            for pid in () if left else children_of(me):  # hidden in /proc, but listed as our children
+                # a child's pid is not reused before it is reaped
                 self.swept |= ({pid} if attempt(os.kill, pid, _signal.SIGKILL) else set()) - {self.pid}
             select.select([], [], [], 0.002)
         return True
@@ -204,11 +205,11 @@ def become(order: dict[str, Any], output: int, reporter: int, parent: int) -> No
     """Turn this forked child into the command. Never returns."""
     try:
         os.setsid()
-        # said by the child itself, so that it is said before the command can do anything about it
+        # written by the child, so that it comes before anything that the command does
         attempt(FileIO(1, "w", closefd=False).write, b"started %d\n" % os.getpid())
         null = os.open("/dev/null", os.O_RDONLY)
         for old, new in ((null, 0), (output, 1), (output, 2)):
-            os.dup2(old, new)  # every other descriptor of ours closes at exec
+            os.dup2(old, new)  # all other descriptors close at exec
         os.umask(0o077)
         os.chdir(order["cwd"])
         for number, soft, hard in order["limits"]:
@@ -219,11 +220,11 @@ def become(order: dict[str, Any], output: int, reporter: int, parent: int) -> No
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)  # after the change of user, which clears it
+        prctl(PR_SET_PDEATHSIG, _signal.SIGKILL)  # after the change of user, which resets it
         if os.getppid() != parent:
-            return  # it is dead already
+            return  # it has already died
         for signum in (_signal.SIGPIPE, _signal.SIGXFSZ):
-            _signal.signal(signum, _signal.SIG_DFL)  # Python ignores these two, and exec would keep that
+            _signal.signal(signum, _signal.SIG_DFL)  # Python ignores these two, and exec would inherit that
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.execve(order["argv"][0], order["argv"], order["env"])
     except OSError as error:
@@ -233,7 +234,7 @@ def become(order: dict[str, Any], output: int, reporter: int, parent: int) -> No
 
 
 def supervise(command: Command, control: int, deadline: float, grace: float, linger: float) -> bool:
-    """Watch until nothing of the command is left; True when its deadline had to end it."""
+    """Wait until no process of the command is left; return whether the deadline ended it."""
     leader, never = os.pidfd_open(command.pid), float("inf")
     poll = select.poll()
     for fd in (command.pipe, control, leader):
@@ -257,16 +258,16 @@ def supervise(command: Command, control: int, deadline: float, grace: float, lin
                 poll.unregister(fd)
             elif fd == control:
                 poll.unregister(fd)
-                kill_at = min(kill_at, now + HASTY_GRACE)
+                kill_at = min(kill_at, now + SHORT_GRACE)
                 command.terminate()
-    for _ in range(16):  # what is still in the pipe; more than it can hold comes from outside and does not count
+    for _ in range(16):  # the rest in the pipe; more than it can hold comes from other processes and does not count
         if not command.take_output():
             break
     return timed_out
 
 
 def main() -> None:
-    """Read the order, run the command, answer. The agent may be gone: then nobody reads, which changes nothing."""
+    """Read the order, run the command and answer; works the same if the agent is gone."""
     order = read_order(0)
     if order is None:
         return
@@ -280,7 +281,7 @@ def main() -> None:
     try:
         failure = command.failure()
         timed_out = supervise(command, 0, start + order["deadline"], order["grace"], order["linger"])
-    finally:  # whatever happens to this program, it does not leave before the command
+    finally:  # this program never exits before the command
         if command.reap():
             command.sweep()
     kind, value = (b"failed", failure) if failure else outcome_of(command.status)
@@ -289,7 +290,7 @@ def main() -> None:
 
 
 def outcome_of(status: int | None) -> tuple[bytes, int]:
-    """Return how the leader ended."""
+    """Return kind and value of the answer for the leader's status."""
     if status is None:
         return b"stuck", 0
     return (b"signal", os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (b"exit", os.WEXITSTATUS(status))
@@ -297,4 +298,4 @@ def outcome_of(status: int | None) -> tuple[bytes, int]:
 
 if __name__ == "__main__":
     main()
-    os._exit(0)  # the interpreter's own farewell would cost the agent some milliseconds of waiting
+    os._exit(0)  # skips the interpreter's shutdown, which would take milliseconds

@@ -1,4 +1,4 @@
-"""What a command printed, made fit for a log: bounded, decoded, escaped, without private keys (T13, T15)."""
+"""Prepare a command's output for the log: bounded, decoded, escaped, without private keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 KEEP_BYTES = 32 * 1024
-"""Kept of the beginning and of the end each."""
+"""Bytes kept of the start and of the end each."""
 
 _KEY_BLOCK = re.compile(
     r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL
@@ -17,10 +17,10 @@ _REMOVED = "[private key removed]"
 
 
 def transcript(head: bytes, tail: bytes, total: int, secrets: Iterable[bytes] = ()) -> str:
-    """Return output as text: line breaks stay, every other control or direction character is escaped.
+    """Return output as text; all control and direction characters except line breaks are escaped.
 
-    ``head`` and ``tail`` are the kept beginning and end of ``total`` bytes. Private keys in PEM, whole or cut, and
-    the given ``secrets`` are taken out.
+    ``head`` and ``tail`` are the kept start and end of ``total`` bytes. PEM private keys, complete or truncated, and
+    the given ``secrets`` are removed.
     """
     left_out = total - len(head) - len(tail)
     if left_out <= 0:
@@ -30,7 +30,7 @@ def transcript(head: bytes, tail: bytes, total: int, secrets: Iterable[bytes] = 
 
 
 def last_line(text: str, limit: int = 200) -> str:
-    """Return the last line that says something, for one-line reports."""
+    """Return the last line that is not empty, for one-line reports."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = lines[-1] if lines else ""
     return line if len(line) <= limit else line[: limit - 1] + "…"
@@ -41,7 +41,7 @@ def _clean(data: bytes, secrets: Iterable[bytes], *, cut: bool) -> str:
         if secret:
             data = data.replace(secret, b"[secret removed]")
     text = data.decode("utf-8", errors="backslashreplace").replace("\r\n", "\n")
-    if cut:  # the beginning of a key may lie in what was left out
+    if cut:  # the start of a key may be in the part that was left out
         text = _KEY_TAIL.sub(_REMOVED, text)
     text = _KEY_BLOCK.sub(_REMOVED, text)
     return _UNUSUAL.sub(_escaped, text).strip("\n")

@@ -1,4 +1,4 @@
-"""Which executables may be run at all: nobody but root (and this very user) can have changed them (T14)."""
+"""Check that only root and the agent's user can have changed an executable."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LARGEST_SCRIPT = 64 * 1024 * 1024
 
 
 def vet_executable(path: str, sha256: str | None = None) -> None:
-    """Require an executable that others cannot change: root-owned, not group- or other-writable, parents as well.
+    """Require an executable that others cannot change: root-owned, not group- or other-writable, like its parents.
 
-    Symlinks on the way (``/bin`` → ``usr/bin``) are followed and judged step by step. A directory that everybody
-    may write to is accepted only with the sticky bit, where the next step belongs to a trusted user. ``sha256``:
-    a pin of its bytes (lower-case hex). Blocks on the disk. Raises CommandError.
+    Symlinks in the path (``/bin`` → ``usr/bin``) are followed and checked step by step. A world-writable directory
+    is accepted only with the sticky bit; the next step then must belong to a trusted user. ``sha256``: a pin of its
+    bytes (lower-case hex). Blocks on the disk. Raises CommandError.
     """
     real = _walk(path)
     found = os.stat(real)
@@ -26,8 +26,8 @@ def vet_executable(path: str, sha256: str | None = None) -> None:
     if sha256 is not None and (actual := sha256_of(real)) != sha256.lower():
         raise CommandError(
             f"{path} has changed: its SHA-256 is {actual}, the policy pins {sha256.lower()}",
-            fix="look what changed it; then put the new sha256 into policy.json, "
-            "or, pinned at its first run: cert-ctrl -c DIR trust reset --scripts",
+            fix="check what changed it; then put the new sha256 into policy.json, "
+            "or, if it was pinned on first use: cert-ctrl -c DIR trust reset --scripts",
         )
 
 
@@ -41,7 +41,7 @@ def sha256_of(path: str) -> str:
 
 
 def is_script(path: str) -> bool:
-    """Return whether an executable is a script (``#!``): what `trust_on_first_use` pins."""
+    """Return whether an executable is a script (``#!``), which `trust_on_first_use` pins."""
     try:
         with open(path, "rb") as file:
             return file.read(2) == b"#!"
@@ -50,7 +50,7 @@ def is_script(path: str) -> bool:
 
 
 def _walk(path: str) -> str:
-    """Follow a path from the root, judging every step; return where it leads."""
+    """Resolve a path from the root, checking every step; return the final path."""
     done, todo, links = "/", path.split("/"), 0
     _judge(os.lstat("/"), "/", path)
     while todo:
@@ -65,7 +65,7 @@ def _walk(path: str) -> str:
             found = os.lstat(here)
         except OSError as error:
             raise CommandError(f"cannot run {path}: {here}: {error.strerror}", fix=f"ls -l {here}") from None
-        except ValueError:  # a NUL, or letters that no file's name can hold
+        except ValueError:  # a NUL, or characters that no file name can contain
             raise CommandError(f"cannot run {path!r}: no file can have this name") from None
         _judge(found, here, path)
         if not stat.S_ISLNK(found.st_mode):
@@ -88,7 +88,7 @@ def _judge(found: os.stat_result, here: str, path: str) -> None:
             fix=f"chown root {here}",
         )
     if stat.S_ISLNK(found.st_mode):
-        return  # a link has no mode of its own; whoever may replace it is judged by its directory
+        return  # a link has no mode; its directory decides who may replace it
     sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
     if found.st_mode & 0o022 and not sticky:
         raise CommandError(f"will not run {path}: others may write to {here}", fix=f"chmod go-w {here}")

@@ -9,14 +9,16 @@ import attrs
 
 from certctrl.install.plan.inputs import Host
 from certctrl.install.plan.planner import plan_for
-from certctrl.install.plan.policy import Ground
+from certctrl.install.plan.policy import AgentIdentity
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, GroupPlan, InstallPlan
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand
 
 HOST = Host(
-    ground=Ground(config_dir="/etc/cc", user="root", group="root"), users={"root": 0, "www": 33}, groups={"ssl": 44}
+    identity=AgentIdentity(config_dir="/etc/cc", user="root", group="root"),
+    users={"root": 0, "www": 33},
+    groups={"ssl": 44},
 )
 RELOAD = ("/usr/sbin/nginx", "-s", "reload")
 POLICY = HostPolicy(

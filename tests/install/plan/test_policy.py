@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certctrl.install.plan.policy import (
+    AgentIdentity,
     Grant,
-    Ground,
     Refusal,
     allows_command,
     allows_path,
@@ -27,7 +27,7 @@ from certctrl.install.plan.policy import (
 from certctrl.model.plan import CopyAction, ExecAction
 from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 
-GROUND = Ground(config_dir="/etc/cert-ctrl", user="cert-ctrl", group="cert-ctrl")
+IDENTITY = AgentIdentity(config_dir="/etc/cert-ctrl", user="cert-ctrl", group="cert-ctrl")
 RELOAD = NamedCommand(argv=("/usr/sbin/nginx", "-s", "reload"), timeout_seconds=20.0)
 DUMP = NamedCommand(argv=("/usr/bin/pg_ctl", "reload"), run_as="postgres", env=("PGDATA",))
 POLICY = HostPolicy(
@@ -48,13 +48,13 @@ def refused(found: Grant | Refusal | None) -> Refusal:
 
 
 def test_out_of_the_box_only_certs_may_be_written() -> None:
-    assert allows_path(NOTHING, "/etc/cert-ctrl/certs/extra.pem", GROUND)
-    assert not allows_path(NOTHING, "/etc/nginx/ssl/a.pem", GROUND)
+    assert allows_path(NOTHING, "/etc/cert-ctrl/certs/extra.pem", IDENTITY)
+    assert not allows_path(NOTHING, "/etc/nginx/ssl/a.pem", IDENTITY)
 
 
 @pytest.mark.parametrize("path", ["/etc/nginx/ssl/a.pem", "/srv/tls/deep/er/b.key", "/srv/tls/…/ü.pem"])
 def test_below_a_root_is_allowed(path: str) -> None:
-    assert allows_path(POLICY, path, GROUND)
+    assert allows_path(POLICY, path, IDENTITY)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_below_a_root_is_allowed(path: str) -> None:
     ],
 )  # fmt: skip
 def test_everything_that_is_not_plainly_below_a_root_is_refused(path: str) -> None:
-    refusal = refused(refuse_path(POLICY, path, GROUND))
+    refusal = refused(refuse_path(POLICY, path, IDENTITY))
     assert refusal.why
     assert "\n" not in str(refusal) and "\0" not in str(refusal)
 
@@ -83,14 +83,14 @@ def test_everything_that_is_not_plainly_below_a_root_is_refused(path: str) -> No
 @pytest.mark.parametrize("local", [False, True])
 def test_no_setting_opens_the_agents_own_tree(path: str, local: bool) -> None:
     everything = HostPolicy(write_roots=("/", "/etc", "/etc/cert-ctrl"))
-    refusal = refused(refuse_path(everything, path, GROUND, local=local))
+    refusal = refused(refuse_path(everything, path, IDENTITY, local=local))
     assert (refusal.setting, refusal.line) == ("", "")
 
 
 def test_the_program_of_an_allowed_command_is_never_overwritten() -> None:
     policy = HostPolicy(write_roots=("/usr/local/bin",), commands={"x": NamedCommand(argv=("/usr/local/bin/hook",))})
-    assert not allows_path(policy, "/usr/local/bin/hook", GROUND)
-    assert allows_path(policy, "/usr/local/bin/other", GROUND)
+    assert not allows_path(policy, "/usr/local/bin/hook", IDENTITY)
+    assert allows_path(policy, "/usr/local/bin/other", IDENTITY)
 
 
 def test_nor_are_the_programs_that_only_the_operator_has_run() -> None:
@@ -98,24 +98,24 @@ def test_nor_are_the_programs_that_only_the_operator_has_run() -> None:
         POLICY, on_alert=("/srv/tls/page", "me"), trust_store=TrustStore(directory="/x", command=("/srv/tls/update",))
     )
     for path in ("/srv/tls/page", "/srv/tls/update"):
-        assert allows_path(POLICY, path, GROUND) and not allows_path(policy, path, GROUND, local=True)
+        assert allows_path(POLICY, path, IDENTITY) and not allows_path(policy, path, IDENTITY, local=True)
 
 
 def test_a_refused_path_names_the_line_that_opens_it() -> None:
-    refusal = refused(refuse_path(NOTHING, "/etc/nginx/ssl/a.pem", GROUND))
+    refusal = refused(refuse_path(NOTHING, "/etc/nginx/ssl/a.pem", IDENTITY))
     assert refusal.line == '"write_roots": ["/etc/nginx/ssl"]'
     assert explain(refusal).endswith('policy.json needs "write_roots": ["/etc/nginx/ssl"]')
-    assert allows_path(HostPolicy(write_roots=(refusal.value,)), "/etc/nginx/ssl/a.pem", GROUND)
+    assert allows_path(HostPolicy(write_roots=(refusal.value,)), "/etc/nginx/ssl/a.pem", IDENTITY)
 
 
 def test_no_line_is_offered_that_would_open_the_whole_host() -> None:
-    assert refused(refuse_path(NOTHING, "/etc/passwd", GROUND)).line == ""
-    assert refused(refuse_path(NOTHING, "/vmlinuz", GROUND)).line == ""
+    assert refused(refuse_path(NOTHING, "/etc/passwd", IDENTITY)).line == ""
+    assert refused(refuse_path(NOTHING, "/vmlinuz", IDENTITY)).line == ""
 
 
 def test_local_items_need_no_root_but_stay_plain() -> None:
-    assert allows_path(NOTHING, "/etc/nginx/ssl/a.pem", GROUND, local=True)
-    assert not allows_path(NOTHING, "/etc/nginx/../a.pem", GROUND, local=True)
+    assert allows_path(NOTHING, "/etc/nginx/ssl/a.pem", IDENTITY, local=True)
+    assert not allows_path(NOTHING, "/etc/nginx/../a.pem", IDENTITY, local=True)
 
 
 pieces = st.sampled_from(
@@ -128,7 +128,7 @@ paths = st.one_of(st.text(max_size=40), st.lists(pieces, max_size=7).map("/".joi
 @given(paths)
 @example("/etc/nginx/ssl/../../passwd")
 def test_what_is_allowed_really_lies_below_a_root(path: str) -> None:
-    if allows_path(POLICY, path, GROUND):
+    if allows_path(POLICY, path, IDENTITY):
         assert posixpath.normpath(path) == path
         roots = ("/etc/nginx/ssl", "/srv/tls", "/etc/cert-ctrl/certs")
         assert any(posixpath.commonpath([root, path]) == root and path != root for root in roots)
@@ -149,52 +149,52 @@ def copy(**fields: Any) -> CopyAction:
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o440, None])
 def test_modes_for_keys(mode: int | None) -> None:
-    assert refuse_owner(POLICY, copy(mode=mode), GROUND) is None
+    assert refuse_owner(POLICY, copy(mode=mode), IDENTITY) is None
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o4600, 0o700, 0o777, 0o602])
 def test_too_open_modes_for_keys(mode: int) -> None:
     for name in ("private.key", "combined.pem", "bundle.pfx", "bundle.jks"):
-        assert refuse_owner(POLICY, copy(mode=mode, sources=("chain.pem", name)), GROUND)
-    assert refuse_owner(POLICY, copy(mode=mode, id="local:1"), GROUND), "no setting makes a key world-readable"
+        assert refuse_owner(POLICY, copy(mode=mode, sources=("chain.pem", name)), IDENTITY)
+    assert refuse_owner(POLICY, copy(mode=mode, id="local:1"), IDENTITY), "no setting makes a key world-readable"
 
 
 def test_modes_for_public_files() -> None:
-    assert refuse_owner(POLICY, copy(mode=0o644, sources=("fullchain.pem",)), GROUND) is None
-    assert refuse_owner(POLICY, copy(mode=0o666, sources=("fullchain.pem",)), GROUND)
-    assert refuse_owner(POLICY, copy(mode=0o755, sources=("fullchain.pem",)), GROUND)
+    assert refuse_owner(POLICY, copy(mode=0o644, sources=("fullchain.pem",)), IDENTITY) is None
+    assert refuse_owner(POLICY, copy(mode=0o666, sources=("fullchain.pem",)), IDENTITY)
+    assert refuse_owner(POLICY, copy(mode=0o755, sources=("fullchain.pem",)), IDENTITY)
 
 
 def test_owners_are_listed_too() -> None:
-    assert refuse_owner(POLICY, copy(owner="root", group="cert-ctrl"), GROUND) is None
-    assert refuse_owner(POLICY, copy(owner="postgres"), GROUND) is None
-    refusal = refused(refuse_owner(POLICY, copy(group="games"), GROUND))
+    assert refuse_owner(POLICY, copy(owner="root", group="cert-ctrl"), IDENTITY) is None
+    assert refuse_owner(POLICY, copy(owner="postgres"), IDENTITY) is None
+    refusal = refused(refuse_owner(POLICY, copy(group="games"), IDENTITY))
     assert refusal.line == '"owners": ["games"]'
-    assert refuse_owner(POLICY, copy(owner="games", id="local:1"), GROUND) is None
+    assert refuse_owner(POLICY, copy(owner="games", id="local:1"), IDENTITY) is None
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
 def test_exact_argv_and_nothing_else() -> None:
-    assert allows_command(POLICY, RELOAD.argv, GROUND)
+    assert allows_command(POLICY, RELOAD.argv, IDENTITY)
     for argv in [
         (*RELOAD.argv, "-c", "/tmp/x"), RELOAD.argv[:2], ("/usr/sbin/nginx",), ("nginx", "-s", "reload"),
         ("/usr/sbin/../sbin/nginx", "-s", "reload"), (), ("",), ("/usr/sbin/nginx", "-s", "reload\0"), ("unknown",),
     ]:  # fmt: skip
-        assert not allows_command(POLICY, argv, GROUND)
-    assert not allows_command(NOTHING, RELOAD.argv, GROUND)
+        assert not allows_command(POLICY, argv, IDENTITY)
+    assert not allows_command(NOTHING, RELOAD.argv, IDENTITY)
 
 
 def test_a_command_can_be_asked_for_by_its_name() -> None:
-    grant = judge_command(POLICY, ["nginx"], GROUND, timeout=60)
+    grant = judge_command(POLICY, ["nginx"], IDENTITY, timeout=60)
     assert isinstance(grant, Grant)
     assert (grant.argv, grant.timeout, grant.run_as, grant.listed) == (RELOAD.argv, 20.0, None, True)
 
 
 def test_the_policys_limit_is_the_upper_bound() -> None:
     def limit(asked: float, policy: HostPolicy = POLICY) -> float:
-        grant = judge_command(policy, RELOAD.argv, GROUND, timeout=asked)
+        grant = judge_command(policy, RELOAD.argv, IDENTITY, timeout=asked)
         assert isinstance(grant, Grant)
         return grant.timeout
 
@@ -205,14 +205,14 @@ def test_the_policys_limit_is_the_upper_bound() -> None:
 
 def test_the_off_switch() -> None:
     off = attrs.evolve(POLICY, remote_commands="off")
-    refusal = refused(judge_command(off, RELOAD.argv, GROUND))
+    refusal = refused(judge_command(off, RELOAD.argv, IDENTITY))
     assert refusal.line == '"remote_commands": "on"'
-    assert allows_command(off, RELOAD.argv, GROUND, local=True), "the host's own rows are not remote"
+    assert allows_command(off, RELOAD.argv, IDENTITY, local=True), "the host's own rows are not remote"
 
 
 def test_users() -> None:
     def user(argv: tuple[str, ...], run_as: str | None, local: bool = False) -> str | Refusal | None:
-        found = judge_command(POLICY, argv, GROUND, run_as=run_as, local=local)
+        found = judge_command(POLICY, argv, IDENTITY, run_as=run_as, local=local)
         return found if isinstance(found, Refusal) else found.run_as
 
     assert user(RELOAD.argv, None) is None
@@ -228,7 +228,7 @@ def test_users() -> None:
 
 def test_environment() -> None:
     def given_env(argv: tuple[str, ...], env: dict[str, str], local: bool = False) -> bool:
-        return isinstance(judge_command(POLICY, argv, GROUND, env=env, local=local), Grant)
+        return isinstance(judge_command(POLICY, argv, IDENTITY, env=env, local=local), Grant)
 
     assert given_env(RELOAD.argv, {"CERTCTRL_NOTE": "x"})
     assert given_env(DUMP.argv, {"PGDATA": "/x"})
@@ -239,14 +239,14 @@ def test_environment() -> None:
 
 
 def test_a_refused_variable_names_an_entry_that_allows_it() -> None:
-    refusal = refused(judge_command(POLICY, DUMP.argv, GROUND, env={"PGHOST": "x"}))
+    refusal = refused(judge_command(POLICY, DUMP.argv, IDENTITY, env={"PGHOST": "x"}))
     assert refusal.value == {"pg": {"argv": list(DUMP.argv), "run_as": "postgres", "env": ["PGHOST"]}}
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=4), st.sampled_from([None, "games"]))
 def test_the_offered_entry_allows_exactly_this_command(words: list[str], run_as: str | None) -> None:
     argv = ("/bin/x", *words)
-    found = refused(judge_command(POLICY, argv, GROUND, run_as=run_as))
+    found = refused(judge_command(POLICY, argv, IDENTITY, run_as=run_as))
     if not found.setting:
         assert any(set(word) & {"\0"} for word in words)
         return
@@ -255,18 +255,18 @@ def test_the_offered_entry_allows_exactly_this_command(words: list[str], run_as:
     opened = attrs.evolve(
         POLICY, commands={**POLICY.commands, name: NamedCommand(argv=tuple(entry["argv"]), run_as=entry.get("run_as"))}
     )
-    assert allows_command(opened, argv, GROUND, run_as=run_as)
+    assert allows_command(opened, argv, IDENTITY, run_as=run_as)
     assert json.loads("{" + found.line + "}") == {"commands": found.value}
     assert found.line.isprintable()
 
 
 def test_shell_lines_need_both_the_switch_and_the_list() -> None:
     item = ExecAction(id="9", cmd="echo hi; reboot")
-    assert refused(judge_exec(POLICY, item, GROUND)).line == '"shell": true'
+    assert refused(judge_exec(POLICY, item, IDENTITY)).line == '"shell": true'
     shell = attrs.evolve(POLICY, shell=True)
-    assert refused(judge_exec(shell, item, GROUND)).setting == "commands"
+    assert refused(judge_exec(shell, item, IDENTITY)).setting == "commands"
     listed = attrs.evolve(shell, commands={"x": NamedCommand(argv=("/bin/sh", "-c", "echo hi; reboot"))})
-    grant = judge_exec(listed, item, GROUND)
+    grant = judge_exec(listed, item, IDENTITY)
     assert isinstance(grant, Grant) and grant.argv == ("/bin/sh", "-c", "echo hi; reboot")
-    assert isinstance(judge_exec(shell, attrs.evolve(item, id="local:9"), GROUND), Grant)
-    assert isinstance(judge_exec(POLICY, attrs.evolve(item, id="local:9"), GROUND), Refusal)
+    assert isinstance(judge_exec(shell, attrs.evolve(item, id="local:9"), IDENTITY), Grant)
+    assert isinstance(judge_exec(POLICY, attrs.evolve(item, id="local:9"), IDENTITY), Refusal)
