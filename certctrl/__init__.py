@@ -1,14 +1,16 @@
-"""certctrl: the certificate agent that makes "renewed" mean "served".
+"""certctrl: a certificate agent that deploys certificates and verifies what is served.
 
-The map, left never imports right:
+Packages; none imports one to its right:
 
-    errors ← model ← protocol ← store, net, install ← agent ← cli ← sandbox
-    plane → errors, model, protocol.wire
+    errors, text, backoff ← model ← protocol ← store, net, logs, install ← agent ← cli
+    plane → errors, text, backoff, model, protocol.wire, net.transport, net.tls      sandbox → all but cli
 
 ``model``     frozen values            ``protocol``  sans-IO polling policy
-``store``     disk                     ``net``       the HTTP client
-``install``   the deployment pipeline  ``agent``     Trio tasks (read ``agent/run.py`` first)
-``cli``       the Typer front end      ``plane``     the reference control plane
+``store``     the config directory     ``net``       the HTTP client
+``logs``      log formats and files    ``install``   the deployment pipeline
+``agent``     Trio tasks; start with ``agent/run.py``
+``cli``       the command line         ``plane``     the reference control plane
+``sandbox``   plane, agent and a TLS service on one machine
 """
 
 __version__ = "0.1.0"

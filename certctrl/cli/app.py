@@ -99,10 +99,15 @@ def _add_root_options(command: Any, *, directory: bool) -> None:
     """Add the root's options to a command and its subcommands."""
     options = [
         TyperOption(
-            param_decls=["--debug"], type=None, is_flag=True, default=False, expose_value=False, callback=_take_debug,
+            param_decls=["--debug"],
+            type=None,
+            is_flag=True,
+            default=False,
+            expose_value=False,
+            callback=_take_debug,
             hidden=True,
         )
-    ]  # fmt: skip
+    ]
     if directory:
         options.append(
             TyperOption(

@@ -142,7 +142,11 @@ def test_install_configs_come_from_a_file_or_a_pipe(
         assert f"version {number + 2}" in said
     assert len(json.loads(site("install-config", "show", "--device", device).said)) == 2
     assert site("install-config", "show", "--device", device, "--json").json["version"] == 3
-    for content, said in (("{", "is not JSON"), ('{"items": []}', "does not contain a list"), ('[{"id": 1}]', "installs[0].type")):
+    for content, said in (
+        ("{", "is not JSON"),
+        ('{"items": []}', "does not contain a list"),
+        ('[{"id": 1}]', "installs[0].type"),
+    ):
         file.write_text(content)
         result = site("install-config", "put", str(file), "--device", device)
         assert result.status == ExitStatus.USAGE
