@@ -31,7 +31,7 @@ class DeployMaterials:
     """The answer of ``deploy-materials``; key fields are base64 text and may hold secrets."""
 
     enc_scheme: str
-    """``aes256gcm`` or ``plaintext``, whatever the plane calls it."""
+    """``aes256gcm`` or ``plaintext``, normalised."""
     wrap_alg: str = "x25519"
     device_keyfp_b64: str | None = None
     enc_data_key_b64: str | None = None

@@ -168,7 +168,7 @@ Signal = (
 )
 
 IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id")
-"""Fields of ``ref`` that, with type and ``ts_ms``, tell two signals apart."""
+"""Fields of ``ref`` that, with type and ``ts_ms``, identify a signal."""
 
 
 def identity(signal: Signal) -> str:

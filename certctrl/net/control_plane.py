@@ -141,7 +141,7 @@ class ControlPlane(Enrolment):
         data = self._data(await self._send("GET", f"{_SELF}/certificates/{cert_id:d}", token, cap=BUNDLE_CAP))
         found = certificate_from_wire(data)
         if found.id != cert_id:
-            raise BadAnswerError(f"asked for certificate {cert_id}, got {found.id}")
+            raise BadAnswerError(f"requested certificate {cert_id}, got {found.id}")
         return found
 
     async def fetch_materials(self, token: str, cert_id: int) -> DeployMaterials:
@@ -182,16 +182,16 @@ class ControlPlane(Enrolment):
         return ca_from_wire(data)
 
     async def request_renewal(self, token: str, user_id: int | None, cert_id: int, reason: str = "") -> None:
-        """Ask for new material; it arrives as ``cert.renewed``."""
+        """Request new material, which is announced by ``cert.renewed``."""
         if user_id is None:
-            raise BadAnswerError("the access token names no user, so nothing can be asked for in its name")
+            raise BadAnswerError("the access token contains no user id")
         body = {"action": "renew", **({"reason": reason} if reason else {})}
         path = f"/apiv1/users/{user_id:d}/certificates/{cert_id:d}/issues"
         self._succeeded(await self._send("POST", path, token, json=body))
 
 
 def _usable_etag(etag: str | None) -> str:
-    """Return an ETag that can stand in a header again; empty when there is none."""
+    """Return an ETag if it is valid in a header, otherwise an empty one."""
     if not etag or len(etag) > 256 or not all(" " <= c <= "~" for c in etag):
         return ""
     return etag

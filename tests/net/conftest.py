@@ -1,4 +1,4 @@
-"""A scripted HTTPS server on loopback: raw bytes out, every request and connection counted."""
+"""A scripted HTTPS server on loopback that counts requests and connections."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ WALL = 1_790_000_000.0
 
 @attrs.frozen
 class Seen:
-    """One request as it arrived."""
+    """One received request."""
 
     method: str
     target: str
     headers: dict[str, str]
     body: bytes
     connection: int
-    """Which TCP connection it came over, counted from 1."""
+    """Number of its TCP connection, from 1."""
 
 
 def reply_bytes(
     body: bytes | Any = b"", *, status: int = 200, headers: str = "", kind: str = "application/json"
 ) -> bytes:
-    """Return a whole HTTP answer; anything but bytes is sent as JSON."""
+    """Return a complete HTTP answer; a value other than bytes is sent as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"HTTP/1.1 {status} Word\r\nContent-Type: {kind}\r\nContent-Length: {len(data)}\r\n{headers}\r\n"
     return head.encode() + data
@@ -42,13 +42,13 @@ def reply_bytes(
 
 @pytest.fixture
 def reply() -> Callable[..., bytes]:
-    """Give `reply_bytes`."""
+    """Return `reply_bytes`."""
     return reply_bytes
 
 
 @attrs.define(eq=False)
 class Site:
-    """What the server does: ``script`` gets request and stream; it returns bytes to send, or None to hang up."""
+    """A server: ``script`` gets request and stream, and returns bytes to send or None to close the connection."""
 
     script: Callable[[Seen, trio.abc.Stream], Awaitable[bytes | None] | bytes | None]
     seen: list[Seen] = attrs.field(factory=list)
@@ -116,7 +116,7 @@ Start = Callable[..., Awaitable[Site]]
 
 @pytest.fixture
 async def start(nursery: trio.Nursery, ca: trustme.CA) -> Start:
-    """Give ``await start(script, context=…, plain=…, host=…)``: a running Site."""
+    """Return ``await start(script, context=…, plain=…, name=…)``, which runs a Site."""
     default = server_context(ca.issue_cert("127.0.0.1", "localhost"))
 
     async def begin(
@@ -154,7 +154,7 @@ Connect = Callable[..., HttpxHttp]
 
 @pytest.fixture
 async def connect(ca_file: Path, tmp_path: Path) -> AsyncIterator[Connect]:
-    """Give ``connect(url, **HttpClientConfig fields)``: an HttpxHttp that trusts the test CA, closed at the end."""
+    """Return ``connect(url, **HttpClientConfig fields)``: an HttpxHttp that trusts the test CA and is closed at the end."""
     made: list[HttpxHttp] = []
 
     def make(

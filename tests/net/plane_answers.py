@@ -1,4 +1,4 @@
-"""An HTTP client that answers as told, the answers a plane gives, and a ControlPlane that asks through it."""
+"""A scripted HTTP client, answers of a plane, and a ControlPlane that uses them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HTML = Answer(200, {"content-type": "text/html"}, b"<html>Please sign in</html>"
 
 @attrs.define
 class Sent:
-    """One request as the client handed it to the transport."""
+    """One request as passed to the transport."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class Sent:
 
 
 class FakeHttp:
-    """Answers by (method, path), or by a list in order; keeps what was asked."""
+    """Answer by path, or from a list in order; record the requests."""
 
     def __init__(self, *answers: Any, by_path: dict[str, Any] | None = None) -> None:
         self.answers = list(answers)

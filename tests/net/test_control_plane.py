@@ -1,4 +1,4 @@
-"""Polls, acks, install configs: what a call sends, makes of any answer, and tolerates (api.md §1–§6, §8)."""
+"""Polls, acks and install configs: requests, and how each answer is interpreted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from certctrl.protocol.steps import Poll
 
 
 @pytest.mark.parametrize(("wait", "deadline"), [(0, 30.0), (25, 30.0), (30, 35.0), (1, 6.0)])
-async def test_a_poll_names_cursor_limit_and_wait_and_has_the_right_deadline(wait: int, deadline: float) -> None:
+async def test_the_request_and_deadline_of_a_poll(wait: int, deadline: float) -> None:
     http = FakeHttp(Answer(204, {"etag": '"7-0"'}, b""))
     event = await plane_of(http).poll("token", Poll("5-1", 20, wait))
     assert event == events.NoUpdates("7-0")
@@ -32,7 +32,7 @@ async def test_a_poll_names_cursor_limit_and_wait_and_has_the_right_deadline(wai
     assert sent.cap == 1 << 20
 
 
-async def test_an_agent_names_itself_and_hears_of_copies() -> None:
+async def test_an_agent_sends_its_instance_and_learns_of_clones() -> None:
     told = {"etag": '"7-0"', "cert-ctrl-copies": "suspected"}
     http = FakeHttp(Answer(204, {"etag": '"7-0"'}, b""), Answer(204, told, b""), page(502), Answer(204, {}, b""))
     config, heard = AgentConfig(application=ApplicationConfig(server_url="https://plane.example")), []
@@ -58,14 +58,14 @@ async def test_an_agent_names_itself_and_hears_of_copies() -> None:
         (refusal(503), events.ServerBusy),
     ],
 )
-async def test_every_ending_of_a_poll_is_an_event(answer: Any, event: type) -> None:
+async def test_every_result_of_a_poll_is_an_event(answer: Any, event: type) -> None:
     assert isinstance(await plane_of(FakeHttp(answer)).poll("t", Poll(None, 20, 0)), event)
 
 
 # --- acks --------------------------------------------------------------------------------------------------------
 
 
-async def test_outcomes_go_out_in_the_schema() -> None:
+async def test_outcomes_are_sent_in_the_notify_schema() -> None:
     http = FakeHttp(Answer(204, {}, b""))
     await plane_of(http).post_notify("t", [{"type": "signal.ack", "outcome": "applied"}])
     (sent,) = http.sent
@@ -77,13 +77,13 @@ async def test_outcomes_go_out_in_the_schema() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-async def test_a_plane_without_acks_is_told_from_a_portal(status: int) -> None:
+async def test_a_plane_without_acks_is_distinguished_from_a_portal(status: int) -> None:
     with pytest.raises(UnsupportedByPlane) as caught:
         await plane_of(FakeHttp(refusal(status))).post_notify("t", [{}])
     assert caught.value.status == status
     with pytest.raises((BadAnswerError, PlaneError)) as portal:
         await plane_of(FakeHttp(page(status))).post_notify("t", [{}])
-    assert not isinstance(portal.value, UnsupportedByPlane), "nobody said yet that this is the plane"
+    assert not isinstance(portal.value, UnsupportedByPlane), "the plane has not answered yet"
     understood = plane_of(FakeHttp(Answer(204, {}, b""), page(status)))
     await understood.poll("t", Poll(None, 20, 0))
     with pytest.raises(UnsupportedByPlane):
@@ -94,16 +94,16 @@ async def test_a_plane_without_acks_is_told_from_a_portal(status: int) -> None:
         await lost.fetch_certificates("t")
     with pytest.raises((BadAnswerError, PlaneError)) as portal:
         await lost.post_notify("t", [{}])
-    assert not isinstance(portal.value, UnsupportedByPlane), "what answers is no longer the plane"
+    assert not isinstance(portal.value, UnsupportedByPlane), "the last answer was not the plane's"
 
 
 @pytest.mark.parametrize("answer", [HTML, attrs.evolve(HTML, status=202)])
-async def test_a_portal_that_says_200_takes_no_outcome(answer: Answer) -> None:
+async def test_a_200_of_a_portal_does_not_accept_outcomes(answer: Answer) -> None:
     with pytest.raises(BadAnswerError):
         await plane_of(FakeHttp(answer)).post_notify("t", [{}])
 
 
-async def test_other_refusals_of_acks_stay_refusals() -> None:
+async def test_other_refusals_of_acks_are_raised() -> None:
     for status in (400, 401, 403, 429, 500):
         with pytest.raises(PlaneError) as caught:
             await plane_of(FakeHttp(refusal(status))).post_notify("t", [{}])
@@ -111,7 +111,7 @@ async def test_other_refusals_of_acks_stay_refusals() -> None:
 
 
 @pytest.mark.parametrize(("status", "word"), [(429, "wait"), (500, "log"), (503, "log")])
-async def test_a_busy_plane_comes_with_a_fix_that_is_always_the_same(status: int, word: str) -> None:
+async def test_errors_of_a_busy_plane_have_a_constant_fix(status: int, word: str) -> None:
     fixes = set()
     for seconds in (3, 4):
         with pytest.raises(PlaneError) as caught:
@@ -137,35 +137,35 @@ async def test_an_install_config_comes_with_its_etag() -> None:
     assert [sent.headers.get("if-none-match") for sent in http.sent] == [None, '"v3"', '"v3"']
 
 
-async def test_the_live_path_is_found_once_and_then_used_first() -> None:
+async def test_the_working_path_is_used_first_from_then_on() -> None:
     http = FakeHttp(by_path={OWN: page(404), LIVE: ok({"version": 1})})
     plane = plane_of(http)
     for _ in range(3):
         assert await plane.fetch_install_config("t", 7, 9, None) == ("", {"version": 1})
     assert [sent.path for sent in http.sent] == [OWN, LIVE, LIVE, LIVE]
     http = FakeHttp(by_path={LIVE: ok({"version": 1})})
-    assert await plane_of(http).fetch_install_config("t", 7, None, None), "a token that names no device"
+    assert await plane_of(http).fetch_install_config("t", 7, None, None), "a token without a device id"
 
 
-async def test_no_install_config_is_the_planes_404() -> None:
+async def test_a_missing_install_config_is_a_404() -> None:
     with pytest.raises(PlaneError) as caught:
         await plane_of(FakeHttp(by_path={OWN: refusal(404), LIVE: page(404)})).fetch_install_config("t", 7, 9, None)
     assert caught.value.status == 404
 
 
 @pytest.mark.parametrize("answer", [ok([1]), ok("x"), ok(None), HTML, Answer(304, {}, b""), Answer(204, {}, b"")])
-async def test_what_is_no_install_config_is_refused(answer: Answer) -> None:
+async def test_an_invalid_install_config_is_refused(answer: Answer) -> None:
     with pytest.raises(BadAnswerError):
         await plane_of(FakeHttp(answer)).fetch_install_config("t", 7, 9, None)
 
 
 @pytest.mark.parametrize("etag", ["x" * 300, "a\x80b", "a\nb"])
-async def test_an_etag_that_could_not_be_sent_back_is_dropped(etag: str) -> None:
+async def test_an_etag_that_is_not_valid_in_a_header_is_dropped(etag: str) -> None:
     found = await plane_of(FakeHttp(ok({"version": 1}, etag=etag))).fetch_install_config("t", 7, 9, None)
     assert found == ("", {"version": 1})
 
 
-# --- what holds for all ---------------------------------------------------------------------------------------------
+# --- all requests ---------------------------------------------------------------------------------------------------
 
 CALLS: list[Callable[[ControlPlane], Any]] = [
     lambda plane: plane.fetch_certificates("canary-token"),
@@ -187,8 +187,8 @@ KINDS = ["application/json", "text/html", ""]
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 400, 401, 403, 404, 409, 418, 429, 500, 502, 503])
-async def test_no_answer_does_more_than_raise_one_of_ours(status: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Every call × status × body × content type: a refusal or a bad answer, and no secret in any text."""
+async def test_any_answer_raises_one_of_our_errors_at_most(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Every call × status × body × content type: PlaneError or TransportError, without a secret in the text."""
     for call in CALLS:
         for body in BODIES:
             for kind in KINDS:
@@ -202,7 +202,7 @@ async def test_no_answer_does_more_than_raise_one_of_ours(status: int, caplog: p
                     assert kind == "application/json" or status == 429 or status >= 500
 
 
-async def test_busy_is_busy_whoever_says_it() -> None:
+async def test_429_and_5xx_mean_later_in_any_form() -> None:
     for status in (429, 500, 502, 503, 504):
         answer = Answer(status, {"content-type": "text/html", "retry-after": "17"}, b"<html>")
         with pytest.raises(PlaneError) as caught:
@@ -210,7 +210,7 @@ async def test_busy_is_busy_whoever_says_it() -> None:
         assert (caught.value.status, caught.value.retry_after) == (status, 17.0)
 
 
-async def test_a_bodiless_challenge_is_a_401() -> None:
+async def test_a_bearer_challenge_without_a_body_is_a_401() -> None:
     answer = Answer(401, {"www-authenticate": 'Bearer realm="x"'}, b"")
     with pytest.raises(PlaneError) as caught:
         await plane_of(FakeHttp(answer)).fetch_certificates("t")
@@ -235,4 +235,4 @@ async def test_the_planes_clock_is_read_from_every_answer() -> None:
     assert plane.server_skew == 3600.5
     assert plane.server_now() == WALL + 3600.5
     await plane.poll("t", Poll(None, 20, 0))
-    assert plane.server_skew == 3600.5, "junk says nothing"
+    assert plane.server_skew == 3600.5, "an invalid date is ignored"

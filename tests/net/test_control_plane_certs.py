@@ -1,4 +1,4 @@
-"""Certificates and their materials: asked for whole, read to the end, refused with the reason."""
+"""Certificates and their materials: requests, paging, and refusals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def row(number: int, **fields: Any) -> dict[str, Any]:
     return {"id": number, "domain_name": f"c{number}.example", **fields}
 
 
-async def test_the_certificate_list_is_read_to_its_end() -> None:
+async def test_all_pages_of_the_certificate_list_are_read() -> None:
     numbers = list(range(1, 1201))
 
     def pages(sent: list[Sent]) -> Callable[[], Answer]:
@@ -35,7 +35,7 @@ async def test_the_certificate_list_is_read_to_its_end() -> None:
     assert [sent.query["after_id"] for sent in http.sent] == [0, 500, 1000]
 
 
-async def test_a_plane_that_knows_no_pages_ends_the_list_all_the_same() -> None:
+async def test_the_certificate_list_of_a_plane_without_paging() -> None:
     everything = ok([row(n) for n in range(900, 0, -1)])
     http = FakeHttp(everything, everything)
     assert len(await plane_of(http).fetch_certificates("t")) == 900
@@ -43,7 +43,7 @@ async def test_a_plane_that_knows_no_pages_ends_the_list_all_the_same() -> None:
 
 
 async def test_one_row_that_does_not_fit_fails_the_whole_list() -> None:
-    """Left out, it would read as "unassigned", and its certificate would be taken out of use."""
+    """A skipped row would mean "unassigned", and its certificate would be withdrawn."""
     for broken in ({"id": 2}, {"id": True, "domain_name": "x"}, "x", None):
         with pytest.raises(BadAnswerError):
             await plane_of(FakeHttp(ok([row(1), broken]))).fetch_certificates("t")
@@ -51,17 +51,17 @@ async def test_one_row_that_does_not_fit_fails_the_whole_list() -> None:
         await plane_of(FakeHttp(ok({"1": row(1)}))).fetch_certificates("t")
 
 
-async def test_an_endless_list_ends() -> None:
+async def test_an_endless_list_is_a_bad_answer() -> None:
     start = iter(range(1, 10**9, 500))
     http = FakeHttp(by_path={LIST: lambda: (lambda first: ok([row(first + n) for n in range(500)]))(next(start))})
     with pytest.raises(BadAnswerError, match="does not end"):
         await plane_of(http).fetch_certificates("t")
 
 
-async def test_a_certificate_is_the_one_asked_for() -> None:
+async def test_a_certificate_must_be_the_requested_one() -> None:
     found = await plane_of(FakeHttp(ok(row(4, certificate_pem="PEM")))).fetch_certificate("t", 4)
     assert found.certificate_pem == "PEM"
-    with pytest.raises(BadAnswerError, match="asked for certificate 4, got 5"):
+    with pytest.raises(BadAnswerError, match="requested certificate 4, got 5"):
         await plane_of(FakeHttp(ok(row(5)))).fetch_certificate("t", 4)
 
 
@@ -87,7 +87,7 @@ async def test_missing_pem_texts_come_from_the_detail() -> None:
     assert found.enc_privkey_b64 == "c2VjcmV0"
 
 
-async def test_the_older_path_of_materials_is_found_once() -> None:
+async def test_the_older_path_of_materials_is_used_from_then_on() -> None:
     whole = ok(SEALED | {"enc_scheme": 1, "certificate_pem": "PEM", "chain_pem": "C"})
     http = FakeHttp(by_path={MATERIALS: page(404), BUNDLE: whole})
     plane = plane_of(http)
@@ -99,7 +99,7 @@ async def test_the_older_path_of_materials_is_found_once() -> None:
 @pytest.mark.parametrize(
     ("status", "key"), [(409, "WRAP_PENDING"), (403, "EXPORT_FORBIDDEN"), (410, ""), (404, "NOT_FOUND")]
 )
-async def test_refused_materials_keep_their_reason(status: int, key: str) -> None:
+async def test_refused_materials_keep_the_error_key(status: int, key: str) -> None:
     with pytest.raises(PlaneError) as caught:
         await plane_of(FakeHttp(by_path={MATERIALS: refusal(status, key), BUNDLE: page(404)})).fetch_materials("t", 4)
     assert (caught.value.status, caught.value.key) == (status, key)
@@ -125,6 +125,6 @@ async def test_a_renewal_needs_a_plane_and_a_user() -> None:
     with pytest.raises(BadAnswerError):
         await plane_of(FakeHttp(HTML)).request_renewal("t", 7, 4)
     http = FakeHttp()
-    with pytest.raises(BadAnswerError, match="names no user"):
+    with pytest.raises(BadAnswerError, match="contains no user id"):
         await plane_of(http).request_renewal("t", None, 4)
     assert not http.sent

@@ -1,4 +1,4 @@
-"""Enrolment and tokens: one credential goes out, short deadlines hold, and a gateway ends no session."""
+"""Enrolment and tokens: credentials sent, deadlines, and answers of gateways."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_a_refresh_uses_the_configured_path_and_a_short_deadline() -> None
 
 
 async def test_a_gateways_401_does_not_end_the_session() -> None:
-    """Found by the simulation: a portal's challenge to a refresh was taken for the plane's refusal."""
+    """Found by the simulation: a portal's challenge to a refresh was treated as the plane's refusal."""
     for answer in (attrs.evolve(HTML, status=401), Answer(401, {}, b"")):
         with pytest.raises(BadAnswerError):
             await plane_of(FakeHttp(answer)).refresh("r1", "uuid")

@@ -1,4 +1,4 @@
-"""Every way a connection fails says so in one line, with the next thing to type."""
+"""Connection errors: one line each, with a fix."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def failure(http: Any, **options: Any) -> TransportError:
     return error
 
 
-async def test_a_wrong_ca_says_how_to_name_the_right_one(start, connect, tmp_path: Path) -> None:
+async def test_an_unknown_ca_has_a_fix(start, connect, tmp_path: Path) -> None:
     site = await start()
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(other)
@@ -76,7 +76,7 @@ async def test_a_wrong_ca_says_how_to_name_the_right_one(start, connect, tmp_pat
     assert "ca_files" in error.fix
     error = await failure(connect(site.url, ca_files=()))
     assert "is not signed by a CA this host trusts" in str(error)
-    assert not site.seen, "no request went out"
+    assert not site.seen, "no request was sent"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ async def test_a_wrong_ca_says_how_to_name_the_right_one(start, connect, tmp_pat
         ((10, 40), "is not valid yet by this host's clock, which says"),
     ],
 )
-async def test_validity_says_clock_and_the_time_here(start, connect, ca, days: tuple[int, int], words: str) -> None:
+async def test_validity_errors_show_this_host_s_time(start, connect, ca, days: tuple[int, int], words: str) -> None:
     cert = ca.issue_cert("127.0.0.1", not_before=NOW + dt.timedelta(days[0]), not_after=NOW + dt.timedelta(days[1]))
     site = await start(context=context_of(cert))
     error = await failure(connect(site.url))
@@ -95,7 +95,7 @@ async def test_validity_says_clock_and_the_time_here(start, connect, ca, days: t
     assert site.url.removeprefix("https://") in str(error)
 
 
-async def test_another_name_says_which(start, connect, ca) -> None:
+async def test_a_wrong_host_name_is_reported(start, connect, ca) -> None:
     site = await start(context=context_of(ca.issue_cert("other.example")))
     error = await failure(connect(site.url))
     assert "is for another name" in str(error)
@@ -130,7 +130,7 @@ async def test_a_plain_http_server_behind_https(connect, nursery) -> None:
     assert "does not speak TLS on that port" in str(error)
 
 
-async def test_a_server_that_hangs_up_in_the_handshake(connect, nursery) -> None:
+async def test_a_server_that_closes_the_connection_in_the_handshake(connect, nursery) -> None:
     async def hang_up(stream: trio.SocketStream) -> None:
         await stream.receive_some(1)
         await stream.aclose()
@@ -157,7 +157,7 @@ async def test_a_client_certificate_missing_and_given(connect, ca, tmp_path: Pat
         assert (await http.request("GET", "/", deadline=5, cap=CAP)).status == 200
 
 
-async def test_nobody_listens(connect) -> None:
+async def test_connection_refused(connect) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
@@ -165,7 +165,7 @@ async def test_nobody_listens(connect) -> None:
     assert f"nothing listens at 127.0.0.1:{port} (connection refused)" in str(error)
 
 
-async def test_a_name_that_does_not_exist(connect) -> None:
+async def test_an_unknown_host(connect) -> None:
     error = await failure(connect("https://no-such-host.invalid"))
     assert "cannot resolve the host of no-such-host.invalid:443" in str(error)
     assert error.fix is not None
@@ -190,7 +190,7 @@ async def test_a_proxy_that_refuses_is_named(connect, nursery, reply_line: bytes
 
 
 async def test_a_proxy_is_used_for_a_plane_that_is_not_loopback(start, connect, ca, nursery) -> None:
-    """CONNECT reaches the proxy with its credentials; the bearer token goes through the tunnel only."""
+    """CONNECT sends the proxy's credentials; the bearer token is sent only through the tunnel."""
     site = await start(context=context_of(ca.issue_cert("plane.example")))
     heads: list[bytes] = []
 
@@ -221,7 +221,7 @@ async def test_a_proxy_is_used_for_a_plane_that_is_not_loopback(start, connect, 
     assert site.connections == 1
 
 
-# --- the parts -------------------------------------------------------------------------------------------------
+# --- functions -------------------------------------------------------------------------------------------------
 
 
 def chained(*errors: BaseException) -> BaseException:
@@ -230,7 +230,7 @@ def chained(*errors: BaseException) -> BaseException:
     return errors[0]
 
 
-def test_causes_are_walked_once_each_through_groups_and_circles() -> None:
+def test_causes_are_yielded_once_through_groups_and_cycles() -> None:
     inner = ValueError("inner")
     group = ExceptionGroup("all attempts failed", [inner, OSError(errno.ECONNREFUSED, "refused")])
     top = chained(RuntimeError("top"), OSError("middle"), group)
@@ -272,9 +272,9 @@ def test_a_broken_exchange_names_the_reason() -> None:
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
-def test_any_clock_can_be_printed(now: float) -> None:
+def test_any_time_can_be_formatted(now: float) -> None:
     assert utc(now)
 
 
-def test_a_clock_reads_as_a_date() -> None:
+def test_a_time_is_formatted_as_a_date() -> None:
     assert utc(0) == "1970-01-01 00:00:00 UTC"

@@ -63,7 +63,7 @@ async def enrolled(world: World, **credential: Any) -> Any:
 
 
 async def test_the_life_of_a_device(world: World) -> None:
-    """Enrol, issue, assign, fetch, renew, ack, refresh, revoke: each call meets its endpoint."""
+    """Enrol, issue, assign, fetch, renew, ack, refresh, revoke: every call works against the reference plane."""
     operator, agent = world.operator, world.agent
     assert (await operator.fetch_health())["status"] == "ok"
     token = await operator.create_enrolment_token(1, label="test")
@@ -133,7 +133,7 @@ async def test_a_grant_is_answered(world: World, approve: bool) -> None:
     assert done.user_id == 1
 
 
-async def test_a_wrong_key_says_where_the_right_one_lies(world: World) -> None:
+async def test_the_fix_for_a_wrong_key_names_the_key_file(world: World) -> None:
     stranger = Operator(world.http, "canary-key", wall_now=wall)
     with pytest.raises(PlaneError) as caught:
         await stranger.fetch_devices(1)

@@ -1,4 +1,4 @@
-"""Which URLs may get credentials at all."""
+"""URLs that credentials may be sent to."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_plain_http_only_on_loopback_and_only_when_allowed(url: str) -> None:
         "https://[::1",
     ],
 )
-def test_everything_else_is_refused_with_a_fix(url: str) -> None:
+def test_all_other_urls_are_refused_with_a_fix(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_origin(url, allow_http_loopback=True)
     assert caught.value.exit_status is ExitStatus.CONFIG
@@ -64,7 +64,7 @@ def test_everything_else_is_refused_with_a_fix(url: str) -> None:
 
 
 @given(st.text(max_size=40))
-def test_no_text_escapes_the_check(text: str) -> None:
+def test_any_text_is_accepted_or_refused_as_url(text: str) -> None:
     for url in (text, f"https://{text}", f"http://{text}"):
         try:
             origin = parse_origin(url, allow_http_loopback=True)
@@ -74,7 +74,7 @@ def test_no_text_escapes_the_check(text: str) -> None:
         assert 0 < origin.port < 65536
 
 
-def test_a_proxy_is_named_without_its_password() -> None:
+def test_messages_about_a_proxy_omit_its_password() -> None:
     proxy = parse_proxy("http://agent:geheim@10.0.0.1:3128")
     assert proxy is not None
     assert proxy.place == "10.0.0.1:3128"
@@ -82,4 +82,4 @@ def test_a_proxy_is_named_without_its_password() -> None:
     for wrong in ("10.0.0.1:3128", "socks5://10.0.0.1", "http://", "http://10.0.0.1:99999", "http://10.0.0.1/x"):
         with pytest.raises(ConfigError) as caught:
             parse_proxy(wrong)
-        assert "10.0.0.1" not in str(caught.value), "a proxy URL may hold a password"
+        assert "10.0.0.1" not in str(caught.value), "a proxy URL may contain a password"

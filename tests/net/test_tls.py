@@ -1,4 +1,4 @@
-"""Whom we trust: the configured CA, or the system's store, and never what the environment names."""
+"""Trusted CAs: the configured ones or the system trust store, never those from the environment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_context_verifies_everything(ca_file: Path, monkeypatch: pytest.Monkey
     assert context.check_hostname
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert context.keylog_filename is None
-    assert len(subjects(context)) == 1, "the named CA replaces the system's"
+    assert len(subjects(context)) == 1, "the configured CA replaces the system trust store"
 
 
 def test_the_system_store_is_found_without_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_the_system_store_is_found_without_the_environment(monkeypatch: pytest.M
     assert Path(str(cafile or capath)) != tmp_path
 
 
-def test_a_bundle_is_used_where_no_hashed_directory_is(
+def test_a_bundle_is_used_without_a_hashed_directory(
     monkeypatch: pytest.MonkeyPatch, ca_file: Path, tmp_path: Path
 ) -> None:
     nowhere = ssl.get_default_verify_paths()._replace(openssl_cafile=str(tmp_path / "no"), openssl_capath=str(tmp_path))
@@ -71,7 +71,7 @@ def test_an_intermediate_or_the_leaf_itself_can_be_the_anchor(ca: trustme.CA, ca
 @pytest.mark.parametrize(
     ("content", "words"), [(None, "cannot read"), (b"", "contains no PEM"), (b"\0junk", "contains no PEM")]
 )
-def test_a_ca_file_that_does_not_load_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_a_ca_file_that_does_not_load_is_reported(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_bytes(content)
@@ -81,7 +81,7 @@ def test_a_ca_file_that_does_not_load_is_named(tmp_path: Path, content: bytes | 
     assert caught.value.fix
 
 
-def test_a_client_identity_that_does_not_load_is_named(ca: trustme.CA, tmp_path: Path) -> None:
+def test_a_client_certificate_that_does_not_load_is_reported(ca: trustme.CA, tmp_path: Path) -> None:
     leaf = ca.issue_cert("device.example")
     cert, key, locked = tmp_path / "c.pem", tmp_path / "k.pem", tmp_path / "locked.pem"
     leaf.cert_chain_pems[0].write_to_path(cert)
@@ -101,9 +101,7 @@ def test_a_client_identity_that_does_not_load_is_named(ca: trustme.CA, tmp_path:
         assert "client_certificate" in str(caught.value)
 
 
-def test_a_rotated_ca_file_is_read_again_and_a_broken_one_is_not(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_rotated_ca_file_is_reloaded_unless_it_is_broken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "ca.pem"
 
     def put(content: bytes) -> None:
@@ -114,7 +112,7 @@ def test_a_rotated_ca_file_is_read_again_and_a_broken_one_is_not(
     put(trustme.CA().cert_pem.bytes())
     trust = Trust(HttpClientConfig(ca_files=("ca.pem",)), tmp_path)
     first = trust.context()
-    assert trust.context() is first, "nothing changed, nothing is read"
+    assert trust.context() is first, "unchanged files are not read again"
     put(trustme.CA().cert_pem.bytes())
     second = trust.context()
     assert subjects(second) != subjects(first)

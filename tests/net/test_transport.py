@@ -1,4 +1,4 @@
-"""One exchange: what is sent, when it ends, and which connection it takes."""
+"""One exchange: the request, the deadline, and the connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from certctrl.net import pools, transport
 CAP = 1 << 20
 
 
-async def test_a_request_says_who_it_is_and_asks_for_no_compression(start, connect, reply) -> None:
+async def test_headers_of_a_request(start, connect, reply) -> None:
     site = await start(lambda seen, stream: reply({"data": [1]}, headers='ETag: W/"a"\r\nX-A: 1\r\nX-A: 2\r\n'))
     answer = await connect(site.url).request(
         "POST",
@@ -74,7 +74,7 @@ async def test_plain_http_on_loopback(start, connect) -> None:
 @pytest.mark.parametrize(
     "head", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"], ids=len
 )
-async def test_one_deadline_covers_silence_and_dripping(start, connect, reply, head: bytes) -> None:
+async def test_the_deadline_covers_silence_and_slow_bodies(start, connect, reply, head: bytes) -> None:
     slow = True
 
     async def script(seen, stream):
@@ -96,7 +96,7 @@ async def test_one_deadline_covers_silence_and_dripping(start, connect, reply, h
     assert (await http.request("GET", "/", deadline=5, cap=CAP)).status == 200
 
 
-async def test_a_handshake_that_hangs_ends_at_the_deadline_and_nothing_was_sent(connect, nursery) -> None:
+async def test_a_hanging_handshake_ends_at_the_deadline_unsent(connect, nursery) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     with pytest.raises(DeadlineError, match=f"no connection to 127.0.0.1:{port}") as caught:
@@ -107,7 +107,7 @@ async def test_a_handshake_that_hangs_ends_at_the_deadline_and_nothing_was_sent(
     await listener.aclose()
 
 
-async def test_waiting_for_a_free_connection_counts(start, connect) -> None:
+async def test_the_deadline_includes_waiting_for_a_connection(start, connect) -> None:
     async def script(seen, stream):
         await trio.sleep_forever()
 
@@ -127,8 +127,8 @@ async def test_waiting_for_a_free_connection_counts(start, connect) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
-async def test_canary_cancelling_at_any_moment_leaks_no_slot(start, connect, reply, width: int) -> None:
-    """The reason for ReclaimTransport; without it about half of the probes below fail."""
+async def test_cancelling_at_any_moment_leaks_no_connection(start, connect, reply, width: int) -> None:
+    """Without ReclaimTransport, about half of the requests below fail."""
 
     async def script(seen, stream):
         if seen.target == "/held":
@@ -148,8 +148,8 @@ async def test_canary_cancelling_at_any_moment_leaks_no_slot(start, connect, rep
     assert all(one.is_idle() or one.is_closed() for one in pool.transport._pool._connections)
 
 
-async def test_canary_reclaim_knows_the_library(start, connect) -> None:
-    """A new release that renames what `_reclaim` reads fails here, not in somebody's datacentre."""
+async def test_reclaim_matches_the_library(start, connect) -> None:
+    """A library release that renames the fields used by `_reclaim` fails here, not in production."""
     site = await start()
     http = connect(site.url)
     await http.request("GET", "/", deadline=5, cap=CAP)
@@ -163,10 +163,10 @@ async def test_canary_reclaim_knows_the_library(start, connect) -> None:
     assert inner._connections == []
     assert connection.is_closed()
     await trio.testing.wait_all_tasks_blocked(0.05)
-    assert site.open_now == 0, "its socket is closed as well"
+    assert site.open_now == 0, "its socket is closed"
 
 
-async def test_a_stuck_pool_is_replaced_and_the_request_goes_through(start, connect, monkeypatch, caplog) -> None:
+async def test_a_stuck_pool_is_replaced_and_the_request_succeeds(start, connect, monkeypatch, caplog) -> None:
     monkeypatch.setattr(transport, "_POOL_TIMEOUT", 0.1)
     site = await start()
     http = connect(site.url, max_connections=1)
@@ -184,7 +184,7 @@ async def test_a_stuck_pool_is_replaced_and_the_request_goes_through(start, conn
 # --- reuse and recycling ----------------------------------------------------------------------------------------
 
 
-async def test_a_get_on_a_connection_that_just_died_is_sent_again_once(start, connect, reply) -> None:
+async def test_a_get_on_a_stale_connection_is_repeated_once(start, connect, reply) -> None:
     per_connection: dict[int, int] = {}
 
     def script(seen, stream):
@@ -199,10 +199,10 @@ async def test_a_get_on_a_connection_that_just_died_is_sent_again_once(start, co
     with pytest.raises(TransportError, match="closed the connection") as caught:
         await http.request("POST", "/3", json={}, deadline=5, cap=CAP)
     assert caught.value.maybe_sent
-    assert [seen.target for seen in site.seen].count("/3") == 1, "a POST may have been done"
+    assert [seen.target for seen in site.seen].count("/3") == 1, "a POST may have taken effect"
 
 
-async def test_a_get_on_a_new_connection_that_dies_is_not_repeated(start, connect) -> None:
+async def test_a_get_on_a_new_connection_is_not_repeated(start, connect) -> None:
     site = await start(lambda seen, stream: None)
     with pytest.raises(TransportError):
         await connect(site.url).request("GET", "/", deadline=5, cap=CAP)
@@ -222,11 +222,11 @@ async def test_a_connection_is_recycled_after_ten_minutes(start, connect, monkey
     await http.request("GET", "/", deadline=5, cap=CAP)
     assert site.connections == 2
     await trio.testing.wait_all_tasks_blocked(0.05)
-    assert site.open_now == 1, "the old one is closed"
+    assert site.open_now == 1, "the old connection is closed"
     assert first not in http._pools._all
 
 
-async def test_a_request_in_flight_survives_the_recycling_of_its_pool(start, connect, reply) -> None:
+async def test_a_running_request_survives_the_recycling_of_its_pool(start, connect, reply) -> None:
     let_go = trio.Event()
 
     async def script(seen, stream):

@@ -1,4 +1,4 @@
-"""Answers and settings that are refused: at once, cleaned up after, and with no secret in any word."""
+"""Refused answers and settings: immediately, with clean-up, without a secret in any text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAP = 1 << 20
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 300])
-async def test_a_redirect_is_an_error_and_no_credential_follows(start, connect, reply, status: int) -> None:
+async def test_a_redirect_is_an_error_and_is_not_followed(start, connect, reply, status: int) -> None:
     other = await start()
     site = await start(lambda seen, stream: reply(status=status, headers=f"Location: {other.url}/x\r\n"))
     with pytest.raises(BadAnswerError, match="redirects") as caught:
@@ -27,13 +27,13 @@ async def test_a_redirect_is_an_error_and_no_credential_follows(start, connect, 
     assert other.connections == 0
 
 
-async def test_not_modified_is_no_redirect(start, connect) -> None:
+async def test_not_modified_is_not_a_redirect(start, connect) -> None:
     site = await start(lambda seen, stream: b"HTTP/1.1 304 Not Modified\r\n\r\n")
     assert (await connect(site.url).request("GET", "/", deadline=5, cap=CAP)).status == 304
 
 
 async def endless(stream: trio.abc.Stream, head: bytes, piece: bytes, limit: int = 400_000_000) -> int:
-    """Send pieces until the peer hangs up; return how many bytes went out."""
+    """Send chunks until the peer closes the connection; return the number of bytes sent."""
     await stream.send_all(head)
     sent = 0
     while sent < limit:
@@ -55,7 +55,7 @@ BIG = b"x" * 65536
     ],
     ids=["chunked", "until-close", "announced", "just-over"],
 )
-async def test_a_body_over_its_cap_ends_at_once(start, connect, reply, head: bytes, piece: bytes) -> None:
+async def test_a_body_over_its_limit_is_ended_immediately(start, connect, reply, head: bytes, piece: bytes) -> None:
     answers: list[Any] = [lambda stream: endless(stream, head, piece), None]
 
     async def script(seen, stream):
@@ -66,10 +66,10 @@ async def test_a_body_over_its_cap_ends_at_once(start, connect, reply, head: byt
     http = connect(site.url, max_connections=1)
     with pytest.raises(BadAnswerError, match="longer than"):
         await http.request("GET", "/", deadline=10, cap=1_000_000)
-    assert (await http.request("GET", "/", deadline=5, cap=CAP)).status == 200, "the only slot is free again"
+    assert (await http.request("GET", "/", deadline=5, cap=CAP)).status == 200, "the only connection is free again"
 
 
-async def test_a_body_of_exactly_its_cap_is_fine(start, connect, reply) -> None:
+async def test_a_body_of_exactly_its_limit_is_accepted(start, connect, reply) -> None:
     site = await start(lambda seen, stream: reply(b"x" * 5000))
     assert len((await connect(site.url).request("GET", "/", deadline=5, cap=5000)).body) == 5000
 
@@ -82,7 +82,7 @@ async def test_a_compressed_answer_is_refused(start, connect, reply, encoding: s
 
 
 @pytest.mark.parametrize("size", [40_000, 90_000, 3_000_000])
-async def test_headers_have_a_cap(start, connect, reply, size: int) -> None:
+async def test_headers_have_a_limit(start, connect, reply, size: int) -> None:
     site = await start(lambda seen, stream: reply(headers="X-Pad: " + "p" * size + "\r\n"))
     with pytest.raises(BadAnswerError):
         await connect(site.url).request("GET", "/", deadline=10, cap=CAP)
@@ -98,7 +98,7 @@ async def test_headers_have_a_cap(start, connect, reply, size: int) -> None:
         b"\x1b[31mHTTP/1.1 200 OK\r\n\r\n",
     ],
 )
-async def test_what_is_not_http_is_named_without_its_bytes_raw(start, connect, raw: bytes) -> None:
+async def test_an_answer_that_is_not_http_is_escaped_in_the_message(start, connect, raw: bytes) -> None:
     site = await start(lambda seen, stream: raw)
     with pytest.raises(TransportError) as caught:
         await connect(site.url).request("GET", "/", deadline=2, cap=CAP)
@@ -109,7 +109,7 @@ async def test_what_is_not_http_is_named_without_its_bytes_raw(start, connect, r
 @pytest.mark.parametrize(
     "raw", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345"]
 )
-async def test_an_answer_cut_short_is_a_transport_error(start, connect, raw: bytes) -> None:
+async def test_a_truncated_answer_is_a_transport_error(start, connect, raw: bytes) -> None:
     async def script(seen, stream):
         await stream.send_all(raw)
 
@@ -122,7 +122,7 @@ async def test_an_answer_cut_short_is_a_transport_error(start, connect, raw: byt
 
 
 @pytest.mark.parametrize("token", ["geheim\nX-Injected: 1", "geheim-é", "geheim\r\n\r\nGET / HTTP/1.1", "geheim\x00"])
-async def test_a_token_that_is_no_token_is_not_sent_and_not_shown(start, connect, token: str) -> None:
+async def test_an_invalid_token_is_neither_sent_nor_shown(start, connect, token: str) -> None:
     site = await start()
     with pytest.raises(TransportError, match="stored token") as caught:
         await connect(site.url).request("GET", "/", headers={"authorization": f"Bearer {token}"}, deadline=5, cap=CAP)
@@ -151,7 +151,7 @@ async def test_secrets_appear_in_no_error_and_no_log(start, connect, caplog) -> 
     assert "canary" not in text
 
 
-async def test_a_hostile_environment_changes_nothing(start, connect, monkeypatch, tmp_path) -> None:
+async def test_the_environment_is_ignored(start, connect, monkeypatch, tmp_path) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "evil.pem"))

@@ -1,4 +1,4 @@
-"""Which signals run: newest per resource, revocations first, nothing lost, nothing of a busy resource touched."""
+"""Which signals are handled: the newest per resource, revocations first, none of a busy resource."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_nothing_to_do() -> None:
     assert (choice.run, choice.superseded, choice.next_retry_at) == ([], [], None)
 
 
-def test_the_newest_wins_whatever_came_first() -> None:
+def test_the_newest_wins_in_any_order_of_arrival() -> None:
     old, new, other = entry(CertRenewed(1, 7)), entry(CertRenewed(2, 7)), entry(CertRenewed(1, 8))
     for order in ([old, new, other], [new, other, old]):
         choice = choose(order, (), 0.0)
@@ -41,7 +41,7 @@ def test_the_newest_wins_whatever_came_first() -> None:
         assert choice.superseded == [old]
 
 
-def test_among_equals_the_last_wins() -> None:
+def test_of_equal_timestamps_the_last_wins() -> None:
     first, last = entry(CertRenewed(5, 7)), entry(CertUnassigned(5, 7))
     choice = choose([first, last], (), 0.0)
     assert (choice.run, choice.superseded) == ([last], [first])
@@ -53,18 +53,18 @@ def test_revocations_jump_the_queue() -> None:
     assert choose([*renewed, revoked], (), 0.0).run == [revoked, *renewed]
 
 
-def test_a_renewal_does_not_silence_a_revocation() -> None:
+def test_a_renewal_does_not_supersede_a_revocation() -> None:
     revoked, renewed = entry(CertRevoked(1, 7)), entry(CertRenewed(2, 7))
     choice = choose([revoked, renewed], (), 0.0)
     assert (choice.run, choice.superseded) == ([revoked], [])
     assert choose([renewed], (), 0.0).run == [renewed]
-    # but one that waits for its next try holds nothing up
+    # but one that waits for its retry does not block the resource
     waiting = entry(CertRevoked(1, 7), next_try_at=100.0)
     assert choose([waiting, renewed], (), 0.0).run == [renewed]
     assert choose([waiting, renewed], (), 100.0).run == [waiting]
 
 
-def test_a_revocation_supersedes_what_came_before_it() -> None:
+def test_a_revocation_supersedes_earlier_signals() -> None:
     renewed, revoked = entry(CertRenewed(1, 7)), entry(CertRevoked(2, 7))
     choice = choose([renewed, revoked], (), 0.0)
     assert (choice.run, choice.superseded) == ([revoked], [renewed])
@@ -79,7 +79,7 @@ def test_a_busy_resource_is_left_alone() -> None:
     assert (choice.run, choice.superseded) == ([entries[2]], [])
 
 
-def test_a_failed_entry_waits_and_a_new_one_replaces_it_at_once() -> None:
+def test_a_new_signal_supersedes_a_failed_one_immediately() -> None:
     failed = entry(CertRenewed(1, 7), next_try_at=50.0)
     assert choose([failed], (), 49.9).next_retry_at == 50.0
     assert choose([failed], (), 49.9).run == []
@@ -89,7 +89,7 @@ def test_a_failed_entry_waits_and_a_new_one_replaces_it_at_once() -> None:
     assert (choice.run, choice.superseded, choice.next_retry_at) == ([new], [failed], None)
 
 
-def test_strangers_do_not_supersede_each_other() -> None:
+def test_unknown_and_malformed_signals_are_not_superseded() -> None:
     strange = [
         entry(UnknownSignal("x", 1, {})),
         entry(UnknownSignal("x", 2, {})),
@@ -97,7 +97,7 @@ def test_strangers_do_not_supersede_each_other() -> None:
     ]
     choice = choose(strange, (), 0.0)
     assert choice.superseded == []
-    assert choice.run == [strange[0], strange[2]], "one at a time per resource, in order"
+    assert choice.run == [strange[0], strange[2]], "one per resource, in order"
 
 
 SIGNAL = st.one_of(
@@ -118,7 +118,7 @@ ENTRIES = st.lists(
 @given(
     ENTRIES, st.sets(st.sampled_from(["cert:1", "cert:2", "install", "unknown:x"])), st.sampled_from([0.0, 5.0, 10.0])
 )
-def test_what_every_choice_keeps(entries: list[InboxEntry], busy: set[str], now: float) -> None:
+def test_invariants_of_every_choice(entries: list[InboxEntry], busy: set[str], now: float) -> None:
     choice = choose(entries, busy, now)
     running = [one.signal.resource for one in choice.run]
     assert len(set(running)) == len(running), "one per resource"
@@ -130,16 +130,18 @@ def test_what_every_choice_keeps(entries: list[InboxEntry], busy: set[str], now:
     assert revoked == sorted(revoked, reverse=True)
     left = [one for one in entries if not any(one is gone for gone in choice.superseded)]
     for gone in choice.superseded:
-        heirs = [one for one in left if one.signal.resource == gone.signal.resource]
-        assert any(one.signal.ts_ms >= gone.signal.ts_ms for one in heirs), "a newer one stays"
+        remaining = [one for one in left if one.signal.resource == gone.signal.resource]
+        assert any(one.signal.ts_ms >= gone.signal.ts_ms for one in remaining), "a newer signal stays"
         if isinstance(gone.signal, CertRevoked):
-            assert any(isinstance(one.signal, CertRevoked) for one in heirs), "an alarm stays"
+            assert any(isinstance(one.signal, CertRevoked) for one in remaining), "a revocation stays"
     if choice.next_retry_at is not None:
         assert choice.next_retry_at > now
 
 
 @given(ENTRIES, st.integers(0, 2**32))
-def test_an_inbox_empties_and_its_last_word_per_resource_ran(entries: list[InboxEntry], seed: int) -> None:
+def test_the_newest_signal_of_each_resource_is_handled_until_the_inbox_is_empty(
+    entries: list[InboxEntry], seed: int
+) -> None:
     chance = random.Random(seed)
     inbox, busy, ran, now = list(entries), {}, [], 0.0
     for _ in range(400):
@@ -164,8 +166,8 @@ def test_an_inbox_empties_and_its_last_word_per_resource_ran(entries: list[Inbox
         assert any(one.signal.resource == resource and isinstance(one.signal, CertRevoked) for one in ran)
 
 
-def test_what_was_put_off_while_the_clock_was_ahead_is_due() -> None:
+def test_a_retry_set_while_the_clock_was_ahead_is_due_now() -> None:
     waits, was_ahead = entry(CertRenewed(1, 7), 1000.0 + 3600.0), entry(CertRenewed(1, 8), 1e9)
     choice = choose([waits, was_ahead], (), 1000.0, longest=3600.0)
-    assert choice.run == [was_ahead], "nobody was ever told to wait that long"
+    assert choice.run == [was_ahead], "a retry is never delayed that long"
     assert choice.next_retry_at == waits.next_try_at

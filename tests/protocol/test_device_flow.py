@@ -1,4 +1,4 @@
-"""The device grant: polite, bounded, and ended by exactly one word."""
+"""Device grants: the pace of polls, the end by decision or expiry, and the pages that operators are sent to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def started(interval: float = 5, expires_in: float = 60) -> GrantStarted:
     )
 
 
-def test_a_grant_from_start_to_yes() -> None:
+def test_a_grant_from_start_to_approval() -> None:
     flow = DeviceFlow(started(), 100.0)
     assert flow.next_step(100.0) == PollGrant(105.0)
     flow.receive(GrantPending(), 105.0)
@@ -45,7 +45,7 @@ def test_a_grant_from_start_to_yes() -> None:
     assert flow.next_step(110.0) == flow.next_step(9999.0) == Done(READY)
 
 
-def test_slow_down_adds_five_seconds_for_good() -> None:
+def test_slow_down_adds_five_seconds_permanently() -> None:
     flow = DeviceFlow(started(), 0.0)
     flow.receive(GrantSlowDown(), 5.0)
     assert flow.next_step(5.0) == PollGrant(15.0)
@@ -58,7 +58,7 @@ def test_slow_down_adds_five_seconds_for_good() -> None:
 @pytest.mark.parametrize(
     ("event", "end"), [(GrantDenied(), Refused()), (GrantExpired(), Expired()), (READY, Done(READY))]
 )
-def test_what_is_decided_stays_decided(event: GrantEvent, end: object) -> None:
+def test_a_decision_is_final(event: GrantEvent, end: object) -> None:
     flow = DeviceFlow(started(), 0.0)
     flow.receive(event, 5.0)
     for later in (GrantPending(), READY, GrantDenied(), GrantFailed("x")):
@@ -66,18 +66,18 @@ def test_what_is_decided_stays_decided(event: GrantEvent, end: object) -> None:
         assert flow.next_step(6.0) == end
 
 
-def test_nothing_is_asked_after_the_code_expired() -> None:
+def test_no_poll_after_the_code_expired() -> None:
     flow = DeviceFlow(started(expires_in=12), 0.0)
     flow.receive(GrantPending(), 5.0)
     assert flow.next_step(5.0) == PollGrant(10.0)
     flow.receive(GrantFailed("no route to host"), 10.0)
-    assert flow.next_step(10.0) == Expired("no route to host"), "15 s would be too late: say so at once"
+    assert flow.next_step(10.0) == Expired("no route to host"), "the next poll, at 15 s, would be too late"
     assert DeviceFlow(started(expires_in=0), 0.0).next_step(0.0) == Expired()
     late = DeviceFlow(started(), 0.0)
-    assert late.next_step(60.0) == Expired(), "the machine slept over it"
+    assert late.next_step(60.0) == Expired(), "the code expired while the machine slept"
 
 
-def test_failures_back_off_and_are_forgotten() -> None:
+def test_failures_back_off_until_a_success() -> None:
     flow = DeviceFlow(started(expires_in=10_000), 0.0)
     pauses = []
     now = 0.0
@@ -105,7 +105,7 @@ def test_failures_back_off_and_are_forgotten() -> None:
         max_size=30,
     ),
 )
-def test_never_sooner_than_the_interval_and_never_after_the_end(
+def test_polls_keep_the_interval_and_stop_at_the_end(
     interval: float, expires_in: float, history: list[tuple[GrantEvent, float]]
 ) -> None:
     now = 1000.0
@@ -150,10 +150,10 @@ def test_never_sooner_than_the_interval_and_never_after_the_end(
         ("https:///device", "https://plane.example", False),
     ],
 )
-def test_where_a_person_may_be_sent(uri: str, server: str, fine: bool) -> None:
+def test_verification_uris(uri: str, server: str, fine: bool) -> None:
     assert (uri_problem(uri, server) is None) is fine
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_any_text_has_a_verdict(uri: str, server: str) -> None:
+def test_any_text_is_accepted_or_refused(uri: str, server: str) -> None:
     uri_problem(uri, server)

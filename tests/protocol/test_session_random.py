@@ -1,7 +1,7 @@
-"""The session against any history: what holds whatever answers, fails, is asked for and when.
+"""Invariants of a session under random histories of answers, failures and requests.
 
-The examiner below keeps its own small model (which cursor is durable, which edges exist, when polls went out)
-and does not look into the session but for the state and the figures that status shows.
+The examiner keeps its own small model (the durable cursor, the edges, the times of polls) and reads only the public
+attributes of the session.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from certctrl.protocol.session import Session
 from certctrl.protocol.state import TRANSITIONS, State
 
 NEWS = (CertRenewed(1, 7),)
-WISHES = st.none() | st.sampled_from([0.0, 0.5, 7.0, 60.0, 3600.0])
+RETRY_AFTERS = st.none() | st.sampled_from([0.0, 0.5, 7.0, 60.0, 3600.0])
 CURSORS = st.none() | st.sampled_from(["c1", "c2", "c3", "c4"])
 ANSWERS: dict[type, st.SearchStrategy[Any]] = {
     steps.Poll: st.one_of(
-        st.builds(ev.NoUpdates, CURSORS, retry_after=WISHES),
-        st.builds(ev.Updates, CURSORS, st.just(NEWS), st.booleans(), retry_after=WISHES),
+        st.builds(ev.NoUpdates, CURSORS, retry_after=RETRY_AFTERS),
+        st.builds(ev.Updates, CURSORS, st.just(NEWS), st.booleans(), retry_after=RETRY_AFTERS),
         st.builds(ev.Updates, CURSORS, st.just((ResyncRequired(1),)), st.booleans()),
         st.just(ev.TokenExpired()),
         st.just(ev.CursorExpired()),
-        st.builds(ev.ServerBusy, st.sampled_from([429, 500, 503]), WISHES),
+        st.builds(ev.ServerBusy, st.sampled_from([429, 500, 503]), RETRY_AFTERS),
         st.just(ev.Refused(400, "", 0, "no")),
-        st.builds(ev.BadAnswer, st.just("html"), retry_after=WISHES),
+        st.builds(ev.BadAnswer, st.just("html"), retry_after=RETRY_AFTERS),
         st.just(ev.TransportFailed("down")),
         st.just(ev.TransportFailed("down")),
     ),
     steps.Deliver: st.sampled_from([ev.Delivered(), ev.Delivered(), ev.DeliverFailed("full")]),
-    steps.FlushAcks: st.just(ev.AcksSent()) | st.builds(ev.AcksFailed, st.just("x"), WISHES),
-    steps.Refresh: st.just(ev.TokenRefreshed()) | st.builds(ev.RefreshFailed, st.just("x"), WISHES),
-    steps.Resync: st.just(ev.Resynced()) | st.builds(ev.ResyncFailed, st.just("x"), WISHES),
+    steps.FlushAcks: st.just(ev.AcksSent()) | st.builds(ev.AcksFailed, st.just("x"), RETRY_AFTERS),
+    steps.Refresh: st.just(ev.TokenRefreshed()) | st.builds(ev.RefreshFailed, st.just("x"), RETRY_AFTERS),
+    steps.Resync: st.just(ev.Resynced()) | st.builds(ev.ResyncFailed, st.just("x"), RETRY_AFTERS),
 }
-# what comes without having been asked for, and answers to steps that nobody took
+# unrequested events, and answers to steps that were not performed
 STRAY = st.sampled_from(
     [ev.Timer(), ev.Started(True), ev.Delivered(), ev.AcksSent(), ev.TokenRefreshed(),
      ev.RefreshFailed("x"), ev.Resynced(), ev.ResyncFailed("x"), ev.NoUpdates("stray"), ev.Updates("stray", NEWS, True)]
@@ -61,7 +61,7 @@ CONFIGS = st.builds(
 
 
 class Examiner:
-    """Plays the poller, and fails when the session breaks a promise."""
+    """Perform the steps of a session and check every invariant."""
 
     def __init__(self, config: ApplicationConfig, cursor: str | None, chance: random.Random) -> None:
         self.config = config
@@ -73,9 +73,9 @@ class Examiner:
         self.least = self.base * (1 - config.poll_jitter) - 1e-6
         self.edges: Counter[tuple[State, State]] = Counter()
         self.polls: list[float] = []
-        self.free = False  # the next poll may come early: a person, a full page, news by long-poll
-        self.retry = False  # … or the one retry after a refresh
-        self.still = 0  # steps since time last moved
+        self.free = False  # the next poll may be early: poll-now, a full page, signals by long poll
+        self.retry = False  # … or it is the one retry after a refresh
+        self.still = 0  # steps since time last advanced
         self.requests_at: dict[type, float] = {}
 
     def _moved(self, old: State, new: State) -> None:
@@ -87,7 +87,7 @@ class Examiner:
         self.still += 1
         assert self.still < 12 or self.free, "busy loop"
         if not isinstance(step, steps.Wait):
-            assert self.session.next_step(self.now) is step, "a step stands"
+            assert self.session.next_step(self.now) is step, "a step stays current"
         getattr(self, "_on_" + type(step).__name__.lower())(step)
         return step
 
@@ -134,8 +134,8 @@ class Examiner:
             self.now += seconds
             self.still = 0
 
-    def tell(self, event: ev.Event, step: steps.Step | None = None) -> None:
-        """Report an event; with ``step``, as its answer."""
+    def receive(self, event: ev.Event, step: steps.Step | None = None) -> None:
+        """Report an event; with ``step``, as the answer to it."""
         if isinstance(step, steps.Poll) and isinstance(event, ev.Updates) and event.cursor not in (None, step.cursor):
             self.free = (event.full or step.wait > 0) and event.retry_after is None
         if isinstance(step, steps.Deliver):
@@ -155,37 +155,37 @@ class Examiner:
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data(), CONFIGS, CURSORS, st.booleans(), st.integers(0, 2**32))
-def test_any_history(
+def test_invariants_of_random_histories(
     data: st.DataObject, config: ApplicationConfig, cursor: str | None, token_valid: bool, seed: int
 ) -> None:
     examiner = Examiner(config, cursor, random.Random(seed))
-    examiner.tell(ev.Started(token_valid))
+    examiner.receive(ev.Started(token_valid))
     for _ in range(data.draw(st.integers(5, 60), label="steps")):
         step = examiner.step()
         if data.draw(st.integers(0, 9), label="stray") == 0:
             stray = data.draw(STRAY)
             if not isinstance(stray, answers_to(step)):
-                examiner.tell(stray)
+                examiner.receive(stray)
         if isinstance(step, steps.Wait):
             if math.isinf(step.until) or data.draw(st.integers(0, 9), label="poll now") == 0:
                 examiner.pass_time(data.draw(st.sampled_from([0.0, 0.3, 2.0])))
-                examiner.tell(ev.PollNow())
+                examiner.receive(ev.PollNow())
             else:
                 examiner.pass_time(step.until - examiner.now)
-                examiner.tell(ev.Timer())
+                examiner.receive(ev.Timer())
             continue
         examiner.pass_time(data.draw(st.sampled_from([0.0, 0.0, 0.01, 1.0, 25.0])))
         if isinstance(step, steps.Poll) and data.draw(st.integers(0, 19), label="give up") == 0:
-            examiner.tell(ev.PollNow())
+            examiner.receive(ev.PollNow())
         else:
-            examiner.tell(data.draw(ANSWERS[type(step)]), step)
+            examiner.receive(data.draw(ANSWERS[type(step)]), step)
     reason = data.draw(st.sampled_from([ev.DeviceRevoked("x"), ev.RefreshRefused("x")]))
-    examiner.tell(reason)
+    examiner.receive(reason)
     assert isinstance(examiner.step(), steps.Terminate)
 
 
 def answers_to(step: steps.Step) -> tuple[type, ...]:
-    """Give the events that would be taken for the answer to a step; a stray one must not be among them."""
+    """Return the event types that answer a step; stray events must be of other types."""
     kinds: dict[type, tuple[type, ...]] = {
         steps.Poll: ev.POLL_ANSWERS,
         steps.Deliver: (ev.Delivered, ev.DeliverFailed),
@@ -197,68 +197,68 @@ def answers_to(step: steps.Step) -> tuple[type, ...]:
 
 
 def chance_answer(step: steps.Step, chance: random.Random, faulty: float) -> ev.Event:
-    """Give a random answer without hypothesis, for long runs."""
+    """Return a random answer without hypothesis, for long runs."""
     bad = chance.random() < faulty
-    wish = chance.choice([None, None, 0.0, 3.0, 30.0, 900.0])
+    retry_after = chance.choice([None, None, 0.0, 3.0, 30.0, 900.0])
     cursor = chance.choice([None, "c", f"c{chance.randrange(1000)}"])
     match step:
         case steps.Poll():
             good = [ev.NoUpdates(cursor), ev.NoUpdates(None), ev.Updates(cursor, NEWS, False)]
             resync = ev.Updates(cursor, (ResyncRequired(1),), False)
-            faults = [ev.TokenExpired(), ev.CursorExpired(), ev.ServerBusy(503, wish), ev.Refused(400, "", 0, "no"),
+            faults = [ev.TokenExpired(), ev.CursorExpired(), ev.ServerBusy(503, retry_after), ev.Refused(400, "", 0, "no"),
                       ev.BadAnswer("html"), ev.TransportFailed("down"), resync]  # fmt: skip
             return chance.choice(faults if bad else good)
         case steps.Deliver():
             return ev.DeliverFailed("full") if bad else ev.Delivered()
         case steps.FlushAcks():
-            return ev.AcksFailed("x", wish) if bad else ev.AcksSent()
+            return ev.AcksFailed("x", retry_after) if bad else ev.AcksSent()
         case steps.Refresh():
-            return ev.RefreshFailed("x", wish) if bad else ev.TokenRefreshed()
+            return ev.RefreshFailed("x", retry_after) if bad else ev.TokenRefreshed()
         case _:
-            return ev.ResyncFailed("x", wish) if bad else ev.Resynced()
+            return ev.ResyncFailed("x", retry_after) if bad else ev.Resynced()
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_default_configuration_makes_at_most_three_requests_in_ten_seconds(seed: int) -> None:
-    """A simulated day of random faults, without full pages and without a person: counted over every window."""
+    """A simulated day of random faults, without full pages and poll-now; counted in every window."""
     chance = random.Random(seed)
     examiner = Examiner(ApplicationConfig(), None, chance)
-    examiner.tell(ev.Started(token_valid=seed % 2 == 0))
+    examiner.receive(ev.Started(token_valid=seed % 2 == 0))
     refreshes: list[float] = []
     while examiner.now < 1000.0 + 86_400 and len(examiner.polls) < 4000:
         step = examiner.step()
         if isinstance(step, steps.Wait):
             examiner.pass_time(step.until - examiner.now)
-            examiner.tell(ev.Timer())
+            examiner.receive(ev.Timer())
             continue
         if isinstance(step, steps.Refresh):
             refreshes.append(examiner.now)
         examiner.pass_time(chance.choice([0.0, 0.02, 0.02, 3.0]))
         faulty = 0.1 if examiner.now % 7200 < 3600 else 0.6
-        examiner.tell(chance_answer(step, chance, faulty), step)
+        examiner.receive(chance_answer(step, chance, faulty), step)
     for times in (examiner.polls, refreshes):
         assert all(fourth - first >= 10.0 - 1e-6 for first, fourth in zip(times, times[3:], strict=False))
     assert all(later - earlier >= 4.5 - 1e-6 for earlier, later in pairwise(refreshes))
-    assert len(examiner.polls) > 500, "and it did not fall asleep either"
+    assert len(examiner.polls) > 500, "and it keeps polling"
 
 
-def test_between_them_the_histories_take_every_edge() -> None:
-    """The harness has teeth: random histories walk the whole diagram."""
+def test_random_histories_take_every_edge() -> None:
+    """The random histories cover the whole diagram."""
     edges: Counter[tuple[State, State]] = Counter()
     for seed in range(40):
         chance = random.Random(seed)
         config = attrs.evolve(ApplicationConfig(), poll_mode=chance.choice(["interval", "long-poll", "adaptive"]))
         examiner = Examiner(config, "c", chance)
-        examiner.tell(ev.Started(token_valid=chance.random() < 0.5))
+        examiner.receive(ev.Started(token_valid=chance.random() < 0.5))
         for _ in range(200):
             step = examiner.step()
             if isinstance(step, steps.Wait):
                 examiner.pass_time(step.until - examiner.now)
-                examiner.tell(ev.Timer())
+                examiner.receive(ev.Timer())
             else:
                 examiner.pass_time(0.02)
-                examiner.tell(chance_answer(step, chance, 0.4), step)
-        examiner.tell(ev.DeviceRevoked("x") if seed % 2 else ev.RefreshRefused("x"))
+                examiner.receive(chance_answer(step, chance, 0.4), step)
+        examiner.receive(ev.DeviceRevoked("x") if seed % 2 else ev.RefreshRefused("x"))
         edges += examiner.edges
     assert set(edges) == {(old, new) for old in State for new in TRANSITIONS[old]}
 
@@ -267,7 +267,7 @@ def test_between_them_the_histories_take_every_edge() -> None:
 
 
 def first_return(chance: random.Random, outage: float) -> float:
-    """Run one agent through an outage that begins at 0; return when its first request after the end is made."""
+    """Run one agent through an outage that begins at 0; return the time from its end to the first request."""
     session = Session(ApplicationConfig(), cursor="c", random=chance.random)
     now = -chance.uniform(30, 60)
     session.receive(ev.Started(True), now)
@@ -286,15 +286,15 @@ def first_return(chance: random.Random, outage: float) -> float:
 
 
 @pytest.mark.parametrize(("minutes", "most"), [(2, 2.8), (5, 2.0), (15, 3.2), (30, 2.0), (60, 2.0)])
-def test_a_fleet_comes_back_spread_out(minutes: int, most: float) -> None:
-    """2 000 agents, one outage: the worst ten seconds against the mean until nine of ten are back; nobody is lost.
+def test_a_fleet_returns_spread_over_time(minutes: int, most: float) -> None:
+    """2 000 agents return after an outage: the worst ten seconds, compared with the mean until 90 % are back.
 
-    After a quarter of an hour the first breakers have just opened and their first probes are short: that is a
-    fast recovery, not a wave (half the fleet is back within two minutes).
+    After 15 minutes the first breakers have just opened and their first probes are short: that is a fast recovery,
+    not a wave (half the fleet is back within two minutes).
     """
     chance = random.Random(minutes)
     returns = sorted(first_return(chance, minutes * 60) for _ in range(2000))
-    assert returns[-1] <= 900 + 5, "worst catch-up: the cap and an interval"
+    assert returns[-1] <= 900 + 5, "the last one: the cap and an interval"
     span = returns[int(len(returns) * 0.9)]
     mean = 0.9 * len(returns) / span * 10
     windows = Counter(int(moment // 10) for moment in returns)

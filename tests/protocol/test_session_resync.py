@@ -1,10 +1,10 @@
-"""A lost cursor is answered by a full comparison before anything is polled, and ever more slowly if it goes on."""
+"""After an expired cursor, the session resyncs before the next poll, with backoff if it repeats."""
 
 from __future__ import annotations
 
 import itertools
 
-from session_story import NEWS, S, Story
+from session_driver import NEWS, Driver, S
 
 from certctrl.model.signals import ResyncRequired
 from certctrl.protocol import events as ev
@@ -12,85 +12,85 @@ from certctrl.protocol.steps import Deliver, FlushAcks, Poll, Resync, Wait
 
 
 def test_an_expired_cursor() -> None:
-    story = Story(cursor="c1")
-    story.answer(ev.CursorExpired())
-    assert story.next() == Resync()
-    assert story.session.state is S.PROCESSING
-    assert story.session.failures == 0
-    story.now += 2
-    story.tell(ev.Resynced())
-    assert story.session.seen_cursor is story.session.committed_cursor is None
-    story.flush()
-    assert story.wait() == 3.0, "an interval after the poll that was refused"
-    assert story.poll().cursor is None
-    assert story.path == [S.INITIALIZING, S.POLLING, S.PROCESSING, S.ACKNOWLEDGING, S.POLLING]
+    driver = Driver(cursor="c1")
+    driver.answer(ev.CursorExpired())
+    assert driver.next() == Resync()
+    assert driver.session.state is S.PROCESSING
+    assert driver.session.failures == 0
+    driver.now += 2
+    driver.receive(ev.Resynced())
+    assert driver.session.seen_cursor is driver.session.committed_cursor is None
+    driver.flush()
+    assert driver.wait() == 3.0, "one interval after the refused poll"
+    assert driver.poll().cursor is None
+    assert driver.path == [S.INITIALIZING, S.POLLING, S.PROCESSING, S.ACKNOWLEDGING, S.POLLING]
 
 
-def test_a_resync_on_demand_keeps_its_cursor_or_it_would_come_again_for_ever() -> None:
-    story = Story(cursor="c1")
-    story.answer(ev.Updates("c2", (ResyncRequired(1), *NEWS), True))
-    assert story.deliver() == Deliver("c2", (ResyncRequired(1), *NEWS))
-    story.flush()
-    assert story.poll().cursor == "c2"
+def test_a_requested_resync_keeps_its_cursor() -> None:
+    driver = Driver(cursor="c1")
+    driver.answer(ev.Updates("c2", (ResyncRequired(1), *NEWS), True))
+    assert driver.deliver() == Deliver("c2", (ResyncRequired(1), *NEWS))
+    driver.flush()
+    assert driver.poll().cursor == "c2"
 
 
-def test_a_failing_resync_is_tried_again_before_anything_is_polled() -> None:
-    story = Story(cursor="c1")
-    story.answer(ev.CursorExpired())
+def test_a_failed_resync_is_retried_before_the_next_poll() -> None:
+    driver = Driver(cursor="c1")
+    driver.answer(ev.CursorExpired())
     for n, pause in enumerate((5.0, 7.5, 12.5), start=1):
-        assert story.next() == Resync()
-        story.tell(ev.ResyncFailed("503"))
-        assert (story.session.state, story.session.failures) == (S.ERROR, n)
-        assert story.wait() == pause
-    assert story.next() == Resync()
-    story.tell(ev.ResyncFailed("503", 60.0))
-    assert 60.0 <= story.wait() <= 66.0
-    assert story.next() == Resync()
-    story.tell(ev.Resynced())
-    story.flush()
-    assert story.poll().cursor is None
-    assert story.session.failures == 0
+        assert driver.next() == Resync()
+        driver.receive(ev.ResyncFailed("503"))
+        assert (driver.session.state, driver.session.failures) == (S.ERROR, n)
+        assert driver.wait() == pause
+    assert driver.next() == Resync()
+    driver.receive(ev.ResyncFailed("503", 60.0))
+    assert 60.0 <= driver.wait() <= 66.0
+    assert driver.next() == Resync()
+    driver.receive(ev.Resynced())
+    driver.flush()
+    assert driver.poll().cursor is None
+    assert driver.session.failures == 0
 
 
-def test_a_plane_that_loses_every_cursor_is_resynced_ever_more_slowly() -> None:
-    story = Story(cursor="c")
+def test_repeated_resyncs_back_off() -> None:
+    driver = Driver(cursor="c")
     started = []
     while len(started) < 6:
-        step = story.next()
+        step = driver.next()
         if isinstance(step, Wait):
-            story.wait()
+            driver.wait()
         elif isinstance(step, FlushAcks):
-            story.tell(ev.AcksSent())
+            driver.receive(ev.AcksSent())
         elif isinstance(step, Resync):
-            started.append(story.now)
-            story.tell(ev.Resynced())
+            started.append(driver.now)
+            driver.receive(ev.Resynced())
         elif isinstance(step, Deliver):
-            story.tell(ev.Delivered())
+            driver.receive(ev.Delivered())
         else:
             assert isinstance(step, Poll)
-            story.tell(ev.NoUpdates("c") if step.cursor is None else ev.CursorExpired())
+            driver.receive(ev.NoUpdates("c") if step.cursor is None else ev.CursorExpired())
     gaps = [round(b - a, 3) for a, b in itertools.pairwise(started)]
     assert gaps == sorted(gaps)
     assert gaps[0] >= 10.0
     assert gaps[-1] >= 80.0
 
 
-def test_a_cursor_lost_again_much_later_is_resynced_at_once() -> None:
-    story = Story(cursor="c1")
+def test_a_resync_after_a_successful_poll_is_immediate() -> None:
+    driver = Driver(cursor="c1")
     for _ in range(3):
-        story.answer(ev.CursorExpired())
-        assert story.next() == Resync()
-        story.tell(ev.Resynced())
-        story.flush()
-        story.wait()
-        story.news("c2")
-        story.wait()
-        story.answer(ev.NoUpdates(None))
-        story.wait()
+        driver.answer(ev.CursorExpired())
+        assert driver.next() == Resync()
+        driver.receive(ev.Resynced())
+        driver.flush()
+        driver.wait()
+        driver.news("c2")
+        driver.wait()
+        driver.answer(ev.NoUpdates(None))
+        driver.wait()
 
 
-def test_a_409_to_no_cursor_is_a_failure() -> None:
-    story = Story()
-    story.answer(ev.CursorExpired())
-    assert (story.session.state, story.session.failures) == (S.ERROR, 1)
-    assert story.wait() == 5.0
+def test_a_409_without_a_cursor_is_a_failure() -> None:
+    driver = Driver()
+    driver.answer(ev.CursorExpired())
+    assert (driver.session.state, driver.session.failures) == (S.ERROR, 1)
+    assert driver.wait() == 5.0

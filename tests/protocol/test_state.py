@@ -8,7 +8,7 @@ import pytest
 
 from certctrl.protocol.state import TRANSITIONS, State, Walk, path_between
 
-# Typed off the mermaid diagram of the spec, "Agent States"; not derived from the table under test.
+# Copied from the mermaid diagram of the spec, "Agent States"; not derived from the table under test.
 DIAGRAM = {
     ("Initializing", "Polling"): "Token valid",
     ("Initializing", "Refreshing"): "Token expired",
@@ -27,18 +27,18 @@ DIAGRAM = {
 WORDS = ("Initializing", "Polling", "Processing", "Acknowledging", "Refreshing", "Error", "Terminated")
 
 
-def test_the_states_are_the_spec_s_words() -> None:
+def test_the_states_are_named_as_in_the_spec() -> None:
     assert tuple(state.value for state in State) == WORDS
     assert set(TRANSITIONS) == set(State)
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(WORDS, WORDS)))
-def test_each_edge_is_there_or_not(old: str, new: str) -> None:
+def test_edges_are_those_of_the_diagram(old: str, new: str) -> None:
     assert (State(new) in TRANSITIONS[State(old)]) == ((old, new) in DIAGRAM)
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(State, State)))
-def test_a_walk_takes_edges_only(old: State, new: State) -> None:
+def test_a_walk_moves_along_edges_only(old: State, new: State) -> None:
     walk, seen = Walk(), []
     walk.state = old
     walk.moved = lambda a, b: seen.append((a, b))
@@ -55,7 +55,7 @@ def test_a_walk_takes_edges_only(old: State, new: State) -> None:
 
 @pytest.mark.parametrize("through", [State.ERROR, State.REFRESHING])
 @pytest.mark.parametrize("start", [state for state in State if state is not State.TERMINATED])
-def test_every_state_has_a_way_to_the_end(start: State, through: State) -> None:
+def test_every_state_has_a_path_to_terminated(start: State, through: State) -> None:
     walk, seen = Walk(), []
     walk.state = start
     walk.moved = lambda a, b: seen.append((a.value, b.value))

@@ -1,4 +1,4 @@
-"""RFC 8785: the number samples of its appendix B, and the rules by hypothesis."""
+"""RFC 8785: the number samples of its appendix B, and invariants of the canonical form."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def test_values(value: Any, text: str) -> None:
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, -math.inf, 10**400, "\ud800", {"\ud800": 1}, {1: 2}, object(), b"x", [{"a": {1, 2}}]]
 )
-def test_what_has_no_canonical_form(value: Any) -> None:
+def test_values_without_a_canonical_form(value: Any) -> None:
     with pytest.raises(ValueError):
         canonical_json(value)
 
 
-def test_endless_nesting_is_a_value_error() -> None:
+def test_deep_nesting_is_a_value_error() -> None:
     value: list[Any] = []
     value.append(value)
     with pytest.raises(ValueError, match="deep"):

@@ -1,4 +1,4 @@
-"""Certificates, materials, CAs: what fits is taken, what does not is our error and never shows a secret."""
+"""Certificates, materials and CAs: accepted, or refused without showing a secret."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_plaintext_material() -> None:
 @pytest.mark.parametrize(
     "change", [{"enc_scheme": "rot13"}, {"enc_scheme": 2}, {"wrap_alg": "rsa"}, {"enc_scheme": "none"}]
 )
-def test_schemes_of_another_time(change: dict[str, Any]) -> None:
+def test_unknown_schemes(change: dict[str, Any]) -> None:
     with pytest.raises(MaterialError) as caught:
         materials_from_wire(SEALED | change)
     assert caught.value.reason == "unknown-scheme"
@@ -82,7 +82,7 @@ def test_a_ca() -> None:
 
 
 @given(JSON | st.fixed_dictionaries({}, optional=dict.fromkeys((*ROW, *SEALED, "private_key_pem"), JSON)))
-def test_anything_is_read_or_refused(data: Any) -> None:
+def test_any_value_is_accepted_or_refused(data: Any) -> None:
     for read in (certificate_from_wire, materials_from_wire, ca_from_wire):
         try:
             read(data)

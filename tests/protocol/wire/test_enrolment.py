@@ -1,4 +1,4 @@
-"""Enrolment and tokens in: grants, registrations, refreshes."""
+"""Grants, registrations and refreshes from the plane."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ READY = {"status": "ready", "user_id": "14", "registration_code": "hunter2", "re
         (READY, GrantReady(user_id=14, registration_code="hunter2", ttl=60.0)),
     ],
 )
-def test_each_word_of_a_grant(data: object, event: object) -> None:
+def test_each_status_of_a_grant(data: object, event: object) -> None:
     assert grant_event(answer(200, {"data": data})) == event
     assert "hunter2" not in repr(event)
 
 
 @pytest.mark.parametrize("key", ["authorization_pending", "AUTHORIZATION_PENDING"])
-def test_a_word_may_come_as_an_error(key: str) -> None:
+def test_the_status_of_a_grant_may_be_the_key_of_an_error(key: str) -> None:
     assert grant_event(answer(400, {"error": {"key": key, "code": 1, "what": "wait"}})) == GrantPending()
 
 
@@ -101,11 +101,11 @@ def test_a_word_may_come_as_an_error(key: str) -> None:
         Answer(204, {}, b""),
     ],
 )
-def test_no_word_of_a_grant(wrong: Answer) -> None:
+def test_answers_without_a_grant_status(wrong: Answer) -> None:
     assert isinstance(grant_event(wrong), GrantFailed)
 
 
-def test_a_busy_plane_may_name_a_pause() -> None:
+def test_a_busy_plane_may_request_a_delay() -> None:
     busy = answer(503, {"error": {"key": "SERVICE_UNAVAILABLE", "what": "later", "params": {"retry_after": 30}}})
     assert grant_event(busy) == GrantFailed("later", 30.0)
 
@@ -126,12 +126,12 @@ def test_refreshes() -> None:
 
 
 @pytest.mark.parametrize("expires_in", [None, "900", -1, 0, True, 1e400, 2**31, [], float("nan")])
-def test_an_odd_lifetime_is_no_lifetime(expires_in: object) -> None:
+def test_an_invalid_lifetime_is_ignored(expires_in: object) -> None:
     assert refreshed_from_wire(SESSION | {"expires_in": expires_in}).expires_in is None
 
 
 @pytest.mark.parametrize("token", [None, "", 5, "two words", "a\r\nX-Evil: 1", "ü", "x" * 8193, "\x00"])
-def test_a_token_that_could_not_be_sent(token: object) -> None:
+def test_a_token_that_is_not_valid_in_a_header(token: object) -> None:
     with pytest.raises(BadAnswerError, match=r"session\.access_token"):
         refreshed_from_wire(SESSION | {"access_token": token})
     if token not in (None, ""):
@@ -154,7 +154,7 @@ def test_a_registration_that_does_not_fit(data: object) -> None:
     [(401, "", True), (403, "FORBIDDEN", True), (400, "INVALID_TOKEN", True), (400, "TOKEN_EXPIRED", True),
      (400, "BAD_REQUEST", False), (404, "", False), (429, "", False), (500, "", False), (503, "INVALID_TOKEN", False)],
 )  # fmt: skip
-def test_which_refusals_are_final(status: int, key: str, final: bool) -> None:
+def test_final_refusals_of_a_refresh(status: int, key: str, final: bool) -> None:
     assert refresh_refused(PlaneError("no", status=status, key=key)) is final
 
 
@@ -169,7 +169,7 @@ VALUE = (
 
 
 @given(st.dictionaries(st.sampled_from([*GRANT, *DEVICE, *SESSION, "device", "session"]), VALUE))
-def test_anything_is_read_or_refused(data: dict[str, Any]) -> None:
+def test_any_value_is_accepted_or_refused(data: dict[str, Any]) -> None:
     for read, value in (
         (grant_from_wire, data),
         (refreshed_from_wire, data),

@@ -1,4 +1,4 @@
-"""The install config: verified whole or refused whole."""
+"""The install config: accepted or refused as a whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_whole_config() -> None:
     assert ca == ImportCaAction(id="3", ob_type="ca", ob_id=4)
 
 
-def test_what_the_live_service_spells_differently() -> None:
+def test_alternative_spellings() -> None:
     data = config([COPY], updated_at=1_700_000_000, device_id=5)
     data["installs_hash"] = data.pop("installs_hash_b64")
     found = install_config_from_wire(data)
@@ -64,14 +64,14 @@ def test_a_wrong_hash_refuses_everything(wrong: Any) -> None:
 
 
 @given(st.sampled_from(["id", "type", "from", "to", "ob_id"]), st.integers(0, 9))
-def test_one_changed_value_is_noticed(name: str, value: int) -> None:
+def test_one_changed_value_breaks_the_hash(name: str, value: int) -> None:
     data = config([COPY])
     data["installs"] = [COPY | {name: value}]
     if data["installs"] != [COPY]:
         assert refusal(data).reason == "hash"
 
 
-def test_the_hashed_text_is_what_counts() -> None:
+def test_only_the_hashed_text_counts() -> None:
     text = ' [ {"type":"exec",  "id":2,"cmd_argv":["/x"]} ] '
     data = {"id": 1, "version": 1, "installs_json": text, "installs_hash_b64": text_hash(text)}
     assert install_config_from_wire(data).items[0].id == "2"
@@ -83,7 +83,7 @@ def test_the_hashed_text_is_what_counts() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "{}", "[NaN]", '["' + "\\ud800" + '"]', "[" * 5000])
-def test_hashed_text_that_is_no_list_of_items(text: str) -> None:
+def test_hashed_text_that_is_not_a_list_of_items(text: str) -> None:
     data = {"id": 1, "version": 1, "installs_json": text, "installs_hash_b64": text_hash(text)}
     assert refusal(data).reason in ("schema", "hash")
 
@@ -99,7 +99,7 @@ def test_a_document_that_does_not_fit(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 5, {}])
-def test_no_document_at_all(data: object) -> None:
+def test_not_a_document(data: object) -> None:
     assert refusal(data).reason in ("schema", "hash")
 
 
@@ -115,7 +115,7 @@ def test_too_many_items() -> None:
         | {"type": st.sampled_from(("copy", "exec", "import_ca"))},
     )
 )
-def test_any_item_is_read_or_refused(item: Any) -> None:
+def test_any_item_is_accepted_or_refused(item: Any) -> None:
     try:
         items = [item]
         install_config_from_wire(config(items))

@@ -1,4 +1,4 @@
-"""Items of an install config, and of this host: each read whole or refused, and run in the order they need."""
+"""Install items of the plane, of this host and of an operator, and their order."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_commands_that_do_not_fit(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "item", [CA | {"type": "reboot"}, EXEC | {"verify": {"type": "prayer"}}, CA | {"type": "Copy"}]
 )
-def test_what_is_for_a_newer_agent(item: dict[str, Any]) -> None:
+def test_types_for_a_newer_agent(item: dict[str, Any]) -> None:
     error = refusal(config([COPY, item]))
     assert error.reason == "unknown-type"
     assert error.fix is not None
@@ -153,7 +153,7 @@ def test_independent_items_share_a_level() -> None:
         ([ca(1, "local:2")], "unknown-dependency"),
     ],
 )
-def test_orders_that_do_not_exist(items: list[dict[str, Any]], reason: str) -> None:
+def test_dependencies_without_an_order(items: list[dict[str, Any]], reason: str) -> None:
     assert refusal(config(items)).reason == reason
 
 
@@ -167,7 +167,7 @@ def test_an_address_may_be_written_in_brackets(written: str, host: str) -> None:
 
 
 @given(st.data(), st.integers(1, 12))
-def test_every_item_comes_after_what_it_needs(data: st.DataObject, count: int) -> None:
+def test_every_item_comes_after_its_dependencies(data: st.DataObject, count: int) -> None:
     edges = {n: data.draw(st.sets(st.integers(0, count - 1), max_size=3)) for n in range(count)}
     items = [ca(n, *sorted(edges[n])) for n in range(count)]
     try:
@@ -201,7 +201,7 @@ def test_local_rows() -> None:
     copy, run = items_from_local(rows)
     assert copy.id == "local:copy"
     assert run.id == "local:2"
-    assert run.depends_on == ("local:copy", "12"), "a local id where there is one, else one of the plane's"
+    assert run.depends_on == ("local:copy", "12"), "a local id if there is one, otherwise an id of the plane"
     planes = install_config_from_wire(config([ca(12)])).items
     assert [[item.id for item in level] for level in install_order((*planes, copy, run))] == [
         ["12", "local:copy"],
@@ -231,14 +231,14 @@ def test_local_rows_that_are_wrong(rows: list[Any], path: str) -> None:
     assert str(caught.value).startswith(f"installs.local.json: {path}: ")
 
 
-def test_a_local_row_may_depend_on_local_ones_in_both_spellings_and_on_the_planes() -> None:
+def test_local_rows_may_depend_on_local_and_plane_items() -> None:
     rows = items_from_local([ca("a"), ca("b", "a"), ca("c", "local:a", 12), ca("d")])
     check_local_dependencies(rows, ["12"])
     assert [row.depends_on for row in rows] == [(), ("local:a",), ("local:a", "12"), ()]
 
 
 @pytest.mark.parametrize("name", ["aa", "local:aa", "12", "local:12"])
-def test_a_name_that_nobody_has_is_told_with_those_that_there_are(name: str) -> None:
+def test_an_unknown_dependency_is_reported_with_the_known_ids(name: str) -> None:
     rows = items_from_local([ca("a"), ca("b", "a", name)])
     with pytest.raises(ConfigError) as caught:
         check_local_dependencies(rows, ["11", "x\x1b"])
@@ -247,7 +247,7 @@ def test_a_name_that_nobody_has_is_told_with_those_that_there_are(name: str) -> 
         assert part in str(caught.value)
 
 
-# --- what an operator gives to the plane -----------------------------------------------------------------------
+# --- items of an operator --------------------------------------------------------------------------------------
 
 
 def test_items_of_an_operator() -> None:

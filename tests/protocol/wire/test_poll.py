@@ -1,4 +1,4 @@
-"""Answers to a poll: every row of api.md §6 in every shape, pages and cursors; and bytes of any kind."""
+"""Answers to a poll: every error in every shape, pages, cursors, and random bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from certctrl.protocol.wire.answer import data_of, parse_error
 from certctrl.protocol.wire.canonical import canonical_json
 from certctrl.protocol.wire.poll import PollRequest, cursor_of_etag, poll_event
 
-# --- the rows of api.md §6 ---------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------
 
 ROWS: dict[str, tuple[int, str, int, Event]] = {
     "400": (400, "BAD_LIMIT", 4000, Refused(400, "BAD_LIMIT", 4000, "no")),
@@ -59,7 +59,7 @@ def test_each_error_as_json(row: tuple[int, str, int, Event]) -> None:
 
 
 def spoilt(row: tuple[int, str, int, Event]) -> dict[str, Answer]:
-    """Give the same error in every shape that is not our language."""
+    """Return the same error in every shape outside the wire contract."""
     status, key, code, _ = row
     whole = error(status, key, code)
     wrong = {
@@ -88,7 +88,7 @@ def spoilt(row: tuple[int, str, int, Event]) -> dict[str, Answer]:
 
 
 @ROW
-def test_each_error_in_any_other_shape_changes_nothing(row: tuple[int, str, int, Event]) -> None:
+def test_each_error_in_another_shape_changes_no_state(row: tuple[int, str, int, Event]) -> None:
     for name, spoilt_answer in spoilt(row).items():
         event = poll_event(spoilt_answer, 20)
         assert isinstance(event, BadAnswer), name
@@ -97,26 +97,26 @@ def test_each_error_in_any_other_shape_changes_nothing(row: tuple[int, str, int,
 
 
 @pytest.mark.parametrize("wrong", [None, 5, True, ["DEVICE_REVOKED"], {"k": "DEVICE_REVOKED"}, "device_revoked", ""])
-def test_a_key_of_the_wrong_kind_is_no_key(wrong: object) -> None:
+def test_a_key_of_the_wrong_type_is_ignored(wrong: object) -> None:
     assert isinstance(poll_event(error(403, wrong), 20), Refused)
     assert isinstance(poll_event(error(409, wrong), 20), Refused)
 
 
 @pytest.mark.parametrize("wrong", ["40901", 40901.0, None, [40901], True, 10**400, -40901])
-def test_a_code_of_the_wrong_kind_is_no_code(wrong: object) -> None:
+def test_a_code_of_the_wrong_type_is_ignored(wrong: object) -> None:
     assert isinstance(poll_event(error(409, "", wrong), 20), Refused)
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
 @pytest.mark.parametrize("key", ["", "DEVICE_REVOKED", "CURSOR_EXPIRED"])
-def test_a_redirect_is_never_believed(status: int, key: str) -> None:
+def test_a_redirect_is_a_bad_answer(status: int, key: str) -> None:
     event = poll_event(error(status, key), 20)
     assert isinstance(event, BadAnswer)
     assert "redirect" in event.why
 
 
 @pytest.mark.parametrize("status", [201, 202, 203, 205, 206, 299])
-def test_other_successes_are_no_answer_to_a_poll(status: int) -> None:
+def test_other_success_statuses_are_bad_answers(status: int) -> None:
     assert isinstance(poll_event(answer(status, {"data": {"cursor": "c", "signals": []}}), 20), BadAnswer)
 
 
@@ -135,7 +135,7 @@ def test_a_bodiless_401_counts_only_from_a_token_guard(challenge: str, body: byt
     assert isinstance(poll_event(answer(401, body, www_authenticate=challenge), 20), event)
 
 
-def test_untrusted_words_are_made_printable() -> None:
+def test_untrusted_text_is_made_printable() -> None:
     event = poll_event(error(403, "DEVICE_REVOKED", what="a\x1b[2J\u202e\n" + "x" * 500), 20)
     assert isinstance(event, DeviceRevoked)
     assert event.what.isprintable()
@@ -195,7 +195,7 @@ def test_body_beats_header_and_header_beats_nothing() -> None:
 
 
 @pytest.mark.parametrize(("count", "full"), [(1, False), (2, True), (3, True)])
-def test_a_full_page_may_have_a_successor(count: int, full: bool) -> None:
+def test_a_page_is_full_at_the_requested_size(count: int, full: bool) -> None:
     event = page({"cursor": "c", "signals": [SIGNAL] * count})
     assert isinstance(event, Updates)
     assert event.full is full
@@ -204,14 +204,14 @@ def test_a_full_page_may_have_a_successor(count: int, full: bool) -> None:
 
 
 @pytest.mark.parametrize(("word", "free"), [("free", True), ("FREE", False), ("", False), ("yes", False)])
-def test_a_plane_may_give_the_next_page_free(word: str, free: bool) -> None:
+def test_the_header_for_a_free_next_page(word: str, free: bool) -> None:
     event = page({"cursor": "c", "signals": [SIGNAL]}, **{"cert-ctrl-next-page": word})
     assert isinstance(event, Updates)
     assert event.free is free
 
 
 @pytest.mark.parametrize("signals", [{"signals": []}, {"signals": None}, {}])
-def test_a_page_without_signals_is_no_update(signals: dict[str, Any]) -> None:
+def test_a_page_without_signals_is_no_updates(signals: dict[str, Any]) -> None:
     assert page({"cursor": "c"} | signals) == NoUpdates("c", status=200)
 
 
@@ -236,7 +236,7 @@ def test_a_success_without_data_is_a_bad_answer() -> None:
         assert isinstance(poll_event(Answer(200, headers, body), 20), BadAnswer)
 
 
-def test_one_bad_signal_spoils_no_other() -> None:
+def test_a_malformed_signal_does_not_affect_others() -> None:
     event = page({"cursor": "c", "signals": [5, SIGNAL, {"type": "new.thing", "ts_ms": 1, "ref": {}}]})
     assert isinstance(event, Updates)
     assert [type(signal) for signal in event.signals] == [MalformedSignal, CertRenewed, UnknownSignal]
@@ -271,7 +271,7 @@ def test_requests() -> None:
 
 
 @given(st.text(max_size=20))
-def test_a_cursor_never_breaks_a_header(cursor: str) -> None:
+def test_any_cursor_gives_a_valid_header(cursor: str) -> None:
     for value in PollRequest(cursor, 20).headers().values():
         assert value.isascii() and value.isprintable()
         assert '"' not in value and " " not in value

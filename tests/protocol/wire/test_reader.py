@@ -1,4 +1,4 @@
-"""Untrusted JSON: bounded, strict, and never answered with anything but our errors."""
+"""Untrusted JSON: bounded and strict, and refused with our errors only."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_valid_json_comes_back_as_it_was(value: Any) -> None:
         b"\xef\xbb\xbf{}",
     ],
 )
-def test_what_is_no_json_of_ours(body: bytes) -> None:
+def test_invalid_json(body: bytes) -> None:
     with pytest.raises(BadAnswerError):
         parse_json(body)
 
 
-def test_depth_up_to_the_limit_is_fine() -> None:
+def test_depth_up_to_the_limit_is_accepted() -> None:
     assert parse_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     with pytest.raises(BadAnswerError, match="deep"):
         parse_json(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1))

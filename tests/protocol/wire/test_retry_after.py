@@ -1,4 +1,4 @@
-"""Retry-After: seconds or a date, in header or body, bounded, and nothing believed that is junk."""
+"""Retry-After: seconds or a date, in header or body, bounded; invalid values are ignored."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_params_of_any_kind(params: object) -> None:
     assert poll_event(error(503, params=params), 20) == ServerBusy(503, None, "")
 
 
-def test_the_header_comes_first_and_junk_in_it_leaves_the_body() -> None:
+def test_the_header_comes_first_unless_it_is_invalid() -> None:
     both = error(429, params={"retry_after": 9})
     for text, seconds in (("30", 30.0), ("-1", 0.0), ("junk", 9.0)):
         event = poll_event(Answer(429, {**both.headers, "retry-after": text}, both.body), 20)
         assert event == ServerBusy(429, seconds, "")
 
 
-def test_a_page_for_people_may_still_ask_for_a_pause() -> None:
+def test_an_html_page_may_request_a_delay() -> None:
     html = {"content-type": "text/html", "retry-after": "30"}
     assert poll_event(Answer(503, html, HTML.encode()), 20).retry_after == 30.0  # type: ignore[union-attr]
     assert poll_event(Answer(403, html, HTML.encode()), 20).retry_after is None  # type: ignore[union-attr]
@@ -70,7 +70,7 @@ def test_a_page_for_people_may_still_ask_for_a_pause() -> None:
 def test_a_date_is_relative_to_the_server_s_own_clock() -> None:
     later = "Wed, 15 Jan 2025 00:14:20 GMT"
     assert retry_after(answer(503, retry_after=later, date=DATE), None, 0.0) == 60.0
-    assert retry_after(answer(503, retry_after=later)) is None, "no clock at all: no delay to be had"
+    assert retry_after(answer(503, retry_after=later)) is None, "without any clock there is no delay"
 
 
 @given(st.text(max_size=60))

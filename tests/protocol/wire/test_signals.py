@@ -1,4 +1,4 @@
-"""Signals in, acks out: never an exception, and the inbox gives back what it was given."""
+"""Signals in, acks out: reading never raises, and a signal survives the inbox."""
 
 from __future__ import annotations
 
@@ -105,14 +105,14 @@ def test_signals(wire: dict[str, Any], signal: Signal) -> None:
         (raw("ca.assigned", {"cert_id": 1}), "ref.ca_id"),
     ],
 )
-def test_what_is_malformed(wire: object, why: str) -> None:
+def test_malformed_signals(wire: object, why: str) -> None:
     signal = signal_from_wire(wire)
     assert isinstance(signal, MalformedSignal)
     assert signal.why.startswith(why)
 
 
 @given(RAW)
-def test_never_an_exception_and_the_inbox_keeps_the_meaning(wire: Any) -> None:
+def test_any_signal_survives_the_inbox(wire: Any) -> None:
     signal = signal_from_wire(wire)
     kept = signal_from_wire(json.loads(json.dumps(to_wire(signal))))
     assert type(kept) is type(signal)

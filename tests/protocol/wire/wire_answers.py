@@ -1,4 +1,4 @@
-"""Answers of a plane in few words: JSON, errors, a signal, and a page for people."""
+"""Answers of a plane: JSON, errors, a signal, and an HTML page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HTML = "<!DOCTYPE html><html><body>Log in to the guest network</body></html>"
 
 
 def answer(status: int, body: object = b"", **headers: str) -> Answer:
-    """Give an answer; ``content_type=`` stands for the header of that name."""
+    """Return an answer; ``content_type=`` sets the header of that name."""
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     if isinstance(body, bytes):
         return Answer(status, given, body)

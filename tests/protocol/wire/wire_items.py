@@ -1,4 +1,4 @@
-"""An install config with the right hash, items as the agent sees them, and the refusal of what is none."""
+"""Install configs with a valid hash, their items as the agent reads them, and refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CA = {"id": 3, "type": "import_ca", "ob_type": "ca", "ob_id": 4}
 
 
 def config(items: Any, **more: Any) -> dict[str, Any]:
-    """Give a config of the plane's with the right hash."""
+    """Return an install config with a valid hash."""
     return {
         "id": 9,
         "user_device_id": 5,
@@ -28,7 +28,7 @@ def config(items: Any, **more: Any) -> dict[str, Any]:
 
 
 def one(item: dict[str, Any]) -> Any:
-    """Give the item as the agent sees it."""
+    """Return the item as the agent reads it."""
     return install_config_from_wire(config([{"id": 1} | item])).items[0]
 
 

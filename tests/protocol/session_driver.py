@@ -1,4 +1,4 @@
-"""A session told as a story: what the plane answers, what the session does next, on a clock of its own."""
+"""Drive a session: answer its steps and check the next ones, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ NEWS = (CertRenewed(1, 7),)
 S = State
 
 
-class Story:
-    """A session with its clock and its path through the diagram; chance is 1/2, so that jitter is nothing."""
+class Driver:
+    """A session with its clock and its path through the states; ``random()`` is 0.5, so that there is no jitter."""
 
     def __init__(self, *, cursor: str | None = None, token_valid: bool = True, start: bool = True, **settings: object):
         config = attrs.evolve(ApplicationConfig(first_poll_spread_seconds=0), **settings)
@@ -25,35 +25,35 @@ class Story:
         self.path = [self.session.state]
         self.session.walk.moved = lambda old, new: self.path.append(new)
         if start:
-            self.tell(ev.Started(token_valid))
+            self.receive(ev.Started(token_valid))
 
-    def tell(self, event: ev.Event) -> None:
+    def receive(self, event: ev.Event) -> None:
         self.session.receive(event, self.now)
 
     def next(self) -> Step:
         return self.session.next_step(self.now)
 
     def wait(self) -> float:
-        """Take the wait that is due and return its length."""
+        """Perform the next step, a wait, and return its length."""
         step = self.next()
         assert isinstance(step, Wait), step
         length, self.now = step.until - self.now, step.until
-        self.tell(ev.Timer())
+        self.receive(ev.Timer())
         return round(length, 6)
 
     def poll(self) -> Poll:
-        """Take the flush before the poll, and the poll."""
+        """Perform the next step, a poll, after sending acks if due."""
         step = self.next()
         if isinstance(step, FlushAcks):
-            self.tell(ev.AcksSent())
+            self.receive(ev.AcksSent())
             step = self.next()
         assert isinstance(step, Poll), step
         return step
 
     def answer(self, event: ev.Event) -> None:
-        """Poll and be answered."""
+        """Poll, and answer the poll."""
         self.poll()
-        self.tell(event)
+        self.receive(event)
 
     def fail(self) -> None:
         self.answer(ev.TransportFailed("down"))
@@ -61,15 +61,15 @@ class Story:
     def deliver(self) -> Deliver:
         step = self.next()
         assert isinstance(step, Deliver), step
-        self.tell(ev.Delivered())
+        self.receive(ev.Delivered())
         return step
 
     def flush(self) -> None:
         assert self.next() == FlushAcks()
-        self.tell(ev.AcksSent())
+        self.receive(ev.AcksSent())
 
     def news(self, cursor: str | None, signals: tuple[Signal, ...] = NEWS, *, full: bool = False) -> Deliver:
-        """Poll, get a page, deliver it, flush acks."""
+        """Poll, get a page, deliver it and send acks."""
         self.answer(ev.Updates(cursor, signals, full))
         page = self.deliver()
         self.flush()
