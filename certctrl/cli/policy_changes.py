@@ -114,7 +114,8 @@ def _switch(kind: Kind, words: list[str]) -> Change:
 def _command(words: list[str], name: str | None, run_as: str | None) -> Change:
     fix = "cert-ctrl -c DIR policy allow command --name nginx-reload -- /usr/sbin/nginx -s reload"
     if not words or not words[0].startswith("/"):
-        raise UsageError("a command must start with the absolute path of its program", fix=fix)
+        what = f"{words[0]!r} is not the absolute path of a program" if words else "no command given"
+        raise UsageError(what, fix=fix)
     plain = words[0].rpartition("/")[2]
     entry: dict[str, Any] = {"argv": words} | ({"run_as": run_as} if run_as is not None else {})
     user = f" as {run_as}" if run_as else ""
@@ -137,7 +138,8 @@ def _trust_store(words: list[str]) -> Change:
     store = "/usr/local/share/ca-certificates /usr/sbin/update-ca-certificates --fresh"
     fix = f"cert-ctrl -c DIR policy allow trust-store -- {store}"
     if not words or (words[1:] and not words[1].startswith("/")):
-        raise UsageError("a trust store needs a directory, and optionally the command that reads it", fix=fix)
+        what = f"{words[1]!r} is not the absolute path of a program" if words else "no trust store directory given"
+        raise UsageError(what, fix=fix)
     directory, command = _directory(words[0], fix), words[1:]
     value: dict[str, Any] = {"directory": directory} | ({"command": command} if command else {})
     then = f", then run {' '.join(command)}" if command else ""

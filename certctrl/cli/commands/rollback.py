@@ -35,7 +35,7 @@ def rollback(
     cert-ctrl -c /etc/cert-ctrl rollback --domain www.example.com --release
     """
     if release and to is not None:
-        raise UsageError("--release cannot be combined with --to", fix="give one of them")
+        raise UsageError("--release cannot be combined with --to", fix="give only one of them")
 
     async def local(root: Path) -> dict[str, Any]:
         from certctrl.agent import oneshot
