@@ -68,7 +68,6 @@ def unsealed_key(materials: DeployMaterials, device_secret: bytes, *, allow_plai
 @lru_cache(maxsize=1)
 def _box(device_secret: bytes) -> tuple[SealedBox[BoxKey], bytes]:
     """Return this device's sealed box and public key; cached, as a burst opens a thousand bundles."""
-    """Return the sealed box of this device and its public key; cached, as a burst opens a thousand bundles."""
     from nacl.public import PrivateKey, SealedBox
 
     key = PrivateKey(device_secret)

@@ -1,8 +1,8 @@
-"""Hear which leaf a TLS 1.2 server shows before it refuses a client that has no certificate.
+"""Read the leaf of a TLS 1.2 server that refuses clients without a certificate.
 
-Such a handshake fails at its end, and the TLS library then tells nothing of the peer. But the server has spoken in
-the clear so far: who kept the bytes can read its certificate there. (In TLS 1.3 the handshake of a client is over
-before the server refuses it.)
+Such a handshake fails at its end, and the TLS library then reports nothing about the peer. But up to that point the
+server's messages are not encrypted, so its certificate can be read from the recorded bytes. (In TLS 1.3 the client's
+handshake is complete before the server refuses it.)
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ _HANDSHAKE_RECORD = 22
 _CERTIFICATE, _CERTIFICATE_REQUEST, _SERVER_HELLO_DONE = 11, 13, 14
 
 
-class Overheard(trio.abc.Stream):
-    """A stream that keeps the beginning of what it receives."""
+class RecordingStream(trio.abc.Stream):
+    """A stream that records the start of what it receives."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
-        self._heard = bytearray()
+        self._recorded = bytearray()
 
     def leaf_after(self, error: BaseException) -> bytes | None:
-        """Return the leaf (DER) that was shown before the handshake failed with ``error``; None when that means nothing.
+        """Return the leaf (DER) that the server sent before the handshake failed with ``error``; None if it proves nothing.
 
-        It counts when the server asked for a client's certificate and it is the server that gave up: the library had
-        checked by then that it holds the key.
+        It counts if the server asked for a client certificate and then ended the handshake itself: by then the library
+        had checked that the server has the key.
         """
-        return leaf_shown(bytes(self._heard)) if _peer_gave_up(error) else None
+        return leaf_sent(bytes(self._recorded)) if _ended_by_peer(error) else None
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive, and keep a copy of it."""
+        """Receive and record."""
         data = await self._stream.receive_some(max_bytes)
-        self._heard += data[: _KEPT - len(self._heard)]
+        self._recorded += data[: _KEPT - len(self._recorded)]
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -51,8 +51,8 @@ class Overheard(trio.abc.Stream):
         await self._stream.aclose()
 
 
-def leaf_shown(data: bytes) -> bytes | None:
-    """Return the leaf (DER) in a server's first flight that asks for a certificate, too; None for anything else."""
+def leaf_sent(data: bytes) -> bytes | None:
+    """Return the leaf (DER) in a server's first flight if that also requests a client certificate; otherwise None."""
     leaf, asked = None, False
     for kind, body in _messages(_handshake(data)):
         if kind == _CERTIFICATE:
@@ -66,7 +66,7 @@ def leaf_shown(data: bytes) -> bytes | None:
 
 
 def _handshake(data: bytes) -> bytes:
-    """Return the contents of the handshake records at the beginning: a message may run over several."""
+    """Return the joined contents of the leading handshake records; a message may span several."""
     found, place = bytearray(), 0
     while len(data) >= place + 5 and data[place] == _HANDSHAKE_RECORD:
         size = int.from_bytes(data[place + 3 : place + 5], "big")
@@ -85,7 +85,7 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         place = end
 
 
-def _peer_gave_up(error: BaseException) -> bool:
+def _ended_by_peer(error: BaseException) -> bool:
     """Return whether the peer sent an alert or hung up, and not this side's library found a fault."""
     while (deeper := error.__cause__ or error.__context__) is not None and not isinstance(error, ssl.SSLError):
         error = deeper

@@ -1,4 +1,4 @@
-"""Bring a plain connection to the point where TLS begins: SMTP (RFC 3207), IMAP (RFC 9051), PostgreSQL."""
+"""Start TLS on a plain connection: SMTP (RFC 3207), IMAP (RFC 9051), PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from certctrl.errors import ProbeError
 from certctrl.model.plan import StartTls
 from certctrl.text import one_line
 
-LONGEST_LINE = 2000
-MOST_LINES = 100
+MAX_LINE_BYTES = 2000
+MAX_LINES = 100
 _POSTGRES_REQUEST = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 
 
 async def start_tls(stream: trio.SocketStream, kind: StartTls) -> None:
-    """Ask the server to begin TLS; raises ProbeError if it does not offer TLS or refuses it.
+    """Request TLS from the server. Raises ProbeError if it does not offer or refuses it.
 
-    Reads byte by byte, so that no byte of TLS is taken from the stream.
+    Reads byte by byte, so that no TLS bytes are taken from the stream.
     """
     match kind:
         case StartTls.SMTP:
@@ -45,14 +45,14 @@ async def _smtp(stream: trio.SocketStream) -> None:
 
 async def _smtp_reply(stream: trio.SocketStream, code: str) -> list[str]:
     lines = []
-    for _ in range(MOST_LINES):
+    for _ in range(MAX_LINES):
         line = await _line(stream)
         lines.append(line)
         if line[3:4] != "-":
             if not line.startswith(code):
                 raise ProbeError(f"the SMTP server says {one_line(line)}")
             return lines
-    raise ProbeError("the SMTP server does not stop talking")
+    raise ProbeError("the SMTP server's reply is too long")
 
 
 async def _imap(stream: trio.SocketStream) -> None:
@@ -60,20 +60,20 @@ async def _imap(stream: trio.SocketStream) -> None:
     if not greeting.upper().startswith("* OK"):
         raise ProbeError(f"the IMAP server says {one_line(greeting)}")
     await stream.send_all(b"c1 STARTTLS\r\n")
-    for _ in range(MOST_LINES):
+    for _ in range(MAX_LINES):
         line = await _line(stream)
         if not line.startswith("* "):
             if line.upper().startswith("C1 OK"):
                 return
             raise ProbeError(f"the IMAP server refuses STARTTLS: {one_line(line)}")
-    raise ProbeError("the IMAP server does not stop talking")
+    raise ProbeError("the IMAP server's reply is too long")
 
 
 async def _line(stream: trio.SocketStream) -> str:
     line = bytearray()
     while not line.endswith(b"\n"):
         byte = await stream.receive_some(1)
-        if not byte or len(line) > LONGEST_LINE:
-            raise ProbeError("the server ended the conversation" if not byte else "the server sent an endless line")
+        if not byte or len(line) > MAX_LINE_BYTES:
+            raise ProbeError("the server closed the connection" if not byte else "the server sent an endless line")
         line += byte
     return line.decode("latin-1").rstrip("\r\n")

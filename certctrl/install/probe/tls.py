@@ -1,9 +1,8 @@
-"""Ask the live endpoint which certificate it serves: the difference between "renewed" and "served".
+"""Ask a live endpoint which certificate it serves: "renewed" does not mean "served".
 
-Nothing is verified by trust here, on purpose: what is asked is whether the served leaf *is* the deployed one, and
-its SHA-256 answers that better than any chain. Every address of the host is looked at, IPv4 and IPv6: an
-address that answers with another certificate fails the probe, one that does not answer at all is overlooked as
-long as another serves the right one (a service need not listen everywhere).
+The chain is not verified, on purpose: the question is whether the served leaf *is* the deployed one, and its SHA-256
+answers that. All addresses of the host are probed, IPv4 and IPv6. An address that serves another certificate fails
+the probe; one that does not answer is ignored if another serves the right leaf, as a service need not listen on all.
 """
 
 from __future__ import annotations
@@ -20,34 +19,34 @@ import attrs
 import trio
 
 from certctrl.errors import ProbeError
-from certctrl.install.probe.handshake import Overheard
+from certctrl.install.probe.handshake import RecordingStream
 from certctrl.install.probe.starttls import start_tls
 from certctrl.model.plan import VerifyTls
 from certctrl.text import one_line
 
-LOOK_SECONDS = 5.0
-"""Longest look at one address."""
+ADDRESS_SECONDS = 5.0
+"""Longest probe of one address."""
 STRAGGLER_SECONDS = 1.0
-"""How long the other addresses get once one has answered."""
+"""Time for the other addresses once one has answered."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
-"""Between looks; servers reload asynchronously, so the first ones come quickly."""
+"""Seconds between probes; servers reload asynchronously, so the first ones follow quickly."""
 STEADY_SECONDS = 0.25
-"""How long the answer must stay good: nginx's old workers accept for 100 ms beside the new ones, at random."""
-STEADY_LOOKS = 2
-"""Looks in that time, after the first good answer."""
-MOST_ADDRESSES = 8
+"""Seconds that the answer must stay right: old nginx workers accept connections for another 100 ms."""
+STEADY_PROBES = 2
+"""Probes in that time, after the first right answer."""
+MAX_ADDRESSES = 8
 
 
 @attrs.frozen(kw_only=True)
 class Seen:
-    """What one address showed."""
+    """The answer of one address."""
 
     address: str
     """``127.0.0.1:443`` or ``[::1]:443``."""
     fingerprint: str = ""
-    """SHA-256 of the served leaf, lower-case hex; empty: it showed none."""
+    """SHA-256 of the served leaf, lower-case hex; empty: none."""
     fault: str = ""
-    """Why it showed none."""
+    """Why it served none."""
 
 
 class Probe(Protocol):
@@ -72,29 +71,29 @@ class TlsProbe:
         return await after_removal(verify, fingerprint, deadline=deadline)
 
 
-Look = Callable[[VerifyTls], Awaitable[tuple[Seen, ...]]]
+ProbeOnce = Callable[[VerifyTls], Awaitable[tuple[Seen, ...]]]
 
 
 async def probe_tls(
-    verify: VerifyTls, fingerprint: str | Collection[str], *, deadline: float, look: Look | None = None
+    verify: VerifyTls, fingerprint: str | Collection[str], *, deadline: float, once: ProbeOnce | None = None
 ) -> None:
-    """Return once the endpoint steadily serves the leaf with this fingerprint (or one of these); look until then.
+    """Probe until the endpoint steadily serves the leaf with this fingerprint, or one of these.
 
-    ``deadline``: on Trio's clock, for the first good answer; those that confirm it may come after it. Raises
-    ProbeError with what was seen last.
+    ``deadline``: on Trio's clock, for the first right answer; those that confirm it may come later. Raises
+    ProbeError with the last answers.
     """
     wanted = {fingerprint} if isinstance(fingerprint, str) else set(fingerprint)
     pause, last, good_since = FIRST_PAUSE, tuple[Seen, ...](), -inf
     while True:
         seen = tuple[Seen, ...]()
-        with trio.move_on_at(max(deadline, good_since + LOOK_SECONDS)):
-            last = seen = await (look or look_at)(verify)
-        now, shown_there = trio.current_time(), {one.fingerprint for one in seen if one.fingerprint}
-        if shown_there and shown_there <= wanted:
+        with trio.move_on_at(max(deadline, good_since + ADDRESS_SECONDS)):
+            last = seen = await (once or probe_once)(verify)
+        now, served = trio.current_time(), {one.fingerprint for one in seen if one.fingerprint}
+        if served and served <= wanted:
             good_since = now if good_since == -inf else good_since
             if now - good_since >= STEADY_SECONDS:
                 return
-            await trio.sleep(STEADY_SECONDS / STEADY_LOOKS)
+            await trio.sleep(STEADY_SECONDS / STEADY_PROBES)
             continue
         good_since = -inf
         if now + pause > deadline:
@@ -103,25 +102,25 @@ async def probe_tls(
         pause = min(LONGEST_PAUSE, pause * 1.6)
 
 
-_FIX = "see that the service runs, which certificate file it reads, and its log"
+_FIX = "check that the service runs, which certificate file it reads, and its log"
 
 
 async def after_removal(
-    verify: VerifyTls, fingerprint: str, *, deadline: float, look: Look | None = None
+    verify: VerifyTls, fingerprint: str, *, deadline: float, once: ProbeOnce | None = None
 ) -> tuple[bool, str]:
-    """Return whether clients are still shown a leaf that was taken away, and what there is to say of the endpoint.
+    """Return whether the endpoint still serves a removed leaf, and what to report about it.
 
-    Looks until it is steadily gone, or ``deadline``.
+    Probes until the leaf is steadily gone, or until ``deadline`` (Trio's clock).
     """
     pause, gone_since = FIRST_PAUSE, inf
     while True:
-        seen = await (look or look_at)(verify)
-        now, shown_there = trio.current_time(), {one.fingerprint for one in seen if one.fingerprint}
-        if fingerprint not in shown_there:
+        seen = await (once or probe_once)(verify)
+        now, served = trio.current_time(), {one.fingerprint for one in seen if one.fingerprint}
+        if fingerprint not in served:
             gone_since = min(gone_since, now)
             if now - gone_since >= STEADY_SECONDS:
-                return False, "" if shown_there else _complaint(verify, seen, set())
-            await trio.sleep(STEADY_SECONDS / STEADY_LOOKS)
+                return False, "" if served else _complaint(verify, seen, set())
+            await trio.sleep(STEADY_SECONDS / STEADY_PROBES)
             continue
         gone_since = inf
         if now + pause > deadline:
@@ -131,10 +130,10 @@ async def after_removal(
 
 
 async def served_fingerprint(verify: VerifyTls, *, deadline: float) -> str:
-    """Return the fingerprint that the endpoint serves now. Raises ProbeError when none or more than one is seen."""
+    """Return the fingerprint of the leaf that the endpoint serves. Raises ProbeError if it is not exactly one."""
     seen = tuple[Seen, ...]()
     with trio.move_on_at(deadline):
-        seen = await look_at(verify)
+        seen = await probe_once(verify)
     found = {one.fingerprint for one in seen if one.fingerprint}
     if len(found) == 1:
         return found.pop()
@@ -153,30 +152,30 @@ def _complaint(verify: VerifyTls, seen: tuple[Seen, ...], wanted: set[str]) -> s
     return f"{where} serves no certificate{name}: {faults or 'no answer in time'}"
 
 
-async def look_at(verify: VerifyTls) -> tuple[Seen, ...]:
-    """Look once at every address of the endpoint, side by side."""
+async def probe_once(verify: VerifyTls) -> tuple[Seen, ...]:
+    """Probe all addresses of the endpoint once, concurrently."""
     try:
         found = await trio.socket.getaddrinfo(verify.host, verify.port, type=trio.socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         return (Seen(address=one_line(verify.host), fault=f"cannot be resolved: {error}"),)
-    addresses = list(dict.fromkeys((family, str(name[0])) for family, _, _, _, name in found))[:MOST_ADDRESSES]
+    addresses = list(dict.fromkeys((family, str(name[0])) for family, _, _, _, name in found))[:MAX_ADDRESSES]
     results: dict[str, Seen] = {}
 
     async def one(family: int, host: str) -> None:
         address = f"[{host}]:{verify.port}" if ":" in host else f"{host}:{verify.port}"
         results[address] = Seen(address=address, fault="no answer in time")
-        results[address] = await _look_at_address(family, host, address, verify)
+        results[address] = await _probe_address(family, host, address, verify)
         if results[address].fingerprint:
             scope.deadline = min(scope.deadline, trio.current_time() + STRAGGLER_SECONDS)
 
-    with trio.move_on_after(LOOK_SECONDS) as scope:
+    with trio.move_on_after(ADDRESS_SECONDS) as scope:
         async with trio.open_nursery() as nursery:
             for family, host in addresses:
                 nursery.start_soon(one, family, host, name=f"probe {host}")
     return tuple(results.values())
 
 
-async def _look_at_address(family: int, host: str, address: str, verify: VerifyTls) -> Seen:
+async def _probe_address(family: int, host: str, address: str, verify: VerifyTls) -> Seen:
     try:
         with trio.socket.socket(family, trio.socket.SOCK_STREAM) as plain:
             await plain.connect((host, verify.port))
@@ -191,19 +190,19 @@ async def _look_at_address(family: int, host: str, address: str, verify: VerifyT
 async def _leaf_of(stream: trio.SocketStream, verify: VerifyTls) -> str:
     if verify.starttls is not None:
         await start_tls(stream, verify.starttls)
-    heard = Overheard(stream)
-    tls = trio.SSLStream(heard, _context(), server_hostname=_server_name(verify))
+    recorded = RecordingStream(stream)
+    tls = trio.SSLStream(recorded, _context(), server_hostname=_server_name(verify))
     leaf: bytes | None
     try:
         await tls.do_handshake()
         leaf = tls.getpeercert(binary_form=True)
     except trio.BrokenResourceError as error:
-        leaf = heard.leaf_after(error)
+        leaf = recorded.leaf_after(error)
         if leaf is None:
             raise
     await trio.aclose_forcefully(tls)
     if leaf is None:
-        raise ProbeError("the server showed no certificate")
+        raise ProbeError("the server sent no certificate")
     return hashlib.sha256(leaf).hexdigest()
 
 
@@ -217,7 +216,7 @@ def _context() -> ssl.SSLContext:
 
 
 def _server_name(verify: VerifyTls) -> str | None:
-    """Return the name for SNI: the given one, else the host unless it is an address."""
+    """Return the name for SNI: the given one, otherwise the host unless it is an address."""
     if verify.server_name:
         return verify.server_name
     try:
@@ -228,7 +227,7 @@ def _server_name(verify: VerifyTls) -> str | None:
 
 
 def _why(error: BaseException) -> str:
-    """Return the innermost reason in a few words: Trio wraps what the TLS library says."""
+    """Return the innermost cause in a few words: Trio wraps the TLS library's errors."""
     while (deeper := error.__cause__ or error.__context__) is not None and not getattr(error, "strerror", None):
         error = deeper
     if isinstance(error, ssl.SSLError):

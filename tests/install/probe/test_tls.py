@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from certctrl.errors import ProbeError
-from certctrl.install.probe.tls import LOOK_SECONDS, STEADY_LOOKS, STEADY_SECONDS, Seen, after_removal, probe_tls
+from certctrl.install.probe.tls import ADDRESS_SECONDS, STEADY_PROBES, STEADY_SECONDS, Seen, after_removal, probe_tls
 from certctrl.model.plan import VerifyTls
 
 VERIFY = VerifyTls(host="service.example", port=443)
@@ -37,8 +37,8 @@ class Script:
 
 async def test_an_asynchronous_reload_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
     look = Script((at("a", OLD),), (at("a", fault="refused"),), (at("a", OLD), at("b", NEW)), (at("a", NEW),))
-    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=look)
-    assert look.looks == 4 + STEADY_LOOKS
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=look)
+    assert look.looks == 4 + STEADY_PROBES
     assert trio.current_time() < 0.2 + STEADY_SECONDS
 
 
@@ -49,14 +49,14 @@ async def test_a_good_answer_counts_only_when_it_stays(
     """nginx's old workers accept for a while beside the new ones: who comes next may still meet one."""
     good = (at("a", NEW),)
     look = Script(good, late, good, good, late, good)
-    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=look)
-    assert look.looks == 6 + STEADY_LOOKS
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=look)
+    assert look.looks == 6 + STEADY_PROBES
 
 
 async def test_a_good_answer_at_the_last_moment_may_be_confirmed_after_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.1, look=Script((at("a", NEW),)))
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.1, once=Script((at("a", NEW),)))
     assert STEADY_SECONDS <= trio.current_time() < 2 * STEADY_SECONDS
 
 
@@ -64,7 +64,7 @@ async def test_a_confirmation_that_fails_after_the_deadline_is_a_failure(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     with pytest.raises(ProbeError, match="another certificate"):
-        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.1, look=Script((at("a", NEW),), (at("a", OLD),)))
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.1, once=Script((at("a", NEW),), (at("a", OLD),)))
 
 
 async def test_a_confirmation_that_hangs_ends_in_time(autojump_clock: trio.testing.MockClock) -> None:
@@ -75,26 +75,26 @@ async def test_a_confirmation_that_hangs_ends_in_time(autojump_clock: trio.testi
         return (at("a", NEW),)
 
     with pytest.raises(ProbeError, match="no answer in time"):
-        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, look=look)
-    assert trio.current_time() <= LOOK_SECONDS
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, once=look)
+    assert trio.current_time() <= ADDRESS_SECONDS
 
 
 async def test_it_gives_up_at_its_deadline_and_says_what_it_saw(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(ProbeError, match=r"service.example:443 serves another certificate: 0{16}… at a; deployed is f"):
-        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=Script((at("a", OLD),)))
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=Script((at("a", OLD),)))
     assert 14 <= trio.current_time() <= 15
 
 
 async def test_looks_get_rarer(autojump_clock: trio.testing.MockClock) -> None:
     look = Script((at("a", OLD),))
     with pytest.raises(ProbeError):
-        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, look=look)
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=look)
     assert 25 < look.looks < 45
 
 
 async def test_a_look_that_hangs_ends_at_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(ProbeError, match="no answer in time"):
-        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 3, look=Script((at("a", NEW),), seconds=60))
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 3, once=Script((at("a", NEW),), seconds=60))
     assert trio.current_time() == 3
 
 
@@ -112,11 +112,11 @@ async def test_every_address_that_answers_counts(
     autojump_clock: trio.testing.MockClock, seen: tuple[Seen, ...], good: bool
 ) -> None:
     with contextlib.nullcontext() if good else pytest.raises(ProbeError):
-        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, look=Script(seen))
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, once=Script(seen))
 
 
 async def test_one_of_several_certificates_may_be_wanted(autojump_clock: trio.testing.MockClock) -> None:
-    await probe_tls(VERIFY, [OLD, NEW], deadline=trio.current_time() + 1, look=Script((at("a", OLD),)))
+    await probe_tls(VERIFY, [OLD, NEW], deadline=trio.current_time() + 1, once=Script((at("a", OLD),)))
 
 
 # --- whether something taken away is shown no more ----------------------------------------------------------------
@@ -131,13 +131,13 @@ async def test_what_was_taken_away_is_gone_only_when_it_stays_away(
 ) -> None:
     old = (at("a", NEW), at("b", OLD))
     look = Script(old, left, old, left)
-    assert await after_removal(VERIFY, OLD, deadline=trio.current_time() + 15, look=look) == (False, said)
-    assert look.looks == 4 + STEADY_LOOKS
+    assert await after_removal(VERIFY, OLD, deadline=trio.current_time() + 15, once=look) == (False, said)
+    assert look.looks == 4 + STEADY_PROBES
 
 
 @pytest.mark.parametrize("patience", [0.0, 15.0])
 async def test_what_is_shown_to_the_end_is_still_there(autojump_clock: trio.testing.MockClock, patience: float) -> None:
     until = trio.current_time() + patience
-    still, said = await after_removal(VERIFY, OLD, deadline=until, look=Script((at("a", OLD),)))
+    still, said = await after_removal(VERIFY, OLD, deadline=until, once=Script((at("a", OLD),)))
     assert (still, said) == (True, "service.example:443 still serves it from memory")
     assert trio.current_time() <= until

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from certctrl.errors import ProbeError
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.material.formats import virtual_files
-from certctrl.install.probe.handshake import leaf_shown
+from certctrl.install.probe.handshake import leaf_sent
 from certctrl.install.probe.tls import probe_tls, served_fingerprint
 from certctrl.model.bundle import Bundle
 from certctrl.model.plan import VerifyTls
@@ -135,9 +135,9 @@ async def test_a_certificate_whose_key_the_server_does_not_prove_is_not_believed
 def test_only_the_whole_flight_shows_the_leaf(pem: tuple[Path, Bundle]) -> None:
     said = flight(context(pem[0]))
     leaf = ssl.PEM_cert_to_DER_cert(pem[1].certificate_pem.decode())
-    assert leaf_shown(said) == leaf_shown(said + b"\x15\x03\x03\0\x02\x02\x28") == leaf
-    assert {leaf_shown(said[:end]) for end in range(len(said))} == {None}
-    assert leaf_shown(flight(context(pem[0], wants=False))) is None
+    assert leaf_sent(said) == leaf_sent(said + b"\x15\x03\x03\0\x02\x02\x28") == leaf
+    assert {leaf_sent(said[:end]) for end in range(len(said))} == {None}
+    assert leaf_sent(flight(context(pem[0], wants=False))) is None
 
 
 @given(st.binary(max_size=60), st.lists(st.tuples(st.sampled_from([2, 11, 12, 13, 14]), st.binary(max_size=9))))
@@ -145,4 +145,4 @@ def test_nonsense_shows_nothing(noise: bytes, messages: list[tuple[int, bytes]])
     """No list of certificates of nine bytes holds one."""
     said = b"".join(bytes([kind]) + len(body).to_bytes(3, "big") + body for kind, body in messages)
     for data in (noise, b"\x16\x03\x03" + len(said).to_bytes(2, "big") + said, b"\x16\x03\x03" + noise):
-        assert len(leaf_shown(data) or b"") <= 3
+        assert len(leaf_sent(data) or b"") <= 3
