@@ -1,7 +1,7 @@
-"""What must hold at every step of every history, observed where the agent touches the world.
+"""Check every step of every history from outside the agent.
 
-The auditor believes nothing that the agent says of itself: it reads the disk's durable half, the requests that go
-out and what services serve.
+The auditor uses no report of the agent: it reads the durable half of the disk, the requests that are sent, and what
+the services serve.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import trio
 from simulation.disk import file_in
 from simulation.diskauditor import DiskAuditor
-from simulation.machine import Machine
+from simulation.host import Host
 from simulation.network import NOTIFY_PATH, REFRESH_PATH, Exchange
 
 from certctrl.model.signals import identity
@@ -23,41 +23,41 @@ from certctrl.store.layout import ConfigDir
 STORM_SECONDS = 10.0
 MOST_POLLS = 3
 MOST_REFRESHES = 10
-"""In `STORM_SECONDS`, tries included: backoff from half a second, and each broken exchange is repeated once."""
+"""In `STORM_SECONDS`, retries included: backoff starts at half a second, each broken exchange is repeated once."""
 MOST_REQUESTS = 400
 MOST_OF_ONE = 16
-"""In a minute, of any other resource: retries that grow from 2.5 s, and whatever operators do meanwhile."""
+"""In a minute, for any other resource: retries that grow from 2.5 s, and operators' requests."""
 NO_SUCH_THING = (404, 405, 501)
 SERVER_CAP = 3600.0
 
 
 class Auditor(DiskAuditor):
-    """Fails with a Violation the moment a promise is broken."""
+    """Raises a Violation as soon as a guarantee is broken."""
 
-    def __init__(self, layout: ConfigDir, machine: Machine, *, page: int, rotates: bool) -> None:
-        super().__init__(layout, machine)
+    def __init__(self, layout: ConfigDir, host: Host, *, page: int, rotates: bool) -> None:
+        super().__init__(layout, host)
         self.page, self.rotates = page, rotates
         self.polls: deque[float] = deque(maxlen=MOST_POLLS + 1)
         self.refreshes: deque[float] = deque(maxlen=MOST_REFRESHES + 1)
         self.requests: deque[float] = deque(maxlen=MOST_REQUESTS)
-        self.asked: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_OF_ONE))
+        self.requested: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_OF_ONE))
         self.excused = True
-        """The next poll may come early: a person, a restart, a full page, news, a fresh token."""
+        """The next poll may come early: an operator's request, a restart, a full page, a new token."""
         self.not_before: dict[str, float] = {}
         self.refreshing = 0
         self.spent: set[str] = set()
         self.newest_refresh_token: str | None = None
         self.device_revoked = False
         self.lost_session = ""
-        """Why the plane may refuse this host's refresh token; empty: it may not."""
+        """Why the plane may refuse this host's refresh token; empty if it may not."""
 
     # --- the network ------------------------------------------------------------------------------------------
 
     def before(self, exchange: Exchange) -> None:
-        """Look at a request that goes out."""
+        """Check a request before it is sent."""
         now = trio.current_time()
         self.counts["requests"] += 1
-        self.inspect(self.machine.disk)
+        self.inspect(self.host.disk)
         self.requests.append(now)
         if len(self.requests) == MOST_REQUESTS and now - self.requests[0] < STORM_SECONDS:
             self.fail(f"{MOST_REQUESTS} requests of all kinds within {STORM_SECONDS:g} s")
@@ -70,13 +70,13 @@ class Auditor(DiskAuditor):
             self._notify(exchange)
 
     def _no_storm(self, exchange: Exchange, now: float) -> None:
-        """Outside of polls: nothing is asked for over and over."""
+        """Check that no resource except polls is requested again and again."""
         if exchange.is_poll or exchange.path == NOTIFY_PATH:
             return
-        times = self.asked[exchange.path]
+        times = self.requested[exchange.path]
         times.append(now)
         if len(times) == MOST_OF_ONE and now - times[0] < 60.0:
-            self.fail(f"{exchange.path} was asked for {len(times)} times within {now - times[0]:.1f} s")
+            self.fail(f"{exchange.path} was requested {len(times)} times within {now - times[0]:.1f} s")
 
     def _poll(self, exchange: Exchange, now: float) -> None:
         self.counts["polls"] += 1
@@ -101,7 +101,7 @@ class Auditor(DiskAuditor):
         if len(self.refreshes) > MOST_REFRESHES and now - self.refreshes[0] < STORM_SECONDS:
             self.fail(f"{len(self.refreshes)} refreshes within {STORM_SECONDS:g} s")
         if exchange.json["refresh_token"] in self.spent and not self.lost_session:
-            self.fail("a refresh token is spent a second time although its successor had arrived")
+            self.fail("a refresh token is used twice although its successor had arrived")
 
     def _notify(self, exchange: Exchange) -> None:
         for event in exchange.json["events"]:
@@ -110,19 +110,19 @@ class Auditor(DiskAuditor):
                 self.require_deployed(event)
 
     def after(self, exchange: Exchange) -> None:
-        """Look at what came back."""
-        answer, now, weather = exchange.answer, trio.current_time(), exchange.weather
+        """Check the answer to a request."""
+        answer, now, fault = exchange.answer, trio.current_time(), exchange.fault
         self._journal(exchange)
         if exchange.path == REFRESH_PATH:
             self.refreshing = 0
             if exchange.done == 200 and (answer is None or answer.status != 200) and self.rotates:
                 self.session_lost("the plane's answer with the next refresh token was lost")
-            if weather is not None and answer is not None and answer.status in (401, 403) and answer.is_json:
-                self.session_lost("somebody refused the refresh token in the plane's own words")
+            if fault is not None and answer is not None and answer.status in (401, 403) and answer.is_json:
+                self.session_lost("a gateway refused the refresh token like the plane")
         if answer is None:
             return
-        if weather is not None and weather.asks is not None and exchange.is_poll:
-            self.not_before["poll"] = now + min(max(weather.asks, 0.0), SERVER_CAP)
+        if fault is not None and fault.asks is not None and exchange.is_poll:
+            self.not_before["poll"] = now + min(max(fault.asks, 0.0), SERVER_CAP)
         if exchange.path == REFRESH_PATH and answer.status == 200:
             self._refreshed(exchange, answer.body)
         if exchange.path == NOTIFY_PATH and (200 <= answer.status <= 299 or answer.status in NO_SUCH_THING):
@@ -132,19 +132,17 @@ class Auditor(DiskAuditor):
             return
         if answer.status == 401:
             self.excused = True  # one refresh, one retry
-        if answer.status == 429 and weather is None and self.machine.lives < 2:
+        if answer.status == 429 and fault is None and self.host.starts < 2:
             self.fail("the plane's rate limit was hit")
         if answer.status in (200, 204):
             self._page(exchange, answer.status, answer.body, answer.headers)
 
     def _journal(self, exchange: Exchange) -> None:
         said = exchange.failure or (str(exchange.answer.status) if exchange.answer else "?")
-        weather = f" ({exchange.weather.kind})" if exchange.weather else ""
+        fault = f" ({exchange.fault.kind})" if exchange.fault else ""
         if exchange.is_poll:
             said += f" after {exchange.query.get('cursor')} wait={exchange.query.get('wait')}"
-        self.machine.journal.note(
-            "net", f"{exchange.method} {exchange.path.rpartition('/apiv1')[2]} -> {said}{weather}"
-        )
+        self.host.journal.note("net", f"{exchange.method} {exchange.path.rpartition('/apiv1')[2]} -> {said}{fault}")
 
     def _refreshed(self, exchange: Exchange, body: bytes) -> None:
         try:
@@ -156,15 +154,19 @@ class Auditor(DiskAuditor):
             self.newest_refresh_token = token
 
     def undelivered(self) -> list[str]:
-        """Return the outcomes that the plane was never given."""
-        return [f"outcomes the plane never got: {sorted(lost)}"] if (lost := self.finished - self.delivered) else []
+        """Return the outcomes that never reached the plane."""
+        return (
+            [f"outcomes that never reached the plane: {sorted(lost)}"]
+            if (lost := self.finished - self.delivered)
+            else []
+        )
 
     def session_lost(self, why: str) -> None:
-        """Note that the session may end, and that nobody is to blame."""
+        """Record that the session may end without a fault of the agent."""
         self.lost_session = self.lost_session or why
 
     def enrolled(self) -> None:
-        """Note a new session."""
+        """Record a new session."""
         self.device_revoked, self.lost_session, self.newest_refresh_token = False, "", None
         self.spent.clear()
 
@@ -182,26 +184,26 @@ class Auditor(DiskAuditor):
         found = {identity(signal_from_wire(raw)) for raw in raws}
         self.received |= found
         self.counts["signals"] += len(found)
-        self.needs[after] = self.needs[before] | found  # when it comes again, what counts is how it came last
+        self.needs[after] = self.needs[before] | found  # for a page that comes again the last one counts
         if after != before and (len(raws) >= self.page or exchange.query.get("wait") not in ("0", None)):
             self.excused = True
 
     # --- the host ----------------------------------------------------------------------------------------------
 
     def started(self) -> None:
-        """Look at what a new process finds."""
-        disk = self.machine.disk
+        """Check the state that a new process finds."""
+        disk = self.host.disk
         token = file_in(disk.now, self.layout.refresh_token)
         if self.refreshing or (self.newest_refresh_token and token != self.newest_refresh_token.encode()):
-            self.session_lost("killed between spending a refresh token and storing the next")
+            self.session_lost("killed between using a refresh token and storing the next")
         self.disk_was_ill = bool(disk.trouble or disk.rotten)
         self.excused = True
         self.refreshing = 0
         self.not_before.clear()
-        self.asked.clear()  # a restarted process begins with short delays again
+        self.requested.clear()  # a restarted process starts with short delays again
         self.restarted(disk)
 
     def services(self) -> None:
-        """Look at what the reloads found."""
-        if self.machine.services.mismatches:
-            self.fail(self.machine.services.mismatches[0])
+        """Check what the reloads found."""
+        if self.host.services.mismatches:
+            self.fail(self.host.services.mismatches[0])

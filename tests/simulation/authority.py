@@ -1,4 +1,4 @@
-"""A certificate authority that is cheap and repeats itself: Ed25519 keys and serials from a counter."""
+"""A cheap and deterministic certificate authority: Ed25519 keys and serials from a counter."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import NameOID
-from simulation.clockwork import START
+from simulation.clock import START
 
 from certctrl.plane.ca.issuer import Issued
 
 POISON = "poison"
-"""A certificate whose first name begins so comes with the key of another, as long as the pack is bad."""
+"""Prefix of names whose certificate comes with another key, while `SimulatedIssuer.bad` is set."""
 BACKDATE = 300.0
 
 
 def key_of(what: str) -> Ed25519PrivateKey:
-    """Return the key that belongs to a text."""
+    """Return the key derived from a text."""
     return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(what.encode()).digest())
 
 
@@ -41,7 +41,7 @@ def name_of(text: str) -> x509.Name:
 
 @cache
 def ca() -> tuple[Ed25519PrivateKey, str]:
-    """Return the CA's key and its certificate in PEM; valid for thirty years around the histories."""
+    """Return the CA's key and its certificate in PEM, valid for fifteen years before and after `START`."""
     key = key_of("authority")
     certificate = (
         x509.CertificateBuilder()
@@ -64,10 +64,10 @@ class SimulatedIssuer:
         self.now = now
         self.count = 0
         self.bad = True
-        """Certificates of poisonous names are wrong."""
+        """Issue names with the prefix `POISON` with a key that does not match."""
 
     async def issue(self, names: Sequence[str], *, key_type: str, validity_seconds: int) -> Issued:
-        """Return a certificate that differs from every one before."""
+        """Issue a certificate that differs from all earlier ones."""
         self.count += 1
         now, key = self.now(), key_of(f"leaf {self.count}")
         signer, chain = ca()
@@ -98,7 +98,7 @@ class SimulatedIssuer:
 
 @lru_cache(maxsize=4096)
 def leaf_facts(pem: bytes) -> tuple[str, bytes]:
-    """Return fingerprint and raw public key of the first certificate; ValueError for what is none."""
+    """Return fingerprint and raw public key of the first certificate. Raises ValueError if there is none."""
     leaf = x509.load_pem_x509_certificates(pem)[0]
     raw = leaf.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     return hashlib.sha256(leaf.public_bytes(Encoding.DER)).hexdigest(), raw
@@ -106,5 +106,5 @@ def leaf_facts(pem: bytes) -> tuple[str, bytes]:
 
 @lru_cache(maxsize=4096)
 def public_half(pem: bytes) -> bytes:
-    """Return the raw public key of a private key; ValueError for what is none."""
+    """Return the raw public key of a private key. Raises ValueError if it is not a key."""
     return load_pem_private_key(pem, None).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)

@@ -1,4 +1,4 @@
-"""Who decides what happens: operators, weather, and bad luck, by a seed; then peace, and the host must converge."""
+"""Cause seeded trouble through operators, network and host, then end it: the host must converge."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from simulation.faults import HostFaults
+from simulation.host_faults import HostFaults
 from simulation.journal import Violation
+from simulation.network_faults import NetworkFaults
 from simulation.operators import Operators
-from simulation.weather import WayFaults
 from simulation.world import World
 
 LEAST_EVENTS, MOST_EVENTS = 4, 12
@@ -18,24 +18,24 @@ PEACE_STEPS = 40
 
 
 class Director:
-    """One history's trouble and peace."""
+    """The trouble of one history, and the end of it."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.chance = random.Random(world.chances.random())
         self.operators = Operators(world, self.chance)
-        self.host = HostFaults(world, self.chance)
-        self.way = WayFaults(world, self.chance)
-        world.machine.check_end = self.host.check_end
+        self.host_faults = HostFaults(world, self.chance)
+        self.network_faults = NetworkFaults(world, self.chance)
+        world.host.check_end = self.host_faults.check_end
 
     async def trouble(self) -> None:
-        """Let things happen for the span of the setting."""
+        """Run random actions for the span of the setting."""
         setting = self.world.setting
         end = trio.current_time() + setting.span
         await self.operators.begin()
-        doings = [*self.operators.doings(), *self.host.doings(), *self.way.doings()]
-        calls = [call for _, call in doings]
-        weights = [weight * setting.emphasis.get(call.__name__, 1.0) for weight, call in doings]
+        actions = [*self.operators.actions(), *self.host_faults.actions(), *self.network_faults.actions()]
+        calls = [call for _, call in actions]
+        weights = [weight * setting.emphasis.get(call.__name__, 1.0) for weight, call in actions]
         moments = sorted(
             end - setting.span * self.chance.random() for _ in range(self.chance.randint(LEAST_EVENTS, MOST_EVENTS))
         )
@@ -52,19 +52,19 @@ class Director:
         await call()
 
     async def peace(self) -> None:
-        """End all trouble and wait for the host to be as the plane says."""
+        """End all trouble and wait until the host matches the plane. Raises Violation if it does not in time."""
         world, setting = self.world, self.world.setting
-        self.way.end()
-        self.host.end()
+        self.network_faults.end()
+        self.host_faults.end()
         await self.operators.tidy_up()
         world.journal.note("director", "peace")
         bound = 1.25 * setting.reconcile + 1.1 * 3600 + 2 * 900 + 3 * setting.interval
-        end, reasons = trio.current_time() + bound, ["not looked yet"]
+        end, reasons = trio.current_time() + bound, ["not checked yet"]
         while reasons:
             if trio.current_time() > end:
                 raise Violation(f"not converged {bound:.0f} s after all trouble: {'; '.join(reasons)}")
             await trio.sleep(bound / PEACE_STEPS / 4)
             world.auditor.services()
-            if world.machine.parked:
-                await self.host.enrol()
+            if world.host.parked:
+                await self.host_faults.enrol()
             reasons = self.operators.differences() or world.auditor.undelivered()

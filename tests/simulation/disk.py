@@ -1,7 +1,7 @@
-"""The model disk of a simulated host: full, broken, slow, and cut off at any operation.
+"""The model disk of a simulated host: it can be full or faulty, and be cut off at any operation.
 
-`ModelFs` fails only where something is changed; here reading fails as well. Whoever still holds a disk that was cut
-off (the process that was killed) goes on writing to what nobody will ever see.
+`ModelFs` fails only for changes; here reads fail as well. A killed process keeps writing to the disk that was cut
+off, which no other process sees.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from certctrl.store.disk.fs import Handle, disk_error
 NEEDS_SPACE = ("create", "write", "mkdir", "symlink", "allocate")
 
 MOST_PENDING = 120
-"""Changes that a kernel keeps to itself."""
+"""Changes that the kernel caches before it writes them back."""
 
 
 class SimulatedDisk(ModelFs):
-    """A ModelFs with bad times."""
+    """A ModelFs with faults."""
 
     trouble: int = 0
-    """errno of everything that needs space (ENOSPC, EDQUOT), or that changes anything (EROFS); 0: all is well."""
+    """errno of operations that need space (ENOSPC, EDQUOT) or of all changes (EROFS); 0 without a fault."""
     rotten: float = 0.0
     """Share of reads and syncs that fail with EIO."""
     chance: random.Random
     cut: Callable[[SimulatedDisk], None] | None = None
-    """Called once, when ``cut_in`` more changing operations have been begun."""
+    """Called once, when ``cut_in`` more changes have begun."""
     cut_in: int = -1
     synced: int = 0
-    """Changes with what is durable."""
+    """Counter that grows when the durable state changes."""
     switched: Callable[[SimulatedDisk, str], None] | None = None
     """Called with a name after its link in ``certs/.live`` was set or removed."""
 
-    def ailing(self, verb: str) -> int | None:
-        """Return the errno that an operation meets now."""
+    def fault_of(self, verb: str) -> int | None:
+        """Return the errno of an operation now; None if it succeeds."""
         if self.trouble == errno.EROFS or (self.trouble and verb in NEEDS_SPACE):
             return self.trouble
         if self.rotten and verb in ("read", "fsync", "syncfs") and self.chance.random() < self.rotten:
@@ -51,25 +51,25 @@ class SimulatedDisk(ModelFs):
             self.cut_in -= 1
             if self.cut_in < 0 and self.cut is not None:
                 self.cut(self)
-        if (self.trouble or self.rotten) and (code := self.ailing(verb)):
+        if (self.trouble or self.rotten) and (code := self.fault_of(verb)):
             raise disk_error(verb, path, OSError(code, os.strerror(code)))
 
     def open_file(self, path: str | Path, at: Handle | None = None) -> Handle:
         handle = super().open_file(path, at)
-        if self.rotten and self.ailing("read"):
+        if self.rotten and self.fault_of("read"):
             self.close(handle)
             raise disk_error("read", str(path), OSError(errno.EIO, os.strerror(errno.EIO)))
         return handle
 
     def rename(self, old: str | Path, new: str | Path, at: Handle | None = None) -> None:
         super().rename(old, new, at)
-        self._tell(new, at)
+        self._report_switch(new, at)
 
     def unlink(self, path: str | Path, at: Handle | None = None) -> None:
         super().unlink(path, at)
-        self._tell(path, at)
+        self._report_switch(path, at)
 
-    def _tell(self, name: str | Path, at: Handle | None) -> None:
+    def _report_switch(self, name: str | Path, at: Handle | None) -> None:
         if self.switched is not None and at is not None and at.path.endswith("/.live") and str(name)[0] != ".":
             self.switched(self, str(name))
 
@@ -83,12 +83,12 @@ class SimulatedDisk(ModelFs):
             self.write_back()
 
     def write_back(self) -> None:
-        """Let everything reach the disk, as a kernel does after a while."""
+        """Make everything durable, as a kernel does after a while."""
         self.synced += 1
         self.base, self.pending = dict(self.now), []
 
-    def heir(self, other: ModelFs) -> SimulatedDisk:
-        """Return ``other`` as the disk that the next process finds, in the same condition as this one."""
+    def successor(self, other: ModelFs) -> SimulatedDisk:
+        """Return ``other`` as the disk of the next process, with the faults of this one."""
         disk = SimulatedDisk(uid=self._uid, syncfs=self.can_syncfs)
         disk.base, disk.now, disk.pending = other.base, other.now, other.pending
         disk._count_from(10_000 + max(disk.now | disk.base))
@@ -96,15 +96,15 @@ class SimulatedDisk(ModelFs):
         return disk
 
     def crashed(self, *, power: bool) -> SimulatedDisk:
-        """Return what is left after a kill (everything written) or a power cut (any legal part of it)."""
+        """Return the disk after a kill (everything written) or a power cut (any legal part of it)."""
         if not power:
-            return self.heir(self.copy())
+            return self.successor(self.copy())
         states = list(self.crash_states(6, self.chance))
-        return self.heir(self.chance.choice(states))
+        return self.successor(self.chance.choice(states))
 
 
 def file_in(nodes: dict[int, Node], path: str | Path) -> bytes | None:
-    """Return the bytes at a path of a disk given by its nodes (``now`` or ``base``), links followed; None: nothing."""
+    """Return the bytes of a file in the nodes of a disk (``now`` or ``base``), links followed; None without one."""
     here, trail, steps = 1, list[int](), str(path).split("/")[1:]
     for _ in range(100):
         node = nodes.get(here)
@@ -131,7 +131,7 @@ def file_in(nodes: dict[int, Node], path: str | Path) -> bytes | None:
 
 
 def link_text(nodes: dict[int, Node], path: str | Path) -> str | None:
-    """Return the text of the link at a path whose directories are real; None: there is none."""
+    """Return the text of a link whose parents are real directories; None without one."""
     here = nodes.get(1)
     for name in str(path).split("/")[1:]:
         child = None if here is None else here.entries.get(name)
@@ -140,7 +140,7 @@ def link_text(nodes: dict[int, Node], path: str | Path) -> str | None:
 
 
 def names_in(nodes: dict[int, Node], path: str | Path) -> list[str]:
-    """Return the names in a directory; empty when there is none."""
+    """Return the names in a directory; empty if it does not exist."""
     here = nodes.get(1)
     for name in str(path).split("/")[1:]:
         child = None if here is None else here.entries.get(name)

@@ -1,4 +1,4 @@
-"""What must hold of a simulated host's disk, read from its durable half: signals, cursors, certificates."""
+"""Check the durable half of a simulated host's disk: signals, cursors, certificates."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import trio
 from simulation.authority import leaf_facts, public_half
 from simulation.disk import SimulatedDisk, file_in, link_text, names_in
+from simulation.host import Host
 from simulation.journal import Violation
-from simulation.machine import Machine
 
 from certctrl.model.signals import identity
 from certctrl.protocol.wire.signals import signal_from_wire
@@ -18,26 +18,26 @@ from certctrl.store.layout import ConfigDir
 
 
 class DiskAuditor:
-    """The half of the auditor that looks at the disk."""
+    """The disk checks of the auditor."""
 
-    def __init__(self, layout: ConfigDir, machine: Machine) -> None:
-        self.layout, self.machine = layout, machine
+    def __init__(self, layout: ConfigDir, host: Host) -> None:
+        self.layout, self.host = layout, host
         self.committed: set[str] = set()
-        """Identities of pages whose cursor the agent has used: it may never say that it does not know them."""
+        """Identities of pages whose cursor the agent has used: it must never lose them."""
         self.disk_was_ill = False
         self._looked_at: tuple[SimulatedDisk, int] | None = None
         self.needs: dict[str | None, set[str]] = defaultdict(set)
-        """Cursor -> identities delivered on the way to it and not yet seen safe."""
+        """Cursor -> identities delivered before it and not yet seen durable."""
         self.received: set[str] = set()
         self.waiting: set[str] = set()
-        """What the durable inbox held last."""
+        """Identities in the durable inbox, as of the last check."""
         self.finished: set[str] = set()
         self.reported: set[str] = set()
-        """Identities whose outcome was durable, or on its way to the plane."""
+        """Identities whose outcome was durable or sent."""
         self.delivered: set[str] = set()
-        """Identities whose outcome the plane took, or said that it takes none."""
+        """Identities whose outcome the plane accepted, or whose endpoint it does not have."""
         self.live: dict[str, list[tuple[str, frozenset[str]]]] = defaultdict(list)
-        """Name -> (fingerprint, names of files), each change; an empty fingerprint: nothing."""
+        """Name -> (fingerprint, file names) after each change; the fingerprint is empty if nothing is live."""
         self.counts: dict[str, int] = defaultdict(int)
         self.violation: Violation | None = None
         self.over = trio.CancelScope()
@@ -45,24 +45,24 @@ class DiskAuditor:
         self._parsed: dict[str, tuple[bytes | None, Any]] = {}
 
     def inspect(self, disk: SimulatedDisk) -> None:
-        """Look at what a power cut would leave now."""
+        """Check what a power cut would leave now."""
         if (disk, disk.synced) == self._looked_at:
             return
         self._looked_at = (disk, disk.synced)
         done = set(self._json(disk, "pending_acks.json", "done"))
         rows = self._json(disk, "inbox.json", "entries")
-        inbox = {identity(signal_from_wire(row["signal"])) for row in rows} - done  # what is done does not wait
+        inbox = {identity(signal_from_wire(row["signal"])) for row in rows} - done  # completed signals do not wait
         for ack in self._json(disk, "pending_acks.json", "acks"):
             if ack.get("type") == "signal.ack":
                 self.reported.add(identity(signal_from_wire(ack["signal"])))
         if silent := done - self.reported:
-            self.fail(f"signals are done and their outcome is nowhere: {sorted(silent)}")
+            self.fail(f"signals are completed without an outcome: {sorted(silent)}")
         if inbox != self.waiting:
             lost = self.waiting - inbox - done
-            if self.disk_was_ill:  # a write that failed at its last sync may be on the disk and yet count for nothing
+            if self.disk_was_ill:  # a write whose last sync failed may be on the disk without being promised
                 lost &= self.committed
             if lost:
-                self.fail(f"signals left the inbox without being done: {sorted(lost)}")
+                self.fail(f"signals left the inbox without being completed: {sorted(lost)}")
             self.finished |= self.waiting & done
             self.waiting = inbox
         for name in names_in(disk.base, self.layout.live):
@@ -77,7 +77,7 @@ class DiskAuditor:
         return known[1].get(key, [])
 
     def restarted(self, disk: SimulatedDisk) -> None:
-        """Look at the disk that a new process finds."""
+        """Check the disk that a new process finds."""
         self.inspect(disk)
         cursor = file_in(disk.now, self.layout.last_cursor)
         self.require_safe(cursor.decode() if cursor else None, "a process finds it on the disk")
@@ -89,14 +89,14 @@ class DiskAuditor:
         wanted = self.needs.get(cursor)
         if not wanted:
             return
-        done = set(self._json(self.machine.disk, "pending_acks.json", "done"))
+        done = set(self._json(self.host.disk, "pending_acks.json", "done"))
         if lost := wanted - self.waiting - done - self.finished:
-            self.fail(f"the cursor {cursor} stands for signals that are not durable ({why}): {sorted(lost)}")
+            self.fail(f"the cursor {cursor} covers signals that are not durable ({why}): {sorted(lost)}")
         self.committed |= wanted
         wanted.clear()
 
     def switched(self, disk: SimulatedDisk, name: str) -> None:
-        """Look at a certificate's link that was just set or removed."""
+        """Check a certificate's link that was just set or removed."""
         self._note_live(disk, name, crash=False)
 
     def _note_live(self, disk: SimulatedDisk, name: str, *, crash: bool) -> None:
@@ -109,13 +109,13 @@ class DiskAuditor:
         entry, log = (fingerprint, frozenset(files)), self.live[name]
         if log and log[-1] == entry:
             if not crash and fingerprint:
-                self.fail(f"{name}: what is in use was installed again")
+                self.fail(f"{name}: the live generation was installed again")
             return
         log.append(entry)
         self.counts["switches"] += not crash
 
     def _require_pair(self, nodes: Any, name: str, when: str) -> str:
-        """Return the fingerprint of what a name leads to; empty: nothing."""
+        """Return the fingerprint of the live certificate of a name; empty without one."""
         pem, key = (file_in(nodes, self.layout.live / name / one) for one in ("fullchain.pem", "private.key"))
         if pem is None and key is None:
             return ""
@@ -130,7 +130,7 @@ class DiskAuditor:
         return fingerprint
 
     def require_deployed(self, event: dict[str, Any]) -> None:
-        """What is reported as deployed must be durable: in use now, or in use before something newer."""
+        """Check that a generation reported as deployed is durable: live now, or live before a newer one."""
         if event["outcome"] not in ("applied", "unchanged"):
             return
         for one in event.get("deployed", []):
@@ -138,15 +138,15 @@ class DiskAuditor:
             if not name or not one["fingerprint_sha256"]:
                 continue
             prints = [entry[0] for entry in self.live[name]]
-            durable = self._require_pair(self.machine.disk.base, name, "after a power cut now")
+            durable = self._require_pair(self.host.disk.base, name, "after a power cut now")
             told = one["fingerprint_sha256"]
             if told not in prints:
-                self.fail(f"{name}: reported as deployed and never was: {told[:16]}")
+                self.fail(f"{name}: reported as deployed but never live: {told[:16]}")
             if durable not in prints[prints.index(told) :]:
-                self.fail(f"{name}: reported as deployed, and a power cut now would take it back")
+                self.fail(f"{name}: reported as deployed, but a power cut now would undo it")
 
     def fail(self, what: str) -> NoReturn:
-        """Raise the Violation, and keep it: whoever it is raised in may be built to survive anything."""
+        """Raise a Violation and keep it, because the agent may survive the exception."""
         self.violation = self.violation or Violation(what)
         self.over.cancel()
         raise self.violation

@@ -1,4 +1,4 @@
-"""One history: a seed becomes a setting, a schedule of trouble, and the peace in which the host must converge."""
+"""Run one history: a seed gives a setting and a schedule of trouble, after which the host must converge."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from unittest.mock import patch
 
 import attrs
 import trio
-from simulation.clockwork import run_seeded
+from simulation.clock import run_seeded
 from simulation.director import Director
+from simulation.host import control_stand_in, signals_stand_in
 from simulation.journal import JournalHandler, Violation
-from simulation.machine import control_stand_in, signals_stand_in
 from simulation.world import Setting, World, template
 
 HALF_HOUR, DAY, WEEK = 1800.0, 86_400.0, 604_800.0
 
 
 @attrs.frozen(kw_only=True)
-class Told:
-    """What one history saw."""
+class HistoryResult:
+    """The result of one history."""
 
     seed: int
     span: float
     converged_after: float
-    """Seconds of peace."""
+    """Seconds from the end of all trouble."""
     counts: dict[str, int]
     lines: int
     mark: str
-    """Differs when the journal does."""
+    """Hash of the journal."""
 
 
 def setting_for(seed: int) -> Setting:
-    """Return the setting that belongs to a seed."""
+    """Return the setting of a seed."""
     chance = random.Random(seed)
     span, interval, reconcile, access = chance.choices(
         [
@@ -60,20 +60,20 @@ def setting_for(seed: int) -> Setting:
     )
 
 
-def run_history(seed: int, setting: Setting | None = None) -> Told:
-    """Run the history of a seed; raises Violation with everything that is needed to see it again."""
+def run_history(seed: int, setting: Setting | None = None) -> HistoryResult:
+    """Run the history of a seed. Raises Violation with everything that is needed to repeat it."""
     template()
     with stand_ins():
-        return run_seeded(seed, _tell, seed, setting or setting_for(seed))  # type: ignore[no-any-return]
+        return run_seeded(seed, _play, seed, setting or setting_for(seed))  # type: ignore[no-any-return]
 
 
-async def _tell(seed: int, setting: Setting) -> Told:
+async def _play(seed: int, setting: Setting) -> HistoryResult:
     world = World(seed, setting)
     director = Director(world)
     try:
-        with heard(world), world.auditor.over:
+        with logged_to_journal(world), world.auditor.over:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(world.machine.run_forever)
+                nursery.start_soon(world.host.run_forever)
                 await director.trouble()
                 peace = trio.current_time()
                 await director.peace()
@@ -85,31 +85,31 @@ async def _tell(seed: int, setting: Setting) -> Told:
         raise explained(seed, setting, world, error) from error
     finally:
         world.close()
-    return Told(
+    return HistoryResult(
         seed=seed, span=setting.span, converged_after=converged, counts=dict(world.auditor.counts),
         lines=world.journal.count, mark=world.journal.mark({str(world.made.root): "DIR", f"pid={os.getpid()}": ""}),
     )  # fmt: skip
 
 
 def explained(seed: int, setting: Setting, world: World, error: BaseException) -> Violation:
-    """Return the failure with the seed, the command that repeats it, and the journal."""
+    """Return a Violation with the seed, the command that repeats it, and the journal."""
     what = world.auditor.violation or innermost(error)
     return Violation(
         f"{type(what).__name__}: {what}{where_in(what)}\n"
-        f"again: CERTCTRL_TEST_SEED={seed} pytest tests/simulation -k replay\n"
+        f"repeat: CERTCTRL_TEST_SEED={seed} pytest tests/simulation -k replay\n"
         f"{setting}\n{world.journal.text()}"
     )
 
 
 def innermost(error: BaseException) -> BaseException:
-    """Return the first exception inside all groups that is no cancellation."""
+    """Return the first exception inside all groups that is not a cancellation."""
     while isinstance(error, BaseExceptionGroup):
         error = next((one for one in error.exceptions if not isinstance(one, trio.Cancelled)), error.exceptions[0])
     return error
 
 
 def where_in(error: BaseException) -> str:
-    """Return the places of ours that an exception came through, the innermost last."""
+    """Return the places in certctrl that an exception passed, the innermost last."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [
         f"{frame.filename.rpartition('/certctrl/')[2]}:{frame.lineno}"
@@ -120,8 +120,8 @@ def where_in(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def heard(world: World) -> Iterator[None]:
-    """Send the agent's log to the journal and nowhere else."""
+def logged_to_journal(world: World) -> Iterator[None]:
+    """Send the agent's log to the journal only."""
     log = logging.getLogger("certctrl")
     before, handler = (log.level, log.propagate, log.handlers[:]), JournalHandler(world.journal)
     log.handlers, log.propagate = [handler], False
@@ -135,7 +135,7 @@ def heard(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
-    """Put the stand-ins in place of what needs sockets, OS signals, or a minute's attention for a whole week."""
+    """Replace what needs sockets or OS signals, and lengthen intervals that cost time in a week-long history."""
     with contextlib.ExitStack() as stack:
         for name, value in STAND_INS.items():
             stack.enter_context(patch(name, value))

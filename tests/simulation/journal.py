@@ -1,4 +1,4 @@
-"""What happened in a history, in order: kept cheaply, written out when something is wrong."""
+"""The journal of a history: events in order, printed only after a failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN = 120
 
 
 class Violation(AssertionError):
-    """A promise that was broken, with the seed, the way to see it again, and what led to it."""
+    """A broken guarantee, with the seed, the command that repeats it, and the journal before it."""
 
 
 class Journal:
@@ -29,7 +29,7 @@ class Journal:
         self.lines.append((self.clock(), who, what))
 
     def mark(self, without: Mapping[str, str]) -> str:
-        """Return a word that differs when anything happened otherwise, but for texts that differ from run to run."""
+        """Return a hash of the journal, with texts replaced that differ from run to run."""
         text = self.text(KEPT)
         for what, instead in without.items():
             text = text.replace(what, instead)
@@ -42,7 +42,7 @@ class Journal:
 
 
 class JournalHandler(logging.Handler):
-    """Puts the agent's own log lines into the journal."""
+    """Logging handler that adds the agent's log lines to the journal."""
 
     def __init__(self, journal: Journal) -> None:
         super().__init__(logging.INFO)

@@ -1,7 +1,7 @@
-"""The way between a simulated host and the plane: the ASGI application behind weather.
+"""The network between a simulated host and the plane: calls of the ASGI application, with faults.
 
-`SimulatedHttp` is the agent's ``Http``: no socket, but deadlines, lost answers and cut connections as the real
-transport reports them. What it cannot show is the transport itself (``tests/net`` does, with real sockets).
+`SimulatedHttp` is the agent's ``Http``: without sockets, but with deadlines, lost answers and cut connections as the
+real transport reports them. ``tests/net`` tests the transport itself with real sockets.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from certctrl.protocol.wire.poll import UPDATES_PATH
 REFRESH_PATH = "/auth/token/refresh"
 NOTIFY_PATH = "/apiv1/devices/self/notify"
 LATENCY = 0.02
-"""Seconds that a good exchange takes at most."""
+"""Longest time of an exchange without a fault, in seconds."""
 
 
 @attrs.frozen(kw_only=True)
-class Weather:
-    """What befalls requests for a while."""
+class NetworkFault:
+    """A fault that affects requests for a while."""
 
     kind: str
     share: float = 1.0
-    """Of the requests that it may befall."""
+    """Share of the matching requests that are affected."""
     path: str = ""
-    """Only requests to exactly this path; empty: all."""
+    """Path of the affected requests; empty for all."""
     status: int = 0
     retry_after: str | None = None
     asks: float | None = None
-    """What ``retry_after`` means in seconds; None: nothing."""
+    """The seconds that ``retry_after`` means; None if it is ignored."""
     seconds: float = 0.0
-    """Of delay."""
+    """Delay in seconds."""
 
 
 @attrs.define(kw_only=True)
 class Exchange:
-    """One request and how it ended, for the auditor."""
+    """One request and its result, for the auditor."""
 
     method: str
     path: str
@@ -53,11 +53,11 @@ class Exchange:
     token: str
     json: Any
     sent_at: float
-    weather: Weather | None = None
+    fault: NetworkFault | None = None
     answer: Answer | None = None
     failure: str = ""
     done: int = 0
-    """Status of the plane's own answer; 0: it gave none."""
+    """Status of the plane's answer; 0 without one."""
 
     @property
     def is_poll(self) -> bool:
@@ -65,40 +65,40 @@ class Exchange:
 
 
 class Network:
-    """Weather, and who listens at the plane's address."""
+    """The faults, and the application at the plane's address."""
 
     def __init__(self, chance: random.Random, journal: Journal) -> None:
         self.chance = chance
         self.journal = journal
         self.app: Callable[..., Any] | None = None
-        """None: nobody listens."""
-        self.weather: list[Weather] = []
+        """The plane; None while it is down."""
+        self.faults: list[NetworkFault] = []
         self.mischief: Callable[[Any], Any] = lambda page: page
-        """What somebody on the way does to pages of signals."""
+        """Changes a page of signals on its way to the agent."""
         self.before: Callable[[Exchange], None] = lambda exchange: None
         self.after: Callable[[Exchange], None] = lambda exchange: None
         self.connections: set[trio.CancelScope] = set()
 
     def clear(self) -> None:
-        """Let the sun shine."""
-        self.weather.clear()
+        """End all faults."""
+        self.faults.clear()
         self.mischief = lambda page: page
 
     def break_connections(self) -> None:
-        """End every exchange under way."""
+        """Break all open connections."""
         for connection in tuple(self.connections):
             connection.cancel()
 
-    def meets(self, path: str) -> Weather | None:
-        """Return what befalls a request now."""
-        for one in self.weather:
+    def fault_for(self, path: str) -> NetworkFault | None:
+        """Return the fault that affects a request now; None without one."""
+        for one in self.faults:
             if one.path in ("", path) and self.chance.random() < one.share:
                 return one
         return None
 
 
 class SimulatedHttp:
-    """The agent's client; ``dead`` says whether its process has been killed."""
+    """The agent's client; ``dead`` returns whether its process was killed."""
 
     def __init__(self, network: Network, dead: Callable[[], bool]) -> None:
         self.network = network
@@ -118,7 +118,7 @@ class SimulatedHttp:
         exchange = Exchange(
             method=method, path=path, query=dict(query or {}), token=token, json=json, sent_at=trio.current_time()
         )
-        exchange.weather = network.meets(path)
+        exchange.fault = network.fault_for(path)
         network.before(exchange)
         try:
             exchange.answer = await self._within(deadline, exchange, headers)
@@ -148,9 +148,9 @@ class SimulatedHttp:
         raise DeadlineError(f"no answer within {deadline:g} s")
 
     async def _exchange(self, exchange: Exchange, headers: Any) -> Answer:
-        network, weather = self.network, exchange.weather
+        network, fault = self.network, exchange.fault
         await trio.sleep(network.chance.random() * LATENCY)
-        kind = weather.kind if weather is not None else ""
+        kind = fault.kind if fault is not None else ""
         if network.app is None or kind == "refused":
             error = TransportError("connection refused")
             error.maybe_sent = False
@@ -159,36 +159,36 @@ class SimulatedHttp:
             await trio.sleep_forever()
         if kind == "reset":
             raise TransportError("connection reset")
-        if weather is not None and (made := made_up(weather)) is not None:
+        if fault is not None and (made := answer_of(fault)) is not None:
             return made
         answer = await call(network.app, exchange, headers)
         exchange.done = answer.status
         if kind == "lost":
             raise TransportError("connection reset before the answer")
-        if kind == "slow" and weather is not None:
-            await trio.sleep(weather.seconds)
+        if kind == "slow" and fault is not None:
+            await trio.sleep(fault.seconds)
         if exchange.is_poll and answer.status == 200:
             answer = attrs.evolve(answer, body=json_bytes(network.mischief(json.loads(answer.body))))
-        return spoilt(kind, answer)
+        return changed_by(kind, answer)
 
 
-def made_up(weather: Weather) -> Answer | None:
-    """Return the answer that something before the plane gives; None: the plane is asked."""
-    asked = {} if weather.retry_after is None else {"retry-after": weather.retry_after}
-    told = {"content-type": "application/json", **asked}
-    match weather.kind:
+def answer_of(fault: NetworkFault) -> Answer | None:
+    """Return the answer of a gateway before the plane; None if the request reaches the plane."""
+    asked = {} if fault.retry_after is None else {"retry-after": fault.retry_after}
+    headers = {"content-type": "application/json", **asked}
+    match fault.kind:
         case "status":
-            return Answer(weather.status, told, error_body(weather.status * 10, "TROUBLE"))
+            return Answer(fault.status, headers, error_body(fault.status * 10, "TROUBLE"))
         case "html":
-            return Answer(weather.status, {"content-type": "text/html", **asked}, b"<html>Please log in</html>")
+            return Answer(fault.status, {"content-type": "text/html", **asked}, b"<html>Please log in</html>")
         case "empty":
-            return Answer(weather.status, asked, b"")
+            return Answer(fault.status, asked, b"")
         case "junk":
-            return Answer(200, told, b'{"data": 7}')
+            return Answer(200, headers, b'{"data": 7}')
         case "expired-cursor":
-            return Answer(409, told, error_body(40901, "CURSOR_EXPIRED"))
+            return Answer(409, headers, error_body(40901, "CURSOR_EXPIRED"))
         case "unauthorized":
-            return Answer(401, told, error_body(4010, "TOKEN_EXPIRED"))
+            return Answer(401, headers, error_body(4010, "TOKEN_EXPIRED"))
         case "challenge":
             return Answer(401, {"www-authenticate": "Bearer"}, b"")
         case "redirect":
@@ -200,8 +200,8 @@ def error_body(code: int, key: str) -> bytes:
     return json_bytes({"error": {"code": code, "what": "simulated", "key": key, "params": {}}})
 
 
-def spoilt(kind: str, answer: Answer) -> Answer:
-    """Return the plane's own answer as it arrives."""
+def changed_by(kind: str, answer: Answer) -> Answer:
+    """Return the plane's answer as a fault changes it."""
     if kind == "truncated":
         return attrs.evolve(answer, body=answer.body[: len(answer.body) // 2])
     if kind == "no-etag":
@@ -212,7 +212,7 @@ def spoilt(kind: str, answer: Answer) -> Answer:
 
 
 async def call(app: Callable[..., Any], exchange: Exchange, headers: Any) -> Answer:
-    """Call an ASGI application as a server would, and return its answer."""
+    """Call an ASGI application as a server does, and return its answer."""
     query = target_of("/", exchange.query)[2:].encode()
     body = b"" if exchange.json is None else json_bytes(exchange.json)
     sent = {"host": "plane.test", **(headers or {})}

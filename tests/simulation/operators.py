@@ -1,4 +1,4 @@
-"""Operators at the plane: certificates, assignments, install configs, backups; and what the truth is in the end."""
+"""Operators at the plane: certificates, assignments, install configs, backups; and the state the host must reach."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from simulation.disk import file_in, names_in
 from simulation.service import FIRST_PORT, RELOAD, Service
 from simulation.world import COPIES, DEVICE, MOST_CERTIFICATES, TRUSTED, USER, World
 
+from certctrl.agent.context import Agent
+from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse
 
-Doing = tuple[float, Callable[[], Awaitable[Any]]]
-STALE_WORDS = ("alert:revoked:", "disk", "local-installs")
-"""Problems that may stand on: a revocation while the plane lists it; trouble with files until they are next touched."""
+Action = tuple[float, Callable[[], Awaitable[Any]]]
+REMAINING = ("alert:revoked:", "disk", "local-installs")
+"""Problems that may remain: a revocation while the plane lists it; file problems until the next access."""
 VALIDITY = 200 * 86_400
 
 
 class Operators:
-    """What people do at the plane."""
+    """Operators' actions at the plane."""
 
     def __init__(self, world: World, chance: random.Random) -> None:
         self.world, self.chance = world, chance
@@ -32,11 +34,11 @@ class Operators:
         self.configured: list[int] = []
 
     @property
-    def plane(self) -> Any:
+    def plane(self) -> Plane:
         return self.world.plane
 
-    def doings(self) -> list[Doing]:
-        """Return what may happen, with weights."""
+    def actions(self) -> list[Action]:
+        """Return the possible actions with their weights."""
         return [
             (3, self.issue), (5, self.renew), (1.5, self.revoke), (1.5, self.unassign), (1.5, self.assign),
             (3, self.configure), (0.7, self.configure_badly), (0.7, self.ask_for_resync), (1, self.trim),
@@ -45,7 +47,7 @@ class Operators:
         ]  # fmt: skip
 
     async def begin(self) -> None:
-        """Give the host something to do."""
+        """Issue the first certificates and publish an install config."""
         for _ in range(self.chance.choice((1, 1, 2, 3))):
             await self.issue()
         await self.configure()
@@ -67,7 +69,7 @@ class Operators:
         self.introduce(made["id"], made["domain_name"])
 
     def introduce(self, cert_id: int, domain: str) -> None:
-        """Set up the service of a certificate; every second one reads copies."""
+        """Set up the service of a certificate; those with an even id read copies."""
         certs = self.world.layout.certs
         paths = (f"{certs}/{domain}.crt", f"{certs}/{domain}.key")
         if cert_id % 2 == 0:
@@ -76,7 +78,7 @@ class Operators:
 
     async def _with_one(self, call: Callable[[int], Awaitable[Any]], *statuses: str) -> None:
         if found := self.certificates(*statuses):
-            with contextlib.suppress(ErrorResponse):  # not assigned, revoked meanwhile
+            with contextlib.suppress(ErrorResponse):  # not assigned, or revoked meanwhile
                 await call(self.chance.choice(found)["id"])
 
     async def renew(self) -> None:
@@ -92,7 +94,7 @@ class Operators:
         await self._with_one(lambda cert_id: self.plane.certificates.unassign(USER, DEVICE, cert_id))
 
     async def burst(self) -> None:
-        """Renew everything, some of it twice."""
+        """Renew all active certificates, some of them twice."""
         for one in self.certificates("active"):
             for _ in range(self.chance.choice((1, 1, 2))):
                 await self.plane.certificates.renew(USER, one["id"])
@@ -127,7 +129,7 @@ class Operators:
         await self.plane.installs.put(DEVICE, items)
 
     async def configure_badly(self) -> None:
-        """Publish what no agent of this version can run."""
+        """Publish an item type that this version does not know."""
         await self.plane.installs.put(DEVICE, [{"id": "x", "type": "teleport"}], check=False)
 
     # --- the stream -----------------------------------------------------------------------------------------------
@@ -151,14 +153,14 @@ class Operators:
         await self._send(self.chance.choice(("cert.renewed", "install.updated", "cert.revoked")), ref)
 
     async def send_again(self) -> None:
-        """Repeat what is true already, or what never was: a signal is a hint."""
+        """Send a signal that is out of date or was never true: signals are hints."""
         kind = self.chance.choice(("cert.renewed", "cert.updated", "cert.revoked", "cert.unassigned"))
         await self._send(kind, {"cert_id": self.chance.randint(1, 6)})
 
     # --- CAs ----------------------------------------------------------------------------------------------------------
 
     async def assign_ca(self) -> None:
-        """Have the host trust one of two CAs."""
+        """Assign one of two CAs to the host."""
         known = [one["id"] for one in self.plane.authorities.show_all(USER)]
         if len(known) < 2:
             known.append(self.plane.authorities.add(USER, f"private {len(known)}", ca()[1])["id"])
@@ -174,7 +176,7 @@ class Operators:
         self.backup = self.world.image()
 
     async def restore(self) -> None:
-        """Put the last backup in place of the plane: what came after it never happened."""
+        """Restore the plane from the last backup."""
         if self.backup is None:
             return
         most = max((one["id"] for one in self.certificates()), default=0)
@@ -184,7 +186,7 @@ class Operators:
         self.world.auditor.session_lost("the plane was restored")
         self.restored = True
         self.backup_version = max(version, self.backup_version)
-        while max((one["id"] for one in self.certificates()), default=0) < most:  # ids are not given twice
+        while max((one["id"] for one in self.certificates()), default=0) < most:  # ids are not reused
             made = await self.plane.certificates.issue(USER, ["spare.example"], validity_seconds=VALIDITY)
             if made["id"] > most:
                 break
@@ -197,7 +199,7 @@ class Operators:
     # --- in the end -------------------------------------------------------------------------------------------------
 
     async def tidy_up(self) -> None:
-        """Repair what people have broken: poison, a bad config, and what a restored plane knows too little of."""
+        """Repair mismatched keys and bad configs, and catch up with what a restored plane has forgotten."""
         self.world.issuer.bad = False
         for one in self.certificates("active"):
             if self.restored or one["domain_name"].startswith(POISON):
@@ -210,41 +212,41 @@ class Operators:
             await self.plane.installs.put(DEVICE, self.items(self.configured))
 
     def differences(self) -> list[str]:
-        """Return in what the host is not as the plane says; empty: it has converged."""
-        world, disk, found = self.world, self.world.machine.disk, list[str]()
+        """Return the differences between host and plane; empty once the host has converged."""
+        world, disk, found = self.world, self.world.host.disk, list[str]()
         rows = self.plane.certificates.page(DEVICE, 0, 500)
         wanted = {row["fingerprint_sha256"]: row["id"] for row in rows if row["status"] == "active"}
         live = {}
         for name in names_in(disk.now, world.layout.live):
             if name[0] != "." and (pem := file_in(disk.now, world.layout.live / name / "fullchain.pem")):
                 live[leaf_facts(pem)[0]] = name
-        found += [f"certificate {wanted[one]} is not in use" for one in wanted.keys() - live.keys()]
-        found += [f"{live[one]} is in use and should not be" for one in live.keys() - wanted.keys()]
+        found += [f"certificate {wanted[one]} is not live" for one in wanted.keys() - live.keys()]
+        found += [f"{live[one]} is live and should not be" for one in live.keys() - wanted.keys()]
         for fingerprint, cert_id in wanted.items():
             if cert_id in self.configured and world.services.known[cert_id].served != fingerprint:
-                found.append(f"service {cert_id} serves something else")
+                found.append(f"service {cert_id} serves another certificate")
         trusted = {name.removesuffix(".crt").rpartition("-")[2] for name in names_in(disk.now, TRUSTED)}
         if (cas := {str(one["id"]) for one in self.plane.authorities.of_device(DEVICE)}) != trusted:
-            found.append(f"trusted are {sorted(trusted)}, should be {sorted(cas)}")
-        life = world.machine.life
-        if life is None or life.over.is_set() or life.agent is None:
-            return [*found, f"no process: {world.machine.parked}"]
-        return found + self._loose_ends(life.agent)
+            found.append(f"trusted CAs are {sorted(trusted)}, expected {sorted(cas)}")
+        process = world.host.process
+        if process is None or process.over.is_set() or process.agent is None:
+            return [*found, f"no process: {world.host.parked}"]
+        return found + self._unfinished(process.agent)
 
-    def _loose_ends(self, agent: Any) -> list[str]:
-        world, disk, found = self.world, self.world.machine.disk, list[str]()
+    def _unfinished(self, agent: Agent) -> list[str]:
+        world, disk, found = self.world, self.world.host.disk, list[str]()
         world.auditor.inspect(disk)
         if world.auditor.waiting:
-            found.append(f"signals wait: {sorted(world.auditor.waiting)}")
+            found.append(f"signals are pending: {sorted(world.auditor.waiting)}")
         if agent.inbox.acks_pending:
-            found.append(f"{agent.inbox.acks_pending} outcomes are not delivered")
+            found.append(f"{agent.inbox.acks_pending} outcomes are not reported")
         cursor = file_in(disk.now, world.layout.last_cursor) or b""
         newest = self.plane.stream._stream(DEVICE)
         if cursor.decode() != f"{newest['last_ms']}-{newest['last_seq']}":
             found.append(f"the cursor is {cursor!r}")
         stored = json.loads(file_in(disk.now, world.layout.install_config) or b"{}").get("config", {})
         if stored.get("version") != self.plane.installs.version(DEVICE):
-            found.append(f"install config {stored.get('version')} is in force")
-        if problems := sorted(key for key in agent.problems if not key.startswith(STALE_WORDS)):
-            found.append(f"problems: {problems}")  # a revocation stays in sight while the plane lists it
+            found.append(f"install config {stored.get('version')} is active")
+        if problems := sorted(key for key in agent.problems if not key.startswith(REMAINING)):
+            found.append(f"problems: {problems}")  # a revocation stays a problem while the plane lists it
         return found

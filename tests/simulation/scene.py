@@ -1,4 +1,4 @@
-"""A history that is written down: one agent in its world, and what a scenario asks, waits for and looks at."""
+"""Scenarios: one agent in its world, with helpers that act, wait and read."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from simulation.clockwork import run_seeded
-from simulation.history import heard, stand_ins
+from simulation.clock import run_seeded
+from simulation.history import logged_to_journal, stand_ins
 from simulation.network import Exchange
 from simulation.operators import Operators
 from simulation.world import DEVICE, USER, Setting, Template, World, template
+
+from certctrl.agent.context import Agent
+from certctrl.model.records import CertRecord
+from certctrl.plane.core import Plane
 
 DAY = 86_400.0
 QUIET = Setting(span=0.0, interval=60.0)
 
 
 class Scene:
-    """A world with one agent in it, and what a test looks at."""
+    """A world with one agent, for a scenario."""
 
     def __init__(self, setting: Setting, environ: dict[str, str], made: Template | None = None) -> None:
         self.world = World(1, setting, made)
         self.operators = Operators(self.world, random.Random(1))
-        self.machine, self.network, self.plane = self.world.machine, self.world.network, self.world.plane
-        self.machine.environ |= {"CERTCTRL_FIRST_POLL_SPREAD_SECONDS": "0", **environ}
+        self.host, self.network = self.world.host, self.world.network
+        self.host.environ |= {"CERTCTRL_FIRST_POLL_SPREAD_SECONDS": "0", **environ}
         self.sent: list[Exchange] = []
         audit = self.network.before
 
@@ -35,9 +39,20 @@ class Scene:
         self.network.before = before
 
     @property
-    def agent(self) -> Any:
-        """Return the Agent of the process that runs; None before it is ready."""
-        return self.machine.life and self.machine.life.agent
+    def ready(self) -> bool:
+        """Whether the agent is running."""
+        return self.host.process is not None and self.host.process.agent is not None
+
+    @property
+    def agent(self) -> Agent:
+        """The running agent."""
+        assert self.host.process is not None and self.host.process.agent is not None
+        return self.host.process.agent
+
+    @property
+    def plane(self) -> Plane:
+        """The running plane; a restore replaces it."""
+        return self.world.plane
 
     @property
     def polls(self) -> list[Exchange]:
@@ -48,33 +63,32 @@ class Scene:
         return self.world.journal.text(4000)
 
     async def issue(self, domain: str, validity: float = 200 * DAY) -> dict[str, Any]:
-        row: dict[str, Any] = await self.plane.certificates.issue(
-            USER, [domain], validity_seconds=int(validity), device_ids=[DEVICE]
-        )
-        return row
+        return await self.plane.certificates.issue(USER, [domain], validity_seconds=int(validity), device_ids=[DEVICE])
 
     async def until(self, condition: Callable[[], Any], within: float = 3600.0) -> None:
-        """Wait for a condition; what never comes true fails here, with the journal."""
+        """Wait until the agent is ready and a condition is true. Raises AssertionError with the journal otherwise."""
         end = trio.current_time() + within
-        while not (self.agent is not None and condition()):
-            assert trio.current_time() < end, f"not within {within:g} s\n{self.log}"
+        while not (self.ready and condition()):
+            assert trio.current_time() < end, f"not true within {within:g} s\n{self.log}"
             await trio.sleep(max(1.0, within / 3600))
 
-    def record(self, cert_id: int) -> Any:
-        return self.agent.installer.records.get(cert_id)
+    def record(self, cert_id: int) -> CertRecord:
+        """Return the record of a certificate that this host has."""
+        return self.agent.installer.records[cert_id]
 
     def live(self, cert_id: int) -> bool:
-        record = self.record(cert_id)
+        """Return whether a certificate is live."""
+        record = self.agent.installer.records.get(cert_id)
         return record is not None and bool(record.generation)
 
     async def ask(self, operation: str, **request: Any) -> Any:
-        """Ask as a one-shot command does, over the control socket."""
-        assert self.machine.life is not None
+        """Call an operation of the control socket, as a one-shot command does."""
+        assert self.host.process is not None
         self.world.auditor.excused = True
-        return await self.machine.life.operations[operation](request)
+        return await self.host.process.operations[operation](request)
 
     def outcomes(self) -> list[tuple[str, str]]:
-        """Return what the plane was told, the newest first."""
+        """Return type and outcome of the reports at the plane, newest first."""
         return [(row["signal"]["type"], row["outcome"]) for row in self.plane.reports.outcomes(DEVICE)]
 
 
@@ -94,9 +108,9 @@ def play(
         scene = Scene(setting, environ or {}, made)
         prepare(scene)
         try:
-            with heard(scene.world), scene.world.auditor.over:
+            with logged_to_journal(scene.world), scene.world.auditor.over:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(scene.machine.run_forever)
+                    nursery.start_soon(scene.host.run_forever)
                     await scenario(scene)
                     nursery.cancel_scope.cancel()
             if scene.world.auditor.violation is not None:

@@ -1,6 +1,6 @@
 """Services of the simulated host, and the commands that reload them.
 
-A service reads its files when it is reloaded and serves that until the next reload; it refuses a key that does not fit.
+A service reads its files at a reload and serves them until the next; it refuses a key that does not match.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Service:
     certificate: str
     key: str
     served: str = ""
-    """Fingerprint; empty: it serves nothing."""
+    """Fingerprint; empty if it serves nothing."""
     reloads: int = 0
 
 
 class Services:
-    """Every service of the host."""
+    """All services of the host."""
 
     def __init__(self, disk: Callable[[], SimulatedDisk], note: Callable[[str], None]) -> None:
         self.disk = disk
@@ -43,10 +43,10 @@ class Services:
         self.seconds: Callable[[], float] = lambda: 0.05
         self.mismatches: list[str] = []
         self.idle_reloads = 0
-        """Reloads that found exactly what was served already."""
+        """Reloads after which the same certificate was served as before."""
 
     async def run(self, argv: Sequence[str], limit: float, dead: Callable[[], bool]) -> CommandResult:
-        """Run one command of a process that may be dead meanwhile: its commands died with it."""
+        """Run one command; it never returns if the process that started it is killed meanwhile."""
         seconds = self.seconds()
         await trio.sleep(min(seconds, limit))
         if dead():
@@ -55,18 +55,18 @@ class Services:
             return CommandResult(argv=tuple(argv), status=-15, timed_out=True, seconds=limit)
         status = 1 if self.failing() else self._reload(int(argv[-1])) if argv[1] == "reload" else 0
         self.note(f"{' '.join(argv[1:])} -> {status}")
-        return CommandResult(argv=tuple(argv), status=status, output="it says no" if status else "")
+        return CommandResult(argv=tuple(argv), status=status, output="the service refuses its files" if status else "")
 
     def _reload(self, cert_id: int) -> int:
         service, nodes = self.known[cert_id], self.disk().now
         service.reloads += 1
         pem, key = file_in(nodes, service.certificate), file_in(nodes, service.key)
         if pem is None or key is None:
-            service.served = ""  # its configuration says "if it is there"
+            service.served = ""  # its configuration includes the files only if they exist
             return 0
         fingerprint, public = leaf_facts(pem)
         if public_half(key) != public:
-            self.mismatches.append(f"service {cert_id} was reloaded with a key that is not its certificate's")
+            self.mismatches.append(f"service {cert_id} was reloaded with another certificate's key")
             return 3
         self.idle_reloads += service.served == fingerprint
         service.served = fingerprint
@@ -92,7 +92,7 @@ class Services:
 
 @attrs.frozen(eq=False)
 class SimulatedProc:
-    """The agent's ``Proc``: one per process."""
+    """The ``Proc`` of one agent process."""
 
     services: Services
     dead: Callable[[], bool]

@@ -1,6 +1,6 @@
-"""Ten thousand agents lose their plane for half an hour and come back: pure sessions, one after the other.
+"""Ten thousand agents lose their plane for half an hour and come back, as pure sessions.
 
-They share nothing but the outage, so each is run by itself and only its arrivals are added up.
+They share only the outage, so each one runs separately and their requests are added up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ AGENTS = 10_000
 OUTAGE = 1800.0
 WINDOW = 10
 WATCHED = 300
-"""Seconds of recovery during which every arrival is counted."""
+"""Seconds of recovery during which requests are counted."""
 INTERVAL = 5.0
 LONGEST_PROBE = 900.0
 
@@ -45,16 +45,16 @@ def one_agent(chance: random.Random, arrivals: Counter[int]) -> tuple[float, boo
     return back, False
 
 
-def test_ten_thousand_agents_come_back_from_half_an_hour_without_a_wave() -> None:
+def test_ten_thousand_agents_do_not_return_as_a_wave_after_an_outage() -> None:
     chance, arrivals = random.Random(13), Counter[int]()
     ends = [one_agent(chance, arrivals) for _ in range(AGENTS)]
     returns = sorted(back for back, _ in ends)
-    assert not any(ended for _, ended in ends), "nobody gave up"
-    assert returns[-1] <= LONGEST_PROBE + INTERVAL, "the worst catch-up is the longest probe and an interval"
+    assert not any(ended for _, ended in ends), "no session ended"
+    assert returns[-1] <= LONGEST_PROBE + INTERVAL, "at most the longest probe interval and one poll interval"
 
     everyday = AGENTS / INTERVAL * WINDOW
     busiest = max(arrivals[window] for window in range(WATCHED // WINDOW))
-    assert busiest <= 2 * everyday, "the plane never sees twice of what it sees every day"
+    assert busiest <= 2 * everyday, "never twice the usual load"
 
     windows = Counter(int(moment // WINDOW) for moment in returns)
     nine_of_ten = returns[int(AGENTS * 0.9)]

@@ -1,4 +1,4 @@
-"""What the random histories found once, each told by itself: the whole agent, one kind of trouble, one promise."""
+"""Faults that random histories found once, each as a scenario of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import trio
-from simulation.clockwork import run_seeded
+from simulation.clock import run_seeded
 from simulation.director import Director
-from simulation.faults import CLOCK_ERRORS
-from simulation.history import heard, stand_ins
-from simulation.network import REFRESH_PATH, Weather
+from simulation.history import logged_to_journal, stand_ins
+from simulation.host_faults import CLOCK_ERRORS
+from simulation.network import REFRESH_PATH, NetworkFault
 from simulation.operators import Operators
 from simulation.world import DEVICE, USER, Setting, World, template
 
@@ -21,15 +21,15 @@ TEN_YEARS = 315_360_000.0
 
 
 class Story:
-    """A world with one certificate in use, for a test to do something to."""
+    """A world with one live certificate."""
 
     def __init__(self, world: World, director: Director) -> None:
         self.world, self.director = world, director
         self.operators: Operators = director.operators
-        self.machine, self.plane = world.machine, world.plane
+        self.host, self.plane = world.host, world.plane
 
     async def settle(self, seconds: float) -> None:
-        """Let ``seconds`` pass, by the end of which nothing may be left to do."""
+        """Wait for ``seconds``, after which the host must match the plane."""
         await trio.sleep(seconds)
         assert self.operators.differences() == []
 
@@ -38,14 +38,14 @@ class Story:
 
 
 def told(happens: Callable[[Story], Awaitable[Any]], **setting: Any) -> None:
-    """Run a story; every promise of the auditor holds in it as well."""
+    """Run a story under the auditor."""
 
     async def main() -> None:
         world = World(1, Setting(span=3600.0, **({"interval": 30.0, "reconcile": 21_600} | setting)))
         director = Director(world)
-        with closing(world), heard(world), world.auditor.over:
+        with closing(world), logged_to_journal(world), world.auditor.over:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(world.machine.run_forever)
+                nursery.start_soon(world.host.run_forever)
                 await world.plane.certificates.issue(
                     USER, ["c1.example"], validity_seconds=8_640_000, device_ids=[DEVICE]
                 )
@@ -64,36 +64,36 @@ def told(happens: Callable[[Story], Awaitable[Any]], **setting: Any) -> None:
         run_seeded(1, main)
 
 
-def test_a_full_disk_costs_news_and_not_the_daemon() -> None:
+def test_a_full_disk_delays_signals_but_does_not_end_the_daemon() -> None:
     async def happens(story: Story) -> None:
         story.world.auditor.disk_was_ill = True
-        story.machine.disk.trouble = errno.ENOSPC
+        story.host.disk.trouble = errno.ENOSPC
         await story.plane.certificates.renew(USER, 1)
         await trio.sleep(7200)
-        story.machine.disk.trouble = 0
+        story.host.disk.trouble = 0
         await story.settle(1300)  # the breaker counts a token that cannot be stored
-        assert story.machine.lives == 1
+        assert story.host.starts == 1
 
     told(happens)
 
 
-def test_a_disk_that_cannot_be_read_for_a_while_costs_no_daemon() -> None:
+def test_an_unreadable_disk_does_not_end_the_daemon() -> None:
     async def happens(story: Story) -> None:
         story.world.auditor.disk_was_ill = True
-        story.machine.disk.rotten = 1.0
+        story.host.disk.rotten = 1.0
         await story.plane.certificates.renew(USER, 1)
         await trio.sleep(7200)
-        story.machine.disk.rotten = 0.0
+        story.host.disk.rotten = 0.0
         await story.settle(700)
-        assert story.machine.lives == 1
+        assert story.host.starts == 1
 
     told(happens)
 
 
-def test_a_plane_that_is_down_is_asked_ever_less_for_what_waits() -> None:
+def test_pending_signals_back_off_while_the_plane_is_down() -> None:
     async def happens(story: Story) -> None:
-        story.world.network.weather.append(
-            Weather(kind="refused", path="/apiv1/devices/self/certificates/1/deploy-materials")
+        story.world.network.faults.append(
+            NetworkFault(kind="refused", path="/apiv1/devices/self/certificates/1/deploy-materials")
         )
         await story.plane.certificates.renew(USER, 1)
         await trio.sleep(60)
@@ -106,9 +106,9 @@ def test_a_plane_that_is_down_is_asked_ever_less_for_what_waits() -> None:
     told(happens, poison_attempts=3)
 
 
-def test_a_token_that_cannot_be_refreshed_is_tried_ever_less() -> None:
+def test_failing_token_refreshes_back_off() -> None:
     async def happens(story: Story) -> None:
-        story.world.network.weather.append(Weather(kind="refused", path=REFRESH_PATH))
+        story.world.network.faults.append(NetworkFault(kind="refused", path=REFRESH_PATH))
         await trio.sleep(3600)
         before = story.requests(REFRESH_PATH)
         await trio.sleep(7200)
@@ -121,10 +121,10 @@ def test_a_token_that_cannot_be_refreshed_is_tried_ever_less() -> None:
 
 def test_a_signal_that_failed_while_the_clock_was_ten_years_ahead_does_not_wait_ten_years() -> None:
     async def happens(story: Story) -> None:
-        story.world.time.error = TEN_YEARS
+        story.world.clock.error = TEN_YEARS
         await story.plane.certificates.renew(USER, 1)
         await trio.sleep(600)
-        story.world.time.error = 0.0
+        story.world.clock.error = 0.0
         await story.plane.certificates.renew(USER, 1)
         await story.settle(4000)
 
@@ -132,10 +132,10 @@ def test_a_signal_that_failed_while_the_clock_was_ten_years_ahead_does_not_wait_
 
 
 @pytest.mark.parametrize("error", CLOCK_ERRORS)
-def test_whatever_the_wall_clock_does_polls_keep_their_pace(error: float) -> None:
+def test_polls_keep_their_interval_when_the_wall_clock_jumps(error: float) -> None:
     async def happens(story: Story) -> None:
         for wrong in (error, 0.0, error / 2, 0.0):
-            story.world.time.error = wrong
+            story.world.clock.error = wrong
             polls, refreshes = story.requests("/devices/self/updates"), story.requests(REFRESH_PATH)
             await trio.sleep(60)
             assert 1 <= story.requests("/devices/self/updates") - polls <= 3, "one poll in 30 s, jitter included"
@@ -144,13 +144,13 @@ def test_whatever_the_wall_clock_does_polls_keep_their_pace(error: float) -> Non
     told(happens)
 
 
-def test_after_eight_hours_of_sleep_the_first_poll_comes_within_an_interval_and_nothing_comes_twice() -> None:
+def test_after_eight_hours_of_suspension_one_poll_comes_within_an_interval() -> None:
     async def happens(story: Story) -> None:
         polls = story.requests("/devices/self/updates")
-        await story.director.host.suspend()
+        await story.director.host_faults.suspend()
         await trio.sleep(35)
         assert 1 <= story.requests("/devices/self/updates") - polls <= 3
-        await story.director.host.freeze()
+        await story.director.host_faults.freeze()
         polls = story.requests("/devices/self/updates")
         await trio.sleep(35)
         assert 1 <= story.requests("/devices/self/updates") - polls <= 3
@@ -159,7 +159,7 @@ def test_after_eight_hours_of_sleep_the_first_poll_comes_within_an_interval_and_
     told(happens)
 
 
-def test_a_wish_for_a_resync_is_fulfilled_once() -> None:
+def test_a_requested_resync_happens_once() -> None:
     async def happens(story: Story) -> None:
         await story.plane.resync(USER, DEVICE)
         await trio.sleep(60)
@@ -170,7 +170,7 @@ def test_a_wish_for_a_resync_is_fulfilled_once() -> None:
     told(happens)
 
 
-def test_a_ca_whose_signal_was_lost_comes_with_the_next_comparison() -> None:
+def test_a_ca_whose_signal_was_lost_arrives_with_the_next_resync() -> None:
     async def happens(story: Story) -> None:
         await story.operators.assign_ca()
         story.plane.stream.trim(DEVICE, 0)  # 409
@@ -182,13 +182,13 @@ def test_a_ca_whose_signal_was_lost_comes_with_the_next_comparison() -> None:
     told(happens)
 
 
-def test_a_gateways_guard_at_the_refresh_endpoint_ends_no_session() -> None:
+def test_a_401_of_a_gateway_at_the_refresh_endpoint_does_not_end_the_session() -> None:
     async def happens(story: Story) -> None:
-        story.world.network.weather.append(Weather(kind="challenge", path=REFRESH_PATH))
+        story.world.network.faults.append(NetworkFault(kind="challenge", path=REFRESH_PATH))
         await trio.sleep(7200)
         story.world.network.clear()
         await story.settle(1300)
-        assert story.machine.lives == 1
+        assert story.host.starts == 1
 
     told(happens)
 
@@ -202,27 +202,28 @@ def test_full_pages_are_fetched_within_the_planes_rate_limit() -> None:
     told(happens, page=1)
 
 
-def test_a_process_that_is_killed_does_nothing_more() -> None:
-    """The harness itself: what the old process still does reaches neither disk, nor plane, nor services."""
+def test_a_killed_process_has_no_further_effect() -> None:
+    """Check the harness: a killed process reaches neither disk nor plane nor services."""
 
     async def happens(story: Story) -> None:
-        old = story.machine.life
-        story.machine.kill(power=False)
-        assert old is not None and story.machine.disk is not old.disk
+        old = story.host.process
+        story.host.kill(power=False)
+        assert old is not None and story.host.disk is not old.disk
         await story.settle(120)
-        assert story.machine.lives == 2
+        assert story.host.starts == 2
 
     told(happens)
 
 
-def test_an_answer_of_the_plane_is_dated_by_the_worlds_clock() -> None:
-    """The harness itself: the plane and the host have different clocks."""
+def test_answers_of_the_plane_are_dated_by_true_time() -> None:
+    """Check the harness: plane and host have different clocks."""
 
     async def happens(story: Story) -> None:
-        story.world.time.error = -3600.0
+        story.world.clock.error = -3600.0
         await trio.sleep(120)
-        assert abs(story.machine.life.agent.plane.server_skew - 3600.0) < 2.0  # type: ignore[union-attr]
-        story.world.time.error = 0.0
+        assert story.host.process is not None and story.host.process.agent is not None
+        assert abs((story.host.process.agent.plane.server_skew or 0.0) - 3600.0) < 2.0
+        story.world.clock.error = 0.0
         await story.settle(120)
 
     told(happens)

@@ -1,6 +1,6 @@
 """Random histories of the whole agent; see docs/evidence/simulation.md.
 
-``CERTCTRL_TEST_HISTORIES`` says how many, ``CERTCTRL_TEST_SEED`` repeats one (``-k replay``).
+``CERTCTRL_TEST_HISTORIES`` is their number; ``CERTCTRL_TEST_SEED`` with ``-k replay`` repeats one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ SEED = os.environ.get("CERTCTRL_TEST_SEED", "")
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_random_histories_keep_every_promise_and_converge(chunk: int) -> None:
+def test_random_histories_keep_all_guarantees_and_converge(chunk: int) -> None:
     for seed in range(1 + chunk, HISTORIES + 1, CHUNKS):
         run_history(seed)
 
 
 @pytest.mark.parametrize("seed", [2, 9])
-def test_a_seed_is_a_history(seed: int) -> None:
+def test_a_seed_determines_the_history(seed: int) -> None:
     assert run_history(seed).mark == run_history(seed).mark
 
 

@@ -1,4 +1,4 @@
-"""Polls, signals and acks as a plane sees them: in time, by mode, none lost; the whole agent, virtual time."""
+"""Polls, signals and acks of the whole agent under virtual time: timing by mode, and nothing lost."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import attrs
 import trio
 from simulation.disk import file_in
-from simulation.machine import exit_status
-from simulation.network import Weather
+from simulation.host import exit_status
+from simulation.network import NetworkFault
 from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER
 
@@ -19,7 +19,7 @@ from certctrl.protocol.session import OUTCOME_WAIT
 # --- polling --------------------------------------------------------------------------------------------------
 
 
-def test_interval_polls_come_at_the_interval_and_ask_for_no_wait() -> None:
+def test_interval_mode_polls_at_the_interval_without_wait() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 20, 3000)
         gaps = [b.sent_at - a.sent_at for a, b in zip(scene.polls, scene.polls[1:], strict=False)]
@@ -30,7 +30,7 @@ def test_interval_polls_come_at_the_interval_and_ask_for_no_wait() -> None:
     play(scenario)
 
 
-def test_long_poll_waits_at_the_plane_and_delivers_at_once() -> None:
+def test_long_poll_waits_at_the_plane_and_delivers_immediately() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 3)
         began = trio.current_time()
@@ -43,7 +43,7 @@ def test_long_poll_waits_at_the_plane_and_delivers_at_once() -> None:
     play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
 
 
-def test_under_long_poll_an_outcome_goes_out_before_the_next_poll_hangs() -> None:
+def test_under_long_poll_an_outcome_is_reported_before_the_next_poll() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 3)
         await scene.issue("told.example")
@@ -55,7 +55,7 @@ def test_under_long_poll_an_outcome_goes_out_before_the_next_poll_hangs() -> Non
     play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
 
 
-def test_a_slow_signal_holds_up_the_next_poll_for_a_moment_only() -> None:
+def test_a_slow_signal_delays_the_next_poll_only_briefly() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 3)
         took = scene.agent.plane.fetch_materials
@@ -76,7 +76,7 @@ def test_a_slow_signal_holds_up_the_next_poll_for_a_moment_only() -> None:
     play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
 
 
-def test_what_is_done_beside_a_long_poll_is_told_at_once() -> None:
+def test_outcomes_during_a_long_poll_are_reported_immediately() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 3)
         stage = scene.agent.installer.stage
@@ -92,13 +92,13 @@ def test_what_is_done_beside_a_long_poll_is_told_at_once() -> None:
         while scene.outcomes().count(("cert.renewed", "applied")) < len(rows):
             assert trio.current_time() - began < 2, scene.log
             await trio.sleep(0.05)
-        assert len(scene.polls) == polls, "the poll went on"
+        assert len(scene.polls) == polls, "the long poll continued"
         assert scene.agent.inbox.acks_pending == 0
 
     play(scenario, attrs.evolve(QUIET, mode="long-poll", interval=5.0))
 
 
-def test_adaptive_mode_long_polls_after_activity_and_then_no_more() -> None:
+def test_adaptive_mode_long_polls_for_a_while_after_activity() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 3)
         assert scene.polls[-1].query["wait"] == "0"
@@ -110,11 +110,11 @@ def test_adaptive_mode_long_polls_after_activity_and_then_no_more() -> None:
     play(scenario, attrs.evolve(QUIET, mode="adaptive", interval=20.0))
 
 
-def test_a_server_that_asks_for_time_gets_it_once() -> None:
+def test_retry_after_delays_one_poll() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 2)
-        scene.network.weather = [Weather(kind="status", status=503, retry_after="400", asks=400.0)]
-        await scene.until(lambda: scene.polls[-1].weather is not None)
+        scene.network.faults = [NetworkFault(kind="status", status=503, retry_after="400", asks=400.0)]
+        await scene.until(lambda: scene.polls[-1].fault is not None)
         scene.network.clear()
         asked, count = scene.polls[-1].sent_at, len(scene.polls)
         await scene.until(lambda: len(scene.polls) >= count + 3)
@@ -129,7 +129,7 @@ def test_a_server_that_asks_for_time_gets_it_once() -> None:
 def test_the_breaker_opens_after_ten_failures_and_poll_now_closes_it() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 2)
-        scene.network.weather = [Weather(kind="status", status=500)]
+        scene.network.faults = [NetworkFault(kind="status", status=500)]
         await scene.until(lambda: scene.agent.session.breaker_open, 3 * 3600)
         assert scene.agent.session.failures == 10
         status = await scene.ask("status")
@@ -137,7 +137,7 @@ def test_the_breaker_opens_after_ten_failures_and_poll_now_closes_it() -> None:
         assert status["health"] in ("degraded", "stale")
         count = len(scene.polls)
         await trio.sleep(DAY)
-        assert len(scene.polls) == count, "manual means that nobody polls"
+        assert len(scene.polls) == count, "manual recovery does not poll"
         scene.network.clear()
         answer = await scene.ask("poll-now")
         assert answer["poll"].startswith("204")
@@ -147,7 +147,7 @@ def test_the_breaker_opens_after_ten_failures_and_poll_now_closes_it() -> None:
     play(scenario, environ={"CERTCTRL_RECOVERY": "manual"})
 
 
-def test_poll_now_tells_what_came_after_a_reset_of_the_cursor() -> None:
+def test_poll_now_reports_the_answer_after_a_cursor_reset() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 2)
         row = await scene.issue("missed.example")
@@ -161,16 +161,16 @@ def test_poll_now_tells_what_came_after_a_reset_of_the_cursor() -> None:
     play(scenario)
 
 
-def test_a_revoked_device_stops_for_good_and_says_so() -> None:
+def test_a_revoked_device_stops_permanently_and_logs_it() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 2)
         scene.world.auditor.device_revoked = True
         scene.plane.devices.revoke(USER, DEVICE, "stolen")
         with trio.fail_after(3600):
-            while not scene.machine.parked:
+            while not scene.host.parked:
                 await trio.sleep(1)
-        assert scene.machine.life is not None
-        assert exit_status(scene.machine.life) is ExitStatus.NOT_REGISTERED
+        assert scene.host.process is not None
+        assert exit_status(scene.host.process) is ExitStatus.NOT_REGISTERED
         count = len(scene.sent)
         await trio.sleep(DAY)
         assert len(scene.sent) == count
@@ -183,8 +183,8 @@ def test_a_rejected_access_token_costs_one_refresh_and_one_retry() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 2)
         before = len(scene.sent)
-        scene.network.weather = [Weather(kind="unauthorized", path=scene.polls[0].path)]
-        await scene.until(lambda: scene.polls[-1].weather is not None)
+        scene.network.faults = [NetworkFault(kind="unauthorized", path=scene.polls[0].path)]
+        await scene.until(lambda: scene.polls[-1].fault is not None)
         scene.network.clear()
         await trio.sleep(10)
         kinds = [exchange.path.rpartition("/")[2] for exchange in scene.sent[before:]]
@@ -197,7 +197,7 @@ def test_a_rejected_access_token_costs_one_refresh_and_one_retry() -> None:
 # --- signals and acks --------------------------------------------------------------------------------------------
 
 
-def test_a_small_queue_holds_back_and_loses_nothing() -> None:
+def test_a_small_queue_pauses_polling_and_loses_nothing() -> None:
     async def scenario(scene: Scene) -> None:
         rows = [await scene.issue(f"n{n}.example") for n in range(12)]
         for row in rows:
@@ -209,7 +209,7 @@ def test_a_small_queue_holds_back_and_loses_nothing() -> None:
     play(scenario, attrs.evolve(QUIET, queue=4, page=3))
 
 
-def test_a_poison_signal_is_set_aside_and_forgiven_by_a_newer_one() -> None:
+def test_a_newer_signal_ends_the_quarantine_of_a_poison_signal() -> None:
     async def scenario(scene: Scene) -> None:
         good = await scene.issue("good.example")
         await scene.until(lambda: scene.live(good["id"]))
@@ -228,14 +228,14 @@ def test_a_poison_signal_is_set_aside_and_forgiven_by_a_newer_one() -> None:
     play(scenario)
 
 
-def test_a_plane_that_takes_no_reports_is_fine() -> None:
+def test_a_plane_without_a_notify_endpoint_is_healthy() -> None:
     async def scenario(scene: Scene) -> None:
-        scene.network.weather = [Weather(kind="status", status=404, path="/apiv1/devices/self/notify")]
+        scene.network.faults = [NetworkFault(kind="status", status=404, path="/apiv1/devices/self/notify")]
         row = await scene.issue("quiet.example")
         await scene.until(lambda: scene.live(row["id"]))
         await scene.until(lambda: scene.agent.inbox.acks_pending == 0)
         assert (await scene.ask("status"))["health"] == "healthy"
-        assert scene.log.count("takes no acks") == 1, "said once"
+        assert scene.log.count("takes no acks") == 1, "logged once"
 
     play(scenario)
 
@@ -245,13 +245,11 @@ def test_outcomes_that_could_not_be_sent_survive_a_kill() -> None:
         await scene.until(lambda: len(scene.polls) >= 2)
         await scene.until(lambda: scene.agent.inbox.acks_pending == 0)
         told = len(scene.outcomes())
-        scene.network.weather = [Weather(kind="status", status=503, path="/apiv1/devices/self/notify")]
+        scene.network.faults = [NetworkFault(kind="status", status=503, path="/apiv1/devices/self/notify")]
         row = await scene.issue("late.example")
         acks = scene.world.layout.pending_acks
-        await scene.until(
-            lambda: scene.live(row["id"]) and b"applied" in (file_in(scene.machine.disk.base, acks) or b"")
-        )
-        scene.machine.kill(power=True)
+        await scene.until(lambda: scene.live(row["id"]) and b"applied" in (file_in(scene.host.disk.base, acks) or b""))
+        scene.host.kill(power=True)
         await trio.sleep(60)
         assert len(scene.outcomes()) == told
         scene.network.clear()

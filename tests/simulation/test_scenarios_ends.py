@@ -1,30 +1,30 @@
-"""A certificate that ends is renewed in time, confirmed before it goes, or gone without an alarm; virtual time."""
+"""Expiry, revocation and unassignment of certificates; the whole agent under virtual time."""
 
 from __future__ import annotations
 
 import attrs
 import trio
-from simulation.clockwork import START
-from simulation.network import Weather
+from simulation.clock import START
+from simulation.network import NetworkFault
 from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER
 
 
-def test_the_expiry_guard_works_while_the_plane_is_away_for_weeks() -> None:
+def test_the_expiry_guard_works_while_the_plane_is_down_for_weeks() -> None:
     async def problems(scene: Scene) -> str:
         return "; ".join(problem["what"] for problem in (await scene.ask("status"))["problems"])
 
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("old.example", 24 * DAY)
         await scene.until(lambda: scene.live(row["id"]), 2 * 3600)
-        await scene.until(lambda: scene.agent.tokens.expires_at() > START + DAY)  # one that lasts
-        scene.network.weather = [Weather(kind="refused")]
+        await scene.until(lambda: scene.agent.tokens.expires_at() > START + DAY)  # one with a long lifetime
+        scene.network.faults = [NetworkFault(kind="refused")]
         await trio.sleep(15.5 * DAY)
         assert "old.example" not in await problems(scene)
         assert "Certificate 1 (old.example) expires" not in scene.log
-        await trio.sleep(1 * DAY)  # a third of its life is left
+        await trio.sleep(1 * DAY)  # a third of its lifetime is left
         assert "expires in" in scene.log
-        await trio.sleep(4.5 * DAY)  # half of that, and nothing has come
+        await trio.sleep(4.5 * DAY)  # half of that without a renewal
         assert "no renewal has come" in await problems(scene)
         assert (await scene.ask("status"))["health"] in ("degraded", "stale")
         await trio.sleep(3.5 * DAY)
@@ -37,10 +37,10 @@ def test_the_expiry_guard_works_while_the_plane_is_away_for_weeks() -> None:
         assert (await scene.ask("status"))["health"] == "healthy"
 
     setting = attrs.evolve(QUIET, interval=3600.0, access_seconds=60 * 86_400, reconcile=604_800)
-    play(scenario, setting, {"CERTCTRL_RECOVERY": "manual"})  # fewer tries of the plane: they are not the point
+    play(scenario, setting, {"CERTCTRL_RECOVERY": "manual"})  # fewer requests to the plane, to keep the test short
 
 
-def test_an_old_certificate_makes_the_guard_ask_for_a_renewal() -> None:
+def test_the_expiry_guard_requests_a_renewal() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("ageing.example", 30 * DAY)
         await scene.until(lambda: scene.live(row["id"]))
@@ -51,13 +51,13 @@ def test_an_old_certificate_makes_the_guard_ask_for_a_renewal() -> None:
     play(scenario, attrs.evolve(QUIET, interval=3600.0, access_seconds=7 * 86_400))
 
 
-def test_a_revocation_is_confirmed_before_anything_goes() -> None:
+def test_a_revocation_is_confirmed_before_files_are_removed() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("asked.example")
         await scene.until(lambda: scene.live(row["id"]))
         await scene.operators._send("cert.revoked", {"cert_id": row["id"]})
         await trio.sleep(600)
-        assert scene.live(row["id"]), "a hint is no proof"
+        assert scene.live(row["id"]), "a signal alone proves nothing"
         await scene.plane.certificates.revoke(USER, row["id"])
         await scene.until(lambda: not scene.live(row["id"]))
         problems = (await scene.ask("status"))["problems"]
@@ -67,7 +67,7 @@ def test_a_revocation_is_confirmed_before_anything_goes() -> None:
     play(scenario)
 
 
-def test_a_revocation_is_done_when_its_service_has_let_go_of_the_certificate() -> None:
+def test_a_revocation_is_complete_when_the_service_no_longer_serves_the_certificate() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("held.example")
         scene.operators.introduce(row["id"], "held.example")
@@ -78,7 +78,7 @@ def test_a_revocation_is_done_when_its_service_has_let_go_of_the_certificate() -
         await scene.plane.certificates.revoke(USER, row["id"])
         await scene.until(lambda: not scene.live(row["id"]))
         await scene.until(lambda: scene.record(row["id"]).attempts == 2)
-        assert ("cert.revoked", "unchanged") not in scene.outcomes(), "it is in use yet"
+        assert ("cert.revoked", "unchanged") not in scene.outcomes(), "it is still served"
         (stuck,) = (await scene.ask("status"))["stuck"]
         assert "still serves it from memory" in stuck["reason"]
         scene.world.services.failing = lambda: False
@@ -90,7 +90,7 @@ def test_a_revocation_is_done_when_its_service_has_let_go_of_the_certificate() -
     play(scenario)
 
 
-def test_what_is_unassigned_goes_without_an_alarm() -> None:
+def test_an_unassigned_certificate_is_withdrawn_without_an_alert() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("moved.example")
         await scene.until(lambda: scene.live(row["id"]))

@@ -1,4 +1,4 @@
-"""What a person configures, allows, asks or reads is in force without a restart; the whole agent, virtual time."""
+"""Operators on the host: configuration, policy, requests and metrics, all without a restart; the whole agent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from simulation.clockwork import START
+from simulation.clock import START
 from simulation.disk import file_in
 from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER, template
@@ -17,24 +17,24 @@ from certctrl.agent.reporter import snapshot
 from certctrl.errors import PlaneError
 from certctrl.model.plan import OutcomeKind
 
-# --- people ----------------------------------------------------------------------------------------------------------
+# --- requests --------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_configuration_is_in_force_after_sighup_and_a_bad_one_is_not() -> None:
+def test_sighup_applies_a_new_configuration_and_rejects_a_bad_one() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 3)
-        assert scene.machine.life is not None
-        assert scene.machine.life.on is not None
-        scene.machine.environ["CERTCTRL_POLL_INTERVAL_MS"] = "600000"
-        scene.machine.life.on.reload()
+        assert scene.host.process is not None
+        assert scene.host.process.on is not None
+        scene.host.environ["CERTCTRL_POLL_INTERVAL_MS"] = "600000"
+        scene.host.process.on.reload()
         await trio.sleep(700)
         count = len(scene.polls)
         await trio.sleep(3600)
         assert 5 <= len(scene.polls) - count <= 7
-        scene.machine.environ["CERTCTRL_POLL_INTERVAL_MS"] = "soon"
-        scene.machine.life.on.reload()
+        scene.host.environ["CERTCTRL_POLL_INTERVAL_MS"] = "soon"
+        scene.host.process.on.reload()
         await trio.sleep(3600)
-        assert 10 <= len(scene.polls) - count <= 14, "the old one goes on"
+        assert 10 <= len(scene.polls) - count <= 14, "the old configuration stays active"
         (problem,) = (await scene.ask("status"))["problems"]
         assert "CERTCTRL_POLL_INTERVAL_MS" in problem["what"]
 
@@ -57,7 +57,7 @@ def test_renewals_wait_for_the_window_and_revocations_do_not() -> None:
         await scene.plane.certificates.revoke(USER, other["id"])
         await scene.until(lambda: not scene.live(other["id"]))
         saturday = START + (4 * DAY + 12 * 3600)  # 02:13
-        await trio.sleep(saturday - 1200 - scene.world.time.now())
+        await trio.sleep(saturday - 1200 - scene.world.clock.now())
         assert scene.record(row["id"]).facts.serial == first
         await trio.sleep(2 * 1800)  # 02:23
         assert scene.record(row["id"]).facts.serial == renewed["serial_number"]
@@ -74,12 +74,12 @@ def test_renewals_wait_for_the_window_and_revocations_do_not() -> None:
         policy.write_text(before)
 
 
-def test_what_was_refused_is_done_once_the_policy_allows_it() -> None:
+def test_a_refused_item_runs_once_the_policy_allows_it() -> None:
     policy, elsewhere = template().root / "policy.json", "/srv/elsewhere"
     before = policy.read_text()
 
     async def scenario(scene: Scene) -> None:
-        scene.machine.disk.put_dir(elsewhere)
+        scene.host.disk.put_dir(elsewhere)
         row = await scene.issue("copied.example")
         item = {
             "id": "copy", "type": "copy", "ob_type": "cert", "ob_id": row["id"], "from": ["fullchain.pem"],
@@ -90,10 +90,10 @@ def test_what_was_refused_is_done_once_the_policy_allows_it() -> None:
         assert (await scene.ask("status"))["health"] == "degraded"
         assert (await scene.ask("plan"))["refusals"]
         policy.write_text(json.dumps(json.loads(before) | {"write_roots": ["/srv/tls", elsewhere]}))
-        assert scene.machine.life is not None
-        assert scene.machine.life.on is not None
-        scene.machine.life.on.reload()
-        await scene.until(lambda: file_in(scene.machine.disk.now, f"{elsewhere}/www.pem"), 30)
+        assert scene.host.process is not None
+        assert scene.host.process.on is not None
+        scene.host.process.on.reload()
+        await scene.until(lambda: file_in(scene.host.disk.now, f"{elsewhere}/www.pem"), 30)
         await scene.until(lambda: not snapshot(scene.agent)["stuck"], 30)
         assert "Configuration reloaded: policy" in scene.log
 
@@ -103,7 +103,7 @@ def test_what_was_refused_is_done_once_the_policy_allows_it() -> None:
         policy.write_text(before)
 
 
-def test_renew_by_hand_brings_a_new_serial() -> None:
+def test_a_manual_renewal_brings_a_new_serial() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("hand.example")
         await scene.until(lambda: scene.live(row["id"]))
@@ -113,7 +113,7 @@ def test_renew_by_hand_brings_a_new_serial() -> None:
     play(scenario)
 
 
-def test_rollback_by_hand_holds_until_it_is_released() -> None:
+def test_a_manual_rollback_holds_until_it_is_released() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("held.example")
         await scene.until(lambda: scene.live(row["id"]))
@@ -132,7 +132,7 @@ def test_rollback_by_hand_holds_until_it_is_released() -> None:
     play(scenario)
 
 
-def test_status_names_what_fails_and_what_only_waits_with_its_true_next_try() -> None:
+def test_status_shows_failing_and_waiting_work_with_its_next_attempt() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("stuck.example")
         scene.operators.introduce(row["id"], "stuck.example")
@@ -153,7 +153,7 @@ def test_status_names_what_fails_and_what_only_waits_with_its_true_next_try() ->
         await scene.until(lambda: snapshot(scene.agent)["quarantined"])
         (stuck,) = snapshot(scene.agent)["stuck"]
         attempts, next_try_at = scene.record(row["id"]).attempts, stuck["next_try_at"]
-        await trio.sleep(next_try_at - 60 - scene.world.time.now())
+        await trio.sleep(next_try_at - 60 - scene.world.clock.now())
         assert scene.record(row["id"]).attempts == attempts
         await trio.sleep(120)
         assert scene.record(row["id"]).attempts == attempts + 1
@@ -161,7 +161,7 @@ def test_status_names_what_fails_and_what_only_waits_with_its_true_next_try() ->
     play(scenario)
 
 
-def test_an_install_config_that_is_taken_back_is_no_trouble_any_more() -> None:
+def test_withdrawing_a_bad_install_config_clears_its_problem() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.plane.installs.put(DEVICE, [{"id": "a", "type": "import_ca", "ob_id": 9, "enabled": False}])
         await scene.until(lambda: scene.agent.items and not scene.agent.inbox.depth)
@@ -174,7 +174,7 @@ def test_an_install_config_that_is_taken_back_is_no_trouble_any_more() -> None:
     play(scenario)
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
 
 def test_metrics_are_written_for_the_textfile_collector() -> None:
@@ -186,7 +186,7 @@ def test_metrics_are_written_for_the_textfile_collector() -> None:
         row = await scene.issue("measured.example")
         await scene.until(lambda: scene.live(row["id"]))
         await trio.sleep(600)
-        written = file_in(scene.machine.disk.now, textfile)
+        written = file_in(scene.host.disk.now, textfile)
         assert written is not None
         found = {
             sample.name: sample
@@ -203,7 +203,7 @@ def test_metrics_are_written_for_the_textfile_collector() -> None:
     play(scenario, environ={"CERTCTRL_METRICS_TEXTFILE": textfile})
 
 
-def test_a_plane_that_counts_from_the_beginning_is_followed_when_a_person_says_so() -> None:
+def test_trust_reset_accepts_a_plane_whose_versions_start_again() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("www.example")
         await scene.until(lambda: scene.live(row["id"]))
@@ -214,7 +214,7 @@ def test_a_plane_that_counts_from_the_beginning_is_followed_when_a_person_says_s
         scene.plane.database.run("UPDATE install_configs SET version = 1")
         await scene.plane.installs.put(DEVICE, [{"id": "b", "type": "import_ca", "ob_id": 9, "enabled": False}])
         await scene.until(lambda: "install-config" in scene.agent.problems)
-        assert [item.id for item in scene.agent.items] == ["a"], "an older plan is refused"
+        assert [item.id for item in scene.agent.items] == ["a"], "an older install config is refused"
         assert "trust reset --install-config" in scene.agent.problems["install-config"].fix
         forgotten = await scene.ask("trust-reset", install_config=True)
         assert [*forgotten["install_configs"].values()] == [4] and forgotten["scripts"] == []
@@ -225,7 +225,7 @@ def test_a_plane_that_counts_from_the_beginning_is_followed_when_a_person_says_s
 
 
 @pytest.mark.parametrize("how", ["keep", "remove"])
-def test_a_revocation_is_alerted_once_and_stays_in_sight_whatever_is_compared(how: str) -> None:
+def test_a_revocation_is_alerted_once_and_stays_in_the_status(how: str) -> None:
     policy = template().root / "policy.json"
     before = policy.read_text()
 
@@ -238,10 +238,10 @@ def test_a_revocation_is_alerted_once_and_stays_in_sight_whatever_is_compared(ho
             await scene.ask("apply")
             await trio.sleep(60)
         assert scene.agent.figures.alerts["revoked"] == 1
-        await scene.machine.stop()
+        await scene.host.stop()
         await trio.sleep(600)
         await scene.ask("apply")
-        assert scene.agent.figures.alerts["revoked"] == 0, "a new process tells nothing anew"
+        assert scene.agent.figures.alerts["revoked"] == 0, "a new process does not alert again"
         assert [problem["what"] for problem in (await scene.ask("status"))["problems"]] == [
             f"certificate {row['id']} (gone.example) was revoked"
         ]
@@ -253,7 +253,7 @@ def test_a_revocation_is_alerted_once_and_stays_in_sight_whatever_is_compared(ho
         policy.write_text(before)
 
 
-def test_a_revocation_that_was_cut_off_before_its_alarm_is_alerted_all_the_same(
+def test_a_revocation_interrupted_before_its_alert_is_alerted_after_a_restart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def scenario(scene: Scene) -> None:
@@ -263,7 +263,7 @@ def test_a_revocation_that_was_cut_off_before_its_alarm_is_alerted_all_the_same(
 
         async def cut_off(*args: object, **facts: object) -> None:
             raised.append(args)
-            scene.machine.kill(power=False)
+            scene.host.kill(power=False)
             await trio.sleep_forever()
 
         with monkeypatch.context() as patch:

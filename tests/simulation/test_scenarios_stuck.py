@@ -1,4 +1,4 @@
-"""What failed and no signal brings again is named and tried in its time, or when somebody asks; the whole agent."""
+"""Retries without a signal: shown in the status, due at their time or on request; the whole agent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import trio
-from simulation.network import Weather
+from simulation.network import NetworkFault
 from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER
 
@@ -19,12 +19,12 @@ SLOW = attrs.evolve(QUIET, interval=600.0, access_seconds=7 * DAY, reconcile=7 *
 
 
 def counted(scene: Scene) -> list[float]:
-    """Return the times of the commands that run from now on."""
+    """Return a list that collects the times of commands from now on."""
     times: list[float] = []
     real = scene.world.services.run
 
     async def run(argv: Sequence[str], *args: Any) -> Any:
-        times.append(scene.world.time.now())
+        times.append(scene.world.clock.now())
         return await real(argv, *args)
 
     scene.world.services.run = run  # type: ignore[method-assign]
@@ -32,7 +32,7 @@ def counted(scene: Scene) -> list[float]:
 
 
 async def served(scene: Scene, **more: Any) -> int:
-    """Have a certificate and a service of it; ``more``: what its items say."""
+    """Deploy a certificate with a service and return its id; ``more`` is merged into its items."""
     row = await scene.issue("calm.example")
     cert_id = int(row["id"])
     scene.operators.introduce(cert_id, "calm.example")
@@ -43,7 +43,7 @@ async def served(scene: Scene, **more: Any) -> int:
     return cert_id
 
 
-def test_a_tolerated_failure_is_named_and_tried_until_it_succeeds_with_the_plane_down() -> None:
+def test_a_tolerated_failure_is_shown_and_retried_while_the_plane_is_down() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await served(scene, continue_on_error=True)
         told = len(scene.outcomes())
@@ -53,17 +53,17 @@ def test_a_tolerated_failure_is_named_and_tried_until_it_succeeds_with_the_plane
         assert scene.record(cert_id).facts.serial == renewed["serial_number"], "it counts as deployed"
         times = counted(scene)
         await trio.sleep(45)
-        assert len(times) == 1, "half a minute after the first"
+        assert len(times) == 1, "the first retry after half a minute"
         await trio.sleep(3 * 3600)
         assert 4 <= len(times) <= 12, "backoff"
         (stuck,) = snapshot(scene.agent)["stuck"]
         assert "tolerated" in stuck["reason"] and stuck["attempts"] == scene.record(cert_id).attempts
-        assert 0 < stuck["next_try_at"] - scene.world.time.now() <= 3600
+        assert 0 < stuck["next_try_at"] - scene.world.clock.now() <= 3600
         assert f'item="certificate {cert_id} (calm.example)"' in render(view_of(scene.agent)).decode()
-        assert scene.outcomes()[:-told] == [("cert.renewed", "applied")], "the same failure is told once"
-        scene.network.weather = [Weather(kind="status", status=503)]
+        assert scene.outcomes()[:-told] == [("cert.renewed", "applied")], "the same failure is reported once"
+        scene.network.faults = [NetworkFault(kind="status", status=503)]
         scene.world.services.failing = lambda: False
-        await trio.sleep(stuck["next_try_at"] - scene.world.time.now() + 60)
+        await trio.sleep(stuck["next_try_at"] - scene.world.clock.now() + 60)
         assert not snapshot(scene.agent)["stuck"]
         assert scene.world.services.known[cert_id].served == scene.record(cert_id).facts.fingerprint_sha256
         scene.network.clear()
@@ -73,27 +73,29 @@ def test_a_tolerated_failure_is_named_and_tried_until_it_succeeds_with_the_plane
     play(scenario, SLOW)
 
 
-def test_a_failed_command_is_tried_in_its_time_whatever_the_plane_sends() -> None:
+def test_signals_do_not_change_when_a_failed_command_is_retried() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await served(scene)
         scene.world.services.failing = lambda: True
         times = counted(scene)
         proven = scene.operators.items([cert_id])
-        await scene.plane.installs.put(DEVICE, [item | {"verify": None} for item in proven])  # so it is due again
+        await scene.plane.installs.put(
+            DEVICE, [item | {"verify": None} for item in proven]
+        )  # a change, so that it is due again
         await scene.until(lambda: scene.record(cert_id).attempts)
         for _ in range(50):
             await scene.operators.ask_for_resync()
             await trio.sleep(60)
         assert 4 <= len(times) <= 10
-        assert scene.agent.inbox.entries()[0].last_error, "nobody is told that it is well"
+        assert scene.agent.inbox.entries()[0].last_error, "the failure is still shown"
         for step in ("apply", "sighup", "config"):
-            await scene.until(lambda: scene.record(cert_id).next_try_at > scene.world.time.now() + 1200, 8000)
+            await scene.until(lambda: scene.record(cert_id).next_try_at > scene.world.clock.now() + 1200, 8000)
             count = len(times)
             if step == "apply":
                 await scene.ask("apply")
             elif step == "sighup":
-                assert scene.machine.life is not None and scene.machine.life.on is not None
-                scene.machine.life.on.reload()
+                assert scene.host.process is not None and scene.host.process.on is not None
+                scene.host.process.on.reload()
             else:
                 verify = proven[-1]["verify"] | {"server_name": "calm.example"}
                 await scene.plane.installs.put(DEVICE, [item | {"verify": verify} for item in proven])
@@ -106,7 +108,7 @@ def test_a_failed_command_is_tried_in_its_time_whatever_the_plane_sends() -> Non
     play(scenario, SLOW)
 
 
-def test_what_a_signal_tries_again_is_not_tried_beside_it() -> None:
+def test_work_that_a_signal_retries_is_not_retried_separately() -> None:
     async def scenario(scene: Scene) -> None:
         scene.world.services.failing = lambda: True
         times = counted(scene)
@@ -118,6 +120,6 @@ def test_what_a_signal_tries_again_is_not_tried_beside_it() -> None:
         assert scene.record(cert_id).owed
         count = len(times)
         await trio.sleep(5 * 3600)
-        assert len(times) == count, "its signal is in quarantine, and has its own time"
+        assert len(times) == count, "its signal is in quarantine and has its own next attempt"
 
     play(scenario, SLOW)

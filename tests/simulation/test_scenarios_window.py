@@ -1,4 +1,4 @@
-"""What waits for the maintenance window is switched in its turn, and its end is told; the whole agent, virtual time."""
+"""Maintenance windows: staged renewals are switched in the window, and the result is reported; the whole agent."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import attrs
 import trio
-from simulation.clockwork import START
-from simulation.network import Weather
+from simulation.clock import START
+from simulation.network import NetworkFault
 from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER, template
 
 SATURDAY = START + (4 * DAY + 11.7 * 3600)
-"""START is a Monday afternoon; this is 02:00."""
+"""Saturday, 02:00 UTC; `START` is a Monday."""
 SLOW = attrs.evolve(QUIET, interval=600.0, access_seconds=7 * 86_400, reconcile=7 * 86_400)
 
 
@@ -31,7 +31,7 @@ def saturday_night() -> Iterator[None]:
 
 
 async def staged(scene: Scene, validity: float = 200 * DAY, *, service: bool = True) -> int:
-    """Have a certificate in use and its successor staged; return its id."""
+    """Deploy a certificate and stage its renewal; return its id."""
     row = await scene.issue("calm.example", validity)
     cert_id = int(row["id"])
     if service:
@@ -44,18 +44,18 @@ async def staged(scene: Scene, validity: float = 200 * DAY, *, service: bool = T
     return cert_id
 
 
-def test_what_fails_in_the_window_is_reported_and_tried_again_in_good_time() -> None:
+def test_a_failure_in_the_window_is_reported_and_retried_with_backoff() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await staged(scene)
-        await trio.sleep(SATURDAY - 1200 - scene.world.time.now())
+        await trio.sleep(SATURDAY - 1200 - scene.world.clock.now())
         told, reloads = len(scene.outcomes()), scene.world.services.known[cert_id].reloads
         scene.world.services.failing = lambda: True
         await trio.sleep(2.5 * 3600)
         record = scene.record(cert_id)
-        assert 3 <= record.attempts <= 12, "backoff, also in an open window"
-        assert scene.outcomes()[:-told] == [("cert.renewed", "rolled_back")], "the same failure is told once"
+        assert 3 <= record.attempts <= 12, "backoff even in an open window"
+        assert scene.outcomes()[:-told] == [("cert.renewed", "rolled_back")], "the same failure is reported once"
         scene.world.services.failing = lambda: False
-        await trio.sleep(SATURDAY + 7 * DAY + 1200 - scene.world.time.now())
+        await trio.sleep(SATURDAY + 7 * DAY + 1200 - scene.world.clock.now())
         assert scene.record(cert_id).facts.serial != record.facts.serial
         assert scene.outcomes()[0] == ("cert.renewed", "applied")
         assert scene.world.services.known[cert_id].reloads - reloads < 3 * record.attempts
@@ -64,12 +64,12 @@ def test_what_fails_in_the_window_is_reported_and_tried_again_in_good_time() -> 
         play(scenario, SLOW)
 
 
-def test_a_short_life_ends_the_waiting_when_it_gets_short() -> None:
+def test_a_short_remaining_lifetime_overrides_the_window() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await staged(scene, DAY)
         served = scene.record(cert_id)
         short = served.facts.not_after - 0.2 * (served.facts.not_after - served.facts.not_before)
-        await trio.sleep(short - 300 - scene.world.time.now())
+        await trio.sleep(short - 300 - scene.world.clock.now())
         assert scene.record(cert_id).facts.serial == served.facts.serial
         await scene.until(lambda: scene.record(cert_id).facts.serial != served.facts.serial, 400)
 
@@ -77,10 +77,10 @@ def test_a_short_life_ends_the_waiting_when_it_gets_short() -> None:
         play(scenario, SLOW)
 
 
-def test_apply_now_takes_what_the_plane_has_and_what_is_staged_with_the_plane_down() -> None:
+def test_apply_now_switches_staged_renewals_even_if_the_plane_is_down() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await staged(scene, service=False)
-        scene.network.weather = [Weather(kind="status", status=503)]
+        scene.network.faults = [NetworkFault(kind="status", status=503)]
         answer = await scene.ask("apply", now=True)
         assert (answer["outcome"], bool(answer["plane"])) == ("applied", True)
         assert not scene.record(cert_id).staged
@@ -93,14 +93,14 @@ def test_apply_now_takes_what_the_plane_has_and_what_is_staged_with_the_plane_do
         play(scenario, SLOW)
 
 
-def test_a_hold_ends_with_the_plane_down() -> None:
+def test_a_hold_can_be_released_while_the_plane_is_down() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await staged(scene, service=False)
         await scene.ask("apply", now=True)
         newest = scene.record(cert_id).facts.serial
         await scene.ask("rollback", domain="calm.example")
         assert scene.record(cert_id).facts.serial != newest
-        scene.network.weather = [Weather(kind="status", status=503)]
+        scene.network.faults = [NetworkFault(kind="status", status=503)]
         assert (await scene.ask("release", domain="calm.example"))["released"]
         await scene.ask("apply", now=True)
         assert scene.record(cert_id).facts.serial == newest

@@ -1,6 +1,6 @@
-"""The harness has teeth: each of these mistakes is found within a few histories.
+"""Check the auditor: it finds each of these seeded mistakes within a few histories.
 
-A mistake that slips through here would slip through everywhere; so whoever weakens the auditor hears of it.
+A mistake missed here would be missed everywhere, so a weakened auditor fails.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ from certctrl.store.deployments import generations
 from certctrl.store.disk.atomic import write_atomic
 
 HISTORIES = 150
-"""Tries per mistake; most need one or two, and no luck lasts."""
+"""Histories per mistake; most need one or two."""
 
 
 class Mistake:
-    """A patch of the agent, and what makes it likelier to show."""
+    """A patch of the agent, and the settings under which it shows."""
 
     def __init__(self, name: str, value: Any, **emphasis: float) -> None:
         self.name, self.value, self.emphasis = name, value, emphasis
 
 
 async def cursor_first(self: Any, step: Any) -> Any:
-    """The order of the specification: the cursor on receipt."""
+    """Commit the cursor on receipt, before the signals are durable."""
     try:
         if step.cursor is not None:
             await self.agent.offload(self.agent.store.session.save_cursor, step.cursor)
-        if fresh := self.agent.inbox.admit(step.signals):
-            await self.signals_send.send(fresh)
+        self.agent.admit(step.signals)
         await self.agent.inbox.secure()
     except DiskError as error:
         return events.DeliverFailed(str(error))
@@ -84,7 +83,7 @@ def handlers_deployed(cert_id: int, summary: Any) -> Any:
     )  # fmt: skip
 
 
-async def acks_that_give_up(agent: Any) -> Any:
+async def acks_without_retry(agent: Any) -> Any:
     from certctrl.agent.acks import _post
 
     while notices := agent.inbox.next_acks(100):
@@ -95,7 +94,7 @@ async def acks_that_give_up(agent: Any) -> Any:
 
 
 class NoLock:
-    """A single flight that anybody may board."""
+    """A lock that does not lock."""
 
     async def __aenter__(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -160,7 +159,7 @@ MISTAKES: dict[str, list[Mistake]] = {
     "the cursor is saved before the inbox": [
         Mistake("certctrl.agent.poller.Poller._deliver", cursor_first, kill_soon=12, renew=3)
     ],
-    "what is not done in time is not written": [Mistake("certctrl.agent.inbox.Inbox.secure", never_secure)],
+    "signals that take long are not written": [Mistake("certctrl.agent.inbox.Inbox.secure", never_secure)],
     "the inbox is not synced": [Mistake("certctrl.store.state.session.SessionState.save_inbox", unsynced_inbox)],
     "superseded signals are forgotten": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._finish_superseded", forgetful_superseding, burst=5)
@@ -170,13 +169,13 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "the switch is not synced": [Mistake("certctrl.store.deployments.generations.sync_all", lambda fs, handles: None)],
     "outcomes that could not be sent are dropped": [
-        Mistake("certctrl.agent.poller.flush_acks", acks_that_give_up, plane_down=4)
+        Mistake("certctrl.agent.poller.flush_acks", acks_without_retry, plane_down=4)
     ],
     "refreshes are not single-flight": [
         Mistake("certctrl.agent.token_refresh.wait_for_token_lock", no_lock, burst=4, bad_answers=4),
         Mistake("certctrl.agent.tokens.TokenKeeper.__init__", unlocked_init(KEEPER.__init__)),
     ],
-    "breaker and backoff are gone": [
+    "there is neither breaker nor backoff": [
         Mistake("certctrl.protocol.schedule.Schedule.after_failure", impatient, plane_down=4),
         Mistake("certctrl.protocol.schedule.Schedule.due_at", lambda self, *, poll: self.due),
     ],
@@ -186,20 +185,20 @@ MISTAKES: dict[str, list[Mistake]] = {
     "retries of a signal do not slow down": [
         Mistake("certctrl.agent.dispatcher.Dispatcher._delay", eager_delay, plane_down=5, renew=3)
     ],
-    "a clock that was ahead is believed for ever": [
+    "a clock that was ahead is believed forever": [
         Mistake(
             "certctrl.agent.dispatcher.choose",
             lambda e, b, n, longest=0.0: CHOOSE(e, b, n),
             clock_jump=12,
             plane_down=6,
-            bad_weather=3,
+            bad_connections=3,
             renew=4,
         )
     ],
     "equal material is a new generation": [
         Mistake("certctrl.store.deployments.generations.identify", changed_identity(generations.identify), send_again=5)
     ],
-    "nothing is ever compared as a whole": [
+    "the host is never compared with the plane": [
         Mistake("certctrl.agent.run.reconcile_forever", never, mischief=10, renew=3)
     ],
     "a status file that cannot be written ends the daemon": [
@@ -213,12 +212,13 @@ MISTAKES: dict[str, list[Mistake]] = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_found_within_a_few_histories(name: str) -> None:
-    emphasis = {doing: factor for one in MISTAKES[name] for doing, factor in one.emphasis.items()}
+    emphasis = {action: factor for one in MISTAKES[name] for action, factor in one.emphasis.items()}
     with mistaken(MISTAKES[name]):
         for seed in range(1, HISTORIES + 1):
             try:
                 run_history(seed, attrs.evolve(setting_for(seed), emphasis=emphasis))
-            except Violation:
+            except Violation as violation:
+                assert str(violation).startswith(("Violation: ", "DiskError: ")), "the mistake itself is broken"
                 return
     pytest.fail(f"{HISTORIES} histories did not notice that {name}")
 

@@ -1,4 +1,4 @@
-"""Everything one history needs, put together: plane, way, host, auditor. Registered once per process, then copied."""
+"""The world of one history: plane, network, host, auditor. One host is registered per test process, then copied."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from modeldisk import ModelFs
 from nacl.public import PrivateKey
 from simulation.auditor import Auditor
 from simulation.authority import SimulatedIssuer
-from simulation.clockwork import START, WorldTime
+from simulation.clock import START, Clock
 from simulation.disk import SimulatedDisk
+from simulation.host import Host
 from simulation.journal import Journal
-from simulation.machine import Machine
 from simulation.network import Network, SimulatedHttp
 from simulation.service import RELOAD, Services
 
@@ -47,10 +47,10 @@ MOST_CERTIFICATES = 40
 
 @attrs.frozen(kw_only=True)
 class Setting:
-    """What differs between histories from the start."""
+    """Settings of one history."""
 
     span: float
-    """Seconds of trouble; peace follows."""
+    """Seconds of trouble."""
     interval: float
     mode: str = "interval"
     page: int = 20
@@ -61,10 +61,10 @@ class Setting:
     poison_attempts: int = 3
     stream_length: int = 1000
     emphasis: Mapping[str, float] = attrs.field(factory=dict)
-    """Name of a doing -> by how much likelier it is than usual."""
+    """Name of an action -> factor on its weight."""
 
     def environ(self) -> dict[str, str]:
-        """Return the agent's configuration."""
+        """Return the agent's configuration as environment variables."""
         return {
             "CERTCTRL_POLL_INTERVAL_MS": str(round(self.interval * 1000)),
             "CERTCTRL_POLL_MODE": self.mode,
@@ -75,7 +75,7 @@ class Setting:
         }
 
     def plane(self) -> PlaneSettings:
-        """Return the plane's figures."""
+        """Return the plane's settings."""
         return PlaneSettings(
             access_token_seconds=self.access_seconds,
             rotate_refresh_tokens=self.rotate,
@@ -85,10 +85,10 @@ class Setting:
 
 @attrs.frozen
 class Template:
-    """A host that is registered at a plane."""
+    """A host registered at a plane."""
 
     root: Path
-    """A real directory with the configuration: files that only people write are read from the real disk."""
+    """A real directory: configuration files are read from the real disk."""
     disk: ModelFs
     database: bytes
     keyring: Keyring
@@ -100,7 +100,7 @@ class Template:
 
 @cache
 def template() -> Template:
-    """Return the template of this process."""
+    """Return the template of this test process."""
     root = Path(tempfile.mkdtemp(prefix="certctrl-simulation-")) / "etc"
     root.mkdir(mode=0o700)
     atexit.register(shutil.rmtree, root.parent, ignore_errors=True)
@@ -116,7 +116,7 @@ def template() -> Template:
     disk.put_dir(TRUSTED)
     layout = ConfigDir(root)
     make_tree(disk, layout)
-    store, secret = SessionState(layout, disk), PrivateKey(bytes(range(32)))  # made here, else journals would differ
+    store, secret = SessionState(layout, disk), PrivateKey(bytes(range(32)))  # fixed, otherwise journals would differ
     store.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
     store.save_device_keys(DeviceKeys(public=bytes(secret.public_key), secret=bytes(secret)))
     keyring, database = Keyring.open(None), Database(None)
@@ -135,7 +135,7 @@ def template() -> Template:
     try:
         trio.run(enrol)
         gc.collect()
-        gc.freeze()  # what was imported by now stays: no history shall look through it again
+        gc.freeze()  # keep imported modules out of later collections
         return Template(root, disk.settled(), database._connection.serialize(), keyring)
     finally:
         database.close()
@@ -153,45 +153,45 @@ async def enrol_again(layout: ConfigDir, disk: ModelFs, plane: Plane, network: N
 
 
 class World:
-    """One history's world; made inside its Trio run."""
+    """The world of one history; create it inside its Trio run."""
 
     def __init__(self, seed: int, setting: Setting, made: Template | None = None) -> None:
         self.setting = setting
         self.made = made or template()
         self.chances = random.Random(seed)
-        self.time = WorldTime()
-        self.time.begin()
-        self.time.slept = self.made.moment - START
+        self.clock = Clock()
+        self.clock.begin()
+        self.clock.slept = self.made.moment - START
         start = trio.current_time()
         self.journal = Journal(lambda: trio.current_time() - start)
         self.layout = ConfigDir(self.made.root)
-        self.issuer = SimulatedIssuer(self.time.now)
+        self.issuer = SimulatedIssuer(self.clock.now)
         self.issuer.count = self.made.issued
         self.database = Database(None)
         self.network = Network(self._chance(), self.journal)
         self.plane = self.open_plane(self.made.database)
         disk = SimulatedDisk()
         disk.chance = self._chance()
-        disk = disk.heir(self.made.disk.copy())
-        self.services = Services(lambda: self.machine.disk, lambda what: self.journal.note("command", what))
-        self.machine = Machine(
-            self.made.root, disk, self.time, self.network, self.services, self.journal, self._chance(),
+        disk = disk.successor(self.made.disk.copy())
+        self.services = Services(lambda: self.host.disk, lambda what: self.journal.note("command", what))
+        self.host = Host(
+            self.made.root, disk, self.clock, self.network, self.services, self.journal, self._chance(),
             setting.environ(),
         )  # fmt: skip
-        self.auditor = Auditor(self.layout, self.machine, page=setting.page, rotates=setting.rotate)
+        self.auditor = Auditor(self.layout, self.host, page=setting.page, rotates=setting.rotate)
         self.network.before, self.network.after = self.auditor.before, self.auditor.after
-        self.machine.check_start = self.auditor.started
+        self.host.check_start = self.auditor.started
         disk.switched = self.auditor.switched
 
     def _chance(self) -> random.Random:
-        """Return a stream of chance of its own, so that one part's use of it does not shift the others'."""
+        """Return a separate random generator, so that parts do not influence each other."""
         return random.Random(self.chances.random())
 
     def open_plane(self, image: bytes) -> Plane:
-        """Start a plane on a database image, in place of the one that runs."""
+        """Start a plane on a database image, replacing the running one."""
         self.database._connection.deserialize(image)
         plane = Plane(
-            None, self.database, self.made.keyring, settings=self.setting.plane(), wall_now=self.time.now,
+            None, self.database, self.made.keyring, settings=self.setting.plane(), wall_now=self.clock.now,
             monotonic=trio.current_time, offload=inline, issuer=self.issuer,
         )  # fmt: skip
         self.network.app = make_app(plane)
@@ -202,5 +202,5 @@ class World:
         return self.database._connection.serialize()
 
     def close(self) -> None:
-        """Give the database back."""
+        """Close the database."""
         self.database.close()

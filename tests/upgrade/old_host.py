@@ -14,12 +14,12 @@ import attrs
 import trio
 from modeldisk import ModelFs, Node, with_entry
 from simulation.disk import file_in
-from simulation.network import Exchange, Weather
+from simulation.network import Exchange, NetworkFault
 from simulation.scene import Scene, play
 from simulation.service import Service
 from simulation.world import COPIES, Setting, Template
 
-from certctrl.install.process.proc import CommandResult
+from certctrl.install.process import CommandResult
 from certctrl.plane.storage.keyring import Keyring
 
 DATA = Path(__file__).with_name("data")
@@ -131,19 +131,19 @@ class OldHost:
         world.auditor.reported |= set(facts()["done"])
         real = world.services.run
 
-        async def run(argv: Sequence[str], *more: Any) -> CommandResult:
+        async def run(argv: Sequence[str], limit: float, dead: Callable[[], bool]) -> CommandResult:
             if argv[1] == "reload":
-                self.reloads.append((world.time.now(), int(argv[2])))
+                self.reloads.append((world.clock.now(), int(argv[2])))
                 if int(argv[2]) in self.failing:
                     await trio.sleep(0.05)
-                    return CommandResult(argv=tuple(argv), status=1, output="it says no")
-            return await real(argv, *more)
+                    return CommandResult(argv=tuple(argv), status=1, output="the service refuses its files")
+            return await real(argv, limit, dead)
 
         world.services.run = run  # type: ignore[method-assign]
         before = self.scene.network.before
 
         def sent(exchange: Exchange) -> None:
-            self.recovered = self.recovered or dict(self.scene.machine.disk.now)
+            self.recovered = self.recovered or dict(self.scene.host.disk.now)
             self.requests.append((self.now, exchange))
             before(exchange)
 
@@ -156,7 +156,7 @@ class OldHost:
 
     @property
     def now(self) -> float:
-        return self.scene.world.time.now()
+        return self.scene.world.clock.now()
 
     async def sleep_until(self, moment: float) -> None:
         """Wait for a moment of the wall clock."""
@@ -164,7 +164,7 @@ class OldHost:
 
     def read(self, path: str | Path) -> bytes:
         """Return the bytes of a file of the host."""
-        found = file_in(self.scene.machine.disk.now, path)
+        found = file_in(self.scene.host.disk.now, path)
         assert found is not None, f"{path} is gone"
         return found
 
@@ -187,18 +187,18 @@ def resume(
     scenario: Callable[[OldHost], Awaitable[None]],
     *,
     failing: Sequence[int] = (),
-    weather: Sequence[Weather] = (),
+    faults: Sequence[NetworkFault] = (),
 ) -> None:
     """Run the present agent on the host that the earlier release left, next to a scenario.
 
-    ``failing`` are certificates whose service cannot be reloaded; ``weather`` lasts from the start.
+    ``failing`` are certificates whose service cannot be reloaded; ``faults`` last from the start.
     """
     hosts: list[OldHost] = []
 
     def prepare(scene: Scene) -> None:
         hosts.append(OldHost(scene, set(failing)))
         hosts[0].prepare()
-        scene.network.weather = list(weather)
+        scene.network.faults = list(faults)
 
     async def act(scene: Scene) -> None:
         await scene.until(lambda: True, 60)

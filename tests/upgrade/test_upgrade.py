@@ -14,7 +14,7 @@ import trio
 from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
 from simulation.authority import leaf_facts, public_half
 from simulation.disk import file_in, names_in
-from simulation.network import NOTIFY_PATH, Weather
+from simulation.network import NOTIFY_PATH, NetworkFault
 from simulation.world import COPIES, DEVICE, USER
 from upgrade.old_host import (
     BROKEN,
@@ -202,7 +202,7 @@ def test_failed_signals_keep_their_times_when_the_host_cannot_be_compared_with_t
             was = next(row for row in facts()["status"]["quarantined"] if row["ref"] == one["ref"])
             assert (one["attempts"], one["reason"]) == (was["attempts"], was["reason"])
 
-    resume(tmp_path / "etc", scenario, weather=[Weather(kind="status", status=503, path=LISTS)])
+    resume(tmp_path / "etc", scenario, faults=[NetworkFault(kind="status", status=503, path=LISTS)])
 
 
 def test_a_new_signal_ends_a_quarantine(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_nothing_that_was_known_is_forgotten(tmp_path: Path) -> None:
         await host.sleep_until(WINDOW_OPENS + 600)
         for path in (layout.device_id, layout.device_secret_key, layout.device_public_key, layout.refresh_token):
             assert host.read(path) == kept[str(path)]["data"], path
-        assert host.scene.machine.lives == 1
+        assert host.scene.host.starts == 1
         assert not [one for _, one in host.requests if "register" in one.path]
         assert sorted(host.state("cas.json")["cas"]) == facts()["cas"]
         pins = host.read(layout.pins).decode().replace(str(layout.root), "{ROOT}")

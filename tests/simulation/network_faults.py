@@ -1,4 +1,4 @@
-"""Trouble on the way to the plane: outages, gateways, portals, floods of refusals, and whoever edits pages."""
+"""Faults of the network and the plane: outages, gateways, portals, error answers, and changed pages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import attrs
 import trio
-from simulation.network import NOTIFY_PATH, REFRESH_PATH, Weather
-from simulation.operators import Doing
+from simulation.network import NOTIFY_PATH, REFRESH_PATH, NetworkFault
+from simulation.operators import Action
 from simulation.world import World
 
 from certctrl.protocol.wire.poll import UPDATES_PATH
@@ -20,22 +20,28 @@ RETRY_AFTERS: tuple[tuple[str, float | None], ...] = (
 )  # fmt: skip
 LONGEST = 3 * 3600.0
 LOSING = ("lost", "slow", "truncated", "reset")
-"""A refresh that meets these may have been spent."""
+"""Faults after which a refresh token may have been used."""
 
 
-class WayFaults:
-    """Weather and mischief, each for a while."""
+class NetworkFaults:
+    """Network faults, each for a while."""
 
     def __init__(self, world: World, chance: random.Random) -> None:
         self.world, self.chance = world, chance
         self.app: Any = None
 
-    def doings(self) -> list[Doing]:
-        """Return what may happen, with weights."""
-        return [(9, self.bad_weather), (3, self.bad_answers), (3, self.mischief), (2, self.plane_down), (1, self.cut)]
+    def actions(self) -> list[Action]:
+        """Return the possible actions with their weights."""
+        return [
+            (9, self.bad_connections),
+            (3, self.bad_answers),
+            (3, self.mischief),
+            (2, self.plane_down),
+            (1, self.cut),
+        ]
 
     def end(self) -> None:
-        """Let there be none of it."""
+        """End all network faults."""
         self.world.network.clear()
         if self.world.network.app is None:
             self.world.network.app = self.app
@@ -44,13 +50,13 @@ class WayFaults:
         setting = self.world.setting
         return min(setting.interval * self.chance.choice((0.5, 2, 5, 15)), setting.span / 6, LONGEST)
 
-    async def bad_weather(self) -> None:
-        """No connection, no answer, half an answer."""
+    async def bad_connections(self) -> None:
+        """Give no connection, no answer, or half an answer."""
         kind = self.chance.choice(("refused", "blackhole", "reset", "lost", "slow", "truncated"))
-        await self._blow(Weather(kind=kind, seconds=self.chance.choice((1.0, 8.0, 29.0, 60.0))))
+        await self._apply(NetworkFault(kind=kind, seconds=self.chance.choice((1.0, 8.0, 29.0, 60.0))))
 
     async def bad_answers(self) -> None:
-        """Answers of gateways and portals, with every kind of Retry-After."""
+        """Give answers of gateways and portals, with every kind of Retry-After."""
         kind = self.chance.choice(
             ("status", "status", "html", "empty", "junk", "expired-cursor", "unauthorized", "challenge", "redirect",
              "no-etag", "etag-weak")
@@ -58,26 +64,26 @@ class WayFaults:
         status = self.chance.choice((400, 403, 404, 409, 429, 429, 500, 502, 503, 503))
         asked, means = self.chance.choice(RETRY_AFTERS) if self.chance.random() < 0.7 else (None, None)
         means = means if kind in ("status", "html", "empty") and (status == 429 or status >= 500) else None
-        await self._blow(Weather(kind=kind, status=status, retry_after=asked, asks=means))
+        await self._apply(NetworkFault(kind=kind, status=status, retry_after=asked, asks=means))
 
-    async def _blow(self, weather: Weather) -> None:
+    async def _apply(self, fault: NetworkFault) -> None:
         paths = ("", "", UPDATES_PATH, NOTIFY_PATH, REFRESH_PATH)
         path, share = self.chance.choice(paths), self.chance.choice((0.3, 1.0))
-        if weather.kind == "expired-cursor":
+        if fault.kind == "expired-cursor":
             path = UPDATES_PATH
-        if weather.kind in LOSING and self.world.setting.rotate and path in ("", REFRESH_PATH):
-            path = UPDATES_PATH  # a rotating plane that loses its own answers ends sessions, and nothing helps
-        weather = attrs.evolve(weather, path=path, share=share)
-        self.world.journal.note("weather", f"{weather}")
-        self.world.network.weather.append(weather)
+        if fault.kind in LOSING and self.world.setting.rotate and path in ("", REFRESH_PATH):
+            path = UPDATES_PATH  # a rotating plane that loses its own answers ends the session
+        fault = attrs.evolve(fault, path=path, share=share)
+        self.world.journal.note("network", f"{fault}")
+        self.world.network.faults.append(fault)
         try:
             await trio.sleep(self._a_while())
         finally:
-            if weather in self.world.network.weather:
-                self.world.network.weather.remove(weather)
+            if fault in self.world.network.faults:
+                self.world.network.faults.remove(fault)
 
     async def plane_down(self) -> None:
-        """Nobody listens; who was being answered is cut off."""
+        """Take the plane down; open connections break."""
         network = self.world.network
         if network.app is None:
             return
@@ -89,11 +95,11 @@ class WayFaults:
             network.app = network.app or self.app
 
     async def cut(self) -> None:
-        """Every connection breaks."""
+        """Break all connections."""
         self.world.network.break_connections()
 
     async def mischief(self) -> None:
-        """Pages are reordered, doubled, thinned out, repeated, or mixed with nonsense."""
+        """Reorder, duplicate, drop or repeat signals of pages, or add invalid ones."""
         kept: list[Any] = []
 
         def edit(page: dict[str, Any]) -> dict[str, Any]:

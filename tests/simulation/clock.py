@@ -1,7 +1,7 @@
-"""One run of Trio that a seed decides: virtual time, and a scheduler whose choices follow the seed.
+"""Run Trio deterministically by a seed: virtual time, and a scheduler whose choices follow the seed.
 
-Trio shuffles the tasks that are ready at the same moment. Here it shuffles a sorted batch with a generator of ours,
-so a seed names one interleaving, and another seed is another.
+Trio shuffles the tasks that are ready at the same moment. Here it sorts them first and shuffles them with a seeded
+generator, so each seed is one interleaving.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import trio._core._run as scheduler
 from trio.testing import MockClock
 
 START = 1_790_000_000.0
-"""Epoch seconds at which every history begins."""
+"""Epoch seconds at which every history begins: a Monday, 14:13:20 UTC."""
 
 
-class WorldTime:
-    """True time, and the host's idea of it. Both go with Trio's clock; a suspended host's clocks stand still."""
+class Clock:
+    """True time and the host's wall clock. Both follow Trio's clock, which stands still on a suspended host."""
 
     def __init__(self) -> None:
         self.slept = 0.0
-        """Seconds that the host was suspended: everybody else's time went on."""
+        """Seconds for which the host was suspended, while true time passed."""
         self.error = 0.0
         """Seconds by which the host's wall clock is wrong."""
 
@@ -32,16 +32,16 @@ class WorldTime:
         return START + trio.current_time() - self.zero + self.slept
 
     def host_now(self) -> float:
-        """Return what the host's wall clock says; it does not go below 1970."""
+        """Return the time of the host's wall clock, at least 0."""
         return max(0.0, self.now() + self.error)
 
     def begin(self) -> None:
-        """Take this moment for the beginning."""
+        """Start the history now."""
         self.zero = trio.current_time()
 
 
 def run_seeded(seed: int, main: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-    """Run ``main`` under virtual time with the interleaving that belongs to ``seed``."""
+    """Run ``main`` under virtual time with the interleaving of a seed."""
     before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r = True, random.Random(seed)
     try:
