@@ -149,10 +149,10 @@ def journal_forgotten_before_the_leftovers(patch: pytest.MonkeyPatch) -> None:
 
 def recovery_always_goes_forward(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(recovery, "_can_be_new", lambda fs, entry, parent, roots: True)
-    patch.setattr(recovery.journal, "put_new", _put_new_if_there)
+    patch.setattr(recovery.journal, "rename_new", _rename_new_if_there)
 
 
-def _put_new_if_there(fs: Fs, entry: journal.Entry, parent: Handle) -> None:
+def _rename_new_if_there(fs: Fs, entry: journal.Entry, parent: Handle) -> None:
     if fs.lstat(entry.temp, at=parent) is not None:
         fs.rename(entry.temp, Path(entry.path).name, at=parent)
 

@@ -1,1 +1,1 @@
-"""Certificate generations and files at explicit destinations, switched as sets."""
+"""Certificate generations and files at explicit destinations, each switched as a set."""

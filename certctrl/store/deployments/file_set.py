@@ -1,11 +1,10 @@
-"""FileSet: write several files at explicit destinations as one deployment that can be taken back.
+"""Write several files at explicit destinations as one deployment that can be rolled back.
 
-Renames at several places cannot be one instant; what can be had is that they are adjacent, that no crash
-leaves a key without its certificate, and that nothing is lost on the way (safety.md §4.1, mode B). New file
-and copy of the old one both lie beside the destination before the first rename, so that finishing and taking
-back need no space. Rejected: a backup by renaming the old file away (a moment without any file), a backup by
-hard link (rename between two names of one file does nothing and leaves both), temporary files elsewhere (another
-file system).
+Renames in several directories cannot be atomic. They are adjacent, no crash leaves a key without its certificate, and
+nothing is lost: the new file and a copy of the old one are next to the destination before the first rename, so that
+neither completing nor rolling back needs space. Rejected: a backup by renaming the old file (for a moment there is no
+file), a backup by hard link (renaming between two names of one file does nothing and leaves both), temporary files
+elsewhere (another file system).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import attrs
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.store.deployments import journal
 from certctrl.store.deployments.generation_files import MANY
-from certctrl.store.deployments.journal import Entry, Journal, Print
+from certctrl.store.deployments.journal import Entry, FileState, Journal
 from certctrl.store.disk.atomic import temp_name
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.disk.safe_path import (
@@ -40,17 +39,17 @@ CHANGED = "it is not the file that was put there"
 
 @attrs.frozen(kw_only=True)
 class FileWrite:
-    """One file to be written."""
+    """One file to write."""
 
     path: Path = attrs.field(converter=Path)
     data: bytes = attrs.field(repr=False)
     mode: int
     uid: int | None = None
-    """None: the old file's, or else ours."""
+    """None: as the old file, otherwise the current user."""
     gid: int | None = None
 
 
-class _Job(NamedTuple):
+class _PlannedFile(NamedTuple):
     entry: Entry
     parent: Handle
     data: bytes
@@ -58,142 +57,143 @@ class _Job(NamedTuple):
 
 
 class FileSet:
-    """One deployment: `begin`, `commit`, then `close` when it is proven or `undo`. Methods block on the disk."""
+    """One deployment: `begin`, `commit`, then `close` once verified, or `undo`. Methods block on the disk."""
 
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self._layout = layout
         self._fs = fs
         self._stack = ExitStack()
         self._parents: dict[Path, Handle] = {}
-        self._jobs: list[_Job] = []
+        self._files: list[_PlannedFile] = []
         self._journal: Journal | None = None
 
     def begin(self, writes: Sequence[FileWrite]) -> None:
-        """Put the new files and copies of the old ones beside the destinations, durably; nothing live changes.
+        """Write the new files and copies of the old ones next to the destinations, durably; nothing live changes.
 
-        Destinations that are as wanted already are left out. Raises PolicyRefusedError for a destination that
-        is not safe to write, DiskError; then nothing is left behind.
+        Destinations that already are as requested are skipped. Raises PolicyRefusedError for an unsafe destination,
+        DiskError; then nothing is left behind.
         """
         try:
-            jobs = [job for write in writes if (job := self._job(write)) is not None]
-            if len({job.entry.path for job in jobs}) != len(jobs):
-                raise ValueError("a destination is named twice in one deployment")
-            if jobs:
+            files = [file for write in writes if (file := self._plan_file(write)) is not None]
+            if len({file.entry.path for file in files}) != len(files):
+                raise ValueError("a destination occurs twice in one deployment")
+            if files:
                 self._journal = Journal(self._fs, self._layout, f"{self._fs.token()}{journal.SUFFIX}")
-                self._journal.plan([job.entry for job in jobs])
-                self._jobs = jobs
-                for job in jobs:
-                    self._stage(job)
+                self._journal.plan([file.entry for file in files])
+                self._files = files
+                for file in files:
+                    self._stage(file)
                 self._sync_staged()
         except BaseException:
             self._abandon()
             raise
 
     def commit(self) -> None:
-        """Rename everything into place, one right after the other, durably.
+        """Rename all files into place, one immediately after the other, durably.
 
-        Raises DiskError; then everything is as before, or as much of it as the disk allows: `recover` does the rest.
+        Raises DiskError; then all is as before, as far as the disk allows: `recover` does the rest.
         """
         if self._journal is None:
             return
         try:
             self._journal.arm()
-            for job in self._jobs:
-                self._fs.rename(job.entry.temp, Path(job.entry.path).name, at=job.parent)
+            for file in self._files:
+                self._fs.rename(file.entry.temp, Path(file.entry.path).name, at=file.parent)
             journal.sync_parents(self._fs, list(self._parents.values()))
         except BaseException:
             self._abandon()
             raise
 
     def undo(self) -> None:
-        """Bring the old files back, durably, and end; what somebody else wrote since stays. Twice is nothing.
+        """Restore the old files durably and end; files that others changed since are kept. Idempotent.
 
-        Raises DiskError when some cannot be brought back; the journal then stays, and `recover` goes on.
+        Raises DiskError if some cannot be restored; the journal then stays for `recover`.
         """
         faults: list[DiskError] = []
-        for job in reversed(self._jobs):
+        for file in reversed(self._files):
             try:
-                journal.put_old(self._fs, job.entry, job.parent)
+                journal.restore_old(self._fs, file.entry, file.parent)
             except DiskError as error:
                 faults.append(error)
         try:
-            if self._jobs and not faults:
+            if self._files and not faults:
                 journal.sync_parents(self._fs, list(self._parents.values()))
         except DiskError as error:
             faults.append(error)
         if faults:
-            self._let_go()
+            self._release()
             raise faults[0]
         self.close()
 
     def close(self) -> None:
-        """Give up the copies of the old files and end; doing it twice is nothing.
+        """Remove the copies of the old files and end; idempotent.
 
-        Raises DiskError when they cannot be removed; the journal then stays, and `recover` removes them.
+        Raises DiskError if they cannot be removed; the journal then stays for `recover`.
         """
         try:
-            dropped = [journal.drop_leftovers(self._fs, job.entry, job.parent) for job in self._jobs]
+            dropped = [journal.drop_leftovers(self._fs, file.entry, file.parent) for file in self._files]
             if any(dropped):
-                journal.sync_parents(self._fs, list(self._parents.values()))  # else a key could outlive its journal
+                # otherwise a key could outlive its journal
+                journal.sync_parents(self._fs, list(self._parents.values()))
             if self._journal is not None:
                 self._journal.remove()
         finally:
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
-        self._jobs, self._parents, self._journal = [], {}, None
+    def _release(self) -> None:
+        self._files, self._parents, self._journal = [], {}, None
         self._stack.close()
 
     def _abandon(self) -> None:
-        with suppress(DiskError):  # the error to see is the first one
+        with suppress(DiskError):  # the first error is the one to report
             self.undo()
 
     # --- staging ------------------------------------------------------------------------------------------
 
-    def _job(self, write: FileWrite) -> _Job | None:
-        """Look at one destination; None when it is as wanted."""
+    def _plan_file(self, write: FileWrite) -> _PlannedFile | None:
+        """Return what to stage for one destination; None if it already is as requested."""
         parent = self._parent(write)
         found = facts_at(self._fs, parent, write.path)
         if found.refusal is not None:
-            raise PolicyRefusedError(found.refusal, fix=f"put a regular file at {write.path}, or nothing")
+            raise PolicyRefusedError(found.refusal, fix=f"replace {write.path} by a regular file, or remove it")
         old, label = None, None
         if found.kind == "file":
-            old = self._print_of(found)
+            old = self._state_of(found)
             with closing(self._fs, self._fs.open_file(write.path.name, at=parent)) as handle:
                 label = self._fs.label(handle)
-        new = Print(hashlib.sha256(write.data).hexdigest(), write.mode, *self._owner(write, old))
+        new = FileState(hashlib.sha256(write.data).hexdigest(), write.mode, *self._owner(write, old))
         if old == new:
             return None
         temp, backup = temp_name(self._fs, write.path.name), temp_name(self._fs, write.path.name)
         entry = Entry(path=str(write.path), temp=temp, backup=backup, old=old, new=new, owner=write.uid)
-        return _Job(entry, parent, write.data, label)
+        return _PlannedFile(entry, parent, write.data, label)
 
     def _parent(self, write: FileWrite) -> Handle:
-        where = write.path.parent
-        if where not in self._parents:
+        directory = write.path.parent
+        if directory not in self._parents:
             parent = open_parent(self._fs, write.path, owner=write.uid)
-            self._parents[where] = self._stack.enter_context(closing(self._fs, parent))
-        return self._parents[where]
+            self._parents[directory] = self._stack.enter_context(closing(self._fs, parent))
+        return self._parents[directory]
 
     @staticmethod
-    def _print_of(found: DestinationFact) -> Print:
-        return Print(found.sha256 or "", found.mode or 0, found.uid or 0, found.gid or 0)
+    def _state_of(found: DestinationFact) -> FileState:
+        return FileState(found.sha256 or "", found.mode or 0, found.uid or 0, found.gid or 0)
 
-    def _owner(self, write: FileWrite, old: Print | None) -> tuple[int, int]:
+    def _owner(self, write: FileWrite, old: FileState | None) -> tuple[int, int]:
         uid, gid = self._fs.uid(), self._fs.gid()
-        if old is not None and uid == 0:  # only root can keep what somebody else owns
+        if old is not None and uid == 0:  # only root can keep another user's ownership
             uid, gid = old.uid, old.gid
         return (uid if write.uid is None else write.uid), (gid if write.gid is None else write.gid)
 
-    def _stage(self, job: _Job) -> None:
-        entry = job.entry
+    def _stage(self, file: _PlannedFile) -> None:
+        entry = file.entry
         if entry.old is not None:
-            data, _ = read_at(self._fs, job.parent, Path(entry.path).name)
-            self._write(job.parent, entry.backup, data, entry.old, job.label)
-        self._write(job.parent, entry.temp, job.data, entry.new, job.label)
+            data, _ = read_at(self._fs, file.parent, Path(entry.path).name)
+            self._write(file.parent, entry.backup, data, entry.old, file.label)
+        self._write(file.parent, entry.temp, file.data, entry.new, file.label)
 
-    def _write(self, parent: Handle, name: str, data: bytes, wanted: Print, label: bytes | None) -> None:
-        """Write a private file; owner first, then mode, so that it is never open to more than it shall be."""
+    def _write(self, parent: Handle, name: str, data: bytes, wanted: FileState, label: bytes | None) -> None:
+        """Write a private file; the owner is set before the mode, so that access is never wider than intended."""
         with closing(self._fs, self._fs.create(name, SECRET_MODE, at=parent)) as handle:
             self._fs.write(handle, data)
             made = self._fs.fstat(handle)
@@ -205,13 +205,13 @@ class FileSet:
                 self._fs.relabel(handle, label)
 
     def _sync_staged(self) -> None:
-        """Make all files and their names durable: one syncfs for each file system, or an fsync each."""
-        files = sum(1 if job.entry.old is None else 2 for job in self._jobs)
+        """Make all files and their names durable: one syncfs per file system, or one fsync each."""
+        files = sum(1 if file.entry.old is None else 2 for file in self._files)
         if files + len(self._parents) >= MANY and self._sync_whole():
             return
-        for job in self._jobs:
-            for name in (job.entry.temp, job.entry.backup)[: 1 if job.entry.old is None else 2]:
-                with closing(self._fs, self._fs.open_file(name, at=job.parent)) as handle:
+        for file in self._files:
+            for name in (file.entry.temp, file.entry.backup)[: 1 if file.entry.old is None else 2]:
+                with closing(self._fs, self._fs.open_file(name, at=file.parent)) as handle:
                     self._fs.fsync(handle)
         journal.sync_parents(self._fs, list(self._parents.values()))
 

@@ -1,4 +1,4 @@
-"""The files of generations: write one directory, read and verify it, find what is there."""
+"""Files of generations: write, read, verify and list the directories."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TEMP = ".tmp-"
 MANIFEST = "manifest.json"
 FILE_LIMIT = 4 * 1024 * 1024
 MANY = 3
-"""From so many files or directories on, one syncfs costs less than an fsync each."""
+"""Number of files or directories from which one syncfs costs less than an fsync each."""
 _PUBLIC = frozenset({"certificate.pem", "chain.pem", "fullchain.pem", "certificate.der", "ca.pem", "ca.der"})
-_MEND = "remove its directory; the agent then fetches the certificate again"
+_FIX = "remove its directory; the agent then fetches the certificate again"
 
 Manifest = Mapping[str, Any]
 
@@ -49,13 +49,13 @@ def _converter() -> Converter:
 
 
 def identify(files: Mapping[str, str], facts: Mapping[str, Any]) -> str:
-    """Return the id of a generation: a hash of its files' hashes and its facts."""
+    """Return the id of a generation, a hash of its files' hashes and its facts."""
     text = json.dumps({"files": dict(files), "facts": dict(facts)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def sync_all(fs: Fs, handles: Sequence[Handle]) -> None:
-    """Make several files or directories of one file system durable, in as few system calls as can be relied on."""
+    """Make files or directories of one file system durable, with few system calls."""
     if len(handles) >= MANY and fs.syncfs(handles[0]):
         return
     for handle in handles:
@@ -63,7 +63,7 @@ def sync_all(fs: Fs, handles: Sequence[Handle]) -> None:
 
 
 def remove_tree(fs: Fs, parent: Handle, name: str) -> None:
-    """Remove a directory with all that is in it, private keys first; links are removed, not followed."""
+    """Remove a directory tree, private keys first; links are removed, not followed."""
     if (found := fs.lstat(name, at=parent)) is not None and found.kind != "dir":
         fs.unlink(name, at=parent)
         return
@@ -71,7 +71,7 @@ def remove_tree(fs: Fs, parent: Handle, name: str) -> None:
         for entry in sorted(fs.listdir(directory), key=lambda entry: (entry in _PUBLIC or entry == MANIFEST, entry)):
             try:
                 fs.unlink(entry, at=directory)
-            except DiskError as error:  # nearly never a directory: asking first would cost a call for each file
+            except DiskError as error:  # rarely a directory: checking first would cost a call per file
                 if error.errno not in (errno.EISDIR, errno.EPERM):
                     raise
                 remove_tree(fs, directory, entry)
@@ -79,20 +79,20 @@ def remove_tree(fs: Fs, parent: Handle, name: str) -> None:
 
 
 class GenerationFiles:
-    """Below ``certs/``: paths, bytes, manifests. Knows nothing of order and durability but how to sync."""
+    """Paths, bytes and manifests below ``certs/``; the order of writes and syncs is up to `GenerationStore`."""
 
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self._layout = layout
         self._fs = fs
-        self._fresh: dict[tuple[str, str], bytes] = {}
-        """Manifests of what was written and not switched to, as bytes: unpacked, one takes three times the room."""
+        self._not_live: dict[tuple[str, str], bytes] = {}
+        """Manifests of generations not yet switched to, as bytes: parsed, each needs three times the memory."""
         self._known: dict[str, list[tuple[int, str]]] = {}
-        """What `numbered` found, kept up to date: listing a directory costs more than all else about its number."""
+        """Results of `numbered`, kept current, because listing a directory is slow."""
 
-    # --- what is there ------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        """Return the directories below ``.generations``, leftovers included."""
+        """Return the directories below ``.generations``, including leftovers."""
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
             return [
                 name
@@ -101,13 +101,13 @@ class GenerationFiles:
             ]
 
     def known(self, name: str) -> list[tuple[int, str]]:
-        """Return (number, id) of every generation as it was seen last: nobody else writes here."""
+        """Return (number, id) of every generation, cached: no other process writes here."""
         if name not in self._known:
             self._known[name] = self.numbered(name)
         return self._known[name]
 
     def numbered(self, name: str) -> list[tuple[int, str]]:
-        """Return (number, id) of every generation with a good manifest."""
+        """Return (number, id) of every generation with a valid manifest."""
         home = self._layout.generations / name
         if self._fs.lstat(home) is None:
             return []
@@ -122,7 +122,7 @@ class GenerationFiles:
         return found
 
     def live_id(self, name: str) -> str | None:
-        """Return the id in the live link; None when there is no link."""
+        """Return the id that the live link leads to; None without a link."""
         link = self._layout.live_link(name)
         found = self._fs.lstat(link)
         if found is None:
@@ -138,69 +138,69 @@ class GenerationFiles:
         )
 
     def manifest(self, name: str, generation: str) -> Manifest:
-        """Return a manifest that fits its id, from memory until it is switched to."""
+        """Return a manifest that matches its id, from memory until the generation is live."""
         path = self._layout.generation(name, generation) / MANIFEST
-        if (fresh := self._fresh.get((name, generation))) is not None:
-            return decode.object_of(fresh, str(path), _MEND) | {"id": generation}
+        if (cached := self._not_live.get((name, generation))) is not None:
+            return decode.object_of(cached, str(path), _FIX) | {"id": generation}
         data = read_bytes(self._fs, path, FILE_LIMIT)
         if data is None:
-            raise StateCorruptError(f"{path} is missing", path=str(path), fix=_MEND)
-        return self._checked(decode.object_of(data, str(path), _MEND), generation, str(path))
+            raise StateCorruptError(f"{path} is missing", path=str(path), fix=_FIX)
+        return self._checked(decode.object_of(data, str(path), _FIX), generation, str(path))
 
     def _checked(self, raw: dict[str, Any], generation: str, path: str) -> Manifest:
         try:
             found: _Written = structure(_Written, raw, converter=_converter())
         except Mismatch as mismatch:
-            raise decode.corrupt(path, str(mismatch), _MEND) from None
+            raise decode.corrupt(path, str(mismatch), _FIX) from None
         hashed = identify(found.files, found.facts)
         if hashed != generation.partition(".")[0] or any("/" in file for file in found.files):
-            raise decode.corrupt(path, "it does not fit its directory", _MEND)
+            raise decode.corrupt(path, "it does not match its directory", _FIX)
         return attrs.asdict(found, recurse=False) | {"id": generation}
 
-    def settled(self, name: str, number: int, generation: str) -> None:
-        """Remember a generation that is under its id now."""
+    def note_settled(self, name: str, number: int, generation: str) -> None:
+        """Remember a generation that now has its final name."""
         if name in self._known:
             self._known[name] = [*self._known[name], (number, generation)]
 
     def forget(self, name: str, generation: str) -> None:
-        """Drop what is remembered of a generation that is gone."""
-        self.switched(name, generation)
+        """Forget a generation that was removed."""
+        self.drop_manifest(name, generation)
         if name in self._known:
             self._known[name] = [one for one in self._known[name] if one[1] != generation]
 
     def forget_all(self, name: str) -> None:
-        """Drop what is remembered of a name."""
+        """Forget all generations of a name."""
         self._known.pop(name, None)
-        for key in [key for key in list(self._fresh) if key[0] == name]:
-            self.switched(*key)
+        for key in [key for key in list(self._not_live) if key[0] == name]:
+            self.drop_manifest(*key)
 
-    def switched(self, name: str, generation: str) -> None:
-        """Drop a manifest that hardly anybody will ask for again."""
-        self._fresh.pop((name, generation), None)
+    def drop_manifest(self, name: str, generation: str) -> None:
+        """Drop the cached manifest of a generation."""
+        self._not_live.pop((name, generation), None)
 
     def read(self, directory: Path, manifest: Manifest, file: str) -> bytes:
-        """Return one file of a generation; StateCorruptError when it is not what the manifest says."""
+        """Return one file of a generation. Raises StateCorruptError if it differs from the manifest."""
         path = directory / file
         try:
             data = read_bytes(self._fs, path, FILE_LIMIT) if file in manifest["files"] else None
         except DiskError as error:
             if error.errno not in (0, errno.EFBIG, errno.ELOOP):
                 raise
-            raise StateCorruptError(str(error), path=str(path), fix=_MEND) from None
+            raise StateCorruptError(str(error), path=str(path), fix=_FIX) from None
         if data is None:
-            raise StateCorruptError(f"{path} is missing", path=str(path), fix=_MEND)
+            raise StateCorruptError(f"{path} is missing", path=str(path), fix=_FIX)
         if hashlib.sha256(data).hexdigest() != manifest["files"][file]:
-            raise StateCorruptError(f"{path} is not the file that was written there", path=str(path), fix=_MEND)
+            raise StateCorruptError(f"{path} is not the file that was written there", path=str(path), fix=_FIX)
         return data
 
     def verify(self, directory: Path, manifest: Manifest) -> None:
-        """Read every file of a generation, by whatever path; StateCorruptError when one is not as written."""
+        """Read every file of a generation below ``directory``. Raises StateCorruptError if one differs from the manifest."""
         for file in manifest["files"]:
             self.read(directory, manifest, file)
 
-    def whole(self, name: str, generation: str) -> Manifest | None:
-        """Return the manifest of a generation whose files are all as written, else None."""
-        self.switched(name, generation)  # what the disk says counts
+    def manifest_if_whole(self, name: str, generation: str) -> Manifest | None:
+        """Return the manifest of a generation whose files all match it, otherwise None."""
+        self.drop_manifest(name, generation)  # read it from disk
         try:
             manifest = self.manifest(name, generation)
             self.verify(self._layout.generation(name, generation), manifest)
@@ -209,7 +209,7 @@ class GenerationFiles:
         return manifest
 
     def is_complete(self, name: str, generation: str) -> bool:
-        """Return whether all files of a generation are there, without reading them."""
+        """Return whether all files of a generation exist, without reading them."""
         try:
             files = self.manifest(name, generation)["files"]
         except StateCorruptError:
@@ -220,9 +220,9 @@ class GenerationFiles:
     # --- writing ------------------------------------------------------------------------------------------
 
     def make_home(self, name: str) -> None:
-        """Make the directory that holds a name's generations."""
+        """Create the directory of a name's generations."""
         if not name or name.startswith(".") or "/" in name or "\0" in name:
-            raise ValueError(f"no name for a certificate's directory: {name!r}")
+            raise ValueError(f"not a name for a certificate's directory: {name!r}")
         if self._fs.lstat(self._layout.generations / name) is not None:
             return
         self.forget_all(name)
@@ -232,7 +232,7 @@ class GenerationFiles:
                 adopt_owner(self._fs, home, top)
 
     def write(self, name: str, files: Mapping[str, bytes], manifest: Manifest) -> Path:
-        """Write a private temporary directory, the manifest last; return it. Nothing stays when this fails."""
+        """Write a private temporary directory, the manifest last, and return it; after a failure nothing is left."""
         temp, text = f"{TEMP}{self._fs.token()}", decode.to_json(dict(manifest))
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             self._fs.mkdir(temp, DIR_MODE, at=home)
@@ -245,11 +245,11 @@ class GenerationFiles:
             except BaseException:
                 self._drop(home, temp)
                 raise
-        self._fresh[name, manifest["id"]] = text
+        self._not_live[name, manifest["id"]] = text
         return self._layout.generations / name / temp
 
     def _drop(self, home: Handle, temp: str) -> None:
-        with suppress(DiskError):  # else it is swept at the next start; the first error is the one to see
+        with suppress(DiskError):  # swept at the next start; the first error is the one to report
             remove_tree(self._fs, home, temp)
 
     def _write_file(self, directory: Handle, file: str, data: bytes) -> None:
@@ -259,7 +259,7 @@ class GenerationFiles:
             self._fs.write(handle, data)
 
     def sync_contents(self, directories: Sequence[Path]) -> None:
-        """Make temporary directories durable with everything in them."""
+        """Make temporary directories and their contents durable."""
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
             if self._fs.syncfs(top):
                 return
@@ -272,12 +272,12 @@ class GenerationFiles:
             self._fs.fsync(top)  # the directories of new names
 
     def link_public(self, name: str, places: Mapping[Path, Handle]) -> set[Path]:
-        """Make the spec's names lead through the live link; return the directories that changed."""
+        """Point the spec's links at the live link; return the directories that changed."""
         links = self._layout.public_links(name).items()
         return {link.parent for link, text in links if swap_link_at(self._fs, places[link.parent], link.name, text)}
 
     def sync_inherited(self) -> None:
-        """Make durable whatever an earlier process left renamed and not synced."""
+        """Make durable what an earlier process renamed but did not sync."""
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
             if self._fs.syncfs(top):
                 return

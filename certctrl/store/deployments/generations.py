@@ -1,15 +1,15 @@
-"""Generations: immutable directories of one certificate's files, and the one link that says which is live.
+"""Generations: immutable directories of one certificate's files, and a link to the live one.
 
     certs/.generations/<name>/<id>/{private.key, certificate.pem, …, manifest.json}
     certs/.live/<name> -> ../.generations/<name>/<id>          renaming over this link is the commit point
-    certs/<name>.crt   -> .live/<name>/fullchain.pem           the spec's names lead through it, for ever
+    certs/<name>.crt   -> .live/<name>/fullchain.pem           the spec's names lead through it and never change
 
-Order (safety.md §4.1): private directory → files → manifest last → all of it durable → rename to its id →
-that durable → link renamed → that durable → read again through the link. So the live link leads to a whole
-pair after any crash, and key and certificate change in one rename. Rejected: two renames for key and
-certificate (torn between them), numbered "current" copies (torn inside), renaming the live directory away.
+Order: private directory → files → manifest last → all of it durable → rename to its id → that durable → link
+renamed → that durable → read again through the link. So the live link leads to a whole pair after any crash, and key
+and certificate change in one rename. Rejected: two renames for key and certificate (torn between them), numbered
+"current" copies (torn inside), renaming the live directory away.
 
-The id is a hash of contents and facts: publishing the same thing twice is nothing. One process writes, the
+The id is a hash of contents and facts, so publishing the same files again changes nothing. One process writes, the
 holder of ``daemon.lock``; different names may be staged in different threads.
 """
 
@@ -33,22 +33,22 @@ from certctrl.store.layout import ConfigDir
 
 @attrs.frozen(kw_only=True)
 class Staged:
-    """A generation that is written; durable once it is settled."""
+    """A generation that has been written; durable once settled."""
 
     name: str
     id: str
     path: Path
-    """The directory to run checks on; of no use once settled."""
+    """The directory for checks; no longer valid once settled."""
     unchanged: bool
-    """True when this very generation is live already."""
+    """Whether this generation already is live."""
     files: tuple[str, ...]
-    """Names; what a thousand of these hold while they wait for their switch is memory."""
+    """File names only: a thousand of these may wait in memory for their switch."""
     number: int = 0
-    """Its place among those of its name; only of one that still has to be settled."""
+    """Its number among those of its name; 0 if it already was settled."""
 
     @property
     def is_temporary(self) -> bool:
-        """Return whether it still has to be settled."""
+        """Whether it still has to be settled."""
         return self.path.name.startswith(TEMP)
 
 
@@ -59,18 +59,18 @@ class GenerationStore:
         self._layout = layout
         self._fs = fs
         self._files = GenerationFiles(layout, fs)
-        self._durable: set[tuple[str, str]] = set()  # settled by this process, or synced by its sweep
-        self._verified: set[tuple[str, str]] = set()  # written or read whole by this process, and not live yet
-        self._pending: dict[tuple[str, str], Staged] = {}  # staged and not settled
+        self._durable: set[tuple[str, str]] = set()  # settled or swept by this process
+        self._verified: set[tuple[str, str]] = set()  # written or verified by this process, not live yet
+        self._pending: dict[tuple[str, str], Staged] = {}  # staged, not settled
 
-    # --- looking ------------------------------------------------------------------------------------------
+    # --- reading ------------------------------------------------------------------------------------------
 
     def live_id(self, name: str) -> str | None:
-        """Return the id that is live; None when none is. StateCorruptError when the link is not one of ours."""
+        """Return the id of the live generation or None. Raises StateCorruptError for a foreign link."""
         return self._files.live_id(name)
 
     def ids(self, name: str) -> list[str]:
-        """Return the ids of whole generations, oldest first."""
+        """Return the ids of generations with a valid manifest, oldest first."""
         return [generation for _, generation in sorted(self._files.numbered(name))]
 
     def path(self, name: str, generation: str) -> Path:
@@ -78,17 +78,17 @@ class GenerationStore:
         return self._layout.generation(name, generation)
 
     def manifest(self, name: str, generation: str) -> dict[str, Any]:
-        """Return ``files`` (name -> SHA-256), ``facts`` and ``number``; StateCorruptError when there is none."""
+        """Return ``files`` (name -> SHA-256), ``facts`` and ``number``. Raises StateCorruptError."""
         return dict(self._files.manifest(name, generation))
 
     def read(self, name: str, generation: str, file: str) -> bytes:
-        """Return one file; StateCorruptError when it is not the file that was written."""
+        """Return one file. Raises StateCorruptError if it differs from what was written."""
         return self._files.read(self.path(name, generation), self._files.manifest(name, generation), file)
 
-    # --- making -------------------------------------------------------------------------------------------
+    # --- staging ------------------------------------------------------------------------------------------
 
     def stage(self, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> Staged:
-        """Write a generation beside the others, not durable yet; an equal one that is here is used again.
+        """Write a generation next to the others, not yet durable; an existing equal one is reused.
 
         ``files``: file name -> bytes. ``facts``: JSON, part of the identity.
         """
@@ -111,14 +111,13 @@ class GenerationStore:
         return staged
 
     def _reuse(self, name: str, wanted: str) -> Staged | str:
-        """Return an equal generation that is whole, or the id to write one under.
+        """Return an equal generation that is whole, or the id for a new one.
 
-        A damaged one gives way, but for the live one: it cannot be taken away from under its readers, so its
-        replacement gets a suffix and is switched to like any other.
+        A damaged one is removed unless it is live: then it has readers, and its replacement gets an id with a suffix.
         """
         live, generation, count = self.live_id(name), wanted, 0
         while self._fs.lstat(self.path(name, generation)) is not None:
-            if (manifest := self._files.whole(name, generation)) is not None:
+            if (manifest := self._files.manifest_if_whole(name, generation)) is not None:
                 self._verified.add((name, generation))
                 path = self.path(name, generation)
                 return Staged(
@@ -132,7 +131,7 @@ class GenerationStore:
         return generation
 
     def discard(self, staged: Staged) -> None:
-        """Remove a generation that was staged and shall not be settled."""
+        """Remove a generation that was staged but will not be settled."""
         if staged.is_temporary:
             with closing(self._fs, self._fs.open_dir(staged.path.parent)) as home:
                 remove_tree(self._fs, home, staged.path.name)
@@ -141,21 +140,21 @@ class GenerationStore:
             self._files.forget(staged.name, staged.id)
 
     def settle(self, staged: Sequence[Staged]) -> None:
-        """Make generations durable under their ids: after this they survive a crash. One syncfs for any number."""
+        """Make generations durable under their ids, so that they survive a crash; one syncfs for any number."""
         fresh = [one for one in {(one.name, one.id): one for one in staged}.values() if one.is_temporary]
-        owed = [one for one in staged if not one.is_temporary and (one.name, one.id) not in self._durable]
-        fresh = [one for one in fresh if self._fs.lstat(one.path) is not None]  # else settled before
+        unsynced = [one for one in staged if not one.is_temporary and (one.name, one.id) not in self._durable]
+        fresh = [one for one in fresh if self._fs.lstat(one.path) is not None]  # otherwise settled before
         if fresh:
             self._files.sync_contents([one.path for one in fresh])
         with ExitStack() as stack:
             homes: dict[str, Handle] = {}
-            for one in (*fresh, *owed):
+            for one in (*fresh, *unsynced):
                 if one.name not in homes:
                     home = self._fs.open_dir(self._layout.generations / one.name)
                     homes[one.name] = stack.enter_context(closing(self._fs, home))
             for one in fresh:
                 self._fs.rename(one.path.name, one.id, at=homes[one.name])
-                self._files.settled(one.name, one.number, one.id)
+                self._files.note_settled(one.name, one.number, one.id)
                 self._pending.pop((one.name, one.id), None)
             sync_all(self._fs, list(homes.values()))
         self._durable.update((one.name, one.id) for one in staged)
@@ -163,27 +162,27 @@ class GenerationStore:
     # --- switching ----------------------------------------------------------------------------------------
 
     def switch(self, to: Mapping[str, str | None]) -> dict[str, str | None]:
-        """Make generations live, durably, all of them or none; return what was live before.
+        """Make generations live, durably, all or none; return what was live before.
 
-        Name -> id; None takes a name's link away and keeps its generations. Raises DiskError, also
-        StateCorruptError for a generation that is not whole; then everything is as it was.
+        Name -> id; None removes a name's link and keeps its generations. Raises DiskError, StateCorruptError for a
+        generation that is not whole; then nothing has changed.
         """
         before = {name: self.live_id(name) for name in to}
         for name, generation in to.items():
             if generation is not None and (name, generation) not in self._verified:
                 self._need_whole(name, generation)
         try:
-            self._point(to)
+            self._switch_links(to)
             for name, generation in to.items():
                 if generation is not None:
                     self._files.verify(self._layout.live_link(name), self._files.manifest(name, generation))
         except DiskError:
-            self._point_back(before)
+            self._restore_links(before)
             raise
-        for name, generation in to.items():  # bytes rot: next time they are read again
+        for name, generation in to.items():  # disks decay: verify again before the next switch
             if generation is not None:
                 self._verified.discard((name, generation))
-                self._files.switched(name, generation)
+                self._files.drop_manifest(name, generation)
         return before
 
     def _need_whole(self, name: str, generation: str) -> None:
@@ -192,7 +191,7 @@ class GenerationStore:
             with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
                 self._fs.fsync(home)
 
-    def _point(self, to: Mapping[str, str | None]) -> None:
+    def _switch_links(self, to: Mapping[str, str | None]) -> None:
         with ExitStack() as stack:
             places = {
                 path: stack.enter_context(closing(self._fs, self._fs.open_dir(path)))
@@ -208,17 +207,17 @@ class GenerationStore:
                     self._fs.unlink(name, at=places[self._layout.live])
             sync_all(self._fs, [places[path] for path in sorted(touched)])
 
-    def _point_back(self, before: Mapping[str, str | None]) -> None:
+    def _restore_links(self, before: Mapping[str, str | None]) -> None:
         for name, generation in before.items():
             try:
-                self._point({name: generation})
+                self._switch_links({name: generation})
             except DiskError:
-                continue  # each on its own; the error to see is the one that made us go back
+                continue  # try the others; the first error is the one to report
 
-    # --- taking away --------------------------------------------------------------------------------------
+    # --- removing ---------------------------------------------------------------------------------------
 
     def withdraw(self, name: str) -> None:
-        """Take a certificate out of use: its links first, then all its generations with their keys, durably."""
+        """Withdraw a certificate durably: remove its links, then all its generations and their keys."""
         places = [self._layout.live, self._layout.certs, self._layout.chains]
         with ExitStack() as stack:
             handles = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in places}
@@ -230,7 +229,7 @@ class GenerationStore:
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as home:
             if self._fs.lstat(name, at=home) is not None:
                 doomed = f"{TEMP}{self._fs.token()}"
-                self._fs.rename(name, doomed, at=home)  # a crash from here on leaves it to the sweep
+                self._fs.rename(name, doomed, at=home)  # after a crash, the sweep removes it
                 remove_tree(self._fs, home, doomed)
             self._fs.fsync(home)
         self._files.forget_all(name)
@@ -238,7 +237,7 @@ class GenerationStore:
         self._verified = {item for item in self._verified if item[0] != name}
 
     def prune(self, name: str, keep: int, *, also_keep: Collection[str] = ()) -> int:
-        """Remove old generations but for the live one, ``also_keep`` and the newest ``keep``; return how many."""
+        """Remove generations except the live one, ``also_keep`` and the newest ``keep``; return how many."""
         live = self.live_id(name)
         others = [one for _, one in sorted(self._files.known(name)) if one != live and one not in also_keep]
         if doomed := others[: max(0, len(others) - keep)]:
@@ -249,7 +248,7 @@ class GenerationStore:
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             for generation in generations:
                 doomed = f"{TEMP}{self._fs.token()}"
-                if self._fs.lstat(generation, at=home) is not None:  # else somebody else has removed it
+                if self._fs.lstat(generation, at=home) is not None:  # may have been removed by hand
                     self._fs.rename(generation, doomed, at=home)
                     remove_tree(self._fs, home, doomed)
                 self._durable.discard((name, generation))
@@ -257,10 +256,10 @@ class GenerationStore:
                 self._files.forget(name, generation)
 
     def sweep(self) -> int:
-        """Remove what crashes left (never what is live), mend the spec's names; return how much went.
+        """Remove leftovers of crashes, never live files, and repair the spec's links; return how many were removed.
 
-        First everything that a killed process renamed and did not sync is made durable: what is built on it
-        from now on must not be more durable than it is. Call it at start, under the daemon lock.
+        First, everything that a killed process renamed but did not sync is made durable, because later writes that
+        depend on it must not be more durable. Call it at start, under the daemon lock.
         """
         self._files.sync_inherited()
         swept = 0
@@ -288,7 +287,7 @@ class GenerationStore:
         try:
             live = self.live_id(name)
         except StateCorruptError:
-            return 0  # what is live cannot be told, so nothing is taken away
+            return 0  # the live generation is unknown: remove nothing
         swept = 0
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             for entry in self._fs.listdir(home):

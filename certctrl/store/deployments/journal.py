@@ -1,14 +1,14 @@
-"""Journal: what a deployment to explicit destinations is about to do, written down before it does it.
+"""Write-ahead journal of deployments to explicit destinations.
 
-One file per deployment, two records. ``plan`` is durable before the first temporary file exists, so that no
-crash leaves a private key in a place nobody remembers. ``armed`` is durable after all temporary files and
-backups are, and before the first rename: from then on the deployment can be finished or taken back, whatever
-happens. A third record for "taking back" is not needed: what each destination holds says how far that came.
+One file per deployment, with two records. ``plan`` is durable before the first temporary file exists, so that no crash
+leaves a private key in an unknown place. ``armed`` is durable after all temporary files and backups are, and before
+the first rename: from then on the deployment can be completed or rolled back, whatever happens. Rolling back needs no
+third record: the contents of each destination show how far it came.
 
-    plan → temporaries and backups → armed → renames → (proven) → backups removed → journal removed
+    plan → temporaries and backups → armed → renames → (verified) → backups removed → journal removed
 
-What each entry holds is told by content: a destination is *old*, *new*, or neither, which means somebody else
-wrote it since; then it is theirs, and stays as it is. The journal holds hashes and names, no contents.
+The state of a destination is determined by its contents: *old*, *new*, or neither; in the last case it was changed by
+others and is kept. The journal contains hashes and names, no contents.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _LIMIT = 16 * 1024 * 1024
 
 
 @attrs.frozen
-class Print:
-    """What a file is, for comparing."""
+class FileState:
+    """Contents and metadata of a file, for comparison."""
 
     sha256: str
     mode: int
@@ -49,32 +49,32 @@ class Entry:
 
     path: str
     temp: str
-    """Name beside the destination that holds the new file until it is renamed."""
+    """Name, in the same directory, of the new file until it is renamed."""
     backup: str
-    """Name beside the destination that holds a copy of the old file; there is none when ``old`` is None."""
-    old: Print | None
-    new: Print
+    """Name, in the same directory, of the copy of the old file; unused if ``old`` is None."""
+    old: FileState | None
+    new: FileState
     owner: int | None = None
-    """The user whose directory it may be."""
+    """The user who may own the directory, besides root and the current user."""
 
     def is_new(self, found: DestinationFact) -> bool:
-        """Return whether the destination holds what this deployment wrote."""
-        return self._is(self.new, found)
+        """Return whether the destination has the new file."""
+        return self._matches(self.new, found)
 
     def is_old(self, found: DestinationFact) -> bool:
-        """Return whether the destination holds what was there before."""
-        return found.kind == "missing" if self.old is None else self._is(self.old, found)
+        """Return whether the destination has the old file, or none if there was none."""
+        return found.kind == "missing" if self.old is None else self._matches(self.old, found)
 
-    def _is(self, wanted: Print, found: DestinationFact) -> bool:
-        if found.kind != "file" or found.sha256 != wanted.sha256:
+    def _matches(self, expected: FileState, found: DestinationFact) -> bool:
+        if found.kind != "file" or found.sha256 != expected.sha256:
             return False
         if self.old is None or self.old.sha256 != self.new.sha256:
             return True
-        return (found.mode, found.uid, found.gid) == (wanted.mode, wanted.uid, wanted.gid)
+        return (found.mode, found.uid, found.gid) == (expected.mode, expected.uid, expected.gid)
 
 
 class Journal:
-    """The file of one deployment."""
+    """The journal file of one deployment."""
 
     def __init__(self, fs: Fs, layout: ConfigDir, name: str) -> None:
         self._fs = fs
@@ -82,7 +82,7 @@ class Journal:
         self.name = name
 
     def plan(self, entries: Sequence[Entry]) -> None:
-        """Write down what is going to be made, durably."""
+        """Record the entries durably."""
         record = {"plan": strict_converter().unstructure(list(entries))}
         with closing(self._fs, self._fs.open_dir(self._layout.journal)) as parent:
             with closing(self._fs, self._fs.create(self.name, SECRET_MODE, at=parent)) as handle:
@@ -92,29 +92,29 @@ class Journal:
             self._fs.fsync(parent)
 
     def arm(self) -> None:
-        """Write down that everything is in place, durably: this is the commit point."""
+        """Record durably that all temporary files are in place: this is the commit point."""
         with closing(self._fs, self._fs.open_append(self._layout.journal / self.name, SECRET_MODE)) as handle:
             self._fs.write(handle, decode.to_json({"armed": True}))
             self._fs.fsync(handle)
 
-    def settle(self) -> None:
-        """Make durable what a killed process wrote and did not sync: what is done on its word must not outlive it."""
+    def sync(self) -> None:
+        """Make durable what a killed process wrote but did not sync: actions based on it must not outlive it."""
         with closing(self._fs, self._fs.open_file(self._layout.journal / self.name)) as handle:
             self._fs.fsync(handle)
 
     def remove(self) -> None:
-        """Forget the deployment; doing it twice is nothing. What it left beside destinations must be gone before."""
+        """Remove the journal; idempotent. The temporary files and backups must be removed before."""
         path = self._layout.journal / self.name
         if self._fs.lstat(path) is not None:
             self._fs.unlink(path)
 
     def load(self) -> tuple[list[Entry], bool]:
-        """Return the entries and whether it is armed; no entries: nothing was made yet.
+        """Return the entries and whether the journal is armed; no entries: no file was created yet.
 
-        Raises StateCorruptError when a plan that was carried out cannot be read.
+        Raises StateCorruptError if the plan is unreadable although files may exist.
         """
         path = str(self._layout.journal / self.name)
-        fix = f"look at the files it names, then remove {path}"
+        fix = f"check the files it names, then remove {path}"
         with closing(self._fs, self._fs.open_file(path)) as handle:
             first, _, rest = self._fs.read(handle, _LIMIT).partition(b"\n")
         try:
@@ -122,7 +122,7 @@ class Journal:
         except (ValueError, TypeError, KeyError, Mismatch, RecursionError):
             if rest:
                 raise StateCorruptError(f"{path} is damaged", path=path, fix=fix) from None
-            return [], False  # torn before it was durable: so nothing was made after it
+            return [], False  # torn before it was durable: nothing was created after it
         return list(plan), _is_armed(rest)
 
 
@@ -130,50 +130,50 @@ def _is_armed(rest: bytes) -> bool:
     try:
         return bool(json.loads(rest)["armed"])
     except (ValueError, TypeError, KeyError, RecursionError):
-        return False  # torn before it was durable: so nothing was renamed after it
+        return False  # torn before it was durable: nothing was renamed after it
 
 
-# --- moving between old and new: shared by a running deployment and by recovery ---------------------------
+# --- steps of a running deployment and of recovery ---------------------------------------------------------
 
 
-def look(fs: Fs, entry: Entry, parent: Handle) -> DestinationFact:
-    """Return what the destination holds now."""
+def observe(fs: Fs, entry: Entry, parent: Handle) -> DestinationFact:
+    """Return what is at the destination now."""
     return facts_at(fs, parent, Path(entry.path))
 
 
 def parent_of(fs: Fs, entry: Entry) -> Handle:
-    """Open the directory of an entry, on the guarded way."""
+    """Open the directory of an entry, as `open_parent` does."""
     return open_parent(fs, Path(entry.path), owner=entry.owner)
 
 
-def has(fs: Fs, parent: Handle, name: str, wanted: Print) -> bool:
-    """Return whether a temporary file or backup is there, whole."""
+def is_intact(fs: Fs, parent: Handle, name: str, expected: FileState) -> bool:
+    """Return whether a temporary file or backup exists with the expected contents."""
     found = fs.lstat(name, at=parent)
     if found is None or found.kind != "file":
         return False
     data, _ = read_at(fs, parent, name)
-    return hashlib.sha256(data).hexdigest() == wanted.sha256
+    return hashlib.sha256(data).hexdigest() == expected.sha256
 
 
-def put_new(fs: Fs, entry: Entry, parent: Handle) -> None:
-    """Rename the new file into place, unless it is there."""
-    if not entry.is_new(look(fs, entry, parent)):
+def rename_new(fs: Fs, entry: Entry, parent: Handle) -> None:
+    """Rename the new file into place, unless it already is there."""
+    if not entry.is_new(observe(fs, entry, parent)):
         fs.rename(entry.temp, Path(entry.path).name, at=parent)
 
 
-def put_old(fs: Fs, entry: Entry, parent: Handle) -> None:
-    """Bring the old file back where the new one is; where something else is, it stays."""
-    if not entry.is_new(look(fs, entry, parent)):
+def restore_old(fs: Fs, entry: Entry, parent: Handle) -> None:
+    """Replace the new file by the old one; any other file is kept."""
+    if not entry.is_new(observe(fs, entry, parent)):
         return
     name = Path(entry.path).name
     if entry.old is None:
         fs.unlink(name, at=parent)
-    elif fs.lstat(entry.backup, at=parent) is not None:  # else it was proven, and its backup given up
+    elif fs.lstat(entry.backup, at=parent) is not None:  # otherwise it was verified, and its backup removed
         fs.rename(entry.backup, name, at=parent)
 
 
 def drop_leftovers(fs: Fs, entry: Entry, parent: Handle) -> bool:
-    """Remove temporary file and backup; return whether there was any."""
+    """Remove temporary file and backup; return whether either existed."""
     dropped = False
     for name in (entry.temp, entry.backup):
         if fs.lstat(name, at=parent) is not None:
@@ -183,7 +183,7 @@ def drop_leftovers(fs: Fs, entry: Entry, parent: Handle) -> bool:
 
 
 def sync_parents(fs: Fs, parents: Sequence[Handle]) -> None:
-    """Make the renames in several directories durable, each once, together where they share a file system."""
+    """Make renames in several directories durable, each directory once, grouped by file system."""
     by_device: dict[int, dict[int, Handle]] = {}
     for handle in parents:
         found = fs.fstat(handle)
@@ -193,7 +193,7 @@ def sync_parents(fs: Fs, parents: Sequence[Handle]) -> None:
 
 
 def journals(fs: Fs, layout: ConfigDir) -> list[Journal]:
-    """Return the journals of deployments that did not end, oldest first."""
+    """Return the journals of unfinished deployments, oldest first."""
     with closing(fs, fs.open_dir(layout.journal)) as parent:
         found = [(name, fs.lstat(name, at=parent)) for name in fs.listdir(parent) if name.endswith(SUFFIX)]
     ages = {name: (facts.mtime_ns, name) for name, facts in found if facts is not None}

@@ -21,7 +21,7 @@ def test_an_armed_deployment_goes_forward(layout: ConfigDir, site: Path) -> None
     assert copies._journal is not None
     copies._journal.arm()  # and here the power went
     report = recover(layout, FS, [site])
-    assert report.forward == tuple(str(write.path) for write in writes(site))
+    assert report.completed == tuple(str(write.path) for write in writes(site))
     assert (shown(site), list(layout.journal.iterdir())) == (NEW, [])
     assert recover(layout, FS, [site]) == type(report)()
 
@@ -30,11 +30,11 @@ def test_an_armed_deployment_goes_back_when_a_new_file_is_gone(layout: ConfigDir
     copies = begun(layout, site)
     assert copies._journal is not None
     copies._journal.arm()
-    first, second = copies._jobs
+    first, second = copies._files
     FS.rename(first.entry.temp, "site.pem", at=first.parent)
     FS.unlink(second.entry.temp, at=second.parent)
     report = recover(layout, FS, [site])
-    assert (report.forward, len(report.back)) == ((), 2)
+    assert (report.completed, len(report.rolled_back)) == ((), 2)
     assert (shown(site), list(layout.journal.iterdir())) == (OLD, [])
 
 
@@ -42,20 +42,20 @@ def test_an_armed_deployment_goes_back_where_it_is_no_longer_allowed(layout: Con
     copies = begun(layout, site)
     assert copies._journal is not None
     copies._journal.arm()
-    assert len(recover(layout, FS, [site / "ssl"]).back) == 2
+    assert len(recover(layout, FS, [site / "ssl"]).rolled_back) == 2
     assert shown(site) == OLD
 
 
 def test_a_deployment_that_was_carried_out_stands_whatever_is_allowed_now(layout: ConfigDir, site: Path) -> None:
     begun(layout, site).commit()
-    assert len(recover(layout, FS, []).forward) == 2
+    assert len(recover(layout, FS, []).completed) == 2
     assert shown(site) == NEW
 
 
 def test_what_was_never_armed_is_removed(layout: ConfigDir, site: Path) -> None:
     begun(layout, site)
     report = recover(layout, FS, [site])
-    assert (report.forward, report.back, report.failed) == ((), (), ())
+    assert (report.completed, report.rolled_back, report.failed) == ((), (), ())
     assert (shown(site), list(layout.journal.iterdir())) == (OLD, [])
 
 
