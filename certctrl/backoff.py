@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-_MOST_DOUBLINGS = 32
+_MAX_DOUBLINGS = 32
 
 
 def grown(first: float, last: float, failures: int) -> float:
     """Return the pause after ``failures`` consecutive failures: ``first`` seconds, doubled up to ``last``."""
-    return min(last, first * 2.0 ** min(max(failures, 1) - 1, _MOST_DOUBLINGS))
+    return min(last, first * 2.0 ** min(max(failures, 1) - 1, _MAX_DOUBLINGS))
 
 
 def jittered(pause: float, random: float) -> float:

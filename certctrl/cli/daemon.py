@@ -32,7 +32,7 @@ def keep_running(invoked: Invocation) -> int:
             stop = await run_agent(layout.root, seams=Seams(fs=fs, on_reload=lambda fresh: logs.configure(fresh.log)))
             return int(stop.reason.exit_status)
 
-        _settle_memory()
+        _tune_gc()
         return run(agent)
     except BaseException as error:
         status = report(error, invoked)
@@ -43,7 +43,7 @@ def keep_running(invoked: Invocation) -> int:
         logs.close()
 
 
-def _settle_memory() -> None:
+def _tune_gc() -> None:
     """Exclude the start-up objects from garbage collection and collect less often.
 
     Collections took a tenth of the time of a burst.

@@ -26,7 +26,7 @@ class Invocation:
         self.config_dir: str | None = None
         self.debug = False
 
-    def named(self, text: str) -> str:
+    def with_directory(self, text: str) -> str:
         """Return a fix with ``-c DIR`` replaced by the actual config directory."""
         return text.replace("-c DIR", f"-c {self.config_dir}") if self.config_dir else text
 

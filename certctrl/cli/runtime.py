@@ -81,7 +81,7 @@ def _rank(status: ExitStatus) -> int:
 
 def _report_one(error: BaseException, invoked: Invocation) -> ExitStatus:
     if isinstance(error, CertctrlError):
-        return print_failure(str(error), invoked.named(error.fix or ""), error.exit_status)
+        return print_failure(str(error), invoked.with_directory(error.fix or ""), error.exit_status)
     if hasattr(error, "format_message") and hasattr(error, "ctx"):
         return _report_usage(error)
     if isinstance(error, OSError) and error.strerror:  # unexpected, but a host problem, not a bug

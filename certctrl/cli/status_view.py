@@ -29,7 +29,7 @@ def show_status(invoked: Invocation, *, daemon: bool = False, as_json: bool = Fa
             write_json({**facts, **extra, "exit_status": int(exit_status(facts))}, pretty=not watch)
         else:
             for line in block(facts) + details(facts, certs):
-                write_line(invoked.named(line))
+                write_line(invoked.with_directory(line))
         sys.stdout.flush()
         if not watch:
             return exit_status(facts)

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from certctrl.cli.commands import register as register_module
-from certctrl.cli.commands.register import LARGEST_TOKEN, find_token, show_prompt
+from certctrl.cli.commands.register import MAX_TOKEN_BYTES, find_token, show_prompt
 from certctrl.errors import UsageError
 from certctrl.model.config import AgentConfig
 from certctrl.protocol.wire.canonical import canonical_json
@@ -105,7 +105,7 @@ def test_a_token_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
         os.close(read)
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "two words", "et_a\net_b", "ü", "x" * (LARGEST_TOKEN + 1)])
+@pytest.mark.parametrize("text", ["", "  \n", "two words", "et_a\net_b", "ü", "x" * (MAX_TOKEN_BYTES + 1)])
 def test_invalid_tokens(text: str, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(text)

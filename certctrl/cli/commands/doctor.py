@@ -37,7 +37,7 @@ def doctor(
     invoked = invocation(ctx)
     findings = run(_examine, _context(invoked), offline, None if as_json else lambda one: _show(invoked, one))
     if as_json:
-        write_json([attrs.asdict(finding) | {"fix": invoked.named(finding.fix)} for finding in findings])
+        write_json([attrs.asdict(finding) | {"fix": invoked.with_directory(finding.fix)} for finding in findings])
     else:
         _sum_up(findings)
     return ExitStatus.FAILED if any(finding.level == "FAIL" for finding in findings) else ExitStatus.DONE
@@ -107,7 +107,7 @@ def _show(invoked: Invocation, finding: Any) -> None:
     else:
         write_line(f"{level:<4}  {finding.check}: {finding.what}")
     if finding.fix:
-        write_line(f"      fix: {invoked.named(finding.fix)}")
+        write_line(f"      fix: {invoked.with_directory(finding.fix)}")
     sys.stdout.flush()
 
 

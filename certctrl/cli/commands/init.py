@@ -11,7 +11,7 @@ from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_line
 from certctrl.errors import ConfigError, UsageError
 
-LARGEST_CA = 1 << 20
+MAX_CA_BYTES = 1 << 20
 
 
 def init(
@@ -49,7 +49,7 @@ def read_ca(path: Path) -> bytes:
 
     try:
         with path.open("rb") as file:
-            pem = file.read(LARGEST_CA)
+            pem = file.read(MAX_CA_BYTES)
     except OSError as error:
         raise UsageError(f"cannot read --ca {path}: {error.strerror}", fix="give a readable PEM file") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -38,7 +38,7 @@ def plan(
             write_line(line)
         if any(refusal.get("setting") for refusal in found["refusals"]):
             write_line()
-            write_line(invoked.named(_ALLOW))
+            write_line(invoked.with_directory(_ALLOW))
     write_problems(problems := found.get("problems", ()))
     if found["changes"]:
         return ExitStatus.CHANGES

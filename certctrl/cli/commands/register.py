@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "CERTCTRL_ENROLMENT_TOKEN"  # noqa: S105 - a name, not a secret
 CREDENTIAL = "certctrl.enrolment-token"
-LARGEST_TOKEN = 4096
+MAX_TOKEN_BYTES = 4096
 
 
 def register(
@@ -114,7 +114,7 @@ def find_token(file: Path | None, argument: str | None, environ: Mapping[str, st
 def _read(path: Path) -> str:
     try:
         with open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-") as file:
-            return file.read(LARGEST_TOKEN + 1).decode("ascii", "replace")
+            return file.read(MAX_TOKEN_BYTES + 1).decode("ascii", "replace")
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}", fix="give a readable file with the enrolment token"
@@ -123,6 +123,6 @@ def _read(path: Path) -> str:
 
 def _plain(text: str, source: str) -> str:
     token = text.strip()
-    if not token or len(token) > LARGEST_TOKEN or not token.isascii() or any(c.isspace() for c in token):
+    if not token or len(token) > MAX_TOKEN_BYTES or not token.isascii() or any(c.isspace() for c in token):
         raise UsageError(f"{source} does not contain an enrolment token", fix="give one token on one line")
     return token

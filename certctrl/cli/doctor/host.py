@@ -10,9 +10,9 @@ from certctrl.cli.doctor.finding import CheckContext, Finding, fail, failed, gua
 from certctrl.errors import CertctrlError
 
 _TRUST_STORE = "trust_store.directory in policy.json"
-LEAST_BYTES = 16 << 20
-FEW_BYTES = 128 << 20
-LEAST_INODES = 200
+MIN_FREE_BYTES = 16 << 20
+LOW_FREE_BYTES = 128 << 20
+MIN_FREE_INODES = 200
 
 
 def host_findings(context: CheckContext) -> Iterator[Finding]:
@@ -55,13 +55,13 @@ def _disk(context: CheckContext) -> Iterator[Finding]:
     amount = f"{free / (1 << 20):.0f} MiB free on {where}"
     if facts.f_flag & os.ST_RDONLY:
         yield fail("disk", f"{where} is mounted read-only", "mount it read-write")
-    if free < LEAST_BYTES:
+    if free < MIN_FREE_BYTES:
         yield fail("disk", amount, "free disk space; the agent cannot refresh tokens that it cannot store")
-    elif free < FEW_BYTES:
+    elif free < LOW_FREE_BYTES:
         yield warn("disk", amount, "free disk space before it runs out")
     else:
         yield ok("disk", amount)
-    if facts.f_files and facts.f_favail < LEAST_INODES:
+    if facts.f_files and facts.f_favail < MIN_FREE_INODES:
         yield fail("disk", f"{facts.f_favail} inodes free on {where}", "remove files (df -i shows inodes)")
 
 

@@ -26,7 +26,7 @@ GROUP: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "no_
 OneDevice = Annotated[str, typer.Option("--device", metavar="ID|NAME", help="The device.")]
 DATA_VARIABLE = "CERTCTRL_PLANE_DATA"
 _META = "certctrl.plane"
-_LARGEST_KEY = 4096
+_MAX_KEY_BYTES = 4096
 _EXIT_STATUSES = {
     400: ExitStatus.USAGE, 401: ExitStatus.NOT_REGISTERED, 403: ExitStatus.NOT_REGISTERED, 404: ExitStatus.FAILED,
     409: ExitStatus.FAILED, 410: ExitStatus.FAILED, 413: ExitStatus.USAGE,
@@ -221,7 +221,7 @@ def _check_url(server: str) -> None:
 def _read(path: Path, what: str) -> str:
     try:
         with path.open("rb") as file:
-            text = file.read(_LARGEST_KEY).decode("ascii", "replace").strip()
+            text = file.read(_MAX_KEY_BYTES).decode("ascii", "replace").strip()
     except OSError as error:
         fix = "start the control plane once (cert-ctrl plane serve --data DIR), or give the right file"
         raise UsageError(f"cannot read {what} from {path}: {error.strerror}", fix=fix) from None

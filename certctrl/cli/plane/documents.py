@@ -12,7 +12,7 @@ from certctrl.cli.output import table
 from certctrl.cli.plane.connection import GROUP, OneDevice, OperatorApi, OperatorCommand, call_plane, show
 from certctrl.errors import UsageError
 
-_LARGEST_FILE = 1024 * 1024
+_MAX_FILE_BYTES = 1024 * 1024
 
 install_config = typer.Typer(help="Show or replace the install config of a device.", **GROUP)
 ca = typer.Typer(help="Manage private CAs that devices trust.", **GROUP)
@@ -147,9 +147,9 @@ def _json_file(path: Path) -> Any:
 def _read(path: Path) -> bytes:
     try:
         with open(0 if str(path) == "-" else path, "rb", closefd=str(path) != "-") as file:
-            data = file.read(_LARGEST_FILE + 1)
+            data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", fix="give a readable file") from None
-    if len(data) > _LARGEST_FILE:
-        raise UsageError(f"{path} is larger than {_LARGEST_FILE} bytes", fix="give a smaller file")
+    if len(data) > _MAX_FILE_BYTES:
+        raise UsageError(f"{path} is larger than {_MAX_FILE_BYTES} bytes", fix="give a smaller file")
     return data

@@ -16,10 +16,10 @@ from certctrl.cli.plane.connection import DATA_VARIABLE
 from certctrl.errors import ConfigError, UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8443"
-_COLLECT_RARELY = (50_000, 50, 100)
+_GC_THRESHOLDS = (50_000, 50, 100)
 """Garbage collection thresholds that scan thousands of waiting polls ten times less often."""
 
-_MOST_FILES = 65_536
+_MAX_OPEN_FILES = 65_536
 
 
 def serve(
@@ -92,7 +92,7 @@ async def _serve(
                 partial(module.serve_plane, data, host=host, port=port, hostnames=hostnames, settings=settings)
             )
             gc.freeze()
-            gc.set_threshold(*_COLLECT_RARELY)
+            gc.set_threshold(*_GC_THRESHOLDS)
             _allow_many_connections()
             write_line(f"control plane  {address.url}")
             write_line(f"approve hosts  {public_url.rstrip('/') or address.url}/device")
@@ -111,7 +111,7 @@ def _allow_many_connections() -> None:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
