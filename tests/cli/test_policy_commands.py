@@ -125,8 +125,8 @@ def test_the_operator_is_asked(
 
 
 REFUSALS = [
-    {"item": "1", "what": "write /etc/x/a.pem", "why": "below no directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
-    {"item": "2", "what": "write /etc/x/b.pem", "why": "below no directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
+    {"item": "1", "what": "write /etc/x/a.pem", "why": "not below a directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
+    {"item": "2", "what": "write /etc/x/b.pem", "why": "not below a directory of write_roots", "setting": "write_roots", "value": "/etc/x"},
     {"item": "3", "what": "run /bin/true", "why": "not among commands", "setting": "commands", "value": {"true": {"argv": ["/bin/true"]}}},
     {"item": "ca", "what": "import a CA", "why": "no trust store is named", "setting": "trust_store",
      "value": {"directory": "/srv/cas", "command": ["/bin/true", "--fresh"]}},

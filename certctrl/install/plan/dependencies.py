@@ -1,8 +1,8 @@
-"""Which certificates an item is about, what hangs together, in which order, and when a command has run already.
+"""Which certificates an item is about, which items are connected, in which order, and whether a command has run. Pure.
 
-Pure. The *activation key* of a command is a hash of what it is and of the generations it was run for. A command runs
-when the key noted on disk is another one: so it runs at least once after each change, converges over
-restarts, and does not run for unchanged bytes.
+The *activation key* of a command is a hash of the command and of the generations that it runs for. A command is due
+if the recorded key differs: so it runs at least once after each change, converges across restarts, and does not run
+for unchanged bytes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallI
 
 @attrs.frozen(kw_only=True)
 class Binding:
-    """What one item is about."""
+    """The certificates and CAs that one item is about."""
 
     certs: tuple[int, ...] = ()
     cas: tuple[int, ...] = ()
     waits: str = ""
-    """What must come to this host first; empty: nothing."""
+    """What the item waits for; empty: nothing."""
 
     @property
     def nodes(self) -> frozenset[str]:
-        """Return them as names among the things that hang together."""
+        """Their names in a group."""
         return frozenset((*(f"cert:{cert}" for cert in self.certs), *(f"ca:{ca}" for ca in self.cas)))
 
 
@@ -39,9 +39,9 @@ def bind(
     cas: Mapping[int, DesiredCa],
     ran: Collection[str] = (),
 ) -> dict[str, Binding]:
-    """Return item id -> binding: its own object, else those of what it depends on, else every certificate here.
+    """Return item id -> binding: its own object, otherwise those of its dependencies, otherwise all certificates.
 
-    ``ran``: commands that have run before; those do not wait for a certificate that was withdrawn since.
+    ``ran``: commands that have run before; they do not wait for a certificate that has been withdrawn since.
     """
     by_id = {item.id: item for item in items}
     own = {item.id: _own(item, certs, cas) for item in items}
@@ -53,8 +53,8 @@ def bind(
             found = tuple(dict.fromkeys(cert for one in below for cert in one.certs))
             found_cas = tuple(dict.fromkeys(ca for one in below for ca in one.cas))
             binding = Binding(certs=found if found or found_cas else tuple(sorted(certs)), cas=found_cas)
-        goes_on = isinstance(item, ExecAction) and item.id in ran
-        waits = binding.waits or ("" if goes_on else _waits(item, binding, certs, cas))
+        has_run = isinstance(item, ExecAction) and item.id in ran
+        waits = binding.waits or ("" if has_run else _waits(item, binding, certs, cas))
         bound[item.id] = attrs.evolve(binding, waits=waits)
     return bound
 
@@ -68,9 +68,11 @@ def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, 
     if item.ob_id is not None:
         return Binding(certs=(item.ob_id,))
     if item.ob_name is not None:
-        bearers = [one for one in certs.values() if item.ob_name in (one.name, *one.facts.domains[:1])]
-        bearers.sort(key=lambda one: not one.generation)  # a withdrawn one gives its name to the next
-        wanted = [one.cert_id for one in bearers]
+        named_so = [one for one in certs.values() if item.ob_name in (one.name, *one.facts.domains[:1])]
+        named_so.sort(
+            key=lambda one: not one.generation
+        )  # a withdrawn one comes last: its name passes to its successor
+        wanted = [one.cert_id for one in named_so]
         return Binding(
             certs=tuple(wanted[:1]), waits="" if wanted else f"there is no certificate {item.ob_name!r} here"
         )
@@ -93,7 +95,7 @@ def _waits(item: InstallItem, binding: Binding, certs: Mapping[int, DesiredCert]
 
 
 def enabled(items: Sequence[InstallItem]) -> list[InstallItem]:
-    """Return the enabled items; what depends on a disabled one depends on what that one depends on."""
+    """Return the enabled items; a dependency on a disabled item becomes one on that item's dependencies."""
     off = {item.id: item for item in items if not item.enabled}
     if not off:
         return list(items)
@@ -118,7 +120,7 @@ def _around(item: InstallItem, off: Mapping[str, InstallItem]) -> tuple[str, ...
 
 
 def depended_on(item_id: str, by_id: Mapping[str, InstallItem]) -> tuple[str, ...]:
-    """Return the ids that an item depends on, directly or not, nearest first; unknown ids are left out."""
+    """Return the ids that an item depends on, directly or indirectly, nearest first; without unknown ids."""
     found: dict[str, None] = {}
     todo = [item_id]
     while todo:
@@ -137,7 +139,7 @@ def activation_key(
     cas: Mapping[int, DesiredCa],
     by_id: Mapping[str, InstallItem],
 ) -> str:
-    """Return what identifies one due run: the command, where the files it depends on lie, and what is in them."""
+    """Return the hash of a command, of the places of the files it depends on, and of their contents."""
     generations = {str(cert): certs[cert].generation for cert in binding.certs if cert in certs}
     places = {
         name: [copy.sources, copy.targets, copy.owner, copy.group, copy.mode]
@@ -152,15 +154,15 @@ def activation_key(
 
 
 def same_command(item: ExecAction) -> str:
-    """Return what makes two exec items one command."""
+    """Return a key that is equal for exec items with the same command."""
     return json.dumps([item.cmd_argv, item.cmd, item.run_as, dict(item.env)], sort_keys=True)
 
 
 def components(items: Sequence[InstallItem], bound: Mapping[str, Binding], certs: Iterable[int]) -> list[set[str]]:
-    """Return what hangs together: sets of ``cert:7``, ``ca:3``, ``item:x``.
+    """Return connected sets of ``cert:7``, ``ca:3``, ``item:x``.
 
-    Items hang together with their certificates, with what they depend on, and with items of the same command
-    (one service, one reload) or the same target. So each set can be planned by itself.
+    An item is connected with its certificates, its dependencies, and items with the same command (one service, one
+    reload) or the same target. So each set can be planned on its own.
     """
     parent: dict[str, str] = {}
 
@@ -190,13 +192,13 @@ def components(items: Sequence[InstallItem], bound: Mapping[str, Binding], certs
 
 
 def ordered_steps(items: Sequence[InstallItem]) -> list[list[tuple[str, ...]]]:
-    """Return item ids in steps; exec items of the same command stand together as one, in their latest place.
+    """Return steps of groups of item ids; exec items with the same command form one group, in their latest step.
 
-    Each step holds groups of ids. Where standing together would make a circle, the items stand alone.
+    If that would create a cycle, each item is its own group.
     """
-    together = {item.id: same_command(item) if isinstance(item, ExecAction) else f"item:{item.id}" for item in items}
+    by_command = {item.id: same_command(item) if isinstance(item, ExecAction) else f"item:{item.id}" for item in items}
     alone = {item.id: f"item:{item.id}" for item in items}
-    return _ordered_steps(items, together) or _ordered_steps(items, alone) or [[(item.id,) for item in items]]
+    return _ordered_steps(items, by_command) or _ordered_steps(items, alone) or [[(item.id,) for item in items]]
 
 
 def _ordered_steps(items: Sequence[InstallItem], node_of: Mapping[str, str]) -> list[list[tuple[str, ...]]]:

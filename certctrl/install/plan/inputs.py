@@ -1,4 +1,4 @@
-"""What the planner looks at: the items, what is wanted, what is there, and what it is told of this host. Pure."""
+"""The planner's inputs: items, desired and observed state, policy and host. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, Wr
 from certctrl.model.plan import InstallItem
 from certctrl.model.policy import HostPolicy, TrustStore
 
-# without --fresh Debian's command leaves a dead link behind when a CA is taken out
+# without --fresh, Debian's command leaves a dead link when a CA is removed
 DEBIAN = TrustStore(
     directory="/usr/local/share/ca-certificates", command=("/usr/sbin/update-ca-certificates", "--fresh")
 )
@@ -21,20 +21,20 @@ RED_HAT = TrustStore(directory="/etc/pki/ca-trust/source/anchors", command=("/us
 
 @attrs.frozen(kw_only=True)
 class Host:
-    """What the planner is told of this host besides its policy."""
+    """Facts about this host that the planner needs."""
 
     identity: AgentIdentity
     users: Mapping[str, int] = attrs.field(factory=dict)
     groups: Mapping[str, int] = attrs.field(factory=dict)
     executables: Mapping[str, str] = attrs.field(factory=dict)
-    """Path of an executable -> why it will not be run; absent: nothing is known against it."""
+    """Path of an executable -> why it may not be run; absent: it may."""
     trust_store: TrustStore = DEBIAN
-    """The system's own trust store: what to suggest while the policy names none."""
+    """The system's trust store, to suggest while the policy names none."""
 
 
 @attrs.frozen
 class PlanInputs:
-    """One planning, all it knows."""
+    """All inputs of one plan."""
 
     items: Mapping[str, InstallItem]
     certs: Mapping[int, DesiredCert]
@@ -47,4 +47,4 @@ class PlanInputs:
     examine: Collection[int] | None = None
     """Certificates whose files are compared; None: all."""
     writes: Mapping[str, tuple[Write, ...]] = attrs.field(factory=dict)
-    """Item id -> files that are not as they should be; only of items that may be carried out."""
+    """Item id -> files to write; only of items that may be carried out."""

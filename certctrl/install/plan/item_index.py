@@ -1,4 +1,4 @@
-"""Find the copy items of one certificate among thousands without reading them all for each certificate."""
+"""ItemIndex: find the copy items of a certificate without a scan of all items. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from certctrl.model.plan import CopyAction, InstallItem
 
 @attrs.frozen
 class ItemIndex:
-    """Enabled copy items by what they are about."""
+    """Enabled copy items by certificate id and name."""
 
     items: Sequence[InstallItem]
     by_id: dict[int, list[CopyAction]]
@@ -34,11 +34,11 @@ class ItemIndex:
 
     @property
     def empty(self) -> bool:
-        """True when no item copies anything of a certificate."""
+        """Whether no item copies a certificate."""
         return not (self.by_id or self.by_name)
 
     def copies(self, facts: CertFacts) -> list[CopyAction]:
-        """Return the copy items of a certificate: those with its id, and those that name it."""
+        """Return the copy items of a certificate: those with its id, then those that name it."""
         named = [item for one in dict.fromkeys((facts.name, *facts.domains[:1])) for item in self.by_name.get(one, ())]
         return self.by_id.get(facts.cert_id, []) + named
 
@@ -49,7 +49,7 @@ class ItemIndex:
 
 
 class Indexer:
-    """Remembers the index of the items that were asked about last: an agent's items change rarely."""
+    """Caches the last index: an agent's items change rarely."""
 
     def __init__(self) -> None:
         self._last = ItemIndex.of(())

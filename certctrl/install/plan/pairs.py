@@ -1,4 +1,4 @@
-"""Units: copies that are written together or not at all, and which of them may fail. Pure."""
+"""Copies that are written together or not at all, and which of them may fail. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _WHOLE = frozenset({"combined.pem", "bundle.pfx", "bundle.jks"})
 
 
 def is_whole(item: CopyAction) -> bool:
-    """Return whether the files of an item are a matching pair by themselves."""
+    """Return whether an item alone contains a matching key and certificate."""
     names = set(item.sources)
     return bool(names & _WHOLE) or ("private.key" in names and bool(names & {"certificate.pem", "fullchain.pem"}))
 
 
 @attrs.frozen
 class FileGroup:
-    """What one copy item is written with."""
+    """Copy items that are written together."""
 
     name: str
     tolerant: bool
@@ -29,9 +29,9 @@ class FileGroup:
 def file_groups_of(items: Sequence[InstallItem], about: Mapping[str, tuple[int, ...]]) -> dict[str, FileGroup]:
     """Return copy item id -> its file group; ``about``: item id -> certificates.
 
-    An item that holds a pair is a file group by itself. The others of a certificate are one: a key here may belong to a
-    certificate there. A file group may fail when each item of it says ``continue_on_error`` and all stand at one step:
-    between two steps commands run, and half of it could not be taken back quietly.
+    An item with a whole pair is a group by itself. The others of a certificate form one group, because the key of one
+    may belong to the certificate of another. A group may fail if all its items say ``continue_on_error`` and are in the
+    same step: commands run between two steps, so half a group could not be undone silently.
     """
     members: dict[str, list[CopyAction]] = {}
     for item in items:

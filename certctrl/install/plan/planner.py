@@ -1,9 +1,9 @@
-"""Plan: from items, certificates, facts on disk and the host's policy to ordered work. Pure.
+"""Plan: from items, certificates, the state of destinations and the host's policy to ordered work. Pure.
 
-The runner performs what is planned here and nothing else; `cert-ctrl plan` prints the same plan. Going back after a
-failure is the plan for the state before. What the policy does not allow is left out whole: a copy item with one
-forbidden target writes none of its targets, and files of one certificate that are only useful together (a key here,
-its certificate there) are written together or not at all.
+The installer does what is planned here and nothing else; `cert-ctrl plan` prints the same plan. A rollback is the plan
+for the previous state. What the policy does not allow is left out as a whole: a copy item with one forbidden target
+writes none of its targets, and files of one certificate that only work together (a key here, its certificate there)
+are written together or not at all.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def plan_for(
 ) -> InstallPlan:
     """Return the plan that brings this host to ``certs`` and ``items``.
 
-    ``destinations``: what is at each absolute destination (absent: no file). ``activations``: item id -> key noted at its
-    last success. ``examine``: compare files of these certificates only; those of others count as right (a renewal
-    of one need not read the files of a thousand). None: compare all.
+    ``destinations``: path -> its state (absent: no file). ``activations``: item id -> key of its last success.
+    ``examine``: compare the files of these certificates only and treat the others as right, so that a renewal of one
+    need not read the files of a thousand; None: compare all.
     """
     wanted = enabled(items)
     bound = bind(wanted, certs, cas or {}, ran=activations.keys())
@@ -90,14 +90,14 @@ def _targets(inputs: PlanInputs, doable: Sequence[InstallItem]) -> dict[int, tup
 
 
 def programs(items: Iterable[InstallItem], policy: HostPolicy) -> tuple[str, ...]:
-    """Return every executable that the items might run here."""
+    """Return all executables that the items might run."""
     argvs = [argv for item in items if item.enabled for argv in argvs_of(item)]
     argvs += [command.argv for command in policy.commands.values()]
     return tuple(dict.fromkeys(argv[0] for argv in argvs if argv and argv[0].startswith("/")))
 
 
 def cas_wanted(items: Iterable[InstallItem]) -> frozenset[int]:
-    """Return the ids of the CAs that enabled items are about."""
+    """Return the ids of the CAs that enabled items name."""
     return frozenset(
         item.ob_id
         for item in items
@@ -105,11 +105,11 @@ def cas_wanted(items: Iterable[InstallItem]) -> frozenset[int]:
     )
 
 
-# --- what is to be done -------------------------------------------------------------------------------------------
+# --- work ---------------------------------------------------------------------------------------------------------
 
 
 def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tuple[Write, ...]:
-    """Return the files of a copy item that are not as they should be."""
+    """Return the files of a copy item that differ from the desired state."""
     binding = inputs.bound[item.id]
     if inputs.examine is not None and set(binding.certs).isdisjoint(inputs.examine):
         return ()
@@ -141,7 +141,7 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
 
 
 def _mode(item: CopyAction, name: str, there: Destination) -> int:
-    """Return the mode of a target: the item's, else that of the file there unless too open, else the usual one."""
+    """Return the mode of a target: the item's, otherwise the present file's unless too open, otherwise a default."""
     if item.mode is not None:
         return item.mode
     most, usual = (KEY_MODES, 0o600) if name in KEY_FILES else (PUBLIC_MODES, 0o644)
@@ -174,7 +174,7 @@ def _group_plan(
         if writes or due:
             steps.append(Step(writes, due))
     unproven = {cert.node for cert in certs if cert.generation and not cert.proven}
-    # what no command may bring into service cannot be seen in service either
+    # without an allowed command nothing is in service, so there is nothing to verify
     unserved = {
         f"cert:{cert}"
         for name in left_out
@@ -200,7 +200,7 @@ def _group_plan(
 
 
 def _unserved(inputs: PlanInputs, items: Sequence[InstallItem]) -> frozenset[str]:
-    """Return the copies whose command has never succeeded: one that depends on them, else one of their certificate."""
+    """Return copies whose command has never succeeded: one that depends on them, otherwise one of their certificate."""
     execs = {item.id: set(depended_on(item.id, inputs.items)) for item in items if isinstance(item, ExecAction)}
     found = set[str]()
     for item in items:
@@ -214,7 +214,7 @@ def _unserved(inputs: PlanInputs, items: Sequence[InstallItem]) -> frozenset[str
 
 
 def _runs(inputs: PlanInputs, items: Sequence[InstallItem], touched: Collection[str]) -> list[Run]:
-    """Return the commands that are due, one for all items that ask for the same."""
+    """Return the commands that are due, one for all items that request it."""
     due: dict[str, list[tuple[ExecAction, str, bool]]] = {}
     for group in (group for step in ordered_steps(items) for group in step):
         for item in (inputs.items[name] for name in group):
@@ -256,32 +256,32 @@ def _verifications(
     unproven: Collection[str],
     runs: Iterable[Run],
 ) -> tuple[Verification, ...]:
-    """Return what is to be proven: after a command, for what changed or was never proven, and what is owed still."""
+    """Return due verifications: after a command, for changed or unproven certificates, and those still pending."""
     found, run_of = [], {name: run for run in runs for name in run.items}
     for item in items:
         if isinstance(item, ImportCaAction) or item.verify is None:
             continue
         about = [inputs.certs[cert] for cert in inputs.bound[item.id].certs if cert in inputs.certs]
         run, nodes = run_of.get(item.id), {cert.node for cert in about}
-        firm = not nodes.isdisjoint(unproven) or any(item.id in cert.owed for cert in about)
-        firm = firm or (run is not None and not run.for_files)
+        unconditional = not nodes.isdisjoint(unproven) or any(item.id in cert.owed for cert in about)
+        unconditional = unconditional or (run is not None and not run.for_files)
         files = nodes.intersection(touched) | (run.for_files if run is not None else set())
-        if not (firm or files):
+        if not (unconditional or files):
             continue
         grant = None
         if isinstance(item.verify, VerifyCommand):
             judged = judge_argv(inputs.policy, item.id, item.verify.cmd_argv, inputs.host.identity)
             grant = judged if isinstance(judged, Grant) else None
-        shown_there = tuple(cert for cert in about if cert.generation)
+        present = tuple(cert for cert in about if cert.generation)
         found.append(
             Verification(
                 item=item.id,
                 verify=item.verify,
                 grant=grant,
                 tolerant=item.continue_on_error,
-                for_files=frozenset() if firm else frozenset(files),
+                for_files=frozenset() if unconditional else frozenset(files),
                 cert_ids=tuple(cert.cert_id for cert in about),
-                fingerprints=_fingerprints(item.verify, shown_there) if isinstance(item.verify, VerifyTls) else (),
+                fingerprints=_fingerprints(item.verify, present) if isinstance(item.verify, VerifyTls) else (),
             )
         )
     return tuple(one for one in found if one.grant is not None or one.fingerprints)
@@ -292,6 +292,6 @@ def _fingerprints(verify: VerifyTls, certs: Sequence[DesiredCert]) -> tuple[str,
 
 
 def expected_at(verify: VerifyTls, certs: Sequence[Named]) -> Sequence[Named]:
-    """Return the certificates that are right at an endpoint: those for its name, else all."""
+    """Return the certificates that an endpoint may serve: those for its name, otherwise all."""
     name = plain_domain(verify.server_name or verify.host)
     return [cert for cert in certs if any(covers(domain, name) for domain in cert.facts.domains)] or certs

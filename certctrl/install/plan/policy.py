@@ -1,8 +1,8 @@
-"""What the host's policy says to a write or a command, and the line that would allow it (safety.md §1.11, T1, T14).
+"""Judge writes and commands by the host's policy, and name the line of policy.json that would allow them.
 
-Pure: text is compared with text. What can only be seen on the disk (symlinks, owners, modes of parents, the bytes
-of an executable) is looked at by ``store/deployments/file_set.py`` and ``install/process.py``; both must agree before anything
-happens. Items of ``installs.local.json`` are the operator's own, so the lists do not bind them; every other rule does.
+Pure: text is compared with text. What only the disk shows (symlinks, owners, modes of parents, the bytes of an
+executable) is checked by ``store/deployments/file_set.py`` and ``install/process/vetting.py``; both must agree. Items
+of ``installs.local.json`` are the operator's, so the lists of the policy do not apply to them; all other rules do.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from certctrl.model.plan import LOCAL_PREFIX, CopyAction, ExecAction
 from certctrl.model.policy import HostPolicy, NamedCommand
 from certctrl.text import one_line
 
-LEAST_TIMEOUT = 1.0
-LONGEST_TIMEOUT = 600.0
+MIN_TIMEOUT = 1.0
+MAX_TIMEOUT = 600.0
 PUBLIC_MODES = 0o644
 KEY_MODES = 0o640
-MOST_WORDS = 256
-LONGEST_WORDS = 65_536
+MAX_WORDS = 256
+MAX_WORD_CHARS = 65_536
 _LISTS = ("write_roots", "run_as", "owners")
 _NO_PATH = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NO_WORD = re.compile(r"[\x00\ud800-\udfff]")
@@ -34,7 +34,7 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 
 @attrs.frozen(kw_only=True)
 class Refusal:
-    """One thing this host does not allow, and what would allow it."""
+    """An action that this host does not allow, and the setting that would."""
 
     item: str = ""
     what: str
@@ -43,11 +43,11 @@ class Refusal:
     setting: str = ""
     """Key of policy.json to change; empty: no setting allows this."""
     value: Any = None
-    """What to add to the list or mapping under ``setting``, or its new value."""
+    """Addition to the list or mapping under ``setting``, or its new value."""
 
     @property
     def line(self) -> str:
-        """Return the exact text for policy.json; empty when none helps."""
+        """The exact text for policy.json; empty if no setting helps."""
         if not self.setting:
             return ""
         value = [self.value] if self.setting in _LISTS else self.value
@@ -60,7 +60,7 @@ class Refusal:
 
 @attrs.frozen(kw_only=True)
 class Grant:
-    """One command this host allows, complete."""
+    """A command as this host allows it."""
 
     argv: tuple[str, ...]
     run_as: str | None
@@ -69,12 +69,12 @@ class Grant:
     sha256: str | None = None
     env: Mapping[str, str] = attrs.field(factory=dict)
     listed: bool = False
-    """True when it is a command of policy.json (and may be pinned on first use)."""
+    """Whether it is a command of policy.json, which may be pinned on first use."""
 
 
 @attrs.frozen(kw_only=True)
 class AgentIdentity:
-    """Where this agent stands: what no setting may open, and who it runs as."""
+    """The agent's own directory, which no setting may open, and its account."""
 
     config_dir: str
     """Absolute path of the config directory."""
@@ -83,14 +83,14 @@ class AgentIdentity:
 
 
 def explain(refusal: Refusal) -> str:
-    """Return one line for a person: what is refused, why, and the exact line of policy.json that allows it."""
+    """Return one line for the operator: what is refused, why, and the line of policy.json that would allow it."""
     if not refusal.setting:
         return str(refusal)
     return f"{refusal}; to allow it, policy.json needs {refusal.line}"
 
 
 def is_local(item_id: str) -> bool:
-    """Return whether an item is this host's own; the wire never yields such an id."""
+    """Return whether an item is from ``installs.local.json``; the plane's items never have such an id."""
     return item_id.startswith(LOCAL_PREFIX)
 
 
@@ -98,12 +98,12 @@ def is_local(item_id: str) -> bool:
 
 
 def allows_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local: bool = False) -> bool:
-    """Return whether a destination may be written, as far as its text tells."""
+    """Return whether a destination may be written, judged by its text."""
     return refuse_path(policy, path, identity, local=local) is None
 
 
 def refuse_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local: bool = False) -> Refusal | None:
-    """Return why a destination may not be written; None: it may, as far as its text tells."""
+    """Return why a destination may not be written, judged by its text; None: it may."""
     what = f"write {one_line(path)}"
     if fault := path_fault(path):
         return Refusal(what=what, why=fault)
@@ -116,12 +116,14 @@ def refuse_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local
         return None
     parent = path.rpartition("/")[0]
     if parent.count("/") < 2:  # "/etc" or "/": opening those would open the host
-        return Refusal(what=what, why="below no allowed directory, and too near the root to allow; use a directory")
-    return Refusal(what=what, why="below no directory of write_roots", setting="write_roots", value=parent)
+        return Refusal(
+            what=what, why="not below an allowed directory, and too near the root to allow; use a subdirectory"
+        )
+    return Refusal(what=what, why="not below a directory of write_roots", setting="write_roots", value=parent)
 
 
 def _refuse_own(path: str, what: str, identity: AgentIdentity) -> Refusal | None:
-    """Judge a path in the agent's own tree: plain names in ``certs/`` are open, everything else is the agent's."""
+    """Judge a path in the agent's directory: only plain names in ``certs/`` may be written."""
     certs = f"{identity.config_dir.rstrip('/')}/certs"
     if not is_below(path, certs):
         return Refusal(what=what, why="it is the agent's own state")
@@ -132,21 +134,21 @@ def _refuse_own(path: str, what: str, identity: AgentIdentity) -> Refusal | None
 
 @lru_cache(maxsize=8192)
 def path_fault(path: str) -> str | None:
-    """Return what is wrong with the text of an absolute path; None: nothing."""
+    """Return what is wrong with an absolute path, judged by its text; None: nothing."""
     if not path.startswith("/"):
         return "not an absolute path"
     if _NO_PATH.search(path):
         return "it has control characters or is not UTF-8"
     parts = path[1:].split("/")
     if any(part in ("", ".", "..") for part in parts):
-        return "it is not written plainly ('..', '.', '//' or a final '/')"
+        return "it is not normalised ('..', '.', '//' or a final '/')"
     if len(path.encode()) > 4000 or any(len(part.encode()) > 255 for part in parts):
         return "it is longer than a path can be"
     return None
 
 
 def is_below(path: str, root: str) -> bool:
-    """Return whether a plain absolute path lies strictly below a directory, component by component."""
+    """Return whether a normalised absolute path is strictly below a directory, compared by components."""
     base = root.rstrip("/")
     return root.startswith("/") and path_fault(base or "/x") is None and path.startswith(f"{base}/") and path != base
 
@@ -171,7 +173,7 @@ def refuse_owner(policy: HostPolicy, item: CopyAction, identity: AgentIdentity) 
 def allows_command(
     policy: HostPolicy, argv: Sequence[str], identity: AgentIdentity, *, run_as: str | None = None, local: bool = False
 ) -> bool:
-    """Return whether a command may run, as far as its text tells."""
+    """Return whether a command may run, judged by its text."""
     return isinstance(judge_command(policy, argv, identity, run_as=run_as, local=local), Grant)
 
 
@@ -186,9 +188,10 @@ def judge_command(
     local: bool = False,
     item: str = "",
 ) -> Grant | Refusal:
-    """Return the command as this host grants it, or why not.
+    """Return the command as this host allows it, or the refusal.
 
-    A single word without a slash names a command of the policy. The policy's time limit is the upper bound.
+    A single word without a slash names a command of the policy. ``timeout``: seconds; the policy's limit is the upper
+    bound.
     """
     what = f"run {one_line(' '.join(argv))}"
     if policy.remote_commands != "on" and not local:
@@ -212,7 +215,7 @@ def judge_command(
     return Grant(
         argv=tuple(argv),
         run_as=None if user == identity.user else user,
-        timeout=min(max(limit, LEAST_TIMEOUT), LONGEST_TIMEOUT),
+        timeout=min(max(limit, MIN_TIMEOUT), MAX_TIMEOUT),
         sha256=named.sha256 if named is not None else None,
         env=dict(env or {}),
         listed=named is not None,
@@ -220,7 +223,7 @@ def judge_command(
 
 
 def judge_exec(policy: HostPolicy, item: ExecAction, identity: AgentIdentity) -> Grant | Refusal:
-    """Return an exec item's command as this host grants it, or why not. A shell line needs ``shell`` as well."""
+    """Return the command of an exec item as this host allows it, or the refusal; a shell line also needs ``shell``."""
     argv = item.cmd_argv
     if argv is None:
         argv = ("/bin/sh", "-c", item.cmd or "")
@@ -252,11 +255,11 @@ def _argv_fault(argv: Sequence[str]) -> str | None:
     if not argv:
         return "there is no command"
     if path_fault(argv[0]) is not None:
-        return "the program is not given by a plain absolute path"
-    if len(argv) > MOST_WORDS or sum(map(len, argv)) > LONGEST_WORDS:
+        return "the program is not a normalised absolute path"
+    if len(argv) > MAX_WORDS or sum(map(len, argv)) > MAX_WORD_CHARS:
         return "it is too long"
     if any(_NO_WORD.search(word) for word in argv):
-        return "a word holds NUL or is not UTF-8"
+        return "a word contains NUL or is not UTF-8"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Which items may not be carried out on this host, and which fall with them. Pure."""
+"""Which items this host refuses, and which others are left out with them. Pure."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.text import one_line
 
 VERIFY_SECONDS = 60.0
-"""Longest run of a check or verify command, unless the policy says less."""
+"""Time limit of a check or verify command, unless the policy sets less."""
 
 
 def argvs_of(item: InstallItem) -> list[tuple[str, ...]]:
-    """Return every command that an item asks for."""
+    """Return all commands that an item requests."""
     argvs = [item.check] if isinstance(item, CopyAction) and item.check else []
     if isinstance(item, ExecAction):
         argvs.append(item.cmd_argv or ("/bin/sh", "-c", item.cmd or ""))
@@ -40,7 +40,7 @@ def argvs_of(item: InstallItem) -> list[tuple[str, ...]]:
 
 
 def refusal_of(inputs: PlanInputs, item: InstallItem) -> Refusal | None:
-    """Return why an item may not be carried out here; None: it may."""
+    """Return why an item is refused; None: it is allowed."""
     found: Refusal | None = None
     if isinstance(item, CopyAction):
         found = _refuse_copy(inputs, item)
@@ -92,9 +92,9 @@ def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
 
 
 def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[Refusal]:
-    """Refuse an item whose target another one writes already: the file would change for ever.
+    """Refuse items whose target another item already writes: the file would change forever.
 
-    The host's own items come first: what the operator has put in a place, the plane cannot take away.
+    Local items come first, so the plane cannot take over a target of the operator.
     """
     taken: dict[str, str] = {}
     found = []
@@ -114,7 +114,7 @@ def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[R
 
 
 def blocked_items(inputs: PlanInputs, refused: Collection[str]) -> dict[str, str]:
-    """Return allowed items that are not carried out without a refused one: item id -> why."""
+    """Return allowed items that are left out because of a refused one: item id -> why."""
     blocked: dict[str, str] = {}
     halves: dict[int, list[CopyAction]] = {}
     for item in inputs.items.values():
@@ -125,21 +125,21 @@ def blocked_items(inputs: PlanInputs, refused: Collection[str]) -> dict[str, str
         missing = next((item.id for item in group if item.id in refused), None)
         for item in group if missing is not None else ():
             if item.id not in refused:
-                blocked[item.id] = f"belongs together with item {one_line(missing or '')}, which is refused"
+                blocked[item.id] = f"forms a pair with item {one_line(missing or '')}, which is refused"
     changed = True
     while changed:
         out = {*refused, *blocked}
         candidates = (item for item in inputs.items.values() if item.id not in out)
-        new = {item.id: why for item in candidates if (why := _falls_with(inputs, item, out))}
+        new = {item.id: why for item in candidates if (why := _left_out_with(inputs, item, out))}
         blocked |= new
         changed = bool(new)
     return blocked
 
 
-def _falls_with(inputs: PlanInputs, item: InstallItem, out: Collection[str]) -> str:
-    """Return why an item falls with those left out; empty: it does not.
+def _left_out_with(inputs: PlanInputs, item: InstallItem, out: Collection[str]) -> str:
+    """Return why an item is left out because of others; empty: it is not.
 
-    A command after several copies goes on for those that are left: one certificate's refused target must not
+    A command after several copies still runs for the remaining ones: the refused target of one certificate must not
     keep nineteen others from being served.
     """
     needed = [inputs.items[name] for name in item.depends_on if name in inputs.items]

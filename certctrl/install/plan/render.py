@@ -15,7 +15,7 @@ from certctrl.text import one_line
 
 
 class LineKind(StrEnum):
-    """What a step does."""
+    """The kind of one line."""
 
     SWITCH = "switch"
     WRITE = "write"

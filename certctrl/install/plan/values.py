@@ -14,19 +14,19 @@ from certctrl.text import one_line
 
 @attrs.frozen(kw_only=True)
 class DesiredCert:
-    """A certificate as this host shall have it."""
+    """A certificate as this host should have it."""
 
     facts: CertFacts
     generation: str = ""
-    """Id that shall be live; empty: none (not delivered yet, or withdrawn)."""
+    """Id that should be live; empty: none (not delivered yet, or withdrawn)."""
     live: str = ""
     """Id that is live now."""
     files: Mapping[str, str] = attrs.field(factory=dict)
-    """Virtual file -> SHA-256 of its bytes in that generation."""
+    """Virtual file -> SHA-256 in that generation."""
     proven: bool = False
-    """True when ``generation`` has passed its commands and probes before."""
+    """Whether ``generation`` has already passed its commands and probes."""
     owed: tuple[str, ...] = ()
-    """Items that failed for it when they were tried last: what they prove is owed still."""
+    """Items that failed for it on the last try; their verification is pending."""
 
     @property
     def cert_id(self) -> int:
@@ -40,38 +40,38 @@ class DesiredCert:
 
     @property
     def node(self) -> str:
-        """Return its name among the things that hang together."""
+        """Its name in a group: ``cert:7``."""
         return f"cert:{self.cert_id}"
 
 
 @attrs.frozen(kw_only=True)
 class DesiredCa:
-    """A CA that this host knows."""
+    """A CA of this host."""
 
     ca_id: int
     name: str
     files: Mapping[str, str] = attrs.field(factory=dict)
     fingerprint: str = ""
     imported: bool = False
-    """True when the trust store has it."""
+    """Whether it is in the trust store."""
 
 
 @attrs.frozen(kw_only=True)
 class Destination:
-    """What is at one destination."""
+    """The state of one destination path."""
 
     sha256: str | None = None
-    """Of the file's bytes; None: there is no file."""
+    """SHA-256 of the file; None: there is none."""
     mode: int = 0
     uid: int = 0
     gid: int = 0
     refusal: str = ""
-    """Why nothing may be written there, whatever the policy says (symlinks, other-writable parents, …)."""
+    """Why nothing may be written there even if the policy allows it (symlinks, other-writable parents, …)."""
 
 
 @attrs.frozen(kw_only=True)
 class Write:
-    """One file to put at an explicit destination."""
+    """One file to write to a destination."""
 
     item: str
     cert_id: int | None
@@ -84,32 +84,32 @@ class Write:
     gid: int | None
     why: str
     file_group: str = ""
-    """Files of one group are written together or not at all, where they may fail."""
+    """Files of one group that may fail are written together or not at all."""
     tolerant: bool = False
-    """True when every item of the group says ``continue_on_error``."""
+    """Whether all items of the group say ``continue_on_error``."""
 
     @property
     def node(self) -> str:
-        """Return whose file it is, among the things that hang together."""
+        """The certificate or CA that the file belongs to: ``cert:7``, ``ca:3``."""
         return f"ca:{self.ca_id}" if self.cert_id is None else f"cert:{self.cert_id}"
 
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """One command to run, for all items that ask for the same."""
+    """One command to run, for all items that request it."""
 
     items: tuple[str, ...]
     grant: Grant
     cert_ids: tuple[int, ...]
     keys: Mapping[str, str]
-    """Item id -> activation key to note when it succeeded."""
+    """Item id -> activation key to record after success."""
     tolerant: bool = False
-    """True when every item says ``continue_on_error``."""
+    """Whether all items say ``continue_on_error``."""
     why: str = ""
     stale_marker: bool = False
-    """True when an item's marker on disk would call this done: it must go before the files change."""
+    """Whether an item's marker on disk says that this has run: it must be removed before the files change."""
     for_files: frozenset[str] = frozenset()
-    """Whose files have to change (``cert:7``), when nothing else makes it due."""
+    """Certificates (``cert:7``) whose changed files are the only reason to run it; empty: it is due anyway."""
 
 
 @attrs.frozen(kw_only=True)
@@ -119,10 +119,10 @@ class Verification:
     item: str
     verify: VerifyTls | VerifyCommand
     fingerprints: tuple[str, ...] = ()
-    """Any of these leaves is right (TLS)."""
+    """Accepted leaves (TLS)."""
     cert_ids: tuple[int, ...] = ()
     grant: Grant | None = None
-    """The command, as the host grants it."""
+    """The command, as the host allows it."""
     tolerant: bool = False
     for_files: frozenset[str] = frozenset()
     """As for `Run`."""
@@ -130,7 +130,7 @@ class Verification:
 
 @attrs.frozen
 class Step:
-    """What may be done side by side: first the files, then the commands."""
+    """Work that may be done concurrently: first all files, then all commands."""
 
     writes: tuple[Write, ...] = ()
     runs: tuple[Run, ...] = ()
@@ -138,27 +138,27 @@ class Step:
 
 @attrs.frozen(kw_only=True)
 class GroupPlan:
-    """Certificates that hang together through what they share, and the work on them."""
+    """The work on one group: certificates that are connected through shared items."""
 
     cert_ids: tuple[int, ...]
-    """Every certificate of the set, changed or not."""
+    """All certificates of the group, changed or not."""
     switches: tuple[DesiredCert, ...] = ()
     steps: tuple[Step, ...] = ()
     verifications: tuple[Verification, ...] = ()
     imports: tuple[int, ...] = ()
-    """CAs to put into the trust store."""
+    """CAs to import into the trust store."""
     items: tuple[str, ...] = ()
     unserved: frozenset[str] = frozenset()
-    """Copy items whose command has never succeeded: no service uses their files yet."""
+    """Copy items whose command has never succeeded, so that no service uses their files yet."""
 
     @property
     def idle(self) -> bool:
-        """True when there is nothing to do."""
+        """Whether there is nothing to do."""
         return not (self.switches or self.steps or self.verifications or self.imports)
 
     @property
     def due(self) -> frozenset[str]:
-        """Return the items that have something to do."""
+        """The items with work."""
         found = {write.item for step in self.steps for write in step.writes}
         found |= {item for step in self.steps for run in step.runs for item in run.items}
         return frozenset(found | {one.item for one in self.verifications})
@@ -166,28 +166,28 @@ class GroupPlan:
 
 @attrs.frozen(kw_only=True)
 class InstallPlan:
-    """What converging this host would do, and why; printing it is `cert-ctrl plan`."""
+    """What `converge` would do on this host, and why; `cert-ctrl plan` prints it."""
 
     groups: tuple[GroupPlan, ...] = ()
-    """Only those with work."""
+    """Groups with work."""
     refusals: tuple[Refusal, ...] = ()
-    """What the host's policy does not allow, with the line that would."""
+    """Actions that the host's policy does not allow."""
     waiting: Mapping[str, str] = attrs.field(factory=dict)
     """Item id -> what it waits for."""
     blocked: Mapping[str, str] = attrs.field(factory=dict)
-    """Item id -> why it is left out though allowed: it needs a refused one."""
+    """Item id -> why it is left out although allowed: it needs a refused item."""
     held: Mapping[int, str] = attrs.field(factory=dict)
-    """Certificate id -> why its new material is staged but not switched (window, hold)."""
+    """Certificate id -> why its new material is staged but not switched to (window, hold)."""
     concerns: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict)
-    """Item id -> certificates it is bound to."""
+    """Item id -> certificates that it is about."""
     targets: Mapping[int, tuple[str, ...]] = attrs.field(factory=dict)
-    """Certificate id -> paths outside the agent's own tree where its files belong."""
+    """Certificate id -> destinations of its files."""
     not_due: frozenset[int] = frozenset()
-    """Certificates of which something failed that is left out because it is not due yet."""
+    """Certificates with failed items that are left out because they are not due yet."""
 
     @property
     def left_out(self) -> dict[int, list[str]]:
-        """Return certificate id -> what is not done for it and why, in one line each; 0: for no certificate."""
+        """Certificate id -> what is left out for it and why, one line each; 0: for no certificate."""
         found: dict[int, list[str]] = {}
         said = [(refusal.item, explain(refusal)) for refusal in self.refusals]
         said += [(item, f"item {one_line(item)} is left out: {why}") for item, why in self.blocked.items()]

@@ -1,4 +1,4 @@
-"""When new material may be swapped in: the host's maintenance window as pure functions of the time."""
+"""The host's maintenance window: when new material may be switched to. Pure."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _FULL_DAY = 24 * 60
 def in_window(now: float, window: MaintenanceWindow | None, record: CertRecord | None = None) -> bool:
     """Return whether a certificate may be switched at ``now`` (wall-clock seconds).
 
-    True without a window, for a certificate that serves nothing yet or something revoked, and when less than
-    ``override_when_life_below`` of the served certificate's life is left. Raises ConfigError for a window that
-    makes no sense.
+    True without a window, for a certificate that is not served yet or was revoked, and if less than
+    ``override_when_life_below`` of the served certificate's lifetime is left. Raises ConfigError for an invalid
+    window.
     """
     if window is None or record is None or not record.generation or record.revoked:
         return True
@@ -29,7 +29,7 @@ def in_window(now: float, window: MaintenanceWindow | None, record: CertRecord |
 
 
 def life_left(now: float, record: CertRecord) -> float:
-    """Return the share of a certificate's life that is left, 0 to 1; 0 for one whose dates are unknown."""
+    """Return the remaining share of a certificate's lifetime, 0 to 1; 0 if its dates are unknown."""
     life = record.facts.not_after - record.facts.not_before
     if life <= 0:
         return 0.0
@@ -37,19 +37,19 @@ def life_left(now: float, record: CertRecord) -> float:
 
 
 def next_opening(now: float, window: MaintenanceWindow | None) -> float:
-    """Return the wall-clock second at which the window is open next; ``now`` when it is open."""
+    """Return when the window opens next, in wall-clock seconds; ``now`` if it is open."""
     if window is None or _open(now, window):
         return now
-    later = [begins for begins, _ in _spells(now, window, ahead=8) if begins > now]
+    later = [begins for begins, _ in _intervals(now, window, ahead=8) if begins > now]
     if not later:
         raise ConfigError("the window never opens", file="policy.json", path="$.window.days")
     return min(later)
 
 
 def may_switch_at(now: float, window: MaintenanceWindow | None, record: CertRecord) -> float:
-    """Return the wall-clock second from which staged material may take a certificate's place.
+    """Return when staged material may replace a certificate, in wall-clock seconds.
 
-    The next opening of the window, or the moment at which too little of the served certificate's life is left.
+    That is the next opening of the window, or the time at which too little of the served certificate's life is left.
     """
     if window is None or in_window(now, window, record):
         return now
@@ -60,47 +60,47 @@ def may_switch_at(now: float, window: MaintenanceWindow | None, record: CertReco
 
 
 def window_text(window: MaintenanceWindow) -> str:
-    """Return the window in a few words for a person."""
+    """Return the window as text (``mon,tue 22:00-04:00 UTC``)."""
     days = "daily" if set(window.days) >= set(DAYS) else ",".join(window.days)
     return f"{days} {window.from_}-{window.to} {window.timezone}"
 
 
 def _open(now: float, window: MaintenanceWindow) -> bool:
-    return any(begins <= now < ends for begins, ends in _spells(now, window, ahead=1))
+    return any(begins <= now < ends for begins, ends in _intervals(now, window, ahead=1))
 
 
-def _spells(now: float, window: MaintenanceWindow, *, ahead: int) -> list[tuple[float, float]]:
-    """Return from when to when the window is open, from what may have begun two days ago to some days ahead.
+def _intervals(now: float, window: MaintenanceWindow, *, ahead: int) -> list[tuple[float, float]]:
+    """Return the intervals in which the window is open, from two days ago to ``ahead`` days from now.
 
-    Whether it is open and when it opens are both read from here, so that they agree whatever the clocks do.
+    Whether it is open and when it opens are both computed from these, so they agree across clock changes.
     """
     begins, ends = _minutes(window.from_), _minutes(window.to)
     today = datetime.fromtimestamp(now, _zone(window.timezone)).date()
     days = [today + timedelta(days=number) for number in range(-2, ahead + 1)]
-    return [_spell(day, begins, ends, window.timezone) for day in days if DAYS[day.weekday()] in window.days]
+    return [_interval(day, begins, ends, window.timezone) for day in days if DAYS[day.weekday()] in window.days]
 
 
-@lru_cache(maxsize=64)  # thousands of certificates may ask in one go
-def _spell(day: date, begins: int, ends: int, timezone: str) -> tuple[float, float]:
-    """Return from when to when the window that begins on a day is open.
+@lru_cache(maxsize=64)  # one plan may ask for thousands of certificates
+def _interval(day: date, begins: int, ends: int, timezone: str) -> tuple[float, float]:
+    """Return start and end of the window that begins on a day.
 
-    One within the hour that the clocks skip is moved to the moment after it; one that begins or ends there has what
-    is left. Times that come twice count when they come first.
+    A window within the hour that the clocks skip moves to the end of that hour; one that begins or ends in it keeps
+    the rest. Of times that occur twice, the first counts.
     """
-    if ends <= begins:  # over midnight: the night belongs to the day on which it began
+    if ends <= begins:  # past midnight: the night belongs to the day on which it began
         ends += _FULL_DAY
-    opens, closes = _reached(day, begins, timezone), _reached(day, ends, timezone)
+    opens, closes = _first_time(day, begins, timezone), _first_time(day, ends, timezone)
     return opens, closes if closes > opens else opens + 60 * (ends - begins)
 
 
-def _reached(day: date, minutes: int, timezone: str) -> float:
-    """Return the first moment at which the clocks of a zone show this time of a day, or skip it."""
+def _first_time(day: date, minutes: int, timezone: str) -> float:
+    """Return when the clocks of a zone first show this time of a day, or skip it."""
     zone = _zone(timezone)
     shown = datetime(day.year, day.month, day.day) + timedelta(minutes=minutes)
     moment = shown.replace(tzinfo=zone).timestamp()
     if datetime.fromtimestamp(moment, zone).replace(tzinfo=None) == shown:
         return moment
-    # skipped: reckoned with the offset before it, it comes after the change, and with the one after it, before
+    # skipped: with the offset before the change it is after the change, with the one after it, before
     before, after = int(shown.replace(tzinfo=zone, fold=1).timestamp()), int(moment)
     offset = datetime.fromtimestamp(before, zone).utcoffset()
 
@@ -120,7 +120,7 @@ def _minutes(text: str) -> int:
 
 
 def _zone(name: str) -> tzinfo:
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # here: few hosts have a window
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # imported late: few hosts have a window
 
     try:
         return ZoneInfo(name)

@@ -91,7 +91,7 @@ async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificat
     await host.deliver(1, items=items)
     host.allow(write_roots=[])
     outcome = await host.installer.withdraw(1, revoked=True, items=items)
-    assert outcome.kind is FAILED and "below no directory of write_roots" in outcome.detail
+    assert outcome.kind is FAILED and "not below a directory of write_roots" in outcome.detail
     assert {path.name for path in host.out.iterdir()} == {"a.key", "a.pem"}
     again = await host.start().withdraw(1, revoked=True, items=items)
     assert again.kind is FAILED, "a key that is still on this host is no less there at the second try"
