@@ -1,4 +1,4 @@
-"""A person at a real browser: Chromium, driven from a thread."""
+"""A user at a real browser: Chromium, driven from a thread."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start(chromium: str, driver: str, profile: Path, *more: str) -> Any:
 
 
 class Person:
-    """Drives one browser and looks at what it shows; every call blocks, so it runs in a thread."""
+    """Drives one browser and reads its page. All calls block: use it in a thread."""
 
     def __init__(self, browser: Any, pictures: Path, mode: str) -> None:
         self.browser = browser
@@ -61,10 +61,10 @@ class Person:
 
     @contextmanager
     def _new_page(self) -> Iterator[None]:
-        """Wait until what happens inside has replaced the page by another that is complete.
+        """Wait until the body of the block has replaced the page and the new one is complete.
 
-        The old page carries a mark; nothing of it is asked for once it goes, because Chromium answers a question about
-        a node of a page half gone with errors of its own ("Node with given id does not belong to the document").
+        The old page carries a mark. Its nodes are not used while it is replaced, because Chromium then fails with
+        errors such as "Node with given id does not belong to the document".
         """
         from selenium.common.exceptions import WebDriverException
         from selenium.webdriver.support.wait import WebDriverWait
@@ -84,5 +84,5 @@ class Person:
         return str(self.browser.find_element("css selector", selector).value_of_css_property(which))
 
     def complaints(self) -> list[str]:
-        """Return what the browser refused or failed to load (blocked by the policy, missing, not found)."""
+        """Return what the browser blocked or failed to load."""
         return [entry["message"] for entry in self.browser.get_log("browser") if "favicon.ico" not in entry["message"]]

@@ -1,4 +1,4 @@
-"""What all tests share: real components by name, the campaign gate, hypothesis profiles."""
+"""Shared by all tests: installed programs by name, campaigns, hypothesis profiles, the report of long modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("default", deadline=None, database=None)  # deadlines measure the machine, not us
+hypothesis.settings.register_profile("default", deadline=None, database=None)  # deadlines measure the machine
 hypothesis.settings.load_profile("default")
 
 SERVICE_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"))
@@ -20,7 +20,7 @@ REQUIRE_REAL = os.environ.get("CERTCTRL_REQUIRE_REAL", "") not in ("", "0")
 
 
 def missing(what: str) -> None:
-    """Skip the running test with the reason; where real components are required, fail it."""
+    """Skip the running test; fail it if CERTCTRL_REQUIRE_REAL is set."""
     if REQUIRE_REAL:
         pytest.fail(f"{what}, but CERTCTRL_REQUIRE_REAL is set", pytrace=False)
     pytest.skip(what)
@@ -28,7 +28,7 @@ def missing(what: str) -> None:
 
 @pytest.fixture(scope="session")
 def need() -> Callable[[str], str]:
-    """Give ``need("nginx")``: the absolute path of an installed program, or the test ends (see `missing`)."""
+    """``need("nginx")`` returns the absolute path of an installed program or ends the test (see `missing`)."""
 
     def find(program: str) -> str:
         path = shutil.which(program, path=SERVICE_PATH)
@@ -41,7 +41,7 @@ def need() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def need_module() -> Callable[[str], None]:
-    """Give ``need_module("selenium")``: the test ends (see `missing`) when the module is not installed."""
+    """``need_module("selenium")`` ends the test if the module is not installed (see `missing`)."""
 
     def check(name: str) -> None:
         if importlib.util.find_spec(name) is None:
@@ -54,7 +54,7 @@ def need_module() -> Callable[[str], None]:
 def start_browser(
     need: Callable[[str], str], need_module: Callable[[str], None], tmp_path: Path
 ) -> Iterator[Callable[..., Any]]:
-    """Give ``start_browser(*flags)``: a headless Chromium with a profile of its own, gone after the test."""
+    """``start_browser(*flags)`` starts a headless Chromium with a new profile; it ends with the test."""
     need_module("selenium")
     import browser
 
@@ -71,7 +71,7 @@ def start_browser(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave campaigns out unless ``-m`` names them: each has a nox session of its own."""
+    """Deselect campaigns unless ``-m`` names them; each has its own nox session."""
     if "campaign" in (config.getoption("markexpr") or ""):
         return
     campaigns = [item for item in items if item.get_closest_marker("campaign")]
@@ -81,13 +81,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """End tests marked ``root`` early when we are not root."""
+    """Skip tests marked ``root`` for other users (see `missing`)."""
     if item.get_closest_marker("root") and os.geteuid() != 0:
         missing("needs root")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """List the modules that have grown long (``test_architecture.py``)."""
+    """List the modules over 300 lines (``test_architecture.py``); works under pytest-xdist, too."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]
     long = {value for one in reports for name, value in getattr(one, "user_properties", ()) if name == "long_module"}
     if long:

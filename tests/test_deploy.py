@@ -1,4 +1,4 @@
-"""What deploy/ and the desk promise: settings that must not get lost, names that must exist in the code."""
+"""The files in deploy/ and of the project: settings that must stay, and names that must exist in the code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEPLOY = ROOT / "deploy"
 
 
 def settings_of(name: str) -> dict[str, list[str]]:
-    """Return a unit's settings; systemd lets a key come more than once."""
+    """Return a unit's settings; systemd allows a key more than once."""
     found: dict[str, list[str]] = {}
     for line in (DEPLOY / name).read_text(encoding="utf-8").splitlines():
         if "=" in line and not line.startswith("#"):
@@ -23,13 +23,13 @@ def settings_of(name: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", ["cert-ctrl.service", "cert-ctrl@.service", "cert-ctrl-root.service"])
-def test_a_stop_that_a_person_must_mend_is_not_restarted(name: str) -> None:
+def test_systemd_does_not_restart_after_statuses_that_need_an_operator(name: str) -> None:
     unit = settings_of(name)
     assert unit["RestartPreventExitStatus"] == ["77 78"]
     assert (unit["Restart"], unit["StartLimitIntervalSec"]) == (["always"], ["0"])
     assert (unit["Type"], unit["NotifyAccess"], unit["KillMode"]) == (["notify"], ["main"], ["mixed"])
     assert int(unit["WatchdogSec"][0]) == 120
-    assert unit["LimitCORE"] == ["0"]  # a core dump would hold keys and tokens
+    assert unit["LimitCORE"] == ["0"]  # a core dump would contain keys and tokens
 
 
 def test_the_instances_differ_from_the_single_agent_only_in_their_directory() -> None:
@@ -46,7 +46,7 @@ def test_only_the_root_unit_has_capabilities() -> None:
         assert settings_of(name)["CapabilityBoundingSet"] == [""]
 
 
-def test_the_plain_unit_is_the_specs() -> None:
+def test_the_plain_unit_is_that_of_the_spec() -> None:
     assert settings_of("cert-ctrl-plain.service") == {
         "Description": ["Certificate Control Agent"],
         "After": ["network-online.target"],
@@ -103,7 +103,7 @@ def test_metrics_named_in_deploy_exist(file: str) -> None:
     assert used <= exposed_names()
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_names_its_fix() -> None:
     text = (DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8")
     alerts = text.split("- alert: ")[1:]
     assert len(alerts) >= 10
@@ -111,7 +111,7 @@ def test_every_alert_says_what_to_do() -> None:
         assert all(f"{key}:" in alert for key in ("expr", "severity", "summary", "description")), alert
 
 
-def test_the_dashboard_is_whole() -> None:
+def test_the_dashboard_is_complete() -> None:
     board = json.loads((DEPLOY / "grafana" / "cert-ctrl.json").read_text(encoding="utf-8"))
     panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels) >= 10
@@ -121,10 +121,10 @@ def test_the_dashboard_is_whole() -> None:
     assert len(set(cells)) == len(cells), "panels overlap"
 
 
-# --- the desk ------------------------------------------------------------------------------------------------------
+# --- the project ------------------------------------------------------------------------------------------------------
 
 
-def test_ci_runs_what_the_readme_says() -> None:
+def test_ci_runs_the_command_of_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command = next(line for line in readme.splitlines() if line.endswith(".venv/bin/nox"))
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()

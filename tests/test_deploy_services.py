@@ -1,4 +1,4 @@
-"""The recipes in deploy/services/ as files: accepted by plane and agent, and nothing in them is refused by their policy."""
+"""The files of the recipes in deploy/services/: plane and agent accept them, and their policy allows their items."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def test_there_are_recipes() -> None:
     assert {"apache", "dovecot", "haproxy", "haproxy-runtime", "java", "nginx", "postfix", "postgresql"} <= set(RECIPES)
 
 
-def test_the_plane_takes_the_items(recipe: str) -> None:
+def test_the_plane_accepts_the_items(recipe: str) -> None:
     check_items(raw_items(recipe))
 
 
-def test_the_host_takes_them_as_its_own(recipe: str) -> None:
+def test_the_host_accepts_them_as_local_items(recipe: str) -> None:
     assert len(items_from_local(tuple(raw_items(recipe)))) == len(raw_items(recipe))
 
 
-def test_the_policy_allows_what_the_items_ask_for(recipe: str, tmp_path: Path) -> None:
+def test_the_policy_allows_the_items(recipe: str, tmp_path: Path) -> None:
     policy = policy_of(recipe, tmp_path)
     for item in items_of(recipe):
         if isinstance(item, CopyAction):
@@ -82,24 +82,24 @@ def test_the_policy_allows_nothing_else(recipe: str, tmp_path: Path) -> None:
     assert not policy.plaintext_keys
 
 
-def test_every_renewal_is_checked_reloaded_and_seen(recipe: str) -> None:
+def test_every_renewal_is_checked_reloaded_and_verified(recipe: str) -> None:
     items = items_of(recipe)
     copies = [item for item in items if isinstance(item, CopyAction)]
     reloads = [item for item in items if isinstance(item, ExecAction)]
     assert all(item.check and item.verify for item in copies)
     assert {name for item in reloads for name in item.depends_on} == {item.id for item in copies}
-    # By name: the recipe does not know the certificate's number at your plane.
+    # by name: the recipe does not know the certificate's id
     assert all(item.ob_name and item.ob_id is None for item in copies)
     assert all(bind(items, {}, {})[item.id].waits for item in items)
 
 
-def test_helpers_that_are_named_are_there(recipe: str) -> None:
+def test_named_helpers_exist(recipe: str) -> None:
     text = (SERVICES / recipe / "policy.json").read_text(encoding="utf-8")
     assert set(re.findall(r"/usr/local/lib/cert-ctrl/([a-z-]+)", text)) <= set(HELPERS)
 
 
 @pytest.mark.parametrize("helper", HELPERS)
-def test_helpers_can_be_run_as_they_are(helper: str) -> None:
+def test_helpers_are_executable_scripts(helper: str) -> None:
     path = SERVICES / "lib" / helper
     assert os.access(path, os.X_OK)
     assert path.read_text(encoding="utf-8").startswith("#!/bin/sh\n")

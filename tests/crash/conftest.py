@@ -1,4 +1,4 @@
-"""The stage of the trials; the modules of this folder are imported by name: tests are no package."""
+"""The stage of the crash trials; the modules of this folder are imported by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crash_trials import in_memory, scratch
 
 @pytest.fixture(scope="module")
 def stage(need: Callable[[str], str]) -> Iterator[Stage]:
-    """One stage for a module: each trial puts everything back. The plane lies where no crash of the host reaches."""
+    """One stage per module; each trial restores it. The plane is outside of what a crash of the host affects."""
     need("strace")
     root = Path(tempfile.mkdtemp(prefix="certctrl-crash-", dir=in_memory()))
     try:

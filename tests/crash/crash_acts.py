@@ -1,7 +1,7 @@
-"""What a traced process does: real one-shot commands and store code, on the real disk, in its only thread.
+"""The acts of a traced process: one-shot commands and store code on the real disk, in a single thread.
 
-Everything here is the product's own code. Replaced are the network (`Link`: requests go to the plane in the test's
-process over a Unix socket) and the thread pool (calls run inline, because strace counts per thread).
+All of it is the product's code except the network (`Link` sends requests over a Unix socket to the plane in the test's
+process) and the thread pool (calls run inline, because strace counts per thread).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from certctrl.store.state.session import SessionState
 
 @attrs.define
 class Link:
-    """An `Http` whose other end is in the process of the test."""
+    """An `Http` connected to the plane in the test's process."""
 
     path: str
 
@@ -64,12 +64,12 @@ async def inline(call: Callable[..., Any], *args: Any) -> Any:
 
 @attrs.define
 class Job:
-    """One order to a traced process."""
+    """The parameters of one act."""
 
     root: str
     plane: str
     later: float = 0.0
-    """Seconds that the clock is ahead: what waits for its next try is due."""
+    """Seconds by which the clock is ahead, so that retries are due."""
     arguments: dict[str, Any] = attrs.field(factory=dict)
 
     @property
@@ -105,10 +105,10 @@ async def enrol(job: Job) -> None:
 
 
 async def refresh(job: Job) -> None:
-    """Start as the daemon does, spend one refresh token, then use what came back.
+    """Start as the daemon does, refresh once, then use the new access token.
 
-    Tokens that no disk takes live in the daemon's memory until one does; this process ends, so it leaves them unused,
-    as a daemon that is killed at this moment does.
+    The daemon keeps tokens in memory until the disk takes them. This process ends, so it leaves unsaved tokens unused,
+    like a daemon that is killed now.
     """
     async with open_agent(job.config_dir, job.seams) as agent:
         await agent.installer.recover()
@@ -128,6 +128,6 @@ ACTS: dict[str, Callable[[Job], Awaitable[None]]] = {
 
 
 def run(act: str, job: Job) -> None:
-    """Run one act to its end."""
+    """Run one act until it ends."""
     logging.getLogger("certctrl").addHandler(logging.NullHandler())
     trio.run(ACTS[act], job)

@@ -1,4 +1,4 @@
-"""What must be true of a host after a crash: at once, after recovery, and after the act was run again."""
+"""Checks of a host after a crash: immediately, after recovery, and after the act has run again."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def fingerprint(certificate: bytes) -> str:
 
 
 def pair(certificate: bytes, key: bytes) -> str:
-    """Return the fingerprint of a certificate, having checked that the key is its own."""
+    """Check that key and certificate match, and return the certificate's fingerprint."""
     leaf = x509.load_pem_x509_certificates(certificate)[0]
     assert load_pem_private_key(key, None).public_key() == leaf.public_key(), "key and certificate do not match"
     return leaf.fingerprint(hashes.SHA256()).hex()
 
 
 def live(stage: Stage, name: str) -> str | None:
-    """Return what is live under a name, as a service that reads the spec's names sees it; None when nothing is."""
+    """Return the fingerprint of the live certificate, read through the public links; None without one."""
     if not stage.layout.live_link(name).is_symlink():
         return None
     found = pair(
@@ -59,13 +59,13 @@ def live(stage: Stage, name: str) -> str | None:
 
 
 def is_live(stage: Stage, name: str, wanted: str | None) -> bool:
-    """Return whether what is live is as wanted: a fingerprint, None for nothing, ANOTHER for none of the known."""
+    """Return whether the live certificate is as wanted: a fingerprint, None for none, ANOTHER for an unknown one."""
     found = live(stage, name)
     return found not in (None, *stage.facts["known"]) if wanted == ANOTHER else found == wanted
 
 
 def at_once(stage: Stage) -> None:
-    """Hold on the disk as the crash left it, before anything of ours has run again."""
+    """Check the disk as the crash left it, before the product runs again."""
     nothing_is_open_to_others(stage)
     store = StateStore(stage.layout, RealFs())
     session, installed = store.session, store.installed
@@ -75,7 +75,7 @@ def at_once(stage: Stage) -> None:
         installed.load_history, installed.load_pins, installed.load_cas,
     ]  # fmt: skip
     for load in loads:
-        load()  # whole: raises for a file that is damaged
+        load()  # raises for a damaged file
     for name, allowed in stage.facts.get("names", {}).items():
         assert any(is_live(stage, name, one) for one in allowed), f"{name}: {live(stage, name)} is live"
     for path, (name, kind) in stage.facts.get("copies", {}).items():
@@ -84,7 +84,7 @@ def at_once(stage: Stage) -> None:
         assert store.session.load_tokens() is not None, "the session is lost"
         assert store.session.load_device_keys() is not None, "the device key is lost"
     for path in (stage.out / "trust").glob("[!.]*"):
-        fingerprint(path.read_bytes())  # whole
+        fingerprint(path.read_bytes())  # raises for a damaged file
     cursor_is_not_ahead(stage, store)
     acked_is_done(stage)
 
@@ -94,17 +94,17 @@ def nothing_is_open_to_others(stage: Stage) -> None:
     for path, facts, data in files_below(stage.world):
         ours = any(path.is_relative_to(one) for one in secret)
         if ours:
-            assert not facts.st_mode & 0o077, f"{path} is open to others: {facts.st_mode:o}"
+            assert not facts.st_mode & 0o077, f"{path} is readable by others: {facts.st_mode:o}"
         elif KEY in data:
             copied = str(path.parent) in {str(Path(one).parent) for one in stage.facts.get("copies", {})}
-            wanted = 0o640 if copied else 0o600  # also of its temporary file: the mode is set before the rename
-            assert not facts.st_mode & 0o777 & ~wanted, f"a key is open to others: {path} {facts.st_mode:o}"
+            wanted = 0o640 if copied else 0o600  # its temporary file as well: the mode is set before the rename
+            assert not facts.st_mode & 0o777 & ~wanted, f"a key is readable by others: {path} {facts.st_mode:o}"
 
 
 def copy_is_whole(stage: Stage, path: Path, name: str, kind: str) -> None:
-    """Each file at an explicit destination is one that a generation has, byte for byte, or is not there.
+    """Check that a file at an explicit destination equals that of a generation, or is missing.
 
-    When a certificate is revoked its generations go whatever becomes of the copies: then these only have to be whole.
+    A revocation removes the generations before the copies; then a copy only has to be complete.
     """
     allowed = stage.facts["names"][name]
     if not path.exists():
@@ -113,48 +113,50 @@ def copy_is_whole(stage: Stage, path: Path, name: str, kind: str) -> None:
     data = path.read_bytes()
     known = [one.read_bytes() for one in (stage.layout.generations / name).glob(f"*/{kind}")]
     if data not in known:
-        assert not known or ANOTHER in allowed, f"{path} is none of the generations' files: partial, or mixed"
+        assert not known or ANOTHER in allowed, f"{path} is in no generation: partial, or mixed"
         load_pem_private_key(data, None) if kind == "private.key" else fingerprint(data)
 
 
 def cursor_is_not_ahead(stage: Stage, store: StateStore) -> None:
-    """Each signal that the cursor has passed is in the inbox, or its effect is here."""
+    """Check that each signal before the cursor is in the inbox or has taken effect."""
     cursor, expected = store.session.load_cursor(), stage.facts.get("after", {})
     if not stage.facts.get("signals") or cursor is None or stage.plane.waiting(cursor):
         return
     if not store.session.load_inbox():
         for name, wanted in expected.items():
-            assert is_live(stage, name, wanted), "the cursor has passed a signal that is neither kept nor done"
+            assert is_live(stage, name, wanted), (
+                "the cursor is after a signal that is neither in the inbox nor completed"
+            )
 
 
 def acked_is_done(stage: Stage) -> None:
-    """What the plane was told is so."""
+    """Check that outcomes reported to the plane are true."""
     done = [event for event in stage.plane.told if event.get("outcome") in ("applied", "unchanged")]
     if any(event["signal"]["type"] in ("cert.renewed", "cert.revoked") for event in done):
         for name, wanted in stage.facts["after"].items():
-            assert is_live(stage, name, wanted), "reported as done, and not so"
+            assert is_live(stage, name, wanted), "reported as applied, but not live"
 
 
 def spent_is_stored(stage: Stage) -> None:
-    """No refresh token was spent whose successor is not on disk."""
+    """Check that no refresh token was used whose successor is not on disk."""
     tokens = StateStore(stage.layout, RealFs()).session.load_tokens()
-    assert tokens is not None and tokens.refresh_token not in stage.plane.spends, "spent, and there was no space"
+    assert tokens is not None and tokens.refresh_token not in stage.plane.spends, "used although there was no space"
 
 
 def after_recovery(stage: Stage) -> None:
-    """Hold after what every start does first: pairs match everywhere, and nothing is left behind."""
+    """Check the disk after recovery: all pairs match, and nothing is left behind."""
     at_once(stage)
     copies = stage.facts.get("copies", {})
     there = {kind: Path(path) for path, (_, kind) in copies.items() if Path(path).exists()}
-    withdrawn = None in stage.facts.get("after", {}).values()  # copies go one by one
+    withdrawn = None in stage.facts.get("after", {}).values()  # copies are removed one by one
     if there and not withdrawn:
-        assert len(there) == len(copies), f"one of a pair: {there}"
+        assert len(there) == len(copies), f"half a pair: {there}"
         pair(there["fullchain.pem"].read_bytes(), there["private.key"].read_bytes())
     nothing_is_left(stage)
 
 
 def nothing_is_left(stage: Stage) -> None:
-    """No temporary file, no journal; keys only where they belong."""
+    """Check that there is no temporary file and no journal, and that keys are only where they belong."""
     for folder, folders, names in os.walk(stage.world):
         for name in (*folders, *names):
             stray = name.startswith((".tmp-", "alert-")) or (name.startswith(".") and name.endswith((".tmp", ".old")))
@@ -167,7 +169,7 @@ def nothing_is_left(stage: Stage) -> None:
 
 
 def in_the_end(stage: Stage, *, signals: bool = True) -> None:
-    """Hold after the act was run again undisturbed: everything is as the plane wants it."""
+    """Check the disk after the act has run again without a fault: the host matches the plane."""
     after_recovery(stage)
     store, facts = StateStore(stage.layout, RealFs()), stage.facts
     assert store.session.load_tokens() is not None and store.session.load_device_keys() is not None
@@ -180,14 +182,14 @@ def in_the_end(stage: Stage, *, signals: bool = True) -> None:
         assert [record.generation != "" for record in records] in ([wanted is not None], [] if not wanted else [True])
     for path, (name, kind) in facts.get("copies", {}).items():
         if facts["after"][name] is None:
-            assert not Path(path).exists(), f"{path} outlived its certificate"
+            assert not Path(path).exists(), f"{path} remains after its certificate"
         else:
             assert Path(path).read_bytes() == (stage.layout.live_link(name) / kind).read_bytes()
             assert Path(path).stat().st_mode & 0o7777 == 0o640
     if facts.get("trusted"):
         assert len([fingerprint(path.read_bytes()) for path in (stage.out / "trust").iterdir()]) == facts["trusted"]
     if facts.get("reloaded"):
-        assert (stage.out / "reloaded").exists(), "switched, and never reloaded"
+        assert (stage.out / "reloaded").exists(), "switched but never reloaded"
     if signals and facts.get("signals"):
         assert not store.session.load_inbox() and not store.session.load_outcomes()[0]
         cursor = store.session.load_cursor()
@@ -195,5 +197,5 @@ def in_the_end(stage: Stage, *, signals: bool = True) -> None:
 
 
 def picture(stage: Stage) -> dict[str, Any]:
-    """Return everything that a service sees: for "nothing has changed"."""
+    """Return everything that a service sees, to compare it."""
     return {str(path): sha256(data).hexdigest() for path, _, data in files_below(stage.out)}

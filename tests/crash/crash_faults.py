@@ -1,4 +1,4 @@
-"""A disk that fails: which errors each syscall may give, once or from one point on, and writes cut short."""
+"""Faults of a disk: the errors of each syscall, once or from a point on, and short writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAY_FAIL = {
     "EINTR": {"openat", "write", "fsync", "fdatasync", "fallocate", "ftruncate", "syncfs"},
 }
 TURNS = 3
-"""How often EINTR comes in a row: the kernel never sends it for ever."""
+"""How often EINTR comes in a row; a kernel does not send it forever."""
 
 
 def faults(point: Point) -> Iterator[tuple[str, list[str]]]:
@@ -34,9 +34,9 @@ def faults(point: Point) -> Iterator[tuple[str, list[str]]]:
 
 
 def sticky(point: Point, code: str, calls: set[str]) -> Iterator[str]:
-    """Yield rules that fail every call that may fail so, from a point on.
+    """Yield rules that fail every call that can fail with this error, from a point on.
 
-    Opening is left out but for EMFILE: strace cannot tell opening to read from opening to create.
+    Opens only fail with EMFILE: strace cannot tell opening for reading from creating.
     """
     for call in sorted(calls):
         if call != "openat" or code == "EMFILE":
@@ -44,5 +44,5 @@ def sticky(point: Point, code: str, calls: set[str]) -> Iterator[str]:
 
 
 def starves(point: Point, name: str) -> bool:
-    """Return whether a fault means "no space": nothing may be spent then. (Writing into reserved space never fails so.)"""
+    """Return whether a fault means "no space", so that no token may be used. Reserved space cannot run out."""
     return name.startswith(("ENOSPC", "EDQUOT")) and point.call in ("openat", "fallocate")

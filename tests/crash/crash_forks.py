@@ -1,4 +1,4 @@
-"""A process that has imported everything and forks a fresh copy of itself for each trial.
+"""A process that has imported everything and forks itself for each trial.
 
 One JSON object per line on standard input, one answer per line on standard output:
 ``{"fork": act, …}`` → ``{"pid": …}``; ``{"go": pid}`` lets it run; ``{"wait": pid}`` → ``{"status": …}``.
@@ -26,12 +26,12 @@ from certctrl.cli.runtime import flatten
 from certctrl.errors import CertctrlError
 
 LONGEST = 60
-"""Seconds for one act: SIGALRM ends what hangs."""
+"""Seconds for one act, after which SIGALRM ends it."""
 BUG = 2
 
 
 def warm() -> None:
-    """Import what the product imports when it needs it, and keep the collector from touching what children share."""
+    """Import the product's lazy modules, and keep shared objects out of the garbage collector."""
     for name in ("jwt", "nacl.public", "http.client", "cryptography.hazmat.backends.openssl.backend", "ctypes"):
         importlib.import_module(name)
     gc.collect()
@@ -39,7 +39,7 @@ def warm() -> None:
 
 
 def child(order: dict[str, Any], ready: int, log: str) -> int:
-    """Wait for the word, act, and return the exit status."""
+    """Wait for the order, run the act, and return the exit status."""
     null, out = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for fd in (0, 1, 2):
         os.dup2(null if fd == 0 else out, fd)
@@ -48,12 +48,12 @@ def child(order: dict[str, Any], ready: int, log: str) -> int:
     for mutant in order.get("mutants", ()):
         (crash_mutants.SHORT.get(mutant) or crash_mutants.MUTANTS[mutant].apply)()
     if not os.read(ready, 1):
-        return 3  # the test has gone
+        return 3  # the test has ended
     signal.alarm(LONGEST)
     try:
         crash_acts.run(order["fork"], job)
     except BaseException as error:
-        with suppress(OSError):  # writev, because write may be one of the calls that fail
+        with suppress(OSError):  # writev, because write may be the call that fails
             os.writev(2, ["".join(traceback.format_exception(error)[-40:]).encode("utf-8", "replace")])
         return 1 if all(isinstance(leaf, CertctrlError) for leaf in flatten(error)) else BUG
     return 0

@@ -1,4 +1,4 @@
-"""Mutants: the product with one step taken out of its order. Each must be caught, or the trials prove nothing.
+"""Mutants: the product with one step removed or moved. The trials must catch each of them.
 
 ``apply`` changes the process it is called in; only forked children call it.
 """
@@ -25,7 +25,7 @@ INSTALL, REFRESH, REGISTER = "install, generations", "refresh with rotation", "r
 
 @attrs.frozen
 class Mutant:
-    """``story``: where it is looked for; ``kind`` of trial that must catch it."""
+    """``story`` is where the mutant runs, ``kind`` the trial that must catch it."""
 
     apply: Callable[[], None]
     story: str
@@ -44,7 +44,7 @@ def mutant(story: str, kind: str) -> Callable[[Callable[[], None]], Callable[[],
 
 
 def patch(owner: Any, name: str, value: Any) -> Any:
-    """Replace an attribute; return what was there."""
+    """Replace an attribute and return its old value."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     return before
@@ -54,7 +54,7 @@ def is_dir(handle: Handle) -> bool:
     return stat.S_ISDIR(os.fstat(handle.fd).st_mode)
 
 
-# --- no mutants: writes that the kernel cuts short, which the product has to finish -----------------------------
+# --- not mutants: short writes of the kernel, which the product has to finish ------------------------------------
 
 
 def short_writes(size: int) -> Callable[[], None]:
@@ -66,7 +66,7 @@ def short_writes(size: int) -> Callable[[], None]:
 
 SHORT = {f"write_{size}": short_writes(size) for size in (1, 7, 100)}
 
-# --- what only a power cut shows ---------------------------------------------------------------------------
+# --- found only by power cuts -------------------------------------------------------------------------------
 
 
 @mutant(RENEW, "power")
@@ -84,7 +84,7 @@ def no_file_fsync() -> None:
 
 @mutant(RENEW, "power")
 def switch_not_synced() -> None:
-    """The link that makes a generation live is reported before it is durable; nor is anything after it."""
+    """Report the link that makes a generation live before it is durable, and sync nothing after it."""
     patch(generations, "sync_all", lambda fs, handles: None)
     patch(session, "write_atomic", not_durable(session.write_atomic))
     patch(files, "write_atomic", not_durable(files.write_atomic))
@@ -94,12 +94,12 @@ def not_durable(real: Callable[..., None]) -> Callable[..., None]:
     return lambda *args, **options: real(*args, **options | {"durable": False})
 
 
-# --- what a kill shows -----------------------------------------------------------------------------------------
+# --- found by kills ---------------------------------------------------------------------------------------------
 
 
 @mutant(RENEW, "kill")
 def cursor_first() -> None:
-    """The cursor moves before the signals are kept."""
+    """Commit the cursor before the signals are saved."""
     owed: list[Any] = []
     save_inbox = patch(session.SessionState, "save_inbox", lambda self, entries: owed.append(entries))
 
@@ -212,14 +212,14 @@ def journal_after_the_renames() -> None:
 
 @mutant(RENEW_COPIES, "kill")
 def no_journal() -> None:
-    """A pair in two renames, and nothing that knows of it."""
+    """Rename a pair without a journal."""
     for name in ("plan", "arm", "remove"):
         patch(journal.Journal, name, lambda self, *args: None)
 
 
 @mutant(RENEW_COPIES, "kill")
 def backups_beside_forgotten() -> None:
-    """The journal goes before what it lists."""
+    """Remove the journal before the files that it lists."""
 
     def close(self: Any) -> None:
         if self._journal is not None:
@@ -234,7 +234,7 @@ def leftovers_never_swept() -> None:
     patch(files, "sweep_temps", lambda fs, directory: 0)
 
 
-# --- what a failing disk shows ---------------------------------------------------------------------------------
+# --- found by disk faults ----------------------------------------------------------------------------------------
 
 
 @mutant(REFRESH, "errno")

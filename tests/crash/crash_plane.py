@@ -1,8 +1,8 @@
-"""The plane of the trials: the real one, in a thread of the test, on a Unix socket, with a copy of its data each time.
+"""The plane of the trials: the real one, in a thread of the test, on a Unix socket, with a fresh copy of its data.
 
-It stands for the world outside the host: what it was told survives every crash of the host. When refresh tokens
-rotate, the answer to the newest spending is repeated while its tokens are unused, as safety demands of a plane that
-rotates; ``spends`` counts them.
+It is outside the host: its state survives every crash of the host. When refresh tokens rotate, it repeats the answer
+to the last refresh while the new tokens are unused, as docs/protocol.md asks of a plane that rotates; ``spends``
+counts the refreshes of each token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from certctrl.plane.settings import PlaneSettings
 
 
 async def call(app: Any, method: str, target: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
-    """Call an ASGI application as a server would."""
+    """Call an ASGI application as a server does."""
     path, _, query = target.partition("?")
     sent = {"host": "plane.test", "content-length": str(len(body))} | {k.lower(): v for k, v in headers.items()}
     scope = {
@@ -51,14 +51,14 @@ async def call(app: Any, method: str, target: str, headers: dict[str, str], body
 
 
 class PlaneThread:
-    """One plane at a time behind one socket; methods are called from the test's thread."""
+    """One plane at a time behind one socket; call the methods from the test's thread."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.plane: Plane | None = None
         self.spends: dict[str, int] = {}
         self.told: list[dict[str, Any]] = []
-        """Everything that the agent reported since the plane was opened."""
+        """All events that the agent reported since the plane was opened."""
         self._app: Any = None
         self._repeat: tuple[str, dict[str, Any]] | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -79,7 +79,7 @@ class PlaneThread:
             self._thread.join(20)
 
     def open(self, data: Path, settings: dict[str, Any]) -> None:
-        """Open the plane of a data directory in place of the one before."""
+        """Open the plane of a data directory, replacing the previous one."""
         figures = {"poll_rate": 1e6, "poll_burst": 10**6, "access_token_seconds": 10**6} | settings
 
         async def renewed() -> None:
@@ -105,7 +105,7 @@ class PlaneThread:
         return trio.from_thread.run(work, trio_token=self._token)
 
     def operate(self, method: str, path: str, fields: Any = None) -> Any:
-        """Do something as the operator; return the answer's data."""
+        """Send a request as the operator and return the answer's data."""
 
         async def operated() -> Any:
             assert self.plane is not None
@@ -146,7 +146,7 @@ class PlaneThread:
                 answer = await self._answer(json.loads(data))
                 await stream.send_all(json.dumps(answer | {"body": base64.b64encode(answer["body"]).decode()}).encode())
         except trio.BrokenResourceError:
-            pass  # killed while it waited
+            pass  # the agent was killed while it waited
 
     async def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         if self.plane is None:
@@ -157,7 +157,7 @@ class PlaneThread:
         if target == "/auth/token/refresh":
             return await self._refresh(asked["method"], target, headers, body, fields["refresh_token"])
         if self._repeat is not None and json.loads(self._repeat[1]["body"])["data"]["access_token"] in str(headers):
-            self._repeat = None  # its tokens are in use: whoever sends the spent one again is a thief
+            self._repeat = None  # the new tokens are in use: the old one again is a theft
         if target.endswith("/notify"):
             self.told += fields["events"]
         return await call(self._app, asked["method"], target, headers, body)

@@ -1,7 +1,7 @@
-"""Real file systems whose power is cut: loop images that are shut down by the ioctl that ext4 and XFS have for it.
+"""Power cuts of real file systems: loop images that the shutdown ioctl of ext4 and XFS stops.
 
-*Oldest* drops the journal's unwritten part: the oldest state that a power cut may legally leave. *Newest* writes the
-journal and drops data that was not written: names and sizes are new, contents may not be.
+*Oldest* drops the unwritten part of the journal: the oldest state that a power cut may leave. *Newest* writes the
+journal and drops unwritten data: names and sizes are new, contents may not be.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 OLDEST, NEWEST = 2, 1  # no log flush, log flush
 MOUNTS = 10
 VARIANTS = {"oldest": OLDEST, "newest": NEWEST}
-EXT4 = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]  # nothing may be left for later
+EXT4 = ["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"]  # initialise everything now
 KINDS = {
     "ext4": (EXT4, "commit=600", 64),
     "ext4 noauto_da_alloc": (EXT4, "commit=600,noauto_da_alloc", 64),
@@ -43,20 +43,20 @@ class Disk:
     mountpoint: Path
 
     def format(self) -> None:
-        """Make the file system, empty; it is not mounted then."""
+        """Make an empty file system; it must not be mounted."""
         command, _, megabytes = KINDS[self.kind]
         with self.image.open("wb") as file:
             file.truncate(megabytes << 20)
         subprocess.run([*command, self.image], check=True, capture_output=True)
 
     def empty(self) -> None:
-        """Begin with a new file system."""
+        """Replace it by a new file system."""
         self.unmount()
         self.format()
         self.mount()
 
     def mount(self) -> None:
-        """Mount it; again when what comes is the file system that was shut down and has not quite left."""
+        """Mount it, again while the kernel still returns the file system that was shut down."""
         options = ",".join(filter(None, ("loop", KINDS[self.kind][1])))
         for again in range(MOUNTS):
             subprocess.run(["mount", "-o", options, self.image, self.mountpoint], check=True, capture_output=True)
@@ -66,7 +66,7 @@ class Disk:
             except OSError:
                 self.unmount()
                 time.sleep(0.1 * (again + 1))
-        raise AssertionError(f"{self.image} cannot be mounted anew")
+        raise AssertionError(f"{self.image} cannot be mounted again")
 
     def unmount(self) -> None:
         subprocess.run(["umount", self.mountpoint], check=True, capture_output=True)
@@ -76,7 +76,7 @@ class Disk:
         subprocess.run(["sync", "-f", self.mountpoint], check=True)
 
     def cut(self, variant: int) -> None:
-        """Cut the power, and switch it on again."""
+        """Cut the power and mount again."""
         fd = os.open(self.mountpoint, os.O_RDONLY)
         try:
             fcntl.ioctl(fd, SHUTDOWN, variant.to_bytes(4, "little"))
@@ -100,7 +100,7 @@ def disk(kind: str, image: Path, mountpoint: Path) -> Iterator[Disk]:
 
 
 def loop_mounts_work(root: Path, kind: str) -> str:
-    """Return why this machine cannot mount images of a kind; empty when it can."""
+    """Return why this machine cannot mount images of a kind; empty if it can."""
     mountpoint, image = root / "try", root / "try.img"
     mountpoint.mkdir()
     try:
@@ -115,7 +115,7 @@ def loop_mounts_work(root: Path, kind: str) -> str:
 
 @contextmanager
 def stage_on(kind: str, need: Callable[[str], str]) -> Iterator[tuple[Stage, Disk]]:
-    """Give a stage whose world is a file system of its own; skip where the machine has no loop devices for it."""
+    """Yield a stage on a separate file system; skip the test on a machine without loop devices."""
     if not Path("/dev/loop-control").exists():
         pytest.skip("this machine has no loop devices")
     need("strace")

@@ -1,4 +1,4 @@
-"""One host and its plane, put back to the same start before each trial, and the processes that act on them."""
+"""One host and its plane, restored before each trial, and the processes that act on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORKS = Path(__file__).with_name("crash_forks.py")
 
 
 class Forks:
-    """The warm process; see ``crash_forks.py``."""
+    """The process of ``crash_forks.py``."""
 
     def __init__(self, log: Path) -> None:
         self.log = log
@@ -54,20 +54,20 @@ class Forks:
         self.ask(go=pid)
 
     def wait(self, pid: int) -> int:
-        """Return the exit status, negative for a signal."""
+        """Return the exit status, negative for an OS signal."""
         return int(self.ask(wait=pid)["status"])
 
 
 @attrs.define
 class Stage:
-    """``world`` is the host (it may be a mount point), ``aside`` what no crash of the host reaches."""
+    """``world`` is the host and may be a mount point; ``aside`` is outside of what a crash affects."""
 
     world: Path
     aside: Path
     plane: PlaneThread
     forks: Forks
     facts: dict[str, Any] = attrs.field(factory=dict)
-    """What the story says about this start: see `crash_stories`."""
+    """Facts of the story; see `crash_stories`."""
 
     @property
     def layout(self) -> ConfigDir:
@@ -84,19 +84,19 @@ class Stage:
     # --- acting ---------------------------------------------------------------------------------------------
 
     def start(self, act: str, *, later: float = 0.0, mutants: tuple[str, ...] = (), **arguments: Any) -> int:
-        """Fork a process that waits for the word; return its pid."""
+        """Fork a process that waits for `go`; return its pid."""
         return self.forks.fork(
             act, root=str(self.world), plane=str(self.plane.socket), later=later, mutants=mutants, arguments=arguments
         )
 
     def act(self, act: str, *, later: float = 0.0, mutants: tuple[str, ...] = (), **arguments: Any) -> int:
-        """Run one act undisturbed; return its exit status."""
+        """Run one act without a fault; return its exit status."""
         pid = self.start(act, later=later, mutants=mutants, **arguments)
         self.forks.go(pid)
         return self.forks.wait(pid)
 
     def must(self, act: str, **arguments: Any) -> None:
-        """Run one act that has to succeed."""
+        """Run one act that must succeed."""
         assert self.act(act, **arguments) == 0, f"{act} failed: {self.log}"
 
     # --- the start of a trial -------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Stage:
         save_policy(RealFs(), self.layout, HostPolicy(write_roots=(str(self.out),), **policy))
 
     def keep(self, name: str) -> None:
-        """Remember the present as the start of a story."""
+        """Save the current state as the start of a story."""
         base = self.aside / "base" / name
         self.plane.close()
         for what, where in (("world", self.world), ("plane", self.aside / "plane")):
@@ -125,7 +125,7 @@ class Stage:
         return (self.aside / "base" / name / "facts.json").exists()
 
     def restore(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Go back to the start of a story, host and plane."""
+        """Restore host and plane to the start of a story."""
         base = self.aside / "base" / name
         self.plane.close()
         self.clear()
@@ -137,7 +137,7 @@ class Stage:
         self.forks.log.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Empty the world, but for what the file system itself keeps there."""
+        """Empty the world except for the file system's own files."""
         for path in self.world.iterdir():
             if path.name != "lost+found":
                 if path.is_dir() and not path.is_symlink():

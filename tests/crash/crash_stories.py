@@ -1,4 +1,4 @@
-"""The stories that are cut off: what was before, one act, and what must be true whatever happened to it.
+"""The interrupted stories: a start, one act, and what must be true after a crash anywhere in it.
 
 Facts of a stage: ``names`` (certificate name → fingerprints that may be live before the act is done: a list, with
 None for "none"), ``after`` (name → fingerprint that is live in the end), ``kept`` (name → fingerprints of earlier
@@ -17,7 +17,7 @@ DOMAIN = "site.example"
 
 
 class Story:
-    """One thing the agent does."""
+    """One act of the agent and its start."""
 
     name = ""
     act = "poll"
@@ -28,7 +28,7 @@ class Story:
         return {}
 
     def prepare(self, stage: Stage) -> None:
-        """Make what was before, and note the facts."""
+        """Makes the start, and records the facts."""
         raise NotImplementedError
 
     # --- tools ----------------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ class Story:
         return self.settings
 
     def begin(self, stage: Stage) -> None:
-        """Bring the stage to the start of this story."""
+        """Restore the stage to the start of this story."""
         if not stage.kept(self.name):
             stage.found(self.settings, self.policy | self.commands(stage))
             self.prepare(stage)
@@ -140,7 +140,7 @@ class Register(Story):
 
 
 class RegisterAgain(Register):
-    """A registered host registers anew: its session is replaced, its key stays."""
+    """Register a registered host again: its session is replaced, its key stays."""
 
     name = "register again"
 
@@ -199,7 +199,7 @@ class Unassign(Story):
 
 
 class TrustedCa(Story):
-    """A CA for the trust store, and a copy of it."""
+    """Import a CA into the trust store, and copy it."""
 
     name = "CA into the trust store"
 
@@ -215,7 +215,7 @@ class TrustedCa(Story):
 
 
 class Replace(Story):
-    """A placeholder takes the place of a revoked certificate; the revoked key goes."""
+    """Replace a revoked certificate by a placeholder; its key is removed."""
 
     name = "revoked, placeholder"
     policy: ClassVar[dict[str, Any]] = {"on_revoked": "placeholder"}

@@ -1,8 +1,8 @@
-"""One trial: bring the stage to a story's start, run its act under strace with a fault at one syscall, judge.
+"""Trials: restore a story's start, run its act under strace with a fault at one syscall, check the result.
 
 A *point* is the n-th call of one name that changes the disk below the world. Points are counted in one undisturbed
-run; strace counts per thread and per name, and the act runs in one thread, so that "the 3rd fsync" is the same call
-in the next run.
+run without faults; strace counts per thread and name, and the act runs in one thread, so "the 3rd fsync" is the same
+call in the next run.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ CALLS = (
 )  # fmt: skip
 LATER = 7200.0
 RUNS = 12
-"""Undisturbed runs, until two in a row make the same calls."""
+"""Most runs without a fault until two in a row make the same calls."""
 TRIES = 3
-"""Runs until a point is reached: on a machine out of breath other writes meet than in the run that was counted."""
+"""Most runs until a point is reached: on a busy machine writes are grouped differently."""
 MOST = int(os.environ.get("CERTCTRL_CRASH_TRIALS", "0")) or 10**6
 """Bound of the campaigns, per story: points of a kill or a power cut, faults of a failing disk. All by default."""
 
@@ -51,11 +51,11 @@ class Point:
 
 @attrs.define
 class Tally:
-    """How many trials were made and how many held; failures with their point."""
+    """Numbers of trials and of successes; failures with their point."""
 
     trials: int = 0
     missed: list[str] = attrs.field(factory=list)
-    """Where a run ended before its point came."""
+    """Points that were not reached before the run ended."""
     failures: list[str] = attrs.field(factory=list)
 
     def __str__(self) -> str:
@@ -83,21 +83,21 @@ def run_traced(
 
 
 def points_of(stage: Stage, story: Story) -> list[Point]:
-    """Return every point of a story, in order, from an undisturbed run that is judged like any other.
+    """Return every point of a story, in order, from a run without faults that is checked like any other.
 
-    Writes that meet are grouped, and on a machine out of breath other writes meet: two runs in a row must agree.
+    Concurrent writes are grouped, differently on a busy machine: two runs in a row must agree.
     """
     before: list[Point] = []
     for _ in range(RUNS):
         story.begin(stage)
         status, trace = run_traced(stage, story, ())
-        assert status == 0, f"{story.name} fails by itself: {stage.log}"
+        assert status == 0, f"{story.name} fails without a fault: {stage.log}"
         checks.in_the_end(stage)
         points = numbered(trace, str(stage.world))
         if points == before:
             return points
         before = points
-    raise AssertionError(f"{story.name} does something else each time")
+    raise AssertionError(f"{story.name} makes other calls in each run")
 
 
 def numbered(trace: Iterable[str], world: str) -> list[Point]:
@@ -123,7 +123,7 @@ def judge(stage: Stage, story: Story, *, recover_first: bool, mutants: tuple[str
         must("recover")
         checks.after_recovery(stage)
     if story.act == "refresh":
-        must("poll")  # whatever is on disk is used
+        must("poll")  # use the tokens on the disk
     must(story.act, **story.arguments(stage))
     checks.in_the_end(stage)
     if story.act in ("enrol", "refresh"):
@@ -136,10 +136,10 @@ def trial(
     settle: Callable[[], None] = lambda: None, endings: tuple[int, ...] = (-9, 0),
     ended: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """Do one trial; a broken promise becomes a failure of the tally.
+    """Run one trial; a failed check becomes a failure of the tally.
 
     ``settle`` makes the start durable, ``crash`` follows the run; ``endings`` are the exit statuses it may have;
-    ``ended`` is one check more.
+    ``ended`` is an additional check.
     """
     for _ in range(TRIES):
         story.begin(stage)
@@ -168,7 +168,7 @@ def killed(status: int, trace: list[str]) -> bool:
 
 
 def sample(points: Sequence[Point], most: int) -> list[Point]:
-    """Return at most so many points, evenly spread, first and last among them."""
+    """Return at most ``most`` points, evenly spread, including the first and the last."""
     if len(points) <= most:
         return list(points)
     step = (len(points) - 1) / (most - 1)
@@ -176,13 +176,13 @@ def sample(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def in_memory() -> Path | None:
-    """Return where temporary files cost no disk, None where there is no room for them."""
+    """Return a directory in memory for temporary files; None without enough space."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and shutil.disk_usage(memory).free > 1 << 30 else None
 
 
 def scratch(root: Path) -> tuple[Path, Path]:
-    """Make the two places of a stage."""
+    """Make the two directories of a stage."""
     world, aside = root / "w", root / "aside"
     world.mkdir(mode=0o755)
     aside.mkdir()

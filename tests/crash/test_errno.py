@@ -1,4 +1,4 @@
-"""A failing disk at every syscall, once and for good: old state or new, an orderly end, and the next run converges."""
+"""Disk faults at every syscall, once and permanently: old or new state, an orderly end, and the next run converges."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def nothing_wasted(stage: Stage, story: Story, point: Point, name: str) -> None:
 @pytest.mark.root
 @pytest.mark.integration
 @EACH
-def test_a_failing_disk_is_made_good_by_the_next_run(stage: Stage, story: Story) -> None:
+def test_the_next_run_converges_after_a_disk_fault(stage: Stage, story: Story) -> None:
     tally = fail_at_points(stage, story, SAMPLE)
     assert not tally.failures, tally.failures
     assert tally.trials == SAMPLE
@@ -48,7 +48,7 @@ def test_a_failing_disk_is_made_good_by_the_next_run(stage: Stage, story: Story)
 @pytest.mark.campaign
 @pytest.mark.timeout(3 * 3600)
 @EACH
-def test_campaign_of_failing_disks(stage: Stage, story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+def test_campaign_of_disk_faults(stage: Stage, story: Story, capsys: pytest.CaptureFixture[str]) -> None:
     tally = fail_at_points(stage, story, MOST)
     with capsys.disabled():
         print(f"\nfailing disk, {story.name}: {tally}", end="")
@@ -60,7 +60,7 @@ def test_campaign_of_failing_disks(stage: Stage, story: Story, capsys: pytest.Ca
 @pytest.mark.timeout(3600)
 @EACH
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_writes_cut_short_are_finished(stage: Stage, story: Story, size: int) -> None:
-    """The kernel is given so few bytes at a time that each write returns early."""
+def test_short_writes_are_finished(stage: Stage, story: Story, size: int) -> None:
+    """Limit each write so that it returns early."""
     story.begin(stage)
     assert stage.act(story.act, mutants=(f"write_{size}",), **story.arguments(stage)) == 0, stage.log

@@ -1,4 +1,4 @@
-"""What the campaigns found, each brought about again by its shortest way."""
+"""Faults that the campaigns found, each reproduced in the shortest way."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from crash_trials import Tally, kill_at, killed, points_of, trial
 pytestmark = [pytest.mark.root, pytest.mark.integration]
 
 
-def test_a_removal_cut_off_after_its_links_still_removes_the_key_and_raises_the_alarm(stage: Stage) -> None:
-    """Found by kill -9: with the live link gone, the next run took the certificate for "not in use here"."""
+def test_an_interrupted_removal_still_removes_the_key_and_alerts(stage: Stage) -> None:
+    """Found by kill -9: without the live link the next run treated the certificate as not in use here."""
     story, tally = Withdraw(), Tally()
     (point,) = [
         one for one in points_of(stage, story) if one.call == "renameat" and '.generations>, ".tmp-' in one.text
@@ -25,7 +25,7 @@ def test_a_removal_cut_off_after_its_links_still_removes_the_key_and_raises_the_
 
 
 def test_a_killed_registration_leaves_no_secret_in_a_temporary_file(stage: Stage) -> None:
-    """Found by kill -9: nothing swept the state's temporary files."""
+    """Found by kill -9: temporary files of the state directory were not removed."""
 
     class FromScratch(Install):
         name = "register, killed"

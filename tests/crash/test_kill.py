@@ -1,4 +1,4 @@
-"""kill -9 before every syscall that changes the disk, on the real kernel: the next start finds all or nothing."""
+"""SIGKILL before every syscall that changes the disk, on the real kernel: the next start finds all or nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def kill_at_points(stage: Stage, story: Story, most: int) -> Tally:
 @pytest.mark.root
 @pytest.mark.integration
 @EACH
-def test_a_killed_run_is_made_good_by_the_next(stage: Stage, story: Story) -> None:
+def test_the_next_run_converges_after_a_kill(stage: Stage, story: Story) -> None:
     tally = kill_at_points(stage, story, SAMPLE)
     assert not tally.failures, tally.failures
     assert tally.trials == SAMPLE and not tally.missed

@@ -1,7 +1,7 @@
-"""The trials have teeth: each mutant of `crash_mutants` is caught by the kind of trial it is meant for.
+"""Check the trials: each mutant of `crash_mutants` is caught by its kind of trial.
 
-What the model of a disk catches besides is in ``tests/store/test_crash_mutants.py``; mutants that both catch have
-the same name there.
+The mutants that the model disk catches are in ``tests/store/test_crash_mutants.py``; those that both catch have the
+same name.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ KINDS = {kind: [name for name, mutant in MUTANTS.items() if mutant.kind == kind]
 
 
 def mutated_points(stage: Stage, story: Story, mutant: str) -> list:
-    """Return the points of the mutant: it makes other calls than the product, and works when nothing happens."""
+    """Return the points of the mutant: its calls differ from the product's, and it works without a fault."""
     story.begin(stage)
     status, trace = run_traced(stage, story, (), (mutant,))
-    assert status == 0, f"the mutant fails by itself: {stage.log}"
+    assert status == 0, f"the mutant fails without a fault: {stage.log}"
     checks.at_once(stage)
     return numbered(trace, str(stage.world))
 
@@ -43,7 +43,7 @@ def show(capsys: pytest.CaptureFixture[str], mutant: str, how: str, tally: Tally
 @pytest.mark.campaign
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mutant", KINDS["kill"])
-def test_a_kill_catches(stage: Stage, mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kills_catch_the_mutant(stage: Stage, mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
     story, tally = BY_NAME[MUTANTS[mutant].story], Tally()
     for point in mutated_points(stage, story, mutant):
         trial(stage, story, kill_at(point), tally, f"killed before {point}", reached=killed, mutants=(mutant,))
@@ -57,7 +57,7 @@ def test_a_kill_catches(stage: Stage, mutant: str, capsys: pytest.CaptureFixture
 @pytest.mark.campaign
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mutant", KINDS["errno"])
-def test_a_failing_disk_catches(stage: Stage, mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_disk_faults_catch_the_mutant(stage: Stage, mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
     story, tally = BY_NAME[MUTANTS[mutant].story], Tally()
     every = [(point, *fault) for point in mutated_points(stage, story, mutant) for fault in faults(point)]
     for point, name, rules in every:
@@ -71,7 +71,7 @@ def test_a_failing_disk_catches(stage: Stage, mutant: str, capsys: pytest.Captur
 
 @pytest.fixture(scope="module")
 def powered(need: Callable[[str], str]) -> Iterator[Powered]:
-    """XFS: it hides less than ext4, whose one journal makes much durable that nobody asked for."""
+    """A stage on XFS: the journal of ext4 makes more durable than was synced."""
     with stage_on("xfs", need) as (stage, made):
         yield Powered(stage, made, "xfs")
 
@@ -80,7 +80,7 @@ def powered(need: Callable[[str], str]) -> Iterator[Powered]:
 @pytest.mark.campaign
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("mutant", KINDS["power"])
-def test_a_power_cut_catches(powered: Powered, mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_power_cuts_catch_the_mutant(powered: Powered, mutant: str, capsys: pytest.CaptureFixture[str]) -> None:
     stage, story, tally = powered.stage, BY_NAME[MUTANTS[mutant].story], Tally()
     for name, variant in VARIANTS.items():
         cut_after_the_end(powered, story, tally, name, variant, (mutant,))

@@ -1,4 +1,4 @@
-"""Power cuts on real file systems, before every syscall and right after the end: what was acknowledged stays."""
+"""Power cuts on real file systems, before every syscall and right after the end: reported results stay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLE = 2
 
 @attrs.define
 class Powered:
-    """A stage whose world is a file system of its own."""
+    """A stage on a separate file system."""
 
     stage: Stage
     disk: Disk
@@ -47,7 +47,7 @@ def cut_at_points(powered: Powered, story: Story, most: int) -> Tally:
 def cut_after_the_end(
     powered: Powered, story: Story, tally: Tally, name: str, variant: int, mutants: tuple[str, ...] = ()
 ) -> None:
-    """Cut the power when the act has ended well: what it promised is held against what is left."""
+    """Cut the power after a successful act, and check that its results are on the disk."""
 
     def crash() -> None:
         if story.act == "enrol":
@@ -60,7 +60,7 @@ def cut_after_the_end(
 
 @pytest.mark.root
 @pytest.mark.integration
-def test_a_power_cut_takes_nothing_back(powered: Powered) -> None:
+def test_a_power_cut_undoes_nothing(powered: Powered) -> None:
     tally = cut_at_points(powered, RenewCopies(), SAMPLE)
     assert not tally.failures, tally.failures
     assert tally.trials == 2 * SAMPLE + 2 and not tally.missed
