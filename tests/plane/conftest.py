@@ -1,4 +1,4 @@
-"""An in-process plane with a clock of its own, clients that call its application without sockets, and a served plane."""
+"""An in-process plane with its own clock, clients without sockets, and a served plane."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UPDATES = "/apiv1/devices/self/updates"
 
 @attrs.define
 class Clock:
-    """Time that moves when a test says so: ``wall`` may jump, ``steady`` may not."""
+    """Clocks that tests advance: ``wall`` may jump, ``steady`` may not."""
 
     wall: float = WALL
     steady: float = 0.0
@@ -55,7 +55,7 @@ class Reply:
 
     @property
     def key(self) -> str:
-        """The key of an error, after checking the whole of its shape."""
+        """The key of an error, after checking its shape."""
         error = self.json["error"]
         assert set(error) == {"code", "what", "key", "params"}
         assert isinstance(error["code"], int)
@@ -72,7 +72,7 @@ class Client:
     token: str = ""
     address: str = "192.0.2.7"
     gone: trio.Event | None = None
-    """Set it and the connection is closed from the client's side."""
+    """Set to close the connection from the client's side."""
 
     async def __call__(
         self,
@@ -145,7 +145,7 @@ class Device(Client):
 
 @attrs.define(eq=False)
 class World:
-    """One plane and everybody around it."""
+    """One plane with its clients."""
 
     plane: Plane
     clock: Clock
@@ -169,7 +169,7 @@ class World:
 
 
 def registration(public_id: str, secret: PrivateKey, name: str = "web-1") -> dict[str, Any]:
-    """Return the fields that a device registers with."""
+    """Return the fields of a registration."""
     return {
         "device_public_id": public_id,
         "dev_pk": base64.b64encode(bytes(secret.public_key)).decode(),
@@ -188,7 +188,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def build(clock: Clock) -> Iterator[Callable[..., World]]:
-    """Give ``build(settings…, virtual=False)``: a World in memory; ``virtual`` takes Trio's (mock) clock."""
+    """Return ``build(settings…, virtual=False)``, which makes a World in memory; ``virtual``: on Trio's mock clock."""
     made: list[Plane] = []
 
     def make(*, virtual: bool = False, **settings: Any) -> World:
@@ -209,13 +209,13 @@ def build(clock: Clock) -> Iterator[Callable[..., World]]:
 
 @pytest.fixture
 def world(build: Callable[..., World]) -> World:
-    """Give a World with the spec's figures, but for the rate of polls."""
+    """Return a World with the spec's settings, except for a higher poll rate."""
     return build(poll_rate=1000.0, poll_burst=1000)
 
 
 @pytest.fixture
 def form() -> Callable[..., dict[str, Any]]:
-    """Give `registration`."""
+    """Return `registration`."""
     return registration
 
 

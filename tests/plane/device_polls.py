@@ -1,4 +1,4 @@
-"""What tests of polls share: the path they ask, and a certificate whose issue is news to a device."""
+"""Shared by poll tests: the path, and a certificate whose issue signals a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificates in few words: issued by the operator, fetched and opened by a device, told of in signals."""
+"""Short forms to issue a certificate, fetch and decrypt it as a device, and read its signals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def materials(device: Any, cert_id: int) -> dict[str, Any]:
 
 
 def opened(device: Any, data: dict[str, Any]) -> bytes:
-    """Return the private key (PKCS#8 DER), opened as api.md §4 says."""
+    """Return the private key (PKCS#8 DER), decrypted as docs/protocol.md describes."""
     field = {name: base64.b64decode(value) for name, value in data.items() if name.endswith("_b64")}
     assert len(field["enc_data_key_b64"]) == 80
     assert len(field["privkey_nonce_b64"]) == 12

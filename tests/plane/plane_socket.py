@@ -1,4 +1,4 @@
-"""A TLS connection that speaks just enough HTTP, and who asks the served plane over it."""
+"""A TLS connection with minimal HTTP, and clients of the served plane that use it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Answer:
 
 @attrs.define(eq=False)
 class Connection:
-    """One TLS connection that speaks just enough HTTP."""
+    """One TLS connection with minimal HTTP."""
 
     stream: trio.SSLStream[trio.SocketStream]
     token: str = ""
@@ -97,7 +97,7 @@ async def enrolled(operator: Connection, form: Callable[..., dict[str, Any]], pu
 
 
 async def fds_back_to(before: int) -> None:
-    """Wait until no more files are open than before."""
+    """Wait until no more file descriptors are open than before."""
     with trio.fail_after(15):
         while len(os.listdir("/proc/self/fd")) > before:
             await trio.sleep(0.05)

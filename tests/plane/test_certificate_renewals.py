@@ -1,4 +1,4 @@
-"""Devices renew what is assigned to them and nothing else, and the CA renews itself before its leaves outlive it."""
+"""Renewals by devices, and replacement of the CA's intermediate."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from issued import CERTIFICATES, issue, materials, signals
 
 from certctrl.plane.errors import ErrorResponse
 
-# --- renewals that devices ask for -----------------------------------------------------------------------------------
+# --- renewals requested by devices -----------------------------------------------------------------------------------
 
 
-async def test_a_device_renews_what_is_assigned_to_it_and_nothing_else(world: Any) -> None:
+async def test_a_device_renews_assigned_certificates_only(world: Any) -> None:
     device, other = await world.device(), await world.device("device-number-2")
     row = await issue(world, "example.com", device_ids=[device.id])
     path = f"{CERTIFICATES}/{row['id']}/issues"
@@ -34,12 +34,14 @@ async def test_devices_that_share_a_certificate_share_a_renewal(build: Callable[
     path = f"{CERTIFICATES}/{row['id']}/issues"
     first = (await device("POST", path, {"action": "renew"})).data
     assert (await other("POST", path, {"action": "renew"})).data == first
-    assert (await device("POST", path, {"action": "renew"})).data != first, "who asks again means it"
+    assert (await device("POST", path, {"action": "renew"})).data != first, (
+        "a repeated request by the same device renews again"
+    )
     world.clock.advance(61)
     assert (await other("POST", path, {"action": "renew"})).data["id"] > first["id"]
 
 
-async def test_a_device_cannot_have_renewals_without_end(world: Any) -> None:
+async def test_renewals_by_a_device_are_rate_limited(world: Any) -> None:
     device = await world.device()
     row = await issue(world, "example.com", device_ids=[device.id])
     path = f"{CERTIFICATES}/{row['id']}/issues"
@@ -52,7 +54,7 @@ async def test_a_device_cannot_have_renewals_without_end(world: Any) -> None:
 # --- the CA itself -------------------------------------------------------------------------------------------------
 
 
-async def test_the_intermediate_is_replaced_before_leaves_could_outlive_it(world: Any) -> None:
+async def test_the_intermediate_is_replaced_before_a_leaf_could_outlive_it(world: Any) -> None:
     device = await world.device()
     row = await issue(world, "example.com", device_ids=[device.id])
     first = (await materials(device, row["id"]))["chain_pem"]
@@ -68,7 +70,7 @@ async def test_the_intermediate_is_replaced_before_leaves_could_outlive_it(world
     assert leaf.not_valid_after_utc <= intermediate.not_valid_after_utc <= root.not_valid_after_utc
 
 
-async def test_slow_keys_are_made_off_the_loop_when_told_so() -> None:
+async def test_slow_keys_are_generated_in_a_thread() -> None:
     from certctrl.plane.core import Plane
 
     ran: list[str] = []
@@ -83,8 +85,8 @@ async def test_slow_keys_are_made_off_the_loop_when_told_so() -> None:
     assert ran == ["rsa-2048"]
 
 
-async def test_a_revocation_wins_over_a_renewal_that_is_being_made() -> None:
-    """The device's RSA renewal is under way in a thread when the operator revokes."""
+async def test_a_revocation_wins_over_a_concurrent_renewal() -> None:
+    """The operator revokes while a thread generates the key of the device's RSA renewal."""
     from certctrl.plane.core import Plane
     from certctrl.plane.devices import DeviceFacts
 
@@ -105,7 +107,7 @@ async def test_a_revocation_wins_over_a_renewal_that_is_being_made() -> None:
         assert plane.certificates.show(1, issued[0])["status"] == "revoked"
 
 
-async def test_material_waits_for_a_device_without_a_key(world: Any) -> None:
+async def test_materials_are_pending_for_a_device_without_a_key(world: Any) -> None:
     from certctrl.plane.devices import DeviceFacts
 
     device = world.plane.devices.expect(1, DeviceFacts(device_public_id="device-1"))["id"]

@@ -1,4 +1,4 @@
-"""Certificates: what is issued verifies, what is delivered opens, and every change is told to its devices."""
+"""Certificates: issued ones verify, delivered ones decrypt, and each change is signalled to their devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from issued import CERTIFICATES, issue, materials, opened, signals
 from certctrl.protocol.wire.certificates import certificate_from_wire, materials_from_wire
 
 
-async def test_what_is_delivered_opens_and_belongs_together(world: Any) -> None:
+async def test_delivered_key_and_certificate_decrypt_and_match(world: Any) -> None:
     device = await world.device()
     row = await issue(world, "example.com", "www.example.com", device_ids=[device.id])
     data = await materials(device, row["id"])
@@ -34,7 +34,7 @@ async def test_what_is_delivered_opens_and_belongs_together(world: Any) -> None:
     assert hashlib.sha256(der).hexdigest() == row["fingerprint_sha256"]
 
 
-async def test_each_delivery_is_sealed_anew(world: Any) -> None:
+async def test_each_delivery_is_sealed_again(world: Any) -> None:
     device = await world.device()
     row = await issue(world, "example.com", device_ids=[device.id])
     first, second = await materials(device, row["id"]), await materials(device, row["id"])
@@ -50,7 +50,7 @@ async def test_the_chain_verifies_by_web_rules(world: Any) -> None:
     data = await materials(device, row["id"])
     leaf = x509.load_pem_x509_certificate(data["certificate_pem"].encode())
     chain = x509.load_pem_x509_certificates(data["chain_pem"].encode())
-    assert len(chain) == 1, "the intermediate; the root is what clients have"
+    assert len(chain) == 1, "the intermediate only; clients have the root"
     root = x509.load_pem_x509_certificate(world.plane.ca.root_pem.encode())
     now = dt.datetime.fromtimestamp(world.clock.wall, dt.UTC)
     builder = PolicyBuilder().store(Store([root])).time(now)
@@ -83,7 +83,7 @@ async def test_key_types(world: Any, key_type: str, kind: type, size: int) -> No
     assert key.public_key() == public
 
 
-async def test_validity_is_as_asked_and_begins_a_little_earlier(world: Any) -> None:
+async def test_validity_is_as_requested_with_an_earlier_start(world: Any) -> None:
     row = await issue(world, "example.com", validity_seconds=30)
     assert (row["not_before"], row["not_after"]) == ("2026-09-21T14:13:17Z", "2026-09-21T14:13:50Z")
     assert row["status"] == "active"
@@ -91,7 +91,7 @@ async def test_validity_is_as_asked_and_begins_a_little_earlier(world: Any) -> N
     assert (await world.operator("GET", f"{CERTIFICATES}/{row['id']}")).data["status"] == "expired"
 
 
-async def test_a_renewal_keeps_names_and_life_and_changes_the_rest(world: Any) -> None:
+async def test_a_renewal_keeps_names_and_validity_and_replaces_the_rest(world: Any) -> None:
     device = await world.device()
     row = await issue(world, "example.com", "www.example.com", validity_seconds=3600, device_ids=[device.id])
     before = opened(device, await materials(device, row["id"]))
@@ -102,14 +102,14 @@ async def test_a_renewal_keeps_names_and_life_and_changes_the_rest(world: Any) -
     now = (await world.operator("GET", f"{CERTIFICATES}/{row['id']}")).data
     assert now["serial_number"] == reply.data["serial_number"] != row["serial_number"]
     assert (now["sans"], now["not_after"]) == (row["sans"], "2026-09-21T15:13:30Z")
-    assert opened(device, await materials(device, row["id"])) != before, "a new key, too"
+    assert opened(device, await materials(device, row["id"])) != before, "a renewal has a new key"
     assert await signals(device) == [
         ("cert.renewed", {"cert_id": row["id"], "serial": row["serial_number"]}),
         ("cert.renewed", {"cert_id": row["id"], "serial": now["serial_number"]}),
     ]
 
 
-async def test_revoking_destroys_the_key_and_tells_the_devices(world: Any) -> None:
+async def test_revoking_deletes_the_key_and_signals_the_devices(world: Any) -> None:
     device, other = await world.device(), await world.device("device-number-2")
     row = await issue(world, "example.com", device_ids=[device.id, other.id])
     reply = await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {"reason": "leaked"})
@@ -124,7 +124,7 @@ async def test_revoking_destroys_the_key_and_tells_the_devices(world: Any) -> No
     assert stored["private_key_enc"] == b""
     again = await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {})
     assert again.data["revoke_reason"] == "leaked"
-    assert len(await signals(device)) == 2, "revoking twice tells once"
+    assert len(await signals(device)) == 2, "revoking again sends no second signal"
 
 
 async def test_an_operator_may_replace_a_revoked_certificate(world: Any) -> None:
@@ -132,7 +132,7 @@ async def test_an_operator_may_replace_a_revoked_certificate(world: Any) -> None
     row = await issue(world, "example.com", device_ids=[device.id])
     await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {})
     ask = await device("POST", f"{CERTIFICATES}/{row['id']}/issues", {"action": "renew"})
-    assert (ask.status, ask.key) == (409, "CERT_REVOKED"), "a device may not"
+    assert (ask.status, ask.key) == (409, "CERT_REVOKED"), "devices may not renew revoked certificates"
     await world.operator("POST", f"{CERTIFICATES}/{row['id']}/issues", {"action": "renew"})
     assert (await world.operator("GET", f"{CERTIFICATES}/{row['id']}")).data["status"] == "active"
     opened(device, await materials(device, row["id"]))
@@ -157,7 +157,7 @@ async def test_assigning_and_unassigning(world: Any) -> None:
     ]
 
 
-async def test_a_revoked_certificate_is_not_assigned(world: Any) -> None:
+async def test_a_revoked_certificate_cannot_be_assigned(world: Any) -> None:
     device = await world.device()
     row = await issue(world, "example.com")
     await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {})
@@ -203,7 +203,7 @@ async def test_the_detail_adds_the_pem_texts(world: Any) -> None:
         "bücher.example", "a" * 64 + ".example", ("a" * 60 + ".") * 5, "1.2.3.4.5", "x_y.example", "\0", "http://x",
     ],
 )  # fmt: skip
-async def test_names_that_no_certificate_carries(world: Any, domain: str) -> None:
+async def test_invalid_names_are_refused(world: Any, domain: str) -> None:
     reply = await world.operator("POST", CERTIFICATES, {"domain_name": domain})
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
 
@@ -231,13 +231,13 @@ async def test_a_name_too_long_for_the_subject_is_still_issued(world: Any) -> No
         {"sans": [f"n{n}.example" for n in range(150)]}, {"device_ids": ["1"]}, {"device_ids": [True]},
     ],
 )  # fmt: skip
-async def test_an_issue_that_makes_no_sense_is_refused(world: Any, more: dict[str, Any]) -> None:
+async def test_invalid_issue_requests_are_refused(world: Any, more: dict[str, Any]) -> None:
     reply = await world.operator("POST", CERTIFICATES, {"domain_name": "example.com"} | more)
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
     assert (await world.operator("GET", CERTIFICATES)).data == []
 
 
-async def test_an_issue_for_a_device_that_is_not_there_issues_nothing(world: Any) -> None:
+async def test_an_issue_for_an_unknown_device_issues_nothing(world: Any) -> None:
     reply = await world.operator("POST", CERTIFICATES, {"domain_name": "example.com", "device_ids": [99]})
     assert reply.status == 404
     assert (await world.operator("GET", CERTIFICATES)).data == []

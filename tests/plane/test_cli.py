@@ -1,4 +1,4 @@
-"""`cert-ctrl plane …`: each command against a real plane, and what it says when something is missing or wrong."""
+"""`cert-ctrl plane …`: each command against a real plane, and its errors."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Result:
         return json.loads(self.out)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         assert self.status == 0, self.err
         return self.out
 
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Give ``cli("plane", …)``: run a command in this process."""
+    """Return ``cli("plane", …)``, which runs a command in this process."""
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
 
     def call(*argv: str) -> Result:
@@ -55,7 +55,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @attrs.define
 class Site:
-    """A plane in a process of its own, and the commands that operate it."""
+    """A plane in a separate process, and the commands that operate it."""
 
     data: Path
     url: str
@@ -79,8 +79,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
     argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "127.0.0.1:0"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
-    said = [process.stdout.readline().split() for _ in range(4)]
-    yield data, said[0][-1]
+    words = [process.stdout.readline().split() for _ in range(4)]
+    yield data, words[0][-1]
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
     process.stdout.close()
@@ -94,7 +94,7 @@ def site(running: tuple[Path, str], cli: Callable[..., Result]) -> Site:
 @pytest.fixture
 def device(site: Site, form: Callable[..., dict[str, Any]], request: pytest.FixtureRequest) -> str:
     """Register a device named after the test, with a token that a command printed."""
-    token = site("enrolment-token", "--uses", "0", "--label", "tests").said.strip()
+    token = site("enrolment-token", "--uses", "0", "--label", "tests").output.strip()
     name = request.node.name.replace("_", "-")
     site.post(
         "/apiv1/device/registration", form(f"id-{name}"[:64], PrivateKey.generate(), name) | {"enrolment_token": token}
@@ -103,29 +103,31 @@ def device(site: Site, form: Callable[..., dict[str, Any]], request: pytest.Fixt
 
 
 @pytest.mark.integration
-def test_a_certificates_whole_life(site: Site, device: str) -> None:
+def test_the_life_of_a_certificate(site: Site, device: str) -> None:
     row = site("issue", "www.life.example", "life.example", "--device", device, "--json").json
     assert row["sans"] == ["www.life.example", "life.example"]
-    assert row["serial_number"] in site("certificates").said
-    renewed = site("renew", "www.life.example", "--reason", "drill").said
+    assert row["serial_number"] in site("certificates").output
+    renewed = site("renew", "www.life.example", "--reason", "drill").output
     assert f"renewed certificate {row['id']}" in renewed
-    assert row["serial_number"] not in site("certificates").said
-    assert "is no longer assigned to device" in site("unassign", str(row["id"]), "--device", device).said
-    assert "is assigned to device" in site("assign", "WWW.life.example", "--device", device).said
-    assert "revoked certificate" in site("revoke", "www.life.example", "--reason", "leaked").said
+    assert row["serial_number"] not in site("certificates").output
+    assert "is no longer assigned to device" in site("unassign", str(row["id"]), "--device", device).output
+    assert "is assigned to device" in site("assign", "WWW.life.example", "--device", device).output
+    assert "revoked certificate" in site("revoke", "www.life.example", "--reason", "leaked").output
     shown = {found["id"]: found for found in site("certificates", "--json").json}
     assert (shown[row["id"]]["status"], shown[row["id"]]["revoke_reason"]) == ("revoked", "leaked")
     again = site("issue", "www.life.example", "--key-type", "ecdsa-p384", "--validity-seconds", "600", "--json").json
-    assert site("renew", "www.life.example", "--json").json["cert_id"] == again["id"], "the one in force is meant"
+    assert site("renew", "www.life.example", "--json").json["cert_id"] == again["id"], (
+        "the name means the active certificate"
+    )
 
 
 @pytest.mark.integration
-def test_devices_are_listed_shown_and_thrown_out(site: Site, device: str) -> None:
-    line = next(line for line in site("devices").said.splitlines() if device in line)
+def test_devices_are_listed_shown_and_revoked(site: Site, device: str) -> None:
+    line = next(line for line in site("devices").output.splitlines() if device in line)
     assert "active" in line
-    assert site("devices", "--outcomes", device).said.split()[0] == "AT"
+    assert site("devices", "--outcomes", device).output.split()[0] == "AT"
     assert site("devices", "--outcomes", device, "--json").json == []
-    assert "is revoked" in site("revoke-device", device, "--reason", "stolen").said
+    assert "is revoked" in site("revoke-device", device, "--reason", "stolen").output
     (row,) = [row for row in site("devices", "--json").json if row["name"] == device]
     assert (row["status"], row["revoke_reason"]) == ("revoked", "stolen")
 
@@ -138,11 +140,11 @@ def test_install_configs_come_from_a_file_or_a_pipe(
     file = tmp_path / "plan.json"
     for number, content in enumerate((items, {"installs": [*items, {"id": 2, "type": "exec", "cmd": "true"}]})):
         file.write_text(json.dumps(content))
-        said = site("install-config", "put", str(file), "--device", device).said
-        assert f"version {number + 2}" in said
-    assert len(json.loads(site("install-config", "show", "--device", device).said)) == 2
+        output = site("install-config", "put", str(file), "--device", device).output
+        assert f"version {number + 2}" in output
+    assert len(json.loads(site("install-config", "show", "--device", device).output)) == 2
     assert site("install-config", "show", "--device", device, "--json").json["version"] == 3
-    for content, said in (
+    for content, expected in (
         ("{", "is not JSON"),
         ('{"items": []}', "does not contain a list"),
         ('[{"id": 1}]', "installs[0].type"),
@@ -150,7 +152,7 @@ def test_install_configs_come_from_a_file_or_a_pipe(
         file.write_text(content)
         result = site("install-config", "put", str(file), "--device", device)
         assert result.status == ExitStatus.USAGE
-        assert said in result.err
+        assert expected in result.err
     assert site("install-config", "put", str(tmp_path / "absent"), "--device", device).status == ExitStatus.USAGE
 
 
@@ -158,16 +160,16 @@ def test_install_configs_come_from_a_file_or_a_pipe(
 def test_private_cas(site: Site, device: str) -> None:
     row = site("ca", "add", f"ca-of-{device}", str(site.data / "ca.pem"), "--json").json
     assert row["ca_certificate_pem"] == (site.data / "ca.pem").read_text()
-    assert "is assigned to device" in site("ca", "assign", row["name"], "--device", device).said
-    assert row["name"] in site("ca", "list").said
-    assert "is no longer assigned to" in site("ca", "unassign", str(row["id"]), "--device", device).said
+    assert "is assigned to device" in site("ca", "assign", row["name"], "--device", device).output
+    assert row["name"] in site("ca", "list").output
+    assert "is no longer assigned to" in site("ca", "unassign", str(row["id"]), "--device", device).output
 
 
 @pytest.mark.integration
 def test_approve_and_deny(site: Site) -> None:
     for command, status in (("approve", "ready"), ("deny", "access_denied")):
         grant = site.post("/auth/device", {"action": "device_start", "name": "web-7"})
-        assert "web-7 at 127.0.0.1" in site(command, grant["user_code"].lower()).said
+        assert "web-7 at 127.0.0.1" in site(command, grant["user_code"].lower()).output
         poll = {"action": "device_poll", "device_code": grant["device_code"]}
         assert site.post("/auth/device", poll)["status"] == status
     result = site("approve", "ZZZZ-ZZZZ")
@@ -175,7 +177,7 @@ def test_approve_and_deny(site: Site) -> None:
 
 
 @pytest.mark.integration
-def test_what_goes_wrong_is_one_line_with_its_fix(site: Site, tmp_path: Path) -> None:
+def test_errors_are_one_line_with_a_fix(site: Site, tmp_path: Path) -> None:
     wrong_key = tmp_path / "key"
     wrong_key.write_text("ok_not-the-key-at-all\n")
     other_ca = "/etc/ssl/certs/ca-certificates.crt"
@@ -191,21 +193,21 @@ def test_what_goes_wrong_is_one_line_with_its_fix(site: Site, tmp_path: Path) ->
         (site("devices", "--ca", other_ca), ExitStatus.UNAVAILABLE, "not signed by", "--ca"),
         (site("serve", "--listen", "127.0.0.1:0"), ExitStatus.BUSY, "is served by another plane", "--data"),
     ]
-    for result, status, said, fix in tries:
-        assert (result.status, said in result.err, fix in result.err) == (status, True, True), result
+    for result, status, expected, fix in tries:
+        assert (result.status, expected in result.err, fix in result.err) == (status, True, True), result
         assert "Traceback" not in result.err
         assert result.out == ""
 
 
 @pytest.mark.integration
-def test_one_name_of_two_certificates_is_asked_about(site: Site) -> None:
+def test_an_ambiguous_certificate_name_is_refused(site: Site) -> None:
     ids = [site("issue", "twice.example", "--json").json["id"] for _ in range(2)]
     result = site("renew", "twice.example")
     assert result.status == ExitStatus.USAGE
     assert f"use one of the ids {ids[0]}, {ids[1]}" in result.err
 
 
-def test_the_place_comes_from_data_or_from_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connection_comes_from_data_or_from_single_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
     (tmp_path / "operator.key").write_text("ok_secret\n")
     (tmp_path / "address").write_text("https://127.0.0.1:8443\n")
@@ -252,7 +254,7 @@ def test_listen_addresses(text: str, address: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "8443", "127.0.0.1", "x:", "x:y", "x:65536", "::1:8443", "x:-1", "x:１"])
-def test_listen_addresses_that_are_none(text: str) -> None:
+def test_invalid_listen_addresses(text: str) -> None:
     with pytest.raises(UsageError):
         parse_listen(text)
 
@@ -272,7 +274,7 @@ def test_serve_needs_a_directory(cli: Callable[..., Result]) -> None:
     ids=" ".join,
 )  # fmt: skip
 def test_every_command_has_help_with_an_example(cli: Callable[..., Result], command: list[str]) -> None:
-    text = cli("plane", *command, "--help").said
+    text = cli("plane", *command, "--help").output
     assert f"cert-ctrl plane {' '.join(command)} --data /var/lib/plane" in text
     if command != ["serve"]:
         for option in ("--data", "--server", "--ca", "--operator-key-file", "--user", "--json"):

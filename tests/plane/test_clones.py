@@ -1,4 +1,4 @@
-"""Two live agents with one identity are noticed; restarts, upgrades and old agents are not taken for them."""
+"""Two live agents with one identity are detected; restarts, upgrades and old agents are not."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ UPDATES = "/apiv1/devices/self/updates"
         ("abcdefghijklmnop", False),  # a restart loop
         ("aba", True),
         ("aabbab", True),
-        ("abca", True),  # one of two restarts meanwhile
-        ("a-b-", False),  # agents that do not name themselves
+        ("abca", True),  # one of the two restarts
+        ("a-b-", False),  # agents without instance names
         ("a-a", False),
     ],
 )
-def test_taking_turns_is_what_gives_them_away(names: str, suspected: bool) -> None:
+def test_alternating_instances_are_suspected(names: str, suspected: bool) -> None:
     seconds = count()
     clones = CloneDetector(lambda: float(next(seconds)))
     for name in names:
@@ -35,7 +35,7 @@ def test_taking_turns_is_what_gives_them_away(names: str, suspected: bool) -> No
     assert clones.suspected(8) is False
 
 
-def test_it_passes_when_one_of_them_stops() -> None:
+def test_the_suspicion_ends_when_one_of_them_stops() -> None:
     now = [0.0]
     clones = CloneDetector(lambda: now[0])
     for name in "aba":
@@ -46,7 +46,7 @@ def test_it_passes_when_one_of_them_stops() -> None:
     assert not clones.note(7, "a")
 
 
-def test_a_name_of_long_ago_is_forgotten() -> None:
+def test_names_are_forgotten_after_the_window() -> None:
     now = [0.0]
     clones = CloneDetector(lambda: now[0])
     clones.note(7, "a")
@@ -55,7 +55,7 @@ def test_a_name_of_long_ago_is_forgotten() -> None:
     assert not clones.note(7, "a")
 
 
-async def test_both_copies_and_the_operator_are_told(world: Any) -> None:
+async def test_both_clones_and_the_operator_are_notified(world: Any) -> None:
     device = await world.device()
     told = []
     for name in ("one", "two", "one", "two"):

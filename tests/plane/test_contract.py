@@ -1,4 +1,4 @@
-"""Both ends of the wire: the agent's own client against the plane, without sockets."""
+"""The agent's client against the plane, without sockets."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_every_kind_of_poll_answer_is_understood(world: Any, agent: Contro
     assert isinstance(await agent.poll(token, Poll(updates.cursor, 20, 0)), events.DeviceRevoked)
 
 
-async def test_too_many_polls_are_busy_with_a_pause(build: Any) -> None:
+async def test_too_many_polls_are_server_busy_with_retry_after(build: Any) -> None:
     world = build()
     device = await world.device()
     config = AgentConfig(application=ApplicationConfig(server_url="https://plane.test"))

@@ -1,4 +1,4 @@
-"""Device grants and registration: decided once, at a bounded pace, for one device and one user (api.md §1)."""
+"""Device grants and registration: decided once, rate-limited, for one device and one user (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_the_whole_device_grant(world: Any, form: Callable[..., dict[str, 
     row = (await world.operator("GET", "/apiv1/users/1/devices/1")).data
     digest = hashlib.blake2b(bytes(secret.public_key), digest_size=32).hexdigest()
     assert row["key_fingerprint"] == digest
-    assert await poll(world, grant) == {"status": "expired"}, "a grant is good for one registration"
+    assert await poll(world, grant) == {"status": "expired"}, "a grant is valid for one registration"
 
 
 async def test_denied(world: Any) -> None:
@@ -82,11 +82,11 @@ async def test_decided_once(world: Any) -> None:
     assert (await poll(world, grant))["status"] == "ready"
 
 
-async def test_who_polls_too_fast_is_slowed_down_for_good(world: Any) -> None:
+async def test_polling_too_fast_increases_the_interval_permanently(world: Any) -> None:
     grant = await start(world)
     assert (await poll(world, grant))["status"] == "authorization_pending"
     world.clock.advance(4.6)
-    assert (await poll(world, grant))["status"] == "authorization_pending", "a little early is on time"
+    assert (await poll(world, grant))["status"] == "authorization_pending", "polls may be slightly early"
     world.clock.advance(3)
     assert (await poll(world, grant))["status"] == "slow_down"
     world.clock.advance(5)
@@ -95,14 +95,14 @@ async def test_who_polls_too_fast_is_slowed_down_for_good(world: Any) -> None:
     assert (await poll(world, grant))["status"] == "authorization_pending"
 
 
-async def test_a_clock_that_steps_back_slows_nobody_down(world: Any) -> None:
+async def test_a_clock_step_back_does_not_slow_polls_down(world: Any) -> None:
     grant = await start(world)
     await poll(world, grant)
     world.clock.wall -= 60
     assert (await poll(world, grant))["status"] == "authorization_pending"
 
 
-async def test_user_codes_are_read_however_they_are_typed(world: Any) -> None:
+async def test_user_codes_are_accepted_in_any_spelling(world: Any) -> None:
     grant = await start(world)
     code: str = grant["user_code"]
     letters = code.replace("-", "")
@@ -125,14 +125,14 @@ async def test_pending_grants_are_listed_and_bounded(build: Callable[..., Any]) 
     await start(world)
 
 
-async def test_one_address_may_not_start_grants_without_end(world: Any) -> None:
+async def test_grants_are_rate_limited_per_address(world: Any) -> None:
     statuses = [(await world.stranger("POST", "/auth/device", START)).status for _ in range(21)]
     assert statuses == [200] * 20 + [429]
     world.stranger.address = "198.51.100.9"
     assert (await world.stranger("POST", "/auth/device", START)).status == 200
 
 
-async def test_the_registration_code_fits_one_device_one_user_and_a_while(
+async def test_a_registration_code_is_for_one_device_one_user_and_a_limited_time(
     world: Any, form: Callable[..., dict[str, Any]]
 ) -> None:
     secret = PrivateKey.generate()
@@ -145,7 +145,7 @@ async def test_the_registration_code_fits_one_device_one_user_and_a_while(
         body = form(public_id, secret) | {"user_id": user_id, "registration_code": code}
         return await world.stranger("POST", REGISTER, body)
 
-    assert (await register(PUBLIC_ID, 1, code)).key == "INVALID_TOKEN", "each answer replaces the code"
+    assert (await register(PUBLIC_ID, 1, code)).key == "INVALID_TOKEN", "each response replaces the code"
     assert (await register("another-device", 1, newest)).key == "INVALID_TOKEN"
     assert (await register(PUBLIC_ID, 2, newest)).key == "INVALID_TOKEN"
     assert (await register(PUBLIC_ID, 1, "guess")).key == "INVALID_TOKEN"
@@ -156,7 +156,7 @@ async def test_the_registration_code_fits_one_device_one_user_and_a_while(
     assert (await register(PUBLIC_ID, 1, newest)).key == "INVALID_TOKEN"
 
 
-async def test_a_person_may_bring_back_a_revoked_device_and_give_it_a_new_key(
+async def test_an_approval_restores_a_revoked_device_with_a_new_key(
     world: Any, form: Callable[..., dict[str, Any]]
 ) -> None:
     device = await world.device()
@@ -182,7 +182,7 @@ async def test_a_person_may_bring_back_a_revoked_device_and_give_it_a_new_key(
         {"registration_code": ""},
     ],
 )  # fmt: skip
-async def test_a_registration_that_does_not_fit_is_told_so(
+async def test_an_invalid_registration_names_the_field(
     world: Any, form: Callable[..., dict[str, Any]], change: dict[str, Any]
 ) -> None:
     body = form(PUBLIC_ID, PrivateKey.generate()) | {"user_id": 1, "registration_code": "x"} | change

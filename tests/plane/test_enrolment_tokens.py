@@ -1,4 +1,4 @@
-"""Enrolment tokens are good as often as they say, and refresh tokens as long as they are used (api.md §1, §2)."""
+"""Enrolment tokens and their uses; refresh tokens and their expiry (docs/protocol.md)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def enrol(world: Any, body: dict[str, Any], token: str) -> Any:
     return await world.stranger("POST", REGISTER, body | {"enrolment_token": token})
 
 
-async def test_a_token_is_good_once_unless_told_otherwise(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+async def test_a_token_is_valid_once_by_default(world: Any, form: Callable[..., dict[str, Any]]) -> None:
     token = await token_for(world, label="rack 7")
     assert (token["label"], token["max_uses"], token["uses"]) == ("rack 7", 1, 0)
     assert (await enrol(world, form("device-a", PrivateKey.generate()), token["token"])).status == 200
@@ -37,7 +37,7 @@ async def test_a_token_is_good_once_unless_told_otherwise(world: Any, form: Call
     assert "token" not in row
 
 
-async def test_the_same_device_may_come_again_when_the_answer_was_lost(
+async def test_a_device_may_reuse_its_token_after_a_lost_response(
     world: Any, form: Callable[..., dict[str, Any]]
 ) -> None:
     token, secret = (await token_for(world))["token"], PrivateKey.generate()
@@ -47,7 +47,9 @@ async def test_the_same_device_may_come_again_when_the_answer_was_lost(
     assert first.data["session"]["access_token"] != second.data["session"]["access_token"]
 
 
-async def test_tokens_with_many_uses_without_bound_and_ended(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+async def test_tokens_with_several_uses_unlimited_uses_and_ended(
+    world: Any, form: Callable[..., dict[str, Any]]
+) -> None:
     two, free = (await token_for(world, uses=2)), (await token_for(world, uses=None))
     for number in range(3):
         reply = await enrol(world, form(f"device-a{number}", PrivateKey.generate()), two["token"])
@@ -65,31 +67,31 @@ async def test_a_token_expires(world: Any, form: Callable[..., dict[str, Any]]) 
 
 
 @pytest.mark.parametrize("options", [{"uses": 0}, {"uses": "1"}, {"expires_in": 0}, {"expires_in": 10**12}])
-async def test_a_token_that_makes_no_sense_is_refused(world: Any, options: dict[str, Any]) -> None:
+async def test_invalid_token_options_are_refused(world: Any, options: dict[str, Any]) -> None:
     assert (await world.operator("POST", "/apiv1/users/1/enrolment-tokens", options)).status == 400
 
 
-async def test_a_token_brings_back_no_revoked_device_and_replaces_no_key(
+async def test_a_token_neither_restores_a_revoked_device_nor_replaces_a_key(
     world: Any, form: Callable[..., dict[str, Any]]
 ) -> None:
     device = await world.device()
     token = (await token_for(world, uses=None))["token"]
     reply = await enrol(world, form(device.public_id, PrivateKey.generate()), token)
     assert (reply.status, reply.key) == (409, "KEY_MISMATCH")
-    assert (await device.poll()).status == 204, "the device in place is untouched"
+    assert (await device.poll()).status == 204, "the registered device is unchanged"
     world.plane.devices.revoke(1, device.id, "stolen")
     assert (await enrol(world, form(device.public_id, device.secret), token)).key == "DEVICE_REVOKED"
 
 
-async def test_nothing_is_used_up_by_a_refused_registration(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+async def test_a_refused_registration_uses_nothing_up(world: Any, form: Callable[..., dict[str, Any]]) -> None:
     device = await world.device()
     token = (await token_for(world))["token"]
     await enrol(world, form(device.public_id, PrivateKey.generate()), token)
     assert (await enrol(world, form("device-new", PrivateKey.generate()), token)).status == 200
 
 
-async def test_a_device_can_be_expected(world: Any, form: Callable[..., dict[str, Any]]) -> None:
-    """An operator prepares a host before it exists; the host finds its certificates waiting."""
+async def test_a_device_can_be_added_before_it_registers(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+    """An operator adds a host before it exists; its certificates are ready when it registers."""
     row = (await world.operator("POST", "/apiv1/users/1/devices", {"device_public_id": PUBLIC_ID, "name": "db-1"})).data
     assert (row["status"], row["name"]) == ("expected", "db-1")
     again = await world.operator("POST", "/apiv1/users/1/devices", {"device_public_id": PUBLIC_ID})
@@ -114,21 +116,21 @@ async def test_refresh_gives_an_access_token_and_keeps_the_refresh_token(world: 
     assert (await device.poll()).key == "TOKEN_EXPIRED"
     first, second = (await refresh(device)).data, (await refresh(device)).data
     assert set(first) == {"access_token", "expires_in", "token_type"}
-    assert first["access_token"] != second["access_token"], "two tokens of one second differ"
+    assert first["access_token"] != second["access_token"], "two tokens of the same second differ"
     device.token = first["access_token"]
     assert (await device.poll()).status == 204
 
 
-async def test_refresh_tokens_rotate_where_told_to(build: Callable[..., Any]) -> None:
+async def test_refresh_tokens_rotate_if_enabled(build: Callable[..., Any]) -> None:
     world = build(rotate_refresh_tokens=True)
     device = await world.device()
     data = (await refresh(device)).data
     assert data["refresh_token"] != device.refresh_token
-    assert (await refresh(device)).status == 401, "the old one is spent"
+    assert (await refresh(device)).status == 401, "the old token is void"
     assert (await refresh(device, data["refresh_token"])).status == 200
 
 
-async def test_a_refresh_that_does_not_fit_is_refused(world: Any) -> None:
+async def test_an_invalid_refresh_is_refused(world: Any) -> None:
     device, other = await world.device(), await world.device("device-number-2")
     name, _, secret = device.refresh_token.partition(".")
     for token in ("x", name, f"{name}.", f"{name}.{secret[::-1]}", f"{other.refresh_token.partition('.')[0]}.{secret}"):
@@ -138,7 +140,7 @@ async def test_a_refresh_that_does_not_fit_is_refused(world: Any) -> None:
     assert (await refresh(device)).status == 200
 
 
-async def test_a_refresh_token_ends_when_it_is_not_used(world: Any) -> None:
+async def test_an_unused_refresh_token_expires(world: Any) -> None:
     device = await world.device()
     for _ in range(3):
         world.clock.advance(89 * 86_400)

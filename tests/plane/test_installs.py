@@ -1,4 +1,4 @@
-"""Install configs: exact text and hash, versions that grow, slips told to the operator."""
+"""Install configs: exact text and hash, growing versions, invalid items refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_a_new_device_has_an_empty_config(world: Any) -> None:
     assert install_config_from_wire(data).version == 1
 
 
-async def test_put_raises_the_version_and_tells_the_device(world: Any) -> None:
+async def test_put_increments_the_version_and_signals_the_device(world: Any) -> None:
     device = await world.device()
     data = (await put(world, device, [COPY, RELOAD])).data
     assert data["version"] == 2
@@ -93,13 +93,13 @@ async def test_both_paths_and_who_may_read(world: Any) -> None:
     assert (await device("PUT", f"{device.home}/install-config", {"installs": []})).status == 403
 
 
-async def test_a_bare_list_is_taken_too(world: Any) -> None:
+async def test_a_bare_list_is_accepted(world: Any) -> None:
     device = await world.device()
     assert (await world.operator("PUT", f"{device.home}/install-config", [COPY])).data["version"] == 2
 
 
 @pytest.mark.parametrize(
-    ("items", "said"),
+    ("items", "expected"),
     [
         ("x", "list"),
         ([1], "installs[0]: expected an object"),
@@ -130,16 +130,16 @@ async def test_a_bare_list_is_taken_too(world: Any) -> None:
         ([COPY | {"id": "local:x"}], "reserved for the host"),
     ],
 )
-async def test_a_slip_is_told_and_changes_nothing(world: Any, items: Any, said: str) -> None:
+async def test_invalid_items_are_refused_and_change_nothing(world: Any, items: Any, expected: str) -> None:
     device = await world.device()
     reply = await put(world, device, items)
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
-    assert said in reply.json["error"]["what"]
+    assert expected in reply.json["error"]["what"]
     assert (await device.poll()).status == 204
     assert world.plane.installs.version(device.id) == 1
 
 
-async def test_a_test_may_put_what_no_agent_would_run(world: Any) -> None:
+async def test_an_unchecked_put_accepts_any_items(world: Any) -> None:
     device = await world.device()
     assert (await put(world, device, [{"id": 1, "type": "wipe"}], "?unchecked=1")).data["version"] == 2
     await world.plane.installs.put(device.id, [{"id": 1, "type": "wipe-more"}], check=False)
@@ -159,7 +159,7 @@ async def test_a_test_may_put_what_no_agent_would_run(world: Any) -> None:
         max_size=5,
     )
 )  # fmt: skip
-def test_the_check_refuses_or_accepts_and_never_breaks(items: list[Any]) -> None:
+def test_the_check_never_raises_anything_but_400(items: list[Any]) -> None:
     try:
         check_items(items)
     except ErrorResponse as error:

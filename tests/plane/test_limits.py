@@ -33,14 +33,14 @@ def test_a_burst_then_the_rate() -> None:
     assert error is not None
     assert (error.status, error.key, error.retry_after) == (429, "RATE_LIMITED", 1)
     assert error.params["retry_after"] == 1
-    assert refused(buckets, 2) is None, "another caller has a bucket of its own"
+    assert refused(buckets, 2) is None, "each caller has its own bucket"
     clock.now += 1
     assert refused(buckets) is None
     assert refused(buckets) is not None
 
 
 @given(st.floats(0.01, 50), st.integers(1, 10), st.lists(st.floats(0, 20), max_size=30))
-def test_who_waits_as_told_is_let_in(rate: float, burst: int, pauses: list[float]) -> None:
+def test_waiting_as_told_suffices(rate: float, burst: int, pauses: list[float]) -> None:
     clock = Clock()
     buckets = Buckets(rate, burst, clock)
     for pause in pauses:
@@ -76,11 +76,11 @@ def test_a_free_page_is_free_once_and_for_its_cursor_only() -> None:
     pages = FreePages()
     assert not pages.redeem(1, None)
     pages.offer(1, "1-1")
-    assert not pages.redeem(2, "1-1"), "somebody else's"
+    assert not pages.redeem(2, "1-1"), "offered to another caller"
     assert pages.redeem(1, "1-1")
-    assert not pages.redeem(1, "1-1"), "the same page again is paid for"
+    assert not pages.redeem(1, "1-1"), "each page is free once"
     pages.offer(1, "2-1")
-    assert not pages.redeem(1, "1-1"), "a step back is paid for, and ends the offer"
+    assert not pages.redeem(1, "1-1"), "an earlier page is not free, and ends the offer"
     assert not pages.redeem(1, "2-1")
 
 
@@ -101,7 +101,7 @@ def test_lock_out_after_wrong_attempts_and_its_end() -> None:
     attempts.check("a")
 
 
-def test_success_forgives() -> None:
+def test_a_success_clears_the_failures() -> None:
     attempts = Attempts(2, 900, Clock())
     attempts.failed("a")
     attempts.succeeded("a")

@@ -11,7 +11,7 @@ import pytest
 from device_polls import UPDATES, issue
 
 
-async def test_204_without_news_carries_the_cursor(world: Any) -> None:
+async def test_204_without_new_signals_has_the_cursor(world: Any) -> None:
     device = await world.device()
     reply = await device.poll()
     assert reply.status == 204
@@ -22,7 +22,7 @@ async def test_204_without_news_carries_the_cursor(world: Any) -> None:
     assert (again.status, again.headers["etag"]) == (204, reply.headers["etag"])
 
 
-async def test_200_with_news(world: Any) -> None:
+async def test_200_with_new_signals(world: Any) -> None:
     device = await world.device()
     start = (await device.poll()).headers["etag"]
     row = await issue(world, device)
@@ -38,7 +38,7 @@ async def test_200_with_news(world: Any) -> None:
     assert (await device.poll(reply.data["cursor"])).status == 204
 
 
-async def test_the_cursor_may_come_as_if_none_match_in_any_dress(world: Any) -> None:
+async def test_the_cursor_may_be_sent_as_if_none_match(world: Any) -> None:
     device = await world.device()
     await issue(world, device)
     last = (await device.poll()).headers["etag"]
@@ -46,10 +46,10 @@ async def test_the_cursor_may_come_as_if_none_match_in_any_dress(world: Any) -> 
         reply = await device("GET", UPDATES, headers={"if-none-match": dress})
         assert reply.status == 204, dress
     both = await device("GET", f"{UPDATES}?cursor={last}", headers={"if-none-match": '"1-1"'})
-    assert both.status == 204, "the query rules"
+    assert both.status == 204, "the query takes precedence"
 
 
-async def test_without_a_cursor_the_recent_signals_come(world: Any) -> None:
+async def test_without_a_cursor_all_kept_signals_are_returned(world: Any) -> None:
     device = await world.device()
     await issue(world, device, "a.example")
     await issue(world, device, "b.example")
@@ -63,10 +63,10 @@ async def test_limit_pages(world: Any) -> None:
     first = await device.poll(limit=3)
     assert len(first.data["signals"]) == 3
     assert len((await device.poll(first.data["cursor"], limit=3)).data["signals"]) == 2
-    assert "cert-ctrl-next-page" not in first.headers, "pages this small are paid for"
+    assert "cert-ctrl-next-page" not in first.headers, "small pages are never free"
 
 
-async def test_a_backlog_is_read_page_by_page_without_a_refusal(build: Callable[..., Any]) -> None:
+async def test_a_backlog_is_read_without_rate_limit(build: Callable[..., Any]) -> None:
     world = build()  # with the spec's rate
     device = await world.device()
     cursor = (await device.poll()).headers["etag"]
@@ -83,7 +83,7 @@ async def test_a_backlog_is_read_page_by_page_without_a_refusal(build: Callable[
     assert seen == list(range(1, 451))
 
 
-async def test_asking_for_a_full_page_again_is_paid_for(build: Callable[..., Any]) -> None:
+async def test_a_repeated_full_page_counts_against_the_rate(build: Callable[..., Any]) -> None:
     world = build()
     device = await world.device()
     cursor = (await device.poll()).headers["etag"]
@@ -91,7 +91,7 @@ async def test_asking_for_a_full_page_again_is_paid_for(build: Callable[..., Any
         for number in range(40):
             world.plane.stream.append(device.id, "future.kind", {"cert_id": number + 1})
     statuses = [(await device.poll(cursor, limit=20)).status for _ in range(6)]
-    assert statuses == [200] * 4 + [429] * 2, "the same page each time"
+    assert statuses == [200] * 4 + [429] * 2, "a repeated page counts against the rate"
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ async def test_400_out_of_bounds(world: Any, query: str) -> None:
 
 
 @pytest.mark.parametrize("query", ["limit=1", "limit=100", "wait=0", "unknown=7"])
-async def test_bounds_themselves_are_in(world: Any, query: str) -> None:
+async def test_limits_are_inclusive(world: Any, query: str) -> None:
     device = await world.device()
     assert (await device("GET", f"{UPDATES}?{query}")).status == 204
 
 
-async def test_409_for_a_cursor_that_was_trimmed_or_is_not_ours(build: Callable[..., Any]) -> None:
+async def test_409_for_a_trimmed_or_foreign_cursor(build: Callable[..., Any]) -> None:
     world = build(poll_rate=1000.0, poll_burst=1000, stream_length=2)
     device = await world.device()
     start = (await device.poll()).headers["etag"]
@@ -126,7 +126,7 @@ async def test_409_for_a_cursor_that_was_trimmed_or_is_not_ours(build: Callable[
         assert reply.json["error"] == {
             "code": 40901, "what": "Cursor expired. Reset required.", "key": "CURSOR_EXPIRED", "params": {},
         }  # fmt: skip
-    assert len((await device.poll()).data["signals"]) == 2, "a fresh start works"
+    assert len((await device.poll()).data["signals"]) == 2, "polling without a cursor works"
 
 
 async def test_429_beyond_one_a_second_with_a_burst_of_five(build: Callable[..., Any]) -> None:
@@ -176,7 +176,7 @@ def forged(device: Any, **changes: Any) -> str:
     return jwt.encode(claims, b"x" * 32, algorithm="HS256")
 
 
-async def test_401_for_anything_that_is_no_token_of_ours(world: Any) -> None:
+async def test_401_for_foreign_and_malformed_tokens(world: Any) -> None:
     device = await world.device()
     head, claims, signature = device.token.split(".")
     unsigned = jwt.encode(jwt.decode(device.token, options={"verify_signature": False}), None, algorithm="none")
@@ -224,7 +224,7 @@ async def test_403_for_a_revoked_device_everywhere(world: Any) -> None:
         assert error["code"] == 4003
         assert error["params"] == {"revoked_at": int(world.clock.wall), "reason": "Compromised device"}
     world.clock.advance(901)
-    assert (await device.poll()).key == "DEVICE_REVOKED", "also with a token that has expired"
+    assert (await device.poll()).key == "DEVICE_REVOKED", "even with an expired token"
 
 
 async def test_registering_again_ends_the_old_session(world: Any, form: Callable[..., dict[str, Any]]) -> None:
@@ -233,27 +233,27 @@ async def test_registering_again_ends_the_old_session(world: Any, form: Callable
     token = world.plane.enrolment.new_token(1)["token"]
     body = form(old.public_id, old.secret) | {"enrolment_token": token}
     reply = await world.stranger("POST", "/apiv1/device/registration", body)
-    assert reply.data["device"]["id"] == old.id, "the same row"
+    assert reply.data["device"]["id"] == old.id, "registered again as the same device"
     assert (await old.poll()).key == "INVALID_TOKEN"
     refused = await old(
         "POST", "/auth/token/refresh", {"refresh_token": old.refresh_token, "device_public_id": old.public_id}
     )
     assert (refused.status, refused.key) == (401, "INVALID_TOKEN")
     old.token = reply.data["session"]["access_token"]
-    assert (await old.poll(cursor)).status == 204, "the stream goes on"
+    assert (await old.poll(cursor)).status == 204, "the stream continues"
 
 
 # --- resync --------------------------------------------------------------------------------------------------------
 
 
-async def test_an_operator_can_ask_for_a_full_resync(world: Any) -> None:
+async def test_an_operator_can_request_a_full_resync(world: Any) -> None:
     device = await world.device()
     assert (await world.operator("POST", f"{device.home}/resync", {"reason": "restored"})).status == 202
     (signal,) = (await device.poll()).data["signals"]
     assert (signal["type"], signal["ref"]) == ("state.resync_required", {"reason": "restored"})
 
 
-async def test_answers_are_compact_json_with_text_as_it_is(world: Any) -> None:
+async def test_responses_are_compact_json_without_escapes(world: Any) -> None:
     device = await world.device()
     ca = world.plane.authorities.add(1, "Prüfstelle")
     await world.plane.authorities.assign(1, device.id, ca["id"])

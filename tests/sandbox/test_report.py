@@ -21,7 +21,7 @@ def test_a_percentile_is_a_value_with_enough_below(values: list[float], share: f
     assert sum(value < found for value in values) < math.ceil(share * len(values))
 
 
-def test_no_percentile_of_nothing() -> None:
+def test_no_values_have_no_percentile() -> None:
     assert percentile([], 0.5) is None
 
 

@@ -31,7 +31,7 @@ def generation(authority: trustme.CA, directory: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(("written", "plain"), [("04:AB:00", "4ab00"), ("4ab00", "4ab00"), ("00:01", "1"), ("", "")])
-def test_serials_compare_however_they_are_written(written: str, plain: str) -> None:
+def test_serials_compare_equal_in_any_notation(written: str, plain: str) -> None:
     assert plain_serial(written) == plain
     assert plain_serial(colons(plain)) == plain
 

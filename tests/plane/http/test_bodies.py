@@ -1,4 +1,4 @@
-"""What every request meets: body limits, JSON limits, the error shape, the headers of every answer, hostile clients."""
+"""All requests: body limits, JSON limits, structured bodies, error objects, headers, hostile clients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEMA = "certctrl.device.notify.v1"
 JSON = {"content-type": "application/json"}
 
 
-async def test_bodies_beyond_their_limit_are_413_said_or_not(world: Any) -> None:
+async def test_bodies_beyond_their_limit_are_413_declared_or_not(world: Any) -> None:
     large = json.dumps({"label": "x" * 70_000}).encode()
     for headers in (JSON, JSON | {"content-length": "9" * 30}, JSON | {"transfer-encoding": "chunked"}):
         reply = await world.operator("POST", TOKENS, body=large, headers=headers)
@@ -43,12 +43,12 @@ async def test_install_configs_may_be_larger(world: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
-async def test_what_does_not_say_json_is_415(world: Any, kind: str) -> None:
+async def test_other_media_types_are_415(world: Any, kind: str) -> None:
     reply = await world.operator("POST", TOKENS, body=b"{}", headers={"content-type": kind})
     assert (reply.status, reply.key) == (415, "UNSUPPORTED_MEDIA_TYPE")
 
 
-async def test_json_says_so_in_any_dress(world: Any) -> None:
+async def test_the_json_media_type_may_have_parameters_and_any_case(world: Any) -> None:
     for kind in ("application/json", "Application/JSON; charset=utf-8"):
         assert (await world.operator("POST", TOKENS, body=b"{}", headers={"content-type": kind})).status == 201
 
@@ -63,13 +63,13 @@ async def test_json_says_so_in_any_dress(world: Any) -> None:
     ],
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip
-async def test_what_is_no_json_object_of_ours_is_400(world: Any, body: bytes) -> None:
+async def test_anything_but_a_plain_json_object_is_400(world: Any, body: bytes) -> None:
     reply = await world.operator("POST", TOKENS, body=body, headers=JSON)
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
 
 
 @given(st.binary(max_size=200))
-def test_no_body_breaks_the_plane(body: bytes) -> None:
+def test_any_bytes_as_body_are_400(body: bytes) -> None:
     async def main() -> None:
         app = make_app(plane)
         sent: list[dict[str, Any]] = []
@@ -93,7 +93,7 @@ def test_no_body_breaks_the_plane(body: bytes) -> None:
         trio.run(main)
 
 
-async def test_a_body_that_never_comes_is_given_up(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+async def test_a_body_that_does_not_arrive_times_out(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
     world = build(virtual=True)
     scope = {
         "type": "http", "http_version": "1.1", "method": "POST", "scheme": "https", "path": "/auth/device",
@@ -114,10 +114,10 @@ async def test_a_body_that_never_comes_is_given_up(build: Callable[..., Any], au
     assert trio.current_time() < 25
 
 
-# --- answers --------------------------------------------------------------------------------------------------------
+# --- responses --------------------------------------------------------------------------------------------------------
 
 
-async def test_every_answer_is_dated_by_the_planes_clock_and_not_to_be_stored(world: Any) -> None:
+async def test_all_responses_are_dated_by_the_planes_clock_and_not_cacheable(world: Any) -> None:
     device = await world.device()
     for reply in (
         await device.poll(), await world.stranger("GET", "/health"), await world.stranger("GET", "/nothing"),
@@ -135,7 +135,7 @@ async def test_health_needs_no_key(world: Any) -> None:
     assert reply.data == {"status": "ok", "version": __version__, "time": "2026-09-21T14:13:20Z"}
 
 
-async def test_our_own_bug_is_a_500_with_an_id_and_no_detail(
+async def test_an_unexpected_error_is_a_500_with_an_id_and_no_detail(
     world: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(world.plane.devices, "users", lambda: 1 / 0)
@@ -158,7 +158,7 @@ async def test_a_full_disk_is_a_503(world: Any, monkeypatch: pytest.MonkeyPatch)
     assert "/data" not in reply.body.decode()
 
 
-async def test_http_2_is_not_spoken(world: Any) -> None:
+async def test_http_2_is_refused(world: Any) -> None:
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
@@ -169,8 +169,8 @@ async def test_http_2_is_not_spoken(world: Any) -> None:
     assert sent[0]["status"] == 505
 
 
-async def test_an_unwanted_body_is_drained_so_that_the_answer_gets_out(world: Any) -> None:
-    """A server hands the body over through a short queue; an answer before its end must not leave that queue full."""
+async def test_an_unread_body_is_drained_so_that_the_response_is_sent(world: Any) -> None:
+    """A server passes the body through a short queue; an early response must not leave that queue full."""
     queue_in, queue_out = trio.open_memory_channel[dict[str, Any]](2)
     sent: list[dict[str, Any]] = []
 
@@ -182,7 +182,7 @@ async def test_an_unwanted_body_is_drained_so_that_the_answer_gets_out(world: An
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
-            await delivered.wait()  # as Hypercorn does: the end of the answer waits for room in the queue
+            await delivered.wait()  # as Hypercorn does: the end of the response waits for space in the queue
 
     delivered = trio.Event()
     scope = {
@@ -203,11 +203,11 @@ async def test_an_unwanted_body_is_drained_so_that_the_answer_gets_out(world: An
     assert (b"connection", b"close") in sent[0]["headers"]
 
 
-async def test_other_protocols_are_left_to_the_server(world: Any) -> None:
+async def test_websockets_get_no_response(world: Any) -> None:
     await world.app({"type": "websocket", "path": "/device"}, trio.sleep_forever, trio.sleep_forever)
 
 
-async def test_the_lifespan_is_answered(world: Any) -> None:
+async def test_lifespan_events_are_completed(world: Any) -> None:
     inbox = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
     sent: list[Any] = []
 
@@ -221,7 +221,7 @@ async def test_the_lifespan_is_answered(world: Any) -> None:
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-# --- small pure parts -----------------------------------------------------------------------------------------------
+# --- pure functions -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["", "-1", "+1", "1.0", "１", " 1", "1_0", "9" * 17, "31", "0x1"])
@@ -306,7 +306,7 @@ def test_a_null_number_of_uses_means_unlimited() -> None:
 
 
 @given(st.text(max_size=300))
-@example("0\r\x1b\r0")  # what is taken out between two spaces leaves one
+@example("0\r\x1b\r0")  # removing a character between two spaces leaves one space
 def test_a_line_is_one_clean_line(text: str) -> None:
     cleaned = clean_line(text, 50)
     assert len(cleaned) <= 50

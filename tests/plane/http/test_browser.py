@@ -1,4 +1,4 @@
-"""The approval page in a real browser: a person signs in, types the code, reads who asks, approves."""
+"""The approval page in a real browser: sign in, enter the code, check the device, approve."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from certctrl.plane.serve import PlaneAddress, serve_plane
 pytestmark = pytest.mark.integration
 
 PICTURES = os.environ.get("CERTCTRL_TEST_PICTURES", "")
-"""A directory to leave screenshots in, for a person to look at."""
+"""A directory for screenshots, to be reviewed by hand."""
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
-async def test_a_person_approves_a_device(start_browser: Callable[..., Any], tmp_path: Path, mode: str) -> None:
+async def test_an_operator_approves_a_device(start_browser: Callable[..., Any], tmp_path: Path, mode: str) -> None:
     pictures = Path(PICTURES) if PICTURES else tmp_path
     browser = await trio.to_thread.run_sync(
         start_browser, *(["--blink-settings=preferredColorScheme=0"] if mode == "dark" else [])

@@ -1,4 +1,4 @@
-"""Scripted faults: each kind, its count, and that a plane without a script is untouched."""
+"""Scripted faults: each kind and its count; without faults the app is unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from certctrl.plane.http.faults import CutError, Fault
 UPDATES = "/apiv1/devices/self/updates"
 
 
-async def test_a_status_happens_as_often_as_told(world: Any) -> None:
+async def test_a_fault_affects_the_given_number_of_requests(world: Any) -> None:
     device = await world.device()
     world.faults.add(Fault(path=UPDATES, times=2, status=503, headers={"Retry-After": "7"}))
     replies = [await device.poll() for _ in range(3)]
@@ -65,7 +65,7 @@ async def test_cuts(world: Any) -> None:
     assert (await device.poll()).status == 200
 
 
-async def test_a_swallowed_answer_was_worked_for(world: Any) -> None:
+async def test_a_swallowed_response_was_processed(world: Any) -> None:
     row = await world.plane.certificates.issue(1, ["a.example"])
     world.faults.add(Fault(path="*/issues", swallow=True))
     with pytest.raises(CutError):
@@ -73,7 +73,7 @@ async def test_a_swallowed_answer_was_worked_for(world: Any) -> None:
     assert world.plane.certificates.show(1, row["id"])["serial_number"] != row["serial_number"]
 
 
-async def test_without_a_script_nothing_is_in_the_way(world: Any) -> None:
+async def test_without_faults_the_app_is_not_wrapped(world: Any) -> None:
     from certctrl.plane.http.app import make_app
     from certctrl.plane.http.middleware import Edge
 

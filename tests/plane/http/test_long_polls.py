@@ -1,8 +1,9 @@
-"""A long poll is answered the moment there is news, at its end without, and freed when its client leaves."""
+"""Long polls return with the first signal or empty at their end, and end when the client leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +11,21 @@ import trio
 from device_polls import issue
 
 
-async def test_a_long_poll_answers_the_moment_a_signal_arrives(
+@asynccontextmanager
+async def held_polls(device: Any, count: int = 1) -> AsyncIterator[list[Any]]:
+    """Start long polls; yield the list of their replies, which is complete after the block."""
+    replies: list[Any] = []
+
+    async def poll() -> None:
+        replies.append(await device.poll(wait=30))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(poll)
+        yield replies
+
+
+async def test_a_long_poll_returns_as_soon_as_a_signal_arrives(
     build: Callable[..., Any], autojump_clock: trio.abc.Clock
 ) -> None:
     world = build(virtual=True)
@@ -37,7 +52,9 @@ async def test_a_long_poll_ends_empty_after_its_wait(build: Callable[..., Any], 
     assert (reply.status, trio.current_time()) == (204, 25.0)
 
 
-async def test_a_long_poll_with_news_does_not_wait(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+async def test_a_long_poll_with_new_signals_does_not_wait(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
     world = build(virtual=True)
     device = await world.device()
     await issue(world, device)
@@ -45,7 +62,9 @@ async def test_a_long_poll_with_news_does_not_wait(build: Callable[..., Any], au
     assert trio.current_time() == 0.0
 
 
-async def test_another_devices_signal_wakes_nobody(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
+async def test_a_signal_for_another_device_does_not_end_a_poll(
+    build: Callable[..., Any], autojump_clock: trio.abc.Clock
+) -> None:
     world = build(virtual=True)
     device, other = await world.device(), await world.device("device-number-2", "web-2")
     async with trio.open_nursery() as nursery:
@@ -59,33 +78,20 @@ async def test_one_signal_reaches_every_poll_of_a_device(
 ) -> None:
     world = build(virtual=True)
     device = await world.device()
-    statuses: list[int] = []
-
-    async def poll() -> None:
-        statuses.append((await device.poll(wait=30)).status)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(4):
-            nursery.start_soon(poll)
+    async with held_polls(device, 4) as replies:
         await trio.sleep(1)
         await issue(world, device)
-    assert statuses == [200] * 4
+    assert [reply.status for reply in replies] == [200] * 4
     assert trio.current_time() == 1.0
 
 
 @pytest.mark.parametrize("how", ["revoke", "register again"])
-async def test_a_held_poll_learns_that_its_session_ended(
+async def test_a_held_poll_ends_with_its_session(
     build: Callable[..., Any], autojump_clock: trio.abc.Clock, how: str
 ) -> None:
     world = build(virtual=True)
     device = await world.device()
-    replies: list[Any] = []
-
-    async def poll() -> None:
-        replies.append(await device.poll(wait=30))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(poll)
+    async with held_polls(device) as replies:
         await trio.sleep(2)
         if how == "revoke":
             world.plane.devices.revoke(1, device.id, "stolen")
@@ -97,9 +103,7 @@ async def test_a_held_poll_learns_that_its_session_ended(
     assert trio.current_time() == 2.0
 
 
-async def test_a_client_that_leaves_frees_its_poll_at_once(
-    build: Callable[..., Any], autojump_clock: trio.abc.Clock
-) -> None:
+async def test_a_disconnect_ends_a_held_poll(build: Callable[..., Any], autojump_clock: trio.abc.Clock) -> None:
     world = build(virtual=True)
     device = await world.device()
     device.gone = trio.Event()
@@ -116,13 +120,7 @@ async def test_a_stopping_plane_answers_held_polls_and_closes_connections(
 ) -> None:
     world = build(virtual=True)
     device = await world.device()
-    replies: list[Any] = []
-
-    async def poll() -> None:
-        replies.append(await device.poll(wait=30))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(poll)
+    async with held_polls(device) as replies:
         await trio.sleep(5)
         world.plane.stop_polls()
     assert (replies[0].status, replies[0].headers["connection"]) == (204, "close")
@@ -137,13 +135,7 @@ async def test_a_burst_longer_than_the_stream_answers_a_held_poll_with_409(
 ) -> None:
     world = build(virtual=True, stream_length=2)
     device = await world.device()
-    replies: list[Any] = []
-
-    async def poll() -> None:
-        replies.append(await device.poll(wait=30))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(poll)
+    async with held_polls(device) as replies:
         await trio.sleep(1)
         with world.plane.database.transaction():
             for cert_id in range(4):

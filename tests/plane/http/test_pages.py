@@ -1,4 +1,4 @@
-"""The approval page: who gets in, what is shown, what a forged or stale form can do (nothing)."""
+"""The approval page: sign-in, contents, and refusal of forged or stale forms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORM = {"content-type": "application/x-www-form-urlencoded", "sec-fetch-site": "
 
 
 class Browser:
-    """Keeps cookies and fills in forms, as a browser would."""
+    """Keeps cookies and fills in forms, as a browser does."""
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -71,7 +71,7 @@ async def start(world: Any, **more: Any) -> dict[str, Any]:
     return data
 
 
-async def test_a_person_approves_a_device(world: Any, browser: Browser) -> None:
+async def test_an_operator_approves_a_device(world: Any, browser: Browser) -> None:
     grant = await start(world)
     browser.client.address = "198.51.100.20"
     first = await browser.get("/device")
@@ -90,7 +90,7 @@ async def test_a_person_approves_a_device(world: Any, browser: Browser) -> None:
     assert (await world.stranger("POST", "/auth/device", poll)).data["status"] == "ready"
 
 
-async def test_a_person_turns_a_device_away(world: Any, browser: Browser) -> None:
+async def test_an_operator_denies_a_device(world: Any, browser: Browser) -> None:
     grant = await start(world)
     await browser.sign_in(world.plane.operator_key)
     await browser.get(f"/device?user_code={grant['user_code']}")
@@ -110,14 +110,14 @@ async def test_a_link_with_the_code_survives_signing_in(world: Any, browser: Bro
     assert b"Approve this device?" in shown.body, "approval still needs a click"
 
 
-async def test_the_redirect_goes_nowhere_else(world: Any, browser: Browser) -> None:
+async def test_sign_in_redirects_to_the_device_page_only(world: Any, browser: Browser) -> None:
     await browser.get("/device")
     reply = await browser.post("/device/sign-in", key=world.plane.operator_key, user_code="\r\nX: y//evil.example/&a=b")
     assert reply.headers["location"].startswith("/device?user_code=")
     assert not set(reply.headers["location"]) & set("\r\n&")
 
 
-async def test_a_wrong_key_does_not_get_in_and_five_lock_the_address_out(world: Any, browser: Browser) -> None:
+async def test_five_wrong_keys_lock_the_address_out(world: Any, browser: Browser) -> None:
     for attempt in range(5):
         reply = await browser.sign_in("ok_wrong")
         assert (reply.status, b"not the operator key" in reply.body) == (403, True), attempt
@@ -132,7 +132,7 @@ async def test_a_wrong_key_does_not_get_in_and_five_lock_the_address_out(world: 
     assert (await Browser(browser.client).sign_in(world.plane.operator_key)).status == 303
 
 
-async def test_a_session_ends_by_time_by_signing_out_and_with_the_key(world: Any, browser: Browser) -> None:
+async def test_a_session_ends_by_expiry_sign_out_or_a_new_key(world: Any, browser: Browser) -> None:
     await browser.sign_in(world.plane.operator_key)
     assert b"Enter the code" in (await browser.get("/device")).body
     out = await browser.post("/device/sign-out")
@@ -176,12 +176,12 @@ async def test_forged_and_stale_forms_do_nothing(world: Any, browser: Browser) -
     assert (signed.status, set(stranger.cookies)) == (403, {"__Host-certctrl-form"})
 
 
-async def test_a_session_cookie_that_was_made_up_is_none(world: Any, browser: Browser) -> None:
+async def test_an_invented_session_cookie_is_ignored(world: Any, browser: Browser) -> None:
     browser.cookies["__Host-certctrl-operator"] = "made-up"
     assert b"Operator key" in (await browser.get("/device")).body
 
 
-async def test_wrong_codes_are_told_and_counted(world: Any, browser: Browser) -> None:
+async def test_wrong_codes_are_reported_and_counted(world: Any, browser: Browser) -> None:
     await browser.sign_in(world.plane.operator_key)
     for _ in range(10):
         reply = await browser.get("/device?user_code=ZZZZ-ZZZZ")
@@ -190,7 +190,7 @@ async def test_wrong_codes_are_told_and_counted(world: Any, browser: Browser) ->
     assert (locked.status, locked.headers["retry-after"]) == (429, "900")
 
 
-async def test_what_a_device_says_of_itself_is_shown_as_text(world: Any, browser: Browser) -> None:
+async def test_device_texts_are_escaped(world: Any, browser: Browser) -> None:
     nasty = "<script>alert(1)</script>\"'&{body}"
     grant = await start(world, name=nasty, platform=nasty)
     await browser.sign_in(world.plane.operator_key)
@@ -211,7 +211,7 @@ async def test_known_and_revoked_devices_are_named(world: Any, browser: Browser)
     assert b"<strong>revoked</strong>" in (await browser.get(path)).body
 
 
-async def test_with_several_users_the_page_asks_whose_it_is(world: Any, browser: Browser) -> None:
+async def test_with_several_users_the_page_asks_for_the_owner(world: Any, browser: Browser) -> None:
     world.plane.devices.add_user("team <b>")
     grant = await start(world)
     await browser.sign_in(world.plane.operator_key)
@@ -221,7 +221,7 @@ async def test_with_several_users_the_page_asks_whose_it_is(world: Any, browser:
     assert world.plane.grants.show(grant["user_code"])["user_id"] == 2
 
 
-async def test_pages_keep_to_themselves(world: Any, browser: Browser) -> None:
+async def test_pages_have_security_headers(world: Any, browser: Browser) -> None:
     for path in ("/device", "/device/style.css", "/device/icon.svg"):
         reply = await browser.get(path)
         policy = reply.headers["content-security-policy"]
@@ -236,7 +236,7 @@ async def test_pages_keep_to_themselves(world: Any, browser: Browser) -> None:
     assert (await browser.get("/device/decide")).status == 405
 
 
-async def test_every_page_is_sound_and_accessible(world: Any, browser: Browser) -> None:
+async def test_all_pages_are_valid_and_accessible(world: Any, browser: Browser) -> None:
     grant = await start(world)
     pages = [await browser.get("/device"), await browser.sign_in("wrong")]
     await browser.sign_in(world.plane.operator_key)
@@ -254,7 +254,7 @@ async def test_every_page_is_sound_and_accessible(world: Any, browser: Browser) 
 
 
 class Soundness(HTMLParser):
-    """Looks for what a page must have: a language, one heading, a label per field, closed tags, nothing inline."""
+    """Checks a page: a language, one heading, a label per field, closed tags, nothing inline."""
 
     VOID = ("meta", "link", "input", "img")
 
@@ -292,7 +292,7 @@ class Soundness(HTMLParser):
 
 
 @given(st.text(), st.text())
-def test_filling_in_escapes_whatever_is_not_html(one: str, two: str) -> None:
+def test_templates_escape_everything_but_html(one: str, two: str) -> None:
     text = fill('<p title="{one}">{two}</p>', one=one, two=two)
     inner = text.removeprefix('<p title="').removesuffix("</p>")
     assert inner.count('"') == 1
@@ -301,15 +301,15 @@ def test_filling_in_escapes_whatever_is_not_html(one: str, two: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("later", "said"),
+    ("later", "shown"),
     [(0, "0 seconds ago"), (1, "1 second ago"), (89, "89 seconds ago"), (90, "2 minutes ago"), (-5, "0 seconds ago")],
 )
-def test_moments_for_people(later: int, said: str) -> None:
-    assert moment("2026-09-21T14:13:20Z", 1_790_000_000 + later) == f"2026-09-21 14:13 UTC ({said})"
+def test_displayed_times(later: int, shown: str) -> None:
+    assert moment("2026-09-21T14:13:20Z", 1_790_000_000 + later) == f"2026-09-21 14:13 UTC ({shown})"
 
 
 def test_the_style_sheet_is_legible_in_both_modes() -> None:
-    """Text, hints, buttons and warnings have the contrast WCAG AA asks for (4.5), in light and in dark."""
+    """Text, hints, buttons and warnings have the contrast that WCAG AA requires (4.5), in light and dark mode."""
     from pathlib import Path
 
     from certctrl.plane.http import pages

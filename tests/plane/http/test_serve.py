@@ -1,4 +1,4 @@
-"""The real server: TLS by its own CA, long polls over sockets, an orderly stop, faults that reach the socket."""
+"""The real server: TLS by its own CA, long polls over sockets, orderly stop, faults on the socket."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from certctrl.plane.serve import PlaneAddress, serve_plane
 pytestmark = pytest.mark.integration
 
 
-async def test_one_connection_carries_many_polls(served: PlaneAddress, form: Any) -> None:
+async def test_one_connection_serves_many_polls(served: PlaneAddress, form: Any) -> None:
     async with connected(served, operator_key(served)) as operator:
         session = (await enrolled(operator, form))["session"]
         async with connected(served, session["access_token"]) as device:
@@ -28,7 +28,7 @@ async def test_one_connection_carries_many_polls(served: PlaneAddress, form: Any
                 assert (await device.ask("GET", UPDATES)).status == 204
 
 
-async def test_only_its_own_ca_vouches_for_it(served: PlaneAddress) -> None:
+async def test_the_certificate_is_trusted_through_its_own_ca_only(served: PlaneAddress) -> None:
     stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port_of(served), https_compatible=True)
     with pytest.raises(trio.BrokenResourceError) as caught:
         await stream.do_handshake()
@@ -43,7 +43,7 @@ async def test_only_its_own_ca_vouches_for_it(served: PlaneAddress) -> None:
     await trio.aclose_forcefully(stream)
 
 
-async def test_a_long_poll_is_answered_at_once(served: PlaneAddress, form: Any) -> None:
+async def test_a_long_poll_returns_immediately(served: PlaneAddress, form: Any) -> None:
     async with connected(served, operator_key(served)) as operator:
         done = await enrolled(operator, form)
         took = []
@@ -65,7 +65,7 @@ async def test_a_long_poll_is_answered_at_once(served: PlaneAddress, form: Any) 
                 at, answer = answers[-1]
                 took.append(at - began)
                 cursor = answer.data["cursor"]
-        assert min(took) < 0.5, "nobody waits for the end of the wait"
+        assert min(took) < 0.5, "polls return before their wait ends"
 
 
 async def test_stopping_answers_held_polls_and_is_quick(tmp_path: Path, form: Any) -> None:
@@ -94,10 +94,10 @@ async def test_stopping_answers_held_polls_and_is_quick(tmp_path: Path, form: An
             nursery.cancel_scope.cancel()
         took = trio.current_time() - began
     assert [(answer.status, answer.headers["connection"]) for answer in answers] == [(204, "close")] * 20
-    assert took < 2.5, "the grace time is for requests, not for waiting polls"
+    assert took < 2.5, "held polls must not use up the grace period"
 
 
-async def test_an_idle_connection_does_not_hold_the_stop_up(tmp_path: Path) -> None:
+async def test_an_idle_connection_does_not_delay_the_stop(tmp_path: Path) -> None:
     with trio.fail_after(3):
         async with trio.open_nursery() as nursery:
             address: PlaneAddress = await nursery.start(partial(serve_plane, tmp_path / "plane"))
@@ -106,7 +106,7 @@ async def test_an_idle_connection_does_not_hold_the_stop_up(tmp_path: Path) -> N
                 nursery.cancel_scope.cancel()
 
 
-async def test_a_client_that_does_not_read_holds_nobody_up(
+async def test_a_client_that_does_not_read_blocks_no_one_else(
     tmp_path: Path, form: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("certctrl.plane.http.server._SEND_SECONDS", 1.0)
@@ -149,7 +149,7 @@ async def test_its_own_certificate_is_renewed_while_it_serves(
         async with connected(address) as kept:
             await kept.ask("GET", "/health")
             first = kept.stream.getpeercert(binary_form=True)
-            (tmp_path / "plane" / "tls.pem").write_bytes(b"")  # as if it were due
+            (tmp_path / "plane" / "tls.pem").write_bytes(b"")  # makes it due for renewal
             with trio.fail_after(5):
                 while True:
                     async with connected(address) as fresh:
@@ -157,7 +157,7 @@ async def test_its_own_certificate_is_renewed_while_it_serves(
                         if fresh.stream.getpeercert(binary_form=True) != first:
                             break
                     await trio.sleep(0.05)
-            assert (await kept.ask("GET", "/health")).status == 200, "connections stay"
+            assert (await kept.ask("GET", "/health")).status == 200, "open connections are kept"
         nursery.cancel_scope.cancel()
 
 
@@ -203,7 +203,9 @@ async def test_faults_reach_the_socket(tmp_path: Path, caplog: pytest.LogCapture
                 await client.ask("GET", "/health")
             assert client.buffer == b'{"dat'
         async with connected(address) as client:
-            assert (await client.ask("GET", "/health")).status == 500, "nothing was sent yet: the server says so"
+            assert (await client.ask("GET", "/health")).status == 500, (
+                "nothing has been sent yet, so the server responds"
+            )
         async with connected(address) as client:
             assert (await client.ask("GET", "/health")).status == 200
         nursery.cancel_scope.cancel()

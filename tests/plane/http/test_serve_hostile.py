@@ -1,4 +1,4 @@
-"""No client brings the real server down, and kill -9 loses nothing that it has answered."""
+"""Hostile clients cannot stop the real server, and kill -9 loses no acknowledged change."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-async def test_no_client_brings_the_plane_down(served: PlaneAddress) -> None:
-    """Whatever comes over the wire, and however the connection ends: the next client is served, nothing is kept."""
+async def test_no_client_can_stop_the_plane(served: PlaneAddress) -> None:
+    """After any bytes and any end of a connection, the next client is served and no resources are kept."""
     before = len(os.listdir("/proc/self/fd"))
 
     async def attack(data: bytes, polite: bool) -> None:
@@ -92,7 +92,7 @@ async def test_no_client_brings_the_plane_down(served: PlaneAddress) -> None:
 
 
 class Process:
-    """`cert-ctrl plane serve` as a process of its own."""
+    """`cert-ctrl plane serve` in a separate process."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -126,15 +126,15 @@ async def process(tmp_path: Path) -> AsyncIterator[Process]:
         process.end(signal.SIGKILL)
 
 
-async def test_sigterm_ends_the_command_with_0(process: Process) -> None:
+async def test_sigterm_ends_the_command_with_status_0(process: Process) -> None:
     await process.start()
     began = time.monotonic()
     assert process.end(signal.SIGTERM) == 0
     assert time.monotonic() - began < 5
 
 
-async def test_kill_9_loses_nothing_that_was_answered(process: Process, form: Any) -> None:
-    """Killed at random moments under load: whatever was answered is there afterwards, and signals have no gap."""
+async def test_kill_9_loses_no_acknowledged_change(process: Process, form: Any) -> None:
+    """Killed at random moments under load: acknowledged changes survive, and signals have no gap."""
     address = await process.start()
     async with connected(address, operator_key(address)) as operator:
         done = await enrolled(operator, form)
@@ -180,7 +180,7 @@ async def test_kill_9_loses_nothing_that_was_answered(process: Process, form: An
                 assert materials.data["serial_number"] == row["serial_number"]
         now = {row["id"]: row["serial_number"] for row in rows}
         assert set(known) <= set(now), f"seed {seed}"
-        # At most the one renewal that was under way may be newer than what we were told.
+        # Only the renewal in progress at the kill may be newer than the last response.
         assert sum(now[cert_id] != serial for cert_id, serial in known.items()) <= 1, f"seed {seed}"
         assert set(known.items()) <= set(seen), f"seed {seed}: a signal is lost"
         assert len(seen) == len(set(seen)), f"seed {seed}: a signal came twice"

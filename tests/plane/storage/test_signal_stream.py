@@ -1,4 +1,4 @@
-"""The signal stream: ids that only grow, cursors that are ours or void, waiting that misses nothing."""
+"""The signal stream: growing ids, valid and void cursors, waiting without missed signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WALL = 1_790_000_000.0
 
 
 class Bench:
-    """A stream of one device, with a clock in the hand."""
+    """A stream of one device, with a controlled clock."""
 
     def __init__(self, length: int = 1000) -> None:
         self.wall = WALL
@@ -79,7 +79,7 @@ def test_signals_come_after_the_cursor_in_order_and_in_pages(bench: Bench) -> No
     third = bench.read(second.cursor, limit=2)
     assert [s["ref"]["cert_id"] for page in (first, second, third) for s in page.signals] == [1, 2, 3, 4, 5]
     assert bench.read(third.cursor).signals == ()
-    assert bench.read(first.cursor, limit=2) == second, "reading takes nothing away"
+    assert bench.read(first.cursor, limit=2) == second, "reading removes nothing"
 
 
 def test_the_wire_form_of_a_signal(bench: Bench) -> None:
@@ -89,13 +89,13 @@ def test_the_wire_form_of_a_signal(bench: Bench) -> None:
     assert ts_ms == int((WALL + 1.5) * 1000)
 
 
-def test_devices_have_streams_of_their_own(bench: Bench) -> None:
+def test_each_device_has_its_own_stream(bench: Bench) -> None:
     bench.append(1)
     assert bench.read(device=bench.other).signals == ()
 
 
 @given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 3)), min_size=1, max_size=30))
-def test_ids_grow_and_identities_differ_whatever_the_clock_does(steps: list[tuple[float, int]]) -> None:
+def test_ids_grow_and_identities_differ_for_any_clock(steps: list[tuple[float, int]]) -> None:
     bench = Bench()
     cursors, identities = [bench.read().cursor], set()
     for jump, cert_id in steps:
@@ -110,7 +110,7 @@ def test_ids_grow_and_identities_differ_whatever_the_clock_does(steps: list[tupl
     bench.plane.close()
 
 
-def test_ids_grow_while_the_clock_stands_still(bench: Bench) -> None:
+def test_ids_grow_while_the_clock_does_not(bench: Bench) -> None:
     stamps = [bench.append(1) for _ in range(5)]
     assert stamps == sorted(set(stamps))
     same = {bench.append(cert_id) for cert_id in range(2, 10)}
@@ -118,7 +118,7 @@ def test_ids_grow_while_the_clock_stands_still(bench: Bench) -> None:
     assert len({s["ts_ms"] for s in bench.read().signals}) == 5
 
 
-def test_trimming_makes_older_cursors_void_and_no_others(bench: Bench) -> None:
+def test_trimming_voids_older_cursors_only(bench: Bench) -> None:
     cursors = [bench.read().cursor]
     for cert_id in range(1, 6):
         bench.append(cert_id)
@@ -142,7 +142,7 @@ def test_a_stream_is_bounded() -> None:
     small.plane.close()
 
 
-def test_an_emptied_stream_goes_on_where_it_was(bench: Bench) -> None:
+def test_an_emptied_stream_continues(bench: Bench) -> None:
     bench.append(1)
     last = bench.read().cursor
     bench.stream.trim(bench.device, 0)
@@ -161,7 +161,7 @@ def test_an_emptied_stream_goes_on_where_it_was(bench: Bench) -> None:
         "1790000000000-7", "99999999999999-0", "1790000000000-1e3", "'; DROP TABLE signals; --", "\0",
     ],
 )  # fmt: skip
-def test_a_cursor_from_elsewhere_is_void(bench: Bench, cursor: str) -> None:
+def test_a_malformed_or_foreign_cursor_is_void(bench: Bench, cursor: str) -> None:
     bench.append(1)
     bench.append(2)
     assert bench.void(cursor)
@@ -173,7 +173,7 @@ def test_a_cursor_of_another_device_is_void(bench: Bench) -> None:
     assert bench.void(bench.read().cursor, device=bench.other)
 
 
-def test_waiting_counts(bench: Bench) -> None:
+def test_waiting_counts_the_signals_after_a_cursor(bench: Bench) -> None:
     start = bench.read().cursor
     for cert_id in range(3):
         bench.append(cert_id)
@@ -183,7 +183,7 @@ def test_waiting_counts(bench: Bench) -> None:
     assert bench.stream.waiting(bench.device, "junk") == 3
 
 
-def test_a_rolled_back_signal_was_never_there(bench: Bench) -> None:
+def test_a_rolled_back_signal_is_never_read(bench: Bench) -> None:
     with pytest.raises(RuntimeError), bench.plane.database.transaction():
         bench.stream.append(bench.device, "cert.renewed", {"cert_id": 1})
         raise RuntimeError
@@ -193,7 +193,7 @@ def test_a_rolled_back_signal_was_never_there(bench: Bench) -> None:
 # --- waiting -------------------------------------------------------------------------------------------------
 
 
-async def test_a_waiter_wakes_when_something_is_published(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_publish_wakes_a_waiter(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
     cursor = (await bench.stream.read(bench.device, None, 1)).cursor
     woken: list[float] = []
 
@@ -209,20 +209,20 @@ async def test_a_waiter_wakes_when_something_is_published(bench: Bench, autojump
             bench.stream.append(bench.other, "cert.renewed", {"cert_id": 1})
         await bench.stream.publish()
         await trio.sleep(1)
-        assert not woken, "another device's signal wakes nobody here"
+        assert not woken, "signals of other devices wake no waiter"
         bench.append(1)
         await bench.stream.publish()
     assert woken == [4.0, 4.0]
 
 
-async def test_what_came_before_the_wait_is_not_missed(bench: Bench) -> None:
+async def test_a_signal_before_the_wait_is_not_missed(bench: Bench) -> None:
     cursor = (await bench.stream.read(bench.device, None, 1)).cursor
     bench.append(1)
     with trio.fail_after(1):
         assert await bench.stream.wait(bench.device, cursor)
 
 
-async def test_a_waiter_whose_asker_left_says_so(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_wait_returns_false_when_the_client_has_left(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
     cursor = (await bench.stream.read(bench.device, None, 1)).cursor
 
     async def leave() -> None:
@@ -232,7 +232,7 @@ async def test_a_waiter_whose_asker_left_says_so(bench: Bench, autojump_clock: t
     assert trio.current_time() == 2.0
 
 
-async def test_wake_lets_one_device_or_all_look_again(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_wake_wakes_one_device_or_all(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
     woken: list[int] = []
 
     async def wait(device: int) -> None:
@@ -251,18 +251,18 @@ async def test_wake_lets_one_device_or_all_look_again(bench: Bench, autojump_clo
     assert woken == [bench.device, bench.other]
 
 
-async def test_a_cancelled_waiter_leaves_nothing_behind(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+async def test_a_cancelled_waiter_is_removed(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
     cursor = (await bench.stream.read(bench.device, None, 1)).cursor
     with trio.move_on_after(5) as scope:
         await bench.stream.wait(bench.device, cursor)
     assert scope.cancelled_caught
-    parked: Any = bench.stream
-    assert parked._waiters == {}
+    stream: Any = bench.stream
+    assert stream._waiters == {}
 
 
 @given(st.lists(st.sampled_from(["append", "trim", "poll"]), max_size=40))
 def test_a_polling_device_gets_every_signal_once_or_a_409(history: list[str]) -> None:
-    """Whatever is appended and trimmed: what a device with a valid cursor reads has no gap and no repeat."""
+    """For any appends and trims, a device with a valid cursor reads without gap or repeat."""
     bench = Bench(length=5)
     cursor: str | None = None
     expected = next_id = 1
@@ -289,7 +289,6 @@ def test_a_polling_device_gets_every_signal_once_or_a_409(history: list[str]) ->
 
 
 def test_the_embedded_engine_is_a_signal_stream(bench: Bench) -> None:
-
     verbs: set[str] = {name for name in vars(SignalStream) if not name.startswith("_")}
     assert verbs == {"create", "append", "publish", "read", "wait", "wake", "trim", "waiting"}
     make: Callable[[], SignalStream] = lambda: bench.stream  # noqa: E731 - mypy checks the protocol here

@@ -1,4 +1,4 @@
-"""Data directory, keys, database: modes under any umask, secrets sealed, one process, nothing lost by a restart."""
+"""Data directory, keys and database: modes under any umask, sealed secrets, one process, restarts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mode(path: Path) -> int:
 
 
 async def busy(plane: Plane) -> dict[str, Any]:
-    """Do a little of everything; return what must still be there after a restart."""
+    """Use every part of the plane; return the state that must survive a restart."""
     with plane.database.transaction():
         facts = DeviceFacts(device_public_id="device-1", name="web-1")
         device_id = plane.devices.add(1, facts)
@@ -62,7 +62,7 @@ async def busy(plane: Plane) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_everything_is_private_from_birth(data: Path, open_umask: None) -> None:
+def test_all_files_are_created_private(data: Path, open_umask: None) -> None:
     with opened(data) as plane:
         assert plane.data is not None
         for path in (data, *data.iterdir()):
@@ -79,7 +79,7 @@ async def test_the_servers_key_is_private_too(data: Path, open_umask: None) -> N
         assert (mode(data / "tls.key"), mode(data / "tls.pem")) == (0o600, 0o644)
 
 
-def test_what_is_too_open_is_closed(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_modes_that_are_too_open_are_restricted(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     opened(data).close()
     data.chmod(0o755)
     for name in SECRETS:
@@ -100,14 +100,14 @@ def test_one_plane_at_a_time(data: Path) -> None:
     opened(data).close()
 
 
-def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plane").write_text("")
     with pytest.raises((ConfigError, DiskError)):
         opened(tmp_path / "plane")
 
 
 @pytest.mark.root
-def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_another_users_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plane").mkdir()
     os.chown(tmp_path / "plane", 12345, 12345)
     with pytest.raises(ConfigError) as caught:
@@ -146,7 +146,7 @@ async def test_sightings_survive_an_orderly_stop(data: Path) -> None:
         assert (shown["last_address"], shown["signals_waiting"]) == ("192.0.2.9", 0)
 
 
-async def test_no_secret_lies_in_the_database_in_the_clear(data: Path) -> None:
+async def test_the_database_contains_no_plaintext_secret(data: Path) -> None:
     with opened(data) as plane:
         before = await busy(plane)
         grant = plane.grants.start(GrantRequest(), "x")
@@ -166,12 +166,12 @@ async def test_no_secret_lies_in_the_database_in_the_clear(data: Path) -> None:
             if stage == "closed":
                 plane.close()
             stored = b"".join(path.read_bytes() for path in data.glob("plane.db*"))
-            assert b"a.example" in stored, "we look in the right place"
+            assert b"a.example" in stored, "the search covers stored data"
             found = [name for name, secret in secrets.items() if secret in stored]
             assert not found, stage
 
 
-def test_rows_cannot_be_exchanged(data: Path) -> None:
+def test_sealed_rows_cannot_be_swapped(data: Path) -> None:
     with opened(data) as plane:
         sealed = plane.keyring.seal("certificate 1", b"key")
         assert plane.keyring.unseal("certificate 1", sealed) == b"key"
@@ -191,14 +191,14 @@ def test_a_missing_storage_key_is_not_replaced(data: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"AAAA\n", b"\xff\xfe"])
-def test_a_spoilt_storage_key_is_told(data: Path, content: bytes) -> None:
+def test_a_damaged_storage_key_is_reported(data: Path, content: bytes) -> None:
     opened(data).close()
     (data / "storage.key").write_bytes(content)
     with pytest.raises(ConfigError, match=r"storage\.key"):
         opened(data)
 
 
-def test_another_storage_key_is_told(data: Path, tmp_path: Path) -> None:
+def test_a_wrong_storage_key_is_reported(data: Path, tmp_path: Path) -> None:
     opened(data).close()
     opened(tmp_path / "other").close()
     (tmp_path / "other" / "storage.key").rename(data / "storage.key")
@@ -206,7 +206,7 @@ def test_another_storage_key_is_told(data: Path, tmp_path: Path) -> None:
         opened(data)
 
 
-def test_an_operator_key_is_read_as_it_is_and_not_invented(data: Path) -> None:
+def test_an_existing_operator_key_is_used_unchanged(data: Path) -> None:
     opened(data).close()
     (data / "operator.key").write_text("ok_my-own-key-of-some-length\n")
     with opened(data) as plane:
@@ -219,7 +219,7 @@ def test_an_operator_key_is_read_as_it_is_and_not_invented(data: Path) -> None:
         assert plane.operator_key.startswith("ok_")
 
 
-def test_a_spoilt_database_is_told_and_left_alone(data: Path) -> None:
+def test_a_damaged_database_is_reported_and_not_modified(data: Path) -> None:
     opened(data).close()
     (data / "plane.db").write_bytes(b"this is no database at all" * 50)
     with pytest.raises(DiskError) as caught:
@@ -228,7 +228,7 @@ def test_a_spoilt_database_is_told_and_left_alone(data: Path) -> None:
     assert (data / "plane.db").read_bytes().startswith(b"this is no database")
 
 
-def test_a_database_of_a_newer_release_is_left_alone(data: Path) -> None:
+def test_a_database_of_a_newer_release_is_not_modified(data: Path) -> None:
     with opened(data) as plane:
         plane.database.run("PRAGMA user_version = 999")
     with pytest.raises(ConfigError, match="newer release"):
@@ -258,12 +258,12 @@ def test_transactions_join_and_roll_back_whole(data: Path) -> None:
 @pytest.mark.parametrize(
     "settings", [{"poll_burst": 0}, {"stream_length": 0}, {"poll_rate": 0}, {"access_token_seconds": 0}]
 )
-def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         PlaneSettings(**settings)
 
 
-def test_secrets_are_in_no_repr(data: Path) -> None:
+def test_reprs_contain_no_secrets(data: Path) -> None:
     with opened(data) as plane:
         seen = repr((plane, plane.keyring, plane.ca, plane.sessions, vars(plane.ca)))
         assert plane.operator_key not in seen
@@ -284,7 +284,7 @@ def test_names_for_the_certificate_and_the_url() -> None:
     assert host_for_url("::", ("plane.example",)) == "plane.example"
 
 
-async def test_the_certificate_is_kept_while_it_fits_and_renewed_in_time(data: Path) -> None:
+async def test_the_certificate_is_kept_while_usable_and_renewed_in_time(data: Path) -> None:
     with opened(data) as plane:
         assert plane.data is not None
 
@@ -307,4 +307,6 @@ async def test_the_certificate_is_kept_while_it_fits_and_renewed_in_time(data: P
         assert await load(now + 61 * day, ("a.example", "b.example")) != third
         fourth = (data / "tls.pem").read_bytes()
         (data / "tls.pem").write_bytes(third)
-        assert await load(now + 61 * day, ("a.example", "b.example")) not in (third, fourth), "a pair that does not fit"
+        assert await load(now + 61 * day, ("a.example", "b.example")) not in (third, fourth), (
+            "a mismatched pair is replaced"
+        )

@@ -136,8 +136,8 @@ def _facts(grant: Mapping[str, Any], now: float) -> Html:
     facts = [
         ("Name", grant["name"] or "unknown"),
         ("Platform", grant["platform"] or "unknown"),
-        ("Requested from", grant["address"] or "unknown"),
-        ("Requested at", moment(grant["created_at"], now)),
+        ("Address", grant["address"] or "unknown"),
+        ("Requested", moment(grant["created_at"], now)),
         ("Program", grant["user_agent"] or "unknown"),
     ]
     return Html("".join(fill("<dt>{name}</dt><dd>{value}</dd>", name=name, value=value) for name, value in facts))
