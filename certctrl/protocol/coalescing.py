@@ -2,8 +2,8 @@
 
 Signals of one resource are handled in order, those of different resources concurrently. A signal is only a hint:
 its handler fetches the current state. So of several signals for one resource only the newest is handled, even if it
-arrived first. A revocation is the exception: it raises an alert, which a later renewal must not
-suppress. It is handled first, but does not block the resource while it waits for its retry.
+arrived first. A revocation is the exception: it raises an alert, which a later renewal must not suppress. It is
+handled first, but does not block the resource while it waits for its retry.
 """
 
 from __future__ import annotations

@@ -109,15 +109,15 @@ class Schedule:
     def _refill(self) -> float:
         return min(1.0, self.breaker.base)
 
-    def after_success(self, poll: steps.Poll, event: NoUpdates | Updates, news: bool, now: float) -> None:
-        """Plan the poll after a successful one; ``news``: it had signals and a new cursor."""
+    def after_success(self, poll: steps.Poll, event: NoUpdates | Updates, progress: bool, now: float) -> None:
+        """Plan the poll after a successful one; ``progress``: it had signals and a new cursor."""
         self._take(min(now, self._last_request + _ON_THE_WAY))
         if event.retry_after is not None:
             self.plan(now + self.breaker.server_delay(event.retry_after), steps.WaitReason.SERVER)
-        elif news and isinstance(event, Updates) and event.full and event.free:
+        elif progress and isinstance(event, Updates) and event.full and event.free:
             self.plan(now, steps.WaitReason.INTERVAL)
             self._urgent = self._free = True
-        elif news and (poll.wait or (isinstance(event, Updates) and event.full)):
+        elif progress and (poll.wait or (isinstance(event, Updates) and event.full)):
             self.plan(max(now, self._full - (_BURST - 1) * self._refill), steps.WaitReason.INTERVAL)
             self._urgent = True
         else:

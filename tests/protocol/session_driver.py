@@ -11,7 +11,7 @@ from certctrl.protocol.session import Session
 from certctrl.protocol.state import State
 from certctrl.protocol.steps import Deliver, FlushAcks, Poll, Step, Wait
 
-NEWS = (CertRenewed(1, 7),)
+SIGNALS = (CertRenewed(1, 7),)
 S = State
 
 
@@ -68,7 +68,7 @@ class Driver:
         assert self.next() == FlushAcks()
         self.receive(ev.AcksSent())
 
-    def news(self, cursor: str | None, signals: tuple[Signal, ...] = NEWS, *, full: bool = False) -> Deliver:
+    def page(self, cursor: str | None, signals: tuple[Signal, ...] = SIGNALS, *, full: bool = False) -> Deliver:
         """Poll, get a page, deliver it and send acks."""
         self.answer(ev.Updates(cursor, signals, full))
         page = self.deliver()

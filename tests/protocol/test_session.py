@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from session_driver import NEWS, Driver, S
+from session_driver import SIGNALS, Driver, S
 
 from certctrl.protocol import events as ev
 from certctrl.protocol.session import OUTCOME_WAIT
@@ -73,7 +73,7 @@ def test_a_204_moves_the_cursor_to_disk() -> None:
 
 def test_a_page() -> None:
     driver = Driver(cursor="c1")
-    assert driver.news("c2") == Deliver("c2", NEWS, OUTCOME_WAIT)
+    assert driver.page("c2") == Deliver("c2", SIGNALS, OUTCOME_WAIT)
     assert driver.wait() == 5.0
     assert driver.poll().cursor == "c2"
     assert driver.path == [S.INITIALIZING, S.POLLING, S.PROCESSING, S.ACKNOWLEDGING, S.POLLING]
@@ -83,7 +83,7 @@ def test_a_page() -> None:
 
 def test_a_page_without_a_cursor_keeps_the_last_one() -> None:
     driver = Driver(cursor="c1")
-    driver.news(None, full=True)
+    driver.page(None, full=True)
     assert driver.wait() == 5.0, "the same page would come again"
     assert driver.poll().cursor == "c1"
 
@@ -91,9 +91,9 @@ def test_a_page_without_a_cursor_keeps_the_last_one() -> None:
 def test_the_poll_after_a_full_page_is_immediate() -> None:
     driver = Driver()
     for n in range(3):
-        driver.news(f"c{n}", full=True)
+        driver.page(f"c{n}", full=True)
         assert isinstance(driver.next(), Poll), "acks are not sent twice in a row"
-    driver.news("c99", full=False)
+    driver.page("c99", full=False)
     assert driver.wait() >= 5.0
 
 
@@ -104,7 +104,7 @@ def test_full_pages_stay_within_the_rate_limit() -> None:
         while isinstance(driver.next(), Wait):
             driver.wait()
         started.append(driver.now)
-        driver.news(f"c{n}", full=True)
+        driver.page(f"c{n}", full=True)
     for first, later in itertools.product(range(20), range(20)):
         if later > first:
             assert later - first + 1 <= 5 + (started[later] - started[first]), "a bucket of five, one per second"
@@ -112,7 +112,7 @@ def test_full_pages_stay_within_the_rate_limit() -> None:
 
 def test_the_poll_after_a_full_page_with_the_same_cursor_waits() -> None:
     driver = Driver(cursor="c1")
-    driver.news("c1", full=True)
+    driver.page("c1", full=True)
     assert driver.wait() == 5.0
 
 
@@ -120,7 +120,7 @@ def test_a_successful_answer_may_request_a_delay() -> None:
     driver = Driver()
     driver.answer(ev.NoUpdates(None, retry_after=30.0))
     assert 30.0 <= driver.wait() <= 33.0
-    driver.answer(ev.Updates("c", NEWS, True, retry_after=60.0))
+    driver.answer(ev.Updates("c", SIGNALS, True, retry_after=60.0))
     driver.deliver()
     driver.flush()
     assert 60.0 <= driver.wait() <= 66.0
@@ -131,7 +131,7 @@ def test_a_successful_answer_may_request_a_delay() -> None:
 
 def test_acks_are_sent_again_after_a_wait() -> None:
     driver = Driver()
-    driver.news("c1")
+    driver.page("c1")
     assert driver.wait() == 5.0
     assert driver.next() == FlushAcks(), "handlers may have finished during the wait"
 
@@ -140,7 +140,7 @@ def test_acks_are_sent_again_after_a_wait() -> None:
     ("event", "code", "text"),
     [
         (ev.NoUpdates(None, status=200), 200, "200 OK, no signals"),
-        (ev.Updates("c", NEWS * 2, False), 200, "200 OK, 2 signals"),
+        (ev.Updates("c", SIGNALS * 2, False), 200, "200 OK, 2 signals"),
         (ev.TokenExpired(), 401, "401 access token expired"),
         (ev.CursorExpired(), 409, "409 cursor expired"),
         (ev.ServerBusy(503), 503, "503 server busy"),
@@ -165,8 +165,8 @@ def test_a_page_that_cannot_be_saved_comes_again() -> None:
     driver = Driver(cursor="c1")
     pauses = []
     for _ in range(4):
-        driver.answer(ev.Updates("c2", NEWS, False))
-        assert driver.next() == Deliver("c2", NEWS, OUTCOME_WAIT)
+        driver.answer(ev.Updates("c2", SIGNALS, False))
+        assert driver.next() == Deliver("c2", SIGNALS, OUTCOME_WAIT)
         driver.receive(ev.DeliverFailed("disk full"))
         assert driver.session.state is S.ERROR
         assert driver.session.seen_cursor == "c1"
@@ -174,7 +174,7 @@ def test_a_page_that_cannot_be_saved_comes_again() -> None:
         assert driver.session.failures == 0, "a disk problem does not open the breaker"
     assert pauses == [5.0, 7.5, 12.5, 22.5]
     assert driver.poll().cursor == "c1"
-    driver.receive(ev.Updates("c2", NEWS, False))
+    driver.receive(ev.Updates("c2", SIGNALS, False))
     driver.deliver()
     driver.flush()
     assert driver.wait() == 5.0
@@ -227,19 +227,19 @@ def test_acks_obey_retry_after() -> None:
 def test_the_session_waits_for_outcomes_unless_the_page_is_full() -> None:
     driver = Driver()
     for cursor, full, outcome_wait in (("c1", True, 0.0), ("c2", False, OUTCOME_WAIT), ("c3", True, 0.0)):
-        assert driver.news(cursor, full=full) == Deliver(cursor, NEWS, outcome_wait)
+        assert driver.page(cursor, full=full) == Deliver(cursor, SIGNALS, outcome_wait)
         driver.wait() if not full else None
 
 
 def test_failed_acks_of_a_page_are_sent_later() -> None:
     driver = Driver()
-    driver.answer(ev.Updates("c1", NEWS, True))
+    driver.answer(ev.Updates("c1", SIGNALS, True))
     driver.deliver()
     assert driver.next() == FlushAcks()
     driver.receive(ev.AcksFailed("down"))
     assert driver.session.state is S.ERROR
     assert driver.next() == Poll("c1", 20, 0), "the poll after a full page does not wait for acks"
-    driver.receive(ev.Updates("c2", NEWS, True))
+    driver.receive(ev.Updates("c2", SIGNALS, True))
     driver.deliver()
     assert driver.session.state is S.ACKNOWLEDGING
     assert driver.next() == Poll("c2", 20, 0)

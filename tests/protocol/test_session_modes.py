@@ -6,7 +6,7 @@ import itertools
 
 import attrs
 import pytest
-from session_driver import NEWS, Driver
+from session_driver import SIGNALS, Driver
 
 from certctrl.model.config import ApplicationConfig
 from certctrl.protocol import events as ev
@@ -75,7 +75,7 @@ def test_poll_now_during_a_refresh_that_backs_off() -> None:
 
 def test_poll_now_while_a_page_is_delivered_is_kept() -> None:
     driver = Driver()
-    driver.answer(ev.Updates("c1", NEWS, False))
+    driver.answer(ev.Updates("c1", SIGNALS, False))
     page = driver.next()
     driver.now += 2
     driver.receive(ev.PollNow())
@@ -105,7 +105,7 @@ def test_the_poll_after_long_polled_signals_is_immediate_within_the_limit() -> N
     for n in range(30):
         if isinstance(driver.next(), Wait):
             driver.wait()
-        driver.news(f"c{n}")
+        driver.page(f"c{n}")
         starts.append(driver.session.last_poll_at or 0.0)
     assert starts[4] == starts[0]
     assert [round(one - starts[0], 6) for one in starts[5:9]] == [1, 2, 3, 4], "a burst of five, then one per second"
@@ -113,7 +113,7 @@ def test_the_poll_after_long_polled_signals_is_immediate_within_the_limit() -> N
 
 def test_the_poll_after_signals_with_the_same_cursor_waits() -> None:
     driver = Driver(poll_mode="long-poll", cursor="c1")
-    driver.news("c1")
+    driver.page("c1")
     assert driver.wait() == 5.0
 
 
@@ -130,7 +130,7 @@ def test_no_long_poll_after_a_failure() -> None:
 def test_adaptive_mode_long_polls_after_signals() -> None:
     driver = Driver(poll_mode="adaptive", adaptive_window_seconds=60, long_poll_wait_seconds=20)
     assert driver.poll().wait == 0
-    driver.receive(ev.Updates("c1", NEWS, False))
+    driver.receive(ev.Updates("c1", SIGNALS, False))
     driver.deliver()
     driver.flush()
     began, held = driver.now, 0
@@ -151,7 +151,7 @@ def test_adaptive_mode_long_polls_after_signals() -> None:
 def test_signals_make_adaptive_mode_long_poll_and_leave_interval_mode_alone() -> None:
     for mode, wait in (("adaptive", 25), ("interval", 0)):
         driver = Driver(poll_mode=mode, adaptive_window_seconds=30)
-        driver.news("c1")
+        driver.page("c1")
         if isinstance(driver.next(), Wait):
             driver.wait()
         assert driver.poll().wait == wait

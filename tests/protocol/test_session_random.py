@@ -24,13 +24,13 @@ from certctrl.protocol import steps
 from certctrl.protocol.session import Session
 from certctrl.protocol.state import TRANSITIONS, State
 
-NEWS = (CertRenewed(1, 7),)
+SIGNALS = (CertRenewed(1, 7),)
 RETRY_AFTERS = st.none() | st.sampled_from([0.0, 0.5, 7.0, 60.0, 3600.0])
 CURSORS = st.none() | st.sampled_from(["c1", "c2", "c3", "c4"])
 ANSWERS: dict[type, st.SearchStrategy[Any]] = {
     steps.Poll: st.one_of(
         st.builds(ev.NoUpdates, CURSORS, retry_after=RETRY_AFTERS),
-        st.builds(ev.Updates, CURSORS, st.just(NEWS), st.booleans(), retry_after=RETRY_AFTERS),
+        st.builds(ev.Updates, CURSORS, st.just(SIGNALS), st.booleans(), retry_after=RETRY_AFTERS),
         st.builds(ev.Updates, CURSORS, st.just((ResyncRequired(1),)), st.booleans()),
         st.just(ev.TokenExpired()),
         st.just(ev.CursorExpired()),
@@ -48,7 +48,7 @@ ANSWERS: dict[type, st.SearchStrategy[Any]] = {
 # unrequested events, and answers to steps that were not performed
 STRAY = st.sampled_from(
     [ev.Timer(), ev.Started(True), ev.Delivered(), ev.AcksSent(), ev.TokenRefreshed(),
-     ev.RefreshFailed("x"), ev.Resynced(), ev.ResyncFailed("x"), ev.NoUpdates("stray"), ev.Updates("stray", NEWS, True)]
+     ev.RefreshFailed("x"), ev.Resynced(), ev.ResyncFailed("x"), ev.NoUpdates("stray"), ev.Updates("stray", SIGNALS, True)]
 )  # fmt: skip
 CONFIGS = st.builds(
     ApplicationConfig,
@@ -203,7 +203,7 @@ def chance_answer(step: steps.Step, chance: random.Random, faulty: float) -> ev.
     cursor = chance.choice([None, "c", f"c{chance.randrange(1000)}"])
     match step:
         case steps.Poll():
-            good = [ev.NoUpdates(cursor), ev.NoUpdates(None), ev.Updates(cursor, NEWS, False)]
+            good = [ev.NoUpdates(cursor), ev.NoUpdates(None), ev.Updates(cursor, SIGNALS, False)]
             resync = ev.Updates(cursor, (ResyncRequired(1),), False)
             faults = [ev.TokenExpired(), ev.CursorExpired(), ev.ServerBusy(503, retry_after), ev.Refused(400, "", 0, "no"),
                       ev.BadAnswer("html"), ev.TransportFailed("down"), resync]  # fmt: skip

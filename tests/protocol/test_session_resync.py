@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from session_driver import NEWS, Driver, S
+from session_driver import SIGNALS, Driver, S
 
 from certctrl.model.signals import ResyncRequired
 from certctrl.protocol import events as ev
@@ -28,8 +28,8 @@ def test_an_expired_cursor() -> None:
 
 def test_a_requested_resync_keeps_its_cursor() -> None:
     driver = Driver(cursor="c1")
-    driver.answer(ev.Updates("c2", (ResyncRequired(1), *NEWS), True))
-    assert driver.deliver() == Deliver("c2", (ResyncRequired(1), *NEWS))
+    driver.answer(ev.Updates("c2", (ResyncRequired(1), *SIGNALS), True))
+    assert driver.deliver() == Deliver("c2", (ResyncRequired(1), *SIGNALS))
     driver.flush()
     assert driver.poll().cursor == "c2"
 
@@ -83,7 +83,7 @@ def test_a_resync_after_a_successful_poll_is_immediate() -> None:
         driver.receive(ev.Resynced())
         driver.flush()
         driver.wait()
-        driver.news("c2")
+        driver.page("c2")
         driver.wait()
         driver.answer(ev.NoUpdates(None))
         driver.wait()

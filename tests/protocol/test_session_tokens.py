@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from session_driver import NEWS, Driver, S
+from session_driver import SIGNALS, Driver, S
 
 from certctrl.model.status import StopReason
 from certctrl.protocol import events as ev
@@ -113,7 +113,7 @@ def waiting() -> Driver:
 @situation
 def delivering() -> Driver:
     driver = Driver()
-    driver.answer(ev.Updates("c", NEWS, False))
+    driver.answer(ev.Updates("c", SIGNALS, False))
     assert isinstance(driver.next(), Deliver)
     return driver
 

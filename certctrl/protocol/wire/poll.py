@@ -21,7 +21,7 @@ from certctrl.protocol.events import (
     Updates,
 )
 from certctrl.protocol.wire.answer import data_of, is_bearer_challenge, parse_error, retry_after
-from certctrl.protocol.wire.reader import Misfit, bounded_list, wire_class
+from certctrl.protocol.wire.reader import Misfit, bounded_list, from_answer, wire_class
 from certctrl.protocol.wire.signals import signal_from_wire
 
 UPDATES_PATH = "/apiv1/devices/self/updates"
@@ -116,10 +116,7 @@ _read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _: b
 
 
 def _page(answer: Answer, limit: int, wall_now: float | None) -> Event:
-    try:
-        page = _read_page(data_of(answer))
-    except Misfit as misfit:
-        raise BadAnswerError(str(misfit)) from None
+    page = from_answer(_read_page, data_of(answer), "data")
     seen = page.cursor if page.cursor is not None else cursor_of_etag(answer.headers.get("etag"))
     pause = retry_after(answer, None, wall_now)
     if not page.signals:

@@ -24,14 +24,13 @@ MAX_TS_MS = 253_402_300_799_999
 _TYPE_LIMIT = 128
 _NAME_LIMIT = 256
 
-
 _timestamp = integer(ge=1, le=MAX_TS_MS)  # 0 marks a malformed signal and must stay malformed when read back
 _id = integer(ge=1)
 _name = text(_NAME_LIMIT)
 
 
 def _reason(value: Any, _: Any = None) -> str | None:
-    return value if isinstance(value, str) else None  # a comment: no reason to refuse the order itself
+    return value if isinstance(value, str) else None  # for humans only: must not refuse the resync
 
 
 def _cert(cls: type[CertRenewed | CertRevoked | CertUnassigned]) -> Read[Signal]:
@@ -42,13 +41,14 @@ def _ca(cls: type[CaAssigned | CaUnassigned]) -> Read[Signal]:
     return wire_class(cls, {"ca_id": _id, "serial": _name, "ca_name": _name})
 
 
+_renewed = _cert(CertRenewed)
 _BY_TYPE: dict[str, Read[Signal]] = {
     InstallUpdated.type: wire_class(
         InstallUpdated,
         {"config_id": _id, "version": integer(le=SAFE_INT), "installs_hash_b64": _name},
         prepare=alias("installs_hash_b64", "installs_hash"),
     ),
-    CertRenewed.type: (_renewed := _cert(CertRenewed)),
+    CertRenewed.type: _renewed,
     "cert.updated": _renewed,
     CertRevoked.type: _cert(CertRevoked),
     CertUnassigned.type: _cert(CertUnassigned),
