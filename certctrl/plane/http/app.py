@@ -13,10 +13,10 @@ from certctrl.plane.errors import unavailable
 from certctrl.plane.http.answers import data_answer
 from certctrl.plane.http.device_api import DeviceApi
 from certctrl.plane.http.faults import Faults
-from certctrl.plane.http.middleware import App, Edge
+from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
-from certctrl.plane.http.pages.approval import DevicePage
+from certctrl.plane.http.pages.approval import ApprovalPage
 
 __all__ = ["Plane", "make_app"]
 
@@ -37,8 +37,8 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
         *DeviceApi(plane).routes(),
         *OperatorApi(plane).routes(),
         *OperatorResources(plane).routes(),
-        *DevicePage(plane).routes(),
+        *ApprovalPage(plane).routes(),
         Route("/health", health),
     ]
-    app: App = Edge(plane, Router(routes, redirect_slashes=False))
+    app: App = Middleware(plane, Router(routes, redirect_slashes=False))
     return app if faults is None else faults.around(app)

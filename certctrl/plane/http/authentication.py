@@ -15,7 +15,7 @@ from certctrl.plane.sessions import DeviceSession
 _ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
 
 
-class Callers:
+class Authenticator:
     """Authenticates devices and operators."""
 
     def __init__(self, plane: Plane) -> None:

@@ -15,7 +15,7 @@ from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Pl
 from certctrl.plane.grants import GrantRequest
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import Callers, address_of, bearer_token, etag_of
+from certctrl.plane.http.authentication import Authenticator, address_of, bearer_token, etag_of
 from certctrl.plane.http.bodies import GrantAction, body_of, read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, read_object, whole_number
 from certctrl.plane.limits import caller_of
@@ -30,7 +30,7 @@ class DeviceApi:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self._callers = Callers(plane)
+        self._authenticator = Authenticator(plane)
 
     def routes(self) -> list[Route]:
         """Return the routes, the most used first."""
@@ -59,7 +59,7 @@ class DeviceApi:
             case GrantAction.POLL:
                 return data_answer(self._plane.grants.poll(body_of(bodies.GrantPoll, body).device_code))
             case GrantAction.VERIFY:
-                self._callers.require_operator(request)
+                self._authenticator.require_operator(request)
                 verify = body_of(bodies.GrantVerify, body)
                 self._plane.devices.require_user(verify.user_id)
                 return data_answer(
@@ -124,7 +124,7 @@ class DeviceApi:
 
     async def notify(self, request: Request) -> Response:
         """Store a batch of outcomes."""
-        session = self._callers.device(request)
+        session = self._authenticator.device(request)
         report = await read_as(bodies.Report, request, LARGE_BODY_CAP)
         self._plane.reports.store(session.device_id, report.events)
         return empty_answer()
@@ -133,34 +133,34 @@ class DeviceApi:
 
     async def certificates(self, request: Request) -> Response:
         """Return a page of the device's certificates."""
-        session = self._callers.device(request)
+        session = self._authenticator.device(request)
         after_id = whole_number(request.query_params.get("after_id", "0"), "after_id", 0)
         limit = whole_number(request.query_params.get("limit", str(_MAX_PAGE)), "limit", 1, _MAX_PAGE)
         return data_answer(self._plane.certificates.page(session.device_id, after_id, limit))
 
     async def certificate(self, request: Request) -> Response:
         """Return one certificate with its PEM texts."""
-        session = self._callers.device(request)
+        session = self._authenticator.device(request)
         return data_answer(self._plane.certificates.detail(session.device_id, _id(request, "cert_id")))
 
     async def materials(self, request: Request) -> Response:
         """Return a certificate with its key, sealed to the device."""
-        session = self._callers.device(request)
+        session = self._authenticator.device(request)
         return data_answer(self._plane.certificates.materials(session.device_id, _id(request, "cert_id")))
 
     async def install_config(self, request: Request) -> Response:
         """Return the device's install config; 304 if it is unchanged."""
-        session = self._callers.device(request)
+        session = self._authenticator.device(request)
         return install_config_answer(self._plane, session.device_id, request)
 
     async def authorities(self, request: Request) -> Response:
         """Return the CAs that the device should trust, for a full resync."""
-        session = self._callers.device(request)
+        session = self._authenticator.device(request)
         return data_answer(self._plane.authorities.of_device(session.device_id))
 
     async def authority(self, request: Request) -> Response:
         """Return a CA that the device should trust."""
-        session = self._callers.device(request)
+        session = self._authenticator.device(request)
         return data_answer(self._plane.authorities.bundle(session.device_id, _id(request, "ca_id")))
 
 

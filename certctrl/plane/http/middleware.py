@@ -30,7 +30,7 @@ _DRAIN_SECONDS = 5.0
 log = logging.getLogger("certctrl.Plane")
 
 
-class Edge:
+class Middleware:
     """Wraps the routes: turns errors into responses, dates responses, closes connections of a stopping plane."""
 
     def __init__(self, plane: Plane, inner: App) -> None:
@@ -73,8 +73,8 @@ class Edge:
 class _Exchange:
     """One request with its response; tracks whether the body is read and the response has started."""
 
-    def __init__(self, edge: Edge, scope: Scope, receive: Receive, send: Send) -> None:
-        self._edge = edge
+    def __init__(self, middleware: Middleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self._middleware = middleware
         self._receive = receive
         self._send = send
         self.started = False
@@ -94,7 +94,7 @@ class _Exchange:
         """Add the common headers; drain an unread body while sending the last part."""
         if message["type"] == "http.response.start":
             self.started = True
-            extra = self._edge.headers()
+            extra = self._middleware.headers()
             if self._unread and (b"connection", b"close") not in extra:
                 extra.append((b"connection", b"close"))
             message["headers"] = [*message.get("headers", ()), *extra]

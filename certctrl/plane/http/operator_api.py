@@ -10,7 +10,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.devices import DeviceFacts
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import Callers
+from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import body_of, read_as
 from certctrl.plane.http.reading import read_object, whole_number
 from certctrl.plane.http.routing import (
@@ -30,7 +30,7 @@ class OperatorApi:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self._callers = Callers(plane)
+        self._authenticator = Authenticator(plane)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -45,7 +45,9 @@ class OperatorApi:
             ("GET", "/apiv1/device-grants", self.grants), ("GET", "/apiv1/device-grants/{code}", self.grant),
             ("POST", "/apiv1/device-grants/{code}", self.decide_grant),
         ]  # fmt: skip
-        return routes_of([(method, path, self._callers.operators_only(endpoint)) for method, path, endpoint in guarded])
+        return routes_of(
+            [(method, path, self._authenticator.operators_only(endpoint)) for method, path, endpoint in guarded]
+        )
 
     # --- users and devices -----------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.errors import bad_request, forbidden, not_found
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import Callers
+from certctrl.plane.http.authentication import Authenticator
 from certctrl.plane.http.bodies import read_as
 from certctrl.plane.http.device_api import install_config_answer
 from certctrl.plane.http.reading import LARGE_BODY_CAP, read_json
@@ -37,7 +37,7 @@ class OperatorResources:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
-        self._callers = Callers(plane)
+        self._authenticator = Authenticator(plane)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -56,7 +56,7 @@ class OperatorResources:
             ("GET", f"{DEVICE}/install-config", self.install_config),
             ("POST", f"{CERTIFICATE}/issues", self.renew),
         ]
-        only = self._callers.operators_only
+        only = self._authenticator.operators_only
         return routes_of([*((method, path, only(endpoint)) for method, path, endpoint in guarded), *shared])
 
     # --- install configs --------------------------------------------------------------------------------------
@@ -64,8 +64,8 @@ class OperatorResources:
     async def install_config(self, request: Request) -> Response:
         """Return a device's install config, to operators and to the device itself."""
         user_id, device_id = user_and_device(request)
-        if not self._callers.is_operator(request):
-            session = self._callers.device(request)
+        if not self._authenticator.is_operator(request):
+            session = self._authenticator.device(request)
             if (session.user_id, session.device_id) != (user_id, device_id):
                 raise forbidden("This belongs to another device")
         self._plane.devices.row(user_id, device_id)
@@ -112,8 +112,8 @@ class OperatorResources:
         """Renew: ``{"action": "renew", "reason"?}``, by an operator or a device with the certificate."""
         user_id, cert_id = user_and_certificate(request)
         device_id = None
-        if not self._callers.is_operator(request):
-            session = self._callers.device(request)
+        if not self._authenticator.is_operator(request):
+            session = self._authenticator.device(request)
             if session.user_id != user_id:
                 raise not_found("No such certificate")
             device_id = session.device_id

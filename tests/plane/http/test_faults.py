@@ -75,8 +75,8 @@ async def test_a_swallowed_response_was_processed(world: Any) -> None:
 
 async def test_without_faults_the_app_is_not_wrapped(world: Any) -> None:
     from certctrl.plane.http.app import make_app
-    from certctrl.plane.http.middleware import Edge
+    from certctrl.plane.http.middleware import Middleware
 
-    assert isinstance(make_app(world.plane), Edge)
+    assert isinstance(make_app(world.plane), Middleware)
     assert json.loads((await world.stranger("GET", "/health")).body)["data"]["status"] == "ok"
     assert world.faults.happened == []

@@ -32,7 +32,7 @@ _MAX_CODE = 20
 log = logging.getLogger("certctrl.Plane")
 
 
-class DevicePage:
+class ApprovalPage:
     """The endpoints of the page, one public method each."""
 
     def __init__(self, plane: Plane) -> None:
