@@ -1,16 +1,16 @@
-"""ModelFs: a disk in memory that knows the difference between written and durable.
+"""ModelFs: a disk in memory that distinguishes written from durable.
 
-It stands in for `certctrl.store.disk.fs.RealFs`. Everything written goes to the page cache (what running programs
-see); only fsync and syncfs move it to the disk (what is left after a power cut). Between two syncs a real kernel
-may write back any of it in almost any order, so after a crash the disk may hold
+It replaces `certctrl.store.disk.fs.RealFs`. Writes go to the page cache, which running programs see; only fsync and
+syncfs move them to the disk, which remains after a power cut. Between two syncs a real kernel may write back anything
+in almost any order, so after a crash the disk may have
 
-* any set of the directory changes that respects their order on each single name (a rename is one change),
-* for each file any prefix of its writes, the last of them whole, half, or as zeros of full length,
+* any set of the directory changes that respects their order per name (a rename is one change),
+* for each file any prefix of its writes, the last one whole, half, or as zeros of full length,
 * for each file any prefix of its changes of mode and owner,
 
-independently of each other. `crash_states` enumerates these, all of them when there are few, a seeded sample with
-the extremes when there are many. `explore` runs a protocol and tries every crash before each of its operations:
-power cut (any legal state) and kill (the cache survives, and stays as little durable as it was).
+independently of each other. `crash_states` enumerates these: all if there are few, otherwise a seeded sample including
+the extremes. `explore` runs an act and tries every crash before each of its operations: a power cut (any legal state)
+and a kill (the cache survives, no more durable than before).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from certctrl.store.disk.fs import Handle, Stat, disk_error
 
 ROOT = 1
 LINKS_FOLLOWED = 40
-"""As many as the kernel follows on one path before it says ELOOP."""
+"""Links that the kernel follows on one path before ELOOP."""
 
 
 class Node(NamedTuple):
-    """One file, directory or link; ``entries`` is never changed, but replaced."""
+    """One file, directory or link; ``entries`` is replaced, never modified."""
 
     kind: str
     mode: int
@@ -49,7 +49,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that becomes durable as a whole, or not at all (data: see the module's words on prefixes)."""
+    """One change that becomes durable whole or not at all; data as the module docstring says."""
 
     group: str  # entry, data, meta
     ino: int  # the directory or file that is changed
@@ -83,7 +83,7 @@ def resized(size: int) -> Callable[[Node], Node]:
 
 
 class ModelFs:
-    """The double. ``observer`` is called before each operation that changes something or makes it durable."""
+    """The model. ``observer`` is called before each operation that changes something or makes it durable."""
 
     def __init__(self, *, uid: int = 1000, syncfs: bool = True) -> None:
         self.base: dict[int, Node] = {ROOT: Node("dir", 0o755, 0, 0)}
@@ -105,7 +105,7 @@ class ModelFs:
     # --- crashing -----------------------------------------------------------------------------------------
 
     def copy(self) -> ModelFs:
-        """Return an independent disk with the same cache and the same debts; no handle, lock or observer."""
+        """Return an independent disk with the same cache and pending changes, without handles, locks and observer."""
         other = ModelFs(uid=self._uid, syncfs=self.can_syncfs)
         other.base, other.now, other.pending = dict(self.base), dict(self.now), list(self.pending)
         other.promises = dict(self.promises)
@@ -119,7 +119,7 @@ class ModelFs:
         return other
 
     def crash_states(self, limit: int, chance: random.Random) -> Iterator[ModelFs]:
-        """Yield what the disk may hold after a power cut now; at most ``limit`` states, extremes first."""
+        """Yield possible disks after a power cut now: at most ``limit``, extremes first."""
         seen: set[bytes] = set()
         for choice in self._choices(limit, chance):
             crashed = self._image(*choice)
@@ -150,7 +150,7 @@ class ModelFs:
                         for levels_ in itertools.product(*(range(size) for size in sizes.values())):
                             yield frozenset(some), dict(zip(sizes, levels_, strict=True))
             return
-        for one in entries:  # all but one, and one alone: where most mistakes show
+        for one in entries:  # all but one, and one alone: these reveal most mistakes
             yield self._closed(everything - {one}), whole
             yield self._closed(frozenset({one})), whole
             yield self._closed(frozenset({one})), none
@@ -166,7 +166,7 @@ class ModelFs:
             )
 
     def _closed(self, chosen: frozenset[int]) -> frozenset[int]:
-        """Drop what cannot be durable without an earlier change of the same name."""
+        """Drop changes that cannot be durable without an earlier one of the same name."""
         kept: set[int] = set()
         lost: set[tuple[int, str]] = set()
         for number, change in enumerate(self.pending):
@@ -203,13 +203,13 @@ class ModelFs:
         self._next, self._clock, self._tokens = itertools.count(top), itertools.count(top), itertools.count(top)
 
     def promise(self, **facts: Any) -> None:
-        """Note what the outside world was told: from now on it must hold after any crash."""
+        """Record what the outside world was told: it must be true after any later crash."""
         self.promises |= facts
 
-    # --- looking, for tests -------------------------------------------------------------------------------
+    # --- inspection and set-up, for tests -----------------------------------------------------------------
 
     def tree(self) -> dict[str, Node]:
-        """Return every reachable path and what is there."""
+        """Return the node at every reachable path."""
         found: dict[str, Node] = {}
         todo = [("", ROOT)]
         while todo:
@@ -220,7 +220,7 @@ class ModelFs:
         return found
 
     def open_files(self) -> list[int]:
-        """Return the descriptors that are open."""
+        """Return the open descriptors."""
         return sorted(self._open)
 
     def fingerprint(self) -> bytes:
@@ -230,7 +230,7 @@ class ModelFs:
         return digest.digest()
 
     def put(self, path: str | Path, data: bytes, mode: int = 0o644) -> None:
-        """Make a durable file with all its parents, as the world before the test."""
+        """Create a durable file and its parents."""
         self.put_dir(Path(path).parent)
         parent, name = self._resolve(path, None)
         ino = self.now[parent].entries.get(name) or next(self._next)
@@ -239,7 +239,7 @@ class ModelFs:
         self.base = dict(self.now)
 
     def put_dir(self, path: str | Path, mode: int = 0o755) -> None:
-        """Make a durable directory with all its parents."""
+        """Create a durable directory and its parents."""
         here = ROOT
         for step in Path(path).parts[1:]:
             names = self.now[here].entries
@@ -251,7 +251,7 @@ class ModelFs:
             here = names[step]
         self.base = dict(self.now)
 
-    # --- machinery ----------------------------------------------------------------------------------------
+    # --- internals ----------------------------------------------------------------------------------------
 
     def _before(self, verb: str, path: str) -> None:
         self.trace.append(f"{verb} {path}")
@@ -267,7 +267,7 @@ class ModelFs:
         return str(path) if at is None else f"{at.path.rstrip('/')}/{path}"
 
     def _resolve(self, path: str | Path, at: Handle | None) -> tuple[int, str]:
-        """Return (directory, last name); links on the way are followed, the last one is not."""
+        """Return (directory, last component); links on the way are followed, the last one is not."""
         text = str(path)
         here, steps = (ROOT, text.split("/")[1:]) if at is None else (self._open[at.fd][0], text.split("/"))
         trail: list[int] = []
@@ -324,7 +324,7 @@ class ModelFs:
         self._change(Change("entry", parent, (name,), with_entry(name, ino)))
         return ino
 
-    # --- the verbs ----------------------------------------------------------------------------------------
+    # --- the interface of `Fs` ----------------------------------------------------------------------------
 
     def open_dir(self, path: str | Path, at: Handle | None = None) -> Handle:
         ino = self._find(path, at, "open")
@@ -432,7 +432,7 @@ class ModelFs:
         self._before("rename", self._where(new, at))
         parent, old_name = self._resolve(old, at)
         other, new_name = self._resolve(new, at)
-        assert parent == other, "the store renames inside one directory only"
+        assert parent == other, "the store renames only within one directory"
         names = self.now[parent].entries
         if old_name not in names:
             raise self._fail(errno.ENOENT, "replace", self._where(new, at))
@@ -509,13 +509,13 @@ class ModelFs:
 
 @dataclass
 class Tally:
-    """What an exploration tried."""
+    """Counters of an exploration."""
 
     points: int = 0
-    """Operations before which the power was cut, plus the end."""
+    """Points of power cuts: before each operation, and at the end."""
     kills: int = 0
     states: set[bytes] = field(default_factory=set)
-    """Distinct disks that were checked."""
+    """Distinct disks checked."""
 
 
 def explore(
@@ -527,10 +527,10 @@ def explore(
     seed: int = 1,
     kills: bool = True,
 ) -> Tally:
-    """Run ``act`` on ``start`` and ``check`` on every disk that a crash on the way may leave.
+    """Run ``act`` on ``start`` and ``check`` on every disk that a crash meanwhile may leave.
 
-    ``check`` gets a disk as the next start finds it; its ``promises`` are what the world was told before the crash.
-    Raises what ``check`` raises, with the point of the crash in a note.
+    ``check`` gets a disk as the next start finds it, with the ``promises`` made before the crash. Raises what ``check``
+    raises, with the point of the crash as a note.
     """
     tally, chance = Tally(), random.Random(seed)
 

@@ -1,4 +1,4 @@
-"""What the tests of the store share: a fresh directory on the real disk, the state in it, and a site to deploy to."""
+"""Fixtures: a new config directory on the real disk, its state, and a site with destinations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def layout(tmp_path: Path) -> ConfigDir:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """Two directories: one file with history, and room for a key."""
+    """Two directories: one with a file, one for a key."""
     (tmp_path / "site" / "ssl").mkdir(parents=True, mode=0o755)
     (tmp_path / "site" / "private").mkdir(mode=0o700)
     (tmp_path / "site" / "ssl" / "site.pem").write_bytes(b"old leaf")

@@ -1,8 +1,8 @@
-"""What the store promises, as protocols that can be cut off anywhere.
+"""The store's guarantees as protocols that can be interrupted anywhere.
 
-Each protocol has a world before it, an act that converges from wherever a crash left things, and invariants that
-hold on every disk a crash may leave: some at once, the rest after the recovery that every start begins with.
-What the plane knows lives in the disk's ``promises``: it survives all crashes of this host.
+Each protocol has an initial disk, an act that completes from any state a crash may leave, and invariants on every disk
+after a crash: some immediately, the others after the recovery with which every start begins. What the plane knows is in
+the disk's ``promises``, which survive all crashes of this host.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def material(number: int) -> dict[str, bytes]:
 
 
 def generations_of(fs: ModelFs) -> GenerationStore:
-    """Return the one store of a process: a crashed or killed disk is another object, and gets another one."""
+    """Return the store of the process that uses this disk; a crashed or killed disk is another object with its own."""
     store: GenerationStore = fs.__dict__.setdefault("generations", GenerationStore(LAYOUT, fs))
     return store
 
@@ -57,7 +57,7 @@ def publish(fs: ModelFs, names: Mapping[str, int]) -> GenerationStore:
 
 
 def live_number(fs: ModelFs, name: str = NAME) -> int | None:
-    """Return which certificate is live, having checked that all of it is; None when none is."""
+    """Return the number of the live certificate after checking that it is whole; None without one."""
     live = LAYOUT.live_link(name)
     if fs.lstat(live) is None:
         return None
@@ -78,14 +78,14 @@ def strays(fs: ModelFs) -> list[str]:
 
 
 class Protocol:
-    """One thing the agent does; ``name`` says which."""
+    """One thing that the agent does."""
 
     name = ""
     syncfs = True
     sample = 4
-    """States tried at each operation by default."""
+    """States tried per operation by default."""
     deep_every = 1
-    """The campaign restarts after each kill of so many under power cuts."""
+    """The campaign explores the restart after every n-th kill."""
 
     def world(self) -> ModelFs:
         fs = ModelFs(syncfs=self.syncfs)
@@ -95,28 +95,28 @@ class Protocol:
         return fs.settled()
 
     def prepare(self, fs: ModelFs) -> None:
-        """Make the world before."""
+        """Set up the initial disk."""
 
     def act(self, fs: ModelFs) -> None:
         raise NotImplementedError
 
     def always(self, fs: ModelFs) -> None:
-        """Hold on every disk."""
+        """Check the invariants of every disk."""
 
     def recovered(self, fs: ModelFs) -> None:
-        """Hold after recovery."""
+        """Check the invariants after recovery."""
 
     # --- driving ------------------------------------------------------------------------------------------
 
     def recover(self, fs: ModelFs) -> None:
-        """Do what every start does before anything else."""
+        """Recover as every start does."""
         report = recover(LAYOUT, fs, ROOTS)
         assert not report.failed, report
         sweep_leftovers(LAYOUT, fs)
         generations_of(fs).sweep()
 
     def check(self, fs: ModelFs) -> None:
-        """Check one disk; then restart on it, and check that the restart's own promises survive a power cut."""
+        """Check one disk, restart on it, and check that the promises of the restart survive a power cut."""
         self.check_start(fs)
         self.act(fs)
         for crashed in fs.crash_states(4, random.Random(1)):
@@ -132,7 +132,7 @@ class Protocol:
         self.recovered(fs)
 
     def check_deep(self, fs: ModelFs) -> None:
-        """Check a killed run whose restart is cut off by a power cut at every operation: two faults in a row."""
+        """Check a killed run whose restart is interrupted by a power cut at every operation: two faults in a row."""
         explore(fs, self.restart, self.check_start, limit=3, kills=False)
 
     def restart(self, fs: ModelFs) -> None:
@@ -187,7 +187,7 @@ class RenewEach(Renew):
 class Batch(Protocol):
     name = "a batch of renewals and a first install"
     names = ("a.example", "b.example", "c.example", "d.example")
-    sample = 2  # one act is dear, and has many points
+    sample = 2  # one act is slow and has many operations
     deep_every = 15
 
     def prepare(self, fs: ModelFs) -> None:
@@ -238,14 +238,14 @@ class Withdraw(Protocol):
         assert live_number(fs) in (None, 2)
         if "withdrawn" in fs.promises:
             secret = [path for path, node in fs.tree().items() if SECRET in node.data or ".pfx" in path]
-            assert not secret, f"withdrawn, and still there: {secret}"
+            assert not secret, f"withdrawn, but still there: {secret}"
             assert live_number(fs) is None
 
 
 class Copies(Protocol):
-    """Explicit destinations: one file that is there, one that is not, in two directories."""
+    """Explicit destinations in two directories: an existing file and a new one."""
 
-    name = "copies: commit"
+    name = "file set: commit"
     old: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 1"}
     new: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 2 and more", "/srv/b/site.key": b"SECRET-KEY 2"}
 
@@ -278,7 +278,7 @@ class Copies(Protocol):
     def always(self, fs: ModelFs) -> None:
         for path, data in self.found(fs).items():
             assert data in (self.old.get(path), self.new[path]), f"a partial file at {path}"
-        assert self.old.keys() <= self.found(fs).keys(), "the old file is gone and the new one is not there"
+        assert self.old.keys() <= self.found(fs).keys(), "the old file is gone without the new one"
 
     def recovered(self, fs: ModelFs) -> None:
         found = self.found(fs)
@@ -294,27 +294,27 @@ class Copies(Protocol):
 
 
 class CopiesEach(Copies):
-    name = "copies: commit, kernel without a reliable syncfs"
+    name = "file set: commit, kernel without a reliable syncfs"
     syncfs = False
 
 
 class CopiesUndone(Copies):
-    name = "copies: commit, then undo"
+    name = "file set: commit, then undo"
     old: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 1", "/srv/b/site.key": b"SECRET-KEY 1"}
 
     def act(self, fs: ModelFs) -> None:
-        fs.promises.pop("copies", None)  # the deployment is tried once more
+        fs.promises.pop("copies", None)  # the deployment is retried
         copies = FileSet(LAYOUT, fs)
         copies.begin(self.writes(self.new))
         copies.commit()
         copies.undo()
-        if self.found(fs) == self.new:  # a crash had let it stand: what was there before is put back as new
+        if self.found(fs) == self.new:  # a crash had completed it: deploy the old files again
             self.put(fs, self.old)
         fs.promise(copies="old")
 
 
 class CopiesModeOnly(Copies):
-    name = "copies: same bytes, narrower mode"
+    name = "file set: same bytes, narrower mode"
     old: Mapping[str, bytes] = {"/srv/a/site.key": b"KEY", "/srv/b/site.key": b"KEY TOO"}
     new = old
 
@@ -345,7 +345,7 @@ class Register(Protocol):
             keys = DeviceKeys(public=(b"PUBLIC-%d" % count).ljust(32, b"."), secret=keys.secret)
             store.session.save_device_keys(keys)
         issued = fs.promises.get("issued", 0) + 1
-        fs.promise(sent_key=keys.public, issued=issued)  # the plane answers with a session
+        fs.promise(sent_key=keys.public, issued=issued)  # the plane responds with tokens
         store.session.save_tokens(
             Tokens(access_token=f"SECRET-access-{issued}", refresh_token=f"SECRET-refresh-{issued}")
         )
@@ -355,21 +355,21 @@ class Register(Protocol):
         store = StateStore(LAYOUT, fs)
         keys, tokens = store.session.load_device_keys(), store.session.load_tokens()
         if "sent_key" in fs.promises:
-            assert keys is not None, "the plane seals to a key that is gone"
+            assert keys is not None, "the plane encrypts to a lost key"
             assert keys.public == fs.promises["sent_key"]
         if keys is not None:
             assert keys.public.strip(b".")[7:] == keys.secret.strip(b".")[7:], "halves of different pairs"
         if tokens is not None:
             assert store.session.load_device_id() is not None
             assert_session(tokens, fs.promises)
-        assert tokens is not None or "stored" not in fs.promises, "registered, and the session is lost"
+        assert tokens is not None or "stored" not in fs.promises, "registered, but the tokens are lost"
 
 
 def assert_session(tokens: Tokens, promises: Mapping[str, Any]) -> None:
     refresh = int(tokens.refresh_token.rpartition("-")[2])
     access = int(tokens.access_token.rpartition("-")[2] or 0)
     assert access <= refresh, "the access token is newer than the refresh token that came with it"
-    assert promises.get("stored", 0) <= refresh <= promises["issued"], "a session that was stored is lost"
+    assert promises.get("stored", 0) <= refresh <= promises["issued"], "stored tokens are lost"
 
 
 class Refresh(Protocol):
@@ -392,12 +392,12 @@ class Refresh(Protocol):
 
     def always(self, fs: ModelFs) -> None:
         tokens = StateStore(LAYOUT, fs).session.load_tokens()
-        assert tokens is not None, "the session is lost"
+        assert tokens is not None, "the tokens are lost"
         assert_session(tokens, fs.promises)
 
 
 class Signals(Protocol):
-    """A page with one signal: received, carried out, reported."""
+    """A page with one signal: received, handled, reported."""
 
     name = "signal to ack"
     signal = CertRenewed(ts_ms=5, cert_id=7, serial="02")
@@ -429,32 +429,27 @@ class Signals(Protocol):
     def recover(self, fs: ModelFs) -> None:
         super().recover(fs)
         store = StateStore(LAYOUT, fs)
-        if (
-            live_number(fs) == 2 and 7 not in store.installed.load_certificates()
-        ):  # as ``install/deploy/recovery.py`` does
+        if live_number(fs) == 2 and 7 not in store.installed.load_certificates():  # as install/deploy/recovery.py
             store.installed.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name=NAME, serial="02"))})
 
     def always(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
-        cursor, waits, (acks, known) = (
-            store.session.load_cursor(),
-            store.session.load_inbox(),
-            store.session.load_outcomes(),
-        )
+        cursor, pending = store.session.load_cursor(), store.session.load_inbox()
+        acks, known = store.session.load_outcomes()
         done = identity(self.signal) in known
         assert cursor in ("1-1", "2-2")
         reported = bool(acks) or "reported" in fs.promises
-        assert waits or reported or cursor == "1-1", "the cursor passed a signal that is not kept"
-        if reported or (done and not waits):
-            assert live_number(fs) == 2, "reported as done, and not installed"
-        if "reported" in fs.promises:  # until then a record that was lost is made anew from what is live
+        assert pending or reported or cursor == "1-1", "the cursor passed a signal that was not saved"
+        if reported or (done and not pending):
+            assert live_number(fs) == 2, "reported as done, but not installed"
+        if "reported" in fs.promises:  # until then a lost record is created again from the live generation
             record = store.installed.load_certificates().get(7)
-            assert record is not None and record.facts.serial == "02", "reported as done, and not recorded"
+            assert record is not None and record.facts.serial == "02", "reported as done, but not recorded"
         assert live_number(fs) in (1, 2)
 
 
-class SignalsAtOnce(Signals):
-    """The same, where the signal is done before its page would have been written: it never is."""
+class SignalsWithoutPage(Signals):
+    """The same, if the signal completes before its page is written, which then never is."""
 
     name = "signal to ack, no page"
 
@@ -496,7 +491,7 @@ class Resync(Protocol):
         cursor = store.session.load_cursor()
         assert cursor in (None, "1-1", "9-9")
         if cursor == "9-9":
-            assert len(store.session.load_inbox()) == 3, "the cursor passed what the resync found"
+            assert len(store.session.load_inbox()) == 3, "the cursor passed the signals of the resync"
 
 
 class Records(Protocol):
@@ -534,5 +529,5 @@ class Records(Protocol):
 
 PROTOCOLS: tuple[type[Protocol], ...] = (
     FirstInstall, FirstInstallEach, Renew, RenewEach, Batch, Rollback, Withdraw, Copies, CopiesEach, CopiesUndone,
-    CopiesModeOnly, Register, Refresh, Signals, SignalsAtOnce, Resync, Records,
+    CopiesModeOnly, Register, Refresh, Signals, SignalsWithoutPage, Resync, Records,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""State on the model of a disk, what its writing cost, and contents that tests share."""
+"""State on a model disk, its fsyncs, and shared values."""
 
 from __future__ import annotations
 

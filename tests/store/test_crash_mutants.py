@@ -1,4 +1,4 @@
-"""The checks of crash states have teeth: a step taken out of its order, each in turn, is caught."""
+"""Mutation tests of the crash checks: each mutant takes one step out of order and must be caught."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.layout import SECRET_MODE
 from certctrl.store.state import files, session
 
-MUTANT_LIMIT = 8  # states tried at each operation; enough for every mutant here, and quick
+MUTANT_LIMIT = 8  # states per operation: enough for these mutants
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
@@ -104,14 +104,14 @@ def withdrawn_without_sync(patch: pytest.MonkeyPatch) -> None:
 
 def journal_armed_after_the_renames(patch: pytest.MonkeyPatch) -> None:
     real_arm, real_sync = journal.Journal.arm, journal.sync_parents
-    owed: list[journal.Journal] = []
-    patch.setattr(journal.Journal, "arm", lambda self: owed.append(self))
+    delayed: list[journal.Journal] = []
+    patch.setattr(journal.Journal, "arm", lambda self: delayed.append(self))
 
     def sync(fs: Fs, parents: list[Handle]) -> None:
         real_sync(fs, parents)
-        for one in [one for one in owed if one._fs is fs]:
+        for one in [one for one in delayed if one._fs is fs]:
             real_arm(one)
-            owed.remove(one)
+            delayed.remove(one)
 
     patch.setattr(journal, "sync_parents", sync)
 
@@ -136,7 +136,7 @@ def staged_copies_not_synced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(file_set.FileSet, "_sync_staged", lambda self: None)
 
 
-def journal_forgotten_before_the_leftovers(patch: pytest.MonkeyPatch) -> None:
+def journal_removed_before_the_leftovers(patch: pytest.MonkeyPatch) -> None:
     real = file_set.FileSet.close
 
     def close(self: Any) -> None:
@@ -147,7 +147,7 @@ def journal_forgotten_before_the_leftovers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(file_set.FileSet, "close", close)
 
 
-def recovery_always_goes_forward(patch: pytest.MonkeyPatch) -> None:
+def recovery_always_completes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(recovery, "_can_be_new", lambda fs, entry, parent, roots: True)
     patch.setattr(recovery.journal, "rename_new", _rename_new_if_there)
 
@@ -222,8 +222,8 @@ MUTANTS: list[tuple[Mutate, type[Protocol]]] = [
     (journal_after_the_temporary_files, Copies),
     (renames_not_synced, Copies),
     (staged_copies_not_synced, Copies),
-    (journal_forgotten_before_the_leftovers, Copies),
-    (recovery_always_goes_forward, CopiesUndone),
+    (journal_removed_before_the_leftovers, Copies),
+    (recovery_always_completes, CopiesUndone),
     (access_token_first, Register),
     (public_half_first, Register),
     (cursor_first, Signals),
@@ -242,4 +242,6 @@ def test_a_mutant_is_caught(mutate: Mutate, kind: type[Protocol], monkeypatch: p
     mutate(monkeypatch)
     with pytest.raises((AssertionError, CertctrlError)) as caught:
         explore(world, protocol.act, protocol.check, limit=MUTANT_LIMIT)
-    assert any("before operation" in note for note in getattr(caught.value, "__notes__", ())), "it failed by itself"
+    assert any("before operation" in note for note in getattr(caught.value, "__notes__", ())), (
+        "it failed without a crash"
+    )

@@ -19,27 +19,27 @@ ERRNOS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT, errno.EMFILE)
 
 
 @EACH
-def test_no_crash_breaks_a_promise(protocol: Protocol) -> None:
+def test_no_crash_violates_an_invariant(protocol: Protocol) -> None:
     tally = explore(protocol.world(), protocol.act, protocol.check, limit=protocol.sample)
     assert tally.points >= 5
     assert len(tally.states) >= 4
 
 
 @pytest.mark.parametrize("protocol", [Renew(), RenewEach(), Copies(), Signals(), Refresh()], ids=lambda one: one.name)
-def test_a_power_cut_after_a_kill_breaks_no_promise(protocol: Protocol) -> None:
-    """What a killed process renamed and never synced is inherited; nothing durable may be built on it as it is."""
+def test_a_power_cut_after_a_kill_violates_no_invariant(protocol: Protocol) -> None:
+    """A restart inherits unsynced renames of the killed process and must sync them before it builds on them."""
     assert two_faults(protocol, every=10) >= 1
 
 
-def test_recovery_builds_on_no_journal_that_is_not_durable() -> None:
-    """Found by the campaign: killed between writing "armed" and syncing it, then a power cut amid the recovery."""
+def test_recovery_syncs_the_journal_first() -> None:
+    """Regression: killed between writing "armed" and syncing it, then a power cut during recovery."""
     protocol, killed = Copies(), list[ModelFs]()
     fs = protocol.world()
     fs.observer = lambda disk, operation: (
         killed.append(disk.copy()) if operation.startswith("fsync") and operation.endswith(".jsonl") else None
     )
     protocol.act(fs)
-    assert len(killed) == 2, "planned, and armed"
+    assert len(killed) == 2, "plan and armed"
     for one in killed:
         protocol.check_deep(one)
 
@@ -61,7 +61,7 @@ def two_faults(protocol: Protocol, *, every: int) -> int:
 
 
 @EACH
-def test_a_failing_disk_breaks_no_promise(protocol: Protocol) -> None:
+def test_a_failing_disk_violates_no_invariant(protocol: Protocol) -> None:
     length = operations(protocol)
     step = max(1, length // 10)
     for number in range(0, length, step):
@@ -76,7 +76,7 @@ def operations(protocol: Protocol) -> int:
 
 
 def fail(protocol: Protocol, number: int, code: int, *, sticky: bool) -> None:
-    """Fail one operation, or all from one on: old state or new, no open file, and all is well when the disk is."""
+    """Fail one operation, or all from one on: the state is old or new, no file stays open, and a retry succeeds."""
     fs = protocol.world()
 
     def fault(verb: str, path: str) -> int | None:
@@ -87,7 +87,7 @@ def fail(protocol: Protocol, number: int, code: int, *, sticky: bool) -> None:
     try:
         protocol.act(fs)
     except CertctrlError as error:
-        assert error.fix, f"no way out is named: {error}"
+        assert error.fix, f"no fix: {error}"
     fs.fault = None
     assert not fs.open_files(), f"operation {number} ({fs.trace[number]}) failed and left files open"
     for crashed in (fs.copy(), *fs.crash_states(3, random.Random(number))):

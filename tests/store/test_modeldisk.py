@@ -1,4 +1,4 @@
-"""The model disk itself: it behaves like the kernel while running, and is as cruel as the kernel after a crash."""
+"""The model disk agrees with the kernel, and allows after a crash what a kernel allows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from certctrl.store.disk.fs import Fs, Handle, RealFs, closing
 
 
 def contents(fs: ModelFs, path: str) -> set[bytes | None]:
-    """Return what one file may hold after a power cut now."""
+    """Return the possible contents of one file after a power cut now."""
     found = [crashed.tree().get(path) for crashed in fs.crash_states(500, random.Random(1))]
     return {None if node is None else node.data for node in found}
 
@@ -28,7 +28,7 @@ def make(fs: Fs, path: str, data: bytes) -> Handle:
     return handle
 
 
-def test_what_is_not_synced_may_be_lost_torn_or_zero() -> None:
+def test_unsynced_data_may_be_lost_torn_or_zero() -> None:
     fs = ModelFs()
     make(fs, "/a", b"four")
     assert contents(fs, "/a") == {None, b"", b"fo", b"\0\0\0\0", b"four"}
@@ -58,7 +58,7 @@ def test_a_rename_after_fsync_is_old_or_new() -> None:
     assert contents(fs, "/a") == {b"old", b"new"}
 
 
-def test_directory_changes_persist_in_any_order_but_for_one_name() -> None:
+def test_directory_changes_persist_in_any_order_except_per_name() -> None:
     fs = ModelFs()
     for name in ("/a", "/b"):
         fs.close(fs.create(name, 0o600))
@@ -100,12 +100,12 @@ STEPS = st.one_of(
     st.tuples(st.just("mkdir"), NAMES),
     st.tuples(st.just("rmdir"), NAMES),
     st.tuples(st.just("truncate"), NAMES, st.integers(0, 12)),
-    st.tuples(st.just("look"), NAMES),
+    st.tuples(st.just("inspect"), NAMES),
 )  # fmt: skip
 
 
 def run(fs: Fs, root: str, step: tuple[Any, ...]) -> object:
-    """Do one step; return what a caller sees of it."""
+    """Perform one step; return what a caller observes."""
     verb, *rest = step
     doing: dict[str, Callable[..., object]] = {
         "write": lambda name, mode, data: close(fs, fs.create(f"{root}/{name}", mode), data),
@@ -116,7 +116,7 @@ def run(fs: Fs, root: str, step: tuple[Any, ...]) -> object:
         "mkdir": lambda name: fs.mkdir(f"{root}/{name}", 0o700),
         "rmdir": lambda name: fs.rmdir(f"{root}/{name}"),
         "truncate": lambda name, size: resize(fs, f"{root}/{name}", size),
-        "look": lambda name: look(fs, f"{root}/{name}"),
+        "inspect": lambda name: inspect(fs, f"{root}/{name}"),
     }
     try:
         return doing[verb](*rest)
@@ -135,7 +135,7 @@ def resize(fs: Fs, path: str, size: int) -> None:
             fs.truncate(handle, size)
 
 
-def look(fs: Fs, path: str) -> object:
+def inspect(fs: Fs, path: str) -> object:
     found = fs.lstat(path)
     if found is None:
         return None
@@ -152,12 +152,12 @@ def look(fs: Fs, path: str) -> object:
 
 
 @settings(max_examples=100)
-@example(steps=[("symlink", "d", "d"), ("mkdir", "d/a")])  # a link to itself: ELOOP, not a walk without end
+@example(steps=[("symlink", "d", "d"), ("mkdir", "d/a")])  # a link to itself: ELOOP, no endless walk
 @example(steps=[("write", "b", 0o600, b""), ("mkdir", "a"), ("rename", ("a", "b"))])
 @given(steps=st.lists(STEPS, max_size=14))
 def test_the_model_and_the_kernel_agree(steps: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory) -> None:
     root = str(tmp_path_factory.mktemp("disk"))
     real, model = RealFs(), ModelFs()
     model.put_dir(root)
-    for step in [*steps, *(("look", name) for name in ("a", "b", "d", "d/a", "d/e", "e", "l"))]:
+    for step in [*steps, *(("inspect", name) for name in ("a", "b", "d", "d/a", "d/e", "e", "l"))]:
         assert run(model, root, step) == run(real, root, step), step

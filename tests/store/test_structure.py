@@ -1,4 +1,4 @@
-"""JSON becomes values without coercion, and whatever does not fit is named by its path."""
+"""JSON is structured without coercion; mismatches are reported with their path."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ WRONG: list[tuple[Any, Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "raw", "path", "what"), WRONG, ids=[f"{w[2] or w[0]}: {w[3]}" for w in WRONG])
-def test_what_does_not_fit_is_named(kind: Any, raw: Any, path: str, what: str) -> None:
+def test_a_mismatch_is_reported_with_its_path(kind: Any, raw: Any, path: str, what: str) -> None:
     with pytest.raises(Mismatch) as caught:
         structure(kind, raw, converter=tolerant_converter())
     assert caught.value.path == path
@@ -89,13 +89,13 @@ def test_what_does_not_fit_is_named(kind: Any, raw: Any, path: str, what: str) -
     assert "SECRET" not in str(caught.value)
 
 
-def test_a_path_begins_with_the_callers() -> None:
+def test_the_path_begins_with_the_callers() -> None:
     with pytest.raises(Mismatch) as caught:
         structure(tuple[int, ...], ["x"], "installs")
     assert caught.value.path == "installs[0]"
 
 
-def test_an_unknown_key_is_refused_before_other_mistakes_and_only_by_the_strict_converter() -> None:
+def test_unknown_keys_are_refused_first_and_only_by_the_strict_converter() -> None:
     raw = {"nmber": 1, "share": "x"}
     with pytest.raises(Mismatch) as caught:
         structure(Facts, raw)
@@ -104,7 +104,7 @@ def test_an_unknown_key_is_refused_before_other_mistakes_and_only_by_the_strict_
     assert structure(Facts, {"number": 1, "later": 2}, converter=tolerant_converter()) == Facts(number=1)
 
 
-def test_a_value_comes_back_from_its_json() -> None:
+def test_a_value_round_trips() -> None:
     row = Row(
         facts=Facts(number=7), color=Color.GREEN, names=("a", "b"), parts={"x": Facts(number=1)}, from_="y",
         rest={"any": [1, None, {"thing": "x"}]},

@@ -1,4 +1,4 @@
-"""The operator's files: every mistake named precisely, no value echoed, every setting overridable."""
+"""The operator's files: mistakes are reported precisely without values; every setting can be overridden."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def refused(layout: ConfigDir, environ: dict[str, str] | None = None) -> ConfigE
 # --- init ---------------------------------------------------------------------------------------------------
 
 
-def test_init_makes_a_private_whole_directory(tmp_path: Path) -> None:
+def test_init_creates_a_complete_private_directory(tmp_path: Path) -> None:
     layout = ConfigDir(tmp_path / "etc" / "agent")
     init_config_dir(FS, layout, server_url=URL, ca_pem=b"PEM")
     assert check_modes(FS, layout) == []
@@ -94,7 +94,7 @@ def test_init_refuses_another_ca(layout: ConfigDir) -> None:
         init_config_dir(FS, ConfigDir(layout.root.with_name("b")), server_url=URL, ca_pem=b"TWO")
 
 
-def test_init_allows_loopback_http_for_tests_alone(tmp_path: Path) -> None:
+def test_init_allows_http_only_for_loopback(tmp_path: Path) -> None:
     layout = ConfigDir(tmp_path / "a")
     init_config_dir(FS, layout, server_url="http://127.0.0.1:8080", ca_pem=None)
     assert load_config(layout, {}).config.application.allow_http_loopback
@@ -141,7 +141,7 @@ WRONG: list[tuple[str, Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "what", "fix"), WRONG, ids=[f"{w[0]}={str(w[1])[:24]!r}" for w in WRONG])
-def test_a_mistake_is_named(layout: ConfigDir, key: str, value: Any, what: str, fix: str) -> None:
+def test_a_mistake_is_reported(layout: ConfigDir, key: str, value: Any, what: str, fix: str) -> None:
     layout.application.write_text(json.dumps({"server_url": URL} | {key: value}))
     error = refused(layout)
     assert what in str(error)
@@ -167,7 +167,7 @@ def test_a_mistake_is_named(layout: ConfigDir, key: str, value: Any, what: str, 
         (b"[" * 100_000, "not JSON"),
     ],
 )
-def test_a_file_that_is_no_json_is_named_with_the_place(layout: ConfigDir, body: bytes, what: str) -> None:
+def test_invalid_json_is_reported_with_its_position(layout: ConfigDir, body: bytes, what: str) -> None:
     layout.application.write_bytes(body)
     error = refused(layout)
     assert what in str(error)
@@ -197,7 +197,7 @@ def test_every_file_is_checked(layout: ConfigDir, name: str, body: dict[str, Any
     assert "SECRET" not in str(error)
 
 
-def test_missing_files_are_defaults_but_for_the_first(layout: ConfigDir) -> None:
+def test_missing_files_mean_defaults_except_the_first(layout: ConfigDir) -> None:
     for path in (layout.httpclient, layout.ioc, layout.log_config):
         path.unlink()
     assert load_config(layout, {}).config.log == AgentConfig().log
@@ -206,7 +206,7 @@ def test_missing_files_are_defaults_but_for_the_first(layout: ConfigDir) -> None
     assert load_config(layout, {"CERTCTRL_SERVER_URL": URL}).config.application.server_url == URL
 
 
-def test_a_missing_directory_says_how_to_make_it(tmp_path: Path) -> None:
+def test_a_missing_directory_is_reported_with_the_init_command(tmp_path: Path) -> None:
     error = refused(ConfigDir(tmp_path / "nothing"))
     assert error.fix == f"cert-ctrl -c {tmp_path}/nothing init --server URL"
 
@@ -228,7 +228,7 @@ KEYS = st.sampled_from([field.name for kind in _CLASSES.values() for field in at
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(section=st.sampled_from(["application", "httpclient", "ioc", "log_config"]), key=KEYS, value=JSON)
-def test_no_json_ends_in_a_traceback(section: str, key: str, value: object, tmp_path: Path) -> None:
+def test_any_json_is_accepted_or_reported(section: str, key: str, value: object, tmp_path: Path) -> None:
     layout = ConfigDir(tmp_path)
     for path in tmp_path.iterdir():
         path.unlink()
@@ -295,7 +295,7 @@ def test_the_environment_overrides(layout: ConfigDir, variable: str, text: str, 
         ("CERTCTRL_POLL_LIMIT", "", "expected a whole number"),
     ],
 )
-def test_a_wrong_variable_is_named(layout: ConfigDir, variable: str, text: str, what: str) -> None:
+def test_a_wrong_variable_is_reported(layout: ConfigDir, variable: str, text: str, what: str) -> None:
     error = refused(layout, {variable: text})
     assert (error.file, error.path) == ("environment", variable)
     assert what in str(error)
@@ -321,13 +321,13 @@ FULL = HostPolicy(
 
 
 @pytest.mark.parametrize("policy", [HostPolicy(), FULL], ids=["out of the box", "everything set"])
-def test_a_policy_comes_back_as_it_was(layout: ConfigDir, policy: HostPolicy) -> None:
+def test_a_policy_round_trips(layout: ConfigDir, policy: HostPolicy) -> None:
     save_policy(FS, layout, policy)
     assert load_policy(layout, require_root_owned=False) == policy
     assert stat.S_IMODE(layout.policy.stat().st_mode) == 0o644
 
 
-def test_the_policys_window_is_written_in_the_words_of_the_manual(layout: ConfigDir) -> None:
+def test_the_window_is_saved_with_its_documented_keys(layout: ConfigDir) -> None:
     save_policy(FS, layout, FULL)
     assert json.loads(layout.policy.read_text())["window"]["from"] == "22:00"
 
@@ -368,7 +368,7 @@ WRONG_POLICIES: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("body", "path", "what"), WRONG_POLICIES, ids=[str(wrong[0])[:50] for wrong in WRONG_POLICIES])
-def test_a_wrong_policy_is_named(layout: ConfigDir, body: dict[str, Any], path: str, what: str) -> None:
+def test_a_wrong_policy_is_reported(layout: ConfigDir, body: dict[str, Any], path: str, what: str) -> None:
     layout.policy.write_text(json.dumps(body))
     with pytest.raises(ConfigError) as caught:
         load_policy(layout, require_root_owned=False)
@@ -377,7 +377,7 @@ def test_a_wrong_policy_is_named(layout: ConfigDir, body: dict[str, Any], path: 
     assert caught.value.fix
 
 
-def test_a_policy_that_others_may_write_decides_nothing(layout: ConfigDir) -> None:
+def test_a_policy_writable_by_others_is_refused(layout: ConfigDir) -> None:
     layout.policy.chmod(0o664)
     with pytest.raises(ConfigError) as caught:
         load_policy(layout, require_root_owned=False)
@@ -385,7 +385,7 @@ def test_a_policy_that_others_may_write_decides_nothing(layout: ConfigDir) -> No
 
 
 @pytest.mark.root
-def test_a_policy_must_be_roots_or_where_allowed_ours(layout: ConfigDir) -> None:
+def test_a_policy_of_another_user_is_refused(layout: ConfigDir) -> None:
     import os
 
     os.chown(layout.policy, 65534, 65534)
@@ -405,7 +405,7 @@ ITEM = {"id": "local:1", "type": "copy"}
 
 
 @pytest.mark.parametrize("body", [[ITEM], {"installs": [ITEM]}])
-def test_local_items_are_a_list_or_lie_in_one(layout: ConfigDir, body: object) -> None:
+def test_local_items_are_a_list_or_under_installs(layout: ConfigDir, body: object) -> None:
     assert load_local_installs(layout) == ()
     layout.local_installs.write_text(json.dumps(body))
     assert load_local_installs(layout) == (ITEM,)
@@ -415,7 +415,7 @@ def test_local_items_are_a_list_or_lie_in_one(layout: ConfigDir, body: object) -
     ("body", "path"),
     [("{}", "installs"), ('"x"', ""), ("[1]", "[0]"), ('{"installs":[{},"x"]}', "installs[1]"), ("", "")],
 )
-def test_wrong_local_items_are_named(layout: ConfigDir, body: str, path: str) -> None:
+def test_wrong_local_items_are_reported(layout: ConfigDir, body: str, path: str) -> None:
     layout.local_installs.write_text(body)
     with pytest.raises(ConfigError) as caught:
         load_local_installs(layout)

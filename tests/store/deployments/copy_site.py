@@ -1,4 +1,4 @@
-"""The files of a site before and after a deployment, and one that has begun."""
+"""A site's files before and after a deployment, and a deployment that has begun."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explicit destinations are written as one deployment, and taken back when it fails."""
+"""Explicit destinations are written as one deployment and rolled back if it fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
 
 
-def test_begin_changes_nothing_live_and_commit_everything(layout: ConfigDir, site: Path) -> None:
+def test_begin_changes_nothing_live_and_commit_all_files(layout: ConfigDir, site: Path) -> None:
     copies = begun(layout, site)
     assert shown(site)["ssl/site.pem"] == OLD["ssl/site.pem"]
     assert not (site / "private" / "site.key").exists()
@@ -27,7 +27,7 @@ def test_begin_changes_nothing_live_and_commit_everything(layout: ConfigDir, sit
     assert not list(layout.journal.iterdir())
 
 
-def test_undo_brings_back_bytes_mode_and_absence(layout: ConfigDir, site: Path) -> None:
+def test_undo_restores_bytes_modes_and_absence(layout: ConfigDir, site: Path) -> None:
     copies = begun(layout, site)
     copies.commit()
     copies.undo()
@@ -37,13 +37,13 @@ def test_undo_brings_back_bytes_mode_and_absence(layout: ConfigDir, site: Path) 
     assert not list(layout.journal.iterdir())
 
 
-def test_giving_up_before_commit_leaves_nothing(layout: ConfigDir, site: Path) -> None:
+def test_close_before_commit_leaves_nothing(layout: ConfigDir, site: Path) -> None:
     begun(layout, site).close()
     assert shown(site) == OLD
     assert not list(layout.journal.iterdir())
 
 
-def test_temporary_files_are_private_hidden_and_beside(layout: ConfigDir, site: Path) -> None:
+def test_temporary_files_are_private_hidden_and_in_the_same_directory(layout: ConfigDir, site: Path) -> None:
     before = os.umask(0)
     try:
         copies = begun(layout, site)
@@ -55,7 +55,7 @@ def test_temporary_files_are_private_hidden_and_beside(layout: ConfigDir, site: 
     copies.close()
 
 
-def test_what_is_as_wanted_is_not_touched(layout: ConfigDir, site: Path) -> None:
+def test_an_unchanged_destination_is_not_written(layout: ConfigDir, site: Path) -> None:
     copies = begun(layout, site)
     copies.commit()
     copies.close()
@@ -67,7 +67,7 @@ def test_what_is_as_wanted_is_not_touched(layout: ConfigDir, site: Path) -> None
     assert (site / "ssl" / "site.pem").stat() == before
 
 
-def test_a_narrower_mode_alone_is_a_change(layout: ConfigDir, site: Path) -> None:
+def test_a_different_mode_alone_is_a_change(layout: ConfigDir, site: Path) -> None:
     copies = FileSet(layout, FS)
     copies.begin([FileWrite(path=site / "ssl" / "site.pem", data=b"old leaf", mode=0o600)])
     copies.commit()
@@ -75,7 +75,7 @@ def test_a_narrower_mode_alone_is_a_change(layout: ConfigDir, site: Path) -> Non
     assert shown(site) == {"ssl/site.pem": (b"old leaf", 0o600)}
 
 
-def test_what_somebody_wrote_since_is_not_undone(layout: ConfigDir, site: Path) -> None:
+def test_undo_keeps_a_file_that_others_changed(layout: ConfigDir, site: Path) -> None:
     copies = begun(layout, site)
     copies.commit()
     (site / "ssl" / "site.pem").write_bytes(b"the operator's")
@@ -83,20 +83,20 @@ def test_what_somebody_wrote_since_is_not_undone(layout: ConfigDir, site: Path) 
     assert shown(site) == {"ssl/site.pem": (b"the operator's", 0o644)}
 
 
-def test_a_text_path_is_a_path(layout: ConfigDir, site: Path) -> None:
+def test_file_write_converts_its_path_and_hides_its_data(layout: ConfigDir, site: Path) -> None:
     write = FileWrite(path=str(site / "ssl" / "x.pem"), data=b"SECRET", mode=0o600)
     assert write.path == site / "ssl" / "x.pem"
     assert "SECRET" not in repr(write)
 
 
-def test_one_destination_twice_is_refused(layout: ConfigDir, site: Path) -> None:
+def test_a_duplicate_destination_is_refused(layout: ConfigDir, site: Path) -> None:
     copies = FileSet(layout, FS)
     with pytest.raises(ValueError, match="twice"):
         copies.begin([FileWrite(path=site / "ssl" / "site.pem", data=data, mode=0o600) for data in (b"1", b"2")])
     assert shown(site) == OLD
 
 
-def test_the_journal_holds_no_contents(layout: ConfigDir, site: Path) -> None:
+def test_the_journal_contains_no_file_contents(layout: ConfigDir, site: Path) -> None:
     copies = begun(layout, site)
     (journal,) = layout.journal.iterdir()
     text = journal.read_text()
@@ -108,7 +108,7 @@ def test_the_journal_holds_no_contents(layout: ConfigDir, site: Path) -> None:
 
 
 @pytest.mark.root
-def test_owners_are_set_before_the_rename_and_kept_where_none_is_named(layout: ConfigDir, site: Path) -> None:
+def test_owners_are_set_before_the_rename_and_kept_by_default(layout: ConfigDir, site: Path) -> None:
     os.chown(site / "ssl" / "site.pem", 33, 34)
     copies = FileSet(layout, FS)
     key = FileWrite(path=site / "private" / "site.key", data=b"new key", mode=0o640, uid=65534, gid=65534)
@@ -123,8 +123,8 @@ def test_owners_are_set_before_the_rename_and_kept_where_none_is_named(layout: C
     assert (kept.st_uid, kept.st_gid, stat.S_IMODE(kept.st_mode)) == (33, 34, 0o640)
 
 
-def test_a_security_label_goes_with_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No SELinux here: the double has labels, and a new file is labelled as the old one was, before the rename."""
+def test_the_selinux_label_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New files get the old file's label before the rename; the model simulates labels."""
     fs = ModelFs()
     fs.put("/srv/site.pem", b"old")
     layout = ConfigDir(Path("/etc/agent"))

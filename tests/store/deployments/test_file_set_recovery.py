@@ -1,4 +1,4 @@
-"""A deployment that was cut off goes forward or back whole, and holds up no other."""
+"""An interrupted deployment is completed or rolled back as a whole, independently of others."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from certctrl.store.disk.atomic import make_tree
 from certctrl.store.layout import ConfigDir
 
 
-def test_an_armed_deployment_goes_forward(layout: ConfigDir, site: Path) -> None:
+def test_an_armed_deployment_is_completed(layout: ConfigDir, site: Path) -> None:
     copies = begun(layout, site)
     assert copies._journal is not None
-    copies._journal.arm()  # and here the power went
+    copies._journal.arm()  # power cut here
     report = recover(layout, FS, [site])
     assert report.completed == tuple(str(write.path) for write in writes(site))
     assert (shown(site), list(layout.journal.iterdir())) == (NEW, [])
     assert recover(layout, FS, [site]) == type(report)()
 
 
-def test_an_armed_deployment_goes_back_when_a_new_file_is_gone(layout: ConfigDir, site: Path) -> None:
+def test_an_armed_deployment_is_rolled_back_if_a_new_file_is_missing(layout: ConfigDir, site: Path) -> None:
     copies = begun(layout, site)
     assert copies._journal is not None
     copies._journal.arm()
@@ -38,7 +38,7 @@ def test_an_armed_deployment_goes_back_when_a_new_file_is_gone(layout: ConfigDir
     assert (shown(site), list(layout.journal.iterdir())) == (OLD, [])
 
 
-def test_an_armed_deployment_goes_back_where_it_is_no_longer_allowed(layout: ConfigDir, site: Path) -> None:
+def test_an_armed_deployment_is_rolled_back_if_no_longer_allowed(layout: ConfigDir, site: Path) -> None:
     copies = begun(layout, site)
     assert copies._journal is not None
     copies._journal.arm()
@@ -46,20 +46,20 @@ def test_an_armed_deployment_goes_back_where_it_is_no_longer_allowed(layout: Con
     assert shown(site) == OLD
 
 
-def test_a_deployment_that_was_carried_out_stands_whatever_is_allowed_now(layout: ConfigDir, site: Path) -> None:
+def test_a_committed_deployment_stays_even_if_no_longer_allowed(layout: ConfigDir, site: Path) -> None:
     begun(layout, site).commit()
     assert len(recover(layout, FS, []).completed) == 2
     assert shown(site) == NEW
 
 
-def test_what_was_never_armed_is_removed(layout: ConfigDir, site: Path) -> None:
+def test_a_deployment_that_was_not_armed_is_removed(layout: ConfigDir, site: Path) -> None:
     begun(layout, site)
     report = recover(layout, FS, [site])
     assert (report.completed, report.rolled_back, report.failed) == ((), (), ())
     assert (shown(site), list(layout.journal.iterdir())) == (OLD, [])
 
 
-def test_one_that_cannot_be_recovered_does_not_hold_up_the_others(layout: ConfigDir, site: Path) -> None:
+def test_a_failed_recovery_does_not_stop_the_others(layout: ConfigDir, site: Path) -> None:
     begun(layout, site)
     other = FileSet(layout, FS)
     (site / "more").mkdir(mode=0o755)
@@ -75,7 +75,7 @@ def test_one_that_cannot_be_recovered_does_not_hold_up_the_others(layout: Config
     assert shown(site) == OLD
 
 
-def test_a_directory_that_is_gone_needs_no_recovery(layout: ConfigDir, site: Path) -> None:
+def test_a_removed_directory_needs_no_recovery(layout: ConfigDir, site: Path) -> None:
     other = FileSet(layout, FS)
     (site / "more").mkdir(mode=0o755)
     other.begin([FileWrite(path=site / "more" / "x", data=b"x", mode=0o600)])
@@ -87,13 +87,13 @@ def test_a_directory_that_is_gone_needs_no_recovery(layout: ConfigDir, site: Pat
 
 
 @pytest.mark.parametrize("body", [b"", b"\0\0", b'{"plan":', b"garbage"])
-def test_a_torn_plan_is_forgotten(layout: ConfigDir, body: bytes) -> None:
+def test_a_torn_plan_is_removed(layout: ConfigDir, body: bytes) -> None:
     (layout.journal / "x.jsonl").write_bytes(body)
     recover(layout, FS, ["/"])
     assert not list(layout.journal.iterdir())
 
 
-def test_a_damaged_plan_that_was_carried_out_is_named(layout: ConfigDir) -> None:
+def test_a_damaged_armed_plan_is_reported(layout: ConfigDir) -> None:
     (layout.journal / "x.jsonl").write_bytes(b"garbage\n" + b'{"armed":true}\n')
     with pytest.raises(StateCorruptError) as caught:
         recover(layout, FS, ["/"])
@@ -116,7 +116,7 @@ def test_a_disk_that_fills_up_while_staging_leaves_nothing() -> None:
     assert not fs.open_files()
 
 
-def test_going_back_needs_no_space() -> None:
+def test_undo_needs_no_space() -> None:
     fs = ModelFs()
     layout = ConfigDir(Path("/etc/agent"))
     fs.put_dir("/etc")

@@ -1,4 +1,4 @@
-"""Nothing is written where it is not safe, whatever others put in the way meanwhile."""
+"""Unsafe destinations are refused, even if other users replace entries meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from certctrl.store.disk.safe_path import destination_facts, flaw_of, is_below
 from certctrl.store.layout import ConfigDir
 
 
-def test_facts_of_what_may_be_written(site: Path) -> None:
+def test_destination_facts_of_a_safe_destination(site: Path) -> None:
     found = destination_facts(site / "ssl" / "site.pem", [site])
     assert (found.kind, found.mode, found.uid, found.nlink, found.refusal) == ("file", 0o640, os.geteuid(), 1, None)
     assert (
@@ -30,7 +30,7 @@ def test_facts_of_what_may_be_written(site: Path) -> None:
     assert (missing.kind, missing.sha256, missing.refusal) == ("missing", None, None)
 
 
-def spoiled(site: Path, how: str) -> Path:
+def made_unsafe(site: Path, how: str) -> Path:
     target = site / "ssl" / "site.pem"
     match how:
         case "symbolic link in place of the file":
@@ -44,11 +44,11 @@ def spoiled(site: Path, how: str) -> Path:
         case "pipe in place of the file":
             target.unlink()
             os.mkfifo(target)
-        case "directory that others may write":
+        case "directory that others can write":
             target.parent.chmod(0o777)
-        case "sticky directory that others may write":
+        case "sticky directory that others can write":
             target.parent.chmod(0o1777)
-        case "parent that others may write":
+        case "parent that others can write":
             site.chmod(0o777)
         case "link on the way":
             (site / "way").symlink_to("ssl")
@@ -60,16 +60,16 @@ def spoiled(site: Path, how: str) -> Path:
     return target
 
 
-SPOILS = [
+UNSAFE = [
     "symbolic link in place of the file", "hard link", "directory in place of the file", "pipe in place of the file",
-    "directory that others may write", "sticky directory that others may write", "parent that others may write",
+    "directory that others can write", "sticky directory that others can write", "parent that others can write",
     "link on the way", "no such directory", "file in place of a directory",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("how", SPOILS)
+@pytest.mark.parametrize("how", UNSAFE)
 def test_unsafe_destinations_are_refused_with_the_reason(layout: ConfigDir, site: Path, how: str) -> None:
-    target = spoiled(site, how)
+    target = made_unsafe(site, how)
     found = destination_facts(target, [site])
     assert found.refusal
     copies = FileSet(layout, FS)
@@ -82,7 +82,7 @@ def test_unsafe_destinations_are_refused_with_the_reason(layout: ConfigDir, site
 
 
 @pytest.mark.root
-def test_a_strangers_directory_is_refused_unless_the_file_is_theirs(site: Path) -> None:
+def test_another_users_directory_is_refused_unless_it_gets_the_file(site: Path) -> None:
     target = site / "ssl" / "site.pem"
     os.chown(site / "ssl", 65534, 65534)
     assert "belongs to user 65534" in str(destination_facts(target, [site]).refusal)
@@ -108,7 +108,7 @@ def test_a_strangers_directory_is_refused_unless_the_file_is_theirs(site: Path) 
         "/a/" + "x" * 300,
     ],
 )
-def test_paths_that_are_not_plain_are_below_nothing(path: str) -> None:
+def test_paths_that_are_not_normalized_are_below_no_root(path: str) -> None:
     assert flaw_of(path)
     assert not is_below(path, "/")
     assert destination_facts(path, ["/"]).refusal
@@ -118,11 +118,11 @@ def test_paths_that_are_not_plain_are_below_nothing(path: str) -> None:
     ("path", "root", "below"),
     [("/srv/x", "/srv", True), ("/srv", "/srv", False), ("/srvx/y", "/srv", False), ("/srv/x", "/", True)],
 )
-def test_below_is_by_whole_names(path: str, root: str, below: bool) -> None:
+def test_is_below_compares_whole_components(path: str, root: str, below: bool) -> None:
     assert is_below(path, root) is below
 
 
-def test_outside_every_root_is_refused_without_looking(site: Path) -> None:
+def test_paths_outside_all_roots_are_refused_unread(site: Path) -> None:
     assert "allowed" in str(destination_facts("/etc/passwd", [site]).refusal)
     assert destination_facts("/etc/passwd", []).sha256 is None
 
@@ -146,36 +146,37 @@ while True:
 
 
 @pytest.fixture
-def ground() -> Iterator[Path]:
-    """A directory that every user can reach."""
+def shared_directory() -> Iterator[Path]:
+    """A directory that all users can reach."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
 
 
 @pytest.mark.root
-def test_an_attacker_who_swaps_directories_for_links_wins_nothing(layout: ConfigDir, ground: Path) -> None:
-    """Their own directory may be written for them; whatever they put in its place, nothing else is."""
-    written, refused = race(layout, ground, seconds=2)
+def test_an_attacker_replacing_directories_by_links_gains_nothing(layout: ConfigDir, shared_directory: Path) -> None:
+    """The agent may write to the attacker's own directory, never through a link to another one."""
+    written, refused = race(layout, shared_directory, seconds=2)
     assert written + refused > 10
 
 
 @pytest.mark.root
 @pytest.mark.campaign
 def test_campaign_of_an_attacker_for_a_minute(
-    layout: ConfigDir, ground: Path, capsys: pytest.CaptureFixture[str]
+    layout: ConfigDir, shared_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    written, refused = race(layout, ground, seconds=60)
+    written, refused = race(layout, shared_directory, seconds=60)
     with capsys.disabled():
         print(
-            f"\n{written + refused} deployments into a directory under attack: {refused} refused, 0 went astray", end=""
+            f"\n{written + refused} deployments into a directory under attack: {refused} refused, 0 written elsewhere",
+            end="",
         )
     assert written > 10 and refused > 10
 
 
-def race(layout: ConfigDir, ground: Path, *, seconds: float) -> tuple[int, int]:
-    """Deploy for so long against another user who swaps things; return how often that went well and was refused."""
-    base, victim = ground / "base", ground / "victim"
+def race(layout: ConfigDir, shared_directory: Path, *, seconds: float) -> tuple[int, int]:
+    """Deploy for some seconds against an attacker; return how many deployments were written and refused."""
+    base, victim = shared_directory / "base", shared_directory / "victim"
     victim.mkdir(mode=0o755)
     (victim / "file").write_text("untouched")
     for path in (base, base / "sub"):

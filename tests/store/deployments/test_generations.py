@@ -1,4 +1,4 @@
-"""Generations: staged, settled, switched as one, reused, mended, pruned, withdrawn."""
+"""Generations: staged, settled, switched as a set, reused, repaired, pruned, withdrawn."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_first_certificate_is_where_the_spec_says(layout: ConfigDir, store: GenerationStore) -> None:
+def test_a_first_certificate_appears_at_the_specs_paths(layout: ConfigDir, store: GenerationStore) -> None:
     assert store.live_id(NAME) is None
     staged = store.stage(NAME, material(1), FACTS)
     assert (staged.name, staged.unchanged, staged.path.parent) == (NAME, False, layout.generations / NAME)
@@ -60,7 +60,7 @@ def test_a_first_certificate_is_where_the_spec_says(layout: ConfigDir, store: Ge
     assert (layout.chains / f"{NAME}.pem").read_bytes() == b"chain"
 
 
-def test_modes_are_the_specs(layout: ConfigDir, store: GenerationStore) -> None:
+def test_modes_are_those_of_the_spec(layout: ConfigDir, store: GenerationStore) -> None:
     before = os.umask(0)
     try:
         staged = publish(store, 1)
@@ -75,7 +75,7 @@ def test_modes_are_the_specs(layout: ConfigDir, store: GenerationStore) -> None:
     }  # fmt: skip
 
 
-def test_other_formats_are_taken_for_secret(store: GenerationStore) -> None:
+def test_other_formats_are_treated_as_secret(store: GenerationStore) -> None:
     staged = store.stage(NAME, material(1) | {"bundle.pfx": b"x", "combined.pem": b"y"}, FACTS)
     assert mode(staged.path / "bundle.pfx") == mode(staged.path / "combined.pem") == 0o600
 
@@ -103,7 +103,7 @@ def test_the_same_material_is_the_same_generation(store: GenerationStore) -> Non
     assert store.stage(NAME, material(1), FACTS | {"serial": 2}).id != first.id
 
 
-def test_staging_twice_before_settling_is_once(layout: ConfigDir, store: GenerationStore) -> None:
+def test_staging_again_before_settling_returns_the_same(layout: ConfigDir, store: GenerationStore) -> None:
     one, two = (store.stage(NAME, material(1), FACTS) for _ in range(2))
     assert one.path == two.path
     store.settle([one, two])
@@ -111,7 +111,7 @@ def test_staging_twice_before_settling_is_once(layout: ConfigDir, store: Generat
     assert [path.name for path in (layout.generations / NAME).iterdir()] == [one.id]
 
 
-def test_an_older_generation_is_used_again_and_verified(store: GenerationStore) -> None:
+def test_an_older_generation_is_reused_and_verified(store: GenerationStore) -> None:
     first = publish(store, 1)
     publish(store, 2)
     again = publish(store, 1)
@@ -119,13 +119,13 @@ def test_an_older_generation_is_used_again_and_verified(store: GenerationStore) 
     assert store.live_id(NAME) == first.id
 
 
-def test_ids_are_in_order_of_making(store: GenerationStore) -> None:
+def test_ids_are_in_order_of_creation(store: GenerationStore) -> None:
     made = [publish(store, number).id for number in range(5)]
     assert GenerationStore(store._layout, RealFs()).ids(NAME) == made
     assert store.manifest(NAME, made[3])["number"] == 4
 
 
-def test_the_manifest_tells_files_and_facts(store: GenerationStore) -> None:
+def test_the_manifest_lists_files_and_facts(store: GenerationStore) -> None:
     staged = publish(store, 1)
     manifest = store.manifest(NAME, staged.id)
     assert manifest["facts"] == FACTS | {"serial": 1}
@@ -134,7 +134,7 @@ def test_the_manifest_tells_files_and_facts(store: GenerationStore) -> None:
     assert store.read(NAME, staged.id, "private.key") == b"key 1"
 
 
-def test_switching_back_tells_what_was_live(store: GenerationStore) -> None:
+def test_switch_returns_what_was_live(store: GenerationStore) -> None:
     first, second = publish(store, 1), publish(store, 2)
     assert store.switch({NAME: first.id}) == {NAME: second.id}
     assert store.switch({NAME: None}) == {NAME: first.id}
@@ -147,7 +147,7 @@ def test_discarding_leaves_nothing(layout: ConfigDir, store: GenerationStore) ->
     staged = store.stage(NAME, material(2), FACTS)
     store.discard(staged)
     assert [path.name for path in (layout.generations / NAME).iterdir()] == [live.id]
-    store.discard(store.stage(NAME, material(1), FACTS | {"serial": 1}))  # what is live is not discarded
+    store.discard(store.stage(NAME, material(1), FACTS | {"serial": 1}))  # the live generation is not discarded
     assert store.live_id(NAME) == live.id
     assert (layout.certs / f"{NAME}.key").exists()
 
@@ -171,7 +171,7 @@ def test_a_damaged_generation_is_not_switched_to(layout: ConfigDir, store: Gener
         store.read(NAME, first.id, "private.key")
 
 
-def test_what_is_damaged_after_staging_is_noticed_through_the_link(
+def test_damage_after_staging_is_noticed_through_the_link(
     layout: ConfigDir, store: GenerationStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = publish(store, 1)
@@ -184,7 +184,7 @@ def test_what_is_damaged_after_staging_is_noticed_through_the_link(
     assert (layout.certs / f"{NAME}.key").read_bytes() == b"key 1"
 
 
-def test_a_damaged_generation_is_written_anew(store: GenerationStore) -> None:
+def test_a_damaged_generation_is_written_again(store: GenerationStore) -> None:
     first = publish(store, 1)
     publish(store, 2)
     (store.path(NAME, first.id) / "chain.pem").unlink()
@@ -192,7 +192,7 @@ def test_a_damaged_generation_is_written_anew(store: GenerationStore) -> None:
     assert store.read(NAME, first.id, "chain.pem") == b"chain"
 
 
-def test_a_damaged_live_generation_is_replaced_beside_it(layout: ConfigDir, store: GenerationStore) -> None:
+def test_a_damaged_live_generation_is_replaced_under_another_id(layout: ConfigDir, store: GenerationStore) -> None:
     first = publish(store, 1)
     (store.path(NAME, first.id) / "private.key").write_bytes(b"rotten")
     mended = store.stage(NAME, material(1), FACTS | {"serial": 1})
@@ -207,7 +207,7 @@ def test_a_damaged_live_generation_is_replaced_beside_it(layout: ConfigDir, stor
 @pytest.mark.parametrize(
     "body", [b"", b"\0" * 9, b"{}", b"garbage", b'{"state_version":1,"files":{},"facts":{},"number":1}']
 )
-def test_a_damaged_manifest_is_no_generation(layout: ConfigDir, store: GenerationStore, body: bytes) -> None:
+def test_a_damaged_manifest_is_not_a_generation(layout: ConfigDir, store: GenerationStore, body: bytes) -> None:
     first = publish(store, 1)
     (store.path(NAME, first.id) / "manifest.json").write_bytes(body)
     fresh = GenerationStore(layout, RealFs())
@@ -217,7 +217,7 @@ def test_a_damaged_manifest_is_no_generation(layout: ConfigDir, store: Generatio
     assert caught.value.fix
     assert fresh.live_id(NAME) == first.id
     fresh.sweep()
-    assert store.path(NAME, first.id).exists()  # live, so it stays whatever it is
+    assert store.path(NAME, first.id).exists()  # live, so it stays
 
 
 @pytest.mark.parametrize("text", ["../.generations/other/x", "/etc", "../.generations/example.com", "x/../../y", "."])
@@ -234,7 +234,7 @@ def test_a_foreign_live_link_is_damage(layout: ConfigDir, store: GenerationStore
 # --- all or none --------------------------------------------------------------------------------------------
 
 
-def test_a_switch_of_many_happens_whole_or_not_at_all() -> None:
+def test_a_switch_of_several_names_is_all_or_none() -> None:
     fs = ModelFs()
     fs.put_dir("/etc")
     layout = ConfigDir(Path("/etc/agent"))
@@ -253,7 +253,7 @@ def test_a_switch_of_many_happens_whole_or_not_at_all() -> None:
 
 
 def test_a_reader_that_resolves_the_link_once_sees_one_pair(layout: ConfigDir, store: GenerationStore) -> None:
-    """Open the directory behind the link and read both files from it: 200 switches, no mixed pair."""
+    """200 switches while a reader opens the directory behind the link: no mixed pair."""
     staged = [publish(store, number) for number in (1, 2)]
     for number in range(200):
         directory = os.open(layout.live_link(NAME), os.O_RDONLY | os.O_DIRECTORY)
@@ -271,10 +271,10 @@ def read_in(directory: int, name: str) -> bytes:
         os.close(fd)
 
 
-# --- taking away --------------------------------------------------------------------------------------------
+# --- removing -----------------------------------------------------------------------------------------------
 
 
-def test_pruning_spares_the_live_the_named_and_the_newest(store: GenerationStore) -> None:
+def test_prune_keeps_the_live_the_named_and_the_newest(store: GenerationStore) -> None:
     ids = [publish(store, number).id for number in range(6)]
     store.switch({NAME: ids[0]})
     assert store.prune(NAME, 2, also_keep={ids[2]}) == 2
@@ -283,7 +283,7 @@ def test_pruning_spares_the_live_the_named_and_the_newest(store: GenerationStore
     assert store.live_id(NAME) == ids[0]
 
 
-def test_withdrawing_leaves_no_file_of_it(layout: ConfigDir, store: GenerationStore) -> None:
+def test_withdraw_leaves_no_file(layout: ConfigDir, store: GenerationStore) -> None:
     publish(store, 1)
     publish(store, 2)
     publish(store, 1, "other.example")
@@ -296,7 +296,7 @@ def test_withdrawing_leaves_no_file_of_it(layout: ConfigDir, store: GenerationSt
     assert (layout.certs / f"{NAME}.key").exists()
 
 
-def test_withdrawing_leaves_other_peoples_files(layout: ConfigDir, store: GenerationStore) -> None:
+def test_withdraw_keeps_foreign_files(layout: ConfigDir, store: GenerationStore) -> None:
     publish(store, 1)
     link = layout.certs / f"{NAME}.crt"
     link.unlink()
@@ -305,11 +305,11 @@ def test_withdrawing_leaves_other_peoples_files(layout: ConfigDir, store: Genera
     assert link.read_text() == "the operator's own"
 
 
-def test_sweeping_mends_and_removes(layout: ConfigDir, store: GenerationStore) -> None:
+def test_sweep_repairs_links_and_removes_leftovers(layout: ConfigDir, store: GenerationStore) -> None:
     live = publish(store, 1)
     half = publish(store, 2)
     store.switch({NAME: live.id})
-    (store.path(NAME, half.id) / "private.key").unlink()  # pruning was cut off
+    (store.path(NAME, half.id) / "private.key").unlink()  # interrupted pruning
     left = store.stage(NAME, material(3), FACTS)
     (layout.generations / ".tmp-gone").mkdir()
     (layout.live / ".x.00.tmp").symlink_to("nowhere")
@@ -326,7 +326,7 @@ def test_sweeping_mends_and_removes(layout: ConfigDir, store: GenerationStore) -
 
 
 class Counting(RealFs):
-    """Counts what makes things durable."""
+    """Count the calls that make data durable."""
 
     def __init__(self) -> None:
         self.syncs = 0
@@ -374,7 +374,7 @@ def test_an_unchanged_certificate_writes_nothing() -> None:
     assert not [line for line in fs.trace if not line.startswith("fsync")]
 
 
-def test_files_made_by_root_belong_to_the_agent() -> None:
+def test_generations_created_by_root_belong_to_the_agent() -> None:
     fs = ModelFs(uid=0)
     fs.put_dir("/etc")
     layout = ConfigDir(Path("/etc/agent"))

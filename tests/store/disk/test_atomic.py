@@ -1,4 +1,4 @@
-"""Files replaced whole, the tree made and closed to others."""
+"""Atomic replacement of files; the config directory is created and kept private."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
-def test_a_file_is_replaced_with_its_mode(tmp_path: Path) -> None:
+def test_write_atomic_replaces_contents_and_mode(tmp_path: Path) -> None:
     target = tmp_path / "x"
     target.write_text("old")
     target.chmod(0o666)
@@ -45,7 +45,7 @@ def test_a_file_is_replaced_with_its_mode(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
+def test_write_atomic_replaces_a_link_itself(tmp_path: Path) -> None:
     (tmp_path / "victim").write_text("mine")
     (tmp_path / "x").symlink_to("victim")
     write_atomic(FS, tmp_path / "x", b"new")
@@ -53,7 +53,7 @@ def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "x").is_symlink()
 
 
-def test_fsyncs_are_spent_as_promised(tmp_path: Path) -> None:
+def test_write_atomic_counts_its_fsyncs(tmp_path: Path) -> None:
     def count(**how: bool) -> list[str]:
         fs = ModelFs()
         fs.put("/d/x", b"old")
@@ -66,8 +66,8 @@ def test_fsyncs_are_spent_as_promised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "tries"), [(errno.EIO, 3), (errno.ENOSPC, 1)])
-def test_a_failed_fsync_is_never_believed_the_second_time(code: int, tries: int) -> None:
-    """After EIO the page may be marked clean: the bytes are written to a new file, a few times, then given up."""
+def test_after_a_failed_fsync_the_bytes_are_written_again(code: int, tries: int) -> None:
+    """After EIO the page may be marked clean, so the bytes are written to a new file, a few times."""
     fs = ModelFs()
     fs.put("/d/x", b"old")
     fs.fault = lambda verb, path: code if verb == "fsync" else None
@@ -79,7 +79,7 @@ def test_a_failed_fsync_is_never_believed_the_second_time(code: int, tries: int)
     assert fs.tree()["/d/x"].data == b"old"
 
 
-def test_one_failed_fsync_is_survived() -> None:
+def test_write_atomic_survives_one_failed_fsync() -> None:
     fs = ModelFs()
     fs.put("/d/x", b"old")
     faults = [errno.EIO]
@@ -88,7 +88,7 @@ def test_one_failed_fsync_is_survived() -> None:
     assert fs.tree()["/d/x"].data == b"new"
 
 
-def test_a_file_made_by_root_belongs_to_the_directorys_owner() -> None:
+def test_files_created_by_root_belong_to_the_directorys_owner() -> None:
     fs = ModelFs(uid=0)
     fs.put_dir("/d")
     fs.chown(fs.open_dir("/d"), 33, 34)
@@ -99,7 +99,7 @@ def test_a_file_made_by_root_belongs_to_the_directorys_owner() -> None:
     assert tree["/d/policy.json"].uid == 0
 
 
-def test_links_swap_in_one_step_and_only_when_they_differ(tmp_path: Path) -> None:
+def test_swap_link_replaces_only_a_different_link(tmp_path: Path) -> None:
     link = tmp_path / "live"
     swap_link(FS, link, "one")
     first = link.lstat().st_ino
@@ -110,7 +110,7 @@ def test_links_swap_in_one_step_and_only_when_they_differ(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["live"]
 
 
-def test_reading_tells_missing_from_unreadable(tmp_path: Path) -> None:
+def test_read_bytes_tells_missing_from_unreadable(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"x" * 11)
     os.mkfifo(tmp_path / "pipe")
     assert read_bytes(FS, tmp_path / "nothing", 10) is None
@@ -122,7 +122,7 @@ def test_reading_tells_missing_from_unreadable(tmp_path: Path) -> None:
         assert caught.value.fix
 
 
-def test_removing_says_whether_there_was_something(tmp_path: Path) -> None:
+def test_remove_file_returns_whether_it_existed(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     assert remove_file(FS, tmp_path / "x")
     assert not remove_file(FS, tmp_path / "x")
@@ -141,7 +141,7 @@ sys.stdin.read()
 """
 
 
-def test_sweeping_takes_leftovers_and_spares_the_living(tmp_path: Path) -> None:
+def test_sweep_temps_keeps_files_of_living_writers(tmp_path: Path) -> None:
     dead, living, other = (tmp_path / name for name in (temp_name(FS, "a"), temp_name(FS, "b"), "c.txt"))
     dead.write_text("secret")
     other.touch()
@@ -158,7 +158,7 @@ def test_sweeping_takes_leftovers_and_spares_the_living(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
 
 
-def test_temporary_names_are_hidden_short_and_never_the_same() -> None:
+def test_temporary_names_are_hidden_short_and_unique() -> None:
     names = {temp_name(FS, "x" * 255) for _ in range(50)}
     assert len(names) == 50
     assert all(is_temp(name) and len(name) < 255 for name in names)
@@ -175,7 +175,7 @@ def layout(tmp_path: Path) -> ConfigDir:
     return made
 
 
-def test_the_tree_is_private_whatever_the_umask(tmp_path: Path) -> None:
+def test_the_tree_is_private_under_any_umask(tmp_path: Path) -> None:
     before = os.umask(0o277)
     try:
         layout = ConfigDir(tmp_path / "agent")
@@ -183,11 +183,11 @@ def test_the_tree_is_private_whatever_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert {mode_of(path) for path in layout.directories()} == {0o700}
-    make_tree(FS, layout)  # again changes nothing
+    make_tree(FS, layout)  # idempotent
     assert check_modes(FS, layout) == []
 
 
-def test_a_file_in_place_of_a_directory_is_named(tmp_path: Path) -> None:
+def test_make_tree_reports_a_file_in_place_of_a_directory(tmp_path: Path) -> None:
     layout = ConfigDir(tmp_path / "agent")
     layout.root.mkdir()
     layout.state.touch()
@@ -196,31 +196,29 @@ def test_a_file_in_place_of_a_directory_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "mended"),
+    ("name", "mode", "wanted"),
     [
         (".", 0o755, 0o700), ("state", 0o750, 0o700), ("state/access_token.txt", 0o644, 0o600), ("keys", 0o777, 0o700),
         ("keys/account_keys/acme.key", 0o640, 0o600), ("state/passwords/a.pfx", 0o604, 0o600),
         ("certs", 0o775, 0o755), ("certs/.generations", 0o711, 0o700), ("application.json", 0o666, 0o644),
     ],
 )  # fmt: skip
-def test_what_is_too_open_is_closed(layout: ConfigDir, name: str, mode: int, mended: int) -> None:
+def test_excess_permissions_are_removed(layout: ConfigDir, name: str, mode: int, wanted: int) -> None:
     path = layout.root / name
     if not path.exists():
         path.touch()
     path.chmod(mode)
-    (looked,) = check_modes(FS, layout, repair=False)
-    assert (looked.path, looked.repaired, mode_of(path)) == (path, False, mode)
-    assert looked.fix == f"chmod {mended:04o} {path}"
+    (dry_run,) = check_modes(FS, layout, repair=False)
+    assert (dry_run.path, dry_run.repaired, mode_of(path)) == (path, False, mode)
+    assert dry_run.fix == f"chmod {wanted:04o} {path}"
     (found,) = check_modes(FS, layout)
-    assert (found.path, found.was, found.now, found.repaired) == (path, mode, mended, True)
-    assert mode_of(path) == mended
+    assert (found.path, found.was, found.now, found.repaired) == (path, mode, wanted, True)
+    assert mode_of(path) == wanted
     assert check_modes(FS, layout) == []
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
-def test_a_policy_that_others_could_have_written_is_not_believed_and_nothing_hides_that(
-    layout: ConfigDir, mode: int
-) -> None:
+def test_a_policy_writable_by_others_is_refused_and_stays_so(layout: ConfigDir, mode: int) -> None:
     layout.policy.write_text("{}")
     layout.policy.chmod(mode)
     layout.root.chmod(0o755)
@@ -231,11 +229,11 @@ def test_a_policy_that_others_could_have_written_is_not_believed_and_nothing_hid
     assert (mode_of(layout.policy), mode_of(layout.root)) == (mode, 0o755)
     layout.root.chmod(0o700)
     (found,) = check_modes(FS, layout)
-    assert (found.path, found.repaired) == (layout.policy, True), "nobody else could reach it"
+    assert (found.path, found.repaired) == (layout.policy, True), "no other user could reach it"
 
 
 @pytest.mark.parametrize(("name", "mode"), [("application.json", 0o644), ("certs", 0o755), ("logs", 0o755)])
-def test_what_the_spec_leaves_open_stays_open(layout: ConfigDir, name: str, mode: int) -> None:
+def test_permissions_that_the_spec_allows_are_kept(layout: ConfigDir, name: str, mode: int) -> None:
     path = layout.root / name
     if not path.exists():
         path.touch()
@@ -250,7 +248,7 @@ def test_a_link_in_place_of_state_is_refused(layout: ConfigDir, tmp_path: Path) 
         check_modes(FS, layout)
 
 
-def test_a_strangers_file_is_refused_with_the_command_that_mends_it(layout: ConfigDir) -> None:
+def test_a_file_of_another_user_is_refused_with_a_fix(layout: ConfigDir) -> None:
     fs = ModelFs(uid=1000)
     fs.put_dir("/etc")
     made = ConfigDir(Path("/etc/agent"))
@@ -264,7 +262,7 @@ def test_a_strangers_file_is_refused_with_the_command_that_mends_it(layout: Conf
     assert check_modes(fs, made, repair=False)[0].repaired is False
 
 
-def test_root_may_work_in_the_agents_directory() -> None:
+def test_root_can_work_in_the_agents_directory() -> None:
     fs = ModelFs(uid=0)
     fs.put_dir("/etc")
     layout = ConfigDir(Path("/etc/agent"))
@@ -277,7 +275,7 @@ def test_root_may_work_in_the_agents_directory() -> None:
     assert check_modes(fs, layout) == []
 
 
-def test_a_missing_directory_says_how_to_make_it(tmp_path: Path) -> None:
+def test_a_missing_directory_is_reported_with_the_init_command(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check_modes(FS, ConfigDir(tmp_path / "nothing"))
     assert "init" in str(caught.value.fix)

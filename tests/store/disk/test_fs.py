@@ -1,4 +1,4 @@
-"""Every door of the real file system: modes, links, and errors that say where, why and what to do."""
+"""The real file system: modes, links, and errors with path, reason and fix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FS = RealFs()
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
 @pytest.mark.parametrize("mode", [0o600, 0o644])
-def test_create_gives_exactly_the_mode(tmp_path: Path, umask: int, mode: int) -> None:
+def test_create_sets_exactly_the_mode(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
         with closing(FS, FS.create(tmp_path / "x", mode)):
@@ -28,8 +28,8 @@ def test_create_gives_exactly_the_mode(tmp_path: Path, umask: int, mode: int) ->
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
 
 
-def test_a_secret_is_never_open_wider_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even with umask 0 the kernel is asked for 0600 at the start: the later fchmod only restores lost bits."""
+def test_create_requests_the_final_mode_from_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even with umask 0, open gets 0600; the later fchmod only restores bits."""
     asked: list[int] = []
     real = os.open
     monkeypatch.setattr(
@@ -57,7 +57,7 @@ def links(path: Path) -> list[Callable[[], Handle]]:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_no_verb_follows_a_link_at_the_end(tmp_path: Path, number: int) -> None:
+def test_open_refuses_a_link_as_last_component(tmp_path: Path, number: int) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     with pytest.raises(DiskError) as caught:
@@ -66,7 +66,7 @@ def test_no_verb_follows_a_link_at_the_end(tmp_path: Path, number: int) -> None:
     assert "real" in str(caught.value.fix)
 
 
-def test_handles_do_not_reach_children(tmp_path: Path) -> None:
+def test_handles_are_not_inherited(tmp_path: Path) -> None:
     with closing(FS, FS.create(tmp_path / "x", 0o600)) as handle:
         assert not os.get_inheritable(handle.fd)
 
@@ -77,7 +77,7 @@ def test_a_pipe_does_not_block_reading(tmp_path: Path) -> None:
         assert FS.fstat(handle).kind == "other"
 
 
-def test_write_goes_on_after_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_continues_after_short_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[:3]))
     with closing(FS, FS.create(tmp_path / "x", 0o600)) as handle:
@@ -85,14 +85,14 @@ def test_write_goes_on_after_short_writes(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "x").read_bytes() == b"ten bytes!"
 
 
-def test_a_write_that_writes_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_of_zero_bytes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "write", lambda fd, data: 0)
     with closing(FS, FS.create(tmp_path / "x", 0o600)) as handle, pytest.raises(DiskError) as caught:
         FS.write(handle, b"x")
     assert caught.value.errno == errno.EIO
 
 
-def test_closing_twice_is_nothing(tmp_path: Path) -> None:
+def test_close_is_idempotent(tmp_path: Path) -> None:
     handle = FS.create(tmp_path / "x", 0o600)
     FS.close(handle)
     FS.close(handle)
@@ -107,7 +107,7 @@ def test_a_lock_belongs_to_its_handle(tmp_path: Path) -> None:
     FS.close(second)
 
 
-def test_names_inside_a_directory_need_no_path(tmp_path: Path) -> None:
+def test_operations_by_directory_handle(tmp_path: Path) -> None:
     with closing(FS, FS.open_dir(tmp_path)) as directory:
         FS.mkdir("d", 0o700, at=directory)
         FS.symlink("d", "l", at=directory)

@@ -1,4 +1,4 @@
-"""Locks that end with their holder, and say who it is."""
+"""Locks end with their holder and name it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.disk.lock import lock_daemon
 layout = ConfigDir(Path(sys.argv[1]))
 with lock_daemon(layout):
-    child = subprocess.Popen(["sleep", "60"])  # outlives us; must not keep the lock
+    child = subprocess.Popen(["sleep", "60"])  # outlives its parent, must not keep the lock
     print(child.pid, flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_second_daemon_is_refused_at_once_and_told_who(layout: ConfigDir) -> None:
+def test_a_second_daemon_is_refused_immediately_with_the_holder(layout: ConfigDir) -> None:
     with lock_daemon(layout):
         before = time.monotonic()
         with pytest.raises(BusyError) as caught, lock_daemon(layout):
@@ -42,7 +42,7 @@ def test_a_second_daemon_is_refused_at_once_and_told_who(layout: ConfigDir) -> N
     assert not lock.held
 
 
-def test_kill_9_frees_the_lock_though_a_child_lives_on(layout: ConfigDir) -> None:
+def test_kill_9_releases_the_lock_even_if_a_child_survives(layout: ConfigDir) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(layout.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -54,14 +54,14 @@ def test_kill_9_frees_the_lock_though_a_child_lives_on(layout: ConfigDir) -> Non
                 pass
             holder.kill()
             holder.wait()
-            os.kill(child, 0)  # the child is alive, and has nothing of the lock
+            os.kill(child, 0)  # the child is alive and does not have the lock
             with lock_daemon(layout):
                 pass
         finally:
             os.kill(child, signal.SIGKILL)
 
 
-def test_the_token_lock_is_polled_and_released(layout: ConfigDir) -> None:
+def test_the_token_lock_can_be_tried_and_released(layout: ConfigDir) -> None:
     first, second = token_lock(layout), token_lock(layout)
     assert first.try_acquire()
     assert not first.try_acquire()
@@ -73,8 +73,8 @@ def test_the_token_lock_is_polled_and_released(layout: ConfigDir) -> None:
     second.release()
 
 
-def test_a_lock_file_that_was_replaced_does_not_count(layout: ConfigDir) -> None:
-    """Whoever removes the file while it is held must not let two daemons in through a new file and the old."""
+def test_a_replaced_lock_file_is_locked_again(layout: ConfigDir) -> None:
+    """Removing the locked file must not allow two holders, one of the new file and one of the old."""
     first = token_lock(layout)
     assert first.try_acquire()
     os.unlink(layout.token_lock)
@@ -86,19 +86,19 @@ def test_a_lock_file_that_was_replaced_does_not_count(layout: ConfigDir) -> None
     second.release()
 
 
-def test_daemon_and_token_lock_are_two(layout: ConfigDir) -> None:
+def test_daemon_and_token_lock_are_independent(layout: ConfigDir) -> None:
     lock = token_lock(layout)
     with lock_daemon(layout):
         assert lock.try_acquire()
         lock.release()
 
 
-def test_no_directory_no_lock(tmp_path: Path) -> None:
+def test_locking_requires_the_config_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such config directory"), lock_daemon(ConfigDir(tmp_path / "x")):
         pass
 
 
-def test_lock_files_are_private_and_stay(layout: ConfigDir) -> None:
+def test_lock_files_are_private_and_not_removed(layout: ConfigDir) -> None:
     with lock_daemon(layout):
         pass
     assert layout.daemon_lock.stat().st_mode & 0o777 == 0o600

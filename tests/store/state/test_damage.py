@@ -1,4 +1,4 @@
-"""Damage to any file of the state is named with a way out, and never mistaken for a first run."""
+"""Damage to any state file is reported with a fix and never mistaken for a first run."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ def filled(store: StateStore) -> None:
     store.installed.save_pins({"/x": "00"})
 
 
-# Half a line is a line, and any 32 bytes are a key: that no crash leaves such a half is shown by the model disk.
-UNSEEN = {(name, "cut in half") for name in ("last_cursor", "device_id", "access_token", "refresh_token")} | {
+# Half a line is a line, and any 32 bytes are a key; the crash tests show that no crash leaves such a half.
+UNDETECTABLE = {(name, "cut in half") for name in ("last_cursor", "device_id", "access_token", "refresh_token")} | {
     (name, "zeros at the end") for name in ("device_public_key", "device_secret_key")
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"), [(name, damage) for name in LOADERS for damage in DAMAGE if (name, damage) not in UNSEEN]
+    ("name", "damage"), [(name, damage) for name in LOADERS for damage in DAMAGE if (name, damage) not in UNDETECTABLE]
 )
-def test_damage_is_named_with_a_way_out(store: StateStore, name: str, damage: str) -> None:
+def test_damage_is_reported_with_a_fix(store: StateStore, name: str, damage: str) -> None:
     filled(store)
     path: Path = getattr(store.layout, name)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     if damage == "huge":
         with path.open("r+b") as file:
-            file.truncate(1 << 36)  # sparse: reading it whole would end the process
+            file.truncate(1 << 36)  # sparse: reading it would exhaust the memory
     with pytest.raises(StateCorruptError) as caught:
         LOADERS[name](StateStore(store.layout, RealFs()))
     assert str(path) in str(caught.value)
@@ -110,7 +110,7 @@ JSON = st.recursive(
 @pytest.mark.parametrize("name", PARTS)
 @settings(max_examples=25)
 @given(value=JSON)
-def test_no_json_at_all_ends_in_a_traceback(name: str, value: object) -> None:
+def test_any_json_is_read_or_reported(name: str, value: object) -> None:
     store, fs = modelled()
     fs.put(getattr(store.layout, name), json.dumps({"state_version": 1, PARTS[name]: value}).encode())
     try:
@@ -119,14 +119,14 @@ def test_no_json_at_all_ends_in_a_traceback(name: str, value: object) -> None:
         assert error.fix
 
 
-def test_a_file_of_a_later_release_is_left_alone(store: StateStore) -> None:
+def test_a_file_of_a_later_release_is_refused(store: StateStore) -> None:
     store.layout.inbox.write_text('{"state_version":2,"entries":[]}')
     with pytest.raises(StateCorruptError, match="later cert-ctrl"):
         store.session.load_inbox()
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_strangers_file_is_not_trusted(name: str) -> None:
+def test_a_file_of_another_user_is_refused(name: str) -> None:
     store, fs = modelled()
     filled(store)
     path: Path = getattr(store.layout, name)
@@ -152,7 +152,7 @@ def test_a_link_or_directory_is_not_a_state_file(store: StateStore, name: str) -
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_disk_that_cannot_be_read_is_no_first_run(name: str) -> None:
+def test_a_read_error_is_not_a_first_run(name: str) -> None:
     store, fs = modelled()
     filled(store)
 
@@ -166,7 +166,7 @@ def test_a_disk_that_cannot_be_read_is_no_first_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 10, b"18000", b"garbage\n", b"-1\n", b"1e9\n", b"9" * 400 + b"\n"])
-def test_what_a_power_cut_may_tear_is_read_as_absent(store: StateStore, data: bytes) -> None:
+def test_files_that_a_power_cut_may_tear_are_read_as_absent(store: StateStore, data: bytes) -> None:
     store.layout.last_poll_time.write_bytes(data)
     store.layout.status.write_bytes(data)
     assert (store.session.load_last_poll(), read_only.read_status(store.layout.root)) == (None, None)

@@ -1,4 +1,4 @@
-"""A look from outside says what the store says, and imports next to nothing."""
+"""Read-only access returns what the store wrote and imports almost nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_nothing_was_ever_written(store: StateStore) -> None:
     )
 
 
-def test_what_the_store_wrote_is_seen(store: StateStore) -> None:
+def test_reads_what_the_store_wrote(store: StateStore) -> None:
     root = store.layout.root
     records = {
         n: CertRecord(facts=CertFacts(cert_id=n, name=f"{n}.example", domains=(f"{n}.example",))) for n in (10, 2)
@@ -82,7 +82,7 @@ BODIES = [
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
 @pytest.mark.parametrize("name", [name for name in READERS if name.endswith("json")])
-def test_damage_is_named(store: StateStore, name: str, body: bytes) -> None:
+def test_damage_is_reported(store: StateStore, name: str, body: bytes) -> None:
     path = store.layout.state / name
     path.write_bytes(body)
     with pytest.raises(StateCorruptError) as caught:
@@ -92,7 +92,7 @@ def test_damage_is_named(store: StateStore, name: str, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_what_cannot_be_opened_is_a_disk_error(store: StateStore, name: str) -> None:
+def test_an_unreadable_file_is_a_disk_error(store: StateStore, name: str) -> None:
     path = store.layout.state / name
     path.mkdir()
     with pytest.raises(DiskError, match=name):
@@ -113,13 +113,13 @@ def test_a_pipe_does_not_hang_and_a_huge_file_is_not_read(store: StateStore) -> 
         read_only.read_cursor(store.layout.root)
 
 
-def test_a_torn_status_is_no_status(store: StateStore) -> None:
+def test_a_torn_status_is_ignored(store: StateStore) -> None:
     store.layout.status.write_bytes(b'{"state_ver')
     store.layout.last_poll_time.write_bytes(b"18000")
     assert (read_only.read_status(store.layout.root), read_only.read_last_poll(store.layout.root)) == (None, None)
 
 
-def test_looking_imports_nothing_that_costs() -> None:
+def test_read_only_imports_nothing_heavy() -> None:
     code = "import sys, certctrl.store.state.read_only; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())

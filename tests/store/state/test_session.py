@@ -1,4 +1,4 @@
-"""What the agent remembers comes back as it was, and a first run is known from what only looks like one."""
+"""State round-trips, and a first run is told from damage."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_polling_round_trip(store: StateStore) -> None:
     assert store.session.load_cursor() is None
 
 
-def test_a_cursor_written_by_an_editor_is_read(store: StateStore) -> None:
+def test_a_cursor_with_a_final_newline_is_read(store: StateStore) -> None:
     store.layout.last_cursor.write_text("1736900000-5\n")
     assert store.session.load_cursor() == "1736900000-5"
 
@@ -102,7 +102,7 @@ def test_a_malformed_signal_stays_malformed(store: StateStore) -> None:
     assert entry.signal.raw_ref == {"cert_id": "x"}
 
 
-def test_installed_things_round_trip(store: StateStore) -> None:
+def test_installed_state_round_trip(store: StateStore) -> None:
     record = CertRecord(
         facts=CertFacts(
             cert_id=7, name="example.com", domains=("example.com", "www.example.com"), serial="04:ab", not_after=1.5
@@ -131,7 +131,7 @@ def test_installed_things_round_trip(store: StateStore) -> None:
     }
 
 
-def test_keys_of_a_later_release_do_no_harm(store: StateStore) -> None:
+def test_unknown_keys_are_ignored(store: StateStore) -> None:
     store.installed.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name="example.com"))})
     raw = json.loads(store.layout.certificates.read_text())
     raw["certificates"]["7"]["added_later"] = True
@@ -141,7 +141,7 @@ def test_keys_of_a_later_release_do_no_harm(store: StateStore) -> None:
 
 @settings(max_examples=50)
 @given(cursor=st.text(max_size=40))
-def test_a_cursor_comes_back_as_it_was_or_is_refused(cursor: str) -> None:
+def test_any_cursor_round_trips_or_is_refused(cursor: str) -> None:
     store, _ = modelled()
     try:
         store.session.save_cursor(cursor)
@@ -152,23 +152,23 @@ def test_a_cursor_comes_back_as_it_was_or_is_refused(cursor: str) -> None:
     assert StateStore(store.layout, store.session._fs).session.load_cursor() == cursor
 
 
-def test_tokens_are_not_in_messages(store: StateStore) -> None:
+def test_errors_do_not_show_tokens(store: StateStore) -> None:
     with pytest.raises(BadAnswerError) as caught:
         store.session.save_tokens(Tokens(access_token="a\nSECRET", refresh_token="ok"))
     assert "SECRET" not in str(caught.value)
     assert "SECRET" not in repr(TOKENS)
 
 
-# --- the first run, and what only looks like one --------------------------------------------------------------
+# --- first run or damage --------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_making_of_keys_is_a_first_run(store: StateStore) -> None:
+def test_an_interrupted_key_creation_is_a_first_run(store: StateStore) -> None:
     store.layout.device_secret_key.write_bytes(KEYS.secret)
     assert store.session.load_device_keys() is None
 
 
 @pytest.mark.parametrize("gone", ["device_public_key", "device_secret_key"])
-def test_half_a_pair_of_a_registered_device_is_damage(store: StateStore, gone: str) -> None:
+def test_half_a_key_pair_of_a_registered_device_is_damage(store: StateStore, gone: str) -> None:
     store.session.save_device_keys(KEYS)
     store.session.save_tokens(TOKENS)
     path: Path = getattr(store.layout, gone)
@@ -179,7 +179,7 @@ def test_half_a_pair_of_a_registered_device_is_damage(store: StateStore, gone: s
     assert "register" in str(caught.value.fix)
 
 
-def test_a_missing_access_token_is_asked_for_again(store: StateStore) -> None:
+def test_a_missing_access_token_is_empty(store: StateStore) -> None:
     store.session.save_tokens(TOKENS)
     store.layout.access_token.unlink()
     assert store.session.load_tokens() == Tokens(access_token="", refresh_token=TOKENS.refresh_token)
@@ -206,7 +206,7 @@ def test_history_is_bounded_over_restarts(store: StateStore) -> None:
     assert stat.S_IMODE(store.layout.history.stat().st_mode) == 0o600
 
 
-def test_many_entries_of_history_at_once_are_bounded_the_same(store: StateStore) -> None:
+def test_many_entries_appended_together_are_bounded(store: StateStore) -> None:
     store.installed.append_history([{"number": number} for number in range(10)], 20)
     store.installed.append_history(entries := [{"number": number} for number in range(10, 100)], 20)
     assert entries == []
@@ -215,7 +215,7 @@ def test_many_entries_of_history_at_once_are_bounded_the_same(store: StateStore)
     assert numbers == list(range(100 - len(numbers), 100))
 
 
-def test_torn_lines_of_history_are_left_out_and_mended(store: StateStore) -> None:
+def test_torn_lines_of_history_are_ignored_and_removed(store: StateStore) -> None:
     store.installed.append_history([{"number": 1}], 20)
     with store.layout.history.open("ab") as file:
         file.write(b'{"numb')
@@ -226,7 +226,7 @@ def test_torn_lines_of_history_are_left_out_and_mended(store: StateStore) -> Non
     assert store.layout.history.read_bytes().count(b"\n") == 2
 
 
-def test_a_failed_append_is_mended_by_the_next() -> None:
+def test_a_failed_append_is_repaired_by_the_next() -> None:
     store, fs = modelled()
     store.installed.append_history([{"number": 1}], 20)
     fs.fault = lambda verb, path: errno.ENOSPC if verb == "write" else None
@@ -237,7 +237,7 @@ def test_a_failed_append_is_mended_by_the_next() -> None:
     assert [entry["number"] for entry in store.installed.load_history()] == [1, 3]
 
 
-def test_what_a_failed_append_wrote_is_not_written_again() -> None:
+def test_entries_written_by_a_failed_append_are_not_repeated() -> None:
     store, fs = modelled()
     entries = [{"number": number} for number in range(5)]
     writes = itertools.count()
@@ -249,7 +249,7 @@ def test_what_a_failed_append_wrote_is_not_written_again() -> None:
     assert [entry["number"] for entry in store.installed.load_history()] == [0, 1, 2, 3, 4]
 
 
-def test_a_password_is_made_once(store: StateStore) -> None:
+def test_a_password_is_created_once(store: StateStore) -> None:
     first, path = store.installed.password("example.com", "pfx")
     assert store.installed.password("example.com", "pfx") == (first, path)
     other, _ = StateStore(store.layout, RealFs()).installed.password("example.com", "jks")
@@ -260,7 +260,7 @@ def test_a_password_is_made_once(store: StateStore) -> None:
     assert [found.name for found in store.layout.passwords.iterdir()] == ["example.com.evil.pfx"]
 
 
-def test_sweeping_removes_what_crashed_writers_left(store: StateStore) -> None:
+def test_sweep_leftovers_removes_temporary_files(store: StateStore) -> None:
     for directory in (store.layout.root, store.layout.state, store.layout.keys, store.layout.passwords):
         (directory / ".x.0011.tmp").write_text("SECRET")
     assert sweep_leftovers(store.layout, RealFs()) == 4

@@ -1,4 +1,4 @@
-"""What is remembered is written once and at a counted cost, within its bounds, with space reserved for tokens."""
+"""Writes of the state: counted fsyncs, bounds, reserved space for tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from certctrl.store.state.store import StateStore
 # --- writes, counted ----------------------------------------------------------------------------------------
 
 
-def test_an_unchanged_cursor_costs_nothing() -> None:
+def test_an_unchanged_cursor_costs_no_fsync() -> None:
     store, fs = modelled()
     store.session.save_cursor("1-1")
     assert fsyncs(fs) == 1
@@ -36,7 +36,7 @@ def test_an_unchanged_cursor_costs_nothing() -> None:
     assert fs.trace == []
 
 
-def test_an_unchanged_file_that_somebody_replaced_is_written_again() -> None:
+def test_a_file_replaced_by_others_is_written_again() -> None:
     store, fs = modelled()
     store.installed.save_activations({"a": "1"})
     fs.put(store.layout.activations, b"other")
@@ -51,7 +51,7 @@ def test_a_page_of_signals_costs_three_fsyncs() -> None:
     assert fsyncs(fs) == 3
 
 
-def test_the_end_of_signals_costs_three_fsyncs_and_an_outcome_that_left_one() -> None:
+def test_completing_signals_costs_three_fsyncs_and_removing_an_ack_one() -> None:
     store, fs = modelled()
     store.session.save_inbox([InboxEntry(signal=CertRenewed(5, 1))])
     fsyncs(fs)
@@ -63,8 +63,8 @@ def test_the_end_of_signals_costs_three_fsyncs_and_an_outcome_that_left_one() ->
     assert store.session.load_outcomes() == ((), ("one",))
 
 
-def test_no_crash_keeps_that_a_signal_is_done_and_takes_its_outcome() -> None:
-    """The plane would never hear of it; the other way round the signal would be handled twice."""
+def test_no_crash_loses_the_outcome_of_a_completed_signal() -> None:
+    """Otherwise the plane would never receive it, or the signal would be handled twice."""
     store, fs = modelled()
 
     def check(crashed: ModelFs) -> None:
@@ -78,25 +78,25 @@ def test_no_crash_keeps_that_a_signal_is_done_and_takes_its_outcome() -> None:
     assert explore(fs, act, check, limit=200).points > 10
 
 
-def test_a_write_that_was_not_made_durable_is_not_skipped_later() -> None:
-    """`save_progress` leaves the inbox's name unsynced; a caller who then asks for durability must get it."""
+def test_a_write_whose_name_is_not_durable_is_synced_later() -> None:
+    """`save_progress` does not sync the inbox's name; a later durable save of the same bytes must."""
     store, fs = modelled()
     store.session.save_progress((), (), [InboxEntry(signal=CertRenewed(5, 1))])
     fsyncs(fs)
     store.session.save_inbox([InboxEntry(signal=CertRenewed(5, 1))])
-    assert fsyncs(fs) == 1, "of the directory: the bytes are there for good"
+    assert fsyncs(fs) == 1, "of the directory; the bytes are durable already"
     assert not fs.pending
     store.session.save_inbox([InboxEntry(signal=CertRenewed(5, 1))])
-    assert fsyncs(fs) == 0, "and now the name is, too"
+    assert fsyncs(fs) == 0, "now the name is durable, too"
 
 
-def test_identities_of_what_is_done_are_bounded(store: StateStore) -> None:
+def test_identities_of_completed_signals_are_bounded(store: StateStore) -> None:
     store.session.save_outcomes((), [str(number) for number in range(10_500)])
     _, kept = store.session.load_outcomes()
     assert (len(kept), kept[0], kept[-1]) == (10_000, "500", "10499")
 
 
-def test_a_version_never_falls(store: StateStore) -> None:
+def test_the_highest_version_of_a_config_is_kept(store: StateStore) -> None:
     for version in (5, 3):
         store.installed.save_install_config(StoredInstallConfig(raw={"id": 9}, etag=None, version=version, hash="h"))
     store.installed.save_install_config(StoredInstallConfig(raw={"id": 10}, etag=None, version=1, hash="h"))
@@ -105,7 +105,7 @@ def test_a_version_never_falls(store: StateStore) -> None:
     assert kept.high_water == {"9": 5, "10": 1}
 
 
-def test_the_hash_of_the_highest_version_is_kept_with_it(store: StateStore) -> None:
+def test_the_hash_of_the_highest_version_is_kept(store: StateStore) -> None:
     for config_id, version, digest in ((9, 4, "h4"), (9, 5, "h5"), (9, 3, "h3"), (10, 1, "other")):
         store.installed.save_install_config(
             StoredInstallConfig(raw={"id": config_id}, etag=None, version=version, hash=digest)
@@ -119,7 +119,7 @@ def test_the_hash_of_the_highest_version_is_kept_with_it(store: StateStore) -> N
     assert kept is not None and kept.hashes == {} and kept.hash_seen("9", 5) == ""
 
 
-def test_a_file_from_before_hashes_were_kept_brings_the_one_it_has(store: StateStore) -> None:
+def test_an_install_config_without_hashes_is_read(store: StateStore) -> None:
     config = {"raw": {"id": 9}, "etag": None, "version": 5, "hash": "h5", "high_water": {"8": 2, "9": 5}}
     store.layout.install_config.write_text(json.dumps({"state_version": 1, "config": config}))
     kept = store.installed.load_install_config()
@@ -129,7 +129,7 @@ def test_a_file_from_before_hashes_were_kept_brings_the_one_it_has(store: StateS
     assert kept is not None and kept.hashes == {"9": "h5", "10": "other"}
 
 
-def test_versions_and_pins_are_forgotten_when_a_person_says_so(store: StateStore) -> None:
+def test_versions_and_pins_can_be_removed(store: StateStore) -> None:
     assert (store.installed.forget_versions(), store.installed.forget_pins()) == ({}, [])
     store.installed.save_install_config(StoredInstallConfig(raw={"id": 9}, etag='"e"', version=5, hash="h"))
     store.installed.save_pins({"/x": "00"})
@@ -152,7 +152,7 @@ def test_a_damaged_install_config_can_be_replaced(store: StateStore) -> None:
 # --- reservations -------------------------------------------------------------------------------------------
 
 
-def test_reserved_space_is_used_or_given_back(store: StateStore) -> None:
+def test_reserved_space_is_used_or_released(store: StateStore) -> None:
     store.session.save_tokens(TOKENS)
     with store.session.reserve_tokens() as reservation:
         sizes = sorted(path.stat().st_size for path in store.layout.state.glob(".*.tmp"))
@@ -165,7 +165,7 @@ def test_reserved_space_is_used_or_given_back(store: StateStore) -> None:
     assert store.session.load_tokens() == Tokens(access_token="a2", refresh_token="r2")
 
 
-def test_no_space_means_nothing_is_spent() -> None:
+def test_a_full_disk_refuses_a_reservation() -> None:
     store, fs = modelled()
     fs.fault = lambda verb, path: errno.ENOSPC if verb == "allocate" else None
     with pytest.raises(DiskError) as caught:
@@ -223,15 +223,15 @@ try:
     raise SystemExit("space was reserved on a full disk")
 except DiskError as error:
     assert "free space" in error.fix, error
-print("held")
+print("stored")
 """
 
 
 @pytest.mark.root
 @pytest.mark.integration
-def test_tokens_are_stored_on_a_disk_that_filled_up_meanwhile(tmp_path: Path) -> None:
+def test_reserved_tokens_are_stored_on_a_disk_that_filled_up(tmp_path: Path) -> None:
     script = f'mount -t tmpfs -o size=128k tmpfs "$1" && exec {sys.executable} -c "$2" "$1"'
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script, "sh", str(tmp_path), FULL], capture_output=True, text=True, check=False
     )
-    assert (done.stdout, done.returncode) == ("held\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("stored\n", 0), done.stderr
