@@ -67,8 +67,8 @@ async def to_switch(
     """Return what may be switched to now: the prepared candidates, those staged before, and those that lack a file.
 
     The prepared ones are durable and recorded as staged then; what has to wait is noted in the results.
-    ``due_now``: certificates whose staged material is tried although it is not due, besides the concerned ones. Raises CertctrlError; then
-    nothing is switched.
+    ``due_now``: certificates whose staged material is tried although it is not due, besides the concerned ones.
+    Raises CertctrlError; then nothing is switched.
     """
     newest = {one.cert_id: one for one in prepared}
     await context.offload(context.generations.settle, [one.staged for one in newest.values()])

@@ -1,4 +1,4 @@
-"""Run a granted command about some certificates: its environment, pin and verification.
+"""Run an allowed command for some certificates, with its environment and pin; verify what is live.
 
 The environment contains paths, never secrets.
 """
@@ -20,7 +20,7 @@ from certctrl.model.plan import VerifyTls
 from certctrl.store.disk.atomic import read_bytes
 from certctrl.text import one_line
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
 _FILES = {
     "private.key": "CERTCTRL_KEY_FILE",
     "certificate.pem": "CERTCTRL_CERTIFICATE_FILE",
@@ -29,25 +29,25 @@ _FILES = {
     "bundle.pfx": "CERTCTRL_PFX_FILE",
     "bundle.jks": "CERTCTRL_JKS_FILE",
 }
-MOST_NAMES = 100
-MOST_KEYS = 20
-"""Certificates of one command whose keys are known to whoever redacts its output, line by line."""
+MAX_NAMES = 100
+MAX_KEYS = 20
+"""Certificates of one command whose keys are redacted in its output, line by line."""
 _KEY_LIMIT = 64 * 1024
 _SHORTEST_LINE = 16
 
 
 async def run_granted(context: Context, grant: Grant, certs: Sequence[DesiredCert], what: str) -> None:
-    """Run a command to its end. Raises CommandError, named ``what``, when it does not succeed."""
+    """Run a command to its end. Raises CommandError, named ``what``, if it does not succeed."""
 
     def ready() -> tuple[Mapping[str, str], Collection[bytes], str | None]:
         return *environment(context, certs), grant.sha256 or _pin(context, grant)
 
-    told, secrets, pin = await context.offload(ready)
+    env, secrets, pin = await context.offload(ready)
     result = await context.proc.run(
         grant.argv,
         run_as=grant.run_as,
         timeout=grant.timeout,
-        env_paths=dict(grant.env) | told,
+        env_paths=dict(grant.env) | env,
         sha256=pin,
         secrets=secrets,
     )
@@ -55,7 +55,7 @@ async def run_granted(context: Context, grant: Grant, certs: Sequence[DesiredCer
 
 
 def _pin(context: Context, grant: Grant, *, first: bool = True) -> str | None:
-    """Return the pin of a listed script that is trusted on first use, made now when this is the ``first``."""
+    """Return the pin of a listed script that is trusted on first use; pin it now if this is the ``first`` use."""
     path = grant.argv[0]
     if not (grant.listed and context.policy().trust_on_first_use and is_script(path)):
         return None
@@ -66,8 +66,8 @@ def _pin(context: Context, grant: Grant, *, first: bool = True) -> str | None:
     return pins.get(path)
 
 
-def pinned_otherwise(context: Context, plan: InstallPlan) -> list[Refusal]:
-    """Return the commands of a plan that would not run, because their program is not the one that was pinned."""
+def refused_by_pin(context: Context, plan: InstallPlan) -> list[Refusal]:
+    """Return the commands of a plan that would be refused because their program is not the pinned one."""
     found = []
     for run in (run for group_plan in plan.groups for step in group_plan.steps for run in step.runs):
         try:
@@ -79,9 +79,9 @@ def pinned_otherwise(context: Context, plan: InstallPlan) -> list[Refusal]:
 
 
 async def verify_live(context: Context, one: Verification, certs: Sequence[DesiredCert]) -> None:
-    """Require what a verification says, looking again within ``verify_timeout_seconds``.
+    """Perform a verification, again and again within ``verify_timeout_seconds``.
 
-    Servers reload asynchronously, so the first answers may still be the old ones. Raises ProbeError, CommandError.
+    Servers reload asynchronously, so the first answers may still be old. Raises ProbeError, CommandError.
     """
     deadline = trio.current_time() + context.config().application.verify_timeout_seconds
     if isinstance(one.verify, VerifyTls):
@@ -96,48 +96,49 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
                 if trio.current_time() + pause > deadline:
                     raise
             await trio.sleep(pause)
-            pause = min(LONGEST_PAUSE, pause * 2)
+            pause = min(LAST_PAUSE, pause * 2)
 
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
 
 def environment(context: Context, certs: Sequence[DesiredCert]) -> tuple[dict[str, str], tuple[bytes, ...]]:
-    """Return the ``CERTCTRL_*`` variables for a command about some certificates, and the secrets to redact.
+    """Return the ``CERTCTRL_*`` variables for a command, and the secrets to redact.
 
-    For one certificate its files are named, keystore passwords by the file they are in. Blocks on the disk.
+    For a single certificate they name its files; keystore passwords by the file that contains them. Blocks on the
+    disk.
     """
     layout = context.layout
-    told = {"CERTCTRL_CONFIG_DIR": str(layout.root), "CERTCTRL_LIVE_DIR": str(layout.live)}
+    env = {"CERTCTRL_CONFIG_DIR": str(layout.root), "CERTCTRL_LIVE_DIR": str(layout.live)}
     here = [cert for cert in certs if cert.generation]
-    told["CERTCTRL_NAMES"] = ",".join(cert.name for cert in here[:MOST_NAMES])
+    env["CERTCTRL_NAMES"] = ",".join(cert.name for cert in here[:MAX_NAMES])
     if len(here) != 1:
-        return told, tuple(line for cert in here[:MOST_KEYS] for line in _key_lines(context, layout.live / cert.name))
+        return env, tuple(line for cert in here[:MAX_KEYS] for line in _key_lines(context, layout.live / cert.name))
     cert = here[0]
     more, secrets = files_of(context, cert.name, layout.live / cert.name, cert.files)
-    return told | more, secrets
+    return env | more, secrets
 
 
 def files_of(
     context: Context, name: str, directory: Path, files: Collection[str]
 ) -> tuple[dict[str, str], tuple[bytes, ...]]:
-    """Return the variables that name the files of one certificate in a directory, and its secrets."""
-    told, secrets = {"CERTCTRL_NAME": name}, list(_key_lines(context, directory)) if "private.key" in files else []
+    """Return the variables that name a certificate's files in a directory, and its secrets."""
+    env, secrets = {"CERTCTRL_NAME": name}, list(_key_lines(context, directory)) if "private.key" in files else []
     for file, variable in _FILES.items():
         if file in files:
-            told[variable] = str(directory / file)
+            env[variable] = str(directory / file)
     for file, kind in SALTED_FILES.items():
         if file in files:
             password, path = context.state.password(name, kind)
             secrets.append(password)
-            told[f"CERTCTRL_{kind.upper()}_PASSWORD_FILE"] = str(path)
-    return told, tuple(secrets)
+            env[f"CERTCTRL_{kind.upper()}_PASSWORD_FILE"] = str(path)
+    return env, tuple(secrets)
 
 
 def _key_lines(context: Context, directory: Path) -> tuple[bytes, ...]:
-    """Return the lines of a key's PEM text: a command may print one without the lines around it."""
+    """Return the lines of a key's PEM: a command may print one without the others."""
     try:
         data = read_bytes(context.fs, directory / "private.key", _KEY_LIMIT) or b""
     except DiskError:
-        return ()  # the command cannot read it either
+        return ()  # then the command cannot read it either
     return tuple(line for line in data.splitlines() if len(line) >= _SHORTEST_LINE and not line.startswith(b"-----"))

@@ -1,18 +1,18 @@
-"""Converge: switch, copy, run, prove; or go back. One object per call of `Installer.converge`.
+"""Converge: switch, copy, run, verify; or roll back. One object per call of `Installer.converge`.
 
-Order of durability (safety.md §4.1), and why each step may be the last one before a power cut:
+Order of durability, and why a power cut may follow each step:
 
 1. all staged generations are settled with one sync: STAGED, nothing live has changed;
-2. markers that would call a due command done are taken away: else it would not be run again after 3;
-3. one switch of every set's links: COMMITTED. From here a restart finds the live links and the markers in
-   disagreement, so it runs the commands and proofs that are owed;
-4. files at explicit destinations, under an intent journal of their own;
-5. commands, proofs, then markers and records in one write: ACTIVATED;
+2. markers that say a due command has run are removed: otherwise it would not run again after 3;
+3. one switch of the links of all groups: COMMITTED. From here on a restart finds that live links and markers
+   disagree, so it runs the pending commands and verifications;
+4. files at destinations, under a separate intent journal;
+5. commands, verifications, then markers and records in one write: ACTIVATED;
 6. old generations are pruned only after that.
 
-Sets work side by side; what one waits for (a hanging reload, a slow probe) holds up no other. A set that fails goes
-back as a whole, because a service reads all its certificates at one reload. At the next attempt each of its
-certificates is tried alone, so that one bad certificate does not keep nineteen good ones away for ever.
+Groups are worked on concurrently; a hanging reload or slow probe of one delays no other. A group that fails is rolled
+back as a whole, because a service reads all its certificates on one reload. On the next try each of its certificates is
+tried alone, so that one bad certificate does not block nineteen good ones forever.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from certctrl.install.plan.values import InstallPlan
 from certctrl.model.plan import InstallItem, OutcomeKind
 
 RECORD_BATCH = 50
-"""Groups that are noted in one go: a few milliseconds, so that nothing else waits longer."""
+"""Groups recorded between two checkpoints: a few milliseconds of work."""
 
 
 @attrs.define(eq=False, kw_only=True)
 class Convergence:
-    """One call: what shall be live, whose files are compared, what became of it."""
+    """One call: candidates to switch to, files to compare, and the results."""
 
     context: Context
     locks: Locks
@@ -52,12 +52,12 @@ class Convergence:
     examine: frozenset[int] | None = None
     """Certificates whose destinations are compared; None: all."""
     due_now: frozenset[int] = frozenset()
-    """Certificates of which what failed before is tried again though it is not due."""
+    """Certificates whose failed items are tried again although they are not due."""
     forward_only: bool = False
-    """True when there is no going back: a revoked certificate does not return because a reload failed."""
+    """Whether a failure rolls nothing back: a revoked certificate does not return because a reload failed."""
 
     async def run(self, groups: Iterable[Group]) -> None:
-        """Bring groups to their desired state; outcomes are in the results."""
+        """Bring groups to their desired state; the outcomes are in the results."""
         ready: list[Group] = []
         busy: list[Group] = []
         for group in groups:
@@ -74,26 +74,26 @@ class Convergence:
         await self._work([group])
 
     async def _work(self, groups: Sequence[Group]) -> None:
-        """Work on groups that are claimed: one plan and one switch for all of them, then each by itself."""
+        """Work on locked groups: one plan and one switch for all, then each group on its own."""
         held = set(groups)
         try:
             alone = {group: self._alone(group) for group in groups}
-            apart = {one.cert_id for listed in alone.values() for one in listed}
+            ids_alone = {one.cert_id for listed in alone.values() for one in listed}
             mine = [one for group in groups for one in self._mine(group)]
-            together = {one.cert_id: one for one in mine if one.cert_id not in apart}
+            together = {one.cert_id: one for one in mine if one.cert_id not in ids_alone}
             try:
                 switched = await self._switch(groups, together)
             except CertctrlError as error:  # nothing has changed
-                self._note_failure(groups, error)
-                with suppress(DiskError):  # a disk that fails again; whoever asked saves once more, and reports that
+                self._record_failure(groups, error)
+                with suppress(DiskError):  # if the disk fails again, the caller's save reports it
                     await self.results.save()
                 return
-            quiet = {group for group in groups if not alone[group] and switched.is_quiet(group)}
+            switch_only = {group for group in groups if not alone[group] and switched.needs_only_switch(group)}
             async with trio.open_nursery() as nursery:
-                if calm := [group for group in groups if group in quiet]:
-                    nursery.start_soon(self._finish_quiet, calm, switched, held, name="quiet groups")
+                if finished := [group for group in groups if group in switch_only]:
+                    nursery.start_soon(self._finish_switched, finished, switched, held, name="switched groups")
                 for group in groups:
-                    if group not in quiet:
+                    if group not in switch_only:
                         nursery.start_soon(self._finish, group, switched, alone[group], held, name="group")
         finally:
             for group in held:
@@ -103,17 +103,17 @@ class Convergence:
         return [self.candidates[cert_id] for cert_id in sorted(group.cert_ids) if cert_id in self.candidates]
 
     def _alone(self, group: Group) -> list[Candidate]:
-        """Return the candidates of a group that are tried one by one: those that went back with others before."""
+        """Return the candidates of a group that are tried one by one: those last rolled back together with others."""
         mine, records = self._mine(group), self.context.records.certificates
-        gone_back = [
+        rolled_back = [
             one
             for one in mine
             if one.cert_id in records and records[one.cert_id].last_outcome is OutcomeKind.ROLLED_BACK
         ]
-        return gone_back if len(mine) > 1 else []
+        return rolled_back if len(mine) > 1 else []
 
     async def _switch(self, groups: Sequence[Group], candidates: Mapping[int, Candidate]) -> SwitchedPlan:
-        """Plan and switch. Raises DiskError before anything is live."""
+        """Plan and switch. Raises DiskError; then nothing was switched."""
         context, policy = self.context, self.context.policy()
         nodes = frozenset[str]().union(*(group.nodes for group in groups))
         items = [item for item in enabled(self.items) if f"item:{item.id}" in nodes]
@@ -124,7 +124,7 @@ class Convergence:
             if to := {cert.name: cert.generation for one in plan.groups for cert in one.switches}:
                 previous.update(context.generations.switch(to))
 
-        def switch_at_once(plan: InstallPlan) -> None:
+        def switch_now(plan: InstallPlan) -> None:
             if not stale_markers(plan):
                 switch(plan)
 
@@ -135,7 +135,7 @@ class Convergence:
             candidates,
             policy=policy,
             examine=self.examine,
-            then=switch_at_once,
+            then=switch_now,
             due_now=self.due_now | self.candidates.keys(),
         )
         for cert_id, fault in observed.faults.items():
@@ -151,12 +151,12 @@ class Convergence:
         )
 
     async def _finish(self, group: Group, switched: SwitchedPlan, alone: Sequence[Candidate], held: set[Group]) -> None:
-        """Do the rest for one group, first what goes together, then one by one; then let others at it."""
+        """Finish one group: the candidates that go together, then those one by one; then release its lock."""
         try:
             serves = await self._try(group, switched)
             for candidate in alone:
                 if not serves:
-                    why = "not tried: what was there before does not serve, so the fault is not this certificate's"
+                    why = "not tried: the previous state does not serve either, so this certificate is not the cause"
                     self.results.failed(candidate.cert_id, why, staged=candidate)
                     continue
                 try:
@@ -166,44 +166,44 @@ class Convergence:
                     continue
                 serves = await self._try(group, single)
             await self.results.save()
-        except CertctrlError as error:  # the records could not be written: done, but not known to be
-            self._note_failure([group], error)
+        except CertctrlError as error:  # done, but the records could not be written
+            self._record_failure([group], error)
         finally:
             held.discard(group)
             self.locks.release(group.nodes)
 
-    async def _finish_quiet(self, groups: Sequence[Group], switched: SwitchedPlan, held: set[Group]) -> None:
-        """Note groups that are switched and have no service of their own: a burst's certificates nearly always."""
+    async def _finish_switched(self, groups: Sequence[Group], switched: SwitchedPlan, held: set[Group]) -> None:
+        """Record groups that are switched and need nothing else, as most certificates of a burst."""
         done: list[Group] = []
         try:
             for number, group in enumerate(groups):
                 if (transaction := self._transaction(group, switched)) is not None:
-                    transaction.note_success()
+                    transaction.record_switch()
                     done.append(group)
                 if number % RECORD_BATCH == RECORD_BATCH - 1:
                     await trio.lowlevel.checkpoint()
             await self.results.save()
             failed: dict[Group, CertctrlError] = await self.context.offload(_prune, self.context, done) if done else {}
             for group, error in failed.items():
-                self._note_failure([group], error)
+                self._record_failure([group], error)
         except CertctrlError as error:
-            self._note_failure(groups, error)
+            self._record_failure(groups, error)
         finally:
             for group in groups:
                 held.discard(group)
                 self.locks.release(group.nodes)
 
     async def _try(self, group: Group, switched: SwitchedPlan) -> bool:
-        """Carry out what a round planned for a group; True when its service is in order afterwards."""
+        """Run the transaction of a group; return whether its service is in order afterwards."""
         transaction = self._transaction(group, switched)
         return transaction is None or await transaction.run()
 
     def _transaction(self, group: Group, switched: SwitchedPlan) -> Transaction | None:
-        """Return the attempt at a group; None when there is nothing to do, which is noted."""
+        """Return the transaction of a group; None if there is nothing to do, which is recorded."""
         group_plan = switched.group_plan(group)
         batch = switched.unproven(group)
         if group_plan is None:
-            self._note_idle(group, switched, batch)
+            self._record_idle(group, switched, batch)
             return None
         return Transaction(
             context=self.context,
@@ -217,7 +217,7 @@ class Convergence:
             forward_only=self.forward_only,
         )
 
-    def _note_idle(self, group: Group, switched: SwitchedPlan, batch: Mapping[int, Candidate]) -> None:
+    def _record_idle(self, group: Group, switched: SwitchedPlan, batch: Mapping[int, Candidate]) -> None:
         left_out = switched.plan.left_out
         for cert_id in sorted(group.cert_ids):
             cert = switched.observed.certs.get(cert_id)
@@ -231,14 +231,14 @@ class Convergence:
                 not_due=cert_id in switched.plan.not_due,
             )
 
-    def _note_failure(self, groups: Iterable[Group], error: CertctrlError) -> None:
+    def _record_failure(self, groups: Iterable[Group], error: CertctrlError) -> None:
         ids = frozenset[int]().union(*(group.cert_ids for group in groups))
         for cert_id in sorted(ids & (self.results.concerned | self.candidates.keys())):
             self.results.failed(cert_id, error, staged=self.candidates.get(cert_id))
 
 
 def _prune(context: Context, switched: Collection[Group]) -> dict[Group, CertctrlError]:
-    """Remove old generations; return what kept whom from it."""
+    """Remove old generations; return the groups for which that failed."""
     failed: dict[Group, CertctrlError] = {}
     for group in switched:
         try:

@@ -1,8 +1,8 @@
-"""Carry out one set of a plan after its switch: files, commands, proofs; and know how to take the files back.
+"""Executor: perform the steps of one group after its switch, and undo the files if asked.
 
-The first failure of an item that does not say ``continue_on_error`` ends the set; the caller then goes back. Copies
-that may fail are written after the others of their step, each group by itself.
-Commands of one step run side by side. What is written stays undoable until the set is proven.
+The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. Copies
+that may fail are written after the others of their step, one group of files at a time. Commands of one step run
+concurrently. Written files can be undone until the group is proven.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from certctrl.text import one_line
 
 @attrs.frozen
 class Tolerated:
-    """A failure that ended nothing."""
+    """A failure that did not end the group."""
 
     why: str
     items: frozenset[str]
@@ -34,44 +34,44 @@ class Tolerated:
 
 @attrs.define(eq=False, kw_only=True)
 class Executor:
-    """The work on one set, as far as it has come."""
+    """The work on one group, and how far it has come."""
 
     context: Context
     plan: GroupPlan
     certs: Mapping[int, DesiredCert]
     copies: list[FileSet] = attrs.field(factory=list)
-    lasting: list[FileSet] = attrs.field(factory=list)
-    """Copies that stay when the set goes back: the first files for a service."""
+    permanent: list[FileSet] = attrs.field(factory=list)
+    """Copies that stay after a rollback: the first files for a service."""
     written: list[Write] = attrs.field(factory=list)
     ran: set[str] = attrs.field(factory=set)
-    """Exec items whose command was started."""
+    """Exec items whose command has been started."""
     keys: dict[str, str] = attrs.field(factory=dict)
     """Activation keys of commands that succeeded."""
     notes: list[str] = attrs.field(factory=list)
-    """What an operator may want to know of a success."""
+    """Notes for the operator about a success."""
     tolerated: list[Tolerated] = attrs.field(factory=list)
     missed: list[Write] = attrs.field(factory=list)
-    """Files that could not be written, and may be missing."""
+    """Files that could not be written and may be missing."""
 
     async def run(self) -> None:
-        """Do everything in order. Raises the first failure that is not tolerated (CertctrlError)."""
+        """Perform all steps in order. Raises the first failure that is not tolerated (CertctrlError)."""
         for ca_id in self.plan.imports:
             await self._import(ca_id)
         for step in self.plan.steps:
             await self._put(step.writes)
             await self._all([_Job(run.items, run.tolerant, self._run, run) for run in step.runs])
-        await self._all([_Job((one.item,), one.tolerant, self._prove, one) for one in self.plan.verifications])
+        await self._all([_Job((one.item,), one.tolerant, self._verify, one) for one in self.plan.verifications])
 
     async def close(self) -> None:
-        """Drop what is kept for going back."""
-        copies, self.copies, self.lasting = self.copies + self.lasting, [], []
+        """Drop the backups for a rollback."""
+        copies, self.copies, self.permanent = self.copies + self.permanent, [], []
         if not copies:
             return
         with trio.CancelScope(shield=True):
             await self.context.offload(_close_all, copies)
 
     async def undo(self) -> None:
-        """Put the old files back, the newest change first."""
+        """Restore the previous files, the newest change first."""
         copies, self.copies = self.copies, []
         with trio.CancelScope(shield=True):
             await self.context.offload(_undo_all, copies)
@@ -87,26 +87,26 @@ class Executor:
         if not outcome.ok:
             raise CommandError(f"CA {ca_id} is not in the trust store: {outcome.detail}")
 
-    def _in_vain(self, for_files: Collection[str]) -> bool:
-        """Return whether something was due for files alone, and none of those could be written."""
+    def _lacks_files(self, for_files: Collection[str]) -> bool:
+        """Return whether work was due only because of files of which none could be written."""
         wanted = [write for step in self.plan.steps for write in step.writes if write.node in for_files]
         return bool(wanted) and all(write in self.missed for write in wanted)
 
     async def _run(self, run: Run) -> None:
-        if self._in_vain(run.for_files):
-            self.keys |= run.keys  # it is done for what is there
+        if self._lacks_files(run.for_files):
+            self.keys |= run.keys  # done for the files that are there
             return
         self.ran |= set(run.items)
         what = f"item {one_line(', '.join(run.items[:3]))}: {one_line(run.grant.argv[0])}"
         await run_granted(self.context, run.grant, self.about(run.cert_ids), what)
         self.keys |= run.keys
 
-    async def _prove(self, one: Verification) -> None:
-        if not self._in_vain(one.for_files):
+    async def _verify(self, one: Verification) -> None:
+        if not self._lacks_files(one.for_files):
             await verify_live(self.context, one, self.about(one.cert_ids))
 
     async def _all(self, jobs: Sequence[_Job]) -> None:
-        """Run jobs side by side, each to its end; then raise the first failure that is not tolerated."""
+        """Run jobs concurrently, each to its end; then raise the first failure that is not tolerated."""
         if not jobs:
             return
         failures: dict[int, CertctrlError] = {}
@@ -129,11 +129,11 @@ class Executor:
         self.tolerated.append(Tolerated(f"tolerated: {why}", frozenset(items), frozenset(cert_ids)))
 
     async def _put(self, writes: Sequence[Write]) -> None:
-        """Write the files of one step: all of them or none, one journal for each way back; what may fail by itself."""
+        """Write the files of one step: all or none, but those that may fail separately."""
         strict = [write for write in writes if not write.tolerant]
         first = [write for write in strict if write.why == "new" and self._is_first(write)]
         rest = [write for write in strict if write not in first]
-        for group, kept in ((first, self.lasting), (rest, self.copies)):
+        for group, kept in ((first, self.permanent), (rest, self.copies)):
             if group:
                 await self._write(group, kept)
         file_groups: dict[str, list[Write]] = {}
@@ -141,9 +141,9 @@ class Executor:
             if write.tolerant:
                 file_groups.setdefault(write.file_group, []).append(write)
         for file_group in file_groups.values():
-            lasts = all(write.why == "new" and self._is_first(write) for write in file_group)
+            is_first = all(write.why == "new" and self._is_first(write) for write in file_group)
             try:
-                await self._write(file_group, self.lasting if lasts else self.copies)
+                await self._write(file_group, self.permanent if is_first else self.copies)
             except CertctrlError as error:
                 self.missed += file_group
                 certs = {write.cert_id for write in file_group if write.cert_id is not None}
@@ -152,12 +152,12 @@ class Executor:
                 )
 
     async def _write(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
-        with trio.CancelScope(shield=True):  # a pair is never left half renamed
+        with trio.CancelScope(shield=True):  # a pair must not be left half renamed
             await self.context.offload(self._copy, writes, kept)
         self.written += writes
 
     def _is_first(self, write: Write) -> bool:
-        """Return whether no service has used this file before: then there is no way back, and it needs it to start."""
+        """Return whether no service has used this file before; then it stays, as the service needs it to start."""
         if write.cert_id is None:
             return False
         return not self.certs[write.cert_id].live or write.item in self.plan.unserved

@@ -1,4 +1,4 @@
-"""Rounds: what hangs together on this host, and one plan for some of it that has been switched."""
+"""Groups: connected certificates and items, and a plan for some of them that has been switched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from certctrl.model.records import CertRecord
 
 @attrs.frozen(eq=False)
 class Group:
-    """Certificates and items that hang together."""
+    """Connected certificates and items, as node names (``cert:7``, ``item:x``)."""
 
     nodes: frozenset[str]
     cert_ids: frozenset[int]
@@ -32,7 +32,7 @@ class Group:
 def bound_now(
     context: Context, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]
 ) -> tuple[dict[str, Binding], dict[int, DesiredCert]]:
-    """Return what each item is about, and the certificates here, from what is known without looking at the disk."""
+    """Return the binding of each item and the certificates of this host, without reading the disk."""
     certs = {
         record.cert_id: DesiredCert(facts=record.facts, generation=record.generation)
         for record in list(context.records.certificates.values())
@@ -44,14 +44,14 @@ def bound_now(
 
 
 def groups_of(context: Context, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
-    """Return what hangs together on this host, from what is known without looking at the disk."""
+    """Return the groups of this host, without reading the disk."""
     bound, certs = bound_now(context, items, candidates)
     return [Group.of(nodes) for nodes in components(enabled(items), bound, certs)]
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class SwitchedPlan:
-    """One plan that has been switched."""
+    """A plan whose candidates have been switched to."""
 
     items: Sequence[InstallItem]
     plan: InstallPlan
@@ -59,20 +59,20 @@ class SwitchedPlan:
     candidates: Mapping[int, Candidate]
     previous: Mapping[str, str | None]
     groups: Mapping[str, GroupPlan]
-    """Node (``cert:7``, ``item:x``) -> the work on the group that it belongs to."""
+    """Node (``cert:7``, ``item:x``) -> the work on its group."""
 
     def group_plan(self, group: Group) -> GroupPlan | None:
         """Return the work on a group; None when there is none."""
         return next((self.groups[node] for node in group.nodes if node in self.groups), None)
 
-    def is_quiet(self, group: Group) -> bool:
-        """Return whether all that is left to do for a group is to note it: no file, no command, no proof."""
+    def needs_only_switch(self, group: Group) -> bool:
+        """Return whether a group needs no files, commands or verifications after its switch."""
         group_plan = self.group_plan(group)
         return group_plan is None or not (group_plan.steps or group_plan.verifications or group_plan.imports)
 
     def unproven(self, group: Group) -> dict[int, Candidate]:
-        """Return what has to prove itself: what was switched now, and what was switched before and never proven."""
-        mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # not all of a burst, for each of its groups
+        """Return the unproven candidates of a group: switched now, or earlier and never proven."""
+        mine = ((i, self.candidates.get(i)) for i in group.cert_ids)  # only those of the group: a burst has thousands
         found = {i: one for i, one in mine if one is not None and self._is_new(one)}
         left_out: Collection[int] = self.plan.left_out
         for cert_id in group.cert_ids - found.keys() - set(left_out) - self.plan.not_due:
@@ -86,7 +86,7 @@ class SwitchedPlan:
         return cert.live != candidate.generation or not cert.proven
 
     def rollback_targets(self, batch: Mapping[int, Candidate], records: Mapping[int, CertRecord]) -> dict[int, str]:
-        """Return where each certificate on trial can go back to."""
+        """Return the generation that each unproven certificate can be rolled back to."""
         found = {}
         for cert_id, candidate in batch.items():
             record = records.get(cert_id)
@@ -98,11 +98,11 @@ class SwitchedPlan:
 
 
 def stale_markers(plan: InstallPlan) -> list[str]:
-    """Return the items whose commands are due and marked as done: the marks must go before the switch."""
+    """Return items whose due commands are marked as done; the marks must be removed before the switch."""
     runs = (run for one in plan.groups for step in one.steps for run in step.runs)
     return [item for run in runs if run.stale_marker for item in run.items]
 
 
 def nodes_of(one: GroupPlan) -> list[str]:
-    """Return the names of a set's certificates and items (``cert:7``, ``item:x``)."""
+    """Return the node names of a group's certificates and items."""
     return [*(f"cert:{cert_id}" for cert_id in one.cert_ids), *(f"item:{item}" for item in one.items)]

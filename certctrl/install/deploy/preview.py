@@ -8,7 +8,7 @@ import attrs
 
 from certctrl.errors import DiskError
 from certctrl.install.deploy.candidates import not_waiting, not_yet_due, staged_before
-from certctrl.install.deploy.commands import pinned_otherwise
+from certctrl.install.deploy.commands import refused_by_pin
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import observe_and_plan
 from certctrl.install.deploy.results import Results, with_facts
@@ -32,7 +32,7 @@ async def plan_now(context: Context, items: Sequence[InstallItem], *, due_only: 
     found, _ = await observe_and_plan(
         context, items, records, now, policy=policy, due_now=now.keys() if due_only else None
     )
-    refusals = (*found.refusals, *await context.offload(pinned_otherwise, context, found))
+    refusals = (*found.refusals, *await context.offload(refused_by_pin, context, found))
     return attrs.evolve(found, refusals=refusals, held=not_yet_due(context, records) | results.waiting)
 
 

@@ -1,4 +1,4 @@
-"""One attempt at one set that has been switched: carry it out, or go back and bring the old state into service."""
+"""Transaction: one try at a group that has been switched; it succeeds, or rolls back to the previous state."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from certctrl.model.plan import InstallItem
 
 @attrs.define(eq=False, kw_only=True)
 class Transaction:
-    """What is tried together: certificates of one set whose links lead to their candidates already."""
+    """One try at a group; the links of its certificates already lead to their candidates."""
 
     context: Context
     items: Sequence[InstallItem]
-    """Those of the set."""
+    """Items of the group."""
     plan: InstallPlan
     group_plan: GroupPlan
     observed: ObservedState
     batch: Mapping[int, Candidate]
-    """What is on trial: just switched, or switched before a crash and never proven."""
+    """Unproven candidates: just switched, or switched before a crash and never proven."""
     previous: Mapping[int, str]
-    """Certificate id -> generation to go back to; absent: there is none."""
+    """Certificate id -> generation to roll back to; absent: there is none."""
     results: Results
     forward_only: bool = False
+    """Whether a failure rolls nothing back; see `Convergence`."""
 
     async def run(self) -> bool:
-        """Carry out or go back; the results knows the end. Return False when the old state does not serve either."""
+        """Run the steps, or roll back, and record it; return False if the previous state does not serve either."""
         executor = Executor(context=self.context, plan=self.group_plan, certs=self.observed.certs)
         serves = True
         try:
             await executor.run()
         except CertctrlError as error:
-            serves = await self._go_back(executor, error)
-        except BaseException:  # cancelled: what is written stays, and the markers say that the rest is owed
+            serves = await self._roll_back(executor, error)
+        except BaseException:  # cancelled: written files stay, and the markers show that the rest is pending
             await executor.close()
             raise
         else:
@@ -52,24 +53,24 @@ class Transaction:
         await self.context.shared_offload(prune_unused, self.context, list(self.batch))
         return serves
 
-    def note_success(self) -> None:
-        """Note a set whose switch was all that there was to do."""
-        self._note_success(Executor(context=self.context, plan=self.group_plan, certs=self.observed.certs))
+    def record_switch(self) -> None:
+        """Record the success of a group that needed only its switch."""
+        self._record_success(Executor(context=self.context, plan=self.group_plan, certs=self.observed.certs))
 
     async def _succeed(self, executor: Executor) -> None:
         try:
             await executor.close()
         except DiskError as error:
-            executor.notes.append(f"what was kept for going back stays until the next start: {error}")
-        self._note_success(executor)
+            executor.notes.append(f"the backup of the previous files stays until the next start: {error}")
+        self._record_success(executor)
 
-    def _note_success(self, executor: Executor) -> None:
+    def _record_success(self, executor: Executor) -> None:
         self.context.records.mark(executor.keys)
         changed = self._changed(executor)
         left_out = self.plan.left_out
         for cert_id in self.group_plan.cert_ids or (0,):
             cert = self.observed.certs.get(cert_id)
-            tolerated = [one for one in executor.tolerated if cert_id in self._whom(one, changed)]
+            tolerated = [one for one in executor.tolerated if cert_id in self._counts_for(one, changed)]
             self.results.succeeded(
                 cert_id,
                 live=cert.generation if cert is not None else "",
@@ -82,22 +83,22 @@ class Transaction:
                 not_due=cert_id in self.plan.not_due,
             )
 
-    def _whom(self, one: Tolerated, changed: set[int]) -> Collection[int]:
-        """Return whose failure it is: of those it is about, the ones that changed, if any did."""
+    def _counts_for(self, one: Tolerated, changed: set[int]) -> Collection[int]:
+        """Return the certificates that a tolerated failure is about; only the changed ones, if any."""
         about = one.cert_ids & set(self.group_plan.cert_ids)
         return (about & changed) or about or changed
 
     def _changed(self, executor: Executor) -> set[int]:
-        """Return whose files changed; when only a command had to run, whom it is about; 0: no certificate."""
+        """Return the certificates with changed files, or those of the commands that ran if there are none; 0: none."""
         changed = {write.cert_id for write in executor.written if write.cert_id is not None} | set(self.batch)
         if not changed:
-            known = self.context.records.certificates  # a withdrawn one too: its commands are about its going
+            known = self.context.records.certificates  # includes withdrawn ones: their commands follow the removal
             ran = (run for run in self._runs() if not executor.ran.isdisjoint(run.items))
             changed = {cert_id for run in ran for cert_id in run.cert_ids if cert_id in known}
         return changed or {0}
 
-    def _whose_failure(self, executor: Executor) -> set[int]:
-        """Return whose files changed, or ran a command; when it did not come to that, whom the work is about."""
+    def _failed_for(self, executor: Executor) -> set[int]:
+        """Return the certificates that a failure is about: the changed ones, or those of all work."""
         found = self._changed(executor)
         if found == {0}:
             known, steps = self.context.records.certificates, self.group_plan.steps
@@ -110,22 +111,22 @@ class Transaction:
     def _runs(self) -> list[Run]:
         return [run for step in self.group_plan.steps for run in step.runs]
 
-    # --- going back -----------------------------------------------------------------------------------------------
+    # --- rolling back ---------------------------------------------------------------------------------------------
 
-    async def _go_back(self, executor: Executor, error: CertctrlError) -> bool:
-        """Restore files and links, run the commands once more for them, and note it."""
+    async def _roll_back(self, executor: Executor, error: CertctrlError) -> bool:
+        """Restore files and links, run the commands again for them, and record it; return whether they serve."""
         back = {} if self.forward_only else {i: self.previous[i] for i in self.batch if i in self.previous}
         why, serves, facts = str(error), True, dict[int, Candidate]()
         if back or (executor.copies and not self.forward_only):
-            with trio.CancelScope(shield=True):  # short, and half a way back would be the worst place
+            with trio.CancelScope(shield=True):  # short, and must not stop half-way
                 fault = await self._restore(executor, back)
             if fault:
-                why, back = f"{why}; going back failed: {fault}", {}
-            fault, facts = await self._serve_old(executor, set(back))
+                why, back = f"{why}; the rollback failed: {fault}", {}
+            fault, facts = await self._serve_previous(executor, set(back))
             serves = not fault
-            why += f"; and what was there before does not serve either: {fault}" if fault else ""
+            why += f"; the previous state does not serve either: {fault}" if fault else ""
         else:
-            serves = bool(self.batch)  # with nothing on trial it was the old state that failed
+            serves = bool(self.batch)  # without unproven candidates, the previous state failed
             await executor.close()
         owed = self.group_plan.due
         for cert_id, candidate in self.batch.items():
@@ -141,15 +142,15 @@ class Transaction:
                 )
             else:
                 self.results.failed(cert_id, why, kept=candidate, owed=owed)
-        for cert_id in self._whose_failure(executor) - set(self.batch):
+        for cert_id in self._failed_for(executor) - set(self.batch):
             self.results.failed(cert_id, why, owed=owed)
         return serves
 
     async def _restore(self, executor: Executor, back: Mapping[int, str]) -> str:
-        """Put the old state on disk; return why it could not be done, empty when it was."""
+        """Restore the previous state on disk; return why that failed, empty on success."""
         context = self.context
         try:
-            # a crash from here on must not find markers that call the old state served
+            # after a crash, no marker may say that the previous state is served
             if context.records.unmark(executor.ran):
                 await context.records.save()
             await executor.undo()
@@ -159,10 +160,10 @@ class Transaction:
             return str(error)
         return ""
 
-    async def _serve_old(self, executor: Executor, back: set[int]) -> tuple[str, dict[int, Candidate]]:
-        """Run again what ran for the new state, now for the old, and prove it.
+    async def _serve_previous(self, executor: Executor, back: set[int]) -> tuple[str, dict[int, Candidate]]:
+        """Run the commands that ran for the new state again for the previous one, and verify it.
 
-        Return what failed, and what is live now of certificates whose records describe something else.
+        Return what failed (empty: nothing), and the live generations that the records do not describe.
         """
         context, policy = self.context, self.context.policy()
         stay = {i: candidate for i, candidate in self.batch.items() if i not in back}
@@ -186,19 +187,19 @@ class Transaction:
         return "", dict(observed.unrecorded)
 
     def _undoing(self, group_plan: GroupPlan, ran: set[str], back: set[int], observed: ObservedState) -> GroupPlan:
-        """Return the part of a set that undoes an attempt: commands that ran, proofs about what went back.
+        """Return the part of a plan that undoes this transaction: its commands and verifications.
 
-        Files too, where the failed certificate's lie: `undo` took back what this attempt wrote, but a crash or a
-        cancelled call before it may have left some. What somebody else put there is not touched.
+        Files only where those of the failed certificate are: `undo` has restored what this transaction wrote, but an
+        earlier crash or cancelled call may have left some. Files that others put there are not touched.
         """
 
-        def is_failed_ones(write: Write) -> bool:
+        def is_of_failed(write: Write) -> bool:
             failed = self.observed.certs.get(write.cert_id or 0)
             return failed is not None and observed.destinations[write.path].sha256 == failed.files.get(write.source)
 
         steps = [
             Step(
-                tuple(write for write in step.writes if write.cert_id in back and is_failed_ones(write)),
+                tuple(write for write in step.writes if write.cert_id in back and is_of_failed(write)),
                 tuple(run for run in step.runs if ran & set(run.items)),
             )
             for step in group_plan.steps
