@@ -15,7 +15,7 @@ from certctrl.plane.storage.keyring import Keyring, digest
 
 
 class Operators:
-    """Holders of the operator key, as the approval page knows them."""
+    """Holders of the operator key."""
 
     def __init__(
         self,

@@ -229,6 +229,7 @@ async def test_a_name_too_long_for_the_subject_is_still_issued(world: Any) -> No
         {"key_type": "dsa"}, {"key_type": 7}, {"validity_seconds": 9}, {"validity_seconds": 10**9},
         {"validity_seconds": "60"}, {"validity_seconds": None}, {"sans": "x"}, {"sans": [1]},
         {"sans": [f"n{n}.example" for n in range(150)]}, {"device_ids": ["1"]}, {"device_ids": [True]},
+        {"device_ids": [2**70]},
     ],
 )  # fmt: skip
 async def test_invalid_issue_requests_are_refused(world: Any, more: dict[str, Any]) -> None:

@@ -217,7 +217,7 @@ class NewCertificate:
     key_type: Annotated[str, Line(200)] = ""
     """Empty: the default type."""
     validity_seconds: Annotated[int | None, Whole()] = None
-    device_ids: Annotated[tuple[int, ...], AtMost(10_000)] = ()
+    device_ids: Annotated[tuple[Id, ...], AtMost(10_000)] = ()
 
 
 @attrs.frozen(kw_only=True)
