@@ -1,9 +1,8 @@
-"""Structure parsed JSON as frozen values with cattrs, strictly typed, and name what does not fit.
+"""Structure parsed JSON as frozen values with strict cattrs converters.
 
-Operators' files and journals go through a converter that refuses unknown keys, state files through one that ignores
-them (`certctrl.store.state.converter`). cattrs alone would accept ``"12"``, ``1.9`` and ``True`` as integers
-and text as a list. An error names the JSON path, what was expected and the kind that was found, never the value,
-which may be a secret.
+Operators' files and journals use a converter that refuses unknown keys; state files (`certctrl.store.state.converter`)
+and manifests use tolerant ones. cattrs alone would accept ``"12"``, ``1.9`` and ``True`` as integers, and text as a
+list. Errors name the JSON path, the expected and the actual kind, never the value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _HUGE = 1e300
 
 
 class Mismatch(ValueError):
-    """A value does not fit; ``path`` is its place in the document, inside a hook in the value."""
+    """A value that does not fit; ``path`` is its JSON path, inside a hook relative to the value."""
 
     def __init__(self, path: str, what: str, fix: str | None = None) -> None:
         super().__init__(f"{path or 'top'}: {what}")
@@ -67,7 +66,7 @@ def _converter(*, forbid_extra_keys: bool) -> Converter:
     converter.register_structure_hook_factory(_is_mapping, _mapping_hook)
     converter.register_structure_hook_factory(attrs.has, _class_hook)
     converter.register_unstructure_hook(StrEnum, str)
-    converter.register_unstructure_hook_factory(attrs.has, _class_unhook)
+    converter.register_unstructure_hook_factory(attrs.has, _class_unstructure_hook)
     return converter
 
 
@@ -143,9 +142,9 @@ def _mapping_hook(kind: Any, converter: Converter) -> Hook:
 
 
 def _class_hook(kind: Any, converter: Converter) -> Hook:
-    """Return the hook of an attrs class: names without the underscore that avoids a keyword, bounds checked.
+    """Return the hook of an attrs class, with bounds checked and trailing underscores removed from names.
 
-    The fields of a field that is marked ``inline`` are next to those of its owner.
+    A field with ``inline`` metadata has no key: its own fields are next to those of its owner.
     """
     fields = hints(kind)
     overrides = {
@@ -174,16 +173,16 @@ def _bounded(hook: Hook, metadata: Mapping[Any, Any]) -> Hook:
     return structure_bounded
 
 
-def _class_unhook(kind: Any, converter: Converter) -> Callable[[Any], dict[str, Any]]:
+def _class_unstructure_hook(kind: Any, converter: Converter) -> Callable[[Any], dict[str, Any]]:
     fields = hints(kind)
     overrides = {field.name: override(rename=key) for key, (field, _) in fields.items()}
-    take_apart: Callable[[Any], dict[str, Any]] = make_dict_unstructure_fn(kind, converter, **overrides)  # type: ignore[arg-type]
+    to_row: Callable[[Any], dict[str, Any]] = make_dict_unstructure_fn(kind, converter, **overrides)  # type: ignore[arg-type]
     inline = [key for key, (field, _) in fields.items() if field.metadata.get("inline")]
     if not inline:
-        return take_apart
+        return to_row
 
     def unstructure_class(value: Any) -> dict[str, Any]:
-        row = take_apart(value)
+        row = to_row(value)
         for key in inline:
             row = row.pop(key) | row
         return row

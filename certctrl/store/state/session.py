@@ -32,7 +32,7 @@ _RESTORE = "restore it from a backup, or run cert-ctrl -c DIR register"
 
 
 class SessionState:
-    """What a device needs to go on talking to the control plane. Methods block on the disk and raise DiskError."""
+    """Cursor, identity, tokens and signals of one device. Methods block on the disk and raise DiskError."""
 
     _keys: tuple[list[tuple[int, int, int]], DeviceKeys] | None = None
     """The device's keys and the versions of the files they were read from."""
@@ -107,7 +107,7 @@ class SessionState:
         if secret is not None and public is not None:
             return DeviceKeys(public=public, secret=secret)
         if public is None and self._fs.lstat(self.layout.refresh_token) is None:
-            return None  # the public half is saved, then sent: nobody knows this pair
+            return None  # only the secret was saved: the public half was never sent
         missing = self.layout.device_secret_key if secret is None else self.layout.device_public_key
         raise StateCorruptError(f"{missing} is missing, but this device has used it", path=str(missing), fix=_RESTORE)
 
