@@ -87,9 +87,9 @@ def install_config_from_wire(data: object) -> InstallConfig:
 
 
 def items_from_operator(data: object) -> tuple[InstallItem, ...]:
-    """Return the items that an operator gives to the plane, each checked, and their order.
+    """Return the items that an operator gives to the plane, after checking each and their dependencies.
 
-    Raises Misfit with the JSON path, or PlanError (``duplicate-id``, ``unknown-dependency``, ``cycle``).
+    Raises Misfit with the JSON path, or PlanError (``schema``, ``duplicate-id``, ``unknown-dependency``, ``cycle``).
     """
     try:
         rows = bounded_list(data, MAX_OPERATOR_ITEMS)

@@ -193,9 +193,9 @@ def _paired(copy: CopyAction) -> CopyAction:
 
 
 def _one_command(row: dict[str, Any]) -> dict[str, Any]:
-    """Settle the spellings of a command: ``cmd_argv`` first; ``cmd`` may be a list of arguments, too."""
+    """Normalise a command: ``cmd_argv`` comes first; ``cmd`` may be a shell line or a list of arguments."""
     line = row.pop("cmd", None)
-    if row.get("cmd_argv"):
+    if row.get("cmd_argv", []) != []:
         return row
     if isinstance(line, list):
         try:
