@@ -1,7 +1,7 @@
-"""The burst: a thousand renewed certificates, from publish to durable with records and acks; memory and counted work.
+"""The burst: a thousand renewed certificates, from the signals until records and acks are durable; memory and work.
 
-The floor fetches and installs the same certificates from the same server over one kept connection, one after the
-other, with four fsyncs each and no state, in the same round. Every burst is a version that this host never had.
+In the same round the floor fetches and installs the same certificates from the same server over one kept connection,
+one after another, with four fsyncs each and no state. Every burst is a version that this host never had.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 
 PAGE = 100
-"""The most that one poll may ask for; polls of a burst are paced to the plane's rate limit, five and then one a second."""
+"""Largest page; the polls of a burst keep to the plane's rate limit, five and then one per second."""
 SETTLE = 3.0
 RELOAD = ("/bin/true",)
 
@@ -40,7 +40,7 @@ def measure(work: Path, *, count: int, rounds: int) -> Iterator[dict[str, Any]]:
 def _bursts(work: Path, plane: Plane, daemon: Daemon, rounds: int) -> Iterator[dict[str, Any]]:
     count, out = plane.material.count, work / "floor"
     out.mkdir()
-    floor_result("burst", plane.facts(out, count=count))  # its files are there: what is measured is replacing them
+    floor_result("burst", plane.facts(out, count=count))  # its files exist: replacing them is measured
     walls, cpus, floors, synced, switches = [], [], [], 0, []
     memory = [daemon.usage().uss]
     for version in range(2, rounds + 2):
@@ -74,7 +74,7 @@ def _bursts(work: Path, plane: Plane, daemon: Daemon, rounds: int) -> Iterator[d
 
 
 def _counted(work: Path, count: int) -> Iterator[dict[str, Any]]:
-    """Yield what is counted rather than timed: reloads per burst, fsyncs of a lone renewal, RSA beside EC."""
+    """Yield counted work: reloads per burst, fsyncs of a single renewal, RSA compared with EC."""
     used = {}
     for kind in ("ecdsa-p256", "rsa-2048"):
         material = make_material(work / kind, count=count, versions=6, key_type=kind)
@@ -110,7 +110,7 @@ def _lone_fsyncs(plane: Plane, daemon: Daemon) -> dict[str, Any]:
 
 
 def _reloads(plane: Plane, daemon: Daemon, material: Material) -> dict[str, Any]:
-    """Give every certificate to one service, renew them all, count its reloads."""
+    """Assign all certificates to one service, renew them, count its reloads."""
     layout = ConfigDir(daemon.root)
     save_policy(RealFs(), layout, HostPolicy(commands={"reload": NamedCommand(argv=RELOAD)}))
     daemon.process.send_signal(signal.SIGHUP)

@@ -1,8 +1,8 @@
 """Delivery by long-poll: from the signal published to the bytes durable on disk, and to the new serial served.
 
-Floor and daemon get their events in turn, each from its own plane and, where one serves, with its own service. An
-event is published when the long-poll hangs, after a short random pause. Whether the new serial is served is asked
-only after the reload has come back, so that asking slows nobody.
+Floor and daemon get their events in turn, each from its own plane and with its own service. An event is published
+during the long-poll, after a short random pause. The served serial is read only after the reload has returned, so
+that reading it does not slow the reload.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ http {{ access_log off; client_body_temp_path "{folder}/t1"; proxy_temp_path "{f
 
 @attrs.frozen
 class Service:
-    """A TLS service that reads one pair, and how it is told to read it again."""
+    """A TLS service that reads one pair, and its reload command."""
 
     port: int
     reload: tuple[str, ...]
 
     def serial(self) -> str:
-        """Return the serial served now, empty when nothing answers."""
+        """Return the serial served now; empty if nothing answers."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         try:
@@ -106,7 +106,7 @@ def serving(kind: str, folder: Path, pair: Path) -> Iterator[Service]:
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the workers of nginx as well
+            os.killpg(process.pid, signal.SIGKILL)  # with the workers of nginx
             process.wait()
 
 
@@ -155,7 +155,7 @@ def _publish(plane: Plane, version: int) -> float:
 
 
 def _floor(stack: contextlib.ExitStack, folder: Path, material: Material, kind: str | None) -> Event:
-    """Start the least client there is, with a service of its own, and return how to send it an event."""
+    """Start the floor client with its own service, and return a function that sends it an event."""
     folder.mkdir()
     plane = stack.enter_context(running_plane(material))
     pair = folder / "pair"
@@ -180,7 +180,7 @@ def _floor(stack: contextlib.ExitStack, folder: Path, material: Material, kind: 
 
 
 def _daemon(stack: contextlib.ExitStack, root: Path, material: Material, kind: str | None) -> Event:
-    """Start the product, with a service of its own that it reloads and probes, and return how to send it an event."""
+    """Start the product with its own service, and return a function that sends it an event."""
     plane = stack.enter_context(running_plane(material))
     layout = make_agent(root, material, url=plane.url, poll_mode="long-poll")
     daemon = stack.enter_context(running_daemon(root))
@@ -206,7 +206,7 @@ def _daemon(stack: contextlib.ExitStack, root: Path, material: Material, kind: s
 def _give_plan(
     layout: ConfigDir, process: subprocess.Popen[str], plane: Plane, served: Service, material: Material
 ) -> None:
-    """Allow the reload, and let the plane ask for it: one command, then a probe of the live endpoint."""
+    """Allow the reload and configure it at the plane: one command, then a probe of the live endpoint."""
     save_policy(RealFs(), layout, HostPolicy(commands={"reload": NamedCommand(argv=served.reload)}))
     process.send_signal(signal.SIGHUP)
     plane.wait_parked()

@@ -1,12 +1,12 @@
-"""The floors: the least code that does the same bytes. Not a product: no retries, no state, no policy, no logs.
+"""The floors: the least code that writes the same bytes, without retries, state, policy and logs.
 
-``python floors.py KIND JSON``, where JSON holds ``url``, ``ca``, ``material``, ``out`` and what the kind wants:
+``python floors.py KIND JSON``, where JSON has ``url``, ``ca``, ``material``, ``out`` and the fields of the kind:
 
-- ``burst``: fetch, open, check and install ``count`` certificates over one kept connection, one after the other,
+- ``burst``: fetch, open, check and install ``count`` certificates over one kept connection, one after another,
   three files each with four fsyncs. Prints ``{"wall", "cpu", "peak", "growth"}``; imports are not counted.
 - ``deliver``: long-poll; on a signal fetch, open, check, install, run ``reload`` if there is one; prints one line of
   monotonic stamps per signal: ``{"disk", "reloaded"}``.
-- ``idle``: poll by ``wait`` (long-poll) or ``interval`` until it is terminated.
+- ``idle``: poll by ``wait`` (long-poll) or ``interval`` until terminated.
 
 All use httpx on Trio, cryptography and PyNaCl, as the product does.
 """
@@ -41,7 +41,7 @@ MATERIALS = "/apiv1/devices/self/certificates/{}/deploy-materials"
 
 
 def open_bundle(raw: bytes, box: SealedBox) -> dict[str, bytes]:
-    """Return the files of one bundle, its key proven to be the leaf's and its leaf to be the issuer's."""
+    """Return the files of one bundle, after checking that key, leaf and issuer match."""
     data = json.loads(raw)["data"]
     leaf = x509.load_pem_x509_certificate(data["certificate_pem"].encode())
     chain = x509.load_pem_x509_certificates(data["chain_pem"].encode())
@@ -83,12 +83,12 @@ def client(facts: dict[str, Any]) -> httpx.AsyncClient:
 
 
 def box_of(facts: dict[str, Any]) -> SealedBox:
-    """Return what opens the device's bundles."""
+    """Return the box that opens the device's bundles."""
     return SealedBox(PrivateKey((Path(facts["material"]) / "device.key").read_bytes()))
 
 
 async def burst(facts: dict[str, Any]) -> None:
-    """Fetch and install one after the other."""
+    """Fetch and install one certificate after another."""
     box, out = box_of(facts), facts["out"]
     handle = os.open(out, os.O_RDONLY)
     async with client(facts) as http:
@@ -98,7 +98,7 @@ async def burst(facts: dict[str, Any]) -> None:
 
 
 async def deliver(facts: dict[str, Any]) -> None:
-    """Wait for signals and install what they name."""
+    """Wait for signals and install their certificates."""
     box, out, cursor = box_of(facts), facts["out"], ""
     handle = os.open(out, os.O_RDONLY)
     async with client(facts) as http:
@@ -130,7 +130,7 @@ async def idle(facts: dict[str, Any]) -> None:
 
 
 def peak_mib() -> float:
-    """Return the most memory this process ever held."""
+    """Return the peak memory of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 

@@ -1,6 +1,6 @@
-"""Idle: memory, processor time, wake-ups, connections and fsyncs of a daemon that polls and hears nothing.
+"""Idle: memory, processor time, wake-ups, connections and fsyncs of a daemon that polls without signals.
 
-Daemon and floor poll side by side, each its own plane, by long-poll and by interval; so drift hits all alike.
+Daemon and floor poll concurrently, each its own plane, by long-poll and by interval, so that drift affects all alike.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Poller:
     heard: dict[str, Any] = attrs.field(factory=dict)
 
     def begin(self) -> None:
-        """Begin the window."""
+        """Start the window."""
         self.before, self.heard = Usage.of(self.pid), self.plane.obey("stat")
 
     def used(self, seconds: float) -> dict[str, float]:
-        """Return what was used since then, by the hour and by the second."""
+        """Return the use since the start, per hour and per second."""
         assert self.before is not None
         after, heard = Usage.of(self.pid), self.plane.obey("stat")
         polls = heard["polls"] - self.heard["polls"]
@@ -72,7 +72,7 @@ def measure(work: Path, *, seconds: float, wait: int) -> Iterator[dict[str, Any]
             floor = stack.enter_context(running_floor("idle", theirs.facts(work, **how)))
             pollers[mode, "ours"] = Poller(ours, daemon.process.pid)
             pollers[mode, "floor"] = Poller(theirs, floor.pid)
-        time.sleep(wait + SETTLE)  # the first answer still takes the report of the deployment along
+        time.sleep(wait + SETTLE)  # the deployment is reported with the first poll
         for poller in pollers.values():
             poller.begin()
         time.sleep(seconds)
@@ -97,7 +97,7 @@ def _memory(used: dict[tuple[str, str], dict[str, float]]) -> dict[str, Any]:
 
 
 def _fsyncs(poller: Poller) -> dict[str, Any]:
-    """Count what reaches the disk while two polls come back empty."""
+    """Count fsyncs during two polls without signals."""
     case = "fsyncs of a poll without news"
     if (strace := shutil.which("strace")) is None:
         return {"case": case, "note": "not measured: strace is not installed"}

@@ -1,6 +1,6 @@
 """Material for the bench: a server certificate, and N certificates in several versions, sealed to one device.
 
-Each burst needs a version of its own: an agent that still has a generation on disk does not write it again.
+Each burst needs a new version: an agent does not write a generation again that it still has.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from certctrl.store.state.store import StateStore
 
 DAY = 86_400.0
 RSA_KEYS = 8
-"""RSA keys take long to make: so many are shared by all RSA certificates."""
+"""Number of RSA keys shared by all RSA certificates, because making them is slow."""
 
 
 @attrs.frozen
 class Material:
-    """What `tiny_plane.py` serves, and who may open it."""
+    """The material that `tiny_plane.py` serves, and the device that can open it."""
 
     directory: Path
     count: int
@@ -38,11 +38,11 @@ class Material:
     ca_pem: bytes
 
     def name(self, cert_id: int) -> str:
-        """Return the name that a certificate is for."""
+        """Return the domain of a certificate."""
         return f"h{cert_id:04}.bench.test"
 
     def wire(self, cert_id: int, version: int) -> bytes:
-        """Return the answer that brings one version."""
+        """Return the plane's answer with one version."""
         return json.dumps({"data": self._text(cert_id, version)["materials"]}).encode()
 
     def serial(self, cert_id: int, version: int) -> str:
@@ -116,7 +116,7 @@ def make_agent(root: Path, material: Material, *, url: str, **settings: Any) -> 
 
 
 def long_token() -> str:
-    """Return an access token that outlives the bench, signed with a key that nobody has."""
+    """Return an access token that outlives the bench, signed with a random key."""
     now = int(time.time())
     claims = {"sub": "1", "device_id": "1", "iat": now, "exp": now + 86_400}
     return jwt.encode(claims, base64.b64encode(bytes(range(48))).decode(), algorithm="HS256")

@@ -1,6 +1,6 @@
 """Measuring: fresh processes in turn, running processes through /proc, ratios, percentiles, verdicts.
 
-Ratios inside one run are what counts; absolute times say more about the machine than about us.
+Compare ratios inside one run; absolute times depend on the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import attrs
 
-# A child's peak memory includes its parent's at the moment of the fork, so a small process of its own measures.
+# a child's peak memory includes its parent's at the fork, so a small process measures
 METER = """
 import os, sys, time
 argv = sys.argv[1:]
@@ -45,29 +45,29 @@ class Sample:
 
 @attrs.frozen
 class Usage:
-    """What a running process has used so far."""
+    """The resources that a running process has used."""
 
     cpu: float
-    """Seconds on a processor, all threads, to the nanosecond; threads that have ended are not in it."""
+    """Processor seconds of the living threads, to the nanosecond."""
     total: float
-    """Seconds, all threads that ever were and children that have ended, to the tick."""
+    """Processor seconds of all threads and ended children, to the tick."""
     wakeups: int
     """Voluntary context switches of all threads."""
     uss: float
-    """MiB that are this process's alone."""
+    """MiB of private memory."""
     peak: float
-    """MiB, the most it ever held, shared pages included."""
+    """Peak memory in MiB, including shared pages."""
 
     @classmethod
     def of(cls, pid: int) -> Usage:
-        """Look at one process."""
+        """Read the resources of a process."""
         run, wakeups, base = 0, 0, Path(f"/proc/{pid}")
         for task in (base / "task").iterdir():
             try:
                 run += int((task / "schedstat").read_text().split()[0])
                 wakeups += _figure(task / "status", "voluntary_ctxt_switches")
             except FileNotFoundError:
-                continue  # a thread that has just ended
+                continue  # the thread has just ended
         private = sum(_figure(base / "smaps_rollup", key) for key in ("Private_Clean", "Private_Dirty"))
         ticks = (base / "stat").read_text().rpartition(")")[2].split()[11:15]
         peak = _figure(base / "status", "VmHWM") / 1024
@@ -79,17 +79,17 @@ def _figure(path: Path, key: str) -> int:
 
 
 def measure_once(argv: Sequence[str]) -> Sample:
-    """Run a command once, its output thrown away."""
+    """Run a command once and discard its output."""
     done = subprocess.run([sys.executable, "-S", "-c", METER, *argv], capture_output=True, text=True, check=True)
     wall, cpu, peak, status = done.stdout.split()
     return Sample(float(wall), float(cpu), float(peak), int(status))
 
 
 def in_turn(cases: Mapping[str, Sequence[str]], *, rounds: int) -> dict[str, list[Sample]]:
-    """Run all cases ``rounds`` times, each round every case once, so that drift hits all of them alike."""
+    """Run all cases once per round, so that drift affects them alike."""
     samples: dict[str, list[Sample]] = {name: [] for name in cases}
     for argv in cases.values():
-        measure_once(argv)  # bytecode and page cache
+        measure_once(argv)  # fill bytecode and page cache
     for _ in range(rounds):
         for name, argv in cases.items():
             samples[name].append(measure_once(argv))
@@ -111,9 +111,9 @@ def row(
     case: str, ours: float, floor: float | None = None, *, unit: str = "", value: float | None = None,
     must: float | None = None, aim: float | None = None, least: bool = False, digits: int = 2, note: str = "",
 ) -> dict[str, object]:  # fmt: skip
-    """Return one line of the report. ``value`` is what is judged (absent: ours by floor, or ours alone).
+    """Return one line of the report.
 
-    ``least``: the limits are the least that it may be, not the most.
+    ``value`` is compared with the limits (default: ours divided by floor, or ours). ``least`` makes them lower limits.
     """
     judged = value if value is not None else (ours / floor if floor else ours)
     found: dict[str, object] = {"case": case, "ours": round(ours, digits), "unit": unit}
@@ -135,7 +135,7 @@ def load() -> float:
 
 
 def wait_quiet(limit: float = 0.1, timeout: float = 10.0) -> None:
-    """Wait until the machine is nearly idle, or the time is over."""
+    """Wait until the machine is nearly idle, or until the timeout."""
     end = time.monotonic() + timeout
     while _busy(0.2) > limit and time.monotonic() < end:
         pass
@@ -151,10 +151,10 @@ def _busy(seconds: float) -> float:
 
 
 def spread(directory: str) -> None:
-    """Have ext4 put the subdirectories into block groups of their own; elsewhere nothing happens.
+    """Let ext4 put the subdirectories into separate block groups; no effect on other file systems.
 
-    It passes over inodes that were freed in the last minutes one by one when it makes new ones: a run would pay for
-    what the run before it, or a package installer, has removed.
+    ext4 skips recently freed inodes one by one when it creates files: a run would be slowed by the files that an
+    earlier run, or a package installer, has removed.
     """
     with contextlib.suppress(OSError):
         subprocess.run(["chattr", "+T", directory], stderr=subprocess.DEVNULL, check=False)

@@ -1,4 +1,4 @@
-"""The rig: the tiny plane, the stamped daemon and the floors as child processes, ended with the block."""
+"""The rig: the tiny plane, the stamped daemon and the floors as child processes that end with the block."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Plane:
     url: str
 
     def obey(self, op: str, **order: Any) -> dict[str, Any]:
-        """Give an order and return its answer."""
+        """Send an order and return its answer."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"op": op, **order}) + "\n")
         self.process.stdin.flush()
         return dict(json.loads(self.process.stdout.readline()))
 
     def wait_parked(self, count: int = 1) -> None:
-        """Wait until that many long-polls hang at the plane."""
+        """Wait until that many long-polls wait at the plane."""
         end = time.monotonic() + PATIENCE
         while self.obey("stat")["waiting"] < count:
             if time.monotonic() > end:
@@ -43,7 +43,7 @@ class Plane:
             time.sleep(0.002)
 
     def facts(self, out: Path, **more: Any) -> dict[str, Any]:
-        """Return what a floor is told."""
+        """Return the parameters of a floor."""
         folder = self.material.directory
         return {"url": self.url, "ca": str(folder / "ca.pem"), "material": str(folder), "out": str(out), **more}
 
@@ -68,7 +68,7 @@ class Daemon:
     """Stamps of commands since the last burst."""
     switches: int = 0
     synced: int = 0
-    """System calls that made something durable, since the daemon started."""
+    """fsyncs and syncfs calls since the daemon started."""
 
     def stamp(self) -> dict[str, Any]:
         """Return the next stamp."""
@@ -98,7 +98,7 @@ class Daemon:
         return float(found["at"])
 
     def usage(self) -> Usage:
-        """Return what the daemon has used so far."""
+        """Return the resources that the daemon has used."""
         return Usage.of(self.process.pid)
 
 
@@ -111,7 +111,7 @@ def running_daemon(root: Path) -> Iterator[Daemon]:
 
 @contextlib.contextmanager
 def deployed(plane: Plane, root: Path, **settings: Any) -> Iterator[Daemon]:
-    """Run a daemon that has all certificates of the plane, started anew after it got them."""
+    """Run a daemon that has all certificates of the plane, restarted after it got them."""
     make_agent(root, plane.material, url=plane.url, poll_mode="long-poll", **settings)
     with running_daemon(root) as first:
         first.until_done(plane.material.count)
@@ -122,13 +122,13 @@ def deployed(plane: Plane, root: Path, **settings: Any) -> Iterator[Daemon]:
 
 @contextlib.contextmanager
 def running_floor(kind: str, facts: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
-    """Run a floor that does not end by itself."""
+    """Run a floor that does not end on its own."""
     with _child("floors.py", kind, json.dumps(facts)) as process:
         yield process
 
 
 def floor_result(kind: str, facts: dict[str, Any]) -> dict[str, float]:
-    """Run a floor to its end and return its figures."""
+    """Run a floor until it ends and return its result."""
     done = subprocess.run(
         [sys.executable, str(HERE / "floors.py"), kind, json.dumps(facts)],
         stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENCE,

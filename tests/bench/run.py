@@ -1,7 +1,7 @@
-"""The bench: the product beside its own floors in one run, as a table and as JSON. ``nox -s bench [-- OPTIONS]``.
+"""The bench: the product and its floors in one run, as a table and as JSON. ``nox -s bench [-- OPTIONS]``.
 
-Nothing here fails on time: read the ratios, on a quiet machine. ``aim`` and ``must`` are limits of what is judged:
-the ratio to the floor, or the difference, or a count, as the case says.
+Nothing fails on time: read the ratios, on a quiet machine. ``aim`` and ``must`` are limits of a case's value: the
+ratio to the floor, the difference, or a count.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PARTS: dict[str, tuple[str, Part]] = {
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return rows as aligned text, without columns that none of them has."""
+    """Return rows as aligned text, without empty columns."""
     columns = [column for column in COLUMNS if any(column in row for row in rows)]
     cells = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]

@@ -1,9 +1,9 @@
-"""The daemon, run as ever, that also says when it did what: ``python stamped_agent.py DIRECTORY``.
+"""The daemon with time stamps of its work: ``python stamped_agent.py DIRECTORY``.
 
 Three functions are wrapped, and each prints one line of JSON, on the monotonic clock: ``{"switched": [names], "at"}``
 when a switch is durable, ``{"done": count, "synced", "at"}`` when outcomes, acks and records are, ``{"ran": argv,
 "at"}`` when a command has ended. The calls that make something durable are counted (``synced``). Nothing else of
-the product is touched.
+the product is changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def say(**facts: Any) -> None:
 
 
 def stamp_switch(switch: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell of every switch that has become durable."""
+    """Stamp every durable switch."""
 
     @functools.wraps(switch)
     def stamped(self: GenerationStore, to: Any) -> Any:
@@ -44,7 +44,7 @@ def stamp_switch(switch: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stamp_finish(finish: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell of every outcome that has become durable."""
+    """Stamp every durable outcome."""
 
     @functools.wraps(finish)
     async def stamped(self: Inbox, done: Any, acks: Any) -> None:
@@ -55,7 +55,7 @@ def stamp_finish(finish: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stamp_run(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Tell of every command that has ended."""
+    """Stamp the end of every command."""
 
     @functools.wraps(run)
     async def stamped(self: Proc, argv: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Start-up: what a short command costs beside the interpreter that does nothing, and beside installed peers."""
+"""Start-up: the cost of short commands, compared with an idle interpreter and with installed peers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
 
 FLOOR = "python -c pass"
-# case -> (most that it may be, what it should be), as multiples of the floor
+# case -> (must, aim), as multiples of the floor
 LIMITS = {"--version": (1.5, 1.5), "status": (6.0, 4.0), "list-certs, 100": (9.0, 6.0)}
 MOST_MIB = 20.0
 DAY = 86_400.0
@@ -35,7 +35,7 @@ if __name__ == '__main__':
 
 
 def make_directory(root: Path, *, certificates: int) -> None:
-    """Make a registered agent's directory with facts of that many certificates, as deployments record them."""
+    """Make a registered agent's directory with the records of that many certificates."""
     layout, fs = ConfigDir(root), RealFs()
     init_config_dir(fs, layout, server_url="https://plane.example", ca_pem=None)
     store = StateStore(layout, fs)
@@ -97,7 +97,7 @@ def measure(work: Path, *, rounds: int) -> Iterator[dict[str, Any]]:
 
 
 def installed_program(work: Path) -> Path:
-    """Return the installed program; where only the sources are on the path, a script like the one pip writes."""
+    """Return the installed program, or a script like pip's if only the sources are on the path."""
     program = Path(sys.executable).with_name("cert-ctrl")
     if not program.exists():
         program = work / "cert-ctrl"

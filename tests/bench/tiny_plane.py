@@ -1,8 +1,8 @@
-"""The least control plane that an agent can talk to: answers from memory, over TLS, so that its own cost is small.
+"""A minimal control plane for agents: it answers from memory over TLS, so that its own cost is small.
 
-``python tiny_plane.py DIRECTORY``: material as `material.py` wrote it. Prints its port, then obeys one JSON object
-per line of standard input and answers each with one line, all times on the monotonic clock, which every process of
-a machine shares:
+``python tiny_plane.py DIRECTORY`` serves the material of `material.py`. It prints its port, then executes one JSON
+object per line of standard input and answers each with one line. Times are on the monotonic clock, which all
+processes of a machine share:
 
 - ``{"op": "publish", "ids": […], "version": V}``: from now on these certificates have version V, and one
   ``cert.renewed`` each → ``{"at"}``.
@@ -32,7 +32,7 @@ REASONS = {200: "OK", 204: "No Content", 304: "Not Modified", 404: "Not Found"}
 
 
 class Plane:
-    """What the server knows."""
+    """The state of the server."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -52,7 +52,7 @@ class Plane:
                 self.bodies[cert_id, version] = (json.dumps({"data": text["materials"]}).encode(), text["summary"])
 
     def body(self, cert_id: int) -> tuple[bytes, dict[str, Any]]:
-        """Return materials (wire bytes) and summary of a certificate's present version."""
+        """Return materials (wire bytes) and summary of a certificate's current version."""
         return self.bodies[cert_id, self.version[cert_id]]
 
     def publish(self, ids: list[int], version: int) -> None:
@@ -80,7 +80,7 @@ class Plane:
         self.fresh = asyncio.Event()
 
     async def updates(self, query: dict[str, str], headers: dict[str, str]) -> tuple[int, str, bool, bytes]:
-        """Answer a poll, parked up to ``wait`` seconds; the page behind a full one is free, as at the real plane."""
+        """Answer a poll after at most ``wait`` seconds; a page after a full one has no rate limit, as at the real plane."""
         self.counts["polls"] += 1
         cursor = query.get("cursor") or headers.get("if-none-match", "").strip('"')
         seen = int(cursor.rpartition("-")[2]) if cursor else len(self.signals)
@@ -101,7 +101,7 @@ class Plane:
         return 200, after, len(page) == limit, json.dumps({"data": {"cursor": after, "signals": page}}).encode()
 
     def resource(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
-        """Answer anything else."""
+        """Answer all other requests."""
         if path == CERTIFICATES:
             after = int(query.get("after_id", "0"))
             ids = [one for one in sorted(self.names) if one > after][: int(query.get("limit", "500"))]
@@ -127,7 +127,7 @@ class Plane:
         self.last_ack_at = time.monotonic()
 
     async def obey(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Carry out one order of the driver."""
+        """Execute one order of the driver."""
         at = time.monotonic()
         if order["op"] == "publish":
             self.publish(order["ids"], order["version"])
@@ -167,7 +167,7 @@ async def serve_one(plane: Plane, reader: asyncio.StreamReader, writer: asyncio.
             writer.write("\r\n".join((*lines, "", "")).encode() + answer)
             await writer.drain()
     except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
-        pass  # the client has gone, or the bench ends
+        pass  # the client has disconnected, or the bench ends
     finally:
         writer.close()
 

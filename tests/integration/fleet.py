@@ -1,4 +1,4 @@
-"""A small fleet for tests: real planes, real daemons and real TLS services, each a process of its own on loopback."""
+"""A small fleet for tests: real planes, daemons and TLS services, each a separate process on loopback."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ ROOT = HERE.parents[1]
 PROGRAM = (sys.executable, "-m", "certctrl")
 USER = 1
 PATIENCE = float(os.environ.get("CERTCTRL_TEST_PATIENCE") or 60)
-"""Seconds until a condition that never comes true fails its test; nothing is measured by it."""
+"""Longest wait for a condition, in seconds; measures nothing."""
 
 T = TypeVar("T")
 
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
-    """Return the first true value of ``condition``; AssertionError naming ``what`` when none comes."""
+    """Return the first true value of ``condition``. Raises AssertionError naming ``what`` if there is none in time."""
     until = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < until, f"waited {seconds:g} s in vain for {what}"
+        assert time.monotonic() < until, f"waited {seconds:g} s for {what}"
         time.sleep(0.01)
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """Return our environment without what would steer the program, and with ``extra``."""
+    """Return this environment with ``extra`` and without variables that configure the program."""
     ours = {
         name: text for name, text in os.environ.items() if not name.startswith(("CERTCTRL_", "NOTIFY_", "WATCHDOG_"))
     }
@@ -78,16 +78,16 @@ class Child:
 
     @property
     def text(self) -> str:
-        """Return everything it has printed."""
+        """Everything it has printed."""
         return self.log.read_text(errors="replace")
 
     @property
     def running(self) -> bool:
-        """Return whether it has not ended."""
+        """Whether it is running."""
         return self.process.poll() is None
 
     def says(self, *texts: str, count: int = 1) -> None:
-        """Wait until it has printed each text (at least ``count`` times); fail at once when it ends before."""
+        """Wait until it has printed each text at least ``count`` times. Raises AssertionError if it ends before."""
 
         def said() -> bool:
             alive, printed = self.running, self.text
@@ -106,11 +106,11 @@ class Child:
         self.process.send_signal(signum)
 
     def wait(self, seconds: float = PATIENCE) -> int:
-        """Wait for its end and return its exit status, negative when an OS signal ended it."""
+        """Wait for its end and return its exit status, negative after an OS signal."""
         return self.process.wait(seconds)
 
     def stop(self, signum: int = signal.SIGTERM) -> int:
-        """Ask it to stop and return its exit status."""
+        """Send an OS signal and return its exit status."""
         if self.running:
             self.send(signum)
         return self.wait()
@@ -138,7 +138,7 @@ class Operator:
         self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Return ``data`` of the answer; AssertionError when the plane refuses, OSError when it is not there."""
+        """Return ``data`` of the answer. Raises AssertionError for an error answer, OSError without one."""
         connection = http.client.HTTPSConnection(self._address, timeout=30, context=self._context)
         with contextlib.closing(connection):
             connection.request(method, path, None if body is None else json.dumps(body), self._headers)
@@ -148,25 +148,25 @@ class Operator:
         return json.loads(text)["data"] if text else None
 
     def issue(self, domain: str, *device_ids: int, **fields: Any) -> dict[str, Any]:
-        """Issue a certificate and give it to devices."""
+        """Issue a certificate and assign it to devices."""
         body = {"domain_name": domain, "device_ids": list(device_ids), **fields}
         return dict(self.call("POST", f"/apiv1/users/{USER}/certificates", body))
 
     def renew(self, cert_id: int) -> None:
-        """Renew a certificate; `serial` tells the new one."""
+        """Renew a certificate; `serial` returns the new serial."""
         self.call("POST", f"/apiv1/users/{USER}/certificates/{cert_id}/issues", {"action": "renew"})
 
     def serial(self, cert_id: int) -> str:
-        """Return the serial that the plane issued last."""
+        """Return the serial of the newest certificate."""
         return str(self.call("GET", f"/apiv1/users/{USER}/certificates/{cert_id}")["serial_number"])
 
     def assigned(self, device_id: int) -> dict[int, str]:
-        """Return the newest serial of every certificate that a device should have."""
+        """Return certificate id -> newest serial of the certificates assigned to a device."""
         rows = self.call("GET", f"/apiv1/users/{USER}/devices/{device_id}/certificates")
         return {row["id"]: row["serial_number"] for row in rows if row["status"] == "active"}
 
     def outcomes(self, device_id: int) -> list[dict[str, Any]]:
-        """Return what a device has acked, newest first."""
+        """Return the outcomes that a device has reported, newest first."""
         return list(self.call("GET", f"/apiv1/users/{USER}/devices/{device_id}/outcomes?limit=1000"))
 
     def put_items(self, device_id: int, items: Sequence[Mapping[str, Any]]) -> None:
@@ -174,12 +174,12 @@ class Operator:
         self.call("PUT", f"/apiv1/users/{USER}/devices/{device_id}/install-config", {"installs": list(items)})
 
     def enrolment_token(self) -> str:
-        """Return a token with which any number of hosts may register."""
+        """Return an enrolment token without a limit of uses."""
         return str(self.call("POST", f"/apiv1/users/{USER}/enrolment-tokens", {"uses": None})["token"])
 
 
 class Plane:
-    """`cert-ctrl plane serve` on one port, through stops and kills."""
+    """`cert-ctrl plane serve` on one port, across stops and kills."""
 
     def __init__(self, fleet: Fleet, settings: Mapping[str, Any]) -> None:
         self._fleet, self._settings, self._starts, self._port = fleet, settings, 0, 0
@@ -190,11 +190,11 @@ class Plane:
 
     @property
     def ca(self) -> Path:
-        """Return the file that agents need."""
+        """The CA file for agents."""
         return self.data / "ca.pem"
 
     def start(self) -> None:
-        """Start it, on the port it had before, and wait until it serves."""
+        """Start it on its port and wait until it serves."""
         listen = f"{HOST}:{self._port}"
         argv: list[str | Path] = [*PROGRAM, "plane", "serve", "--data", self.data, "--listen", listen]
         if self._settings:
@@ -207,7 +207,7 @@ class Plane:
 
 
 class Agent:
-    """One config directory and, while it runs, its daemon."""
+    """One config directory and its daemon."""
 
     def __init__(self, fleet: Fleet, plane: Plane, name: str) -> None:
         self._fleet, self.plane, self.name, self._starts = fleet, plane, name, 0
@@ -225,13 +225,13 @@ class Agent:
         self.device_id = trio.run(_register, self.layout, self.plane, self.name, token)
 
     def moved_to(self, root: Path) -> None:
-        """Move the config directory, as a person does: copied with its links, the old one removed."""
+        """Move the config directory as an operator does: copy it with its links, remove the old one."""
         shutil.copytree(self.layout.root, root, symlinks=True)
         shutil.rmtree(self.layout.root)
         self.layout = ConfigDir(root)
 
     def start(self, *options: str, ready: bool = True, **extra: str) -> Child:
-        """Start the daemon; with ``ready`` wait until it says so."""
+        """Start the daemon; ``ready`` waits for its log line."""
         self._starts += 1
         argv = [*PROGRAM, *options, "-c", str(self.layout.root), "--keep-running"]
         self.daemon = self._fleet.child(argv, f"{self.name}.{self._starts}.log", **extra)
@@ -240,17 +240,17 @@ class Agent:
         return self.daemon
 
     def cli(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Run a one-shot command to its end."""
+        """Run a one-shot command until it ends."""
         return run_cli("-c", str(self.layout.root), *words, **extra)
 
     def serials(self) -> dict[int, str]:
-        """Return the serial of every certificate that is live on this host, from the files that services read."""
+        """Return certificate id -> serial of the live certificates, from the files that services read."""
         return {record.cert_id: served(self.layout, record.name)
                 for record in self.state.installed.load_certificates().values() if record.generation}  # fmt: skip
 
     @property
     def state(self) -> StateStore:
-        """Return its state directory, opened anew."""
+        """A newly opened store of its state directory."""
         return StateStore(self.layout, RealFs())
 
     def outlives_its_token(self) -> None:
@@ -261,26 +261,26 @@ class Agent:
         wait_for(lambda: wall_now() > expires_at, "the access token to expire")
 
     def caught_up(self) -> bool:
-        """Return whether everything that the plane has for this host is live here."""
+        """Return whether the live certificates are those of the plane."""
         return self.serials() == self.plane.operator.assigned(self.device_id)
 
     def catches_up(self) -> None:
-        """Wait until everything that the plane has for this host is live here."""
-        wait_for(self.caught_up, f"{self.name} to have what the plane has for it")
+        """Wait until the live certificates are those of the plane."""
+        wait_for(self.caught_up, f"{self.name} to have the plane's certificates")
 
-    def has_told_all(self) -> bool:
-        """Return whether every outcome has been reported, by the daemon's own word: the disk forgets them later."""
+    def has_reported_all(self) -> bool:
+        """Return whether every outcome has been reported, according to the daemon: the disk is updated later."""
         reply = ask(self.layout, "status", seconds=PATIENCE)
         return reply is not None and reply.data["acks_pending"] == 0
 
     def acked(self, serial: str) -> bool:
-        """Return whether the plane has been told that a serial is deployed (and served, where that is verified)."""
+        """Return whether a serial was reported as deployed (and as served, where that is verified)."""
         told = [row for outcome in self.plane.operator.outcomes(self.device_id) for row in outcome["deployed"]]
         return serial in {row["serial"] for row in told}
 
 
 def served(layout: ConfigDir, name: str) -> str:
-    """Return the serial of ``certs/<name>.crt`` in the plane's form, empty without one."""
+    """Return the serial of ``certs/<name>.crt`` in the plane's form; empty without the file."""
     from cryptography import x509
 
     try:
@@ -308,7 +308,7 @@ async def _register(layout: ConfigDir, plane: Plane, name: str, token: str) -> i
 
 
 def run_cli(*words: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run `cert-ctrl` to its end; text output."""
+    """Run `cert-ctrl` until it ends, with text output."""
     argv = [*PROGRAM, *map(str, words)]
     return subprocess.run(
         argv, cwd=ROOT, env=clean_environment(**extra), stdin=subprocess.DEVNULL, capture_output=True, text=True,
@@ -364,7 +364,7 @@ class Service:
 
 
 class Fleet:
-    """Everything a test started; closing it ends every process."""
+    """All processes of a test; closing the fleet ends them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -385,11 +385,11 @@ class Fleet:
         return started
 
     def plane(self, **settings: Any) -> Plane:
-        """Start a plane; without settings it is the real command line, with them the same code (`PlaneSettings`)."""
+        """Start a plane: the command line itself, or with `PlaneSettings` the same code in `plane_process.py`."""
         return Plane(self, settings)
 
     def agent(self, plane: Plane, name: str = "agent", **settings: Any) -> Agent:
-        """Make a registered agent that loses no time; ``settings`` go into its application.json."""
+        """Make a registered agent with short intervals; ``settings`` go into its application.json."""
         made = Agent(self, plane, name)
         if plane.url not in self._tokens:
             self._tokens[plane.url] = plane.operator.enrolment_token()
@@ -399,5 +399,5 @@ class Fleet:
         return made
 
     def service(self, kind: str, agent: Agent, names: list[str]) -> Service:
-        """Start a TLS service for certificates that the agent has."""
+        """Start a TLS service for certificates of the agent."""
         return Service(self, choose_server(kind, self.root / f"service-{kind}-{agent.name}", agent.layout.certs, names))

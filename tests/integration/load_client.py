@@ -1,8 +1,8 @@
-"""A client that does not stop asking: is anything dropped while a service takes new certificates?
+"""A client under constant load, which counts what a service drops while it changes certificates.
 
 Usage: load_client.py JSON with ``{"kind", "host", "port", "name", "ca"}``; ``kind``: https, smtp, imap or postgres. Two
 threads make new connections, one keeps a connection for as long as the server does. Every handshake verifies chain
-and name. Ends with standard input, and prints what it saw as one JSON object.
+and name. It ends with standard input and prints its counters as one JSON object.
 
 An HTTP server may close an idle connection at any time, and a client then repeats its request on a new one (RFC 9112,
 9.3.1 and 9.5): that is counted as ``reopened``. An IMAP login is tried a second time, as every mail program does, and
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Line:
-    """One connection, from TCP to the end of the handshake, and what is read from it."""
+    """One connection with TLS, and a buffer of what was read."""
 
     def __init__(self, target: dict[str, Any], context: ssl.SSLContext) -> None:
         self._rest = b""
@@ -50,7 +50,7 @@ class Line:
             raise
         self._socket = tls
         self.leaf: bytes = tls.getpeercert(binary_form=True) or b""
-        # only a context that verifies knows more of a certificate than its bytes
+        # without verification only the bytes are known
         self.serial = str((tls.getpeercert() or {}).get("serialNumber", "")).lower().lstrip("0")
 
     def send(self, data: bytes) -> None:
@@ -176,12 +176,12 @@ ASK: dict[str, Callable[[Line, str], None]] = {
     "https": http_ask, "smtp": smtp_ask, "imap": imap_ask, "postgres": postgres_ask,
 }  # fmt: skip
 TRIES = {"imap": 2}
-"""How often a connection is tried; every request on one that is open has one try."""
+"""Attempts per connection; a request on an open connection has one."""
 END = {"smtp": b"QUIT\r\n", "imap": b"a LOGOUT\r\n", "postgres": b"X\0\0\0\4"}
 
 
 class Load:
-    """The threads and their tally."""
+    """The threads and their counters."""
 
     def __init__(self, target: dict[str, Any]) -> None:
         self._target = target
@@ -194,7 +194,7 @@ class Load:
         self._faults: list[str] = []
 
     def run(self) -> dict[str, Any]:
-        """Ask until standard input ends; return the tally."""
+        """Send requests until standard input ends; return the counters."""
         jobs = [*[self._new] * NEW_CLIENTS, self._kept]
         threads = [threading.Thread(target=job) for job in jobs]
         for thread in threads:
@@ -231,7 +231,7 @@ class Load:
     def _new(self) -> None:
         last = False
         while not last:
-            last = self._stop.is_set()  # once more after the end: what was served last is seen, however fast it came
+            last = self._stop.is_set()  # once more after the end, to see what was served last
             try:
                 self._count("new", self._patiently(self._once))
             except FAULTS as error:
@@ -239,7 +239,7 @@ class Load:
             time.sleep(NEW_PAUSE)
 
     def _patiently(self, what: Callable[[], T]) -> T:
-        """Do something that the protocol's clients repeat by themselves."""
+        """Do something that clients of the protocol repeat automatically."""
         for _ in range(TRIES.get(self._kind, 1) - 1):
             try:
                 return what()
@@ -248,7 +248,7 @@ class Load:
         return what()
 
     def _once(self) -> str:
-        """Connect, ask, leave; return the serial that was shown."""
+        """Connect, send a request, disconnect; return the serial."""
         line = self._open()
         try:
             self._ask(line)
@@ -271,7 +271,7 @@ class Load:
                 line = None
                 if not fresh and self._kind == "https" and is_close(error):
                     self._count("reopened")
-                    continue  # repeat it at once, on a new connection
+                    continue  # repeat it immediately on a new connection
                 self._fail("kept", error)
             time.sleep(KEPT_PAUSE)
         if line is not None:

@@ -1,11 +1,11 @@
-"""Read key and certificate as a service would, again and again, and say whether they ever did not belong together.
+"""Read key and certificate repeatedly, as a service does, and report whether they ever did not match.
 
 Usage: pair_reader.py CERTS NAME… until standard input ends; then one JSON line. Two ways of reading, in turn:
 
-* through one opened directory of the generation: whatever is renewed meanwhile, the two must match;
-* through the spec's names, one open after the other. No layout on disk makes two opens one: a switch may fall in
-  between, so the certificate is read once more. Is it the same as before, then the key of a mixed pair would have
-  been lying there all the time: the torn pair that must never exist.
+* through one opened directory of the generation: the two must match, even during a renewal;
+* through the public links, one open after the other. A switch may fall between two opens, so the certificate is
+  read a second time. If it is unchanged but the key does not match, the pair on disk was mixed, which must never
+  happen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 @lru_cache(maxsize=64)
 def belong_together(certificate: bytes, key: bytes) -> bool:
-    """Say whether the key is the certificate's; what cannot be parsed belongs to nothing."""
+    """Return whether key and certificate match; False if one cannot be parsed."""
     try:
         leaf = x509.load_pem_x509_certificate(certificate)
         return leaf.public_key() == load_pem_private_key(key, None).public_key()
@@ -33,7 +33,7 @@ def belong_together(certificate: bytes, key: bytes) -> bool:
 
 
 def by_directory(live: Path) -> str:
-    """Read both files of whatever generation is live at the moment of one open."""
+    """Read both files of the generation that is live at one open."""
     folder = os.open(live, os.O_PATH | os.O_DIRECTORY)
     try:
         pair = []
@@ -41,7 +41,7 @@ def by_directory(live: Path) -> str:
             with open(os.open(name, os.O_RDONLY, dir_fd=folder), "rb") as file:
                 pair.append(file.read())
     except FileNotFoundError:
-        return "pruned"  # we were slower than several renewals
+        return "pruned"  # pruned: slower than several renewals
     finally:
         os.close(folder)
     return "match" if belong_together(*pair) else "mismatch"
@@ -61,7 +61,7 @@ def by_names(certs: Path, name: str) -> str:
 
 
 def main(certs: Path, names: list[str]) -> None:
-    os.nice(19)  # what is looked at comes first, where there are few processors
+    os.nice(19)  # leave the processor to the processes under test
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.buffer.read(), ended.set()), daemon=True).start()
     seen: Counter[str] = Counter()

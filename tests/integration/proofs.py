@@ -1,4 +1,4 @@
-"""What is proven of every recipe: nothing is dropped, unfit files are refused, and there is a way back."""
+"""Checks of every recipe: no connection is dropped, bad files are refused, and failures are rolled back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from certctrl.sandbox.witness import plain_serial
 
 
 class Load:
-    """The client that does not stop asking, a process of its own."""
+    """The load client, as a separate process."""
 
     def __init__(self, target: Mapping[str, Any]) -> None:
         self._process = subprocess.Popen(
@@ -37,17 +37,17 @@ class Load:
         self._process.communicate()
 
     def stop(self) -> dict[str, Any]:
-        """End it and return what it saw."""
+        """End it and return its counters."""
         out, _ = self._process.communicate(timeout=60)
         assert self._process.returncode == 0
         return dict(json.loads(out))
 
 
-# --- the three proofs ---------------------------------------------------------------------------------------------
+# --- the three checks ---------------------------------------------------------------------------------------------
 
 
 def prove_nothing_is_dropped(trial: Trial, renewals: int) -> dict[str, Any]:
-    """Renew again and again under load: every serial is served, no request fails; return the client's tally."""
+    """Renew repeatedly under load: every serial is served and no request fails. Return the client's counters."""
     with Load(trial.target()) as load:
         serials = [trial.renew_and_serve() for _ in range(renewals)]
         seen = load.stop()
@@ -60,7 +60,10 @@ def prove_nothing_is_dropped(trial: Trial, renewals: int) -> dict[str, Any]:
 
 
 def prove_the_check_refuses(trial: Trial, files: Mapping[str, bytes]) -> str:
-    """Spoil the staged files: refused before anything live changes; the next good one goes live. Return the reason."""
+    """Corrupt the staged files: they are refused before a live file changes, and the next good ones go live.
+
+    Returns the reason of the refusal.
+    """
     before, old = trial.on_disk(), trial.served()
     trial.spoiled.mkdir()
     for name, data in files.items():
@@ -75,25 +78,28 @@ def prove_the_check_refuses(trial: Trial, files: Mapping[str, bytes]) -> str:
 
 
 def prove_rollback(trial: Trial, trouble: contextlib.AbstractContextManager[Any], reason: str) -> str:
-    """Renew while something is wrong: back to the old pair, which is still served. Mended, the new one goes live."""
+    """Renew while the service has a fault: the old pair is restored and still served; afterwards the new one goes live.
+
+    Returns the reason of the rollback.
+    """
     before, old = trial.on_disk(), trial.served()
     with trial.impatient(), trouble:
         serial, outcome, why = trial.renew()
         assert outcome == "rolled_back" and reason in why, (outcome, why)
         # the agent tries again meanwhile, and then the new pair is there for a moment
         trial.wait_for(lambda: (trial.on_disk(), trial.served()) == (before, old), "the old pair to be back")
-    # a try that was cut short may have been served for a moment, too: what counts is what stands then
+    # an interrupted attempt may have been served briefly as well: only the final state counts
     trial.wait_for(lambda: trial.stands(serial), f"{serial} to be deployed and served")
     print(f"{trial.recipe.name}: {why}")
     return why
 
 
-# --- trouble --------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def edited(path: Path, edit: Callable[[str], str]) -> Iterator[None]:
-    """Change a file of the service's configuration for the length of the block."""
+    """Change a configuration file of the service during the block."""
     text = path.read_text(encoding="utf-8")
     changed = edit(text)
     assert changed != text
@@ -106,7 +112,7 @@ def edited(path: Path, edit: Callable[[str], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def moved_away(path: Path) -> Iterator[None]:
-    """Take a file or socket away for the length of the block."""
+    """Move a file or socket away during the block."""
     aside = path.with_name(f"{path.name}.aside")
     path.rename(aside)
     try:
@@ -117,7 +123,7 @@ def moved_away(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """Let a process hang for the length of the block."""
+    """Stop a process during the block."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -126,12 +132,12 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 def children_of(pid: int) -> list[str]:
-    """Return the processes that a process has started, as text."""
+    """Return the pids of a process's children, as text."""
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def broken_pairs(trial: Trial) -> dict[str, dict[str, bytes]]:
-    """Return ways in which the staged files of a certificate may be unfit for any server."""
+    """Return staged files that no server can use, by what is wrong with them."""
     live = trial.agent.layout.live_link(trial.recipe.domain)
     chain, key = (live / "fullchain.pem").read_bytes(), (live / "private.key").read_bytes()
     other = other_key()
@@ -144,7 +150,7 @@ def broken_pairs(trial: Trial) -> dict[str, dict[str, bytes]]:
 
 
 def other_key() -> bytes:
-    """Return a good key that belongs to nothing here."""
+    """Return a valid key that matches no certificate."""
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -155,16 +161,16 @@ def other_key() -> bytes:
 def check_by_hand(
     trial: Trial, spoil: Mapping[str, bytes], place: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the recipe's check as the agent would, on a copy of the live files with some of them replaced.
+    """Run the recipe's check as the agent does, on a copy of the live files with some of them replaced.
 
-    ``options``: what the page says may stand behind it.
+    ``options`` are arguments that the recipe's page allows after it.
     """
     copy_live(trial, spoil, place)
     return run_check(trial.recipe.check_argv(place), options)
 
 
 def check_as_nobody(trial: Trial) -> subprocess.CompletedProcess[str]:
-    """Run the recipe's check on the live files as a user without any rights, as the unprivileged agent is one."""
+    """Run the recipe's check on the live files as nobody, like an unprivileged agent."""
     place = trial.recipe.place / "readable"
     copy_live(trial, {}, place)
     place.chmod(0o755)
@@ -182,7 +188,7 @@ def copy_live(trial: Trial, spoil: Mapping[str, bytes], place: Path) -> None:
 
 
 def run_check(argv: Sequence[str], options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Run a check with the environment that the agent gives."""
+    """Run a check with the agent's environment for commands."""
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/"}
     return subprocess.run(
         [*argv, *options], env=env, capture_output=True, text=True, timeout=60, check=False, umask=0o077

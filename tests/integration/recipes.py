@@ -1,7 +1,7 @@
-"""The recipes of deploy/services/ on trial: their own files, a private instance of the real service, plane and agent.
+"""The recipes of deploy/services/ under test: their files, a private instance of the service, plane and agent.
 
-The rule by which the files are put to use is the one that docs/services/README.md gives to people: replace the places.
-Only the commands that speak to systemd are given in their direct form (`Recipe.commands`).
+The paths in the files are replaced as docs/services/README.md tells operators to. Only commands that use systemd are
+replaced by a direct form (`Recipe.commands`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SERVICES = ROOT / "deploy" / "services"
 HELPERS = "/usr/local/lib/cert-ctrl"
 CONFIG_DIR = "/etc/cert-ctrl"
 SPOIL = 'if [ -d "$1" ]; then cp "$1"/* "$2"/; fi; shift 2; exec "$@"'
-"""Puts other files in the place of the staged ones, as a failing disk might, before the recipe's own check looks."""
+"""Replaces staged files, as a failing disk might, before the recipe's check runs."""
 
 
 @contextlib.contextmanager
 def open_place() -> Iterator[Path]:
-    """Make a directory that other users may enter (pytest's are closed), with the helpers as the page installs them."""
+    """Make a directory that other users may enter, unlike pytest's, with the helpers installed."""
     place = Path(tempfile.mkdtemp(prefix="certctrl-service-"))
     try:
         place.chmod(0o755)
@@ -49,29 +49,29 @@ def open_place() -> Iterator[Path]:
 
 @attrs.define(kw_only=True)
 class Recipe:
-    """The files of one recipe with a host's places put in."""
+    """The files of one recipe, with the paths of this test."""
 
     name: str
     place: Path
     kind: str = "https"
-    """What `load_client` speaks with it."""
+    """The protocol for `load_client`."""
     port: int = attrs.field(factory=free_port)
     domain: str = "www.example.com"
     places: dict[str, str] = attrs.field(factory=dict)
-    """Text of the files -> text here."""
+    """Text in the files -> replacement."""
     local: bool = False
-    """The host holds the items itself, in installs.local.json; else the plane does."""
+    """Whether the items are in installs.local.json instead of at the plane."""
     commands: dict[str, Sequence[str]] = attrs.field(factory=dict)
-    """Name of a command -> its argv where there is no systemd."""
+    """Name of a command -> its argv without systemd."""
     stop: Sequence[str] = ()
-    """What ends the service, where a signal to what was started would leave it."""
+    """Command that stops a service which a signal does not stop."""
 
     def text(self, file: str) -> str:
-        """Return a file of the recipe for this host."""
+        """Return the text of a file of the recipe."""
         return self._placed((SERVICES / self.name / file).read_text(encoding="utf-8"))
 
     def write(self, file: str, to: Path) -> Path:
-        """Write a file of the recipe to where its service reads it."""
+        """Write a file of the recipe to the path that its service reads."""
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(self.text(file), encoding="utf-8")
         return to
@@ -85,7 +85,7 @@ class Recipe:
         return items
 
     def policy(self) -> dict[str, Any]:
-        """Return the policy, its commands in their direct form."""
+        """Return the policy with its commands in their direct form."""
         policy: dict[str, Any] = json.loads(self.text("policy.json"))
         for name, argv in self.commands.items():
             assert name in policy["commands"]
@@ -115,13 +115,13 @@ class Trial:
     def __init__(self, fleet: Fleet, plane: Plane, recipe: Recipe) -> None:
         self.recipe, self.plane, self._fleet = recipe, plane, fleet
         self.spoiled = recipe.place / "spoiled"
-        # a long-poll would keep the reports back until it ends
+        # a long-poll would delay the reports
         name = f"{recipe.name}-{recipe.port}"
         self.agent: Agent = fleet.agent(plane, name, poll_mode="interval", poll_interval_ms=100)
         recipe.places[CONFIG_DIR] = str(self.agent.layout.root)
 
     def begin(self, start: Callable[[Trial], Sequence[str | Path]]) -> None:
-        """Deliver for the first time, start the service, and see the certificate served."""
+        """Deliver a first certificate, start the service, and wait until it is served."""
         operator = self.plane.operator
         self._allow()
         if self.recipe.local:
@@ -130,7 +130,7 @@ class Trial:
             operator.put_items(self.agent.device_id, self.recipe.items())
         self.agent.start()
         self.cert_id = int(operator.issue(self.recipe.domain, self.agent.device_id)["id"])
-        # The first delivery meets no service: it leaves the files, and says that it could not reload.
+        # there is no service yet: the files are deployed, the reload fails
         self.wait_for(lambda: self._record() is not None and self._record().attempts, "the first delivery")
         self._start = start
         self.start()
@@ -143,18 +143,18 @@ class Trial:
         wait_for(self._accepts, f"{self.recipe.name} to accept connections")
 
     def launch(self) -> Child:
-        """Start the service, which may refuse to."""
+        """Start the service without waiting for it."""
         self.service = self._fleet.child(self._start(self), f"{self.agent.name}.service.log")
         return self.service
 
     def stop(self) -> None:
-        """Stop the service in its own order."""
+        """Stop the service."""
         if self.recipe.stop:
             subprocess.run(self.recipe.stop, timeout=60, check=False)
         self.service.stop()
 
     def apply(self) -> None:
-        """Have the agent do at once what it owes."""
+        """Have the agent retry immediately."""
         done = self.agent.cli("apply", "--now")
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -162,8 +162,8 @@ class Trial:
         try:
             wait_for(condition, what)
         except AssertionError as error:
-            told = [line for line in self.agent.daemon.text.splitlines() if "[Poll]" not in line]
-            raise AssertionError(f"{error}; the agent said:\n" + "\n".join(told[-40:])) from None
+            lines = [line for line in self.agent.daemon.text.splitlines() if "[Poll]" not in line]
+            raise AssertionError(f"{error}; the agent's log:\n" + "\n".join(lines[-40:])) from None
 
     def _allow(self) -> None:
         policy = self.recipe.policy()
@@ -192,7 +192,7 @@ class Trial:
 
     @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
-        """Let the agent's probes give up soon, for the length of the block; what failed is tried again at its end."""
+        """Shorten the agent's probes during the block; failures are retried at its end."""
         self._configure(verify_timeout_seconds=3.0)
         try:
             yield
@@ -204,11 +204,11 @@ class Trial:
         before = daemon.text.count(told)
         self.agent.configure(**settings)
         daemon.send(signal.SIGHUP)
-        daemon.says(told, count=before + 1)  # a new configuration ends with a look at everything
+        daemon.says(told, count=before + 1)  # a new configuration ends with a resync
 
     @contextlib.contextmanager
     def allowing(self, **settings: Any) -> Iterator[None]:
-        """Change the host's policy for the length of the block."""
+        """Change the host's policy during the block."""
         text = self.agent.layout.policy.read_text(encoding="utf-8")
         self.agent.layout.policy.write_text(json.dumps(json.loads(text) | settings), encoding="utf-8")
         self._configure()
@@ -218,21 +218,21 @@ class Trial:
             self.agent.layout.policy.write_text(text, encoding="utf-8")
             self._configure()
 
-    # --- seeing -----------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def target(self) -> dict[str, Any]:
-        """Return what clients need."""
+        """Return the parameters for `load_client`."""
         return {"kind": self.recipe.kind, "host": HOST, "port": self.recipe.port, "name": self.recipe.domain,
                 "ca": str(self.plane.ca)}  # fmt: skip
 
     def served(self) -> str:
-        """Return the serial that a client sees now."""
+        """Return the serial that the service serves now."""
         line = Line(self.target(), ssl.create_default_context(cafile=str(self.plane.ca)))
         line.close()
         return line.serial
 
     def shown(self) -> x509.Certificate:
-        """Return the certificate that a client is shown now, whoever signed it."""
+        """Return the certificate that the service serves now, without verification."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         line = Line(self.target(), context)
@@ -240,15 +240,15 @@ class Trial:
         return x509.load_der_x509_certificate(line.leaf)
 
     def revealed(self, data: bytes) -> bytes:
-        """Return what can be read in a file with what this host knows; a keystore needs its password."""
+        """Return the readable content of a file; a keystore is opened with its password."""
         return data
 
     def sees(self, serial: str) -> None:
-        """Wait until a client sees this serial: old processes may take one more connection."""
+        """Wait until this serial is served: old processes may accept one more connection."""
         self.wait_for(lambda: self.served() == plain_serial(serial), f"serial {serial} to be served")
 
     def stands(self, serial: str) -> bool:
-        """Return whether this serial is deployed, proven and served."""
+        """Return whether this serial is deployed, verified and served."""
         record, plain = self._record(), plain_serial(serial)
         proven = (
             plain_serial(record.facts.serial) == plain and record.generation == record.activated and not record.attempts
@@ -256,16 +256,16 @@ class Trial:
         return proven and self.served() == plain
 
     def on_disk(self) -> dict[str, bytes | str]:
-        """Return what the service would read: the live link and every file of the items."""
+        """Return what the service reads: the live link and every file of the items."""
         link = self.agent.layout.live_link(self.recipe.domain)
         found: dict[str, bytes | str] = {str(link): str(link.readlink())}
         paths = [Path(path) for item in self.recipe.items() for path in item.get("to", ())]
         return found | {str(path): path.read_bytes() for path in paths}
 
-    # --- doing ------------------------------------------------------------------------------------------------------
+    # --- acting -----------------------------------------------------------------------------------------------------
 
     def renew(self) -> tuple[str, str, str]:
-        """Renew once; return the serial, what the agent reported to the plane of it, and why."""
+        """Renew once; return the serial, the reported outcome, and its detail."""
         operator = self.plane.operator
         operator.renew(self.cert_id)
         serial = operator.serial(self.cert_id)
@@ -280,9 +280,9 @@ class Trial:
         return serial, row["outcome"], row["detail"]
 
     def renew_and_serve(self) -> str:
-        """Renew once and require that it is served; return the serial."""
+        """Renew once and check that it is served; return the serial."""
         serial, outcome, why = self.renew()
-        # unchanged: the second try of an earlier signal has brought it already
+        # unchanged if the retry of an earlier signal has deployed it already
         assert outcome in ("applied", "unchanged") and not why, (outcome, why)
         self.sees(serial)
         return serial
@@ -293,7 +293,7 @@ def on_trial(
     fleet: Fleet, plane: Plane, recipe: Recipe, start: Callable[[Trial], Sequence[str | Path]],
     kind: type[Trial] = Trial,
 ) -> Iterator[Trial]:  # fmt: skip
-    """Give a recipe at work; its processes are gone afterwards. ``start``: returns what its service is started with."""
+    """Yield a recipe in operation and end its processes afterwards; ``start`` returns the argv of its service."""
     trial = kind(fleet, plane, recipe)
     try:
         trial.begin(start)

@@ -1,4 +1,4 @@
-"""What is proven of every recipe at a revocation: the key is nowhere, and what is said of the service is true."""
+"""Checks of every recipe at a revocation: the key is nowhere, and the report about the service is true."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ FROM_MEMORY = "removed; 127.0.0.1:{port} still serves it from memory"
 
 @attrs.frozen(kw_only=True)
 class Revocation:
-    """A certificate that was revoked, and what the agent told the plane of it."""
+    """A revoked certificate, and the agent's report."""
 
     trial: Trial
     leaf: x509.Certificate
     traces: tuple[bytes, ...]
-    """Bytes that give its key or its certificate away."""
+    """Bytes that identify its key or certificate."""
     outcome: str
     why: str
 
     @property
     def left(self) -> set[str]:
-        """Return the files of agent and service that hold its key or certificate yet."""
+        """The files of agent and service that still contain its key or certificate."""
         return {str(path) for path in holders(self.trial, self.traces)}
 
     @property
     def alerts(self) -> list[dict[str, object]]:
-        """Return what the operator's own command was given."""
+        """The alerts that the operator's command received."""
         return [json.loads(line) for line in alert_file(self.trial).read_text().splitlines()]
 
 
 def alert_file(trial: Trial) -> Path:
-    """Return where the operator's command writes what it is given."""
+    """Return the file to which the operator's command writes alerts."""
     return trial.recipe.place / "alerts"
 
 
 def traces_of(trial: Trial) -> tuple[bytes, ...]:
-    """Return what to look for: key and certificate as they are, and the middle line of each in PEM."""
+    """Return bytes to search for: key and certificate in DER, and the middle line of each in PEM."""
     live = trial.agent.layout.live_link(trial.recipe.domain)
     key_pem, leaf_pem = ((live / name).read_bytes() for name in ("private.key", "certificate.pem"))
     key, leaf = load_pem_private_key(key_pem, None), x509.load_pem_x509_certificate(leaf_pem)
@@ -67,9 +67,9 @@ def traces_of(trial: Trial) -> tuple[bytes, ...]:
 
 
 def holders(trial: Trial, traces: Sequence[bytes]) -> set[Path]:
-    """Return the files in which one of these can be found, with the keystores opened.
+    """Return the files that contain a trace, with the keystores opened.
 
-    The agent may prune a generation meanwhile: walk again until nothing has vanished on the way.
+    The agent may prune a generation meanwhile: walk again until nothing vanishes during the walk.
     """
 
     def walked() -> tuple[set[Path]] | None:
@@ -84,7 +84,7 @@ def holders(trial: Trial, traces: Sequence[bytes]) -> set[Path]:
 
 
 def found_below(roots: Sequence[Path], trial: Trial, traces: Sequence[bytes]) -> set[Path]:
-    """Return the files below some directories that hold a trace; FileNotFoundError when one vanishes on the way."""
+    """Return the files that contain a trace. Raises FileNotFoundError if one vanishes during the walk."""
 
     def vanished(error: OSError) -> None:
         raise error
@@ -100,7 +100,7 @@ def found_below(roots: Sequence[Path], trial: Trial, traces: Sequence[bytes]) ->
 
 
 def published(trial: Trial) -> dict[Path, str]:
-    """Return each path through which something may read the certificate, and what is there."""
+    """Return each path through which services read the certificate -> its virtual file."""
     layout, domain = trial.agent.layout, trial.recipe.domain
     found = {Path(layout.root / path): "" for path in layout.public_links(domain)}
     for item in trial.recipe.items():
@@ -110,7 +110,7 @@ def published(trial: Trial) -> dict[Path, str]:
 
 @contextlib.contextmanager
 def revoked(trial: Trial, how: str) -> Iterator[Revocation]:
-    """Revoke a trial's certificate at the plane under a policy; afterwards renew it and have it served again."""
+    """Revoke a trial's certificate under a policy; afterwards renew it and wait until it is served."""
     leaf, traces, before = trial.shown(), traces_of(trial), holders(trial, traces_of(trial))
     secret = {path for path, source in published(trial).items() if source in KEY_FILES}
     assert {trial.agent.layout.live_link(trial.recipe.domain).resolve() / "private.key", *secret} <= before
@@ -122,7 +122,7 @@ def revoked(trial: Trial, how: str) -> Iterator[Revocation]:
         outcome, why = revoke(trial)
         told = Revocation(trial=trial, leaf=leaf, traces=traces, outcome=outcome, why=why)
         print(f"{trial.recipe.name}, {how}: {outcome}: {why}")
-        trial.wait_for(lambda: REVOKED in trial.agent.cli("status").stdout, "the status to tell of it")
+        trial.wait_for(lambda: REVOKED in trial.agent.cli("status").stdout, "the status to show it")
         yield told
         assert trial.agent.daemon.text.count(line) == said + 1
         (alert,) = told.alerts
@@ -131,7 +131,7 @@ def revoked(trial: Trial, how: str) -> Iterator[Revocation]:
 
 
 def revoke(trial: Trial) -> tuple[str, str]:
-    """Revoke at the plane; return what the agent reported first, and why."""
+    """Revoke at the plane; return the first reported outcome and its detail."""
     operator = trial.plane.operator
 
     def reports() -> list[dict[str, str]]:
@@ -140,13 +140,13 @@ def revoke(trial: Trial) -> tuple[str, str]:
 
     before = len(reports())
     operator.call("POST", f"/apiv1/users/{USER}/certificates/{trial.cert_id}/revoke", {"reason": "key lost"})
-    trial.wait_for(lambda: len(reports()) > before, "what became of the revocation")
+    trial.wait_for(lambda: len(reports()) > before, "the outcome of the revocation")
     first = reports()[before]
     return first["outcome"], first["detail"]
 
 
 def return_to_service(trial: Trial) -> None:
-    """Renew what was revoked, start the service where it could not, and see that all is well."""
+    """Renew the revoked certificate, start the service if it does not run, and wait for a healthy status."""
     operator = trial.plane.operator
     operator.renew(trial.cert_id)
     serial = operator.serial(trial.cert_id)
@@ -155,20 +155,20 @@ def return_to_service(trial: Trial) -> None:
         trial.start()
     trial.apply()
     trial.wait_for(lambda: trial.stands(serial), f"{serial} to be deployed and served")
-    trial.wait_for(lambda: REVOKED not in trial.agent.cli("status").stdout, "the status to be well again")
+    trial.wait_for(lambda: REVOKED not in trial.agent.cli("status").stdout, "the status to be healthy again")
 
 
-# --- the proofs -----------------------------------------------------------------------------------------------------
+# --- the checks -----------------------------------------------------------------------------------------------------
 
 
 def prove_placeholder(trial: Trial) -> None:
-    """Revoke with ``placeholder``: it is served at once and after a restart, and nothing of the revoked one is left."""
+    """Revoke with ``placeholder``: it is served, even after a restart, and no trace of the revoked one is left."""
     with revoked(trial, "placeholder") as it:
         assert (it.outcome, it.why) == ("applied", "placeholder put in its place")
         for _ in ("as it runs", "restarted"):
             shown = trial.shown()
             names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            assert shown.subject == shown.issuer != it.leaf.issuer, "signed by itself"
+            assert shown.subject == shown.issuer != it.leaf.issuer, "self-signed"
             assert trial.recipe.domain in names.get_values_for_type(x509.DNSName)
             assert public_half(shown) != public_half(it.leaf)
             assert it.left == set()

@@ -1,6 +1,6 @@
-"""``cert-ctrl`` whose event loop SIGUSR2 blocks for a moment, in the way of a library call that does not return.
+"""``cert-ctrl`` whose event loop SIGUSR2 blocks for a while, like a library call that does not return.
 
-Its other threads live on; it tells the notify socket STUCK=1 before and FREE=1 after.
+Other threads keep running; it sends STUCK=1 to the notify socket before and FREE=1 after.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run a program under strace with umask 000 and judge every file that it makes or opens to others."""
+"""Run a program under strace with umask 000, and find files that it makes readable by others."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ OTHERS = 0o077
 
 
 def traced(argv: Sequence[str | Path], trace: Path) -> list[str]:
-    """Return the command that runs ``argv`` so."""
+    """Return the strace command for ``argv``."""
     strace = ["strace", "-f", "--seccomp-bpf", "-y", "-s", "4096", "-o", str(trace), "-e", "trace=" + ",".join(CALLS)]
     return ["/bin/sh", "-c", 'umask 000; exec "$@"', "sh", *strace, *map(str, argv)]
 
 
 @attrs.define
 class Verdict:
-    """What a trace says."""
+    """The result of a trace."""
 
     calls: int = 0
-    """Calls looked at."""
+    """Calls that were checked."""
     made: int = 0
-    """Files and directories made by them that are not public by their name."""
+    """Files and directories that they made, except public ones."""
     violations: list[str] = attrs.field(factory=list)
 
 

@@ -1,4 +1,4 @@
-"""The connection to the plane is kept: counted at a relay between the real daemon and the real plane."""
+"""The agent keeps its connection to the plane: a relay between daemon and plane counts connections."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def relay(plane: Plane) -> Iterator[Relay]:
 
 
 def used_during(relay: Relay, agent: Agent, polls: int, seconds: float = PATIENCE) -> tuple[int, int]:
-    """Let so many polls be answered; return the connections used and those opened meanwhile."""
+    """Wait for some polls; return the connections used and those opened meanwhile."""
     daemon = agent.daemon
     daemon.says("In step with the plane", "Done: type=install.updated")
-    wait_for(agent.has_told_all, "the acks to be sent")
+    wait_for(agent.has_reported_all, "the acks to be sent")
     seen = daemon.text.count("Response: 204")
-    daemon.says("Response: 204", count=seen + 3)  # the start is over: whatever comes now are polls
+    daemon.says("Response: 204", count=seen + 3)  # the start is over: only polls follow
     before, accepted, answered = relay.sent.copy(), relay.accepted, daemon.text.count("Response: 204")
     wait_for(lambda: daemon.text.count("Response: 204") >= answered + polls, f"{polls} polls", seconds)
     return len(relay.sent - before), relay.accepted - accepted
@@ -108,8 +108,8 @@ def test_all_polls_go_over_one_connection(
     assert agent.daemon.stop() == 0
 
 
-def test_a_connection_that_breaks_is_replaced_by_one(fleet: Fleet, plane: Plane, relay: Relay) -> None:
-    """The counter has teeth: what is cut is counted anew."""
+def test_a_broken_connection_is_replaced_by_one(fleet: Fleet, plane: Plane, relay: Relay) -> None:
+    """Check the counter: a new connection is counted."""
     agent = fleet.agent(plane, server_url=f"https://{HOST}:{relay.port}", poll_mode="interval", poll_interval_ms=20)
     agent.start()
     assert used_during(relay, agent, 5) == (1, 0)

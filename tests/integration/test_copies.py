@@ -1,4 +1,4 @@
-"""Two live copies of one device: both say so, neither fights, and it passes when one is stopped."""
+"""Two live copies of one device: both report it, neither breaks the other, and it ends when one stops."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def test_two_live_copies_are_recognised_and_reported(fleet: Fleet, plane: Plane)
     problem = next(p for p in status(first)["problems"] if p["what"].startswith(SAID))
     assert "cert-ctrl register" in problem["fix"]
     one.says("Another agent polls as this device")
-    assert one.text.count("Another agent polls") == 1, "said once, not at each poll"
+    assert one.text.count("Another agent polls") == 1, "reported once, not at each poll"
 
-    # Both are served, and neither throws the other out.
+    # both sessions work
     row = plane.operator.issue("copied.example", 1)
     for agent in (first, second):
         wait_for(lambda agent=agent: agent.serials() == {row["id"]: row["serial_number"]}, "the certificate")  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""One config directory, its whole life: beside others, moved, restored from a backup, and never growing."""
+"""A config directory: several on a host, moved, restored from a backup, and of constant size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def renew_all(agent: Agent) -> None:
 # --- several on one host ----------------------------------------------------------------------------------------------
 
 
-def test_agents_with_their_own_directories_do_not_notice_each_other(fleet: Fleet, plane: Plane) -> None:
+def test_agents_with_separate_directories_do_not_affect_each_other(fleet: Fleet, plane: Plane) -> None:
     agents = [make(fleet, plane, name) for name in ("web", "mail", "db")]
     for agent in agents:
         agent.start()
@@ -105,7 +105,7 @@ def test_a_backup_restored_over_it_converges(fleet: Fleet, plane: Plane) -> None
 
 
 def test_a_backup_unpacked_over_newer_files_converges(fleet: Fleet, plane: Plane) -> None:
-    """Like tar over what is there: the links go back, newer generations stay beside them, records are old."""
+    """Unpack as tar does: old links and records, and newer generations next to them."""
     agent = make(fleet, plane)
     root, backup = agent.layout.root, fleet.root / "backup"
     shutil.copytree(root, backup, symlinks=True)
@@ -131,7 +131,7 @@ def test_a_backup_unpacked_over_newer_files_converges(fleet: Fleet, plane: Plane
 # --- modes ------------------------------------------------------------------------------------------------------------
 
 
-def test_account_keys_are_closed_at_start(fleet: Fleet, plane: Plane) -> None:
+def test_account_keys_become_private_at_start(fleet: Fleet, plane: Plane) -> None:
     agent = fleet.agent(plane)
     key = agent.layout.account_keys / "acme.pem"
     key.write_text("an account key")
@@ -144,11 +144,11 @@ def test_account_keys_are_closed_at_start(fleet: Fleet, plane: Plane) -> None:
     assert f"Permissions repaired: {key} was 0o644, is 0o600" in agent.daemon.text
 
 
-# --- a long life ------------------------------------------------------------------------------------------------------
+# --- many renewals ----------------------------------------------------------------------------------------------------
 
 
 def inventory(root: Path) -> Counter[str]:
-    """Return how many files and folders there are, by directory, whatever their random names are."""
+    """Return the number of files and directories per directory."""
     return Counter(str(Path(folder).relative_to(root).parent if ".generations" in folder else Path(folder).relative_to(root))
                    for folder, folders, files in os.walk(root) for _ in (*folders, *files))  # fmt: skip
 
@@ -157,7 +157,7 @@ def live_through(agent: Agent, renewals: int) -> None:
     for _ in range(renewals):
         renew_all(agent)
         agent.catches_up()
-    wait_for(lambda: not agent.state.session.load_inbox() and agent.has_told_all(), "everything to be done")
+    wait_for(lambda: not agent.state.session.load_inbox() and agent.has_reported_all(), "everything to be done")
 
 
 @pytest.mark.parametrize("renewals", [8, pytest.param(300, marks=pytest.mark.campaign)])
@@ -177,7 +177,7 @@ def test_renewals_do_not_make_the_directory_grow(renewals: int, fleet: Fleet, pl
     for record in agent.state.installed.load_certificates().values():
         assert len(list((agent.layout.generations / record.name).iterdir())) <= 1 + 2
         assert served(agent.layout, record.name) == record.facts.serial
-    assert len(agent.state.installed.load_history()) <= 10 + 10  # trimmed now and then, not at each entry
+    assert len(agent.state.installed.load_history()) <= 10 + 10  # trimmed occasionally, not at each entry
     assert len(list(agent.layout.logs.iterdir())) == 1 + 2
     assert max(path.stat().st_size for path in agent.layout.logs.iterdir()) < 2 * 4096
     agent.daemon.send(signal.SIGTERM)

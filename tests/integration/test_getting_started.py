@@ -1,4 +1,4 @@
-"""The commands of docs/getting-started.md, word for word, as a person types them in two directories."""
+"""The commands of docs/getting-started.md, word for word, in two directories."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pattern(quoted: str, address: str) -> str:
 
 
 class Terminal:
-    """One directory with two machines in it, and what was typed there."""
+    """A directory that stands for two machines, and the commands typed there."""
 
     def __init__(self, where: Path) -> None:
         self.where = where
@@ -66,7 +66,7 @@ class Terminal:
         return done.stdout
 
     def leave_running(self, command: str, until: str) -> Callable[[], str]:
-        """Start what goes on in a terminal of its own; return how to read all it has printed so far."""
+        """Start a long-running command; return a function that returns its output."""
         output = self.where / f"terminal-{len(self.transcript)}.txt"
         with output.open("w") as sink:
             words = ["bash", "-c", f"exec {self._words(command, '')}"]

@@ -1,4 +1,4 @@
-"""kill -9, again and again: nothing is lost, nothing is served twice as new, and the host ends as the plane says."""
+"""Repeated SIGKILL: nothing is lost, no certificate is reported as new twice, and the host matches the plane."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = ("one.example.com", "two.example.com")
 
 
 class Onlooker:
-    """A TLS client that looks at each name all the time, and a reader of the files behind it."""
+    """A TLS client that connects to each name all the time, and a reader of the files."""
 
     def __init__(self, fleet: Fleet, stage: Stage) -> None:
         self.seen: dict[int, list[str]] = {cert_id: [] for cert_id in stage.ids}
@@ -42,7 +42,7 @@ class Onlooker:
     def _look_on(self) -> None:
         while not self._ended.is_set():
             for cert_id, name in self._ids.items():
-                with contextlib.suppress(OSError):  # a service that is starting to serve a name refuses it
+                with contextlib.suppress(OSError):  # a service refuses a name until it serves it
                     serial = self.look(name)
                     if self.seen[cert_id][-1:] != [serial]:
                         self.seen[cert_id].append(serial)
@@ -57,7 +57,7 @@ class Onlooker:
         return bytes.fromhex(str(shown["serialNumber"])).hex(":")
 
     def end(self) -> dict[str, int]:
-        """Stop looking and return what the reader of the files saw, by kind."""
+        """Stop, and return the counters of the reader."""
         self._ended.set()
         self._thread.join()
         assert self._reader.process.stdin is not None
@@ -67,7 +67,7 @@ class Onlooker:
 
 
 class Stage:
-    """Plane, agent and a TLS service with the whole pipeline: check, copy, reload, probe."""
+    """Plane, agent and TLS service with the whole pipeline: check, copy, reload, probe."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.plane = fleet.plane(poll_rate=1000.0, poll_burst=1000, access_token_seconds=10)
@@ -86,7 +86,7 @@ class Stage:
         self.usual = self._seconds_of_a_renewal()
 
     def _seconds_of_a_renewal(self) -> float:
-        """Return how long one takes here and now, so that kills can fall anywhere into it."""
+        """Return how long one renewal takes now, so that kills can fall anywhere into it."""
         self.agent.start()
         wait_for(self.agent.caught_up, "the start")
         began, cert_id = time.monotonic(), next(iter(self.ids))
@@ -98,13 +98,13 @@ class Stage:
         return took
 
     def learn(self, cert_id: int) -> None:
-        """Note the newest serial of a certificate."""
+        """Record the newest serial of a certificate."""
         serial = self.plane.operator.serial(cert_id)
         if self.issued[cert_id][-1] != serial:
             self.issued[cert_id].append(serial)
 
     def settled(self) -> bool:
-        """Return whether host, service and plane agree, and the plane has heard of everything."""
+        """Return whether host, service and plane agree, and all outcomes are reported."""
         heard = self.acked()
         return (
             self.agent.caught_up()
@@ -114,12 +114,12 @@ class Stage:
         )
 
     def acked(self) -> set[str]:
-        """Return the serials of every renewal whose signal was acked, whatever the outcome."""
+        """Return the serials of all renewals whose signal was acked, with any outcome."""
         rows = self.plane.operator.outcomes(self.agent.device_id)
         return {row["signal"]["ref"].get("serial", "") for row in rows if row["signal"]["type"] == "cert.renewed"}
 
     def judge(self) -> None:
-        """Wait for the end and check every promise; print the figures."""
+        """Wait until host and plane agree, check every guarantee, print the counters."""
         wait_for(self.settled, "host, service and plane to agree")
         assert self.agent.daemon.stop() == 0
         files = self.onlooker.end()
@@ -127,7 +127,7 @@ class Stage:
         history = Counter(
             entry["serial"]
             for entry in self.agent.state.installed.load_history()
-            if entry["outcome"] == "applied" and entry["from"] != entry["to"]  # else: its command was owed once more
+            if entry["outcome"] == "applied" and entry["from"] != entry["to"]  # otherwise its command was due once more
         )
         told = [
             (row["serial"], outcome["signal"])
@@ -143,22 +143,22 @@ class Stage:
                 "served out of order, or twice"
             )
         assert {kind for kind in files if "mismatch" in kind or "missing" in kind} == set()
-        assert len({serial for serial, _ in told}) == len(told), f"told twice as new: {told}"
-        assert not {serial: count for serial, count in history.items() if count > 1}, "deployed twice as new"
+        assert len({serial for serial, _ in told}) == len(told), f"reported as new twice: {told}"
+        assert not {serial: count for serial, count in history.items() if count > 1}, "deployed as new twice"
         left = [path for path in self.agent.layout.root.rglob("*") if ".tmp-" in path.name]
         assert left == []
 
 
 @pytest.fixture
 def rng() -> random.Random:
-    """Give the chance of this run; CERTCTRL_TEST_SEED repeats one."""
+    """Return the random generator of this run; CERTCTRL_TEST_SEED repeats one."""
     seed = int(os.environ.get("CERTCTRL_TEST_SEED") or int.from_bytes(os.urandom(4)))
     print(f"CERTCTRL_TEST_SEED={seed}")
     return random.Random(seed)
 
 
 def where_it_hit(text: str) -> str:
-    """Say from a daemon's log what it was doing when it was killed."""
+    """Return what a daemon was doing when it was killed, from its log."""
     if "Ready: poll mode" not in text:
         return "starting"
     return "deploying" if text.count("] Processing: ") > text.count("] Done: ") else "between"
@@ -194,16 +194,16 @@ def kill_planes(fleet: Fleet, rng: random.Random, kills: int) -> None:
         stage.plane.start()
         stage.learn(cert_id)
         if rng.random() < 0.7:
-            daemon.send(signal.SIGUSR1)  # else it comes back by its own backoff, perhaps into the next kill
+            daemon.send(signal.SIGUSR1)  # otherwise its backoff may delay it until the next kill
     daemon.send(signal.SIGUSR1)
     print(f"{kills} planes killed, {lost} requests broken off")
     stage.judge()
-    assert "Cursor reset" not in daemon.text  # the plane remembers every cursor that it gave
+    assert "Cursor reset" not in daemon.text  # the plane knows every cursor that it has sent
 
 
 @contextlib.contextmanager
 def killed_during(plane: Plane, after: float) -> Iterator[None]:
-    """Kill the plane some time into the block."""
+    """Kill the plane at a random moment of the block."""
     timer = threading.Timer(after, plane.child.kill)
     timer.start()
     try:

@@ -23,7 +23,7 @@ def scrape(port: int, path: str = "/metrics") -> str:
         return str(reply.read().decode())
 
 
-def test_a_scrape_tells_what_the_manual_says(fleet: Fleet, plane: Plane) -> None:
+def test_a_scrape_has_the_documented_metrics(fleet: Fleet, plane: Plane) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     agent = fleet.agent(
@@ -37,7 +37,7 @@ def test_a_scrape_tells_what_the_manual_says(fleet: Fleet, plane: Plane) -> None
 
     told = {name.removesuffix("_total").removesuffix("_info") for name in DOCUMENTED}
     ours = {name for name in families if name.startswith("certctrl_")}
-    assert {name.removesuffix("_info") for name in ours} <= told, "each family is in the manual"
+    assert {name.removesuffix("_info") for name in ours} <= told, "each family is documented"
     for name in ours:
         counter = families[name].type == "counter"
         assert not name.endswith(("_ms", "_minutes", "_percent")), name
@@ -55,7 +55,7 @@ def test_a_scrape_tells_what_the_manual_says(fleet: Fleet, plane: Plane) -> None
     assert daemon.stop() == 0
 
 
-def test_a_revocation_is_counted_among_the_alerts(fleet: Fleet, plane: Plane) -> None:
+def test_a_revocation_counts_as_an_alert(fleet: Fleet, plane: Plane) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     agent = fleet.agent(plane, "alarmed", metrics_listen=f"127.0.0.1:{port}")
@@ -68,7 +68,7 @@ def test_a_revocation_is_counted_among_the_alerts(fleet: Fleet, plane: Plane) ->
     assert "certctrl_problems 1.0" in scrape(port)
 
 
-def test_figures_are_for_this_host_alone_unless_it_says_otherwise(fleet: Fleet, plane: Plane) -> None:
+def test_a_public_metrics_address_needs_metrics_public(fleet: Fleet, plane: Plane) -> None:
     agent = fleet.agent(plane, "public", metrics_listen="0.0.0.0:9464")
     done = agent.cli("config", "check")
     assert done.returncode == 78

@@ -1,4 +1,4 @@
-"""Everyday mistakes, as a person makes them: one line that says what is wrong, one with the fix, the exit status."""
+"""Everyday mistakes of operators: one line with the error, one with the fix, and the exit status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def says(done: Done, status: int, what: str, fix: str) -> None:
-    """Check a failure's whole standard error: what is wrong, then the fix, and nothing else."""
+    """Check the whole standard error of a failure: the error, the fix, and nothing else."""
     lines = done.stderr.splitlines()
     assert done.returncode == status, done.stderr
     assert len(lines) == 2, done.stderr
@@ -33,7 +33,7 @@ def says(done: Done, status: int, what: str, fix: str) -> None:
 
 @pytest.fixture
 def fresh(tmp_path: Path, plane: Plane) -> Path:
-    """Give a config directory that was made and never registered."""
+    """Return a config directory that was never registered."""
     root = tmp_path / "fresh"
     init_config_dir(RealFs(), ConfigDir(root), server_url=plane.url, ca_pem=plane.ca.read_bytes())
     return root
@@ -41,7 +41,7 @@ def fresh(tmp_path: Path, plane: Plane) -> Path:
 
 @pytest.fixture(scope="module")
 def agent(shared_fleet: Fleet, plane: Plane) -> Agent:
-    """Give a registered agent that does not run."""
+    """Return a registered agent without a daemon."""
     return shared_fleet.agent(plane)
 
 
@@ -57,7 +57,7 @@ def agent(shared_fleet: Fleet, plane: Plane) -> Agent:
         ("https://me:secret@127.0.0.1", "server URL: expected scheme, host and port, without credentials or query"),
     ],
 )
-def test_a_url_that_is_none_is_refused_at_once(url: str, what: str, tmp_path: Path) -> None:
+def test_an_invalid_url_is_refused_immediately(url: str, what: str, tmp_path: Path) -> None:
     done = run_cli("-c", tmp_path / "a", "init", "--server", url)
     says(done, 78, what, r"https://HOST\[:PORT\]")
     assert not (tmp_path / "a").exists()
@@ -96,7 +96,7 @@ def _another_ca(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_ca_file_that_is_none(tmp_path: Path, plane: Plane) -> None:
+def test_an_invalid_ca_file(tmp_path: Path, plane: Plane) -> None:
     done = run_cli("-c", tmp_path / "a", "init", "--server", plane.url, "--ca", "/etc/passwd")
     says(done, 78, "/etc/passwd: contains no certificate in PEM format", "export the CA certificate in PEM format .*")
 
@@ -106,7 +106,7 @@ def test_a_ca_file_that_is_none(tmp_path: Path, plane: Plane) -> None:
 
 @pytest.fixture
 def deserted(fleet: Fleet) -> Agent:
-    """Give a registered agent, its access token expired, whose plane is gone."""
+    """Return a registered agent with an expired access token, whose plane is down."""
     plane = fleet.plane(access_token_seconds=3, poll_rate=1000.0, poll_burst=1000)
     agent = fleet.agent(plane, poll_mode="interval", poll_interval_ms=200, breaker_failures=3)
     plane.child.kill()
@@ -123,7 +123,7 @@ def test_the_plane_is_down_for_a_command(deserted: Agent) -> None:
 
 
 def test_the_plane_is_down_for_the_daemon(deserted: Agent) -> None:
-    """With an expired token not even a poll is sent: the log, the alarm and poll-now tell why all the same."""
+    """With an expired token no poll is sent, but the log, the alert and poll-now give the reason."""
     daemon = deserted.start()
     daemon.says("[WARN] [Token] Token refresh failed: nothing listens at")
     asked = deserted.cli("poll-now")
@@ -135,7 +135,7 @@ def test_the_plane_is_down_for_the_daemon(deserted: Agent) -> None:
     assert "Problem: the control plane gave no usable answer 3 times in a row" in shown.stdout
     assert "fix: `cert-ctrl doctor` tells why; `cert-ctrl poll-now` resumes" in shown.stdout
     deserted.plane.start()
-    assert deserted.cli("poll-now").stdout.startswith("Polled: 20")  # at once, whatever the backoff says
+    assert deserted.cli("poll-now").stdout.startswith("Polled: 20")  # immediately, regardless of the backoff
     daemon.says("[INFO] [Poll] Circuit breaker closed")
     assert daemon.stop() == 0
     assert "Traceback" not in daemon.text
@@ -161,7 +161,7 @@ def test_a_clock_that_is_years_off(shift: str, what: str, fix: str, agent: Agent
     says(done, 69, what, fix)
 
 
-def test_a_clock_that_is_an_hour_ahead_is_told_and_makes_no_storm(
+def test_a_clock_an_hour_ahead_is_reported_and_causes_no_request_storm(
     fleet: Fleet, plane: Plane, need: Callable[[str], str]
 ) -> None:
     need("faketime")
@@ -178,7 +178,7 @@ def test_a_clock_that_is_an_hour_ahead_is_told_and_makes_no_storm(
 # --- the config directory ---------------------------------------------------------------------------------------------
 
 
-def test_a_world_readable_directory_is_closed_again(agent: Agent) -> None:
+def test_a_world_readable_directory_becomes_private_again(agent: Agent) -> None:
     opened = {agent.layout.root: 0o755, agent.layout.keys: 0o755, agent.layout.device_secret_key: 0o644,
               agent.layout.refresh_token: 0o644, agent.layout.account_keys: 0o755}  # fmt: skip
     closed = {path: path.stat().st_mode & 0o7777 for path in opened}
@@ -193,7 +193,7 @@ def test_a_world_readable_directory_is_closed_again(agent: Agent) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("which", ["state", "device_secret_key", "policy"])
-def test_somebody_elses_files_are_refused(which: str, fleet: Fleet, plane: Plane) -> None:
+def test_files_of_another_user_are_refused(which: str, fleet: Fleet, plane: Plane) -> None:
     agent = fleet.agent(plane)
     path = getattr(agent.layout, which)
     os.chown(path, 65534, -1)
@@ -218,7 +218,7 @@ def test_a_configuration_with_a_mistake(file: str, text: object, what: str, fix:
     path.write_text(json.dumps(json.loads(path.read_text()) | text))  # type: ignore[operator]
     for command in ("register", "--keep-running"):
         if command == "--keep-running" and "ca_files" in json.dumps(text):
-            continue  # an unregistered daemon ends before it looks for them
+            continue  # an unregistered daemon ends before it reads them
         says(run_cli("-c", fresh, command), 78, what.format(path), fix.format(path))
 
 
@@ -233,7 +233,7 @@ def test_no_config_directory(tmp_path: Path) -> None:
     says(run_cli("poll-now"), 2, "no config directory given", "add -c DIR, for example .*")
 
 
-# --- who is at work ---------------------------------------------------------------------------------------------------
+# --- other processes ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["--keep-running", "poll-now", "renew --domain a.example", "apply", "plan"])

@@ -1,4 +1,4 @@
-"""Key and certificate belong together at every moment, and what is renewed is what a TLS client gets."""
+"""Key and certificate match at every moment, and TLS clients get the renewed certificate."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ pytestmark = pytest.mark.integration
 
 
 class Reader:
-    """`pair_reader.py` at work."""
+    """A running `pair_reader.py`."""
 
     def __init__(self, fleet: Fleet, certs: Path, names: Sequence[str]) -> None:
         argv = [sys.executable, HERE / "pair_reader.py", certs, *names]
         self._child = fleet.child(argv, "reader.log", stdin=subprocess.PIPE)
 
     def has_read(self) -> bool:
-        """Say whether it has looked at every pair once."""
+        """Return whether it has read every pair once."""
         return "looked" in self._child.text
 
     def report(self) -> dict[str, Any]:
-        """End it and return what it saw."""
+        """End it and return its counters."""
         assert self._child.process.stdin is not None
         self._child.process.stdin.close()
         assert self._child.wait() == 0, self._child.text
         return dict(json.loads(self._child.text.splitlines()[-1]))
 
 
-def test_every_pair_read_during_200_renewals_belongs_together(fleet: Fleet, plane: Plane) -> None:
+def test_every_pair_read_during_200_renewals_matches(fleet: Fleet, plane: Plane) -> None:
     agent = fleet.agent(plane)
     names = [f"pair{number}.example.com" for number in range(NAMES)]
     ids = [plane.operator.issue(name, agent.device_id)["id"] for name in names]
@@ -55,11 +55,11 @@ def test_every_pair_read_during_200_renewals_belongs_together(fleet: Fleet, plan
     print(f"{RENEWALS} renewals, {report['generations']} generations read, {seen}")
     assert {kind for kind in seen if "mismatch" in kind or "missing" in kind} == set()
     assert seen["directory match"] + seen["names match"] >= 2 * RENEWALS
-    assert report["generations"] > RENEWALS / 4  # the reader really was there while it happened
+    assert report["generations"] > RENEWALS / 4  # the reader ran during the renewals
     assert agent.daemon.stop() == 0
 
 
-def test_the_reader_has_teeth(fleet: Fleet, plane: Plane) -> None:
+def test_the_reader_finds_mixed_pairs(fleet: Fleet, plane: Plane) -> None:
     agent = fleet.agent(plane)
     names = ["one.example.com", "two.example.com"]
     for name in names:
@@ -79,7 +79,7 @@ def test_the_reader_has_teeth(fleet: Fleet, plane: Plane) -> None:
 
 
 def shown_serial(openssl: str, port: int, name: str, ca: Path) -> str:
-    """Return the serial that `openssl s_client` sees behind a name, verified up to the plane's root."""
+    """Return the serial that `openssl s_client` is served for a name, verified against the plane's root."""
     client = subprocess.run(
         [openssl, "s_client", "-connect", f"{HOST}:{port}", "-servername", name, "-CAfile", str(ca),
          "-verify_return_error", "-verify_hostname", name],
@@ -114,6 +114,6 @@ def test_openssl_sees_the_new_serial_after_each_of_10_renewals(
         issued = plane.operator.serial(cert_id)
         wait_for(partial(agent.acked, issued), "the ack of the renewal")
         shown.append(shown_serial(openssl, service.server.port, name, plane.ca))
-        assert shown[-1] == issued.replace(":", "")  # the ack says served: no waiting, no second look
+        assert shown[-1] == issued.replace(":", "")  # the ack reports it as served: no waiting, no retry
     assert len(set(shown)) == 11
     assert agent.daemon.stop() == 0

@@ -1,4 +1,4 @@
-"""The daemon as a process: how it stops, reloads, is poked, and what it tells the service manager."""
+"""The daemon as a process: stopping, reloading, SIGUSR1, and notifications of the service manager."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 
 class SlowReload:
-    """A reload that takes its time: it notes when it begins, and when it was let finish."""
+    """A slow reload command, which marks its start and its end."""
 
     def __init__(self, agent: Agent, seconds: float) -> None:
         self.path = agent.layout.root.with_name(f"{agent.name}-reload.sh")
@@ -38,22 +38,22 @@ class SlowReload:
         agent.plane.operator.put_items(agent.device_id, [item])
 
     def takes(self, seconds: float) -> None:
-        """Change how long it takes."""
+        """Change its duration."""
         self.path.write_text(f"echo begun >> {self.marks}\nsleep {seconds}\necho done >> {self.marks}\n")
         self.marks.write_text("")
 
     def seen(self, mark: str) -> int:
-        """Return how often a mark was made."""
+        """Return how often a mark was written."""
         return self.marks.read_text().split().count(mark)
 
     def begins(self) -> None:
-        """Wait until it is at work."""
+        """Wait until it runs."""
         wait_for(lambda: self.seen("begun") > 0, "the reload to begin")
 
 
 @pytest.fixture
 def installing(fleet: Fleet, plane: Plane) -> Iterator[tuple[Agent, SlowReload]]:
-    """Give a running agent with one certificate, and the reload that each renewal brings."""
+    """Return a running agent with one certificate, and the reload of each renewal."""
     agent = fleet.agent(plane)
     plane.operator.issue("slow.example.com", agent.device_id)
     agent.start()
@@ -85,7 +85,7 @@ def test_a_stop_lets_a_running_install_finish(signum: signal.Signals, installing
     assert (reload.seen("begun"), reload.seen("done")) == (1, 1)
     assert agent.caught_up()
     assert agent.state.session.load_inbox() == ()
-    assert agent.state.session.load_outcomes()[0] == ()  # and the plane has been told
+    assert agent.state.session.load_outcomes()[0] == ()  # and it is reported to the plane
     lines = agent.daemon.text
     assert f"Stopping: {signum.name}; running work gets up to 10.0 s" in lines
     assert lines.rstrip().endswith(f"Stopped: asked to stop {signum.name}")
@@ -112,7 +112,7 @@ def test_a_stop_does_not_wait_beyond_the_grace_time(installing: tuple[Agent, Slo
     assert agent.daemon.stop() == 0
 
 
-def test_a_second_sigterm_ends_it_at_once(installing: tuple[Agent, SlowReload]) -> None:
+def test_a_second_sigterm_ends_it_immediately(installing: tuple[Agent, SlowReload]) -> None:
     agent, reload = installing
     agent.daemon.stop()
     agent.configure(stop_grace_seconds=300)
@@ -134,7 +134,7 @@ def test_stops_at_random_moments_of_an_install(installing: tuple[Agent, SlowRelo
     for _ in range(5):
         agent.start()
         renew(agent)
-        time.sleep(random.uniform(0, 0.6))  # the moment is the test: any will do
+        time.sleep(random.uniform(0, 0.6))  # the random moment is what is tested
         assert agent.daemon.stop() == 0
     agent.start()
     agent.catches_up()
@@ -146,7 +146,7 @@ def test_stops_at_random_moments_of_an_install(installing: tuple[Agent, SlowRelo
 # --- SIGHUP, SIGUSR1 --------------------------------------------------------------------------------------------------
 
 
-def test_sighup_takes_a_good_configuration_and_keeps_the_old_one_beside_a_bad_one(fleet: Fleet, plane: Plane) -> None:
+def test_sighup_applies_a_good_configuration_and_rejects_a_bad_one(fleet: Fleet, plane: Plane) -> None:
     agent = fleet.agent(plane, poll_mode="interval", poll_interval_ms=100)
     daemon = agent.start()
     agent.configure(poll_interval_ms=110)
@@ -162,7 +162,7 @@ def test_sighup_takes_a_good_configuration_and_keeps_the_old_one_beside_a_bad_on
          "did you mean 'poll_interval_ms'?"),
     ]  # fmt: skip
     assert status["exit_status"] == 1
-    daemon.says("204 No Content", count=daemon.text.count("204 No Content") + 2)  # it works on
+    daemon.says("204 No Content", count=daemon.text.count("204 No Content") + 2)  # it keeps working
     agent.layout.application.write_text(agent.layout.application.read_text().replace("intervall", "interval"))
     agent.configure(poll_interval_ms=120)
     daemon.send(signal.SIGHUP)
@@ -186,7 +186,7 @@ def test_sigusr1_polls_now(fleet: Fleet, plane: Plane) -> None:
 
 
 class Manager:
-    """The socket of a service manager; what it is told, in order."""
+    """The socket of a service manager, and the messages received."""
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / "notify")
@@ -196,7 +196,7 @@ class Manager:
         self._told: list[str] = []
 
     def told(self) -> list[str]:
-        """Return the messages so far."""
+        """Return the messages received so far."""
         try:
             while True:
                 self._told.append(self._socket.recv(4096).decode())
@@ -204,7 +204,7 @@ class Manager:
             return self._told
 
     def hears(self, start: str, after: int = 0, count: int = 1) -> int:
-        """Wait for the count-th message that begins so behind a position; return its position."""
+        """Wait for the count-th message with a prefix after a position; return its position."""
 
         def found() -> list[int]:
             places = [at for at, text in enumerate(self.told()) if at > after - 1 and text.startswith(start)]
@@ -213,7 +213,7 @@ class Manager:
         try:
             return wait_for(found, f"{count} x {start!r}")[0]
         except AssertionError as error:
-            raise AssertionError(f"{error}; told: {self._told}") from None
+            raise AssertionError(f"{error}; received: {self._told}") from None
 
     def close(self) -> None:
         """Close the socket."""
@@ -222,14 +222,14 @@ class Manager:
 
 @pytest.fixture
 def manager() -> Iterator[Manager]:
-    folder = Path(tempfile.mkdtemp(prefix="cc-"))  # a socket's path is short
+    folder = Path(tempfile.mkdtemp(prefix="cc-"))  # the path of a socket must be short
     made = Manager(folder)
     yield made
     made.close()
     shutil.rmtree(folder)
 
 
-def test_the_service_manager_hears_everything_in_order(fleet: Fleet, plane: Plane, manager: Manager) -> None:
+def test_the_service_manager_is_notified_in_order(fleet: Fleet, plane: Plane, manager: Manager) -> None:
     agent = fleet.agent(plane, poll_mode="interval", poll_interval_ms=100)
     daemon = agent.start(NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="200000")
     ready = manager.hears("READY=1")
@@ -247,7 +247,7 @@ def test_the_service_manager_hears_everything_in_order(fleet: Fleet, plane: Plan
     assert set(manager.told()[stopping + 1 :]) <= {"WATCHDOG=1"}
 
 
-def test_trouble_is_told_as_status(fleet: Fleet, plane: Plane, manager: Manager) -> None:
+def test_problems_are_reported_as_status(fleet: Fleet, plane: Plane, manager: Manager) -> None:
     agent = fleet.agent(plane, poll_mode="interval", poll_interval_ms=100)
     daemon = agent.start(NOTIFY_SOCKET=manager.path)
     daemon.says("204 No Content")
@@ -258,10 +258,10 @@ def test_trouble_is_told_as_status(fleet: Fleet, plane: Plane, manager: Manager)
     daemon.send(signal.SIGHUP)
     manager.hears("STATUS=healthy; 204 No Content")
     assert daemon.stop() == 0
-    assert not [text for text in manager.told() if text.startswith("WATCHDOG")]  # none was asked for
+    assert not [text for text in manager.told() if text.startswith("WATCHDOG")]  # no watchdog is configured
 
 
-def test_a_stuck_loop_feeds_no_watchdog(fleet: Fleet, plane: Plane, manager: Manager) -> None:
+def test_a_blocked_event_loop_sends_no_watchdog_pings(fleet: Fleet, plane: Plane, manager: Manager) -> None:
     agent = fleet.agent(plane)
     argv = [sys.executable, HERE / "stuck_daemon.py", "-c", agent.layout.root, "--keep-running"]
     daemon: Child = fleet.child(argv, "stuck.log", NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="100000")
@@ -274,7 +274,7 @@ def test_a_stuck_loop_feeds_no_watchdog(fleet: Fleet, plane: Plane, manager: Man
     assert daemon.stop() == 0
 
 
-def test_ready_needs_no_plane(fleet: Fleet, manager: Manager) -> None:
+def test_ready_is_sent_without_a_plane(fleet: Fleet, manager: Manager) -> None:
     plane = fleet.plane()
     agent = fleet.agent(plane)
     plane.child.kill()

@@ -51,7 +51,7 @@ def test_what_is_issued_is_served(service: str, need: Callable[[str], str], tmp_
     assert summary["renewals"] >= 3
     assert summary["served"] == summary["issued"] == 2 + summary["renewals"]
     assert (summary["revocations"], summary["withdrawn"], summary["mismatches"]) == (1, 1, 0)
-    # A renewal that a full comparison or the new plan brings along is served before its signal is looked at.
+    # a renewal that a resync or the new install config deploys is served before its signal is handled
     assert summary["renewals"] - 2 <= summary["latency_ms"]["count"] <= summary["renewals"]
     assert 0 < summary["latency_ms"]["p50"] <= summary["latency_ms"]["p99"]
     assert summary["floor_ms"]["count"] > 0, "the baseline client was measured in the same run"

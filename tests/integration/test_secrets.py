@@ -1,4 +1,4 @@
-"""No secret leaves: real plane, real agent, umask 000, every open traced, every place searched (T11, T13, T14)."""
+"""No secret leaks: real plane and agent, umask 000, every open traced, every output searched (T11, T13, T14)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ TELLS = {
     "key-line": 'sed -n 2p "$CERTCTRL_KEY_FILE"; exit 3',
     "passwords": 'cat "$CERTCTRL_PFX_PASSWORD_FILE"; echo; cat "$CERTCTRL_JKS_PASSWORD_FILE"; exit 3',
 }
-"""Commands that fail and print a secret last: the last line is what reports show."""
+"""Commands that fail after printing a secret in the last line, which reports show."""
 
 
 @attrs.define
 class Secrets:
-    """Everything that must not be found anywhere but in its own file: name → bytes."""
+    """Bytes that may only be in their own file, by name."""
 
     found: dict[str, bytes] = attrs.field(factory=dict)
 
     def learn(self, agent: Agent) -> None:
-        """Take in what is on the host now; called again and again, because keys and tokens change."""
+        """Add the secrets on the host; call it repeatedly, because keys and tokens change."""
         state = agent.layout
         for path in (state.access_token, state.refresh_token, *state.passwords.glob("*")):
             self._keep(path, lambda data: [data.strip()])
@@ -59,7 +59,7 @@ class Secrets:
 
 @attrs.define
 class Onlooker:
-    """Another user's view of every process that descends from ours: command line and environment, as often as can be."""
+    """Command line and environment of all child processes, as other users can read them, read continuously."""
 
     seen: set[bytes] = attrs.field(factory=set)
     looks: int = 0
@@ -90,7 +90,7 @@ def command(text: str, out: Path) -> list[str]:
 
 
 def items(out: Path) -> list[dict[str, object]]:
-    """Return a plan with every format, a command that shows what it was given, and one that fails and tells all."""
+    """Return items with every format, a command that prints its environment, and one that fails and prints secrets."""
     names = ("fullchain.pem", "private.key", "combined.pem", "bundle.pfx", "bundle.jks")
     about = {"ob_type": "cert", "ob_id": 1}
     return [
@@ -102,7 +102,7 @@ def items(out: Path) -> list[dict[str, object]]:
 
 
 class Host:
-    """One agent whose every process is traced."""
+    """An agent whose processes are all traced."""
 
     def __init__(self, fleet: Fleet, plane: Plane, root: Path) -> None:
         self.fleet, self.plane, self.root = fleet, plane, root
@@ -120,7 +120,7 @@ class Host:
         return self.fleet.child(argv, f"out.{len(self.traces)}", PYTHONDONTWRITEBYTECODE="1")
 
     def cli(self, *words: str, status: int | None = 0) -> None:
-        """Run a one-shot command to its end and keep what it printed."""
+        """Run a one-shot command until it ends and keep its output."""
         child = self.run("-c", str(self.agent.layout.root), *words)
         ended = child.wait()
         assert status is None or ended == status, child.text
@@ -156,7 +156,7 @@ def told(fleet: Fleet, need: Callable[[str], str], tmp_path: Path) -> Host:
 
 
 def live(host: Host, secrets: Secrets) -> None:
-    """Install, renew, revoke, crash in between, with a command that fails loudly; ask every command for its view."""
+    """Install, renew and revoke with crashes in between and a command that prints secrets; run every command."""
     operator, agent = host.plane.operator, host.agent
     child, pid = host.start()
     operator.put_items(1, items(host.out))
@@ -190,7 +190,7 @@ def live(host: Host, secrets: Secrets) -> None:
 
 
 def places(host: Host, onlooker: Onlooker) -> Iterator[tuple[str, bytes]]:
-    """Yield everything that somebody else may read: name and contents."""
+    """Yield name and content of everything that other users or the plane may read."""
     yield from ((f"output of {name}", data) for name, data in host.outputs.items())
     yield from ((f"stdout and stderr, {path.name}", path.read_bytes()) for path in host.root.glob("out.*"))
     yield from (("/proc of a process", data) for data in onlooker.seen)
@@ -218,7 +218,7 @@ GOOD = """1 openat(4</o>, ".site.crt.0123456789abcdef.tmp", O_WRONLY|O_CREAT, 06
 """
 
 
-def test_the_judge_of_traces_sees_what_is_open_to_others(tmp_path: Path) -> None:
+def test_the_trace_check_finds_files_that_others_can_read(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     trace.write_text(BAD)
     assert len(judge(trace, []).violations) == len(BAD.splitlines())
@@ -226,7 +226,7 @@ def test_the_judge_of_traces_sees_what_is_open_to_others(tmp_path: Path) -> None
     assert judge(trace, [Path("/o/site.crt")]).violations == []
 
 
-def test_no_secret_is_shown_anywhere_and_no_file_of_one_is_ever_open_to_others(
+def test_no_secret_is_printed_and_no_secret_file_is_ever_readable_by_others(
     told: Host, need_module: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     need_module("jks")
@@ -234,14 +234,18 @@ def test_no_secret_is_shown_anywhere_and_no_file_of_one_is_ever_open_to_others(
     with onlooker.watching(lambda: secrets.learn(host.agent)):
         live(host, secrets)
     kinds = {name.split()[0] for name in secrets.found}
-    assert {"access_token.txt", "refresh_token.txt", "dev_sk.bin", "private.key"} < kinds, "the search knows too little"
-    assert {f"{DOMAIN}.pfx", f"{DOMAIN}.jks"} < kinds, "the search knows no password"
+    assert {"access_token.txt", "refresh_token.txt", "dev_sk.bin", "private.key"} < kinds, (
+        "the search has too few secrets"
+    )
+    assert {f"{DOMAIN}.pfx", f"{DOMAIN}.jks"} < kinds, "the search has no password"
     searched = list(places(host, onlooker))
     hits = [hit for place, data in searched for hit in secrets.hits(place, data)]
     assert not hits, hits
     printed = b"".join(data for _, data in searched)
-    assert all(f"item tell-{name}: /bin/sh exited with 3".encode() in printed for name in TELLS), "they were not run"
-    assert b"CERTCTRL_KEY_FILE" in (host.out / "environ").read_bytes(), "the command was told where the key lies"
+    assert all(f"item tell-{name}: /bin/sh exited with 3".encode() in printed for name in TELLS), (
+        "the commands did not run"
+    )
+    assert b"CERTCTRL_KEY_FILE" in (host.out / "environ").read_bytes(), "the command received the path of the key"
 
     public = [host.out / "fullchain.pem"]
     verdicts = [judge(trace, public, ("/dev/", "/proc/", str(host.out / "environ"), str(host.out / "cmdline"), str(host.out / "fds")))

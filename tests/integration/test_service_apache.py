@@ -1,4 +1,4 @@
-"""The Apache recipe. Its check matters most of all: a graceful restart with an unfit pair would end the server."""
+"""The Apache recipe. Its check is vital: a graceful restart with a bad pair ends the server."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:
     prove_rollback(trial, elsewhere, "serves another certificate")
 
 
-def test_without_the_check_an_unfit_pair_would_end_the_server(trial: Trial, tmp_path: Path) -> None:
-    # Why check-pair and not `apachectl configtest` alone: the latter finds nothing wrong here.
+def test_without_the_check_a_bad_pair_ends_the_server(trial: Trial, tmp_path: Path) -> None:
+    # why check-pair is needed: `apachectl configtest` accepts this pair
     place, certs, port = trial.recipe.place, trial.agent.layout.certs, free_port()
     main, site, other = tmp_path / "apache.conf", tmp_path / "site.conf", tmp_path / "other.key"
     other.write_bytes(broken_pairs(trial)["another certificate's key"]["private.key"])
@@ -126,10 +126,10 @@ def test_without_the_check_an_unfit_pair_would_end_the_server(trial: Trial, tmp_
             server.terminate()
 
 
-def test_a_placeholder_takes_the_place_of_what_was_revoked(trial: Trial) -> None:
+def test_a_placeholder_replaces_a_revoked_certificate(trial: Trial) -> None:
     prove_placeholder(trial)
 
 
 @pytest.mark.campaign
-def test_what_was_removed_is_served_until_apache_ends(trial: Trial) -> None:
+def test_a_removed_certificate_is_served_until_apache_ends(trial: Trial) -> None:
     prove_removal(trial, FROM_MEMORY, "item reload apache", "does not exist or is empty")

@@ -142,11 +142,11 @@ def test_a_broken_pair_does_not_reach_the_runtime_api(runtime: Trial) -> None:
     prove_the_check_refuses(runtime, broken_pairs(runtime)["a key cut off"])
 
 
-def test_a_runtime_api_that_is_away_is_rolled_back(runtime: Trial) -> None:
+def test_a_missing_runtime_api_is_rolled_back(runtime: Trial) -> None:
     prove_rollback(runtime, moved_away(runtime.recipe.place / "admin.sock"), "item update haproxy")
 
 
-def test_a_file_that_haproxy_does_not_know_is_said_by_the_helper(runtime: Trial, tmp_path: Path) -> None:
+def test_the_helper_reports_a_file_that_haproxy_does_not_know(runtime: Trial, tmp_path: Path) -> None:
     import subprocess
 
     place, unknown = runtime.recipe.place, tmp_path / "unknown.pem"
@@ -157,12 +157,12 @@ def test_a_file_that_haproxy_does_not_know_is_said_by_the_helper(runtime: Trial,
     assert "not referenced" in done.stderr
 
 
-def test_a_placeholder_takes_the_place_of_what_was_revoked(trial: Trial) -> None:
+def test_a_placeholder_replaces_a_revoked_certificate(trial: Trial) -> None:
     prove_placeholder(trial)
 
 
 @pytest.mark.campaign
-def test_what_was_removed_is_served_until_haproxy_ends(trial: Trial) -> None:
+def test_a_removed_certificate_is_served_until_haproxy_ends(trial: Trial) -> None:
     prove_removal(trial, FROM_MEMORY, "item reload haproxy")
 
 
@@ -170,5 +170,5 @@ def test_a_placeholder_goes_through_the_runtime_api(runtime: Trial) -> None:
     prove_placeholder(runtime)
 
 
-def test_what_was_removed_stays_in_the_running_haproxy(runtime: Trial) -> None:
+def test_a_removed_certificate_stays_in_the_running_haproxy(runtime: Trial) -> None:
     prove_removal(runtime, FROM_MEMORY, "item update haproxy", "is gone: haproxy keeps serving the loaded certificate")

@@ -1,7 +1,7 @@
 """The recipe for Java: keystores that keytool opens, replaced while others read them.
 
-The application is a stand-in, because each has its own way to be told: `reload` makes it load the keystore, and what it
-has loaded is what keytool reads from ``loaded``.
+The application is a stand-in, because each reloads differently: `reload` copies the keystore to ``loaded``, which
+keytool reads.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ class KeystoreTrial(Trial):
 
     @property
     def password_file(self) -> Path:
-        """Return where the agent keeps the keystore's password."""
+        """The agent's file with the keystore's password."""
         kind = "jks" if self.recipe.text("items.json").count("bundle.jks") else "pfx"
         return self.agent.layout.passwords / f"{self.recipe.domain}.{kind}"
 
     @property
     def password(self) -> str:
-        """Return the keystore's password."""
+        """The keystore's password."""
         return self.password_file.read_text().strip()
 
     def served(self) -> str:
-        """Return the serial of what the application has loaded."""
+        """Return the serial of the loaded keystore."""
         return f"{self.shown().serial_number:x}"
 
     def shown(self) -> x509.Certificate:
-        """Return the certificate that the application has loaded."""
+        """Return the certificate of the loaded keystore."""
         return self._opened((self.recipe.place / "app" / "loaded").read_bytes())[1]
 
     def revealed(self, data: bytes) -> bytes:
-        """Return key and certificate of a keystore, any other file as it is."""
+        """Return key and certificate of a keystore, and other files unchanged."""
         try:
             key, leaf = self._opened(data)
         except ValueError:
@@ -75,7 +75,7 @@ class KeystoreTrial(Trial):
         return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()) + leaf.public_bytes(Encoding.DER)
 
     def _opened(self, data: bytes) -> tuple[Any, x509.Certificate]:
-        """Open a keystore with any password that there has been: an application has the one it was given."""
+        """Open a keystore with the current or an earlier password: an application keeps the one it has."""
         with contextlib.suppress(FileNotFoundError):
             self._passwords[self.password] = None
         for password in self._passwords:
@@ -85,12 +85,12 @@ class KeystoreTrial(Trial):
 
 
 def open_keystore(path: Path, password: str) -> tuple[Any, x509.Certificate]:
-    """Return key and certificate of a keystore, whatever its kind."""
+    """Return key and certificate of a keystore of either kind."""
     return parsed_keystore(path.read_bytes(), password)
 
 
 def parsed_keystore(data: bytes, password: str) -> tuple[Any, x509.Certificate]:
-    """Return what is in a keystore; ValueError when it is none, or has another password."""
+    """Return key and certificate. Raises ValueError if it is not a keystore or has another password."""
     if not data.startswith(JKS_MAGIC):
         key, leaf, _ = pkcs12.load_key_and_certificates(data, password.encode())
         assert leaf is not None
@@ -110,7 +110,7 @@ def java(fleet: Fleet, plane: Plane, need: Callable[[str], str], kind: str) -> I
     with open_place() as place:
         recipe = Recipe(name="java", place=place, domain="app.example.com")
         file = {"jks": "keystore.jks", "pfx": "keystore.p12"}[kind]
-        # As the page says for PKCS#12; the group is one that every host has.
+        # as the page says for PKCS#12, with a group that every host has
         recipe.places |= {
             '["/etc/ssl/myapp/keystore.jks"]': f'["{place}/tls/{file}"]',
             '"/etc/ssl/myapp/keystore.jks", "jks"': f'"{place}/app/loaded", "{kind}"',
@@ -141,7 +141,7 @@ def jks(
 
 
 class Reader(threading.Thread):
-    """Opens a keystore over and over: each time key and certificate have to be there, and to match."""
+    """Opens a keystore repeatedly: each time key and certificate must be there and match."""
 
     def __init__(self, path: Path, password: str) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Reader(threading.Thread):
                 key, leaf = open_keystore(self._path, self._password)
                 assert key.public_key() == leaf.public_key()
                 self.serials.add(leaf.serial_number)
-            except Exception as error:  # whatever it is, it is a keystore that could not be used
+            except Exception as error:  # any error means an unusable keystore
                 self.faults.append(repr(error))
             self.reads += 1
             self.stop.wait(0.01)
@@ -172,7 +172,7 @@ def prove_every_read_succeeds(trial: KeystoreTrial, path: Path, renewals: int) -
         reader.join()
     print(f"{path.name}: {renewals} renewals, {reader.reads} reads, {len(reader.serials)} serials, {reader.faults[:3]}")
     assert reader.faults == []
-    assert len(reader.serials) > renewals // 2  # it was read while it changed
+    assert len(reader.serials) > renewals // 2  # it was read during changes
     facts = path.stat()
     assert (facts.st_mode & 0o777, path.group()) == (0o640, "nogroup")
 
@@ -191,7 +191,7 @@ def test_every_read_of_pkcs12_succeeds(
         prove_every_read_succeeds(trial, trial.recipe.place / "tls" / "keystore.p12", renewals)
 
 
-def test_the_helpers_know_pkcs12_as_well(tmp_path: Path, need: Callable[[str], str]) -> None:
+def test_the_helpers_accept_pkcs12(tmp_path: Path, need: Callable[[str], str]) -> None:
     need("keytool")
     password, key = tmp_path / "password", load_pem_private_key(other_key(), None)
     password.write_text("something long")
@@ -237,7 +237,7 @@ def test_a_reload_that_fails_is_rolled_back(jks: KeystoreTrial) -> None:
     jks.renew_and_serve()
 
 
-def test_an_application_that_does_not_load_it_is_rolled_back(jks: KeystoreTrial) -> None:
+def test_an_application_that_does_not_load_the_keystore_is_rolled_back(jks: KeystoreTrial) -> None:
     @contextlib.contextmanager
     def hangs() -> Iterator[None]:
         flag = jks.recipe.place / "hangs"
@@ -257,13 +257,13 @@ def test_a_placeholder_opens_with_the_same_password(jks: KeystoreTrial) -> None:
 
 
 @pytest.mark.campaign
-def test_what_was_removed_is_what_the_application_has_loaded(jks: KeystoreTrial) -> None:
+def test_a_removed_keystore_stays_loaded_in_the_application(jks: KeystoreTrial) -> None:
     password = jks.password
     prove_removal(jks, "removed; item reload myapp", starts=True, loaded=[jks.recipe.place / "app" / "loaded"])
-    assert jks.password != password, "the page says so: hand it out anew"
+    assert jks.password != password, "a new password, as the page says"
 
 
 @pytest.mark.campaign
-def test_a_placeholder_is_made_as_pkcs12_as_well(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> None:
+def test_a_placeholder_is_made_as_pkcs12(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> None:
     with java(shared_fleet, plane, need, "pfx") as trial:
         prove_placeholder(trial)

@@ -1,4 +1,4 @@
-"""The recipes for mail: Postfix (STARTTLS in SMTP) and Dovecot (STARTTLS in IMAP), sessions kept through every reload."""
+"""The mail recipes: Postfix (SMTP with STARTTLS) and Dovecot (IMAP with STARTTLS), whose sessions survive reloads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from proofs import (
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal
 
-pytestmark = [pytest.mark.integration, pytest.mark.root]  # both servers insist on users of their own
+pytestmark = [pytest.mark.integration, pytest.mark.root]  # both servers need their own users
 
 RENEWALS = pytest.mark.parametrize("renewals", [4, pytest.param(50, marks=pytest.mark.campaign)])
 MAIN_CF = """\
@@ -91,7 +91,7 @@ def postfix(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> It
         recipe = Recipe(name="postfix", place=place, kind="smtp", domain="mail.example.com")
         recipe.places |= {"/etc/postfix/tls": str(place / "tls")}
         recipe.commands["reload postfix"] = [program, "-c", str(place / "etc"), "reload"]
-        recipe.stop = [program, "-c", str(place / "etc"), "stop"]  # its master would outlive what started it
+        recipe.stop = [program, "-c", str(place / "etc"), "stop"]  # its master outlives the process that starts it
         for directory in ("etc", "spool", "data", "tls"):
             (place / directory).mkdir()
         shutil.chown(place / "data", "postfix")
@@ -126,11 +126,11 @@ def dovecot(shared_fleet: Fleet, plane: Plane, need: Callable[[str], str]) -> It
 
 
 @RENEWALS
-def test_postfix_ends_no_session(postfix: Trial, renewals: int) -> None:
+def test_renewals_end_no_postfix_session(postfix: Trial, renewals: int) -> None:
     prove_nothing_is_dropped(postfix, renewals)
 
 
-def test_postfix_is_not_given_a_broken_pair(postfix: Trial) -> None:
+def test_a_broken_pair_does_not_reach_postfix(postfix: Trial) -> None:
     why = prove_the_check_refuses(postfix, broken_pairs(postfix)["a key cut off"])
     assert "private.key: no key can be read" in why
 
@@ -146,7 +146,7 @@ def test_the_check_may_include_postfix_check(postfix: Trial, tmp_path: Path) -> 
 
 
 def test_a_failed_reload_of_postfix_is_rolled_back(postfix: Trial) -> None:
-    # Without its pid file Postfix counts as stopped.
+    # without its pid file Postfix counts as stopped
     lock = moved_away(postfix.recipe.place / "spool" / "pid" / "master.pid")
     prove_rollback(postfix, lock, "item reload postfix")
 
@@ -161,12 +161,12 @@ def test_a_postfix_that_reads_another_file_is_rolled_back(postfix: Trial) -> Non
 
 
 @RENEWALS
-def test_dovecot_ends_no_session(dovecot: Trial, renewals: int) -> None:
-    # Logins that are in progress at the instant of a reload are disconnected by Dovecot 2.3, and succeed the second time.
+def test_renewals_end_no_dovecot_session(dovecot: Trial, renewals: int) -> None:
+    # Dovecot 2.3 disconnects logins in progress at a reload; the second attempt succeeds
     prove_nothing_is_dropped(dovecot, renewals)
 
 
-def test_dovecot_is_not_given_a_broken_pair(dovecot: Trial) -> None:
+def test_a_broken_pair_does_not_reach_dovecot(dovecot: Trial) -> None:
     why = prove_the_check_refuses(dovecot, broken_pairs(dovecot)["a certificate cut off"])
     assert "fullchain.pem: no certificate can be read" in why
 
@@ -196,8 +196,8 @@ def test_a_placeholder_is_offered_by_postfix(postfix: Trial) -> None:
     prove_placeholder(postfix)
 
 
-def test_postfix_goes_on_offering_a_starttls_that_fails(postfix: Trial) -> None:
-    # Why the recipe has a placeholder: without its file Postfix is not silent about TLS, even with `may`.
+def test_postfix_keeps_offering_a_starttls_that_fails(postfix: Trial) -> None:
+    # why the recipe uses a placeholder: without the file Postfix still offers STARTTLS, even with `may`
     says = "serves no certificate for mail.example.com"
     prove_removal(postfix, says, "handshake failure", outcome="applied", served=False, starts=True)
 
@@ -207,7 +207,7 @@ def test_a_placeholder_is_offered_by_dovecot(dovecot: Trial) -> None:
 
 
 @pytest.mark.campaign
-def test_what_was_removed_is_served_until_dovecot_ends(dovecot: Trial) -> None:
-    # Its reload "succeeds": only a look at the endpoint tells.
+def test_a_removed_certificate_is_served_until_dovecot_ends(dovecot: Trial) -> None:
+    # its reload succeeds: only the probe finds it
     with dovecot.impatient():
         prove_removal(dovecot, FROM_MEMORY)

@@ -1,4 +1,4 @@
-"""The nginx recipe: renewals under load, what its check refuses, and the way back when nginx does not follow."""
+"""The nginx recipe: renewals under load, refused pairs, and rollbacks when nginx does not reload."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_renewals_drop_no_connection(trial: Trial, renewals: int) -> None:
     prove_nothing_is_dropped(trial, renewals)
 
 
-def test_the_client_notices_a_server_that_is_away(trial: Trial) -> None:
-    # Else "0 failed" would say nothing.
+def test_the_load_client_notices_a_stopped_server(trial: Trial) -> None:
+    """Check the load client, whose "0 failed" the other tests rely on."""
     with Load(trial.target()) as load:
         trial.renew_and_serve()
         trial.stop()
-        time.sleep(0.2)  # the client asks every few milliseconds
+        time.sleep(0.2)  # the client sends requests every few milliseconds
         trial.start()
         seen = load.stop()
     assert seen["new"] > 0 and seen["new_failed"] > 0, seen
@@ -122,15 +122,15 @@ def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:
     prove_rollback(trial, edited(place / "site.conf", elsewhere), "serves another certificate")
 
 
-def test_a_placeholder_takes_the_place_of_what_was_revoked(trial: Trial) -> None:
+def test_a_placeholder_replaces_a_revoked_certificate(trial: Trial) -> None:
     prove_placeholder(trial)
 
 
-def test_what_was_removed_is_served_until_nginx_ends(trial: Trial) -> None:
+def test_a_removed_certificate_is_served_until_nginx_ends(trial: Trial) -> None:
     prove_removal(trial, FROM_MEMORY, "item reload nginx", "cannot load certificate")
 
 
-def test_what_is_kept_is_alarmed_of_all_the_same(trial: Trial) -> None:
+def test_a_kept_certificate_is_alerted_as_well(trial: Trial) -> None:
     with revoked(trial, "keep") as it:
         assert (it.outcome, it.why) == ("applied", "revoked, and kept in use: on_revoked is keep")
         assert trial.shown() == it.leaf

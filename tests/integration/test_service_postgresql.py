@@ -1,4 +1,4 @@
-"""The PostgreSQL recipe: copies that belong to the server's user, and sessions that go on through every reload."""
+"""The PostgreSQL recipe: copies owned by the server's user, and sessions that survive reloads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from proofs import (
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal
 
-pytestmark = [pytest.mark.integration, pytest.mark.root]  # the key's owner is set, and the server refuses to be root
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.root,
+]  # the owner of the key is set, and the server refuses to run as root
 
 AS_POSTGRES = ("--reuid=postgres", "--regid=postgres", "--clear-groups")
 SETTINGS = """
@@ -38,7 +41,7 @@ include '{place}/tls.conf'
 
 @pytest.fixture(scope="module")
 def program(need: Callable[[str], str]) -> Callable[[str], str]:
-    """Give ``program("pg_ctl")``: Debian keeps them beside each other, out of the path."""
+    """``program("pg_ctl")`` returns a path: Debian has the programs in one directory outside of PATH."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     directory = versions[-1] if versions else Path(need("postgres")).parent
     return lambda name: str(directory / name)
@@ -102,7 +105,7 @@ def test_the_check_may_include_the_live_configuration(
 
 def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
     @contextlib.contextmanager
-    def unreadable() -> Iterator[None]:  # only pg_ctl reads it; the server goes on
+    def unreadable() -> Iterator[None]:  # only pg_ctl reads it; the server keeps running
         pid_file = trial.recipe.place / "data" / "postmaster.pid"
         mode = stat.S_IMODE(pid_file.stat().st_mode)
         pid_file.chmod(0)
@@ -125,7 +128,7 @@ def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:
 
 
 def test_a_key_that_the_server_cannot_use_is_rolled_back(trial: Trial) -> None:
-    # It reloads "successfully" and stays with what it had: only the probe tells.
+    # its reload succeeds but keeps the old pair: only the probe finds it
     @contextlib.contextmanager
     def closed() -> Iterator[None]:
         directory = trial.recipe.place / "tls"
@@ -138,11 +141,11 @@ def test_a_key_that_the_server_cannot_use_is_rolled_back(trial: Trial) -> None:
     prove_rollback(trial, closed(), "serves another certificate")
 
 
-def test_a_placeholder_takes_the_place_of_what_was_revoked(trial: Trial) -> None:
+def test_a_placeholder_replaces_a_revoked_certificate(trial: Trial) -> None:
     prove_placeholder(trial)
 
 
-def test_what_was_removed_is_served_until_the_server_ends(trial: Trial) -> None:
-    # Its reload "succeeds": only a look at the endpoint tells.
+def test_a_removed_certificate_is_served_until_the_server_ends(trial: Trial) -> None:
+    # its reload succeeds: only the probe finds it
     with trial.impatient():
         prove_removal(trial, FROM_MEMORY)

@@ -1,4 +1,4 @@
-"""One-shot commands of every kind, fifty at once, while renewals rain: with the daemon and without it."""
+"""Fifty concurrent one-shot commands during constant renewals, with the daemon and without it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ KINDS = (
 )  # fmt: skip
 DONE, FAILED, CHANGES, NOT_RUNNING, UNAVAILABLE, BUSY = 0, 1, 2, 3, 69, 75
 LOCK_SECONDS = 35.0
-"""Longest that anybody may hold the token lock, by design: its POST has a deadline of 30 s."""
+"""Longest time that a process may hold the token lock: its POST has a deadline of 30 s."""
 
 
 class Rain:
-    """Renews one certificate after the other until ended."""
+    """Renews one certificate after another until stopped."""
 
     def __init__(self, plane: Plane, ids: list[int]) -> None:
         self.renewals = 0
@@ -48,13 +48,13 @@ class Rain:
             self.renewals += 1
 
     def end(self) -> None:
-        """Let it stop raining."""
+        """Stop renewing."""
         self._ended.set()
         self._thread.join()
 
 
 class Warden:
-    """Tries the token lock all the time and knows how long others held it at a stretch."""
+    """Tries the token lock continuously and measures how long other processes hold it."""
 
     def __init__(self, agent: Agent) -> None:
         self.longest, self.times = 0.0, 0
@@ -76,14 +76,14 @@ class Warden:
                     self.longest = max(self.longest, now - held_since)
 
     def end(self) -> None:
-        """Stop watching."""
+        """Stop measuring."""
         self._ended.set()
         self._thread.join()
 
 
 @pytest.fixture
 def agent(fleet: Fleet) -> Agent:
-    """Give an agent whose tokens live for seconds, at a plane where each refresh token is good for one refresh."""
+    """Return an agent whose tokens live for seconds, at a plane that rotates refresh tokens."""
     plane = fleet.plane(
         poll_rate=1000.0, poll_burst=1000, access_token_seconds=4, rotate_refresh_tokens=True, stream_length=10_000
     )
@@ -102,7 +102,7 @@ def fifty_at_once(agent: Agent) -> list[tuple[str, subprocess.CompletedProcess[s
 
 
 def storm(agent: Agent, expected: dict[str, set[int]], always: set[int]) -> None:
-    """Run the calls in the rain and check that each ended as it may; print what happened."""
+    """Run the calls during renewals and check how each ended; print the results."""
     rain, warden = Rain(agent.plane, list(agent.serials())), Warden(agent)
     try:
         done = fifty_at_once(agent)
@@ -116,7 +116,7 @@ def storm(agent: Agent, expected: dict[str, set[int]], always: set[int]) -> None
         story = f"{words}: exit {one.returncode}\n{one.stdout}{one.stderr}"
         assert one.returncode in expected.get(words.split()[0], {DONE}) | always, story
         assert "Traceback" not in one.stderr and "unexpected" not in one.stderr and "refuse" not in one.stderr, story
-        if words.startswith("status") and one.returncode == FAILED:  # overloaded, perhaps: but it says so
+        if words.startswith("status") and one.returncode == FAILED:  # overloaded perhaps, but it reports that
             assert re.search("Problem: |Stuck: |did not answer", one.stdout + _problems(words, one.stdout)), story
         if one.returncode in (UNAVAILABLE, BUSY):
             assert one.stderr.startswith("cert-ctrl: error: ") and "\nfix: " in one.stderr, story
@@ -126,14 +126,14 @@ def storm(agent: Agent, expected: dict[str, set[int]], always: set[int]) -> None
 
 
 def _problems(words: str, out: str) -> str:
-    """Return what the JSON of `status` complains of, in the words of its text."""
+    """Return the problems of `status --json`, in the words of its text output."""
     told = json.loads(out) if "--json" in words else {}
     problems = [f"Problem: {problem['what']}" for problem in told.get("problems", ())]
     return "".join([*problems, *(f"Stuck: {item}" for item in told.get("stuck", ())), told.get("unresponsive", "")])
 
 
 def whole(agent: Agent) -> None:
-    """Check that every state file can be read, and that nothing half-written lies about."""
+    """Check that every state file can be read, and that there are no temporary files."""
     state = agent.state
     assert state.session.load_tokens() is not None
     assert {record.name for record in state.installed.load_certificates().values()} == set(NAMES)
@@ -148,7 +148,7 @@ RENEW = {DONE, UNAVAILABLE}
 """The plane lets a device ask for five renewals at once, then for one in ten seconds: 429."""
 
 
-def test_fifty_calls_beside_the_daemon(agent: Agent) -> None:
+def test_fifty_calls_with_the_daemon(agent: Agent) -> None:
     storm(agent, {"status": {DONE, FAILED}, "plan": {DONE, CHANGES}, "renew": RENEW}, always=set())
     agent.catches_up()
     wait_for(lambda: "Token refresh successful" in agent.daemon.text, "a refresh")
@@ -159,7 +159,7 @@ def test_fifty_calls_beside_the_daemon(agent: Agent) -> None:
 
 
 def test_fifty_calls_without_a_daemon(agent: Agent) -> None:
-    """Those that change something take the daemon's lock, one at a time; the others are told who is at work."""
+    """Commands that change something take the daemon's lock, one at a time; the others report the lock's holder."""
     assert agent.daemon.stop() == 0
     status = {NOT_RUNNING}
     storm(agent, {"status": status, "plan": {DONE, CHANGES}, "renew": RENEW, "doctor": {DONE, FAILED}}, always={BUSY})
@@ -170,7 +170,7 @@ def test_fifty_calls_without_a_daemon(agent: Agent) -> None:
 
 
 def free(path: Path) -> bool:
-    """Return whether nobody holds a lock."""
+    """Return whether a lock is free."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,7 +180,7 @@ def free(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("token_seconds", [3, 900], ids=["with an expired token", "with a good token"])
-def test_a_plane_that_hangs_keeps_no_lock_beyond_the_deadline(token_seconds: int, fleet: Fleet) -> None:
+def test_no_lock_is_held_beyond_the_deadline_of_a_hanging_plane(token_seconds: int, fleet: Fleet) -> None:
     plane = fleet.plane(access_token_seconds=token_seconds, poll_rate=1000.0, poll_burst=1000)
     agent = fleet.agent(plane)
     agent.configure("httpclient_config.json", connect_timeout_seconds=1, request_timeout_seconds=1)

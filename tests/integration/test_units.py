@@ -1,4 +1,4 @@
-"""The systemd files in deploy/: accepted by systemd's own checkers, and as closed as we say they are."""
+"""The systemd files in deploy/: accepted by systemd's checkers, and as hardened as documented."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted(path.name for path in DEPLOY.glob("*.service"))
-EXPOSURE = {  # highest exposure that systemd may compute, 0 (closed) to 10
+EXPOSURE = {  # highest exposure level of systemd-analyze security, from 0 to 10
     "cert-ctrl.service": 1.5,
     "cert-ctrl@.service": 1.5,
     "cert-ctrl-reload@.service": 1.5,
@@ -28,7 +28,7 @@ def run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Callable[[str], Path]:
-    """Copy a unit as a host would have it: the program in place, templates with an instance name."""
+    """Copy a unit as on a host: with the program installed, and templates with an instance name."""
     program = tmp_path / "cert-ctrl"
     program.write_text("#!/bin/sh\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -46,12 +46,12 @@ def installed(tmp_path: Path) -> Callable[[str], Path]:
 def test_systemd_accepts_every_line(name: str, need: Callable[[str], str], installed: Callable[[str], Path]) -> None:
     unit = installed(name)
     done = run(need("systemd-analyze"), "verify", "--man=no", "--recursive-errors=no", unit)
-    # Warnings (an unknown key, say) come with status 0: what names our unit is a finding.
+    # warnings, such as an unknown key, come with status 0: any line that names the unit is a finding
     findings = [line for line in done.stderr.splitlines() if unit.name in line and "nginx.service" not in line]
     assert (done.returncode, findings) == (0, []), done.stderr
 
 
-def test_verify_has_teeth(need: Callable[[str], str], installed: Callable[[str], Path]) -> None:
+def test_verify_finds_an_unknown_key(need: Callable[[str], str], installed: Callable[[str], Path]) -> None:
     unit = installed("cert-ctrl.service")
     unit.write_text(unit.read_text().replace("ProtectHome=yes", "ProtectHone=yes"))
     done = run(need("systemd-analyze"), "verify", "--man=no", "--recursive-errors=no", unit)
