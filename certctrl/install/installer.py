@@ -23,7 +23,7 @@ from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, groups_of
 from certctrl.install.deploy.locks import Locks
-from certctrl.install.deploy.results import Results, folded
+from certctrl.install.deploy.results import Results, merged
 from certctrl.install.deploy.rollback import roll_back
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.deploy.withdrawal import Withdrawal, withdrawn
@@ -235,7 +235,7 @@ class Installer:
         found = await self.converge(
             (), items, ignore_window=ignore_window, due_now=due_now, asked_by=asked_by, lasting=lasting
         )
-        return folded(found.values())
+        return merged(found.values())
 
     def hurry(self) -> None:
         """Make due what failed and waits for its next try: somebody asks for it, or its terms have changed."""
@@ -341,7 +341,7 @@ class Installer:
         """Put a CA into the trust store and keep it for the items that copy it, which run at once when given."""
         outcome = await trust_store.import_ca(self._context, ca_id, name, pem, items)
         if ca_id in cas_wanted(items):
-            outcome = folded((outcome, await self.converge_all(items)))
+            outcome = merged((outcome, await self.converge_all(items)))
         return outcome
 
     async def remove_ca(self, ca_id: int) -> Outcome:

@@ -88,7 +88,7 @@ async def test_a_plan_tells_of_what_waits_for_its_next_try(clock: MockClock, hos
     record = host.installer.records[1]
     assert record.staged and record.next_try_at > host.clock
     told = (await host.installer.plan(items)).held[1]
-    assert "tried again in" in told and record.last_error in told
+    assert "next try in" in told and record.last_error in told
     host.clock = record.next_try_at
     plan = await host.installer.plan(items)
     assert plan.held == {} and plan_lines(plan)[0].kind.value == "switch"

@@ -1,4 +1,4 @@
-"""Choose what shall be live: what was just prepared, what is staged from before, what lacks a file; and what waits."""
+"""Choose what to switch to: prepared candidates, those staged before, and those that lack a file; and what waits."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from certctrl.model.records import CertRecord
 def staged_before(
     context: Context, records: Sequence[CertRecord], concerned: Collection[int], everything: bool
 ) -> tuple[dict[int, Candidate], list[CertRecord]]:
-    """Return what is staged from before and due to be tried again, and the records whose staged one is unreadable.
+    """Return staged candidates that are due, and the records whose staged generation is unreadable.
 
-    Blocks on the disk. What is named is tried even before its next try is due.
+    Blocks on the disk. ``concerned``: certificates that are tried even if they are not due.
     """
     found, unreadable, now = {}, [], context.wall_now()
     for record in records:
@@ -44,11 +44,11 @@ def staged_before(
 
 
 def not_yet_due(context: Context, records: Sequence[CertRecord]) -> dict[int, str]:
-    """Return what is staged, failed, and is not tried again by itself before its next try: certificate id -> why."""
+    """Return certificate id -> why its staged material is not due: it failed before."""
     now = context.wall_now()
     return {
-        record.cert_id: f"staged; failed, and is tried again in {record.next_try_at - now:.0f} s "
-        f"(`cert-ctrl apply` tries at once): {record.last_error}"
+        record.cert_id: f"staged; failed, next try in {record.next_try_at - now:.0f} s "
+        f"(`cert-ctrl apply` tries now): {record.last_error}"
         for record in records
         if record.staged and record.staged != record.generation and switch_due(record, now) > now
     }
@@ -66,13 +66,13 @@ async def to_switch(
 ) -> dict[int, Candidate]:
     """Return what may be switched to now: the prepared candidates, those staged before, and those that lack a file.
 
-    The prepared ones are durable and recorded as staged then; what has to wait is noted in the results.
+    Afterwards the prepared ones are durable and recorded as staged; those that have to wait are in the results.
     ``due_now``: certificates whose staged material is tried although it is not due, besides the concerned ones.
     Raises CertctrlError; then nothing is switched.
     """
     newest = {one.cert_id: one for one in prepared}
     await context.offload(context.generations.settle, [one.staged for one in newest.values()])
-    candidates = await _staged_and(context, newest, results.concerned.union(due_now), everything)
+    candidates = await _with_staged(context, newest, results.concerned.union(due_now), everything)
     _note_staged(context, candidates)
     now = not_waiting(context, candidates, results, ignore_window=ignore_window)
     if results.waiting:  # a newer one may have replaced what was waiting
@@ -82,10 +82,10 @@ async def to_switch(
     return now | await with_missing_files(context, items, now, results, everything=everything)
 
 
-async def _staged_and(
+async def _with_staged(
     context: Context, prepared: Mapping[int, Candidate], due_now: Collection[int], everything: bool
 ) -> dict[int, Candidate]:
-    """Return the prepared candidates and what is staged from before and due.
+    """Return the prepared candidates, and those staged before that are due.
 
     A staged generation that cannot be read is forgotten: its signal brings it again.
     """
@@ -100,7 +100,7 @@ async def _staged_and(
 
 
 def _note_staged(context: Context, candidates: Mapping[int, Candidate]) -> None:
-    """Record what is staged (durable with the next save): it may have to wait, or to be tried again."""
+    """Record what is staged, as it may have to wait or to be tried again; durable with the next save."""
     for candidate in candidates.values():
         record = context.records.certificates.get(candidate.cert_id)
         record = record or CertRecord(facts=CertFacts(cert_id=candidate.cert_id, name=candidate.name))
@@ -112,9 +112,9 @@ def _note_staged(context: Context, candidates: Mapping[int, Candidate]) -> None:
 def not_waiting(
     context: Context, candidates: Mapping[int, Candidate], results: Results, *, ignore_window: bool
 ) -> dict[int, Candidate]:
-    """Return the candidates that may be switched now; what the others wait for is noted in the results.
+    """Return the candidates that may be switched to now; why the others wait is in the results.
 
-    The very certificate that is live, with one more file, waits for nothing: it is no new material.
+    The live certificate with one more file need not wait: it is not new material.
     """
     window, now, found = context.policy().window, context.wall_now(), {}
     for cert_id, candidate in candidates.items():
@@ -132,7 +132,7 @@ def not_waiting(
 
 
 def prune_unused(context: Context, cert_ids: Collection[int]) -> None:
-    """Remove the old generations of some certificates but for those kept for going back. Blocks on the disk."""
+    """Remove old generations of some certificates, except those kept for a rollback. Blocks on the disk."""
     keep = context.config().application.keep_generations
     for record in filter(None, map(context.records.certificates.get, cert_ids)):
         used = {record.generation, record.activated, record.staged} - {""}
@@ -147,24 +147,24 @@ async def with_missing_files(
     *,
     everything: bool,
 ) -> dict[int, Candidate]:
-    """Return candidates that hold files which the items want and the generations at hand lack.
+    """Return new candidates for generations that lack files which the items want.
 
-    They are made from what is on disk: an install config that asks for one more format needs no fetch, nor does a
-    keystore whose password is no longer the one in force. What cannot be made is noted for its certificate alone.
+    They are made from the files on disk: one more format in an install config needs no fetch, nor does a keystore
+    whose password has changed. If one cannot be made, that fails its certificate only.
     """
     if context.indexer.of(items).empty:
         return {}
     records = [one for one in context.records.certificates.values() if everything or one.cert_id in results.concerned]
-    lacking: list[Candidate] = await context.offload(_lacking_files, context, items, records, dict(candidates))
+    incomplete: list[Candidate] = await context.offload(_lacking_files, context, items, records, dict(candidates))
     found = {}
-    for one in lacking:
+    for one in incomplete:
         try:
             bundle, stand_in = await context.offload(bundle_of, context, one), one.placeholder
             prepared = await staging.stage(context, bundle, items, placeholder=stand_in, check=not stand_in)
             await context.offload(context.generations.settle, [prepared.staged])
             found[one.cert_id] = prepared
         except StateCorruptError:
-            continue  # whoever looks at it next says so
+            continue  # the next reader reports it
         except CertctrlError as error:
             results.failed(one.cert_id, error)
     return found
@@ -173,7 +173,7 @@ async def with_missing_files(
 def _lacking_files(
     context: Context, items: Sequence[InstallItem], records: Sequence[CertRecord], candidates: Mapping[int, Candidate]
 ) -> list[Candidate]:
-    """Return the generations that shall be live and lack a file that the items want. Blocks on the disk."""
+    """Return desired generations that lack files which the items want. Blocks on the disk."""
     index, base, found = context.indexer.of(items), frozenset(BASE_FILES), []
     known = {record.cert_id: record.facts for record in records}
     known |= {cert_id: one.facts for cert_id, one in candidates.items()}
@@ -182,17 +182,17 @@ def _lacking_files(
         if not wanted:
             continue
         candidate = candidates.get(cert_id)
-        with suppress(DiskError):  # whoever looks at it next says so
+        with suppress(DiskError):  # the next reader reports it
             generation = candidate.generation if candidate is not None else context.generations.live_id(name)
             if generation and not _has_files(context, name, context.generations.manifest(name, generation), wanted):
                 one = candidate or Candidate.read(context, name, generation)
-                if candidate is not None or not _made_before(context, one, wanted):
+                if candidate is not None or not _staged_already(context, one, wanted):
                     found.append(one)
     return found
 
 
 def _has_files(context: Context, name: str, manifest: Mapping[str, Any], wanted: Collection[str]) -> bool:
-    """Return whether a generation has some files, its keystores with the passwords that commands are told."""
+    """Return whether a generation has all wanted files, keystores with the current passwords."""
     theirs = manifest["facts"].get("passwords", {})
     return all(file in manifest["files"] for file in wanted) and all(
         theirs.get(kind) == staging.password_mark(context.state.password(name, kind)[0])
@@ -201,8 +201,8 @@ def _has_files(context: Context, name: str, manifest: Mapping[str, Any], wanted:
     )
 
 
-def _made_before(context: Context, live: Candidate, wanted: Collection[str]) -> bool:
-    """Return whether the very certificate that is live is staged with these files: tried in vain, and not due yet."""
+def _staged_already(context: Context, live: Candidate, wanted: Collection[str]) -> bool:
+    """Return whether the live certificate is already staged with these files: it failed, and is not due yet."""
     record = context.records.certificates.get(live.cert_id)
     if record is None or not record.staged:
         return False

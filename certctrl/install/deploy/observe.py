@@ -1,6 +1,6 @@
-"""Look at this host for the planner: what is live, what is at the destinations, who owns what, what can be run.
+"""Observe this host for the planner: live generations, destinations, users and executables.
 
-Blocks on the disk and on the user database; the pipeline runs it whole in a thread.
+Blocks on the disk and on the user database; the pipeline runs it in a thread.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from certctrl.store.disk.safe_path import destination_facts
 
 @attrs.frozen(kw_only=True)
 class ObservedState:
-    """What was seen."""
+    """The state of this host."""
 
     certs: Mapping[int, DesiredCert]
     cas: Mapping[int, DesiredCa]
     destinations: Mapping[str, Destination]
     host: Host
     unrecorded: Mapping[int, Candidate] = attrs.field(factory=dict)
-    """What is live and the records do not know, or not as proven: left by a crash, or never accepted."""
+    """Live generations that the records do not know, or not as proven: left by a crash, or never accepted."""
     faults: Mapping[int, str] = attrs.field(factory=dict)
-    """Certificate id -> why its generation cannot be read; it counts as not here."""
+    """Certificate id -> why its generation cannot be read; it counts as absent."""
 
 
 def observe(
@@ -57,8 +57,8 @@ def observe(
 ) -> ObservedState:
     """Return what the planner needs to know about some certificates and items.
 
-    ``candidates``: what shall be live instead of what is. ``unproven``: to be proven anew. ``examine``: as for
-    `plan_for`.
+    ``candidates``: desired generations, if not the live ones. ``unproven``: certificates to verify again.
+    ``examine``: as for `plan_for`.
     """
     wanted = [item for item in items if item.enabled]
     copies = [item for item in wanted if isinstance(item, CopyAction)]
@@ -79,9 +79,9 @@ def observe(
         if found is not None:
             unrecorded[cert_id] = found
     cas = {int(ca_id): _ca(ca) for ca_id, ca in list(context.records.cas.items())}
-    looked_at = [one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type == "ca"]
+    examined = [one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type == "ca"]
     host = _host(context, wanted, policy)
-    destinations = _destinations(context, looked_at, policy, host.users)
+    destinations = _destinations(context, examined, policy, host.users)
     return ObservedState(
         certs=certs, cas=cas, destinations=destinations, host=host, unrecorded=unrecorded, faults=faults
     )
@@ -99,12 +99,12 @@ async def observe_and_plan(
     then: Callable[[InstallPlan], None] | None = None,
     due_now: Collection[int] | None = None,
 ) -> tuple[InstallPlan, ObservedState]:
-    """Look and plan in one go off the event loop: with thousands of items either takes longer than it may stall.
+    """Observe and plan in one thread job: with thousands of items, either would stall the event loop.
 
-    ``then``: what to do with the plan at once, in the same thread. ``due_now``: leave out what is not due yet, but for
-    these certificates (see `without_not_due`); None: leave out nothing.
+    ``then``: called with the plan in the same thread. ``due_now``: leave out what is not due yet, except for these
+    certificates (see `without_not_due`); None: leave out nothing.
     """
-    noted = dict(context.records.activations)
+    activations = dict(context.records.activations)
 
     def work() -> tuple[InstallPlan, ObservedState]:
         observed = observe(context, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
@@ -113,7 +113,7 @@ async def observe_and_plan(
             observed.certs,
             observed.destinations,
             policy,
-            noted,
+            activations,
             host=observed.host,
             cas=observed.cas,
             examine=examine,
@@ -131,12 +131,12 @@ async def observe_and_plan(
 def _cert(
     context: Context, record: CertRecord, candidate: Candidate | None, with_files: bool
 ) -> tuple[DesiredCert, Candidate | None]:
-    """Return what shall be live of one certificate; with it what is live, when the record does not know it."""
+    """Return the desired state of one certificate, and its live generation if the record does not know it."""
     live = context.generations.live_id(record.name) or ""
     unrecorded = None
     if candidate is None and live and not (live == record.generation == record.activated):
         unrecorded = Candidate.read(context, record.name, live)
-        if unrecorded.cert_id != record.cert_id:  # a withdrawn certificate whose name another one has now
+        if unrecorded.cert_id != record.cert_id:  # withdrawn; another certificate has its name now
             live, unrecorded = "", None
     generation = candidate.generation if candidate is not None else live
     files: dict[str, str] = {}
@@ -174,14 +174,14 @@ def _destinations(
 
 
 def roots_for(context: Context, policy: HostPolicy, item_id: str) -> tuple[str, ...]:
-    """Return the directories below which an item may write: any for the host's own items."""
+    """Return the directories below which an item may write; local items may write anywhere."""
     return ("/",) if is_local(item_id) else (*policy.write_roots, str(context.layout.certs))
 
 
 def destination_of(context: Context, path: str, roots: Sequence[str], owner: int | None = None) -> Destination:
-    """Return what is at one destination; what cannot be looked at is refused with the reason.
+    """Return the state of one destination; one that cannot be read is refused with the reason.
 
-    ``owner``: the user the file shall belong to, whose directory it may be.
+    ``owner``: the user who will own the file; the directory may be theirs.
     """
     if (fault := path_fault(path)) is not None:
         return Destination(refusal=fault)
@@ -202,24 +202,24 @@ def _host(context: Context, items: Sequence[InstallItem], policy: HostPolicy) ->
     copies = [item for item in items if isinstance(item, CopyAction)]
     return Host(
         identity=context.identity,
-        users=_numbers({item.owner for item in copies}, lambda name: pwd.getpwnam(name).pw_uid),
-        groups=_numbers({item.group for item in copies}, lambda name: grp.getgrnam(name).gr_gid),
+        users=_ids_of({item.owner for item in copies}, lambda name: pwd.getpwnam(name).pw_uid),
+        groups=_ids_of({item.group for item in copies}, lambda name: grp.getgrnam(name).gr_gid),
         executables={path: fault for path in programs(items, policy) if (fault := _fault(path))},
         trust_store=system_trust_store(),
     )
 
 
 def system_trust_store() -> TrustStore:
-    """Return the layout of this system's trust store: Red Hat's where its directory is, else Debian's."""
+    """Return this system's trust store: Red Hat's if its directory exists, otherwise Debian's."""
     return RED_HAT if Path(RED_HAT.directory or "").is_dir() else DEBIAN
 
 
 def uid_of(name: str | None) -> int | None:
-    """Return a user's number; None for no name and for a user that this host does not have."""
-    return _numbers({name}, lambda one: pwd.getpwnam(one).pw_uid).get(name or "")
+    """Return a user's id; None without a name or if there is no such user."""
+    return _ids_of({name}, lambda one: pwd.getpwnam(one).pw_uid).get(name or "")
 
 
-def _numbers(names: Collection[str | None], find: Any) -> dict[str, int]:
+def _ids_of(names: Collection[str | None], find: Any) -> dict[str, int]:
     found = {}
     for name in names:
         if name is not None:

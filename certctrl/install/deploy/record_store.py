@@ -1,8 +1,7 @@
-"""RecordStore: what the pipeline remembers of this host, in memory and on disk.
+"""RecordStore: what was deployed on this host, in memory and on disk.
 
-Sets finish one after the other or all at once; each wants its outcome durable before it is reported. Writes are
-grouped: whoever comes while a write is under way shares the next one, so a burst of a hundred sets costs two
-writes of each file, not a hundred.
+Every group needs its result durable before it is reported. Writes are shared: callers that come during a write share
+the next one, so a burst of a hundred groups costs two writes of each file, not a hundred.
 """
 
 from __future__ import annotations
@@ -61,33 +60,33 @@ class RecordStore:
         self._activations: dict[str, str] | None = None
         self._cas: dict[str, CaRecord] | None = None
         self._history: list[dict[str, Any]] = []
-        self._wanted = self._saved = self._lasting = 0  # notes made; of these on the disk; of these there for good
+        self._wanted = self._saved = self._lasting = 0  # changes made; of these on disk; of these durable
         self._lock = trio.Lock()
         self._owing = trio.Event()
 
     @property
     def certificates(self) -> dict[int, CertRecord]:
-        """Return the certificates of this host; read from disk at the first use."""
+        """The certificates of this host by id; read from disk on first use. Raises StateCorruptError, DiskError."""
         if self._certificates is None:
             self._certificates = self._state.load_certificates()
         return self._certificates
 
     @property
     def activations(self) -> dict[str, str]:
-        """Return item id -> activation key of its last success."""
+        """Item id -> activation key of its last success."""
         if self._activations is None:
             self._activations = self._state.load_activations()
         return self._activations
 
     @property
     def cas(self) -> dict[str, CaRecord]:
-        """Return the CAs of this host by id."""
+        """The CAs of this host by id."""
         if self._cas is None:
             self._cas = self._state.load_cas()
         return self._cas
 
     def by_name(self, name: str) -> CertRecord | None:
-        """Return the record of a certificate by its directory name; one in use comes before a withdrawn one."""
+        """Return the record with a directory name; one in use is preferred to a withdrawn one."""
         found = [record for record in self.certificates.values() if record.name == name]
         return max(found, key=lambda record: bool(record.generation), default=None)
 
@@ -111,7 +110,7 @@ class RecordStore:
                 self.note(attrs.evolve(record, next_try_at=now))
 
     def note_ca(self, record: CaRecord | None, ca_id: int) -> None:
-        """Replace or forget one CA."""
+        """Replace or remove one CA."""
         if record is None:
             self.cas.pop(str(ca_id), None)
         else:
@@ -119,19 +118,19 @@ class RecordStore:
         self._wanted += 1
 
     def mark(self, keys: Mapping[str, str]) -> None:
-        """Note that commands have succeeded."""
+        """Record the activation keys of commands that succeeded."""
         if any(self.activations.get(item) != key for item, key in keys.items()):
             self.activations.update(keys)
             self._wanted += 1
 
     def unmark(self, items: Iterable[str]) -> bool:
-        """Forget that commands have succeeded; True when any was noted."""
+        """Remove the markers of items; return whether there were any."""
         known = [item for item in items if self.activations.pop(item, None) is not None]
         self._wanted += bool(known)
         return bool(known)
 
     def keep_marks(self, items: Iterable[str]) -> None:
-        """Forget the markers of items that exist no more, so that the file does not grow for ever."""
+        """Remove the markers of items that no longer exist, so that the file does not grow forever."""
         known = set(items)
         self.unmark([item for item in self.activations if item not in known])
 
@@ -141,16 +140,16 @@ class RecordStore:
         self._wanted += 1
 
     async def save(self, *, lasting: bool = True) -> None:
-        """Make everything noted so far durable; raises DiskError, and then the next `save` tries again.
+        """Make all changes so far durable. Raises DiskError; then the next `save` tries again.
 
-        Without ``lasting`` the files may fall back to those before in a power cut, each by itself, until anything
-        else in their directory is made durable: good where the caller does that next, and where what is lost is
-        only known to be done (then it is proven, and commanded, once more).
+        Without ``lasting``, a power cut may revert each file separately, until something else in its directory is
+        made durable. That is enough if the caller does so next, and if losing a result only means that it is
+        verified, and its command run, once more.
         """
         mine = self._wanted
         if self._done(lasting) >= mine:
             return
-        await trio.lowlevel.checkpoint()  # sets that finish in the same moment share one write
+        await trio.lowlevel.checkpoint()  # groups that finish together share one write
         async with self._lock:
             if self._done(lasting) >= mine:
                 return

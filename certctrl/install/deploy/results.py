@@ -1,4 +1,4 @@
-"""What became of each certificate: its outcome for the plane, its record, its line in the audit log."""
+"""Results: each certificate's outcome for the plane, its record and its audit entry."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from certctrl.model.plan import Deployed, Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 from certctrl.text import one_line
 
-LONGEST_DETAIL = 500
+MAX_DETAIL = 500
+"""Characters."""
 
 
 def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
-    """Return a record that describes this generation as the live one."""
+    """Return a record with this generation as the live one."""
     same = record.facts.fingerprint_sha256 == candidate.facts.fingerprint_sha256
     return attrs.evolve(
         record,
@@ -34,22 +35,22 @@ def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
 
 @attrs.define(eq=False, kw_only=True)
 class Results:
-    """The outcomes of one call."""
+    """The results of one call."""
 
     context: Context
     asked_by: str = "plane"
     concerned: frozenset[int] = frozenset()
-    """Certificates that get an outcome even when nothing happened to them."""
+    """Certificates that get an outcome even if nothing happened to them."""
     lasting: bool = True
     """As for `RecordStore.save`."""
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     waiting: dict[int, str] = attrs.field(factory=dict)
-    """Certificate id -> what its staged material waits for."""
+    """Certificate id -> why its staged material has to wait."""
     unreadable: set[int] = attrs.field(factory=set)
     """Certificates whose generation cannot be read."""
 
     def record(self, cert_id: int, candidate: Candidate | None = None) -> CertRecord:
-        """Return a certificate's record, a blank one for a certificate that is new here."""
+        """Return a certificate's record, or a blank one if it is new on this host."""
         found = self.context.records.certificates.get(cert_id)
         name = candidate.name if candidate is not None else str(cert_id)
         return found or CertRecord(facts=CertFacts(cert_id=cert_id, name=name))
@@ -67,18 +68,18 @@ class Results:
         owed: Collection[str] = (),
         not_due: bool = False,
     ) -> None:
-        """Note that a certificate is as it should be, apart from what had to be left out, or failed and is tolerated.
+        """Record that a certificate is in its desired state, except for items left out or tolerated as failed.
 
-        ``owed``: the items that failed so. ``not_due``: what failed before is not due yet, and counts as it did.
+        ``owed``: the tolerated ones. ``not_due``: failed items are not due yet, so the last result still counts.
         """
         if cert_id in self.unreadable:
             return
         before = self.record(cert_id, candidate)
         if not_due:
-            self._note_not_due(cert_id, before, changed)
+            self._record_not_due(cert_id, before, changed)
             return
-        if cert_id != 0 and not live:  # an item names it, but it is not here, or not any more
-            self._gone(before, changed)
+        if cert_id != 0 and not live:  # an item names it, but it is not here, or no longer
+            self._record_absent(before, changed)
             return
         if candidate is None and not (changed or left_out or owed) and self._is_settled(before, live, targets):
             return
@@ -94,7 +95,9 @@ class Results:
         kind = OutcomeKind.FAILED if left_out else kind
         detail = _line((*left_out, *notes))
         failing = bool(left_out or owed)
-        if changed or failing or (before.attempts and not before.staged):  # else its own attempt is still to come
+        if (
+            changed or failing or (before.attempts and not before.staged)
+        ):  # otherwise its staged candidate is still to be tried
             attempts = before.attempts + 1 if failing else 0
             after = self._with_outcome(after, kind, detail if failing else "", attempts, owed)
         self._settle(cert_id, before, after, kind, detail, audit=changed)
@@ -102,7 +105,7 @@ class Results:
     def _with_outcome(
         self, record: CertRecord, kind: OutcomeKind, error: str, attempts: int, owed: Collection[str]
     ) -> CertRecord:
-        """Return a record with the end of one apply; ``attempts``: failures in a row."""
+        """Return a record with the result of one try; ``attempts``: consecutive failures."""
         now = self.context.wall_now()
         return attrs.evolve(
             record,
@@ -114,23 +117,23 @@ class Results:
             owed=tuple(sorted(owed)),
         )
 
-    def _gone(self, before: CertRecord, changed: bool) -> None:
+    def _record_absent(self, before: CertRecord, changed: bool) -> None:
         if before.generation or (changed and before.attempts):
             gone = attrs.evolve(before, generation="", attempts=0, last_error="", next_try_at=0.0, owed=())
             self.context.records.note(gone)
 
-    def _note_not_due(self, cert_id: int, record: CertRecord, changed: bool) -> None:
+    def _record_not_due(self, cert_id: int, record: CertRecord, changed: bool) -> None:
         failing = record.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
         kind, detail = (OutcomeKind.FAILED, record.last_error) if failing else (kind, "")
-        # waiting is all that it wants: it must not count as one more failure
+        # it only waits, which must not count as another failure
         self._settle(cert_id, record, record, kind, detail, audit=changed, transient=failing)
 
     def _is_settled(self, record: CertRecord, live: str, targets: Sequence[str]) -> bool:
-        """Return whether a bystander's record says all already: in a set of a thousand, nearly all are."""
+        """Return whether the record of an unaffected certificate is already right, as most of a large group are."""
         proven = record.generation == live == record.activated and record.stage is Stage.ACTIVATED
-        told = record.targets[len(self.context.layout.public_links("")) :] == tuple(targets)
-        return proven and told and (not record.attempts or bool(record.staged))
+        same_targets = record.targets[len(self.context.layout.public_links("")) :] == tuple(targets)
+        return proven and same_targets and (not record.attempts or bool(record.staged))
 
     def failed(
         self,
@@ -141,17 +144,17 @@ class Results:
         staged: Candidate | None = None,
         owed: Collection[str] = (),
     ) -> None:
-        """Note a failure that left live what it was, or (``kept``) new files with nothing to go back to.
+        """Record a failure that left the live generation as it was, or (``kept``) new files without a way back.
 
-        ``owed``: the items that failed, or were not reached.
+        ``owed``: the items that failed or were not reached.
         """
         before, why = self.record(cert_id, kept or staged), str(error)
         after = with_facts(before, kept) if kept is not None else before
         if kept is not None:
             after = attrs.evolve(after, stage=Stage.COMMITTED)
-            why = f"{why}; there is nothing to go back to, so the new files stay"
+            why = f"{why}; there is no earlier generation, so the new files stay"
         transient = isinstance(error, DiskError) and not isinstance(error, StateCorruptError)
-        self._unsuccessful(cert_id, before, after, OutcomeKind.FAILED, why, staged, owed, transient=transient)
+        self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, owed, transient=transient)
 
     def rolled_back(
         self,
@@ -164,34 +167,34 @@ class Results:
         proven: bool,
         owed: Collection[str] = (),
     ) -> None:
-        """Note that a certificate was switched back to ``live``, where it serves again (``proven``) or not.
+        """Record a rollback to ``live``, which serves again (``proven``) or not.
 
-        ``facts``: what ``live`` is, when the record describes another generation.
+        ``facts``: the candidate of ``live``, if the record describes another generation.
         """
         before = self.record(cert_id, candidate)
         if facts is not None and facts.generation == live:
             before = with_facts(before, facts)
         stage = Stage.ACTIVATED if proven and live == before.activated else Stage.COMMITTED
         after = attrs.evolve(before, generation=live, stage=stage)
-        self._unsuccessful(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate, owed)
+        self._record_failure(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate, owed)
 
     async def save(self) -> None:
-        """Make what was noted durable. Raises DiskError."""
+        """Make the records durable. Raises DiskError."""
         await self.context.records.save(lasting=self.lasting)
 
     def mark_unreadable(self, cert_id: int, why: str) -> None:
-        """Note that what is here of a certificate cannot be read: it counts as absent and is fetched again."""
+        """Record that a certificate's generation cannot be read; it counts as absent and is fetched again."""
         self.unreadable.add(cert_id)
         before = self.record(cert_id)
-        self._unsuccessful(cert_id, before, attrs.evolve(before, generation=""), OutcomeKind.FAILED, why, None)
+        self._record_failure(cert_id, before, attrs.evolve(before, generation=""), OutcomeKind.FAILED, why, None)
 
     def unchanged(self, cert_id: int, detail: str = "") -> None:
-        """Note that there was nothing to do."""
+        """Record that there was nothing to do."""
         if cert_id not in self.outcomes:
             record = self.record(cert_id)
             self._settle(cert_id, record, record, OutcomeKind.UNCHANGED, detail, audit=False)
 
-    def _unsuccessful(
+    def _record_failure(
         self,
         cert_id: int,
         before: CertRecord,
@@ -232,7 +235,7 @@ class Results:
         )  # fmt: skip
         here = bool(after.generation) and cert_id != 0
         if cert_id in self.outcomes and kind is OutcomeKind.UNCHANGED:
-            return  # a bystander now, but it had its own turn in this call
+            return  # unaffected now, but it already has an outcome in this call
         if audit or cert_id in self.concerned or detail:
             self.outcomes[cert_id] = Outcome(
                 kind=kind, detail=detail, deployed=deployed if here else (), transient=transient
@@ -252,11 +255,11 @@ class Results:
 
 def _line(parts: Iterable[str]) -> str:
     text = "; ".join(" ".join(part.split()) for part in dict.fromkeys(parts) if part)
-    return one_line(text, LONGEST_DETAIL)
+    return one_line(text, MAX_DETAIL)
 
 
-def folded(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return several outcomes as one: the worst kind, what went wrong first, everything deployed."""
+def merged(outcomes: Iterable[Outcome]) -> Outcome:
+    """Merge outcomes into one: the worst kind, failures first, everything deployed."""
     order = (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK, OutcomeKind.APPLIED)
     listed = list(outcomes)
     kind = next((one for one in order if any(outcome.kind is one for outcome in listed)), OutcomeKind.UNCHANGED)

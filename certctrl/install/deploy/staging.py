@@ -1,7 +1,7 @@
-"""Stage: put a checked bundle beside the live one and let the plan's checks look at it. Nothing live changes.
+"""Stage: write a checked bundle next to the live one and run the plan's checks on it. Nothing live changes.
 
-Files that salt themselves (PKCS#12, JKS) are taken from a generation of the same certificate that has them, so
-that the same material always makes the same generation.
+Salted files (PKCS#12, JKS) are reused from a generation of the same certificate, so that the same material always
+makes the same generation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Candidate:
     placeholder: bool = False
     """True for a self-signed stand-in for a revoked certificate."""
     staged: Staged | None = None
-    """What `GenerationStore.settle` makes durable; None for a generation that is already."""
+    """For `GenerationStore.settle`; None if the generation is already durable."""
 
     @classmethod
     def read(cls, context: Context, name: str, generation: str) -> Candidate:
@@ -68,8 +68,8 @@ async def stage(
 ) -> Candidate:
     """Write a bundle's files to a staging directory and run the checks of its copy items on them.
 
-    Not durable yet: `GenerationStore.settle` does that for a whole batch. Raises DiskError; CommandError when a
-    check fails and PolicyRefusedError when this host does not allow it (unchecked material never goes live).
+    Not durable yet: `GenerationStore.settle` does that for many at once. Raises DiskError; CommandError if a check
+    fails and PolicyRefusedError if this host does not allow it (unchecked material never goes live).
     """
     bundle: Bundle
     index = context.indexer.of(items)
@@ -99,29 +99,29 @@ def _write(
 
 
 def password_mark(password: bytes) -> str:
-    """Return what a manifest says of the password of a keystore: enough to tell it from another one."""
+    """Return the mark of a keystore password in a manifest, which tells it from others."""
     return sha256(password).hexdigest()[:16]
 
 
 def _salted_files(
     context: Context, bundle: Bundle, kinds: Mapping[str, str], facts: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """Return the salted files of a generation with this very certificate, made with the passwords in force."""
+    """Return salted files of this certificate's generations that were made with the current passwords."""
     found: dict[str, bytes] = {}
     for generation in context.generations.ids(bundle.facts.name) if kinds else ():
         manifest = context.generations.manifest(bundle.facts.name, generation)
-        theirs = manifest["facts"]
-        if theirs.get("fingerprint_sha256") != bundle.facts.fingerprint_sha256:
+        other = manifest["facts"]
+        if other.get("fingerprint_sha256") != bundle.facts.fingerprint_sha256:
             continue
         for file, kind in kinds.items():
-            same = theirs.get("passwords", {}).get(kind) == facts["passwords"][kind]
+            same = other.get("passwords", {}).get(kind) == facts["passwords"][kind]
             if same and file in manifest["files"] and file not in found:
                 found[file] = context.generations.read(bundle.facts.name, generation, file)
     return found
 
 
 async def _check(context: Context, bundle: Bundle, staged: Staged, copies: Sequence[CopyAction]) -> None:
-    """Run every check of a certificate's copy items once; the first failure stops."""
+    """Run each check of a certificate's copy items once, until one fails."""
     done: set[tuple[str, ...]] = set()
     for item in copies:
         if not item.check or item.check in done:
@@ -137,12 +137,12 @@ async def _check(context: Context, bundle: Bundle, staged: Staged, copies: Seque
 
 async def _run_check(context: Context, name: str, staged: Staged, item: CopyAction, grant: Grant) -> None:
     directory = Path(staged.path)
-    told, secrets = await context.offload(files_of, context, name, directory, staged.files)
+    env, secrets = await context.offload(files_of, context, name, directory, staged.files)
     result = await context.proc.run(
         [word.replace("{staged}", str(directory)) for word in grant.argv],
         run_as=grant.run_as,
         timeout=grant.timeout,
-        env_paths=dict(grant.env) | told | {"CERTCTRL_STAGED_DIR": str(directory)},
+        env_paths=dict(grant.env) | env | {"CERTCTRL_STAGED_DIR": str(directory)},
         sha256=grant.sha256,
         secrets=secrets,
     )

@@ -125,7 +125,7 @@ async def test_a_first_delivery_that_fails_stays_for_the_service_to_find(clock: 
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001, broken=True)
     outcome = (await host.deliver(1, items=items))[1]
-    assert outcome.kind is FAILED and "nothing to go back to" in outcome.detail
+    assert outcome.kind is FAILED and "there is no earlier generation" in outcome.detail
     assert host.installer.records[1].stage is Stage.COMMITTED
     assert (host.out / "a.pem").exists() and host.live(1)
     service.broken = False
