@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 
 from certctrl.cli.policy_changes import Change, Kind, apply_change
 from certctrl.install.plan.inputs import DEBIAN, RED_HAT
+from certctrl.install.plan.policy import AgentIdentity, Refusal, explain, judge_command
 from certctrl.install.plan.refusals import no_trust_store
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.store.layout import ConfigDir
@@ -171,6 +173,23 @@ def test_allow_continues_with_refusals_that_appear_later(
     assert list(policy_of(layout)["commands"]) == ["true"]
 
 
+def test_a_command_that_is_not_listed_gets_the_command_that_lists_it(
+    layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Items of the recipes name their command; only the operator knows its program."""
+    judged = judge_command(HostPolicy(), ("nginx-reload",), AgentIdentity(config_dir=str(layout.root)), item="1")
+    assert isinstance(judged, Refusal)
+    plan = {"changes": False, "diff": f"! refused  {explain(judged)}", "refusals": [attrs.asdict(judged)]}
+    monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: plan)
+    fix = f"cert-ctrl -c {layout.root} policy allow command --name nginx-reload -- /PATH/TO/PROGRAM [ARGUMENT]..."
+    why = "run nginx-reload: policy.json lists no command named nginx-reload"
+    assert ran("-c", layout.root, "policy", "allow", "--yes") == (1, f"Refused: {why}\nTo allow it: {fix}\n", "")
+    assert ran("-c", layout.root, "plan") == (1, f"! refused  {why}; to allow it: {fix}\n", "")
+    said = fix.replace("/PATH/TO/PROGRAM [ARGUMENT]...", "/bin/true").split()[3:]
+    assert ran("-c", layout.root, *said[:2], "--yes", *said[2:]).status == 0
+    assert policy_of(layout)["commands"]["nginx-reload"]["argv"] == ["/bin/true"]
+
+
 @pytest.mark.parametrize("suggested", [DEBIAN, RED_HAT])
 def test_a_trust_store_that_the_planner_suggests_can_be_allowed(suggested: TrustStore) -> None:
     value = no_trust_store(suggested).value
@@ -189,7 +208,7 @@ def test_allow_without_refusals(layout: ConfigDir, ran: Run, monkeypatch: pytest
     monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": []})
     assert ran("-c", layout.root, "policy", "allow") == (
         0,
-        "The plan has no refusals that the policy could allow.\n",
+        "The plan has no refusals.\n",
         "",
     )
 

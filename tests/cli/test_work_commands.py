@@ -102,7 +102,7 @@ def test_without_a_daemon_the_command_does_the_work(layout: ConfigDir, local: Ca
         (["apply", "--now"], "apply", OUTCOME, (layout.root, {"now": True})),
         (["rollback", "--domain", "a", "--to", "x"], "rollback", {**OUTCOME, "name": "a"}, (layout.root, "a", "x")),
         (["rollback", "--domain", "a", "--release"], "release", {"name": "a"}, (layout.root, "a")),
-        (["plan"], "plan", {**PLAN, "changes": False}, (layout.root,)),
+        (["plan"], "plan", {**PLAN, "changes": False, "refusals": []}, (layout.root,)),
         (
             ["trust", "reset", "--scripts", "-y"],
             "reset_trust",
@@ -197,6 +197,13 @@ def test_a_plan_without_changes(layout: ConfigDir, daemon: Daemon, ran: Run) -> 
     assert ran("-c", layout.root, "plan") == (0, "Nothing to do.\n", "")
 
 
+def test_a_plan_that_only_refuses_fails(layout: ConfigDir, daemon: Daemon, ran: Run) -> None:
+    """Scripts that run `plan` must notice that an item never runs."""
+    daemon(answers({**PLAN, "changes": False}))
+    assert ran("-c", layout.root, "plan").status == 1
+    assert ran("-c", layout.root, "plan", "--json").status == 1
+
+
 @pytest.mark.parametrize(
     ("command", "data", "status"),
     [("plan", {**PLAN, "changes": False}, 1), ("plan", PLAN, 2), ("apply", OUTCOME, 1)],
@@ -227,7 +234,7 @@ def test_a_plan_changes_nothing(layout: ConfigDir, ran: Run) -> None:
         }
 
     before = tree()
-    assert ran("-c", layout.root, "plan").status == 0
+    assert ran("-c", layout.root, "plan").status == 1  # the item is refused
     assert tree() == before
 
 

@@ -23,7 +23,7 @@ def plan(
     Shows files with owner and mode, commands, probes, items refused by the policy with the line that allows them, and
     items waiting for a maintenance window. Uses what has been fetched already; `poll-now` fetches updates.
 
-    Exit status: 0 no changes, 2 changes, 1 no changes, but some items are invalid.
+    Exit status: 0 no changes, 2 changes, 1 no changes, but some items are refused or invalid.
 
     \b
     cert-ctrl -c /etc/cert-ctrl plan
@@ -35,14 +35,14 @@ def plan(
         write_json(found)
     else:
         for line in found["diff"].splitlines():
-            write_line(line)
+            write_line(invoked.with_directory(line))
         if any(refusal.get("setting") for refusal in found["refusals"]):
             write_line()
             write_line(invoked.with_directory(_ALLOW))
     write_problems(problems := found.get("problems", ()))
     if found["changes"]:
         return ExitStatus.CHANGES
-    return ExitStatus.FAILED if problems else ExitStatus.DONE
+    return ExitStatus.FAILED if problems or found["refusals"] else ExitStatus.DONE
 
 
 def fetch_plan(invoked: Invocation) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def allow(
     Without arguments, asks about each item of the current plan that the policy refuses. With a KIND, adds that entry
     to policy.json. To apply it, reload a running daemon: systemctl reload cert-ctrl (SIGHUP).
 
-    Exit status: 0 allowed, now or already, 1 nothing was added.
+    Exit status: 0 allowed, now or already, or nothing is refused, 1 nothing was added.
 
     \b
     cert-ctrl -c /etc/cert-ctrl policy allow
@@ -71,26 +71,42 @@ def allow(
 
 def _allow_refused(invoked: Invocation, *, yes: bool) -> int:
     """Ask about each refusal of the plan, and about those that appear once it is allowed."""
-    asked: list[Any] = []
-    allowed = False
-    while fresh := [change for change in _refused(invoked, quietly=bool(asked)) if change not in asked]:
-        asked += fresh
-        allowed |= _add(invoked, fresh, yes=yes) == ExitStatus.DONE
-    if not asked:
-        write_line("The plan has no refusals that the policy could allow.")
-    return ExitStatus.DONE if allowed or not asked else ExitStatus.FAILED
-
-
-def _refused(invoked: Invocation, *, quietly: bool) -> list[Any]:
-    """Return the changes that would allow the refused items of the plan, without duplicates."""
     from certctrl.cli.commands.plan import fetch_plan
 
-    changes: list[Any] = []
-    for refusal in fetch_plan(invoked)["refusals"]:
-        if refusal.get("setting"):
-            changes.append(policy_changes.change_for_refusal(refusal))
-        elif not quietly:
-            write_line(f"Refused regardless of policy.json: {refusal['what']}: {refusal['why']}")
+    asked: list[Any] = []
+    shown: list[str] = []
+    allowed = False
+    while True:
+        refusals = fetch_plan(invoked)["refusals"]
+        for line in _beyond_a_question(invoked, refusals):
+            if line not in shown:
+                shown.append(line)
+                write_line(line)
+        fresh = [change for change in _changes(refusals) if change not in asked]
+        if not fresh:
+            break
+        asked += fresh
+        allowed |= _add(invoked, fresh, yes=yes) == ExitStatus.DONE
+    if not asked and not shown:
+        write_line("The plan has no refusals.")
+    return ExitStatus.DONE if allowed or not (asked or shown) else ExitStatus.FAILED
+
+
+def _beyond_a_question(invoked: Invocation, refusals: list[dict[str, Any]]) -> list[str]:
+    """Describe the refusals that a yes cannot end: they need a command with more words, or another item."""
+    lines = []
+    for refusal in refusals:
+        what = f"{refusal['what']}: {refusal['why']}"
+        if refusal.get("fix"):
+            lines += [f"Refused: {what}", f"To allow it: {invoked.with_directory(refusal['fix'])}"]
+        elif not refusal.get("setting"):
+            lines.append(f"Refused regardless of policy.json: {what}")
+    return lines
+
+
+def _changes(refusals: list[dict[str, Any]]) -> list[Any]:
+    """Return the changes that would allow refused items, without duplicates."""
+    changes = [policy_changes.change_for_refusal(refusal) for refusal in refusals if refusal.get("setting")]
     return [change for number, change in enumerate(changes) if change not in changes[:number]]
 
 

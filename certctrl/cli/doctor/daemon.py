@@ -63,6 +63,8 @@ def _refusal_fix(refusal: dict[str, Any]) -> str:
     """Return the fix of a refusal: the policy line that allows it, or a change of the host or item."""
     if refusal.get("setting"):
         return f"cert-ctrl -c DIR policy allow (adds {refusal.get('line') or refusal['setting']})"
+    if refusal.get("fix"):
+        return str(refusal["fix"])
     local = str(refusal.get("item", "")).startswith(LOCAL_PREFIX)
     where = "in installs.local.json" if local else "in the install config on the control plane"
     return f"fix the reason on this host, or change the item {where}"

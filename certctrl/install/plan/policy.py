@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,7 @@ MAX_WORD_CHARS = 65_536
 _LISTS = ("write_roots", "run_as", "owners")
 _NO_PATH = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NO_WORD = re.compile(r"[\x00\ud800-\udfff]")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 
 
@@ -44,6 +46,8 @@ class Refusal:
     """Key of policy.json to change; empty: no setting allows this."""
     value: Any = None
     """Addition to the list or mapping under ``setting``, or its new value."""
+    fix: str = ""
+    """Command for the operator if the addition needs words that only the operator knows."""
 
     @property
     def line(self) -> str:
@@ -83,9 +87,9 @@ class AgentIdentity:
 
 
 def explain(refusal: Refusal) -> str:
-    """Return one line for the operator: what is refused, why, and the line of policy.json that would allow it."""
+    """Return one line for the operator: what is refused, why, and the line or command that would allow it."""
     if not refusal.setting:
-        return str(refusal)
+        return f"{refusal}; to allow it: {refusal.fix}" if refusal.fix else str(refusal)
     return f"{refusal}; to allow it, policy.json needs {refusal.line}"
 
 
@@ -201,6 +205,8 @@ def judge_command(
     name, named = _listed(policy, tuple(argv))
     if named is not None:
         argv = named.argv
+    elif name:
+        return attrs.evolve(_unlisted(policy, name, what), item=item)
     if fault := _argv_fault(argv):
         return Refusal(item=item, what=what, why=fault)
     if named is None and not local:
@@ -242,8 +248,21 @@ def judge_exec(policy: HostPolicy, item: ExecAction, identity: AgentIdentity) ->
     )
 
 
+def _unlisted(policy: HostPolicy, name: str, what: str) -> Refusal:
+    """Return the refusal of a command given by a name that the policy does not have."""
+    near = get_close_matches(name, policy.commands, n=1)
+    also = f"; did you mean {near[0]}?" if near else ""
+    fix = f"cert-ctrl -c DIR policy allow command --name {name} -- /PATH/TO/PROGRAM [ARGUMENT]..."
+    return Refusal(
+        what=what,
+        why=f"policy.json lists no command named {one_line(name)}{also}",
+        fix=fix if _PLAIN_NAME.fullmatch(name) else "",
+    )
+
+
 def _listed(policy: HostPolicy, argv: tuple[str, ...]) -> tuple[str, NamedCommand | None]:
-    if len(argv) == 1 and "/" not in argv[0]:
+    """Return the name that a command is given by or listed under, and the listed command, if any."""
+    if len(argv) == 1 and argv[0] and "/" not in argv[0]:
         return argv[0], policy.commands.get(argv[0])
     for name, command in policy.commands.items():
         if command.argv == argv:
@@ -255,12 +274,16 @@ def _argv_fault(argv: Sequence[str]) -> str | None:
     if not argv:
         return "there is no command"
     if path_fault(argv[0]) is not None:
-        return "the program is not a normalised absolute path"
+        return f"the program {one_line(argv[0], 200)} is {_path_kind(argv[0])}"
     if len(argv) > MAX_WORDS or sum(map(len, argv)) > MAX_WORD_CHARS:
         return "it is too long"
     if any(_NO_WORD.search(word) for word in argv):
         return "a word contains NUL or is not UTF-8"
     return None
+
+
+def _path_kind(path: str) -> str:
+    return "not a plain absolute path (no '.', '..' or '//')" if path.startswith("/") else "not an absolute path"
 
 
 def _refuse_user(

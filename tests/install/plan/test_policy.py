@@ -186,6 +186,30 @@ def test_exact_argv_and_nothing_else() -> None:
     assert not allows_command(NOTHING, RELOAD.argv, IDENTITY)
 
 
+def test_a_name_that_is_not_listed_is_refused_as_such() -> None:
+    found = refused(judge_command(POLICY, ("nginx-reload",), IDENTITY, item="7"))
+    assert (found.item, found.why, found.setting) == ("7", "policy.json lists no command named nginx-reload", "")
+    assert found.fix == "cert-ctrl -c DIR policy allow command --name nginx-reload -- /PATH/TO/PROGRAM [ARGUMENT]..."
+    assert explain(found) == f"run nginx-reload: {found.why}; to allow it: {found.fix}"
+    assert refused(judge_command(POLICY, ("ngnix",), IDENTITY)).why.endswith("named ngnix; did you mean nginx?")
+    assert "no command named pg2" in refused(judge_command(POLICY, ("pg2",), IDENTITY, local=True)).why
+    hostile = refused(judge_command(POLICY, ("a;reboot\n",), IDENTITY))
+    assert hostile.fix == "" and "\n" not in explain(hostile), "words of the plane are no command to copy"
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("nginx", "the program nginx is not an absolute path"),
+        ("bin/x", "the program bin/x is not an absolute path"),
+        ("/usr/sbin/../bin/x", "the program /usr/sbin/../bin/x is not a plain absolute path (no '.', '..' or '//')"),
+    ],
+)
+def test_a_program_without_a_plain_path_is_named(program: str, why: str) -> None:
+    found = refused(judge_command(POLICY, (program, "-s"), IDENTITY))
+    assert (found.why, found.setting, found.fix) == (why, "", "")
+
+
 def test_a_command_can_be_asked_for_by_its_name() -> None:
     grant = judge_command(POLICY, ["nginx"], IDENTITY, timeout=60)
     assert isinstance(grant, Grant)
