@@ -14,7 +14,7 @@ from certctrl.store.layout import ConfigDir
 
 
 def sweep_leftovers(layout: ConfigDir, fs: Fs) -> int:
-    """Remove the temporary files of crashed writers and return how many; call it under the daemon lock."""
+    """Remove the temporary files of crashed writers from the config directory; return how many."""
     places = (layout.root, layout.state, layout.keys, layout.passwords)
     return sum(sweep_temps(fs, place) for place in places if fs.lstat(place) is not None)
 

@@ -107,6 +107,18 @@ def test_the_journal_contains_no_file_contents(layout: ConfigDir, site: Path) ->
     copies.close()
 
 
+def test_the_journal_has_the_format_of_earlier_releases(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    (journal,) = layout.journal.iterdir()
+    record = json.loads(journal.read_text().splitlines()[0])
+    assert list(record) == ["state_version", "plan"]
+    replaced, created = record["plan"]
+    assert list(replaced) == ["path", "temp", "backup", "old", "new", "owner"]
+    assert list(replaced["old"]) == list(replaced["new"]) == ["sha256", "mode", "uid", "gid"]
+    assert (created["old"], created["owner"]) == (None, None)
+    copies.close()
+
+
 @pytest.mark.root
 def test_owners_are_set_before_the_rename_and_kept_by_default(layout: ConfigDir, site: Path) -> None:
     os.chown(site / "ssl" / "site.pem", 33, 34)
