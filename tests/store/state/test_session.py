@@ -1,4 +1,4 @@
-"""State round-trips, and a first run is told from damage."""
+"""State round-trips, and a first run is distinguished from damage."""
 
 from __future__ import annotations
 
