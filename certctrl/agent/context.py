@@ -20,7 +20,7 @@ from certctrl.install.installer import Installer
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import InstallItem
 from certctrl.model.policy import HostPolicy
-from certctrl.model.records import InboxEntry
+from certctrl.model.records import InboxEntry, Retry
 from certctrl.model.signals import Signal
 from certctrl.model.stop import Stop
 from certctrl.net.control_plane import ControlPlane
@@ -144,6 +144,12 @@ class Agent:
         if fresh:
             self.work_changed.value = True
         return fresh
+
+    def retry_now(self) -> list[Retry]:
+        """Make everything that failed due now, and return it: an operator asks, or the reasons may be gone."""
+        due = self.installer.retries.due_now()
+        self.work_changed.value = True
+        return due
 
     def once(self, key: str) -> bool:
         """True the first time in this run."""

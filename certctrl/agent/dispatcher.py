@@ -2,9 +2,9 @@
 
 Which signals may run, which are superseded and when to look again is decided by ``protocol/coalescing.py``; this
 file starts the tasks, bounds each by its timeout, and makes each ending durable: an outcome is on disk before
-its signal counts as done. What fails is kept in the inbox and tried again with backoff; after
-``poison_attempts`` it is quarantined: acked ``failed``, shown by `status`, and tried again only slowly or when
-a newer signal of the same resource replaces it.
+its signal counts as done. A signal that fails becomes a retry (`RetryTable`) and leaves the inbox; when it is due it
+is handled here again. After ``poison_attempts`` it is quarantined: acked ``failed``, shown by `status`, and retried
+only slowly or when a newer signal of the same resource replaces it.
 
 Of renewals, ``handler_limit`` are at work at a time; the others queue, and a certificate that is ready joins a batch
 (``batches.py``). Neither holds a task: a thousand tasks were most of what a burst held in memory.
@@ -12,35 +12,29 @@ Of renewals, ``handler_limit`` are at work at a time; the others queue, and a ce
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import attrs
 import trio
 
 from certctrl.agent.batches import ReadyCertificate
 from certctrl.agent.context import Agent
-from certctrl.agent.disk_health import disk_trouble, tried
+from certctrl.agent.disk_health import tried
 from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, say
-from certctrl.agent.signal_results import explain, tell_certificates
-from certctrl.backoff import grown, jittered
-from certctrl.errors import DiskError
+from certctrl.agent.signal_results import Result, explain, result_of, tell_certificates
 from certctrl.install.installer import Candidate
+from certctrl.install.plan.retries import Failure, is_quarantined, longest_pause
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import InboxEntry
+from certctrl.model.records import InboxEntry, Retry, RetryKind, retry_key
 from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, UnknownSignal, identity
 from certctrl.protocol.coalescing import choose
 from certctrl.protocol.wire.signals import ack_event
 
 BREATH = 50
 """Outcomes that are logged in one go: some milliseconds, so that nothing else waits longer."""
-RETRY_FIRST = 5.0
-RETRY_LAST = 900.0
-RETRY_LAST_TRANSIENT = 300.0
-"""As for polls: once the plane is back, or the disk has room again, nobody should wait longer."""
-MAX_RETRY_AFTER = 3600.0
-"""Upper bound of a server's Retry-After, in seconds."""
 LONGEST_WAIT = 3600.0
 """Seconds until the dispatcher chooses again even if nothing has changed: wall clocks jump."""
 
@@ -55,8 +49,6 @@ class Dispatcher:
         self._queue: deque[InboxEntry] = deque()  # renewals whose turn will come
         self._renewing = 0
         self._closed = False
-        self._tries: Counter[str] = Counter()
-        """Failures in a row of this run by identity, also those that are nobody's fault: backoff grows with them."""
 
     async def dispatch_forever(self, handlers: trio.CancelScope) -> None:
         """Handle signals until closed and every running one has ended; then end the handlers nursery."""
@@ -97,8 +89,11 @@ class Dispatcher:
 
     async def _start(self, nursery: trio.Nursery, skip: set[str] | None = None) -> float | None:
         """Start what may run; return the wall-clock time at which to look again, or None."""
-        waiting = [entry for entry in self.agent.inbox.entries() if id(entry) not in self._running]
-        choice = choose(waiting, self._busy, self.agent.wall_now(), longest=self._longest())
+        retries, settings = self.agent.installer.retries, self.agent.config.application
+        waiting = [InboxEntry(signal=one.signal, retry=one) for one in retries.signals() if one.signal is not None]
+        waiting += [entry for entry in self.agent.inbox.entries() if id(entry) not in self._running]
+        longest = longest_pause(RetryKind.REFUSED, settings)
+        choice = choose(waiting, self._busy, self.agent.wall_now(), longest=longest)
         if choice.superseded:
             await self._finish_superseded(choice.superseded)
         for entry in choice.run:
@@ -108,6 +103,8 @@ class Dispatcher:
                 skip.add(identity(entry.signal))
             self._busy.add(entry.signal.resource)
             self._running.add(id(entry))
+            if entry.retry is None:
+                retries.replaced(entry.signal)
             if isinstance(entry.signal, CertRenewed):
                 self.agent.burst.fetch_queued()
                 self._queue.append(entry)
@@ -142,7 +139,6 @@ class Dispatcher:
         outcome = Outcome(kind=OutcomeKind.SUPERSEDED, detail="a newer signal of the same resource came")
         acks = [ack_event(entry.signal, outcome, 0) for entry in entries]
         for entry in entries:
-            del self._tries[identity(entry.signal)]
             say(self.agent.log, Line.SIGNAL_SUPERSEDED, type=entry.signal.type, ts=entry.signal.ts_ms)
             self.agent.figures.signals[entry.signal.type, OutcomeKind.SUPERSEDED.value] += 1
         await self._save(entries, acks)
@@ -157,7 +153,7 @@ class Dispatcher:
                 agent.batches.add(ReadyCertificate(entry=entry, prepared=handled, started=started, deadline=deadline))
                 in_batch = True
             else:
-                await self._conclude(entry, *handled, trio.current_time() - started)
+                await self._conclude(entry, handled, trio.current_time() - started)
         finally:
             if not in_batch:
                 self._free([entry])
@@ -173,37 +169,35 @@ class Dispatcher:
             async with trio.open_nursery() as nursery:
                 for entry, outcome, seconds in ended:
                     if not outcome.ok:
-                        nursery.start_soon(self._failed, entry, outcome, seconds, outcome.transient, None)
+                        nursery.start_soon(self._failed, entry, result_of(outcome), seconds)
         finally:
             self._free(entry for entry, _, _ in ended)
 
-    async def _conclude(
-        self, entry: InboxEntry, outcome: Outcome, transient: bool, retry_after: float | None, seconds: float
-    ) -> None:
-        if outcome.ok:
-            await self._done([(entry, outcome, seconds)])
+    async def _conclude(self, entry: InboxEntry, result: Result, seconds: float) -> None:
+        if result.outcome.ok:
+            await self._done([(entry, result.outcome, seconds)])
         else:
-            await self._failed(entry, outcome, seconds, transient, retry_after)
+            await self._failed(entry, result, seconds)
 
-    async def _handle(self, entry: InboxEntry) -> Candidate | tuple[Outcome, bool, float | None]:
-        """Return the outcome, whether a failure is nobody's fault yet (network, sealing), and a server's delay."""
+    async def _handle(self, entry: InboxEntry) -> Candidate | Result:
+        """Run the handler of a signal; return what it prepared, or how it ended."""
         agent, signal = self.agent, entry.signal
         if isinstance(signal, MalformedSignal):
             say(agent.log, Line.SIGNAL_MALFORMED, type=signal.type, ts=signal.ts_ms, why=signal.why)
-            return Outcome(kind=OutcomeKind.FAILED, detail=f"malformed: {signal.why}"), False, None
+            return Result(Outcome(kind=OutcomeKind.FAILED, detail=f"malformed: {signal.why}"))
         handler = find_handler(agent.config.ioc, signal.type)
         if handler is None:
             line = Line.SIGNAL_UNKNOWN if isinstance(signal, UnknownSignal) else Line.SIGNAL_DISABLED
             say(agent.log, line, type=signal.type, ts=signal.ts_ms)
-            return Outcome(kind=OutcomeKind.IGNORED, detail="no handler for this type"), False, None
+            return Result(Outcome(kind=OutcomeKind.IGNORED, detail="no handler for this type"))
         say(agent.log, Line.SIGNAL_PROCESSING, type=signal.type, ts=signal.ts_ms)
         try:
             with trio.move_on_after(self._limit(signal)):
                 handled = await handler(agent, signal)
-                return handled if isinstance(handled, Candidate) else (handled, handled.transient, None)
+                return handled if isinstance(handled, Candidate) else result_of(handled)
         except Exception as error:  # one signal's trouble must not end the others
             return explain(agent, entry, error)
-        return self._timed_out(signal), False, None
+        return Result(self._timed_out(signal))
 
     def _limit(self, signal: Signal) -> float:
         settings = self.agent.config.application
@@ -219,7 +213,6 @@ class Dispatcher:
         if not done:
             return
         for entry, outcome, seconds in done:
-            del self._tries[identity(entry.signal)]
             self._count(entry.signal, outcome, seconds)
         acks = [ack_event(entry.signal, outcome, round(seconds * 1000)) for entry, outcome, seconds in done]
         await self._save([entry for entry, _, _ in done], acks)
@@ -240,54 +233,56 @@ class Dispatcher:
         self.agent.figures.signal_took(signal.type, seconds)
         self.agent.figures.signals[signal.type, outcome.kind.value] += 1
 
-    async def _failed(
-        self, entry: InboxEntry, outcome: Outcome, seconds: float, transient: bool, retry_after: float | None
-    ) -> None:
-        agent, signal = self.agent, entry.signal
-        milliseconds = round(seconds * 1000)
+    async def _failed(self, entry: InboxEntry, result: Result, seconds: float) -> None:
+        agent, signal, outcome = self.agent, entry.signal, result.outcome
         self._count(signal, outcome, seconds)
-        if isinstance(signal, MalformedSignal):  # it will not get better
-            await self._save([entry], [ack_event(signal, outcome, milliseconds)])
+        ack = ack_event(signal, outcome, round(seconds * 1000))
+        if isinstance(signal, MalformedSignal):  # retrying cannot help
+            await self._save([entry], [ack])
             return
-        delay, quarantined = self._delay(entry, transient, retry_after)
-        ack = None
-        if outcome.detail != entry.last_error or quarantined:  # each new failure is reported once
-            ack = ack_event(signal, outcome, milliseconds)
-        try:
-            await agent.inbox.keep(
-                entry, error=outcome.detail, next_try_at=agent.wall_now() + delay, count=not transient, ack=ack
-            )
-        except DiskError as error:
-            disk_trouble(agent, error)
-        line = Line.SIGNAL_QUARANTINED if quarantined else Line.SIGNAL_FAILED
+        retry = self._recorded(entry, result)
+        quarantined = is_quarantined(retry, agent.config.application)
+        if entry.retry is None:
+            agent.installer.retries.put(attrs.evolve(retry, reported=outcome.detail))
+            await tried(agent, agent.inbox.hand_over(entry, ack))
+        else:
+            if outcome.detail != entry.retry.reported or quarantined:  # each new failure is reported once
+                await tried(agent, agent.inbox.report(ack))
+                agent.installer.retries.put(attrs.evolve(retry, reported=outcome.detail))
+            await tried(agent, agent.installer.save_retries())
+        delay = round(retry.next_try_at - agent.wall_now())
         say(
             agent.log,
-            line,
+            Line.SIGNAL_QUARANTINED if quarantined else Line.SIGNAL_FAILED,
             type=signal.type,
             ts=signal.ts_ms,
-            attempts=entry.attempts + 1,
+            attempts=max(1, retry.attempts),
             why=outcome.detail,
-            delay=round(delay),
+            delay=delay,
         )
         if outcome.kind is OutcomeKind.ROLLED_BACK:
-            say(agent.log, Line.ROLLED_BACK, name=signal.resource, why=outcome.detail, delay=round(delay))
+            say(agent.log, Line.ROLLED_BACK, name=signal.resource, why=outcome.detail, delay=delay)
 
-    def _delay(self, entry: InboxEntry, transient: bool, retry_after: float | None) -> tuple[float, bool]:
-        """Return the seconds until the next try, and whether this failure puts the signal into quarantine."""
-        settings = self.agent.config.application
-        quarantined = not transient and entry.attempts + 1 >= settings.poison_attempts
-        self._tries[key := identity(entry.signal)] += 1
-        tries = max(entry.attempts, self._tries[key] - 1)
-        most = RETRY_LAST_TRANSIENT if transient else RETRY_LAST
-        backoff = jittered(grown(RETRY_FIRST, most, tries + 1), self.agent.random())
-        delay = max(backoff, retry_after or 0.0)
-        if quarantined:
-            delay = max(delay, float(settings.reconcile_interval_seconds))
-        return min(delay, self._longest()), quarantined
-
-    def _longest(self) -> float:
-        """Return the longest that any signal is put off; what waits for its day is looked at this often, too."""
-        return max(MAX_RETRY_AFTER, float(self.agent.config.application.reconcile_interval_seconds))
+    def _recorded(self, entry: InboxEntry, result: Result) -> Retry:
+        """Return the retry of a failed signal: the installer's with the signal added, or a new one."""
+        signal, retries = entry.signal, self.agent.installer.retries
+        known = retries.of(signal.resource) if result.outcome.recorded else None
+        if known is not None and retry_key(signal) == known.resource:
+            retries.put(retry := attrs.evolve(known, signal=signal))
+            return retry
+        return retries.failed(
+            Failure(
+                resource=signal.resource,
+                kind=result.kind,
+                error=result.outcome.detail,
+                retry_after=result.retry_after,
+                signal=signal,
+            )
+        )
 
     async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> None:
         await tried(self.agent, self.agent.inbox.finish(entries, acks))  # refused: done work is idempotent
+        if retried := [entry.signal for entry in entries if entry.retry is not None]:
+            for signal in retried:  # not before: a crash must not take the signal and leave no outcome
+                self.agent.installer.retries.ended(signal)
+            await tried(self.agent, self.agent.installer.save_retries())

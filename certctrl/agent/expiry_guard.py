@@ -48,7 +48,7 @@ async def _warn(agent: Agent, finding: Finding, here: CertRecord | None) -> None
         return
     if finding.danger is Danger.EXPIRED:
         say(agent.log, Line.EXPIRED, cert_id=record.cert_id, name=record.name)
-    why, fix = _why_not_renewed(record) if here is not None else _NOT_COME
+    why, fix = _why_not_renewed(agent, record) if here is not None else _NOT_COME
     ends = "has expired" if finding.danger is Danger.EXPIRED else f"expires in {left}"
     what = f"certificate {record.cert_id} ({record.name}) {ends} and {why}"
     await raise_alert(agent, finding.danger.value, what, fix, cert_id=record.cert_id)
@@ -60,13 +60,13 @@ _NOT_COME = (
 )
 
 
-def _why_not_renewed(record: CertRecord) -> tuple[str, str]:
+def _why_not_renewed(agent: Agent, record: CertRecord) -> tuple[str, str]:
     """Return why a renewal that is staged here is not in use, and what to do about it."""
     if record.held:
         name = record.facts.domains[0] if record.facts.domains else record.name
         return "its renewal is held back by a rollback", f"cert-ctrl rollback --domain {name} --release"
-    if record.last_error:
-        return f"its renewal could not be deployed: {record.last_error}", "mend that, then `cert-ctrl apply --now`"
+    if record.failing and (error := agent.installer.last_error(record.cert_id)):
+        return f"its renewal could not be deployed: {error}", "mend that, then `cert-ctrl apply --now`"
     return "its renewal waits for the maintenance window", "`cert-ctrl apply --now` does not wait for it"
 
 

@@ -4,6 +4,7 @@ Order is everything (safety.md §4.2):
 
     page → inbox.json or outcome → last_cursor.txt    nothing is lost: a crash in between brings the page again
     outcome → pending_acks.json → inbox.json          nothing is forgotten: what is done is known to be done
+    failure → retries.json → inbox.json               nothing is given up: a signal that failed leaves as a retry
 
 Outcome and "done" are one file, so that no crash keeps the one and takes the other.
 
@@ -20,17 +21,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
-import attrs
 import trio
 from trio_util import RepeatedEvent
 
+from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.model.records import Ack, InboxEntry
 from certctrl.model.signals import Signal, identity
 from certctrl.store.state.session import SessionState
 
 ACK_LIMIT = 1000
 DONE_LIMIT = 1000
-PUT_OFF = 10
+MAX_WAITING = 10
 """How many times the limit may wait for their next try."""
 
 Offload = Callable[..., Awaitable[Any]]
@@ -39,8 +40,18 @@ Offload = Callable[..., Awaitable[Any]]
 class Inbox:
     """Signals between "received" and "done", acks between "done" and "sent"."""
 
-    def __init__(self, store: SessionState, offload: Offload, *, limit: int) -> None:
+    def __init__(
+        self,
+        store: SessionState,
+        offload: Offload,
+        retries: RetryTable,
+        secure_retries: Callable[[], Awaitable[None]],
+        *,
+        limit: int,
+    ) -> None:
         self._store = store
+        self._retries = retries
+        self._secure_retries = secure_retries
         self._offload = offload
         self._limit = limit
         self._disk = trio.Lock()
@@ -51,6 +62,7 @@ class Inbox:
         entries = {identity(entry.signal): entry for entry in store.load_inbox()}
         self._entries = {key: entry for key, entry in entries.items() if key not in self._done}
         self._dirty = len(self._entries) < len(entries)  # something to write
+        retries.forget(self._done, self._entries)
         self._fewer = False  # acks that only have to leave
         self._unsafe: set[str] = set()  # admitted, and in no inbox that is known to be durable
         self._outcomes = self._offered = 0  # how many acks ever came, and how many had when they were looked at last
@@ -58,8 +70,8 @@ class Inbox:
 
     @property
     def depth(self) -> int:
-        """Signals received and not done."""
-        return len(self._entries)
+        """Signals received and not done, those that wait for their next try included."""
+        return len(self._entries) + len(self._retries.signals())
 
     @property
     def acks_pending(self) -> int:
@@ -67,24 +79,16 @@ class Inbox:
         return len(self._acks)
 
     def entries(self) -> list[InboxEntry]:
-        """Return what is not done, oldest first."""
+        """Return the signals that are not done and have not failed, oldest first."""
         return list(self._entries.values())
-
-    def hurry(self) -> list[InboxEntry]:
-        """Let what waits for its next try be due now, because a person asks; return all that is not done."""
-        for key, entry in self._entries.items():
-            if entry.next_try_at:
-                self._entries[key] = attrs.evolve(entry, next_try_at=0.0)
-        return self.entries()
 
     def has_room(self, count: int) -> bool:
         """Say whether ``count`` more signals fit; when nobody is at work on any there always is room.
 
         What has failed and waits for its next try holds no room: one poison signal must not stop the polling.
         """
-        at_work = sum(not entry.last_error for entry in self._entries.values())
-        total = len(self._entries) + count
-        return (not at_work or at_work + count <= self._limit) and total <= count + PUT_OFF * self._limit
+        at_work = len(self._entries)
+        return (not at_work or at_work + count <= self._limit) and self.depth <= MAX_WAITING * self._limit
 
     async def wait_for_room(self, count: int) -> None:
         """Wait until ``count`` more signals fit: a full inbox is backpressure, nothing is polled meanwhile."""
@@ -106,10 +110,11 @@ class Inbox:
 
         They may be handled at once; the cursor must not pass them before `secure` has returned.
         """
+        failed = {identity(one.signal) for one in self._retries.signals() if one.signal is not None}
         fresh: dict[str, InboxEntry] = {}
         for signal in signals:
             key = identity(signal)
-            if key not in self._entries and key not in self._done:
+            if key not in self._entries and key not in self._done and key not in failed:
                 fresh[key] = InboxEntry(signal=signal)
         self._entries |= fresh
         self._unsafe |= fresh.keys()
@@ -137,16 +142,10 @@ class Inbox:
         self._tell(*acks)
         await self._write_and_tell()
 
-    async def keep(
-        self, entry: InboxEntry, *, error: str, next_try_at: float, count: bool, ack: dict[str, Any] | None
-    ) -> None:
-        """Keep an entry that failed for a later try; ``count`` it as an attempt, and report it when there is an ack."""
-        key = identity(entry.signal)
-        if key in self._entries:
-            self._entries[key] = attrs.evolve(
-                entry, attempts=entry.attempts + count, last_error=error, next_try_at=next_try_at
-            )
-        self._tell(*() if ack is None else (ack,))
+    async def hand_over(self, entry: InboxEntry, ack: dict[str, Any]) -> None:
+        """Replace an entry that failed by its ack, durably; its retry, recorded before, is made durable first."""
+        self._entries.pop(identity(entry.signal), None)
+        self._tell(ack)
         await self._write_and_tell()
 
     async def report(self, event: dict[str, Any]) -> None:
@@ -204,10 +203,12 @@ class Inbox:
     async def _save(self) -> None:
         """Write outcomes and entries, in this order; called under ``_disk``."""
         acks, done, before = tuple(self._acks), tuple(self._done), (self._dirty, self._fewer)
+        entries = tuple(self._entries.values())  # what fails while the retries are written leaves with the next write
         self._dirty = self._fewer = False
         try:
             if before[0]:
-                await self._offload(self._store.save_progress, acks, done, tuple(self._entries.values()))
+                await self._secure_retries()
+                await self._offload(self._store.save_progress, acks, done, entries)
             else:
                 await self._offload(partial(self._store.save_outcomes, acks, done, sync_parent=False))
         except BaseException:

@@ -103,7 +103,7 @@ async def refresh_install_config(agent: Agent) -> bool:
         fresh = StoredInstallConfig(raw=raw, etag=etag, version=config.version, hash=config.installs_hash_b64)
         await agent.offload(agent.store.installed.save_install_config, fresh)
     if changed:
-        agent.installer.hurry()
+        agent.retry_now()
     reload_items(agent)
     return changed
 

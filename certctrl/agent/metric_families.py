@@ -32,6 +32,8 @@ class View:
     status: Mapping[str, Any]
     """As `reporter.snapshot` makes it."""
     records: Sequence[CertRecord]
+    failed_attempts: Mapping[int, int] = attrs.field(factory=dict)
+    """Certificate id -> failures in a row; a certificate that does not fail may be missing."""
     version: str = ""
 
 
@@ -48,7 +50,7 @@ class AgentCollector(Collector):
         yield from _counted(view.figures)
         yield from _now(view.status)
         yield from _stuck(view.status)
-        yield from _certificates(view.records)
+        yield from _certificates(view.records, view.failed_attempts)
 
 
 def render(view: View) -> bytes:
@@ -122,7 +124,7 @@ def _stuck(status: Mapping[str, Any]) -> Iterator[Metric]:
     )
 
 
-def _certificates(records: Sequence[CertRecord]) -> Iterator[Metric]:
+def _certificates(records: Sequence[CertRecord], attempts: Mapping[int, int]) -> Iterator[Metric]:
     rows = [({"cert_id": str(r.cert_id), "name": r.name}, r) for r in records]
     live = [(labels, r) for labels, r in rows if r.generation]
     applied = [(labels, r) for labels, r in rows if r.last_outcome is not None]
@@ -138,7 +140,7 @@ def _certificates(records: Sequence[CertRecord]) -> Iterator[Metric]:
             "last_apply_result", "1 for the result of the last attempt.",
             [({**labels, "result": str(r.last_outcome)}, 1) for labels, r in applied],
         ),
-        ("failed_applies", "Failed attempts in a row.", [(labels, r.attempts) for labels, r in rows]),
+        ("failed_applies", "Failed attempts in a row.", [(labels, attempts.get(r.cert_id, 0)) for labels, r in rows]),
         ("held", "1 while rolled back by hand and held there.", [(labels, int(r.held)) for labels, r in rows]),
     )  # fmt: skip
     for name, about, samples in values:

@@ -19,6 +19,7 @@ from certctrl.agent.log_lines import Line, say
 from certctrl.agent.metric_families import View, render
 from certctrl.agent.reporter import snapshot
 from certctrl.errors import CertctrlError, ConfigError, DiskError
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.store.disk.atomic import write_atomic
 from certctrl.store.layout import PUBLIC_MODE
 
@@ -63,7 +64,18 @@ async def _or_say_why(agent: Agent, task: Callable[[], Awaitable[None]]) -> None
 def view_of(agent: Agent) -> View:
     """Return what a scrape of this agent shows."""
     records = tuple(agent.installer.records.values())
-    return View(figures=agent.figures, status=snapshot(agent), records=records, version=certctrl.__version__)
+    retries = {record.cert_id: agent.installer.retries.of(cert_resource(record.cert_id)) for record in records}
+    return View(
+        figures=agent.figures,
+        status=snapshot(agent),
+        records=records,
+        failed_attempts={
+            record.cert_id: retry.attempts
+            for record in records
+            if record.failing and (retry := retries[record.cert_id]) is not None
+        },
+        version=certctrl.__version__,
+    )
 
 
 def listen_address(settings: ApplicationConfig) -> tuple[str, int]:

@@ -67,7 +67,7 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
         before = generations(agent)
         found, unreachable = await try_resync(agent, "`apply` was asked for")
         if not unreachable:
-            agent.inbox.hurry()
+            agent.retry_now()
             await handle_all(agent)
         outcome = await agent.installer.converge_all(agent.items, ignore_window=now, due_now=True)
         result = applied(agent, outcome, before, differences=found, unreachable=unreachable)

@@ -58,9 +58,9 @@ class Operations:
         before = generations(agent)
         found, unreachable = await try_resync(agent, "`apply` was asked for")
         with trio.move_on_after(SETTLE_SECONDS):  # what it found is staged first, what failed is tried
-            waiting = agent.inbox.hurry()
-            agent.work_changed.value = True
-            await agent.inbox.wait_for_outcomes(waiting)
+            retries = agent.retry_now()
+            await agent.inbox.wait_for_outcomes(agent.inbox.entries())
+            await agent.installer.retries.wait_tried(one for one in retries if one.signal is not None)
         outcome = await agent.installer.converge_all(
             agent.items, ignore_window=bool(request.get("now")), due_now=True, asked_by=OPERATOR
         )
@@ -148,7 +148,7 @@ def applied(
 
 def failed(agent: Agent) -> dict[str, Any]:
     """Return why signals failed that will be tried again, if any did."""
-    reasons = [entry.last_error for entry in agent.inbox.entries() if entry.last_error]
+    reasons = [retry.last_error for retry in agent.installer.retries.signals()]
     return {"failed": reasons} if reasons else {}
 
 

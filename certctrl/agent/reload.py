@@ -56,7 +56,7 @@ class Reloader:
         agent.config, agent.policy = fresh, policy
         agent.session.reconfigure(fresh.application, trio.current_time())
         reload_items(agent)
-        agent.installer.hurry()
+        agent.retry_now()
         if agent.on_reload is not None:
             agent.on_reload(fresh)
         agent.reconcile_requested.value = True  # what was refused, and what the new items want, is tried now

@@ -19,7 +19,7 @@ from certctrl.agent.log_lines import Line, say
 from certctrl.agent.memory import give_back
 from certctrl.agent.systemd import Notifier
 from certctrl.errors import DiskError
-from certctrl.model.records import CertRecord
+from certctrl.install.plan.retries import is_quarantined
 from certctrl.model.signals import to_wire
 from certctrl.model.status import Health
 from certctrl.protocol.state import State
@@ -66,37 +66,26 @@ def current_problems(agent: Agent) -> list[dict[str, Any]]:
 
 
 def stuck_items(agent: Agent) -> list[dict[str, Any]]:
-    """Return each certificate and signal that fails or waits: what, why, when it is tried next.
-
-    While a signal of a certificate is at work, its next try is that signal's.
-    """
-    tried = {entry.signal.resource: entry.next_try_at for entry in agent.inbox.entries() if entry.last_error}
-    records = [
-        {
-            "item": f"certificate {record.cert_id} ({record.name})",
-            "reason": record.last_error,
-            "attempts": record.attempts,
-            "next_try_at": tried.get(f"cert:{record.cert_id}", record.next_try_at),
+    """Return each certificate and signal that fails or waits: what, why, when it is retried."""
+    records, found = agent.installer.records, dict[str, dict[str, Any]]()
+    retries = agent.installer.retries.rows().values()
+    for retry in sorted(retries, key=lambda one: one.key != one.resource):
+        record = records.get(int(retry.resource[5:])) if retry.resource.startswith("cert:") else None
+        failing = record is not None and record.failing
+        if retry.resource in found:  # a revocation of a certificate that fails
+            found[retry.resource]["next_try_at"] = retry.next_try_at
+            continue
+        if record is not None and failing:
+            item = f"certificate {record.cert_id} ({record.name})"
+        else:
+            item = f"signal {retry.signal.type if retry.signal is not None else ''} {retry.resource}"
+        found[retry.resource] = {
+            "item": item,
+            "reason": retry.last_error,
+            "attempts": max(retry.attempts, int(failing)),
+            "next_try_at": retry.next_try_at,
         }
-        for record in agent.installer.records.values()
-        if _stuck(record)
-    ]
-    known = {f"cert:{record.cert_id}" for record in agent.installer.records.values() if _stuck(record)}
-    signals = [
-        {
-            "item": f"signal {entry.signal.type} {entry.signal.resource}",
-            "reason": entry.last_error,
-            "attempts": entry.attempts,
-            "next_try_at": entry.next_try_at,
-        }
-        for entry in agent.inbox.entries()
-        if entry.last_error and entry.signal.resource not in known
-    ]
-    return records + signals
-
-
-def _stuck(record: CertRecord) -> bool:
-    return record.attempts > 0 and bool(record.last_error)
+    return list(found.values())
 
 
 def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, Any]]) -> Health:
@@ -134,9 +123,9 @@ def snapshot(agent: Agent) -> dict[str, Any]:
         "problems": problems,
         "stuck": stuck,
         "quarantined": [
-            to_wire(entry.signal) | {"reason": entry.last_error, "attempts": entry.attempts}
-            for entry in agent.inbox.entries()
-            if entry.attempts >= settings.poison_attempts
+            to_wire(retry.signal) | {"reason": retry.last_error, "attempts": retry.attempts}
+            for retry in agent.installer.retries.signals()
+            if retry.signal is not None and is_quarantined(retry, settings)
         ],
         "counters": {
             "polls": dict(agent.figures.polls),

@@ -1,4 +1,7 @@
-"""Retry what failed or is staged without a signal."""
+"""Retry what failed or is staged without a signal: through the installer, with what is on disk.
+
+Signals that failed are retried by the dispatcher. Both read the same table, `RetryTable`.
+"""
 
 from __future__ import annotations
 
@@ -11,53 +14,56 @@ from certctrl.agent.context import Agent
 from certctrl.agent.disk_health import tried
 from certctrl.agent.install_config import converge_in_force
 from certctrl.agent.log_lines import Line, say
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import CertRenewed
 from certctrl.protocol.wire.signals import ack_event
 
 LOOK_EVERY = 300.0
-"""Longest time between two looks for something that has its turn by itself; when one is known, until then."""
-
+"""Seconds between two checks while nothing is known to be due earlier: wall clocks jump."""
 LEAVE_TO_SIGNAL = 30.0
-"""Seconds after a signal's own try at which it is looked whether it is done."""
+"""Seconds that a certificate is left to its signal in the inbox."""
 
 
-async def keep_trying(agent: Agent) -> None:
-    """Try again, each in its turn, what waits for the window or failed and no signal brings any more, until cancelled."""
+async def retry_forever(agent: Agent) -> None:
+    """Retry each certificate when it is due, or when its window opens, until cancelled."""
     while True:
-        now = agent.wall_now()
-        pause = min([LOOK_EVERY, *(max(1.0, at - now) for at in _turns(agent).values())])
-        with trio.move_on_after(pause):
-            await agent.installer.owing()
-        if due := [cert_id for cert_id, at in _turns(agent).items() if at <= agent.wall_now()]:
-            await _try(agent, due)
+        turns, now = _turns(agent), agent.wall_now()
+        pause = min([LOOK_EVERY, *(max(1.0, at - now) for at in turns.values())])
+        with trio.move_on_after(pause) as waited:
+            await agent.installer.retries.changed.wait()
+        if waited.cancelled_caught and (due := [one for one, at in turns.items() if at <= agent.wall_now()]):
+            await _retry(agent, due)
 
 
 def _turns(agent: Agent) -> dict[int, float]:
-    """Return when each certificate is to be tried here; what has a signal is left to that for as long."""
-    now, failed = agent.wall_now(), agent.installer.retry_turns()
-    theirs = {entry.signal.resource: max(now, entry.next_try_at) + LEAVE_TO_SIGNAL for entry in agent.inbox.entries()}
-    mine = {cert_id: max(at, theirs.get(f"cert:{cert_id}", at)) for cert_id, at in failed.items()}
-    return agent.installer.window_turns() | mine
+    """Return when each certificate is to be retried here (wall-clock seconds)."""
+    now, arriving = agent.wall_now(), {entry.signal.resource for entry in agent.inbox.entries()}
+    failed = {
+        cert_id: max(at, now + LEAVE_TO_SIGNAL) if cert_resource(cert_id) in arriving else at
+        for cert_id, at in agent.installer.retry_turns().items()
+    }
+    return agent.installer.window_turns() | failed
 
 
-async def _try(agent: Agent, due: Collection[int]) -> None:
-    began = trio.current_time()
-    before = {cert_id: agent.installer.records[cert_id] for cert_id in due}
+async def _retry(agent: Agent, due: Collection[int]) -> None:
+    began, retries = trio.current_time(), agent.installer.retries
+    before = {cert_id: (agent.installer.records[cert_id], retries.of(cert_resource(cert_id))) for cert_id in due}
     outcomes = await converge_in_force(agent, (), due)
     milliseconds = round((trio.current_time() - began) * 1000)
     agent.lifetimes_changed.value = True
-    for cert_id, known in before.items():
-        record, outcome = agent.installer.records[cert_id], outcomes[cert_id]
+    for cert_id, (known, retry_before) in before.items():
+        record, outcome, retry = agent.installer.records[cert_id], outcomes[cert_id], retries.of(cert_resource(cert_id))
         switched = record.generation != known.generation
-        if record.attempts > known.attempts:
+        if retry is not None and retry is not retry_before:
             line = Line.ROLLED_BACK if outcome.kind is OutcomeKind.ROLLED_BACK else Line.STILL_FAILS
-            delay = round(record.next_try_at - agent.wall_now())
+            delay = round(retry.next_try_at - agent.wall_now())
             say(agent.log, line, name=record.name, why=outcome.detail, delay=delay)
-        if outcome.ok and (switched or (known.attempts and not record.attempts)):
+        if outcome.ok and (switched or (known.failing and not record.failing)):
             forget_alerts(agent, cert_id)
             say(agent.log, Line.CERT_UPDATED, cert_id=cert_id, name=record.name, serial=record.facts.serial)
-        if switched or record.last_error != known.last_error:  # the same failure again is no news
+        errors = [one.last_error if one is not None else "" for one in (retry_before, retry)]
+        if switched or errors[0] != errors[1]:  # the same failure is reported once
             # its signal was answered when it was staged, or failed first
             signal = CertRenewed(ts_ms=int(agent.wall_now() * 1000), cert_id=cert_id)
             await tried(agent, agent.inbox.report(ack_event(signal, outcome, milliseconds)))

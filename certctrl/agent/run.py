@@ -34,7 +34,7 @@ from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import reconcile_forever
 from certctrl.agent.reload import Reloader
 from certctrl.agent.reporter import report_forever, save_status, snapshot
-from certctrl.agent.retries import keep_trying
+from certctrl.agent.retries import retry_forever
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.agent.systemd import Notifier, feed_watchdog
 from certctrl.errors import NotRegisteredError
@@ -84,7 +84,7 @@ async def _run_services(
             services.start_soon(report_forever, agent, notifier)
             services.start_soon(guard_expiry, agent)
             services.start_soon(reconcile_forever, agent)
-            services.start_soon(keep_trying, agent)
+            services.start_soon(retry_forever, agent)
             services.start_soon(feed_watchdog, notifier)
             services.start_soon(publish_metrics_if_enabled, agent)
             say(

@@ -27,7 +27,7 @@ from certctrl.errors import NotRegisteredError
 from certctrl.install.installer import Installer
 from certctrl.install.probe.tls import Probe, TlsProbe
 from certctrl.install.process import Proc
-from certctrl.model.config import AgentConfig
+from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.net.control_plane import ControlPlane
 from certctrl.net.http import Http
 from certctrl.protocol.session import Session
@@ -140,19 +140,18 @@ def _assemble(
     def current() -> Agent:
         return agent  # its configuration, policy and items are replaced by a reload
 
-    def debounce() -> tuple[float, float]:
-        settings = agent.config.application
-        return settings.debounce_ms / 1000, settings.debounce_limit_ms / 1000
-
-    burst = BurstWatch(debounce=debounce, clock=trio.current_time)
+    installer = _installer(layout, store, seams, log, current)
+    burst = BurstWatch(debounce=lambda: _debounce(agent.config.application), clock=trio.current_time)
     agent = Agent(
         layout=layout,
         fs=seams.fs,
         store=store,
         plane=plane,
         tokens=_token_keeper(layout, config, store, plane, seams),
-        installer=_installer(layout, store, seams, log, current),
-        inbox=Inbox(store.session, seams.offload, limit=config.application.queue_size),
+        installer=installer,
+        inbox=Inbox(
+            store.session, seams.offload, installer.retries, installer.save_retries, limit=config.application.queue_size
+        ),
         burst=burst,
         batches=Batches(lambda prepared, ids: converge_in_force(agent, prepared, ids), burst),
         session=Session(config.application, cursor=store.session.load_cursor(), random=seams.random),
@@ -170,6 +169,10 @@ def _assemble(
         started_mono=trio.current_time(),
     )
     return agent
+
+
+def _debounce(settings: ApplicationConfig) -> tuple[float, float]:
+    return settings.debounce_ms / 1000, settings.debounce_limit_ms / 1000
 
 
 def _token_keeper(
@@ -202,4 +205,5 @@ def _installer(
         wall_now=seams.wall_now,
         offload=seams.offload,
         log=log,
+        random=seams.random,
     )

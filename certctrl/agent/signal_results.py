@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
+import attrs
+
 from certctrl.agent.alerts import REVOKED, forget_alerts
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, say
@@ -17,14 +19,30 @@ from certctrl.errors import (
     TransportError,
 )
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import InboxEntry
+from certctrl.model.records import InboxEntry, RetryKind
 from certctrl.model.signals import CertRenewed, CertRevoked
 
 WAITING_STATUSES = frozenset({409, 429, 500, 502, 503, 504})
 
 
-def explain(agent: Agent, entry: InboxEntry, error: Exception) -> tuple[Outcome, bool, float | None]:
-    """Return the outcome of a handler that raised, whether waiting alone may cure it, and the plane's delay."""
+@attrs.frozen
+class Result:
+    """The end of one handler."""
+
+    outcome: Outcome
+    kind: RetryKind = RetryKind.REFUSED
+    """Why it is retried, if it failed."""
+    retry_after: float = 0.0
+    """Seconds that the plane asked for, or until the material becomes valid."""
+
+
+def result_of(outcome: Outcome) -> Result:
+    """Return the result of a handler that returned."""
+    return Result(outcome, RetryKind.WAITING if outcome.transient else RetryKind.REFUSED)
+
+
+def explain(agent: Agent, entry: InboxEntry, error: Exception) -> Result:
+    """Return the result of a handler that raised."""
     cert_id = getattr(entry.signal, "cert_id", "?")
     kind, transient, retry_after = "", False, cast(float | None, None)
     match error:
@@ -51,9 +69,9 @@ def explain(agent: Agent, entry: InboxEntry, error: Exception) -> tuple[Outcome,
             where = f"the handler of {entry.signal.type}"
             say(agent.log, Line.BUG, kind=type(error).__name__, where=where, why=error)
             detail = f"internal error ({type(error).__name__})"
-            return Outcome(kind=OutcomeKind.FAILED, detail=detail), False, None
+            return Result(Outcome(kind=OutcomeKind.FAILED, detail=detail))
     agent.figures.errors[kind] += 1
-    return _failure(error), transient, retry_after
+    return Result(_failure(error), RetryKind.WAITING if transient else RetryKind.REFUSED, retry_after or 0.0)
 
 
 def _failure(error: CertctrlError) -> Outcome:

@@ -24,12 +24,13 @@ from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, groups_of
 from certctrl.install.deploy.locks import Locks
 from certctrl.install.deploy.results import Results, merged
+from certctrl.install.deploy.retry_table import RetryTable, cert_resource
 from certctrl.install.deploy.rollback import roll_back
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.deploy.withdrawal import Withdrawal, withdrawn
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.plan.planner import cas_wanted
-from certctrl.install.plan.retries import retry_turns
+from certctrl.install.plan.retries import retriable
 from certctrl.install.plan.values import InstallPlan
 from certctrl.install.probe.tls import Probe, TlsProbe
 from certctrl.install.process import Proc
@@ -73,8 +74,10 @@ class Installer:
         wall_now: Callable[[], float],
         offload: Callable[..., Awaitable[Any]],
         log: logging.Logger,
+        random: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._context = Context.of(
+            random=random,
             layout=layout,
             fs=fs,
             generations=generations,
@@ -98,6 +101,19 @@ class Installer:
         return self._context.records.certificates
 
     @property
+    def retries(self) -> RetryTable:
+        """Return what failed on this host and when it is retried; durable after the next `save_retries`."""
+        return self._context.records.retries
+
+    def last_error(self, cert_id: int) -> str:
+        """Return why a certificate is retried; empty: it is not."""
+        return self._context.records.last_error(cert_id)
+
+    async def save_retries(self) -> None:
+        """Make `retries` durable. Raises DiskError."""
+        await self._context.records.secure_retries()
+
+    @property
     def cas(self) -> frozenset[int]:
         """Return the ids of the CAs that this host was told to trust. Raises as `records`."""
         return frozenset(int(ca_id) for ca_id in self._context.records.cas)
@@ -118,6 +134,7 @@ class Installer:
 
     async def recover(self) -> None:
         """Bring disk and records together after whatever ended the last run; before anything else is done."""
+        self.retries.rows()  # what an earlier release left in other files is saved with the records
         await self._context.offload(recovery.recover, self._context)
         await self._context.records.save()
 
@@ -237,10 +254,6 @@ class Installer:
         )
         return merged(found.values())
 
-    def hurry(self) -> None:
-        """Make due what failed and waits for its next try: somebody asks for it, or its terms have changed."""
-        self._context.records.hurry(self._context.wall_now())
-
     async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
         """Return what `converge` would do now by hand, changing nothing. Raises DiskError, StateCorruptError."""
         return await preview.plan_now(self._context, items)
@@ -281,7 +294,7 @@ class Installer:
         """Return whether `converge` would do something now, or say for the first time what it is refused."""
         plan = await preview.plan_now(self._context, items, due_only=True)
         refused = (self.records.get(cert_id) for cert_id in plan.left_out)
-        return bool(plan.groups) or any(one is not None and one.generation and not one.last_error for one in refused)
+        return bool(plan.groups) or any(one is not None and one.generation and not one.failing for one in refused)
 
     async def renewal_here(self, record: CertRecord) -> CertRecord | None:
         """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""
@@ -289,11 +302,12 @@ class Installer:
 
     def retry_turns(self) -> dict[int, float]:
         """Return when each certificate is due of which something failed that nothing else brings (as below)."""
-        return retry_turns(self.records.values(), self._context.wall_now())
-
-    async def owing(self) -> None:
-        """Wait until `retry_turns` may have something new."""
-        await self._context.records.owing()
+        retries, resources = self.retries, {cert_id: cert_resource(cert_id) for cert_id in self.records}
+        return {
+            cert_id: retries.due_at(resources[cert_id])
+            for cert_id, record in self.records.items()
+            if retriable(record) and not retries.carries(resources[cert_id])
+        }
 
     def window_turns(self) -> dict[int, float]:
         """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
@@ -327,7 +341,8 @@ class Installer:
         record = self._context.records.by_name(name)
         if record is None:
             raise UsageError(f"there is no certificate {one_line(name)} on this host", fix="cert-ctrl list-certs")
-        self._context.records.note(attrs.evolve(record, held=False, next_try_at=0.0))
+        self._context.records.note(attrs.evolve(record, held=False))
+        self.retries.due_now(cert_resource(record.cert_id))
         await self._context.records.save()
 
     async def alarmed(self, cert_id: int) -> None:

@@ -140,6 +140,8 @@ class Outcome:
     deployed: tuple[Deployed, ...] = ()
     transient: bool = False
     """Whether the failure is the disk's, not the certificate's, so that a retry may succeed."""
+    recorded: bool = False
+    """Whether the installer recorded the retry of this failure."""
 
     @property
     def ok(self) -> bool:

@@ -9,7 +9,7 @@ import attrs
 
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
-from certctrl.model.signals import Signal
+from certctrl.model.signals import CertRevoked, Signal
 
 
 @attrs.frozen(kw_only=True)
@@ -28,15 +28,59 @@ class DeviceKeys:
     secret: bytes = attrs.field(repr=False)
 
 
+class RetryKind(StrEnum):
+    """Why something failed; decides how soon it is retried."""
+
+    WAITING = "waiting"
+    """The network, the plane or the disk: only time helps."""
+    REFUSED = "refused"
+    """New material, a check, the policy, a rollback: retrying helps once the cause is removed."""
+    PENDING = "pending"
+    """Items that failed for what is already live."""
+
+
+@attrs.frozen(kw_only=True)
+class Retry:
+    """Something that failed and is to be retried."""
+
+    resource: str
+    """As `Signal.resource`: ``cert:7``, ``ca:3``, ``install``, …"""
+    kind: RetryKind
+    attempts: int = 0
+    """Consecutive failures that waiting alone could not have prevented; too many mean quarantine."""
+    failures: int = 1
+    """All consecutive failures; the pause grows with them."""
+    last_error: str = ""
+    next_try_at: float = 0.0
+    """Wall-clock seconds since the epoch; 0: immediately."""
+    signal: Signal | None = None
+    """The signal to handle again; None: the installer retries what is staged or pending here."""
+    reported: str = ""
+    """The failure of ``signal`` that was last reported to the plane."""
+
+    @property
+    def key(self) -> str:
+        """What identifies it: the resource. A revocation has its own key, so that nothing replaces it."""
+        return retry_key(self.signal) if self.signal is not None else self.resource
+
+
+def retry_key(signal: Signal) -> str:
+    """Return the key under which a signal is retried."""
+    return f"{signal.resource} revoked" if isinstance(signal, CertRevoked) else signal.resource
+
+
 @attrs.frozen(kw_only=True)
 class InboxEntry:
     """A signal that is stored but not yet handled (durable state RECEIVED)."""
 
     signal: Signal
-    attempts: int = 0
-    last_error: str = ""
-    next_try_at: float = 0.0
-    """Wall-clock seconds since the epoch; 0: immediately."""
+    retry: Retry | None = None
+    """How it failed before; such an entry is not stored, but made when the retry is due."""
+
+    @property
+    def next_try_at(self) -> float:
+        """Wall-clock seconds since the epoch; 0: immediately."""
+        return self.retry.next_try_at if self.retry is not None else 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -76,11 +120,7 @@ class CertRecord:
     alarmed: bool = False
     """Whether the revocation alert has been raised."""
     last_outcome: OutcomeKind | None = None
-    last_error: str = ""
     last_apply_at: float = 0.0
-    attempts: int = 0
-    """Consecutive failed applies."""
-    next_try_at: float = 0.0
     owed: tuple[str, ...] = ()
     """Items to retry for the live generation: failed, or not reached because another item failed."""
 
@@ -97,7 +137,12 @@ class CertRecord:
     @property
     def withdrawal_incomplete(self) -> bool:
         """Whether the certificate was withdrawn, but a service or a copy still has it."""
-        return self.stage is Stage.WITHDRAWN and self.attempts > 0
+        return self.stage is Stage.WITHDRAWN and self.failing
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last apply failed, or items are to be retried."""
+        return self.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK) or bool(self.owed)
 
     @property
     def alert_pending(self) -> bool:

@@ -32,6 +32,7 @@ class ConfigDir:
         self.inbox = self.state / "inbox.json"
         self.install_config = self.state / "install_config.json"
         self.certificates = self.state / "certificates.json"
+        self.retries = self.state / "retries.json"
         self.activations = self.state / "activations.json"
         self.status = self.state / "status.json"
         self.history = self.state / "history.jsonl"

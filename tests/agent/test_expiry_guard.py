@@ -16,6 +16,7 @@ from certctrl.agent.counters import Figures
 from certctrl.agent.expiry_guard import guard_expiry
 from certctrl.model.certificate import CertFacts
 from certctrl.model.config import AgentConfig
+from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 
 DAY = 86_400.0
@@ -56,6 +57,9 @@ class Host:
 
     def wall_now(self) -> float:
         return self.begins + trio.current_time()
+
+    def last_error(self, cert_id: int) -> str:
+        return "nginx: bad" if self.records[cert_id].failing else ""
 
     async def renewal_here(self, record: CertRecord) -> CertRecord | None:
         return self.here
@@ -109,7 +113,7 @@ async def test_a_renewal_that_waited_until_it_is_due_itself_is_asked_for(ahead: 
         ({}, None, "no renewal has come", "at the plane"),
         ({}, HERE, "waits for the maintenance window", "apply --now"),
         ({"held": True}, HERE, "held back by a rollback", "rollback --domain a.example --release"),
-        ({"last_error": "nginx: bad"}, HERE, "could not be deployed: nginx: bad", "apply --now"),
+        ({"last_outcome": OutcomeKind.ROLLED_BACK}, HERE, "could not be deployed: nginx: bad", "apply --now"),
     ],
 )
 async def test_the_alert_tells_what_is_the_matter(

@@ -14,13 +14,18 @@ from modeldisk import ModelFs
 
 from certctrl.agent.inbox import ACK_LIMIT, Inbox
 from certctrl.errors import DiskError
+from certctrl.install.deploy.record_store import RecordStore
+from certctrl.install.deploy.retry_table import RetryTable
+from certctrl.install.plan.retries import Failure
+from certctrl.model.config import ApplicationConfig
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import Ack, InboxEntry
+from certctrl.model.records import Ack, InboxEntry, Retry, RetryKind
 from certctrl.model.signals import CertRenewed, InstallUpdated, Signal
 from certctrl.protocol.wire.signals import ack_event
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
+from certctrl.store.state.installed import InstalledState
 from certctrl.store.state.session import SessionState
 
 A, B = CertRenewed(ts_ms=1, cert_id=1), CertRenewed(ts_ms=1, cert_id=2)
@@ -48,8 +53,27 @@ def store(tmp_path: Path) -> SessionState:
     return SessionState(layout, RealFs())
 
 
+def inbox_of(store: SessionState, disk: Disk | None = None, *, limit: int = 10) -> Inbox:
+    """Return an inbox with a record store of its own, as in a new process."""
+    disk = disk or Disk()
+    installed = InstalledState(store.layout, store._fs)
+    retries = RetryTable(
+        load=installed.load_retries, wall_now=lambda: 1000.0, random=lambda: 1.0, settings=ApplicationConfig
+    )
+    records = RecordStore(installed, disk, lambda: 1000, retries)
+    return Inbox(store, disk, retries, records.secure_retries, limit=limit)
+
+
 def again(store: SessionState) -> Inbox:
-    return Inbox(store, Disk(), limit=10)
+    return inbox_of(store)
+
+
+async def fail(inbox: Inbox, entry: InboxEntry, error: str = "no route") -> Retry:
+    """Hand a signal over to the retries, as the dispatcher does."""
+    failure = Failure(resource=entry.signal.resource, kind=RetryKind.REFUSED, error=error, signal=entry.signal)
+    retry = inbox._retries.failed(failure)
+    await inbox.hand_over(entry, {"failed": error})
+    return retry
 
 
 async def admitted(inbox: Inbox, signals: Sequence[Signal]) -> list[InboxEntry]:
@@ -84,7 +108,7 @@ async def test_a_page_is_durable_once_it_is_secured_and_a_duplicate_is_nothing(s
 
 async def test_what_is_done_by_then_is_never_written(store: SessionState) -> None:
     disk = Disk()
-    inbox = Inbox(store, disk, limit=10)
+    inbox = inbox_of(store, disk, limit=10)
     (entry,) = inbox.admit([A])
     await inbox.finish([entry], [ack_event(A, Outcome(kind=OutcomeKind.APPLIED), 1)])
     writes = disk.writes
@@ -99,11 +123,11 @@ async def test_what_has_failed_by_then_outlives_a_power_cut_all_the_same() -> No
     make_tree(fs, layout)
     inbox = again(SessionState(layout, fs))
     (entry,) = inbox.admit([A])
-    await inbox.keep(entry, error="no route", next_try_at=99.0, count=True, ack=None)
+    await fail(inbox, entry)
     await inbox.secure()
     for left in fs.crash_states(100, random.Random(1)):
-        (kept,) = again(SessionState(layout, left)).entries()
-        assert kept.attempts == 1
+        (kept,) = again(SessionState(layout, left))._retries.signals()
+        assert (kept.signal, kept.attempts) == (A, 1)
 
 
 async def test_an_outcome_is_on_disk_before_its_signal_is_gone(store: SessionState) -> None:
@@ -119,9 +143,45 @@ async def test_an_outcome_is_on_disk_before_its_signal_is_gone(store: SessionSta
 async def test_a_failure_is_kept_with_its_attempts(store: SessionState) -> None:
     inbox = again(store)
     (entry,) = await admitted(inbox, [A])
-    await inbox.keep(entry, error="no route", next_try_at=99.0, count=True, ack=None)
-    (kept,) = again(store).entries()
-    assert (kept.attempts, kept.last_error, kept.next_try_at) == (1, "no route", 99.0)
+    retry = await fail(inbox, entry)
+    found = again(store)
+    assert (found.entries(), found._retries.signals(), found.depth) == ([], [retry], 1)
+    assert (retry.attempts, retry.last_error, retry.next_try_at) == (1, "no route", 1005.0)
+    assert found.admit([A]) == [], "the page may come again"
+
+
+async def test_a_signal_in_the_inbox_and_among_the_retries_is_handled_as_new(store: SessionState) -> None:
+    """A crash came after the retry was durable and before the signal left."""
+    inbox = again(store)
+    (entry,) = await admitted(inbox, [A])
+    await fail(inbox, entry)
+    store.save_inbox([entry])
+    found = again(store)
+    assert ([one.signal for one in found.entries()], found._retries.signals()) == ([A], [])
+
+
+async def test_a_retry_that_is_done_does_not_come_back(store: SessionState) -> None:
+    """A crash came after the outcome was durable and before the retry left."""
+    inbox = again(store)
+    (entry,) = await admitted(inbox, [A])
+    retry = await fail(inbox, entry)
+    await inbox.finish([InboxEntry(signal=A, retry=retry)], [{"n": 1}])
+    found = again(store)
+    assert (found.depth, found.admit([A])) == (0, [])
+
+
+async def test_no_signal_leaves_before_its_retry_is_durable(store: SessionState) -> None:
+    disk = Disk()
+    inbox = inbox_of(store, disk)
+    (entry,) = await admitted(inbox, [A])
+    disk.full = True
+    with pytest.raises(DiskError):
+        await fail(inbox, entry)
+    assert [one.signal for one in again(store).entries()] == [A]
+    disk.full = False
+    await inbox.secure()
+    assert again(store).entries() == []
+    assert [one.signal for one in again(store)._retries.signals()] == [A]
 
 
 async def test_what_ends_while_a_page_is_written_does_not_come_back(store: SessionState) -> None:
@@ -131,18 +191,16 @@ async def test_what_ends_while_a_page_is_written_does_not_come_back(store: Sessi
         nursery.start_soon(admitted, inbox, [InstallUpdated(ts_ms=3, config_id=1, version=1)])
         await trio.testing.wait_all_tasks_blocked()  # the page is on its way to the disk
         nursery.start_soon(inbox.finish, [first], [])
-        nursery.start_soon(
-            lambda: inbox.keep(second, error="no route", next_try_at=99.0, count=True, ack=None), name="keep"
-        )
+        nursery.start_soon(fail, inbox, second)
     for known in (inbox, again(store)):
-        kept, page = known.entries()
+        (page,), (kept,) = known.entries(), known._retries.signals()
         assert (kept.signal, kept.attempts, kept.last_error) == (B, 1, "no route")
         assert isinstance(page.signal, InstallUpdated)
 
 
 async def test_a_full_disk_secures_nothing_and_forgets_nothing(store: SessionState) -> None:
     disk = Disk()
-    inbox = Inbox(store, disk, limit=10)
+    inbox = inbox_of(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
     disk.full = True
     assert [e.signal for e in inbox.admit([B])] == [B]
@@ -160,7 +218,7 @@ async def test_a_full_disk_secures_nothing_and_forgets_nothing(store: SessionSta
 
 async def test_a_burst_of_endings_is_few_writes(store: SessionState, autojump_clock: trio.testing.MockClock) -> None:
     disk = Disk()
-    inbox = Inbox(store, disk, limit=1000)
+    inbox = inbox_of(store, disk, limit=1000)
     entries = await admitted(inbox, [CertRenewed(ts_ms=1, cert_id=n) for n in range(100)])
     before = disk.writes
     async with trio.open_nursery() as nursery:
@@ -172,7 +230,7 @@ async def test_a_burst_of_endings_is_few_writes(store: SessionState, autojump_cl
 
 
 async def test_a_full_inbox_makes_the_poller_wait(store: SessionState, autojump_clock: trio.testing.MockClock) -> None:
-    inbox = Inbox(store, Disk(), limit=2)
+    inbox = inbox_of(store, limit=2)
     assert inbox.has_room(20)  # empty: always, or a small limit would stop polling for ever
     entries = await admitted(inbox, [A, B])
     assert not inbox.has_room(1)
@@ -189,7 +247,7 @@ async def test_room_that_the_disk_refuses_to_note_is_room_all_the_same(
     store: SessionState, autojump_clock: trio.testing.MockClock
 ) -> None:
     disk = Disk()
-    inbox = Inbox(store, disk, limit=1)
+    inbox = inbox_of(store, disk, limit=1)
     (entry,) = await admitted(inbox, [A])
     async with trio.open_nursery() as nursery:
         nursery.start_soon(inbox.wait_for_room, 1)
@@ -219,7 +277,7 @@ async def test_outcomes_are_waited_for_until_each_is_there(
         await trio.testing.wait_all_tasks_blocked()
         assert told == []
         if fails:
-            await inbox.keep(two, error="down", next_try_at=9.0, count=True, ack=None)
+            await fail(inbox, two, "down")
         else:
             await inbox.finish([two], [])
     assert told == ["both"]
@@ -252,7 +310,7 @@ async def test_sent_acks_leave_the_disk_with_the_next_outcome_and_cost_no_write_
     store: SessionState,
 ) -> None:
     disk = Disk()
-    inbox = Inbox(store, disk, limit=10)
+    inbox = inbox_of(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
     await inbox.report({"n": 1})
     writes = disk.writes
@@ -272,7 +330,7 @@ def inbox_ack(n: int) -> Any:
 
 async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_outcomes(store: SessionState) -> None:
     disk = Disk()
-    inbox = Inbox(store, disk, limit=10)
+    inbox = inbox_of(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
     disk.full = True
     with pytest.raises(DiskError):
@@ -286,7 +344,7 @@ async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_o
 
 async def test_what_the_disk_refused_is_written_when_nothing_else_comes(store: SessionState) -> None:
     disk = Disk()
-    inbox = Inbox(store, disk, limit=10)
+    inbox = inbox_of(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
     disk.full = True
     with pytest.raises(DiskError):
@@ -299,23 +357,11 @@ async def test_what_the_disk_refused_is_written_when_nothing_else_comes(store: S
 
 
 async def test_a_signal_that_keeps_failing_holds_no_room(store: SessionState) -> None:
-    inbox = Inbox(store, Disk(), limit=1)
+    inbox = inbox_of(store, limit=1)
     (entry,) = await admitted(inbox, [A])
     assert not inbox.has_room(20)
-    await inbox.keep(entry, error="poison", next_try_at=1e12, count=True, ack=None)
+    await fail(inbox, entry, "poison")
     assert inbox.has_room(20), "others go on"
-
-
-async def test_what_failed_is_due_at_once_when_a_person_asks(store: SessionState) -> None:
-    inbox = Inbox(store, Disk(), limit=10)
-    first, second = await admitted(inbox, [A, B])
-    await inbox.keep(first, error="bad", next_try_at=1e12, count=True, ack=None)
-    entries = inbox.hurry()
-    assert [(entry.signal, entry.last_error, entry.next_try_at) for entry in entries] == [(A, "bad", 0.0), (B, "", 0.0)]
-    await inbox.keep(entries[0], error="bad again", next_try_at=1e12, count=True, ack=None)
-    await inbox.finish([second], [])
-    await inbox.wait_for_outcomes(entries)
-    assert [(entry.last_error, entry.attempts) for entry in inbox.entries()] == [("bad again", 2)]
 
 
 async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_run_again(store: SessionState) -> None:

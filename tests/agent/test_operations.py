@@ -8,7 +8,7 @@ from typing import Any
 from certctrl.agent.operations import applied, failed, generations
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import CertRecord, InboxEntry
+from certctrl.model.records import CertRecord, Retry, RetryKind
 from certctrl.model.signals import CertRenewed
 
 UNCHANGED, FAILED = Outcome(kind=OutcomeKind.UNCHANGED), Outcome(kind=OutcomeKind.FAILED, detail="nginx: bad")
@@ -18,10 +18,12 @@ def agent_with(*generation: str, errors: tuple[str, ...] = ()) -> Any:
     records = {
         n: CertRecord(facts=CertFacts(cert_id=n, name=f"c{n}.example"), generation=g) for n, g in enumerate(generation)
     }
-    entries = [InboxEntry(signal=CertRenewed(ts_ms=1, cert_id=n), last_error=e) for n, e in enumerate(errors)]
-    return SimpleNamespace(
-        installer=SimpleNamespace(records=records), problems={}, inbox=SimpleNamespace(entries=lambda: entries)
-    )
+    retries = [
+        Retry(resource=f"cert:{n}", kind=RetryKind.REFUSED, last_error=e, signal=CertRenewed(ts_ms=1, cert_id=n))
+        for n, e in enumerate(errors)
+    ]
+    table = SimpleNamespace(signals=lambda: retries)
+    return SimpleNamespace(installer=SimpleNamespace(records=records, retries=table), problems={})
 
 
 def told(outcome: Outcome, before: Any, after: Any, unreachable: str = "") -> dict[str, Any]:
@@ -45,5 +47,5 @@ def test_a_plane_that_was_not_asked_is_named() -> None:
 
 
 def test_signals_that_failed_are_named() -> None:
-    assert failed(agent_with("g1", errors=("", ""))) == {}
-    assert failed(agent_with("g1", errors=("", "the check refuses it"))) == {"failed": ["the check refuses it"]}
+    assert failed(agent_with("g1")) == {}
+    assert failed(agent_with("g1", errors=("the check refuses it",))) == {"failed": ["the check refuses it"]}

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import hashes
 
 from certctrl.cli.doctor.certs import certificate_findings, check_endpoints, endpoints
 from certctrl.cli.doctor.finding import CheckContext, Finding
-from certctrl.model.records import CertRecord
+from certctrl.model.plan import OutcomeKind
+from certctrl.model.records import CertRecord, Retry, RetryKind
 from certctrl.store.deployments.generations import GenerationStore
 
 from .conftest import DAY, NOW, record
@@ -63,7 +64,7 @@ def test_a_mixed_pair_is_found(context: CheckContext) -> None:
         ({"not_after": NOW - 60}, "FAIL", "expired 1m 0s ago"),
         ({"not_after": NOW + 3 * DAY}, "WARN", "expires in 3d 0h 0m"),
         ({"not_before": NOW + 3600, "not_after": NOW + DAY}, "FAIL", "becomes valid in 1h 0m"),
-        ({"last_error": "nginx: bad"}, "WARN", "last attempt: nginx: bad"),
+        ({"last_outcome": OutcomeKind.FAILED}, "WARN", "last attempt: nginx: bad"),
         ({"held": True}, "WARN", "held after a rollback"),
         ({"placeholder": True}, "FAIL", "revoked, replaced by a self-signed placeholder"),
         ({"revoked": True}, "FAIL", "revoked, but still in use"),
@@ -71,6 +72,7 @@ def test_a_mixed_pair_is_found(context: CheckContext) -> None:
 )
 def test_validity_and_stages(changes: dict[str, Any], level: str, words: str, context: CheckContext) -> None:
     deploy(context, **changes)
+    context.store.installed.save_retries([Retry(resource="cert:7", kind=RetryKind.REFUSED, last_error="nginx: bad")])
     assert any(
         said == level and words in what and fix
         for said, what, fix in found(certificate_findings(context), "certificate")

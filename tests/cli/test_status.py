@@ -15,7 +15,7 @@ from certctrl.cli import certs_view, facts, output
 from certctrl.cli import status_view as status_module
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
-from certctrl.model.records import CertRecord, Stage, Tokens
+from certctrl.model.records import CertRecord, Retry, RetryKind, Stage, Tokens
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
 
@@ -258,11 +258,12 @@ def test_certificates_in_a_pipe(layout: ConfigDir, store: StateStore, clock: flo
     rows = [
         record(targets=own),
         record(8, "b.example.com", domains=("b.example.com",), targets=(*own, "/etc/nginx/b.pem", "/etc/nginx/b.key")),
-        record(9, "c.example.com", domains=(), generation="", last_outcome=OutcomeKind.FAILED, last_error="SAN"),
+        record(9, "c.example.com", domains=(), generation="", last_outcome=OutcomeKind.FAILED),
         record(10, "d.example.com", stage=Stage.WITHDRAWN, generation=""),
         record(11, "e.example.com", held=True, staged="g2", not_after=NOW - 60),
     ]
     store.installed.save_certificates({row.cert_id: row for row in rows})
+    store.installed.save_retries([Retry(resource="cert:9", kind=RetryKind.REFUSED, last_error="SAN")])
     lines = [" ".join(line.split()) for line in ran("-c", layout.root, "list-certs").out.splitlines()]
     serial = "04:ab:00:11:22:33:44:55:66"
     assert lines == [
@@ -293,7 +294,7 @@ def test_json_has_every_recorded_fact(
     store.installed.save_certificates({7: record()})
     (row,) = ran("-c", layout.root, "list-certs", "--json").json()
     flat = {field.name for kind in (CertFacts, CertRecord) for field in attrs.fields(kind)} - {"facts"}
-    assert row.keys() == flat | {"remaining_seconds"}
+    assert row.keys() == flat | {"last_error", "attempts", "next_try_at", "remaining_seconds"}
     assert row["remaining_seconds"] == 45 * DAY
 
 

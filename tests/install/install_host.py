@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certctrl.errors import DiskError, ProbeError
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.installer import Installer
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.probe.tls import Probe
@@ -24,6 +25,7 @@ from certctrl.model.bundle import Bundle
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.model.records import Retry, RetryKind
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.disk.tree import make_tree
@@ -211,6 +213,11 @@ class Host:
             log=logging.getLogger("test"),
         )
         return self.installer
+
+    def retry(self, cert_id: int) -> Retry:
+        """Return the retry of a certificate; one without attempts if there is none."""
+        resource = cert_resource(cert_id)
+        return self.installer.retries.of(resource) or Retry(resource=resource, kind=RetryKind.WAITING, failures=0)
 
     def allow(self, **settings: Any) -> None:
         """Change the host's policy."""

@@ -34,7 +34,7 @@ async def test_a_refused_item_is_told_with_its_line_and_nothing_of_it_is_done(cl
     assert not good.exists() and not bad.exists() and host.proc.calls == []
     assert host.live(1), "the agent's own tree is always open"
     record = host.installer.records[1]
-    assert (record.stage, record.attempts) == (Stage.COMMITTED, 1)
+    assert (record.stage, host.retry(1).attempts) == (Stage.COMMITTED, 1)
     assert not await host.installer.unfinished(items), "it has been told"
     found = await host.installer.plan(items)
     assert [refusal.item for refusal in found.refusals] == ["c", "r"] and plan_lines(found) == ()
@@ -43,7 +43,7 @@ async def test_a_refused_item_is_told_with_its_line_and_nothing_of_it_is_done(cl
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
     assert good.exists() and bad.exists() and host.proc.calls == [RELOAD]
     record = host.installer.records[1]
-    assert (record.stage, record.attempts, record.last_error) == (Stage.ACTIVATED, 0, "")
+    assert (record.stage, host.retry(1).attempts, host.retry(1).last_error) == (Stage.ACTIVATED, 0, "")
 
 
 async def test_an_item_that_is_refused_from_the_first_is_work_until_it_is_told(clock: MockClock, host: Host) -> None:
@@ -51,7 +51,7 @@ async def test_an_item_that_is_refused_from_the_first_is_work_until_it_is_told(c
     items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
     assert plan_lines(await host.installer.plan(items)) == () and await host.installer.unfinished(items)
     assert (await host.installer.converge_all(items)).kind is FAILED
-    assert "not among commands" in host.installer.records[1].last_error
+    assert "not among commands" in host.retry(1).last_error
     assert not await host.installer.unfinished(items)
 
 

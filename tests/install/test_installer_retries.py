@@ -32,19 +32,19 @@ async def failing(host: Host) -> list[InstallItem]:
 
 async def test_a_failed_command_is_not_run_again_before_its_time(clock: MockClock, host: Host) -> None:
     items = await failing(host)
-    record = host.installer.records[1]
+    record, retry = host.installer.records[1], host.retry(1)
     for _ in range(5):
         outcome = await host.installer.converge_all(items)
-        assert (outcome.kind, outcome.detail, outcome.transient) == (FAILED, record.last_error, True)
+        assert (outcome.kind, outcome.detail, outcome.transient) == (FAILED, host.retry(1).last_error, True)
         host.clock += 1
     await host.start().converge((), items)
-    assert (host.proc.calls, host.installer.records[1]) == ([RELOAD], record)
+    assert (host.proc.calls, host.installer.records[1], host.retry(1)) == ([RELOAD], record, retry)
     assert plan_lines(await host.installer.plan(items)), "it is there to be done by hand"
     assert not await host.installer.unfinished(items)
     host.clock = host.installer.retry_turns()[1]
     assert await host.installer.unfinished(items)
     assert kinds(await host.installer.converge((), items)) == {1: FAILED}
-    assert (len(host.proc.calls), host.installer.records[1].attempts) == (2, 2)
+    assert (len(host.proc.calls), host.retry(1).attempts) == (2, 2)
 
 
 @pytest.mark.parametrize("how", ["by hand", "new terms", "new material", "revoked beside it"])
@@ -55,7 +55,7 @@ async def test_what_somebody_wants_or_what_is_new_waits_for_nothing(clock: MockC
         case "by hand":
             assert (await host.installer.converge_all(items, due_now=True)).kind is APPLIED
         case "new terms":
-            host.installer.hurry()
+            host.installer.retries.due_now()
             assert (await host.installer.converge_all(items)).kind is APPLIED
         case "new material":
             assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
@@ -70,10 +70,10 @@ async def test_what_somebody_wants_or_what_is_new_waits_for_nothing(clock: MockC
 
 async def test_an_item_that_is_new_waits_for_no_other(clock: MockClock, host: Host) -> None:
     items = [*await failing(host), ExecAction(id="o", ob_id=1, cmd_argv=OTHER)]
-    record = host.installer.records[1]
+    record, retry = host.installer.records[1], host.retry(1)
     outcome = (await host.installer.converge((), items))[1]
     assert host.proc.calls == [RELOAD, OTHER]
-    assert (outcome.kind, host.installer.records[1]) == (FAILED, record), "what failed is not forgotten for it"
+    assert (outcome.kind, host.installer.records[1], host.retry(1)) == (FAILED, record, retry), "it still fails"
 
 
 async def test_what_never_served_is_not_called_proven_while_its_command_rests(clock: MockClock, host: Host) -> None:
@@ -81,10 +81,10 @@ async def test_what_never_served_is_not_called_proven_while_its_command_rests(cl
     host.allow(commands=commands(RELOAD))
     host.serve(RELOAD, 1, 1001, broken=True)
     assert kinds(await host.deliver(1, items=items)) == {1: FAILED}
-    record = host.installer.records[1]
+    record, retry = host.installer.records[1], host.retry(1)
     assert (record.stage, record.owed) == (Stage.COMMITTED, ("r1",))
     assert (await host.installer.converge_all(items)).kind is FAILED
-    assert (host.installer.records[1], host.proc.calls) == (record, [RELOAD])
+    assert (host.installer.records[1], host.retry(1), host.proc.calls) == (record, retry, [RELOAD])
 
 
 async def test_a_file_that_was_made_in_vain_is_not_made_again_at_once(clock: MockClock, host: Host) -> None:
@@ -105,7 +105,7 @@ async def test_a_file_that_was_made_in_vain_is_not_made_again_at_once(clock: Moc
     host.proc.does.clear()
     host.clock += 120
     await host.installer.converge((), items)
-    assert (host.out / "a.pem").exists() and not host.installer.records[1].attempts
+    assert (host.out / "a.pem").exists() and not host.retry(1).attempts
 
 
 async def test_a_file_of_a_new_item_is_made_although_something_else_rests(clock: MockClock, host: Host) -> None:
@@ -121,8 +121,7 @@ async def test_a_file_of_a_new_item_is_made_although_something_else_rests(clock:
 async def test_what_is_owed_by_nothing_any_more_is_forgotten(clock: MockClock, host: Host) -> None:
     await failing(host)
     assert (await host.installer.converge_all([])).kind is UNCHANGED
-    record = host.installer.records[1]
-    assert (record.attempts, record.last_error, host.installer.retry_turns()) == (0, "", {})
+    assert (host.retry(1).attempts, host.retry(1).last_error, host.installer.retry_turns()) == (0, "", {})
 
 
 def test_a_pair_rests_whole() -> None:
@@ -139,21 +138,17 @@ def test_a_pair_rests_whole() -> None:
         groups=(GroupPlan(cert_ids=(1,), steps=steps),), concerns=dict.fromkeys(("key", "cert", "other"), (1,))
     )
     certs = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g")}
-    record = CertRecord(
-        facts=CertFacts(cert_id=1, name="a"), generation="g", owed=("key",), attempts=1, next_try_at=100.0
-    )
-    rested = without_not_due(plan, certs, [record], (), 50.0)
+    record = CertRecord(facts=CertFacts(cert_id=1, name="a"), generation="g", owed=("key",))
+    rested = without_not_due(plan, certs, [record], ())
     assert [one.item for one in rested.groups[0].steps[0].writes] == ["other"]
     assert rested.not_due == {1}
-    assert (
-        without_not_due(plan, certs, [record], {1}, 50.0) == plan == without_not_due(plan, certs, [record], (), 100.0)
-    )
+    assert without_not_due(plan, certs, [record], {1}) == plan == without_not_due(plan, certs, [], ())
     others = attrs.evolve(plan, concerns=dict.fromkeys(("key", "cert", "other"), (2,)))
     both = certs | {2: DesiredCert(facts=CertFacts(cert_id=2, name="b"), live="g", generation="g")}
     records = [record, attrs.evolve(record, facts=CertFacts(cert_id=2, name="a"))]
-    assert without_not_due(others, both, records, {1}, 50.0).not_due == {2}, "what is new is noted, whatever it owed"
+    assert without_not_due(others, both, records, {1}).not_due == {2}, "what is new is noted, whatever it owed"
     behind = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="h", generation="h")}
-    assert without_not_due(plan, behind, [record], (), 50.0) == plan, "a crash left another generation live"
+    assert without_not_due(plan, behind, [record], ()) == plan, "a crash left another generation live"
 
 
 async def test_what_went_back_rests_too_and_is_tried_by_hand(clock: MockClock, host: Host) -> None:

@@ -145,8 +145,8 @@ async def test_a_tolerated_failure_is_named_and_tried_again_until_it_succeeds(cl
     for attempts, wait in ((1, 30), (2, 60), (3, 120)):
         await host.start().recover()  # it is remembered
         record = host.installer.records[1]
-        assert (record.stage, record.attempts, record.owed) == (Stage.ACTIVATED, attempts, ("t",))
-        assert "exited with 9" in record.last_error
+        assert (record.stage, host.retry(1).attempts, record.owed) == (Stage.ACTIVATED, attempts, ("t",))
+        assert "exited with 9" in host.retry(1).last_error
         assert host.installer.retry_turns() == {1: began + wait}
         assert (await host.installer.converge_all(items)).kind is UNCHANGED, "it counts as deployed"
         assert calls(host, OTHER, RELOAD) == [attempts, 1]
@@ -156,7 +156,12 @@ async def test_a_tolerated_failure_is_named_and_tried_again_until_it_succeeds(cl
     host.proc.does[OTHER] = lambda: 0
     assert kinds(await host.installer.converge((), items, only=[1])) == {1: APPLIED}
     record = host.installer.records[1]
-    assert (record.attempts, record.last_error, record.next_try_at, record.owed) == (0, "", 0.0, ())
+    assert (host.retry(1).attempts, host.retry(1).last_error, host.retry(1).next_try_at, record.owed) == (
+        0,
+        "",
+        0.0,
+        (),
+    )
     assert (host.installer.retry_turns(), calls(host, OTHER, RELOAD)) == ({}, [4, 1])
 
 
@@ -175,13 +180,13 @@ async def test_a_copy_that_fails_again_runs_nothing_again(clock: MockClock, host
         host.clock += 7200
         outcome = (await host.installer.converge((), items, only=[1]))[1]
         assert outcome.kind is UNCHANGED and "cannot create" in outcome.detail
-        assert host.installer.records[1].attempts == attempts
+        assert host.retry(1).attempts == attempts
     assert calls(host, RELOAD, verify) == [2, 2]
     refuse(host)
     host.clock += 7200
     assert kinds(await host.installer.converge((), items, only=[1])) == {1: APPLIED}
     assert calls(host, RELOAD, verify) == [3, 3], "its file has come"
-    assert not host.installer.records[1].attempts and not await host.installer.unfinished(items)
+    assert not host.retry(1).attempts and not await host.installer.unfinished(items)
 
 
 @pytest.mark.parametrize("what", ["copy", "exec"])
@@ -197,11 +202,11 @@ async def test_a_tolerated_proof_is_owed_until_it_succeeds(clock: MockClock, hos
     asked = host.proc.calls.count(verify)
     host.clock += 7200
     await host.start().converge((), items, only=[1])
-    assert host.proc.calls.count(verify) > asked and host.installer.records[1].attempts == 2
+    assert host.proc.calls.count(verify) > asked and host.retry(1).attempts == 2
     host.proc.does[verify] = lambda: 0
     host.clock += 7200
     await host.installer.converge((), items, only=[1])
-    assert not host.installer.records[1].attempts and host.proc.calls.count(OTHER) == (what == "exec")
+    assert not host.retry(1).attempts and host.proc.calls.count(OTHER) == (what == "exec")
 
 
 async def test_a_bystanders_tolerated_failure_stays_its_own(clock: MockClock, host: Host) -> None:
@@ -211,13 +216,13 @@ async def test_a_bystanders_tolerated_failure_stays_its_own(clock: MockClock, ho
     host.serve(RELOAD, 2, 1002)
     host.proc.does[OTHER] = lambda: 9
     await host.deliver(1, 2, items=items)
-    before = host.installer.records[1]
-    assert (before.attempts, host.installer.records[2].attempts) == (1, 0)
+    before, retry = host.installer.records[1], host.retry(1)
+    assert (host.retry(1).attempts, host.retry(2).attempts) == (1, 0)
     assert kinds(await host.deliver(2, items=items))[2] is APPLIED
-    assert (host.installer.records[1], calls(host, OTHER)) == (before, [1])
+    assert (host.installer.records[1], host.retry(1), calls(host, OTHER)) == (before, retry, [1])
     host.clock += 60
     assert kinds(await host.deliver(1, items=items))[1] is APPLIED
-    assert (host.installer.records[1].attempts, calls(host, OTHER)) == (2, [2]), "new material is tried whole"
+    assert (host.retry(1).attempts, calls(host, OTHER)) == (2, [2]), "new material is tried whole"
 
 
 async def test_what_was_tolerated_keeps_no_renewal_waiting(clock: MockClock, host: Host) -> None:
@@ -232,7 +237,7 @@ async def test_what_was_tolerated_keeps_no_renewal_waiting(clock: MockClock, hos
     host.allow(window=MaintenanceWindow(from_=soon, to=later))
     await host.deliver(1, items=items)
     opening, before = host.installer.window_turns()[1], host.live(1)
-    assert host.clock < opening <= host.clock + 600 < host.installer.records[1].next_try_at
+    assert host.clock < opening <= host.clock + 600 < host.retry(1).next_try_at
     assert host.installer.retry_turns() == {}, "its switch brings it again"
     host.clock = opening
     await host.installer.converge_all(items)
@@ -247,5 +252,5 @@ async def test_a_file_that_cannot_be_written_is_named_though_nothing_else_was_to
     items = [copied(host, "c", "fullchain.pem", tolerant=False)]
     assert kinds(await host.installer.converge((), items)) == {1: FAILED}
     record = host.installer.records[1]
-    assert (record.attempts, record.owed) == (1, ("c",)) and "cannot create" in record.last_error
+    assert (host.retry(1).attempts, record.owed) == (1, ("c",)) and "cannot create" in host.retry(1).last_error
     assert host.installer.retry_turns() == {1: host.clock + 30}

@@ -131,7 +131,7 @@ class Trial:
         self.agent.start()
         self.cert_id = int(operator.issue(self.recipe.domain, self.agent.device_id)["id"])
         # there is no service yet: the files are deployed, the reload fails
-        self.wait_for(lambda: self._record() is not None and self._record().attempts, "the first delivery")
+        self.wait_for(lambda: self._record() is not None and self._record().failing, "the first delivery")
         self._start = start
         self.start()
         self.apply()
@@ -251,7 +251,7 @@ class Trial:
         """Return whether this serial is deployed, verified and served."""
         record, plain = self._record(), plain_serial(serial)
         proven = (
-            plain_serial(record.facts.serial) == plain and record.generation == record.activated and not record.attempts
+            plain_serial(record.facts.serial) == plain and record.generation == record.activated and not record.failing
         )
         return proven and self.served() == plain
 

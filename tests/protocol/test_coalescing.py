@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certctrl.model.records import InboxEntry
+from certctrl.model.records import InboxEntry, Retry, RetryKind
 from certctrl.model.signals import (
     CaAssigned,
     CaUnassigned,
@@ -25,7 +25,10 @@ from certctrl.protocol.coalescing import choose
 
 
 def entry(signal: Signal, next_try_at: float = 0.0) -> InboxEntry:
-    return InboxEntry(signal=signal, next_try_at=next_try_at)
+    if not next_try_at:
+        return InboxEntry(signal=signal)
+    retry = Retry(resource=signal.resource, kind=RetryKind.REFUSED, next_try_at=next_try_at, signal=signal)
+    return InboxEntry(signal=signal, retry=retry)
 
 
 def test_nothing_to_do() -> None:
@@ -109,7 +112,7 @@ SIGNAL = st.one_of(
     st.builds(MalformedSignal, st.just("y"), st.just(0), st.just({}), st.just("why")),
 )
 ENTRIES = st.lists(
-    st.builds(InboxEntry, signal=SIGNAL, next_try_at=st.sampled_from([0.0, 5.0, 10.0])),
+    st.builds(entry, SIGNAL, st.sampled_from([0.0, 5.0, 10.0])),
     max_size=25,
     unique_by=lambda one: identity(one.signal),
 )

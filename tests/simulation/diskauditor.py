@@ -30,7 +30,7 @@ class DiskAuditor:
         """Cursor -> identities delivered before it and not yet seen durable."""
         self.received: set[str] = set()
         self.waiting: set[str] = set()
-        """Identities in the durable inbox, as of the last check."""
+        """Identities in the durable inbox or among the durable retries, as of the last check."""
         self.finished: set[str] = set()
         self.reported: set[str] = set()
         """Identities whose outcome was durable or sent."""
@@ -50,8 +50,9 @@ class DiskAuditor:
             return
         self._looked_at = (disk, disk.synced)
         done = set(self._json(disk, "pending_acks.json", "done"))
-        rows = self._json(disk, "inbox.json", "entries")
-        inbox = {identity(signal_from_wire(row["signal"])) for row in rows} - done  # completed signals do not wait
+        rows = [*self._json(disk, "inbox.json", "entries"), *self._json(disk, "retries.json", "retries")]
+        signals = [signal_from_wire(row["signal"]) for row in rows if row["signal"] is not None]
+        inbox = {identity(signal) for signal in signals} - done  # completed signals do not wait
         for ack in self._json(disk, "pending_acks.json", "acks"):
             if ack.get("type") == "signal.ack":
                 self.reported.add(identity(signal_from_wire(ack["signal"])))

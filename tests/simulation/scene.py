@@ -14,7 +14,7 @@ from simulation.operators import Operators
 from simulation.world import DEVICE, USER, Setting, Template, World, template
 
 from certctrl.agent.context import Agent
-from certctrl.model.records import CertRecord
+from certctrl.model.records import CertRecord, Retry, RetryKind
 from certctrl.plane.core import Plane
 
 DAY = 86_400.0
@@ -75,6 +75,12 @@ class Scene:
     def record(self, cert_id: int) -> CertRecord:
         """Return the record of a certificate that this host has."""
         return self.agent.installer.records[cert_id]
+
+    def retry(self, cert_id: int) -> Retry:
+        """Return the retry of a certificate; one without attempts if there is none."""
+        resource = f"cert:{cert_id}"
+        blank = Retry(resource=resource, kind=RetryKind.WAITING, failures=0)
+        return self.agent.installer.retries.of(resource) or blank
 
     def live(self, cert_id: int) -> bool:
         """Return whether a certificate is live."""

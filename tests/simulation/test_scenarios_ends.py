@@ -77,7 +77,7 @@ def test_a_revocation_is_complete_when_the_service_no_longer_serves_the_certific
         scene.world.services.failing = lambda: True
         await scene.plane.certificates.revoke(USER, row["id"])
         await scene.until(lambda: not scene.live(row["id"]))
-        await scene.until(lambda: scene.record(row["id"]).attempts == 2)
+        await scene.until(lambda: scene.retry(row["id"]).attempts == 2)
         assert ("cert.revoked", "unchanged") not in scene.outcomes(), "it is still served"
         (stuck,) = (await scene.ask("status"))["stuck"]
         assert "still serves it from memory" in stuck["reason"]

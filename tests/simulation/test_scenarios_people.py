@@ -152,11 +152,11 @@ def test_status_shows_failing_and_waiting_work_with_its_next_attempt() -> None:
         scene.world.services.failing = lambda: True
         await scene.until(lambda: snapshot(scene.agent)["quarantined"])
         (stuck,) = snapshot(scene.agent)["stuck"]
-        attempts, next_try_at = scene.record(row["id"]).attempts, stuck["next_try_at"]
+        attempts, next_try_at = scene.retry(row["id"]).attempts, stuck["next_try_at"]
         await trio.sleep(next_try_at - 60 - scene.world.clock.now())
-        assert scene.record(row["id"]).attempts == attempts
+        assert scene.retry(row["id"]).attempts == attempts
         await trio.sleep(120)
-        assert scene.record(row["id"]).attempts == attempts + 1
+        assert scene.retry(row["id"]).attempts == attempts + 1
 
     play(scenario)
 

@@ -49,7 +49,7 @@ def test_a_tolerated_failure_is_shown_and_retried_while_the_plane_is_down() -> N
         told = len(scene.outcomes())
         scene.world.services.failing = lambda: True
         renewed = await scene.plane.certificates.renew(USER, cert_id)
-        await scene.until(lambda: scene.record(cert_id).attempts)
+        await scene.until(lambda: scene.retry(cert_id).attempts)
         assert scene.record(cert_id).facts.serial == renewed["serial_number"], "it counts as deployed"
         times = counted(scene)
         await trio.sleep(45)
@@ -57,7 +57,7 @@ def test_a_tolerated_failure_is_shown_and_retried_while_the_plane_is_down() -> N
         await trio.sleep(3 * 3600)
         assert 4 <= len(times) <= 12, "backoff"
         (stuck,) = snapshot(scene.agent)["stuck"]
-        assert "tolerated" in stuck["reason"] and stuck["attempts"] == scene.record(cert_id).attempts
+        assert "tolerated" in stuck["reason"] and stuck["attempts"] == scene.retry(cert_id).attempts
         assert 0 < stuck["next_try_at"] - scene.world.clock.now() <= 3600
         assert f'item="certificate {cert_id} (calm.example)"' in render(view_of(scene.agent)).decode()
         assert scene.outcomes()[:-told] == [("cert.renewed", "applied")], "the same failure is reported once"
@@ -82,14 +82,14 @@ def test_signals_do_not_change_when_a_failed_command_is_retried() -> None:
         await scene.plane.installs.put(
             DEVICE, [item | {"verify": None} for item in proven]
         )  # a change, so that it is due again
-        await scene.until(lambda: scene.record(cert_id).attempts)
+        await scene.until(lambda: scene.retry(cert_id).attempts)
         for _ in range(50):
             await scene.operators.ask_for_resync()
             await trio.sleep(60)
         assert 4 <= len(times) <= 10
-        assert scene.agent.inbox.entries()[0].last_error, "the failure is still shown"
+        assert scene.agent.installer.retries.rows()["install"].last_error, "the failure is still shown"
         for step in ("apply", "sighup", "config"):
-            await scene.until(lambda: scene.record(cert_id).next_try_at > scene.world.clock.now() + 1200, 8000)
+            await scene.until(lambda: scene.retry(cert_id).next_try_at > scene.world.clock.now() + 1200, 8000)
             count = len(times)
             if step == "apply":
                 await scene.ask("apply")
@@ -103,7 +103,7 @@ def test_signals_do_not_change_when_a_failed_command_is_retried() -> None:
             await trio.sleep(20)
             assert len(times) <= count + 2, step
         scene.world.services.failing = lambda: False
-        await scene.until(lambda: not scene.record(cert_id).attempts and not scene.agent.inbox.depth, 8000)
+        await scene.until(lambda: not scene.retry(cert_id).attempts and not scene.agent.inbox.depth, 8000)
 
     play(scenario, SLOW)
 
@@ -116,7 +116,7 @@ def test_work_that_a_signal_retries_is_not_retried_separately() -> None:
         cert_id = int(row["id"])
         scene.operators.introduce(cert_id, "new.example")
         await scene.plane.installs.put(DEVICE, scene.operators.items([cert_id]))
-        await scene.until(lambda: scene.agent.inbox.entries() and scene.agent.inbox.entries()[0].attempts >= 3)
+        await scene.until(lambda: scene.retry(cert_id).signal and scene.retry(cert_id).attempts >= 3)
         assert scene.record(cert_id).owed
         count = len(times)
         await trio.sleep(5 * 3600)

@@ -19,6 +19,7 @@ from simulation.journal import Violation
 
 from certctrl.agent import handlers, inbox, tokens
 from certctrl.errors import DiskError
+from certctrl.install.plan import retries
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.protocol import coalescing, events
 from certctrl.store.deployments import generations
@@ -125,8 +126,12 @@ def impatient(self: Any, retry_after: float | None, now: float) -> bool:
     return False
 
 
-def eager_delay(self: Any, entry: Any, transient: bool, retry_after: float | None) -> tuple[float, bool]:
-    return 3.0, False
+def eager(before: Any, failure: Any, now: float, **more: Any) -> Any:
+    return attrs.evolve(AFTER_FAILURE(before, failure, now, **more), next_try_at=now + 3.0)
+
+
+def believing(retry: Any, now: float, settings: Any) -> float:
+    return retry.next_try_at if retry is not None else now
 
 
 def changed_identity(identify: Callable[..., str]) -> Callable[..., str]:
@@ -155,6 +160,7 @@ def any_key(der: bytes, leaf: Any) -> bytes:
 
 KEEPER = tokens.TokenKeeper
 CHOOSE = coalescing.choose
+AFTER_FAILURE = retries.after_failure
 MISTAKES: dict[str, list[Mistake]] = {
     "the cursor is saved before the inbox": [
         Mistake("certctrl.agent.poller.Poller._deliver", cursor_first, kill_soon=12, renew=3)
@@ -183,7 +189,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.protocol.breaker.CircuitBreaker.server_delay", lambda self, asked: self.base, bad_answers=40)
     ],
     "retries of a signal do not slow down": [
-        Mistake("certctrl.agent.dispatcher.Dispatcher._delay", eager_delay, plane_down=5, renew=3)
+        Mistake("certctrl.install.deploy.retry_table.after_failure", eager, plane_down=5, renew=3)
     ],
     "a clock that was ahead is believed forever": [
         Mistake(
@@ -193,7 +199,8 @@ MISTAKES: dict[str, list[Mistake]] = {
             plane_down=6,
             bad_connections=3,
             renew=4,
-        )
+        ),
+        Mistake("certctrl.install.deploy.retry_table.due_at", believing),
     ],
     "equal material is a new generation": [
         Mistake("certctrl.store.deployments.generations.identify", changed_identity(generations.identify), send_again=5)

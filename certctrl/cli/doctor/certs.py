@@ -78,14 +78,21 @@ def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
         yield fail("certificate", f"{who}: revoked, but still in use (on_revoked is keep)", REVOKED_FIX)
         return
     yield _validity(context, record, who)
-    if record.last_error:
-        yield warn("certificate", f"{who}: last attempt: {record.last_error}", "cert-ctrl -c DIR history")
+    if error := _last_error(context, record):
+        yield warn("certificate", f"{who}: last attempt: {error}", "cert-ctrl -c DIR history")
     if record.held:
         yield warn(
             "certificate",
             f"{who}: held after a rollback, renewals are not deployed",
             f"cert-ctrl -c DIR rollback --domain {_known_as(record)} --release",
         )
+
+
+def _last_error(context: CheckContext, record: CertRecord) -> str:
+    """Return why the last attempt at a certificate failed; empty: it did not."""
+    retries, _ = context.store.installed.load_retries()
+    found = [retry.last_error for retry in retries if retry.key == f"cert:{record.cert_id}"]
+    return found[0] if found and record.failing else ""
 
 
 def _pair_fault(key_pem: bytes, chain_pem: bytes, record: CertRecord) -> str:

@@ -70,7 +70,7 @@ def _state(context: CheckContext) -> Iterator[Finding]:
     loads: tuple[Callable[[], Any], ...] = (
         session.load_cursor, session.load_device_id, session.load_device_keys, session.load_tokens, session.load_inbox,
         session.load_outcomes, installed.load_install_config, installed.load_certificates,
-        installed.load_activations, installed.load_cas, installed.load_pins,
+        installed.load_retries, installed.load_activations, installed.load_cas, installed.load_pins,
     )  # fmt: skip
     for load in loads:
         try:

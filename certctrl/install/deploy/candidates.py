@@ -12,6 +12,7 @@ from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.deploy import staging
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.results import Results
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import BASE_FILES, SALTED_FILES
 from certctrl.install.plan.retries import switch_due
@@ -31,7 +32,7 @@ def staged_before(
     """
     found, unreadable, now = {}, [], context.wall_now()
     for record in records:
-        due = record.cert_id in concerned or (everything and switch_due(record, now) <= now)
+        due = record.cert_id in concerned or (everything and _switch_due(context, record) <= now)
         if not record.staged or not due:
             continue
         try:
@@ -47,11 +48,15 @@ def not_yet_due(context: Context, records: Sequence[CertRecord]) -> dict[int, st
     """Return certificate id -> why its staged material is not due: it failed before."""
     now = context.wall_now()
     return {
-        record.cert_id: f"staged; failed, next try in {record.next_try_at - now:.0f} s "
-        f"(`cert-ctrl apply` tries now): {record.last_error}"
+        record.cert_id: f"staged; failed, next try in {due - now:.0f} s "
+        f"(`cert-ctrl apply` tries now): {context.records.last_error(record.cert_id)}"
         for record in records
-        if record.staged and record.staged != record.generation and switch_due(record, now) > now
+        if record.staged and record.staged != record.generation and (due := _switch_due(context, record)) > now
     }
+
+
+def _switch_due(context: Context, record: CertRecord) -> float:
+    return switch_due(record, context.records.retries.due_at(cert_resource(record.cert_id)), context.wall_now())
 
 
 async def to_switch(

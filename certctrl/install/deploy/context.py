@@ -10,6 +10,7 @@ import attrs
 
 from certctrl.install.deploy.offload import SharedOffload
 from certctrl.install.deploy.record_store import RecordStore
+from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.item_index import Indexer
 from certctrl.install.plan.policy import AgentIdentity
 from certctrl.install.probe.tls import Probe
@@ -46,10 +47,18 @@ class Context:
     indexer: Indexer = attrs.field(factory=Indexer)
 
     @classmethod
-    def of(cls, **given: Any) -> Context:
-        """Return a context with its records and its identity."""
+    def of(cls, *, random: Callable[[], float], **given: Any) -> Context:
+        """Return a context with its records and its identity; ``random`` spreads retries."""
         user, group = own_names()
         root = given["layout"].root
-        records = RecordStore(given["state"], given["offload"], lambda: given["config"]().application.history_entries)
+        retries = RetryTable(
+            load=given["state"].load_retries,
+            wall_now=given["wall_now"],
+            random=random,
+            settings=lambda: given["config"]().application,
+        )
+        records = RecordStore(
+            given["state"], given["offload"], lambda: given["config"]().application.history_entries, retries
+        )
         identity = AgentIdentity(config_dir=str(root.resolve()), user=user, group=group)
         return cls(**given, shared_offload=SharedOffload(given["offload"]), records=records, identity=identity)

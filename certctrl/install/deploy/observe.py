@@ -16,6 +16,7 @@ import attrs
 
 from certctrl.errors import CommandError, DiskError
 from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.inputs import DEBIAN, RED_HAT, Host
@@ -119,7 +120,9 @@ async def observe_and_plan(
             examine=examine,
         )
         if due_now is not None:
-            plan = without_not_due(plan, observed.certs, records, due_now, context.wall_now())
+            retries = context.records.retries
+            not_due = [record for record in records if not retries.is_due(cert_resource(record.cert_id))]
+            plan = without_not_due(plan, observed.certs, not_due, due_now)
         if then is not None:
             then(plan)
         return plan, observed

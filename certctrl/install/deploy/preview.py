@@ -12,6 +12,7 @@ from certctrl.install.deploy.commands import refused_by_pin
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import observe_and_plan
 from certctrl.install.deploy.results import Results, with_facts
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import switch_due
 from certctrl.install.plan.values import InstallPlan
@@ -48,12 +49,21 @@ async def with_renewal(context: Context, record: CertRecord) -> CertRecord | Non
 
 
 def window_turns(context: Context) -> dict[int, float]:
-    """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
+    """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds).
+
+    An opening window makes all of it due once. In an open one, what failed is retried in its time, and by its signal
+    if there is one.
+    """
     now, window = context.wall_now(), context.policy().window
     if window is None:
         return {}
-    return {
-        record.cert_id: max(may_switch_at(now, window, record), switch_due(record, now))
-        for record in context.records.certificates.values()
-        if record.staged and not record.held
-    }
+    turns, retries = {}, context.records.retries
+    for record in context.records.certificates.values():
+        if not record.staged or record.held:
+            continue
+        resource, opens_at = cert_resource(record.cert_id), may_switch_at(now, window, record)
+        if opens_at > now:
+            turns[record.cert_id] = opens_at
+        elif not retries.carries(resource):
+            turns[record.cert_id] = max(opens_at, switch_due(record, retries.due_at(resource), now))
+    return turns

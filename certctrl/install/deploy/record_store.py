@@ -6,13 +6,13 @@ the next one, so a burst of a hundred groups costs two writes of each file, not 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import attrs
 import trio
 
-from certctrl.model.records import CaRecord, CertRecord
+from certctrl.install.deploy.retry_table import RetryTable, cert_resource
+from certctrl.model.records import CaRecord, CertRecord, Retry
 from certctrl.store.state.installed import InstalledState
 
 Offload = Callable[..., Awaitable[Any]]
@@ -52,7 +52,10 @@ def audit_entry(
 class RecordStore:
     """Records of certificates and CAs, activation markers, and the audit log."""
 
-    def __init__(self, state: InstalledState, offload: Offload, history_limit: Callable[[], int]) -> None:
+    def __init__(
+        self, state: InstalledState, offload: Offload, history_limit: Callable[[], int], retries: RetryTable
+    ) -> None:
+        self.retries = retries
         self._state = state
         self._offload = offload
         self._history_limit = history_limit
@@ -61,8 +64,8 @@ class RecordStore:
         self._cas: dict[str, CaRecord] | None = None
         self._history: list[dict[str, Any]] = []
         self._wanted = self._saved = self._lasting = 0  # changes made; of these on disk; of these durable
+        self._retries_saved = self._retries_lasting = 0  # versions of the table on disk; durable
         self._lock = trio.Lock()
-        self._owing = trio.Event()
 
     @property
     def certificates(self) -> dict[int, CertRecord]:
@@ -95,19 +98,11 @@ class RecordStore:
         if self.certificates.get(record.cert_id) != record:
             self.certificates[record.cert_id] = record
             self._wanted += 1
-            if record.owed:
-                self._owing.set()
 
-    async def owing(self) -> None:
-        """Wait until something is noted that is to be tried again by itself."""
-        self._owing = trio.Event()
-        await self._owing.wait()
-
-    def hurry(self, now: float) -> None:
-        """Make due now whatever failed and waits for its next try."""
-        for record in list(self.certificates.values()):
-            if record.attempts and record.next_try_at > now:
-                self.note(attrs.evolve(record, next_try_at=now))
+    def last_error(self, cert_id: int) -> str:
+        """Return why a certificate is retried; empty: it is not."""
+        retry = self.retries.of(cert_resource(cert_id))
+        return retry.last_error if retry is not None else ""
 
     def note_ca(self, record: CaRecord | None, ca_id: int) -> None:
         """Replace or remove one CA."""
@@ -146,34 +141,51 @@ class RecordStore:
         made durable. That is enough if the caller does so next, and if losing a result only means that it is
         verified, and its command run, once more.
         """
-        mine = self._wanted
-        if self._done(lasting) >= mine:
+        mine, retries = self._wanted, self.retries.version
+        if self._done(lasting) >= mine and self._retries_done(lasting) >= retries:
             return
         await trio.lowlevel.checkpoint()  # groups that finish together share one write
         async with self._lock:
-            if self._done(lasting) >= mine:
+            if self._done(lasting) >= mine and self._retries_done(lasting) >= retries:
                 return
-            covered, entries = self._wanted, self._history
+            covered, entries, retries = self._wanted, self._history, self.retries.version
             self._history = []
             with trio.CancelScope(shield=True):
                 try:
                     await self._offload(
-                        self._write, dict(self.certificates), dict(self.activations), dict(self.cas), entries, lasting
+                        self._write,
+                        dict(self.certificates),
+                        dict(self.activations),
+                        dict(self.cas),
+                        list(self.retries.rows().values()) if retries else None,
+                        entries,
+                        lasting,
                     )
                 except BaseException:
                     self._history = entries + self._history
                     raise
             self._saved = covered
             self._lasting = covered if lasting else self._lasting
+            self._retries_saved = retries
+            self._retries_lasting = retries if lasting else self._retries_lasting
+
+    async def secure_retries(self) -> None:
+        """Make the retries durable: a signal leaves the inbox only after its retry is. Raises DiskError."""
+        if self._retries_lasting < self.retries.version:
+            await self.save()
 
     def _done(self, lasting: bool) -> int:
         return self._lasting if lasting else self._saved
+
+    def _retries_done(self, lasting: bool) -> int:
+        return self._retries_lasting if lasting else self._retries_saved
 
     def _write(
         self,
         records: Mapping[int, CertRecord],
         activations: Mapping[str, str],
         cas: Mapping[str, CaRecord],
+        retries: Sequence[Retry] | None,
         entries: list[dict[str, Any]],
         lasting: bool,
     ) -> None:
@@ -182,4 +194,6 @@ class RecordStore:
             self._state.save_activations(activations, sync_parent=lasting)
         if self._cas is not None:
             self._state.save_cas(cas, sync_parent=lasting)
+        if retries is not None:
+            self._state.save_retries(retries, sync_parent=lasting)
         self._state.append_history(entries, self._history_limit())

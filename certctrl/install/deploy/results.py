@@ -9,11 +9,12 @@ import attrs
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.record_store import audit_entry
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
-from certctrl.install.plan.retries import retry_at
+from certctrl.install.plan.retries import Failure
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
-from certctrl.model.records import CertRecord, Stage
+from certctrl.model.records import CertRecord, RetryKind, Stage
 from certctrl.text import one_line
 
 MAX_DETAIL = 500
@@ -92,40 +93,29 @@ class Results:
                 targets=(*map(str, self.context.layout.public_links(after.name)), *targets),
             )
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
-        kind = OutcomeKind.FAILED if left_out else kind
-        detail = _line((*left_out, *notes))
-        failing = bool(left_out or owed)
-        if (
-            changed or failing or (before.attempts and not before.staged)
-        ):  # otherwise its staged candidate is still to be tried
-            attempts = before.attempts + 1 if failing else 0
-            after = self._with_outcome(after, kind, detail if failing else "", attempts, owed)
-        self._settle(cert_id, before, after, kind, detail, audit=changed)
+        kind, failing = OutcomeKind.FAILED if left_out else kind, bool(left_out or owed)
+        if changed or failing or (before.failing and not before.staged):  # otherwise its candidate is still to be tried
+            after = self._with_outcome(after, kind, owed)
+            if not failing:
+                self.context.records.retries.succeeded(cert_resource(cert_id))
+        retry = (RetryKind.REFUSED if left_out else RetryKind.PENDING) if failing else None
+        self._settle(cert_id, before, after, kind, _line((*left_out, *notes)), audit=changed, retry=retry)
 
-    def _with_outcome(
-        self, record: CertRecord, kind: OutcomeKind, error: str, attempts: int, owed: Collection[str]
-    ) -> CertRecord:
-        """Return a record with the result of one try; ``attempts``: consecutive failures."""
+    def _with_outcome(self, record: CertRecord, kind: OutcomeKind, owed: Collection[str]) -> CertRecord:
+        """Return a record with the result of one try."""
         now = self.context.wall_now()
-        return attrs.evolve(
-            record,
-            last_outcome=kind,
-            last_error=error,
-            last_apply_at=now,
-            attempts=attempts,
-            next_try_at=retry_at(now, attempts) if attempts else 0.0,
-            owed=tuple(sorted(owed)),
-        )
+        return attrs.evolve(record, last_outcome=kind, last_apply_at=now, owed=tuple(sorted(owed)))
 
     def _record_absent(self, before: CertRecord, changed: bool) -> None:
-        if before.generation or (changed and before.attempts):
-            gone = attrs.evolve(before, generation="", attempts=0, last_error="", next_try_at=0.0, owed=())
-            self.context.records.note(gone)
+        if before.generation or (changed and before.failing):
+            outcome = None if before.failing else before.last_outcome
+            self.context.records.note(attrs.evolve(before, generation="", last_outcome=outcome, owed=()))
+            self.context.records.retries.succeeded(cert_resource(before.cert_id))
 
     def _record_not_due(self, cert_id: int, record: CertRecord, changed: bool) -> None:
         failing = record.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
-        kind, detail = (OutcomeKind.FAILED, record.last_error) if failing else (kind, "")
+        kind, detail = (OutcomeKind.FAILED, self.context.records.last_error(cert_id)) if failing else (kind, "")
         # it only waits, which must not count as another failure
         self._settle(cert_id, record, record, kind, detail, audit=changed, transient=failing)
 
@@ -133,7 +123,7 @@ class Results:
         """Return whether the record of an unaffected certificate is already right, as most of a large group are."""
         proven = record.generation == live == record.activated and record.stage is Stage.ACTIVATED
         same_targets = record.targets[len(self.context.layout.public_links("")) :] == tuple(targets)
-        return proven and same_targets and (not record.attempts or bool(record.staged))
+        return proven and same_targets and (not record.failing or bool(record.staged))
 
     def failed(
         self,
@@ -153,8 +143,10 @@ class Results:
         if kept is not None:
             after = attrs.evolve(after, stage=Stage.COMMITTED)
             why = f"{why}; there is no earlier generation, so the new files stay"
-        transient = isinstance(error, DiskError) and not isinstance(error, StateCorruptError)
-        self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, owed, transient=transient)
+        retry = RetryKind.PENDING if owed and kept is None and staged is None else RetryKind.REFUSED
+        if isinstance(error, DiskError) and not isinstance(error, StateCorruptError):
+            retry = RetryKind.WAITING
+        self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, owed, retry=retry)
 
     def rolled_back(
         self,
@@ -204,12 +196,12 @@ class Results:
         candidate: Candidate | None,
         owed: Collection[str] = (),
         *,
-        transient: bool = False,
+        retry: RetryKind = RetryKind.REFUSED,
     ) -> None:
-        after = self._with_outcome(after, kind, _line((why,)), before.attempts + 1, owed or before.owed)
+        after = self._with_outcome(after, kind, owed or before.owed)
         if candidate is not None:
             after = attrs.evolve(after, staged=candidate.generation)
-        self._settle(cert_id, before, after, kind, _line((why,)), audit=True, to=candidate, transient=transient)
+        self._settle(cert_id, before, after, kind, _line((why,)), audit=True, to=candidate, retry=retry)
 
     def _settle(
         self,
@@ -222,23 +214,21 @@ class Results:
         audit: bool,
         to: Candidate | None = None,
         transient: bool = False,
+        retry: RetryKind | None = None,
     ) -> None:
-        if cert_id in self.context.records.certificates or after.generation or after.staged:
-            self.context.records.note(after)
+        """Note the record, the retry and the outcome of a certificate; ``retry``: why it failed, if it did."""
+        recorded = self._note(cert_id, after, retry, detail)
         if (wait := self.waiting.get(cert_id)) and kind is OutcomeKind.UNCHANGED:
             kind, detail = OutcomeKind.APPLIED, wait
-        deployed = (
-            Deployed(
-                cert_id=cert_id, serial=after.facts.serial,
-                fingerprint_sha256=after.facts.fingerprint_sha256, targets=after.targets,
-            ),
-        )  # fmt: skip
-        here = bool(after.generation) and cert_id != 0
         if cert_id in self.outcomes and kind is OutcomeKind.UNCHANGED:
             return  # unaffected now, but it already has an outcome in this call
         if audit or cert_id in self.concerned or detail:
             self.outcomes[cert_id] = Outcome(
-                kind=kind, detail=detail, deployed=deployed if here else (), transient=transient
+                kind=kind,
+                detail=detail,
+                deployed=_deployed(after),
+                transient=transient or retry is RetryKind.WAITING,
+                recorded=recorded,
             )
         if audit:
             entry = audit_entry(
@@ -251,6 +241,30 @@ class Results:
                 detail=detail,
             )
             self.context.records.audit(entry)
+
+    def _note(self, cert_id: int, after: CertRecord, retry: RetryKind | None, error: str) -> bool:
+        """Note the record and the retry of a certificate that is here; return whether there is a retry."""
+        if cert_id not in self.context.records.certificates and not (after.generation or after.staged):
+            return False
+        self.context.records.note(after)
+        if retry is None:
+            return False
+        self.context.records.retries.failed(Failure(resource=cert_resource(cert_id), kind=retry, error=error))
+        return True
+
+
+def _deployed(record: CertRecord) -> tuple[Deployed, ...]:
+    if not record.generation or record.cert_id == 0:
+        return ()
+    facts = record.facts
+    return (
+        Deployed(
+            cert_id=facts.cert_id,
+            serial=facts.serial,
+            fingerprint_sha256=facts.fingerprint_sha256,
+            targets=record.targets,
+        ),
+    )
 
 
 def _line(parts: Iterable[str]) -> str:

@@ -24,13 +24,14 @@ from certctrl.install.deploy.locks import Locks
 from certctrl.install.deploy.observe import uid_of
 from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.deploy.results import Results
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.install.plan.policy import is_local, refuse_path
-from certctrl.install.plan.retries import retry_at
+from certctrl.install.plan.retries import Failure
 from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.policy import OnRevoked
-from certctrl.model.records import CertRecord, Stage
+from certctrl.model.records import CertRecord, Retry, RetryKind, Stage
 from certctrl.store.deployments.file_set import CHANGED, remove_unchanged
 from certctrl.text import one_line
 
@@ -73,15 +74,16 @@ class Withdrawal:
             left = await (self.context.offload(self._still_there) if withdrawn(self.record) else self._take_out())
         except DiskError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
+        before = self.context.records.retries.of(cert_resource(self.record.cert_id))
         outcome = await self._announce({}, successors=self._successors())
         seen = await self._look(patient=outcome.ok)
         still = any(shows for shows, _ in seen)
         stay = [f"{one_line(path)} stays: {why}" for path, why in left.items()]
         said = [*stay, *filter(None, (*(said for _, said in seen), outcome.detail))]
         owed = still or not outcome.ok or any(why != CHANGED for why in left.values())
-        await self._note_rest("; ".join(said) if owed else "")
+        await self._note_rest("; ".join(said) if owed else "", before)
         kind = OutcomeKind.FAILED if owed or left else OutcomeKind.APPLIED
-        return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed)
+        return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed, recorded=owed)
 
     async def _take_out(self) -> dict[str, str]:
         """Remove every file of this certificate and note it; return what had to stay, and why. Raises DiskError."""
@@ -101,15 +103,13 @@ class Withdrawal:
                     targets=ours,
                     held=False,
                     last_outcome=OutcomeKind.APPLIED,
-                    last_error="",
                     last_apply_at=context.wall_now(),
-                    attempts=0,
-                    next_try_at=0.0,
                     owed=(),
                     revoked=self.revoked,
                     alarmed=False,
                 )
             )
+            context.records.retries.succeeded(cert_resource(self.record.cert_id))
             self._audit("revoked" if self.revoked else "unassigned")
             await context.records.save()
         return left
@@ -146,21 +146,27 @@ class Withdrawal:
             for verify in endpoints
         ]
 
-    async def _note_rest(self, trouble: str) -> None:
-        """Note whether a file or a service has it yet: then this is tried again, and status names it."""
-        context, now = self.context, self.context.wall_now()
-        attempts = self.record.attempts * self.record.withdrawal_incomplete + 1 if trouble else 0
-        context.records.note(
+    async def _note_rest(self, trouble: str, before: Retry | None) -> None:
+        """Note whether a file or a service still has it: then this is retried, and status names it.
+
+        ``before``: its retry before the commands ran; what they recorded is the same failure.
+        """
+        records, resource = self.context.records, cert_resource(self.record.cert_id)
+        record = records.certificates[self.record.cert_id]
+        records.note(
             attrs.evolve(
-                context.records.certificates[self.record.cert_id],
-                attempts=attempts,
-                last_error=trouble,
-                last_apply_at=now,
+                record,
+                last_apply_at=self.context.wall_now(),
                 last_outcome=OutcomeKind.FAILED if trouble else OutcomeKind.APPLIED,
-                next_try_at=retry_at(now, attempts) if trouble else 0.0,
+                owed=record.owed if trouble else (),
             )
         )
-        await context.records.save()
+        if not trouble:
+            records.retries.succeeded(resource)
+        else:
+            records.retries.restore(resource, before)
+            records.retries.failed(Failure(resource=resource, kind=RetryKind.REFUSED, error=trouble))
+        await records.save()
 
     def _still_there(self) -> dict[str, str]:
         """Return the copies that had to stay when its files went: nobody can tell any more whether they are ours."""

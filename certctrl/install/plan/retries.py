@@ -1,4 +1,4 @@
-"""Patience: when what failed is tried again, and a plan without what is not due yet. Pure."""
+"""When what failed is retried, and a plan without what is not due yet. Pure."""
 
 from __future__ import annotations
 
@@ -6,72 +6,150 @@ from collections.abc import Collection, Iterable, Mapping
 
 import attrs
 
+from certctrl.backoff import grown, jittered
 from certctrl.install.plan.values import DesiredCert, GroupPlan, InstallPlan, Step
+from certctrl.model.config import ApplicationConfig
 from certctrl.model.plan import OutcomeKind
-from certctrl.model.records import CertRecord
+from certctrl.model.records import CertRecord, Retry, RetryKind
+from certctrl.model.signals import Signal, identity
 
-FIRST_RETRY, LAST_RETRY = 30.0, 3600.0
-
-
-def retry_at(now: float, attempts: int) -> float:
-    """Return when a certificate that failed ``attempts`` times in a row is tried again by itself."""
-    return now + min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(max(attempts, 1) - 1, 20))
+MAX_RETRY_AFTER = 3600.0
+"""Upper bound of a server's Retry-After, in seconds."""
 
 
-def next_try(record: CertRecord, now: float) -> float:
-    """Return when a certificate is due; one that waits longer than any has to was put off while the clock was ahead."""
-    return record.next_try_at if record.next_try_at - now <= LAST_RETRY else now
+@attrs.frozen
+class Pauses:
+    """How long something is left alone after a failure, in seconds."""
+
+    first: float
+    last: float
+    jitter: bool
+    """True where hosts would otherwise ask the plane in step."""
 
 
-def switch_due(record: CertRecord, now: float) -> float:
-    """Return when what is staged may be tried: a failure that was tolerated of what is live holds it up no longer."""
+PAUSES = {
+    RetryKind.WAITING: Pauses(5.0, 300.0, jitter=True),  # as for polls: once the plane is back, nothing waits longer
+    RetryKind.REFUSED: Pauses(5.0, 900.0, jitter=True),
+    RetryKind.PENDING: Pauses(30.0, 3600.0, jitter=False),
+}
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """One failure of a resource."""
+
+    resource: str
+    kind: RetryKind
+    error: str
+    retry_after: float = 0.0
+    """Seconds that the server asked for, or until the material becomes valid."""
+    signal: Signal | None = None
+
+
+def after_failure(
+    before: Retry | None, failure: Failure, now: float, *, random: float, settings: ApplicationConfig
+) -> Retry:
+    """Return the retry of a resource after another failure; ``random`` in [0, 1).
+
+    Failures count in a row while the same work fails: new material, or an item that failed for what is live, starts
+    from the beginning.
+    """
+    if before is not None and not _same_work(before, failure):
+        before = attrs.evolve(before, attempts=0, failures=0)
+    failures = (before.failures if before is not None else 0) + 1
+    attempts = (before.attempts if before is not None else 0) + (failure.kind is not RetryKind.WAITING)
+    pauses = PAUSES[failure.kind]
+    pause = grown(pauses.first, pauses.last, failures)
+    pause = max(jittered(pause, random) if pauses.jitter else pause, failure.retry_after)
+    retry = Retry(
+        resource=failure.resource,
+        kind=failure.kind,
+        attempts=attempts,
+        failures=failures,
+        last_error=failure.error,
+        signal=failure.signal or (before.signal if before is not None else None),
+        reported=before.reported if before is not None else "",
+    )
+    if is_quarantined(retry, settings):
+        pause = max(pause, float(settings.reconcile_interval_seconds))
+    return attrs.evolve(retry, next_try_at=now + min(pause, longest_pause(failure.kind, settings)))
+
+
+def _same_work(before: Retry, failure: Failure) -> bool:
+    if (before.kind is RetryKind.PENDING) != (failure.kind is RetryKind.PENDING):
+        return False
+    if failure.signal is None or before.signal is None:
+        return True
+    return identity(before.signal) == identity(failure.signal)
+
+
+def is_quarantined(retry: Retry, settings: ApplicationConfig) -> bool:
+    """Return whether something failed too often to be retried sooner than the host is compared with the plane."""
+    return retry.kind is RetryKind.REFUSED and retry.attempts >= settings.poison_attempts
+
+
+def longest_pause(kind: RetryKind, settings: ApplicationConfig) -> float:
+    """Return how long anything is left alone at most."""
+    if kind is RetryKind.PENDING:
+        return PAUSES[kind].last
+    return max(MAX_RETRY_AFTER, float(settings.reconcile_interval_seconds))
+
+
+def due_at(retry: Retry | None, now: float, settings: ApplicationConfig) -> float:
+    """Return when something is due: without a failure now.
+
+    A pause longer than any possible one was written while the clock was ahead; it is over.
+    """
+    if retry is None or retry.next_try_at - now > longest_pause(retry.kind, settings):
+        return now
+    return retry.next_try_at
+
+
+def switch_due(record: CertRecord, due: float, now: float) -> float:
+    """Return when the staged material of a certificate may be tried, which is ``due`` itself.
+
+    A tolerated failure of what is live does not delay it.
+    """
     gone_wrong = record.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
-    return next_try(record, now) if gone_wrong else min(next_try(record, now), now)
+    return due if gone_wrong else min(due, now)
 
 
-def retry_turns(records: Iterable[CertRecord], now: float) -> dict[int, float]:
-    """Return when each certificate is due of which something failed that no switch will bring again."""
-    return {
-        record.cert_id: next_try(record, now)
-        for record in records
-        if record.owed and record.generation and not record.staged and not record.held
-    }
+def retriable(record: CertRecord) -> bool:
+    """Return whether something of a certificate failed that no switch brings again."""
+    return bool(record.owed and record.generation and not record.staged and not record.held)
 
 
 def without_not_due(
     plan: InstallPlan,
     certs: Mapping[int, DesiredCert],
-    records: Iterable[CertRecord],
+    not_due: Iterable[CertRecord],
     due_now: Collection[int],
-    now: float,
 ) -> InstallPlan:
     """Return a plan without what failed and is not due yet.
 
-    ``due_now``: certificates that are new, or asked for: what is about one of them is tried at once. So is what a
-    crash has left of a certificate whose record knows another generation than the live one.
+    ``not_due``: the records of certificates that are not due. ``due_now``: certificates that are new or named; work
+    about one of them is due. So is what a crash has left of a certificate whose record knows another generation than
+    the live one.
     """
-    tired = [
+    waiting = [
         record
-        for record in records
-        if record.owed
-        and next_try(record, now) > now
-        and record.cert_id not in due_now
-        and certs[record.cert_id].live == record.generation
+        for record in not_due
+        if record.owed and record.cert_id not in due_now and certs[record.cert_id].live == record.generation
     ]
-    owed = {item for record in tired for item in record.owed if item in plan.concerns}
-    items = {item for item in owed if set(plan.concerns[item]).isdisjoint(due_now)}
+    pending = {item for record in waiting for item in record.owed if item in plan.concerns}
+    items = {item for item in pending if set(plan.concerns[item]).isdisjoint(due_now)}
     if not items:
         return plan
     groups = (_without(one, items) for one in plan.groups)
     return attrs.evolve(
         plan,
         groups=tuple(one for one in groups if not one.idle),
-        not_due=frozenset(record.cert_id for record in tired if not items.isdisjoint(record.owed)),
+        not_due=frozenset(record.cert_id for record in waiting if not items.isdisjoint(record.owed)),
     )
 
 
 def _without(one: GroupPlan, items: Collection[str]) -> GroupPlan:
-    """Return a set without the work of some items; a pair is left out whole."""
+    """Return a group without the work of some items; a pair is left out whole."""
     file_groups = {write.file_group for step in one.steps for write in step.writes if write.item in items}
     steps = (
         Step(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import attrs
 
 from certctrl.errors import StateCorruptError
-from certctrl.model.records import CaRecord, CertRecord
+from certctrl.model.records import CaRecord, CertRecord, Retry
 from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import StateFiles
 from certctrl.store.state.history import History
+from certctrl.store.state.retries import load_retries, retries_to_json
 
 _REBUILD = "restore it from a backup, or remove it; the agent then fetches and reconciles everything once"
 
@@ -100,6 +101,14 @@ class InstalledState:
         self._files.save_json(
             self.layout.certificates, {"certificates": self._files.unstructured(rows)}, sync_parent=sync_parent
         )
+
+    def load_retries(self) -> tuple[tuple[Retry, ...], bool]:
+        """Return what is to be retried, and whether it was found in files of an earlier release."""
+        return load_retries(self._files, self.layout)
+
+    def save_retries(self, retries: Sequence[Retry], *, sync_parent: bool = True) -> None:
+        """Replace what is to be retried."""
+        self._files.save_json(self.layout.retries, retries_to_json(retries), sync_parent=sync_parent)
 
     def load_activations(self) -> dict[str, str]:
         """Return item id -> activation key of its last successful run."""

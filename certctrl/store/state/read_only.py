@@ -38,7 +38,33 @@ def read_certificates(root: str | os.PathLike[str]) -> list[dict[str, Any]] | No
         for row in rows.values()
     ):
         raise decode.corrupt(_path(root, "certificates.json"), "expected certificate records", _REBUILD)
-    return sorted(rows.values(), key=lambda row: int(row["cert_id"]))
+    retries = {row.get("resource"): row for row in _retries(root) or () if not _is_revocation(row)}
+    return sorted((_with_retry(row, retries) for row in rows.values()), key=lambda row: int(row["cert_id"]))
+
+
+def _with_retry(row: dict[str, Any], retries: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    """Return the record of a certificate with what is known of its retry, if its last attempt failed."""
+    row = {"last_error": "", "attempts": 0, "next_try_at": 0.0, **row}
+    retry = retries.get(f"cert:{row['cert_id']}", {})
+    if row.get("last_outcome") in ("failed", "rolled_back") or row.get("owed"):
+        row |= {key: retry[key] for key in ("last_error", "attempts", "next_try_at") if key in retry}
+    return row
+
+
+def _retries(root: str | os.PathLike[str]) -> list[dict[str, Any]] | None:
+    """Return the rows of ``retries.json``; None before it is written first."""
+    raw = _json(root, "retries.json")
+    if raw is None:
+        return None
+    rows = raw.get("retries")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise decode.corrupt(_path(root, "retries.json"), "expected a list of retries", _REBUILD)
+    return rows
+
+
+def _is_revocation(row: dict[str, Any]) -> bool:
+    signal = row.get("signal")
+    return isinstance(signal, dict) and signal.get("type") == "cert.revoked"
 
 
 def read_cursor(root: str | os.PathLike[str]) -> str | None:
@@ -83,20 +109,25 @@ def is_registered(root: str | os.PathLike[str]) -> bool:
 
 def pending_acks(root: str | os.PathLike[str]) -> int:
     """Return the number of outcomes not yet acknowledged by the plane. Raises DiskError, StateCorruptError."""
-    return _count(root, "pending_acks.json", "acks")
+    return len(_rows(root, "pending_acks.json", "acks"))
 
 
 def waiting_signals(root: str | os.PathLike[str]) -> int:
-    """Return the number of pending signals. Raises DiskError, StateCorruptError."""
-    return _count(root, "inbox.json", "entries")
+    """Return the number of pending signals, retries included. Raises DiskError, StateCorruptError."""
+    retries, arrived = _retries(root), _rows(root, "inbox.json", "entries")
+    if retries is None:
+        return len(arrived)
+    # rows of an earlier release that had failed are retries
+    fresh = [row for row in arrived if not (isinstance(row, dict) and (row.get("attempts") or row.get("last_error")))]
+    return len(fresh) + sum(row.get("signal") is not None for row in retries)
 
 
-def _count(root: str | os.PathLike[str], name: str, key: str) -> int:
+def _rows(root: str | os.PathLike[str], name: str, key: str) -> list[Any]:
     raw = _json(root, name)
     rows = [] if raw is None else raw.get(key)
     if not isinstance(rows, list):
         raise decode.corrupt(_path(root, name), f"expected a list of {key}", _REBUILD)
-    return len(rows)
+    return rows
 
 
 def _path(root: str | os.PathLike[str], name: str) -> str:

@@ -17,12 +17,14 @@ from typing import Any
 
 from certctrl.errors import StateCorruptError
 from certctrl.model.records import Ack, DeviceKeys, InboxEntry, Tokens
+from certctrl.model.signals import Signal, to_wire
 from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import StateFiles
 from certctrl.store.state.reservation import Reservation
+from certctrl.store.state.retries import has_failed
 
 DONE_LIMIT = 10_000
 _KEY_SIZE = 32
@@ -145,10 +147,11 @@ class SessionState:
     # --- signals ------------------------------------------------------------------------------------------
 
     def load_inbox(self) -> tuple[InboxEntry, ...]:
-        """Return the pending signals, oldest first."""
+        """Return the pending signals, oldest first; those that had failed under an earlier release are retries now."""
         path, fix = self.layout.inbox, f"remove it and {self.layout.last_cursor}; the agent then reconciles everything"
-        entries: tuple[InboxEntry, ...] = self._files.load_part(path, "entries", tuple[InboxEntry, ...], (), fix)
-        return entries
+        rows = self._files.load_part(path, "entries", tuple[dict[str, Any], ...], (), fix)
+        signals = [self._files.structured(Signal, row.get("signal"), "entries.signal", path, fix) for row in rows]
+        return tuple(InboxEntry(signal=one) for one, row in zip(signals, rows, strict=True) if not has_failed(row))
 
     def save_inbox(self, entries: Sequence[InboxEntry]) -> None:
         """Replace the inbox."""
@@ -156,11 +159,8 @@ class SessionState:
 
     def _inbox(self, entries: Sequence[InboxEntry]) -> bytes:
         known = self._rows  # a burst saves most entries unchanged many times
-        self._rows = {id(entry): known.get(id(entry)) or (entry, self._row(entry)) for entry in entries}
+        self._rows = {id(entry): known.get(id(entry)) or (entry, _row(entry)) for entry in entries}
         return decode.to_json_of_rows("entries", [row for _, row in self._rows.values()])
-
-    def _row(self, entry: InboxEntry) -> str:
-        return json.dumps(self._files.unstructured(entry), separators=(",", ":"), allow_nan=False)
 
     def load_outcomes(self) -> tuple[tuple[Ack, ...], tuple[str, ...]]:
         """Return the outcomes that the plane has not acknowledged, and the identities of completed signals.
@@ -189,3 +189,7 @@ class SessionState:
         """
         self.save_outcomes(acks, done)
         self._files.save(self.layout.inbox, self._inbox(entries), sync_parent=False)
+
+
+def _row(entry: InboxEntry) -> str:
+    return json.dumps({"signal": to_wire(entry.signal)}, separators=(",", ":"), allow_nan=False)

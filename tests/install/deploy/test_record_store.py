@@ -13,8 +13,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from certctrl.errors import DiskError
 from certctrl.install.deploy.locks import Locks
 from certctrl.install.deploy.record_store import RecordStore
+from certctrl.install.deploy.retry_table import RetryTable
+from certctrl.install.plan.retries import Failure
 from certctrl.model.certificate import CertFacts
-from certctrl.model.records import CertRecord
+from certctrl.model.config import ApplicationConfig
+from certctrl.model.records import CertRecord, RetryKind
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
@@ -47,9 +50,16 @@ def record(n: int) -> CertRecord:
     return CertRecord(facts=CertFacts(cert_id=n, name=f"c{n}"))
 
 
+def records_of(state: InstalledState, offload: Slow) -> RecordStore:
+    retries = RetryTable(
+        load=state.load_retries, wall_now=lambda: 100.0, random=lambda: 1.0, settings=ApplicationConfig
+    )
+    return RecordStore(state, offload, lambda: 1000, retries)
+
+
 async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: InstalledState) -> None:
     slow = Slow()
-    records = RecordStore(state, slow, lambda: 1000)
+    records = records_of(state, slow)
 
     async def one(n: int) -> None:
         records.note(record(n))
@@ -70,7 +80,7 @@ async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: Insta
 
 async def test_nothing_new_is_not_written(clock: MockClock, state: InstalledState) -> None:
     slow = Slow()
-    records = RecordStore(state, slow, lambda: 1000)
+    records = records_of(state, slow)
     records.note(record(1))
     await records.save()
     records.note(record(1))
@@ -82,7 +92,7 @@ async def test_nothing_new_is_not_written(clock: MockClock, state: InstalledStat
 
 async def test_a_write_that_failed_is_made_up_for(clock: MockClock, state: InstalledState) -> None:
     slow = Slow()
-    records = RecordStore(state, slow, lambda: 1000)
+    records = records_of(state, slow)
     records.note(record(1))
     records.audit({"n": 1})
     slow.fails = 1
@@ -94,15 +104,39 @@ async def test_a_write_that_failed_is_made_up_for(clock: MockClock, state: Insta
 
 
 async def test_a_cancelled_writer_finishes_its_write(clock: MockClock, state: InstalledState) -> None:
-    records = RecordStore(state, Slow(), lambda: 1000)
+    records = records_of(state, Slow())
     records.note(record(1))
     with trio.move_on_after(0.5):
         await records.save()
     assert list(state.load_certificates()) == [1]
 
 
+async def test_retries_are_written_with_the_records(clock: MockClock, state: InstalledState) -> None:
+    slow = Slow()
+    records = records_of(state, slow)
+    await records.save()
+    assert (slow.writes, state.layout.retries.exists()) == (0, False)
+    records.note(record(1))
+    retry = records.retries.failed(Failure(resource="cert:1", kind=RetryKind.REFUSED, error="why"))
+    await records.save()
+    assert (slow.writes, state.load_retries()) == (1, ((retry,), False))
+    records.retries.succeeded("cert:1")
+    await records.secure_retries()
+    assert (slow.writes, state.load_retries()) == (2, ((), False))
+
+
+async def test_retries_that_may_fall_back_are_secured(clock: MockClock, state: InstalledState) -> None:
+    slow = Slow()
+    records = records_of(state, slow)
+    records.retries.failed(Failure(resource="cert:1", kind=RetryKind.REFUSED, error="why"))
+    await records.save(lasting=False)
+    await records.secure_retries()
+    await records.secure_retries()
+    assert slow.writes == 2
+
+
 async def test_markers_of_items_that_are_gone_go_too(clock: MockClock, state: InstalledState) -> None:
-    records = RecordStore(state, Slow(), lambda: 1000)
+    records = records_of(state, Slow())
     records.mark({"a": "1", "b": "2"})
     records.keep_marks(["b", "c"])
     await records.save()

@@ -43,8 +43,8 @@ async def test_a_failed_reload_brings_the_old_pair_back_into_service(clock: Mock
     assert outcome.deployed[0].fingerprint_sha256 == good == host.live(1) == service.served
     assert len(host.proc.calls) == calls + 2
     record = host.installer.records[1]
-    assert (record.stage, record.staged, record.attempts) == (Stage.ACTIVATED, prepared.generation, 1)
-    assert record.next_try_at == host.clock + 30
+    assert (record.stage, record.staged, host.retry(1).attempts) == (Stage.ACTIVATED, prepared.generation, 1)
+    assert host.retry(1).next_try_at == host.clock + 5
     assert kinds(await host.installer.converge((), items)) == {}, "not before its next try"
     service.refuses.clear()
     host.clock += 31

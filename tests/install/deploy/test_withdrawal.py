@@ -96,7 +96,7 @@ async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificat
     again = await host.start().withdraw(1, revoked=True, items=items)
     assert again.kind is FAILED, "a key that is still on this host is no less there at the second try"
     assert again.detail.count("it had to when the others went; remove it by hand") == 2
-    assert host.installer.records[1].last_error in again.detail
+    assert host.retry(1).last_error in again.detail
     for path in host.out.iterdir():
         path.unlink()
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
@@ -112,11 +112,11 @@ async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockCl
     assert outcome.kind is FAILED and "exited with 1" in outcome.detail
     assert list(host.out.iterdir()) == []
     host.proc.does.clear()
-    assert host.installer.records[1].attempts == 1
+    assert host.retry(1).attempts == 1
     host.clock += 60
     await host.installer.converge_all(items)
     assert host.proc.calls == [RELOAD] * 3, "the reload was still owed"
-    assert host.installer.records[1].attempts == 0
+    assert host.retry(1).attempts == 0
     await host.installer.converge_all(items)
     assert host.proc.calls == [RELOAD] * 3
 
@@ -135,13 +135,13 @@ async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockC
         assert outcome.detail.startswith("removed; 127.0.0.1:1001 still serves it from memory"), outcome.detail
         assert ("exited with 1" in outcome.detail) == bool(status)
         record = host.start().records[1]
-        assert (record.attempts, record.stage, record.withdrawal_incomplete) == (attempts, Stage.WITHDRAWN, True)
-        assert record.last_error in outcome.detail
+        assert (host.retry(1).attempts, record.stage, record.withdrawal_incomplete) == (attempts, Stage.WITHDRAWN, True)
+        assert host.retry(1).last_error in outcome.detail
     service.served = ""
     host.proc.does.clear()
     outcome = await host.installer.withdraw(1, revoked=True, items=items)
     assert (outcome.kind, outcome.detail) == (APPLIED, "removed; 127.0.0.1:1001 serves no certificate")
-    assert (host.installer.records[1].attempts, host.installer.records[1].last_error) == (0, "")
+    assert (host.retry(1).attempts, host.retry(1).last_error) == (0, "")
     await host.installer.alarmed(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 

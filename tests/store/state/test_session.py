@@ -84,10 +84,7 @@ def test_signals_round_trip(store: StateStore) -> None:
         CertRenewed(5, 7, "04:ab"), InstallUpdated(6, 1, 2, "aGFzaA=="), CaAssigned(7, 3, None, "inner"),
         UnknownSignal("new.kind", 8, {"x": [1, {"y": None}]}),
     ]  # fmt: skip
-    entries = tuple(
-        InboxEntry(signal=signal, attempts=number, last_error=f"why {number}", next_try_at=number + 0.5)
-        for number, signal in enumerate(signals)
-    )
+    entries = tuple(InboxEntry(signal=signal) for signal in signals)
     store.session.save_inbox(entries)
     store.session.save_outcomes([Ack(event={"type": "signal.ack", "outcome": "applied"})], ["a", "b"])
     again = StateStore(store.layout, RealFs())

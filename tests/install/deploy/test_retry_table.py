@@ -1,0 +1,117 @@
+"""RetryTable: what failed, whose it is, and when it is due."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from certctrl.install.deploy.retry_table import RetryTable
+from certctrl.install.plan.retries import Failure
+from certctrl.model.config import ApplicationConfig
+from certctrl.model.records import Retry, RetryKind
+from certctrl.model.signals import CertRenewed, CertRevoked, Signal, identity
+
+OLD, NEW, REVOKED = CertRenewed(ts_ms=1, cert_id=7), CertRenewed(ts_ms=2, cert_id=7), CertRevoked(ts_ms=3, cert_id=7)
+
+
+class Host:
+    """A table and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.table = RetryTable(
+            load=lambda: ((), False), wall_now=lambda: self.now, random=lambda: 1.0, settings=ApplicationConfig
+        )
+
+    def fail(self, kind: RetryKind, signal: Signal | None = None, error: str = "why") -> Retry:
+        return self.table.failed(Failure(resource="cert:7", kind=kind, error=error, signal=signal))
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def test_a_resource_without_a_failure_is_due(host: Host) -> None:
+    assert host.table.is_due("cert:7")
+    host.fail(RetryKind.PENDING)
+    assert (host.table.is_due("cert:7"), host.table.due_at("cert:7")) == (False, 1030.0)
+    host.now = 1030.0
+    assert host.table.is_due("cert:7")
+
+
+def test_a_success_ends_a_retry_without_a_signal(host: Host) -> None:
+    host.fail(RetryKind.PENDING)
+    host.table.succeeded("cert:7")
+    assert host.table.of("cert:7") is None
+
+
+def test_a_success_leaves_a_signal_to_its_own_next_try(host: Host) -> None:
+    retry = host.fail(RetryKind.REFUSED, OLD)
+    host.table.succeeded("cert:7")
+    assert host.table.of("cert:7") == retry
+    host.table.ended(OLD)
+    assert host.table.of("cert:7") is None
+
+
+def test_items_stay_pending_when_their_signal_ends(host: Host) -> None:
+    host.fail(RetryKind.REFUSED, OLD)
+    host.fail(RetryKind.PENDING)
+    host.table.ended(OLD)
+    kept = host.table.of("cert:7")
+    assert kept is not None and (kept.kind, kept.signal) == (RetryKind.PENDING, None)
+
+
+def test_items_that_succeeded_do_not_come_back_with_their_signal(host: Host) -> None:
+    host.fail(RetryKind.REFUSED, OLD)
+    host.fail(RetryKind.PENDING)
+    host.table.succeeded("cert:7")
+    host.table.ended(OLD)
+    assert host.table.of("cert:7") is None
+
+
+def test_a_new_signal_replaces_what_failed_without_one(host: Host) -> None:
+    host.fail(RetryKind.REFUSED)
+    host.table.replaced(NEW)
+    assert host.table.of("cert:7") is None
+    pending = host.fail(RetryKind.PENDING)
+    host.table.replaced(NEW)
+    assert host.table.of("cert:7") == pending, "items are not of the material"
+
+
+def test_a_revocation_and_a_renewal_are_retried_separately(host: Host) -> None:
+    revocation, renewal = host.fail(RetryKind.WAITING, REVOKED), host.fail(RetryKind.WAITING, NEW)
+    assert host.table.signals() == [revocation, renewal]
+    host.table.ended(NEW)
+    assert host.table.signals() == [revocation]
+    assert host.table.is_due("cert:7"), "the items of the certificate do not wait for a revocation"
+
+
+def test_due_now_is_for_everything_or_for_one_resource(host: Host) -> None:
+    host.fail(RetryKind.PENDING)
+    host.table.failed(Failure(resource="install", kind=RetryKind.REFUSED, error="why"))
+    host.table.due_now("install")
+    assert (host.table.is_due("install"), host.table.is_due("cert:7")) == (True, False)
+    assert len(host.table.due_now()) == 2
+    assert host.table.is_due("cert:7")
+    kept = host.table.of("cert:7")
+    assert kept is not None and kept.attempts == 1, "it is still the same failure"
+
+
+def test_a_crash_between_two_files_repeats_nothing_that_is_done(host: Host) -> None:
+    host.fail(RetryKind.REFUSED, OLD)
+    host.table.forget({identity(NEW)}, set())
+    assert len(host.table.signals()) == 1
+    host.table.forget({identity(OLD)}, set())
+    assert host.table.signals() == []
+
+
+@pytest.mark.parametrize("end", ["fails again", "is done"])
+async def test_a_retry_is_waited_for(host: Host, end: str) -> None:
+    retry = host.fail(RetryKind.WAITING, OLD)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(host.table.wait_tried, [retry])
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        host.fail(RetryKind.REFUSED, OLD, "new") if end == "fails again" else host.table.ended(OLD)

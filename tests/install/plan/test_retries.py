@@ -1,0 +1,109 @@
+"""When what failed is due again: one table of bounds, one growth, and what limits both."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certctrl.install.plan.retries import (
+    MAX_RETRY_AFTER,
+    PAUSES,
+    Failure,
+    after_failure,
+    due_at,
+    is_quarantined,
+    longest_pause,
+)
+from certctrl.model.config import ApplicationConfig
+from certctrl.model.records import Retry, RetryKind
+from certctrl.model.signals import CertRenewed, Signal
+
+SETTINGS = ApplicationConfig(poison_attempts=3, reconcile_interval_seconds=21_600)
+NOW = 1_800_000_000.0
+OLD, NEW = CertRenewed(ts_ms=1, cert_id=7), CertRenewed(ts_ms=2, cert_id=7)
+
+
+def failure(kind: RetryKind, *, retry_after: float = 0.0, signal: Signal | None = None) -> Failure:
+    return Failure(resource="cert:7", kind=kind, error="why", retry_after=retry_after, signal=signal)
+
+
+def fails(*failures: Failure, random: float = 1.0) -> list[Retry]:
+    """Return the retry after each failure in a row."""
+    found: list[Retry] = []
+    for one in failures:
+        before = found[-1] if found else None
+        found.append(after_failure(before, one, NOW, random=random, settings=SETTINGS))
+    return found
+
+
+def pauses(*failures: Failure, random: float = 1.0) -> list[float]:
+    return [retry.next_try_at - NOW for retry in fails(*failures, random=random)]
+
+
+def test_the_pause_doubles_up_to_the_bound_of_its_kind() -> None:
+    waiting, pending = failure(RetryKind.WAITING), failure(RetryKind.PENDING)
+    assert pauses(*[waiting] * 8) == [5, 10, 20, 40, 80, 160, 300, 300]
+    assert pauses(*[pending] * 9) == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600]
+
+
+def test_what_is_refused_too_often_is_quarantined() -> None:
+    retries = fails(*[failure(RetryKind.REFUSED)] * 4)
+    assert [retry.next_try_at - NOW for retry in retries] == [5, 10, 21_600, 21_600]
+    assert [is_quarantined(retry, SETTINGS) for retry in retries] == [False, False, True, True]
+
+
+def test_waiting_is_no_attempt_but_lets_the_pause_grow() -> None:
+    refused, waiting = failure(RetryKind.REFUSED), failure(RetryKind.WAITING)
+    retries = fails(refused, waiting, waiting, refused)
+    assert [retry.attempts for retry in retries] == [1, 1, 1, 2]
+    assert [retry.next_try_at - NOW for retry in retries] == [5, 10, 20, 40]
+
+
+def test_only_what_asks_the_plane_is_spread() -> None:
+    for kind in RetryKind:
+        (shortest,) = pauses(failure(kind), random=0.0)
+        assert shortest == PAUSES[kind].first * (0.5 if PAUSES[kind].jitter else 1.0)
+    assert not PAUSES[RetryKind.PENDING].jitter
+
+
+def test_a_server_is_obeyed_within_bounds() -> None:
+    assert pauses(failure(RetryKind.WAITING, retry_after=77.0)) == [77]
+    assert pauses(failure(RetryKind.WAITING, retry_after=1e9)) == [longest_pause(RetryKind.WAITING, SETTINGS)]
+    often = attrs.evolve(SETTINGS, reconcile_interval_seconds=60)
+    assert longest_pause(RetryKind.WAITING, often) == MAX_RETRY_AFTER
+
+
+@pytest.mark.parametrize("kind", [RetryKind.WAITING, RetryKind.REFUSED])
+def test_items_and_new_material_are_counted_apart(kind: RetryKind) -> None:
+    pending = failure(RetryKind.PENDING)
+    retries = fails(pending, pending, failure(kind), pending)
+    assert [retry.failures for retry in retries] == [1, 2, 1, 1]
+    assert retries[-1].attempts == 1
+
+
+def test_a_new_signal_starts_from_the_beginning() -> None:
+    retries = fails(*[failure(RetryKind.REFUSED, signal=OLD)] * 2, failure(RetryKind.REFUSED, signal=NEW))
+    assert [(retry.attempts, retry.signal) for retry in retries] == [(1, OLD), (2, OLD), (1, NEW)]
+
+
+def test_the_installer_keeps_the_signal() -> None:
+    retries = fails(failure(RetryKind.REFUSED, signal=OLD), failure(RetryKind.REFUSED))
+    assert (retries[-1].attempts, retries[-1].signal) == (2, OLD)
+
+
+def test_a_pause_that_was_written_while_the_clock_was_ahead_is_over() -> None:
+    for kind in RetryKind:
+        longest = longest_pause(kind, SETTINGS)
+        retry = Retry(resource="cert:7", kind=kind, next_try_at=NOW + longest)
+        assert due_at(retry, NOW, SETTINGS) == NOW + longest
+        assert due_at(retry, NOW - 1.0, SETTINGS) == NOW - 1.0
+
+
+@given(st.lists(st.sampled_from(RetryKind), min_size=1, max_size=80), st.floats(0.0, 1.0, exclude_max=True))
+def test_nothing_is_put_off_longer_than_its_bound(kinds: list[RetryKind], random: float) -> None:
+    for retry in fails(*map(failure, kinds), random=random):
+        pause = retry.next_try_at - NOW
+        assert PAUSES[retry.kind].first * 0.5 <= pause <= longest_pause(retry.kind, SETTINGS)
+        assert due_at(retry, NOW, SETTINGS) == retry.next_try_at

@@ -1,0 +1,125 @@
+"""retries.json, and what earlier releases kept in other files instead."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from certctrl.errors import StateCorruptError
+from certctrl.model.records import Retry, RetryKind
+from certctrl.model.signals import CertRenewed, CertRevoked, to_wire
+from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import make_tree
+from certctrl.store.layout import ConfigDir
+from certctrl.store.state import read_only
+from certctrl.store.state.store import StateStore
+
+RENEWED, REVOKED, FRESH = CertRenewed(1, 7), CertRevoked(2, 7), CertRenewed(3, 9)
+RETRIES = (
+    Retry(resource="cert:7", kind=RetryKind.REFUSED, attempts=3, failures=5, last_error="check", next_try_at=9.5,
+          signal=RENEWED, reported="check"),
+    Retry(resource="cert:7", kind=RetryKind.WAITING, failures=2, last_error="no route", signal=REVOKED),
+    Retry(resource="cert:8", kind=RetryKind.PENDING, attempts=1, last_error="reload"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StateStore:
+    layout = ConfigDir(tmp_path / "agent")
+    make_tree(RealFs(), layout)
+    return StateStore(layout, RealFs())
+
+
+def write(path: Path, **body: object) -> None:
+    path.write_text(json.dumps({"state_version": 1, **body}))
+
+
+def test_retries_round_trip(store: StateStore) -> None:
+    store.installed.save_retries(RETRIES)
+    assert StateStore(store.layout, RealFs()).installed.load_retries() == (RETRIES, False)
+
+
+def test_without_a_failure_there_is_nothing_to_save(store: StateStore) -> None:
+    assert store.installed.load_retries() == ((), True)
+
+
+def certificate(cert_id: int, **more: object) -> dict[str, object]:
+    return {"cert_id": cert_id, "name": f"{cert_id}.example", **more}
+
+
+def entry(signal: CertRenewed | CertRevoked, **more: object) -> dict[str, object]:
+    return {"signal": to_wire(signal), **more}
+
+
+def earlier(store: StateStore) -> None:
+    """Write the files of the release that had no retries.json."""
+    failed = {"attempts": 4, "last_error": "nginx: bad", "next_try_at": 500.0}
+    rows = [
+        certificate(6, last_outcome="rolled_back", staged="g", **failed),
+        certificate(7, last_outcome="failed", **failed),
+        certificate(8, last_outcome="applied", owed=["r"], generation="g", **failed),
+        certificate(9, last_outcome="applied", attempts=0, last_error="", next_try_at=0.0),
+    ]
+    write(store.layout.certificates, certificates={str(row["cert_id"]): row for row in rows})
+    entries = [
+        entry(RENEWED, attempts=2, last_error="check", next_try_at=900.0),
+        entry(REVOKED, attempts=0, last_error="no route", next_try_at=70.0),
+        entry(FRESH, attempts=0, last_error="", next_try_at=0.0),
+    ]
+    write(store.layout.inbox, entries=entries)
+
+
+def test_failures_of_an_earlier_release_become_retries(store: StateStore) -> None:
+    earlier(store)
+    retries, unsaved = store.installed.load_retries()
+    found = {retry.key: retry for retry in retries}
+    assert unsaved
+    assert {key: (one.kind, one.attempts, one.last_error, one.next_try_at) for key, one in found.items()} == {
+        "cert:6": (RetryKind.REFUSED, 4, "nginx: bad", 500.0),
+        "cert:7": (RetryKind.REFUSED, 2, "check", 900.0),
+        "cert:7 revoked": (RetryKind.WAITING, 0, "no route", 70.0),
+        "cert:8": (RetryKind.PENDING, 4, "nginx: bad", 500.0),
+    }
+    assert {key: (one.signal, one.reported) for key, one in found.items() if one.signal} == {
+        "cert:7": (RENEWED, "check"),
+        "cert:7 revoked": (REVOKED, "no route"),
+    }
+    assert [one.signal for one in store.session.load_inbox()] == [FRESH]
+    assert {cert_id for cert_id, record in store.installed.load_certificates().items() if record.failing} == {6, 7, 8}
+
+
+def test_status_counts_each_signal_once_while_both_files_have_it(store: StateStore) -> None:
+    earlier(store)
+    root = store.layout.root
+    assert read_only.waiting_signals(root) == 3
+    store.installed.save_retries(store.installed.load_retries()[0])
+    assert read_only.waiting_signals(root) == 3
+    store.session.save_inbox(store.session.load_inbox())
+    assert read_only.waiting_signals(root) == 3
+
+
+def test_the_rows_of_certificates_keep_their_fields(store: StateStore) -> None:
+    earlier(store)
+    before = read_only.read_certificates(store.layout.root)
+    retries, _ = store.installed.load_retries()
+    store.installed.save_certificates(store.installed.load_certificates())
+    store.installed.save_retries(retries)
+    after = read_only.read_certificates(store.layout.root)
+    assert before is not None and after is not None
+    shown = [{key: row[key] for key in ("attempts", "last_error", "next_try_at")} for row in after]
+    assert shown[0] == {"attempts": 4, "last_error": "nginx: bad", "next_try_at": 500.0}
+    assert shown[1] == {"attempts": 2, "last_error": "check", "next_try_at": 900.0}
+    assert shown[3] == {"attempts": 0, "last_error": "", "next_try_at": 0.0}
+    assert [row.keys() >= {"attempts", "last_error", "next_try_at"} for row in before] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b'{"state_version":1,"retries":3}', b'{"state_version":1,"retries":[1]}']
+)
+def test_damage_is_named(store: StateStore, body: bytes) -> None:
+    store.layout.retries.write_bytes(body)
+    for load in (store.installed.load_retries, lambda: read_only.waiting_signals(store.layout.root)):
+        with pytest.raises(StateCorruptError, match=r"retries\.json"):
+            load()
