@@ -27,7 +27,7 @@ CALLS = (
     "ftruncate", "fallocate", "link", "linkat", "fsetxattr",
 )  # fmt: skip
 LATER = 7200.0
-RUNS = 12
+RUNS = 40
 """Most runs without a fault until two in a row make the same calls."""
 TRIES = 3
 """Most runs until a point is reached: on a busy machine writes are grouped differently."""
