@@ -319,9 +319,10 @@ Some commands say more with theirs:
 | `plan` | 0 no changes, 2 changes, 1 no changes, but some items are refused or cannot be read |
 | `poll-now` | 0 answered and done, 1 answered but a signal failed, 69 no usable answer |
 | `apply`, `rollback` | 0 success, 1 failed or rolled back (the previous material serves) |
-| `renew --wait` | 0 deployed, 1 not in time |
+| `renew` | 0 requested, with `--wait` deployed; 1 not deployed in time |
 | `doctor` | 0 no operator needed, 1 an operator is needed |
 | `policy allow` | 0 allowed or nothing refused, 1 nothing was added |
+| `trust reset` | 0 reset, 1 not confirmed |
 | `sandbox` | 0 only if everything issued was also served |
 
 The units in `deploy/` restart the daemon after every status except 77 and 78. Errors are two lines on standard error, never a
