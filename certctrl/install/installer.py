@@ -1,8 +1,8 @@
-"""Installer: the pipeline from a checked bundle to "served", and everything else that changes what is installed.
+"""Installer: the pipeline from a checked bundle to "served", and all other changes of what is installed.
 
-One per agent. Calls may overlap: what hangs together is worked on by one call at a time (``deploy/locks.py``), everything
-else side by side. What a certificate, a command or a disk did ends as an Outcome; `stage` raises, because there
-nothing has happened yet.
+One per agent. Calls may overlap: each group is worked on by one call at a time (``deploy/locks.py``), different groups
+concurrently. Failures of certificates, commands or the disk become Outcomes; `stage` raises, because nothing has
+changed yet. `plan` and `preview` only read.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ from certctrl.text import one_line
 __all__ = ["Candidate", "Installer", "in_use"]
 
 INLINE_LIMIT = 100
-"""Certificates and items that are grouped in less time than handing them to a thread takes."""
+"""Certificates and items that are grouped faster than a thread job starts."""
 
 
 def in_use(record: CertRecord) -> bool:
-    """Return whether a certificate has anything on this host."""
+    """Return whether a certificate has a generation on this host."""
     return bool(record.generation or record.staged)
 
 
 class Installer:
-    """What changes the certificates, files and services of this host."""
+    """Changes the certificates, files and services of this host."""
 
     def __init__(
         self,
@@ -93,11 +93,11 @@ class Installer:
         self._locks = Locks()
         self._names: dict[str, int] = {}
         self.asked_by = "plane"
-        """Whom the audit log names for what this run does of itself."""
+        """Audit-log actor for what this run does unrequested."""
 
     @property
     def records(self) -> dict[int, CertRecord]:
-        """Return the certificates of this host by id. Raises StateCorruptError, DiskError at the first use."""
+        """The certificates of this host by id. Raises StateCorruptError, DiskError on first use."""
         return self._context.records.certificates
 
     @property
@@ -115,25 +115,25 @@ class Installer:
 
     @property
     def cas(self) -> frozenset[int]:
-        """Return the ids of the CAs that this host was told to trust. Raises as `records`."""
+        """The ids of this host's CAs. Raises as `records`."""
         return frozenset(int(ca_id) for ca_id in self._context.records.cas)
 
     def name_for(self, cert_id: int, domains: Sequence[str]) -> str:
-        """Return the directory name of a certificate: the one it has, else one that no other certificate uses."""
+        """Return the directory name of a certificate: its present one, otherwise one that no other certificate uses."""
         record = self.records.get(cert_id)
         if record is not None and in_use(record):
             return record.name
         name = safe_name(domains[0] if domains else f"certificate-{cert_id}")
         if any(one.name == name and one.cert_id != cert_id for one in self.records.values() if in_use(one)):
-            return f"{name}-{cert_id}"  # no public domain ends in a number
-        holder = self._names.get(name, cert_id)  # whoever is being fetched has no record yet
+            return f"{name}-{cert_id}"  # cannot be a domain: none ends in a number
+        holder = self._names.get(name, cert_id)  # one that is being fetched has no record yet
         if holder != cert_id and holder not in self.records:
             return f"{name}-{cert_id}"
         self._names[name] = cert_id
         return name
 
     async def recover(self) -> None:
-        """Bring disk and records together after whatever ended the last run; before anything else is done."""
+        """Make disk and records agree after the last run, before anything else is done."""
         self.retries.rows()  # what an earlier release left in other files is saved with the records
         await self._context.offload(recovery.recover, self._context)
         await self._context.records.save()
@@ -143,7 +143,7 @@ class Installer:
     def opener(
         self, cert_id: int, materials: DeployMaterials, device_secret: bytes, expected_domains: Sequence[str]
     ) -> Callable[[], Bundle]:
-        """Return what opens and checks a certificate's material, for `stage`; see ``open_bundle``."""
+        """Return a function that opens and checks a certificate's material, for `stage`; see ``open_bundle``."""
         context, name = self._context, self.name_for(cert_id, expected_domains)
         return partial(
             open_bundle,
@@ -157,21 +157,21 @@ class Installer:
         )
 
     async def head_start(self, cert_id: int, items: Sequence[InstallItem]) -> None:
-        """Start the supervisors that a certificate's check and reload will need: they boot while it is fetched."""
+        """Start the supervisors for a certificate's check and reload while it is being fetched."""
         record = self.records.get(cert_id)
         facts = record.facts if record is not None else CertFacts(cert_id=cert_id, name="")
         checks = any(item.check for item in self._context.indexer.of(items).copies(facts))
         reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
         if checks or reloads:
-            with suppress(CommandError):  # only a head start: whoever runs a command starts what is missing
+            with suppress(CommandError):  # only a head start: the command starts a missing one
                 await self._context.proc.prepare(checks + reloads)
 
     async def stage(self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem]) -> Candidate:
-        """Write a checked bundle beside the live one and run the plan's checks on it; nothing live changes.
+        """Write a checked bundle next to the live one and run the plan's checks on it; nothing live changes.
 
-        ``source``: a bundle, or what opens one (see `opener`), which is then called in the same thread.
-        It survives a crash only once `converge` has settled it. Raises DiskError, CommandError (a check refuses
-        it), PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
+        ``source``: a bundle, or a function that opens one (see `opener`), called in the same thread. The candidate
+        survives a crash only after `converge` has settled it. Raises DiskError, CommandError (a check refuses it),
+        PolicyRefusedError (a check may not run here), MaterialError (a format cannot be made).
         """
         return await staging.stage(self._context, source, items)
 
@@ -186,13 +186,12 @@ class Installer:
         asked_by: str = "",
         lasting: bool = True,
     ) -> dict[int, Outcome]:
-        """Switch to what is prepared and bring files and services in line with the items; return what became of it.
+        """Switch to the prepared candidates and make files and services match the items; return the outcomes.
 
-        ``only``: look at these certificates (and ``prepared``) alone; None and nothing prepared: at everything.
-        ``due_now``: also try again what failed and is not due yet (else: only with new material).
-        ``lasting``: False when the caller makes the outcomes durable next (see `RecordStore.save`).
-        Outcomes by certificate id, for each that was named and each that changed; 0 stands for items that are
-        about no certificate. ``asked_by``: whom the audit log names; empty: `asked_by` of this run.
+        ``only``: these certificates (and ``prepared``) only; None with nothing prepared: all certificates.
+        ``due_now``: also try again what failed and is not due yet. ``asked_by``: audit-log actor; empty: that of
+        this run. ``lasting``: False if the caller makes the outcomes durable next (see `RecordStore.save`).
+        The outcomes are by certificate id, for all named and all changed ones; 0: items about no certificate.
         """
         context, everything = self._context, only is None and not prepared
         concerned = frozenset(one.cert_id for one in prepared) | frozenset(only or ())
@@ -229,7 +228,7 @@ class Installer:
         return found
 
     async def _conclude(self, results: Results) -> dict[int, Outcome]:
-        """Give every named certificate its outcome and make the records durable."""
+        """Give all named certificates an outcome and make the records durable."""
         for cert_id in sorted(results.concerned | results.waiting.keys()):
             results.unchanged(cert_id, "" if cert_id in self.records else "not on this host")
         try:
@@ -248,14 +247,14 @@ class Installer:
         asked_by: str = "",
         lasting: bool = True,
     ) -> Outcome:
-        """Bring everything in line with the items and return the outcome of the whole; see `converge`."""
+        """Make everything match the items and return one merged outcome; see `converge`."""
         found = await self.converge(
             (), items, ignore_window=ignore_window, due_now=due_now, asked_by=asked_by, lasting=lasting
         )
         return merged(found.values())
 
     async def plan(self, items: Sequence[InstallItem]) -> InstallPlan:
-        """Return what `converge` would do now by hand, changing nothing. Raises DiskError, StateCorruptError."""
+        """Return what `converge` would do now, including what is not due. Raises DiskError, StateCorruptError."""
         return await preview.plan_now(self._context, items)
 
     @classmethod
@@ -291,13 +290,13 @@ class Installer:
         return await installer.plan(items)
 
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
-        """Return whether `converge` would do something now, or say for the first time what it is refused."""
+        """Return whether `converge` would do something now, or report a refusal for the first time."""
         plan = await preview.plan_now(self._context, items, due_only=True)
         refused = (self.records.get(cert_id) for cert_id in plan.left_out)
         return bool(plan.groups) or any(one is not None and one.generation and not one.failing for one in refused)
 
     async def renewal_here(self, record: CertRecord) -> CertRecord | None:
-        """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""
+        """Return the record as it would be after its staged renewal; None if none is staged or readable."""
         return await preview.with_renewal(self._context, record)
 
     def retry_turns(self) -> dict[int, float]:
@@ -313,12 +312,12 @@ class Installer:
         """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
         return preview.window_turns(self._context)
 
-    # --- taking back ----------------------------------------------------------------------------------------------
+    # --- withdrawing, rolling back --------------------------------------------------------------------------------
 
     async def withdraw(self, cert_id: int, *, revoked: bool, items: Sequence[InstallItem]) -> Outcome:
-        """Take a certificate out of use: remove it, or when revoked what the policy's ``on_revoked`` says.
+        """Take a certificate out of use: remove it, or if revoked, do what the policy's ``on_revoked`` says.
 
-        Done at once, whatever the window. The caller raises the alarm.
+        Ignores the window. The caller sends the alert.
         """
         record = self.records.get(cert_id)
         if record is None or (
@@ -333,11 +332,11 @@ class Installer:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
 
     async def rollback(self, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
-        """Switch back to an earlier generation by hand and hold it there. Raises UsageError, DiskError."""
+        """Roll back to an earlier generation and hold it there. Raises UsageError, DiskError."""
         return await roll_back(self._context, self._locks, name, to, items)
 
     async def release(self, name: str) -> None:
-        """End a hold; the next `converge` brings the newest material live. Raises UsageError, DiskError."""
+        """End a hold; the next `converge` switches to the newest material. Raises UsageError, DiskError."""
         record = self._context.records.by_name(name)
         if record is None:
             raise UsageError(f"there is no certificate {one_line(name)} on this host", fix="cert-ctrl list-certs")
@@ -346,23 +345,23 @@ class Installer:
         await self._context.records.save()
 
     async def alarmed(self, cert_id: int) -> None:
-        """Note that the alarm about a revocation has been raised. Raises DiskError."""
+        """Record that the alert about a revocation has been sent. Raises DiskError."""
         self._context.records.note(attrs.evolve(self.records[cert_id], alarmed=True))
         await self._context.records.save()
 
     # --- CAs and alerts -------------------------------------------------------------------------------------------
 
     async def import_ca(self, ca_id: int, name: str, pem: str, items: Sequence[InstallItem] = ()) -> Outcome:
-        """Put a CA into the trust store and keep it for the items that copy it, which run at once when given."""
+        """Import a CA into the trust store, and converge the items that copy it."""
         outcome = await trust_store.import_ca(self._context, ca_id, name, pem, items)
         if ca_id in cas_wanted(items):
             outcome = merged((outcome, await self.converge_all(items)))
         return outcome
 
     async def remove_ca(self, ca_id: int) -> Outcome:
-        """Take a CA out of the trust store, if its file is still ours."""
+        """Remove a CA from the trust store if its file is still ours."""
         return await trust_store.remove_ca(self._context, ca_id)
 
     async def alert(self, alert: Mapping[str, Any]) -> None:
-        """Give an alert to the operator's ``on_alert`` command, as a JSON file; a failure is logged, not raised."""
+        """Pass an alert to the ``on_alert`` command; a failure is logged, not raised."""
         await run_alert_command(self._context, alert)

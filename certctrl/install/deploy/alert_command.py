@@ -1,4 +1,4 @@
-"""Tell the operator of an alert by the command that policy.json names."""
+"""Run the ``on_alert`` command that policy.json names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALERT_SECONDS = 60.0
 
 
 async def run_alert_command(context: Context, alert: Mapping[str, Any]) -> None:
-    """Give an alert to the ``on_alert`` command, as a JSON file; a failure is logged, not raised."""
+    """Pass an alert to the ``on_alert`` command as a JSON file; a failure is logged, not raised."""
     argv = context.policy().on_alert
     if not argv:
         return

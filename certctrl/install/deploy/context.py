@@ -1,4 +1,4 @@
-"""Context: this host as the pipeline sees it; everything it works with, passed by hand."""
+"""Context: the pipeline's collaborators, passed explicitly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from certctrl.store.state.installed import InstalledState
 
 @attrs.frozen(kw_only=True, eq=False)
 class Context:
-    """What `Installer` was given, and the records it keeps."""
+    """The collaborators of `Installer`, and its record store."""
 
     layout: ConfigDir
     fs: Fs
@@ -38,9 +38,9 @@ class Context:
     probe: Probe
     wall_now: Callable[[], float]
     offload: Callable[..., Awaitable[Any]]
-    """Runs one blocking function whole; inline under a virtual clock."""
+    """Runs a blocking function to its end in a thread; inline under a virtual clock."""
     shared_offload: SharedOffload
-    """The same for short functions that a burst calls once per certificate."""
+    """The same for short functions, which share thread jobs in a burst."""
     log: logging.Logger
     records: RecordStore
     identity: AgentIdentity

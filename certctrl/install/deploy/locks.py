@@ -1,6 +1,6 @@
-"""Locks: who works on what. Sets of certificates are worked on side by side, one set by one task at a time.
+"""Locks: groups are worked on concurrently, each by one task at a time.
 
-All the names of a set are taken at once or not at all, so tasks cannot wait for each other in a circle.
+A task takes all names of a group together or none, so tasks cannot deadlock.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ import trio
 
 
 class Locks:
-    """Names that are taken."""
+    """The names that are locked."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
         self._freed = trio.Event()
 
     def try_acquire(self, names: Collection[str]) -> bool:
-        """Take all names if none of them is taken."""
+        """Lock all names and return True, or return False if one of them is locked."""
         if not self._taken.isdisjoint(names):
             return False
         self._taken |= set(names)
         return True
 
     def release(self, names: Collection[str]) -> None:
-        """Give names back."""
+        """Unlock names."""
         self._taken -= set(names)
         self._freed.set()
         self._freed = trio.Event()
 
     async def wait_for_release(self) -> None:
-        """Wait until some name was given back."""
+        """Wait until a name is unlocked."""
         await self._freed.wait()
 
     @asynccontextmanager
     async def held(self, names: Collection[str]) -> AsyncIterator[None]:
-        """Wait until all names are free, hold them for the block."""
+        """Wait until all names are free, and lock them for the block."""
         while not self.try_acquire(names):
             await self.wait_for_release()
         try:

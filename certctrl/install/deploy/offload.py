@@ -1,8 +1,8 @@
-"""SharedOffload: short blocking jobs of many tasks, run in one thread job instead of one each.
+"""SharedOffload: run the short blocking calls of many tasks in one thread job.
 
-A burst opens, stages and prunes a thousand certificates, each by a call of well under a millisecond; handing each
-to a thread and back costs as much again. So while one job is under way, the calls that come wait for the next one,
-which takes them all. A lone call waits for nothing.
+A burst opens, stages and prunes a thousand certificates, each in well under a millisecond; one thread job per call
+would take as long again. So calls that come while a job runs wait for the next job, which runs all of them. A single
+call does not wait.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class _Call:
     def run(self) -> None:
         try:
             self.result = self.function(*self.args)
-        except BaseException as error:  # its caller's, whoever's job it ran in
+        except BaseException as error:  # raised in its caller, not in the job
             self.error = error
         self.ended = True
 
 
 class SharedOffload:
-    """Stands in for ``offload`` where calls are short and many; like there, a call that has begun is never left."""
+    """An ``offload`` for many short calls; like there, a call that has begun is finished even if cancelled."""
 
     def __init__(self, offload: Offload) -> None:
         self._offload = offload
@@ -41,10 +41,10 @@ class SharedOffload:
         self._lock = trio.Lock()
 
     async def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run one function with whatever else waits, and return or raise what it does."""
+        """Run a function together with other waiting ones; return its result or raise its exception."""
         call = _Call(function, args)
         self._waiting.append(call)
-        with trio.CancelScope(shield=True):  # ours may run in somebody else's job
+        with trio.CancelScope(shield=True):  # the call may run in another task's job
             async with self._lock:
                 if not call.ended:
                     await self._run_waiting()
@@ -56,7 +56,7 @@ class SharedOffload:
         calls, self._waiting = self._waiting, []
         try:
             await self._offload(_run_all, calls)
-        except BaseException as error:  # no thread could be had: nobody's call has run
+        except BaseException as error:  # no thread: none of the calls has run
             for call in calls:
                 call.ended, call.error = True, call.error or error
             raise

@@ -1,4 +1,4 @@
-"""Outlook: what would be done now, and what waits here for what. Changes nothing."""
+"""Preview: what would be done now, and what has to wait. Changes nothing."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from certctrl.model.records import CertRecord
 
 
 async def plan_now(context: Context, items: Sequence[InstallItem], *, due_only: bool = False) -> InstallPlan:
-    """Return what a convergence of everything would do now. Raises DiskError, StateCorruptError.
+    """Return what a `converge` of everything would do now. Raises DiskError, StateCorruptError.
 
-    ``due_only``: without what failed and is not due yet.
+    ``due_only``: without failed items that are not due yet.
     """
     policy, records = context.policy(), list(context.records.certificates.values())
     results = Results(context=context)
@@ -38,7 +38,7 @@ async def plan_now(context: Context, items: Sequence[InstallItem], *, due_only: 
 
 
 async def with_renewal(context: Context, record: CertRecord) -> CertRecord | None:
-    """Return the record as it would be with the renewal that is staged for it; None: there is none to be read."""
+    """Return the record as it would be after its staged renewal; None if none is staged or readable."""
     if not record.staged or record.staged == record.generation:
         return None
     try:

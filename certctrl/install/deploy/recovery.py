@@ -1,6 +1,6 @@
-"""Recover: bring disk and records together after whatever ended the last run, before anything else is done.
+"""Recover: make disk and records agree after a crash, before anything else is done.
 
-What is live is the truth; records describe it. Commands and proofs that are still owed need no list: the activation
+The live links are the truth; records describe them. Pending commands and verifications need no list: the activation
 markers disagree with the live generations, so the next `converge` runs them.
 """
 
@@ -23,16 +23,16 @@ ALERT_PREFIX = "alert-"
 
 
 def recover(context: Context) -> None:
-    """Finish or undo half-written copies, sweep left-overs, and make the records say what is live. Blocks.
+    """Finish or undo half-written copies, remove left-over files, and update the records. Blocks on the disk.
 
-    Raises DiskError, StateCorruptError (records that cannot be read are never taken for "nothing here").
+    Raises DiskError, StateCorruptError (unreadable records never count as "nothing here").
     """
     policy = context.policy()
     roots = (*policy.write_roots, str(context.layout.certs), *filter(None, (policy.trust_store.directory,)))
     for fault in recover_deployments(context.layout, context.fs, roots).failed:
-        context.log.error("Copies that were cut off could be neither finished nor taken back: %s", fault)
+        context.log.error("Interrupted copies could be neither finished nor undone: %s", fault)
     context.generations.sweep()
-    with suppress(DiskError):  # half-written state files, secrets among them; nothing depends on them
+    with suppress(DiskError):  # half-written state files may contain secrets; nothing depends on them
         sweep_leftovers(context.layout, context.fs)
     _sweep_alerts(context)
     names = _live_names(context)
@@ -41,7 +41,7 @@ def recover(context: Context) -> None:
         if live != record.generation:
             context.records.note(_described(context, record, live))
         names.discard(record.name)
-    for name in sorted(names):  # live, but no record: it was never written
+    for name in sorted(names):  # live without a record: a crash came before it was written
         with suppress(StateCorruptError):
             candidate = Candidate.read(context, name, _live(context, name))
             if candidate.cert_id not in context.records.certificates:
@@ -49,7 +49,7 @@ def recover(context: Context) -> None:
 
 
 def _live(context: Context, name: str) -> str:
-    """Return the id that is live; empty when none is, also when the link leads nowhere of ours."""
+    """Return the live id; empty if there is none or the link does not lead to a generation."""
     try:
         return context.generations.live_id(name) or ""
     except StateCorruptError:
@@ -57,7 +57,7 @@ def _live(context: Context, name: str) -> str:
 
 
 def _described(context: Context, record: CertRecord, live: str) -> CertRecord:
-    """Return a record that says what is live; what cannot be read counts as absent and is fetched again."""
+    """Return a record of what is live; an unreadable generation counts as absent and is fetched again."""
     if not live:
         return attrs.evolve(record, generation="")
     try:

@@ -1,4 +1,4 @@
-"""Switch one certificate back to an earlier generation by hand, and hold it there (`cert-ctrl rollback`)."""
+"""Roll one certificate back to an earlier generation and hold it there (`cert-ctrl rollback`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from certctrl.text import one_line
 
 
 async def roll_back(context: Context, locks: Locks, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
-    """Switch back, run the commands, prove it, and hold: renewals are staged but not switched until released.
+    """Switch back, run the commands, verify, and hold: renewals are staged but not switched to until released.
 
-    ``to``: a generation's id; None: the newest before the live one that is still valid. What was live is kept as
-    staged, so that a release brings it back. Raises UsageError when there is nothing to switch to.
+    ``to``: a generation's id; None: the newest valid one before the live one. The generation that was live is kept
+    as staged, so that a release restores it. Raises UsageError if there is nothing to switch to.
     """
     record = context.records.by_name(name)
     if record is None:
@@ -31,7 +31,7 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
     newer = record.staged or (record.generation if record.generation != target.generation else "")
     results = Results(context=context, concerned=frozenset({record.cert_id}), asked_by="operator")
     candidates = {record.cert_id: target}
-    # it may be older than an item that wants another format of it
+    # it may lack the file of an item that was added later
     candidates |= await with_missing_files(context, items, candidates, results, everything=False)
     target = candidates[record.cert_id]
     context.records.note(attrs.evolve(record, held=True))
@@ -49,7 +49,7 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
     if after.generation == target.generation:
         context.records.note(attrs.evolve(after, held=True, staged=newer))
         outcome = attrs.evolve(outcome, detail=outcome.detail or f"held at {target.generation} until released")
-    else:  # it did not take the older one, and is where it was
+    else:  # the switch was undone: nothing has changed
         context.records.note(attrs.evolve(after, held=record.held, staged=record.staged))
     await context.records.save()
     return outcome

@@ -1,7 +1,7 @@
-"""CAs in and out of the system trust store (Debian and Red Hat layouts: a directory and a command).
+"""Import CAs into the system trust store and remove them (Debian and Red Hat: a directory and a command).
 
-The file is ours by name and by hash; it is taken out only while it is. When the store's command fails, the file goes
-back to what it was and the command runs once more, so that file and store agree.
+A file is ours by name and hash, and only then removed. If the store's command fails, the file is restored and the
+command runs again, so that file and store agree.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ COMMAND_SECONDS = 120.0
 
 
 def checked_ca(pem: str, now: float) -> tuple[str, str, float]:
-    """Return (clean PEM, fingerprint, end of validity) of one CA certificate. Raises MaterialError."""
+    """Return (re-encoded PEM, fingerprint, not_after) of one CA certificate. Raises MaterialError."""
     try:
         (found,) = x509.load_pem_x509_certificates(pem.encode())
-        marked = found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        is_ca = found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         ends = found.not_valid_after_utc.timestamp()
         key = found.public_key()
     except (*UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension):
-        raise MaterialError("this is not one CA certificate in PEM", reason="ca-unreadable") from None
+        raise MaterialError("this is not a single CA certificate in PEM", reason="ca-unreadable") from None
     weak = isinstance(key, rsa.RSAPublicKey) and key.key_size < LEAST_RSA_BITS
     weak = weak or (isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name not in GOOD_CURVES)
-    if not marked or weak:
-        why = "its key is too weak" if weak else "it is not marked as a CA"
-        raise MaterialError(f"this certificate does not belong in a trust store: {why}", reason="ca-unfit")
+    if not is_ca or weak:
+        why = "its key is too weak" if weak else "it is not a CA certificate"
+        raise MaterialError(f"this certificate is not fit for a trust store: {why}", reason="ca-unfit")
     if ends <= now:
-        raise MaterialError("this CA certificate has expired", reason="expired", fix="assign a newer one at the plane")
+        raise MaterialError("this CA certificate has expired", reason="expired", fix="assign a newer one in the plane")
     return found.public_bytes(Encoding.PEM).decode(), found.fingerprint(hashes.SHA256()).hex(), ends
 
 
 async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Sequence[InstallItem]) -> Outcome:
-    """Put a CA into the trust store; keep it for copy items that want it. Unchanged bytes run nothing."""
+    """Import a CA into the trust store, and keep it for copy items; unchanged bytes run no command."""
     now = context.wall_now()
     try:
         clean, fingerprint, ends = checked_ca(pem, now)
@@ -86,7 +86,9 @@ async def _keep(context: Context, record: CaRecord, items: Sequence[InstallItem]
     context.records.note_ca(record, record.ca_id)
     await context.records.save()
     if any(item.enabled and item.ob_type == "ca" and item.ob_id == record.ca_id for item in items):
-        return Outcome(kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; no trust store is named")
+        return Outcome(
+            kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; policy.json names no trust store"
+        )
     return Outcome(kind=OutcomeKind.FAILED, detail=explain(no_trust_store(system_trust_store())))
 
 
@@ -123,7 +125,7 @@ def _audit(
 
 
 def _path(directory: str, ca_id: int, name: str) -> Path:
-    # Debian's update-ca-certificates takes *.crt only; Red Hat's takes any name
+    # Debian's update-ca-certificates reads *.crt only; Red Hat's reads any name
     return Path(directory) / f"certctrl-{safe_name(name)[:80]}-{ca_id}.crt"
 
 
@@ -131,11 +133,11 @@ async def _put(context: Context, store: TrustStore, write: FileWrite) -> None:
     copies = FileSet(context.layout, context.fs)
     await context.offload(_begin, copies, write)
     try:
-        await _announce(context, store)
+        await _update(context, store)
     except BaseException:
         await context.offload(copies.undo)
         await context.offload(copies.close)
-        await _announce_again(context, store)
+        await _update_again(context, store)
         raise
     await context.offload(copies.close)
 
@@ -146,7 +148,7 @@ def _begin(copies: FileSet, write: FileWrite) -> None:
 
 
 async def remove_ca(context: Context, ca_id: int) -> Outcome:
-    """Take a CA out of the trust store, if the file is still ours."""
+    """Remove a CA from the trust store if its file is still ours."""
     record = context.records.cas.get(str(ca_id))
     if record is None:
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not known here")
@@ -154,8 +156,8 @@ async def remove_ca(context: Context, ca_id: int) -> Outcome:
     if record.path:
         try:
             why = await context.offload(remove_unchanged, context.fs, record.path, record.sha256)
-            if not why:  # also when it was gone already: the store may not have heard of it
-                await _announce(context, context.policy().trust_store)
+            if not why:  # even if it was already gone: the store may still contain it
+                await _update(context, context.policy().trust_store)
         except CertctrlError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
     context.records.note_ca(None, ca_id)
@@ -166,15 +168,15 @@ async def remove_ca(context: Context, ca_id: int) -> Outcome:
     return Outcome(kind=OutcomeKind.APPLIED, detail=detail)
 
 
-async def _announce(context: Context, store: TrustStore) -> None:
-    """Run the store's own command, which the operator named. Raises CommandError."""
+async def _update(context: Context, store: TrustStore) -> None:
+    """Run the store's command, which policy.json names. Raises CommandError."""
     if store.command:
         result = await context.proc.run(store.command, timeout=COMMAND_SECONDS)
         result.check("the command of the trust store")
 
 
-async def _announce_again(context: Context, store: TrustStore) -> None:
+async def _update_again(context: Context, store: TrustStore) -> None:
     try:
-        await _announce(context, store)
+        await _update(context, store)
     except CertctrlError as error:
-        context.log.warning("The command of the trust store failed again after going back: %s", error)
+        context.log.warning("The command of the trust store failed again after the rollback: %s", error)

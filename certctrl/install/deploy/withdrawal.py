@@ -1,9 +1,9 @@
-"""Take a certificate out of use: remove it, put a placeholder in its place, or keep it, as the host's policy says.
+"""Withdraw a certificate: remove it, replace it by a placeholder, or keep it, as the host's policy says.
 
-There is no going back from a removal: a revoked certificate does not return because a service would not reload.
-But a service goes on with what it has loaded, and some reload "successfully" without their files: so the endpoints
-are looked at, and a certificate that clients are still shown is not out of use.
-Files at explicit destinations go only while they are still ours, byte for byte.
+A removal is never rolled back: a revoked certificate does not return because a service would not reload. But a service
+keeps serving what it has loaded, and some reload "successfully" without their files. So the endpoints are probed, and a
+certificate that they still serve is not out of use.
+Files at destinations are removed only if they are still ours, byte for byte.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from certctrl.text import one_line
 
 
 def withdrawn(record: CertRecord) -> bool:
-    """Return whether the files of a certificate were removed."""
+    """Return whether the files of a certificate have been removed."""
     return record.stage is Stage.WITHDRAWN and not record.generation
 
 
 @attrs.frozen(kw_only=True)
 class Withdrawal:
-    """One certificate to be taken out of use."""
+    """The withdrawal of one certificate."""
 
     context: Context
     locks: Locks
@@ -52,8 +52,8 @@ class Withdrawal:
     revoked: bool
 
     async def run(self) -> Outcome:
-        """Do what the policy says and run the commands that are about this certificate."""
-        removes = not self.revoked or withdrawn(self.record)  # what has been removed is not put back by a new policy
+        """Apply the policy and run the commands that are about this certificate. Raises DiskError."""
+        removes = not self.revoked or withdrawn(self.record)  # a new policy does not restore what has been removed
         how = OnRevoked.REMOVE if removes else self.context.policy().on_revoked
         match how:
             case OnRevoked.KEEP:
@@ -70,23 +70,25 @@ class Withdrawal:
 
     async def _remove(self) -> Outcome:
         try:
-            # if its files went before, what has its name now may be another's
-            left = await (self.context.offload(self._still_there) if withdrawn(self.record) else self._take_out())
+            # if its files are gone, another certificate may have its name
+            left = await (
+                self.context.offload(self._left_before) if withdrawn(self.record) else self._take_out_of_use()
+            )
         except DiskError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
         before = self.context.records.retries.of(cert_resource(self.record.cert_id))
-        outcome = await self._announce({}, successors=self._successors())
-        seen = await self._look(patient=outcome.ok)
-        still = any(shows for shows, _ in seen)
+        outcome = await self._converge({}, successors=self._successors())
+        seen = await self._probe_endpoints(patient=outcome.ok)
+        still = any(serves for serves, _ in seen)
         stay = [f"{one_line(path)} stays: {why}" for path, why in left.items()]
         said = [*stay, *filter(None, (*(said for _, said in seen), outcome.detail))]
         owed = still or not outcome.ok or any(why != CHANGED for why in left.values())
-        await self._note_rest("; ".join(said) if owed else "", before)
+        await self._record_rest("; ".join(said) if owed else "", before)
         kind = OutcomeKind.FAILED if owed or left else OutcomeKind.APPLIED
         return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed, recorded=owed)
 
-    async def _take_out(self) -> dict[str, str]:
-        """Remove every file of this certificate and note it; return what had to stay, and why. Raises DiskError."""
+    async def _take_out_of_use(self) -> dict[str, str]:
+        """Remove all files of this certificate and record it; return path -> why it stays. Raises DiskError."""
         context = self.context
         async with self.locks.held(self._group().nodes):
             left: dict[str, str] = await context.offload(self._remove_files)
@@ -115,9 +117,9 @@ class Withdrawal:
         return left
 
     def _successors(self) -> frozenset[int]:
-        """Return the certificates that have the items now which name this one: others of its name."""
+        """Return the certificates that take over its name, and so the items that name it."""
         bound, _ = bound_now(self.context, self.items, {})
-        named = [item.id for item in self.items if item.enabled and self._is_mine(item)]
+        named = [item.id for item in self.items if item.enabled and self._concerns_it(item)]
         return frozenset(cert_id for item in named for cert_id in bound[item].certs) - {self.record.cert_id}
 
     async def _keep(self) -> Outcome:
@@ -129,16 +131,16 @@ class Withdrawal:
         await self.context.records.save()
         return Outcome(kind=OutcomeKind.APPLIED, detail=said)
 
-    async def _look(self, *, patient: bool) -> list[tuple[bool, str]]:
-        """Return of each endpoint whether it still shows it, and what there is to say.
+    async def _probe_endpoints(self, *, patient: bool) -> list[tuple[bool, str]]:
+        """Return for each endpoint whether it still serves the certificate, and what to report.
 
-        ``patient``: give services the time that a reload may take.
+        ``patient``: allow for the time that a reload may take.
         """
         context, nodes = self.context, self._group().nodes
         seconds = context.config().application.verify_timeout_seconds if patient else 0.0
         deadline = trio.current_time() + seconds
-        hanging = [item for item in self.items if item.enabled and f"item:{item.id}" in nodes]
-        mine = [item for item in hanging if self._is_mine(item) or (item.ob_id is None and item.ob_name is None)]
+        connected = [item for item in self.items if item.enabled and f"item:{item.id}" in nodes]
+        mine = [item for item in connected if self._concerns_it(item) or (item.ob_id is None and item.ob_name is None)]
         asked = [item.verify for item in mine if not isinstance(item, ImportCaAction)]
         endpoints = dict.fromkeys(verify for verify in asked if isinstance(verify, VerifyTls))
         return [
@@ -146,7 +148,7 @@ class Withdrawal:
             for verify in endpoints
         ]
 
-    async def _note_rest(self, trouble: str, before: Retry | None) -> None:
+    async def _record_rest(self, trouble: str, before: Retry | None) -> None:
         """Note whether a file or a service still has it: then this is retried, and status names it.
 
         ``before``: its retry before the commands ran; what they recorded is the same failure.
@@ -168,30 +170,30 @@ class Withdrawal:
             records.retries.failed(Failure(resource=resource, kind=RetryKind.REFUSED, error=trouble))
         await records.save()
 
-    def _still_there(self) -> dict[str, str]:
-        """Return the copies that had to stay when its files went: nobody can tell any more whether they are ours."""
+    def _left_before(self) -> dict[str, str]:
+        """Return copies that stayed when its files were removed; whether they are ours is no longer known."""
         theirs = {path for one in self.context.records.certificates.values() if one.generation for path in one.targets}
         stay = [path for path in self.record.targets if path not in theirs and self.context.fs.lstat(path) is not None]
-        return dict.fromkeys(stay, "it had to when the others went; remove it by hand")
+        return dict.fromkeys(stay, "it could not be removed with the others; remove it by hand")
 
     def _remove_files(self) -> dict[str, str]:
-        """Remove the copies of this certificate; return what had to stay, and why. Blocks on the disk."""
+        """Remove the copies of this certificate; return path -> why it stays. Blocks on the disk."""
         context, name = self.context, self.record.name
         files: Mapping[str, str] = {}
-        with suppress(StateCorruptError):  # what cannot be told is not removed
+        with suppress(StateCorruptError):  # without a manifest nothing is known to be ours
             live = context.generations.live_id(name)
             files = context.generations.manifest(name, live)["files"] if live else {}
         left: dict[str, str] = {}
         for item in self.items:
-            if not isinstance(item, CopyAction) or not self._is_mine(item):
+            if not isinstance(item, CopyAction) or not self._concerns_it(item):
                 continue
             for source, path in zip(item.sources, item.targets, strict=True):
-                if why := self._take_away(item, path, files.get(source, "")):
+                if why := self._remove_copy(item, path, files.get(source, "")):
                     left[path] = why
         return left
 
-    def _take_away(self, item: CopyAction, path: str, digest: str) -> str:
-        """Remove one copy; return why it stays, empty when it is not there any more, or never was."""
+    def _remove_copy(self, item: CopyAction, path: str, digest: str) -> str:
+        """Remove one copy; return why it stays, empty if it is gone or never existed."""
         context = self.context
         refusal = refuse_path(context.policy(), path, context.identity, local=is_local(item.id))
         if refusal is None:
@@ -203,7 +205,7 @@ class Withdrawal:
             why = refusal.why
         return why if path in self.record.targets and context.fs.lstat(path) is not None else ""
 
-    def _is_mine(self, item: InstallItem) -> bool:
+    def _concerns_it(self, item: InstallItem) -> bool:
         if item.ob_type == "ca":
             return False
         if item.ob_id is not None:
@@ -211,28 +213,28 @@ class Withdrawal:
         return item.ob_name is not None and item.ob_name in (self.record.name, *self.record.facts.domains[:1])
 
     async def _replace(self) -> Outcome:
-        """Put a placeholder in its place; where one stands, do what a crash or a failure left to be done."""
+        """Replace it by a placeholder; if one is live already, finish what a crash or failure left undone."""
         context, record = self.context, self.record
         live = await context.offload(context.generations.live_id, record.name)
-        stands = live and (await context.offload(context.generations.manifest, record.name, live))["facts"].get(
+        replaced = live and (await context.offload(context.generations.manifest, record.name, live))["facts"].get(
             "placeholder"
         )
         keep, candidates = set[str](), dict[int, Candidate]()
-        if not stands:
+        if not replaced:
             try:
                 prepared = await self._placeholder()
             except DiskError as error:
                 return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
             keep, candidates = {prepared.generation}, {record.cert_id: prepared}
-        outcome = await self._announce(candidates, nothing=OutcomeKind.UNCHANGED)
+        outcome = await self._converge(candidates, nothing=OutcomeKind.UNCHANGED)
         context.records.note(
             attrs.evolve(context.records.certificates[record.cert_id], staged="", held=False, revoked=True)
         )
         await context.records.save()
-        # the revoked key goes, whatever the commands said
+        # the revoked key is removed even if a command failed
         gone = await context.offload(lambda: context.generations.prune(record.name, 0, also_keep=keep))
-        if stands and not gone and outcome.kind is OutcomeKind.UNCHANGED:
-            return attrs.evolve(outcome, detail="a placeholder stands in for it already")
+        if replaced and not gone and outcome.kind is OutcomeKind.UNCHANGED:
+            return attrs.evolve(outcome, detail="a placeholder has already replaced it")
         kind = OutcomeKind.APPLIED if outcome.ok else outcome.kind
         detail = "; ".join(filter(None, ("placeholder put in its place", outcome.detail)))
         return attrs.evolve(outcome, kind=kind, detail=detail)
@@ -252,16 +254,16 @@ class Withdrawal:
         await context.offload(context.generations.settle, [prepared.staged])
         return prepared
 
-    async def _announce(
+    async def _converge(
         self,
         candidates: dict[int, Candidate],
         *,
         nothing: OutcomeKind = OutcomeKind.APPLIED,
         successors: frozenset[int] = frozenset(),
     ) -> Outcome:
-        """Switch (a placeholder) and run the commands that are due now; ``nothing``: what it is when none is.
+        """Switch to a placeholder, if any, and run due commands; ``nothing``: the outcome if there are none.
 
-        ``successors``: certificates whose files are wanted where this one's were. What fails for them is their own.
+        ``successors``: certificates that take over the destinations. Their failures are not this one's.
         """
         cert_id = self.record.cert_id
         concerned = successors | {cert_id}

@@ -95,7 +95,7 @@ async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificat
     assert {path.name for path in host.out.iterdir()} == {"a.key", "a.pem"}
     again = await host.start().withdraw(1, revoked=True, items=items)
     assert again.kind is FAILED, "a key that is still on this host is no less there at the second try"
-    assert again.detail.count("it had to when the others went; remove it by hand") == 2
+    assert again.detail.count("it could not be removed with the others; remove it by hand") == 2
     assert host.retry(1).last_error in again.detail
     for path in host.out.iterdir():
         path.unlink()
