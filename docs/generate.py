@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from certctrl.agent.counters import POLL_BUCKETS, Duration, Figures
+from certctrl.agent.counters import POLL_BUCKETS, Counters, Duration
 from certctrl.agent.log_lines import Line
 from certctrl.errors import ExitStatus
 from certctrl.model.certificate import CertFacts
@@ -267,14 +267,14 @@ def sample_families() -> list[Any]:
     """Return every metric family with at least one sample."""
     from certctrl.agent.metric_families import AgentCollector, View
 
-    figures = Figures()
-    for counts in (figures.polls, figures.token_refreshes, figures.errors, figures.alerts, figures.reconciles):
+    counters = Counters()
+    for counts in (counters.polls, counters.token_refreshes, counters.errors, counters.alerts, counters.reconciles):
         counts["x"] += 1
-    figures.signals["x", "y"] += 1
-    figures.signal_seconds["x"] = Duration(POLL_BUCKETS)
+    counters.signals["x", "y"] += 1
+    counters.signal_seconds["x"] = Duration(POLL_BUCKETS)
     stuck = {"item": "x", "reason": "y", "attempts": 1, "next_try_at": 1.0}
     record = CertRecord(facts=CertFacts(cert_id=1, name="x"), generation="y", last_outcome=OutcomeKind.APPLIED)
-    view = View(figures=figures, status={"stuck": [stuck], "now": 1.0}, records=[record])
+    view = View(counters=counters, status={"stuck": [stuck], "now": 1.0}, records=[record])
     return list(AgentCollector(view).collect())
 
 

@@ -84,11 +84,11 @@ def test_the_sample_directory_is_accepted(tmp_path: Path) -> None:
 
 
 def exposed_names() -> set[str]:
-    from certctrl.agent.counters import Figures
+    from certctrl.agent.counters import Counters
     from certctrl.agent.metric_families import AgentCollector, View
 
     names = set()
-    for family in AgentCollector(View(figures=Figures(), status={}, records=())).collect():
+    for family in AgentCollector(View(counters=Counters(), status={}, records=())).collect():
         names.add(family.name)
         names |= {f"{family.name}_total"} if family.type == "counter" else set()
         names |= {f"{family.name}_{end}" for end in ("bucket", "sum", "count")} if family.type == "histogram" else set()

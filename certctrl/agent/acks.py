@@ -12,7 +12,7 @@ import trio
 
 import certctrl
 from certctrl.agent.context import Agent
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import CertctrlError, PlaneError
 from certctrl.net.control_plane import UnsupportedByPlane
 from certctrl.protocol.events import AcksFailed, AcksSent, Event
@@ -24,26 +24,26 @@ PAUSE = 0.2
 
 async def flush_acks(agent: Agent) -> Event:
     """Send every pending ack; each batch leaves memory only after the plane took it, and the disk later still."""
-    if dropped := agent.inbox.acks_dropped - agent.figures.acks_dropped:
-        agent.figures.acks_dropped += dropped
-        say(agent.log, Line.ACKS_DROPPED, count=dropped)
+    if dropped := agent.inbox.acks_dropped - agent.counters.acks_dropped:
+        agent.counters.acks_dropped += dropped
+        log_line(agent.log, Line.ACKS_DROPPED, count=dropped)
     while events := agent.inbox.next_acks(BATCH):
         try:
             await agent.authorized(partial(_post, agent, events))
         except UnsupportedByPlane as error:
-            if agent.once("acks-unsupported"):
-                say(agent.log, Line.ACKS_UNSUPPORTED, status=error.status)
+            if agent.first_time("acks-unsupported"):
+                log_line(agent.log, Line.ACKS_UNSUPPORTED, status=error.status)
         except CertctrlError as error:
-            say(agent.log, Line.ACKS_FAILED, count=agent.inbox.acks_pending, why=error)
+            log_line(agent.log, Line.ACKS_FAILED, count=agent.inbox.acks_pending, why=error)
             return AcksFailed(str(error), error.retry_after if isinstance(error, PlaneError) else None)
         else:
-            agent.figures.acks_sent += len(events)
-            say(agent.log, Line.ACKS_SENT, count=len(events))
+            agent.counters.acks_sent += len(events)
+            log_line(agent.log, Line.ACKS_SENT, count=len(events))
         agent.inbox.sent(events)
     return AcksSent()
 
 
-async def send_beside(agent: Agent) -> None:
+async def send_during_poll(agent: Agent) -> None:
     """Send what comes to be done from now on; what the plane does not take is left to the next poll."""
     while True:
         await agent.inbox.wait_for_ack()

@@ -12,7 +12,7 @@ from trio_util import AsyncBool
 
 from certctrl.agent.batches import Batches
 from certctrl.agent.burst import BurstWatch
-from certctrl.agent.counters import Figures
+from certctrl.agent.counters import Counters
 from certctrl.agent.inbox import Inbox
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import PlaneError
@@ -59,7 +59,7 @@ class Agent:
     burst: BurstWatch
     batches: Batches
     session: Session
-    figures: Figures
+    counters: Counters
     log: logging.Logger
     wall_now: Callable[[], float]
     random: Callable[[], float]
@@ -84,7 +84,7 @@ class Agent:
     """Set before ``intake`` is cancelled."""
     problems: dict[str, Problem] = attrs.field(factory=dict)
     """By a stable key; `trouble` and `well` keep it."""
-    said: set[str] = attrs.field(factory=set)
+    logged_once: set[str] = attrs.field(factory=set)
     """What is said once per run."""
     started_at: float = 0.0
     """Wall clock."""
@@ -109,7 +109,7 @@ class Agent:
             self.stop = stop
         self.intake.cancel()
 
-    def trouble(self, key: str, what: str, fix: str = "") -> bool:
+    def report_problem(self, key: str, what: str, fix: str = "") -> bool:
         """Note a problem; True when it is new or says something new."""
         known = self.problems.get(key)
         if known is not None and known.what == what:
@@ -118,7 +118,7 @@ class Agent:
         self.status_changed.value = True
         return True
 
-    def well(self, key: str) -> bool:
+    def clear_problem(self, key: str) -> bool:
         """Forget a problem; True when there was one."""
         if self.problems.pop(key, None) is None:
             return False
@@ -151,10 +151,10 @@ class Agent:
         self.work_changed.value = True
         return due
 
-    def once(self, key: str) -> bool:
+    def first_time(self, key: str) -> bool:
         """True the first time in this run."""
-        new = key not in self.said
-        self.said.add(key)
+        new = key not in self.logged_once
+        self.logged_once.add(key)
         return new
 
     async def authorized(self, call: Callable[[str], Awaitable[T]]) -> T:

@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import CertctrlError, UsageError
 from certctrl.store.disk.atomic import remove_file
 from certctrl.store.disk.fs import Fs
@@ -80,7 +80,7 @@ def _allowed(stream: trio.SocketStream, log: logging.Logger) -> bool:
     pid, uid, _gid = struct.unpack("3i", raw)
     if uid in (0, os.geteuid()):
         return True
-    say(log, Line.CONTROL_REFUSED, uid=uid, pid=pid, why="neither root nor the agent's own user")
+    log_line(log, Line.CONTROL_REFUSED, uid=uid, pid=pid, why="neither root nor the agent's own user")
     return False
 
 

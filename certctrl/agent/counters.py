@@ -1,4 +1,4 @@
-"""Figures: what one run counts, as plain numbers (spec, "Agent Metrics to Track").
+"""Counters: what one run counts, as plain numbers (spec, "Agent Metrics to Track").
 
 Kept whether or not anybody asks, so they cost an integer each; ``metrics.py`` turns them into Prometheus
 families and ``reporter.py`` puts them into the status.
@@ -36,7 +36,7 @@ class Duration:
 
 
 @attrs.define
-class Figures:
+class Counters:
     """Everything counted since start."""
 
     polls: Counter[str] = attrs.field(factory=Counter)

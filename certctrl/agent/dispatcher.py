@@ -21,10 +21,10 @@ import trio
 
 from certctrl.agent.batches import ReadyCertificate
 from certctrl.agent.context import Agent
-from certctrl.agent.disk_health import tried
+from certctrl.agent.disk_health import write_or_report
 from certctrl.agent.handlers import find_handler
-from certctrl.agent.log_lines import Line, say
-from certctrl.agent.signal_results import Result, explain, result_of, tell_certificates
+from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.signal_results import Result, explain, log_certificates, result_of
 from certctrl.install.installer import Candidate
 from certctrl.install.plan.retries import Failure, is_quarantined, longest_pause
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -33,7 +33,7 @@ from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, Unknown
 from certctrl.protocol.coalescing import choose
 from certctrl.protocol.wire.signals import ack_event
 
-BREATH = 50
+LOG_BATCH = 50
 """Outcomes that are logged in one go: some milliseconds, so that nothing else waits longer."""
 LONGEST_WAIT = 3600.0
 """Seconds until the dispatcher chooses again even if nothing has changed: wall clocks jump."""
@@ -139,8 +139,8 @@ class Dispatcher:
         outcome = Outcome(kind=OutcomeKind.SUPERSEDED, detail="a newer signal of the same resource came")
         acks = [ack_event(entry.signal, outcome, 0) for entry in entries]
         for entry in entries:
-            say(self.agent.log, Line.SIGNAL_SUPERSEDED, type=entry.signal.type, ts=entry.signal.ts_ms)
-            self.agent.figures.signals[entry.signal.type, OutcomeKind.SUPERSEDED.value] += 1
+            log_line(self.agent.log, Line.SIGNAL_SUPERSEDED, type=entry.signal.type, ts=entry.signal.ts_ms)
+            self.agent.counters.signals[entry.signal.type, OutcomeKind.SUPERSEDED.value] += 1
         await self._save(entries, acks)
 
     async def _run(self, entry: InboxEntry) -> None:
@@ -183,14 +183,14 @@ class Dispatcher:
         """Run the handler of a signal; return what it prepared, or how it ended."""
         agent, signal = self.agent, entry.signal
         if isinstance(signal, MalformedSignal):
-            say(agent.log, Line.SIGNAL_MALFORMED, type=signal.type, ts=signal.ts_ms, why=signal.why)
+            log_line(agent.log, Line.SIGNAL_MALFORMED, type=signal.type, ts=signal.ts_ms, why=signal.why)
             return Result(Outcome(kind=OutcomeKind.FAILED, detail=f"malformed: {signal.why}"))
         handler = find_handler(agent.config.ioc, signal.type)
         if handler is None:
             line = Line.SIGNAL_UNKNOWN if isinstance(signal, UnknownSignal) else Line.SIGNAL_DISABLED
-            say(agent.log, line, type=signal.type, ts=signal.ts_ms)
+            log_line(agent.log, line, type=signal.type, ts=signal.ts_ms)
             return Result(Outcome(kind=OutcomeKind.IGNORED, detail="no handler for this type"))
-        say(agent.log, Line.SIGNAL_PROCESSING, type=signal.type, ts=signal.ts_ms)
+        log_line(agent.log, Line.SIGNAL_PROCESSING, type=signal.type, ts=signal.ts_ms)
         try:
             with trio.move_on_after(self._limit(signal)):
                 handled = await handler(agent, signal)
@@ -205,7 +205,7 @@ class Dispatcher:
 
     def _timed_out(self, signal: Signal) -> Outcome:
         limit = self._limit(signal)
-        say(self.agent.log, Line.SIGNAL_TIMEOUT, seconds=limit, type=signal.type, ts=signal.ts_ms)
+        log_line(self.agent.log, Line.SIGNAL_TIMEOUT, seconds=limit, type=signal.type, ts=signal.ts_ms)
         return Outcome(kind=OutcomeKind.FAILED, detail=f"took longer than {limit:g} s")
 
     async def _done(self, done: Sequence[tuple[InboxEntry, Outcome, float]]) -> None:
@@ -217,8 +217,8 @@ class Dispatcher:
         acks = [ack_event(entry.signal, outcome, round(seconds * 1000)) for entry, outcome, seconds in done]
         await self._save([entry for entry, _, _ in done], acks)
         for number, (entry, outcome, seconds) in enumerate(done, 1):
-            tell_certificates(self.agent, entry, outcome)
-            say(
+            log_certificates(self.agent, entry, outcome)
+            log_line(
                 self.agent.log,
                 Line.SIGNAL_DONE,
                 type=entry.signal.type,
@@ -226,12 +226,12 @@ class Dispatcher:
                 outcome=outcome.kind.value,
                 ms=round(seconds * 1000),
             )
-            if number % BREATH == 0:
+            if number % LOG_BATCH == 0:
                 await trio.lowlevel.checkpoint()
 
     def _count(self, signal: Signal, outcome: Outcome, seconds: float) -> None:
-        self.agent.figures.signal_took(signal.type, seconds)
-        self.agent.figures.signals[signal.type, outcome.kind.value] += 1
+        self.agent.counters.signal_took(signal.type, seconds)
+        self.agent.counters.signals[signal.type, outcome.kind.value] += 1
 
     async def _failed(self, entry: InboxEntry, result: Result, seconds: float) -> None:
         agent, signal, outcome = self.agent, entry.signal, result.outcome
@@ -244,14 +244,14 @@ class Dispatcher:
         quarantined = is_quarantined(retry, agent.config.application)
         if entry.retry is None:
             agent.installer.retries.put(attrs.evolve(retry, reported=outcome.detail))
-            await tried(agent, agent.inbox.hand_over(entry, ack))
+            await write_or_report(agent, agent.inbox.hand_over(entry, ack))
         else:
             if outcome.detail != entry.retry.reported or quarantined:  # each new failure is reported once
-                await tried(agent, agent.inbox.report(ack))
+                await write_or_report(agent, agent.inbox.report(ack))
                 agent.installer.retries.put(attrs.evolve(retry, reported=outcome.detail))
-            await tried(agent, agent.installer.save_retries())
+            await write_or_report(agent, agent.installer.save_retries())
         delay = round(retry.next_try_at - agent.wall_now())
-        say(
+        log_line(
             agent.log,
             Line.SIGNAL_QUARANTINED if quarantined else Line.SIGNAL_FAILED,
             type=signal.type,
@@ -261,7 +261,7 @@ class Dispatcher:
             delay=delay,
         )
         if outcome.kind is OutcomeKind.ROLLED_BACK:
-            say(agent.log, Line.ROLLED_BACK, name=signal.resource, why=outcome.detail, delay=delay)
+            log_line(agent.log, Line.ROLLED_BACK, name=signal.resource, why=outcome.detail, delay=delay)
 
     def _recorded(self, entry: InboxEntry, result: Result) -> Retry:
         """Return the retry of a failed signal: the installer's with the signal added, or a new one."""
@@ -281,8 +281,8 @@ class Dispatcher:
         )
 
     async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> None:
-        await tried(self.agent, self.agent.inbox.finish(entries, acks))  # refused: done work is idempotent
+        await write_or_report(self.agent, self.agent.inbox.finish(entries, acks))  # refused: done work is idempotent
         if retried := [entry.signal for entry in entries if entry.retry is not None]:
             for signal in retried:  # not before: a crash must not take the signal and leave no outcome
                 self.agent.installer.retries.ended(signal)
-            await tried(self.agent, self.agent.installer.save_retries())
+            await write_or_report(self.agent, self.agent.installer.save_retries())

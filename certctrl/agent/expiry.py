@@ -19,7 +19,7 @@ LONGEST_SLEEP = 3600.0
 SHORTEST_SLEEP = 1.0
 
 
-class Danger(StrEnum):
+class Urgency(StrEnum):
     """How near the end a certificate is."""
 
     DUE = "due"
@@ -32,7 +32,7 @@ class Finding:
     """One certificate that needs renewal."""
 
     record: CertRecord
-    danger: Danger
+    urgency: Urgency
     remaining: float
     """Seconds; negative once expired."""
 
@@ -54,7 +54,7 @@ def warn_below(record: CertRecord, config: ApplicationConfig) -> float:
     return max(life * config.expiry_warn_fraction, min(config.expiry_warn_days * 86_400, life / 2))
 
 
-def examine(records: Iterable[CertRecord], config: ApplicationConfig, now: float) -> list[Finding]:
+def find_expiring(records: Iterable[CertRecord], config: ApplicationConfig, now: float) -> list[Finding]:
     """Return what is due (below the warning), late (below half of it: no renewal came) or expired."""
     findings = []
     for record in records:
@@ -64,13 +64,13 @@ def examine(records: Iterable[CertRecord], config: ApplicationConfig, now: float
         limit = warn_below(record, config)
         if remaining >= limit:
             continue
-        danger = Danger.EXPIRED if remaining <= 0 else Danger.LATE if remaining < limit / 2 else Danger.DUE
-        findings.append(Finding(record=record, danger=danger, remaining=remaining))
+        urgency = Urgency.EXPIRED if remaining <= 0 else Urgency.LATE if remaining < limit / 2 else Urgency.DUE
+        findings.append(Finding(record=record, urgency=urgency, remaining=remaining))
     return findings
 
 
-def next_look(records: Iterable[CertRecord], config: ApplicationConfig, now: float) -> float:
-    """Return the seconds until the next certificate changes its danger, between one second and one hour."""
+def next_check(records: Iterable[CertRecord], config: ApplicationConfig, now: float) -> float:
+    """Return the seconds until the next certificate changes its urgency, between one second and one hour."""
     moments = []
     for record in records:
         if record.generation and record.stage is not Stage.WITHDRAWN:

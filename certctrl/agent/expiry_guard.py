@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import trio
 
-from certctrl.agent.alerts import EXPIRY, forget_alerts, raise_alert
+from certctrl.agent.alerts import EXPIRY, clear_alerts, raise_alert
 from certctrl.agent.context import Agent
-from certctrl.agent.expiry import Danger, Finding, RenewalRequests, examine, next_look, time_left
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.expiry import Finding, RenewalRequests, Urgency, find_expiring, next_check, time_left
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import CertctrlError
 from certctrl.model.records import CertRecord
 
@@ -15,13 +15,13 @@ from certctrl.model.records import CertRecord
 async def guard_expiry(agent: Agent) -> None:
     """Watch every deployed certificate's remaining life until cancelled; works with the plane down."""
     requests = RenewalRequests()
-    warned: dict[int, tuple[str, Danger]] = {}
+    warned: dict[int, tuple[str, Urgency]] = {}
     while True:
         now = agent.wall_now()
-        findings = examine(agent.installer.records.values(), agent.config.application, now)
+        findings = find_expiring(agent.installer.records.values(), agent.config.application, now)
         for finding in findings:
             here = await agent.installer.renewal_here(finding.record)
-            step = (finding.record.facts.serial, finding.danger)
+            step = (finding.record.facts.serial, finding.urgency)
             if warned.get(finding.record.cert_id) != step:
                 warned[finding.record.cert_id] = step
                 await _warn(agent, finding, here)
@@ -29,8 +29,8 @@ async def guard_expiry(agent: Agent) -> None:
                 requests.asked(finding, now, taken=await _ask(agent, finding.record))
         for cert_id in warned.keys() - {finding.record.cert_id for finding in findings}:
             del warned[cert_id]
-            forget_alerts(agent, cert_id, EXPIRY)
-        pause = next_look(agent.installer.records.values(), agent.config.application, agent.wall_now())
+            clear_alerts(agent, cert_id, EXPIRY)
+        pause = next_check(agent.installer.records.values(), agent.config.application, agent.wall_now())
         with trio.move_on_after(pause):
             await agent.lifetimes_changed.wait_value(True)  # a certificate deployed since may be due before that
         agent.lifetimes_changed.value = False
@@ -38,20 +38,20 @@ async def guard_expiry(agent: Agent) -> None:
 
 def _serves_on(agent: Agent, here: CertRecord | None, now: float) -> bool:
     """Return whether the renewal that is staged here is not due itself: then another one would help nobody."""
-    return here is not None and not examine([here], agent.config.application, now)
+    return here is not None and not find_expiring([here], agent.config.application, now)
 
 
 async def _warn(agent: Agent, finding: Finding, here: CertRecord | None) -> None:
     record, left = finding.record, time_left(finding.remaining)
-    if finding.danger is Danger.DUE:
-        say(agent.log, Line.EXPIRY_WARNING, cert_id=record.cert_id, name=record.name, left=left)
+    if finding.urgency is Urgency.DUE:
+        log_line(agent.log, Line.EXPIRY_WARNING, cert_id=record.cert_id, name=record.name, left=left)
         return
-    if finding.danger is Danger.EXPIRED:
-        say(agent.log, Line.EXPIRED, cert_id=record.cert_id, name=record.name)
+    if finding.urgency is Urgency.EXPIRED:
+        log_line(agent.log, Line.EXPIRED, cert_id=record.cert_id, name=record.name)
     why, fix = _why_not_renewed(agent, record) if here is not None else _NOT_COME
-    ends = "has expired" if finding.danger is Danger.EXPIRED else f"expires in {left}"
+    ends = "has expired" if finding.urgency is Urgency.EXPIRED else f"expires in {left}"
     what = f"certificate {record.cert_id} ({record.name}) {ends} and {why}"
-    await raise_alert(agent, finding.danger.value, what, fix, cert_id=record.cert_id)
+    await raise_alert(agent, finding.urgency.value, what, fix, cert_id=record.cert_id)
 
 
 _NOT_COME = (
@@ -74,9 +74,9 @@ async def _ask(agent: Agent, record: CertRecord) -> bool:
     try:
         await request_renewal(agent, record.cert_id, "expiry guard")
     except CertctrlError as error:
-        say(agent.log, Line.EXPIRY_RENEWAL_FAILED, cert_id=record.cert_id, name=record.name, why=error)
+        log_line(agent.log, Line.EXPIRY_RENEWAL_FAILED, cert_id=record.cert_id, name=record.name, why=error)
         return False
-    say(agent.log, Line.EXPIRY_RENEWAL_ASKED, cert_id=record.cert_id, name=record.name)
+    log_line(agent.log, Line.EXPIRY_RENEWAL_ASKED, cert_id=record.cert_id, name=record.name)
     return True
 
 

@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import cast
 
-from certctrl.agent.alerts import REVOKED, forget_alerts, problem_key, raise_alert, revoked
+from certctrl.agent.alerts import REVOKED, clear_alerts, problem_key, raise_alert, revoked
 from certctrl.agent.context import Agent
 from certctrl.agent.install_config import refresh_install_config
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import ConfigError, MaterialError, PlaneError
 from certctrl.install.installer import Candidate, in_use
@@ -46,16 +46,16 @@ GONE = frozenset({404, 410})
 async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     """Fetch the install config if it changed, then bring every certificate in line with it."""
     signal = cast(InstallUpdated, signal)
-    say(agent.log, Line.INSTALL_FETCHING, config_id=signal.config_id, version=signal.version)
+    log_line(agent.log, Line.INSTALL_FETCHING, config_id=signal.config_id, version=signal.version)
     changed = await refresh_install_config(agent)
     outcome = await agent.installer.converge_all(agent.items, lasting=False)  # its outcome makes it so
     stored = agent.store.installed.load_install_config()
     version = stored.version if stored else "none"
     if outcome.ok and (changed or outcome.kind is OutcomeKind.APPLIED):
-        say(agent.log, Line.INSTALL_APPLIED, version=version, changed=len(outcome.deployed))
+        log_line(agent.log, Line.INSTALL_APPLIED, version=version, changed=len(outcome.deployed))
         return Outcome(kind=OutcomeKind.APPLIED, detail=outcome.detail, deployed=outcome.deployed)
     if outcome.ok:
-        say(agent.log, Line.INSTALL_UNCHANGED, version=version)
+        log_line(agent.log, Line.INSTALL_UNCHANGED, version=version)
     return outcome
 
 
@@ -114,7 +114,7 @@ def refuse_older(agent: Agent, bundle: Bundle) -> None:
         what = (
             f"certificate {bundle.facts.cert_id} ({bundle.facts.name}): the plane offers an older one than is deployed"
         )
-        say(agent.log, Line.SERVER_BEHIND, what=what)
+        log_line(agent.log, Line.SERVER_BEHIND, what=what)
         raise MaterialError(what, reason="server-behind", fix="renew it at the plane")
 
 
@@ -124,15 +124,15 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     status = await certificate_status(agent, cert_id)
     record = agent.installer.records.get(cert_id)
     if status not in ("revoked", "gone"):
-        say(agent.log, Line.CERT_REVOCATION_UNCONFIRMED, cert_id=cert_id, why=f"the plane says {status!r}")
+        log_line(agent.log, Line.CERT_REVOCATION_UNCONFIRMED, cert_id=cert_id, why=f"the plane says {status!r}")
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"not confirmed: the plane says {status!r}")
     if record is None or not (has_left_something(record) or record.alert_pending):
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
-    agent.trouble(problem_key(REVOKED, cert_id), *revoked(record))
+    agent.report_problem(problem_key(REVOKED, cert_id), *revoked(record))
     if not agent.installer.records[cert_id].alarmed:  # every comparison with the plane finds it again
         done = outcome.detail or "taken out of use"
-        say(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=done)
+        log_line(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=done)
         await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id, done=done)
         await agent.installer.alarmed(cert_id)
     return outcome
@@ -143,14 +143,14 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
     cert_id = cast(CertUnassigned, signal).cert_id
     record = agent.installer.records.get(cert_id)
     if record is None or not has_left_something(record):
-        forget_alerts(agent, cert_id)
+        clear_alerts(agent, cert_id)
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     if (status := await certificate_status(agent, cert_id)) != "gone":
         return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"still assigned: the plane says {status!r}")
     outcome = await agent.installer.withdraw(cert_id, revoked=False, items=agent.items)
-    forget_alerts(agent, cert_id)
+    clear_alerts(agent, cert_id)
     if outcome.ok:
-        say(agent.log, Line.CERT_UNASSIGNED, cert_id=cert_id, name=record.name)
+        log_line(agent.log, Line.CERT_UNASSIGNED, cert_id=cert_id, name=record.name)
     return outcome
 
 
@@ -176,7 +176,7 @@ async def on_ca_assigned(agent: Agent, signal: Signal) -> Outcome:
     ca = await agent.authorized(lambda token: agent.plane.fetch_ca(token, ca_id))
     outcome = await agent.installer.import_ca(ca_id, ca.name, ca.ca_certificate_pem, agent.items)
     if outcome.kind is OutcomeKind.APPLIED:
-        say(agent.log, Line.CA_IMPORTED, ca_id=ca_id, name=ca.name)
+        log_line(agent.log, Line.CA_IMPORTED, ca_id=ca_id, name=ca.name)
     return outcome
 
 
@@ -185,7 +185,7 @@ async def on_ca_unassigned(agent: Agent, signal: Signal) -> Outcome:
     signal = cast(CaUnassigned, signal)
     outcome = await agent.installer.remove_ca(signal.ca_id)
     if outcome.kind is OutcomeKind.APPLIED:
-        say(agent.log, Line.CA_REMOVED, ca_id=signal.ca_id, name=signal.ca_name or "")
+        log_line(agent.log, Line.CA_REMOVED, ca_id=signal.ca_id, name=signal.ca_name or "")
     return outcome
 
 

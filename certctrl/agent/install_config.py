@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from certctrl.agent.context import Agent
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import CertctrlError, DiskError, PlaneError, PlanError
 from certctrl.install.installer import Candidate
 from certctrl.install.plan.policy import is_local
@@ -18,18 +18,18 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState, StoredInstallConfig
 
 
-def items_in_force(layout: ConfigDir, store: InstalledState) -> tuple[InstallItem, ...]:
+def active_items(layout: ConfigDir, store: InstalledState) -> tuple[InstallItem, ...]:
     """Return the plane's items and then the local ones; a local row with the same id is another item."""
-    return planes_items(store) + items_from_local(load_local_installs(layout))
+    return plane_items(store) + items_from_local(load_local_installs(layout))
 
 
-def planes_items(store: InstalledState) -> tuple[InstallItem, ...]:
+def plane_items(store: InstalledState) -> tuple[InstallItem, ...]:
     """Return the items of the install config that is kept here."""
     stored = store.load_install_config()
     return install_config_from_wire(stored.raw).items if stored is not None else ()
 
 
-def local_rows(items: Sequence[InstallItem]) -> tuple[InstallItem, ...]:
+def local_items(items: Sequence[InstallItem]) -> tuple[InstallItem, ...]:
     """Return this host's own among some items."""
     return tuple(item for item in items if is_local(item.id))
 
@@ -81,23 +81,23 @@ async def refresh_install_config(agent: Agent) -> bool:
             return False
         raise
     if answer is None:  # what was refused, if anything was, has been taken back
-        agent.well("install-config")
+        agent.clear_problem("install-config")
         return False
     etag, raw = answer
     try:
         config = install_config_from_wire(raw)
         check_not_replayed(config, stored)
     except PlanError as error:
-        say(
+        log_line(
             agent.log,
             Line.INSTALL_REFUSED,
             reason=error.reason,
             what=error,
             version=stored.version if stored else "none",
         )
-        agent.trouble("install-config", f"install config refused ({error.reason}): {error}", error.fix or "")
+        agent.report_problem("install-config", f"install config refused ({error.reason}): {error}", error.fix or "")
         raise
-    agent.well("install-config")
+    agent.clear_problem("install-config")
     changed = stored is None or config.installs_hash_b64 != stored.hash or config.version != stored.version
     if changed or (stored is not None and stored.etag != etag):
         fresh = StoredInstallConfig(raw=raw, etag=etag, version=config.version, hash=config.installs_hash_b64)
@@ -108,7 +108,7 @@ async def refresh_install_config(agent: Agent) -> bool:
     return changed
 
 
-async def converge_in_force(
+async def converge_active_items(
     agent: Agent, prepared: Sequence[Candidate], cert_ids: Collection[int]
 ) -> dict[int, Outcome]:
     """Switch to what is prepared by the items in force; again when an install config came meanwhile.
@@ -125,7 +125,7 @@ async def converge_in_force(
     return outcomes
 
 
-def items_left_out(agent: Agent) -> list[dict[str, Any]]:
+def item_problems(agent: Agent) -> list[dict[str, Any]]:
     """Return what keeps items out of force, as status JSON: a plan or an apply without them is not the whole one."""
     return [agent.problems[key].shown() for key in ("install-config", "local-installs") if key in agent.problems]
 
@@ -137,12 +137,12 @@ def reload_items(agent: Agent) -> None:
     has just taken out.
     """
     try:
-        agent.items = items_in_force(agent.layout, agent.store.installed)
-        check_local_dependencies(local_rows(agent.items), [one.id for one in agent.items if not is_local(one.id)])
-        agent.well("local-installs")
+        agent.items = active_items(agent.layout, agent.store.installed)
+        check_local_dependencies(local_items(agent.items), [one.id for one in agent.items if not is_local(one.id)])
+        agent.clear_problem("local-installs")
     except CertctrlError as error:
         fix = error.fix or f"correct {agent.layout.local_installs}"
-        if agent.trouble("local-installs", str(error), fix):
-            say(agent.log, Line.LOCAL_INSTALLS_WRONG, what=error)
+        if agent.report_problem("local-installs", str(error), fix):
+            log_line(agent.log, Line.LOCAL_INSTALLS_WRONG, what=error)
         with suppress(DiskError):  # a disk that cannot be read leaves in force what was
-            agent.items = planes_items(agent.store.installed) + local_rows(agent.items)
+            agent.items = plane_items(agent.store.installed) + local_items(agent.items)

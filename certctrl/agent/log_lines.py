@@ -1,7 +1,7 @@
 """Every line the agent logs: level, category, text, what it means, what to do.
 
 The one catalogue behind the log (spec, "Logging") and behind ``docs/logs.md``. Tasks write with
-``say(log, Line.POLL_REQUEST, cursor=…, wait=…, limit=…)``. Texts are ``str.format`` templates; fields that a
+``log_line(log, Line.POLL_REQUEST, cursor=…, wait=…, limit=…)``. Texts are ``str.format`` templates; fields that a
 text does not name are kept for the JSON form of the log. A missing field prints as ``?``: a log line
 must never be the thing that breaks the daemon (``tests/agent/test_log_lines.py`` finds it instead).
 """
@@ -217,7 +217,7 @@ class _Gaps(dict[str, Any]):
         return "?"
 
 
-def say(log: logging.Logger, line: Line, /, **fields: Any) -> None:
+def log_line(log: logging.Logger, line: Line, /, **fields: Any) -> None:
     """Write one line of the catalogue to the child of ``log`` that is named by the line's category.
 
     ``log`` may be the root of ours (``certctrl``) or the category's own logger (``certctrl.Poll``). Values are

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Collect garbage and return free pages to the system, where the C library can."""
     gc.collect()
     if (trim := _trim_call()) is not None:

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from certctrl.agent.counters import Duration, Figures
+from certctrl.agent.counters import Counters, Duration
 from certctrl.model.records import CertRecord
 from certctrl.model.status import Health
 
@@ -28,7 +28,7 @@ LONGEST_LABEL = 200
 class View:
     """What one scrape shows."""
 
-    figures: Figures
+    counters: Counters
     status: Mapping[str, Any]
     """As `reporter.snapshot` makes it."""
     records: Sequence[CertRecord]
@@ -47,7 +47,7 @@ class AgentCollector(Collector):
         """Yield every family; also those without a value yet, so that an alert rule can name them."""
         view = self._view
         yield _gauge("build_info", "Version of the agent.", [({"version": view.version}, 1)])
-        yield from _counted(view.figures)
+        yield from _counted(view.counters)
         yield from _now(view.status)
         yield from _stuck(view.status)
         yield from _certificates(view.records, view.failed_attempts)
@@ -60,20 +60,20 @@ def render(view: View) -> bytes:
     return generate_latest(registry)
 
 
-def _counted(figures: Figures) -> Iterator[Metric]:
-    yield _counter("polls", "Polls by HTTP status; `none`: no answer.", "code", figures.polls)
-    yield _histogram("poll_duration_seconds", "Request to answer of polls that do not wait.", figures.poll_seconds)
+def _counted(counters: Counters) -> Iterator[Metric]:
+    yield _counter("polls", "Polls by HTTP status; `none`: no answer.", "code", counters.polls)
+    yield _histogram("poll_duration_seconds", "Request to answer of polls that do not wait.", counters.poll_seconds)
     signals = CounterMetricFamily(f"{PREFIX}_signals", "Signals handled.", labels=["type", "outcome"])
-    for (kind, outcome), count in sorted(figures.signals.items()):
+    for (kind, outcome), count in sorted(counters.signals.items()):
         signals.add_metric([_label(kind), _label(outcome)], count)
     yield signals
-    yield _histograms("signal_duration_seconds", "Handling time by signal type.", "type", figures.signal_seconds)
-    yield _counter("token_refreshes", "Token refreshes by result.", "result", figures.token_refreshes)
-    yield _counter("errors", "Errors by kind.", "kind", figures.errors)
-    yield _counter("alerts", "Alerts raised by kind.", "kind", figures.alerts)
-    yield _counter("reconciles", "Full comparisons with the plane by result.", "result", figures.reconciles)
-    yield _plain_counter("acks_sent", "Outcomes reported to the plane.", figures.acks_sent)
-    yield _plain_counter("acks_dropped", "Outcomes dropped because their queue was full.", figures.acks_dropped)
+    yield _histograms("signal_duration_seconds", "Handling time by signal type.", "type", counters.signal_seconds)
+    yield _counter("token_refreshes", "Token refreshes by result.", "result", counters.token_refreshes)
+    yield _counter("errors", "Errors by kind.", "kind", counters.errors)
+    yield _counter("alerts", "Alerts raised by kind.", "kind", counters.alerts)
+    yield _counter("reconciles", "Full comparisons with the plane by result.", "result", counters.reconciles)
+    yield _plain_counter("acks_sent", "Outcomes reported to the plane.", counters.acks_sent)
+    yield _plain_counter("acks_dropped", "Outcomes dropped because their queue was full.", counters.acks_dropped)
 
 
 def _now(status: Mapping[str, Any]) -> Iterator[Metric]:

@@ -15,7 +15,7 @@ import h11
 import trio
 
 import certctrl
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.metric_families import View, render
 from certctrl.agent.reporter import snapshot
 from certctrl.errors import CertctrlError, ConfigError, DiskError
@@ -43,7 +43,9 @@ async def publish_metrics(agent: Agent) -> None:
 
     async def listen() -> None:
         host, port = listen_address(settings)
-        await serve_metrics(host, port, text, lambda address: say(agent.log, Line.METRICS_LISTENING, address=address))
+        await serve_metrics(
+            host, port, text, lambda address: log_line(agent.log, Line.METRICS_LISTENING, address=address)
+        )
 
     async with trio.open_nursery() as nursery:
         if settings.metrics_listen:
@@ -57,8 +59,10 @@ async def _or_say_why(agent: Agent, task: Callable[[], Awaitable[None]]) -> None
     try:
         await task()
     except (OSError, CertctrlError) as error:
-        say(agent.log, Line.METRICS_FAILED, why=error)
-        agent.trouble("metrics", f"metrics are off: {error}", "correct metrics_listen or metrics_textfile, then SIGHUP")
+        log_line(agent.log, Line.METRICS_FAILED, why=error)
+        agent.report_problem(
+            "metrics", f"metrics are off: {error}", "correct metrics_listen or metrics_textfile, then SIGHUP"
+        )
 
 
 def view_of(agent: Agent) -> View:
@@ -66,7 +70,7 @@ def view_of(agent: Agent) -> View:
     records = tuple(agent.installer.records.values())
     retries = {record.cert_id: agent.installer.retries.of(cert_resource(record.cert_id)) for record in records}
     return View(
-        figures=agent.figures,
+        counters=agent.counters,
         status=snapshot(agent),
         records=records,
         failed_attempts={
@@ -158,10 +162,10 @@ async def write_textfile_forever(agent: Agent, path: Path, text: Callable[[], by
         try:
             await agent.offload(_write, agent, path, text())
         except DiskError as error:
-            if agent.trouble("metrics-textfile", f"the metrics file is not written: {error}", error.fix or ""):
-                say(agent.log, Line.METRICS_FAILED, why=error)
+            if agent.report_problem("metrics-textfile", f"the metrics file is not written: {error}", error.fix or ""):
+                log_line(agent.log, Line.METRICS_FAILED, why=error)
         else:
-            agent.well("metrics-textfile")
+            agent.clear_problem("metrics-textfile")
         await trio.sleep(TEXTFILE_SECONDS)
 
 

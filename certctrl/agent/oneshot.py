@@ -13,10 +13,10 @@ import trio
 
 from certctrl.agent.acks import flush_acks
 from certctrl.agent.context import Agent
-from certctrl.agent.disk_health import tried
+from certctrl.agent.disk_health import write_or_report
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import request_renewal
-from certctrl.agent.install_config import items_left_out
+from certctrl.agent.install_config import item_problems
 from certctrl.agent.operations import OPERATOR, applied, failed, forget_trust, generations, record_for, rolled_back
 from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import save_status, snapshot
@@ -104,7 +104,7 @@ async def reset_trust(
 async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
     """Return what would change on this host and why; changes nothing."""
     async with open_agent(config_dir, seams or Seams(), mend=False) as agent:
-        return plan_json(await agent.installer.plan(agent.items)) | {"problems": items_left_out(agent)}
+        return plan_json(await agent.installer.plan(agent.items)) | {"problems": item_problems(agent)}
 
 
 async def handle_all(agent: Agent) -> None:
@@ -149,7 +149,7 @@ async def _page(agent: Agent, cursor: str | None, until: float) -> events.Update
 async def _done(agent: Agent, result: dict[str, Any], *, flush: bool = True) -> dict[str, Any]:
     if flush:
         await flush_acks(agent)
-    await tried(agent, agent.inbox.close())
+    await write_or_report(agent, agent.inbox.close())
     await save_status(agent, snapshot(agent) | {"running": False})
     return result | failed(agent)
 

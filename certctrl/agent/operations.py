@@ -10,8 +10,8 @@ import trio
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
 from certctrl.agent.expiry_guard import request_renewal
-from certctrl.agent.install_config import items_left_out
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.install_config import item_problems
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import snapshot
@@ -78,7 +78,7 @@ class Operations:
         """End a hold."""
         agent, record = self._agent, self._record(request)
         await agent.installer.release(record.name)
-        say(agent.log, Line.RELEASED, name=record.name)
+        log_line(agent.log, Line.RELEASED, name=record.name)
         await try_resync(agent, "a hold was released")
         await agent.installer.converge_all(agent.items, due_now=True, asked_by=OPERATOR)
         agent.lifetimes_changed.value = True
@@ -98,7 +98,7 @@ class Operations:
     async def plan(self, _request: dict[str, Any]) -> Any:
         """Answer what would change."""
         plan = await self._agent.installer.plan(self._agent.items)
-        return plan_json(plan) | {"problems": items_left_out(self._agent)}
+        return plan_json(plan) | {"problems": item_problems(self._agent)}
 
     async def stop(self, _request: dict[str, Any]) -> Any:
         """Stop the daemon in order."""
@@ -141,7 +141,7 @@ def applied(
     kind = OutcomeKind.APPLIED if switched and outcome.kind is OutcomeKind.UNCHANGED else outcome.kind
     result = {
         "outcome": kind.value, "detail": outcome.detail, "differences": differences,
-        "problems": items_left_out(agent),
+        "problems": item_problems(agent),
     }  # fmt: skip
     return result | ({"plane": unreachable} if unreachable else {})
 
@@ -156,7 +156,7 @@ def rolled_back(agent: Agent, record: CertRecord, outcome: Outcome) -> dict[str,
     """Log a rollback by hand and return it as plain JSON."""
     if outcome.ok:
         now = agent.installer.records[record.cert_id].generation
-        say(agent.log, Line.ROLLED_BACK_BY_HAND, name=record.name, generation=now)
+        log_line(agent.log, Line.ROLLED_BACK_BY_HAND, name=record.name, generation=now)
     return {"outcome": outcome.kind.value, "detail": outcome.detail, "name": record.name}
 
 
@@ -164,7 +164,7 @@ async def forget_trust(agent: Agent, *, install_config: bool, scripts: bool) -> 
     """Forget the versions of install configs, the pins of scripts, or both; log it and return what they were."""
     configs = await agent.offload(agent.store.installed.forget_versions) if install_config else {}
     pins = await agent.offload(agent.store.installed.forget_pins) if scripts else []
-    say(agent.log, Line.TRUST_RESET, configs=len(configs), scripts=len(pins))
+    log_line(agent.log, Line.TRUST_RESET, configs=len(configs), scripts=len(pins))
     return {"install_configs": configs, "scripts": pins}
 
 

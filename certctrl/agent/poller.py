@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import trio
 
-from certctrl.agent.acks import flush_acks, send_beside
+from certctrl.agent.acks import flush_acks, send_during_poll
 from certctrl.agent.alerts import problem_key, raise_alert
 from certctrl.agent.context import Agent
-from certctrl.agent.disk_health import catch_up, disk_is_well, disk_trouble
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.disk_health import clear_disk_problem, report_disk_problem, retry_writes
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.records import InboxEntry
@@ -27,16 +27,16 @@ class Poller:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
-        self._poked = False
+        self._poll_requested = False
         self._waiting = trio.CancelScope()
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
         self._failures = 0
 
-    def poke(self, who: str) -> None:
+    def request_poll(self, who: str) -> None:
         """Poll now: end the pause or the long-poll under way, close the breaker."""
-        say(self.agent.log, Line.POLL_NOW, who=who)
-        self._poked = True
+        log_line(self.agent.log, Line.POLL_NOW, who=who)
+        self._poll_requested = True
         self.agent.tokens.try_again()
         self._waiting.cancel()
 
@@ -44,7 +44,7 @@ class Poller:
         """Poll now, wait for that poll's answer and return its text for a person."""
         answered = trio.Event()
         self._answered.append(answered)
-        self.poke(who)
+        self.request_poll(who)
         await answered.wait()
         return self.agent.session.last_poll_text
 
@@ -83,32 +83,32 @@ class Poller:
 
     async def _wait(self, step: steps.Wait) -> events.Event:
         with trio.CancelScope(deadline=step.until) as self._waiting:
-            if not self._poked:
+            if not self._poll_requested:
                 await trio.sleep_forever()
         return self._timer()
 
     def _timer(self) -> events.Event:
-        poked, self._poked = self._poked, False
+        poked, self._poll_requested = self._poll_requested, False
         return events.PollNow() if poked else events.Timer()
 
     async def _poll(self, step: steps.Poll) -> events.Event:
         agent = self.agent
-        await catch_up(agent)
+        await retry_writes(agent)
         await self._room(step.limit)
-        say(agent.log, Line.POLL_REQUEST, cursor=step.cursor or "none", wait=step.wait, limit=step.limit)
+        log_line(agent.log, Line.POLL_REQUEST, cursor=step.cursor or "none", wait=step.wait, limit=step.limit)
         started = trio.current_time()
         with trio.CancelScope() as self._waiting:
-            if self._poked and step.wait:
+            if self._poll_requested and step.wait:
                 self._waiting.cancel()
             async with trio.open_nursery() as nursery:
                 if step.wait:
-                    nursery.start_soon(send_beside, agent, name="acks")
+                    nursery.start_soon(send_during_poll, agent, name="acks")
                 event = await self._request(step)
                 nursery.cancel_scope.cancel()
         if self._waiting.cancelled_caught:
             return self._timer()
         if not step.wait:
-            agent.figures.poll_seconds.add(trio.current_time() - started)
+            agent.counters.poll_seconds.add(trio.current_time() - started)
         self._count(event)
         if not isinstance(event, events.Updates):
             agent.burst.last_page()
@@ -131,9 +131,9 @@ class Poller:
         inbox = self.agent.inbox
         if inbox.has_room(limit):
             return
-        say(self.agent.log, Line.POLL_PAUSED, depth=inbox.depth)
+        log_line(self.agent.log, Line.POLL_PAUSED, depth=inbox.depth)
         await inbox.wait_for_room(limit)
-        say(self.agent.log, Line.POLL_RESUMED, depth=inbox.depth)
+        log_line(self.agent.log, Line.POLL_RESUMED, depth=inbox.depth)
 
     def _count(self, event: events.Event) -> None:
         status = getattr(event, "status", None)
@@ -144,7 +144,7 @@ class Poller:
             code = "403"
         elif isinstance(event, events.CursorExpired):
             code = "409"
-        self.agent.figures.polls[code or "none"] += 1
+        self.agent.counters.polls[code or "none"] += 1
 
     async def _deliver(self, step: steps.Deliver) -> events.Event:
         agent = self.agent
@@ -158,9 +158,9 @@ class Poller:
             finally:  # also when a stop ends the waiting
                 await self._commit(step.cursor)
         except DiskError as error:
-            disk_trouble(agent, error)
+            report_disk_problem(agent, error)
             return events.DeliverFailed(str(error))
-        disk_is_well(agent)
+        clear_disk_problem(agent)
         if len(step.signals) < agent.config.application.poll_limit:
             agent.burst.last_page()
         if amid_burst:
@@ -170,7 +170,7 @@ class Poller:
 
     async def _outcomes(self, entries: list[InboxEntry], outcome_wait: float) -> None:
         with trio.move_on_after(outcome_wait) as self._waiting:
-            if not self._poked:
+            if not self._poll_requested:
                 await self.agent.inbox.wait_for_outcomes(entries)
 
     async def _commit(self, cursor: str | None) -> None:
@@ -187,17 +187,17 @@ class Poller:
         try:
             await agent.tokens.refresh(agent.tokens.seen())
         except NotRegisteredError as error:
-            agent.figures.token_refreshes["refused"] += 1
+            agent.counters.token_refreshes["refused"] += 1
             return events.RefreshRefused(str(error))
         except CertctrlError as error:
-            agent.figures.token_refreshes["failed"] += 1
+            agent.counters.token_refreshes["failed"] += 1
             return events.RefreshFailed(str(error), error.retry_after if isinstance(error, PlaneError) else None)
-        agent.figures.token_refreshes["ok"] += 1
+        agent.counters.token_refreshes["ok"] += 1
         return events.TokenRefreshed()
 
     async def _resync(self) -> events.Event:
         agent = self.agent
-        say(agent.log, Line.CURSOR_RESET, key="CURSOR_EXPIRED", cursor=agent.session.seen_cursor or "none")
+        log_line(agent.log, Line.CURSOR_RESET, key="CURSOR_EXPIRED", cursor=agent.session.seen_cursor or "none")
         try:
             await agent.offload(agent.store.session.clear_cursor)
             await plan_resync(agent, "the cursor was reset")
@@ -223,7 +223,7 @@ class Poller:
         self._compare_clocks()
         self._look_for_copies()
         if session.failures == 0 and self._failures:
-            say(agent.log, Line.POLL_RECOVERED, failures=self._failures)
+            log_line(agent.log, Line.POLL_RECOVERED, failures=self._failures)
         self._failures = session.failures
         for alert in session.take_alerts():
             await self._breaker(alert)
@@ -231,30 +231,32 @@ class Poller:
     def _compare_clocks(self) -> None:
         agent, skew = self.agent, self.agent.plane.server_skew or 0.0
         if abs(skew) < SKEW_WORTH_SAYING:
-            agent.well("clock")
-        elif agent.trouble("clock", "this host's clock differs from the plane's", "set the clock (chrony, timesyncd)"):
-            say(agent.log, Line.CLOCK_SKEW, seconds=round(-skew))
+            agent.clear_problem("clock")
+        elif agent.report_problem(
+            "clock", "this host's clock differs from the plane's", "set the clock (chrony, timesyncd)"
+        ):
+            log_line(agent.log, Line.CLOCK_SKEW, seconds=round(-skew))
 
     def _look_for_copies(self) -> None:
         agent = self.agent
         if not agent.plane.copies_suspected:
-            agent.well("copies")
-        elif agent.trouble(
+            agent.clear_problem("copies")
+        elif agent.report_problem(
             "copies", "another agent polls as this device: a copy of this directory is in use", FIX_COPIES
         ):
-            say(agent.log, Line.DEVICE_COPIED)
+            log_line(agent.log, Line.DEVICE_COPIED)
 
     async def _breaker(self, alert: steps.Alert) -> None:
         agent, session = self.agent, self.agent.session
         if alert.kind is not steps.AlertKind.BREAKER_OPEN:
             return  # the ending says it
         if alert.resolved:
-            agent.well(problem_key("breaker"))
-            say(agent.log, Line.BREAKER_CLOSED, seconds=round(trio.current_time() - self._opened_at))
+            agent.clear_problem(problem_key("breaker"))
+            log_line(agent.log, Line.BREAKER_CLOSED, seconds=round(trio.current_time() - self._opened_at))
             return
         self._opened_at = trio.current_time()
         recovery = "waiting for `poll-now`" if agent.config.application.recovery == "manual" else "probing slowly"
-        say(agent.log, Line.BREAKER_OPENED, failures=session.failures, recovery=recovery)
+        log_line(agent.log, Line.BREAKER_OPENED, failures=session.failures, recovery=recovery)
         await raise_alert(agent, "breaker", alert.text, "`cert-ctrl doctor` tells why; `cert-ctrl poll-now` resumes")
 
 
@@ -263,15 +265,15 @@ def log_poll(agent: Agent, event: events.Event) -> None:
     session = agent.session
     match event:
         case events.NoUpdates():
-            say(agent.log, Line.POLL_NO_UPDATES, cursor=session.seen_cursor or "none")
+            log_line(agent.log, Line.POLL_NO_UPDATES, cursor=session.seen_cursor or "none")
         case events.Updates():
-            say(agent.log, Line.POLL_UPDATES, count=len(event.signals), cursor=event.cursor or "none")
+            log_line(agent.log, Line.POLL_UPDATES, count=len(event.signals), cursor=event.cursor or "none")
         case events.BadAnswer():
-            say(agent.log, Line.POLL_UNUSABLE, why=event.why)
+            log_line(agent.log, Line.POLL_UNUSABLE, why=event.why)
         case events.TokenExpired():
-            say(agent.log, Line.TOKEN_REJECTED, key="TOKEN_EXPIRED")
+            log_line(agent.log, Line.TOKEN_REJECTED, key="TOKEN_EXPIRED")
         case events.Refused():
-            say(
+            log_line(
                 agent.log,
                 Line.POLL_REFUSED,
                 status=event.status,
@@ -281,17 +283,17 @@ def log_poll(agent: Agent, event: events.Event) -> None:
                 what=event.what,
             )
         case events.ServerBusy():
-            say(agent.log, Line.POLL_REFUSED, status=event.status, reason="", key=event.key, code="", what="busy")
+            log_line(agent.log, Line.POLL_REFUSED, status=event.status, reason="", key=event.key, code="", what="busy")
             if event.retry_after is not None:
-                say(agent.log, Line.POLL_SLOW_DOWN, seconds=round(event.retry_after))
+                log_line(agent.log, Line.POLL_SLOW_DOWN, seconds=round(event.retry_after))
         case events.TransportFailed():
-            say(agent.log, Line.POLL_FAILED, why=event.why, failures=session.failures, delay=_delay(session))
+            log_line(agent.log, Line.POLL_FAILED, why=event.why, failures=session.failures, delay=_delay(session))
         case events.DeviceRevoked():
-            say(agent.log, Line.DEVICE_REVOKED, what=event.what)
+            log_line(agent.log, Line.DEVICE_REVOKED, what=event.what)
         case events.RefreshFailed():
-            say(agent.log, Line.TOKEN_REFRESH_FAILED, why=event.why, delay=_delay(session))
+            log_line(agent.log, Line.TOKEN_REFRESH_FAILED, why=event.why, delay=_delay(session))
         case events.ResyncFailed():
-            say(agent.log, Line.RESYNC_FAILED, why=event.why, delay=_delay(session))
+            log_line(agent.log, Line.RESYNC_FAILED, why=event.why, delay=_delay(session))
         case _:
             pass
 

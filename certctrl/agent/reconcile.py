@@ -13,10 +13,10 @@ from datetime import datetime
 import attrs
 import trio
 
-from certctrl.agent.alerts import recall_revocations
+from certctrl.agent.alerts import restore_revocations
 from certctrl.agent.context import Agent
 from certctrl.agent.install_config import refresh_install_config
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError, NotRegisteredError, PlaneError, PlanError, TransportError
 from certctrl.model.bundle import CertificateSummary
@@ -105,7 +105,7 @@ async def plan_resync(agent: Agent, why: str) -> int:
 
     Raises PlaneError, TransportError, DiskError. A refused install config does not stop the certificates.
     """
-    say(agent.log, Line.RESYNC_STARTED, why=why)
+    log_line(agent.log, Line.RESYNC_STARTED, why=why)
     behind: list[str] = []
     changed = False
     try:
@@ -114,16 +114,16 @@ async def plan_resync(agent: Agent, why: str) -> int:
         if error.reason == "version-rollback":
             behind.append(f"install config: {error}")
     listed = await agent.authorized(agent.plane.fetch_certificates)
-    recall_revocations(agent, listed)
+    restore_revocations(agent, listed)
     cas = await agent.authorized(agent.plane.fetch_cas)
     ts_ms = int(agent.wall_now() * 1000)
     found = compare(listed, agent.installer.records, ts_ms, behind=behind)
     for what in found.behind:
-        say(agent.log, Line.SERVER_BEHIND, what=what)
+        log_line(agent.log, Line.SERVER_BEHIND, what=what)
     if found.behind:
-        agent.trouble("server-behind", "; ".join(found.behind), "issue newer versions at the plane")
+        agent.report_problem("server-behind", "; ".join(found.behind), "issue newer versions at the plane")
     else:
-        agent.well("server-behind")
+        agent.clear_problem("server-behind")
     signals = list(found.signals)
     signals += () if found.behind else compare_cas(cas, agent.installer.cas, ts_ms)
     if changed or await agent.installer.unfinished(agent.items):
@@ -137,8 +137,8 @@ async def plan_resync(agent: Agent, why: str) -> int:
         )
     agent.admit(signals)
     await agent.inbox.secure()
-    say(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
-    agent.figures.reconciles["ok"] += 1
+    log_line(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
+    agent.counters.reconciles["ok"] += 1
     return len(signals)
 
 
@@ -168,10 +168,10 @@ async def reconcile_forever(agent: Agent) -> None:
         except NotRegisteredError:
             return  # the poller meets the same and ends the session
         except CertctrlError as error:
-            agent.figures.reconciles["failed"] += 1
+            agent.counters.reconciles["failed"] += 1
             failures += 1
             delay = jittered(grown(FIRST_RETRY, LAST_RETRY, failures), agent.random())
-            say(agent.log, Line.RESYNC_FAILED, why=error, delay=round(delay))
+            log_line(agent.log, Line.RESYNC_FAILED, why=error, delay=round(delay))
         with trio.move_on_after(delay):
             await agent.reconcile_requested.wait_value(True)
             why = "the configuration was read again"

@@ -30,7 +30,7 @@ import attrs
 import trio
 
 from certctrl.agent.token_claims import read_claims
-from certctrl.agent.token_refresh import GRACE_SECONDS, despite_cancel, wait_for_token_lock
+from certctrl.agent.token_refresh import GRACE_SECONDS, finish_despite_cancel, wait_for_token_lock
 from certctrl.errors import BadAnswerError, DiskError, NotRegisteredError, PlaneError, StateCorruptError, TransportError
 from certctrl.model.config import AgentConfig
 from certctrl.model.records import DeviceKeys, Tokens
@@ -236,7 +236,7 @@ async def _enrol_once(layout: ConfigDir, store: SessionState, form: Form, fs: Fs
 
     lock = await wait_for_token_lock(layout, fs)
     try:
-        return await despite_cancel(GRACE_SECONDS, post_and_store)
+        return await finish_despite_cancel(GRACE_SECONDS, post_and_store)
     finally:
         lock.release()
 

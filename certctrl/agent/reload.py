@@ -8,7 +8,7 @@ from trio_util import AsyncBool
 
 from certctrl.agent.context import Agent
 from certctrl.agent.install_config import reload_items
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.systemd import Notifier
 from certctrl.errors import CertctrlError
 from certctrl.model.config import AgentConfig
@@ -45,10 +45,12 @@ class Reloader:
             fresh = load_config(agent.layout, agent.environ).config
             policy = load_policy(agent.layout, require_root_owned=False)
         except CertctrlError as error:
-            say(agent.log, Line.CONFIG_REFUSED, why=error)
-            agent.trouble("config", f"new configuration refused: {error}", error.fix or "correct it and send SIGHUP")
+            log_line(agent.log, Line.CONFIG_REFUSED, why=error)
+            agent.report_problem(
+                "config", f"new configuration refused: {error}", error.fix or "correct it and send SIGHUP"
+            )
             return
-        agent.well("config")
+        agent.clear_problem("config")
         names = changed_names(agent.config, fresh) | ({"policy"} if policy != agent.policy else set())
         late = sorted(
             name for name in names if name.partition(".")[2] in AT_START_ONLY or name.startswith("httpclient")
@@ -60,9 +62,9 @@ class Reloader:
         if agent.on_reload is not None:
             agent.on_reload(fresh)
         agent.reconcile_requested.value = True  # what was refused, and what the new items want, is tried now
-        say(agent.log, Line.CONFIG_RELOADED, changed=", ".join(sorted(names)) or "nothing")
+        log_line(agent.log, Line.CONFIG_RELOADED, changed=", ".join(sorted(names)) or "nothing")
         if late:
-            say(agent.log, Line.CONFIG_NEEDS_RESTART, names=", ".join(late))
+            log_line(agent.log, Line.CONFIG_NEEDS_RESTART, names=", ".join(late))
 
 
 def changed_names(old: AgentConfig, new: AgentConfig) -> set[str]:

@@ -14,9 +14,9 @@ import trio
 
 import certctrl
 from certctrl.agent.context import Agent
-from certctrl.agent.expiry import Danger, examine
-from certctrl.agent.log_lines import Line, say
-from certctrl.agent.memory import give_back
+from certctrl.agent.expiry import Urgency, find_expiring
+from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.memory import release_memory
 from certctrl.agent.systemd import Notifier
 from certctrl.errors import DiskError
 from certctrl.install.plan.retries import is_quarantined
@@ -26,7 +26,7 @@ from certctrl.protocol.state import State
 
 WRITE_EVERY = 300.0
 """Seconds after which the status file is written again though nothing in it has changed that matters."""
-LOOK_EVERY = 1.0
+REPORT_INTERVAL = 1.0
 STALE_INTERVALS = 10
 BURST = 50
 """So many signals at once leave memory behind that is worth giving back."""
@@ -51,9 +51,9 @@ def current_problems(agent: Agent) -> list[dict[str, Any]]:
                 "fix": "repair the way to the plane, then `cert-ctrl poll-now`",
             }
         )
-    for finding in examine(agent.installer.records.values(), agent.config.application, now):
+    for finding in find_expiring(agent.installer.records.values(), agent.config.application, now):
         days = finding.remaining / 86_400
-        what = "has expired" if finding.danger is Danger.EXPIRED else f"expires in {days:.1f} days"
+        what = "has expired" if finding.urgency is Urgency.EXPIRED else f"expires in {days:.1f} days"
         record = finding.record
         problems.append(
             {
@@ -128,10 +128,10 @@ def snapshot(agent: Agent) -> dict[str, Any]:
             if retry.signal is not None and is_quarantined(retry, settings)
         ],
         "counters": {
-            "polls": dict(agent.figures.polls),
-            "signals": {f"{kind} {outcome}": count for (kind, outcome), count in agent.figures.signals.items()},
-            "token_refreshes": dict(agent.figures.token_refreshes),
-            "acks_sent": agent.figures.acks_sent,
+            "polls": dict(agent.counters.polls),
+            "signals": {f"{kind} {outcome}": count for (kind, outcome), count in agent.counters.signals.items()},
+            "token_refreshes": dict(agent.counters.token_refreshes),
+            "acks_sent": agent.counters.acks_sent,
         },
     }
 
@@ -162,10 +162,10 @@ async def report_forever(agent: Agent, notifier: Notifier) -> None:
         status = snapshot(agent)
         if status["health"] != was:
             if status["health"] == Health.HEALTHY:
-                say(agent.log, Line.HEALTH_BACK, was=was)
+                log_line(agent.log, Line.HEALTH_BACK, was=was)
             else:
                 what = "; ".join(problem["what"] for problem in status["problems"]) or "see stuck items"
-                say(agent.log, Line.HEALTH_CHANGED, health=status["health"], was=was, problems=what)
+                log_line(agent.log, Line.HEALTH_CHANGED, health=status["health"], was=was, problems=what)
             was = status["health"]
             notifier.status(f"{was}; {status['poll']['last_text'] or 'not polled yet'}")
         essence = f"{was}{status['state'] == State.ERROR.value}{status['poll']['last_text']}{status['stuck']}"
@@ -175,8 +175,8 @@ async def report_forever(agent: Agent, notifier: Notifier) -> None:
         deepest = max(deepest, agent.inbox.depth)
         if deepest >= BURST and agent.inbox.depth == 0:
             deepest = 0
-            give_back()
-        await agent.wait_for_status_change(LOOK_EVERY, WRITE_EVERY)
+            release_memory()
+        await agent.wait_for_status_change(REPORT_INTERVAL, WRITE_EVERY)
 
 
 async def save_status(agent: Agent, status: dict[str, Any]) -> None:

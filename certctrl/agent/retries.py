@@ -9,17 +9,17 @@ from collections.abc import Collection
 
 import trio
 
-from certctrl.agent.alerts import forget_alerts
+from certctrl.agent.alerts import clear_alerts
 from certctrl.agent.context import Agent
-from certctrl.agent.disk_health import tried
-from certctrl.agent.install_config import converge_in_force
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.disk_health import write_or_report
+from certctrl.agent.install_config import converge_active_items
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import CertRenewed
 from certctrl.protocol.wire.signals import ack_event
 
-LOOK_EVERY = 300.0
+CHECK_INTERVAL = 300.0
 """Seconds between two checks while nothing is known to be due earlier: wall clocks jump."""
 LEAVE_TO_SIGNAL = 30.0
 """Seconds that a certificate is left to its signal in the inbox."""
@@ -29,7 +29,7 @@ async def retry_forever(agent: Agent) -> None:
     """Retry each certificate when it is due, or when its window opens, until cancelled."""
     while True:
         turns, now = _turns(agent), agent.wall_now()
-        pause = min([LOOK_EVERY, *(max(1.0, at - now) for at in turns.values())])
+        pause = min([CHECK_INTERVAL, *(max(1.0, at - now) for at in turns.values())])
         with trio.move_on_after(pause) as waited:
             await agent.installer.retries.changed.wait()
         if waited.cancelled_caught and (due := [one for one, at in turns.items() if at <= agent.wall_now()]):
@@ -49,7 +49,7 @@ def _turns(agent: Agent) -> dict[int, float]:
 async def _retry(agent: Agent, due: Collection[int]) -> None:
     began, retries = trio.current_time(), agent.installer.retries
     before = {cert_id: (agent.installer.records[cert_id], retries.of(cert_resource(cert_id))) for cert_id in due}
-    outcomes = await converge_in_force(agent, (), due)
+    outcomes = await converge_active_items(agent, (), due)
     milliseconds = round((trio.current_time() - began) * 1000)
     agent.lifetimes_changed.value = True
     for cert_id, (known, retry_before) in before.items():
@@ -58,12 +58,12 @@ async def _retry(agent: Agent, due: Collection[int]) -> None:
         if retry is not None and retry is not retry_before:
             line = Line.ROLLED_BACK if outcome.kind is OutcomeKind.ROLLED_BACK else Line.STILL_FAILS
             delay = round(retry.next_try_at - agent.wall_now())
-            say(agent.log, line, name=record.name, why=outcome.detail, delay=delay)
+            log_line(agent.log, line, name=record.name, why=outcome.detail, delay=delay)
         if outcome.ok and (switched or (known.failing and not record.failing)):
-            forget_alerts(agent, cert_id)
-            say(agent.log, Line.CERT_UPDATED, cert_id=cert_id, name=record.name, serial=record.facts.serial)
+            clear_alerts(agent, cert_id)
+            log_line(agent.log, Line.CERT_UPDATED, cert_id=cert_id, name=record.name, serial=record.facts.serial)
         errors = [one.last_error if one is not None else "" for one in (retry_before, retry)]
         if switched or errors[0] != errors[1]:  # the same failure is reported once
             # its signal was answered when it was staged, or failed first
             signal = CertRenewed(ts_ms=int(agent.wall_now() * 1000), cert_id=cert_id)
-            await tried(agent, agent.inbox.report(ack_event(signal, outcome, milliseconds)))
+            await write_or_report(agent, agent.inbox.report(ack_event(signal, outcome, milliseconds)))

@@ -24,10 +24,10 @@ import trio
 from certctrl.agent.acks import announce, flush_acks
 from certctrl.agent.context import Agent
 from certctrl.agent.control import serve_control
-from certctrl.agent.disk_health import tried
+from certctrl.agent.disk_health import write_or_report
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import guard_expiry
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.operations import operations_for
 from certctrl.agent.os_signals import OnSignal, watch_os_signals
 from certctrl.agent.poller import Poller
@@ -62,7 +62,7 @@ async def run_agent(
         await agent.installer.recover()
         await announce(agent)
         stop = await _run_services(agent, notifier, os_signals, task_status)
-        say(agent.log, Line.AGENT_STOPPED, reason=f"{stop.reason.value} {stop.detail}".strip())
+        log_line(agent.log, Line.AGENT_STOPPED, reason=f"{stop.reason.value} {stop.detail}".strip())
         await save_status(agent, snapshot(agent) | {"running": False, "stopped": stop.reason.value})
         return stop
 
@@ -87,7 +87,7 @@ async def _run_services(
             services.start_soon(retry_forever, agent)
             services.start_soon(feed_watchdog, notifier)
             services.start_soon(publish_metrics_if_enabled, agent)
-            say(
+            log_line(
                 agent.log,
                 Line.AGENT_READY,
                 mode=agent.config.application.poll_mode,
@@ -104,23 +104,23 @@ def _on_signal(
     agent: Agent, notifier: Notifier, poller: Poller, reloader: Reloader, everything: trio.CancelScope
 ) -> OnSignal:
     def heard(name: str) -> None:
-        say(agent.log, Line.OS_SIGNAL, name=name)
+        log_line(agent.log, Line.OS_SIGNAL, name=name)
 
     def stop(why: str) -> None:
         heard(why)
-        say(agent.log, Line.AGENT_STOPPING, reason=why, grace=agent.config.application.stop_grace_seconds)
+        log_line(agent.log, Line.AGENT_STOPPING, reason=why, grace=agent.config.application.stop_grace_seconds)
         notifier.stopping(why)
         agent.stop_with(Stop(StopReason.ASKED, why))
 
     def cancel() -> None:
-        say(agent.log, Line.AGENT_STOP_NOW)
+        log_line(agent.log, Line.AGENT_STOP_NOW)
         everything.cancel()
 
     def reload() -> None:
         heard("SIGHUP")
         reloader.request()
 
-    return OnSignal(stop=stop, cancel=cancel, reload=reload, poll_now=lambda: poller.poke("SIGUSR1"))
+    return OnSignal(stop=stop, cancel=cancel, reload=reload, poll_now=lambda: poller.request_poll("SIGUSR1"))
 
 
 async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) -> None:
@@ -134,7 +134,7 @@ async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) ->
     with trio.move_on_after(ACK_FLUSH_SECONDS, shield=True):
         if agent.stop is None or agent.stop.reason is StopReason.ASKED:
             await flush_acks(agent)
-        await tried(agent, agent.inbox.close())
+        await write_or_report(agent, agent.inbox.close())
 
 
 async def keep_tokens_fresh(agent: Agent) -> None:
@@ -142,7 +142,7 @@ async def keep_tokens_fresh(agent: Agent) -> None:
     try:
         await agent.tokens.keep_token_fresh()
     except NotRegisteredError as error:
-        agent.figures.token_refreshes["refused"] += 1
+        agent.counters.token_refreshes["refused"] += 1
         agent.stop_with(Stop(StopReason.REFRESH_REFUSED, str(error)))
 
 
@@ -156,5 +156,5 @@ async def publish_metrics_if_enabled(agent: Agent) -> None:
     try:
         await publish_metrics(agent)
     except (OSError, ImportError) as error:
-        say(agent.log, Line.METRICS_FAILED, why=error)
-        agent.trouble("metrics", f"metrics are off: {error}", "correct metrics_listen or metrics_textfile")
+        log_line(agent.log, Line.METRICS_FAILED, why=error)
+        agent.report_problem("metrics", f"metrics are off: {error}", "correct metrics_listen or metrics_textfile")

@@ -18,10 +18,10 @@ from certctrl.agent.batches import Batches
 from certctrl.agent.burst import BurstWatch
 from certctrl.agent.clock import wall_now
 from certctrl.agent.context import Agent
-from certctrl.agent.counters import Figures
+from certctrl.agent.counters import Counters
 from certctrl.agent.inbox import Inbox
-from certctrl.agent.install_config import converge_in_force, reload_items
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.install_config import converge_active_items, reload_items
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
 from certctrl.install.installer import Installer
@@ -96,7 +96,7 @@ async def open_agent(config_dir: Path, seams: Seams, *, mend: bool = True) -> As
     if mend:
         make_tree(seams.fs, layout)
         for finding in check_modes(seams.fs, layout):
-            say(log, Line.MODES_REPAIRED, path=finding.path, was=oct(finding.was), now=oct(finding.now))
+            log_line(log, Line.MODES_REPAIRED, path=finding.path, was=oct(finding.was), now=oct(finding.now))
     with lock_daemon(layout, seams.fs):
         async with _assembled(layout, loaded, seams, log) as agent:
             yield agent
@@ -116,7 +116,7 @@ async def _assembled(
     try:
         agent = _assemble(layout, config, store, http, seams, log)
         reload_items(agent)
-        say(
+        log_line(
             log,
             Line.AGENT_STARTED,
             version=certctrl.__version__,
@@ -125,7 +125,7 @@ async def _assembled(
             server=config.application.server_url,
         )
         differing = sorted(name for name, source in loaded.sources.items() if source != "default")
-        say(log, Line.CONFIG_LOADED, settings=", ".join(differing) or "all defaults")
+        log_line(log, Line.CONFIG_LOADED, settings=", ".join(differing) or "all defaults")
         yield agent
     finally:
         with trio.move_on_after(2, shield=True):
@@ -153,9 +153,9 @@ def _assemble(
             store.session, seams.offload, installer.retries, installer.save_retries, limit=config.application.queue_size
         ),
         burst=burst,
-        batches=Batches(lambda prepared, ids: converge_in_force(agent, prepared, ids), burst),
+        batches=Batches(lambda prepared, ids: converge_active_items(agent, prepared, ids), burst),
         session=Session(config.application, cursor=store.session.load_cursor(), random=seams.random),
-        figures=Figures(),
+        counters=Counters(),
         log=log,
         wall_now=seams.wall_now,
         random=seams.random,

@@ -6,9 +6,9 @@ from typing import cast
 
 import attrs
 
-from certctrl.agent.alerts import REVOKED, forget_alerts
+from certctrl.agent.alerts import REVOKED, clear_alerts
 from certctrl.agent.context import Agent
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import (
     CertctrlError,
     DiskError,
@@ -49,10 +49,10 @@ def explain(agent: Agent, entry: InboxEntry, error: Exception) -> Result:
         case NotYetValidError():
             delay = max(1.0, error.valid_from - agent.wall_now())
             kind, transient, retry_after = "material", True, delay
-            say(agent.log, Line.CERT_PENDING, cert_id=cert_id, what=error, delay=round(delay))
+            log_line(agent.log, Line.CERT_PENDING, cert_id=cert_id, what=error, delay=round(delay))
         case MaterialError():
             kind, transient, retry_after = "material", False, None
-            say(agent.log, Line.CERT_REFUSED, cert_id=cert_id, reason=error.reason, what=error)
+            log_line(agent.log, Line.CERT_REFUSED, cert_id=cert_id, reason=error.reason, what=error)
         case PlaneError():
             kind, transient, retry_after = "plane", error.status in WAITING_STATUSES, error.retry_after
         case TransportError():
@@ -61,16 +61,16 @@ def explain(agent: Agent, entry: InboxEntry, error: Exception) -> Result:
             kind, transient, retry_after = "disk", True, None
         case PolicyRefusedError():
             kind, transient, retry_after = "policy", False, None
-            say(agent.log, Line.POLICY_REFUSED, what=error, fix=error.fix or "see policy.json")
+            log_line(agent.log, Line.POLICY_REFUSED, what=error, fix=error.fix or "see policy.json")
         case CertctrlError():
             kind, transient, retry_after = type(error).__name__.removesuffix("Error").lower(), False, None
         case _:
-            agent.figures.errors["bug"] += 1
+            agent.counters.errors["bug"] += 1
             where = f"the handler of {entry.signal.type}"
-            say(agent.log, Line.BUG, kind=type(error).__name__, where=where, why=error)
+            log_line(agent.log, Line.BUG, kind=type(error).__name__, where=where, why=error)
             detail = f"internal error ({type(error).__name__})"
             return Result(Outcome(kind=OutcomeKind.FAILED, detail=detail))
-    agent.figures.errors[kind] += 1
+    agent.counters.errors[kind] += 1
     return Result(_failure(error), RetryKind.WAITING if transient else RetryKind.REFUSED, retry_after or 0.0)
 
 
@@ -79,14 +79,14 @@ def _failure(error: CertctrlError) -> Outcome:
     return Outcome(kind=OutcomeKind.FAILED, detail=detail)
 
 
-def tell_certificates(agent: Agent, entry: InboxEntry, outcome: Outcome) -> None:
+def log_certificates(agent: Agent, entry: InboxEntry, outcome: Outcome) -> None:
     """Log what became of the certificates of one signal, and end the alarms that are over."""
     signal = entry.signal
     for served in outcome.deployed:
         record = agent.installer.records.get(served.cert_id)
         name = record.name if record is not None else "?"
         if "waits for" in outcome.detail:
-            say(
+            log_line(
                 agent.log,
                 Line.CERT_STAGED,
                 cert_id=served.cert_id,
@@ -94,9 +94,9 @@ def tell_certificates(agent: Agent, entry: InboxEntry, outcome: Outcome) -> None
                 what=outcome.detail.partition("waits for ")[2],
             )
         elif outcome.kind is OutcomeKind.APPLIED and not isinstance(signal, CertRevoked):  # no placeholder
-            forget_alerts(agent, served.cert_id)
-            say(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
+            clear_alerts(agent, served.cert_id)
+            log_line(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
     if outcome.kind is OutcomeKind.UNCHANGED and isinstance(signal, CertRenewed):
-        forget_alerts(agent, signal.cert_id, (REVOKED,))  # another try brought live what the plane now has
+        clear_alerts(agent, signal.cert_id, (REVOKED,))  # another try brought live what the plane now has
         record = agent.installer.records.get(signal.cert_id)
-        say(agent.log, Line.CERT_UNCHANGED, cert_id=signal.cert_id, name=record.name if record else "?")
+        log_line(agent.log, Line.CERT_UNCHANGED, cert_id=signal.cert_id, name=record.name if record else "?")

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import BusyError, DeadlineError, DiskError, NotRegisteredError, PlaneError, TransportError
 from certctrl.model.records import Tokens
 from certctrl.net.control_plane import ControlPlane
@@ -55,7 +55,7 @@ class Fresh:
     """True when this call spent a refresh token."""
 
 
-class Spender:
+class TokenRefresher:
     """The only code that sends a refresh token. One call at a time per process: the caller sees to that."""
 
     def __init__(
@@ -90,7 +90,7 @@ class Spender:
             if tokens.access_token and tokens.access_token != seen and usable(tokens.access_token):
                 keep(Fresh(tokens=tokens))
                 return
-            await despite_cancel(GRACE_SECONDS, lambda: self._spend(tokens, keep))
+            await finish_despite_cancel(GRACE_SECONDS, lambda: self._spend(tokens, keep))
         finally:
             lock.release()
 
@@ -146,10 +146,10 @@ class Spender:
             except DiskError as error:
                 self._unsaved = newest
                 self._outlived |= {tokens.refresh_token, newest.refresh_token}
-                say(self._log, Line.TOKEN_UNSAVED, why=error)
+                log_line(self._log, Line.TOKEN_UNSAVED, why=error)
             keep(Fresh(tokens=newest, expires_in=answer.expires_in, spent=True))
             if rotated:
-                say(self._log, Line.TOKEN_ROTATED)
+                log_line(self._log, Line.TOKEN_ROTATED)
         finally:
             reservation.release()  # not offloaded: this also runs when the grace is over
 
@@ -192,7 +192,7 @@ async def wait_for_token_lock(layout: ConfigDir, fs: Fs | None = None) -> FileLo
     return lock
 
 
-async def despite_cancel(grace: float, call: Callable[[], Awaitable[T]]) -> T:
+async def finish_despite_cancel(grace: float, call: Callable[[], Awaitable[T]]) -> T:
     """Run ``call``; when cancelled from outside, let it go on for up to ``grace`` seconds before that takes effect."""
     result: list[T] = []
     failure: Exception | None = None

@@ -17,9 +17,9 @@ from contextlib import suppress
 
 import trio
 
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.token_claims import Claims, read_claims
-from certctrl.agent.token_refresh import Fresh, Offload, Spender
+from certctrl.agent.token_refresh import Fresh, Offload, TokenRefresher
 from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.config import AgentConfig
@@ -63,7 +63,7 @@ class TokenKeeper:
         self._offload = offload
         self._random = random
         self._log = logging.getLogger("certctrl.Token")
-        self._spender = Spender(layout=layout, store=store, plane=plane, offload=offload, fs=fs)
+        self._refresher = TokenRefresher(layout=layout, store=store, plane=plane, offload=offload, fs=fs)
         self._flight = trio.Lock()
         self._access: str | None = None
         self._claims = Claims()
@@ -127,7 +127,7 @@ class TokenKeeper:
             if self._access == seen and trio.current_time() - self._born < YOUNG_SECONDS:
                 raise PlaneError("the control plane rejects an access token it has just issued", status=401)
             try:
-                await self._spender.fresh(seen, self._usable, self._keep)
+                await self._refresher.fresh(seen, self._usable, self._keep)
             except CertctrlError as error:
                 self._note_failure(error)
                 raise
@@ -145,13 +145,13 @@ class TokenKeeper:
                 delay = await self._look_after()
                 await trio.sleep(delay)
         finally:
-            if self._spender.unsaved:
+            if self._refresher.unsaved:
                 with trio.move_on_after(2, shield=True):  # the last chance before memory is gone
                     await self._save_again()
 
     async def _look_after(self) -> float:
         """Do what is due and return the seconds until something may be."""
-        if self._spender.unsaved and not await self._save_again():
+        if self._refresher.unsaved and not await self._save_again():
             return SAVE_AGAIN_SECONDS
         try:
             await self._load()
@@ -164,7 +164,7 @@ class TokenKeeper:
         ahead, warn = self._thresholds()
         if remaining <= warn and not self._warned:
             self._warned = True
-            say(self._log, Line.TOKEN_EXPIRING, seconds=max(round(remaining), 0))
+            log_line(self._log, Line.TOKEN_EXPIRING, seconds=max(round(remaining), 0))
         if remaining > ahead:
             return min(remaining - (ahead if self._warned else max(ahead, warn)), LONGEST_NAP)
         try:
@@ -174,7 +174,7 @@ class TokenKeeper:
         except CertctrlError as error:
             pause = jittered(grown(FIRST_BACKOFF, LONGEST_NAP, self._failures), self._random())
             delay = max(self._retry_at - trio.current_time(), pause, FIRST_BACKOFF)
-            say(self._log, Line.TOKEN_REFRESH_FAILED, why=error, delay=round(delay))
+            log_line(self._log, Line.TOKEN_REFRESH_FAILED, why=error, delay=round(delay))
             return delay
         return FIRST_BACKOFF
 
@@ -202,7 +202,7 @@ class TokenKeeper:
         if fresh.spent:
             self._born = trio.current_time()
             left = self._remaining() if fresh.expires_in is None else fresh.expires_in
-            say(self._log, Line.TOKEN_REFRESHED, expires_in="?" if left is None else round(left))
+            log_line(self._log, Line.TOKEN_REFRESHED, expires_in="?" if left is None else round(left))
 
     def _usable(self, access: str) -> bool:
         """Return whether a token that another process stored is worth taking over."""
@@ -231,9 +231,9 @@ class TokenKeeper:
     def _note_failure(self, error: CertctrlError) -> None:
         if isinstance(error, NotRegisteredError):
             if self._failed is None or str(self._failed) != str(error):
-                say(self._log, Line.TOKEN_REFRESH_REFUSED, what=error)
+                log_line(self._log, Line.TOKEN_REFRESH_REFUSED, what=error)
         elif isinstance(error, DiskError) and str(self._failed) != str(error):
-            say(self._log, Line.TOKEN_DISK, why=error)
+            log_line(self._log, Line.TOKEN_DISK, why=error)
         self._failures += 1
         pause = jittered(grown(FIRST_BACKOFF, LAST_BACKOFF, self._failures), self._random())
         asked = error.retry_after if isinstance(error, PlaneError) and error.retry_after is not None else 0.0
@@ -243,6 +243,6 @@ class TokenKeeper:
     async def _save_again(self) -> bool:
         try:
             async with self._flight:
-                return await self._spender.save_again()
+                return await self._refresher.save_again()
         except CertctrlError:
             return False

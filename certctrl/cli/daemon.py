@@ -51,9 +51,9 @@ def _tune_gc() -> None:
     import linecache
 
     import certctrl.net.transport  # noqa: F401  (the largest import, needed soon)
-    from certctrl.agent.memory import give_back
+    from certctrl.agent.memory import release_memory
 
     linecache.clearcache()  # attrs caches the source of generated methods
-    give_back()
+    release_memory()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)

@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
-from certctrl.agent.alerts import forget_alerts, recall_revocations
-from certctrl.agent.signal_results import tell_certificates
+from certctrl.agent.alerts import clear_alerts, restore_revocations
+from certctrl.agent.signal_results import log_certificates
 from certctrl.model.bundle import CertificateSummary
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
@@ -27,34 +27,34 @@ def agent_with(record: CertRecord, *problems: str) -> Any:
         log=logging.getLogger("test"),
         installer=SimpleNamespace(records={record.cert_id: record}),
         problems=standing,
-        trouble=lambda key, *what: standing.update({key: what}),
-        well=lambda key: standing.pop(key, None),
+        report_problem=lambda key, *what: standing.update({key: what}),
+        clear_problem=lambda key: standing.pop(key, None),
     )
 
 
 def test_a_restart_brings_the_problem_back() -> None:
     agent = agent_with(GONE)
-    recall_revocations(agent, [REVOKED])
+    restore_revocations(agent, [REVOKED])
     assert agent.problems[KEY][0] == "certificate 1 (a.example) was revoked"
 
 
 def test_it_goes_when_the_plane_lists_it_no_more() -> None:
     agent = agent_with(GONE, KEY)
-    recall_revocations(agent, [])
+    restore_revocations(agent, [])
     assert agent.problems == {}
 
 
 def test_other_certificates_are_left_alone() -> None:
     agent = agent_with(attrs.evolve(GONE, facts=attrs.evolve(GONE.facts, cert_id=2)), "alert:late:2")
-    recall_revocations(agent, [REVOKED, attrs.evolve(REVOKED, id=2, status="active")])
+    restore_revocations(agent, [REVOKED, attrs.evolve(REVOKED, id=2, status="active")])
     assert set(agent.problems) == {"alert:late:2"}
-    forget_alerts(agent, 2)
+    clear_alerts(agent, 2)
     assert agent.problems == {}
 
 
 def told(agent: Any, signal: Signal, kind: OutcomeKind = OutcomeKind.APPLIED) -> None:
     outcome = Outcome(kind=kind, deployed=(Deployed(cert_id=1, serial="5", fingerprint_sha256="aa"),))
-    tell_certificates(agent, InboxEntry(signal=signal), outcome)
+    log_certificates(agent, InboxEntry(signal=signal), outcome)
 
 
 def test_a_placeholder_is_no_good_news_and_a_renewal_is() -> None:

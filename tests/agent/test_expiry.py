@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from certctrl.agent.expiry import Danger, RenewalRequests, examine, next_look, time_left, warn_below
+from certctrl.agent.expiry import RenewalRequests, Urgency, find_expiring, next_check, time_left, warn_below
 from certctrl.model.certificate import CertFacts
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import CertRecord, Stage
@@ -24,39 +24,39 @@ def record(life_days: float, *, generation: str = "g1", stage: Stage = Stage.ACT
 
 
 @pytest.mark.parametrize(
-    ("life", "now", "danger"),
+    ("life", "now", "urgency"),
     [
         (90, 59.9, None),
-        (90, 60.1, Danger.DUE),
-        (90, 74.9, Danger.DUE),
-        (90, 75.1, Danger.LATE),
-        (90, 90.1, Danger.EXPIRED),
+        (90, 60.1, Urgency.DUE),
+        (90, 74.9, Urgency.DUE),
+        (90, 75.1, Urgency.LATE),
+        (90, 90.1, Urgency.EXPIRED),
         (10, 4.9, None),
-        (10, 5.1, Danger.DUE),
+        (10, 5.1, Urgency.DUE),
         (1, 0.4, None),
-        (1, 0.6, Danger.DUE),
+        (1, 0.6, Urgency.DUE),
     ],
 )
-def test_danger_by_remaining_life(life: float, now: float, danger: Danger | None) -> None:
-    found = examine([record(life)], CONFIG, now * DAY)
-    assert [finding.danger for finding in found] == ([] if danger is None else [danger])
+def test_danger_by_remaining_life(life: float, now: float, urgency: Urgency | None) -> None:
+    found = find_expiring([record(life)], CONFIG, now * DAY)
+    assert [finding.urgency for finding in found] == ([] if urgency is None else [urgency])
 
 
 def test_what_is_not_in_use_is_not_guarded() -> None:
     idle = [record(1, generation=""), record(1, stage=Stage.WITHDRAWN)]
-    assert examine(idle, CONFIG, 5 * DAY) == []
-    assert next_look(idle, CONFIG, 0.0) == 3600.0
+    assert find_expiring(idle, CONFIG, 5 * DAY) == []
+    assert next_check(idle, CONFIG, 0.0) == 3600.0
 
 
 @given(st.floats(0.01, 400), st.floats(0, 500))
 @example(0.01, 0.005)  # the very moment
 def test_the_next_look_is_never_after_the_next_danger_and_never_a_busy_loop(life: float, now: float) -> None:
     certificate = record(life)
-    pause = next_look([certificate], CONFIG, now * DAY)
+    pause = next_check([certificate], CONFIG, now * DAY)
     assert 1.0 <= pause <= 3600.0
-    before = examine([certificate], CONFIG, now * DAY)
-    just_before = examine([certificate], CONFIG, now * DAY + pause - 1.0)
-    assert [f.danger for f in before] == [f.danger for f in just_before] or pause == 1.0
+    before = find_expiring([certificate], CONFIG, now * DAY)
+    just_before = find_expiring([certificate], CONFIG, now * DAY + pause - 1.0)
+    assert [f.urgency for f in before] == [f.urgency for f in just_before] or pause == 1.0
 
 
 def test_the_warning_never_covers_more_than_half_of_a_short_life() -> None:
@@ -65,7 +65,7 @@ def test_the_warning_never_covers_more_than_half_of_a_short_life() -> None:
 
 def test_a_renewal_is_asked_for_once_and_again_only_later() -> None:
     requests = RenewalRequests()
-    finding = examine([record(90)], CONFIG, 61 * DAY)[0]
+    finding = find_expiring([record(90)], CONFIG, 61 * DAY)[0]
     assert requests.due(finding, 61 * DAY)
     requests.asked(finding, 61 * DAY)
     assert not requests.due(finding, 61 * DAY + 60)
@@ -74,14 +74,14 @@ def test_a_renewal_is_asked_for_once_and_again_only_later() -> None:
 
 def test_a_renewal_that_was_asked_for_while_the_clock_was_ahead_is_asked_for_again() -> None:
     requests = RenewalRequests()
-    (finding,) = examine([record(90)], CONFIG, 80 * DAY)
+    (finding,) = find_expiring([record(90)], CONFIG, 80 * DAY)
     requests.asked(finding, 3650 * DAY)
     assert requests.due(finding, 80 * DAY)
 
 
 def test_a_plane_that_refuses_is_asked_again_sooner() -> None:
     requests = RenewalRequests()
-    (finding,) = examine([record(90)], CONFIG, 80 * DAY)
+    (finding,) = find_expiring([record(90)], CONFIG, 80 * DAY)
     requests.asked(finding, 80 * DAY, taken=False)
     assert not requests.due(finding, 80 * DAY + 60)
     assert requests.due(finding, 80 * DAY + 3600)

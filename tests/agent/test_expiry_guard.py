@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 from trio_util import AsyncBool
 
-from certctrl.agent.counters import Figures
+from certctrl.agent.counters import Counters
 from certctrl.agent.expiry_guard import guard_expiry
 from certctrl.model.certificate import CertFacts
 from certctrl.model.config import AgentConfig
@@ -45,7 +45,7 @@ class Host:
     alerts: list[str] = attrs.field(factory=list)
     problems: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
     config: AgentConfig = attrs.field(factory=AgentConfig)
-    figures: Figures = attrs.field(factory=Figures)
+    counters: Counters = attrs.field(factory=Counters)
     lifetimes_changed: AsyncBool = attrs.field(factory=AsyncBool)
     log: logging.Logger = attrs.field(factory=lambda: logging.getLogger("test"))
 
@@ -73,10 +73,10 @@ class Host:
     async def alert(self, alert: dict[str, Any]) -> None:
         self.alerts.append(str(alert["what"]))
 
-    def trouble(self, key: str, *what: str) -> None:
+    def report_problem(self, key: str, *what: str) -> None:
         self.problems[key] = what
 
-    def well(self, key: str) -> None:
+    def clear_problem(self, key: str) -> None:
         self.problems.pop(key, None)
 
     async def watch(self, seconds: float) -> None:

@@ -14,7 +14,7 @@ import attrs
 import pytest
 import trio
 
-from certctrl.agent.install_config import check_not_replayed, converge_in_force, reload_items
+from certctrl.agent.install_config import check_not_replayed, converge_active_items, reload_items
 from certctrl.errors import PlanError
 from certctrl.model.plan import CopyAction, InstallConfig, Outcome, OutcomeKind
 from certctrl.protocol.wire.canonical import canonical_json
@@ -76,18 +76,18 @@ def test_another_config_in_between_does_not_hide_that_a_version_has_other_conten
 
 async def test_an_install_config_that_comes_meanwhile_is_applied_to_the_certificate() -> None:
     scene = Scene(APPLIED, FAILED, comes=True)
-    assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: FAILED}
+    assert await converge_active_items(scene.agent, ["prepared"], [1]) == {1: FAILED}
     assert scene.calls == [(("prepared",), (), (1,)), ((), NEW, (1,))]
 
 
 async def test_the_first_outcome_counts_when_the_new_config_changes_nothing() -> None:
     scene = Scene(APPLIED, UNCHANGED, comes=True)
-    assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: APPLIED}
+    assert await converge_active_items(scene.agent, ["prepared"], [1]) == {1: APPLIED}
 
 
 async def test_without_a_new_config_once_is_enough() -> None:
     scene = Scene(APPLIED, comes=False)
-    assert await converge_in_force(scene.agent, ["prepared"], [1]) == {1: APPLIED}
+    assert await converge_active_items(scene.agent, ["prepared"], [1]) == {1: APPLIED}
     assert len(scene.calls) == 1
 
 
@@ -103,11 +103,11 @@ class LocalScene:
         self.store, self.log = StateStore(self.layout, RealFs()), logging.getLogger("certctrl")
         self.problems: dict[str, tuple[str, str]] = {}
 
-    def trouble(self, key: str, what: str, fix: str) -> bool:
+    def report_problem(self, key: str, what: str, fix: str) -> bool:
         before, self.problems[key] = self.problems.get(key), (what, fix)
         return before != (what, fix)
 
-    def well(self, key: str) -> None:
+    def clear_problem(self, key: str) -> None:
         self.problems.pop(key, None)
 
     def planes(self, version: int, *ids: str) -> None:

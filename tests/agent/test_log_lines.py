@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import certctrl
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 
 SOURCES = sorted(Path(certctrl.__file__).parent.rglob("*.py"))
 
@@ -29,12 +29,12 @@ def test_no_two_rows_are_one() -> None:
     assert len(Line) == len(Line.__members__)
 
 
-def calls_of_say() -> list[tuple[str, str, set[str]]]:
-    """Return (place, member, keywords) of every ``say(log, Line.X, …)`` in the package."""
+def calls_of_log_line() -> list[tuple[str, str, set[str]]]:
+    """Return (place, member, keywords) of every ``log_line(log, Line.X, …)`` in the package."""
     found = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != "say":
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id != "log_line":
                 continue
             member = node.args[1] if len(node.args) > 1 else None
             if isinstance(member, ast.Attribute) and isinstance(member.value, ast.Name) and member.value.id == "Line":
@@ -44,7 +44,7 @@ def calls_of_say() -> list[tuple[str, str, set[str]]]:
 
 
 def test_callers_give_every_field() -> None:
-    calls = calls_of_say()
+    calls = calls_of_log_line()
     assert len(calls) > 30, "the walk no longer finds the calls"
     wrong = [
         f"{place}: {name} lacks {sorted(set(Line[name].fields()) - given)}"
@@ -55,26 +55,26 @@ def test_callers_give_every_field() -> None:
 
 
 def test_every_row_is_used() -> None:
-    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES if path.name != "messages.py")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES if path.name != "log_lines.py")
     unused = [line.name for line in Line if f"Line.{line.name}" not in text]
     assert not unused, "remove the row, or write the line where it happens"
 
 
 def test_say_uses_the_category_as_logger(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="certctrl"):
-        say(logging.getLogger("certctrl"), Line.POLL_REQUEST, cursor="1-5", wait=0, limit=20)
-        say(logging.getLogger("certctrl.Poll"), Line.POLL_NO_UPDATES, cursor="1-5")
+        log_line(logging.getLogger("certctrl"), Line.POLL_REQUEST, cursor="1-5", wait=0, limit=20)
+        log_line(logging.getLogger("certctrl.Poll"), Line.POLL_NO_UPDATES, cursor="1-5")
     assert [record.name for record in caplog.records] == ["certctrl.Poll", "certctrl.Poll"]
     assert caplog.records[0].getMessage() == "Request: cursor=1-5, wait=0, limit=20"
     assert caplog.records[0].line_key == "poll-request"
     assert caplog.records[0].line_fields == {"cursor": "1-5", "wait": 0, "limit": 20}
-    assert caplog.records[0].filename == "test_log_lines.py", "the caller's place, not say()'s"
+    assert caplog.records[0].filename == "test_log_lines.py", "the caller's place, not log_line()'s"
 
 
 def test_a_missing_field_or_a_brace_never_raises(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="certctrl"):
-        say(logging.getLogger("certctrl"), Line.TOKEN_EXPIRING)
-        say(logging.getLogger("certctrl"), Line.ALERT, what="100% {of} them")
+        log_line(logging.getLogger("certctrl"), Line.TOKEN_EXPIRING)
+        log_line(logging.getLogger("certctrl"), Line.ALERT, what="100% {of} them")
     assert caplog.messages == ["Access token expires in ? seconds", "100% {of} them"]
 
 
@@ -84,7 +84,7 @@ def test_a_level_that_is_off_costs_no_formatting(caplog: pytest.LogCaptureFixtur
             raise AssertionError("formatted though switched off")
 
     with caplog.at_level(logging.WARNING, logger="certctrl"):
-        say(logging.getLogger("certctrl"), Line.POLL_REQUEST, cursor=Touchy(), wait=0, limit=20)
+        log_line(logging.getLogger("certctrl"), Line.POLL_REQUEST, cursor=Touchy(), wait=0, limit=20)
     assert not caplog.records
 
 
@@ -112,7 +112,7 @@ def test_the_specs_example_lines(
     line: Line, fields: dict[str, object], level: str, category: str, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG, logger="certctrl"):
-        say(logging.getLogger("certctrl"), line, **fields)
+        log_line(logging.getLogger("certctrl"), line, **fields)
     record = caplog.records[0]
     assert (record.levelname, record.name) == (level, f"certctrl.{category}")
     assert record.getMessage().startswith(text)

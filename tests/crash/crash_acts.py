@@ -113,7 +113,7 @@ async def refresh(job: Job) -> None:
     async with open_agent(job.config_dir, job.seams) as agent:
         await agent.installer.recover()
         token = await agent.tokens.refresh(await agent.tokens.current())
-        if not agent.tokens._spender.unsaved:
+        if not agent.tokens._refresher.unsaved:
             await agent.plane.fetch_certificates(token)
 
 

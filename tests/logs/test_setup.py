@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certctrl.agent.log_lines import Line, say
+from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import ConfigError
 from certctrl.logs.setup import JsonFormatter, Logs, TextFormatter, log_for_command
 from certctrl.model.config import LogConfig
@@ -114,8 +114,8 @@ def logs(layout: ConfigDir) -> Logs:
 
 def test_lines_go_to_stderr_and_file(logs: Logs, layout: ConfigDir, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogConfig(file="agent.log"))
-    say(logging.getLogger("certctrl"), Line.POLL_NO_UPDATES, cursor="1-5")
-    say(logging.getLogger("certctrl"), Line.POLL_SLOW_DOWN, seconds=30)
+    log_line(logging.getLogger("certctrl"), Line.POLL_NO_UPDATES, cursor="1-5")
+    log_line(logging.getLogger("certctrl"), Line.POLL_SLOW_DOWN, seconds=30)
     logs.close()
     err, file = capsys.readouterr().err, (layout.logs / "agent.log").read_text()
     assert err == file
@@ -127,7 +127,7 @@ def test_reconfiguring_replaces_everything(logs: Logs, layout: ConfigDir, capsys
     before = logging.getLogger().handlers[:]
     logs.configure(LogConfig(file="a.log"))
     logs.configure(LogConfig(level="DEBUG", format="json", stderr=False, file="b.log"))
-    say(logging.getLogger("certctrl"), Line.POLL_SLOW_DOWN, seconds=30)
+    log_line(logging.getLogger("certctrl"), Line.POLL_SLOW_DOWN, seconds=30)
     logs.close()
     assert capsys.readouterr().err == ""
     assert not (layout.logs / "a.log").exists()
@@ -138,7 +138,7 @@ def test_reconfiguring_replaces_everything(logs: Logs, layout: ConfigDir, capsys
 def test_debug_overrides_the_configured_level(layout: ConfigDir, capsys: pytest.CaptureFixture[str]) -> None:
     logs = Logs(layout, RealFs(), debug=True)
     logs.configure(LogConfig(level="ERROR"))
-    say(logging.getLogger("certctrl"), Line.POLL_SLOW_DOWN, seconds=30)
+    log_line(logging.getLogger("certctrl"), Line.POLL_SLOW_DOWN, seconds=30)
     logs.close()
     assert "[DEBUG] [Poll]" in capsys.readouterr().err
 

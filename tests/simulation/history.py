@@ -146,5 +146,5 @@ STAND_INS: dict[str, Any] = {
     "certctrl.agent.run.serve_control": control_stand_in,
     "certctrl.agent.run.watch_os_signals": signals_stand_in,
     "certctrl.agent.reporter.WRITE_EVERY": 1800.0,
-    "certctrl.agent.retries.LOOK_EVERY": 1800.0,
+    "certctrl.agent.retries.CHECK_INTERVAL": 1800.0,
 }

@@ -29,7 +29,7 @@ class HostFaults:
     def actions(self) -> list[Action]:
         """Return the possible actions with their weights."""
         return [
-            (2, self.kill_now), (4, self.kill_soon), (1.5, self.terminate), (2, self.disk_trouble), (1, self.rot),
+            (2, self.kill_now), (4, self.kill_soon), (1.5, self.terminate), (2, self.report_disk_problem), (1, self.rot),
             (3, self.clock_jump), (1, self.suspend), (0.7, self.freeze), (2, self.reload_fails), (1, self.slow_reload),
             (1, self.poll_now), (0.5, self.hang_up), (0.5, self.apply), (2, self.write_back),
         ]  # fmt: skip
@@ -91,7 +91,7 @@ class HostFaults:
 
     # --- the disk -----------------------------------------------------------------------------------------------
 
-    async def disk_trouble(self) -> None:
+    async def report_disk_problem(self) -> None:
         """Make the disk full, over quota, or read-only."""
         self.host.disk.trouble = self.chance.choice((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
         self.world.auditor.disk_was_ill = True

@@ -62,7 +62,7 @@ def test_a_revocation_is_confirmed_before_files_are_removed() -> None:
         await scene.until(lambda: not scene.live(row["id"]))
         problems = (await scene.ask("status"))["problems"]
         assert [problem["what"] for problem in problems] == [f"certificate {row['id']} (asked.example) was revoked"]
-        assert scene.agent.figures.alerts["revoked"] == 1
+        assert scene.agent.counters.alerts["revoked"] == 1
 
     play(scenario)
 
@@ -85,7 +85,7 @@ def test_a_revocation_is_complete_when_the_service_no_longer_serves_the_certific
         await scene.until(lambda: ("cert.revoked", "applied") in scene.outcomes())
         assert service.served == ""
         assert (await scene.ask("status"))["stuck"] == []
-        assert scene.agent.figures.alerts["revoked"] == 1
+        assert scene.agent.counters.alerts["revoked"] == 1
 
     play(scenario)
 
@@ -97,6 +97,6 @@ def test_an_unassigned_certificate_is_withdrawn_without_an_alert() -> None:
         await scene.plane.certificates.unassign(USER, DEVICE, row["id"])
         await scene.until(lambda: not scene.live(row["id"]))
         assert (await scene.ask("status"))["health"] == "healthy"
-        assert not scene.agent.figures.alerts
+        assert not scene.agent.counters.alerts
 
     play(scenario)

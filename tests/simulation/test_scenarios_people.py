@@ -237,11 +237,11 @@ def test_a_revocation_is_alerted_once_and_stays_in_the_status(how: str) -> None:
         for _ in range(3):
             await scene.ask("apply")
             await trio.sleep(60)
-        assert scene.agent.figures.alerts["revoked"] == 1
+        assert scene.agent.counters.alerts["revoked"] == 1
         await scene.host.stop()
         await trio.sleep(600)
         await scene.ask("apply")
-        assert scene.agent.figures.alerts["revoked"] == 0, "a new process does not alert again"
+        assert scene.agent.counters.alerts["revoked"] == 0, "a new process does not alert again"
         assert [problem["what"] for problem in (await scene.ask("status"))["problems"]] == [
             f"certificate {row['id']} (gone.example) was revoked"
         ]
@@ -271,6 +271,6 @@ def test_a_revocation_interrupted_before_its_alert_is_alerted_after_a_restart(
             await scene.plane.certificates.revoke(USER, row["id"])
             while not raised:
                 await trio.sleep(1)
-        await scene.until(lambda: scene.agent.figures.alerts["revoked"] == 1)
+        await scene.until(lambda: scene.agent.counters.alerts["revoked"] == 1)
 
     play(scenario)

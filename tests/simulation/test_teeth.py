@@ -209,7 +209,7 @@ MISTAKES: dict[str, list[Mistake]] = {
         Mistake("certctrl.agent.run.reconcile_forever", never, mischief=10, renew=3)
     ],
     "a status file that cannot be written ends the daemon": [
-        Mistake("certctrl.agent.reporter.save_status", fragile_status, disk_trouble=4)
+        Mistake("certctrl.agent.reporter.save_status", fragile_status, report_disk_problem=4)
     ],
     "key and certificate are not compared": [
         Mistake("certctrl.install.material.bundle.checked_key_pem", any_key, issue=4)

@@ -153,13 +153,13 @@ async def check_endpoints(context: CheckContext, report: Report) -> None:
 
 def endpoints(context: CheckContext) -> list[tuple[VerifyTls, list[CertRecord]]]:
     """Return each TLS endpoint of the install items with the certificates that it may serve."""
-    from certctrl.agent.install_config import items_in_force
+    from certctrl.agent.install_config import active_items
     from certctrl.install.plan.dependencies import bind
     from certctrl.install.plan.planner import expected_at
     from certctrl.install.plan.values import DesiredCert
 
     records = {record.cert_id: record for record in deployed(context)}
-    items = items_in_force(context.layout, context.store.installed)
+    items = active_items(context.layout, context.store.installed)
     certs = {
         one.cert_id: DesiredCert(facts=one.facts, generation=one.generation, live=one.generation)
         for one in records.values()

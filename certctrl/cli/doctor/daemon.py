@@ -40,14 +40,14 @@ async def check_plan(context: CheckContext, report: Report) -> None:
 
 
 async def _refusals(context: CheckContext) -> list[dict[str, Any]]:
-    from certctrl.agent.install_config import items_in_force
+    from certctrl.agent.install_config import active_items
     from certctrl.install.installer import Installer
     from certctrl.install.plan.render import plan_json
     from certctrl.model.config import AgentConfig
     from certctrl.store.config.files import load_policy
 
     plan = await Installer.preview(
-        items_in_force(context.layout, context.store.installed),
+        active_items(context.layout, context.store.installed),
         layout=context.layout,
         fs=context.fs,
         state=context.store.installed,
