@@ -28,9 +28,9 @@ class NarratedProc(Proc):
     async def run(self, argv: Sequence[str], **options: Any) -> CommandResult:
         """Run one command; see ``Proc.run``."""
         result = await super().run(argv, **options)
-        event, sentence = "checked", f"{self._server.kind} checked the staged files"
+        event, sentence = "checked", f"{self._server.label} checked the staged files"
         if tuple(argv) == self._server.reload_argv:
-            event, sentence = "reloaded", f"reloaded {self._server.kind}"
+            event, sentence = "reloaded", f"reloaded {self._server.label}"
         text = f"{sentence}: exit status {result.status}, {result.seconds * 1000:.0f} ms"
         self._narrator.write("agent", event, text, argv=list(argv), status=result.status)
         return result

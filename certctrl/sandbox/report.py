@@ -81,7 +81,7 @@ class Report:
             f"{self.pair_checks} checks of key and certificate on disk, {self.mismatches} mismatches.",
         ]
         if self.latencies_ms:
-            lines.append(f"From signal to new serial served by {self.service}: {_percentiles(self.latencies_ms)}.")
+            lines.append(f"From signal to new serial served: {_percentiles(self.latencies_ms)}.")
         if self.baseline_ms:
             lines.append(f"Baseline, a client without checks, records or probe: {_percentiles(self.baseline_ms)}.")
         return lines + [f"Failed: {problem}." for problem in self.problems()]

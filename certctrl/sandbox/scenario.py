@@ -85,7 +85,7 @@ class Scenario:
     async def open_service(self, server: Server, *, ca_file: Path) -> None:
         """Report that the service is up, start the witness on it, and put the device's install config."""
         self.report.service = server.kind
-        text = f"{server.kind} serves {len(self.certificates)} names at {HOST}:{server.port}"
+        text = f"{server.label} serves {len(self.certificates)} names at {HOST}:{server.port}"
         self.narrator.write("service", "up", text, kind=server.kind, host=HOST, port=server.port)
         await self.witness.send(op="endpoint", host=HOST, port=server.port, ca_file=str(ca_file))
         await self.witness.send(op="disk", live={name: str(self.layout.live_link(name)) for name in self.names()})

@@ -44,6 +44,11 @@ class Server:
     check_argv: tuple[str, ...]
     """``{staged}`` is the directory of the files to check."""
 
+    @property
+    def label(self) -> str:
+        """The service in a sentence."""
+        return self.kind if self.kind == "nginx" else f"the {self.kind} service"
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[int]:
         """Start the service, yield its pid once it accepts connections, and stop it.
@@ -69,7 +74,7 @@ class Server:
                 await trio.sleep(0.02)
         lines = (self.folder / "error.log").read_text(errors="replace").splitlines()
         raise CommandError(
-            f"the {self.kind} service did not start: {lines[-1] if lines else 'no output'}",
+            f"{self.label} did not start: {lines[-1] if lines else 'no output'}",
             fix=f"read {self.folder / 'error.log'}, or try --service builtin",
         )
 
