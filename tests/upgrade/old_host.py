@@ -188,10 +188,12 @@ def resume(
     *,
     failing: Sequence[int] = (),
     faults: Sequence[NetworkFault] = (),
+    power_cut: int | None = None,
 ) -> None:
     """Run the present agent on the host that the earlier release left, next to a scenario.
 
     ``failing`` are certificates whose service cannot be reloaded; ``faults`` last from the start.
+    ``power_cut`` is the number of disk changes after which the power fails once.
     """
     hosts: list[OldHost] = []
 
@@ -199,9 +201,11 @@ def resume(
         hosts.append(OldHost(scene, set(failing)))
         hosts[0].prepare()
         scene.network.faults = list(faults)
+        if power_cut is not None:
+            scene.host.kill_within(power_cut, power=True)
 
     async def act(scene: Scene) -> None:
-        await scene.until(lambda: True, 60)
+        await scene.until(lambda: True, 300)
         await scenario(hosts[0])
 
     play(act, SETTING, made=old_template(root), prepare=prepare)

@@ -205,6 +205,26 @@ def test_failed_signals_keep_their_times_when_the_host_cannot_be_compared_with_t
     resume(tmp_path / "etc", scenario, faults=[NetworkFault(kind="status", status=503, path=LISTS)])
 
 
+@pytest.mark.parametrize("changes", [1, 2, 3, 5, 8, 13, 16, 18, 20, 21, 22, 24, 34, 55, 89])
+def test_a_power_cut_during_the_first_start_loses_nothing(tmp_path: Path, changes: int) -> None:
+    due, attempts = certificate(TOLERATED)["next_try_at"], certificate(TOLERATED)["attempts"]
+
+    async def scenario(host: OldHost) -> None:
+        await host.sleep_until(due - 5)
+        assert host.scene.host.crashes == 1 and host.scene.host.starts == 2
+        status = await host.status()
+        stuck = next(one for one in status["stuck"] if "tolerated.example" in one["item"])
+        assert (stuck["attempts"], stuck["next_try_at"]) == (attempts, due)
+        assert not host.scene.agent.inbox.acks_pending
+        outcomes = {identity(signal_from_wire(row["signal"])) for row in reported(host)}
+        assert {entry(cert_id)["identity"] for cert_id in FRESH} <= outcomes
+        assert {identity(signal_from_wire(event["signal"])) for event in facts()["acks"]} <= outcomes
+        await host.sleep_until(due + 60)
+        assert "tolerated.example" not in str((await host.status())["stuck"])
+
+    resume(tmp_path / "etc", scenario, power_cut=changes)
+
+
 def test_a_new_signal_ends_a_quarantine(tmp_path: Path) -> None:
     async def scenario(host: OldHost) -> None:
         host.scene.world.issuer.bad = False

@@ -189,6 +189,8 @@ class RecordStore:
         entries: list[dict[str, Any]],
         lasting: bool,
     ) -> None:
+        if retries is not None and not self._retries_lasting:  # earlier releases kept them in the files below
+            self._state.save_retries(retries)
         self._state.save_certificates(records, sync_parent=lasting)
         if self._activations is not None:
             self._state.save_activations(activations, sync_parent=lasting)
