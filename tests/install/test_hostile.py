@@ -1,4 +1,4 @@
-"""A hostile control plane: whatever it asks for, nothing outside the roots changes and nothing unlisted runs (T1)."""
+"""A hostile control plane can change nothing outside the roots and run nothing that is not listed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ ODD_EXEC: dict[str, st.SearchStrategy[Any]] = {
 
 
 def spoiled(kind: Any, sound: dict[str, Any], oddities: dict[str, st.SearchStrategy[Any]]) -> Any:
-    """Return items that are sound but for at most one field: each check has to catch its fault by itself."""
+    """Return items with at most one bad field, so that each check has to catch its own."""
     versions = [st.builds(kind, **sound)]
     versions += [st.builds(kind, **(sound | {field: strategy})) for field, strategy in oddities.items()]
     return st.one_of(*versions)
@@ -107,7 +107,7 @@ plans = st.lists(st.one_of(copies, copies, twos, execs, imports), max_size=5, un
 
 
 def filled(items: list[InstallItem], places: dict[str, str]) -> list[InstallItem]:
-    """Put this run's directories into the generated paths."""
+    """Insert this run's directories into the generated paths."""
 
     def fill(text: str) -> str:
         for name, path in places.items():
@@ -121,7 +121,7 @@ def filled(items: list[InstallItem], places: dict[str, str]) -> list[InstallItem
 
 
 def snapshot(root: Path, *, but: tuple[str, ...] = ()) -> dict[str, tuple[object, ...]]:
-    """Return everything below a directory: kind, mode, owner, bytes or link text; ``but``: folders at its top."""
+    """Return path -> kind, mode, owner, bytes or link text below a directory; ``but``: top-level folders to skip."""
     found: dict[str, tuple[object, ...]] = {}
     for folder, folders, names in os.walk(root):
         if Path(folder) == root:
@@ -140,7 +140,7 @@ def snapshot(root: Path, *, but: tuple[str, ...] = ()) -> dict[str, tuple[object
 
 @pytest.fixture(scope="module")
 def identity() -> Iterator[Path]:
-    """A fresh place that survives between examples; pytest's own would be one per example."""
+    """A new directory that all examples share; pytest's would be one per example."""
     root = Path(tempfile.mkdtemp(prefix="hostile-"))
     root.chmod(0o755)
     yield root
@@ -148,7 +148,7 @@ def identity() -> Iterator[Path]:
 
 
 def trapped(root: Path) -> tuple[Path, Path]:
-    """Make a root full of traps and a place that must not change, both new."""
+    """Make a root full of traps, and a directory that must not change."""
     out, victim = root / "out", root / "victim"
     for directory in (out, victim):
         shutil.rmtree(directory, ignore_errors=True)
@@ -206,7 +206,7 @@ def test_nothing_outside_the_roots_changes(host: Host, identity: Path, items: li
 @pytest.mark.campaign
 @pytest.mark.timeout(6 * 3600)
 def test_campaign_of_hostile_plans(host: Host, identity: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``CERTCTRL_TEST_PLANS`` says how many, 100 000 by default."""
+    """``CERTCTRL_TEST_PLANS``: number of plans, 100 000 by default."""
     obeyed = 0
 
     @settings(max_examples=PLANS, suppress_health_check=list(HealthCheck))

@@ -1,4 +1,4 @@
-"""From a checked bundle to "served": switched as one set, reloaded once, proven."""
+"""From a checked bundle to "served": switched as one group, reloaded once, verified."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from certctrl.model.records import Stage
 # --- the way through ----------------------------------------------------------------------------------------------
 
 
-async def test_a_first_delivery_is_live_under_the_specs_names(clock: MockClock, host: Host) -> None:
+async def test_a_first_delivery_is_live_under_the_names_of_the_spec(clock: MockClock, host: Host) -> None:
     outcome = (await host.deliver(1))[1]
     record = host.installer.records[1]
     assert outcome.kind is APPLIED
@@ -67,7 +67,7 @@ async def test_the_same_material_again_changes_nothing_and_reloads_nothing(clock
     assert not await host.installer.unfinished(items)
 
 
-async def test_explicit_destinations_get_bytes_mode_and_a_reload(clock: MockClock, host: Host) -> None:
+async def test_destinations_get_bytes_mode_and_a_reload(clock: MockClock, host: Host) -> None:
     key, chain = host.out / "a.key", host.out / "a.pem"
     items = [
         CopyAction(id="c", ob_id=1, sources=("private.key", "fullchain.pem"), targets=(str(key), str(chain))),
@@ -87,7 +87,7 @@ async def test_explicit_destinations_get_bytes_mode_and_a_reload(clock: MockCloc
     assert leftovers(host) == []
 
 
-async def test_commands_are_told_paths_and_no_secrets(clock: MockClock, host: Host) -> None:
+async def test_the_environment_of_commands_has_paths_and_no_secrets(clock: MockClock, host: Host) -> None:
     items = [CopyAction(id="c", ob_id=1, sources=("bundle.pfx",), targets=(str(host.out / "a.pfx"),), check=CHECK),
              ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",), env={"CERTCTRL_NOTE": "x"})]  # fmt: skip
     host.allow(commands=commands(RELOAD, CHECK))
@@ -106,9 +106,7 @@ async def test_commands_are_told_paths_and_no_secrets(clock: MockClock, host: Ho
     assert password.decode() not in repr(run["env_paths"])
 
 
-async def test_a_command_about_several_certificates_cannot_show_a_line_of_their_keys(
-    clock: MockClock, host: Host
-) -> None:
+async def test_keys_of_several_certificates_are_redacted_line_by_line(clock: MockClock, host: Host) -> None:
     host.allow(commands=commands(RELOAD))
     await host.deliver(1, 2, items=[ExecAction(id="r", cmd_argv=RELOAD)])
     keys = [(host.layout.certs / f"c{number}.example.key").read_bytes().splitlines()[1:-1] for number in (1, 2)]
@@ -125,13 +123,13 @@ async def test_a_new_item_that_wants_another_format_needs_no_fetch(clock: MockCl
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
 
 
-async def test_named_certificates_that_are_not_here(clock: MockClock, host: Host) -> None:
+async def test_named_certificates_that_are_not_on_this_host_are_unchanged(clock: MockClock, host: Host) -> None:
     outcomes = await host.installer.converge((), (), only=[5])
     assert (outcomes[5].kind, outcomes[5].detail) == (UNCHANGED, "not on this host")
     assert host.installer.records == {}
 
 
-async def test_history_tells_what_was_done(clock: MockClock, host: Host) -> None:
+async def test_the_history_lists_deployments(clock: MockClock, host: Host) -> None:
     await host.deliver(1)
     await host.deliver(1, asked_by="operator")
     host.installer.asked_by = "somebody"
@@ -143,8 +141,8 @@ async def test_history_tells_what_was_done(clock: MockClock, host: Host) -> None
     assert second["fingerprint_sha256"] != third["fingerprint_sha256"] == host.live(1)
 
 
-async def test_certificates_that_are_not_here_get_no_records(clock: MockClock, host: Host) -> None:
-    """Items may name a certificate that was never delivered; a refusal or a failure about it is not its own."""
+async def test_absent_certificates_get_no_records(clock: MockClock, host: Host) -> None:
+    """Items may name a certificate that was never delivered; a refusal or failure creates no record for it."""
     items = [
         CopyAction(id="c", ob_id=9, sources=("combined.pem",), targets=("/not/allowed/a",)),
         ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c", "d")),
@@ -160,7 +158,7 @@ async def test_certificates_that_are_not_here_get_no_records(clock: MockClock, h
     assert list(host.installer.records) == [1] == list(host.start().records)
 
 
-# --- sets ---------------------------------------------------------------------------------------------------------
+# --- groups -------------------------------------------------------------------------------------------------------
 
 
 async def test_twenty_certificates_of_one_service_cost_one_reload(clock: MockClock, host: Host) -> None:
@@ -173,7 +171,7 @@ async def test_twenty_certificates_of_one_service_cost_one_reload(clock: MockClo
     assert [service.served for service in services] == [host.live(n) for n in ids]
 
 
-async def test_a_hanging_reload_holds_up_nobody_else(clock: MockClock, host: Host) -> None:
+async def test_a_hanging_reload_does_not_delay_other_groups(clock: MockClock, host: Host) -> None:
     items = reload(1) + reload(2, argv=OTHER)
     host.allow(commands=commands(RELOAD, OTHER))
     host.serve(RELOAD, 1, 1001, seconds=50)
@@ -191,7 +189,7 @@ async def test_a_hanging_reload_holds_up_nobody_else(clock: MockClock, host: Hos
     assert done == {1: 50.0, 2: 0.0}
 
 
-async def test_sets_of_one_call_run_side_by_side(clock: MockClock, host: Host) -> None:
+async def test_groups_of_one_call_run_concurrently(clock: MockClock, host: Host) -> None:
     items = reload(1) + reload(2, argv=OTHER)
     host.allow(commands=commands(RELOAD, OTHER))
     host.serve(RELOAD, 1, 1001, seconds=50)
@@ -200,7 +198,7 @@ async def test_sets_of_one_call_run_side_by_side(clock: MockClock, host: Host) -
     assert trio.current_time() == 50.0
 
 
-async def test_calls_about_the_same_set_take_turns(clock: MockClock, host: Host) -> None:
+async def test_calls_for_the_same_group_take_turns(clock: MockClock, host: Host) -> None:
     items = reload(1, 2)
     host.allow(commands=commands(RELOAD))
     first, second = host.serve(RELOAD, 1, 1001, seconds=10), host.serve(RELOAD, 2, 1002)
@@ -212,7 +210,9 @@ async def test_calls_about_the_same_set_take_turns(clock: MockClock, host: Host)
     assert (first.served, second.served) == (host.live(1), host.live(2))
 
 
-async def test_a_cancelled_call_frees_its_set_and_the_next_one_finishes_the_work(clock: MockClock, host: Host) -> None:
+async def test_a_cancelled_call_releases_its_group_and_the_next_call_finishes_the_work(
+    clock: MockClock, host: Host
+) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -226,7 +226,7 @@ async def test_a_cancelled_call_frees_its_set_and_the_next_one_finishes_the_work
     assert service.served == host.live(1) == host.installer.records[1].facts.fingerprint_sha256
 
 
-async def test_a_disabled_item_between_two_does_not_let_them_run_side_by_side(clock: MockClock, host: Host) -> None:
+async def test_a_disabled_item_between_two_keeps_their_order(clock: MockClock, host: Host) -> None:
     first, last = ("/bin/true", "first"), ("/bin/true", "last")
     host.allow(commands=commands(first, last, OTHER))
     ended: list[str] = []

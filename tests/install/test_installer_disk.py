@@ -1,4 +1,4 @@
-"""A disk that fails at any call leaves the old or the new, and the next run heals it; a burst costs next to no syncs."""
+"""A disk failure at any call leaves the old or new state, which the next run repairs; a burst needs few syncs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ from certctrl.store.disk.fs import RealFs
 
 
 @pytest.mark.parametrize("verb", ["syncfs", "rename", "symlink", "create", "fsync", "write", "unlink"])
-async def test_a_disk_that_fails_leaves_the_old_or_the_new_and_heals(clock: MockClock, host: Host, verb: str) -> None:
-    """One call of one verb fails, each in turn, until a run meets no failure any more."""
+async def test_a_disk_failure_leaves_the_old_or_the_new_state_and_is_repaired(
+    clock: MockClock, host: Host, verb: str
+) -> None:
+    """The n-th call of one verb fails, for each n, until a run has no failure."""
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),)), *reload(1)]
     host.allow(commands=commands(RELOAD))
     service, real = host.serve(RELOAD, 1, 1001), host.fs
@@ -60,8 +62,8 @@ async def test_a_disk_that_fails_leaves_the_old_or_the_new_and_heals(clock: Mock
     raise AssertionError("no run without a failure")
 
 
-async def test_a_burst_costs_next_to_no_syncs(clock: MockClock, host: Host) -> None:
-    """At most a tenth of a sync per certificate, counted at the door to the disk."""
+async def test_a_burst_needs_few_syncs(clock: MockClock, host: Host) -> None:
+    """At most a tenth of a sync per certificate, counted at the `Fs`."""
     ids = range(1, 121)
     items = [ExecAction(id="r", cmd_argv=RELOAD)]
     host.allow(commands=commands(RELOAD))
@@ -85,10 +87,10 @@ async def test_a_burst_costs_next_to_no_syncs(clock: MockClock, host: Host) -> N
     assert single <= 8
 
 
-async def test_a_disk_that_fails_for_good_at_the_switch_is_an_outcome(
+async def test_a_permanent_disk_failure_at_the_switch_is_an_outcome(
     clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found by failing every syscall from one on: the second failure went through everybody and ended the daemon."""
+    """Found by failing all syscalls from one on: the second failure propagated and ended the daemon."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise DiskError("cannot write: No space left on device", path="/x", errno=errno.ENOSPC, fix="free space")

@@ -1,4 +1,4 @@
-"""The host's word: nothing beyond it is done, what it refuses comes with the line to allow it, and it hears of alerts."""
+"""The host's policy: refusals name the line that allows them, and alerts reach the operator's command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from certctrl.model.records import Stage
 # --- what the host allows -----------------------------------------------------------------------------------------
 
 
-async def test_a_refused_item_is_told_with_its_line_and_nothing_of_it_is_done(clock: MockClock, host: Host) -> None:
+async def test_a_refused_item_is_reported_with_its_policy_line_and_not_done(clock: MockClock, host: Host) -> None:
     good, bad = host.out / "a.pem", host.root / "elsewhere" / "deep" / "a.key"
     items = [
         CopyAction(id="c", ob_id=1, sources=("fullchain.pem", "private.key"), targets=(str(good), str(bad))),
@@ -46,7 +46,7 @@ async def test_a_refused_item_is_told_with_its_line_and_nothing_of_it_is_done(cl
     assert (record.stage, host.retry(1).attempts, host.retry(1).last_error) == (Stage.ACTIVATED, 0, "")
 
 
-async def test_an_item_that_is_refused_from_the_first_is_work_until_it_is_told(clock: MockClock, host: Host) -> None:
+async def test_a_refusal_counts_as_work_until_it_is_reported(clock: MockClock, host: Host) -> None:
     await host.deliver(1)
     items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
     assert plan_lines(await host.installer.plan(items)) == () and await host.installer.unfinished(items)
@@ -55,7 +55,7 @@ async def test_an_item_that_is_refused_from_the_first_is_work_until_it_is_told(c
     assert not await host.installer.unfinished(items)
 
 
-async def test_a_check_that_refuses_leaves_everything_as_it_was(clock: MockClock, host: Host) -> None:
+async def test_a_refusing_check_changes_nothing(clock: MockClock, host: Host) -> None:
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),), check=CHECK)]
     host.allow(commands=commands(CHECK))
     await host.deliver(1, items=items)
@@ -81,7 +81,7 @@ async def test_a_check_that_refuses_leaves_everything_as_it_was(clock: MockClock
     assert leftovers(host) == []
 
 
-async def test_a_check_that_may_not_run_keeps_unchecked_material_from_going_live(clock: MockClock, host: Host) -> None:
+async def test_material_whose_check_may_not_run_does_not_go_live(clock: MockClock, host: Host) -> None:
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),), check=CHECK)]
     with pytest.raises(PolicyRefusedError) as caught:
         await host.deliver(1, items=items)
@@ -89,7 +89,7 @@ async def test_a_check_that_may_not_run_keeps_unchecked_material_from_going_live
     assert host.installer.records == {} and leftovers(host) == []
 
 
-async def test_scripts_are_pinned_on_first_use_where_the_host_wants_it(
+async def test_scripts_are_pinned_on_first_use_if_the_policy_says_so(
     clock: MockClock, host: Host, tmp_path: Path
 ) -> None:
     script = tmp_path / "hook"
@@ -109,9 +109,7 @@ async def test_scripts_are_pinned_on_first_use_where_the_host_wants_it(
     assert host.proc.asked[-1]["sha256"] is None
 
 
-async def test_a_plan_tells_of_a_program_that_is_not_the_pinned_one(
-    clock: MockClock, host: Host, tmp_path: Path
-) -> None:
+async def test_a_plan_names_a_program_that_is_not_the_pinned_one(clock: MockClock, host: Host, tmp_path: Path) -> None:
     script = tmp_path / "hook"
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
@@ -127,7 +125,7 @@ async def test_a_plan_tells_of_a_program_that_is_not_the_pinned_one(
     assert "the policy pins 0000" in (await host.installer.plan(items)).refusals[0].why
 
 
-async def test_remote_commands_off_spares_the_hosts_own_rows(clock: MockClock, host: Host) -> None:
+async def test_remote_commands_off_does_not_apply_to_local_items(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="p", ob_id=1, cmd_argv=RELOAD), ExecAction(id="local:o", ob_id=1, cmd_argv=OTHER)]
     host.allow(commands=commands(RELOAD), remote_commands="off")
     outcome = (await host.deliver(1, items=items))[1]
@@ -135,7 +133,7 @@ async def test_remote_commands_off_spares_the_hosts_own_rows(clock: MockClock, h
     assert host.proc.calls == [OTHER]
 
 
-def test_policies_of_the_tests_are_those_of_the_field() -> None:
+def test_the_policies_of_the_tests_are_valid_files() -> None:
     assert HostPolicy().commands == {}
     assert attrs.fields(HostPolicy).remote_commands.default == "on"
 
@@ -143,7 +141,7 @@ def test_policies_of_the_tests_are_those_of_the_field() -> None:
 # --- alerts -------------------------------------------------------------------------------------------------------
 
 
-async def test_alerts_reach_the_operators_command_as_a_file(clock: MockClock, host: Host) -> None:
+async def test_alerts_reach_the_on_alert_command_as_a_file(clock: MockClock, host: Host) -> None:
     argv, seen = ("/bin/true", "alert"), list[Any]()
     await host.installer.alert({"alert": "nobody listens"})
     host.allow(on_alert=argv)

@@ -1,4 +1,4 @@
-"""What failed is tried again in its time, and not before because something else happens; what is new waits for nothing."""
+"""Failed work is retried when it is due, not because of other work; new work does not wait."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from certctrl.model.records import CertRecord, Stage
 
 
 async def failing(host: Host) -> list[InstallItem]:
-    """Have a certificate in use and a command for it that came later and fails."""
+    """Deploy a certificate, then add a command for it that fails."""
     host.allow(commands=commands(RELOAD, OTHER))
     await host.deliver(1)
     host.proc.does[RELOAD] = lambda: 1
@@ -30,7 +30,7 @@ async def failing(host: Host) -> list[InstallItem]:
     return items
 
 
-async def test_a_failed_command_is_not_run_again_before_its_time(clock: MockClock, host: Host) -> None:
+async def test_a_failed_command_does_not_run_again_before_it_is_due(clock: MockClock, host: Host) -> None:
     items = await failing(host)
     record, retry = host.installer.records[1], host.retry(1)
     for _ in range(5):
@@ -48,7 +48,7 @@ async def test_a_failed_command_is_not_run_again_before_its_time(clock: MockCloc
 
 
 @pytest.mark.parametrize("how", ["by hand", "new terms", "new material", "revoked beside it"])
-async def test_what_somebody_wants_or_what_is_new_waits_for_nothing(clock: MockClock, host: Host, how: str) -> None:
+async def test_requested_and_new_work_does_not_wait(clock: MockClock, host: Host, how: str) -> None:
     items = await failing(host)
     host.proc.does.clear()
     match how:
@@ -68,7 +68,7 @@ async def test_what_somebody_wants_or_what_is_new_waits_for_nothing(clock: MockC
     assert host.proc.calls[-1] == RELOAD
 
 
-async def test_an_item_that_is_new_waits_for_no_other(clock: MockClock, host: Host) -> None:
+async def test_a_new_item_does_not_wait_for_failed_ones(clock: MockClock, host: Host) -> None:
     items = [*await failing(host), ExecAction(id="o", ob_id=1, cmd_argv=OTHER)]
     record, retry = host.installer.records[1], host.retry(1)
     outcome = (await host.installer.converge((), items))[1]
@@ -76,7 +76,7 @@ async def test_an_item_that_is_new_waits_for_no_other(clock: MockClock, host: Ho
     assert (outcome.kind, host.installer.records[1], host.retry(1)) == (FAILED, record, retry), "it still fails"
 
 
-async def test_what_never_served_is_not_called_proven_while_its_command_rests(clock: MockClock, host: Host) -> None:
+async def test_a_certificate_is_not_proven_while_its_command_is_not_due(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     host.serve(RELOAD, 1, 1001, broken=True)
@@ -87,7 +87,7 @@ async def test_what_never_served_is_not_called_proven_while_its_command_rests(cl
     assert (host.installer.records[1], host.retry(1), host.proc.calls) == (record, retry, [RELOAD])
 
 
-async def test_a_file_that_was_made_in_vain_is_not_made_again_at_once(clock: MockClock, host: Host) -> None:
+async def test_a_generation_that_failed_is_not_made_again_before_it_is_due(clock: MockClock, host: Host) -> None:
     items: list[InstallItem] = [
         CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),)),
         ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",)),
@@ -108,7 +108,7 @@ async def test_a_file_that_was_made_in_vain_is_not_made_again_at_once(clock: Moc
     assert (host.out / "a.pem").exists() and not host.retry(1).attempts
 
 
-async def test_a_file_of_a_new_item_is_made_although_something_else_rests(clock: MockClock, host: Host) -> None:
+async def test_a_file_of_a_new_item_is_made_while_others_are_not_due(clock: MockClock, host: Host) -> None:
     target = host.out / "a.pem"
     items = [
         *await failing(host),
@@ -118,14 +118,14 @@ async def test_a_file_of_a_new_item_is_made_although_something_else_rests(clock:
     assert (host.layout.certs / "c1.example.key").read_bytes() in target.read_bytes()
 
 
-async def test_what_is_owed_by_nothing_any_more_is_forgotten(clock: MockClock, host: Host) -> None:
+async def test_pending_items_that_no_longer_exist_are_forgotten(clock: MockClock, host: Host) -> None:
     await failing(host)
     assert (await host.installer.converge_all([])).kind is UNCHANGED
     assert (host.retry(1).attempts, host.retry(1).last_error, host.installer.retry_turns()) == (0, "", {})
 
 
-def test_a_pair_rests_whole() -> None:
-    """One half of it failed, the other was found changed since: neither is written without the other."""
+def test_a_pair_is_due_as_a_whole() -> None:
+    """One half failed and the other has changed since: neither is written without the other."""
 
     def write(item: str, file_group: str) -> Write:
         return Write(
@@ -151,8 +151,8 @@ def test_a_pair_rests_whole() -> None:
     assert without_not_due(plan, behind, [record], ()) == plan, "a crash left another generation live"
 
 
-async def test_what_went_back_rests_too_and_is_tried_by_hand(clock: MockClock, host: Host) -> None:
-    """Its service took neither the new pair nor the old one again."""
+async def test_a_rolled_back_certificate_is_not_due_until_requested(clock: MockClock, host: Host) -> None:
+    """Its service accepted neither the new pair nor the old one."""
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -168,8 +168,8 @@ async def test_what_went_back_rests_too_and_is_tried_by_hand(clock: MockClock, h
     assert service.served == host.live(1) and not host.installer.records[1].staged
 
 
-def test_what_rests_is_not_on_trial() -> None:
-    """Else a failure beside it would count as one more of its own."""
+def test_certificates_that_are_not_due_are_not_unproven() -> None:
+    """Otherwise another failure in its group would count as its own."""
     unrecorded = Candidate(facts=CertFacts(cert_id=1, name="a"), generation="g")
     desired = DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g", owed=("r",))
     observed = ObservedState(certs={1: desired}, cas={}, destinations={}, host=HOST, unrecorded={1: unrecorded})
@@ -181,7 +181,7 @@ def test_what_rests_is_not_on_trial() -> None:
     assert (unproven(InstallPlan()), unproven(InstallPlan(not_due=frozenset({1})))) == ({1: unrecorded}, {})
 
 
-def test_a_command_is_due_for_its_files_alone_only_when_all_who_ask_for_it_have_had_it() -> None:
+def test_a_shared_command_is_due_only_for_files_once_it_has_run_for_all_its_items() -> None:
     items = [copy("c", 1), run("a", "c"), run("b", "c")]
     first = plan(items, cert(1))
     (due,) = first.groups[0].steps[-1].runs

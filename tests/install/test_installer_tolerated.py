@@ -1,4 +1,4 @@
-"""What an item that says ``continue_on_error`` fails at is noted, named and tried again; nothing else suffers."""
+"""A failure of an item with ``continue_on_error`` is recorded, reported and retried, and affects nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from certctrl.model.records import Stage
 
 
 def refuse(host: Host, *names: str, verb: str = "create") -> None:
-    """Let the disk refuse the files of these names from now on; with none, let it be."""
+    """Make the disk refuse files with these names from now on; none: refuse nothing."""
     real = getattr(host.fs, "real", host.fs)
 
     class Refusing:
@@ -57,7 +57,7 @@ def copied(host: Host, name: str, *sources: str, tolerant: bool = True, **more: 
     return CopyAction(id=name, ob_id=1, sources=sources, targets=targets, continue_on_error=tolerant, **more)
 
 
-async def test_a_tolerated_copy_that_cannot_be_written_stops_nothing(clock: MockClock, host: Host) -> None:
+async def test_a_tolerated_copy_failure_does_not_stop_the_rest(clock: MockClock, host: Host) -> None:
     items = [copied(host, "bad", "combined.pem"), copied(host, "good", "combined.pem"), *reload(1)]
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -72,7 +72,9 @@ async def test_a_tolerated_copy_that_cannot_be_written_stops_nothing(clock: Mock
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one-item", "two-items"])
-async def test_a_tolerated_pair_is_written_whole_or_not_at_all(clock: MockClock, host: Host, together: bool) -> None:
+async def test_a_tolerated_pair_is_written_completely_or_not_at_all(
+    clock: MockClock, host: Host, together: bool
+) -> None:
     pair: list[InstallItem] = [copied(host, "pair", "private.key", "fullchain.pem")]
     if not together:
         pair = [copied(host, "key", "private.key"), copied(host, "pair", "fullchain.pem")]
@@ -94,7 +96,7 @@ async def test_a_tolerated_pair_is_written_whole_or_not_at_all(clock: MockClock,
     assert service.served == host.live(1) and leftovers(host) == []
 
 
-async def test_a_pair_of_which_one_half_may_not_fail_may_not_fail(clock: MockClock, host: Host) -> None:
+async def test_a_pair_is_tolerated_only_if_both_halves_are(clock: MockClock, host: Host) -> None:
     items = [copied(host, "key", "private.key"), copied(host, "cert", "fullchain.pem", tolerant=False)]
     await host.deliver(1, items=items)
     old = [(host.out / name).read_bytes() for name in ("key.0", "cert.0")]
@@ -103,8 +105,8 @@ async def test_a_pair_of_which_one_half_may_not_fail_may_not_fail(clock: MockClo
     assert [(host.out / name).read_bytes() for name in ("key.0", "cert.0")] == old
 
 
-async def test_what_was_tolerated_goes_back_with_the_rest(clock: MockClock, host: Host) -> None:
-    """A tolerated copy that was written is undone when the set fails for another reason."""
+async def test_tolerated_copies_are_rolled_back_with_the_rest(clock: MockClock, host: Host) -> None:
+    """A tolerated copy that was written is undone if the group fails for another reason."""
     items = [copied(host, "c", "private.key", "fullchain.pem"), *reload(1)]
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -115,8 +117,8 @@ async def test_what_was_tolerated_goes_back_with_the_rest(clock: MockClock, host
     assert (host.out / "c.0").read_bytes() == old and leftovers(host) == []
 
 
-def test_a_pair_at_two_levels_may_not_fail() -> None:
-    """Between the steps commands run: what is written before them cannot be taken back quietly."""
+def test_a_pair_in_two_steps_is_not_tolerated() -> None:
+    """Commands run between two steps, so files written before them cannot be undone silently."""
     key = CopyAction(id="key", ob_id=1, sources=("private.key",), targets=("/a",), continue_on_error=True)
     late = CopyAction(
         id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True, depends_on=("key",)
@@ -135,7 +137,7 @@ def calls(host: Host, *argvs: tuple[str, ...]) -> list[int]:
     return [host.proc.calls.count(argv) for argv in argvs]
 
 
-async def test_a_tolerated_failure_is_named_and_tried_again_until_it_succeeds(clock: MockClock, host: Host) -> None:
+async def test_a_tolerated_failure_is_reported_and_retried_until_it_succeeds(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True), *reload(1)]
     host.allow(commands=commands(RELOAD, OTHER))
     host.serve(RELOAD, 1, 1001)
@@ -165,7 +167,7 @@ async def test_a_tolerated_failure_is_named_and_tried_again_until_it_succeeds(cl
     assert (host.installer.retry_turns(), calls(host, OTHER, RELOAD)) == ({}, [4, 1])
 
 
-async def test_a_copy_that_fails_again_runs_nothing_again(clock: MockClock, host: Host) -> None:
+async def test_a_copy_that_fails_again_does_not_run_its_command_again(clock: MockClock, host: Host) -> None:
     verify = ("/bin/true", "verify")
     items = [
         copied(host, "bad", "combined.pem"),
@@ -190,7 +192,7 @@ async def test_a_copy_that_fails_again_runs_nothing_again(clock: MockClock, host
 
 
 @pytest.mark.parametrize("what", ["copy", "exec"])
-async def test_a_tolerated_proof_is_owed_until_it_succeeds(clock: MockClock, host: Host, what: str) -> None:
+async def test_a_tolerated_verification_is_pending_until_it_succeeds(clock: MockClock, host: Host, what: str) -> None:
     verify = ("/bin/true", "verify")
     more: dict[str, Any] = {"continue_on_error": True, "verify": VerifyCommand(cmd_argv=verify)}
     items: list[InstallItem] = [ExecAction(id="p", ob_id=1, cmd_argv=OTHER, **more)]
@@ -209,7 +211,7 @@ async def test_a_tolerated_proof_is_owed_until_it_succeeds(clock: MockClock, hos
     assert not host.retry(1).attempts and host.proc.calls.count(OTHER) == (what == "exec")
 
 
-async def test_a_bystanders_tolerated_failure_stays_its_own(clock: MockClock, host: Host) -> None:
+async def test_a_tolerated_failure_is_recorded_for_its_own_certificate_only(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True), *reload(1, 2)]
     host.allow(commands=commands(RELOAD, OTHER))
     host.serve(RELOAD, 1, 1001)
@@ -225,7 +227,7 @@ async def test_a_bystanders_tolerated_failure_stays_its_own(clock: MockClock, ho
     assert (host.retry(1).attempts, calls(host, OTHER)) == (2, [2]), "new material is tried whole"
 
 
-async def test_what_was_tolerated_keeps_no_renewal_waiting(clock: MockClock, host: Host) -> None:
+async def test_a_tolerated_failure_does_not_delay_a_renewal(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True)]
     host.allow(commands=commands(OTHER))
     host.proc.does[OTHER] = lambda: 9
@@ -244,9 +246,7 @@ async def test_what_was_tolerated_keeps_no_renewal_waiting(clock: MockClock, hos
     assert host.live(1) != before
 
 
-async def test_a_file_that_cannot_be_written_is_named_though_nothing_else_was_to_be_done(
-    clock: MockClock, host: Host
-) -> None:
+async def test_a_file_that_cannot_be_written_is_reported_without_other_work(clock: MockClock, host: Host) -> None:
     await host.deliver(1)
     refuse(host, "c")
     items = [copied(host, "c", "fullchain.pem", tolerant=False)]

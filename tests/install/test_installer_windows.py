@@ -1,4 +1,4 @@
-"""New material waits for the window, and what a person took back is held until that person releases it."""
+"""New material waits for the window; a rollback by the operator holds until released."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def leaf_of(path: Path) -> str:
     return leaf.fingerprint(hashes.SHA256()).hex()
 
 
-async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: Host) -> None:
+async def test_new_material_is_staged_until_the_window_opens(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -51,7 +51,7 @@ async def test_new_material_waits_staged_for_the_window(clock: MockClock, host: 
     assert host.installer.records[1].staged == "" and host.installer.window_turns() == {}
 
 
-async def test_what_comes_while_another_waits_takes_its_room(clock: MockClock, host: Host) -> None:
+async def test_newer_material_replaces_staged_material_that_waits(clock: MockClock, host: Host) -> None:
     for _ in range(2):
         await host.deliver(1)
     await host.installer.rollback("c1.example", None, ())
@@ -64,7 +64,9 @@ async def test_what_comes_while_another_waits_takes_its_room(clock: MockClock, h
 
 
 @pytest.mark.parametrize("how", ["remove", "placeholder", "keep"])
-async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock: MockClock, host: Host) -> None:
+async def test_the_successor_of_a_revoked_certificate_ignores_the_window(
+    how: str, clock: MockClock, host: Host
+) -> None:
     await host.deliver(1)
     host.allow(on_revoked=how)
     night(host)
@@ -78,7 +80,7 @@ async def test_what_comes_after_a_revocation_waits_for_no_window(how: str, clock
     assert host.live(1) == live, "the next one waits again"
 
 
-async def test_a_plan_tells_of_what_waits_for_its_next_try(clock: MockClock, host: Host) -> None:
+async def test_a_plan_shows_staged_material_that_is_not_due(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -104,7 +106,7 @@ async def test_apply_now_ignores_the_window(clock: MockClock, host: Host) -> Non
 
 
 @pytest.mark.parametrize("why", ["window", "window, and new material waits", "held"])
-async def test_an_item_that_wants_another_file_gets_it_of_what_is_live(why: str, clock: MockClock, host: Host) -> None:
+async def test_an_item_gets_another_file_of_the_live_generation(why: str, clock: MockClock, host: Host) -> None:
     target = host.out / "combined.pem"
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),))]
     await host.deliver(1)
@@ -127,7 +129,7 @@ async def test_an_item_that_wants_another_file_gets_it_of_what_is_live(why: str,
     assert (host.live(1) != live) == bool(waits), "what waited gets the file, too"
 
 
-async def test_a_rollback_makes_the_files_that_were_not_wanted_then(clock: MockClock, host: Host) -> None:
+async def test_a_rollback_makes_files_that_later_items_want(clock: MockClock, host: Host) -> None:
     target = host.out / "combined.pem"
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),))]
     await host.deliver(1)
@@ -138,7 +140,7 @@ async def test_a_rollback_makes_the_files_that_were_not_wanted_then(clock: MockC
     assert host.installer.records[1].held
 
 
-async def test_rollback_by_hand_holds_until_released(clock: MockClock, host: Host) -> None:
+async def test_a_rollback_holds_until_released(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -161,7 +163,7 @@ async def test_rollback_by_hand_holds_until_released(clock: MockClock, host: Hos
     assert host.installer.records[1].generation == new
 
 
-async def test_rollback_that_does_not_serve_stays_where_it_was(clock: MockClock, host: Host) -> None:
+async def test_a_rollback_that_does_not_serve_changes_nothing(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -187,7 +189,7 @@ async def test_rollback_to_nothing_is_a_usage_error(clock: MockClock, host: Host
     assert not host.installer.records[1].held
 
 
-async def test_previous_generations_are_kept_and_older_ones_go(clock: MockClock, host: Host) -> None:
+async def test_older_generations_are_pruned(clock: MockClock, host: Host) -> None:
     for _ in range(6):
         await host.deliver(1)
     assert len(host.installer._context.generations.ids("c1.example")) == 1 + host.config.application.keep_generations

@@ -1,4 +1,4 @@
-"""Many short jobs share a thread job; each caller gets its own ending."""
+"""Many short calls share a thread job; each caller gets its own result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from certctrl.install.deploy.offload import SharedOffload
 
 
 class Slow:
-    """Offloads with a pause, and may find no thread."""
+    """An offload that takes a while and may find no thread."""
 
     def __init__(self) -> None:
         self.jobs, self.broken = 0, False
@@ -26,7 +26,7 @@ class Slow:
         return call(*args)
 
 
-async def test_a_thousand_calls_are_few_jobs_and_each_has_its_result(autojump_clock: MockClock) -> None:
+async def test_a_thousand_calls_share_few_jobs_and_each_gets_its_result(autojump_clock: MockClock) -> None:
     slow, results = Slow(), dict[int, int]()
     shared_offload = SharedOffload(slow)
 
@@ -40,7 +40,7 @@ async def test_a_thousand_calls_are_few_jobs_and_each_has_its_result(autojump_cl
     assert slow.jobs <= 2
 
 
-async def test_one_that_fails_fails_alone(autojump_clock: MockClock) -> None:
+async def test_a_failing_call_does_not_affect_others(autojump_clock: MockClock) -> None:
     shared_offload, good = SharedOffload(Slow()), []
 
     async def fails() -> None:
@@ -56,7 +56,7 @@ async def test_one_that_fails_fails_alone(autojump_clock: MockClock) -> None:
     assert good == [1, 1, 1]
 
 
-async def test_a_cancelled_caller_takes_nobody_with_it(autojump_clock: MockClock) -> None:
+async def test_a_cancelled_caller_does_not_affect_others(autojump_clock: MockClock) -> None:
     shared_offload, done = SharedOffload(Slow()), []
 
     async def impatient() -> None:
@@ -73,7 +73,7 @@ async def test_a_cancelled_caller_takes_nobody_with_it(autojump_clock: MockClock
     assert sorted(done) == ["impatient"] * 3 + ["patient"] * 3  # what was begun is finished, as with a thread
 
 
-async def test_without_a_thread_everybody_hears_of_it(autojump_clock: MockClock) -> None:
+async def test_without_a_thread_every_call_fails(autojump_clock: MockClock) -> None:
     slow, heard = Slow(), []
     slow.broken, shared_offload = True, SharedOffload(slow)
 

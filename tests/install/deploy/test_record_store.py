@@ -1,4 +1,4 @@
-"""Outcomes become durable in groups, and names are worked on by one at a time."""
+"""Records are written together, and each name is locked by one task at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from certctrl.store.state.installed import InstalledState
 
 
 class Slow:
-    """Offloads with a pause, and may fail."""
+    """An offload that takes a while and may fail."""
 
     def __init__(self) -> None:
         self.writes, self.fails = 0, 0
@@ -78,7 +78,7 @@ async def test_a_hundred_outcomes_cost_two_writes(clock: MockClock, state: Insta
     assert sorted(entry["n"] for entry in state.load_history()) == list(range(100))
 
 
-async def test_nothing_new_is_not_written(clock: MockClock, state: InstalledState) -> None:
+async def test_unchanged_records_are_not_written(clock: MockClock, state: InstalledState) -> None:
     slow = Slow()
     records = records_of(state, slow)
     records.note(record(1))
@@ -90,7 +90,7 @@ async def test_nothing_new_is_not_written(clock: MockClock, state: InstalledStat
     assert slow.writes == 1
 
 
-async def test_a_write_that_failed_is_made_up_for(clock: MockClock, state: InstalledState) -> None:
+async def test_a_failed_write_is_repeated_by_the_next_save(clock: MockClock, state: InstalledState) -> None:
     slow = Slow()
     records = records_of(state, slow)
     records.note(record(1))
@@ -135,7 +135,7 @@ async def test_retries_that_may_fall_back_are_secured(clock: MockClock, state: I
     assert slow.writes == 2
 
 
-async def test_markers_of_items_that_are_gone_go_too(clock: MockClock, state: InstalledState) -> None:
+async def test_markers_of_removed_items_are_removed(clock: MockClock, state: InstalledState) -> None:
     records = records_of(state, Slow())
     records.mark({"a": "1", "b": "2"})
     records.keep_marks(["b", "c"])
@@ -143,7 +143,7 @@ async def test_markers_of_items_that_are_gone_go_too(clock: MockClock, state: In
     assert state.load_activations() == {"b": "2"}
 
 
-async def test_all_names_or_none(clock: MockClock) -> None:
+async def test_a_lock_takes_all_names_or_none(clock: MockClock) -> None:
     locks, order = Locks(), list[str]()
 
     async def work(name: str, names: set[str], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Whatever moment a run dies at, the next one does what was owed and can still go back."""
+"""After a crash at any moment, the next run does the pending work and can still roll back."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from certctrl.store.state.installed import InstalledState
 
 
 class PowerCut(BaseException):
-    """The process is gone: nothing of ours runs after this."""
+    """The process was killed: no handler runs after this."""
 
 
 async def crashed(host: Host, where: tuple[str, ...], items: list[InstallItem]) -> None:
-    """Deliver certificate 1 and die when a command runs; begin a new run."""
+    """Deliver certificate 1 and crash when a command runs; start a new run."""
     real = host.proc.does.get(where)
 
     def die() -> int:
@@ -34,7 +34,7 @@ async def crashed(host: Host, where: tuple[str, ...], items: list[InstallItem]) 
     host.start()
 
 
-async def test_copies_that_cannot_be_recovered_are_told(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unrecoverable_copies_are_logged(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     place, moved = host.out / "place", host.out / "moved"
     place.mkdir()
     (place / "a.pem").write_bytes(b"old")
@@ -50,7 +50,7 @@ async def test_copies_that_cannot_be_recovered_are_told(host: Host, caplog: pyte
     assert leftovers(host) == []
 
 
-async def test_what_was_owed_at_a_crash_is_done_at_the_next_start(clock: MockClock, host: Host) -> None:
+async def test_work_pending_at_a_crash_is_done_at_the_next_start(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -68,7 +68,7 @@ async def test_what_was_owed_at_a_crash_is_done_at_the_next_start(clock: MockClo
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
 
 
-async def test_a_crash_does_not_take_away_the_way_back(clock: MockClock, host: Host) -> None:
+async def test_a_rollback_is_possible_after_a_crash(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -82,7 +82,7 @@ async def test_a_crash_does_not_take_away_the_way_back(clock: MockClock, host: H
     assert host.installer.records[1].facts.fingerprint_sha256 == good
 
 
-async def test_the_way_back_includes_files_that_an_earlier_run_left(clock: MockClock, host: Host) -> None:
+async def test_a_rollback_includes_files_that_an_earlier_run_left(clock: MockClock, host: Host) -> None:
     target = host.out / "combined.pem"
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)), *reload(1)]
     host.allow(commands=commands(RELOAD))
@@ -101,7 +101,7 @@ async def test_the_way_back_includes_files_that_an_earlier_run_left(clock: MockC
     assert (host.live(1), service.served, target.read_bytes()) == (good, good, before)
 
 
-async def test_a_crash_while_going_back_reloads_the_old_pair(clock: MockClock, host: Host) -> None:
+async def test_a_crash_during_a_rollback_reloads_the_old_pair(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -128,8 +128,8 @@ async def test_a_crash_while_going_back_reloads_the_old_pair(clock: MockClock, h
     assert service.served == good == host.live(1)
 
 
-async def test_markers_go_before_the_old_pair_comes_back(clock: MockClock, host: Host) -> None:
-    """Else a crash between the way back and its reload would leave the new pair in service for ever."""
+async def test_markers_are_removed_before_the_old_pair_is_restored(clock: MockClock, host: Host) -> None:
+    """Otherwise a crash between rollback and reload would leave the new pair in service forever."""
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -147,7 +147,7 @@ async def test_markers_go_before_the_old_pair_comes_back(clock: MockClock, host:
     assert seen == [marks, {}]
 
 
-async def test_what_is_live_without_a_record_gets_one(clock: MockClock, host: Host) -> None:
+async def test_a_live_generation_without_a_record_gets_one(clock: MockClock, host: Host) -> None:
     await host.deliver(1, 2)
     host.layout.certificates.unlink()
     host.start()
@@ -157,9 +157,7 @@ async def test_what_is_live_without_a_record_gets_one(clock: MockClock, host: Ho
     }
 
 
-async def test_a_generation_that_cannot_be_read_counts_as_absent_and_holds_up_nobody(
-    clock: MockClock, host: Host
-) -> None:
+async def test_an_unreadable_generation_counts_as_absent_and_delays_no_other(clock: MockClock, host: Host) -> None:
     items = [
         CopyAction(id=f"c{n}", ob_id=n, sources=("combined.pem",), targets=(str(host.out / f"{n}"),)) for n in (1, 2)
     ]
@@ -176,7 +174,7 @@ async def test_a_generation_that_cannot_be_read_counts_as_absent_and_holds_up_no
     assert host.live(1)
 
 
-async def test_what_a_killed_writer_left_in_the_state_is_removed_at_start(clock: MockClock, host: Host) -> None:
+async def test_files_of_a_killed_writer_are_removed_at_start(clock: MockClock, host: Host) -> None:
     left = [place / ".access_token.txt.00ff.tmp" for place in (host.layout.state, host.layout.keys)]
     for path in left:
         path.write_bytes(b"half a secret")

@@ -1,4 +1,4 @@
-"""What fails goes back to what served before; a first delivery that fails stays for its service to find."""
+"""A failure rolls back to the state that served before; a failed first delivery stays for its service."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from certctrl.model.plan import CopyAction, ExecAction, OutcomeKind, VerifyComma
 from certctrl.model.records import Stage
 
 
-async def test_a_failed_reload_brings_the_old_pair_back_into_service(clock: MockClock, host: Host) -> None:
+async def test_a_failed_reload_rolls_back_to_the_old_pair(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -52,7 +52,9 @@ async def test_a_failed_reload_brings_the_old_pair_back_into_service(clock: Mock
     assert host.live(1) == bundle.facts.fingerprint_sha256 == service.served
 
 
-async def test_a_service_that_does_not_take_it_up_is_noticed_and_taken_back(clock: MockClock, host: Host) -> None:
+async def test_a_service_that_keeps_the_old_certificate_is_noticed_and_rolled_back(
+    clock: MockClock, host: Host
+) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -65,7 +67,7 @@ async def test_a_service_that_does_not_take_it_up_is_noticed_and_taken_back(cloc
     assert trio.current_time() == host.config.application.verify_timeout_seconds
 
 
-async def test_copies_go_back_with_the_links(clock: MockClock, host: Host) -> None:
+async def test_copies_are_rolled_back_with_the_links(clock: MockClock, host: Host) -> None:
     target = host.out / "combined.pem"
     copy = CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),), mode=0o640)
     items = [copy, *reload(1)]
@@ -80,7 +82,7 @@ async def test_copies_go_back_with_the_links(clock: MockClock, host: Host) -> No
     assert leftovers(host) == []
 
 
-async def test_after_a_failed_set_each_certificate_is_tried_alone(clock: MockClock, host: Host) -> None:
+async def test_after_a_failed_group_each_certificate_is_tried_alone(clock: MockClock, host: Host) -> None:
     ids, items = (1, 2, 3), reload(1, 2, 3)
     host.allow(commands=commands(RELOAD))
     services = {n: host.serve(RELOAD, n, 1000 + n) for n in ids}
@@ -101,7 +103,7 @@ async def test_after_a_failed_set_each_certificate_is_tried_alone(clock: MockClo
     assert await attempt() == {1: UNCHANGED, 2: ROLLED_BACK, 3: UNCHANGED}
 
 
-async def test_when_the_old_state_does_not_serve_either_the_rest_is_not_tried(clock: MockClock, host: Host) -> None:
+async def test_if_the_previous_state_does_not_serve_either_the_rest_is_not_tried(clock: MockClock, host: Host) -> None:
     ids, items = (1, 2, 3), reload(1, 2, 3)
     host.allow(commands=commands(RELOAD))
     services = [host.serve(RELOAD, n, 1000 + n) for n in ids]
@@ -119,8 +121,8 @@ async def test_when_the_old_state_does_not_serve_either_the_rest_is_not_tried(cl
     assert [service.served for service in services] == [host.live(n) for n in ids]
 
 
-async def test_a_first_delivery_that_fails_stays_for_the_service_to_find(clock: MockClock, host: Host) -> None:
-    """A service that is not configured yet cannot reload; without its files it could never be started."""
+async def test_a_failed_first_delivery_stays_for_its_service(clock: MockClock, host: Host) -> None:
+    """A service that is not configured yet cannot reload, and cannot start without its files."""
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),)), *reload(1)]
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001, broken=True)
@@ -135,10 +137,10 @@ async def test_a_first_delivery_that_fails_stays_for_the_service_to_find(clock: 
     assert service.served == host.live(1)
 
 
-async def test_first_files_for_a_service_stay_although_the_certificate_was_here_before(
+async def test_the_first_files_for_a_service_stay_even_if_the_certificate_is_older(
     clock: MockClock, host: Host
 ) -> None:
-    """The certificate came first, its items later: a service that is down needs the files before it can be started."""
+    """The items came after the certificate: a stopped service needs the files to start."""
     target = host.out / "a.pem"
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)), *reload(1)]
     host.allow(commands=commands(RELOAD))
@@ -156,7 +158,7 @@ async def test_first_files_for_a_service_stay_although_the_certificate_was_here_
     assert not target.exists(), "once the command has succeeded, what fails is undone"
 
 
-async def test_a_first_delivery_does_not_destroy_what_stood_at_a_destination(clock: MockClock, host: Host) -> None:
+async def test_a_failed_first_delivery_restores_the_file_at_a_destination(clock: MockClock, host: Host) -> None:
     target = host.out / "combined.pem"
     target.write_bytes(b"the operator's own")
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(target),)), *reload(1)]
@@ -166,7 +168,7 @@ async def test_a_first_delivery_does_not_destroy_what_stood_at_a_destination(clo
     assert target.read_bytes() == b"the operator's own"
 
 
-async def test_a_tolerated_failure_is_told_and_does_not_stop_the_rest(clock: MockClock, host: Host) -> None:
+async def test_a_tolerated_failure_is_reported_and_does_not_stop_the_rest(clock: MockClock, host: Host) -> None:
     items = [ExecAction(id="t", ob_id=1, cmd_argv=OTHER, continue_on_error=True), *reload(1, depends_on=("t",))]
     host.allow(commands=commands(RELOAD, OTHER))
     host.proc.does[OTHER] = lambda: 9
@@ -196,7 +198,7 @@ def keystores(host: Host, *kinds: str) -> list[CopyAction]:
 
 
 def opened(host: Host, kind: str) -> str:
-    """Return the fingerprint in a keystore at its destination, opened with the password that commands are given."""
+    """Return the fingerprint in a keystore at its destination, opened with the password of its commands."""
     data = (host.out / f"a.{kind}").read_bytes()
     password = (host.layout.passwords / f"c1.example.{kind}").read_bytes()
     if kind == "pfx":
@@ -210,7 +212,9 @@ def opened(host: Host, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["pfx", "jks"])
-async def test_what_is_rolled_back_to_opens_with_the_password_in_force(clock: MockClock, host: Host, kind: str) -> None:
+async def test_keystores_of_an_earlier_generation_open_with_the_current_password(
+    clock: MockClock, host: Host, kind: str
+) -> None:
     items = keystores(host, kind)
     await host.deliver(1, items=items)
     first = host.live(1)
@@ -223,7 +227,7 @@ async def test_what_is_rolled_back_to_opens_with_the_password_in_force(clock: Mo
     assert opened(host, kind) == host.live(1) == first
 
 
-async def test_a_password_that_is_taken_away_is_replaced_without_a_renewal(clock: MockClock, host: Host) -> None:
+async def test_a_removed_password_is_replaced_without_a_renewal(clock: MockClock, host: Host) -> None:
     items = keystores(host, "pfx", "jks")
     await host.deliver(1, items=items)
     before = (host.out / "a.jks").read_bytes()
@@ -234,7 +238,7 @@ async def test_a_password_that_is_taken_away_is_replaced_without_a_renewal(clock
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
 
 
-async def test_a_placeholder_whose_password_is_taken_away_stays_one(clock: MockClock, host: Host) -> None:
+async def test_a_placeholder_stays_one_if_its_password_is_removed(clock: MockClock, host: Host) -> None:
     items = keystores(host, "pfx")
     host.allow(on_revoked="placeholder")
     await host.deliver(1, items=items)
@@ -246,9 +250,7 @@ async def test_a_placeholder_whose_password_is_taken_away_stays_one(clock: MockC
     assert host.live(1) == stands, "it is still known as one: none is put in its place"
 
 
-async def test_what_is_gone_back_to_after_a_failure_is_given_the_new_password_next(
-    clock: MockClock, host: Host
-) -> None:
+async def test_a_rolled_back_keystore_gets_the_new_password_next(clock: MockClock, host: Host) -> None:
     items = [*keystores(host, "pfx"), *reload(1)]
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)

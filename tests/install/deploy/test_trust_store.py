@@ -1,4 +1,4 @@
-"""CAs go into the system trust store and come out of it again, and nothing else changes there."""
+"""CAs are imported into and removed from the system trust store, and nothing else changes there."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pem(maker: Maker) -> str:
     return str(maker.issuer.chain_pem)
 
 
-async def test_in_and_out(clock: MockClock, host: Host, store: Path, pem: str) -> None:
+async def test_a_ca_is_imported_and_removed(clock: MockClock, host: Host, store: Path, pem: str) -> None:
     assert (await host.installer.import_ca(3, "Private CA", pem)).kind is APPLIED
     (file,) = store.iterdir()
     assert (file.suffix, file.read_text()) == (".crt", pem)
@@ -63,7 +63,7 @@ async def test_in_and_out(clock: MockClock, host: Host, store: Path, pem: str) -
     assert came["fingerprint_sha256"] == went["fingerprint_sha256"] == record.fingerprint_sha256
 
 
-async def test_a_store_that_refuses_is_put_back(
+async def test_a_refusing_store_is_restored(
     clock: MockClock, host: Host, store: Path, pem: str, make_issuer: type[Issuer]
 ) -> None:
     host.proc.does[UPDATE] = lambda: 1
@@ -84,7 +84,7 @@ async def test_a_store_that_refuses_is_put_back(
     assert "exited with 1" in told[-1]["detail"] and told[-1]["from"] == told[1]["to"]
 
 
-async def test_a_file_that_is_not_ours_any_more_stays(clock: MockClock, host: Host, store: Path, pem: str) -> None:
+async def test_a_changed_file_is_not_removed(clock: MockClock, host: Host, store: Path, pem: str) -> None:
     await host.installer.import_ca(3, "Private CA", pem)
     (file,) = store.iterdir()
     file.write_text("the operator's own")
@@ -109,9 +109,7 @@ async def test_a_file_that_cannot_be_read_is_not_forgotten(
     assert list(store.iterdir()) == [] and host.proc.calls == [UPDATE, UPDATE]
 
 
-async def test_a_removal_that_the_store_did_not_hear_of_is_told_again(
-    clock: MockClock, host: Host, store: Path, pem: str
-) -> None:
+async def test_a_removal_that_the_store_missed_is_repeated(clock: MockClock, host: Host, store: Path, pem: str) -> None:
     await host.installer.import_ca(3, "Private CA", pem)
     host.proc.does[UPDATE] = lambda: 1
     assert (await host.installer.remove_ca(3)).kind is FAILED
@@ -121,7 +119,7 @@ async def test_a_removal_that_the_store_did_not_hear_of_is_told_again(
     assert host.proc.calls == [UPDATE] * 3
 
 
-async def test_a_changed_file_is_put_right(clock: MockClock, host: Host, store: Path, pem: str) -> None:
+async def test_a_changed_file_is_restored(clock: MockClock, host: Host, store: Path, pem: str) -> None:
     await host.installer.import_ca(3, "Private CA", pem)
     (file,) = store.iterdir()
     file.unlink()
@@ -137,13 +135,15 @@ async def test_names_from_the_plane_stay_inside_the_directory(
     assert file.name.startswith("certctrl-") and file.name.endswith("-3.crt")
 
 
-async def test_without_a_trust_store_it_is_refused_with_the_line(clock: MockClock, host: Host, pem: str) -> None:
+async def test_without_a_trust_store_an_import_is_refused_with_the_policy_line(
+    clock: MockClock, host: Host, pem: str
+) -> None:
     outcome = await host.installer.import_ca(3, "Private CA", pem)
     assert outcome.kind is FAILED
     assert '"trust_store": {"directory": "/usr/local/share/ca-certificates"' in outcome.detail
 
 
-async def test_the_line_is_that_of_the_systems_own_layout(
+async def test_the_policy_line_fits_the_systems_trust_store(
     clock: MockClock, host: Host, pem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     anchors = host.root / "anchors"
@@ -157,9 +157,7 @@ async def test_the_line_is_that_of_the_systems_own_layout(
     assert refusal.value["directory"] == str(anchors)
 
 
-async def test_items_that_copy_a_ca_get_it_with_or_without_a_trust_store(
-    clock: MockClock, host: Host, pem: str
-) -> None:
+async def test_copy_items_get_a_ca_with_or_without_a_trust_store(clock: MockClock, host: Host, pem: str) -> None:
     target = host.out / "ca.pem"
     reload = ("/bin/true", "reload")
     items = [
@@ -174,9 +172,7 @@ async def test_items_that_copy_a_ca_get_it_with_or_without_a_trust_store(
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
 
 
-async def test_an_import_item_brings_a_known_ca_into_a_store_that_was_named_later(
-    clock: MockClock, host: Host, pem: str
-) -> None:
+async def test_an_import_item_adds_a_known_ca_to_a_store_named_later(clock: MockClock, host: Host, pem: str) -> None:
     items = [ImportCaAction(id="i", ob_id=3)]
     await host.installer.import_ca(3, "Private CA", pem)
     directory = host.root / "trust"
@@ -188,7 +184,7 @@ async def test_an_import_item_brings_a_known_ca_into_a_store_that_was_named_late
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
 
 
-def test_only_a_fit_ca_is_taken(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
+def test_only_a_fit_ca_is_accepted(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
     clean, fingerprint, ends = checked_ca(f"text\n{maker.issuer.chain_pem}", now)
     assert clean == maker.issuer.chain_pem and len(fingerprint) == 64 and ends > now
     weak = make_issuer("weak", key=rsa.generate_private_key(65537, 1024))
@@ -208,7 +204,7 @@ def test_only_a_fit_ca_is_taken(maker: Maker, make_issuer: type[Issuer], now: fl
 
 
 @pytest.mark.integration
-def test_the_file_is_one_that_debians_command_takes(
+def test_debians_command_accepts_the_file(
     need: Callable[[str], str], tmp_path: Path, maker: Maker, make_issuer: type[Issuer]
 ) -> None:
     command = need("update-ca-certificates")

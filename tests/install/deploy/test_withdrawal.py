@@ -1,4 +1,4 @@
-"""A certificate out of use leaves no key, copy or link of ours behind, and takes nothing of anybody else."""
+"""A withdrawn certificate leaves no key, copy or link of ours, and removes no files of others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_a_revoked_certificate_is_removed_everywhere_and_its_commands_run(
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}, "and it may come back"
 
 
-async def test_what_somebody_else_put_there_is_not_removed(clock: MockClock, host: Host) -> None:
+async def test_files_of_others_are_not_removed(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
     (host.out / "a.pem").write_bytes(b"the operator's own")
@@ -54,7 +54,7 @@ async def test_what_somebody_else_put_there_is_not_removed(clock: MockClock, hos
     assert host.installer.records[1].stage is Stage.WITHDRAWN
 
 
-async def test_a_copy_of_a_revoked_key_that_cannot_be_read_is_not_taken_for_gone(clock: MockClock, host: Host) -> None:
+async def test_an_unreadable_copy_of_a_revoked_key_does_not_count_as_removed(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
     real = host.fs
@@ -73,7 +73,7 @@ async def test_a_copy_of_a_revoked_key_that_cannot_be_read_is_not_taken_for_gone
     assert list(host.out.iterdir()) == []
 
 
-async def test_a_huge_foreign_file_in_a_copys_place_holds_up_no_removal(clock: MockClock, host: Host) -> None:
+async def test_a_huge_foreign_file_does_not_block_a_removal(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
     with open(host.out / "a.key", "wb") as foreign:
@@ -84,9 +84,7 @@ async def test_a_huge_foreign_file_in_a_copys_place_holds_up_no_removal(clock: M
     assert host.installer.records[1].stage is Stage.WITHDRAWN
 
 
-async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificate_goes(
-    clock: MockClock, host: Host
-) -> None:
+async def test_a_copy_that_the_policy_no_longer_allows_is_reported(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
     host.allow(write_roots=[])
@@ -104,7 +102,7 @@ async def test_a_copy_that_may_no_longer_be_written_is_named_when_its_certificat
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
-async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockClock, host: Host) -> None:
+async def test_a_failed_reload_does_not_undo_a_removal(clock: MockClock, host: Host) -> None:
     items = with_copies(host)
     await host.deliver(1, items=items)
     host.proc.does[RELOAD] = lambda: 1
@@ -123,7 +121,7 @@ async def test_a_removal_does_not_come_back_because_a_reload_fails(clock: MockCl
 
 @pytest.mark.parametrize("status", [0, 1])
 async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockClock, host: Host, status: int) -> None:
-    """Found with real servers: PostgreSQL and Dovecot take the reload, nginx refuses it; each serves what it had."""
+    """Found with real servers: PostgreSQL and Dovecot reload, nginx refuses; all keep serving the old certificate."""
     items = reload(1)
     host.allow(commands=commands(RELOAD))
     service = host.serve(RELOAD, 1, 1001)
@@ -146,7 +144,7 @@ async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockC
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
-async def test_only_its_own_endpoints_are_looked_at(clock: MockClock, host: Host) -> None:
+async def test_only_the_endpoints_of_the_certificate_are_probed(clock: MockClock, host: Host) -> None:
     items = reload(1, 2)  # one command for both
     host.allow(commands=commands(RELOAD))
     host.serve(RELOAD, 1, 1001)
@@ -159,7 +157,7 @@ async def test_only_its_own_endpoints_are_looked_at(clock: MockClock, host: Host
     assert (outcome.kind, outcome.detail) == (APPLIED, "removed")
 
 
-async def test_what_is_removed_again_leaves_alone_what_has_its_name_now(clock: MockClock, host: Host) -> None:
+async def test_a_repeated_removal_does_not_touch_the_successor(clock: MockClock, host: Host) -> None:
     items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(host.out / "a.key"),))]
     host.allow(commands=commands(RELOAD), on_revoked="remove")
     host.serve(RELOAD, 1, 1001)
@@ -190,10 +188,10 @@ async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, h
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
 
 
-async def test_a_revoked_key_that_was_left_beside_its_placeholder_goes_the_next_time(
+async def test_a_revoked_key_next_to_its_placeholder_is_removed_by_the_next_run(
     clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found by kill -9: with the placeholder in place the next run saw nothing to do."""
+    """Found by kill -9: with the placeholder in place, the next run found nothing to do."""
     items = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
     host.allow(on_revoked="placeholder", commands=commands(RELOAD))
     await host.deliver(1, items=items)
@@ -215,7 +213,7 @@ async def test_a_revoked_key_that_was_left_beside_its_placeholder_goes_the_next_
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
-async def test_a_placeholder_stays_although_its_service_does_not_like_it(clock: MockClock, host: Host) -> None:
+async def test_a_placeholder_stays_if_its_service_refuses_it(clock: MockClock, host: Host) -> None:
     items = reload(1)
     host.allow(commands=commands(RELOAD), on_revoked="placeholder")
     service = host.serve(RELOAD, 1, 1001)
@@ -227,7 +225,7 @@ async def test_a_placeholder_stays_although_its_service_does_not_like_it(clock: 
     assert len(host.installer._context.generations.ids("c1.example")) == 1
 
 
-async def test_keep_keeps(clock: MockClock, host: Host) -> None:
+async def test_on_revoked_keep_changes_no_file(clock: MockClock, host: Host) -> None:
     host.allow(on_revoked="keep")
     await host.deliver(1)
     before = host.live(1)
@@ -237,8 +235,8 @@ async def test_keep_keeps(clock: MockClock, host: Host) -> None:
     assert host.installer.records[1].stage is Stage.WITHDRAWN, "unassigned is another matter"
 
 
-async def test_a_copy_that_names_its_certificate_is_of_the_next_one_at_once(clock: MockClock, host: Host) -> None:
-    """The assignment changes: 9 comes for the same domain before 7 leaves."""
+async def test_a_copy_that_names_its_certificate_passes_to_the_successor(clock: MockClock, host: Host) -> None:
+    """The assignment changes: certificate 9 arrives for the same domain before 7 is withdrawn."""
     target = host.out / "a.pem"
     items = [
         CopyAction(id="c", ob_name="a.example", sources=("combined.pem",), targets=(str(target),)),

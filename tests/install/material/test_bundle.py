@@ -1,4 +1,4 @@
-"""Material is deployed only when key, leaf, chain, names and dates belong together (T5, T7)."""
+"""Material is accepted only if key, leaf, chain, names and dates belong together."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reason(maker: Maker, materials: DeployMaterials, now: float, *expected: str,
     return caught.value.reason
 
 
-def test_a_good_bundle_is_opened_whole(maker: Maker, now: float) -> None:
+def test_a_good_bundle_is_opened(maker: Maker, now: float) -> None:
     materials = maker.materials("www.example.com", "example.com", "192.0.2.7")
     bundle = opened(maker, materials, now, "example.com", "www.example.com")
     leaf = x509.load_pem_x509_certificate(bundle.certificate_pem)
@@ -69,10 +69,8 @@ def test_every_form_of_key_becomes_the_same_pkcs8_pem(
     assert bundle.key_pem == key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def test_mix_and_match_of_two_bundles_is_refused_in_all_combinations(
-    maker: Maker, make_issuer: type[Issuer], now: float
-) -> None:
-    """Sealed key, data key, leaf, chain and serial of two valid bundles: 2^5 mixes, two of them whole."""
+def test_all_mixes_of_two_bundles_are_refused(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
+    """Sealed key, data key, leaf, chain and serial of two valid bundles: 2^5 mixes, two of them valid."""
     one = maker.materials("example.com")
     other_issuer = make_issuer("other inter", make_issuer("other root"))
     key = ec.generate_private_key(ec.SECP256R1())
@@ -95,7 +93,7 @@ def test_mix_and_match_of_two_bundles_is_refused_in_all_combinations(
     assert sorted(whole) == sorted([one.certificate_pem, two.certificate_pem])
 
 
-def test_the_other_certificates_whole_bundle_is_refused(maker: Maker, now: float) -> None:
+def test_the_bundle_of_another_certificate_is_refused(maker: Maker, now: float) -> None:
     assert reason(maker, maker.materials("other.example"), now) == "san"
 
 
@@ -110,10 +108,10 @@ def test_a_key_of_another_kind_or_strength_is_refused(maker: Maker, now: float) 
     assert reason(maker, maker.materials(raw_key=b"\x30\x03\x02\x01\x00"), now) == "key-unreadable"
 
 
-def test_public_half_of_the_leaf_around_a_strange_private_half_is_refused(
+def test_the_leafs_public_numbers_with_other_private_ones_are_refused(
     maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey
 ) -> None:
-    """The shortcut around the RSA prime test must not let a key through that only looks like the leaf's."""
+    """Although the RSA prime test is skipped, a key that only looks like the leaf's is refused."""
     numbers = an_rsa_key.private_numbers()
     wrong = rsa.RSAPrivateNumbers(
         p=numbers.p, q=numbers.q, d=numbers.d + 2, dmp1=numbers.dmp1, dmq1=numbers.dmq1, iqmp=numbers.iqmp,
@@ -164,14 +162,14 @@ def test_dates_are_judged_by_the_given_clock(maker: Maker, make_issuer: type[Iss
     assert reason(maker, long_leaf, now + 3001 * DAY) == "chain-expired"
 
 
-def test_a_certificate_that_waits_is_otherwise_in_order(maker: Maker, now: float) -> None:
-    """Not-yet-valid is said only of material that is fit: a wrong one must not wait for its day to be refused."""
+def test_a_certificate_that_is_not_valid_yet_passes_all_other_checks(maker: Maker, now: float) -> None:
+    """Only good material is reported as not yet valid: bad material must be refused now."""
     early = maker.materials("other.example", life=(5, 50))
     assert reason(maker, early, now) == "san"
 
 
 def test_weak_signatures_are_refused(maker: Maker, now: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This library signs nothing with SHA-1 any more, so a strong hash is called weak for the test."""
+    """The library no longer signs with SHA-1, so the test declares a strong hash weak."""
     monkeypatch.setattr("certctrl.install.material.bundle.WEAK_HASHES", frozenset({"sha384"}))
     assert reason(maker, maker.materials(digest=hashes.SHA384()), now) == "signature-weak"
 
@@ -208,7 +206,7 @@ def test_plain_domain() -> None:
     ]  # fmt: skip
 
 
-def test_serials_compare_in_every_writing(maker: Maker, now: float) -> None:
+def test_serials_compare_in_every_notation(maker: Maker, now: float) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = maker.issuer.leaf(key, ("example.com",), serial=0x04AB)
     for told in ("04:AB", "4ab", "0x04ab", str(0x04AB), ""):
@@ -219,7 +217,7 @@ def test_serials_compare_in_every_writing(maker: Maker, now: float) -> None:
     assert [serial_text(number) for number in (1, 0x1234, 0xABC)] == ["01", "12:34", "0a:bc"]
 
 
-def test_plaintext_only_where_the_policy_says_so(maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey) -> None:
+def test_plaintext_keys_need_the_policy(maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey) -> None:
     sealed = maker.materials(key=an_rsa_key)
     raw = an_rsa_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     plain = attrs.evolve(sealed, enc_scheme="plaintext", private_key_der_b64=base64.b64encode(raw).decode())
@@ -229,7 +227,7 @@ def test_plaintext_only_where_the_policy_says_so(maker: Maker, now: float, an_rs
     assert opened(maker, attrs.evolve(plain, private_key_pem=text), now, allow_plaintext=True).key_pem
 
 
-def test_a_bundle_for_another_device_says_so(maker: Maker, now: float) -> None:
+def test_a_bundle_for_another_device_is_reported_as_such(maker: Maker, now: float) -> None:
     other = maker.__class__(issuer=maker.issuer)
     theirs = attrs.evolve(other.materials(), device_keyfp_b64=base64.b64encode(b"f" * 32).decode())
     assert reason(maker, theirs, now) == "sealed-for-another-device"
@@ -277,7 +275,7 @@ def test_text_and_other_blocks_around_certificates_never_reach_the_disk(maker: M
     assert bundle.chain_pem.decode() == materials.chain_pem
 
 
-def test_a_full_chain_in_the_certificate_field_is_understood(maker: Maker, now: float) -> None:
+def test_a_full_chain_in_the_certificate_field_is_accepted(maker: Maker, now: float) -> None:
     materials = maker.materials()
     full = f"{materials.certificate_pem}{materials.chain_pem}"
     for chain in ("", materials.chain_pem):

@@ -1,4 +1,4 @@
-"""Virtual files hold what their names say and open in the programs they are for."""
+"""Virtual files contain what their names say, and open in the programs they are made for."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_name_of_the_contract_can_be_made(bundle: Bundle) -> None:
     assert (meta["cert_id"], meta["domains"]) == (7, ["example.com", "www.example.com"])
 
 
-def test_what_is_not_salted_is_the_same_every_time(bundle: Bundle) -> None:
+def test_unsalted_files_are_the_same_every_time(bundle: Bundle) -> None:
     names = VIRTUAL_FILES - {"bundle.pfx", "bundle.jks"}
     assert virtual_files(bundle, names, no_password) == virtual_files(bundle, names, no_password)
 
@@ -102,7 +102,7 @@ def test_unknown_names_are_refused(bundle: Bundle) -> None:
     assert caught.value.reason == "unknown-file"
 
 
-def test_jks_without_its_library_says_what_to_install(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jks_without_its_library_names_the_package(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "jks", None)
     with pytest.raises(MaterialError) as caught:
         virtual_files(bundle, ["bundle.jks"], PASSWORDS.__getitem__)

@@ -1,4 +1,4 @@
-"""Certificates, items and a policy in few words, and a world that changes exactly as a plan says."""
+"""Short constructors of certificates, items and a policy, and a world that a plan changes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def plan(
 
 @attrs.define
 class World:
-    """A disk and its markers, changed exactly as a plan says."""
+    """A disk and its markers, changed as a plan says."""
 
     destinations: dict[str, Destination] = attrs.field(factory=dict)
     activations: dict[str, str] = attrs.field(factory=dict)

@@ -1,4 +1,4 @@
-"""From items, facts and policy to ordered work: pure, and empty exactly when there is nothing to do."""
+"""Plans turn items, destinations and policy into ordered work, and are empty only if there is none."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_unchanged_bytes_are_not_written_and_reload_nothing() -> None:
     assert plan_lines(plan(items, cert(1), destinations=world.destinations, activations=world.activations)) == ()
 
 
-def test_a_file_that_somebody_changed_is_put_right_and_its_service_reloaded() -> None:
+def test_a_changed_file_is_restored_and_its_service_reloaded() -> None:
     items, world = [copy("c", 1), run("r", "c"), run("x", argv=("/bin/other",), ob_id=2)], World()
     certs = [cert(1), cert(2)]
     world.apply(plan(items, *certs), certs)
@@ -71,15 +71,15 @@ def test_bytes_mode_and_owner_are_compared(fact: Destination, fields: dict[str, 
     assert [write.why for one in found.groups for step in one.steps for write in step.writes] == [why] * bool(why)
 
 
-def test_an_owner_that_nobody_asked_to_change_stays() -> None:
+def test_an_owner_that_no_item_sets_stays() -> None:
     fact = Destination(sha256="x", mode=0o640, uid=5, gid=6)
     found = plan([copy("c", 1, names=("private.key",))], cert(1), destinations={"/ssl/c/private.key": fact})
     (write,) = only_set(found).steps[0].writes
     assert (write.uid, write.gid, write.mode) == (5, 6, 0o640)
 
 
-def test_only_some_certificates_files_are_compared() -> None:
-    """A renewal of one certificate does not read the files of a thousand others."""
+def test_only_the_files_of_examined_certificates_are_compared() -> None:
+    """A renewal of one certificate must not read the files of a thousand others."""
     items = [copy("c1", 1), copy("c2", 2), run("r", "c1", "c2")]
     found = plan(items, cert(1), cert(2), examine={2})
     assert writes(found) == ["/ssl/c2/fullchain.pem", "/ssl/c2/private.key"]
@@ -89,7 +89,7 @@ def test_only_some_certificates_files_are_compared() -> None:
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
-def test_twenty_certificates_of_one_service_are_one_set_and_one_reload() -> None:
+def test_twenty_certificates_of_one_service_are_one_group_and_one_reload() -> None:
     items: list[InstallItem] = []
     for n in range(1, 21):
         items += [copy(f"c{n}", n), run(f"r{n}", f"c{n}")]
@@ -101,12 +101,12 @@ def test_twenty_certificates_of_one_service_are_one_set_and_one_reload() -> None
     assert one.steps[-1].runs and not one.steps[-1].writes
 
 
-def test_different_services_are_different_sets() -> None:
+def test_different_services_are_different_groups() -> None:
     items = [copy("c1", 1), run("r1", "c1"), copy("c2", 2), run("r2", "c2", argv=("/bin/other",))]
     assert [one.cert_ids for one in plan(items, cert(1), cert(2)).groups] == [(1,), (2,)]
 
 
-def test_what_a_command_is_about() -> None:
+def test_a_command_is_bound_to_its_certificates() -> None:
     items = [copy("c1", 1), copy("c2", 2), run("own", ob_id=2), run("deps", "mid"), run("mid", "c1"), run("all")]
     certs = {n: cert(n) for n in (1, 2, 3)}
     bound = bind(items, certs, {})
@@ -122,7 +122,7 @@ def test_items_may_name_a_certificate_instead_of_its_number() -> None:
     assert set(found.waiting) == {"x", "y"}
 
 
-def test_a_name_means_the_certificate_that_is_here_and_not_a_withdrawn_one_before_it() -> None:
+def test_a_name_means_the_present_certificate_and_not_a_withdrawn_one() -> None:
     gone, here = (
         attrs.evolve(cert(n, live), facts=CertFacts(cert_id=n, name="www", domains=("www",)))
         for n, live in ((1, ""), (2, "g1"))
@@ -157,7 +157,7 @@ def test_a_withdrawn_certificate_is_a_change_for_its_commands() -> None:
     assert set(plan(items, gone, cert(2)).waiting) == {"c", "r"}, "a command that never ran has nothing to undo"
 
 
-def test_items_of_absent_certificates_wait_and_hold_up_nobody() -> None:
+def test_items_of_absent_certificates_wait_and_delay_no_others() -> None:
     items = [copy("c1", 1), copy("c9", 9), run("r", "c1", "c9"), run("r9", "c9", argv=("/bin/other",))]
     found = plan(items, cert(1))
     assert set(found.waiting) == {"c9", "r9"}
@@ -174,7 +174,7 @@ def test_commands_without_any_certificate_wait() -> None:
     assert plan([run("r")]).waiting == {"r": "no certificate is on this host"}
 
 
-def test_order_follows_dependencies_and_a_command_stands_in_its_latest_place() -> None:
+def test_order_follows_dependencies_and_a_shared_command_comes_last() -> None:
     files = copy("b", 1, depends_on=("stop",))
     items = [run("start", "b", argv=("/bin/other",)), files, run("stop", argv=RELOAD, ob_id=1)]
     one = only_set(plan(items, cert(1)))
@@ -200,7 +200,7 @@ def test_disabled_items_do_nothing() -> None:
     assert ItemIndex.of([copy("c", 1, enabled=False)]).copies(CertFacts(cert_id=1, name="")) == []
 
 
-def test_what_depends_on_a_disabled_item_keeps_its_place() -> None:
+def test_dependants_of_a_disabled_item_keep_their_order() -> None:
     items = [
         copy("c", 1), run("last", "off"), run("off", "off2", enabled=False),
         run("off2", "first", enabled=False), run("first", "c", argv=("/bin/other",)),
@@ -210,7 +210,7 @@ def test_what_depends_on_a_disabled_item_keeps_its_place() -> None:
     assert found.concerns["last"] == (1,), "and is about what it would be about with it"
 
 
-def test_small_questions() -> None:
+def test_helpers_of_the_planner() -> None:
     items = [
         copy("c", 1, names=("bundle.pfx",)),
         copy("d", 2, names=("bundle.jks",)),

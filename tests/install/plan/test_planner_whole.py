@@ -1,4 +1,4 @@
-"""Any plan, carried out, leaves nothing to do; none writes or shows what nobody allowed."""
+"""After any plan has been performed, nothing is left to do; no plan exceeds the policy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ worlds = st.dictionaries(cert_numbers, st.sampled_from(["", "g1", "g2"]), max_si
 
 @settings(max_examples=300)
 @given(items=plans, here=worlds)
-def test_carrying_out_a_plan_leaves_nothing_to_do(items: list[InstallItem], here: dict[int, str]) -> None:
+def test_performing_a_plan_leaves_nothing_to_do(items: list[InstallItem], here: dict[int, str]) -> None:
     certs = [cert(n, generation, live="g1", proven=False) for n, generation in here.items()]
     world = World()
     first = plan(items, *certs)
@@ -63,7 +63,7 @@ def test_carrying_out_a_plan_leaves_nothing_to_do(items: list[InstallItem], here
 
 
 @given(items=plans)
-def test_sets_are_a_partition(items: list[InstallItem]) -> None:
+def test_groups_are_a_partition(items: list[InstallItem]) -> None:
     certs = {n: cert(n) for n in range(1, 5)}
     bound = bind(items, certs, {})
     nodes = [node for group in components(items, bound, certs) for node in group]
@@ -73,7 +73,7 @@ def test_sets_are_a_partition(items: list[InstallItem]) -> None:
     assert sorted(placed) == sorted(item.id for item in items)
 
 
-def test_other_peoples_text_cannot_forge_a_line_of_the_plan() -> None:
+def test_foreign_text_cannot_forge_a_line_of_the_plan() -> None:
     found = plan([copy("c\n~ switch", 1, targets=("/ssl/a\n+ x", "/ssl/b"))], cert(1))
     assert all(line.startswith(("! ", "~ ", "? ", "> ", ". ", "  ")) for line in plan_text(found).splitlines())
     assert "c\n" not in plan_text(found)

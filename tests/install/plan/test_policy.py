@@ -1,4 +1,4 @@
-"""The host has the last word: what its policy does not list is refused, with the line that would allow it."""
+"""The host's policy decides: what it does not list is refused, with the line that would allow it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_below_a_root_is_allowed(path: str) -> None:
         "/etc/nginx/ssl/\x9b31m", "/srv/tls",
     ],
 )  # fmt: skip
-def test_everything_that_is_not_plainly_below_a_root_is_refused(path: str) -> None:
+def test_paths_that_are_not_below_a_root_are_refused(path: str) -> None:
     refusal = refused(refuse_path(POLICY, path, IDENTITY))
     assert refusal.why
     assert "\n" not in str(refusal) and "\0" not in str(refusal)
@@ -93,7 +93,7 @@ def test_the_program_of_an_allowed_command_is_never_overwritten() -> None:
     assert allows_path(policy, "/usr/local/bin/other", IDENTITY)
 
 
-def test_nor_are_the_programs_that_only_the_operator_has_run() -> None:
+def test_programs_of_the_operator_are_never_overwritten() -> None:
     policy = attrs.evolve(
         POLICY, on_alert=("/srv/tls/page", "me"), trust_store=TrustStore(directory="/x", command=("/srv/tls/update",))
     )
@@ -113,7 +113,7 @@ def test_no_line_is_offered_that_would_open_the_whole_host() -> None:
     assert refused(refuse_path(NOTHING, "/vmlinuz", IDENTITY)).line == ""
 
 
-def test_local_items_need_no_root_but_stay_plain() -> None:
+def test_local_items_need_no_root_but_a_normalised_path() -> None:
     assert allows_path(NOTHING, "/etc/nginx/ssl/a.pem", IDENTITY, local=True)
     assert not allows_path(NOTHING, "/etc/nginx/../a.pem", IDENTITY, local=True)
 
@@ -127,7 +127,7 @@ paths = st.one_of(st.text(max_size=40), st.lists(pieces, max_size=7).map("/".joi
 
 @given(paths)
 @example("/etc/nginx/ssl/../../passwd")
-def test_what_is_allowed_really_lies_below_a_root(path: str) -> None:
+def test_allowed_paths_are_below_a_root(path: str) -> None:
     if allows_path(POLICY, path, IDENTITY):
         assert posixpath.normpath(path) == path
         roots = ("/etc/nginx/ssl", "/srv/tls", "/etc/cert-ctrl/certs")
@@ -176,7 +176,7 @@ def test_owners_are_listed_too() -> None:
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
-def test_exact_argv_and_nothing_else() -> None:
+def test_only_the_exact_argv_is_allowed() -> None:
     assert allows_command(POLICY, RELOAD.argv, IDENTITY)
     for argv in [
         (*RELOAD.argv, "-c", "/tmp/x"), RELOAD.argv[:2], ("/usr/sbin/nginx",), ("nginx", "-s", "reload"),
@@ -205,12 +205,12 @@ def test_a_name_that_is_not_listed_is_refused_as_such() -> None:
         ("/usr/sbin/../bin/x", "the program /usr/sbin/../bin/x is not a plain absolute path (no '.', '..' or '//')"),
     ],
 )
-def test_a_program_without_a_plain_path_is_named(program: str, why: str) -> None:
+def test_a_program_without_an_absolute_path_is_refused(program: str, why: str) -> None:
     found = refused(judge_command(POLICY, (program, "-s"), IDENTITY))
     assert (found.why, found.setting, found.fix) == (why, "", "")
 
 
-def test_a_command_can_be_asked_for_by_its_name() -> None:
+def test_a_command_can_be_requested_by_name() -> None:
     grant = judge_command(POLICY, ["nginx"], IDENTITY, timeout=60)
     assert isinstance(grant, Grant)
     assert (grant.argv, grant.timeout, grant.run_as, grant.listed) == (RELOAD.argv, 20.0, None, True)
@@ -227,7 +227,7 @@ def test_the_policys_limit_is_the_upper_bound() -> None:
     assert limit(9e9, generous) == 600.0
 
 
-def test_the_off_switch() -> None:
+def test_remote_commands_can_be_switched_off() -> None:
     off = attrs.evolve(POLICY, remote_commands="off")
     refusal = refused(judge_command(off, RELOAD.argv, IDENTITY))
     assert refusal.line == '"remote_commands": "on"'

@@ -1,4 +1,4 @@
-"""What the policy refuses is not done by halves, and what a command brings into service is verified there."""
+"""Refused work is left out as a whole, and commands are followed by verification."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def test_an_endpoint_must_serve_the_certificate_for_its_name() -> None:
     assert fingerprints(VerifyTls(host="127.0.0.1", port=1), cert(1), cert(2)) == ("leaf1g1", "leaf2g1")
 
 
-def test_what_was_switched_but_never_proven_is_verified() -> None:
-    """After a crash between switch and probe nothing is left to write or run, but the proof is still owed."""
+def test_an_unproven_certificate_is_verified() -> None:
+    """After a crash between switch and probe, nothing is left to write or run, but the verification is pending."""
     items, world = [copy("c", 1, verify=TLS), run("r", "c")], World()
     world.apply(plan(items, cert(1)), [cert(1)])
     found = plan(items, cert(1, proven=False), destinations=world.destinations, activations=world.activations)
     assert [step.kind for step in plan_lines(found)] == [LineKind.VERIFY]
 
 
-def test_what_no_command_may_bring_into_service_is_not_looked_for_there() -> None:
+def test_without_an_allowed_command_nothing_is_verified() -> None:
     items = [copy("c", 1, verify=TLS), run("r", "c", argv=("/bin/forbidden",))]
     found = plan(items, cert(1, "g2", live="g1", proven=False))
     assert [refusal.item for refusal in found.refusals] == ["r"]
@@ -41,7 +41,7 @@ def test_what_no_command_may_bring_into_service_is_not_looked_for_there() -> Non
     assert LineKind.VERIFY not in [step.kind for step in plan_lines(found)]
 
 
-def test_verify_by_command_needs_the_hosts_word() -> None:
+def test_a_verify_command_needs_the_policy() -> None:
     items = [copy("c", 1, verify=VerifyCommand(cmd_argv=("/bin/other",)))]
     assert only_set(plan(items, cert(1))).verifications[0].grant is not None
     refused = plan([copy("c", 1, verify=VerifyCommand(cmd_argv=("/bin/evil",)))], cert(1))
@@ -96,7 +96,7 @@ def test_more_refusals(item: InstallItem, why: str) -> None:
     assert bool(writes(found)) is not bool(why)
 
 
-def test_what_the_disk_says_counts_too() -> None:
+def test_refusals_of_the_disk_count_too() -> None:
     found = plan(
         [copy("c", 1)],
         cert(1),
@@ -115,7 +115,7 @@ def test_the_second_of_two_items_for_one_path_is_refused() -> None:
     assert [(refusal.item, refusal.why) for refusal in found.refusals] == [("b", "item a writes it too")]
 
 
-def test_the_hosts_own_item_keeps_its_path_whatever_the_plane_wants_there() -> None:
+def test_a_local_item_keeps_its_path() -> None:
     items = [copy("a", 1, targets=("/ssl/x", "/ssl/y")), copy("local:b", 2, targets=("/ssl/y", "/ssl/z"))]
     found = plan(items, cert(1), cert(2))
     assert writes(found) == ["/ssl/y", "/ssl/z"]

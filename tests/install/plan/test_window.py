@@ -1,4 +1,4 @@
-"""The maintenance window opens and closes by the wall clock it names."""
+"""The maintenance window opens and closes by the clock of its time zone."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_ignores_the_window() -> None:
     assert in_window(now, closed, living(not_before=0.0, not_after=0.0)), "unknown life is no reason to wait"
 
 
-def test_when_waiting_ends() -> None:
+def test_the_end_of_waiting_is_known() -> None:
     monday = MaintenanceWindow(days=("mon",), from_="09:00", to="10:00", override_when_life_below=0.2)
     now = at("2026-11-24 12:00")
     assert may_switch_at(now, None, SERVING) == now

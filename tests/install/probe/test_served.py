@@ -35,7 +35,7 @@ def port() -> int:
 
 @pytest.fixture
 async def live_host(host: Host) -> AsyncIterator[Host]:
-    """The host of the other tests with real commands and real probes."""
+    """The host of the other tests, with real commands and probes."""
     proc = Proc()
     host.proc, host.probe = cast(FakeProc, proc), TlsProbe()
     host.config = attrs.evolve(
@@ -48,7 +48,7 @@ async def live_host(host: Host) -> AsyncIterator[Host]:
 
 @pytest.fixture
 def nginx(live_host: Host, need: Callable[[str], str], port: int, tmp_path: Path) -> Iterator[tuple[str, ...]]:
-    """A private nginx that serves certificate 1 from the agent's own tree; gives its reload command."""
+    """A private nginx that serves certificate 1 from the agent's directory; yields its reload command."""
     program, config, live = need("nginx"), tmp_path / "nginx.conf", live_host.layout.live / "c1.example"
     config.write_text(
         textwrap.dedent(
@@ -109,7 +109,7 @@ async def test_renewed_means_served(live_host: Host, nginx: tuple[str, ...], por
     print("staged to served, ms:", [round(one) for one in took])
 
 
-async def test_what_nginx_refuses_is_taken_back_while_clients_keep_asking(
+async def test_a_pair_that_nginx_refuses_is_rolled_back_under_load(
     live_host: Host, nginx: tuple[str, ...], port: int, tmp_path: Path
 ) -> None:
     host, items = live_host, items_for(nginx, port)
@@ -130,7 +130,7 @@ async def test_what_nginx_refuses_is_taken_back_while_clients_keep_asking(
     assert host.live(1) != good
 
 
-async def test_a_server_that_ignores_its_reload_is_noticed_by_the_probe(
+async def test_the_probe_notices_a_server_that_ignores_its_reload(
     live_host: Host, nginx: tuple[str, ...], port: int
 ) -> None:
     host, deaf = live_host, ("/bin/true",)

@@ -1,4 +1,4 @@
-"""The probe sees what an endpoint really serves, over both address families and behind STARTTLS."""
+"""The probe sees which leaf an endpoint serves, over both address families and behind STARTTLS."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_context(maker: Maker, now: float, tmp_path: Path) -> Callable[[str], tu
 
 
 class Resolver(trio.abc.HostnameResolver):
-    """Gives every name the same addresses."""
+    """A resolver that returns the same addresses for every name."""
 
     def __init__(self, port: int, *hosts: str) -> None:
         self.port, self.hosts = port, hosts
@@ -118,7 +118,7 @@ async def test_the_name_chooses_the_certificate(make_context: Any) -> None:
 
 @pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").read_text().strip(), reason="this host has no IPv6")
-async def test_both_address_families_are_looked_at(make_context: Any) -> None:
+async def test_both_address_families_are_probed(make_context: Any) -> None:
     new, deployed = make_context("a.example")
     old, _ = make_context("a.example")
     async with serving(new, "127.0.0.1") as port:
@@ -175,7 +175,7 @@ async def test_starttls(make_context: Any, kind: str, dialogue: list[tuple[bytes
         ("postgres", [(POSTGRES[0][0], b"N")], "refuses TLS"),
     ],
 )
-async def test_starttls_that_fails_says_why(
+async def test_failed_starttls_reports_why(
     make_context: Any, kind: str, dialogue: list[tuple[bytes, bytes]], why: str
 ) -> None:
     context, bundle = make_context("mail.example")
@@ -189,7 +189,7 @@ async def test_starttls_that_fails_says_why(
 
 
 @pytest.mark.integration
-async def test_what_is_no_tls_endpoint_says_why(make_context: Any) -> None:
+async def test_an_endpoint_without_tls_reports_why(make_context: Any) -> None:
     async def shout(stream: trio.SocketStream) -> None:
         await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
@@ -208,7 +208,7 @@ async def test_what_is_no_tls_endpoint_says_why(make_context: Any) -> None:
 
 
 @pytest.mark.integration
-async def test_an_address_that_hangs_does_not_hold_up_the_answer(make_context: Any) -> None:
+async def test_a_hanging_address_does_not_delay_the_answer(make_context: Any) -> None:
     context, bundle = make_context("a.example")
     async with serving(context) as port:
         hanging = await trio.open_tcp_listeners(port, host="127.0.0.2")  # accepts in the kernel, never speaks

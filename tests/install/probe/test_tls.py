@@ -1,4 +1,4 @@
-"""The probe looks until an answer is good and stays so, ever more rarely, and ends at its deadline."""
+"""The probe repeats, with growing pauses, until the answer is steadily right or the deadline passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def at(address: str, fingerprint: str = "", fault: str = "") -> Seen:
 
 
 class Script:
-    """A look that shows one thing after another, the last one for ever."""
+    """A probe with one answer after the other; the last one repeats."""
 
     def __init__(self, *shows: tuple[Seen, ...], seconds: float = 0.0) -> None:
         self.shows, self.looks, self.seconds = list(shows), 0, seconds
@@ -43,17 +43,17 @@ async def test_an_asynchronous_reload_is_waited_for(autojump_clock: trio.testing
 
 
 @pytest.mark.parametrize("late", [(at("a", OLD),), (at("a", fault="refused"),), (at("a", NEW), at("b", OLD)), ()])
-async def test_a_good_answer_counts_only_when_it_stays(
+async def test_a_right_answer_counts_only_if_it_stays(
     autojump_clock: trio.testing.MockClock, late: tuple[Seen, ...]
 ) -> None:
-    """nginx's old workers accept for a while beside the new ones: who comes next may still meet one."""
+    """Old nginx workers accept connections for a while: the next client may still reach one."""
     good = (at("a", NEW),)
     look = Script(good, late, good, good, late, good)
     await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=look)
     assert look.looks == 6 + STEADY_PROBES
 
 
-async def test_a_good_answer_at_the_last_moment_may_be_confirmed_after_it(
+async def test_a_right_answer_just_before_the_deadline_may_be_confirmed_after_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.1, once=Script((at("a", NEW),)))
@@ -79,20 +79,20 @@ async def test_a_confirmation_that_hangs_ends_in_time(autojump_clock: trio.testi
     assert trio.current_time() <= ADDRESS_SECONDS
 
 
-async def test_it_gives_up_at_its_deadline_and_says_what_it_saw(autojump_clock: trio.testing.MockClock) -> None:
+async def test_at_the_deadline_the_last_answers_are_reported(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(ProbeError, match=r"service.example:443 serves another certificate: 0{16}… at a; deployed is f"):
         await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=Script((at("a", OLD),)))
     assert 14 <= trio.current_time() <= 15
 
 
-async def test_looks_get_rarer(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_pauses_between_probes_grow(autojump_clock: trio.testing.MockClock) -> None:
     look = Script((at("a", OLD),))
     with pytest.raises(ProbeError):
         await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=look)
     assert 25 < look.looks < 45
 
 
-async def test_a_look_that_hangs_ends_at_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_hanging_probe_ends_at_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(ProbeError, match="no answer in time"):
         await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 3, once=Script((at("a", NEW),), seconds=60))
     assert trio.current_time() == 3
@@ -115,7 +115,7 @@ async def test_every_address_that_answers_counts(
         await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, once=Script(seen))
 
 
-async def test_one_of_several_certificates_may_be_wanted(autojump_clock: trio.testing.MockClock) -> None:
+async def test_one_of_several_certificates_is_accepted(autojump_clock: trio.testing.MockClock) -> None:
     await probe_tls(VERIFY, [OLD, NEW], deadline=trio.current_time() + 1, once=Script((at("a", OLD),)))
 
 
@@ -126,7 +126,7 @@ async def test_one_of_several_certificates_may_be_wanted(autojump_clock: trio.te
     ("left", "said"),
     [((at("a", NEW),), ""), ((at("a", fault="refused"),), "service.example:443 serves no certificate: a: refused")],
 )
-async def test_what_was_taken_away_is_gone_only_when_it_stays_away(
+async def test_a_removed_leaf_is_gone_only_if_it_stays_away(
     autojump_clock: trio.testing.MockClock, left: tuple[Seen, ...], said: str
 ) -> None:
     old = (at("a", NEW), at("b", OLD))
@@ -136,7 +136,9 @@ async def test_what_was_taken_away_is_gone_only_when_it_stays_away(
 
 
 @pytest.mark.parametrize("patience", [0.0, 15.0])
-async def test_what_is_shown_to_the_end_is_still_there(autojump_clock: trio.testing.MockClock, patience: float) -> None:
+async def test_a_leaf_served_until_the_deadline_is_still_there(
+    autojump_clock: trio.testing.MockClock, patience: float
+) -> None:
     until = trio.current_time() + patience
     still, said = await after_removal(VERIFY, OLD, deadline=until, once=Script((at("a", OLD),)))
     assert (still, said) == (True, "service.example:443 still serves it from memory")

@@ -1,4 +1,4 @@
-"""Servers that want a certificate of their clients, and show theirs before they refuse one without."""
+"""Servers that require client certificates send their own before they refuse a client without one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPENSSL = shutil.which("openssl")
 
 @pytest.fixture
 def pem(maker: Maker, now: float, tmp_path: Path) -> tuple[Path, Bundle]:
-    """Key, leaf and chain in one file, and what they are."""
+    """A file with key, leaf and chain, and its bundle."""
     materials = maker.materials("a.example", key=ec.generate_private_key(ec.SECP256R1()))
     bundle = open_bundle(
         1, "a", materials, maker.secret, allow_plaintext=False, now=now, expected_domains=("a.example",)
@@ -52,7 +52,7 @@ def context(pem: Path, *, wants: bool = True) -> ssl.SSLContext:
 
 
 def flight(server: ssl.SSLContext, hello: bytes | None = None) -> bytes:
-    """Return what a server answers to the first message of a client."""
+    """Return a server's answer to a client's first message."""
     heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
     if hello is None:
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -69,7 +69,7 @@ def flight(server: ssl.SSLContext, hello: bytes | None = None) -> bytes:
 
 @contextlib.asynccontextmanager
 async def answering(answer: Callable[[bytes], bytes]) -> AsyncIterator[VerifyTls]:
-    """Serve one answer to each client, read what it says to that, and hang up."""
+    """Send one answer to each client, read its reply, and close."""
 
     async def handle(stream: trio.SocketStream) -> None:
         with contextlib.suppress(trio.BrokenResourceError):
@@ -86,7 +86,7 @@ async def answering(answer: Callable[[bytes], bytes]) -> AsyncIterator[VerifyTls
 @pytest.mark.integration
 @pytest.mark.skipif(OPENSSL is None, reason="needs openssl")
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-async def test_a_server_that_refuses_clients_without_a_certificate_has_shown_its_own(
+async def test_the_leaf_of_a_server_that_requires_client_certificates_is_read(
     pem: tuple[Path, Bundle], version: str
 ) -> None:
     path, bundle = pem
@@ -106,7 +106,7 @@ async def test_a_server_that_refuses_clients_without_a_certificate_has_shown_its
 
 
 @pytest.mark.integration
-async def test_a_server_that_hangs_up_instead_of_saying_why_has_shown_it_as_well(pem: tuple[Path, Bundle]) -> None:
+async def test_the_leaf_of_a_server_that_closes_without_an_alert_is_read(pem: tuple[Path, Bundle]) -> None:
     path, bundle = pem
     async with answering(partial(flight, context(path))) as verify:
         seen = await served_fingerprint(verify, deadline=trio.current_time() + 5)
@@ -114,14 +114,14 @@ async def test_a_server_that_hangs_up_instead_of_saying_why_has_shown_it_as_well
 
 
 @pytest.mark.integration
-async def test_a_server_that_asked_for_nothing_and_hangs_up_serves_nothing(pem: tuple[Path, Bundle]) -> None:
+async def test_a_server_that_closes_without_a_certificate_request_proves_nothing(pem: tuple[Path, Bundle]) -> None:
     async with answering(partial(flight, context(pem[0], wants=False))) as verify:
         with pytest.raises(ProbeError, match="serves no certificate"):
             await served_fingerprint(verify, deadline=trio.current_time() + 5)
 
 
 @pytest.mark.integration
-async def test_a_certificate_whose_key_the_server_does_not_prove_is_not_believed(pem: tuple[Path, Bundle]) -> None:
+async def test_a_leaf_without_proof_of_its_key_is_not_accepted(pem: tuple[Path, Bundle]) -> None:
     def forged(hello: bytes) -> bytes:
         said = flight(context(pem[0]), hello)
         request = said.rindex(b"\x16\x03\x03", 0, said.rindex(b"\x16\x03\x03"))  # after it: the certificate request
@@ -132,7 +132,7 @@ async def test_a_certificate_whose_key_the_server_does_not_prove_is_not_believed
             await served_fingerprint(verify, deadline=trio.current_time() + 5)
 
 
-def test_only_the_whole_flight_shows_the_leaf(pem: tuple[Path, Bundle]) -> None:
+def test_only_a_complete_flight_contains_the_leaf(pem: tuple[Path, Bundle]) -> None:
     said = flight(context(pem[0]))
     leaf = ssl.PEM_cert_to_DER_cert(pem[1].certificate_pem.decode())
     assert leaf_sent(said) == leaf_sent(said + b"\x15\x03\x03\0\x02\x02\x28") == leaf
@@ -141,8 +141,8 @@ def test_only_the_whole_flight_shows_the_leaf(pem: tuple[Path, Bundle]) -> None:
 
 
 @given(st.binary(max_size=60), st.lists(st.tuples(st.sampled_from([2, 11, 12, 13, 14]), st.binary(max_size=9))))
-def test_nonsense_shows_nothing(noise: bytes, messages: list[tuple[int, bytes]]) -> None:
-    """No list of certificates of nine bytes holds one."""
+def test_garbage_contains_no_leaf(noise: bytes, messages: list[tuple[int, bytes]]) -> None:
+    """A certificate list of nine bytes contains none."""
     said = b"".join(bytes([kind]) + len(body).to_bytes(3, "big") + body for kind, body in messages)
     for data in (noise, b"\x16\x03\x03" + len(said).to_bytes(2, "big") + said, b"\x16\x03\x03" + noise):
         assert len(leaf_sent(data) or b"") <= 3

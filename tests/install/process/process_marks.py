@@ -1,4 +1,4 @@
-"""How tests of commands tell who they are, and which processes carry their mark."""
+"""Mark the processes of a test, and find those that carry the mark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SH = "/bin/sh"
 
 
 def left_of(token: str) -> list[str]:
-    """Return the processes that carry a token in their environment or their arguments."""
+    """Return the processes with a token in their environment or arguments."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():

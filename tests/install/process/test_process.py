@@ -1,4 +1,4 @@
-"""A command is gone, with everything it started, when `Proc.run` returns; meanwhile the event loop keeps going."""
+"""When `Proc.run` returns, a command and all its descendants are gone; the event loop never stalls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONGEST_STALL = 0.050
 
 
 async def heartbeat(stalls: list[float]) -> None:
-    """Note by how much each 5 ms sleep of this loop came too late."""
+    """Record how late each 5 ms sleep of this loop was."""
     while True:
         asked = time.perf_counter()
         await trio.sleep(0.005)
@@ -30,7 +30,7 @@ async def heartbeat(stalls: list[float]) -> None:
 
 
 class Steps(trio.abc.Instrument):
-    """Notes the longest CPU time of one step of any task: what keeps the loop from turning, on a busy machine too."""
+    """Records the longest CPU time of one task step, which blocks the loop even on a busy machine."""
 
     def __init__(self) -> None:
         self.began, self.longest = time.thread_time(), 0.0  # the step that adds us has no beginning of ours
@@ -86,7 +86,7 @@ NASTY: dict[str, tuple[list[str], dict[str, object]]] = {
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", NASTY)
-async def test_nasty_commands_leave_nothing_and_never_stall_the_loop(quick: Proc, token: str, name: str) -> None:
+async def test_hostile_commands_leave_no_process_and_never_stall_the_loop(quick: Proc, token: str, name: str) -> None:
     argv, expected = NASTY[name]
     argv = [word.replace("TOKEN", str(int(token[7:], 16))) for word in argv]
     marks = [token, *([f"300.{int(token[7:], 16)}"] if "TOKEN" in NASTY[name][0][-1] else [])]
@@ -145,8 +145,8 @@ async def test_cancellation_at_any_moment_leaves_nothing(quick: Proc, token: str
 
 
 @pytest.mark.integration
-async def test_commands_side_by_side_do_not_touch_each_other(quick: Proc) -> None:
-    """The sweep of one is not the end of the other's children."""
+async def test_concurrent_commands_do_not_affect_each_other(quick: Proc) -> None:
+    """The sweep of one command does not kill the children of another."""
     results: dict[str, CommandResult] = {}
 
     async def one(name: str, line: str) -> None:

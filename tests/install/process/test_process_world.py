@@ -1,4 +1,4 @@
-"""A command gets a clean world and the limits of the host, and its supervisor leaves nothing behind."""
+"""A command gets a clean environment and limits, and its supervisor leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def seen(runner: Proc, run_as: str | None = None) -> dict[str, object]:
 
 @pytest.mark.integration
 @pytest.mark.skipif(not Path(PYTHON).exists(), reason="no python that every user may run")
-async def test_a_command_gets_a_clean_world(quick: Proc, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_command_gets_a_clean_environment(quick: Proc, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CERTCTRL_TOKEN", "canary")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/canary")
     kept = os.open(tmp_path, os.O_RDONLY)
@@ -69,13 +69,13 @@ async def test_a_command_gets_a_clean_world(quick: Proc, monkeypatch: pytest.Mon
 
 @pytest.mark.integration
 @pytest.mark.root
-async def test_run_as_gives_up_everything_of_root(quick: Proc) -> None:
+async def test_run_as_drops_all_privileges_of_root(quick: Proc) -> None:
     facts = await seen(quick, run_as="nobody")
     assert facts["ids"] == [65534, 65534]
     assert facts["groups"] == [65534]
 
 
-async def test_users_that_cannot_be(quick: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unusable_users_are_refused(quick: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CommandError, match="no user"):
         await quick.run(["/bin/true"], run_as="no-such-user", timeout=5)
     assert (await quick.run(["/bin/true"], run_as=own_names()[0], timeout=5)).ok
@@ -84,7 +84,7 @@ async def test_users_that_cannot_be(quick: Proc, monkeypatch: pytest.MonkeyPatch
         await quick.run(["/bin/true"], run_as="nobody", timeout=5)
 
 
-async def test_limits_are_the_hosts(token: str) -> None:
+async def test_limits_apply_to_commands(token: str) -> None:
     small = Proc(limits={resource.RLIMIT_NOFILE: 20})
     result = await small.run([SH, "-c", "ulimit -n"], timeout=5)
     assert result.output == "20"
@@ -102,13 +102,13 @@ async def test_limits_are_the_hosts(token: str) -> None:
         (["/bin/no\nsuch"], "No such file"),
     ],
 )
-async def test_what_cannot_be_started_says_why(quick: Proc, argv: list[str], why: str) -> None:
+async def test_a_command_that_cannot_be_started_reports_why(quick: Proc, argv: list[str], why: str) -> None:
     with pytest.raises(CommandError, match=why) as caught:
         await quick.run(argv, timeout=5)
     assert caught.value.status is None
 
 
-async def test_an_exec_that_the_kernel_refuses_says_why(quick: Proc, tmp_path: Path) -> None:
+async def test_a_refused_exec_reports_why(quick: Proc, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/no/such/interpreter\n")
     broken.chmod(0o755)
@@ -116,7 +116,7 @@ async def test_an_exec_that_the_kernel_refuses_says_why(quick: Proc, tmp_path: P
         await quick.run([str(broken)], timeout=5)
 
 
-async def test_check_tells_how_it_ended(quick: Proc) -> None:
+async def test_check_reports_how_a_command_ended(quick: Proc) -> None:
     failed = await quick.run([SH, "-c", "echo first; echo '  the reason '; exit 7"], timeout=5)
     with pytest.raises(CommandError, match=r"^reload exited with 7: the reason$") as caught:
         failed.check("reload")
@@ -130,7 +130,7 @@ async def test_check_tells_how_it_ended(quick: Proc) -> None:
     assert (await quick.run(["/bin/true"], timeout=5)).check().ok
 
 
-async def test_output_keeps_its_beginning_and_its_end(quick: Proc) -> None:
+async def test_output_keeps_its_start_and_end(quick: Proc) -> None:
     result = await quick.run([SH, "-c", "echo start; head -c 300000 /dev/zero | tr '\\0' x; echo; echo end"], timeout=9)
     assert result.output.startswith("start\nxxx")
     assert result.output.endswith("xxx\nend")
@@ -146,7 +146,7 @@ async def test_a_supervisor_started_ahead_serves_one_command(quick: Proc) -> Non
     assert spare.status == 0 and quick._spares == []
 
 
-async def test_several_may_wait(quick: Proc) -> None:
+async def test_several_supervisors_may_wait(quick: Proc) -> None:
     await quick.prepare(2)
     first, second = quick._spares
     await quick.run(["/bin/true"], timeout=5)
@@ -155,7 +155,7 @@ async def test_several_may_wait(quick: Proc) -> None:
     assert quick._spares[0] is second and len(quick._spares) == 2
 
 
-async def test_a_supervisor_that_left_meanwhile_is_replaced(quick: Proc) -> None:
+async def test_a_supervisor_that_has_exited_is_replaced(quick: Proc) -> None:
     await quick.prepare()
     (spare,) = quick._spares
     os.kill(spare.pid, signal.SIGKILL)
@@ -163,7 +163,7 @@ async def test_a_supervisor_that_left_meanwhile_is_replaced(quick: Proc) -> None
     assert (await quick.run(["/bin/echo", "here"], timeout=5)).output == "here"
 
 
-async def test_nothing_of_a_waiting_supervisor_is_left_after_close() -> None:
+async def test_close_ends_waiting_supervisors() -> None:
     runner = Proc()
     await runner.prepare()
     (spare,) = runner._spares
@@ -172,7 +172,7 @@ async def test_nothing_of_a_waiting_supervisor_is_left_after_close() -> None:
     assert not Path(f"/proc/{spare.pid}").exists()
 
 
-async def test_a_forgotten_supervisor_ends_by_itself_and_complains_to_nobody() -> None:
+async def test_a_dropped_supervisor_exits_without_a_warning() -> None:
     runner = Proc()
     await runner.prepare()
     pid = runner._spares[0].pid

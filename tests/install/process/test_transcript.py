@@ -1,4 +1,4 @@
-"""What a command printed can neither forge a log line, nor move a terminal, nor carry a key out."""
+"""A command's output can neither forge log lines, control a terminal, nor leak a key."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_text_stays_readable() -> None:
     assert whole(b"\n\nx\n\n") == "x"
 
 
-def test_private_keys_are_taken_out() -> None:
+def test_private_keys_are_removed() -> None:
     assert whole(b"before\n" + KEY + b"after") == "before\n[private key removed]\nafter"
     assert whole(KEY + KEY).count("[private key removed]") == 2
     assert whole(b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0") == "[private key removed]"
 
 
-def test_a_key_cut_by_the_gap_is_taken_out_on_both_sides() -> None:
+def test_a_key_cut_by_the_gap_is_removed_on_both_sides() -> None:
     for cut in range(1, len(KEY)):
         text = transcript(b"head\n" + KEY[:cut], KEY[cut:] + b"tail", len(KEY) + 1009)
         assert "bytes left out" in text
@@ -46,7 +46,7 @@ def test_a_certificate_stays() -> None:
     assert whole(text.encode()) == text
 
 
-def test_given_secrets_are_taken_out() -> None:
+def test_given_secrets_are_removed() -> None:
     assert whole(b"password is hunter2!", b"hunter2", b"") == "password is [secret removed]!"
 
 

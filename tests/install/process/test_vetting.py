@@ -1,4 +1,4 @@
-"""Only executables that nobody else can have changed are run."""
+"""Only executables that no other user can have changed are run."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def refused(path: Path, *, sha256: str | None = None) -> str:
     return f"{caught.value} [{caught.value.fix}]"
 
 
-def test_ours_and_roots_are_accepted(script: Path) -> None:
+def test_own_and_root_owned_files_are_accepted(script: Path) -> None:
     vet_executable(str(script))
     vet_executable("/bin/sh")  # through /bin -> usr/bin and sh -> dash
 
 
 @pytest.mark.parametrize("name", ["/\0", "/bin/true\0/x", "/\ud800"])
-def test_what_can_be_no_name_is_refused(name: str) -> None:
+def test_impossible_file_names_are_refused(name: str) -> None:
     with pytest.raises(CommandError, match="no file can have this name"):
         vet_executable(name)
 
@@ -70,7 +70,7 @@ def test_strangers_files_directories_and_links_are_refused(script: Path) -> None
     assert f"{link} belongs to" in refused(link)
 
 
-def test_where_a_link_leads_is_judged_too(script: Path, tmp_path: Path) -> None:
+def test_the_targets_of_links_are_checked_too(script: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("bin/../bin/hook")
     vet_executable(str(link))
@@ -78,7 +78,7 @@ def test_where_a_link_leads_is_judged_too(script: Path, tmp_path: Path) -> None:
     assert "others may write" in refused(link)
 
 
-def test_loops_and_gaps(tmp_path: Path) -> None:
+def test_link_loops_and_missing_files_are_refused(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to("loop")
     assert "too many symbolic links" in refused(loop)
