@@ -79,6 +79,31 @@ def test_every_bug_names_its_test() -> None:
     assert all(TEST.search(row) for row in rows)
 
 
+def text_files() -> list[Path]:
+    """Return the sources and documents of the project, except this file, whose examples do not exist."""
+    folders = [folder for name in ("certctrl", "tests", "deploy", "docs", ".ci") for folder in (ROOT / name).rglob("*")]
+    found = [*folders, *ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md")]
+    return [path for path in found if path.is_file() and path.suffix != ".pyc" and path != Path(__file__)]
+
+
+def unknown_pages(text: str) -> list[str]:
+    """Return the Markdown files that a text names and the project does not have."""
+    known = {str(page.relative_to(ROOT)) for page in DOCUMENTS} | {page.name for page in DOCUMENTS}
+    named = re.findall(r"(?:docs/)?(?:[\w-]+/)*[\w-]+\.md\b", text)
+    unknown = [name for name in named if (name if name.startswith("docs/") else name.rpartition("/")[2]) not in known]
+    return [name for name in unknown if not PLACEHOLDER.search(name)]
+
+
+def test_every_page_that_is_named_exists() -> None:
+    wrong = {str(path.relative_to(ROOT)): unknown_pages(path.read_text(encoding="utf-8")) for path in text_files()}
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def test_unknown_pages_are_found() -> None:
+    text = "design.md docs/none.md docs/services/none.md docs/security.md security.md ../metrics.md services/README.md"
+    assert unknown_pages(text) == ["design.md", "docs/none.md", "docs/services/none.md"]
+
+
 def test_the_steps_for_additions_name_what_the_code_has() -> None:
     steps = re.findall(
         r"^\d\. (.*(?:\n   .*)*)", (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8"), re.MULTILINE

@@ -1,4 +1,4 @@
-"""Acks: outcomes go to the plane oldest first, in batches, right before the next poll (api.md §5).
+"""Acks: outcomes go to the plane oldest first, in batches, right before the next poll.
 
 What is done while the plane holds a long poll does not wait for its end: it is sent beside it.
 """

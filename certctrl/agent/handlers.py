@@ -1,7 +1,7 @@
 """Handlers: what one signal of each type makes this host do.
 
 A signal carries no authority: every handler fetches the truth from the plane, compares it with what is here,
-and converges. So duplicates, reorder, replay and gaps cost a GET and nothing else (safety.md §1.6).
+and converges. So duplicates, reorder, replay and gaps cost a GET and nothing else.
 A handler returns an Outcome, or a Candidate that is to be switched together with others, or raises one of our errors
 for "try again".
 """

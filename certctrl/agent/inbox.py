@@ -1,6 +1,6 @@
 """The inbox: signals are durable here or done before the cursor moves, and leave only after their outcome is durable.
 
-Order is everything (safety.md §4.2):
+Order is everything:
 
     page → inbox.json or outcome → last_cursor.txt    nothing is lost: a crash in between brings the page again
     outcome → pending_acks.json → inbox.json          nothing is forgotten: what is done is known to be done

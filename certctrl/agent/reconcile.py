@@ -1,6 +1,6 @@
 """Reconcile: compare the whole host with the plane; what differs becomes signals in the inbox.
 
-The level-triggered safety net under the signals (safety.md §4.2): at start, after a 409 or
+The level-triggered safety net under the signals: at start, after a 409 or
 ``state.resync_required``, and every few hours. It changes nothing itself, so a resync during a burst
 coalesces with the burst and every repair takes the one pipeline.
 """

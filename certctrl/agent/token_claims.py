@@ -1,4 +1,4 @@
-"""Read an access token's claims, without a key and so without believing them (api.md §2, safety.md T18)."""
+"""Read an access token's claims, without a key and so without believing them (docs/security.md, T18)."""
 
 from __future__ import annotations
 

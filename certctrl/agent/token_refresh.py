@@ -1,4 +1,4 @@
-"""Spend a refresh token: at most once, whoever else is about (safety.md §4.3).
+"""Spend a refresh token: at most once, whoever else is about.
 
 A plane may rotate refresh tokens, and may end the registration when it sees a spent one again. So:
 
