@@ -37,7 +37,7 @@ class Story:
         return sum(path in what for _, who, what in self.world.journal.lines if who == "net")
 
 
-def told(happens: Callable[[Story], Awaitable[Any]], **setting: Any) -> None:
+def play_story(scenario: Callable[[Story], Awaitable[Any]], **setting: Any) -> None:
     """Run a story under the auditor."""
 
     async def main() -> None:
@@ -54,7 +54,7 @@ def told(happens: Callable[[Story], Awaitable[Any]], **setting: Any) -> None:
                 await world.plane.installs.put(DEVICE, director.operators.items([1]))
                 story = Story(world, director)
                 await story.settle(120)
-                await happens(story)
+                await scenario(story)
                 nursery.cancel_scope.cancel()
         if world.auditor.violation is not None:
             raise world.auditor.violation
@@ -65,7 +65,7 @@ def told(happens: Callable[[Story], Awaitable[Any]], **setting: Any) -> None:
 
 
 def test_a_full_disk_delays_signals_but_does_not_end_the_daemon() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         story.world.auditor.disk_was_ill = True
         story.host.disk.trouble = errno.ENOSPC
         await story.plane.certificates.renew(USER, 1)
@@ -74,11 +74,11 @@ def test_a_full_disk_delays_signals_but_does_not_end_the_daemon() -> None:
         await story.settle(1300)  # the breaker counts a token that cannot be stored
         assert story.host.starts == 1
 
-    told(happens)
+    play_story(scenario)
 
 
 def test_an_unreadable_disk_does_not_end_the_daemon() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         story.world.auditor.disk_was_ill = True
         story.host.disk.rotten = 1.0
         await story.plane.certificates.renew(USER, 1)
@@ -87,11 +87,11 @@ def test_an_unreadable_disk_does_not_end_the_daemon() -> None:
         await story.settle(700)
         assert story.host.starts == 1
 
-    told(happens)
+    play_story(scenario)
 
 
 def test_pending_signals_back_off_while_the_plane_is_down() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         story.world.network.faults.append(
             NetworkFault(kind="refused", path="/apiv1/devices/self/certificates/1/deploy-materials")
         )
@@ -103,11 +103,11 @@ def test_pending_signals_back_off_while_the_plane_is_down() -> None:
         story.world.network.clear()
         await story.settle(310)
 
-    told(happens, poison_attempts=3)
+    play_story(scenario, poison_attempts=3)
 
 
 def test_failing_token_refreshes_back_off() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         story.world.network.faults.append(NetworkFault(kind="refused", path=REFRESH_PATH))
         await trio.sleep(3600)
         before = story.requests(REFRESH_PATH)
@@ -116,11 +116,11 @@ def test_failing_token_refreshes_back_off() -> None:
         story.world.network.clear()
         await story.settle(1300)
 
-    told(happens)
+    play_story(scenario)
 
 
 def test_a_signal_that_failed_while_the_clock_was_ten_years_ahead_does_not_wait_ten_years() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         story.world.clock.error = TEN_YEARS
         await story.plane.certificates.renew(USER, 1)
         await trio.sleep(600)
@@ -128,12 +128,12 @@ def test_a_signal_that_failed_while_the_clock_was_ten_years_ahead_does_not_wait_
         await story.plane.certificates.renew(USER, 1)
         await story.settle(4000)
 
-    told(happens)
+    play_story(scenario)
 
 
 @pytest.mark.parametrize("error", CLOCK_ERRORS)
 def test_polls_keep_their_interval_when_the_wall_clock_jumps(error: float) -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         for wrong in (error, 0.0, error / 2, 0.0):
             story.world.clock.error = wrong
             polls, refreshes = story.requests("/devices/self/updates"), story.requests(REFRESH_PATH)
@@ -141,11 +141,11 @@ def test_polls_keep_their_interval_when_the_wall_clock_jumps(error: float) -> No
             assert 1 <= story.requests("/devices/self/updates") - polls <= 3, "one poll in 30 s, jitter included"
             assert story.requests(REFRESH_PATH) - refreshes <= 1, "no storm of refreshes"
 
-    told(happens)
+    play_story(scenario)
 
 
 def test_after_eight_hours_of_suspension_one_poll_comes_within_an_interval() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         polls = story.requests("/devices/self/updates")
         await story.director.host_faults.suspend()
         await trio.sleep(35)
@@ -156,22 +156,22 @@ def test_after_eight_hours_of_suspension_one_poll_comes_within_an_interval() -> 
         assert 1 <= story.requests("/devices/self/updates") - polls <= 3
         await story.settle(120)
 
-    told(happens)
+    play_story(scenario)
 
 
 def test_a_requested_resync_happens_once() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         await story.plane.resync(USER, DEVICE)
         await trio.sleep(60)
         before = story.requests("/devices/self/certificates -> 200")
         await story.settle(3600)
         assert story.requests("/devices/self/certificates -> 200") == before
 
-    told(happens)
+    play_story(scenario)
 
 
 def test_a_ca_whose_signal_was_lost_arrives_with_the_next_resync() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         await story.operators.assign_ca()
         story.plane.stream.trim(DEVICE, 0)  # 409
         await story.settle(120)
@@ -179,46 +179,46 @@ def test_a_ca_whose_signal_was_lost_arrives_with_the_next_resync() -> None:
         story.plane.stream.trim(DEVICE, 0)
         await story.settle(120)
 
-    told(happens)
+    play_story(scenario)
 
 
 def test_a_401_of_a_gateway_at_the_refresh_endpoint_does_not_end_the_session() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         story.world.network.faults.append(NetworkFault(kind="challenge", path=REFRESH_PATH))
         await trio.sleep(7200)
         story.world.network.clear()
         await story.settle(1300)
         assert story.host.starts == 1
 
-    told(happens)
+    play_story(scenario)
 
 
 def test_full_pages_are_fetched_within_the_planes_rate_limit() -> None:
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         for _ in range(30):
             await story.operators.send_unknown()
         await story.settle(120)
 
-    told(happens, page=1)
+    play_story(scenario, page=1)
 
 
 def test_a_killed_process_has_no_further_effect() -> None:
     """Check the harness: a killed process reaches neither disk nor plane nor services."""
 
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         old = story.host.process
         story.host.kill(power=False)
         assert old is not None and story.host.disk is not old.disk
         await story.settle(120)
         assert story.host.starts == 2
 
-    told(happens)
+    play_story(scenario)
 
 
 def test_answers_of_the_plane_are_dated_by_true_time() -> None:
     """Check the harness: plane and host have different clocks."""
 
-    async def happens(story: Story) -> None:
+    async def scenario(story: Story) -> None:
         story.world.clock.error = -3600.0
         await trio.sleep(120)
         assert story.host.process is not None and story.host.process.agent is not None
@@ -226,4 +226,4 @@ def test_answers_of_the_plane_are_dated_by_true_time() -> None:
         story.world.clock.error = 0.0
         await story.settle(120)
 
-    told(happens)
+    play_story(scenario)

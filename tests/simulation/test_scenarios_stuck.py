@@ -79,9 +79,8 @@ def test_signals_do_not_change_when_a_failed_command_is_retried() -> None:
         scene.world.services.failing = lambda: True
         times = counted(scene)
         proven = scene.operators.items([cert_id])
-        await scene.plane.installs.put(
-            DEVICE, [item | {"verify": None} for item in proven]
-        )  # a change, so that it is due again
+        unproven = [item | {"verify": None} for item in proven]  # a change, so that it is due again
+        await scene.plane.installs.put(DEVICE, unproven)
         await scene.until(lambda: scene.retry(cert_id).attempts)
         for _ in range(50):
             await scene.operators.ask_for_resync()
