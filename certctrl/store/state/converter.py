@@ -25,6 +25,13 @@ def state_converter() -> Converter:
     def structure_signal(raw: Any, _: Any) -> Signal:
         return signal_from_wire(structure_object(raw, dict[str, Any]))
 
+    def structure_optional_signal(raw: Any, kind: Any) -> Signal | None:
+        return None if raw is None else structure_signal(raw, kind)
+
+    def unstructure_optional_signal(signal: Signal | None) -> dict[str, Any] | None:
+        return None if signal is None else to_wire(signal)
+
     converter.register_structure_hook_func(lambda kind: kind == Signal, structure_signal)
-    converter.register_unstructure_hook_func(lambda kind: kind == Signal, to_wire)
+    converter.register_structure_hook_func(lambda kind: kind == Signal | None, structure_optional_signal)
+    converter.register_unstructure_hook_func(lambda kind: kind in (Signal, Signal | None), unstructure_optional_signal)
     return converter

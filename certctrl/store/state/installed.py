@@ -16,7 +16,7 @@ from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import StateFiles
 from certctrl.store.state.history import History
-from certctrl.store.state.retries import load_retries, retries_to_json
+from certctrl.store.state.retries import load_retries
 
 _REBUILD = "restore it from a backup, or remove it; the agent then fetches and reconciles everything once"
 
@@ -103,12 +103,14 @@ class InstalledState:
         )
 
     def load_retries(self) -> tuple[tuple[Retry, ...], bool]:
-        """Return what is to be retried, and whether it was found in files of an earlier release."""
+        """Return the retries, and whether they come from files of an earlier release."""
         return load_retries(self._files, self.layout)
 
     def save_retries(self, retries: Sequence[Retry], *, sync_parent: bool = True) -> None:
-        """Replace what is to be retried."""
-        self._files.save_json(self.layout.retries, retries_to_json(retries), sync_parent=sync_parent)
+        """Replace the retries."""
+        self._files.save_json(
+            self.layout.retries, {"retries": self._files.unstructured(list(retries))}, sync_parent=sync_parent
+        )
 
     def load_activations(self) -> dict[str, str]:
         """Return item id -> activation key of its last successful run."""

@@ -43,7 +43,7 @@ def read_certificates(root: str | os.PathLike[str]) -> list[dict[str, Any]] | No
 
 
 def _with_retry(row: dict[str, Any], retries: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    """Return the record of a certificate with what is known of its retry, if its last attempt failed."""
+    """Return the record of a certificate, with the fields of its retry if its last attempt failed."""
     row = {"last_error": "", "attempts": 0, "next_try_at": 0.0, **row}
     retry = retries.get(f"cert:{row['cert_id']}", {})
     if row.get("last_outcome") in ("failed", "rolled_back") or row.get("owed"):
@@ -52,7 +52,7 @@ def _with_retry(row: dict[str, Any], retries: dict[Any, dict[str, Any]]) -> dict
 
 
 def _retries(root: str | os.PathLike[str]) -> list[dict[str, Any]] | None:
-    """Return the rows of ``retries.json``; None before it is written first."""
+    """Return the rows of ``retries.json``; None if it was never written."""
     raw = _json(root, "retries.json")
     if raw is None:
         return None

@@ -1,4 +1,4 @@
-"""Read and write ``state/retries.json``: what failed, and when it is retried.
+"""Read ``state/retries.json``: failures and when they are retried.
 
 Earlier releases kept failures with the signals of the inbox and with the records of certificates; while there is no
 ``retries.json``, they are taken from there.
@@ -6,14 +6,14 @@ Earlier releases kept failures with the signals of the inbox and with the record
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
 
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import Retry, RetryKind, retry_key
-from certctrl.model.signals import Signal, to_wire
+from certctrl.model.signals import Signal
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import StateFiles
 
@@ -21,19 +21,8 @@ FIX = "remove it; the agent then retries everything that fails, from the beginni
 
 
 @attrs.frozen(kw_only=True)
-class _Row:
-    resource: str
-    kind: RetryKind
-    attempts: int
-    failures: int
-    last_error: str
-    next_try_at: float
-    reported: str = ""
-
-
-@attrs.frozen(kw_only=True)
 class _Earlier:
-    """The fields that signals and records had."""
+    """The failure fields of signals and records."""
 
     attempts: int = 0
     last_error: str = ""
@@ -45,40 +34,19 @@ def load_retries(files: StateFiles, layout: ConfigDir) -> tuple[tuple[Retry, ...
 
     Raises DiskError, StateCorruptError.
     """
-    if files.load_json(layout.retries, FIX) is None:
+    raw = files.load_json(layout.retries, FIX)
+    if raw is None:
         return tuple(_earlier(files, layout)), True
-    rows = files.load_part(layout.retries, "retries", tuple[dict[str, Any], ...], (), FIX)
-    return tuple(_retry(files, layout, row) for row in rows), False
-
-
-def retries_to_json(retries: Sequence[Retry]) -> dict[str, Any]:
-    """Return retries as the body of their file."""
-    return {"retries": [_to_json(retry) for retry in retries]}
+    return files.structured(tuple[Retry, ...], raw.get("retries"), "retries", layout.retries, FIX), False
 
 
 def has_failed(row: dict[str, Any]) -> bool:
-    """Return whether a row of the inbox or of a record is of an earlier release and had failed."""
+    """Return whether a row of the inbox or of a record is a failure of an earlier release."""
     return bool(row.get("attempts") or row.get("last_error"))
 
 
-def _to_json(retry: Retry) -> dict[str, Any]:
-    row = attrs.asdict(retry, recurse=False)
-    return row | {"signal": to_wire(retry.signal) if retry.signal is not None else None}
-
-
-def _retry(files: StateFiles, layout: ConfigDir, row: dict[str, Any]) -> Retry:
-    facts = files.structured(_Row, row, "retries", layout.retries, FIX)
-    signal = _signal(files, layout, row["signal"]) if row.get("signal") is not None else None
-    return Retry(**attrs.asdict(facts), signal=signal)
-
-
-def _signal(files: StateFiles, layout: ConfigDir, raw: Any) -> Signal:
-    signal: Signal = files.structured(Signal, raw, "signal", layout.retries, FIX)
-    return signal
-
-
 def _earlier(files: StateFiles, layout: ConfigDir) -> Iterable[Retry]:
-    """Return what earlier releases kept; of a certificate whose signal failed, that signal's retry."""
+    """Return the failures that earlier releases kept; the retry of a signal replaces that of its certificate."""
     found: dict[str, Retry] = {}
     certificates = files.load_part(layout.certificates, "certificates", dict[str, dict[str, Any]], {}, FIX)
     for cert_id, row in certificates.items():
@@ -91,7 +59,7 @@ def _earlier(files: StateFiles, layout: ConfigDir) -> Iterable[Retry]:
     for row in files.load_part(layout.inbox, "entries", tuple[dict[str, Any], ...], (), FIX):
         facts = files.structured(_Earlier, row, "entries", layout.inbox, FIX)
         if facts.attempts or facts.last_error:
-            signal = _signal(files, layout, row.get("signal"))
+            signal: Signal = files.structured(Signal, row.get("signal"), "entries.signal", layout.inbox, FIX)
             kind = RetryKind.REFUSED if facts.attempts else RetryKind.WAITING
             retry = _carried_over(signal.resource, kind, facts)
             found[retry_key(signal)] = attrs.evolve(retry, signal=signal, reported=facts.last_error)

@@ -17,7 +17,6 @@ from typing import Any
 
 from certctrl.errors import StateCorruptError
 from certctrl.model.records import Ack, DeviceKeys, InboxEntry, Tokens
-from certctrl.model.signals import Signal, to_wire
 from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs
@@ -147,11 +146,12 @@ class SessionState:
     # --- signals ------------------------------------------------------------------------------------------
 
     def load_inbox(self) -> tuple[InboxEntry, ...]:
-        """Return the pending signals, oldest first; those that had failed under an earlier release are retries now."""
+        """Return the pending signals, oldest first; failed ones of an earlier release are retries instead."""
         path, fix = self.layout.inbox, f"remove it and {self.layout.last_cursor}; the agent then reconciles everything"
         rows = self._files.load_part(path, "entries", tuple[dict[str, Any], ...], (), fix)
-        signals = [self._files.structured(Signal, row.get("signal"), "entries.signal", path, fix) for row in rows]
-        return tuple(InboxEntry(signal=one) for one, row in zip(signals, rows, strict=True) if not has_failed(row))
+        pending = [row for row in rows if not has_failed(row)]
+        entries: tuple[InboxEntry, ...] = self._files.structured(tuple[InboxEntry, ...], pending, "entries", path, fix)
+        return entries
 
     def save_inbox(self, entries: Sequence[InboxEntry]) -> None:
         """Replace the inbox."""
@@ -159,8 +159,11 @@ class SessionState:
 
     def _inbox(self, entries: Sequence[InboxEntry]) -> bytes:
         known = self._rows  # a burst saves most entries unchanged many times
-        self._rows = {id(entry): known.get(id(entry)) or (entry, _row(entry)) for entry in entries}
+        self._rows = {id(entry): known.get(id(entry)) or (entry, self._row(entry)) for entry in entries}
         return decode.to_json_of_rows("entries", [row for _, row in self._rows.values()])
+
+    def _row(self, entry: InboxEntry) -> str:
+        return json.dumps(self._files.unstructured(entry), separators=(",", ":"), allow_nan=False)
 
     def load_outcomes(self) -> tuple[tuple[Ack, ...], tuple[str, ...]]:
         """Return the outcomes that the plane has not acknowledged, and the identities of completed signals.
@@ -189,7 +192,3 @@ class SessionState:
         """
         self.save_outcomes(acks, done)
         self._files.save(self.layout.inbox, self._inbox(entries), sync_parent=False)
-
-
-def _row(entry: InboxEntry) -> str:
-    return json.dumps({"signal": to_wire(entry.signal)}, separators=(",", ":"), allow_nan=False)

@@ -1,4 +1,4 @@
-"""retries.json, and what earlier releases kept in other files instead."""
+"""``retries.json`` round-trips, and failures in the files of earlier releases become retries."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def entry(signal: CertRenewed | CertRevoked, **more: object) -> dict[str, object
 
 
 def earlier(store: StateStore) -> None:
-    """Write the files of the release that had no retries.json."""
+    """Write the files of a release without ``retries.json``."""
     failed = {"attempts": 4, "last_error": "nginx: bad", "next_try_at": 500.0}
     rows = [
         certificate(6, last_outcome="rolled_back", staged="g", **failed),
@@ -118,7 +118,7 @@ def test_the_rows_of_certificates_keep_their_fields(store: StateStore) -> None:
 @pytest.mark.parametrize(
     "body", [b"{", b"[]", b'{"state_version":1,"retries":3}', b'{"state_version":1,"retries":[1]}']
 )
-def test_damage_is_named(store: StateStore, body: bytes) -> None:
+def test_damage_is_reported(store: StateStore, body: bytes) -> None:
     store.layout.retries.write_bytes(body)
     for load in (store.installed.load_retries, lambda: read_only.waiting_signals(store.layout.root)):
         with pytest.raises(StateCorruptError, match=r"retries\.json"):
