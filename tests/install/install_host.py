@@ -92,7 +92,7 @@ class Service:
     """Fingerprint of the leaf that clients see."""
     reloads: int = 0
     broken: bool = False
-    """Whether reload fails, whatever is on disk."""
+    """Whether reload always fails."""
     refuses: set[str] = attrs.field(factory=set)
     """Fingerprints that it does not load."""
     deaf: bool = False

@@ -47,7 +47,7 @@ async def test_a_failed_command_does_not_run_again_before_it_is_due(clock: MockC
     assert (len(host.proc.calls), host.retry(1).attempts) == (2, 2)
 
 
-@pytest.mark.parametrize("how", ["by hand", "new terms", "new material", "revoked beside it"])
+@pytest.mark.parametrize("how", ["by hand", "new terms", "new material", "another one revoked"])
 async def test_requested_and_new_work_does_not_wait(clock: MockClock, host: Host, how: str) -> None:
     items = await failing(host)
     host.proc.does.clear()
@@ -59,7 +59,7 @@ async def test_requested_and_new_work_does_not_wait(clock: MockClock, host: Host
             assert (await host.installer.converge_all(items)).kind is APPLIED
         case "new material":
             assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
-        case "revoked beside it":
+        case "another one revoked":
             items = [ExecAction(id="r", cmd_argv=RELOAD)]  # the same command, now about both
             await host.deliver(2)
             calls = len(host.proc.calls)
@@ -146,7 +146,7 @@ def test_a_pair_is_due_as_a_whole() -> None:
     others = attrs.evolve(plan, concerns=dict.fromkeys(("key", "cert", "other"), (2,)))
     both = certs | {2: DesiredCert(facts=CertFacts(cert_id=2, name="b"), live="g", generation="g")}
     records = [record, attrs.evolve(record, facts=CertFacts(cert_id=2, name="a"))]
-    assert without_not_due(others, both, records, {1}).not_due == {2}, "what is new is noted, whatever it owed"
+    assert without_not_due(others, both, records, {1}).not_due == {2}, "new work is recorded even if items are pending"
     behind = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="h", generation="h")}
     assert without_not_due(plan, behind, [record], ()) == plan, "a crash left another generation live"
 

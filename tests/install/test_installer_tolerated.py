@@ -123,11 +123,11 @@ def test_a_pair_in_two_steps_is_not_tolerated() -> None:
     late = CopyAction(
         id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True, depends_on=("key",)
     )
-    beside = CopyAction(id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True)
+    other_half = CopyAction(id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True)
     about = {"key": (1,), "cert": (1,)}
     assert {file_group.tolerant for file_group in file_groups_of([key, late], about).values()} == {False}
-    assert {file_group.tolerant for file_group in file_groups_of([key, beside], about).values()} == {True}
-    assert len({file_group.name for file_group in file_groups_of([key, beside], about).values()}) == 1
+    assert {file_group.tolerant for file_group in file_groups_of([key, other_half], about).values()} == {True}
+    assert len({file_group.name for file_group in file_groups_of([key, other_half], about).values()}) == 1
 
 
 # --- named and tried again -----------------------------------------------------------------------------------------

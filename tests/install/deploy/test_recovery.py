@@ -56,7 +56,9 @@ async def test_work_pending_at_a_crash_is_done_at_the_next_start(clock: MockCloc
     service = host.serve(RELOAD, 1, 1001)
     await host.deliver(1, items=items)
     await crashed(host, RELOAD, items)
-    assert host.installer.records[1].facts.fingerprint_sha256 != host.live(1), "the record was not written any more"
+    assert host.installer.records[1].facts.fingerprint_sha256 != host.live(1), (
+        "the crash came before the record was written"
+    )
     await host.installer.recover()
     record = host.installer.records[1]
     assert (record.facts.fingerprint_sha256, record.stage) == (host.live(1), Stage.COMMITTED)

@@ -113,7 +113,7 @@ async def test_a_failed_reload_does_not_undo_a_removal(clock: MockClock, host: H
     assert host.retry(1).attempts == 1
     host.clock += 60
     await host.installer.converge_all(items)
-    assert host.proc.calls == [RELOAD] * 3, "the reload was still owed"
+    assert host.proc.calls == [RELOAD] * 3, "the reload was still pending"
     assert host.retry(1).attempts == 0
     await host.installer.converge_all(items)
     assert host.proc.calls == [RELOAD] * 3

@@ -30,7 +30,7 @@ def bundle(maker: Maker, now: float) -> Bundle:
 
 
 def no_password(kind: str) -> bytes:
-    raise AssertionError(f"nobody needs a {kind} password here")
+    raise AssertionError(f"no {kind} password is needed here")
 
 
 def test_base_files_are_always_there(bundle: Bundle) -> None:

@@ -50,7 +50,7 @@ def test_a_changed_file_is_restored_and_its_service_reloaded() -> None:
     assert writes(found) == ["/ssl/c/private.key"]
     assert runs(found) == [("r",)]
     (due,) = only_set(found).steps[1].runs
-    assert due.stale_marker, "the marker says done: after a crash nobody would reload"
+    assert due.stale_marker, "the marker says done: after a crash nothing would reload"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_the_same_command_before_and_after_stays_two_commands() -> None:
     assert runs(plan(items, cert(1))) == [("r1",), ("r2",)]
     assert ordered_steps([run("a", "b"), run("b", "a")]) == [[("a", "b")]]
     circle = [copy("a", 1, depends_on=("b",)), copy("b", 1, depends_on=("a",))]
-    assert ordered_steps(circle) == [[("a",), ("b",)]], "a circle that got this far is not followed for ever"
+    assert ordered_steps(circle) == [[("a",), ("b",)]], "a cycle ends"
 
 
 def test_disabled_items_do_nothing() -> None:

@@ -119,7 +119,7 @@ async def test_one_of_several_certificates_is_accepted(autojump_clock: trio.test
     await probe_tls(VERIFY, [OLD, NEW], deadline=trio.current_time() + 1, once=Script((at("a", OLD),)))
 
 
-# --- whether something taken away is shown no more ----------------------------------------------------------------
+# --- removed leaves -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ NASTY: dict[str, tuple[list[str], dict[str, object]]] = {
         {"timed_out": True},
     ),
     "reads standard input": (["/bin/cat"], {"status": 0, "output": ""}),
-    "sleeps for ever": (["/bin/sleep", "300"], {"timed_out": True, "status": -signal.SIGTERM}),
+    "sleeps forever": (["/bin/sleep", "300"], {"timed_out": True, "status": -signal.SIGTERM}),
     "prints escape codes": (
         ["/usr/bin/printf", r"\033]0;owned\007\033[31m\302\233\342\200\256red\r\n\377ok"],
         {"status": 0, "output": "\\x1b]0;owned\\x07\\x1b[31m\\x9b\\u202ered\n\\xffok"},
