@@ -41,4 +41,4 @@ def test_references_are_found() -> None:
     paper, folder = "api" + ".md", "/" + "home" + "/somebody"
     assert references(f"as {paper} says (§4)") == [f"line 1: as {paper} says (§4)"]
     assert references(f"first\ncd {folder}/certctrl") == [f"line 2: cd {folder}/certctrl"]
-    assert not references("see docs/protocol.md, wire-api.md and GET /apiv1/work/3; https://plane.test/home/x")
+    assert not references(f"see docs/protocol.md, wire-{paper} and GET /apiv1/work/3; https://plane.test/home/x")
