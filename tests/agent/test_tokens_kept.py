@@ -37,7 +37,7 @@ async def test_a_full_disk_spends_nothing(
         with pytest.raises(DiskError):
             await keeper.refresh(old)
     assert world.spent == []
-    assert caplog.text.count("Token refresh put off") == 1
+    assert caplog.text.count("Token refresh postponed") == 1
     await trio.sleep(60)
     assert await keeper.refresh(old) != old
     assert world.spent == ["canary-r0"]
@@ -60,7 +60,7 @@ async def test_a_save_that_fails_keeps_the_tokens_in_memory_until_it_works(
     access = await keeper.refresh(old)
     assert await keeper.current() == access, "polling goes on"
     assert world.on_disk == Tokens(access_token=old, refresh_token="canary-r0")
-    assert "held in memory only" in caplog.text
+    assert "New tokens are in memory only" in caplog.text
     async with trio.open_nursery() as nursery:
         nursery.start_soon(keeper.keep_token_fresh)
         await trio.sleep(60)

@@ -200,7 +200,7 @@ class Trial:
             self._configure(verify_timeout_seconds=15.0)
 
     def _configure(self, **settings: Any) -> None:
-        daemon, told = self.agent.daemon, "In step with the plane"
+        daemon, told = self.agent.daemon, "Compared with the plane"
         before = daemon.text.count(told)
         self.agent.configure(**settings)
         daemon.send(signal.SIGHUP)

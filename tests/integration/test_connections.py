@@ -71,7 +71,7 @@ def relay(plane: Plane) -> Iterator[Relay]:
 def used_during(relay: Relay, agent: Agent, polls: int, seconds: float = PATIENCE) -> tuple[int, int]:
     """Wait for some polls; return the connections used and those opened meanwhile."""
     daemon = agent.daemon
-    daemon.says("In step with the plane", "Done: type=install.updated")
+    daemon.says("Compared with the plane", "Done: type=install.updated")
     wait_for(agent.has_reported_all, "the acks to be sent")
     seen = daemon.text.count("Response: 204")
     daemon.says("Response: 204", count=seen + 3)  # the start is over: only polls follow

@@ -74,7 +74,7 @@ def test_a_directory_copied_elsewhere_works(fleet: Fleet, plane: Plane) -> None:
     assert not old.exists()
     assert agent.serials() == before
     agent.start()
-    agent.daemon.says("In step with the plane: 2 certificates, 0 changed")
+    agent.daemon.says("Compared with the plane: 2 certificates, 0 differences")
     renew_all(agent)
     agent.catches_up()
     assert agent.daemon.stop() == 0

@@ -129,7 +129,7 @@ def test_the_plane_is_down_for_the_daemon(deserted: Agent) -> None:
     asked = deserted.cli("poll-now")
     assert asked.returncode == 69
     assert asked.stdout.startswith("Polled: token refresh failed: nothing listens at 127.0.0.1:")
-    daemon.says("[CRITICAL] [Poll] Circuit breaker open after 3 failures in a row; probing slowly")
+    daemon.says("[CRITICAL] [Poll] Circuit breaker open after 3 consecutive failures; probing slowly")
     shown = deserted.cli("status")
     assert shown.returncode == 1
     assert "Problem: the control plane gave no usable answer 3 times in a row" in shown.stdout

@@ -90,7 +90,7 @@ def test_a_stop_lets_a_running_install_finish(signum: signal.Signals, installing
     assert f"Stopping: {signum.name}; running work gets up to 10.0 s" in lines
     assert lines.rstrip().endswith(f"Stopped: asked to stop {signum.name}")
     agent.start()
-    agent.daemon.says("In step with the plane: 1 certificates, 0 changed")
+    agent.daemon.says("Compared with the plane: 1 certificates, 0 differences")
     assert agent.daemon.stop() == 0
 
 
@@ -123,7 +123,7 @@ def test_a_second_sigterm_ends_it_immediately(installing: tuple[Agent, SlowReloa
     agent.daemon.send(signal.SIGTERM)
     agent.daemon.says("Stopping: SIGTERM; running work gets up to 300.0 s")
     assert agent.daemon.stop(signal.SIGTERM) == 0
-    assert "Second stop request: cancelling what still runs" in agent.daemon.text
+    assert "Second stop request: cancelling running work" in agent.daemon.text
     assert reload.seen("done") == 0
 
 
@@ -154,7 +154,7 @@ def test_sighup_applies_a_good_configuration_and_rejects_a_bad_one(fleet: Fleet,
     daemon.says("Configuration reloaded: application.poll_interval_ms\n")
     agent.configure(poll_intervall_ms=5)
     daemon.send(signal.SIGHUP)
-    daemon.says("New configuration refused, the old one stays: ", "poll_intervall_ms: unknown key")
+    daemon.says("Configuration rejected, keeping the old one: ", "poll_intervall_ms: unknown key")
     status = json.loads(agent.cli("status", "--daemon", "--json").stdout)
     assert status["poll"]["interval_ms"] == 110
     assert [(problem["what"], problem["fix"]) for problem in status["problems"]] == [
@@ -177,7 +177,7 @@ def test_sigusr1_polls_now(fleet: Fleet, plane: Plane) -> None:
     daemon.says("204 No Content")
     plane.operator.issue("now.example.com", agent.device_id)
     daemon.send(signal.SIGUSR1)
-    daemon.says("Immediate poll asked for by SIGUSR1", "Response: 200 OK, 1 signals", "outcome=applied")
+    daemon.says("Immediate poll requested by SIGUSR1", "Response: 200 OK, 1 signals", "outcome=applied")
     assert agent.caught_up()
     assert daemon.stop() == 0
 

@@ -235,7 +235,7 @@ def test_a_plane_without_a_notify_endpoint_is_healthy() -> None:
         await scene.until(lambda: scene.live(row["id"]))
         await scene.until(lambda: scene.agent.inbox.acks_pending == 0)
         assert (await scene.ask("status"))["health"] == "healthy"
-        assert scene.log.count("takes no acks") == 1, "logged once"
+        assert scene.log.count("does not accept acks") == 1, "logged once"
 
     play(scenario)
 
