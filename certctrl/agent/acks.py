@@ -1,6 +1,6 @@
-"""Acks: outcomes go to the plane oldest first, in batches, right before the next poll.
+"""Send outcomes to the plane: oldest first, in batches, before the next poll (``docs/protocol.md``).
 
-What is done while the plane holds a long poll does not wait for its end: it is sent beside it.
+Outcomes that arrive during a long-poll are sent alongside it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from certctrl.protocol.events import AcksFailed, AcksSent, Event
 
 BATCH = 100
 PAUSE = 0.2
-"""Seconds that an outcome beside a long poll waits for others."""
+"""Seconds that an outcome waits for others during a long-poll."""
 
 
 async def flush_acks(agent: Agent) -> Event:
-    """Send every pending ack; each batch leaves memory only after the plane took it, and the disk later still."""
+    """Send all pending acks; each leaves memory once the plane accepts it, and the disk later."""
     if dropped := agent.inbox.acks_dropped - agent.counters.acks_dropped:
         agent.counters.acks_dropped += dropped
         log_line(agent.log, Line.ACKS_DROPPED, count=dropped)
@@ -44,7 +44,7 @@ async def flush_acks(agent: Agent) -> Event:
 
 
 async def send_during_poll(agent: Agent) -> None:
-    """Send what comes to be done from now on; what the plane does not take is left to the next poll."""
+    """Send new acks until cancelled or until the plane does not accept one; the next poll sends the rest."""
     while True:
         await agent.inbox.wait_for_ack()
         await trio.sleep(PAUSE)

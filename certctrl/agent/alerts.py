@@ -1,4 +1,4 @@
-"""Alerts: what an operator must hear of, in log, metrics, status and by the host's own command."""
+"""Alert the operator: in the log, the metrics, the status and by the ``on_alert`` command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXPIRY = (Urgency.LATE.value, Urgency.EXPIRED.value)
 
 
 async def raise_alert(agent: Agent, kind: str, what: str, fix: str, **facts: object) -> None:
-    """Raise one alert everywhere it belongs: log, metrics, status, the operator's command."""
+    """Raise one alert in the log, the metrics, the status and by the operator's command."""
     agent.counters.alerts[kind] += 1
     agent.report_problem(problem_key(kind, facts.get("cert_id", "")), what, fix)
     log_line(agent.log, Line.ALERT, what=what)
@@ -23,24 +23,24 @@ async def raise_alert(agent: Agent, kind: str, what: str, fix: str, **facts: obj
 
 
 def problem_key(kind: str, cert_id: object = "") -> str:
-    """Return the key under which an alert stands in the status."""
+    """Return the key of an alert in the status."""
     return f"alert:{kind}:{cert_id}"
 
 
 def clear_alerts(agent: Agent, cert_id: int, kinds: Sequence[str] = (REVOKED, *EXPIRY)) -> None:
-    """Take back what was alerted about a certificate that is fine again, or no longer ours."""
+    """Clear the alerts of a certificate that is in order again or no longer on this host."""
     for kind in kinds:
         agent.clear_problem(problem_key(kind, cert_id))
 
 
 def revoked(record: CertRecord) -> tuple[str, str]:
-    """Return what is wrong with a revoked certificate, and what to do about it."""
+    """Return the problem with a revoked certificate and its fix."""
     what = f"certificate {record.cert_id} ({record.name}) was revoked"
     return what, "issue a new one at the plane, or unassign this one there"
 
 
 def restore_revocations(agent: Agent, listed: Iterable[CertificateSummary]) -> None:
-    """Keep revocations in sight over restarts, until the plane lists them no more; nothing is alerted anew."""
+    """Show revocations in the status across restarts, while the plane lists them; no alert is repeated."""
     standing = {summary.id: summary.status == REVOKED for summary in listed}
     for record in agent.installer.records.values():
         if standing.get(record.cert_id, False):

@@ -17,7 +17,7 @@ from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import InboxEntry
 
 LONGEST_WAIT = 60.0
-"""Seconds until a batch without waiting certificates is checked for ones that have joined since."""
+"""Seconds until a batch without waiting certificates is checked for new ones."""
 
 
 @attrs.frozen(kw_only=True, eq=False)

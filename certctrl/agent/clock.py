@@ -1,4 +1,4 @@
-"""The wall clock: the one place that reads it. Imports nothing else, so that every command may use it."""
+"""The wall clock; the only module that reads it. It imports nothing else, so that any command may use it."""
 
 from time import time
 

@@ -1,4 +1,4 @@
-"""Agent: everything one run shares, passed by hand; no container, no globals."""
+"""Agent: the state that the tasks of one run share; passed as an argument, no globals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @attrs.define(kw_only=True, eq=False)
 class Problem:
-    """Something an operator should know now; shown by `status`, makes health degraded."""
+    """A problem for the operator; shown by `status`, makes health degraded."""
 
     what: str
     since: float
@@ -47,7 +47,7 @@ class Problem:
 
 @attrs.define(kw_only=True, eq=False)
 class Agent:
-    """One run of the agent. Mutable fields are owned by the task named beside them."""
+    """One run of the agent."""
 
     layout: ConfigDir
     fs: Fs
@@ -66,26 +66,26 @@ class Agent:
     offload: Callable[..., Awaitable[Any]]
 
     config: AgentConfig
-    """Replaced whole by `reload` (run.py)."""
+    """Replaced by `Reloader`."""
     device_id: str | None = None
-    """The device's public id, read once: no later trouble with the disk may hide who we are."""
+    """The device's public id, read once, so that a failing disk does not hide it."""
     policy: HostPolicy
-    """Replaced whole by `reload` (run.py)."""
+    """Replaced by `Reloader`."""
     environ: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    """What overrides the configuration files, also at a reload."""
+    """Environment variables that override the configuration files, also at a reload."""
     on_reload: Callable[[AgentConfig], None] | None = None
-    """Told of each configuration that comes into force by SIGHUP."""
+    """Called with each configuration that SIGHUP activates."""
     items: tuple[InstallItem, ...] = ()
-    """Install items in force: the plane's, then this host's own (install_config.py)."""
+    """Active install items: the plane's, then the local ones (``install_config.py``)."""
 
     intake: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Cancelled first on stop: no new signals."""
     stop: Stop | None = None
     """Set before ``intake`` is cancelled."""
     problems: dict[str, Problem] = attrs.field(factory=dict)
-    """By a stable key; `trouble` and `well` keep it."""
+    """By a stable key; see `report_problem` and `clear_problem`."""
     logged_once: set[str] = attrs.field(factory=set)
-    """What is said once per run."""
+    """Keys of `first_time`."""
     started_at: float = 0.0
     """Wall clock."""
     started_mono: float = 0.0
@@ -104,13 +104,13 @@ class Agent:
     """Whether to compare the whole host with the plane now; the reconcile task resets it."""
 
     def stop_with(self, stop: Stop) -> None:
-        """Begin the orderly stop; the first reason counts."""
+        """Start the orderly stop; the first reason counts."""
         if self.stop is None:
             self.stop = stop
         self.intake.cancel()
 
     def report_problem(self, key: str, what: str, fix: str = "") -> bool:
-        """Note a problem; True when it is new or says something new."""
+        """Record a problem; return whether it is new or its text changed."""
         known = self.problems.get(key)
         if known is not None and known.what == what:
             return False
@@ -119,7 +119,7 @@ class Agent:
         return True
 
     def clear_problem(self, key: str) -> bool:
-        """Forget a problem; True when there was one."""
+        """Remove a problem; return whether there was one."""
         if self.problems.pop(key, None) is None:
             return False
         self.status_changed.value = True
@@ -152,7 +152,7 @@ class Agent:
         return due
 
     def first_time(self, key: str) -> bool:
-        """True the first time in this run."""
+        """Return whether this is the first call with ``key`` in this run."""
         new = key not in self.logged_once
         self.logged_once.add(key)
         return new

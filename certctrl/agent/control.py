@@ -1,8 +1,8 @@
-"""The control socket: ``state/agent.sock``, one JSON object per line, for one-shot commands beside the daemon.
+"""Serve the control socket ``state/agent.sock``: one JSON object per line, for one-shot commands.
 
-0600 under the 0700 state directory, and the peer's uid is asked of the kernel as well (SO_PEERCRED): only root
-and the daemon's own user get an answer (T24). The socket is bound through ``/proc/self/fd`` because the path
-of a Unix socket is limited to 107 bytes and a config directory's path is not.
+Its mode is 0600 in the 0700 state directory, and the kernel names the peer's uid (SO_PEERCRED): only root and the
+daemon's user get an answer. The socket is bound through ``/proc/self/fd``, because the path of a Unix socket is
+limited to 107 bytes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def serve_control(
 def _listening(fs: Fs, path: Path) -> Iterator[trio.SocketListener]:
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        remove_file(fs, path, durable=False)  # we hold daemon.lock: a socket here belongs to a dead daemon
+        remove_file(fs, path, durable=False)  # under daemon.lock, an existing socket belongs to a dead daemon
         plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         umask = os.umask(0o177)
         try:
@@ -96,7 +96,7 @@ async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation]
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
-            """End the work that is done for this client alone once it hangs up."""
+            """Cancel the work for this client once it disconnects."""
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 while await stream.receive_some(1024):
                     pass
@@ -108,7 +108,7 @@ async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation]
 
 
 async def perform(line: bytes, operations: Mapping[str, Operation], log: logging.Logger) -> dict[str, Any]:
-    """Return the reply to one request line; never raises for a bad request or a failed operation."""
+    """Return the reply to one request line; never raises for an invalid request or a failed operation."""
     try:
         request = json.loads(line)
         if not isinstance(request, dict) or request.get("op") not in operations:
@@ -118,7 +118,7 @@ async def perform(line: bytes, operations: Mapping[str, Operation], log: logging
         return {"ok": False, "error": "not a JSON object", "fix": None, "exit": 2}
     except CertctrlError as error:
         return {"ok": False, "error": str(error), "fix": error.fix, "exit": int(error.exit_status)}
-    except Exception as error:  # a bug in one operation must not end the daemon
+    except Exception as error:  # a bug in one operation must not stop the daemon
         log.error("control request failed: %s", type(error).__name__)
         return {"ok": False, "error": f"internal error ({type(error).__name__})", "fix": "see the log", "exit": 1}
 

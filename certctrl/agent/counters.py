@@ -1,7 +1,6 @@
-"""Counters: what one run counts, as plain numbers (spec, "Agent Metrics to Track").
+"""Counters of one run, as plain numbers (spec, "Agent Metrics to Track").
 
-Kept whether or not anybody asks, so they cost an integer each; ``metrics.py`` turns them into Prometheus
-families and ``reporter.py`` puts them into the status.
+``metrics.py`` turns them into Prometheus families, ``reporter.py`` puts them into the status.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ class Duration:
 
 @attrs.define
 class Counters:
-    """Everything counted since start."""
+    """Counts since the start of the agent."""
 
     polls: Counter[str] = attrs.field(factory=Counter)
     """By HTTP status as text (``200``, ``204``, ``401``, …), ``unusable`` or ``none`` without an answer."""
     poll_seconds: Duration = attrs.field(factory=lambda: Duration(POLL_BUCKETS))
-    """Request to answer, of polls without long-poll wait."""
+    """Seconds from request to answer, of polls without a long-poll wait."""
     signals: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     """By (type, outcome kind)."""
     signal_seconds: dict[str, Duration] = attrs.field(factory=dict)

@@ -1,4 +1,4 @@
-"""Trouble with the state directory: noted once, told once, and taken back with the first write that works."""
+"""Problems with the state directory: reported once, cleared on the next successful write."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from certctrl.errors import DiskError
 
 
 async def retry_writes(agent: Agent) -> None:
-    """Try again to write what the disk refused; nothing else may come that would."""
+    """Retry writes that the disk refused, in case no other change does."""
     if agent.inbox.behind:
         await write_or_report(agent, agent.inbox.secure())
 
 
 async def write_or_report(agent: Agent, writing: Awaitable[None]) -> None:
-    """Await a write that may fail: what the disk refuses stays in memory and is written with the next change."""
+    """Await a write and report its failure; refused data stays in memory until the next write."""
     try:
         await writing
     except DiskError as error:
@@ -26,12 +26,12 @@ async def write_or_report(agent: Agent, writing: Awaitable[None]) -> None:
 
 
 def report_disk_problem(agent: Agent, error: DiskError) -> None:
-    """Note that a state file could not be written."""
+    """Report that a state file could not be written."""
     if agent.report_problem("disk", str(error), error.fix or ""):
         log_line(agent.log, Line.DISK_FAILED, path=error.path, why=error)
 
 
 def clear_disk_problem(agent: Agent) -> None:
-    """Note that one could."""
+    """Clear the problem after a successful write."""
     if agent.clear_problem("disk"):
         log_line(agent.log, Line.DISK_RECOVERED)

@@ -1,13 +1,13 @@
-"""The dispatcher: one task per signal at work, in order per resource, side by side across resources.
+"""Handle signals: in order per resource, concurrently across resources, one task each.
 
-Which signals may run, which are superseded and when to look again is decided by ``protocol/coalescing.py``; this
-file starts the tasks, bounds each by its timeout, and makes each ending durable: an outcome is on disk before
-its signal counts as done. A signal that fails becomes a retry (`RetryTable`) and leaves the inbox; when it is due it
+``protocol/coalescing.py`` decides which signals may run, which are superseded and when to choose again. This module
+starts the tasks, limits each by its timeout, and makes each end durable: an outcome is on disk before its signal
+counts as done. A signal that fails becomes a retry (`RetryTable`) and leaves the inbox; when it is due it
 is handled here again. After ``poison_attempts`` it is quarantined: acked ``failed``, shown by `status`, and retried
 only slowly or when a newer signal of the same resource replaces it.
 
-Of renewals, ``handler_limit`` are at work at a time; the others queue, and a certificate that is ready joins a batch
-(``batches.py``). Neither holds a task: a thousand tasks were most of what a burst held in memory.
+At most ``handler_limit`` renewals run at a time; the others are queued, and ready certificates join a batch
+(``batches.py``). Neither needs a task: a thousand tasks were most of the memory of a burst.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from certctrl.protocol.coalescing import choose
 from certctrl.protocol.wire.signals import ack_event
 
 LOG_BATCH = 50
-"""Outcomes that are logged in one go: some milliseconds, so that nothing else waits longer."""
+"""Outcomes that are logged without a checkpoint: a few milliseconds."""
 LONGEST_WAIT = 3600.0
 """Seconds until the dispatcher chooses again even if nothing has changed: wall clocks jump."""
 
@@ -45,8 +45,8 @@ class Dispatcher:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self._busy: set[str] = set()
-        self._running: set[int] = set()  # entries by identity: in a burst all but a few run, and are asked about often
-        self._queue: deque[InboxEntry] = deque()  # renewals whose turn will come
+        self._running: set[int] = set()  # id() of running entries: in a burst nearly all run
+        self._queue: deque[InboxEntry] = deque()  # renewals that wait for a free handler
         self._renewing = 0
         self._closed = False
 
@@ -67,7 +67,7 @@ class Dispatcher:
         self.agent.work_changed.value = True
 
     async def drain(self) -> None:
-        """Handle everything that may run now, once, and return when nothing runs (one-shot commands)."""
+        """Handle everything that is due, once, and return when nothing runs (one-shot commands)."""
         async with trio.open_nursery() as nursery:
             tried: set[str] = set()
             while True:
@@ -88,7 +88,7 @@ class Dispatcher:
         changed.value = False
 
     async def _start(self, nursery: trio.Nursery, skip: set[str] | None = None) -> float | None:
-        """Start what may run; return the wall-clock time at which to look again, or None."""
+        """Start the signals that may run; return the wall-clock time of the next choice, or None."""
         retries, settings = self.agent.installer.retries, self.agent.config.application
         waiting = [InboxEntry(signal=one.signal, retry=one) for one in retries.signals() if one.signal is not None]
         waiting += [entry for entry in self.agent.inbox.entries() if id(entry) not in self._running]
@@ -127,7 +127,7 @@ class Dispatcher:
             self._start_queued(nursery)
 
     def _free(self, entries: Iterable[InboxEntry]) -> None:
-        """Note that nobody works on these any more."""
+        """Mark entries as no longer running."""
         for entry in entries:
             self._busy.discard(entry.signal.resource)
             self._running.discard(id(entry))
@@ -195,7 +195,7 @@ class Dispatcher:
             with trio.move_on_after(self._limit(signal)):
                 handled = await handler(agent, signal)
                 return handled if isinstance(handled, Candidate) else result_of(handled)
-        except Exception as error:  # one signal's trouble must not end the others
+        except Exception as error:  # a failing signal must not stop the others
             return explain(agent, entry, error)
         return Result(self._timed_out(signal))
 
@@ -209,7 +209,7 @@ class Dispatcher:
         return Outcome(kind=OutcomeKind.FAILED, detail=f"took longer than {limit:g} s")
 
     async def _done(self, done: Sequence[tuple[InboxEntry, Outcome, float]]) -> None:
-        """Bring signals to a good end, with one write for all of them."""
+        """Complete signals successfully, in a single write."""
         if not done:
             return
         for entry, outcome, seconds in done:

@@ -1,6 +1,6 @@
-"""The expiry guard: a certificate that runs out is noticed here, whatever the control plane does.
+"""Decide which certificates expire soon, and when to check again. Pure.
 
-It works from the facts recorded at deploy time, so it also works with the plane down for weeks (T4).
+It uses the facts recorded at deploy time, so it works even if the plane is down for weeks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHORTEST_SLEEP = 1.0
 
 
 class Urgency(StrEnum):
-    """How near the end a certificate is."""
+    """How close a certificate is to its expiry."""
 
     DUE = "due"
     LATE = "late"
@@ -38,7 +38,7 @@ class Finding:
 
 
 def time_left(seconds: float) -> str:
-    """Return a rest of life in the unit that tells something: certificates live for months, and for an hour."""
+    """Return a remaining lifetime in a suitable unit: certificates are valid for months, or for an hour."""
     for unit, length in (("days", 86_400.0), ("hours", 3600.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -46,16 +46,16 @@ def time_left(seconds: float) -> str:
 
 
 def warn_below(record: CertRecord, config: ApplicationConfig) -> float:
-    """Return the remaining seconds below which this certificate is due: the share of its life, at least the days.
+    """Return the remaining seconds below which a certificate is due: a share of its lifetime, at least some days.
 
-    The days never ask for more than half of a short life, so a one-hour certificate is not due for ever.
+    The days count for at most half of a short lifetime, so that a one-hour certificate is not always due.
     """
     life = max(0.0, record.facts.not_after - record.facts.not_before)
     return max(life * config.expiry_warn_fraction, min(config.expiry_warn_days * 86_400, life / 2))
 
 
 def find_expiring(records: Iterable[CertRecord], config: ApplicationConfig, now: float) -> list[Finding]:
-    """Return what is due (below the warning), late (below half of it: no renewal came) or expired."""
+    """Return the certificates that are due (below the warning), late (below half of it) or expired."""
     findings = []
     for record in records:
         if not record.generation or record.stage is Stage.WITHDRAWN:
@@ -76,24 +76,24 @@ def next_check(records: Iterable[CertRecord], config: ApplicationConfig, now: fl
         if record.generation and record.stage is not Stage.WITHDRAWN:
             limit = warn_below(record, config)
             moments += [record.facts.not_after - limit, record.facts.not_after - limit / 2, record.facts.not_after]
-    # one that is at hand, or was just now, counts: rounding must not put the next look behind it
+    # include a moment that has just passed: rounding must not skip it
     ahead = [moment - now for moment in moments if moment > now - SHORTEST_SLEEP]
     return max(SHORTEST_SLEEP, min([LONGEST_SLEEP, *ahead]))
 
 
 class RenewalRequests:
-    """Remembers what was asked of the plane, so that it is asked every six hours and not at every look."""
+    """Remembers requested renewals, so that each is requested every six hours at most."""
 
     def __init__(self) -> None:
         self._asked: dict[int, tuple[str, float, float]] = {}
 
     def due(self, finding: Finding, now: float) -> bool:
-        """Say whether to ask now for this serial."""
+        """Return whether to request a renewal of this serial now."""
         serial, at, pause = self._asked.get(finding.record.cert_id, ("", 0.0, 0.0))
         return serial != finding.record.facts.serial or not 0 <= now - at < pause  # below 0: the clock was ahead then
 
     def asked(self, finding: Finding, now: float, *, taken: bool = True) -> None:
-        """Note that the plane took the request, or that it was refused or not reached."""
+        """Record a request; ``taken``: whether the plane accepted it."""
         record = finding.record
         longest = ASK_AGAIN_SECONDS if taken else REFUSED_AGAIN_SECONDS
         pause = min(longest, max(60.0, (record.facts.not_after - record.facts.not_before) / 20))

@@ -1,4 +1,4 @@
-"""Guard expiry: warn, ask the plane for a renewal, raise the alarm when nothing comes (T4)."""
+"""Watch the expiry of certificates: warn, request a renewal, alert if none arrives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from certctrl.model.records import CertRecord
 
 
 async def guard_expiry(agent: Agent) -> None:
-    """Watch every deployed certificate's remaining life until cancelled; works with the plane down."""
+    """Watch the remaining lifetime of all certificates until cancelled; works while the plane is down."""
     requests = RenewalRequests()
     warned: dict[int, tuple[str, Urgency]] = {}
     while True:
@@ -37,7 +37,7 @@ async def guard_expiry(agent: Agent) -> None:
 
 
 def _serves_on(agent: Agent, here: CertRecord | None, now: float) -> bool:
-    """Return whether the renewal that is staged here is not due itself: then another one would help nobody."""
+    """Return whether a staged renewal is not due for renewal itself; then another one is not needed."""
     return here is not None and not find_expiring([here], agent.config.application, now)
 
 
@@ -55,19 +55,19 @@ async def _warn(agent: Agent, finding: Finding, here: CertRecord | None) -> None
 
 
 _NOT_COME = (
-    "no renewal has come",
-    "see at the plane why it is not renewed; `cert-ctrl status` says whether this host reaches it",
+    "no renewal has arrived",
+    "check on the plane why it is not renewed; `cert-ctrl status` shows whether this host reaches it",
 )
 
 
 def _why_not_renewed(agent: Agent, record: CertRecord) -> tuple[str, str]:
-    """Return why a renewal that is staged here is not in use, and what to do about it."""
+    """Return why a staged renewal is not in use, and the fix."""
     if record.held:
         name = record.facts.domains[0] if record.facts.domains else record.name
         return "its renewal is held back by a rollback", f"cert-ctrl rollback --domain {name} --release"
     if record.failing and (error := agent.installer.last_error(record.cert_id)):
-        return f"its renewal could not be deployed: {error}", "mend that, then `cert-ctrl apply --now`"
-    return "its renewal waits for the maintenance window", "`cert-ctrl apply --now` does not wait for it"
+        return f"its renewal could not be deployed: {error}", "fix that, then run `cert-ctrl apply --now`"
+    return "its renewal waits for the maintenance window", "`cert-ctrl apply --now` ignores it"
 
 
 async def _ask(agent: Agent, record: CertRecord) -> bool:
@@ -81,6 +81,6 @@ async def _ask(agent: Agent, record: CertRecord) -> bool:
 
 
 async def request_renewal(agent: Agent, cert_id: int, reason: str) -> None:
-    """Ask the plane to renew; the new material arrives as ``cert.renewed``."""
+    """Request a renewal from the plane; the new material arrives as ``cert.renewed``."""
     user_id, _device_id = await agent.tokens.identity()
     await agent.authorized(lambda token: agent.plane.request_renewal(token, user_id, cert_id, reason))

@@ -1,9 +1,8 @@
-"""Handlers: what one signal of each type makes this host do.
+"""Handle one signal of each type.
 
-A signal carries no authority: every handler fetches the truth from the plane, compares it with what is here,
-and converges. So duplicates, reorder, replay and gaps cost a GET and nothing else.
-A handler returns an Outcome, or a Candidate that is to be switched together with others, or raises one of our errors
-for "try again".
+A signal is only a hint: each handler fetches the current state from the plane, compares it with this host and
+converges. So duplicate, reordered, replayed or missing signals cost a request and nothing else. A handler returns an
+Outcome, or a Candidate to be switched in a batch; if it raises, the signal is retried.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ GONE = frozenset({404, 410})
 
 
 async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
-    """Fetch the install config if it changed, then bring every certificate in line with it."""
+    """Fetch the install config if it changed, then converge all certificates."""
     signal = cast(InstallUpdated, signal)
     log_line(agent.log, Line.INSTALL_FETCHING, config_id=signal.config_id, version=signal.version)
     changed = await refresh_install_config(agent)
-    outcome = await agent.installer.converge_all(agent.items, lasting=False)  # its outcome makes it so
+    outcome = await agent.installer.converge_all(agent.items, lasting=False)  # the outcome makes it durable
     stored = agent.store.installed.load_install_config()
     version = stored.version if stored else "none"
     if outcome.ok and (changed or outcome.kind is OutcomeKind.APPLIED):
@@ -60,9 +59,9 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
 
 
 async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
-    """Fetch, check and stage the certificate, for the batch that switches, reloads and probes.
+    """Fetch, check and stage a certificate for the batch that switches, reloads and probes.
 
-    An Outcome when the plane has none for this device.
+    Returns an Outcome if the plane has none for this device.
     """
     cert_id = cast(CertRenewed, signal).cert_id
     await agent.installer.head_start(cert_id, agent.items)
@@ -75,10 +74,10 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
 
 
 async def _stage(agent: Agent, cert_id: int) -> Candidate:
-    """Fetch one bundle, open and stage it; the SAN must cover what the plane says is assigned.
+    """Fetch, open and stage one bundle; its SAN must cover the assigned domains.
 
-    A known certificate is judged by the domains recorded here, which saves a request per renewal; when that
-    does not fit, the assignment may have changed, so it is asked for before anything is refused.
+    A known certificate is checked against its recorded domains, which saves a request per renewal. If they differ,
+    the assignment may have changed: it is fetched before the material is refused.
     """
     record = agent.installer.records.get(cert_id)
     materials = await agent.authorized(lambda token: agent.plane.fetch_materials(token, cert_id))
@@ -106,7 +105,7 @@ def _opener(agent: Agent, cert_id: int, domains: tuple[str, ...], materials: Dep
 
 
 def refuse_older(agent: Agent, bundle: Bundle) -> None:
-    """Refuse material older than what is here (T2): a replay, or a plane restored from a backup (T22)."""
+    """Refuse material older than the deployed one: a replay, or a plane restored from a backup."""
     record: CertRecord | None = agent.installer.records.get(bundle.facts.cert_id)
     if record is None or not record.generation or record.facts.fingerprint_sha256 == bundle.facts.fingerprint_sha256:
         return
@@ -119,7 +118,7 @@ def refuse_older(agent: Agent, bundle: Bundle) -> None:
 
 
 async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
-    """Confirm the revocation with the plane, then take the certificate out of use as the policy says."""
+    """Confirm the revocation with the plane, then withdraw the certificate according to the policy."""
     cert_id = cast(CertRevoked, signal).cert_id
     status = await certificate_status(agent, cert_id)
     record = agent.installer.records.get(cert_id)
@@ -130,7 +129,7 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
     outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
     agent.report_problem(problem_key(REVOKED, cert_id), *revoked(record))
-    if not agent.installer.records[cert_id].alarmed:  # every comparison with the plane finds it again
+    if not agent.installer.records[cert_id].alarmed:  # each resync finds it again
         done = outcome.detail or "taken out of use"
         log_line(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=done)
         await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id, done=done)
@@ -139,7 +138,7 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
 
 
 async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
-    """Remove a certificate that is no longer this device's, after the plane confirmed it."""
+    """Remove a certificate that is no longer assigned, after the plane confirmed it."""
     cert_id = cast(CertUnassigned, signal).cert_id
     record = agent.installer.records.get(cert_id)
     if record is None or not has_left_something(record):
@@ -155,12 +154,12 @@ async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
 
 
 def has_left_something(record: CertRecord) -> bool:
-    """Return whether a certificate is in use, staged, still served, or was not wholly removed before a crash."""
+    """Return whether a certificate is in use, staged, still served, or only partly removed by a crash."""
     return in_use(record) or record.withdrawal_incomplete or record.stage in (Stage.COMMITTED, Stage.ACTIVATED)
 
 
 async def certificate_status(agent: Agent, cert_id: int) -> str:
-    """Return the plane's word on a certificate: its status, or ``gone`` for 404 and 410."""
+    """Return the plane's status of a certificate, or ``gone`` for 404 and 410."""
     try:
         summary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, cert_id))
     except PlaneError as error:
@@ -171,7 +170,7 @@ async def certificate_status(agent: Agent, cert_id: int) -> str:
 
 
 async def on_ca_assigned(agent: Agent, signal: Signal) -> Outcome:
-    """Fetch a private CA and put it into the trust store, where the host's policy names one."""
+    """Fetch a private CA and import it into the trust store, if the policy has one."""
     ca_id = cast(CaAssigned, signal).ca_id
     ca = await agent.authorized(lambda token: agent.plane.fetch_ca(token, ca_id))
     outcome = await agent.installer.import_ca(ca_id, ca.name, ca.ca_certificate_pem, agent.items)
@@ -181,7 +180,7 @@ async def on_ca_assigned(agent: Agent, signal: Signal) -> Outcome:
 
 
 async def on_ca_unassigned(agent: Agent, signal: Signal) -> Outcome:
-    """Take a private CA out of the trust store."""
+    """Remove a private CA from the trust store."""
     signal = cast(CaUnassigned, signal)
     outcome = await agent.installer.remove_ca(signal.ca_id)
     if outcome.kind is OutcomeKind.APPLIED:
@@ -190,7 +189,7 @@ async def on_ca_unassigned(agent: Agent, signal: Signal) -> Outcome:
 
 
 async def on_resync_required(agent: Agent, signal: Signal) -> Outcome:
-    """Compare the whole host with the plane; what differs becomes signals of its own."""
+    """Compare the whole host with the plane; differences become separate signals."""
     found = await plan_resync(agent, cast(ResyncRequired, signal).reason or "the plane asked for it")
     return Outcome(kind=OutcomeKind.APPLIED, detail=f"{found} differences")
 

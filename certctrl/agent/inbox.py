@@ -1,18 +1,17 @@
-"""The inbox: signals are durable here or done before the cursor moves, and leave only after their outcome is durable.
+"""Keep received signals until their outcomes are durable, and outcomes until they are sent.
 
-Order is everything:
+The order of writes:
 
-    page → inbox.json or outcome → last_cursor.txt    nothing is lost: a crash in between brings the page again
-    outcome → pending_acks.json → inbox.json          nothing is forgotten: what is done is known to be done
-    failure → retries.json → inbox.json               nothing is given up: a signal that failed leaves as a retry
+    page → inbox.json or outcome → last_cursor.txt    after a crash in between, the plane sends the page again
+    outcome → pending_acks.json → inbox.json          a finished signal is known to be finished
+    failure → retries.json → inbox.json               a failed signal leaves as a retry
 
-Outcome and "done" are one file, so that no crash keeps the one and takes the other.
+Outcomes and the identities of finished signals are one file, so that no crash separates them. A signal is handled
+before it is durable here; one that is finished by the time of `secure` is never written.
 
-So a signal is at work before it is durable here, and what is done by the time of `secure` is never written.
-
-Writes are grouped: while one batch is on its way to the disk, the outcomes that arrive wait for the next,
-so a burst of a thousand signals costs a few dozen writes. Everything runs in one task at a time under
-``_disk``; a cancelled waiter loses nothing, because the batch belongs to the object and not to the waiter.
+Writes are grouped: outcomes that arrive during a write share the next one, so a burst of a thousand signals costs a
+few dozen writes. One task at a time writes, under ``_disk``; a cancelled waiter loses nothing, because the data
+belongs to the inbox.
 """
 
 from __future__ import annotations
@@ -58,14 +57,14 @@ class Inbox:
         self._changed = RepeatedEvent()
         acks, done = store.load_outcomes()
         self._acks, self._done = list(acks), dict.fromkeys(done)
-        # a power cut may bring back the inbox before the last: what it has more is done
+        # a power cut may restore an earlier inbox: its extra signals are done
         entries = {identity(entry.signal): entry for entry in store.load_inbox()}
         self._entries = {key: entry for key, entry in entries.items() if key not in self._done}
-        self._dirty = len(self._entries) < len(entries)  # something to write
+        self._dirty = len(self._entries) < len(entries)  # there is something to write
         retries.forget(self._done, self._entries)
-        self._fewer = False  # acks that only have to leave
-        self._unsafe: set[str] = set()  # admitted, and in no inbox that is known to be durable
-        self._outcomes = self._offered = 0  # how many acks ever came, and how many had when they were looked at last
+        self._fewer = False  # acks were sent and are still on disk
+        self._unsafe: set[str] = set()  # admitted, and not known to be durable
+        self._outcomes = self._offered = 0  # acks so far; of these seen by `next_acks`
         self.acks_dropped = 0
 
     @property
@@ -83,32 +82,32 @@ class Inbox:
         return list(self._entries.values())
 
     def has_room(self, count: int) -> bool:
-        """Say whether ``count`` more signals fit; when nobody is at work on any there always is room.
+        """Return whether ``count`` more signals fit; always true for an empty inbox.
 
-        What has failed and waits for its next try holds no room: one poison signal must not stop the polling.
+        Retries take no room: one failing signal must not stop polling.
         """
         at_work = len(self._entries)
         return (not at_work or at_work + count <= self._limit) and self.depth <= MAX_WAITING * self._limit
 
     async def wait_for_room(self, count: int) -> None:
-        """Wait until ``count`` more signals fit: a full inbox is backpressure, nothing is polled meanwhile."""
+        """Wait until ``count`` more signals fit; polling pauses meanwhile."""
         while not self.has_room(count):
             await self._changed.wait()
 
     async def wait_for_outcomes(self, entries: Sequence[InboxEntry]) -> None:
-        """Wait until each of these is done or has failed once."""
+        """Wait until each of these signals is done or has failed once."""
         while any(self._entries.get(identity(entry.signal)) is entry for entry in entries):
             await self._changed.wait()
 
     async def wait_for_ack(self) -> None:
-        """Wait for an ack that was not here when `next_acks` looked last."""
+        """Wait for an ack that the last `next_acks` did not return."""
         while self._outcomes == self._offered:
             await self._changed.wait()
 
     def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
-        """Take the page in and return the entries that are new: neither waiting here nor done before.
+        """Add the signals of a page and return the new ones: neither pending nor done.
 
-        They may be handled at once; the cursor must not pass them before `secure` has returned.
+        They may be handled immediately; the cursor must not pass them before `secure` has returned.
         """
         failed = {identity(one.signal) for one in self._retries.signals() if one.signal is not None}
         fresh: dict[str, InboxEntry] = {}
@@ -121,12 +120,12 @@ class Inbox:
         return list(fresh.values())
 
     async def secure(self) -> None:
-        """Make durable whatever is not: outcomes, and what was admitted and is not done.
+        """Make outcomes and unfinished signals durable.
 
-        Raises DiskError; then everything stays in memory, and the cursor where it is.
+        Raises DiskError; then everything stays in memory, and the cursor must not move.
         """
         async with self._disk:
-            while self._dirty:  # outcomes must be there before their signals leave
+            while self._dirty:  # outcomes are durable before their signals leave
                 await self._save()
             unsafe = set(self._unsafe)
             if not unsafe.isdisjoint(self._entries):
@@ -139,19 +138,19 @@ class Inbox:
             key = identity(entry.signal)
             self._entries.pop(key, None)
             self._done[key] = None
-        self._tell(*acks)
-        await self._write_and_tell()
+        self._add_acks(*acks)
+        await self._write_and_notify()
 
     async def hand_over(self, entry: InboxEntry, ack: dict[str, Any]) -> None:
         """Replace an entry that failed by its ack, durably; its retry, recorded before, is made durable first."""
         self._entries.pop(identity(entry.signal), None)
-        self._tell(ack)
-        await self._write_and_tell()
+        self._add_acks(ack)
+        await self._write_and_notify()
 
     async def report(self, event: dict[str, Any]) -> None:
-        """Queue an event that belongs to no signal (agent version, a late success), durably."""
-        self._tell(event)
-        await self._write_and_tell()
+        """Queue an event without a signal in the inbox (a later failure or success), durably."""
+        self._add_acks(event)
+        await self._write_and_notify()
 
     def next_acks(self, count: int) -> list[dict[str, Any]]:
         """Return the oldest acks, at most ``count``; they stay until `sent`."""
@@ -159,27 +158,26 @@ class Inbox:
         return [ack.event for ack in self._acks[:count]]
 
     def sent(self, events: Sequence[dict[str, Any]]) -> None:
-        """Drop acks that the plane took; compares by identity, new ones may have been added meanwhile.
+        """Drop acks that the plane accepted, compared by ``id()``: new ones may have been added since.
 
-        On disk they stay until the next outcome, or until `close`: after a crash before it they are sent again, which
-        tells the plane what it knows.
+        They stay on disk until the next outcome or `close`; after a crash they are sent again.
         """
         gone = {id(event) for event in events}
         self._acks = [ack for ack in self._acks if id(ack.event) not in gone]
         self._fewer = True
 
     async def close(self) -> None:
-        """Write what `sent` left for later; raises DiskError."""
+        """Write what `sent` postponed. Raises DiskError."""
         async with self._disk:
             if self._dirty or self._fewer:
                 await self._save()
 
     @property
     def behind(self) -> bool:
-        """Say whether there is something for `secure` to do, as after the disk refused a write."""
+        """Whether `secure` has something to write, as after a failed write."""
         return self._dirty or bool(self._unsafe)
 
-    def _tell(self, *events: dict[str, Any]) -> None:
+    def _add_acks(self, *events: dict[str, Any]) -> None:
         self._acks += [Ack(event=event) for event in events]
         self._outcomes += len(events)
         self._dirty = True
@@ -189,15 +187,15 @@ class Inbox:
         while len(self._done) > DONE_LIMIT:
             del self._done[next(iter(self._done))]
 
-    async def _write_and_tell(self) -> None:
+    async def _write_and_notify(self) -> None:
         try:
             await self._write()
-        finally:  # also when the disk refuses it: there is room in memory, and an outcome
+        finally:  # even if the disk refuses it: the signal has ended in memory
             self._changed.set()
 
     async def _write(self) -> None:
         async with self._disk:
-            if self._dirty:  # else the batch before ours carried our change
+            if self._dirty:  # otherwise the previous write included this change
                 await self._save()
 
     async def _save(self) -> None:

@@ -1,4 +1,4 @@
-"""The install items in force: fetched, checked against replay, kept, joined with this host's own rows."""
+"""Keep the active install items: the plane's, checked against replay, and the local ones."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from certctrl.store.state.installed import InstalledState, StoredInstallConfig
 
 
 def active_items(layout: ConfigDir, store: InstalledState) -> tuple[InstallItem, ...]:
-    """Return the plane's items and then the local ones; a local row with the same id is another item."""
+    """Return the plane's items, then the local ones; equal ids are different items."""
     return plane_items(store) + items_from_local(load_local_installs(layout))
 
 
 def plane_items(store: InstalledState) -> tuple[InstallItem, ...]:
-    """Return the items of the install config that is kept here."""
+    """Return the items of the stored install config."""
     stored = store.load_install_config()
     return install_config_from_wire(stored.raw).items if stored is not None else ()
 
 
 def local_items(items: Sequence[InstallItem]) -> tuple[InstallItem, ...]:
-    """Return this host's own among some items."""
+    """Return the local items among ``items``."""
     return tuple(item for item in items if is_local(item.id))
 
 
 def plain_hash(text: str) -> str:
-    """Return a hash in one spelling: base64 and base64url, padded or not, are one value."""
+    """Return a hash in one form: base64 and base64url, padded or not, are the same value."""
     return text.rstrip("=").replace("-", "+").replace("_", "/")
 
 
 def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | None) -> None:
-    """Refuse a lower version (rollback) and the same version with another hash (equivocation): T2.
+    """Refuse a lower version (rollback) and the same version with another hash (equivocation).
 
-    Versions count per config id: a host that moves to another device or another plane begins anew.
+    Versions count per config id: a host that moves to another device or plane starts again. Raises PlanError.
     """
     if stored is None:
         return
@@ -54,7 +54,7 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
             fix="publish it again with a higher version; if the plane lost its count: "
             "cert-ctrl -c DIR trust reset --install-config",
         )
-    seen = stored.hash_seen(str(fetched.id), fetched.version)  # also when another config was in force meanwhile
+    seen = stored.hash_seen(str(fetched.id), fetched.version)  # even if another config was active since
     if seen and plain_hash(fetched.installs_hash_b64) != plain_hash(seen):
         raise PlanError(
             f"version {fetched.version} came again with other contents",
@@ -64,9 +64,9 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
 
 
 async def refresh_install_config(agent: Agent) -> bool:
-    """Fetch the install config and put it in force; True when it changed.
+    """Fetch and activate the install config; return whether it changed.
 
-    Raises PlanError (kept out of the active state), PlaneError, TransportError, DiskError.
+    Raises PlanError (the old one stays active), PlaneError, TransportError, DiskError.
     """
     stored = agent.store.installed.load_install_config()
     user_id, device_id = await agent.tokens.identity()
@@ -77,10 +77,10 @@ async def refresh_install_config(agent: Agent) -> bool:
     try:
         answer = await agent.authorized(fetch)
     except PlaneError as error:
-        if error.status == 404:  # a device without an install config: only its own rows count
+        if error.status == 404:  # no install config for this device: only local items apply
             return False
         raise
-    if answer is None:  # what was refused, if anything was, has been taken back
+    if answer is None:  # a refused version, if any, was withdrawn
         agent.clear_problem("install-config")
         return False
     etag, raw = answer
@@ -111,10 +111,10 @@ async def refresh_install_config(agent: Agent) -> bool:
 async def converge_active_items(
     agent: Agent, prepared: Sequence[Candidate], cert_ids: Collection[int]
 ) -> dict[int, Outcome]:
-    """Switch to what is prepared by the items in force; again when an install config came meanwhile.
+    """Switch to prepared certificates with the active items; repeat if the items changed during that.
 
-    That one has looked at this host too early to see these certificates, and nobody else would bring them in line.
-    The outcomes that follow make lasting what is noted here.
+    A new install config does not include certificates that are switched while it is applied. The outcomes that
+    follow make the records durable.
     """
     items = agent.items
     outcomes = await agent.installer.converge(prepared, items, only=cert_ids, lasting=False)
@@ -126,15 +126,14 @@ async def converge_active_items(
 
 
 def item_problems(agent: Agent) -> list[dict[str, Any]]:
-    """Return what keeps items out of force, as status JSON: a plan or an apply without them is not the whole one."""
+    """Return why items are missing from the active ones, as status JSON; a plan without them is incomplete."""
     return [agent.problems[key].shown() for key in ("install-config", "local-installs") if key in agent.problems]
 
 
 def reload_items(agent: Agent) -> None:
-    """Read the items again; local rows that are wrong are reported, and those in force stay beside the plane's items.
+    """Read the items again; invalid local items are reported, and the active local ones stay.
 
-    A row that depends on what is not there stays in force too, without that name: its item may be one that the plane
-    has just taken out.
+    A local item with an unknown dependency stays active without it: the plane may just have removed that item.
     """
     try:
         agent.items = active_items(agent.layout, agent.store.installed)
@@ -144,5 +143,5 @@ def reload_items(agent: Agent) -> None:
         fix = error.fix or f"correct {agent.layout.local_installs}"
         if agent.report_problem("local-installs", str(error), fix):
             log_line(agent.log, Line.LOCAL_INSTALLS_WRONG, what=error)
-        with suppress(DiskError):  # a disk that cannot be read leaves in force what was
+        with suppress(DiskError):  # if the disk cannot be read, the active items stay
             agent.items = plane_items(agent.store.installed) + local_items(agent.items)

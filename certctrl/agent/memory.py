@@ -1,4 +1,4 @@
-"""Give memory back: what a burst needed is free again, but the C library keeps its pages until it is told."""
+"""Return free memory to the system: after a burst, the C library keeps the pages otherwise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 
 
 def release_memory() -> None:
-    """Collect garbage and return free pages to the system, where the C library can."""
+    """Collect garbage and return free pages to the system, if the C library can."""
     gc.collect()
     if (trim := _trim_call()) is not None:
         trim(0)
@@ -18,7 +18,7 @@ def release_memory() -> None:
 def _trim_call() -> Callable[[int], int] | None:
     import ctypes  # here: only the daemon needs it
 
-    call = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; others return pages by themselves
+    call = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only; others return pages automatically
     if call is not None:
         call.argtypes, call.restype = (ctypes.c_size_t,), ctypes.c_int
     return call

@@ -1,8 +1,8 @@
-"""Metric families: what one run counts, what it knows now, and each certificate's facts, as Prometheus text.
+"""Metric families as Prometheus text: counters, the current status, and the facts of each certificate.
 
-Only this module imports prometheus_client, and only switched-on metrics import this module. There are no
-global collectors: each scrape makes its families from the plain figures that the agent counts anyway. Names
-follow Prometheus' conventions (base units, ``_total``); ``docs/metrics.md`` explains each.
+Only this module imports prometheus_client, and only enabled metrics import this module. There are no global
+collectors: each scrape builds its families from plain counters. Names follow the conventions of Prometheus (base
+units, ``_total``); ``docs/metrics.md`` describes each.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ LONGEST_LABEL = 200
 
 @attrs.frozen(kw_only=True)
 class View:
-    """What one scrape shows."""
+    """The data of one scrape."""
 
     counters: Counters
     status: Mapping[str, Any]
     """As `reporter.snapshot` makes it."""
     records: Sequence[CertRecord]
     failed_attempts: Mapping[int, int] = attrs.field(factory=dict)
-    """Certificate id -> failures in a row; a certificate that does not fail may be missing."""
+    """Certificate id -> consecutive failures; certificates that do not fail may be missing."""
     version: str = ""
 
 
@@ -44,7 +44,7 @@ class AgentCollector(Collector):
         self._view = view
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family; also those without a value yet, so that an alert rule can name them."""
+        """Yield every family, even those without a value yet, so that alert rules can name them."""
         view = self._view
         yield _gauge("build_info", "Version of the agent.", [({"version": view.version}, 1)])
         yield from _counted(view.counters)
@@ -54,7 +54,7 @@ class AgentCollector(Collector):
 
 
 def render(view: View) -> bytes:
-    """Return the whole exposition as UTF-8 text."""
+    """Return the exposition as UTF-8 text."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(AgentCollector(view))
     return generate_latest(registry)
@@ -189,5 +189,5 @@ def _buckets(duration: Duration) -> list[tuple[str, float]]:
 
 
 def _label(text: str) -> str:
-    """Return a label value that no server can make endless."""
+    """Return a label value of limited length, whatever the server sends."""
     return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"

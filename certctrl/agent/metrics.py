@@ -1,7 +1,7 @@
-"""Publish metrics while they are switched on: a small listener for Prometheus, a textfile for its node exporter.
+"""Publish metrics if enabled: a small listener for Prometheus, a textfile for its node exporter.
 
-Off by default. The listener answers ``GET /metrics`` on a loopback address and nothing else; another address
-needs ``metrics_public``, because names of certificates and of the plane are nobody else's business.
+Disabled by default. The listener answers only ``GET /metrics``, on a loopback address; any other address needs
+``metrics_public``, because metrics contain the names of certificates and of the plane.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REQUEST_SECONDS = 5.0
-CONNECTIONS = 16  # a scraper needs one; more is somebody else
+CONNECTIONS = 16  # a scraper needs one
 LARGEST_REQUEST = 16 * 1024
 TEXTFILE_SECONDS = 30.0
 
 
 async def publish_metrics(agent: Agent) -> None:
-    """Serve and write the metrics that the configuration asks for, until cancelled; trouble is told, not raised."""
+    """Serve and write the configured metrics until cancelled; failures are reported, not raised."""
     settings = agent.config.application
 
     def text() -> bytes:
@@ -49,24 +49,26 @@ async def publish_metrics(agent: Agent) -> None:
 
     async with trio.open_nursery() as nursery:
         if settings.metrics_listen:
-            nursery.start_soon(_or_say_why, agent, listen)
+            nursery.start_soon(_or_report, agent, listen)
         if settings.metrics_textfile:
             path = agent.layout.root / settings.metrics_textfile
-            nursery.start_soon(_or_say_why, agent, lambda: write_textfile_forever(agent, path, text))
+            nursery.start_soon(_or_report, agent, lambda: write_textfile_forever(agent, path, text))
 
 
-async def _or_say_why(agent: Agent, task: Callable[[], Awaitable[None]]) -> None:
+async def _or_report(agent: Agent, task: Callable[[], Awaitable[None]]) -> None:
     try:
         await task()
     except (OSError, CertctrlError) as error:
         log_line(agent.log, Line.METRICS_FAILED, why=error)
         agent.report_problem(
-            "metrics", f"metrics are off: {error}", "correct metrics_listen or metrics_textfile, then SIGHUP"
+            "metrics",
+            f"metrics are disabled: {error}",
+            "correct metrics_listen or metrics_textfile, then restart the daemon",
         )
 
 
 def view_of(agent: Agent) -> View:
-    """Return what a scrape of this agent shows."""
+    """Return the data of one scrape."""
     records = tuple(agent.installer.records.values())
     retries = {record.cert_id: agent.installer.retries.of(cert_resource(record.cert_id)) for record in records}
     return View(
@@ -83,7 +85,7 @@ def view_of(agent: Agent) -> View:
 
 
 def listen_address(settings: ApplicationConfig) -> tuple[str, int]:
-    """Return host and port of ``metrics_listen``; ConfigError when it is no address, or public without permission."""
+    """Return host and port of ``metrics_listen``. Raises ConfigError if invalid, or public without permission."""
 
     def wrong(what: str) -> ConfigError:
         fix = '"metrics_listen": "127.0.0.1:9464"'
@@ -98,7 +100,7 @@ def listen_address(settings: ApplicationConfig) -> tuple[str, int]:
     except ValueError:
         raise wrong(f"expected an IP address or localhost before the port, got {host!r}") from None
     if not address.is_loopback and not settings.metrics_public:
-        raise wrong(f"{address} is no loopback address; set metrics_public to allow that")
+        raise wrong(f"{address} is not a loopback address; set metrics_public to allow that")
     return str(address), int(port)
 
 
@@ -110,7 +112,7 @@ async def serve_metrics(
     *,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer scrapes until cancelled; ``started`` with the port that was bound. Raises OSError when it cannot be."""
+    """Answer scrapes until cancelled; ``started`` with the bound port. Raises OSError if it cannot bind."""
     listeners = await trio.open_tcp_listeners(port, host=host)
     bound = listeners[0].socket.getsockname()[1]
     limiter = trio.CapacityLimiter(CONNECTIONS)
@@ -130,7 +132,7 @@ async def serve_metrics(
 
 
 async def _answer(stream: trio.SocketStream, text: Callable[[], bytes]) -> None:
-    """Answer one request and close: a scrape each half minute gains nothing from keep-alive."""
+    """Answer one request and close; keep-alive would not help rare scrapes."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_REQUEST)
     while (event := connection.next_event()) is h11.NEED_DATA:
         connection.receive_data(await stream.receive_some(4096))
@@ -157,7 +159,7 @@ async def _answer(stream: trio.SocketStream, text: Callable[[], bytes]) -> None:
 
 
 async def write_textfile_forever(agent: Agent, path: Path, text: Callable[[], bytes]) -> None:
-    """Replace the textfile every half minute until cancelled; a disk that fails is told once and tried again."""
+    """Replace the textfile every 30 seconds until cancelled; a failing disk is reported once."""
     while True:
         try:
             await agent.offload(_write, agent, path, text())

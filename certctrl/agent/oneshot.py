@@ -1,7 +1,7 @@
-"""One-shot commands without a daemon: the same Agent, the same locks, no tasks that outlive the command.
+"""One-shot commands without a daemon: the same Agent and locks, and no task that outlives the command.
 
-Each opens the Agent (so a running daemon is a BusyError, and the front end asks it over the control socket
-instead), does its work and returns plain JSON.
+Each opens the Agent, does its work and returns plain JSON. A running daemon raises BusyError; the command line then
+uses the control socket.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from certctrl.protocol import events, steps
 
 DRAIN_SECONDS = 600.0
 BUSY_SECONDS = 60.0
-"""How long a command waits in all for a plane that lets pages in one by one."""
+"""How long a command waits in total for a rate-limited plane."""
 
 
 async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
-    """Poll until the plane has nothing more, handle every signal, report the outcomes."""
+    """Poll until there are no more pages, handle all signals, report the outcomes."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         await agent.installer.recover()
         pages, signals, until = 0, 0, trio.current_time() + BUSY_SECONDS
@@ -52,7 +52,7 @@ async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, A
 
 
 async def renew(config_dir: Path, domain: str, seams: Seams | None = None) -> dict[str, Any]:
-    """Ask the plane to renew the certificate of a domain; it arrives as a signal, here or at the next poll."""
+    """Request the renewal of a domain's certificate; it arrives as a signal of a later poll."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         record = record_for(agent.installer.records.values(), domain)
         await request_renewal(agent, record.cert_id, "operator")
@@ -60,12 +60,12 @@ async def renew(config_dir: Path, domain: str, seams: Seams | None = None) -> di
 
 
 async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = None) -> dict[str, Any]:
-    """Bring this host in line with the plane and its install config; with the plane down, with what is on disk."""
+    """Converge this host with the plane and its install config, or with the disk if the plane is unreachable."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         agent.installer.asked_by = OPERATOR
         await agent.installer.recover()
         before = generations(agent)
-        found, unreachable = await try_resync(agent, "`apply` was asked for")
+        found, unreachable = await try_resync(agent, "`apply` was requested")
         if not unreachable:
             agent.retry_now()
             await handle_all(agent)
@@ -84,7 +84,7 @@ async def rollback(config_dir: Path, domain: str, to: str | None, seams: Seams |
 
 
 async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> dict[str, Any]:
-    """End the hold of a rolled-back certificate and bring the newest one live."""
+    """Release a rolled-back certificate and switch to the newest one."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         await agent.installer.recover()
         record = record_for(agent.installer.records.values(), domain)
@@ -96,19 +96,19 @@ async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> 
 async def reset_trust(
     config_dir: Path, *, install_config: bool, scripts: bool, seams: Seams | None = None
 ) -> dict[str, Any]:
-    """Forget the versions of install configs, the pins of scripts, or both; needs no network."""
+    """Forget install config versions, script pins, or both; needs no network."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         return await forget_trust(agent, install_config=install_config, scripts=scripts)
 
 
 async def plan(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
-    """Return what would change on this host and why; changes nothing."""
-    async with open_agent(config_dir, seams or Seams(), mend=False) as agent:
+    """Return what would change on this host, and why; changes nothing."""
+    async with open_agent(config_dir, seams or Seams(), repair=False) as agent:
         return plan_json(await agent.installer.plan(agent.items)) | {"problems": item_problems(agent)}
 
 
 async def handle_all(agent: Agent) -> None:
-    """Handle everything in the inbox once and return when nothing runs any more."""
+    """Handle all due signals once and return when nothing runs."""
     with trio.move_on_after(DRAIN_SECONDS):
         async with trio.open_nursery() as nursery:
             dispatcher = Dispatcher(agent)
@@ -135,7 +135,7 @@ async def _page(agent: Agent, cursor: str | None, until: float) -> events.Update
         case events.DeviceRevoked():
             raise NotRegisteredError(f"device revoked: {event.what}", fix="cert-ctrl -c DIR register")
         case events.ServerBusy(status=429, retry_after=float(pause)) if trio.current_time() + pause < until:
-            await trio.sleep(max(1.0, pause))  # its rate limit: a backlog has more pages than it lets in at once
+            await trio.sleep(max(1.0, pause))  # its rate limit: a backlog has many pages
             return await _page(agent, cursor, until)
         case events.TransportFailed():
             raise TransportError(event.why, fix=event.fix or "cert-ctrl -c DIR doctor")

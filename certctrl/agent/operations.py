@@ -1,4 +1,4 @@
-"""What the control socket can be asked: the daemon's side of the one-shot commands."""
+"""The operations of the control socket: the daemon's side of the one-shot commands."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord
 
 SETTLE_SECONDS = 300.0
-"""How long `apply` waits for what the comparison with the plane brought."""
+"""How long `apply` waits for the signals of the resync and for retries."""
 OPERATOR = "operator"
-"""Whom the audit log names for what a person asked for."""
+"""Audit-log actor for operator requests."""
 
 
 class Operations:
@@ -39,25 +39,25 @@ class Operations:
         return snapshot(self._agent)
 
     async def poll_now(self, _request: dict[str, Any]) -> Any:
-        """Answer `poll-now` after the poll that it caused."""
+        """Answer `poll-now` after the requested poll."""
         text = await self._poller.poll_now("the control socket")
         return {"poll": text, "cursor": self._agent.session.seen_cursor, "queue_depth": self._agent.inbox.depth}
 
     async def renew(self, request: dict[str, Any]) -> Any:
-        """Ask the plane for a renewal."""
+        """Request a renewal from the plane."""
         record = self._record(request)
         await request_renewal(self._agent, record.cert_id, "operator")
         return {"cert_id": record.cert_id, "name": record.name, "requested": True}
 
     async def apply(self, request: dict[str, Any]) -> Any:
-        """Compare with the plane and bring this host in line; ``now``: whatever the window says.
+        """Compare with the plane and converge; ``now``: ignore the window.
 
-        With the plane down, with what is on disk.
+        If the plane is unreachable, converge with what is on disk.
         """
         agent = self._agent
         before = generations(agent)
-        found, unreachable = await try_resync(agent, "`apply` was asked for")
-        with trio.move_on_after(SETTLE_SECONDS):  # what it found is staged first, what failed is tried
+        found, unreachable = await try_resync(agent, "`apply` was requested")
+        with trio.move_on_after(SETTLE_SECONDS):  # first handle the differences and the retries
             retries = agent.retry_now()
             await agent.inbox.wait_for_outcomes(agent.inbox.entries())
             await agent.installer.retries.wait_tried(one for one in retries if one.signal is not None)
@@ -75,7 +75,7 @@ class Operations:
         return rolled_back(agent, record, outcome)
 
     async def release(self, request: dict[str, Any]) -> Any:
-        """End a hold."""
+        """Release a held certificate."""
         agent, record = self._agent, self._record(request)
         await agent.installer.release(record.name)
         log_line(agent.log, Line.RELEASED, name=record.name)
@@ -85,7 +85,7 @@ class Operations:
         return {"name": record.name, "released": True}
 
     async def reset_trust(self, request: dict[str, Any]) -> Any:
-        """Forget versions or pins, and take from the plane what it has."""
+        """Forget versions or pins, then fetch the current ones from the plane."""
         agent, forget_configs = self._agent, bool(request.get("install_config"))
         result = await forget_trust(agent, install_config=forget_configs, scripts=bool(request.get("scripts")))
         if forget_configs:
@@ -96,7 +96,7 @@ class Operations:
         return result
 
     async def plan(self, _request: dict[str, Any]) -> Any:
-        """Answer what would change."""
+        """Return what would change."""
         plan = await self._agent.installer.plan(self._agent.items)
         return plan_json(plan) | {"problems": item_problems(self._agent)}
 
@@ -110,7 +110,7 @@ class Operations:
 
 
 def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) -> Mapping[str, Operation]:
-    """Return the operations by the name that the socket knows."""
+    """Return the operations by their names on the socket."""
     one = Operations(agent, poller, stop)
     return {
         "status": one.status,
@@ -126,16 +126,16 @@ def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) ->
 
 
 def generations(agent: Agent) -> dict[int, str]:
-    """Return what each certificate here is at."""
+    """Return certificate id -> live generation."""
     return {cert_id: record.generation for cert_id, record in agent.installer.records.items()}
 
 
 def applied(
     agent: Agent, outcome: Outcome, before: Mapping[int, str], *, differences: int, unreachable: str
 ) -> dict[str, Any]:
-    """Return what an `apply` came to as plain JSON: with what was switched on its behalf before it looked at all.
+    """Return the result of an `apply` as plain JSON, including what its signals switched.
 
-    ``before``: `generations` when it began. ``unreachable``: why the plane was not asked; empty: it was.
+    ``before``: `generations` at its start. ``unreachable``: why the plane was not reached; empty: it was.
     """
     switched = {cert_id for cert_id, now in generations(agent).items() if now != before.get(cert_id, "")}
     kind = OutcomeKind.APPLIED if switched and outcome.kind is OutcomeKind.UNCHANGED else outcome.kind
@@ -147,13 +147,13 @@ def applied(
 
 
 def failed(agent: Agent) -> dict[str, Any]:
-    """Return why signals failed that will be tried again, if any did."""
+    """Return why signals failed that are to be retried, if there are any."""
     reasons = [retry.last_error for retry in agent.installer.retries.signals()]
     return {"failed": reasons} if reasons else {}
 
 
 def rolled_back(agent: Agent, record: CertRecord, outcome: Outcome) -> dict[str, Any]:
-    """Log a rollback by hand and return it as plain JSON."""
+    """Log a manual rollback and return it as plain JSON."""
     if outcome.ok:
         now = agent.installer.records[record.cert_id].generation
         log_line(agent.log, Line.ROLLED_BACK_BY_HAND, name=record.name, generation=now)
@@ -161,7 +161,7 @@ def rolled_back(agent: Agent, record: CertRecord, outcome: Outcome) -> dict[str,
 
 
 async def forget_trust(agent: Agent, *, install_config: bool, scripts: bool) -> dict[str, Any]:
-    """Forget the versions of install configs, the pins of scripts, or both; log it and return what they were."""
+    """Forget install config versions, script pins, or both; log it and return what was forgotten."""
     configs = await agent.offload(agent.store.installed.forget_versions) if install_config else {}
     pins = await agent.offload(agent.store.installed.forget_pins) if scripts else []
     log_line(agent.log, Line.TRUST_RESET, configs=len(configs), scripts=len(pins))
@@ -176,7 +176,7 @@ def _text(request: dict[str, Any], name: str) -> str:
 
 
 def record_for(records: Any, domain: str) -> CertRecord:
-    """Return the record whose primary domain, name or SAN is ``domain``; UsageError names what there is."""
+    """Return the record whose primary domain, name or SAN is ``domain``. Raises UsageError with the known ones."""
     wanted = domain.lower().rstrip(".")
     known = [record for record in records if record.generation]
     for test in (

@@ -18,12 +18,12 @@ STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
 
 @attrs.frozen(kw_only=True)
 class OnSignal:
-    """What the daemon does for each OS signal; plain synchronous calls."""
+    """Callbacks for the OS signals; all synchronous."""
 
     stop: Callable[[str], None]
     """First SIGTERM or SIGINT: stop in order."""
     cancel: Callable[[], None]
-    """Second one: cancel everything now."""
+    """Second SIGTERM or SIGINT: cancel everything now."""
     reload: Callable[[], None]
     """SIGHUP: read the configuration again at the next step."""
     poll_now: Callable[[], None]

@@ -1,4 +1,4 @@
-"""The poller: performs the steps that the session decides, and tells it what happened. No policy is here."""
+"""Perform the steps that the session decides, and report their results to it; contains no policy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from certctrl.protocol import events, steps
 from certctrl.protocol.session import Session
 from certctrl.protocol.state import State
 
-SKEW_WORTH_SAYING = 60.0
+REPORTED_SKEW = 60.0
 FIX_COPIES = "stop one; to keep both, on the copy: rm -r keys state, then cert-ctrl register"
 POLL_CODES = {events.NoUpdates: "204", events.Updates: "200", events.TokenExpired: "401"}
 
 
 class Poller:
-    """One run of the poll loop; `poke` makes it poll at once, whatever it is waiting for."""
+    """One run of the poll loop; `request_poll` ends any wait."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -34,14 +34,14 @@ class Poller:
         self._failures = 0
 
     def request_poll(self, who: str) -> None:
-        """Poll now: end the pause or the long-poll under way, close the breaker."""
+        """Poll now: end the current pause or long-poll, close the breaker."""
         log_line(self.agent.log, Line.POLL_NOW, who=who)
         self._poll_requested = True
         self.agent.tokens.try_again()
         self._waiting.cancel()
 
     async def poll_now(self, who: str) -> str:
-        """Poll now, wait for that poll's answer and return its text for a person."""
+        """Poll now, wait for the answer and return its text."""
         answered = trio.Event()
         self._answered.append(answered)
         self.request_poll(who)
@@ -94,7 +94,7 @@ class Poller:
     async def _poll(self, step: steps.Poll) -> events.Event:
         agent = self.agent
         await retry_writes(agent)
-        await self._room(step.limit)
+        await self._wait_for_room(step.limit)
         log_line(agent.log, Line.POLL_REQUEST, cursor=step.cursor or "none", wait=step.wait, limit=step.limit)
         started = trio.current_time()
         with trio.CancelScope() as self._waiting:
@@ -127,7 +127,7 @@ class Poller:
         except CertctrlError as error:
             return events.TransportFailed(str(error))
 
-    async def _room(self, limit: int) -> None:
+    async def _wait_for_room(self, limit: int) -> None:
         inbox = self.agent.inbox
         if inbox.has_room(limit):
             return
@@ -155,7 +155,7 @@ class Poller:
             try:
                 if not amid_burst:
                     await self._outcomes(fresh, step.outcome_wait)
-            finally:  # also when a stop ends the waiting
+            finally:  # even if a stop ends the wait
                 await self._commit(step.cursor)
         except DiskError as error:
             report_disk_problem(agent, error)
@@ -165,7 +165,7 @@ class Poller:
             agent.burst.last_page()
         if amid_burst:
             await self._outcomes(fresh, step.outcome_wait)
-        agent.status_changed.value = True  # not before: reporting takes processor time from the handlers, too
+        agent.status_changed.value = True  # not earlier: reporting would take CPU time from the handlers
         return events.Delivered()
 
     async def _outcomes(self, entries: list[InboxEntry], outcome_wait: float) -> None:
@@ -174,7 +174,7 @@ class Poller:
                 await self.agent.inbox.wait_for_outcomes(entries)
 
     async def _commit(self, cursor: str | None) -> None:
-        """Move the cursor, once all that it passes is safe. Raises DiskError."""
+        """Commit the cursor once all signals before it are durable. Raises DiskError."""
         agent = self.agent
         with trio.CancelScope(shield=True):
             await agent.inbox.secure()
@@ -208,20 +208,20 @@ class Poller:
         return events.Resynced()
 
     async def _after(self, event: events.Event) -> None:
-        """Log what came back, raise the breaker's alarm, answer who waits for this poll."""
+        """Log the answer, raise breaker alerts, finish requested polls."""
         agent, session = self.agent, self.agent.session
         log_poll(agent, event)
         if not isinstance(event, events.POLL_ENDS):
             return
         refreshing = isinstance(event, events.TokenExpired) and session.state is State.REFRESHING
-        if not (refreshing or isinstance(event, events.CursorExpired)):  # else it is polled once more, at once
+        if not (refreshing or isinstance(event, events.CursorExpired)):  # otherwise another poll follows immediately
             for answered in self._answered:
                 answered.set()
             self._answered.clear()
-        if not isinstance(event, events.Updates):  # else when they are delivered
+        if not isinstance(event, events.Updates):  # updates are reported once they are delivered
             agent.status_changed.value = True
         self._compare_clocks()
-        self._look_for_copies()
+        self._check_for_copies()
         if session.failures == 0 and self._failures:
             log_line(agent.log, Line.POLL_RECOVERED, failures=self._failures)
         self._failures = session.failures
@@ -230,14 +230,14 @@ class Poller:
 
     def _compare_clocks(self) -> None:
         agent, skew = self.agent, self.agent.plane.server_skew or 0.0
-        if abs(skew) < SKEW_WORTH_SAYING:
+        if abs(skew) < REPORTED_SKEW:
             agent.clear_problem("clock")
         elif agent.report_problem(
             "clock", "this host's clock differs from the plane's", "set the clock (chrony, timesyncd)"
         ):
             log_line(agent.log, Line.CLOCK_SKEW, seconds=round(-skew))
 
-    def _look_for_copies(self) -> None:
+    def _check_for_copies(self) -> None:
         agent = self.agent
         if not agent.plane.copies_suspected:
             agent.clear_problem("copies")
@@ -249,7 +249,7 @@ class Poller:
     async def _breaker(self, alert: steps.Alert) -> None:
         agent, session = self.agent, self.agent.session
         if alert.kind is not steps.AlertKind.BREAKER_OPEN:
-            return  # the ending says it
+            return  # the end of the session reports it
         if alert.resolved:
             agent.clear_problem(problem_key("breaker"))
             log_line(agent.log, Line.BREAKER_CLOSED, seconds=round(trio.current_time() - self._opened_at))
@@ -257,11 +257,11 @@ class Poller:
         self._opened_at = trio.current_time()
         recovery = "waiting for `poll-now`" if agent.config.application.recovery == "manual" else "probing slowly"
         log_line(agent.log, Line.BREAKER_OPENED, failures=session.failures, recovery=recovery)
-        await raise_alert(agent, "breaker", alert.text, "`cert-ctrl doctor` tells why; `cert-ctrl poll-now` resumes")
+        await raise_alert(agent, "breaker", alert.text, "`cert-ctrl doctor` shows why; `cert-ctrl poll-now` resumes")
 
 
 def log_poll(agent: Agent, event: events.Event) -> None:
-    """Write the line that belongs to one poll's answer."""
+    """Write the log line of one poll's answer."""
     session = agent.session
     match event:
         case events.NoUpdates():

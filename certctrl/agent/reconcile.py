@@ -1,8 +1,7 @@
-"""Reconcile: compare the whole host with the plane; what differs becomes signals in the inbox.
+"""Compare the whole host with the plane; differences become signals in the inbox.
 
-The level-triggered safety net under the signals: at start, after a 409 or
-``state.resync_required``, and every few hours. It changes nothing itself, so a resync during a burst
-coalesces with the burst and every repair takes the one pipeline.
+It catches what signals missed: at start, after a 409 or ``state.resync_required``, and every few hours. It changes
+nothing itself, so that a resync during a burst coalesces with the burst and every repair takes the same path.
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ LAST_RETRY = 900.0
 
 @attrs.frozen(kw_only=True)
 class Differences:
-    """What a comparison found."""
+    """The result of a comparison."""
 
     signals: tuple[Signal, ...]
     behind: tuple[str, ...]
-    """What the plane has older than this host; nothing is taken back or removed then (T22)."""
+    """What is older on the plane than on this host; then nothing is rolled back or removed."""
 
 
 def compare(
     listed: Sequence[CertificateSummary], records: Mapping[int, CertRecord], ts_ms: int, *, behind: Sequence[str] = ()
 ) -> Differences:
-    """Compare the plane's list with this host's records; ``behind``: what else says the plane is behind."""
+    """Compare the plane's list with this host's records; ``behind``: other evidence that the plane is behind."""
     signals: list[Signal] = []
     older = list(behind)
     for summary in listed:
@@ -72,7 +71,7 @@ def compare(
 
 
 def compare_cas(listed: Mapping[int, str] | None, here: Collection[int], ts_ms: int) -> tuple[Signal, ...]:
-    """Compare the CAs that the plane lists (None: it keeps no list) with those of this host."""
+    """Compare the CAs that the plane lists (None: it has no such list) with those of this host."""
     if listed is None:
         return ()
     found: dict[int, Signal] = {ca_id: CaUnassigned(ts_ms=ts_ms, ca_id=ca_id) for ca_id in set(here) - listed.keys()}
@@ -101,9 +100,9 @@ def _older(summary: CertificateSummary, record: CertRecord) -> bool:
 
 
 async def plan_resync(agent: Agent, why: str) -> int:
-    """Compare with the plane and put the differences into the inbox; return how many there are.
+    """Compare with the plane, admit the differences as signals, and return how many there are.
 
-    Raises PlaneError, TransportError, DiskError. A refused install config does not stop the certificates.
+    Raises PlaneError, TransportError, DiskError. Certificates are compared even if the install config is refused.
     """
     log_line(agent.log, Line.RESYNC_STARTED, why=why)
     behind: list[str] = []
@@ -143,9 +142,9 @@ async def plan_resync(agent: Agent, why: str) -> int:
 
 
 async def try_resync(agent: Agent, why: str) -> tuple[int, str]:
-    """Compare with the plane; return how many differences there are, and why the plane cannot be asked, if so.
+    """Compare with the plane; return the number of differences, and why the plane is unreachable, if it is.
 
-    Raises PlaneError when the plane refuses: that is an answer.
+    Raises PlaneError if the plane answers with a refusal.
     """
     try:
         return await plan_resync(agent, why), ""
@@ -163,10 +162,10 @@ async def reconcile_forever(agent: Agent) -> None:
     while True:
         try:
             await plan_resync(agent, why)
-            failures, why = 0, "by time"
+            failures, why = 0, "periodic"
             delay = agent.config.application.reconcile_interval_seconds * (0.9 + 0.2 * agent.random())
         except NotRegisteredError:
-            return  # the poller meets the same and ends the session
+            return  # the poller gets the same error and ends the session
         except CertctrlError as error:
             agent.counters.reconciles["failed"] += 1
             failures += 1

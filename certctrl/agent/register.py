@@ -1,17 +1,16 @@
-"""Register this host: a person's approval (RFC 8628) or an enrolment token, then keys and tokens to disk.
+"""Register this host: by approval (RFC 8628) or an enrolment token, then write keys and tokens to disk.
 
-The files are the journal. Each step is durable before the next begins, and each can be done again:
+The files are the journal. Each step is durable before the next starts, and each can be repeated:
 
     device id → secret key → public key │ grant │ space reserved → POST → refresh token → access token
 
-Left of the grant nothing is known to the plane; a second run finds the id and the pair and uses them. After the
-POST, the new tokens replace the old ones in two renames, the refresh token first: in between, the old access
-token is refused and the new refresh token heals that. So a run that is cut off anywhere leaves the old
-registration or the new one, and running it again is always right. Damaged tokens, keys or id are made anew
-here, because this is what their own error messages send people to.
+Before the grant, the plane knows nothing; a second run reuses the id and the key pair. After the POST, the new tokens
+replace the old ones in two renames, the refresh token first: in between, the old access token is rejected and the new
+refresh token replaces it. So an interrupted run leaves the old registration or the new one, and repeating it is always
+correct. Damaged tokens, keys or ids are replaced here, because their error messages tell the operator to register.
 
-Keys are made and tokens are fetched under ``token.lock``: two runs share one pair, and a daemon that is
-refreshing cannot put its old session over the new one. The lock is not held while a person thinks.
+Keys are created and tokens fetched under ``token.lock``: two runs share one pair, and a refreshing daemon cannot
+overwrite the new session. The lock is released while the agent waits for approval.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from certctrl.store.state.session import SessionState
 
 SCOPES = ("device",)
 TRY_FOR_SECONDS = 60.0
-"""How long a registration is tried again while the plane is busy or breaks off."""
+"""Seconds during which a registration is retried while the plane is busy or disconnects."""
 FIRST_PAUSE, LAST_PAUSE = 1.0, 15.0
 
 T = TypeVar("T")
@@ -55,13 +54,13 @@ log = logging.getLogger("certctrl.Register")
 
 @attrs.frozen(kw_only=True)
 class DeviceFlowPrompt:
-    """What a person needs to approve this device."""
+    """The data that an operator needs to approve this device."""
 
     user_code: str
     verification_uri: str
-    """The whole URL; checked to be the control plane's."""
+    """The URL of the approval page; checked to belong to the control plane."""
     verification_uri_complete: str | None
-    """The same with the code in it."""
+    """The same URL including the code."""
     expires_in: float
     """Seconds."""
     expires_at: float
@@ -70,7 +69,7 @@ class DeviceFlowPrompt:
 
 @attrs.frozen(kw_only=True)
 class Registered:
-    """A registration that is on disk."""
+    """A completed registration."""
 
     user_id: int
     device_id: int
@@ -117,10 +116,10 @@ async def register(
 
 
 async def _identity(layout: ConfigDir, store: SessionState, fs: Fs | None) -> tuple[str, DeviceKeys]:
-    """Return this directory's device id and key pair, making and storing what is missing or damaged."""
+    """Return the device id and key pair; create and store what is missing or damaged."""
     lock = await wait_for_token_lock(layout, fs)
     try:
-        with suppress(DiskError):  # what a killed run left; nothing depends on it
+        with suppress(DiskError):  # leftovers of a killed run; nothing depends on them
             sweep_leftovers(layout, fs or RealFs())
         device_id = _unless_damaged(store.load_device_id, "device id")
         if device_id is None:
@@ -144,7 +143,7 @@ def _unless_damaged(load: Callable[[], T | None], what: str) -> T | None:
 
 
 def _new_keys() -> DeviceKeys:
-    from nacl.public import PrivateKey  # here: every other command does without
+    from nacl.public import PrivateKey  # here: no other command needs it
 
     secret = PrivateKey.generate()
     return DeviceKeys(public=bytes(secret.public_key), secret=bytes(secret))
@@ -163,7 +162,7 @@ def _model() -> str:
     return f"{system or machine.sysname} {machine.machine}"[:100]
 
 
-# --- a person's approval ------------------------------------------------------------------------------------
+# --- approval -----------------------------------------------------------------------------------------------
 
 
 async def _ask_a_person(
@@ -205,7 +204,7 @@ async def _ask_a_person(
 
 
 async def _enrol(enrol_once: Form, *, unattended: bool) -> Registration:
-    """Register and store the session; tried again for a minute while the plane is busy or breaks off."""
+    """Register and store the session; retried for a minute while the plane is busy or disconnects."""
     end, pause = trio.current_time() + TRY_FOR_SECONDS, FIRST_PAUSE
     while True:
         try:
@@ -217,7 +216,7 @@ async def _enrol(enrol_once: Form, *, unattended: bool) -> Registration:
             wait = max(pause, error.retry_after or 0.0)
         except TransportError as error:
             if isinstance(error, BadAnswerError) or not error.maybe_sent:
-                raise  # a person is waiting, and a wrong URL does not heal
+                raise  # the operator is waiting, and retrying does not fix a wrong URL
             failure, wait = error, pause
         if trio.current_time() + wait >= end:
             raise failure
@@ -242,7 +241,7 @@ async def _enrol_once(layout: ConfigDir, store: SessionState, form: Form, fs: Fs
 
 
 def _forget_other_cursor(store: SessionState, done: Registration) -> None:
-    """Drop the cursor unless the device is surely the same: another device's stream has other positions.
+    """Drop the cursor unless the device is certainly the same: another device's stream has other positions.
 
     Before the tokens are stored: an old registration without a cursor only compares everything once.
     """

@@ -1,4 +1,4 @@
-"""SIGHUP: read the configuration again; a bad new one leaves the old one running and says so."""
+"""Read the configuration again on SIGHUP; report an invalid one and keep the old."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AT_START_ONLY = ("server_url", "queue_size", "name", "metrics_listen", "metrics_
 
 
 class Reloader:
-    """Reads at a step boundary of its own task, never inside the OS-signal handler."""
+    """Reads the files in a separate task, never in the OS-signal handler."""
 
     def __init__(self, agent: Agent, notifier: Notifier) -> None:
         self._agent = agent
@@ -39,7 +39,7 @@ class Reloader:
             self._notifier.ready(f"polling {self._agent.config.application.server_url}")
 
     def reload(self) -> None:
-        """Read configuration, policy and local items; all of them, or none."""
+        """Read configuration, policy and local items; activate all of them or none."""
         agent = self._agent
         try:
             fresh = load_config(agent.layout, agent.environ).config
@@ -47,7 +47,7 @@ class Reloader:
         except CertctrlError as error:
             log_line(agent.log, Line.CONFIG_REFUSED, why=error)
             agent.report_problem(
-                "config", f"new configuration refused: {error}", error.fix or "correct it and send SIGHUP"
+                "config", f"new configuration rejected: {error}", error.fix or "correct it and send SIGHUP"
             )
             return
         agent.clear_problem("config")
@@ -61,7 +61,7 @@ class Reloader:
         agent.retry_now()
         if agent.on_reload is not None:
             agent.on_reload(fresh)
-        agent.reconcile_requested.value = True  # what was refused, and what the new items want, is tried now
+        agent.reconcile_requested.value = True  # retry what was refused, and apply new items now
         log_line(agent.log, Line.CONFIG_RELOADED, changed=", ".join(sorted(names)) or "nothing")
         if late:
             log_line(agent.log, Line.CONFIG_NEEDS_RESTART, names=", ".join(late))

@@ -1,8 +1,7 @@
-"""The reporter: one plain dict that says how this agent is, for `status`, the service manager and the disk.
+"""Report the agent's status as one plain dict, for `status`, systemd and the disk.
 
-Health is derived here and nowhere else: *stale* when the plane has not been heard for long, *degraded* when
-something needs a person, otherwise *healthy*. The file is written when something changed and at least once a
-minute, without fsync: it is news, not state.
+Health is derived here only: *stale* if the plane has not answered for a while, *degraded* if an operator is needed,
+otherwise *healthy*. The file is written on changes and every five minutes, without fsync.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from certctrl.model.status import Health
 from certctrl.protocol.state import State
 
 WRITE_EVERY = 300.0
-"""Seconds after which the status file is written again though nothing in it has changed that matters."""
+"""Seconds after which the status file is written again even without a relevant change."""
 REPORT_INTERVAL = 1.0
 STALE_INTERVALS = 10
 BURST = 50
-"""So many signals at once leave memory behind that is worth giving back."""
+"""Pending signals above which memory is returned to the system afterwards."""
 STALE_AT_LEAST = 120.0
 
 
 def stale_after(agent: Agent) -> float:
-    """Return the silence of the plane, in seconds, after which this agent calls itself stale."""
+    """Return the seconds without an answer of the plane after which health is stale."""
     settings = agent.config.application
     return max(STALE_AT_LEAST, STALE_INTERVALS * (settings.poll_interval_ms / 1000 + settings.long_poll_wait_seconds))
 
 
 def current_problems(agent: Agent) -> list[dict[str, Any]]:
-    """Return everything an operator should know now: noted problems, the breaker, expiry, stuck items."""
+    """Return the problems for the operator: reported ones, the breaker, expiry."""
     now = agent.wall_now()
     problems = [problem.shown() for problem in agent.problems.values()]
     if agent.session.breaker_open:
@@ -48,7 +47,7 @@ def current_problems(agent: Agent) -> list[dict[str, Any]]:
             {
                 "what": f"circuit breaker open after {agent.session.failures} failures",
                 "since": now,
-                "fix": "repair the way to the plane, then `cert-ctrl poll-now`",
+                "fix": "fix plane connectivity, then `cert-ctrl poll-now`",
             }
         )
     for finding in find_expiring(agent.installer.records.values(), agent.config.application, now):
@@ -95,7 +94,7 @@ def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, A
         started = trio.current_time() - agent.started_mono
         if heard is not None or started > stale_after(agent):
             return Health.STALE
-    failing = any(one["attempts"] for one in stuck)  # what only waits, for the plane or its day, needs nobody yet
+    failing = any(one["attempts"] for one in stuck)  # waiting for the plane needs no operator
     return Health.DEGRADED if problems or failing else Health.HEALTHY
 
 
@@ -156,7 +155,7 @@ def _poll(agent: Agent) -> dict[str, Any]:
 
 
 async def report_forever(agent: Agent, notifier: Notifier) -> None:
-    """Write the status when it matters and log each change of health, until cancelled."""
+    """Write the status on changes and log each change of health, until cancelled."""
     was, written, last, deepest = Health.HEALTHY.value, -WRITE_EVERY, "", 0
     while True:
         status = snapshot(agent)
@@ -180,7 +179,7 @@ async def report_forever(agent: Agent, notifier: Notifier) -> None:
 
 
 async def save_status(agent: Agent, status: dict[str, Any]) -> None:
-    """Write ``state/status.json``; a disk that refuses it costs nothing but the news."""
+    """Write ``state/status.json``; a failed write is ignored."""
     try:
         await agent.offload(agent.store.installed.save_status, status)
     except DiskError:

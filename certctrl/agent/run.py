@@ -1,4 +1,4 @@
-"""run_agent: the only nursery tree of the daemon. Read this first.
+"""Run the daemon: its only nursery tree. Read this first.
 
 The nesting is the shutdown order::
 
@@ -7,11 +7,11 @@ The nesting is the shutdown order::
       └ handlers  dispatcher and its per-signal tasks, batches; get `stop_grace_seconds` after the stop
         └ intake  poller; cancelled FIRST
 
-Stop = cancel *intake* → the dispatcher is closed: it starts nothing new and ends when what runs has ended, or at the
-grace deadline → pending acks are flushed under a shielded timeout → services are cancelled → the client is closed.
-Signals that were not handled are safe in the inbox: it is also the queue, so that no channel holds a second copy.
+Stop = cancel *intake* → the dispatcher is closed: it starts nothing new and ends when running work has ended, or at
+the grace deadline → pending acks are flushed under a shielded timeout → services are cancelled → the client is closed.
+Unhandled signals are safe in the inbox. The inbox is also the queue: no channel holds a second copy.
 
-Rejected: one flat nursery (everything dies at once, half-done reloads are killed); a stop flag polled by
+Rejected: one flat nursery (everything ends at once, half-done reloads are killed); a stop flag polled by
 every task (each forgets it somewhere); raising to stop (an exception across a nursery is a bug here).
 """
 
@@ -51,10 +51,10 @@ async def run_agent(
     seams: Seams | None = None,
     task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
 ) -> Stop:
-    """Run the daemon until it is told to stop or its session ends; return why.
+    """Run the daemon until it is stopped or its session ends; return why.
 
-    ``nursery.start`` returns the Agent once recovery is done and the control socket answers: being ready needs
-    no network. Raises ConfigError, NotRegisteredError, BusyError, DiskError before it is ready.
+    ``nursery.start`` returns the Agent once recovery is complete and the control socket answers: readiness needs no
+    network. Raises ConfigError, NotRegisteredError, BusyError, DiskError before that.
     """
     seams = seams or Seams()
     async with open_agent(config_dir, seams) as agent:
@@ -103,11 +103,11 @@ async def _run_services(
 def _on_signal(
     agent: Agent, notifier: Notifier, poller: Poller, reloader: Reloader, everything: trio.CancelScope
 ) -> OnSignal:
-    def heard(name: str) -> None:
+    def log_signal(name: str) -> None:
         log_line(agent.log, Line.OS_SIGNAL, name=name)
 
     def stop(why: str) -> None:
-        heard(why)
+        log_signal(why)
         log_line(agent.log, Line.AGENT_STOPPING, reason=why, grace=agent.config.application.stop_grace_seconds)
         notifier.stopping(why)
         agent.stop_with(Stop(StopReason.ASKED, why))
@@ -117,7 +117,7 @@ def _on_signal(
         everything.cancel()
 
     def reload() -> None:
-        heard("SIGHUP")
+        log_signal("SIGHUP")
         reloader.request()
 
     return OnSignal(stop=stop, cancel=cancel, reload=reload, poll_now=lambda: poller.request_poll("SIGUSR1"))
@@ -157,4 +157,4 @@ async def publish_metrics_if_enabled(agent: Agent) -> None:
         await publish_metrics(agent)
     except (OSError, ImportError) as error:
         log_line(agent.log, Line.METRICS_FAILED, why=error)
-        agent.report_problem("metrics", f"metrics are off: {error}", "correct metrics_listen or metrics_textfile")
+        agent.report_problem("metrics", f"metrics are disabled: {error}", "correct metrics_listen or metrics_textfile")

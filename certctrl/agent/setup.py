@@ -1,4 +1,4 @@
-"""Open everything one run needs, in order; close it in reverse. The seams are here."""
+"""Open what one run needs, in order, and close it in reverse. The seams are here."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
 
 WORKING_THREADS = 3
-"""Threads of disk and crypto work side by side. Each holds the interpreter while it computes: forty of them, Trio's
-own limit, cost a burst half its CPU in handing it round, and eight megabytes of stacks and arenas."""
+"""Concurrent threads for disk and crypto work. They compete for the interpreter lock: forty, Trio's default, cost a
+burst half its CPU and eight megabytes of stacks and arenas."""
 
 
 async def in_thread(call: Callable[..., Any], *args: Any) -> Any:
-    """Run one synchronous piece of disk or crypto work off the event loop; never abandoned half-way."""
+    """Run one blocking function off the event loop; never abandoned half-way."""
     return await trio.to_thread.run_sync(call, *args, limiter=_limiter())
 
 
@@ -61,7 +61,7 @@ _working: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("wor
 
 
 def real_http(config: AgentConfig, layout: ConfigDir) -> Http:
-    """Return the real HTTP client; its import is the dearest of all, so it comes last."""
+    """Return the real HTTP client; imported late, because its import is the slowest."""
     from certctrl.net.transport import HttpxHttp
 
     return HttpxHttp.for_agent(config, layout.root, wall_now)
@@ -69,7 +69,7 @@ def real_http(config: AgentConfig, layout: ConfigDir) -> Http:
 
 @attrs.frozen(kw_only=True)
 class Seams:
-    """Where the world is touched: time, disk, network, processes, chance. Tests replace them one by one."""
+    """Access to time, disk, network, processes and randomness; tests replace them one by one."""
 
     fs: Fs = attrs.field(factory=RealFs)
     http: Callable[[AgentConfig, ConfigDir], Http] = real_http
@@ -80,20 +80,20 @@ class Seams:
     probe: Probe = attrs.field(factory=TlsProbe)
     environ: Mapping[str, str] = attrs.field(factory=lambda: dict(os.environ))
     on_reload: Callable[[AgentConfig], None] | None = None
-    """Called after SIGHUP put a new configuration in force (the front end re-opens its logs)."""
+    """Called with a configuration that SIGHUP activated (the command line re-opens its logs)."""
 
 
 @asynccontextmanager
-async def open_agent(config_dir: Path, seams: Seams, *, mend: bool = True) -> AsyncIterator[Agent]:
+async def open_agent(config_dir: Path, seams: Seams, *, repair: bool = True) -> AsyncIterator[Agent]:
     """Open an Agent: modes enforced, lock held, configuration and state read, client ready.
 
-    ``mend=False``: missing directories and open modes stay as they are, for what only looks.
+    ``repair=False``: leave missing directories and open modes unchanged, for read-only commands.
     Raises ConfigError, BusyError, DiskError, NotRegisteredError (no tokens: never registered).
     """
     layout = ConfigDir(config_dir)
     loaded = load_config(layout, seams.environ)
     log = logging.getLogger("certctrl")
-    if mend:
+    if repair:
         make_tree(seams.fs, layout)
         for finding in check_modes(seams.fs, layout):
             log_line(log, Line.MODES_REPAIRED, path=finding.path, was=oct(finding.was), now=oct(finding.now))

@@ -80,7 +80,7 @@ def _failure(error: CertctrlError) -> Outcome:
 
 
 def log_certificates(agent: Agent, entry: InboxEntry, outcome: Outcome) -> None:
-    """Log what became of the certificates of one signal, and end the alarms that are over."""
+    """Log the certificates of one signal, and clear their alerts."""
     signal = entry.signal
     for served in outcome.deployed:
         record = agent.installer.records.get(served.cert_id)
@@ -97,6 +97,6 @@ def log_certificates(agent: Agent, entry: InboxEntry, outcome: Outcome) -> None:
             clear_alerts(agent, served.cert_id)
             log_line(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)
     if outcome.kind is OutcomeKind.UNCHANGED and isinstance(signal, CertRenewed):
-        clear_alerts(agent, signal.cert_id, (REVOKED,))  # another try brought live what the plane now has
+        clear_alerts(agent, signal.cert_id, (REVOKED,))  # another attempt deployed the plane's current one
         record = agent.installer.records.get(signal.cert_id)
         log_line(agent.log, Line.CERT_UNCHANGED, cert_id=signal.cert_id, name=record.name if record else "?")

@@ -1,4 +1,4 @@
-"""Tell systemd how we are: READY, STATUS, WATCHDOG, RELOADING, STOPPING (sd_notify(3), ``Type=notify``)."""
+"""Notify systemd: READY, STATUS, WATCHDOG, RELOADING, STOPPING (sd_notify(3), ``Type=notify``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 
 
 class Notifier:
-    """Sends to the socket that the service manager named in ``NOTIFY_SOCKET``; silent without one."""
+    """Sends to the socket in ``NOTIFY_SOCKET``; does nothing without one."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         name = environ.get("NOTIFY_SOCKET", "")
@@ -21,10 +21,10 @@ class Notifier:
         except ValueError:
             usec = 0
         self.watchdog_seconds = usec / 1e6
-        """Interval after which the manager kills us; 0: no watchdog."""
+        """Seconds without a ping after which systemd kills the daemon; 0: no watchdog."""
 
     def send(self, *lines: str) -> None:
-        """Send the lines as one datagram; never blocks, a lost one is not an error."""
+        """Send the lines as one datagram; never blocks, ignores errors."""
         if not self._address:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
@@ -33,28 +33,28 @@ class Notifier:
                 sock.sendto("\n".join(lines).encode(), self._address)
 
     def ready(self, status: str) -> None:
-        """Say that start-up (or a reload) is complete."""
+        """Report that start-up or a reload is complete."""
         self.send("READY=1", f"STATUS={status}")
 
     def status(self, status: str) -> None:
-        """Give `systemctl status` one line."""
+        """Set the status line of `systemctl status`."""
         self.send(f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Say that SIGHUP is being obeyed; `ready` ends it (Type=notify-reload wants the monotonic time)."""
+        """Report the start of a reload; `ready` ends it (``Type=notify-reload`` needs the monotonic time)."""
         self.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, status: str) -> None:
-        """Say that the orderly stop has begun."""
+        """Report that the orderly stop has started."""
         self.send("STOPPING=1", f"STATUS={status}")
 
     def watchdog(self) -> None:
-        """Say that the loop is alive."""
+        """Report that the event loop is alive."""
         self.send("WATCHDOG=1")
 
 
 async def feed_watchdog(notifier: Notifier) -> None:
-    """Feed the manager's watchdog from the real event loop, at half its interval, until cancelled."""
+    """Ping the watchdog from the event loop, at half its interval, until cancelled."""
     if notifier.watchdog_seconds <= 0:
         return
     while True:

@@ -1,4 +1,4 @@
-"""Read an access token's claims, without a key and so without believing them (docs/security.md, T18)."""
+"""Read the claims of an access token, unverified: they only time the refresh (``docs/security.md``)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 import attrs
 
 LONGEST_TOKEN = 8192
-"""Characters; a longer token is passed on but not looked into."""
+"""Characters; longer tokens are used but not parsed."""
 _YEAR_9999 = 253_402_300_799
 
 
 @attrs.frozen(kw_only=True)
 class Claims:
-    """What the agent uses of a token; everything else in it is nobody's business here."""
+    """The claims that the agent uses; all others are ignored."""
 
     expires_at: float | None = None
-    """``exp``: seconds since the epoch by the plane's clock; None: not said, or nonsense."""
+    """``exp``: seconds since the epoch by the plane's clock; None: missing or invalid."""
     issued_at: float | None = None
     """``iat``, likewise."""
     user_id: int | None = None
@@ -32,14 +32,14 @@ class Claims:
 
 
 def read_claims(token: str) -> Claims:
-    """Return the claims of a token; of one that is no JWT of ours, none. Never raises."""
+    """Return the claims of a token; empty if it is not a readable JWT. Never raises."""
     if not token or len(token) > LONGEST_TOKEN:
         return Claims()
-    import jwt  # here: it brings cryptography along, and commands that only look need neither
+    import jwt  # here: it imports cryptography, which read-only commands do not need
 
     try:
         raw: Any = jwt.decode(token, options={"verify_signature": False})
-    except Exception:  # whatever a library makes of a stranger's bytes, the token is opaque and still usable
+    except Exception:  # an unreadable token is opaque and still usable
         return Claims()
     return Claims(
         expires_at=_moment(raw.get("exp")),
@@ -51,7 +51,7 @@ def read_claims(token: str) -> Claims:
 
 def _moment(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _YEAR_9999:
-        return None  # the comparison also keeps out NaN, the infinities and integers that have no float
+        return None  # the comparison also excludes NaN, infinities and integers too large for a float
     return float(value)
 
 

@@ -1,18 +1,17 @@
-"""Spend a refresh token: at most once, whoever else is about.
+"""Refresh the access token, using each refresh token at most once across processes.
 
-A plane may rotate refresh tokens, and may end the registration when it sees a spent one again. So:
+A plane may rotate refresh tokens, and may end the registration if it receives a used one. So:
 
-    lock (35 s) → read the files again → fresh already? take it → reserve the disk → POST → save → unlock
+    lock (35 s) → read the files again → already fresh? use it → reserve the disk → POST → save → unlock
 
-* The lock is across processes: daemon, one-shot commands, and `register` share ``token.lock``.
-* Nothing is spent unless the successor is sure to be stored: the space is allocated first.
-* From the reservation to the save, a cancelled task gets ``GRACE`` seconds more: an answer that is on its way
-  is not thrown away.
-* An exchange that broke after it was sent leaves open whether the token was spent. The same token is sent once
-  more: a plane that lost its own answer gives it again, one that never saw the first is none the wiser. After a
-  deadline that is left to the caller's next try: the plane may still be at work on the first.
-* A save that fails after the spending keeps the tokens in memory, and every later visit tries again.
-* No answer, whatever it says, makes anybody delete a token file.
+* The lock is shared by all processes: daemon, one-shot commands and `register` use ``token.lock``.
+* A refresh token is sent only if its successor can be stored: the space is allocated first.
+* From the reservation to the save, a cancelled task gets ``GRACE_SECONDS``, so that no answer is lost.
+* After a connection error, it is unknown whether the plane received the token. The same token is sent once more: a
+  plane that lost its own answer repeats it. After a deadline this is left to the caller's next attempt, because the
+  plane may still be working on the first.
+* If a save fails after the refresh, the tokens stay in memory, and every later call tries again.
+* No answer of the plane deletes a token file.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from certctrl.store.state.session import SessionState
 LOCK_SECONDS = 35.0
 POST_SECONDS = 30.0
 SECOND_TRY_SECONDS = 5.0
-"""What a second try gets at least."""
+"""Minimum time for the second attempt."""
 GRACE_SECONDS = 5.0
 
 T = TypeVar("T")
@@ -50,13 +49,13 @@ class Fresh:
 
     tokens: Tokens
     expires_in: float | None = None
-    """Seconds, as the plane's answer said; None when it did not, or when another process did the spending."""
-    spent: bool = False
-    """True when this call spent a refresh token."""
+    """Seconds, from the plane's answer; None if missing, or if another process refreshed."""
+    refreshed: bool = False
+    """Whether this call used a refresh token."""
 
 
 class TokenRefresher:
-    """The only code that sends a refresh token. One call at a time per process: the caller sees to that."""
+    """The only code that sends a refresh token. The caller ensures one call at a time per process."""
 
     def __init__(
         self, *, layout: ConfigDir, store: SessionState, plane: ControlPlane, offload: Offload, fs: Fs | None = None
@@ -68,21 +67,21 @@ class TokenRefresher:
         self._offload = offload
         self._log = logging.getLogger("certctrl.Token")
         self._unsaved: Tokens | None = None
-        """The newest tokens, only while the disk refuses them."""
+        """The newest tokens, while they could not be stored."""
         self._outlived: set[str] = set()
-        """Refresh tokens that the disk may still hold meanwhile; any other there is somebody's new registration."""
+        """Refresh tokens that may still be on disk meanwhile; any other one is a new registration."""
 
     @property
     def unsaved(self) -> bool:
-        """Return whether tokens are in memory only."""
+        """Whether tokens are in memory only."""
         return self._unsaved is not None
 
     async def fresh(self, seen: str, usable: Callable[[str], bool], keep: Callable[[Fresh], None]) -> None:
-        """Get another access token than ``seen`` and hand it to ``keep``; spend at most one refresh token.
+        """Get another access token than ``seen`` and pass it to ``keep``; use at most one refresh token.
 
-        ``usable`` judges an access token that another process stored. Raises NotRegisteredError (no tokens, or
-        refused for good), BusyError (another process holds the lock), DiskError (nothing was spent), PlaneError
-        and TransportError (not final).
+        ``usable`` tells whether a token that another process stored can be used. Raises NotRegisteredError (no tokens,
+        or refused permanently), BusyError (another process holds the lock), DiskError (no refresh token was used),
+        PlaneError and TransportError (temporary).
         """
         lock = await wait_for_token_lock(self._layout, self._fs)
         try:
@@ -90,12 +89,12 @@ class TokenRefresher:
             if tokens.access_token and tokens.access_token != seen and usable(tokens.access_token):
                 keep(Fresh(tokens=tokens))
                 return
-            await finish_despite_cancel(GRACE_SECONDS, lambda: self._spend(tokens, keep))
+            await finish_despite_cancel(GRACE_SECONDS, lambda: self._refresh(tokens, keep))
         finally:
             lock.release()
 
     async def save_again(self) -> bool:
-        """Try to store what is in memory only; True when nothing is left to store."""
+        """Try to store tokens that are in memory only; return whether all are stored."""
         if self._unsaved is None:
             return True
         lock = await wait_for_token_lock(self._layout, self._fs)
@@ -106,14 +105,14 @@ class TokenRefresher:
         return self._unsaved is None
 
     async def _current(self) -> Tokens:
-        """Return the newest tokens, on disk or in memory; store the latter if the disk lets us now."""
+        """Return the newest tokens, on disk or in memory; try to store the latter."""
         stored: Tokens | None = await self._offload(self._store.load_tokens)
         if self._unsaved is not None:
             newest = self._unsaved
             if stored is None or stored.refresh_token in self._outlived:
                 await self._store_them(newest)
                 return newest
-            self._saved()  # registered anew meanwhile: what we hold is history
+            self._saved()  # re-registered since: our tokens are stale
         if stored is None:
             raise NotRegisteredError(
                 f"this device is not registered ({self._layout.state} holds no tokens)",
@@ -125,14 +124,14 @@ class TokenRefresher:
         try:
             await self._offload(self._store.save_tokens, newest)
         except DiskError:
-            return  # said when it happened first; the next visit tries again
+            return  # already reported; the next call tries again
         self._saved()
 
     def _saved(self) -> None:
         self._unsaved = None
         self._outlived.clear()
 
-    async def _spend(self, tokens: Tokens, keep: Callable[[Fresh], None]) -> None:
+    async def _refresh(self, tokens: Tokens, keep: Callable[[Fresh], None]) -> None:
         reservation = await self._offload(self._store.reserve_tokens)
         try:
             answer = await self._post(tokens)
@@ -147,11 +146,11 @@ class TokenRefresher:
                 self._unsaved = newest
                 self._outlived |= {tokens.refresh_token, newest.refresh_token}
                 log_line(self._log, Line.TOKEN_UNSAVED, why=error)
-            keep(Fresh(tokens=newest, expires_in=answer.expires_in, spent=True))
+            keep(Fresh(tokens=newest, expires_in=answer.expires_in, refreshed=True))
             if rotated:
                 log_line(self._log, Line.TOKEN_ROTATED)
         finally:
-            reservation.release()  # not offloaded: this also runs when the grace is over
+            reservation.release()  # not offloaded: it must run even after the grace period
 
     async def _post(self, tokens: Tokens) -> Refreshed:
         device_id = await self._offload(self._store.load_device_id) or ""
@@ -170,7 +169,7 @@ class TokenRefresher:
             refused = error
         stored: Tokens | None = await self._offload(self._store.load_tokens)
         if stored is not None and stored.refresh_token != tokens.refresh_token and not self.unsaved:
-            # Somebody replaced the file without our lock: a restored backup, a copy put in place by hand.
+            # the file was replaced without the lock: a restored backup, a manual copy
             raise BusyError("the tokens were replaced while they were refreshed", fix="try again")
         raise NotRegisteredError(
             f"the control plane refuses the refresh token: {refused.what}",
@@ -179,7 +178,7 @@ class TokenRefresher:
 
 
 async def wait_for_token_lock(layout: ConfigDir, fs: Fs | None = None) -> FileLock:
-    """Return the held token lock, to be released; BusyError when another process keeps it for 35 s."""
+    """Return the acquired token lock, to be released. Raises BusyError if another process holds it for 35 s."""
     lock = token_lock(layout, fs)
     deadline, pause = trio.current_time() + LOCK_SECONDS, 0.01
     while not lock.try_acquire():
@@ -193,7 +192,7 @@ async def wait_for_token_lock(layout: ConfigDir, fs: Fs | None = None) -> FileLo
 
 
 async def finish_despite_cancel(grace: float, call: Callable[[], Awaitable[T]]) -> T:
-    """Run ``call``; when cancelled from outside, let it go on for up to ``grace`` seconds before that takes effect."""
+    """Run ``call``; if cancelled from outside, let it continue for up to ``grace`` seconds."""
     result: list[T] = []
     failure: Exception | None = None
 
@@ -209,7 +208,7 @@ async def finish_despite_cancel(grace: float, call: Callable[[], Awaitable[T]]) 
         with shield:
             try:
                 result.append(await call())
-            except Exception as error:  # raised below, so that it leaves the nursery as itself and not in a group
+            except Exception as error:  # raised below, so that it does not leave the nursery in a group
                 failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:

@@ -1,11 +1,11 @@
-"""TokenKeeper: always a usable access token, with as few refreshes as can be (spec, "Token Refresh Flow").
+"""Keep a valid access token, with as few refreshes as possible (spec, "Token Refresh Flow").
 
-One flight at a time: whoever comes while a refresh is under way waits for it and takes its result; when the
-leader is cancelled, the next waiter finds the files as they are then. How a token is spent is `token_refresh.py`.
+One refresh at a time: tasks that arrive during a refresh wait for it and use its result; if the refreshing task is
+cancelled, the next waiter reads the files again. `token_refresh.py` performs the refresh.
 
-Expiry is the token's own ``exp`` against the plane's clock (the ``Date`` of its answers), so that a wrong clock
-here costs nothing. A token that was fetched moments ago is used whatever its ``exp`` says: a plane that issues
-expired tokens must not make us refresh without end.
+Expiry is the token's ``exp`` compared with the plane's clock (the ``Date`` of its answers), so that a wrong local
+clock does not matter. A token fetched moments ago is used whatever its ``exp`` says: a plane that issues expired
+tokens must not cause endless refreshes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ WARN_SECONDS = 60.0
 YOUNG_SECONDS = 2.0
 """A token this young is not refreshed again, not even after a 401."""
 FIRST_BACKOFF, LAST_BACKOFF = 2.0, 30.0
-"""Seconds between tries that somebody waits for; ahead of need it goes on up to `LONGEST_NAP`. A lost answer is asked
-for twice at once, so a minute of trouble costs fourteen requests at most."""
-LONGEST_NAP = 300.0
-"""Between two looks at the clock; wall clocks jump."""
+"""Seconds between refreshes that a request waits for; refreshes ahead of expiry back off up to `LONGEST_PAUSE`. A lost
+answer is requested twice immediately, so an outage costs fourteen requests per minute at most."""
+LONGEST_PAUSE = 300.0
+"""Seconds between two checks of the clock; wall clocks jump."""
 SAVE_AGAIN_SECONDS = 10.0
 
 
@@ -54,7 +54,7 @@ class TokenKeeper:
         random: Callable[[], float] = random_module.random,
         fs: Fs | None = None,
     ) -> None:
-        """``offload`` runs one synchronous call off the event loop; ``fs`` is where ``token.lock`` lies, in tests."""
+        """``offload`` runs one synchronous call off the event loop; ``fs`` is the disk of ``token.lock``, in tests."""
         self._layout = layout
         self._store = store
         self._plane = plane
@@ -76,37 +76,37 @@ class TokenKeeper:
     def __repr__(self) -> str:
         return "TokenKeeper(***)"
 
-    # --- looking --------------------------------------------------------------------------------------------
+    # --- reading --------------------------------------------------------------------------------------------
 
     def seen(self) -> str:
-        """Return the access token in use, valid or not; empty before the first one."""
+        """Return the current access token, valid or not; empty before the first one."""
         return self._access or ""
 
     def valid(self) -> bool:
-        """Return whether there is an access token that has not expired; what cannot be read counts as none.
+        """Return whether there is an unexpired access token; an unreadable one counts as none.
 
         Reads the files at first.
         """
-        with suppress(DiskError):  # whoever needs the token meets the same, and has a way to try again
+        with suppress(DiskError):  # the caller that needs the token gets the same error and retries
             if self._access is None and (stored := self._store.load_tokens()) is not None:
                 self._use(stored.access_token)
         return bool(self._access) and not self._expired()
 
     def expires_at(self) -> float | None:
-        """Return when the access token expires, in epoch seconds of this host's clock; None when it does not say."""
+        """Return when the access token expires, in epoch seconds of this host's clock; None if unknown."""
         if self._claims.expires_at is None:
             return None
         return self._claims.expires_at - (self._plane.server_skew or 0.0)
 
     async def identity(self) -> tuple[int | None, int | None]:
-        """Return user id and device id as the token names them; None for what it does not name."""
+        """Return user id and device id from the token; None for a missing one."""
         await self._load()
         return self._claims.user_id, self._claims.device_id
 
-    # --- using ----------------------------------------------------------------------------------------------
+    # --- refreshing -----------------------------------------------------------------------------------------
 
     async def current(self) -> str:
-        """Return an access token that has not expired, refreshing it if need be; raises as `refresh`."""
+        """Return an unexpired access token, refreshed if necessary. Raises as `refresh`."""
         await self._load()
         if self._access and not self._expired():
             return self._access
@@ -135,22 +135,22 @@ class TokenKeeper:
             return self.seen()
 
     def try_again(self) -> None:
-        """Let the next refresh go at once, whatever failed before: a person asks."""
+        """Allow the next refresh immediately, even after failures: an operator requests it."""
         self._retry_at = 0.0
 
     async def keep_token_fresh(self) -> None:
-        """Refresh ahead of expiry until cancelled; NotRegisteredError when the plane refuses for good."""
+        """Refresh ahead of expiry until cancelled. Raises NotRegisteredError if the plane refuses permanently."""
         try:
             while True:
-                delay = await self._look_after()
+                delay = await self._maintain()
                 await trio.sleep(delay)
         finally:
             if self._refresher.unsaved:
-                with trio.move_on_after(2, shield=True):  # the last chance before memory is gone
+                with trio.move_on_after(2, shield=True):  # the last chance to store them
                     await self._save_again()
 
-    async def _look_after(self) -> float:
-        """Do what is due and return the seconds until something may be."""
+    async def _maintain(self) -> float:
+        """Refresh or store what is due; return the seconds until the next check."""
         if self._refresher.unsaved and not await self._save_again():
             return SAVE_AGAIN_SECONDS
         try:
@@ -160,25 +160,25 @@ class TokenKeeper:
             return SAVE_AGAIN_SECONDS
         remaining = self._remaining()
         if remaining is None:
-            return LONGEST_NAP
+            return LONGEST_PAUSE
         ahead, warn = self._thresholds()
         if remaining <= warn and not self._warned:
             self._warned = True
             log_line(self._log, Line.TOKEN_EXPIRING, seconds=max(round(remaining), 0))
         if remaining > ahead:
-            return min(remaining - (ahead if self._warned else max(ahead, warn)), LONGEST_NAP)
+            return min(remaining - (ahead if self._warned else max(ahead, warn)), LONGEST_PAUSE)
         try:
             await self.refresh(self.seen())
         except NotRegisteredError:
             raise
         except CertctrlError as error:
-            pause = jittered(grown(FIRST_BACKOFF, LONGEST_NAP, self._failures), self._random())
+            pause = jittered(grown(FIRST_BACKOFF, LONGEST_PAUSE, self._failures), self._random())
             delay = max(self._retry_at - trio.current_time(), pause, FIRST_BACKOFF)
             log_line(self._log, Line.TOKEN_REFRESH_FAILED, why=error, delay=round(delay))
             return delay
         return FIRST_BACKOFF
 
-    # --- inside ---------------------------------------------------------------------------------------------
+    # --- internals ------------------------------------------------------------------------------------------
 
     async def _load(self) -> None:
         if self._access is None and (stored := await self._offload(self._store.load_tokens)) is not None:
@@ -199,13 +199,13 @@ class TokenKeeper:
                 user_id=self._claims.user_id,
                 device_id=self._claims.device_id,
             )
-        if fresh.spent:
+        if fresh.refreshed:
             self._born = trio.current_time()
             left = self._remaining() if fresh.expires_in is None else fresh.expires_in
             log_line(self._log, Line.TOKEN_REFRESHED, expires_in="?" if left is None else round(left))
 
     def _usable(self, access: str) -> bool:
-        """Return whether a token that another process stored is worth taking over."""
+        """Return whether a token that another process stored is usable."""
         expires_at = read_claims(access).expires_at
         return expires_at is None or expires_at - self._plane.server_now() > 0
 
@@ -221,7 +221,7 @@ class TokenKeeper:
         return trio.current_time() - self._born >= YOUNG_SECONDS
 
     def _thresholds(self) -> tuple[float, float]:
-        """Return how many seconds before expiry to refresh, and to warn: a short token's half life for both."""
+        """Return how many seconds before expiry to refresh and to warn; at most half of a short lifetime."""
         lifetime = self._claims.lifetime
         if lifetime is None:
             return self._ahead, WARN_SECONDS

@@ -110,7 +110,7 @@ async def test_a_renewal_that_waited_until_it_is_due_itself_is_asked_for(ahead: 
 @pytest.mark.parametrize(
     ("changes", "here", "why", "fix"),
     [
-        ({}, None, "no renewal has come", "at the plane"),
+        ({}, None, "no renewal has arrived", "on the plane"),
         ({}, HERE, "waits for the maintenance window", "apply --now"),
         ({"held": True}, HERE, "held back by a rollback", "rollback --domain a.example --release"),
         ({"last_outcome": OutcomeKind.ROLLED_BACK}, HERE, "could not be deployed: nginx: bad", "apply --now"),
@@ -133,4 +133,4 @@ async def test_a_short_life_that_begins_after_a_look_is_not_missed(ahead: MockCl
         host.records[1] = attrs.evolve(LIVE, facts=attrs.evolve(LIVE.facts, not_before=0.0, not_after=900.0))
         host.lifetimes_changed.value = True
     assert host.asked and host.asked[0] <= 520, "it is due from 450 on"
-    assert any("no renewal has come" in what for what in host.alerts)
+    assert any("no renewal has arrived" in what for what in host.alerts)

@@ -158,7 +158,7 @@ def test_sighup_applies_a_good_configuration_and_rejects_a_bad_one(fleet: Fleet,
     status = json.loads(agent.cli("status", "--daemon", "--json").stdout)
     assert status["poll"]["interval_ms"] == 110
     assert [(problem["what"], problem["fix"]) for problem in status["problems"]] == [
-        (f"new configuration refused: {agent.layout.application}: poll_intervall_ms: unknown key",
+        (f"new configuration rejected: {agent.layout.application}: poll_intervall_ms: unknown key",
          "did you mean 'poll_interval_ms'?"),
     ]  # fmt: skip
     assert status["exit_status"] == 1

@@ -25,7 +25,7 @@ def test_the_expiry_guard_works_while_the_plane_is_down_for_weeks() -> None:
         await trio.sleep(1 * DAY)  # a third of its lifetime is left
         assert "expires in" in scene.log
         await trio.sleep(4.5 * DAY)  # half of that without a renewal
-        assert "no renewal has come" in await problems(scene)
+        assert "no renewal has arrived" in await problems(scene)
         assert (await scene.ask("status"))["health"] in ("degraded", "stale")
         await trio.sleep(3.5 * DAY)
         assert "has expired" in await problems(scene)
