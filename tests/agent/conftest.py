@@ -1,4 +1,4 @@
-"""What the tests of the agent share: the world of a keeper of tokens."""
+"""Fixtures of the agent's tests."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ token_refresh.LOCK_SECONDS = 60.0
 
 
 class Signed(HttpxHttp):
-    """Tells the server which process speaks."""
+    """Identifies the process to the server."""
 
     async def request(self, method: str, path: str, *, headers: Any = None, **options: Any) -> Any:
         return await super().request(method, path, headers=dict(headers or {}) | {"x-pid": str(os.getpid())}, **options)

@@ -1,4 +1,4 @@
-"""A host that registers, and a plane that answers its grants and registrations as told."""
+"""A host that registers, and a scripted plane that answers it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def access(device_id: int, number: int = 0) -> str:
 
 @attrs.define(eq=False)
 class FakePlane:
-    """Answers as told and keeps what it was sent."""
+    """A scripted plane that records its requests."""
 
     grants: list[Any] = attrs.field(factory=list)
     answers: list[Any] = attrs.field(factory=list)

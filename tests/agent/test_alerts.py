@@ -1,4 +1,4 @@
-"""A revocation stays in sight: beside its placeholder, over restarts, until the plane has forgotten it too."""
+"""A revocation stays in the status: with a placeholder, across restarts, until the plane no longer lists it."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_a_restart_brings_the_problem_back() -> None:
     assert agent.problems[KEY][0] == "certificate 1 (a.example) was revoked"
 
 
-def test_it_goes_when_the_plane_lists_it_no_more() -> None:
+def test_the_problem_is_cleared_when_the_plane_no_longer_lists_it() -> None:
     agent = agent_with(GONE, KEY)
     restore_revocations(agent, [])
     assert agent.problems == {}
 
 
-def test_other_certificates_are_left_alone() -> None:
+def test_other_certificates_are_not_affected() -> None:
     agent = agent_with(attrs.evolve(GONE, facts=attrs.evolve(GONE.facts, cert_id=2)), "alert:late:2")
     restore_revocations(agent, [REVOKED, attrs.evolve(REVOKED, id=2, status="active")])
     assert set(agent.problems) == {"alert:late:2"}
@@ -57,7 +57,7 @@ def told(agent: Any, signal: Signal, kind: OutcomeKind = OutcomeKind.APPLIED) ->
     log_certificates(agent, InboxEntry(signal=signal), outcome)
 
 
-def test_a_placeholder_is_no_good_news_and_a_renewal_is() -> None:
+def test_a_renewal_clears_the_alert_and_a_placeholder_does_not() -> None:
     agent = agent_with(GONE, KEY)
     told(agent, CertRevoked(ts_ms=1, cert_id=1))
     assert set(agent.problems) == {KEY}
@@ -65,7 +65,7 @@ def test_a_placeholder_is_no_good_news_and_a_renewal_is() -> None:
     assert agent.problems == {}
 
 
-def test_a_renewal_that_another_try_brought_live_ends_it_as_well() -> None:
+def test_a_renewal_deployed_by_another_attempt_clears_it() -> None:
     agent = agent_with(GONE, KEY, "alert:late:1")
     told(agent, CertRenewed(ts_ms=2, cert_id=1), OutcomeKind.UNCHANGED)
     assert set(agent.problems) == {"alert:late:1"}

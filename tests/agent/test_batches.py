@@ -1,4 +1,4 @@
-"""Batches: one reload for a burst, no waiting for a lone renewal, no hostage to a slow fetch."""
+"""Batches: one reload per burst; lone renewals and slow fetches delay nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ APPLIED = Outcome(kind=OutcomeKind.APPLIED)
 
 
 class Staged:
-    """Stands in for what was prepared."""
+    """A stand-in for a prepared certificate."""
 
     def __init__(self, cert_id: int) -> None:
         self.cert_id = cert_id
@@ -78,7 +78,7 @@ async def run(recorder: Recorder, fetches: dict[int, float]) -> dict[int, Outcom
     return recorder.got
 
 
-async def test_a_lone_renewal_waits_for_nobody(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_lone_renewal_does_not_wait(autojump_clock: trio.testing.MockClock) -> None:
     recorder, start = Recorder(), trio.current_time()
     got = await run(recorder, {1: 0.2})
     assert got == {1: APPLIED}
@@ -92,7 +92,7 @@ async def test_a_burst_is_one_batch(autojump_clock: trio.testing.MockClock) -> N
     assert [ids for _, ids in recorder.batches] == [set(range(20))]
 
 
-async def test_a_slow_fetch_does_not_hold_the_others(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_slow_fetch_does_not_delay_the_others(autojump_clock: trio.testing.MockClock) -> None:
     recorder, start = Recorder(), trio.current_time()
     await run(recorder, {1: 0.1, 2: 30.0})
     assert [(at - start, ids) for at, ids in recorder.batches] == [
@@ -101,14 +101,14 @@ async def test_a_slow_fetch_does_not_hold_the_others(autojump_clock: trio.testin
     ]
 
 
-async def test_an_endless_burst_is_cut_at_the_bound(autojump_clock: trio.testing.MockClock) -> None:
+async def test_an_endless_burst_is_split_at_the_limit(autojump_clock: trio.testing.MockClock) -> None:
     recorder, start = Recorder(), trio.current_time()
     await run(recorder, {n: 0.1 + n * 0.3 for n in range(40)})
     assert recorder.batches[0][0] - start == pytest.approx(5.1, abs=0.01)
     assert sum(len(ids) for _, ids in recorder.batches) == 40
 
 
-async def test_what_was_deployed_is_not_held_until_the_next_batch(autojump_clock: trio.testing.MockClock) -> None:
+async def test_deployed_certificates_are_released_from_memory(autojump_clock: trio.testing.MockClock) -> None:
     recorder = Recorder()
     batches, _burst = batches_of(recorder.converge)
     held = weakref.WeakSet[Any]()
@@ -177,14 +177,14 @@ async def test_a_certificate_without_an_outcome_fails(autojump_clock: trio.testi
     assert (outcome.kind, outcome.detail) == (OutcomeKind.FAILED, "the plan has nothing for this certificate")
 
 
-async def test_a_hanging_batch_delays_nobody_else(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_hanging_batch_does_not_delay_the_next(autojump_clock: trio.testing.MockClock) -> None:
     recorder = Recorder()
     recorder.hang = {1}
     got = await run(recorder, {1: 0.1, 2: 3.0})
     assert got == {2: APPLIED}
 
 
-async def test_pages_of_one_burst_are_one_batch_though_nobody_fetches_in_between(
+async def test_pages_of_one_burst_are_one_batch_even_without_a_fetch_in_between(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     recorder = Recorder()
@@ -201,7 +201,7 @@ async def test_pages_of_one_burst_are_one_batch_though_nobody_fetches_in_between
     assert [ids for _, ids in recorder.batches] == [set(range(30))]
 
 
-async def test_what_was_only_announced_is_waited_for_a_moment(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_batch_waits_for_an_expected_page_for_a_limited_time(autojump_clock: trio.testing.MockClock) -> None:
     recorder, start = Recorder(), trio.current_time()
     batches, burst = batches_of(recorder.converge)
     async with trio.open_nursery() as nursery:

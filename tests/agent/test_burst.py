@@ -12,7 +12,7 @@ QUIET, IN_ALL = 0.5, 30.0
 
 
 class Burst:
-    """A watch whose clock is moved by hand."""
+    """A watch with a manual clock."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -91,7 +91,7 @@ def test_a_batch_waits_for_the_page_behind_a_full_one(burst: Burst) -> None:
     assert burst.leaves_in == 0
 
 
-def test_the_end_of_a_burst_that_was_none_changes_nothing(burst: Burst) -> None:
+def test_a_last_page_without_a_full_one_changes_nothing(burst: Burst) -> None:
     burst.watch.fetch_queued()
     burst.watch.fetch_queued()
     burst.fetched(0.1)

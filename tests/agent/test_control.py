@@ -40,7 +40,7 @@ OPERATIONS = {"echo": echo, "busy": busy, "broken": broken}
     ("line", "exit_status"),
     [(b"not json", 2), (b"[1]", 2), (b'{"op":"nope"}', 2), (b'{"op":"busy"}', 75), (b'{"op":"broken"}', 1)],
 )
-async def test_what_goes_wrong_is_answered_not_raised(line: bytes, exit_status: int) -> None:
+async def test_failures_are_answered_not_raised(line: bytes, exit_status: int) -> None:
     reply = await perform(line, OPERATIONS, LOG)
     assert reply["ok"] is False
     assert reply["exit"] == exit_status
@@ -76,7 +76,7 @@ async def test_a_request_over_the_real_socket(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_garbage_and_silence_do_not_end_the_service(tmp_path: Path) -> None:
+async def test_invalid_and_idle_clients_do_not_stop_the_service(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, RealFs(), path, OPERATIONS, LOG)

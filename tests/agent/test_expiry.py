@@ -37,12 +37,12 @@ def record(life_days: float, *, generation: str = "g1", stage: Stage = Stage.ACT
         (1, 0.6, Urgency.DUE),
     ],
 )
-def test_danger_by_remaining_life(life: float, now: float, urgency: Urgency | None) -> None:
+def test_urgency_by_remaining_lifetime(life: float, now: float, urgency: Urgency | None) -> None:
     found = find_expiring([record(life)], CONFIG, now * DAY)
     assert [finding.urgency for finding in found] == ([] if urgency is None else [urgency])
 
 
-def test_what_is_not_in_use_is_not_guarded() -> None:
+def test_certificates_out_of_use_are_not_watched() -> None:
     idle = [record(1, generation=""), record(1, stage=Stage.WITHDRAWN)]
     assert find_expiring(idle, CONFIG, 5 * DAY) == []
     assert next_check(idle, CONFIG, 0.0) == 3600.0
@@ -50,7 +50,7 @@ def test_what_is_not_in_use_is_not_guarded() -> None:
 
 @given(st.floats(0.01, 400), st.floats(0, 500))
 @example(0.01, 0.005)  # the very moment
-def test_the_next_look_is_never_after_the_next_danger_and_never_a_busy_loop(life: float, now: float) -> None:
+def test_the_next_check_is_in_time_and_never_a_busy_loop(life: float, now: float) -> None:
     certificate = record(life)
     pause = next_check([certificate], CONFIG, now * DAY)
     assert 1.0 <= pause <= 3600.0
@@ -59,11 +59,11 @@ def test_the_next_look_is_never_after_the_next_danger_and_never_a_busy_loop(life
     assert [f.urgency for f in before] == [f.urgency for f in just_before] or pause == 1.0
 
 
-def test_the_warning_never_covers_more_than_half_of_a_short_life() -> None:
+def test_the_warning_covers_at_most_half_of_a_short_lifetime() -> None:
     assert warn_below(record(2), CONFIG) == DAY
 
 
-def test_a_renewal_is_asked_for_once_and_again_only_later() -> None:
+def test_a_renewal_is_requested_once_and_again_only_later() -> None:
     requests = RenewalRequests()
     finding = find_expiring([record(90)], CONFIG, 61 * DAY)[0]
     assert requests.due(finding, 61 * DAY)
@@ -72,14 +72,14 @@ def test_a_renewal_is_asked_for_once_and_again_only_later() -> None:
     assert requests.due(finding, 61 * DAY + 6 * 3600)
 
 
-def test_a_renewal_that_was_asked_for_while_the_clock_was_ahead_is_asked_for_again() -> None:
+def test_a_renewal_requested_while_the_clock_was_ahead_is_requested_again() -> None:
     requests = RenewalRequests()
     (finding,) = find_expiring([record(90)], CONFIG, 80 * DAY)
     requests.asked(finding, 3650 * DAY)
     assert requests.due(finding, 80 * DAY)
 
 
-def test_a_plane_that_refuses_is_asked_again_sooner() -> None:
+def test_a_refused_request_is_repeated_sooner() -> None:
     requests = RenewalRequests()
     (finding,) = find_expiring([record(90)], CONFIG, 80 * DAY)
     requests.asked(finding, 80 * DAY, taken=False)
@@ -91,5 +91,5 @@ def test_a_plane_that_refuses_is_asked_again_sooner() -> None:
     ("seconds", "text"),
     [(30 * DAY, "30.0 days"), (1.5 * DAY, "36.0 hours"), (3600, "60 minutes"), (100, "2 minutes"), (-5, "0 minutes")],
 )
-def test_a_rest_of_life_is_told_in_a_unit_that_tells_something(seconds: float, text: str) -> None:
+def test_a_remaining_lifetime_has_a_suitable_unit(seconds: float, text: str) -> None:
     assert time_left(seconds) == text

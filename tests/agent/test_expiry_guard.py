@@ -1,4 +1,4 @@
-"""The expiry guard asks for what is not here yet, sees what came since it last looked, and says what is the matter."""
+"""The expiry guard requests missing renewals, sees new certificates, and alerts with a reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HERE = attrs.evolve(
 
 @attrs.define(eq=False)
 class Host:
-    """An agent as the guard sees it; its clock starts at ``begins`` and goes with Trio's."""
+    """The part of an agent that the guard uses; its clock starts at ``begins`` and follows Trio's."""
 
     begins: float
     records: dict[int, CertRecord]
@@ -89,19 +89,19 @@ def ahead(autojump_clock: MockClock) -> MockClock:
     return autojump_clock
 
 
-async def test_without_a_renewal_it_is_asked_for_every_six_hours(ahead: MockClock) -> None:
+async def test_a_missing_renewal_is_requested_every_six_hours(ahead: MockClock) -> None:
     host = Host(60.5 * DAY, {1: LIVE})
     await host.watch(DAY - 1)
     assert len(host.asked) == 4 and host.alerts == []
 
 
-async def test_a_renewal_that_waits_here_is_not_asked_for_again(ahead: MockClock) -> None:
+async def test_a_staged_renewal_is_not_requested_again(ahead: MockClock) -> None:
     host = Host(60.5 * DAY, {1: STAGED}, HERE)
     await host.watch(10 * DAY)
     assert host.asked == []
 
 
-async def test_a_renewal_that_waited_until_it_is_due_itself_is_asked_for(ahead: MockClock) -> None:
+async def test_a_staged_renewal_that_is_due_itself_is_requested_again(ahead: MockClock) -> None:
     host = Host(119.5 * DAY, {1: STAGED}, HERE)
     await host.watch(DAY)
     assert host.asked and host.asked[0] >= 120 * DAY
@@ -116,7 +116,7 @@ async def test_a_renewal_that_waited_until_it_is_due_itself_is_asked_for(ahead: 
         ({"last_outcome": OutcomeKind.ROLLED_BACK}, HERE, "could not be deployed: nginx: bad", "apply --now"),
     ],
 )
-async def test_the_alert_tells_what_is_the_matter(
+async def test_the_alert_names_the_reason_and_the_fix(
     changes: dict[str, Any], here: CertRecord | None, why: str, fix: str, ahead: MockClock
 ) -> None:
     host = Host(76 * DAY, {1: attrs.evolve(LIVE, staged="g2" if here else "", **changes)}, here)
@@ -125,7 +125,7 @@ async def test_the_alert_tells_what_is_the_matter(
     assert why in what and fix in advice and host.alerts == [what]
 
 
-async def test_a_short_life_that_begins_after_a_look_is_not_missed(ahead: MockClock) -> None:
+async def test_a_short_lived_certificate_deployed_after_a_check_is_not_missed(ahead: MockClock) -> None:
     host = Host(0.0, {})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(host.watch, 3600)

@@ -1,4 +1,4 @@
-"""The inbox: durable before it is believed, grouped writes, backpressure, nothing lost to a full disk."""
+"""The inbox: order and grouping of writes, backpressure, full disks."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ async def admitted(inbox: Inbox, signals: Sequence[Signal]) -> list[InboxEntry]:
     return entries
 
 
-async def test_an_ack_that_nobody_has_looked_at_is_not_waited_for(store: SessionState) -> None:
-    """Also when it came before the waiting began; what a sender has seen and could not send waits for its next try."""
+async def test_a_new_ack_ends_the_wait_even_if_it_came_before(store: SessionState) -> None:
+    """An ack that was offered and could not be sent waits for the next poll."""
     inbox = again(store)
     await inbox.finish(await admitted(inbox, [A]), [{"n": 1}])
     with trio.fail_after(1):
@@ -96,7 +96,7 @@ async def test_an_ack_that_nobody_has_looked_at_is_not_waited_for(store: Session
         await inbox.report({"n": 2})
 
 
-async def test_a_page_is_durable_once_it_is_secured_and_a_duplicate_is_nothing(store: SessionState) -> None:
+async def test_a_page_is_durable_after_secure_and_duplicates_are_dropped(store: SessionState) -> None:
     inbox = again(store)
     assert [e.signal for e in inbox.admit([A, B, A])] == [A, B]
     assert inbox.behind
@@ -106,7 +106,7 @@ async def test_a_page_is_durable_once_it_is_secured_and_a_duplicate_is_nothing(s
     assert [e.signal for e in again(store).entries()] == [A, B]
 
 
-async def test_what_is_done_by_then_is_never_written(store: SessionState) -> None:
+async def test_a_signal_done_before_secure_is_never_written(store: SessionState) -> None:
     disk = Disk()
     inbox = inbox_of(store, disk, limit=10)
     (entry,) = inbox.admit([A])
@@ -118,7 +118,7 @@ async def test_what_is_done_by_then_is_never_written(store: SessionState) -> Non
     assert (again(store).entries(), again(store).acks_pending) == ([], 1)
 
 
-async def test_what_has_failed_by_then_outlives_a_power_cut_all_the_same() -> None:
+async def test_a_signal_failed_before_secure_survives_a_power_cut() -> None:
     layout, fs = ConfigDir(Path("/agent")), ModelFs()
     make_tree(fs, layout)
     inbox = again(SessionState(layout, fs))
@@ -130,7 +130,7 @@ async def test_what_has_failed_by_then_outlives_a_power_cut_all_the_same() -> No
         assert (kept.signal, kept.attempts) == (A, 1)
 
 
-async def test_an_outcome_is_on_disk_before_its_signal_is_gone(store: SessionState) -> None:
+async def test_an_outcome_is_on_disk_before_its_signal_leaves(store: SessionState) -> None:
     inbox = again(store)
     (entry,) = await admitted(inbox, [A])
     await inbox.finish([entry], [{"type": "signal.ack"}])
@@ -184,7 +184,7 @@ async def test_no_signal_leaves_before_its_retry_is_durable(store: SessionState)
     assert [one.signal for one in again(store)._retries.signals()] == [A]
 
 
-async def test_what_ends_while_a_page_is_written_does_not_come_back(store: SessionState) -> None:
+async def test_a_signal_that_ends_while_a_page_is_written_does_not_come_back(store: SessionState) -> None:
     inbox = again(store)
     first, second = await admitted(inbox, [A, B])
     async with trio.open_nursery() as nursery:
@@ -198,7 +198,7 @@ async def test_what_ends_while_a_page_is_written_does_not_come_back(store: Sessi
         assert isinstance(page.signal, InstallUpdated)
 
 
-async def test_a_full_disk_secures_nothing_and_forgets_nothing(store: SessionState) -> None:
+async def test_a_full_disk_loses_nothing(store: SessionState) -> None:
     disk = Disk()
     inbox = inbox_of(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
@@ -216,7 +216,9 @@ async def test_a_full_disk_secures_nothing_and_forgets_nothing(store: SessionSta
     assert [e.signal for e in again(store).entries()] == [B]
 
 
-async def test_a_burst_of_endings_is_few_writes(store: SessionState, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_burst_of_outcomes_takes_few_writes(
+    store: SessionState, autojump_clock: trio.testing.MockClock
+) -> None:
     disk = Disk()
     inbox = inbox_of(store, disk, limit=1000)
     entries = await admitted(inbox, [CertRenewed(ts_ms=1, cert_id=n) for n in range(100)])
@@ -243,7 +245,7 @@ async def test_a_full_inbox_makes_the_poller_wait(store: SessionState, autojump_
         await inbox.finish(entries[:1], [])
 
 
-async def test_room_that_the_disk_refuses_to_note_is_room_all_the_same(
+async def test_a_finished_signal_makes_room_even_if_the_disk_is_full(
     store: SessionState, autojump_clock: trio.testing.MockClock
 ) -> None:
     disk = Disk()
@@ -260,7 +262,7 @@ async def test_room_that_the_disk_refuses_to_note_is_room_all_the_same(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_outcomes_are_waited_for_until_each_is_there(
+async def test_waiting_for_outcomes_ends_with_the_last_one(
     store: SessionState, autojump_clock: trio.testing.MockClock, fails: bool
 ) -> None:
     inbox = again(store)
@@ -306,7 +308,7 @@ async def test_sent_acks_leave_and_newer_ones_stay(store: SessionState) -> None:
     assert again(store).next_acks(10) == [{"config_id": 1, "version": 1}]
 
 
-async def test_sent_acks_leave_the_disk_with_the_next_outcome_and_cost_no_write_of_their_own(
+async def test_sent_acks_leave_the_disk_with_the_next_outcome_without_a_separate_write(
     store: SessionState,
 ) -> None:
     disk = Disk()
@@ -328,7 +330,7 @@ def inbox_ack(n: int) -> Any:
     return Ack(event={"n": n})
 
 
-async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_outcomes(store: SessionState) -> None:
+async def test_after_a_full_disk_outcomes_are_written_before_their_signals_leave(store: SessionState) -> None:
     disk = Disk()
     inbox = inbox_of(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
@@ -342,7 +344,7 @@ async def test_after_a_full_disk_a_page_does_not_push_signals_out_before_their_o
     assert found.next_acks(10) == [{"type": "signal.ack"}], "the outcome was there before its signal left"
 
 
-async def test_what_the_disk_refused_is_written_when_nothing_else_comes(store: SessionState) -> None:
+async def test_a_failed_write_is_repeated_without_another_change(store: SessionState) -> None:
     disk = Disk()
     inbox = inbox_of(store, disk, limit=10)
     (entry,) = await admitted(inbox, [A])
@@ -356,7 +358,7 @@ async def test_what_the_disk_refused_is_written_when_nothing_else_comes(store: S
     assert again(store).entries() == [], "a restart would have done it again"
 
 
-async def test_a_signal_that_keeps_failing_holds_no_room(store: SessionState) -> None:
+async def test_a_failing_signal_takes_no_room(store: SessionState) -> None:
     inbox = inbox_of(store, limit=1)
     (entry,) = await admitted(inbox, [A])
     assert not inbox.has_room(20)
@@ -364,7 +366,7 @@ async def test_a_signal_that_keeps_failing_holds_no_room(store: SessionState) ->
     assert inbox.has_room(20), "others go on"
 
 
-async def test_a_signal_that_a_power_cut_brings_back_after_it_was_done_is_not_run_again(store: SessionState) -> None:
+async def test_a_done_signal_restored_by_a_power_cut_is_not_handled_again(store: SessionState) -> None:
     inbox = again(store)
     (entry,) = await admitted(inbox, [A])
     await inbox.finish([entry], [ack_event(A, Outcome(kind=OutcomeKind.APPLIED), 1)])

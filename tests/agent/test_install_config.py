@@ -1,4 +1,4 @@
-"""Items in force: a certificate and the install config that names it may come at the same time."""
+"""Active items: a certificate and the install config that names it may arrive at the same time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Scene:
         return dict.fromkeys(only, self._answers.pop(0))
 
 
-def test_a_hash_may_come_in_another_spelling_but_not_another_hash() -> None:
+def test_equal_hashes_may_be_encoded_differently() -> None:
     stored = StoredInstallConfig(raw={"id": 1}, etag=None, version=3, hash="ab+/cd==", high_water={"1": 3})
     again = InstallConfig(id=1, version=3, items=(), installs_hash_b64="ab-_cd")
     check_not_replayed(again, stored)
@@ -57,7 +57,7 @@ def test_a_hash_may_come_in_another_spelling_but_not_another_hash() -> None:
         check_not_replayed(attrs.evolve(again, installs_hash_b64="ab-_ce"), stored)
 
 
-def test_another_config_in_between_does_not_hide_that_a_version_has_other_contents(tmp_path: Path) -> None:
+def test_another_config_in_between_does_not_hide_an_equivocation(tmp_path: Path) -> None:
     """A plane that names config 1, then 2, then 1 again may not change what version 5 of 1 says."""
     scene = LocalScene(tmp_path)
     for config_id, version, digest in ((1, 5, "aaaa"), (2, 1, "bbbb")):
@@ -74,7 +74,7 @@ def test_another_config_in_between_does_not_hide_that_a_version_has_other_conten
     assert caught.value.reason == "equivocation"
 
 
-async def test_an_install_config_that_comes_meanwhile_is_applied_to_the_certificate() -> None:
+async def test_an_install_config_that_arrives_meanwhile_is_applied_to_the_certificate() -> None:
     scene = Scene(APPLIED, FAILED, comes=True)
     assert await converge_active_items(scene.agent, ["prepared"], [1]) == {1: FAILED}
     assert scene.calls == [(("prepared",), (), (1,)), ((), NEW, (1,))]
@@ -85,7 +85,7 @@ async def test_the_first_outcome_counts_when_the_new_config_changes_nothing() ->
     assert await converge_active_items(scene.agent, ["prepared"], [1]) == {1: APPLIED}
 
 
-async def test_without_a_new_config_once_is_enough() -> None:
+async def test_without_a_new_config_it_converges_once() -> None:
     scene = Scene(APPLIED, comes=False)
     assert await converge_active_items(scene.agent, ["prepared"], [1]) == {1: APPLIED}
     assert len(scene.calls) == 1
@@ -95,7 +95,7 @@ async def test_without_a_new_config_once_is_enough() -> None:
 
 
 class LocalScene:
-    """The part of an agent that reads items, on a real directory: what is wrong and what is logged are kept."""
+    """The part of an agent that reads items, on a real directory; it records problems and log lines."""
 
     def __init__(self, root: Path) -> None:
         self.layout, self.items = ConfigDir(root), tuple[Any, ...]()
@@ -126,7 +126,7 @@ class LocalScene:
 RELOAD = '[{"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], "depends_on": ["copy-7"]}]'
 
 
-def test_a_name_that_nobody_has_is_told_and_takes_nothing_away(
+def test_an_unknown_dependency_is_reported_and_removes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene = LocalScene(tmp_path)
@@ -145,7 +145,7 @@ def test_a_name_that_nobody_has_is_told_and_takes_nothing_away(
     assert scene.read() == ["copy-7", "local:reload"] and not scene.problems
 
 
-def test_rows_that_cannot_be_read_leave_those_in_force(tmp_path: Path) -> None:
+def test_unreadable_local_items_leave_the_active_ones(tmp_path: Path) -> None:
     scene = LocalScene(tmp_path)
     scene.planes(1, "copy-7")
     scene.read(RELOAD)

@@ -1,4 +1,4 @@
-"""The catalogue of log lines: complete rows, and callers that give what the texts need."""
+"""The catalogue of log lines: complete rows, and callers that pass every field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCES = sorted(Path(certctrl.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("line", Line, ids=lambda line: line.key)
-def test_each_row_is_whole(line: Line) -> None:
+def test_each_row_is_complete(line: Line) -> None:
     assert line.level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
     assert line.category.isalpha() and line.category[0].isupper()
     assert line.meaning.endswith((".", "`.")) and line.action.endswith((".", "`."))
@@ -25,7 +25,7 @@ def test_each_row_is_whole(line: Line) -> None:
         assert line.action != "Nothing.", "an error without anything to do is no error"
 
 
-def test_no_two_rows_are_one() -> None:
+def test_rows_are_distinct() -> None:
     assert len(Line) == len(Line.__members__)
 
 
@@ -60,7 +60,7 @@ def test_every_row_is_used() -> None:
     assert not unused, "remove the row, or write the line where it happens"
 
 
-def test_say_uses_the_category_as_logger(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_category_is_the_logger(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="certctrl"):
         log_line(logging.getLogger("certctrl"), Line.POLL_REQUEST, cursor="1-5", wait=0, limit=20)
         log_line(logging.getLogger("certctrl.Poll"), Line.POLL_NO_UPDATES, cursor="1-5")
@@ -78,7 +78,7 @@ def test_a_missing_field_or_a_brace_never_raises(caplog: pytest.LogCaptureFixtur
     assert caplog.messages == ["Access token expires in ? seconds", "100% {of} them"]
 
 
-def test_a_level_that_is_off_costs_no_formatting(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disabled_level_formats_nothing(caplog: pytest.LogCaptureFixture) -> None:
     class Touchy:
         def __str__(self) -> str:
             raise AssertionError("formatted though switched off")

@@ -1,4 +1,4 @@
-"""One-shot polls: a backlog has more pages than a rate limit lets in at once, and a command waits for its turn."""
+"""One-shot polls wait for the rate limit while they fetch a backlog."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ async def asked(agent: Any) -> events.Updates:
     return await _page(agent, "1-0", trio.current_time() + BUSY_SECONDS)
 
 
-async def test_a_rate_limit_is_waited_for(autojump_clock: MockClock) -> None:
+async def test_a_rate_limit_is_respected(autojump_clock: MockClock) -> None:
     start = trio.current_time()
     busy = [events.ServerBusy(429, 0.25), events.ServerBusy(429, 7.0)]
     assert await asked(agent_that_hears(*busy, PAGE)) == PAGE
     assert trio.current_time() - start == pytest.approx(8.0), "a second at least, and as long as the plane asks"
 
 
-async def test_but_not_for_ever(autojump_clock: MockClock) -> None:
+async def test_a_rate_limit_is_respected_for_a_limited_time(autojump_clock: MockClock) -> None:
     start, agent = trio.current_time(), agent_that_hears(*[events.ServerBusy(429, 0.0)] * 1000)
     with pytest.raises(PlaneError) as caught:
         await asked(agent)
@@ -49,7 +49,7 @@ async def test_but_not_for_ever(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize(
     "busy", [events.ServerBusy(429, 3600.0), events.ServerBusy(429), events.ServerBusy(503, 1.0)], ids=str
 )
-async def test_another_refusal_is_the_commands_end(autojump_clock: MockClock, busy: events.ServerBusy) -> None:
+async def test_any_other_refusal_ends_the_command(autojump_clock: MockClock, busy: events.ServerBusy) -> None:
     start = trio.current_time()
     with pytest.raises(PlaneError):
         await asked(agent_that_hears(busy, PAGE))

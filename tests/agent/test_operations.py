@@ -1,4 +1,4 @@
-"""What an `apply` says of itself: also what its signals have switched, and how those failed that did not."""
+"""The result of `apply` includes what its signals switched, and why others failed."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def told(outcome: Outcome, before: Any, after: Any, unreachable: str = "") -> di
     return applied(after, outcome, generations(before), differences=1, unreachable=unreachable)
 
 
-def test_what_its_signals_switched_is_its_work() -> None:
+def test_apply_includes_what_its_signals_switched() -> None:
     assert told(UNCHANGED, agent_with("g1"), agent_with("g2"))["outcome"] == "applied"
     assert told(UNCHANGED, agent_with(), agent_with("g1"))["outcome"] == "applied"
     assert told(UNCHANGED, agent_with("g1"), agent_with("g1"))["outcome"] == "unchanged"
 
 
-def test_a_failure_stays_one() -> None:
+def test_a_failure_stays_a_failure() -> None:
     answer = told(FAILED, agent_with("g1"), agent_with("g2"))
     assert (answer["outcome"], answer["detail"]) == ("failed", "nginx: bad")
 
 
-def test_a_plane_that_was_not_asked_is_named() -> None:
+def test_an_unreachable_plane_is_named() -> None:
     assert "plane" not in told(UNCHANGED, agent_with("g1"), agent_with("g1"))
     assert told(UNCHANGED, agent_with("g1"), agent_with("g1"), "no route")["plane"] == "no route"
 

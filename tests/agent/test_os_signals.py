@@ -44,7 +44,7 @@ def drain(manager: socket.socket) -> list[bytes]:
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-async def test_the_service_manager_hears_from_the_real_loop(tmp_path: Path, abstract: bool) -> None:
+async def test_the_service_manager_is_notified_by_the_real_loop(tmp_path: Path, abstract: bool) -> None:
     name = f"\0certctrl-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name)
@@ -63,7 +63,7 @@ async def test_the_service_manager_hears_from_the_real_loop(tmp_path: Path, abst
         assert stopping == b"STOPPING=1\nSTATUS=SIGTERM"
 
 
-def test_without_a_manager_nothing_is_sent_and_nothing_breaks() -> None:
+def test_without_a_manager_nothing_is_sent() -> None:
     notifier = Notifier({"WATCHDOG_USEC": "junk"})
     notifier.ready("x")
     assert notifier.watchdog_seconds == 0

@@ -1,4 +1,4 @@
-"""What a comparison with the plane finds, as a table; and that it is a fixpoint."""
+"""The differences that a comparison with the plane finds, as a table."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_nothing_is_removed_while_the_plane_is_behind() -> None:
     assert [type(s) for s in compare([THERE], {1: HERE, 2: gone}, 5).signals] == [CertUnassigned]
 
 
-def test_cas_are_compared_by_id_and_left_alone_where_the_plane_keeps_no_list() -> None:
+def test_cas_are_compared_by_id_and_only_if_the_plane_has_a_list() -> None:
     assert compare_cas(None, {1, 2}, 5) == ()
     assert compare_cas({1: "a"}, {1}, 5) == ()
     assert compare_cas({1: "a", 3: ""}, {1, 2}, 5) == (

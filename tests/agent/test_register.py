@@ -1,4 +1,4 @@
-"""Registering: polite with the plane, careful with the person, and whole whatever happens in between."""
+"""Registration: approval, retries, and consistency whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def host(tmp_path: Path) -> Host:
 # --- with a person ------------------------------------------------------------------------------------------------
 
 
-async def test_a_person_approves(host: Host, autojump_clock: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_operator_approves(host: Host, autojump_clock: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     plane = FakePlane(grants=[GrantPending(), GrantPending(), READY])
     done = await host.register(plane)
@@ -60,7 +60,7 @@ async def test_a_person_approves(host: Host, autojump_clock: Any, caplog: pytest
     assert "BDFH" not in caplog.text, "the code is for the person, not for the log"
 
 
-async def test_slow_down_is_obeyed_for_good_and_trouble_backs_off(host: Host, autojump_clock: Any) -> None:
+async def test_slow_down_lasts_and_failures_back_off(host: Host, autojump_clock: Any) -> None:
     plane = FakePlane(grants=[GrantSlowDown(), GrantPending(), GrantFailed("no route"), GrantFailed("no route"), READY])
     await host.register(plane)
     assert [round(b - a) for a, b in zip(plane.polls, plane.polls[1:], strict=False)] == [10, 10, 10, 20]
@@ -109,7 +109,7 @@ async def test_an_approval_page_elsewhere_is_never_shown(host: Host, autojump_cl
     assert (host.prompts, plane.polls, plane.forms) == ([], [], [])
 
 
-async def test_loopback_http_is_fine_where_the_plane_is(host: Host, autojump_clock: Any) -> None:
+async def test_loopback_http_is_allowed_on_the_host_of_the_plane(host: Host, autojump_clock: Any) -> None:
     started = attrs.evolve(STARTED, verification_uri="http://127.0.0.1:8080/device", verification_uri_complete=None)
     await host.register(FakePlane(grants=[READY], started=started), url="http://127.0.0.1:8080")
     assert host.prompts[0].verification_uri_complete is None
@@ -118,7 +118,7 @@ async def test_loopback_http_is_fine_where_the_plane_is(host: Host, autojump_clo
 # --- without ------------------------------------------------------------------------------------------------------
 
 
-async def test_an_enrolment_token_needs_nobody(host: Host, autojump_clock: Any) -> None:
+async def test_an_enrolment_token_needs_no_approval(host: Host, autojump_clock: Any) -> None:
     plane = FakePlane()
     await host.register(plane, token="canary-enrolment")
     assert host.prompts == []
@@ -126,8 +126,8 @@ async def test_an_enrolment_token_needs_nobody(host: Host, autojump_clock: Any) 
     assert {"user_id", "registration_code"}.isdisjoint(plane.forms[0])
 
 
-async def test_what_is_stored_before_anything_is_sent(host: Host, autojump_clock: Any) -> None:
-    """The secret half must be safe before the plane seals anything to the public one."""
+async def test_id_and_keys_are_stored_before_anything_is_sent(host: Host, autojump_clock: Any) -> None:
+    """The secret key must be durable before the plane encrypts anything to the public one."""
 
     def look(form: dict[str, Any]) -> None:
         keys = SessionState(host.layout, RealFs()).load_device_keys()
@@ -203,7 +203,7 @@ async def test_a_refused_registration_leaves_the_old_one(host: Host, autojump_cl
 @pytest.mark.parametrize(
     "name", ["device_id", "device_public_key", "device_secret_key", "refresh_token", "access_token"]
 )
-async def test_damaged_files_are_made_anew(
+async def test_damaged_files_are_replaced(
     host: Host, autojump_clock: Any, caplog: pytest.LogCaptureFixture, name: str, damage: bytes
 ) -> None:
     plane = FakePlane()
@@ -223,7 +223,7 @@ async def test_damaged_files_are_made_anew(
 @pytest.mark.parametrize(
     "name", ["device_public_key", "device_secret_key", "refresh_token", "access_token", "device_id"]
 )
-async def test_missing_files_are_made_anew(host: Host, autojump_clock: Any, name: str) -> None:
+async def test_missing_files_are_replaced(host: Host, autojump_clock: Any, name: str) -> None:
     plane = FakePlane()
     await host.register(plane, token="t")
     getattr(host.layout, name).unlink()
@@ -235,7 +235,7 @@ async def test_missing_files_are_made_anew(host: Host, autojump_clock: Any, name
 # --- when the plane is in trouble -------------------------------------------------------------------------------
 
 
-async def test_a_busy_plane_is_asked_again_and_its_pause_kept(host: Host, autojump_clock: Any) -> None:
+async def test_a_busy_plane_is_retried_after_its_pause(host: Host, autojump_clock: Any) -> None:
     plane = FakePlane(
         answers=[PlaneError("x", status=503), PlaneError("x", status=429, retry_after=20.0), TransportError("broke")]
     )
@@ -245,7 +245,7 @@ async def test_a_busy_plane_is_asked_again_and_its_pause_kept(host: Host, autoju
     assert moments == [0.0, 1.0, 21.0, 25.0]
 
 
-async def test_trying_again_ends_after_a_minute(host: Host, autojump_clock: Any) -> None:
+async def test_retries_end_after_a_minute(host: Host, autojump_clock: Any) -> None:
     plane = FakePlane(answers=[PlaneError("busy", status=503)] * 99)
     with pytest.raises(PlaneError, match="busy"):
         await host.register(plane, token="t")
@@ -260,13 +260,13 @@ def not_sent() -> TransportError:
 
 
 @pytest.mark.parametrize("error", [not_sent(), BadAnswerError("HTML")])
-async def test_what_does_not_heal_is_said_at_once(host: Host, autojump_clock: Any, error: Exception) -> None:
+async def test_a_permanent_error_is_raised_immediately(host: Host, autojump_clock: Any, error: Exception) -> None:
     with pytest.raises(type(error)):
         await host.register(FakePlane(answers=[error]), token="t")
     assert trio.current_time() == 0
 
 
-async def test_a_cancelled_run_keeps_an_answer_that_is_on_its_way(host: Host, autojump_clock: Any) -> None:
+async def test_a_cancelled_run_keeps_a_pending_answer(host: Host, autojump_clock: Any) -> None:
     async def slow() -> None:
         await trio.sleep(3)
 
@@ -277,7 +277,7 @@ async def test_a_cancelled_run_keeps_an_answer_that_is_on_its_way(host: Host, au
     assert tokens.refresh_token == "canary-refresh-1"
 
 
-async def test_two_runs_at_once_share_one_pair_of_keys(host: Host, autojump_clock: Any) -> None:
+async def test_concurrent_runs_share_one_key_pair(host: Host, autojump_clock: Any) -> None:
     async def slow() -> None:
         await trio.sleep(1)
 

@@ -1,4 +1,4 @@
-"""A register or a refresh that is cut off at any operation can be run again and spends nothing twice."""
+"""A registration or refresh interrupted at any operation can be repeated and uses no token twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = ConfigDir(Path("/agent"))
 
 
 def apart(call: Callable[[ModelFs], None]) -> Callable[[ModelFs], None]:
-    """Run in a thread of its own: a crash is looked at while the run it cuts off is still going on."""
+    """Run in a separate thread: a crash is checked while the interrupted run continues."""
 
     def run(fs: ModelFs) -> None:
         failed: list[BaseException] = []
@@ -48,7 +48,7 @@ def apart(call: Callable[[ModelFs], None]) -> Callable[[ModelFs], None]:
 
 @attrs.define(eq=False)
 class ModelPlane:
-    """Keeps its memory in the model disk's promises: what the outside world knows survives any crash."""
+    """Remembers what the plane knows across crashes of the model disk."""
 
     fs: ModelFs
 
@@ -84,7 +84,7 @@ def register_on(fs: ModelFs) -> None:
 
 
 def consistent(fs: ModelFs) -> None:
-    """Check what a disk says against what the plane was told, then run `register` again on it."""
+    """Compare a disk with what the plane knows, then run `register` again on it."""
     store = SessionState(ROOT, fs)
     if "public_key" in fs.promises:
         keys = store.load_device_keys()
@@ -110,7 +110,7 @@ def consistent(fs: ModelFs) -> None:
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
-def test_a_register_that_is_cut_off_anywhere_can_be_run_again(again: bool) -> None:
+def test_a_registration_interrupted_anywhere_can_be_repeated(again: bool) -> None:
     fs = ModelFs()
     fs.put_dir("/agent", 0o700)
     make_tree(fs, ROOT)
@@ -151,7 +151,7 @@ def refreshes_again(fs: ModelFs) -> None:
     refresh_on(fs)
 
 
-def test_a_refresh_that_is_cut_off_anywhere_spends_nothing_twice() -> None:
+def test_a_refresh_interrupted_anywhere_uses_no_token_twice() -> None:
     fs = ModelFs()
     fs.put_dir("/agent", 0o700)
     make_tree(fs, ROOT)

@@ -33,10 +33,10 @@ WORKER = Path(__file__).with_name("race_worker.py")
 
 @attrs.define(eq=False)
 class Server:
-    """Rotates at each refresh; an access token is good for a few requests only."""
+    """Rotates at each refresh; an access token is valid for a few requests only."""
 
     rotations: int
-    """How many until it is over."""
+    """Rotations until the race ends."""
     chance: random.Random
     lost_answers: float
     """Share of refreshes whose answer never arrives."""
@@ -49,7 +49,7 @@ class Server:
     lost: dict[str, int] = attrs.field(factory=dict)
     """Refresh token -> how many of its answers were dropped."""
     confirmed: set[str] = attrs.field(factory=set)
-    """Access tokens that somebody has used."""
+    """Access tokens that were used."""
     reuse: list[str] = attrs.field(factory=list)
     """Session-ending reuses: must stay empty."""
     heard: dict[int, trio.Event] = attrs.field(factory=lambda: defaultdict(trio.Event))
@@ -187,7 +187,7 @@ async def run_race(root: Path, *, processes: int, rotations: int, kills: int, se
 
 
 def judge(server: Server, race: Race, store: SessionState, processes: int) -> None:
-    """Exactly one spend per rotation, but for answers that were lost on the way."""
+    """Check for exactly one use per rotation, except for lost answers."""
     made = len(server.refresh) - 1
     unexplained = []
     for token, pids in server.spends.items():
@@ -211,7 +211,7 @@ def judge(server: Server, race: Race, store: SessionState, processes: int) -> No
     assert len(left) <= 2 * len(race.killed), "only the killed leave temporary files"
 
 
-async def test_many_processes_spend_each_refresh_token_once(tmp_path: Path) -> None:
+async def test_many_processes_use_each_refresh_token_once(tmp_path: Path) -> None:
     await run_race(tmp_path, processes=3, rotations=50, kills=1, seed=secrets.randbelow(2**32))
 
 

@@ -1,4 +1,4 @@
-"""The keeper's promises under a virtual clock: few refreshes, well ahead of the end, and nobody waits for one."""
+"""TokenKeeper under a virtual clock: few refreshes, ahead of expiry, without waiting requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from certctrl.protocol.wire.enrolment import Refreshed
 # --- using -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_valid_token_is_used_as_it_is(world: World, autojump_clock: Any) -> None:
+async def test_a_valid_token_is_used_unchanged(world: World, autojump_clock: Any) -> None:
     access = world.access()
     world.stored(access)
     keeper = world.keeper()
@@ -67,7 +67,7 @@ async def test_any_number_of_tasks_make_one_refresh(world: World, autojump_clock
     assert world.spent == ["canary-r0"]
 
 
-async def test_what_another_process_fetched_is_taken_over(world: World, autojump_clock: Any) -> None:
+async def test_a_token_of_another_process_is_used(world: World, autojump_clock: Any) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()
@@ -94,7 +94,7 @@ async def test_a_plane_that_does_not_rotate_keeps_the_refresh_token(world: World
     assert world.on_disk == Tokens(access_token=access, refresh_token="canary-r0")
 
 
-async def test_a_token_nobody_can_read_is_used_until_it_is_rejected(world: World, autojump_clock: Any) -> None:
+async def test_an_unreadable_token_is_used_until_it_is_rejected(world: World, autojump_clock: Any) -> None:
     world.stored("opaque")
     keeper = world.keeper()
     await trio.sleep(10**6)
@@ -111,7 +111,7 @@ async def test_a_token_nobody_can_read_is_used_until_it_is_rejected(world: World
 
 
 @pytest.mark.parametrize("error", [3600.0, -3600.0, -WALL + 1000.0, 3.2e8])
-async def test_a_wrong_clock_here_neither_hastens_nor_delays(world: World, autojump_clock: Any, error: float) -> None:
+async def test_a_wrong_local_clock_does_not_shift_refreshes(world: World, autojump_clock: Any, error: float) -> None:
     world.clock_error, world.server_skew = error, -error
     world.stored(world.access())
     keeper = world.keeper()
@@ -128,8 +128,8 @@ async def test_a_wrong_clock_here_neither_hastens_nor_delays(world: World, autoj
 # --- the task ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_shift_of_tokens(world: World, autojump_clock: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """900 s tokens: refreshed 60 s ahead, warned of as the spec shows, never expired in between."""
+async def test_tokens_over_a_working_day(world: World, autojump_clock: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """900 s tokens are refreshed 60 s ahead, with the warning of the spec, and never expire."""
     caplog.set_level(logging.INFO)
     world.stored(world.access())
     keeper = world.keeper()
@@ -163,7 +163,7 @@ async def test_short_and_long_lives(
     assert 8 <= len(world.spent) <= 14
 
 
-async def test_failures_ahead_of_expiry_are_told_with_the_next_try(
+async def test_failures_ahead_of_expiry_are_logged_with_the_next_try(
     world: World, autojump_clock: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.stored(world.access())
@@ -179,7 +179,7 @@ async def test_failures_ahead_of_expiry_are_told_with_the_next_try(
     assert set(world.spent) == {"canary-r0"}
 
 
-async def test_the_task_ends_when_the_plane_refuses_for_good(world: World, autojump_clock: Any) -> None:
+async def test_the_task_ends_when_the_plane_refuses_permanently(world: World, autojump_clock: Any) -> None:
     world.stored(world.access())
     world.answer = failing(PlaneError("no more", status=401))
     with pytest.raises(NotRegisteredError):
@@ -187,5 +187,5 @@ async def test_the_task_ends_when_the_plane_refuses_for_good(world: World, autoj
     assert trio.current_time() == pytest.approx(840, abs=1)
 
 
-def test_the_figures_are_the_documented_ones() -> None:
+def test_the_constants_are_the_documented_ones() -> None:
     assert (tokens_module.WARN_SECONDS, tokens_module.LAST_BACKOFF) == (60.0, 30.0)

@@ -1,4 +1,4 @@
-"""No token is lost or spent in vain, whatever a full disk, a cancelled caller or another process does."""
+"""No token is lost or wasted by a full disk, a cancelled caller or another process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def full(path: str = "state") -> DiskError:
     return DiskError(f"cannot write {path}: No space left on device", path=path, errno=errno.ENOSPC)
 
 
-async def test_a_full_disk_spends_nothing(
+async def test_a_full_disk_uses_no_refresh_token(
     world: World, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = world.access()
@@ -43,7 +43,7 @@ async def test_a_full_disk_spends_nothing(
     assert world.spent == ["canary-r0"]
 
 
-async def test_a_save_that_fails_keeps_the_tokens_in_memory_until_it_works(
+async def test_tokens_that_cannot_be_saved_stay_in_memory(
     world: World, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = world.access()
@@ -72,9 +72,7 @@ async def test_a_save_that_fails_keeps_the_tokens_in_memory_until_it_works(
     assert world.spent == ["canary-r0"]
 
 
-async def test_a_token_in_memory_is_the_next_to_be_spent_and_stopping_saves_it(
-    world: World, autojump_clock: Any
-) -> None:
+async def test_a_token_in_memory_is_used_next_and_saved_at_a_stop(world: World, autojump_clock: Any) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()
@@ -98,7 +96,7 @@ async def test_a_token_in_memory_is_the_next_to_be_spent_and_stopping_saves_it(
     assert world.on_disk == Tokens(access_token=second, refresh_token="canary-r2")
 
 
-async def test_registering_anew_wins_over_what_is_in_memory(world: World, autojump_clock: Any) -> None:
+async def test_a_new_registration_replaces_tokens_in_memory(world: World, autojump_clock: Any) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()
@@ -158,7 +156,7 @@ async def test_a_waiter_takes_over_from_a_cancelled_leader(world: World, autojum
     assert world.spent == ["canary-r0"]
 
 
-async def test_a_hanging_plane_holds_a_stop_up_for_five_seconds_only(world: World, autojump_clock: Any) -> None:
+async def test_a_hanging_plane_delays_a_stop_by_five_seconds(world: World, autojump_clock: Any) -> None:
     async def hang(refresh_token: str) -> Refreshed:
         await trio.sleep_forever()
         raise AssertionError
@@ -180,7 +178,7 @@ async def test_a_hanging_plane_holds_a_stop_up_for_five_seconds_only(world: Worl
     assert await keeper.refresh(old) != old
 
 
-async def test_somebody_elses_lock_is_waited_for_35_seconds(world: World, autojump_clock: Any) -> None:
+async def test_the_lock_of_another_process_is_awaited_for_35_seconds(world: World, autojump_clock: Any) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()

@@ -1,4 +1,4 @@
-"""A refused refresh is final and keeps the files; any other failure waits for its backoff and makes no storm."""
+"""A refused refresh is final and keeps the files; any other failure backs off."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_other_failures_are_not_final_and_wait_for_their_backoff(
     assert set(world.spent) == {"canary-r0"}
 
 
-async def test_the_planes_own_pause_is_kept(world: World, autojump_clock: Any) -> None:
+async def test_the_retry_after_of_the_plane_is_respected(world: World, autojump_clock: Any) -> None:
     old = world.access()
     world.stored(old)
     world.answer = failing(PlaneError("slow", status=429, retry_after=120.0))
@@ -87,7 +87,7 @@ async def test_the_planes_own_pause_is_kept(world: World, autojump_clock: Any) -
     assert len(world.spent) == 2
 
 
-async def test_an_exchange_that_broke_is_tried_once_more_with_the_same_token(world: World, autojump_clock: Any) -> None:
+async def test_a_broken_exchange_is_repeated_once_with_the_same_token(world: World, autojump_clock: Any) -> None:
     old = world.access()
     world.stored(old)
     answers = [failing(TransportError("broke")), world.rotate]
@@ -97,7 +97,9 @@ async def test_an_exchange_that_broke_is_tried_once_more_with_the_same_token(wor
     assert world.on_disk.access_token == access
 
 
-async def test_twice_broken_is_a_transport_error_and_late_is_not_hurried(world: World, autojump_clock: Any) -> None:
+async def test_a_second_break_is_a_transport_error_and_a_timeout_is_not_repeated(
+    world: World, autojump_clock: Any
+) -> None:
     old = world.access()
     world.stored(old)
     world.answer = failing(TransportError("broke"))
@@ -111,7 +113,7 @@ async def test_twice_broken_is_a_transport_error_and_late_is_not_hurried(world: 
     assert world.on_disk.refresh_token == "canary-r0"
 
 
-async def test_a_plane_that_rejects_its_own_fresh_tokens_makes_no_storm(world: World, autojump_clock: Any) -> None:
+async def test_a_plane_that_rejects_fresh_tokens_causes_no_storm(world: World, autojump_clock: Any) -> None:
     world.stored(world.access())
     keeper = world.keeper()
     await keeper.current()
@@ -125,7 +127,7 @@ async def test_a_plane_that_rejects_its_own_fresh_tokens_makes_no_storm(world: W
     assert len(world.spent) <= 6
 
 
-async def test_a_plane_that_issues_expired_tokens_makes_no_storm(world: World, autojump_clock: Any) -> None:
+async def test_a_plane_that_issues_expired_tokens_causes_no_storm(world: World, autojump_clock: Any) -> None:
     world.stored(world.access())
     world.lifetime = -100.0
     keeper = world.keeper()

@@ -1,4 +1,4 @@
-"""A keeper of tokens, a plane that answers it as told, and wall clocks that follow the virtual one."""
+"""A TokenKeeper, a scripted plane, and wall clocks that follow the virtual one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def inline(call: Callable[..., Any], *args: Any) -> Any:
 
 
 class World:
-    """One config directory, a plane that answers as told, and a wall clock that follows the virtual one."""
+    """One config directory, a scripted plane, and a wall clock that follows the virtual one."""
 
     def __init__(self, root: Path) -> None:
         self.layout = ConfigDir(root)
