@@ -22,7 +22,7 @@ full page may have been the last."""
 
 
 class BurstWatch:
-    """What is known of the burst at hand, and when the batch that collects it leaves."""
+    """The facts of the current burst, and when the batch that collects it leaves."""
 
     def __init__(self, *, debounce: Callable[[], tuple[float, float]], clock: Callable[[], float]) -> None:
         """``debounce`` returns how many seconds a batch waits for the next fact, and how many in all."""

@@ -190,7 +190,7 @@ async def on_ca_unassigned(agent: Agent, signal: Signal) -> Outcome:
 
 async def on_resync_required(agent: Agent, signal: Signal) -> Outcome:
     """Compare the whole host with the plane; differences become separate signals."""
-    found = await plan_resync(agent, cast(ResyncRequired, signal).reason or "the plane asked for it")
+    found = await plan_resync(agent, cast(ResyncRequired, signal).reason or "requested by the plane")
     return Outcome(kind=OutcomeKind.APPLIED, detail=f"{found} differences")
 
 

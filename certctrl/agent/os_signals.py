@@ -1,7 +1,6 @@
-"""OS signals: what SIGTERM, SIGINT, SIGHUP and SIGUSR1 mean to the daemon.
+"""Handle the OS signals SIGTERM, SIGINT, SIGHUP and SIGUSR1.
 
-Trio coalesces OS signals, so each is read as "at least once since the last look". A second SIGTERM or
-SIGINT cancels everything at once; the unit's ``TimeoutStopSec`` stays the last resort.
+Trio coalesces OS signals: each means "at least once since the last one was read". A second SIGTERM or SIGINT cancels everything immediately; the unit's ``TimeoutStopSec`` stays the last resort.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ async def _ask_a_person(
                 raise NotRegisteredError(f"registration refused: {why}", fix="run register again, and approve it")
             case Expired(trouble):
                 why = f"; the last poll failed: {trouble}" if trouble else ""
-                raise NotRegisteredError(f"nobody approved this device in time{why}", fix="run register again")
+                raise NotRegisteredError(f"this device was not approved in time{why}", fix="run register again")
 
 
 # --- the registration itself --------------------------------------------------------------------------------

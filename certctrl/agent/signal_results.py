@@ -33,7 +33,7 @@ class Result:
     kind: RetryKind = RetryKind.REFUSED
     """Why it is retried, if it failed."""
     retry_after: float = 0.0
-    """Seconds that the plane asked for, or until the material becomes valid."""
+    """Seconds that the plane requested, or until the material becomes valid."""
 
 
 def result_of(outcome: Outcome) -> Result:

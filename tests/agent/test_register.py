@@ -70,8 +70,8 @@ async def test_slow_down_lasts_and_failures_back_off(host: Host, autojump_clock:
     ("grants", "words", "polls"),
     [
         ([GrantPending(), GrantDenied()], "denied", 2),
-        ([GrantExpired()], "nobody approved this device in time", 1),
-        ([], "nobody approved this device in time", 119),
+        ([GrantExpired()], "this device was not approved in time", 1),
+        ([], "this device was not approved in time", 119),
         ([GrantFailed("no route")] * 99, "in time; the last poll failed: no route", 13),
     ],
 )

@@ -42,7 +42,7 @@ class Failure:
     kind: RetryKind
     error: str
     retry_after: float = 0.0
-    """Seconds that the server asked for, or until the material becomes valid."""
+    """Seconds that the server requested, or until the material becomes valid."""
     signal: Signal | None = None
 
 
