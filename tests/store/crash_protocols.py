@@ -7,16 +7,24 @@ the disk's ``promises``, which survive all crashes of this host.
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import trio
 from modeldisk import ModelFs, explore
 
+from certctrl.agent.inbox import Inbox
+from certctrl.install.deploy.record_store import RecordStore
+from certctrl.install.deploy.retry_table import RetryTable
+from certctrl.install.plan.retries import Failure
 from certctrl.model.certificate import CertFacts
-from certctrl.model.records import Ack, CertRecord, DeviceKeys, InboxEntry, Tokens
-from certctrl.model.signals import CertRenewed, identity
+from certctrl.model.config import ApplicationConfig
+from certctrl.model.records import Ack, CertRecord, DeviceKeys, InboxEntry, Retry, RetryKind, Tokens
+from certctrl.model.signals import CertRenewed, CertRevoked, Signal, identity, to_wire
 from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.deployments.recovery import recover
@@ -471,6 +479,135 @@ class SignalsWithoutPage(Signals):
             store.session.save_outcomes((), done, sync_parent=False)
 
 
+class FailedSignals(Protocol):
+    """A page whose signals fail or succeed; what failed waits as a retry, is handled again and succeeds.
+
+    Runs the agent's own inbox, retry table and record store, in the order in which the dispatcher calls them.
+    """
+
+    name = "failed signals to retries to acks"
+    page: tuple[Signal, ...] = (CertRenewed(5, 7, "02"), CertRevoked(6, 7), CertRenewed(7, 9, "03"))
+    before: tuple[Signal, ...] = ()
+    """Signals that were received before the first start."""
+    fails = frozenset(("cert:7",))
+
+    def prepare(self, fs: ModelFs) -> None:
+        StateStore(LAYOUT, fs).session.save_cursor("1-1")
+
+    def act(self, fs: ModelFs) -> None:
+        run_apart(lambda: self.work(fs))
+
+    async def work(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        retries = RetryTable(
+            load=store.installed.load_retries, wall_now=lambda: 1000.0, random=lambda: 0.5, settings=ApplicationConfig
+        )
+        records = RecordStore(store.installed, inline, lambda: 1000, retries)
+        inbox = Inbox(store.session, inline, retries, records.secure_retries, limit=10)
+        await records.save()  # as `Installer.recover`
+        if store.session.load_cursor() != "2-2":
+            inbox.admit(self.page)
+            await inbox.secure()
+            store.session.save_cursor("2-2")
+        for entry in inbox.entries():
+            await self.handle(entry, inbox, retries)
+        fs.promise(handled=True)
+        for retry in retries.signals():
+            await self.handle_again(retry, inbox, retries, records)
+        fs.promise(ended=True)
+        for retry in list(retries.rows().values()):
+            retries.succeeded(retry.resource)
+        await records.save()
+
+    async def handle(self, entry: InboxEntry, inbox: Inbox, retries: RetryTable) -> None:
+        signal = entry.signal
+        if signal.resource in self.fails:
+            retries.failed(
+                Failure(resource=signal.resource, kind=RetryKind.REFUSED, error="check failed", signal=signal)
+            )
+            await inbox.hand_over(entry, {"failed": identity(signal)})
+        else:
+            await inbox.finish([entry], [{"done": identity(signal)}])
+
+    async def handle_again(self, retry: Retry, inbox: Inbox, retries: RetryTable, records: RecordStore) -> None:
+        """Finish a signal that succeeds now, as `Dispatcher._save`."""
+        assert retry.signal is not None
+        await inbox.finish([InboxEntry(signal=retry.signal, retry=retry)], [{"done": identity(retry.signal)}])
+        retries.ended(retry.signal)
+        await records.secure_retries()
+
+    def always(self, fs: ModelFs) -> None:
+        store = StateStore(LAYOUT, fs)
+        cursor, waiting = store.session.load_cursor(), [entry.signal for entry in store.session.load_inbox()]
+        retries, _ = store.installed.load_retries()
+        acks, done = store.session.load_outcomes()
+        assert cursor in ("1-1", "2-2")
+        retried = [retry.signal for retry in retries if retry.signal is not None]
+        here = {*map(identity, waiting), *map(identity, retried), *done}
+        received = {identity(signal) for signal in (*self.before, *(self.page if cursor == "2-2" else ()))}
+        assert received <= here, f"lost: {received - here}"
+        events = [ack.event for ack in acks]
+        assert all({"done": key} in events for key in done), "done, but no outcome to report"
+        self.always_retried(fs, {retry.key: retry for retry in retries}, received, done)
+
+    def always_retried(
+        self, fs: ModelFs, retries: Mapping[str, Retry], received: set[str], done: tuple[str, ...]
+    ) -> None:
+        """Check the retries; ``received`` and ``done``: identities of signals."""
+        for retry in retries.values():
+            assert retry.last_error, f"{retry.key} is retried without a reason"
+        if "handled" in fs.promises:
+            succeeded = {identity(one) for one in (*self.before, *self.page) if one.resource not in self.fails}
+            assert succeeded <= {*done}, "handled, but not known to be done"
+        if "ended" in fs.promises:
+            assert received <= {*done}, "the retries ended, but their signals are not known to be done"
+            assert not [key for key, retry in retries.items() if retry.signal is not None], "a retry that ended is back"
+
+
+class EarlierFailures(FailedSignals):
+    """The first start after an update from a release that kept failures with signals and certificates.
+
+    A new page comes in meanwhile.
+    """
+
+    name = "failures of an earlier release become retries"
+    before = (CertRenewed(1, 7, "02"), CertRevoked(2, 7), CertRenewed(3, 9, "03"))
+    page = (CertRenewed(5, 10, "04"),)
+
+    def prepare(self, fs: ModelFs) -> None:
+        super().prepare(fs)
+        failed = {"attempts": 4, "last_error": "reload failed", "next_try_at": 500.0}
+        renewed, revoked, fresh = ({"signal": to_wire(signal)} for signal in self.before)
+        renewed |= {"attempts": 2, "last_error": "check failed", "next_try_at": 900.0}
+        revoked |= {"attempts": 0, "last_error": "no route", "next_try_at": 70.0}
+        pending = {"cert_id": 8, "name": "8.example", "last_outcome": "applied", "owed": ["r"], "generation": "g"}
+        for path, body in (
+            (LAYOUT.inbox, {"entries": [renewed, revoked, fresh]}),
+            (LAYOUT.certificates, {"certificates": {"8": pending | failed}}),
+        ):
+            fs.put(str(path), json.dumps({"state_version": 1} | body).encode(), 0o600)
+
+    def always_retried(
+        self, fs: ModelFs, retries: Mapping[str, Retry], received: set[str], done: tuple[str, ...]
+    ) -> None:
+        super().always_retried(fs, retries, received, done)
+        if "ended" not in fs.promises:
+            retry = retries.get("cert:8")
+            assert retry is not None, "what is pending for a certificate is lost"
+            assert (retry.kind, retry.attempts, retry.next_try_at) == (RetryKind.PENDING, 4, 500.0)
+
+
+def run_apart(work: Callable[[], Awaitable[None]]) -> None:
+    """Run async code in a thread of its own: an act runs while another is interrupted, and trio runs do not nest."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(trio.run, work).result()
+
+
+async def inline(call: Callable[..., Any], *args: Any) -> Any:
+    await trio.lowlevel.checkpoint()
+    return call(*args)
+
+
 class Resync(Protocol):
     name = "409 and resync"
 
@@ -529,5 +666,6 @@ class Records(Protocol):
 
 PROTOCOLS: tuple[type[Protocol], ...] = (
     FirstInstall, FirstInstallEach, Renew, RenewEach, Batch, Rollback, Withdraw, Copies, CopiesEach, CopiesUndone,
-    CopiesModeOnly, Register, Refresh, Signals, SignalsWithoutPage, Resync, Records,
+    CopiesModeOnly, Register, Refresh, Signals, SignalsWithoutPage, FailedSignals, EarlierFailures,
+    Resync, Records,
 )  # fmt: skip

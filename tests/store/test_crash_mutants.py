@@ -12,6 +12,8 @@ from crash_protocols import (
     Copies,
     CopiesEach,
     CopiesUndone,
+    EarlierFailures,
+    FailedSignals,
     Protocol,
     Records,
     Refresh,
@@ -23,12 +25,15 @@ from crash_protocols import (
 )
 from modeldisk import ModelFs, explore
 
+from certctrl.agent.inbox import Inbox
 from certctrl.errors import CertctrlError
+from certctrl.install.deploy.record_store import RecordStore
 from certctrl.store import decode
 from certctrl.store.deployments import file_set, generation_files, generations, journal, recovery
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.layout import SECRET_MODE
 from certctrl.store.state import files, session
+from certctrl.store.state.installed import InstalledState
 
 MUTANT_LIMIT = 8  # states per operation: enough for these mutants
 
@@ -191,6 +196,46 @@ def done_before_its_outcome_is_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(session.SessionState, "save_progress", save)
 
 
+def inbox_written_before_the_retries(patch: pytest.MonkeyPatch) -> None:
+    real_save, real_secure = Inbox._save, RecordStore.secure_retries
+
+    async def skip(self: RecordStore) -> None:
+        """Leave the retries for later."""
+
+    async def save(self: Any) -> None:
+        await real_save(self)
+        await real_secure(self._secure_retries.__self__)
+
+    patch.setattr(RecordStore, "secure_retries", skip)
+    patch.setattr(Inbox, "_save", save)
+
+
+def retry_removed_before_its_outcome_is_kept(patch: pytest.MonkeyPatch) -> None:
+    real = Inbox.finish
+
+    async def finish(self: Any, done: Any, acks: Any) -> None:
+        for entry in done:
+            self._retries.ended(entry.signal)
+        await real(self, done, acks)
+
+    patch.setattr(Inbox, "finish", finish)
+
+
+def records_rewritten_before_the_retries(patch: pytest.MonkeyPatch) -> None:
+    real = RecordStore._write
+
+    def write(self: Any, *args: Any) -> None:
+        self._retries_lasting = self._retries_lasting or -1  # as if the table had been written before
+        real(self, *args)
+
+    patch.setattr(RecordStore, "_write", write)
+
+
+def earlier_failures_not_written_at_the_start(patch: pytest.MonkeyPatch) -> None:
+    real = InstalledState.load_retries
+    patch.setattr(InstalledState, "load_retries", lambda self: (real(self)[0], False))
+
+
 def written_in_place(patch: pytest.MonkeyPatch) -> None:
     def write(fs: Fs, path: Path, data: bytes, **_: Any) -> None:
         with closing(fs, fs.open_lock(path, SECRET_MODE)) as handle:
@@ -228,6 +273,10 @@ MUTANTS: list[tuple[Mutate, type[Protocol]]] = [
     (public_half_first, Register),
     (cursor_first, Signals),
     (done_before_its_outcome_is_kept, Signals),
+    (inbox_written_before_the_retries, FailedSignals),
+    (retry_removed_before_its_outcome_is_kept, FailedSignals),
+    (records_rewritten_before_the_retries, EarlierFailures),
+    (earlier_failures_not_written_at_the_start, EarlierFailures),
     (written_in_place, Signals),
     (torn_poll_time_believed, Records),
 ]

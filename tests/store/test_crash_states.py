@@ -9,7 +9,7 @@ import errno
 import random
 
 import pytest
-from crash_protocols import PROTOCOLS, Copies, Protocol, Refresh, Renew, RenewEach, Signals
+from crash_protocols import PROTOCOLS, Copies, FailedSignals, Protocol, Refresh, Renew, RenewEach, Signals
 from modeldisk import ModelFs, Tally, explore
 
 from certctrl.errors import CertctrlError
@@ -25,7 +25,9 @@ def test_no_crash_violates_an_invariant(protocol: Protocol) -> None:
     assert len(tally.states) >= 4
 
 
-@pytest.mark.parametrize("protocol", [Renew(), RenewEach(), Copies(), Signals(), Refresh()], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "protocol", [Renew(), RenewEach(), Copies(), Signals(), FailedSignals(), Refresh()], ids=lambda one: one.name
+)
 def test_a_power_cut_after_a_kill_violates_no_invariant(protocol: Protocol) -> None:
     """A restart inherits unsynced renames of the killed process and must sync them before it builds on them."""
     assert two_faults(protocol, every=10) >= 1
