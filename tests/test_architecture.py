@@ -71,7 +71,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpx": ("certctrl.net.transport",),
     "httpcore": ("certctrl.net.transport",),
     "typer": ("certctrl.cli",),
-    "rich": ("certctrl.cli",),
+    "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
     "hypercorn": ("certctrl.plane",),
     "starlette": ("certctrl.plane",),
     "sqlite3": ("certctrl.plane",),

@@ -38,7 +38,7 @@ from certctrl.plane.settings import PlaneSettings
 from certctrl.sandbox.baseline import NAME as BASELINE_NAME
 from certctrl.sandbox.baseline import BaselineClient
 from certctrl.sandbox.following import NarratedProc, follow_history
-from certctrl.sandbox.narrator import Narrator, NarratorHandler
+from certctrl.sandbox.narrator import Narrator, NarratorHandler, narrating
 from certctrl.sandbox.scenario import Scenario
 from certctrl.sandbox.servers import choose_server, find_nginx
 from certctrl.sandbox.witness_client import WitnessClient, running_witness
@@ -49,6 +49,7 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import SessionState
 
 USER_ID = 1
+DRAW_SECONDS = 0.2
 
 
 @attrs.frozen(kw_only=True)
@@ -79,10 +80,11 @@ async def run_sandbox(options: SandboxOptions, *, out: TextIO | None = None) -> 
     SIGINT and SIGTERM stop it in order, with a summary: INTERRUPTED. Raises UsageError, CommandError (the service does
     not start), and the errors of an agent or plane that cannot run.
     """
-    out = out or sys.stdout
-    narrator = Narrator(out, as_json=options.as_json, colour=out.isatty(), now=time.monotonic)
     nginx = find_nginx(options.service)
-    with sandbox_directory(options.directory) as root:
+    with (
+        sandbox_directory(options.directory) as root,
+        narrating(out or sys.stdout, as_json=options.as_json, now=time.monotonic) as narrator,
+    ):
         service = "nginx" if nginx else "the built-in TLS service"
         narrator.title(f"Control plane, agent and {service} on 127.0.0.1, in {root}")
         if nginx is None and options.service == "auto":
@@ -92,11 +94,19 @@ async def run_sandbox(options: SandboxOptions, *, out: TextIO | None = None) -> 
         with narrated_logs(narrator):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(sandbox.stop_on_os_signal)
+                nursery.start_soon(keep_drawn, narrator)
                 async with running_witness(root / "service" / "witness.log") as witness:
                     scenario = await sandbox.run(witness)
                     status = await scenario.conclude(interrupted=sandbox.interrupted)
                 nursery.cancel_scope.cancel()
         return status
+
+
+async def keep_drawn(narrator: Narrator) -> None:
+    """Draw the live table a few times a second: drawing at each event would slow down what is measured."""
+    while True:
+        narrator.redraw()
+        await trio.sleep(DRAW_SECONDS)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import trio
 
 from certctrl.install.process import CommandResult, Proc
 from certctrl.sandbox.narrator import Narrator
+from certctrl.sandbox.serials import short_serial
 from certctrl.sandbox.servers import Server
 
 READ_SECONDS = 0.05
@@ -32,7 +33,8 @@ class NarratedProc(Proc):
         if tuple(argv) == self._server.reload_argv:
             event, sentence = "reloaded", f"reloaded {self._server.label}"
         text = f"{sentence}: exit status {result.status}, {result.seconds * 1000:.0f} ms"
-        self._narrator.write("agent", event, text, argv=list(argv), status=result.status)
+        routine = result.status == 0
+        self._narrator.write("agent", event, text, routine=routine, argv=list(argv), status=result.status)
         return result
 
 
@@ -49,7 +51,8 @@ async def _follow(narrator: Narrator, history: Path) -> None:
         for line in lines[reported:]:
             entry = json.loads(line)
             facts = {key: entry[key] for key in ("name", "serial", "outcome")}
-            narrator.write("agent", "deployed", "{outcome}: {name}, serial {serial}".format_map(facts), **facts)
+            text = f"{entry['outcome']}: {entry['name']}, serial {short_serial(entry['serial'])}"
+            narrator.write("agent", "deployed", text, routine=entry["outcome"] == "applied", **facts)
         reported = len(lines)
         await trio.sleep(READ_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The output of the sandbox: text lines, or one JSON object per line.
+"""The output of the sandbox: a live table on a terminal, otherwise short lines, or one JSON object per line.
 
 The agent's actions come from its own log records (``agent/log_lines.py``): a logging handler reports the interesting
 ones.
@@ -6,12 +6,17 @@ ones.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 from certctrl.text import one_line
+
+if TYPE_CHECKING:
+    from certctrl.sandbox.live_table import LiveTable
 
 # line key -> (event, sentence); fields as the agent logged them
 AGENT_LINES: Mapping[str, tuple[str, str]] = {
@@ -23,17 +28,17 @@ AGENT_LINES: Mapping[str, tuple[str, str]] = {
     "cert-revoked": ("withdrawn", "certificate {name} revoked: {done}"),
     "agent-stopped": ("stopped", "daemon stopped: {reason}"),
 }
-JSON_ONLY = {"poll-no-updates"}
-COLOURS = {"plane": "35", "agent": "36", "service": "33", "witness": "32", "alert": "31"}
+ROUTINE = {"issued", "renewed", "started", "polled", "signal", "plan", "withdrawn", "stopped"}
+"""Events without a line of text: that the result is served, or gone, is one."""
 
 
 class Narrator:
     """Writes events in order, with the seconds since the start."""
 
-    def __init__(self, out: TextIO, *, as_json: bool, colour: bool, now: Callable[[], float]) -> None:
+    def __init__(self, out: TextIO, *, as_json: bool, now: Callable[[], float], live: LiveTable | None = None) -> None:
         self._out = out
         self.as_json = as_json
-        self._colour = colour and not as_json
+        self._live = live
         self._now = now
         self._began = now()
         self._published: dict[str, float] = {}
@@ -47,37 +52,56 @@ class Narrator:
         """Return when the newest processed signal of a type was published, in seconds since the epoch."""
         return self._published.get(type_)
 
-    def write(self, who: str, event: str, sentence: str, **facts: Any) -> None:
-        """Write one event: ``who`` acted, ``event`` is its stable name, ``facts`` go into the JSON form."""
+    def write(self, who: str, event: str, sentence: str, *, routine: bool = False, **facts: Any) -> None:
+        """Write one event: ``who`` acted, ``event`` is its stable name, ``facts`` go into the JSON form.
+
+        A ``routine`` event has no line of text.
+        """
         at = self._now() - self._began
         if self.as_json:
             self._line(json.dumps({**facts, "at": round(at, 4), "who": who, "event": event}, default=str))
-        else:
-            self._line(f"{at:7.2f}s  {self._paint(who, f'{who:<8}')} {sentence}")
+        elif self._live is not None:
+            self._live.add(at, who, event, sentence, facts)
+        elif not routine and (event not in ROUTINE or who == "alert"):
+            self._line(f"{at:7.2f}s  {who:<8} {sentence}")
+
+    def redraw(self) -> None:
+        """Draw the live table, if there is one."""
+        if self._live is not None:
+            self._live.draw(self._now() - self._began)
 
     def title(self, text: str) -> None:
-        """Write a line of text; nothing in JSON mode."""
-        if not self.as_json:
+        """Write a line of text, or put it above the live table; nothing in JSON mode."""
+        if self._live is not None:
+            self._live.title(text)
+        elif not self.as_json:
             self._line(text)
 
     def summary(self, figures: Mapping[str, Any], sentences: list[str]) -> None:
-        """Write the summary: the last JSON line, or a few sentences."""
+        """Write the summary: the last JSON line, or a few sentences; the live table ends."""
         if self.as_json:
             self._line(json.dumps({"event": "summary", **figures}))
             return
+        if self._live is not None:
+            self._live.close()
         self._line("")
         for sentence in sentences:
             self._line(sentence)
 
-    def strong(self, text: str) -> str:
-        """Return ``text`` in bold if colours are on."""
-        return f"\x1b[1m{text}\x1b[0m" if self._colour else text
-
-    def _paint(self, who: str, text: str) -> str:
-        return f"\x1b[{COLOURS.get(who, '0')}m{text}\x1b[0m" if self._colour else text
-
     def _line(self, text: str) -> None:
         print(text, file=self._out, flush=True)
+
+
+@contextlib.contextmanager
+def narrating(out: TextIO, *, as_json: bool, now: Callable[[], float]) -> Iterator[Narrator]:
+    """Yield the narrator for an output; a live table runs during the block if it is a terminal that can redraw."""
+    if as_json or not out.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        yield Narrator(out, as_json=as_json, now=now)
+        return
+    from certctrl.sandbox.live_table import LiveTable, terminal
+
+    with LiveTable(terminal(out)) as live:
+        yield Narrator(out, as_json=False, now=now, live=live)
 
 
 class NarratorHandler(logging.Handler):
@@ -95,14 +119,10 @@ class NarratorHandler(logging.Handler):
             self._narrator.note_signal(fields.get("type", ""), fields.get("ts", ""))
         if key in AGENT_LINES:
             event, sentence = AGENT_LINES[key]
-            self._write(event, sentence, fields, quiet=key in JSON_ONLY)
+            facts: dict[str, Any] = {**fields}
+            self._narrator.write("agent", event, sentence.format_map(Lenient(fields)), **facts)
         elif record.levelno >= logging.WARNING:
             self._narrator.write("alert", key or "log", one_line(record.getMessage()), level=record.levelname)
-
-    def _write(self, event: str, sentence: str, fields: Mapping[str, str], *, quiet: bool) -> None:
-        text = sentence.format_map(Lenient(fields))
-        if not quiet or self._narrator.as_json:
-            self._narrator.write("agent", event, text, **fields)
 
 
 class Lenient(dict[str, str]):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
+
+from certctrl.sandbox.serials import short_serial
+
+_PROBLEMS = 5
+"""Problems written as text; the JSON summary has all."""
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -41,10 +46,10 @@ class Report:
         """Return the issued serials that were never served."""
         return self.issued - self.served
 
-    def problems(self) -> list[str]:
-        """Return why the run failed, one clause each; empty if it succeeded."""
+    def problems(self, shown: Callable[[str], str] = str) -> list[str]:
+        """Return why the run failed, one clause each, serials as ``shown``; empty if it succeeded."""
         found = [
-            f"certificate {cert_id}, serial {serial}, was issued but never served"
+            f"certificate {cert_id}, serial {shown(serial)}, was issued but never served"
             for cert_id, serial in sorted(self.unserved())
         ]
         if not self.served:
@@ -73,8 +78,8 @@ class Report:
             "problems": self.problems(),
         }
 
-    def sentences(self) -> list[str]:
-        """Return the summary as text lines."""
+    def sentences(self, *, interrupted: bool = False) -> list[str]:
+        """Return the summary as text lines, the verdict last."""
         lines = [
             f"{len(self.issued)} certificates issued ({self.renewals} of them renewals), {len(self.served)} served; "
             f"{self.revocations} revoked, {self.withdrawn} withdrawn.",
@@ -83,8 +88,20 @@ class Report:
         if self.latencies_ms:
             lines.append(f"From signal to new serial served: {_percentiles(self.latencies_ms)}.")
         if self.baseline_ms:
-            lines.append(f"Baseline, a client without checks, records or probe: {_percentiles(self.baseline_ms)}.")
-        return lines + [f"Failed: {problem}." for problem in self.problems()]
+            lines.append(f"Baseline, without checks, records and probe: {_percentiles(self.baseline_ms)}.")
+        problems = self.problems(short_serial)
+        lines += [f"Problem: {problem}." for problem in problems[:_PROBLEMS]]
+        return [*lines, _verdict(len(problems), interrupted=interrupted)]
+
+
+def _verdict(problems: int, *, interrupted: bool) -> str:
+    """Return the last line of the summary."""
+    until = "Interrupted. Until then: " if interrupted else ""
+    if problems:
+        which = "1 problem" if problems == 1 else f"{problems} problems"
+        shown = f", the first {_PROBLEMS} above" if problems > _PROBLEMS else ""
+        return f"{until}FAILED, {which}{shown}."
+    return f"{until}PASSED, every certificate that was issued was also served."
 
 
 def _percentiles(values: Sequence[float]) -> str:

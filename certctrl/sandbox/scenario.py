@@ -16,8 +16,9 @@ from certctrl.errors import CommandError, ExitStatus
 from certctrl.net.operator import Operator
 from certctrl.sandbox.narrator import Narrator
 from certctrl.sandbox.report import Report
+from certctrl.sandbox.serials import colons, short_serial
 from certctrl.sandbox.servers import HOST, Server
-from certctrl.sandbox.witness import plain_serial
+from certctrl.sandbox.witness import NOTHING, plain_serial
 from certctrl.sandbox.witness_client import WitnessClient
 from certctrl.sandbox.workspace import install_items
 from certctrl.store.layout import ConfigDir
@@ -149,7 +150,7 @@ class Scenario:
         self.report.pair_checks = disk["checks"]
         self.report.mismatches = disk["mismatches"]
         self.report.first_mismatch = disk["first"]
-        self.narrator.summary(self.report.as_json(), self.report.sentences())
+        self.narrator.summary(self.report.as_json(), self.report.sentences(interrupted=interrupted))
         if self.report.problems():
             return ExitStatus.FAILED
         return ExitStatus.INTERRUPTED if interrupted else ExitStatus.DONE
@@ -160,7 +161,7 @@ class Scenario:
         self.narrator.write(
             "plane",
             event,
-            f"{event} {certificate.name}, serial {certificate.serial}",
+            f"{event} {certificate.name}, serial {short_serial(certificate.serial)}",
             cert_id=certificate.id,
             name=certificate.name,
             serial=certificate.serial,
@@ -195,7 +196,9 @@ class Scenario:
         seen = (certificate.id, plain_serial(certificate.serial)) in self.report.served
         answer = await self._ask("served", certificate)
         if not answer["ok"]:
-            self._alert("not-served", f"{certificate.name} serves {answer['saw'] or 'nothing'}", certificate)
+            saw = answer["saw"]
+            seen_text = (saw or "nothing") if saw in NOTHING else short_serial(saw)
+            self._alert("not-served", f"{certificate.name} serves {seen_text}", certificate)
         elif not seen:
             self._record_served(certificate, answer["saw"], None)
 
@@ -205,12 +208,11 @@ class Scenario:
 
     def _record_served(self, certificate: Certificate, serial: str, latency: float | None) -> None:
         self.report.served.add((certificate.id, serial))
-        later = "" if latency is None else f", {latency:.0f} ms after the signal"
-        text = f"{certificate.name} serves serial {colons(serial)}"
+        later = "" if latency is None else f" after {latency:.0f} ms"
         self.narrator.write(
             "witness",
             "served",
-            self.narrator.strong(text) + later,
+            f"{certificate.name} serves {short_serial(serial)}{later}",
             cert_id=certificate.id,
             name=certificate.name,
             serial=colons(serial),
@@ -219,9 +221,3 @@ class Scenario:
 
     def _alert(self, event: str, text: str, certificate: Certificate) -> None:
         self.narrator.write("alert", event, text, cert_id=certificate.id, name=certificate.name)
-
-
-def colons(serial: str) -> str:
-    """Return plain hex in the plane's form, ``04:ab:…``."""
-    even = serial.zfill(len(serial) + len(serial) % 2)
-    return ":".join(even[index : index + 2] for index in range(0, len(even), 2))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import re
 import signal
 import stat
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +70,52 @@ def test_what_is_issued_is_served(service: str, need: Callable[[str], str], tmp_
     for directory in ("plane", "agent"):
         assert stat.S_IMODE((kept / directory).stat().st_mode) == 0o700
     assert processes_naming(str(kept)) == []
+
+
+ONE_SCREEN = 40
+SHORT = ["--service", "builtin", "--duration", "8", "--every", "1"]
+
+
+def test_in_a_pipe_one_screen_of_short_lines_ends_with_the_verdict() -> None:
+    with start(*SHORT) as process:
+        out, err = process.communicate(timeout=120)
+    lines = out.splitlines()
+    assert process.returncode == 0, err
+    assert len(lines) <= ONE_SCREEN, out
+    assert [line for line in lines if len(line) > 100] == []
+    assert lines[-1] == "PASSED, every certificate that was issued was also served."
+    assert re.search(r"app1\.sandbox\.test serves \w\w:\w\w…\w\w:\w\w after \d+ ms$", out, re.MULTILINE)
+    assert not re.search(r"(\w\w:){6}", out), "no serial in full length"
+    assert "\x1b" not in out
+
+
+def test_on_a_terminal_a_table_is_redrawn_and_the_verdict_is_last() -> None:
+    shown, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "certctrl", "sandbox", *SHORT]
+    environment = os.environ | {"TERM": "xterm"}
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+    ) as process:
+        os.close(terminal)
+        out = b"".join(iter(partial(read_or_end, shown), b"")).decode()
+    os.close(shown)
+    assert process.returncode == 0, out
+    assert out.count("certificate") > 10, "drawn again and again"
+    assert out.count("\x1b[?25l") == out.count("\x1b[?25h") == 1, "the cursor is hidden, then shown again"
+    table, _, summary = out.partition("\x1b[?25h")
+    assert summary.splitlines()[-1] == "PASSED, every certificate that was issued was also served."
+    assert len(summary.splitlines()) < 10
+    assert re.search(r"app1\.sandbox\.test .*served", table)
+    assert re.search(r"app3\.sandbox\.test .*revoked", table)
+
+
+def read_or_end(terminal: int) -> bytes:
+    """Read from a terminal; nothing when its last program has ended."""
+    try:
+        return os.read(terminal, 65_536)
+    except OSError:
+        return b""
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from string import Formatter
 
 import pytest
 
 from certctrl.agent.log_lines import Line
-from certctrl.sandbox.narrator import AGENT_LINES, Narrator, NarratorHandler
+from certctrl.sandbox.narrator import AGENT_LINES, Narrator, NarratorHandler, narrating
 
 
-def narrated(as_json: bool, *, colour: bool = False) -> tuple[logging.Logger, Narrator, io.StringIO]:
+def narrated(as_json: bool) -> tuple[logging.Logger, Narrator, io.StringIO]:
     out = io.StringIO()
-    narrator = Narrator(out, as_json=as_json, colour=colour, now=lambda: 5.0)
+    narrator = Narrator(out, as_json=as_json, now=lambda: 5.0)
     log = logging.Logger("certctrl", logging.INFO)
     log.addHandler(NarratorHandler(narrator))
     return log, narrator, out
@@ -33,16 +35,15 @@ def test_every_reported_line_is_in_the_catalogue() -> None:
         assert names <= set(lines[key].fields()), key
 
 
-def test_a_signal_is_reported_and_its_time_kept() -> None:
-    log, narrator, out = narrated(as_json=False)
+def test_the_time_of_a_signal_is_kept() -> None:
+    log, narrator, _ = narrated(as_json=False)
     record(log, Line.SIGNAL_PROCESSING, type="cert.renewed", ts=1_736_900_124_500)
-    assert out.getvalue() == "   0.00s  agent    signal cert.renewed\n"
     assert narrator.published_at("cert.renewed") == 1_736_900_124.5
     assert narrator.published_at("cert.revoked") is None
 
 
 def test_json_lines_carry_the_fields() -> None:
-    log, narrator, out = narrated(as_json=True, colour=True)
+    log, narrator, out = narrated(as_json=True)
     record(log, Line.POLL_UPDATES, count=2, cursor="1-0")
     narrator.title("text mode only")
     narrator.summary({"renewals": 1}, ["text mode only"])
@@ -65,7 +66,64 @@ def test_warnings_are_reported_on_one_line() -> None:
     assert out.getvalue() == "   0.00s  alert    the plane said \\x1b[2J\\nand more\n"
 
 
-def test_colour_marks_the_source() -> None:
-    _, narrator, out = narrated(as_json=False, colour=True)
-    narrator.write("plane", "issued", "issued")
-    assert "\x1b[35m" in out.getvalue()
+@pytest.mark.parametrize(
+    ("who", "event", "routine", "told"),
+    [
+        ("witness", "served", False, True),
+        ("witness", "gone", False, True),
+        ("agent", "reloaded", False, True),
+        ("agent", "reloaded", True, False),
+        ("plane", "renewed", False, False),
+        ("agent", "polled", False, False),
+        ("alert", "plan", False, True),
+    ],
+)
+def test_only_results_and_failures_are_lines_of_text(who: str, event: str, routine: bool, told: bool) -> None:
+    _, narrator, out = narrated(as_json=False)
+    narrator.write(who, event, "something", routine=routine)
+    assert out.getvalue() == (f"   0.00s  {who:<8} something\n" if told else "")
+    _, narrator, out = narrated(as_json=True)
+    narrator.write(who, event, "something", routine=routine, fact=1)
+    assert json.loads(out.getvalue()) == {"fact": 1, "at": 0.0, "who": who, "event": event}
+
+
+class Terminal(io.StringIO):
+    """An output that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Return that it is one."""
+        return True
+
+
+@pytest.mark.parametrize(
+    ("out", "as_json", "term", "live"),
+    [
+        (Terminal(), False, "xterm", True),
+        (Terminal(), False, "dumb", False),
+        (Terminal(), True, "xterm", False),
+        (io.StringIO(), False, "xterm", False),
+    ],
+)
+def test_a_table_is_drawn_on_a_terminal_that_can_redraw(
+    out: io.StringIO, as_json: bool, term: str, live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    with narrating(out, as_json=as_json, now=lambda: 5.0) as narrator:
+        narrator.write("witness", "served", "a.test serves 01", name="a.test", serial="01", latency_ms=None)
+        narrator.redraw()
+        narrator.summary({}, ["the verdict"])
+        narrator.redraw()
+    assert ("\x1b[?25l" in out.getvalue()) is live
+    last = out.getvalue().splitlines()[-1]
+    assert last == ('{"event": "summary"}' if as_json else "the verdict")
+    assert ("certificate" in out.getvalue()) is live
+
+
+def test_rich_is_not_imported_for_a_pipe() -> None:
+    code = (
+        "import sys, time; from certctrl.sandbox.engine import narrating\n"
+        "with narrating(sys.stdout, as_json=False, now=time.monotonic) as narrator: narrator.title('x')\n"
+        "assert 'rich' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "x\n"), done.stderr

@@ -38,7 +38,7 @@ def test_a_successful_run_has_no_problem() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"issued": {(1, "a"), (2, "b"), (2, "c")}}, "serial c, was issued but never served"),
+        ({"issued": {(1, "a"), (2, "b"), (2, "0c")}}, "serial 0c, was issued but never served"),
         ({"issued": set(), "served": set()}, "nothing was served"),
         ({"withdrawn": 0}, "still served"),
         ({"mismatches": 1, "first_mismatch": "app1: torn"}, "app1: torn"),
@@ -51,6 +51,26 @@ def test_each_failure_is_named(change: dict[str, object], problem: str) -> None:
         setattr(report, name, value)
     assert any(problem in sentence for sentence in report.problems())
     assert any(problem in sentence for sentence in report.sentences())
+
+
+def test_the_verdict_is_last() -> None:
+    report = successful()
+    assert report.sentences()[-1] == "PASSED, every certificate that was issued was also served."
+    assert report.sentences(interrupted=True)[-1].startswith("Interrupted. Until then: PASSED")
+    report.withdrawn = 0
+    assert report.sentences()[-1] == "FAILED, 1 problem."
+    assert report.sentences(interrupted=True)[-1] == "Interrupted. Until then: FAILED, 1 problem."
+
+
+def test_many_problems_are_cut_in_text_only() -> None:
+    report = successful()
+    report.issued |= {(number, "ab" * 20) for number in range(3, 103)}
+    assert len(report.problems()) == 100
+    assert all("ab" * 20 in problem for problem in report.problems())
+    problems = [sentence for sentence in report.sentences() if sentence.startswith("Problem: ")]
+    assert problems[0] == "Problem: certificate 3, serial ab:ab…ab:ab, was issued but never served."
+    assert len(problems) == 5
+    assert report.sentences()[-1] == "FAILED, 100 problems, the first 5 above."
 
 
 def test_latencies_are_reported() -> None:

@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from certctrl.sandbox import service
-from certctrl.sandbox.scenario import colons
+from certctrl.sandbox.serials import colons, short_serial
 from certctrl.sandbox.witness import SATISFIED, DiskWatch, plain_serial
 
 
@@ -34,6 +34,21 @@ def generation(authority: trustme.CA, directory: Path, name: str) -> Path:
 def test_serials_compare_equal_in_any_notation(written: str, plain: str) -> None:
     assert plain_serial(written) == plain
     assert plain_serial(colons(plain)) == plain
+
+
+@pytest.mark.parametrize(
+    ("whole", "short"),
+    [
+        ("27:7f:0e:fa:72:9d:22:06:da:8a:e2:30:22:09:f3:60:8c:62:32:35", "27:7f…32:35"),
+        ("7f0efa729d2206da", "7f:0e…06:da"),
+        ("f0efa729d2206da", "0f:0e…06:da"),
+        ("01:02:03:04:05", "01:02:03:04:05"),
+        ("a", "0a"),
+        ("", ""),
+    ],
+)
+def test_serials_are_shortened_for_people(whole: str, short: str) -> None:
+    assert short_serial(whole) == short
 
 
 @pytest.mark.parametrize(
