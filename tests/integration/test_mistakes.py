@@ -133,7 +133,7 @@ def test_the_plane_is_down_for_the_daemon(deserted: Agent) -> None:
     shown = deserted.cli("status")
     assert shown.returncode == 1
     assert "Problem: the control plane gave no usable answer 3 times in a row" in shown.stdout
-    assert "fix: `cert-ctrl doctor` tells why; `cert-ctrl poll-now` resumes" in shown.stdout
+    assert "fix: `cert-ctrl doctor` shows why; `cert-ctrl poll-now` resumes" in shown.stdout
     deserted.plane.start()
     assert deserted.cli("poll-now").stdout.startswith("Polled: 20")  # immediately, regardless of the backoff
     daemon.says("[INFO] [Poll] Circuit breaker closed")
