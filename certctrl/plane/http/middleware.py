@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from certctrl.errors import DiskError
 from certctrl.plane.core import Plane
-from certctrl.plane.errors import ErrorResponse, unavailable
+from certctrl.plane.errors import ErrorResponse, bad_request, unavailable
 from certctrl.plane.http.answers import error_answer
 
 Message = MutableMapping[str, Any]
@@ -43,7 +43,8 @@ class Middleware:
             await _live(receive, send)
         elif scope["type"] == "http":
             await self._answer(scope, _Exchange(self, scope, receive, send))
-        # WebSockets get no response here: the server refuses them.
+        elif scope["type"] == "websocket":
+            await self._refuse_websocket(scope, receive, send)
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         scope["app"] = self  # makes the router raise instead of responding in plain text
@@ -58,6 +59,13 @@ class Middleware:
             if isinstance(error, HTTPException):
                 answer.headers.update(error.headers or {})
             await answer(scope, exchange.receive, exchange.send)
+
+    async def _refuse_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer an upgrade with 400 (RFC 6455 §4.2.2); without an answer the server would send 500."""
+        answer = error_answer(bad_request("This server offers no WebSockets"))
+        answer.raw_headers.extend([header for header in self.headers() if header[0] != b"connection"])
+        answer.headers["connection"] = "close"
+        await answer(scope, receive, send)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the headers of all responses."""

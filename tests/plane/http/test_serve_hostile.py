@@ -50,6 +50,16 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+async def test_a_websocket_upgrade_is_refused_with_400(served: PlaneAddress) -> None:
+    async with connected(served) as client:
+        asked = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
+        answer = await client.ask("GET", "/device", **asked, Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==")
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert b"WebSocket" in answer.body
+        with trio.fail_after(5), pytest.raises(EOFError):
+            await client.answer()
+
+
 async def test_no_client_can_stop_the_plane(served: PlaneAddress) -> None:
     """After any bytes and any end of a connection, the next client is served and no resources are kept."""
     before = len(os.listdir("/proc/self/fd"))
