@@ -19,6 +19,8 @@ _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 """No vowels, so no words, and no letters that look like digits (RFC 8628 §6.1)."""
 _SLOW_DOWN_SECONDS = 5.0
 """Added permanently to the interval by each ``slow_down``."""
+_LONGEST_INTERVAL = 60.0
+"""No interval grows beyond this, so that a hasty device still learns the decision before its grant expires."""
 _TOLERANCE_SECONDS = 0.5
 """How early a poll may arrive: clocks and networks are not exact."""
 
@@ -51,6 +53,10 @@ class Grants:
         self._wall_now = wall_now
         self._starts = Buckets(0.5, 20, monotonic)
         """Grants that one address may start: a burst of 20 (hosts behind one NAT), then one every two seconds."""
+        self._polls = Buckets(1.0, 10, monotonic)
+        """Polls of one grant; devices poll every five seconds or less often."""
+        self._unknown = Buckets(1.0, 60, monotonic)
+        """Unknown device codes that one address may poll with."""
 
     def start(self, request: GrantRequest, caller: str) -> dict[str, Any]:
         """Return the codes of a new grant, rate-limited per ``caller``; ErrorResponse 429 or 503."""
@@ -83,11 +89,19 @@ class Grants:
             "expires_in": self._settings.grant_seconds,
         }
 
-    def poll(self, device_code: str) -> dict[str, Any]:
-        """Return the status of a grant; ``ready`` includes a new registration code each time."""
+    def poll(self, device_code: str, caller: str) -> dict[str, Any]:
+        """Return the status of a grant; ``ready`` includes a new registration code each time.
+
+        Rate-limited per grant, and per ``caller`` for unknown codes, so that nobody uses up the polls of a device
+        behind the same address; ErrorResponse 429.
+        """
         now = self._wall_now()
         row = self._db.one("SELECT * FROM grants WHERE device_code_hash = ?", digest(device_code))
-        if row is None or row["expires_at"] <= now or row["status"] == "used":
+        if row is None:
+            self._unknown.take(caller)
+            return {"status": "expired"}
+        self._polls.take(row["id"])
+        if row["expires_at"] <= now or row["status"] == "used":
             return {"status": "expired"}
         if row["status"] == "denied":
             return {"status": "access_denied"}
@@ -95,7 +109,9 @@ class Grants:
             return self._ready(row, now)
         polled_at = row["polled_at"]
         too_early = polled_at is not None and 0 <= now - polled_at < row["interval"] - _TOLERANCE_SECONDS
-        interval = row["interval"] + (_SLOW_DOWN_SECONDS if too_early else 0)
+        interval = row["interval"]
+        if too_early:
+            interval = max(interval, min(interval + _SLOW_DOWN_SECONDS, _LONGEST_INTERVAL))
         self._db.run("UPDATE grants SET polled_at = ?, interval = ? WHERE id = ?", now, interval, row["id"])
         return {"status": "slow_down" if too_early else "authorization_pending"}
 

@@ -95,6 +95,44 @@ async def test_polling_too_fast_increases_the_interval_permanently(world: Any) -
     assert (await poll(world, grant))["status"] == "authorization_pending"
 
 
+async def test_the_interval_grows_to_a_minute_at_most(world: Any) -> None:
+    grant = await start(world)
+    await poll(world, grant)
+    for _ in range(30):
+        world.clock.advance(2)
+        assert (await poll(world, grant))["status"] == "slow_down"
+    world.clock.advance(60)
+    assert (await poll(world, grant))["status"] == "authorization_pending"
+
+
+async def poll_until_limited(world: Any, device_code: str, most: int) -> Any:
+    """Poll without a pause until the answer is 429; return it."""
+    for _ in range(most):
+        reply = await world.stranger("POST", "/auth/device", {"action": "device_poll", "device_code": device_code})
+        if reply.status != 200:
+            return reply
+    raise AssertionError(f"{most} polls were all answered")
+
+
+async def test_a_device_code_is_polled_at_a_limited_rate(world: Any) -> None:
+    grant, other = await start(world), await start(world)
+    await decide(world, grant)
+    reply = await poll_until_limited(world, grant["device_code"], 11)
+    assert (reply.status, reply.key, reply.headers["retry-after"]) == (429, "RATE_LIMITED", "1")
+    assert (await poll(world, other))["status"] == "authorization_pending", "another device behind the same address"
+    world.clock.advance(1)
+    assert (await poll(world, grant))["status"] == "ready"
+
+
+async def test_an_address_tries_device_codes_at_a_limited_rate(world: Any) -> None:
+    grant = await start(world)
+    reply = await poll_until_limited(world, "nobody's", 61)
+    assert (reply.status, reply.key, reply.headers["retry-after"]) == (429, "RATE_LIMITED", "1")
+    assert (await poll(world, grant))["status"] == "authorization_pending", "the right code is not kept out"
+    world.stranger.address = "198.51.100.7"
+    assert await poll(world, {"device_code": "nobody's"}) == {"status": "expired"}
+
+
 async def test_a_clock_step_back_does_not_slow_polls_down(world: Any) -> None:
     grant = await start(world)
     await poll(world, grant)

@@ -57,7 +57,8 @@ class DeviceApi:
             case GrantAction.START:
                 return data_answer(self._start_grant(request, body_of(bodies.GrantStart, body)))
             case GrantAction.POLL:
-                return data_answer(self._plane.grants.poll(body_of(bodies.GrantPoll, body).device_code))
+                code = body_of(bodies.GrantPoll, body).device_code
+                return data_answer(self._plane.grants.poll(code, caller_of(address_of(request))))
             case GrantAction.VERIFY:
                 self._authenticator.require_operator(request)
                 verify = body_of(bodies.GrantVerify, body)
