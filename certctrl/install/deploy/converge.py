@@ -12,7 +12,8 @@ Order of durability, and why a power cut may follow each step:
 
 Groups are worked on concurrently; a hanging reload or slow probe of one delays no other. A group that fails is rolled
 back as a whole, because a service reads all its certificates on one reload. On the next try each of its certificates is
-tried alone, so that one bad certificate does not block nineteen good ones forever.
+tried alone, so that one bad certificate does not block nineteen good ones forever. Certificates that the failed command
+is not about are tried again at once.
 """
 
 from __future__ import annotations
@@ -153,9 +154,9 @@ class Convergence:
     async def _finish(self, group: Group, switched: SwitchedPlan, alone: Sequence[Candidate], held: set[Group]) -> None:
         """Finish one group: the candidates that go together, then those one by one; then release its lock."""
         try:
-            serves = await self._try(group, switched)
-            for candidate in alone:
-                if not serves:
+            broken, spared = await self._try(group, switched, spares=True)
+            for candidate in (*alone, *spared):
+                if candidate.cert_id in broken:
                     why = "not tried: the previous state does not serve either, so this certificate is not the cause"
                     self.results.failed(candidate.cert_id, why, staged=candidate)
                     continue
@@ -164,7 +165,7 @@ class Convergence:
                 except CertctrlError as error:
                     self.results.failed(candidate.cert_id, error, staged=candidate)
                     continue
-                serves = await self._try(group, single)
+                broken, _ = await self._try(group, single)
             await self.results.save()
         except CertctrlError as error:  # done, but the records could not be written
             self._record_failure([group], error)
@@ -193,12 +194,16 @@ class Convergence:
                 held.discard(group)
                 self.locks.release(group.nodes)
 
-    async def _try(self, group: Group, switched: SwitchedPlan) -> bool:
-        """Run the transaction of a group; return whether its service is in order afterwards."""
-        transaction = self._transaction(group, switched)
-        return transaction is None or await transaction.run()
+    async def _try(
+        self, group: Group, switched: SwitchedPlan, *, spares: bool = False
+    ) -> tuple[frozenset[int], list[Candidate]]:
+        """Run the transaction of a group; return whose service is not in order, and what is to be tried again alone."""
+        transaction = self._transaction(group, switched, spares=spares)
+        if transaction is None:
+            return frozenset(), []
+        return await transaction.run(), transaction.spared
 
-    def _transaction(self, group: Group, switched: SwitchedPlan) -> Transaction | None:
+    def _transaction(self, group: Group, switched: SwitchedPlan, *, spares: bool = False) -> Transaction | None:
         """Return the transaction of a group; None if there is nothing to do, which is recorded."""
         group_plan = switched.group_plan(group)
         batch = switched.unproven(group)
@@ -215,6 +220,7 @@ class Convergence:
             previous=switched.rollback_targets(batch, self.context.records.certificates),
             results=self.results,
             forward_only=self.forward_only,
+            spares=spares,
         )
 
     def _record_idle(self, group: Group, switched: SwitchedPlan, batch: Mapping[int, Candidate]) -> None:

@@ -1,6 +1,7 @@
 """Executor: perform the steps of one group after its switch, and undo the files if asked.
 
-The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. Copies
+The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. A command
+or check that is about none of the changed certificates ends nothing: it is recorded for its own certificates. Copies
 that may fail are written after the others of their step, one group of files at a time. Commands of one step run
 concurrently. Written files can be undone until the group is proven.
 """
@@ -18,7 +19,9 @@ from certctrl.install.deploy.commands import run_granted, verify_live
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.trust_store import import_ca
 from certctrl.install.material.formats import ca_files
+from certctrl.install.plan.dependencies import depended_on
 from certctrl.install.plan.values import DesiredCert, GroupPlan, Run, Verification, Write
+from certctrl.model.plan import InstallItem
 from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.text import one_line
 
@@ -39,6 +42,9 @@ class Executor:
     context: Context
     plan: GroupPlan
     certs: Mapping[int, DesiredCert]
+    items: Mapping[str, InstallItem]
+    batch: Collection[int] = ()
+    """Unproven certificates of this try."""
     copies: list[FileSet] = attrs.field(factory=list)
     permanent: list[FileSet] = attrs.field(factory=list)
     """Copies that stay after a rollback: the first files for a service."""
@@ -50,6 +56,10 @@ class Executor:
     notes: list[str] = attrs.field(factory=list)
     """Notes for the operator about a success."""
     tolerated: list[Tolerated] = attrs.field(factory=list)
+    apart: list[Tolerated] = attrs.field(factory=list)
+    """Failures that are about none of the changed certificates."""
+    blamed: set[int] = attrs.field(factory=set)
+    """Certificates that the failure which ended the group is about; empty: not known."""
     missed: list[Write] = attrs.field(factory=list)
     """Files that could not be written and may be missing."""
 
@@ -58,9 +68,11 @@ class Executor:
         for ca_id in self.plan.imports:
             await self._import(ca_id)
         for step in self.plan.steps:
-            await self._put(step.writes)
-            await self._all([_Job(run.items, run.tolerant, self._run, run) for run in step.runs])
-        await self._all([_Job((one.item,), one.tolerant, self._verify, one) for one in self.plan.verifications])
+            await self._put([write for write in step.writes if not self._is_skipped((write.item,))])
+            runs = [run for run in step.runs if not self._is_skipped(run.items)]
+            await self._all([_Job(run.items, run.tolerant, self._run, run) for run in runs])
+        checks = [one for one in self.plan.verifications if not self._is_skipped((one.item,))]
+        await self._all([_Job((one.item,), one.tolerant, self._verify, one) for one in checks])
 
     async def close(self) -> None:
         """Drop the backups for a rollback."""
@@ -120,10 +132,43 @@ class Executor:
         async with trio.open_nursery() as nursery:
             for number, job in enumerate(jobs):
                 nursery.start_soon(one, number, job, name=f"item {one_line(job.items[0])}")
+        ends: list[CertctrlError] = []
         for number, error in sorted(failures.items()):
-            if not jobs[number].tolerant:
-                raise error
-            self._tolerate(error, jobs[number].items, jobs[number].argument.cert_ids)
+            job = jobs[number]
+            scope = self._scope(job.items) | set(job.argument.cert_ids)
+            if job.tolerant:
+                self._tolerate(error, job.items, job.argument.cert_ids)
+            elif job.argument.cert_ids and scope.isdisjoint(self._changing()):
+                self.apart.append(Tolerated(str(error), frozenset(job.items), frozenset(scope)))
+                self.ran -= set(job.items)
+            else:
+                self.blamed |= scope
+                ends.append(error)
+        if ends:
+            raise ends[0]
+
+    def _changing(self) -> set[int]:
+        """Return the certificates that this try changes."""
+        written = {write.cert_id for step in self.plan.steps for write in step.writes if write.cert_id is not None}
+        return written | set(self.batch)
+
+    def _scope(self, items: Collection[str]) -> set[int]:
+        """Return the certificates of the due work of these items and of the items that depend on them."""
+        found = set[int]()
+        for step in self.plan.steps:
+            found |= {w.cert_id for w in step.writes if w.cert_id is not None and self._needs((w.item,), items)}
+            for run in step.runs:
+                if not set(items).isdisjoint(run.items) or self._needs(run.items, items):
+                    found |= set(run.cert_ids)
+        return found
+
+    def _needs(self, items: Iterable[str], others: Collection[str]) -> bool:
+        return any(not set(others).isdisjoint(depended_on(item, self.items)) for item in items)
+
+    def _is_skipped(self, items: Collection[str]) -> bool:
+        """Return whether work is, or depends on, what failed apart from the changed certificates."""
+        failed = {item for one in self.apart for item in one.items}
+        return bool(failed) and (not failed.isdisjoint(items) or self._needs(items, failed))
 
     def _tolerate(self, why: object, items: Iterable[str], cert_ids: Iterable[int]) -> None:
         self.tolerated.append(Tolerated(f"tolerated: {why}", frozenset(items), frozenset(cert_ids)))

@@ -15,7 +15,10 @@ from certctrl.install.deploy.observe import ObservedState, observe_and_plan
 from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.values import GroupPlan, InstallPlan, Run, Step, Verification, Write
-from certctrl.model.plan import InstallItem
+from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
+
+UNTOLD = Outcome(kind=OutcomeKind.UNCHANGED)
+"""Stands for a certificate without an outcome in this call."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -35,15 +38,19 @@ class Transaction:
     results: Results
     forward_only: bool = False
     """Whether a failure rolls nothing back; see `Convergence`."""
+    spares: bool = False
+    """Whether candidates that a failure is not about are left for another try instead of recorded."""
+    spared: list[Candidate] = attrs.field(factory=list)
+    """Those candidates, rolled back with the others."""
 
-    async def run(self) -> bool:
-        """Run the steps, or roll back, and record it; return False if the previous state does not serve either."""
-        executor = Executor(context=self.context, plan=self.group_plan, certs=self.observed.certs)
-        serves = True
+    async def run(self) -> frozenset[int]:
+        """Run the steps, or roll back, and record it; return the certificates that are not served as before either."""
+        executor = self._executor()
+        broken = frozenset[int]()
         try:
             await executor.run()
         except CertctrlError as error:
-            serves = await self._roll_back(executor, error)
+            broken = await self._roll_back(executor, error)
         except BaseException:  # cancelled: written files stay, and the markers show that the rest is pending
             await executor.close()
             raise
@@ -51,11 +58,20 @@ class Transaction:
             await self._succeed(executor)
         await self.results.save()
         await self.context.shared_offload(prune_unused, self.context, list(self.batch))
-        return serves
+        return broken.union(*(one.cert_ids for one in executor.apart))
+
+    def _executor(self) -> Executor:
+        return Executor(
+            context=self.context,
+            plan=self.group_plan,
+            certs=self.observed.certs,
+            items={item.id: item for item in self.items},
+            batch=self.batch.keys(),
+        )
 
     def record_switch(self) -> None:
         """Record the success of a group that needed only its switch."""
-        self._record_success(Executor(context=self.context, plan=self.group_plan, certs=self.observed.certs))
+        self._record_success(self._executor())
 
     async def _succeed(self, executor: Executor) -> None:
         try:
@@ -68,7 +84,8 @@ class Transaction:
         self.context.records.mark(executor.keys)
         changed = self._changed(executor)
         left_out = self.plan.left_out
-        for cert_id in self.group_plan.cert_ids or (0,):
+        apart = self._record_apart(executor)
+        for cert_id in (one for one in self.group_plan.cert_ids or (0,) if one not in apart):
             cert = self.observed.certs.get(cert_id)
             tolerated = [one for one in executor.tolerated if cert_id in self._counts_for(one, changed)]
             self.results.succeeded(
@@ -82,6 +99,17 @@ class Transaction:
                 owed=frozenset[str]().union(*(one.items for one in tolerated)),
                 not_due=cert_id in self.plan.not_due,
             )
+
+    def _record_apart(self, executor: Executor) -> set[int]:
+        """Record failures that ended nothing for the certificates that they are about; return those."""
+        about = {cert_id for one in executor.apart for cert_id in one.cert_ids}
+        about &= self.context.records.certificates.keys()
+        told = {cert_id for cert_id in about if not self.results.outcomes.get(cert_id, UNTOLD).ok}
+        for cert_id in sorted(about - told):
+            mine = [one for one in executor.apart if cert_id in one.cert_ids]
+            owed = frozenset[str]().union(*(one.items for one in mine))
+            self.results.failed(cert_id, "; ".join(one.why for one in mine), owed=owed)
+        return about
 
     def _counts_for(self, one: Tolerated, changed: set[int]) -> Collection[int]:
         """Return the certificates that a tolerated failure is about; only the changed ones, if any."""
@@ -113,23 +141,27 @@ class Transaction:
 
     # --- rolling back ---------------------------------------------------------------------------------------------
 
-    async def _roll_back(self, executor: Executor, error: CertctrlError) -> bool:
-        """Restore files and links, run the commands again for them, and record it; return whether they serve."""
+    async def _roll_back(self, executor: Executor, error: CertctrlError) -> frozenset[int]:
+        """Restore files and links, run the commands again for them, and record it; return what is not served."""
         back = {} if self.forward_only else {i: self.previous[i] for i in self.batch if i in self.previous}
-        why, serves, facts = str(error), True, dict[int, Candidate]()
+        why, broken, facts = str(error), frozenset[int](), dict[int, Candidate]()
+        if self.spares and executor.blamed:
+            self.spared += [one for cert_id, one in self.batch.items() if cert_id not in executor.blamed]
         if back or (executor.copies and not self.forward_only):
             with trio.CancelScope(shield=True):  # short, and must not stop half-way
                 fault = await self._restore(executor, back)
             if fault:
                 why, back = f"{why}; the rollback failed: {fault}", {}
-            fault, facts = await self._serve_previous(executor, set(back))
-            serves = not fault
+            fault, broken, facts = await self._serve_previous(executor, set(back))
             why += f"; the previous state does not serve either: {fault}" if fault else ""
         else:
-            serves = bool(self.batch)  # without unproven candidates, the previous state failed
+            if not self.batch:  # then the previous state failed
+                broken = frozenset(executor.blamed or self.group_plan.cert_ids)
             await executor.close()
-        owed = self.group_plan.due
+        owed, spared = self.group_plan.due, {one.cert_id for one in self.spared}
         for cert_id, candidate in self.batch.items():
+            if cert_id in spared:
+                continue
             if cert_id in back:
                 self.results.rolled_back(
                     cert_id,
@@ -137,14 +169,15 @@ class Transaction:
                     candidate,
                     back[cert_id],
                     facts=facts.get(cert_id),
-                    proven=serves,
-                    owed=() if serves else owed,
+                    proven=cert_id not in broken,
+                    owed=owed if cert_id in broken else (),
                 )
             else:
                 self.results.failed(cert_id, why, kept=candidate, owed=owed)
-        for cert_id in self._failed_for(executor) - set(self.batch):
+        apart = self._record_apart(executor)
+        for cert_id in self._failed_for(executor) - set(self.batch) - apart:
             self.results.failed(cert_id, why, owed=owed)
-        return serves
+        return broken
 
     async def _restore(self, executor: Executor, back: Mapping[int, str]) -> str:
         """Restore the previous state on disk; return why that failed, empty on success."""
@@ -160,10 +193,13 @@ class Transaction:
             return str(error)
         return ""
 
-    async def _serve_previous(self, executor: Executor, back: set[int]) -> tuple[str, dict[int, Candidate]]:
+    async def _serve_previous(
+        self, executor: Executor, back: set[int]
+    ) -> tuple[str, frozenset[int], dict[int, Candidate]]:
         """Run the commands that ran for the new state again for the previous one, and verify it.
 
-        Return what failed (empty: nothing), and the live generations that the records do not describe.
+        Return what failed (empty: nothing), the certificates that it is about, and the live generations that the
+        records do not describe.
         """
         context, policy = self.context, self.context.policy()
         stay = {i: candidate for i, candidate in self.batch.items() if i not in back}
@@ -175,16 +211,21 @@ class Transaction:
         )
         for group_plan in plan.groups:
             old = Executor(
-                context=context, plan=self._undoing(group_plan, executor.ran, back, observed), certs=observed.certs
+                context=context,
+                plan=self._undoing(group_plan, executor.ran, back, observed),
+                certs=observed.certs,
+                items=executor.items,
+                batch=back,
             )
             try:
                 await old.run()
             except CertctrlError as error:
-                return str(error), dict(observed.unrecorded)
+                return str(error), frozenset(old.blamed or self.group_plan.cert_ids), dict(observed.unrecorded)
             finally:
+                executor.apart += old.apart
                 context.records.mark(old.keys)
                 await old.close()
-        return "", dict(observed.unrecorded)
+        return "", frozenset(), dict(observed.unrecorded)
 
     def _undoing(self, group_plan: GroupPlan, ran: set[str], back: set[int], observed: ObservedState) -> GroupPlan:
         """Return the part of a plan that undoes this transaction: its commands and verifications.

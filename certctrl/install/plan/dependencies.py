@@ -41,6 +41,7 @@ def bind(
 ) -> dict[str, Binding]:
     """Return item id -> binding: its own object, otherwise those of its dependencies, otherwise all certificates.
 
+    A command whose dependencies name only what is not on this host waits: it is not about the other certificates.
     ``ran``: commands that have run before; they do not wait for a certificate that has been withdrawn since.
     """
     by_id = {item.id: item for item in items}
@@ -49,10 +50,7 @@ def bind(
     for item in items:
         binding = own[item.id]
         if not (binding.certs or binding.cas or binding.waits) and isinstance(item, ExecAction):
-            below = [own[name] for name in depended_on(item.id, by_id)]
-            found = tuple(dict.fromkeys(cert for one in below for cert in one.certs))
-            found_cas = tuple(dict.fromkeys(ca for one in below for ca in one.cas))
-            binding = Binding(certs=found if found or found_cas else tuple(sorted(certs)), cas=found_cas)
+            binding = _of_dependencies([own[name] for name in depended_on(item.id, by_id)], certs)
         has_run = isinstance(item, ExecAction) and item.id in ran
         waits = binding.waits or ("" if has_run else _waits(item, binding, certs, cas))
         bound[item.id] = attrs.evolve(binding, waits=waits)
@@ -77,6 +75,17 @@ def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, 
             certs=tuple(wanted[:1]), waits="" if wanted else f"there is no certificate {item.ob_name!r} here"
         )
     return Binding(waits="it names no certificate" if isinstance(item, CopyAction) else "")
+
+
+def _of_dependencies(below: Sequence[Binding], certs: Iterable[int]) -> Binding:
+    """Return the binding of a command that names no object."""
+    found = tuple(dict.fromkeys(cert for one in below for cert in one.certs))
+    found_cas = tuple(dict.fromkeys(ca for one in below for ca in one.cas))
+    if found or found_cas:
+        return Binding(certs=found, cas=found_cas)
+    if waits := next((one.waits for one in below if one.waits), ""):
+        return Binding(waits=waits)
+    return Binding(certs=tuple(sorted(certs)))
 
 
 def _waits(item: InstallItem, binding: Binding, certs: Mapping[int, DesiredCert], cas: Mapping[int, DesiredCa]) -> str:

@@ -114,13 +114,16 @@ def collisions(items: Sequence[InstallItem], refused: Collection[str]) -> list[R
 
 
 def blocked_items(inputs: PlanInputs, refused: Collection[str]) -> dict[str, str]:
-    """Return allowed items that are left out because of a refused one: item id -> why."""
+    """Return allowed items that are left out because of a refused one: item id -> why.
+
+    Local items form pairs only with each other, so that the plane cannot keep them from being written.
+    """
     blocked: dict[str, str] = {}
-    halves: dict[int, list[CopyAction]] = {}
+    halves: dict[tuple[int, bool], list[CopyAction]] = {}
     for item in inputs.items.values():
         if isinstance(item, CopyAction) and not is_whole(item):
             for cert in inputs.bound[item.id].certs:
-                halves.setdefault(cert, []).append(item)
+                halves.setdefault((cert, is_local(item.id)), []).append(item)
     for group in halves.values():
         missing = next((item.id for item in group if item.id in refused), None)
         for item in group if missing is not None else ():

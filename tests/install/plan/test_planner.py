@@ -170,6 +170,18 @@ def test_a_copy_under_the_id_of_a_former_command_waits_like_any_other() -> None:
     assert set(found.waiting) == {"1", "2"}
 
 
+def test_a_command_for_copies_of_nothing_on_this_host_waits() -> None:
+    typo = copy("c2", None, ob_name="typo.example")
+    other = ("/bin/other",)
+    items = [copy("c1", 1), run("r1", "c1"), typo, run("r2", "c2", argv=other), run("after", "r2", argv=other)]
+    found = plan(items, cert(1))
+    assert runs(found) == [("r1",)]
+    assert {name: found.waiting[name] for name in ("r2", "after")} == dict.fromkeys(
+        ("r2", "after"), "there is no certificate 'typo.example' here"
+    )
+    assert found.concerns["r2"] == found.concerns["after"] == ()
+
+
 def test_commands_without_any_certificate_wait() -> None:
     assert plan([run("r")]).waiting == {"r": "no certificate is on this host"}
 

@@ -69,6 +69,17 @@ def test_halves_of_a_pair_are_written_together_or_not_at_all() -> None:
     assert runs(found) == [("s",)]
 
 
+def test_a_refused_remote_half_does_not_keep_local_items_from_being_written() -> None:
+    remote = copy("k", 1, names=("private.key",), targets=("/forbidden/dir/key",))
+    local = [copy("local:k", 1, names=("private.key",)), copy("local:f", 1, names=("fullchain.pem",))]
+    found = plan([remote, copy("f", 1, names=("chain.pem",)), *local, run("local:r", "local:k", "local:f")], cert(1))
+    assert writes(found) == [*local[0].targets, *local[1].targets]
+    assert runs(found) == [("local:r",)]
+    assert set(found.blocked) == {"f"}
+    refused = copy("local:k", 1, names=("private.key",), mode=0o644)
+    assert set(plan([refused, local[1]], cert(1)).blocked) == {"local:f"}, "local halves still form a pair"
+
+
 def test_one_refused_copy_does_not_keep_the_service_of_the_others_from_reloading() -> None:
     items = [copy("c1", 1), copy("c2", 2, targets=("/no/way/a", "/no/way/b")), run("r", "c1", "c2")]
     found = plan(items, cert(1), cert(2))
