@@ -1,16 +1,16 @@
 """Open a certificate's material and check that it belongs together, on the bytes that will be staged.
 
 ``open_bundle`` returns a complete, checked Bundle or raises. Every certificate is parsed once. Most certificates of
-a fleet have the same few intermediates, so a verified chain is cached by its bytes; what depends on the time or the
-leaf is checked on each call. The PEM on disk is encoded again from the parsed certificates: text between blocks, or
-blocks of another kind, in the plane's response never reach a service.
+a fleet have the same few intermediates, so a verified chain is cached; what depends on the time or the leaf is checked
+on each call. Order, duplicates, a leaf or root in the chain, and fields that overlap do not matter: the chain is sorted
+by its signatures. The PEM on disk is encoded again from the parsed certificates: text between blocks, or blocks of
+another kind, in the plane's response never reach a service.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import pairwise
 
 import attrs
 from cryptography import x509
@@ -47,7 +47,7 @@ def open_bundle(
     Raises NotYetValidError, or MaterialError with a stable ``reason``. No message quotes secret bytes.
     """
     leaf, chain = _certificates(materials.certificate_pem or "", materials.chain_pem or "")
-    _check_leaf(leaf, chain)
+    _check_hash(leaf)
     _check_serial(leaf, materials.serial_number)
     domains = _covered_domains(leaf, tuple(expected_domains))
     key_pem = checked_key_pem(unsealed_key(materials, device_secret, allow_plaintext=allow_plaintext), leaf)
@@ -93,57 +93,89 @@ class _Chain:
 
 
 def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, _Chain]:
-    """Return the leaf and its chain; the leaf field may contain the whole chain."""
-    found = _parsed(leaf_pem, "leaf")
-    if not found:
+    """Return the leaf and its chain, whatever order and field the certificates are in. Raises MaterialError."""
+    own = _parsed(leaf_pem, "leaf")
+    if not own:
         raise MaterialError("the bundle has no certificate", reason="leaf-unreadable")
-    leaf, rest = found[0], found[1:]
-    chain = _chain(chain_pem)
-    if rest and not chain.certificates:
-        chain = _chain(b"".join(link.public_bytes(Encoding.PEM) for link in rest).decode())
-    elif rest and tuple(rest) != chain.certificates:
-        raise MaterialError("the certificate field contains certificates that the chain does not", reason="chain-order")
-    return leaf, chain
+    found = tuple(dict.fromkeys((*own, *_parsed(chain_pem, "chain"))))
+    if len(found) > LONGEST_CHAIN + 1:
+        raise MaterialError(f"the chain is longer than {LONGEST_CHAIN} certificates", reason="chain-order")
+    leaf = next((one for one in own if not any(_is_issued(other, one) for other in own if other != one)), own[0])
+    others = tuple(one for one in found if one != leaf)
+    issuers = tuple(one for one in others if _is_issued(leaf, one))
+    if others and not issuers:
+        raise MaterialError("the chain does not contain the issuer of the certificate", reason="chain-order")
+    return leaf, _chain(issuers, others)
 
 
-def _parsed(pem: str, which: str) -> list[x509.Certificate]:
+@lru_cache(maxsize=32)
+def _parsed(pem: str, which: str) -> tuple[x509.Certificate, ...]:
     if not pem.strip():
-        return []
+        return ()
     if len(pem) > LARGEST_PEM:
         raise MaterialError(f"the {which} is larger than {LARGEST_PEM // 1024} KiB", reason="too-large")
     try:
-        return x509.load_pem_x509_certificates(pem.encode())
+        return tuple(dict.fromkeys(x509.load_pem_x509_certificates(pem.encode())))
     except UNREADABLE:
         raise MaterialError(f"the {which} is not PEM of certificates", reason=f"{which}-unreadable") from None
 
 
 @lru_cache(maxsize=32)
-def _chain(pem: str) -> _Chain:
-    """Parse a chain and verify its order, signatures, CA flags and strength. Raises MaterialError."""
-    links = _parsed(pem, "chain")
-    if len(links) > LONGEST_CHAIN:
-        raise MaterialError(f"the chain is longer than {LONGEST_CHAIN} certificates", reason="chain-order")
-    for lower, upper in pairwise(links):
-        _check_issued(lower, upper, "the chain")
+def _chain(issuers: tuple[x509.Certificate, ...], others: tuple[x509.Certificate, ...]) -> _Chain:
+    """Sort the chain above a leaf and verify signatures, CA flags and strength. Raises MaterialError.
+
+    ``issuers``: those of ``others`` that signed the leaf. Where a CA has several certificates (cross-signatures), the
+    one that is valid longest is used. A root above an intermediate is left out: clients have their own.
+    """
+    links: list[x509.Certificate] = []
+    reached, above = set(issuers), issuers
+    while above:
+        links.append(max(above, key=_ends))
+        candidates = () if _is_root(links[-1]) else others
+        above = tuple(one for one in candidates if one not in links and _is_issued(links[-1], one))
+    todo = [*issuers]
+    while todo:
+        lower = todo.pop()
+        new = [one for one in others if one not in reached and _is_issued(lower, one)]
+        reached.update(new)
+        todo += new
+    if len(reached) < len(others):
+        raise MaterialError(
+            "the chain contains a certificate that issued none of the others, or a link is missing",
+            reason="chain-order",
+        )
+    if len(links) > 1 and _is_root(links[-1]):
+        del links[-1]
     for link in links:
         _check_ca(link)
         if link.issuer != link.subject:  # a root's own signature does not matter
             _check_hash(link)
     try:
         begins = max((link.not_valid_before_utc.timestamp() for link in links), default=float("-inf"))
-        ends = min((link.not_valid_after_utc.timestamp() for link in links), default=float("inf"))
     except UNREADABLE:
         raise MaterialError("a date in the chain cannot be read", reason="chain-unreadable") from None
+    ends = min((_ends(link) for link in links), default=float("inf"))
     return _Chain(tuple(links), b"".join(link.public_bytes(Encoding.PEM) for link in links), begins, ends)
 
 
-def _check_issued(lower: x509.Certificate, upper: x509.Certificate, what: str) -> None:
+def _ends(link: x509.Certificate) -> float:
+    try:
+        return link.not_valid_after_utc.timestamp()
+    except UNREADABLE:
+        raise MaterialError("a date in the chain cannot be read", reason="chain-unreadable") from None
+
+
+def _is_issued(lower: x509.Certificate, upper: x509.Certificate) -> bool:
+    """Return whether the upper certificate signed the lower one."""
     try:
         lower.verify_directly_issued_by(upper)
     except (*UNREADABLE, InvalidSignature):
-        raise MaterialError(
-            f"{what} is not in order: a certificate is not issued by the next", reason="chain-order"
-        ) from None
+        return False
+    return True
+
+
+def _is_root(link: x509.Certificate) -> bool:
+    return _is_issued(link, link)
 
 
 def _check_ca(link: x509.Certificate) -> None:
@@ -167,12 +199,6 @@ def _check_hash(certificate: x509.Certificate) -> None:
 
 
 # --- the leaf -----------------------------------------------------------------------------------------------------
-
-
-def _check_leaf(leaf: x509.Certificate, chain: _Chain) -> None:
-    _check_hash(leaf)
-    if chain.certificates:
-        _check_issued(leaf, chain.certificates[0], "the chain")
 
 
 def _check_time(leaf: x509.Certificate, chain: _Chain, now: float) -> None:
