@@ -35,9 +35,12 @@ class Operators:
         self._csrf_key = secrets.token_bytes(32)
 
     def sign_in(self, key: str, caller: str) -> str:
-        """Return a new session for the right key; ErrorResponse 403 for a wrong one, 429 after too many."""
-        self._keys.check(caller)
+        """Return a new session for the right key; ErrorResponse 403 for a wrong one, 429 after too many.
+
+        The right key, 256 random bits, is accepted even then: others behind one address cannot lock the operator out.
+        """
         if not self._keyring.is_operator(key):
+            self._keys.check(caller)
             self._keys.failed(caller)
             raise forbidden("This is not the operator key")
         self._keys.succeeded(caller)

@@ -37,7 +37,7 @@ class PlaneSettings:
     """Base of the verification URL; empty: the URL that the device used."""
     page_session_seconds: int = 3600
     sign_in_attempts: int = 5
-    """Wrong operator keys before an address is locked out."""
+    """Wrong operator keys before more of them from one address are refused for a while; the right key never is."""
     lock_out_seconds: int = 900
 
     def __attrs_post_init__(self) -> None:

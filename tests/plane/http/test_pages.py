@@ -122,14 +122,22 @@ async def test_five_wrong_keys_lock_the_address_out(world: Any, browser: Browser
         reply = await browser.sign_in("ok_wrong")
         assert (reply.status, b"not the operator key" in reply.body) == (403, True), attempt
         assert "__Host-certctrl-operator" not in browser.cookies
-    locked = await browser.sign_in(world.plane.operator_key)
+    locked = await browser.sign_in("ok_wrong")
     assert (locked.status, locked.headers["retry-after"]) == (429, "900")
     assert b"Try again in 15 minutes" in locked.body
     browser.client.address = "198.51.100.7"
-    assert (await browser.sign_in(world.plane.operator_key)).status == 303, "others are not locked out"
+    assert (await browser.sign_in("ok_wrong")).status == 403, "others are not locked out"
     world.clock.advance(900)
     browser.client.address = "192.0.2.7"
+    assert (await Browser(browser.client).sign_in("ok_wrong")).status == 403
+
+
+async def test_the_right_key_is_never_locked_out(world: Any, browser: Browser) -> None:
+    for _ in range(6):
+        locked = await browser.sign_in("ok_wrong")
+    assert locked.status == 429
     assert (await Browser(browser.client).sign_in(world.plane.operator_key)).status == 303
+    assert (await Browser(browser.client).sign_in("ok_wrong")).status == 403, "its failures are forgotten"
 
 
 async def test_a_session_ends_by_expiry_sign_out_or_a_new_key(world: Any, browser: Browser) -> None:
