@@ -7,6 +7,14 @@ from enum import StrEnum
 
 import attrs
 
+COMMAND_PREFIX = "CERTCTRL_"
+"""Environment variables with this prefix are the agent's; no item may set one."""
+COMMAND_VARIABLES = (
+    "CERTCTRL_CONFIG_DIR", "CERTCTRL_LIVE_DIR", "CERTCTRL_STAGED_DIR", "CERTCTRL_NAME", "CERTCTRL_NAMES",
+    "CERTCTRL_KEY_FILE", "CERTCTRL_CERTIFICATE_FILE", "CERTCTRL_CHAIN_FILE", "CERTCTRL_FULLCHAIN_FILE",
+    "CERTCTRL_PFX_FILE", "CERTCTRL_PFX_PASSWORD_FILE", "CERTCTRL_JKS_FILE", "CERTCTRL_JKS_PASSWORD_FILE",
+)  # fmt: skip
+"""What the agent sets for every command of an item; empty where it does not apply."""
 LOCAL_PREFIX = "local:"
 """Prefix of the ids of items from ``installs.local.json``."""
 

@@ -32,7 +32,7 @@ class NamedCommand:
     sha256: str | None = None
     """Hash of the executable (lower-case hex); None: not pinned."""
     env: tuple[str, ...] = ()
-    """Environment variables that the plane may set for it, in addition to ``CERTCTRL_…``."""
+    """Environment variables that the plane may set for it; never ``CERTCTRL_…``, which are the agent's."""
 
 
 @attrs.frozen(kw_only=True)

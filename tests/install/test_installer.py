@@ -11,7 +11,8 @@ from install_host import APPLIED, CHECK, FAILED, OTHER, RELOAD, UNCHANGED, Host,
 from trio.testing import MockClock
 
 from certctrl.install.plan.render import plan_lines
-from certctrl.model.plan import CopyAction, ExecAction
+from certctrl.model.plan import COMMAND_VARIABLES, CopyAction, ExecAction, VerifyCommand
+from certctrl.model.policy import NamedCommand
 from certctrl.model.records import Stage
 
 # --- the way through ----------------------------------------------------------------------------------------------
@@ -89,8 +90,8 @@ async def test_destinations_get_bytes_mode_and_a_reload(clock: MockClock, host: 
 
 async def test_the_environment_of_commands_has_paths_and_no_secrets(clock: MockClock, host: Host) -> None:
     items = [CopyAction(id="c", ob_id=1, sources=("bundle.pfx",), targets=(str(host.out / "a.pfx"),), check=CHECK),
-             ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",), env={"CERTCTRL_NOTE": "x"})]  # fmt: skip
-    host.allow(commands=commands(RELOAD, CHECK))
+             ExecAction(id="r", cmd_argv=RELOAD, depends_on=("c",), env={"NOTE": "x"})]  # fmt: skip
+    host.allow(commands=commands(CHECK) | {"reload": NamedCommand(argv=RELOAD, env=("NOTE",))})
     await host.deliver(1, items=items)
     check, run = host.proc.asked
     (argv, _) = host.proc.calls
@@ -102,8 +103,29 @@ async def test_the_environment_of_commands_has_paths_and_no_secrets(clock: MockC
     lines = Path(env["CERTCTRL_KEY_FILE"]).read_bytes().splitlines()[1:-1]
     assert lines and set(run["secrets"]) == set(check["secrets"]) == {password, *lines}
     assert stat.S_IMODE(Path(env["CERTCTRL_PFX_PASSWORD_FILE"]).stat().st_mode) == 0o600
-    assert env["CERTCTRL_NOTE"] == "x" and env["CERTCTRL_NAMES"] == "c1.example"
+    assert env["NOTE"] == "x" and env["CERTCTRL_NAMES"] == "c1.example"
     assert password.decode() not in repr(run["env_paths"])
+
+
+async def test_every_variable_of_the_agent_is_set_for_every_command(clock: MockClock, host: Host) -> None:
+    """Those that do not apply are empty."""
+    verify = VerifyCommand(cmd_argv=OTHER)
+    items = [
+        CopyAction(id="c", ob_id=1, sources=("fullchain.pem",), targets=(str(host.out / "a.pem"),), check=CHECK),
+        ExecAction(id="r", cmd_argv=RELOAD, verify=verify),
+    ]
+    host.allow(commands=commands(RELOAD, CHECK, OTHER))
+    await host.deliver(1, 2, items=items)
+    assert len(host.proc.asked) == 3, "check, command, verification"
+    for asked in host.proc.asked:
+        assert asked["env_paths"].keys() == set(COMMAND_VARIABLES)
+    several = host.proc.asked[-1]["env_paths"]
+    assert {name for name, value in several.items() if value} == {
+        "CERTCTRL_CONFIG_DIR", "CERTCTRL_LIVE_DIR", "CERTCTRL_NAMES",
+    }  # fmt: skip
+    check = host.proc.asked[0]["env_paths"]
+    assert (check["CERTCTRL_NAME"], check["CERTCTRL_NAMES"]) == ("c1.example", "c1.example")
+    assert check["CERTCTRL_STAGED_DIR"] and not check["CERTCTRL_PFX_FILE"]
 
 
 async def test_keys_of_several_certificates_are_redacted_line_by_line(clock: MockClock, host: Host) -> None:

@@ -16,7 +16,7 @@ from certctrl.install.material.formats import SALTED_FILES
 from certctrl.install.plan.policy import Grant, Refusal
 from certctrl.install.plan.values import DesiredCert, InstallPlan, Verification
 from certctrl.install.process.vetting import is_script, sha256_of, vet_executable
-from certctrl.model.plan import VerifyTls
+from certctrl.model.plan import COMMAND_VARIABLES, VerifyTls
 from certctrl.store.disk.atomic import read_bytes
 from certctrl.text import one_line
 
@@ -103,20 +103,28 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
 
 
 def environment(context: Context, certs: Sequence[DesiredCert]) -> tuple[dict[str, str], tuple[bytes, ...]]:
-    """Return the ``CERTCTRL_*`` variables for a command, and the secrets to redact.
+    """Return all `COMMAND_VARIABLES` for a command, and the secrets to redact.
 
     For a single certificate they name its files; keystore passwords by the file that contains them. Blocks on the
     disk.
     """
     layout = context.layout
-    env = {"CERTCTRL_CONFIG_DIR": str(layout.root), "CERTCTRL_LIVE_DIR": str(layout.live)}
     here = [cert for cert in certs if cert.generation]
-    env["CERTCTRL_NAMES"] = ",".join(cert.name for cert in here[:MAX_NAMES])
+    env = base_variables(context, [cert.name for cert in here])
     if len(here) != 1:
         return env, tuple(line for cert in here[:MAX_KEYS] for line in _key_lines(context, layout.live / cert.name))
     cert = here[0]
     more, secrets = files_of(context, cert.name, layout.live / cert.name, cert.files)
     return env | more, secrets
+
+
+def base_variables(context: Context, names: Sequence[str]) -> dict[str, str]:
+    """Return all `COMMAND_VARIABLES`: those about a single certificate empty."""
+    return dict.fromkeys(COMMAND_VARIABLES, "") | {
+        "CERTCTRL_CONFIG_DIR": str(context.layout.root),
+        "CERTCTRL_LIVE_DIR": str(context.layout.live),
+        "CERTCTRL_NAMES": ",".join(names[:MAX_NAMES]),
+    }
 
 
 def files_of(

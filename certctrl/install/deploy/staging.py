@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, PolicyRefusedError
-from certctrl.install.deploy.commands import files_of
+from certctrl.install.deploy.commands import base_variables, files_of
 from certctrl.install.deploy.context import Context
 from certctrl.install.material.formats import SALTED_FILES, virtual_files
 from certctrl.install.plan.item_index import ItemIndex
@@ -142,7 +142,7 @@ async def _run_check(context: Context, name: str, staged: Staged, item: CopyActi
         [word.replace("{staged}", str(directory)) for word in grant.argv],
         run_as=grant.run_as,
         timeout=grant.timeout,
-        env_paths=dict(grant.env) | env | {"CERTCTRL_STAGED_DIR": str(directory)},
+        env_paths=dict(grant.env) | base_variables(context, [name]) | env | {"CERTCTRL_STAGED_DIR": str(directory)},
         sha256=grant.sha256,
         secrets=secrets,
     )

@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from certctrl.install.material.formats import KEY_FILES
-from certctrl.model.plan import LOCAL_PREFIX, CopyAction, ExecAction
+from certctrl.model.plan import COMMAND_PREFIX, LOCAL_PREFIX, CopyAction, ExecAction
 from certctrl.model.policy import HostPolicy, NamedCommand
 from certctrl.text import one_line
 
@@ -229,8 +229,11 @@ def judge_command(
 
 
 def judge_exec(policy: HostPolicy, item: ExecAction, identity: AgentIdentity) -> Grant | Refusal:
-    """Return the command of an exec item as this host allows it, or the refusal; a shell line also needs ``shell``."""
-    argv = item.cmd_argv
+    """Return the command of an exec item as this host allows it, or the refusal; a shell line also needs ``shell``.
+
+    The time limit of an item of the plane does not count: a short one would end an allowed command halfway.
+    """
+    argv, local = item.cmd_argv, is_local(item.id)
     if argv is None:
         argv = ("/bin/sh", "-c", item.cmd or "")
         if not policy.shell:
@@ -241,9 +244,9 @@ def judge_exec(policy: HostPolicy, item: ExecAction, identity: AgentIdentity) ->
         argv,
         identity,
         run_as=item.run_as,
-        timeout=item.timeout_ms / 1000,
+        timeout=item.timeout_ms / 1000 if local else MAX_TIMEOUT,
         env=item.env,
-        local=is_local(item.id),
+        local=local,
         item=item.id,
     )
 
@@ -306,7 +309,10 @@ def _refuse_env(
     for key, value in env.items():
         if not _ENV_NAME.fullmatch(key) or "\0" in value or len(value) > 4096:
             return Refusal(what=what, why=f"the variable {one_line(key)} is not well-formed")
-        if local or key.startswith("CERTCTRL_") or (named is not None and key in named.env):
+        if key.startswith(COMMAND_PREFIX):
+            why = f"may not be given the variable {key}: names with {COMMAND_PREFIX} are the agent's"
+            return Refusal(what=what, why=why)
+        if local or (named is not None and key in named.env):
             continue
         entry = _entry(named.argv if named else (), named.run_as if named else None) | {"env": [key]}
         return Refusal(what=what, why=f"may not be given the variable {key}", setting="commands", value={name: entry})

@@ -1,7 +1,7 @@
 """Read settings from environment variables such as ``CERTCTRL_NAME`` and ``CERTCTRL_HTTPCLIENT_PROXY``.
 
 Booleans are ``true`` or ``false``, lists JSON or separated by commas, mappings JSON. A variable whose name is close
-to that of a setting is refused; other names with the prefix are ignored.
+to that of a setting is refused; other names with the prefix are ignored, as are those that the agent sets for commands.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import ConfigError
+from certctrl.model.plan import COMMAND_VARIABLES
 from certctrl.store.structure import Mismatch, check_bounds, hints, structure
 
 PREFIX = "CERTCTRL_"
@@ -47,6 +48,8 @@ def overrides(classes: Mapping[str, Any], environ: Mapping[str, str]) -> dict[tu
         if not variable.startswith(PREFIX):
             continue
         if variable not in names:
+            if variable in COMMAND_VARIABLES:
+                continue
             if near := difflib.get_close_matches(variable, names, n=1, cutoff=_SIMILAR):
                 fix = f"did you mean {near[0]}?"
                 raise ConfigError("no such setting", file="environment", path=variable, fix=fix)

@@ -254,12 +254,37 @@ def test_environment() -> None:
     def given_env(argv: tuple[str, ...], env: dict[str, str], local: bool = False) -> bool:
         return isinstance(judge_command(POLICY, argv, IDENTITY, env=env, local=local), Grant)
 
-    assert given_env(RELOAD.argv, {"CERTCTRL_NOTE": "x"})
     assert given_env(DUMP.argv, {"PGDATA": "/x"})
     for name in ("LD_PRELOAD", "PATH", "BASH_ENV", "PGDATA", "a b", "", "X=Y", "É"):
         assert not given_env(RELOAD.argv, {name: "x"})
-    assert not given_env(RELOAD.argv, {"CERTCTRL_X": "a\0b"})
+    assert not given_env(DUMP.argv, {"PGDATA": "a\0b"})
     assert given_env(RELOAD.argv, {"PGDATA": "x"}, local=True)
+
+
+@pytest.mark.parametrize("variable", ["CERTCTRL_KEY_FILE", "CERTCTRL_NOTE", "CERTCTRL_"])
+@pytest.mark.parametrize("local", [False, True])
+def test_the_agents_variables_are_reserved(variable: str, local: bool) -> None:
+    """An item could otherwise set one that the agent leaves out; no entry of the policy allows it."""
+    listed = HostPolicy(commands={"nginx": attrs.evolve(RELOAD, env=(variable,))})
+    found = refused(judge_command(listed, RELOAD.argv, IDENTITY, env={variable: "/tmp/x"}, local=local))
+    assert found.why == f"may not be given the variable {variable}: names with CERTCTRL_ are the agent's"
+    assert (found.setting, found.line, found.fix) == ("", "", "")
+
+
+@pytest.mark.parametrize("milliseconds", [1, 1000, 19_999, 600_000])
+def test_an_item_of_the_plane_cannot_shorten_an_allowed_command(milliseconds: int) -> None:
+    grant = judge_exec(POLICY, ExecAction(id="9", cmd_argv=RELOAD.argv, timeout_ms=milliseconds), IDENTITY)
+    assert isinstance(grant, Grant) and grant.timeout == 20.0
+
+
+def test_the_hosts_own_items_have_their_own_limit() -> None:
+    def limit(argv: tuple[str, ...], milliseconds: int) -> float:
+        grant = judge_exec(POLICY, ExecAction(id="local:9", cmd_argv=argv, timeout_ms=milliseconds), IDENTITY)
+        assert isinstance(grant, Grant)
+        return grant.timeout
+
+    assert [limit(RELOAD.argv, 5000), limit(RELOAD.argv, 60_000)] == [5.0, 20.0]
+    assert [limit(("/bin/own",), 5000), limit(("/bin/own",), 60_000)] == [5.0, 60.0]
 
 
 def test_a_refused_variable_names_an_entry_that_allows_it() -> None:

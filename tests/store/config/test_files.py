@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from certctrl.errors import ConfigError, DiskError, ExitStatus
 from certctrl.model.config import AgentConfig
+from certctrl.model.plan import COMMAND_VARIABLES
 from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand, TrustStore
 from certctrl.store.config.environment import variable_names
 from certctrl.store.config.files import (
@@ -300,6 +301,11 @@ def test_a_wrong_variable_is_reported(layout: ConfigDir, variable: str, text: st
     assert (error.file, error.path) == ("environment", variable)
     assert what in str(error)
     assert "SECRET" not in str(error)
+
+
+def test_the_variables_of_a_command_are_no_misspelt_settings(layout: ConfigDir) -> None:
+    """The agent sets them for the commands of items, and one of those may call ``cert-ctrl``."""
+    assert load_config(layout, dict.fromkeys(COMMAND_VARIABLES, "")) == load_config(layout, {"CERTCTRL_NAME": ""})
 
 
 # --- policy and local items -----------------------------------------------------------------------------------
