@@ -1,7 +1,16 @@
 """``cert-ctrl`` and ``python -m certctrl``; ``--version`` imports no other module."""
 
+import io
 import os
+import stat
 import sys
+
+DISK_STATUS = 74
+"""`ExitStatus.DISK`, without its import."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing would slow down every start
+    from typing import Any, TextIO
 
 
 def main(argv: "list[str] | None" = None) -> int:
@@ -23,19 +32,59 @@ def program() -> None:
     Without Trio there are no threads and nothing to clean up: the process exits without the interpreter's teardown,
     which would add a sixth to the cost of `status` (docs/decisions.md).
     """
-    status = main()
-    if "trio" not in sys.modules and not _flush_fails():
+    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+        _open_missing()
+    sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
+    try:
+        status = main()
+    except OSError:  # a stream for messages cannot be written; all other errors are reported
+        status = DISK_STATUS
+    if not (_flushed(sys.stdout) and _flushed(sys.stderr)):
+        status = status or DISK_STATUS
+    if "trio" not in sys.modules:
         os._exit(status)
     sys.exit(status)
 
 
-def _flush_fails() -> bool:
+class _Pipe(io.FileIO):
+    """A pipe that discards what is written after its reader has gone: the command ends with its own status."""
+
+    def write(self, data: "Any") -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _forgiving(stream: "TextIO") -> "TextIO":
+    """Return the stream, or one that ignores a missing reader if it is a pipe."""
+    if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+        return stream
+    pipe = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
+    lines = stream is sys.stderr
+    return io.TextIOWrapper(pipe, encoding=stream.encoding, errors=stream.errors, line_buffering=lines)
+
+
+def _open_missing() -> None:
+    """Open /dev/null for closed standard streams, so that no other file gets their descriptors."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", errors="backslashreplace")
+
+
+def _flushed(stream: "TextIO") -> bool:
+    """Flush a stream; if that fails, discard its output, so that the interpreter does not fail again at its end."""
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        return True
-    return False
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -325,6 +325,9 @@ Some commands say more with theirs:
 | `trust reset` | 0 reset, 1 not confirmed |
 | `sandbox` | 0 only if everything issued was also served |
 
+A command ends with its own status even if the reader of its output has gone (`status | head -1`) or a standard stream is
+closed; if its output cannot be written (a full disk), with 74.
+
 The units in `deploy/` restart the daemon after every status except 77 and 78. Errors are two lines on standard error, never a
 traceback (`--debug` shows one, with secrets masked):
 

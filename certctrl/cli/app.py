@@ -1,6 +1,7 @@
 """The Typer root: its options and the table of commands; only the requested command is imported.
 
-``-c DIR`` and ``--debug`` are accepted before and after the command; the last one wins. Help is plain text, so that
+``-c DIR`` and ``--debug`` are accepted before and after the command; the one after it wins. Any other option that
+takes one value may be given once. Help is plain text, so that
 examples keep their line breaks and rich is not imported.
 """
 
@@ -92,7 +93,35 @@ def load(name: str, entry: Entry) -> Any:
         alone.command(name)(found)
         command = typer.main.get_command(alone)
     _add_root_options(command, directory=not entry.own_directory)
+    _refuse_repeats(command)
     return command
+
+
+def _refuse_repeats(command: Any) -> None:
+    """Make a command and its subcommands refuse a repeated option that takes one value, instead of the last one."""
+    make = command.make_parser
+
+    def make_parser(ctx: Any) -> Any:
+        parser = make(ctx)
+        parse = parser.parse_args
+
+        def parse_args(args: list[str]) -> Any:
+            values, rest, order = parse(args)
+            for option in order:
+                if _takes_one_value(option) and (times := order.count(option)) > 1:
+                    ctx.fail(f"Option {max(option.opts, key=len)} takes one value, but is given {times} times.")
+            return values, rest, order
+
+        parser.parse_args = parse_args
+        return parser
+
+    command.make_parser = make_parser
+    for inner in getattr(command, "commands", {}).values():
+        _refuse_repeats(inner)
+
+
+def _takes_one_value(param: Any) -> bool:
+    return bool(param.param_type_name == "option" and not (param.multiple or param.is_flag or param.count))
 
 
 def _add_root_options(command: Any, *, directory: bool) -> None:
@@ -190,4 +219,6 @@ def root_command(argv: list[str]) -> Any:
         context_settings=SETTINGS,
     )
     app.callback()(_root)
-    return typer.main.get_command(app)
+    root = typer.main.get_command(app)
+    _refuse_repeats(root)
+    return root

@@ -33,7 +33,8 @@ class Invocation:
     def layout(self, *, must_exist: bool = True) -> ConfigDir:
         """Return the config directory.
 
-        Raises UsageError without ``-c``, ConfigError if the directory does not exist or is not a config directory.
+        Raises UsageError without ``-c``, ConfigError if it is a symbolic link, does not exist or is not a config
+        directory, DiskError if this user may not look into it.
         """
         from pathlib import Path
 
@@ -43,23 +44,40 @@ class Invocation:
             raise UsageError("no config directory given", fix="add -c DIR, for example -c /etc/cert-ctrl")
         root = Path(os.path.abspath(self.config_dir))
         layout = ConfigDir(root)
+        _refuse_link(root)
         if must_exist:
             _require_directory(root)
-            if not (os.path.lexists(layout.application) or os.path.lexists(layout.state) or _SERVER_URL in os.environ):
+            if not (_is_present(layout.application) or _is_present(layout.state) or _SERVER_URL in os.environ):
                 fix = f"give another directory with -c, or run cert-ctrl -c {root} init --server URL"
                 raise ConfigError("is not a config directory: no application.json", file=str(root), fix=fix)
         return layout
 
 
+def _refuse_link(root: Path) -> None:
+    """Raise ConfigError for a symbolic link: the agent opens its directory only by its own path."""
+    if not _is_present(root) or not root.is_symlink():
+        return
+    real = os.path.realpath(root)
+    raise ConfigError(f"is a symbolic link to {real}", file=str(root), fix=f"use -c {real}")
+
+
 def _require_directory(root: Path) -> None:
+    if not _is_present(root):
+        raise ConfigError("no such directory", file=str(root), fix=f"cert-ctrl -c {root} init --server URL")
+    if not root.is_dir():
+        raise ConfigError("is not a directory", file=str(root), fix="give the agent's config directory with -c")
+
+
+def _is_present(path: Path) -> bool:
+    """Return whether a path exists. Raises DiskError if this user may not know."""
     try:
-        found = root.is_dir()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError as error:
         fix = "run as root or as the agent's user"
-        raise DiskError(f"cannot access {root}: {error.strerror}", path=str(root), fix=fix) from None
-    if not found:
-        what = "is not a directory" if root.exists() else "no such directory"
-        raise ConfigError(what, file=str(root), fix=f"cert-ctrl -c {root} init --server URL")
+        raise DiskError(f"cannot access {path}: {error.strerror}", path=str(path), fix=fix) from None
+    return True
 
 
 def invocation(ctx: typer.Context) -> Invocation:

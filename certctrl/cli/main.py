@@ -41,17 +41,7 @@ def _run(command: Callable[[], Any], invoked: Invocation) -> int:
         status = command()
         sys.stdout.flush()
         return int(status) if isinstance(status, int) else ExitStatus.DONE
-    except BrokenPipeError:
-        _forget_stdout()
-        return ExitStatus.FAILED
     except SystemExit as end:  # raised by Typer: shell completion, a closed pipe
         return end.code if isinstance(end.code, int) else ExitStatus.FAILED
     except BaseException as error:
         return report(error, invoked)
-
-
-def _forget_stdout() -> None:
-    """Replace stdout, so that flushing it at exit cannot fail after the reader has gone."""
-    import io
-
-    sys.stdout = io.StringIO()

@@ -43,6 +43,18 @@ def on_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
+def reader_has_gone() -> bool:
+    """Whether standard output is a pipe that no process reads anymore."""
+    import select
+
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # not a descriptor
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def duration(seconds: float) -> str:
     """Return a duration in the specification's format: ``5 seconds``, ``14m 23s``, ``2h 15m``, ``2d 14h 32m``."""
     whole = max(0, round(seconds))

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from certctrl.cli.facts import certificates, exit_status, gather
-from certctrl.cli.output import ago, duration, on_terminal, remaining, write_json, write_line
+from certctrl.cli.output import ago, duration, on_terminal, reader_has_gone, remaining, write_json, write_line
 
 if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
@@ -31,7 +31,7 @@ def show_status(invoked: Invocation, *, daemon: bool = False, as_json: bool = Fa
             for line in block(facts) + details(facts, certs):
                 write_line(invoked.with_directory(line))
         sys.stdout.flush()
-        if not watch:
+        if not watch or reader_has_gone():
             return exit_status(facts)
         if not as_json and not on_terminal():
             write_line()

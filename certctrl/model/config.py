@@ -88,7 +88,11 @@ class HttpClientConfig:
     ca_files: tuple[str, ...] = setting((), "PEM files that replace the system trust store; relative to -c")
     client_certificate: str = setting("", "PEM file for mutual TLS; relative to -c")
     client_key: str = setting("", "PEM key of client_certificate, mode 0600; relative to -c")
-    proxy: str = setting("", "http:// URL of a CONNECT proxy; proxies in the environment are ignored", secret=True)
+    proxy: str = setting(
+        "",
+        "http:// URL of a CONNECT proxy; unused for a loopback server_url; the environment's proxies are ignored",
+        secret=True,
+    )
     max_connections: int = setting(4, "connections to the plane", ge=1, le=64)
     keepalive_seconds: float = setting(
         75.0, "keep an idle connection this long; at least 2 x interval + 30", ge=1, le=3600

@@ -22,6 +22,8 @@ _AGAIN = (  # TLS 1.3: a server that misses our certificate may close the connec
     "client certificate"
 )
 
+_NO_TLS = "if the control plane speaks TLS on that port, write https:// in server_url"
+_PROXY = "proxy in httpclient_config.json"
 _TLS_REASONS = {
     "WRONG_VERSION_NUMBER": ("does not speak TLS on that port", "check scheme and port of server_url"),
     "HTTP_REQUEST": ("does not speak TLS on that port", "check scheme and port of server_url"),
@@ -67,21 +69,30 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             todo += one.exceptions
 
 
-def connect_error(error: BaseException, place: str, *, now: float | None, own_ca: bool) -> TransportError:
+def connect_error(
+    error: BaseException, place: str, *, now: float | None, own_ca: bool, proxy: str = ""
+) -> TransportError:
     """Return the error for a connection that could not be opened; nothing was sent.
 
-    ``place`` is HOST:PORT (for a proxy, with its role), ``now`` this host's wall clock, ``own_ca`` whether
-    ``ca_files`` replaces the system trust store.
+    ``place`` and ``proxy`` are HOST:PORT; with a proxy, only TLS is spoken with ``place`` itself. ``now`` is this
+    host's wall clock, ``own_ca`` whether ``ca_files`` replaces the system trust store.
     """
     below = list(causes(error))
-    found = _tls_error(below, place, now=now, own_ca=own_ca) or _os_error(below, place)
+    found = _tls_error(below, place, now=now, own_ca=own_ca) or _os_error(below, place, proxy)
     if found is None:
-        found = TransportError(f"cannot connect to {place}", fix="check server_url and the network")
+        whom, setting = (f"the proxy {proxy}", _PROXY) if proxy else (place, "server_url")
+        found = TransportError(f"cannot connect to {whom}", fix=f"check {setting} and the network")
     return unsent(found)
 
 
-def exchange_error(error: BaseException, place: str, *, now: float | None, own_ca: bool) -> TransportError:
-    """Return the error for a connection that broke during an exchange."""
+def exchange_error(
+    error: BaseException, place: str, *, now: float | None, own_ca: bool, plain: bool = False, proxy: str = ""
+) -> TransportError:
+    """Return the error for a connection that broke during an exchange.
+
+    ``plain``: the plane's URL is http. ``proxy``: HOST:PORT of a proxy that broke it before it reached the plane.
+    """
+    place, setting = (f"the proxy {proxy}", _PROXY) if proxy else (place, "server_url")
     below = list(causes(error))
     found = _tls_error(below, place, now=now, own_ca=own_ca)
     if found is not None:
@@ -91,19 +102,23 @@ def exchange_error(error: BaseException, place: str, *, now: float | None, own_c
             return TransportError(f"connection to {place} broke: {_strerror(one)}", fix=_AGAIN)
     text = str(error)
     if "disconnected" in text or "closed connection" in text or not text:
-        return TransportError(f"{place} closed the connection during an exchange", fix=_AGAIN)
+        fix = _NO_TLS if plain else _AGAIN
+        return TransportError(f"{place} closed the connection during an exchange", fix=fix)
+    if plain:
+        return BadAnswerError(f"{place} does not answer in plain HTTP", fix=_NO_TLS)
     # All others are errors of the HTTP parser, whose texts may quote the peer's bytes.
     return BadAnswerError(
-        f"{place} does not answer in HTTP: {one_line(text, ascii_only=True)}", fix="check host and port of server_url"
+        f"{place} does not answer in HTTP: {one_line(text, ascii_only=True)}", fix=f"check host and port of {setting}"
     )
 
 
-def deadline_error(seconds: float, place: str, *, sent: bool) -> DeadlineError:
+def deadline_error(seconds: float, place: str, *, sent: bool, proxy: str = "") -> DeadlineError:
     """Return the error for an exchange that exceeded its deadline."""
-    what = "no complete answer from" if sent else "no connection to"
-    error = DeadlineError(
-        f"{what} {place} within {seconds:g} s", fix="check the network between this host and the plane, then the plane"
-    )
+    fix = "check the network between this host and the plane, then the plane"
+    what = f"no complete answer from {place}" if sent else f"no connection to {place}"
+    if proxy and not sent:
+        what, fix = f"{what} through the proxy {proxy}", f"check {_PROXY}, then the network between proxy and plane"
+    error = DeadlineError(f"{what} within {seconds:g} s", fix=fix)
     error.maybe_sent = sent
     return error
 
@@ -162,31 +177,33 @@ def _refused_certificate(
             fix="set server_url to a name in the certificate",
         )
     if code in _UNKNOWN_ISSUER:
-        return TlsError(
-            f"the certificate of {place} is not signed by "
-            f"{'the CA in ca_files' if own_ca else 'a CA this host trusts'} ({message})",
-            fix="configure the plane's CA: cert-ctrl init --ca FILE, or ca_files in httpclient_config.json",
-        )
+        signer, fix = "a CA this host trusts", "add the plane's CA: cert-ctrl -c DIR init --ca FILE"
+        if own_ca:
+            signer = "the CA in ca_files"
+            fix = "compare the plane's CA with ca_files in httpclient_config.json; if it changed on purpose, replace it"
+        return TlsError(f"the certificate of {place} is not signed by {signer} ({message})", fix=fix)
     return TlsError(f"the certificate of {place} is refused: {message}", fix="check the plane's own certificate")
 
 
-def _os_error(below: list[BaseException], place: str) -> TransportError | None:
+def _os_error(below: list[BaseException], place: str, proxy: str) -> TransportError | None:
+    setting, it = (_PROXY, "the proxy") if proxy else ("server_url", "the plane")
+    place = f"the proxy {proxy}" if proxy else place
     errors = [one for one in below if isinstance(one, OSError) and one.errno is not None]
     for one in errors:
         if isinstance(one, socket.gaierror):
             return TransportError(
                 f"cannot resolve the host of {place}: {_strerror(one)}",
-                fix="check the name in server_url, then this host's DNS (getent hosts NAME)",
+                fix=f"check the name in {setting}, then this host's DNS (getent hosts NAME)",
             )
     for one in errors:
         if one.errno == errno.ECONNREFUSED:
             return TransportError(
-                f"nothing listens at {place} (connection refused)", fix="check server_url, and that the plane runs"
+                f"nothing listens at {place} (connection refused)", fix=f"check {setting}, and that {it} runs"
             )
     for one in errors:
         return TransportError(
             f"cannot connect to {place}: {_strerror(one)}",
-            fix="check server_url and the network (ip route get ADDRESS)",
+            fix=f"check {setting} and the network (ip route get ADDRESS)",
         )
     return None
 

@@ -66,8 +66,11 @@ class HttpxHttp:
         logging.getLogger("httpcore").setLevel(logging.WARNING)  # its DEBUG lines contain headers of answers
         application, settings = config.application, config.httpclient
         self.origin = parse_origin(application.server_url, allow_http_loopback=application.allow_http_loopback)
-        proxy = None if is_loopback(self.origin.host) else parse_proxy(settings.proxy)
-        self._via = f"the proxy {proxy.place}" if proxy else self.origin.place
+        proxy = parse_proxy(settings.proxy)
+        if proxy is not None and is_loopback(self.origin.host):
+            log.warning("The proxy %s is not used: %s is a loopback address", proxy.place, self.origin.host)
+            proxy = None
+        self._proxy = proxy.place if proxy else ""
         url = httpx.URL(str(self.origin))
         self._host = url.netloc.decode("ascii")
         self._url = partial(httpcore.URL, scheme=url.raw_scheme, host=url.raw_host, port=url.port)
@@ -118,7 +121,7 @@ class HttpxHttp:
                         if last_try or not (progress.leaked or (progress.stale and method in _REPEATABLE)):
                             raise
         if answer is None:  # an answer that arrived with the deadline counts
-            raise deadline_error(deadline, self.origin.place if progress.sent else self._via, sent=progress.sent)
+            raise deadline_error(deadline, self.origin.place, sent=progress.sent, proxy=self._proxy)
         return answer
 
     async def aclose(self) -> None:
@@ -163,8 +166,14 @@ class HttpxHttp:
         except (httpcore.ConnectTimeout, httpcore.ConnectError, httpcore.ProxyError) as error:
             raise self._unconnected(error) from None
         except _BROKEN as error:
-            place = self.origin.place if progress.sent else self._via
-            found = exchange_error(error, place, now=self._now(), own_ca=self._own_ca)
+            found = exchange_error(
+                error,
+                self.origin.place,
+                now=self._now(),
+                own_ca=self._own_ca,
+                plain=self.origin.scheme == "http",
+                proxy="" if progress.sent else self._proxy,
+            )
             found.maybe_sent = progress.sent
             progress.stale = not (progress.connected or isinstance(found, BadAnswerError))
             raise found from None
@@ -173,11 +182,11 @@ class HttpxHttp:
 
     def _unconnected(self, error: Exception) -> TransportError:
         if isinstance(error, httpcore.ConnectTimeout):
-            return deadline_error(self._connect_seconds, self._via, sent=False)
+            return deadline_error(self._connect_seconds, self.origin.place, sent=False, proxy=self._proxy)
         if isinstance(error, httpcore.ProxyError):
-            what = f"{self._via} refused to connect to {self.origin.place}: {one_line(str(error), ascii_only=True)}"
+            what = f"the proxy {self._proxy} refused to connect to {self.origin.place}: {one_line(str(error), ascii_only=True)}"
             return unsent(TransportError(what, fix="check proxy in httpclient_config.json"))
-        return connect_error(error, self._via, now=self._now(), own_ca=self._own_ca)
+        return connect_error(error, self.origin.place, now=self._now(), own_ca=self._own_ca, proxy=self._proxy)
 
     def _now(self) -> float | None:
         return self._wall_now() if self._wall_now is not None else None

@@ -129,8 +129,12 @@ class Enrolment:
 
     def _usable(self, enrolment_token: str) -> Row:
         row = self._db.one("SELECT * FROM enrolment_tokens WHERE token_hash = ?", digest(enrolment_token))
-        if row is None or row["ended_at"] is not None or row["expires_at"] <= self._wall_now():
-            raise invalid_token("Enrolment token is not valid")
+        if row is None:
+            raise invalid_token("Enrolment token is unknown")
+        if row["ended_at"] is not None:
+            raise invalid_token(f"Enrolment token was ended at {when(row['ended_at'])}")
+        if row["expires_at"] <= self._wall_now():
+            raise invalid_token(f"Enrolment token expired at {when(row['expires_at'])}")
         return row
 
     def _has_used(self, token_id: int, device_id: int) -> bool:

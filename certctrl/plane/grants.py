@@ -146,11 +146,12 @@ class Grants:
             row is not None
             and row["status"] == "approved"
             and row["user_id"] == user_id
-            and row["registration_expires_at"] > self._wall_now()
             and row["device_public_id"] in ("", device_public_id)  # only the approved device
         )
         if row is None or not fits:
-            raise invalid_token("Registration code is not valid")
+            raise invalid_token("Registration code is unknown or was used already")
+        if row["registration_expires_at"] <= self._wall_now():
+            raise invalid_token(f"Registration code expired at {when(row['registration_expires_at'])}")
         self._db.run("UPDATE grants SET status = 'used', registration_hash = NULL WHERE id = ?", row["id"])
 
     def delete_expired(self) -> None:
@@ -174,8 +175,10 @@ class Grants:
 
     def _row(self, user_code: str) -> Row:
         row = self._db.one("SELECT * FROM grants WHERE user_code = ?", canonical_code(user_code))
-        if row is None or row["expires_at"] <= self._wall_now():
-            raise not_found("No device shows this code, or it has expired")
+        if row is None:
+            raise not_found("No device shows this code")
+        if row["expires_at"] <= self._wall_now():
+            raise not_found(f"This code expired at {when(row['expires_at'])}")
         return row
 
     def _new_user_code(self) -> str:

@@ -20,7 +20,7 @@ from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.server import Server, listen
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, write_file
-from certctrl.plane.tls import ServerCertificate, host_for_url, names_of
+from certctrl.plane.tls import ServerCertificate, host_for_url, local_host, names_of
 
 _STOP_SECONDS = 10.0
 _CERTIFICATE_CHECK_SECONDS = 3600.0
@@ -58,8 +58,10 @@ async def serve_plane(
         certificate = ServerCertificate(plane, plane.data, names_of(host, hostnames))
         await certificate.load()
         with listen(host, port) as sock:
-            url = f"https://{host_for_url(host, hostnames)}:{sock.getsockname()[1]}"
+            port = sock.getsockname()[1]
+            url = f"https://{host_for_url(host, hostnames)}:{port}"
             write_file(plane.data.address, f"{url}\n".encode(), mode=0o600)
+            write_file(plane.data.local_address, f"https://{local_host(host)}:{port}\n".encode(), mode=0o600)
             async with trio.open_nursery() as nursery:
                 server = Server(make_app(plane, faults=faults), sock, certificate.context)
                 await nursery.start(_run_server, plane, server)

@@ -15,14 +15,17 @@ from typing import Any
 import attrs
 import jwt
 
+from certctrl.plane.clock import when
 from certctrl.plane.errors import device_revoked, invalid_token, token_expired
-from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.settings import DAY, PlaneSettings
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import Keyring, digest
 
 _NAME = "certctrl-plane"
 """Issuer and audience of the tokens."""
 _MAX_TOKEN = 4096
+_EXPLAINED_SECONDS = 30 * DAY
+"""How long an expired refresh token is still told apart from an unknown one."""
 _MAX_VERIFIED = 10_000
 """Verified tokens kept in memory."""
 
@@ -64,12 +67,16 @@ class Sessions:
             name,
         )
         if row is None or not hmac.compare_digest(row["secret_hash"], digest(secret)):
-            raise invalid_token("Refresh token is not valid")
+            raise invalid_token("Refresh token is unknown or was used already")
         if row["status"] == "revoked":
             raise device_revoked(row["revoked_at"], row["revoke_reason"])
         now = self._wall_now()
-        if row["device_public_id"] != device_public_id or row["session"] != row["current"] or row["expires_at"] <= now:
-            raise invalid_token("Refresh token is not valid")
+        if row["device_public_id"] != device_public_id:
+            raise invalid_token("Refresh token belongs to another device")
+        if row["session"] != row["current"]:
+            raise invalid_token("Refresh token is from an earlier registration")
+        if row["expires_at"] <= now:
+            raise invalid_token(f"Refresh token expired at {when(row['expires_at'])}")
         with self._db.transaction():
             answer = self._access_token(row["device_id"])
             if self._settings.rotate_refresh_tokens:
@@ -114,7 +121,7 @@ class Sessions:
 
     def delete_expired(self) -> None:
         """Delete refresh tokens that have expired."""
-        self._db.run("DELETE FROM refresh_tokens WHERE expires_at <= ?", self._wall_now())
+        self._db.run("DELETE FROM refresh_tokens WHERE expires_at <= ?", self._wall_now() - _EXPLAINED_SECONDS)
 
     def _claims(self, token: str) -> dict[str, Any]:
         """Return the claims of a token that we signed; ErrorResponse 401 for any other.

@@ -89,6 +89,12 @@ class ServerCertificate:
         )
 
 
+def local_host(host: str) -> str:
+    """Return the host for URLs on this machine; the plane's certificate contains it."""
+    name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{name}]" if ":" in name else name
+
+
 def host_for_url(host: str, hostnames: Sequence[str]) -> str:
     """Return the host name of the plane's URL."""
     if hostnames and not hostnames[0].startswith("*"):

@@ -6,7 +6,9 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,118 @@ def test_a_closed_pipe_is_not_an_error(layout: ConfigDir) -> None:
     )  # fmt: skip
     assert done.stdout.startswith("application.server_url")
     assert done.stderr == ""
+
+
+def shell(line: str, layout: ConfigDir) -> int:
+    """Return the exit status of a shell command; ``cc`` in it is the program with its directory."""
+    program_ = " ".join([*PYTHON, "-c", str(layout.root)])
+    done = subprocess.run(
+        ["bash", "-c", line.replace("cc ", f"{program_} ")], capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(certctrl.__file__).parent.parent)},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    return done.returncode
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("cc status | true; exit ${PIPESTATUS[0]}", 77),
+        ("cc status --watch | true; exit ${PIPESTATUS[0]}", 77),
+        ("cc config show 2>&1 | true; exit ${PIPESTATUS[0]}", 0),
+        ("cc --nope 2>&1 | true; exit ${PIPESTATUS[0]}", 2),
+        ("cc status <&- >&- 2>&-", 77),
+        ("cc status >&-", 77),
+        ("cc --nope 2>&-", 2),
+        ("cc --help >&-", 0),
+        ("cc apply <&- >&- 2>&-", 77),
+        ("cc status >/dev/full", 74),
+        ("cc --nope 2>/dev/full", 74),
+    ],
+)
+def test_the_status_does_not_depend_on_the_output(line: str, status: int, layout: ConfigDir) -> None:
+    assert shell(line, layout) == status
+
+
+def test_a_closed_output_is_not_another_file(layout: ConfigDir) -> None:
+    """Without standard streams, a file that the command opens would get their descriptors, and its messages."""
+    assert shell("cc init --server https://plane.example >&- 2>&-", layout) == 0
+    texts = {path: path.read_bytes() for path in layout.root.rglob("*") if path.is_file()}
+    assert not any(b"is ready for" in text for text in texts.values())
+
+
+# --- the config directory ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "list-certs", "apply", "config check", "init --server https://plane.example"]
+)
+def test_a_symbolic_link_is_refused_with_its_target(
+    command: str, layout: ConfigDir, tmp_path: Path, ran: Callable[..., Ran]
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(layout.root)
+    error = f"cert-ctrl: error: {link}: is a symbolic link to {layout.root}\nfix: use -c {layout.root}\n"
+    assert ran("-c", link, *command.split()) == (78, "", error)
+    below = tmp_path / "parent"
+    below.symlink_to(tmp_path)
+    assert ran("-c", below / layout.root.name, "list-certs").status == 0
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Run as a user who owns nothing here."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o600])
+@pytest.mark.parametrize("command", ["status", "list-certs", "plan"])
+def test_a_directory_of_another_user_is_not_a_missing_one(
+    command: str, mode: int, tmp_path_factory: pytest.TempPathFactory, ran: Callable[..., Ran]
+) -> None:
+    outer = Path(tempfile.mkdtemp(dir="/tmp"))
+    outer.chmod(0o755)
+    root = outer / "agent"
+    root.mkdir(mode)
+    try:
+        with as_nobody():
+            done = ran("-c", root, *command.split())
+    finally:
+        root.rmdir()
+        outer.rmdir()
+    error = f"cert-ctrl: error: cannot access {root}/application.json: Permission denied"
+    assert done == (74, "", f"{error}\nfix: run as root or as the agent's user\n")
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        ("-c a -c b status", "Option --config-dir takes one value, but is given 2 times."),
+        ("-c a history --limit 1 --limit 2", "Option --limit takes one value, but is given 2 times."),
+        ("-c a renew --domain a --domain b --domain c", "Option --domain takes one value, but is given 3 times."),
+        ("-c a policy allow command --name a --name b", "Option --name takes one value, but is given 2 times."),
+        ("plane issue x --data a --data b", "Option --data takes one value, but is given 2 times."),
+        ("plane install-config show --device a --device b", "Option --device takes one value, but is given 2 times."),
+        ("sandbox --every 1 --every 2", "Option --every takes one value, but is given 2 times."),
+    ],
+)
+def test_a_repeated_option_is_refused(argv: str, error: str, ran: Callable[..., Ran]) -> None:
+    done = ran(*argv.split())
+    assert (done.status, done.out, done.err.splitlines()[0]) == (2, "", f"cert-ctrl: error: {error}")
+
+
+def test_a_repeated_switch_is_harmless(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
+    assert ran("-c", layout.root, "list-certs", "--json", "--json") == (0, "[]\n", "")
 
 
 def test_shell_completion_offers_the_commands() -> None:

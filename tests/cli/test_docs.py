@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
 import pytest
+
+from certctrl.model.plan import StartTls
+from certctrl.protocol.wire.install_config import items_from_operator
+from certctrl.protocol.wire.install_items import _KEYS, _VERIFY_KEYS, CA_FILES, CERT_FILES, unknown_keys
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]
@@ -18,3 +23,17 @@ def test_five_pages_are_generated() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_matches_the_code(page: str) -> None:
     assert (DOCS / page).read_text(encoding="utf-8") == PAGES[page]()
+
+
+def test_the_page_of_items_names_every_key_file_and_form() -> None:
+    page = (DOCS / "items.md").read_text(encoding="utf-8")
+    keys = {key for known in (*_KEYS.values(), *_VERIFY_KEYS.values()) for key in known}
+    words = {*keys, *_KEYS, *_VERIFY_KEYS, *CERT_FILES, *CA_FILES, *StartTls}
+    assert {word for word in words if f"`{word}`" not in page and f'"{word}"' not in page} == set()
+
+
+def test_the_example_of_items_is_valid() -> None:
+    page = (DOCS / "items.md").read_text(encoding="utf-8")
+    items = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    assert [item.id for item in items_from_operator(items)] == ["files", "reload"]
+    assert unknown_keys(items) == []

@@ -50,8 +50,37 @@ def test_init_is_idempotent_and_never_overwrites(layout: ConfigDir, ran: Run) ->
     assert other.status == 78 and "already exists with other settings" in other.err
 
 
+def test_init_adds_a_ca_to_a_configuration_without_one(layout: ConfigDir, tmp_path: Path, ran: Run) -> None:
+    """The advice for an unknown CA, as printed."""
+    ca, other = tmp_path / "ca.pem", tmp_path / "other.pem"
+    ca.write_bytes(trustme.CA().cert_pem.bytes())
+    other.write_bytes(trustme.CA().cert_pem.bytes())
+    layout.httpclient.write_text('{"keepalive_seconds": 7.0}')
+    for _ in range(2):
+        assert ran("-c", layout.root, "init", "--ca", ca).status == 0
+        assert json.loads(layout.httpclient.read_text()) == {"keepalive_seconds": 7.0, "ca_files": ["plane-ca.pem"]}
+        assert layout.plane_ca.read_bytes() == ca.read_bytes()
+    assert layout.httpclient.stat().st_mode & 0o777 == 0o600
+    done = ran("-c", layout.root, "init", "--ca", other)
+    assert done.status == 78 and "already contains another CA" in done.err
+    assert f"replace {layout.plane_ca} with it and restart the agent" in done.err
+    assert layout.plane_ca.read_bytes() == ca.read_bytes()
+
+
+def test_init_without_a_url_needs_a_configured_one(tmp_path: Path, ran: Run) -> None:
+    done = ran("-c", tmp_path / "new", "init")
+    assert done == (2, "", "cert-ctrl: error: no control plane given\nfix: add --server URL\n")
+    assert not (tmp_path / "new").exists()
+
+
+def test_init_with_plain_http_warns(tmp_path: Path, ran: Run) -> None:
+    done = ran("-c", tmp_path / "new", "init", "--server", "http://127.0.0.1:8080")
+    assert done.status == 0 and done.err.startswith("warning: plain http is for tests")
+
+
 @pytest.mark.parametrize(
-    "url", ["plane.example", "http://plane.example", "ftp://x", "https://", "https://u:p@x", "https://x:99999"]
+    "url",
+    ["http://", "plane.example", "http://plane.example", "ftp://x", "https://", "https://u:p@x", "https://x:99999"],
 )
 def test_init_rejects_an_invalid_url(url: str, tmp_path: Path, ran: Run) -> None:
     done = ran("-c", tmp_path / "agent", "init", "--server", url)

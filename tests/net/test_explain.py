@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.errors import ExitStatus, TlsError, TransportError
-from certctrl.net.explain import causes, connect_error, exchange_error, utc
+from certctrl.net.explain import causes, connect_error, deadline_error, exchange_error, utc
 
 CAP = 1 << 20
 NOW = dt.datetime.now(dt.UTC)
@@ -72,10 +72,10 @@ async def test_an_unknown_ca_has_a_fix(start, connect, tmp_path: Path) -> None:
     assert isinstance(error, TlsError)
     assert "is not signed by the CA in ca_files" in str(error)
     assert error.fix is not None
-    assert "init --ca FILE" in error.fix
-    assert "ca_files" in error.fix
+    assert error.fix.startswith("compare the plane's CA with ca_files"), "init --ca does not replace a CA"
     error = await failure(connect(site.url, ca_files=()))
     assert "is not signed by a CA this host trusts" in str(error)
+    assert error.fix == "add the plane's CA: cert-ctrl -c DIR init --ca FILE"
     assert not site.seen, "no request was sent"
 
 
@@ -187,6 +187,53 @@ async def test_a_proxy_that_refuses_is_named(connect, nursery, reply_line: bytes
     error = await failure(connect("https://plane.example", proxy=f"http://agent:canary@{place}"))
     assert f"the proxy {place}" in str(error)
     assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-proxy.invalid"])
+async def test_a_dead_proxy_is_named_with_its_setting(connect, host: str) -> None:
+    error = await failure(connect("https://plane.example", proxy=f"http://agent:canary@{host}:9"))
+    assert f"the proxy {host}:9" in str(error)
+    assert error.fix is not None
+    assert "proxy in httpclient_config.json" in error.fix
+    assert "server_url" not in error.fix
+
+
+@pytest.mark.parametrize("reply", [b"", b"220 mail.example ESMTP\r\n"])
+async def test_a_proxy_that_is_silent_or_no_proxy_is_named(connect, nursery, reply: bytes) -> None:
+    async def close(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        await stream.send_all(reply)
+        await stream.aclose()
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    nursery.start_soon(trio.serve_listeners, close, [listener])
+    place = f"127.0.0.1:{listener.socket.getsockname()[1]}"
+    error = await failure(connect("https://plane.example", proxy=f"http://{place}"))
+    assert f"the proxy {place}" in str(error)
+    assert "server_url" not in (error.fix or "")
+
+
+async def test_a_certificate_behind_a_proxy_is_the_plane_s() -> None:
+    error = connect_error(ssl.SSLError(1, "[SSL: BAD_EXTENSION] x"), "plane:443", now=0.0, own_ca=False, proxy="p:1")
+    assert str(error).startswith("TLS with plane:443 failed")
+    error = deadline_error(3, "plane:443", sent=False, proxy="p:1")
+    assert str(error) == "no connection to plane:443 through the proxy p:1 within 3 s"
+    assert str(deadline_error(3, "plane:443", sent=True, proxy="p:1")) == "no complete answer from plane:443 within 3 s"
+
+
+async def test_a_proxy_that_is_not_used_is_logged(start, connect, ca, caplog: pytest.LogCaptureFixture) -> None:
+    site = await start(context=context_of(ca.issue_cert("127.0.0.1")))
+    http = connect(site.url, proxy="http://agent:canary@10.0.0.1:3128")
+    assert (await http.request("GET", "/", deadline=5, cap=CAP)).status == 200
+    assert caplog.messages == ["The proxy 10.0.0.1:3128 is not used: 127.0.0.1 is a loopback address"]
+
+
+async def test_plain_http_to_a_tls_port_says_so(start, connect, ca) -> None:
+    site = await start(context=context_of(ca.issue_cert("127.0.0.1")))
+    with pytest.raises(TransportError) as caught:
+        http = connect(site.url.replace("https:", "http:"), allow_http_loopback=True)
+        await http.request("GET", "/", deadline=5, cap=CAP)
+    assert caught.value.fix == "if the control plane speaks TLS on that port, write https:// in server_url"
 
 
 async def test_a_proxy_is_used_for_a_plane_that_is_not_loopback(start, connect, ca, nursery) -> None:

@@ -63,6 +63,11 @@ class Reply:
         assert isinstance(error["params"], dict)
         return str(error["key"])
 
+    @property
+    def what(self) -> str:
+        """The message of an error."""
+        return str(self.json["error"]["what"])
+
 
 @attrs.define(eq=False)
 class Client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -157,6 +158,103 @@ def test_install_configs_come_from_a_file_or_a_pipe(
 
 
 @pytest.mark.integration
+def test_items_are_checked_before_they_are_stored(site: Site, device: str, tmp_path: Path) -> None:
+    item = {"id": "web", "type": "copy", "ob_name": "a.example", "from": ["private.key"], "to": ["/etc/x/a.key"]}
+    file = tmp_path / "plan.json"
+    for wrong, expected in (
+        (item | {"form": ["x"]}, "installs[0].form: unknown key; did you mean from?"),
+        (item | {"from": ["privat.key"]}, "installs[0].from[0]: unknown file privat.key; did you mean private.key?"),
+        (item | {"depends_on": ["wbe"]}, "depends on wbe, which does not exist; did you mean web?"),
+    ):
+        file.write_text(json.dumps([wrong]))
+        result = site("install-config", "put", str(file), "--device", device)
+        assert (result.status, expected in result.err) == (ExitStatus.USAGE, True), result
+    assert site("install-config", "show", "--device", device, "--json").json["version"] == 1
+    file.write_text(json.dumps([item | {"colour": "red"}]))
+    result = site("install-config", "put", str(file), "--device", device)
+    assert result.status == 0
+    assert result.err == "note: installs[0].colour is unknown to this version; it is stored for newer agents\n"
+
+
+@pytest.mark.integration
+def test_several_devices_and_duplicates(
+    site: Site, device: str, form: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    token = site("enrolment-token").output.strip()
+    site.post(
+        "/apiv1/device/registration", form("id-second", PrivateKey.generate(), "second") | {"enrolment_token": token}
+    )
+    both = ("--device", device, "--device", "second")
+    issued = site("issue", "many.example", "Many.example.", "www.many.example", "--json")
+    assert issued.err == "note: many.example is given 2 times; the certificate contains it once\n"
+    row = site("assign", "many.example", *both, "--device", device.upper(), "--json")
+    assert len(row.json["device_ids"]) == 2
+    assert row.err.startswith("note: device ") and "is given twice" in row.err
+    file = tmp_path / "plan.json"
+    file.write_text("[]")
+    assert len(site("install-config", "put", str(file), *both, "--json").json) == 2
+    ca = site("ca", "add", "ca-of-both", "--json").json
+    assert len(json.loads(site("ca", "assign", str(ca["id"]), *both, "--json").out)["device_ids"]) == 2
+    assert len(site("ca", "unassign", str(ca["id"]), *both, "--json").json) == 2
+    assert len(site("unassign", "many.example", *both, "--json").json) == 2
+    assert site("assign", "many.example", "--device", "nobody", *both).status == ExitStatus.USAGE
+    (found,) = [one for one in site("certificates", "--json").json if one["domain_name"] == "many.example"]
+    assert found["device_ids"] == [], "all devices are found before one is changed"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.integration
+def test_destructive_commands_ask_on_a_terminal(site: Site, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    site("issue", "ask.example", "--device", device)
+    ca = str(site("ca", "add", "ca-to-ask", "--json").json["id"])
+    site("ca", "assign", ca, "--device", device)
+    commands = [
+        (("unassign", "ask.example", "--device", device), "Unassign certificate "),
+        (("ca", "unassign", ca, "--device", device), f"Remove CA {ca} from the trust store of device "),
+        (("revoke", "ask.example"), "Revoke certificate "),
+        (("revoke-device", device), "Revoke device "),
+    ]
+    for argv, question in commands:
+        for answer in ("\n", "n\n"):
+            monkeypatch.setattr("sys.stdin", Terminal(answer))
+            result = site(*argv)
+            assert (result.status, question in result.out) == (ExitStatus.FAILED, True), result
+    for argv, _ in commands:
+        monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+        assert site(*argv).status == 0
+    site("issue", "ask.example")
+    monkeypatch.setattr("sys.stdin", Terminal(""))
+    assert "revoked" in site("revoke", "ask.example", "--yes").output
+
+
+@pytest.mark.integration
+def test_commands_on_the_plane_s_machine_do_not_use_its_public_name(tmp_path: Path, cli: Callable[..., Result]) -> None:
+    data = tmp_path / "data"
+    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "0.0.0.0:0"]
+    with subprocess.Popen(
+        [*argv, "--hostname", "plane.invalid"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "https://plane.invalid:" in process.stdout.readline()
+        try:
+            assert cli("plane", "devices", "--data", str(data), "--json").json == []
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("url", ["http://", "https://", "plane.example", "ftp://x", "https://x:99999", "https://x/?a"])
+def test_an_unusable_public_url_is_refused(url: str, tmp_path: Path, cli: Callable[..., Result]) -> None:
+    result = cli("plane", "serve", "--data", str(tmp_path / "data"), "--public-url", url)
+    assert (result.status, "is not a URL for browsers" in result.err) == (ExitStatus.USAGE, True)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.integration
 def test_private_cas(site: Site, device: str) -> None:
     row = site("ca", "add", f"ca-of-{device}", str(site.data / "ca.pem"), "--json").json
     assert row["ca_certificate_pem"] == (site.data / "ca.pem").read_text()
@@ -183,7 +281,7 @@ def test_errors_are_one_line_with_a_fix(site: Site, tmp_path: Path) -> None:
     other_ca = "/etc/ssl/certs/ca-certificates.crt"
     tries = [
         (site("renew", "nothing.example"), ExitStatus.USAGE, "has no certificate", "plane certificates"),
-        (site("issue", "not a name"), ExitStatus.USAGE, "Not a DNS name", ""),
+        (site("issue", "a.example", "not a name"), ExitStatus.USAGE, "'not a name' is not a DNS name", ""),
         (site("issue", "a.example", "--device", "nobody"), ExitStatus.USAGE, "has no device", "plane devices"),
         (site("renew", "999"), ExitStatus.FAILED, "No such certificate", ""),
         (site("devices", "--user", "9"), ExitStatus.FAILED, "No such user", ""),

@@ -62,8 +62,10 @@ async def test_tokens_with_several_uses_unlimited_uses_and_ended(
 async def test_a_token_expires(world: Any, form: Callable[..., dict[str, Any]]) -> None:
     token = (await token_for(world, expires_in=60))["token"]
     world.clock.advance(60)
-    assert (await enrol(world, form("device-a", PrivateKey.generate()), token)).status == 401
-    assert (await enrol(world, form("device-a", PrivateKey.generate()), "et_guess")).status == 401
+    expired = await enrol(world, form("device-a", PrivateKey.generate()), token)
+    assert (expired.status, expired.what.partition(" at ")[0]) == (401, "Enrolment token expired")
+    unknown = await enrol(world, form("device-a", PrivateKey.generate()), "et_guess")
+    assert (unknown.status, unknown.what) == (401, "Enrolment token is unknown")
 
 
 @pytest.mark.parametrize("options", [{"uses": 0}, {"uses": "1"}, {"expires_in": 0}, {"expires_in": 10**12}])
@@ -146,6 +148,11 @@ async def test_an_unused_refresh_token_expires(world: Any) -> None:
         world.clock.advance(89 * 86_400)
         assert (await refresh(device)).status == 200
     world.clock.advance(90 * 86_400)
-    assert (await refresh(device)).key == "INVALID_TOKEN"
+    reply = await refresh(device)
+    assert (reply.key, reply.what.partition(" at ")[0]) == ("INVALID_TOKEN", "Refresh token expired")
     world.plane.tidy()
+    assert (await refresh(device)).what == reply.what, "kept for a while, to be told apart from an unknown one"
+    world.clock.advance(30 * 86_400)
+    world.plane.tidy()
+    assert (await refresh(device)).what == "Refresh token is unknown or was used already"
     assert world.plane.database.one("SELECT count(*) AS n FROM refresh_tokens")["n"] == 0

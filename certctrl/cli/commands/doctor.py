@@ -61,19 +61,28 @@ def _context(invoked: Invocation) -> Any:
 
 
 async def _examine(context: Any, offline: bool, show: Any) -> list[Any]:
-    """Run every check; show each finding immediately."""
+    """Run every check, the clock first; show each finding immediately."""
     from certctrl.agent.setup import real_http
     from certctrl.cli.doctor.certs import check_endpoints
+    from certctrl.cli.doctor.clock import blame_clock, far_off
     from certctrl.cli.doctor.daemon import check_plan
     from certctrl.cli.doctor.finding import ok
     from certctrl.cli.doctor.plane import check_plane
+    from certctrl.net.server_date import server_date
 
     found = []
 
-    def report(finding: Any) -> None:
+    def note(finding: Any) -> None:
         found.append(finding)
         if show is not None:
             show(finding)
+
+    report: Any = note
+
+    wrong_clock = await far_off(context, None if offline else server_date)
+    if wrong_clock is not None:
+        note(wrong_clock)
+        report = blame_clock(note)
 
     for finding in _on_disk(context):
         report(finding)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from certctrl.cli.invocation import invocation
-from certctrl.cli.output import write_line
+from certctrl.cli.output import write_error, write_line
 from certctrl.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from certctrl.store.layout import ConfigDir
 
 MAX_CA_BYTES = 1 << 20
 
 
 def init(
     ctx: typer.Context,
-    server: Annotated[str, typer.Option("--server", metavar="URL", help="URL of the control plane, https://…")],
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server", metavar="URL", help="URL of the control plane, https://…; default: the configured one."
+        ),
+    ] = None,
     ca: Annotated[
         Path | None,
         typer.Option("--ca", metavar="FILE", help="PEM file with the CA of the control plane's certificate."),
@@ -25,22 +34,35 @@ def init(
     """Create a config directory for a control plane.
 
     Creates DIR (0700) with the four configuration files, policy.json, and the directories for state, keys,
-    certificates and logs. Running it again with the same options changes nothing. It never overwrites a different
-    configuration.
+    certificates and logs. Running it again with the same options changes nothing; with --ca, it adds a CA to a
+    configuration without one. It never overwrites a different configuration.
 
     \b
     cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com
     cert-ctrl -c /etc/cert-ctrl init --server https://10.0.0.5:8443 --ca plane-ca.pem
+    cert-ctrl -c /etc/cert-ctrl init --ca plane-ca.pem
     """
     from certctrl.store.config.files import init_config_dir
     from certctrl.store.disk.fs import RealFs
 
     layout = invocation(ctx).layout(must_exist=False)
-    url = server.rstrip("/")
+    url = _configured(layout) if server is None else server.rstrip("/") if server.strip(":/") else server
     ca_pem = None if ca is None else read_ca(ca)
     init_config_dir(RealFs(), layout, server_url=url, ca_pem=ca_pem)
     write_line(f"{layout.root} is ready for {url}")
-    write_line(f"next: cert-ctrl -c {layout.root} register")
+    if url.startswith("http:"):
+        write_error("warning: plain http is for tests: the control plane must serve http on loopback, without TLS")
+    registered = layout.device_secret_key.exists()
+    write_line("restart a running daemon to use it" if registered else f"next: cert-ctrl -c {layout.root} register")
+
+
+def _configured(layout: ConfigDir) -> str:
+    """Return the configured URL of the control plane. Raises UsageError if there is none."""
+    from certctrl.store.config.files import load_config
+
+    if not layout.application.exists():
+        raise UsageError("no control plane given", fix="add --server URL")
+    return load_config(layout, os.environ).config.application.server_url
 
 
 def read_ca(path: Path) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from certctrl.cli.doctor.clock import CLOCK_FIX
 from certctrl.cli.doctor.finding import CheckContext, Finding, Report, fail, failed, ok, warn
 from certctrl.errors import CertctrlError
 
@@ -28,6 +29,9 @@ OpenHttp = Callable[["AgentConfig", "ConfigDir"], "Http"]
 
 async def check_plane(context: CheckContext, config: AgentConfig, open_http: OpenHttp, report: Report) -> None:
     """Report on the connection to the plane; skip checks that depend on a failed one."""
+    proxy = _unused_proxy(config)
+    if proxy is not None:
+        report(proxy)
     report(await _dns(config))
     try:
         http = open_http(config, context.layout)
@@ -41,18 +45,32 @@ async def check_plane(context: CheckContext, config: AgentConfig, open_http: Ope
             await http.aclose()
 
 
+def _unused_proxy(config: AgentConfig) -> Finding | None:
+    """Return a warning for a proxy that a loopback URL bypasses."""
+    from certctrl.net.origin import is_loopback, parse_origin, parse_proxy
+
+    host = parse_origin(config.application.server_url, allow_http_loopback=True).host
+    proxy = parse_proxy(config.httpclient.proxy)
+    if proxy is None or not is_loopback(host):
+        return None
+    what = f"the proxy {proxy.place} is not used: {host} is a loopback address"
+    return warn("proxy", what, "remove proxy from httpclient_config.json, or correct server_url")
+
+
 async def _dns(config: AgentConfig) -> Finding:
     from urllib.parse import urlsplit
 
-    target = urlsplit(config.httpclient.proxy or config.application.server_url)
-    host, whose = target.hostname or "", "proxy" if config.httpclient.proxy else "control plane"
+    proxy = "" if _unused_proxy(config) is not None else config.httpclient.proxy
+    target = urlsplit(proxy or config.application.server_url)
+    host, whose = target.hostname or "", "proxy" if proxy else "control plane"
+    setting = "proxy in httpclient_config.json" if proxy else "server_url"
     port = target.port or (443 if target.scheme == "https" else 80)
     with trio.move_on_after(DNS_SECONDS):
         try:
             found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            return fail("dns", f"cannot resolve {host} ({whose}): {why}", "correct server_url or /etc/resolv.conf")
+            return fail("dns", f"cannot resolve {host} ({whose}): {why}", f"correct {setting} or /etc/resolv.conf")
         addresses = ", ".join(dict.fromkeys(str(address[0]) for *_, address in found))
         return ok("dns", f"{whose} {host}: {addresses}")
     return fail("dns", f"no DNS answer for {host} within {DNS_SECONDS:g} s", "check the resolvers in /etc/resolv.conf")
@@ -87,12 +105,11 @@ def _clock(date: str | None, now: float) -> Finding | None:
         skew = parsedate_to_datetime(date).timestamp() + 0.5 - now
     except (ValueError, OverflowError):
         return None
-    fix = "timedatectl set-ntp true, or chronyc makestep"
     what = f"this host's clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the control plane's"
     if abs(skew) > SKEW_FAIL:
-        return fail("clock", what, fix)
+        return fail("clock", what, CLOCK_FIX)
     if abs(skew) > SKEW_WARN:
-        return warn("clock", what, fix)
+        return warn("clock", what, CLOCK_FIX)
     return ok("clock", f"within {SKEW_WARN:g} s of the control plane's")
 
 

@@ -7,11 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import table
-from certctrl.cli.plane.connection import GROUP, OneDevice, OperatorApi, OperatorCommand, call_plane, show
-from certctrl.cli.plane.documents import ca, install_config
+from certctrl.cli.output import table, write_error
+from certctrl.cli.plane.connection import (
+    GROUP,
+    OperatorApi,
+    OperatorCommand,
+    SomeDevices,
+    Yes,
+    agreed,
+    call_plane,
+    show,
+)
+from certctrl.cli.plane.documents import ca, install_config, joined
 from certctrl.cli.plane.serve import serve
-from certctrl.errors import PlaneError
+from certctrl.errors import ExitStatus, PlaneError
 
 plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP)
 plane.command("serve")(serve)
@@ -49,9 +58,10 @@ def issue(
 
     async def request(api: OperatorApi) -> Any:
         body: dict[str, Any] = {"domain_name": domains[0], "sans": domains[1:], "key_type": key_type}
-        body["device_ids"] = [await api.device(named) for named in device or ()]
+        body["device_ids"] = await api.devices(device or ())
         return await api.call("POST", "certificates", body | ({"validity_seconds": validity} if validity else {}))
 
+    _note_duplicates(domains)
     row = call_plane(ctx, request)
     given = f", assigned to device {_ids(row)}" if row["device_ids"] else "; assign it with cert-ctrl plane assign"
     show(ctx, row, f"issued certificate {row['id']} for {row['domain_name']}, serial {row['serial_number']}{given}")
@@ -73,51 +83,78 @@ def renew(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> 
 
 
 @plane.command(cls=OperatorCommand)
-def revoke(ctx: typer.Context, certificate: Certificate, reason: Reason = "") -> None:
+def revoke(ctx: typer.Context, certificate: Certificate, reason: Reason = "", yes: Yes = False) -> int:
     """Revoke a certificate, destroy its key, and notify its devices.
+
+    Asks for confirmation on a terminal. Exit status: 0 revoked, 1 not confirmed.
 
     \b
     cert-ctrl plane revoke --data /var/lib/plane www.example.com --reason "key leaked"
     """
+
+    async def question(api: OperatorApi) -> str:
+        cert_id = await api.certificate(certificate)
+        row = await api.call("GET", f"certificates/{cert_id}")
+        used = f"used by device {_ids(row)}" if row["device_ids"] else "used by no device"
+        return f"Revoke certificate {cert_id} ({row['domain_name']}), {used}, and destroy its key?"
+
+    if not agreed(ctx, question, yes=yes):
+        return ExitStatus.FAILED
 
     async def request(api: OperatorApi) -> Any:
         return await api.operator.revoke_certificate(api.user, await api.certificate(certificate), reason)
 
     row = call_plane(ctx, request)
     show(ctx, row, f"revoked certificate {row['id']} ({row['domain_name']})")
+    return ExitStatus.DONE
 
 
 @plane.command(cls=OperatorCommand)
-def assign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> None:
-    """Assign a certificate to a device.
+def assign(ctx: typer.Context, certificate: Certificate, device: SomeDevices) -> None:
+    """Assign a certificate to devices.
 
     \b
     cert-ctrl plane assign --data /var/lib/plane www.example.com --device web-1
     """
 
     async def request(api: OperatorApi) -> Any:
-        cert_id = await api.certificate(certificate)
-        return await api.call("POST", f"devices/{await api.device(device)}/certificates", {"cert_id": cert_id})
+        cert_id, row = await api.certificate(certificate), {}
+        for device_id in await api.devices(device):
+            row = await api.call("POST", f"devices/{device_id}/certificates", {"cert_id": cert_id})
+        return row
 
     row = call_plane(ctx, request)
     show(ctx, row, f"certificate {row['id']} ({row['domain_name']}) is assigned to device {_ids(row)}")
 
 
 @plane.command(cls=OperatorCommand)
-def unassign(ctx: typer.Context, certificate: Certificate, device: OneDevice) -> None:
-    """Remove a certificate from a device without revoking it.
+def unassign(ctx: typer.Context, certificate: Certificate, device: SomeDevices, yes: Yes = False) -> int:
+    """Remove a certificate from devices without revoking it.
+
+    Asks for confirmation on a terminal. Exit status: 0 removed, 1 not confirmed. With several devices, --json prints
+    a list.
 
     \b
     cert-ctrl plane unassign --data /var/lib/plane www.example.com --device web-1
     """
 
-    async def request(api: OperatorApi) -> Any:
-        cert_id, device_id = await api.certificate(certificate), await api.device(device)
-        await api.operator.unassign(api.user, device_id, cert_id)
-        return {"cert_id": cert_id, "device_id": device_id}
+    async def question(api: OperatorApi) -> str:
+        cert_id, ids = await api.certificate(certificate), await api.devices(device)
+        return f"Unassign certificate {cert_id} from device {joined(ids)}, whose agent then removes it?"
 
+    async def request(api: OperatorApi) -> Any:
+        cert_id, ids = await api.certificate(certificate), await api.devices(device)
+        for device_id in ids:
+            await api.operator.unassign(api.user, device_id, cert_id)
+        return [{"cert_id": cert_id, "device_id": device_id} for device_id in ids]
+
+    if not agreed(ctx, question, yes=yes):
+        return ExitStatus.FAILED
     done = call_plane(ctx, request)
-    show(ctx, done, f"certificate {done['cert_id']} is no longer assigned to device {done['device_id']}")
+    ids = joined(one["device_id"] for one in done)
+    text = f"certificate {done[0]['cert_id']} is no longer assigned to device {ids}"
+    show(ctx, done[0] if len(done) == 1 else done, text)
+    return ExitStatus.DONE
 
 
 @plane.command(cls=OperatorCommand)
@@ -167,18 +204,28 @@ def revoke_device(
     ctx: typer.Context,
     device: Annotated[str, typer.Argument(metavar="ID|NAME", help="The device.")],
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, sent to the device.")] = "",
-) -> None:
+    yes: Yes = False,
+) -> int:
     """Revoke a device; its agent stops until it is registered again.
+
+    Asks for confirmation on a terminal. Exit status: 0 revoked, 1 not confirmed.
 
     \b
     cert-ctrl plane revoke-device --data /var/lib/plane web-1 --reason stolen
     """
+
+    async def question(api: OperatorApi) -> str:
+        return f"Revoke device {await api.device(device)} ({device}), whose agent then stops?"
+
+    if not agreed(ctx, question, yes=yes):
+        return ExitStatus.FAILED
 
     async def request(api: OperatorApi) -> Any:
         return await api.call("DELETE", f"devices/{await api.device(device)}", {"reason": reason})
 
     row = call_plane(ctx, request)
     show(ctx, row, f"device {row['id']} ({row['name']}) is revoked")
+    return ExitStatus.DONE
 
 
 @plane.command(cls=OperatorCommand)
@@ -282,4 +329,11 @@ def _outcomes(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _ids(row: dict[str, Any]) -> str:
-    return ", ".join(map(str, row["device_ids"]))
+    return joined(row["device_ids"])
+
+
+def _note_duplicates(domains: Sequence[str]) -> None:
+    """Announce names that a certificate contains once although they are given twice."""
+    names = [name.strip().rstrip(".").lower() for name in domains]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        write_error(f"note: {name} is given {names.count(name)} times; the certificate contains it once")

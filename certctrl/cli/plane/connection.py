@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,7 +15,7 @@ import attrs
 import typer
 from typer.core import TyperCommand, TyperOption
 
-from certctrl.cli.output import write_json, write_line
+from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ T = TypeVar("T")
 GROUP: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "no_args_is_help": True}
 """Settings of the command groups of this package."""
 OneDevice = Annotated[str, typer.Option("--device", metavar="ID|NAME", help="The device.")]
+SomeDevices = Annotated[list[str], typer.Option("--device", metavar="ID|NAME", help="The device; may be repeated.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation on a terminal.")]
 DATA_VARIABLE = "CERTCTRL_PLANE_DATA"
 _META = "certctrl.plane"
 _MAX_KEY_BYTES = 4096
@@ -79,7 +82,12 @@ def _options() -> list[TyperOption]:
 
     return [
         text("--data", "data", "DIR", f"Data directory of a control plane on this machine; also ${DATA_VARIABLE}."),
-        text("--server", "server", "URL", "URL of the control plane; default: the one that serves --data."),
+        text(
+            "--server",
+            "server",
+            "URL",
+            "URL of the control plane; default: the local address of the one that serves --data.",
+        ),
         text("--ca", "ca", "FILE", "CA of the control plane; default: ca.pem in --data, otherwise the system's CAs."),
         text("--operator-key-file", "operator_key_file", "FILE", "Operator key; default: operator.key in --data."),
         TyperOption(
@@ -144,6 +152,13 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
     return run(main)
 
 
+def agreed(ctx: typer.Context, question: Callable[[OperatorApi], Awaitable[str]], *, yes: bool) -> bool:
+    """Ask the operator on a terminal; scripts and --yes agree. An empty answer means no."""
+    if yes or not sys.stdin.isatty():
+        return True
+    return typer.confirm(call_plane(ctx, question), default=False)
+
+
 def _wall_now() -> Callable[[], float]:
     from certctrl.agent.clock import wall_now
 
@@ -165,6 +180,16 @@ class OperatorApi:
     async def device(self, named: str) -> int:
         """Return the id of a device, by id, name or device_public_id."""
         return await self._find("devices", named, ("name", "device_public_id"), "device")
+
+    async def devices(self, named: Sequence[str]) -> list[int]:
+        """Return the ids of devices; a device that is given twice counts once, with a note."""
+        found: dict[int, str] = {}
+        for name in named:
+            device_id = await self.device(name)
+            if device_id in found:
+                write_error(f"note: device {device_id} is given twice: {found[device_id]} and {name}")
+            found.setdefault(device_id, name)
+        return list(found)
 
     async def certificate(self, named: str) -> int:
         """Return the id of a certificate, by id or primary domain; prefer certificates that are not revoked."""
@@ -199,12 +224,18 @@ def find_connection(options: SharedOptions) -> Connection:
     if key_file is None:
         fix = "add --data DIR on the control plane's machine, otherwise --server URL --operator-key-file FILE --ca FILE"
         raise UsageError("no control plane given", fix=fix)
-    server = options.server or (_read(data / "address", "the control plane's address") if data is not None else "")
+    server = options.server or (_address(data) if data is not None else "")
     if not server:
         raise UsageError("no control plane URL given", fix="add --server URL")
     _check_url(server)
     ca = Path(options.ca) if options.ca else data and data / "ca.pem"
     return Connection(server, ca.absolute() if ca is not None else None, _read(key_file, "the operator key"))
+
+
+def _address(data: Path) -> str:
+    """Return the URL of the plane of a data directory: on this machine, without its public name."""
+    local = data / "local_address"
+    return _read(local if local.exists() else data / "address", "the control plane's address")
 
 
 def _check_url(server: str) -> None:

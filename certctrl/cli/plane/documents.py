@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import table
-from certctrl.cli.plane.connection import GROUP, OneDevice, OperatorApi, OperatorCommand, call_plane, show
-from certctrl.errors import UsageError
+from certctrl.cli.output import table, write_error
+from certctrl.cli.plane.connection import (
+    GROUP,
+    OneDevice,
+    OperatorApi,
+    OperatorCommand,
+    SomeDevices,
+    Yes,
+    agreed,
+    call_plane,
+    show,
+)
+from certctrl.errors import ExitStatus, PlanError, UsageError
 
 _MAX_FILE_BYTES = 1024 * 1024
 
@@ -26,9 +37,12 @@ def put(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help='JSON: a list of items, or {"installs": [...]}; -: stdin.')
     ],
-    device: OneDevice,
+    device: SomeDevices,
 ) -> None:
-    """Replace the install config of a device and notify the device.
+    """Replace the install config of devices and notify them.
+
+    Checks all items first, including spelling; docs/items.md describes them. With several devices, --json prints a
+    list.
 
     \b
     cert-ctrl plane install-config put --data /var/lib/plane nginx.json --device web-1
@@ -38,11 +52,29 @@ def put(
     if not isinstance(items, list):
         raise UsageError(f"{file} does not contain a list of items", fix='write [{"id": …, "type": "copy", …}, …]')
 
+    _check_items(file, items)
+
     async def request(api: OperatorApi) -> Any:
-        return await api.operator.put_install_config(api.user, await api.device(device), items)
+        ids = await api.devices(device)
+        return [await api.operator.put_install_config(api.user, device_id, items) for device_id in ids]
 
     done = call_plane(ctx, request)
-    show(ctx, done, f"device {done['user_device_id']} has install config version {done['version']}")
+    lines = [f"device {one['user_device_id']} has install config version {one['version']}" for one in done]
+    show(ctx, done[0] if len(done) == 1 else done, "; ".join(lines))
+
+
+def _check_items(file: Path, items: list[Any]) -> None:
+    """Check items as the control plane will, before it is asked to store them. Raises UsageError."""
+    from certctrl.protocol.wire.install_config import items_from_operator
+    from certctrl.protocol.wire.install_items import unknown_keys
+    from certctrl.protocol.wire.reader import Misfit
+
+    try:
+        items_from_operator(items)
+    except (Misfit, PlanError) as error:
+        raise UsageError(f"{file}: {error}", fix=f"correct {file}; docs/items.md describes the items") from None
+    for path in unknown_keys(items):
+        write_error(f"note: {path} is unknown to this version; it is stored for newer agents")
 
 
 @install_config.command("show", cls=OperatorCommand)
@@ -103,36 +135,55 @@ def list_cas(ctx: typer.Context) -> None:
 
 
 @ca.command("assign", cls=OperatorCommand)
-def assign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
-    """Make a device trust a CA.
+def assign_ca(ctx: typer.Context, authority: Ca, device: SomeDevices) -> None:
+    """Make devices trust a CA.
 
     \b
     cert-ctrl plane ca assign --data /var/lib/plane lab --device web-1
     """
 
     async def request(api: OperatorApi) -> Any:
-        ca_id = await api.authority(authority)
-        return await api.call("POST", f"devices/{await api.device(device)}/cas", {"ca_id": ca_id})
+        ca_id, row = await api.authority(authority), {}
+        for device_id in await api.devices(device):
+            row = await api.call("POST", f"devices/{device_id}/cas", {"ca_id": ca_id})
+        return row
 
     row = call_plane(ctx, request)
-    show(ctx, row, f"CA {row['id']} ({row['name']}) is assigned to device {', '.join(map(str, row['device_ids']))}")
+    show(ctx, row, f"CA {row['id']} ({row['name']}) is assigned to device {joined(row['device_ids'])}")
 
 
 @ca.command("unassign", cls=OperatorCommand)
-def unassign_ca(ctx: typer.Context, authority: Ca, device: OneDevice) -> None:
-    """Make a device stop trusting a CA.
+def unassign_ca(ctx: typer.Context, authority: Ca, device: SomeDevices, yes: Yes = False) -> int:
+    """Make devices stop trusting a CA.
+
+    Asks for confirmation on a terminal. Exit status: 0 removed, 1 not confirmed. With several devices, --json prints
+    a list.
 
     \b
     cert-ctrl plane ca unassign --data /var/lib/plane lab --device web-1
     """
 
-    async def request(api: OperatorApi) -> Any:
-        ca_id, device_id = await api.authority(authority), await api.device(device)
-        await api.call("DELETE", f"devices/{device_id}/cas/{ca_id}")
-        return {"ca_id": ca_id, "device_id": device_id}
+    async def question(api: OperatorApi) -> str:
+        ca_id, ids = await api.authority(authority), await api.devices(device)
+        return f"Remove CA {ca_id} from the trust store of device {joined(ids)}?"
 
+    async def request(api: OperatorApi) -> Any:
+        ca_id, ids = await api.authority(authority), await api.devices(device)
+        for device_id in ids:
+            await api.call("DELETE", f"devices/{device_id}/cas/{ca_id}")
+        return [{"ca_id": ca_id, "device_id": device_id} for device_id in ids]
+
+    if not agreed(ctx, question, yes=yes):
+        return ExitStatus.FAILED
     done = call_plane(ctx, request)
-    show(ctx, done, f"CA {done['ca_id']} is no longer assigned to device {done['device_id']}")
+    ids = joined(one["device_id"] for one in done)
+    show(ctx, done[0] if len(done) == 1 else done, f"CA {done[0]['ca_id']} is no longer assigned to device {ids}")
+    return ExitStatus.DONE
+
+
+def joined(ids: Iterable[int]) -> str:
+    """Return ids as text."""
+    return ", ".join(map(str, ids))
 
 
 def _json_file(path: Path) -> Any:

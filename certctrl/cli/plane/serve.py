@@ -51,6 +51,7 @@ def serve(
     if not directory:
         raise UsageError("no data directory for the control plane", fix="add --data DIR")
     host, port = parse_listen(listen)
+    _check_public_url(public_url)
     try:
         import certctrl.plane.serve
     except ModuleNotFoundError as error:
@@ -61,6 +62,20 @@ def serve(
 
     _log(debug=invocation(ctx).debug)
     run(_serve, certctrl.plane.serve, Path(directory), host, port, tuple(hostname or ()), public_url)
+
+
+def _check_public_url(url: str) -> None:
+    """Raise UsageError for a public URL that a browser cannot open."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+        usable = named and parts.scheme in ("https", "http") and not (parts.query or parts.fragment)
+    except ValueError:
+        usable = False
+    if url and not usable:
+        raise UsageError(f"--public-url {url!r} is not a URL for browsers", fix="use https://HOST[:PORT]")
 
 
 def parse_listen(text: str) -> tuple[str, int]:

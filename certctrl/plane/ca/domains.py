@@ -20,12 +20,12 @@ def clean_name(text: str) -> str:
     except ValueError:
         pass
     if not name.isascii():
-        raise bad_request("Write international names in their xn-- form", field="domains", value=text[:100])
+        raise bad_request(f"Write {text[:100]!r} in its xn-- form", field="domains", value=text[:100])
     labels = name.removeprefix("*.").split(".")
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
-        raise bad_request("Not a DNS name or IP address", field="domains", value=text[:100])
+        raise bad_request(f"{text[:100]!r} is not a DNS name or IP address", field="domains", value=text[:100])
     if name.startswith("*.") and len(labels) < 2:
-        raise bad_request("A wildcard needs a domain after it", field="domains", value=text[:100])
+        raise bad_request(f"{text[:100]!r} needs a domain after its wildcard", field="domains", value=text[:100])
     return name
 
 

@@ -29,7 +29,9 @@ class DataDir:
         self.tls_certificate = root / "tls.pem"
         self.tls_key = root / "tls.key"
         self.address = root / "address"
-        """URL of the current or last server, for the operator commands."""
+        """URL of the current or last server, as agents use it."""
+        self.local_address = root / "local_address"
+        """URL of that server on this machine, for the operator commands."""
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import attrs
 from certctrl.errors import BadAnswerError, ConfigError, PlanError
 from certctrl.model.plan import LOCAL_PREFIX, InstallConfig, InstallItem
 from certctrl.protocol.wire.canonical import canonical_json
-from certctrl.protocol.wire.install_items import UnknownKindError, item_from_operator, item_from_wire
+from certctrl.protocol.wire.install_items import UnknownKindError, did_you_mean, item_from_operator, item_from_wire
 from certctrl.protocol.wire.reader import (
     SAFE_INT,
     Misfit,
@@ -222,8 +222,9 @@ def _levels(items: Iterable[InstallItem], *, missing_ok: bool) -> tuple[tuple[In
     needs = {one.id: {name for name in one.depends_on if not missing_ok or name in waiting} for one in waiting.values()}
     for item_id, names in needs.items():
         for name in names - waiting.keys():
+            hint = did_you_mean(name, waiting)
             raise PlanError(
-                f"item {one_line(item_id, 80)} depends on {one_line(name, 80)}, which does not exist",
+                f"item {one_line(item_id, 80)} depends on {one_line(name, 80)}, which does not exist{hint}",
                 reason="unknown-dependency",
             )
     levels = []

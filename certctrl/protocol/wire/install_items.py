@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, assert_never
 
 import attrs
@@ -61,6 +63,14 @@ _KEYS = {
     "copy": _COMMON_KEYS | {"from", "to", "owner", "group", "mode", "check", "verify"},
     "exec": _COMMON_KEYS | {"cmd_argv", "cmd", "timeout_ms", "run_as", "env", "verify"},
     "import_ca": _COMMON_KEYS,
+}
+
+
+_TYPO = 0.75
+"""Similarity from which an unknown key is taken for a misspelled one."""
+_VERIFY_KEYS = {
+    "command": frozenset(("type", "cmd_argv")),
+    "tls": frozenset(("type", "host", "port", "server_name", "starttls")),
 }
 
 
@@ -241,7 +251,8 @@ def item_from_wire(raw: object, path: str, *, local_names: frozenset[str] | None
     except Misfit as misfit:
         raise Misfit(misfit.what, path + misfit.path) from None
     if kind not in _ITEMS:
-        raise UnknownKindError(f"unknown item type {one_line(kind, 40)}", f"{path}.type")
+        hint = did_you_mean(kind, _ITEMS)
+        raise UnknownKindError(f"unknown item type {one_line(kind, 40)}{hint}", f"{path}.type")
     if local_names is not None:
         _refuse_unknown_keys(raw, kind, path)
     item = _ITEMS[kind](raw, path)
@@ -252,9 +263,40 @@ def item_from_wire(raw: object, path: str, *, local_names: frozenset[str] | None
 
 
 def _refuse_unknown_keys(raw: Any, kind: str, path: str) -> None:
-    if unknown := sorted(map(str, raw.keys() - _KEYS[kind])):
-        known = ", ".join(sorted(_KEYS[kind]))
-        raise Misfit(f"unknown key; known are {known}", f"{path}.{one_line(unknown[0], 40)}")
+    for where, key, known in _unknown_keys(raw, kind):
+        hint = did_you_mean(key, known) or f"; known are {', '.join(sorted(known))}"
+        raise Misfit(f"unknown key{hint}", f"{path}{where}")
+
+
+def _refuse_typos(raw: Any, kind: str, path: str) -> None:
+    """Raise Misfit for an unknown key that resembles a known one; others may be for newer agents."""
+    for where, key, known in _unknown_keys(raw, kind):
+        if hint := did_you_mean(key, known, cutoff=_TYPO):
+            raise Misfit(f"unknown key{hint}", f"{path}{where}")
+
+
+def unknown_keys(rows: Sequence[Any]) -> list[str]:
+    """Return the paths of keys that this version does not read, in items that are otherwise valid."""
+    return [
+        f"installs[{i}]{where}" for i, row in enumerate(rows) for where, _, _ in _unknown_keys(row, str(row["type"]))
+    ]
+
+
+def _unknown_keys(raw: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str, Collection[str]]]:
+    """Yield the path, the key and the known keys of each unknown key of an item and its verify object."""
+    verify = raw.get("verify")
+    parts: list[tuple[str, Mapping[str, Any], Collection[str]]] = [("", raw, _KEYS[kind])]
+    if isinstance(verify, dict) and verify.get("type") in _VERIFY_KEYS:
+        parts.append((".verify", verify, _VERIFY_KEYS[verify["type"]]))
+    for where, part, known in parts:
+        for key in sorted(map(str, part.keys() - set(known))):
+            yield f"{where}.{one_line(key, 40)}", key, known
+
+
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return ``; did you mean X?`` for the most similar known word, or nothing."""
+    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {one_line(near[0], 80)}?" if near else ""
 
 
 def item_from_operator(raw: object, path: str) -> InstallItem:
@@ -263,8 +305,15 @@ def item_from_operator(raw: object, path: str) -> InstallItem:
     Raises Misfit.
     """
     item = item_from_wire(raw, path)
+    if isinstance(raw, dict):
+        _refuse_typos(raw, _kind(raw), path)
     match item:
         case CopyAction():
+            files = CA_FILES if item.ob_type is ObjectType.CA else CERT_FILES
+            for i, name in enumerate(item.sources):
+                if name not in files:
+                    hint = did_you_mean(name, files) or f"; there are {', '.join(files)}"
+                    raise Misfit(f"unknown file {one_line(name, 40)}{hint}", f"{path}.from[{i}]")
             for i, target in enumerate(item.targets):
                 if not target.startswith("/") or "\0" in target or ".." in target.split("/"):
                     raise Misfit("expected an absolute path without ..", f"{path}.to[{i}]")

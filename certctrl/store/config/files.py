@@ -119,7 +119,8 @@ def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
 def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes | None) -> None:
     """Create a config directory: the tree, four configuration files, a policy that allows nothing.
 
-    Existing files with the same settings are kept. Raises ConfigError, before anything is written, if one differs.
+    Existing files with the same settings are kept; ``ca_files`` is added to a file without it. Raises ConfigError,
+    before anything is written, if a setting differs.
     """
     try:
         rules.check_server_url(server_url, loopback_http=True)
@@ -135,27 +136,33 @@ def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes
     }
     if ca_pem is not None:
         wanted[layout.plane_ca] = (ca_pem, PUBLIC_MODE)
-    missing = {path: what for path, what in wanted.items() if _must_write(fs, path, what[0])}
+    changed = {path: (_to_write(fs, path, data), mode) for path, (data, mode) in wanted.items()}
     make_tree(fs, layout)
-    for path, (data, mode) in missing.items():
-        write_atomic(fs, path, data, mode=mode)
+    for path, (body, mode) in changed.items():
+        if body is not None:
+            write_atomic(fs, path, body, mode=mode)
     if fs.lstat(layout.policy) is None:
         save_policy(fs, layout, HostPolicy())
 
 
-def _must_write(fs: Fs, path: Path, data: bytes) -> bool:
-    """Return whether the file is missing; raises ConfigError if it exists and lacks a setting of ``data``."""
+def _to_write(fs: Fs, path: Path, data: bytes) -> bytes | None:
+    """Return what to write to a file, None if it has the settings of ``data``. Raises ConfigError if one differs."""
     found = read_bytes(fs, path, SIZE_LIMIT)
     if found is None:
-        return True
-    same = found == data
-    if path.suffix == ".json":
-        existing, wanted = _parse(found, path), json.loads(data)
-        same = isinstance(existing, dict) and all(existing.get(key) == wanted[key] for key in wanted)
-    if not same:
-        fix = "edit it, or choose another directory with -c"
+        return data
+    if path.suffix != ".json":
+        if found != data:
+            fix = f"if the control plane's CA changed on purpose, replace {path} with it and restart the agent"
+            raise ConfigError("already contains another CA", file=str(path), fix=fix)
+        return None
+    existing, wanted = _parse(found, path), json.loads(data)
+    if isinstance(existing, dict) and not existing.get("ca_files") and "ca_files" in wanted:
+        return _pretty(existing | wanted)
+    if not isinstance(existing, dict) or any(existing.get(key) != value for key, value in wanted.items()):
+        names = ", ".join(wanted) if isinstance(existing, dict) else "it"
+        fix = f"edit {names} in {path}, or choose another directory with -c"
         raise ConfigError("already exists with other settings", file=str(path), fix=fix)
-    return False
+    return None
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from certctrl.protocol.wire.install_config import (
     items_from_local,
     items_from_operator,
 )
+from certctrl.protocol.wire.install_items import unknown_keys
 from certctrl.protocol.wire.reader import Misfit
 
 # --- items -------------------------------------------------------------------------------------------------
@@ -254,6 +255,7 @@ def test_items_of_an_operator() -> None:
     rows = [COPY, EXEC, CA | {"note": "unknown keys are for newer agents"}]
     assert items_from_operator(rows) == install_config_from_wire(config(rows)).items
     assert items_from_operator([]) == ()
+    assert unknown_keys(rows) == ["installs[2].note"]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +266,21 @@ def test_items_of_an_operator() -> None:
         ([1], "installs[0]: expected an object, got a number"),
         ([COPY, {"type": "copy"}], "installs[1].id: missing"),
         ([COPY | {"type": "delete"}], "installs[0].type: unknown item type delete"),
+        ([COPY | {"type": "Copy"}], "installs[0].type: unknown item type Copy; did you mean copy?"),
+        ([COPY | {"ownr": "root"}], "installs[0].ownr: unknown key; did you mean owner?"),
+        ([EXEC | {"timeout": 5}], "installs[0].timeout: unknown key; did you mean timeout_ms?"),
+        (
+            [COPY | {"verify": {"type": "tls", "host": "x", "port": 1, "servername": "x"}}],
+            "installs[0].verify.servername: unknown key; did you mean server_name?",
+        ),
+        (
+            [COPY | {"from": ["private.key", "fullchain.pme"]}],
+            "installs[0].from[1]: unknown file fullchain.pme; did you mean fullchain.pem?",
+        ),
+        (
+            [COPY | {"from": ["ca.pem", "zz"]}],
+            "installs[0].from[0]: unknown file ca.pem; did you mean chain.pem?",
+        ),
         ([COPY | {"to": ["/one"]}], "installs[0].to: expected a list as long as from: 2 paths, got 1"),
         ([COPY | {"to": ["/a", "relative"]}], "installs[0].to[1]: expected an absolute path without .."),
         ([COPY | {"to": ["/a/../b", "/c"]}], "installs[0].to[0]: expected an absolute path without .."),
@@ -288,6 +305,11 @@ def test_an_item_of_an_operator_that_does_not_fit(items: Any, why: str) -> None:
     [
         ([CA, CA], "duplicate-id", "twice"),
         ([EXEC], "unknown-dependency", "item 2 depends on 1, which does not exist"),
+        (
+            [CA | {"id": "copy-nginx"}, CA | {"id": "b", "depends_on": ["copy_nginx"]}],
+            "unknown-dependency",
+            r"depends on copy_nginx, which does not exist; did you mean copy-nginx\?",
+        ),
         ([ca(1, 2) | {"ob_id": 1}, ca(2, 1) | {"ob_id": 1}], "cycle", "cycle: 1, 2"),
         ([CA | {"id": "local:1"}], "schema", "reserved"),
     ],
