@@ -40,7 +40,7 @@ def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 CONFIGURATION = """\
 # Configuration
 
-The agent reads everything from the directory given with `-c DIR`. `cert-ctrl -c DIR init --server URL` creates it; the
+The agent reads everything from the directory given with `-c DIR`; without it, from `$CERTCTRL_CONFIG_DIR`, then `/etc/cert-ctrl`. `cert-ctrl -c DIR init --server URL` creates it; the
 files are almost empty, because every setting has a default.
 
 | file | contents |

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup, TyperOption
 
+from certctrl.cli.invocation import DEFAULT_DIRECTORY as _DEFAULT
+from certctrl.cli.invocation import DIRECTORY_VARIABLE as _VARIABLE
 from certctrl.cli.invocation import Invocation, invocation
 from certctrl.errors import ExitStatus
 
@@ -144,7 +146,7 @@ def _add_root_options(command: Any, *, directory: bool) -> None:
                 metavar="DIR",
                 expose_value=False,
                 callback=_take_directory,
-                help="Config directory of the agent; may also precede the command.",
+                help=f"Config directory; default: ${_VARIABLE}, then {_DEFAULT}.",
             )
         )
     if isinstance(command, TyperGroup):
@@ -167,7 +169,10 @@ def _take_debug(ctx: Any, _param: Any, value: bool) -> None:
 def _root(
     ctx: typer.Context,
     config_dir: Annotated[
-        str | None, typer.Option("-c", "--config-dir", metavar="DIR", help="Config directory of the agent.")
+        str | None,
+        typer.Option(
+            "-c", "--config-dir", metavar="DIR", help=f"Config directory; default: ${_VARIABLE}, then {_DEFAULT}."
+        ),
     ] = None,
     keep_running: Annotated[
         bool, typer.Option("--keep-running", help="Run the daemon in the foreground until SIGTERM.")
@@ -183,6 +188,8 @@ def _root(
     Run:       cert-ctrl -c /etc/cert-ctrl --keep-running
     Check:     cert-ctrl -c /etc/cert-ctrl status
     Try out:   cert-ctrl sandbox
+
+    The config directory may be left out if it is /etc/cert-ctrl, or if $CERTCTRL_CONFIG_DIR names it.
 
     Exit status: 0 done, 1 failed, 2 usage, 69 control plane unavailable, 74 disk, 75 busy, 77 not registered or
     revoked, 78 configuration, 130 interrupted. `status` and `plan` have more; see their --help.

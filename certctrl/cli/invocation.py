@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
 
 
+DEFAULT_DIRECTORY = "/etc/cert-ctrl"
+DIRECTORY_VARIABLE = "CERTCTRL_CONFIG_DIR"
 _SERVER_URL = "CERTCTRL_SERVER_URL"
 """The only required setting; if the environment has it, an empty config directory is valid."""
 
@@ -24,25 +26,32 @@ class Invocation:
 
     def __init__(self) -> None:
         self.config_dir: str | None = None
+        """The value of ``-c``; None without it."""
         self.debug = False
+
+    @property
+    def directory(self) -> str:
+        """The config directory: ``-c``, otherwise the environment's, otherwise the default."""
+        return os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY if self.config_dir is None else self.config_dir
 
     def with_directory(self, text: str) -> str:
         """Return a fix with ``-c DIR`` replaced by the actual config directory."""
-        return text.replace("-c DIR", f"-c {self.config_dir}") if self.config_dir else text
+        return text.replace("-c DIR", f"-c {self.directory}") if self.directory else text
 
     def layout(self, *, must_exist: bool = True) -> ConfigDir:
         """Return the config directory.
 
-        Raises UsageError without ``-c``, ConfigError if it is a symbolic link, does not exist or is not a config
+        Raises UsageError for an empty ``-c``, ConfigError if it is a symbolic link, does not exist or is not a config
         directory, DiskError if this user may not look into it.
         """
         from pathlib import Path
 
         from certctrl.store.layout import ConfigDir
 
-        if not self.config_dir:
-            raise UsageError("no config directory given", fix="add -c DIR, for example -c /etc/cert-ctrl")
-        root = Path(os.path.abspath(self.config_dir))
+        if not self.directory:
+            fix = f"add -c DIR, or leave -c out for {DEFAULT_DIRECTORY}"
+            raise UsageError("no config directory given", fix=fix)
+        root = Path(os.path.abspath(self.directory))
         layout = ConfigDir(root)
         _refuse_link(root)
         if must_exist:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import certctrl
+from certctrl.cli import invocation
 from certctrl.cli.app import COMMANDS, load
 from certctrl.store.layout import ConfigDir
 
@@ -68,8 +69,8 @@ def test_no_command_prints_help_and_is_a_usage_error(ran: Callable[..., Ran]) ->
         (["stauts"], "No such command 'stauts'. Did you mean status?", "run `cert-ctrl --help`"),
         (["status", "--nope"], "No such option: --nope", "run `cert-ctrl status --help`"),
         (["renew"], "Missing option '--domain'.", "run `cert-ctrl renew --help`"),
-        (["status"], "no config directory given", "add -c DIR, for example -c /etc/cert-ctrl"),
-        (["--keep-running"], "no config directory given", "add -c DIR, for example -c /etc/cert-ctrl"),
+        (["-c", "", "status"], "no config directory given", "add -c DIR, or leave -c out for /etc/cert-ctrl"),
+        (["-c", "", "--keep-running"], "no config directory given", "add -c DIR, or leave -c out for /etc/cert-ctrl"),
         (
             ["--keep-running", "status"],
             "--keep-running cannot be combined with the command 'status'.",
@@ -210,6 +211,24 @@ def test_a_closed_output_is_not_another_file(layout: ConfigDir) -> None:
 # --- the config directory ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["status", "list-certs", "--keep-running", "apply", "config show", "history"])
+def test_the_directory_may_come_from_the_environment_or_be_the_default(
+    command: str, tmp_path: Path, ran: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invocation, "DEFAULT_DIRECTORY", str(tmp_path / "default"))
+    monkeypatch.setenv("CERTCTRL_CONFIG_DIR", "")
+    for where in ("default", "from-environment", "given"):
+        argv = ["-c", str(tmp_path / where)] if where == "given" else []
+        error = f"cert-ctrl: error: {tmp_path}/{where}: no such directory\n"
+        fix = f"fix: cert-ctrl -c {tmp_path}/{where} init --server URL\n"
+        assert ran(*argv, *command.split()) == (78, "", error + fix)
+        monkeypatch.setenv("CERTCTRL_CONFIG_DIR", str(tmp_path / "from-environment"))
+
+
+def test_the_default_directory_is_that_of_the_packages() -> None:
+    assert invocation.DEFAULT_DIRECTORY == "/etc/cert-ctrl"
+
+
 @pytest.mark.parametrize(
     "command", ["status", "list-certs", "apply", "config check", "init --server https://plane.example"]
 )
@@ -240,9 +259,7 @@ def as_nobody() -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", [0o000, 0o600])
 @pytest.mark.parametrize("command", ["status", "list-certs", "plan"])
-def test_a_directory_of_another_user_is_not_a_missing_one(
-    command: str, mode: int, tmp_path_factory: pytest.TempPathFactory, ran: Callable[..., Ran]
-) -> None:
+def test_a_directory_of_another_user_is_not_a_missing_one(command: str, mode: int, ran: Callable[..., Ran]) -> None:
     outer = Path(tempfile.mkdtemp(dir="/tmp"))
     outer.chmod(0o755)
     root = outer / "agent"

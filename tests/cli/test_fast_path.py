@@ -17,10 +17,10 @@ from .conftest import Ran, record
 
 FAST = (
     "-c DIR status", "status -c DIR", "-c DIR status --json", "status --json -c DIR --daemon", "-c DIR status --daemon",
-    "-c DIR list-certs", "list-certs --json -c DIR",
+    "-c DIR list-certs", "list-certs --json -c DIR", "status", "status --json", "list-certs",
 )  # fmt: skip
 PARSED = (
-    "", "status", "-c", "-c DIR", "-c status", "-c -c status", "-c DIR -c DIR status", "-c DIR status status",
+    "", "-c", "-c DIR", "-c status", "-c -c status", "-c DIR -c DIR status", "-c DIR status status",
     "-c DIR --json status", "-c DIR status --watch", "-c DIR list-certs --daemon", "--debug -c DIR status",
     "-c DIR status --help", "-cDIR status", "--config-dir DIR status", "-c DIR plan", "--keep-running -c DIR",
     "-c DIR --keep-running --debug", "-c DIR --keep-running status", "-c DIR status -- x",
@@ -36,6 +36,7 @@ def test_fast_path_and_parser_give_the_same_result(
     clock: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("CERTCTRL_CONFIG_DIR", str(layout.root))
     store.session.save_tokens(Tokens(access_token="a.b.c", refresh_token="rt_x"))
     store.installed.save_certificates({7: record()})
     argv = line.replace("DIR", str(layout.root)).split()
@@ -61,3 +62,5 @@ def test_the_daemon_starts_without_the_parser(layout: ConfigDir) -> None:
     invoked = Invocation()
     assert recognised(["-c", str(layout.root), "--keep-running"], invoked) is not None
     assert invoked.config_dir == str(layout.root)
+    assert recognised(["--keep-running"], invoked) is not None
+    assert invoked.config_dir is None

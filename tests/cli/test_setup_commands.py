@@ -73,6 +73,15 @@ def test_init_without_a_url_needs_a_configured_one(tmp_path: Path, ran: Run) -> 
     assert not (tmp_path / "new").exists()
 
 
+def test_init_names_the_device(layout: ConfigDir, ran: Run) -> None:
+    for _ in range(2):
+        assert ran("-c", layout.root, "init", "--name", "web-1").status == 0
+        assert json.loads(layout.application.read_text()) == {"server_url": "https://plane.example", "name": "web-1"}
+    assert '"web-1"' in ran("-c", layout.root, "config", "show", "--changed").out
+    done = ran("-c", layout.root, "init", "--name", "web-2")
+    assert done.status == 78 and "already exists with other settings" in done.err
+
+
 def test_init_with_plain_http_warns(tmp_path: Path, ran: Run) -> None:
     done = ran("-c", tmp_path / "new", "init", "--server", "http://127.0.0.1:8080")
     assert done.status == 0 and done.err.startswith("warning: plain http is for tests")

@@ -230,7 +230,9 @@ def test_a_variable_with_a_mistake(fresh: Path) -> None:
 def test_no_config_directory(tmp_path: Path) -> None:
     what = f"{tmp_path}/none: no such directory"
     says(run_cli("-c", tmp_path / "none", "--keep-running"), 78, what, "cert-ctrl -c .*/none init --server URL")
-    says(run_cli("poll-now"), 2, "no config directory given", "add -c DIR, for example .*")
+    says(
+        run_cli("-c", "", "poll-now"), 2, "no config directory given", "add -c DIR, or leave -c out for /etc/cert-ctrl"
+    )
 
 
 # --- other processes ---------------------------------------------------------------------------------------------------

@@ -30,15 +30,18 @@ def init(
         Path | None,
         typer.Option("--ca", metavar="FILE", help="PEM file with the CA of the control plane's certificate."),
     ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of this device; default: the host name.")
+    ] = None,
 ) -> None:
     """Create a config directory for a control plane.
 
     Creates DIR (0700) with the four configuration files, policy.json, and the directories for state, keys,
-    certificates and logs. Running it again with the same options changes nothing; with --ca, it adds a CA to a
-    configuration without one. It never overwrites a different configuration.
+    certificates and logs. Running it again with the same options changes nothing; with --ca or --name, it adds
+    them to a configuration without. It never overwrites a different configuration.
 
     \b
-    cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com
+    cert-ctrl -c /etc/cert-ctrl init --server https://plane.example.com --name web-1
     cert-ctrl -c /etc/cert-ctrl init --server https://10.0.0.5:8443 --ca plane-ca.pem
     cert-ctrl -c /etc/cert-ctrl init --ca plane-ca.pem
     """
@@ -48,7 +51,7 @@ def init(
     layout = invocation(ctx).layout(must_exist=False)
     url = _configured(layout) if server is None else server.rstrip("/") if server.strip(":/") else server
     ca_pem = None if ca is None else read_ca(ca)
-    init_config_dir(RealFs(), layout, server_url=url, ca_pem=ca_pem)
+    init_config_dir(RealFs(), layout, server_url=url, ca_pem=ca_pem, name=name)
     write_line(f"{layout.root} is ready for {url}")
     if url.startswith("http:"):
         write_error("warning: plain http is for tests: the control plane must serve http on loopback, without TLS")

@@ -116,17 +116,23 @@ def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
     return items
 
 
-def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes | None) -> None:
+def init_config_dir(
+    fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes | None, name: str | None = None
+) -> None:
     """Create a config directory: the tree, four configuration files, a policy that allows nothing.
 
-    Existing files with the same settings are kept; ``ca_files`` is added to a file without it. Raises ConfigError,
+    Existing files with the same settings are kept; ``ca_files`` and ``name`` are added to a file without. Raises ConfigError,
     before anything is written, if a setting differs.
     """
     try:
         rules.check_server_url(server_url, loopback_http=True)
     except Mismatch as mismatch:
         raise ConfigError(mismatch.what, file="server URL", fix=mismatch.fix or "https://HOST[:PORT]") from None
-    application = {"server_url": server_url} | ({} if server_url.startswith("https") else {"allow_http_loopback": True})
+    application: dict[str, Any] = {"server_url": server_url} | (
+        {} if server_url.startswith("https") else {"allow_http_loopback": True}
+    )
+    application |= {} if name is None else {"name": name}
+    _structured(ApplicationConfig, application, layout.application)
     httpclient = {} if ca_pem is None else {"ca_files": [layout.plane_ca.name]}
     wanted: dict[Path, tuple[bytes, int]] = {
         layout.application: (_pretty(application), PUBLIC_MODE),
@@ -145,6 +151,10 @@ def init_config_dir(fs: Fs, layout: ConfigDir, *, server_url: str, ca_pem: bytes
         save_policy(fs, layout, HostPolicy())
 
 
+_ADDED = ("ca_files", "name")
+"""Settings that ``init`` adds to an existing file."""
+
+
 def _to_write(fs: Fs, path: Path, data: bytes) -> bytes | None:
     """Return what to write to a file, None if it has the settings of ``data``. Raises ConfigError if one differs."""
     found = read_bytes(fs, path, SIZE_LIMIT)
@@ -156,13 +166,13 @@ def _to_write(fs: Fs, path: Path, data: bytes) -> bytes | None:
             raise ConfigError("already contains another CA", file=str(path), fix=fix)
         return None
     existing, wanted = _parse(found, path), json.loads(data)
-    if isinstance(existing, dict) and not existing.get("ca_files") and "ca_files" in wanted:
-        return _pretty(existing | wanted)
-    if not isinstance(existing, dict) or any(existing.get(key) != value for key, value in wanted.items()):
+    if not isinstance(existing, dict) or any(
+        existing.get(key) != value for key, value in wanted.items() if existing.get(key) or key not in _ADDED
+    ):
         names = ", ".join(wanted) if isinstance(existing, dict) else "it"
         fix = f"edit {names} in {path}, or choose another directory with -c"
         raise ConfigError("already exists with other settings", file=str(path), fix=fix)
-    return None
+    return None if all(existing.get(key) == value for key, value in wanted.items()) else _pretty(existing | wanted)
 
 
 def _object(path: Path) -> dict[str, Any]:
