@@ -195,6 +195,8 @@ def opens_to_write(node: ast.AST) -> bool:
     """Return whether a node calls ``open``, ``….open`` or ``os.open`` for writing."""
     if not isinstance(node, ast.Call) or dotted(node.func).rpartition(".")[2] != "open":
         return False
+    if node.args and dotted(node.args[0]) == "os.devnull":  # it is not on a disk
+        return False
     if dotted(node.func) == "os.open":
         return any(name in ast.dump(node) for name in ("O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND"))
     if dotted(node.func).split(".")[-2:-1] in (["fs"], ["_fs"]):

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from certctrl.cli.facts import certificates
-from certctrl.cli.output import bar, on_terminal, remaining, table, write_json, write_line
+from certctrl.cli.output import bar, on_terminal, remaining, short_serial, table, write_json, write_line
 
 if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
@@ -35,16 +35,11 @@ def _cells(row: dict[str, Any], now: float, root: str, *, drawn: bool) -> tuple[
     serial = row["serial"] or "-"
     return (
         names[0] + more,
-        _short(serial) if drawn else serial,
+        short_serial(serial),
         _life(row, now, drawn=drawn),
         _where(row, root),
         _result(row),
     )
-
-
-def _short(serial: str) -> str:
-    """Return the first and last bytes of a serial, to fit a terminal."""
-    return f"{serial[:8]}…{serial[-5:]}" if len(serial) > 20 else serial
 
 
 def _life(row: dict[str, Any], now: float, *, drawn: bool) -> str:

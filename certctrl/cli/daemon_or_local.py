@@ -33,7 +33,7 @@ def daemon_or_local(
     return run(local, layout.root)
 
 
-def confirmed(question: str) -> bool:
+def confirmed(question: str, *, on_stderr: bool = False) -> bool:
     """Ask the operator to confirm; an empty answer means no. Raises UsageError if stdin is not a terminal."""
     import sys
 
@@ -41,4 +41,4 @@ def confirmed(question: str) -> bool:
 
     if not sys.stdin.isatty():
         raise UsageError("confirmation needed, but stdin is not a terminal", fix="add --yes")
-    return typer.confirm(question, default=False)
+    return typer.confirm(question, default=False, err=on_stderr)

@@ -9,6 +9,9 @@ from typing import Any
 
 from certctrl.text import one_line
 
+TABLE_WIDTH = 80
+"""Columns of a table in a pipe; on a terminal, the terminal's."""
+_MIN_COLUMN = 6
 _SECOND, _MINUTE, _HOUR, _DAY = 1, 60, 3600, 86_400
 
 
@@ -90,9 +93,41 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "
     if on_terminal():
         _rich_table(heads, cells, title)
         return
-    widths = [max(len(head), *(len(row[i]) for row in cells), 0) for i, head in enumerate(heads)]
+    widths = _fitted([[head, *(row[number] for row in cells)] for number, head in enumerate(heads)])
     for row in ([head.upper() for head in heads], *cells):
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+        parts = [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for number in range(max(map(len, parts))):
+            line = [part[number] if number < len(part) else "" for part in parts]
+            sys.stdout.write("  ".join(map(str.ljust, line, widths)).rstrip() + "\n")
+
+
+def _fitted(columns: list[list[str]]) -> list[int]:
+    """Return column widths that fit the table: columns that can be broken between words become narrower first."""
+    widths = [max(map(len, column)) for column in columns]
+    words = [max(map(len, " ".join(column).replace("/", "/ ").split()), default=0) for column in columns]
+    for least in (words, [_MIN_COLUMN] * len(widths)):
+        while sum(widths) + 2 * len(widths) - 2 > TABLE_WIDTH:
+            wide = [number for number, width in enumerate(widths) if width > least[number]]
+            if not wide:
+                break
+            widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    """Return a cell in lines of at most ``width``, broken at spaces if possible, otherwise after a slash."""
+    lines = []
+    while len(cell) > width:
+        space, slash = cell.rfind(" ", 1, width + 1), cell.rfind("/", 1, width)
+        cut = space if space > 0 else slash + 1 if slash > 0 else width
+        lines.append(cell[:cut].rstrip())
+        cell = cell[cut:].lstrip()
+    return [*lines, cell]
+
+
+def short_serial(serial: str) -> str:
+    """Return the first and last bytes of a serial number, for tables."""
+    return f"{serial[:8]}…{serial[-5:]}" if len(serial) > 20 else serial
 
 
 def _rich_table(heads: Sequence[str], cells: list[list[str]], title: str) -> None:

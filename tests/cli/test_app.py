@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -296,6 +297,20 @@ def test_a_repeated_option_is_refused(argv: str, error: str, ran: Callable[..., 
 
 def test_a_repeated_switch_is_harmless(layout: ConfigDir, ran: Callable[..., Ran]) -> None:
     assert ran("-c", layout.root, "list-certs", "--json", "--json") == (0, "[]\n", "")
+
+
+def leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
+        yield name, command
+    for inner, found in getattr(command, "commands", {}).items():
+        yield from leaves(found, f"{name} {inner}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_print_json(name: str) -> None:
+    for path, command in leaves(load(name, COMMANDS[name]), name):
+        options = [option for param in command.params for option in param.opts]
+        assert "--json" in options, path
 
 
 def test_shell_completion_offers_the_commands() -> None:

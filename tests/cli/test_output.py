@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +42,37 @@ def test_bars_empty_half_and_full() -> None:
 def test_a_table_in_a_pipe_is_plain_and_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     output.table(("Name", "State"), [("a\x1b[31m", "ok"), ("longer-name", "")])
     assert capsys.readouterr().out == "NAME         STATE\na\\x1b[31m    ok\nlonger-name\n"
+
+
+@given(
+    st.lists(
+        st.lists(st.text(st.characters(codec="ascii", exclude_categories=("C",))), min_size=9, max_size=9), max_size=5
+    )
+)
+def test_a_table_in_a_pipe_fits_eighty_columns(rows: list[list[str]]) -> None:
+    heads = ("id", "name", "status", "platform", "version", "last seen", "address", "waiting", "outcomes")
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        output.table(heads, rows)
+    lines = out.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    given_text = [head.upper() for head in heads] + [cell for row in rows for cell in row]
+    assert sorted("".join("".join(lines).split())) == sorted("".join("".join(given_text).split())), "nothing is cut off"
+
+
+def test_a_long_cell_is_broken_at_spaces_and_slashes(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(("Name", "Where"), [("www.example.com", f"/etc/nginx/tls/{'x' * 50}/www.pem, /srv/www.pem ok")])
+    assert capsys.readouterr().out.splitlines() == [
+        "NAME             WHERE",
+        "www.example.com  /etc/nginx/tls/",
+        f"                 {'x' * 50}/www.pem,",
+        "                 /srv/www.pem ok",
+    ]
+
+
+def test_serials_are_short_in_tables() -> None:
+    assert output.short_serial("04:ab:00:11:22:33:44:55:66") == "04:ab:00…55:66"
+    assert output.short_serial("0a:0b") == "0a:0b"
 
 
 def test_a_table_on_a_terminal_is_drawn(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,6 +213,15 @@ def test_allow_without_refusals(layout: ConfigDir, ran: Run, monkeypatch: pytest
     )
 
 
+def test_allow_prints_json(layout: ConfigDir, ran: Run) -> None:
+    shown = ran("-c", layout.root, "policy", "allow", "path", "/etc/x", "--yes", "--json")
+    line = '"write_roots": ["/etc/x"]'
+    assert shown.json() == {"file": str(layout.policy), "written": True, "allowed": [line]}
+    assert f"Adds to policy.json: {line}\n" in shown.err
+    again = ran("-c", layout.root, "policy", "allow", "path", "/etc/x", "--yes", "--json")
+    assert again.json() == {"file": str(layout.policy), "written": False, "allowed": [line]}
+
+
 def test_every_kind_in_the_help_exists(layout: ConfigDir, ran: Run) -> None:
     listed = " ".join(ran("policy", "allow", "--help").out.split())
     assert f"One of: {', '.join(Kind)}." in listed

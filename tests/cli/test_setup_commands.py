@@ -82,6 +82,14 @@ def test_init_names_the_device(layout: ConfigDir, ran: Run) -> None:
     assert done.status == 78 and "already exists with other settings" in done.err
 
 
+def test_init_and_config_check_print_json(tmp_path: Path, ran: Run) -> None:
+    root = tmp_path / "new"
+    shown = ran("-c", root, "init", "--server", "https://plane.example", "--json")
+    assert shown.json() == {"directory": str(root), "server_url": "https://plane.example", "registered": False}
+    checked = ran("-c", root, "config", "check", "--json").json()
+    assert checked["directory"] == str(root) and "policy.json" in checked["files"]
+
+
 def test_init_with_plain_http_warns(tmp_path: Path, ran: Run) -> None:
     done = ran("-c", tmp_path / "new", "init", "--server", "http://127.0.0.1:8080")
     assert done.status == 0 and done.err.startswith("warning: plain http is for tests")

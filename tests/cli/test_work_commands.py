@@ -255,7 +255,10 @@ def entry(at: float, name: str, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-def test_history_order_limit_and_filter(layout: ConfigDir, store: StateStore, ran: Run) -> None:
+def test_history_order_limit_and_filter(
+    layout: ConfigDir, store: StateStore, ran: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("certctrl.cli.output.TABLE_WIDTH", 200)
     assert ran("-c", layout.root, "history").out == "No deployments yet.\n"
     for number in range(30):
         store.installed.append_history(

@@ -85,8 +85,13 @@ def test_a_wrong_ca(given: str, tmp_path: Path, plane: Plane, agent: Agent) -> N
     assert run_cli("-c", root, "init", "--server", plane.url, *trust).returncode == 0
     whose = "the CA in ca_files" if trust else "a CA this host trusts"
     what = rf"the certificate of \S+ is not signed by {whose} \(.*\)"
-    fix = "configure the plane's CA: cert-ctrl init --ca FILE, or ca_files in httpclient_config.json"
-    says(run_cli("-c", root, "register"), 69, what, fix)
+    if trust:
+        fix = "compare the plane's CA with ca_files in httpclient_config.json; if it changed on purpose, replace it"
+        says(run_cli("-c", root, "register"), 69, what, fix)
+        return
+    says(run_cli("-c", root, "register"), 69, what, f"add the plane's CA: cert-ctrl -c {root} init --ca FILE")
+    assert run_cli("-c", root, "init", "--ca", plane.ca).returncode == 0, "the advice, as printed"
+    says(run_cli("-c", root, "poll-now"), 77, "this device is not registered .*", f"cert-ctrl -c {root} register")
 
 
 def _another_ca(tmp_path: Path) -> Path:

@@ -41,7 +41,10 @@ def show(
 
 
 @config.command("check")
-def check(ctx: typer.Context) -> None:
+def check(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print directory and checked files as JSON.")] = False,
+) -> None:
     """Check all files of the config directory; change nothing.
 
     Checks the four configuration files, policy.json and installs.local.json for unknown keys, wrong types, values out
@@ -55,7 +58,10 @@ def check(ctx: typer.Context) -> None:
 
     layout = invocation(ctx).layout()
     checked = check_files(layout, os.environ)
-    write_line(f"{layout.root}: {', '.join(checked)}: no mistakes")
+    if as_json:
+        write_json({"directory": str(layout.root), "files": checked})
+    else:
+        write_line(f"{layout.root}: {', '.join(checked)}: no mistakes")
 
 
 def settings_of(loaded: Any) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.invocation import invocation
-from certctrl.cli.output import table, write_json, write_line
+from certctrl.cli.output import short_serial, table, write_json, write_line
 
 
 def history(
@@ -56,7 +56,7 @@ def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
         str(entry.get("name", "-")),
         before,
         "the same" if before == after != "-" else after,
-        str(entry.get("serial") or "-"),
+        short_serial(str(entry.get("serial") or "-")),
         str(entry.get("asked_by", "-")),
         result,
     )

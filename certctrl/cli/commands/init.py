@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from certctrl.cli.invocation import invocation
-from certctrl.cli.output import write_error, write_line
+from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def init(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Name of this device; default: the host name.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print directory and URL as JSON.")] = False,
 ) -> None:
     """Create a config directory for a control plane.
 
@@ -52,11 +53,15 @@ def init(
     url = _configured(layout) if server is None else server.rstrip("/") if server.strip(":/") else server
     ca_pem = None if ca is None else read_ca(ca)
     init_config_dir(RealFs(), layout, server_url=url, ca_pem=ca_pem, name=name)
-    write_line(f"{layout.root} is ready for {url}")
+    registered = layout.device_secret_key.exists()
+    following = "restart a running daemon to use it" if registered else f"next: cert-ctrl -c {layout.root} register"
+    if as_json:
+        write_json({"directory": str(layout.root), "server_url": url, "registered": registered})
+    else:
+        write_line(f"{layout.root} is ready for {url}")
+        write_line(following)
     if url.startswith("http:"):
         write_error("warning: plain http is for tests: the control plane must serve http on loopback, without TLS")
-    registered = layout.device_secret_key.exists()
-    write_line("restart a running daemon to use it" if registered else f"next: cert-ctrl -c {layout.root} register")
 
 
 def _configured(layout: ConfigDir) -> str:

@@ -8,7 +8,7 @@ from certctrl.cli import policy_changes
 from certctrl.cli.app import GROUP
 from certctrl.cli.daemon_or_local import confirmed
 from certctrl.cli.invocation import Invocation, invocation
-from certctrl.cli.output import write_json, write_line
+from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.errors import ExitStatus
 
 policy = typer.Typer(help="Show or extend what the control plane may do on this host.", **GROUP)
@@ -47,6 +47,9 @@ def allow(
     ] = None,
     run_as: Annotated[str | None, typer.Option("--run-as", metavar="USER", help="User the command runs as.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what is allowed now as JSON; questions go to standard error.")
+    ] = False,
 ) -> int:
     """Extend what the control plane may do, after confirmation.
 
@@ -63,13 +66,33 @@ def allow(
     cert-ctrl -c /etc/cert-ctrl policy allow trust-store /etc/pki/ca-trust/source/anchors /usr/bin/update-ca-trust
     """
     invoked = invocation(ctx)
+    session = _Session(yes, as_json)
     if kind is None:
-        return _allow_refused(invoked, yes=yes)
-    change = policy_changes.change_for(kind, list(words or ()), name=name, run_as=run_as)
-    return _add(invoked, [change], yes=yes)
+        status = _allow_refused(invoked, session)
+    else:
+        change = policy_changes.change_for(kind, list(words or ()), name=name, run_as=run_as)
+        status = _add(invoked, [change], session)
+    if as_json:
+        write_json({"file": str(invoked.layout().policy), "written": session.written, "allowed": session.allowed})
+    return status
 
 
-def _allow_refused(invoked: Invocation, *, yes: bool) -> int:
+class _Session:
+    """How to ask and what was agreed."""
+
+    def __init__(self, yes: bool, as_json: bool) -> None:
+        self.yes = yes
+        self.as_json = as_json
+        self.allowed: list[str] = []
+        """Lines of policy.json, those that were there already included."""
+        self.written = False
+
+    def say(self, text: str) -> None:
+        """Print a line; with --json on standard error."""
+        (write_error if self.as_json else write_line)(text)
+
+
+def _allow_refused(invoked: Invocation, session: _Session) -> int:
     """Ask about each refusal of the plan, and about those that appear once it is allowed."""
     from certctrl.cli.commands.plan import fetch_plan
 
@@ -81,14 +104,14 @@ def _allow_refused(invoked: Invocation, *, yes: bool) -> int:
         for line in _beyond_a_question(invoked, refusals):
             if line not in shown:
                 shown.append(line)
-                write_line(line)
+                session.say(line)
         fresh = [change for change in _changes(refusals) if change not in asked]
         if not fresh:
             break
         asked += fresh
-        allowed |= _add(invoked, fresh, yes=yes) == ExitStatus.DONE
+        allowed |= _add(invoked, fresh, session) == ExitStatus.DONE
     if not asked and not shown:
-        write_line("The plan has no refusals.")
+        session.say("The plan has no refusals.")
     return ExitStatus.DONE if allowed or not (asked or shown) else ExitStatus.FAILED
 
 
@@ -110,26 +133,28 @@ def _changes(refusals: list[dict[str, Any]]) -> list[Any]:
     return [change for number, change in enumerate(changes) if change not in changes[:number]]
 
 
-def _add(invoked: Invocation, changes: list[Any], *, yes: bool) -> int:
+def _add(invoked: Invocation, changes: list[Any], session: _Session) -> int:
     """Ask about each change, then write policy.json once."""
     from certctrl.store.config.files import load_policy, save_policy
     from certctrl.store.disk.fs import RealFs
 
     layout = invoked.layout()
     before = policy_now = load_policy(layout, require_root_owned=False)
-    allowed = 0
+    allowed: list[str] = []
     for change in changes:
         changed = policy_changes.apply_change(policy_now, change)
         if changed == policy_now:
-            write_line(f"Already allowed: {change.allows}")
-            allowed += 1
+            session.say(f"Already allowed: {change.allows}")
+            allowed.append(change.line)
             continue
-        write_line(f"Requested: {change.allows}")
-        write_line(f"Adds to policy.json: {change.line}")
-        if yes or confirmed("Allow this?"):
+        session.say(f"Requested: {change.allows}")
+        session.say(f"Adds to policy.json: {change.line}")
+        if session.yes or confirmed("Allow this?", on_stderr=session.as_json):
             policy_now = changed
-            allowed += 1
+            allowed.append(change.line)
+    session.allowed += allowed
     if policy_now != before:
         save_policy(RealFs(), layout, policy_now)
-        write_line(f"Wrote {layout.policy}; reload a running daemon to apply it: systemctl reload cert-ctrl")
+        session.written = True
+        session.say(f"Wrote {layout.policy}; reload a running daemon to apply it: systemctl reload cert-ctrl")
     return ExitStatus.DONE if allowed else ExitStatus.FAILED

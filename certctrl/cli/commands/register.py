@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from certctrl.cli.invocation import invocation
-from certctrl.cli.output import duration, write_error, write_line
+from certctrl.cli.output import duration, write_error, write_json, write_line
 from certctrl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ def register(
         str | None,
         typer.Option("--enrolment-token", metavar="TOKEN", help="Enrolment token; visible to other users in `ps`."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line: the code, then the device.")
+    ] = False,
 ) -> None:
     """Register this host with the control plane.
 
@@ -49,12 +52,17 @@ def register(
 
     invoked = invocation(ctx)
     token = find_token(enrolment_token_file, enrolment_token, os.environ)
-    done = run(_register, invoked.layout(), token, invoked.debug)
+    show = show_prompt_as_json if as_json else show_prompt
+    done = run(_register, invoked.layout(), token, show, invoked.debug)
+    if as_json:
+        found = {"device_id": done.device_id, "name": done.name, "user_id": done.user_id}
+        write_json(found, pretty=False)
+        return
     write_line(f"registered as device {done.device_id} ({done.name}) of user {done.user_id}")
     write_line(f"next: cert-ctrl -c {invoked.layout().root} --keep-running")
 
 
-async def _register(layout: ConfigDir, token: str | None, debug: bool) -> Any:
+async def _register(layout: ConfigDir, token: str | None, show: Callable[[Any], None], debug: bool) -> Any:
     from certctrl.agent.clock import wall_now
     from certctrl.agent.register import register as register_device
     from certctrl.agent.setup import real_http
@@ -77,7 +85,7 @@ async def _register(layout: ConfigDir, token: str | None, debug: bool) -> Any:
             ControlPlane(http, config, wall_now=wall_now),
             config,
             enrolment_token=token,
-            show=show_prompt,
+            show=show,
             wall_now=wall_now,
         )
     finally:
@@ -91,6 +99,12 @@ def show_prompt(prompt: Any) -> None:
     if prompt.verification_uri_complete:
         write_line(f"or open  {prompt.verification_uri_complete}")
     write_line(f"Waiting for approval; the code expires in {duration(prompt.expires_in)}.")
+
+
+def show_prompt_as_json(prompt: Any) -> None:
+    """Print the same as one JSON object."""
+    names = ("verification_uri", "user_code", "verification_uri_complete", "expires_in")
+    write_json({name: getattr(prompt, name) for name in names}, pretty=False)
 
 
 def find_token(file: Path | None, argument: str | None, environ: Mapping[str, str]) -> str | None:

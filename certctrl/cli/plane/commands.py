@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import table, write_error
+from certctrl.cli.output import short_serial, table, write_error
 from certctrl.cli.plane.connection import (
     GROUP,
     OperatorApi,
@@ -170,7 +170,14 @@ def certificates(ctx: typer.Context) -> None:
 
     rows = call_plane(ctx, request)
     cells = [
-        (str(row["id"]), row["domain_name"], row["status"], row["not_after"], row["serial_number"], _ids(row))
+        (
+            str(row["id"]),
+            row["domain_name"],
+            row["status"],
+            row["not_after"],
+            short_serial(row["serial_number"]),
+            _ids(row),
+        )
         for row in rows
     ]
     show(ctx, rows, lambda: table(("id", "domain", "status", "not after", "serial", "devices"), cells))

@@ -82,12 +82,7 @@ def _options() -> list[TyperOption]:
 
     return [
         text("--data", "data", "DIR", f"Data directory of a control plane on this machine; also ${DATA_VARIABLE}."),
-        text(
-            "--server",
-            "server",
-            "URL",
-            "URL of the control plane; default: the local address of the one that serves --data.",
-        ),
+        text("--server", "server", "URL", "URL of the control plane; default: locally, the one that serves --data."),
         text("--ca", "ca", "FILE", "CA of the control plane; default: ca.pem in --data, otherwise the system's CAs."),
         text("--operator-key-file", "operator_key_file", "FILE", "Operator key; default: operator.key in --data."),
         TyperOption(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import table, write_error
+from certctrl.cli.output import short_serial, table, write_error
 from certctrl.cli.plane.connection import (
     GROUP,
     OneDevice,
@@ -128,7 +128,13 @@ def list_cas(ctx: typer.Context) -> None:
 
     rows = call_plane(ctx, request)
     cells = [
-        (str(row["id"]), row["name"], row["not_after"], row["serial_number"], ", ".join(map(str, row["device_ids"])))
+        (
+            str(row["id"]),
+            row["name"],
+            row["not_after"],
+            short_serial(row["serial_number"]),
+            ", ".join(map(str, row["device_ids"])),
+        )
         for row in rows
     ]
     show(ctx, rows, lambda: table(("id", "name", "not after", "serial", "devices"), cells))

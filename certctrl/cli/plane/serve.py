@@ -6,12 +6,12 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from certctrl.cli.invocation import invocation
-from certctrl.cli.output import write_line
+from certctrl.cli.output import write_json, write_line
 from certctrl.cli.plane.connection import DATA_VARIABLE
 from certctrl.errors import ConfigError, UsageError
 
@@ -38,6 +38,7 @@ def serve(
         str,
         typer.Option("--public-url", metavar="URL", help="Browser URL; default: the agents' URL."),
     ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
 ) -> None:
     """Run the control plane in the foreground until SIGTERM or Ctrl-C.
 
@@ -61,7 +62,7 @@ def serve(
     from certctrl.cli.runtime import run
 
     _log(debug=invocation(ctx).debug)
-    run(_serve, certctrl.plane.serve, Path(directory), host, port, tuple(hostname or ()), public_url)
+    run(_serve, certctrl.plane.serve, Path(directory), host, port, tuple(hostname or ()), public_url, as_json)
 
 
 def _check_public_url(url: str) -> None:
@@ -88,7 +89,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 async def _serve(
-    module: ModuleType, data: Path, host: str, port: int, hostnames: tuple[str, ...], public_url: str
+    module: ModuleType, data: Path, host: str, port: int, hostnames: tuple[str, ...], public_url: str, as_json: bool
 ) -> None:
     import gc
     import signal
@@ -109,16 +110,24 @@ async def _serve(
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
             _allow_many_connections()
-            write_line(f"control plane  {address.url}")
-            write_line(f"approve hosts  {public_url.rstrip('/') or address.url}/device")
-            write_line(f"CA file        {address.ca_file}")
-            write_line(f"operator key   {address.operator_key_file}")
-            sys.stdout.flush()
+            _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
             notifier.ready(f"serving {address.url}")
             async for _ in signals:
                 break
             notifier.stopping("stopping")
             nursery.cancel_scope.cancel()
+
+
+def _announce(address: Any, approval_url: str, *, as_json: bool) -> None:
+    files = {"ca_file": str(address.ca_file), "operator_key_file": str(address.operator_key_file)}
+    if as_json:
+        write_json({"url": address.url, "approval_url": approval_url, **files}, pretty=False)
+    else:
+        write_line(f"control plane  {address.url}")
+        write_line(f"approve hosts  {approval_url}")
+        write_line(f"CA file        {address.ca_file}")
+        write_line(f"operator key   {address.operator_key_file}")
+    sys.stdout.flush()
 
 
 def _allow_many_connections() -> None:
