@@ -56,7 +56,7 @@ class Invocation:
         _refuse_link(root)
         if must_exist:
             _require_directory(root)
-            if not (_is_present(layout.application) or _is_present(layout.state) or _SERVER_URL in os.environ):
+            if not (is_present(layout.application) or is_present(layout.state) or _SERVER_URL in os.environ):
                 fix = f"give another directory with -c, or run cert-ctrl -c {root} init --server URL"
                 raise ConfigError("is not a config directory: no application.json", file=str(root), fix=fix)
         return layout
@@ -64,20 +64,20 @@ class Invocation:
 
 def _refuse_link(root: Path) -> None:
     """Raise ConfigError for a symbolic link: the agent opens its directory only by its own path."""
-    if not _is_present(root) or not root.is_symlink():
+    if not is_present(root) or not root.is_symlink():
         return
     real = os.path.realpath(root)
     raise ConfigError(f"is a symbolic link to {real}", file=str(root), fix=f"use -c {real}")
 
 
 def _require_directory(root: Path) -> None:
-    if not _is_present(root):
+    if not is_present(root):
         raise ConfigError("no such directory", file=str(root), fix=f"cert-ctrl -c {root} init --server URL")
     if not root.is_dir():
         raise ConfigError("is not a directory", file=str(root), fix="give the agent's config directory with -c")
 
 
-def _is_present(path: Path) -> bool:
+def is_present(path: Path) -> bool:
     """Return whether a path exists. Raises DiskError if this user may not know."""
     try:
         path.lstat()

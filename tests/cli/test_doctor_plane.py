@@ -12,7 +12,7 @@ from certctrl.cli.doctor.finding import CheckContext, Finding
 from certctrl.cli.doctor.plane import check_plane
 from certctrl.errors import TlsError, TransportError
 from certctrl.model.answer import Answer
-from certctrl.model.config import AgentConfig, ApplicationConfig
+from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
 
 from .conftest import NOW
 from .doctor_helpers import CONFIG, found, register
@@ -136,3 +136,28 @@ async def test_a_resolver_that_hangs(
 
     monkeypatch.setattr(trio.socket, "getaddrinfo", never)
     assert "within 5 s" in found(await asked(context, FakeHttp()), "dns")[0][1]
+
+
+def with_proxy(server_url: str) -> AgentConfig:
+    return AgentConfig(
+        application=ApplicationConfig(server_url=server_url),
+        httpclient=HttpClientConfig(proxy="http://agent:geheim@proxy.invalid:3128"),
+    )
+
+
+async def test_a_proxy_that_a_loopback_plane_bypasses(context: CheckContext) -> None:
+    register(context.store)
+    notes = await asked(context, FakeHttp(), with_proxy("https://127.0.0.1:8443"))
+    ((level, what, fix),) = found(notes, "proxy")
+    assert (level, what) == ("WARN", "the proxy proxy.invalid:3128 is not used: 127.0.0.1 is a loopback address")
+    assert fix == "remove proxy from httpclient_config.json, or correct server_url"
+    assert found(notes, "dns")[0][0] == "OK", "the plane's own name is resolved"
+
+
+async def test_a_proxy_without_an_address(context: CheckContext) -> None:
+    register(context.store)
+    notes = await asked(context, FakeHttp(), with_proxy("https://plane.example"))
+    ((level, what, fix),) = found(notes, "dns")
+    assert level == "FAIL" and "cannot resolve proxy.invalid (proxy)" in what
+    assert fix == "correct proxy in httpclient_config.json or /etc/resolv.conf"
+    assert not found(notes, "proxy")

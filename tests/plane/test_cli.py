@@ -124,7 +124,8 @@ def test_the_life_of_a_certificate(site: Site, device: str) -> None:
 
 
 @pytest.mark.integration
-def test_devices_are_listed_shown_and_revoked(site: Site, device: str) -> None:
+def test_devices_are_listed_shown_and_revoked(site: Site, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certctrl.cli.output.TABLE_WIDTH", 200)
     line = next(line for line in site("devices").output.splitlines() if device in line)
     assert "active" in line
     assert site("devices", "--outcomes", device).output.split()[0] == "AT"
@@ -337,6 +338,11 @@ def test_the_connection_comes_from_data_or_from_single_options(tmp_path: Path, m
     (tmp_path / "operator.key").write_text("two words")
     with pytest.raises(UsageError, match="does not contain the operator key"):
         find_connection(SharedOptions(data=str(tmp_path)))
+    unreadable = PermissionError(13, "Permission denied")
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="Permission denied") as caught:
+        patch.setattr(Path, "open", lambda *_args: (_ for _ in ()).throw(unreadable))
+        find_connection(SharedOptions(data=str(tmp_path)))
+    assert caught.value.fix == "run as root or as the control plane's user"
     with pytest.raises(UsageError, match="cannot read"):
         find_connection(SharedOptions(data=str(tmp_path / "absent")))
 

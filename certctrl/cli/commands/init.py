@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certctrl.cli.invocation import invocation
+from certctrl.cli.invocation import invocation, is_present
 from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.errors import ConfigError, UsageError
 
@@ -50,7 +50,7 @@ def init(
     from certctrl.store.disk.fs import RealFs
 
     layout = invocation(ctx).layout(must_exist=False)
-    url = _configured(layout) if server is None else server.rstrip("/") if server.strip(":/") else server
+    url = _configured(layout) if server is None else server.rstrip("/")
     ca_pem = None if ca is None else read_ca(ca)
     init_config_dir(RealFs(), layout, server_url=url, ca_pem=ca_pem, name=name)
     registered = layout.device_secret_key.exists()
@@ -68,7 +68,7 @@ def _configured(layout: ConfigDir) -> str:
     """Return the configured URL of the control plane. Raises UsageError if there is none."""
     from certctrl.store.config.files import load_config
 
-    if not layout.application.exists():
+    if not is_present(layout.application):
         raise UsageError("no control plane given", fix="add --server URL")
     return load_config(layout, os.environ).config.application.server_url
 

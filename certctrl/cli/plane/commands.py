@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.output import short_serial, table, write_error
+from certctrl.cli.output import short_serial, table
 from certctrl.cli.plane.connection import (
     GROUP,
     OperatorApi,
@@ -16,6 +16,7 @@ from certctrl.cli.plane.connection import (
     Yes,
     agreed,
     call_plane,
+    note_duplicates,
     show,
 )
 from certctrl.cli.plane.documents import ca, install_config, joined
@@ -61,7 +62,7 @@ def issue(
         body["device_ids"] = await api.devices(device or ())
         return await api.call("POST", "certificates", body | ({"validity_seconds": validity} if validity else {}))
 
-    _note_duplicates(domains)
+    note_duplicates(domains)
     row = call_plane(ctx, request)
     given = f", assigned to device {_ids(row)}" if row["device_ids"] else "; assign it with cert-ctrl plane assign"
     show(ctx, row, f"issued certificate {row['id']} for {row['domain_name']}, serial {row['serial_number']}{given}")
@@ -337,10 +338,3 @@ def _outcomes(rows: Sequence[dict[str, Any]]) -> None:
 
 def _ids(row: dict[str, Any]) -> str:
     return joined(row["device_ids"])
-
-
-def _note_duplicates(domains: Sequence[str]) -> None:
-    """Announce names that a certificate contains once although they are given twice."""
-    names = [name.strip().rstrip(".").lower() for name in domains]
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        write_error(f"note: {name} is given {names.count(name)} times; the certificate contains it once")

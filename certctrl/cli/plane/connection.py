@@ -230,7 +230,7 @@ def find_connection(options: SharedOptions) -> Connection:
 def _address(data: Path) -> str:
     """Return the URL of the plane of a data directory: on this machine, without its public name."""
     local = data / "local_address"
-    return _read(local if local.exists() else data / "address", "the control plane's address")
+    return _read(local if os.path.lexists(local) else data / "address", "the control plane's address")
 
 
 def _check_url(server: str) -> None:
@@ -250,6 +250,7 @@ def _read(path: Path, what: str) -> str:
             text = file.read(_MAX_KEY_BYTES).decode("ascii", "replace").strip()
     except OSError as error:
         fix = "start the control plane once (cert-ctrl plane serve --data DIR), or give the right file"
+        fix = "run as root or as the control plane's user" if isinstance(error, PermissionError) else fix
         raise UsageError(f"cannot read {what} from {path}: {error.strerror}", fix=fix) from None
     if not text or not text.isascii() or any(c.isspace() for c in text):
         raise UsageError(
@@ -257,6 +258,13 @@ def _read(path: Path, what: str) -> str:
             fix="restore the file as the control plane wrote it: one word on one line",
         )
     return text
+
+
+def note_duplicates(names: Sequence[str]) -> None:
+    """Announce names that a certificate contains once although they are given several times."""
+    plain = [name.strip().rstrip(".").lower() for name in names]
+    for name in dict.fromkeys(name for name in plain if plain.count(name) > 1):
+        write_error(f"note: {name} is given {plain.count(name)} times; the certificate contains it once")
 
 
 def show(ctx: typer.Context, data: Any, text: str | Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_json, write_line
-from certctrl.cli.plane.connection import DATA_VARIABLE
+from certctrl.cli.plane.connection import DATA_VARIABLE, note_duplicates
 from certctrl.errors import ConfigError, UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8443"
@@ -53,6 +53,7 @@ def serve(
         raise UsageError("no data directory for the control plane", fix="add --data DIR")
     host, port = parse_listen(listen)
     _check_public_url(public_url)
+    note_duplicates(hostname or ())
     try:
         import certctrl.plane.serve
     except ModuleNotFoundError as error:
