@@ -126,7 +126,7 @@ def test_errors_from_inside_a_nursery(command: Callable[..., None], ran: Callabl
             await trio.sleep_forever()
 
     command(lambda: runtime.run(main))
-    assert ran("list-certs") == (75, "", "cert-ctrl: error: held by 12\nfix: wait\n")
+    assert ran("--config-dir=x", "list-certs") == (75, "", "cert-ctrl: error: held by 12\nfix: wait\n")
 
 
 def test_the_return_value_is_the_exit_status(command: Callable[..., None], ran: Callable[..., Ran]) -> None:
@@ -134,7 +134,7 @@ def test_the_return_value_is_the_exit_status(command: Callable[..., None], ran: 
         return 3
 
     command(three)
-    assert ran("list-certs").status == 3
+    assert ran("--config-dir=x", "list-certs").status == 3
 
 
 def test_typer_exit_and_none_are_exit_statuses(command: Callable[..., None], ran: Callable[..., Ran]) -> None:
@@ -142,9 +142,9 @@ def test_typer_exit_and_none_are_exit_statuses(command: Callable[..., None], ran
         raise typer.Exit(5)
 
     command(leave)
-    assert ran("list-certs").status == 5
+    assert ran("--config-dir=x", "list-certs").status == 5
     command(lambda: None)
-    assert ran("list-certs").status == 0
+    assert ran("--config-dir=x", "list-certs").status == 0
 
 
 def test_interrupts(command: Callable[..., None], ran: Callable[..., Ran]) -> None:
@@ -152,7 +152,7 @@ def test_interrupts(command: Callable[..., None], ran: Callable[..., Ran]) -> No
         raise KeyboardInterrupt
 
     command(interrupted)
-    assert ran("list-certs").status == 130
+    assert ran("--config-dir=x", "list-certs").status == 130
 
 
 def test_an_aborted_prompt_is_an_interrupt(
@@ -162,5 +162,5 @@ def test_an_aborted_prompt_is_an_interrupt(
         raise typer.Abort
 
     command(ask)
-    done = ran("list-certs")
+    done = ran("--config-dir=x", "list-certs")
     assert (done.status, done.err) == (130, "cert-ctrl: interrupted\n")

@@ -90,7 +90,13 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 async def _serve(
-    module: ModuleType, data: Path, host: str, port: int, hostnames: tuple[str, ...], public_url: str, as_json: bool
+    module: ModuleType,
+    data: Path,
+    host: str,
+    port: int,
+    hostnames: tuple[str, ...],
+    public_url: str,
+    as_json: bool = False,
 ) -> None:
     import gc
     import signal
