@@ -9,6 +9,10 @@ from collections import Counter
 
 import attrs
 
+from certctrl.model.plan import OutcomeKind
+from certctrl.model.signals import KNOWN_TYPES, Signal
+
+UNKNOWN_TYPE = "unknown"
 POLL_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0)
 SIGNAL_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)
 
@@ -43,7 +47,7 @@ class Counters:
     poll_seconds: Duration = attrs.field(factory=lambda: Duration(POLL_BUCKETS))
     """Seconds from request to answer, of polls without a long-poll wait."""
     signals: Counter[tuple[str, str]] = attrs.field(factory=Counter)
-    """By (type, outcome kind)."""
+    """By (type, outcome kind); the type is one of ``KNOWN_TYPES`` or ``UNKNOWN_TYPE``."""
     signal_seconds: dict[str, Duration] = attrs.field(factory=dict)
     """By type."""
     token_refreshes: Counter[str] = attrs.field(factory=Counter)
@@ -57,6 +61,11 @@ class Counters:
     reconciles: Counter[str] = attrs.field(factory=Counter)
     """By ``ok``, ``failed``."""
 
-    def signal_took(self, kind: str, seconds: float) -> None:
-        """Count the processing time of one signal."""
+    def signal_ended(self, signal: Signal, outcome: OutcomeKind, seconds: float) -> None:
+        """Count one signal and its processing time.
+
+        All types that this version does not know are one label: otherwise a plane could create any number of them.
+        """
+        kind = signal.type if signal.type in KNOWN_TYPES else UNKNOWN_TYPE
+        self.signals[kind, outcome.value] += 1
         self.signal_seconds.setdefault(kind, Duration(SIGNAL_BUCKETS)).add(seconds)

@@ -230,8 +230,7 @@ class Dispatcher:
                 await trio.lowlevel.checkpoint()
 
     def _count(self, signal: Signal, outcome: Outcome, seconds: float) -> None:
-        self.agent.counters.signal_took(signal.type, seconds)
-        self.agent.counters.signals[signal.type, outcome.kind.value] += 1
+        self.agent.counters.signal_ended(signal, outcome.kind, seconds)
 
     async def _failed(self, entry: InboxEntry, result: Result, seconds: float) -> None:
         agent, signal, outcome = self.agent, entry.signal, result.outcome

@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import cast
 
+import attrs
+
 from certctrl.agent.alerts import REVOKED, clear_alerts, problem_key, raise_alert, revoked
 from certctrl.agent.context import Agent
-from certctrl.agent.install_config import refresh_install_config
+from certctrl.agent.install_config import refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import ConfigError, MaterialError, PlaneError
@@ -32,12 +34,15 @@ from certctrl.model.signals import (
     ResyncRequired,
     Signal,
 )
+from certctrl.text import one_line
 
 Handler = Callable[[Agent, Signal], Awaitable[Outcome | Candidate]]
 
 ENTRY_POINTS = "certctrl.signal_handlers"
 """The group of entry points in which other packages offer handlers."""
 
+MAX_DETAIL = 500
+"""Characters of the detail of an outcome."""
 GONE = frozenset({404, 410})
 """Statuses that mean the plane has no such certificate for this device."""
 
@@ -45,17 +50,23 @@ GONE = frozenset({404, 410})
 async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     """Fetch the install config if it changed, then converge all certificates."""
     signal = cast(InstallUpdated, signal)
-    log_line(agent.log, Line.INSTALL_FETCHING, config_id=signal.config_id, version=signal.version)
+    config_id, version_sent = ("unknown" if one is None else one for one in (signal.config_id, signal.version))
+    log_line(agent.log, Line.INSTALL_FETCHING, config_id=config_id, version=version_sent)
     changed = await refresh_install_config(agent)
     outcome = await agent.installer.converge_all(agent.items, lasting=False)  # the outcome makes it durable
     stored = agent.store.installed.load_install_config()
     version = stored.version if stored else "none"
     if outcome.ok and (changed or outcome.kind is OutcomeKind.APPLIED):
         log_line(agent.log, Line.INSTALL_APPLIED, version=version, changed=len(outcome.deployed))
-        return Outcome(kind=OutcomeKind.APPLIED, detail=outcome.detail, deployed=outcome.deployed)
-    if outcome.ok:
+        outcome = Outcome(kind=OutcomeKind.APPLIED, detail=outcome.detail, deployed=outcome.deployed)
+    elif outcome.ok:
         log_line(agent.log, Line.INSTALL_UNCHANGED, version=version)
-    return outcome
+    refused = refused_items(agent.items)  # those of no certificate are in no certificate's outcome
+    if not refused:
+        return outcome
+    kind = OutcomeKind.FAILED if outcome.ok else outcome.kind
+    detail = f"{refused}; {outcome.detail}" if outcome.detail else refused
+    return attrs.evolve(outcome, kind=kind, detail=one_line(detail, MAX_DETAIL))
 
 
 async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:

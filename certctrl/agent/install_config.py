@@ -16,6 +16,10 @@ from certctrl.protocol.wire.install_config import check_local_dependencies, inst
 from certctrl.store.config.files import load_local_installs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState, StoredInstallConfig
+from certctrl.text import one_line
+
+MOST_NAMED = 5
+"""Refused items that status and outcomes name."""
 
 
 def active_items(layout: ConfigDir, store: InstalledState) -> tuple[InstallItem, ...]:
@@ -46,6 +50,12 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
     """
     if stored is None:
         return
+    if fetched.absent and (stored.version or stored.hash):
+        raise PlanError(
+            f"the plane has no install config for this device any more; version {stored.version} stays in force",
+            reason="version-rollback",
+            fix="publish one with a higher version; to do without: cert-ctrl -c DIR trust reset --install-config",
+        )
     mark = stored.high_water.get(str(fetched.id), 0)
     if fetched.version < mark:
         raise PlanError(
@@ -85,7 +95,7 @@ async def refresh_install_config(agent: Agent) -> bool:
         return False
     etag, raw = answer
     try:
-        config = install_config_from_wire(raw)
+        config = await agent.offload(install_config_from_wire, raw)
         check_not_replayed(config, stored)
     except PlanError as error:
         log_line(
@@ -98,14 +108,21 @@ async def refresh_install_config(agent: Agent) -> bool:
         agent.report_problem("install-config", f"install config refused ({error.reason}): {error}", error.fix or "")
         raise
     agent.clear_problem("install-config")
-    changed = stored is None or config.installs_hash_b64 != stored.hash or config.version != stored.version
+    changed = _is_change(config, stored)
     if changed or (stored is not None and stored.etag != etag):
+        raw = raw | {"id": config.id}  # versions are counted by it, in one spelling
         fresh = StoredInstallConfig(raw=raw, etag=etag, version=config.version, hash=config.installs_hash_b64)
         await agent.offload(agent.store.installed.save_install_config, fresh)
     if changed:
         agent.retry_now()
     reload_items(agent)
     return changed
+
+
+def _is_change(config: InstallConfig, stored: StoredInstallConfig | None) -> bool:
+    if config.absent:  # nothing to store; after `trust reset`, the stored items end
+        return stored is not None and bool(install_config_from_wire(stored.raw).items)
+    return stored is None or config.installs_hash_b64 != stored.hash or config.version != stored.version
 
 
 async def converge_active_items(
@@ -127,7 +144,8 @@ async def converge_active_items(
 
 def item_problems(agent: Agent) -> list[dict[str, Any]]:
     """Return why items are missing from the active ones, as status JSON; a plan without them is incomplete."""
-    return [agent.problems[key].shown() for key in ("install-config", "local-installs") if key in agent.problems]
+    keys = ("install-config", "stored-install-config", "local-installs")
+    return [agent.problems[key].shown() for key in keys if key in agent.problems]
 
 
 def reload_items(agent: Agent) -> None:
@@ -139,9 +157,33 @@ def reload_items(agent: Agent) -> None:
         agent.items = active_items(agent.layout, agent.store.installed)
         check_local_dependencies(local_items(agent.items), [one.id for one in agent.items if not is_local(one.id)])
         agent.clear_problem("local-installs")
+        agent.clear_problem("stored-install-config")
+    except PlanError as error:  # what a version without these limits has kept
+        what = f"the stored install config cannot be used ({error.reason}): {error}"
+        agent.report_problem("stored-install-config", what, "publish it again with a higher version")
     except CertctrlError as error:
         fix = error.fix or f"correct {agent.layout.local_installs}"
         if agent.report_problem("local-installs", str(error), fix):
             log_line(agent.log, Line.LOCAL_INSTALLS_WRONG, what=error)
-        with suppress(DiskError):  # if the disk cannot be read, the active items stay
+        with suppress(DiskError, PlanError):  # if the disk cannot be read, the active items stay
             agent.items = plane_items(agent.store.installed) + local_items(agent.items)
+    _note_refused(agent)
+
+
+def _note_refused(agent: Agent) -> None:
+    """Name the refused items in status; the plan leaves them out, and the others run."""
+    if refused := refused_items(agent.items):
+        fix = "upgrade this agent, or correct the items at the plane"
+        agent.report_problem("refused-items", refused, fix)
+    else:
+        agent.clear_problem("refused-items")
+
+
+def refused_items(items: Sequence[InstallItem]) -> str:
+    """Return which items this version cannot carry out, and why, in one line; empty: none."""
+    refused = [item for item in items if item.refused and item.enabled]
+    if not refused:
+        return ""
+    named = "; ".join(f"item {one_line(item.id, 80)}: {item.refused}" for item in refused[:MOST_NAMED])
+    more = f"; and {len(refused) - MOST_NAMED} more" if len(refused) > MOST_NAMED else ""
+    return f"this version cannot carry out {named}{more}"

@@ -130,8 +130,8 @@ async def plan_resync(agent: Agent, why: str) -> int:
         signals.append(
             InstallUpdated(
                 ts_ms=ts_ms,
-                config_id=int(stored.raw.get("id") or 0) if stored else 0,
-                version=stored.version if stored else 0,
+                config_id=int(stored.raw.get("id") or 0) if stored else None,
+                version=stored.version if stored else None,
             )
         )
     agent.admit(signals)

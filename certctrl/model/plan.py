@@ -66,6 +66,8 @@ class _Item:
     ob_type: ObjectType | None = None
     ob_id: int | None = None
     ob_name: str | None = None
+    refused: str = ""
+    """Why this version cannot carry out the item; empty: it can. Not a field of the wire."""
 
 
 @attrs.frozen(kw_only=True)
@@ -75,7 +77,7 @@ class CopyAction(_Item):
     sources: tuple[str, ...]
     """Wire name ``from``: virtual file names, paired with ``targets``."""
     targets: tuple[str, ...]
-    """Wire name ``to``: absolute paths."""
+    """Wire name ``to``: absolute paths; empty: the files are only made in the agent's own directory."""
     owner: str | None = None
     group: str | None = None
     mode: int | None = None
@@ -83,6 +85,11 @@ class CopyAction(_Item):
     check: tuple[str, ...] | None = None
     """Command run on the staged files; ``{staged}`` is the staging directory."""
     verify: Verify | None = None
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Each virtual file that is written somewhere, and its path."""
+        return tuple(zip(self.sources, self.targets, strict=False))
 
 
 @attrs.frozen(kw_only=True)
@@ -103,7 +110,12 @@ class ImportCaAction(_Item):
     """Add a CA to the system trust store."""
 
 
-InstallItem = CopyAction | ExecAction | ImportCaAction
+@attrs.frozen(kw_only=True)
+class UnknownAction(_Item):
+    """An item of a type that this version does not know; always ``refused``."""
+
+
+InstallItem = CopyAction | ExecAction | ImportCaAction | UnknownAction
 
 
 @attrs.frozen(kw_only=True)
@@ -115,6 +127,8 @@ class InstallConfig:
     items: tuple[InstallItem, ...]
     installs_hash_b64: str
     updated_at: str | None = None
+    absent: bool = False
+    """Whether the plane has no install config for this device."""
 
 
 class OutcomeKind(StrEnum):

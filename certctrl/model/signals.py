@@ -8,15 +8,24 @@ from typing import Any, ClassVar
 import attrs
 
 
+@attrs.frozen(kw_only=True)
+class SentAs:
+    """The type and ``ref`` of a signal that was sent in another spelling than ours; its ack repeats them."""
+
+    type: str
+    ref: Mapping[str, Any]
+
+
 @attrs.frozen
 class InstallUpdated:
     """The device's install config changed."""
 
     type: ClassVar[str] = "install.updated"
     ts_ms: int
-    config_id: int
-    version: int
+    config_id: int | None = None
+    version: int | None = None
     installs_hash_b64: str | None = None
+    sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     @property
     def resource(self) -> str:
@@ -25,10 +34,8 @@ class InstallUpdated:
 
     def ref(self) -> dict[str, Any]:
         """Return the wire form of the reference."""
-        ref: dict[str, Any] = {"config_id": self.config_id, "version": self.version}
-        if self.installs_hash_b64 is not None:
-            ref["installs_hash_b64"] = self.installs_hash_b64
-        return ref
+        ref = {"config_id": self.config_id, "version": self.version, "installs_hash_b64": self.installs_hash_b64}
+        return {name: value for name, value in ref.items() if value is not None}
 
 
 @attrs.frozen
@@ -36,6 +43,7 @@ class _CertSignal:
     ts_ms: int
     cert_id: int
     serial: str | None = None
+    sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     @property
     def resource(self) -> str:
@@ -73,6 +81,7 @@ class _CaSignal:
     ca_id: int
     serial: str | None = None
     ca_name: str | None = None
+    sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     @property
     def resource(self) -> str:
@@ -109,6 +118,7 @@ class ResyncRequired:
     type: ClassVar[str] = "state.resync_required"
     ts_ms: int
     reason: str | None = None
+    sent_as: SentAs | None = attrs.field(default=None, eq=False, repr=False, kw_only=True)
 
     @property
     def resource(self) -> str:
@@ -155,17 +165,14 @@ class MalformedSignal:
         return dict(self.raw_ref)
 
 
-Signal = (
-    InstallUpdated
-    | CertRenewed
-    | CertRevoked
-    | CertUnassigned
-    | CaAssigned
-    | CaUnassigned
-    | ResyncRequired
-    | UnknownSignal
-    | MalformedSignal
+KnownSignal = InstallUpdated | CertRenewed | CertRevoked | CertUnassigned | CaAssigned | CaUnassigned | ResyncRequired
+Signal = KnownSignal | UnknownSignal | MalformedSignal
+
+KNOWN_TYPES = frozenset(
+    kind.type
+    for kind in (InstallUpdated, CertRenewed, CertRevoked, CertUnassigned, CaAssigned, CaUnassigned, ResyncRequired)
 )
+"""The types that this version knows; an alias is none of them."""
 
 IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id")
 """Fields of ``ref`` that, with type and ``ts_ms``, identify a signal."""
@@ -179,5 +186,7 @@ def identity(signal: Signal) -> str:
 
 
 def to_wire(signal: Signal) -> dict[str, Any]:
-    """Return the signal as the plane sends it."""
+    """Return the signal as the plane sent it."""
+    if not isinstance(signal, UnknownSignal | MalformedSignal) and (sent := signal.sent_as) is not None:
+        return {"type": sent.type, "ts_ms": signal.ts_ms, "ref": dict(sent.ref)}
     return {"type": signal.type, "ts_ms": signal.ts_ms, "ref": signal.ref()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
 
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
@@ -16,6 +18,17 @@ if TYPE_CHECKING:
 
 _LATER = "wait a moment, then try again"
 _SERVER_ERROR = "try again later; if it persists, check the control plane's log"
+
+
+LARGE_BODY = 65_536
+"""Bytes from which an answer is parsed in a thread, so that nothing else waits for it."""
+
+T = TypeVar("T")
+
+
+async def parsed(answer: Answer, parse: Callable[[], T]) -> T:
+    """Return the result of ``parse``, which raises what it raises; a large answer is parsed in a thread."""
+    return parse() if len(answer.body) < LARGE_BODY else await trio.to_thread.run_sync(parse)
 
 
 class UnsupportedByPlane(PlaneError):

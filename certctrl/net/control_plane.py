@@ -8,6 +8,7 @@ because they contain tokens and sealed keys.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,7 +16,7 @@ import attrs
 from certctrl.errors import BadAnswerError, PlaneError, TransportError
 from certctrl.model.bundle import CaBundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import AgentConfig
-from certctrl.net.calls import UnsupportedByPlane
+from certctrl.net.calls import UnsupportedByPlane, parsed
 from certctrl.net.enrolment import Enrolment
 from certctrl.protocol import events
 from certctrl.protocol.wire.answer import BUNDLE_CAP
@@ -28,13 +29,16 @@ from certctrl.protocol.wire.certificates import (
 from certctrl.protocol.wire.poll import PollRequest, poll_event
 
 if TYPE_CHECKING:
+    from certctrl.model.answer import Answer
     from certctrl.net.http import Http
     from certctrl.protocol.steps import Poll
 
 __all__ = ["ControlPlane", "UnsupportedByPlane"]
 
 PAGE = 500
-MAX_PAGES = 200
+MAX_CERTIFICATES = 20_000
+"""Certificates of one device."""
+MAX_PAGES = MAX_CERTIFICATES // PAGE + 2
 NOTIFY_SCHEMA = "certctrl.device.notify.v1"
 _SELF = "/apiv1/devices/self"
 _ABSENT = (404, 405, 501)
@@ -72,7 +76,7 @@ class ControlPlane(Enrolment):
             return events.BadAnswer(str(error))
         except TransportError as error:
             return events.TransportFailed(str(error), fix=error.fix or "")
-        event = poll_event(answer, step.limit, self._wall_now())
+        event = await parsed(answer, partial(poll_event, answer, step.limit, self._wall_now()))
         self._understood = not isinstance(event, events.BadAnswer)
         if answer.status in (200, 204):
             self.copies_suspected = "cert-ctrl-copies" in answer.headers
@@ -114,7 +118,7 @@ class ControlPlane(Enrolment):
         self._old_install_config = path.startswith(_SELF)
         if answer.status == 304 and etag:
             return None
-        data = self._data(answer)
+        data = await parsed(answer, partial(self._data, answer))
         if not isinstance(data, dict):
             raise BadAnswerError("the install config is not an object")
         return _usable_etag(answer.headers.get("etag")), data
@@ -127,14 +131,23 @@ class ControlPlane(Enrolment):
         found: dict[int, CertificateSummary] = {}
         for _ in range(MAX_PAGES):
             query = {"after_id": max(found, default=0), "limit": PAGE}
-            data = self._data(await self._send("GET", f"{_SELF}/certificates", token, query=query))
-            if not isinstance(data, list):
-                raise BadAnswerError("the certificate list is not a list")
+            answer = await self._send("GET", f"{_SELF}/certificates", token, query=query)
+            rows = await parsed(answer, partial(self._certificates, answer))
             known = len(found)
-            found |= {row.id: row for row in map(certificate_from_wire, data)}
-            if len(data) < PAGE or len(found) == known:  # the last page, or a plane without paging
+            found |= {row.id: row for row in rows}
+            if len(rows) < PAGE or len(found) == known:  # the last page, or a plane without paging
                 return [found[number] for number in sorted(found)]
-        raise BadAnswerError(f"the certificate list does not end after {MAX_PAGES} pages")
+            if len(found) > MAX_CERTIFICATES:
+                break
+        raise BadAnswerError(f"the certificate list does not end after {MAX_CERTIFICATES} certificates")
+
+    def _certificates(self, answer: Answer) -> list[CertificateSummary]:
+        data = self._data(answer)
+        if not isinstance(data, list):
+            raise BadAnswerError("the certificate list is not a list")
+        if len(data) > MAX_CERTIFICATES:
+            raise BadAnswerError(f"more than {MAX_CERTIFICATES} certificates in one page")
+        return [certificate_from_wire(row) for row in data]
 
     async def fetch_certificate(self, token: str, cert_id: int) -> CertificateSummary:
         """Return one certificate with its PEM texts; raises PlaneError 404 or 410 if it is gone."""

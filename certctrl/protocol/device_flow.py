@@ -73,7 +73,14 @@ class GrantFailed:
     retry_after: float | None = None
 
 
-GrantEvent = GrantPending | GrantSlowDown | GrantDenied | GrantExpired | GrantReady | GrantFailed
+@attrs.frozen
+class GrantUnusable:
+    """The operator approved the request, but the answer does not allow a registration."""
+
+    why: str
+
+
+GrantEvent = GrantPending | GrantSlowDown | GrantDenied | GrantExpired | GrantReady | GrantUnusable | GrantFailed
 
 
 # --- steps -------------------------------------------------------------------------------------------------
@@ -95,7 +102,7 @@ class Done:
 
 @attrs.frozen
 class Refused:
-    """End: the request was denied."""
+    """End: the request was denied, or its approval cannot be used."""
 
     why: str = "denied on the approval page"
 
@@ -133,6 +140,9 @@ class DeviceFlow:
                 return
             case GrantDenied():
                 self._end = Refused()
+                return
+            case GrantUnusable():
+                self._end = Refused(event.why)
                 return
             case GrantExpired():
                 self._end = Expired(self._trouble)

@@ -14,10 +14,17 @@ import attrs
 import pytest
 import trio
 
-from certctrl.agent.install_config import check_not_replayed, converge_active_items, reload_items
+from certctrl.agent.handlers import on_install_updated
+from certctrl.agent.install_config import (
+    check_not_replayed,
+    converge_active_items,
+    refresh_install_config,
+    reload_items,
+)
 from certctrl.errors import PlanError
 from certctrl.model.plan import CopyAction, InstallConfig, Outcome, OutcomeKind
-from certctrl.protocol.wire.canonical import canonical_json
+from certctrl.model.signals import InstallUpdated
+from certctrl.protocol.wire.canonical import canonical_json, installs_hash
 from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
@@ -154,3 +161,122 @@ def test_unreadable_local_items_leave_the_active_ones(tmp_path: Path) -> None:
         assert scene.read(wrong) == ["copy-7", "copy-8", "local:reload"], wrong
         assert "installs.local.json" in scene.problems["local-installs"][0]
     assert scene.read("[]") == ["copy-7", "copy-8"] and not scene.problems
+
+
+# --- what the plane sends ---------------------------------------------------------------------------------------------
+
+
+class FetchScene(LocalScene):
+    """The part of an agent that fetches an install config; the plane answers with ``answer``."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.answer: Any = None
+        self.outcome = UNCHANGED
+        self.plane = self.tokens = self.installer = self
+
+    async def converge_all(self, items: Any, *, lasting: bool) -> Outcome:
+        return self.outcome
+
+    async def identity(self) -> tuple[int, int]:
+        return 14, 5
+
+    async def authorized(self, call: Any) -> Any:
+        return await call("token")
+
+    async def fetch_install_config(self, *_: Any) -> Any:
+        return "etag", self.answer
+
+    async def offload(self, call: Any, *args: Any) -> Any:
+        return call(*args)
+
+    def retry_now(self) -> None:
+        pass
+
+    async def fetch(self, items: list[dict[str, Any]], **more: Any) -> bool:
+        answer = {"id": 9, "version": 1, "installs": items, "installs_hash_b64": installs_hash(items)} | more
+        self.answer = {name: value for name, value in answer.items() if value is not ...}
+        return await refresh_install_config(self)  # type: ignore[arg-type]
+
+    @property
+    def ids(self) -> list[str]:
+        return [item.id for item in self.items]
+
+
+ITEM = {"id": "a", "type": "import_ca"}
+NO_CONFIG = {"id": 0, "version": 0, "installs_hash_b64": "", "installs_json": ""}
+
+
+async def test_a_device_without_an_install_config_has_no_problem(tmp_path: Path) -> None:
+    scene = FetchScene(tmp_path)
+    for _ in range(2):
+        assert not await scene.fetch([], **NO_CONFIG)
+        assert not scene.problems and scene.store.installed.load_install_config() is None
+    assert await scene.fetch([ITEM]) and scene.ids == ["a"]
+
+
+async def test_an_install_config_that_is_gone_from_the_plane_stays_in_force(tmp_path: Path) -> None:
+    scene = FetchScene(tmp_path)
+    await scene.fetch([ITEM], version=3)
+    kept = scene.store.installed.load_install_config()
+    with pytest.raises(PlanError, match="version 3 stays in force") as caught:
+        await scene.fetch([], **NO_CONFIG)
+    assert caught.value.reason == "version-rollback" and "stays in force" in scene.problems["install-config"][0]
+    assert scene.ids == ["a"] and scene.store.installed.load_install_config() == kept
+    scene.store.installed.forget_versions()  # the operator says so
+    assert await scene.fetch([], **NO_CONFIG) and scene.ids == [] and not scene.problems
+    assert not await scene.fetch([], **NO_CONFIG)
+    assert await scene.fetch([ITEM], version=1) and scene.ids == ["a"]
+
+
+@pytest.mark.parametrize("spelling", [None, "", "0", 0, "007", ...])
+async def test_versions_count_however_the_id_is_spelled(tmp_path: Path, spelling: Any) -> None:
+    scene = FetchScene(tmp_path)
+    more = {"id": spelling}
+    await scene.fetch([ITEM], version=3, **more)
+    for version, reason in ((2, "version-rollback"), (3, "equivocation")):
+        with pytest.raises(PlanError) as caught:
+            await scene.fetch([ITEM | {"id": "b"}], version=version, **more)
+        assert caught.value.reason == reason
+    assert await scene.fetch([ITEM | {"id": "b"}], version=4, **more)
+
+
+async def test_items_that_this_version_does_not_know_are_named_and_the_others_count(tmp_path: Path) -> None:
+    scene = FetchScene(tmp_path)
+    strange = {"id": "s", "type": "reboot"}
+    assert await scene.fetch([ITEM, strange])
+    assert [(item.id, bool(item.refused)) for item in scene.items] == [("a", False), ("s", True)]
+    what, fix = scene.problems["refused-items"]
+    assert "item s: type: unknown item type reboot" in what and "upgrade" in fix
+    assert await scene.fetch([ITEM, strange | {"enabled": False}], version=2) and not scene.problems
+
+
+async def test_the_outcome_names_the_items_that_were_refused(tmp_path: Path) -> None:
+    scene, signal = FetchScene(tmp_path), InstallUpdated(5)
+    for outcome in (APPLIED, UNCHANGED, attrs.evolve(FAILED, detail="why")):
+        scene.outcome = outcome
+        await scene.fetch([ITEM, {"id": "s", "type": "reboot"}])
+        ack = await on_install_updated(scene, signal)  # type: ignore[arg-type]
+        assert ack.kind is OutcomeKind.FAILED and ack.deployed == outcome.deployed
+        assert ack.detail.startswith("this version cannot carry out item s: type: unknown item type reboot")
+        assert ack.detail.endswith(outcome.detail)
+    await scene.fetch([ITEM], version=2)
+    scene.outcome = UNCHANGED
+    assert (await on_install_updated(scene, signal)) == UNCHANGED  # type: ignore[arg-type]
+
+
+async def test_nothing_unusable_is_stored(tmp_path: Path) -> None:
+    scene = FetchScene(tmp_path)
+    for items in ([ITEM | {"id": n} for n in range(1001)], [ITEM, ITEM], [ITEM | {"depends_on": ["x"]}]):
+        with pytest.raises(PlanError):
+            await scene.fetch(items)
+        assert scene.store.installed.load_install_config() is None
+
+
+async def test_a_stored_config_over_the_limits_leaves_the_agent_running(tmp_path: Path) -> None:
+    scene = LocalScene(tmp_path)
+    scene.planes(1, *map(str, range(1001)))
+    assert scene.read(RELOAD.replace("copy-7", "")) == []
+    assert "cannot be used (schema)" in scene.problems["stored-install-config"][0]
+    scene.planes(2, "copy-7")
+    assert scene.read(RELOAD) == ["copy-7", "local:reload"] and not scene.problems

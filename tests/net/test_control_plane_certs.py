@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trio
 from plane_answers import HTML, FakeHttp, Sent, ok, page, plane_of, refusal
 
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
+from certctrl.net.calls import LARGE_BODY
+from certctrl.net.control_plane import MAX_CERTIFICATES
 
 LIST = "/apiv1/devices/self/certificates"
 
@@ -56,6 +59,14 @@ async def test_an_endless_list_is_a_bad_answer() -> None:
     http = FakeHttp(by_path={LIST: lambda: (lambda first: ok([row(first + n) for n in range(500)]))(next(start))})
     with pytest.raises(BadAnswerError, match="does not end"):
         await plane_of(http).fetch_certificates("t")
+    assert len(http.sent) <= MAX_CERTIFICATES // 500 + 1
+
+
+async def test_a_page_with_too_many_certificates_is_unusable_as_a_whole() -> None:
+    text = '{"data":[' + ",".join('{"id":1,"domain_name":"a"}' for _ in range(MAX_CERTIFICATES + 1)) + "]}"
+    answer = Answer(200, {"content-type": "application/json"}, text.encode())
+    with pytest.raises(BadAnswerError, match="more than 20000 certificates"):
+        await plane_of(FakeHttp(answer)).fetch_certificates("t")
 
 
 async def test_a_certificate_must_be_the_requested_one() -> None:
@@ -128,3 +139,29 @@ async def test_a_renewal_needs_a_plane_and_a_user() -> None:
     with pytest.raises(BadAnswerError, match="contains no user id"):
         await plane_of(http).request_renewal("t", None, 4)
     assert not http.sent
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+async def test_a_plane_without_a_list_of_cas(status: int) -> None:
+    assert await plane_of(FakeHttp(refusal(status))).fetch_cas("t") is None
+    assert await plane_of(FakeHttp(ok([]))).fetch_cas("t") == {}
+
+
+async def test_a_large_list_is_parsed_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways give the same answer and the same error."""
+    threads: list[int] = []
+    in_thread = trio.to_thread.run_sync
+
+    async def counted(*args: Any) -> Any:
+        threads.append(1)
+        return await in_thread(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+    small, large = ok([row(1)]), ok([row(1, unknown="x" * LARGE_BODY)])
+    assert await plane_of(FakeHttp(small)).fetch_certificates("t") == (
+        await plane_of(FakeHttp(large)).fetch_certificates("t")
+    )
+    assert threads == [1]
+    with pytest.raises(PlaneError, match="no"):
+        await plane_of(FakeHttp(refusal(403, what="no" * LARGE_BODY))).fetch_certificates("t")
+    assert threads == [1, 1]

@@ -29,7 +29,7 @@ from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.install.plan.policy import is_local, refuse_path
 from certctrl.install.plan.retries import Failure
-from certctrl.model.plan import CopyAction, ImportCaAction, InstallItem, Outcome, OutcomeKind, VerifyTls
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.policy import OnRevoked
 from certctrl.model.records import CertRecord, Retry, RetryKind, Stage
 from certctrl.store.deployments.file_set import CHANGED, remove_unchanged
@@ -141,7 +141,7 @@ class Withdrawal:
         deadline = trio.current_time() + seconds
         connected = [item for item in self.items if item.enabled and f"item:{item.id}" in nodes]
         mine = [item for item in connected if self._concerns_it(item) or (item.ob_id is None and item.ob_name is None)]
-        asked = [item.verify for item in mine if not isinstance(item, ImportCaAction)]
+        asked = [item.verify for item in mine if isinstance(item, CopyAction | ExecAction)]
         endpoints = dict.fromkeys(verify for verify in asked if isinstance(verify, VerifyTls))
         return [
             await context.probe.after_removal(verify, self.record.facts.fingerprint_sha256, deadline=deadline)
@@ -187,7 +187,7 @@ class Withdrawal:
         for item in self.items:
             if not isinstance(item, CopyAction) or not self._concerns_it(item):
                 continue
-            for source, path in zip(item.sources, item.targets, strict=True):
+            for source, path in item.pairs:
                 if why := self._remove_copy(item, path, files.get(source, "")):
                     left[path] = why
         return left

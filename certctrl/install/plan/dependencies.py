@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
 from certctrl.install.plan.values import DesiredCa, DesiredCert
+from certctrl.model.order import levels_of
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem
 
 
@@ -44,13 +45,16 @@ def bind(
     A command whose dependencies name only what is not on this host waits: it is not about the other certificates.
     ``ran``: commands that have run before; they do not wait for a certificate that has been withdrawn since.
     """
-    by_id = {item.id: item for item in items}
     own = {item.id: _own(item, certs, cas) for item in items}
+    certs_below = gathered(items, {name: one.certs for name, one in own.items()})
+    cas_below = gathered(items, {name: one.cas for name, one in own.items()})
+    waits_below = gathered(items, {name: (one.waits,) if one.waits else () for name, one in own.items()})
     bound = {}
     for item in items:
         binding = own[item.id]
         if not (binding.certs or binding.cas or binding.waits) and isinstance(item, ExecAction):
-            binding = _of_dependencies([own[name] for name in depended_on(item.id, by_id)], certs)
+            below = (certs_below[item.id], cas_below[item.id], waits_below[item.id])
+            binding = _of_dependencies(*below, certs)
         has_run = isinstance(item, ExecAction) and item.id in ran
         waits = binding.waits or ("" if has_run else _waits(item, binding, certs, cas))
         bound[item.id] = attrs.evolve(binding, waits=waits)
@@ -77,15 +81,13 @@ def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, 
     return Binding(waits="it names no certificate" if isinstance(item, CopyAction) else "")
 
 
-def _of_dependencies(below: Sequence[Binding], certs: Iterable[int]) -> Binding:
-    """Return the binding of a command that names no object."""
-    found = tuple(dict.fromkeys(cert for one in below for cert in one.certs))
-    found_cas = tuple(dict.fromkeys(ca for one in below for ca in one.cas))
+def _of_dependencies(
+    found: tuple[int, ...], found_cas: tuple[int, ...], waits: tuple[str, ...], certs: Iterable[int]
+) -> Binding:
+    """Return the binding of a command that names no object, from those of its dependencies."""
     if found or found_cas:
         return Binding(certs=found, cas=found_cas)
-    if waits := next((one.waits for one in below if one.waits), ""):
-        return Binding(waits=waits)
-    return Binding(certs=tuple(sorted(certs)))
+    return Binding(waits=waits[0]) if waits else Binding(certs=tuple(sorted(certs)))
 
 
 def _waits(item: InstallItem, binding: Binding, certs: Mapping[int, DesiredCert], cas: Mapping[int, DesiredCa]) -> str:
@@ -141,19 +143,52 @@ def depended_on(item_id: str, by_id: Mapping[str, InstallItem]) -> tuple[str, ..
     return tuple(found)
 
 
+T = TypeVar("T")
+
+
+def gathered(items: Sequence[InstallItem], own: Mapping[str, tuple[T, ...]]) -> dict[str, tuple[T, ...]]:
+    """Return for each item what ``own`` says of the items that it depends on, directly or indirectly.
+
+    Each item adds to what its dependencies have gathered already, so a chain costs no more than its length.
+    """
+    by_id = {item.id: item for item in items}
+    levels, stuck = levels_of({item.id: {one for one in item.depends_on if one in by_id} for item in items})
+    found: dict[str, tuple[T, ...]] = {}
+    for name in (name for level in levels for name in level):
+        known: tuple[T, ...] = ()
+        for needed in by_id[name].depends_on:
+            if needed in found:
+                known = _united(_united(known, own[needed]), found[needed])
+        found[name] = known
+    for name in stuck:  # a cycle: one by one
+        found[name] = tuple(dict.fromkeys(one for below in depended_on(name, by_id) for one in own[below]))
+    return found
+
+
+def _united(first: tuple[T, ...], second: tuple[T, ...]) -> tuple[T, ...]:
+    if not second or first == second:
+        return first
+    return tuple(dict.fromkeys((*first, *second))) if first else second
+
+
+def copies_below(items: Sequence[InstallItem]) -> dict[str, tuple[str, ...]]:
+    """Return for each item the ids of the copy items that it depends on, directly or indirectly."""
+    return gathered(items, {item.id: (item.id,) if isinstance(item, CopyAction) else () for item in items})
+
+
 def activation_key(
     item: ExecAction,
     binding: Binding,
     certs: Mapping[int, DesiredCert],
     cas: Mapping[int, DesiredCa],
-    by_id: Mapping[str, InstallItem],
+    copies: Iterable[InstallItem],
 ) -> str:
-    """Return the hash of a command, of the places of the files it depends on, and of their contents."""
+    """Return the hash of a command, of the places of the files that it depends on (``copies``), and of their contents."""
     generations = {str(cert): certs[cert].generation for cert in binding.certs if cert in certs}
     places = {
-        name: [copy.sources, copy.targets, copy.owner, copy.group, copy.mode]
-        for name in depended_on(item.id, by_id)
-        if isinstance(copy := by_id[name], CopyAction) and copy.enabled
+        copy.id: [copy.sources, copy.targets, copy.owner, copy.group, copy.mode]
+        for copy in copies
+        if isinstance(copy, CopyAction) and copy.enabled
     }
     facts: list[Any] = [
         item.cmd_argv, item.cmd, item.run_as, dict(item.env), attrs.asdict(item.verify) if item.verify else None,
@@ -188,7 +223,7 @@ def components(items: Sequence[InstallItem], bound: Mapping[str, Binding], certs
     for item in items:
         me = root(f"item:{item.id}")
         others = [*bound[item.id].nodes, *(f"item:{name}" for name in item.depends_on if name in known)]
-        if isinstance(item, ExecAction):
+        if isinstance(item, ExecAction) and not item.refused:
             others.append(f"command:{same_command(item)}")
         elif isinstance(item, CopyAction):
             others += [f"path:{path}" for path in item.targets]
@@ -218,14 +253,5 @@ def _ordered_steps(items: Sequence[InstallItem], node_of: Mapping[str, str]) -> 
         members.setdefault(node, []).append(item.id)
         needs.setdefault(node, set()).update(node_of[name] for name in item.depends_on if name in node_of)
         needs[node].discard(node)
-    ordered = []
-    while needs:
-        ready = [node for node, missing in needs.items() if not missing]
-        if not ready:
-            return []
-        for node in ready:
-            del needs[node]
-        for missing in needs.values():
-            missing.difference_update(ready)
-        ordered.append([tuple(members[node]) for node in ready])
-    return ordered
+    levels, stuck = levels_of(needs)
+    return [] if stuck else [[tuple(members[node]) for node in level] for level in levels]

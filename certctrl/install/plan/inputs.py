@@ -44,6 +44,8 @@ class PlanInputs:
     activations: Mapping[str, str]
     host: Host
     bound: Mapping[str, Binding]
+    copies_below: Mapping[str, tuple[str, ...]]
+    """Item id -> the copy items that it depends on, directly or indirectly."""
     examine: Collection[int] | None = None
     """Certificates whose files are compared; None: all."""
     writes: Mapping[str, tuple[Write, ...]] = attrs.field(factory=dict)

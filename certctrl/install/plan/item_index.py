@@ -25,7 +25,7 @@ class ItemIndex:
         by_id: dict[int, list[CopyAction]] = {}
         by_name: dict[str, list[CopyAction]] = {}
         for item in items:
-            if isinstance(item, CopyAction) and item.enabled and item.ob_type != "ca":
+            if isinstance(item, CopyAction) and item.enabled and not item.refused and item.ob_type != "ca":
                 if item.ob_id is not None:
                     by_id.setdefault(item.ob_id, []).append(item)
                 elif item.ob_name is not None:

@@ -15,7 +15,7 @@ import attrs
 
 from certctrl.install.material.domains import covers, plain_domain
 from certctrl.install.material.formats import KEY_FILES
-from certctrl.install.plan.dependencies import activation_key, bind, components, depended_on, enabled, ordered_steps
+from certctrl.install.plan.dependencies import activation_key, bind, components, copies_below, enabled, ordered_steps
 from certctrl.install.plan.inputs import Host, PlanInputs
 from certctrl.install.plan.pairs import FileGroup, file_groups_of
 from certctrl.install.plan.policy import KEY_MODES, PUBLIC_MODES, Grant, Refusal, judge_exec
@@ -58,7 +58,8 @@ def plan_for(
     wanted = enabled(items)
     bound = bind(wanted, certs, cas or {}, ran=activations.keys())
     by_id = {item.id: item for item in wanted}
-    inputs = PlanInputs(by_id, certs, cas or {}, destinations, policy, activations, host, bound, examine)
+    below = copies_below(wanted)
+    inputs = PlanInputs(by_id, certs, cas or {}, destinations, policy, activations, host, bound, below, examine)
     refusals = [refusal for item in wanted if (refusal := refusal_of(inputs, item)) is not None]
     refusals += collisions(wanted, {refusal.item for refusal in refusals})
     refused = {refusal.item for refusal in refusals}
@@ -91,7 +92,7 @@ def _targets(inputs: PlanInputs, doable: Sequence[InstallItem]) -> dict[int, tup
 
 def programs(items: Iterable[InstallItem], policy: HostPolicy) -> tuple[str, ...]:
     """Return all executables that the items might run."""
-    argvs = [argv for item in items if item.enabled for argv in argvs_of(item)]
+    argvs = [argv for item in items if item.enabled and not item.refused for argv in argvs_of(item)]
     argvs += [command.argv for command in policy.commands.values()]
     return tuple(dict.fromkeys(argv[0] for argv in argvs if argv and argv[0].startswith("/")))
 
@@ -116,7 +117,7 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
     cert = inputs.certs[binding.certs[0]] if binding.certs else None
     source_files = cert.files if cert is not None else inputs.cas[binding.cas[0]].files
     found = []
-    for name, path in zip(item.sources, item.targets, strict=True):
+    for name, path in item.pairs:
         there = inputs.destinations.get(path, Destination())
         uid = inputs.host.users[item.owner] if item.owner is not None else None
         gid = inputs.host.groups[item.group] if item.group is not None else None
@@ -167,10 +168,11 @@ def _group_plan(
     switches = tuple(cert for cert in certs if cert.generation and cert.generation != cert.live)
     touched = {write.node for item in mine for write in inputs.writes.get(item.id, ())}
     runs = {run.items: run for run in _runs(inputs, mine, touched)}
+    run_of = {name: run for run in runs.values() for name in run.items}
     steps = []
     for step in ordered_steps(mine):
         writes = tuple(write for group in step for name in group for write in inputs.writes.get(name, ()))
-        due = tuple(run for run in runs.values() if any(set(run.items) <= set(group) for group in step))
+        due = tuple({run_of[name].items: run_of[name] for group in step for name in group if name in run_of}.values())
         if writes or due:
             steps.append(Step(writes, due))
     unproven = {cert.node for cert in certs if cert.generation and not cert.proven}
@@ -201,7 +203,7 @@ def _group_plan(
 
 def _unserved(inputs: PlanInputs, items: Sequence[InstallItem]) -> frozenset[str]:
     """Return copies whose command has never succeeded: one that depends on them, otherwise one of their certificate."""
-    execs = {item.id: set(depended_on(item.id, inputs.items)) for item in items if isinstance(item, ExecAction)}
+    execs = {item.id: set(inputs.copies_below[item.id]) for item in items if isinstance(item, ExecAction)}
     found = set[str]()
     for item in items:
         if isinstance(item, CopyAction):
@@ -221,7 +223,8 @@ def _runs(inputs: PlanInputs, items: Sequence[InstallItem], touched: Collection[
             if not isinstance(item, ExecAction):
                 continue
             binding = inputs.bound[item.id]
-            key = activation_key(item, binding, inputs.certs, inputs.cas, inputs.items)
+            copies = [inputs.items[name] for name in inputs.copies_below[item.id]]
+            key = activation_key(item, binding, inputs.certs, inputs.cas, copies)
             noted = inputs.activations.get(item.id)
             if noted != key or not binding.nodes.isdisjoint(touched):
                 due.setdefault("\n".join(group), []).append((item, key, noted == key))
@@ -259,7 +262,7 @@ def _verifications(
     """Return due verifications: after a command, for changed or unproven certificates, and those still pending."""
     found, run_of = [], {name: run for run in runs for name in run.items}
     for item in items:
-        if isinstance(item, ImportCaAction) or item.verify is None:
+        if not isinstance(item, CopyAction | ExecAction) or item.verify is None:
             continue
         about = [inputs.certs[cert] for cert in inputs.bound[item.id].certs if cert in inputs.certs]
         run, nodes = run_of.get(item.id), {cert.node for cert in about}

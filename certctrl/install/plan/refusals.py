@@ -42,7 +42,9 @@ def argvs_of(item: InstallItem) -> list[tuple[str, ...]]:
 def refusal_of(inputs: PlanInputs, item: InstallItem) -> Refusal | None:
     """Return why an item is refused; None: it is allowed."""
     found: Refusal | None = None
-    if isinstance(item, CopyAction):
+    if item.refused:
+        found = Refusal(what=f"carry out item {one_line(item.id, 80)}", why=item.refused)
+    elif isinstance(item, CopyAction):
         found = _refuse_copy(inputs, item)
     elif isinstance(item, ExecAction):
         found = _refuse_grant(inputs, judge_exec(inputs.policy, item, inputs.host.identity))
@@ -129,13 +131,20 @@ def blocked_items(inputs: PlanInputs, refused: Collection[str]) -> dict[str, str
         for item in group if missing is not None else ():
             if item.id not in refused:
                 blocked[item.id] = f"forms a pair with item {one_line(missing or '')}, which is refused"
-    changed = True
-    while changed:
-        out = {*refused, *blocked}
-        candidates = (item for item in inputs.items.values() if item.id not in out)
+    place = {name: number for number, name in enumerate(inputs.items)}
+    users: dict[str, list[str]] = {}
+    for item in inputs.items.values():
+        for needed in item.depends_on:
+            users.setdefault(needed, []).append(item.id)
+    out = {*refused, *blocked}
+    fresh = out.copy()
+    while fresh:  # rounds: only what depends on the last round can follow it
+        affected = {user for name in fresh for user in users.get(name, ())} - out
+        candidates = [inputs.items[name] for name in sorted(affected, key=place.__getitem__)]
         new = {item.id: why for item in candidates if (why := _left_out_with(inputs, item, out))}
         blocked |= new
-        changed = bool(new)
+        fresh = set(new)
+        out |= fresh
     return blocked
 
 

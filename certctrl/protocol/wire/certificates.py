@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from certctrl.errors import BadAnswerError, MaterialError
+from certctrl.errors import BadAnswerError, MaterialError, PlaneError
 from certctrl.model.bundle import CaBundle, CertificateSummary, DeployMaterials
 from certctrl.protocol.wire.reader import Hook, Misfit, bounded_list, from_answer, integer, moment, text, wire_class
 from certctrl.text import one_line
@@ -81,9 +81,18 @@ def certificate_from_wire(data: object) -> CertificateSummary:
 def materials_from_wire(data: object) -> DeployMaterials:
     """Return the material of one certificate, its scheme normalised.
 
-    Raises BadAnswerError if it does not fit, MaterialError (``unknown-scheme``) for an unknown scheme.
+    Raises BadAnswerError if it does not fit, MaterialError (``unknown-scheme``) for an unknown scheme, PlaneError
+    (409 ``WRAP_PENDING``) if the data key consists of zero bytes: it is not sealed to this device yet.
     """
-    return from_answer(_materials, data, "materials")
+    materials = from_answer(_materials, data, "materials")
+    if materials.enc_data_key_b64 and _is_blank(materials.enc_data_key_b64):
+        raise PlaneError("the key is not sealed to this device yet", status=409, key="WRAP_PENDING")
+    return materials
+
+
+def _is_blank(text: str) -> bool:
+    """Return whether base64 text says only zero bytes."""
+    return not text.strip("A=")
 
 
 def ca_from_wire(data: object) -> CaBundle:

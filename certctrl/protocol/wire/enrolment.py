@@ -17,6 +17,7 @@ from certctrl.protocol.device_flow import (
     GrantReady,
     GrantSlowDown,
     GrantStarted,
+    GrantUnusable,
 )
 from certctrl.protocol.wire.answer import BUNDLE_CAP, data_of, parse_error
 from certctrl.protocol.wire.reader import Hook, Misfit, from_answer, integer, printable, text, wire_class
@@ -120,7 +121,10 @@ _GRANT_EVENTS: dict[str, GrantEvent] = {
 def _grant_status(data: object) -> GrantEvent:
     status = _read_status(data).status.lower()
     if status == "ready":
-        return _read_ready(data)
+        try:
+            return _read_ready(data)
+        except Misfit as misfit:  # nothing better comes: the plane has given out its only answer
+            return GrantUnusable(f"approved, but the plane's answer cannot be used: {misfit}")
     return _GRANT_EVENTS.get(status) or GrantFailed(f"unknown grant status {one_line(status, 40)}")
 
 

@@ -1,7 +1,7 @@
-"""Read the install config: the hash matches, types are known, ids are unique, and there is no cycle.
+"""Read the install config: the hash matches, ids are unique, and there is no cycle; else the whole is refused.
 
-One item that does not fit refuses the whole document, before anything runs. The host's policy judges paths, commands
-and virtual files later, item by item.
+An item that does not fit, such as one of an unknown type, is refused by itself. The host's policy judges paths,
+commands and virtual files later, item by item.
 """
 
 from __future__ import annotations
@@ -16,9 +16,16 @@ from typing import Any
 import attrs
 
 from certctrl.errors import BadAnswerError, ConfigError, PlanError
+from certctrl.model.order import levels_of
 from certctrl.model.plan import LOCAL_PREFIX, InstallConfig, InstallItem
 from certctrl.protocol.wire.canonical import canonical_json
-from certctrl.protocol.wire.install_items import UnknownKindError, did_you_mean, item_from_operator, item_from_wire
+from certctrl.protocol.wire.install_items import (
+    MAX_ITEMS,
+    did_you_mean,
+    item_from_operator,
+    item_from_wire,
+    item_or_refused,
+)
 from certctrl.protocol.wire.reader import (
     SAFE_INT,
     Misfit,
@@ -33,8 +40,8 @@ from certctrl.protocol.wire.reader import (
 from certctrl.text import one_line
 
 LOCAL_FILE = "installs.local.json"
-MAX_OPERATOR_ITEMS = 1000
-"""Items that an operator may give to the plane; a host accepts ten times as many."""
+MAX_LEVELS = 32
+"""Items in the longest chain of dependencies."""
 MAX_INSTALLS_TEXT = 4_194_304
 
 _PATH = "install config"
@@ -42,11 +49,23 @@ _PATH = "install config"
 
 @attrs.frozen
 class _Document:
-    id: int
     version: int
+    id: int = 0
     installs_hash_b64: str | None = None
     updated_at: str | None = None
     installs_json: str | None = None
+
+    @property
+    def may_be_absent(self) -> bool:
+        """Whether, without items, this says that there is no config for this device."""
+        return self.installs_hash_b64 is None or not self.version
+
+
+def _moment_if_known(value: Any, _: Any = None) -> str | None:
+    try:
+        return moment(value)
+    except Misfit:
+        return None  # for humans only: must not refuse the config
 
 
 _read_document = wire_class(
@@ -54,7 +73,7 @@ _read_document = wire_class(
     {
         "version": integer(le=SAFE_INT),
         "installs_hash_b64": text(256),
-        "updated_at": moment,
+        "updated_at": _moment_if_known,
         "installs_json": text(MAX_INSTALLS_TEXT),
     },
     prepare=alias("installs_hash_b64", "installs_hash"),
@@ -64,41 +83,48 @@ _read_document = wire_class(
 def install_config_from_wire(data: object) -> InstallConfig:
     """Return the verified install config of a plane's ``data`` object.
 
-    Raises PlanError with ``reason`` ``schema``, ``hash``, ``unknown-type``, ``duplicate-id``,
-    ``unknown-dependency`` or ``cycle``. The caller decides whether the version may replace the current one.
+    No items without a hash or with version 0 mean that the plane has no config for this device (``absent``). Raises
+    PlanError with ``reason`` ``schema``, ``hash``, ``duplicate-id``, ``unknown-dependency``, ``cycle`` or ``depth``.
+    The caller decides whether the version may replace the current one.
     """
     try:
         document = _read_document(data, _PATH)
         rows = _verified_items(document, data.get("installs") if isinstance(data, dict) else None)
-        items = tuple(item_from_wire(row, f"installs[{i}]") for i, row in enumerate(rows))
-    except UnknownKindError as error:
-        raise PlanError(str(error), reason="unknown-type", fix="upgrade this agent, or remove the item") from None
+        items = tuple(item_or_refused(row, f"installs[{i}]") for i, row in enumerate(rows))
     except Misfit as misfit:
         raise PlanError(str(misfit), reason="schema") from None
     _check_plane_ids(items)
-    install_order(items)
+    _check_depth(items)
     return InstallConfig(
         id=document.id,
         version=document.version,
         items=items,
         installs_hash_b64=document.installs_hash_b64 or "",
         updated_at=document.updated_at,
+        absent=not items and document.may_be_absent,
     )
 
 
 def items_from_operator(data: object) -> tuple[InstallItem, ...]:
     """Return the items that an operator gives to the plane, after checking each and their dependencies.
 
-    Raises Misfit with the JSON path, or PlanError (``schema``, ``duplicate-id``, ``unknown-dependency``, ``cycle``).
+    Raises Misfit with the JSON path, or PlanError (``schema``, ``duplicate-id``, ``unknown-dependency``, ``cycle``,
+    ``depth``).
     """
     try:
-        rows = bounded_list(data, MAX_OPERATOR_ITEMS)
+        rows = bounded_list(data, MAX_ITEMS)
     except Misfit as misfit:
         raise Misfit(misfit.what, "installs") from None
     items = tuple(item_from_operator(row, f"installs[{i}]") for i, row in enumerate(rows))
     _check_plane_ids(items)
-    install_order(items)
+    _check_depth(items)
     return items
+
+
+def _check_depth(items: Iterable[InstallItem]) -> None:
+    if (depth := len(install_order(items))) > MAX_LEVELS:
+        what = f"items depend on each other in a chain of {depth}; at most {MAX_LEVELS} are allowed"
+        raise PlanError(what, reason="depth")
 
 
 def _check_plane_ids(items: Iterable[InstallItem]) -> None:
@@ -110,9 +136,11 @@ def _check_plane_ids(items: Iterable[InstallItem]) -> None:
 def _verified_items(document: _Document, listed: object) -> list[Any]:
     """Return the raw items that the hash covers: the text ``installs_json`` if set, otherwise ``installs``."""
     digest, text = document.installs_hash_b64, document.installs_json
+    items = [] if document.may_be_absent and text is None and listed in (None, "") else _listed_items(text, listed)
     if digest is None:
+        if not items:
+            return items
         raise PlanError("the install config has no hash", reason="hash")
-    items = _listed_items(text, listed)
     try:
         hashed = canonical_json(items) if text is None else text
         if not _same_hash(digest, hashed):
@@ -134,7 +162,7 @@ def _listed_items(text: str | None, listed: object) -> list[Any]:
         except BadAnswerError:
             raise Misfit("not valid JSON", f"{_PATH}.{name}") from None
     try:
-        return bounded_list(value)
+        return bounded_list(value, MAX_ITEMS)
     except Misfit as misfit:
         raise Misfit(misfit.what, f"{_PATH}.{name}") from None
 
@@ -227,16 +255,8 @@ def _levels(items: Iterable[InstallItem], *, missing_ok: bool) -> tuple[tuple[In
                 f"item {one_line(item_id, 80)} depends on {one_line(name, 80)}, which does not exist{hint}",
                 reason="unknown-dependency",
             )
-    levels = []
-    while waiting:
-        ready = [item for item in waiting.values() if not needs[item.id]]
-        if not ready:
-            stuck = ", ".join(one_line(name, 40) for name in sorted(waiting)[:5])
-            raise PlanError(f"items depend on each other in a cycle: {stuck}", reason="cycle")
-        done = {item.id for item in ready}
-        for item in ready:
-            del waiting[item.id]
-        for item_id in waiting:
-            needs[item_id] -= done
-        levels.append(tuple(ready))
-    return tuple(levels)
+    levels, stuck = levels_of(needs)
+    if stuck:
+        cycle = ", ".join(one_line(name, 40) for name in sorted(stuck)[:5])
+        raise PlanError(f"items depend on each other in a cycle: {cycle}", reason="cycle")
+    return tuple(tuple(waiting[name] for name in level) for level in levels)

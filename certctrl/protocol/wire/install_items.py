@@ -17,6 +17,7 @@ from certctrl.model.plan import (
     InstallItem,
     ObjectType,
     StartTls,
+    UnknownAction,
     Verify,
     VerifyCommand,
     VerifyTls,
@@ -27,6 +28,7 @@ from certctrl.protocol.wire.reader import (
     Misfit,
     Read,
     bounded_list,
+    flag,
     integer,
     kind_of,
     text,
@@ -49,6 +51,8 @@ CERT_FILES = (
 """Virtual files of a certificate."""
 CA_FILES = ("ca.pem", "ca.der", "meta.json")
 """Virtual files of a CA."""
+MAX_ITEMS = 1000
+"""Items of one install config, and names in one ``depends_on``."""
 MAX_TIMEOUT_MS = 600_000
 DEFAULT_TIMEOUT_MS = 30_000
 
@@ -69,13 +73,13 @@ _KEYS = {
 _TYPO = 0.75
 """Similarity from which an unknown key is taken for a misspelled one."""
 _VERIFY_KEYS = {
-    "command": frozenset(("type", "cmd_argv")),
+    "command": frozenset(("type", "cmd_argv", "cmd")),
     "tls": frozenset(("type", "host", "port", "server_name", "starttls")),
 }
 
 
 class UnknownKindError(Misfit):
-    """An item or verify type that this version does not know: the config is for a newer agent."""
+    """An item or verify type that this version does not know: the item is for a newer agent."""
 
 
 # --- fields ------------------------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ def _item_id(value: Any, _: Any = None) -> str:
 
 
 def _item_ids(value: Any, _: Any = None) -> tuple[str, ...]:
-    return tuple(map(_item_id, bounded_list(value)))
+    return tuple(map(_item_id, bounded_list(value, MAX_ITEMS)))
 
 
 def _object_type(value: Any, _: Any = None) -> ObjectType:
@@ -181,27 +185,6 @@ def _with_command(verify: VerifyCommand) -> VerifyCommand:
     return verify
 
 
-wire_class(VerifyCommand, prepare=lambda row: {"cmd_argv": []} | row, check=_with_command)
-wire_class(VerifyTls, {"host": _host, "port": integer(1, 65_535), "server_name": text(255), "starttls": _starttls})
-_VERIFY: dict[str, type[Verify]] = {"command": VerifyCommand, "tls": VerifyTls}
-
-_COMMON: dict[str, Hook] = {
-    "id": _item_id,
-    "depends_on": _item_ids,
-    "ob_type": _object_type,
-    "ob_id": _object_id,
-    "ob_name": text(1024),
-}
-
-
-def _paired(copy: CopyAction) -> CopyAction:
-    if not copy.sources:
-        raise Misfit("nothing to copy", ".from")
-    if len(copy.sources) != len(copy.targets):
-        raise Misfit(f"expected a list as long as from: {len(copy.sources)} paths, got {len(copy.targets)}", ".to")
-    return copy
-
-
 def _one_command(row: dict[str, Any]) -> dict[str, Any]:
     """Normalise a command: ``cmd_argv`` comes first; ``cmd`` may be a shell line or a list of arguments."""
     line = row.pop("cmd", None)
@@ -215,6 +198,28 @@ def _one_command(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"cmd": line} if line else row
 
 
+wire_class(VerifyCommand, prepare=lambda row: {"cmd_argv": []} | _one_command(row), check=_with_command)
+wire_class(VerifyTls, {"host": _host, "port": integer(1, 65_535), "server_name": text(255), "starttls": _starttls})
+_VERIFY: dict[str, type[Verify]] = {"command": VerifyCommand, "tls": VerifyTls}
+
+_NEVER_READ = ("refused",)
+_COMMON: dict[str, Hook] = {
+    "id": _item_id,
+    "depends_on": _item_ids,
+    "ob_type": _object_type,
+    "ob_id": _object_id,
+    "ob_name": text(1024),
+}
+
+
+def _paired(copy: CopyAction) -> CopyAction:
+    if not copy.sources:
+        raise Misfit("nothing to copy", ".from")
+    if copy.targets and len(copy.sources) != len(copy.targets):
+        raise Misfit(f"expected a list as long as from: {len(copy.sources)} paths, got {len(copy.targets)}", ".to")
+    return copy
+
+
 def _runnable(action: ExecAction) -> ExecAction:
     if action.cmd_argv is None and action.cmd is None:
         raise Misfit("no command", ".cmd_argv")
@@ -225,20 +230,50 @@ _read_copy = wire_class(
     CopyAction,
     _COMMON | {"owner": text(256), "group": text(256), "mode": _mode, "check": _argv, "verify": _verify},
     names={"sources": "from", "targets": "to"},
+    omit=_NEVER_READ,
     prepare=lambda row: {"from": [], "to": []} | row,
     check=_paired,
 )
 _read_exec = wire_class(
     ExecAction,
     _COMMON | {"cmd_argv": _argv, "timeout_ms": _timeout, "run_as": text(256), "env": _environment, "verify": _verify},
+    omit=_NEVER_READ,
     prepare=_one_command,
     check=_runnable,
 )
 _ITEMS: dict[str, Read[InstallItem]] = {
     "copy": _read_copy,
     "exec": _read_exec,
-    "import_ca": wire_class(ImportCaAction, _COMMON),
+    "import_ca": wire_class(ImportCaAction, _COMMON, omit=_NEVER_READ),
 }
+
+
+def _readable(hook: Hook, default: Any) -> Hook:
+    """Return a hook that gives ``default`` for what does not fit: what a refused item is about should still be known."""
+
+    def structure(value: Any, kind: Any = None) -> Any:
+        try:
+            return hook(value, kind)
+        except Misfit:
+            return default
+
+    return structure
+
+
+_read_common = wire_class(
+    UnknownAction,
+    {
+        "id": _item_id,
+        "enabled": _readable(flag, True),
+        "continue_on_error": _readable(flag, False),
+        "depends_on": _readable(_item_ids, ()),
+        "tags": _readable(texts, ()),
+        "ob_type": _readable(_object_type, None),
+        "ob_id": _readable(_object_id, None),
+        "ob_name": _readable(text(1024), None),
+    },
+    omit=_NEVER_READ,
+)
 
 
 def item_from_wire(raw: object, path: str, *, local_names: frozenset[str] | None = None) -> InstallItem:
@@ -258,6 +293,7 @@ def item_from_wire(raw: object, path: str, *, local_names: frozenset[str] | None
     item = _ITEMS[kind](raw, path)
     if local_names is None:
         return item
+    _refuse_no_targets(item, path)
     needs = tuple(LOCAL_PREFIX + name if name in local_names else name for name in item.depends_on)
     return attrs.evolve(item, id=LOCAL_PREFIX + item.id, depends_on=needs)
 
@@ -299,6 +335,37 @@ def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     return f"; did you mean {one_line(near[0], 80)}?" if near else ""
 
 
+def _refuse_no_targets(item: InstallItem, path: str) -> None:
+    if isinstance(item, CopyAction) and not item.targets:
+        raise Misfit(f"expected a list as long as from: {len(item.sources)} paths, got 0", f"{path}.to")
+
+
+def item_or_refused(raw: object, path: str) -> InstallItem:
+    """Return one item of the plane; one that does not fit is ``refused``, so that the others still run.
+
+    Raises Misfit only if the id does not fit: what depends on the item would be unknown.
+    """
+    try:
+        return item_from_wire(raw, path)
+    except Misfit as misfit:
+        common = _read_common(raw, path)
+        why = f"{misfit.path.removeprefix(path).lstrip('.')}: {misfit.what}"
+        if isinstance(misfit, UnknownKindError):
+            why += " (upgrade this agent, or remove the item)"
+    fields = attrs.asdict(common, recurse=False) | {"refused": why}
+    row: dict[str, Any] = raw if isinstance(raw, dict) else {}
+    match row.get("type"):
+        case "copy":  # a revoked certificate must still be removed from its targets
+            sources, targets = (_readable(texts, ())(row.get(name), None) for name in ("from", "to"))
+            return CopyAction(**fields, sources=sources, targets=targets if len(targets) == len(sources) else ())
+        case "exec":
+            return ExecAction(**fields)
+        case "import_ca":
+            return ImportCaAction(**fields)
+        case _:
+            return UnknownAction(**fields)
+
+
 def item_from_operator(raw: object, path: str) -> InstallItem:
     """Return one item that an operator gives to the plane, checked more strictly than hosts do.
 
@@ -309,6 +376,7 @@ def item_from_operator(raw: object, path: str) -> InstallItem:
         _refuse_typos(raw, _kind(raw), path)
     match item:
         case CopyAction():
+            _refuse_no_targets(item, path)
             files = CA_FILES if item.ob_type is ObjectType.CA else CERT_FILES
             for i, name in enumerate(item.sources):
                 if name not in files:
@@ -323,6 +391,8 @@ def item_from_operator(raw: object, path: str) -> InstallItem:
         case ImportCaAction():
             if item.ob_id is None:
                 raise Misfit("expected the id of a CA", f"{path}.ob_id")
+        case UnknownAction():
+            raise Misfit("unknown item type", f"{path}.type")
         case _:
             assert_never(item)
     return item

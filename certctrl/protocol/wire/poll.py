@@ -25,6 +25,8 @@ from certctrl.protocol.wire.reader import Misfit, bounded_list, from_answer, wir
 from certctrl.protocol.wire.signals import signal_from_wire
 
 UPDATES_PATH = "/apiv1/devices/self/updates"
+MAX_SIGNALS = 1000
+"""Signals of one page, whatever limit was requested; a longer page is unusable as a whole."""
 CURSOR_LIMIT = 1024
 """Characters; a cursor is an opaque position."""
 
@@ -112,7 +114,7 @@ class _Page:
     """Not yet structured: a malformed signal must not fail the page."""
 
 
-_read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _: bounded_list(value)})
+_read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _: bounded_list(value, MAX_SIGNALS)})
 
 
 def _page(answer: Answer, limit: int, wall_now: float | None) -> Event:

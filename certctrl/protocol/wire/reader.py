@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -179,8 +179,9 @@ def flag(value: Any, _: Any = None) -> bool:
 
 
 def moment(value: Any, _: Any = None) -> str:
-    """Return a time as RFC 3339 text; epoch seconds are converted."""
+    """Return a time as RFC 3339 text; seconds or, above the year 9999, milliseconds since the epoch are converted."""
     if type(value) is int or type(value) is float:
+        value = value / 1000 if _YEAR_9999 < value <= 1000 * _YEAR_9999 else value
         if not 0 <= value <= _YEAR_9999:
             raise Misfit("not a time")
         return datetime.fromtimestamp(int(value), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -229,6 +230,7 @@ def wire_class(
     fields: Mapping[str, Hook] = _NONE,
     *,
     names: Mapping[str, str] = _NONE,
+    omit: Collection[str] = (),
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     check: Callable[[T], T] | None = None,
 ) -> Read[T]:
@@ -236,14 +238,17 @@ def wire_class(
 
     Unset fields (absent, ``null`` or ``""``) get the default of their attribute, or are reported as missing.
     ``fields``: hooks by attribute, where the hook of its type is not strict enough. ``names``: wire names by attribute,
-    where they differ. ``prepare`` may change the JSON object before, without its unset fields; ``check`` the value
+    where they differ. ``omit``: attributes that are never read. ``prepare`` may change the JSON object before, without its unset fields; ``check`` the value
     after.
     """
     _NAMES[cls] = names
     attributes = attrs.fields(attrs.resolve_types(cls))
     flags = frozenset(one.name for one in attributes if one.type is bool)
     overrides: dict[str, Any] = {
-        one.name: override(rename=names.get(one.name), struct_hook=fields.get(one.name)) for one in attributes
+        one.name: override(omit=True)
+        if one.name in omit
+        else override(rename=names.get(one.name), struct_hook=fields.get(one.name))
+        for one in attributes
     }
     build = make_dict_structure_fn(cls, CONVERTER, **overrides)
 

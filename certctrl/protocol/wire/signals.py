@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from certctrl.model.plan import Outcome
 from certctrl.model.signals import (
     CaAssigned,
@@ -12,8 +14,10 @@ from certctrl.model.signals import (
     CertRevoked,
     CertUnassigned,
     InstallUpdated,
+    KnownSignal,
     MalformedSignal,
     ResyncRequired,
+    SentAs,
     Signal,
     UnknownSignal,
     to_wire,
@@ -23,29 +27,33 @@ from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Read, alias, integer
 MAX_TS_MS = 253_402_300_799_999
 _TYPE_LIMIT = 128
 _NAME_LIMIT = 256
+_REF_FIELDS = 16
+"""Fields of a ``ref`` that an ack repeats exactly; of a larger one, only the known fields."""
 
 _timestamp = integer(ge=1, le=MAX_TS_MS)  # 0 marks a malformed signal and must stay malformed when read back
 _id = integer(ge=1)
 _name = text(_NAME_LIMIT)
+_NEVER_READ = ("sent_as",)
 
 
 def _reason(value: Any, _: Any = None) -> str | None:
     return value if isinstance(value, str) else None  # for humans only: must not refuse the resync
 
 
-def _cert(cls: type[CertRenewed | CertRevoked | CertUnassigned]) -> Read[Signal]:
-    return wire_class(cls, {"cert_id": _id, "serial": _name})
+def _cert(cls: type[CertRenewed | CertRevoked | CertUnassigned]) -> Read[KnownSignal]:
+    return wire_class(cls, {"cert_id": _id, "serial": _name}, omit=_NEVER_READ)
 
 
-def _ca(cls: type[CaAssigned | CaUnassigned]) -> Read[Signal]:
-    return wire_class(cls, {"ca_id": _id, "serial": _name, "ca_name": _name})
+def _ca(cls: type[CaAssigned | CaUnassigned]) -> Read[KnownSignal]:
+    return wire_class(cls, {"ca_id": _id, "serial": _name, "ca_name": _name}, omit=_NEVER_READ)
 
 
 _renewed = _cert(CertRenewed)
-_BY_TYPE: dict[str, Read[Signal]] = {
+_BY_TYPE: dict[str, Read[KnownSignal]] = {
     InstallUpdated.type: wire_class(
         InstallUpdated,
-        {"config_id": _id, "version": integer(le=SAFE_INT), "installs_hash_b64": _name},
+        {"config_id": integer(), "version": integer(le=SAFE_INT), "installs_hash_b64": _name},
+        omit=_NEVER_READ,
         prepare=alias("installs_hash_b64", "installs_hash"),
     ),
     CertRenewed.type: _renewed,
@@ -54,7 +62,7 @@ _BY_TYPE: dict[str, Read[Signal]] = {
     CertUnassigned.type: _cert(CertUnassigned),
     CaAssigned.type: _ca(CaAssigned),
     CaUnassigned.type: _ca(CaUnassigned),
-    ResyncRequired.type: wire_class(ResyncRequired, {"reason": _reason}),
+    ResyncRequired.type: wire_class(ResyncRequired, {"reason": _reason}, omit=_NEVER_READ),
 }
 
 
@@ -78,9 +86,20 @@ def signal_from_wire(raw: object) -> Signal:
     if read is None:
         return UnknownSignal(name, ts_ms, raw_ref)
     try:
-        return read(raw_ref | {"ts_ms": ts_ms}, "ref")
+        found = read(raw_ref | {"ts_ms": ts_ms}, "ref")
     except Misfit as misfit:
         return MalformedSignal(name, ts_ms, raw_ref, str(misfit))
+    if (name, raw_ref) == (found.type, found.ref()) or not _is_small(raw_ref):
+        return found
+    return attrs.evolve(found, sent_as=SentAs(type=name, ref=raw_ref))
+
+
+def _is_small(ref: dict[str, Any]) -> bool:
+    """Return whether a reference is worth keeping as it was sent: only its known fields matter."""
+    return len(ref) <= _REF_FIELDS and all(
+        isinstance(value, int | float | None) or (isinstance(value, str) and len(value) <= _NAME_LIMIT)
+        for value in ref.values()
+    )
 
 
 def ack_event(signal: Signal, outcome: Outcome, duration_ms: int) -> dict[str, Any]:

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
 from certctrl.protocol.device_flow import (
+    DeviceFlow,
     GrantDenied,
     GrantExpired,
     GrantFailed,
     GrantPending,
     GrantReady,
     GrantSlowDown,
+    GrantUnusable,
+    Refused,
 )
 from certctrl.protocol.wire.enrolment import (
     grant_event,
@@ -91,8 +94,6 @@ def test_the_status_of_a_grant_may_be_the_key_of_an_error(key: str) -> None:
         answer(200, {"data": {"status": 5}}),
         answer(200, {"data": {}}),
         answer(200, {"data": []}),
-        answer(200, {"data": READY | {"registration_code": ""}}),
-        answer(200, {"data": READY | {"user_id": 0}}),
         answer(404, {"error": {"key": "NOT_FOUND"}}),
         answer(302, {"error": {"key": "access_denied"}}),
         Answer(200, {"content-type": "text/html"}, b"<html>access_denied</html>"),
@@ -103,6 +104,23 @@ def test_the_status_of_a_grant_may_be_the_key_of_an_error(key: str) -> None:
 )
 def test_answers_without_a_grant_status(wrong: Answer) -> None:
     assert isinstance(grant_event(wrong), GrantFailed)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"registration_code": ""}, "data.registration_code: missing"),
+        ({"registration_code": None}, "data.registration_code: missing"),
+        ({"registration_code": 5}, "data.registration_code: expected text, got a number"),
+        ({"user_id": 0}, "data.user_id: expected an integer from 1"),
+    ],
+)
+def test_an_approval_that_allows_no_registration_ends_with_its_reason(change: dict[str, Any], why: str) -> None:
+    event = grant_event(answer(200, {"data": READY | change}))
+    assert isinstance(event, GrantUnusable) and why in event.why
+    flow = DeviceFlow(grant_from_wire(GRANT), 0.0)
+    flow.receive(event, 5.0)
+    assert flow.next_step(5.0) == Refused(event.why)
 
 
 def test_a_busy_plane_may_request_a_delay() -> None:

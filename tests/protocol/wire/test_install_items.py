@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wire_items import CA, COPY, EXEC, config, one, refusal
 
 from certctrl.errors import ConfigError, PlanError
-from certctrl.model.plan import CopyAction, VerifyCommand, VerifyTls
+from certctrl.model.plan import CopyAction, ObjectType, VerifyCommand, VerifyTls
 from certctrl.protocol.wire.install_config import (
     check_local_dependencies,
     install_config_from_wire,
@@ -55,13 +55,53 @@ def test_modes(mode: str, bits: int) -> None:
     "change",
     [{"mode": 640}, {"mode": 0o640}, {"mode": "rw-r-----"}, {"mode": "4755"}, {"mode": "0888"}, {"mode": "64"},
      {"mode": "06400"}, {"from": []}, {"from": ["a"]}, {"from": "private.key"}, {"from": [""], "to": ["/a"]},
-     {"to": ["/a", 5]}, {"to": None}, {"ob_type": "user"}, {"ob_id": -1}, {"ob_id": "x"}, {"enabled": "yes"},
-     {"continue_on_error": 1}, {"depends_on": "1"}, {"depends_on": [None]}, {"depends_on": [[1]]}, {"id": True},
-     {"id": 1.5}, {"id": None}, {"id": ""}, {"id": "x" * 201}, {"id": "a\nb"}, {"id": "local:1"}, {"owner": 0},
+     {"to": ["/a", 5]}, {"ob_type": "user"}, {"ob_id": -1}, {"ob_id": "x"}, {"enabled": "yes"},
+     {"continue_on_error": 1}, {"depends_on": "1"}, {"depends_on": [None]}, {"depends_on": [[1]]}, {"owner": 0},
      {"tags": [1]}, {"check": [1]}, {"type": ""}, {"type": 5}, {"type": None}],
 )  # fmt: skip
 def test_copies_that_do_not_fit(change: dict[str, Any]) -> None:
+    (field,) = [name for name in change if name != "to"] or ["to"]
+    assert_refused_alone(COPY | change, field)
+
+
+def assert_refused_alone(item: dict[str, Any], field: str) -> None:
+    """Assert that an item is refused for one field, that another one is not, and that an operator may not give it."""
+    found = install_config_from_wire(config([item, CA])).items
+    assert field in found[0].refused and "\n" not in found[0].refused
+    assert found[1] == one(CA)
+    with pytest.raises(Misfit):
+        items_from_operator([item])
+    with pytest.raises(ConfigError):
+        items_from_local([item])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": True}, {"id": 1.5}, {"id": None}, {"id": ""}, {"id": "x" * 201}, {"id": "a\nb"}, {"id": "local:1"}],
+)
+def test_an_item_without_a_usable_id_refuses_the_whole_config(change: dict[str, Any]) -> None:
     assert refusal(config([COPY | change])).reason == "schema"
+
+
+def test_a_refused_item_is_known_as_far_as_it_fits() -> None:
+    """What it is about, what it needs and where its files were written still counts."""
+    item = COPY | {"mode": "x", "depends_on": [3], "continue_on_error": True, "enabled": "no", "ob_name": "a"}
+    copy, _ = install_config_from_wire(config([item, CA])).items
+    assert copy == CopyAction(
+        id="1",
+        sources=("private.key", "fullchain.pem"),
+        targets=("/a.key", "/a.pem"),
+        ob_type=ObjectType.CERT,
+        ob_id=7,
+        ob_name="a",
+        depends_on=("3",),
+        continue_on_error=True,
+        refused="enabled: expected true or false, got text",
+    )
+
+
+def test_only_the_agent_refuses_an_item() -> None:
+    assert not one(COPY | {"refused": "no"}).refused
 
 
 def test_a_copy_with_everything() -> None:
@@ -112,16 +152,23 @@ def test_an_exec_with_everything() -> None:
      {"verify": {"type": "tls", "host": "a", "port": 443, "starttls": "ldap"}}, {"verify": {"host": "a"}}],
 )  # fmt: skip
 def test_commands_that_do_not_fit(change: dict[str, Any]) -> None:
-    assert refusal(config([EXEC | {"depends_on": []} | change])).reason == "schema"
+    assert_refused_alone(EXEC | {"depends_on": []} | change, "cmd" if "cmd" in change else next(iter(change)))
 
 
 @pytest.mark.parametrize(
-    "item", [CA | {"type": "reboot"}, EXEC | {"verify": {"type": "prayer"}}, CA | {"type": "Copy"}]
+    ("item", "why"),
+    [
+        (CA | {"type": "reboot"}, "type: unknown item type reboot"),
+        (CA | {"type": "Copy"}, "type: unknown item type Copy"),
+        (EXEC | {"verify": {"type": "prayer"}}, "verify.type: unknown verify type prayer"),
+        (EXEC | {"verify": {"type": "tls", "host": "a", "port": 1, "starttls": "ldap"}}, "verify.starttls: expected"),
+    ],
 )
-def test_types_for_a_newer_agent(item: dict[str, Any]) -> None:
-    error = refusal(config([COPY, item]))
-    assert error.reason == "unknown-type"
-    assert error.fix is not None
+def test_an_item_for_a_newer_agent_is_refused_alone(item: dict[str, Any], why: str) -> None:
+    copy, refused = install_config_from_wire(config([COPY, item])).items
+    assert copy == one(COPY)
+    assert (refused.id, refused.depends_on) == (str(item["id"]), tuple(map(str, item.get("depends_on", ()))))
+    assert refused.refused.startswith(why)
 
 
 # --- order -------------------------------------------------------------------------------------------------
