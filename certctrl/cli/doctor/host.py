@@ -66,7 +66,7 @@ def _disk(context: CheckContext) -> Iterator[Finding]:
 
 
 def _state(context: CheckContext) -> Iterator[Finding]:
-    session, installed, bad = context.store.session, context.store.installed, 0
+    session, installed, bad = context.store.session, context.store.installed, set[str]()
     loads: tuple[Callable[[], Any], ...] = (
         session.load_cursor, session.load_device_id, session.load_device_keys, session.load_tokens, session.load_inbox,
         session.load_outcomes, installed.load_install_config, installed.load_certificates,
@@ -76,8 +76,9 @@ def _state(context: CheckContext) -> Iterator[Finding]:
         try:
             load()
         except CertctrlError as error:
-            bad += 1
-            yield failed("state", error)
+            if str(error) not in bad:  # retries may be read from the files of other kinds
+                bad.add(str(error))
+                yield failed("state", error)
     if not bad:
         yield ok("state", f"{len(loads)} kinds of state files: readable and valid")
 

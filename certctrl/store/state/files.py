@@ -19,6 +19,12 @@ def sweep_leftovers(layout: ConfigDir, fs: Fs) -> int:
     return sum(sweep_temps(fs, place) for place in places if fs.lstat(place) is not None)
 
 
+REBUILD = "restore it from a backup, or remove it; the agent then fetches and reconciles everything once"
+"""Fix for a damaged file of what is installed."""
+RESYNC = "remove it; the agent then reconciles this host with the plane once"
+"""Fix for a damaged file of the session."""
+
+
 class StateFiles:
     """State files by path; a file that has the new contents already is not written again."""
 

@@ -14,11 +14,9 @@ from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.files import StateFiles
+from certctrl.store.state.files import REBUILD, StateFiles
 from certctrl.store.state.history import History
 from certctrl.store.state.retries import load_retries
-
-_REBUILD = "restore it from a backup, or remove it; the agent then fetches and reconciles everything once"
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +53,7 @@ class InstalledState:
     def load_install_config(self) -> StoredInstallConfig | None:
         """Return the active install config."""
         path = self.layout.install_config
-        stored = self._files.load_part(path, "config", StoredInstallConfig, None, _REBUILD)
+        stored = self._files.load_part(path, "config", StoredInstallConfig, None, REBUILD)
         return cast(StoredInstallConfig | None, stored)
 
     def save_install_config(self, config: StoredInstallConfig) -> None:
@@ -90,9 +88,9 @@ class InstalledState:
     def load_certificates(self) -> dict[int, CertRecord]:
         """Return the records of this host's certificates by id."""
         path = self.layout.certificates
-        rows = self._files.load_part(path, "certificates", Mapping[str, CertRecord], {}, _REBUILD)
+        rows = self._files.load_part(path, "certificates", Mapping[str, CertRecord], {}, REBUILD)
         if any(key != str(record.cert_id) for key, record in rows.items()):
-            raise decode.corrupt(str(path), "an id differs from its record's", _REBUILD)
+            raise decode.corrupt(str(path), "an id differs from its record's", REBUILD)
         return {record.cert_id: record for record in rows.values()}
 
     def save_certificates(self, records: Mapping[int, CertRecord], *, sync_parent: bool = True) -> None:
@@ -124,7 +122,7 @@ class InstalledState:
 
     def load_cas(self) -> dict[str, CaRecord]:
         """Return the CAs in the trust store by id."""
-        return dict(self._files.load_part(self.layout.cas, "cas", Mapping[str, CaRecord], {}, _REBUILD))
+        return dict(self._files.load_part(self.layout.cas, "cas", Mapping[str, CaRecord], {}, REBUILD))
 
     def save_cas(self, cas: Mapping[str, CaRecord], *, sync_parent: bool = True) -> None:
         """Replace the CAs."""

@@ -15,7 +15,7 @@ from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import Retry, RetryKind, retry_key
 from certctrl.model.signals import Signal
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.files import StateFiles
+from certctrl.store.state.files import REBUILD, RESYNC, StateFiles
 
 FIX = "remove it; the agent then retries everything that fails, from the beginning"
 
@@ -48,18 +48,18 @@ def has_failed(row: dict[str, Any]) -> bool:
 def _earlier(files: StateFiles, layout: ConfigDir) -> Iterable[Retry]:
     """Return the failures that earlier releases kept; the retry of a signal replaces that of its certificate."""
     found: dict[str, Retry] = {}
-    certificates = files.load_part(layout.certificates, "certificates", dict[str, dict[str, Any]], {}, FIX)
+    certificates = files.load_part(layout.certificates, "certificates", dict[str, dict[str, Any]], {}, REBUILD)
     for cert_id, row in certificates.items():
-        facts = files.structured(_Earlier, row, cert_id, layout.certificates, FIX)
+        facts = files.structured(_Earlier, row, cert_id, layout.certificates, REBUILD)
         if facts.attempts:
             tolerated = row.get("last_outcome") not in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK)
             pending = bool(row.get("owed")) and not row.get("staged")
             kind = RetryKind.PENDING if tolerated or pending else RetryKind.REFUSED
             found[f"cert:{cert_id}"] = _carried_over(f"cert:{cert_id}", kind, facts)
-    for row in files.load_part(layout.inbox, "entries", tuple[dict[str, Any], ...], (), FIX):
-        facts = files.structured(_Earlier, row, "entries", layout.inbox, FIX)
+    for row in files.load_part(layout.inbox, "entries", tuple[dict[str, Any], ...], (), RESYNC):
+        facts = files.structured(_Earlier, row, "entries", layout.inbox, RESYNC)
         if facts.attempts or facts.last_error:
-            signal: Signal = files.structured(Signal, row.get("signal"), "entries.signal", layout.inbox, FIX)
+            signal: Signal = files.structured(Signal, row.get("signal"), "entries.signal", layout.inbox, RESYNC)
             kind = RetryKind.REFUSED if facts.attempts else RetryKind.WAITING
             retry = _carried_over(signal.resource, kind, facts)
             found[retry_key(signal)] = attrs.evolve(retry, signal=signal, reported=facts.last_error)

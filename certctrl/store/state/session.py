@@ -21,13 +21,12 @@ from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.files import StateFiles
+from certctrl.store.state.files import RESYNC, StateFiles
 from certctrl.store.state.reservation import Reservation
 from certctrl.store.state.retries import has_failed
 
 DONE_LIMIT = 10_000
 _KEY_SIZE = 32
-_RESYNC = "remove it; the agent then reconciles this host with the plane once"
 _FORGET = "remove it; the plane then never receives its outcomes, and repeated signals are handled again"
 _RESTORE = "restore it from a backup, or run cert-ctrl -c DIR register"
 
@@ -49,7 +48,7 @@ class SessionState:
 
     def load_cursor(self) -> str | None:
         """Return the committed cursor."""
-        cursor = self._files.load_text(self.layout.last_cursor, _RESYNC)
+        cursor = self._files.load_text(self.layout.last_cursor, RESYNC)
         if cursor is not None:
             self._files.note_read(self.layout.last_cursor, cursor.encode())
         return cursor
@@ -69,7 +68,7 @@ class SessionState:
     def load_last_poll(self) -> float | None:
         """Return the time of the last successful poll; None if never written or damaged by a power cut."""
         try:
-            data = self._files.load_bytes(self.layout.last_poll_time, decode.TEXT_LIMIT, _RESYNC)
+            data = self._files.load_bytes(self.layout.last_poll_time, decode.TEXT_LIMIT, RESYNC)
         except StateCorruptError:
             return None
         return None if data is None else decode.poll_time_of(data)
