@@ -32,6 +32,7 @@ class Operators:
         self.backup_version = 1
         self.restored = False
         self.configured: list[int] = []
+        self.bad_configs = 0
 
     @property
     def plane(self) -> Plane:
@@ -129,8 +130,11 @@ class Operators:
         await self.plane.installs.put(DEVICE, items)
 
     async def configure_badly(self) -> None:
-        """Publish an item type that this version does not know."""
-        await self.plane.installs.put(DEVICE, [{"id": "x", "type": "teleport"}], check=False)
+        """Publish a config that is refused, as a whole (an id used twice) and in one item (its type) by turns."""
+        self.bad_configs += 1
+        await self.plane.installs.put(
+            DEVICE, [{"id": "x", "type": "teleport"}] * (1 + self.bad_configs % 2), check=False
+        )
 
     # --- the stream -----------------------------------------------------------------------------------------------
 

@@ -174,6 +174,17 @@ def test_withdrawing_a_bad_install_config_clears_its_problem() -> None:
     play(scenario)
 
 
+def test_replacing_a_bad_item_clears_its_problem() -> None:
+    async def scenario(scene: Scene) -> None:
+        for _ in range(2):  # the second one is refused in one item, and so is active otherwise
+            await scene.operators.configure_badly()
+        await scene.until(lambda: "refused-items" in scene.agent.problems)
+        await scene.operators.configure()
+        await scene.until(lambda: "refused-items" not in scene.agent.problems)
+
+    play(scenario)
+
+
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
