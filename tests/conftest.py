@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -68,6 +69,20 @@ def start_browser(
     yield start
     for one in started:
         one.quit()
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """Restore the root logger; commands add handlers to it."""
+    root, ours = logging.getLogger(), logging.getLogger("certctrl")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    for handler in root.handlers[:]:
+        if handler not in handlers:
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -105,7 +105,7 @@ async def register(
     if enrolment_token is not None:
         form = partial(form, enrolment_token=enrolment_token)
     else:
-        grant = await _ask_a_person(plane, config, show, wall_now)
+        grant = await _request_approval(plane, config, show, wall_now)
         form = partial(form, user_id=grant.user_id, registration_code=grant.registration_code)
     done = await _enrol(partial(_enrol_once, layout, store, form, fs), unattended=enrolment_token is not None)
     log.info("Registered as device %d of user %d", done.device_id, done.user_id)
@@ -165,7 +165,7 @@ def _model() -> str:
 # --- approval -----------------------------------------------------------------------------------------------
 
 
-async def _ask_a_person(
+async def _request_approval(
     plane: ControlPlane, config: AgentConfig, show: Callable[[DeviceFlowPrompt], None], wall_now: Callable[[], float]
 ) -> GrantReady:
     started = await plane.start_grant(SCOPES, name=_name(config), platform=_model())

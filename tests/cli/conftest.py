@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -42,17 +41,8 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Restore the root logger; commands add handlers to it."""
-    root, ours = logging.getLogger(), logging.getLogger("certctrl")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield
-    for handler in root.handlers[:]:
-        if handler not in handlers:
-            root.removeHandler(handler)
-            handler.close()
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+def _restored_logging(own_logging: None) -> None:
+    """Apply `own_logging` to every test."""
 
 
 @pytest.fixture

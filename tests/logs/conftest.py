@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,8 @@ from certctrl.store.layout import ConfigDir
 
 
 @pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """Restore the root logger after each test."""
-    root, ours = logging.getLogger(), logging.getLogger("certctrl")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield
-    for handler in root.handlers[:]:
-        if handler not in handlers:
-            root.removeHandler(handler)
-            handler.close()
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+def _restored_logging(own_logging: None) -> None:
+    """Apply `own_logging` to every test."""
 
 
 @pytest.fixture
