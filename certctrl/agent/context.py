@@ -145,9 +145,9 @@ class Agent:
             self.work_changed.value = True
         return fresh
 
-    def retry_now(self) -> list[Retry]:
-        """Make everything that failed due now, and return it: an operator asks, or the reasons may be gone."""
-        due = self.installer.retries.due_now()
+    def retry_now(self, resource: str | None = None) -> list[Retry]:
+        """Make everything that failed due now, or one resource, and return it: the reasons may be gone."""
+        due = self.installer.retries.due_now(resource)
         self.work_changed.value = True
         return due
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -18,7 +18,7 @@ from certctrl.agent.reporter import snapshot
 from certctrl.errors import PlaneError, TransportError, UsageError
 from certctrl.install.plan.render import plan_json
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import CertRecord
+from certctrl.model.records import CertRecord, Retry
 
 SETTLE_SECONDS = 300.0
 """How long `apply` waits for the signals of the resync and for retries."""
@@ -57,15 +57,23 @@ class Operations:
         agent = self._agent
         before = generations(agent)
         found, unreachable = await try_resync(agent, "`apply` was requested")
-        with trio.move_on_after(SETTLE_SECONDS):  # first handle the differences and the retries
-            retries = agent.retry_now()
-            await agent.inbox.wait_for_outcomes(agent.inbox.entries())
-            await agent.installer.retries.wait_tried(one for one in retries if one.signal is not None)
+        known = {retry.key for retry in agent.installer.retries.signals()}
+        await self._retry_signals(agent.retry_now())  # first handle the differences and the retries
         outcome = await agent.installer.converge_all(
             agent.items, ignore_window=bool(request.get("now")), due_now=True, asked_by=OPERATOR
         )
+        fresh = [retry.resource for retry in agent.installer.retries.signals() if retry.key not in known]
+        if outcome.ok and fresh:  # failed during this comparison, perhaps for a reason that is gone by now
+            await self._retry_signals([one for resource in fresh for one in agent.retry_now(resource)])
         agent.lifetimes_changed.value = True
         return applied(agent, outcome, before, differences=found, unreachable=unreachable) | failed(agent)
+
+    async def _retry_signals(self, due: Sequence[Retry]) -> None:
+        """Wait, up to a limit, until the inbox and the signals of these retries were tried."""
+        agent = self._agent
+        with trio.move_on_after(SETTLE_SECONDS):
+            await agent.inbox.wait_for_outcomes(agent.inbox.entries())
+            await agent.installer.retries.wait_tried(retry for retry in due if retry.signal is not None)
 
     async def rollback(self, request: dict[str, Any]) -> Any:
         """Switch one certificate back and hold it."""
