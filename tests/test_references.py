@@ -38,7 +38,7 @@ def test_a_file_names_nothing_outside_of_the_project(path: Path) -> None:
 
 
 def test_references_are_found() -> None:
-    paper, folder = "api" + ".md", "/" + "home" + "/somebody"
+    paper, folder, job = "api" + ".md", "/" + "home" + "/operator", "work" + "/3"
     assert references(f"as {paper} says (§4)") == [f"line 1: as {paper} says (§4)"]
     assert references(f"first\ncd {folder}/certctrl") == [f"line 2: cd {folder}/certctrl"]
-    assert not references(f"see docs/protocol.md, wire-{paper} and GET /apiv1/work/3; https://plane.test/home/x")
+    assert not references(f"see docs/protocol.md, wire-{paper} and GET /apiv1/{job}; https://plane.test/home/x")

@@ -189,5 +189,5 @@ def _buckets(duration: Duration) -> list[tuple[str, float]]:
 
 
 def _label(text: str) -> str:
-    """Return a label value of limited length, whatever the server sends."""
+    """Return a label value of limited length for any text from the server."""
     return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"

@@ -4,7 +4,7 @@ One refresh at a time: tasks that arrive during a refresh wait for it and use it
 cancelled, the next waiter reads the files again. `token_refresh.py` performs the refresh.
 
 Expiry is the token's ``exp`` compared with the plane's clock (the ``Date`` of its answers), so that a wrong local
-clock does not matter. A token fetched moments ago is used whatever its ``exp`` says: a plane that issues expired
+clock does not matter. A token fetched moments ago is used even if its ``exp`` has passed: a plane that issues expired
 tokens must not cause endless refreshes.
 """
 
