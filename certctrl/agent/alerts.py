@@ -1,13 +1,17 @@
-"""Alert the operator: in the log, the metrics, the status and by the ``on_alert`` command."""
+"""Alert the operator in the log, the metrics, the status and by the ``on_alert`` command; report disk problems.
+
+A problem is reported once and cleared when it is over: a disk problem by the next successful write.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Urgency
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.model.bundle import CertificateSummary
+from certctrl.errors import DiskError
+from certctrl.model.certificate import CertificateSummary
 from certctrl.model.records import CertRecord
 
 REVOKED = "revoked"
@@ -47,3 +51,31 @@ def restore_revocations(agent: Agent, listed: Iterable[CertificateSummary]) -> N
             agent.report_problem(problem_key(REVOKED, record.cert_id), *revoked(record))
         elif record.cert_id not in standing:
             clear_alerts(agent, record.cert_id, (REVOKED,))
+
+
+async def retry_writes(agent: Agent) -> None:
+    """Retry writes that the disk refused, in case no other change does."""
+    if agent.inbox.behind:
+        await write_or_report(agent, agent.inbox.secure())
+
+
+async def write_or_report(agent: Agent, writing: Awaitable[None]) -> None:
+    """Await a write and report its failure; refused data stays in memory until the next write."""
+    try:
+        await writing
+    except DiskError as error:
+        report_disk_problem(agent, error)
+    else:
+        clear_disk_problem(agent)
+
+
+def report_disk_problem(agent: Agent, error: DiskError) -> None:
+    """Report that a state file could not be written."""
+    if agent.report_problem("disk", str(error), error.fix or ""):
+        log_line(agent.log, Line.DISK_FAILED, path=error.path, why=error)
+
+
+def clear_disk_problem(agent: Agent) -> None:
+    """Clear the problem after a successful write."""
+    if agent.clear_problem("disk"):
+        log_line(agent.log, Line.DISK_RECOVERED)

@@ -19,9 +19,9 @@ from typing import Any
 import attrs
 import trio
 
+from certctrl.agent.alerts import write_or_report
 from certctrl.agent.batches import ReadyCertificate
 from certctrl.agent.context import Agent
-from certctrl.agent.disk_health import write_or_report
 from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.signal_results import Result, explain, log_certificates, result_of

@@ -20,7 +20,7 @@ from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import ConfigError, MaterialError, PlaneError
 from certctrl.install.installer import Candidate, in_use
-from certctrl.model.bundle import Bundle, CertificateSummary, DeployMaterials
+from certctrl.model.certificate import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import IocConfig
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Stage

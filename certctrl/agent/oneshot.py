@@ -12,8 +12,8 @@ from typing import Any
 import trio
 
 from certctrl.agent.acks import flush_acks
+from certctrl.agent.alerts import write_or_report
 from certctrl.agent.context import Agent
-from certctrl.agent.disk_health import write_or_report
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import request_renewal
 from certctrl.agent.install_config import item_problems

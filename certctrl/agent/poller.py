@@ -5,9 +5,8 @@ from __future__ import annotations
 import trio
 
 from certctrl.agent.acks import flush_acks, send_during_poll
-from certctrl.agent.alerts import problem_key, raise_alert
+from certctrl.agent.alerts import clear_disk_problem, problem_key, raise_alert, report_disk_problem, retry_writes
 from certctrl.agent.context import Agent
-from certctrl.agent.disk_health import clear_disk_problem, report_disk_problem, retry_writes
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError

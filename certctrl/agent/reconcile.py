@@ -18,7 +18,7 @@ from certctrl.agent.install_config import refresh_install_config
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError, NotRegisteredError, PlaneError, PlanError, TransportError
-from certctrl.model.bundle import CertificateSummary
+from certctrl.model.certificate import CertificateSummary
 from certctrl.model.records import CertRecord, Stage
 from certctrl.model.signals import (
     CaAssigned,

@@ -9,9 +9,8 @@ from collections.abc import Collection
 
 import trio
 
-from certctrl.agent.alerts import clear_alerts
+from certctrl.agent.alerts import clear_alerts, write_or_report
 from certctrl.agent.context import Agent
-from certctrl.agent.disk_health import write_or_report
 from certctrl.agent.install_config import converge_active_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.install.deploy.retry_table import cert_resource

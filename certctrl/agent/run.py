@@ -22,9 +22,9 @@ from pathlib import Path
 import trio
 
 from certctrl.agent.acks import announce, flush_acks
+from certctrl.agent.alerts import write_or_report
 from certctrl.agent.context import Agent
 from certctrl.agent.control import serve_control
-from certctrl.agent.disk_health import write_or_report
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import guard_expiry
 from certctrl.agent.log_lines import Line, log_line

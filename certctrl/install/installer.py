@@ -1,6 +1,6 @@
 """Installer: the pipeline from a checked bundle to "served", and all other changes of what is installed.
 
-One per agent. Calls may overlap: each group is worked on by one call at a time (``deploy/locks.py``), different groups
+One per agent. Calls may overlap: each group is worked on by one call at a time (``Locks`` in ``deploy/context.py``), different groups
 concurrently. Failures of certificates, commands or the disk become Outcomes; `stage` raises, because nothing has
 changed yet. `plan` and `preview` only read.
 """
@@ -19,10 +19,9 @@ from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install.deploy import preview, recovery, staging, trust_store
 from certctrl.install.deploy.alert_command import run_alert_command
 from certctrl.install.deploy.candidates import to_switch
-from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, groups_of
-from certctrl.install.deploy.locks import Locks
 from certctrl.install.deploy.results import Results, merged
 from certctrl.install.deploy.retry_table import RetryTable, cert_resource
 from certctrl.install.deploy.rollback import roll_back
@@ -34,8 +33,7 @@ from certctrl.install.plan.retries import retriable
 from certctrl.install.plan.values import InstallPlan
 from certctrl.install.probe.tls import Probe, TlsProbe
 from certctrl.install.process import Proc
-from certctrl.model.bundle import Bundle, DeployMaterials
-from certctrl.model.certificate import CertFacts
+from certctrl.model.certificate import Bundle, CertFacts, DeployMaterials
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy

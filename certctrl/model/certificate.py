@@ -1,4 +1,4 @@
-"""CertFacts: what identifies one certificate; carried through the pipeline, never copied."""
+"""Certificates: their facts, and their material as the plane sends it and as it is after checking."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class CertFacts:
-    """The facts of one certificate that need no parsing once they are known; all but the first two may be unknown."""
+    """What identifies one certificate; carried through the pipeline, never copied.
+
+    Nothing needs parsing once these are known; all but the first two may be unknown.
+    """
 
     cert_id: int
     """The control plane's id."""
@@ -23,3 +26,63 @@ class CertFacts:
     """Seconds since the epoch."""
     not_after: float = 0.0
     """Seconds since the epoch."""
+
+
+@attrs.frozen(kw_only=True)
+class CertificateSummary:
+    """One row of the plane's certificate list."""
+
+    id: int
+    domain_name: str
+    sans: tuple[str, ...] = ()
+    serial_number: str = ""
+    fingerprint_sha256: str = ""
+    not_before: str = ""
+    not_after: str = ""
+    status: str = ""
+    """``active``, ``revoked``, ``expired``, ``pending``, …"""
+    updated_at: str = ""
+    certificate_pem: str | None = None
+    """Set in the detail answer only."""
+    chain_pem: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DeployMaterials:
+    """The answer of ``deploy-materials``; key fields are base64 text and may hold secrets."""
+
+    enc_scheme: str
+    """``aes256gcm`` or ``plaintext``, normalised."""
+    wrap_alg: str = "x25519"
+    device_keyfp_b64: str | None = None
+    enc_data_key_b64: str | None = None
+    enc_privkey_b64: str | None = attrs.field(default=None, repr=False)
+    privkey_nonce_b64: str | None = None
+    privkey_tag_b64: str | None = None
+    private_key_der_b64: str | None = attrs.field(default=None, repr=False)
+    private_key_pem: str | None = attrs.field(default=None, repr=False)
+    certificate_pem: str | None = None
+    chain_pem: str | None = None
+    serial_number: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class CaBundle:
+    """A private CA as the plane sends it."""
+
+    id: int
+    name: str = ""
+    serial_number: str = ""
+    status: str = ""
+    ca_certificate_pem: str
+
+
+@attrs.frozen(kw_only=True)
+class Bundle:
+    """A leaf, its chain and its private key, opened and checked to belong together."""
+
+    facts: CertFacts
+    key_pem: bytes = attrs.field(repr=False)
+    """PKCS#8 PEM."""
+    certificate_pem: bytes
+    chain_pem: bytes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from certctrl.errors import BadAnswerError, PlaneError, TransportError
-from certctrl.model.bundle import CaBundle, CertificateSummary, DeployMaterials
+from certctrl.model.certificate import CaBundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import AgentConfig
 from certctrl.net.calls import UnsupportedByPlane, parsed
 from certctrl.net.enrolment import Enrolment

@@ -10,8 +10,7 @@ import attrs
 
 from certctrl.agent.alerts import clear_alerts, restore_revocations
 from certctrl.agent.signal_results import log_certificates
-from certctrl.model.bundle import CertificateSummary
-from certctrl.model.certificate import CertFacts
+from certctrl.model.certificate import CertFacts, CertificateSummary
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, InboxEntry, Stage
 from certctrl.model.signals import CertRenewed, CertRevoked, Signal

@@ -6,8 +6,7 @@ import attrs
 import pytest
 
 from certctrl.agent.reconcile import compare, compare_cas
-from certctrl.model.bundle import CertificateSummary
-from certctrl.model.certificate import CertFacts
+from certctrl.model.certificate import CertFacts, CertificateSummary
 from certctrl.model.records import CertRecord, Stage
 from certctrl.model.signals import CaAssigned, CaUnassigned, CertRenewed, CertRevoked, CertUnassigned
 

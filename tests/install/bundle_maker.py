@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from nacl.public import PrivateKey as BoxKey
 from nacl.public import SealedBox
 
-from certctrl.model.bundle import DeployMaterials
+from certctrl.model.certificate import DeployMaterials
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0

@@ -21,7 +21,7 @@ from certctrl.install.installer import Installer
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.probe.tls import Probe
 from certctrl.install.process import CommandResult, Proc
-from certctrl.model.bundle import Bundle
+from certctrl.model.certificate import Bundle
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand

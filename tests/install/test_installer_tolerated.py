@@ -22,7 +22,7 @@ from install_host import (
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
-from certctrl.install.plan.pairs import file_groups_of
+from certctrl.install.plan.copy_items import file_groups_of
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyCommand
 from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import Stage

@@ -17,8 +17,7 @@ from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import BASE_FILES, SALTED_FILES
 from certctrl.install.plan.retries import switch_due
 from certctrl.install.plan.window import in_window, window_text
-from certctrl.model.bundle import Bundle
-from certctrl.model.certificate import CertFacts
+from certctrl.model.certificate import Bundle, CertFacts
 from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
 

@@ -1,17 +1,18 @@
-"""Context: the pipeline's collaborators, passed explicitly."""
+"""Context: the pipeline's collaborators, passed explicitly; shared thread jobs and locks."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
+import trio
 
-from certctrl.install.deploy.offload import SharedOffload
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.deploy.retry_table import RetryTable
-from certctrl.install.plan.item_index import Indexer
+from certctrl.install.plan.copy_items import Indexer
 from certctrl.install.plan.policy import AgentIdentity
 from certctrl.install.probe.tls import Probe
 from certctrl.install.process import Proc
@@ -62,3 +63,100 @@ class Context:
         )
         identity = AgentIdentity(config_dir=str(root.resolve()), user=user, group=group)
         return cls(**given, shared_offload=SharedOffload(given["offload"]), records=records, identity=identity)
+
+
+Offload = Callable[..., Awaitable[Any]]
+
+
+@attrs.define(eq=False)
+class _Call:
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    ended: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self.function(*self.args)
+        except BaseException as error:  # raised in its caller, not in the job
+            self.error = error
+        self.ended = True
+
+
+class SharedOffload:
+    """An ``offload`` for many short calls; like there, a call that has begun is finished even if cancelled.
+
+    A burst opens, stages and prunes a thousand certificates, each in well under a millisecond; one thread job per call
+    would take as long again. So calls that come while a job runs wait for the next job, which runs all of them. A
+    single call does not wait.
+    """
+
+    def __init__(self, offload: Offload) -> None:
+        self._offload = offload
+        self._waiting: list[_Call] = []
+        self._lock = trio.Lock()
+
+    async def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a function together with other waiting ones; return its result or raise its exception."""
+        call = _Call(function, args)
+        self._waiting.append(call)
+        with trio.CancelScope(shield=True):  # the call may run in another task's job
+            async with self._lock:
+                if not call.ended:
+                    await self._run_waiting()
+        if call.error is not None:
+            raise call.error
+        return call.result
+
+    async def _run_waiting(self) -> None:
+        calls, self._waiting = self._waiting, []
+        try:
+            await self._offload(_run_all, calls)
+        except BaseException as error:  # no thread: none of the calls has run
+            for call in calls:
+                call.ended, call.error = True, call.error or error
+            raise
+
+
+def _run_all(calls: Sequence[_Call]) -> None:
+    for call in calls:
+        call.run()
+
+
+class Locks:
+    """The names that are locked: groups are worked on concurrently, each by one task at a time.
+
+    A task takes all names of a group together or none, so tasks cannot deadlock.
+    """
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._freed = trio.Event()
+
+    def try_acquire(self, names: Collection[str]) -> bool:
+        """Lock all names and return True, or return False if one of them is locked."""
+        if not self._taken.isdisjoint(names):
+            return False
+        self._taken |= set(names)
+        return True
+
+    def release(self, names: Collection[str]) -> None:
+        """Unlock names."""
+        self._taken -= set(names)
+        self._freed.set()
+        self._freed = trio.Event()
+
+    async def wait_for_release(self) -> None:
+        """Wait until a name is unlocked."""
+        await self._freed.wait()
+
+    @asynccontextmanager
+    async def held(self, names: Collection[str]) -> AsyncIterator[None]:
+        """Wait until all names are free, and lock them for the block."""
+        while not self.try_acquire(names):
+            await self.wait_for_release()
+        try:
+            yield
+        finally:
+            self.release(names)

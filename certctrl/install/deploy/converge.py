@@ -26,9 +26,8 @@ import trio
 
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.deploy.candidates import prune_unused
-from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.groups import Group, SwitchedPlan, nodes_of, stale_markers
-from certctrl.install.deploy.locks import Locks
 from certctrl.install.deploy.observe import observe_and_plan
 from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate

@@ -8,10 +8,9 @@ import attrs
 
 from certctrl.errors import DiskError, UsageError
 from certctrl.install.deploy.candidates import with_missing_files
-from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import groups_of
-from certctrl.install.deploy.locks import Locks
 from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind

@@ -17,14 +17,13 @@ from certctrl.errors import CertctrlError, PolicyRefusedError
 from certctrl.install.deploy.commands import base_variables, files_of
 from certctrl.install.deploy.context import Context
 from certctrl.install.material.formats import SALTED_FILES, virtual_files
-from certctrl.install.plan.item_index import ItemIndex
+from certctrl.install.plan.copy_items import ItemIndex
 from certctrl.install.plan.policy import Grant, Refusal, explain
 from certctrl.install.plan.refusals import judge_argv
-from certctrl.model.bundle import Bundle
-from certctrl.model.certificate import CertFacts
+from certctrl.model.certificate import Bundle, CertFacts
 from certctrl.model.plan import CopyAction, InstallItem
 from certctrl.store.deployments.generations import Staged
-from certctrl.store.state.certificates import facts_of_manifest, manifest_facts
+from certctrl.store.state.converter import facts_of_manifest, manifest_facts
 from certctrl.text import one_line
 
 

@@ -17,10 +17,9 @@ import trio
 
 from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
 from certctrl.install.deploy import staging
-from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
-from certctrl.install.deploy.locks import Locks
 from certctrl.install.deploy.observe import uid_of
 from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.deploy.results import Results

@@ -22,8 +22,7 @@ from certctrl.errors import MaterialError, NotYetValidError
 from certctrl.install.material.domains import covers, plain_domain
 from certctrl.install.material.formats import virtual_files as virtual_files
 from certctrl.install.material.private_key import UNREADABLE, checked_key_pem, unsealed_key
-from certctrl.model.bundle import Bundle, DeployMaterials
-from certctrl.model.certificate import CertFacts
+from certctrl.model.certificate import Bundle, CertFacts, DeployMaterials
 
 WEAK_HASHES = frozenset({"md5", "sha1"})
 LONGEST_CHAIN = 10

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable, Iterable
 
 from certctrl.errors import MaterialError, PlanError
-from certctrl.model.bundle import Bundle
+from certctrl.model.certificate import Bundle
 
 BASE_FILES = ("private.key", "certificate.pem", "chain.pem", "fullchain.pem")
 """Files that every generation contains."""

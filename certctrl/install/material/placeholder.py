@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from certctrl.install.material.bundle import facts_of
-from certctrl.model.bundle import Bundle
+from certctrl.model.certificate import Bundle
 
 LIFE_SECONDS = 90 * 86_400.0
 

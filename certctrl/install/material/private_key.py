@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from certctrl.errors import MaterialError
-from certctrl.model.bundle import DeployMaterials
+from certctrl.model.certificate import DeployMaterials
 
 if TYPE_CHECKING:
     from nacl.public import PrivateKey as BoxKey

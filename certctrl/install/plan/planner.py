@@ -15,9 +15,9 @@ import attrs
 
 from certctrl.install.material.domains import covers, plain_domain
 from certctrl.install.material.formats import KEY_FILES
+from certctrl.install.plan.copy_items import FileGroup, file_groups_of
 from certctrl.install.plan.dependencies import activation_key, bind, components, copies_below, enabled, ordered_steps
 from certctrl.install.plan.inputs import Host, PlanInputs
-from certctrl.install.plan.pairs import FileGroup, file_groups_of
 from certctrl.install.plan.policy import KEY_MODES, PUBLIC_MODES, Grant, Refusal, judge_exec
 from certctrl.install.plan.refusals import argvs_of, blocked_items, collisions, judge_argv, refusal_of
 from certctrl.install.plan.values import (

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 import attrs
 
 from certctrl.install.material.formats import CA_FILES, VIRTUAL_FILES
+from certctrl.install.plan.copy_items import is_whole
 from certctrl.install.plan.inputs import PlanInputs
-from certctrl.install.plan.pairs import is_whole
 from certctrl.install.plan.policy import (
     AgentIdentity,
     Grant,

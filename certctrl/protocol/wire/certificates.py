@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import BadAnswerError, MaterialError, PlaneError
-from certctrl.model.bundle import CaBundle, CertificateSummary, DeployMaterials
+from certctrl.model.certificate import CaBundle, CertificateSummary, DeployMaterials
 from certctrl.protocol.wire.reader import Hook, Misfit, bounded_list, from_answer, integer, moment, text, wire_class
 from certctrl.text import one_line
 

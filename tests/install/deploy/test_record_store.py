@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from certctrl.errors import DiskError
-from certctrl.install.deploy.locks import Locks
+from certctrl.install.deploy.context import Locks
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.retries import Failure

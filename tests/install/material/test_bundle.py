@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from certctrl.errors import MaterialError, NotYetValidError
 from certctrl.install.material.bundle import WEAK_HASHES, covers, open_bundle, plain_domain, serial_text
-from certctrl.model.bundle import Bundle, DeployMaterials
+from certctrl.model.certificate import Bundle, DeployMaterials
 
 DAY = 86_400
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key, p
 from certctrl.errors import MaterialError, PlanError
 from certctrl.install.material.bundle import open_bundle, virtual_files
 from certctrl.install.material.formats import BASE_FILES, VIRTUAL_FILES, ca_files, pem_to_key_der
-from certctrl.model.bundle import Bundle
+from certctrl.model.certificate import Bundle
 
 PASSWORDS = {"pfx": b"pfx-password-0123", "jks": b"jks-password-4567"}
 

@@ -9,8 +9,8 @@ import attrs
 import pytest
 from planner_world import POLICY, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
 
+from certctrl.install.plan.copy_items import Indexer, ItemIndex
 from certctrl.install.plan.dependencies import bind, depended_on, ordered_steps
-from certctrl.install.plan.item_index import Indexer, ItemIndex
 from certctrl.install.plan.planner import cas_wanted, programs
 from certctrl.install.plan.render import LineKind, plan_lines, plan_text
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination

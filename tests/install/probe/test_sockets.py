@@ -17,7 +17,7 @@ from certctrl.errors import ProbeError
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.material.formats import virtual_files
 from certctrl.install.probe.tls import probe_tls, served_fingerprint
-from certctrl.model.bundle import Bundle
+from certctrl.model.certificate import Bundle
 from certctrl.model.plan import StartTls, VerifyTls
 
 OLD, NEW = "0" * 64, "f" * 64

@@ -23,7 +23,7 @@ from certctrl.install.material.bundle import open_bundle
 from certctrl.install.material.formats import virtual_files
 from certctrl.install.probe.handshake import leaf_sent
 from certctrl.install.probe.tls import probe_tls, served_fingerprint
-from certctrl.model.bundle import Bundle
+from certctrl.model.certificate import Bundle
 from certctrl.model.plan import VerifyTls
 
 OPENSSL = shutil.which("openssl")

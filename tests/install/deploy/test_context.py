@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from certctrl.install.deploy.offload import SharedOffload
+from certctrl.install.deploy.context import SharedOffload
 
 
 class Slow:

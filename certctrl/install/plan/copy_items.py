@@ -1,12 +1,13 @@
-"""ItemIndex: find the copy items of a certificate without a scan of all items. Pure."""
+"""Copy items: which of them copy a certificate, and which are written together or not at all. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 
 from certctrl.install.material.formats import VIRTUAL_FILES
+from certctrl.install.plan.dependencies import ordered_steps
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, InstallItem
 
@@ -60,3 +61,44 @@ class Indexer:
         if last.items is not items:
             self._last = last = ItemIndex.of(items)
         return last
+
+
+_WHOLE = frozenset({"combined.pem", "bundle.pfx", "bundle.jks"})
+
+
+def is_whole(item: CopyAction) -> bool:
+    """Return whether an item alone contains a matching key and certificate."""
+    names = set(item.sources)
+    return bool(names & _WHOLE) or ("private.key" in names and bool(names & {"certificate.pem", "fullchain.pem"}))
+
+
+@attrs.frozen
+class FileGroup:
+    """Copy items that are written together."""
+
+    name: str
+    tolerant: bool
+
+
+def file_groups_of(items: Sequence[InstallItem], about: Mapping[str, tuple[int, ...]]) -> dict[str, FileGroup]:
+    """Return copy item id -> its file group; ``about``: item id -> certificates.
+
+    An item with a whole pair is a group by itself. The others of a certificate form one group, because the key of one
+    may belong to the certificate of another. A group may fail if all its items say ``continue_on_error`` and are in the
+    same step: commands run between two steps, so half a group could not be undone silently.
+    """
+    members: dict[str, list[CopyAction]] = {}
+    for item in items:
+        if isinstance(item, CopyAction):
+            certs = about[item.id]
+            name = f"item:{item.id}" if is_whole(item) or not certs else f"cert:{certs[0]}"
+            members.setdefault(name, []).append(item)
+    may_fail = {name for name, file_group in members.items() if all(item.continue_on_error for item in file_group)}
+    step_of = dict[str, int]()
+    if any(len(members[name]) > 1 for name in may_fail):
+        step_of = {one: n for n, step in enumerate(ordered_steps(items)) for group in step for one in group}
+    found: dict[str, FileGroup] = {}
+    for name, file_group in members.items():
+        tolerant = name in may_fail and len({step_of.get(item.id) for item in file_group}) == 1
+        found |= {item.id: FileGroup(name, tolerant) for item in file_group}
+    return found

@@ -13,7 +13,7 @@ from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import CertRecord, Stage
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
-from certctrl.store.state.certificates import facts_of_manifest, manifest_facts
+from certctrl.store.state.converter import facts_of_manifest, manifest_facts
 from certctrl.store.state.installed import InstalledState
 
 FACTS = CertFacts(
