@@ -1,8 +1,8 @@
 """Installer: the pipeline from a checked bundle to "served", and all other changes of what is installed.
 
-One per agent. Calls may overlap: each group is worked on by one call at a time (``Locks`` in ``deploy/context.py``), different groups
-concurrently. Failures of certificates, commands or the disk become Outcomes; `stage` raises, because nothing has
-changed yet. `plan` and `preview` only read.
+One per agent. Calls may overlap: each group is worked on by one call at a time (``Locks`` in ``deploy/context.py``),
+different groups concurrently. Failures of certificates, commands or the disk become Outcomes; `stage` raises, because
+nothing has changed yet. `plan` and `preview` only read.
 """
 
 from __future__ import annotations

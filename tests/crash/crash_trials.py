@@ -55,8 +55,13 @@ class Tally:
 
     trials: int = 0
     missed: list[str] = attrs.field(factory=list)
-    """Points that were not reached before the run ended."""
+    """Points that were not reached before the run ended: on a busy machine, writes are grouped differently."""
     failures: list[str] = attrs.field(factory=list)
+
+    @property
+    def mostly_reached(self) -> bool:
+        """Whether at most one trial in four missed its point. What such a trial left is checked like any other."""
+        return 4 * len(self.missed) <= max(self.trials, 4)
 
     def __str__(self) -> str:
         held = self.trials - len(self.failures)

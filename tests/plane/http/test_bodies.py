@@ -197,7 +197,7 @@ async def test_an_unread_body_is_drained_so_that_the_response_is_sent(world: Any
             delivered.set()
 
         nursery.start_soon(run)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await world.app(scope, queue_out.receive, send)
     assert sent[0]["status"] == 413
     assert (b"connection", b"close") in sent[0]["headers"]
