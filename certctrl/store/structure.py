@@ -147,11 +147,11 @@ def _class_hook(kind: Any, converter: Converter) -> Hook:
     A field with ``inline`` metadata has no key: its own fields are next to those of its owner.
     """
     fields = hints(kind)
-    overrides = {
+    overrides: dict[str, Any] = {
         field.name: override(rename=key, struct_hook=_bounded(converter.get_structure_hook(hint), field.metadata))
         for key, (field, hint) in fields.items()
     }
-    build = make_dict_structure_fn(kind, converter, **overrides)  # type: ignore[arg-type]  # the options have defaults
+    build = make_dict_structure_fn(kind, converter, _cattrs_use_linecache=False, **overrides)
     inline = [key for key, (field, _) in fields.items() if field.metadata.get("inline")]
 
     def structure_class(raw: Any, _: Any) -> Any:
@@ -175,8 +175,10 @@ def _bounded(hook: Hook, metadata: Mapping[Any, Any]) -> Hook:
 
 def _class_unstructure_hook(kind: Any, converter: Converter) -> Callable[[Any], dict[str, Any]]:
     fields = hints(kind)
-    overrides = {field.name: override(rename=key) for key, (field, _) in fields.items()}
-    to_row: Callable[[Any], dict[str, Any]] = make_dict_unstructure_fn(kind, converter, **overrides)  # type: ignore[arg-type]
+    overrides: dict[str, Any] = {field.name: override(rename=key) for key, (field, _) in fields.items()}
+    to_row: Callable[[Any], dict[str, Any]] = make_dict_unstructure_fn(
+        kind, converter, _cattrs_use_linecache=False, **overrides
+    )
     inline = [key for key, (field, _) in fields.items() if field.metadata.get("inline")]
     if not inline:
         return to_row

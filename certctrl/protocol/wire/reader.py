@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import attrs
@@ -238,25 +239,29 @@ def wire_class(
 
     Unset fields (absent, ``null`` or ``""``) get the default of their attribute, or are reported as missing.
     ``fields``: hooks by attribute, where the hook of its type is not strict enough. ``names``: wire names by attribute,
-    where they differ. ``omit``: attributes that are never read. ``prepare`` may change the JSON object before, without its unset fields; ``check`` the value
-    after.
+    where they differ. ``omit``: attributes that are never read. ``prepare`` may change the JSON object before, without
+    its unset fields; ``check`` the value after.
     """
     _NAMES[cls] = names
-    attributes = attrs.fields(attrs.resolve_types(cls))
-    flags = frozenset(one.name for one in attributes if one.type is bool)
-    overrides: dict[str, Any] = {
-        one.name: override(omit=True)
-        if one.name in omit
-        else override(rename=names.get(one.name), struct_hook=fields.get(one.name))
-        for one in attributes
-    }
-    build = make_dict_structure_fn(cls, CONVERTER, **overrides)
+
+    @cache
+    def built() -> tuple[Hook, frozenset[str]]:  # at the first use: most classes are never read by most processes
+        attributes = attrs.fields(attrs.resolve_types(cls))
+        overrides: dict[str, Any] = {
+            one.name: override(omit=True)
+            if one.name in omit
+            else override(rename=names.get(one.name), struct_hook=fields.get(one.name))
+            for one in attributes
+        }
+        build = make_dict_structure_fn(cls, CONVERTER, _cattrs_use_linecache=False, **overrides)
+        return build, frozenset(one.name for one in attributes if one.type is bool)
 
     def structure(raw: Any, _: Any = None) -> T:
         if not isinstance(raw, dict):
             raise Misfit(f"expected an object, got {kind_of(raw)}")
+        build, flags = built()
         row = {name: value for name, value in raw.items() if value is not None and (value != "" or name in flags)}
-        value = build(row if prepare is None else prepare(row), cls)
+        value: T = build(row if prepare is None else prepare(row), cls)
         return value if check is None else check(value)
 
     def read(raw: object, path: str = "data") -> T:
