@@ -130,7 +130,7 @@ def _certificates(records: Sequence[CertRecord], attempts: Mapping[int, int]) ->
     applied = [(labels, r) for labels, r in rows if r.last_outcome is not None]
     values: tuple[tuple[str, str, Iterable[tuple[dict[str, str], float]]], ...] = (
         ("not_before_timestamp_seconds", "Start of validity.", [(labels, r.facts.not_before) for labels, r in live]),
-        ("not_after_timestamp_seconds", "End of validity.", [(labels, r.facts.not_after) for labels, r in live]),
+        ("not_after_timestamp_seconds", "End of validity: of the certificate, or of its chain if that is earlier.", [(labels, r.facts.not_after) for labels, r in live]),
         ("last_apply_timestamp_seconds", "Last attempt.", [(labels, r.last_apply_at) for labels, r in applied]),
         (
             "last_apply_success", "1 when the last attempt left nothing to do.",

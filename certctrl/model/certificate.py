@@ -25,7 +25,7 @@ class CertFacts:
     not_before: float = 0.0
     """Seconds since the epoch."""
     not_after: float = 0.0
-    """Seconds since the epoch."""
+    """Seconds since the epoch: when the leaf or the first certificate of its chain ends, whichever is earlier."""
 
 
 @attrs.frozen(kw_only=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -12,6 +14,8 @@ import trio
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from certctrl.cli.doctor.certs import certificate_findings, check_endpoints, endpoints
 from certctrl.cli.doctor.finding import CheckContext, Finding
@@ -50,6 +54,23 @@ def deploy(
 def test_a_valid_pair(context: CheckContext) -> None:
     deploy(context)
     assert [str(one.level) for one in certificate_findings(context)] == ["OK"]
+
+
+def test_a_chain_that_ends_before_its_leaf(context: CheckContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that an earlier release deployed, whose record says otherwise."""
+    monkeypatch.setattr(x509, "load_pem_x509_certificates", with_short_issuer(x509.load_pem_x509_certificates))
+    deploy(context)
+    ((level, what, fix),) = found(certificate_findings(context), "certificate")
+    assert level == "WARN" and "expires in 3d 0h 0m with its issuer CN=short" in what and "renew" in fix
+
+
+def with_short_issuer(load: Callable[[bytes], list[x509.Certificate]]) -> Callable[[bytes], list[x509.Certificate]]:
+    """Return a function that reads certificates and adds an issuer that ends three days from now."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "short")])
+    begins, ends = (datetime.fromtimestamp(NOW + days * DAY, UTC) for days in (-1, 3))
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, begins, ends)
+    return lambda pem: [*load(pem), builder.sign(key, hashes.SHA256())]
 
 
 def test_a_mixed_pair_is_found(context: CheckContext) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import trio
 
 from certctrl.cli.doctor.finding import CheckContext, Finding, Level, Report, fail, failed, guarded, ok, warn
@@ -14,6 +15,7 @@ from certctrl.cli.output import duration, remaining
 from certctrl.errors import CertctrlError, ProbeError
 from certctrl.model.plan import CopyAction, ExecAction, VerifyTls
 from certctrl.model.records import CertRecord
+from certctrl.text import one_line
 
 PROBE_SECONDS = 10.0
 REVOKED_FIX = "issue a new certificate on the control plane, or unassign this one there"
@@ -77,7 +79,7 @@ def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
     if record.revoked:
         yield fail("certificate", f"{who}: revoked, but still in use (on_revoked is keep)", REVOKED_FIX)
         return
-    yield _validity(context, record, who)
+    yield _validity(context, *_with_chain_end(record, chain), who)
     if error := _last_error(context, record):
         yield warn("certificate", f"{who}: last attempt: {error}", "cert-ctrl -c DIR history")
     if record.held:
@@ -114,11 +116,24 @@ def _pair_fault(key_pem: bytes, chain_pem: bytes, record: CertRecord) -> str:
     return ""
 
 
+def _with_chain_end(record: CertRecord, chain_pem: bytes) -> tuple[CertRecord, str]:
+    """Return the record with the end of its chain on disk, and which issuer ends before the certificate, if one does."""
+    from cryptography import x509
+
+    leaf, *above = x509.load_pem_x509_certificates(chain_pem)
+    first = min(above, key=lambda one: one.not_valid_after_utc, default=leaf)
+    if first.not_valid_after_utc >= leaf.not_valid_after_utc:
+        return record, ""
+    ends = min(record.facts.not_after, first.not_valid_after_utc.timestamp())
+    record = attrs.evolve(record, facts=attrs.evolve(record.facts, not_after=ends))
+    return record, f" with its issuer {one_line(first.subject.rfc4514_string(), 80)}"
+
+
 def _known_as(record: CertRecord) -> str:
     return record.facts.domains[0] if record.facts.domains else record.name
 
 
-def _validity(context: CheckContext, record: CertRecord, who: str) -> Finding:
+def _validity(context: CheckContext, record: CertRecord, issuer: str, who: str) -> Finding:
     from certctrl.agent.expiry import warn_below
     from certctrl.model.config import ApplicationConfig
 
@@ -129,10 +144,10 @@ def _validity(context: CheckContext, record: CertRecord, who: str) -> Finding:
         what = f"{who}: becomes valid in {duration(record.facts.not_before - now)}"
         return fail("certificate", what, "wait, or correct this host's clock")
     if left <= 0:
-        return fail("certificate", f"{who}: {remaining(left)}", renew)
+        return fail("certificate", f"{who}: {remaining(left)}{issuer}", renew)
     if left < warn_below(record, settings):
-        return warn("certificate", f"{who}: expires in {remaining(left)}", renew)
-    return ok("certificate", f"{who}: key matches, expires in {remaining(left)}")
+        return warn("certificate", f"{who}: expires in {remaining(left)}{issuer}", renew)
+    return ok("certificate", f"{who}: key matches, expires in {remaining(left)}{issuer}")
 
 
 async def check_endpoints(context: CheckContext, report: Report) -> None:

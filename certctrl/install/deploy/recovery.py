@@ -13,7 +13,7 @@ import attrs
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.results import with_facts
-from certctrl.install.deploy.staging import Candidate
+from certctrl.install.deploy.staging import Candidate, with_chain_end
 from certctrl.model.records import CertRecord, Stage
 from certctrl.store.deployments.recovery import recover as recover_deployments
 from certctrl.store.disk.fs import closing
@@ -40,6 +40,8 @@ def recover(context: Context) -> None:
         live = _live(context, record.name)
         if live != record.generation:
             context.records.note(_described(context, record, live))
+        elif live:
+            context.records.note(attrs.evolve(record, facts=with_chain_end(context, record.facts, live)))
         names.discard(record.name)
     for name in sorted(names):  # live without a record: a crash came before it was written
         with suppress(StateCorruptError):

@@ -7,15 +7,17 @@ makes the same generation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from certctrl.errors import CertctrlError, PolicyRefusedError
+from certctrl.errors import CertctrlError, DiskError, PolicyRefusedError
 from certctrl.install.deploy.commands import base_variables, files_of
 from certctrl.install.deploy.context import Context
+from certctrl.install.material.bundle import chain_end
 from certctrl.install.material.formats import SALTED_FILES, virtual_files
 from certctrl.install.plan.copy_items import ItemIndex
 from certctrl.install.plan.policy import Grant, Refusal, explain
@@ -44,6 +46,7 @@ class Candidate:
         """Return a generation that is on disk. Raises DiskError, StateCorruptError."""
         manifest = context.generations.manifest(name, generation)
         facts = facts_of_manifest(name, manifest, str(context.generations.path(name, generation)))
+        facts = with_chain_end(context, facts, generation)
         return cls(facts=facts, generation=generation, placeholder=bool(manifest["facts"].get("placeholder")))
 
     @property
@@ -55,6 +58,17 @@ class Candidate:
     def name(self) -> str:
         """The directory name of the certificate."""
         return self.facts.name
+
+
+def with_chain_end(context: Context, facts: CertFacts, generation: str) -> CertFacts:
+    """Return the facts of a generation, which ends with the first certificate of its chain. Blocks on the disk.
+
+    Earlier releases recorded the end of the leaf.
+    """
+    ends = facts.not_after
+    with suppress(DiskError):  # a damaged chain is reported by its next reader
+        ends = min(ends, chain_end(context.generations.read(facts.name, generation, "chain.pem")))
+    return facts if ends == facts.not_after else attrs.evolve(facts, not_after=ends)
 
 
 async def stage(

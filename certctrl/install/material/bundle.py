@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import takewhile
 
 import attrs
 from cryptography import x509
@@ -45,22 +46,25 @@ def open_bundle(
     ``expected_domains``: the assignment, primary domain first; the leaf's SAN must cover all of them.
     Raises NotYetValidError, or MaterialError with a stable ``reason``. No message quotes secret bytes.
     """
-    leaf, chain = _certificates(materials.certificate_pem or "", materials.chain_pem or "")
+    leaf, path = _certificates(materials.certificate_pem or "", materials.chain_pem or "")
+    chain = _chain(_without_expired_top(path, now))
     _check_hash(leaf)
     _check_serial(leaf, materials.serial_number)
     domains = _covered_domains(leaf, tuple(expected_domains))
     key_pem = checked_key_pem(unsealed_key(materials, device_secret, allow_plaintext=allow_plaintext), leaf)
     _check_time(leaf, chain, now)  # last, so that a certificate that is not valid yet has passed all other checks
     return Bundle(
-        facts=facts_of(leaf, cert_id, name, domains),
+        facts=facts_of(leaf, cert_id, name, domains, ends=chain.not_after),
         key_pem=key_pem,
         certificate_pem=leaf.public_bytes(Encoding.PEM),
         chain_pem=chain.pem,
     )
 
 
-def facts_of(leaf: x509.Certificate, cert_id: int, name: str, domains: tuple[str, ...]) -> CertFacts:
-    """Return the facts of a parsed leaf."""
+def facts_of(
+    leaf: x509.Certificate, cert_id: int, name: str, domains: tuple[str, ...], *, ends: float = float("inf")
+) -> CertFacts:
+    """Return the facts of a parsed leaf; ``ends``: when the first certificate of its chain ends."""
     return CertFacts(
         cert_id=cert_id,
         name=name,
@@ -68,7 +72,7 @@ def facts_of(leaf: x509.Certificate, cert_id: int, name: str, domains: tuple[str
         serial=serial_text(leaf.serial_number),
         fingerprint_sha256=leaf.fingerprint(hashes.SHA256()).hex(),
         not_before=leaf.not_valid_before_utc.timestamp(),
-        not_after=leaf.not_valid_after_utc.timestamp(),
+        not_after=min(leaf.not_valid_after_utc.timestamp(), ends),
     )
 
 
@@ -83,16 +87,17 @@ def serial_text(serial: int) -> str:
 
 @attrs.frozen
 class _Chain:
-    """Certificates from the leaf's issuer upwards, each issued by the next."""
+    """Certificates from the leaf's issuer upwards, each issued by the next, as clients need them."""
 
-    certificates: tuple[x509.Certificate, ...]
     pem: bytes
+    """Without a root above an intermediate: clients have their own."""
     not_before: float
     not_after: float
+    """When the first of them ends, including a root that was left out."""
 
 
-def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, _Chain]:
-    """Return the leaf and its chain, whatever order and field the certificates are in. Raises MaterialError."""
+def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, tuple[x509.Certificate, ...]]:
+    """Return the leaf and the path above it, whatever order and field they are in. Raises MaterialError."""
     own = _parsed(leaf_pem, "leaf")
     if not own:
         raise MaterialError("the bundle has no certificate", reason="leaf-unreadable")
@@ -104,7 +109,7 @@ def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, _Cha
     issuers = tuple(one for one in others if _is_issued(leaf, one))
     if others and not issuers:
         raise MaterialError("the chain does not contain the issuer of the certificate", reason="chain-order")
-    return leaf, _chain(issuers, others)
+    return leaf, _path(issuers, others)
 
 
 @lru_cache(maxsize=32)
@@ -120,11 +125,11 @@ def _parsed(pem: str, which: str) -> tuple[x509.Certificate, ...]:
 
 
 @lru_cache(maxsize=32)
-def _chain(issuers: tuple[x509.Certificate, ...], others: tuple[x509.Certificate, ...]) -> _Chain:
-    """Sort the chain above a leaf and verify signatures, CA flags and strength. Raises MaterialError.
+def _path(issuers: tuple[x509.Certificate, ...], others: tuple[x509.Certificate, ...]) -> tuple[x509.Certificate, ...]:
+    """Sort the certificates above a leaf by their signatures, up to a root if there is one. Raises MaterialError.
 
     ``issuers``: those of ``others`` that signed the leaf. Where a CA has several certificates (cross-signatures), the
-    one that is valid longest is used. A root above an intermediate is left out: clients have their own.
+    one that is valid longest is used.
     """
     links: list[x509.Certificate] = []
     reached, above = set(issuers), issuers
@@ -143,8 +148,22 @@ def _chain(issuers: tuple[x509.Certificate, ...], others: tuple[x509.Certificate
             "the chain contains a certificate that issued none of the others, or a link is missing",
             reason="chain-order",
         )
-    if len(links) > 1 and _is_root(links[-1]):
-        del links[-1]
+    return tuple(links)
+
+
+def _without_expired_top(path: tuple[x509.Certificate, ...], now: float) -> tuple[x509.Certificate, ...]:
+    """Return a path without its expired part above the leaf's issuer.
+
+    No client accepts a path through an expired certificate, such as the signature of an old root for a newer one;
+    clients that know the newer root need none. An expired issuer of the leaf stays, and is refused.
+    """
+    return path[:1] + tuple(takewhile(lambda link: _ends(link) > now, path[1:]))
+
+
+@lru_cache(maxsize=32)
+def _chain(path: tuple[x509.Certificate, ...]) -> _Chain:
+    """Check CA flags and strength of a path. Raises MaterialError."""
+    links = path[:-1] if len(path) > 1 and _is_root(path[-1]) else path
     for link in links:
         _check_ca(link)
         if link.issuer != link.subject:  # a root's own signature does not matter
@@ -153,8 +172,17 @@ def _chain(issuers: tuple[x509.Certificate, ...], others: tuple[x509.Certificate
         begins = max((link.not_valid_before_utc.timestamp() for link in links), default=float("-inf"))
     except UNREADABLE:
         raise MaterialError("a date in the chain cannot be read", reason="chain-unreadable") from None
-    ends = min((_ends(link) for link in links), default=float("inf"))
-    return _Chain(tuple(links), b"".join(link.public_bytes(Encoding.PEM) for link in links), begins, ends)
+    ends = min(map(_ends, path), default=float("inf"))
+    return _Chain(b"".join(link.public_bytes(Encoding.PEM) for link in links), begins, ends)
+
+
+@lru_cache(maxsize=32)
+def chain_end(pem: bytes) -> float:
+    """Return when the first certificate of a chain on disk ends; infinity for an empty or unreadable one."""
+    try:
+        return min(map(_ends, _parsed(pem.decode(), "chain")), default=float("inf"))
+    except (MaterialError, UnicodeError):
+        return float("inf")
 
 
 def _ends(link: x509.Certificate) -> float:
@@ -209,7 +237,9 @@ def _check_time(leaf: x509.Certificate, chain: _Chain, now: float) -> None:
             fix="renew it at the plane, or check this host's clock",
         )
     if chain.not_after <= now:
-        raise MaterialError("a certificate of the chain has expired", reason="chain-expired", fix="renew it at the CA")
+        raise MaterialError(
+            "the certificate of its issuer has expired", reason="chain-expired", fix="renew it at the plane or its CA"
+        )
     valid_from = max(begins.timestamp(), chain.not_before)
     if valid_from > now:
         raise NotYetValidError(

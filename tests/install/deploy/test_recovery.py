@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
+from bundle_maker import DAY, NOW, Issuer, Maker, build
 from install_host import APPLIED, FAILED, RELOAD, ROLLED_BACK, UNCHANGED, Host, commands, kinds, leftovers, reload
 from trio.testing import MockClock
 
@@ -183,3 +185,24 @@ async def test_files_of_a_killed_writer_are_removed_at_start(clock: MockClock, h
     host.start()
     await host.installer.recover()
     assert not [path for path in left if path.exists()]
+
+
+async def test_a_record_of_an_earlier_release_gets_the_end_of_its_chain(clock: MockClock, host: Host) -> None:
+    """Earlier releases recorded the end of the leaf alone."""
+    root = Issuer("root")
+    short = Issuer("short", root)
+    short.certificate = build("short", "root", short.key.public_key(), root.key, ca=True, life=(-400, 20))
+    host.maker = Maker(short)
+    await host.deliver(1)
+    record = host.installer.records[1]
+    assert record.facts.not_after == NOW + 20 * DAY
+    old = attrs.evolve(record, facts=attrs.evolve(record.facts, not_after=NOW + 89 * DAY))
+    InstalledState(host.layout, host.fs).save_certificates({1: old})
+    host.start()
+    assert host.installer.records[1].facts.not_after == NOW + 89 * DAY
+    await host.installer.recover()
+    assert host.installer.records[1] == record
+    assert InstalledState(host.layout, host.fs).load_certificates() == {1: record}
+    await host.deliver(1)
+    assert (await host.installer.rollback(record.name, record.generation, ())).ok
+    assert host.installer.records[1].facts.not_after == NOW + 20 * DAY

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from certctrl.errors import MaterialError, NotYetValidError
-from certctrl.install.material.bundle import WEAK_HASHES, covers, open_bundle, plain_domain, serial_text
+from certctrl.install.material.bundle import WEAK_HASHES, chain_end, covers, open_bundle, plain_domain, serial_text
 from certctrl.model.certificate import Bundle, DeployMaterials
 
 DAY = 86_400
@@ -244,6 +244,74 @@ def test_dates_are_judged_by_the_given_clock(maker: Maker, make_issuer: type[Iss
     assert early.value.valid_from == now - DAY
     long_leaf = maker.materials("example.com", life=(-1, 4000))
     assert reason(maker, long_leaf, now + 3001 * DAY) == "chain-expired"
+
+
+def test_a_certificate_ends_with_the_first_certificate_of_its_chain(
+    maker: Maker, make_issuer: type[Issuer], now: float
+) -> None:
+    root = make_issuer("root")
+    middle = make_issuer("middle", root)
+    low = make_issuer("low", middle)
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = low.leaf(key, ("example.com",))
+
+    def ends(*chain: x509.Certificate) -> float:
+        materials = maker.materials(key=key, leaf=leaf, chain_pem="".join(map(pem, chain)))
+        return opened(maker, materials, now).facts.not_after
+
+    assert ends() == ends(low.certificate, middle.certificate, root.certificate) == now + 89 * DAY
+    for one, above in ((low, middle), (middle, root), (root, root)):
+        long = one.certificate
+        one.certificate = build(one.name, above.name, one.key.public_key(), above.key, ca=True, life=(-400, 30))
+        chain = [low.certificate, middle.certificate, root.certificate]
+        assert ends(*chain) == ends(*reversed(chain)) == now + 30 * DAY
+        assert ends(*chain[:2]) == now + (89 if one is root else 30) * DAY
+        assert ends(*chain, long) == now + 89 * DAY, "the longer certificate of the same CA is used"
+        one.certificate = long
+
+
+def test_an_expired_top_of_a_chain_is_left_out(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
+    """Like the signature of an old root for a newer one, which stays in chains after it has expired."""
+    old, new = make_issuer("old root"), make_issuer("new root")
+    low = make_issuer("low", new)
+    expired = build("new root", "old root", new.key.public_key(), old.key, ca=True, life=(-400, -1))
+    weak = build("new root", "old root", new.key.public_key(), old.key, life=(-400, -1))  # not even a CA
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = low.leaf(key, ("example.com",))
+    for top in ([expired], [expired, old.certificate], [weak], [expired, new.certificate], [old.certificate, expired]):
+        materials = maker.materials(key=key, leaf=leaf, chain_pem="".join(map(pem, [low.certificate, *top])))
+        bundle = opened(maker, materials, now)
+        assert bundle.chain_pem.decode() == pem(low.certificate)
+        assert bundle.facts.not_after == now + 89 * DAY
+    alive = build("new root", "old root", new.key.public_key(), old.key, ca=True, life=(-400, 60))
+    crossed = maker.materials(key=key, leaf=leaf, chain_pem=pem(low.certificate) + pem(alive))
+    bundle = opened(maker, crossed, now)
+    assert bundle.chain_pem.decode() == pem(low.certificate) + pem(alive), "other clients need it"
+    assert bundle.facts.not_after == now + 60 * DAY
+    later = opened(maker, crossed, now + 60 * DAY)
+    assert later.chain_pem.decode() == pem(low.certificate)
+    assert later.facts.not_after == now + 89 * DAY
+
+
+def test_an_expired_issuer_of_the_leaf_is_refused(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
+    low = make_issuer("low", make_issuer("root"))
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = low.leaf(key, ("example.com",))
+    above = low.above or low
+    expired = build("low", "root", low.key.public_key(), above.key, ca=True, life=(-400, -1))
+    for chain in ([expired], [expired, above.certificate]):
+        materials = maker.materials(key=key, leaf=leaf, chain_pem="".join(map(pem, chain)))
+        assert reason(maker, materials, now) == "chain-expired"
+    both = maker.materials(key=key, leaf=leaf, chain_pem=pem(expired) + pem(low.certificate))
+    assert opened(maker, both, now).chain_pem.decode() == pem(low.certificate)
+
+
+def test_the_end_of_a_chain_on_disk(make_issuer: type[Issuer], now: float) -> None:
+    low = make_issuer("low", make_issuer("root"))
+    short = build("short", "root", low.key.public_key(), low.key, ca=True, life=(-1, 5))
+    assert chain_end(low.chain_pem.encode()) == now + 3000 * DAY
+    assert chain_end((low.chain_pem + pem(short)).encode()) == now + 5 * DAY
+    assert chain_end(b"") == chain_end(b"\xff") == chain_end(b"no PEM") == float("inf")
 
 
 def test_a_certificate_that_is_not_valid_yet_passes_all_other_checks(maker: Maker, now: float) -> None:
