@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import sys
+import warnings
 
 DISK_STATUS = 74
 """`ExitStatus.DISK`, without its import."""
@@ -34,6 +35,8 @@ def program() -> None:
     """
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         _open_missing()
+    if not sys.warnoptions:  # what a library thinks of a certificate's form is no message of ours
+        warnings.simplefilter("ignore")
     sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
     try:
         status = main()

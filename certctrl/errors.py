@@ -6,7 +6,7 @@ to these. ``str(error)`` is one line without secrets; ``error.fix`` is the next 
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 
 class ExitStatus(IntEnum):
@@ -191,5 +191,21 @@ class CommandError(CertctrlError):
         """The end of its output: escaped, redacted, bounded."""
 
 
+class ProbeFault(StrEnum):
+    """The class of a failed probe, in words about the endpoint that quote nothing of its answers."""
+
+    OTHER = "serves another certificate"
+    NO_TLS = "does not complete a TLS handshake"
+    NO_STARTTLS = "does not offer TLS"
+    REFUSED = "refuses the connection"
+    NO_ANSWER = "does not answer in time"
+    UNRESOLVED = "cannot be resolved"
+    NOT_OURS = "is not an address of this host"
+
+
 class ProbeError(CertctrlError):
     """The live endpoint does not serve the deployed certificate."""
+
+    def __init__(self, what: str, *, fault: ProbeFault = ProbeFault.OTHER, fix: str | None = None) -> None:
+        super().__init__(what, fix=fix)
+        self.fault = fault

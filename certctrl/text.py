@@ -23,5 +23,48 @@ def one_line(
     return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
 
 
+def is_name(text: str) -> bool:
+    """Return whether text is a domain name: labels of letters, digits, ``-`` and ``_``; also international ones."""
+    labels = text.removesuffix(".").split(".")
+    return len(text) <= 255 and all(0 < len(label) <= 63 and all(map(_is_in_label, label)) for label in labels)
+
+
+def _is_in_label(char: str) -> bool:
+    return (char.isalnum() or char in "-_") if char.isascii() else char.isprintable() and not char.isspace()
+
+
+def ascii_name(name: str) -> str:
+    """Return a domain name with its international labels as ``xn--``; what is no such name, unchanged.
+
+    IDNA 2008, with upper case and widths mapped as in UTS 46; labels that it forbids (emoji) as in IDNA 2003.
+    """
+    if name.isascii() or not is_name(name.removeprefix("*.")):
+        return name
+    try:
+        return ".".join(map(_ascii_label, name.split(".")))
+    except UnicodeError:
+        return name
+
+
+def _ascii_label(label: str) -> str:
+    if label.isascii():
+        return label
+    import idna  # imported late: most names are ASCII
+
+    try:
+        return idna.encode(label, uts46=True).decode()
+    except idna.InvalidCodepoint:
+        return label.encode("idna").decode()
+
+
+def same_serial(told: str, serial: int) -> bool:
+    """Return whether text is a serial number: hex, decimal, or for a negative one the hex of its bytes in the certificate."""
+    plain = "".join(told.split()).replace(":", "").lower()
+    sign, digits = ("-", plain[1:]) if plain.startswith("-") else ("", plain)
+    found = sign + (digits.removeprefix("0x").lstrip("0") or "0")
+    size = serial.bit_length() // 8 + 1
+    return found in (f"{serial:x}", str(serial), serial.to_bytes(size, "big", signed=True).hex().lstrip("0") or "0")
+
+
 def _substitute(char: str, replacement: str | None) -> str:
     return char.encode("unicode_escape").decode("ascii") if replacement is None else replacement

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certctrl.text import LINE_LIMIT, one_line
+from certctrl.text import LINE_LIMIT, ascii_name, is_name, one_line, same_serial
 
 
 @given(st.text(), st.integers(1, 300), st.booleans())
@@ -43,3 +43,39 @@ def test_a_replacement_instead_of_escapes() -> None:
     assert one_line("a\x1b\u202eb", replacement="?") == "a??b"
     assert one_line("a\x1bb", replacement="") == "ab"
     assert one_line("é", ascii_only=True) == "\\xe9"
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("a.example", "a.example"),
+        ("straße.example", "xn--strae-oqa.example"),
+        ("Bücher.Example", "xn--bcher-kva.Example"),
+        ("*.bücher.example", "*.xn--bcher-kva.example"),
+        ("例え。テスト", "xn--r8jz45g.xn--zckzah"),
+        ("i❤.example", "xn--i-7iq.example"),
+        ("ü ü", "ü ü"),
+        ("ü..example", "ü..example"),
+        ("ä" * 70, "ä" * 70),
+    ],
+)
+def test_international_names(typed: str, name: str) -> None:
+    assert ascii_name(typed) == name
+
+
+@given(st.text())
+def test_any_text_may_be_given_as_a_name(text: str) -> None:
+    assert ascii_name(ascii_name(text)) == ascii_name(text)
+    if is_name(text):
+        assert text.isprintable() and " " not in text and len(text) <= 255
+
+
+@given(st.integers(-(2**160), 2**160))
+def test_serial_numbers_in_every_notation(serial: int) -> None:
+    hexa = f"{serial:x}"
+    for told in (hexa, hexa.upper(), str(serial), f"00{hexa}" if serial >= 0 else f"-00{hexa[1:]}"):
+        assert same_serial(told, serial)
+    size = serial.bit_length() // 8 + 1
+    assert same_serial(serial.to_bytes(size, "big", signed=True).hex(":"), serial)
+    assert not same_serial(f"{serial * 256 + 10:x}f", serial)
+    assert not same_serial("", serial) or serial == 0

@@ -19,6 +19,7 @@ from certctrl.errors import PlaneError, TransportError, UsageError
 from certctrl.install.plan.render import plan_json
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, Retry
+from certctrl.text import ascii_name
 
 SETTLE_SECONDS = 300.0
 """How long `apply` waits for the signals of the resync and for retries."""
@@ -185,7 +186,7 @@ def _text(request: dict[str, Any], name: str) -> str:
 
 def record_for(records: Any, domain: str) -> CertRecord:
     """Return the record whose primary domain, name or SAN is ``domain``. Raises UsageError with the known ones."""
-    wanted = domain.lower().rstrip(".")
+    wanted = ascii_name(domain.lower().rstrip("."))
     known = [record for record in records if record.generation]
     for test in (
         lambda record: record.name == wanted or (record.facts.domains and record.facts.domains[0] == wanted),

@@ -29,6 +29,7 @@ from certctrl.model.signals import (
     InstallUpdated,
     Signal,
 )
+from certctrl.text import same_serial
 
 FIRST_RETRY = 60.0
 LAST_RETRY = 900.0
@@ -83,7 +84,10 @@ def compare_cas(listed: Mapping[int, str] | None, here: Collection[int], ts_ms: 
 def _same(summary: CertificateSummary, record: CertRecord) -> bool:
     if summary.fingerprint_sha256:
         return _hex(summary.fingerprint_sha256) == _hex(record.facts.fingerprint_sha256)
-    return _hex(summary.serial_number) == _hex(record.facts.serial)
+    try:
+        return same_serial(summary.serial_number, int(_hex(record.facts.serial), 16))
+    except ValueError:  # none is known
+        return not (summary.serial_number or record.facts.serial)
 
 
 def _hex(text: str) -> str:

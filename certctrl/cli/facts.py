@@ -8,6 +8,7 @@ from certctrl.cli.control import ask
 from certctrl.errors import BusyError, ExitStatus
 from certctrl.model.status import Health, StopReason
 from certctrl.store.state import read_only
+from certctrl.text import ascii_name
 
 if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
@@ -73,5 +74,5 @@ def certificates(layout: ConfigDir) -> list[dict[str, Any]]:
 
 def covers(row: dict[str, Any], domain: str) -> bool:
     """Whether a certificate is deployed and has this name or DNS name."""
-    wanted = domain.lower().rstrip(".")
+    wanted = ascii_name(domain.lower().rstrip("."))
     return bool(row.get("generation")) and (row["name"] == wanted or wanted in row.get("domains", ()))

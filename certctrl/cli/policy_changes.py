@@ -24,16 +24,19 @@ class Kind(StrEnum):
     COMMAND = "command"
     RUN_AS = "run-as"
     OWNER = "owner"
+    PROBE = "probe"
     TRUST_STORE = "trust-store"
     SHELL = "shell"
     PLAINTEXT_KEYS = "plaintext-keys"
+    BRAINPOOL = "brainpool"
     REMOTE_COMMANDS = "remote-commands"
 
 
-_LISTS = ("write_roots", "run_as", "owners")
+_LISTS = ("write_roots", "run_as", "owners", "probe")
 """Settings of policy.json that are lists of strings."""
 _SWITCHES = {
     "shell": "run shell lines (anything at all, as the agent's user)",
+    "brainpool": "accept keys on brainpool curves, which browsers do not know",
     "plaintext_keys": "accept private keys that are not sealed to this device",
     "remote_commands": "run the listed commands",
 }
@@ -79,7 +82,10 @@ def change_for(kind: str, words: list[str], *, name: str | None, run_as: str | N
         case Kind.OWNER:
             owner = _only(chosen, words)
             return Change("owners", owner, f"give files to {owner}")
-        case Kind.SHELL | Kind.PLAINTEXT_KEYS | Kind.REMOTE_COMMANDS:
+        case Kind.PROBE:
+            endpoint = _only(chosen, words)
+            return Change("probe", endpoint, f"probe {endpoint}, which may be another host")
+        case Kind.SHELL | Kind.PLAINTEXT_KEYS | Kind.BRAINPOOL | Kind.REMOTE_COMMANDS:
             return _switch(chosen, words)
         case _:
             assert_never(chosen)
@@ -203,8 +209,10 @@ def sentences(policy: HostPolicy, layout: ConfigDir) -> list[str]:
         lines.append(f"May run: {' '.join(command.argv)}{user} ({name}, at most {command.timeout_seconds:g} s{pinned})")
     lines.append(f"May run commands as: {', '.join(policy.run_as) or 'the agent user only'}")
     lines.append(f"May give files to: {', '.join(policy.owners) or 'root and the agent user only'}")
+    lines.append(f"May probe: {', '.join(['addresses of this host', *policy.probe])}")
     lines.append(f"Shell lines: {'allowed' if policy.shell else 'refused'}")
     lines.append(f"Keys not sealed to this device: {'accepted' if policy.plaintext_keys else 'refused'}")
+    lines.append(f"Keys on brainpool curves: {'accepted' if policy.brainpool else 'refused'}")
     lines.append(f"On revocation: {policy.on_revoked}")
     if policy.window is not None:
         window = policy.window

@@ -150,6 +150,7 @@ class Installer:
             materials,
             device_secret,
             allow_plaintext=context.policy().plaintext_keys,
+            brainpool=context.policy().brainpool,
             now=context.wall_now(),
             expected_domains=expected_domains,
         )

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import attrs
+
+
+class KeyKind(StrEnum):
+    """What a TLS client can ask for: the kind of key of a certificate."""
+
+    RSA = "RSA"
+    ECDSA = "ECDSA"
+    """Also Ed25519 and Ed448, which use the same cipher suites."""
 
 
 @attrs.frozen(kw_only=True)

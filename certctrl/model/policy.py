@@ -73,8 +73,12 @@ class HostPolicy:
     """Users that the plane's commands may run as, in addition to the agent's own."""
     owners: tuple[str, ...] = ()
     """Users and groups that may own copied files, in addition to root and the agent's own."""
+    probe: tuple[str, ...] = ()
+    """Hosts (``HOST`` or ``HOST:PORT``) that the plane's items may probe, in addition to this host's own addresses."""
     shell: bool = False
     plaintext_keys: bool = False
+    brainpool: bool = False
+    """Whether keys of certificates and CAs may be on brainpool curves, which browsers do not know."""
     trust_on_first_use: bool = False
     """Pin a listed script without ``sha256`` on its first run (stored in ``state/``)."""
     on_revoked: OnRevoked = OnRevoked.REMOVE

@@ -22,6 +22,8 @@ HERE = CertRecord(
     generation="g1",
     stage=Stage.ACTIVATED,
 )
+NEGATIVE = attrs.evolve(HERE, facts=attrs.evolve(HERE.facts, serial="-04:ab"))
+UNKNOWN = attrs.evolve(HERE, facts=attrs.evolve(HERE.facts, serial=""))
 THERE = CertificateSummary(id=1, domain_name="a.example", fingerprint_sha256="AA", serial_number="4AB", status="active")
 NEWER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2026-01-01T00:00:00Z")
 OLDER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2020-01-01T00:00:00Z")
@@ -32,6 +34,13 @@ OLDER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2020-01-01T00:0
     [
         (THERE, HERE, None),
         (attrs.evolve(THERE, fingerprint_sha256=""), HERE, None),
+        (attrs.evolve(THERE, fingerprint_sha256="", serial_number="1195"), HERE, None),
+        (attrs.evolve(THERE, fingerprint_sha256="", serial_number="4ac"), HERE, CertRenewed),
+        (attrs.evolve(THERE, fingerprint_sha256="", serial_number="-4ab"), NEGATIVE, None),
+        (attrs.evolve(THERE, fingerprint_sha256="", serial_number="fb:55"), NEGATIVE, None),
+        (attrs.evolve(THERE, fingerprint_sha256="", serial_number="4ab"), NEGATIVE, CertRenewed),
+        (attrs.evolve(THERE, fingerprint_sha256="", serial_number=""), UNKNOWN, None),
+        (attrs.evolve(THERE, fingerprint_sha256=""), UNKNOWN, CertRenewed),
         (NEWER, HERE, CertRenewed),
         (THERE, None, CertRenewed),
         (THERE, attrs.evolve(HERE, generation=""), CertRenewed),

@@ -321,3 +321,12 @@ def test_shell_completion_offers_the_commands() -> None:
 def test_the_program_ends_with_the_exit_status(layout: ConfigDir) -> None:
     assert program("-c", layout.root, "status").returncode == 77
     assert program("-c", layout.root, "list-certs").stdout == "No certificates on this host yet.\n"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("options", "said"), [((), ""), (("-W", "always"), "UserWarning: canary")])
+def test_warnings_of_libraries_are_for_developers(options: tuple[str, ...], said: str) -> None:
+    code = "import warnings, certctrl.__main__ as m; m.main = lambda: warnings.warn('canary') or 0; m.program()"
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONWARNINGS"}
+    done = subprocess.run([sys.executable, *options, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and said in done.stderr and bool(done.stderr) is bool(said)

@@ -33,6 +33,7 @@ def policy_of(layout: ConfigDir) -> dict[str, Any]:
         (["path", "/etc/nginx/tls/"], "write_roots", ["/etc/nginx/tls"]),
         (["run-as", "www-data"], "run_as", ["www-data"]),
         (["owner", "ssl-cert"], "owners", ["ssl-cert"]),
+        (["probe", "mx.example:25"], "probe", ["mx.example:25"]),
         (
             ["trust-store", "--", "/srv/cas/", "/bin/true", "--fresh"],
             "trust_store",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from certctrl.errors import DiskError, ProbeError
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.installer import Installer
 from certctrl.install.material.bundle import open_bundle
-from certctrl.install.probe.tls import Probe
+from certctrl.install.probe.tls import Probe, Wanted
 from certctrl.install.process import CommandResult, Proc
 from certctrl.model.certificate import Bundle
 from certctrl.model.config import AgentConfig
@@ -125,13 +125,15 @@ class FakeProbe:
 
     services: dict[tuple[str, int], Service]
 
-    async def probe(self, verify: VerifyTls, fingerprints: Collection[str], *, deadline: float) -> None:
+    async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
         """Wait until the deadline if the service serves none of these."""
-        if self.services[verify.host, verify.port].served not in fingerprints:
+        if self.services[verify.host, verify.port].served not in wanted:
             await trio.sleep(max(0.0, deadline - trio.current_time()))
             raise ProbeError(f"{verify.host}:{verify.port} serves another certificate")
 
-    async def after_removal(self, verify: VerifyTls, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
+    async def after_removal(
+        self, verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False
+    ) -> tuple[bool, str]:
         """Wait until the deadline if the service still serves this one."""
         served, where = self.services[verify.host, verify.port].served, f"{verify.host}:{verify.port}"
         if served != fingerprint:

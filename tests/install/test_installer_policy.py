@@ -9,12 +9,15 @@ from typing import Any
 
 import attrs
 import pytest
-from install_host import APPLIED, CHECK, FAILED, OTHER, RELOAD, Host, commands, kinds, leftovers
+from cryptography.hazmat.primitives.asymmetric import rsa
+from install_host import APPLIED, CHECK, FAILED, OTHER, RELOAD, ROLLED_BACK, Host, commands, kinds, leftovers
 from trio.testing import MockClock
 
-from certctrl.errors import CommandError, PolicyRefusedError
+from certctrl.errors import CommandError, PolicyRefusedError, ProbeError, ProbeFault
 from certctrl.install.plan.render import plan_lines
-from certctrl.model.plan import CopyAction, ExecAction
+from certctrl.install.probe.tls import Wanted
+from certctrl.model.certificate import KeyKind
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand
 from certctrl.model.records import Stage
 
@@ -156,3 +159,98 @@ async def test_alerts_reach_the_on_alert_command_as_a_file(clock: MockClock, hos
     ((alert, mode, path),) = seen
     assert (alert, mode) == ({"alert": "revoked", "cert_id": 7}, 0o600)
     assert not path.exists()
+
+
+# --- what is probed -----------------------------------------------------------------------------------------------
+
+
+class NotingProbe:
+    """A probe that notes what it is asked, and fails if told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[VerifyTls, dict[str, KeyKind | None], bool]] = []
+        self.fails: ProbeError | None = None
+
+    async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
+        self.asked.append((verify, dict(wanted), anywhere))
+        if self.fails is not None:
+            raise self.fails
+
+    async def after_removal(
+        self, verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False
+    ) -> tuple[bool, str]:
+        self.asked.append((verify, {fingerprint: None}, anywhere))
+        return False, ""
+
+
+@pytest.fixture
+def probe(host: Host) -> NotingProbe:
+    noting = NotingProbe()
+    host.probe = noting
+    host.allow(commands=commands(RELOAD))
+    host.start()
+    return noting
+
+
+def reload_of(*certs: int, item: str = "r", where: str = "www.example") -> list[InstallItem]:
+    verify = VerifyTls(host=where, port=443)
+    return [ExecAction(id=f"{item}{n}", ob_id=n, cmd_argv=RELOAD, verify=verify) for n in certs]
+
+
+async def test_the_probe_is_told_the_kinds_of_keys(
+    clock: MockClock, host: Host, probe: NotingProbe, an_rsa_key: rsa.RSAPrivateKey
+) -> None:
+    made = [host.bundle(1, "c1.example", key=an_rsa_key), host.bundle(2)]
+    items = [ExecAction(id="r", cmd_argv=RELOAD, verify=VerifyTls(host="127.0.0.1", port=443))]
+    prepared = [await host.installer.stage(bundle, items) for bundle in made]
+    assert kinds(await host.installer.converge(prepared, items)) == {1: APPLIED, 2: APPLIED}
+    rsa_leaf, ec_leaf = (bundle.facts.fingerprint_sha256 for bundle in made)
+    assert [wanted for _, wanted, _ in probe.asked] == [{rsa_leaf: KeyKind.RSA, ec_leaf: KeyKind.ECDSA}]
+
+
+async def test_only_the_operator_aims_the_probe_elsewhere(clock: MockClock, host: Host, probe: NotingProbe) -> None:
+    async def aimed(item: str, where: str, *allowed: str) -> list[bool]:
+        host.allow(probe=allowed)
+        probe.asked.clear()
+        items = reload_of(1, item=item, where=where)
+        await host.deliver(1, items=items)
+        await host.installer.withdraw(1, revoked=False, items=items)
+        return [anywhere for _, _, anywhere in probe.asked]
+
+    assert await aimed("r", "www.example") == [False, False]
+    assert await aimed("r", "www.example", "other.example", "www.example:444") == [False, False]
+    assert await aimed("r", "www.example", "www.example") == [True, True]
+    assert await aimed("r", "www.example", "WWW.example:443") == [True, True]
+    assert await aimed("r", "2001:db8::1", "[2001:db8::1]:443") == [True, True]
+    assert await aimed("r", "2001:db8::1", "2001:db8::1") == [True, True]
+    assert await aimed("local:r", "www.example") == [True, True]
+
+
+async def test_an_endpoint_elsewhere_is_reported_and_nothing_is_rolled_back(
+    clock: MockClock, host: Host, probe: NotingProbe
+) -> None:
+    items = reload_of(1)
+    await host.deliver(1, items=items)
+    fix = 'to allow it, policy.json needs "probe": ["www.example:443"]'
+    probe.fails = ProbeError("canary", fault=ProbeFault.NOT_OURS, fix=fix)
+    outcome = (await host.deliver(1, items=items))[1]
+    assert outcome.kind is APPLIED
+    assert outcome.detail == f"tolerated: item r1: not probed: www.example:443 is not an address of this host; {fix}"
+    record = host.installer.records[1]
+    assert record.failing and record.facts.fingerprint_sha256 == host.live(1) == outcome.deployed[0].fingerprint_sha256
+    probe.fails = None
+    assert (await host.installer.converge_all(items, due_now=True)).ok
+    assert not host.installer.records[1].failing
+
+
+async def test_the_plane_gets_the_class_of_a_failed_probe_and_the_log_the_rest(
+    clock: MockClock, host: Host, probe: NotingProbe, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = reload_of(1)
+    await host.deliver(1, items=items)
+    probe.fails = ProbeError("www.example:443: SSH-2.0-canary", fault=ProbeFault.NO_TLS)
+    outcome = (await host.deliver(1, items=items))[1]
+    assert outcome.kind is ROLLED_BACK
+    assert "www.example:443 does not complete a TLS handshake" in outcome.detail
+    assert "canary" not in outcome.detail + host.retry(1).last_error
+    assert "SSH-2.0-canary" in caplog.text

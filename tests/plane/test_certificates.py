@@ -200,7 +200,7 @@ async def test_the_detail_adds_the_pem_texts(world: Any) -> None:
     "domain",
     [
         "", "-x.example", "x-.example", "a..b", ".", "*", "*.", "*.*.example", "x.*.example", "ex ample.com", "x/y",
-        "bücher.example", "a" * 64 + ".example", ("a" * 60 + ".") * 5, "1.2.3.4.5", "x_y.example", "\0", "http://x",
+        "bü cher.example", "-ü.example", "ü..example", "a" * 64 + ".example", ("a" * 60 + ".") * 5, "1.2.3.4.5", "x_y.example", "\0", "http://x",
     ],
 )  # fmt: skip
 async def test_invalid_names_are_refused(world: Any, domain: str) -> None:
@@ -212,6 +212,21 @@ async def test_names_are_made_canonical(world: Any) -> None:
     row = await issue(world, "Example.COM.", "example.com", "2001:DB8::0001", "xn--bcher-kva.example", "localhost")
     assert row["domain_name"] == "example.com"
     assert row["sans"] == ["example.com", "2001:db8::1", "xn--bcher-kva.example", "localhost"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("Bücher.example", "xn--bcher-kva.example"),
+        ("straße.example", "xn--strae-oqa.example"),  # IDNA 2003 would make strasse.example of it
+        ("*.FAẞ.example.", "*.xn--fa-hia.example"),
+        ("例え.テスト", "xn--r8jz45g.xn--zckzah"),
+        ("例え。テスト", "xn--r8jz45g.xn--zckzah"),
+    ],
+)
+async def test_international_names_are_accepted_as_typed(world: Any, typed: str, name: str) -> None:
+    row = await issue(world, typed, f"{typed}.")
+    assert (row["domain_name"], row["sans"]) == (name, [name])
 
 
 async def test_a_name_too_long_for_the_subject_is_still_issued(world: Any) -> None:

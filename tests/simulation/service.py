@@ -5,7 +5,7 @@ A service reads its files at a reload and serves them until the next; it refuses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -14,6 +14,7 @@ from simulation.authority import leaf_facts, public_half
 from simulation.disk import SimulatedDisk, file_in
 
 from certctrl.errors import ProbeError
+from certctrl.install.probe.tls import Wanted
 from certctrl.install.process import CommandResult
 from certctrl.model.plan import VerifyTls
 
@@ -72,7 +73,7 @@ class Services:
         service.served = fingerprint
         return 0
 
-    async def probe(self, verify: VerifyTls, wanted: Collection[str], *, deadline: float) -> None:
+    async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
         """Ask a simulated service what it serves (`Probe.probe`)."""
         await trio.sleep(0.01)
         served = self.known[verify.port - FIRST_PORT].served
@@ -80,7 +81,9 @@ class Services:
             await trio.sleep(max(0.0, deadline - trio.current_time()))
             raise ProbeError(f"port {verify.port} serves another certificate")
 
-    async def after_removal(self, verify: VerifyTls, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
+    async def after_removal(
+        self, verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False
+    ) -> tuple[bool, str]:
         """Ask a simulated service whether it still serves a removed leaf (`Probe.after_removal`)."""
         await trio.sleep(0.01)
         service = self.known[verify.port - FIRST_PORT]

@@ -42,8 +42,10 @@ def history(
 
 def _about(entry: dict[str, Any], domain: str) -> bool:
     from certctrl.store.layout import safe_name
+    from certctrl.text import ascii_name
 
-    return entry.get("name") in (domain, safe_name(domain)) or str(entry.get("cert_id")) == domain
+    names = (domain, safe_name(domain), safe_name(ascii_name(domain.lower())))
+    return entry.get("name") in names or str(entry.get("cert_id")) == domain
 
 
 def _cells(entry: dict[str, Any]) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ def allow(
     cert-ctrl -c /etc/cert-ctrl policy allow path /etc/nginx/tls
     cert-ctrl -c /etc/cert-ctrl policy allow command --name nginx-reload -- /usr/sbin/nginx -s reload
     cert-ctrl -c /etc/cert-ctrl policy allow run-as www-data
+    cert-ctrl -c /etc/cert-ctrl policy allow probe www.example.com:443
     cert-ctrl -c /etc/cert-ctrl policy allow trust-store /etc/pki/ca-trust/source/anchors /usr/bin/update-ca-trust
     """
     invoked = invocation(ctx)

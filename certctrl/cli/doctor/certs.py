@@ -158,21 +158,24 @@ async def check_endpoints(context: CheckContext, report: Report) -> None:
         report(failed("endpoint", error))
         return
 
-    async def one(verify: VerifyTls, records: list[CertRecord]) -> None:
-        report(await _served(verify, records))
+    async def one(verify: VerifyTls, records: list[CertRecord], anywhere: bool) -> None:
+        report(await _served(context, verify, records, anywhere=anywhere))
 
     async with trio.open_nursery() as nursery:
-        for verify, records in wanted:
-            nursery.start_soon(one, verify, records)
+        for endpoint in wanted:
+            nursery.start_soon(one, *endpoint)
 
 
-def endpoints(context: CheckContext) -> list[tuple[VerifyTls, list[CertRecord]]]:
-    """Return each TLS endpoint of the install items with the certificates that it may serve."""
+def endpoints(context: CheckContext) -> list[tuple[VerifyTls, list[CertRecord], bool]]:
+    """Return each TLS endpoint of the install items, the certificates that it may serve, and if it may be elsewhere."""
     from certctrl.agent.install_config import active_items
     from certctrl.install.plan.dependencies import bind
     from certctrl.install.plan.planner import expected_at
+    from certctrl.install.plan.policy import may_probe_anywhere
     from certctrl.install.plan.values import DesiredCert
+    from certctrl.store.config.files import load_policy
 
+    policy = load_policy(context.layout, require_root_owned=False)
     records = {record.cert_id: record for record in deployed(context)}
     items = active_items(context.layout, context.store.installed)
     certs = {
@@ -180,25 +183,33 @@ def endpoints(context: CheckContext) -> list[tuple[VerifyTls, list[CertRecord]]]
         for one in records.values()
     }
     found: dict[VerifyTls, dict[int, CertRecord]] = {}
+    anywhere: dict[VerifyTls, bool] = {}
     bound = bind(items, certs, {})
     for item in items:
         verify: Any = item.verify if isinstance(item, CopyAction | ExecAction) and item.enabled else None
         if isinstance(verify, VerifyTls):
             here = [records[cert_id] for cert_id in bound[item.id].certs if cert_id in records]
             found.setdefault(verify, {}).update({one.cert_id: one for one in expected_at(verify, here)})
-    return [(verify, list(certs.values())) for verify, certs in found.items() if certs]
+            anywhere[verify] = anywhere.get(verify, False) or may_probe_anywhere(policy, verify, item.id)
+    return [(verify, list(certs.values()), anywhere[verify]) for verify, certs in found.items() if certs]
 
 
-async def _served(verify: VerifyTls, records: list[CertRecord]) -> Finding:
+async def _served(context: CheckContext, verify: VerifyTls, records: list[CertRecord], *, anywhere: bool) -> Finding:
+    from certctrl.install.deploy.commands import key_kind
     from certctrl.install.probe.tls import served_fingerprint
 
+    live = context.layout.live
+    wanted = {
+        one.facts.fingerprint_sha256: key_kind(context.fs, live / one.name / "certificate.pem") for one in records
+    }
     where = f"{verify.host}:{verify.port}" + (f" ({verify.server_name})" if verify.server_name else "")
     names = ", ".join(record.name for record in records)
     try:
-        served = await served_fingerprint(verify, deadline=trio.current_time() + PROBE_SECONDS)
+        deadline = trio.current_time() + PROBE_SECONDS
+        served = await served_fingerprint(verify, wanted, deadline=deadline, anywhere=anywhere)
     except ProbeError as error:
         return fail("endpoint", str(error), error.fix or "check the log of the service")
-    if served in {record.facts.fingerprint_sha256 for record in records}:
+    if served in wanted:
         return ok("endpoint", f"{where} serves the certificate on disk ({names})")
     what = f"{where} serves another certificate ({served[:16]}…) than the one on disk ({names})"
     return fail("endpoint", what, "cert-ctrl -c DIR apply, and check that the service reads the deployed files")

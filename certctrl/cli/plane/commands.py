@@ -38,7 +38,8 @@ UserCode = Annotated[str, typer.Argument(metavar="USER_CODE", help="The code tha
 def issue(
     ctx: typer.Context,
     domains: Annotated[
-        list[str], typer.Argument(metavar="DOMAIN...", help="DNS names; the first one is the primary name.")
+        list[str],
+        typer.Argument(metavar="DOMAIN...", help="DNS names or addresses; the first one is the primary name."),
     ],
     device: Devices = None,
     key_type: Annotated[

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperOption
 
 from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
+from certctrl.text import ascii_name
 
 if TYPE_CHECKING:
     from certctrl.net.operator import Operator
@@ -188,7 +189,7 @@ class OperatorApi:
 
     async def certificate(self, named: str) -> int:
         """Return the id of a certificate, by id or primary domain; prefer certificates that are not revoked."""
-        return await self._find("certificates", named, ("domain_name",), "certificate")
+        return await self._find("certificates", ascii_name(named.lower()), ("domain_name",), "certificate")
 
     async def authority(self, named: str) -> int:
         """Return the id of a CA, by id or name."""

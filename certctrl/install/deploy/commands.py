@@ -10,14 +10,18 @@ from pathlib import Path
 
 import trio
 
-from certctrl.errors import CertctrlError, DiskError
+from certctrl.errors import CertctrlError, DiskError, ProbeError
 from certctrl.install.deploy.context import Context
-from certctrl.install.material.formats import SALTED_FILES
-from certctrl.install.plan.policy import Grant, Refusal
+from certctrl.install.material.formats import SALTED_FILES, pem_to_der
+from certctrl.install.plan.policy import Grant, Refusal, may_probe_anywhere
 from certctrl.install.plan.values import DesiredCert, InstallPlan, Verification
+from certctrl.install.probe.address import kind_of
+from certctrl.install.probe.tls import plain_words
 from certctrl.install.process.vetting import is_script, sha256_of, vet_executable
+from certctrl.model.certificate import KeyKind
 from certctrl.model.plan import COMMAND_VARIABLES, VerifyTls
 from certctrl.store.disk.atomic import read_bytes
+from certctrl.store.disk.fs import Fs
 from certctrl.text import one_line
 
 FIRST_PAUSE, LAST_PAUSE = 0.05, 1.0
@@ -85,7 +89,13 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
     """
     deadline = trio.current_time() + context.config().application.verify_timeout_seconds
     if isinstance(one.verify, VerifyTls):
-        await context.probe.probe(one.verify, one.fingerprints, deadline=deadline)
+        wanted = await context.offload(_wanted, context, one, certs)
+        anywhere = may_probe_anywhere(context.policy(), one.verify, one.item)
+        try:
+            await context.probe.probe(one.verify, wanted, deadline=deadline, anywhere=anywhere)
+        except ProbeError as error:
+            context.log.warning("Probe failed: %s", error)  # it may quote the server, which is not for the plane
+            raise ProbeError(plain_words(one.verify, error), fault=error.fault, fix=error.fix) from None
     elif one.grant is not None:
         pause = FIRST_PAUSE
         while True:
@@ -97,6 +107,24 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
                     raise
             await trio.sleep(pause)
             pause = min(LAST_PAUSE, pause * 2)
+
+
+def _wanted(context: Context, one: Verification, certs: Sequence[DesiredCert]) -> dict[str, KeyKind | None]:
+    """Return the fingerprints that an endpoint may serve, with their kinds of key. Blocks on the disk."""
+    wanted: dict[str, KeyKind | None] = {fingerprint: None for fingerprint in one.fingerprints}  # noqa: C420
+    for cert in certs:
+        if cert.generation and cert.facts.fingerprint_sha256 in wanted:
+            path = context.layout.generation(cert.name, cert.generation) / "certificate.pem"
+            wanted[cert.facts.fingerprint_sha256] = key_kind(context.fs, path)
+    return wanted
+
+
+def key_kind(fs: Fs, path: Path) -> KeyKind | None:
+    """Return the kind of key of a certificate on disk (PEM); None if it cannot be read."""
+    try:
+        return kind_of(pem_to_der(read_bytes(fs, path, _KEY_LIMIT) or b""))
+    except (DiskError, ValueError):
+        return None
 
 
 # --- environment -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from certctrl.errors import CertctrlError, CommandError
+from certctrl.errors import CertctrlError, CommandError, ProbeError, ProbeFault
 from certctrl.install.deploy.commands import run_granted, verify_live
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.trust_store import import_ca
@@ -114,8 +114,15 @@ class Executor:
         self.keys |= run.keys
 
     async def _verify(self, one: Verification) -> None:
-        if not self._lacks_files(one.for_files):
+        if self._lacks_files(one.for_files):
+            return
+        try:
             await verify_live(self.context, one, self.about(one.cert_ids))
+        except ProbeError as error:
+            if error.fault is not ProbeFault.NOT_OURS:
+                raise
+            # that this host does not ask says nothing about the certificate
+            self._tolerate(f"item {one_line(one.item)}: not probed: {error}; {error.fix}", (one.item,), one.cert_ids)
 
     async def _all(self, jobs: Sequence[_Job]) -> None:
         """Run jobs concurrently, each to its end; then raise the first failure that is not tolerated."""

@@ -20,7 +20,7 @@ from certctrl.errors import CertctrlError, MaterialError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import destination_of, system_trust_store
 from certctrl.install.deploy.record_store import audit_entry
-from certctrl.install.material.private_key import GOOD_CURVES, LEAST_RSA_BITS, UNREADABLE
+from certctrl.install.material.private_key import LEAST_RSA_BITS, UNREADABLE, check_curve
 from certctrl.install.plan.policy import explain, path_fault
 from certctrl.install.plan.refusals import no_trust_store
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
@@ -33,7 +33,7 @@ from certctrl.text import one_line
 COMMAND_SECONDS = 120.0
 
 
-def checked_ca(pem: str, now: float) -> tuple[str, str, float]:
+def checked_ca(pem: str, now: float, *, brainpool: bool = False) -> tuple[str, str, float]:
     """Return (re-encoded PEM, fingerprint, not_after) of one CA certificate. Raises MaterialError."""
     try:
         (found,) = x509.load_pem_x509_certificates(pem.encode())
@@ -43,10 +43,14 @@ def checked_ca(pem: str, now: float) -> tuple[str, str, float]:
     except (*UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension):
         raise MaterialError("this is not a single CA certificate in PEM", reason="ca-unreadable") from None
     weak = isinstance(key, rsa.RSAPublicKey) and key.key_size < LEAST_RSA_BITS
-    weak = weak or (isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name not in GOOD_CURVES)
-    if not is_ca or weak:
-        why = "its key is too weak" if weak else "it is not a CA certificate"
-        raise MaterialError(f"this certificate is not fit for a trust store: {why}", reason="ca-unfit")
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            check_curve(key.curve, brainpool=brainpool)
+        if weak or not is_ca:
+            raise MaterialError("its key is too weak" if weak else "it is not a CA certificate", reason="ca-unfit")
+    except MaterialError as error:
+        what = f"this certificate is not fit for a trust store: {error}"
+        raise MaterialError(what, reason="ca-unfit", fix=error.fix) from None
     if ends <= now:
         raise MaterialError("this CA certificate has expired", reason="expired", fix="assign a newer one in the plane")
     return found.public_bytes(Encoding.PEM).decode(), found.fingerprint(hashes.SHA256()).hex(), ends
@@ -56,7 +60,7 @@ async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Se
     """Import a CA into the trust store, and keep it for copy items; unchanged bytes run no command."""
     now = context.wall_now()
     try:
-        clean, fingerprint, ends = checked_ca(pem, now)
+        clean, fingerprint, ends = checked_ca(pem, now, brainpool=context.policy().brainpool)
     except MaterialError as error:
         return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
     store, before = context.policy().trust_store, context.records.cas.get(str(ca_id))

@@ -26,7 +26,8 @@ from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.placeholder import placeholder_bundle
-from certctrl.install.plan.policy import is_local, refuse_path
+from certctrl.install.plan.dependencies import names_given
+from certctrl.install.plan.policy import is_local, may_probe_anywhere, refuse_path
 from certctrl.install.plan.retries import Failure
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.policy import OnRevoked
@@ -140,11 +141,16 @@ class Withdrawal:
         deadline = trio.current_time() + seconds
         connected = [item for item in self.items if item.enabled and f"item:{item.id}" in nodes]
         mine = [item for item in connected if self._concerns_it(item) or (item.ob_id is None and item.ob_name is None)]
-        asked = [item.verify for item in mine if isinstance(item, CopyAction | ExecAction)]
-        endpoints = dict.fromkeys(verify for verify in asked if isinstance(verify, VerifyTls))
+        asked = [(item.verify, item.id) for item in mine if isinstance(item, CopyAction | ExecAction)]
+        endpoints: dict[VerifyTls, bool] = {}
+        for verify, item_id in asked:
+            if isinstance(verify, VerifyTls):
+                anywhere = may_probe_anywhere(context.policy(), verify, item_id)
+                endpoints[verify] = endpoints.get(verify, False) or anywhere
+        removed = self.record.facts.fingerprint_sha256
         return [
-            await context.probe.after_removal(verify, self.record.facts.fingerprint_sha256, deadline=deadline)
-            for verify in endpoints
+            await context.probe.after_removal(verify, removed, deadline=deadline, anywhere=anywhere)
+            for verify, anywhere in endpoints.items()
         ]
 
     async def _record_rest(self, trouble: str, before: Retry | None) -> None:
@@ -209,7 +215,8 @@ class Withdrawal:
             return False
         if item.ob_id is not None:
             return item.ob_id == self.record.cert_id
-        return item.ob_name is not None and item.ob_name in (self.record.name, *self.record.facts.domains[:1])
+        names = (self.record.name, *self.record.facts.domains[:1])
+        return item.ob_name is not None and not names_given(item.ob_name).isdisjoint(names)
 
     async def _replace(self) -> Outcome:
         """Replace it by a placeholder; if one is live already, finish what a crash or failure left undone."""

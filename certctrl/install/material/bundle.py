@@ -24,6 +24,7 @@ from certctrl.install.material.domains import covers, plain_domain
 from certctrl.install.material.formats import virtual_files as virtual_files
 from certctrl.install.material.private_key import UNREADABLE, checked_key_pem, unsealed_key
 from certctrl.model.certificate import Bundle, CertFacts, DeployMaterials
+from certctrl.text import same_serial
 
 WEAK_HASHES = frozenset({"md5", "sha1"})
 LONGEST_CHAIN = 10
@@ -39,11 +40,13 @@ def open_bundle(
     allow_plaintext: bool,
     now: float,
     expected_domains: Iterable[str],
+    brainpool: bool = False,
 ) -> Bundle:
     """Open and check the material of one certificate.
 
     ``device_secret``: the raw X25519 secret (32 bytes; empty if this host has none). ``now``: wall-clock seconds.
     ``expected_domains``: the assignment, primary domain first; the leaf's SAN must cover all of them.
+    ``brainpool``: accept keys on brainpool curves.
     Raises NotYetValidError, or MaterialError with a stable ``reason``. No message quotes secret bytes.
     """
     leaf, path = _certificates(materials.certificate_pem or "", materials.chain_pem or "")
@@ -51,7 +54,8 @@ def open_bundle(
     _check_hash(leaf)
     _check_serial(leaf, materials.serial_number)
     domains = _covered_domains(leaf, tuple(expected_domains))
-    key_pem = checked_key_pem(unsealed_key(materials, device_secret, allow_plaintext=allow_plaintext), leaf)
+    raw_key = unsealed_key(materials, device_secret, allow_plaintext=allow_plaintext)
+    key_pem = checked_key_pem(raw_key, leaf, brainpool=brainpool)
     _check_time(leaf, chain, now)  # last, so that a certificate that is not valid yet has passed all other checks
     return Bundle(
         facts=facts_of(leaf, cert_id, name, domains, ends=chain.not_after),
@@ -77,9 +81,9 @@ def facts_of(
 
 
 def serial_text(serial: int) -> str:
-    """Return a serial number as lower-case hex pairs separated by colons (``04:ab``)."""
-    text = f"{serial:x}"
-    return bytes.fromhex(text.zfill(len(text) + len(text) % 2)).hex(":")
+    """Return a serial number as lower-case hex pairs separated by colons (``04:ab``; ``-04:ab`` as OpenSSL does)."""
+    text = f"{abs(serial):x}"
+    return ("-" if serial < 0 else "") + bytes.fromhex(text.zfill(len(text) + len(text) % 2)).hex(":")
 
 
 # --- the chain ----------------------------------------------------------------------------------------------------
@@ -250,30 +254,38 @@ def _check_time(leaf: x509.Certificate, chain: _Chain, now: float) -> None:
 
 def _check_serial(leaf: x509.Certificate, reported: str) -> None:
     """Reject a leaf whose serial is not the reported one; colons, case and decimal notation do not matter."""
-    plain = "".join(reported.split()).replace(":", "").lower().removeprefix("0x").lstrip("0")
-    if plain and plain not in (f"{leaf.serial_number:x}", str(leaf.serial_number)):
+    if reported.strip(" 0:") and not same_serial(reported, leaf.serial_number):
         raise MaterialError(
             "the serial number of the certificate is not the one that the plane reports", reason="serial-mismatch"
         )
 
 
 def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the SAN, the assigned primary domain first; all expected names must be covered."""
+    """Return the names of the SAN, the assigned primary domain first; all expected names must be covered.
+
+    Those are DNS names and addresses; URIs and e-mail addresses if there are no others, as in certificates of workloads.
+    """
     try:
         san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = [name.lower() for name in san.get_values_for_type(x509.DNSName)]
-        names += [str(address) for address in san.get_values_for_type(x509.IPAddress)]
+        hosts = [name.lower() for name in san.get_values_for_type(x509.DNSName)]
+        hosts += [str(address) for address in san.get_values_for_type(x509.IPAddress)]
+        others = [*san.get_values_for_type(x509.UniformResourceIdentifier), *san.get_values_for_type(x509.RFC822Name)]
     except x509.ExtensionNotFound:
-        names = []
+        raise MaterialError(
+            "the certificate has no subject alternative name; clients ignore its common name",
+            reason="san",
+            fix=_REISSUE,
+        ) from None
     except (*UNREADABLE, x509.DuplicateExtension):
         raise MaterialError("the certificate's names cannot be read", reason="leaf-unreadable") from None
-    wanted = [plain for domain in expected if (plain := plain_domain(domain))]
-    missing = [domain for domain in wanted if not any(covers(name, domain) for name in names)]
+    wanted = [plain for domain in expected if (plain := domain if domain in others else plain_domain(domain))]
+    missing = [one for one in wanted if one not in others and not any(covers(name, one) for name in hosts)]
+    names = hosts or others
     if missing or not names:
-        raise MaterialError(
-            f"the certificate is not for {', '.join(missing[:5]) or 'any name'}",
-            reason="san",
-            fix="issue it with the names it is assigned for",
-        )
+        what = f"is not for {', '.join(missing[:5])}" if missing else "has no DNS name, address, URI or e-mail address"
+        raise MaterialError(f"the certificate {what}", reason="san", fix=_REISSUE)
     primary = [name for name in wanted[:1] if name in names]
     return tuple(dict.fromkeys((*primary, *names)))
+
+
+_REISSUE = "issue it with the names it is assigned for"

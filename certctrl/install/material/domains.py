@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from certctrl.text import ascii_name
+
 
 def plain_domain(domain: str) -> str:
     """Return a name as a SAN contains it: lower case, no final dot, international labels as ``xn--``."""
@@ -13,12 +15,7 @@ def plain_domain(domain: str) -> str:
             return str(ipaddress.ip_address(text))
         except ValueError:
             pass
-    if text.isascii():
-        return text
-    try:
-        return text.encode("idna").decode()
-    except UnicodeError:
-        return text
+    return ascii_name(text).lower()
 
 
 def covers(name: str, domain: str) -> bool:

@@ -52,4 +52,7 @@ def _name(domain: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(domain))
     except ValueError:
-        return x509.DNSName(domain)
+        pass
+    if "://" in domain or domain.startswith("urn:"):
+        return x509.UniformResourceIdentifier(domain)
+    return x509.RFC822Name(domain) if "@" in domain else x509.DNSName(domain)

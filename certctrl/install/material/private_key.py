@@ -34,6 +34,8 @@ PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519Pri
 
 LEAST_RSA_BITS = 2048
 GOOD_CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})
+BRAINPOOL_CURVES = frozenset({"brainpoolP256r1", "brainpoolP384r1", "brainpoolP512r1"})
+"""For TLS by RFC 7027 and RFC 8734; browsers do not know them."""
 UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, OverflowError)
 """What `cryptography` raises for malformed bytes."""
 
@@ -114,7 +116,7 @@ def _base64(text: str | None, field: str) -> bytes:
         raise MaterialError(f"{field} of the bundle is not base64", reason="incomplete") from None
 
 
-def checked_key_pem(raw: bytes, leaf: x509.Certificate) -> bytes:
+def checked_key_pem(raw: bytes, leaf: x509.Certificate, *, brainpool: bool = False) -> bytes:
     """Return a key as PKCS#8 PEM after checking that it is strong, consistent and the leaf's. Raises MaterialError.
 
     Accepts PKCS#8, PKCS#1 and SEC1, each as DER or PEM. PKCS#8 DER goes into the PEM unchanged, so the staged bytes
@@ -122,6 +124,8 @@ def checked_key_pem(raw: bytes, leaf: x509.Certificate) -> bytes:
     """
     key = load_key(raw)
     _check_key(key, leaf)
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        check_curve(key.curve, brainpool=brainpool)
     if _is_pkcs8(raw):
         return pem_block("PRIVATE KEY", raw)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -170,8 +174,19 @@ def _check_key(key: PrivateKey, leaf: x509.Certificate) -> None:
         if key.key_size < LEAST_RSA_BITS:
             raise MaterialError(f"an RSA key of {key.key_size} bits is too weak", reason="key-weak")
         _check_rsa_numbers(key)
-    elif isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name not in GOOD_CURVES:
-        raise MaterialError(f"the curve {key.curve.name} is not used for TLS", reason="key-weak")
+
+
+def check_curve(curve: ec.EllipticCurve, *, brainpool: bool) -> None:
+    """Raise MaterialError for the curve of a key that this host does not accept."""
+    if curve.name in GOOD_CURVES or (brainpool and curve.name in BRAINPOOL_CURVES):
+        return
+    if curve.name in BRAINPOOL_CURVES:
+        raise MaterialError(
+            f"the key is on the curve {curve.name}, which this host's policy does not allow",
+            reason="brainpool-refused",
+            fix='issue it with another key, or if all clients know the curve, add "brainpool": true to policy.json',
+        )
+    raise MaterialError(f"keys on the curve {curve.name} are not accepted", reason="key-weak")
 
 
 def _check_rsa_numbers(key: rsa.RSAPrivateKey) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from certctrl.install.material.formats import VIRTUAL_FILES
-from certctrl.install.plan.dependencies import ordered_steps
+from certctrl.install.plan.dependencies import names_given, ordered_steps
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, InstallItem
 
@@ -30,7 +30,8 @@ class ItemIndex:
                 if item.ob_id is not None:
                     by_id.setdefault(item.ob_id, []).append(item)
                 elif item.ob_name is not None:
-                    by_name.setdefault(item.ob_name, []).append(item)
+                    for name in names_given(item.ob_name):
+                        by_name.setdefault(name, []).append(item)
         return cls(items, by_id, by_name)
 
     @property
@@ -40,8 +41,9 @@ class ItemIndex:
 
     def copies(self, facts: CertFacts) -> list[CopyAction]:
         """Return the copy items of a certificate: those with its id, then those that name it."""
-        named = [item for one in dict.fromkeys((facts.name, *facts.domains[:1])) for item in self.by_name.get(one, ())]
-        return self.by_id.get(facts.cert_id, []) + named
+        found = (item for one in dict.fromkeys((facts.name, *facts.domains[:1])) for item in self.by_name.get(one, ()))
+        named = {item.id: item for item in found}
+        return [*self.by_id.get(facts.cert_id, []), *named.values()]
 
     def files(self, facts: CertFacts) -> frozenset[str]:
         """Return the virtual files of a certificate that its copy items want."""

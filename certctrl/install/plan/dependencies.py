@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from certctrl.install.material.domains import plain_domain
 from certctrl.install.plan.values import DesiredCa, DesiredCert
 from certctrl.model.order import levels_of
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem
@@ -70,7 +71,8 @@ def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, 
     if item.ob_id is not None:
         return Binding(certs=(item.ob_id,))
     if item.ob_name is not None:
-        named_so = [one for one in certs.values() if item.ob_name in (one.name, *one.facts.domains[:1])]
+        names = names_given(item.ob_name)
+        named_so = [one for one in certs.values() if not names.isdisjoint((one.name, *one.facts.domains[:1]))]
         named_so.sort(
             key=lambda one: not one.generation
         )  # a withdrawn one comes last: its name passes to its successor
@@ -79,6 +81,11 @@ def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, 
             certs=tuple(wanted[:1]), waits="" if wanted else f"there is no certificate {item.ob_name!r} here"
         )
     return Binding(waits="it names no certificate" if isinstance(item, CopyAction) else "")
+
+
+def names_given(ob_name: str) -> frozenset[str]:
+    """Return the names of certificates that an item means by ``ob_name``: as it is, or an international one as ``xn--``."""
+    return frozenset((ob_name, plain_domain(ob_name)))
 
 
 def _of_dependencies(

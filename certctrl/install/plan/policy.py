@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from certctrl.install.material.formats import KEY_FILES
-from certctrl.model.plan import COMMAND_PREFIX, LOCAL_PREFIX, CopyAction, ExecAction
+from certctrl.model.plan import COMMAND_PREFIX, LOCAL_PREFIX, CopyAction, ExecAction, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand
 from certctrl.text import one_line
 
@@ -27,7 +27,7 @@ PUBLIC_MODES = 0o644
 KEY_MODES = 0o640
 MAX_WORDS = 256
 MAX_WORD_CHARS = 65_536
-_LISTS = ("write_roots", "run_as", "owners")
+_LISTS = ("write_roots", "run_as", "owners", "probe")
 _NO_PATH = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NO_WORD = re.compile(r"[\x00\ud800-\udfff]")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
@@ -169,6 +169,18 @@ def refuse_owner(policy: HostPolicy, item: CopyAction, identity: AgentIdentity) 
             what = f"give files to {one_line(name)}"
             return Refusal(item=item.id, what=what, why="not among owners", setting="owners", value=name)
     return None
+
+
+# --- probes -------------------------------------------------------------------------------------------------------
+
+
+def may_probe_anywhere(policy: HostPolicy, verify: VerifyTls, item_id: str) -> bool:
+    """Return whether an endpoint may be probed although it is not on this host."""
+    host = f"[{verify.host}]" if ":" in verify.host else verify.host
+    allowed = {entry.lower() for entry in policy.probe}
+    return is_local(item_id) or not allowed.isdisjoint(
+        (verify.host.lower(), host.lower(), f"{host}:{verify.port}".lower())
+    )
 
 
 # --- commands -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import assert_never
 
 import trio
 
-from certctrl.errors import ProbeError
+from certctrl.errors import ProbeError, ProbeFault
 from certctrl.model.plan import StartTls
 from certctrl.text import one_line
 
@@ -28,7 +28,7 @@ async def start_tls(stream: trio.SocketStream, kind: StartTls) -> None:
         case StartTls.POSTGRES:
             await stream.send_all(_POSTGRES_REQUEST)
             if (answer := await stream.receive_some(1)) != b"S":
-                raise ProbeError(f"the PostgreSQL server refuses TLS (answered {one_line(repr(answer))})")
+                raise _refusal(f"the PostgreSQL server refuses TLS (answered {one_line(repr(answer))})")
         case _:
             assert_never(kind)
 
@@ -38,7 +38,7 @@ async def _smtp(stream: trio.SocketStream) -> None:
     await stream.send_all(b"EHLO localhost\r\n")
     offered = await _smtp_reply(stream, "250")
     if not any(line[4:].strip().upper() == "STARTTLS" for line in offered):
-        raise ProbeError("the SMTP server does not offer STARTTLS")
+        raise _refusal("the SMTP server does not offer STARTTLS")
     await stream.send_all(b"STARTTLS\r\n")
     await _smtp_reply(stream, "220")
 
@@ -50,23 +50,23 @@ async def _smtp_reply(stream: trio.SocketStream, code: str) -> list[str]:
         lines.append(line)
         if line[3:4] != "-":
             if not line.startswith(code):
-                raise ProbeError(f"the SMTP server says {one_line(line)}")
+                raise _refusal(f"the SMTP server says {one_line(line)}")
             return lines
-    raise ProbeError("the SMTP server's reply is too long")
+    raise _refusal("the SMTP server's reply is too long")
 
 
 async def _imap(stream: trio.SocketStream) -> None:
     greeting = await _line(stream)
     if not greeting.upper().startswith("* OK"):
-        raise ProbeError(f"the IMAP server says {one_line(greeting)}")
+        raise _refusal(f"the IMAP server says {one_line(greeting)}")
     await stream.send_all(b"c1 STARTTLS\r\n")
     for _ in range(MAX_LINES):
         line = await _line(stream)
         if not line.startswith("* "):
             if line.upper().startswith("C1 OK"):
                 return
-            raise ProbeError(f"the IMAP server refuses STARTTLS: {one_line(line)}")
-    raise ProbeError("the IMAP server's reply is too long")
+            raise _refusal(f"the IMAP server refuses STARTTLS: {one_line(line)}")
+    raise _refusal("the IMAP server's reply is too long")
 
 
 async def _line(stream: trio.SocketStream) -> str:
@@ -74,6 +74,10 @@ async def _line(stream: trio.SocketStream) -> str:
     while not line.endswith(b"\n"):
         byte = await stream.receive_some(1)
         if not byte or len(line) > MAX_LINE_BYTES:
-            raise ProbeError("the server closed the connection" if not byte else "the server sent an endless line")
+            raise _refusal("the server closed the connection" if not byte else "the server sent an endless line")
         line += byte
     return line.decode("latin-1").rstrip("\r\n")
+
+
+def _refusal(what: str) -> ProbeError:
+    return ProbeError(what, fault=ProbeFault.NO_STARTTLS)

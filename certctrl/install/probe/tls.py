@@ -1,28 +1,24 @@
 """Ask a live endpoint which certificate it serves: "renewed" does not mean "served".
 
 The chain is not verified, on purpose: the question is whether the served leaf *is* the deployed one, and its SHA-256
-answers that. All addresses of the host are probed, IPv4 and IPv6. An address that serves another certificate fails
-the probe; one that does not answer is ignored if another serves the right leaf, as a service need not listen on all.
+answers that. All addresses of the host are probed, IPv4 and IPv6, for each kind of key that is wanted. An address that
+serves another certificate of such a kind fails the probe; one that does not answer is ignored if another serves the
+right leaf, as a service need not listen on all. Addresses of other hosts are asked only where the operator allows it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
-import ssl
-from collections.abc import Awaitable, Callable, Collection
-from functools import cache
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from math import inf
 from typing import Protocol
 
-import attrs
 import trio
 
-from certctrl.errors import ProbeError
-from certctrl.install.probe.handshake import RecordingStream
-from certctrl.install.probe.starttls import start_tls
+from certctrl.errors import ProbeError, ProbeFault
+from certctrl.install.probe.address import Seen, ask_address, is_own
+from certctrl.model.certificate import KeyKind
 from certctrl.model.plan import VerifyTls
-from certctrl.text import one_line
+from certctrl.text import ascii_name, one_line
 
 ADDRESS_SECONDS = 5.0
 """Longest probe of one address."""
@@ -36,200 +32,206 @@ STEADY_PROBES = 2
 """Probes in that time, after the first right answer."""
 MAX_ADDRESSES = 8
 
-
-@attrs.frozen(kw_only=True)
-class Seen:
-    """The answer of one address."""
-
-    address: str
-    """``127.0.0.1:443`` or ``[::1]:443``."""
-    fingerprint: str = ""
-    """SHA-256 of the served leaf, lower-case hex; empty: none."""
-    fault: str = ""
-    """Why it served none."""
+Wanted = Mapping[str, KeyKind | None]
+"""Fingerprint of an accepted leaf -> its kind of key; None: unknown."""
 
 
 class Probe(Protocol):
     """Ask live endpoints what they serve; tests pass another one."""
 
-    async def probe(self, verify: VerifyTls, fingerprints: Collection[str], *, deadline: float) -> None:
+    async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
         """Return once the endpoint serves one of these leaves; see `probe_tls`."""
 
-    async def after_removal(self, verify: VerifyTls, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
+    async def after_removal(
+        self, verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False
+    ) -> tuple[bool, str]:
         """Return whether the endpoint still serves a removed leaf; see `after_removal`."""
 
 
 class TlsProbe:
     """The real `Probe`."""
 
-    async def probe(self, verify: VerifyTls, fingerprints: Collection[str], *, deadline: float) -> None:
+    async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
         """Call `probe_tls`."""
-        await probe_tls(verify, fingerprints, deadline=deadline)
+        await probe_tls(verify, wanted, deadline=deadline, anywhere=anywhere)
 
-    async def after_removal(self, verify: VerifyTls, fingerprint: str, *, deadline: float) -> tuple[bool, str]:
+    async def after_removal(
+        self, verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False
+    ) -> tuple[bool, str]:
         """Call `after_removal`."""
-        return await after_removal(verify, fingerprint, deadline=deadline)
+        return await after_removal(verify, fingerprint, deadline=deadline, anywhere=anywhere)
 
 
-ProbeOnce = Callable[[VerifyTls], Awaitable[tuple[Seen, ...]]]
+ProbeOnce = Callable[[VerifyTls, Collection[KeyKind | None], bool], Awaitable[tuple[Seen, ...]]]
 
 
 async def probe_tls(
-    verify: VerifyTls, fingerprint: str | Collection[str], *, deadline: float, once: ProbeOnce | None = None
+    verify: VerifyTls,
+    wanted: Wanted | Collection[str],
+    *,
+    deadline: float,
+    anywhere: bool = False,
+    once: ProbeOnce | None = None,
 ) -> None:
-    """Probe until the endpoint steadily serves the leaf with this fingerprint, or one of these.
+    """Probe until the endpoint steadily serves one of the wanted leaves.
 
-    ``deadline``: on Trio's clock, for the first right answer; those that confirm it may come later. Raises
-    ProbeError with the last answers.
+    If leaves of several kinds are wanted, each kind that the endpoint has must be a wanted one. ``deadline``: on Trio's
+    clock, for the first right answer; those that confirm it may come later. ``anywhere``: also ask addresses of other
+    hosts. Raises ProbeError with the last answers.
     """
-    wanted = {fingerprint} if isinstance(fingerprint, str) else set(fingerprint)
+    wanted = _with_kinds(wanted)
     pause, last, good_since = FIRST_PAUSE, tuple[Seen, ...](), -inf
     while True:
         seen = tuple[Seen, ...]()
         with trio.move_on_at(max(deadline, good_since + ADDRESS_SECONDS)):
-            last = seen = await (once or probe_once)(verify)
-        now, served = trio.current_time(), {one.fingerprint for one in seen if one.fingerprint}
-        if served and served <= wanted:
+            last = seen = await (once or probe_once)(verify, _kinds_of(wanted), anywhere)
+        now = trio.current_time()
+        if _is_right(seen, wanted):
             good_since = now if good_since == -inf else good_since
             if now - good_since >= STEADY_SECONDS:
                 return
             await trio.sleep(STEADY_SECONDS / STEADY_PROBES)
             continue
         good_since = -inf
-        if now + pause > deadline:
-            raise ProbeError(_complaint(verify, last, wanted), fix=_FIX)
+        hopeless = bool(seen) and all(one.fault_class is ProbeFault.NOT_OURS and one.fault for one in seen)
+        if hopeless or now + pause > deadline:
+            raise _complaint(verify, last, wanted)
         await trio.sleep(pause)
         pause = min(LONGEST_PAUSE, pause * 1.6)
 
 
-_FIX = "check that the service runs, which certificate file it reads, and its log"
+def _with_kinds(wanted: Wanted | Collection[str]) -> Wanted:
+    return wanted if isinstance(wanted, Mapping) else dict.fromkeys({wanted} if isinstance(wanted, str) else wanted)
+
+
+def _kinds_of(wanted: Wanted) -> tuple[KeyKind | None, ...]:
+    """Return the kinds to ask for; if one is unknown, what the server prefers."""
+    kinds = set(wanted.values())
+    return (None,) if None in kinds or not kinds else tuple(kind for kind in KeyKind if kind in kinds)
+
+
+def _is_right(seen: Collection[Seen], wanted: Wanted) -> bool:
+    """Return whether all addresses that serve a certificate serve a wanted one, and none of a wanted kind that is not."""
+    served = {one.address for one in seen if one.fingerprint}
+    right = {one.address for one in seen if one.fingerprint in wanted}
+    silent = {one.address for one in seen if not one.fingerprint}
+    return bool(right) and right == served and not (_wrong(seen, wanted) or right & silent)
+
+
+def _wrong(seen: Collection[Seen], wanted: Wanted) -> list[Seen]:
+    """Return the answers with another leaf than the wanted ones, of a kind that is wanted."""
+    kinds = {*_kinds_of(wanted)}
+    return [
+        one
+        for one in seen
+        if one.fingerprint and one.fingerprint not in wanted and (None in kinds or one.kind in {*kinds, None})
+    ]
 
 
 async def after_removal(
-    verify: VerifyTls, fingerprint: str, *, deadline: float, once: ProbeOnce | None = None
+    verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False, once: ProbeOnce | None = None
 ) -> tuple[bool, str]:
-    """Return whether the endpoint still serves a removed leaf, and what to report about it.
+    """Return whether the endpoint still serves a removed leaf, of whatever kind, and what to report about it.
 
     Probes until the leaf is steadily gone, or until ``deadline`` (Trio's clock).
     """
     pause, gone_since = FIRST_PAUSE, inf
     while True:
-        seen = await (once or probe_once)(verify)
+        seen = await (once or probe_once)(verify, (*KeyKind,), anywhere)
         now, served = trio.current_time(), {one.fingerprint for one in seen if one.fingerprint}
         if fingerprint not in served:
             gone_since = min(gone_since, now)
             if now - gone_since >= STEADY_SECONDS:
-                return False, "" if served else _complaint(verify, seen, set())
+                return False, "" if served else plain_words(verify, _complaint(verify, seen, {}))
             await trio.sleep(STEADY_SECONDS / STEADY_PROBES)
             continue
         gone_since = inf
         if now + pause > deadline:
-            return True, f"{one_line(verify.host)}:{verify.port} still serves it from memory"
+            return True, f"{_where(verify)} still serves it from memory"
         await trio.sleep(pause)
         pause = min(LONGEST_PAUSE, pause * 1.6)
 
 
-async def served_fingerprint(verify: VerifyTls, *, deadline: float) -> str:
-    """Return the fingerprint of the leaf that the endpoint serves. Raises ProbeError if it is not exactly one."""
-    seen = tuple[Seen, ...]()
+async def served_fingerprint(
+    verify: VerifyTls, wanted: Wanted | None = None, *, deadline: float, anywhere: bool = True
+) -> str:
+    """Return the fingerprint of the leaf that the endpoint serves: a wanted one if all is right, otherwise the wrong one.
+
+    Raises ProbeError if it is not exactly one.
+    """
+    seen, wanted = tuple[Seen, ...](), wanted or {}
     with trio.move_on_at(deadline):
-        seen = await probe_once(verify)
-    found = {one.fingerprint for one in seen if one.fingerprint}
+        seen = await probe_once(verify, _kinds_of(wanted), anywhere)
+    served = [one.fingerprint for one in seen if one.fingerprint]
+    if _is_right(seen, wanted):
+        return next(one for one in served if one in wanted)
+    found = {one.fingerprint for one in _wrong(seen, wanted)} or set(served)
     if len(found) == 1:
         return found.pop()
-    raise ProbeError(_complaint(verify, seen, set()), fix=_FIX)
+    raise _complaint(verify, seen, wanted)
 
 
-def _complaint(verify: VerifyTls, seen: tuple[Seen, ...], wanted: set[str]) -> str:
-    where = f"{one_line(verify.host)}:{verify.port}"
-    name = f" for {one_line(verify.server_name)}" if verify.server_name else ""
-    wrong = [one for one in seen if one.fingerprint and one.fingerprint not in wanted]
+def plain_words(verify: VerifyTls, error: ProbeError) -> str:
+    """Return what failed in words that quote nothing of the server: for the control plane, which named the endpoint."""
+    return f"{_where(verify)}{_named(verify)} {error.fault}"
+
+
+def _where(verify: VerifyTls) -> str:
+    return f"[{verify.host}]:{verify.port}" if ":" in verify.host else f"{one_line(verify.host)}:{verify.port}"
+
+
+def _named(verify: VerifyTls) -> str:
+    return f" for {one_line(verify.server_name)}" if verify.server_name else ""
+
+
+_FIX = "check that the service runs, which certificate file it reads, and its log"
+
+
+def _complaint(verify: VerifyTls, seen: Collection[Seen], wanted: Wanted) -> ProbeError:
+    where, name = _where(verify), _named(verify)
+    kinds = [kind for kind in _kinds_of(wanted) if kind is not None]
+    name += f" (asked for {' and '.join(kinds)})" if kinds else ""
+    wrong = _wrong(seen, wanted) or [one for one in seen if one.fingerprint and one.fingerprint not in wanted]
     if wrong:
         said = ", ".join(f"{one.fingerprint[:16]}… at {one.address}" for one in wrong)
         expected = " or ".join(f"{one[:16]}…" for one in sorted(wanted)[:3])
-        return f"{where} serves another certificate{name}: {said}" + (f"; deployed is {expected}" if expected else "")
-    faults = "; ".join(f"{one.address}: {one.fault}" for one in seen if one.fault)
-    return f"{where} serves no certificate{name}: {faults or 'no answer in time'}"
+        what = f"{where} serves another certificate{name}: {said}" + (f"; deployed is {expected}" if expected else "")
+        return ProbeError(what, fault=ProbeFault.OTHER, fix=_FIX)
+    failed = [one for one in seen if one.fault]
+    faults = "; ".join(dict.fromkeys(f"{one.address}: {one.fault}" for one in failed))
+    classes = [one.fault_class for one in failed] or [ProbeFault.NO_ANSWER]
+    fault = next(one for one in ProbeFault if one in classes)
+    fix = f'to allow it, policy.json needs "probe": ["{where}"]' if fault is ProbeFault.NOT_OURS else _FIX
+    return ProbeError(f"{where} serves no certificate{name}: {faults or 'no answer in time'}", fault=fault, fix=fix)
 
 
-async def probe_once(verify: VerifyTls) -> tuple[Seen, ...]:
-    """Probe all addresses of the endpoint once, concurrently."""
+async def probe_once(
+    verify: VerifyTls, kinds: Collection[KeyKind | None] = (None,), anywhere: bool = True
+) -> tuple[Seen, ...]:
+    """Probe all addresses of the endpoint once for each kind of key, concurrently."""
+    host = one_line(verify.host)
     try:
-        found = await trio.socket.getaddrinfo(verify.host, verify.port, type=trio.socket.SOCK_STREAM)
+        found = await trio.socket.getaddrinfo(ascii_name(verify.host), verify.port, type=trio.socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        return (Seen(address=one_line(verify.host), fault=f"cannot be resolved: {error}"),)
+        fault = f"cannot be resolved: {error}"
+        return (Seen(address=host, fault=fault, fault_class=ProbeFault.UNRESOLVED),)
     addresses = list(dict.fromkeys((family, str(name[0])) for family, _, _, _, name in found))[:MAX_ADDRESSES]
-    results: dict[str, Seen] = {}
+    results: dict[tuple[str, KeyKind | None], Seen] = {}
 
-    async def one(family: int, host: str) -> None:
+    async def one(family: int, host: str, kind: KeyKind | None) -> None:
         address = f"[{host}]:{verify.port}" if ":" in host else f"{host}:{verify.port}"
-        results[address] = Seen(address=address, fault="no answer in time")
-        results[address] = await _probe_address(family, host, address, verify)
-        if results[address].fingerprint:
+        if not (anywhere or is_own(host)):
+            fault = "not an address of this host"
+            results[address, None] = Seen(address=address, fault=fault, fault_class=ProbeFault.NOT_OURS)
+            return
+        results[address, kind] = Seen(address=address, fault="no answer in time")
+        seen = results[address, kind] = await ask_address(family, host, address, verify, kind)
+        if seen.fingerprint:
             scope.deadline = min(scope.deadline, trio.current_time() + STRAGGLER_SECONDS)
 
     with trio.move_on_after(ADDRESS_SECONDS) as scope:
         async with trio.open_nursery() as nursery:
             for family, host in addresses:
-                nursery.start_soon(one, family, host, name=f"probe {host}")
+                for kind in kinds:
+                    nursery.start_soon(one, family, host, kind, name=f"probe {host}")
     return tuple(results.values())
-
-
-async def _probe_address(family: int, host: str, address: str, verify: VerifyTls) -> Seen:
-    try:
-        with trio.socket.socket(family, trio.socket.SOCK_STREAM) as plain:
-            await plain.connect((host, verify.port))
-            fingerprint = await _leaf_of(trio.SocketStream(plain), verify)
-        return Seen(address=address, fingerprint=fingerprint)
-    except ProbeError as error:
-        return Seen(address=address, fault=str(error))
-    except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
-        return Seen(address=address, fault=_why(error))
-
-
-async def _leaf_of(stream: trio.SocketStream, verify: VerifyTls) -> str:
-    if verify.starttls is not None:
-        await start_tls(stream, verify.starttls)
-    recorded = RecordingStream(stream)
-    tls = trio.SSLStream(recorded, _context(), server_hostname=_server_name(verify))
-    leaf: bytes | None
-    try:
-        await tls.do_handshake()
-        leaf = tls.getpeercert(binary_form=True)
-    except trio.BrokenResourceError as error:
-        leaf = recorded.leaf_after(error)
-        if leaf is None:
-            raise
-    await trio.aclose_forcefully(tls)
-    if leaf is None:
-        raise ProbeError("the server sent no certificate")
-    return hashlib.sha256(leaf).hexdigest()
-
-
-@cache
-def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the fingerprint is compared, which is stricter than any chain
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
-def _server_name(verify: VerifyTls) -> str | None:
-    """Return the name for SNI: the given one, otherwise the host unless it is an address."""
-    if verify.server_name:
-        return verify.server_name
-    try:
-        ipaddress.ip_address(verify.host.partition("%")[0])
-    except ValueError:
-        return verify.host
-    return None
-
-
-def _why(error: BaseException) -> str:
-    """Return the innermost cause in a few words: Trio wraps the TLS library's errors."""
-    while (deeper := error.__cause__ or error.__context__) is not None and not getattr(error, "strerror", None):
-        error = deeper
-    if isinstance(error, ssl.SSLError):
-        return f"TLS: {(error.reason or 'failed').lower().replace('_', ' ')}"
-    return one_line(str(getattr(error, "strerror", None) or str(error) or type(error).__name__))

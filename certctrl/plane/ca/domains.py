@@ -1,4 +1,4 @@
-"""Names in certificates: DNS names, one leading wildcard, IP addresses."""
+"""Names in certificates: DNS names, international ones as typed, one leading wildcard, IP addresses."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 
 from certctrl.plane.errors import bad_request
+from certctrl.text import ascii_name
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)", re.ASCII)
 _MAX_NAMES = 100
 
 
 def clean_name(text: str) -> str:
-    """Return the canonical form of one name; ErrorResponse 400 if a certificate cannot contain it."""
-    name = text.strip().rstrip(".").lower()
+    """Return the canonical form of one name, an international one as ``xn--``; ErrorResponse 400 if a certificate cannot contain it."""
+    name = ascii_name(text.strip().rstrip(".").lower()).lower()
     try:
         return str(ip_address(name))
     except ValueError:
         pass
-    if not name.isascii():
-        raise bad_request(f"Write {text[:100]!r} in its xn-- form", field="domains", value=text[:100])
     labels = name.removeprefix("*.").split(".")
     if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
         raise bad_request(f"{text[:100]!r} is not a DNS name or IP address", field="domains", value=text[:100])

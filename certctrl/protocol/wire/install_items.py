@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -35,7 +36,7 @@ from certctrl.protocol.wire.reader import (
     texts,
     wire_class,
 )
-from certctrl.text import one_line
+from certctrl.text import is_name, one_line
 
 CERT_FILES = (
     "private.key",
@@ -58,6 +59,7 @@ DEFAULT_TIMEOUT_MS = 30_000
 
 _OCTAL = re.compile(r"(0o)?0?[0-7]{3}", re.ASCII)
 _BRACKETED = re.compile(r"\A\[([^\[\]]*:[^\[\]]*)\]\Z")  # an IPv6 address as in a URL, which resolvers do not accept
+_ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}", re.ASCII)  # the name of an interface
 _OBJECT_TYPES = tuple(ObjectType)
 _STARTTLS = tuple(StartTls)
 _COMMON_KEYS = frozenset(
@@ -144,7 +146,22 @@ def _starttls(value: Any, _: Any = None) -> StartTls:
 
 
 def _host(value: Any, _: Any = None) -> str:
-    return _BRACKETED.sub(r"\1", _host_text(value, str))
+    """Return a domain name or address: what else a resolver or server would be given is the sender's to choose."""
+    host = _BRACKETED.sub(r"\1", _host_text(value, str))
+    address, _, zone = host.partition("%")
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        if not is_name(host):
+            raise Misfit("expected a domain name or an address") from None
+    else:
+        if zone and not _ZONE.fullmatch(zone):
+            raise Misfit("expected a domain name or an address")
+    return host
+
+
+def _server_name(value: Any, _: Any = None) -> str | None:
+    return None if value == "" else _host(value)
 
 
 def _verify(value: Any, _: Any = None) -> Verify | None:
@@ -199,7 +216,7 @@ def _one_command(row: dict[str, Any]) -> dict[str, Any]:
 
 
 wire_class(VerifyCommand, prepare=lambda row: {"cmd_argv": []} | _one_command(row), check=_with_command)
-wire_class(VerifyTls, {"host": _host, "port": integer(1, 65_535), "server_name": text(255), "starttls": _starttls})
+wire_class(VerifyTls, {"host": _host, "port": integer(1, 65_535), "server_name": _server_name, "starttls": _starttls})
 _VERIFY: dict[str, type[Verify]] = {"command": VerifyCommand, "tls": VerifyTls}
 
 _NEVER_READ = ("refused",)

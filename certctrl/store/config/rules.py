@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from certctrl.model.config import AgentConfig
 from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand
 from certctrl.store.structure import Mismatch, check_choice
+from certctrl.text import is_name
 
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _TIME = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d|24:00")
@@ -95,6 +96,8 @@ def check_policy(policy: HostPolicy) -> None:
             raise Mismatch(f"write_roots[{number}]", "expected a directory below /", "name a directory")
     for name, command in policy.commands.items():
         _check_command(command, f"commands.{name}")
+    for number, endpoint in enumerate(policy.probe):
+        _check_endpoint(endpoint, f"probe[{number}]")
     check_choice(policy.remote_commands, ("on", "off"), "remote_commands")
     if policy.on_alert is not None:
         _check_argv(policy.on_alert, "on_alert")
@@ -110,6 +113,24 @@ def check_absolute(path: str, where: str) -> None:
     """Check that a path is absolute and normalized: no ``..``, no ``//``, no final slash."""
     if not path.startswith("/") or posixpath.normpath(path) != path or path.startswith("//"):
         raise Mismatch(where, "expected an absolute path without . or .. and without a final slash")
+
+
+def _check_endpoint(endpoint: str, where: str) -> None:
+    """Check an address, a name, or one of them with a port."""
+    host, port = endpoint, "1"
+    if not _is_address(endpoint) and ":" in endpoint:
+        host, _, port = endpoint.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not (is_name(host) or _is_address(host)) or not port.isdecimal() or not 0 < int(port) <= 65_535:
+        raise Mismatch(where, "expected HOST or HOST:PORT, an IPv6 address with a port in brackets")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _check_command(command: NamedCommand, where: str) -> None:

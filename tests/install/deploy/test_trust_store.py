@@ -13,7 +13,8 @@ from typing import Any
 import attrs
 import pytest
 from bundle_maker import Issuer, Maker
-from cryptography.hazmat.primitives.asymmetric import rsa
+from bundle_maker import pem as pem_of
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from install_host import Host
 from trio.testing import MockClock
 
@@ -201,6 +202,11 @@ def test_only_a_fit_ca_is_accepted(maker: Maker, make_issuer: type[Issuer], now:
         assert caught.value.reason == reason
     with pytest.raises(MaterialError, match="expired"):
         checked_ca(maker.issuer.chain_pem, ends)
+    brainpool = make_issuer("b", key=ec.generate_private_key(ec.BrainpoolP256R1())).certificate
+    with pytest.raises(MaterialError, match="curve brainpoolP256r1, which this host's policy does not allow") as caught:
+        checked_ca(pem_of(brainpool), now)
+    assert caught.value.reason == "ca-unfit"
+    assert checked_ca(pem_of(brainpool), now, brainpool=True)[0] == pem_of(brainpool)
 
 
 @pytest.mark.integration

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from certctrl.errors import MaterialError, NotYetValidError
 from certctrl.install.material.bundle import WEAK_HASHES, chain_end, covers, open_bundle, plain_domain, serial_text
+from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.model.certificate import Bundle, DeployMaterials
 
 DAY = 86_400
@@ -374,6 +375,9 @@ def test_plain_domain() -> None:
     assert [plain_domain(text) for text in (" A.Example. ", "2001:DB8::1", "Ä.example", "a" * 70 + "ä")] == [
         "a.example", "2001:db8::1", "xn--4ca.example", "a" * 70 + "ä",
     ]  # fmt: skip
+    assert [plain_domain(text) for text in ("Straße.example", "*.STRAẞE.example", "i❤.example", "a。ä")] == [
+        "xn--strae-oqa.example", "*.xn--strae-oqa.example", "xn--i-7iq.example", "a.xn--4ca",
+    ]  # fmt: skip
 
 
 def test_serials_compare_in_every_notation(maker: Maker, now: float) -> None:
@@ -385,6 +389,99 @@ def test_serials_compare_in_every_notation(maker: Maker, now: float) -> None:
     wrong = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number="04:ac")
     assert reason(maker, wrong, now) == "serial-mismatch"
     assert [serial_text(number) for number in (1, 0x1234, 0xABC)] == ["01", "12:34", "0a:bc"]
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_a_negative_serial_number(maker: Maker, now: float) -> None:
+    """RFC 5280 forbids it, and old private CAs make it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = with_serial(maker, key, b"\xf1\x22\x33\x44")
+    assert leaf.serial_number == -0x0EDDCCBC
+    for told in ("-0eddccbc", "-0E:DD:CC:BC", "f1:22:33:44", str(-0x0EDDCCBC), ""):
+        materials = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number=told)
+        assert opened(maker, materials, now).facts.serial == "-0e:dd:cc:bc"
+    for told in ("0eddccbc", "-f1:22:33:44", "f1:22:33:45"):
+        assert reason(maker, attrs.evolve(materials, serial_number=told), now) == "serial-mismatch"
+
+
+def with_serial(maker: Maker, key: Any, serial: bytes) -> x509.Certificate:
+    """Return a leaf with four bytes as its serial number, which the library would not write."""
+    mark = 0x11223344
+    builder = builder_of(maker.issuer.leaf(key, ("example.com",), serial=mark))
+    signed = builder.sign(maker.issuer.key, hashes.SHA256())
+    body = signed.tbs_certificate_bytes.replace(mark.to_bytes(4, "big"), serial, 1)
+    signature = maker.issuer.key.sign(body, ec.ECDSA(hashes.SHA256()))
+    old = signed.public_bytes(Encoding.DER)
+    algorithm = old[old.index(signed.tbs_certificate_bytes) + len(body) :][:12]
+    rest = body + algorithm + b"\x03" + bytes([len(signature) + 1, 0]) + signature
+    return x509.load_der_x509_certificate(b"\x30\x82" + len(rest).to_bytes(2, "big") + rest)
+
+
+def builder_of(leaf: x509.Certificate) -> x509.CertificateBuilder:
+    builder = x509.CertificateBuilder(
+        leaf.issuer,
+        leaf.subject,
+        leaf.public_key(),
+        leaf.serial_number,
+        leaf.not_valid_before_utc,
+        leaf.not_valid_after_utc,
+    )
+    for extension in leaf.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder
+
+
+def test_keys_on_brainpool_curves_need_the_policy(maker: Maker, now: float) -> None:
+    for curve in (ec.BrainpoolP256R1(), ec.BrainpoolP384R1(), ec.BrainpoolP512R1()):
+        materials = maker.materials(key=ec.generate_private_key(curve))
+        with pytest.raises(MaterialError, match=f"curve {curve.name}, which this host's policy") as caught:
+            opened(maker, materials, now)
+        assert (caught.value.reason, "brainpool" in (caught.value.fix or "")) == ("brainpool-refused", True)
+        assert opened(maker, materials, now, brainpool=True).key_pem
+    assert (
+        reason(maker, maker.materials(key=ec.generate_private_key(ec.SECP256K1())), now, brainpool=True) == "key-weak"
+    )
+
+
+def named(maker: Maker, *names: x509.GeneralName, common_name: str = "x") -> DeployMaterials:
+    """Return material whose SAN has these names, or none."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    plain = builder_of(build(common_name, "inter", key.public_key(), maker.issuer.key))
+    builder = plain.add_extension(x509.SubjectAlternativeName(names), critical=False) if names else plain
+    return maker.materials(key=key, leaf=builder.sign(maker.issuer.key, hashes.SHA256()))
+
+
+def test_a_certificate_with_a_common_name_only_is_refused_as_such(maker: Maker, now: float) -> None:
+    for expected in ((), ("example.com",)):
+        with pytest.raises(MaterialError, match="has no subject alternative name; clients ignore") as caught:
+            opened(maker, named(maker, common_name="example.com"), now, *expected)
+        assert caught.value.reason == "san"
+    nothing = named(maker, x509.DirectoryName(x509.Name([])))
+    with pytest.raises(MaterialError, match="no DNS name, address, URI or e-mail address"):
+        opened(maker, nothing, now, "")
+
+
+def test_certificates_of_workloads_have_uris_or_mail_addresses(maker: Maker, now: float) -> None:
+    spiffe, mail = "spiffe://Example.org/ns/Prod/sa/web", "Web@example.org"
+    uri, address = x509.UniformResourceIdentifier(spiffe), x509.RFC822Name(mail)
+    assert opened(maker, named(maker, uri), now, spiffe).facts.domains == (spiffe,)
+    assert opened(maker, named(maker, uri, address), now, mail).facts.domains == (mail, spiffe)
+    assert opened(maker, named(maker, uri), now, "").facts.domains == (spiffe,)
+    assert reason(maker, named(maker, uri), now, spiffe.lower()) == "san"
+    both = named(maker, x509.DNSName("example.com"), uri)
+    assert opened(maker, both, now, "example.com", spiffe).facts.domains == ("example.com",)
+    assert reason(maker, both, now, "spiffe://other") == "san"
+
+
+def test_the_placeholder_of_a_workload_has_its_names(now: float) -> None:
+    names = ("spiffe://example.org/x", "urn:uuid:1", "web@example.org", "example.org", "192.0.2.1")
+    bundle = placeholder_bundle(1, "x", names, not_before=now, now=now)
+    san = x509.load_pem_x509_certificate(bundle.certificate_pem).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    kinds = [type(name) for name in san.value]
+    uri = x509.UniformResourceIdentifier
+    assert kinds == [uri, uri, x509.RFC822Name, x509.DNSName, x509.IPAddress]
 
 
 def test_plaintext_keys_need_the_policy(maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey) -> None:

@@ -265,3 +265,11 @@ def test_cas_are_imported_copied_and_announced() -> None:
     again = plan(items, cas=known, policy=policy, destinations=world.destinations, activations=world.activations)
     assert [step.kind for step in plan_lines(again)] == [LineKind.WRITE, LineKind.RUN]
     assert cas_wanted(items) == {3, 4}
+
+
+def test_an_item_may_name_a_certificate_as_it_is_typed() -> None:
+    here = attrs.evolve(cert(1), facts=attrs.evolve(cert(1).facts, name="b", domains=("xn--bcher-kva.example",)))
+    item = copy("c", None, ob_name="Bücher.example")
+    assert plan([item], here).concerns == {"c": (1,)}
+    assert ItemIndex.of([item]).copies(here.facts) == [item]
+    assert ItemIndex.of([copy("c", None, ob_name="b")]).copies(here.facts) != []

@@ -178,14 +178,10 @@ async def test_starttls(make_context: Any, kind: str, dialogue: list[tuple[bytes
 async def test_failed_starttls_reports_why(
     make_context: Any, kind: str, dialogue: list[tuple[bytes, bytes]], why: str
 ) -> None:
-    context, bundle = make_context("mail.example")
+    context, _ = make_context("mail.example")
     async with serving(context, before=lambda stream: answer(stream, dialogue)) as port:
         with pytest.raises(ProbeError, match=why):
-            await probe_tls(
-                VerifyTls(host="127.0.0.1", port=port, starttls=StartTls(kind)),
-                bundle.facts.fingerprint_sha256,
-                deadline=briefly(),
-            )
+            await served_fingerprint(VerifyTls(host="127.0.0.1", port=port, starttls=StartTls(kind)), deadline=soon())
 
 
 @pytest.mark.integration

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
-from certctrl.errors import ProbeError
-from certctrl.install.probe.tls import ADDRESS_SECONDS, STEADY_PROBES, STEADY_SECONDS, Seen, after_removal, probe_tls
+from certctrl.errors import ProbeError, ProbeFault
+from certctrl.install.probe.address import Seen
+from certctrl.install.probe.tls import (
+    ADDRESS_SECONDS,
+    STEADY_PROBES,
+    STEADY_SECONDS,
+    after_removal,
+    plain_words,
+    probe_tls,
+)
+from certctrl.model.certificate import KeyKind
 from certctrl.model.plan import VerifyTls
 
 VERIFY = VerifyTls(host="service.example", port=443)
 OLD, NEW = "0" * 64, "f" * 64
 
 
-def at(address: str, fingerprint: str = "", fault: str = "") -> Seen:
-    return Seen(address=address, fingerprint=fingerprint, fault=fault)
+def at(address: str, fingerprint: str = "", fault: str = "", **more: Any) -> Seen:
+    return Seen(address=address, fingerprint=fingerprint, fault=fault, **more)
 
 
 class Script:
@@ -26,7 +36,7 @@ class Script:
     def __init__(self, *shows: tuple[Seen, ...], seconds: float = 0.0) -> None:
         self.shows, self.looks, self.seconds = list(shows), 0, seconds
 
-    async def __call__(self, verify: VerifyTls) -> tuple[Seen, ...]:
+    async def __call__(self, verify: VerifyTls, kinds: Any = (), anywhere: bool = False) -> tuple[Seen, ...]:
         await trio.sleep(self.seconds)
         self.looks += 1
         return self.shows.pop(0) if len(self.shows) > 1 else self.shows[0]
@@ -70,7 +80,7 @@ async def test_a_confirmation_that_fails_after_the_deadline_is_a_failure(
 async def test_a_confirmation_that_hangs_ends_in_time(autojump_clock: trio.testing.MockClock) -> None:
     looks = iter([0.0, 1e9])
 
-    async def look(verify: VerifyTls) -> tuple[Seen, ...]:
+    async def look(verify: VerifyTls, kinds: Any, anywhere: bool) -> tuple[Seen, ...]:
         await trio.sleep(next(looks))
         return (at("a", NEW),)
 
@@ -119,12 +129,84 @@ async def test_one_of_several_certificates_is_accepted(autojump_clock: trio.test
     await probe_tls(VERIFY, [OLD, NEW], deadline=trio.current_time() + 1, once=Script((at("a", OLD),)))
 
 
+RSA, ECDSA = KeyKind.RSA, KeyKind.ECDSA
+TWIN = "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seen", "good"),
+    [
+        ({NEW: RSA}, (at("a", NEW, kind=RSA),), True),
+        ({NEW: RSA}, (at("a", OLD, kind=RSA),), False),
+        ({NEW: RSA}, (at("a", TWIN, kind=ECDSA),), False),
+        ({NEW: RSA}, (at("a", NEW, kind=RSA), at("b", TWIN, kind=ECDSA)), False),
+        ({NEW: RSA, TWIN: ECDSA}, (at("a", NEW, kind=RSA), at("a", TWIN, kind=ECDSA)), True),
+        ({NEW: RSA, TWIN: ECDSA}, (at("a", OLD, kind=RSA), at("a", TWIN, kind=ECDSA)), False),
+        ({NEW: RSA, TWIN: ECDSA}, (at("a", TWIN, kind=ECDSA), at("a", TWIN, kind=ECDSA)), True),
+        ({NEW: RSA, TWIN: ECDSA}, (at("a", fault="silent"), at("a", TWIN, kind=ECDSA)), False),
+        ({NEW: RSA, TWIN: ECDSA}, (at("b", fault="refused"), at("a", NEW, kind=RSA), at("a", TWIN, kind=ECDSA)), True),
+        ({NEW: None}, (at("a", NEW, kind=RSA), at("a", TWIN, kind=ECDSA)), False),
+    ],
+)
+async def test_leaves_are_judged_by_their_kind_of_key(
+    autojump_clock: trio.testing.MockClock, wanted: Any, seen: tuple[Seen, ...], good: bool
+) -> None:
+    with contextlib.nullcontext() if good else pytest.raises(ProbeError):
+        await probe_tls(VERIFY, wanted, deadline=trio.current_time() + 1, once=Script(seen))
+
+
+async def test_the_wanted_kinds_are_asked_for(autojump_clock: trio.testing.MockClock) -> None:
+    asked = []
+
+    async def look(verify: VerifyTls, kinds: Any, anywhere: bool) -> tuple[Seen, ...]:
+        asked.append(tuple(kinds))
+        return (at("a", OLD, kind=RSA),)
+
+    wanted: list[Any] = [{NEW: RSA}, {NEW: ECDSA, OLD: RSA}, {NEW: None, OLD: RSA}, NEW]
+    for one in wanted:
+        with contextlib.suppress(ProbeError):
+            await probe_tls(VERIFY, one, deadline=trio.current_time() + 0.01, once=look)
+    assert list(dict.fromkeys(asked)) == [(RSA,), (RSA, ECDSA), (None,)]
+    with pytest.raises(ProbeError, match=r"another certificate \(asked for RSA\): 0{16}"):
+        await probe_tls(VERIFY, {NEW: RSA}, deadline=trio.current_time() + 0.01, once=look)
+
+
+# --- other hosts --------------------------------------------------------------------------------------------------
+
+
+async def test_an_endpoint_elsewhere_is_given_up_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    foreign = at("192.0.2.1:443", fault="not an address of this host", fault_class=ProbeFault.NOT_OURS)
+    look, begun = Script((foreign, foreign)), trio.current_time()
+    with pytest.raises(ProbeError, match="not an address of this host") as caught:
+        await probe_tls(VERIFY, NEW, deadline=begun + 15, once=look)
+    assert (caught.value.fault, trio.current_time()) == (ProbeFault.NOT_OURS, begun)
+    assert caught.value.fix == 'to allow it, policy.json needs "probe": ["service.example:443"]'
+    await probe_tls(VERIFY, NEW, deadline=begun + 15, once=Script((foreign, at("127.0.0.1:443", NEW))))
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        ((at("a", OLD),), "serves another certificate"),
+        ((at("a", fault="454 canary", fault_class=ProbeFault.NO_STARTTLS),), "does not offer TLS"),
+        ((at("a", fault="x canary", fault_class=ProbeFault.REFUSED),), "refuses the connection"),
+        ((), "does not answer in time"),
+    ],
+)
+async def test_the_plane_is_told_the_class_of_a_failure_only(
+    autojump_clock: trio.testing.MockClock, seen: tuple[Seen, ...], words: str
+) -> None:
+    with pytest.raises(ProbeError) as caught:
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 0.01, once=Script(seen))
+    assert plain_words(VERIFY, caught.value) == f"service.example:443 {words}"
+
+
 # --- removed leaves -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("left", "said"),
-    [((at("a", NEW),), ""), ((at("a", fault="refused"),), "service.example:443 serves no certificate: a: refused")],
+    [((at("a", NEW),), ""), ((at("a", fault="refused"),), "service.example:443 does not answer in time")],
 )
 async def test_a_removed_leaf_is_gone_only_if_it_stays_away(
     autojump_clock: trio.testing.MockClock, left: tuple[Seen, ...], said: str

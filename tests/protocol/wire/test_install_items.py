@@ -18,7 +18,7 @@ from certctrl.protocol.wire.install_config import (
     items_from_local,
     items_from_operator,
 )
-from certctrl.protocol.wire.install_items import unknown_keys
+from certctrl.protocol.wire.install_items import item_or_refused, unknown_keys
 from certctrl.protocol.wire.reader import Misfit
 
 # --- items -------------------------------------------------------------------------------------------------
@@ -207,11 +207,39 @@ def test_dependencies_without_an_order(items: list[dict[str, Any]], reason: str)
 
 @pytest.mark.parametrize(
     ("written", "host"),
-    [("[::1]", "::1"), ("[fe80::1%eth0]", "fe80::1%eth0"), ("::1", "::1"), ("[a.example]", "[a.example]"), ("[", "[")],
+    [("[::1]", "::1"), ("[fe80::1%eth0]", "fe80::1%eth0"), ("::1", "::1"), ("192.0.2.1", "192.0.2.1")],
 )
 def test_an_address_may_be_written_in_brackets(written: str, host: str) -> None:
     item = one(EXEC | {"depends_on": [], "verify": {"type": "tls", "host": written, "port": 1}})
     assert item.verify == VerifyTls(host=host, port=1)
+
+
+NO_NAMES = (
+    "a.example\r\nQUIT", "a.example\n", "a b", "a\tb", "a/b", "a:1", "a@b", "<b>", "a,b", "*.example", "a..b", ".a", "a" * 64,
+    "[a.example]", "[", "fe80::1%a b", "a\u2028b", "a\u200bb", "a\0b", "a\x7f",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_NAMES)
+@pytest.mark.parametrize("field", ["host", "server_name"])
+def test_endpoints_are_named_by_names(field: str, text: str) -> None:
+    """Whatever else the plane writes there would reach a resolver or, in SNI, a server."""
+    verify = {"type": "tls", "host": "a.example", "port": 1} | {field: text}
+    item = item_or_refused(EXEC | {"depends_on": [], "verify": verify}, "installs[0]")
+    assert item.refused == f"verify.{field}: expected a domain name or an address"
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "localhost", "a.example.", "b_1.example", "bücher.example", "例え.テスト", "हिन्दी.example"]
+)
+def test_names_of_endpoints(name: str) -> None:
+    verify = {"type": "tls", "host": name, "port": 1, "server_name": name}
+    assert one(EXEC | {"depends_on": [], "verify": verify}).verify == VerifyTls(host=name, port=1, server_name=name)
+
+
+def test_an_empty_server_name_is_unset() -> None:
+    verify = {"type": "tls", "host": "::1", "port": 1, "server_name": ""}
+    assert one(EXEC | {"depends_on": [], "verify": verify}).verify == VerifyTls(host="::1", port=1)
 
 
 @given(st.data(), st.integers(1, 12))

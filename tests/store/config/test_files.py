@@ -312,6 +312,7 @@ def test_the_variables_of_a_command_are_no_misspelt_settings(layout: ConfigDir) 
 
 FULL = HostPolicy(
     write_roots=("/etc/ssl/site",),
+    probe=("www.example.com", "mx.example:25", "192.0.2.1:443", "2001:db8::1", "[2001:db8::1]:443"),
     commands={"reload": NamedCommand(argv=("/usr/sbin/nginx", "-s", "reload"), run_as="www", sha256="0" * 64)},
     remote_commands="off",
     run_as=("www",),
@@ -349,6 +350,11 @@ WRONG_POLICIES: list[tuple[dict[str, Any], str, str]] = [
     ({"write_roots": ["/etc/../root"]}, "write_roots[0]", "absolute"),
     ({"write_roots": ["/etc/"]}, "write_roots[0]", "final slash"),
     ({"write_roots": ["//etc"]}, "write_roots[0]", "absolute"),
+    ({"probe": ["a.example", "a b"]}, "probe[1]", "HOST"),
+    ({"probe": ["a.example:0"]}, "probe[0]", "HOST"),
+    ({"probe": ["a.example:https"]}, "probe[0]", "HOST"),
+    ({"probe": ["10.0.0.0/8"]}, "probe[0]", "HOST"),
+    ({"probe": [""]}, "probe[0]", "HOST"),
     ({"write_root": ["/a"]}, "write_root", "unknown key"),
     ({"commands": {"a": {"argv": []}}}, "commands.a.argv", "empty list"),
     ({"commands": {"a": {"argv": ["nginx"]}}}, "commands.a.argv[0]", "absolute"),
