@@ -203,7 +203,7 @@ class ModelFs:
         self._next, self._clock, self._tokens = itertools.count(top), itertools.count(top), itertools.count(top)
 
     def promise(self, **facts: Any) -> None:
-        """Record what the outside world was told: it must be true after any later crash."""
+        """Record what was reported to the outside world: it must be true after any later crash."""
         self.promises |= facts
 
     # --- inspection and set-up, for tests -----------------------------------------------------------------

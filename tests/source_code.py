@@ -147,7 +147,7 @@ def long_functions(tree: ast.AST, most: int) -> list[str]:
 
 
 def skipped_outside_tables(tree: ast.AST, text: str) -> list[int]:
-    """Return the lines on which ``fmt: skip`` stands elsewhere than at the end of a table."""
+    """Return the lines with a ``fmt: skip`` that is not at the end of a table."""
     ends = {node.end_lineno for node in ast.walk(tree) if isinstance(node, ast.stmt) and is_table(node)}
     return [number for number, line in enumerate(text.splitlines(), 1) if "fmt: skip" in line and number not in ends]
 

@@ -94,7 +94,7 @@ SYNCHRONOUS = (*PURE, "certctrl.store", "certctrl.logs", "certctrl.install.mater
 # --- one door each --------------------------------------------------------------------------------------------------
 
 WITHOUT_DOORS = ("certctrl.plane", "certctrl.sandbox")
-"""Programs of their own; tests give them real directories and processes."""
+"""Separate programs; tests give them real directories and processes."""
 DISK_DOOR = ("certctrl.store.disk.fs",)
 PROCESS_DOOR = ("certctrl.install.process",)
 CLOCK_DOOR = ("certctrl.agent.clock", "certctrl.plane.clock")

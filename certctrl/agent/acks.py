@@ -57,7 +57,7 @@ async def _post(agent: Agent, notices: list[dict[str, Any]], token: str) -> None
 
 
 async def announce(agent: Agent) -> None:
-    """Queue the once-per-start event that tells the plane which version runs here."""
+    """Queue the event that reports the version of this agent, once per start."""
     await agent.inbox.report(
         {
             "type": "agent_version",

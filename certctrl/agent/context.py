@@ -72,7 +72,7 @@ class Agent:
     policy: HostPolicy
     """Replaced by `Reloader`."""
     environ: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    """Environment variables that override the configuration files, also at a reload."""
+    """Environment variables that override the configuration files, at a reload as well."""
     on_reload: Callable[[AgentConfig], None] | None = None
     """Called with each configuration that SIGHUP activates."""
     items: tuple[InstallItem, ...] = ()

@@ -13,8 +13,10 @@ import attrs
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import CertRecord, Stage
 
-ASK_AGAIN_SECONDS = 6 * 3600.0
-REFUSED_AGAIN_SECONDS = 3600.0
+REQUEST_INTERVAL = 6 * 3600.0
+"""Seconds between two requested renewals of one serial."""
+REFUSED_REQUEST_INTERVAL = 3600.0
+"""The same after the plane refused the request."""
 LONGEST_SLEEP = 3600.0
 SHORTEST_SLEEP = 1.0
 
@@ -85,16 +87,16 @@ class RenewalRequests:
     """Remembers requested renewals, so that each is requested every six hours at most."""
 
     def __init__(self) -> None:
-        self._asked: dict[int, tuple[str, float, float]] = {}
+        self._requested: dict[int, tuple[str, float, float]] = {}
 
     def due(self, finding: Finding, now: float) -> bool:
         """Return whether to request a renewal of this serial now."""
-        serial, at, pause = self._asked.get(finding.record.cert_id, ("", 0.0, 0.0))
+        serial, at, pause = self._requested.get(finding.record.cert_id, ("", 0.0, 0.0))
         return serial != finding.record.facts.serial or not 0 <= now - at < pause  # below 0: the clock was ahead then
 
-    def asked(self, finding: Finding, now: float, *, taken: bool = True) -> None:
-        """Record a request; ``taken``: whether the plane accepted it."""
+    def record(self, finding: Finding, now: float, *, accepted: bool = True) -> None:
+        """Record a request; ``accepted``: whether the plane accepted it."""
         record = finding.record
-        longest = ASK_AGAIN_SECONDS if taken else REFUSED_AGAIN_SECONDS
+        longest = REQUEST_INTERVAL if accepted else REFUSED_REQUEST_INTERVAL
         pause = min(longest, max(60.0, (record.facts.not_after - record.facts.not_before) / 20))
-        self._asked[record.cert_id] = (record.facts.serial, now, pause)
+        self._requested[record.cert_id] = (record.facts.serial, now, pause)

@@ -25,8 +25,8 @@ async def guard_expiry(agent: Agent) -> None:
             if warned.get(finding.record.cert_id) != step:
                 warned[finding.record.cert_id] = step
                 await _warn(agent, finding, here)
-            if not _serves_on(agent, here, now) and requests.due(finding, now):
-                requests.asked(finding, now, taken=await _ask(agent, finding.record))
+            if not _is_renewed(agent, here, now) and requests.due(finding, now):
+                requests.record(finding, now, accepted=await _request(agent, finding.record))
         for cert_id in warned.keys() - {finding.record.cert_id for finding in findings}:
             del warned[cert_id]
             clear_alerts(agent, cert_id, EXPIRY)
@@ -36,8 +36,8 @@ async def guard_expiry(agent: Agent) -> None:
         agent.lifetimes_changed.value = False
 
 
-def _serves_on(agent: Agent, here: CertRecord | None, now: float) -> bool:
-    """Return whether a staged renewal is not due for renewal itself; then another one is not needed."""
+def _is_renewed(agent: Agent, here: CertRecord | None, now: float) -> bool:
+    """Return whether a staged renewal is here that is not due for renewal itself."""
     return here is not None and not find_expiring([here], agent.config.application, now)
 
 
@@ -48,13 +48,13 @@ async def _warn(agent: Agent, finding: Finding, here: CertRecord | None) -> None
         return
     if finding.urgency is Urgency.EXPIRED:
         log_line(agent.log, Line.EXPIRED, cert_id=record.cert_id, name=record.name)
-    why, fix = _why_not_renewed(agent, record) if here is not None else _NOT_COME
+    why, fix = _why_not_renewed(agent, record) if here is not None else _NOT_ARRIVED
     ends = "has expired" if finding.urgency is Urgency.EXPIRED else f"expires in {left}"
     what = f"certificate {record.cert_id} ({record.name}) {ends} and {why}"
     await raise_alert(agent, finding.urgency.value, what, fix, cert_id=record.cert_id)
 
 
-_NOT_COME = (
+_NOT_ARRIVED = (
     "no renewal has arrived",
     "check on the plane why it is not renewed; `cert-ctrl status` shows whether this host reaches it",
 )
@@ -70,7 +70,7 @@ def _why_not_renewed(agent: Agent, record: CertRecord) -> tuple[str, str]:
     return "its renewal waits for the maintenance window", "`cert-ctrl apply --now` ignores it"
 
 
-async def _ask(agent: Agent, record: CertRecord) -> bool:
+async def _request(agent: Agent, record: CertRecord) -> bool:
     try:
         await request_renewal(agent, record.cert_id, "expiry guard")
     except CertctrlError as error:

@@ -75,7 +75,7 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
     Returns an Outcome if the plane has none for this device.
     """
     cert_id = cast(CertRenewed, signal).cert_id
-    await agent.installer.head_start(cert_id, agent.items)
+    await agent.installer.prepare_commands(cert_id, agent.items)
     try:
         return await _stage(agent, cert_id)
     except PlaneError as error:
@@ -144,7 +144,7 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
         done = outcome.detail or "taken out of use"
         log_line(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=done)
         await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id, done=done)
-        await agent.installer.alarmed(cert_id)
+        await agent.installer.record_alert(cert_id)
     return outcome
 
 

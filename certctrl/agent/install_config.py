@@ -52,14 +52,14 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
         return
     if fetched.absent and (stored.version or stored.hash):
         raise PlanError(
-            f"the plane has no install config for this device any more; version {stored.version} stays in force",
+            f"the plane no longer has an install config for this device; version {stored.version} stays active",
             reason="version-rollback",
             fix="publish one with a higher version; to do without: cert-ctrl -c DIR trust reset --install-config",
         )
     mark = stored.high_water.get(str(fetched.id), 0)
     if fetched.version < mark:
         raise PlanError(
-            f"version {fetched.version} is older than version {mark}, which this host has had",
+            f"version {fetched.version} is older than version {mark}, which this host already has",
             reason="version-rollback",
             fix="publish it again with a higher version; if the plane lost its count: "
             "cert-ctrl -c DIR trust reset --install-config",
@@ -67,7 +67,7 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
     seen = stored.hash_seen(str(fetched.id), fetched.version)  # even if another config was active since
     if seen and plain_hash(fetched.installs_hash_b64) != plain_hash(seen):
         raise PlanError(
-            f"version {fetched.version} came again with other contents",
+            f"version {fetched.version} came again with different contents",
             reason="equivocation",
             fix="publish the install config again with a higher version",
         )

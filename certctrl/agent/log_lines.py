@@ -79,7 +79,7 @@ class Line(Enum):
         "One longer pause, then the usual interval.", _NOTHING
     POLL_NOW = INFO, "Poll", "Immediate poll requested by {who}", "`poll-now` or SIGUSR1.", _NOTHING
     POLL_PAUSED = WARNING, "Poll", "Polling paused: queue full at {depth} signals", \
-        "No signal is lost.", "If it lasts, look for a stuck item in `cert-ctrl status`."
+        "No signal is lost.", "If it lasts, check `cert-ctrl status` for a stuck item."
     POLL_RESUMED = INFO, "Poll", "Polling resumed: queue at {depth} signals", "Resolved.", _NOTHING
     BREAKER_OPENED = CRITICAL, "Poll", "Circuit breaker open after {failures} consecutive failures; {recovery}", \
         "Polling has stopped. Certificates on disk stay in service, but no renewal arrives.", \

@@ -94,7 +94,7 @@ def _now(status: Mapping[str, Any]) -> Iterator[Metric]:
         ("cursor_update_timestamp_seconds", "When the cursor last changed.", cursor_at),
         ("cursor_age_seconds", "Time since the cursor last changed.", _age(cursor_at, now)),
         ("token_expiry_timestamp_seconds", "When the access token expires.", token.get("expires_at")),
-        ("stale", "1 when the plane has not been heard for too long.", int(health == Health.STALE)),
+        ("stale", "1 when the plane has not answered for too long.", int(health == Health.STALE)),
         ("problems", "Problems that `status` shows.", len(status.get("problems") or ())),
         ("quarantined_signals", "Signals given up after repeated failures.", len(status.get("quarantined") or ())),
     )

@@ -7,7 +7,7 @@ The files are the journal. Each step is durable before the next starts, and each
 Before the grant, the plane knows nothing; a second run reuses the id and the key pair. After the POST, the new tokens
 replace the old ones in two renames, the refresh token first: in between, the old access token is rejected and the new
 refresh token replaces it. So an interrupted run leaves the old registration or the new one, and repeating it is always
-correct. Damaged tokens, keys or ids are replaced here, because their error messages tell the operator to register.
+correct. Damaged tokens, keys or ids are replaced here, because their error messages name `register` as the fix.
 
 Keys are created and tokens fetched under ``token.lock``: two runs share one pair, and a refreshing daemon cannot
 overwrite the new session. The lock is released while the agent waits for approval.
@@ -91,7 +91,7 @@ async def register(
 
     Raises NotRegisteredError (denied, expired, refused), BadAnswerError (also for an approval page that is not
     the plane's), PlaneError, TransportError, DiskError, BusyError. The disk is used without a thread: nothing else
-    runs in the process of a one-shot command. ``fs`` is where ``token.lock`` lies, in tests.
+    runs in the process of a one-shot command. ``fs``: the disk of ``token.lock``, in tests.
     """
     device_id, keys = await _identity(layout, store, fs)
     form = partial(
@@ -173,7 +173,7 @@ async def _request_approval(
         problem = uri_problem(uri, config.application.server_url) if uri is not None else None
         if problem is not None:
             raise BadAnswerError(
-                f"the approval page {uri} is not to be trusted: {problem}",
+                f"the approval page {uri} cannot be trusted: {problem}",
                 fix="do not type the code there; check server_url, and ask the operator of the plane",
             )
     flow = DeviceFlow(started, trio.current_time())

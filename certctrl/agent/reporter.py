@@ -89,10 +89,10 @@ def stuck_items(agent: Agent) -> list[dict[str, Any]]:
 
 def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, Any]]) -> Health:
     """Return the health of this agent."""
-    heard = agent.session.last_answer_at
-    if heard is None or trio.current_time() - heard > stale_after(agent):
+    answered = agent.session.last_answer_at
+    if answered is None or trio.current_time() - answered > stale_after(agent):
         started = trio.current_time() - agent.started_mono
-        if heard is not None or started > stale_after(agent):
+        if answered is not None or started > stale_after(agent):
             return Health.STALE
     failing = any(one["attempts"] for one in stuck)  # waiting for the plane needs no operator
     return Health.DEGRADED if problems or failing else Health.HEALTHY

@@ -27,22 +27,22 @@ LEAVE_TO_SIGNAL = 30.0
 async def retry_forever(agent: Agent) -> None:
     """Retry each certificate when it is due, or when its window opens, until cancelled."""
     while True:
-        turns, now = _turns(agent), agent.wall_now()
-        pause = min([CHECK_INTERVAL, *(max(1.0, at - now) for at in turns.values())])
+        times, now = _retry_times(agent), agent.wall_now()
+        pause = min([CHECK_INTERVAL, *(max(1.0, at - now) for at in times.values())])
         with trio.move_on_after(pause) as waited:
             await agent.installer.retries.changed.wait()
-        if waited.cancelled_caught and (due := [one for one, at in turns.items() if at <= agent.wall_now()]):
+        if waited.cancelled_caught and (due := [one for one, at in times.items() if at <= agent.wall_now()]):
             await _retry(agent, due)
 
 
-def _turns(agent: Agent) -> dict[int, float]:
+def _retry_times(agent: Agent) -> dict[int, float]:
     """Return when each certificate is to be retried here (wall-clock seconds)."""
     now, arriving = agent.wall_now(), {entry.signal.resource for entry in agent.inbox.entries()}
     failed = {
         cert_id: max(at, now + LEAVE_TO_SIGNAL) if cert_resource(cert_id) in arriving else at
-        for cert_id, at in agent.installer.retry_turns().items()
+        for cert_id, at in agent.installer.retry_times().items()
     }
-    return agent.installer.window_turns() | failed
+    return agent.installer.window_times() | failed
 
 
 async def _retry(agent: Agent, due: Collection[int]) -> None:

@@ -11,7 +11,7 @@ Stop = cancel *intake* → the dispatcher is closed: it starts nothing new and e
 the grace deadline → pending acks are flushed under a shielded timeout → services are cancelled → the client is closed.
 Unhandled signals are safe in the inbox. The inbox is also the queue: no channel holds a second copy.
 
-Rejected: one flat nursery (everything ends at once, half-done reloads are killed); a stop flag polled by
+Rejected: one flat nursery (everything ends together, half-done reloads are killed); a stop flag polled by
 every task (each forgets it somewhere); raising to stop (an exception across a nursery is a bug here).
 """
 

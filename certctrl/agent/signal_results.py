@@ -1,4 +1,4 @@
-"""Verdicts: what an error of a handler means for its signal, and what the log says of certificates."""
+"""Turn a handler's outcome or error into the result of its signal, and log the outcome of certificates."""
 
 from __future__ import annotations
 

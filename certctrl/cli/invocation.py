@@ -42,7 +42,7 @@ class Invocation:
         """Return the config directory.
 
         Raises UsageError for an empty ``-c``, ConfigError if it is a symbolic link, does not exist or is not a config
-        directory, DiskError if this user may not look into it.
+        directory, DiskError if this user may not read it.
         """
         from pathlib import Path
 

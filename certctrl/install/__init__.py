@@ -1,1 +1,1 @@
-"""The pipeline: material, plan, policy, commands, probes, the runner that makes \"renewed\" mean \"served\"."""
+"""The pipeline from fetched material to a served certificate; read ``installer.py`` first."""

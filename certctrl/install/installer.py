@@ -155,14 +155,14 @@ class Installer:
             expected_domains=expected_domains,
         )
 
-    async def head_start(self, cert_id: int, items: Sequence[InstallItem]) -> None:
-        """Start the supervisors for a certificate's check and reload while it is being fetched."""
+    async def prepare_commands(self, cert_id: int, items: Sequence[InstallItem]) -> None:
+        """Start the supervisors for a certificate's check and reload, while it is being fetched."""
         record = self.records.get(cert_id)
         facts = record.facts if record is not None else CertFacts(cert_id=cert_id, name="")
         checks = any(item.check for item in self._context.indexer.of(items).copies(facts))
         reloads = any(isinstance(item, ExecAction) and item.enabled for item in items)
         if checks or reloads:
-            with suppress(CommandError):  # only a head start: the command starts a missing one
+            with suppress(CommandError):  # only saves time: the command starts a missing one
                 await self._context.proc.prepare(checks + reloads)
 
     async def stage(self, source: Bundle | Callable[[], Bundle], items: Sequence[InstallItem]) -> Candidate:
@@ -298,8 +298,8 @@ class Installer:
         """Return the record as it would be after its staged renewal; None if none is staged or readable."""
         return await preview.with_renewal(self._context, record)
 
-    def retry_turns(self) -> dict[int, float]:
-        """Return when each certificate is due of which something failed that nothing else brings (as below)."""
+    def retry_times(self) -> dict[int, float]:
+        """Return when each certificate is due whose failure no switch and no signal retries (wall-clock seconds)."""
         retries, resources = self.retries, {cert_id: cert_resource(cert_id) for cert_id in self.records}
         return {
             cert_id: retries.due_at(resources[cert_id])
@@ -307,9 +307,9 @@ class Installer:
             if retriable(record) and not retries.carries(resources[cert_id])
         }
 
-    def window_turns(self) -> dict[int, float]:
+    def window_times(self) -> dict[int, float]:
         """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""
-        return preview.window_turns(self._context)
+        return preview.window_times(self._context)
 
     # --- withdrawing, rolling back --------------------------------------------------------------------------------
 
@@ -343,7 +343,7 @@ class Installer:
         self.retries.due_now(cert_resource(record.cert_id))
         await self._context.records.save()
 
-    async def alarmed(self, cert_id: int) -> None:
+    async def record_alert(self, cert_id: int) -> None:
         """Record that the alert about a revocation has been sent. Raises DiskError."""
         self._context.records.note(attrs.evolve(self.records[cert_id], alarmed=True))
         await self._context.records.save()

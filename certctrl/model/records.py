@@ -121,7 +121,7 @@ class CertRecord:
     """Whether the revocation alert has been raised."""
     last_outcome: OutcomeKind | None = None
     last_apply_at: float = 0.0
-    owed: tuple[str, ...] = ()
+    pending: tuple[str, ...] = attrs.field(default=(), metadata={"key": "owed"})
     """Items to retry for the live generation: failed, or not reached because another item failed."""
 
     @property
@@ -142,7 +142,7 @@ class CertRecord:
     @property
     def failing(self) -> bool:
         """Whether the last apply failed, or items are to be retried."""
-        return self.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK) or bool(self.owed)
+        return self.last_outcome in (OutcomeKind.FAILED, OutcomeKind.ROLLED_BACK) or bool(self.pending)
 
     @property
     def alert_pending(self) -> bool:

@@ -24,7 +24,7 @@ class Http(Protocol):
         deadline: float,
         cap: int,
     ) -> Answer:
-        """Return the answer, whatever its status.
+        """Return the answer, of any status.
 
         ``deadline`` is in seconds for the whole exchange, ``cap`` the maximum size of the body in bytes. Raises
         TransportError and its subclasses only; a redirect (except 304) is a BadAnswerError. A cancelled exchange

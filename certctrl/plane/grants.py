@@ -92,7 +92,7 @@ class Grants:
     def poll(self, device_code: str, caller: str) -> dict[str, Any]:
         """Return the status of a grant; ``ready`` includes a new registration code each time.
 
-        Rate-limited per grant, and per ``caller`` for unknown codes, so that nobody uses up the polls of a device
+        Rate-limited per grant, and per ``caller`` for unknown codes, so that no host uses up the polls of a device
         behind the same address; ErrorResponse 429.
         """
         now = self._wall_now()

@@ -27,7 +27,7 @@ class Buckets:
         now = self._monotonic()
         tokens, since = self._levels.pop(caller, (float(self.burst), now))
         tokens = min(float(self.burst), tokens + (now - since) * self.rate)
-        allowed = tokens >= 1 - 1e-9  # tolerate rounding: a caller that waits as told is let in
+        allowed = tokens >= 1 - 1e-9  # tolerate rounding: a caller that has waited as requested is admitted
         self._levels[caller] = (tokens - 1 if allowed else tokens, now)
         if len(self._levels) > _MAX_CALLERS:
             self._levels.popitem(last=False)

@@ -25,7 +25,7 @@ _NAME = "certctrl-plane"
 """Issuer and audience of the tokens."""
 _MAX_TOKEN = 4096
 _EXPLAINED_SECONDS = 30 * DAY
-"""How long an expired refresh token is still told apart from an unknown one."""
+"""How long an expired refresh token is still distinguished from an unknown one."""
 _MAX_VERIFIED = 10_000
 """Verified tokens kept in memory."""
 

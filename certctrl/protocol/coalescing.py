@@ -32,7 +32,7 @@ class Choice:
 def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, longest: float = math.inf) -> Choice:
     """Return the signals to handle; ``entries`` are in order of arrival, ``now`` is wall-clock seconds.
 
-    Entries of ``busy`` resources are left alone: one of them is being handled. ``longest`` is the longest delay of a
+    Entries of ``busy`` resources are skipped: one of them is being handled. ``longest`` is the longest delay of a
     retry in seconds: an entry that is due even later was delayed while the clock was ahead, and is due now.
     """
     groups: dict[str, list[InboxEntry]] = {}

@@ -4,7 +4,7 @@ The diagram leaves three questions open. They are settled as follows:
 
 * Acks are sent "in the next poll". So they are sent in two places: in *Acknowledging*, right after a page was
   saved, and in *Polling*, right before each request. In both, a failure is an edge to *Error*.
-* A full resync after a 409 is *Processing*: it stands for all missed updates. A resync that the plane requests by
+* A full resync after a 409 is *Processing*: it replaces all missed updates. A resync that the plane requests by
   ``state.resync_required`` is an ordinary signal and keeps its cursor; otherwise it would come again and again.
 * A refresh that fails without a refusal (5xx, network) stays in *Refreshing* and is retried; only a refusal is the
   edge to *Terminated*.

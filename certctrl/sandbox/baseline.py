@@ -37,7 +37,7 @@ _SELF = "/apiv1/devices/self"
 
 @attrs.define(kw_only=True, eq=False)
 class BaselineClient:
-    """The minimal client, with one certificate of its own."""
+    """The minimal client, with a separate certificate."""
 
     http: Http
     store: SessionState

@@ -1,4 +1,4 @@
-"""Two notations of serial numbers: the plane's, and a short one for people."""
+"""Two notations of serial numbers: the plane's, and a short one for display."""
 
 from __future__ import annotations
 

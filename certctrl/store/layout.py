@@ -99,7 +99,7 @@ def safe_name(domain: str) -> str:
         text = "_wildcard." + text[2:]
     safe = "".join(c if (c.isascii() and c.isalnum()) or c in "-_." else f"_{ord(c):x}" for c in text)
     safe = "_" + safe if not safe or safe[0] in ".-" or safe == "chains" else safe
-    if len(safe) > 200:  # a file name has at most 255 bytes: tell long names apart by their hash
+    if len(safe) > 200:  # a file name has at most 255 bytes: long names differ by their hash
         import hashlib  # here: every command imports this module, few need it
 
         safe = f"{safe[:160]}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -144,7 +144,8 @@ def _mapping_hook(kind: Any, converter: Converter) -> Hook:
 def _class_hook(kind: Any, converter: Converter) -> Hook:
     """Return the hook of an attrs class, with bounds checked and trailing underscores removed from names.
 
-    A field with ``inline`` metadata has no key: its own fields are next to those of its owner.
+    A field with ``key`` metadata has that key. One with ``inline`` metadata has none: its own fields are next to those
+    of its owner.
     """
     fields = hints(kind)
     overrides: dict[str, Any] = {
@@ -196,7 +197,12 @@ def _class_unstructure_hook(kind: Any, converter: Converter) -> Callable[[Any], 
 def hints(kind: Any) -> dict[str, tuple[Any, Any]]:
     """Return JSON key -> (attrs field, resolved type)."""
     types_by_name = get_type_hints(kind)
-    return {field.name.rstrip("_"): (field, types_by_name[field.name]) for field in attrs.fields(kind)}
+    return {_key_of(field): (field, types_by_name[field.name]) for field in attrs.fields(kind)}
+
+
+def _key_of(field: Any) -> str:
+    key: str = field.metadata.get("key", field.name.rstrip("_"))
+    return key
 
 
 # --- bounds and choices ------------------------------------------------------------------------------------
@@ -242,12 +248,12 @@ def _mismatch(error: Exception, path: str) -> Mismatch:
             error = alone[0]
             break
         cause, note = below[0]
-        name = note.name.rstrip("_")
-        if not attrs.fields_dict(error.cl)[note.name].metadata.get("inline"):
-            path = join(path, name)
+        field = attrs.fields_dict(error.cl)[note.name]
+        if not field.metadata.get("inline"):
+            path = join(path, _key_of(field))
         error = cause
         if isinstance(error, KeyError):
-            return Mismatch(path, "is missing", f"add {name!r}")
+            return Mismatch(path, "is missing", f"add {_key_of(field)!r}")
     if isinstance(error, ForbiddenExtraKeysError):
         return unknown_key(min(error.extra_fields), hints(error.cl), path)
     if isinstance(error, Mismatch):

@@ -52,7 +52,7 @@ class FakePlane:
     at_post: Callable[[dict[str, Any]], None] = lambda form: None
 
     async def start_grant(self, scopes: Any, *, name: str, platform: str) -> GrantStarted:
-        assert name and platform, "a person who approves wants to know whom"
+        assert name and platform, "the approval page shows both"
         return self.started
 
     async def poll_grant(self, device_code: str) -> Any:

@@ -51,20 +51,20 @@ def test_other_certificates_are_not_affected() -> None:
     assert agent.problems == {}
 
 
-def told(agent: Any, signal: Signal, kind: OutcomeKind = OutcomeKind.APPLIED) -> None:
+def reported(agent: Any, signal: Signal, kind: OutcomeKind = OutcomeKind.APPLIED) -> None:
     outcome = Outcome(kind=kind, deployed=(Deployed(cert_id=1, serial="5", fingerprint_sha256="aa"),))
     log_certificates(agent, InboxEntry(signal=signal), outcome)
 
 
 def test_a_renewal_clears_the_alert_and_a_placeholder_does_not() -> None:
     agent = agent_with(GONE, KEY)
-    told(agent, CertRevoked(ts_ms=1, cert_id=1))
+    reported(agent, CertRevoked(ts_ms=1, cert_id=1))
     assert set(agent.problems) == {KEY}
-    told(agent, CertRenewed(ts_ms=2, cert_id=1))
+    reported(agent, CertRenewed(ts_ms=2, cert_id=1))
     assert agent.problems == {}
 
 
 def test_a_renewal_deployed_by_another_attempt_clears_it() -> None:
     agent = agent_with(GONE, KEY, "alert:late:1")
-    told(agent, CertRenewed(ts_ms=2, cert_id=1), OutcomeKind.UNCHANGED)
+    reported(agent, CertRenewed(ts_ms=2, cert_id=1), OutcomeKind.UNCHANGED)
     assert set(agent.problems) == {"alert:late:1"}

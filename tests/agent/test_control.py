@@ -26,7 +26,7 @@ async def echo(request: dict[str, Any]) -> Any:
 
 
 async def busy(_request: dict[str, Any]) -> Any:
-    raise BusyError("somebody else is at it", fix="wait")
+    raise BusyError("another command is running", fix="wait")
 
 
 async def broken(_request: dict[str, Any]) -> Any:

@@ -67,7 +67,7 @@ def test_a_renewal_is_requested_once_and_again_only_later() -> None:
     requests = RenewalRequests()
     finding = find_expiring([record(90)], CONFIG, 61 * DAY)[0]
     assert requests.due(finding, 61 * DAY)
-    requests.asked(finding, 61 * DAY)
+    requests.record(finding, 61 * DAY)
     assert not requests.due(finding, 61 * DAY + 60)
     assert requests.due(finding, 61 * DAY + 6 * 3600)
 
@@ -75,14 +75,14 @@ def test_a_renewal_is_requested_once_and_again_only_later() -> None:
 def test_a_renewal_requested_while_the_clock_was_ahead_is_requested_again() -> None:
     requests = RenewalRequests()
     (finding,) = find_expiring([record(90)], CONFIG, 80 * DAY)
-    requests.asked(finding, 3650 * DAY)
+    requests.record(finding, 3650 * DAY)
     assert requests.due(finding, 80 * DAY)
 
 
 def test_a_refused_request_is_repeated_sooner() -> None:
     requests = RenewalRequests()
     (finding,) = find_expiring([record(90)], CONFIG, 80 * DAY)
-    requests.asked(finding, 80 * DAY, taken=False)
+    requests.record(finding, 80 * DAY, accepted=False)
     assert not requests.due(finding, 80 * DAY + 60)
     assert requests.due(finding, 80 * DAY + 3600)
 

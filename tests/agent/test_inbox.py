@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> SessionState:
 
 
 def inbox_of(store: SessionState, disk: Disk | None = None, *, limit: int = 10) -> Inbox:
-    """Return an inbox with a record store of its own, as in a new process."""
+    """Return an inbox with a new record store, as in a new process."""
     disk = disk or Disk()
     installed = InstalledState(store.layout, store._fs)
     retries = RetryTable(
@@ -233,7 +233,7 @@ async def test_a_burst_of_outcomes_takes_few_writes(
 
 async def test_a_full_inbox_makes_the_poller_wait(store: SessionState, autojump_clock: trio.testing.MockClock) -> None:
     inbox = inbox_of(store, limit=2)
-    assert inbox.has_room(20)  # empty: always, or a small limit would stop polling for ever
+    assert inbox.has_room(20)  # empty: always, or a small limit would stop polling forever
     entries = await admitted(inbox, [A, B])
     assert not inbox.has_room(1)
     with trio.move_on_after(5) as waited:
@@ -267,22 +267,22 @@ async def test_waiting_for_outcomes_ends_with_the_last_one(
 ) -> None:
     inbox = again(store)
     one, two = await admitted(inbox, [A, B])
-    told = []
+    reported = []
 
     async def waits() -> None:
         await inbox.wait_for_outcomes([one, two])
-        told.append("both")
+        reported.append("both")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(waits)
         await inbox.finish([one], [])
         await trio.testing.wait_all_tasks_blocked()
-        assert told == []
+        assert reported == []
         if fails:
             await fail(inbox, two, "down")
         else:
             await inbox.finish([two], [])
-    assert told == ["both"]
+    assert reported == ["both"]
     await inbox.wait_for_outcomes([one])
 
 
@@ -303,7 +303,7 @@ async def test_sent_acks_leave_and_newer_ones_stay(store: SessionState) -> None:
     await inbox.report(InstallUpdated(ts_ms=1, config_id=1, version=1).ref())
     inbox.sent(batch)
     assert inbox.next_acks(10) == [{"config_id": 1, "version": 1}]
-    assert len(again(store).next_acks(10)) == 2, "a crash now sends the first again, which tells nothing new"
+    assert len(again(store).next_acks(10)) == 2, "a crash now sends the first again, which reports nothing new"
     await inbox.close()
     assert again(store).next_acks(10) == [{"config_id": 1, "version": 1}]
 
@@ -363,7 +363,7 @@ async def test_a_failing_signal_takes_no_room(store: SessionState) -> None:
     (entry,) = await admitted(inbox, [A])
     assert not inbox.has_room(20)
     await fail(inbox, entry, "poison")
-    assert inbox.has_room(20), "others go on"
+    assert inbox.has_room(20), "others continue"
 
 
 async def test_a_done_signal_restored_by_a_power_cut_is_not_handled_again(store: SessionState) -> None:

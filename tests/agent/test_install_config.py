@@ -60,7 +60,7 @@ def test_equal_hashes_may_be_encoded_differently() -> None:
     stored = StoredInstallConfig(raw={"id": 1}, etag=None, version=3, hash="ab+/cd==", high_water={"1": 3})
     again = InstallConfig(id=1, version=3, items=(), installs_hash_b64="ab-_cd")
     check_not_replayed(again, stored)
-    with pytest.raises(PlanError, match="other contents"):
+    with pytest.raises(PlanError, match="different contents"):
         check_not_replayed(attrs.evolve(again, installs_hash_b64="ab-_ce"), stored)
 
 
@@ -76,7 +76,7 @@ def test_another_config_in_between_does_not_hide_an_equivocation(tmp_path: Path)
     check_not_replayed(
         attrs.evolve(again, version=6, installs_hash_b64="cccc"), scene.store.installed.load_install_config()
     )
-    with pytest.raises(PlanError, match="other contents") as caught:
+    with pytest.raises(PlanError, match="different contents") as caught:
         check_not_replayed(attrs.evolve(again, installs_hash_b64="cccc"), scene.store.installed.load_install_config())
     assert caught.value.reason == "equivocation"
 
@@ -215,13 +215,13 @@ async def test_a_device_without_an_install_config_has_no_problem(tmp_path: Path)
     assert await scene.fetch([ITEM]) and scene.ids == ["a"]
 
 
-async def test_an_install_config_that_is_gone_from_the_plane_stays_in_force(tmp_path: Path) -> None:
+async def test_an_install_config_that_is_gone_from_the_plane_stays_active(tmp_path: Path) -> None:
     scene = FetchScene(tmp_path)
     await scene.fetch([ITEM], version=3)
     kept = scene.store.installed.load_install_config()
-    with pytest.raises(PlanError, match="version 3 stays in force") as caught:
+    with pytest.raises(PlanError, match="version 3 stays active") as caught:
         await scene.fetch([], **NO_CONFIG)
-    assert caught.value.reason == "version-rollback" and "stays in force" in scene.problems["install-config"][0]
+    assert caught.value.reason == "version-rollback" and "stays active" in scene.problems["install-config"][0]
     assert scene.ids == ["a"] and scene.store.installed.load_install_config() == kept
     scene.store.installed.forget_versions()  # the operator says so
     assert await scene.fetch([], **NO_CONFIG) and scene.ids == [] and not scene.problems

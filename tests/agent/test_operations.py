@@ -26,24 +26,24 @@ def agent_with(*generation: str, errors: tuple[str, ...] = ()) -> Any:
     return SimpleNamespace(installer=SimpleNamespace(records=records, retries=table), problems={})
 
 
-def told(outcome: Outcome, before: Any, after: Any, unreachable: str = "") -> dict[str, Any]:
+def reported(outcome: Outcome, before: Any, after: Any, unreachable: str = "") -> dict[str, Any]:
     return applied(after, outcome, generations(before), differences=1, unreachable=unreachable)
 
 
 def test_apply_includes_what_its_signals_switched() -> None:
-    assert told(UNCHANGED, agent_with("g1"), agent_with("g2"))["outcome"] == "applied"
-    assert told(UNCHANGED, agent_with(), agent_with("g1"))["outcome"] == "applied"
-    assert told(UNCHANGED, agent_with("g1"), agent_with("g1"))["outcome"] == "unchanged"
+    assert reported(UNCHANGED, agent_with("g1"), agent_with("g2"))["outcome"] == "applied"
+    assert reported(UNCHANGED, agent_with(), agent_with("g1"))["outcome"] == "applied"
+    assert reported(UNCHANGED, agent_with("g1"), agent_with("g1"))["outcome"] == "unchanged"
 
 
 def test_a_failure_stays_a_failure() -> None:
-    answer = told(FAILED, agent_with("g1"), agent_with("g2"))
+    answer = reported(FAILED, agent_with("g1"), agent_with("g2"))
     assert (answer["outcome"], answer["detail"]) == ("failed", "nginx: bad")
 
 
 def test_an_unreachable_plane_is_named() -> None:
-    assert "plane" not in told(UNCHANGED, agent_with("g1"), agent_with("g1"))
-    assert told(UNCHANGED, agent_with("g1"), agent_with("g1"), "no route")["plane"] == "no route"
+    assert "plane" not in reported(UNCHANGED, agent_with("g1"), agent_with("g1"))
+    assert reported(UNCHANGED, agent_with("g1"), agent_with("g1"), "no route")["plane"] == "no route"
 
 
 def test_signals_that_failed_are_named() -> None:

@@ -1,4 +1,4 @@
-"""Registration: approval, retries, and consistency whatever interrupts it."""
+"""Registration: approval, retries, and consistency after any interruption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def host(tmp_path: Path) -> Host:
     return Host(ConfigDir(tmp_path / "agent"))
 
 
-# --- with a person ------------------------------------------------------------------------------------------------
+# --- by approval ---------------------------------------------------------------------------------------------------
 
 
 async def test_an_operator_approves(host: Host, autojump_clock: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -44,7 +44,7 @@ async def test_an_operator_approves(host: Host, autojump_clock: Any, caplog: pyt
         expires_in=600.0,
         expires_at=WALL + 600.0,
     )
-    assert plane.polls == [5.0, 10.0, 15.0], "never faster than told"
+    assert plane.polls == [5.0, 10.0, 15.0], "never faster than the plane requested"
     (form,) = plane.forms
     assert form["user_id"] == 7
     assert form["registration_code"] == "canary-code"
@@ -129,7 +129,7 @@ async def test_an_enrolment_token_needs_no_approval(host: Host, autojump_clock: 
 async def test_id_and_keys_are_stored_before_anything_is_sent(host: Host, autojump_clock: Any) -> None:
     """The secret key must be durable before the plane encrypts anything to the public one."""
 
-    def look(form: dict[str, Any]) -> None:
+    def check_disk(form: dict[str, Any]) -> None:
         keys = SessionState(host.layout, RealFs()).load_device_keys()
         assert keys is not None
         assert keys.public == form["public_key"]
@@ -139,7 +139,7 @@ async def test_id_and_keys_are_stored_before_anything_is_sent(host: Host, autoju
         assert len(reserved) == 2, "space for both tokens"
         assert not token_lock(host.layout).try_acquire(), "no daemon can refresh in between"
 
-    await host.register(FakePlane(at_post=look), token="t")
+    await host.register(FakePlane(at_post=check_disk), token="t")
     assert [path.name for path in host.layout.state.iterdir() if path.name.startswith(".")] == []
     for path in (host.layout.access_token, host.layout.refresh_token):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

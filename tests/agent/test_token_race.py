@@ -202,7 +202,7 @@ def judge(server: Server, race: Race, store: SessionState, processes: int) -> No
     assert not server.reuse, "the session would have ended"
     assert not unexplained, "a refresh token was spent twice"
     assert made == server.rotations
-    assert race.ended == [0] * processes, "nobody had to register again"
+    assert race.ended == [0] * processes, "no process had to register again"
     assert set(server.spends) == set(server.refresh[:-1])
     stored = store.load_tokens()
     assert stored is not None

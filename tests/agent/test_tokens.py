@@ -119,7 +119,7 @@ async def test_a_wrong_local_clock_does_not_shift_refreshes(world: World, autoju
     await keeper.current()
     assert world.spent == []
     remaining = (keeper.expires_at() or 0) - world.wall_now()
-    assert remaining == pytest.approx(10, abs=0.1), "told in this host's own time"
+    assert remaining == pytest.approx(10, abs=0.1), "in this host's own time"
     await trio.sleep(11)
     await keeper.current()
     assert world.spent == ["canary-r0"]
@@ -139,7 +139,7 @@ async def test_tokens_over_a_working_day(world: World, autojump_clock: Any, capl
             await trio.sleep(60)
             before = len(world.spent)
             await keeper.current()
-            assert len(world.spent) == before, "nobody ever waits for a refresh"
+            assert len(world.spent) == before, "no request ever waits for a refresh"
         nursery.cancel_scope.cancel()
     assert len(world.spent) == len(set(world.spent)) == 8 * 3600 // 840
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

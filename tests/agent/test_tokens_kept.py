@@ -58,7 +58,7 @@ async def test_tokens_that_cannot_be_saved_stay_in_memory(
 
     world.offload = offload
     access = await keeper.refresh(old)
-    assert await keeper.current() == access, "polling goes on"
+    assert await keeper.current() == access, "polling continues"
     assert world.on_disk == Tokens(access_token=old, refresh_token="canary-r0")
     assert "New tokens are in memory only" in caplog.text
     async with trio.open_nursery() as nursery:
@@ -109,10 +109,10 @@ async def test_a_new_registration_replaces_tokens_in_memory(world: World, autoju
     world.offload = offload
     first = await keeper.refresh(old)
     world.offload = inline
-    anew = world.access()
-    world.stored(anew, "canary-registered")
+    registered = world.access()
+    world.stored(registered, "canary-registered")
     await trio.sleep(5)
-    assert await keeper.refresh(first) == anew
+    assert await keeper.refresh(first) == registered
     assert world.on_disk.refresh_token == "canary-registered"
     assert world.spent == ["canary-r0"]
 

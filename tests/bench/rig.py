@@ -39,7 +39,7 @@ class Plane:
         end = time.monotonic() + PATIENCE
         while self.obey("stat")["waiting"] < count:
             if time.monotonic() > end:
-                raise SystemExit("bench: nobody polls")
+                raise SystemExit("bench: no agent polls")
             time.sleep(0.002)
 
     def facts(self, out: Path, **more: Any) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def cursor_is_not_ahead(stage: Stage, store: StateStore) -> None:
 
 def acked_is_done(stage: Stage) -> None:
     """Check that outcomes reported to the plane are true."""
-    done = [event for event in stage.plane.told if event.get("outcome") in ("applied", "unchanged")]
+    done = [event for event in stage.plane.events if event.get("outcome") in ("applied", "unchanged")]
     if any(event["signal"]["type"] in ("cert.renewed", "cert.revoked") for event in done):
         for name, wanted in stage.facts["after"].items():
             assert is_live(stage, name, wanted), "reported as applied, but not live"

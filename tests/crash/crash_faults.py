@@ -36,7 +36,7 @@ def faults(point: Point) -> Iterator[tuple[str, list[str]]]:
 def sticky(point: Point, code: str, calls: set[str]) -> Iterator[str]:
     """Yield rules that fail every call that can fail with this error, from a point on.
 
-    Opens only fail with EMFILE: strace cannot tell opening for reading from creating.
+    Opens only fail with EMFILE: strace cannot distinguish opening for reading from creating.
     """
     for call in sorted(calls):
         if call != "openat" or code == "EMFILE":

@@ -100,13 +100,13 @@ def not_durable(real: Callable[..., None]) -> Callable[..., None]:
 @mutant(RENEW, "kill")
 def cursor_first() -> None:
     """Commit the cursor before the signals are saved."""
-    owed: list[Any] = []
-    save_inbox = patch(session.SessionState, "save_inbox", lambda self, entries: owed.append(entries))
+    postponed: list[Any] = []
+    save_inbox = patch(session.SessionState, "save_inbox", lambda self, entries: postponed.append(entries))
 
     def save_cursor(self: Any, cursor: str) -> None:
         real_cursor(self, cursor)
-        while owed:
-            save_inbox(self, owed.pop(0))
+        while postponed:
+            save_inbox(self, postponed.pop(0))
         session.SessionState.save_inbox = save_inbox  # type: ignore[method-assign]
 
     real_cursor = patch(session.SessionState, "save_cursor", save_cursor)
@@ -199,13 +199,13 @@ def old_generation_pruned_before_the_switch() -> None:
 @mutant(RENEW_COPIES, "kill")
 def journal_after_the_renames() -> None:
     real_arm, real_sync = journal.Journal.arm, journal.sync_parents
-    owed: list[journal.Journal] = []
-    patch(journal.Journal, "arm", lambda self: owed.append(self))
+    postponed: list[journal.Journal] = []
+    patch(journal.Journal, "arm", lambda self: postponed.append(self))
 
     def sync(fs: Any, parents: Any) -> None:
         real_sync(fs, parents)
-        while owed:
-            real_arm(owed.pop())
+        while postponed:
+            real_arm(postponed.pop())
 
     patch(journal, "sync_parents", sync)
 

@@ -57,7 +57,7 @@ class PlaneThread:
         self.socket = socket
         self.plane: Plane | None = None
         self.spends: dict[str, int] = {}
-        self.told: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
         """All events that the agent reported since the plane was opened."""
         self._app: Any = None
         self._repeat: tuple[str, dict[str, Any]] | None = None
@@ -85,7 +85,7 @@ class PlaneThread:
         async def renewed() -> None:
             self._closed()
             self.plane = Plane.open(data, settings=PlaneSettings(**figures))
-            self._app, self._repeat, self.spends, self.told = make_app(self.plane), None, {}, []
+            self._app, self._repeat, self.spends, self.events = make_app(self.plane), None, {}, []
 
         self.do(renewed)
 
@@ -159,7 +159,7 @@ class PlaneThread:
         if self._repeat is not None and json.loads(self._repeat[1]["body"])["data"]["access_token"] in str(headers):
             self._repeat = None  # the new tokens are in use: the old one again is a theft
         if target.endswith("/notify"):
-            self.told += fields["events"]
+            self.events += fields["events"]
         return await call(self._app, asked["method"], target, headers, body)
 
     async def _refresh(self, method: str, target: str, headers: dict[str, str], body: bytes, token: str) -> Any:

@@ -20,7 +20,7 @@ def test_an_interrupted_removal_still_removes_the_key_and_alerts(stage: Stage) -
     ]
     trial(stage, story, kill_at(point), tally, str(point), reached=killed)
     assert not tally.failures and not tally.missed, tally.failures
-    reported = [event for event in stage.plane.told if event["signal"]["type"] == "cert.revoked"]
+    reported = [event for event in stage.plane.events if event["signal"]["type"] == "cert.revoked"]
     assert [event["outcome"] for event in reported] == ["applied"]
 
 

@@ -1,4 +1,4 @@
-"""A host for the installer: services, commands, a clock and a disk that do as they are told."""
+"""A host for the installer: services, commands, a clock and a disk under the control of the test."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ async def test_a_refused_item_is_reported_with_its_policy_line_and_not_done(cloc
     assert host.live(1), "the agent's own tree is always open"
     record = host.installer.records[1]
     assert (record.stage, host.retry(1).attempts) == (Stage.COMMITTED, 1)
-    assert not await host.installer.unfinished(items), "it has been told"
+    assert not await host.installer.unfinished(items), "it has been reported"
     found = await host.installer.plan(items)
     assert [refusal.item for refusal in found.refusals] == ["c", "r"] and plan_lines(found) == ()
     bad.parent.mkdir(parents=True)

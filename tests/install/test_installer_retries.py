@@ -26,7 +26,7 @@ async def failing(host: Host) -> list[InstallItem]:
     host.proc.does[RELOAD] = lambda: 1
     items: list[InstallItem] = [ExecAction(id="r", ob_id=1, cmd_argv=RELOAD)]
     assert kinds(await host.installer.converge((), items)) == {1: FAILED}
-    assert (host.proc.calls, host.installer.records[1].owed) == ([RELOAD], ("r",))
+    assert (host.proc.calls, host.installer.records[1].pending) == ([RELOAD], ("r",))
     return items
 
 
@@ -41,7 +41,7 @@ async def test_a_failed_command_does_not_run_again_before_it_is_due(clock: MockC
     assert (host.proc.calls, host.installer.records[1], host.retry(1)) == ([RELOAD], record, retry)
     assert plan_lines(await host.installer.plan(items)), "it is there to be done by hand"
     assert not await host.installer.unfinished(items)
-    host.clock = host.installer.retry_turns()[1]
+    host.clock = host.installer.retry_times()[1]
     assert await host.installer.unfinished(items)
     assert kinds(await host.installer.converge((), items)) == {1: FAILED}
     assert (len(host.proc.calls), host.retry(1).attempts) == (2, 2)
@@ -82,7 +82,7 @@ async def test_a_certificate_is_not_proven_while_its_command_is_not_due(clock: M
     host.serve(RELOAD, 1, 1001, broken=True)
     assert kinds(await host.deliver(1, items=items)) == {1: FAILED}
     record, retry = host.installer.records[1], host.retry(1)
-    assert (record.stage, record.owed) == (Stage.COMMITTED, ("r1",))
+    assert (record.stage, record.pending) == (Stage.COMMITTED, ("r1",))
     assert (await host.installer.converge_all(items)).kind is FAILED
     assert (host.installer.records[1], host.retry(1), host.proc.calls) == (record, retry, [RELOAD])
 
@@ -121,7 +121,7 @@ async def test_a_file_of_a_new_item_is_made_while_others_are_not_due(clock: Mock
 async def test_pending_items_that_no_longer_exist_are_forgotten(clock: MockClock, host: Host) -> None:
     await failing(host)
     assert (await host.installer.converge_all([])).kind is UNCHANGED
-    assert (host.retry(1).attempts, host.retry(1).last_error, host.installer.retry_turns()) == (0, "", {})
+    assert (host.retry(1).attempts, host.retry(1).last_error, host.installer.retry_times()) == (0, "", {})
 
 
 def test_a_pair_is_due_as_a_whole() -> None:
@@ -138,7 +138,7 @@ def test_a_pair_is_due_as_a_whole() -> None:
         groups=(GroupPlan(cert_ids=(1,), steps=steps),), concerns=dict.fromkeys(("key", "cert", "other"), (1,))
     )
     certs = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g")}
-    record = CertRecord(facts=CertFacts(cert_id=1, name="a"), generation="g", owed=("key",))
+    record = CertRecord(facts=CertFacts(cert_id=1, name="a"), generation="g", pending=("key",))
     rested = without_not_due(plan, certs, [record], ())
     assert [one.item for one in rested.groups[0].steps[0].writes] == ["other"]
     assert rested.not_due == {1}
@@ -171,7 +171,7 @@ async def test_a_rolled_back_certificate_is_not_due_until_requested(clock: MockC
 def test_certificates_that_are_not_due_are_not_unproven() -> None:
     """Otherwise another failure in its group would count as its own."""
     unrecorded = Candidate(facts=CertFacts(cert_id=1, name="a"), generation="g")
-    desired = DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g", owed=("r",))
+    desired = DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g", pending=("r",))
     observed = ObservedState(certs={1: desired}, cas={}, destinations={}, host=HOST, unrecorded={1: unrecorded})
 
     def unproven(plan: InstallPlan) -> dict[int, Candidate]:

@@ -147,9 +147,9 @@ async def test_a_tolerated_failure_is_reported_and_retried_until_it_succeeds(clo
     for attempts, wait in ((1, 30), (2, 60), (3, 120)):
         await host.start().recover()  # it is remembered
         record = host.installer.records[1]
-        assert (record.stage, host.retry(1).attempts, record.owed) == (Stage.ACTIVATED, attempts, ("t",))
+        assert (record.stage, host.retry(1).attempts, record.pending) == (Stage.ACTIVATED, attempts, ("t",))
         assert "exited with 9" in host.retry(1).last_error
-        assert host.installer.retry_turns() == {1: began + wait}
+        assert host.installer.retry_times() == {1: began + wait}
         assert (await host.installer.converge_all(items)).kind is UNCHANGED, "it counts as deployed"
         assert calls(host, OTHER, RELOAD) == [attempts, 1]
         began = host.clock = began + wait
@@ -158,13 +158,13 @@ async def test_a_tolerated_failure_is_reported_and_retried_until_it_succeeds(clo
     host.proc.does[OTHER] = lambda: 0
     assert kinds(await host.installer.converge((), items, only=[1])) == {1: APPLIED}
     record = host.installer.records[1]
-    assert (host.retry(1).attempts, host.retry(1).last_error, host.retry(1).next_try_at, record.owed) == (
+    assert (host.retry(1).attempts, host.retry(1).last_error, host.retry(1).next_try_at, record.pending) == (
         0,
         "",
         0.0,
         (),
     )
-    assert (host.installer.retry_turns(), calls(host, OTHER, RELOAD)) == ({}, [4, 1])
+    assert (host.installer.retry_times(), calls(host, OTHER, RELOAD)) == ({}, [4, 1])
 
 
 async def test_a_copy_that_fails_again_does_not_run_its_command_again(clock: MockClock, host: Host) -> None:
@@ -233,14 +233,14 @@ async def test_a_tolerated_failure_does_not_delay_a_renewal(clock: MockClock, ho
     host.proc.does[OTHER] = lambda: 9
     await host.deliver(1, items=items)
     for _ in range(9):
-        host.clock = host.installer.retry_turns()[1]
+        host.clock = host.installer.retry_times()[1]
         await host.installer.converge((), items, only=[1])
     soon, later = (f"{datetime.fromtimestamp(host.clock + ahead, UTC):%H:%M}" for ahead in (600, 1200))
     host.allow(window=MaintenanceWindow(from_=soon, to=later))
     await host.deliver(1, items=items)
-    opening, before = host.installer.window_turns()[1], host.live(1)
+    opening, before = host.installer.window_times()[1], host.live(1)
     assert host.clock < opening <= host.clock + 600 < host.retry(1).next_try_at
-    assert host.installer.retry_turns() == {}, "its switch brings it again"
+    assert host.installer.retry_times() == {}, "its switch brings it again"
     host.clock = opening
     await host.installer.converge_all(items)
     assert host.live(1) != before
@@ -252,5 +252,5 @@ async def test_a_file_that_cannot_be_written_is_reported_without_other_work(cloc
     items = [copied(host, "c", "fullchain.pem", tolerant=False)]
     assert kinds(await host.installer.converge((), items)) == {1: FAILED}
     record = host.installer.records[1]
-    assert (host.retry(1).attempts, record.owed) == (1, ("c",)) and "cannot create" in host.retry(1).last_error
-    assert host.installer.retry_turns() == {1: host.clock + 30}
+    assert (host.retry(1).attempts, record.pending) == (1, ("c",)) and "cannot create" in host.retry(1).last_error
+    assert host.installer.retry_times() == {1: host.clock + 30}

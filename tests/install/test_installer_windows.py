@@ -42,13 +42,13 @@ async def test_new_material_is_staged_until_the_window_opens(clock: MockClock, h
     assert (here.generation, here.facts.serial != record.facts.serial) == (record.staged, True)
     assert await host.installer.renewal_here(here) is None
     assert list((await host.installer.plan(items)).held) == [1]
-    opening = host.installer.window_turns()[1]
+    opening = host.installer.window_times()[1]
     assert 3600 <= opening - host.clock <= 7200
     assert (await host.installer.converge_all(items)).kind is APPLIED and host.live(1) == old
     host.clock = opening
     assert kinds(await host.installer.converge((), items)) == {1: APPLIED}
     assert host.live(1) == service.served != old
-    assert host.installer.records[1].staged == "" and host.installer.window_turns() == {}
+    assert host.installer.records[1].staged == "" and host.installer.window_times() == {}
 
 
 async def test_newer_material_replaces_staged_material_that_waits(clock: MockClock, host: Host) -> None:
@@ -89,8 +89,8 @@ async def test_a_plan_shows_staged_material_that_is_not_due(clock: MockClock, ho
     assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
     record = host.installer.records[1]
     assert record.staged and host.retry(1).next_try_at > host.clock
-    told = (await host.installer.plan(items)).held[1]
-    assert "next try in" in told and host.retry(1).last_error in told
+    reported = (await host.installer.plan(items)).held[1]
+    assert "next try in" in reported and host.retry(1).last_error in reported
     host.clock = host.retry(1).next_try_at
     plan = await host.installer.plan(items)
     assert plan.held == {} and plan_lines(plan)[0].kind.value == "switch"

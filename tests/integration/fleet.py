@@ -275,8 +275,8 @@ class Agent:
 
     def acked(self, serial: str) -> bool:
         """Return whether a serial was reported as deployed (and as served, where that is verified)."""
-        told = [row for outcome in self.plane.operator.outcomes(self.device_id) for row in outcome["deployed"]]
-        return serial in {row["serial"] for row in told}
+        reported = [row for outcome in self.plane.operator.outcomes(self.device_id) for row in outcome["deployed"]]
+        return serial in {row["serial"] for row in reported}
 
 
 def served(layout: ConfigDir, name: str) -> str:

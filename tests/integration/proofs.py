@@ -51,8 +51,8 @@ def prove_nothing_is_dropped(trial: Trial, renewals: int) -> dict[str, Any]:
     with Load(trial.target()) as load:
         serials = [trial.renew_and_serve() for _ in range(renewals)]
         seen = load.stop()
-    told = ", ".join(f"{what} {count}" for what, count in seen.items() if isinstance(count, int))
-    print(f"{trial.recipe.name}: {renewals} renewals, {len(seen['serials'])} serials seen; {told}")
+    reported = ", ".join(f"{what} {count}" for what, count in seen.items() if isinstance(count, int))
+    print(f"{trial.recipe.name}: {renewals} renewals, {len(seen['serials'])} serials seen; {reported}")
     assert seen["faults"] == [], seen
     assert seen["new"] >= renewals and seen["kept"] >= renewals, seen
     assert plain_serial(serials[-1]) in seen["serials"]

@@ -1,6 +1,6 @@
 """The recipes of deploy/services/ under test: their files, a private instance of the service, plane and agent.
 
-The paths in the files are replaced as docs/services/README.md tells operators to. Only commands that use systemd are
+The paths in the files are replaced as docs/services/README.md says. Only commands that use systemd are
 replaced by a direct form (`Recipe.commands`).
 """
 
@@ -200,11 +200,11 @@ class Trial:
             self._configure(verify_timeout_seconds=15.0)
 
     def _configure(self, **settings: Any) -> None:
-        daemon, told = self.agent.daemon, "Compared with the plane"
-        before = daemon.text.count(told)
+        daemon, reported = self.agent.daemon, "Compared with the plane"
+        before = daemon.text.count(reported)
         self.agent.configure(**settings)
         daemon.send(signal.SIGHUP)
-        daemon.says(told, count=before + 1)  # a new configuration ends with a resync
+        daemon.says(reported, count=before + 1)  # a new configuration ends with a resync
 
     @contextlib.contextmanager
     def allowing(self, **settings: Any) -> Iterator[None]:

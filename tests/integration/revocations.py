@@ -117,15 +117,15 @@ def revoked(trial: Trial, how: str) -> Iterator[Revocation]:
     line = f"[CRITICAL] [Alert] certificate {trial.cert_id} ({trial.recipe.domain}) {REVOKED}"
     said = trial.agent.daemon.text.count(line)
     alert_file(trial).unlink(missing_ok=True)
-    tell = ["/bin/sh", "-c", f'cat "$CERTCTRL_ALERT" >> {alert_file(trial)}; echo >> {alert_file(trial)}']
-    with trial.allowing(on_revoked=how, on_alert=tell):
+    alert_command = ["/bin/sh", "-c", f'cat "$CERTCTRL_ALERT" >> {alert_file(trial)}; echo >> {alert_file(trial)}']
+    with trial.allowing(on_revoked=how, on_alert=alert_command):
         outcome, why = revoke(trial)
-        told = Revocation(trial=trial, leaf=leaf, traces=traces, outcome=outcome, why=why)
+        reported = Revocation(trial=trial, leaf=leaf, traces=traces, outcome=outcome, why=why)
         print(f"{trial.recipe.name}, {how}: {outcome}: {why}")
         trial.wait_for(lambda: REVOKED in trial.agent.cli("status").stdout, "the status to show it")
-        yield told
+        yield reported
         assert trial.agent.daemon.text.count(line) == said + 1
-        (alert,) = told.alerts
+        (alert,) = reported.alerts
         assert (alert["alert"], alert["cert_id"], alert["done"]) == ("revoked", trial.cert_id, why)
         return_to_service(trial)
 
@@ -183,7 +183,7 @@ def prove_removal(
 ) -> None:  # fmt: skip
     """Revoke with ``remove``: its files are gone, the service was not taken down, and what is said of it is true.
 
-    ``served``: whether the service goes on showing the certificate from memory. ``starts``: whether it can be started
+    ``served``: whether the service keeps showing the certificate from memory. ``starts``: whether it can be started
     without its files. ``loaded``: files that stand for the memory of the service.
     """
     with revoked(trial, "remove") as it:

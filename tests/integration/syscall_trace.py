@@ -33,7 +33,7 @@ class Verdict:
 
 
 def judge(trace: Path, public: Iterable[Path], ignored: Iterable[str] = ("/dev/", "/proc/")) -> Verdict:
-    """Look at every call: nothing that may hold a secret is made, or becomes, readable by others.
+    """Check every call: nothing that may hold a secret is made, or becomes, readable by others.
 
     Everything counts as secret but the files of `PUBLIC`, by name, and ``public``, by path; a temporary file counts
     as what it becomes.

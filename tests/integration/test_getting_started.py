@@ -27,8 +27,8 @@ def blocks() -> Iterator[tuple[list[str], list[str]]]:
     """Yield the commands of each shell block with the outputs that the text behind it quotes after an arrow."""
     found = re.split(r"^```sh\n(.*?)^```\n", MANUAL, flags=re.MULTILINE | re.DOTALL)
     for commands, text in zip(found[1::2], found[2::2], strict=True):
-        told = re.search(r"^→(.*?)(?:\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
-        quoted = re.findall(r"`([^`]+)`", re.split(r"[.,] ", told[1], maxsplit=1)[0]) if told else []
+        reported = re.search(r"^→(.*?)(?:\n\n|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+        quoted = re.findall(r"`([^`]+)`", re.split(r"[.,] ", reported[1], maxsplit=1)[0]) if reported else []
         yield commands.splitlines(), quoted
 
 

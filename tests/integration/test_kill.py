@@ -43,12 +43,12 @@ class Onlooker:
         while not self._ended.is_set():
             for cert_id, name in self._ids.items():
                 with contextlib.suppress(OSError):  # a service refuses a name until it serves it
-                    serial = self.look(name)
+                    serial = self.served(name)
                     if self.seen[cert_id][-1:] != [serial]:
                         self.seen[cert_id].append(serial)
             self._ended.wait(0.02)
 
-    def look(self, name: str) -> str:
+    def served(self, name: str) -> str:
         """Return the serial that is served behind a name now."""
         with socket.create_connection((HOST, self._port), timeout=10) as plain:
             with self._context.wrap_socket(plain, server_hostname=name) as tls:
@@ -110,7 +110,7 @@ class Stage:
             self.agent.caught_up()
             and all(set(serials[1:]) <= heard for serials in self.issued.values())
             and not self.agent.state.session.load_inbox()
-            and all(self.onlooker.look(name) == self.issued[cert_id][-1] for cert_id, name in self.ids.items())
+            and all(self.onlooker.served(name) == self.issued[cert_id][-1] for cert_id, name in self.ids.items())
         )
 
     def acked(self) -> set[str]:
@@ -129,7 +129,7 @@ class Stage:
             for entry in self.agent.state.installed.load_history()
             if entry["outcome"] == "applied" and entry["from"] != entry["to"]  # otherwise its command was due once more
         )
-        told = [
+        reported = [
             (row["serial"], outcome["signal"])
             for outcome in self.plane.operator.outcomes(self.agent.device_id)
             for row in outcome["deployed"]
@@ -143,7 +143,7 @@ class Stage:
                 "served out of order, or twice"
             )
         assert {kind for kind in files if "mismatch" in kind or "missing" in kind} == set()
-        assert len({serial for serial, _ in told}) == len(told), f"reported as new twice: {told}"
+        assert len({serial for serial, _ in reported}) == len(reported), f"reported as new twice: {reported}"
         assert not {serial: count for serial, count in history.items() if count > 1}, "deployed as new twice"
         left = [path for path in self.agent.layout.root.rglob("*") if ".tmp-" in path.name]
         assert left == []

@@ -35,9 +35,9 @@ def test_a_scrape_has_the_documented_metrics(fleet: Fleet, plane: Plane) -> None
     wait_for(lambda: 'certctrl_polls_total{code="204"}' in scrape(port), "a poll without news in the figures")
     families = {family.name: family for family in text_string_to_metric_families(scrape(port))}
 
-    told = {name.removesuffix("_total").removesuffix("_info") for name in DOCUMENTED}
+    reported = {name.removesuffix("_total").removesuffix("_info") for name in DOCUMENTED}
     ours = {name for name in families if name.startswith("certctrl_")}
-    assert {name.removesuffix("_info") for name in ours} <= told, "each family is documented"
+    assert {name.removesuffix("_info") for name in ours} <= reported, "each family is documented"
     for name in ours:
         counter = families[name].type == "counter"
         assert not name.endswith(("_ms", "_minutes", "_percent")), name

@@ -107,7 +107,7 @@ def test_a_stop_does_not_wait_beyond_the_grace_time(installing: tuple[Agent, Slo
     assert processes_naming(str(reload.path)) == []
     reload.takes(0)
     agent.start()
-    wait_for(lambda: reload.seen("done"), "the reload that was owed")
+    wait_for(lambda: reload.seen("done"), "the reload that was pending")
     assert agent.caught_up()
     assert agent.daemon.stop() == 0
 
@@ -195,7 +195,7 @@ class Manager:
         self._socket.setblocking(False)
         self._told: list[str] = []
 
-    def told(self) -> list[str]:
+    def reported(self) -> list[str]:
         """Return the messages received so far."""
         try:
             while True:
@@ -207,7 +207,7 @@ class Manager:
         """Wait for the count-th message with a prefix after a position; return its position."""
 
         def found() -> list[int]:
-            places = [at for at, text in enumerate(self.told()) if at > after - 1 and text.startswith(start)]
+            places = [at for at, text in enumerate(self.reported()) if at > after - 1 and text.startswith(start)]
             return places[count - 1 : count]
 
         try:
@@ -233,8 +233,8 @@ def test_the_service_manager_is_notified_in_order(fleet: Fleet, plane: Plane, ma
     agent = fleet.agent(plane, poll_mode="interval", poll_interval_ms=100)
     daemon = agent.start(NOTIFY_SOCKET=manager.path, WATCHDOG_USEC="200000")
     ready = manager.hears("READY=1")
-    assert manager.told()[ready] == f"READY=1\nSTATUS=polling {plane.url}"
-    assert not [text for text in manager.told()[:ready] if "STOPPING" in text]
+    assert manager.reported()[ready] == f"READY=1\nSTATUS=polling {plane.url}"
+    assert not [text for text in manager.reported()[:ready] if "STOPPING" in text]
     fed = manager.hears("WATCHDOG=1", after=ready, count=3)
     agent.configure(poll_interval_ms=110)
     daemon.send(signal.SIGHUP)
@@ -243,8 +243,8 @@ def test_the_service_manager_is_notified_in_order(fleet: Fleet, plane: Plane, ma
     fed = manager.hears("WATCHDOG=1", after=again, count=2)
     assert daemon.stop() == 0
     stopping = manager.hears("STOPPING=1", after=fed)
-    assert manager.told()[stopping] == "STOPPING=1\nSTATUS=SIGTERM"
-    assert set(manager.told()[stopping + 1 :]) <= {"WATCHDOG=1"}
+    assert manager.reported()[stopping] == "STOPPING=1\nSTATUS=SIGTERM"
+    assert set(manager.reported()[stopping + 1 :]) <= {"WATCHDOG=1"}
 
 
 def test_problems_are_reported_as_status(fleet: Fleet, plane: Plane, manager: Manager) -> None:
@@ -258,7 +258,7 @@ def test_problems_are_reported_as_status(fleet: Fleet, plane: Plane, manager: Ma
     daemon.send(signal.SIGHUP)
     manager.hears("STATUS=healthy; 204 No Content")
     assert daemon.stop() == 0
-    assert not [text for text in manager.told() if text.startswith("WATCHDOG")]  # no watchdog is configured
+    assert not [text for text in manager.reported() if text.startswith("WATCHDOG")]  # no watchdog is configured
 
 
 def test_a_blocked_event_loop_sends_no_watchdog_pings(fleet: Fleet, plane: Plane, manager: Manager) -> None:
@@ -269,7 +269,7 @@ def test_a_blocked_event_loop_sends_no_watchdog_pings(fleet: Fleet, plane: Plane
     daemon.send(signal.SIGUSR2)
     stuck = manager.hears("STUCK=1", after=fed)
     free = manager.hears("FREE=1", after=stuck)
-    assert manager.told()[stuck + 1 : free] == []
+    assert manager.reported()[stuck + 1 : free] == []
     manager.hears("WATCHDOG=1", after=free, count=2)
     assert daemon.stop() == 0
 

@@ -40,9 +40,9 @@ def play(*options: str | Path, timeout: float = 120) -> tuple[int, list[dict[str
 def lines_until(process: subprocess.Popen[str], event: str) -> Iterator[dict[str, Any]]:
     assert process.stdout is not None
     for line in process.stdout:
-        told = json.loads(line)
-        yield told
-        if told["event"] == event:
+        reported = json.loads(line)
+        yield reported
+        if reported["event"] == event:
             return
 
 
@@ -51,8 +51,8 @@ def test_what_is_issued_is_served(service: str, need: Callable[[str], str], tmp_
     if service == "nginx":
         need("nginx")
     kept = tmp_path / "show"
-    status, told, err = play("--service", service, "--duration", "8", "--certs", "2", "--every", "1", "--dir", kept)
-    summary = told[-1]
+    status, reported, err = play("--service", service, "--duration", "8", "--certs", "2", "--every", "1", "--dir", kept)
+    summary = reported[-1]
     assert (status, summary["problems"]) == (0, []), err
     assert summary["event"] == "summary"
     assert summary["renewals"] >= 3
@@ -64,7 +64,7 @@ def test_what_is_issued_is_served(service: str, need: Callable[[str], str], tmp_
     assert summary["floor_ms"]["count"] > 0, "the baseline client was measured in the same run"
     assert 0 < summary["floor_ms"]["p50"] <= summary["floor_ms"]["p99"]
     assert {"registered", "polled", "signal", "checked", "reloaded", "deployed", "served", "revoked", "gone"} <= {
-        line["event"] for line in told
+        line["event"] for line in reported
     }
     assert {entry.name for entry in kept.iterdir()} == {"plane", "agent", "service"}
     for directory in ("plane", "agent"):
@@ -122,10 +122,10 @@ def read_or_end(terminal: int) -> bytes:
 def test_an_interrupt_cleans_up(signum: signal.Signals, tmp_path: Path) -> None:
     kept = tmp_path / "show"
     with start("--json", "--service", "builtin", "--duration", "0", "--certs", "2", "--dir", kept) as process:
-        told = list(lines_until(process, "renewed"))
+        reported = list(lines_until(process, "renewed"))
         process.send_signal(signum)
         out, _ = process.communicate(timeout=90)
-    assert told[-1]["event"] == "renewed"
+    assert reported[-1]["event"] == "renewed"
     assert process.returncode == 130
     assert json.loads(out.splitlines()[-1])["problems"] == []
     assert processes_naming(str(kept)) == []

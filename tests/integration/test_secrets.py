@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.root]
 
 DOMAIN = "secret.example"
 DUMP = "env >> {out}/environ; tr '\\0' ' ' < /proc/$$/cmdline >> {out}/cmdline; ls -l /proc/$$/fd >> {out}/fds"
-TELLS = {
+LEAKS = {
     "key": 'cat "$CERTCTRL_KEY_FILE"; exit 3',
     "key-line": 'sed -n 2p "$CERTCTRL_KEY_FILE"; exit 3',
     "passwords": 'cat "$CERTCTRL_PFX_PASSWORD_FILE"; echo; cat "$CERTCTRL_JKS_PASSWORD_FILE"; exit 3',
@@ -96,8 +96,8 @@ def items(out: Path) -> list[dict[str, object]]:
     return [
         {"id": "copy", "type": "copy", **about, "from": list(names), "to": [str(out / name) for name in names]},
         {"id": "dump", "type": "exec", **about, "cmd_argv": command(DUMP, out), "depends_on": ["copy"]},
-        *({"id": f"tell-{name}", "type": "exec", **about, "cmd_argv": command(text, out), "depends_on": ["dump"],
-           "continue_on_error": True} for name, text in TELLS.items()),
+        *({"id": f"leak-{name}", "type": "exec", **about, "cmd_argv": command(text, out), "depends_on": ["dump"],
+           "continue_on_error": True} for name, text in LEAKS.items()),
     ]  # fmt: skip
 
 
@@ -133,7 +133,7 @@ class Host:
 
 
 @pytest.fixture
-def told(fleet: Fleet, need: Callable[[str], str], tmp_path: Path) -> Host:
+def reported(fleet: Fleet, need: Callable[[str], str], tmp_path: Path) -> Host:
     need("strace")
     tmp_path.chmod(0o755)
     plane = fleet.plane(poll_rate=1000.0, poll_burst=1000)
@@ -146,7 +146,7 @@ def told(fleet: Fleet, need: Callable[[str], str], tmp_path: Path) -> Host:
     token.chmod(0o600)
     host.cli("register", "--enrolment-token-file", str(token))
     host.agent.device_id = 1
-    texts = TELLS | {"dump": DUMP}
+    texts = LEAKS | {"dump": DUMP}
     allowed = {name: NamedCommand(argv=tuple(command(text, host.out))) for name, text in texts.items()}
     save_policy(RealFs(), host.agent.layout, HostPolicy(write_roots=(str(host.out),), commands=allowed, shell=True))
     host.agent.configure(
@@ -201,7 +201,7 @@ def places(host: Host, onlooker: Onlooker) -> Iterator[tuple[str, bytes]]:
         own = path.parent in (layout.keys, layout.passwords) or path in (layout.access_token, layout.refresh_token)
         if path.is_file() and not own and layout.generations not in path.parents:
             yield str(path.relative_to(layout.root)), path.read_bytes()
-    yield "what the plane was told", json.dumps(host.plane.operator.outcomes(1)).encode()
+    yield "what was reported to the plane", json.dumps(host.plane.operator.outcomes(1)).encode()
 
 
 BAD = """1 openat(AT_FDCWD</>, "/c/state/access_token.txt", O_WRONLY|O_CREAT|O_CLOEXEC, 0644) = 3</c/state/access_token.txt>
@@ -227,10 +227,10 @@ def test_the_trace_check_finds_files_that_others_can_read(tmp_path: Path) -> Non
 
 
 def test_no_secret_is_printed_and_no_secret_file_is_ever_readable_by_others(
-    told: Host, need_module: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    reported: Host, need_module: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     need_module("jks")
-    host, secrets, onlooker = told, Secrets(), Onlooker()
+    host, secrets, onlooker = reported, Secrets(), Onlooker()
     with onlooker.watching(lambda: secrets.learn(host.agent)):
         live(host, secrets)
     kinds = {name.split()[0] for name in secrets.found}
@@ -242,7 +242,7 @@ def test_no_secret_is_printed_and_no_secret_file_is_ever_readable_by_others(
     hits = [hit for place, data in searched for hit in secrets.hits(place, data)]
     assert not hits, hits
     printed = b"".join(data for _, data in searched)
-    assert all(f"item tell-{name}: /bin/sh exited with 3".encode() in printed for name in TELLS), (
+    assert all(f"item leak-{name}: /bin/sh exited with 3".encode() in printed for name in LEAKS), (
         "the commands did not run"
     )
     assert b"CERTCTRL_KEY_FILE" in (host.out / "environ").read_bytes(), "the command received the path of the key"

@@ -127,9 +127,11 @@ def storm(agent: Agent, expected: dict[str, set[int]], always: set[int]) -> None
 
 def _problems(words: str, out: str) -> str:
     """Return the problems of `status --json`, in the words of its text output."""
-    told = json.loads(out) if "--json" in words else {}
-    problems = [f"Problem: {problem['what']}" for problem in told.get("problems", ())]
-    return "".join([*problems, *(f"Stuck: {item}" for item in told.get("stuck", ())), told.get("unresponsive", "")])
+    reported = json.loads(out) if "--json" in words else {}
+    problems = [f"Problem: {problem['what']}" for problem in reported.get("problems", ())]
+    return "".join(
+        [*problems, *(f"Stuck: {item}" for item in reported.get("stuck", ())), reported.get("unresponsive", "")]
+    )
 
 
 def whole(agent: Agent) -> None:

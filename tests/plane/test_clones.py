@@ -57,12 +57,12 @@ def test_names_are_forgotten_after_the_window() -> None:
 
 async def test_both_clones_and_the_operator_are_notified(world: Any) -> None:
     device = await world.device()
-    told = []
+    reported = []
     for name in ("one", "two", "one", "two"):
         reply = await device("GET", UPDATES, headers={"cert-ctrl-instance": name})
-        told.append(reply.headers.get("cert-ctrl-copies"))
+        reported.append(reply.headers.get("cert-ctrl-copies"))
         world.clock.advance(5)
-    assert told == [None, None, "suspected", "suspected"]
+    assert reported == [None, None, "suspected", "suspected"]
     assert world.plane.devices.show(1, device.id)["copies_suspected"] is True
     world.plane.clones.forget(device.id)
     assert world.plane.devices.show(1, device.id)["copies_suspected"] is False

@@ -151,7 +151,7 @@ async def test_an_unused_refresh_token_expires(world: Any) -> None:
     reply = await refresh(device)
     assert (reply.key, reply.what.partition(" at ")[0]) == ("INVALID_TOKEN", "Refresh token expired")
     world.plane.tidy()
-    assert (await refresh(device)).what == reply.what, "kept for a while, to be told apart from an unknown one"
+    assert (await refresh(device)).what == reply.what, "kept for a while, to be distinguished from an unknown one"
     world.clock.advance(30 * 86_400)
     world.plane.tidy()
     assert (await refresh(device)).what == "Refresh token is unknown or was used already"

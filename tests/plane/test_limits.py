@@ -40,7 +40,7 @@ def test_a_burst_then_the_rate() -> None:
 
 
 @given(st.floats(0.01, 50), st.integers(1, 10), st.lists(st.floats(0, 20), max_size=30))
-def test_waiting_as_told_suffices(rate: float, burst: int, pauses: list[float]) -> None:
+def test_waiting_as_requested_suffices(rate: float, burst: int, pauses: list[float]) -> None:
     clock = Clock()
     buckets = Buckets(rate, burst, clock)
     for pause in pauses:

@@ -67,7 +67,7 @@ def test_warnings_are_reported_on_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("who", "event", "routine", "told"),
+    ("who", "event", "routine", "reported"),
     [
         ("witness", "served", False, True),
         ("witness", "gone", False, True),
@@ -78,10 +78,10 @@ def test_warnings_are_reported_on_one_line() -> None:
         ("alert", "plan", False, True),
     ],
 )
-def test_only_results_and_failures_are_lines_of_text(who: str, event: str, routine: bool, told: bool) -> None:
+def test_only_results_and_failures_are_lines_of_text(who: str, event: str, routine: bool, reported: bool) -> None:
     _, narrator, out = narrated(as_json=False)
     narrator.write(who, event, "something", routine=routine)
-    assert out.getvalue() == (f"   0.00s  {who:<8} something\n" if told else "")
+    assert out.getvalue() == (f"   0.00s  {who:<8} something\n" if reported else "")
     _, narrator, out = narrated(as_json=True)
     narrator.write(who, event, "something", routine=routine, fact=1)
     assert json.loads(out.getvalue()) == {"fact": 1, "at": 0.0, "who": who, "event": event}

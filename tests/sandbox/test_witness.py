@@ -47,7 +47,7 @@ def test_serials_compare_equal_in_any_notation(written: str, plain: str) -> None
         ("", ""),
     ],
 )
-def test_serials_are_shortened_for_people(whole: str, short: str) -> None:
+def test_serials_are_shortened_for_display(whole: str, short: str) -> None:
     assert short_serial(whole) == short
 
 

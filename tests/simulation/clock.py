@@ -19,7 +19,7 @@ START = 1_790_000_000.0
 
 
 class Clock:
-    """True time and the host's wall clock. Both follow Trio's clock, which stands still on a suspended host."""
+    """True time and the host's wall clock. Both follow Trio's clock, which stops on a suspended host."""
 
     def __init__(self) -> None:
         self.slept = 0.0

@@ -140,10 +140,10 @@ class DiskAuditor:
                 continue
             prints = [entry[0] for entry in self.live[name]]
             durable = self._require_pair(self.host.disk.base, name, "after a power cut now")
-            told = one["fingerprint_sha256"]
-            if told not in prints:
-                self.fail(f"{name}: reported as deployed but never live: {told[:16]}")
-            if durable not in prints[prints.index(told) :]:
+            reported = one["fingerprint_sha256"]
+            if reported not in prints:
+                self.fail(f"{name}: reported as deployed but never live: {reported[:16]}")
+            if durable not in prints[prints.index(reported) :]:
                 self.fail(f"{name}: reported as deployed, but a power cut now would undo it")
 
     def fail(self, what: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Faults that random histories found once, each as a scenario of its own."""
+"""Faults that random histories found once, each as a separate scenario."""
 
 from __future__ import annotations
 

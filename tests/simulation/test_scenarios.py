@@ -46,7 +46,7 @@ def test_long_poll_waits_at_the_plane_and_delivers_immediately() -> None:
 def test_under_long_poll_an_outcome_is_reported_before_the_next_poll() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 3)
-        await scene.issue("told.example")
+        await scene.issue("first.example")
         began = trio.current_time()
         while ("cert.renewed", "applied") not in scene.outcomes():
             assert trio.current_time() - began < 3, scene.log
@@ -244,16 +244,16 @@ def test_outcomes_that_could_not_be_sent_survive_a_kill() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 2)
         await scene.until(lambda: scene.agent.inbox.acks_pending == 0)
-        told = len(scene.outcomes())
+        reported = len(scene.outcomes())
         scene.network.faults = [NetworkFault(kind="status", status=503, path="/apiv1/devices/self/notify")]
         row = await scene.issue("late.example")
         acks = scene.world.layout.pending_acks
         await scene.until(lambda: scene.live(row["id"]) and b"applied" in (file_in(scene.host.disk.base, acks) or b""))
         scene.host.kill(power=True)
         await trio.sleep(60)
-        assert len(scene.outcomes()) == told
+        assert len(scene.outcomes()) == reported
         scene.network.clear()
-        await scene.until(lambda: len(scene.outcomes()) > told)
+        await scene.until(lambda: len(scene.outcomes()) > reported)
         assert ("cert.renewed", "applied") in scene.outcomes()
 
     play(scenario)

@@ -46,7 +46,7 @@ async def served(scene: Scene, **more: Any) -> int:
 def test_a_tolerated_failure_is_shown_and_retried_while_the_plane_is_down() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await served(scene, continue_on_error=True)
-        told = len(scene.outcomes())
+        reported = len(scene.outcomes())
         scene.world.services.failing = lambda: True
         renewed = await scene.plane.certificates.renew(USER, cert_id)
         await scene.until(lambda: scene.retry(cert_id).attempts)
@@ -60,14 +60,14 @@ def test_a_tolerated_failure_is_shown_and_retried_while_the_plane_is_down() -> N
         assert "tolerated" in stuck["reason"] and stuck["attempts"] == scene.retry(cert_id).attempts
         assert 0 < stuck["next_try_at"] - scene.world.clock.now() <= 3600
         assert f'item="certificate {cert_id} (calm.example)"' in render(view_of(scene.agent)).decode()
-        assert scene.outcomes()[:-told] == [("cert.renewed", "applied")], "the same failure is reported once"
+        assert scene.outcomes()[:-reported] == [("cert.renewed", "applied")], "the same failure is reported once"
         scene.network.faults = [NetworkFault(kind="status", status=503)]
         scene.world.services.failing = lambda: False
         await trio.sleep(stuck["next_try_at"] - scene.world.clock.now() + 60)
         assert not snapshot(scene.agent)["stuck"]
         assert scene.world.services.known[cert_id].served == scene.record(cert_id).facts.fingerprint_sha256
         scene.network.clear()
-        await scene.until(lambda: len(scene.outcomes()) == told + 2)
+        await scene.until(lambda: len(scene.outcomes()) == reported + 2)
         assert scene.outcomes()[0] == ("cert.renewed", "applied")
 
     play(scenario, SLOW)
@@ -116,7 +116,7 @@ def test_work_that_a_signal_retries_is_not_retried_separately() -> None:
         scene.operators.introduce(cert_id, "new.example")
         await scene.plane.installs.put(DEVICE, scene.operators.items([cert_id]))
         await scene.until(lambda: scene.retry(cert_id).signal and scene.retry(cert_id).attempts >= 3)
-        assert scene.record(cert_id).owed
+        assert scene.record(cert_id).pending
         count = len(times)
         await trio.sleep(5 * 3600)
         assert len(times) == count, "its signal is in quarantine and has its own next attempt"

@@ -48,12 +48,12 @@ def test_a_failure_in_the_window_is_reported_and_retried_with_backoff() -> None:
     async def scenario(scene: Scene) -> None:
         cert_id = await staged(scene)
         await trio.sleep(SATURDAY - 1200 - scene.world.clock.now())
-        told, reloads = len(scene.outcomes()), scene.world.services.known[cert_id].reloads
+        reported, reloads = len(scene.outcomes()), scene.world.services.known[cert_id].reloads
         scene.world.services.failing = lambda: True
         await trio.sleep(2.5 * 3600)
         record, attempts = scene.record(cert_id), scene.retry(cert_id).attempts
         assert 3 <= attempts <= 12, "backoff even in an open window"
-        assert scene.outcomes()[:-told] == [("cert.renewed", "rolled_back")], "the same failure is reported once"
+        assert scene.outcomes()[:-reported] == [("cert.renewed", "rolled_back")], "the same failure is reported once"
         scene.world.services.failing = lambda: False
         await trio.sleep(SATURDAY + 7 * DAY + 1200 - scene.world.clock.now())
         assert scene.record(cert_id).facts.serial != record.facts.serial

@@ -598,7 +598,7 @@ class EarlierFailures(FailedSignals):
 
 
 def run_apart(work: Callable[[], Awaitable[None]]) -> None:
-    """Run async code in a thread of its own: an act runs while another is interrupted, and trio runs do not nest."""
+    """Run async code in a separate thread: an act runs while another is interrupted, and trio runs do not nest."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(trio.run, work).result()
 

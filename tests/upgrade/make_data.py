@@ -90,7 +90,7 @@ class Story:
         scene.world.services.run = reload  # type: ignore[method-assign]
         scene.network.meets = weather  # type: ignore[method-assign]
 
-    async def tell(self) -> None:
+    async def report(self) -> None:
         scene, plane = self.scene, self.plane
         await scene.until(lambda: len(scene.polls) >= 2)
         for number, domain in enumerate(DOMAINS, 1):
@@ -104,7 +104,7 @@ class Story:
         await plane.installs.put(DEVICE, [*items(scene), hook])
         await scene.until(lambda: all(scene.live(number) for number in range(1, POISON)), HOUR)
         await scene.until(lambda: scene.agent.store.load_pins(), HOUR)
-        await plane.installs.put(DEVICE, items(scene))  # without the hook, which lies in a temporary directory
+        await plane.installs.put(DEVICE, items(scene))  # without the hook, which is in a temporary directory
         await scene.operators.assign_ca()
         await trio.sleep(900)
 
@@ -291,7 +291,7 @@ def main(out: Path) -> None:
             with heard(scene.world), scene.world.auditor.over:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(scene.machine.run_forever)
-                    await story.tell()
+                    await story.report()
                     nursery.cancel_scope.cancel()
             if scene.world.auditor.violation is not None:
                 raise scene.world.auditor.violation

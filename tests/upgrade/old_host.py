@@ -24,7 +24,7 @@ from certctrl.plane.storage.keyring import Keyring
 
 DATA = Path(__file__).with_name("data")
 PLACE = "{ROOT}"
-"""Stands for the configuration directory, in paths and in contents."""
+"""Placeholder of the configuration directory, in paths and in contents."""
 KEYSTORE, COPIED, BROKEN, TOLERATED, HELD, WAITING, WILD, REVOKED, UNPROVEN, POISON = range(1, 11)
 """Certificates by the state they were left in."""
 SETTING = Setting(span=0.0, interval=300.0, access_seconds=4 * 86_400, reconcile=7 * 86_400, queue=6)
@@ -120,7 +120,7 @@ class OldHost:
     """The disk at the first request: recovery comes before it."""
 
     def prepare(self) -> None:
-        """Set up the services as they were, and tell the auditor what was before."""
+        """Set up the services as they were, and give the auditor the state before."""
         world = self.scene.world
         for number, served in facts()["served"].items():
             cert_id, domain = int(number), self.domain(int(number))

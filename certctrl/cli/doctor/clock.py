@@ -24,8 +24,8 @@ ServerDate = Callable[[str, str], Awaitable[float | None]]
 async def far_off(context: CheckContext, server_date: ServerDate | None) -> Finding | None:
     """Return a failure if this host's clock is far off; None if it is not, or cannot be known.
 
-    ``server_date`` fetches the control plane's time; without its answer, a clock that went back behind the last poll
-    is found.
+    ``server_date`` fetches the control plane's time; without its answer, a clock set to before the last poll is
+    found.
     """
     now, true = context.now(), None
     if server_date is not None and context.config is not None:

@@ -13,7 +13,7 @@ Order of durability, and why a power cut may follow each step:
 Groups are worked on concurrently; a hanging reload or slow probe of one delays no other. A group that fails is rolled
 back as a whole, because a service reads all its certificates on one reload. On the next try each of its certificates is
 tried alone, so that one bad certificate does not block nineteen good ones forever. Certificates that the failed command
-is not about are tried again at once.
+is not about are tried again immediately.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class Convergence:
     async def _finish(self, group: Group, switched: SwitchedPlan, alone: Sequence[Candidate], held: set[Group]) -> None:
         """Finish one group: the candidates that go together, then those one by one; then release its lock."""
         try:
-            broken, spared = await self._try(group, switched, spares=True)
-            for candidate in (*alone, *spared):
+            broken, deferred = await self._try(group, switched, defers=True)
+            for candidate in (*alone, *deferred):
                 if candidate.cert_id in broken:
                     why = "not tried: the previous state does not serve either, so this certificate is not the cause"
                     self.results.failed(candidate.cert_id, why, staged=candidate)
@@ -194,15 +194,15 @@ class Convergence:
                 self.locks.release(group.nodes)
 
     async def _try(
-        self, group: Group, switched: SwitchedPlan, *, spares: bool = False
+        self, group: Group, switched: SwitchedPlan, *, defers: bool = False
     ) -> tuple[frozenset[int], list[Candidate]]:
         """Run the transaction of a group; return whose service is not in order, and what is to be tried again alone."""
-        transaction = self._transaction(group, switched, spares=spares)
+        transaction = self._transaction(group, switched, defers=defers)
         if transaction is None:
             return frozenset(), []
-        return await transaction.run(), transaction.spared
+        return await transaction.run(), transaction.deferred
 
-    def _transaction(self, group: Group, switched: SwitchedPlan, *, spares: bool = False) -> Transaction | None:
+    def _transaction(self, group: Group, switched: SwitchedPlan, *, defers: bool = False) -> Transaction | None:
         """Return the transaction of a group; None if there is nothing to do, which is recorded."""
         group_plan = switched.group_plan(group)
         batch = switched.unproven(group)
@@ -219,7 +219,7 @@ class Convergence:
             previous=switched.rollback_targets(batch, self.context.records.certificates),
             results=self.results,
             forward_only=self.forward_only,
-            spares=spares,
+            defers=defers,
         )
 
     def _record_idle(self, group: Group, switched: SwitchedPlan, batch: Mapping[int, Candidate]) -> None:

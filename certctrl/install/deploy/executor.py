@@ -56,7 +56,7 @@ class Executor:
     notes: list[str] = attrs.field(factory=list)
     """Notes for the operator about a success."""
     tolerated: list[Tolerated] = attrs.field(factory=list)
-    apart: list[Tolerated] = attrs.field(factory=list)
+    unrelated: list[Tolerated] = attrs.field(factory=list)
     """Failures that are about none of the changed certificates."""
     blamed: set[int] = attrs.field(factory=set)
     """Certificates that the failure which ended the group is about; empty: not known."""
@@ -146,7 +146,7 @@ class Executor:
             if job.tolerant:
                 self._tolerate(error, job.items, job.argument.cert_ids)
             elif job.argument.cert_ids and scope.isdisjoint(self._changing()):
-                self.apart.append(Tolerated(str(error), frozenset(job.items), frozenset(scope)))
+                self.unrelated.append(Tolerated(str(error), frozenset(job.items), frozenset(scope)))
                 self.ran -= set(job.items)
             else:
                 self.blamed |= scope
@@ -174,7 +174,7 @@ class Executor:
 
     def _is_skipped(self, items: Collection[str]) -> bool:
         """Return whether work is, or depends on, what failed apart from the changed certificates."""
-        failed = {item for one in self.apart for item in one.items}
+        failed = {item for one in self.unrelated for item in one.items}
         return bool(failed) and (not failed.isdisjoint(items) or self._needs(items, failed))
 
     def _tolerate(self, why: object, items: Iterable[str], cert_ids: Iterable[int]) -> None:

@@ -9,7 +9,7 @@ import attrs
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import ObservedState
 from certctrl.install.deploy.staging import Candidate
-from certctrl.install.plan.dependencies import Binding, bind, components, enabled
+from certctrl.install.plan.dependencies import Binding, bind, connected_groups, enabled
 from certctrl.install.plan.values import DesiredCa, DesiredCert, GroupPlan, InstallPlan
 from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
@@ -46,7 +46,7 @@ def bound_now(
 def groups_of(context: Context, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
     """Return the groups of this host, without reading the disk."""
     bound, certs = bound_now(context, items, candidates)
-    return [Group.of(nodes) for nodes in components(enabled(items), bound, certs)]
+    return [Group.of(nodes) for nodes in connected_groups(enabled(items), bound, certs)]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -98,7 +98,7 @@ class SwitchedPlan:
 
 
 def stale_markers(plan: InstallPlan) -> list[str]:
-    """Return items whose due commands are marked as done; the marks must be removed before the switch."""
+    """Return items whose due commands are marked as done; their markers must be removed before the switch."""
     runs = (run for one in plan.groups for step in one.steps for run in step.runs)
     return [item for run in runs if run.stale_marker for item in run.items]
 

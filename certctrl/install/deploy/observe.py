@@ -151,7 +151,7 @@ def _cert(
         live=live,
         files=files,
         proven=generation == record.activated,
-        owed=record.owed,
+        pending=record.pending,
     ), unrecorded
 
 

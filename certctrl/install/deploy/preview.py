@@ -48,7 +48,7 @@ async def with_renewal(context: Context, record: CertRecord) -> CertRecord | Non
     return with_facts(record, staged)
 
 
-def window_turns(context: Context) -> dict[int, float]:
+def window_times(context: Context) -> dict[int, float]:
     """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds).
 
     An opening window makes all of it due once. In an open one, what failed is retried in its time, and by its signal
@@ -57,13 +57,13 @@ def window_turns(context: Context) -> dict[int, float]:
     now, window = context.wall_now(), context.policy().window
     if window is None:
         return {}
-    turns, retries = {}, context.records.retries
+    times, retries = {}, context.records.retries
     for record in context.records.certificates.values():
         if not record.staged or record.held:
             continue
         resource, opens_at = cert_resource(record.cert_id), may_switch_at(now, window, record)
         if opens_at > now:
-            turns[record.cert_id] = opens_at
+            times[record.cert_id] = opens_at
         elif not retries.carries(resource):
-            turns[record.cert_id] = max(opens_at, switch_due(record, retries.due_at(resource), now))
-    return turns
+            times[record.cert_id] = max(opens_at, switch_due(record, retries.due_at(resource), now))
+    return times

@@ -66,12 +66,12 @@ class Results:
         changed: bool,
         left_out: Sequence[str] = (),
         notes: Iterable[str] = (),
-        owed: Collection[str] = (),
+        pending: Collection[str] = (),
         not_due: bool = False,
     ) -> None:
         """Record that a certificate is in its desired state, except for items left out or tolerated as failed.
 
-        ``owed``: the tolerated ones. ``not_due``: failed items are not due yet, so the last result still counts.
+        ``pending``: the tolerated ones. ``not_due``: failed items are not due yet, so the last result still counts.
         """
         if cert_id in self.unreadable:
             return
@@ -82,7 +82,7 @@ class Results:
         if cert_id != 0 and not live:  # an item names it, but it is not here, or no longer
             self._record_absent(before, changed)
             return
-        if candidate is None and not (changed or left_out or owed) and self._is_settled(before, live, targets):
+        if candidate is None and not (changed or left_out or pending) and self._is_settled(before, live, targets):
             return
         after = with_facts(before, candidate) if candidate is not None else attrs.evolve(before, generation=live)
         if cert_id != 0 and live:
@@ -93,23 +93,23 @@ class Results:
                 targets=(*map(str, self.context.layout.public_links(after.name)), *targets),
             )
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
-        kind, failing = OutcomeKind.FAILED if left_out else kind, bool(left_out or owed)
+        kind, failing = OutcomeKind.FAILED if left_out else kind, bool(left_out or pending)
         if changed or failing or (before.failing and not before.staged):  # otherwise its candidate is still to be tried
-            after = self._with_outcome(after, kind, owed)
+            after = self._with_outcome(after, kind, pending)
             if not failing:
                 self.context.records.retries.succeeded(cert_resource(cert_id))
         retry = (RetryKind.REFUSED if left_out else RetryKind.PENDING) if failing else None
         self._settle(cert_id, before, after, kind, _line((*left_out, *notes)), audit=changed, retry=retry)
 
-    def _with_outcome(self, record: CertRecord, kind: OutcomeKind, owed: Collection[str]) -> CertRecord:
+    def _with_outcome(self, record: CertRecord, kind: OutcomeKind, pending: Collection[str]) -> CertRecord:
         """Return a record with the result of one try."""
         now = self.context.wall_now()
-        return attrs.evolve(record, last_outcome=kind, last_apply_at=now, owed=tuple(sorted(owed)))
+        return attrs.evolve(record, last_outcome=kind, last_apply_at=now, pending=tuple(sorted(pending)))
 
     def _record_absent(self, before: CertRecord, changed: bool) -> None:
         if before.generation or (changed and before.failing):
             outcome = None if before.failing else before.last_outcome
-            self.context.records.note(attrs.evolve(before, generation="", last_outcome=outcome, owed=()))
+            self.context.records.note(attrs.evolve(before, generation="", last_outcome=outcome, pending=()))
             self.context.records.retries.succeeded(cert_resource(before.cert_id))
 
     def _record_not_due(self, cert_id: int, record: CertRecord, changed: bool) -> None:
@@ -132,21 +132,21 @@ class Results:
         *,
         kept: Candidate | None = None,
         staged: Candidate | None = None,
-        owed: Collection[str] = (),
+        pending: Collection[str] = (),
     ) -> None:
         """Record a failure that left the live generation as it was, or (``kept``) new files without a way back.
 
-        ``owed``: the items that failed or were not reached.
+        ``pending``: the items that failed or were not reached.
         """
         before, why = self.record(cert_id, kept or staged), str(error)
         after = with_facts(before, kept) if kept is not None else before
         if kept is not None:
             after = attrs.evolve(after, stage=Stage.COMMITTED)
             why = f"{why}; there is no earlier generation, so the new files stay"
-        retry = RetryKind.PENDING if owed and kept is None and staged is None else RetryKind.REFUSED
+        retry = RetryKind.PENDING if pending and kept is None and staged is None else RetryKind.REFUSED
         if isinstance(error, DiskError) and not isinstance(error, StateCorruptError):
             retry = RetryKind.WAITING
-        self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, owed, retry=retry)
+        self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, pending, retry=retry)
 
     def rolled_back(
         self,
@@ -157,7 +157,7 @@ class Results:
         *,
         facts: Candidate | None,
         proven: bool,
-        owed: Collection[str] = (),
+        pending: Collection[str] = (),
     ) -> None:
         """Record a rollback to ``live``, which serves again (``proven``) or not.
 
@@ -168,7 +168,7 @@ class Results:
             before = with_facts(before, facts)
         stage = Stage.ACTIVATED if proven and live == before.activated else Stage.COMMITTED
         after = attrs.evolve(before, generation=live, stage=stage)
-        self._record_failure(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate, owed)
+        self._record_failure(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate, pending)
 
     async def save(self) -> None:
         """Make the records durable. Raises DiskError."""
@@ -194,11 +194,11 @@ class Results:
         kind: OutcomeKind,
         why: str,
         candidate: Candidate | None,
-        owed: Collection[str] = (),
+        pending: Collection[str] = (),
         *,
         retry: RetryKind = RetryKind.REFUSED,
     ) -> None:
-        after = self._with_outcome(after, kind, owed or before.owed)
+        after = self._with_outcome(after, kind, pending or before.pending)
         if candidate is not None:
             after = attrs.evolve(after, staged=candidate.generation)
         self._settle(cert_id, before, after, kind, _line((why,)), audit=True, to=candidate, retry=retry)

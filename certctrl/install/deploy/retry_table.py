@@ -81,7 +81,7 @@ class RetryTable:
         return retry
 
     def succeeded(self, resource: str) -> None:
-        """Record that nothing of a resource fails any more; a signal that waits for its next try keeps waiting."""
+        """Record that nothing of a resource fails; a signal that waits for its next try keeps waiting."""
         retry = self.of(resource)
         if retry is None:
             return

@@ -81,7 +81,7 @@ async def stage(
 ) -> Candidate:
     """Write a bundle's files to a staging directory and run the checks of its copy items on them.
 
-    Not durable yet: `GenerationStore.settle` does that for many at once. Raises DiskError; CommandError if a check
+    Not durable yet: `GenerationStore.settle` does that for many together. Raises DiskError; CommandError if a check
     fails and PolicyRefusedError if this host does not allow it (unchecked material never goes live).
     """
     bundle: Bundle
@@ -112,7 +112,7 @@ def _write(
 
 
 def password_mark(password: bytes) -> str:
-    """Return the mark of a keystore password in a manifest, which tells it from others."""
+    """Return a short hash of a keystore password, by which a manifest names it."""
     return sha256(password).hexdigest()[:16]
 
 

@@ -17,8 +17,8 @@ from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.values import GroupPlan, InstallPlan, Run, Step, Verification, Write
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 
-UNTOLD = Outcome(kind=OutcomeKind.UNCHANGED)
-"""Stands for a certificate without an outcome in this call."""
+NO_OUTCOME = Outcome(kind=OutcomeKind.UNCHANGED)
+"""The outcome of a certificate that has none in this call."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -38,13 +38,13 @@ class Transaction:
     results: Results
     forward_only: bool = False
     """Whether a failure rolls nothing back; see `Convergence`."""
-    spares: bool = False
-    """Whether candidates that a failure is not about are left for another try instead of recorded."""
-    spared: list[Candidate] = attrs.field(factory=list)
+    defers: bool = False
+    """Whether candidates that a failure is not about are deferred to another try instead of recorded."""
+    deferred: list[Candidate] = attrs.field(factory=list)
     """Those candidates, rolled back with the others."""
 
     async def run(self) -> frozenset[int]:
-        """Run the steps, or roll back, and record it; return the certificates that are not served as before either."""
+        """Run the steps or roll back, and record it; return the certificates whose previous state does not serve."""
         executor = self._executor()
         broken = frozenset[int]()
         try:
@@ -58,7 +58,7 @@ class Transaction:
             await self._succeed(executor)
         await self.results.save()
         await self.context.shared_offload(prune_unused, self.context, list(self.batch))
-        return broken.union(*(one.cert_ids for one in executor.apart))
+        return broken.union(*(one.cert_ids for one in executor.unrelated))
 
     def _executor(self) -> Executor:
         return Executor(
@@ -84,8 +84,8 @@ class Transaction:
         self.context.records.mark(executor.keys)
         changed = self._changed(executor)
         left_out = self.plan.left_out
-        apart = self._record_apart(executor)
-        for cert_id in (one for one in self.group_plan.cert_ids or (0,) if one not in apart):
+        unrelated = self._record_unrelated(executor)
+        for cert_id in (one for one in self.group_plan.cert_ids or (0,) if one not in unrelated):
             cert = self.observed.certs.get(cert_id)
             tolerated = [one for one in executor.tolerated if cert_id in self._counts_for(one, changed)]
             self.results.succeeded(
@@ -96,19 +96,19 @@ class Transaction:
                 changed=cert_id in changed,
                 left_out=left_out.get(cert_id, ()),
                 notes=(*(one.why for one in tolerated), *(executor.notes if cert_id in changed else ())),
-                owed=frozenset[str]().union(*(one.items for one in tolerated)),
+                pending=frozenset[str]().union(*(one.items for one in tolerated)),
                 not_due=cert_id in self.plan.not_due,
             )
 
-    def _record_apart(self, executor: Executor) -> set[int]:
+    def _record_unrelated(self, executor: Executor) -> set[int]:
         """Record failures that ended nothing for the certificates that they are about; return those."""
-        about = {cert_id for one in executor.apart for cert_id in one.cert_ids}
+        about = {cert_id for one in executor.unrelated for cert_id in one.cert_ids}
         about &= self.context.records.certificates.keys()
-        told = {cert_id for cert_id in about if not self.results.outcomes.get(cert_id, UNTOLD).ok}
-        for cert_id in sorted(about - told):
-            mine = [one for one in executor.apart if cert_id in one.cert_ids]
-            owed = frozenset[str]().union(*(one.items for one in mine))
-            self.results.failed(cert_id, "; ".join(one.why for one in mine), owed=owed)
+        reported = {cert_id for cert_id in about if not self.results.outcomes.get(cert_id, NO_OUTCOME).ok}
+        for cert_id in sorted(about - reported):
+            mine = [one for one in executor.unrelated if cert_id in one.cert_ids]
+            pending = frozenset[str]().union(*(one.items for one in mine))
+            self.results.failed(cert_id, "; ".join(one.why for one in mine), pending=pending)
         return about
 
     def _counts_for(self, one: Tolerated, changed: set[int]) -> Collection[int]:
@@ -145,8 +145,8 @@ class Transaction:
         """Restore files and links, run the commands again for them, and record it; return what is not served."""
         back = {} if self.forward_only else {i: self.previous[i] for i in self.batch if i in self.previous}
         why, broken, facts = str(error), frozenset[int](), dict[int, Candidate]()
-        if self.spares and executor.blamed:
-            self.spared += [one for cert_id, one in self.batch.items() if cert_id not in executor.blamed]
+        if self.defers and executor.blamed:
+            self.deferred += [one for cert_id, one in self.batch.items() if cert_id not in executor.blamed]
         if back or (executor.copies and not self.forward_only):
             with trio.CancelScope(shield=True):  # short, and must not stop half-way
                 fault = await self._restore(executor, back)
@@ -158,9 +158,9 @@ class Transaction:
             if not self.batch:  # then the previous state failed
                 broken = frozenset(executor.blamed or self.group_plan.cert_ids)
             await executor.close()
-        owed, spared = self.group_plan.due, {one.cert_id for one in self.spared}
+        pending, deferred = self.group_plan.due, {one.cert_id for one in self.deferred}
         for cert_id, candidate in self.batch.items():
-            if cert_id in spared:
+            if cert_id in deferred:
                 continue
             if cert_id in back:
                 self.results.rolled_back(
@@ -170,13 +170,13 @@ class Transaction:
                     back[cert_id],
                     facts=facts.get(cert_id),
                     proven=cert_id not in broken,
-                    owed=owed if cert_id in broken else (),
+                    pending=pending if cert_id in broken else (),
                 )
             else:
-                self.results.failed(cert_id, why, kept=candidate, owed=owed)
-        apart = self._record_apart(executor)
-        for cert_id in self._failed_for(executor) - set(self.batch) - apart:
-            self.results.failed(cert_id, why, owed=owed)
+                self.results.failed(cert_id, why, kept=candidate, pending=pending)
+        unrelated = self._record_unrelated(executor)
+        for cert_id in self._failed_for(executor) - set(self.batch) - unrelated:
+            self.results.failed(cert_id, why, pending=pending)
         return broken
 
     async def _restore(self, executor: Executor, back: Mapping[int, str]) -> str:
@@ -222,7 +222,7 @@ class Transaction:
             except CertctrlError as error:
                 return str(error), frozenset(old.blamed or self.group_plan.cert_ids), dict(observed.unrecorded)
             finally:
-                executor.apart += old.apart
+                executor.unrelated += old.unrelated
                 context.records.mark(old.keys)
                 await old.close()
         return "", frozenset(), dict(observed.unrecorded)

@@ -82,10 +82,10 @@ class Withdrawal:
         still = any(serves for serves, _ in seen)
         stay = [f"{one_line(path)} stays: {why}" for path, why in left.items()]
         said = [*stay, *filter(None, (*(said for _, said in seen), outcome.detail))]
-        owed = still or not outcome.ok or any(why != CHANGED for why in left.values())
-        await self._record_rest("; ".join(said) if owed else "", before)
-        kind = OutcomeKind.FAILED if owed or left else OutcomeKind.APPLIED
-        return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed, recorded=owed)
+        incomplete = still or not outcome.ok or any(why != CHANGED for why in left.values())
+        await self._record_rest("; ".join(said) if incomplete else "", before)
+        kind = OutcomeKind.FAILED if incomplete or left else OutcomeKind.APPLIED
+        return Outcome(kind=kind, detail="; ".join(("removed", *said)), deployed=outcome.deployed, recorded=incomplete)
 
     async def _take_out_of_use(self) -> dict[str, str]:
         """Remove all files of this certificate and record it; return path -> why it stays. Raises DiskError."""
@@ -106,7 +106,7 @@ class Withdrawal:
                     held=False,
                     last_outcome=OutcomeKind.APPLIED,
                     last_apply_at=context.wall_now(),
-                    owed=(),
+                    pending=(),
                     revoked=self.revoked,
                     alarmed=False,
                 )
@@ -165,7 +165,7 @@ class Withdrawal:
                 record,
                 last_apply_at=self.context.wall_now(),
                 last_outcome=OutcomeKind.FAILED if trouble else OutcomeKind.APPLIED,
-                owed=record.owed if trouble else (),
+                pending=record.pending if trouble else (),
             )
         )
         if not trouble:

@@ -101,7 +101,7 @@ class _Chain:
 
 
 def _certificates(leaf_pem: str, chain_pem: str) -> tuple[x509.Certificate, tuple[x509.Certificate, ...]]:
-    """Return the leaf and the path above it, whatever order and field they are in. Raises MaterialError."""
+    """Return the leaf and the path above it, in any order and from either field. Raises MaterialError."""
     own = _parsed(leaf_pem, "leaf")
     if not own:
         raise MaterialError("the bundle has no certificate", reason="leaf-unreadable")

@@ -77,7 +77,7 @@ def _box(device_secret: bytes) -> tuple[SealedBox[BoxKey], bytes]:
 
 
 def _data_key(wrapped: bytes, device_secret: bytes, fingerprint_b64: str | None) -> bytes:
-    """Return the data key. Raises MaterialError; its reason tells if the box is sealed to another device's key."""
+    """Return the data key. Raises MaterialError, with a separate reason for a box of another device."""
     from nacl.exceptions import CryptoError  # imported late: libsodium is needed here only
 
     box, public = _box(device_secret)

@@ -154,7 +154,7 @@ T = TypeVar("T")
 
 
 def gathered(items: Sequence[InstallItem], own: Mapping[str, tuple[T, ...]]) -> dict[str, tuple[T, ...]]:
-    """Return for each item what ``own`` says of the items that it depends on, directly or indirectly.
+    """Return for each item the union of ``own`` over the items that it depends on, directly or indirectly.
 
     Each item adds to what its dependencies have gathered already, so a chain costs no more than its length.
     """
@@ -209,7 +209,9 @@ def same_command(item: ExecAction) -> str:
     return json.dumps([item.cmd_argv, item.cmd, item.run_as, dict(item.env)], sort_keys=True)
 
 
-def components(items: Sequence[InstallItem], bound: Mapping[str, Binding], certs: Iterable[int]) -> list[set[str]]:
+def connected_groups(
+    items: Sequence[InstallItem], bound: Mapping[str, Binding], certs: Iterable[int]
+) -> list[set[str]]:
     """Return connected sets of ``cert:7``, ``ca:3``, ``item:x``.
 
     An item is connected with its certificates, its dependencies, and items with the same command (one service, one

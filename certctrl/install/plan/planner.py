@@ -16,7 +16,14 @@ import attrs
 from certctrl.install.material.domains import covers, plain_domain
 from certctrl.install.material.formats import KEY_FILES
 from certctrl.install.plan.copy_items import FileGroup, file_groups_of
-from certctrl.install.plan.dependencies import activation_key, bind, components, copies_below, enabled, ordered_steps
+from certctrl.install.plan.dependencies import (
+    activation_key,
+    bind,
+    connected_groups,
+    copies_below,
+    enabled,
+    ordered_steps,
+)
 from certctrl.install.plan.inputs import Host, PlanInputs
 from certctrl.install.plan.policy import KEY_MODES, PUBLIC_MODES, Grant, Refusal, judge_exec
 from certctrl.install.plan.refusals import argvs_of, blocked_items, collisions, judge_argv, refusal_of
@@ -70,7 +77,7 @@ def plan_for(
     copies = [item for item in doable if isinstance(item, CopyAction)]
     file_groups = file_groups_of(doable, {item.id: bound[item.id].certs for item in copies})
     inputs = attrs.evolve(inputs, writes={item.id: _writes(inputs, item, file_groups[item.id]) for item in copies})
-    groups = [_group_plan(inputs, nodes, doable, left_out) for nodes in components(wanted, bound, certs)]
+    groups = [_group_plan(inputs, nodes, doable, left_out) for nodes in connected_groups(wanted, bound, certs)]
     return InstallPlan(
         groups=tuple(one for one in groups if not one.idle),
         refusals=tuple(refusals),
@@ -266,7 +273,7 @@ def _verifications(
             continue
         about = [inputs.certs[cert] for cert in inputs.bound[item.id].certs if cert in inputs.certs]
         run, nodes = run_of.get(item.id), {cert.node for cert in about}
-        unconditional = not nodes.isdisjoint(unproven) or any(item.id in cert.owed for cert in about)
+        unconditional = not nodes.isdisjoint(unproven) or any(item.id in cert.pending for cert in about)
         unconditional = unconditional or (run is not None and not run.for_files)
         files = nodes.intersection(touched) | (run.for_files if run is not None else set())
         if not (unconditional or files):

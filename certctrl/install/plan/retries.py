@@ -19,7 +19,7 @@ MAX_RETRY_AFTER = 3600.0
 
 @attrs.frozen
 class Pauses:
-    """How long something is left alone after a failure, in seconds."""
+    """How long to wait after a failure, in seconds."""
 
     first: float
     last: float
@@ -89,7 +89,7 @@ def is_quarantined(retry: Retry, settings: ApplicationConfig) -> bool:
 
 
 def longest_pause(kind: RetryKind, settings: ApplicationConfig) -> float:
-    """Return how long anything is left alone at most."""
+    """Return the longest wait after a failure."""
     if kind is RetryKind.PENDING:
         return PAUSES[kind].last
     return max(MAX_RETRY_AFTER, float(settings.reconcile_interval_seconds))
@@ -115,8 +115,8 @@ def switch_due(record: CertRecord, due: float, now: float) -> float:
 
 
 def retriable(record: CertRecord) -> bool:
-    """Return whether something of a certificate failed that no switch brings again."""
-    return bool(record.owed and record.generation and not record.staged and not record.held)
+    """Return whether items of a certificate failed that no switch will retry."""
+    return bool(record.pending and record.generation and not record.staged and not record.held)
 
 
 def without_not_due(
@@ -134,17 +134,17 @@ def without_not_due(
     waiting = [
         record
         for record in not_due
-        if record.owed and record.cert_id not in due_now and certs[record.cert_id].live == record.generation
+        if record.pending and record.cert_id not in due_now and certs[record.cert_id].live == record.generation
     ]
-    pending = {item for record in waiting for item in record.owed if item in plan.concerns}
-    items = {item for item in pending if set(plan.concerns[item]).isdisjoint(due_now)}
+    failed = {item for record in waiting for item in record.pending if item in plan.concerns}
+    items = {item for item in failed if set(plan.concerns[item]).isdisjoint(due_now)}
     if not items:
         return plan
     groups = (_without(one, items) for one in plan.groups)
     return attrs.evolve(
         plan,
         groups=tuple(one for one in groups if not one.idle),
-        not_due=frozenset(record.cert_id for record in waiting if not items.isdisjoint(record.owed)),
+        not_due=frozenset(record.cert_id for record in waiting if not items.isdisjoint(record.pending)),
     )
 
 

@@ -25,7 +25,7 @@ class DesiredCert:
     """Virtual file -> SHA-256 in that generation."""
     proven: bool = False
     """Whether ``generation`` has already passed its commands and probes."""
-    owed: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
     """Items that failed for it on the last try; their verification is pending."""
 
     @property

@@ -1,7 +1,7 @@
 """Supervise one command: a separate program (``python -I -S supervisor.py``), never run in the agent.
 
 It reads one order from standard input, makes itself the *subreaper* of everything that the command starts, runs the
-command, and answers on standard output once no process of it is left. Whatever a descendant does to escape
+command, and answers on standard output once no process of it is left. Even if a descendant tries to escape
 (``setsid``, double fork, a parent that exits), the kernel gives it to its nearest living subreaper, which is this
 process; so "no child left" (ECHILD) means that nothing is left. ``__init__.py`` says why this is a process.
 

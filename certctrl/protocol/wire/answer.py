@@ -1,7 +1,7 @@
 """Read the JSON of an HTTP answer: data, errors, Retry-After.
 
 State changes only if status, content type *and* schema are right: the page of a captive portal counts as a network
-error, whatever its status.
+error, even with status 200.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Read the install config: the hash matches, ids are unique, and there is no cycle; else the whole is refused.
+"""Read the install config: the hash matches, ids are unique, and there is no cycle; otherwise all of it is refused.
 
-An item that does not fit, such as one of an unknown type, is refused by itself. The host's policy judges paths,
+An item that does not fit, such as one of an unknown type, is refused alone. The host's policy judges paths,
 commands and virtual files later, item by item.
 """
 

@@ -73,7 +73,7 @@ _KEYS = {
 
 
 _TYPO = 0.75
-"""Similarity from which an unknown key is taken for a misspelled one."""
+"""Similarity from which an unknown key counts as a misspelled one."""
 _VERIFY_KEYS = {
     "command": frozenset(("type", "cmd_argv", "cmd")),
     "tls": frozenset(("type", "host", "port", "server_name", "starttls")),

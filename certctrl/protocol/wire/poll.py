@@ -26,7 +26,7 @@ from certctrl.protocol.wire.signals import signal_from_wire
 
 UPDATES_PATH = "/apiv1/devices/self/updates"
 MAX_SIGNALS = 1000
-"""Signals of one page, whatever limit was requested; a longer page is unusable as a whole."""
+"""Maximum signals of one page, even if more were requested; a longer page is unusable as a whole."""
 CURSOR_LIMIT = 1024
 """Characters; a cursor is an opaque position."""
 
@@ -83,7 +83,7 @@ def poll_event(answer: Answer, limit: int, wall_now: float | None = None) -> Eve
 
     ``limit`` is the requested page size; ``wall_now`` (epoch seconds) is for a ``Retry-After`` date in an answer
     without a ``Date``. The status decides, then ``error.key``, then ``error.code``. Anything but JSON of the wire
-    contract is a BadAnswer, whatever its status.
+    contract is a BadAnswer, even with status 200.
     """
     if answer.status == 204:
         pause = retry_after(answer, None, wall_now)

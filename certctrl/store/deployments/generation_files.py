@@ -34,7 +34,7 @@ Manifest = Mapping[str, Any]
 
 @attrs.frozen(kw_only=True)
 class _Written:
-    """A manifest as it is on disk."""
+    """A manifest as stored on disk."""
 
     number: int
     name: str

@@ -2,7 +2,7 @@
 
 One file per deployment, with two records. ``plan`` is durable before the first temporary file exists, so that no crash
 leaves a private key in an unknown place. ``armed`` is durable after all temporary files and backups are, and before
-the first rename: from then on the deployment can be completed or rolled back, whatever happens. Rolling back needs no
+the first rename: from then on the deployment can be completed or rolled back after any failure. Rolling back needs no
 third record: the contents of each destination show how far it came.
 
     plan → temporaries and backups → armed → renames → (verified) → backups removed → journal removed

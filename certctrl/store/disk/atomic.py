@@ -5,7 +5,7 @@ the file → rename → fsync of the directory. Rejected: writing in place (torn
 moment there is no file), chmod after the rename (a secret is readable for a moment), a fixed temporary name (two
 writers collide).
 
-A temporary file is locked with flock while its writer lives, so `sweep_temps` can tell leftovers of a crash from files
+A temporary file is locked with flock while its writer lives, so `sweep_temps` can distinguish leftovers of a crash from files
 that another process is writing, without pids or clocks.
 """
 

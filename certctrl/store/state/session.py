@@ -1,7 +1,7 @@
 """SessionState: cursor, identity, tokens, signals and their outcomes (spec, "State Persistence").
 
 A write is durable when it returns, with two exceptions. The poll time may be lost in a power cut and is then read as
-absent; the cursor may fall back to the previous one, after which the plane repeats known signals. Loads tell files
+absent; the cursor may fall back to the previous one, after which the plane repeats known signals. Loading distinguishes files
 that were never written (None or empty) from damaged ones (StateCorruptError).
 
 One process writes at a time: the holder of ``daemon.lock``, for tokens the holder of ``token.lock``. Readers need no

@@ -114,7 +114,7 @@ async def test_if_the_previous_state_does_not_serve_either_the_rest_is_not_tried
     calls = len(host.proc.calls)
     outcomes = await host.installer.converge((), items, only=ids)
     assert [outcomes[n].detail.startswith("not tried") for n in ids] == [True, True, True]
-    assert len(host.proc.calls) == calls + 1, "one reload tells that the service is at fault"
+    assert len(host.proc.calls) == calls + 1, "one reload shows that the service is at fault"
     services[0].broken = False
     host.clock += 7200
     assert set(kinds(await host.installer.converge((), items)).values()) == {APPLIED}

@@ -80,9 +80,9 @@ async def test_a_refusing_store_is_restored(
     (file,) = store.iterdir()
     assert file.read_text() == pem
     assert list(host.layout.journal.iterdir()) == []
-    told = host.installer._context.state.load_history()
-    assert [entry["outcome"] for entry in told] == ["failed", "applied", "failed"]
-    assert "exited with 1" in told[-1]["detail"] and told[-1]["from"] == told[1]["to"]
+    reported = host.installer._context.state.load_history()
+    assert [entry["outcome"] for entry in reported] == ["failed", "applied", "failed"]
+    assert "exited with 1" in reported[-1]["detail"] and reported[-1]["from"] == reported[1]["to"]
 
 
 async def test_a_changed_file_is_not_removed(clock: MockClock, host: Host, store: Path, pem: str) -> None:

@@ -38,7 +38,7 @@ async def test_a_revoked_certificate_is_removed_everywhere_and_its_commands_run(
     assert host.live(2)
     record = host.start().records[1]
     assert (record.stage, record.generation) == (Stage.WITHDRAWN, "")
-    await host.installer.alarmed(1)
+    await host.installer.record_alert(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}, "and it may come back"
@@ -98,7 +98,7 @@ async def test_a_copy_that_the_policy_no_longer_allows_is_reported(clock: MockCl
     for path in host.out.iterdir():
         path.unlink()
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
-    await host.installer.alarmed(1)
+    await host.installer.record_alert(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
@@ -140,7 +140,7 @@ async def test_a_certificate_that_is_still_served_is_not_out_of_use(clock: MockC
     outcome = await host.installer.withdraw(1, revoked=True, items=items)
     assert (outcome.kind, outcome.detail) == (APPLIED, "removed; 127.0.0.1:1001 serves no certificate")
     assert (host.retry(1).attempts, host.retry(1).last_error) == (0, "")
-    await host.installer.alarmed(1)
+    await host.installer.record_alert(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 
@@ -183,7 +183,7 @@ async def test_a_placeholder_keeps_the_service_able_to_start(clock: MockClock, h
     assert (host.out / "a.key").read_bytes() == (host.layout.certs / "c1.example.key").read_bytes()
     assert len(host.installer._context.generations.ids("c1.example")) == 1, "the revoked key is gone"
     assert host.installer.records[1].facts.not_before <= not_before, "any renewal counts as newer"
-    await host.installer.alarmed(1)
+    await host.installer.record_alert(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}
 
@@ -209,7 +209,7 @@ async def test_a_revoked_key_next_to_its_placeholder_is_removed_by_the_next_run(
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is APPLIED
     assert len(host.installer._context.generations.ids("c1.example")) == 1
     assert host.proc.calls == [RELOAD]
-    await host.installer.alarmed(1)
+    await host.installer.record_alert(1)
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is UNCHANGED
 
 

@@ -383,8 +383,8 @@ def test_plain_domain() -> None:
 def test_serials_compare_in_every_notation(maker: Maker, now: float) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     leaf = maker.issuer.leaf(key, ("example.com",), serial=0x04AB)
-    for told in ("04:AB", "4ab", "0x04ab", str(0x04AB), ""):
-        materials = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number=told)
+    for reported in ("04:AB", "4ab", "0x04ab", str(0x04AB), ""):
+        materials = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number=reported)
         assert opened(maker, materials, now).facts.serial == "04:ab"
     wrong = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number="04:ac")
     assert reason(maker, wrong, now) == "serial-mismatch"

@@ -74,7 +74,7 @@ def chain(length: int, first: InstallItem) -> list[InstallItem]:
 
 
 def work(of: Callable[[], Any]) -> int:
-    """Return how many functions a call calls: its work, whatever the machine is busy with."""
+    """Return how many functions a call calls: its work, independent of the load of the machine."""
     calls = 0
 
     def count(_: Any, event: str, __: Any) -> None:

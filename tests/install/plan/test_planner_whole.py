@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planner_world import RELOAD, TLS, World, cert, copy, plan, writes
 
-from certctrl.install.plan.dependencies import bind, components, ordered_steps
+from certctrl.install.plan.dependencies import bind, connected_groups, ordered_steps
 from certctrl.install.plan.render import plan_json, plan_lines, plan_text
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
 
@@ -66,7 +66,7 @@ def test_performing_a_plan_leaves_nothing_to_do(items: list[InstallItem], here: 
 def test_groups_are_a_partition(items: list[InstallItem]) -> None:
     certs = {n: cert(n) for n in range(1, 5)}
     bound = bind(items, certs, {})
-    nodes = [node for group in components(items, bound, certs) for node in group]
+    nodes = [node for group in connected_groups(items, bound, certs) for node in group]
     assert len(nodes) == len(set(nodes))
     assert {f"item:{item.id}" for item in items} <= set(nodes)
     placed = [name for step in ordered_steps(items) for group in step for name in group]

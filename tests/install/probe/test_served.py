@@ -118,7 +118,7 @@ async def test_a_pair_that_nginx_refuses_is_rolled_back_under_load(
     start(nginx)
     await host.installer.converge_all(items, due_now=True)
     good = host.live(1)
-    # a directive nginx does not know: the reload command fails, the old workers go on
+    # a directive nginx does not know: the reload command fails, the old workers continue
     config = tmp_path / "nginx.conf"
     text = config.read_text()
     config.write_text(text + "nonsense;\n")

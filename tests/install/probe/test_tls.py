@@ -34,21 +34,21 @@ class Script:
     """A probe with one answer after the other; the last one repeats."""
 
     def __init__(self, *shows: tuple[Seen, ...], seconds: float = 0.0) -> None:
-        self.shows, self.looks, self.seconds = list(shows), 0, seconds
+        self.shows, self.probes, self.seconds = list(shows), 0, seconds
 
     async def __call__(self, verify: VerifyTls, kinds: Any = (), anywhere: bool = False) -> tuple[Seen, ...]:
         await trio.sleep(self.seconds)
-        self.looks += 1
+        self.probes += 1
         return self.shows.pop(0) if len(self.shows) > 1 else self.shows[0]
 
 
-# --- when it looks, under a virtual clock -------------------------------------------------------------------------
+# --- when it probes, under a virtual clock ------------------------------------------------------------------------
 
 
 async def test_an_asynchronous_reload_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
-    look = Script((at("a", OLD),), (at("a", fault="refused"),), (at("a", OLD), at("b", NEW)), (at("a", NEW),))
-    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=look)
-    assert look.looks == 4 + STEADY_PROBES
+    script = Script((at("a", OLD),), (at("a", fault="refused"),), (at("a", OLD), at("b", NEW)), (at("a", NEW),))
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=script)
+    assert script.probes == 4 + STEADY_PROBES
     assert trio.current_time() < 0.2 + STEADY_SECONDS
 
 
@@ -58,9 +58,9 @@ async def test_a_right_answer_counts_only_if_it_stays(
 ) -> None:
     """Old nginx workers accept connections for a while: the next client may still reach one."""
     good = (at("a", NEW),)
-    look = Script(good, late, good, good, late, good)
-    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=look)
-    assert look.looks == 6 + STEADY_PROBES
+    script = Script(good, late, good, good, late, good)
+    await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=script)
+    assert script.probes == 6 + STEADY_PROBES
 
 
 async def test_a_right_answer_just_before_the_deadline_may_be_confirmed_after_it(
@@ -78,14 +78,14 @@ async def test_a_confirmation_that_fails_after_the_deadline_is_a_failure(
 
 
 async def test_a_confirmation_that_hangs_ends_in_time(autojump_clock: trio.testing.MockClock) -> None:
-    looks = iter([0.0, 1e9])
+    probes = iter([0.0, 1e9])
 
-    async def look(verify: VerifyTls, kinds: Any, anywhere: bool) -> tuple[Seen, ...]:
-        await trio.sleep(next(looks))
+    async def script(verify: VerifyTls, kinds: Any, anywhere: bool) -> tuple[Seen, ...]:
+        await trio.sleep(next(probes))
         return (at("a", NEW),)
 
     with pytest.raises(ProbeError, match="no answer in time"):
-        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, once=look)
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 1, once=script)
     assert trio.current_time() <= ADDRESS_SECONDS
 
 
@@ -96,10 +96,10 @@ async def test_at_the_deadline_the_last_answers_are_reported(autojump_clock: tri
 
 
 async def test_the_pauses_between_probes_grow(autojump_clock: trio.testing.MockClock) -> None:
-    look = Script((at("a", OLD),))
+    script = Script((at("a", OLD),))
     with pytest.raises(ProbeError):
-        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=look)
-    assert 25 < look.looks < 45
+        await probe_tls(VERIFY, NEW, deadline=trio.current_time() + 15, once=script)
+    assert 25 < script.probes < 45
 
 
 async def test_a_hanging_probe_ends_at_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
@@ -158,7 +158,7 @@ async def test_leaves_are_judged_by_their_kind_of_key(
 async def test_the_wanted_kinds_are_asked_for(autojump_clock: trio.testing.MockClock) -> None:
     asked = []
 
-    async def look(verify: VerifyTls, kinds: Any, anywhere: bool) -> tuple[Seen, ...]:
+    async def script(verify: VerifyTls, kinds: Any, anywhere: bool) -> tuple[Seen, ...]:
         asked.append(tuple(kinds))
         return (at("a", OLD, kind=RSA),)
 
@@ -212,9 +212,9 @@ async def test_a_removed_leaf_is_gone_only_if_it_stays_away(
     autojump_clock: trio.testing.MockClock, left: tuple[Seen, ...], said: str
 ) -> None:
     old = (at("a", NEW), at("b", OLD))
-    look = Script(old, left, old, left)
-    assert await after_removal(VERIFY, OLD, deadline=trio.current_time() + 15, once=look) == (False, said)
-    assert look.looks == 4 + STEADY_PROBES
+    script = Script(old, left, old, left)
+    assert await after_removal(VERIFY, OLD, deadline=trio.current_time() + 15, once=script) == (False, said)
+    assert script.probes == 4 + STEADY_PROBES
 
 
 @pytest.mark.parametrize("patience", [0.0, 15.0])

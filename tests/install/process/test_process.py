@@ -33,7 +33,7 @@ class Steps(trio.abc.Instrument):
     """Records the longest CPU time of one task step, which blocks the loop even on a busy machine."""
 
     def __init__(self) -> None:
-        self.began, self.longest = time.thread_time(), 0.0  # the step that adds us has no beginning of ours
+        self.began, self.longest = time.thread_time(), 0.0  # the step that adds us began before us
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self.began = time.thread_time()
@@ -92,7 +92,7 @@ async def test_hostile_commands_leave_no_process_and_never_stall_the_loop(quick:
     marks = [token, *([f"300.{int(token[7:], 16)}"] if "TOKEN" in NASTY[name][0][-1] else [])]
     worst, steps, quiet_machine = math.inf, Steps(), os.getloadavg()[0] < (os.cpu_count() or 1)
     trio.lowlevel.add_instrument(steps)
-    for _ in range(3):  # a busy machine may hold us up now and then, a stall of ours comes every time
+    for _ in range(3):  # a busy machine may stall us sometimes, a fault of ours every time
         stalls: list[float] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(heartbeat, stalls)

@@ -166,8 +166,8 @@ async def test_a_private_ca_is_assigned_and_unassigned(world: Any) -> None:
     assert (await world.operator("DELETE", f"{device.home}/cas/{ca['id']}")).status == 404
     assert (await device("GET", bundle_path)).status == 404
     ref = {"ca_id": ca["id"], "serial": ca["serial_number"], "ca_name": "lab"}
-    told = [(s["type"], s["ref"]) for s in (await device.poll()).data["signals"]]
-    assert told == [("ca.assigned", ref), ("ca.unassigned", ref)]
+    reported = [(s["type"], s["ref"]) for s in (await device.poll()).data["signals"]]
+    assert reported == [("ca.assigned", ref), ("ca.unassigned", ref)]
 
 
 async def test_the_default_ca_is_the_planes_root(world: Any) -> None:

@@ -110,7 +110,7 @@ def test_swap_link_replaces_only_a_different_link(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["live"]
 
 
-def test_read_bytes_tells_missing_from_unreadable(tmp_path: Path) -> None:
+def test_read_bytes_distinguishes_missing_from_unreadable(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"x" * 11)
     os.mkfifo(tmp_path / "pipe")
     assert read_bytes(FS, tmp_path / "nothing", 10) is None

@@ -47,7 +47,7 @@ def test_records_of_the_previous_release_are_read_and_written_without_their_retr
     assert found == {
         7: CertRecord(
             facts=FACTS, generation="g2", activated="g1", stage=Stage.COMMITTED, targets=("/srv/x",),
-            last_outcome=OutcomeKind.FAILED, last_apply_at=1.5, owed=("reload",),
+            last_outcome=OutcomeKind.FAILED, last_apply_at=1.5, pending=("reload",),
         )
     }  # fmt: skip
     state.save_certificates(found)

@@ -57,9 +57,9 @@ async def test_a_pending_command_of_another_certificate_does_not_roll_back_a_ren
     assert "item later" in outcomes[2].detail and "item later" not in outcomes[1].detail
     assert pair.live(1) == pair.installer.records[1].facts.fingerprint_sha256 != before
     assert pair.retry(1).attempts == 0
-    assert (pair.retry(2).attempts, pair.installer.records[2].owed) == (1, ("later",))
+    assert (pair.retry(2).attempts, pair.installer.records[2].pending) == (1, ("later",))
     pair.proc.does.clear()
-    pair.clock = pair.installer.retry_turns()[2]
+    pair.clock = pair.installer.retry_times()[2]
     assert kinds(await pair.installer.converge((), items)) == {2: APPLIED}
 
 
