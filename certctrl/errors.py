@@ -165,6 +165,13 @@ class NotYetValidError(MaterialError):
         """Seconds since the epoch."""
 
 
+class WrongNamesError(MaterialError):
+    """A certificate that is not for the assigned names; the assignment may have changed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, reason="san", fix="issue it with the names it is assigned for")
+
+
 class PlanError(CertctrlError):
     """An install config that cannot be executed: hash, version, cycle, unknown type.
 
@@ -174,6 +181,13 @@ class PlanError(CertctrlError):
     def __init__(self, what: str, *, reason: str, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
         self.reason = reason
+
+
+class VersionRollbackError(PlanError):
+    """An install config older than one that this host already has."""
+
+    def __init__(self, what: str, *, fix: str) -> None:
+        super().__init__(what, reason="version-rollback", fix=fix)
 
 
 class PolicyRefusedError(CertctrlError):

@@ -18,7 +18,7 @@ from certctrl.agent.context import Agent
 from certctrl.agent.install_config import refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
-from certctrl.errors import ConfigError, MaterialError, PlaneError
+from certctrl.errors import ConfigError, MaterialError, PlaneError, WrongNamesError
 from certctrl.install.installer import Candidate, in_use
 from certctrl.model.certificate import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import IocConfig
@@ -95,9 +95,8 @@ async def _stage(agent: Agent, cert_id: int) -> Candidate:
     if record is not None and record.facts.domains:
         try:
             return await agent.installer.stage(_opener(agent, cert_id, record.facts.domains, materials), agent.items)
-        except MaterialError as error:
-            if error.reason != "san":
-                raise
+        except WrongNamesError:
+            pass
     summary: CertificateSummary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, cert_id))
     domains = tuple(dict.fromkeys((summary.domain_name, *summary.sans)))
     return await agent.installer.stage(_opener(agent, cert_id, domains, materials), agent.items)

@@ -8,10 +8,11 @@ from typing import Any
 
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.errors import CertctrlError, DiskError, PlaneError, PlanError
+from certctrl.errors import CertctrlError, DiskError, PlaneError, PlanError, VersionRollbackError
 from certctrl.install.installer import Candidate
 from certctrl.install.plan.policy import is_local
 from certctrl.model.plan import InstallConfig, InstallItem, Outcome, OutcomeKind
+from certctrl.protocol.wire.canonical import standard_base64
 from certctrl.protocol.wire.install_config import check_local_dependencies, install_config_from_wire, items_from_local
 from certctrl.store.config.files import load_local_installs
 from certctrl.store.layout import ConfigDir
@@ -38,11 +39,6 @@ def local_items(items: Sequence[InstallItem]) -> tuple[InstallItem, ...]:
     return tuple(item for item in items if is_local(item.id))
 
 
-def plain_hash(text: str) -> str:
-    """Return a hash in one form: base64 and base64url, padded or not, are the same value."""
-    return text.rstrip("=").replace("-", "+").replace("_", "/")
-
-
 def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | None) -> None:
     """Refuse a lower version (rollback) and the same version with another hash (equivocation).
 
@@ -51,21 +47,19 @@ def check_not_replayed(fetched: InstallConfig, stored: StoredInstallConfig | Non
     if stored is None:
         return
     if fetched.absent and (stored.version or stored.hash):
-        raise PlanError(
+        raise VersionRollbackError(
             f"the plane no longer has an install config for this device; version {stored.version} stays active",
-            reason="version-rollback",
             fix="publish one with a higher version; to do without: cert-ctrl -c DIR trust reset --install-config",
         )
     mark = stored.high_water.get(str(fetched.id), 0)
     if fetched.version < mark:
-        raise PlanError(
+        raise VersionRollbackError(
             f"version {fetched.version} is older than version {mark}, which this host already has",
-            reason="version-rollback",
             fix="publish it again with a higher version; if the plane lost its count: "
             "cert-ctrl -c DIR trust reset --install-config",
         )
     seen = stored.hash_seen(str(fetched.id), fetched.version)  # even if another config was active since
-    if seen and plain_hash(fetched.installs_hash_b64) != plain_hash(seen):
+    if seen and standard_base64(fetched.installs_hash_b64) != standard_base64(seen):
         raise PlanError(
             f"version {fetched.version} came again with different contents",
             reason="equivocation",

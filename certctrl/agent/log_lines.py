@@ -223,7 +223,9 @@ class Line(Enum):
 # fmt: on
 
 
-class _Gaps(dict[str, Any]):
+class LenientFields(dict[str, Any]):
+    """Fields of a template; a missing one prints as ``?``."""
+
     def __missing__(self, name: str) -> str:
         return "?"
 
@@ -236,5 +238,5 @@ def log_line(log: logging.Logger, line: Line, /, **fields: Any) -> None:
     """
     logger = log if log.name.rpartition(".")[2] == line.category else log.getChild(line.category)
     if logger.isEnabledFor(line.level):
-        text = line.text.format_map(_Gaps(fields))
+        text = line.text.format_map(LenientFields(fields))
         logger.log(line.level, "%s", text, extra={"line_key": line.key, "line_fields": fields}, stacklevel=2)

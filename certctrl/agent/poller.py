@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import trio
 
 from certctrl.agent.acks import flush_acks, send_during_poll
@@ -10,6 +12,7 @@ from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
+from certctrl.model.config import Recovery
 from certctrl.model.records import InboxEntry
 from certctrl.model.stop import Stop
 from certctrl.protocol import events, steps
@@ -18,7 +21,6 @@ from certctrl.protocol.state import State
 
 REPORTED_SKEW = 60.0
 FIX_COPIES = "stop one; to keep both, on the copy: rm -r keys state, then cert-ctrl register"
-POLL_CODES = {events.NoUpdates: "204", events.Updates: "200", events.TokenExpired: "401"}
 
 
 class Poller:
@@ -62,7 +64,7 @@ class Poller:
         finally:
             self.agent.burst.last_page()
 
-    async def _perform(self, step: steps.Step) -> events.Event:
+    async def _perform(self, step: steps.AnsweredStep) -> events.Event:
         agent = self.agent
         match step:
             case steps.Wait():
@@ -78,7 +80,7 @@ class Poller:
             case steps.Resync():
                 return await self._resync()
             case _:
-                raise AssertionError(f"no such step: {step!r}")
+                assert_never(step)
 
     async def _wait(self, step: steps.Wait) -> events.Event:
         with trio.CancelScope(deadline=step.until) as self._waiting:
@@ -135,15 +137,9 @@ class Poller:
         log_line(self.agent.log, Line.POLL_RESUMED, depth=inbox.depth)
 
     def _count(self, event: events.Event) -> None:
-        status = getattr(event, "status", None)
-        code = POLL_CODES.get(type(event)) or (str(status) if status else None)
-        if isinstance(event, events.BadAnswer):
-            code = "unusable"
-        elif isinstance(event, events.DeviceRevoked):
-            code = "403"
-        elif isinstance(event, events.CursorExpired):
-            code = "409"
-        self.agent.counters.polls[code or "none"] += 1
+        code = events.poll_code(event) if isinstance(event, events.POLL_ANSWERS) else None
+        unusable = isinstance(event, events.BadAnswer)
+        self.agent.counters.polls["unusable" if unusable else str(code or "none")] += 1
 
     async def _deliver(self, step: steps.Deliver) -> events.Event:
         agent = self.agent
@@ -254,7 +250,9 @@ class Poller:
             log_line(agent.log, Line.BREAKER_CLOSED, seconds=round(trio.current_time() - self._opened_at))
             return
         self._opened_at = trio.current_time()
-        recovery = "waiting for `poll-now`" if agent.config.application.recovery == "manual" else "probing slowly"
+        recovery = (
+            "waiting for `poll-now`" if agent.config.application.recovery is Recovery.MANUAL else "probing slowly"
+        )
         log_line(agent.log, Line.BREAKER_OPENED, failures=session.failures, recovery=recovery)
         await raise_alert(agent, "breaker", alert.text, "`cert-ctrl doctor` shows why; `cert-ctrl poll-now` resumes")
 

@@ -17,7 +17,14 @@ from certctrl.agent.context import Agent
 from certctrl.agent.install_config import refresh_install_config
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.backoff import grown, jittered
-from certctrl.errors import CertctrlError, NotRegisteredError, PlaneError, PlanError, TransportError
+from certctrl.errors import (
+    CertctrlError,
+    NotRegisteredError,
+    PlaneError,
+    PlanError,
+    TransportError,
+    VersionRollbackError,
+)
 from certctrl.model.certificate import CertificateSummary
 from certctrl.model.records import CertRecord, Stage
 from certctrl.model.signals import (
@@ -113,9 +120,10 @@ async def plan_resync(agent: Agent, why: str) -> int:
     changed = False
     try:
         changed = await refresh_install_config(agent)
-    except PlanError as error:
-        if error.reason == "version-rollback":
-            behind.append(f"install config: {error}")
+    except VersionRollbackError as error:
+        behind.append(f"install config: {error}")
+    except PlanError:
+        pass  # reported; certificates are compared with the active one
     listed = await agent.authorized(agent.plane.fetch_certificates)
     restore_revocations(agent, listed)
     cas = await agent.authorized(agent.plane.fetch_cas)

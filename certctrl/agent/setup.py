@@ -33,9 +33,9 @@ from certctrl.net.http import Http
 from certctrl.protocol.session import Session
 from certctrl.store.config.files import LoadedConfig, load_config, load_policy
 from certctrl.store.deployments.generations import GenerationStore
-from certctrl.store.disk.atomic import check_modes, make_tree
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.disk.lock import lock_daemon
+from certctrl.store.disk.tree import check_modes, make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
 

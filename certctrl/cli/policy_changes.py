@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 import attrs
 
 from certctrl.errors import UsageError
-from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
+from certctrl.model.policy import HostPolicy, NamedCommand, RemoteCommands, TrustStore
 
 if TYPE_CHECKING:
     from certctrl.store.layout import ConfigDir
@@ -199,11 +199,11 @@ def sentences(policy: HostPolicy, layout: ConfigDir) -> list[str]:
     """Describe the policy, one line per setting."""
     roots = ", ".join([f"{layout.certs}", *policy.write_roots])
     lines = [f"May write below: {roots}"]
-    if policy.remote_commands != "on":
+    if policy.remote_commands is RemoteCommands.OFF:
         lines.append("May run: nothing (remote_commands is off)")
     elif not policy.commands:
         lines.append("May run: nothing")
-    for name, command in policy.commands.items() if policy.remote_commands == "on" else ():
+    for name, command in policy.commands.items() if policy.remote_commands is RemoteCommands.ON else ():
         user = f" as {command.run_as}" if command.run_as else ""
         pinned = ", pinned by hash" if command.sha256 else ""
         lines.append(f"May run: {' '.join(command.argv)}{user} ({name}, at most {command.timeout_seconds:g} s{pinned})")

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
 from certctrl.logs.redact import redact
+from certctrl.model.config import LogFormat
 from certctrl.text import one_line
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Logs:
 
     def _handlers_of(self, config: LogConfig) -> list[logging.Handler]:
         made: list[logging.Handler] = []
-        formatter = JsonFormatter if config.format == "json" else TextFormatter
+        formatter = JsonFormatter if config.format is LogFormat.JSON else TextFormatter
         if config.stderr:
             handler = StderrHandler()
             handler.setFormatter(formatter(journald=config.journald))

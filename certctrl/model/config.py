@@ -8,9 +8,36 @@ documentation: ``store/config`` checks values against it, ``config show`` prints
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
+from ipaddress import ip_address
 from typing import Any
 
 import attrs
+
+
+class PollMode(StrEnum):
+    """When the agent polls, and whether the control plane holds the poll."""
+
+    INTERVAL = "interval"
+    LONG_POLL = "long-poll"
+    ADAPTIVE = "adaptive"
+    """Long polls after activity, otherwise as `INTERVAL`."""
+
+
+class Recovery(StrEnum):
+    """What happens once the circuit breaker is open."""
+
+    AUTO = "auto"
+    """The agent probes."""
+    MANUAL = "manual"
+    """The agent waits for `poll-now`."""
+
+
+class LogFormat(StrEnum):
+    """The form of a log line."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def setting(
@@ -22,11 +49,13 @@ def setting(
     choices: tuple[str, ...] | None = None,
     secret: bool = False,
 ) -> Any:
-    """Return an attrs field with its documentation and bounds."""
+    """Return an attrs field with its documentation and bounds; the choices of an enum are its members."""
+    kind = type(default) if isinstance(default, StrEnum) else None
+    choices = tuple(kind) if kind is not None else choices
     meta = {"doc": doc, "ge": ge, "le": le, "choices": choices, "secret": secret}
     if isinstance(default, dict | list):
         return attrs.field(factory=type(default), metadata=meta)
-    return attrs.field(default=default, metadata=meta)
+    return attrs.field(default=default, converter=kind, metadata=meta)
 
 
 @attrs.frozen(kw_only=True)
@@ -37,7 +66,7 @@ class ApplicationConfig:
     name: str = setting("", "name under which this device registers; empty: the host name")
     allow_http_loopback: bool = setting(False, "accept http:// for loopback hosts, for tests only")
     refresh_path: str = setting("/auth/token/refresh", "path of the token refresh endpoint")
-    poll_mode: str = setting("interval", "how to poll", choices=("interval", "long-poll", "adaptive"))
+    poll_mode: PollMode = setting(PollMode.INTERVAL, "how to poll")
     poll_interval_ms: int = setting(5000, "base interval between polls", ge=10, le=3_600_000)
     poll_limit: int = setting(20, "signals per page", ge=1, le=100)
     long_poll_wait_seconds: int = setting(25, "seconds that a long poll may last", ge=1, le=30)
@@ -47,9 +76,7 @@ class ApplicationConfig:
         5.0, "the first poll is sent at a random moment within this time", ge=0, le=300
     )
     breaker_failures: int = setting(10, "consecutive failures that open the breaker", ge=1, le=1000)
-    recovery: str = setting(
-        "auto", "once the breaker is open: probe automatically, or wait for poll-now", choices=("auto", "manual")
-    )
+    recovery: Recovery = setting(Recovery.AUTO, "once the breaker is open: probe automatically, or wait for poll-now")
     refresh_ahead_seconds: int = setting(60, "refresh the access token this long before it expires", ge=1, le=3600)
     queue_size: int = setting(1000, "queued signals at which polling pauses", ge=1, le=100_000)
     handler_limit: int = setting(8, "signals of different certificates handled concurrently", ge=1, le=64)
@@ -114,7 +141,7 @@ class LogConfig:
     level: str = setting(
         "INFO", "minimum level that is written", choices=("DEBUG", "INFO", "WARN", "ERROR", "CRITICAL")
     )
-    format: str = setting("text", "text lines or one JSON object per line", choices=("text", "json"))
+    format: LogFormat = setting(LogFormat.TEXT, "text lines or one JSON object per line")
     stderr: bool = setting(True, "write to standard error")
     journald: bool = setting(False, "prefix stderr lines with a <priority> for the journal")
     file: str = setting("", "log file, relative to logs/; empty: none")
@@ -139,3 +166,13 @@ CONFIG_FILES = {
     "ioc": "ioc_config.json",
     "log": "log_config.json",
 }
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is loopback, without DNS."""
+    if host.rstrip(".") == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

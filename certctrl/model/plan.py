@@ -7,6 +7,20 @@ from enum import StrEnum
 
 import attrs
 
+CERT_FILES = (
+    "private.key",
+    "certificate.pem",
+    "chain.pem",
+    "fullchain.pem",
+    "combined.pem",
+    "certificate.der",
+    "bundle.pfx",
+    "bundle.jks",
+    "meta.json",
+)
+"""Virtual files of a certificate."""
+CA_FILES = ("ca.pem", "ca.der", "meta.json")
+"""Virtual files of a CA."""
 COMMAND_PREFIX = "CERTCTRL_"
 """Environment variables with this prefix are the agent's; no item may set one."""
 COMMAND_VARIABLES = (

@@ -10,6 +10,15 @@ from enum import StrEnum
 
 import attrs
 
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class RemoteCommands(StrEnum):
+    """Whether the plane may run the listed commands."""
+
+    ON = "on"
+    OFF = "off"
+
 
 class OnRevoked(StrEnum):
     """What happens to a revoked certificate."""
@@ -67,7 +76,7 @@ class HostPolicy:
     """Directories below which the plane may write, in addition to ``certs/``."""
     commands: Mapping[str, NamedCommand] = attrs.field(factory=dict)
     """Allowed commands, by names that the operator chooses."""
-    remote_commands: str = "on"
+    remote_commands: RemoteCommands = attrs.field(default=RemoteCommands.ON, converter=RemoteCommands)
     """``on``, or ``off`` to run no command of the plane."""
     run_as: tuple[str, ...] = ()
     """Users that the plane's commands may run as, in addition to the agent's own."""

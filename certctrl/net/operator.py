@@ -38,26 +38,6 @@ class Operator:
         """Return the devices of a user."""
         return _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/devices"))
 
-    async def create_device(self, user_id: int, **fields: Any) -> dict[str, Any]:
-        """Create a device before its registration (``device_public_id``, ``name``, ``platform``)."""
-        return _row(await self.call("POST", f"/apiv1/users/{user_id:d}/devices", json=fields))
-
-    async def fetch_device(self, user_id: int, device_id: int) -> dict[str, Any]:
-        """Return one device."""
-        return _row(await self.call("GET", _device(user_id, device_id)))
-
-    async def revoke_device(self, user_id: int, device_id: int, reason: str = "") -> None:
-        """Revoke a device: its next poll gets 403 ``DEVICE_REVOKED``."""
-        await self.call("DELETE", _device(user_id, device_id), json={"reason": reason} if reason else None)
-
-    async def fetch_outcomes(self, user_id: int, device_id: int) -> list[dict[str, Any]]:
-        """Return the outcomes that a device reported, newest first."""
-        return _rows(await self.call("GET", f"{_device(user_id, device_id)}/outcomes"))
-
-    async def fetch_grants(self) -> list[dict[str, Any]]:
-        """Return the devices that wait for approval."""
-        return _rows(await self.call("GET", "/apiv1/device-grants"))
-
     async def answer_grant(self, user_code: str, *, approve: bool, user_id: int | None = None) -> dict[str, Any]:
         """Approve or deny the device that shows ``user_code``, like the page ``/device``."""
         body = {"approve": approve} | ({} if user_id is None else {"user_id": user_id})
@@ -110,10 +90,6 @@ class Operator:
         return _row(await self.call("POST", f"{_certificate(user_id, cert_id)}/revoke", json=body) or {})
 
     # --- the plane itself -------------------------------------------------------------------------------------
-
-    async def fetch_health(self) -> dict[str, Any]:
-        """Return the plane's health; needs no key."""
-        return _row(await self.call("GET", "/health") or {})
 
     async def call(self, method: str, path: str, *, json: Any = None) -> Any:
         """Return ``data`` of the answer for any path of the operator API; None if there is none."""

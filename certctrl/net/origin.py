@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import attrs
 
 from certctrl.errors import ConfigError
+from certctrl.model.config import is_loopback
 
 _FIX = 'set "server_url": "https://HOST[:PORT]" in application.json'
 
@@ -30,16 +30,6 @@ class Origin:
     def place(self) -> str:
         """The form ``host:port``, for messages."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is a loopback address or name."""
-    if host.rstrip(".") == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def parse_origin(url: str, *, allow_http_loopback: bool = False) -> Origin:

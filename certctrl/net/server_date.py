@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 import trio
 
 from certctrl.errors import ConfigError
-from certctrl.net.origin import Origin, is_loopback, parse_origin, parse_proxy
+from certctrl.model.config import is_loopback
+from certctrl.net.origin import Origin, parse_origin, parse_proxy
 from certctrl.protocol.wire.answer import http_date
 
 SECONDS = 4.0

@@ -29,10 +29,10 @@ import trio
 from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.model.answer import Answer
-from certctrl.model.config import AgentConfig
+from certctrl.model.config import AgentConfig, is_loopback
 from certctrl.net.explain import connect_error, deadline_error, exchange_error, too_long, unsendable, unsent
 from certctrl.net.http import Http, json_bytes, target_of
-from certctrl.net.origin import is_loopback, parse_origin, parse_proxy
+from certctrl.net.origin import parse_origin, parse_proxy
 from certctrl.net.pools import Pools
 from certctrl.net.tls import Trust
 from certctrl.text import one_line

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 
 from certctrl.backoff import grown
-from certctrl.model.config import ApplicationConfig
+from certctrl.model.config import ApplicationConfig, Recovery
 
 SERVER_CAP = 3600.0
 BACKOFF_CAP = 300.0
@@ -79,7 +79,7 @@ class CircuitBreaker:
         if not self.is_open and self.failures < self.config.breaker_failures:
             return self.backoff(self.failures) if asked is None else asked
         self.is_open = True
-        if self.config.recovery == "manual":
+        if self.config.recovery is Recovery.MANUAL:
             return math.inf
         return max(self._probe(), asked or 0.0)
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import assert_never
 
-from certctrl.model.config import ApplicationConfig
+from certctrl.model.config import ApplicationConfig, PollMode, Recovery
 from certctrl.protocol import steps
 from certctrl.protocol.breaker import PROBE_FIRST, CircuitBreaker
 from certctrl.protocol.events import NoUpdates, Updates
@@ -54,7 +55,7 @@ class Schedule:
             return
         if self.why == steps.WaitReason.INTERVAL:
             self.due = min(self.due, now + self.breaker.interval())
-        elif self.why == steps.WaitReason.BREAKER and config.recovery == "auto":
+        elif self.why == steps.WaitReason.BREAKER and config.recovery is Recovery.AUTO:
             self.due = min(self.due, now + PROBE_FIRST)
 
     def plan(self, due: float, why: steps.WaitReason) -> None:
@@ -90,15 +91,29 @@ class Schedule:
 
         The server answers immediately after a failure and for an operator: both want to know whether it answers.
         """
-        held = self.config.poll_mode == "long-poll"
-        held = held or (self.config.poll_mode == "adaptive" and now < self._expecting_until)
-        wait = self.config.long_poll_wait_seconds if held and not self._quick and not self.breaker.failures else 0
+        wait = (
+            self.config.long_poll_wait_seconds
+            if self._may_be_held(now) and not self._quick and not self.breaker.failures
+            else 0
+        )
         self.note_request(now)
         self._quick = self._urgent = False
         self._starts.append(now)
         self._full_before, self._was_free, self._free = self._full, self._free, False
         self._take(now)
         return wait
+
+    def _may_be_held(self, now: float) -> bool:
+        """Return whether the poll mode lets the server hold a poll that is sent now."""
+        match self.config.poll_mode:
+            case PollMode.INTERVAL:
+                return False
+            case PollMode.LONG_POLL:
+                return True
+            case PollMode.ADAPTIVE:
+                return now < self._expecting_until
+            case _:
+                assert_never(self.config.poll_mode)
 
     def _take(self, when: float) -> None:
         """Assume when the last poll took its token: never too early, or the next poll might be refused."""

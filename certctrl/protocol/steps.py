@@ -82,7 +82,9 @@ class Terminate:
     detail: str = ""
 
 
-Step = Wait | Poll | Deliver | FlushAcks | Refresh | Resync | Terminate
+AnsweredStep = Wait | Poll | Deliver | FlushAcks | Refresh | Resync
+"""Steps that end with an event."""
+Step = AnsweredStep | Terminate
 
 
 class AlertKind(StrEnum):

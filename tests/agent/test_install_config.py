@@ -25,8 +25,8 @@ from certctrl.errors import PlanError
 from certctrl.model.plan import CopyAction, InstallConfig, Outcome, OutcomeKind
 from certctrl.model.signals import InstallUpdated
 from certctrl.protocol.wire.canonical import canonical_json, installs_hash
-from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import StoredInstallConfig
 from certctrl.store.state.store import StateStore

@@ -23,8 +23,8 @@ import trio
 import trustme
 
 from certctrl.model.records import Tokens
-from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import SessionState
 

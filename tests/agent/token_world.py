@@ -13,8 +13,8 @@ from certctrl.agent.tokens import TokenKeeper
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.model.records import Tokens
 from certctrl.protocol.wire.enrolment import Refreshed
-from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import SessionState
 

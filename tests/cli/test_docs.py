@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from certctrl.model.plan import StartTls
+from certctrl.model.plan import CA_FILES, CERT_FILES, StartTls
 from certctrl.protocol.wire.install_config import items_from_operator
-from certctrl.protocol.wire.install_items import _KEYS, _VERIFY_KEYS, CA_FILES, CERT_FILES, unknown_keys
+from certctrl.protocol.wire.install_items import _KEYS, _VERIFY_KEYS, unknown_keys
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = runpy.run_path(str(DOCS / "generate.py"))["PAGES"]

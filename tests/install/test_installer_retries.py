@@ -130,7 +130,7 @@ def test_a_pair_is_due_as_a_whole() -> None:
     def write(item: str, file_group: str) -> Write:
         return Write(
             item=item, cert_id=1, source="private.key", path=f"/{item}", mode=0o600, uid=None, gid=None,
-            why="new", file_group=file_group,
+            why="new", is_new=True, file_group=file_group,
         )  # fmt: skip
 
     steps = (Step((write("key", "cert:1"), write("cert", "cert:1"), write("other", "item:other"))),)
@@ -139,9 +139,9 @@ def test_a_pair_is_due_as_a_whole() -> None:
     )
     certs = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g")}
     record = CertRecord(facts=CertFacts(cert_id=1, name="a"), generation="g", pending=("key",))
-    rested = without_not_due(plan, certs, [record], ())
-    assert [one.item for one in rested.groups[0].steps[0].writes] == ["other"]
-    assert rested.not_due == {1}
+    due_only = without_not_due(plan, certs, [record], ())
+    assert [one.item for one in due_only.groups[0].steps[0].writes] == ["other"]
+    assert due_only.not_due == {1}
     assert without_not_due(plan, certs, [record], {1}) == plan == without_not_due(plan, certs, [], ())
     others = attrs.evolve(plan, concerns=dict.fromkeys(("key", "cert", "other"), (2,)))
     both = certs | {2: DesiredCert(facts=CertFacts(cert_id=2, name="b"), live="g", generation="g")}

@@ -65,11 +65,10 @@ async def enrolled(world: World, **credential: Any) -> Any:
 async def test_the_life_of_a_device(world: World) -> None:
     """Enrol, issue, assign, fetch, renew, ack, refresh, revoke: every call works against the reference plane."""
     operator, agent = world.operator, world.agent
-    assert (await operator.fetch_health())["status"] == "ok"
+    assert (await operator.call("GET", "/health"))["status"] == "ok"
     token = await operator.create_enrolment_token(1, label="test")
     done = await enrolled(world, enrolment_token=token["token"])
-    assert [row["id"] for row in await operator.fetch_devices(1)] == [done.device_id]
-    assert (await operator.fetch_device(1, done.device_id))["name"] == "web-1"
+    assert [(row["id"], row["name"]) for row in await operator.fetch_devices(1)] == [(done.device_id, "web-1")]
 
     cert = await operator.issue(1, "app.example.com", sans=["www.example.com"])
     await operator.assign(1, done.device_id, cert["id"])
@@ -99,7 +98,8 @@ async def test_the_life_of_a_device(world: World) -> None:
     after = await agent.poll(access, Poll(before.cursor, 20, 5))
     assert isinstance(after, events.Updates)
     await agent.post_notify(access, [{"type": "agent_version", "agent": "cert-ctrl", "version": "0"}])
-    assert isinstance(await operator.fetch_outcomes(1, done.device_id), list)
+    device = f"/apiv1/users/1/devices/{done.device_id}"
+    assert isinstance(await operator.call("GET", f"{device}/outcomes"), list)
 
     fresh = await agent.refresh(done.refresh_token, done.device_public_id)
     assert (await agent.fetch_certificates(fresh.access_token)) != []
@@ -109,7 +109,7 @@ async def test_the_life_of_a_device(world: World) -> None:
     with pytest.raises(PlaneError) as caught:
         await agent.fetch_certificate(fresh.access_token, cert["id"])
     assert caught.value.status == 404
-    await operator.revoke_device(1, done.device_id, "stolen")
+    await operator.call("DELETE", device, json={"reason": "stolen"})
     gone = await agent.poll(fresh.access_token, Poll(None, 20, 0))
     assert isinstance(gone, events.DeviceRevoked)
     assert abs(agent.server_skew or 9) < 2
@@ -118,7 +118,7 @@ async def test_the_life_of_a_device(world: World) -> None:
 @pytest.mark.parametrize("approve", [True, False])
 async def test_a_grant_is_answered(world: World, approve: bool) -> None:
     grant = await world.agent.start_grant(["device"])
-    assert grant.user_code in [row["user_code"] for row in await world.operator.fetch_grants()]
+    assert grant.user_code in [row["user_code"] for row in await world.operator.call("GET", "/apiv1/device-grants")]
     assert isinstance(await world.agent.poll_grant(grant.device_code), GrantPending)
     await world.operator.answer_grant(grant.user_code, approve=approve)
     decided = await world.agent.poll_grant(grant.device_code)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.errors import ConfigError, ExitStatus
-from certctrl.net.origin import Origin, is_loopback, parse_origin, parse_proxy
+from certctrl.model.config import is_loopback
+from certctrl.net.origin import Origin, parse_origin, parse_proxy
 
 
 @pytest.mark.parametrize(

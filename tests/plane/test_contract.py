@@ -113,7 +113,7 @@ async def test_every_kind_of_poll_answer_is_understood(world: Any, agent: Contro
     assert busy.retry_after == 9
     world.clock.advance(900)
     assert isinstance(await agent.poll(token, Poll(updates.cursor, 20, 0)), events.TokenExpired)
-    await operator.revoke_device(1, done.device_id, "stolen")
+    await operator.call("DELETE", f"/apiv1/users/1/devices/{done.device_id}", json={"reason": "stolen"})
     assert isinstance(await agent.poll(token, Poll(updates.cursor, 20, 0)), events.DeviceRevoked)
 
 
@@ -163,7 +163,7 @@ async def test_reports_and_refresh(world: Any, agent: ControlPlane, operator: Op
 
     notice = ack_event(updates.signals[0], Outcome(kind=OutcomeKind.APPLIED), 12)
     await agent.post_notify(done.access_token, [notice])
-    (outcome,) = await operator.fetch_outcomes(1, done.device_id)
+    (outcome,) = await operator.call("GET", f"/apiv1/users/1/devices/{done.device_id}/outcomes")
     assert (outcome["outcome"], outcome["signal"]["ref"]["cert_id"]) == ("applied", row["id"])
     refreshed = await agent.refresh(done.refresh_token, "device-number-1")
     assert refreshed.access_token != done.access_token

@@ -35,7 +35,7 @@ from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.store.config.files import load_config
-from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import SessionState
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
 

@@ -25,10 +25,12 @@ from certctrl.model.certificate import CertFacts
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import Ack, CertRecord, DeviceKeys, InboxEntry, Retry, RetryKind, Tokens
 from certctrl.model.signals import CertRenewed, CertRevoked, Signal, identity, to_wire
+from certctrl.store import decode
 from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.deployments.recovery import recover
-from certctrl.store.disk.atomic import is_temp, make_tree, read_bytes
+from certctrl.store.disk.atomic import is_temp, read_bytes
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import sweep_leftovers
 from certctrl.store.state.installed import StoredInstallConfig
@@ -658,7 +660,8 @@ class Records(Protocol):
         assert config is not None
         assert config.version in ((2,) if "version" in fs.promises else (1, 2))
         assert store.installed.load_activations() == {"reload": "key"} or "activated" not in fs.promises
-        assert store.session.load_last_poll() in (None, 1_800_000_000.0)
+        last_poll = read_bytes(fs, LAYOUT.last_poll_time, decode.TEXT_LIMIT)
+        assert last_poll is None or decode.poll_time_of(last_poll) in (None, 1_800_000_000.0)
         assert all(set(entry) == {"number"} for entry in store.installed.load_history())
         if "password" in fs.promises:
             assert store.installed.password(NAME, "pfx")[0] == fs.promises["password"]

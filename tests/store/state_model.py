@@ -8,7 +8,7 @@ from typing import Any
 from modeldisk import ModelFs
 
 from certctrl.model.records import DeviceKeys, Tokens
-from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
 

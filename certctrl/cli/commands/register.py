@@ -69,8 +69,8 @@ async def _register(layout: ConfigDir, token: str | None, show: Callable[[Any], 
     from certctrl.logs.setup import log_for_command
     from certctrl.net.control_plane import ControlPlane
     from certctrl.store.config.files import load_config
-    from certctrl.store.disk.atomic import make_tree
     from certctrl.store.disk.fs import RealFs
+    from certctrl.store.disk.tree import make_tree
     from certctrl.store.state.session import SessionState
 
     log_for_command(debug=debug)

@@ -36,7 +36,7 @@ def _configuration(context: CheckContext) -> Iterator[Finding]:
 
 
 def _permissions(context: CheckContext) -> Iterator[Finding]:
-    from certctrl.store.disk.atomic import check_modes
+    from certctrl.store.disk.tree import check_modes
 
     found = check_modes(context.fs, context.layout, repair=False)
     for finding in found:

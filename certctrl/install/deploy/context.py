@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import trio
+from trio_util import RepeatedEvent
 
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.deploy.retry_table import RetryTable
@@ -132,7 +133,7 @@ class Locks:
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
-        self._freed = trio.Event()
+        self._freed = RepeatedEvent()
 
     def try_acquire(self, names: Collection[str]) -> bool:
         """Lock all names and return True, or return False if one of them is locked."""
@@ -145,7 +146,6 @@ class Locks:
         """Unlock names."""
         self._taken -= set(names)
         self._freed.set()
-        self._freed = trio.Event()
 
     async def wait_for_release(self) -> None:
         """Wait until a name is unlocked."""

@@ -183,7 +183,7 @@ class Executor:
     async def _put(self, writes: Sequence[Write]) -> None:
         """Write the files of one step: all or none, but those that may fail separately."""
         strict = [write for write in writes if not write.tolerant]
-        first = [write for write in strict if write.why == "new" and self._is_first(write)]
+        first = [write for write in strict if write.is_new and self._is_first(write)]
         rest = [write for write in strict if write not in first]
         for group, kept in ((first, self.permanent), (rest, self.copies)):
             if group:
@@ -193,7 +193,7 @@ class Executor:
             if write.tolerant:
                 file_groups.setdefault(write.file_group, []).append(write)
         for file_group in file_groups.values():
-            is_first = all(write.why == "new" and self._is_first(write) for write in file_group)
+            is_first = all(write.is_new and self._is_first(write) for write in file_group)
             try:
                 await self._write(file_group, self.permanent if is_first else self.copies)
             except CertctrlError as error:

@@ -26,7 +26,7 @@ from certctrl.install.plan.retries import without_not_due
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, InstallPlan
 from certctrl.install.process.vetting import vet_executable
 from certctrl.model.certificate import CertFacts
-from certctrl.model.plan import CopyAction, InstallItem
+from certctrl.model.plan import CopyAction, InstallItem, ObjectType
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
 from certctrl.store.disk.safe_path import destination_facts
@@ -63,7 +63,7 @@ def observe(
     """
     wanted = [item for item in items if item.enabled]
     copies = [item for item in wanted if isinstance(item, CopyAction)]
-    named = {item.ob_id for item in copies if item.ob_type != "ca"}
+    named = {item.ob_id for item in copies if item.ob_type is not ObjectType.CA}
     known = {record.cert_id: record for record in records}
     known |= {
         i: CertRecord(facts=CertFacts(cert_id=i, name=one.name)) for i, one in candidates.items() if i not in known
@@ -80,7 +80,9 @@ def observe(
         if found is not None:
             unrecorded[cert_id] = found
     cas = {int(ca_id): _ca(ca) for ca_id, ca in list(context.records.cas.items())}
-    examined = [one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type == "ca"]
+    examined = [
+        one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type is ObjectType.CA
+    ]
     host = _host(context, wanted, policy)
     destinations = _destinations(context, examined, policy, host.users)
     return ObservedState(

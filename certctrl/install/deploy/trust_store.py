@@ -23,7 +23,7 @@ from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.material.private_key import LEAST_RSA_BITS, UNREADABLE, check_curve
 from certctrl.install.plan.policy import explain, path_fault
 from certctrl.install.plan.refusals import no_trust_store
-from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
+from certctrl.model.plan import InstallItem, ObjectType, Outcome, OutcomeKind
 from certctrl.model.policy import TrustStore
 from certctrl.model.records import CaRecord
 from certctrl.store.deployments.file_set import FileSet, FileWrite, remove_unchanged
@@ -89,7 +89,7 @@ async def _keep(context: Context, record: CaRecord, items: Sequence[InstallItem]
     """Keep a CA for the items that copy it, on a host whose policy names no trust store."""
     context.records.note_ca(record, record.ca_id)
     await context.records.save()
-    if any(item.enabled and item.ob_type == "ca" and item.ob_id == record.ca_id for item in items):
+    if any(item.enabled and item.ob_type is ObjectType.CA and item.ob_id == record.ca_id for item in items):
         return Outcome(
             kind=OutcomeKind.APPLIED, detail="kept for the items that copy it; policy.json names no trust store"
         )

@@ -29,7 +29,7 @@ from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.install.plan.dependencies import names_given
 from certctrl.install.plan.policy import is_local, may_probe_anywhere, refuse_path
 from certctrl.install.plan.retries import Failure
-from certctrl.model.plan import CopyAction, ExecAction, InstallItem, Outcome, OutcomeKind, VerifyTls
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.policy import OnRevoked
 from certctrl.model.records import CertRecord, Retry, RetryKind, Stage
 from certctrl.store.deployments.file_set import CHANGED, remove_unchanged
@@ -211,7 +211,7 @@ class Withdrawal:
         return why if path in self.record.targets and context.fs.lstat(path) is not None else ""
 
     def _concerns_it(self, item: InstallItem) -> bool:
-        if item.ob_type == "ca":
+        if item.ob_type is ObjectType.CA:
             return False
         if item.ob_id is not None:
             return item.ob_id == self.record.cert_id

@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certctrl.errors import MaterialError, NotYetValidError
+from certctrl.errors import MaterialError, NotYetValidError, WrongNamesError
 from certctrl.install.material.domains import covers, plain_domain
 from certctrl.install.material.formats import virtual_files as virtual_files
 from certctrl.install.material.private_key import UNREADABLE, checked_key_pem, unsealed_key
@@ -271,10 +271,8 @@ def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple
         hosts += [str(address) for address in san.get_values_for_type(x509.IPAddress)]
         others = [*san.get_values_for_type(x509.UniformResourceIdentifier), *san.get_values_for_type(x509.RFC822Name)]
     except x509.ExtensionNotFound:
-        raise MaterialError(
-            "the certificate has no subject alternative name; clients ignore its common name",
-            reason="san",
-            fix=_REISSUE,
+        raise WrongNamesError(
+            "the certificate has no subject alternative name; clients ignore its common name"
         ) from None
     except (*UNREADABLE, x509.DuplicateExtension):
         raise MaterialError("the certificate's names cannot be read", reason="leaf-unreadable") from None
@@ -283,9 +281,6 @@ def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple
     names = hosts or others
     if missing or not names:
         what = f"is not for {', '.join(missing[:5])}" if missing else "has no DNS name, address, URI or e-mail address"
-        raise MaterialError(f"the certificate {what}", reason="san", fix=_REISSUE)
+        raise WrongNamesError(f"the certificate {what}")
     primary = [name for name in wanted[:1] if name in names]
     return tuple(dict.fromkeys((*primary, *names)))
-
-
-_REISSUE = "issue it with the names it is assigned for"

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable
 
 from certctrl.errors import MaterialError, PlanError
 from certctrl.model.certificate import Bundle
+from certctrl.model.plan import CERT_FILES
 
 BASE_FILES = ("private.key", "certificate.pem", "chain.pem", "fullchain.pem")
 """Files that every generation contains."""
 SALTED_FILES = {"bundle.pfx": "pfx", "bundle.jks": "jks"}
 """Virtual file -> kind of its password."""
-VIRTUAL_FILES = frozenset({*BASE_FILES, "combined.pem", "certificate.der", *SALTED_FILES, "meta.json"})
-CA_FILES = frozenset({"ca.pem", "ca.der", "meta.json"})
 KEY_FILES = frozenset({"private.key", "combined.pem", *SALTED_FILES})
 """Files that contain a private key: mode 0600 unless an item sets another."""
 
@@ -31,7 +30,7 @@ def virtual_files(bundle: Bundle, wanted: Iterable[str], password: Callable[[str
     an unknown name, MaterialError if this host cannot make a format.
     """
     names = {*BASE_FILES, *wanted}
-    if unknown := sorted(names - VIRTUAL_FILES):
+    if unknown := sorted(names.difference(CERT_FILES)):
         raise PlanError(f"there is no virtual file {', '.join(unknown)}", reason="unknown-file")
     return {name: _file(bundle, name, password) for name in sorted(names)}
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from certctrl.install.material.formats import VIRTUAL_FILES
 from certctrl.install.plan.dependencies import names_given, ordered_steps
 from certctrl.model.certificate import CertFacts
-from certctrl.model.plan import CopyAction, InstallItem
+from certctrl.model.plan import CERT_FILES, CopyAction, InstallItem, ObjectType
 
 
 @attrs.frozen
@@ -26,7 +25,7 @@ class ItemIndex:
         by_id: dict[int, list[CopyAction]] = {}
         by_name: dict[str, list[CopyAction]] = {}
         for item in items:
-            if isinstance(item, CopyAction) and item.enabled and not item.refused and item.ob_type != "ca":
+            if isinstance(item, CopyAction) and item.enabled and not item.refused and item.ob_type is not ObjectType.CA:
                 if item.ob_id is not None:
                     by_id.setdefault(item.ob_id, []).append(item)
                 elif item.ob_name is not None:
@@ -48,7 +47,7 @@ class ItemIndex:
     def files(self, facts: CertFacts) -> frozenset[str]:
         """Return the virtual files of a certificate that its copy items want."""
         wanted = {source for item in self.copies(facts) for source in item.sources}
-        return VIRTUAL_FILES.intersection(wanted)
+        return frozenset(CERT_FILES).intersection(wanted)
 
 
 class Indexer:

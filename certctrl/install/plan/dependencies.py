@@ -17,7 +17,7 @@ import attrs
 from certctrl.install.material.domains import plain_domain
 from certctrl.install.plan.values import DesiredCa, DesiredCert
 from certctrl.model.order import levels_of
-from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem
+from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, ObjectType
 
 
 @attrs.frozen(kw_only=True)
@@ -63,7 +63,7 @@ def bind(
 
 
 def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, DesiredCa]) -> Binding:
-    if item.ob_type == "ca" or isinstance(item, ImportCaAction):
+    if item.ob_type is ObjectType.CA or isinstance(item, ImportCaAction):
         named = [ca.ca_id for ca in cas.values() if item.ob_name is not None and ca.name == item.ob_name]
         found = (item.ob_id,) if item.ob_id is not None else tuple(named[:1])
         missing = "it names no CA" if item.ob_name is None else f"there is no CA {item.ob_name!r} here yet"

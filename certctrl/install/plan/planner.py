@@ -38,7 +38,15 @@ from certctrl.install.plan.values import (
     Verification,
     Write,
 )
-from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, VerifyCommand, VerifyTls
+from certctrl.model.plan import (
+    CopyAction,
+    ExecAction,
+    ImportCaAction,
+    InstallItem,
+    ObjectType,
+    VerifyCommand,
+    VerifyTls,
+)
 from certctrl.model.policy import HostPolicy
 from certctrl.model.records import CertRecord
 
@@ -109,7 +117,9 @@ def cas_wanted(items: Iterable[InstallItem]) -> frozenset[int]:
     return frozenset(
         item.ob_id
         for item in items
-        if item.enabled and item.ob_id is not None and (item.ob_type == "ca" or isinstance(item, ImportCaAction))
+        if item.enabled
+        and item.ob_id is not None
+        and (item.ob_type is ObjectType.CA or isinstance(item, ImportCaAction))
     )
 
 
@@ -139,6 +149,7 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
                     path=path,
                     mode=mode,
                     why=why,
+                    is_new=there.sha256 is None,
                     file_group=file_group.name,
                     tolerant=file_group.tolerant,
                     uid=uid if uid is not None or there.sha256 is None else there.uid,

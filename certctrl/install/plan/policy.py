@@ -18,7 +18,7 @@ import attrs
 
 from certctrl.install.material.formats import KEY_FILES
 from certctrl.model.plan import COMMAND_PREFIX, LOCAL_PREFIX, CopyAction, ExecAction, VerifyTls
-from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.model.policy import HostPolicy, NamedCommand, RemoteCommands
 from certctrl.text import one_line
 
 MIN_TIMEOUT = 1.0
@@ -101,11 +101,6 @@ def is_local(item_id: str) -> bool:
 # --- paths --------------------------------------------------------------------------------------------------------
 
 
-def allows_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local: bool = False) -> bool:
-    """Return whether a destination may be written, judged by its text."""
-    return refuse_path(policy, path, identity, local=local) is None
-
-
 def refuse_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local: bool = False) -> Refusal | None:
     """Return why a destination may not be written, judged by its text; None: it may."""
     what = f"write {one_line(path)}"
@@ -186,13 +181,6 @@ def may_probe_anywhere(policy: HostPolicy, verify: VerifyTls, item_id: str) -> b
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
-def allows_command(
-    policy: HostPolicy, argv: Sequence[str], identity: AgentIdentity, *, run_as: str | None = None, local: bool = False
-) -> bool:
-    """Return whether a command may run, judged by its text."""
-    return isinstance(judge_command(policy, argv, identity, run_as=run_as, local=local), Grant)
-
-
 def judge_command(
     policy: HostPolicy,
     argv: Sequence[str],
@@ -210,9 +198,13 @@ def judge_command(
     bound.
     """
     what = f"run {one_line(' '.join(argv))}"
-    if policy.remote_commands != "on" and not local:
+    if policy.remote_commands is RemoteCommands.OFF and not local:
         return Refusal(
-            item=item, what=what, why="remote commands are switched off", setting="remote_commands", value="on"
+            item=item,
+            what=what,
+            why="remote commands are switched off",
+            setting="remote_commands",
+            value=RemoteCommands.ON.value,
         )
     name, named = _listed(policy, tuple(argv))
     if named is not None:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 
 import attrs
 
-from certctrl.install.material.formats import CA_FILES, VIRTUAL_FILES
 from certctrl.install.plan.copy_items import is_whole
 from certctrl.install.plan.inputs import PlanInputs
 from certctrl.install.plan.policy import (
@@ -20,7 +19,7 @@ from certctrl.install.plan.policy import (
     refuse_path,
 )
 from certctrl.install.plan.values import Destination
-from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyCommand
+from certctrl.model.plan import CA_FILES, CERT_FILES, CopyAction, ExecAction, InstallItem, ObjectType, VerifyCommand
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.text import one_line
 
@@ -76,7 +75,7 @@ def _refuse_grant(inputs: PlanInputs, judged: Grant | Refusal) -> Refusal | None
 
 def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
     identity, policy = inputs.host.identity, inputs.policy
-    known = CA_FILES if item.ob_type == "ca" else VIRTUAL_FILES
+    known = CA_FILES if item.ob_type is ObjectType.CA else CERT_FILES
     for name in item.sources:
         if name not in known:
             return Refusal(what=f"copy {one_line(name)}", why="there is no such virtual file")

@@ -83,6 +83,8 @@ class Write:
     uid: int | None
     gid: int | None
     why: str
+    is_new: bool
+    """Whether the destination has no file yet."""
     file_group: str = ""
     """Files of one group that may fail are written together or not at all."""
     tolerant: bool = False

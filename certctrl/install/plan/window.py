@@ -7,10 +7,9 @@ from datetime import date, datetime, timedelta, tzinfo
 from functools import lru_cache
 
 from certctrl.errors import ConfigError
-from certctrl.model.policy import MaintenanceWindow
+from certctrl.model.policy import DAYS, MaintenanceWindow
 from certctrl.model.records import CertRecord
 
-DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _FULL_DAY = 24 * 60
 
 

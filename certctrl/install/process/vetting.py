@@ -9,7 +9,6 @@ import stat
 from certctrl.errors import CommandError
 
 MOST_LINKS = 40
-LARGEST_SCRIPT = 64 * 1024 * 1024
 
 
 def vet_executable(path: str, sha256: str | None = None) -> None:

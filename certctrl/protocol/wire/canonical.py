@@ -85,6 +85,11 @@ def _ecmascript(digits: str, point: int) -> str:
     return (digits if count == 1 else f"{digits[0]}.{digits[1:]}") + exponent
 
 
+def standard_base64(text: str) -> str:
+    """Return base64 or base64url text in one form: the standard alphabet, without padding."""
+    return text.rstrip("=").replace("-", "+").replace("_", "/")
+
+
 def text_hash(text: str) -> str:
     """Return base64(SHA-256(UTF-8 of ``text``)): ``installs_hash_b64`` of an ``installs_json``."""
     return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

@@ -18,7 +18,7 @@ import attrs
 from certctrl.errors import BadAnswerError, ConfigError, PlanError
 from certctrl.model.order import levels_of
 from certctrl.model.plan import LOCAL_PREFIX, InstallConfig, InstallItem
-from certctrl.protocol.wire.canonical import canonical_json
+from certctrl.protocol.wire.canonical import canonical_json, standard_base64
 from certctrl.protocol.wire.install_items import (
     MAX_ITEMS,
     did_you_mean,
@@ -170,7 +170,7 @@ def _listed_items(text: str | None, listed: object) -> list[Any]:
 def _same_hash(digest: str, text: str) -> bool:
     """Return whether base64 or base64url, padded or not, is the hash of a text."""
     try:
-        plain = digest.rstrip("=").replace("-", "+").replace("_", "/")
+        plain = standard_base64(digest)
         claimed = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
         return False

@@ -11,6 +11,8 @@ from typing import Any, assert_never
 import attrs
 
 from certctrl.model.plan import (
+    CA_FILES,
+    CERT_FILES,
     LOCAL_PREFIX,
     CopyAction,
     ExecAction,
@@ -38,20 +40,6 @@ from certctrl.protocol.wire.reader import (
 )
 from certctrl.text import is_name, one_line
 
-CERT_FILES = (
-    "private.key",
-    "certificate.pem",
-    "chain.pem",
-    "fullchain.pem",
-    "combined.pem",
-    "certificate.der",
-    "bundle.pfx",
-    "bundle.jks",
-    "meta.json",
-)
-"""Virtual files of a certificate."""
-CA_FILES = ("ca.pem", "ca.der", "meta.json")
-"""Virtual files of a CA."""
 MAX_ITEMS = 1000
 """Items of one install config, and names in one ``depends_on``."""
 MAX_TIMEOUT_MS = 600_000

@@ -72,7 +72,7 @@ def _value(kind: Any, name: str, variable: str, text: str) -> Any:
 
 def _parsed(hint: Any, text: str) -> Any:
     """Return the JSON value of a text; text that does not parse is returned unchanged."""
-    if hint is str:
+    if isinstance(hint, type) and issubclass(hint, str):
         return text
     if typing.get_origin(hint) is tuple and not text.lstrip().startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]

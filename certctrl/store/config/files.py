@@ -18,8 +18,9 @@ from certctrl.model.config import CONFIG_FILES, AgentConfig, ApplicationConfig, 
 from certctrl.model.policy import HostPolicy
 from certctrl.store.config import rules
 from certctrl.store.config.environment import overrides
-from certctrl.store.disk.atomic import make_tree, read_bytes, write_atomic
+from certctrl.store.disk.atomic import read_bytes, write_atomic
 from certctrl.store.disk.fs import Fs, RealFs
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import PUBLIC_MODE, SECRET_MODE, ConfigDir
 from certctrl.store.structure import Mismatch, join, kind_of, strict_converter, structure
 

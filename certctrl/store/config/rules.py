@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from certctrl.model.config import AgentConfig
-from certctrl.model.policy import HostPolicy, MaintenanceWindow, NamedCommand
+from certctrl.model.config import AgentConfig, is_loopback
+from certctrl.model.policy import DAYS, HostPolicy, MaintenanceWindow, NamedCommand
 from certctrl.store.structure import Mismatch, check_choice
 from certctrl.text import is_name
 
-DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _TIME = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d|24:00")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -69,16 +67,6 @@ def _host(url: str) -> str | None:
     return parts.hostname or None
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is loopback, without DNS."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _check_listen(listen: str, *, public: bool) -> None:
     path = "application.metrics_listen"
     host, _, port = listen.rpartition(":")
@@ -98,7 +86,6 @@ def check_policy(policy: HostPolicy) -> None:
         _check_command(command, f"commands.{name}")
     for number, endpoint in enumerate(policy.probe):
         _check_endpoint(endpoint, f"probe[{number}]")
-    check_choice(policy.remote_commands, ("on", "off"), "remote_commands")
     if policy.on_alert is not None:
         _check_argv(policy.on_alert, "on_alert")
     if policy.window is not None:

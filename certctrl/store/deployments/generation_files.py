@@ -16,8 +16,9 @@ from cattrs import Converter
 
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store import decode
-from certctrl.store.disk.atomic import adopt_owner, read_bytes, swap_link_at
+from certctrl.store.disk.atomic import read_bytes, swap_link_at
 from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import DIR_MODE, PUBLIC_MODE, SECRET_MODE, ConfigDir
 from certctrl.store.structure import Mismatch, structure, tolerant_converter
 

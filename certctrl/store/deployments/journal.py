@@ -23,9 +23,9 @@ import attrs
 from certctrl.errors import StateCorruptError
 from certctrl.store import decode
 from certctrl.store.deployments.generation_files import sync_all
-from certctrl.store.disk.atomic import adopt_owner
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.disk.safe_path import DestinationFact, facts_at, open_parent, read_at
+from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import SECRET_MODE, ConfigDir
 from certctrl.store.structure import Mismatch, strict_converter, structure
 

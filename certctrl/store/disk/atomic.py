@@ -17,13 +17,8 @@ from pathlib import Path
 
 from certctrl.errors import DiskError
 from certctrl.store.disk.fs import Fs, Handle, closing
-from certctrl.store.disk.tree import ModeFinding, adopt_owner, check_modes, make_tree
+from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import SECRET_MODE
-
-__all__ = [
-    "ModeFinding", "adopt_owner", "check_modes", "discard", "finish_temp", "is_temp", "make_tree", "read_bytes",
-    "remove_file", "swap_link", "swap_link_at", "sweep_temps", "temp_name", "write_atomic",
-]  # fmt: skip
 
 ATTEMPTS = 3
 """Tries per write. After a failed fsync the bytes may be lost: they are written again, not only synced again."""
@@ -111,13 +106,6 @@ def remove_file(fs: Fs, path: Path, *, durable: bool = True) -> bool:
         if durable:
             fs.fsync(parent)
     return True
-
-
-def swap_link(fs: Fs, link: Path, text: str, *, durable: bool = True) -> None:
-    """Point a symbolic link at ``text`` atomically; nothing is written if it already does."""
-    with closing(fs, fs.open_dir(link.parent)) as parent:
-        if swap_link_at(fs, parent, link.name, text) and durable:
-            fs.fsync(parent)
 
 
 def swap_link_at(fs: Fs, parent: Handle, name: str, text: str) -> bool:

@@ -14,8 +14,9 @@ import attrs
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.model.records import CaRecord, CertRecord, Retry
 from certctrl.store import decode
-from certctrl.store.disk.atomic import adopt_owner, read_bytes, remove_file, write_atomic
+from certctrl.store.disk.atomic import read_bytes, remove_file, write_atomic
 from certctrl.store.disk.fs import Fs, closing
+from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import SECRET_MODE, ConfigDir
 from certctrl.store.state.files import REBUILD, StateFiles
 from certctrl.store.state.retries import load_retries

@@ -14,8 +14,9 @@ from typing import Self
 
 from certctrl.errors import DiskError
 from certctrl.model.records import Tokens
-from certctrl.store.disk.atomic import adopt_owner, discard, temp_name
+from certctrl.store.disk.atomic import discard, temp_name
 from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import SECRET_MODE, ConfigDir
 
 

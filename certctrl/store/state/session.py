@@ -65,14 +65,6 @@ class SessionState:
         """Remove the cursor (409)."""
         remove_file(self._fs, self.layout.last_cursor)
 
-    def load_last_poll(self) -> float | None:
-        """Return the time of the last successful poll; None if never written or damaged by a power cut."""
-        try:
-            data = self._files.load_bytes(self.layout.last_poll_time, decode.TEXT_LIMIT, RESYNC)
-        except StateCorruptError:
-            return None
-        return None if data is None else decode.poll_time_of(data)
-
     def save_last_poll(self, now: float) -> None:
         """Save the time of a successful poll (whole seconds, as in the spec), without fsync."""
         write_atomic(self._fs, self.layout.last_poll_time, b"%d\n" % int(now), durable=False)

@@ -22,7 +22,7 @@ from certctrl.errors import DiskError, MaterialError
 from certctrl.install.deploy.trust_store import checked_ca
 from certctrl.install.plan.inputs import RED_HAT
 from certctrl.install.plan.render import plan_lines
-from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, OutcomeKind
+from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, ObjectType, OutcomeKind
 from certctrl.model.policy import NamedCommand, TrustStore
 
 UPDATE = ("/bin/true", "update")
@@ -154,7 +154,7 @@ async def test_the_policy_line_fits_the_systems_trust_store(
         f'{{"directory": "{anchors}", "command": ["/usr/bin/update-ca-trust"]}}'
         in (await host.installer.import_ca(3, "Private CA", pem)).detail
     )
-    (refusal,) = (await host.installer.plan([ImportCaAction(id="ca", ob_type="ca", ob_id=3)])).refusals
+    (refusal,) = (await host.installer.plan([ImportCaAction(id="ca", ob_type=ObjectType.CA, ob_id=3)])).refusals
     assert refusal.value["directory"] == str(anchors)
 
 
@@ -162,7 +162,7 @@ async def test_copy_items_get_a_ca_with_or_without_a_trust_store(clock: MockCloc
     target = host.out / "ca.pem"
     reload = ("/bin/true", "reload")
     items = [
-        CopyAction(id="c", ob_type="ca", ob_id=3, sources=("ca.pem",), targets=(str(target),)),
+        CopyAction(id="c", ob_type=ObjectType.CA, ob_id=3, sources=("ca.pem",), targets=(str(target),)),
         ExecAction(id="r", cmd_argv=reload, depends_on=("c",)),
     ]
     host.allow(commands={"r": NamedCommand(argv=reload)})

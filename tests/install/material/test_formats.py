@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.serialization import load_der_private_key, p
 
 from certctrl.errors import MaterialError, PlanError
 from certctrl.install.material.bundle import open_bundle, virtual_files
-from certctrl.install.material.formats import BASE_FILES, VIRTUAL_FILES, ca_files, pem_to_key_der
+from certctrl.install.material.formats import BASE_FILES, ca_files, pem_to_key_der
 from certctrl.model.certificate import Bundle
+from certctrl.model.plan import CERT_FILES
 
 PASSWORDS = {"pfx": b"pfx-password-0123", "jks": b"jks-password-4567"}
 
@@ -40,8 +41,8 @@ def test_base_files_are_always_there(bundle: Bundle) -> None:
 
 
 def test_every_name_of_the_contract_can_be_made(bundle: Bundle) -> None:
-    files = virtual_files(bundle, VIRTUAL_FILES, PASSWORDS.__getitem__)
-    assert set(files) == VIRTUAL_FILES
+    files = virtual_files(bundle, CERT_FILES, PASSWORDS.__getitem__)
+    assert set(files) == set(CERT_FILES)
     assert files["combined.pem"] == files["private.key"] + files["fullchain.pem"]
     der = x509.load_der_x509_certificate(files["certificate.der"])
     assert der.fingerprint(hashes.SHA256()).hex() == bundle.facts.fingerprint_sha256
@@ -50,7 +51,7 @@ def test_every_name_of_the_contract_can_be_made(bundle: Bundle) -> None:
 
 
 def test_unsalted_files_are_the_same_every_time(bundle: Bundle) -> None:
-    names = VIRTUAL_FILES - {"bundle.pfx", "bundle.jks"}
+    names = set(CERT_FILES) - {"bundle.pfx", "bundle.jks"}
     assert virtual_files(bundle, names, no_password) == virtual_files(bundle, names, no_password)
 
 

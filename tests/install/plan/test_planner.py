@@ -15,7 +15,7 @@ from certctrl.install.plan.planner import cas_wanted, programs
 from certctrl.install.plan.render import LineKind, plan_lines, plan_text
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination
 from certctrl.model.certificate import CertFacts
-from certctrl.model.plan import ImportCaAction, InstallItem, VerifyCommand
+from certctrl.model.plan import ImportCaAction, InstallItem, ObjectType, VerifyCommand
 from certctrl.model.policy import HostPolicy, TrustStore
 
 # --- what is due --------------------------------------------------------------------------------------------------
@@ -166,7 +166,9 @@ def test_items_of_absent_certificates_wait_and_delay_no_others() -> None:
 
 
 def test_a_copy_under_the_id_of_a_former_command_waits_like_any_other() -> None:
-    found = plan([copy("1", 3, ob_type="ca", names=("ca.pem",)), copy("2", 9)], activations={"1": "x", "2": "x"})
+    found = plan(
+        [copy("1", 3, ob_type=ObjectType.CA, names=("ca.pem",)), copy("2", 9)], activations={"1": "x", "2": "x"}
+    )
     assert set(found.waiting) == {"1", "2"}
 
 
@@ -227,7 +229,7 @@ def test_helpers_of_the_planner() -> None:
         copy("c", 1, names=("bundle.pfx",)),
         copy("d", 2, names=("bundle.jks",)),
         copy("e", None, ob_name="a1.example", names=("chain.pem", "nonsense")),
-        copy("f", 1, ob_type="ca", names=("ca.pem",)),
+        copy("f", 1, ob_type=ObjectType.CA, names=("ca.pem",)),
         run("r", verify=VerifyCommand(cmd_argv=("/bin/v", "x"))),
     ]
     indexer = Indexer()
@@ -248,7 +250,7 @@ def test_cas_are_imported_copied_and_announced() -> None:
     policy = attrs.evolve(POLICY, trust_store=TrustStore(directory="/usr/local/share/ca-certificates"))
     items = [
         ImportCaAction(id="i", ob_id=3),
-        copy("c", 3, ob_type="ca", names=("ca.pem",)),
+        copy("c", 3, ob_type=ObjectType.CA, names=("ca.pem",)),
         run("r", "c"),
         ImportCaAction(id="later", ob_id=4),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -15,8 +16,6 @@ from certctrl.install.plan.policy import (
     AgentIdentity,
     Grant,
     Refusal,
-    allows_command,
-    allows_path,
     explain,
     is_below,
     judge_command,
@@ -37,6 +36,14 @@ POLICY = HostPolicy(
     owners=("postgres",),
 )
 NOTHING = HostPolicy()
+
+
+def allows_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local: bool = False) -> bool:
+    return refuse_path(policy, path, identity, local=local) is None
+
+
+def allows_command(policy: HostPolicy, argv: Sequence[str], identity: AgentIdentity, **more: Any) -> bool:
+    return isinstance(judge_command(policy, argv, identity, **more), Grant)
 
 
 def refused(found: Grant | Refusal | None) -> Refusal:

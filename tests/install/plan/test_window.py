@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.errors import ConfigError
-from certctrl.install.plan.window import DAYS, in_window, life_left, may_switch_at, next_opening, window_text
+from certctrl.install.plan.window import in_window, life_left, may_switch_at, next_opening, window_text
 from certctrl.model.certificate import CertFacts
-from certctrl.model.policy import MaintenanceWindow
+from certctrl.model.policy import DAYS, MaintenanceWindow
 from certctrl.model.records import CertRecord
 
 SERVING = CertRecord(facts=CertFacts(cert_id=1, name="a", not_before=0.0, not_after=4e9), generation="g1")

@@ -25,8 +25,8 @@ from certctrl.store.config.files import (
     load_policy,
     save_policy,
 )  # fmt: skip
-from certctrl.store.disk.atomic import check_modes
 from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import check_modes
 from certctrl.store.layout import ConfigDir
 
 URL = "https://plane.example"

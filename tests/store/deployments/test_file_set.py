@@ -12,7 +12,7 @@ from copy_site import FS, NEW, OLD, begun, shown, writes
 from modeldisk import ModelFs
 
 from certctrl.store.deployments.file_set import FileSet, FileWrite
-from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 
 

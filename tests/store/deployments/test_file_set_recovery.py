@@ -12,7 +12,7 @@ from modeldisk import ModelFs
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.store.deployments.recovery import recover
-from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 
 

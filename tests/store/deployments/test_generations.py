@@ -14,8 +14,8 @@ from modeldisk import ModelFs
 
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store.deployments.generations import GenerationStore, Staged
-from certctrl.store.disk.atomic import make_tree
 from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 
 NAME = "example.com"

@@ -14,17 +14,16 @@ from modeldisk import ModelFs
 
 from certctrl.errors import ConfigError, DiskError
 from certctrl.store.disk.atomic import (
-    check_modes,
     is_temp,
-    make_tree,
     read_bytes,
     remove_file,
-    swap_link,
+    swap_link_at,
     sweep_temps,
     temp_name,
     write_atomic,
-)  # fmt: skip
+)
 from certctrl.store.disk.fs import RealFs, closing
+from certctrl.store.disk.tree import check_modes, make_tree  # fmt: skip
 from certctrl.store.layout import ConfigDir
 
 FS = RealFs()
@@ -99,13 +98,18 @@ def test_files_created_by_root_belong_to_the_directorys_owner() -> None:
     assert tree["/d/policy.json"].uid == 0
 
 
+def swap_link(link: Path, text: str) -> None:
+    with closing(FS, FS.open_dir(link.parent)) as parent:
+        swap_link_at(FS, parent, link.name, text)
+
+
 def test_swap_link_replaces_only_a_different_link(tmp_path: Path) -> None:
     link = tmp_path / "live"
-    swap_link(FS, link, "one")
+    swap_link(link, "one")
     first = link.lstat().st_ino
-    swap_link(FS, link, "one")
+    swap_link(link, "one")
     assert link.lstat().st_ino == first
-    swap_link(FS, link, "two")
+    swap_link(link, "two")
     assert os.readlink(link) == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["live"]
 

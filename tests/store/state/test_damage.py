@@ -169,4 +169,4 @@ def test_a_read_error_is_not_a_first_run(name: str) -> None:
 def test_files_that_a_power_cut_may_tear_are_read_as_absent(store: StateStore, data: bytes) -> None:
     store.layout.last_poll_time.write_bytes(data)
     store.layout.status.write_bytes(data)
-    assert (store.session.load_last_poll(), read_only.read_status(store.layout.root)) == (None, None)
+    assert (read_only.read_last_poll(store.layout.root), read_only.read_status(store.layout.root)) == (None, None)

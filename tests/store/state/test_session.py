@@ -27,7 +27,11 @@ from certctrl.store.state.store import StateStore
 
 
 def test_nothing_was_ever_written(store: StateStore) -> None:
-    assert (store.session.load_cursor(), store.session.load_last_poll(), store.session.load_device_id()) == (
+    assert (
+        store.session.load_cursor(),
+        read_only.read_last_poll(store.layout.root),
+        store.session.load_device_id(),
+    ) == (
         None,
         None,
         None,
@@ -68,7 +72,10 @@ def test_polling_round_trip(store: StateStore) -> None:
     store.session.save_cursor("1736900000-5")
     store.session.save_last_poll(1_800_000_000.9)
     assert store.layout.last_cursor.read_text() == "1736900000-5"
-    assert (store.session.load_cursor(), store.session.load_last_poll()) == ("1736900000-5", 1_800_000_000.0)
+    assert (store.session.load_cursor(), read_only.read_last_poll(store.layout.root)) == (
+        "1736900000-5",
+        1_800_000_000.0,
+    )
     store.session.clear_cursor()
     store.session.clear_cursor()
     assert store.session.load_cursor() is None

@@ -193,7 +193,7 @@ import sys
 from pathlib import Path
 from certctrl.errors import DiskError
 from certctrl.model.records import Tokens
-from certctrl.store.disk.atomic import make_tree
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
