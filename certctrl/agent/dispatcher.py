@@ -26,9 +26,9 @@ from certctrl.agent.handlers import find_handler
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.signal_results import Result, explain, log_certificates, result_of
 from certctrl.install.installer import Candidate
-from certctrl.install.plan.retries import Failure, is_quarantined, longest_pause
+from certctrl.install.plan.retries import Failure, is_quarantined
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import InboxEntry, Retry, RetryKind, retry_key
+from certctrl.model.records import InboxEntry, Retry, retry_key
 from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, UnknownSignal, identity
 from certctrl.protocol.coalescing import choose
 from certctrl.protocol.wire.signals import ack_event
@@ -89,11 +89,11 @@ class Dispatcher:
 
     async def _start(self, nursery: trio.Nursery, skip: set[str] | None = None) -> float | None:
         """Start the signals that may run; return the wall-clock time of the next choice, or None."""
-        retries, settings = self.agent.installer.retries, self.agent.config.application
-        waiting = [InboxEntry(signal=one.signal, retry=one) for one in retries.signals() if one.signal is not None]
+        retries = self.agent.installer.retries
+        scheduled = retries.scheduled_signals()
+        waiting = [InboxEntry(signal=one.signal, retry=one) for one in scheduled if one.signal is not None]
         waiting += [entry for entry in self.agent.inbox.entries() if id(entry) not in self._running]
-        longest = longest_pause(RetryKind.REFUSED, settings)
-        choice = choose(waiting, self._busy, self.agent.wall_now(), longest=longest)
+        choice = choose(waiting, self._busy, self.agent.wall_now())
         if choice.superseded:
             await self._finish_superseded(choice.superseded)
         for entry in choice.run:

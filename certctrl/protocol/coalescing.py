@@ -8,7 +8,6 @@ handled first, but does not block the resource while it waits for its retry.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 
 import attrs
@@ -29,11 +28,10 @@ class Choice:
     """When the earliest retry is due (wall-clock seconds); None: none is pending."""
 
 
-def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, longest: float = math.inf) -> Choice:
+def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float) -> Choice:
     """Return the signals to handle; ``entries`` are in order of arrival, ``now`` is wall-clock seconds.
 
-    Entries of ``busy`` resources are skipped: one of them is being handled. ``longest`` is the longest delay of a
-    retry in seconds: an entry that is due even later was delayed while the clock was ahead, and is due now.
+    Entries of ``busy`` resources are skipped: one of them is being handled.
     """
     groups: dict[str, list[InboxEntry]] = {}
     for entry in entries:
@@ -46,7 +44,7 @@ def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float, *, 
     for group in groups.values():
         kept = group if len(group) == 1 else _coalesced(group, superseded)
         for entry in kept:
-            if not 0 < entry.next_try_at - now <= longest:
+            if entry.next_try_at <= now:
                 run.append(entry)
                 break
         else:

@@ -167,10 +167,3 @@ def test_the_newest_signal_of_each_resource_is_handled_until_the_inbox_is_empty(
         assert any(one.signal.resource == resource and one.signal.ts_ms == newest for one in ran)
     for resource in {one.signal.resource for one in entries if isinstance(one.signal, CertRevoked)}:
         assert any(one.signal.resource == resource and isinstance(one.signal, CertRevoked) for one in ran)
-
-
-def test_a_retry_set_while_the_clock_was_ahead_is_due_now() -> None:
-    waits, was_ahead = entry(CertRenewed(1, 7), 1000.0 + 3600.0), entry(CertRenewed(1, 8), 1e9)
-    choice = choose([waits, was_ahead], (), 1000.0, longest=3600.0)
-    assert choice.run == [was_ahead], "a retry is never delayed that long"
-    assert choice.next_retry_at == waits.next_try_at

@@ -21,7 +21,7 @@ from certctrl.agent import handlers, inbox, tokens
 from certctrl.errors import DiskError
 from certctrl.install.plan import retries
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.protocol import coalescing, events
+from certctrl.protocol import events
 from certctrl.store.deployments import generations
 from certctrl.store.disk.atomic import write_atomic
 
@@ -159,7 +159,6 @@ def any_key(der: bytes, leaf: Any) -> bytes:
 
 
 KEEPER = tokens.TokenKeeper
-CHOOSE = coalescing.choose
 AFTER_FAILURE = retries.after_failure
 MISTAKES: dict[str, list[Mistake]] = {
     "the cursor is saved before the inbox": [
@@ -193,14 +192,13 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "a clock that was ahead is believed forever": [
         Mistake(
-            "certctrl.agent.dispatcher.choose",
-            lambda e, b, n, longest=0.0: CHOOSE(e, b, n),
+            "certctrl.install.deploy.retry_table.due_at",
+            believing,
             clock_jump=12,
             plane_down=6,
             bad_connections=3,
             renew=4,
-        ),
-        Mistake("certctrl.install.deploy.retry_table.due_at", believing),
+        )
     ],
     "equal material is a new generation": [
         Mistake("certctrl.store.deployments.generations.identify", changed_identity(generations.identify), send_again=5)

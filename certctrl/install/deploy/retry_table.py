@@ -58,6 +58,11 @@ class RetryTable:
         """Return the retries that carry a signal, oldest first."""
         return [retry for retry in self.rows().values() if retry.signal is not None]
 
+    def scheduled_signals(self) -> list[Retry]:
+        """Return the retries that carry a signal, each with the time when it is due by the current clock."""
+        now, settings = self.wall_now(), self.settings()
+        return [attrs.evolve(retry, next_try_at=due_at(retry, now, settings)) for retry in self.signals()]
+
     def carries(self, resource: str) -> bool:
         """Return whether a signal of a resource is to be retried."""
         return any(retry.resource == resource for retry in self.signals())

@@ -41,6 +41,16 @@ def test_a_resource_without_a_failure_is_due(host: Host) -> None:
     assert host.table.is_due("cert:7")
 
 
+def test_a_signal_delayed_while_the_clock_was_ahead_is_due_now(host: Host) -> None:
+    host.now = 1e9
+    host.fail(RetryKind.REFUSED, OLD)
+    host.now = 1000.0
+    assert [one.next_try_at for one in host.table.scheduled_signals()] == [1000.0], "a retry is never delayed that long"
+    host.fail(RetryKind.REFUSED, OLD)
+    waits = host.table.signals()
+    assert host.table.scheduled_signals() == waits and 1000.0 < waits[0].next_try_at < 1100.0
+
+
 def test_a_success_ends_a_retry_without_a_signal(host: Host) -> None:
     host.fail(RetryKind.PENDING)
     host.table.succeeded("cert:7")
