@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ SOURCE = re.compile(r"`((?:certctrl|deploy|docs)/[\w./@-]+)`")
 MODULE = re.compile(r"`((?:model|protocol|store|net|logs|install|agent|cli|plane|sandbox)/[\w/]*(?:\.py)?)`")
 SESSION = re.compile(r"nox -s (\w+)")
 LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
+HOP = re.compile(r"`([\w/]+\.py):([\w.]+)`")
 PLACEHOLDER = re.compile(r"\b(?:NAME|test_service_NAME)\b")
 
 
@@ -114,6 +116,29 @@ def test_the_steps_for_additions_name_what_the_code_has() -> None:
         code = "".join(source.read_text(encoding="utf-8") for source in sources)
         names = re.findall(r"`([A-Za-z_]\w*)(?:\(\))?`", step) if sources else []
         assert [name for name in names if not re.search(rf"\b{name}\b", code)] == [], step
+
+
+def missing_hops(text: str) -> list[str]:
+    """Return the hops ``file:function`` and ``file:Class.method`` of a text that the code does not have."""
+    missing = []
+    for file, name in HOP.findall(text):
+        nodes: list[ast.stmt] = ast.parse((ROOT / "certctrl" / file).read_text(encoding="utf-8")).body
+        for part in name.split("."):
+            found = [node for node in nodes if getattr(node, "name", None) == part]
+            nodes = getattr(found[0], "body", []) if found else []
+        if not found:
+            missing.append(f"{file}:{name}")
+    return missing
+
+
+def test_each_hop_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert len(HOP.findall(text)) > 60
+    assert missing_hops(text) == []
+    assert missing_hops("`agent/run.py:walk` `agent/inbox.py:Inbox.eat`") == [
+        "agent/run.py:walk",
+        "agent/inbox.py:Inbox.eat",
+    ]
 
 
 def test_the_check_finds_problems() -> None:
