@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import attrs
 
@@ -168,10 +168,7 @@ class MalformedSignal:
 KnownSignal = InstallUpdated | CertRenewed | CertRevoked | CertUnassigned | CaAssigned | CaUnassigned | ResyncRequired
 Signal = KnownSignal | UnknownSignal | MalformedSignal
 
-KNOWN_TYPES = frozenset(
-    kind.type
-    for kind in (InstallUpdated, CertRenewed, CertRevoked, CertUnassigned, CaAssigned, CaUnassigned, ResyncRequired)
-)
+KNOWN_TYPES = frozenset(kind.type for kind in get_args(KnownSignal))
 """The types that this version knows; an alias is none of them."""
 
 IDENTITY_FIELDS = ("config_id", "version", "cert_id", "ca_id")
