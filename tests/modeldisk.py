@@ -1,16 +1,8 @@
 """ModelFs: a disk in memory that distinguishes written from durable.
 
 It replaces `certctrl.store.disk.fs.RealFs`. Writes go to the page cache, which running programs see; only fsync and
-syncfs move them to the disk, which remains after a power cut. Between two syncs a real kernel may write back anything
-in almost any order, so after a crash the disk may have
-
-* any set of the directory changes that respects their order per name (a rename is one change),
-* for each file any prefix of its writes, the last one whole, half, or as zeros of full length,
-* for each file any prefix of its changes of mode and owner,
-
-independently of each other. `crash_states` enumerates these: all if there are few, otherwise a seeded sample including
-the extremes. `explore` runs an act and tries every crash before each of its operations: a power cut (any legal state)
-and a kill (the cache survives, no more durable than before).
+syncfs move them to the disk, which remains after a power cut. `crash_states` yields what a power cut may leave
+(``disk_changes.py``).
 """
 
 from __future__ import annotations
@@ -18,68 +10,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
-import math
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
+
+from disk_changes import Change, Node, crash_images, renamed, resized, with_entry, without_entry, written
 
 from certctrl.store.disk.fs import Handle, Stat, disk_error
 
 ROOT = 1
 LINKS_FOLLOWED = 40
 """Links that the kernel follows on one path before ELOOP."""
-
-
-class Node(NamedTuple):
-    """One file, directory or link; ``entries`` is replaced, never modified."""
-
-    kind: str
-    mode: int
-    uid: int
-    gid: int
-    data: bytes = b""
-    text: str = ""
-    entries: Mapping[str, int] = MappingProxyType({})
-    time: int = 0
-
-
-@dataclass(frozen=True)
-class Change:
-    """One change that becomes durable whole or not at all; data as the module docstring says."""
-
-    group: str  # entry, data, meta
-    ino: int  # the directory or file that is changed
-    names: tuple[str, ...] = ()
-    apply: Callable[[Node], Node] = lambda node: node
-    torn: tuple[Callable[[Node], Node], ...] = ()
-
-
-def with_entry(name: str, ino: int) -> Callable[[Node], Node]:
-    return lambda node: node._replace(entries={**node.entries, name: ino})
-
-
-def without_entry(name: str) -> Callable[[Node], Node]:
-    return lambda node: node._replace(entries={key: ino for key, ino in node.entries.items() if key != name})
-
-
-def renamed(old: str, new: str, ino: int) -> Callable[[Node], Node]:
-    return lambda node: with_entry(new, ino)(without_entry(old)(node))
-
-
-def written(offset: int, data: bytes) -> Callable[[Node], Node]:
-    def apply(node: Node) -> Node:
-        before = node.data.ljust(offset, b"\0")
-        return node._replace(data=before[:offset] + data + before[offset + len(data) :])
-
-    return apply
-
-
-def resized(size: int) -> Callable[[Node], Node]:
-    return lambda node: node._replace(data=node.data[:size].ljust(size, b"\0"))
 
 
 class ModelFs:
@@ -121,83 +64,16 @@ class ModelFs:
     def crash_states(self, limit: int, chance: random.Random) -> Iterator[ModelFs]:
         """Yield possible disks after a power cut now: at most ``limit``, extremes first."""
         seen: set[bytes] = set()
-        for choice in self._choices(limit, chance):
-            crashed = self._image(*choice)
+        for nodes in crash_images(self.base, self.pending, limit, chance):
+            crashed = ModelFs(uid=self._uid, syncfs=self.can_syncfs)
+            crashed.base, crashed.now, crashed.promises = nodes, dict(nodes), dict(self.promises)
+            crashed._count_from(10_000 + max(nodes))
             mark = crashed.fingerprint()
             if mark not in seen:
                 seen.add(mark)
                 yield crashed
                 if len(seen) >= limit:
                     return
-
-    def _choices(self, limit: int, chance: random.Random) -> Iterator[tuple[frozenset[int], dict[Any, int]]]:
-        entries = [i for i, change in enumerate(self.pending) if change.group == "entry"]
-        files: dict[tuple[str, int], list[Change]] = {}
-        for change in self.pending:
-            if change.group != "entry":
-                files.setdefault((change.group, change.ino), []).append(change)
-        sizes = {key: 1 + sum(1 + len(change.torn) for change in changes) for key, changes in files.items()}
-        whole = {key: size - 1 for key, size in sizes.items()}
-        none: dict[Any, int] = dict.fromkeys(sizes, 0)
-        total = 2 ** len(entries) * math.prod(sizes.values())
-        everything = frozenset(entries)
-        for chosen, levels in ((everything, whole), (frozenset(), none), (everything, none), (frozenset(), whole)):
-            yield self._closed(chosen), levels
-        if total <= 4 * limit:
-            for count in range(len(entries) + 1):
-                for some in itertools.combinations(entries, count):
-                    if self._closed(frozenset(some)) == frozenset(some):
-                        for levels_ in itertools.product(*(range(size) for size in sizes.values())):
-                            yield frozenset(some), dict(zip(sizes, levels_, strict=True))
-            return
-        for one in entries:  # all but one, and one alone: these reveal most mistakes
-            yield self._closed(everything - {one}), whole
-            yield self._closed(frozenset({one})), whole
-            yield self._closed(frozenset({one})), none
-        for key, size in sizes.items():
-            for level in range(size):
-                yield everything, whole | {key: level}
-        for _ in range(6 * limit):
-            share = chance.random()
-            chosen = frozenset(one for one in entries if chance.random() < share)
-            yield (
-                self._closed(chosen),
-                {key: chance.choice((0, size - 1, chance.randrange(size))) for key, size in sizes.items()},
-            )
-
-    def _closed(self, chosen: frozenset[int]) -> frozenset[int]:
-        """Drop changes that cannot be durable without an earlier one of the same name."""
-        kept: set[int] = set()
-        lost: set[tuple[int, str]] = set()
-        for number, change in enumerate(self.pending):
-            if change.group != "entry":
-                continue
-            touched = {(change.ino, name) for name in change.names}
-            if number in chosen and not touched & lost:
-                kept.add(number)
-            else:
-                lost |= touched
-        return frozenset(kept)
-
-    def _image(self, chosen: frozenset[int], levels: dict[Any, int]) -> ModelFs:
-        crashed = ModelFs(uid=self._uid, syncfs=self.can_syncfs)
-        nodes = dict(self.base)
-        left = dict(levels)
-        for number, change in enumerate(self.pending):
-            if change.group == "entry":
-                if number in chosen:
-                    nodes[change.ino] = change.apply(nodes[change.ino])
-                continue
-            key = (change.group, change.ino)
-            steps = (*change.torn, change.apply)
-            reached = min(left[key], len(steps))
-            left[key] = left[key] - reached if reached == len(steps) else 0
-            if reached:
-                nodes[change.ino] = steps[reached - 1](nodes[change.ino])
-        crashed.base, crashed.now = nodes, dict(nodes)
-        crashed.promises = dict(self.promises)
-        crashed._count_from(10_000 + max(nodes))
-        return crashed
 
     def _count_from(self, top: int) -> None:
         self._next, self._clock, self._tokens = itertools.count(top), itertools.count(top), itertools.count(top)
@@ -505,57 +381,3 @@ class ModelFs:
 
     def token(self) -> str:
         return f"{next(self._tokens):016x}"
-
-
-@dataclass
-class Tally:
-    """Counters of an exploration."""
-
-    points: int = 0
-    """Points of power cuts: before each operation, and at the end."""
-    kills: int = 0
-    states: set[bytes] = field(default_factory=set)
-    """Distinct disks checked."""
-
-
-def explore(
-    start: ModelFs,
-    act: Callable[[ModelFs], object],
-    check: Callable[[ModelFs], object],
-    *,
-    limit: int,
-    seed: int = 1,
-    kills: bool = True,
-) -> Tally:
-    """Run ``act`` on ``start`` and ``check`` on every disk that a crash meanwhile may leave.
-
-    ``check`` gets a disk as the next start finds it, with the ``promises`` made before the crash. Raises what ``check``
-    raises, with the point of the crash as a note.
-    """
-    tally, chance = Tally(), random.Random(seed)
-
-    def observe(fs: ModelFs, operation: str) -> None:
-        tally.points += 1
-        for crashed in fs.crash_states(limit, chance):
-            mark = crashed.fingerprint()
-            if mark not in tally.states:
-                tally.states.add(mark)
-                judge(crashed, f"power cut before operation {tally.points}: {operation}")
-        if kills:
-            killed = fs.copy()
-            tally.kills += 1
-            tally.states.add(killed.fingerprint())
-            judge(killed, f"kill before operation {tally.points}: {operation}")
-
-    def judge(crashed: ModelFs, where: str) -> None:
-        try:
-            check(crashed)
-        except BaseException as error:
-            error.add_note(where)
-            raise
-
-    start.observer = observe
-    act(start)
-    observe(start, "the end")
-    start.observer = None
-    return tally

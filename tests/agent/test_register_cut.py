@@ -10,7 +10,8 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from modeldisk import ModelFs, explore
+from crash_exploration import explore
+from modeldisk import ModelFs
 from nacl.public import PrivateKey
 from registering import URL, WALL, Host, access
 

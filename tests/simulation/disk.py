@@ -12,7 +12,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from modeldisk import Change, ModelFs, Node
+from disk_changes import Change, Node
+from modeldisk import ModelFs
 
 from certctrl.store.disk.fs import Handle, disk_error
 

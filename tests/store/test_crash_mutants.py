@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crash_exploration import explore
+from crash_protocol import NAME
 from crash_protocols import (
-    NAME,
     Copies,
     CopiesEach,
     CopiesUndone,
@@ -23,7 +24,7 @@ from crash_protocols import (
     Signals,
     Withdraw,
 )
-from modeldisk import ModelFs, explore
+from modeldisk import ModelFs
 
 from certctrl.agent.inbox import Inbox
 from certctrl.errors import CertctrlError

@@ -9,8 +9,9 @@ import errno
 import random
 
 import pytest
+from crash_exploration import Tally, explore
 from crash_protocols import PROTOCOLS, Copies, FailedSignals, Protocol, Refresh, Renew, RenewEach, Signals
-from modeldisk import ModelFs, Tally, explore
+from modeldisk import ModelFs
 
 from certctrl.errors import CertctrlError
 

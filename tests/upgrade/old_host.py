@@ -12,7 +12,8 @@ from typing import Any
 
 import attrs
 import trio
-from modeldisk import ModelFs, Node, with_entry
+from disk_changes import Node, with_entry
+from modeldisk import ModelFs
 from simulation.disk import file_in
 from simulation.network import Exchange, NetworkFault
 from simulation.scene import Scene, play

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from modeldisk import ModelFs, explore
+from crash_exploration import explore
+from modeldisk import ModelFs
 from state_model import TOKENS, fsyncs, modelled
 
 from certctrl.errors import DiskError

@@ -1,0 +1,209 @@
+"""Protocols of deployments: certificates as generations, and files at explicit destinations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from crash_protocol import (
+    LAYOUT,
+    NAME,
+    SECRET,
+    Protocol,
+    generations_of,
+    live_number,
+    publish,
+)
+from modeldisk import ModelFs
+
+from certctrl.store.deployments.file_set import FileSet, FileWrite
+from certctrl.store.disk.atomic import read_bytes
+from certctrl.store.state.store import StateStore
+
+
+class FirstInstall(Protocol):
+    name = "first install"
+
+    def act(self, fs: ModelFs) -> None:
+        publish(fs, {NAME: 1})
+        fs.promise(live=1)
+
+    def always(self, fs: ModelFs) -> None:
+        assert live_number(fs) == fs.promises.get("live") or "live" not in fs.promises
+
+    def recovered(self, fs: ModelFs) -> None:
+        if live_number(fs) is not None:
+            for link, text in LAYOUT.public_links(NAME).items():
+                assert fs.readlink(link) == text
+
+
+class FirstInstallEach(FirstInstall):
+    name = "first install, kernel without a reliable syncfs"
+    syncfs = False
+
+
+class Renew(FirstInstall):
+    name = "renew"
+
+    def prepare(self, fs: ModelFs) -> None:
+        publish(fs, {NAME: 1})
+
+    def act(self, fs: ModelFs) -> None:
+        generations = publish(fs, {NAME: 2})
+        fs.promise(live=2)
+        generations.prune(NAME, 0)
+        assert len(generations.ids(NAME)) == 1
+
+    def always(self, fs: ModelFs) -> None:
+        assert live_number(fs) in ((2,) if "live" in fs.promises else (1, 2))
+        for link, text in LAYOUT.public_links(NAME).items():
+            assert fs.readlink(link) == text
+
+
+class RenewEach(Renew):
+    name = "renew, kernel without a reliable syncfs"
+    syncfs = False
+
+
+class Batch(Protocol):
+    name = "a batch of renewals and a first install"
+    names = ("a.example", "b.example", "c.example", "d.example")
+    sample = 2  # one act is slow and has many operations
+    deep_every = 15
+
+    def prepare(self, fs: ModelFs) -> None:
+        publish(fs, dict.fromkeys(self.names[:3], 1))
+
+    def act(self, fs: ModelFs) -> None:
+        publish(fs, dict.fromkeys(self.names, 2))
+        fs.promise(live=2)
+
+    def always(self, fs: ModelFs) -> None:
+        numbers = [live_number(fs, name) for name in self.names]
+        if "live" in fs.promises:
+            assert numbers == [2, 2, 2, 2]
+        assert all(number in (1, 2) for number in numbers[:3])
+        assert numbers[3] in (None, 2)
+
+
+class Rollback(Renew):
+    name = "roll back"
+
+    def prepare(self, fs: ModelFs) -> None:
+        publish(fs, {NAME: 1})
+        publish(fs, {NAME: 2})
+
+    def act(self, fs: ModelFs) -> None:
+        generations = generations_of(fs)
+        generations.switch({NAME: generations.ids(NAME)[0]})
+        fs.promise(live=1)
+
+    def always(self, fs: ModelFs) -> None:
+        assert live_number(fs) in ((1,) if "live" in fs.promises else (1, 2))
+
+
+class Withdraw(Protocol):
+    name = "withdraw"
+
+    def prepare(self, fs: ModelFs) -> None:
+        publish(fs, {NAME: 1})
+        publish(fs, {NAME: 2})
+        StateStore(LAYOUT, fs).installed.password(NAME, "pfx")
+
+    def act(self, fs: ModelFs) -> None:
+        generations_of(fs).withdraw(NAME)
+        StateStore(LAYOUT, fs).installed.forget_passwords(NAME)
+        fs.promise(withdrawn=True)
+
+    def always(self, fs: ModelFs) -> None:
+        assert live_number(fs) in (None, 2)
+        if "withdrawn" in fs.promises:
+            secret = [path for path, node in fs.tree().items() if SECRET in node.data or ".pfx" in path]
+            assert not secret, f"withdrawn, but still there: {secret}"
+            assert live_number(fs) is None
+
+
+class Copies(Protocol):
+    """Explicit destinations in two directories: an existing file and a new one."""
+
+    name = "file set: commit"
+    old: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 1"}
+    new: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 2 and more", "/srv/b/site.key": b"SECRET-KEY 2"}
+
+    def prepare(self, fs: ModelFs) -> None:
+        for directory in ("/srv/a", "/srv/b"):
+            fs.put_dir(directory)
+        for path, data in self.old.items():
+            fs.put(path, data, 0o600)
+
+    def writes(self, contents: Mapping[str, bytes]) -> list[FileWrite]:
+        return [FileWrite(path=Path(path), data=data, mode=self.mode(path)) for path, data in contents.items()]
+
+    def mode(self, path: str) -> int:
+        return 0o600 if path.endswith(".key") else 0o644
+
+    def act(self, fs: ModelFs) -> None:
+        self.put(fs, self.new)
+        fs.promise(copies="new")
+
+    def put(self, fs: ModelFs, contents: Mapping[str, bytes]) -> None:
+        copies = FileSet(LAYOUT, fs)
+        copies.begin(self.writes(contents))
+        copies.commit()
+        copies.close()
+
+    def found(self, fs: ModelFs) -> dict[str, bytes]:
+        found = {path: read_bytes(fs, path, 1000) for path in self.new}
+        return {path: data for path, data in found.items() if data is not None}
+
+    def always(self, fs: ModelFs) -> None:
+        for path, data in self.found(fs).items():
+            assert data in (self.old.get(path), self.new[path]), f"a partial file at {path}"
+        assert self.old.keys() <= self.found(fs).keys(), "the old file is gone without the new one"
+
+    def recovered(self, fs: ModelFs) -> None:
+        found = self.found(fs)
+        wanted = {"new": [self.new], "old": [self.old]}.get(fs.promises.get("copies", ""), [self.old, self.new])
+        assert found in wanted, f"mixed: {found}"
+        assert not self.journals(fs)
+        if found == self.new:
+            modes = {path: fs.tree()[path].mode for path in found}
+            assert modes == {path: self.mode(path) for path in found}
+
+    def journals(self, fs: ModelFs) -> list[str]:
+        return [path for path in fs.tree() if path.startswith(f"{LAYOUT.journal}/")]
+
+
+class CopiesEach(Copies):
+    name = "file set: commit, kernel without a reliable syncfs"
+    syncfs = False
+
+
+class CopiesUndone(Copies):
+    name = "file set: commit, then undo"
+    old: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 1", "/srv/b/site.key": b"SECRET-KEY 1"}
+
+    def act(self, fs: ModelFs) -> None:
+        fs.promises.pop("copies", None)  # the deployment is retried
+        copies = FileSet(LAYOUT, fs)
+        copies.begin(self.writes(self.new))
+        copies.commit()
+        copies.undo()
+        if self.found(fs) == self.new:  # a crash had completed it: deploy the old files again
+            self.put(fs, self.old)
+        fs.promise(copies="old")
+
+
+class CopiesModeOnly(Copies):
+    name = "file set: same bytes, narrower mode"
+    old: Mapping[str, bytes] = {"/srv/a/site.key": b"KEY", "/srv/b/site.key": b"KEY TOO"}
+    new = old
+
+    def prepare(self, fs: ModelFs) -> None:
+        for path, data in self.old.items():
+            fs.put(path, data, 0o640)
+
+    def recovered(self, fs: ModelFs) -> None:
+        modes = {fs.tree()[path].mode for path in self.new}
+        assert modes == {0o600} if "copies" in fs.promises else len(modes) == 1
+        assert not self.journals(fs)
