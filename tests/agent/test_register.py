@@ -12,6 +12,7 @@ import pytest
 import trio
 from nacl.public import PrivateKey
 from registering import READY, STARTED, URL, WALL, FakePlane, Host, access
+from trio.testing import MockClock
 
 from certctrl.agent.register import DeviceFlowPrompt, Registered
 from certctrl.errors import BadAnswerError, DiskError, ExitStatus, NotRegisteredError, PlaneError, TransportError
@@ -31,7 +32,7 @@ def host(tmp_path: Path) -> Host:
 # --- by approval ---------------------------------------------------------------------------------------------------
 
 
-async def test_an_operator_approves(host: Host, autojump_clock: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_operator_approves(host: Host, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     plane = FakePlane(grants=[GrantPending(), GrantPending(), READY])
     done = await host.register(plane)
@@ -60,7 +61,7 @@ async def test_an_operator_approves(host: Host, autojump_clock: Any, caplog: pyt
     assert "BDFH" not in caplog.text, "the code is for the person, not for the log"
 
 
-async def test_slow_down_lasts_and_failures_back_off(host: Host, autojump_clock: Any) -> None:
+async def test_slow_down_lasts_and_failures_back_off(host: Host, autojump_clock: MockClock) -> None:
     plane = FakePlane(grants=[GrantSlowDown(), GrantPending(), GrantFailed("no route"), GrantFailed("no route"), READY])
     await host.register(plane)
     assert [round(b - a) for a, b in zip(plane.polls, plane.polls[1:], strict=False)] == [10, 10, 10, 20]
@@ -76,7 +77,7 @@ async def test_slow_down_lasts_and_failures_back_off(host: Host, autojump_clock:
     ],
 )
 async def test_no_approval_ends_with_a_reason(
-    host: Host, autojump_clock: Any, grants: list[Any], words: str, polls: int
+    host: Host, autojump_clock: MockClock, grants: list[Any], words: str, polls: int
 ) -> None:
     plane = FakePlane(grants=grants)
     with pytest.raises(NotRegisteredError, match=words) as caught:
@@ -101,7 +102,9 @@ async def test_no_approval_ends_with_a_reason(
     ],
 )
 @pytest.mark.parametrize("where", ["verification_uri", "verification_uri_complete"])
-async def test_an_approval_page_elsewhere_is_never_shown(host: Host, autojump_clock: Any, uri: str, where: str) -> None:
+async def test_an_approval_page_elsewhere_is_never_shown(
+    host: Host, autojump_clock: MockClock, uri: str, where: str
+) -> None:
     plane = FakePlane(grants=[READY], started=attrs.evolve(STARTED, **{where: uri}))
     with pytest.raises(BadAnswerError, match="not to be trusted") as caught:
         await host.register(plane)
@@ -109,7 +112,7 @@ async def test_an_approval_page_elsewhere_is_never_shown(host: Host, autojump_cl
     assert (host.prompts, plane.polls, plane.forms) == ([], [], [])
 
 
-async def test_loopback_http_is_allowed_on_the_host_of_the_plane(host: Host, autojump_clock: Any) -> None:
+async def test_loopback_http_is_allowed_on_the_host_of_the_plane(host: Host, autojump_clock: MockClock) -> None:
     started = attrs.evolve(STARTED, verification_uri="http://127.0.0.1:8080/device", verification_uri_complete=None)
     await host.register(FakePlane(grants=[READY], started=started), url="http://127.0.0.1:8080")
     assert host.prompts[0].verification_uri_complete is None
@@ -118,7 +121,7 @@ async def test_loopback_http_is_allowed_on_the_host_of_the_plane(host: Host, aut
 # --- without ------------------------------------------------------------------------------------------------------
 
 
-async def test_an_enrolment_token_needs_no_approval(host: Host, autojump_clock: Any) -> None:
+async def test_an_enrolment_token_needs_no_approval(host: Host, autojump_clock: MockClock) -> None:
     plane = FakePlane()
     await host.register(plane, token="canary-enrolment")
     assert host.prompts == []
@@ -126,7 +129,7 @@ async def test_an_enrolment_token_needs_no_approval(host: Host, autojump_clock: 
     assert {"user_id", "registration_code"}.isdisjoint(plane.forms[0])
 
 
-async def test_id_and_keys_are_stored_before_anything_is_sent(host: Host, autojump_clock: Any) -> None:
+async def test_id_and_keys_are_stored_before_anything_is_sent(host: Host, autojump_clock: MockClock) -> None:
     """The secret key must be durable before the plane encrypts anything to the public one."""
 
     def check_disk(form: dict[str, Any]) -> None:
@@ -148,7 +151,9 @@ async def test_id_and_keys_are_stored_before_anything_is_sent(host: Host, autoju
     free.release()
 
 
-async def test_a_full_disk_registers_nothing(host: Host, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_registers_nothing(
+    host: Host, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: SessionState, size: int = 0) -> None:
         raise DiskError("cannot reserve space: No space left on device", path="state", errno=28)
 
@@ -162,7 +167,7 @@ async def test_a_full_disk_registers_nothing(host: Host, autojump_clock: Any, mo
 # --- again ---------------------------------------------------------------------------------------------------------
 
 
-async def test_registering_again_keeps_id_and_keys(host: Host, autojump_clock: Any) -> None:
+async def test_registering_again_keeps_id_and_keys(host: Host, autojump_clock: MockClock) -> None:
     plane = FakePlane()
     await host.register(plane, token="t")
     host.store.save_cursor("5-5")
@@ -177,7 +182,7 @@ async def test_registering_again_keeps_id_and_keys(host: Host, autojump_clock: A
     assert host.store.load_cursor() == "5-5", "the same device, the same stream"
 
 
-async def test_another_device_row_starts_without_a_cursor(host: Host, autojump_clock: Any) -> None:
+async def test_another_device_row_starts_without_a_cursor(host: Host, autojump_clock: MockClock) -> None:
     plane = FakePlane()
     await host.register(plane, token="t")
     host.store.save_cursor("5-5")
@@ -187,7 +192,7 @@ async def test_another_device_row_starts_without_a_cursor(host: Host, autojump_c
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 410, 422])
-async def test_a_refused_registration_leaves_the_old_one(host: Host, autojump_clock: Any, status: int) -> None:
+async def test_a_refused_registration_leaves_the_old_one(host: Host, autojump_clock: MockClock, status: int) -> None:
     plane = FakePlane()
     await host.register(plane, token="t")
     before = host.store.load_tokens()
@@ -204,7 +209,7 @@ async def test_a_refused_registration_leaves_the_old_one(host: Host, autojump_cl
     "name", ["device_id", "device_public_key", "device_secret_key", "refresh_token", "access_token"]
 )
 async def test_damaged_files_are_replaced(
-    host: Host, autojump_clock: Any, caplog: pytest.LogCaptureFixture, name: str, damage: bytes
+    host: Host, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, name: str, damage: bytes
 ) -> None:
     plane = FakePlane()
     await host.register(plane, token="t")
@@ -223,7 +228,7 @@ async def test_damaged_files_are_replaced(
 @pytest.mark.parametrize(
     "name", ["device_public_key", "device_secret_key", "refresh_token", "access_token", "device_id"]
 )
-async def test_missing_files_are_replaced(host: Host, autojump_clock: Any, name: str) -> None:
+async def test_missing_files_are_replaced(host: Host, autojump_clock: MockClock, name: str) -> None:
     plane = FakePlane()
     await host.register(plane, token="t")
     getattr(host.layout, name).unlink()
@@ -235,7 +240,7 @@ async def test_missing_files_are_replaced(host: Host, autojump_clock: Any, name:
 # --- when the plane is in trouble -------------------------------------------------------------------------------
 
 
-async def test_a_busy_plane_is_retried_after_its_pause(host: Host, autojump_clock: Any) -> None:
+async def test_a_busy_plane_is_retried_after_its_pause(host: Host, autojump_clock: MockClock) -> None:
     plane = FakePlane(
         answers=[PlaneError("x", status=503), PlaneError("x", status=429, retry_after=20.0), TransportError("broke")]
     )
@@ -245,7 +250,7 @@ async def test_a_busy_plane_is_retried_after_its_pause(host: Host, autojump_cloc
     assert moments == [0.0, 1.0, 21.0, 25.0]
 
 
-async def test_retries_end_after_a_minute(host: Host, autojump_clock: Any) -> None:
+async def test_retries_end_after_a_minute(host: Host, autojump_clock: MockClock) -> None:
     plane = FakePlane(answers=[PlaneError("busy", status=503)] * 99)
     with pytest.raises(PlaneError, match="busy"):
         await host.register(plane, token="t")
@@ -260,13 +265,13 @@ def not_sent() -> TransportError:
 
 
 @pytest.mark.parametrize("error", [not_sent(), BadAnswerError("HTML")])
-async def test_a_permanent_error_is_raised_immediately(host: Host, autojump_clock: Any, error: Exception) -> None:
+async def test_a_permanent_error_is_raised_immediately(host: Host, autojump_clock: MockClock, error: Exception) -> None:
     with pytest.raises(type(error)):
         await host.register(FakePlane(answers=[error]), token="t")
     assert trio.current_time() == 0
 
 
-async def test_a_cancelled_run_keeps_a_pending_answer(host: Host, autojump_clock: Any) -> None:
+async def test_a_cancelled_run_keeps_a_pending_answer(host: Host, autojump_clock: MockClock) -> None:
     async def slow() -> None:
         await trio.sleep(3)
 
@@ -277,7 +282,7 @@ async def test_a_cancelled_run_keeps_a_pending_answer(host: Host, autojump_clock
     assert tokens.refresh_token == "canary-refresh-1"
 
 
-async def test_concurrent_runs_share_one_key_pair(host: Host, autojump_clock: Any) -> None:
+async def test_concurrent_runs_share_one_key_pair(host: Host, autojump_clock: MockClock) -> None:
     async def slow() -> None:
         await trio.sleep(1)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pytest
 import trio
 from token_world import WALL, World, failing
+from trio.testing import MockClock
 
 from certctrl.agent import tokens as tokens_module
 from certctrl.errors import NotRegisteredError, PlaneError
@@ -17,7 +17,7 @@ from certctrl.protocol.wire.enrolment import Refreshed
 # --- using -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_valid_token_is_used_unchanged(world: World, autojump_clock: Any) -> None:
+async def test_a_valid_token_is_used_unchanged(world: World, autojump_clock: MockClock) -> None:
     access = world.access()
     world.stored(access)
     keeper = world.keeper()
@@ -29,7 +29,7 @@ async def test_a_valid_token_is_used_unchanged(world: World, autojump_clock: Any
     assert world.spent == []
 
 
-async def test_an_expired_token_is_refreshed_once_and_stored(world: World, autojump_clock: Any) -> None:
+async def test_an_expired_token_is_refreshed_once_and_stored(world: World, autojump_clock: MockClock) -> None:
     world.stored(world.access())
     keeper = world.keeper()
     await trio.sleep(901)
@@ -41,7 +41,7 @@ async def test_an_expired_token_is_refreshed_once_and_stored(world: World, autoj
     assert world.deadlines == [30.0]
 
 
-async def test_no_tokens_is_not_registered(world: World, autojump_clock: Any) -> None:
+async def test_no_tokens_is_not_registered(world: World, autojump_clock: MockClock) -> None:
     with pytest.raises(NotRegisteredError) as caught:
         await world.keeper().current()
     assert "register" in (caught.value.fix or "")
@@ -49,7 +49,7 @@ async def test_no_tokens_is_not_registered(world: World, autojump_clock: Any) ->
     assert await world.keeper().identity() == (None, None)
 
 
-async def test_any_number_of_tasks_make_one_refresh(world: World, autojump_clock: Any) -> None:
+async def test_any_number_of_tasks_make_one_refresh(world: World, autojump_clock: MockClock) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()
@@ -67,7 +67,7 @@ async def test_any_number_of_tasks_make_one_refresh(world: World, autojump_clock
     assert world.spent == ["canary-r0"]
 
 
-async def test_a_token_of_another_process_is_used(world: World, autojump_clock: Any) -> None:
+async def test_a_token_of_another_process_is_used(world: World, autojump_clock: MockClock) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()
@@ -83,7 +83,7 @@ async def test_a_token_of_another_process_is_used(world: World, autojump_clock: 
     assert world.spent == ["canary-other"]
 
 
-async def test_a_plane_that_does_not_rotate_keeps_the_refresh_token(world: World, autojump_clock: Any) -> None:
+async def test_a_plane_that_does_not_rotate_keeps_the_refresh_token(world: World, autojump_clock: MockClock) -> None:
     async def same(refresh_token: str) -> Refreshed:
         return Refreshed(access_token=world.access(), refresh_token=None, expires_in=900)
 
@@ -94,7 +94,7 @@ async def test_a_plane_that_does_not_rotate_keeps_the_refresh_token(world: World
     assert world.on_disk == Tokens(access_token=access, refresh_token="canary-r0")
 
 
-async def test_an_unreadable_token_is_used_until_it_is_rejected(world: World, autojump_clock: Any) -> None:
+async def test_an_unreadable_token_is_used_until_it_is_rejected(world: World, autojump_clock: MockClock) -> None:
     world.stored("opaque")
     keeper = world.keeper()
     await trio.sleep(10**6)
@@ -111,7 +111,9 @@ async def test_an_unreadable_token_is_used_until_it_is_rejected(world: World, au
 
 
 @pytest.mark.parametrize("error", [3600.0, -3600.0, -WALL + 1000.0, 3.2e8])
-async def test_a_wrong_local_clock_does_not_shift_refreshes(world: World, autojump_clock: Any, error: float) -> None:
+async def test_a_wrong_local_clock_does_not_shift_refreshes(
+    world: World, autojump_clock: MockClock, error: float
+) -> None:
     world.clock_error, world.server_skew = error, -error
     world.stored(world.access())
     keeper = world.keeper()
@@ -128,7 +130,9 @@ async def test_a_wrong_local_clock_does_not_shift_refreshes(world: World, autoju
 # --- the task ------------------------------------------------------------------------------------------------------
 
 
-async def test_tokens_over_a_working_day(world: World, autojump_clock: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_tokens_over_a_working_day(
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     """900 s tokens are refreshed 60 s ahead, with the warning of the spec, and never expire."""
     caplog.set_level(logging.INFO)
     world.stored(world.access())
@@ -154,7 +158,7 @@ async def test_tokens_over_a_working_day(world: World, autojump_clock: Any, capl
     ("lifetime", "ahead", "expected"), [(30.0, 60, 15.0), (4.0, 60, 3.0), (7200.0, 300, 6900.0), (900.0, 10, 890.0)]
 )
 async def test_short_and_long_lives(
-    world: World, autojump_clock: Any, lifetime: float, ahead: int, expected: float
+    world: World, autojump_clock: MockClock, lifetime: float, ahead: int, expected: float
 ) -> None:
     world.lifetime = lifetime
     world.stored(world.access())
@@ -164,7 +168,7 @@ async def test_short_and_long_lives(
 
 
 async def test_failures_ahead_of_expiry_are_logged_with_the_next_try(
-    world: World, autojump_clock: Any, caplog: pytest.LogCaptureFixture
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.stored(world.access())
     world.answer = failing(PlaneError("busy", status=503))
@@ -179,7 +183,7 @@ async def test_failures_ahead_of_expiry_are_logged_with_the_next_try(
     assert set(world.spent) == {"canary-r0"}
 
 
-async def test_the_task_ends_when_the_plane_refuses_permanently(world: World, autojump_clock: Any) -> None:
+async def test_the_task_ends_when_the_plane_refuses_permanently(world: World, autojump_clock: MockClock) -> None:
     world.stored(world.access())
     world.answer = failing(PlaneError("no more", status=401))
     with pytest.raises(NotRegisteredError):

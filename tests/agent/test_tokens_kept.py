@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 from token_world import World, inline
+from trio.testing import MockClock
 
 from certctrl.errors import BusyError, DiskError
 from certctrl.model.records import Tokens
@@ -24,7 +25,7 @@ def full(path: str = "state") -> DiskError:
 
 
 async def test_a_full_disk_uses_no_refresh_token(
-    world: World, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = world.access()
     world.stored(old)
@@ -44,7 +45,7 @@ async def test_a_full_disk_uses_no_refresh_token(
 
 
 async def test_tokens_that_cannot_be_saved_stay_in_memory(
-    world: World, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = world.access()
     world.stored(old)
@@ -72,7 +73,7 @@ async def test_tokens_that_cannot_be_saved_stay_in_memory(
     assert world.spent == ["canary-r0"]
 
 
-async def test_a_token_in_memory_is_used_next_and_saved_at_a_stop(world: World, autojump_clock: Any) -> None:
+async def test_a_token_in_memory_is_used_next_and_saved_at_a_stop(world: World, autojump_clock: MockClock) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()
@@ -96,7 +97,7 @@ async def test_a_token_in_memory_is_used_next_and_saved_at_a_stop(world: World, 
     assert world.on_disk == Tokens(access_token=second, refresh_token="canary-r2")
 
 
-async def test_a_new_registration_replaces_tokens_in_memory(world: World, autojump_clock: Any) -> None:
+async def test_a_new_registration_replaces_tokens_in_memory(world: World, autojump_clock: MockClock) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()
@@ -121,7 +122,9 @@ async def test_a_new_registration_replaces_tokens_in_memory(world: World, autoju
 
 
 @pytest.mark.parametrize("after", [0.0, 0.01, 0.05, 0.099])
-async def test_a_cancelled_leader_does_not_lose_the_answer(world: World, autojump_clock: Any, after: float) -> None:
+async def test_a_cancelled_leader_does_not_lose_the_answer(
+    world: World, autojump_clock: MockClock, after: float
+) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()
@@ -133,7 +136,7 @@ async def test_a_cancelled_leader_does_not_lose_the_answer(world: World, autojum
     assert world.on_disk == Tokens(access_token=later, refresh_token="canary-r1")
 
 
-async def test_a_waiter_takes_over_from_a_cancelled_leader(world: World, autojump_clock: Any) -> None:
+async def test_a_waiter_takes_over_from_a_cancelled_leader(world: World, autojump_clock: MockClock) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()
@@ -156,7 +159,7 @@ async def test_a_waiter_takes_over_from_a_cancelled_leader(world: World, autojum
     assert world.spent == ["canary-r0"]
 
 
-async def test_a_hanging_plane_delays_a_stop_by_five_seconds(world: World, autojump_clock: Any) -> None:
+async def test_a_hanging_plane_delays_a_stop_by_five_seconds(world: World, autojump_clock: MockClock) -> None:
     async def hang(refresh_token: str) -> Refreshed:
         await trio.sleep_forever()
         raise AssertionError
@@ -178,7 +181,7 @@ async def test_a_hanging_plane_delays_a_stop_by_five_seconds(world: World, autoj
     assert await keeper.refresh(old) != old
 
 
-async def test_the_lock_of_another_process_is_awaited_for_35_seconds(world: World, autojump_clock: Any) -> None:
+async def test_the_lock_of_another_process_is_awaited_for_35_seconds(world: World, autojump_clock: MockClock) -> None:
     old = world.access()
     world.stored(old)
     keeper = world.keeper()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pytest
 import trio
 from token_world import World, failing
+from trio.testing import MockClock
 
 from certctrl.errors import DeadlineError, NotRegisteredError, PlaneError, TransportError
 from certctrl.model.records import Tokens
@@ -26,7 +26,7 @@ def unsent() -> TransportError:
     ("status", "key"), [(401, ""), (403, ""), (403, "DEVICE_REVOKED"), (400, "INVALID_TOKEN"), (400, "TOKEN_EXPIRED")]
 )
 async def test_a_refused_refresh_is_final_and_keeps_the_files(
-    world: World, autojump_clock: Any, caplog: pytest.LogCaptureFixture, status: int, key: str
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, status: int, key: str
 ) -> None:
     old = world.access()
     world.stored(old)
@@ -52,7 +52,7 @@ async def test_a_refused_refresh_is_final_and_keeps_the_files(
     ],
 )
 async def test_other_failures_are_not_final_and_wait_for_their_backoff(
-    world: World, autojump_clock: Any, error: Exception
+    world: World, autojump_clock: MockClock, error: Exception
 ) -> None:
     old = world.access()
     world.stored(old)
@@ -71,7 +71,7 @@ async def test_other_failures_are_not_final_and_wait_for_their_backoff(
     assert set(world.spent) == {"canary-r0"}
 
 
-async def test_the_retry_after_of_the_plane_is_respected(world: World, autojump_clock: Any) -> None:
+async def test_the_retry_after_of_the_plane_is_respected(world: World, autojump_clock: MockClock) -> None:
     old = world.access()
     world.stored(old)
     world.answer = failing(PlaneError("slow", status=429, retry_after=120.0))
@@ -87,7 +87,7 @@ async def test_the_retry_after_of_the_plane_is_respected(world: World, autojump_
     assert len(world.spent) == 2
 
 
-async def test_a_broken_exchange_is_repeated_once_with_the_same_token(world: World, autojump_clock: Any) -> None:
+async def test_a_broken_exchange_is_repeated_once_with_the_same_token(world: World, autojump_clock: MockClock) -> None:
     old = world.access()
     world.stored(old)
     answers = [failing(TransportError("broke")), world.rotate]
@@ -98,7 +98,7 @@ async def test_a_broken_exchange_is_repeated_once_with_the_same_token(world: Wor
 
 
 async def test_a_second_break_is_a_transport_error_and_a_timeout_is_not_repeated(
-    world: World, autojump_clock: Any
+    world: World, autojump_clock: MockClock
 ) -> None:
     old = world.access()
     world.stored(old)
@@ -113,7 +113,7 @@ async def test_a_second_break_is_a_transport_error_and_a_timeout_is_not_repeated
     assert world.on_disk.refresh_token == "canary-r0"
 
 
-async def test_a_plane_that_rejects_fresh_tokens_causes_no_storm(world: World, autojump_clock: Any) -> None:
+async def test_a_plane_that_rejects_fresh_tokens_causes_no_storm(world: World, autojump_clock: MockClock) -> None:
     world.stored(world.access())
     keeper = world.keeper()
     await keeper.current()
@@ -127,7 +127,7 @@ async def test_a_plane_that_rejects_fresh_tokens_causes_no_storm(world: World, a
     assert len(world.spent) <= 6
 
 
-async def test_a_plane_that_issues_expired_tokens_causes_no_storm(world: World, autojump_clock: Any) -> None:
+async def test_a_plane_that_issues_expired_tokens_causes_no_storm(world: World, autojump_clock: MockClock) -> None:
     world.stored(world.access())
     world.lifetime = -100.0
     keeper = world.keeper()

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from cryptography import x509
 from issued import CERTIFICATES, issue, materials, signals
+from plane_world import World
 
 from certctrl.plane.errors import ErrorResponse
 
 # --- renewals requested by devices -----------------------------------------------------------------------------------
 
 
-async def test_a_device_renews_assigned_certificates_only(world: Any) -> None:
+async def test_a_device_renews_assigned_certificates_only(world: World) -> None:
     device, other = await world.device(), await world.device("device-number-2")
     row = await issue(world, "example.com", device_ids=[device.id])
     path = f"{CERTIFICATES}/{row['id']}/issues"
@@ -41,7 +42,7 @@ async def test_devices_that_share_a_certificate_share_a_renewal(build: Callable[
     assert (await other("POST", path, {"action": "renew"})).data["id"] > first["id"]
 
 
-async def test_renewals_by_a_device_are_rate_limited(world: Any) -> None:
+async def test_renewals_by_a_device_are_rate_limited(world: World) -> None:
     device = await world.device()
     row = await issue(world, "example.com", device_ids=[device.id])
     path = f"{CERTIFICATES}/{row['id']}/issues"
@@ -54,7 +55,7 @@ async def test_renewals_by_a_device_are_rate_limited(world: Any) -> None:
 # --- the CA itself -------------------------------------------------------------------------------------------------
 
 
-async def test_the_intermediate_is_replaced_before_a_leaf_could_outlive_it(world: Any) -> None:
+async def test_the_intermediate_is_replaced_before_a_leaf_could_outlive_it(world: World) -> None:
     device = await world.device()
     row = await issue(world, "example.com", device_ids=[device.id])
     first = (await materials(device, row["id"]))["chain_pem"]
@@ -107,7 +108,7 @@ async def test_a_revocation_wins_over_a_concurrent_renewal() -> None:
         assert plane.certificates.show(1, issued[0])["status"] == "revoked"
 
 
-async def test_materials_are_pending_for_a_device_without_a_key(world: Any) -> None:
+async def test_materials_are_pending_for_a_device_without_a_key(world: World) -> None:
     from certctrl.plane.devices import DeviceFacts
 
     device = world.plane.devices.expect(1, DeviceFacts(device_public_id="device-1"))["id"]

@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.verification import PolicyBuilder, Store
 from issued import CERTIFICATES, issue, materials, opened, signals
+from plane_world import World
 
 from certctrl.protocol.wire.certificates import certificate_from_wire, materials_from_wire
 
 
-async def test_delivered_key_and_certificate_decrypt_and_match(world: Any) -> None:
+async def test_delivered_key_and_certificate_decrypt_and_match(world: World) -> None:
     device = await world.device()
     row = await issue(world, "example.com", "www.example.com", device_ids=[device.id])
     data = await materials(device, row["id"])
@@ -34,7 +35,7 @@ async def test_delivered_key_and_certificate_decrypt_and_match(world: Any) -> No
     assert hashlib.sha256(der).hexdigest() == row["fingerprint_sha256"]
 
 
-async def test_each_delivery_is_sealed_again(world: Any) -> None:
+async def test_each_delivery_is_sealed_again(world: World) -> None:
     device = await world.device()
     row = await issue(world, "example.com", device_ids=[device.id])
     first, second = await materials(device, row["id"]), await materials(device, row["id"])
@@ -43,7 +44,7 @@ async def test_each_delivery_is_sealed_again(world: Any) -> None:
     assert opened(device, first) == opened(device, second)
 
 
-async def test_the_chain_verifies_by_web_rules(world: Any) -> None:
+async def test_the_chain_verifies_by_web_rules(world: World) -> None:
     row = await issue(world, "example.com", "*.example.com", "192.0.2.1")
     device = await world.device()
     await world.operator("POST", f"{device.home}/certificates", {"cert_id": row["id"]})
@@ -70,7 +71,7 @@ async def test_the_chain_verifies_by_web_rules(world: Any) -> None:
         ("rsa-2048", rsa.RSAPublicKey, 2048),
     ],
 )
-async def test_key_types(world: Any, key_type: str, kind: type, size: int) -> None:
+async def test_key_types(world: World, key_type: str, kind: type, size: int) -> None:
     device = await world.device()
     row = await issue(world, "example.com", key_type=key_type, device_ids=[device.id])
     assert row["key_type"] == key_type
@@ -83,7 +84,7 @@ async def test_key_types(world: Any, key_type: str, kind: type, size: int) -> No
     assert key.public_key() == public
 
 
-async def test_validity_is_as_requested_with_an_earlier_start(world: Any) -> None:
+async def test_validity_is_as_requested_with_an_earlier_start(world: World) -> None:
     row = await issue(world, "example.com", validity_seconds=30)
     assert (row["not_before"], row["not_after"]) == ("2026-09-21T14:13:17Z", "2026-09-21T14:13:50Z")
     assert row["status"] == "active"
@@ -91,7 +92,7 @@ async def test_validity_is_as_requested_with_an_earlier_start(world: Any) -> Non
     assert (await world.operator("GET", f"{CERTIFICATES}/{row['id']}")).data["status"] == "expired"
 
 
-async def test_a_renewal_keeps_names_and_validity_and_replaces_the_rest(world: Any) -> None:
+async def test_a_renewal_keeps_names_and_validity_and_replaces_the_rest(world: World) -> None:
     device = await world.device()
     row = await issue(world, "example.com", "www.example.com", validity_seconds=3600, device_ids=[device.id])
     before = opened(device, await materials(device, row["id"]))
@@ -109,7 +110,7 @@ async def test_a_renewal_keeps_names_and_validity_and_replaces_the_rest(world: A
     ]
 
 
-async def test_revoking_deletes_the_key_and_signals_the_devices(world: Any) -> None:
+async def test_revoking_deletes_the_key_and_signals_the_devices(world: World) -> None:
     device, other = await world.device(), await world.device("device-number-2")
     row = await issue(world, "example.com", device_ids=[device.id, other.id])
     reply = await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {"reason": "leaked"})
@@ -127,7 +128,7 @@ async def test_revoking_deletes_the_key_and_signals_the_devices(world: Any) -> N
     assert len(await signals(device)) == 2, "revoking again sends no second signal"
 
 
-async def test_an_operator_may_replace_a_revoked_certificate(world: Any) -> None:
+async def test_an_operator_may_replace_a_revoked_certificate(world: World) -> None:
     device = await world.device()
     row = await issue(world, "example.com", device_ids=[device.id])
     await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {})
@@ -138,7 +139,7 @@ async def test_an_operator_may_replace_a_revoked_certificate(world: Any) -> None
     opened(device, await materials(device, row["id"]))
 
 
-async def test_assigning_and_unassigning(world: Any) -> None:
+async def test_assigning_and_unassigning(world: World) -> None:
     device = await world.device()
     row = await issue(world, "example.com")
     self_path = f"/apiv1/devices/self/certificates/{row['id']}"
@@ -157,14 +158,14 @@ async def test_assigning_and_unassigning(world: Any) -> None:
     ]
 
 
-async def test_a_revoked_certificate_cannot_be_assigned(world: Any) -> None:
+async def test_a_revoked_certificate_cannot_be_assigned(world: World) -> None:
     device = await world.device()
     row = await issue(world, "example.com")
     await world.operator("POST", f"{CERTIFICATES}/{row['id']}/revoke", {})
     assert (await world.operator("POST", f"{device.home}/certificates", {"cert_id": row["id"]})).status == 409
 
 
-async def test_devices_list_their_certificates_in_pages(world: Any) -> None:
+async def test_devices_list_their_certificates_in_pages(world: World) -> None:
     device, other = await world.device(), await world.device("device-number-2")
     ids = [(await issue(world, f"n{number}.example", device_ids=[device.id]))["id"] for number in range(5)]
     await issue(world, "other.example", device_ids=[other.id])
@@ -187,7 +188,7 @@ async def test_devices_list_their_certificates_in_pages(world: Any) -> None:
         assert (await device("GET", f"/apiv1/devices/self/certificates{query}")).status == 400
 
 
-async def test_the_detail_adds_the_pem_texts(world: Any) -> None:
+async def test_the_detail_adds_the_pem_texts(world: World) -> None:
     device = await world.device()
     row = await issue(world, "example.com", device_ids=[device.id])
     detail = (await device("GET", f"/apiv1/devices/self/certificates/{row['id']}")).data
@@ -203,12 +204,12 @@ async def test_the_detail_adds_the_pem_texts(world: Any) -> None:
         "bü cher.example", "-ü.example", "ü..example", "a" * 64 + ".example", ("a" * 60 + ".") * 5, "1.2.3.4.5", "x_y.example", "\0", "http://x",
     ],
 )  # fmt: skip
-async def test_invalid_names_are_refused(world: Any, domain: str) -> None:
+async def test_invalid_names_are_refused(world: World, domain: str) -> None:
     reply = await world.operator("POST", CERTIFICATES, {"domain_name": domain})
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
 
 
-async def test_names_are_made_canonical(world: Any) -> None:
+async def test_names_are_made_canonical(world: World) -> None:
     row = await issue(world, "Example.COM.", "example.com", "2001:DB8::0001", "xn--bcher-kva.example", "localhost")
     assert row["domain_name"] == "example.com"
     assert row["sans"] == ["example.com", "2001:db8::1", "xn--bcher-kva.example", "localhost"]
@@ -224,12 +225,12 @@ async def test_names_are_made_canonical(world: Any) -> None:
         ("例え。テスト", "xn--r8jz45g.xn--zckzah"),
     ],
 )
-async def test_international_names_are_accepted_as_typed(world: Any, typed: str, name: str) -> None:
+async def test_international_names_are_accepted_as_typed(world: World, typed: str, name: str) -> None:
     row = await issue(world, typed, f"{typed}.")
     assert (row["domain_name"], row["sans"]) == (name, [name])
 
 
-async def test_a_name_too_long_for_the_subject_is_still_issued(world: Any) -> None:
+async def test_a_name_too_long_for_the_subject_is_still_issued(world: World) -> None:
     name = "a" * 60 + ".long.example"
     device = await world.device()
     row = await issue(world, name, device_ids=[device.id])
@@ -247,13 +248,13 @@ async def test_a_name_too_long_for_the_subject_is_still_issued(world: Any) -> No
         {"device_ids": [2**70]},
     ],
 )  # fmt: skip
-async def test_invalid_issue_requests_are_refused(world: Any, more: dict[str, Any]) -> None:
+async def test_invalid_issue_requests_are_refused(world: World, more: dict[str, Any]) -> None:
     reply = await world.operator("POST", CERTIFICATES, {"domain_name": "example.com"} | more)
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
     assert (await world.operator("GET", CERTIFICATES)).data == []
 
 
-async def test_an_issue_for_an_unknown_device_issues_nothing(world: Any) -> None:
+async def test_an_issue_for_an_unknown_device_issues_nothing(world: World) -> None:
     reply = await world.operator("POST", CERTIFICATES, {"domain_name": "example.com", "device_ids": [99]})
     assert reply.status == 404
     assert (await world.operator("GET", CERTIFICATES)).data == []

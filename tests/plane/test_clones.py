@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import Any
 
 import pytest
+from plane_world import World
 
 from certctrl.plane.clones import WINDOW_SECONDS, CloneDetector
 
@@ -55,7 +55,7 @@ def test_names_are_forgotten_after_the_window() -> None:
     assert not clones.note(7, "a")
 
 
-async def test_both_clones_and_the_operator_are_notified(world: Any) -> None:
+async def test_both_clones_and_the_operator_are_notified(world: World) -> None:
     device = await world.device()
     reported = []
     for name in ("one", "two", "one", "two"):

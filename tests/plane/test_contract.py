@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 from nacl.public import PrivateKey
+from plane_world import World
 
 from certctrl.errors import PlaneError
 from certctrl.model.answer import Answer
@@ -51,13 +52,13 @@ class InProcess:
 
 
 @pytest.fixture
-def agent(world: Any) -> ControlPlane:
+def agent(world: World) -> ControlPlane:
     config = AgentConfig(application=ApplicationConfig(server_url="https://plane.test"))
     return ControlPlane(InProcess(world.stranger), config, wall_now=lambda: world.clock.wall)
 
 
 @pytest.fixture
-def operator(world: Any) -> Operator:
+def operator(world: World) -> Operator:
     return Operator(InProcess(world.stranger), world.plane.operator_key, wall_now=lambda: world.clock.wall)
 
 
@@ -69,7 +70,7 @@ async def registered(agent: ControlPlane, operator: Operator, public_id: str = "
     )
 
 
-async def test_the_device_grant_with_the_agents_client(world: Any, agent: ControlPlane, operator: Operator) -> None:
+async def test_the_device_grant_with_the_agents_client(world: World, agent: ControlPlane, operator: Operator) -> None:
     started = await agent.start_grant(["updates"])
     assert isinstance(await agent.poll_grant(started.device_code), GrantPending)
     assert isinstance(await agent.poll_grant(started.device_code), GrantSlowDown)
@@ -86,7 +87,7 @@ async def test_the_device_grant_with_the_agents_client(world: Any, agent: Contro
     assert isinstance(await agent.poll_grant(denied.device_code), GrantDenied)
 
 
-async def test_every_kind_of_poll_answer_is_understood(world: Any, agent: ControlPlane, operator: Operator) -> None:
+async def test_every_kind_of_poll_answer_is_understood(world: World, agent: ControlPlane, operator: Operator) -> None:
     done = await registered(agent, operator)
     token = done.access_token
     empty = await agent.poll(token, Poll(None, 20, 0))
@@ -127,7 +128,7 @@ async def test_too_many_polls_are_server_busy_with_retry_after(build: Any) -> No
     assert answers[-1].retry_after == 1
 
 
-async def test_every_resource_is_understood(world: Any, agent: ControlPlane, operator: Operator) -> None:
+async def test_every_resource_is_understood(world: World, agent: ControlPlane, operator: Operator) -> None:
     done = await registered(agent, operator)
     token, device_id = done.access_token, done.device_id
     row = await operator.issue(1, "a.example", sans=["www.a.example"], device_ids=[device_id])
@@ -154,7 +155,7 @@ async def test_every_resource_is_understood(world: Any, agent: ControlPlane, ope
     assert caught.value.status == 404
 
 
-async def test_reports_and_refresh(world: Any, agent: ControlPlane, operator: Operator) -> None:
+async def test_reports_and_refresh(world: World, agent: ControlPlane, operator: Operator) -> None:
     done = await registered(agent, operator)
     row = await operator.issue(1, "a.example", device_ids=[done.device_id])
     updates = await agent.poll(done.access_token, Poll(None, 20, 0))

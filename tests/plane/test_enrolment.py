@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from nacl.public import PrivateKey
+from plane_world import World
 
 REGISTER = "/apiv1/device/registration"
 PUBLIC_ID = "23229bf7-5172-02c7-59a2-76d5b4a40090"
@@ -15,23 +16,23 @@ PUBLIC_ID = "23229bf7-5172-02c7-59a2-76d5b4a40090"
 START = {"action": "device_start", "scopes": ["updates"], "name": "web-1", "platform": "linux"}
 
 
-async def start(world: Any, **more: Any) -> dict[str, Any]:
+async def start(world: World, **more: Any) -> dict[str, Any]:
     reply = await world.stranger("POST", "/auth/device", START | more)
     data: dict[str, Any] = reply.data
     return data
 
 
-async def poll(world: Any, grant: dict[str, Any]) -> dict[str, Any]:
+async def poll(world: World, grant: dict[str, Any]) -> dict[str, Any]:
     body = {"action": "device_poll", "device_code": grant["device_code"]}
     data: dict[str, Any] = (await world.stranger("POST", "/auth/device", body)).data
     return data
 
 
-async def decide(world: Any, grant: dict[str, Any], approve: bool = True) -> Any:
+async def decide(world: World, grant: dict[str, Any], approve: bool = True) -> Any:
     return await world.operator("POST", f"/apiv1/device-grants/{grant['user_code']}", {"approve": approve})
 
 
-async def test_the_whole_device_grant(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+async def test_the_whole_device_grant(world: World, form: Callable[..., dict[str, Any]]) -> None:
     grant = await start(world)
     assert grant["interval"] == 5
     assert grant["expires_in"] == 600
@@ -60,13 +61,13 @@ async def test_the_whole_device_grant(world: Any, form: Callable[..., dict[str, 
     assert await poll(world, grant) == {"status": "expired"}, "a grant is valid for one registration"
 
 
-async def test_denied(world: Any) -> None:
+async def test_denied(world: World) -> None:
     grant = await start(world)
     await decide(world, grant, approve=False)
     assert await poll(world, grant) == {"status": "access_denied"}
 
 
-async def test_expired(world: Any) -> None:
+async def test_expired(world: World) -> None:
     grant = await start(world)
     world.clock.advance(600)
     assert await poll(world, grant) == {"status": "expired"}
@@ -74,7 +75,7 @@ async def test_expired(world: Any) -> None:
     assert await poll(world, {"device_code": "nobody's"}) == {"status": "expired"}
 
 
-async def test_decided_once(world: Any) -> None:
+async def test_decided_once(world: World) -> None:
     grant = await start(world)
     await decide(world, grant)
     reply = await decide(world, grant, approve=False)
@@ -82,7 +83,7 @@ async def test_decided_once(world: Any) -> None:
     assert (await poll(world, grant))["status"] == "ready"
 
 
-async def test_polling_too_fast_increases_the_interval_permanently(world: Any) -> None:
+async def test_polling_too_fast_increases_the_interval_permanently(world: World) -> None:
     grant = await start(world)
     assert (await poll(world, grant))["status"] == "authorization_pending"
     world.clock.advance(4.6)
@@ -95,7 +96,7 @@ async def test_polling_too_fast_increases_the_interval_permanently(world: Any) -
     assert (await poll(world, grant))["status"] == "authorization_pending"
 
 
-async def test_the_interval_grows_to_a_minute_at_most(world: Any) -> None:
+async def test_the_interval_grows_to_a_minute_at_most(world: World) -> None:
     grant = await start(world)
     await poll(world, grant)
     for _ in range(30):
@@ -105,7 +106,7 @@ async def test_the_interval_grows_to_a_minute_at_most(world: Any) -> None:
     assert (await poll(world, grant))["status"] == "authorization_pending"
 
 
-async def poll_until_limited(world: Any, device_code: str, most: int) -> Any:
+async def poll_until_limited(world: World, device_code: str, most: int) -> Any:
     """Poll without a pause until the answer is 429; return it."""
     for _ in range(most):
         reply = await world.stranger("POST", "/auth/device", {"action": "device_poll", "device_code": device_code})
@@ -114,7 +115,7 @@ async def poll_until_limited(world: Any, device_code: str, most: int) -> Any:
     raise AssertionError(f"{most} polls were all answered")
 
 
-async def test_a_device_code_is_polled_at_a_limited_rate(world: Any) -> None:
+async def test_a_device_code_is_polled_at_a_limited_rate(world: World) -> None:
     grant, other = await start(world), await start(world)
     await decide(world, grant)
     reply = await poll_until_limited(world, grant["device_code"], 11)
@@ -124,7 +125,7 @@ async def test_a_device_code_is_polled_at_a_limited_rate(world: Any) -> None:
     assert (await poll(world, grant))["status"] == "ready"
 
 
-async def test_an_address_tries_device_codes_at_a_limited_rate(world: Any) -> None:
+async def test_an_address_tries_device_codes_at_a_limited_rate(world: World) -> None:
     grant = await start(world)
     reply = await poll_until_limited(world, "nobody's", 61)
     assert (reply.status, reply.key, reply.headers["retry-after"]) == (429, "RATE_LIMITED", "1")
@@ -133,14 +134,14 @@ async def test_an_address_tries_device_codes_at_a_limited_rate(world: Any) -> No
     assert await poll(world, {"device_code": "nobody's"}) == {"status": "expired"}
 
 
-async def test_a_clock_step_back_does_not_slow_polls_down(world: Any) -> None:
+async def test_a_clock_step_back_does_not_slow_polls_down(world: World) -> None:
     grant = await start(world)
     await poll(world, grant)
     world.clock.wall -= 60
     assert (await poll(world, grant))["status"] == "authorization_pending"
 
 
-async def test_user_codes_are_accepted_in_any_spelling(world: Any) -> None:
+async def test_user_codes_are_accepted_in_any_spelling(world: World) -> None:
     grant = await start(world)
     code: str = grant["user_code"]
     letters = code.replace("-", "")
@@ -163,7 +164,7 @@ async def test_pending_grants_are_listed_and_bounded(build: Callable[..., Any]) 
     await start(world)
 
 
-async def test_grants_are_rate_limited_per_address(world: Any) -> None:
+async def test_grants_are_rate_limited_per_address(world: World) -> None:
     statuses = [(await world.stranger("POST", "/auth/device", START)).status for _ in range(21)]
     assert statuses == [200] * 20 + [429]
     world.stranger.address = "198.51.100.9"
@@ -171,7 +172,7 @@ async def test_grants_are_rate_limited_per_address(world: Any) -> None:
 
 
 async def test_a_registration_code_is_for_one_device_one_user_and_a_limited_time(
-    world: Any, form: Callable[..., dict[str, Any]]
+    world: World, form: Callable[..., dict[str, Any]]
 ) -> None:
     secret = PrivateKey.generate()
     grant = await start(world, device_public_id=PUBLIC_ID)
@@ -195,7 +196,7 @@ async def test_a_registration_code_is_for_one_device_one_user_and_a_limited_time
 
 
 async def test_an_approval_restores_a_revoked_device_with_a_new_key(
-    world: Any, form: Callable[..., dict[str, Any]]
+    world: World, form: Callable[..., dict[str, Any]]
 ) -> None:
     device = await world.device()
     world.plane.devices.revoke(1, device.id, "lost")
@@ -221,7 +222,7 @@ async def test_an_approval_restores_a_revoked_device_with_a_new_key(
     ],
 )  # fmt: skip
 async def test_an_invalid_registration_names_the_field(
-    world: Any, form: Callable[..., dict[str, Any]], change: dict[str, Any]
+    world: World, form: Callable[..., dict[str, Any]], change: dict[str, Any]
 ) -> None:
     body = form(PUBLIC_ID, PrivateKey.generate()) | {"user_id": 1, "registration_code": "x"} | change
     reply = await world.stranger("POST", REGISTER, body)
@@ -229,7 +230,7 @@ async def test_an_invalid_registration_names_the_field(
     assert reply.json["error"]["params"]["field"] == next(iter(change))
 
 
-async def test_names_are_kept_as_one_clean_line(world: Any) -> None:
+async def test_names_are_kept_as_one_clean_line(world: World) -> None:
     await world.device(name="web\n-1\x1b[31m \u202eevil" + "x" * 500)
     row = (await world.operator("GET", "/apiv1/users/1/devices")).data[0]
     assert row["name"].startswith("web -1[31m evilxxx")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from nacl.public import PrivateKey
+from plane_world import Device, World
 
 REGISTER = "/apiv1/device/registration"
 PUBLIC_ID = "23229bf7-5172-02c7-59a2-76d5b4a40090"
@@ -15,18 +16,18 @@ REFRESH = "/auth/token/refresh"
 # --- enrolment tokens -----------------------------------------------------------------------------------------------
 
 
-async def token_for(world: Any, **options: Any) -> dict[str, Any]:
+async def token_for(world: World, **options: Any) -> dict[str, Any]:
     reply = await world.operator("POST", "/apiv1/users/1/enrolment-tokens", options)
     assert reply.status == 201
     data: dict[str, Any] = reply.data
     return data
 
 
-async def enrol(world: Any, body: dict[str, Any], token: str) -> Any:
+async def enrol(world: World, body: dict[str, Any], token: str) -> Any:
     return await world.stranger("POST", REGISTER, body | {"enrolment_token": token})
 
 
-async def test_a_token_is_valid_once_by_default(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+async def test_a_token_is_valid_once_by_default(world: World, form: Callable[..., dict[str, Any]]) -> None:
     token = await token_for(world, label="rack 7")
     assert (token["label"], token["max_uses"], token["uses"]) == ("rack 7", 1, 0)
     assert (await enrol(world, form("device-a", PrivateKey.generate()), token["token"])).status == 200
@@ -38,7 +39,7 @@ async def test_a_token_is_valid_once_by_default(world: Any, form: Callable[..., 
 
 
 async def test_a_device_may_reuse_its_token_after_a_lost_response(
-    world: Any, form: Callable[..., dict[str, Any]]
+    world: World, form: Callable[..., dict[str, Any]]
 ) -> None:
     token, secret = (await token_for(world))["token"], PrivateKey.generate()
     first = await enrol(world, form("device-a", secret), token)
@@ -48,7 +49,7 @@ async def test_a_device_may_reuse_its_token_after_a_lost_response(
 
 
 async def test_tokens_with_several_uses_unlimited_uses_and_ended(
-    world: Any, form: Callable[..., dict[str, Any]]
+    world: World, form: Callable[..., dict[str, Any]]
 ) -> None:
     two, free = (await token_for(world, uses=2)), (await token_for(world, uses=None))
     for number in range(3):
@@ -59,7 +60,7 @@ async def test_tokens_with_several_uses_unlimited_uses_and_ended(
     assert (await enrol(world, form("device-b9", PrivateKey.generate()), free["token"])).status == 401
 
 
-async def test_a_token_expires(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+async def test_a_token_expires(world: World, form: Callable[..., dict[str, Any]]) -> None:
     token = (await token_for(world, expires_in=60))["token"]
     world.clock.advance(60)
     expired = await enrol(world, form("device-a", PrivateKey.generate()), token)
@@ -69,12 +70,12 @@ async def test_a_token_expires(world: Any, form: Callable[..., dict[str, Any]]) 
 
 
 @pytest.mark.parametrize("options", [{"uses": 0}, {"uses": "1"}, {"expires_in": 0}, {"expires_in": 10**12}])
-async def test_invalid_token_options_are_refused(world: Any, options: dict[str, Any]) -> None:
+async def test_invalid_token_options_are_refused(world: World, options: dict[str, Any]) -> None:
     assert (await world.operator("POST", "/apiv1/users/1/enrolment-tokens", options)).status == 400
 
 
 async def test_a_token_neither_restores_a_revoked_device_nor_replaces_a_key(
-    world: Any, form: Callable[..., dict[str, Any]]
+    world: World, form: Callable[..., dict[str, Any]]
 ) -> None:
     device = await world.device()
     token = (await token_for(world, uses=None))["token"]
@@ -85,14 +86,14 @@ async def test_a_token_neither_restores_a_revoked_device_nor_replaces_a_key(
     assert (await enrol(world, form(device.public_id, device.secret), token)).key == "DEVICE_REVOKED"
 
 
-async def test_a_refused_registration_uses_nothing_up(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+async def test_a_refused_registration_uses_nothing_up(world: World, form: Callable[..., dict[str, Any]]) -> None:
     device = await world.device()
     token = (await token_for(world))["token"]
     await enrol(world, form(device.public_id, PrivateKey.generate()), token)
     assert (await enrol(world, form("device-new", PrivateKey.generate()), token)).status == 200
 
 
-async def test_a_device_can_be_added_before_it_registers(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+async def test_a_device_can_be_added_before_it_registers(world: World, form: Callable[..., dict[str, Any]]) -> None:
     """An operator adds a host before it exists; its certificates are ready when it registers."""
     row = (await world.operator("POST", "/apiv1/users/1/devices", {"device_public_id": PUBLIC_ID, "name": "db-1"})).data
     assert (row["status"], row["name"]) == ("expected", "db-1")
@@ -107,12 +108,12 @@ async def test_a_device_can_be_added_before_it_registers(world: Any, form: Calla
 # --- refresh --------------------------------------------------------------------------------------------------------
 
 
-async def refresh(device: Any, token: str = "", public_id: str = "") -> Any:
+async def refresh(device: Device, token: str = "", public_id: str = "") -> Any:
     body = {"refresh_token": token or device.refresh_token, "device_public_id": public_id or device.public_id}
     return await device("POST", REFRESH, body)
 
 
-async def test_refresh_gives_an_access_token_and_keeps_the_refresh_token(world: Any) -> None:
+async def test_refresh_gives_an_access_token_and_keeps_the_refresh_token(world: World) -> None:
     device = await world.device()
     world.clock.advance(1000)
     assert (await device.poll()).key == "TOKEN_EXPIRED"
@@ -132,7 +133,7 @@ async def test_refresh_tokens_rotate_if_enabled(build: Callable[..., Any]) -> No
     assert (await refresh(device, data["refresh_token"])).status == 200
 
 
-async def test_an_invalid_refresh_is_refused(world: Any) -> None:
+async def test_an_invalid_refresh_is_refused(world: World) -> None:
     device, other = await world.device(), await world.device("device-number-2")
     name, _, secret = device.refresh_token.partition(".")
     for token in ("x", name, f"{name}.", f"{name}.{secret[::-1]}", f"{other.refresh_token.partition('.')[0]}.{secret}"):
@@ -142,7 +143,7 @@ async def test_an_invalid_refresh_is_refused(world: Any) -> None:
     assert (await refresh(device)).status == 200
 
 
-async def test_an_unused_refresh_token_expires(world: Any) -> None:
+async def test_an_unused_refresh_token_expires(world: World) -> None:
     device = await world.device()
     for _ in range(3):
         world.clock.advance(89 * 86_400)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plane_world import Device, World
 
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.installs import check_items
@@ -25,11 +26,11 @@ def hashed(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-async def put(world: Any, device: Any, items: Any, query: str = "") -> Any:
+async def put(world: World, device: Device, items: Any, query: str = "") -> Any:
     return await world.operator("PUT", f"{device.home}/install-config{query}", {"installs": items})
 
 
-async def test_a_new_device_has_an_empty_config(world: Any) -> None:
+async def test_a_new_device_has_an_empty_config(world: World) -> None:
     device = await world.device()
     data = (await device("GET", f"{device.home}/install-config")).data
     assert (data["version"], data["installs"], data["installs_json"]) == (1, [], "[]")
@@ -37,7 +38,7 @@ async def test_a_new_device_has_an_empty_config(world: Any) -> None:
     assert install_config_from_wire(data).version == 1
 
 
-async def test_put_increments_the_version_and_signals_the_device(world: Any) -> None:
+async def test_put_increments_the_version_and_signals_the_device(world: World) -> None:
     device = await world.device()
     data = (await put(world, device, [COPY, RELOAD])).data
     assert data["version"] == 2
@@ -51,7 +52,7 @@ async def test_put_increments_the_version_and_signals_the_device(world: Any) -> 
     assert [item.id for item in install_config_from_wire(fetched).items] == ["pair", "reload"]
 
 
-async def test_the_same_items_again_change_nothing(world: Any) -> None:
+async def test_the_same_items_again_change_nothing(world: World) -> None:
     device = await world.device()
     first = (await put(world, device, [COPY])).data
     cursor = (await device.poll()).data["cursor"]
@@ -59,7 +60,7 @@ async def test_the_same_items_again_change_nothing(world: Any) -> None:
     assert (await device.poll(cursor)).status == 204
 
 
-async def test_the_text_keeps_order_and_characters(world: Any) -> None:
+async def test_the_text_keeps_order_and_characters(world: World) -> None:
     device = await world.device()
     item = {"type": "exec", "id": "ü", "cmd_argv": ["/bin/echo", "\u2028", "</script>"], "tags": []}
     data = (await put(world, device, [item])).data
@@ -68,7 +69,7 @@ async def test_the_text_keeps_order_and_characters(world: Any) -> None:
     install_config_from_wire(data)
 
 
-async def test_etag_and_304(world: Any) -> None:
+async def test_etag_and_304(world: World) -> None:
     device = await world.device()
     path = f"{device.home}/install-config"
     etag = (await device("GET", path)).headers["etag"]
@@ -82,7 +83,7 @@ async def test_etag_and_304(world: Any) -> None:
     assert reply.headers["etag"] != etag
 
 
-async def test_both_paths_and_who_may_read(world: Any) -> None:
+async def test_both_paths_and_who_may_read(world: World) -> None:
     device, other = await world.device(), await world.device("device-number-2")
     await put(world, device, [COPY])
     own = (await device("GET", "/apiv1/devices/self/install-config")).data
@@ -93,7 +94,7 @@ async def test_both_paths_and_who_may_read(world: Any) -> None:
     assert (await device("PUT", f"{device.home}/install-config", {"installs": []})).status == 403
 
 
-async def test_a_bare_list_is_accepted(world: Any) -> None:
+async def test_a_bare_list_is_accepted(world: World) -> None:
     device = await world.device()
     assert (await world.operator("PUT", f"{device.home}/install-config", [COPY])).data["version"] == 2
 
@@ -130,7 +131,7 @@ async def test_a_bare_list_is_accepted(world: Any) -> None:
         ([COPY | {"id": "local:x"}], "reserved for the host"),
     ],
 )
-async def test_invalid_items_are_refused_and_change_nothing(world: Any, items: Any, expected: str) -> None:
+async def test_invalid_items_are_refused_and_change_nothing(world: World, items: Any, expected: str) -> None:
     device = await world.device()
     reply = await put(world, device, items)
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
@@ -139,7 +140,7 @@ async def test_invalid_items_are_refused_and_change_nothing(world: Any, items: A
     assert world.plane.installs.version(device.id) == 1
 
 
-async def test_an_unchecked_put_accepts_any_items(world: Any) -> None:
+async def test_an_unchecked_put_accepts_any_items(world: World) -> None:
     device = await world.device()
     assert (await put(world, device, [{"id": 1, "type": "wipe"}], "?unchecked=1")).data["version"] == 2
     await world.plane.installs.put(device.id, [{"id": 1, "type": "wipe-more"}], check=False)

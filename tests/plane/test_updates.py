@@ -9,9 +9,10 @@ from typing import Any
 import jwt
 import pytest
 from device_polls import UPDATES, issue
+from plane_world import Device, World
 
 
-async def test_204_without_new_signals_has_the_cursor(world: Any) -> None:
+async def test_204_without_new_signals_has_the_cursor(world: World) -> None:
     device = await world.device()
     reply = await device.poll()
     assert reply.status == 204
@@ -22,7 +23,7 @@ async def test_204_without_new_signals_has_the_cursor(world: Any) -> None:
     assert (again.status, again.headers["etag"]) == (204, reply.headers["etag"])
 
 
-async def test_200_with_new_signals(world: Any) -> None:
+async def test_200_with_new_signals(world: World) -> None:
     device = await world.device()
     start = (await device.poll()).headers["etag"]
     row = await issue(world, device)
@@ -38,7 +39,7 @@ async def test_200_with_new_signals(world: Any) -> None:
     assert (await device.poll(reply.data["cursor"])).status == 204
 
 
-async def test_the_cursor_may_be_sent_as_if_none_match(world: Any) -> None:
+async def test_the_cursor_may_be_sent_as_if_none_match(world: World) -> None:
     device = await world.device()
     await issue(world, device)
     last = (await device.poll()).headers["etag"]
@@ -49,14 +50,14 @@ async def test_the_cursor_may_be_sent_as_if_none_match(world: Any) -> None:
     assert both.status == 204, "the query takes precedence"
 
 
-async def test_without_a_cursor_all_kept_signals_are_returned(world: Any) -> None:
+async def test_without_a_cursor_all_kept_signals_are_returned(world: World) -> None:
     device = await world.device()
     await issue(world, device, "a.example")
     await issue(world, device, "b.example")
     assert len((await device.poll()).data["signals"]) == 2
 
 
-async def test_limit_pages(world: Any) -> None:
+async def test_limit_pages(world: World) -> None:
     device = await world.device()
     for number in range(5):
         await issue(world, device, f"n{number}.example")
@@ -101,7 +102,7 @@ async def test_a_repeated_full_page_counts_against_the_rate(build: Callable[...,
         "wait=1e1", "wait=%D9%A1", "limit=99999999999999999999",
     ],
 )  # fmt: skip
-async def test_400_out_of_bounds(world: Any, query: str) -> None:
+async def test_400_out_of_bounds(world: World, query: str) -> None:
     device = await world.device()
     reply = await device("GET", f"{UPDATES}?{query}")
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
@@ -109,7 +110,7 @@ async def test_400_out_of_bounds(world: Any, query: str) -> None:
 
 
 @pytest.mark.parametrize("query", ["limit=1", "limit=100", "wait=0", "unknown=7"])
-async def test_limits_are_inclusive(world: Any, query: str) -> None:
+async def test_limits_are_inclusive(world: World, query: str) -> None:
     device = await world.device()
     assert (await device("GET", f"{UPDATES}?{query}")).status == 204
 
@@ -158,7 +159,7 @@ async def test_the_rate_is_measured_on_the_steady_clock(build: Callable[..., Any
 # --- 401 and 403 ------------------------------------------------------------------------------------------------
 
 
-async def test_401_when_the_token_has_expired(world: Any) -> None:
+async def test_401_when_the_token_has_expired(world: World) -> None:
     device = await world.device()
     expires_at = int(world.clock.wall) + 900
     world.clock.advance(899)
@@ -171,12 +172,12 @@ async def test_401_when_the_token_has_expired(world: Any) -> None:
     assert reply.headers["www-authenticate"].startswith("Bearer")
 
 
-def forged(device: Any, **changes: Any) -> str:
+def forged(device: Device, **changes: Any) -> str:
     claims = jwt.decode(device.token, options={"verify_signature": False}) | changes
     return jwt.encode(claims, b"x" * 32, algorithm="HS256")
 
 
-async def test_401_for_foreign_and_malformed_tokens(world: Any) -> None:
+async def test_401_for_foreign_and_malformed_tokens(world: World) -> None:
     device = await world.device()
     head, claims, signature = device.token.split(".")
     unsigned = jwt.encode(jwt.decode(device.token, options={"verify_signature": False}), None, algorithm="none")
@@ -192,7 +193,7 @@ async def test_401_for_foreign_and_malformed_tokens(world: Any) -> None:
     assert (await device("GET", UPDATES, headers={"authorization": "Basic eA=="})).status == 401
 
 
-async def test_the_claims_of_an_access_token(world: Any) -> None:
+async def test_the_claims_of_an_access_token(world: World) -> None:
     device = await world.device()
     claims = jwt.decode(device.token, options={"verify_signature": False})
     now = int(world.clock.wall)
@@ -202,7 +203,7 @@ async def test_the_claims_of_an_access_token(world: Any) -> None:
     assert claims["iss"] == claims["aud"] == "certctrl-plane"
 
 
-async def test_403_for_a_revoked_device_everywhere(world: Any) -> None:
+async def test_403_for_a_revoked_device_everywhere(world: World) -> None:
     device = await world.device()
     await issue(world, device)
     reply = await world.operator("DELETE", f"{device.home}?reason=Compromised%20device")
@@ -227,7 +228,7 @@ async def test_403_for_a_revoked_device_everywhere(world: Any) -> None:
     assert (await device.poll()).key == "DEVICE_REVOKED", "even with an expired token"
 
 
-async def test_registering_again_ends_the_old_session(world: Any, form: Callable[..., dict[str, Any]]) -> None:
+async def test_registering_again_ends_the_old_session(world: World, form: Callable[..., dict[str, Any]]) -> None:
     old = await world.device()
     cursor = (await old.poll()).headers["etag"]
     token = world.plane.enrolment.new_token(1)["token"]
@@ -246,14 +247,14 @@ async def test_registering_again_ends_the_old_session(world: Any, form: Callable
 # --- resync --------------------------------------------------------------------------------------------------------
 
 
-async def test_an_operator_can_request_a_full_resync(world: Any) -> None:
+async def test_an_operator_can_request_a_full_resync(world: World) -> None:
     device = await world.device()
     assert (await world.operator("POST", f"{device.home}/resync", {"reason": "restored"})).status == 202
     (signal,) = (await device.poll()).data["signals"]
     assert (signal["type"], signal["ref"]) == ("state.resync_required", {"reason": "restored"})
 
 
-async def test_responses_are_compact_json_without_escapes(world: Any) -> None:
+async def test_responses_are_compact_json_without_escapes(world: World) -> None:
     device = await world.device()
     ca = world.plane.authorities.add(1, "Prüfstelle")
     await world.plane.authorities.assign(1, device.id, ca["id"])

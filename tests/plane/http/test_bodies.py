@@ -12,6 +12,7 @@ import pytest
 import trio
 from hypothesis import example, given
 from hypothesis import strategies as st
+from plane_world import World
 
 from certctrl.errors import DiskError
 from certctrl.plane.core import Plane
@@ -26,7 +27,7 @@ SCHEMA = "certctrl.device.notify.v1"
 JSON = {"content-type": "application/json"}
 
 
-async def test_bodies_beyond_their_limit_are_413_declared_or_not(world: Any) -> None:
+async def test_bodies_beyond_their_limit_are_413_declared_or_not(world: World) -> None:
     large = json.dumps({"label": "x" * 70_000}).encode()
     for headers in (JSON, JSON | {"content-length": "9" * 30}, JSON | {"transfer-encoding": "chunked"}):
         reply = await world.operator("POST", TOKENS, body=large, headers=headers)
@@ -34,7 +35,7 @@ async def test_bodies_beyond_their_limit_are_413_declared_or_not(world: Any) -> 
         assert reply.json["error"]["params"] == {"limit_bytes": 65_536}
 
 
-async def test_install_configs_may_be_larger(world: Any) -> None:
+async def test_install_configs_may_be_larger(world: World) -> None:
     device = await world.device()
     items = [{"id": n, "type": "exec", "cmd_argv": ["/bin/true", "x" * 1000]} for n in range(500)]
     assert (await world.operator("PUT", f"{device.home}/install-config", {"installs": items})).status == 200
@@ -43,12 +44,12 @@ async def test_install_configs_may_be_larger(world: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
-async def test_other_media_types_are_415(world: Any, kind: str) -> None:
+async def test_other_media_types_are_415(world: World, kind: str) -> None:
     reply = await world.operator("POST", TOKENS, body=b"{}", headers={"content-type": kind})
     assert (reply.status, reply.key) == (415, "UNSUPPORTED_MEDIA_TYPE")
 
 
-async def test_the_json_media_type_may_have_parameters_and_any_case(world: Any) -> None:
+async def test_the_json_media_type_may_have_parameters_and_any_case(world: World) -> None:
     for kind in ("application/json", "Application/JSON; charset=utf-8"):
         assert (await world.operator("POST", TOKENS, body=b"{}", headers={"content-type": kind})).status == 201
 
@@ -63,7 +64,7 @@ async def test_the_json_media_type_may_have_parameters_and_any_case(world: Any) 
     ],
     ids=lambda body: repr(body[:20]),
 )  # fmt: skip
-async def test_anything_but_a_plain_json_object_is_400(world: Any, body: bytes) -> None:
+async def test_anything_but_a_plain_json_object_is_400(world: World, body: bytes) -> None:
     reply = await world.operator("POST", TOKENS, body=body, headers=JSON)
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
 
@@ -117,7 +118,7 @@ async def test_a_body_that_does_not_arrive_times_out(build: Callable[..., Any], 
 # --- responses --------------------------------------------------------------------------------------------------------
 
 
-async def test_all_responses_are_dated_by_the_planes_clock_and_not_cacheable(world: Any) -> None:
+async def test_all_responses_are_dated_by_the_planes_clock_and_not_cacheable(world: World) -> None:
     device = await world.device()
     for reply in (
         await device.poll(), await world.stranger("GET", "/health"), await world.stranger("GET", "/nothing"),
@@ -128,7 +129,7 @@ async def test_all_responses_are_dated_by_the_planes_clock_and_not_cacheable(wor
         assert "connection" not in reply.headers
 
 
-async def test_health_needs_no_key(world: Any) -> None:
+async def test_health_needs_no_key(world: World) -> None:
     from certctrl import __version__
 
     reply = await world.stranger("GET", "/health")
@@ -136,7 +137,7 @@ async def test_health_needs_no_key(world: Any) -> None:
 
 
 async def test_an_unexpected_error_is_a_500_with_an_id_and_no_detail(
-    world: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(world.plane.devices, "users", lambda: 1 / 0)
     with caplog.at_level(logging.ERROR):
@@ -148,7 +149,7 @@ async def test_an_unexpected_error_is_a_500_with_an_id_and_no_detail(
     assert request_id in caplog.text
 
 
-async def test_a_full_disk_is_a_503(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_is_a_503(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> int:
         raise DiskError("/data/plane.db: database or disk is full")
 
@@ -158,7 +159,7 @@ async def test_a_full_disk_is_a_503(world: Any, monkeypatch: pytest.MonkeyPatch)
     assert "/data" not in reply.body.decode()
 
 
-async def test_http_2_is_refused(world: Any) -> None:
+async def test_http_2_is_refused(world: World) -> None:
     sent: list[dict[str, Any]] = []
 
     async def send(message: dict[str, Any]) -> None:
@@ -169,7 +170,7 @@ async def test_http_2_is_refused(world: Any) -> None:
     assert sent[0]["status"] == 505
 
 
-async def test_an_unread_body_is_drained_so_that_the_response_is_sent(world: Any) -> None:
+async def test_an_unread_body_is_drained_so_that_the_response_is_sent(world: World) -> None:
     """A server passes the body through a short queue; an early response must not leave that queue full."""
     queue_in, queue_out = trio.open_memory_channel[dict[str, Any]](2)
     sent: list[dict[str, Any]] = []
@@ -203,7 +204,7 @@ async def test_an_unread_body_is_drained_so_that_the_response_is_sent(world: Any
     assert (b"connection", b"close") in sent[0]["headers"]
 
 
-async def test_websockets_are_refused_with_an_error(world: Any) -> None:
+async def test_websockets_are_refused_with_an_error(world: World) -> None:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -217,7 +218,7 @@ async def test_websockets_are_refused_with_an_error(world: Any) -> None:
     assert json.loads(sent[1]["body"])["error"]["key"] == "BAD_REQUEST"
 
 
-async def test_lifespan_events_are_completed(world: Any) -> None:
+async def test_lifespan_events_are_completed(world: World) -> None:
     inbox = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
     sent: list[Any] = []
 

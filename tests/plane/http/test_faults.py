@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import trio
+from plane_world import World
 
 from certctrl.plane.http.faults import CutError, Fault
 
 UPDATES = "/apiv1/devices/self/updates"
 
 
-async def test_a_fault_affects_the_given_number_of_requests(world: Any) -> None:
+async def test_a_fault_affects_the_given_number_of_requests(world: World) -> None:
     device = await world.device()
     world.faults.add(Fault(path=UPDATES, times=2, status=503, headers={"Retry-After": "7"}))
     replies = [await device.poll() for _ in range(3)]
@@ -23,7 +24,7 @@ async def test_a_fault_affects_the_given_number_of_requests(world: Any) -> None:
     assert [path for _, path, _ in world.faults.happened] == [UPDATES] * 2
 
 
-async def test_patterns_methods_order_and_clearing(world: Any) -> None:
+async def test_patterns_methods_order_and_clearing(world: World) -> None:
     device = await world.device()
     world.faults.add(Fault(path="/apiv1/devices/self/*", method="POST", times=None, status=500))
     world.faults.add(Fault(path=UPDATES, after=1, status=502))
@@ -33,7 +34,7 @@ async def test_patterns_methods_order_and_clearing(world: Any) -> None:
     assert (await device("POST", "/apiv1/devices/self/notify", {})).status == 400
 
 
-async def test_garbage_bodies_and_headers(world: Any) -> None:
+async def test_garbage_bodies_and_headers(world: World) -> None:
     device = await world.device()
     world.faults.add(Fault(body=b"<html>Sign in to the hotel</html>", headers={"content-type": "text/html"}))
     reply = await device.poll()
@@ -53,7 +54,7 @@ async def test_a_delay_alone_only_delays(build: Callable[..., Any], autojump_clo
     assert trio.current_time() == 12.0
 
 
-async def test_cuts(world: Any) -> None:
+async def test_cuts(world: World) -> None:
     device = await world.device()
     await world.plane.certificates.issue(1, ["a.example"], device_ids=[device.id])
     world.faults.add(Fault(cut_after=-1))
@@ -65,7 +66,7 @@ async def test_cuts(world: Any) -> None:
     assert (await device.poll()).status == 200
 
 
-async def test_a_swallowed_response_was_processed(world: Any) -> None:
+async def test_a_swallowed_response_was_processed(world: World) -> None:
     row = await world.plane.certificates.issue(1, ["a.example"])
     world.faults.add(Fault(path="*/issues", swallow=True))
     with pytest.raises(CutError):
@@ -73,7 +74,7 @@ async def test_a_swallowed_response_was_processed(world: Any) -> None:
     assert world.plane.certificates.show(1, row["id"])["serial_number"] != row["serial_number"]
 
 
-async def test_without_faults_the_app_is_not_wrapped(world: Any) -> None:
+async def test_without_faults_the_app_is_not_wrapped(world: World) -> None:
     from certctrl.plane.http.app import make_app
     from certctrl.plane.http.middleware import Middleware
 

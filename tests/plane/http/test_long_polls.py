@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import trio
 from device_polls import issue
+from plane_world import Device
 
 
 @asynccontextmanager
-async def held_polls(device: Any, count: int = 1) -> AsyncIterator[list[Any]]:
+async def held_polls(device: Device, count: int = 1) -> AsyncIterator[list[Any]]:
     """Start long polls; yield the list of their replies, which is complete after the block."""
     replies: list[Any] = []
 

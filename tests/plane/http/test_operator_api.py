@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from plane_world import Device, World
 
 from certctrl.plane.ca.x509 import new_key, new_root, pem_of, sign_leaf
 from certctrl.protocol.wire.certificates import ca_from_wire
@@ -35,7 +36,7 @@ ENDPOINTS = [
 
 
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS)
-async def test_endpoints_are_for_operators_only(world: Any, method: str, path: str) -> None:
+async def test_endpoints_are_for_operators_only(world: World, method: str, path: str) -> None:
     device = await world.device()
     body = {} if method in ("POST", "PUT") else None
     assert (await world.stranger(method, path, body)).key == "INVALID_TOKEN"
@@ -46,7 +47,7 @@ async def test_endpoints_are_for_operators_only(world: Any, method: str, path: s
     assert (await world.operator(method, path, body)).status not in (401, 403, 405, 500)
 
 
-def test_the_table_of_endpoints_is_complete(world: Any) -> None:
+def test_the_table_of_endpoints_is_complete(world: World) -> None:
     from certctrl.plane.http.operator_api import OperatorApi
     from certctrl.plane.http.operator_resources import OperatorResources
 
@@ -64,12 +65,12 @@ def test_the_table_of_endpoints_is_complete(world: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [(m, p) for m, p in ENDPOINTS if "/1" in p.removeprefix("/apiv1/users/1") and m != "POST"]
 )
-async def test_missing_objects_are_404(world: Any, method: str, path: str) -> None:
+async def test_missing_objects_are_404(world: World, method: str, path: str) -> None:
     reply = await world.operator(method, path, {"installs": []} if method == "PUT" else None)
     assert (reply.status, reply.key) == (404, "NOT_FOUND")
 
 
-async def test_users_are_isolated(world: Any) -> None:
+async def test_users_are_isolated(world: World) -> None:
     device = await world.device()
     row = await world.plane.certificates.issue(1, ["a.example"], device_ids=[device.id])
     ca = world.plane.authorities.add(1, "ca")
@@ -93,18 +94,18 @@ async def test_users_are_isolated(world: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/apiv1/users/0/devices", "/apiv1/users/x/devices", "/apiv1/users/-1/devices"])
-async def test_ids_are_numbers(world: Any, path: str) -> None:
+async def test_ids_are_numbers(world: World, path: str) -> None:
     assert (await world.operator("GET", path)).status == 400
 
 
-async def test_405_lists_the_allowed_methods(world: Any) -> None:
+async def test_405_lists_the_allowed_methods(world: World) -> None:
     reply = await world.operator("PATCH", "/apiv1/users/1/devices")
     assert (reply.status, reply.key) == (405, "METHOD_NOT_ALLOWED")
     assert set(reply.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
     assert (await world.operator("GET", "/apiv1/nothing")).key == "NOT_FOUND"
 
 
-async def test_device_verify_of_the_live_service_is_accepted(world: Any) -> None:
+async def test_device_verify_of_the_live_service_is_accepted(world: World) -> None:
     start = {"action": "device_start"}
     grant = (await world.stranger("POST", "/auth/device", start)).data
     body = {"action": "device_verify", "user_code": grant["user_code"], "approve": True}
@@ -113,7 +114,7 @@ async def test_device_verify_of_the_live_service_is_accepted(world: Any) -> None
     assert (await world.operator("POST", "/auth/device", {"action": "nothing"})).status == 400
 
 
-async def test_devices_are_shown_with_all_fields(world: Any) -> None:
+async def test_devices_are_shown_with_all_fields(world: World) -> None:
     device = await world.device()
     cursor = (await device.poll()).headers["etag"]
     await device.poll(cursor)
@@ -126,7 +127,7 @@ async def test_devices_are_shown_with_all_fields(world: Any) -> None:
     assert "public_key" not in row
 
 
-async def test_polls_are_stored_by_housekeeping(world: Any) -> None:
+async def test_polls_are_stored_by_housekeeping(world: World) -> None:
     device = await world.device()
     before = world.plane.database.one("PRAGMA data_version")[0], world.plane.database.one("SELECT total_changes()")[0]
     for _ in range(10):
@@ -148,7 +149,7 @@ def some_ca() -> str:
     return new_root("private CA", not_before=now, not_after=now + 86_400).pem
 
 
-async def test_a_private_ca_is_assigned_and_unassigned(world: Any) -> None:
+async def test_a_private_ca_is_assigned_and_unassigned(world: World) -> None:
     device, pem = await world.device(), some_ca()
     ca = (await world.operator("POST", "/apiv1/users/1/cas", {"name": "lab", "ca_certificate_pem": pem})).data
     bundle_path = f"/apiv1/devices/self/cas/{ca['id']}/bundle"
@@ -170,12 +171,12 @@ async def test_a_private_ca_is_assigned_and_unassigned(world: Any) -> None:
     assert reported == [("ca.assigned", ref), ("ca.unassigned", ref)]
 
 
-async def test_the_default_ca_is_the_planes_root(world: Any) -> None:
+async def test_the_default_ca_is_the_planes_root(world: World) -> None:
     ca = (await world.operator("POST", "/apiv1/users/1/cas", {"name": "own"})).data
     assert ca["ca_certificate_pem"] == world.plane.ca.root_pem
 
 
-async def test_invalid_ca_certificates_are_refused(world: Any) -> None:
+async def test_invalid_ca_certificates_are_refused(world: World) -> None:
     now = dt.datetime(2026, 9, 1, tzinfo=dt.UTC).timestamp()
     root = new_root("private CA", not_before=now, not_after=now + 86_400)
     leaf = pem_of(sign_leaf(root, new_key("ecdsa-p256"), ["a.example"], not_before=now, not_after=now + 3600))
@@ -193,11 +194,11 @@ def ack(cert_id: int = 1, ts_ms: int = 1_790_000_000_000, outcome: str = "applie
     return {"type": "signal.ack", "signal": signal, "outcome": outcome, "duration_ms": 12} | more
 
 
-async def report(device: Any, *events: Any) -> Any:
+async def report(device: Device, *events: Any) -> Any:
     return await device("POST", NOTIFY, {"schema": SCHEMA, "events": list(events)})
 
 
-async def test_outcomes_are_stored_and_shown(world: Any) -> None:
+async def test_outcomes_are_stored_and_shown(world: World) -> None:
     device = await world.device()
     deployed = [{"cert_id": 1, "serial": "04:ab", "fingerprint_sha256": "aa", "targets": ["/etc/x"]}]
     events = [
@@ -216,7 +217,7 @@ async def test_outcomes_are_stored_and_shown(world: Any) -> None:
     assert (shown["app_version"], shown["outcomes"]) == ("9.9", {"applied": 1, "failed": 1})
 
 
-async def test_the_last_outcome_of_a_signal_counts(world: Any) -> None:
+async def test_the_last_outcome_of_a_signal_counts(world: World) -> None:
     device = await world.device()
     await report(device, ack(outcome="failed", detail="no disk"))
     world.clock.advance(60)
@@ -248,14 +249,14 @@ async def test_outcomes_are_bounded_per_device(build: Callable[..., Any]) -> Non
         {"schema": SCHEMA, "events": [ack(number) for number in range(101)]},
     ],
 )  # fmt: skip
-async def test_a_batch_is_stored_whole_or_not_at_all(world: Any, body: Any) -> None:
+async def test_a_batch_is_stored_whole_or_not_at_all(world: World, body: Any) -> None:
     device = await world.device()
     reply = await device("POST", NOTIFY, body)
     assert (reply.status, reply.key) == (400, "BAD_REQUEST")
     assert (await world.operator("GET", f"{device.home}/outcomes")).data == []
 
 
-async def test_odd_values_in_a_report_are_tolerated(world: Any) -> None:
+async def test_odd_values_in_a_report_are_tolerated(world: World) -> None:
     device = await world.device()
     odd = ack(detail=["x"], duration_ms="soon", deployed={"a": 1})
     odd["signal"] = {"type": 7, "ts_ms": -5, "ref": {"cert_id": {"x": "y" * 9000}}}

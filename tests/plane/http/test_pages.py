@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plane_world import World
 
 from certctrl.plane.http.pages.html import Html, fill
 from certctrl.plane.http.pages.views import moment
@@ -61,17 +62,17 @@ class Browser:
 
 
 @pytest.fixture
-def browser(world: Any) -> Browser:
+def browser(world: World) -> Browser:
     return Browser(world.stranger)
 
 
-async def start(world: Any, **more: Any) -> dict[str, Any]:
+async def start(world: World, **more: Any) -> dict[str, Any]:
     body = {"action": "device_start", "name": "web-1", "platform": "linux", **more}
     data: dict[str, Any] = (await world.stranger("POST", "/auth/device", body)).data
     return data
 
 
-async def test_an_operator_approves_a_device(world: Any, browser: Browser) -> None:
+async def test_an_operator_approves_a_device(world: World, browser: Browser) -> None:
     grant = await start(world)
     browser.client.address = "198.51.100.20"
     first = await browser.get("/device")
@@ -90,7 +91,7 @@ async def test_an_operator_approves_a_device(world: Any, browser: Browser) -> No
     assert (await world.stranger("POST", "/auth/device", poll)).data["status"] == "ready"
 
 
-async def test_an_operator_denies_a_device(world: Any, browser: Browser) -> None:
+async def test_an_operator_denies_a_device(world: World, browser: Browser) -> None:
     grant = await start(world)
     await browser.sign_in(world.plane.operator_key)
     await browser.get(f"/device?user_code={grant['user_code']}")
@@ -102,7 +103,7 @@ async def test_an_operator_denies_a_device(world: Any, browser: Browser) -> None
     assert b"already decided" in again.body
 
 
-async def test_a_link_with_the_code_survives_signing_in(world: Any, browser: Browser) -> None:
+async def test_a_link_with_the_code_survives_signing_in(world: World, browser: Browser) -> None:
     grant = await start(world)
     reply = await browser.sign_in(world.plane.operator_key, f"/device?user_code={grant['user_code']}")
     assert reply.headers["location"] == f"/device?user_code={grant['user_code']}"
@@ -110,14 +111,14 @@ async def test_a_link_with_the_code_survives_signing_in(world: Any, browser: Bro
     assert b"Approve this device?" in shown.body, "approval still needs a click"
 
 
-async def test_sign_in_redirects_to_the_device_page_only(world: Any, browser: Browser) -> None:
+async def test_sign_in_redirects_to_the_device_page_only(world: World, browser: Browser) -> None:
     await browser.get("/device")
     reply = await browser.post("/device/sign-in", key=world.plane.operator_key, user_code="\r\nX: y//evil.example/&a=b")
     assert reply.headers["location"].startswith("/device?user_code=")
     assert not set(reply.headers["location"]) & set("\r\n&")
 
 
-async def test_five_wrong_keys_lock_the_address_out(world: Any, browser: Browser) -> None:
+async def test_five_wrong_keys_lock_the_address_out(world: World, browser: Browser) -> None:
     for attempt in range(5):
         reply = await browser.sign_in("ok_wrong")
         assert (reply.status, b"not the operator key" in reply.body) == (403, True), attempt
@@ -132,7 +133,7 @@ async def test_five_wrong_keys_lock_the_address_out(world: Any, browser: Browser
     assert (await Browser(browser.client).sign_in("ok_wrong")).status == 403
 
 
-async def test_the_right_key_is_never_locked_out(world: Any, browser: Browser) -> None:
+async def test_the_right_key_is_never_locked_out(world: World, browser: Browser) -> None:
     for _ in range(6):
         locked = await browser.sign_in("ok_wrong")
     assert locked.status == 429
@@ -140,7 +141,7 @@ async def test_the_right_key_is_never_locked_out(world: Any, browser: Browser) -
     assert (await Browser(browser.client).sign_in("ok_wrong")).status == 403, "its failures are forgotten"
 
 
-async def test_a_session_ends_by_expiry_sign_out_or_a_new_key(world: Any, browser: Browser) -> None:
+async def test_a_session_ends_by_expiry_sign_out_or_a_new_key(world: World, browser: Browser) -> None:
     await browser.sign_in(world.plane.operator_key)
     assert b"Enter the code" in (await browser.get("/device")).body
     out = await browser.post("/device/sign-out")
@@ -156,7 +157,7 @@ async def test_a_session_ends_by_expiry_sign_out_or_a_new_key(world: Any, browse
     assert b"Operator key" in (await browser.get("/device")).body, "a new key ends the sessions of the old one"
 
 
-async def test_forged_and_stale_forms_do_nothing(world: Any, browser: Browser) -> None:
+async def test_forged_and_stale_forms_do_nothing(world: World, browser: Browser) -> None:
     grant = await start(world)
     await browser.sign_in(world.plane.operator_key)
     await browser.get(f"/device?user_code={grant['user_code']}")
@@ -184,12 +185,12 @@ async def test_forged_and_stale_forms_do_nothing(world: Any, browser: Browser) -
     assert (signed.status, set(stranger.cookies)) == (403, {"__Host-certctrl-form"})
 
 
-async def test_an_invented_session_cookie_is_ignored(world: Any, browser: Browser) -> None:
+async def test_an_invented_session_cookie_is_ignored(world: World, browser: Browser) -> None:
     browser.cookies["__Host-certctrl-operator"] = "made-up"
     assert b"Operator key" in (await browser.get("/device")).body
 
 
-async def test_wrong_codes_are_reported_and_counted(world: Any, browser: Browser) -> None:
+async def test_wrong_codes_are_reported_and_counted(world: World, browser: Browser) -> None:
     await browser.sign_in(world.plane.operator_key)
     for _ in range(10):
         reply = await browser.get("/device?user_code=ZZZZ-ZZZZ")
@@ -198,7 +199,7 @@ async def test_wrong_codes_are_reported_and_counted(world: Any, browser: Browser
     assert (locked.status, locked.headers["retry-after"]) == (429, "900")
 
 
-async def test_device_texts_are_escaped(world: Any, browser: Browser) -> None:
+async def test_device_texts_are_escaped(world: World, browser: Browser) -> None:
     nasty = "<script>alert(1)</script>\"'&{body}"
     grant = await start(world, name=nasty, platform=nasty)
     await browser.sign_in(world.plane.operator_key)
@@ -209,7 +210,7 @@ async def test_device_texts_are_escaped(world: Any, browser: Browser) -> None:
     assert "<script" not in typed
 
 
-async def test_known_and_revoked_devices_are_named(world: Any, browser: Browser) -> None:
+async def test_known_and_revoked_devices_are_named(world: World, browser: Browser) -> None:
     device = await world.device()
     grant = await start(world, device_public_id=device.public_id)
     await browser.sign_in(world.plane.operator_key)
@@ -219,7 +220,7 @@ async def test_known_and_revoked_devices_are_named(world: Any, browser: Browser)
     assert b"<strong>revoked</strong>" in (await browser.get(path)).body
 
 
-async def test_with_several_users_the_page_asks_for_the_owner(world: Any, browser: Browser) -> None:
+async def test_with_several_users_the_page_asks_for_the_owner(world: World, browser: Browser) -> None:
     world.plane.devices.add_user("team <b>")
     grant = await start(world)
     await browser.sign_in(world.plane.operator_key)
@@ -229,7 +230,7 @@ async def test_with_several_users_the_page_asks_for_the_owner(world: Any, browse
     assert world.plane.grants.show(grant["user_code"])["user_id"] == 2
 
 
-async def test_pages_have_security_headers(world: Any, browser: Browser) -> None:
+async def test_pages_have_security_headers(world: World, browser: Browser) -> None:
     for path in ("/device", "/device/style.css", "/device/icon.svg"):
         reply = await browser.get(path)
         policy = reply.headers["content-security-policy"]
@@ -244,7 +245,7 @@ async def test_pages_have_security_headers(world: Any, browser: Browser) -> None
     assert (await browser.get("/device/decide")).status == 405
 
 
-async def test_all_pages_are_valid_and_accessible(world: Any, browser: Browser) -> None:
+async def test_all_pages_are_valid_and_accessible(world: World, browser: Browser) -> None:
     grant = await start(world)
     pages = [await browser.get("/device"), await browser.sign_in("wrong")]
     await browser.sign_in(world.plane.operator_key)
