@@ -89,8 +89,8 @@ class Poller:
         return self._timer()
 
     def _timer(self) -> events.Event:
-        poked, self._poll_requested = self._poll_requested, False
-        return events.PollNow() if poked else events.Timer()
+        requested, self._poll_requested = self._poll_requested, False
+        return events.PollNow() if requested else events.Timer()
 
     async def _poll(self, step: steps.Poll) -> events.Event:
         agent = self.agent

@@ -52,7 +52,7 @@ class Server:
     """Access tokens that were used."""
     reuse: list[str] = attrs.field(factory=list)
     """Session-ending reuses: must stay empty."""
-    heard: dict[int, trio.Event] = attrs.field(factory=lambda: defaultdict(trio.Event))
+    connected: dict[int, trio.Event] = attrs.field(factory=lambda: defaultdict(trio.Event))
     """Set at a process's first request."""
 
     @property
@@ -73,7 +73,7 @@ class Server:
                 await trio.aclose_forcefully(stream)
 
     async def answer(self, head: str, headers: dict[str, str], body: bytes) -> bytes | None:
-        self.heard[int(headers["x-pid"])].set()
+        self.connected[int(headers["x-pid"])].set()
         if head.startswith("GET /check"):
             return self.check(headers["authorization"].removeprefix("Bearer "))
         return await self.spend(json.loads(body)["refresh_token"], int(headers["x-pid"]))
@@ -151,7 +151,7 @@ class Race:
                 return
 
     async def kill_soon(self, process: trio.Process, server: Server) -> None:
-        await server.heard[process.pid].wait()
+        await server.connected[process.pid].wait()
         await trio.sleep(self.chance.expovariate(4))
         if not server.over:
             self.killed.add(process.pid)

@@ -105,10 +105,10 @@ class Stage:
 
     def settled(self) -> bool:
         """Return whether host, service and plane agree, and all outcomes are reported."""
-        heard = self.acked()
+        acked = self.acked()
         return (
             self.agent.caught_up()
-            and all(set(serials[1:]) <= heard for serials in self.issued.values())
+            and all(set(serials[1:]) <= acked for serials in self.issued.values())
             and not self.agent.state.session.load_inbox()
             and all(self.onlooker.served(name) == self.issued[cert_id][-1] for cert_id, name in self.ids.items())
         )

@@ -35,12 +35,12 @@ async def test_the_request_and_deadline_of_a_poll(wait: int, deadline: float) ->
 async def test_an_agent_sends_its_instance_and_learns_of_clones() -> None:
     reported = {"etag": '"7-0"', "cert-ctrl-copies": "suspected"}
     http = FakeHttp(Answer(204, {"etag": '"7-0"'}, b""), Answer(204, reported, b""), page(502), Answer(204, {}, b""))
-    config, heard = AgentConfig(application=ApplicationConfig(server_url="https://plane.example")), []
+    config, suspected = AgentConfig(application=ApplicationConfig(server_url="https://plane.example")), []
     plane = ControlPlane(http, config, wall_now=lambda: WALL, instance="a7")
     for _ in range(4):
         await plane.poll("token", Poll("5-1", 20, 0))
-        heard.append(plane.copies_suspected)
-    assert heard == [False, True, True, False]
+        suspected.append(plane.copies_suspected)
+    assert suspected == [False, True, True, False]
     assert {sent.headers["cert-ctrl-instance"] for sent in http.sent} == {"a7"}
 
 

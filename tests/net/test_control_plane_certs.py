@@ -147,7 +147,7 @@ async def test_a_plane_without_a_list_of_cas(status: int) -> None:
     assert await plane_of(FakeHttp(ok([]))).fetch_cas("t") == {}
 
 
-async def test_a_large_list_is_parsed_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_list_is_parsed_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways give the same answer and the same error."""
     threads: list[int] = []
     in_thread = trio.to_thread.run_sync

@@ -74,15 +74,15 @@ async def test_a_cancelled_caller_does_not_affect_others(autojump_clock: MockClo
 
 
 async def test_without_a_thread_every_call_fails(autojump_clock: MockClock) -> None:
-    slow, heard = Slow(), []
+    slow, ticks = Slow(), []
     slow.broken, shared_offload = True, SharedOffload(slow)
 
     async def one() -> None:
         with pytest.raises(RuntimeError):
             await shared_offload(lambda: None)
-        heard.append(1)
+        ticks.append(1)
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(one)
-    assert len(heard) == 5
+    assert len(ticks) == 5

@@ -53,18 +53,18 @@ def context(pem: Path, *, wants: bool = True) -> ssl.SSLContext:
 
 def flight(server: ssl.SSLContext, hello: bytes | None = None) -> bytes:
     """Return a server's answer to a client's first message."""
-    heard, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+    received, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
     if hello is None:
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname = False
-        talk = client.wrap_bio(ssl.MemoryBIO(), heard)
+        talk = client.wrap_bio(ssl.MemoryBIO(), received)
         with contextlib.suppress(ssl.SSLWantReadError):
             talk.do_handshake()
     else:
-        heard.write(hello)
+        received.write(hello)
     with contextlib.suppress(ssl.SSLWantReadError):
-        server.wrap_bio(heard, said, server_side=True).do_handshake()
-    return said.read()
+        server.wrap_bio(received, sent, server_side=True).do_handshake()
+    return sent.read()
 
 
 @contextlib.asynccontextmanager
@@ -95,9 +95,9 @@ async def test_the_leaf_of_a_server_that_requires_client_certificates_is_read(
         run = partial(trio.run_process, argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                       check=False)  # fmt: skip
         server = await nursery.start(run)
-        said = b""
-        while not (found := re.search(rb"ACCEPT 127\.0\.0\.1:(\d+)\n", said)):
-            said += await server.stdout.receive_some() or pytest.fail(said.decode())
+        sent = b""
+        while not (found := re.search(rb"ACCEPT 127\.0\.0\.1:(\d+)\n", sent)):
+            sent += await server.stdout.receive_some() or pytest.fail(sent.decode())
         verify = VerifyTls(host="127.0.0.1", port=int(found[1]))
         await probe_tls(verify, bundle.facts.fingerprint_sha256, deadline=trio.current_time() + 5)
         with pytest.raises(ProbeError, match=f"serves another certificate: {bundle.facts.fingerprint_sha256[:16]}"):
@@ -123,9 +123,9 @@ async def test_a_server_that_closes_without_a_certificate_request_proves_nothing
 @pytest.mark.integration
 async def test_a_leaf_without_proof_of_its_key_is_not_accepted(pem: tuple[Path, Bundle]) -> None:
     def forged(hello: bytes) -> bytes:
-        said = flight(context(pem[0]), hello)
-        request = said.rindex(b"\x16\x03\x03", 0, said.rindex(b"\x16\x03\x03"))  # after it: the certificate request
-        return said[: request - 1] + bytes([said[request - 1] ^ 1]) + said[request:]
+        sent = flight(context(pem[0]), hello)
+        request = sent.rindex(b"\x16\x03\x03", 0, sent.rindex(b"\x16\x03\x03"))  # after it: the certificate request
+        return sent[: request - 1] + bytes([sent[request - 1] ^ 1]) + sent[request:]
 
     async with answering(forged) as verify:
         with pytest.raises(ProbeError, match="TLS: "):
@@ -133,16 +133,16 @@ async def test_a_leaf_without_proof_of_its_key_is_not_accepted(pem: tuple[Path, 
 
 
 def test_only_a_complete_flight_contains_the_leaf(pem: tuple[Path, Bundle]) -> None:
-    said = flight(context(pem[0]))
+    sent = flight(context(pem[0]))
     leaf = ssl.PEM_cert_to_DER_cert(pem[1].certificate_pem.decode())
-    assert leaf_sent(said) == leaf_sent(said + b"\x15\x03\x03\0\x02\x02\x28") == leaf
-    assert {leaf_sent(said[:end]) for end in range(len(said))} == {None}
+    assert leaf_sent(sent) == leaf_sent(sent + b"\x15\x03\x03\0\x02\x02\x28") == leaf
+    assert {leaf_sent(sent[:end]) for end in range(len(sent))} == {None}
     assert leaf_sent(flight(context(pem[0], wants=False))) is None
 
 
 @given(st.binary(max_size=60), st.lists(st.tuples(st.sampled_from([2, 11, 12, 13, 14]), st.binary(max_size=9))))
 def test_garbage_contains_no_leaf(noise: bytes, messages: list[tuple[int, bytes]]) -> None:
     """A certificate list of nine bytes contains none."""
-    said = b"".join(bytes([kind]) + len(body).to_bytes(3, "big") + body for kind, body in messages)
-    for data in (noise, b"\x16\x03\x03" + len(said).to_bytes(2, "big") + said, b"\x16\x03\x03" + noise):
+    sent = b"".join(bytes([kind]) + len(body).to_bytes(3, "big") + body for kind, body in messages)
+    for data in (noise, b"\x16\x03\x03" + len(sent).to_bytes(2, "big") + sent, b"\x16\x03\x03" + noise):
         assert len(leaf_sent(data) or b"") <= 3
