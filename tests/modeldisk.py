@@ -18,7 +18,7 @@ from typing import Any
 
 from disk_changes import Change, Node, crash_images, renamed, resized, with_entry, without_entry, written
 
-from certctrl.store.disk.fs import Handle, Stat, disk_error
+from certctrl.store.disk.fs import FileKind, Handle, Stat, disk_error
 
 ROOT = 1
 LINKS_FOLLOWED = 40
@@ -365,7 +365,7 @@ class ModelFs:
 
     def _stat(self, ino: int) -> Stat:
         node = self.now[ino]
-        return Stat(node.kind, node.mode, node.uid, node.gid, len(node.data), 1, ino, 1, node.time)
+        return Stat(FileKind(node.kind), node.mode, node.uid, node.gid, len(node.data), 1, ino, 1, node.time)
 
     def readlink(self, path: str | Path, at: Handle | None = None) -> str:
         node = self.now[self._find(path, at, "read")]

@@ -22,7 +22,7 @@ from certctrl.store.deployments import journal
 from certctrl.store.deployments.generation_files import MANY
 from certctrl.store.deployments.journal import Entry, FileState, Journal
 from certctrl.store.disk.atomic import temp_name
-from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.disk.safe_path import (
     SIZE_LIMIT,
     DestinationFact,
@@ -157,7 +157,7 @@ class FileSet:
         if found.refusal is not None:
             raise PolicyRefusedError(found.refusal, fix=f"replace {write.path} by a regular file, or remove it")
         old, label = None, None
-        if found.kind == "file":
+        if found.kind is FileKind.FILE:
             old = self._state_of(found)
             with closing(self._fs, self._fs.open_file(write.path.name, at=parent)) as handle:
                 label = self._fs.label(handle)
@@ -235,7 +235,7 @@ def remove_unchanged(fs: Fs, path: str, digest: str, owner: int | None = None) -
         found = fs.lstat(name, at=parent)
         if found is None:
             return ""
-        readable = found.kind == "file" and found.size <= SIZE_LIMIT  # the agent writes no larger ones
+        readable = found.kind is FileKind.FILE and found.size <= SIZE_LIMIT  # the agent writes no larger ones
         if not readable or hashlib.sha256(read_at(fs, parent, name)[0]).hexdigest() != digest:
             return CHANGED
         if found.nlink != 1:

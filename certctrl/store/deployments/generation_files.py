@@ -17,7 +17,7 @@ from cattrs import Converter
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store import decode
 from certctrl.store.disk.atomic import read_bytes, swap_link_at
-from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import DIR_MODE, PUBLIC_MODE, SECRET_MODE, ConfigDir
 from certctrl.store.structure import Mismatch, structure, tolerant_converter
@@ -65,7 +65,7 @@ def sync_all(fs: Fs, handles: Sequence[Handle]) -> None:
 
 def remove_tree(fs: Fs, parent: Handle, name: str) -> None:
     """Remove a directory tree, private keys first; links are removed, not followed."""
-    if (found := fs.lstat(name, at=parent)) is not None and found.kind != "dir":
+    if (found := fs.lstat(name, at=parent)) is not None and found.kind is not FileKind.DIR:
         fs.unlink(name, at=parent)
         return
     with closing(fs, fs.open_dir(name, at=parent)) as directory:
@@ -98,7 +98,7 @@ class GenerationFiles:
             return [
                 name
                 for name in sorted(self._fs.listdir(top))
-                if (found := self._fs.lstat(name, at=top)) is not None and found.kind == "dir"
+                if (found := self._fs.lstat(name, at=top)) is not None and found.kind is FileKind.DIR
             ]
 
     def known(self, name: str) -> list[tuple[int, str]]:
@@ -128,7 +128,7 @@ class GenerationFiles:
         found = self._fs.lstat(link)
         if found is None:
             return None
-        if found.kind == "link":
+        if found.kind is FileKind.LINK:
             up, home, owner, generation, *more = [*self._fs.readlink(link).split("/"), "", "", "", ""]
             if (up, home, owner) == ("..", self._layout.generations.name, name) and generation and not any(more):
                 return generation
@@ -216,7 +216,9 @@ class GenerationFiles:
         except StateCorruptError:
             return False
         directory = self._layout.generation(name, generation)
-        return all((found := self._fs.lstat(directory / file)) is not None and found.kind == "file" for file in files)
+        return all(
+            (found := self._fs.lstat(directory / file)) is not None and found.kind is FileKind.FILE for file in files
+        )
 
     # --- writing ------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ import attrs
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, remove_tree, sync_all
 from certctrl.store.disk.atomic import is_temp, swap_link_at
-from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.layout import ConfigDir
 
 
@@ -223,7 +223,7 @@ class GenerationStore:
             handles = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in places}
             for link in (*self._layout.public_links(name), self._layout.live_link(name)):
                 found = self._fs.lstat(link.name, at=handles[link.parent])
-                if found is not None and found.kind == "link":
+                if found is not None and found.kind is FileKind.LINK:
                     self._fs.unlink(link.name, at=handles[link.parent])
             sync_all(self._fs, list(handles.values()))
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as home:

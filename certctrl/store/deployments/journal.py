@@ -23,7 +23,7 @@ import attrs
 from certctrl.errors import StateCorruptError
 from certctrl.store import decode
 from certctrl.store.deployments.generation_files import sync_all
-from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.disk.safe_path import DestinationFact, facts_at, open_parent, read_at
 from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import SECRET_MODE, ConfigDir
@@ -63,10 +63,10 @@ class Entry:
 
     def is_old(self, found: DestinationFact) -> bool:
         """Return whether the destination has the old file, or none if there was none."""
-        return found.kind == "missing" if self.old is None else self._matches(self.old, found)
+        return found.kind is FileKind.MISSING if self.old is None else self._matches(self.old, found)
 
     def _matches(self, expected: FileState, found: DestinationFact) -> bool:
-        if found.kind != "file" or found.sha256 != expected.sha256:
+        if found.kind is not FileKind.FILE or found.sha256 != expected.sha256:
             return False
         if self.old is None or self.old.sha256 != self.new.sha256:
             return True
@@ -149,7 +149,7 @@ def parent_of(fs: Fs, entry: Entry) -> Handle:
 def is_intact(fs: Fs, parent: Handle, name: str, expected: FileState) -> bool:
     """Return whether a temporary file or backup exists with the expected contents."""
     found = fs.lstat(name, at=parent)
-    if found is None or found.kind != "file":
+    if found is None or found.kind is not FileKind.FILE:
         return False
     data, _ = read_at(fs, parent, name)
     return hashlib.sha256(data).hexdigest() == expected.sha256

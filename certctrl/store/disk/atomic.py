@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from certctrl.errors import DiskError
-from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import SECRET_MODE
 
@@ -111,7 +111,7 @@ def remove_file(fs: Fs, path: Path, *, durable: bool = True) -> bool:
 def swap_link_at(fs: Fs, parent: Handle, name: str, text: str) -> bool:
     """Point the link ``name`` in an open directory at ``text``; False if it already does. No fsync."""
     found = fs.lstat(name, at=parent)
-    if found is not None and found.kind == "link" and fs.readlink(name, at=parent) == text:
+    if found is not None and found.kind is FileKind.LINK and fs.readlink(name, at=parent) == text:
         return False
     temp = temp_name(fs, name)
     fs.symlink(text, temp, at=parent)
@@ -134,7 +134,7 @@ def read_bytes(fs: Fs, path: str | Path, limit: int, at: Handle | None = None) -
         raise
     with closing(fs, opened) as handle:
         found = fs.fstat(handle)
-        if found.kind != "file":
+        if found.kind is not FileKind.FILE:
             raise DiskError(f"{handle.path} is not a regular file", path=handle.path, fix=f"move {handle.path} away")
         if found.size > limit:
             raise DiskError(
@@ -159,9 +159,9 @@ def sweep_temps(fs: Fs, directory: Path) -> int:
 
 def _is_leftover(fs: Fs, name: str, parent: Handle) -> bool:
     found = fs.lstat(name, at=parent)
-    if found is None or found.kind == "dir":
+    if found is None or found.kind is FileKind.DIR:
         return False
-    if found.kind != "file":
+    if found.kind is not FileKind.FILE:
         return True
     try:
         handle = fs.open_file(name, at=parent)

@@ -17,13 +17,13 @@ from functools import cache
 from pathlib import Path
 
 from certctrl.errors import DiskError
-from certctrl.store.disk.interface import Fs, Handle, Stat
+from certctrl.store.disk.interface import FileKind, Fs, Handle, Stat
 
-__all__ = ["Fs", "Handle", "RealFs", "Stat", "closing", "disk_error"]
+__all__ = ["FileKind", "Fs", "Handle", "RealFs", "Stat", "closing", "disk_error"]
 
 _LABEL = "security.selinux"
 _CHUNK = 1 << 20
-_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
+_KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIR, stat.S_IFLNK: FileKind.LINK}
 
 
 class RealFs:
@@ -250,7 +250,7 @@ def _fd(at: Handle | None) -> int | None:
 
 
 def _stat(raw: os.stat_result) -> Stat:
-    kind = _KINDS.get(stat.S_IFMT(raw.st_mode), "other")
+    kind = _KINDS.get(stat.S_IFMT(raw.st_mode), FileKind.OTHER)
     return Stat(
         kind,
         stat.S_IMODE(raw.st_mode),

@@ -6,8 +6,21 @@ code walks by directory handles, never by path.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+
+class FileKind(StrEnum):
+    """What a directory entry is."""
+
+    FILE = "file"
+    DIR = "dir"
+    LINK = "link"
+    OTHER = "other"
+    """A device, pipe or socket."""
+    MISSING = "missing"
+    """There is no such entry."""
 
 
 class Handle:
@@ -24,9 +37,9 @@ class Handle:
 
 
 class Stat(NamedTuple):
-    """Metadata of one directory entry; ``kind`` is ``file``, ``dir``, ``link`` or ``other``."""
+    """Metadata of one directory entry."""
 
-    kind: str
+    kind: FileKind
     mode: int
     uid: int
     gid: int

@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 
 from certctrl.errors import DiskError, PolicyRefusedError
-from certctrl.store.disk.fs import Fs, Handle, RealFs, Stat, closing
+from certctrl.store.disk.fs import FileKind, Fs, Handle, RealFs, Stat, closing
 
 SIZE_LIMIT = 4 * 1024 * 1024
 _STICKY = 0o1000
@@ -30,8 +30,7 @@ class DestinationFact:
     """What is at a destination."""
 
     path: Path
-    kind: str = "missing"
-    """``missing``, ``file``, ``dir``, ``link`` or ``other``."""
+    kind: FileKind = FileKind.MISSING
     sha256: str | None = None
     """Hex digest; None unless it is a regular file."""
     mode: int | None = None
@@ -82,8 +81,10 @@ def facts_at(fs: Fs, parent: Handle, path: Path) -> DestinationFact:
     if found is None:
         return DestinationFact(path=path)
     refusal, digest = None, None
-    if found.kind != "file":
-        named = {"dir": "a directory", "link": "a symbolic link"}.get(found.kind, "a device, pipe or socket")
+    if found.kind is not FileKind.FILE:
+        named = {FileKind.DIR: "a directory", FileKind.LINK: "a symbolic link"}.get(
+            found.kind, "a device, pipe or socket"
+        )
         refusal = f"{path} is {named}, not a regular file"
     else:
         data, found = read_at(fs, parent, path.name)
@@ -107,7 +108,7 @@ def read_at(fs: Fs, parent: Handle, name: str) -> tuple[bytes, Stat]:
     """Return a regular file's bytes and metadata from one open handle. Raises DiskError."""
     with closing(fs, fs.open_file(name, at=parent)) as handle:
         found = fs.fstat(handle)
-        if found.kind != "file" or found.size > SIZE_LIMIT:
+        if found.kind is not FileKind.FILE or found.size > SIZE_LIMIT:
             what = f"{handle.path} is not a regular file of at most {SIZE_LIMIT} bytes"
             raise DiskError(what, path=handle.path, errno=errno.EFBIG, fix=f"move {handle.path} away")
         return fs.read(handle, SIZE_LIMIT), found

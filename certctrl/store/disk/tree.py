@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from certctrl.errors import ConfigError, DiskError
-from certctrl.store.disk.interface import Fs, Handle, Stat
+from certctrl.store.disk.interface import FileKind, Fs, Handle, Stat
 from certctrl.store.layout import DIR_MODE, ConfigDir
 
 _OTHERS = 0o077
@@ -54,7 +54,7 @@ def make_tree(fs: Fs, layout: ConfigDir) -> None:
         found = fs.lstat(path)
         if found is None:
             _make_dir(fs, path, DIR_MODE)
-        elif found.kind != "dir":
+        elif found.kind is not FileKind.DIR:
             raise ConfigError("expected a directory", file=str(path), fix=f"move {path} away")
 
 
@@ -115,7 +115,7 @@ def _watched(fs: Fs, layout: ConfigDir) -> Iterator[tuple[Path, int]]:
         yield path, _WRITABLE_BY_OTHERS
     for directory in private[:-1]:  # generations are private as a whole
         found = fs.lstat(directory)
-        if found is not None and found.kind == "dir":
+        if found is not None and found.kind is FileKind.DIR:
             yield from ((directory / name, _OTHERS) for name in _names(fs, directory))
 
 
@@ -132,13 +132,15 @@ def _names(fs: Fs, directory: Path) -> list[str]:
 
 def _check_entry(fs: Fs, path: Path, closed: int, root: Stat, repair: bool) -> ModeFinding | None:
     found = fs.lstat(path)
-    if found is None or found.kind == "other":  # a socket is protected by its directory
+    if found is None or found.kind is FileKind.OTHER:  # a socket is protected by its directory
         return None
-    if found.kind == "link":
+    if found.kind is FileKind.LINK:
         what = "a link instead of a real file or directory"
         return ModeFinding(path, what, f"replace {path} by the real file or directory", False, found.mode, found.mode)
     me = fs.uid()
-    owned_by_root = found.uid == 0 and found.kind == "file" and closed == _WRITABLE_BY_OTHERS  # config and policy
+    owned_by_root = (
+        found.uid == 0 and found.kind is FileKind.FILE and closed == _WRITABLE_BY_OTHERS
+    )  # config and policy
     if found.uid not in ({me, root.uid} if me == 0 else {me}) and not owned_by_root:
         what = f"belongs to user {found.uid}, but this runs as user {me}"
         return ModeFinding(path, what, f"chown {me} {path}, or run as user {found.uid}", False, found.mode, found.mode)
@@ -152,7 +154,7 @@ def _check_entry(fs: Fs, path: Path, closed: int, root: Stat, repair: bool) -> M
 
 def _close_mode(fs: Fs, path: Path, found: Stat, wanted: int) -> bool:
     try:
-        handle = fs.open_dir(path) if found.kind == "dir" else fs.open_file(path)
+        handle = fs.open_dir(path) if found.kind is FileKind.DIR else fs.open_file(path)
     except DiskError:
         return False
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from certctrl.errors import BadAnswerError, StateCorruptError
 from certctrl.store import decode
 from certctrl.store.disk.atomic import read_bytes, sweep_temps, write_atomic
-from certctrl.store.disk.fs import Fs, closing
+from certctrl.store.disk.fs import FileKind, Fs, closing
 from certctrl.store.layout import ConfigDir
 
 
@@ -39,7 +39,7 @@ class StateFiles:
         if found is None or parent is None:
             return None
         me = self._fs.uid()
-        if found.kind != "file":
+        if found.kind is not FileKind.FILE:
             raise decode.corrupt(str(path), "it is not a regular file", f"move {path} away; {fix}")
         if found.uid != me and (me != 0 or found.uid != parent.uid):
             raise StateCorruptError(
