@@ -199,13 +199,8 @@ def judge_command(
     """
     what = f"run {one_line(' '.join(argv))}"
     if policy.remote_commands is RemoteCommands.OFF and not local:
-        return Refusal(
-            item=item,
-            what=what,
-            why="remote commands are switched off",
-            setting="remote_commands",
-            value=RemoteCommands.ON.value,
-        )
+        why = "remote commands are switched off"
+        return Refusal(item=item, what=what, why=why, setting="remote_commands", value=RemoteCommands.ON.value)
     name, named = _listed(policy, tuple(argv))
     if named is not None:
         argv = named.argv
