@@ -106,7 +106,7 @@ async def test_an_approval_page_elsewhere_is_never_shown(
     host: Host, autojump_clock: MockClock, uri: str, where: str
 ) -> None:
     plane = FakePlane(grants=[READY], started=attrs.evolve(STARTED, **{where: uri}))
-    with pytest.raises(BadAnswerError, match="not to be trusted") as caught:
+    with pytest.raises(BadAnswerError, match="cannot be trusted") as caught:
         await host.register(plane)
     assert "do not type the code" in (caught.value.fix or "")
     assert (host.prompts, plane.polls, plane.forms) == ([], [], [])

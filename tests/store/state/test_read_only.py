@@ -53,7 +53,7 @@ def test_reads_what_the_store_wrote(store: StateStore) -> None:
     assert [row["cert_id"] for row in read_only.read_certificates(root) or ()] == [2, 10]
     assert (read_only.read_certificates(root) or [])[0].keys() == {
         field.name for field in (*attrs.fields(CertFacts), *attrs.fields(CertRecord))
-    } - {"facts"} | {"last_error", "attempts", "next_try_at"}
+    } - {"facts", "pending"} | {"owed", "last_error", "attempts", "next_try_at"}
     assert read_only.read_status(root) == {"version": "1.0", "state": "Polling"}
     assert (read_only.read_cursor(root), read_only.read_last_poll(root)) == ("1-1", 1_800_000_000.0)
     assert read_only.read_cursor_at(root) == store.layout.last_cursor.stat().st_mtime
