@@ -300,8 +300,8 @@ def test_json_has_every_recorded_fact(
 ) -> None:
     store.installed.save_certificates({7: record()})
     (row,) = ran("-c", layout.root, "list-certs", "--json").json()
-    flat = {field.name for kind in (CertFacts, CertRecord) for field in attrs.fields(kind)} - {"facts"}
-    assert row.keys() == flat | {"last_error", "attempts", "next_try_at", "remaining_seconds"}
+    flat = {field.name for kind in (CertFacts, CertRecord) for field in attrs.fields(kind)} - {"facts", "pending"}
+    assert row.keys() == flat | {"owed", "last_error", "attempts", "next_try_at", "remaining_seconds"}
     assert row["remaining_seconds"] == 45 * DAY
 
 
