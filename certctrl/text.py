@@ -57,9 +57,9 @@ def _ascii_label(label: str) -> str:
         return label.encode("idna").decode()
 
 
-def same_serial(told: str, serial: int) -> bool:
+def same_serial(reported: str, serial: int) -> bool:
     """Return whether text is a serial number: hex, decimal, or for a negative one the hex of its bytes in the certificate."""
-    plain = "".join(told.split()).replace(":", "").lower()
+    plain = "".join(reported.split()).replace(":", "").lower()
     sign, digits = ("-", plain[1:]) if plain.startswith("-") else ("", plain)
     found = sign + (digits.removeprefix("0x").lstrip("0") or "0")
     size = serial.bit_length() // 8 + 1

@@ -165,10 +165,10 @@ async def test_the_wanted_kinds_are_asked_for(autojump_clock: trio.testing.MockC
     wanted: list[Any] = [{NEW: RSA}, {NEW: ECDSA, OLD: RSA}, {NEW: None, OLD: RSA}, NEW]
     for one in wanted:
         with contextlib.suppress(ProbeError):
-            await probe_tls(VERIFY, one, deadline=trio.current_time() + 0.01, once=look)
+            await probe_tls(VERIFY, one, deadline=trio.current_time() + 0.01, once=script)
     assert list(dict.fromkeys(asked)) == [(RSA,), (RSA, ECDSA), (None,)]
     with pytest.raises(ProbeError, match=r"another certificate \(asked for RSA\): 0{16}"):
-        await probe_tls(VERIFY, {NEW: RSA}, deadline=trio.current_time() + 0.01, once=look)
+        await probe_tls(VERIFY, {NEW: RSA}, deadline=trio.current_time() + 0.01, once=script)
 
 
 # --- other hosts --------------------------------------------------------------------------------------------------
@@ -176,9 +176,9 @@ async def test_the_wanted_kinds_are_asked_for(autojump_clock: trio.testing.MockC
 
 async def test_an_endpoint_elsewhere_is_given_up_at_once(autojump_clock: trio.testing.MockClock) -> None:
     foreign = at("192.0.2.1:443", fault="not an address of this host", fault_class=ProbeFault.NOT_OURS)
-    look, begun = Script((foreign, foreign)), trio.current_time()
+    script, begun = Script((foreign, foreign)), trio.current_time()
     with pytest.raises(ProbeError, match="not an address of this host") as caught:
-        await probe_tls(VERIFY, NEW, deadline=begun + 15, once=look)
+        await probe_tls(VERIFY, NEW, deadline=begun + 15, once=script)
     assert (caught.value.fault, trio.current_time()) == (ProbeFault.NOT_OURS, begun)
     assert caught.value.fix == 'to allow it, policy.json needs "probe": ["service.example:443"]'
     await probe_tls(VERIFY, NEW, deadline=begun + 15, once=Script((foreign, at("127.0.0.1:443", NEW))))
