@@ -37,6 +37,7 @@ def program() -> None:
         _open_missing()
     if not sys.warnoptions:  # what a library thinks of a certificate's form is no message of ours
         warnings.simplefilter("ignore")
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale may lack characters
     sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
     try:
         status = main()

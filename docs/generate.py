@@ -59,7 +59,8 @@ files are almost empty, because every setting has a default.
   daemon keeps the old configuration and reports it in the log and in `status`. Changes to `server_url`, `name`,
   `queue_size`, `metrics_…` and `httpclient_config.json` take effect at the next start.
 - Environment variables override the files. They are read at start and at SIGHUP. Switches are `true` or `false`, lists are
-  JSON or comma-separated, mappings are JSON. A variable that closely resembles a setting's name is rejected.
+  JSON or comma-separated, mappings are JSON. A variable that closely resembles a setting's name is rejected. In the
+  commands of items the agent sets variables of its own, among them `CERTCTRL_NAME`: there, these are not settings.
 - `depends_on` in `installs.local.json` names local items (`reload` or `local:reload`) or items of the control plane.
   `config check` rejects an unknown name; a daemon logs it and ignores that dependency.
 - Durations and sizes have their unit in their name.
@@ -76,7 +77,8 @@ VARIABLES = {
 POLICY = """\
 ## policy.json
 
-What the control plane may do on this host. The file must be owned by root or the agent's user and writable by no one else.
+What the control plane may do on this host. Like `installs.local.json`, whose items it does not limit, the file must be owned
+by root or the agent's user and writable by no one else; under the units in `deploy/`, the daemon cannot write either.
 Without it, nothing outside `certs/` is written and no command runs. `cert-ctrl -c DIR policy show` explains it,
 `policy allow` extends it after confirmation, and `plan` and `doctor` show what is refused with the line that would allow it.
 
@@ -196,7 +198,8 @@ and keys are masked. The levels are DEBUG, INFO, WARN, ERROR and CRITICAL.
 - `"format": "json"` writes one JSON object per line: `time`, `level`, `category`, `message`, and for the lines below
   also `key` and the fields shown in braces.
 
-If the disk cannot be written, log lines are lost and the agent continues; the first line afterwards counts them.
+If no one reads standard error, or the disk cannot be written, log lines are lost and the agent continues; the first line
+afterwards counts them.
 One-shot commands print warnings to standard error; `--debug` shows everything.
 
 """

@@ -51,6 +51,19 @@ def need_module() -> Callable[[str], None]:
     return check
 
 
+@pytest.fixture(scope="session")
+def need_acl() -> Callable[[Path], None]:
+    """``need_acl(directory)`` ends the test if its file system has no access control lists (see `missing`)."""
+
+    def check(place: Path) -> None:
+        import acl
+
+        if not acl.supported(place):
+            missing(f"the file system of {place} has no access control lists")
+
+    return check
+
+
 @pytest.fixture
 def start_browser(
     need: Callable[[str], str], need_module: Callable[[str], None], tmp_path: Path

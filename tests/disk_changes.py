@@ -30,6 +30,7 @@ class Node(NamedTuple):
     data: bytes = b""
     text: str = ""
     entries: Mapping[str, int] = MappingProxyType({})
+    attributes: Mapping[str, bytes] = MappingProxyType({})
     time: int = 0
 
 

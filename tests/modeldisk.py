@@ -102,7 +102,12 @@ class ModelFs:
     def fingerprint(self) -> bytes:
         digest = hashlib.sha256(repr(sorted(self.promises.items())).encode())
         for path, node in sorted(self.tree().items()):
-            digest.update(repr((path, node.kind, node.mode, node.uid, node.gid, node.text)).encode() + node.data)
+            digest.update(
+                repr(
+                    (path, node.kind, node.mode, node.uid, node.gid, node.text, sorted(node.attributes.items()))
+                ).encode()
+            )
+            digest.update(node.data)
         return digest.digest()
 
     def put(self, path: str | Path, data: bytes, mode: int = 0o644) -> None:
@@ -266,11 +271,17 @@ class ModelFs:
         self._before("chown", handle.path)
         self._change(Change("meta", self._open[handle.fd][0], apply=lambda node: node._replace(uid=uid, gid=gid)))
 
-    def label(self, handle: Handle) -> bytes | None:
-        return None
+    def attributes(self, handle: Handle) -> dict[str, bytes]:
+        return dict(self.now[self._open[handle.fd][0]].attributes)
 
-    def relabel(self, handle: Handle, label: bytes) -> None:
-        raise self._fail(errno.ENOTSUP, "label", handle.path)
+    def set_attribute(self, handle: Handle, name: str, value: bytes | None) -> None:
+        self._before("set_attribute", handle.path)
+
+        def apply(node: Node) -> Node:
+            rest = {key: old for key, old in node.attributes.items() if key != name}
+            return node._replace(attributes=rest if value is None else rest | {name: value})
+
+        self._change(Change("meta", self._open[handle.fd][0], apply=apply))
 
     def fsync(self, handle: Handle) -> None:
         self._before("fsync", handle.path)

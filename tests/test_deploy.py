@@ -23,6 +23,20 @@ def settings_of(name: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", ["cert-ctrl.service", "cert-ctrl@.service", "cert-ctrl-root.service"])
+def test_the_daemon_cannot_write_the_files_that_decide_what_it_may_do(name: str) -> None:
+    from certctrl.store.layout import ConfigDir
+
+    unit, layout = settings_of(name), ConfigDir(Path("/etc/cert-ctrl-%i" if "@" in name else "/etc/cert-ctrl"))
+    assert (unit["ProtectSystem"], unit["ReadOnlyPaths"]) == (["strict"], [str(layout.root)])
+    writable = [Path(word.lstrip("-")) for words in unit["ReadWritePaths"] for word in words.split()]
+    operators = (layout.policy, layout.local_installs, layout.application, layout.httpclient, layout.plane_ca)
+    for path in operators:
+        assert not any(path.is_relative_to(root) for root in writable), path
+    for path in layout.directories()[1:]:
+        assert any(path.is_relative_to(root) for root in writable), path
+
+
+@pytest.mark.parametrize("name", ["cert-ctrl.service", "cert-ctrl@.service", "cert-ctrl-root.service"])
 def test_systemd_does_not_restart_after_statuses_that_need_an_operator(name: str) -> None:
     unit = settings_of(name)
     assert unit["RestartPreventExitStatus"] == ["77 78"]
@@ -72,7 +86,7 @@ def test_the_sample_directory_is_accepted(tmp_path: Path) -> None:
         (root / sample.name).chmod(0o600)
     layout = ConfigDir(root)
     assert load_config(layout, {}).config.application.server_url == "https://plane.example.com"
-    policy = load_policy(layout, require_root_owned=False)
+    policy = load_policy(layout)
     items = load_local_installs(layout)
     allowed = {command.argv for command in policy.commands.values()}
     assert {tuple(item["cmd_argv"]) for item in items if item["type"] == "exec"} == allowed

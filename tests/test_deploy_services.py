@@ -44,7 +44,7 @@ def items_of(recipe: str) -> list[InstallItem]:
 def policy_of(recipe: str, root: Path) -> HostPolicy:
     (root / "policy.json").write_bytes((SERVICES / recipe / "policy.json").read_bytes())
     (root / "policy.json").chmod(0o600)
-    return load_policy(ConfigDir(root), require_root_owned=False)
+    return load_policy(ConfigDir(root))
 
 
 def test_there_are_recipes() -> None:

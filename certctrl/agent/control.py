@@ -45,8 +45,10 @@ async def serve_control(
 
         async def answer(stream: trio.SocketStream) -> None:
             async with limiter, stream:
-                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                try:
                     await _answer(stream, operations, log)
+                except* (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass  # the client hung up; from the nursery, such an error comes in a group
 
         async with trio.open_nursery() as nursery:
             task_status.started()

@@ -185,13 +185,13 @@ class Dispatcher:
         if isinstance(signal, MalformedSignal):
             log_line(agent.log, Line.SIGNAL_MALFORMED, type=signal.type, ts=signal.ts_ms, why=signal.why)
             return Result(Outcome(kind=OutcomeKind.FAILED, detail=f"malformed: {signal.why}"))
-        handler = find_handler(agent.config.ioc, signal.type)
-        if handler is None:
-            line = Line.SIGNAL_UNKNOWN if isinstance(signal, UnknownSignal) else Line.SIGNAL_DISABLED
-            log_line(agent.log, line, type=signal.type, ts=signal.ts_ms)
-            return Result(Outcome(kind=OutcomeKind.IGNORED, detail="no handler for this type"))
-        log_line(agent.log, Line.SIGNAL_PROCESSING, type=signal.type, ts=signal.ts_ms)
         try:
+            handler = find_handler(agent.config.ioc, signal.type)
+            if handler is None:
+                line = Line.SIGNAL_UNKNOWN if isinstance(signal, UnknownSignal) else Line.SIGNAL_DISABLED
+                log_line(agent.log, line, type=signal.type, ts=signal.ts_ms)
+                return Result(Outcome(kind=OutcomeKind.IGNORED, detail="no handler for this type"))
+            log_line(agent.log, Line.SIGNAL_PROCESSING, type=signal.type, ts=signal.ts_ms)
             with trio.move_on_after(self._limit(signal)):
                 handled = await handler(agent, signal)
                 return handled if isinstance(handled, Candidate) else result_of(handled)

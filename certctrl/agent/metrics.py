@@ -58,13 +58,21 @@ async def publish_metrics(agent: Agent) -> None:
 async def _or_report(agent: Agent, task: Callable[[], Awaitable[None]]) -> None:
     try:
         await task()
-    except (OSError, CertctrlError) as error:
+    except* (OSError, CertctrlError) as errors:  # a nursery raises groups
+        error = _first(errors)
         log_line(agent.log, Line.METRICS_FAILED, why=error)
         agent.report_problem(
             "metrics",
             f"metrics are disabled: {error}",
             "correct metrics_listen or metrics_textfile, then restart the daemon",
         )
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return the first error of a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def view_of(agent: Agent) -> View:
@@ -172,4 +180,4 @@ async def write_textfile_forever(agent: Agent, path: Path, text: Callable[[], by
 
 
 def _write(agent: Agent, path: Path, data: bytes) -> None:
-    write_atomic(agent.fs, path, data, mode=PUBLIC_MODE, durable=False)
+    write_atomic(agent.fs, path, data, mode=PUBLIC_MODE, durable=False, keep_attributes=True)

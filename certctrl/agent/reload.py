@@ -43,7 +43,7 @@ class Reloader:
         agent = self._agent
         try:
             fresh = load_config(agent.layout, agent.environ).config
-            policy = load_policy(agent.layout, require_root_owned=False)
+            policy = load_policy(agent.layout)
         except CertctrlError as error:
             log_line(agent.log, Line.CONFIG_REFUSED, why=error)
             agent.report_problem(

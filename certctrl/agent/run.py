@@ -42,6 +42,7 @@ from certctrl.model.status import StopReason
 from certctrl.model.stop import Stop
 
 ACK_FLUSH_SECONDS = 5.0
+METRICS_EXTRA = "pip install 'certctrl[metrics]', then restart the daemon"
 
 
 async def run_agent(
@@ -151,10 +152,10 @@ async def publish_metrics_if_enabled(agent: Agent) -> None:
     settings = agent.config.application
     if not settings.metrics_listen and not settings.metrics_textfile:
         return
-    from certctrl.agent.metrics import publish_metrics  # imports prometheus_client: only if enabled
-
     try:
-        await publish_metrics(agent)
-    except (OSError, ImportError) as error:
+        from certctrl.agent.metrics import publish_metrics  # imports prometheus_client: only if enabled
+    except ImportError as error:
         log_line(agent.log, Line.METRICS_FAILED, why=error)
-        agent.report_problem("metrics", f"metrics are disabled: {error}", "correct metrics_listen or metrics_textfile")
+        agent.report_problem("metrics", f"metrics are disabled: {error}", METRICS_EXTRA)
+        return
+    await publish_metrics(agent)

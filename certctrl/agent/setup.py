@@ -162,7 +162,7 @@ def _assemble(
         offload=seams.offload,
         config=config,
         device_id=store.session.load_device_id(),
-        policy=load_policy(layout, require_root_owned=False),
+        policy=load_policy(layout),
         environ=seams.environ,
         on_reload=seams.on_reload,
         started_at=seams.wall_now(),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from certctrl.errors import CertctrlError, ConfigError
 
 if TYPE_CHECKING:
-    from certctrl.model.config import HttpClientConfig
+    from certctrl.model.config import ApplicationConfig, HttpClientConfig
     from certctrl.store.layout import ConfigDir
 
 
@@ -22,7 +22,8 @@ def check_files(layout: ConfigDir, environ: Mapping[str, str]) -> list[str]:
 
     loaded = load_config(layout, environ)
     _check_named_files(layout, loaded.config.httpclient)
-    load_policy(layout, require_root_owned=False)
+    _check_metrics_extra(layout, loaded.config.application)
+    load_policy(layout)
     try:
         _check_local_installs(layout)
     except CertctrlError as error:
@@ -61,6 +62,16 @@ def _check_named_files(layout: ConfigDir, client: HttpClientConfig) -> None:
         if what:
             fix = f"put a PEM file at {path}, or correct the setting"
             raise ConfigError(f"{path}: {what}", file=str(layout.httpclient), path=key, fix=fix)
+
+
+def _check_metrics_extra(layout: ConfigDir, settings: ApplicationConfig) -> None:
+    """Raise ConfigError if metrics are enabled but the package for them is not installed."""
+    from importlib.util import find_spec
+
+    enabled = [key for key in ("metrics_listen", "metrics_textfile") if getattr(settings, key)]
+    if enabled and find_spec("prometheus_client") is None:
+        what = "metrics need the Python package prometheus-client"
+        raise ConfigError(what, file=str(layout.application), path=enabled[0], fix="pip install 'certctrl[metrics]'")
 
 
 def _fault(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The client of the daemon's control socket: one JSON line each way, with blocking calls.
 
-Importing Trio would take longer than the request. SO_PEERCRED says who serves the socket: only root and the owner of
-the config directory are accepted as the daemon.
+Importing Trio would take longer than the request. SO_PEERCRED says who serves the socket: only root and the user of
+this command are accepted as the daemon.
 """
 
 from __future__ import annotations
@@ -91,12 +91,9 @@ def _connect(sock: socket.socket, layout: ConfigDir) -> None:
 def _check_peer(sock: socket.socket, layout: ConfigDir) -> None:
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_CREDENTIALS))
     _pid, uid, _gid = struct.unpack(_CREDENTIALS, raw)
-    trusted = {0, os.geteuid()}
-    if os.geteuid() == 0:  # root may also talk to a daemon of the directory's owner
-        trusted.add(os.stat(layout.state).st_uid)
-    if uid not in trusted:
+    if uid not in (0, os.geteuid()):  # root has become the owner of the directory before
         raise TransportError(
-            f"the control socket is served by user id {uid}, which is neither root nor the owner of {layout.state}",
+            f"the control socket is served by user id {uid}, which is neither root nor the user of this command",
             fix="find the process with `ss -xlp` and stop it",
         )
 

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 def keep_running(invoked: Invocation) -> int:
     """Run the daemon in the foreground; return 0 after SIGTERM, 77 if the device was revoked or refused."""
+    from certctrl.agent.clock import wall_now
+    from certctrl.logs.stderr import lossy_stderr
+
+    with lossy_stderr(wall_now):
+        return _keep_running(invoked)
+
+
+def _keep_running(invoked: Invocation) -> int:
     from certctrl.logs.setup import Logs
     from certctrl.store.config.files import load_config
     from certctrl.store.disk.fs import RealFs

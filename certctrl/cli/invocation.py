@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from certctrl.cli.owner import become_owner
 from certctrl.errors import ConfigError, DiskError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Invocation:
         return text.replace("-c DIR", f"-c {self.directory}") if self.directory else text
 
     def layout(self, *, must_exist: bool = True) -> ConfigDir:
-        """Return the config directory.
+        """Return the config directory; root becomes its owner first (see `become_owner`).
 
         Raises UsageError for an empty ``-c``, ConfigError if it is a symbolic link, does not exist or is not a config
         directory, DiskError if this user may not read it.
@@ -54,6 +55,7 @@ class Invocation:
         root = Path(os.path.abspath(self.directory))
         layout = ConfigDir(root)
         _refuse_link(root)
+        become_owner(root)
         if must_exist:
             _require_directory(root)
             if not (is_present(layout.application) or is_present(layout.state) or _SERVER_URL in os.environ):

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from certctrl.errors import ConfigError, DiskError
+from certctrl.logs.stderr import missing_lines
 from certctrl.store.disk.fs import Handle, closing
 from certctrl.store.layout import SECRET_MODE
 
@@ -91,8 +92,7 @@ class LogFile(logging.Handler):
             self._rotate(now)
             handle = self._open(now)
         if self._lost:
-            moment = datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%d %H:%M:%S")
-            line = f"[{moment}] [WARN] [Log] {self._lost} lines are missing here\n".encode() + line
+            line = missing_lines(self._lost, now) + line
         self._fs.write(handle, line)
         self._size += len(line)
         self._lost = 0

@@ -95,3 +95,9 @@ class HostPolicy:
     """Argv of the alert command; ``CERTCTRL_ALERT`` is the path of the alert as JSON."""
     window: MaintenanceWindow | None = None
     trust_store: TrustStore = attrs.field(factory=TrustStore)
+
+    @property
+    def argvs(self) -> tuple[tuple[str, ...], ...]:
+        """Every command that the policy names: the listed ones, that of alerts and that of the trust store."""
+        others = filter(None, (self.on_alert, self.trust_store.command))
+        return (*(command.argv for command in self.commands.values()), *others)

@@ -43,5 +43,6 @@ def target_of(path: str, query: Mapping[str, str | int] | None = None) -> str:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return compact JSON in UTF-8."""
-    return jsonlib.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    """Return compact JSON in UTF-8; ``?`` for what UTF-8 lacks, such as undecodable bytes of a path in an outcome."""
+    text = jsonlib.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="replace")

@@ -7,6 +7,8 @@ from pathlib import Path
 DIR_MODE = 0o700
 SECRET_MODE = 0o600
 PUBLIC_MODE = 0o644
+CA_FILE_PREFIX = "certctrl-"
+"""How the names of CA files in the system trust store begin; they end with ``-ID.crt``."""
 
 
 class ConfigDir:
@@ -87,6 +89,15 @@ class ConfigDir:
             self.certs / f"{name}.key": f".live/{name}/private.key",
             self.chains / f"{name}.pem": f"../.live/{name}/chain.pem",
         }
+
+
+def is_plain_name(text: str) -> bool:
+    """Return whether a text is a name as the agent gives them to certificates, generations and their files.
+
+    Names that were read from a file become parts of paths only after this check.
+    """
+    plain = text.isascii() and all(c.isalnum() or c in "-_." for c in text)
+    return plain and 0 < len(text) <= 200 and text[0] not in ".-"
 
 
 def safe_name(domain: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from certctrl.agent.control import perform, serve_control
 from certctrl.errors import BusyError
@@ -85,5 +86,24 @@ async def test_invalid_and_idle_clients_do_not_stop_the_service(tmp_path: Path) 
         with socket.socket(socket.AF_UNIX) as silent:
             silent.connect(str(path))
             answer = await trio.to_thread.run_sync(ask, path, b'{"op":"echo","value":1}\n')
+        assert json.loads(answer)["ok"] is True
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_hangs_up_during_the_answer_ends_nothing(tmp_path: Path) -> None:
+    """The error of sending comes from inside a nursery, so in a group."""
+    path = tmp_path / "agent.sock"
+    client = socket.socket(socket.AF_UNIX)
+
+    async def hang_up(_request: dict[str, Any]) -> Any:
+        client.close()
+        return "x" * 1_000_000
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_control, RealFs(), path, OPERATIONS | {"hang up": hang_up}, LOG)
+        client.connect(str(path))
+        client.sendall(b'{"op":"hang up"}\n')
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        answer = await trio.to_thread.run_sync(ask, path, b'{"op":"echo","value":1}\n')
         assert json.loads(answer)["ok"] is True
         nursery.cancel_scope.cancel()

@@ -91,20 +91,15 @@ def test_a_socket_of_another_user_is_refused(
     assert fake.requests == [], "no request was sent"
 
 
-@pytest.mark.parametrize(("uid", "trusted"), [(0, True), (4242, True), (6666, False)])
-def test_users_that_root_trusts(
-    uid: int, trusted: bool, layout: ConfigDir, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("uid", "me", "trusted"), [(0, 0, True), (0, 4242, True), (4242, 4242, True), (4242, 0, False)]
+)
+def test_users_that_are_trusted_as_the_daemon(
+    uid: int, me: int, trusted: bool, layout: ConfigDir, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Root also trusts a daemon of the directory's owner."""
+    """Root has become the owner of the directory before it asks: no other user's daemon is believed."""
     daemon(lambda _request: {"ok": True, "data": 1})
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    real_stat = os.stat
-
-    def stat(path: Any, *args: Any, **named: Any) -> Any:
-        found = real_stat(path, *args, **named)
-        return os.stat_result((*found[:4], 4242, *found[5:])) if path == layout.state else found
-
-    monkeypatch.setattr(control.os, "stat", stat)
+    monkeypatch.setattr(os, "geteuid", lambda: me)
     monkeypatch.setattr(control.socket.socket, "getsockopt", lambda *_a: control.struct.pack("3i", 1, uid, 0))
     if trusted:
         assert ask(layout, "status") is not None

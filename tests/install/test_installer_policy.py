@@ -18,7 +18,7 @@ from certctrl.install.plan.render import plan_lines
 from certctrl.install.probe.tls import Wanted
 from certctrl.model.certificate import KeyKind
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls
-from certctrl.model.policy import HostPolicy, NamedCommand
+from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 from certctrl.model.records import Stage
 
 # --- what the host allows -----------------------------------------------------------------------------------------
@@ -254,3 +254,38 @@ async def test_the_plane_gets_the_class_of_a_failed_probe_and_the_log_the_rest(
     assert "www.example:443 does not complete a TLS handshake" in outcome.detail
     assert "canary" not in outcome.detail + host.retry(1).last_error
     assert "SSH-2.0-canary" in caplog.text
+
+
+@pytest.mark.parametrize("role", ["commands", "on_alert", "trust_store", "local item"])
+@pytest.mark.parametrize("form", ["file", "bind mount", "missing"])
+async def test_a_file_that_an_allowed_program_leads_to_is_not_overwritten(
+    role: str, form: str, clock: MockClock, host: Host
+) -> None:
+    """The policy lists a link elsewhere; its target is below a write root."""
+    program, target = host.root / "bin" / "reload", host.out / "reload-2.1"
+    program.parent.mkdir()
+    (host.root / "bin" / "current").symlink_to(target)
+    if form == "bind mount":  # as if: the same device and inode under another name
+        target.write_text("#!/bin/sh\n")
+        program.hardlink_to(target)
+    else:
+        program.symlink_to("current")
+    if form == "file":
+        target.write_text("#!/bin/sh\n")
+    argv = (str(program), "now")
+    given: dict[str, Any] = {
+        "commands": {"commands": {"r": NamedCommand(argv=argv)}},
+        "on_alert": {"on_alert": argv},
+        "trust_store": {"trust_store": TrustStore(directory="/x", command=argv)},
+        "local item": {},
+    }[role]
+    host.allow(write_roots=(str(host.out),), **given)
+    items: list[InstallItem] = [CopyAction(id="c", ob_id=1, sources=("fullchain.pem",), targets=(str(target),))]
+    items += [ExecAction(id="local:r", ob_id=1, cmd_argv=argv)] if role == "local item" else []
+    before = target.read_bytes() if target.exists() else None
+    outcome = (await host.deliver(1, items=items))[1]
+    assert f"it is the program of the allowed command {program}" in outcome.detail
+    assert (target.read_bytes() if target.exists() else None) == before
+    free = attrs.evolve(items[0], targets=(str(host.out / "reload-2.0"),))
+    plan = await host.installer.plan([free])
+    assert not plan.refusals

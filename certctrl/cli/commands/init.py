@@ -49,9 +49,9 @@ def init(
     from certctrl.store.config.files import init_config_dir
     from certctrl.store.disk.fs import RealFs
 
+    ca_pem = None if ca is None else read_ca(ca)  # before root becomes the owner of the directory
     layout = invocation(ctx).layout(must_exist=False)
     url = _configured(layout) if server is None else server.rstrip("/")
-    ca_pem = None if ca is None else read_ca(ca)
     init_config_dir(RealFs(), layout, server_url=url, ca_pem=ca_pem, name=name)
     registered = layout.device_secret_key.exists()
     following = "restart a running daemon to use it" if registered else f"next: cert-ctrl -c {layout.root} register"

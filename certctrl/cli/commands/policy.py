@@ -27,7 +27,7 @@ def show(
     from certctrl.store.config.files import load_policy
 
     layout = invocation(ctx).layout()
-    found = load_policy(layout, require_root_owned=False)
+    found = load_policy(layout)
     if as_json:
         write_json(policy_changes.as_json(found))
         return
@@ -140,7 +140,7 @@ def _add(invoked: Invocation, changes: list[Any], session: _Session) -> int:
     from certctrl.store.disk.fs import RealFs
 
     layout = invoked.layout()
-    before = policy_now = load_policy(layout, require_root_owned=False)
+    before = policy_now = load_policy(layout)
     allowed: list[str] = []
     for change in changes:
         changed = policy_changes.apply_change(policy_now, change)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from certctrl.cli.owner import become_owner
 from certctrl.cli.runtime import run
 
 
@@ -47,6 +48,8 @@ def sandbox(
             f"the sandbox needs the control plane's libraries: {error.name} is not installed",
             fix="pip install 'certctrl[plane]'",
         ) from None
+    if directory is not None:
+        become_owner(directory)
     options = SandboxOptions(
         service=service, duration=duration, certs=certs, directory=directory, as_json=as_json, every=every
     )

@@ -51,7 +51,7 @@ async def _refusals(context: CheckContext) -> list[dict[str, Any]]:
         layout=context.layout,
         fs=context.fs,
         state=context.store.installed,
-        policy=load_policy(context.layout, require_root_owned=False),
+        policy=load_policy(context.layout),
         config=context.config or AgentConfig(),
         wall_now=context.now,
         offload=trio.to_thread.run_sync,

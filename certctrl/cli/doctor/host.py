@@ -105,7 +105,7 @@ def _public_of(secret: bytes) -> bytes:
 def _policy(context: CheckContext) -> Iterator[Finding]:
     from certctrl.store.config.files import load_policy
 
-    policy = load_policy(context.layout, require_root_owned=False)
+    policy = load_policy(context.layout)
     pins = context.store.installed.load_pins()
     findings = [
         *_roots(policy),

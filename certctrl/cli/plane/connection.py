@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperOption
 
 from certctrl.cli.output import write_error, write_json, write_line
+from certctrl.cli.owner import become_owner
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
 from certctrl.text import ascii_name
 
@@ -213,9 +214,14 @@ _LISTS = {"devices": "devices", "certificates": "certificates", "cas": "ca list"
 
 
 def find_connection(options: SharedOptions) -> Connection:
-    """Return the connection that the options describe. Raises UsageError if one is missing or invalid."""
+    """Return the connection that the options describe; root becomes the owner of the data directory first.
+
+    Raises UsageError if an option is missing or invalid.
+    """
     directory = options.data or os.environ.get(DATA_VARIABLE, "")
     data = Path(directory) if directory else None
+    if data is not None:
+        become_owner(data)
     key_file = Path(options.operator_key_file) if options.operator_key_file else data and data / "operator.key"
     if key_file is None:
         fix = "add --data DIR on the control plane's machine, otherwise --server URL --operator-key-file FILE --ca FILE"

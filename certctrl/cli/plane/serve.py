@@ -12,6 +12,7 @@ import typer
 
 from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_json, write_line
+from certctrl.cli.owner import become_owner
 from certctrl.cli.plane.connection import DATA_VARIABLE, note_duplicates
 from certctrl.errors import ConfigError, UsageError
 
@@ -60,10 +61,14 @@ def serve(
         raise ConfigError(
             f"the Python module {error.name} is not installed", fix="pip install 'certctrl[plane]'"
         ) from None
+    from certctrl.agent.clock import wall_now
     from certctrl.cli.runtime import run
+    from certctrl.logs.stderr import lossy_stderr
 
-    _log(debug=invocation(ctx).debug)
-    run(_serve, certctrl.plane.serve, Path(directory), host, port, tuple(hostname or ()), public_url, as_json)
+    become_owner(directory)
+    with lossy_stderr(wall_now):
+        _log(debug=invocation(ctx).debug)
+        run(_serve, certctrl.plane.serve, Path(directory), host, port, tuple(hostname or ()), public_url, as_json)
 
 
 def _check_public_url(url: str) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import pwd
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -24,12 +25,14 @@ from certctrl.install.plan.planner import plan_for, programs
 from certctrl.install.plan.policy import is_local, path_fault
 from certctrl.install.plan.retries import without_not_due
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, InstallPlan
-from certctrl.install.process.vetting import vet_executable
+from certctrl.install.process.vetting import file_of, vet_executable
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, InstallItem, ObjectType
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
+from certctrl.store.disk.acl import ACCESS
 from certctrl.store.disk.safe_path import destination_facts
+from certctrl.text import one_line
 
 
 @attrs.frozen(kw_only=True)
@@ -84,7 +87,8 @@ def observe(
         one for one in copies if examine is None or one.ob_id in (None, *examine) or one.ob_type is ObjectType.CA
     ]
     host = _host(context, wanted, policy)
-    destinations = _destinations(context, examined, policy, host.users)
+    allowed = [item for item in wanted if is_local(item.id)]
+    destinations = _destinations(context, examined, policy, host.users, _program_files(programs(allowed, policy)))
     return ObservedState(
         certs=certs, cas=cas, destinations=destinations, host=host, unrecorded=unrecorded, faults=faults
     )
@@ -167,14 +171,29 @@ def _ca(ca: CaRecord) -> DesiredCa:
 
 
 def _destinations(
-    context: Context, copies: Sequence[CopyAction], policy: HostPolicy, users: Mapping[str, int]
+    context: Context,
+    copies: Sequence[CopyAction],
+    policy: HostPolicy,
+    users: Mapping[str, int],
+    allowed: Mapping[str | tuple[int, int], str],
 ) -> dict[str, Destination]:
     found: dict[str, Destination] = {}
     for item in copies:
         roots = roots_for(context, policy, item.id)
         for path in item.targets:
             if path not in found:
-                found[path] = destination_of(context, path, roots, users.get(item.owner or ""))
+                found[path] = destination_of(context, path, roots, users.get(item.owner or ""), allowed)
+    return found
+
+
+def _program_files(paths: Iterable[str]) -> dict[str | tuple[int, int], str]:
+    """Return the files of allowed programs: final path, and device and inode -> path as it is listed."""
+    found: dict[str | tuple[int, int], str] = {}
+    for path in paths:
+        real, identity = file_of(path)
+        found[real] = path
+        if identity is not None:
+            found[identity] = path
     return found
 
 
@@ -183,10 +202,17 @@ def roots_for(context: Context, policy: HostPolicy, item_id: str) -> tuple[str, 
     return ("/",) if is_local(item_id) else (*policy.write_roots, str(context.layout.certs))
 
 
-def destination_of(context: Context, path: str, roots: Sequence[str], owner: int | None = None) -> Destination:
+def destination_of(
+    context: Context,
+    path: str,
+    roots: Sequence[str],
+    owner: int | None = None,
+    allowed: Mapping[str | tuple[int, int], str] = MappingProxyType({}),
+) -> Destination:
     """Return the state of one destination; one that cannot be read is refused with the reason.
 
-    ``owner``: the user who will own the file; the directory may be theirs.
+    ``owner``: the user who will own the file; the directory may be theirs. ``allowed``: programs (`_program_files`),
+    which are never overwritten, whatever links lead to them.
     """
     if (fault := path_fault(path)) is not None:
         return Destination(refusal=fault)
@@ -194,11 +220,15 @@ def destination_of(context: Context, path: str, roots: Sequence[str], owner: int
         found = destination_facts(path, roots, fs=context.fs, owner=owner)
     except DiskError as error:
         return Destination(refusal=str(error))
+    program = allowed.get(path) or (allowed.get(found.identity) if found.identity is not None else None)
+    if program is not None:
+        return Destination(refusal=f"it is the program of the allowed command {one_line(program)}")
     return Destination(
         sha256=found.sha256,
         mode=found.mode or 0,
         uid=found.uid or 0,
         gid=found.gid or 0,
+        has_acl=ACCESS in found.attributes,
         refusal=found.refusal or "",
     )
 

@@ -27,7 +27,7 @@ from certctrl.model.plan import InstallItem, ObjectType, Outcome, OutcomeKind
 from certctrl.model.policy import TrustStore
 from certctrl.model.records import CaRecord
 from certctrl.store.deployments.file_set import FileSet, FileWrite, remove_unchanged
-from certctrl.store.layout import safe_name
+from certctrl.store.layout import CA_FILE_PREFIX, safe_name
 from certctrl.text import one_line
 
 COMMAND_SECONDS = 120.0
@@ -130,7 +130,7 @@ def _audit(
 
 def _path(directory: str, ca_id: int, name: str) -> Path:
     # Debian's update-ca-certificates reads *.crt only; Red Hat's reads any name
-    return Path(directory) / f"certctrl-{safe_name(name)[:80]}-{ca_id}.crt"
+    return Path(directory) / f"{CA_FILE_PREFIX}{safe_name(name)[:80]}-{ca_id}.crt"
 
 
 async def _put(context: Context, store: TrustStore, write: FileWrite) -> None:

@@ -106,9 +106,9 @@ def _targets(inputs: PlanInputs, doable: Sequence[InstallItem]) -> dict[int, tup
 
 
 def programs(items: Iterable[InstallItem], policy: HostPolicy) -> tuple[str, ...]:
-    """Return all executables that the items might run."""
+    """Return all executables that the items or the policy name."""
     argvs = [argv for item in items if item.enabled and not item.refused for argv in argvs_of(item)]
-    argvs += [command.argv for command in policy.commands.values()]
+    argvs += policy.argvs
     return tuple(dict.fromkeys(argv[0] for argv in argvs if argv and argv[0].startswith("/")))
 
 
@@ -164,6 +164,8 @@ def _mode(item: CopyAction, name: str, there: Destination) -> int:
     if item.mode is not None:
         return item.mode
     most, usual = (KEY_MODES, 0o600) if name in KEY_FILES else (PUBLIC_MODES, 0o644)
+    if there.has_acl:  # without the group bits, no one in the list could read the file
+        return there.mode & most | 0o400
     return there.mode if there.sha256 is not None and not there.mode & ~most and there.mode & 0o400 else usual
 
 

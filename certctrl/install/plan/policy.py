@@ -108,8 +108,7 @@ def refuse_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local
         return Refusal(what=what, why=fault)
     if is_below(path, identity.config_dir):
         return _refuse_own(path, what, identity)
-    argvs = (*(one.argv for one in policy.commands.values()), policy.on_alert, policy.trust_store.command)
-    if any(argv and argv[0] == path for argv in argvs):
+    if any(argv and argv[0] == path for argv in policy.argvs):
         return Refusal(what=what, why="it is the program of an allowed command")
     if local or any(is_below(path, root) for root in policy.write_roots):
         return None

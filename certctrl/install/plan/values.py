@@ -65,6 +65,8 @@ class Destination:
     mode: int = 0
     uid: int = 0
     gid: int = 0
+    has_acl: bool = False
+    """Whether the file has an access control list; the group bits of ``mode`` are then its mask."""
     refusal: str = ""
     """Why nothing may be written there even if the policy allows it (symlinks, other-writable parents, …)."""
 

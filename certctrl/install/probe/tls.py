@@ -212,7 +212,7 @@ async def probe_once(
     host = one_line(verify.host)
     try:
         found = await trio.socket.getaddrinfo(ascii_name(verify.host), verify.port, type=trio.socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:  # the latter for names that no host can have
         fault = f"cannot be resolved: {error}"
         return (Seen(address=host, fault=fault, fault_class=ProbeFault.UNRESOLVED),)
     addresses = list(dict.fromkeys((family, str(name[0])) for family, _, _, _, name in found))[:MAX_ADDRESSES]

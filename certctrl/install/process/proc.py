@@ -66,9 +66,9 @@ class Proc:
         command = tuple(argv)
         user = await trio.to_thread.run_sync(_prepared, command, run_as, sha256)
         order = {
-            "argv": [os.fsencode(word) for word in command],
-            "env": {os.fsencode(k): os.fsencode(v) for k, v in (BASE_ENV | dict(env_paths or {})).items()},
-            "cwd": os.fsencode(cwd),
+            "argv": [_encoded(word) for word in command],
+            "env": {_encoded(k): _encoded(v) for k, v in (BASE_ENV | dict(env_paths or {})).items()},
+            "cwd": _encoded(cwd),
             "user": user,
             "limits": [(number, *_limit(number, most)) for number, most in self._limits.items()],
             "deadline": timeout,
@@ -142,6 +142,15 @@ def _prepared(argv: tuple[str, ...], run_as: str | None, sha256: str | None) -> 
             fix="run it as the agent's user, or through a service that is root",
         )
     return entry.pw_uid, entry.pw_gid, os.getgrouplist(run_as, entry.pw_gid)
+
+
+def _encoded(word: str) -> bytes:
+    """Return a word as this locale encodes paths. Raises CommandError."""
+    try:
+        return os.fsencode(word)
+    except UnicodeEncodeError as error:
+        what = f"cannot run a command with {ascii(word)[:200]}: this locale ({error.encoding}) cannot encode it"
+        raise CommandError(what, fix="use a UTF-8 locale: LANG=C.UTF-8 in the unit") from None
 
 
 def _limit(number: int, most: int) -> tuple[int, int]:

@@ -39,12 +39,26 @@ def sha256_of(path: str) -> str:
     return digest.hexdigest()
 
 
+def file_of(path: str) -> tuple[str, tuple[int, int] | None]:
+    """Return the path that an executable leads to, all links followed, and that file's device and inode.
+
+    The latter is None if there is no file.
+    """
+    real = path
+    try:
+        real = os.path.realpath(path)
+        found = os.stat(real)
+    except (OSError, ValueError):
+        return real, None
+    return real, (found.st_dev, found.st_ino)
+
+
 def is_script(path: str) -> bool:
     """Return whether an executable is a script (``#!``), which `trust_on_first_use` pins."""
     try:
         with open(path, "rb") as file:
             return file.read(2) == b"#!"
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -1,7 +1,8 @@
 """Read settings from environment variables such as ``CERTCTRL_NAME`` and ``CERTCTRL_HTTPCLIENT_PROXY``.
 
 Booleans are ``true`` or ``false``, lists JSON or separated by commas, mappings JSON. A variable whose name is close
-to that of a setting is refused; other names with the prefix are ignored, as are those that the agent sets for commands.
+to that of a setting is refused; other names with the prefix are ignored. The agent sets all `COMMAND_VARIABLES` for the commands of items; where all of
+them are set, none is a setting, not even ``CERTCTRL_NAME``.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ def variable_names(classes: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 def overrides(classes: Mapping[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, str], Override]:
     """Return the overrides in the environment by (section, field). Raises ConfigError, which never shows a value."""
     names = variable_names(classes)
+    # all of them: this process was started by a command of an item, where CERTCTRL_NAME is a certificate's name
+    others = COMMAND_VARIABLES if environ.keys() >= set(COMMAND_VARIABLES) else ()
     found = {}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(PREFIX) or variable in others:
             continue
         if variable not in names:
             if variable in COMMAND_VARIABLES:

@@ -7,7 +7,7 @@ to its default silently. Environment variables override single settings.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from certctrl.model.policy import HostPolicy
 from certctrl.store.config import rules
 from certctrl.store.config.environment import overrides
 from certctrl.store.disk.atomic import read_bytes, write_atomic
-from certctrl.store.disk.fs import Fs, RealFs
+from certctrl.store.disk.fs import Fs, Handle, RealFs, Stat
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import PUBLIC_MODE, SECRET_MODE, ConfigDir
 from certctrl.store.structure import Mismatch, join, kind_of, strict_converter, structure
@@ -73,21 +73,9 @@ def _check(config: AgentConfig, layout: ConfigDir, sources: Mapping[str, str]) -
         raise _config_error(mismatch, layout.root / CONFIG_FILES[section], rest) from None
 
 
-def load_policy(layout: ConfigDir, *, require_root_owned: bool) -> HostPolicy:
-    """Return the host's policy; without a file, nothing is allowed.
-
-    The file must belong to root, or unless ``require_root_owned`` to the current user, and must not be writable by
-    others. Raises ConfigError.
-    """
-    found = RealFs().lstat(layout.policy)
-    if found is None:
-        return HostPolicy()
-    file, me = str(layout.policy), RealFs().uid()
-    if found.uid not in ({0} if require_root_owned else {0, me}):
-        raise ConfigError(f"belongs to user {found.uid}, expected root", file=file, fix=f"chown root {file}")
-    if found.mode & 0o022:
-        raise ConfigError("others can write it", file=file, fix=f"chmod go-w {file}")
-    policy: HostPolicy = _structured(HostPolicy, _object(layout.policy), layout.policy)
+def load_policy(layout: ConfigDir) -> HostPolicy:
+    """Return the host's policy; without a file, nothing is allowed. See `_refuse_foreign`. Raises ConfigError."""
+    policy: HostPolicy = _structured(HostPolicy, _object(layout.policy, _refuse_foreign), layout.policy)
     try:
         rules.check_policy(policy)
     except Mismatch as mismatch:
@@ -102,12 +90,15 @@ def save_policy(fs: Fs, layout: ConfigDir, policy: HostPolicy) -> None:
     except Mismatch as mismatch:
         raise _config_error(mismatch, layout.policy) from None
     body = _without_nulls(strict_converter().unstructure(policy))
-    write_atomic(fs, layout.policy, _pretty(body), mode=PUBLIC_MODE, adopt=False)
+    write_atomic(fs, layout.policy, _pretty(body), mode=PUBLIC_MODE, keep_attributes=True)
 
 
 def load_local_installs(layout: ConfigDir) -> tuple[dict[str, Any], ...]:
-    """Return the raw items of ``installs.local.json``: a list, or an object with the list as ``installs``."""
-    raw = _read(layout.local_installs)
+    """Return the raw items of ``installs.local.json``: a list, or an object with the list as ``installs``.
+
+    They may write anywhere and run anything, so the file is judged like the policy. Raises ConfigError.
+    """
+    raw = _read(layout.local_installs, _refuse_foreign)
     path = ""
     if isinstance(raw, dict):
         raw, path = raw.get("installs"), "installs"
@@ -147,7 +138,7 @@ def init_config_dir(
     make_tree(fs, layout)
     for path, (body, mode) in changed.items():
         if body is not None:
-            write_atomic(fs, path, body, mode=mode)
+            write_atomic(fs, path, body, mode=mode, keep_attributes=True)
     if fs.lstat(layout.policy) is None:
         save_policy(fs, layout, HostPolicy())
 
@@ -176,15 +167,25 @@ def _to_write(fs: Fs, path: Path, data: bytes) -> bytes | None:
     return None if all(existing.get(key) == value for key, value in wanted.items()) else _pretty(existing | wanted)
 
 
-def _object(path: Path) -> dict[str, Any]:
-    raw = _read(path)
+def _refuse_foreign(handle: Handle, found: Stat) -> None:
+    """Refuse an open file that decides what runs here, unless it is root's or this user's and no one else's to write."""
+    file = handle.path
+    if found.uid not in (0, RealFs().uid()):
+        what = f"belongs to user {found.uid}, expected root or the user that this runs as"
+        raise ConfigError(what, file=file, fix=f"review it, then chown root {file}")
+    if found.mode & 0o022:
+        raise ConfigError("others can write it", file=file, fix=f"chmod go-w {file}")
+
+
+def _object(path: Path, judge: Callable[[Handle, Stat], None] | None = None) -> dict[str, Any]:
+    raw = _read(path, judge)
     if raw is not None and not isinstance(raw, dict):
         raise _config_error(Mismatch("", f"expected an object, found {kind_of(raw)}"), path)
     return raw or {}
 
 
-def _read(path: Path) -> Any:
-    data = read_bytes(RealFs(), path, SIZE_LIMIT)
+def _read(path: Path, judge: Callable[[Handle, Stat], None] | None = None) -> Any:
+    data = read_bytes(RealFs(), path, SIZE_LIMIT, judge=judge)
     return None if data is None else _parse(data, path)
 
 

@@ -10,7 +10,7 @@ elsewhere (another file system).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.store.deployments import journal
 from certctrl.store.deployments.generation_files import MANY
 from certctrl.store.deployments.journal import Entry, FileState, Journal
+from certctrl.store.disk.acl import give_attributes
 from certctrl.store.disk.atomic import temp_name
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.disk.safe_path import (
@@ -53,7 +54,8 @@ class _PlannedFile(NamedTuple):
     entry: Entry
     parent: Handle
     data: bytes
-    label: bytes | None
+    found: DestinationFact
+    """What was judged: its bytes and attributes are kept in the backup."""
 
 
 class FileSet:
@@ -156,17 +158,13 @@ class FileSet:
         found = facts_at(self._fs, parent, write.path)
         if found.refusal is not None:
             raise PolicyRefusedError(found.refusal, fix=f"replace {write.path} by a regular file, or remove it")
-        old, label = None, None
-        if found.kind is FileKind.FILE:
-            old = self._state_of(found)
-            with closing(self._fs, self._fs.open_file(write.path.name, at=parent)) as handle:
-                label = self._fs.label(handle)
+        old = self._state_of(found) if found.kind is FileKind.FILE else None
         new = FileState(hashlib.sha256(write.data).hexdigest(), write.mode, *self._owner(write, old))
         if old == new:
             return None
         temp, backup = temp_name(self._fs, write.path.name), temp_name(self._fs, write.path.name)
         entry = Entry(path=str(write.path), temp=temp, backup=backup, old=old, new=new, owner=write.uid)
-        return _PlannedFile(entry, parent, write.data, label)
+        return _PlannedFile(entry, parent, write.data, found)
 
     def _parent(self, write: FileWrite) -> Handle:
         directory = write.path.parent
@@ -186,23 +184,28 @@ class FileSet:
         return (uid if write.uid is None else write.uid), (gid if write.gid is None else write.gid)
 
     def _stage(self, file: _PlannedFile) -> None:
-        entry = file.entry
+        entry, old = file.entry, file.found
         if entry.old is not None:
-            data, _ = read_at(self._fs, file.parent, Path(entry.path).name)
-            self._write(file.parent, entry.backup, data, entry.old, file.label)
-        self._write(file.parent, entry.temp, file.data, entry.new, file.label)
+            self._write(file.parent, entry.backup, old.data, entry.old, old.attributes)
+        kept = old.attributes if entry.old is not None else None
+        self._write(file.parent, entry.temp, file.data, entry.new, kept)
 
-    def _write(self, parent: Handle, name: str, data: bytes, wanted: FileState, label: bytes | None) -> None:
-        """Write a private file; the owner is set before the mode, so that access is never wider than intended."""
+    def _write(
+        self, parent: Handle, name: str, data: bytes, wanted: FileState, kept: Mapping[str, bytes] | None
+    ) -> None:
+        """Write a private file; the owner is set before the mode, so that access is never wider than intended.
+
+        ``kept``: attributes of the file that it replaces; None if there was none.
+        """
         with closing(self._fs, self._fs.create(name, SECRET_MODE, at=parent)) as handle:
             self._fs.write(handle, data)
             made = self._fs.fstat(handle)
             if (made.uid, made.gid) != (wanted.uid, wanted.gid):
                 self._fs.chown(handle, wanted.uid, wanted.gid)
-            if wanted.mode != SECRET_MODE:
+            if kept is not None:
+                give_attributes(self._fs, handle, kept, wanted.mode)
+            elif wanted.mode != SECRET_MODE:
                 self._fs.chmod(handle, wanted.mode)
-            if label is not None and self._fs.label(handle) != label:
-                self._fs.relabel(handle, label)
 
     def _sync_staged(self) -> None:
         """Make all files and their names durable: one syncfs per file system, or one fsync each."""
@@ -236,7 +239,7 @@ def remove_unchanged(fs: Fs, path: str, digest: str, owner: int | None = None) -
         if found is None:
             return ""
         readable = found.kind is FileKind.FILE and found.size <= SIZE_LIMIT  # the agent writes no larger ones
-        if not readable or hashlib.sha256(read_at(fs, parent, name)[0]).hexdigest() != digest:
+        if not readable or hashlib.sha256(read_at(fs, parent, name)).hexdigest() != digest:
             return CHANGED
         if found.nlink != 1:
             return f"it has {found.nlink} hard links"

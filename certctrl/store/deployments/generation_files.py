@@ -18,8 +18,7 @@ from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store import decode
 from certctrl.store.disk.atomic import read_bytes, swap_link_at
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
-from certctrl.store.disk.tree import adopt_owner
-from certctrl.store.layout import DIR_MODE, PUBLIC_MODE, SECRET_MODE, ConfigDir
+from certctrl.store.layout import DIR_MODE, PUBLIC_MODE, SECRET_MODE, ConfigDir, is_plain_name
 from certctrl.store.structure import Mismatch, structure, tolerant_converter
 
 TEMP = ".tmp-"
@@ -130,7 +129,11 @@ class GenerationFiles:
             return None
         if found.kind is FileKind.LINK:
             up, home, owner, generation, *more = [*self._fs.readlink(link).split("/"), "", "", "", ""]
-            if (up, home, owner) == ("..", self._layout.generations.name, name) and generation and not any(more):
+            if (
+                (up, home, owner) == ("..", self._layout.generations.name, name)
+                and is_plain_name(generation)
+                and not any(more)
+            ):
                 return generation
         raise StateCorruptError(
             f"{link} does not lead to a generation of {name}",
@@ -154,7 +157,7 @@ class GenerationFiles:
         except Mismatch as mismatch:
             raise decode.corrupt(path, str(mismatch), _FIX) from None
         hashed = identify(found.files, found.facts)
-        if hashed != generation.partition(".")[0] or any("/" in file for file in found.files):
+        if hashed != generation.partition(".")[0] or not all(map(is_plain_name, found.files)):
             raise decode.corrupt(path, "it does not match its directory", _FIX)
         return attrs.asdict(found, recurse=False) | {"id": generation}
 
@@ -224,15 +227,13 @@ class GenerationFiles:
 
     def make_home(self, name: str) -> None:
         """Create the directory of a name's generations."""
-        if not name or name.startswith(".") or "/" in name or "\0" in name:
+        if not is_plain_name(name):
             raise ValueError(f"not a name for a certificate's directory: {name!r}")
         if self._fs.lstat(self._layout.generations / name) is not None:
             return
         self.forget_all(name)
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
             self._fs.mkdir(name, DIR_MODE, at=top)
-            with closing(self._fs, self._fs.open_dir(name, at=top)) as home:
-                adopt_owner(self._fs, home, top)
 
     def write(self, name: str, files: Mapping[str, bytes], manifest: Manifest) -> Path:
         """Write a private temporary directory, the manifest last, and return it; after a failure nothing is left."""
@@ -241,7 +242,6 @@ class GenerationFiles:
             self._fs.mkdir(temp, DIR_MODE, at=home)
             try:
                 with closing(self._fs, self._fs.open_dir(temp, at=home)) as directory:
-                    adopt_owner(self._fs, directory, home)
                     for file, data in files.items():
                         self._write_file(directory, file, data)
                     self._write_file(directory, MANIFEST, text)
@@ -258,7 +258,6 @@ class GenerationFiles:
     def _write_file(self, directory: Handle, file: str, data: bytes) -> None:
         mode = PUBLIC_MODE if file in _PUBLIC else SECRET_MODE
         with closing(self._fs, self._fs.create(file, mode, at=directory)) as handle:
-            adopt_owner(self._fs, handle, directory)
             self._fs.write(handle, data)
 
     def sync_contents(self, directories: Sequence[Path]) -> None:

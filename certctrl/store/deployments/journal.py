@@ -23,9 +23,9 @@ import attrs
 from certctrl.errors import StateCorruptError
 from certctrl.store import decode
 from certctrl.store.deployments.generation_files import sync_all
+from certctrl.store.disk.atomic import is_temp
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
-from certctrl.store.disk.safe_path import DestinationFact, facts_at, open_parent, read_at
-from certctrl.store.disk.tree import adopt_owner
+from certctrl.store.disk.safe_path import DestinationFact, facts_at, flaw_of, open_parent, read_at
 from certctrl.store.layout import SECRET_MODE, ConfigDir
 from certctrl.store.structure import Mismatch, strict_converter, structure
 
@@ -57,6 +57,12 @@ class Entry:
     owner: int | None = None
     """The user who may own the directory, besides root and the current user."""
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether an entry that was read names a plain path, and temporary files as the agent makes them."""
+        temps = (self.temp, self.backup)
+        return not flaw_of(self.path) and all(is_temp(name) and "/" not in name for name in temps)
+
     def is_new(self, found: DestinationFact) -> bool:
         """Return whether the destination has the new file."""
         return self._matches(self.new, found)
@@ -86,7 +92,6 @@ class Journal:
         record = {"plan": strict_converter().unstructure(list(entries))}
         with closing(self._fs, self._fs.open_dir(self._layout.journal)) as parent:
             with closing(self._fs, self._fs.create(self.name, SECRET_MODE, at=parent)) as handle:
-                adopt_owner(self._fs, handle, parent)
                 self._fs.write(handle, decode.to_json(record))
                 self._fs.fsync(handle)
             self._fs.fsync(parent)
@@ -119,6 +124,8 @@ class Journal:
             first, _, rest = self._fs.read(handle, _LIMIT).partition(b"\n")
         try:
             plan = structure(tuple[Entry, ...], json.loads(first)["plan"])
+            if not all(entry.is_sound for entry in plan):
+                raise StateCorruptError(f"{path} names files that the agent does not write", path=path, fix=fix)
         except (ValueError, TypeError, KeyError, Mismatch, RecursionError):
             if rest:
                 raise StateCorruptError(f"{path} is damaged", path=path, fix=fix) from None
@@ -151,8 +158,7 @@ def is_intact(fs: Fs, parent: Handle, name: str, expected: FileState) -> bool:
     found = fs.lstat(name, at=parent)
     if found is None or found.kind is not FileKind.FILE:
         return False
-    data, _ = read_at(fs, parent, name)
-    return hashlib.sha256(data).hexdigest() == expected.sha256
+    return hashlib.sha256(read_at(fs, parent, name)).hexdigest() == expected.sha256
 
 
 def rename_new(fs: Fs, entry: Entry, parent: Handle) -> None:

@@ -12,12 +12,13 @@ that another process is writing, without pids or clocks.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from certctrl.errors import DiskError
-from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
-from certctrl.store.disk.tree import adopt_owner
+from certctrl.store.disk.acl import give_attributes
+from certctrl.store.disk.fs import FileKind, Fs, Handle, Stat, closing
 from certctrl.store.layout import SECRET_MODE
 
 ATTEMPTS = 3
@@ -34,19 +35,20 @@ def write_atomic(
     mode: int = SECRET_MODE,
     durable: bool = True,
     sync_parent: bool = True,
-    adopt: bool = True,
+    keep_attributes: bool = False,
 ) -> None:
     """Replace the contents of ``path`` by ``data``; if ``durable``, the new contents survive a power cut.
 
     ``durable=False`` skips every fsync: for files that a power cut may lose or tear and that are then read as absent.
     ``sync_parent=False`` syncs the bytes but not the name: after a power cut the file is the old or the new one, whole;
-    for files whose old version will do. ``adopt``: files that root creates in a directory of the agent's user belong to
-    that user. Raises DiskError; the old file is then intact.
+    for files whose old version will do. ``keep_attributes``: with the ACL and security attributes of the old file, for
+    files that others may read. Raises DiskError; the old file is then intact.
     """
     with closing(fs, fs.open_dir(path.parent)) as parent:
+        kept = _attributes_of(fs, parent, path.name) if keep_attributes else None
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                _replace(fs, parent, path.name, data, mode, durable=durable, adopt=adopt)
+                _replace(fs, parent, path.name, data, mode, kept, durable=durable)
                 if durable and sync_parent:
                     fs.fsync(parent)
                 return
@@ -55,13 +57,26 @@ def write_atomic(
                     raise
 
 
-def _replace(fs: Fs, parent: Handle, name: str, data: bytes, mode: int, *, durable: bool, adopt: bool) -> None:
+def _attributes_of(fs: Fs, parent: Handle, name: str) -> dict[str, bytes] | None:
+    found = fs.lstat(name, at=parent)
+    if found is None or found.kind is not FileKind.FILE:
+        return None
+    with closing(fs, fs.open_file(name, at=parent)) as handle:
+        return fs.attributes(handle)
+
+
+def _replace(
+    fs: Fs, parent: Handle, name: str, data: bytes, mode: int, kept: dict[str, bytes] | None, *, durable: bool
+) -> None:
     temp = temp_name(fs, name)
     handle = fs.create(temp, SECRET_MODE, at=parent)
     try:
         fs.try_lock(handle)
         fs.write(handle, data)
-        finish_temp(fs, handle, parent, mode, adopt=adopt)
+        if kept is not None:
+            give_attributes(fs, handle, kept, mode)
+        elif mode != SECRET_MODE:
+            fs.chmod(handle, mode)
         if durable:
             fs.fsync(handle)
         fs.rename(temp, name, at=parent)
@@ -69,14 +84,6 @@ def _replace(fs: Fs, parent: Handle, name: str, data: bytes, mode: int, *, durab
         discard(fs, handle, temp, parent)
         raise
     fs.close(handle)
-
-
-def finish_temp(fs: Fs, handle: Handle, parent: Handle, mode: int, *, adopt: bool = True) -> None:
-    """Set the mode of an open temporary file or directory and, if root works for another user, its owner."""
-    if mode != SECRET_MODE:
-        fs.chmod(handle, mode)
-    if adopt:
-        adopt_owner(fs, handle, parent)
 
 
 def temp_name(fs: Fs, name: str) -> str:
@@ -124,8 +131,13 @@ def swap_link_at(fs: Fs, parent: Handle, name: str, text: str) -> bool:
     return True
 
 
-def read_bytes(fs: Fs, path: str | Path, limit: int, at: Handle | None = None) -> bytes | None:
-    """Return a regular file's bytes; None if it does not exist. Raises DiskError, EFBIG if larger than ``limit``."""
+def read_bytes(
+    fs: Fs, path: str | Path, limit: int, at: Handle | None = None, judge: Callable[[Handle, Stat], None] | None = None
+) -> bytes | None:
+    """Return a regular file's bytes; None if it does not exist. Raises DiskError, EFBIG if larger than ``limit``.
+
+    ``judge``: called with the open file and its metadata before it is read; may raise.
+    """
     try:
         opened = fs.open_file(path, at=at)
     except DiskError as error:
@@ -143,6 +155,8 @@ def read_bytes(fs: Fs, path: str | Path, limit: int, at: Handle | None = None) -
                 errno=errno.EFBIG,
                 fix=f"find out what wrote {handle.path}, and move it away",
             )
+        if judge is not None:
+            judge(handle, found)
         return fs.read(handle, limit)
 
 

@@ -17,11 +17,11 @@ from functools import cache
 from pathlib import Path
 
 from certctrl.errors import DiskError
+from certctrl.store.disk.acl import is_kept
 from certctrl.store.disk.interface import FileKind, Fs, Handle, Stat
 
 __all__ = ["FileKind", "Fs", "Handle", "RealFs", "Stat", "closing", "disk_error"]
 
-_LABEL = "security.selinux"
 _CHUNK = 1 << 20
 _KINDS = {stat.S_IFREG: FileKind.FILE, stat.S_IFDIR: FileKind.DIR, stat.S_IFLNK: FileKind.LINK}
 
@@ -79,15 +79,22 @@ class RealFs:
         with _boundary("set the owner of", handle.path):
             os.fchown(handle.fd, uid, gid)
 
-    def label(self, handle: Handle) -> bytes | None:
-        try:
-            return os.getxattr(handle.fd, _LABEL)
-        except OSError:
-            return None  # no SELinux, label or attributes: nothing to restore
+    def attributes(self, handle: Handle) -> dict[str, bytes]:
+        with _boundary("read the attributes of", handle.path):
+            try:
+                names = os.listxattr(handle.fd)
+            except OSError as error:
+                if error.errno in (errno.ENOTSUP, errno.ENOSYS):
+                    return {}
+                raise
+            return {name: os.getxattr(handle.fd, name) for name in names if is_kept(name)}
 
-    def relabel(self, handle: Handle, label: bytes) -> None:
-        with _boundary("label", handle.path):
-            os.setxattr(handle.fd, _LABEL, label)
+    def set_attribute(self, handle: Handle, name: str, value: bytes | None) -> None:
+        with _boundary(f"set {name} of", handle.path):
+            if value is None:
+                os.removexattr(handle.fd, name)
+            else:
+                os.setxattr(handle.fd, name, value)
 
     def fsync(self, handle: Handle) -> None:
         with _boundary("sync", handle.path):
@@ -239,6 +246,20 @@ class _boundary:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise disk_error(self._verb, _where(self._path, self._at), error) from error
+        if isinstance(error, ValueError):  # a NUL, or characters that the locale cannot encode
+            where = ascii(_where(self._path, self._at))
+            raise DiskError(
+                f"cannot {self._verb} {where}: {_unusable(error)}", path=where, errno=errno.EILSEQ, fix=_LOCALE
+            )
+
+
+_LOCALE = "use another name, or a UTF-8 locale: LANG=C.UTF-8 in the unit"
+
+
+def _unusable(error: ValueError) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return f"this locale ({error.encoding}) cannot encode its name"
+    return "no file can have this name"
 
 
 def _where(path: str | Path, at: Handle | None) -> str:

@@ -86,11 +86,11 @@ class Fs(Protocol):
     def chown(self, handle: Handle, uid: int, gid: int) -> None:
         """Set owner and group of the open file or directory."""
 
-    def label(self, handle: Handle) -> bytes | None:
-        """Return the SELinux label; None if there is none."""
+    def attributes(self, handle: Handle) -> dict[str, bytes]:
+        """Return the extended attributes that decide about access (`acl.is_kept`): ACLs and security labels."""
 
-    def relabel(self, handle: Handle, label: bytes) -> None:
-        """Set the SELinux label."""
+    def set_attribute(self, handle: Handle, name: str, value: bytes | None) -> None:
+        """Set an extended attribute; None removes it."""
 
     def fsync(self, handle: Handle) -> None:
         """Make one file's bytes and metadata, or one directory's entries, durable."""

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from certctrl.errors import BusyError, ConfigError, DiskError
 from certctrl.store.disk.fs import Fs, Handle, RealFs, closing
-from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import SECRET_MODE, ConfigDir
 
 
@@ -71,8 +70,6 @@ class FileLock:
 
     def _sign(self, handle: Handle) -> None:
         with suppress(DiskError):  # the lock works even on a full disk
-            with closing(self._fs, self._fs.open_dir(self.path.parent)) as parent:
-                adopt_owner(self._fs, handle, parent)
             self._fs.truncate(handle, 0)
             self._fs.write(handle, b"%d\n" % os.getpid())
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from certctrl.errors import DiskError, PolicyRefusedError
+from certctrl.store.disk.acl import other_writers, unknown_list
 from certctrl.store.disk.fs import FileKind, Fs, Handle, RealFs, Stat, closing
 
 SIZE_LIMIT = 4 * 1024 * 1024
 _STICKY = 0o1000
+_WRITABLE = 0o022
 
 
 class NoDirectoryError(PolicyRefusedError):
@@ -39,6 +42,12 @@ class DestinationFact:
     gid: int | None = None
     size: int | None = None
     nlink: int | None = None
+    data: bytes = attrs.field(default=b"", repr=False)
+    """A file's bytes, of which ``sha256`` is the hash."""
+    attributes: Mapping[str, bytes] = attrs.field(factory=dict, repr=False)
+    """A file's ACL and security attributes."""
+    identity: tuple[int, int] | None = None
+    """Device and inode; None if there is nothing."""
     refusal: str | None = None
     """Why nothing may be written there; None if it may."""
 
@@ -80,38 +89,47 @@ def facts_at(fs: Fs, parent: Handle, path: Path) -> DestinationFact:
     found = fs.lstat(path.name, at=parent)
     if found is None:
         return DestinationFact(path=path)
-    refusal, digest = None, None
     if found.kind is not FileKind.FILE:
         named = {FileKind.DIR: "a directory", FileKind.LINK: "a symbolic link"}.get(
             found.kind, "a device, pipe or socket"
         )
-        refusal = f"{path} is {named}, not a regular file"
-    else:
-        data, found = read_at(fs, parent, path.name)
-        digest = hashlib.sha256(data).hexdigest()
-        if found.nlink != 1:
-            refusal = f"{path} has {found.nlink} hard links"
+        return _fact(path, found, refusal=f"{path} is {named}, not a regular file")
+    with closing(fs, fs.open_file(path.name, at=parent)) as handle:  # all that is judged and kept comes from it
+        data, found = _read(fs, handle)
+        attributes = fs.attributes(handle)
+    refusal = f"{path} has {found.nlink} hard links" if found.nlink != 1 else None
+    if why := unknown_list(attributes):
+        refusal = f"{path}: {why}, so its rights cannot be kept"
+    digest = hashlib.sha256(data).hexdigest()
+    return _fact(path, found, sha256=digest, data=data, attributes=attributes, refusal=refusal)
+
+
+def _fact(path: Path, found: Stat, **more: Any) -> DestinationFact:
     return DestinationFact(
         path=path,
         kind=found.kind,
-        sha256=digest,
         mode=found.mode & 0o777,
         uid=found.uid,
         gid=found.gid,
         size=found.size,
         nlink=found.nlink,
-        refusal=refusal,
+        identity=(found.dev, found.ino),
+        **more,
     )
 
 
-def read_at(fs: Fs, parent: Handle, name: str) -> tuple[bytes, Stat]:
-    """Return a regular file's bytes and metadata from one open handle. Raises DiskError."""
+def read_at(fs: Fs, parent: Handle, name: str) -> bytes:
+    """Return a regular file's bytes. Raises DiskError."""
     with closing(fs, fs.open_file(name, at=parent)) as handle:
-        found = fs.fstat(handle)
-        if found.kind is not FileKind.FILE or found.size > SIZE_LIMIT:
-            what = f"{handle.path} is not a regular file of at most {SIZE_LIMIT} bytes"
-            raise DiskError(what, path=handle.path, errno=errno.EFBIG, fix=f"move {handle.path} away")
-        return fs.read(handle, SIZE_LIMIT), found
+        return _read(fs, handle)[0]
+
+
+def _read(fs: Fs, handle: Handle) -> tuple[bytes, Stat]:
+    found = fs.fstat(handle)
+    if found.kind is not FileKind.FILE or found.size > SIZE_LIMIT:
+        what = f"{handle.path} is not a regular file of at most {SIZE_LIMIT} bytes"
+        raise DiskError(what, path=handle.path, errno=errno.EFBIG, fix=f"move {handle.path} away")
+    return fs.read(handle, SIZE_LIMIT), found
 
 
 def open_parent(fs: Fs, path: Path, *, owner: int | None = None) -> Handle:
@@ -157,7 +175,11 @@ def _check_directory(fs: Fs, here: Handle, owner: int | None, *, last: bool) -> 
     if found.uid not in (0, me, owner):
         what = f"{here.path} belongs to user {found.uid}, who could change what is in it"
         raise PolicyRefusedError(what, fix=f"chown root {here.path}, or give the file to that user in the plan")
-    others = found.mode & 0o002 or (found.mode & 0o020 and found.gid not in (0, fs.gid()))
-    if others and (last or not found.mode & _STICKY):
-        what = f"{here.path} can be written by others (mode {found.mode:04o})"
-        raise PolicyRefusedError(what, fix=f"chmod go-w {here.path}")
+    if found.mode & _STICKY and not last:
+        return
+    # without write permission in the mode, a POSIX list gives none either
+    if found.mode & _WRITABLE or last:
+        attributes = fs.attributes(here)
+        if who := other_writers(found.mode, found.gid, attributes, (0, me, owner), (0, fs.gid())):
+            what = f"{here.path} can be written by {who} (mode {found.mode:04o})"
+            raise PolicyRefusedError(what, fix=f"chmod go-w {here.path}; see getfacl {here.path}")

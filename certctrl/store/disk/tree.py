@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from certctrl.errors import ConfigError, DiskError
-from certctrl.store.disk.interface import FileKind, Fs, Handle, Stat
+from certctrl.store.disk.interface import FileKind, Fs, Stat
 from certctrl.store.layout import DIR_MODE, ConfigDir
 
 _OTHERS = 0o077
@@ -34,12 +34,6 @@ class ModeFinding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.what}{'; repaired' if self.repaired else ''}"
-
-
-def adopt_owner(fs: Fs, handle: Handle, parent: Handle) -> None:
-    """Give an entry that root created to the owner of its directory; does nothing for other users."""
-    if fs.uid() == 0 and (owner := fs.fstat(parent)).uid != 0:
-        fs.chown(handle, owner.uid, owner.gid)
 
 
 def make_tree(fs: Fs, layout: ConfigDir) -> None:
@@ -66,7 +60,6 @@ def _make_dir(fs: Fs, path: Path, mode: int) -> None:
         try:
             if fs.fstat(made).mode != mode:  # the umask removed bits
                 fs.chmod(made, mode)
-            adopt_owner(fs, made, parent)
         finally:
             fs.close(made)
         fs.fsync(parent)
@@ -86,9 +79,7 @@ def check_modes(fs: Fs, layout: ConfigDir, *, repair: bool = True) -> list[ModeF
         raise ConfigError("no such config directory", file=str(layout.root), fix=fix)
     if repair:
         _refuse_open_policy(fs, layout, root)
-    findings = [
-        finding for path, closed in _watched(fs, layout) if (finding := _check_entry(fs, path, closed, root, repair))
-    ]
+    findings = [finding for path, closed in _watched(fs, layout) if (finding := _check_entry(fs, path, closed, repair))]
     refused = next((finding for finding in findings if not finding.repaired), None)
     if repair and refused is not None:
         raise ConfigError(refused.what, file=str(refused.path), fix=refused.fix)
@@ -96,11 +87,12 @@ def check_modes(fs: Fs, layout: ConfigDir, *, repair: bool = True) -> list[ModeF
 
 
 def _refuse_open_policy(fs: Fs, layout: ConfigDir, root: Stat) -> None:
-    """Refuse a policy that others could write: its contents cannot be trusted, even after a chmod."""
-    found = fs.lstat(layout.policy)
-    if found is not None and found.mode & _WRITABLE_BY_OTHERS and root.mode & 0o011:
-        fix = f"review it, then chmod go-w {layout.policy} and chmod 0700 {layout.root}"
-        raise ConfigError("others can write it, and it allows commands", file=str(layout.policy), fix=fix)
+    """Refuse a policy or local items that others could write: they cannot be trusted, even after a chmod."""
+    for path in (layout.policy, layout.local_installs):
+        found = fs.lstat(path)
+        if found is not None and found.mode & _WRITABLE_BY_OTHERS and root.mode & 0o011:
+            fix = f"review it, then chmod go-w {path} and chmod 0700 {layout.root}"
+            raise ConfigError("others can write it, and it decides what runs here", file=str(path), fix=fix)
 
 
 def _watched(fs: Fs, layout: ConfigDir) -> Iterator[tuple[Path, int]]:
@@ -111,7 +103,8 @@ def _watched(fs: Fs, layout: ConfigDir) -> Iterator[tuple[Path, int]]:
     yield layout.root, _OTHERS
     for path in layout.directories()[1:]:
         yield path, _OTHERS if path in private else _WRITABLE_BY_OTHERS
-    for path in (layout.application, layout.httpclient, layout.ioc, layout.log_config, layout.policy):
+    files = (layout.application, layout.httpclient, layout.ioc, layout.log_config)
+    for path in (*files, layout.policy, layout.local_installs):
         yield path, _WRITABLE_BY_OTHERS
     for directory in private[:-1]:  # generations are private as a whole
         found = fs.lstat(directory)
@@ -130,7 +123,7 @@ def _names(fs: Fs, directory: Path) -> list[str]:
         fs.close(handle)
 
 
-def _check_entry(fs: Fs, path: Path, closed: int, root: Stat, repair: bool) -> ModeFinding | None:
+def _check_entry(fs: Fs, path: Path, closed: int, repair: bool) -> ModeFinding | None:
     found = fs.lstat(path)
     if found is None or found.kind is FileKind.OTHER:  # a socket is protected by its directory
         return None
@@ -141,7 +134,7 @@ def _check_entry(fs: Fs, path: Path, closed: int, root: Stat, repair: bool) -> M
     owned_by_root = (
         found.uid == 0 and found.kind is FileKind.FILE and closed == _WRITABLE_BY_OTHERS
     )  # config and policy
-    if found.uid not in ({me, root.uid} if me == 0 else {me}) and not owned_by_root:
+    if found.uid != me and not owned_by_root:
         what = f"belongs to user {found.uid}, but this runs as user {me}"
         return ModeFinding(path, what, f"chown {me} {path}, or run as user {found.uid}", False, found.mode, found.mode)
     if not found.mode & closed:

@@ -15,7 +15,7 @@ from certctrl.store.layout import ConfigDir
 
 def sweep_leftovers(layout: ConfigDir, fs: Fs) -> int:
     """Remove the temporary files of crashed writers from the config directory; return how many."""
-    places = (layout.root, layout.state, layout.keys, layout.passwords)
+    places = (layout.state, layout.keys, layout.passwords, layout.root)  # the last may be read-only to the daemon
     return sum(sweep_temps(fs, place) for place in places if fs.lstat(place) is not None)
 
 
@@ -35,17 +35,17 @@ class StateFiles:
 
     def load_bytes(self, path: Path, limit: int, fix: str) -> bytes | None:
         """Return a file's bytes; None if it was never written. Raises DiskError, StateCorruptError."""
-        found, parent = self._fs.lstat(path), self._fs.lstat(path.parent)
-        if found is None or parent is None:
+        found = self._fs.lstat(path)
+        if found is None:
             return None
         me = self._fs.uid()
         if found.kind is not FileKind.FILE:
             raise decode.corrupt(str(path), "it is not a regular file", f"move {path} away; {fix}")
-        if found.uid != me and (me != 0 or found.uid != parent.uid):
+        if found.uid != me:
             raise StateCorruptError(
                 f"{path} belongs to user {found.uid}, but the current user is {me}",
                 path=str(path),
-                fix=f"chown {parent.uid} {path} if you trust its contents",
+                fix=f"chown {me} {path} if you trust its contents",
             )
         if found.size > limit:
             raise decode.corrupt(str(path), f"it has {found.size} bytes, expected at most {limit}", fix)

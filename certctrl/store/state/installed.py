@@ -16,8 +16,7 @@ from certctrl.model.records import CaRecord, CertRecord, Retry
 from certctrl.store import decode
 from certctrl.store.disk.atomic import read_bytes, remove_file, write_atomic
 from certctrl.store.disk.fs import Fs, closing
-from certctrl.store.disk.tree import adopt_owner
-from certctrl.store.layout import SECRET_MODE, ConfigDir
+from certctrl.store.layout import CA_FILE_PREFIX, SECRET_MODE, ConfigDir, is_plain_name
 from certctrl.store.state.files import REBUILD, StateFiles
 from certctrl.store.state.retries import load_retries
 
@@ -42,6 +41,18 @@ class StoredInstallConfig:
         if (config_id, version) == (str(self.raw.get("id", "")), self.version):
             return self.hash
         return self.hashes.get(config_id, "") if version == self.high_water.get(config_id) else ""
+
+
+def _has_plain_names(record: CertRecord) -> bool:
+    """Whether the directory names in a record are plain: they become parts of paths."""
+    ids = (record.generation, record.activated, record.staged)
+    return is_plain_name(record.name) and all(is_plain_name(one) for one in ids if one)
+
+
+def _names_own_file(record: CaRecord) -> bool:
+    """Whether the file of a CA is one that the agent writes: it is removed without asking the policy again."""
+    name = record.path.rpartition("/")[2]
+    return not record.path or (name.startswith(CA_FILE_PREFIX) and name.endswith(f"-{record.ca_id}.crt"))
 
 
 class InstalledState:
@@ -94,6 +105,8 @@ class InstalledState:
         rows = self._files.load_part(path, "certificates", Mapping[str, CertRecord], {}, REBUILD)
         if any(key != str(record.cert_id) for key, record in rows.items()):
             raise decode.corrupt(str(path), "an id differs from its record's", REBUILD)
+        if not all(_has_plain_names(record) for record in rows.values()):
+            raise decode.corrupt(str(path), "it contains a name that the agent does not give", REBUILD)
         return {record.cert_id: record for record in rows.values()}
 
     def save_certificates(self, records: Mapping[int, CertRecord], *, sync_parent: bool = True) -> None:
@@ -125,7 +138,10 @@ class InstalledState:
 
     def load_cas(self) -> dict[str, CaRecord]:
         """Return the CAs in the trust store by id."""
-        return dict(self._files.load_part(self.layout.cas, "cas", Mapping[str, CaRecord], {}, REBUILD))
+        found = dict(self._files.load_part(self.layout.cas, "cas", Mapping[str, CaRecord], {}, REBUILD))
+        if not all(_names_own_file(record) for record in found.values()):
+            raise decode.corrupt(str(self.layout.cas), "it names a file that the agent does not write", REBUILD)
+        return found
 
     def save_cas(self, cas: Mapping[str, CaRecord], *, sync_parent: bool = True) -> None:
         """Replace the CAs."""
@@ -221,8 +237,6 @@ class History:
         count, self._lines = self._lines or 0, None
         with closing(self._fs, self._fs.open_dir(self._path.parent)) as parent:
             with closing(self._fs, self._fs.open_append(self._path.name, SECRET_MODE, at=parent)) as handle:
-                if self._fs.fstat(handle).size == 0:
-                    adopt_owner(self._fs, handle, parent)
                 while entries:
                     self._fs.write(handle, _line(entries[0]))
                     del entries[0]

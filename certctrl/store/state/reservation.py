@@ -16,7 +16,6 @@ from certctrl.errors import DiskError
 from certctrl.model.records import Tokens
 from certctrl.store.disk.atomic import discard, temp_name
 from certctrl.store.disk.fs import Fs, Handle, closing
-from certctrl.store.disk.tree import adopt_owner
 from certctrl.store.layout import SECRET_MODE, ConfigDir
 
 
@@ -40,7 +39,6 @@ class Reservation:
         handle = self._fs.create(temp, SECRET_MODE, at=self._parent)
         self._temps.append((path, temp, handle))
         self._fs.try_lock(handle)
-        adopt_owner(self._fs, handle, self._parent)
         self._fs.allocate(handle, size)
         self._fs.fsync(handle)
 

@@ -59,6 +59,8 @@ def test_a_changed_file_is_restored_and_its_service_reloaded() -> None:
         (Destination(sha256="x", mode=0o600), {}, "other bytes"),
         (Destination(sha256="private.key@1@g1", mode=0o644), {}, "mode 0644 -> 0600"),
         (Destination(sha256="private.key@1@g1", mode=0o640), {}, ""),
+        (Destination(sha256="private.key@1@g1", mode=0o664, has_acl=True), {}, "mode 0664 -> 0640"),
+        (Destination(sha256="private.key@1@g1", mode=0o640, has_acl=True), {"mode": 0o600}, "mode 0640 -> 0600"),
         (Destination(sha256="private.key@1@g1", mode=0o640), {"mode": 0o600}, "mode 0640 -> 0600"),
         (Destination(sha256="private.key@1@g1", mode=0o600, uid=5), {}, ""),
         (Destination(sha256="private.key@1@g1", mode=0o600, uid=5), {"owner": "www"}, "owner 5 -> 33"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def test_init_creates_a_complete_private_directory(tmp_path: Path) -> None:
         application=attrs.evolve(AgentConfig().application, server_url=URL),
         httpclient=attrs.evolve(AgentConfig().httpclient, ca_files=("plane-ca.pem",)),
     )
-    assert load_policy(layout, require_root_owned=False) == HostPolicy()
+    assert load_policy(layout) == HostPolicy()
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in layout.root.iterdir() if path.is_file()}
     assert modes == {
         "application.json": 0o644, "httpclient_config.json": 0o600, "ioc_config.json": 0o644,
@@ -303,9 +305,13 @@ def test_a_wrong_variable_is_reported(layout: ConfigDir, variable: str, text: st
     assert "SECRET" not in str(error)
 
 
-def test_the_variables_of_a_command_are_no_misspelt_settings(layout: ConfigDir) -> None:
+def test_the_variables_of_a_command_are_no_settings(layout: ConfigDir) -> None:
     """The agent sets them for the commands of items, and one of those may call ``cert-ctrl``."""
-    assert load_config(layout, dict.fromkeys(COMMAND_VARIABLES, "")) == load_config(layout, {"CERTCTRL_NAME": ""})
+    environ = dict.fromkeys(COMMAND_VARIABLES, "") | {"CERTCTRL_NAME": "www.example.com"}
+    assert load_config(layout, environ) == load_config(layout, {})
+    both = load_config(layout, environ | {"CERTCTRL_LOG_LEVEL": "WARN"})
+    assert (both.config.application.name, both.config.log.level) == ("", "WARN"), "other settings hold"
+    assert load_config(layout, {"CERTCTRL_NAME": "web-1"}).config.application.name == "web-1"
 
 
 # --- policy and local items -----------------------------------------------------------------------------------
@@ -330,7 +336,7 @@ FULL = HostPolicy(
 @pytest.mark.parametrize("policy", [HostPolicy(), FULL], ids=["out of the box", "everything set"])
 def test_a_policy_round_trips(layout: ConfigDir, policy: HostPolicy) -> None:
     save_policy(FS, layout, policy)
-    assert load_policy(layout, require_root_owned=False) == policy
+    assert load_policy(layout) == policy
     assert stat.S_IMODE(layout.policy.stat().st_mode) == 0o644
 
 
@@ -341,7 +347,7 @@ def test_the_window_is_saved_with_its_documented_keys(layout: ConfigDir) -> None
 
 def test_no_policy_allows_nothing(layout: ConfigDir) -> None:
     layout.policy.unlink()
-    assert load_policy(layout, require_root_owned=True) == HostPolicy()
+    assert load_policy(layout) == HostPolicy()
 
 
 WRONG_POLICIES: list[tuple[dict[str, Any], str, str]] = [
@@ -383,27 +389,56 @@ WRONG_POLICIES: list[tuple[dict[str, Any], str, str]] = [
 def test_a_wrong_policy_is_reported(layout: ConfigDir, body: dict[str, Any], path: str, what: str) -> None:
     layout.policy.write_text(json.dumps(body))
     with pytest.raises(ConfigError) as caught:
-        load_policy(layout, require_root_owned=False)
+        load_policy(layout)
     assert (caught.value.file, caught.value.path) == (str(layout.policy), path)
     assert what in str(caught.value)
     assert caught.value.fix
 
 
-def test_a_policy_writable_by_others_is_refused(layout: ConfigDir) -> None:
-    layout.policy.chmod(0o664)
+def load_local(layout: ConfigDir) -> object:
+    if not layout.local_installs.exists():
+        layout.local_installs.write_text("[]")
+    return load_local_installs(layout)
+
+
+DECISIVE = pytest.mark.parametrize(
+    ("load", "name"), [(load_policy, "policy.json"), (load_local, "installs.local.json")], ids=["policy", "local items"]
+)
+"""Files that decide what is written and run: one rule for both."""
+
+
+@DECISIVE
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_a_file_that_others_can_write_decides_nothing(
+    load: Callable[[ConfigDir], object], name: str, mode: int, layout: ConfigDir
+) -> None:
+    load(layout)
+    (layout.root / name).chmod(mode)
     with pytest.raises(ConfigError) as caught:
-        load_policy(layout, require_root_owned=False)
-    assert caught.value.fix == f"chmod go-w {layout.policy}"
+        load(layout)
+    assert caught.value.fix == f"chmod go-w {layout.root / name}"
 
 
 @pytest.mark.root
-def test_a_policy_of_another_user_is_refused(layout: ConfigDir) -> None:
-    import os
+@DECISIVE
+def test_a_file_of_another_user_decides_nothing(
+    load: Callable[[ConfigDir], object], name: str, layout: ConfigDir
+) -> None:
+    load(layout)
+    os.chown(layout.root / name, 65534, 65534)
+    with pytest.raises(ConfigError, match="belongs to user 65534") as caught:
+        load(layout)
+    assert caught.value.fix == f"review it, then chown root {layout.root / name}"
 
-    os.chown(layout.policy, 65534, 65534)
-    for strict in (True, False):
-        with pytest.raises(ConfigError, match="belongs to user 65534"):
-            load_policy(layout, require_root_owned=strict)
+
+@pytest.mark.root
+@DECISIVE
+def test_a_file_of_root_decides_for_another_user(
+    load: Callable[[ConfigDir], object], name: str, layout: ConfigDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(layout)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    assert load(layout) in (HostPolicy(), ())
 
 
 def test_a_wrong_policy_is_not_saved(layout: ConfigDir) -> None:

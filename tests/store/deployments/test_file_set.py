@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -12,6 +13,7 @@ from copy_site import FS, NEW, OLD, begun, shown, writes
 from modeldisk import ModelFs
 
 from certctrl.store.deployments.file_set import FileSet, FileWrite
+from certctrl.store.disk.fs import Handle, RealFs, closing
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 
@@ -135,19 +137,36 @@ def test_owners_are_set_before_the_rename_and_kept_by_default(layout: ConfigDir,
     assert (kept.st_uid, kept.st_gid, stat.S_IMODE(kept.st_mode)) == (33, 34, 0o640)
 
 
-def test_the_selinux_label_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New files get the old file's label before the rename; the model simulates labels."""
+def test_the_selinux_label_is_copied() -> None:
+    """New files get the old file's label before the rename."""
     fs = ModelFs()
     fs.put("/srv/site.pem", b"old")
     layout = ConfigDir(Path("/etc/agent"))
     fs.put_dir("/etc")
     make_tree(fs, layout)
-    labels: dict[str, bytes] = {"/srv/site.pem": b"system_u:object_r:cert_t:s0"}
-    relabelled: list[str] = []
-    monkeypatch.setattr(fs, "label", lambda handle: labels.get(handle.path))
-    monkeypatch.setattr(fs, "relabel", lambda handle, label: relabelled.append(handle.path))
+    label = b"system_u:object_r:cert_t:s0"
+    with closing(fs, fs.open_file("/srv/site.pem")) as handle:
+        fs.set_attribute(handle, "security.selinux", label)
     copies = FileSet(layout, fs)
     copies.begin([FileWrite(path=Path("/srv/site.pem"), data=b"new", mode=0o644)])
-    assert len(relabelled) == 2  # the new file and the copy of the old one
-    assert all(path.startswith("/srv/.site.pem.") for path in relabelled)
+    labelled = {path: node.attributes for path, node in fs.tree().items() if path.startswith("/srv/.site.pem.")}
+    assert list(labelled.values()) == [{"security.selinux": label}] * 2  # the new file and the copy of the old one
     copies.close()
+
+
+def test_the_backup_is_the_file_that_was_judged(layout: ConfigDir, site: Path) -> None:
+    """Another program replaces the file right after it was judged."""
+    path = site / "ssl" / "site.pem"
+
+    class Racing(RealFs):
+        def close(self, handle: Handle) -> None:
+            super().close(handle)
+            if handle.path == str(path):
+                (site / "other").write_bytes(b"not judged")
+                (site / "other").replace(path)
+
+    copies = FileSet(layout, Racing())
+    copies.begin(writes(site))
+    entry = copies._files[0].entry
+    assert entry.old is not None and entry.old.sha256 == hashlib.sha256(b"old leaf").hexdigest()
+    assert (path.parent / entry.backup).read_bytes() == b"old leaf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,23 @@ def test_undo_needs_no_space() -> None:
     fs.fault = lambda verb, path: errno.ENOSPC if verb in ("write", "create", "mkdir", "symlink") else None
     copies.undo()
     assert fs.tree()["/srv/site.pem"].data == b"old"
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("temp", "passwd"), ("backup", "shadow"), ("temp", ".x/../../etc/passwd.tmp"), ("backup", "/etc/.x.tmp"),
+        ("path", "etc/passwd"), ("path", "/srv/../etc/passwd"), ("path", "/etc/./passwd"),
+    ],
+)  # fmt: skip
+def test_a_journal_that_names_other_files_is_not_obeyed(layout: ConfigDir, site: Path, field: str, text: str) -> None:
+    begun(layout, site)
+    (file,) = layout.journal.iterdir()
+    plan = json.loads(file.read_text())
+    plan["plan"][0][field] = text
+    file.write_text(json.dumps(plan) + "\n")
+    (site / "ssl" / "passwd").write_text("kept")
+    with pytest.raises(StateCorruptError, match="names files that the agent does not write"):
+        recover(layout, FS, [site])
+    assert (site / "ssl" / "passwd").read_text() == "kept"
+    assert file.exists()

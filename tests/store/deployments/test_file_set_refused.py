@@ -89,7 +89,7 @@ def test_another_users_directory_is_refused_unless_it_gets_the_file(site: Path) 
     assert destination_facts(target, [site], owner=65534).refusal is None
     os.chown(site / "ssl", 0, 65534)
     (site / "ssl").chmod(0o775)
-    assert "written by others" in str(destination_facts(target, [site]).refusal)
+    assert "written by group 65534" in str(destination_facts(target, [site]).refusal)
 
 
 @pytest.mark.parametrize(

@@ -372,16 +372,3 @@ def test_an_unchanged_certificate_writes_nothing() -> None:
     fs.trace.clear()
     store.settle([store.stage(NAME, material(1), FACTS | {"serial": 1})])
     assert not [line for line in fs.trace if not line.startswith("fsync")]
-
-
-def test_generations_created_by_root_belong_to_the_agent() -> None:
-    fs = ModelFs(uid=0)
-    fs.put_dir("/etc")
-    layout = ConfigDir(Path("/etc/agent"))
-    make_tree(fs, layout)
-    for path in layout.directories():
-        fs.chown(fs.open_dir(path), 1000, 1000)
-    publish(GenerationStore(layout, fs), 1)
-    made = {path: node for path, node in fs.tree().items() if path.startswith(f"{layout.generations}/")}
-    assert len(made) == 7
-    assert {(node.uid, node.gid) for node in made.values()} == {(1000, 1000)}

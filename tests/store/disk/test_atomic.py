@@ -87,17 +87,6 @@ def test_write_atomic_survives_one_failed_fsync() -> None:
     assert fs.tree()["/d/x"].data == b"new"
 
 
-def test_files_created_by_root_belong_to_the_directorys_owner() -> None:
-    fs = ModelFs(uid=0)
-    fs.put_dir("/d")
-    fs.chown(fs.open_dir("/d"), 33, 34)
-    write_atomic(fs, Path("/d/x"), b"new")
-    write_atomic(fs, Path("/d/policy.json"), b"new", adopt=False)
-    tree = fs.tree()
-    assert (tree["/d/x"].uid, tree["/d/x"].gid) == (33, 34)
-    assert tree["/d/policy.json"].uid == 0
-
-
 def swap_link(link: Path, text: str) -> None:
     with closing(FS, FS.open_dir(link.parent)) as parent:
         swap_link_at(FS, parent, link.name, text)
@@ -266,7 +255,7 @@ def test_a_file_of_another_user_is_refused_with_a_fix(layout: ConfigDir) -> None
     assert check_modes(fs, made, repair=False)[0].repaired is False
 
 
-def test_root_can_work_in_the_agents_directory() -> None:
+def test_root_does_not_work_in_the_directory_of_another_user() -> None:
     fs = ModelFs(uid=0)
     fs.put_dir("/etc")
     layout = ConfigDir(Path("/etc/agent"))
@@ -274,9 +263,8 @@ def test_root_can_work_in_the_agents_directory() -> None:
     for path in layout.directories():
         with closing(fs, fs.open_dir(path)) as handle:
             fs.chown(handle, 1000, 1000)
-    write_atomic(fs, layout.access_token, b"token")
-    assert fs.tree()[str(layout.access_token)].uid == 1000
-    assert check_modes(fs, layout) == []
+    with pytest.raises(ConfigError, match="belongs to user 1000, but this runs as user 0"):
+        check_modes(fs, layout)
 
 
 def test_a_missing_directory_is_reported_with_the_init_command(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from certctrl.errors import DiskError, StateCorruptError
 from certctrl.model.certificate import CertFacts
 from certctrl.model.records import Ack, CaRecord, CertRecord, InboxEntry
 from certctrl.model.signals import CertRenewed
+from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.state import read_only
 from certctrl.store.state.installed import StoredInstallConfig
@@ -56,7 +57,7 @@ def filled(store: StateStore) -> None:
     store.installed.save_install_config(StoredInstallConfig(raw={"id": 1}, etag="e", version=2, hash="h"))
     store.installed.save_certificates({7: CertRecord(facts=CertFacts(cert_id=7, name="example.com"))})
     store.installed.save_activations({"reload": "key"})
-    store.installed.save_cas({"3": CaRecord(ca_id=3, name="inner", path="/x", sha256="00")})
+    store.installed.save_cas({"3": CaRecord(ca_id=3, name="inner", path="/x/certctrl-inner-3.crt", sha256="00")})
     store.installed.save_pins({"/x": "00"})
 
 
@@ -170,3 +171,32 @@ def test_files_that_a_power_cut_may_tear_are_read_as_absent(store: StateStore, d
     store.layout.last_poll_time.write_bytes(data)
     store.layout.status.write_bytes(data)
     assert (read_only.read_last_poll(store.layout.root), read_only.read_status(store.layout.root)) == (None, None)
+
+
+@pytest.mark.parametrize("field", ["name", "generation", "activated", "staged"])
+@pytest.mark.parametrize("text", ["../../x", "/etc", "..", ".live", "a/b", "a b", "a\n", "ä", "x" * 300])
+def test_a_record_contains_names_and_no_paths(field: str, text: str) -> None:
+    store, _ = modelled()
+    facts = CertFacts(cert_id=7, name=text if field == "name" else "example.com")
+    names = {} if field == "name" else {field: text}
+    store.installed.save_certificates({7: CertRecord(facts=facts, **names)})
+    with pytest.raises(StateCorruptError, match="a name that the agent does not give"):
+        store.installed.load_certificates()
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "/x/certctrl-inner-4.crt", "/x/certctrl-inner-3.crt/passwd", "x-3.crt"]
+)
+def test_the_record_of_a_ca_names_a_file_of_the_agent(path: str) -> None:
+    store, _ = modelled()
+    store.installed.save_cas({"3": CaRecord(ca_id=3, name="inner", path=path, sha256="00")})
+    with pytest.raises(StateCorruptError, match="a file that the agent does not write"):
+        store.installed.load_cas()
+
+
+@pytest.mark.parametrize("generation", ["..", ".tmp-1", "a b"])
+def test_a_live_link_leads_to_a_generation(generation: str) -> None:
+    store, fs = modelled()
+    fs.symlink(f"../.generations/example.com/{generation}", store.layout.live / "example.com")
+    with pytest.raises(StateCorruptError, match="does not lead to a generation"):
+        GenerationStore(store.layout, fs).live_id("example.com")

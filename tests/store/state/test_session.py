@@ -117,7 +117,7 @@ def test_installed_state_round_trip(store: StateStore) -> None:
         held=True,
         last_outcome=OutcomeKind.ROLLED_BACK,
     )
-    ca = CaRecord(ca_id=3, name="inner", path="/usr/local/share/ca-certificates/x.crt", sha256="00")
+    ca = CaRecord(ca_id=3, name="inner", path="/usr/local/share/ca-certificates/certctrl-x-3.crt", sha256="00")
     store.installed.save_certificates({7: record})
     store.installed.save_cas({"3": ca})
     store.installed.save_activations({"reload": "key"})

@@ -1,0 +1,137 @@
+"""Never obey a less privileged user: as root, become the owner of a directory before reading what is in it.
+
+Whoever owns a directory decides about policy, items, state and keys in it. The one rule: such files are root's or the
+user's that this process runs as, and that user owns the directory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+
+from certctrl.errors import ConfigError, DiskError
+from certctrl.store.disk.acl import ACCESS, other_writers
+
+_MOST_LINKS = 40
+
+
+def become_owner(directory: str | os.PathLike[str]) -> None:
+    """As root, become the owner of a directory, for good; does nothing for other users.
+
+    A missing directory counts as the owner's of the nearest one above. Raises ConfigError if root may not become that
+    user, or if another user can replace a directory of root's, DiskError if one cannot be inspected.
+    """
+    if os.geteuid() != 0:
+        return
+    path = os.path.abspath(directory)
+    above = list(_steps(path))
+    here, found = above.pop()
+    if found.st_uid != 0:
+        _become(path, found)
+        return
+    for step, facts in above:
+        _require_unchangeable(step, facts, path)
+    if here != path:
+        _require_unchangeable(here, found, path)
+
+
+def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield every existing directory and link on the way to a path, and the path; links are followed one by one."""
+    here, todo, links = "/", path.split("/"), 0
+    yield here, os.lstat(here)
+    while todo:
+        name = todo.pop(0)
+        if name in ("", "."):
+            continue
+        if name == "..":
+            here = os.path.dirname(here)
+            continue
+        step = os.path.join(here, name)
+        try:
+            found = os.lstat(step)
+            target = os.readlink(step) if stat.S_ISLNK(found.st_mode) else ""
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            what = f"cannot inspect {step}: {error.strerror}"
+            raise DiskError(what, path=step, errno=error.errno or 0, fix=f"ls -ld {step}") from None
+        links += bool(target)
+        if links > _MOST_LINKS:
+            raise ConfigError("too many symbolic links on the way", file=path, fix="give the real path with -c")
+        yield step, found
+        if target:
+            todo = target.split("/") + todo
+            here = "/" if target.startswith("/") else here
+        else:
+            here = step
+
+
+def _require_unchangeable(step: str, facts: os.stat_result, path: str) -> None:
+    """Raise ConfigError if another user than root can replace what is in a directory on the way, or a link."""
+    if facts.st_uid != 0:
+        what = f"belongs to {name_of(facts.st_uid)}, who can replace {path}"
+        raise ConfigError(what, file=step, fix=f"chown root {step}, or use another directory")
+    if stat.S_ISLNK(facts.st_mode) or facts.st_mode & stat.S_ISVTX:
+        return  # in a sticky directory, only its owner and that of an entry can replace the entry
+    if who := other_writers(facts.st_mode, facts.st_gid, _list_of(step), (0,), (0,)):
+        raise ConfigError(f"can be changed by {who}, who can replace {path}", file=step, fix=f"chmod go-w {step}")
+
+
+def _list_of(step: str) -> dict[str, bytes]:
+    try:
+        return {ACCESS: os.getxattr(step, ACCESS, follow_symlinks=False)}
+    except OSError:  # none, or a file system without lists
+        return {}
+
+
+def _become(path: str, found: os.stat_result) -> None:
+    uid, gid, groups = _identity(found)
+    before = os.getgroups()
+    try:
+        os.setgroups(groups)
+        os.setegid(gid)
+        os.seteuid(uid)
+        readable = reads_program()
+        os.seteuid(0)
+        if readable:
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+            return
+        os.setegid(0)
+        os.setgroups(before)
+    except OSError as error:
+        what = f"belongs to {name_of(uid)}, and root may not become that user here ({error.strerror})"
+        raise ConfigError(what, file=path, fix=f"setpriv --reuid={uid} --clear-groups cert-ctrl …") from None
+    what = f"belongs to {name_of(uid)}, who cannot read the program in {sys.prefix}, and root does not work for others"
+    raise ConfigError(what, file=path, fix="install cert-ctrl where every user can read it, for example in /opt")
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, list[int]]:
+    """Return user, group and further groups of an owner; one without a name has the directory's group only."""
+    import pwd
+
+    try:
+        entry = pwd.getpwuid(found.st_uid)
+    except KeyError:  # a user of another host or container
+        return found.st_uid, found.st_gid, []
+    return entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid)
+
+
+def reads_program() -> bool:
+    """Whether this process may read the program and Python with its present rights: modules are imported late."""
+    import certctrl
+
+    files = (sys.executable, os.__file__, certctrl.__file__)
+    return all(os.access(file, os.R_OK, effective_ids=True) for file in files)
+
+
+def name_of(uid: int) -> str:
+    """Return ``user NAME``, or ``user id N`` for an unknown one."""
+    import pwd
+
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user id {uid}"
