@@ -175,7 +175,7 @@ def endpoints(context: CheckContext) -> list[tuple[VerifyTls, list[CertRecord], 
     from certctrl.install.plan.values import DesiredCert
     from certctrl.store.config.files import load_policy
 
-    policy = load_policy(context.layout, require_root_owned=False)
+    policy = load_policy(context.layout)
     records = {record.cert_id: record for record in deployed(context)}
     items = active_items(context.layout, context.store.installed)
     certs = {

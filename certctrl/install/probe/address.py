@@ -78,7 +78,7 @@ async def _ask(family: int, host: str, address: str, verify: VerifyTls, context:
         return Seen(address=address, fault=_why(error), fault_class=ProbeFault.REFUSED)
     except (trio.BrokenResourceError, ssl.SSLError) as error:
         return Seen(address=address, fault=_why(error), fault_class=ProbeFault.NO_TLS)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for names that TLS cannot ask for
         return Seen(address=address, fault=_why(error))
     return Seen(address=address, fingerprint=hashlib.sha256(leaf).hexdigest(), kind=kind_of(leaf))
 
