@@ -127,6 +127,21 @@ class PlaneError(CertctrlError):
             self.fix = fix or "cert-ctrl -c DIR register"
 
 
+class LaggingError(CertctrlError):
+    """The answers of the plane do not show yet what a signal announced."""
+
+    exit_status = ExitStatus.UNAVAILABLE
+
+
+class GraceError(CertctrlError):
+    """A confirmed unassignment that is not carried out yet."""
+
+    def __init__(self, what: str, *, seconds: float) -> None:
+        super().__init__(what)
+        self.seconds = seconds
+        """Until it is tried again."""
+
+
 # --- disk -------------------------------------------------------------------------------------------------
 
 

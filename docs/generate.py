@@ -96,6 +96,8 @@ POLICY_KEYS: dict[str, str] = {
     "brainpool": "accept keys on brainpool curves (RFC 7027), which browsers do not know",
     "trust_on_first_use": "pin a listed script without `sha256` at its first run",
     "on_revoked": "what to do with a revoked certificate: `remove` it, replace it by a self-signed `placeholder`, or `keep` it",
+    "on_unassigned": "what to do with a certificate that the control plane has unassigned: `remove`, `placeholder` or `keep`",
+    "unassign_grace": "seconds from the confirmed unassignment until then; the alert comes at once. See [Security](security.md#another-control-plane)",
     "on_alert": "argv of your alert command; `CERTCTRL_ALERT` names a JSON file with the details",
     "window": "when new material may go live; it is fetched and staged immediately. See below",
     "trust_store": "where CAs are imported; without `directory`, CA imports are refused",

@@ -12,9 +12,10 @@ from certctrl.agent.expiry import Urgency
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import DiskError
 from certctrl.model.certificate import CertificateSummary
-from certctrl.model.records import CertRecord
+from certctrl.model.records import CertRecord, Standing
 
 REVOKED = "revoked"
+UNASSIGNED = "unassigned"
 EXPIRY = (Urgency.LATE.value, Urgency.EXPIRED.value)
 
 
@@ -31,7 +32,7 @@ def problem_key(kind: str, cert_id: object = "") -> str:
     return f"alert:{kind}:{cert_id}"
 
 
-def clear_alerts(agent: Agent, cert_id: int, kinds: Sequence[str] = (REVOKED, *EXPIRY)) -> None:
+def clear_alerts(agent: Agent, cert_id: int, kinds: Sequence[str] = (REVOKED, UNASSIGNED, *EXPIRY)) -> None:
     """Clear the alerts of a certificate that is in order again or no longer on this host."""
     for kind in kinds:
         agent.clear_problem(problem_key(kind, cert_id))
@@ -47,6 +48,8 @@ def restore_revocations(agent: Agent, listed: Iterable[CertificateSummary]) -> N
     """Show revocations in the status across restarts, while the plane lists them; no alert is repeated."""
     standing = {summary.id: summary.status == REVOKED for summary in listed}
     for record in agent.installer.records.values():
+        if record.standing is Standing.FOREIGN:  # the plane's certificate with this id is another one
+            continue
         if standing.get(record.cert_id, False):
             agent.report_problem(problem_key(REVOKED, record.cert_id), *revoked(record))
         elif record.cert_id not in standing:

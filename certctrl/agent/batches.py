@@ -30,6 +30,8 @@ class ReadyCertificate:
     """When its handling began (Trio clock)."""
     deadline: float
     """When its signal times out (Trio clock)."""
+    missing: str = ""
+    """Why the signal is not done with this certificate: the plane announced another one. Empty: it is done."""
 
 
 Converge = Callable[[Sequence[Candidate], Collection[int]], Awaitable[dict[int, Outcome]]]

@@ -75,6 +75,8 @@ class Agent:
     """Environment variables that override the configuration files, at a reload as well."""
     on_reload: Callable[[AgentConfig], None] | None = None
     """Called with each configuration that SIGHUP activates."""
+    plane_changed: bool = False
+    """Whether certificates of another plane were found at this start, and no alert was raised yet."""
     items: tuple[InstallItem, ...] = ()
     """Active install items: the plane's, then the local ones (``install_config.py``)."""
 

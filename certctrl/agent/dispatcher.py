@@ -20,6 +20,7 @@ import attrs
 import trio
 
 from certctrl.agent.alerts import write_or_report
+from certctrl.agent.announced import missing_renewal
 from certctrl.agent.batches import ReadyCertificate
 from certctrl.agent.context import Agent
 from certctrl.agent.handlers import find_handler
@@ -147,10 +148,9 @@ class Dispatcher:
         agent, started, in_batch = self.agent, trio.current_time(), False
         agent.last_signal = {"type": entry.signal.type, "at": agent.wall_now()}
         try:
-            handled = await self._handle(entry)
-            if isinstance(handled, Candidate):
-                deadline = started + self._limit(entry.signal)
-                agent.batches.add(ReadyCertificate(entry=entry, prepared=handled, started=started, deadline=deadline))
+            handled = await self._handle(entry, started)
+            if isinstance(handled, ReadyCertificate):
+                agent.batches.add(handled)
                 in_batch = True
             else:
                 await self._conclude(entry, handled, trio.current_time() - started)
@@ -161,17 +161,23 @@ class Dispatcher:
     async def finish_batch(self, finished: Sequence[tuple[ReadyCertificate, Outcome | None]]) -> None:
         """Finish the signals of certificates that were switched together; see `Batches`."""
         now = trio.current_time()
-        ended = [
-            (one.entry, outcome or self._timed_out(one.entry.signal), now - one.started) for one, outcome in finished
-        ]
+        ended = [(one, outcome or self._timed_out(one.entry.signal), now - one.started) for one, outcome in finished]
         try:
-            await self._done([one for one in ended if one[1].ok])
+            await self._done([(one.entry, outcome, took) for one, outcome, took in ended if _is_done(one, outcome)])
             async with trio.open_nursery() as nursery:
-                for entry, outcome, seconds in ended:
-                    if not outcome.ok:
-                        nursery.start_soon(self._failed, entry, result_of(outcome), seconds)
+                for one, outcome, seconds in ended:
+                    if not _is_done(one, outcome):
+                        result = self._not_there_yet(one, outcome) if outcome.ok else result_of(outcome)
+                        nursery.start_soon(self._failed, one.entry, result, seconds)
         finally:
-            self._free(entry for entry, _, _ in ended)
+            self._free(one.entry for one, _, _ in ended)
+
+    def _not_there_yet(self, ready: ReadyCertificate, outcome: Outcome) -> Result:
+        """Return the result of a signal whose certificate is served, although the plane announced another one."""
+        if outcome.kind is OutcomeKind.APPLIED:
+            log_certificates(self.agent, ready.entry, outcome)
+        failed = Outcome(kind=OutcomeKind.FAILED, detail=ready.missing, deployed=outcome.deployed)
+        return Result(failed, RetryKind.LAGGING)
 
     async def _conclude(self, entry: InboxEntry, result: Result, seconds: float) -> None:
         if result.outcome.ok:
@@ -179,7 +185,7 @@ class Dispatcher:
         else:
             await self._failed(entry, result, seconds)
 
-    async def _handle(self, entry: InboxEntry) -> Candidate | Result:
+    async def _handle(self, entry: InboxEntry, started: float) -> ReadyCertificate | Result:
         """Run the handler of a signal; return what it prepared, or how it ended."""
         agent, signal = self.agent, entry.signal
         if isinstance(signal, MalformedSignal):
@@ -194,7 +200,14 @@ class Dispatcher:
             log_line(agent.log, Line.SIGNAL_PROCESSING, type=signal.type, ts=signal.ts_ms)
             with trio.move_on_after(self._limit(signal)):
                 handled = await handler(agent, signal)
-                return handled if isinstance(handled, Candidate) else result_of(handled)
+                if not isinstance(handled, Candidate):
+                    return result_of(handled)
+                renewal = signal if isinstance(signal, CertRenewed) else None
+                missing = await missing_renewal(agent, renewal, handled.facts) if renewal is not None else ""
+                deadline = started + self._limit(signal)
+                return ReadyCertificate(
+                    entry=entry, prepared=handled, started=started, deadline=deadline, missing=missing
+                )
         except Exception as error:  # a failing signal must not stop the others
             return explain(agent, entry, error)
         return Result(self._timed_out(signal))
@@ -234,21 +247,24 @@ class Dispatcher:
 
     async def _failed(self, entry: InboxEntry, result: Result, seconds: float) -> None:
         agent, signal, outcome = self.agent, entry.signal, result.outcome
-        self._count(signal, outcome, seconds)
-        ack = ack_event(signal, outcome, round(seconds * 1000))
+        acks = [] if result.waits else [ack_event(signal, outcome, round(seconds * 1000))]
+        if not result.waits:
+            self._count(signal, outcome, seconds)
         if isinstance(signal, MalformedSignal):  # retrying cannot help
-            await self._save([entry], [ack])
+            await self._save([entry], acks)
             return
         retry = self._recorded(entry, result)
         quarantined = is_quarantined(retry, agent.config.application)
         if entry.retry is None:
-            agent.installer.retries.put(attrs.evolve(retry, reported=outcome.detail))
-            await write_or_report(agent, agent.inbox.hand_over(entry, ack))
+            agent.installer.retries.put(attrs.evolve(retry, reported=outcome.detail if acks else ""))
+            await write_or_report(agent, agent.inbox.hand_over(entry, *acks))
         else:
-            if outcome.detail != entry.retry.reported or quarantined:  # each new failure is reported once
+            for ack in acks if outcome.detail != entry.retry.reported or quarantined else ():  # each new failure once
                 await write_or_report(agent, agent.inbox.report(ack))
                 agent.installer.retries.put(attrs.evolve(retry, reported=outcome.detail))
             await write_or_report(agent, agent.installer.save_retries())
+        if result.waits:
+            return
         delay = round(retry.next_try_at - agent.wall_now())
         log_line(
             agent.log,
@@ -285,3 +301,7 @@ class Dispatcher:
             for signal in retried:  # not before: a crash must not take the signal and leave no outcome
                 self.agent.installer.retries.ended(signal)
             await write_or_report(self.agent, self.agent.installer.save_retries())
+
+
+def _is_done(ready: ReadyCertificate, outcome: Outcome) -> bool:
+    return outcome.ok and not ready.missing

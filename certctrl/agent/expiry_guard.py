@@ -8,8 +8,8 @@ from certctrl.agent.alerts import EXPIRY, clear_alerts, raise_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Finding, RenewalRequests, Urgency, find_expiring, next_check, time_left
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.errors import CertctrlError
-from certctrl.model.records import CertRecord
+from certctrl.errors import CertctrlError, UsageError
+from certctrl.model.records import CertRecord, Standing
 
 
 async def guard_expiry(agent: Agent) -> None:
@@ -72,7 +72,7 @@ def _why_not_renewed(agent: Agent, record: CertRecord) -> tuple[str, str]:
 
 async def _request(agent: Agent, record: CertRecord) -> bool:
     try:
-        await request_renewal(agent, record.cert_id, "expiry guard")
+        await request_renewal(agent, record, "expiry guard")
     except CertctrlError as error:
         log_line(agent.log, Line.EXPIRY_RENEWAL_FAILED, cert_id=record.cert_id, name=record.name, why=error)
         return False
@@ -80,7 +80,13 @@ async def _request(agent: Agent, record: CertRecord) -> bool:
     return True
 
 
-async def request_renewal(agent: Agent, cert_id: int, reason: str) -> None:
-    """Request a renewal from the plane; the new material arrives as ``cert.renewed``."""
+async def request_renewal(agent: Agent, record: CertRecord, reason: str) -> None:
+    """Request a renewal from the plane; the new material arrives as ``cert.renewed``.
+
+    Raises UsageError for a certificate of another plane: its id would be that of a different one.
+    """
+    if record.standing is Standing.FOREIGN:
+        fix = "assign a certificate for these names to this device, then cert-ctrl forget"
+        raise UsageError(f"{record.name} is not from this control plane", fix=fix)
     user_id, _device_id = await agent.tokens.identity()
-    await agent.authorized(lambda token: agent.plane.request_renewal(token, user_id, cert_id, reason))
+    await agent.authorized(lambda token: agent.plane.request_renewal(token, user_id, record.cert_id, reason))

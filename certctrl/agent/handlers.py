@@ -2,7 +2,8 @@
 
 A signal is only a hint: each handler fetches the current state from the plane, compares it with this host and
 converges. So duplicate, reordered, replayed or missing signals cost a request and nothing else. A handler returns an
-Outcome, or a Candidate to be switched in a batch; if it raises, the signal is retried.
+Outcome, or a Candidate to be switched in a batch; if it raises, the signal is retried. If the plane does not show yet
+what the signal announced, it raises LaggingError (``announced.py``).
 """
 
 from __future__ import annotations
@@ -14,16 +15,41 @@ from typing import cast
 import attrs
 
 from certctrl.agent.alerts import REVOKED, clear_alerts, problem_key, raise_alert, revoked
+from certctrl.agent.announced import (
+    GONE,
+    find_certificate,
+    is_current,
+    is_listed,
+    missing_install_config,
+    require_arrival,
+    wait_is_over,
+)
 from certctrl.agent.context import Agent
 from certctrl.agent.install_config import refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
-from certctrl.errors import ConfigError, MaterialError, PlaneError, WrongNamesError
+from certctrl.agent.standing import (
+    known_again,
+    let_grace_pass,
+    no_order,
+    recognise_plane,
+    require_same,
+    shares_name,
+)
+from certctrl.errors import (
+    ConfigError,
+    LaggingError,
+    MaterialError,
+    PlaneError,
+    VersionRollbackError,
+    WrongNamesError,
+)
 from certctrl.install.installer import Candidate, in_use
 from certctrl.model.certificate import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import IocConfig
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import CertRecord, Stage
+from certctrl.model.policy import Retirement
+from certctrl.model.records import CertRecord, Stage, Standing
 from certctrl.model.signals import (
     CaAssigned,
     CaUnassigned,
@@ -43,8 +69,6 @@ ENTRY_POINTS = "certctrl.signal_handlers"
 
 MAX_DETAIL = 500
 """Characters of the detail of an outcome."""
-GONE = frozenset({404, 410})
-"""Statuses that mean the plane has no such certificate for this device."""
 
 
 async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
@@ -52,7 +76,7 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     signal = cast(InstallUpdated, signal)
     config_id, version_sent = ("unknown" if one is None else one for one in (signal.config_id, signal.version))
     log_line(agent.log, Line.INSTALL_FETCHING, config_id=config_id, version=version_sent)
-    changed = await refresh_install_config(agent)
+    changed = await _refresh_announced(agent, signal)
     outcome = await agent.installer.converge_all(agent.items, lasting=False)  # the outcome makes it durable
     stored = agent.store.installed.load_install_config()
     version = stored.version if stored else "none"
@@ -61,6 +85,8 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
         outcome = Outcome(kind=OutcomeKind.APPLIED, detail=outcome.detail, deployed=outcome.deployed)
     elif outcome.ok:
         log_line(agent.log, Line.INSTALL_UNCHANGED, version=version)
+    if outcome.ok and (missing := missing_install_config(signal, stored)):
+        require_arrival(agent, signal, missing)
     refused = refused_items(agent.items)  # those of no certificate are in no certificate's outcome
     if not refused:
         return outcome
@@ -69,19 +95,48 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
     return attrs.evolve(outcome, kind=kind, detail=one_line(detail, MAX_DETAIL))
 
 
+async def _refresh_announced(agent: Agent, signal: InstallUpdated) -> bool:
+    """Fetch the install config as `refresh_install_config`; an older one than this host has had may only lag."""
+    try:
+        return await refresh_install_config(agent)
+    except PlanError as error:
+        if error.reason != "version-rollback" or wait_is_over(agent, signal):
+            raise
+        raise LaggingError(str(error), fix=error.fix) from None
+
+
 async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
     """Fetch, check and stage a certificate for the batch that switches, reloads and probes.
 
     Returns an Outcome if the plane has none for this device.
     """
-    cert_id = cast(CertRenewed, signal).cert_id
-    await agent.installer.prepare_commands(cert_id, agent.items)
+    signal = cast(CertRenewed, signal)
+    await agent.installer.prepare_commands(signal.cert_id, agent.items)
     try:
-        return await _stage(agent, cert_id)
+        candidate = await _stage(agent, signal.cert_id)
+        await known_again(agent, signal.cert_id)
+        return candidate
     except PlaneError as error:
-        if error.status in GONE:
-            return Outcome(kind=OutcomeKind.IGNORED, detail="the plane has no such certificate for this device")
-        raise
+        if error.status not in GONE:
+            raise
+    except MaterialError as error:
+        if error.reason != "server-behind" or wait_is_over(agent, signal):
+            raise
+        raise LaggingError(str(error), fix=error.fix) from None
+    await _require_absent(agent, signal)
+    return Outcome(kind=OutcomeKind.IGNORED, detail="the plane has no such certificate for this device")
+
+
+async def _require_absent(agent: Agent, signal: CertRenewed) -> None:
+    """Raise LaggingError unless the plane had its time, and detail and list confirm that there is no certificate."""
+    missing = f"the plane announced certificate {signal.cert_id}, but does not offer it"
+    summary = await find_certificate(agent, signal.cert_id)
+    revoked = summary is not None and summary.status == "revoked"
+    if summary is not None and revoked and is_current(summary, signal):
+        return
+    require_arrival(agent, signal, missing)
+    if not revoked and (summary is not None or await is_listed(agent, signal.cert_id)):
+        raise LaggingError(missing)
 
 
 async def _stage(agent: Agent, cert_id: int) -> Candidate:
@@ -98,6 +153,8 @@ async def _stage(agent: Agent, cert_id: int) -> Candidate:
         except WrongNamesError:
             pass
     summary: CertificateSummary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, cert_id))
+    if record is not None and in_use(record):
+        await require_same(agent, record, summary)
     domains = tuple(dict.fromkeys((summary.domain_name, *summary.sans)))
     return await agent.installer.stage(_opener(agent, cert_id, domains, materials), agent.items)
 
@@ -119,6 +176,8 @@ def refuse_older(agent: Agent, bundle: Bundle) -> None:
     record: CertRecord | None = agent.installer.records.get(bundle.facts.cert_id)
     if record is None or not record.generation or record.facts.fingerprint_sha256 == bundle.facts.fingerprint_sha256:
         return
+    if record.standing is Standing.FOREIGN:  # another plane for the same names
+        return
     if bundle.facts.not_before < record.facts.not_before:
         what = (
             f"certificate {bundle.facts.cert_id} ({bundle.facts.name}): the plane offers an older one than is deployed"
@@ -130,13 +189,20 @@ def refuse_older(agent: Agent, bundle: Bundle) -> None:
 async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     """Confirm the revocation with the plane, then withdraw the certificate according to the policy."""
     cert_id = cast(CertRevoked, signal).cert_id
-    status = await certificate_status(agent, cert_id)
     record = agent.installer.records.get(cert_id)
-    if status not in ("revoked", "gone"):
-        log_line(agent.log, Line.CERT_REVOCATION_UNCONFIRMED, cert_id=cert_id, why=f"the plane says {status!r}")
-        return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"not confirmed: the plane says {status!r}")
     if record is None or not (has_left_something(record) or record.alert_pending):
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
+    summary = await find_certificate(agent, cert_id)
+    if in_use(record) and (why := await _not_meant(agent, record, signal, summary)):
+        return Outcome(kind=OutcomeKind.IGNORED, detail=why)
+    if summary is None and await is_listed(agent, cert_id):
+        require_arrival(agent, signal, "the revocation is not confirmed yet: the plane lists the certificate")
+    if summary is not None and summary.status != "revoked":
+        why = f"the plane says {summary.status or 'active'!r}"
+        if not is_current(summary, signal):
+            require_arrival(agent, signal, f"the revocation is not confirmed yet: {why}")
+        log_line(agent.log, Line.CERT_REVOCATION_UNCONFIRMED, cert_id=cert_id, why=why)
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"not confirmed: {why}")
     outcome = await agent.installer.withdraw(cert_id, revoked=True, items=agent.items)
     agent.report_problem(problem_key(REVOKED, cert_id), *revoked(record))
     if not agent.installer.records[cert_id].alarmed:  # each resync finds it again
@@ -147,19 +213,37 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     return outcome
 
 
+async def _not_meant(agent: Agent, record: CertRecord, signal: Signal, summary: CertificateSummary | None) -> str:
+    """Return why a signal about a certificate's id is not about the one that is in use here; empty: it is."""
+    known = await recognise_plane(agent)
+    if summary is None:
+        return no_order(agent, record, signal, known)
+    return "" if shares_name(summary, record) else f"the plane's certificate is for {summary.domain_name}"
+
+
 async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
-    """Remove a certificate that is no longer assigned, after the plane confirmed it."""
+    """Do what the policy says with a certificate that is no longer assigned, once the plane confirmed it.
+
+    Raises GraceError until its grace time is over.
+    """
     cert_id = cast(CertUnassigned, signal).cert_id
     record = agent.installer.records.get(cert_id)
     if record is None or not has_left_something(record):
         clear_alerts(agent, cert_id)
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
-    if (status := await certificate_status(agent, cert_id)) != "gone":
-        return Outcome(kind=OutcomeKind.UNCHANGED, detail=f"still assigned: the plane says {status!r}")
+    if why := no_order(agent, record, signal, await recognise_plane(agent)):
+        return Outcome(kind=OutcomeKind.IGNORED, detail=why)
+    if (summary := await find_certificate(agent, cert_id)) is not None or await is_listed(agent, cert_id):
+        why = f"still assigned: the plane says {(summary and summary.status) or 'active'!r}"
+        require_arrival(agent, signal, why)
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail=why)
+    if in_use(record) and agent.policy.on_unassigned is not Retirement.KEEP:
+        await let_grace_pass(agent, agent.installer.records[cert_id])
     outcome = await agent.installer.withdraw(cert_id, revoked=False, items=agent.items)
     clear_alerts(agent, cert_id)
     if outcome.ok:
-        log_line(agent.log, Line.CERT_UNASSIGNED, cert_id=cert_id, name=record.name)
+        done = outcome.detail or "removed"
+        log_line(agent.log, Line.CERT_UNASSIGNED, cert_id=cert_id, name=record.name, done=done)
     return outcome
 
 
@@ -168,21 +252,19 @@ def has_left_something(record: CertRecord) -> bool:
     return in_use(record) or record.withdrawal_incomplete or record.stage in (Stage.COMMITTED, Stage.ACTIVATED)
 
 
-async def certificate_status(agent: Agent, cert_id: int) -> str:
-    """Return the plane's status of a certificate, or ``gone`` for 404 and 410."""
-    try:
-        summary = await agent.authorized(lambda token: agent.plane.fetch_certificate(token, cert_id))
-    except PlaneError as error:
-        if error.status in GONE:
-            return "gone"
-        raise
-    return summary.status or "active"
-
-
 async def on_ca_assigned(agent: Agent, signal: Signal) -> Outcome:
     """Fetch a private CA and import it into the trust store, if the policy has one."""
     ca_id = cast(CaAssigned, signal).ca_id
-    ca = await agent.authorized(lambda token: agent.plane.fetch_ca(token, ca_id))
+    here = agent.installer.ca_name(ca_id)
+    try:
+        ca = await agent.authorized(lambda token: agent.plane.fetch_ca(token, ca_id))
+    except PlaneError as error:
+        if error.status in GONE:
+            require_arrival(agent, signal, f"the plane announced CA {ca_id}, but does not offer it")
+        raise
+    if here and ca.name and here != ca.name:  # another plane's CA with the same id: its place is not taken
+        what = f"CA {ca_id} of this host is {one_line(here)}, that of the plane {one_line(ca.name)}"
+        raise MaterialError(what, reason="other-ca", fix=f"to remove this host's: cert-ctrl forget --ca {ca_id}")
     outcome = await agent.installer.import_ca(ca_id, ca.name, ca.ca_certificate_pem, agent.items)
     if outcome.kind is OutcomeKind.APPLIED:
         log_line(agent.log, Line.CA_IMPORTED, ca_id=ca_id, name=ca.name)
@@ -190,8 +272,11 @@ async def on_ca_assigned(agent: Agent, signal: Signal) -> Outcome:
 
 
 async def on_ca_unassigned(agent: Agent, signal: Signal) -> Outcome:
-    """Remove a private CA from the trust store."""
+    """Remove a private CA from the trust store, after the plane confirmed it if it has a list of CAs."""
     signal = cast(CaUnassigned, signal)
+    if signal.ca_id in agent.installer.cas and signal.ca_id in (await agent.authorized(agent.plane.fetch_cas) or {}):
+        require_arrival(agent, signal, f"CA {signal.ca_id} is still assigned")
+        return Outcome(kind=OutcomeKind.UNCHANGED, detail="still assigned")
     outcome = await agent.installer.remove_ca(signal.ca_id)
     if outcome.kind is OutcomeKind.APPLIED:
         log_line(agent.log, Line.CA_REMOVED, ca_id=signal.ca_id, name=signal.ca_name or "")

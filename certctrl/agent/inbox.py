@@ -141,10 +141,13 @@ class Inbox:
         self._add_acks(*acks)
         await self._write_and_notify()
 
-    async def hand_over(self, entry: InboxEntry, ack: dict[str, Any]) -> None:
-        """Replace an entry that failed by its ack, durably; its retry, recorded before, is made durable first."""
+    async def hand_over(self, entry: InboxEntry, *acks: dict[str, Any]) -> None:
+        """Replace an entry that failed by its ack, durably; its retry, recorded before, is made durable first.
+
+        One that only waits has no ack yet.
+        """
         self._entries.pop(identity(entry.signal), None)
-        self._add_acks(ack)
+        self._add_acks(*acks)
         await self._write_and_notify()
 
     async def report(self, event: dict[str, Any]) -> None:

@@ -161,8 +161,17 @@ class Line(Enum):
         "Confirmed by the plane; handled according to `on_revoked` in policy.json.", "Issue a new one on the plane."
     CERT_REVOCATION_UNCONFIRMED = WARNING, "Signal", "Certificate {cert_id}: revocation not confirmed, kept: {why}", \
         "A revocation takes effect only if the plane confirms it.", "Check the certificate's status on the plane."
-    CERT_UNASSIGNED = INFO, "Signal", "Certificate {cert_id} unassigned and removed: {name}", \
-        "The plane no longer assigns it to this device.", _NOTHING
+    CERT_UNASSIGNING = WARNING, "Signal", "Certificate {cert_id} unassigned: {name}; taken out of use in {delay} s", \
+        "The plane confirmed that it no longer assigns it; `unassign_grace` in policy.json runs.", \
+        "To keep it, assign it again on the plane."
+    CERT_UNASSIGNED = INFO, "Signal", "Certificate {cert_id} unassigned: {name}; {done}", \
+        "The plane no longer assigns it; handled according to `on_unassigned` in policy.json.", _NOTHING
+    CERT_FORGOTTEN = WARNING, "Signal", "Certificate {cert_id} forgotten: {name}; {done}", \
+        "By `cert-ctrl forget`.", _NOTHING
+    CA_FORGOTTEN = WARNING, "Signal", "CA {ca_id} forgotten: {done}", "By `cert-ctrl forget`.", _NOTHING
+    PLANE_CHANGED = WARNING, "Resync", "Another control plane or device: {count} certificates are not from {server}", \
+        "They stay in use; those that the plane lists under the same id and name are its again.", \
+        "Assign them there, or run `cert-ctrl forget --domain D`."
     CA_IMPORTED = INFO, "Signal", "CA {ca_id} imported into the trust store: {name}", \
         "The plane assigned it to this device.", _NOTHING
     CA_REMOVED = INFO, "Signal", "CA {ca_id} removed from the trust store: {name}", \

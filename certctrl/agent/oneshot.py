@@ -17,10 +17,21 @@ from certctrl.agent.context import Agent
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import request_renewal
 from certctrl.agent.install_config import item_problems
-from certctrl.agent.operations import OPERATOR, applied, failed, forget_trust, generations, record_for, rolled_back
+from certctrl.agent.operations import (
+    OPERATOR,
+    applied,
+    failed,
+    forget_ca,
+    forget_certificate,
+    forget_trust,
+    generations,
+    record_for,
+    rolled_back,
+)
 from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import save_status, snapshot
 from certctrl.agent.setup import Seams, open_agent
+from certctrl.agent.standing import recover
 from certctrl.errors import NotRegisteredError, PlaneError, TransportError
 from certctrl.install.plan.render import plan_json
 from certctrl.protocol import events, steps
@@ -33,7 +44,7 @@ BUSY_SECONDS = 60.0
 async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
     """Poll until there are no more pages, handle all signals, report the outcomes."""
     async with open_agent(config_dir, seams or Seams()) as agent:
-        await agent.installer.recover()
+        await recover(agent)
         pages, signals, until = 0, 0, trio.current_time() + BUSY_SECONDS
         cursor = agent.store.session.load_cursor()
         while True:
@@ -55,7 +66,7 @@ async def renew(config_dir: Path, domain: str, seams: Seams | None = None) -> di
     """Request the renewal of a domain's certificate; it arrives as a signal of a later poll."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         record = record_for(agent.installer.records.values(), domain)
-        await request_renewal(agent, record.cert_id, "operator")
+        await request_renewal(agent, record, "operator")
         return {"cert_id": record.cert_id, "name": record.name, "requested": True}
 
 
@@ -63,7 +74,7 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
     """Converge this host with the plane and its install config, or with the disk if the plane is unreachable."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         agent.installer.asked_by = OPERATOR
-        await agent.installer.recover()
+        await recover(agent)
         before = generations(agent)
         found, unreachable = await try_resync(agent, "`apply` was requested")
         if not unreachable:
@@ -77,7 +88,7 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
 async def rollback(config_dir: Path, domain: str, to: str | None, seams: Seams | None = None) -> dict[str, Any]:
     """Switch one certificate back to an earlier generation and hold it there; needs no network."""
     async with open_agent(config_dir, seams or Seams()) as agent:
-        await agent.installer.recover()
+        await recover(agent)
         record = record_for(agent.installer.records.values(), domain)
         outcome = await agent.installer.rollback(record.name, to, agent.items)
         return await _done(agent, rolled_back(agent, record, outcome), flush=False)
@@ -86,11 +97,19 @@ async def rollback(config_dir: Path, domain: str, to: str | None, seams: Seams |
 async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> dict[str, Any]:
     """Release a rolled-back certificate and switch to the newest one."""
     async with open_agent(config_dir, seams or Seams()) as agent:
-        await agent.installer.recover()
+        await recover(agent)
         record = record_for(agent.installer.records.values(), domain)
         await agent.installer.release(record.name)
         outcome = await agent.installer.converge_all(agent.items, due_now=True, asked_by=OPERATOR)
         return await _done(agent, {"name": record.name, "released": True, "outcome": outcome.kind.value}, flush=False)
+
+
+async def forget(config_dir: Path, *, domain: str, ca_id: int | None, seams: Seams | None = None) -> dict[str, Any]:
+    """Take one certificate or CA out of use, whatever the plane says; needs no network."""
+    async with open_agent(config_dir, seams or Seams()) as agent:
+        await recover(agent)
+        result = await (forget_certificate(agent, domain) if ca_id is None else forget_ca(agent, ca_id))
+        return await _done(agent, result, flush=False)
 
 
 async def reset_trust(
@@ -130,7 +149,7 @@ async def _page(agent: Agent, cursor: str | None, until: float) -> events.Update
             return await _page(agent, cursor, until)
         case events.CursorExpired():
             await agent.offload(agent.store.session.clear_cursor)
-            await plan_resync(agent, "the cursor was reset")
+            await plan_resync(agent, "the cursor was reset", new_stream=True)
             return await _page(agent, None, until)
         case events.DeviceRevoked():
             raise NotRegisteredError(f"device revoked: {event.what}", fix="cert-ctrl -c DIR register")

@@ -7,18 +7,22 @@ from typing import Any
 
 import trio
 
+from certctrl.agent.alerts import clear_alerts
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
 from certctrl.agent.expiry_guard import request_renewal
 from certctrl.agent.install_config import item_problems
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.poller import Poller
-from certctrl.agent.reconcile import plan_resync, try_resync
+from certctrl.agent.reconcile import UNKNOWN_CAS, plan_resync, try_resync
 from certctrl.agent.reporter import snapshot
+from certctrl.agent.standing import report_standings
 from certctrl.errors import PlaneError, TransportError, UsageError
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.plan.render import plan_json
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import CertRecord, Retry
+from certctrl.model.policy import Retirement
+from certctrl.model.records import CertRecord, Retry, Standing
 from certctrl.text import ascii_name
 
 SETTLE_SECONDS = 300.0
@@ -47,7 +51,7 @@ class Operations:
     async def renew(self, request: dict[str, Any]) -> Any:
         """Request a renewal from the plane."""
         record = self._record(request)
-        await request_renewal(self._agent, record.cert_id, "operator")
+        await request_renewal(self._agent, record, "operator")
         return {"cert_id": record.cert_id, "name": record.name, "requested": True}
 
     async def apply(self, request: dict[str, Any]) -> Any:
@@ -93,6 +97,13 @@ class Operations:
         agent.lifetimes_changed.value = True
         return {"name": record.name, "released": True}
 
+    async def forget(self, request: dict[str, Any]) -> Any:
+        """Take one certificate (``domain``) or CA (``ca_id``) out of use, whatever the plane says."""
+        ca_id = request.get("ca_id")
+        if isinstance(ca_id, int):
+            return await forget_ca(self._agent, ca_id)
+        return await forget_certificate(self._agent, _text(request, "domain"))
+
     async def reset_trust(self, request: dict[str, Any]) -> Any:
         """Forget versions or pins, then fetch the current ones from the plane."""
         agent, forget_configs = self._agent, bool(request.get("install_config"))
@@ -128,6 +139,7 @@ def operations_for(agent: Agent, poller: Poller, stop: Callable[[str], None]) ->
         "apply": one.apply,
         "rollback": one.rollback,
         "release": one.release,
+        "forget": one.forget,
         "plan": one.plan,
         "stop": one.stop,
         "trust-reset": one.reset_trust,
@@ -167,6 +179,33 @@ def rolled_back(agent: Agent, record: CertRecord, outcome: Outcome) -> dict[str,
         now = agent.installer.records[record.cert_id].generation
         log_line(agent.log, Line.ROLLED_BACK_BY_HAND, name=record.name, generation=now)
     return {"outcome": outcome.kind.value, "detail": outcome.detail, "name": record.name}
+
+
+async def forget_certificate(agent: Agent, domain: str) -> dict[str, Any]:
+    """Remove a certificate from this host as if it were unassigned; of two for a name, the one that the plane lacks."""
+    records = sorted(agent.installer.records.values(), key=lambda record: record.standing is Standing.KNOWN)
+    record = record_for(records, domain)
+    outcome = await agent.installer.withdraw(record.cert_id, revoked=False, items=agent.items, how=Retirement.REMOVE)
+    if outcome.ok:
+        clear_alerts(agent, record.cert_id)
+    agent.retry_now(cert_resource(record.cert_id))  # its unassignment has nothing more to do
+    report_standings(agent)
+    agent.lifetimes_changed.value = True
+    done = outcome.detail or "removed"
+    log_line(agent.log, Line.CERT_FORGOTTEN, cert_id=record.cert_id, name=record.name, done=done)
+    result = {"outcome": outcome.kind.value, "detail": outcome.detail, "name": record.name, "cert_id": record.cert_id}
+    return result | {"assigned": record.standing is Standing.KNOWN}
+
+
+async def forget_ca(agent: Agent, ca_id: int) -> dict[str, Any]:
+    """Remove a CA from the trust store as if it were unassigned."""
+    if ca_id not in agent.installer.cas:
+        known = ", ".join(map(str, sorted(agent.installer.cas))) or "none"
+        raise UsageError(f"no CA {ca_id} on this host", fix=f"CAs here: {known}")
+    outcome = await agent.installer.remove_ca(ca_id)
+    agent.clear_problem(UNKNOWN_CAS)  # the next comparison reports the others
+    log_line(agent.log, Line.CA_FORGOTTEN, ca_id=ca_id, done=outcome.detail or outcome.kind.value)
+    return {"outcome": outcome.kind.value, "detail": outcome.detail, "name": f"CA {ca_id}", "assigned": False}
 
 
 async def forget_trust(agent: Agent, *, install_config: bool, scripts: bool) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class Poller:
         log_line(agent.log, Line.CURSOR_RESET, key="CURSOR_EXPIRED", cursor=agent.session.seen_cursor or "none")
         try:
             await agent.offload(agent.store.session.clear_cursor)
-            await plan_resync(agent, "the cursor was reset")
+            await plan_resync(agent, "the cursor was reset", new_stream=True)
         except NotRegisteredError as error:
             return events.RefreshRefused(str(error))
         except CertctrlError as error:

@@ -12,10 +12,12 @@ from datetime import datetime
 import attrs
 import trio
 
-from certctrl.agent.alerts import restore_revocations
+from certctrl.agent.alerts import problem_key, restore_revocations
+from certctrl.agent.announced import is_serial
 from certctrl.agent.context import Agent
 from certctrl.agent.install_config import refresh_install_config
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.standing import UNKNOWN, note_standings, recognise_plane, shares_name, stream_lost
 from certctrl.backoff import grown, jittered
 from certctrl.errors import (
     CertctrlError,
@@ -25,21 +27,23 @@ from certctrl.errors import (
     TransportError,
     VersionRollbackError,
 )
+from certctrl.install.installer import in_use
 from certctrl.model.certificate import CertificateSummary
-from certctrl.model.records import CertRecord, Stage
+from certctrl.model.records import CertRecord, Stage, Standing
 from certctrl.model.signals import (
     CaAssigned,
-    CaUnassigned,
     CertRenewed,
     CertRevoked,
-    CertUnassigned,
     InstallUpdated,
     Signal,
 )
-from certctrl.text import same_serial
 
 FIRST_RETRY = 60.0
 LAST_RETRY = 900.0
+BEHIND = "server-behind"
+UNKNOWN_CAS = "unknown-cas"
+DISAGREEMENTS = frozenset({BEHIND, UNKNOWN_CAS, problem_key(UNKNOWN)})
+"""Problems that a plane may cause whose answers lag; the next comparison comes sooner."""
 
 
 @attrs.frozen(kw_only=True)
@@ -48,7 +52,9 @@ class Differences:
 
     signals: tuple[Signal, ...]
     behind: tuple[str, ...]
-    """What is older on the plane than on this host; then nothing is rolled back or removed."""
+    """What is older on the plane than on this host; then nothing is rolled back."""
+    standings: Mapping[int, Standing]
+    """What the list says about the certificates that are in use here, by id. A missing one is not removed."""
 
 
 def compare(
@@ -56,45 +62,56 @@ def compare(
 ) -> Differences:
     """Compare the plane's list with this host's records; ``behind``: other evidence that the plane is behind."""
     signals: list[Signal] = []
-    older = list(behind)
+    older, standings = list(behind), dict[int, Standing]()
     for summary in listed:
         record = records.get(summary.id)
         here = record is not None and bool(record.generation)
+        foreign = record is not None and record.standing is Standing.FOREIGN
+        if record is not None and in_use(record):
+            if not shares_name(summary, record):
+                standings[summary.id] = Standing.FOREIGN
+                continue
+            if not foreign or _same(summary, record):  # otherwise once the plane's own one is staged
+                standings[summary.id] = Standing.KNOWN
         if summary.status == "revoked":
             if here:
                 signals.append(CertRevoked(ts_ms=ts_ms, cert_id=summary.id))
         elif summary.status in ("", "active", "issued", "valid"):
-            if record is not None and here and _older(summary, record):
+            if record is not None and here and not foreign and _older(summary, record):
                 older.append(f"certificate {summary.id} ({record.name}) is older there than here")
             elif record is None or not here or record.stage is not Stage.ACTIVATED or not _same(summary, record):
                 signals.append(CertRenewed(ts_ms=ts_ms, cert_id=summary.id, serial=summary.serial_number or None))
     if not older:
         known = {summary.id for summary in listed}
-        signals += [
-            CertUnassigned(ts_ms=ts_ms, cert_id=record.cert_id)
-            for record in records.values()
-            if record.generation and record.cert_id not in known
-        ]
-    return Differences(signals=tuple(signals), behind=tuple(older))
+        for cert_id, record in records.items():
+            if record.generation and cert_id not in known and record.standing is Standing.KNOWN:
+                standings[cert_id] = Standing.UNLISTED
+    return Differences(signals=tuple(signals), behind=tuple(older), standings=standings)
 
 
 def compare_cas(listed: Mapping[int, str] | None, here: Collection[int], ts_ms: int) -> tuple[Signal, ...]:
-    """Compare the CAs that the plane lists (None: it has no such list) with those of this host."""
-    if listed is None:
-        return ()
-    found: dict[int, Signal] = {ca_id: CaUnassigned(ts_ms=ts_ms, ca_id=ca_id) for ca_id in set(here) - listed.keys()}
-    for ca_id in listed.keys() - here:
-        found[ca_id] = CaAssigned(ts_ms=ts_ms, ca_id=ca_id, ca_name=listed[ca_id] or None)
-    return tuple(found[ca_id] for ca_id in sorted(found))
+    """Compare the CAs that the plane lists (None: it has no such list) with those of this host.
+
+    One that is missing there is not removed: a trust store is not emptied because a plane has forgotten.
+    """
+    missing = sorted((listed or {}).keys() - set(here))
+    return tuple(CaAssigned(ts_ms=ts_ms, ca_id=ca_id, ca_name=(listed or {})[ca_id] or None) for ca_id in missing)
+
+
+def _report_unknown_cas(agent: Agent, listed: Mapping[int, str] | None) -> None:
+    unknown = sorted(agent.installer.cas - listed.keys()) if listed is not None else []
+    if not unknown:
+        agent.clear_problem(UNKNOWN_CAS)
+        return
+    what = f"the control plane does not list CA {', '.join(map(str, unknown))} of this host; still trusted"
+    fix = f"assign it there; to remove it from this host: cert-ctrl forget --ca {unknown[0]}"
+    agent.report_problem(UNKNOWN_CAS, what, fix)
 
 
 def _same(summary: CertificateSummary, record: CertRecord) -> bool:
     if summary.fingerprint_sha256:
         return _hex(summary.fingerprint_sha256) == _hex(record.facts.fingerprint_sha256)
-    try:
-        return same_serial(summary.serial_number, int(_hex(record.facts.serial), 16))
-    except ValueError:  # none is known
-        return not (summary.serial_number or record.facts.serial)
+    return is_serial(summary.serial_number, record.facts.serial)
 
 
 def _hex(text: str) -> str:
@@ -110,47 +127,56 @@ def _older(summary: CertificateSummary, record: CertRecord) -> bool:
         return False
 
 
-async def plan_resync(agent: Agent, why: str) -> int:
+async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> int:
     """Compare with the plane, admit the differences as signals, and return how many there are.
 
+    ``new_stream``: the plane does not know the cursor; if it knows no certificate of this host either, it was emptied.
     Raises PlaneError, TransportError, DiskError. Certificates are compared even if the install config is refused.
     """
     log_line(agent.log, Line.RESYNC_STARTED, why=why)
-    behind: list[str] = []
-    changed = False
-    try:
-        changed = await refresh_install_config(agent)
-    except VersionRollbackError as error:
-        behind.append(f"install config: {error}")
-    except PlanError:
-        pass  # reported; certificates are compared with the active one
+    await recognise_plane(agent)
+    changed, behind = await _refreshed_items(agent)
+    ts_ms = int(agent.wall_now() * 1000)
+    here = {cert_id for cert_id, record in agent.installer.records.items() if record.generation}
     listed = await agent.authorized(agent.plane.fetch_certificates)
     restore_revocations(agent, listed)
     cas = await agent.authorized(agent.plane.fetch_cas)
-    ts_ms = int(agent.wall_now() * 1000)
     found = compare(listed, agent.installer.records, ts_ms, behind=behind)
-    for what in found.behind:
-        log_line(agent.log, Line.SERVER_BEHIND, what=what)
-    if found.behind:
-        agent.report_problem("server-behind", "; ".join(found.behind), "issue newer versions at the plane")
-    else:
-        agent.clear_problem("server-behind")
-    signals = list(found.signals)
-    signals += () if found.behind else compare_cas(cas, agent.installer.cas, ts_ms)
+    if new_stream and Standing.KNOWN not in found.standings.values():
+        await stream_lost(agent)
+    # not of certificates that were deployed while the list was fetched
+    await note_standings(agent, {i: one for i, one in found.standings.items() if i in here})
+    _report_behind(agent, found.behind)
+    _report_unknown_cas(agent, cas)
+    signals = [*found.signals, *compare_cas(cas, agent.installer.cas, ts_ms)]
     if changed or await agent.installer.unfinished(agent.items):
         stored = agent.store.installed.load_install_config()
-        signals.append(
-            InstallUpdated(
-                ts_ms=ts_ms,
-                config_id=int(stored.raw.get("id") or 0) if stored else None,
-                version=stored.version if stored else None,
-            )
-        )
+        config_id = int(stored.raw.get("id") or 0) if stored else None
+        signals.append(InstallUpdated(ts_ms, config_id, stored.version if stored else None))
     agent.admit(signals)
     await agent.inbox.secure()
     log_line(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
     agent.counters.reconciles["ok"] += 1
     return len(signals)
+
+
+async def _refreshed_items(agent: Agent) -> tuple[bool, list[str]]:
+    """Fetch the install config; return whether it changed, and what shows that the plane is behind."""
+    try:
+        return await refresh_install_config(agent), []
+    except VersionRollbackError as error:
+        return False, [f"install config: {error}"]
+    except PlanError:
+        return False, []  # reported; certificates are compared with the active one
+
+
+def _report_behind(agent: Agent, behind: Sequence[str]) -> None:
+    for what in behind:
+        log_line(agent.log, Line.SERVER_BEHIND, what=what)
+    if behind:
+        agent.report_problem(BEHIND, "; ".join(behind), "issue newer versions at the plane")
+    else:
+        agent.clear_problem(BEHIND)
 
 
 async def try_resync(agent: Agent, why: str) -> tuple[int, str]:
@@ -170,12 +196,16 @@ async def try_resync(agent: Agent, why: str) -> tuple[int, str]:
 
 async def reconcile_forever(agent: Agent) -> None:
     """Reconcile at start and then every ``reconcile_interval_seconds``, with jitter, until cancelled."""
-    why, failures = "start", 0
+    why, failures, disagreed = "start", 0, 0
     while True:
         try:
             await plan_resync(agent, why)
             failures, why = 0, "periodic"
-            delay = agent.config.application.reconcile_interval_seconds * (0.9 + 0.2 * agent.random())
+            interval = float(agent.config.application.reconcile_interval_seconds)
+            disagreed = disagreed + 1 if DISAGREEMENTS & agent.problems.keys() else 0
+            if disagreed:  # perhaps only a replica that lags
+                interval = grown(FIRST_RETRY, interval, disagreed)
+            delay = interval * (0.9 + 0.2 * agent.random())
         except NotRegisteredError:
             return  # the poller gets the same error and ends the session
         except CertctrlError as error:

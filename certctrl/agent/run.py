@@ -36,6 +36,7 @@ from certctrl.agent.reload import Reloader
 from certctrl.agent.reporter import report_forever, save_status, snapshot
 from certctrl.agent.retries import retry_forever
 from certctrl.agent.setup import Seams, open_agent
+from certctrl.agent.standing import recover
 from certctrl.agent.systemd import Notifier, feed_watchdog
 from certctrl.errors import NotRegisteredError
 from certctrl.model.status import StopReason
@@ -60,7 +61,7 @@ async def run_agent(
     seams = seams or Seams()
     async with open_agent(config_dir, seams) as agent:
         notifier = Notifier(seams.environ)
-        await agent.installer.recover()
+        await recover(agent)
         await announce(agent)
         stop = await _run_services(agent, notifier, os_signals, task_status)
         log_line(agent.log, Line.AGENT_STOPPED, reason=f"{stop.reason.value} {stop.detail}".strip())

@@ -12,6 +12,8 @@ from certctrl.agent.log_lines import Line, log_line
 from certctrl.errors import (
     CertctrlError,
     DiskError,
+    GraceError,
+    LaggingError,
     MaterialError,
     NotYetValidError,
     PlaneError,
@@ -34,6 +36,8 @@ class Result:
     """Why it is retried, if it failed."""
     retry_after: float = 0.0
     """Seconds that the plane requested, or until the material becomes valid."""
+    waits: bool = False
+    """Whether nothing failed: the signal is carried out later, and acknowledged then."""
 
 
 def result_of(outcome: Outcome) -> Result:
@@ -53,6 +57,11 @@ def explain(agent: Agent, entry: InboxEntry, error: Exception) -> Result:
         case MaterialError():
             kind, transient, retry_after = "material", False, None
             log_line(agent.log, Line.CERT_REFUSED, cert_id=cert_id, reason=error.reason, what=error)
+        case GraceError():
+            return Result(_failure(error), RetryKind.WAITING, error.seconds, waits=True)
+        case LaggingError():
+            agent.counters.errors["plane"] += 1
+            return Result(_failure(error), RetryKind.LAGGING)
         case PlaneError():
             kind, transient, retry_after = "plane", error.status in WAITING_STATUSES, error.retry_after
         case TransportError():

@@ -8,7 +8,7 @@ nothing has changed yet. `plan` and `preview` only read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -36,7 +36,7 @@ from certctrl.install.process import Proc
 from certctrl.model.certificate import Bundle, CertFacts, DeployMaterials
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
-from certctrl.model.policy import HostPolicy
+from certctrl.model.policy import HostPolicy, Retirement
 from certctrl.model.records import CertRecord
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import Fs
@@ -115,6 +115,11 @@ class Installer:
     def cas(self) -> frozenset[int]:
         """The ids of this host's CAs. Raises as `records`."""
         return frozenset(int(ca_id) for ca_id in self._context.records.cas)
+
+    def ca_name(self, ca_id: int) -> str:
+        """Return the name of one of this host's CAs; empty if it is not here or has none."""
+        record = self._context.records.cas.get(str(ca_id))
+        return record.name if record is not None else ""
 
     def name_for(self, cert_id: int, domains: Sequence[str]) -> str:
         """Return the directory name of a certificate: its present one, otherwise one that no other certificate uses."""
@@ -313,8 +318,10 @@ class Installer:
 
     # --- withdrawing, rolling back --------------------------------------------------------------------------------
 
-    async def withdraw(self, cert_id: int, *, revoked: bool, items: Sequence[InstallItem]) -> Outcome:
-        """Take a certificate out of use: remove it, or if revoked, do what the policy's ``on_revoked`` says.
+    async def withdraw(
+        self, cert_id: int, *, revoked: bool, items: Sequence[InstallItem], how: Retirement | None = None
+    ) -> Outcome:
+        """Take a certificate out of use as ``how``, or the policy's ``on_revoked`` or ``on_unassigned``, says.
 
         Ignores the window. The caller sends the alert.
         """
@@ -325,7 +332,7 @@ class Installer:
             return Outcome(kind=OutcomeKind.UNCHANGED, detail="not in use here")
         try:
             return await Withdrawal(
-                context=self._context, locks=self._locks, record=record, items=items, revoked=revoked
+                context=self._context, locks=self._locks, record=record, items=items, revoked=revoked, how=how
             ).run()
         except CertctrlError as error:
             return Outcome(kind=OutcomeKind.FAILED, detail=str(error))
@@ -341,6 +348,12 @@ class Installer:
             raise UsageError(f"there is no certificate {one_line(name)} on this host", fix="cert-ctrl list-certs")
         self._context.records.note(attrs.evolve(record, held=False))
         self.retries.due_now(cert_resource(record.cert_id))
+        await self._context.records.save()
+
+    async def update(self, records: Iterable[CertRecord]) -> None:
+        """Replace records, durably. Raises DiskError."""
+        for record in records:
+            self._context.records.note(record)
         await self._context.records.save()
 
     async def record_alert(self, cert_id: int) -> None:

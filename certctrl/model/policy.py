@@ -20,8 +20,8 @@ class RemoteCommands(StrEnum):
     OFF = "off"
 
 
-class OnRevoked(StrEnum):
-    """What happens to a revoked certificate."""
+class Retirement(StrEnum):
+    """What happens to a certificate that was revoked or is no longer assigned."""
 
     REMOVE = "remove"
     PLACEHOLDER = "placeholder"
@@ -90,7 +90,10 @@ class HostPolicy:
     """Whether keys of certificates and CAs may be on brainpool curves, which browsers do not know."""
     trust_on_first_use: bool = False
     """Pin a listed script without ``sha256`` on its first run (stored in ``state/``)."""
-    on_revoked: OnRevoked = OnRevoked.REMOVE
+    on_revoked: Retirement = Retirement.REMOVE
+    on_unassigned: Retirement = Retirement.REMOVE
+    unassign_grace: float = 3600.0
+    """Seconds, 0 to 2 592 000, between a confirmed unassignment and what ``on_unassigned`` says."""
     on_alert: tuple[str, ...] | None = None
     """Argv of the alert command; ``CERTCTRL_ALERT`` is the path of the alert as JSON."""
     window: MaintenanceWindow | None = None

@@ -33,6 +33,8 @@ class RetryKind(StrEnum):
 
     WAITING = "waiting"
     """The network, the plane or the disk: only time helps."""
+    LAGGING = "lagging"
+    """The plane does not show yet what it announced."""
     REFUSED = "refused"
     """New material, a check, the policy, a rollback: retrying helps once the cause is removed."""
     PENDING = "pending"
@@ -100,6 +102,28 @@ class Stage(StrEnum):
 
 
 @attrs.frozen(kw_only=True)
+class KnownPlane:
+    """The control plane and device whose signals this host follows."""
+
+    origin: str
+    """URL of the plane and ids of the device, to compare only."""
+    since: float = 0.0
+    """Wall-clock seconds since the epoch: signals from before are of a stream that this host did not follow."""
+
+
+class Standing(StrEnum):
+    """What the control plane last said about a certificate of this host."""
+
+    KNOWN = "known"
+    UNLISTED = "unlisted"
+    """Its list lacks it, without an unassignment."""
+    FOREIGN = "foreign"
+    """It comes from another plane or device, which used this id for it."""
+    UNASSIGNED = "unassigned"
+    """Unassigned, and confirmed."""
+
+
+@attrs.frozen(kw_only=True)
 class CertRecord:
     """The state of one certificate on this host, recorded at deploy time so that `list-certs` parses nothing."""
 
@@ -121,6 +145,9 @@ class CertRecord:
     """Whether the revocation alert has been raised."""
     last_outcome: OutcomeKind | None = None
     last_apply_at: float = 0.0
+    standing: Standing = Standing.KNOWN
+    unassigned_at: float = 0.0
+    """When the unassignment was confirmed (wall-clock seconds); 0: never, or assigned again since."""
     pending: tuple[str, ...] = attrs.field(default=(), metadata={"key": "owed"})
     """Items to retry for the live generation: failed, or not reached because another item failed."""
 

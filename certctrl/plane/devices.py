@@ -19,6 +19,9 @@ from certctrl.plane.storage.signal_stream import SignalStream
 FIRST_USER = 1
 """The user that every plane starts with."""
 
+RECENT_SECONDS = 86_400.0
+"""Outcomes of this time are counted for a device: what failed long ago says nothing about now."""
+
 
 def require_device(database: Database, user_id: int, device_id: int) -> None:
     """Raise ErrorResponse 404 unless the user has this device."""
@@ -192,7 +195,11 @@ class Devices:
 
     def _shown(self, row: Row) -> dict[str, Any]:
         seen = self._sightings.get(row["id"]) or _Sighting(row["last_seen_at"], row["last_address"], row["last_cursor"])
-        counts = self._db.all("SELECT outcome, count(*) AS n FROM outcomes WHERE device_id = ? GROUP BY 1", row["id"])
+        counts = self._db.all(
+            "SELECT outcome, count(*) AS n FROM outcomes WHERE device_id = ? AND at > ? GROUP BY 1",
+            row["id"],
+            self._wall_now() - RECENT_SECONDS,
+        )
         return {
             "id": row["id"],
             "user_id": row["user_id"],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from certctrl.errors import UsageError
-from certctrl.model.policy import HostPolicy, NamedCommand, OnRevoked
+from certctrl.model.policy import HostPolicy, NamedCommand, Retirement
 from certctrl.sandbox.servers import HOST, Server
 from certctrl.store.config.files import init_config_dir, save_policy
 from certctrl.store.disk.fs import RealFs
@@ -65,7 +65,7 @@ def allow_service(layout: ConfigDir, server: Server) -> None:
             "reload": NamedCommand(argv=server.reload_argv),
         },
         # nginx does not start without its files; the built-in service drops the name.
-        on_revoked=OnRevoked.PLACEHOLDER if server.kind == "nginx" else OnRevoked.REMOVE,
+        on_revoked=Retirement.PLACEHOLDER if server.kind == "nginx" else Retirement.REMOVE,
     )
     save_policy(RealFs(), layout, policy)
 

@@ -28,6 +28,7 @@ class ConfigDir:
         self.access_token = self.state / "access_token.txt"
         self.refresh_token = self.state / "refresh_token.txt"
         self.device_id = self.state / "device_id.txt"
+        self.known_plane = self.state / "plane.json"
         self.last_cursor = self.state / "last_cursor.txt"
         self.last_poll_time = self.state / "last_poll_time.txt"
         self.pending_acks = self.state / "pending_acks.json"

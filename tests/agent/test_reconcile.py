@@ -7,8 +7,8 @@ import pytest
 
 from certctrl.agent.reconcile import compare, compare_cas
 from certctrl.model.certificate import CertFacts, CertificateSummary
-from certctrl.model.records import CertRecord, Stage
-from certctrl.model.signals import CaAssigned, CaUnassigned, CertRenewed, CertRevoked, CertUnassigned
+from certctrl.model.records import CertRecord, Stage, Standing
+from certctrl.model.signals import CaAssigned, CertRenewed, CertRevoked
 
 HERE = CertRecord(
     facts=CertFacts(
@@ -24,6 +24,7 @@ HERE = CertRecord(
 )
 NEGATIVE = attrs.evolve(HERE, facts=attrs.evolve(HERE.facts, serial="-04:ab"))
 UNKNOWN = attrs.evolve(HERE, facts=attrs.evolve(HERE.facts, serial=""))
+NAMED = attrs.evolve(HERE, facts=attrs.evolve(HERE.facts, domains=("a.example",)))
 THERE = CertificateSummary(id=1, domain_name="a.example", fingerprint_sha256="AA", serial_number="4AB", status="active")
 NEWER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2026-01-01T00:00:00Z")
 OLDER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2020-01-01T00:00:00Z")
@@ -49,7 +50,11 @@ OLDER = attrs.evolve(THERE, fingerprint_sha256="bb", not_before="2020-01-01T00:0
         (attrs.evolve(THERE, status="revoked"), None, None),
         (attrs.evolve(THERE, status="pending"), None, None),
         (attrs.evolve(THERE, status="expired"), HERE, None),
-        (None, HERE, CertUnassigned),
+        (None, HERE, None),
+        (attrs.evolve(NEWER, domain_name="b.example"), NAMED, None),
+        (attrs.evolve(NEWER, domain_name="b.example", sans=("A.example",)), NAMED, CertRenewed),
+        (attrs.evolve(THERE, domain_name="b.example", status="revoked"), NAMED, None),
+        (OLDER, attrs.evolve(HERE, standing=Standing.FOREIGN), CertRenewed),
         (None, attrs.evolve(HERE, generation=""), None),
         (OLDER, HERE, None),
     ],
@@ -61,19 +66,39 @@ def test_each_difference_becomes_one_signal(
     assert [type(signal) for signal in found.signals] == ([expected] if expected else [])
 
 
-def test_nothing_is_removed_while_the_plane_is_behind() -> None:
+def test_a_missing_certificate_is_unlisted_unless_the_plane_is_behind() -> None:
     gone = attrs.evolve(HERE, facts=attrs.evolve(HERE.facts, cert_id=2, name="b.example"))
     found = compare([OLDER], {1: HERE, 2: gone}, 5)
     assert found.signals == ()
     assert len(found.behind) == 1
-    assert compare([THERE], {1: HERE, 2: gone}, 5, behind=["install config"]).signals == ()
-    assert [type(s) for s in compare([THERE], {1: HERE, 2: gone}, 5).signals] == [CertUnassigned]
+    assert found.standings == {1: Standing.KNOWN}
+    assert compare([THERE], {1: HERE, 2: gone}, 5, behind=["install config"]).standings == {1: Standing.KNOWN}
+    found = compare([THERE], {1: HERE, 2: gone}, 5)
+    assert (found.signals, found.standings) == ((), {1: Standing.KNOWN, 2: Standing.UNLISTED})
+
+
+@pytest.mark.parametrize(
+    ("listed", "before", "after"),
+    [
+        (THERE, Standing.UNLISTED, Standing.KNOWN),
+        (THERE, Standing.UNASSIGNED, Standing.KNOWN),
+        (THERE, Standing.FOREIGN, Standing.KNOWN),
+        (NEWER, Standing.FOREIGN, None),
+        (attrs.evolve(THERE, domain_name="b.example"), Standing.KNOWN, Standing.FOREIGN),
+        (None, Standing.KNOWN, Standing.UNLISTED),
+        (None, Standing.UNASSIGNED, None),
+        (None, Standing.FOREIGN, None),
+        (None, Standing.UNLISTED, None),
+    ],
+)
+def test_the_list_decides_what_the_plane_knows(
+    listed: CertificateSummary | None, before: Standing, after: Standing | None
+) -> None:
+    found = compare([listed] if listed else [], {1: attrs.evolve(NAMED, standing=before)}, 5)
+    assert found.standings == ({1: after} if after else {})
 
 
 def test_cas_are_compared_by_id_and_only_if_the_plane_has_a_list() -> None:
     assert compare_cas(None, {1, 2}, 5) == ()
     assert compare_cas({1: "a"}, {1}, 5) == ()
-    assert compare_cas({1: "a", 3: ""}, {1, 2}, 5) == (
-        CaUnassigned(ts_ms=5, ca_id=2),
-        CaAssigned(ts_ms=5, ca_id=3, ca_name=None),
-    )
+    assert compare_cas({1: "a", 3: ""}, {1, 2}, 5) == (CaAssigned(ts_ms=5, ca_id=3, ca_name=None),)

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from certctrl.cli.doctor.certs import certificate_findings, check_endpoints, endpoints
 from certctrl.cli.doctor.finding import CheckContext, Finding
 from certctrl.model.plan import OutcomeKind
-from certctrl.model.records import CertRecord, Retry, RetryKind
+from certctrl.model.records import CertRecord, Retry, RetryKind, Standing
 from certctrl.store.deployments.generations import GenerationStore
 
 from .conftest import DAY, NOW, record
@@ -87,7 +87,10 @@ def test_a_mixed_pair_is_found(context: CheckContext) -> None:
         ({"not_before": NOW + 3600, "not_after": NOW + DAY}, "FAIL", "becomes valid in 1h 0m"),
         ({"last_outcome": OutcomeKind.FAILED}, "WARN", "last attempt: nginx: bad"),
         ({"held": True}, "WARN", "held after a rollback"),
-        ({"placeholder": True}, "FAIL", "revoked, replaced by a self-signed placeholder"),
+        ({"placeholder": True, "revoked": True}, "FAIL", "revoked, replaced by a self-signed placeholder"),
+        ({"placeholder": True}, "FAIL", "unassigned, replaced by a self-signed placeholder"),
+        ({"standing": Standing.UNLISTED}, "WARN", "the control plane does not know it"),
+        ({"standing": Standing.FOREIGN}, "WARN", "the control plane does not know it"),
         ({"revoked": True}, "FAIL", "revoked, but still in use"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_table_in_a_pipe_is_plain_and_aligned(capsys: pytest.CaptureFixture[st
     )
 )
 def test_a_table_in_a_pipe_fits_eighty_columns(rows: list[list[str]]) -> None:
-    heads = ("id", "name", "status", "platform", "version", "last seen", "address", "waiting", "outcomes")
+    heads = ("id", "name", "status", "platform", "version", "last seen", "address", "waiting", "last day")
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         output.table(heads, rows)

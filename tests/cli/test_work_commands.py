@@ -76,6 +76,10 @@ PLAN = {
          {**OUTCOME, "name": "a", "outcome": "failed", "detail": "reload"}, 1, "a failed: reload\n"),
         (["rollback", "--domain", "a", "--release"], {"op": "release", "domain": "a"},
          {"name": "a", "released": True}, 0, "a is no longer held\n"),
+        (["forget", "--domain", "a.example", "--yes"], {"op": "forget", "domain": "a.example"},
+         {**OUTCOME, "name": "a", "assigned": False}, 0, "a applied\n"),
+        (["forget", "--ca", "3", "--yes"], {"op": "forget", "ca_id": 3},
+         {**OUTCOME, "name": "CA 3", "outcome": "failed", "detail": "busy", "assigned": False}, 1, "CA 3 failed: busy\n"),
         (["trust", "reset", "--install-config", "--scripts", "--yes"],
          {"op": "trust-reset", "install_config": True, "scripts": True},
          {"install_configs": {"7": 3}, "scripts": ["/x"]}, 0,
@@ -102,6 +106,12 @@ def test_without_a_daemon_the_command_does_the_work(layout: ConfigDir, local: Ca
         (["apply", "--now"], "apply", OUTCOME, (layout.root, {"now": True})),
         (["rollback", "--domain", "a", "--to", "x"], "rollback", {**OUTCOME, "name": "a"}, (layout.root, "a", "x")),
         (["rollback", "--domain", "a", "--release"], "release", {"name": "a"}, (layout.root, "a")),
+        (
+            ["forget", "--domain", "a", "--yes"],
+            "forget",
+            {**OUTCOME, "name": "a"},
+            (layout.root, {"domain": "a", "ca_id": None}),
+        ),
         (["plan"], "plan", {**PLAN, "changes": False, "refusals": []}, (layout.root,)),
         (
             ["trust", "reset", "--scripts", "-y"],
@@ -150,6 +160,9 @@ def test_an_error_of_the_daemon_is_printed(layout: ConfigDir, daemon: Daemon, ra
 
 def test_release_cannot_be_combined_with_to(layout: ConfigDir, ran: Run) -> None:
     assert ran("-c", layout.root, "rollback", "--domain", "a", "--to", "x", "--release").status == 2
+    assert ran("-c", layout.root, "forget", "--yes").status == 2
+    assert ran("-c", layout.root, "forget", "--domain", "a", "--ca", "3", "--yes").status == 2
+    assert ran("-c", layout.root, "forget", "--domain", "a").status == 2, "not confirmed"
 
 
 # --- renew --wait -------------------------------------------------------------------------------------------------

@@ -67,4 +67,16 @@ class Director:
             world.auditor.services()
             if world.host.parked:
                 await self.host_faults.enrol()
+            await self._answer()
             reasons = self.operators.differences() or world.auditor.undelivered()
+
+    async def _answer(self) -> None:
+        process = self.world.host.process
+        if process is None or process.agent is None or process.over.is_set() or "forget" not in process.operations:
+            return
+
+        async def ask(operation: str, **request: Any) -> Any:
+            self.world.auditor.excused = True
+            return await process.operations[operation](request)
+
+        await self.operators.answer(ask, process.agent)

@@ -72,6 +72,8 @@ class Network:
         self.journal = journal
         self.app: Callable[..., Any] | None = None
         """The plane; None while it is down."""
+        self.replica: Callable[..., Any] | None = None
+        """Answers the requests for resources instead, if set: a copy of the plane that lags behind its signals."""
         self.faults: list[NetworkFault] = []
         self.mischief: Callable[[Any], Any] = lambda page: page
         """Changes a page of signals on its way to the agent."""
@@ -82,6 +84,7 @@ class Network:
     def clear(self) -> None:
         """End all faults."""
         self.faults.clear()
+        self.replica = None
         self.mischief = lambda page: page
 
     def break_connections(self) -> None:
@@ -161,7 +164,8 @@ class SimulatedHttp:
             raise TransportError("connection reset")
         if fault is not None and (made := answer_of(fault)) is not None:
             return made
-        answer = await call(network.app, exchange, headers)
+        lags = network.replica is not None and exchange.method == "GET" and not exchange.is_poll
+        answer = await call(network.replica if lags else network.app, exchange, headers)  # type: ignore[arg-type]
         exchange.done = answer.status
         if kind == "lost":
             raise TransportError("connection reset before the answer")

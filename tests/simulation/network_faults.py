@@ -38,6 +38,7 @@ class NetworkFaults:
             (3, self.mischief),
             (2, self.plane_down),
             (1, self.cut),
+            (2, self.lag),
         ]
 
     def end(self) -> None:
@@ -97,6 +98,12 @@ class NetworkFaults:
     async def cut(self) -> None:
         """Break all connections."""
         self.world.network.break_connections()
+
+    async def lag(self) -> None:
+        """Answer requests for resources from a copy of the plane that lags behind its signals."""
+        self.world.lag()
+        await trio.sleep(self._a_while())
+        self.world.network.replica = None
 
     async def mischief(self) -> None:
         """Reorder, duplicate, drop or repeat signals of pages, or add invalid ones."""

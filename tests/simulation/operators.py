@@ -13,7 +13,11 @@ from simulation.disk import file_in, names_in
 from simulation.service import FIRST_PORT, RELOAD, Service
 from simulation.world import COPIES, DEVICE, MOST_CERTIFICATES, TRUSTED, USER, World
 
+from certctrl.agent.alerts import problem_key
 from certctrl.agent.context import Agent
+from certctrl.agent.reconcile import UNKNOWN_CAS
+from certctrl.agent.standing import MASS, UNKNOWN
+from certctrl.model.records import Standing
 from certctrl.plane.core import Plane
 from certctrl.plane.errors import ErrorResponse
 
@@ -199,6 +203,20 @@ class Operators:
     async def revoke_device(self) -> None:
         self.world.auditor.device_revoked = True
         self.plane.devices.revoke(USER, DEVICE, "simulated")
+
+    # --- what the agent asks ----------------------------------------------------------------------------------------
+
+    async def answer(self, ask: Callable[..., Awaitable[Any]], agent: Agent) -> None:
+        """Forget the certificates and CAs that the plane does not know, if the agent asks for that."""
+        listed = {row["id"] for row in self.plane.certificates.page(DEVICE, 0, 500)}
+        records = [one for one in agent.installer.records.values() if one.generation and one.cert_id not in listed]
+        if problem_key(UNKNOWN) in agent.problems or problem_key(MASS) in agent.problems:
+            for record in records:
+                if record.standing is not Standing.KNOWN:
+                    await ask("forget", domain=record.facts.domains[0])
+        if UNKNOWN_CAS in agent.problems:
+            for ca_id in agent.installer.cas - {one["id"] for one in self.plane.authorities.of_device(DEVICE)}:
+                await ask("forget", ca_id=ca_id)
 
     # --- in the end -------------------------------------------------------------------------------------------------
 

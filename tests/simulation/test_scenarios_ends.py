@@ -7,7 +7,7 @@ import trio
 from simulation.clock import START
 from simulation.network import NetworkFault
 from simulation.scene import DAY, QUIET, Scene, play
-from simulation.world import DEVICE, USER
+from simulation.world import DEVICE, GRACE, USER
 
 
 def test_the_expiry_guard_works_while_the_plane_is_down_for_weeks() -> None:
@@ -90,13 +90,21 @@ def test_a_revocation_is_complete_when_the_service_no_longer_serves_the_certific
     play(scenario)
 
 
-def test_an_unassigned_certificate_is_withdrawn_without_an_alert() -> None:
+def test_an_unassigned_certificate_is_withdrawn_after_its_grace_time() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("moved.example")
         await scene.until(lambda: scene.live(row["id"]))
         await scene.plane.certificates.unassign(USER, DEVICE, row["id"])
+        await scene.until(lambda: scene.agent.counters.alerts["unassigned"])
+        began, sent = trio.current_time(), len(scene.sent)
+        assert (await scene.ask("status"))["health"] == "degraded"
+        assert ("cert.unassigned", "failed") not in scene.outcomes(), "it only waits"
+        await scene.ask("apply")
+        await scene.host.stop()
         await scene.until(lambda: not scene.live(row["id"]))
+        assert GRACE - 70 < trio.current_time() - began < GRACE + 70, "neither apply nor a restart shortens it"
+        assert any(f"certificates/{row['id']}" in one.path for one in scene.sent[sent:]), "confirmed again"
+        await scene.until(lambda: ("cert.unassigned", "applied") in scene.outcomes())
         assert (await scene.ask("status"))["health"] == "healthy"
-        assert not scene.agent.counters.alerts
 
     play(scenario)

@@ -43,6 +43,8 @@ USER, DEVICE = 1, 1
 COPIES = "/srv/tls"
 TRUSTED = "/srv/trusted"
 MOST_CERTIFICATES = 40
+GRACE = 600.0
+"""Seconds between an unassignment and the removal: short, because histories are."""
 
 
 @attrs.frozen(kw_only=True)
@@ -108,7 +110,8 @@ def template() -> Template:
     commands = {f"reload-{n}": {"argv": [RELOAD, "reload", str(n)]} for n in range(1, MOST_CERTIFICATES + 1)}
     trust = {"directory": TRUSTED, "command": [RELOAD, "update"]}
     policy = root / "policy.json"
-    policy.write_text(json.dumps({"write_roots": [COPIES], "commands": commands, "trust_store": trust}))
+    rules = {"write_roots": [COPIES], "commands": commands, "trust_store": trust, "unassign_grace": GRACE}
+    policy.write_text(json.dumps(rules))
     policy.chmod(0o600)
     disk = ModelFs()
     disk.put_dir(root.parent.parent)
@@ -168,6 +171,7 @@ class World:
         self.issuer = SimulatedIssuer(self.clock.now)
         self.issuer.count = self.made.issued
         self.database = Database(None)
+        self.copies: list[Database] = []
         self.network = Network(self._chance(), self.journal)
         self.plane = self.open_plane(self.made.database)
         disk = SimulatedDisk()
@@ -197,10 +201,22 @@ class World:
         self.network.app = make_app(plane)
         return plane
 
+    def lag(self) -> None:
+        """Let the resources of the plane stay as they are now, for the host; signals keep coming."""
+        database = Database(None)
+        database._connection.deserialize(self.image())
+        self.copies.append(database)
+        replica = Plane(
+            None, database, self.made.keyring, settings=self.setting.plane(), wall_now=self.clock.now,
+            monotonic=trio.current_time, offload=inline, issuer=self.issuer,
+        )  # fmt: skip
+        self.network.replica = make_app(replica)
+
     def image(self) -> bytes:
         """Return the plane's database as a backup."""
         return self.database._connection.serialize()
 
     def close(self) -> None:
-        """Close the database."""
-        self.database.close()
+        """Close the databases."""
+        for database in (self.database, *self.copies):
+            database.close()

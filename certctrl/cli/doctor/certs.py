@@ -14,7 +14,7 @@ from certctrl.cli.facts import gather
 from certctrl.cli.output import duration, remaining
 from certctrl.errors import CertctrlError, ProbeError
 from certctrl.model.plan import CopyAction, ExecAction, VerifyTls
-from certctrl.model.records import CertRecord
+from certctrl.model.records import CertRecord, Standing
 from certctrl.text import one_line
 
 PROBE_SECONDS = 10.0
@@ -74,7 +74,8 @@ def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
         )
         return
     if store.manifest(record.name, live)["facts"].get("placeholder"):
-        yield fail("certificate", f"{who}: revoked, replaced by a self-signed placeholder", REVOKED_FIX)
+        why, fix = ("revoked", REVOKED_FIX) if record.revoked else ("unassigned", _forget(record))
+        yield fail("certificate", f"{who}: {why}, replaced by a self-signed placeholder", fix)
         return
     if record.revoked:
         yield fail("certificate", f"{who}: revoked, but still in use (on_revoked is keep)", REVOKED_FIX)
@@ -82,12 +83,18 @@ def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
     yield _validity(context, *_with_chain_end(record, chain), who)
     if error := _last_error(context, record):
         yield warn("certificate", f"{who}: last attempt: {error}", "cert-ctrl -c DIR history")
+    if record.standing in (Standing.UNLISTED, Standing.FOREIGN):
+        yield warn("certificate", f"{who}: the control plane does not know it; kept in use", _forget(record))
     if record.held:
         yield warn(
             "certificate",
             f"{who}: held after a rollback, renewals are not deployed",
             f"cert-ctrl -c DIR rollback --domain {_known_as(record)} --release",
         )
+
+
+def _forget(record: CertRecord) -> str:
+    return f"assign it there; to remove it here: cert-ctrl -c DIR forget --domain {_known_as(record)}"
 
 
 def _last_error(context: CheckContext, record: CertRecord) -> str:

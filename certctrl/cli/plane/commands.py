@@ -192,7 +192,7 @@ def devices(
         str | None, typer.Option("--outcomes", metavar="ID|NAME", help="Show the outcomes that this device reported.")
     ] = None,
 ) -> None:
-    """List the devices with last contact, reported outcomes and waiting signals.
+    """List the devices with last contact, waiting signals and the outcomes of the last day.
 
     \b
     cert-ctrl plane devices --data /var/lib/plane
@@ -299,7 +299,7 @@ def _decide(ctx: typer.Context, user_code: str, *, approve: bool) -> None:
 
 
 def _devices(rows: Sequence[dict[str, Any]]) -> None:
-    heads = ("id", "name", "status", "platform", "version", "last seen", "address", "waiting", "outcomes")
+    heads = ("id", "name", "status", "platform", "version", "last seen", "address", "waiting", "last day")
     cells = [
         (
             str(row["id"]),

@@ -93,7 +93,7 @@ async def _with_staged(
 
     A staged generation that cannot be read is forgotten: its signal brings it again.
     """
-    records = [record for record in context.records.certificates.values() if record.cert_id not in prepared]
+    records = [record for record in context.records.ours if record.cert_id not in prepared]
     waiting = [record for record in records if record.staged]
     if not waiting:  # the usual case: no thread is needed
         return dict(prepared)
@@ -158,7 +158,7 @@ async def with_missing_files(
     """
     if context.indexer.of(items).empty:
         return {}
-    records = [one for one in context.records.certificates.values() if everything or one.cert_id in results.concerned]
+    records = [one for one in context.records.ours if everything or one.cert_id in results.concerned]
     incomplete: list[Candidate] = await context.offload(_lacking_files, context, items, records, dict(candidates))
     found = {}
     for one in incomplete:

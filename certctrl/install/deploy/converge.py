@@ -117,7 +117,7 @@ class Convergence:
         context, policy = self.context, self.context.policy()
         nodes = frozenset[str]().union(*(group.nodes for group in groups))
         items = [item for item in enabled(self.items) if f"item:{item.id}" in nodes]
-        records = [record for record in context.records.certificates.values() if f"cert:{record.cert_id}" in nodes]
+        records = [record for record in context.records.ours if f"cert:{record.cert_id}" in nodes]
         previous: dict[str, str | None] = {}
 
         def switch(plan: InstallPlan) -> None:

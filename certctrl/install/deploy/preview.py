@@ -26,7 +26,7 @@ async def plan_now(context: Context, items: Sequence[InstallItem], *, due_only: 
 
     ``due_only``: without failed items that are not due yet.
     """
-    policy, records = context.policy(), list(context.records.certificates.values())
+    policy, records = context.policy(), context.records.ours
     results = Results(context=context)
     staged, _ = await context.offload(staged_before, context, records, (), True)
     now = not_waiting(context, staged, results, ignore_window=False)

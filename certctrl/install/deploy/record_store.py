@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from certctrl.install.deploy.retry_table import RetryTable, cert_resource
-from certctrl.model.records import CaRecord, CertRecord, Retry
+from certctrl.model.records import CaRecord, CertRecord, Retry, Standing
 from certctrl.store.state.installed import InstalledState
 
 Offload = Callable[..., Awaitable[Any]]
@@ -73,6 +73,11 @@ class RecordStore:
         if self._certificates is None:
             self._certificates = self._state.load_certificates()
         return self._certificates
+
+    @property
+    def ours(self) -> list[CertRecord]:
+        """The certificates that items may be about: not those of another plane, whose ids mean something else."""
+        return [one for one in list(self.certificates.values()) if one.standing is not Standing.FOREIGN]
 
     @property
     def activations(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import Failure
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import Deployed, Outcome, OutcomeKind
-from certctrl.model.records import CertRecord, RetryKind, Stage
+from certctrl.model.records import CertRecord, RetryKind, Stage, Standing
 from certctrl.text import one_line
 
 MAX_DETAIL = 500
@@ -56,6 +56,11 @@ class Results:
         name = candidate.name if candidate is not None else str(cert_id)
         return found or CertRecord(facts=CertFacts(cert_id=cert_id, name=name))
 
+    def _is_foreign(self, cert_id: int) -> bool:
+        """Return whether an item means another plane's certificate with this id, not the one that is here."""
+        found = self.context.records.certificates.get(cert_id)
+        return found is not None and found.standing is Standing.FOREIGN
+
     def succeeded(
         self,
         cert_id: int,
@@ -73,7 +78,7 @@ class Results:
 
         ``pending``: the tolerated ones. ``not_due``: failed items are not due yet, so the last result still counts.
         """
-        if cert_id in self.unreadable:
+        if cert_id in self.unreadable or self._is_foreign(cert_id):
             return
         before = self.record(cert_id, candidate)
         if not_due:
@@ -198,6 +203,8 @@ class Results:
         *,
         retry: RetryKind = RetryKind.REFUSED,
     ) -> None:
+        if self._is_foreign(cert_id):
+            return
         after = self._with_outcome(after, kind, pending or before.pending)
         if candidate is not None:
             after = attrs.evolve(after, staged=candidate.generation)

@@ -203,9 +203,7 @@ class Transaction:
         """
         context, policy = self.context, self.context.policy()
         stay = {i: candidate for i, candidate in self.batch.items() if i not in back}
-        records = [
-            context.records.certificates[i] for i in self.group_plan.cert_ids if i in context.records.certificates
-        ]
+        records = [record for record in context.records.ours if record.cert_id in self.group_plan.cert_ids]
         plan, observed = await observe_and_plan(
             context, self.items, records, stay, policy=policy, unproven=back, examine=back
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import assert_never
+from typing import Any, assert_never
 
 import attrs
 import trio
@@ -30,8 +30,8 @@ from certctrl.install.plan.dependencies import names_given
 from certctrl.install.plan.policy import is_local, may_probe_anywhere, refuse_path
 from certctrl.install.plan.retries import Failure
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType, Outcome, OutcomeKind, VerifyTls
-from certctrl.model.policy import OnRevoked
-from certctrl.model.records import CertRecord, Retry, RetryKind, Stage
+from certctrl.model.policy import Retirement
+from certctrl.model.records import CertRecord, Retry, RetryKind, Stage, Standing
 from certctrl.store.deployments.file_set import CHANGED, remove_unchanged
 from certctrl.text import one_line
 
@@ -50,23 +50,28 @@ class Withdrawal:
     record: CertRecord
     items: Sequence[InstallItem]
     revoked: bool
+    how: Retirement | None = None
+    """What happens to it; None: what the policy says."""
 
     async def run(self) -> Outcome:
         """Apply the policy and run the commands that are about this certificate. Raises DiskError."""
-        removes = not self.revoked or withdrawn(self.record)  # a new policy does not restore what has been removed
-        how = OnRevoked.REMOVE if removes else self.context.policy().on_revoked
+        policy = self.context.policy()
+        how = self.how or (policy.on_revoked if self.revoked else policy.on_unassigned)
+        if withdrawn(self.record):  # a new policy does not restore what has been removed
+            how = Retirement.REMOVE
         match how:
-            case OnRevoked.KEEP:
+            case Retirement.KEEP:
                 return await self._keep()
-            case OnRevoked.PLACEHOLDER:
+            case Retirement.PLACEHOLDER:
                 return await self._replace()
-            case OnRevoked.REMOVE:
+            case Retirement.REMOVE:
                 return await self._remove()
         assert_never(how)
 
     def _group(self) -> Group:
         groups = groups_of(self.context, self.items, {})
-        return next(group for group in groups if self.record.cert_id in group.cert_ids)
+        mine = (group for group in groups if self.record.cert_id in group.cert_ids)
+        return next(mine, Group.of([f"cert:{self.record.cert_id}"]))  # without items: another plane's
 
     async def _remove(self) -> Outcome:
         try:
@@ -107,6 +112,7 @@ class Withdrawal:
                     last_outcome=OutcomeKind.APPLIED,
                     last_apply_at=context.wall_now(),
                     pending=(),
+                    standing=Standing.UNASSIGNED if self.record.unassigned_at else Standing.KNOWN,
                     revoked=self.revoked,
                     alarmed=False,
                 )
@@ -123,10 +129,13 @@ class Withdrawal:
         return frozenset(cert_id for item in named for cert_id in bound[item].certs) - {self.record.cert_id}
 
     async def _keep(self) -> Outcome:
-        said = "revoked, and kept in use: on_revoked is keep"
-        if self.record.revoked:
+        why, setting = ("revoked", "on_revoked") if self.revoked else ("unassigned", "on_unassigned")
+        said = f"{why}, and kept in use: {setting} is keep"
+        if self.record.revoked if self.revoked else self.record.standing is Standing.UNASSIGNED:
             return Outcome(kind=OutcomeKind.UNCHANGED, detail=said)
-        self.context.records.note(attrs.evolve(self.record, revoked=True, alarmed=False))
+        unassigned = {"standing": Standing.UNASSIGNED, "unassigned_at": self.context.wall_now()}
+        changes: dict[str, Any] = {"revoked": True, "alarmed": False} if self.revoked else unassigned
+        self.context.records.note(attrs.evolve(self.record, **changes))
         self._audit(said, outcome="kept", live=self.record.generation)
         await self.context.records.save()
         return Outcome(kind=OutcomeKind.APPLIED, detail=said)
@@ -234,7 +243,7 @@ class Withdrawal:
             keep, candidates = {prepared.generation}, {record.cert_id: prepared}
         outcome = await self._converge(candidates, nothing=OutcomeKind.UNCHANGED)
         context.records.note(
-            attrs.evolve(context.records.certificates[record.cert_id], staged="", held=False, revoked=True)
+            attrs.evolve(context.records.certificates[record.cert_id], staged="", held=False, revoked=self.revoked)
         )
         await context.records.save()
         # the revoked key is removed even if a command failed

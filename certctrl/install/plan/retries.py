@@ -29,9 +29,14 @@ class Pauses:
 
 PAUSES = {
     RetryKind.WAITING: Pauses(5.0, 300.0, jitter=True),  # as for polls: once the plane is back, nothing waits longer
+    RetryKind.LAGGING: Pauses(5.0, 300.0, jitter=True),
     RetryKind.REFUSED: Pauses(5.0, 900.0, jitter=True),
     RetryKind.PENDING: Pauses(30.0, 3600.0, jitter=False),
 }
+
+LAGGING_FAILURES = 20
+"""Tries, over about an hour, after which the plane had its time to show what it announced."""
+ONLY_TIME_HELPS = (RetryKind.WAITING, RetryKind.LAGGING)
 
 
 @attrs.frozen(kw_only=True)
@@ -57,7 +62,7 @@ def after_failure(
     if before is not None and not _same_work(before, failure):
         before = attrs.evolve(before, attempts=0, failures=0)
     failures = (before.failures if before is not None else 0) + 1
-    attempts = (before.attempts if before is not None else 0) + (failure.kind is not RetryKind.WAITING)
+    attempts = (before.attempts if before is not None else 0) + (failure.kind not in ONLY_TIME_HELPS)
     pauses = PAUSES[failure.kind]
     pause = grown(pauses.first, pauses.last, failures)
     pause = max(jittered(pause, random) if pauses.jitter else pause, failure.retry_after)
@@ -76,7 +81,7 @@ def after_failure(
 
 
 def _same_work(before: Retry, failure: Failure) -> bool:
-    if (before.kind is RetryKind.PENDING) != (failure.kind is RetryKind.PENDING):
+    if any((before.kind is kind) != (failure.kind is kind) for kind in (RetryKind.PENDING, RetryKind.LAGGING)):
         return False
     if failure.signal is None or before.signal is None:
         return True

@@ -87,6 +87,8 @@ def check_policy(policy: HostPolicy) -> None:
         _check_command(command, f"commands.{name}")
     for number, endpoint in enumerate(policy.probe):
         _check_endpoint(endpoint, f"probe[{number}]")
+    if not 0 <= policy.unassign_grace <= 30 * 86_400:
+        raise Mismatch("unassign_grace", "expected 0 to 2592000 seconds")
     if policy.on_alert is not None:
         _check_argv(policy.on_alert, "on_alert")
     if policy.window is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from certctrl.errors import StateCorruptError
-from certctrl.model.records import Ack, DeviceKeys, InboxEntry, Tokens
+from certctrl.model.records import Ack, DeviceKeys, InboxEntry, KnownPlane, Tokens
 from certctrl.store import decode
 from certctrl.store.disk.atomic import remove_file, write_atomic
 from certctrl.store.disk.fs import Fs
@@ -68,6 +68,16 @@ class SessionState:
     def save_last_poll(self, now: float) -> None:
         """Save the time of a successful poll (whole seconds, as in the spec), without fsync."""
         write_atomic(self._fs, self.layout.last_poll_time, b"%d\n" % int(now), durable=False)
+
+    def load_known_plane(self) -> KnownPlane | None:
+        """Return the plane whose signals this host follows."""
+        path, fix = self.layout.known_plane, "remove it; the agent then takes the present plane for the known one"
+        found: KnownPlane | None = self._files.load_part(path, "plane", KnownPlane, None, fix)
+        return found
+
+    def save_known_plane(self, plane: KnownPlane) -> None:
+        """Replace it."""
+        self._files.save_json(self.layout.known_plane, {"plane": self._files.unstructured(plane)})
 
     # --- identity -----------------------------------------------------------------------------------------
 

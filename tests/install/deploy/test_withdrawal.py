@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+import attrs
 import pytest
 from install_host import APPLIED, FAILED, RELOAD, UNCHANGED, Host, ScriptedFs, commands, kinds, reload
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem
-from certctrl.model.records import Stage
+from certctrl.model.policy import Retirement
+from certctrl.model.records import Stage, Standing
 from certctrl.store.disk.safe_path import SIZE_LIMIT
 
 
@@ -233,6 +235,37 @@ async def test_on_revoked_keep_changes_no_file(clock: MockClock, host: Host) -> 
     assert host.live(1) == before
     assert (await host.installer.withdraw(1, revoked=False, items=())).kind is APPLIED
     assert host.installer.records[1].stage is Stage.WITHDRAWN, "unassigned is another matter"
+
+
+@pytest.mark.parametrize("how", ["keep", "placeholder", "remove"])
+async def test_an_unassigned_certificate_is_treated_as_the_policy_says(clock: MockClock, host: Host, how: str) -> None:
+    host.allow(on_unassigned=how, on_revoked="remove")
+    await host.deliver(1)
+    before = host.live(1)
+    done = await host.installer.withdraw(1, revoked=False, items=())
+    record = host.installer.records[1]
+    assert (done.kind, record.revoked) == (APPLIED, False)
+    assert (record.stage is Stage.WITHDRAWN) is (how == "remove")
+    if how != "remove":
+        assert (host.live(1) == before) is (how == "keep")
+        assert (await host.installer.withdraw(1, revoked=False, items=())).kind is UNCHANGED
+    assert (await host.installer.withdraw(1, revoked=False, items=(), how=Retirement.REMOVE)).ok
+    assert host.installer.records[1].stage is Stage.WITHDRAWN
+
+
+async def test_items_are_not_about_a_certificate_of_another_plane(clock: MockClock, host: Host) -> None:
+    await host.deliver(1)
+    before = host.installer.records[1]
+    await host.installer.update([attrs.evolve(before, standing=Standing.FOREIGN)])
+    items = with_copies(host)
+    host.start()
+    await host.installer.recover()
+    assert not (await host.installer.plan(items)).groups
+    await host.installer.converge_all(items)
+    assert not list(host.out.iterdir())
+    assert host.installer.records[1].generation == before.generation
+    assert (await host.installer.withdraw(1, revoked=False, items=items, how=Retirement.REMOVE)).kind is APPLIED
+    assert host.installer.records[1].standing is Standing.KNOWN, "the id is free again"
 
 
 async def test_a_copy_that_names_its_certificate_passes_to_the_successor(clock: MockClock, host: Host) -> None:

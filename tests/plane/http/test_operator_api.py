@@ -217,6 +217,15 @@ async def test_outcomes_are_stored_and_shown(world: World) -> None:
     assert (shown["app_version"], shown["outcomes"]) == ("9.9", {"applied": 1, "failed": 1})
 
 
+async def test_devices_show_the_outcomes_of_the_last_day(world: World) -> None:
+    device = await world.device()
+    await report(device, ack(1, outcome="failed"), ack(2, outcome="failed"))
+    world.clock.advance(80_000)
+    assert (await world.operator("GET", device.home)).data["outcomes"] == {"failed": 2}
+    world.clock.advance(7000)
+    assert (await world.operator("GET", device.home)).data["outcomes"] == {}
+
+
 async def test_the_last_outcome_of_a_signal_counts(world: World) -> None:
     device = await world.device()
     await report(device, ack(outcome="failed", detail="no disk"))
