@@ -67,10 +67,11 @@ class Director:
             world.auditor.services()
             if world.host.parked:
                 await self.host_faults.enrol()
-            await self._answer()
+            await self.answer()
             reasons = self.operators.differences() or world.auditor.undelivered()
 
-    async def _answer(self) -> None:
+    async def answer(self) -> None:
+        """Let the operators answer what the agent asks."""
         process = self.world.host.process
         if process is None or process.agent is None or process.over.is_set() or "forget" not in process.operations:
             return

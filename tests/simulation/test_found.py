@@ -170,13 +170,16 @@ def test_a_requested_resync_happens_once() -> None:
     play_story(scenario)
 
 
-def test_a_ca_whose_signal_was_lost_arrives_with_the_next_resync() -> None:
+def test_a_ca_whose_signal_was_lost_arrives_with_the_next_resync_and_leaves_by_hand() -> None:
     async def scenario(story: Story) -> None:
         await story.operators.assign_ca()
         story.plane.stream.trim(DEVICE, 0)  # 409
         await story.settle(120)
         await story.operators.unassign_ca()
         story.plane.stream.trim(DEVICE, 0)
+        await trio.sleep(120)
+        assert "problems: ['unknown-cas']" in story.operators.differences(), "absence is no order"
+        await story.director.answer()
         await story.settle(120)
 
     play_story(scenario)

@@ -12,8 +12,10 @@ from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import groups_of
 from certctrl.install.deploy.results import Results
+from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
+from certctrl.model.records import CertRecord, Retry, Stage
 from certctrl.text import one_line
 
 
@@ -29,29 +31,55 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
     target: Candidate = await context.offload(_target, context, name, to)
     newer = record.staged or (record.generation if record.generation != target.generation else "")
     results = Results(context=context, concerned=frozenset({record.cert_id}), asked_by="operator")
+    failed_before = context.records.retries.of(cert_resource(record.cert_id))
     candidates = {record.cert_id: target}
     # it may lack the file of an item that was added later
     candidates |= await with_missing_files(context, items, candidates, results, everything=False)
     target = candidates[record.cert_id]
     context.records.note(attrs.evolve(record, held=True))
-    groups = groups_of(context, items, candidates)
+    await _converge(context, locks, candidates, items, results)
+    outcome = results.outcomes.get(record.cert_id) or Outcome(kind=OutcomeKind.UNCHANGED)
+    if not outcome.ok and context.records.certificates[record.cert_id].generation == target.generation:
+        await _switch_back(context, locks, record, items)  # some of its files may not be written: undone as a whole
+    after = context.records.certificates[record.cert_id]
+    if after.generation == target.generation:
+        context.records.note(attrs.evolve(after, held=outcome.ok or record.held, staged=newer))
+        outcome = attrs.evolve(outcome, detail=outcome.detail or f"held at {target.generation} until released")
+    else:
+        _restore(context, record, after, failed_before)
+    await context.records.save()
+    return outcome
+
+
+async def _converge(
+    context: Context, locks: Locks, candidates: dict[int, Candidate], items: Sequence[InstallItem], results: Results
+) -> None:
     await Convergence(
         context=context,
         locks=locks,
         items=items,
         candidates=candidates,
         results=results,
-        examine=frozenset({record.cert_id}),
-    ).run(group for group in groups if record.cert_id in group.cert_ids)
-    outcome = results.outcomes.get(record.cert_id) or Outcome(kind=OutcomeKind.UNCHANGED)
-    after = context.records.certificates[record.cert_id]
-    if after.generation == target.generation:
-        context.records.note(attrs.evolve(after, held=True, staged=newer))
-        outcome = attrs.evolve(outcome, detail=outcome.detail or f"held at {target.generation} until released")
-    else:  # the switch was undone: nothing has changed
-        context.records.note(attrs.evolve(after, held=record.held, staged=record.staged))
-    await context.records.save()
-    return outcome
+        examine=frozenset(candidates),
+    ).run(group for group in groups_of(context, items, candidates) if not group.cert_ids.isdisjoint(candidates))
+
+
+async def _switch_back(context: Context, locks: Locks, record: CertRecord, items: Sequence[InstallItem]) -> None:
+    """Return to the generation that was live before a rollback that failed."""
+    try:
+        before: Candidate = await context.offload(Candidate.read, context, record.name, record.generation)
+    except DiskError:
+        return
+    await _converge(context, locks, {record.cert_id: before}, items, Results(context=context, asked_by="operator"))
+
+
+def _restore(context: Context, record: CertRecord, after: CertRecord, failed_before: Retry | None) -> None:
+    """Record that a rollback changed nothing; if the live certificate is served, its own result still counts."""
+    after = attrs.evolve(after, held=record.held, staged=record.staged)
+    if after.stage is Stage.ACTIVATED or after.stage is record.stage:
+        after = attrs.evolve(after, last_outcome=record.last_outcome, owed=record.owed)
+        context.records.retries.restore(cert_resource(record.cert_id), failed_before)
+    context.records.note(after)
 
 
 def _target(context: Context, name: str, to: str | None) -> Candidate:

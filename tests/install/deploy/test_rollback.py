@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import stat
 
@@ -24,6 +25,7 @@ from install_host import (
 )
 from trio.testing import MockClock
 
+from certctrl.errors import DiskError
 from certctrl.model.plan import CopyAction, ExecAction, OutcomeKind, VerifyCommand
 from certctrl.model.records import Stage
 
@@ -267,3 +269,35 @@ async def test_a_rolled_back_keystore_gets_the_new_password_next(clock: MockCloc
     host.clock += 31
     await host.installer.converge((), items)
     assert opened(host, "pfx") == host.live(1) == bundle.facts.fingerprint_sha256
+
+
+@pytest.mark.parametrize("how", ["its command fails", "its service is down", "a copy is refused", "the disk is full"])
+async def test_a_failed_manual_rollback_changes_and_holds_nothing(
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    target = host.out / "a.key"
+    items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(target),))]
+    host.allow(commands=commands(RELOAD))
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=items)
+    first = host.live(1)
+    await host.deliver(1, items=items)
+    newest = host.live(1)
+    if how == "its command fails":
+        service.refuses.add(first)
+    elif how == "its service is down":
+        service.broken = True
+    elif how == "a copy is refused":
+        target.unlink()
+        target.mkdir()
+    else:
+        monkeypatch.setattr("certctrl.install.deploy.executor.FileSet.begin", full_disk)
+    assert not (await host.installer.rollback("c1.example", None, items)).ok
+    record = host.installer.records[1]
+    assert (host.live(1) == newest, record.held, record.staged) == (True, False, "")
+    still_fails = how in ("its service is down", "a copy is refused")
+    assert (record.failing, bool(host.retry(1).attempts)) == (still_fails, still_fails)
+
+
+def full_disk(*_: object) -> None:
+    raise DiskError("no space left", path="/x", errno=errno.ENOSPC, fix="")
