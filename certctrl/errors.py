@@ -180,6 +180,13 @@ class NotYetValidError(MaterialError):
         """Seconds since the epoch."""
 
 
+class OlderMaterialError(MaterialError):
+    """A certificate that is older than the deployed one: a replay, a restored plane, or a replica that lags."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, reason="server-behind", fix="renew it at the plane")
+
+
 class WrongNamesError(MaterialError):
     """A certificate that is not for the assigned names; the assignment may have changed."""
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from datetime import datetime
 
 from certctrl.agent.context import Agent
-from certctrl.agent.install_config import plain_hash
 from certctrl.errors import LaggingError, PlaneError
 from certctrl.install.plan.retries import LAGGING_FAILURES
 from certctrl.model.certificate import CertFacts, CertificateSummary
 from certctrl.model.records import RetryKind, retry_key
 from certctrl.model.signals import CertRenewed, InstallUpdated, Signal, identity
+from certctrl.protocol.wire.canonical import standard_base64
 from certctrl.store.state.installed import StoredInstallConfig
 from certctrl.text import same_serial
 
@@ -95,7 +95,7 @@ def missing_install_config(signal: InstallUpdated, stored: StoredInstallConfig |
 def _fits(announced: str | None, seen: str) -> bool:
     if not announced or not seen:
         return True
-    one, other = plain_hash(announced), plain_hash(seen)
+    one, other = standard_base64(announced), standard_base64(seen)
     return one == other or len(one) != len(other)  # another form of hash says nothing
 
 

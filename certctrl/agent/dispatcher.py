@@ -29,7 +29,7 @@ from certctrl.agent.signal_results import Result, explain, log_certificates, res
 from certctrl.install.installer import Candidate
 from certctrl.install.plan.retries import Failure, is_quarantined
 from certctrl.model.plan import Outcome, OutcomeKind
-from certctrl.model.records import InboxEntry, Retry, retry_key
+from certctrl.model.records import InboxEntry, Retry, RetryKind, retry_key
 from certctrl.model.signals import CertRenewed, MalformedSignal, Signal, UnknownSignal, identity
 from certctrl.protocol.coalescing import choose
 from certctrl.protocol.wire.signals import ack_event

@@ -40,6 +40,7 @@ from certctrl.errors import (
     ConfigError,
     LaggingError,
     MaterialError,
+    OlderMaterialError,
     PlaneError,
     VersionRollbackError,
     WrongNamesError,
@@ -99,8 +100,8 @@ async def _refresh_announced(agent: Agent, signal: InstallUpdated) -> bool:
     """Fetch the install config as `refresh_install_config`; an older one than this host has had may only lag."""
     try:
         return await refresh_install_config(agent)
-    except PlanError as error:
-        if error.reason != "version-rollback" or wait_is_over(agent, signal):
+    except VersionRollbackError as error:
+        if wait_is_over(agent, signal):
             raise
         raise LaggingError(str(error), fix=error.fix) from None
 
@@ -119,8 +120,8 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
     except PlaneError as error:
         if error.status not in GONE:
             raise
-    except MaterialError as error:
-        if error.reason != "server-behind" or wait_is_over(agent, signal):
+    except OlderMaterialError as error:
+        if wait_is_over(agent, signal):
             raise
         raise LaggingError(str(error), fix=error.fix) from None
     await _require_absent(agent, signal)
@@ -183,7 +184,7 @@ def refuse_older(agent: Agent, bundle: Bundle) -> None:
             f"certificate {bundle.facts.cert_id} ({bundle.facts.name}): the plane offers an older one than is deployed"
         )
         log_line(agent.log, Line.SERVER_BEHIND, what=what)
-        raise MaterialError(what, reason="server-behind", fix="renew it at the plane")
+        raise OlderMaterialError(what)
 
 
 async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:

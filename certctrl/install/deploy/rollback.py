@@ -77,7 +77,7 @@ def _restore(context: Context, record: CertRecord, after: CertRecord, failed_bef
     """Record that a rollback changed nothing; if the live certificate is served, its own result still counts."""
     after = attrs.evolve(after, held=record.held, staged=record.staged)
     if after.stage is Stage.ACTIVATED or after.stage is record.stage:
-        after = attrs.evolve(after, last_outcome=record.last_outcome, owed=record.owed)
+        after = attrs.evolve(after, last_outcome=record.last_outcome, pending=record.pending)
         context.records.retries.restore(cert_resource(record.cert_id), failed_before)
     context.records.note(after)
 
