@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "store.layout": (),
     "store.decode": GROUND,
     "store.structure": (*GROUND, "model"),
-    "store.disk": ("errors", "text", "store.layout"),
+    "store.disk": ("errors", "text", "model.paths", "store.layout"),
     "store.config": (*BELOW_STORE, "store.disk", "store.layout", "store.structure"),
     "store.state": (*BELOW_STORE, "store.disk", "store.layout", "store.decode", "store.structure"),
     "store.deployments": (*BELOW_STORE, "store.disk", "store.layout", "store.decode", "store.structure"),

@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import TypeVar
 
 import attrs
@@ -30,6 +31,7 @@ import trio
 
 from certctrl.agent.token_claims import read_claims
 from certctrl.agent.token_refresh import GRACE_SECONDS, finish_despite_cancel, wait_for_token_lock
+from certctrl.backoff import grown
 from certctrl.errors import BadAnswerError, DiskError, NotRegisteredError, PlaneError, StateCorruptError, TransportError
 from certctrl.model.config import AgentConfig
 from certctrl.model.records import DeviceKeys, Tokens
@@ -205,8 +207,9 @@ async def _request_approval(
 
 async def _enrol(enrol_once: Form, *, unattended: bool) -> Registration:
     """Register and store the session; retried for a minute while the plane is busy or disconnects."""
-    end, pause = trio.current_time() + TRY_FOR_SECONDS, FIRST_PAUSE
-    while True:
+    end = trio.current_time() + TRY_FOR_SECONDS
+    for failures in count(1):
+        pause = grown(FIRST_PAUSE, LAST_PAUSE, failures)
         try:
             return await enrol_once()
         except PlaneError as error:
@@ -222,7 +225,7 @@ async def _enrol(enrol_once: Form, *, unattended: bool) -> Registration:
             raise failure
         log.warning("Registration failed: %s; next try in %.0f s", failure, wait)
         await trio.sleep(wait)
-        pause = min(pause * 2, LAST_PAUSE)
+    raise AssertionError("the loop ends by a return or an error")
 
 
 async def _enrol_once(layout: ConfigDir, store: SessionState, form: Form, fs: Fs | None) -> Registration:

@@ -62,7 +62,7 @@ class DeployMaterials:
     """The answer of ``deploy-materials``; key fields are base64 text and may hold secrets."""
 
     enc_scheme: str
-    """``aes256gcm`` or ``plaintext``, normalised."""
+    """``aes256gcm`` or ``plaintext``, normalized."""
     wrap_alg: str = "x25519"
     device_keyfp_b64: str | None = None
     enc_data_key_b64: str | None = None

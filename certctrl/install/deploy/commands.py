@@ -6,10 +6,12 @@ The environment contains paths, never secrets.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import trio
 
+from certctrl.backoff import grown
 from certctrl.errors import CertctrlError, DiskError, ProbeError
 from certctrl.install.deploy.context import Context
 from certctrl.install.material.formats import SALTED_FILES, pem_to_der
@@ -97,8 +99,8 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
             context.log.warning("Probe failed: %s", error)  # it may quote the server, which is not for the plane
             raise ProbeError(plain_words(one.verify, error), fault=error.fault, fix=error.fix) from None
     elif one.grant is not None:
-        pause = FIRST_PAUSE
-        while True:
+        for failures in count(1):
+            pause = grown(FIRST_PAUSE, LAST_PAUSE, failures)
             try:
                 await run_granted(context, one.grant, certs, f"item {one_line(one.item)}: verify")
                 return
@@ -106,7 +108,6 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
                 if trio.current_time() + pause > deadline:
                     raise
             await trio.sleep(pause)
-            pause = min(LAST_PAUSE, pause * 2)
 
 
 def _wanted(context: Context, one: Verification, certs: Sequence[DesiredCert]) -> dict[str, KeyKind | None]:

@@ -22,11 +22,12 @@ from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.inputs import DEBIAN, RED_HAT, Host
 from certctrl.install.plan.planner import plan_for, programs
-from certctrl.install.plan.policy import is_local, path_fault
+from certctrl.install.plan.policy import is_local
 from certctrl.install.plan.retries import without_not_due
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, InstallPlan
 from certctrl.install.process.vetting import file_of, vet_executable
 from certctrl.model.certificate import CertFacts
+from certctrl.model.paths import path_fault
 from certctrl.model.plan import CopyAction, InstallItem, ObjectType
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
@@ -214,7 +215,7 @@ def destination_of(
     ``owner``: the user who will own the file; the directory may be theirs. ``allowed``: programs (`_program_files`),
     which are never overwritten, whatever links lead to them.
     """
-    if (fault := path_fault(path)) is not None:
+    if fault := path_fault(path):
         return Destination(refusal=fault)
     try:
         found = destination_facts(path, roots, fs=context.fs, owner=owner)

@@ -21,8 +21,9 @@ from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import destination_of, system_trust_store
 from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.material.private_key import LEAST_RSA_BITS, UNREADABLE, check_curve
-from certctrl.install.plan.policy import explain, path_fault
+from certctrl.install.plan.policy import explain
 from certctrl.install.plan.refusals import no_trust_store
+from certctrl.model.paths import path_fault
 from certctrl.model.plan import InstallItem, ObjectType, Outcome, OutcomeKind
 from certctrl.model.policy import TrustStore
 from certctrl.model.records import CaRecord
@@ -78,7 +79,7 @@ async def import_ca(context: Context, ca_id: int, name: str, pem: str, items: Se
         return await _keep(context, record, items)
     path = before.path if before is not None and before.path else str(_path(store.directory, ca_id, name))
     there = await context.offload(destination_of, context, path, (store.directory,))
-    if there.refusal or path_fault(path) is not None:
+    if there.refusal or path_fault(path):
         return Outcome(kind=OutcomeKind.FAILED, detail=f"will not write {one_line(path)}: {there.refusal}")
     if before is not None and before.sha256 == record.sha256 == there.sha256 and before.path:
         return Outcome(kind=OutcomeKind.UNCHANGED)

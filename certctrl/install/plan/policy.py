@@ -11,12 +11,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import lru_cache
 from typing import Any
 
 import attrs
 
 from certctrl.install.material.formats import KEY_FILES
+from certctrl.model.paths import is_below, path_fault
 from certctrl.model.plan import COMMAND_PREFIX, LOCAL_PREFIX, CopyAction, ExecAction, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand, RemoteCommands
 from certctrl.text import one_line
@@ -28,7 +28,6 @@ KEY_MODES = 0o640
 MAX_WORDS = 256
 MAX_WORD_CHARS = 65_536
 _LISTS = ("write_roots", "run_as", "owners", "probe")
-_NO_PATH = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _NO_WORD = re.compile(r"[\x00\ud800-\udfff]")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
@@ -128,27 +127,6 @@ def _refuse_own(path: str, what: str, identity: AgentIdentity) -> Refusal | None
     if path.removeprefix(certs).startswith("/.") or is_below(path, f"{certs}/chains"):
         return Refusal(what=what, why="it is where the agent keeps generations and their links")
     return None
-
-
-@lru_cache(maxsize=8192)
-def path_fault(path: str) -> str | None:
-    """Return what is wrong with an absolute path, judged by its text; None: nothing."""
-    if not path.startswith("/"):
-        return "not an absolute path"
-    if _NO_PATH.search(path):
-        return "it has control characters or is not UTF-8"
-    parts = path[1:].split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        return "it is not normalised ('..', '.', '//' or a final '/')"
-    if len(path.encode()) > 4000 or any(len(part.encode()) > 255 for part in parts):
-        return "it is longer than a path can be"
-    return None
-
-
-def is_below(path: str, root: str) -> bool:
-    """Return whether a normalised absolute path is strictly below a directory, compared by components."""
-    base = root.rstrip("/")
-    return root.startswith("/") and path_fault(base or "/x") is None and path.startswith(f"{base}/") and path != base
 
 
 def refuse_owner(policy: HostPolicy, item: CopyAction, identity: AgentIdentity) -> Refusal | None:
@@ -274,7 +252,7 @@ def _listed(policy: HostPolicy, argv: tuple[str, ...]) -> tuple[str, NamedComman
 def _argv_fault(argv: Sequence[str]) -> str | None:
     if not argv:
         return "there is no command"
-    if path_fault(argv[0]) is not None:
+    if path_fault(argv[0]):
         return f"the program {one_line(argv[0], 200)} is {_path_kind(argv[0])}"
     if len(argv) > MAX_WORDS or sum(map(len, argv)) > MAX_WORD_CHARS:
         return "it is too long"

@@ -79,7 +79,7 @@ def certificate_from_wire(data: object) -> CertificateSummary:
 
 
 def materials_from_wire(data: object) -> DeployMaterials:
-    """Return the material of one certificate, its scheme normalised.
+    """Return the material of one certificate, its scheme normalized.
 
     Raises BadAnswerError if it does not fit, MaterialError (``unknown-scheme``) for an unknown scheme, PlaneError
     (409 ``WRAP_PENDING``) if the data key consists of zero bytes: it is not sealed to this device yet.

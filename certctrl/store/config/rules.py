@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from certctrl.model.config import AgentConfig, is_loopback
+from certctrl.model.paths import path_fault
 from certctrl.model.policy import DAYS, HostPolicy, MaintenanceWindow, NamedCommand
 from certctrl.store.structure import Mismatch, check_choice
 from certctrl.text import is_name
@@ -101,7 +101,7 @@ def check_policy(policy: HostPolicy) -> None:
 
 def check_absolute(path: str, where: str) -> None:
     """Check that a path is absolute and normalized: no ``..``, no ``//``, no final slash."""
-    if not path.startswith("/") or posixpath.normpath(path) != path or path.startswith("//"):
+    if path != "/" and path_fault(path):
         raise Mismatch(where, "expected an absolute path without . or .. and without a final slash")
 
 

@@ -21,11 +21,12 @@ from pathlib import Path
 import attrs
 
 from certctrl.errors import StateCorruptError
+from certctrl.model.paths import path_fault
 from certctrl.store import decode
 from certctrl.store.deployments.generation_files import sync_all
 from certctrl.store.disk.atomic import is_temp
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
-from certctrl.store.disk.safe_path import DestinationFact, facts_at, flaw_of, open_parent, read_at
+from certctrl.store.disk.safe_path import DestinationFact, facts_at, open_parent, read_at
 from certctrl.store.layout import SECRET_MODE, ConfigDir
 from certctrl.store.structure import Mismatch, strict_converter, structure
 
@@ -61,7 +62,7 @@ class Entry:
     def is_sound(self) -> bool:
         """Whether an entry that was read names a plain path, and temporary files as the agent makes them."""
         temps = (self.temp, self.backup)
-        return not flaw_of(self.path) and all(is_temp(name) and "/" not in name for name in temps)
+        return not path_fault(self.path) and all(is_temp(name) and "/" not in name for name in temps)
 
     def is_new(self, found: DestinationFact) -> bool:
         """Return whether the destination has the new file."""

@@ -9,10 +9,11 @@ from pathlib import Path
 import attrs
 
 from certctrl.errors import DiskError, PolicyRefusedError
+from certctrl.model.paths import is_below
 from certctrl.store.deployments import journal
 from certctrl.store.deployments.journal import Entry
 from certctrl.store.disk.fs import Fs, Handle, closing
-from certctrl.store.disk.safe_path import NoDirectoryError, is_below
+from certctrl.store.disk.safe_path import NoDirectoryError
 from certctrl.store.layout import ConfigDir
 
 
@@ -77,5 +78,5 @@ def _can_be_new(fs: Fs, entry: Entry, parent: Handle, roots: Sequence[str | Path
     found = journal.observe(fs, entry, parent)
     if entry.is_new(found):
         return True
-    allowed = any(is_below(entry.path, root) for root in roots)
+    allowed = any(is_below(str(entry.path), str(root)) for root in roots)
     return allowed and entry.is_old(found) and journal.is_intact(fs, parent, entry.temp, entry.new)

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import DiskError, PolicyRefusedError
+from certctrl.model.paths import is_below, path_fault
 from certctrl.store.disk.acl import other_writers, unknown_list
 from certctrl.store.disk.fs import FileKind, Fs, Handle, RealFs, Stat, closing
 
@@ -60,28 +61,13 @@ def destination_facts(
     ``owner``: the intended owner of the file, who may own its directory, too. Raises DiskError if it cannot be read.
     """
     fs, path = fs or RealFs(), Path(path)
-    if not any(is_below(path, root) for root in roots):
+    if not any(is_below(str(path), str(root)) for root in roots):
         return DestinationFact(path=path, refusal="it is not below an allowed directory")
     try:
         with closing(fs, open_parent(fs, path, owner=owner)) as parent:
             return facts_at(fs, parent, path)
     except PolicyRefusedError as refused:
         return DestinationFact(path=path, refusal=str(refused))
-
-
-def is_below(path: str | Path, root: str | Path) -> bool:
-    """Return whether a plain absolute path is below a directory, by its text alone."""
-    return not flaw_of(str(path)) and Path(path) != Path(root) and Path(path).is_relative_to(root)
-
-
-def flaw_of(path: str) -> str:
-    """Return what is wrong with the text of an absolute path; empty if nothing is."""
-    steps = path.split("/")[1:]
-    if not path.startswith("/") or not path.isprintable():
-        return "it is not an absolute path of printable characters"
-    if any(step in ("", ".", "..") for step in steps):
-        return "it is not normalized: empty components, . or .."
-    return "a name in it is too long" if any(len(step.encode()) > 200 for step in steps) else ""
 
 
 def facts_at(fs: Fs, parent: Handle, path: Path) -> DestinationFact:
@@ -138,8 +124,8 @@ def open_parent(fs: Fs, path: Path, *, owner: int | None = None) -> Handle:
     Raises PolicyRefusedError for a link, or a directory that other users can change, on the way; DiskError if one cannot
     be opened.
     """
-    if flaw := flaw_of(str(path)):
-        raise PolicyRefusedError(f"{ascii(str(path))[:200]}: {flaw}", fix="use another path in the install plan")
+    if fault := path_fault(str(path)):
+        raise PolicyRefusedError(f"{ascii(str(path))[:200]}: {fault}", fix="use another path in the install plan")
     here = fs.open_dir("/")
     try:
         steps = path.parts[1:-1]

@@ -17,12 +17,12 @@ from certctrl.install.plan.policy import (
     Grant,
     Refusal,
     explain,
-    is_below,
     judge_command,
     judge_exec,
     refuse_owner,
     refuse_path,
 )
+from certctrl.model.paths import is_below
 from certctrl.model.plan import CopyAction, ExecAction
 from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 
@@ -120,7 +120,7 @@ def test_no_line_is_offered_that_would_open_the_whole_host() -> None:
     assert refused(refuse_path(NOTHING, "/vmlinuz", IDENTITY)).line == ""
 
 
-def test_local_items_need_no_root_but_a_normalised_path() -> None:
+def test_local_items_need_no_root_but_a_normalized_path() -> None:
     assert allows_path(NOTHING, "/etc/nginx/ssl/a.pem", IDENTITY, local=True)
     assert not allows_path(NOTHING, "/etc/nginx/../a.pem", IDENTITY, local=True)
 

@@ -14,8 +14,9 @@ import pytest
 from copy_site import FS, writes
 
 from certctrl.errors import DiskError, PolicyRefusedError
+from certctrl.model.paths import is_below, path_fault
 from certctrl.store.deployments.file_set import FileSet, FileWrite
-from certctrl.store.disk.safe_path import destination_facts, flaw_of, is_below
+from certctrl.store.disk.safe_path import destination_facts
 from certctrl.store.layout import ConfigDir
 
 
@@ -109,7 +110,7 @@ def test_another_users_directory_is_refused_unless_it_gets_the_file(site: Path) 
     ],
 )
 def test_paths_that_are_not_normalized_are_below_no_root(path: str) -> None:
-    assert flaw_of(path)
+    assert path_fault(path)
     assert not is_below(path, "/")
     assert destination_facts(path, ["/"]).refusal
 
