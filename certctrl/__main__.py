@@ -35,7 +35,7 @@ def program() -> None:
     """
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         _open_missing()
-    if not sys.warnoptions:  # what a library thinks of a certificate's form is no message of ours
+    if not sys.warnoptions:  # libraries warn about the form of certificates; not for our users
         warnings.simplefilter("ignore")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a locale may lack characters
     sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)

@@ -34,7 +34,7 @@ def _is_in_label(char: str) -> bool:
 
 
 def ascii_name(name: str) -> str:
-    """Return a domain name with its international labels as ``xn--``; what is no such name, unchanged.
+    """Return a domain name with its international labels as ``xn--``; any other text unchanged.
 
     IDNA 2008, with upper case and widths mapped as in UTS 46; labels that it forbids (emoji) as in IDNA 2003.
     """

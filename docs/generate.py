@@ -60,7 +60,7 @@ files are almost empty, because every setting has a default.
   `queue_size`, `metrics_…` and `httpclient_config.json` take effect at the next start.
 - Environment variables override the files. They are read at start and at SIGHUP. Switches are `true` or `false`, lists are
   JSON or comma-separated, mappings are JSON. A variable that closely resembles a setting's name is rejected. In the
-  commands of items the agent sets variables of its own, among them `CERTCTRL_NAME`: there, these are not settings.
+  commands of items the agent sets such variables itself, among them `CERTCTRL_NAME`; there they are not settings.
 - `depends_on` in `installs.local.json` names local items (`reload` or `local:reload`) or items of the control plane.
   `config check` rejects an unknown name; a daemon logs it and ignores that dependency.
 - Durations and sizes have their unit in their name.
@@ -97,7 +97,7 @@ POLICY_KEYS: dict[str, str] = {
     "trust_on_first_use": "pin a listed script without `sha256` at its first run",
     "on_revoked": "what to do with a revoked certificate: `remove` it, replace it by a self-signed `placeholder`, or `keep` it",
     "on_unassigned": "what to do with a certificate that the control plane has unassigned: `remove`, `placeholder` or `keep`",
-    "unassign_grace": "seconds from the confirmed unassignment until then; the alert comes at once. See [Security](security.md#another-control-plane)",
+    "unassign_grace": "seconds from the confirmed unassignment until then; the alert is raised immediately. See [Security](security.md#another-control-plane)",
     "on_alert": "argv of your alert command; `CERTCTRL_ALERT` names a JSON file with the details",
     "window": "when new material may go live; it is fetched and staged immediately. See below",
     "trust_store": "where CAs are imported; without `directory`, CA imports are refused",

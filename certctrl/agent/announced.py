@@ -2,7 +2,7 @@
 
 Signals and resources may come from different replicas or caches of a plane. If an answer does not show yet what a
 signal announced, the signal is retried for about an hour; without that, the change would be lost until the next full
-comparison. An answer that is newer than the signal ends the wait at once.
+comparison. An answer that is newer than the signal ends the wait immediately.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def is_current(summary: CertificateSummary, signal: Signal) -> bool:
         updated = datetime.fromisoformat(summary.updated_at).timestamp()
     except ValueError:  # unknown
         return False
-    return updated * 1000 >= signal.ts_ms  # in the same second, whole seconds tell nothing
+    return updated * 1000 >= signal.ts_ms  # whole seconds do not order events of one second
 
 
 async def missing_renewal(agent: Agent, signal: CertRenewed, fetched: CertFacts) -> str:
-    """Return what a renewal announced and the fetched certificate is not; empty: it has arrived."""
+    """Return how a fetched certificate differs from the announced one; empty: it has arrived."""
     if signal.serial is None or is_serial(signal.serial, fetched.serial) or wait_is_over(agent, signal):
         return ""
     if fetched.not_before * 1000 > signal.ts_ms:  # issued since
@@ -96,12 +96,12 @@ def _fits(announced: str | None, seen: str) -> bool:
     if not announced or not seen:
         return True
     one, other = standard_base64(announced), standard_base64(seen)
-    return one == other or len(one) != len(other)  # another form of hash says nothing
+    return one == other or len(one) != len(other)  # hashes of different forms cannot be compared
 
 
-def is_serial(told: str, here: str) -> bool:
-    """Return whether the plane tells the serial that this host knows of a certificate."""
+def is_serial(reported: str, here: str) -> bool:
+    """Return whether the plane reports the serial that this host has recorded for a certificate."""
     try:
-        return same_serial(told, int(here.replace(":", ""), 16))
+        return same_serial(reported, int(here.replace(":", ""), 16))
     except ValueError:  # none is known
-        return not (told or here)
+        return not (reported or here)

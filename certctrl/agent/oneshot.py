@@ -105,7 +105,7 @@ async def release(config_dir: Path, domain: str, seams: Seams | None = None) -> 
 
 
 async def forget(config_dir: Path, *, domain: str, ca_id: int | None, seams: Seams | None = None) -> dict[str, Any]:
-    """Take one certificate or CA out of use, whatever the plane says; needs no network."""
+    """Take one certificate or CA out of use without asking the plane; needs no network."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         await recover(agent)
         result = await (forget_certificate(agent, domain) if ca_id is None else forget_ca(agent, ca_id))

@@ -98,7 +98,7 @@ class Operations:
         return {"name": record.name, "released": True}
 
     async def forget(self, request: dict[str, Any]) -> Any:
-        """Take one certificate (``domain``) or CA (``ca_id``) out of use, whatever the plane says."""
+        """Take one certificate (``domain``) or CA (``ca_id``) out of use without asking the plane."""
         ca_id = request.get("ca_id")
         if isinstance(ca_id, int):
             return await forget_ca(self._agent, ca_id)

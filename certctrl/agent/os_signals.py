@@ -1,6 +1,7 @@
 """Handle the OS signals SIGTERM, SIGINT, SIGHUP and SIGUSR1.
 
-Trio coalesces OS signals: each means "at least once since the last one was read". A second SIGTERM or SIGINT cancels everything immediately; the unit's ``TimeoutStopSec`` stays the last resort.
+Trio coalesces OS signals: each means "at least once since the last one was read". A second SIGTERM or SIGINT cancels
+everything immediately; the unit's ``TimeoutStopSec`` stays the last resort.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ async def known_again(agent: Agent, cert_id: int) -> None:
 
 
 def no_order(agent: Agent, record: CertRecord, signal: Signal, known: KnownPlane) -> str:
-    """Return why a signal is not an order to remove a certificate of this host; empty: it is one."""
+    """Return why a signal must not remove a certificate of this host; empty: it may."""
     if record.standing is Standing.FOREIGN:
         return "this host has it from another control plane or device"
     if signal.ts_ms / 1000 < known.since <= agent.plane.server_now():  # otherwise the clock was ahead
@@ -137,7 +137,7 @@ def _is_leaving(agent: Agent, record: CertRecord) -> bool:
 def _mass(agent: Agent) -> list[CertRecord]:
     """Return the certificates unassigned within a day, if they are more than a few and more than half of all.
 
-    Those that are still to be taken out of use count however long that has been so: time does not answer for an operator.
+    Those that are still to be taken out of use count regardless of their age: only an operator can decide.
     """
     records, now = agent.installer.records.values(), agent.wall_now()
     recent = [
@@ -150,7 +150,7 @@ def _mass(agent: Agent) -> list[CertRecord]:
 
 
 def report_standings(agent: Agent) -> None:
-    """Report the certificates that wait for an operator, or that leave soon, as problems of the status."""
+    """Report certificates that need an operator's decision, or will soon be removed, as problems in `status`."""
     records = agent.installer.records.values()
     unknown = [one for one in records if in_use(one) and one.standing in (Standing.UNLISTED, Standing.FOREIGN)]
     found = {problem_key(UNKNOWN): _unknown(unknown)} if unknown else {}

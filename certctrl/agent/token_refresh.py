@@ -79,9 +79,9 @@ class TokenRefresher:
     async def fresh(self, seen: str, usable: Callable[[str], bool], keep: Callable[[Fresh], None]) -> None:
         """Get another access token than ``seen`` and pass it to ``keep``; use at most one refresh token.
 
-        ``usable`` returns whether a token that another process stored can be used. Raises NotRegisteredError (no tokens,
-        or refused permanently), BusyError (another process holds the lock), DiskError (no refresh token was used),
-        PlaneError and TransportError (temporary).
+        ``usable`` returns whether a token that another process stored can be used. Raises NotRegisteredError (no
+        tokens, or refused permanently), BusyError (another process holds the lock), DiskError (no refresh token was
+        used), PlaneError and TransportError (temporary).
         """
         lock = await wait_for_token_lock(self._layout, self._fs)
         try:

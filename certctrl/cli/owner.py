@@ -1,7 +1,7 @@
 """Never obey a less privileged user: as root, become the owner of a directory before reading what is in it.
 
-Whoever owns a directory decides about policy, items, state and keys in it. The one rule: such files are root's or the
-user's that this process runs as, and that user owns the directory.
+The owner of a directory controls policy, items, state and keys in it. The rule: such files belong to root or to the
+user of this process, and that user owns the directory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MOST_LINKS = 40
 
 
 def become_owner(directory: str | os.PathLike[str]) -> None:
-    """As root, become the owner of a directory, for good; does nothing for other users.
+    """As root, become the owner of a directory permanently; does nothing for other users.
 
     A missing directory counts as the owner's of the nearest one above. Raises ConfigError if root may not become that
     user, or if another user can replace a directory of root's, DiskError if one cannot be inspected.

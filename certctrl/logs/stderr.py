@@ -1,4 +1,4 @@
-"""Standard error that never waits: a reader that stops reading, or leaves, loses lines and stops no one.
+"""Standard error that never blocks: a reader that stops reading, or leaves, only loses lines.
 
 A full pipe, a stopped terminal or a busy journal would otherwise block the write, and with it the event loop. What does
 not fit now is dropped and counted; the next line that fits is preceded by the number of missing ones.
@@ -29,7 +29,7 @@ def missing_lines(count: int, now: float) -> bytes:
 
 
 class LossyStream(io.RawIOBase):
-    """A stream on a descriptor that takes every line at once and drops those that cannot be written now."""
+    """A stream on a descriptor that never blocks and drops lines that cannot be written now."""
 
     def __init__(self, fd: int, now: Callable[[], float]) -> None:
         self._fd = fd
@@ -101,7 +101,7 @@ def _write_polled(fd: int, data: bytes) -> int:
 
 @contextmanager
 def lossy_stderr(now: Callable[[], float]) -> Iterator[None]:
-    """Make ``sys.stderr`` a `LossyStream` for the time of a daemon, tracebacks and warnings included."""
+    """Replace ``sys.stderr`` by a `LossyStream` while a daemon runs, for tracebacks and warnings, too."""
     before = sys.stderr
     try:
         fd = before.fileno()

@@ -1,4 +1,4 @@
-"""Certificates: their facts, and their material as the plane sends it and as it is after checking."""
+"""Certificates: their facts, and their material as received and as checked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CertFacts:
     not_before: float = 0.0
     """Seconds since the epoch."""
     not_after: float = 0.0
-    """Seconds since the epoch: when the leaf or the first certificate of its chain ends, whichever is earlier."""
+    """Seconds since the epoch: when the leaf or the first certificate of its chain ends (the earlier one)."""
 
 
 @attrs.frozen(kw_only=True)

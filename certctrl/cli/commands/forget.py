@@ -1,4 +1,4 @@
-"""``forget``: remove a certificate or CA from this host, whatever the control plane says."""
+"""``forget``: remove a certificate or CA from this host, even if the control plane assigns it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def forget(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> int:
-    """Remove a certificate or CA from this host, whatever the control plane says.
+    """Remove a certificate or CA from this host, even if the control plane assigns it.
 
     A certificate that the control plane does not list stays in use until it is forgotten here. Its files, keys and
     unchanged copies are removed, and the commands of its items run. Asks for confirmation. Works without the control

@@ -1,8 +1,8 @@
 """Executor: perform the steps of one group after its switch, and undo the files if asked.
 
-The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. A command
-or check that is about none of the changed certificates ends nothing: it is recorded for its own certificates. Copies
-that may fail are written after the others of their step, one group of files at a time. Commands of one step run
+The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. A
+command or check that is about none of the changed certificates ends nothing: it is recorded for its own certificates.
+Copies that may fail are written after the others of their step, one group of files at a time. Commands of one step run
 concurrently. Written files can be undone until the group is proven.
 """
 

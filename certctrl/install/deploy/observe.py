@@ -188,7 +188,7 @@ def _destinations(
 
 
 def _program_files(paths: Iterable[str]) -> dict[str | tuple[int, int], str]:
-    """Return the files of allowed programs: final path, and device and inode -> path as it is listed."""
+    """Return the files of allowed programs: final path, and device and inode -> listed path."""
     found: dict[str | tuple[int, int], str] = {}
     for path in paths:
         real, identity = file_of(path)
@@ -213,7 +213,7 @@ def destination_of(
     """Return the state of one destination; one that cannot be read is refused with the reason.
 
     ``owner``: the user who will own the file; the directory may be theirs. ``allowed``: programs (`_program_files`),
-    which are never overwritten, whatever links lead to them.
+    which are never overwritten, even through links.
     """
     if fault := path_fault(path):
         return Destination(refusal=fault)

@@ -263,7 +263,8 @@ def _check_serial(leaf: x509.Certificate, reported: str) -> None:
 def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of the SAN, the assigned primary domain first; all expected names must be covered.
 
-    Those are DNS names and addresses; URIs and e-mail addresses if there are no others, as in certificates of workloads.
+    Those are DNS names and addresses; URIs and e-mail addresses if there are no others, as in certificates of
+    workloads.
     """
     try:
         san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -84,7 +84,7 @@ def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, 
 
 
 def names_given(ob_name: str) -> frozenset[str]:
-    """Return the names of certificates that an item means by ``ob_name``: as it is, or an international one as ``xn--``."""
+    """Return the names of certificates that ``ob_name`` may mean: as written, or an international one as ``xn--``."""
     return frozenset((ob_name, plain_domain(ob_name)))
 
 

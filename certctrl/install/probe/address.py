@@ -1,8 +1,8 @@
 """Ask one address of an endpoint for its leaf, by the kind of key that is wanted.
 
-A server with an RSA and an ECDSA certificate for one name answers with the one that it prefers. So the probe offers only
-TLS 1.2 with the cipher suites of the wanted kind. If that fails, it looks at what the server sends to a client that
-accepts everything: without TLS 1.2 it may be of the wanted kind, too.
+A server with an RSA and an ECDSA certificate for one name answers with the one that it prefers. So the probe offers
+only TLS 1.2 with the cipher suites of the wanted kind. If that fails, it looks at what the server sends to a client
+that accepts everything: without TLS 1.2 it may be of the wanted kind, too.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def kind_of(leaf: bytes) -> KeyKind | None:
 async def ask_address(family: int, host: str, address: str, verify: VerifyTls, kind: KeyKind | None) -> Seen:
     """Return what one address serves to a client that wants this kind of key; None: any.
 
-    If it has none of that kind, the answer is what it serves instead. Failures are answers, too.
+    If it has none of that kind, the answer is what it serves instead. Failures are returned, not raised.
     """
     if kind is not None:
         seen = await _ask(family, host, address, verify, _context(kind))

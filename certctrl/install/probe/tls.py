@@ -131,7 +131,7 @@ def _wrong(seen: Collection[Seen], wanted: Wanted) -> list[Seen]:
 async def after_removal(
     verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False, once: ProbeOnce | None = None
 ) -> tuple[bool, str]:
-    """Return whether the endpoint still serves a removed leaf, of whatever kind, and what to report about it.
+    """Return whether the endpoint still serves a removed leaf, of any key kind, and what to report about it.
 
     Probes until the leaf is steadily gone, or until ``deadline`` (Trio's clock).
     """

@@ -114,8 +114,8 @@ class _Exchange:
     async def _send_and_drain(self, message: Message) -> None:
         """Send the end of a response while discarding the rest of an unread body.
 
-        The server passes body parts through a short queue and blocks while it is full, even to report a disconnect: with
-        a full queue, the response would never finish and the connection never close.
+        The server passes body parts through a short queue and blocks while it is full, even to report a disconnect:
+        with a full queue, the response would never finish and the connection never close.
         """
         with trio.move_on_after(_DRAIN_SECONDS):
             async with trio.open_nursery() as nursery:

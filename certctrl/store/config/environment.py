@@ -1,8 +1,8 @@
 """Read settings from environment variables such as ``CERTCTRL_NAME`` and ``CERTCTRL_HTTPCLIENT_PROXY``.
 
-Booleans are ``true`` or ``false``, lists JSON or separated by commas, mappings JSON. A variable whose name is close
-to that of a setting is refused; other names with the prefix are ignored. The agent sets all `COMMAND_VARIABLES` for the commands of items; where all of
-them are set, none is a setting, not even ``CERTCTRL_NAME``.
+Booleans are ``true`` or ``false``, lists JSON or separated by commas, mappings JSON. A variable whose name is close to
+that of a setting is refused; other names with the prefix are ignored. The agent sets all `COMMAND_VARIABLES` for the
+commands of items; where all of them are set, none is a setting, not even ``CERTCTRL_NAME``.
 """
 
 from __future__ import annotations

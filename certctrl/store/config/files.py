@@ -113,8 +113,8 @@ def init_config_dir(
 ) -> None:
     """Create a config directory: the tree, four configuration files, a policy that allows nothing.
 
-    Existing files with the same settings are kept; ``ca_files`` and ``name`` are added to a file without. Raises ConfigError,
-    before anything is written, if a setting differs.
+    Existing files with the same settings are kept; ``ca_files`` and ``name`` are added to a file without. Raises
+    ConfigError, before anything is written, if a setting differs.
     """
     try:
         rules.check_server_url(server_url, loopback_http=True)

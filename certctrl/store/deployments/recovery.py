@@ -33,8 +33,8 @@ def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryR
     """Bring every unfinished deployment to all new or all old files, durably, and remove its leftovers.
 
     It is completed if every destination has its new file or can get it, and rolled back otherwise. A destination that
-    still is old and no longer below one of ``roots`` cannot get it. Failures are reported and retried at the next start.
-    Raises StateCorruptError for a damaged journal.
+    still is old and no longer below one of ``roots`` cannot get it. Failures are reported and retried at the next
+    start. Raises StateCorruptError for a damaged journal.
     """
     completed: list[str] = []
     rolled_back: list[str] = []

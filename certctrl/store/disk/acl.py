@@ -1,7 +1,8 @@
 """Access control lists and security attributes of files: who can write, and what a replacement keeps.
 
-A file with a POSIX ACL (acl(5)) shows the mask of its list as the group bits of its mode: the group itself may have less,
-and named users and groups have rights that the mode does not show. Lists of other kinds (NFSv4) are not judged here.
+A file with a POSIX ACL (acl(5)) shows the mask of its list as the group bits of its mode: the group itself may have
+less, and named users and groups have rights that the mode does not show. Lists of other kinds (NFSv4) are not judged
+here.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def unknown_list(attributes: Mapping[str, bytes]) -> str:
 def other_writers(
     mode: int, gid: int, attributes: Mapping[str, bytes], users: Collection[int | None], groups: Collection[int]
 ) -> str:
-    """Return who else than the owner and these users and groups can write, for a message; empty: no one.
+    """Return who besides the owner and these users and groups can write, for a message; empty: no other user.
 
     Judges effective rights: a right that the mask takes away does not count. An unknown list counts as a right.
     """
@@ -68,7 +69,8 @@ def other_writers(
 def give_attributes(fs: Fs, handle: Handle, attributes: Mapping[str, bytes], mode: int) -> None:
     """Give a new file of mode 0600 this mode and the attributes of the file that it replaces.
 
-    As with chmod, the mode sets the rights of owner, mask and others. What the directory made the file inherit goes.
+    As with chmod, the mode sets the rights of owner, mask and others. What a default ACL of the directory made the file
+    inherit is dropped.
     """
     present = fs.attributes(handle)
     access = attributes.get(ACCESS)

@@ -5,8 +5,8 @@ the file → rename → fsync of the directory. Rejected: writing in place (torn
 moment there is no file), chmod after the rename (a secret is readable for a moment), a fixed temporary name (two
 writers collide).
 
-A temporary file is locked with flock while its writer lives, so `sweep_temps` can distinguish leftovers of a crash from files
-that another process is writing, without pids or clocks.
+A temporary file is locked with flock while its writer lives, so `sweep_temps` can distinguish leftovers of a crash from
+files that another process is writing, without pids or clocks.
 """
 
 from __future__ import annotations

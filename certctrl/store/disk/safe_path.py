@@ -121,8 +121,8 @@ def _read(fs: Fs, handle: Handle) -> tuple[bytes, Stat]:
 def open_parent(fs: Fs, path: Path, *, owner: int | None = None) -> Handle:
     """Open the directory of an absolute path, one component at a time; the caller closes it.
 
-    Raises PolicyRefusedError for a link, or a directory that other users can change, on the way; DiskError if one cannot
-    be opened.
+    Raises PolicyRefusedError for a link, or a directory that other users can change, on the way; DiskError if one
+    cannot be opened.
     """
     if fault := path_fault(str(path)):
         raise PolicyRefusedError(f"{ascii(str(path))[:200]}: {fault}", fix="use another path in the install plan")

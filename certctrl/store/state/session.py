@@ -1,8 +1,8 @@
 """SessionState: cursor, identity, tokens, signals and their outcomes (spec, "State Persistence").
 
 A write is durable when it returns, with two exceptions. The poll time may be lost in a power cut and is then read as
-absent; the cursor may fall back to the previous one, after which the plane repeats known signals. Loading distinguishes files
-that were never written (None or empty) from damaged ones (StateCorruptError).
+absent; the cursor may fall back to the previous one, after which the plane repeats known signals. Loading distinguishes
+files that were never written (None or empty) from damaged ones (StateCorruptError).
 
 One process writes at a time: the holder of ``daemon.lock``, for tokens the holder of ``token.lock``. Readers need no
 lock, because files are replaced atomically.
@@ -56,8 +56,8 @@ class SessionState:
     def save_cursor(self, cursor: str) -> None:
         """Commit a cursor whose signals are durable; nothing is written if it is unchanged.
 
-        Costs one fsync, of the bytes: after a power cut the file has the old cursor or the new one. Raises BadAnswerError
-        for a cursor that does not fit into a header.
+        Costs one fsync, of the bytes: after a power cut the file has the old cursor or the new one. Raises
+        BadAnswerError for a cursor that does not fit into a header.
         """
         self._files.save_text(self.layout.last_cursor, cursor, "cursor", sync_parent=False)
 
