@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,65 @@ def test_the_instances_differ_from_the_single_agent_only_in_their_directory() ->
     for unit in (single, instance):
         unit.pop("Description")
     assert {key: [v.replace("cert-ctrl-%i", "cert-ctrl") for v in values] for key, values in instance.items()} == single
+
+
+def test_each_instance_has_its_own_user() -> None:
+    """Found by review: all instances ran as one user, which could read the keys of all."""
+    instance = settings_of("cert-ctrl@.service")
+    assert (instance["User"], instance["Group"]) == (["cert-ctrl-%i"], ["cert-ctrl-%i"])
+    assert instance["ConfigurationDirectoryMode"] == ["0700"]
+
+
+RULE = """
+var rule, now = 0, results = [];
+var polkit = {Result: {YES: "yes", NO: "no", NOT_HANDLED: "-"}, addRule: function (given) { rule = given; },
+              log: function (text) {}};
+Date.now = function () { return now * 1000; };
+%s
+JSON.parse(process.argv[1]).forEach(function (asked) {
+    var details = {verb: asked.verb, unit: asked.unit};
+    now = asked.at;
+    results.push(rule({id: asked.id, lookup: function (name) { return details[name]; }}, {user: asked.user}));
+});
+console.log(JSON.stringify(results));
+"""
+MANAGE = "org.freedesktop.systemd1.manage-units"
+
+
+def asked(unit: str = "nginx", *, at: float = 0.0, **more: str) -> dict[str, object]:
+    unit = f"cert-ctrl-reload@{unit}.service"
+    return {"id": MANAGE, "verb": "start", "unit": unit, "user": "cert-ctrl", "at": at} | more
+
+
+def decided(*requests: dict[str, object]) -> list[str]:
+    """Return the results of the polkit rule."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no JavaScript here")
+    rule = (DEPLOY / "polkit" / "50-cert-ctrl.rules").read_text(encoding="utf-8")
+    argv = [node, "-e", RULE.replace("%s", rule), json.dumps(requests)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    results: list[str] = json.loads(done.stdout)
+    return results
+
+
+def test_the_polkit_rule_allows_listed_services_only() -> None:
+    """Found by review: the agent's user could reload any service of the host."""
+    assert decided(asked(), asked("haproxy")) == ["yes", "yes"]
+    others = [
+        asked("ssh"), asked("nginx.service"), asked("nginx@x"), asked(""), asked(user="www-data"),
+        asked(user="cert-ctrl-edge"), asked(user="constructor"), asked(verb="restart"), asked(verb="stop"),
+        asked(id="org.freedesktop.systemd1.reload-daemon"), asked() | {"unit": "nginx.service"},
+    ]  # fmt: skip
+    assert set(decided(*others)) == {"-"}
+
+
+def test_the_polkit_rule_limits_the_rate() -> None:
+    requests = [asked(at=float(second)) for second in range(31)]
+    assert decided(*requests) == ["yes"] * 30 + ["no"]
+    later = [asked("haproxy", at=31.0), asked(at=60.5), asked(at=60.6)]
+    assert decided(*requests, *later)[31:] == ["yes", "yes", "no"], "other services, and later"
+    assert decided(*requests, asked(at=-3600.0))[31:] == ["yes"], "a clock that was set back"
 
 
 def test_only_the_root_unit_has_capabilities() -> None:

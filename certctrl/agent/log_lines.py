@@ -116,6 +116,13 @@ class Line(Enum):
     TOKEN_UNSAVED = CRITICAL, "Token", "New tokens are in memory only: {why}", \
         "The disk failed after the refresh; a restart now would lose the registration.", \
         "Repair the disk immediately; the write is retried automatically."
+    PLANE_ANCHOR_STORED = INFO, "Token", "Stored the control plane's next CA: sha256={sha256}", \
+        "The plane is going to use it for its own certificate; until then, both are trusted.", _NOTHING
+    PLANE_ANCHOR_REPLACED = INFO, "Token", "The control plane uses its new CA; only this one is trusted now: sha256={sha256}", \
+        "A connection was verified by the new CA alone; it is in state/plane-ca.pem.", _NOTHING
+    PLANE_ANCHOR_REFUSED = WARNING, "Token", "Cannot take over the control plane's next CA: {why}", \
+        "This host will not reach the plane after `plane tls switch`, which lists it.", \
+        "Correct the reason; it is retried with each token refresh."
     CLOCK_SKEW = WARNING, "Clock", "This host's clock is {seconds} s away from the control plane's", \
         "Validity and expiry are checked against a wrong clock.", "Set the clock (chrony, systemd-timesyncd)."
     DEVICE_COPIED = ERROR, "Agent", "Another agent polls as this device", \

@@ -2,12 +2,13 @@
 
 The files are the journal. Each step is durable before the next starts, and each can be repeated:
 
-    device id → secret key → public key │ grant │ space reserved → POST → refresh token → access token
+    next id and key │ grant │ space reserved → POST → id and key pair → refresh token → access token
 
-Before the grant, the plane knows nothing; a second run reuses the id and the key pair. After the POST, the new tokens
-replace the old ones in two renames, the refresh token first: in between, the old access token is rejected and the new
-refresh token replaces it. So an interrupted run leaves the old registration or the new one, and repeating it is always
-correct. Damaged tokens, keys or ids are replaced here, because their error messages name `register` as the fix.
+Id and key pair are kept. What is missing or damaged is made anew, because the error messages name `register` as the
+fix, but it replaces nothing before the plane has accepted it; a second run reuses it. A public key is computed
+from its secret key. After the POST, the new tokens replace the old ones in two renames, the refresh token first: in
+between, the old access token is rejected and the new refresh token replaces it. So an interrupted or refused run leaves
+the old registration or the new one, and repeating it is always correct.
 
 Keys are created and tokens fetched under ``token.lock``: two runs share one pair, and a refreshing daemon cannot
 overwrite the new session. The lock is released while the agent waits for approval.
@@ -37,7 +38,7 @@ from certctrl.model.config import AgentConfig
 from certctrl.model.records import DeviceKeys, Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.device_flow import DeviceFlow, Done, Expired, GrantReady, PollGrant, Refused, uri_problem
-from certctrl.protocol.wire.enrolment import Registration
+from certctrl.protocol.wire.enrolment import Registration, key_proof
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import sweep_leftovers
@@ -95,21 +96,23 @@ async def register(
     the plane's), PlaneError, TransportError, DiskError, BusyError. The disk is used without a thread: nothing else
     runs in the process of a one-shot command. ``fs``: the disk of ``token.lock``, in tests.
     """
-    device_id, keys = await _identity(layout, store, fs)
+    identity = await _identity(layout, store, fs)
     form = partial(
         plane.register,
-        device_public_id=device_id,
-        public_key=keys.public,
+        device_public_id=identity.device_id,
+        public_key=identity.keys.public,
         name=_name(config),
         platform=platform.system().lower(),
         model=_model(),
+        prove=partial(_prove, identity.keys),
     )
     if enrolment_token is not None:
         form = partial(form, enrolment_token=enrolment_token)
     else:
-        grant = await _request_approval(plane, config, show, wall_now)
+        grant = await _request_approval(plane, config, identity.device_id, show, wall_now)
         form = partial(form, user_id=grant.user_id, registration_code=grant.registration_code)
-    done = await _enrol(partial(_enrol_once, layout, store, form, fs), unattended=enrolment_token is not None)
+    enrol_once = partial(_enrol_once, layout, store, identity, form, fs)
+    done = await _enrol(enrol_once, unattended=enrolment_token is not None)
     log.info("Registered as device %d of user %d", done.device_id, done.user_id)
     return Registered(user_id=done.user_id, device_id=done.device_id, name=done.name or form.keywords["name"])
 
@@ -117,21 +120,35 @@ async def register(
 # --- identity -----------------------------------------------------------------------------------------------
 
 
-async def _identity(layout: ConfigDir, store: SessionState, fs: Fs | None) -> tuple[str, DeviceKeys]:
-    """Return the device id and key pair; create and store what is missing or damaged."""
+@attrs.frozen(kw_only=True)
+class _Identity:
+    """The device id and key pair to register, and which of them are not the stored ones."""
+
+    device_id: str
+    keys: DeviceKeys
+    new_id: bool
+    new_keys: bool
+
+    def adopt(self, store: SessionState) -> None:
+        """Store what is new: the plane has accepted it."""
+        store.adopt_identity(self.device_id if self.new_id else None, self.keys if self.new_keys else None)
+
+
+async def _identity(layout: ConfigDir, store: SessionState, fs: Fs | None) -> _Identity:
+    """Return the device id and key pair; make what is missing or damaged, without replacing anything yet."""
     lock = await wait_for_token_lock(layout, fs)
     try:
         with suppress(DiskError):  # leftovers of a killed run; nothing depends on them
             sweep_leftovers(layout, fs or RealFs())
+        next_id, next_secret = store.load_next_identity()
         device_id = _unless_damaged(store.load_device_id, "device id")
-        if device_id is None:
-            device_id = str(uuid.uuid4())
-            store.save_device_id(device_id)
-        keys = _unless_damaged(store.load_device_keys, "device keys")
-        if keys is None:
-            keys = _new_keys()
-            store.save_device_keys(keys)
-        return device_id, keys
+        pair = _unless_damaged(store.load_device_keys, "device keys")
+        secret = _unless_damaged(store.load_device_secret, "device key") if pair is None else pair.secret
+        new_id, new_secret = device_id is None, secret is None
+        device_id, secret = device_id or next_id or str(uuid.uuid4()), secret or next_secret or os.urandom(32)
+        store.save_next_identity(device_id if new_id else None, secret if new_secret else None)
+        keys = _key_pair(secret)
+        return _Identity(device_id=device_id, keys=keys, new_id=new_id, new_keys=keys != pair)
     finally:
         lock.release()
 
@@ -140,15 +157,25 @@ def _unless_damaged(load: Callable[[], T | None], what: str) -> T | None:
     try:
         return load()
     except StateCorruptError as error:
-        log.warning("New %s: %s", what, error)
+        log.warning("The %s cannot be used: %s", what, error)
         return None
 
 
-def _new_keys() -> DeviceKeys:
+def _key_pair(secret: bytes) -> DeviceKeys:
     from nacl.public import PrivateKey  # here: no other command needs it
 
-    secret = PrivateKey.generate()
-    return DeviceKeys(public=bytes(secret.public_key), secret=bytes(secret))
+    return DeviceKeys(public=bytes(PrivateKey(secret).public_key), secret=secret)
+
+
+def _prove(keys: DeviceKeys, sealed: bytes) -> str:
+    """Return the answer to a challenge that is sealed to these keys."""
+    from nacl.exceptions import CryptoError
+    from nacl.public import PrivateKey, SealedBox
+
+    try:
+        return key_proof(SealedBox(PrivateKey(keys.secret)).decrypt(sealed))
+    except CryptoError:
+        raise BadAnswerError("the challenge is not sealed to this device's key", fix="run register again") from None
 
 
 def _name(config: AgentConfig) -> str:
@@ -168,15 +195,20 @@ def _model() -> str:
 
 
 async def _request_approval(
-    plane: ControlPlane, config: AgentConfig, show: Callable[[DeviceFlowPrompt], None], wall_now: Callable[[], float]
+    plane: ControlPlane,
+    config: AgentConfig,
+    device_id: str,
+    show: Callable[[DeviceFlowPrompt], None],
+    wall_now: Callable[[], float],
 ) -> GrantReady:
-    started = await plane.start_grant(SCOPES, name=_name(config), platform=_model())
+    started = await plane.start_grant(SCOPES, name=_name(config), platform=_model(), device_public_id=device_id)
     for uri in (started.verification_uri, started.verification_uri_complete):
-        problem = uri_problem(uri, config.application.server_url) if uri is not None else None
+        settings = config.application
+        problem = None if uri is None else uri_problem(uri, settings.server_url, settings.approval_host)
         if problem is not None:
             raise BadAnswerError(
                 f"the approval page {uri} cannot be trusted: {problem}",
-                fix="do not type the code there; check server_url, and ask the operator of the plane",
+                fix="do not type the code there; ask the plane's operator, and set approval_host if it is right",
             )
     flow = DeviceFlow(started, trio.current_time())
     show(
@@ -228,10 +260,13 @@ async def _enrol(enrol_once: Form, *, unattended: bool) -> Registration:
     raise AssertionError("the loop ends by a return or an error")
 
 
-async def _enrol_once(layout: ConfigDir, store: SessionState, form: Form, fs: Fs | None) -> Registration:
+async def _enrol_once(
+    layout: ConfigDir, store: SessionState, identity: _Identity, form: Form, fs: Fs | None
+) -> Registration:
     async def post_and_store() -> Registration:
         with store.reserve_tokens() as reservation:
             done = await form()
+            identity.adopt(store)
             _forget_other_cursor(store, done)
             reservation.commit(Tokens(access_token=done.access_token, refresh_token=done.refresh_token))
             return done

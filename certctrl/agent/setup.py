@@ -22,6 +22,7 @@ from certctrl.agent.counters import Counters
 from certctrl.agent.inbox import Inbox
 from certctrl.agent.install_config import converge_active_items, reload_items
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
 from certctrl.install.installer import Installer
@@ -187,6 +188,7 @@ def _token_keeper(
         offload=seams.offload,
         random=seams.random,
         fs=seams.fs,
+        anchor=PlaneAnchor(layout, config, seams.fs, lambda other: seams.http(other, layout), seams.offload),
     )
 
 

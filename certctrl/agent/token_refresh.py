@@ -24,6 +24,7 @@ import attrs
 import trio
 
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.errors import BusyError, DeadlineError, DiskError, NotRegisteredError, PlaneError, TransportError
 from certctrl.model.records import Tokens
 from certctrl.net.control_plane import ControlPlane
@@ -58,8 +59,17 @@ class TokenRefresher:
     """The only code that sends a refresh token. The caller ensures one call at a time per process."""
 
     def __init__(
-        self, *, layout: ConfigDir, store: SessionState, plane: ControlPlane, offload: Offload, fs: Fs | None = None
+        self,
+        *,
+        layout: ConfigDir,
+        store: SessionState,
+        plane: ControlPlane,
+        offload: Offload,
+        fs: Fs | None = None,
+        anchor: PlaneAnchor | None = None,
     ) -> None:
+        """``anchor``: the CAs of the plane, updated by its answers."""
+        self._anchor = anchor
         self._layout = layout
         self._fs = fs
         self._store = store
@@ -149,20 +159,24 @@ class TokenRefresher:
             keep(Fresh(tokens=newest, expires_in=answer.expires_in, refreshed=True))
             if rotated:
                 log_line(self._log, Line.TOKEN_ROTATED)
+            if self._anchor is not None:
+                await self._anchor.take(answer.plane_anchor_pem)
         finally:
             reservation.release()  # not offloaded: it must run even after the grace period
 
     async def _post(self, tokens: Tokens) -> Refreshed:
         device_id = await self._offload(self._store.load_device_id) or ""
+        anchors = () if self._anchor is None else await self._anchor.trusted()
+        more = {"anchors": anchors} if anchors else {}
         end = trio.current_time() + POST_SECONDS
         try:
             try:
-                return await self._plane.refresh(tokens.refresh_token, device_id, deadline=POST_SECONDS)
+                return await self._plane.refresh(tokens.refresh_token, device_id, deadline=POST_SECONDS, **more)
             except TransportError as error:
                 if isinstance(error, DeadlineError) or not error.maybe_sent:
                     raise
             left = max(end - trio.current_time(), SECOND_TRY_SECONDS)
-            return await self._plane.refresh(tokens.refresh_token, device_id, deadline=left)
+            return await self._plane.refresh(tokens.refresh_token, device_id, deadline=left, **more)
         except PlaneError as error:
             if not refresh_refused(error):
                 raise

@@ -18,6 +18,7 @@ from contextlib import suppress
 import trio
 
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.agent.token_claims import Claims, read_claims
 from certctrl.agent.token_refresh import Fresh, Offload, TokenRefresher
 from certctrl.backoff import grown, jittered
@@ -53,8 +54,12 @@ class TokenKeeper:
         offload: Offload,
         random: Callable[[], float] = random_module.random,
         fs: Fs | None = None,
+        anchor: PlaneAnchor | None = None,
     ) -> None:
-        """``offload`` runs one synchronous call off the event loop; ``fs`` is the disk of ``token.lock``, in tests."""
+        """``offload`` runs one synchronous call off the event loop; ``fs`` is the disk of ``token.lock``, in tests.
+
+        ``anchor``: the CAs of the plane, updated by its answers.
+        """
         self._layout = layout
         self._store = store
         self._plane = plane
@@ -63,7 +68,8 @@ class TokenKeeper:
         self._offload = offload
         self._random = random
         self._log = logging.getLogger("certctrl.Token")
-        self._refresher = TokenRefresher(layout=layout, store=store, plane=plane, offload=offload, fs=fs)
+        self._anchor = anchor
+        self._refresher = TokenRefresher(layout=layout, store=store, plane=plane, offload=offload, fs=fs, anchor=anchor)
         self._flight = trio.Lock()
         self._access: str | None = None
         self._claims = Claims()
@@ -132,7 +138,9 @@ class TokenKeeper:
                 self._note_failure(error)
                 raise
             self._failures, self._failed = 0, None
-            return self.seen()
+        if self._anchor is not None:
+            await self._anchor.prove()
+        return self.seen()
 
     def try_again(self) -> None:
         """Allow the next refresh immediately, even after failures: an operator requests it."""

@@ -64,6 +64,7 @@ class ApplicationConfig:
 
     server_url: str = setting("", "https URL of the control plane (scheme, host, port)")
     name: str = setting("", "name under which this device registers; empty: the host name")
+    approval_host: str = setting("", "host of the approval page, if it is not that of server_url")
     allow_http_loopback: bool = setting(False, "accept http:// for loopback hosts, for tests only")
     refresh_path: str = setting("/auth/token/refresh", "path of the token refresh endpoint")
     poll_mode: PollMode = setting(PollMode.INTERVAL, "how to poll")

@@ -38,10 +38,14 @@ class Operator:
         """Return the devices of a user."""
         return _rows(await self.call("GET", f"/apiv1/users/{user_id:d}/devices"))
 
+    async def fetch_grant(self, user_code: str) -> dict[str, Any]:
+        """Return the device that shows ``user_code``, with ``known_devices``: those that have its id or name."""
+        return _row(await self.call("GET", _grant(user_code)))
+
     async def answer_grant(self, user_code: str, *, approve: bool, user_id: int | None = None) -> dict[str, Any]:
         """Approve or deny the device that shows ``user_code``, like the page ``/device``."""
         body = {"approve": approve} | ({} if user_id is None else {"user_id": user_id})
-        return _row(await self.call("POST", f"/apiv1/device-grants/{quote(user_code, safe='')}", json=body) or {})
+        return _row(await self.call("POST", _grant(user_code), json=body) or {})
 
     async def create_enrolment_token(self, user_id: int, **fields: Any) -> dict[str, Any]:
         """Create a token for unattended registration (optional: ``label``, ``uses``, ``expires_in``)."""
@@ -106,6 +110,10 @@ class Operator:
 
 def _device(user_id: int, device_id: int) -> str:
     return f"/apiv1/users/{user_id:d}/devices/{device_id:d}"
+
+
+def _grant(user_code: str) -> str:
+    return f"/apiv1/device-grants/{quote(user_code, safe='')}"
 
 
 def _certificate(user_id: int, cert_id: int) -> str:

@@ -34,15 +34,17 @@ class Pool(Generic[T]):
 class Pools(Generic[T]):
     """The current pool, and retired pools with running requests."""
 
-    def __init__(self, make: Callable[[], T]) -> None:
+    def __init__(self, make: Callable[[], T], outdated: Callable[[], bool] = lambda: False) -> None:
+        """``outdated``: whether a new transport would differ from the one made last."""
         self._make = make
+        self._outdated = outdated
         self._current: Pool[T] | None = None
         self._all: set[Pool[T]] = set()
 
     async def lease(self) -> Pool[T]:
         """Return the pool for one request, a new one if the current pool is too old; call ``release`` after it."""
         old = self._current
-        if old is not None and trio.current_time() - old.born > RECYCLE_SECONDS:
+        if old is not None and (trio.current_time() - old.born > RECYCLE_SECONDS or self._outdated()):
             self.retire(old)
             old.users += 1
             await self.release(old)

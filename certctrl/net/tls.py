@@ -6,11 +6,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import ssl
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import attrs
 
 from certctrl.errors import ConfigError
 from certctrl.model.config import HttpClientConfig
@@ -18,6 +21,8 @@ from certctrl.model.config import HttpClientConfig
 log = logging.getLogger("certctrl.Http")
 
 _FILE = "httpclient_config.json"
+PLANE_CA = "plane-ca.pem"
+"""The file that `init --ca` writes; others belong to the operator alone."""
 _BUNDLES = (  # after OpenSSL's built-in path: the paths of the distributions
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -28,8 +33,43 @@ _DIRECTORIES = ("/etc/ssl/certs",)
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 
 
+@attrs.frozen
+class PlaneCa:
+    """The operator's file with the plane's CA, and what the plane has handed out in place of it.
+
+    That lies in the state directory, because the configuration is read-only to the daemon. Its first line names the
+    operator's file that it replaces, by digest: once the operator changes that file, the operator's counts.
+    """
+
+    configured: Path
+    taken: Path
+    """Used in place of the configured one."""
+    next: Path
+    """Used beside it, until a connection has proven it."""
+
+    @classmethod
+    def below(cls, root: Path) -> PlaneCa:
+        """Return the paths in the config directory ``root``."""
+        state = root / "state"
+        return cls(root / PLANE_CA, state / PLANE_CA, state / "plane-ca.next.pem")
+
+    def stamp(self) -> bytes:
+        """Return the first line of files that replace the configured one as it is now."""
+        digest = hashlib.sha256(_bytes(self.configured)).hexdigest()
+        return f"# in place of {self.configured.name} with sha256 {digest}\n".encode()
+
+    def in_use(self) -> tuple[Path, Path | None]:
+        """Return the file that counts, and the one beside it, if there is one."""
+        stamp = self.stamp()
+        taken = self.taken if _bytes(self.taken).startswith(stamp) else self.configured
+        return taken, self.next if _bytes(self.next).startswith(stamp) else None
+
+
 class Trust:
-    """The trusted CAs and the client certificate, reloaded when a file changes so that a rotation needs no restart."""
+    """The trusted CAs and the client certificate, reloaded when a file changes so that a rotation needs no restart.
+
+    In place of `plane-ca.pem`, or beside it, the CA counts that the plane has handed out (`PlaneCa`).
+    """
 
     def __init__(self, config: HttpClientConfig, root: Path) -> None:
         """Load the configured files; relative paths start at the config directory ``root``.
@@ -37,6 +77,7 @@ class Trust:
         Raises ConfigError.
         """
         self._ca_files = tuple(root / name for name in config.ca_files)
+        self._plane_ca = PlaneCa.below(root) if PLANE_CA in config.ca_files else None
         self._certificate = root / config.client_certificate if config.client_certificate else None
         self._key = root / config.client_key if config.client_key else None
         self._seen = self._fingerprint()
@@ -46,20 +87,37 @@ class Trust:
         """Return the context for new connections; if changed files do not load, the previous one."""
         seen = self._fingerprint()
         if seen != self._seen:
+            self._seen = seen
             try:
                 self._context = self._load()
             except ConfigError as error:
                 log.warning("Keeping the previous TLS files: %s", error)
-            else:
-                self._seen = seen
         return self._context
 
     def _load(self) -> ssl.SSLContext:
-        return client_context(self._ca_files, self._certificate, self._key)
+        if self._plane_ca is None:
+            return client_context(self._ca_files, self._certificate, self._key)
+        counts, beside = self._plane_ca.in_use()
+        own = [counts if path == self._plane_ca.configured else path for path in self._ca_files]
+        try:
+            return client_context([*own, *([beside] if beside else [])], self._certificate, self._key)
+        except ConfigError as error:
+            if [*own] == [*self._ca_files] and beside is None:
+                raise
+            log.warning("Not trusting the CA that the control plane has handed out: %s", error)
+            return client_context(self._ca_files, self._certificate, self._key)
 
     def _fingerprint(self) -> tuple[tuple[int, int, int], ...]:
-        files = (*self._ca_files, self._certificate, self._key)
+        handed_out = () if self._plane_ca is None else (self._plane_ca.taken, self._plane_ca.next)
+        files = (*self._ca_files, *handed_out, self._certificate, self._key)
         return tuple(_stat(path) for path in files if path is not None)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _stat(path: Path) -> tuple[int, int, int]:

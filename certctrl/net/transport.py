@@ -8,7 +8,7 @@ Three rules need their reasons:
   exceeds them.
 * Requests wait at a semaphore that is as wide as the pool. So the pool never runs out of connections, and its
   ``PoolTimeout`` always means a leak: the pool is retired and the request uses a new one.
-* A pool is also retired after ten minutes (``pools.py``), because DNS records change and CA files are rotated.
+* A pool is also retired after ten minutes (``pools.py``), because DNS records change, and when a CA file has changed.
 
 Only the library's transport is used, not its client, which follows redirects and reads ``.netrc``. Requests go
 directly to the pool inside it: parsing the URL, header objects and nested streams took a tenth of a burst's time.
@@ -17,6 +17,7 @@ directly to the pool inside it: parsing the URL, header objects and nested strea
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -78,8 +79,10 @@ class HttpxHttp:
         self._own_ca = bool(settings.ca_files)
         self._wall_now = wall_now
         self._slots = trio.Semaphore(settings.max_connections)
-        trust = Trust(settings, root) if self.origin.scheme == "https" else None
-        options: dict[str, Any] = {
+        self._trust = Trust(settings, root) if self.origin.scheme == "https" else None
+        self._context: ssl.SSLContext | None = None
+        """The context of the newest pool."""
+        self._options: dict[str, Any] = {
             "backend": backend,
             "proxy": settings.proxy if proxy else None,
             "limits": httpx.Limits(
@@ -88,7 +91,7 @@ class HttpxHttp:
                 keepalive_expiry=max(settings.keepalive_seconds, 2 * application.poll_interval_ms / 1000 + 30),
             ),
         }
-        self._pools = Pools(lambda: ReclaimTransport(verify=trust.context() if trust else False, **options))
+        self._pools = Pools(self._transport, self._has_other_trust)
 
     @classmethod
     def for_agent(cls, config: AgentConfig, root: Path, wall_now: Callable[[], float] | None = None) -> HttpxHttp:
@@ -127,6 +130,13 @@ class HttpxHttp:
     async def aclose(self) -> None:
         """Close every connection, even under running requests."""
         await self._pools.aclose()
+
+    def _transport(self) -> ReclaimTransport:
+        self._context = None if self._trust is None else self._trust.context()
+        return ReclaimTransport(verify=self._context or False, **self._options)
+
+    def _has_other_trust(self) -> bool:
+        return self._trust is not None and self._trust.context() is not self._context
 
     def _build(
         self, method: str, target: str, headers: Mapping[str, str] | None, json: Any, progress: _Progress

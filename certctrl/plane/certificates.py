@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from certctrl.plane.ca.domains import clean_names
+from certctrl.plane.ca.domains import clean_names, collides
 from certctrl.plane.ca.issuer import Issued, Issuer
 from certctrl.plane.ca.sealing import seal_private_key
 from certctrl.plane.ca.x509 import KEY_TYPES
@@ -44,6 +44,18 @@ class Certificates:
         self._wall_now = wall_now
         self._requests = Buckets(0.1, 5, monotonic)
         """Renewals that a device may request: a burst of five, then one every ten seconds."""
+        self._reserved: tuple[str, ...] = ()
+
+    def reserve(self, names: Collection[str]) -> list[dict[str, Any]]:
+        """Issue and renew nothing that is valid for one of these canonical names from now on.
+
+        Returns the certificates that are already valid for one.
+        """
+        self._reserved = tuple(names)
+        rows = self._db.all(
+            "SELECT * FROM certificates WHERE status = 'active' AND not_after > ? ORDER BY id", self._wall_now()
+        )
+        return [self._summary(row) for row in rows if self._taken(json.loads(row["sans"]))]
 
     async def issue(
         self,
@@ -56,6 +68,7 @@ class Certificates:
     ) -> dict[str, Any]:
         """Issue a certificate for ``domains`` (the first is primary) and assign it to devices of the user."""
         names = clean_names(domains)
+        self._refuse_reserved(names)
         validity = self._settings.certificate_seconds if validity_seconds is None else validity_seconds
         if key_type not in KEY_TYPES:
             raise bad_request(f"key_type must be one of {', '.join(KEY_TYPES)}", field="key_type")
@@ -95,6 +108,7 @@ class Certificates:
         another device has just renewed the certificate, it gets that renewal.
         """
         row = self._row(user_id, cert_id)
+        self._refuse_reserved(json.loads(row["sans"]))
         if device_id is not None:
             shared = self._device_request(row, device_id)
             if shared is not None:
@@ -192,6 +206,16 @@ class Certificates:
             "chain_pem": row["chain_pem"],
             "serial_number": row["serial_number"],
         }
+
+    def _taken(self, names: Collection[str]) -> list[str]:
+        """Return the names that would make a certificate valid for a reserved one."""
+        return [name for name in names if any(collides(name, reserved) for reserved in self._reserved)]
+
+    def _refuse_reserved(self, names: Collection[str]) -> None:
+        taken = self._taken(names)
+        if taken:
+            what = f"{taken[0]} is, or covers, a name of this control plane, which has its certificate from another CA"
+            raise conflict(what, "NAME_RESERVED", names=taken)
 
     def _device_request(self, row: Row, device_id: int) -> dict[str, Any] | None:
         """Check a device's renewal request; return another device's renewal if it is recent enough to share."""

@@ -19,6 +19,7 @@ import trio
 
 from certctrl.errors import CertctrlError
 from certctrl.plane import clock
+from certctrl.plane.anchor import Anchor
 from certctrl.plane.authorities import Authorities
 from certctrl.plane.ca.issuer import BuiltinCa, Issuer, Offload, inline
 from certctrl.plane.certificates import Certificates
@@ -69,13 +70,15 @@ class Plane:
         """Whether the plane is stopping and no longer holds polls."""
         self.database, self.keyring = db, keys = database, keyring
         self.ca = BuiltinCa(db, keys, wall_now, offload)
+        self.anchor = Anchor(db, keys, wall_now, offload, self.ca)
         self.stream = stream(db, length=settings.stream_length, wall_now=wall_now)
         self.clones = CloneDetector(monotonic)
         self.sessions = Sessions(db, keys, settings, wall_now)
         self.installs = Installs(db, self.stream, wall_now)
         self.devices = Devices(db, self.stream, self.sessions, self.installs, self.clones, wall_now)
         self.grants = Grants(db, settings, wall_now, monotonic)
-        self.enrolment = Enrolment(db, self.devices, self.grants, self.sessions, self.stream, wall_now)
+        parts = (self.devices, self.grants, self.sessions, self.stream)
+        self.enrolment = Enrolment(db, *parts, settings, wall_now, monotonic)
         self.certificates = Certificates(db, keys, issuer or self.ca, self.stream, settings, wall_now, monotonic)
         self.authorities = Authorities(db, self.stream, lambda: self.ca.root_pem, wall_now)
         self.reports = Reports(db, settings, wall_now)
@@ -118,10 +121,15 @@ class Plane:
                 issuer=issuer,
                 stream=stream,
             )
-            if directory is not None:
-                write_file(directory.ca, plane.ca.root_pem.encode(), mode=0o644)
+            plane.write_cas()
             plane._closing = stack.pop_all()
         return plane
+
+    def write_cas(self) -> None:
+        """Write the anchor that agents pin, and the CA of their certificates, to the data directory."""
+        if self.data is not None:
+            write_file(self.data.ca, self.anchor.ca.root_pem.encode(), mode=0o644)
+            write_file(self.data.issuing_ca, self.ca.root_pem.encode(), mode=0o644)
 
     def close(self) -> None:
         """Save the sightings in memory and close the database."""

@@ -10,7 +10,7 @@ import attrs
 from certctrl.plane.ca.sealing import fingerprint
 from certctrl.plane.clock import when
 from certctrl.plane.clones import CloneDetector
-from certctrl.plane.errors import bad_request, conflict, not_found
+from certctrl.plane.errors import bad_request, conflict, device_revoked, not_found
 from certctrl.plane.installs import Installs
 from certctrl.plane.sessions import Sessions
 from certctrl.plane.storage.database import Database, Row
@@ -124,12 +124,42 @@ class Devices:
             "SELECT * FROM devices WHERE user_id = ? AND device_public_id = ?", user_id, device_public_id
         )
 
+    def namesakes(self, device_public_id: str, name: str) -> list[dict[str, Any]]:
+        """Return the devices, of all users, that have this id or this name; operators see them before they approve."""
+        rows = self._db.all(
+            "SELECT d.*, u.name AS user FROM devices d JOIN users u ON u.id = d.user_id"
+            " WHERE (d.device_public_id = ? AND ? != '') OR (d.name = ? AND ? != '')"
+            " ORDER BY d.device_public_id != ?, d.id LIMIT 20",
+            *(device_public_id, device_public_id, name, name, device_public_id),
+        )
+        shown = ("id", "user_id", "user", "name", "status")
+        return [
+            {key: row[key] for key in shown} | {"same_id": row["device_public_id"] == device_public_id} for row in rows
+        ]
+
+    def is_known(self, device_public_id: str) -> bool:
+        """Return whether any user has, or expects, a device with this public id."""
+        return self._db.one("SELECT 1 FROM devices WHERE device_public_id = ?", device_public_id) is not None
+
+    def refuse_revoked(self, public_key: bytes, device_public_id: str = "", *, restoring: int | None = None) -> None:
+        """Raise ErrorResponse 403 if a revoked device of any user has this key or id, except the one being restored."""
+        row = self._db.one(
+            "SELECT revoked_at, revoke_reason FROM devices"
+            " WHERE status = 'revoked' AND (public_key = ? OR device_public_id = ?) AND id IS NOT ?",
+            public_key,
+            device_public_id,
+            restoring,
+        )
+        if row is not None:
+            raise device_revoked(row["revoked_at"], row["revoke_reason"])
+
     def activate(self, device_id: int, facts: DeviceFacts, public_key: bytes) -> None:
         """Bind a device to its key and make it active, inside the caller's transaction."""
         self._clones.forget(device_id)
         self._db.run(
             "UPDATE devices SET status = 'active', name = ?, platform = ?, model = ?, app_version = ?, user_agent = ?,"
-            " public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = ''"
+            " public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = '',"
+            " anchor_sha256 = ''"
             " WHERE id = ?",
             facts.name,
             facts.platform,

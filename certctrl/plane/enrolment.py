@@ -7,13 +7,16 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from certctrl.plane.ca.sealing import fingerprint
 from certctrl.plane.clock import when
 from certctrl.plane.devices import DeviceFacts, Devices
-from certctrl.plane.errors import bad_request, conflict, device_revoked, invalid_token, not_found
+from certctrl.plane.errors import bad_request, conflict, device_revoked, forbidden, invalid_token, not_found
 from certctrl.plane.grants import Grants
+from certctrl.plane.key_proofs import Claim, KeyProofs
 from certctrl.plane.sessions import Sessions
-from certctrl.plane.settings import DAY
+from certctrl.plane.settings import DAY, PlaneSettings
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import digest
 from certctrl.plane.storage.signal_stream import SignalStream
@@ -21,6 +24,19 @@ from certctrl.plane.storage.signal_stream import SignalStream
 _MAX_VALIDITY = 3650 * DAY
 
 log = logging.getLogger("certctrl.Plane")
+
+
+@attrs.frozen(kw_only=True)
+class Proof:
+    """What a registration says about the possession of its key."""
+
+    offered: bool = False
+    """Whether the agent can answer a challenge."""
+    answer: str = attrs.field(default="", repr=False)
+
+
+UNPROVEN = Proof()
+"""An agent that knows no challenges."""
 
 
 class Enrolment:
@@ -33,7 +49,9 @@ class Enrolment:
         grants: Grants,
         sessions: Sessions,
         stream: SignalStream,
+        settings: PlaneSettings,
         wall_now: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._db = database
         self._devices = devices
@@ -41,18 +59,33 @@ class Enrolment:
         self._sessions = sessions
         self._stream = stream
         self._wall_now = wall_now
+        self._allow_unproven_keys = settings.allow_unproven_keys or database.setting("unproven_keys") == "allowed"
+        self._proofs = KeyProofs(monotonic)
 
     def register_approved(
-        self, user_id: int, registration_code: str, facts: DeviceFacts, public_key: bytes
+        self, user_id: int, registration_code: str, facts: DeviceFacts, public_key: bytes, proof: Proof = UNPROVEN
     ) -> dict[str, Any]:
-        """Register a device that an operator approved, even if it was revoked or has a new key."""
-        with self._db.transaction():
-            self._grants.redeem(registration_code, user_id, facts.device_public_id)
-            row = self._devices.find(user_id, facts.device_public_id)
-            return self._register(row, user_id, facts, public_key)
+        """Register the device that an operator approved, under the approved name; or return a challenge for its key.
 
-    def register_unattended(self, enrolment_token: str, facts: DeviceFacts, public_key: bytes) -> dict[str, Any]:
-        """Register a device by token: a new one, or a known one with the same key.
+        An approval restores a revoked device or replaces its key only if it names the device's id, and was given after
+        the device was revoked.
+        """
+        with self._db.transaction():
+            grant = self._grants.approved(registration_code, user_id, facts.device_public_id)
+            row = self._devices.find(user_id, facts.device_public_id)
+            self._check_consent(grant, row, facts.device_public_id)
+            self._devices.refuse_revoked(public_key, restoring=None if row is None else row["id"])
+            challenge = self._challenge(registration_code, facts.device_public_id, public_key, proof)
+            if challenge is not None:
+                return challenge
+            self._grants.use(grant)
+            approved = attrs.evolve(facts, name=grant["name"] or facts.name)
+            return self._register(row, user_id, approved, public_key)
+
+    def register_unattended(
+        self, enrolment_token: str, facts: DeviceFacts, public_key: bytes, proof: Proof = UNPROVEN
+    ) -> dict[str, Any]:
+        """Register a device by token: a new one, or a known one with the same key; or return a challenge for its key.
 
         A token is on many hosts, so it can neither restore a revoked device nor replace a device's key. A device may
         reuse a token that it has used before, because the first response may have been lost.
@@ -60,13 +93,15 @@ class Enrolment:
         with self._db.transaction():
             token = self._usable(enrolment_token)
             row = self._devices.find(token["user_id"], facts.device_public_id)
-            if row is not None and row["status"] == "revoked":
-                raise device_revoked(row["revoked_at"], row["revoke_reason"])
+            self._devices.refuse_revoked(public_key, facts.device_public_id)
             if row is not None and row["public_key"] not in (None, public_key):
                 raise conflict("This device is registered with another key; approve it by code", "KEY_MISMATCH")
             used = row is not None and self._has_used(token["id"], row["id"])
             if not used and token["max_uses"] is not None and token["uses"] >= token["max_uses"]:
                 raise invalid_token("Enrolment token is used up")
+            challenge = self._challenge(enrolment_token, facts.device_public_id, public_key, proof)
+            if challenge is not None:
+                return challenge
             answer = self._register(row, token["user_id"], facts, public_key)
             if not used:
                 self._db.run("UPDATE enrolment_tokens SET uses = uses + 1 WHERE id = ?", token["id"])
@@ -105,6 +140,32 @@ class Enrolment:
         """Void an enrolment token."""
         self._token(user_id, token_id)
         self._db.run("UPDATE enrolment_tokens SET ended_at = ? WHERE id = ?", self._wall_now(), token_id)
+
+    def _check_consent(self, grant: Row, row: Row | None, device_public_id: str) -> None:
+        """Raise ErrorResponse 403 if the operator did not approve what this registration would do."""
+        if not grant["device_public_id"] and self._devices.is_known(device_public_id):
+            what = "The approved request does not name this known device; update the agent and approve it again"
+            raise forbidden(what, "DEVICE_NOT_NAMED")
+        if row is not None and row["status"] == "revoked" and row["revoked_at"] >= (grant["decided_at"] or 0.0):
+            raise device_revoked(row["revoked_at"], row["revoke_reason"])  # the approval is older
+
+    def _challenge(
+        self, credential: str, device_public_id: str, public_key: bytes, proof: Proof
+    ) -> dict[str, Any] | None:
+        """Return the challenge that the device has to answer first; None if its key is proven.
+
+        ErrorResponse 403 for a wrong answer, and an agent without proofs, unless that is allowed and the device new.
+        """
+        claim = Claim(credential, device_public_id, public_key)
+        if proof.answer:
+            if not self._proofs.redeem(claim, proof.answer):
+                raise forbidden("The answer to the challenge is wrong or too late", "KEY_PROOF_FAILED")
+            return None
+        if proof.offered:
+            return {"challenge_b64": self._proofs.challenge(claim)}
+        if self._devices.is_known(device_public_id) or not self._allow_unproven_keys:
+            raise forbidden("This plane wants proof that a device has its key; update the agent", "KEY_PROOF_REQUIRED")
+        return None
 
     def _register(self, row: Row | None, user_id: int, facts: DeviceFacts, public_key: bytes) -> dict[str, Any]:
         """Bind the device to its key and start a session, which ends all earlier ones."""

@@ -55,9 +55,9 @@ def device_revoked(revoked_at: float | None, reason: str) -> ErrorResponse:
     return ErrorResponse("Device has been revoked", status=403, key="DEVICE_REVOKED", code=4003, params=params)
 
 
-def forbidden(what: str) -> ErrorResponse:
+def forbidden(what: str, key: str = "FORBIDDEN") -> ErrorResponse:
     """Return 403: authenticated, but not allowed."""
-    return ErrorResponse(what, status=403, key="FORBIDDEN", code=4031)
+    return ErrorResponse(what, status=403, key=key, code=4031)
 
 
 def not_found(what: str) -> ErrorResponse:
@@ -65,9 +65,9 @@ def not_found(what: str) -> ErrorResponse:
     return ErrorResponse(what, status=404, key="NOT_FOUND", code=4004)
 
 
-def conflict(what: str, key: str = "CONFLICT") -> ErrorResponse:
+def conflict(what: str, key: str = "CONFLICT", **params: Any) -> ErrorResponse:
     """Return 409: the current state does not allow it."""
-    return ErrorResponse(what, status=409, key=key, code=4009)
+    return ErrorResponse(what, status=409, key=key, code=4009, params=params)
 
 
 def cursor_expired() -> ErrorResponse:

@@ -132,15 +132,16 @@ class Grants:
         if row["status"] != "pending":
             raise conflict("This request was already decided", "ALREADY_DECIDED")
         self._db.run(
-            "UPDATE grants SET status = ?, user_id = ? WHERE id = ?",
+            "UPDATE grants SET status = ?, user_id = ?, decided_at = ? WHERE id = ?",
             "approved" if approve else "denied",
             user_id if approve else None,
+            self._wall_now(),
             row["id"],
         )
         return self.show(user_code)
 
-    def redeem(self, registration_code: str, user_id: int, device_public_id: str) -> None:
-        """Use up a registration code, inside the caller's transaction; ErrorResponse 401 if it is not valid."""
+    def approved(self, registration_code: str, user_id: int, device_public_id: str) -> Row:
+        """Return the approved grant of a registration code; ErrorResponse 401 if the code is not valid."""
         row = self._db.one("SELECT * FROM grants WHERE registration_hash = ?", digest(registration_code))
         fits = (
             row is not None
@@ -152,7 +153,11 @@ class Grants:
             raise invalid_token("Registration code is unknown or was used already")
         if row["registration_expires_at"] <= self._wall_now():
             raise invalid_token(f"Registration code expired at {when(row['registration_expires_at'])}")
-        self._db.run("UPDATE grants SET status = 'used', registration_hash = NULL WHERE id = ?", row["id"])
+        return row
+
+    def use(self, grant: Row) -> None:
+        """Use up an approved grant with its registration code, inside the caller's transaction."""
+        self._db.run("UPDATE grants SET status = 'used', registration_hash = NULL WHERE id = ?", grant["id"])
 
     def delete_expired(self) -> None:
         """Delete grants that expired a while ago."""

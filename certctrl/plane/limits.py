@@ -1,13 +1,18 @@
-"""Rate limits: token buckets for devices and addresses, lock-outs after wrong keys; in memory, bounded."""
+"""Limits: token buckets for devices and addresses, lock-outs after wrong keys, connections; in memory, bounded."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from ipaddress import IPv6Address, ip_address
+
+import attrs
 
 from certctrl.plane.errors import rate_limited
 
+_PATIENCE = 5.0
+"""Seconds in which a connection should have authenticated."""
 _MAX_CALLERS = 100_000
 """Callers remembered per limiter; the least recent are forgotten, with their bucket or lock-out."""
 
@@ -85,6 +90,56 @@ class Attempts:
     def succeeded(self, caller: Hashable) -> None:
         """Forget the caller's failures."""
         self._failures.pop(caller, None)
+
+
+class Newcomers:
+    """Connections that have not authenticated yet: at most so many per address, and in all.
+
+    One above the limit takes the place of the oldest one that has had ``_PATIENCE`` seconds to authenticate; if there is
+    none, it is refused. A connection that has authenticated no longer counts, so any number of devices behind one address
+    stays connected, and nobody keeps them out by opening connections.
+    """
+
+    def __init__(self, per_address: int, in_all: int, monotonic: Callable[[], float]) -> None:
+        self._per_address = per_address
+        self._in_all = in_all
+        self._monotonic = monotonic
+        self._all: dict[Newcomer, None] = {}
+        self._of: dict[str, dict[Newcomer, None]] = {}
+        """Caller -> its newcomers; both are in the order of arrival."""
+
+    def admit(self, caller: str, close: Callable[[], None]) -> Newcomer | None:
+        """Return a new connection of a caller, closed by ``close``; None if there are too many."""
+        now = self._monotonic()
+        for known, most in ((self._of.get(caller, {}), self._per_address), (self._all, self._in_all)):
+            if len(known) >= most:
+                oldest = next(iter(known))
+                if now - oldest.since < _PATIENCE:
+                    return None
+                oldest.close()
+                oldest.leave()
+        newcomer = Newcomer(now, close, partial(self._leave, caller))
+        self._all[newcomer] = self._of.setdefault(caller, {})[newcomer] = None
+        return newcomer
+
+    def _leave(self, caller: str, newcomer: Newcomer) -> None:
+        if newcomer in self._all:
+            del self._all[newcomer], self._of[caller][newcomer]
+            if not self._of[caller]:
+                del self._of[caller]
+
+
+@attrs.frozen(eq=False)
+class Newcomer:
+    """One connection until it authenticates or closes."""
+
+    since: float
+    close: Callable[[], None]
+    _leave: Callable[[Newcomer], None]
+
+    def leave(self) -> None:
+        """Count this connection no longer; repeated calls do nothing."""
+        self._leave(self)
 
 
 def caller_of(address: str) -> str:

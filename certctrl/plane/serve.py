@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import attrs
 import trio
@@ -34,8 +36,13 @@ class PlaneAddress:
 
     url: str
     ca_file: Path
-    """The root CA of the plane's own certificate and of all certificates it issues, in PEM."""
+    """The root CA of the plane's own certificate, in PEM."""
     operator_key_file: Path
+
+    @property
+    def issuing_ca_file(self) -> Path:
+        """The root CA of the certificates that the plane issues, in PEM."""
+        return DataDir(self.ca_file.parent).issuing_ca
 
 
 async def serve_plane(
@@ -55,8 +62,11 @@ async def serve_plane(
     """
     with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync) as plane:
         assert plane.data is not None
-        certificate = ServerCertificate(plane, plane.data, names_of(host, hostnames))
+        names = names_of(host, hostnames)
+        certificate = ServerCertificate(plane, plane.data, names)
+        _reserve(plane, names)
         await certificate.load()
+        plane.anchor.on_switch = partial(_replace_anchor, plane, certificate)
         with listen(host, port) as sock:
             port = sock.getsockname()[1]
             url = f"https://{host_for_url(host, hostnames)}:{port}"
@@ -101,6 +111,23 @@ async def _renew_forever(certificate: ServerCertificate) -> None:
                 log.info("renewed the plane's own certificate")
         except CertctrlError as error:
             log.error("cannot renew the plane's own certificate: %s", error)
+
+
+def _reserve(plane: Plane, names: Sequence[str]) -> None:
+    """Keep the CA from issuing certificates with which one could impersonate the plane; log those that exist."""
+    page = (urlsplit(plane.settings.public_url).hostname or "").rstrip(".")
+    for row in plane.certificates.reserve((*names, *([page] if page else []))):
+        log.warning(
+            "certificate %d (%s) is valid for a name of this control plane; it cannot be renewed, revoke it",
+            row["id"],
+            row["domain_name"],
+        )
+
+
+async def _replace_anchor(plane: Plane, certificate: ServerCertificate) -> None:
+    plane.write_cas()
+    if await certificate.renew_when_due():
+        log.info("the control plane's own certificate is from its own CA now: %s", plane.anchor.own.root_fingerprint)
 
 
 def _address(url: str, data: DataDir) -> PlaneAddress:

@@ -35,6 +35,8 @@ class PlaneSettings:
     """Outcomes stored per device."""
     public_url: str = ""
     """Base of the verification URL; empty: the URL that the device used."""
+    allow_unproven_keys: bool = False
+    """Whether agents that cannot prove possession of their key may register new devices."""
     page_session_seconds: int = 3600
     sign_in_attempts: int = 5
     """Wrong operator keys before more of them from one address are refused for a while; the right key never is."""

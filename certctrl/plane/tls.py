@@ -1,4 +1,4 @@
-"""The plane's own TLS certificate: issued by its own CA, stored in two files, renewed while serving."""
+"""The plane's own TLS certificate: issued by the CA in ``Plane.anchor``, stored in two files, renewed while serving."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ServerCertificate:
             ) from None
 
     async def _renew(self) -> None:
-        issued = await self._plane.ca.issue(self._names, key_type=KEY_TYPES[0], validity_seconds=_VALIDITY)
+        issued = await self._plane.anchor.ca.issue(self._names, key_type=KEY_TYPES[0], validity_seconds=_VALIDITY)
         key = serialization.load_der_private_key(issued.private_key_der, None)
         assert isinstance(key, PrivateKey)  # the CA made it
         # A crash between the two writes leaves a mismatched pair; the next start detects and replaces it.
@@ -85,7 +85,7 @@ class ServerCertificate:
             or not self._plane.wall_now() - begin > 0
             or left < _VALIDITY / 3
             or key.public_key() != certificate.public_key()
-            or not self._plane.ca.signs(certificate)
+            or not self._plane.anchor.ca.signs(certificate)
         )
 
 

@@ -167,11 +167,11 @@ class DeviceFlow:
         return self._end or PollGrant(self._next_at)
 
 
-def uri_problem(uri: str, server_url: str) -> str | None:
+def uri_problem(uri: str, server_url: str, approval_host: str = "") -> str | None:
     """Return why operators must not be sent to ``uri``; None if it is a page of the control plane.
 
     It must be https (http if the plane's own URL is http on the same host), without credentials, and on the plane's
-    host or one that shares its parent domain.
+    host or on ``approval_host``, which this host's operator has configured.
     """
     try:
         page, plane = urlsplit(uri), urlsplit(server_url)
@@ -183,18 +183,6 @@ def uri_problem(uri: str, server_url: str) -> str | None:
         return "it is not https"
     if page.username is not None or page.password is not None:
         return "it carries credentials"
-    if not theirs or not _related(ours, theirs):
+    if not theirs or theirs not in (ours, approval_host.lower()):
         return f"it is on another host than {ours or 'the control plane'}"
     return None
-
-
-def _related(ours: str, theirs: str) -> bool:
-    """Return whether hosts are equal, one below the other, or siblings below a parent of at least two labels."""
-    if ours == theirs:
-        return True
-    if any(":" in host or host.rpartition(".")[2].isdigit() for host in (ours, theirs)):
-        return False  # an address has no parent domain
-    mine, other = ours.split("."), theirs.split(".")
-    if theirs.endswith("." + ours) or (ours.endswith("." + theirs) and len(other) >= 2):
-        return True
-    return mine[1:] == other[1:] and len(mine) >= 3

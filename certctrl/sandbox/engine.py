@@ -238,7 +238,7 @@ class Sandbox:
             await scenario.wait_until_deployed()
             async with server.running() as pid:
                 await scenario.witness.send(op="guard", pid=pid)
-                await scenario.open_service(server, ca_file=address.ca_file)
+                await scenario.open_service(server, ca_file=address.issuing_ca_file)
                 with self.renewing:
                     await scenario.act(duration=self.options.duration, every=self.options.every)
                     latencies = await baseline.measure(scenario.operator, scenario.witness, server)

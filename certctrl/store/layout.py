@@ -29,6 +29,9 @@ class ConfigDir:
         self.refresh_token = self.state / "refresh_token.txt"
         self.device_id = self.state / "device_id.txt"
         self.known_plane = self.state / "plane.json"
+        self.taken_plane_ca = self.state / "plane-ca.pem"
+        self.next_plane_ca = self.state / "plane-ca.next.pem"
+        self.next_device_id = self.state / "device_id.next"
         self.last_cursor = self.state / "last_cursor.txt"
         self.last_poll_time = self.state / "last_poll_time.txt"
         self.pending_acks = self.state / "pending_acks.json"
@@ -50,6 +53,7 @@ class ConfigDir:
         self.keys = root / "keys"
         self.device_public_key = self.keys / "dev_pk.bin"
         self.device_secret_key = self.keys / "dev_sk.bin"
+        self.next_secret_key = self.keys / "dev_sk.next"
         self.account_keys = self.keys / "account_keys"
 
         self.certs = root / "certs"

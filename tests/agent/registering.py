@@ -48,11 +48,14 @@ class FakePlane:
     started: GrantStarted = STARTED
     device_id: int = 9
     polls: list[float] = attrs.field(factory=list)
+    asked: list[str] = attrs.field(factory=list)
+    """Device ids for which an approval was requested."""
     forms: list[dict[str, Any]] = attrs.field(factory=list)
     at_post: Callable[[dict[str, Any]], None] = lambda form: None
 
-    async def start_grant(self, scopes: Any, *, name: str, platform: str) -> GrantStarted:
+    async def start_grant(self, scopes: Any, *, name: str, platform: str, device_public_id: str) -> GrantStarted:
         assert name and platform, "the approval page shows both"
+        self.asked.append(device_public_id)
         return self.started
 
     async def poll_grant(self, device_code: str) -> Any:

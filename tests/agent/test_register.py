@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import stat
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 import trio
-from nacl.public import PrivateKey
-from registering import READY, STARTED, URL, WALL, FakePlane, Host, access
+from nacl.public import PrivateKey, PublicKey, SealedBox
+from registering import FILES, READY, STARTED, URL, WALL, FakePlane, Host, access
 from trio.testing import MockClock
 
 from certctrl.agent.register import DeviceFlowPrompt, Registered
@@ -56,7 +58,7 @@ async def test_an_operator_approves(host: Host, autojump_clock: MockClock, caplo
     assert keys is not None
     assert tokens.refresh_token == "canary-refresh-1"
     assert form["public_key"] == keys.public == bytes(PrivateKey(keys.secret).public_key)
-    assert form["device_public_id"] == host.store.load_device_id()
+    assert [form["device_public_id"]] == [host.store.load_device_id()] == plane.asked, "approved for this id"
     assert "canary" not in caplog.text + repr(done) + repr(plane.started)
     assert "BDFH" not in caplog.text, "the code is for the person, not for the log"
 
@@ -133,19 +135,19 @@ async def test_id_and_keys_are_stored_before_anything_is_sent(host: Host, autoju
     """The secret key must be durable before the plane encrypts anything to the public one."""
 
     def check_disk(form: dict[str, Any]) -> None:
-        keys = SessionState(host.layout, RealFs()).load_device_keys()
-        assert keys is not None
-        assert keys.public == form["public_key"]
-        for path in (host.layout.device_secret_key, host.layout.device_public_key):
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        device_id, secret = SessionState(host.layout, RealFs()).load_next_identity()
+        assert secret is not None
+        assert (device_id, bytes(PrivateKey(secret).public_key)) == (form["device_public_id"], form["public_key"])
+        assert stat.S_IMODE(host.layout.next_secret_key.stat().st_mode) == 0o600
         reserved = [path for path in host.layout.state.iterdir() if path.name.startswith(".")]
         assert len(reserved) == 2, "space for both tokens"
         assert not token_lock(host.layout).try_acquire(), "no daemon can refresh in between"
 
     await host.register(FakePlane(at_post=check_disk), token="t")
     assert [path.name for path in host.layout.state.iterdir() if path.name.startswith(".")] == []
-    for path in (host.layout.access_token, host.layout.refresh_token):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for name in FILES:
+        assert stat.S_IMODE(getattr(host.layout, name).stat().st_mode) == 0o600
+    assert not host.layout.next_secret_key.exists() and not host.layout.next_device_id.exists()
     free = token_lock(host.layout)
     assert free.try_acquire()
     free.release()
@@ -202,6 +204,65 @@ async def test_a_refused_registration_leaves_the_old_one(host: Host, autojump_cl
     assert "enrolment" in (caught.value.fix or "")
     assert host.store.load_tokens() == before
     assert len(plane.forms) == 2
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"\0" * 40, b"\xff\xfe"])
+@pytest.mark.parametrize("name", FILES)
+async def test_a_refused_registration_replaces_nothing(
+    host: Host, autojump_clock: Any, name: str, damage: bytes | None
+) -> None:
+    """Found by review: a new id and new keys were stored before the plane refused them."""
+
+    def stored() -> dict[str, bytes | None]:
+        paths = [getattr(host.layout, name) for name in FILES]
+        return {path.name: path.read_bytes() if path.exists() else None for path in paths}
+
+    plane = FakePlane()
+    await host.register(plane, token="t")
+    if damage is None:
+        getattr(host.layout, name).unlink()
+    else:
+        getattr(host.layout, name).write_bytes(damage)
+    before = stored()
+    plane.answers = [PlaneError("token used up", status=401), PlaneError("denied", status=403)]
+    for _ in range(2):
+        with pytest.raises(NotRegisteredError):
+            await host.register(plane, token="t")
+        assert stored() == before
+    await host.register(plane, token="t")
+    _, first, second, last = plane.forms
+    assert first["public_key"] == second["public_key"] == last["public_key"], "one new key, however often it is refused"
+    assert first["device_public_id"] == second["device_public_id"] == last["device_public_id"]
+    assert host.store.load_device_id() == last["device_public_id"]
+
+
+@pytest.mark.parametrize("damage", [None, b"\xff\xfe"])
+async def test_a_public_key_is_computed_from_its_secret_key(
+    host: Host, autojump_clock: Any, damage: bytes | None
+) -> None:
+    """A new pair would be refused as another device's, and could not open what is sealed to the old one."""
+    plane = FakePlane()
+    await host.register(plane, token="t")
+    if damage is None:
+        host.layout.device_public_key.unlink()
+    else:
+        host.layout.device_public_key.write_bytes(damage)
+    await host.register(plane, token="t")
+    assert plane.forms[0]["public_key"] == plane.forms[1]["public_key"]
+
+
+async def test_the_key_of_a_registration_is_proven(host: Host, autojump_clock: Any) -> None:
+    def challenge(form: dict[str, Any]) -> None:
+        sealed = SealedBox(PublicKey(form["public_key"])).encrypt(b"r" * 32)
+        assert form["prove"](sealed) == base64.b64encode(sha256(b"cert-ctrl key proof\0" + b"r" * 32).digest()).decode()
+        other = SealedBox(PrivateKey.generate().public_key).encrypt(b"r" * 32)
+        for wrong in (other, sealed[:-1], b"", b"x"):
+            with pytest.raises(BadAnswerError, match="not sealed to this device's key"):
+                form["prove"](wrong)
+
+    plane = FakePlane(at_post=challenge)
+    await host.register(plane, token="t")
+    assert len(plane.forms) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"\xff\xfe"])

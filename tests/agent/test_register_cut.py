@@ -84,16 +84,22 @@ def register_on(fs: ModelFs) -> None:
     fs.promise(printed=fs.promises["session"])
 
 
+def stored_keys(store: SessionState) -> list[bytes]:
+    """Return the public keys of the secret keys on the disk."""
+    secrets = (store.load_device_secret(), store.load_next_identity()[1])
+    return [bytes(PrivateKey(secret).public_key) for secret in secrets if secret is not None]
+
+
 def consistent(fs: ModelFs) -> None:
     """Compare a disk with what the plane knows, then run `register` again on it."""
     store = SessionState(ROOT, fs)
     if "public_key" in fs.promises:
-        keys = store.load_device_keys()
-        assert keys is not None, "the plane seals to a key that is gone"
-        assert keys.public == fs.promises["public_key"]
-        assert store.load_device_id() == fs.promises["public_id"]
+        assert fs.promises["public_key"] in stored_keys(store), "the plane seals to a key that is gone"
+        assert fs.promises["public_id"] in (store.load_device_id(), store.load_next_identity()[0])
     tokens = store.load_tokens()
     if "printed" in fs.promises:
+        keys = store.load_device_keys()
+        assert keys is not None and keys.public == fs.promises["public_key"]
         assert tokens is not None, "registered, and the session is gone"
         assert int(tokens.refresh_token.partition("-")[2]) >= fs.promises["printed"]
     before = dict(fs.promises)

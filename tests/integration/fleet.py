@@ -193,6 +193,11 @@ class Plane:
         """The CA file for agents."""
         return self.data / "ca.pem"
 
+    @property
+    def issuing_ca(self) -> Path:
+        """The CA file for clients of services."""
+        return self.data / "issuing-ca.pem"
+
     def start(self) -> None:
         """Start it on its port and wait until it serves."""
         listen = f"{HOST}:{self._port}"

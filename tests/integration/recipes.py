@@ -223,11 +223,11 @@ class Trial:
     def target(self) -> dict[str, Any]:
         """Return the parameters for `load_client`."""
         return {"kind": self.recipe.kind, "host": HOST, "port": self.recipe.port, "name": self.recipe.domain,
-                "ca": str(self.plane.ca)}  # fmt: skip
+                "ca": str(self.plane.issuing_ca)}  # fmt: skip
 
     def served(self) -> str:
         """Return the serial that the service serves now."""
-        line = Line(self.target(), ssl.create_default_context(cafile=str(self.plane.ca)))
+        line = Line(self.target(), ssl.create_default_context(cafile=str(self.plane.issuing_ca)))
         line.close()
         return line.serial
 

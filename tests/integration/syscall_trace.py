@@ -10,8 +10,8 @@ import attrs
 
 CALLS = ("open", "openat", "openat2", "creat", "mkdir", "mkdirat", "mknod", "mknodat", "chmod", "fchmod", "fchmodat",
          "rename", "renameat", "renameat2", "link", "linkat")  # fmt: skip
-PUBLIC = frozenset({"certificate.pem", "chain.pem", "fullchain.pem", "plane-ca.pem", "application.json", "policy.json",
-                    "ioc_config.json", "log_config.json"})  # fmt: skip
+PUBLIC = frozenset({"certificate.pem", "chain.pem", "fullchain.pem", "plane-ca.pem",
+                    "application.json", "policy.json", "ioc_config.json", "log_config.json"})  # fmt: skip
 OTHERS = 0o077
 
 

@@ -32,7 +32,7 @@ class Onlooker:
     def __init__(self, fleet: Fleet, stage: Stage) -> None:
         self.seen: dict[int, list[str]] = {cert_id: [] for cert_id in stage.ids}
         self._port, self._ids = stage.service.server.port, stage.ids
-        self._context = ssl.create_default_context(cafile=str(stage.plane.ca))
+        self._context = ssl.create_default_context(cafile=str(stage.plane.issuing_ca))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look_on, daemon=True)
         self._thread.start()

@@ -108,12 +108,12 @@ def test_openssl_sees_the_new_serial_after_each_of_10_renewals(
     allow_service(agent.layout, service.server)
     plane.operator.put_items(agent.device_id, install_items(service.server, {cert_id: name}))
     agent.start()
-    shown = [shown_serial(openssl, service.server.port, name, plane.ca)]
+    shown = [shown_serial(openssl, service.server.port, name, plane.issuing_ca)]
     for _ in range(10):
         plane.operator.renew(cert_id)
         issued = plane.operator.serial(cert_id)
         wait_for(partial(agent.acked, issued), "the ack of the renewal")
-        shown.append(shown_serial(openssl, service.server.port, name, plane.ca))
+        shown.append(shown_serial(openssl, service.server.port, name, plane.issuing_ca))
         assert shown[-1] == issued.replace(":", "")  # the ack reports it as served: no waiting, no retry
     assert len(set(shown)) == 11
     assert agent.daemon.stop() == 0

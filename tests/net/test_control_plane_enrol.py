@@ -24,9 +24,9 @@ async def test_a_grant_is_started_and_polled() -> None:
     ready = {"status": "ready", "user_id": 7, "registration_code": "canary2"}
     http = FakeHttp(ok(started), ok({"status": "pending"}), ok(ready), TransportError("no route"), page(502))
     plane = plane_of(http)
-    grant = await plane.start_grant(["device"], name="web-1", platform="Debian 12")
+    grant = await plane.start_grant(["device"], name="web-1", platform="Debian 12", device_public_id="uuid")
     asked = {"action": "device_start", "scopes": ["device"], "name": "web-1", "platform": "Debian 12"}
-    assert http.sent[0].json == asked
+    assert http.sent[0].json == asked | {"device_public_id": "uuid"}
     assert "canary" not in repr(grant)
     assert isinstance(await plane.poll_grant("canary"), GrantPending)
     assert http.sent[1].json == {"action": "device_poll", "device_code": "canary"}
@@ -58,6 +58,31 @@ async def test_registration_sends_the_public_half_and_one_credential(by_token: b
         name: sent[name] for name in ("user_id", "registration_code", "enrolment_token") if name in sent
     } == credential
     assert sent["app_version"] in sent["user_agent"]
+
+
+def registering(**more: Any) -> dict[str, Any]:
+    facts = {"device_public_id": "uuid", "name": "web-1", "platform": "linux", "model": "m", "enrolment_token": "et"}
+    return facts | {"public_key": bytes(range(32))} | more
+
+
+async def test_a_registration_answers_the_challenge_for_its_key() -> None:
+    http = FakeHttp(ok({"challenge_b64": "c2VhbGVk"}), ok(REGISTERED))
+    done = await plane_of(http).register(**registering(prove=lambda sealed: f"opened {sealed.decode()}"))
+    assert done.device_id == 9
+    first, second = (sent.json for sent in http.sent)
+    assert first["features"] == ["key-proof"]
+    assert second == first | {"challenge_response": "opened sealed"}
+
+
+async def test_a_plane_may_send_no_challenge_but_not_two() -> None:
+    def never(sealed: bytes) -> str:
+        raise AssertionError(sealed)
+
+    assert (await plane_of(FakeHttp(ok(REGISTERED))).register(**registering(prove=never))).device_id == 9
+    challenge = ok({"challenge_b64": "c2VhbGVk"})
+    for answers in ([challenge, challenge], [ok({"challenge_b64": "!"})], [ok({"challenge_b64": 7})]):
+        with pytest.raises(BadAnswerError):
+            await plane_of(FakeHttp(*answers)).register(**registering(prove=lambda sealed: "x"))
 
 
 async def test_a_refresh_uses_the_configured_path_and_a_short_deadline() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from nacl.public import PrivateKey, SealedBox
 
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
@@ -21,6 +22,7 @@ from certctrl.plane.serve import serve_plane
 from certctrl.protocol import events
 from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady
 from certctrl.protocol.steps import Poll
+from certctrl.protocol.wire.enrolment import key_proof
 from certctrl.protocol.wire.install_config import install_config_from_wire
 
 WALL = 1_790_000_000.0
@@ -51,13 +53,17 @@ async def world(nursery: trio.Nursery, tmp_path: Path) -> AsyncIterator[World]:
     await http.aclose()
 
 
+SECRET = PrivateKey.generate()
+
+
 async def enrolled(world: World, **credential: Any) -> Any:
     return await world.agent.register(
         device_public_id="23229bf7-5172-02c7-59a2-76d5b4a40090",
-        public_key=bytes(range(32)),
+        public_key=bytes(SECRET.public_key),
         name="web-1",
         platform="linux",
         model="test",
+        prove=lambda sealed: key_proof(SealedBox(SECRET).decrypt(sealed)),
         **credential,
     )
 

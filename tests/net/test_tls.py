@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 from certctrl.errors import ConfigError
 from certctrl.model.config import HttpClientConfig
 from certctrl.net import tls
-from certctrl.net.tls import Trust, client_context
+from certctrl.net.tls import PlaneCa, Trust, client_context
 
 
 def subjects(context: ssl.SSLContext) -> list[object]:
@@ -99,6 +99,30 @@ def test_a_client_certificate_that_does_not_load_is_reported(ca: trustme.CA, tmp
         with pytest.raises(ConfigError, match=words) as caught:
             client_context([], cert, wrong)
         assert "client_certificate" in str(caught.value)
+
+
+def test_a_ca_that_the_plane_has_handed_out_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old, new = trustme.CA(), trustme.CA()
+    files = PlaneCa.below(tmp_path)
+    files.configured.write_bytes(old.cert_pem.bytes())
+    files.next.parent.mkdir()
+    trust = Trust(HttpClientConfig(ca_files=("plane-ca.pem",)), tmp_path)
+    before = subjects(trust.context())
+    files.next.write_bytes(files.stamp() + b"damaged")
+    assert subjects(trust.context()) == before, "the plane stays reachable"
+    trust.context()
+    assert caplog.text.count("has handed out") == 1, "said once"
+    files.next.write_bytes(files.stamp() + new.cert_pem.bytes())
+    assert len(subjects(trust.context())) == 2, "both"
+    files.next.rename(files.taken)
+    after = subjects(trust.context())
+    assert len(after) == 1 and after != before, "only the new one"
+    again = Trust(HttpClientConfig(ca_files=("plane-ca.pem",)), tmp_path)
+    assert subjects(again.context()) == after
+    other = Trust(HttpClientConfig(ca_files=(str(files.configured),)), tmp_path)
+    assert subjects(other.context()) == before, "only for the file that init writes"
+    files.configured.write_bytes(old.cert_pem.bytes() + b"# changed by the operator")
+    assert subjects(trust.context()) == before
 
 
 def test_a_rotated_ca_file_is_reloaded_unless_it_is_broken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

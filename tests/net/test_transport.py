@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import ssl
 
 import pytest
 import trio
 import trio.testing
+import trustme
 
 from certctrl import __version__
 from certctrl.errors import DeadlineError, TransportError
 from certctrl.net import pools, transport
+from certctrl.net.tls import PlaneCa
 
 CAP = 1 << 20
 
@@ -66,6 +69,23 @@ async def test_plain_http_on_loopback(start, connect) -> None:
     site = await start(plain=True)
     http = connect(site.url, allow_http_loopback=True, ca_files=())
     assert (await http.request("GET", "/", deadline=5, cap=CAP)).status == 200
+
+
+async def test_the_planes_next_ca_counts_for_the_next_request(start, connect, tmp_path) -> None:
+    """Not only ten minutes later: the plane may serve a certificate of it by then."""
+    served, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.issue_cert("127.0.0.1").configure_cert(context)
+    site = await start(context=context)
+    trustme.CA().cert_pem.write_to_path(tmp_path / "plane-ca.pem")
+    http = connect(site.url, ca_files=("plane-ca.pem",))
+    with pytest.raises(TransportError, match="is not signed by the CA in ca_files"):
+        await http.request("GET", "/", deadline=5, cap=CAP)
+    files = PlaneCa.below(tmp_path)
+    files.next.parent.mkdir()
+    files.next.write_bytes(files.stamp() + served.cert_pem.bytes())
+    assert (await http.request("GET", "/", deadline=5, cap=CAP)).status == 200
+    assert (await http.request("GET", "/", deadline=5, cap=CAP)).status == 200
+    assert len(http._pools._all) == 1
 
 
 # --- deadline and cancellation ------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import trio
 from plane_socket import FAST
-from plane_world import WALL, Client, Clock, World, registration
+from plane_world import WALL, Client, Clock, World
+from proving import registration
 
 from certctrl.plane.core import Plane
 from certctrl.plane.http.app import make_app

@@ -12,11 +12,13 @@ from typing import Any
 import attrs
 import trio
 from nacl.public import PrivateKey
+from proving import answered
 
 from certctrl.plane.serve import PlaneAddress
 from certctrl.plane.settings import PlaneSettings
 
 UPDATES = "/apiv1/devices/self/updates"
+REGISTER = "/apiv1/device/registration"
 FAST = PlaneSettings(poll_rate=10_000, poll_burst=10_000)
 
 
@@ -93,7 +95,8 @@ def operator_key(address: PlaneAddress) -> str:
 async def enrolled(operator: Connection, form: Callable[..., dict[str, Any]], public_id: str = "device-1") -> Any:
     token = (await operator.ask("POST", "/apiv1/users/1/enrolment-tokens", {})).data["token"]
     body = form(public_id, PrivateKey.generate()) | {"enrolment_token": token}
-    return (await operator.ask("POST", "/apiv1/device/registration", body)).data
+    challenge = (await operator.ask("POST", REGISTER, body)).data
+    return (await operator.ask("POST", REGISTER, answered(body, challenge))).data
 
 
 async def fds_back_to(before: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import attrs
 import trio
 from nacl.public import PrivateKey
+from proving import answered, registration
 
 from certctrl.plane.core import Plane
 from certctrl.plane.http.faults import Faults
@@ -17,6 +17,7 @@ from certctrl.plane.http.faults import Faults
 WALL = 1_790_000_000.0
 PUBLIC_ID = "23229bf7-5172-02c7-59a2-76d5b4a40090"
 UPDATES = "/apiv1/devices/self/updates"
+REGISTER = "/apiv1/device/registration"
 
 
 @attrs.define
@@ -152,28 +153,20 @@ class World:
     operator: Client
     stranger: Client
 
+    async def register(self, body: dict[str, Any]) -> Reply:
+        """Register with these fields, answering the challenge; return the last reply."""
+        reply = await self.stranger("POST", REGISTER, body)
+        if reply.status == 200 and "challenge_b64" in reply.data:
+            reply = await self.stranger("POST", REGISTER, answered(body, reply.data))
+        return reply
+
     async def device(self, public_id: str = PUBLIC_ID, name: str = "web-1") -> Device:
         """Register a device with an enrolment token."""
         token = self.plane.enrolment.new_token(1)["token"]
         secret = PrivateKey.generate()
-        reply = await self.stranger(
-            "POST", "/apiv1/device/registration", registration(public_id, secret, name) | {"enrolment_token": token}
-        )
+        reply = await self.register(registration(public_id, secret, name) | {"enrolment_token": token})
         device, session = reply.data["device"], reply.data["session"]
         return Device(
             self.app, session["access_token"], id=device["id"], user_id=device["user_id"],
             refresh_token=session["refresh_token"], public_id=public_id, secret=secret,
         )  # fmt: skip
-
-
-def registration(public_id: str, secret: PrivateKey, name: str = "web-1") -> dict[str, Any]:
-    """Return the fields of a registration."""
-    return {
-        "device_public_id": public_id,
-        "dev_pk": base64.b64encode(bytes(secret.public_key)).decode(),
-        "name": name,
-        "platform": "linux",
-        "model": "x86_64",
-        "app_version": "0.1.0",
-        "user_agent": "cert-ctrl/0.1.0",
-    }

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 import pytest
 from nacl.public import PrivateKey
+from proving import answered
 
 from certctrl.cli.main import run_command
 from certctrl.cli.output import short_serial
@@ -66,6 +67,10 @@ class Site:
     def __call__(self, *argv: str) -> Result:
         return self.cli("plane", *argv, "--data", str(self.data))
 
+    def register(self, body: dict[str, Any]) -> Any:
+        path = "/apiv1/device/registration"
+        return self.post(path, answered(body, self.post(path, body)))
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"content-type": "application/json"}
@@ -98,9 +103,7 @@ def device(site: Site, form: Callable[..., dict[str, Any]], request: pytest.Fixt
     """Register a device named after the test, with a token that a command printed."""
     token = site("enrolment-token", "--uses", "0", "--label", "tests").output.strip()
     name = request.node.name.replace("_", "-")
-    site.post(
-        "/apiv1/device/registration", form(f"id-{name}"[:64], PrivateKey.generate(), name) | {"enrolment_token": token}
-    )
+    site.register(form(f"id-{name}"[:64], PrivateKey.generate(), name) | {"enrolment_token": token})
     return name
 
 
@@ -183,9 +186,7 @@ def test_several_devices_and_duplicates(
     site: Site, device: str, form: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     token = site("enrolment-token").output.strip()
-    site.post(
-        "/apiv1/device/registration", form("id-second", PrivateKey.generate(), "second") | {"enrolment_token": token}
-    )
+    site.register(form("id-second", PrivateKey.generate(), "second") | {"enrolment_token": token})
     both = ("--device", device, "--device", "second")
     issued = site("issue", "many.example", "Many.example.", "www.many.example", "--json")
     assert issued.err == "note: many.example is given 2 times; the certificate contains it once\n"
@@ -263,6 +264,23 @@ def test_private_cas(site: Site, device: str) -> None:
     assert "is assigned to device" in site("ca", "assign", row["name"], "--device", device).output
     assert row["name"] in site("ca", "list").output
     assert "is no longer assigned to" in site("ca", "unassign", str(row["id"]), "--device", device).output
+
+
+@pytest.mark.integration
+def test_approve_shows_who_asks_and_asks_before_it_decides(
+    site: Site, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = {"action": "device_start", "name": "web-8", "device_public_id": f"id-{device}"[:64]}
+    grant = site.post("/auth/device", start)
+    monkeypatch.setattr("sys.stdin", Terminal("n\ny\n"))
+    result = site("approve", grant["user_code"])
+    assert (result.status, "Approve web-8 at 127.0.0.1 for user 1?" in result.out) == (ExitStatus.FAILED, True)
+    assert f"id        id-{device}"[:74] in result.err
+    assert "note: this is device" in result.err and "approving replaces its session" in result.err
+    poll = {"action": "device_poll", "device_code": grant["device_code"]}
+    assert site.post("/auth/device", poll)["status"] == "authorization_pending"
+    assert "approved web-8" in site("approve", grant["user_code"]).output
+    assert site("approve", grant["user_code"]).status == ExitStatus.FAILED, "decided, without asking again"
 
 
 @pytest.mark.integration

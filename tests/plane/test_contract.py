@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
-from nacl.public import PrivateKey
+from nacl.public import PrivateKey, SealedBox
 from plane_world import World
 
 from certctrl.errors import PlaneError
@@ -21,6 +21,7 @@ from certctrl.plane.http.faults import Fault
 from certctrl.protocol import events
 from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady, GrantSlowDown
 from certctrl.protocol.steps import Poll
+from certctrl.protocol.wire.enrolment import key_proof
 from certctrl.protocol.wire.install_config import install_config_from_wire
 from certctrl.protocol.wire.signals import ack_event
 
@@ -64,23 +65,32 @@ def operator(world: World) -> Operator:
 
 async def registered(agent: ControlPlane, operator: Operator, public_id: str = "device-number-1") -> Any:
     token = (await operator.create_enrolment_token(1))["token"]
-    key = bytes(PrivateKey.generate().public_key)
-    return await agent.register(
-        device_public_id=public_id, public_key=key, name="web-1", platform="linux", model="x", enrolment_token=token
-    )
+    return await agent.register(**described(public_id), enrolment_token=token)
+
+
+def described(public_id: str) -> dict[str, Any]:
+    """Return what a new device says of itself."""
+    secret = PrivateKey.generate()
+    return {
+        "device_public_id": public_id,
+        "public_key": bytes(secret.public_key),
+        "name": "web-1",
+        "platform": "linux",
+        "model": "x",
+        "prove": lambda sealed: key_proof(SealedBox(secret).decrypt(sealed)),
+    }
 
 
 async def test_the_device_grant_with_the_agents_client(world: World, agent: ControlPlane, operator: Operator) -> None:
-    started = await agent.start_grant(["updates"])
+    started = await agent.start_grant(["updates"], device_public_id="device-number-1")
     assert isinstance(await agent.poll_grant(started.device_code), GrantPending)
     assert isinstance(await agent.poll_grant(started.device_code), GrantSlowDown)
     await operator.answer_grant(started.user_code, approve=True)
     ready = await agent.poll_grant(started.device_code)
     assert isinstance(ready, GrantReady)
     done = await agent.register(
-        device_public_id="device-number-1", public_key=bytes(PrivateKey.generate().public_key), name="web-1",
-        platform="linux", model="x", user_id=ready.user_id, registration_code=ready.registration_code,
-    )  # fmt: skip
+        **described("device-number-1"), user_id=ready.user_id, registration_code=ready.registration_code
+    )
     assert done.device_id == 1
     denied = await agent.start_grant()
     await operator.answer_grant(denied.user_code, approve=False)

@@ -46,8 +46,8 @@ async def test_the_whole_device_grant(world: World, form: Callable[..., dict[str
     ready = await poll(world, grant)
     assert (ready["status"], ready["user_id"], ready["registration_code_ttl"]) == ("ready", 1, 300)
     secret = PrivateKey.generate()
-    reply = await world.stranger(
-        "POST", REGISTER, form(PUBLIC_ID, secret) | {"user_id": 1, "registration_code": ready["registration_code"]}
+    reply = await world.register(
+        form(PUBLIC_ID, secret) | {"user_id": 1, "registration_code": ready["registration_code"]}
     )
     assert reply.data["device"] == {
         "id": 1, "user_id": 1, "device_public_id": PUBLIC_ID, "status": "active", "name": "web-1",
@@ -181,8 +181,7 @@ async def test_a_registration_code_is_for_one_device_one_user_and_a_limited_time
     newest = (await poll(world, grant))["registration_code"]
 
     async def register(public_id: str, user_id: int, code: str) -> Any:
-        body = form(public_id, secret) | {"user_id": user_id, "registration_code": code}
-        return await world.stranger("POST", REGISTER, body)
+        return await world.register(form(public_id, secret) | {"user_id": user_id, "registration_code": code})
 
     assert (await register(PUBLIC_ID, 1, code)).key == "INVALID_TOKEN", "each response replaces the code"
     assert (await register("another-device", 1, newest)).key == "INVALID_TOKEN"
@@ -200,13 +199,12 @@ async def test_an_approval_restores_a_revoked_device_with_a_new_key(
 ) -> None:
     device = await world.device()
     world.plane.devices.revoke(1, device.id, "lost")
-    grant = await start(world)
+    world.clock.advance(1)
+    grant = await start(world, device_public_id=device.public_id)
     await decide(world, grant)
     code = (await poll(world, grant))["registration_code"]
     other = PrivateKey.generate()
-    reply = await world.stranger(
-        "POST", REGISTER, form(device.public_id, other) | {"user_id": 1, "registration_code": code}
-    )
+    reply = await world.register(form(device.public_id, other) | {"user_id": 1, "registration_code": code})
     assert (reply.data["device"]["id"], reply.data["device"]["status"]) == (device.id, "active")
     device.token = reply.data["session"]["access_token"]
     assert (await device.poll()).status == 204

@@ -9,7 +9,6 @@ import pytest
 from nacl.public import PrivateKey
 from plane_world import Device, World
 
-REGISTER = "/apiv1/device/registration"
 PUBLIC_ID = "23229bf7-5172-02c7-59a2-76d5b4a40090"
 REFRESH = "/auth/token/refresh"
 
@@ -24,7 +23,7 @@ async def token_for(world: World, **options: Any) -> dict[str, Any]:
 
 
 async def enrol(world: World, body: dict[str, Any], token: str) -> Any:
-    return await world.stranger("POST", REGISTER, body | {"enrolment_token": token})
+    return await world.register(body | {"enrolment_token": token})
 
 
 async def test_a_token_is_valid_once_by_default(world: World, form: Callable[..., dict[str, Any]]) -> None:

@@ -233,7 +233,7 @@ async def test_registering_again_ends_the_old_session(world: World, form: Callab
     cursor = (await old.poll()).headers["etag"]
     token = world.plane.enrolment.new_token(1)["token"]
     body = form(old.public_id, old.secret) | {"enrolment_token": token}
-    reply = await world.stranger("POST", "/apiv1/device/registration", body)
+    reply = await world.register(body)
     assert reply.data["device"]["id"] == old.id, "registered again as the same device"
     assert (await old.poll()).key == "INVALID_TOKEN"
     refused = await old(

@@ -128,9 +128,9 @@ def test_polls_keep_the_interval_and_stop_at_the_end(
     [
         ("https://plane.example/device", "https://plane.example", True),
         ("https://plane.example:8443/device", "https://plane.example", True),
-        ("https://login.plane.example/d", "https://plane.example", True),
-        ("https://plane.example/d", "https://api.plane.example", True),
-        ("https://login.plane.example/d", "https://api.plane.example", True),
+        ("https://login.plane.example/d", "https://plane.example", False),
+        ("https://plane.example/d", "https://api.plane.example", False),
+        ("https://login.plane.example/d", "https://api.plane.example", False),
         ("https://PLANE.example/d", "https://plane.EXAMPLE", True),
         ("http://127.0.0.1:8080/device", "http://127.0.0.1:8080", True),
         ("http://127.0.0.1:8080/device", "https://127.0.0.1:8443", False),
@@ -152,6 +152,18 @@ def test_polls_keep_the_interval_and_stop_at_the_end(
 )
 def test_verification_uris(uri: str, server: str, fine: bool) -> None:
     assert (uri_problem(uri, server) is None) is fine
+
+
+def test_an_approval_page_may_be_on_the_host_that_is_configured() -> None:
+    for uri, fine in (
+        ("https://login.example/d", True),
+        ("https://plane.example/d", True),
+        ("https://LOGIN.example:8443/d", True),
+        ("http://login.example/d", False),
+        ("https://a.login.example/d", False),
+        ("https://user@login.example/d", False),
+    ):
+        assert (uri_problem(uri, "https://plane.example", "Login.example") is None) is fine
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

@@ -194,6 +194,7 @@ class World:
     def open_plane(self, image: bytes) -> Plane:
         """Start a plane on a database image, replacing the running one."""
         self.database._connection.deserialize(image)
+        self.database._prepare()  # an image of an earlier release is migrated, as its file would be
         plane = Plane(
             None, self.database, self.made.keyring, settings=self.setting.plane(), wall_now=self.clock.now,
             monotonic=trio.current_time, offload=inline, issuer=self.issuer,

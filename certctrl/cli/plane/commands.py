@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from certctrl.cli.output import short_serial, table
+from certctrl.cli.plane.approval import approve, deny
 from certctrl.cli.plane.connection import (
     GROUP,
     OperatorApi,
@@ -21,7 +22,8 @@ from certctrl.cli.plane.connection import (
 )
 from certctrl.cli.plane.documents import ca, install_config, joined
 from certctrl.cli.plane.serve import serve
-from certctrl.errors import ExitStatus, PlaneError
+from certctrl.cli.plane.tls import tls
+from certctrl.errors import ExitStatus
 
 plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP)
 plane.command("serve")(serve)
@@ -31,7 +33,6 @@ Devices = Annotated[
 ]
 Certificate = Annotated[str, typer.Argument(metavar="ID|DOMAIN", help="The certificate.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Reason, stored with the certificate.")]
-UserCode = Annotated[str, typer.Argument(metavar="USER_CODE", help="The code that `cert-ctrl register` printed.")]
 
 
 @plane.command(cls=OperatorCommand)
@@ -237,26 +238,6 @@ def revoke_device(
     return ExitStatus.DONE
 
 
-@plane.command(cls=OperatorCommand)
-def approve(ctx: typer.Context, user_code: UserCode) -> None:
-    """Approve the device showing this code.
-
-    \b
-    cert-ctrl plane approve --data /var/lib/plane BCDF-GHJK
-    """
-    _decide(ctx, user_code, approve=True)
-
-
-@plane.command(cls=OperatorCommand)
-def deny(ctx: typer.Context, user_code: UserCode) -> None:
-    """Deny the device showing this code.
-
-    \b
-    cert-ctrl plane deny --data /var/lib/plane BCDF-GHJK
-    """
-    _decide(ctx, user_code, approve=False)
-
-
 @plane.command("enrolment-token", cls=OperatorCommand)
 def enrolment_token(
     ctx: typer.Context,
@@ -280,22 +261,11 @@ def enrolment_token(
     show(ctx, row, row["token"])
 
 
+plane.command(cls=OperatorCommand)(approve)
+plane.command(cls=OperatorCommand)(deny)
 plane.add_typer(install_config, name="install-config")
 plane.add_typer(ca, name="ca")
-
-
-def _decide(ctx: typer.Context, user_code: str, *, approve: bool) -> None:
-    async def request(api: OperatorApi) -> Any:
-        try:
-            return await api.operator.answer_grant(user_code, approve=approve, user_id=api.user)
-        except PlaneError as error:
-            if error.status in (404, 410):  # unknown or expired code
-                error.fix = "use the code that `cert-ctrl register` printed last"
-            raise
-
-    grant = call_plane(ctx, request)
-    who = f"{grant['name'] or 'the device'} at {grant['address'] or 'an unknown address'}"
-    show(ctx, grant, f"approved {who}; it now completes its registration" if approve else f"denied {who}")
+plane.add_typer(tls, name="tls")
 
 
 def _devices(rows: Sequence[dict[str, Any]]) -> None:

@@ -149,11 +149,11 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
     return run(main)
 
 
-def agreed(ctx: typer.Context, question: Callable[[OperatorApi], Awaitable[str]], *, yes: bool) -> bool:
+def agreed(ctx: typer.Context, question: str | Callable[[OperatorApi], Awaitable[str]], *, yes: bool) -> bool:
     """Ask the operator on a terminal; scripts and --yes agree. An empty answer means no."""
     if yes or not sys.stdin.isatty():
         return True
-    return typer.confirm(call_plane(ctx, question), default=False)
+    return typer.confirm(question if isinstance(question, str) else call_plane(ctx, question), default=False)
 
 
 def _wall_now() -> Callable[[], float]:

@@ -17,6 +17,14 @@ from certctrl.cli.plane.connection import DATA_VARIABLE, note_duplicates
 from certctrl.errors import ConfigError, UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8443"
+AllowUnprovenKeys = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unproven-keys",
+        help="Let agents of version 0.1, which cannot prove possession of their key, register new devices. Always on "
+        "for a data directory of version 0.1.",
+    ),
+]
 _GC_THRESHOLDS = (50_000, 50, 100)
 """Garbage collection thresholds that scan thousands of waiting polls ten times less often."""
 
@@ -39,12 +47,14 @@ def serve(
         str,
         typer.Option("--public-url", metavar="URL", help="Browser URL; default: the agents' URL."),
     ] = "",
+    allow_unproven_keys: AllowUnprovenKeys = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
 ) -> None:
     """Run the control plane in the foreground until SIGTERM or Ctrl-C.
 
-    The first start creates DIR (0700) with database, CA, operator.key and ca.pem. Agents need ca.pem: cert-ctrl -c …
-    init --server URL --ca ca.pem. It can be stopped at any time, even with kill -9, without data loss.
+    The first start creates DIR (0700) with database, CAs, operator.key and ca.pem. Agents need ca.pem: cert-ctrl -c …
+    init --server URL --ca ca.pem. Clients of services with certificates of this control plane need issuing-ca.pem. It
+    can be stopped at any time, even with kill -9, without data loss.
 
     \b
     cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 --hostname plane.example.com
@@ -65,10 +75,11 @@ def serve(
     from certctrl.cli.runtime import run
     from certctrl.logs.stderr import lossy_stderr
 
+    names = tuple(hostname or ())
     become_owner(directory)
     with lossy_stderr(wall_now):
         _log(debug=invocation(ctx).debug)
-        run(_serve, certctrl.plane.serve, Path(directory), host, port, tuple(hostname or ()), public_url, as_json)
+        run(_serve, certctrl.plane.serve, Path(directory), host, port, names, public_url, as_json, allow_unproven_keys)
 
 
 def _check_public_url(url: str) -> None:
@@ -102,6 +113,7 @@ async def _serve(
     hostnames: tuple[str, ...],
     public_url: str,
     as_json: bool = False,
+    allow_unproven_keys: bool = False,
 ) -> None:
     import gc
     import signal
@@ -112,8 +124,9 @@ async def _serve(
     from certctrl.agent.systemd import Notifier
     from certctrl.plane.settings import PlaneSettings
 
+    _allow_many_connections()
     notifier = Notifier(os.environ)
-    settings = PlaneSettings(public_url=public_url)
+    settings = PlaneSettings(public_url=public_url, allow_unproven_keys=allow_unproven_keys)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             address = await nursery.start(
@@ -121,7 +134,6 @@ async def _serve(
             )
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
-            _allow_many_connections()
             _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
             notifier.ready(f"serving {address.url}")
             async for _ in signals:
@@ -131,7 +143,8 @@ async def _serve(
 
 
 def _announce(address: Any, approval_url: str, *, as_json: bool) -> None:
-    files = {"ca_file": str(address.ca_file), "operator_key_file": str(address.operator_key_file)}
+    names = ("ca_file", "issuing_ca_file", "operator_key_file")
+    files = {name: str(getattr(address, name)) for name in names}
     if as_json:
         write_json({"url": address.url, "approval_url": approval_url, **files}, pretty=False)
     else:

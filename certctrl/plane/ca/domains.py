@@ -38,6 +38,15 @@ def clean_names(names: Iterable[str]) -> tuple[str, ...]:
     return cleaned
 
 
+def collides(name: str, reserved: str) -> bool:
+    """Return whether a certificate for one of two canonical names is valid for the other, too."""
+    return name == reserved or _covers(name, reserved) or _covers(reserved, name)
+
+
+def _covers(wildcard: str, name: str) -> bool:
+    return wildcard.startswith("*.") and not is_address(name) and name.partition(".")[2] == wildcard[2:]
+
+
 def is_address(name: str) -> bool:
     """Return whether a name is an IP address."""
     try:

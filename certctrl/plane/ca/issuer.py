@@ -60,22 +60,51 @@ class Issuer(Protocol):
         """Return a new certificate with a new key for canonical names."""
 
 
-class BuiltinCa:
-    """The plane's own CA."""
+@attrs.frozen
+class Purpose:
+    """What a CA of the plane is for."""
 
-    def __init__(self, database: Database, keyring: Keyring, wall_now: Callable[[], float], offload: Offload) -> None:
+    secret: str
+    """Prefix of the names under which its keys are stored."""
+    subject: str
+    """Begin of the common names of its certificates."""
+
+
+ISSUING = Purpose("ca", "certctrl")
+"""The certificates of devices."""
+PLANE_TLS = Purpose("tls", "certctrl plane")
+"""The plane's own TLS certificate, and nothing else."""
+
+
+class BuiltinCa:
+    """A CA of the plane."""
+
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        wall_now: Callable[[], float],
+        offload: Offload,
+        purpose: Purpose = ISSUING,
+    ) -> None:
         """Load the root, or create it."""
         self._db = database
         self._keyring = keyring
         self._wall_now = wall_now
         self._offload = offload
-        self._root = self._load("ca-root") or self._store("ca-root", self._make_root())
-        self._intermediate = self._load("ca-intermediate")
+        self._purpose = purpose
+        self._root = self._load("root") or self._store("root", self._make_root())
+        self._intermediate = self._load("intermediate")
 
     @property
     def root_pem(self) -> str:
         """The root certificate in PEM."""
         return self._root.pem
+
+    @property
+    def root_fingerprint(self) -> str:
+        """The SHA-256 of the root certificate in lower-case hex."""
+        return fingerprint(self._root.certificate)
 
     def signs(self, certificate: x509.Certificate) -> bool:
         """Return whether the current intermediate issued a leaf."""
@@ -111,21 +140,25 @@ class BuiltinCa:
         if current is None or current.not_after - now < _INTERMEDIATE_RENEWAL:
             end = min(now + _INTERMEDIATE_VALIDITY, self._root.not_after)
             if current is None or current.not_after < end:
-                made = new_intermediate(self._root, "certctrl intermediate CA", not_before=now - DAY, not_after=end)
-                current = self._store("ca-intermediate", made)
+                name = f"{self._purpose.subject} intermediate CA"
+                made = new_intermediate(self._root, name, not_before=now - DAY, not_after=end)
+                current = self._store("intermediate", made)
                 self._intermediate = current
         return current
 
     def _make_root(self) -> Authority:
         now = self._wall_now()
-        name = f"certctrl root CA {secrets.token_hex(4)}"  # unique: one trust store may contain the roots of several planes
+        # unique: one trust store may contain the roots of several planes
+        name = f"{self._purpose.subject} root CA {secrets.token_hex(4)}"
         return new_root(name, not_before=now - DAY, not_after=now + _ROOT_VALIDITY)
 
-    def _load(self, name: str) -> Authority | None:
+    def _load(self, part: str) -> Authority | None:
+        name = f"{self._purpose.secret}-{part}"
         row = self._db.one("SELECT value_enc FROM secrets WHERE name = ?", name)
         return None if row is None else Authority.from_sealed_form(self._keyring.unseal(name, row["value_enc"]))
 
-    def _store(self, name: str, authority: Authority) -> Authority:
+    def _store(self, part: str, authority: Authority) -> Authority:
+        name = f"{self._purpose.secret}-{part}"
         sealed = self._keyring.seal(name, authority.sealed_form())
         self._db.run("INSERT OR REPLACE INTO secrets VALUES (?, ?)", name, sealed)
         return authority

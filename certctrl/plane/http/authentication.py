@@ -12,6 +12,8 @@ from certctrl.plane.errors import forbidden, invalid_token
 from certctrl.plane.http.routing import Endpoint
 from certctrl.plane.sessions import DeviceSession
 
+NEWCOMER = "certctrl.newcomer"
+"""Key of the connection's `Newcomer` in the state of an ASGI scope."""
 _ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
 
 
@@ -23,16 +25,21 @@ class Authenticator:
 
     def device(self, request: Request) -> DeviceSession:
         """Return the session of the calling device; ErrorResponse 401 or 403 for other callers."""
-        return self._plane.sessions.authenticate(bearer_token(request))
+        session = self._plane.sessions.authenticate(bearer_token(request))
+        note_authenticated(request)
+        return session
 
     def is_operator(self, request: Request) -> bool:
         """Return whether the request has the operator key."""
-        return self._plane.keyring.is_operator(bearer_token(request))
+        known = self._plane.keyring.is_operator(bearer_token(request))
+        if known:
+            note_authenticated(request)
+        return known
 
     def require_operator(self, request: Request) -> None:
         """Require the operator key; ErrorResponse 403 for a device, 401 for other callers."""
         token = bearer_token(request)
-        if not self._plane.keyring.is_operator(token):
+        if not self.is_operator(request):
             if token.count(".") == 2:
                 self._plane.sessions.authenticate(token)
                 raise forbidden("Only operators may do this")
@@ -46,6 +53,13 @@ class Authenticator:
             return await endpoint(request)
 
         return guarded
+
+
+def note_authenticated(request: Request) -> None:
+    """Let the connection of a request no longer count as one that has not authenticated."""
+    newcomer = request.scope.get("state", {}).get(NEWCOMER)
+    if newcomer is not None:
+        newcomer.leave()
 
 
 def bearer_token(request: Request) -> str:

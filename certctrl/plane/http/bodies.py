@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.devices import FIRST_USER, DeviceFacts
+from certctrl.plane.enrolment import Proof
 from certctrl.plane.http.reading import BODY_CAP, read_object
 from certctrl.plane.http.structure import (
     AtMost,
@@ -24,6 +25,7 @@ from certctrl.plane.http.structure import (
 )
 from certctrl.plane.reports import Ack, AgentVersion, Event, OtherEvent
 from certctrl.plane.settings import DAY
+from certctrl.protocol.wire.enrolment import KEY_PROOF
 
 T = TypeVar("T")
 
@@ -123,19 +125,30 @@ class Device(ExpectedDevice):
 
 
 @attrs.frozen(kw_only=True)
-class ApprovedRegistration(Device):
-    """A registration with the code of an approved grant."""
+class Registration(Device):
+    """A device with its key, and what its agent can do."""
 
     dev_pk: Annotated[str, Text(100)]
+    features: Annotated[tuple[Annotated[str, Line(50)], ...], AtMost(50)] = ()
+    challenge_response: Annotated[str | None, Text(100, optional=True)] = None
+
+    def proof(self) -> Proof:
+        """Return what this says about the possession of the key."""
+        return Proof(offered=KEY_PROOF in self.features, answer=self.challenge_response or "")
+
+
+@attrs.frozen(kw_only=True)
+class ApprovedRegistration(Registration):
+    """A registration with the code of an approved grant."""
+
     user_id: Id
     registration_code: Secret
 
 
 @attrs.frozen(kw_only=True)
-class UnattendedRegistration(Device):
+class UnattendedRegistration(Registration):
     """A registration with an enrolment token."""
 
-    dev_pk: Annotated[str, Text(100)]
     enrolment_token: Secret
 
 
@@ -145,6 +158,8 @@ class Refresh:
 
     refresh_token: Secret
     device_public_id: Annotated[str, Text(100)]
+    plane_anchors_sha256: Annotated[tuple[Annotated[str, Line(64)], ...], AtMost(100)] = ()
+    """The CA certificates by which the agent verifies the plane."""
 
 
 @attrs.frozen
@@ -189,6 +204,13 @@ class NewUser:
     """A user to add."""
 
     name: Name = ""
+
+
+@attrs.frozen(kw_only=True)
+class Switch:
+    """A request to serve the plane's own CA; ``force``: even if devices are lost."""
+
+    force: bool = False
 
 
 @attrs.frozen

@@ -15,7 +15,7 @@ from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Pl
 from certctrl.plane.grants import GrantRequest
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
-from certctrl.plane.http.authentication import Authenticator, address_of, bearer_token, etag_of
+from certctrl.plane.http.authentication import Authenticator, address_of, etag_of
 from certctrl.plane.http.bodies import GrantAction, body_of, read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, read_object, whole_number
 from certctrl.plane.limits import caller_of
@@ -85,26 +85,31 @@ class DeviceApi:
         return grant | {"verification_uri": page, "verification_uri_complete": complete}
 
     async def register(self, request: Request) -> Response:
-        """Register a device by registration code or enrolment token."""
+        """Register a device by registration code or enrolment token; the first answer may be a challenge for its key."""
         body, enrolment = await read_object(request), self._plane.enrolment
         if body.get("enrolment_token"):
             token = body_of(bodies.UnattendedRegistration, body)
             key = device_key(token.dev_pk)
-            return data_answer(enrolment.register_unattended(token.enrolment_token, token.facts(), key))
+            return data_answer(enrolment.register_unattended(token.enrolment_token, token.facts(), key, token.proof()))
         code = body_of(bodies.ApprovedRegistration, body)
         key = device_key(code.dev_pk)
-        return data_answer(enrolment.register_approved(code.user_id, code.registration_code, code.facts(), key))
+        return data_answer(
+            enrolment.register_approved(code.user_id, code.registration_code, code.facts(), key, code.proof())
+        )
 
     async def refresh(self, request: Request) -> Response:
-        """Return a new access token for a refresh token."""
+        """Return a new access token for a refresh token, and the anchor that the plane is going to use."""
         body = await read_as(bodies.Refresh, request)
-        return data_answer(self._plane.sessions.refresh(body.refresh_token, body.device_public_id))
+        answer = self._plane.sessions.refresh(body.refresh_token, body.device_public_id)
+        device_id = self._plane.sessions.authenticate(answer["access_token"]).device_id
+        self._plane.anchor.note(device_id, body.plane_anchors_sha256)
+        return data_answer(answer | self._plane.anchor.offer())
 
     # --- updates and reports -------------------------------------------------------------------------------
 
     async def updates(self, request: Request) -> Response:
         """Respond to a poll: 200 with signals, 204 without; a long poll waits for signals."""
-        session = self._plane.sessions.authenticate(bearer_token(request))
+        session = self._authenticator.device(request)
         query = request.query_params
         copied = self._plane.clones.note(
             session.device_id, clean_line(request.headers.get("cert-ctrl-instance", ""), 64)

@@ -23,6 +23,7 @@ from certctrl.plane.http.routing import (
 )
 
 _USERS = "/apiv1/users"
+_TLS = "/apiv1/plane/tls"
 
 
 class OperatorApi:
@@ -44,6 +45,7 @@ class OperatorApi:
             ("DELETE", f"{USER}/enrolment-tokens/{{tid}}", self.end_enrolment_token),
             ("GET", "/apiv1/device-grants", self.grants), ("GET", "/apiv1/device-grants/{code}", self.grant),
             ("POST", "/apiv1/device-grants/{code}", self.decide_grant),
+            ("GET", _TLS, self.tls), ("POST", _TLS, self.switch_tls),
         ]  # fmt: skip
         return routes_of(
             [(method, path, self._authenticator.operators_only(endpoint)) for method, path, endpoint in guarded]
@@ -118,8 +120,10 @@ class OperatorApi:
         return data_answer(self._plane.grants.pending())
 
     async def grant(self, request: Request) -> Response:
-        """Return the device that shows a user code."""
-        return data_answer(self._plane.grants.show(request.path_params["code"]))
+        """Return the device that shows a user code, and the devices that have its id or name (``known_devices``)."""
+        grant = self._plane.grants.show(request.path_params["code"])
+        known = self._plane.devices.namesakes(grant["device_public_id"], grant["name"])
+        return data_answer(grant | {"known_devices": known})
 
     async def decide_grant(self, request: Request) -> Response:
         """Approve or deny: ``{"approve": bool, "user_id"?}``."""
@@ -127,3 +131,16 @@ class OperatorApi:
         self._plane.devices.require_user(body.user_id)
         code = request.path_params["code"]
         return data_answer(self._plane.grants.decide(code, approve=body.approve, user_id=body.user_id))
+
+    # --- the plane itself ---------------------------------------------------------------------------------------
+
+    async def tls(self, request: Request) -> Response:
+        """Return the CA of the plane's own certificate, and the devices that do not trust it yet."""
+        self._plane.devices.save_sightings()
+        return data_answer(self._plane.anchor.show())
+
+    async def switch_tls(self, request: Request) -> Response:
+        """Serve the plane's own CA from now on: ``{"force"?}``."""
+        body = await read_as(bodies.Switch, request)
+        self._plane.devices.save_sightings()
+        return data_answer(await self._plane.anchor.switch(force=body.force))

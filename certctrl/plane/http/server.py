@@ -6,13 +6,15 @@ Hypercorn parses and writes HTTP; this module ends connections, to fix these pro
   dead sockets); that of a client that left during a paused request stayed open forever;
 * an exception in one connection ended all connections;
 * sending to a client that does not read could not be cancelled, so the server could not stop;
-* any client could switch its connection to HTTP/2, with which the plane is not tested.
+* any client could switch its connection to HTTP/2, with which the plane is not tested;
+* one client could open connections until the plane had no descriptors left.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import resource
 import socket
 import ssl
 from functools import partial
@@ -28,10 +30,16 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from certctrl.errors import TransportError
+from certctrl.plane.http.authentication import NEWCOMER
 from certctrl.plane.http.middleware import App
+from certctrl.plane.limits import Newcomers, caller_of
 
 KEEP_ALIVE = 120.0
 """Seconds an idle connection stays open: longer than agents' poll intervals, to avoid new handshakes."""
+NEW_PER_ADDRESS = 1000
+"""Connections of one address that have not authenticated yet; after a restart, all hosts behind one NAT connect again."""
+NEW_IN_ALL = 10_000
+"""The same for all addresses; both are lower if fewer files may be open."""
 _READ_TIMEOUT = 150
 _GRACE_SECONDS = 3.0
 _BACKLOG = 4096
@@ -53,6 +61,9 @@ class Server:
         self._context = WorkerContext(None)
         self._sock = sock
         self._tls = context
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        files = 2 * NEW_IN_ALL if files == resource.RLIM_INFINITY else files
+        self._newcomers = Newcomers(min(NEW_PER_ADDRESS, files // 4), min(NEW_IN_ALL, files // 2), trio.current_time)
 
     async def serve(self, *, stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until ``stop``; then stop accepting, let requests finish, and cut the rest after a grace period."""
@@ -70,10 +81,26 @@ class Server:
             connections.cancel_scope.deadline = trio.current_time() + _GRACE_SECONDS
 
     async def _handle(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        scope = trio.CancelScope()
+        newcomer = self._newcomers.admit(caller_of(_peer(stream)), scope.cancel)
+        if newcomer is None:  # before the handshake, which is what costs
+            await trio.aclose_forcefully(stream)
+            return
         try:
-            await _Connection(self._app, self._config, self._context, ConnectionState({}), stream)
+            state = ConnectionState({NEWCOMER: newcomer})
+            with scope:
+                await _Connection(self._app, self._config, self._context, state, stream)
         except Exception:  # isolate failing connections
             log.exception("a connection failed")
+        finally:
+            newcomer.leave()
+
+
+def _peer(stream: trio.SSLStream[trio.SocketStream]) -> str:
+    try:
+        return str(stream.transport_stream.socket.getpeername()[0])
+    except OSError:  # gone already
+        return ""
 
 
 class _Connection(TCPServer):

@@ -69,6 +69,11 @@ class Database:
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
 
+    def setting(self, name: str) -> str:
+        """Return a value of the table ``settings``; empty if it is not set."""
+        row = self.one("SELECT value FROM settings WHERE name = ?", name)
+        return "" if row is None else str(row["value"])
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit the block as a whole, durably, or roll it back; a nested block joins the outer one."""

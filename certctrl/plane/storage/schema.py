@@ -105,5 +105,19 @@ CREATE TABLE outcomes (
 ) WITHOUT ROWID;
 CREATE INDEX outcomes_age ON outcomes(device_id, at);
 """,
+    """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO settings SELECT 'unproven_keys', 'allowed' WHERE EXISTS (SELECT 1 FROM users);
+
+ALTER TABLE grants ADD COLUMN decided_at REAL;
+CREATE INDEX devices_public_id ON devices(device_public_id);
+""",
+    """
+INSERT INTO settings SELECT 'tls_ca', 'shared' WHERE EXISTS (SELECT 1 FROM users);
+ALTER TABLE devices ADD COLUMN anchor_sha256 TEXT NOT NULL DEFAULT '';
+""",
 )
-"""One script per schema version, oldest first; ``PRAGMA user_version`` counts those that have run."""
+"""One script per schema version, oldest first; ``PRAGMA user_version`` counts those that have run.
+
+A new database runs all of them while it is empty, so a script recognises an older data directory by its rows.
+"""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from typing import Any
 
 import attrs
@@ -23,8 +25,11 @@ from certctrl.protocol.wire.answer import BUNDLE_CAP, data_of, parse_error
 from certctrl.protocol.wire.reader import Hook, Misfit, from_answer, integer, printable, text, wire_class
 from certctrl.text import one_line
 
+KEY_PROOF = "key-proof"
+"""The feature of an agent that can prove possession of its secret key."""
 REFUSAL_KEYS = frozenset(("INVALID_TOKEN", "TOKEN_EXPIRED"))
 _DAY = 86_400
+_MAX_ANCHOR = 16_384
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +55,15 @@ class Refreshed:
     refresh_token: str | None = attrs.field(default=None, repr=False)
     expires_in: float | None = None
     """Seconds; None: unknown."""
+    plane_anchor_pem: str | None = None
+    """A CA that the plane is going to use for its own certificate; None: none, or not a usable text."""
+
+
+@attrs.frozen
+class KeyChallenge:
+    """Random bytes, sealed to the key that is being registered."""
+
+    sealed: bytes
 
 
 # --- the device grant --------------------------------------------------------------------------------------
@@ -149,6 +163,12 @@ def _lifetime(value: Any, _: Any = None) -> float | None:
     return float(value)
 
 
+def _anchor(value: Any, _: Any = None) -> str | None:
+    """Return a PEM text, or None for anything odd, which must not fail a refresh."""
+    usable = isinstance(value, str) and len(value) <= _MAX_ANCHOR and value.isascii()
+    return value if usable and value else None
+
+
 def _device_name(value: Any, _: Any = None) -> str:
     return one_line(_any_text(value, str))
 
@@ -191,7 +211,26 @@ wire_class(
 )
 wire_class(_Session, _SESSION)
 _read_registered = wire_class(_Registered)
-_read_refreshed = wire_class(Refreshed, _SESSION)
+_read_refreshed = wire_class(Refreshed, _SESSION | {"plane_anchor_pem": _anchor})
+
+
+def challenge_from_wire(data: object) -> KeyChallenge | None:
+    """Return the challenge of an answer to a registration; None if there is none."""
+    text = data.get("challenge_b64") if isinstance(data, dict) else None
+    if text is None:
+        return None
+    try:
+        return KeyChallenge(base64.b64decode(text, validate=True))
+    except (TypeError, ValueError):
+        raise BadAnswerError("the challenge is not base64") from None
+
+
+def key_proof(secret: bytes) -> str:
+    """Return the answer to a challenge that contained ``secret``.
+
+    A hash, so that no control plane can make a device open other things that were sealed to it.
+    """
+    return base64.b64encode(hashlib.sha256(b"cert-ctrl key proof\0" + secret).digest()).decode("ascii")
 
 
 def registration_from_wire(data: object) -> Registration:

@@ -21,6 +21,8 @@ def check_config(config: AgentConfig) -> None:
     """Check values and combinations of settings. Raises Mismatch; its path begins with the section."""
     settings, client = config.application, config.httpclient
     check_server_url(settings.server_url, loopback_http=settings.allow_http_loopback)
+    if settings.approval_host and _host(f"https://{settings.approval_host}") != settings.approval_host.lower():
+        raise Mismatch("application.approval_host", "expected a host name without scheme and port")
     if not settings.refresh_path.startswith("/"):
         raise Mismatch("application.refresh_path", "expected a path that starts with /")
     if settings.metrics_listen:

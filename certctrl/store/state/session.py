@@ -118,6 +118,38 @@ class SessionState:
         write_atomic(self._fs, self.layout.device_secret_key, keys.secret)
         write_atomic(self._fs, self.layout.device_public_key, keys.public)
 
+    def load_device_secret(self) -> bytes | None:
+        """Return the secret key, even if the public half is missing or damaged."""
+        return self._load_key(self.layout.device_secret_key)
+
+    def load_next_identity(self) -> tuple[str | None, bytes | None]:
+        """Return device id and secret key of a registration that has not succeeded yet; unusable ones are None."""
+        try:
+            device_id = self._files.load_text(self.layout.next_device_id, _RESTORE)
+        except StateCorruptError:
+            device_id = None
+        try:
+            secret = self._load_key(self.layout.next_secret_key)
+        except StateCorruptError:
+            secret = None
+        return device_id, secret
+
+    def save_next_identity(self, device_id: str | None, secret: bytes | None) -> None:
+        """Save what a registration is going to use in place of a missing or damaged id or key."""
+        if device_id is not None:
+            self._files.save_text(self.layout.next_device_id, device_id, "device id")
+        if secret is not None:
+            write_atomic(self._fs, self.layout.next_secret_key, secret)
+
+    def adopt_identity(self, device_id: str | None, keys: DeviceKeys | None) -> None:
+        """Replace id or keys by those that a registration has used; None: unchanged."""
+        if device_id is not None:
+            self.save_device_id(device_id)
+        if keys is not None:
+            self.save_device_keys(keys)
+        for path in (self.layout.next_device_id, self.layout.next_secret_key):
+            remove_file(self._fs, path)
+
     def _load_key(self, path: Path) -> bytes | None:
         data = self._files.load_bytes(path, _KEY_SIZE, _RESTORE)
         if data is not None and (len(data) != _KEY_SIZE or not any(data)):

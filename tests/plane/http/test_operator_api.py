@@ -31,7 +31,7 @@ ENDPOINTS = [
     ("GET", "/apiv1/users/1/enrolment-tokens"), ("POST", "/apiv1/users/1/enrolment-tokens"),
     ("DELETE", "/apiv1/users/1/enrolment-tokens/1"),
     ("GET", "/apiv1/device-grants"), ("GET", "/apiv1/device-grants/ABCD-EFGH"),
-    ("POST", "/apiv1/device-grants/ABCD-EFGH"),
+    ("POST", "/apiv1/device-grants/ABCD-EFGH"), ("GET", "/apiv1/plane/tls"), ("POST", "/apiv1/plane/tls"),
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plane_world import World
 
+from certctrl.plane.devices import DeviceFacts
 from certctrl.plane.http.pages.html import Html, fill
 from certctrl.plane.http.pages.views import moment
 
@@ -218,6 +219,22 @@ async def test_known_and_revoked_devices_are_named(world: World, browser: Browse
     assert b"This is device 1 (web-1). Approving replaces its current session" in (await browser.get(path)).body
     world.plane.devices.revoke(1, device.id, "lost")
     assert b"<strong>revoked</strong>" in (await browser.get(path)).body
+
+
+async def test_devices_of_other_users_and_namesakes_are_named(world: World, browser: Browser) -> None:
+    world.plane.devices.add_user("team")
+    world.plane.devices.expect(2, DeviceFacts(device_public_id="device-of-team", name="web-1"))
+    world.plane.devices.revoke(2, 1, "stolen")
+    grant, other = await start(world, device_public_id="device-of-team"), await start(world)
+    await browser.sign_in(world.plane.operator_key)
+    shown = (await browser.get(f"/device?user_code={grant['user_code']}")).body
+    assert b"This is device 1 (web-1) of team, which is <strong>revoked</strong>. Approving restores" in shown
+    assert b'<option value="2" selected>team</option>' in shown
+    assert b"device-of-team" in shown
+    shown = (await browser.get(f"/device?user_code={other['user_code']}")).body
+    assert b"Device 1 of team, another one, is <strong>revoked</strong> and has the same name (web-1)" in shown
+    assert b"not named; only a new device can register" in shown
+    assert b" selected" not in shown
 
 
 async def test_with_several_users_the_page_asks_for_the_owner(world: World, browser: Browser) -> None:

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from plane_socket import UPDATES, connected, enrolled, fds_back_to, operator_key, port_of
+from plane_socket import FAST, UPDATES, connected, enrolled, fds_back_to, operator_key, port_of
 
-from certctrl.plane.serve import PlaneAddress
+from certctrl.plane.serve import PlaneAddress, serve_plane
 
 CERTIFICATES = "/apiv1/devices/self/certificates"
 
@@ -95,6 +97,34 @@ async def test_no_client_can_stop_the_plane(served: PlaneAddress) -> None:
     async with connected(served) as client:
         assert (await client.ask("GET", "/health")).status == 200
     await fds_back_to(before)
+
+
+async def test_idle_connections_do_not_keep_devices_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any
+) -> None:
+    """Found by review: one client could hold connections until the plane had no descriptors left."""
+    monkeypatch.setattr("certctrl.plane.http.server.NEW_PER_ADDRESS", 3)
+    async with trio.open_nursery() as nursery:
+        address: PlaneAddress = await nursery.start(partial(serve_plane, tmp_path / "plane", settings=FAST))
+        async with connected(address, operator_key(address)) as operator:
+            session = (await enrolled(operator, form))["session"]
+            async with connected(address, session["access_token"]) as device, AsyncExitStack() as stack:
+                assert (await device.ask("GET", UPDATES)).status == 204
+                idle = [await stack.enter_async_context(connected(address)) for _ in range(3)]
+                for client in idle:
+                    assert (await client.ask("GET", "/health")).status == 200
+                with pytest.raises((trio.BrokenResourceError, EOFError)):
+                    async with connected(address) as refused:
+                        await refused.ask("GET", "/health")
+                assert (await device.ask("GET", UPDATES)).status == 204, "those that authenticated stay"
+                assert (await operator.ask("GET", "/apiv1/users")).status == 200
+                monkeypatch.setattr("certctrl.plane.limits._PATIENCE", 0.0)
+                async with connected(address, session["access_token"]) as another:
+                    assert (await another.ask("GET", UPDATES)).status == 204
+                with trio.fail_after(60), pytest.raises((trio.BrokenResourceError, EOFError)):
+                    await idle[0].answer()
+                assert (await idle[1].ask("GET", "/health")).status == 200
+        nursery.cancel_scope.cancel()
 
 
 # --- kill -9 ----------------------------------------------------------------------------------------------------------

@@ -182,6 +182,9 @@ def test_invalid_json_is_reported_with_its_position(layout: ConfigDir, body: byt
     [
         ("httpclient", {"proxy": "socks5://user:SECRET@x"}, "proxy"),
         ("httpclient", {"proxy": 5}, "proxy"),
+        ("application", {"server_url": URL, "approval_host": "https://x"}, "approval_host"),
+        ("application", {"server_url": URL, "approval_host": "x:8443"}, "approval_host"),
+        ("application", {"server_url": URL, "approval_host": "a b/c"}, "approval_host"),
         ("httpclient", {"ca_files": "ca.pem"}, "ca_files"),
         ("httpclient", {"ca_files": ["a", 1]}, "ca_files[1]"),
         ("httpclient", {"client_certificate": "c.pem"}, "client_key"),

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from certctrl.plane.core import Plane
 from certctrl.plane.devices import FIRST_USER
 from certctrl.plane.errors import ErrorResponse, bad_request, forbidden
-from certctrl.plane.http.authentication import address_of
+from certctrl.plane.http.authentication import address_of, note_authenticated
 from certctrl.plane.http.pages import views
 from certctrl.plane.http.pages.html import asset, page, read_form, redirect
 from certctrl.plane.http.reading import whole_number
@@ -68,12 +68,11 @@ class ApprovalPage:
             self._operators.wrong_code(session)
             body = views.enter_code(csrf=csrf, user_code=user_code, error=error.what)
             return page("Approve a device", body, status=error.status)
-        known = self._plane.devices.find(FIRST_USER, grant["device_public_id"]) if grant["device_public_id"] else None
         body = views.decide(
             grant,
             csrf=csrf,
             now=self._plane.wall_now(),
-            known=dict(known) if known is not None else None,
+            known=self._plane.devices.namesakes(grant["device_public_id"], grant["name"]),
             users=self._plane.devices.users(),
         )
         return page("Approve this device?", body)
@@ -134,7 +133,10 @@ class ApprovalPage:
 
     def _session(self, request: Request) -> str | None:
         session = request.cookies.get(SESSION, "")
-        return session if session and self._operators.is_signed_in(session) else None
+        if not session or not self._operators.is_signed_in(session):
+            return None
+        note_authenticated(request)
+        return session
 
     def _sign_in_page(self, request: Request, user_code: str, error: ErrorResponse | None = None) -> Response:
         cookie = request.cookies.get(SIGN_IN) or secrets.token_urlsafe(24)

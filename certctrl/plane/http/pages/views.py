@@ -57,10 +57,10 @@ def decide(
     *,
     csrf: str,
     now: float,
-    known: Mapping[str, Any] | None,
+    known: Sequence[Mapping[str, Any]],
     users: Sequence[Mapping[str, Any]],
 ) -> Html:
-    """Show the device, and ask for the decision."""
+    """Show the device and the ``known`` devices with its id or name, and ask for the decision."""
     return fill(
         """<h1>Approve this device?</h1>
 <p class="code" aria-label="Device code">{user_code}</p>
@@ -81,9 +81,9 @@ received the request.</p>
 {sign_out}""",
         user_code=grant["user_code"],
         facts=_facts(grant, now),
-        known=_known(known),
+        known=Html("".join(_known(device, several_users=len(users) > 1) for device in known)),
         csrf=csrf,
-        users=_users(users),
+        users=_users(users, {device["user_id"] for device in known if device["same_id"]}),
         sign_out=_sign_out(csrf),
     )
 
@@ -139,33 +139,42 @@ def _facts(grant: Mapping[str, Any], now: float) -> Html:
         ("Address", grant["address"] or "unknown"),
         ("Requested", moment(grant["created_at"], now)),
         ("Program", grant["user_agent"] or "unknown"),
+        ("Device id", grant["device_public_id"] or "not named; only a new device can register"),
     ]
     return Html("".join(fill("<dt>{name}</dt><dd>{value}</dd>", name=name, value=value) for name, value in facts))
 
 
-def _known(device: Mapping[str, Any] | None) -> Html:
-    if device is None:
-        return Html("")
-    if device["status"] == "revoked":
+def _known(device: Mapping[str, Any], *, several_users: bool) -> Html:
+    owner = f" of {device['user']}" if several_users else ""
+    facts = {"id": device["id"], "name": device["name"] or "unnamed", "owner": owner}
+    revoked = device["status"] == "revoked"
+    if not device["same_id"]:
+        what = Html("is <strong>revoked</strong> and ") if revoked else Html("")
+        text = '<p class="{tone}">Device {id}{owner}, another one, {what}has the same name ({name}).</p>'
+        return fill(text, tone="alert" if revoked else "note", what=what, **facts)
+    if revoked:
         return fill(
-            '<p class="alert">This is device {id} ({name}), which is <strong>revoked</strong>. Approving restores'
+            '<p class="alert">This is device {id} ({name}){owner}, which is <strong>revoked</strong>. Approving restores'
             " it.</p>",
-            id=device["id"],
-            name=device["name"] or "unnamed",
+            **facts,
         )
     return fill(
-        '<p class="note">This is device {id} ({name}). Approving replaces its current session.</p>',
-        id=device["id"],
-        name=device["name"] or "unnamed",
+        '<p class="note">This is device {id} ({name}){owner}. Approving replaces its current session.</p>', **facts
     )
 
 
-def _users(users: Sequence[Mapping[str, Any]]) -> Html:
+def _users(users: Sequence[Mapping[str, Any]], owners: set[int]) -> Html:
     if len(users) < 2:
         return Html("")
-    options = Html("".join(fill('<option value="{id}">{name}</option>', **user) for user in users))
+    options = Html("".join(_option(user, selected=owners == {user["id"]}) for user in users))
     return fill(
         '<label for="user_id">Owner</label><select id="user_id" name="user_id">{options}</select>', options=options
+    )
+
+
+def _option(user: Mapping[str, Any], *, selected: bool) -> Html:
+    return fill(
+        '<option value="{id}"{selected}>{name}</option>', selected=Html(" selected" if selected else ""), **user
     )
 
 

@@ -1,0 +1,101 @@
+"""The anchor of the plane's own TLS certificate, which agents pin, and which devices trust it.
+
+A plane of version 0.1 used one CA for everything: whoever had a certificate of a wildcard or a loopback address could
+impersonate it. Now its own certificate has a CA of its own. An older plane keeps serving the shared CA, hands the new
+anchor to its agents, and switches when an operator says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from functools import cached_property
+from typing import Any
+
+from certctrl.plane.ca.issuer import PLANE_TLS, BuiltinCa, Offload
+from certctrl.plane.clock import when
+from certctrl.plane.errors import conflict
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring
+
+_SETTING, _SHARED = "tls_ca", "shared"
+
+
+class Anchor:
+    """The CA of the plane's TLS certificate, and the devices that have confirmed it."""
+
+    def __init__(
+        self,
+        database: Database,
+        keyring: Keyring,
+        wall_now: Callable[[], float],
+        offload: Offload,
+        shared: BuiltinCa,
+    ) -> None:
+        """``shared`` also issues the certificates of devices; an older plane serves it until the switch."""
+        self._db = database
+        self._keyring = keyring
+        self._wall_now = wall_now
+        self._offload = offload
+        self._shared = shared
+        self.switched = database.setting(_SETTING) != _SHARED
+        """Whether the plane serves its own CA."""
+        self.on_switch: Callable[[], Awaitable[object]] | None = None
+        """Replaces certificate and files of a plane that is being served."""
+
+    @cached_property
+    def own(self) -> BuiltinCa:
+        """The CA for nothing but the plane's TLS certificate."""
+        return BuiltinCa(self._db, self._keyring, self._wall_now, self._offload, PLANE_TLS)
+
+    @property
+    def ca(self) -> BuiltinCa:
+        """The CA of the certificate that the plane serves."""
+        return self.own if self.switched else self._shared
+
+    def offer(self) -> dict[str, str]:
+        """Return the part of a refresh answer that hands out the anchor; empty after the switch."""
+        return {} if self.switched else {"plane_anchor_pem": self.own.root_pem}
+
+    def note(self, device_id: int, fingerprints: Collection[str]) -> None:
+        """Note which anchors a device trusts, from its refresh request."""
+        if not self.switched:
+            mine = self.own.root_fingerprint
+            confirmed = mine if mine in fingerprints else ""
+            sql = "UPDATE devices SET anchor_sha256 = ? WHERE id = ? AND anchor_sha256 != ?"
+            self._db.run(sql, confirmed, device_id, confirmed)
+
+    def unconfirmed(self) -> list[dict[str, Any]]:
+        """Return the active devices, of all users, that a switch would lose."""
+        if self.switched:
+            return []
+        rows = self._db.all(
+            "SELECT * FROM devices WHERE status = 'active' AND anchor_sha256 != ? ORDER BY id",
+            self.own.root_fingerprint,
+        )
+        names = ("id", "user_id", "name", "app_version")
+        return [{name: row[name] for name in names} | {"last_seen_at": when(row["last_seen_at"])} for row in rows]
+
+    def show(self) -> dict[str, Any]:
+        """Return the state as operators see it."""
+        return {
+            "switched": self.switched,
+            "anchor_sha256": self.own.root_fingerprint,
+            "anchor_pem": self.own.root_pem,
+            "unconfirmed_devices": self.unconfirmed(),
+        }
+
+    async def switch(self, *, force: bool) -> dict[str, Any]:
+        """Serve the own CA from now on; return the state, with the devices that are lost.
+
+        ErrorResponse 409 with ``devices`` if some have not confirmed the anchor, unless ``force``.
+        """
+        lost = self.unconfirmed()
+        if lost and not force:
+            what = f"{len(lost)} active devices have not confirmed the new anchor and could not connect any more"
+            raise conflict(what, "ANCHOR_UNCONFIRMED", devices=lost)
+        if not self.switched:
+            self._db.run("DELETE FROM settings WHERE name = ?", _SETTING)
+            self.switched = True
+        if self.on_switch is not None:
+            await self.on_switch()
+        return self.show() | {"lost_devices": lost}
