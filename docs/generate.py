@@ -98,7 +98,7 @@ POLICY_KEYS: dict[str, str] = {
     "on_revoked": "what to do with a revoked certificate: `remove` it, replace it by a self-signed `placeholder`, or `keep` it",
     "on_unassigned": "what to do with a certificate that the control plane has unassigned: `remove`, `placeholder` or `keep`",
     "unassign_grace": "seconds from the confirmed unassignment until then; the alert is raised immediately. See [Security](security.md#another-control-plane)",
-    "on_alert": "argv of your alert command; `CERTCTRL_ALERT` names a JSON file with the details",
+    "on_alert": "argv of your alert command; `CERTCTRL_ALERT` names a JSON file with the details, see [alerts](alerts.md)",
     "window": "when new material may go live; it is fetched and staged immediately. See below",
     "trust_store": "where CAs are imported; without `directory`, CA imports are refused",
 }

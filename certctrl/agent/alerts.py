@@ -21,10 +21,16 @@ EXPIRY = (Urgency.LATE.value, Urgency.EXPIRED.value)
 
 async def raise_alert(agent: Agent, kind: str, what: str, fix: str, **facts: object) -> None:
     """Raise one alert in the log, the metrics, the status and by the operator's command."""
-    agent.counters.alerts[kind] += 1
     agent.report_problem(problem_key(kind, facts.get("cert_id", "")), what, fix)
+    await send_alert(agent, kind, what, fix, **facts)
+
+
+async def send_alert(agent: Agent, kind: str, what: str, fix: str, **facts: object) -> None:
+    """Raise one alert whose cause the status shows anyway; its JSON is documented in ``docs/alerts.md``."""
+    agent.counters.alerts[kind] += 1
     log_line(agent.log, Line.ALERT, what=what)
-    await agent.installer.alert({"alert": kind, "what": what, **facts})
+    about = {"alert": kind, "what": what, "fix": fix, "at": agent.wall_now(), "device_id": agent.device_id}
+    await agent.installer.alert(about | facts)
 
 
 def problem_key(kind: str, cert_id: object = "") -> str:

@@ -1,8 +1,13 @@
-"""The wall clock; the only module that reads it. It imports nothing else, so that any command may use it."""
+"""The clocks; the only module that reads them. It imports nothing else, so that any command may use it."""
 
-from time import time
+from time import CLOCK_BOOTTIME, clock_gettime, time
 
 
 def wall_now() -> float:
     """Return seconds since the epoch."""
     return time()
+
+
+def steady_now() -> float:
+    """Return seconds since this host was started, suspensions included: nobody sets this clock."""
+    return clock_gettime(CLOCK_BOOTTIME)

@@ -5,11 +5,13 @@ It uses the facts recorded at deploy time, so it works even if the plane is down
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from enum import StrEnum
 
 import attrs
 
+from certctrl.install.plan.retries import bounded_by_life
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import CertRecord, Stage
 
@@ -90,13 +92,20 @@ class RenewalRequests:
         self._requested: dict[int, tuple[str, float, float]] = {}
 
     def due(self, finding: Finding, now: float) -> bool:
-        """Return whether to request a renewal of this serial now."""
+        """Return whether to request a renewal of this serial now; ``now`` on a clock that nobody sets."""
         serial, at, pause = self._requested.get(finding.record.cert_id, ("", 0.0, 0.0))
-        return serial != finding.record.facts.serial or not 0 <= now - at < pause  # below 0: the clock was ahead then
+        return serial != finding.record.facts.serial or not 0 <= now - at < pause
 
     def record(self, finding: Finding, now: float, *, accepted: bool = True) -> None:
         """Record a request; ``accepted``: whether the plane accepted it."""
         record = finding.record
+        pause = max(60.0, (record.facts.not_after - record.facts.not_before) / 20)
+        if not accepted and finding.remaining > 0:
+            pause = min(pause, bounded_by_life(REFUSED_REQUEST_INTERVAL, finding.remaining))
         longest = REQUEST_INTERVAL if accepted else REFUSED_REQUEST_INTERVAL
-        pause = min(longest, max(60.0, (record.facts.not_after - record.facts.not_before) / 20))
-        self._requested[record.cert_id] = (record.facts.serial, now, pause)
+        self._requested[record.cert_id] = (record.facts.serial, now, min(longest, pause))
+
+    def next_due(self, now: float) -> float:
+        """Return the seconds until the first request may be repeated; infinite: none was made."""
+        waits = (pause - (now - at) for _, at, pause in self._requested.values() if now - at < pause)
+        return min((max(SHORTEST_SLEEP, wait) for wait in waits), default=math.inf)

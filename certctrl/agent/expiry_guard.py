@@ -25,13 +25,14 @@ async def guard_expiry(agent: Agent) -> None:
             if warned.get(finding.record.cert_id) != step:
                 warned[finding.record.cert_id] = step
                 await _warn(agent, finding, here)
-            if not _is_renewed(agent, here, now) and requests.due(finding, now):
-                requests.record(finding, now, accepted=await _request(agent, finding.record))
+            if not _is_renewed(agent, here, now) and requests.due(finding, trio.current_time()):
+                accepted = await _request(agent, finding.record)
+                requests.record(finding, trio.current_time(), accepted=accepted)
         for cert_id in warned.keys() - {finding.record.cert_id for finding in findings}:
             del warned[cert_id]
             clear_alerts(agent, cert_id, EXPIRY)
         pause = next_check(agent.installer.records.values(), agent.config.application, agent.wall_now())
-        with trio.move_on_after(pause):
+        with trio.move_on_after(min(pause, requests.next_due(trio.current_time()))):
             await agent.lifetimes_changed.wait_value(True)  # a certificate deployed since may be due before that
         agent.lifetimes_changed.value = False
 
@@ -51,7 +52,7 @@ async def _warn(agent: Agent, finding: Finding, here: CertRecord | None) -> None
     why, fix = _why_not_renewed(agent, record) if here is not None else _NOT_ARRIVED
     ends = "has expired" if finding.urgency is Urgency.EXPIRED else f"expires in {left}"
     what = f"certificate {record.cert_id} ({record.name}) {ends} and {why}"
-    await raise_alert(agent, finding.urgency.value, what, fix, cert_id=record.cert_id)
+    await raise_alert(agent, finding.urgency.value, what, fix, cert_id=record.cert_id, name=record.name)
 
 
 _NOT_ARRIVED = (

@@ -209,7 +209,7 @@ async def on_cert_revoked(agent: Agent, signal: Signal) -> Outcome:
     if not agent.installer.records[cert_id].alarmed:  # each resync finds it again
         done = outcome.detail or "taken out of use"
         log_line(agent.log, Line.CERT_REVOKED, cert_id=cert_id, name=record.name, done=done)
-        await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id, done=done)
+        await raise_alert(agent, REVOKED, *revoked(record), cert_id=cert_id, name=record.name, done=done)
         await agent.installer.record_alert(cert_id)
     return outcome
 

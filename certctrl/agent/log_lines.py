@@ -54,7 +54,7 @@ class Line(Enum):
     CONFIG_NEEDS_RESTART = WARNING, "Config", "Changed settings take effect only at the next start: {names}", \
         "SIGHUP cannot change these settings.", "Restart the daemon."
     LOCAL_INSTALLS_WRONG = ERROR, "Config", "Invalid local install items: {what}", \
-        "The active items stay; a name in `depends_on` that no item has is ignored.", \
+        "The active items stay; a name in `depends_on` that no item has is ignored, and a command with no other waits.", \
         "Correct `installs.local.json`, run `cert-ctrl config check`, send SIGHUP."
     MODES_REPAIRED = WARNING, "Config", "Permissions repaired: {path} was {was}, is {now}", \
         "A file or directory was accessible to others.", \
@@ -125,6 +125,8 @@ class Line(Enum):
         "Correct the reason; it is retried with each token refresh."
     CLOCK_SKEW = WARNING, "Clock", "This host's clock is {seconds} s away from the control plane's", \
         "Validity and expiry are checked against a wrong clock.", "Set the clock (chrony, systemd-timesyncd)."
+    CLOCK_SET = INFO, "Clock", "This host's clock changed by {seconds} s: it was set, or the host was suspended", \
+        "Expiry, windows and the times of retries are looked at again; no retry waits longer because of it.", _NOTHING
     DEVICE_COPIED = ERROR, "Agent", "Another agent polls as this device", \
         "A copy of this config directory is in use; each of the two receives only some of the signals.", \
         "Stop one. To keep both, run `rm -r keys state` and `cert-ctrl register` on the copy."

@@ -38,6 +38,13 @@ def stale_after(agent: Agent) -> float:
     return max(STALE_AT_LEAST, STALE_INTERVALS * (settings.poll_interval_ms / 1000 + settings.long_poll_wait_seconds))
 
 
+def is_stale(agent: Agent) -> bool:
+    """Return whether the plane has not answered for too long."""
+    heard = agent.session.last_answer_at
+    since = heard if heard is not None else agent.started_mono
+    return trio.current_time() - since > stale_after(agent)
+
+
 def current_problems(agent: Agent) -> list[dict[str, Any]]:
     """Return the problems for the operator: reported ones, the breaker, expiry."""
     now = agent.wall_now()
@@ -89,11 +96,8 @@ def stuck_items(agent: Agent) -> list[dict[str, Any]]:
 
 def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, Any]]) -> Health:
     """Return the health of this agent."""
-    answered = agent.session.last_answer_at
-    if answered is None or trio.current_time() - answered > stale_after(agent):
-        started = trio.current_time() - agent.started_mono
-        if answered is not None or started > stale_after(agent):
-            return Health.STALE
+    if is_stale(agent):
+        return Health.STALE
     failing = any(one["attempts"] for one in stuck)  # waiting for the plane needs no operator
     return Health.DEGRADED if problems or failing else Health.HEALTHY
 

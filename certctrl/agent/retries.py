@@ -19,30 +19,53 @@ from certctrl.model.signals import CertRenewed
 from certctrl.protocol.wire.signals import ack_event
 
 CHECK_INTERVAL = 300.0
-"""Seconds between two checks while nothing is known to be due earlier: wall clocks jump."""
+"""Seconds between two checks while nothing is known to be due earlier: records and windows change without a retry."""
 LEAVE_TO_SIGNAL = 30.0
 """Seconds that a certificate is left to its signal in the inbox."""
+CLOCK_INTERVAL = 60.0
+"""Seconds between two looks at the wall clock."""
+CLOCK_STEP = 2.0
+"""Seconds by which the wall clock is ahead of its course, or behind, if someone set it; a slewed one is not."""
 
 
 async def retry_forever(agent: Agent) -> None:
     """Retry each certificate when it is due, or when its window opens, until cancelled."""
     while True:
-        times, now = _retry_times(agent), agent.wall_now()
-        pause = min([CHECK_INTERVAL, *(max(1.0, at - now) for at in times.values())])
+        began, turns = trio.current_time(), _retry_times(agent)
+        pause = min([CHECK_INTERVAL, *(max(1.0, left) for left in turns.values())])
         with trio.move_on_after(pause) as waited:
             await agent.installer.retries.changed.wait()
-        if waited.cancelled_caught and (due := [one for one, at in times.items() if at <= agent.wall_now()]):
+        passed = trio.current_time() - began
+        if waited.cancelled_caught and (due := [one for one, left in turns.items() if left <= passed]):
             await _retry(agent, due)
 
 
+async def watch_clock(agent: Agent) -> None:
+    """Notice that the wall clock was set, or that the host was suspended, until cancelled.
+
+    Everything waits on clocks that nobody sets. But certificates expire and windows open by the wall clock, and the
+    next run reads from disk when retries are due by it.
+    """
+    course = agent.wall_now() - trio.current_time()
+    while True:
+        await trio.sleep(CLOCK_INTERVAL)
+        before, course = course, agent.wall_now() - trio.current_time()
+        if abs(course - before) < CLOCK_STEP:
+            continue
+        log_line(agent.log, Line.CLOCK_SET, seconds=f"{course - before:+.0f}")
+        agent.installer.retries.clock_was_set()
+        agent.work_changed.value = agent.lifetimes_changed.value = agent.status_changed.value = True
+        await write_or_report(agent, agent.installer.save_retries())
+
+
 def _retry_times(agent: Agent) -> dict[int, float]:
-    """Return when each certificate is to be retried here (wall-clock seconds)."""
+    """Return the seconds until each certificate is to be retried here."""
     now, arriving = agent.wall_now(), {entry.signal.resource for entry in agent.inbox.entries()}
     failed = {
         cert_id: max(at, now + LEAVE_TO_SIGNAL) if cert_resource(cert_id) in arriving else at
         for cert_id, at in agent.installer.retry_times().items()
     }
-    return agent.installer.window_times() | failed
+    return {cert_id: at - now for cert_id, at in (agent.installer.window_times() | failed).items()}
 
 
 async def _retry(agent: Agent, due: Collection[int]) -> None:

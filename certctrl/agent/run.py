@@ -22,6 +22,7 @@ from pathlib import Path
 import trio
 
 from certctrl.agent.acks import announce, flush_acks
+from certctrl.agent.alert_watch import alert_forever
 from certctrl.agent.alerts import write_or_report
 from certctrl.agent.context import Agent
 from certctrl.agent.control import serve_control
@@ -34,7 +35,7 @@ from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import reconcile_forever
 from certctrl.agent.reload import Reloader
 from certctrl.agent.reporter import report_forever, save_status, snapshot
-from certctrl.agent.retries import retry_forever
+from certctrl.agent.retries import retry_forever, watch_clock
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.agent.standing import recover
 from certctrl.agent.systemd import Notifier, feed_watchdog
@@ -87,6 +88,8 @@ async def _run_services(
             services.start_soon(guard_expiry, agent)
             services.start_soon(reconcile_forever, agent)
             services.start_soon(retry_forever, agent)
+            services.start_soon(watch_clock, agent)
+            services.start_soon(alert_forever, agent)
             services.start_soon(feed_watchdog, notifier)
             services.start_soon(publish_metrics_if_enabled, agent)
             log_line(

@@ -16,7 +16,7 @@ import trio
 import certctrl
 from certctrl.agent.batches import Batches
 from certctrl.agent.burst import BurstWatch
-from certctrl.agent.clock import wall_now
+from certctrl.agent.clock import steady_now, wall_now
 from certctrl.agent.context import Agent
 from certctrl.agent.counters import Counters
 from certctrl.agent.inbox import Inbox
@@ -75,6 +75,7 @@ class Seams:
     fs: Fs = attrs.field(factory=RealFs)
     http: Callable[[AgentConfig, ConfigDir], Http] = real_http
     wall_now: Callable[[], float] = wall_now
+    steady_now: Callable[[], float] = steady_now
     offload: Callable[..., Awaitable[Any]] = in_thread
     random: Callable[[], float] = random_module.random
     proc: Proc = attrs.field(factory=Proc)
@@ -205,6 +206,7 @@ def _installer(
         proc=seams.proc,
         probe=seams.probe,
         wall_now=seams.wall_now,
+        steady_now=seams.steady_now,
         offload=seams.offload,
         log=log,
         random=seams.random,

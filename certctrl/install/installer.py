@@ -70,12 +70,14 @@ class Installer:
         proc: Proc,
         probe: Probe,
         wall_now: Callable[[], float],
+        steady_now: Callable[[], float],
         offload: Callable[..., Awaitable[Any]],
         log: logging.Logger,
         random: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._context = Context.of(
             random=random,
+            steady_now=steady_now,
             layout=layout,
             fs=fs,
             generations=generations,
@@ -288,6 +290,7 @@ class Installer:
             proc=Proc(),
             probe=TlsProbe(),
             wall_now=wall_now,
+            steady_now=wall_now,  # nothing waits
             offload=offload,
             log=logging.getLogger("certctrl"),
         )
@@ -346,7 +349,7 @@ class Installer:
         record = self._context.records.by_name(name)
         if record is None:
             raise UsageError(f"there is no certificate {one_line(name)} on this host", fix="cert-ctrl list-certs")
-        self._context.records.note(attrs.evolve(record, held=False))
+        self._context.records.note(attrs.evolve(record, held=False, held_since=0.0))
         self.retries.due_now(cert_resource(record.cert_id))
         await self._context.records.save()
 

@@ -39,6 +39,8 @@ class RetryKind(StrEnum):
     """New material, a check, the policy, a rollback: retrying helps once the cause is removed."""
     PENDING = "pending"
     """Items that failed for what is already live."""
+    DOWN = "down"
+    """A service that is not running, or that fails with its previous files too: waiting may help."""
 
 
 @attrs.frozen(kw_only=True)
@@ -54,7 +56,9 @@ class Retry:
     """All consecutive failures; the pause grows with them."""
     last_error: str = ""
     next_try_at: float = 0.0
-    """Wall-clock seconds since the epoch; 0: immediately."""
+    """Wall-clock seconds since the epoch; 0: immediately. A run that is told of the failure counts on a steady clock."""
+    pause: float = 0.0
+    """Seconds from the failure until then; 0: not known, from an earlier release."""
     signal: Signal | None = None
     """The signal to handle again; None: the installer retries what is staged or pending here."""
     reported: str = ""
@@ -150,6 +154,8 @@ class CertRecord:
     """When the unassignment was confirmed (wall-clock seconds); 0: never, or assigned again since."""
     pending: tuple[str, ...] = attrs.field(default=(), metadata={"key": "owed"})
     """Items to retry for the live generation: failed, or not reached because another item failed."""
+    held_since: float = 0.0
+    """When the hold began; 0: not held, or by an earlier release."""
 
     @property
     def cert_id(self) -> int:

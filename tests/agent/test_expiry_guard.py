@@ -14,6 +14,7 @@ from trio_util import AsyncBool
 
 from certctrl.agent.counters import Counters
 from certctrl.agent.expiry_guard import guard_expiry
+from certctrl.errors import PlaneError
 from certctrl.model.certificate import CertFacts
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import OutcomeKind
@@ -41,6 +42,9 @@ class Host:
     begins: float
     records: dict[int, CertRecord]
     here: CertRecord | None = None
+    device_id: str = "d-1"
+    refuses: bool = False
+    """Whether the plane refuses each request."""
     asked: list[float] = attrs.field(factory=list)
     alerts: list[str] = attrs.field(factory=list)
     problems: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
@@ -68,7 +72,9 @@ class Host:
         return "1", "1"
 
     async def authorized(self, _call: Callable[[str], Any]) -> None:
-        self.asked.append(self.wall_now())
+        self.asked.append(trio.current_time())
+        if self.refuses:
+            raise PlaneError("no", status=403)
 
     async def alert(self, alert: dict[str, Any]) -> None:
         self.alerts.append(str(alert["what"]))
@@ -95,6 +101,24 @@ async def test_a_missing_renewal_is_requested_every_six_hours(ahead: MockClock) 
     assert len(host.asked) == 4 and host.alerts == []
 
 
+async def test_a_refused_request_is_repeated_within_a_tenth_of_the_remaining_life(ahead: MockClock) -> None:
+    host = Host(90 * DAY - 3600, {1: LIVE}, refuses=True)
+    await host.watch(3500)
+    pauses = [later - earlier for earlier, later in zip(host.asked, host.asked[1:], strict=False)]
+    assert all(pause <= max(65, (3600 - at) / 10 + 5) for at, pause in zip(host.asked, pauses, strict=False))
+    assert len(pauses) > 15
+
+
+@pytest.mark.parametrize("step", [-3 * 3600.0, 3 * 3600.0])
+async def test_a_request_is_repeated_in_its_time_although_the_clock_was_set(ahead: MockClock, step: float) -> None:
+    host = Host(62 * DAY, {1: LIVE})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(host.watch, DAY - 1)
+        await trio.sleep(600)
+        host.begins += step
+    assert [round(at / 3600) for at in host.asked] == [0, 6, 12, 18]
+
+
 async def test_a_staged_renewal_is_not_requested_again(ahead: MockClock) -> None:
     host = Host(60.5 * DAY, {1: STAGED}, HERE)
     await host.watch(10 * DAY)
@@ -104,7 +128,7 @@ async def test_a_staged_renewal_is_not_requested_again(ahead: MockClock) -> None
 async def test_a_staged_renewal_that_is_due_itself_is_requested_again(ahead: MockClock) -> None:
     host = Host(119.5 * DAY, {1: STAGED}, HERE)
     await host.watch(DAY)
-    assert host.asked and host.asked[0] >= 120 * DAY
+    assert host.asked and host.begins + host.asked[0] >= 120 * DAY
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,11 @@ def inbox_of(store: SessionState, disk: Disk | None = None, *, limit: int = 10) 
     disk = disk or Disk()
     installed = InstalledState(store.layout, store._fs)
     retries = RetryTable(
-        load=installed.load_retries, wall_now=lambda: 1000.0, random=lambda: 1.0, settings=ApplicationConfig
+        load=installed.load_retries,
+        wall_now=lambda: 1000.0,
+        steady_now=lambda: 1000.0,
+        random=lambda: 1.0,
+        settings=ApplicationConfig,
     )
     records = RecordStore(installed, disk, lambda: 1000, retries)
     return Inbox(store, disk, retries, records.secure_retries, limit=limit)

@@ -99,12 +99,14 @@ class Service:
     """Whether reload succeeds and changes nothing."""
     seconds: float = 0.0
     """How long a reload takes."""
+    stopped: bool = False
+    """Whether it is not running: it neither listens nor reloads."""
 
     async def reload(self) -> int:
         """Return the exit status of the reload command."""
         self.reloads += 1
         await trio.sleep(self.seconds)
-        if self.broken:
+        if self.broken or self.stopped:
             return 1
         try:
             leaf = x509.load_pem_x509_certificates(self.certificate.read_bytes())[0]
@@ -127,7 +129,8 @@ class FakeProbe:
 
     async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
         """Wait until the deadline if the service serves none of these."""
-        if self.services[verify.host, verify.port].served not in wanted:
+        service = self.services[verify.host, verify.port]
+        if service.stopped or service.served not in wanted:
             await trio.sleep(max(0.0, deadline - trio.current_time()))
             raise ProbeError(f"{verify.host}:{verify.port} serves another certificate")
 
@@ -140,6 +143,11 @@ class FakeProbe:
             return False, "" if served else f"{where} serves no certificate"
         await trio.sleep(max(0.0, deadline - trio.current_time()))
         return True, f"{where} still serves it from memory"
+
+    async def is_down(self, host: str, port: int) -> bool:
+        """Return whether the service is stopped."""
+        await trio.lowlevel.checkpoint()
+        return (host, port) in self.services and self.services[host, port].stopped
 
 
 Effect = Callable[[], Any]
@@ -180,6 +188,8 @@ class Host:
     maker: Maker
     clock: float = NOW
     """Wall-clock seconds."""
+    steps: float = 0.0
+    """Seconds by which the wall clock has been set."""
     proc: FakeProc = attrs.field(factory=FakeProc)
     policy: HostPolicy = attrs.field(factory=HostPolicy)
     config: AgentConfig = attrs.field(factory=AgentConfig)
@@ -211,10 +221,16 @@ class Host:
             proc=cast(Proc, self.proc),
             probe=self.probe,
             wall_now=lambda: self.clock,
+            steady_now=lambda: self.clock - self.steps,
             offload=inline,
             log=logging.getLogger("test"),
         )
         return self.installer
+
+    def set_clock(self, by: float) -> None:
+        """Set the wall clock, without time passing."""
+        self.clock += by
+        self.steps += by
 
     def retry(self, cert_id: int) -> Retry:
         """Return the retry of a certificate; one without attempts if there is none."""

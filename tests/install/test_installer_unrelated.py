@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
 import pytest
 from install_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, Host, commands, kinds
 from trio.testing import MockClock
 
-from certctrl.model.plan import CopyAction, ExecAction, InstallItem
+from certctrl.errors import DiskError
+from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, ObjectType
+from certctrl.model.policy import TrustStore
 from certctrl.model.records import Stage
+from certctrl.store.disk.fs import Fs, RealFs
 
 NOTIFY = ("/bin/true", "notify")
 
@@ -103,3 +110,94 @@ async def test_a_failure_that_is_about_both_rolls_back_both(pair: Host) -> None:
     pair.proc.does[NOTIFY] = lambda: 1
     assert set(kinds(await pair.deliver(1, 2, items=connected())).values()) == {ROLLED_BACK}
     assert {1: pair.live(1), 2: pair.live(2)} == before
+
+
+def with_ca(host: Host) -> list[InstallItem]:
+    """Return items for a certificate and a CA of one group: the same file is checked by a common command."""
+    return [
+        ExecAction(id="first", ob_id=1, cmd_argv=RELOAD),
+        CopyAction(id="ca", ob_type=ObjectType.CA, ob_id=3, sources=("ca.pem",), targets=(str(host.out / "ca.pem"),)),
+        ExecAction(id="trust", cmd_argv=OTHER, depends_on=("ca",)),
+        ExecAction(id="both", cmd_argv=NOTIFY, depends_on=("first", "trust")),
+    ]
+
+
+@pytest.fixture
+async def beside_a_ca(pair: Host) -> Host:
+    """A certificate in service, in one group with a CA."""
+    assert (await pair.installer.import_ca(3, "Private", str(pair.maker.issuer.chain_pem), with_ca(pair))).ok
+    await pair.deliver(1, items=with_ca(pair))
+    assert pair.installer.records[1].stage is Stage.ACTIVATED
+    pair.proc.calls.clear()
+    return pair
+
+
+async def test_a_command_about_a_ca_does_not_roll_back_a_renewal(beside_a_ca: Host) -> None:
+    host, later = beside_a_ca, (*OTHER, "later")
+    host.allow(commands=commands(RELOAD, OTHER, NOTIFY, later))
+    items = [*with_ca(host), ExecAction(id="later", cmd_argv=later, depends_on=("ca",))]
+    items[3] = attrs.evolve(items[3], depends_on=("first", "ca"))
+    host.proc.does[later] = lambda: 1
+    outcomes = await host.deliver(1, items=items)
+    assert kinds(outcomes) == {1: APPLIED, 0: FAILED}
+    assert "item later" in outcomes[0].detail and host.retry(1).attempts == 0
+    assert host.live(1) == host.installer.records[1].facts.fingerprint_sha256
+
+
+async def test_a_ca_that_cannot_be_imported_does_not_roll_back_a_renewal(beside_a_ca: Host) -> None:
+    host, store, update = beside_a_ca, beside_a_ca.out / "trust", ("/bin/true", "update")
+    store.mkdir()
+    host.allow(trust_store=TrustStore(directory=str(store), command=update))
+    host.proc.does[update] = lambda: 1
+    items = [*with_ca(host), ImportCaAction(id="import", ob_id=3)]
+    outcomes = await host.deliver(1, items=items)
+    assert kinds(outcomes) == {1: APPLIED, 0: FAILED}
+    assert "CA 3 is not in the trust store" in outcomes[0].detail
+    assert host.live(1) == host.installer.records[1].facts.fingerprint_sha256
+
+
+def to_disk(host: Host, directory: str, cert_id: int) -> CopyAction:
+    target = str(host.out / directory / "c.pem")
+    return CopyAction(id=f"c{cert_id}", ob_id=cert_id, sources=("fullchain.pem",), targets=(target,))
+
+
+class FullDirectory:
+    """A real disk on which no file can be made in one directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(RealFs(), name)
+
+    def create(self, name: str, mode: int, *, at: Any) -> Any:
+        if str(at.path) == self.path:
+            raise DiskError(f"cannot create {self.path}: No space left on device", path=self.path, errno=28)
+        return RealFs().create(name, mode, at=at)
+
+
+async def test_a_file_that_cannot_be_written_rolls_back_its_certificate_only(pair: Host) -> None:
+    for name in ("good", "bad"):
+        (pair.out / name).mkdir()
+    items = [*connected(), to_disk(pair, "good", 1), to_disk(pair, "bad", 2)]
+    await pair.deliver(1, 2, items=items)
+    before = {1: pair.live(1), 2: pair.live(2)}
+    pair.fs = cast(Fs, FullDirectory(pair.out / "bad"))
+    pair.start()
+    outcomes = await pair.deliver(1, 2, items=items)
+    assert kinds(outcomes) == {1: APPLIED, 2: ROLLED_BACK}
+    assert pair.live(1) != before[1] and pair.live(2) == before[2]
+    assert (pair.out / "good" / "c.pem").read_bytes() == (pair.layout.certs / "c1.example.crt").read_bytes()
+
+
+async def test_a_file_of_another_certificate_that_cannot_be_written_delays_no_renewal(pair: Host) -> None:
+    for name in ("good", "bad"):
+        (pair.out / name).mkdir()
+    pair.fs = cast(Fs, FullDirectory(pair.out / "bad"))
+    pair.start()
+    items = [*connected(), to_disk(pair, "good", 1), to_disk(pair, "bad", 2)]
+    assert kinds(await pair.deliver(1, items=items)) == {1: APPLIED}
+    assert kinds(await pair.installer.converge((), items)) == {2: FAILED}
+    assert (pair.out / "good" / "c.pem").read_bytes() == (pair.layout.certs / "c1.example.crt").read_bytes()
+    assert (pair.retry(1).attempts, pair.installer.records[1].failing) == (0, False)
+    assert pair.installer.records[2].pending

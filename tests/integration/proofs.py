@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from fleet import HERE, clean_environment
 from recipes import Trial
 
+from certctrl.model.records import RetryKind
+from certctrl.sandbox.servers import HOST
 from certctrl.sandbox.witness import plain_serial
 
 
@@ -65,33 +67,55 @@ def prove_the_check_refuses(trial: Trial, files: Mapping[str, bytes]) -> str:
     Returns the reason of the refusal.
     """
     before, old = trial.on_disk(), trial.served()
-    trial.spoiled.mkdir()
-    for name, data in files.items():
-        (trial.spoiled / name).write_bytes(data)
-    _, outcome, why = trial.renew()
-    assert outcome == "failed" and "the check refuses the new certificate" in why, (outcome, why)
-    assert (trial.on_disk(), trial.served()) == (before, old)
-    shutil.rmtree(trial.spoiled)
+    with trial.spoilt(files):
+        _, outcome, why = trial.renew()
+        assert outcome == "failed" and "the check refuses the new certificate" in why, (outcome, why)
+        assert (trial.on_disk(), trial.served(), trial.retry().kind) == (before, old, RetryKind.REFUSED)
     trial.renew_and_serve()
     print(f"{trial.recipe.name}: {why}")
     return why
 
 
-def prove_rollback(trial: Trial, trouble: contextlib.AbstractContextManager[Any], reason: str) -> str:
+def prove_rollback(
+    trial: Trial,
+    trouble: contextlib.AbstractContextManager[Any],
+    reason: str,
+    kind: RetryKind = RetryKind.REFUSED,
+) -> str:
     """Renew while the service has a fault: the old pair is restored and still served; afterwards the new one goes live.
 
-    Returns the reason of the rollback.
+    ``kind``: how it is retried. Returns the reason of the rollback.
     """
     before, old = trial.on_disk(), trial.served()
     with trial.impatient(), trouble:
         serial, outcome, why = trial.renew()
         assert outcome == "rolled_back" and reason in why, (outcome, why)
+        assert trial.retry().kind is kind, trial.retry()
         # the agent tries again meanwhile, and then the new pair is there for a moment
         trial.wait_for(lambda: (trial.on_disk(), trial.served()) == (before, old), "the old pair to be back")
     # an interrupted attempt may have been served briefly as well: only the final state counts
     trial.wait_for(lambda: trial.stands(serial), f"{serial} to be deployed and served")
     print(f"{trial.recipe.name}: {why}")
     return why
+
+
+def prove_while_stopped(trial: Trial, files: Mapping[str, bytes]) -> None:
+    """Renew while the service is stopped: refused files change nothing; good ones stay and are served once it starts."""
+    before = trial.on_disk()
+    with trial.impatient():
+        trial.stop()
+        with trial.spoilt(files):
+            _, outcome, why = trial.renew()
+            assert outcome == "failed" and "the check refuses the new certificate" in why, (outcome, why)
+            assert (trial.on_disk(), trial.retry().kind) == (before, RetryKind.REFUSED)
+        serial, outcome, why = trial.renew()
+        assert outcome == "failed" and f"nothing listens at {HOST}:{trial.recipe.port}" in why, (outcome, why)
+        assert trial.on_disk() != before and trial.deployed() == plain_serial(serial)
+        assert trial.retry().kind is RetryKind.DOWN
+        assert trial.retry().next_try_at <= time.time() + 300
+        trial.start()
+        trial.sees(serial)
+    trial.wait_for(lambda: trial.stands(serial), f"{serial} to be deployed and served")
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import socket
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cryptography import x509
 from fleet import ROOT, Agent, Child, Fleet, Plane, wait_for
 from load_client import Line
 
+from certctrl.model.records import Retry
 from certctrl.sandbox.servers import HOST, free_port
 from certctrl.sandbox.witness import plain_serial
 
@@ -191,6 +192,17 @@ class Trial:
                 self.stop()
 
     @contextlib.contextmanager
+    def spoilt(self, files: Mapping[str, bytes]) -> Iterator[None]:
+        """Replace staged files during the block, before the recipe's check runs."""
+        self.spoiled.mkdir()
+        try:
+            for name, data in files.items():
+                (self.spoiled / name).write_bytes(data)
+            yield
+        finally:
+            shutil.rmtree(self.spoiled)
+
+    @contextlib.contextmanager
     def impatient(self) -> Iterator[None]:
         """Shorten the agent's probes during the block; failures are retried at its end."""
         self._configure(verify_timeout_seconds=3.0)
@@ -254,6 +266,15 @@ class Trial:
             plain_serial(record.facts.serial) == plain and record.generation == record.activated and not record.failing
         )
         return proven and self.served() == plain
+
+    def deployed(self) -> str:
+        """Return the serial on disk."""
+        return plain_serial(self._record().facts.serial)
+
+    def retry(self) -> Retry:
+        """Return why and when the certificate is retried."""
+        retries, _ = self.agent.state.installed.load_retries()
+        return next(one for one in retries if one.resource == f"cert:{self.cert_id}")
 
     def on_disk(self) -> dict[str, bytes | str]:
         """Return what the service reads: the live link and every file of the items."""

@@ -21,6 +21,7 @@ from proofs import (
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal
 
+from certctrl.model.records import RetryKind
 from certctrl.sandbox.servers import free_port
 
 pytestmark = pytest.mark.integration
@@ -92,7 +93,7 @@ def test_the_check_may_include_configtest(trial: Trial, tmp_path: Path) -> None:
 
 def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
     broken = edited(trial.recipe.place / "apache.conf", lambda text: text + "<VirtualHost")
-    prove_rollback(trial, broken, "item reload apache")
+    prove_rollback(trial, broken, "item reload apache", RetryKind.DOWN)
 
 
 def test_a_parent_that_hangs_is_rolled_back(trial: Trial) -> None:

@@ -20,6 +20,8 @@ from proofs import (
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal
 
+from certctrl.model.records import RetryKind
+
 pytestmark = [pytest.mark.integration, pytest.mark.root]  # both servers need their own users
 
 RENEWALS = pytest.mark.parametrize("renewals", [4, pytest.param(50, marks=pytest.mark.campaign)])
@@ -148,7 +150,7 @@ def test_the_check_may_include_postfix_check(postfix: Trial, tmp_path: Path) -> 
 def test_a_failed_reload_of_postfix_is_rolled_back(postfix: Trial) -> None:
     # without its pid file Postfix counts as stopped
     lock = moved_away(postfix.recipe.place / "spool" / "pid" / "master.pid")
-    prove_rollback(postfix, lock, "item reload postfix")
+    prove_rollback(postfix, lock, "item reload postfix", RetryKind.DOWN)
 
 
 def test_a_postfix_that_reads_another_file_is_rolled_back(postfix: Trial) -> None:
@@ -181,7 +183,7 @@ def test_the_check_may_include_doveconf(dovecot: Trial, tmp_path: Path, need: Ca
 
 def test_a_failed_reload_of_dovecot_is_rolled_back(dovecot: Trial) -> None:
     broken = edited(dovecot.recipe.place / "dovecot.conf", lambda text: text + "half a line")
-    prove_rollback(dovecot, broken, "item local:reload dovecot")
+    prove_rollback(dovecot, broken, "item local:reload dovecot", RetryKind.DOWN)
 
 
 def test_a_dovecot_that_reads_other_files_is_rolled_back(dovecot: Trial) -> None:

@@ -18,9 +18,12 @@ from proofs import (
     prove_nothing_is_dropped,
     prove_rollback,
     prove_the_check_refuses,
+    prove_while_stopped,
 )
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal, revoked
+
+from certctrl.model.records import RetryKind
 
 pytestmark = pytest.mark.integration
 
@@ -101,9 +104,13 @@ def test_the_check_may_include_the_live_configuration(trial: Trial, tmp_path: Pa
     assert "nginx.conf" in done.stderr
 
 
+def test_a_stopped_service_gets_the_new_files(trial: Trial) -> None:
+    prove_while_stopped(trial, broken_pairs(trial)["another certificate's key"])
+
+
 def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
     broken = edited(trial.recipe.place / "nginx.conf", lambda text: text + "half a line")
-    prove_rollback(trial, broken, "item reload nginx")
+    prove_rollback(trial, broken, "item reload nginx", RetryKind.DOWN)
 
 
 def test_a_master_that_hangs_is_rolled_back(trial: Trial) -> None:

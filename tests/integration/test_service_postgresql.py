@@ -19,9 +19,12 @@ from proofs import (
     prove_nothing_is_dropped,
     prove_rollback,
     prove_the_check_refuses,
+    prove_while_stopped,
 )
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal
+
+from certctrl.model.records import RetryKind
 
 pytestmark = [
     pytest.mark.integration,
@@ -103,6 +106,10 @@ def test_the_check_may_include_the_live_configuration(
         assert check_by_hand(trial, {}, tmp_path / "broken", *options).returncode != 0
 
 
+def test_a_stopped_service_gets_the_new_files(trial: Trial) -> None:
+    prove_while_stopped(trial, broken_pairs(trial)["another certificate's key"])
+
+
 def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
     @contextlib.contextmanager
     def unreadable() -> Iterator[None]:  # only pg_ctl reads it; the server keeps running
@@ -114,7 +121,7 @@ def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
         finally:
             pid_file.chmod(mode)
 
-    prove_rollback(trial, unreadable(), "item reload postgresql")
+    prove_rollback(trial, unreadable(), "item reload postgresql", RetryKind.DOWN)
 
 
 def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:

@@ -35,6 +35,10 @@ class Clock:
         """Return the time of the host's wall clock, at least 0."""
         return max(0.0, self.now() + self.error)
 
+    def steady_now(self) -> float:
+        """Return a time that is never set, and that does not stand still on a suspended host."""
+        return trio.current_time() + self.slept
+
     def begin(self) -> None:
         """Start the history now."""
         self.zero = trio.current_time()

@@ -94,6 +94,7 @@ class Host:
             fs=process.disk,
             http=lambda config, layout: SimulatedHttp(self.network, lambda: process.dead),
             wall_now=self.clock.host_now,
+            steady_now=self.clock.steady_now,
             offload=self._offload,
             random=self.chance.random,
             proc=SimulatedProc(self.services, lambda: process.dead),  # type: ignore[arg-type]

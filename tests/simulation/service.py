@@ -31,6 +31,8 @@ class Service:
     served: str = ""
     """Fingerprint; empty if it serves nothing."""
     reloads: int = 0
+    stopped: bool = False
+    """Whether it is not running; a start reads its files."""
 
 
 class Services:
@@ -61,6 +63,8 @@ class Services:
     def _reload(self, cert_id: int) -> int:
         service, nodes = self.known[cert_id], self.disk().now
         service.reloads += 1
+        if service.stopped:
+            return 1
         pem, key = file_in(nodes, service.certificate), file_in(nodes, service.key)
         if pem is None or key is None:
             service.served = ""  # its configuration includes the files only if they exist
@@ -76,10 +80,31 @@ class Services:
     async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
         """Ask a simulated service what it serves (`Probe.probe`)."""
         await trio.sleep(0.01)
-        served = self.known[verify.port - FIRST_PORT].served
-        if served not in wanted:
+        service = self.known[verify.port - FIRST_PORT]
+        if service.stopped or service.served not in wanted:
             await trio.sleep(max(0.0, deadline - trio.current_time()))
             raise ProbeError(f"port {verify.port} serves another certificate")
+
+    async def is_down(self, host: str, port: int) -> bool:
+        """Return whether a simulated service is stopped (`Probe.is_down`)."""
+        await trio.sleep(0.001)
+        return self.known[port - FIRST_PORT].stopped
+
+    def refuse_renewals(self, cert_id: int) -> None:
+        """Let reloads fail while other files than the served ones are there."""
+        service = self.known[cert_id]
+        old = service.served
+
+        def refuses() -> bool:
+            pem = file_in(self.disk().now, service.certificate)
+            return pem is not None and leaf_facts(pem)[0] != old
+
+        self.failing = refuses
+
+    def start(self, cert_id: int) -> None:
+        """Start a service again: it reads its files, as at a reload."""
+        self.known[cert_id].stopped = False
+        self._reload(cert_id)
 
     async def after_removal(
         self, verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False

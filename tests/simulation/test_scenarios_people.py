@@ -150,7 +150,7 @@ def test_status_shows_failing_and_waiting_work_with_its_next_attempt() -> None:
         status = snapshot(scene.agent)
         assert (status["stuck"][0]["reason"], status["health"]) == ("WRAP_PENDING", "healthy")
         scene.agent.plane.fetch_materials = took
-        scene.world.services.failing = lambda: True
+        scene.world.services.refuse_renewals(row["id"])
         await scene.until(lambda: snapshot(scene.agent)["quarantined"])
         (stuck,) = snapshot(scene.agent)["stuck"]
         attempts, next_try_at = scene.retry(row["id"]).attempts, stuck["next_try_at"]

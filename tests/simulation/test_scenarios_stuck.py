@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import pytest
 import trio
 from simulation.network import NetworkFault
 from simulation.scene import DAY, QUIET, Scene, play
@@ -14,6 +15,7 @@ from simulation.world import DEVICE, USER
 from certctrl.agent.metric_families import render
 from certctrl.agent.metrics import view_of
 from certctrl.agent.reporter import snapshot
+from certctrl.model.records import RetryKind
 
 SLOW = attrs.evolve(QUIET, interval=600.0, access_seconds=7 * DAY, reconcile=7 * 86_400)
 
@@ -120,5 +122,70 @@ def test_work_that_a_signal_retries_is_not_retried_separately() -> None:
         count = len(times)
         await trio.sleep(5 * 3600)
         assert len(times) == count, "its signal is in quarantine and has its own next attempt"
+
+    play(scenario, SLOW)
+
+
+def test_a_service_that_is_stopped_during_a_renewal_serves_it_once_it_is_started() -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await served(scene)
+        service = scene.world.services.known[cert_id]
+        old, service.stopped = service.served, True
+        renewed = await scene.plane.certificates.renew(USER, cert_id)
+        await scene.until(lambda: scene.retry(cert_id).kind is RetryKind.DOWN)
+        assert scene.record(cert_id).facts.serial == renewed["serial_number"]
+        times = counted(scene)
+        await trio.sleep(6 * 3600)
+        assert 60 <= len(times) <= 90, "every five minutes"
+        assert not snapshot(scene.agent)["quarantined"]
+        assert snapshot(scene.agent)["health"] == "degraded"
+        assert scene.agent.counters.alerts == {"failing": 1}
+        assert scene.outcomes()[0] == ("cert.renewed", "failed")
+        scene.world.services.start(cert_id)
+        assert service.served == scene.record(cert_id).facts.fingerprint_sha256 != old
+        await scene.until(lambda: not snapshot(scene.agent)["stuck"], 301)
+        await scene.until(lambda: scene.outcomes()[0] == ("cert.renewed", "applied"))
+
+    play(scenario, SLOW)
+
+
+@pytest.mark.parametrize("step", [-3 * 3600.0, -3 * DAY, 3 * 3600.0, 3 * DAY])
+def test_retries_keep_their_time_when_the_clock_is_set(step: float) -> None:
+    async def scenario(scene: Scene) -> None:
+        cert_id = await served(scene)
+        scene.world.services.failing = lambda: True
+        times = counted(scene)
+        unproven = [item | {"verify": None} for item in scene.operators.items([cert_id])]
+        await scene.plane.installs.put(DEVICE, unproven)
+        for restart in (False, True):
+            await scene.until(lambda: scene.agent.installer.retries.left(f"cert:{cert_id}") > 1200, 8000)
+            left, count = scene.agent.installer.retries.left(f"cert:{cert_id}"), len(times)
+            scene.world.clock.error += step
+            await trio.sleep(130)
+            (stuck,) = [one for one in snapshot(scene.agent)["stuck"] if one["item"].startswith("certificate")]
+            assert abs(stuck["next_try_at"] - scene.world.clock.host_now() - left + 130) < 30, "as status shows it"
+            if restart:
+                scene.host.kill(power=False)
+            await trio.sleep(left - 130 - 90)
+            assert len(times) == count, "not sooner"
+            await scene.until(lambda count=count: len(times) > count, 300)
+        scene.world.services.failing = lambda: False
+        scene.world.clock.error = 0.0
+        await scene.until(lambda: not scene.retry(cert_id).attempts and not scene.agent.inbox.depth, 8000)
+
+    play(scenario, SLOW)
+
+
+def test_a_clock_that_is_set_forward_is_noticed_within_minutes() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("calm.example")
+        await scene.until(lambda: scene.live(int(row["id"])) and not scene.agent.inbox.depth)
+        await trio.sleep(1800)
+        scene.world.clock.error = 190 * DAY
+        await trio.sleep(150)
+        assert scene.agent.counters.alerts["late"] == 1
+        scene.world.clock.error = 0.0
+        await trio.sleep(150)
+        assert not [one for one in snapshot(scene.agent)["problems"] if "expires" in one["what"]]
 
     play(scenario, SLOW)

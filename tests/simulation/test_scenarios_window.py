@@ -49,7 +49,7 @@ def test_a_failure_in_the_window_is_reported_and_retried_with_backoff() -> None:
         cert_id = await staged(scene)
         await trio.sleep(SATURDAY - 1200 - scene.world.clock.now())
         reported, reloads = len(scene.outcomes()), scene.world.services.known[cert_id].reloads
-        scene.world.services.failing = lambda: True
+        scene.world.services.refuse_renewals(cert_id)
         await trio.sleep(2.5 * 3600)
         record, attempts = scene.record(cert_id), scene.retry(cert_id).attempts
         assert 3 <= attempts <= 12, "backoff even in an open window"

@@ -130,8 +130,9 @@ def eager(before: Any, failure: Any, now: float, **more: Any) -> Any:
     return attrs.evolve(AFTER_FAILURE(before, failure, now, **more), next_try_at=now + 3.0)
 
 
-def believing(retry: Any, now: float, settings: Any) -> float:
-    return retry.next_try_at if retry is not None else now
+def by_the_wall_clock(self: Any, key: str) -> float:
+    retry = self.rows().get(key)
+    return max(0.0, retry.next_try_at - self.wall_now()) if retry is not None else 0.0
 
 
 def changed_identity(identify: Callable[..., str]) -> Callable[..., str]:
@@ -192,13 +193,13 @@ MISTAKES: dict[str, list[Mistake]] = {
     ],
     "a clock that was ahead is believed forever": [
         Mistake(
-            "certctrl.install.deploy.retry_table.due_at",
-            believing,
+            "certctrl.install.deploy.retry_table.RetryTable.left",
+            by_the_wall_clock,
             clock_jump=12,
             plane_down=6,
             bad_connections=3,
             renew=4,
-        )
+        ),
     ],
     "equal material is a new generation": [
         Mistake("certctrl.store.deployments.generations.identify", changed_identity(generations.identify), send_again=5)

@@ -195,7 +195,11 @@ class FailedSignals(Protocol):
     async def work(self, fs: ModelFs) -> None:
         store = StateStore(LAYOUT, fs)
         retries = RetryTable(
-            load=store.installed.load_retries, wall_now=lambda: 1000.0, random=lambda: 0.5, settings=ApplicationConfig
+            load=store.installed.load_retries,
+            wall_now=lambda: 1000.0,
+            steady_now=lambda: 1000.0,
+            random=lambda: 0.5,
+            settings=ApplicationConfig,
         )
         records = RecordStore(store.installed, inline, lambda: 1000, retries)
         inbox = Inbox(store.session, inline, retries, records.secure_retries, limit=10)

@@ -49,19 +49,21 @@ class Context:
     indexer: Indexer = attrs.field(factory=Indexer)
 
     @classmethod
-    def of(cls, *, random: Callable[[], float], **given: Any) -> Context:
-        """Return a context with its records and its identity; ``random`` spreads retries."""
+    def of(cls, *, random: Callable[[], float], steady_now: Callable[[], float], **given: Any) -> Context:
+        """Return a context with its records and its identity; ``random`` spreads retries, ``steady_now`` times them."""
         user, group = own_names()
         root = given["layout"].root
         retries = RetryTable(
             load=given["state"].load_retries,
             wall_now=given["wall_now"],
+            steady_now=steady_now,
             random=random,
             settings=lambda: given["config"]().application,
         )
         records = RecordStore(
             given["state"], given["offload"], lambda: given["config"]().application.history_entries, retries
         )
+        retries.ends_at = records.ends_at
         identity = AgentIdentity(config_dir=str(root.resolve()), user=user, group=group)
         return cls(**given, shared_offload=SharedOffload(given["offload"]), records=records, identity=identity)
 

@@ -157,7 +157,7 @@ class Convergence:
             for candidate in (*alone, *deferred):
                 if candidate.cert_id in broken:
                     why = "not tried: the previous state does not serve either, so this certificate is not the cause"
-                    self.results.failed(candidate.cert_id, why, staged=candidate)
+                    self.results.failed(candidate.cert_id, why, staged=candidate, down=True)
                     continue
                 try:
                     single = await self._switch([group], {candidate.cert_id: candidate})

@@ -1,8 +1,9 @@
 """Executor: perform the steps of one group after its switch, and undo the files if asked.
 
-The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. A
-command or check that is about none of the changed certificates ends nothing: it is recorded for its own certificates.
-Copies that may fail are written after the others of their step, one group of files at a time. Commands of one step run
+The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. A file,
+import, command or check that is about none of the changed certificates ends nothing: it is recorded for its own. Nor does
+one whose service was not running before either: the previous files would not be served, so the new ones stay. Copies
+that may fail are written after the others of their step, one group of files at a time. Commands of one step run
 concurrently. Written files can be undone until the group is proven.
 """
 
@@ -21,9 +22,14 @@ from certctrl.install.deploy.trust_store import import_ca
 from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.dependencies import depended_on
 from certctrl.install.plan.values import DesiredCert, GroupPlan, Run, Verification, Write
-from certctrl.model.plan import InstallItem
+from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, VerifyTls
 from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.text import one_line
+
+Endpoint = tuple[str, int]
+"""Host and port."""
+MOST_ENDPOINTS = 64
+"""Endpoints of one group that are looked at; a service at another one counts as running."""
 
 
 @attrs.frozen
@@ -33,6 +39,8 @@ class Tolerated:
     why: str
     items: frozenset[str]
     cert_ids: frozenset[int]
+    down: bool = False
+    """Whether the service was not running, before this try and after it."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -45,6 +53,8 @@ class Executor:
     items: Mapping[str, InstallItem]
     batch: Collection[int] = ()
     """Unproven certificates of this try."""
+    rolled_back: Collection[int] = ()
+    """Those of them that were rolled back before: their service may be down because of them."""
     copies: list[FileSet] = attrs.field(factory=list)
     permanent: list[FileSet] = attrs.field(factory=list)
     """Copies that stay after a rollback: the first files for a service."""
@@ -57,16 +67,25 @@ class Executor:
     """Notes for the operator about a success."""
     tolerated: list[Tolerated] = attrs.field(factory=list)
     unrelated: list[Tolerated] = attrs.field(factory=list)
-    """Failures that are about none of the changed certificates."""
+    """Failures that are about none of the changed certificates, or about a service that is not running."""
     blamed: set[int] = attrs.field(factory=set)
     """Certificates that the failure which ended the group is about; empty: not known."""
     missed: list[Write] = attrs.field(factory=list)
     """Files that could not be written and may be missing."""
+    down: set[Endpoint] = attrs.field(factory=set)
+    """Where nothing listened before this try."""
+    still_down: set[Endpoint] = attrs.field(factory=set)
+    """Where nothing listens after a command or check failed either."""
 
     async def run(self) -> None:
         """Perform all steps in order. Raises the first failure that is not tolerated (CertctrlError)."""
+        self.down = await self._silent(_endpoints(self.items.values()))
         for ca_id in self.plan.imports:
-            await self._import(ca_id)
+            try:
+                await self._import(ca_id)
+            except CertctrlError as error:
+                if not self._set_apart(error, self._importing(ca_id)):
+                    raise
         for step in self.plan.steps:
             await self._put([write for write in step.writes if not self._is_skipped((write.item,))])
             runs = [run for run in step.runs if not self._is_skipped(run.items)]
@@ -116,6 +135,9 @@ class Executor:
     async def _verify(self, one: Verification) -> None:
         if self._lacks_files(one.for_files):
             return
+        if isinstance(one.verify, VerifyTls) and _endpoint(one.verify) in self.still_down:  # need not be waited for
+            where = f"{one_line(one.verify.host)}:{one.verify.port}"
+            raise ProbeError(f"{where} {ProbeFault.REFUSED}", fault=ProbeFault.REFUSED)
         try:
             await verify_live(self.context, one, self.about(one.cert_ids))
         except ProbeError as error:
@@ -141,18 +163,54 @@ class Executor:
                 nursery.start_soon(one, number, job, name=f"item {one_line(job.items[0])}")
         ends: list[CertctrlError] = []
         for number, error in sorted(failures.items()):
-            job = jobs[number]
+            job, changing = jobs[number], self._changing()
             scope = self._scope(job.items) | set(job.argument.cert_ids)
+            is_apart = bool(job.argument.cert_ids or changing) and scope.isdisjoint(changing)
             if job.tolerant:
                 self._tolerate(error, job.items, job.argument.cert_ids)
-            elif job.argument.cert_ids and scope.isdisjoint(self._changing()):
-                self.unrelated.append(Tolerated(str(error), frozenset(job.items), frozenset(scope)))
+            elif (down := await self._is_down(job, scope)) or is_apart:
+                why = f"{error}; the service is not running: nothing listens at {down}" if down else str(error)
+                about = frozenset(scope & changing or scope)
+                self.unrelated.append(Tolerated(why, frozenset(job.items), about, down=bool(down)))
                 self.ran -= set(job.items)
             else:
                 self.blamed |= scope
                 ends.append(error)
         if ends:
             raise ends[0]
+
+    async def _is_down(self, job: _Job, scope: set[int]) -> str:
+        """Return where the service of a failed job listens if it was not running before either; empty: it was."""
+        if isinstance(job.argument, Verification) and isinstance(job.argument.verify, VerifyTls):
+            places = {_endpoint(job.argument.verify)}
+        else:
+            places = self._places(job)
+        if not places or not places <= self.down or not scope.isdisjoint(self.rolled_back):
+            return ""
+        self.still_down |= (silent := await self._silent(places))
+        return ", ".join(f"{one_line(host)}:{port}" for host, port in sorted(places)) if silent == places else ""
+
+    def _places(self, job: _Job) -> set[Endpoint]:
+        """Return where the service of a command listens: its items say so, those they depend on, or its certificates'."""
+        below = {name for item in job.items for name in depended_on(item, self.items)}
+        for names in (job.items, below):
+            if found := _endpoints(self.items[name] for name in names if name in self.items):
+                return found
+        mine, checks = set(job.argument.cert_ids), self.plan.verifications
+        return {_endpoint(v.verify) for v in checks if isinstance(v.verify, VerifyTls) and mine & set(v.cert_ids)}
+
+    async def _silent(self, places: Collection[Endpoint]) -> set[Endpoint]:
+        """Return the endpoints at which nothing listens."""
+        found = set[Endpoint]()
+
+        async def one(host: str, port: int) -> None:
+            if await self.context.probe.is_down(host, port):
+                found.add((host, port))
+
+        async with trio.open_nursery() as nursery:
+            for host, port in sorted(places)[:MOST_ENDPOINTS]:
+                nursery.start_soon(one, host, port, name=f"look at {one_line(host)}:{port}")
+        return found
 
     def _changing(self) -> set[int]:
         """Return the certificates that this try changes."""
@@ -173,7 +231,7 @@ class Executor:
         return any(not set(others).isdisjoint(depended_on(item, self.items)) for item in items)
 
     def _is_skipped(self, items: Collection[str]) -> bool:
-        """Return whether work is, or depends on, what failed apart from the changed certificates."""
+        """Return whether work is, or depends on, what failed without ending the group."""
         failed = {item for one in self.unrelated for item in one.items}
         return bool(failed) and (not failed.isdisjoint(items) or self._needs(items, failed))
 
@@ -186,8 +244,7 @@ class Executor:
         first = [write for write in strict if write.is_new and self._is_first(write)]
         rest = [write for write in strict if write not in first]
         for group, kept in ((first, self.permanent), (rest, self.copies)):
-            if group:
-                await self._write(group, kept)
+            await self._put_together(group, kept)
         file_groups: dict[str, list[Write]] = {}
         for write in writes:
             if write.tolerant:
@@ -202,6 +259,48 @@ class Executor:
                 self._tolerate(
                     f"item {one_line(file_group[0].item)}: {error}", {write.item for write in file_group}, certs
                 )
+
+    async def _put_together(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
+        """Write files all or none; without those that fail, if they are about none of the changed certificates."""
+        if not writes:
+            return
+        try:
+            await self._write(writes, kept)
+        except CertctrlError as error:
+            failed: list[Write] = await self.context.offload(self._unwritable, writes)
+            certs = {write.cert_id for write in failed if write.cert_id is not None}
+            if failed and self._set_apart(error, {write.item for write in failed}, certs):
+                rest = [one for one in writes if one not in failed and not self._is_skipped((one.item,))]
+                await self._put_together(rest, kept)
+                return
+            raise
+
+    def _unwritable(self, writes: Sequence[Write]) -> list[Write]:
+        """Return the files of the certificates and CAs of which one cannot be written. Blocks on the disk."""
+        failed = set[str]()
+        for node in dict.fromkeys(write.node for write in writes):
+            trial = FileSet(self.context.layout, self.context.fs)
+            try:
+                trial.begin([self._file(write) for write in writes if write.node == node])
+                trial.undo()
+            except CertctrlError:
+                failed.add(node)
+        return [write for write in writes if write.node in failed]
+
+    def _set_apart(self, error: CertctrlError, items: Collection[str], certs: Collection[int] = ()) -> bool:
+        """Note a failure of items that is about none of the changed certificates, if there are others; return whether."""
+        scope = self._scope(items) | set(certs)
+        if not scope.isdisjoint(self.batch) or not (self._changing() | set(self.batch)) - scope:
+            self.blamed |= set(certs) or scope
+            return False
+        self.unrelated.append(Tolerated(str(error), frozenset(items), frozenset(scope)))
+        return True
+
+    def _importing(self, ca_id: int) -> list[str]:
+        """Return the items that import a CA."""
+        name = self.context.records.cas[str(ca_id)].name
+        imports = (item for item in self.items.values() if isinstance(item, ImportCaAction))
+        return [item.id for item in imports if item.ob_id == ca_id or (item.ob_id is None and item.ob_name == name)]
 
     async def _write(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
         with trio.CancelScope(shield=True):  # a pair must not be left half renamed
@@ -236,6 +335,16 @@ class _Job:
     tolerant: bool
     call: Callable[..., Awaitable[None]]
     argument: Run | Verification
+
+
+def _endpoint(verify: VerifyTls) -> Endpoint:
+    return verify.host, verify.port
+
+
+def _endpoints(items: Iterable[InstallItem]) -> set[Endpoint]:
+    """Return where the services of some items listen, as far as the items say."""
+    verifies = [item.verify for item in items if isinstance(item, CopyAction | ExecAction)]
+    return {_endpoint(verify) for verify in verifies if isinstance(verify, VerifyTls)}
 
 
 def _close_all(copies: Sequence[FileSet]) -> None:

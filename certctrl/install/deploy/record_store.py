@@ -6,6 +6,7 @@ the next one, so a burst of a hundred groups costs two writes of each file, not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -103,6 +104,15 @@ class RecordStore:
         if self.certificates.get(record.cert_id) != record:
             self.certificates[record.cert_id] = record
             self._wanted += 1
+
+    def ends_at(self, resource: str) -> float:
+        """Return when the certificate in use of a resource ends; for what is no certificate, the first of all ends."""
+        kind, _, number = resource.partition(":")
+        if kind == "cert" and number.isdecimal():
+            records = [record for record in (self.certificates.get(int(number)),) if record is not None]
+        else:
+            records = list(self.certificates.values())
+        return min((record.facts.not_after for record in records if record.generation), default=math.inf)
 
     def last_error(self, cert_id: int) -> str:
         """Return why a certificate is retried; empty: it is not."""

@@ -34,6 +34,11 @@ def with_facts(record: CertRecord, candidate: Candidate) -> CertRecord:
     )
 
 
+def was_rolled_back(record: CertRecord, candidate: Candidate) -> bool:
+    """Return whether a candidate is tried again after it was rolled back."""
+    return record.last_outcome is OutcomeKind.ROLLED_BACK and record.staged == candidate.generation
+
+
 @attrs.define(eq=False, kw_only=True)
 class Results:
     """The results of one call."""
@@ -138,19 +143,22 @@ class Results:
         kept: Candidate | None = None,
         staged: Candidate | None = None,
         pending: Collection[str] = (),
+        down: bool = False,
     ) -> None:
-        """Record a failure that left the live generation as it was, or (``kept``) new files without a way back.
+        """Record a failure that left the live generation as it was, or (``kept``) new files.
 
-        ``pending``: the items that failed or were not reached.
+        They stay if there is nothing to roll back to, or if it would not be served either (``down``). ``pending``: the
+        items that failed or were not reached.
         """
         before, why = self.record(cert_id, kept or staged), str(error)
         after = with_facts(before, kept) if kept is not None else before
         if kept is not None:
             after = attrs.evolve(after, stage=Stage.COMMITTED)
-            why = f"{why}; there is no earlier generation, so the new files stay"
+            why = f"{why}; {'' if down else 'there is no earlier generation, so '}the new files stay"
         retry = RetryKind.PENDING if pending and kept is None and staged is None else RetryKind.REFUSED
         if isinstance(error, DiskError) and not isinstance(error, StateCorruptError):
             retry = RetryKind.WAITING
+        retry = RetryKind.DOWN if down else retry
         self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, pending, retry=retry)
 
     def rolled_back(
@@ -173,7 +181,8 @@ class Results:
             before = with_facts(before, facts)
         stage = Stage.ACTIVATED if proven and live == before.activated else Stage.COMMITTED
         after = attrs.evolve(before, generation=live, stage=stage)
-        self._record_failure(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate, pending)
+        retry = RetryKind.REFUSED if proven else RetryKind.DOWN
+        self._record_failure(cert_id, before, after, OutcomeKind.ROLLED_BACK, why, candidate, pending, retry=retry)
 
     async def save(self) -> None:
         """Make the records durable. Raises DiskError."""

@@ -3,16 +3,20 @@
 The one owner of retries. The installer records what failed for a certificate, the dispatcher what failed for a
 signal; `after_failure` decides how long to wait. The record store writes the table with the records
 (``state/retries.json``).
+
+A run waits on a clock that nobody sets. The file has the wall-clock time, for the next run and for people: it is written
+anew when the wall clock is set, and a run that finds more to wait for than the whole pause does not wait.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Sequence
 
 import attrs
 from trio_util import RepeatedEvent
 
-from certctrl.install.plan.retries import Failure, after_failure, due_at
+from certctrl.install.plan.retries import ROUNDING, Failure, after_failure, left_of
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import Retry, RetryKind
 from certctrl.model.signals import Signal, identity
@@ -33,14 +37,20 @@ class RetryTable:
     Raises StateCorruptError, DiskError.
     """
     wall_now: Callable[[], float]
+    steady_now: Callable[[], float]
+    """Returns seconds on a clock that nobody sets and that does not stand still while the host is suspended."""
     random: Callable[[], float]
     """Returns a number in [0, 1)."""
     settings: Callable[[], ApplicationConfig]
+    ends_at: Callable[[str], float] = lambda _: math.inf
+    """Returns when the certificate in use of a resource ends (epoch seconds), or the first one of this host's."""
     version: int = 0
     """Counts changes."""
     changed: RepeatedEvent = attrs.field(factory=RepeatedEvent)
     """Set at each change."""
     _rows: dict[str, Retry] | None = None
+    _due: dict[str, float] = attrs.field(factory=dict)
+    """Key -> when it is due, on the steady clock; those of the file are added when they are asked for first."""
 
     def rows(self) -> dict[str, Retry]:
         """Return the retries by key, oldest first."""
@@ -60,28 +70,49 @@ class RetryTable:
 
     def scheduled_signals(self) -> list[Retry]:
         """Return the retries that carry a signal, each with the time when it is due by the current clock."""
-        now, settings = self.wall_now(), self.settings()
-        return [attrs.evolve(retry, next_try_at=due_at(retry, now, settings)) for retry in self.signals()]
+        now = self.wall_now()
+        return [attrs.evolve(retry, next_try_at=now + self.left(retry.key)) for retry in self.signals()]
 
     def carries(self, resource: str) -> bool:
         """Return whether a signal of a resource is to be retried."""
         return any(retry.resource == resource for retry in self.signals())
 
+    def left(self, key: str) -> float:
+        """Return the seconds until a key is due; 0: it is, or nothing failed."""
+        retry = self.rows().get(key)
+        if retry is None:
+            return 0.0
+        if key not in self._due:
+            self._due[key] = self._steady(retry)
+        left = self._due[key] - self.steady_now()
+        return left if left > ROUNDING else 0.0
+
     def due_at(self, resource: str) -> float:
-        """Return when a resource is due (wall-clock seconds): without a failure now."""
-        return due_at(self.of(resource), self.wall_now(), self.settings())
+        """Return when a resource is due, by the wall clock as it is now: without a failure now."""
+        return self.wall_now() + self.left(resource)
 
     def is_due(self, resource: str) -> bool:
         """Return whether a resource may be tried now."""
-        return self.due_at(resource) <= self.wall_now()
+        return not self.left(resource)
+
+    def clock_was_set(self) -> None:
+        """Give the times of all retries by the wall clock as it is now, and wake who waits for one."""
+        now = self.wall_now()
+        for key, retry in self.rows().items():
+            at = now + self.left(key)
+            if abs(at - retry.next_try_at) > ROUNDING and max(at, retry.next_try_at) > now:
+                self.rows()[key] = attrs.evolve(retry, next_try_at=at)
+                self.version += 1
+        self.changed.set()
 
     def failed(self, failure: Failure) -> Retry:
         """Record a failure and return its retry."""
         key = failure.resource
         if failure.signal is not None:
             key = Retry(resource=key, kind=failure.kind, signal=failure.signal).key
-        before = self.rows().get(key)
-        retry = after_failure(before, failure, self.wall_now(), random=self.random(), settings=self.settings())
+        before, now = self.rows().get(key), self.wall_now()
+        life = self.ends_at(failure.resource) - now
+        retry = after_failure(before, failure, now, random=self.random(), settings=self.settings(), life=life)
         self.put(retry)
         return retry
 
@@ -119,7 +150,7 @@ class RetryTable:
     def due_now(self, resource: str | None = None) -> list[Retry]:
         """Make everything due now, or one resource: an operator asks, or the reasons may be gone; return it."""
         for retry in list(self.rows().values()):
-            if resource in (None, retry.resource) and retry.next_try_at > self.wall_now():
+            if resource in (None, retry.resource) and self.left(retry.key):
                 self.put(attrs.evolve(retry, next_try_at=0.0))
         return [retry for retry in self.rows().values() if resource in (None, retry.resource)]
 
@@ -138,14 +169,22 @@ class RetryTable:
 
     def put(self, retry: Retry) -> None:
         """Replace the retry of a key."""
-        if self.rows().get(retry.key) != retry:
+        before = self.rows().get(retry.key)
+        if before != retry:
+            if before is None or before.next_try_at != retry.next_try_at:
+                self._due[retry.key] = self._steady(retry)
             self.rows()[retry.key] = retry
             self._note()
 
     def remove(self, key: str) -> None:
         """Remove the retry of a key, if there is one."""
         if self.rows().pop(key, None) is not None:
+            self._due.pop(key, None)
             self._note()
+
+    def _steady(self, retry: Retry) -> float:
+        """Return when a retry that is read or recorded now is due, on the steady clock."""
+        return self.steady_now() + left_of(retry, self.wall_now(), self.settings())
 
     def _note(self) -> None:
         self.version += 1

@@ -43,7 +43,8 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
         await _switch_back(context, locks, record, items)  # some of its files may not be written: undone as a whole
     after = context.records.certificates[record.cert_id]
     if after.generation == target.generation:
-        context.records.note(attrs.evolve(after, held=outcome.ok or record.held, staged=newer))
+        since = record.held_since if record.held else context.wall_now()
+        context.records.note(attrs.evolve(after, held=outcome.ok or record.held, held_since=since, staged=newer))
         outcome = attrs.evolve(outcome, detail=outcome.detail or f"held at {target.generation} until released")
     else:
         _restore(context, record, after, failed_before)

@@ -12,7 +12,7 @@ from certctrl.install.deploy.candidates import prune_unused
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.executor import Executor, Tolerated
 from certctrl.install.deploy.observe import ObservedState, observe_and_plan
-from certctrl.install.deploy.results import Results
+from certctrl.install.deploy.results import Results, was_rolled_back
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.values import GroupPlan, InstallPlan, Run, Step, Verification, Write
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
@@ -67,6 +67,7 @@ class Transaction:
             certs=self.observed.certs,
             items={item.id: item for item in self.items},
             batch=self.batch.keys(),
+            rolled_back=[i for i, one in self.batch.items() if was_rolled_back(self.results.record(i), one)],
         )
 
     def record_switch(self) -> None:
@@ -102,13 +103,22 @@ class Transaction:
 
     def _record_unrelated(self, executor: Executor) -> set[int]:
         """Record failures that ended nothing for the certificates that they are about; return those."""
+        if nobodys := [one.why for one in executor.unrelated if not one.cert_ids]:  # such as the command of a CA
+            self.results.failed(0, "; ".join(nobodys))
         about = {cert_id for one in executor.unrelated for cert_id in one.cert_ids}
-        about &= self.context.records.certificates.keys()
+        about &= self.context.records.certificates.keys() - {one.cert_id for one in self.deferred}
         reported = {cert_id for cert_id in about if not self.results.outcomes.get(cert_id, NO_OUTCOME).ok}
         for cert_id in sorted(about - reported):
             mine = [one for one in executor.unrelated if cert_id in one.cert_ids]
             pending = frozenset[str]().union(*(one.items for one in mine))
-            self.results.failed(cert_id, "; ".join(one.why for one in mine), pending=pending)
+            kept = self.batch.get(cert_id)  # only where the service is down: it would not serve the previous one either
+            self.results.failed(
+                cert_id,
+                "; ".join(one.why for one in mine),
+                kept=kept,
+                pending=self.group_plan.due if kept is not None else pending,
+                down=all(one.down for one in mine),
+            )
         return about
 
     def _counts_for(self, one: Tolerated, changed: set[int]) -> Collection[int]:
@@ -126,8 +136,13 @@ class Transaction:
         return changed or {0}
 
     def _failed_for(self, executor: Executor) -> set[int]:
-        """Return the certificates that a failure is about: the changed ones, or those of all work."""
+        """Return the certificates that a failure is about: the changed ones, or those of all work.
+
+        If nothing was written, and so nothing undone, only those of what failed.
+        """
         found = self._changed(executor)
+        if not executor.written and (blamed := executor.blamed & self.context.records.certificates.keys()):
+            return blamed
         if found == {0}:
             known, steps = self.context.records.certificates, self.group_plan.steps
             found = {write.cert_id for step in steps for write in step.writes if write.cert_id is not None}
@@ -173,7 +188,7 @@ class Transaction:
                     pending=pending if cert_id in broken else (),
                 )
             else:
-                self.results.failed(cert_id, why, kept=candidate, pending=pending)
+                self.results.failed(cert_id, why, kept=candidate, pending=pending)  # there is nothing to go back to
         unrelated = self._record_unrelated(executor)
         for cert_id in self._failed_for(executor) - set(self.batch) - unrelated:
             self.results.failed(cert_id, why, pending=pending)
@@ -223,6 +238,8 @@ class Transaction:
                 executor.unrelated += old.unrelated
                 context.records.mark(old.keys)
                 await old.close()
+            if down := [one for one in old.unrelated if one.down]:
+                return down[0].why, frozenset().union(*(one.cert_ids for one in down)), dict(observed.unrecorded)
         return "", frozenset(), dict(observed.unrecorded)
 
     def _undoing(self, group_plan: GroupPlan, ran: set[str], back: set[int], observed: ObservedState) -> GroupPlan:

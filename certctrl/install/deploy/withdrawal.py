@@ -180,8 +180,11 @@ class Withdrawal:
         if not trouble:
             records.retries.succeeded(resource)
         else:
+            noted = records.retries.of(resource)
+            down = noted is not before and noted is not None and noted.kind is RetryKind.DOWN
             records.retries.restore(resource, before)
-            records.retries.failed(Failure(resource=resource, kind=RetryKind.REFUSED, error=trouble))
+            kind = RetryKind.DOWN if down else RetryKind.REFUSED
+            records.retries.failed(Failure(resource=resource, kind=kind, error=trouble))
         await records.save()
 
     def _left_before(self) -> dict[str, str]:

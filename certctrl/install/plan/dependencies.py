@@ -46,7 +46,8 @@ def bind(
     A command whose dependencies name only what is not on this host waits: it is not about the other certificates.
     ``ran``: commands that have run before; they do not wait for a certificate that has been withdrawn since.
     """
-    own = {item.id: _own(item, certs, cas) for item in items}
+    known = {item.id for item in items}
+    own = {item.id: _own(item, certs, cas, known) for item in items}
     certs_below = gathered(items, {name: one.certs for name, one in own.items()})
     cas_below = gathered(items, {name: one.cas for name, one in own.items()})
     waits_below = gathered(items, {name: (one.waits,) if one.waits else () for name, one in own.items()})
@@ -62,7 +63,9 @@ def bind(
     return bound
 
 
-def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, DesiredCa]) -> Binding:
+def _own(
+    item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, DesiredCa], known: Collection[str]
+) -> Binding:
     if item.ob_type is ObjectType.CA or isinstance(item, ImportCaAction):
         named = [ca.ca_id for ca in cas.values() if item.ob_name is not None and ca.name == item.ob_name]
         found = (item.ob_id,) if item.ob_id is not None else tuple(named[:1])
@@ -80,7 +83,12 @@ def _own(item: InstallItem, certs: Mapping[int, DesiredCert], cas: Mapping[int, 
         return Binding(
             certs=tuple(wanted[:1]), waits="" if wanted else f"there is no certificate {item.ob_name!r} here"
         )
-    return Binding(waits="it names no certificate" if isinstance(item, CopyAction) else "")
+    if isinstance(item, CopyAction):
+        return Binding(waits="it names no certificate")
+    gone = bool(item.depends_on) and not any(name in known for name in item.depends_on)
+    return Binding(
+        waits=f"{', '.join(item.depends_on[:3])}, which it depends on, is disabled or missing" if gone else ""
+    )
 
 
 def names_given(ob_name: str) -> frozenset[str]:
@@ -113,7 +121,10 @@ def _waits(item: InstallItem, binding: Binding, certs: Mapping[int, DesiredCert]
 
 
 def enabled(items: Sequence[InstallItem]) -> list[InstallItem]:
-    """Return the enabled items; a dependency on a disabled item becomes one on that item's dependencies."""
+    """Return the enabled items; a dependency on a disabled item becomes one on that item's dependencies.
+
+    A command whose copies are all disabled keeps their names: it waits (`bind`), and is not about all certificates.
+    """
     off = {item.id: item for item in items if not item.enabled}
     if not off:
         return list(items)
@@ -134,7 +145,12 @@ def _around(item: InstallItem, off: Mapping[str, InstallItem]) -> tuple[str, ...
         elif name not in seen:
             seen.add(name)
             todo = [*off[name].depends_on, *todo]
-    return tuple(found)
+    copies = [name for name in item.depends_on if name in seen] if _has_copy(seen, off) else []
+    return tuple(found or copies)
+
+
+def _has_copy(names: Iterable[str], items: Mapping[str, InstallItem]) -> bool:
+    return any(isinstance(items[name], CopyAction) for name in names)
 
 
 def depended_on(item_id: str, by_id: Mapping[str, InstallItem]) -> tuple[str, ...]:

@@ -197,12 +197,8 @@ def _group_plan(
             steps.append(Step(writes, due))
     unproven = {cert.node for cert in certs if cert.generation and not cert.proven}
     # without an allowed command nothing is in service, so there is nothing to verify
-    unserved = {
-        f"cert:{cert}"
-        for name in left_out
-        if isinstance(inputs.items[name], ExecAction)
-        for cert in inputs.bound[name].certs
-    }
+    idle = _without_command(inputs, mine, left_out, nodes)
+    served = [item for item in mine if item.id not in idle]
     imports = tuple(
         ca
         for item in mine
@@ -214,7 +210,7 @@ def _group_plan(
         cert_ids=ids,
         switches=switches,
         steps=tuple(steps),
-        verifications=_verifications(inputs, mine, touched - unserved, unproven - unserved, runs.values()),
+        verifications=_verifications(inputs, served, touched, unproven, runs.values()),
         imports=imports,
         items=tuple(item.id for item in mine),
         unserved=_unserved(inputs, mine),
@@ -222,17 +218,33 @@ def _group_plan(
 
 
 def _unserved(inputs: PlanInputs, items: Sequence[InstallItem]) -> frozenset[str]:
-    """Return copies whose command has never succeeded: one that depends on them, otherwise one of their certificate."""
-    execs = {item.id: set(inputs.copies_below[item.id]) for item in items if isinstance(item, ExecAction)}
-    found = set[str]()
+    """Return copies whose command has never succeeded."""
+    users = _commands_of(inputs, items, [item for item in items if isinstance(item, ExecAction)])
+    return frozenset(copy for copy, names in users.items() if names and not inputs.activations.keys() & set(names))
+
+
+def _without_command(
+    inputs: PlanInputs, items: Sequence[InstallItem], left_out: Collection[str], nodes: Collection[str]
+) -> set[str]:
+    """Return copies of which all commands are left out; ``nodes``: the group."""
+    if not left_out:
+        return set()
+    connected = [inputs.items[node[5:]] for node in sorted(nodes) if node.startswith("item:")]
+    execs = [item for item in connected if isinstance(item, ExecAction)]
+    users = _commands_of(inputs, items, execs)
+    return {copy for copy, names in users.items() if names and all(name in left_out for name in names)}
+
+
+def _commands_of(inputs: PlanInputs, items: Sequence[InstallItem], execs: Sequence[ExecAction]) -> dict[str, list[str]]:
+    """Return copy -> the commands that depend on it, otherwise those of its certificate."""
+    below = {item.id: set(inputs.copies_below[item.id]) for item in execs}
+    found = dict[str, list[str]]()
     for item in items:
         if isinstance(item, CopyAction):
             mine = set(inputs.bound[item.id].certs)
-            users = [name for name, below in execs.items() if item.id in below]
-            users = users or [name for name in execs if mine & set(inputs.bound[name].certs)]
-            if users and not inputs.activations.keys() & set(users):
-                found.add(item.id)
-    return frozenset(found)
+            users = [name for name, copies in below.items() if item.id in copies]
+            found[item.id] = users or [name for name in below if mine & set(inputs.bound[name].certs)]
+    return found
 
 
 def _runs(inputs: PlanInputs, items: Sequence[InstallItem], touched: Collection[str]) -> list[Run]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 
 import attrs
@@ -15,6 +16,12 @@ from certctrl.model.signals import Signal, identity
 
 MAX_RETRY_AFTER = 3600.0
 """Upper bound of a server's Retry-After, in seconds."""
+LIFE_SHARE = 10
+"""A pause is at most this fraction of what is left of the certificate's life …"""
+LEAST_BOUND = 60.0
+"""… but need not be shorter than this, in seconds."""
+ROUNDING = 1e-3
+"""Seconds by which sums of times may differ."""
 
 
 @attrs.frozen
@@ -32,6 +39,7 @@ PAUSES = {
     RetryKind.LAGGING: Pauses(5.0, 300.0, jitter=True),
     RetryKind.REFUSED: Pauses(5.0, 900.0, jitter=True),
     RetryKind.PENDING: Pauses(30.0, 3600.0, jitter=False),
+    RetryKind.DOWN: Pauses(15.0, 300.0, jitter=False),
 }
 
 LAGGING_FAILURES = 20
@@ -52,12 +60,20 @@ class Failure:
 
 
 def after_failure(
-    before: Retry | None, failure: Failure, now: float, *, random: float, settings: ApplicationConfig
+    before: Retry | None,
+    failure: Failure,
+    now: float,
+    *,
+    random: float,
+    settings: ApplicationConfig,
+    life: float = math.inf,
 ) -> Retry:
     """Return the retry of a resource after another failure; ``random`` in [0, 1).
 
-    Failures count in a row while the same work fails: new material, or an item that failed for what is live, starts
-    from the beginning.
+    ``life``: seconds until the certificate in use, or the first of several, ends; infinite: none is in use.
+    Failures count in a row while the same work fails: new material, an item that failed for what is live, or a service
+    that is down starts from the beginning. The shorter the certificate's life, the shorter the pause: only a server's
+    Retry-After, and material that is not valid yet, are waited for even so.
     """
     if before is not None and not _same_work(before, failure):
         before = attrs.evolve(before, attempts=0, failures=0)
@@ -65,7 +81,7 @@ def after_failure(
     attempts = (before.attempts if before is not None else 0) + (failure.kind not in ONLY_TIME_HELPS)
     pauses = PAUSES[failure.kind]
     pause = grown(pauses.first, pauses.last, failures)
-    pause = max(jittered(pause, random) if pauses.jitter else pause, failure.retry_after)
+    pause = jittered(pause, random) if pauses.jitter else pause
     retry = Retry(
         resource=failure.resource,
         kind=failure.kind,
@@ -77,11 +93,20 @@ def after_failure(
     )
     if is_quarantined(retry, settings):
         pause = max(pause, float(settings.reconcile_interval_seconds))
-    return attrs.evolve(retry, next_try_at=now + min(pause, longest_pause(failure.kind, settings)))
+    pause = max(bounded_by_life(pause, life), failure.retry_after)
+    pause = min(pause, longest_pause(failure.kind, settings))
+    return attrs.evolve(retry, next_try_at=now + pause, pause=pause)
+
+
+def bounded_by_life(pause: float, life: float) -> float:
+    """Return a pause that is at most a tenth of the remaining ``life`` (seconds), or a minute if that is longer."""
+    return min(pause, max(LEAST_BOUND, life / LIFE_SHARE))
 
 
 def _same_work(before: Retry, failure: Failure) -> bool:
-    if any((before.kind is kind) != (failure.kind is kind) for kind in (RetryKind.PENDING, RetryKind.LAGGING)):
+    kinds = {before.kind, failure.kind}
+    apart = (RetryKind.PENDING, RetryKind.LAGGING, RetryKind.DOWN)
+    if len(kinds) == 2 and not kinds.isdisjoint(apart) and kinds != {RetryKind.PENDING, RetryKind.DOWN}:
         return False
     if failure.signal is None or before.signal is None:
         return True
@@ -94,20 +119,19 @@ def is_quarantined(retry: Retry, settings: ApplicationConfig) -> bool:
 
 
 def longest_pause(kind: RetryKind, settings: ApplicationConfig) -> float:
-    """Return the longest wait after a failure."""
-    if kind is RetryKind.PENDING:
+    """Return how long anything is left alone at most."""
+    if kind in (RetryKind.PENDING, RetryKind.DOWN):
         return PAUSES[kind].last
     return max(MAX_RETRY_AFTER, float(settings.reconcile_interval_seconds))
 
 
-def due_at(retry: Retry | None, now: float, settings: ApplicationConfig) -> float:
-    """Return when something is due: without a failure now.
+def left_of(retry: Retry, now: float, settings: ApplicationConfig) -> float:
+    """Return the seconds until something is due whose failure another run recorded, by the wall clock.
 
-    A pause longer than any possible one was written while the clock was ahead; it is over.
+    More than its whole pause means that the clock has been set back since; then it is due.
     """
-    if retry is None or retry.next_try_at - now > longest_pause(retry.kind, settings):
-        return now
-    return retry.next_try_at
+    left, whole = retry.next_try_at - now, retry.pause or longest_pause(retry.kind, settings)
+    return left if 0 < left <= whole + ROUNDING else 0.0
 
 
 def switch_due(record: CertRecord, due: float, now: float) -> float:

@@ -8,6 +8,7 @@ right leaf, as a service need not listen on all. Addresses of other hosts are as
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from math import inf
 from typing import Protocol
@@ -31,6 +32,10 @@ STEADY_SECONDS = 0.25
 STEADY_PROBES = 2
 """Probes in that time, after the first right answer."""
 MAX_ADDRESSES = 8
+CONNECT_SECONDS = 1.0
+"""Time to find out whether something listens."""
+UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""What connecting to an address of a family that this host does not use ends with; it says nothing of the service."""
 
 Wanted = Mapping[str, KeyKind | None]
 """Fingerprint of an accepted leaf -> its kind of key; None: unknown."""
@@ -47,6 +52,9 @@ class Probe(Protocol):
     ) -> tuple[bool, str]:
         """Return whether the endpoint still serves a removed leaf; see `after_removal`."""
 
+    async def is_down(self, host: str, port: int) -> bool:
+        """Return whether nothing listens at an endpoint; see `is_down`."""
+
 
 class TlsProbe:
     """The real `Probe`."""
@@ -60,6 +68,10 @@ class TlsProbe:
     ) -> tuple[bool, str]:
         """Call `after_removal`."""
         return await after_removal(verify, fingerprint, deadline=deadline, anywhere=anywhere)
+
+    async def is_down(self, host: str, port: int) -> bool:
+        """Call `is_down`."""
+        return await is_down(host, port)
 
 
 ProbeOnce = Callable[[VerifyTls, Collection[KeyKind | None], bool], Awaitable[tuple[Seen, ...]]]
@@ -150,6 +162,37 @@ async def after_removal(
             return True, f"{_where(verify)} still serves it from memory"
         await trio.sleep(pause)
         pause = min(LONGEST_PAUSE, pause * 1.6)
+
+
+async def is_down(host: str, port: int) -> bool:
+    """Return whether nothing listens at an endpoint: its addresses refuse connections.
+
+    False if one accepts, does not answer within a second, or is not of this host, and if the host cannot be resolved:
+    then it is not known.
+    """
+    refused = list[bool]()
+
+    async def one(family: int, address: str) -> None:
+        if not is_own(address):  # where no service is that a command reloads
+            refused.append(False)
+            return
+        try:
+            with trio.socket.socket(family, trio.socket.SOCK_STREAM) as plain:
+                await plain.connect((address, port))
+            refused.append(False)
+        except OSError as error:
+            if error.errno not in UNREACHABLE:
+                refused.append(error.errno == errno.ECONNREFUSED)
+
+    with trio.move_on_after(CONNECT_SECONDS) as scope:
+        try:
+            found = await trio.socket.getaddrinfo(ascii_name(host), port, type=trio.socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return False
+        async with trio.open_nursery() as nursery:
+            for family, name in dict.fromkeys((family, str(name[0])) for family, _, _, _, name in found):
+                nursery.start_soon(one, family, name, name=f"look at {name}")
+    return bool(refused) and all(refused) and not scope.cancelled_caught
 
 
 async def served_fingerprint(

@@ -52,7 +52,11 @@ def record(n: int) -> CertRecord:
 
 def records_of(state: InstalledState, offload: Slow) -> RecordStore:
     retries = RetryTable(
-        load=state.load_retries, wall_now=lambda: 100.0, random=lambda: 1.0, settings=ApplicationConfig
+        load=state.load_retries,
+        wall_now=lambda: 100.0,
+        steady_now=lambda: 100.0,
+        random=lambda: 1.0,
+        settings=ApplicationConfig,
     )
     return RecordStore(state, offload, lambda: 1000, retries)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -20,9 +23,25 @@ class Host:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.steps = 0.0
+        """Seconds by which the wall clock has been set."""
+        self.start(())
+
+    def start(self, stored: Sequence[Retry]) -> None:
+        """Begin a new run with these retries on disk."""
         self.table = RetryTable(
-            load=lambda: ((), False), wall_now=lambda: self.now, random=lambda: 1.0, settings=ApplicationConfig
-        )
+            load=lambda: (stored, False), wall_now=lambda: self.now, steady_now=lambda: self.now - self.steps,
+            random=lambda: 1.0, settings=ApplicationConfig,
+        )  # fmt: skip
+
+    def set_clock(self, by: float) -> None:
+        """Set the wall clock, without time passing."""
+        self.now += by
+        self.steps += by
+
+    def stored(self) -> list[Retry]:
+        """Return what is written."""
+        return list(self.table.rows().values())
 
     def fail(self, kind: RetryKind, signal: Signal | None = None, error: str = "why") -> Retry:
         return self.table.failed(Failure(resource="cert:7", kind=kind, error=error, signal=signal))
@@ -41,14 +60,75 @@ def test_a_resource_without_a_failure_is_due(host: Host) -> None:
     assert host.table.is_due("cert:7")
 
 
-def test_a_signal_delayed_while_the_clock_was_ahead_is_due_now(host: Host) -> None:
-    host.now = 1e9
+def test_a_signal_delayed_while_the_clock_was_ahead_is_due_in_its_time(host: Host) -> None:
+    host.set_clock(1e9)
     host.fail(RetryKind.REFUSED, OLD)
-    host.now = 1000.0
-    assert [one.next_try_at for one in host.table.scheduled_signals()] == [1000.0], "a retry is never delayed that long"
+    host.set_clock(-1e9)
+    assert [one.next_try_at for one in host.table.scheduled_signals()] == [1005.0], "a retry is never delayed that long"
     host.fail(RetryKind.REFUSED, OLD)
     waits = host.table.signals()
     assert host.table.scheduled_signals() == waits and 1000.0 < waits[0].next_try_at < 1100.0
+
+
+@pytest.mark.parametrize("step", [-3 * 3600.0, -10 * 86_400.0, 3 * 3600.0, 10 * 86_400.0])
+def test_no_retry_waits_longer_or_shorter_because_the_clock_was_set(host: Host, step: float) -> None:
+    host.fail(RetryKind.PENDING)
+    host.now += 10
+    host.set_clock(step)
+    assert (host.table.left("cert:7"), host.table.due_at("cert:7")) == (20, host.now + 20)
+    host.now += 20
+    assert host.table.is_due("cert:7")
+
+
+@pytest.mark.parametrize("step", [-3 * 3600.0, 3 * 3600.0])
+def test_a_restart_after_the_clock_was_set_waits_what_is_left(host: Host, step: float) -> None:
+    host.fail(RetryKind.PENDING)
+    host.now += 10
+    host.set_clock(step)
+    version = host.table.version
+    host.table.clock_was_set()
+    assert host.table.version > version, "it is to be written"
+    assert host.table.of("cert:7") == attrs.evolve(host.stored()[0], next_try_at=host.now + 20)
+    host.start(host.stored())
+    assert host.table.left("cert:7") == 20
+
+
+@pytest.mark.parametrize("step", [-3 * 3600.0, -5.0, 3 * 3600.0])
+def test_a_restart_that_finds_the_clock_set_waits_no_longer_than_the_pause(host: Host, step: float) -> None:
+    """It was set while no run watched."""
+    for _ in range(5):
+        retry = host.fail(RetryKind.PENDING)
+    assert retry.pause == 480
+    host.now += 100
+    host.set_clock(step)
+    host.start([retry])
+    assert host.table.left("cert:7") == (385 if step == -5 else 0)
+
+
+def test_a_pause_of_an_earlier_release_is_bounded_by_the_longest(host: Host) -> None:
+    for ahead, left in ((3600.0, 3600.0), (3601.0, 0.0)):
+        host.start([Retry(resource="cert:7", kind=RetryKind.PENDING, next_try_at=host.now + ahead)])
+        assert host.table.left("cert:7") == left
+
+
+def test_setting_the_clock_leaves_what_is_due(host: Host) -> None:
+    host.fail(RetryKind.PENDING)
+    host.now += 60
+    before = host.stored()
+    host.set_clock(3600.0)
+    host.table.clock_was_set()
+    assert host.stored() == before
+    host.set_clock(-3 * 3600.0)
+    host.table.clock_was_set()
+    assert host.table.is_due("cert:7")
+    host.start(host.stored())
+    assert host.table.is_due("cert:7")
+
+
+def test_the_remaining_life_bounds_the_pause(host: Host) -> None:
+    host.table.ends_at = {"cert:7": host.now + 2000.0}.__getitem__
+    for _ in range(20):
+        assert host.fail(RetryKind.REFUSED).next_try_at <= host.now + 200
 
 
 def test_a_success_ends_a_retry_without_a_signal(host: Host) -> None:

@@ -186,6 +186,30 @@ def test_a_command_for_copies_of_nothing_on_this_host_waits() -> None:
     assert found.concerns["r2"] == found.concerns["after"] == ()
 
 
+def test_a_command_whose_copies_are_disabled_waits() -> None:
+    other = ("/bin/other",)
+    items = [
+        copy("c1", 1), run("r1", "c1"), copy("c2", 2, enabled=False), run("r2", "c2", argv=other),
+        run("after", "r2", argv=other), run("hook", "off", argv=other), run("off", "c2", argv=other, enabled=False),
+    ]  # fmt: skip
+    found = plan(items, cert(1), cert(2))
+    assert runs(found) == [("r1",)]
+    assert set(found.waiting) == {"r2", "after", "hook"}
+    assert "c2, which it depends on, is disabled" in found.waiting["r2"]
+    assert found.concerns["r2"] == found.concerns["after"] == ()
+
+
+def test_a_command_whose_dependencies_do_not_exist_waits() -> None:
+    """A local item may name one of the plane's that was removed."""
+    found = plan([copy("c1", 1), run("r1", "c1"), run("local:r", "gone", argv=("/bin/other",))], cert(1))
+    assert (runs(found), set(found.waiting)) == ([("r1",)], {"local:r"})
+
+
+def test_a_command_after_a_disabled_command_for_everything_is_for_everything() -> None:
+    items = [run("off", enabled=False), run("r", "off")]
+    assert plan(items, cert(1), cert(2)).concerns["r"] == (1, 2)
+
+
 def test_commands_without_any_certificate_wait() -> None:
     assert plan([run("r")]).waiting == {"r": "no certificate is on this host"}
 

@@ -69,6 +69,19 @@ def test_halves_of_a_pair_are_written_together_or_not_at_all() -> None:
     assert runs(found) == [("s",)]
 
 
+def test_a_refused_remote_command_does_not_keep_local_files_from_being_verified() -> None:
+    remote = [copy("c", 1, verify=TLS), run("r", "c", argv=("/bin/unlisted",))]
+    here = attrs.evolve(TLS, port=8443)
+    local = [copy("local:c", 1, names=("chain.pem",), verify=here), run("local:r", "local:c")]
+    (one,) = plan([*remote, *local], cert(1, proven=False)).groups
+    assert [check.item for check in one.verifications] == ["local:c"], "whose command runs"
+    (one,) = plan(remote, cert(1, proven=False)).groups
+    assert one.verifications == (), "nothing is in service"
+    alone = [copy("local:c", 1, names=("chain.pem",), verify=here), run("r", ob_id=1, argv=("/bin/unlisted",))]
+    (one,) = plan(alone, cert(1, proven=False)).groups
+    assert one.verifications == (), "no other command would load them"
+
+
 def test_a_refused_remote_half_does_not_keep_local_items_from_being_written() -> None:
     remote = copy("k", 1, names=("private.key",), targets=("/forbidden/dir/key",))
     local = [copy("local:k", 1, names=("private.key",)), copy("local:f", 1, names=("fullchain.pem",))]

@@ -12,8 +12,8 @@ from certctrl.install.plan.retries import (
     PAUSES,
     Failure,
     after_failure,
-    due_at,
     is_quarantined,
+    left_of,
     longest_pause,
 )
 from certctrl.model.config import ApplicationConfig
@@ -52,6 +52,28 @@ def test_what_is_refused_too_often_is_quarantined() -> None:
     retries = fails(*[failure(RetryKind.REFUSED)] * 4)
     assert [retry.next_try_at - NOW for retry in retries] == [5, 10, 21_600, 21_600]
     assert [is_quarantined(retry, SETTINGS) for retry in retries] == [False, False, True, True]
+
+
+def test_a_service_that_is_down_is_retried_in_minutes() -> None:
+    retries = fails(*[failure(RetryKind.DOWN)] * 8)
+    assert [retry.next_try_at - NOW for retry in retries] == [15, 30, 60, 120, 240, 300, 300, 300]
+    assert not any(is_quarantined(retry, SETTINGS) for retry in retries)
+
+
+def test_what_a_service_refuses_once_it_runs_is_counted_from_the_beginning() -> None:
+    down, refused = failure(RetryKind.DOWN), failure(RetryKind.REFUSED)
+    assert [retry.attempts for retry in fails(refused, *[down] * 5, refused)] == [1, 1, 2, 3, 4, 5, 1]
+
+
+@pytest.mark.parametrize(("life", "most"), [(-5.0, 60), (100.0, 60), (1200.0, 120), (36_000.0, 3600), (1e9, 21_600)])
+def test_no_pause_is_longer_than_a_tenth_of_the_remaining_life(life: float, most: float) -> None:
+    for kind in RetryKind:
+        before = Retry(resource="cert:7", kind=kind, attempts=9, failures=30)
+        retry = after_failure(before, failure(kind), NOW, random=0.9, settings=SETTINGS, life=life)
+        assert retry.next_try_at - NOW <= most
+    asked = failure(RetryKind.WAITING, retry_after=3000.0)
+    obeyed = after_failure(None, asked, NOW, random=0.9, settings=SETTINGS, life=life)
+    assert obeyed.next_try_at == NOW + 3000, "the plane said when"
 
 
 def test_waiting_is_no_attempt_but_lets_the_pause_grow() -> None:
@@ -97,8 +119,12 @@ def test_a_pause_that_was_written_while_the_clock_was_ahead_is_over() -> None:
     for kind in RetryKind:
         longest = longest_pause(kind, SETTINGS)
         retry = Retry(resource="cert:7", kind=kind, next_try_at=NOW + longest)
-        assert due_at(retry, NOW, SETTINGS) == NOW + longest
-        assert due_at(retry, NOW - 1.0, SETTINGS) == NOW - 1.0
+        assert left_of(retry, NOW, SETTINGS) == longest
+        assert left_of(retry, NOW - 1.0, SETTINGS) == 0
+        (failed,) = fails(failure(kind))
+        assert left_of(failed, NOW, SETTINGS) == failed.pause < longest
+        assert left_of(failed, NOW - 1.0, SETTINGS) == 0
+        assert left_of(failed, NOW + 1.0, SETTINGS) == failed.pause - 1
 
 
 @given(st.lists(st.sampled_from(RetryKind), min_size=1, max_size=80), st.floats(0.0, 1.0, exclude_max=True))
@@ -106,4 +132,4 @@ def test_nothing_is_put_off_longer_than_its_bound(kinds: list[RetryKind], random
     for retry in fails(*map(failure, kinds), random=random):
         pause = retry.next_try_at - NOW
         assert PAUSES[retry.kind].first * 0.5 <= pause <= longest_pause(retry.kind, SETTINGS)
-        assert due_at(retry, NOW, SETTINGS) == retry.next_try_at
+        assert left_of(retry, NOW, SETTINGS) == pause

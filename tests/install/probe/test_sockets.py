@@ -12,11 +12,12 @@ import pytest
 import trio
 from bundle_maker import Maker
 from cryptography.hazmat.primitives.asymmetric import ec
+from trio.testing import MockClock
 
 from certctrl.errors import ProbeError
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.material.formats import virtual_files
-from certctrl.install.probe.tls import probe_tls, served_fingerprint
+from certctrl.install.probe.tls import is_down, probe_tls, served_fingerprint
 from certctrl.model.certificate import Bundle
 from certctrl.model.plan import StartTls, VerifyTls
 
@@ -215,3 +216,34 @@ async def test_a_hanging_address_does_not_delay_the_answer(make_context: Any) ->
         assert trio.current_time() - started > 0.9
         for listener in hanging:
             await listener.aclose()
+
+
+@pytest.mark.integration
+async def test_only_refused_connections_mean_that_a_service_is_down(
+    make_context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, _ = make_context("a.example")
+    async with serving(context) as port:
+        assert not await is_down("127.0.0.1", port)
+    assert await is_down("127.0.0.1", port)
+    for hosts, down in ((("127.0.0.1", "127.0.0.2"), True), (("192.0.2.1", "127.0.0.1"), False), ((), False)):
+        trio.socket.set_custom_hostname_resolver(Resolver(port, *hosts))
+        assert await is_down("name.example", port) == down
+    async with serving(context) as other:
+        trio.socket.set_custom_hostname_resolver(Resolver(other, "127.0.0.2", "127.0.0.1"))
+        assert not await is_down("name.example", other), "one of its addresses accepts"
+    trio.socket.set_custom_hostname_resolver(None)
+    assert not await is_down("no.such.host.invalid", 1)
+
+
+@pytest.mark.integration
+async def test_a_service_that_does_not_answer_is_not_down(autojump_clock: MockClock) -> None:
+    """Its packets may be dropped on the way."""
+
+    class Deaf(Resolver):
+        async def getaddrinfo(self, *args: Any) -> list[Any]:
+            await trio.sleep(3600)
+            return []
+
+    trio.socket.set_custom_hostname_resolver(Deaf(1))
+    assert not await is_down("name.example", 1)
