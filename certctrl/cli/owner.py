@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from certctrl.errors import ConfigError, DiskError
-from certctrl.store.disk.acl import ACCESS, other_writers
+from certctrl.store.disk.acl import lists_of, other_writers
 
 _MOST_LINKS = 40
 
@@ -55,8 +55,7 @@ def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            what = f"cannot inspect {step}: {error.strerror}"
-            raise DiskError(what, path=step, errno=error.errno or 0, fix=f"ls -ld {step}") from None
+            raise _uninspected(step, error) from None
         links += bool(target)
         if links > _MOST_LINKS:
             raise ConfigError("too many symbolic links on the way", file=path, fix="give the real path with -c")
@@ -68,6 +67,11 @@ def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
             here = step
 
 
+def _uninspected(step: str, error: OSError) -> DiskError:
+    what = f"cannot inspect {step}: {error.strerror}"
+    return DiskError(what, path=step, errno=error.errno or 0, fix=f"ls -ld {step}")
+
+
 def _require_unchangeable(step: str, facts: os.stat_result, path: str) -> None:
     """Raise ConfigError if another user than root can replace what is in a directory on the way, or a link."""
     if facts.st_uid != 0:
@@ -75,15 +79,12 @@ def _require_unchangeable(step: str, facts: os.stat_result, path: str) -> None:
         raise ConfigError(what, file=step, fix=f"chown root {step}, or use another directory")
     if stat.S_ISLNK(facts.st_mode) or facts.st_mode & stat.S_ISVTX:
         return  # in a sticky directory, only its owner and that of an entry can replace the entry
-    if who := other_writers(facts.st_mode, facts.st_gid, _list_of(step), (0,), (0,)):
-        raise ConfigError(f"can be changed by {who}, who can replace {path}", file=step, fix=f"chmod go-w {step}")
-
-
-def _list_of(step: str) -> dict[str, bytes]:
     try:
-        return {ACCESS: os.getxattr(step, ACCESS, follow_symlinks=False)}
-    except OSError:  # none, or a file system without lists
-        return {}
+        lists = lists_of(step)
+    except OSError as error:
+        raise _uninspected(step, error) from None
+    if who := other_writers(facts.st_mode, facts.st_gid, lists, (0,), (0,)):
+        raise ConfigError(f"can be changed by {who}, who can replace {path}", file=step, fix=f"chmod go-w {step}")
 
 
 def _become(path: str, found: os.stat_result) -> None:

@@ -7,12 +7,13 @@ import os
 import stat
 
 from certctrl.errors import CommandError
+from certctrl.store.disk.acl import lists_of, other_writers
 
 MOST_LINKS = 40
 
 
 def vet_executable(path: str, sha256: str | None = None) -> None:
-    """Require an executable that others cannot change: root-owned, not group- or other-writable, like its parents.
+    """Require an executable that others cannot change, by mode or ACL: root-owned or the agent's, like its parents.
 
     Symlinks in the path (``/bin`` → ``usr/bin``) are followed and checked step by step. A world-writable directory
     is accepted only with the sticky bit; the next step then must belong to a trusted user. ``sha256``: a pin of its
@@ -102,6 +103,11 @@ def _judge(found: os.stat_result, here: str, path: str) -> None:
         )
     if stat.S_ISLNK(found.st_mode):
         return  # a link has no mode; its directory decides who may replace it
-    sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-    if found.st_mode & 0o022 and not sticky:
-        raise CommandError(f"will not run {path}: others may write to {here}", fix=f"chmod go-w {here}")
+    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
+        return
+    try:
+        lists = lists_of(here)
+    except OSError as error:
+        raise CommandError(f"cannot run {path}: {here}: {error.strerror}", fix=f"getfacl {here}") from None
+    if who := other_writers(found.st_mode, found.st_gid, lists, (0, os.geteuid()), ()):
+        raise CommandError(f"will not run {path}: {who} may write to {here}", fix=f"chmod go-w {here}")

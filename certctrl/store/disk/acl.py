@@ -7,6 +7,8 @@ here.
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
 
@@ -28,6 +30,18 @@ def is_kept(name: str) -> bool:
     if name.startswith("security."):
         return name not in _MEASURED
     return name.startswith("system.") and "acl" in name and name != "system.posix_acl_default"
+
+
+def lists_of(path: str) -> dict[str, bytes]:
+    """Return the access control lists of a path, links not followed. Raises OSError if they cannot be read."""
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
+            return {}
+        raise
+    kept = [name for name in names if name.startswith("system.") and is_kept(name)]
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in kept}
 
 
 def unknown_list(attributes: Mapping[str, bytes]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from acl import set_acl
 
 from certctrl.errors import CommandError
 from certctrl.install.process.vetting import is_script, sha256_of, vet_executable
@@ -44,6 +46,37 @@ def test_writable_by_others_is_refused(script: Path, mode: int) -> None:
     assert f"[chmod go-w {script}]" in refused(script)
 
 
+NAMED = "user::7 user:1234:{right} group::5 mask::{mask} other::5"
+
+
+@pytest.mark.parametrize(
+    ("acl", "who"),
+    [
+        (NAMED.format(right=7, mask=7), "user 1234"),
+        ("user::7 group::7 mask::7 other::5", "group"),
+        (NAMED.format(right=7, mask=5), ""),  # the mask takes the right away
+        (NAMED.format(right=5, mask=7), ""),  # no one has the right that the mask, shown as the group's, would allow
+    ],
+)
+@pytest.mark.parametrize("of", ["script", "directory"])
+def test_access_control_lists_are_judged_by_effective_rights(
+    of: str, acl: str, who: str, script: Path, need_acl: Callable[[Path], None]
+) -> None:
+    need_acl(script.parent)
+    path = script if of == "script" else script.parent
+    set_acl(path, acl)
+    if who:
+        assert f"{who} " in refused(script) and f"may write to {path} [" in refused(script)
+    else:
+        vet_executable(str(script))
+
+
+def test_a_list_of_another_kind_is_refused_with_words(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "listxattr", lambda path, **_how: ["system.richacl"] if path == str(script) else [])
+    monkeypatch.setattr(os, "getxattr", lambda *_args, **_how: b"?")
+    assert "access control list that this agent does not know (system.richacl)" in refused(script)
+
+
 @pytest.mark.parametrize("mode", [0o775, 0o757])
 def test_a_directory_that_others_may_write_to_is_refused(script: Path, mode: int) -> None:
     script.parent.chmod(mode)
@@ -75,7 +108,7 @@ def test_the_targets_of_links_are_checked_too(script: Path, tmp_path: Path) -> N
     link.symlink_to("bin/../bin/hook")
     vet_executable(str(link))
     script.parent.chmod(0o777)
-    assert "others may write" in refused(link)
+    assert "group 0 may write" in refused(link)
 
 
 def test_link_loops_and_missing_files_are_refused(tmp_path: Path) -> None:
