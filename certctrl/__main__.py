@@ -33,6 +33,7 @@ def program() -> None:
     Without Trio there are no threads and nothing to clean up: the process exits without the interpreter's teardown,
     which would add a sixth to the cost of `status` (docs/decisions.md).
     """
+    _catch_signals(sys.argv[1:])
     if sys.stdin is None or sys.stdout is None or sys.stderr is None:
         _open_missing()
     if not sys.warnoptions:  # libraries warn about the form of certificates; not for our users
@@ -48,6 +49,18 @@ def program() -> None:
     if "trio" not in sys.modules:
         os._exit(status)
     sys.exit(status)
+
+
+def _catch_signals(arguments: "list[str]") -> None:
+    """Catch the signals of a service that is started, the daemon or the plane."""
+    if "--keep-running" in arguments:
+        from certctrl.agent.early_signals import catch_early_signals
+
+        catch_early_signals()
+    elif "plane" in arguments and "serve" in arguments:
+        from certctrl.agent.early_signals import STOPPING, catch_early_signals
+
+        catch_early_signals(STOPPING)
 
 
 class _Pipe(io.FileIO):

@@ -108,6 +108,7 @@ POLICY_PARTS: dict[str, tuple[Any, dict[str, str]]] = {
         "run_as": "user to run as; unset: the agent's own",
         "timeout_seconds": "then the command and everything it started is ended; 1 to 600",
         "sha256": "expected hash of the program file",
+        "script_sha256": "expected hash of the script that `argv` names, if the program is an interpreter",
         "env": "variables that the control plane may set for it; never `CERTCTRL_…`, which are the agent's",
     }),
     "window": (MaintenanceWindow, {

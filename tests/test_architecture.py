@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "logs": ("errors", "text", "model", "store"),
     "install": (),
     "install.material": ("errors", "text", "model"),
-    "install.process": ("errors", "text", "store.disk.acl"),
+    "install.process": ("errors", "text", "model.commands", "store.disk.acl"),
     "install.probe": ("errors", "text", "model"),
     "install.plan": (*GROUND, "model", "install.material"),
     "install.deploy": (
@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": (*BELOW_STORE, "store", "net", "logs", "install", "agent"),
     "plane": (*GROUND, "model", "protocol.wire", "net.transport", "net.tls"),
     "sandbox": (*BELOW_STORE, "store", "net", "logs", "install", "agent", "plane"),
-    "__main__": ("errors", "cli"),
+    "__main__": ("errors", "cli", "agent.early_signals"),
 }  # fmt: skip
 LAZY_FOR_CLI = ("plane", "sandbox")
 """What `cli` may import inside functions only: a command that is not run costs nothing."""

@@ -1,6 +1,6 @@
 """Send outcomes to the plane: oldest first, in batches, before the next poll (``docs/protocol.md``).
 
-Outcomes that arrive during a long-poll are sent alongside it.
+Outcomes that arrive during a long-poll or between two polls are sent meanwhile, unless the plane asked for a pause.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from certctrl.protocol.events import AcksFailed, AcksSent, Event
 
 BATCH = 100
 PAUSE = 0.2
-"""Seconds that an outcome waits for others during a long-poll."""
+"""Seconds that an outcome waits for others before they are sent together."""
 
 
 async def flush_acks(agent: Agent) -> Event:
@@ -43,7 +43,7 @@ async def flush_acks(agent: Agent) -> Event:
     return AcksSent()
 
 
-async def send_during_poll(agent: Agent) -> None:
+async def send_meanwhile(agent: Agent) -> None:
     """Send new acks until cancelled or until the plane does not accept one; the next poll sends the rest."""
     while True:
         await agent.inbox.wait_for_ack()

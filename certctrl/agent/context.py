@@ -30,6 +30,9 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.store import StateStore
 
 T = TypeVar("T")
+LAST_EXCHANGE_SECONDS = 0.5
+"""Seconds after the grace time of a stop in which an exchange with the plane may still end; the stop takes at most two
+seconds more than its grace time."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -84,6 +87,8 @@ class Agent:
     """Cancelled first on stop: no new signals."""
     stop: Stop | None = None
     """Set before ``intake`` is cancelled."""
+    grace_ends: float = float("inf")
+    """Until when running work may finish once the stop has started (Trio clock)."""
     problems: dict[str, Problem] = attrs.field(factory=dict)
     """By a stable key; see `report_problem` and `clear_problem`."""
     logged_once: set[str] = attrs.field(factory=set)
@@ -109,7 +114,14 @@ class Agent:
         """Start the orderly stop; the first reason counts."""
         if self.stop is None:
             self.stop = stop
+            self.grace_ends = trio.current_time() + self.config.application.stop_grace_seconds
+            self.tokens.finish_by(self.last_exchange_at)
         self.intake.cancel()
+
+    @property
+    def last_exchange_at(self) -> float:
+        """Until when exchanges with the plane may end once the stop has started (Trio clock)."""
+        return self.grace_ends + LAST_EXCHANGE_SECONDS
 
     def report_problem(self, key: str, what: str, fix: str = "") -> bool:
         """Record a problem; return whether it is new or its text changed."""

@@ -77,6 +77,8 @@ class Line(Enum):
     POLL_RECOVERED = INFO, "Poll", "Control plane reachable again after {failures} failures", "Resolved.", _NOTHING
     POLL_SLOW_DOWN = DEBUG, "Poll", "Server requested slow-down (Retry-After={seconds}s); deferring next poll", \
         "One longer pause, then the usual interval.", _NOTHING
+    POLL_SUMMARY = INFO, "Poll", "In the last {minutes} minutes: {polls} polls, {updates} with updates, {failed} failed", \
+        "Written once an hour with `log_polls`: `changes`, instead of each routine poll.", _NOTHING
     POLL_NOW = INFO, "Poll", "Immediate poll requested by {who}", "`poll-now` or SIGUSR1.", _NOTHING
     POLL_PAUSED = WARNING, "Poll", "Polling paused: queue full at {depth} signals", \
         "No signal is lost.", "If it lasts, check `cert-ctrl status` for a stuck item."
@@ -248,13 +250,16 @@ class LenientFields(dict[str, Any]):
         return "?"
 
 
-def log_line(log: logging.Logger, line: Line, /, **fields: Any) -> None:
+def log_line(log: logging.Logger, line: Line, /, routine: bool = False, **fields: Any) -> None:
     """Write one line to the child of ``log`` that is named after the line's category.
+
+    ``routine``: at level DEBUG, whatever the line's level is.
 
     ``log`` is the logger ``certctrl`` or that of the category (``certctrl.Poll``). The formatter escapes values and
     masks secrets; still, never pass a secret.
     """
     logger = log if log.name.rpartition(".")[2] == line.category else log.getChild(line.category)
-    if logger.isEnabledFor(line.level):
+    level = DEBUG if routine else line.level
+    if logger.isEnabledFor(level):
         text = line.text.format_map(LenientFields(fields))
-        logger.log(line.level, "%s", text, extra={"line_key": line.key, "line_fields": fields}, stacklevel=2)
+        logger.log(level, "%s", text, extra={"line_key": line.key, "line_fields": fields}, stacklevel=2)

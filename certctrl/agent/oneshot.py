@@ -30,6 +30,7 @@ from certctrl.agent.operations import (
 )
 from certctrl.agent.reconcile import plan_resync, try_resync
 from certctrl.agent.reporter import save_status, snapshot
+from certctrl.agent.retries import retry_due
 from certctrl.agent.setup import Seams, open_agent
 from certctrl.agent.standing import recover
 from certctrl.errors import NotRegisteredError, PlaneError, TransportError
@@ -42,7 +43,7 @@ BUSY_SECONDS = 60.0
 
 
 async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
-    """Poll until there are no more pages, handle all signals, report the outcomes."""
+    """Poll until there are no more pages, handle all signals, retry what failed and is due, report the outcomes."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         await recover(agent)
         pages, signals, until = 0, 0, trio.current_time() + BUSY_SECONDS
@@ -59,7 +60,9 @@ async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, A
             if not page.full:
                 break
         await handle_all(agent)
-        return await _done(agent, {"poll": _text(signals), "pages": pages, "signals": signals, "cursor": cursor})
+        fails = await retry_due(agent)
+        done = await _done(agent, {"poll": _text(signals), "pages": pages, "signals": signals, "cursor": cursor})
+        return done | ({"failed": [*done.get("failed", ()), *fails]} if fails else {})
 
 
 async def renew(config_dir: Path, domain: str, seams: Seams | None = None) -> dict[str, Any]:

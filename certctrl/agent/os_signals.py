@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import trio
 
-STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
+from certctrl.agent.early_signals import CAUGHT, STOPPING, early_signals
 
 
 @attrs.frozen(kw_only=True)
@@ -31,18 +31,30 @@ class OnSignal:
 
 
 async def watch_os_signals(on: OnSignal, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> Any:
-    """Watch for OS signals until cancelled; ready (``nursery.start``) once they are caught."""
-    stopped = False
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) as caught:
+    """Watch for OS signals until cancelled, those that came before included.
+
+    Ready (``nursery.start``) once they are caught.
+    """
+    early, stopped = early_signals(), False
+    with trio.open_signal_receiver(*CAUGHT) as caught:
         task_status.started()
+        for signum in early.take():
+            stopped |= _act(signum, on, stopped)
         async for signum in caught:
-            if signum in STOPPING:
-                if stopped:
-                    on.cancel()
-                    return
-                stopped = True
-                on.stop(signal.Signals(signum).name)
-            elif signum == signal.SIGHUP:
-                on.reload()
-            else:
-                on.poll_now()
+            if stopped and signum in STOPPING:
+                on.cancel()
+                return
+            stopped |= _act(signum, on, stopped)
+
+
+def _act(signum: int, on: OnSignal, stopped: bool) -> bool:
+    """Call the callback of a signal; return whether it started the orderly stop."""
+    if signum in STOPPING:
+        if not stopped:
+            on.stop(signal.Signals(signum).name)
+        return True
+    if signum == signal.SIGHUP:
+        on.reload()
+    else:
+        on.poll_now()
+    return False

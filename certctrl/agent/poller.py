@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import assert_never
 
 import trio
 
-from certctrl.agent.acks import flush_acks, send_during_poll
+from certctrl.agent.acks import flush_acks, send_meanwhile
 from certctrl.agent.alerts import clear_disk_problem, problem_key, raise_alert, report_disk_problem, retry_writes
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
@@ -20,6 +21,7 @@ from certctrl.protocol.session import Session
 from certctrl.protocol.state import State
 
 REPORTED_SKEW = 60.0
+SUMMARY_SECONDS = 3600.0
 FIX_COPIES = "stop one; to keep both, on the copy: rm -r keys state, then cert-ctrl register"
 
 
@@ -33,6 +35,7 @@ class Poller:
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
         self._failures = 0
+        self._polled, self._summarised_at = Counter[str](), trio.current_time()
 
     def request_poll(self, who: str) -> None:
         """Poll now: end the current pause or long-poll, close the breaker."""
@@ -85,6 +88,8 @@ class Poller:
     async def _wait(self, step: steps.Wait) -> events.Event:
         with trio.CancelScope(deadline=step.until) as self._waiting:
             if not self._poll_requested:
+                if step.why is steps.WaitReason.INTERVAL and self.agent.session.may_send_acks(trio.current_time()):
+                    await send_meanwhile(self.agent)
                 await trio.sleep_forever()
         return self._timer()
 
@@ -96,14 +101,15 @@ class Poller:
         agent = self.agent
         await retry_writes(agent)
         await self._wait_for_room(step.limit)
-        log_line(agent.log, Line.POLL_REQUEST, cursor=step.cursor or "none", wait=step.wait, limit=step.limit)
+        cursor = step.cursor or "none"
+        log_line(agent.log, Line.POLL_REQUEST, routine=self._quiet, cursor=cursor, wait=step.wait, limit=step.limit)
         started = trio.current_time()
         with trio.CancelScope() as self._waiting:
             if self._poll_requested and step.wait:
                 self._waiting.cancel()
             async with trio.open_nursery() as nursery:
-                if step.wait:
-                    nursery.start_soon(send_during_poll, agent, name="acks")
+                if step.wait and agent.session.may_send_acks(started):
+                    nursery.start_soon(send_meanwhile, agent, name="acks")
                 event = await self._request(step)
                 nursery.cancel_scope.cancel()
         if self._waiting.cancelled_caught:
@@ -205,7 +211,9 @@ class Poller:
     async def _after(self, event: events.Event) -> None:
         """Log the answer, raise breaker alerts, finish requested polls."""
         agent, session = self.agent, self.agent.session
-        log_poll(agent, event)
+        log_poll(agent, event, routine=self._quiet)
+        if isinstance(event, events.POLL_ENDS):
+            self._summarise(event)
         if not isinstance(event, events.POLL_ENDS):
             return
         refreshing = isinstance(event, events.TokenExpired) and session.state is State.REFRESHING
@@ -222,6 +230,30 @@ class Poller:
         self._failures = session.failures
         for alert in session.take_alerts():
             await self._breaker(alert)
+
+    @property
+    def _quiet(self) -> bool:
+        """Whether routine polls are not written to the log."""
+        return self.agent.config.application.log_polls == "changes"
+
+    def _summarise(self, event: events.Event) -> None:
+        """Count an answer; write the summary of the polls once an hour."""
+        kind = (
+            "updates" if isinstance(event, events.Updates) else "" if isinstance(event, events.NoUpdates) else "failed"
+        )
+        self._polled.update(["polls", kind])
+        seconds = trio.current_time() - self._summarised_at
+        if not self._quiet or seconds < SUMMARY_SECONDS:
+            return
+        counts, self._polled, self._summarised_at = self._polled, Counter(), trio.current_time()
+        log_line(
+            self.agent.log,
+            Line.POLL_SUMMARY,
+            minutes=round(seconds / 60),
+            polls=counts["polls"],
+            updates=counts["updates"],
+            failed=counts["failed"],
+        )
 
     def _compare_clocks(self) -> None:
         agent, skew = self.agent, self.agent.plane.server_skew or 0.0
@@ -257,12 +289,12 @@ class Poller:
         await raise_alert(agent, "breaker", alert.text, "`cert-ctrl doctor` shows why; `cert-ctrl poll-now` resumes")
 
 
-def log_poll(agent: Agent, event: events.Event) -> None:
-    """Write the log line of one poll's answer."""
+def log_poll(agent: Agent, event: events.Event, *, routine: bool = False) -> None:
+    """Write the log line of one poll's answer; ``routine``: at level DEBUG if it brings nothing."""
     session = agent.session
     match event:
         case events.NoUpdates():
-            log_line(agent.log, Line.POLL_NO_UPDATES, cursor=session.seen_cursor or "none")
+            log_line(agent.log, Line.POLL_NO_UPDATES, routine=routine, cursor=session.seen_cursor or "none")
         case events.Updates():
             log_line(agent.log, Line.POLL_UPDATES, count=len(event.signals), cursor=event.cursor or "none")
         case events.BadAnswer():

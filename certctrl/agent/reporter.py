@@ -18,10 +18,12 @@ from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.memory import release_memory
 from certctrl.agent.systemd import Notifier
 from certctrl.errors import DiskError
+from certctrl.install.deploy.retry_table import ITEM
 from certctrl.install.plan.retries import is_quarantined
 from certctrl.model.signals import to_wire
 from certctrl.model.status import Health
 from certctrl.protocol.state import State
+from certctrl.text import one_line
 
 WRITE_EVERY = 300.0
 """Seconds after which the status file is written again even without a relevant change."""
@@ -83,6 +85,8 @@ def stuck_items(agent: Agent) -> list[dict[str, Any]]:
             continue
         if record is not None and failing:
             item = f"certificate {record.cert_id} ({record.name})"
+        elif retry.resource.startswith(ITEM):
+            item = f"item {one_line(retry.resource.removeprefix(ITEM), 80)}"
         else:
             item = f"signal {retry.signal.type if retry.signal is not None else ''} {retry.resource}"
         found[retry.resource] = {

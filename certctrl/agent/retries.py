@@ -15,8 +15,9 @@ from certctrl.agent.install_config import converge_active_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.model.plan import OutcomeKind
-from certctrl.model.signals import CertRenewed
+from certctrl.model.signals import CaAssigned, CertRenewed, InstallUpdated
 from certctrl.protocol.wire.signals import ack_event
+from certctrl.text import one_line
 
 CHECK_INTERVAL = 300.0
 """Seconds between two checks while nothing is known to be due earlier: records and windows change without a retry."""
@@ -36,8 +37,23 @@ async def retry_forever(agent: Agent) -> None:
         with trio.move_on_after(pause) as waited:
             await agent.installer.retries.changed.wait()
         passed = trio.current_time() - began
-        if waited.cancelled_caught and (due := [one for one, left in turns.items() if left <= passed]):
-            await _retry(agent, due)
+        if waited.cancelled_caught:
+            await _retry_all(agent, [one for one, left in turns.items() if left <= passed])
+
+
+async def retry_due(agent: Agent) -> list[str]:
+    """Retry everything that is due now, once; return why it still fails, one line each."""
+    turns, retries = _retry_times(agent), agent.installer.retries
+    await _retry_all(agent, [one for one, left in turns.items() if left <= 0])
+    left = [retries.of(cert_resource(cert_id)) for cert_id in turns if cert_id != 0] + [*retries.of_items().values()]
+    return [retry.last_error for retry in left if retry is not None and retry.signal is None]
+
+
+async def _retry_all(agent: Agent, due: Collection[int]) -> None:
+    if certificates := [cert_id for cert_id in due if cert_id != 0]:
+        await _retry(agent, certificates)
+    if 0 in due:
+        await _retry_items(agent)
 
 
 async def watch_clock(agent: Agent) -> None:
@@ -59,13 +75,27 @@ async def watch_clock(agent: Agent) -> None:
 
 
 def _retry_times(agent: Agent) -> dict[int, float]:
-    """Return the seconds until each certificate is to be retried here."""
+    """Return the seconds until each certificate is to be retried here; 0 stands for the items about none."""
     now, arriving = agent.wall_now(), {entry.signal.resource for entry in agent.inbox.entries()}
     failed = {
         cert_id: max(at, now + LEAVE_TO_SIGNAL) if cert_resource(cert_id) in arriving else at
         for cert_id, at in agent.installer.retry_times().items()
     }
     return {cert_id: at - now for cert_id, at in (agent.installer.window_times() | failed).items()}
+
+
+async def _retry_items(agent: Agent) -> None:
+    """Retry the items that are about no certificate; then the signals that failed because of them are due."""
+    retries, before = agent.installer.retries, agent.installer.retries.of_items()
+    await agent.installer.converge_all(agent.items)
+    for item, retry in retries.of_items().items():
+        if retry is not before.get(item):
+            delay = round(retry.next_try_at - agent.wall_now())
+            log_line(agent.log, Line.STILL_FAILS, name=f"item {one_line(item)}", why=retry.last_error, delay=delay)
+    if not retries.of_items():
+        signals = [retry.signal for retry in retries.signals()]
+        for resource in {one.resource for one in signals if isinstance(one, CaAssigned | InstallUpdated)}:
+            agent.retry_now(resource)
 
 
 async def _retry(agent: Agent, due: Collection[int]) -> None:

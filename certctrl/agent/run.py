@@ -9,7 +9,9 @@ The nesting is the shutdown order::
 
 Stop = cancel *intake* → the dispatcher is closed: it starts nothing new and ends when running work has ended, or at
 the grace deadline → pending acks are flushed under a shielded timeout → services are cancelled → the client is closed.
-Unhandled signals are safe in the inbox. The inbox is also the queue: no channel holds a second copy.
+All of it takes at most `stop_grace_seconds` and two seconds, even if the plane swallows every packet: see
+``Agent.grace_ends``. Unhandled signals are safe in the inbox. The inbox is also the queue: no channel holds a second
+copy.
 
 Rejected: one flat nursery (everything ends together, half-done reloads are killed); a stop flag polled by
 every task (each forgets it somewhere); raising to stop (an exception across a nursery is a bug here).
@@ -135,10 +137,12 @@ async def _run_handlers(agent: Agent, poller: Poller, dispatcher: Dispatcher) ->
         with agent.intake:
             agent.stop_with(await poller.poll_forever())
         dispatcher.close()
-        handlers.cancel_scope.deadline = trio.current_time() + agent.config.application.stop_grace_seconds
-    with trio.move_on_after(ACK_FLUSH_SECONDS, shield=True):
-        if agent.stop is None or agent.stop.reason is StopReason.ASKED:
+        handlers.cancel_scope.deadline = agent.grace_ends
+    if agent.stop is None or agent.stop.reason is StopReason.ASKED:
+        with trio.CancelScope(shield=True) as flush:
+            flush.deadline = min(trio.current_time() + ACK_FLUSH_SECONDS, agent.last_exchange_at)
             await flush_acks(agent)
+    with trio.CancelScope(shield=True):
         await write_or_report(agent, agent.inbox.close())
 
 

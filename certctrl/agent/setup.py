@@ -44,6 +44,9 @@ WORKING_THREADS = 3
 """Concurrent threads for disk and crypto work. They compete for the interpreter lock: forty, Trio's default, cost a
 burst half its CPU and eight megabytes of stacks and arenas."""
 
+CLOSE_SECONDS = 0.5
+"""How long closing connections may take; a plane that takes no more packets must not hold up the end."""
+
 
 async def in_thread(call: Callable[..., Any], *args: Any) -> Any:
     """Run one blocking function off the event loop; never abandoned half-way."""
@@ -130,7 +133,7 @@ async def _assembled(
         log_line(log, Line.CONFIG_LOADED, settings=", ".join(differing) or "all defaults")
         yield agent
     finally:
-        with trio.move_on_after(2, shield=True):
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await http.aclose()
 
 

@@ -6,7 +6,8 @@ A plane may rotate refresh tokens, and may end the registration if it receives a
 
 * The lock is shared by all processes: daemon, one-shot commands and `register` use ``token.lock``.
 * A refresh token is sent only if its successor can be stored: the space is allocated first.
-* From the reservation to the save, a cancelled task gets ``GRACE_SECONDS``, so that no answer is lost.
+* From the reservation to the save, a cancelled task gets ``GRACE_SECONDS``, so that no answer is lost; when the agent
+  stops, not beyond its grace time.
 * After a connection error, it is unknown whether the plane received the token. The same token is sent once more: a
   plane that lost its own answer repeats it. After a deadline this is left to the caller's next attempt, because the
   plane may still be working on the first.
@@ -17,6 +18,7 @@ A plane may rotate refresh tokens, and may end the registration if it receives a
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -78,6 +80,8 @@ class TokenRefresher:
         self._log = logging.getLogger("certctrl.Token")
         self._unsaved: Tokens | None = None
         """The newest tokens, while they could not be stored."""
+        self.end_by = math.inf
+        """When a refresh must have ended (Trio clock)."""
         self._outlived: set[str] = set()
         """Refresh tokens that may still be on disk meanwhile; any other one is a new registration."""
 
@@ -99,7 +103,7 @@ class TokenRefresher:
             if tokens.access_token and tokens.access_token != seen and usable(tokens.access_token):
                 keep(Fresh(tokens=tokens))
                 return
-            await finish_despite_cancel(GRACE_SECONDS, lambda: self._refresh(tokens, keep))
+            await finish_despite_cancel(GRACE_SECONDS, lambda: self._refresh(tokens, keep), until=lambda: self.end_by)
         finally:
             lock.release()
 
@@ -205,8 +209,10 @@ async def wait_for_token_lock(layout: ConfigDir, fs: Fs | None = None) -> FileLo
     return lock
 
 
-async def finish_despite_cancel(grace: float, call: Callable[[], Awaitable[T]]) -> T:
-    """Run ``call``; if cancelled from outside, let it continue for up to ``grace`` seconds."""
+async def finish_despite_cancel(
+    grace: float, call: Callable[[], Awaitable[T]], *, until: Callable[[], float] = lambda: math.inf
+) -> T:
+    """Run ``call``; if cancelled from outside, let it continue for ``grace`` seconds, but not beyond ``until``."""
     result: list[T] = []
     failure: Exception | None = None
 
@@ -214,7 +220,7 @@ async def finish_despite_cancel(grace: float, call: Callable[[], Awaitable[T]]) 
         try:
             await trio.sleep_forever()
         finally:
-            scope.deadline = min(scope.deadline, trio.current_time() + grace)
+            scope.deadline = min(scope.deadline, trio.current_time() + grace, until())
 
     async with trio.open_nursery() as nursery:
         shield = trio.CancelScope(shield=True)

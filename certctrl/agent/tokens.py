@@ -38,6 +38,8 @@ answer is requested twice immediately, so an outage costs fourteen requests per 
 LONGEST_PAUSE = 300.0
 """Seconds between two checks of the clock; wall clocks jump."""
 SAVE_AGAIN_SECONDS = 10.0
+SAVE_LAST_SECONDS = 0.5
+"""How long the end waits for the lock before it stores tokens; a write that has begun is finished."""
 
 
 class TokenKeeper:
@@ -142,6 +144,10 @@ class TokenKeeper:
             await self._anchor.prove()
         return self.seen()
 
+    def finish_by(self, moment: float) -> None:
+        """End refreshes by a moment (Trio clock), because the agent stops."""
+        self._refresher.end_by = moment
+
     def try_again(self) -> None:
         """Allow the next refresh immediately, even after failures: an operator requests it."""
         self._retry_at = 0.0
@@ -154,7 +160,7 @@ class TokenKeeper:
                 await trio.sleep(delay)
         finally:
             if self._refresher.unsaved:
-                with trio.move_on_after(2, shield=True):  # the last chance to store them
+                with trio.move_on_after(SAVE_LAST_SECONDS, shield=True):  # the last chance to store them
                     await self._save_again()
 
     async def _maintain(self) -> float:

@@ -1,8 +1,8 @@
 """The Typer root: its options and the table of commands; only the requested command is imported.
 
-``-c DIR`` and ``--debug`` are accepted before and after the command; the one after it wins. Any other option that
-takes one value may be given once. Help is plain text, so that
-examples keep their line breaks and rich is not imported.
+``-c DIR``, ``-q``, ``-v`` and ``--debug`` are accepted before and after the command; the one after it wins. Any other
+option that takes one value may be given once. Help is plain text, so that examples keep their line breaks and rich is
+not imported.
 """
 
 import os
@@ -129,16 +129,20 @@ def _takes_one_value(param: Any) -> bool:
 
 def _add_root_options(command: Any, *, directory: bool) -> None:
     """Add the root's options to a command and its subcommands."""
+    flags = ((["--debug"], _take_debug), (["-v", "--verbose"], _take_verbose), (["-q", "--quiet"], _take_quiet))
+    taken = {name for param in command.params for name in param.opts}
     options = [
         TyperOption(
-            param_decls=["--debug"],
+            param_decls=names,
             type=None,
             is_flag=True,
             default=False,
             expose_value=False,
-            callback=_take_debug,
+            callback=take,
             hidden=True,
         )
+        for names, take in flags
+        if taken.isdisjoint(names)
     ]
     if directory:
         options.append(
@@ -167,6 +171,16 @@ def _take_debug(ctx: Any, _param: Any, value: bool) -> None:
         invocation(ctx).debug = True
 
 
+def _take_verbose(ctx: Any, _param: Any, value: bool) -> None:
+    if value:
+        invocation(ctx).verbosity = 1
+
+
+def _take_quiet(ctx: Any, _param: Any, value: bool) -> None:
+    if value:
+        invocation(ctx).verbosity = -1
+
+
 def _root(
     ctx: typer.Context,
     config_dir: Annotated[
@@ -178,7 +192,9 @@ def _root(
     keep_running: Annotated[
         bool, typer.Option("--keep-running", help="Run the daemon in the foreground until SIGTERM.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Log more; print a traceback with an error.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log each step of a command.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Log errors only; show no progress.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Log even more; print a traceback with an error.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> int:
     """Keep this host's certificates current: fetch, deploy, reload, and verify what is served.
@@ -197,6 +213,9 @@ def _root(
     """
     invoked: Invocation = invocation(ctx)
     invoked.config_dir, invoked.debug = config_dir, debug
+    if verbose and quiet:
+        ctx.fail("-v cannot be combined with -q.")
+    invoked.verbosity = int(verbose) - int(quiet)
     if version:
         from certctrl import __version__
 

@@ -30,7 +30,7 @@ def _keep_running(invoked: Invocation) -> int:
     layout = invoked.layout()
     fs = RealFs()
     config = load_config(layout, os.environ).config
-    logs = Logs(layout, fs, debug=invoked.debug)
+    logs = Logs(layout, fs, debug=invoked.debug, verbosity=invoked.verbosity)
     logs.configure(config.log)
     try:
         from certctrl.agent.run import run_agent

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from certctrl.errors import UsageError
+from certctrl.errors import CertctrlError, UsageError
 
 if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
+    from certctrl.store.layout import ConfigDir
 
 
 def daemon_or_local(
@@ -21,16 +22,32 @@ def daemon_or_local(
     the daemon.
     """
     from certctrl.cli.control import ask
+    from certctrl.cli.progress import Progress, shown_here
 
     layout = invoked.layout()
-    reply = ask(layout, op, seconds=seconds, **fields)
+    shown = invoked.verbosity == 0 and not invoked.debug and shown_here()
+    with Progress(f"{op}: the daemon works", shown=shown, detail=lambda: _queued(layout)):
+        reply = ask(layout, op, seconds=seconds, **fields)
     if reply is not None:
         return reply.data
     from certctrl.cli.runtime import run
     from certctrl.logs.setup import log_for_command
 
-    log_for_command(debug=invoked.debug)
-    return run(local, layout.root)
+    last = log_for_command(debug=invoked.debug, verbosity=invoked.verbosity)
+    with Progress(op, shown=shown, detail=lambda: last.text):
+        return run(local, layout.root)
+
+
+def _queued(layout: ConfigDir) -> str:
+    """Return how many signals the daemon has yet to handle, for the progress line."""
+    from certctrl.cli.control import ask
+
+    try:
+        reply = ask(layout, "status", seconds=1)
+    except CertctrlError:
+        return ""
+    depth = reply.data.get("queue_depth", 0) if reply is not None else 0
+    return f"{depth} signals to handle" if depth else ""
 
 
 def confirmed(question: str, *, on_stderr: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""The root options of one command line: the config directory and ``--debug``."""
+"""The root options of one command line: the config directory, ``-q``, ``-v`` and ``--debug``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Invocation:
         self.config_dir: str | None = None
         """The value of ``-c``; None without it."""
         self.debug = False
+        self.verbosity = 0
+        """1 with -v, -1 with -q."""
 
     @property
     def directory(self) -> str:

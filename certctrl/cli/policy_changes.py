@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -150,6 +150,28 @@ def _trust_store(words: list[str]) -> Change:
     value: dict[str, Any] = {"directory": directory} | ({"command": command} if command else {})
     then = f", then run {' '.join(command)}" if command else ""
     return Change("trust_store", value, f"install trusted CAs in {directory}{then}")
+
+
+def absent_account(change: Change) -> str:
+    """Return which user or group of a change this host does not have, in words; empty: it has all."""
+    import grp
+    import pwd
+
+    def known(find: Callable[[str], Any], name: str) -> bool:
+        try:
+            find(name)
+        except (KeyError, ValueError):
+            return False
+        return True
+
+    if change.setting == "owners" and not str(change.value).isdecimal():
+        there = known(pwd.getpwnam, change.value) or known(grp.getgrnam, change.value)
+        return "" if there else f"there is no user or group {change.value!r} on this host"
+    users = [change.value] if change.setting == "run_as" else []
+    if change.setting == "commands":
+        users = [entry["run_as"] for entry in change.value.values() if entry.get("run_as") is not None]
+    absent = [user for user in users if not known(pwd.getpwnam, user)]
+    return f"there is no user {absent[0]!r} on this host" if absent else ""
 
 
 def apply_change(policy: HostPolicy, change: Change) -> HostPolicy:

@@ -204,6 +204,7 @@ class Installer:
         lasting = lasting or context.config().application.keep_generations < 1  # an old record must have its generation
         results = Results(context=context, asked_by=asked_by or self.asked_by, concerned=concerned, lasting=lasting)
         due = frozenset(self.records if due_now and everything else concerned if due_now else ())
+        not_due = self._items_not_due(all_due=everything and due_now)
         try:
             candidates = await to_switch(
                 context, prepared, items, results, everything=everything, due_now=due, ignore_window=ignore_window
@@ -224,7 +225,23 @@ class Installer:
         ).run(group for group in groups if everything or not concerned.isdisjoint(group.cert_ids))
         if everything:
             context.records.keep_marks(item.id for item in items)
+            self._note_items(items, results, not_due)
         return await self._conclude(results)
+
+    def _items_not_due(self, *, all_due: bool) -> frozenset[str]:
+        """Return the items about no certificate that have to wait; ``all_due``: none, they are due now."""
+        for retry in self.retries.of_items().values() if all_due else ():
+            self.retries.due_now(retry.resource)
+        return self.retries.items_not_due()
+
+    def _note_items(self, items: Sequence[InstallItem], results: Results, not_due: Collection[str]) -> None:
+        """Record which items about no certificate failed; a converge of everything tries all that are due."""
+        if results.items_untried:
+            return
+        waiting = {item.id for item in items if item.enabled and item.id in not_due} - results.failed_items.keys()
+        if reasons := [retry.last_error for item, retry in self.retries.of_items().items() if item in waiting]:
+            results.still_failing("; ".join(dict.fromkeys(reasons)))
+        self.retries.note_items(results.failed_items, waiting)
 
     async def _groups(self, items: Sequence[InstallItem], candidates: Mapping[int, Candidate]) -> list[Group]:
         """Return the groups of this host; many are computed off the event loop."""
@@ -307,13 +324,18 @@ class Installer:
         return await preview.with_renewal(self._context, record)
 
     def retry_times(self) -> dict[int, float]:
-        """Return when each certificate is due whose failure no switch and no signal retries (wall-clock seconds)."""
+        """Return when each certificate is due whose failure no switch and no signal retries (wall-clock seconds).
+
+        0 stands for the items that are about no certificate.
+        """
         retries, resources = self.retries, {cert_id: cert_resource(cert_id) for cert_id in self.records}
-        return {
+        turns = {
             cert_id: retries.due_at(resources[cert_id])
             for cert_id, record in self.records.items()
             if retriable(record) and not retries.carries(resources[cert_id])
         }
+        items = [retries.due_at(retry.resource) for retry in retries.of_items().values()]
+        return turns | ({0: min(items)} if items else {})
 
     def window_times(self) -> dict[int, float]:
         """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""

@@ -125,10 +125,11 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 class Logs:
     """The log handlers of the daemon; `configure` may be called again (SIGHUP)."""
 
-    def __init__(self, layout: ConfigDir, fs: Fs, *, debug: bool = False) -> None:
+    def __init__(self, layout: ConfigDir, fs: Fs, *, debug: bool = False, verbosity: int = 0) -> None:
+        """``debug``: log everything. ``verbosity``: above 0 as well; below 0 errors only, whatever is configured."""
         self._layout = layout
         self._fs = fs
-        self._debug = debug
+        self._level = logging.DEBUG if debug or verbosity > 0 else logging.ERROR if verbosity < 0 else None
         self._handlers: list[logging.Handler] = []
 
     def configure(self, config: LogConfig) -> None:
@@ -139,7 +140,7 @@ class Logs:
         for handler in fresh:
             root.addHandler(handler)
         self._handlers = fresh
-        logging.getLogger("certctrl").setLevel(logging.DEBUG if self._debug else LEVELS[config.level])
+        logging.getLogger("certctrl").setLevel(self._level or LEVELS[config.level])
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -166,13 +167,32 @@ class Logs:
         return made
 
 
-def log_for_command(*, debug: bool) -> None:
-    """Log warnings of a one-shot command, or everything with ``debug``, to standard error."""
-    root = logging.getLogger()
-    if not any(isinstance(handler, StderrHandler) for handler in root.handlers):
-        handler = StderrHandler()
-        handler.setFormatter(TextFormatter())
-        root.addHandler(handler)
-    logging.getLogger("certctrl").setLevel(logging.DEBUG if debug else logging.WARNING)
+class LastLine(logging.Handler):
+    """Keeps the message of the last record, to show it as progress."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.text = message_of(record)
+
+
+def log_for_command(*, debug: bool, verbosity: int = 0) -> LastLine:
+    """Log warnings of a one-shot command to standard error; return what keeps its last line, written or not.
+
+    ``debug``: log everything. ``verbosity``: above 0 each step, below 0 errors only.
+    """
+    root, last = logging.getLogger(), LastLine()
+    for old in [handler for handler in root.handlers if isinstance(handler, StderrHandler | LastLine)]:
+        root.removeHandler(old)
+    handler = StderrHandler()
+    handler.setFormatter(TextFormatter())
+    handler.setLevel(
+        {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}[verbosity] if not debug else logging.DEBUG
+    )
+    root.addHandler(handler)
+    root.addHandler(last)
+    logging.getLogger("certctrl").setLevel(logging.DEBUG if debug else logging.INFO)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    return last

@@ -69,6 +69,11 @@ class ApplicationConfig:
     refresh_path: str = setting("/auth/token/refresh", "path of the token refresh endpoint")
     poll_mode: PollMode = setting(PollMode.INTERVAL, "how to poll")
     poll_interval_ms: int = setting(5000, "base interval between polls", ge=10, le=3_600_000)
+    log_polls: str = setting(
+        "all",
+        "write each poll to the log, or only those that are not routine and one summary an hour",
+        choices=("all", "changes"),
+    )
     poll_limit: int = setting(20, "signals per page", ge=1, le=100)
     long_poll_wait_seconds: int = setting(25, "seconds that a long poll may last", ge=1, le=30)
     adaptive_window_seconds: int = setting(300, "seconds that `adaptive` long-polls after activity", ge=1, le=86_400)

@@ -9,12 +9,15 @@ import attrs
 
 CERT_FILES = (
     "private.key",
+    "private-traditional.key",
     "certificate.pem",
     "chain.pem",
     "fullchain.pem",
     "combined.pem",
+    "combined-key-last.pem",
     "certificate.der",
     "bundle.pfx",
+    "bundle-legacy.pfx",
     "bundle.jks",
     "meta.json",
 )
@@ -38,6 +41,11 @@ class StartTls(StrEnum):
 
     SMTP = "smtp"
     IMAP = "imap"
+    POP3 = "pop3"
+    FTP = "ftp"
+    LDAP = "ldap"
+    XMPP = "xmpp"
+    MYSQL = "mysql"
     POSTGRES = "postgres"
 
 
@@ -96,9 +104,31 @@ class CopyAction(_Item):
     group: str | None = None
     mode: int | None = None
     """Permission bits; None: 0600 for files that contain a key, 0644 otherwise."""
+    owners: tuple[str | None, ...] = ()
+    """Owner of each file, if ``owner`` is a list on the wire; empty: ``owner`` for all."""
+    groups: tuple[str | None, ...] = ()
+    modes: tuple[int | None, ...] = ()
     check: tuple[str, ...] | None = None
     """Command run on the staged files; ``{staged}`` is the staging directory."""
     verify: Verify | None = None
+
+    def owner_of(self, number: int) -> str | None:
+        """Return the owner of one file, by its number in ``sources``."""
+        return self.owners[number] if self.owners else self.owner
+
+    def group_of(self, number: int) -> str | None:
+        """Return the group of one file."""
+        return self.groups[number] if self.groups else self.group
+
+    def mode_of(self, number: int) -> int | None:
+        """Return the permission bits of one file."""
+        return self.modes[number] if self.modes else self.mode
+
+    @property
+    def accounts(self) -> tuple[frozenset[str], frozenset[str]]:
+        """All owners and all groups that the item names."""
+        owners, groups = {self.owner, *self.owners}, {self.group, *self.groups}
+        return frozenset(one for one in owners if one is not None), frozenset(one for one in groups if one is not None)
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:

@@ -40,6 +40,8 @@ class NamedCommand:
     """1 to 600."""
     sha256: str | None = None
     """Hash of the executable (lower-case hex); None: not pinned."""
+    script_sha256: str | None = None
+    """Hash of the script that an interpreter is to run, which ``argv`` names (lower-case hex); None: not pinned."""
     env: tuple[str, ...] = ()
     """Environment variables that the plane may set for it; never ``CERTCTRL_…``, which are the agent's."""
 

@@ -87,6 +87,10 @@ class Session:
         due = self._due_at()
         return None if self._end is not None or math.isinf(due) else due
 
+    def may_send_acks(self, now: float) -> bool:
+        """Return whether acks may be sent now: the plane did not refuse some moments ago."""
+        return now >= self._flush_at
+
     def take_alerts(self) -> tuple[steps.Alert, ...]:
         """Return and clear the alerts, oldest first."""
         taken, self._alerts = tuple(self._alerts), []

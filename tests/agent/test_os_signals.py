@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from certctrl.agent.early_signals import CAUGHT, catch_early_signals, early_signals
 from certctrl.agent.os_signals import OnSignal, watch_os_signals
 from certctrl.agent.systemd import Notifier, feed_watchdog
 
@@ -31,6 +32,30 @@ async def test_each_signal_has_its_meaning() -> None:
                 while len(seen) == count:
                     await trio.sleep(0.001)
     assert seen == ["poll", "reload", "stop SIGTERM", "cancel"]
+
+
+async def test_signals_that_came_before_are_replayed() -> None:
+    seen: list[str] = []
+    on = OnSignal(
+        stop=lambda name: seen.append(f"stop {name}"),
+        cancel=lambda: seen.append("cancel"),
+        reload=lambda: seen.append("reload"),
+        poll_now=lambda: seen.append("poll"),
+    )
+    before = {signum: signal.getsignal(signum) for signum in CAUGHT}
+    try:
+        catch_early_signals()
+        for signum in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+            signal.raise_signal(signum)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watch_os_signals, on)
+            signal.raise_signal(signal.SIGTERM)
+        assert seen == ["poll", "reload", "stop SIGTERM", "cancel"]
+        signal.raise_signal(signal.SIGHUP)  # the process is about to exit: kept, and nobody asks
+        assert early_signals().take() == [signal.SIGHUP]
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def drain(manager: socket.socket) -> list[bytes]:

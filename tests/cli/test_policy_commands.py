@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import io
 import json
 import sys
@@ -31,8 +32,8 @@ def policy_of(layout: ConfigDir) -> dict[str, Any]:
     ("words", "key", "value"),
     [
         (["path", "/etc/nginx/tls/"], "write_roots", ["/etc/nginx/tls"]),
-        (["run-as", "www-data"], "run_as", ["www-data"]),
-        (["owner", "ssl-cert"], "owners", ["ssl-cert"]),
+        (["run-as", "daemon"], "run_as", ["daemon"]),
+        (["owner", "daemon"], "owners", ["daemon"]),
         (["probe", "mx.example:25"], "probe", ["mx.example:25"]),
         (
             ["trust-store", "--", "/srv/cas/", "/bin/true", "--fresh"],
@@ -71,15 +72,54 @@ def test_the_printed_line_matches_the_file(layout: ConfigDir, ran: Run) -> None:
         "--name",
         "reload",
         "--run-as",
-        "web",
+        "daemon",
         "--",
         "/bin/true",
         "x y",
     )
     line = done.out.split("Adds to policy.json: ")[1].splitlines()[0]
     wanted = json.loads("{" + line + "}")["commands"]["reload"]
-    assert wanted == {"argv": ["/bin/true", "x y"], "run_as": "web"}
+    assert wanted == {"argv": ["/bin/true", "x y"], "run_as": "daemon"}
     assert {name: policy_of(layout)["commands"]["reload"][name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run-as", "no-such-user"],
+        ["owner", "no-such-group"],
+        ["command", "--run-as", "no-such-user", "--", "/bin/true"],
+    ],
+)
+def test_an_account_that_does_not_exist_is_not_allowed(words: list[str], layout: ConfigDir, ran: Run) -> None:
+    before = layout.policy.read_bytes()
+    done = ran("-c", layout.root, "policy", "allow", "--yes", *words)
+    assert done.status == 2 and "no-such-" in done.err and "on this host" in done.err
+    assert layout.policy.read_bytes() == before
+
+
+@pytest.mark.parametrize("group_only", ["nogroup", "shadow"])
+def test_an_owner_may_be_a_group(group_only: str, layout: ConfigDir, ran: Run) -> None:
+    try:
+        grp.getgrnam(group_only)
+    except KeyError:
+        pytest.skip(f"no group {group_only} here")
+    assert ran("-c", layout.root, "policy", "allow", "--yes", "owner", group_only).status == 0
+
+
+def test_allow_does_not_offer_an_account_that_does_not_exist(
+    layout: ConfigDir, ran: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = {
+        "item": "1", "what": "run /bin/true", "why": "not allowed to run as no-such-user", "setting": "run_as",
+        "value": "no-such-user",
+    }  # fmt: skip
+    monkeypatch.setattr("certctrl.cli.commands.plan.fetch_plan", lambda _invoked: {"refusals": [refusal]})
+    before = layout.policy.read_bytes()
+    done = ran("-c", layout.root, "policy", "allow", "--yes")
+    assert done.status == 1
+    assert "Cannot be allowed: there is no user 'no-such-user' on this host" in done.out
+    assert layout.policy.read_bytes() == before
 
 
 def test_two_commands_may_not_share_a_name(layout: ConfigDir, ran: Run) -> None:

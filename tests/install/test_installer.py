@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 from install_host import APPLIED, CHECK, FAILED, OTHER, RELOAD, UNCHANGED, Host, commands, kinds, leftovers, reload
@@ -282,3 +283,37 @@ async def test_two_certificates_for_one_domain_get_two_names(clock: MockClock, h
     await host.installer.withdraw(3, revoked=False, items=())
     assert name_for(5, ("c3.example",)) == "c3.example"
     assert name_for(6, ()) == "certificate-6"
+
+
+@pytest.mark.parametrize("how", ["changed", "removed"])
+async def test_a_plan_shows_that_a_keystore_is_made_anew(clock: MockClock, host: Host, how: str) -> None:
+    host.allow(commands=commands(RELOAD))
+    target = str(host.out / "a.pfx")
+    items = [CopyAction(id="c", ob_id=1, sources=("bundle.pfx",), targets=(target,)),
+             ExecAction(id="r", ob_id=1, cmd_argv=RELOAD, depends_on=("c",))]  # fmt: skip
+    await host.deliver(1, items=items)
+    assert plan_lines(await host.installer.plan(items)) == ()
+    (password,) = host.layout.passwords.iterdir()
+    if how == "changed":
+        password.write_text("given-by-the-operator")
+    else:
+        password.unlink()
+    before = sorted(path.name for path in host.layout.passwords.iterdir())
+    plan = await host.installer.plan(items)
+    assert [(line.kind.value, line.what.split()[0]) for line in plan_lines(plan)] == [
+        ("switch", "certs/.live/c1.example"), ("write", target), ("run", RELOAD[0]),
+    ]  # fmt: skip
+    reason = "has changed" if how == "changed" else "was removed, so it gets another one"
+    assert plan_lines(plan)[0].why.endswith(f"-> a new generation: the password of bundle.pfx {reason}")
+    assert sorted(path.name for path in host.layout.passwords.iterdir()) == before, "a plan changes nothing"
+    calls = len(host.proc.calls)
+    assert (await host.installer.converge_all(items)).kind is APPLIED
+    assert len(host.proc.calls) == calls + 1
+    assert plan_lines(await host.installer.plan(items)) == ()
+
+
+async def test_a_plan_shows_a_format_that_is_to_be_made(clock: MockClock, host: Host) -> None:
+    await host.deliver(1)
+    items = [CopyAction(id="c", ob_id=1, sources=("bundle.pfx",), targets=(str(host.out / "a.pfx"),))]
+    switch, write = plan_lines(await host.installer.plan(items))
+    assert switch.why.endswith("-> a new generation: bundle.pfx is not there yet") and write.why.endswith("new")

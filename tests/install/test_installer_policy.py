@@ -289,3 +289,34 @@ async def test_a_file_that_an_allowed_program_leads_to_is_not_overwritten(
     free = attrs.evolve(items[0], targets=(str(host.out / "reload-2.0"),))
     plan = await host.installer.plan([free])
     assert not plan.refusals
+
+
+# --- files ---
+
+
+async def test_each_file_of_an_item_gets_its_own_mode(clock: MockClock, host: Host) -> None:
+    key, pem = host.out / "a.key", host.out / "a.pem"
+    item = CopyAction(id="c", ob_id=1, sources=("private.key", "fullchain.pem"), targets=(str(key), str(pem)),
+                      modes=(0o640, 0o604))  # fmt: skip
+    assert (await host.deliver(1, items=[item]))[1].kind is APPLIED
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (key, pem)] == [0o640, 0o604]
+    changed = attrs.evolve(item, modes=(0o600, None))
+    assert (await host.installer.converge_all([changed])).ok
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (key, pem)] == [0o600, 0o604], "None: as it is"
+    (refusal,) = (await host.installer.plan([attrs.evolve(item, modes=(0o644, 0o644))])).refusals
+    assert "a private key at most 0640" in refusal.why
+    absent = attrs.evolve(item, owners=("no-such-user", None), id="local:c")
+    (refusal,) = (await host.installer.plan([absent])).refusals
+    assert "no such user" in refusal.why
+
+
+async def test_a_keystore_with_an_alias_is_copied(clock: MockClock, host: Host) -> None:
+    names = ("bundle.pfx", "bundle.pfx?alias=tomcat", "bundle-legacy.pfx")
+    targets = tuple(str(host.out / f"{number}.pfx") for number in range(3))
+    items = [CopyAction(id="c", ob_id=1, sources=names, targets=targets)]
+    assert (await host.deliver(1, items=items))[1].kind is APPLIED
+    before = [Path(path).read_bytes() for path in targets]
+    assert len(set(before)) == 3
+    assert (await host.installer.converge_all(items)).ok
+    assert [Path(path).read_bytes() for path in targets] == before, "unchanged material makes unchanged files"
+    assert all(stat.S_IMODE(Path(path).stat().st_mode) == 0o600 for path in targets)

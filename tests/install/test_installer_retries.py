@@ -15,8 +15,8 @@ from certctrl.install.plan.render import plan_lines
 from certctrl.install.plan.retries import without_not_due
 from certctrl.install.plan.values import DesiredCert, GroupPlan, InstallPlan, Step, Write
 from certctrl.model.certificate import CertFacts
-from certctrl.model.plan import CopyAction, ExecAction, InstallItem
-from certctrl.model.records import CertRecord, Stage
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType
+from certctrl.model.records import CertRecord, RetryKind, Stage
 
 
 async def failing(host: Host) -> list[InstallItem]:
@@ -190,3 +190,75 @@ def test_a_shared_command_is_due_only_for_files_once_it_has_run_for_all_its_item
     assert again.for_files == {"cert:1"}
     (half,) = plan(items, cert(1), activations={"a": due.keys["a"]}).groups[0].steps[-1].runs
     assert half.for_files == frozenset()
+
+
+# --- items about no certificate ---------------------------------------------------------------------------------------
+
+
+def for_cas(host: Host, name: str = "r", argv: tuple[str, ...] = RELOAD) -> list[InstallItem]:
+    """Return a copy of a CA and a command after it."""
+    copied = CopyAction(
+        id=f"{name}-copy", ob_type=ObjectType.CA, ob_id=3, sources=("ca.pem",), targets=(f"{host.out}/{name}.pem",)
+    )
+    return [copied, ExecAction(id=name, cmd_argv=argv, depends_on=(copied.id,))]
+
+
+async def test_a_command_about_cas_alone_is_retried_in_its_own_time(clock: MockClock, host: Host) -> None:
+    host.allow(commands=commands(RELOAD, OTHER))
+    items = for_cas(host)
+    host.proc.does[RELOAD] = lambda: 1
+    assert not (await host.installer.import_ca(3, "ca", host.maker.issuer.chain_pem, items)).ok
+    tries = [RELOAD, RELOAD]  # once more for the restored file
+    assert host.proc.calls == tries
+    assert sorted(host.installer.retries.of_items()) == ["r", "r-copy"], "the copy was undone with it"
+    retry = host.installer.retries.of_items()["r"]
+    assert (retry.resource, retry.kind, retry.attempts) == ("item:r", RetryKind.PENDING, 1)
+    assert host.installer.retry_times() == {0: retry.next_try_at} and retry.next_try_at > host.clock
+    for _ in range(3):  # signals, comparisons and restarts do not run it again before it is due
+        outcome = await host.start().converge_all(items)
+        assert (outcome.kind, outcome.detail, outcome.transient) == (FAILED, retry.last_error, True)
+        assert not await host.installer.unfinished(items)
+    assert host.proc.calls == tries
+    more = [*items, *for_cas(host, "other", OTHER)]
+    assert (await host.installer.converge_all(more)).kind is FAILED
+    assert host.proc.calls == [*tries, OTHER], "a new item does not wait for one that failed"
+    host.clock = host.installer.retry_times()[0]
+    assert (await host.installer.converge_all(more)).kind is FAILED
+    assert host.proc.calls.count(RELOAD) == 2 * len(tries)
+    assert host.installer.retries.of_items()["r"].attempts == 2
+    host.proc.does.clear()
+    assert (await host.installer.converge_all(more, due_now=True)).ok
+    assert host.proc.calls.count(RELOAD) == 2 * len(tries) + 1 and host.installer.retry_times() == {}
+    assert host.start().retries.of_items() == {}
+
+
+async def test_a_tolerated_failure_about_cas_alone_is_retried_as_well(clock: MockClock, host: Host) -> None:
+    host.allow(commands=commands(RELOAD))
+    copied, run_it = for_cas(host)
+    items = [copied, attrs.evolve(run_it, continue_on_error=True)]
+    host.proc.does[RELOAD] = lambda: 1
+    await host.installer.import_ca(3, "ca", host.maker.issuer.chain_pem, items)
+    assert list(host.installer.retries.of_items()) == ["r"]
+    assert list(host.start().retries.of_items()) == ["r"], "also after a restart"
+
+
+async def test_an_item_that_is_gone_is_not_retried(clock: MockClock, host: Host) -> None:
+    host.allow(commands=commands(RELOAD))
+    host.proc.does[RELOAD] = lambda: 1
+    await host.installer.import_ca(3, "ca", host.maker.issuer.chain_pem, for_cas(host))
+    assert host.installer.retry_times()
+    assert (await host.installer.converge_all([])).kind is UNCHANGED
+    assert host.installer.retry_times() == {}
+
+
+@pytest.mark.parametrize("first", ["failure", "success"])
+async def test_a_failure_about_no_certificate_is_told_beside_a_success(
+    clock: MockClock, host: Host, first: str
+) -> None:
+    """Each group of items has its own result; none may hide another's."""
+    host.allow(commands=commands(RELOAD, OTHER))
+    host.proc.does[RELOAD] = lambda: 1
+    bad, good = for_cas(host), for_cas(host, "other", OTHER)
+    items = [*bad, *good] if first == "failure" else [*good, *bad]
+    outcome = await host.installer.import_ca(3, "ca", host.maker.issuer.chain_pem, items)
+    assert outcome.kind is FAILED and "exited with 1" in outcome.detail

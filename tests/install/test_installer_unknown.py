@@ -10,7 +10,7 @@ from certctrl.model.plan import InstallItem
 from certctrl.protocol.wire.canonical import installs_hash
 from certctrl.protocol.wire.install_config import install_config_from_wire
 
-STARTTLS = {"type": "tls", "host": "127.0.0.1", "port": 1, "starttls": "ldap"}
+STARTTLS = {"type": "tls", "host": "127.0.0.1", "port": 1, "starttls": "telnet"}
 
 
 def planes(*rows: dict[str, object]) -> tuple[InstallItem, ...]:

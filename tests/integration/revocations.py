@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from fleet import USER, wait_for
 from recipes import Trial
 
-from certctrl.install.material.formats import KEY_FILES
+from certctrl.install.material.formats import has_key
 
 REVOKED = "was revoked"
 FROM_MEMORY = "removed; 127.0.0.1:{port} still serves it from memory"
@@ -112,7 +112,7 @@ def published(trial: Trial) -> dict[Path, str]:
 def revoked(trial: Trial, how: str) -> Iterator[Revocation]:
     """Revoke a trial's certificate under a policy; afterwards renew it and wait until it is served."""
     leaf, traces, before = trial.shown(), traces_of(trial), holders(trial, traces_of(trial))
-    secret = {path for path, source in published(trial).items() if source in KEY_FILES}
+    secret = {path for path, source in published(trial).items() if has_key(source)}
     assert {trial.agent.layout.live_link(trial.recipe.domain).resolve() / "private.key", *secret} <= before
     line = f"[CRITICAL] [Alert] certificate {trial.cert_id} ({trial.recipe.domain}) {REVOKED}"
     said = trial.agent.daemon.text.count(line)

@@ -178,3 +178,26 @@ def test_one_shot_commands_log_only_warnings_and_once(capsys: pytest.CaptureFixt
     logging.getLogger("certctrl.Install").info("done")
     logging.getLogger("certctrl.Install").warning("careful")
     assert [line[22:] for line in capsys.readouterr().err.splitlines()] == ["[WARN] [Install] careful"]
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "written"), [(1, ["INFO", "WARN", "ERROR"]), (0, ["WARN", "ERROR"]), (-1, ["ERROR"])]
+)
+def test_a_command_logs_as_much_as_was_asked_for(
+    verbosity: int, written: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = log_for_command(debug=False, verbosity=verbosity)
+    log = logging.getLogger("certctrl.Install")
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        log.log(level, "step %d", level)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[22:].partition("]")[0].strip("[") for line in lines] == written
+    assert last.text == "step 40", "what is not written is still shown as progress"
+
+
+@pytest.mark.parametrize(("verbosity", "level"), [(1, logging.DEBUG), (0, logging.INFO), (-1, logging.ERROR)])
+def test_the_daemon_logs_as_much_as_was_asked_for(logs: Logs, verbosity: int, level: int) -> None:
+    made = Logs(logs._layout, logs._fs, verbosity=verbosity)
+    made.configure(LogConfig())
+    assert logging.getLogger("certctrl").level == level
+    made.close()

@@ -31,8 +31,8 @@ from certctrl.model.stop import Stop
 RESTART_SECONDS = 5.0
 FAILED_START_SECONDS = 60.0
 """In reality 5 s as well, but an hour of a broken disk would be 720 identical failed starts."""
-STOP_SECONDS = 10.0 + 5.0 + 5.0 + 2.0 + 2.0 + 1.0
-"""Longest orderly stop: grace, a running refresh, ack flush, client, tokens, and a second."""
+STOP_SECONDS = 10.0 + 2.0
+"""Longest orderly stop: `stop_grace_seconds` and two seconds."""
 DELAYS = 0.05
 """Share of disk operations that are slow."""
 

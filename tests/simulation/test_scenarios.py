@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import attrs
 import trio
 from simulation.disk import file_in
 from simulation.host import exit_status
-from simulation.network import NetworkFault
+from simulation.network import NOTIFY_PATH, NetworkFault
 from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER
 
@@ -257,3 +258,91 @@ def test_outcomes_that_could_not_be_sent_survive_a_kill() -> None:
         assert ("cert.renewed", "applied") in scene.outcomes()
 
     play(scenario)
+
+
+# --- outcomes and stops -----------------------------------------------------------------------------------------------
+
+
+def test_between_polls_a_slow_outcome_is_reported_without_waiting_for_the_next_one() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.polls) >= 3)
+        took = scene.agent.plane.fetch_materials
+
+        async def slow(*args: Any) -> Any:
+            await trio.sleep(3)
+            return await took(*args)
+
+        scene.agent.plane.fetch_materials = slow
+        row = await scene.issue("slow.example")
+        await scene.until(lambda: scene.live(row["id"]), 700)
+        polls, began = len(scene.polls), trio.current_time()
+        while ("cert.renewed", "applied") not in scene.outcomes():
+            assert trio.current_time() - began < 3, scene.log
+            await trio.sleep(0.05)
+        assert len(scene.polls) == polls, "no poll brought it"
+
+    play(scenario, attrs.evolve(QUIET, interval=600.0))
+
+
+def test_acks_that_the_plane_refused_are_not_sent_again_between_polls() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.polls) >= 3)
+        scene.network.faults = [
+            NetworkFault(kind="status", status=503, retry_after="400", asks=400.0, path=NOTIFY_PATH)
+        ]
+        for number in range(5):
+            await scene.issue(f"n{number}.example")
+            await trio.sleep(130)
+        sent = [exchange for exchange in scene.sent if exchange.path == NOTIFY_PATH and exchange.fault is not None]
+        gaps = [b.sent_at - a.sent_at for a, b in pairwise(sent)]
+        assert sent and all(gap >= 399 for gap in gaps), gaps
+        scene.network.clear()
+        await scene.until(lambda: scene.outcomes()[:1] == [("cert.renewed", "applied")], 900)
+
+    play(scenario, attrs.evolve(QUIET, interval=60.0))
+
+
+def test_a_stop_is_bounded_while_the_plane_swallows_every_packet() -> None:
+    """At any moment: in a poll, in a refresh, with outcomes to report, with work that hangs."""
+    grace = 3.0
+
+    async def scenario(scene: Scene) -> None:
+        took: list[float] = []
+        for number in range(12):
+            await scene.until(lambda number=number: scene.ready and len(scene.polls) > number)
+            await scene.issue(f"n{number}.example")
+            await trio.sleep(7.3 * number)
+            scene.network.faults = [NetworkFault(kind="blackhole")]
+            scene.agent.tokens._access = "" if number % 3 == 0 else scene.agent.tokens._access
+            await trio.sleep(0.9 * number)
+            began, process = trio.current_time(), scene.host.process
+            await scene.host.stop()
+            assert process is not None and process.over.is_set()
+            took.append(trio.current_time() - began)
+            scene.network.clear()
+            await trio.sleep(30)
+        assert max(took) <= grace + 2, took
+
+    setting = attrs.evolve(QUIET, interval=20.0, mode="long-poll", access_seconds=120)
+    play(scenario, setting, {"CERTCTRL_STOP_GRACE_SECONDS": str(grace)})
+
+
+def test_routine_polls_need_not_be_logged() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.polls) >= 3)
+        await scene.issue("told.example")
+        await trio.sleep(3 * 3600)
+        scene.network.faults = [NetworkFault(kind="status", status=503)]
+        await trio.sleep(600)
+        scene.network.clear()
+        await trio.sleep(3 * 3600)
+        lines = [line for line in scene.world.journal.text(100_000).splitlines() if " Poll: " in line]
+        assert not [line for line in lines if "Request: cursor" in line or "204 No Content" in line]
+        assert [line for line in lines if "200 OK, " in line], "what is not routine is written"
+        assert [line for line in lines if "Response: 503" in line]
+        summaries = [line for line in lines if "In the last " in line]
+        assert 5 <= len(summaries) <= 7, summaries
+        assert any("1 with updates" in line for line in summaries), summaries
+        assert any(" 0 failed" not in line for line in summaries), summaries
+
+    play(scenario, environ={"CERTCTRL_LOG_POLLS": "changes"})

@@ -9,7 +9,7 @@ from certctrl.cli.app import GROUP
 from certctrl.cli.daemon_or_local import confirmed
 from certctrl.cli.invocation import Invocation, invocation
 from certctrl.cli.output import write_error, write_json, write_line
-from certctrl.errors import ExitStatus
+from certctrl.errors import ExitStatus, UsageError
 
 policy = typer.Typer(help="Show or extend what the control plane may do on this host.", **GROUP)
 
@@ -72,6 +72,8 @@ def allow(
         status = _allow_refused(invoked, session)
     else:
         change = policy_changes.change_for(kind, list(words or ()), name=name, run_as=run_as)
+        if absent := policy_changes.absent_account(change):
+            raise UsageError(absent, fix="correct the name, or create the account first")
         status = _add(invoked, [change], session)
     if as_json:
         write_json({"file": str(invoked.layout().policy), "written": session.written, "allowed": session.allowed})
@@ -125,12 +127,15 @@ def _beyond_a_question(invoked: Invocation, refusals: list[dict[str, Any]]) -> l
             lines += [f"Refused: {what}", f"To allow it: {invoked.with_directory(refusal['fix'])}"]
         elif not refusal.get("setting"):
             lines.append(f"Refused regardless of policy.json: {what}")
+        elif absent := policy_changes.absent_account(policy_changes.change_for_refusal(refusal)):
+            lines += [f"Refused: {what}", f"Cannot be allowed: {absent}"]
     return lines
 
 
 def _changes(refusals: list[dict[str, Any]]) -> list[Any]:
     """Return the changes that would allow refused items, without duplicates."""
     changes = [policy_changes.change_for_refusal(refusal) for refusal in refusals if refusal.get("setting")]
+    changes = [change for change in changes if not policy_changes.absent_account(change)]
     return [change for number, change in enumerate(changes) if change not in changes[:number]]
 
 

@@ -22,9 +22,9 @@ def poll_now(
     """Poll immediately, print the result, and close an open breaker.
 
     With a running daemon, the daemon polls and this command waits for the answer. Without one, this command polls,
-    handles every signal and reports the outcomes.
+    handles every signal, retries what failed and is due, and reports the outcomes.
 
-    Exit status: 0 polled and done, 1 polled but a signal failed, 69 no usable answer.
+    Exit status: 0 polled and done, 1 polled but something fails, 69 no usable answer.
 
     \b
     cert-ctrl -c /etc/cert-ctrl poll-now

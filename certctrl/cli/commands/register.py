@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from certctrl.cli.invocation import invocation
+from certctrl.cli.invocation import Invocation, invocation
 from certctrl.cli.output import duration, write_error, write_json, write_line
 from certctrl.errors import UsageError
-
-if TYPE_CHECKING:
-    from certctrl.store.layout import ConfigDir
 
 TOKEN_VARIABLE = "CERTCTRL_ENROLMENT_TOKEN"  # noqa: S105 - a name, not a secret
 CREDENTIAL = "certctrl.enrolment-token"
@@ -53,7 +50,7 @@ def register(
     invoked = invocation(ctx)
     token = find_token(enrolment_token_file, enrolment_token, os.environ)
     show = show_prompt_as_json if as_json else show_prompt
-    done = run(_register, invoked.layout(), token, show, invoked.debug)
+    done = run(_register, invoked, token, show)
     if as_json:
         found = {"device_id": done.device_id, "name": done.name, "user_id": done.user_id}
         write_json(found, pretty=False)
@@ -62,7 +59,7 @@ def register(
     write_line(f"next: cert-ctrl -c {invoked.layout().root} --keep-running")
 
 
-async def _register(layout: ConfigDir, token: str | None, show: Callable[[Any], None], debug: bool) -> Any:
+async def _register(invoked: Invocation, token: str | None, show: Callable[[Any], None]) -> Any:
     from certctrl.agent.clock import wall_now
     from certctrl.agent.register import register as register_device
     from certctrl.agent.setup import real_http
@@ -73,8 +70,8 @@ async def _register(layout: ConfigDir, token: str | None, show: Callable[[Any], 
     from certctrl.store.disk.tree import make_tree
     from certctrl.store.state.session import SessionState
 
-    log_for_command(debug=debug)
-    fs = RealFs()
+    log_for_command(debug=invoked.debug, verbosity=invoked.verbosity)
+    layout, fs = invoked.layout(), RealFs()
     config = load_config(layout, os.environ).config
     make_tree(fs, layout)
     http = real_http(config, layout)

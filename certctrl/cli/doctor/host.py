@@ -141,24 +141,25 @@ def _roots(policy: Any) -> Iterator[Finding]:
 
 
 def _commands(policy: Any) -> Iterator[Finding]:
-    from certctrl.install.process.vetting import vet_executable
+    from certctrl.install.process.vetting import scripts_of, vet_command
 
-    allowed = [(f"commands.{name}", command.argv, command.sha256) for name, command in policy.commands.items()]
-    allowed += [("on_alert", policy.on_alert, None)] if policy.on_alert else []
-    allowed += [("trust_store.command", policy.trust_store.command, None)] if policy.trust_store.command else []
-    for where, argv, sha256 in allowed:
+    allowed = [(f"commands.{name}", one.argv, one.sha256, one.script_sha256) for name, one in policy.commands.items()]
+    allowed += [("on_alert", policy.on_alert, None, None)] if policy.on_alert else []
+    allowed += [("trust_store.command", policy.trust_store.command, None, None)] if policy.trust_store.command else []
+    for where, argv, sha256, script_sha256 in allowed:
+        pins = dict.fromkeys(scripts_of(argv), script_sha256) | {argv[0]: sha256}
         try:
-            vet_executable(argv[0], sha256)
+            vet_command(argv, {path: pin for path, pin in pins.items() if pin is not None})
         except CertctrlError as error:
             yield fail("policy", f"{where}: {error}", error.fix or f"ls -l {argv[0]}")
 
 
 def _pins(pins: Mapping[str, str]) -> Iterator[Finding]:
-    from certctrl.install.process.vetting import vet_executable
+    from certctrl.install.process.vetting import vet_file
 
     for path, sha256 in pins.items():
         try:
-            vet_executable(path, sha256)
+            vet_file(path, sha256)
         except CertctrlError as error:
             fix = "find out who changed it; if it was intended: cert-ctrl -c DIR trust reset --scripts"
             yield fail("policy", f"script pinned at its first run: {error}", fix)

@@ -120,7 +120,7 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
     from certctrl.cli.runtime import run
     from certctrl.logs.setup import log_for_command
 
-    log_for_command(debug=invocation(ctx).debug)
+    log_for_command(debug=invocation(ctx).debug, verbosity=invocation(ctx).verbosity)
     connection = find_connection(shared_options(ctx))
 
     async def main() -> T:

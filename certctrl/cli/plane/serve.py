@@ -121,11 +121,12 @@ async def _serve(
 
     import trio
 
+    from certctrl.agent.early_signals import early_signals
     from certctrl.agent.systemd import Notifier
     from certctrl.plane.settings import PlaneSettings
 
     _allow_many_connections()
-    notifier = Notifier(os.environ)
+    notifier, early = Notifier(os.environ), early_signals()
     settings = PlaneSettings(public_url=public_url, allow_unproven_keys=allow_unproven_keys)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
@@ -136,8 +137,8 @@ async def _serve(
             gc.set_threshold(*_GC_THRESHOLDS)
             _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)
             notifier.ready(f"serving {address.url}")
-            async for _ in signals:
-                break
+            if not early.take():
+                await anext(aiter(signals))
             notifier.stopping("stopping")
             nursery.cancel_scope.cancel()
 

@@ -14,7 +14,7 @@ from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
-from certctrl.install.material.formats import BASE_FILES, SALTED_FILES
+from certctrl.install.material.formats import BASE_FILES, password_kind
 from certctrl.install.plan.retries import switch_due
 from certctrl.install.plan.window import in_window, window_text
 from certctrl.model.certificate import Bundle, CertFacts
@@ -174,6 +174,18 @@ async def with_missing_files(
     return found
 
 
+def files_to_make(
+    context: Context, items: Sequence[InstallItem], records: Sequence[CertRecord], candidates: Mapping[int, Candidate]
+) -> dict[int, dict[str, str]]:
+    """Return certificate id -> wanted file that `with_missing_files` would make -> why. Blocks on the disk."""
+    index, found = context.indexer.of(items), dict[int, dict[str, str]]()
+    for one in [] if index.empty else _lacking_files(context, items, records, candidates):
+        manifest = context.generations.manifest(one.name, one.generation)
+        reasons = {file: why_made(context, one.name, manifest, file) for file in sorted(index.files(one.facts))}
+        found[one.cert_id] = {file: why for file, why in reasons.items() if why}
+    return found
+
+
 def _lacking_files(
     context: Context, items: Sequence[InstallItem], records: Sequence[CertRecord], candidates: Mapping[int, Candidate]
 ) -> list[Candidate]:
@@ -197,12 +209,20 @@ def _lacking_files(
 
 def _has_files(context: Context, name: str, manifest: Mapping[str, Any], wanted: Collection[str]) -> bool:
     """Return whether a generation has all wanted files, keystores with the current passwords."""
-    theirs = manifest["facts"].get("passwords", {})
-    return all(file in manifest["files"] for file in wanted) and all(
-        theirs.get(kind) == staging.password_mark(context.state.password(name, kind)[0])
-        for file, kind in SALTED_FILES.items()
-        if file in wanted
-    )
+    return not any(why_made(context, name, manifest, file) for file in wanted)
+
+
+def why_made(context: Context, name: str, manifest: Mapping[str, Any], file: str) -> str:
+    """Return why a wanted file of a generation has to be made; empty: it is there, with its current password."""
+    if file not in manifest["files"]:
+        return f"{file} is not there yet"
+    if (kind := password_kind(file)) is None:
+        return ""
+    password = context.state.password_if_any(name, kind)
+    if password is None:
+        return f"the password of {file} was removed, so it gets another one"
+    same = manifest["facts"].get("passwords", {}).get(kind) == staging.password_mark(password)
+    return "" if same else f"the password of {file} has changed"
 
 
 def _staged_already(context: Context, live: Candidate, wanted: Collection[str]) -> bool:

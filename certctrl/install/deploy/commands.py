@@ -14,12 +14,12 @@ import trio
 from certctrl.backoff import grown
 from certctrl.errors import CertctrlError, DiskError, ProbeError
 from certctrl.install.deploy.context import Context
-from certctrl.install.material.formats import SALTED_FILES, pem_to_der
+from certctrl.install.material.formats import base_of, password_kind, pem_to_der
 from certctrl.install.plan.policy import Grant, Refusal, may_probe_anywhere
 from certctrl.install.plan.values import DesiredCert, InstallPlan, Verification
 from certctrl.install.probe.address import kind_of
 from certctrl.install.probe.tls import plain_words
-from certctrl.install.process.vetting import is_script, sha256_of, vet_executable
+from certctrl.install.process.vetting import is_script, scripts_of, sha256_of, vet_command
 from certctrl.model.certificate import KeyKind
 from certctrl.model.plan import COMMAND_VARIABLES, VerifyTls
 from certctrl.store.disk.atomic import read_bytes
@@ -33,6 +33,7 @@ _FILES = {
     "chain.pem": "CERTCTRL_CHAIN_FILE",
     "fullchain.pem": "CERTCTRL_FULLCHAIN_FILE",
     "bundle.pfx": "CERTCTRL_PFX_FILE",
+    "bundle-legacy.pfx": "CERTCTRL_PFX_FILE",
     "bundle.jks": "CERTCTRL_JKS_FILE",
 }
 MAX_NAMES = 100
@@ -46,7 +47,7 @@ async def run_granted(context: Context, grant: Grant, certs: Sequence[DesiredCer
     """Run a command to its end. Raises CommandError, named ``what``, if it does not succeed."""
 
     def ready() -> tuple[Mapping[str, str], Collection[bytes], str | None]:
-        return *environment(context, certs), grant.sha256 or _pin(context, grant)
+        return *environment(context, certs), checked_pin(context, grant)
 
     env, secrets, pin = await context.offload(ready)
     result = await context.proc.run(
@@ -60,16 +61,32 @@ async def run_granted(context: Context, grant: Grant, certs: Sequence[DesiredCer
     result.check(what)
 
 
-def _pin(context: Context, grant: Grant, *, first: bool = True) -> str | None:
-    """Return the pin of a listed script that is trusted on first use; pin it now if this is the ``first`` use."""
-    path = grant.argv[0]
-    if not (grant.listed and context.policy().trust_on_first_use and is_script(path)):
-        return None
-    pins = context.state.load_pins()
-    if path not in pins and first:
-        context.state.save_pins(pins | {path: sha256_of(path)})
-        return None
-    return pins.get(path)
+def checked_pin(context: Context, grant: Grant) -> str | None:
+    """Check the pin of a command's script and return that of its program. Blocks on the disk. Raises CommandError."""
+    pins = _pins(context, grant)
+    if scripts_of(grant.argv):
+        vet_command(grant.argv, pins)
+    return pins.get(grant.argv[0])
+
+
+def _pins(context: Context, grant: Grant, *, first: bool = True) -> dict[str, str]:
+    """Return path -> SHA-256 of what a command may run: by the policy, or as it was at its first use.
+
+    Listed scripts are pinned at their first use if the policy says so; ``first``: this may be it.
+    """
+    program, scripts = grant.argv[0], scripts_of(grant.argv)
+    fixed = dict.fromkeys(scripts, grant.script_sha256) | {program: grant.sha256}
+    pins = {path: sha256 for path, sha256 in fixed.items() if sha256 is not None}
+    if not (grant.listed and context.policy().trust_on_first_use):
+        return pins
+    open_ones = [path for path in fixed if path not in pins and (path in scripts or is_script(path))]
+    if not open_ones:
+        return pins
+    known = context.state.load_pins()
+    fresh = {path: sha256_of(path) for path in open_ones if path not in known} if first else {}
+    if fresh:
+        context.state.save_pins(known | fresh)
+    return pins | {path: known[path] for path in open_ones if path in known}
 
 
 def refused_by_pin(context: Context, plan: InstallPlan) -> list[Refusal]:
@@ -77,8 +94,8 @@ def refused_by_pin(context: Context, plan: InstallPlan) -> list[Refusal]:
     found = []
     for run in (run for group_plan in plan.groups for step in group_plan.steps for run in step.runs):
         try:
-            if pin := run.grant.sha256 or _pin(context, run.grant, first=False):
-                vet_executable(run.grant.argv[0], pin)
+            if pins := _pins(context, run.grant, first=False):
+                vet_command(run.grant.argv, pins)
         except CertctrlError as error:
             found.append(Refusal(item=run.items[0], what=f"run {one_line(' '.join(run.grant.argv))}", why=str(error)))
     return found
@@ -161,14 +178,13 @@ def files_of(
 ) -> tuple[dict[str, str], tuple[bytes, ...]]:
     """Return the variables that name a certificate's files in a directory, and its secrets."""
     env, secrets = {"CERTCTRL_NAME": name}, list(_key_lines(context, directory)) if "private.key" in files else []
-    for file, variable in _FILES.items():
-        if file in files:
-            env[variable] = str(directory / file)
-    for file, kind in SALTED_FILES.items():
-        if file in files:
-            password, path = context.state.password(name, kind)
-            secrets.append(password)
-            env[f"CERTCTRL_{kind.upper()}_PASSWORD_FILE"] = str(path)
+    for base, variable in _FILES.items():
+        for file in sorted(one for one in files if base_of(one) == base):
+            env.setdefault(variable, str(directory / file))
+    for kind in {kind for file in files if (kind := password_kind(file)) is not None}:
+        password, path = context.state.password(name, kind)
+        secrets.append(password)
+        env[f"CERTCTRL_{kind.upper()}_PASSWORD_FILE"] = str(path)
     return env, tuple(secrets)
 
 

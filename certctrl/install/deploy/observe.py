@@ -21,14 +21,14 @@ from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.inputs import DEBIAN, RED_HAT, Host
-from certctrl.install.plan.planner import plan_for, programs
+from certctrl.install.plan.planner import commands_of, plan_for, programs
 from certctrl.install.plan.policy import is_local
 from certctrl.install.plan.retries import without_not_due
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, InstallPlan
-from certctrl.install.process.vetting import file_of, vet_executable
+from certctrl.install.process.vetting import file_of, scripts_of, vet_command
 from certctrl.model.certificate import CertFacts
 from certctrl.model.paths import path_fault
-from certctrl.model.plan import CopyAction, InstallItem, ObjectType
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
 from certctrl.store.disk.acl import ACCESS
@@ -89,7 +89,7 @@ def observe(
     ]
     host = _host(context, wanted, policy)
     allowed = [item for item in wanted if is_local(item.id)]
-    destinations = _destinations(context, examined, policy, host.users, _program_files(programs(allowed, policy)))
+    destinations = _destinations(context, examined, policy, host.users, _program_files(_run_files(allowed, policy)))
     return ObservedState(
         certs=certs, cas=cas, destinations=destinations, host=host, unrecorded=unrecorded, faults=faults
     )
@@ -106,16 +106,20 @@ async def observe_and_plan(
     examine: Collection[int] | None = None,
     then: Callable[[InstallPlan], None] | None = None,
     due_now: Collection[int] | None = None,
+    made: Mapping[int, Mapping[str, str]] | None = None,
 ) -> tuple[InstallPlan, ObservedState]:
     """Observe and plan in one thread job: with thousands of items, either would stall the event loop.
 
     ``then``: called with the plan in the same thread. ``due_now``: leave out what is not due yet, except for these
-    certificates (see `without_not_due`); None: leave out nothing.
+    certificates (see `without_not_due`); None: leave out nothing. ``made``: certificate id -> file to assume made
+    anew -> why, for a preview.
     """
     activations = dict(context.records.activations)
 
     def work() -> tuple[InstallPlan, ObservedState]:
         observed = observe(context, items, records, candidates, policy=policy, unproven=unproven, examine=examine)
+        if made:
+            observed = attrs.evolve(observed, certs=_with_made(observed.certs, made))
         plan = plan_for(
             items,
             observed.certs,
@@ -129,13 +133,28 @@ async def observe_and_plan(
         if due_now is not None:
             retries = context.records.retries
             not_due = [record for record in records if not retries.is_due(cert_resource(record.cert_id))]
-            plan = without_not_due(plan, observed.certs, not_due, due_now)
+            plan = without_not_due(plan, observed.certs, not_due, due_now, retries.items_not_due())
         if then is not None:
             then(plan)
         return plan, observed
 
     plan, observed = await context.offload(work)
     return plan, observed
+
+
+def _with_made(certs: Mapping[int, DesiredCert], made: Mapping[int, Mapping[str, str]]) -> dict[int, DesiredCert]:
+    """Return the certificates as they would be once these files are made; their contents are not known yet."""
+    found = dict(certs)
+    for cert_id, files in made.items():
+        cert = found[cert_id]
+        found[cert_id] = attrs.evolve(
+            cert,
+            generation=f"{cert.generation} with {', '.join(files)}",
+            files={**cert.files, **dict.fromkeys(files, "")},
+            proven=False,
+            made=f"a new generation: {'; '.join(files.values())}",
+        )
+    return found
 
 
 def _cert(
@@ -181,10 +200,15 @@ def _destinations(
     found: dict[str, Destination] = {}
     for item in copies:
         roots = roots_for(context, policy, item.id)
-        for path in item.targets:
+        for number, path in enumerate(item.targets):
             if path not in found:
-                found[path] = destination_of(context, path, roots, users.get(item.owner or ""), allowed)
+                found[path] = destination_of(context, path, roots, users.get(item.owner_of(number) or ""), allowed)
     return found
+
+
+def _run_files(items: Sequence[InstallItem], policy: HostPolicy) -> list[str]:
+    """Return the programs and scripts of allowed commands."""
+    return [*programs(items, policy), *(one for argv in commands_of(items, policy) for one in scripts_of(argv))]
 
 
 def _program_files(paths: Iterable[str]) -> dict[str | tuple[int, int], str]:
@@ -236,11 +260,17 @@ def destination_of(
 
 def _host(context: Context, items: Sequence[InstallItem], policy: HostPolicy) -> Host:
     copies = [item for item in items if isinstance(item, CopyAction)]
+    argvs = commands_of(items, policy)
+    executables = {path: fault for path in dict.fromkeys(argv[0] for argv in argvs) if (fault := _fault((path,)))}
+    users = {item.run_as for item in items if isinstance(item, ExecAction)}
+    users |= {command.run_as for command in policy.commands.values()}
     return Host(
         identity=context.identity,
-        users=_ids_of({item.owner for item in copies}, lambda name: pwd.getpwnam(name).pw_uid),
-        groups=_ids_of({item.group for item in copies}, lambda name: grp.getgrnam(name).gr_gid),
-        executables={path: fault for path in programs(items, policy) if (fault := _fault(path))},
+        users=_ids_of({one for item in copies for one in item.accounts[0]}, lambda name: pwd.getpwnam(name).pw_uid),
+        groups=_ids_of({one for item in copies for one in item.accounts[1]}, lambda name: grp.getgrnam(name).gr_gid),
+        executables=executables,
+        scripts={argv: fault for argv in argvs if argv[0] not in executables and (fault := _fault(argv))},
+        absent_users=frozenset(user for user in users if user is not None and not _is_user(user)),
         trust_store=system_trust_store(),
     )
 
@@ -266,9 +296,17 @@ def _ids_of(names: Collection[str | None], find: Any) -> dict[str, int]:
     return found
 
 
-def _fault(path: str) -> str:
+def _is_user(name: str) -> bool:
     try:
-        vet_executable(path)
+        pwd.getpwnam(name)
+    except (KeyError, ValueError):
+        return False
+    return True
+
+
+def _fault(argv: Sequence[str]) -> str:
+    try:
+        vet_command(argv)
     except (CommandError, OSError) as error:
         return str(error)
     return ""

@@ -52,6 +52,10 @@ class Results:
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     waiting: dict[int, str] = attrs.field(factory=dict)
     """Certificate id -> why its staged material has to wait."""
+    failed_items: dict[str, str] = attrs.field(factory=dict)
+    """Items about no certificate that failed or were not reached -> why."""
+    items_untried: bool = False
+    """Whether items about no certificate could not even be planned."""
     unreadable: set[int] = attrs.field(factory=set)
     """Certificates whose generation cannot be read."""
 
@@ -194,6 +198,11 @@ class Results:
         before = self.record(cert_id)
         self._record_failure(cert_id, before, attrs.evolve(before, generation=""), OutcomeKind.FAILED, why, None)
 
+    def still_failing(self, why: str) -> None:
+        """Record that items about no certificate failed before and are not due yet, which is not another failure."""
+        blank = self.record(0)
+        self._settle(0, blank, blank, OutcomeKind.FAILED, _line((why,)), audit=False, transient=True)
+
     def unchanged(self, cert_id: int, detail: str = "") -> None:
         """Record that there was nothing to do."""
         if cert_id not in self.outcomes:
@@ -239,13 +248,15 @@ class Results:
         if cert_id in self.outcomes and kind is OutcomeKind.UNCHANGED:
             return  # unaffected now, but it already has an outcome in this call
         if audit or cert_id in self.concerned or detail:
-            self.outcomes[cert_id] = Outcome(
+            outcome = Outcome(
                 kind=kind,
                 detail=detail,
                 deployed=_deployed(after),
                 transient=transient or retry is RetryKind.WAITING,
                 recorded=recorded,
             )
+            others = [self.outcomes[0]] if cert_id == 0 and 0 in self.outcomes else []  # of other groups
+            self.outcomes[cert_id] = merged((*others, outcome)) if others else outcome
         if audit:
             entry = audit_entry(
                 after,
@@ -260,6 +271,8 @@ class Results:
 
     def _note(self, cert_id: int, after: CertRecord, retry: RetryKind | None, error: str) -> bool:
         """Note the record and the retry of a certificate that is here; return whether there is a retry."""
+        if cert_id == 0 and retry is not None:
+            self.failed_items |= dict.fromkeys(after.pending, error)
         if cert_id not in self.context.records.certificates and not (after.generation or after.staged):
             return False
         self.context.records.note(after)

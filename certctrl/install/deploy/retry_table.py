@@ -11,7 +11,7 @@ anew when the wall clock is set, and a run that finds more to wait for than the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 
 import attrs
 from trio_util import RepeatedEvent
@@ -20,6 +20,9 @@ from certctrl.install.plan.retries import ROUNDING, Failure, after_failure, left
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import Retry, RetryKind
 from certctrl.model.signals import Signal, identity
+
+ITEM = "item:"
+"""Start of the resource of an item that is about no certificate: a command for CAs, for example."""
 
 
 def cert_resource(cert_id: int) -> str:
@@ -146,6 +149,24 @@ class RetryTable:
         for retry in self.signals():
             if retry.signal is not None and (identity(retry.signal) in done or identity(retry.signal) in waiting):
                 self.ended(retry.signal)
+
+    def of_items(self) -> dict[str, Retry]:
+        """Return the retries of items that are about no certificate, by item id."""
+        return {key.removeprefix(ITEM): retry for key, retry in self.rows().items() if key.startswith(ITEM)}
+
+    def items_not_due(self) -> frozenset[str]:
+        """Return the ids of items about no certificate that failed and are not due yet."""
+        return frozenset(item for item, retry in self.of_items().items() if not self.is_due(retry.resource))
+
+    def note_items(self, failed: Mapping[str, str], waiting: Collection[str]) -> None:
+        """Record what all items about no certificate came to.
+
+        ``failed``: item id -> why. ``waiting``: items that were not due. All others succeeded or are gone.
+        """
+        for item in self.of_items().keys() - failed.keys() - set(waiting):
+            self.remove(f"{ITEM}{item}")
+        for item, error in failed.items():
+            self.failed(Failure(resource=f"{ITEM}{item}", kind=RetryKind.PENDING, error=error))
 
     def due_now(self, resource: str | None = None) -> list[Retry]:
         """Make everything due now, or one resource: an operator asks, or the reasons may be gone; return it."""

@@ -15,10 +15,10 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, DiskError, PolicyRefusedError
-from certctrl.install.deploy.commands import base_variables, files_of
+from certctrl.install.deploy.commands import base_variables, checked_pin, files_of
 from certctrl.install.deploy.context import Context
 from certctrl.install.material.bundle import chain_end
-from certctrl.install.material.formats import SALTED_FILES, virtual_files
+from certctrl.install.material.formats import password_kind, virtual_files
 from certctrl.install.plan.copy_items import ItemIndex
 from certctrl.install.plan.policy import Grant, Refusal, explain
 from certctrl.install.plan.refusals import judge_argv
@@ -101,7 +101,7 @@ def _write(
 ) -> tuple[Bundle, Staged]:
     bundle = source if isinstance(source, Bundle) else source()
     wanted = index.files(bundle.facts)
-    kinds = {file: kind for file, kind in SALTED_FILES.items() if file in wanted}
+    kinds = {file: kind for file in wanted if (kind := password_kind(file)) is not None}
     passwords = {kind: context.state.password(bundle.facts.name, kind)[0] for kind in kinds.values()}
     facts = manifest_facts(bundle.facts) | ({"placeholder": True} if placeholder else {})
     if passwords:
@@ -156,7 +156,7 @@ async def _run_check(context: Context, name: str, staged: Staged, item: CopyActi
         run_as=grant.run_as,
         timeout=grant.timeout,
         env_paths=dict(grant.env) | base_variables(context, [name]) | env | {"CERTCTRL_STAGED_DIR": str(directory)},
-        sha256=grant.sha256,
+        sha256=await context.offload(checked_pin, context, grant),
         secrets=secrets,
     )
     result.check(f"item {one_line(item.id)}: the check refuses the new certificate:")

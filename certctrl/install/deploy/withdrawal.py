@@ -204,18 +204,18 @@ class Withdrawal:
         for item in self.items:
             if not isinstance(item, CopyAction) or not self._concerns_it(item):
                 continue
-            for source, path in item.pairs:
-                if why := self._remove_copy(item, path, files.get(source, "")):
+            for number, (source, path) in enumerate(item.pairs):
+                if why := self._remove_copy(item, path, files.get(source, ""), item.owner_of(number)):
                     left[path] = why
         return left
 
-    def _remove_copy(self, item: CopyAction, path: str, digest: str) -> str:
+    def _remove_copy(self, item: CopyAction, path: str, digest: str, owner: str | None) -> str:
         """Remove one copy; return why it stays, empty if it is gone or never existed."""
         context = self.context
         refusal = refuse_path(context.policy(), path, context.identity, local=is_local(item.id))
         if refusal is None:
             try:
-                return remove_unchanged(context.fs, path, digest, uid_of(item.owner))
+                return remove_unchanged(context.fs, path, digest, uid_of(owner))
             except PolicyRefusedError as refused:
                 why = str(refused)
         else:

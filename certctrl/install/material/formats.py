@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import ssl
 from collections.abc import Callable, Iterable
 
@@ -15,12 +16,38 @@ from certctrl.errors import MaterialError, PlanError
 from certctrl.model.certificate import Bundle
 from certctrl.model.plan import CERT_FILES
 
+LEGACY_ROUNDS = 50_000
 BASE_FILES = ("private.key", "certificate.pem", "chain.pem", "fullchain.pem")
 """Files that every generation contains."""
-SALTED_FILES = {"bundle.pfx": "pfx", "bundle.jks": "jks"}
-"""Virtual file -> kind of its password."""
-KEY_FILES = frozenset({"private.key", "combined.pem", *SALTED_FILES})
-"""Files that contain a private key: mode 0600 unless an item sets another."""
+_SALTED_FILES = {"bundle.pfx": "pfx", "bundle-legacy.pfx": "pfx", "bundle.jks": "jks"}
+"""Keystore -> kind of its password."""
+WHOLE_FILES = frozenset({"combined.pem", "combined-key-last.pem", *_SALTED_FILES})
+"""Files that contain a matching key and certificate."""
+BARE_KEYS = frozenset({"private.key", "private-traditional.key"})
+_KEY_FILES = BARE_KEYS | WHOLE_FILES
+_ALIAS = re.compile(r"\?alias=([A-Za-z0-9][A-Za-z0-9._-]{0,63})", re.ASCII)
+"""What may follow the name of a keystore: the alias of its entry."""
+
+
+def is_virtual(name: str) -> bool:
+    """Return whether there is such a virtual file of a certificate."""
+    base, mark, alias = name.partition("?")
+    return base in CERT_FILES and (not mark or (base in _SALTED_FILES and bool(_ALIAS.fullmatch(mark + alias))))
+
+
+def base_of(name: str) -> str:
+    """Return the name of a virtual file without the alias: ``bundle.jks?alias=tomcat`` → ``bundle.jks``."""
+    return name.partition("?")[0]
+
+
+def has_key(name: str) -> bool:
+    """Return whether a file contains a private key: its mode is 0600 unless an item sets another."""
+    return base_of(name) in _KEY_FILES
+
+
+def password_kind(name: str) -> str | None:
+    """Return the kind of a keystore's password; None if the file has none. Such files contain a random salt."""
+    return _SALTED_FILES.get(base_of(name))
 
 
 def virtual_files(bundle: Bundle, wanted: Iterable[str], password: Callable[[str], bytes]) -> dict[str, bytes]:
@@ -30,13 +57,14 @@ def virtual_files(bundle: Bundle, wanted: Iterable[str], password: Callable[[str
     an unknown name, MaterialError if this host cannot make a format.
     """
     names = {*BASE_FILES, *wanted}
-    if unknown := sorted(names.difference(CERT_FILES)):
+    if unknown := sorted(name for name in names if not is_virtual(name)):
         raise PlanError(f"there is no virtual file {', '.join(unknown)}", reason="unknown-file")
     return {name: _file(bundle, name, password) for name in sorted(names)}
 
 
 def _file(bundle: Bundle, name: str, password: Callable[[str], bytes]) -> bytes:
-    match name:
+    alias = name.partition("?alias=")[2] or bundle.facts.name
+    match base_of(name):
         case "private.key":
             return bundle.key_pem
         case "certificate.pem":
@@ -47,12 +75,18 @@ def _file(bundle: Bundle, name: str, password: Callable[[str], bytes]) -> bytes:
             return bundle.certificate_pem + bundle.chain_pem
         case "combined.pem":
             return bundle.key_pem + bundle.certificate_pem + bundle.chain_pem
+        case "combined-key-last.pem":
+            return bundle.certificate_pem + bundle.chain_pem + bundle.key_pem
+        case "private-traditional.key":
+            return _traditional(bundle.key_pem)
         case "certificate.der":
             return pem_to_der(bundle.certificate_pem)
         case "bundle.pfx":
-            return _pkcs12(bundle, password("pfx"))
+            return _pkcs12(bundle, password("pfx"), alias)
+        case "bundle-legacy.pfx":
+            return _pkcs12(bundle, password("pfx"), alias, legacy=True)
         case "bundle.jks":
-            return _jks(bundle, password("jks"))
+            return _jks(bundle, password("jks"), alias)
         case _:
             return _meta(bundle)
 
@@ -75,22 +109,44 @@ def _meta(bundle: Bundle) -> bytes:
     return (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _pkcs12(bundle: Bundle, password: bytes) -> bytes:
+def _traditional(key_pem: bytes) -> bytes:
+    """Return a key as PKCS#1 (RSA) or SEC1 (EC), which some programs need."""
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    from certctrl.install.material.private_key import load_key
+
+    key = load_key(key_pem)
+    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
+        what = "private-traditional.key exists for RSA and EC keys only"
+        raise MaterialError(what, reason="key-format", fix="use private.key")
+    return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+
+def _pkcs12(bundle: Bundle, password: bytes, alias: str, *, legacy: bool = False) -> bytes:
+    """``legacy``: 3DES and SHA-1, for readers that do not know AES (old Java, Windows and devices)."""
     from cryptography import x509  # imported late: few hosts need PKCS#12
-    from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
-    from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.hashes import SHA1
+    from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, PrivateFormat
+    from cryptography.hazmat.primitives.serialization.pkcs12 import PBES, serialize_key_and_certificates
 
     from certctrl.install.material.private_key import load_key
 
     (leaf,) = x509.load_pem_x509_certificates(bundle.certificate_pem)
     chain = x509.load_pem_x509_certificates(bundle.chain_pem) if bundle.chain_pem else []
     key = load_key(bundle.key_pem)
-    return serialize_key_and_certificates(
-        bundle.facts.name.encode(), key, leaf, chain, BestAvailableEncryption(password)
-    )
+    try:
+        builder = PrivateFormat.PKCS12.encryption_builder()
+        old = builder.kdf_rounds(LEGACY_ROUNDS).key_cert_algorithm(PBES.PBESv1SHA1And3KeyTripleDESCBC).hmac_hash(SHA1())
+        encryption = old.build(password) if legacy else BestAvailableEncryption(password)
+        return serialize_key_and_certificates(alias.encode(), key, leaf, chain, encryption)
+    except (UnsupportedAlgorithm, ValueError):
+        what = "this system cannot make a PKCS#12 file with this encryption and password"
+        raise MaterialError(what, reason="pkcs12", fix="use bundle.pfx, and a password that is not empty") from None
 
 
-def _jks(bundle: Bundle, password: bytes) -> bytes:
+def _jks(bundle: Bundle, password: bytes, alias: str) -> bytes:
     try:
         import jks
     except ImportError:
@@ -99,9 +155,13 @@ def _jks(bundle: Bundle, password: bytes) -> bytes:
         ) from None
     key_der = pem_to_key_der(bundle.key_pem)
     chain = [pem_to_der(block) for block in split_pem(bundle.certificate_pem + bundle.chain_pem)]
-    entry = jks.PrivateKeyEntry.new(bundle.facts.name.lower(), chain, key_der, "pkcs8")
+    entry = jks.PrivateKeyEntry.new(alias.lower(), chain, key_der, "pkcs8")
     store = jks.KeyStore.new("jks", [entry])
-    return bytes(store.saves(password.decode("ascii")))
+    try:
+        return bytes(store.saves(password.decode("ascii")))
+    except UnicodeDecodeError:
+        what = "the password of bundle.jks has characters that are not ASCII"
+        raise MaterialError(what, reason="jks-password", fix="choose another password") from None
 
 
 def split_pem(pem: bytes) -> list[bytes]:

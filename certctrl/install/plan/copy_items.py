@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
+from certctrl.install.material.formats import BARE_KEYS, WHOLE_FILES, base_of, is_virtual
 from certctrl.install.plan.dependencies import names_given, ordered_steps
 from certctrl.model.certificate import CertFacts
-from certctrl.model.plan import CERT_FILES, CopyAction, InstallItem, ObjectType
+from certctrl.model.plan import CopyAction, InstallItem, ObjectType
 
 
 @attrs.frozen
@@ -46,8 +47,7 @@ class ItemIndex:
 
     def files(self, facts: CertFacts) -> frozenset[str]:
         """Return the virtual files of a certificate that its copy items want."""
-        wanted = {source for item in self.copies(facts) for source in item.sources}
-        return frozenset(CERT_FILES).intersection(wanted)
+        return frozenset(source for item in self.copies(facts) for source in item.sources if is_virtual(source))
 
 
 class Indexer:
@@ -64,13 +64,10 @@ class Indexer:
         return last
 
 
-_WHOLE = frozenset({"combined.pem", "bundle.pfx", "bundle.jks"})
-
-
 def is_whole(item: CopyAction) -> bool:
     """Return whether an item alone contains a matching key and certificate."""
-    names = set(item.sources)
-    return bool(names & _WHOLE) or ("private.key" in names and bool(names & {"certificate.pem", "fullchain.pem"}))
+    names = set(map(base_of, item.sources))
+    return bool(names & WHOLE_FILES) or bool(names & BARE_KEYS and names & {"certificate.pem", "fullchain.pem"})
 
 
 @attrs.frozen

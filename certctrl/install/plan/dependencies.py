@@ -209,7 +209,7 @@ def activation_key(
     """Return the hash of a command, of the places of the files that it depends on (``copies``), and of their contents."""
     generations = {str(cert): certs[cert].generation for cert in binding.certs if cert in certs}
     places = {
-        copy.id: [copy.sources, copy.targets, copy.owner, copy.group, copy.mode]
+        copy.id: [copy.sources, copy.targets, copy.owner, copy.group, copy.mode, *_each(copy)]
         for copy in copies
         if isinstance(copy, CopyAction) and copy.enabled
     }
@@ -218,6 +218,11 @@ def activation_key(
         places, generations, {str(ca): cas[ca].fingerprint for ca in binding.cas if ca in cas},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _each(copy: CopyAction) -> list[Any]:
+    """Return what a copy item says of each file; nothing if it says nothing, so that older keys stay valid."""
+    return [copy.owners, copy.groups, copy.modes] if copy.owners or copy.groups or copy.modes else []
 
 
 def same_command(item: ExecAction) -> str:

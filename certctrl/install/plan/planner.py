@@ -14,7 +14,7 @@ from typing import TypeVar
 import attrs
 
 from certctrl.install.material.domains import covers, plain_domain
-from certctrl.install.material.formats import KEY_FILES
+from certctrl.install.material.formats import has_key
 from certctrl.install.plan.copy_items import FileGroup, file_groups_of
 from certctrl.install.plan.dependencies import (
     activation_key,
@@ -107,9 +107,14 @@ def _targets(inputs: PlanInputs, doable: Sequence[InstallItem]) -> dict[int, tup
 
 def programs(items: Iterable[InstallItem], policy: HostPolicy) -> tuple[str, ...]:
     """Return all executables that the items or the policy name."""
+    return tuple(dict.fromkeys(argv[0] for argv in commands_of(items, policy)))
+
+
+def commands_of(items: Iterable[InstallItem], policy: HostPolicy) -> tuple[tuple[str, ...], ...]:
+    """Return all commands that the items might run, by their words."""
     argvs = [argv for item in items if item.enabled and not item.refused for argv in argvs_of(item)]
     argvs += policy.argvs
-    return tuple(dict.fromkeys(argv[0] for argv in argvs if argv and argv[0].startswith("/")))
+    return tuple(dict.fromkeys(argv for argv in argvs if argv and argv[0].startswith("/")))
 
 
 def cas_wanted(items: Iterable[InstallItem]) -> frozenset[int]:
@@ -134,11 +139,12 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
     cert = inputs.certs[binding.certs[0]] if binding.certs else None
     source_files = cert.files if cert is not None else inputs.cas[binding.cas[0]].files
     found = []
-    for name, path in item.pairs:
+    for number, (name, path) in enumerate(item.pairs):
         there = inputs.destinations.get(path, Destination())
-        uid = inputs.host.users[item.owner] if item.owner is not None else None
-        gid = inputs.host.groups[item.group] if item.group is not None else None
-        mode = _mode(item, name, there)
+        owner, group = item.owner_of(number), item.group_of(number)
+        uid = inputs.host.users[owner] if owner is not None else None
+        gid = inputs.host.groups[group] if group is not None else None
+        mode = _mode(item.mode_of(number), name, there)
         if why := _difference(there, source_files.get(name, ""), mode, uid, gid):
             found.append(
                 Write(
@@ -159,11 +165,11 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
     return tuple(found)
 
 
-def _mode(item: CopyAction, name: str, there: Destination) -> int:
+def _mode(given: int | None, name: str, there: Destination) -> int:
     """Return the mode of a target: the item's, otherwise the present file's unless too open, otherwise a default."""
-    if item.mode is not None:
-        return item.mode
-    most, usual = (KEY_MODES, 0o600) if name in KEY_FILES else (PUBLIC_MODES, 0o644)
+    if given is not None:
+        return given
+    most, usual = (KEY_MODES, 0o600) if has_key(name) else (PUBLIC_MODES, 0o644)
     if there.has_acl:  # without the group bits, no one in the list could read the file
         return there.mode & most | 0o400
     return there.mode if there.sha256 is not None and not there.mode & ~most and there.mode & 0o400 else usual

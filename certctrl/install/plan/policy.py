@@ -15,7 +15,8 @@ from typing import Any
 
 import attrs
 
-from certctrl.install.material.formats import KEY_FILES
+from certctrl.install.material.formats import has_key
+from certctrl.model.commands import script_words
 from certctrl.model.paths import is_below, path_fault
 from certctrl.model.plan import COMMAND_PREFIX, LOCAL_PREFIX, CopyAction, ExecAction, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand, RemoteCommands
@@ -70,6 +71,7 @@ class Grant:
     timeout: float
     """Seconds."""
     sha256: str | None = None
+    script_sha256: str | None = None
     env: Mapping[str, str] = attrs.field(factory=dict)
     listed: bool = False
     """Whether it is a command of policy.json, which may be pinned on first use."""
@@ -109,6 +111,8 @@ def refuse_path(policy: HostPolicy, path: str, identity: AgentIdentity, *, local
         return _refuse_own(path, what, identity)
     if any(argv and argv[0] == path for argv in policy.argvs):
         return Refusal(what=what, why="it is the program of an allowed command")
+    if any(path in script_words(argv) for argv in policy.argvs):
+        return Refusal(what=what, why="it is the script of an allowed command")
     if local or any(is_below(path, root) for root in policy.write_roots):
         return None
     parent = path.rpartition("/")[0]
@@ -131,13 +135,16 @@ def _refuse_own(path: str, what: str, identity: AgentIdentity) -> Refusal | None
 
 def refuse_owner(policy: HostPolicy, item: CopyAction, identity: AgentIdentity) -> Refusal | None:
     """Return why a copy item may not give its files this mode, owner or group; None: it may."""
-    keys = any(name in KEY_FILES for name in item.sources)
-    if item.mode is not None and item.mode & ~(KEY_MODES if keys else PUBLIC_MODES):
-        most = "a private key at most 0640" if keys else "a public file at most 0644"
-        return Refusal(item=item.id, what=f"set mode {item.mode:04o}", why=f"too open: {most}")
+    together = [(item.mode, any(map(has_key, item.sources)))]
+    each = [(mode, has_key(source)) for mode, source in zip(item.modes, item.sources, strict=False)]
+    for mode, key in (*together, *each):
+        if mode is not None and mode & ~(KEY_MODES if key else PUBLIC_MODES):
+            most = "a private key at most 0640" if key else "a public file at most 0644"
+            return Refusal(item=item.id, what=f"set mode {mode:04o}", why=f"too open: {most}")
     allowed = {*policy.owners, "root", identity.user, identity.group}
-    for name in (item.owner, item.group):
-        if name is not None and name not in allowed and not is_local(item.id):
+    owners, groups = item.accounts
+    for name in (*sorted(owners), *sorted(groups)):
+        if name not in allowed and not is_local(item.id):
             what = f"give files to {one_line(name)}"
             return Refusal(item=item.id, what=what, why="not among owners", setting="owners", value=name)
     return None
@@ -199,6 +206,7 @@ def judge_command(
         run_as=None if user == identity.user else user,
         timeout=min(max(limit, MIN_TIMEOUT), MAX_TIMEOUT),
         sha256=named.sha256 if named is not None else None,
+        script_sha256=named.script_sha256 if named is not None else None,
         env=dict(env or {}),
         listed=named is not None,
     )

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import attrs
 
+from certctrl.install.material.formats import is_virtual
 from certctrl.install.plan.copy_items import is_whole
 from certctrl.install.plan.inputs import PlanInputs
 from certctrl.install.plan.policy import (
@@ -19,7 +20,7 @@ from certctrl.install.plan.policy import (
     refuse_path,
 )
 from certctrl.install.plan.values import Destination
-from certctrl.model.plan import CA_FILES, CERT_FILES, CopyAction, ExecAction, InstallItem, ObjectType, VerifyCommand
+from certctrl.model.plan import CA_FILES, CopyAction, ExecAction, InstallItem, ObjectType, VerifyCommand
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.text import one_line
 
@@ -69,15 +70,16 @@ def judge_argv(policy: HostPolicy, item: str, argv: Sequence[str], identity: Age
 def _refuse_grant(inputs: PlanInputs, judged: Grant | Refusal) -> Refusal | None:
     if isinstance(judged, Refusal):
         return judged
-    fault = inputs.host.executables.get(judged.argv[0])
+    fault = inputs.host.executables.get(judged.argv[0]) or inputs.host.scripts.get(judged.argv)
+    if not fault and judged.run_as in inputs.host.absent_users:
+        fault = f"there is no user {one_line(judged.run_as or '')} on this host"
     return Refusal(what=f"run {one_line(' '.join(judged.argv))}", why=fault) if fault else None
 
 
 def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
     identity, policy = inputs.host.identity, inputs.policy
-    known = CA_FILES if item.ob_type is ObjectType.CA else CERT_FILES
     for name in item.sources:
-        if name not in known:
+        if not (name in CA_FILES if item.ob_type is ObjectType.CA else is_virtual(name)):
             return Refusal(what=f"copy {one_line(name)}", why="there is no such virtual file")
     for path in item.targets:
         if refusal := refuse_path(policy, path, identity, local=is_local(item.id)):
@@ -86,8 +88,9 @@ def _refuse_copy(inputs: PlanInputs, item: CopyAction) -> Refusal | None:
             return Refusal(what=f"write {one_line(path)}", why=fault)
     if refusal := refuse_owner(policy, item, identity):
         return refusal
-    for owner, table in ((item.owner, inputs.host.users), (item.group, inputs.host.groups)):
-        if owner is not None and owner not in table:
+    for names, table in zip(item.accounts, (inputs.host.users, inputs.host.groups), strict=True):
+        if absent := sorted(names - table.keys()):
+            owner = absent[0]
             return Refusal(what=f"give files to {one_line(owner)}", why="there is no such user or group on this host")
     return _refuse_grant(inputs, judge_argv(policy, item.id, item.check, identity)) if item.check else None
 

@@ -85,7 +85,7 @@ def _lines_of(group_plan: GroupPlan) -> list[PlanLine]:
         PlanLine(
             kind=LineKind.SWITCH,
             what=f"certs/.live/{cert.name}",
-            why=f"certificate {cert.cert_id}: {cert.live or 'nothing'} -> {cert.generation}",
+            why=f"certificate {cert.cert_id}: {cert.live or 'nothing'} -> {cert.made or cert.generation}",
             cert_ids=(cert.cert_id,),
         )
         for cert in group_plan.switches

@@ -153,10 +153,12 @@ def without_not_due(
     certs: Mapping[int, DesiredCert],
     not_due: Iterable[CertRecord],
     due_now: Collection[int],
+    items_not_due: Collection[str] = (),
 ) -> InstallPlan:
     """Return a plan without what failed and is not due yet.
 
-    ``not_due``: the records of certificates that are not due. ``due_now``: certificates that are new or named; work
+    ``not_due``: the records of certificates that are not due. ``items_not_due``: the same for items about no
+    certificate. ``due_now``: certificates that are new or named; work
     about one of them is due. So is what a crash has left of a certificate whose record knows another generation than
     the live one.
     """
@@ -166,6 +168,7 @@ def without_not_due(
         if record.pending and record.cert_id not in due_now and certs[record.cert_id].live == record.generation
     ]
     failed = {item for record in waiting for item in record.pending if item in plan.concerns}
+    failed |= {item for item in items_not_due if plan.concerns.get(item) == ()}
     items = {item for item in failed if set(plan.concerns[item]).isdisjoint(due_now)}
     if not items:
         return plan

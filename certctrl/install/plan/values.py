@@ -27,6 +27,8 @@ class DesiredCert:
     """Whether ``generation`` has already passed its commands and probes."""
     pending: tuple[str, ...] = ()
     """Items that failed for it on the last try; their verification is pending."""
+    made: str = ""
+    """Why ``generation`` is yet to be made from the one on disk, in a preview; empty: it is on disk."""
 
     @property
     def cert_id(self) -> int:

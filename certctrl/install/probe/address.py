@@ -85,7 +85,7 @@ async def _ask(family: int, host: str, address: str, verify: VerifyTls, context:
 
 async def _leaf_of(stream: trio.SocketStream, verify: VerifyTls, context: ssl.SSLContext) -> bytes:
     if verify.starttls is not None:
-        await start_tls(stream, verify.starttls)
+        await start_tls(stream, verify.starttls, verify.server_name or verify.host)
     recorded = RecordingStream(stream)
     tls = trio.SSLStream(recorded, context, server_hostname=_server_name(verify))
     leaf: bytes | None

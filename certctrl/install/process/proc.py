@@ -16,7 +16,7 @@ from certctrl.install.process import supervisor
 from certctrl.install.process.child import Child
 from certctrl.install.process.result import CommandResult, leader_of, read_answer
 from certctrl.install.process.transcript import KEEP_BYTES
-from certctrl.install.process.vetting import vet_executable
+from certctrl.install.process.vetting import NO_PINS, vet_command
 from certctrl.text import one_line
 
 BASE_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/"}
@@ -124,10 +124,10 @@ class Proc:
 
 
 def _prepared(argv: tuple[str, ...], run_as: str | None, sha256: str | None) -> _User | None:
-    """Check the executable and look up the user; blocks (the user database may be a network service)."""
+    """Check the program and its script, and look up the user; blocks (the user database may be a network service)."""
     if not argv or not argv[0].startswith("/") or any("\0" in word for word in argv):
         raise CommandError("a command needs the absolute path of a program, and no NUL in its words")
-    vet_executable(argv[0], sha256)
+    vet_command(argv, {argv[0]: sha256} if sha256 is not None else NO_PINS)
     if run_as is None:
         return None
     try:

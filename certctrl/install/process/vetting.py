@@ -1,15 +1,41 @@
-"""Check that only root and the agent's user can have changed an executable."""
+"""Check that only root and the agent's user can have changed what a command runs: its program and its script."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from certctrl.errors import CommandError
+from certctrl.model.commands import script_words
 from certctrl.store.disk.acl import lists_of, other_writers
 
 MOST_LINKS = 40
+NO_PINS: Mapping[str, str] = MappingProxyType({})
+
+
+def vet_command(argv: Sequence[str], pins: Mapping[str, str] = NO_PINS) -> None:
+    """Require a program that others cannot change, and likewise the script that it is to run (`scripts_of`).
+
+    ``pins``: path -> SHA-256 (hex) of its bytes. Blocks on the disk. Raises CommandError.
+    """
+    vet_executable(argv[0], pins.get(argv[0]))
+    for script in scripts_of(argv):
+        vet_file(script, pins.get(script))
+
+
+def scripts_of(argv: Sequence[str]) -> list[str]:
+    """Return the existing files among the words of a command that name the script of its program."""
+    found = []
+    for word in script_words(argv):
+        try:
+            if stat.S_ISREG(os.stat(word).st_mode):
+                found.append(word)
+        except (OSError, ValueError):
+            continue  # no file: the value of an option, or a mistake that the program will report
+    return found
 
 
 def vet_executable(path: str, sha256: str | None = None) -> None:
@@ -19,10 +45,15 @@ def vet_executable(path: str, sha256: str | None = None) -> None:
     is accepted only with the sticky bit; the next step then must belong to a trusted user. ``sha256``: a pin of its
     bytes (lower-case hex). Blocks on the disk. Raises CommandError.
     """
+    vet_file(path, sha256, executable=True)
+
+
+def vet_file(path: str, sha256: str | None = None, *, executable: bool = False) -> None:
+    """Require a regular file that others cannot change, as `vet_executable` does."""
     real = _walk(path)
-    found = os.stat(real)
-    if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o111:
-        raise CommandError(f"{path} is not an executable file", fix=f"ls -l {path}")
+    mode = os.stat(real).st_mode
+    if not stat.S_ISREG(mode) or (executable and not mode & 0o111):
+        raise CommandError(f"{path} is not {'an executable' if executable else 'a regular'} file", fix=f"ls -l {path}")
     if sha256 is not None and (actual := sha256_of(real)) != sha256.lower():
         raise CommandError(
             f"{path} has changed: its SHA-256 is {actual}, the policy pins {sha256.lower()}",
@@ -32,11 +63,14 @@ def vet_executable(path: str, sha256: str | None = None) -> None:
 
 
 def sha256_of(path: str) -> str:
-    """Return the SHA-256 of a file's bytes in lower-case hex."""
+    """Return the SHA-256 of a file's bytes in lower-case hex. Raises CommandError."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError as error:
+        raise CommandError(f"cannot read {path} to compare its SHA-256: {error.strerror}") from None
     return digest.hexdigest()
 
 

@@ -45,6 +45,8 @@ MAX_ITEMS = 1000
 MAX_TIMEOUT_MS = 600_000
 DEFAULT_TIMEOUT_MS = 30_000
 
+_ALIAS = re.compile(r"\A(.*\.(?:pfx|jks))\?alias=[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", re.ASCII)
+"""A keystore with the alias of its entry."""
 _OCTAL = re.compile(r"(0o)?0?[0-7]{3}", re.ASCII)
 _BRACKETED = re.compile(r"\A\[([^\[\]]*:[^\[\]]*)\]\Z")  # an IPv6 address as in a URL, which resolvers do not accept
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}", re.ASCII)  # the name of an interface
@@ -220,6 +222,11 @@ _COMMON: dict[str, Hook] = {
 def _paired(copy: CopyAction) -> CopyAction:
     if not copy.sources:
         raise Misfit("nothing to copy", ".from")
+    for name, each in (("owner", copy.owners), ("group", copy.groups), ("mode", copy.modes)):
+        if each and len(each) != len(copy.sources):
+            raise Misfit(
+                f"expected one value, or a list as long as from: {len(copy.sources)}, got {len(each)}", f".{name}"
+            )
     if copy.targets and len(copy.sources) != len(copy.targets):
         raise Misfit(f"expected a list as long as from: {len(copy.sources)} paths, got {len(copy.targets)}", ".to")
     return copy
@@ -231,12 +238,33 @@ def _runnable(action: ExecAction) -> ExecAction:
     return action
 
 
+def _each(hook: Hook) -> Hook:
+    """Return a hook for a list with one value, or null, for each file."""
+
+    def structure(value: Any, _: Any = None) -> tuple[Any, ...]:
+        return tuple(None if one is None else hook(one, None) for one in bounded_list(value, MAX_ITEMS))
+
+    return structure
+
+
+def _with_lists(row: dict[str, Any]) -> dict[str, Any]:
+    """Move lists of owners, groups and modes to fields of their own."""
+    row = {"from": [], "to": []} | row
+    for one, each in (("owner", "owners"), ("group", "groups"), ("mode", "modes")):
+        row.pop(each, None)  # not a key of the wire
+        if isinstance(row.get(one), list):
+            row[each] = row.pop(one)
+    return row
+
+
 _read_copy = wire_class(
     CopyAction,
-    _COMMON | {"owner": text(256), "group": text(256), "mode": _mode, "check": _argv, "verify": _verify},
+    _COMMON
+    | {"owner": text(256), "group": text(256), "mode": _mode, "check": _argv, "verify": _verify}
+    | {"owners": _each(text(256)), "groups": _each(text(256)), "modes": _each(_mode)},
     names={"sources": "from", "targets": "to"},
     omit=_NEVER_READ,
-    prepare=lambda row: {"from": [], "to": []} | row,
+    prepare=_with_lists,
     check=_paired,
 )
 _read_exec = wire_class(
@@ -384,7 +412,7 @@ def item_from_operator(raw: object, path: str) -> InstallItem:
             _refuse_no_targets(item, path)
             files = CA_FILES if item.ob_type is ObjectType.CA else CERT_FILES
             for i, name in enumerate(item.sources):
-                if name not in files:
+                if (_ALIAS.sub(r"\1", name) if item.ob_type is not ObjectType.CA else name) not in files:
                     hint = did_you_mean(name, files) or f"; there are {', '.join(files)}"
                     raise Misfit(f"unknown file {one_line(name, 40)}{hint}", f"{path}.from[{i}]")
             for i, target in enumerate(item.targets):

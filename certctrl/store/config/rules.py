@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
+from certctrl.model.commands import script_words
 from certctrl.model.config import AgentConfig, is_loopback
 from certctrl.model.paths import path_fault
 from certctrl.model.policy import DAYS, HostPolicy, MaintenanceWindow, NamedCommand
@@ -131,6 +132,12 @@ def _check_command(command: NamedCommand, where: str) -> None:
         raise Mismatch(f"{where}.timeout_seconds", "expected 1 to 600 seconds")
     if command.sha256 is not None and not _SHA256.fullmatch(command.sha256):
         raise Mismatch(f"{where}.sha256", "expected 64 lower-case hex digits", "sha256sum the executable")
+    if command.script_sha256 is not None:
+        if not _SHA256.fullmatch(command.script_sha256):
+            raise Mismatch(f"{where}.script_sha256", "expected 64 lower-case hex digits", "sha256sum the script")
+        if not script_words(command.argv):
+            fix = "use sha256, which pins the program"
+            raise Mismatch(f"{where}.script_sha256", "argv does not name an interpreter and a script", fix)
 
 
 def _check_argv(argv: Sequence[str], where: str) -> None:

@@ -55,6 +55,10 @@ def _names_own_file(record: CaRecord) -> bool:
     return not record.path or (name.startswith(CA_FILE_PREFIX) and name.endswith(f"-{record.ca_id}.crt"))
 
 
+def _new_password(kind: str) -> str:
+    return f"remove it; {kind} files then get a new password"
+
+
 class InstalledState:
     """The half of the state that the installation pipeline owns. Methods block on the disk and raise DiskError."""
 
@@ -175,10 +179,15 @@ class InstalledState:
         """Move entries from the list to the audit log and keep about ``limit`` of them; not synced."""
         self._history.append(entries, limit)
 
+    def password_if_any(self, name: str, kind: str) -> bytes | None:
+        """Return the password of one certificate's keystores of a kind; None if there is none yet."""
+        found = self._files.load_text(self.layout.passwords / f"{name}.{kind}", _new_password(kind))
+        return found.encode() if found is not None else None
+
     def password(self, name: str, kind: str) -> tuple[bytes, Path]:
         """Return the password of one certificate's keystores of a kind, and its file; created once, 0600."""
         path = self.layout.passwords / f"{name}.{kind}"
-        found = self._files.load_text(path, f"remove it; {kind} files then get a new password")
+        found = self._files.load_text(path, _new_password(kind))
         if found is None:
             found = self._fs.token() + self._fs.token()  # 128 bits
             self._files.save_text(path, found, "password")

@@ -6,16 +6,24 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bundle_maker import Maker
+from bundle_maker import Maker, rsa_key
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.serialization import load_der_private_key, pkcs12
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import load_der_private_key, load_pem_private_key, pkcs12
 
 from certctrl.errors import MaterialError, PlanError
 from certctrl.install.material.bundle import open_bundle, virtual_files
-from certctrl.install.material.formats import BASE_FILES, ca_files, pem_to_key_der
+from certctrl.install.material.formats import (
+    BASE_FILES,
+    ca_files,
+    is_virtual,
+    password_kind,
+    pem_to_key_der,
+)
 from certctrl.model.certificate import Bundle
 from certctrl.model.plan import CERT_FILES
 
@@ -51,7 +59,7 @@ def test_every_name_of_the_contract_can_be_made(bundle: Bundle) -> None:
 
 
 def test_unsalted_files_are_the_same_every_time(bundle: Bundle) -> None:
-    names = set(CERT_FILES) - {"bundle.pfx", "bundle.jks"}
+    names = [name for name in CERT_FILES if password_kind(name) is None]
     assert virtual_files(bundle, names, no_password) == virtual_files(bundle, names, no_password)
 
 
@@ -117,3 +125,79 @@ def test_files_of_a_ca(maker: Maker) -> None:
     assert files["ca.pem"] == pem
     assert x509.load_der_x509_certificate(files["ca.der"]) == maker.issuer.certificate
     assert json.loads(files["meta.json"]) == {"ca_id": 3, "name": "Private CA"}
+
+
+def test_the_order_of_a_combined_file_can_be_chosen(bundle: Bundle) -> None:
+    files = virtual_files(bundle, ["combined-key-last.pem"], no_password)
+    assert files["combined-key-last.pem"] == files["fullchain.pem"] + files["private.key"]
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [(rsa_key(), b"RSA PRIVATE KEY"), (ec.generate_private_key(ec.SECP256R1()), b"EC PRIVATE KEY")],
+    ids=["rsa", "ec"],
+)
+def test_a_key_can_have_its_traditional_form(maker: Maker, now: float, key: Any, label: bytes) -> None:
+    made = opened(maker, now, key)
+    pem = virtual_files(made, ["private-traditional.key"], no_password)["private-traditional.key"]
+    assert pem.startswith(b"-----BEGIN " + label + b"-----")
+    assert load_pem_private_key(pem, None).private_numbers() == key.private_numbers()  # type: ignore[union-attr]
+
+
+def test_a_key_without_a_traditional_form_says_so(maker: Maker, now: float) -> None:
+    made = opened(maker, now, ed25519.Ed25519PrivateKey.generate())
+    with pytest.raises(MaterialError, match="RSA and EC keys only"):
+        virtual_files(made, ["private-traditional.key"], no_password)
+
+
+def opened(maker: Maker, now: float, key: Any) -> Bundle:
+    return open_bundle(
+        1, "a.example", maker.materials("a.example", key=key), maker.secret,
+        allow_plaintext=False, now=now, expected_domains=("a.example",),
+    )  # fmt: skip
+
+
+TRIPLE_DES = bytes.fromhex("060a2a864886f70d010c0103")
+"""The object identifier pbeWithSHAAnd3-KeyTripleDES-CBC (RFC 7292)."""
+
+
+def test_a_keystore_for_old_readers_uses_their_encryption(bundle: Bundle) -> None:
+    files = virtual_files(bundle, ["bundle.pfx", "bundle-legacy.pfx"], PASSWORDS.__getitem__)
+    assert TRIPLE_DES in files["bundle-legacy.pfx"] and TRIPLE_DES not in files["bundle.pfx"]
+    store = pkcs12.load_pkcs12(files["bundle-legacy.pfx"], PASSWORDS["pfx"])
+    assert store.cert is not None and store.cert.certificate.fingerprint(hashes.SHA256()).hex() == (
+        bundle.facts.fingerprint_sha256
+    )
+
+
+@pytest.mark.parametrize("base", ["bundle.pfx", "bundle-legacy.pfx", "bundle.jks"])
+def test_the_alias_of_a_keystore_can_be_chosen(bundle: Bundle, base: str) -> None:
+    name = f"{base}?alias=tomcat"
+    (made,) = [virtual_files(bundle, [name], PASSWORDS.__getitem__)[name]]
+    if base.endswith(".jks"):
+        jks = pytest.importorskip("jks")
+        assert list(jks.KeyStore.loads(made, PASSWORDS["jks"].decode()).entries) == ["tomcat"]
+    else:
+        found = pkcs12.load_pkcs12(made, PASSWORDS["pfx"]).cert
+        assert found is not None and found.friendly_name == b"tomcat"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bundle.pfx?alias=", "bundle.pfx?alias=a/b", "bundle.pfx?", "bundle.pfx?name=a", "private.key?alias=a", "x?alias=a",
+     "bundle.jks?alias=-a", "bundle.jks?alias=" + "a" * 65, "bundle.jks?alias=a\n"],
+)  # fmt: skip
+def test_no_other_alias_is_a_virtual_file(bundle: Bundle, name: str) -> None:
+    assert not is_virtual(name)
+    with pytest.raises(PlanError, match="no virtual file"):
+        virtual_files(bundle, [name], PASSWORDS.__getitem__)
+
+
+@pytest.mark.parametrize("kind", ["bundle.pfx", "bundle-legacy.pfx", "bundle.jks"])
+@pytest.mark.parametrize("password", [b"", "p\u00e4ss".encode()], ids=["empty", "not ascii"])
+def test_a_given_password_that_a_format_cannot_use_is_reported(bundle: Bundle, kind: str, password: bytes) -> None:
+    """Operators may replace the password files."""
+    try:
+        virtual_files(bundle, [kind], lambda _: password)
+    except MaterialError as error:
+        assert "password" in str(error)

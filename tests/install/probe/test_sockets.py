@@ -150,15 +150,45 @@ SMTP = [
     (b"STARTTLS\r\n", b"220 go\r\n"),
 ]
 IMAP = [(b"", b"* OK ready\r\n"), (b"c1 STARTTLS\r\n", b"* CAPABILITY x\r\nc1 OK begin\r\n")]
+POP3 = [(b"", b"+OK ready\r\n"), (b"STLS\r\n", b"+OK begin\r\n")]
+FTP = [(b"", b"220-Welcome\r\n  to FTP\r\n220 ready\r\n"), (b"AUTH TLS\r\n", b"234 go\r\n")]
+LDAP = [
+    (
+        b"\x30\x1d\x02\x01\x01\x77\x18\x80\x161.3.6.1.4.1.1466.20037",
+        b"\x30\x0c\x02\x01\x01\x78\x07\x0a\x01\x00\x04\x00\x04\x00",
+    )
+]
+XMPP = [
+    (
+        b"<?xml version='1.0'?><stream:stream to='chat.example' version='1.0' xmlns='jabber:client' "
+        b"xmlns:stream='http://etherx.jabber.org/streams'>",
+        b"<?xml version='1.0'?><stream:stream from='chat.example' id='1'><stream:features>"
+        b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'><required/></starttls></stream:features>",
+    ),
+    (b"<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>", b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"),
+]
+
+
+def mysql_greeting(flags: int) -> bytes:
+    """Return a server's first packet: protocol 10, version, connection, salt, capabilities."""
+    body = b"\x0a10.11.6-MariaDB\0" + bytes(4) + b"saltsalt" + b"\0" + flags.to_bytes(2, "little") + bytes(20)
+    return len(body).to_bytes(3, "little") + b"\0" + body
+
+
+MYSQL = [
+    (b"", mysql_greeting(0xFFFF)),
+    (b"\x20\0\0\x01" + b"\x00\x8a\0\0" + b"\0\0\0\x01" + b"\x21" + bytes(23), b""),
+]
 POSTGRES = [(b"\0\0\0\x08\x04\xd2\x16\x2f", b"S")]
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("kind", "dialogue"), [("smtp", SMTP), ("imap", IMAP), ("postgres", POSTGRES)])
+@pytest.mark.parametrize(("kind", "dialogue"), [("smtp", SMTP), ("imap", IMAP), ("pop3", POP3), ("ftp", FTP),
+                                                ("ldap", LDAP), ("xmpp", XMPP), ("mysql", MYSQL), ("postgres", POSTGRES)])  # fmt: skip
 async def test_starttls(make_context: Any, kind: str, dialogue: list[tuple[bytes, bytes]]) -> None:
     context, bundle = make_context("mail.example")
     async with serving(context, before=lambda stream: answer(stream, dialogue)) as port:
-        verify = VerifyTls(host="127.0.0.1", port=port, starttls=StartTls(kind))
+        verify = VerifyTls(host="127.0.0.1", port=port, starttls=StartTls(kind), server_name="chat.example")
         await probe_tls(verify, bundle.facts.fingerprint_sha256, deadline=soon())
 
 
@@ -174,6 +204,19 @@ async def test_starttls(make_context: Any, kind: str, dialogue: list[tuple[bytes
         ("imap", [(b"", b"* BYE\r\n")], "BYE"),
         ("imap", [IMAP[0], (b"c1 STARTTLS\r\n", b"c1 NO never\r\n")], "NO never"),
         ("postgres", [(POSTGRES[0][0], b"N")], "refuses TLS"),
+        ("pop3", [POP3[0], (b"STLS\r\n", b"-ERR no\x1b\r\n")], r"the POP3 server says -ERR no\\x1b"),
+        ("ftp", [FTP[0], (b"AUTH TLS\r\n", b"502 not here\r\n")], "the FTP server says 502 not here"),
+        ("ftp", [(b"", b"220-x\r\n" * 200)], "reply is too long"),
+        ("ldap", [(LDAP[0][0], LDAP[0][1].replace(b"\x0a\x01\x00", b"\x0a\x01\x35"))], r"result code 53"),
+        ("ldap", [(LDAP[0][0], b"\x30\x84\xff\xff\xff\xff")], "not an LDAP message"),
+        ("ldap", [(LDAP[0][0], b"\x30\x08\x02\x01\x01\x78\x84\x00\x00\x00")], "no result code"),
+        ("ldap", [(LDAP[0][0], b"HTTP/1.1 400 Bad Request\r\n")], "not an LDAP message"),
+        ("xmpp", [(XMPP[0][0], b"<stream:stream><stream:features></stream:features>")], "does not offer STARTTLS"),
+        ("xmpp", [XMPP[0], (XMPP[1][0], b"<failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")], "says <failure"),
+        ("xmpp", [(XMPP[0][0], b"x" * 70_000)], "does not end"),
+        ("mysql", [(b"", mysql_greeting(0xF7FF))], r"10\.11\.6-MariaDB does not offer TLS"),
+        ("mysql", [(b"", b"\x17\0\0\0\xff\x69\x04Too many connections")], "Too many connections"),
+        ("mysql", [(b"", b"\x02\0\0\0\x09\0")], "not of protocol 10"),
     ],
 )
 async def test_failed_starttls_reports_why(
@@ -182,7 +225,8 @@ async def test_failed_starttls_reports_why(
     context, _ = make_context("mail.example")
     async with serving(context, before=lambda stream: answer(stream, dialogue)) as port:
         with pytest.raises(ProbeError, match=why):
-            await served_fingerprint(VerifyTls(host="127.0.0.1", port=port, starttls=StartTls(kind)), deadline=soon())
+            verify = VerifyTls(host="127.0.0.1", port=port, starttls=StartTls(kind), server_name="chat.example")
+            await served_fingerprint(verify, deadline=soon())
 
 
 @pytest.mark.integration

@@ -116,6 +116,17 @@ def test_a_copy_with_everything() -> None:
     )  # fmt: skip
 
 
+def test_each_file_may_have_its_own_owner_group_and_mode() -> None:
+    copy = one(COPY | {"owner": ["root", None], "group": ["ssl-cert", "www"], "mode": ["0640", "0644"]})
+    assert isinstance(copy, CopyAction) and not copy.refused
+    assert [copy.owner_of(n) for n in (0, 1)] == ["root", None]
+    assert [copy.group_of(n) for n in (0, 1)] == ["ssl-cert", "www"]
+    assert [copy.mode_of(n) for n in (0, 1)] == [0o640, 0o644]
+    for wrong in ({"mode": ["0640"]}, {"owner": ["a", "b", "c"]}, {"group": [1, 2]}, {"mode": ["640", 420]}):
+        assert one(COPY | wrong).refused
+    assert one(COPY | {"modes": [1, 2], "owners": ["x"]}) == one(COPY), "no keys of the wire"
+
+
 @pytest.mark.parametrize(
     ("item", "argv", "line"),
     [
@@ -149,7 +160,7 @@ def test_an_exec_with_everything() -> None:
      {"env": "A=1"}, {"env": {"A": 1}}, {"run_as": 0},
      {"verify": "x"}, {"verify": {"type": "command"}}, {"verify": {"type": "tls", "host": "a"}},
      {"verify": {"type": "tls", "host": "a", "port": 0}}, {"verify": {"type": "tls", "port": 443}},
-     {"verify": {"type": "tls", "host": "a", "port": 443, "starttls": "ldap"}}, {"verify": {"host": "a"}}],
+     {"verify": {"type": "tls", "host": "a", "port": 443, "starttls": "telnet"}}, {"verify": {"host": "a"}}],
 )  # fmt: skip
 def test_commands_that_do_not_fit(change: dict[str, Any]) -> None:
     assert_refused_alone(EXEC | {"depends_on": []} | change, "cmd" if "cmd" in change else next(iter(change)))
@@ -161,7 +172,7 @@ def test_commands_that_do_not_fit(change: dict[str, Any]) -> None:
         (CA | {"type": "reboot"}, "type: unknown item type reboot"),
         (CA | {"type": "Copy"}, "type: unknown item type Copy"),
         (EXEC | {"verify": {"type": "prayer"}}, "verify.type: unknown verify type prayer"),
-        (EXEC | {"verify": {"type": "tls", "host": "a", "port": 1, "starttls": "ldap"}}, "verify.starttls: expected"),
+        (EXEC | {"verify": {"type": "tls", "host": "a", "port": 1, "starttls": "telnet"}}, "verify.starttls: expected"),
     ],
 )
 def test_an_item_for_a_newer_agent_is_refused_alone(item: dict[str, Any], why: str) -> None:

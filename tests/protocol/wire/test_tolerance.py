@@ -155,7 +155,7 @@ def _config_hash() -> None:
 
 @row("items, unknown")
 def _unknown_items() -> None:
-    starttls = {"type": "tls", "host": "a", "port": 1, "starttls": "ldap"}
+    starttls = {"type": "tls", "host": "a", "port": 1, "starttls": "telnet"}
     strange = [CA | {"id": 4, "type": "reboot"}, EXEC | {"id": 5, "verify": {"type": "prayer"}}]
     strange += [EXEC | {"id": 6, "verify": starttls}, COPY | {"id": 7, "mode": {"key": "0600"}}]
     copy, unknown, command, probe, files = install_config_from_wire(config([COPY, *strange])).items
