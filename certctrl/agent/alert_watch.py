@@ -1,7 +1,7 @@
-"""Raise alerts about conditions that last: what keeps failing, long holds, a silent plane, a copied directory.
+"""Raise alerts about conditions that last: repeated failures, long holds, an unreachable plane, a copied directory.
 
-Each is raised once while it lasts, and again after a restart. Revocations, expiry and the breaker are alerted where they
-are noticed (``handlers.py``, ``expiry_guard.py``, ``poller.py``).
+Each is raised once while it lasts, and again after a restart. Revocations, expiry and the breaker are alerted where
+they are noticed (``handlers.py``, ``expiry_guard.py``, ``poller.py``).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from certctrl.model.records import CertRecord, Retry
 from certctrl.text import one_line
 
 INTERVAL = 60.0
-"""Seconds between two looks, unless a retry changes."""
+"""Seconds between two checks, unless a retry changes."""
 PAUSE = 1.0
-"""Seconds between two looks in any case."""
-MOST_APART = 3
-"""New conditions of one kind that get an alert each; more share one, so that a bad day is not a flood of mails."""
-MOST_NAMED = 20
+"""Least seconds between two checks."""
+MAX_SEPARATE = 3
+"""New conditions of one kind that get an alert each; more share one, so that an outage does not send many mails."""
+MAX_NAMED = 20
 FIX_RETRY = "remove the cause; `cert-ctrl apply --now` retries at once"
 
 
@@ -74,18 +74,18 @@ async def alert_forever(agent: Agent) -> None:
 
 
 def _combined(kind: Kind, found: list[Condition]) -> list[Condition]:
-    """Return one condition for many of a kind; few stay apart."""
-    if len(found) <= MOST_APART:
+    """Return one condition for many of a kind; a few stay separate."""
+    if len(found) <= MAX_SEPARATE:
         return found
     subjects = [one.subject for one in found]
-    more = f", and {len(subjects) - MOST_NAMED} more" if len(subjects) > MOST_NAMED else ""
-    what = f"{len(found)} are {kind.value}: {', '.join(subjects[:MOST_NAMED])}{more}; the first: {found[0].what}"
+    more = f", and {len(subjects) - MAX_NAMED} more" if len(subjects) > MAX_NAMED else ""
+    what = f"{len(found)} are {kind.value}: {', '.join(subjects[:MAX_NAMED])}{more}; the first: {found[0].what}"
     facts = {"subjects": subjects}
     return [Condition(kind=kind, subject="", what=what, fix=found[0].fix, facts=facts)]
 
 
 def conditions(agent: Agent) -> list[Condition]:
-    """Return everything that lasts now and that an operator has to know."""
+    """Return the present conditions that an operator has to know."""
     records = agent.installer.records
     return [
         *_failing(agent, agent.installer.retries.rows().values(), records),
@@ -97,7 +97,7 @@ def conditions(agent: Agent) -> list[Condition]:
 def _failing(agent: Agent, retries: Iterable[Retry], records: dict[int, CertRecord]) -> Iterable[Condition]:
     settings = agent.config.application
     for retry in retries:
-        if retry.attempts < settings.alert_attempts:  # waiting for the plane or the disk is no attempt
+        if retry.attempts < settings.alert_attempts:  # waiting for the plane or the disk does not count
             continue
         subject, facts = _subject(retry, records)
         quarantined = is_quarantined(retry, settings)

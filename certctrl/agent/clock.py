@@ -9,5 +9,5 @@ def wall_now() -> float:
 
 
 def steady_now() -> float:
-    """Return seconds since this host was started, suspensions included: nobody sets this clock."""
+    """Return seconds since this host was started, suspensions included; this clock cannot be set."""
     return clock_gettime(CLOCK_BOOTTIME)

@@ -92,7 +92,7 @@ class RenewalRequests:
         self._requested: dict[int, tuple[str, float, float]] = {}
 
     def due(self, finding: Finding, now: float) -> bool:
-        """Return whether to request a renewal of this serial now; ``now`` on a clock that nobody sets."""
+        """Return whether to request a renewal of this serial now; ``now`` on a clock that cannot be set."""
         serial, at, pause = self._requested.get(finding.record.cert_id, ("", 0.0, 0.0))
         return serial != finding.record.facts.serial or not 0 <= now - at < pause
 

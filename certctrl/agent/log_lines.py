@@ -128,7 +128,7 @@ class Line(Enum):
     CLOCK_SKEW = WARNING, "Clock", "This host's clock is {seconds} s away from the control plane's", \
         "Validity and expiry are checked against a wrong clock.", "Set the clock (chrony, systemd-timesyncd)."
     CLOCK_SET = INFO, "Clock", "This host's clock changed by {seconds} s: it was set, or the host was suspended", \
-        "Expiry, windows and the times of retries are looked at again; no retry waits longer because of it.", _NOTHING
+        "Expiry, windows and the times of retries are computed again; no retry waits longer because of it.", _NOTHING
     DEVICE_COPIED = ERROR, "Agent", "Another agent polls as this device", \
         "A copy of this config directory is in use; each of the two receives only some of the signals.", \
         "Stop one. To keep both, run `rm -r keys state` and `cert-ctrl register` on the copy."

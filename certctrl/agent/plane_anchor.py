@@ -1,9 +1,9 @@
 """Take over a new CA of the control plane, which it hands out over a connection that the old one verified.
 
-    new CA durable beside the old one → both trusted → a connection that only the new one verifies → old one replaced
+    new CA stored durably → both trusted → a connection that only the new one verifies → old one replaced
 
-The new CA lies in the state directory (`net/tls.py`), in place of ``plane-ca.pem``, which `init --ca` wrote. Other
-files in ``ca_files``, and the system's trust store, belong to the operator alone.
+The new CA is stored in the state directory (`net/tls.py`), in place of ``plane-ca.pem``, which `init --ca` wrote. Other
+files in ``ca_files``, and the system's trust store, belong to the operator.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from certctrl.store.layout import ConfigDir
 
 PROVE_SECONDS = 10.0
 MAX_ANCHORS = 100
-"""Fingerprints that one request names."""
+"""Most fingerprints in one request."""
 _MAX_BYTES = 1024 * 1024
 _BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -55,8 +55,8 @@ class PlaneAnchor:
         self._connect = connect
         self._offload = offload
         self._log = logging.getLogger("certctrl.Token")
-        self._said = ""
-        """The last complaint, which is not repeated."""
+        self._last_refusal = ""
+        """The reason logged last, which is not repeated."""
 
     async def trusted(self) -> tuple[str, ...]:
         """Return the SHA-256 fingerprints of the CA certificates that are trusted now."""
@@ -87,27 +87,27 @@ class PlaneAnchor:
     def _trusted(self) -> tuple[str, ...]:
         paths: list[Path | None] = [self._layout.root / name for name in self._config.httpclient.ca_files]
         if self._layout.plane_ca in paths:
-            counts, beside = self._files.in_use()
-            paths = [counts if path == self._layout.plane_ca else path for path in paths] + [beside]
+            used, added = self._files.in_use()
+            paths = [used if path == self._layout.plane_ca else path for path in paths] + [added]
         found = [one for path in paths if path is not None for one in self._fingerprints(path)]
         return tuple(dict.fromkeys(found))
 
     def _take(self, pem: str) -> None:
         new = fingerprints(pem.encode("ascii", "replace"))
         if not pem.isascii() or len(new) != 1 or not _is_ca(pem):
-            self._complain("it is not one CA certificate in PEM")
+            self._report_refusal("it is not one CA certificate in PEM")
         elif new[0] in self._trusted():
-            self._said = ""
+            self._last_refusal = ""
         elif self._layout.plane_ca.name not in self._config.httpclient.ca_files:
             if self._config.httpclient.ca_files:  # the system's trust store: a public CA in front of the plane
-                self._complain(
+                self._report_refusal(
                     f"ca_files does not name {self._layout.plane_ca.name}; add the plane's ca.pem to a file of it"
                 )
         else:
             try:
                 write_atomic(self._fs, self._layout.next_plane_ca, self._files.stamp() + pem.encode("ascii"))
             except DiskError as error:
-                self._complain(str(error))
+                self._report_refusal(str(error))
             else:
                 log_line(self._log, Line.PLANE_ANCHOR_STORED, sha256=new[0])
 
@@ -126,16 +126,16 @@ class PlaneAnchor:
                 remove_file(self._fs, self._layout.next_plane_ca)
                 log_line(self._log, Line.PLANE_ANCHOR_REPLACED, sha256=", ".join(fingerprints(pem)))
         except DiskError as error:
-            self._complain(str(error))
+            self._report_refusal(str(error))
 
     def _fingerprints(self, path: Path) -> tuple[str, ...]:
         with suppress(DiskError):
             return fingerprints(read_bytes(self._fs, path, _MAX_BYTES) or b"")
         return ()
 
-    def _complain(self, why: str) -> None:
-        if why != self._said:
-            self._said = why
+    def _report_refusal(self, why: str) -> None:
+        if why != self._last_refusal:
+            self._last_refusal = why
             log_line(self._log, Line.PLANE_ANCHOR_REFUSED, why=why)
 
 

@@ -4,7 +4,7 @@ The files are the journal. Each step is durable before the next starts, and each
 
     next id and key │ grant │ space reserved → POST → id and key pair → refresh token → access token
 
-Id and key pair are kept. What is missing or damaged is made anew, because the error messages name `register` as the
+Id and key pair are kept. What is missing or damaged is made again, because the error messages name `register` as the
 fix, but it replaces nothing before the plane has accepted it; a second run reuses it. A public key is computed
 from its secret key. After the POST, the new tokens replace the old ones in two renames, the refresh token first: in
 between, the old access token is rejected and the new refresh token replaces it. So an interrupted or refused run leaves
@@ -208,7 +208,7 @@ async def _request_approval(
         if problem is not None:
             raise BadAnswerError(
                 f"the approval page {uri} cannot be trusted: {problem}",
-                fix="do not type the code there; ask the plane's operator, and set approval_host if it is right",
+                fix="do not type the code there; ask the plane's operator, and set approval_host if this host is correct",
             )
     flow = DeviceFlow(started, trio.current_time())
     show(

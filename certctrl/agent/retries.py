@@ -24,9 +24,9 @@ CHECK_INTERVAL = 300.0
 LEAVE_TO_SIGNAL = 30.0
 """Seconds that a certificate is left to its signal in the inbox."""
 CLOCK_INTERVAL = 60.0
-"""Seconds between two looks at the wall clock."""
+"""Seconds between two checks of the wall clock."""
 CLOCK_STEP = 2.0
-"""Seconds by which the wall clock is ahead of its course, or behind, if someone set it; a slewed one is not."""
+"""Seconds by which a wall clock that was set differs from the expected time, at least; a slewed one differs by less."""
 
 
 async def retry_forever(agent: Agent) -> None:
@@ -59,7 +59,7 @@ async def _retry_all(agent: Agent, due: Collection[int]) -> None:
 async def watch_clock(agent: Agent) -> None:
     """Notice that the wall clock was set, or that the host was suspended, until cancelled.
 
-    Everything waits on clocks that nobody sets. But certificates expire and windows open by the wall clock, and the
+    Everything waits on clocks that cannot be set. But certificates expire and windows open by the wall clock, and the
     next run reads from disk when retries are due by it.
     """
     course = agent.wall_now() - trio.current_time()

@@ -307,7 +307,7 @@ class Installer:
             proc=Proc(),
             probe=TlsProbe(),
             wall_now=wall_now,
-            steady_now=wall_now,  # nothing waits
+            steady_now=wall_now,  # not used to wait
             offload=offload,
             log=logging.getLogger("certctrl"),
         )

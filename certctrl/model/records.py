@@ -56,7 +56,7 @@ class Retry:
     """All consecutive failures; the pause grows with them."""
     last_error: str = ""
     next_try_at: float = 0.0
-    """Wall-clock seconds since the epoch; 0: immediately. A run that is told of the failure counts on a steady clock."""
+    """Wall-clock seconds since the epoch; 0: immediately. A run that records the failure waits on a steady clock."""
     pause: float = 0.0
     """Seconds from the failure until then; 0: not known, from an earlier release."""
     signal: Signal | None = None
@@ -155,7 +155,7 @@ class CertRecord:
     pending: tuple[str, ...] = attrs.field(default=(), metadata={"key": "owed"})
     """Items to retry for the live generation: failed, or not reached because another item failed."""
     held_since: float = 0.0
-    """When the hold began; 0: not held, or by an earlier release."""
+    """When the hold began; 0: not held, or held by an earlier release."""
 
     @property
     def cert_id(self) -> int:

@@ -22,7 +22,7 @@ log = logging.getLogger("certctrl.Http")
 
 _FILE = "httpclient_config.json"
 PLANE_CA = "plane-ca.pem"
-"""The file that `init --ca` writes; others belong to the operator alone."""
+"""The file that `init --ca` writes; others belong to the operator."""
 _BUNDLES = (  # after OpenSSL's built-in path: the paths of the distributions
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -37,15 +37,15 @@ _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 class PlaneCa:
     """The operator's file with the plane's CA, and what the plane has handed out in place of it.
 
-    That lies in the state directory, because the configuration is read-only to the daemon. Its first line names the
-    operator's file that it replaces, by digest: once the operator changes that file, the operator's counts.
+    The latter is in the state directory, because the configuration is read-only to the daemon. Its first line is the
+    digest of the operator's file that it replaces: once the operator changes that file, the operator's is used again.
     """
 
     configured: Path
     taken: Path
     """Used in place of the configured one."""
     next: Path
-    """Used beside it, until a connection has proven it."""
+    """Used in addition, until a connection has proven it."""
 
     @classmethod
     def below(cls, root: Path) -> PlaneCa:
@@ -59,7 +59,7 @@ class PlaneCa:
         return f"# in place of {self.configured.name} with sha256 {digest}\n".encode()
 
     def in_use(self) -> tuple[Path, Path | None]:
-        """Return the file that counts, and the one beside it, if there is one."""
+        """Return the file that is used, and the one that is used in addition, if there is one."""
         stamp = self.stamp()
         taken = self.taken if _bytes(self.taken).startswith(stamp) else self.configured
         return taken, self.next if _bytes(self.next).startswith(stamp) else None
@@ -68,7 +68,7 @@ class PlaneCa:
 class Trust:
     """The trusted CAs and the client certificate, reloaded when a file changes so that a rotation needs no restart.
 
-    In place of `plane-ca.pem`, or beside it, the CA counts that the plane has handed out (`PlaneCa`).
+    The CA that the plane has handed out is used in addition to `plane-ca.pem`, later in place of it (`PlaneCa`).
     """
 
     def __init__(self, config: HttpClientConfig, root: Path) -> None:
@@ -97,12 +97,12 @@ class Trust:
     def _load(self) -> ssl.SSLContext:
         if self._plane_ca is None:
             return client_context(self._ca_files, self._certificate, self._key)
-        counts, beside = self._plane_ca.in_use()
-        own = [counts if path == self._plane_ca.configured else path for path in self._ca_files]
+        used, added = self._plane_ca.in_use()
+        own = [used if path == self._plane_ca.configured else path for path in self._ca_files]
         try:
-            return client_context([*own, *([beside] if beside else [])], self._certificate, self._key)
+            return client_context([*own, *([added] if added else [])], self._certificate, self._key)
         except ConfigError as error:
-            if [*own] == [*self._ca_files] and beside is None:
+            if [*own] == [*self._ca_files] and added is None:
                 raise
             log.warning("Not trusting the CA that the control plane has handed out: %s", error)
             return client_context(self._ca_files, self._certificate, self._key)

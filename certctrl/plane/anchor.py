@@ -1,8 +1,8 @@
 """The anchor of the plane's own TLS certificate, which agents pin, and which devices trust it.
 
-A plane of version 0.1 used one CA for everything: whoever had a certificate of a wildcard or a loopback address could
-impersonate it. Now its own certificate has a CA of its own. An older plane keeps serving the shared CA, hands the new
-anchor to its agents, and switches when an operator says so.
+A plane of version 0.1 used one CA for everything: the holder of a certificate for a wildcard or a loopback address
+could impersonate it. Now its own certificate has a CA of its own. An older plane keeps serving the shared CA, hands the
+new anchor to its agents, and switches at an operator's command.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Anchor:
 
     @cached_property
     def own(self) -> BuiltinCa:
-        """The CA for nothing but the plane's TLS certificate."""
+        """The CA that issues only the plane's TLS certificate."""
         return BuiltinCa(self._db, self._keyring, self._wall_now, self._offload, PLANE_TLS)
 
     @property
@@ -57,7 +57,7 @@ class Anchor:
         return {} if self.switched else {"plane_anchor_pem": self.own.root_pem}
 
     def note(self, device_id: int, fingerprints: Collection[str]) -> None:
-        """Note which anchors a device trusts, from its refresh request."""
+        """Record whether a device trusts the anchor, from its refresh request."""
         if not self.switched:
             mine = self.own.root_fingerprint
             confirmed = mine if mine in fingerprints else ""
@@ -65,7 +65,7 @@ class Anchor:
             self._db.run(sql, confirmed, device_id, confirmed)
 
     def unconfirmed(self) -> list[dict[str, Any]]:
-        """Return the active devices, of all users, that a switch would lose."""
+        """Return the active devices, of all users, that could not connect after a switch."""
         if self.switched:
             return []
         rows = self._db.all(
@@ -85,8 +85,9 @@ class Anchor:
         }
 
     async def switch(self, *, force: bool) -> dict[str, Any]:
-        """Serve the own CA from now on; return the state, with the devices that are lost.
+        """Serve a certificate of the plane's own CA from now on.
 
+        Return the state, with the devices that cannot connect any more.
         ErrorResponse 409 with ``devices`` if some have not confirmed the anchor, unless ``force``.
         """
         lost = self.unconfirmed()

@@ -124,7 +124,7 @@ class Devices:
             "SELECT * FROM devices WHERE user_id = ? AND device_public_id = ?", user_id, device_public_id
         )
 
-    def namesakes(self, device_public_id: str, name: str) -> list[dict[str, Any]]:
+    def similar(self, device_public_id: str, name: str) -> list[dict[str, Any]]:
         """Return the devices, of all users, that have this id or this name; operators see them before they approve."""
         rows = self._db.all(
             "SELECT d.*, u.name AS user FROM devices d JOIN users u ON u.id = d.user_id"

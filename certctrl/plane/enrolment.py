@@ -28,7 +28,7 @@ log = logging.getLogger("certctrl.Plane")
 
 @attrs.frozen(kw_only=True)
 class Proof:
-    """What a registration says about the possession of its key."""
+    """What a registration proves about the possession of its key."""
 
     offered: bool = False
     """Whether the agent can answer a challenge."""

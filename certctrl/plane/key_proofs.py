@@ -1,7 +1,8 @@
 """Proof that a device has the secret key of the public key that it registers.
 
 The plane seals random bytes to the public key; only the holder of the secret key can open them. A challenge is for one
-registration (credential, device and key), can be answered once, and expires after a minute; in memory, bounded.
+registration (credential, device and key), can be answered once, and expires after a minute. Challenges are kept in
+memory; their number is bounded.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import attrs
 
 from certctrl.plane.errors import rate_limited
 
-_PATIENCE = 5.0
+_AUTHENTICATION_SECONDS = 5.0
 """Seconds in which a connection should have authenticated."""
 _MAX_CALLERS = 100_000
 """Callers remembered per limiter; the least recent are forgotten, with their bucket or lock-out."""
@@ -92,53 +92,53 @@ class Attempts:
         self._failures.pop(caller, None)
 
 
-class Newcomers:
+class UnauthenticatedConnections:
     """Connections that have not authenticated yet: at most so many per address, and in all.
 
-    One above the limit takes the place of the oldest one that has had ``_PATIENCE`` seconds to authenticate; if there is
-    none, it is refused. A connection that has authenticated no longer counts, so any number of devices behind one address
-    stays connected, and nobody keeps them out by opening connections.
+    One above the limit replaces the oldest one that has had ``_AUTHENTICATION_SECONDS`` to authenticate; without such a
+    one, it is refused. A connection that has authenticated no longer counts. So any number of devices behind one
+    address stays connected, and a client that only opens connections cannot keep them out.
     """
 
-    def __init__(self, per_address: int, in_all: int, monotonic: Callable[[], float]) -> None:
+    def __init__(self, per_address: int, total: int, monotonic: Callable[[], float]) -> None:
         self._per_address = per_address
-        self._in_all = in_all
+        self._total = total
         self._monotonic = monotonic
-        self._all: dict[Newcomer, None] = {}
-        self._of: dict[str, dict[Newcomer, None]] = {}
-        """Caller -> its newcomers; both are in the order of arrival."""
+        self._all: dict[UnauthenticatedConnection, None] = {}
+        self._by_caller: dict[str, dict[UnauthenticatedConnection, None]] = {}
+        """Caller -> its connections; both are in the order of arrival."""
 
-    def admit(self, caller: str, close: Callable[[], None]) -> Newcomer | None:
+    def admit(self, caller: str, close: Callable[[], None]) -> UnauthenticatedConnection | None:
         """Return a new connection of a caller, closed by ``close``; None if there are too many."""
         now = self._monotonic()
-        for known, most in ((self._of.get(caller, {}), self._per_address), (self._all, self._in_all)):
+        for known, most in ((self._by_caller.get(caller, {}), self._per_address), (self._all, self._total)):
             if len(known) >= most:
                 oldest = next(iter(known))
-                if now - oldest.since < _PATIENCE:
+                if now - oldest.since < _AUTHENTICATION_SECONDS:
                     return None
                 oldest.close()
                 oldest.leave()
-        newcomer = Newcomer(now, close, partial(self._leave, caller))
-        self._all[newcomer] = self._of.setdefault(caller, {})[newcomer] = None
-        return newcomer
+        connection = UnauthenticatedConnection(now, close, partial(self._leave, caller))
+        self._all[connection] = self._by_caller.setdefault(caller, {})[connection] = None
+        return connection
 
-    def _leave(self, caller: str, newcomer: Newcomer) -> None:
-        if newcomer in self._all:
-            del self._all[newcomer], self._of[caller][newcomer]
-            if not self._of[caller]:
-                del self._of[caller]
+    def _leave(self, caller: str, connection: UnauthenticatedConnection) -> None:
+        if connection in self._all:
+            del self._all[connection], self._by_caller[caller][connection]
+            if not self._by_caller[caller]:
+                del self._by_caller[caller]
 
 
 @attrs.frozen(eq=False)
-class Newcomer:
+class UnauthenticatedConnection:
     """One connection until it authenticates or closes."""
 
     since: float
     close: Callable[[], None]
-    _leave: Callable[[Newcomer], None]
+    _leave: Callable[[UnauthenticatedConnection], None]
 
     def leave(self) -> None:
-        """Count this connection no longer; repeated calls do nothing."""
+        """Stop counting this connection; repeated calls do nothing."""
         self._leave(self)
 
 

@@ -11,7 +11,7 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock
 
-from certctrl.agent.alert_watch import INTERVAL, MOST_APART, alert_forever
+from certctrl.agent.alert_watch import INTERVAL, MAX_SEPARATE, alert_forever
 from certctrl.agent.context import Problem
 from certctrl.agent.counters import Counters
 from certctrl.install.deploy.retry_table import RetryTable
@@ -138,10 +138,10 @@ async def test_many_that_begin_to_fail_together_share_an_alert(
             host.fail(RetryKind.DOWN, f"cert:{n}")
     assert await host.watch(INTERVAL * 3) == ["failing"]
     assert len(host.alerts[0]["subjects"]) == 100 and "and 80 more" in host.alerts[0]["what"]
-    for n in range(100, 100 + MOST_APART):
+    for n in range(100, 100 + MAX_SEPARATE):
         for _ in range(3):
             host.fail(RetryKind.DOWN, f"cert:{n}")
-    assert await host.watch(INTERVAL * 3) == ["failing"] * (1 + MOST_APART)
+    assert await host.watch(INTERVAL * 3) == ["failing"] * (1 + MAX_SEPARATE)
 
 
 async def test_a_hold_that_was_forgotten_is_alerted(autojump_clock: MockClock, nursery: trio.Nursery) -> None:

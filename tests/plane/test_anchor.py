@@ -10,6 +10,7 @@ import pytest
 from cryptography import x509
 from earlier import earlier_data_dir
 from issued import issue
+from plane_world import World
 
 from certctrl.errors import DiskError
 from certctrl.plane.ca.domains import collides
@@ -60,7 +61,7 @@ async def test_a_new_plane_has_a_ca_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["plane.example.com", "PLANE.example.com.", "*.example.com", "localhost", "127.0.0.1", "::1"]
 )
-async def test_the_ca_issues_no_name_of_the_plane(world: Any, name: str) -> None:
+async def test_the_ca_issues_no_name_of_the_plane(world: World, name: str) -> None:
     earlier = await issue(world, name if "*" in name else "www.example.com", name)
     taken = world.plane.certificates.reserve(names_of("127.0.0.1", ("plane.example.com",)))
     assert [row["id"] for row in taken] == [earlier["id"]], "told to the operator"
@@ -75,7 +76,7 @@ async def test_the_ca_issues_no_name_of_the_plane(world: Any, name: str) -> None
 @pytest.mark.parametrize(
     "name", ["example.com", "www.example.com", "a.plane.example.com", "*.plane.example.com", "127.0.0.2"]
 )
-async def test_other_names_are_issued(world: Any, name: str) -> None:
+async def test_other_names_are_issued(world: World, name: str) -> None:
     world.plane.certificates.reserve(names_of("127.0.0.1", ("plane.example.com",)))
     row = await issue(world, name)
     assert (await world.plane.certificates.renew(1, row["id"]))["status"] == "done"
@@ -192,7 +193,7 @@ async def test_the_old_ca_issues_no_name_of_the_plane_before_the_switch_either(o
             await plane.anchor.switch(force=True)
 
 
-async def test_a_refresh_hands_out_the_anchor_and_confirms_it(build: Callable[..., Any]) -> None:
+async def test_a_refresh_hands_out_the_anchor_and_confirms_it(build: Callable[..., World]) -> None:
     world = build()
     world.plane.anchor.switched = False
     device = await world.device()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from earlier import earlier_data_dir
 from nacl.public import PrivateKey
+from plane_world import World
 from proving import answered, registration
 
 from certctrl.plane.core import Plane
@@ -21,7 +22,7 @@ REGISTER = "/apiv1/device/registration"
 PUBLIC_ID = "23229bf7-5172-02c7-59a2-76d5b4a40090"
 
 
-async def approved(world: Any, public_id: str = "", name: str = "web-1", user_id: int = 1) -> str:
+async def approved(world: World, public_id: str = "", name: str = "web-1", user_id: int = 1) -> str:
     """Start a grant, approve it, and return its registration code."""
     asked = {"action": "device_start", "name": name, "platform": "Debian 12"}
     grant = (await world.stranger("POST", "/auth/device", asked | {"device_public_id": public_id})).data
@@ -38,7 +39,7 @@ def by_code(public_id: str, secret: PrivateKey, code: str, name: str = "web-1", 
 # --- the approved device ------------------------------------------------------------------------------------------
 
 
-async def test_an_approval_that_names_no_device_restores_none(world: Any) -> None:
+async def test_an_approval_that_names_no_device_restores_none(world: World) -> None:
     """Found by review: a revoked device asked again without its id, under a new name, and was approved as a new one."""
     device = await world.device()
     world.plane.devices.revoke(1, device.id, "stolen")
@@ -52,7 +53,7 @@ async def test_an_approval_that_names_no_device_restores_none(world: Any) -> Non
     assert reply.status == 200, "the approval is not used up: a new device may register"
 
 
-async def test_a_known_device_needs_an_approval_that_names_it(world: Any) -> None:
+async def test_a_known_device_needs_an_approval_that_names_it(world: World) -> None:
     device = await world.device()
     reply = await world.register(by_code(device.public_id, device.secret, await approved(world)))
     assert (reply.status, reply.key) == (403, "DEVICE_NOT_NAMED")
@@ -62,7 +63,7 @@ async def test_a_known_device_needs_an_approval_that_names_it(world: Any) -> Non
     assert reply.key == "DEVICE_NOT_NAMED", "nor may anyone take the place of an expected device"
 
 
-async def test_a_device_that_is_revoked_after_its_approval_stays_revoked(world: Any) -> None:
+async def test_a_device_that_is_revoked_after_its_approval_stays_revoked(world: World) -> None:
     device = await world.device()
     code = await approved(world, device.public_id)
     world.clock.advance(1)
@@ -71,7 +72,7 @@ async def test_a_device_that_is_revoked_after_its_approval_stays_revoked(world: 
     assert (reply.status, reply.key) == (403, "DEVICE_REVOKED")
 
 
-async def test_a_revoked_device_does_not_come_back_under_another_id_or_user(world: Any) -> None:
+async def test_a_revoked_device_does_not_come_back_under_another_id_or_user(world: World) -> None:
     world.plane.devices.add_user("team")
     device = await world.device()
     world.plane.devices.revoke(1, device.id, "stolen")
@@ -86,13 +87,13 @@ async def test_a_revoked_device_does_not_come_back_under_another_id_or_user(worl
         assert (reply.status, reply.key) == (403, "DEVICE_REVOKED")
 
 
-async def test_a_device_registers_under_the_name_that_was_approved(world: Any) -> None:
+async def test_a_device_registers_under_the_name_that_was_approved(world: World) -> None:
     code = await approved(world, PUBLIC_ID, name="web-1")
     reply = await world.register(by_code(PUBLIC_ID, PrivateKey.generate(), code, name="db-1"))
     assert reply.data["device"]["name"] == "web-1"
 
 
-async def test_operators_see_which_known_devices_ask(world: Any) -> None:
+async def test_operators_see_which_known_devices_ask(world: World) -> None:
     world.plane.devices.add_user("team")
     world.plane.devices.expect(2, DeviceFacts(device_public_id=PUBLIC_ID, name="old"))
     world.plane.devices.expect(1, DeviceFacts(device_public_id="device-2", name="web-1"))
@@ -109,7 +110,7 @@ async def test_operators_see_which_known_devices_ask(world: Any) -> None:
 
 
 @pytest.fixture
-def credential(world: Any, by: str) -> Callable[[], Any]:
+def credential(world: World, by: str) -> Callable[[], Any]:
     async def make() -> dict[str, Any]:
         if by == "token":
             return {"enrolment_token": world.plane.enrolment.new_token(1)["token"]}
@@ -119,7 +120,7 @@ def credential(world: Any, by: str) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize("by", ["token", "code"])
-async def test_a_key_is_registered_by_its_holder_only(world: Any, credential: Callable[[], Any]) -> None:
+async def test_a_key_is_registered_by_its_holder_only(world: World, credential: Callable[[], Any]) -> None:
     """Found by review: anyone with an approval or token could register the public key of somebody else."""
     body = registration(PUBLIC_ID, PrivateKey.generate()) | await credential()
     challenge = (await world.stranger("POST", REGISTER, body)).data
@@ -136,7 +137,7 @@ async def test_a_key_is_registered_by_its_holder_only(world: Any, credential: Ca
 
 
 @pytest.mark.parametrize("by", ["token", "code"])
-async def test_a_challenge_is_for_one_registration_and_one_minute(world: Any, credential: Callable[[], Any]) -> None:
+async def test_a_challenge_is_for_one_registration_and_one_minute(world: World, credential: Callable[[], Any]) -> None:
     body = registration(PUBLIC_ID, PrivateKey.generate()) | await credential()
     challenge = (await world.stranger("POST", REGISTER, body)).data
     other = {"dev_pk": registration(PUBLIC_ID, PrivateKey.generate())["dev_pk"]}
@@ -148,14 +149,14 @@ async def test_a_challenge_is_for_one_registration_and_one_minute(world: Any, cr
     assert (await world.register(body)).status == 200
 
 
-async def test_a_wrong_credential_gets_no_challenge(world: Any) -> None:
+async def test_a_wrong_credential_gets_no_challenge(world: World) -> None:
     body = registration(PUBLIC_ID, PrivateKey.generate())
     assert (await world.stranger("POST", REGISTER, body | {"enrolment_token": "et_guess"})).key == "INVALID_TOKEN"
     code = {"user_id": 1, "registration_code": "guess"}
     assert (await world.stranger("POST", REGISTER, body | code)).key == "INVALID_TOKEN"
 
 
-async def old_agent(world: Any, public_id: str, secret: PrivateKey | None = None) -> Any:
+async def old_agent(world: World, public_id: str, secret: PrivateKey | None = None) -> Any:
     """Register as version 0.1 does, which knows no challenges."""
     body = registration(public_id, secret or PrivateKey.generate())
     del body["features"]
@@ -163,13 +164,13 @@ async def old_agent(world: Any, public_id: str, secret: PrivateKey | None = None
     return await world.stranger("POST", REGISTER, body | {"enrolment_token": token})
 
 
-async def test_an_agent_without_proofs_is_told_to_update(world: Any) -> None:
+async def test_an_agent_without_proofs_is_told_to_update(world: World) -> None:
     reply = await old_agent(world, PUBLIC_ID)
     assert (reply.status, reply.key) == (403, "KEY_PROOF_REQUIRED")
     assert "update the agent" in reply.what
 
 
-async def test_unproven_keys_are_for_new_devices_if_allowed(build: Callable[..., Any]) -> None:
+async def test_unproven_keys_are_for_new_devices_if_allowed(build: Callable[..., World]) -> None:
     world = build(allow_unproven_keys=True)
     secret = PrivateKey.generate()
     assert (await old_agent(world, PUBLIC_ID, secret)).status == 200

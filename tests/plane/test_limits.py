@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.limits import Attempts, Buckets, FreePages, Newcomers, caller_of
+from certctrl.plane.limits import Attempts, Buckets, FreePages, UnauthenticatedConnections, caller_of
 
 
 class Clock:
@@ -130,15 +130,17 @@ def test_what_counts_as_one_caller(address: str, caller: str) -> None:
 # --- connections ---------------------------------------------------------------------------------------------------
 
 
-def newcomers(per_address: int, in_all: int) -> tuple[Newcomers, Clock, list[str], Callable[[str, str], Any]]:
+def unauthenticated(
+    per_address: int, total: int
+) -> tuple[UnauthenticatedConnections, Clock, list[str], Callable[[str, str], Any]]:
     """Return the limiter, its clock, the names of closed connections, and ``admit(caller, name)``."""
     clock, closed = Clock(), list[str]()
-    found = Newcomers(per_address, in_all, clock)
+    found = UnauthenticatedConnections(per_address, total, clock)
     return found, clock, closed, lambda caller, name: found.admit(caller, lambda: closed.append(name))
 
 
 def test_connections_of_one_address_and_of_all_are_limited() -> None:
-    _, _, closed, admit = newcomers(2, 3)
+    _, _, closed, admit = unauthenticated(2, 3)
     assert admit("a", "a1") and admit("a", "a2")
     assert admit("a", "a3") is None
     assert admit("b", "b1")
@@ -147,23 +149,23 @@ def test_connections_of_one_address_and_of_all_are_limited() -> None:
 
 
 def test_a_connection_that_authenticated_or_closed_no_longer_counts() -> None:
-    found, _, _, admit = newcomers(1, 2)
+    found, _, _, admit = unauthenticated(1, 2)
     for _ in range(3):
-        newcomer = admit("a", "a1")
-        assert newcomer is not None
-        newcomer.leave()
-        newcomer.leave()
+        connection = admit("a", "a1")
+        assert connection is not None
+        connection.leave()
+        connection.leave()
     first = admit("a", "a1")
     assert admit("a", "a2") is None
     assert first is not None
     first.leave()
     assert admit("a", "a2")
-    assert len(found._all) == len(found._of) == 1, "nothing is kept"
+    assert len(found._all) == len(found._by_caller) == 1, "nothing is kept"
 
 
 def test_the_oldest_connection_makes_room_once_it_has_had_its_time() -> None:
-    """So that nobody keeps others behind one address out by opening connections."""
-    _, clock, closed, admit = newcomers(2, 3)
+    """So a client cannot keep others behind its address out by opening connections."""
+    _, clock, closed, admit = unauthenticated(2, 3)
     admit("a", "a1")
     clock.now += 4
     admit("a", "a2")

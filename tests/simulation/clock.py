@@ -36,7 +36,7 @@ class Clock:
         return max(0.0, self.now() + self.error)
 
     def steady_now(self) -> float:
-        """Return a time that is never set, and that does not stand still on a suspended host."""
+        """Return a time that is never set, and that continues on a suspended host."""
         return trio.current_time() + self.slept
 
     def begin(self) -> None:

@@ -1,10 +1,10 @@
 """Executor: perform the steps of one group after its switch, and undo the files if asked.
 
 The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. A file,
-import, command or check that is about none of the changed certificates ends nothing: it is recorded for its own. Nor does
-one whose service was not running before either: the previous files would not be served, so the new ones stay. Copies
-that may fail are written after the others of their step, one group of files at a time. Commands of one step run
-concurrently. Written files can be undone until the group is proven.
+import, command or check that is about none of the changed certificates ends nothing: it is recorded for its own. A
+failure of a service that was not running before does not end it either: the previous files would not be served, so the
+new ones stay. Copies that may fail are written after the others of their step, one group of files at a time. Commands
+of one step run concurrently. Written files can be undone until the group is proven.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from certctrl.text import one_line
 
 Endpoint = tuple[str, int]
 """Host and port."""
-MOST_ENDPOINTS = 64
-"""Endpoints of one group that are looked at; a service at another one counts as running."""
+MAX_ENDPOINTS = 64
+"""Endpoints of one group that are checked; a service at another one counts as running."""
 
 
 @attrs.frozen
@@ -75,7 +75,7 @@ class Executor:
     down: set[Endpoint] = attrs.field(factory=set)
     """Where nothing listened before this try."""
     still_down: set[Endpoint] = attrs.field(factory=set)
-    """Where nothing listens after a command or check failed either."""
+    """Where nothing listens even after a command or check has failed."""
 
     async def run(self) -> None:
         """Perform all steps in order. Raises the first failure that is not tolerated (CertctrlError)."""
@@ -84,7 +84,7 @@ class Executor:
             try:
                 await self._import(ca_id)
             except CertctrlError as error:
-                if not self._set_apart(error, self._importing(ca_id)):
+                if not self._record_if_unrelated(error, self._importing(ca_id)):
                     raise
         for step in self.plan.steps:
             await self._put([write for write in step.writes if not self._is_skipped((write.item,))])
@@ -165,10 +165,10 @@ class Executor:
         for number, error in sorted(failures.items()):
             job, changing = jobs[number], self._changing()
             scope = self._scope(job.items) | set(job.argument.cert_ids)
-            is_apart = bool(job.argument.cert_ids or changing) and scope.isdisjoint(changing)
+            is_unrelated = bool(job.argument.cert_ids or changing) and scope.isdisjoint(changing)
             if job.tolerant:
                 self._tolerate(error, job.items, job.argument.cert_ids)
-            elif (down := await self._is_down(job, scope)) or is_apart:
+            elif (down := await self._is_down(job, scope)) or is_unrelated:
                 why = f"{error}; the service is not running: nothing listens at {down}" if down else str(error)
                 about = frozenset(scope & changing or scope)
                 self.unrelated.append(Tolerated(why, frozenset(job.items), about, down=bool(down)))
@@ -180,7 +180,7 @@ class Executor:
             raise ends[0]
 
     async def _is_down(self, job: _Job, scope: set[int]) -> str:
-        """Return where the service of a failed job listens if it was not running before either; empty: it was."""
+        """Return where a failed job's service should listen if it was not running before; empty: it was running."""
         if isinstance(job.argument, Verification) and isinstance(job.argument.verify, VerifyTls):
             places = {_endpoint(job.argument.verify)}
         else:
@@ -191,7 +191,7 @@ class Executor:
         return ", ".join(f"{one_line(host)}:{port}" for host, port in sorted(places)) if silent == places else ""
 
     def _places(self, job: _Job) -> set[Endpoint]:
-        """Return where the service of a command listens: its items say so, those they depend on, or its certificates'."""
+        """Return where a command's service listens, by its items, by those they depend on, or by its certificates' probes."""
         below = {name for item in job.items for name in depended_on(item, self.items)}
         for names in (job.items, below):
             if found := _endpoints(self.items[name] for name in names if name in self.items):
@@ -208,8 +208,8 @@ class Executor:
                 found.add((host, port))
 
         async with trio.open_nursery() as nursery:
-            for host, port in sorted(places)[:MOST_ENDPOINTS]:
-                nursery.start_soon(one, host, port, name=f"look at {one_line(host)}:{port}")
+            for host, port in sorted(places)[:MAX_ENDPOINTS]:
+                nursery.start_soon(one, host, port, name=f"connect to {one_line(host)}:{port}")
         return found
 
     def _changing(self) -> set[int]:
@@ -244,7 +244,7 @@ class Executor:
         first = [write for write in strict if write.is_new and self._is_first(write)]
         rest = [write for write in strict if write not in first]
         for group, kept in ((first, self.permanent), (rest, self.copies)):
-            await self._put_together(group, kept)
+            await self._write_together(group, kept)
         file_groups: dict[str, list[Write]] = {}
         for write in writes:
             if write.tolerant:
@@ -260,7 +260,7 @@ class Executor:
                     f"item {one_line(file_group[0].item)}: {error}", {write.item for write in file_group}, certs
                 )
 
-    async def _put_together(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
+    async def _write_together(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
         """Write files all or none; without those that fail, if they are about none of the changed certificates."""
         if not writes:
             return
@@ -269,9 +269,9 @@ class Executor:
         except CertctrlError as error:
             failed: list[Write] = await self.context.offload(self._unwritable, writes)
             certs = {write.cert_id for write in failed if write.cert_id is not None}
-            if failed and self._set_apart(error, {write.item for write in failed}, certs):
+            if failed and self._record_if_unrelated(error, {write.item for write in failed}, certs):
                 rest = [one for one in writes if one not in failed and not self._is_skipped((one.item,))]
-                await self._put_together(rest, kept)
+                await self._write_together(rest, kept)
                 return
             raise
 
@@ -287,8 +287,8 @@ class Executor:
                 failed.add(node)
         return [write for write in writes if write.node in failed]
 
-    def _set_apart(self, error: CertctrlError, items: Collection[str], certs: Collection[int] = ()) -> bool:
-        """Note a failure of items that is about none of the changed certificates, if there are others; return whether."""
+    def _record_if_unrelated(self, error: CertctrlError, items: Collection[str], certs: Collection[int] = ()) -> bool:
+        """Record a failure of items that concerns no changed certificate, if there are others; return whether it was recorded."""
         scope = self._scope(items) | set(certs)
         if not scope.isdisjoint(self.batch) or not (self._changing() | set(self.batch)) - scope:
             self.blamed |= set(certs) or scope

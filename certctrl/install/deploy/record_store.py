@@ -106,7 +106,7 @@ class RecordStore:
             self._wanted += 1
 
     def ends_at(self, resource: str) -> float:
-        """Return when the certificate in use of a resource ends; for what is no certificate, the first of all ends."""
+        """Return when the certificate in use of a resource ends; for other resources, the earliest end of all certificates."""
         kind, _, number = resource.partition(":")
         if kind == "cert" and number.isdecimal():
             records = [record for record in (self.certificates.get(int(number)),) if record is not None]

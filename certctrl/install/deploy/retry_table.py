@@ -4,8 +4,8 @@ The one owner of retries. The installer records what failed for a certificate, t
 signal; `after_failure` decides how long to wait. The record store writes the table with the records
 (``state/retries.json``).
 
-A run waits on a clock that nobody sets. The file has the wall-clock time, for the next run and for people: it is written
-anew when the wall clock is set, and a run that finds more to wait for than the whole pause does not wait.
+A run waits on a clock that cannot be set. The file has the wall-clock time, for the next run and for people: it is
+written anew when the wall clock is set, and a run that finds more to wait for than the whole pause does not wait.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RetryTable:
     """
     wall_now: Callable[[], float]
     steady_now: Callable[[], float]
-    """Returns seconds on a clock that nobody sets and that does not stand still while the host is suspended."""
+    """Returns seconds on a clock that cannot be set and that continues while the host is suspended."""
     random: Callable[[], float]
     """Returns a number in [0, 1)."""
     settings: Callable[[], ApplicationConfig]
@@ -53,7 +53,7 @@ class RetryTable:
     """Set at each change."""
     _rows: dict[str, Retry] | None = None
     _due: dict[str, float] = attrs.field(factory=dict)
-    """Key -> when it is due, on the steady clock; those of the file are added when they are asked for first."""
+    """Key -> when it is due, on the steady clock; entries of the file are added when they are first needed."""
 
     def rows(self) -> dict[str, Retry]:
         """Return the retries by key, oldest first."""
@@ -99,7 +99,7 @@ class RetryTable:
         return not self.left(resource)
 
     def clock_was_set(self) -> None:
-        """Give the times of all retries by the wall clock as it is now, and wake who waits for one."""
+        """Give the times of all retries by the wall clock as it is now, and wake everything that waits for one."""
         now = self.wall_now()
         for key, retry in self.rows().items():
             at = now + self.left(key)

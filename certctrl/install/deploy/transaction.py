@@ -103,8 +103,8 @@ class Transaction:
 
     def _record_unrelated(self, executor: Executor) -> set[int]:
         """Record failures that ended nothing for the certificates that they are about; return those."""
-        if nobodys := [one.why for one in executor.unrelated if not one.cert_ids]:  # such as the command of a CA
-            self.results.failed(0, "; ".join(nobodys))
+        if about_none := [one.why for one in executor.unrelated if not one.cert_ids]:  # such as the command of a CA
+            self.results.failed(0, "; ".join(about_none))
         about = {cert_id for one in executor.unrelated for cert_id in one.cert_ids}
         about &= self.context.records.certificates.keys() - {one.cert_id for one in self.deferred}
         reported = {cert_id for cert_id in about if not self.results.outcomes.get(cert_id, NO_OUTCOME).ok}

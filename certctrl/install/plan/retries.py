@@ -18,7 +18,7 @@ MAX_RETRY_AFTER = 3600.0
 """Upper bound of a server's Retry-After, in seconds."""
 LIFE_SHARE = 10
 """A pause is at most this fraction of what is left of the certificate's life …"""
-LEAST_BOUND = 60.0
+MIN_BOUND = 60.0
 """… but need not be shorter than this, in seconds."""
 ROUNDING = 1e-3
 """Seconds by which sums of times may differ."""
@@ -100,13 +100,13 @@ def after_failure(
 
 def bounded_by_life(pause: float, life: float) -> float:
     """Return a pause that is at most a tenth of the remaining ``life`` (seconds), or a minute if that is longer."""
-    return min(pause, max(LEAST_BOUND, life / LIFE_SHARE))
+    return min(pause, max(MIN_BOUND, life / LIFE_SHARE))
 
 
 def _same_work(before: Retry, failure: Failure) -> bool:
     kinds = {before.kind, failure.kind}
-    apart = (RetryKind.PENDING, RetryKind.LAGGING, RetryKind.DOWN)
-    if len(kinds) == 2 and not kinds.isdisjoint(apart) and kinds != {RetryKind.PENDING, RetryKind.DOWN}:
+    separate = (RetryKind.PENDING, RetryKind.LAGGING, RetryKind.DOWN)
+    if len(kinds) == 2 and not kinds.isdisjoint(separate) and kinds != {RetryKind.PENDING, RetryKind.DOWN}:
         return False
     if failure.signal is None or before.signal is None:
         return True
@@ -119,7 +119,7 @@ def is_quarantined(retry: Retry, settings: ApplicationConfig) -> bool:
 
 
 def longest_pause(kind: RetryKind, settings: ApplicationConfig) -> float:
-    """Return how long anything is left alone at most."""
+    """Return the longest pause of a kind."""
     if kind in (RetryKind.PENDING, RetryKind.DOWN):
         return PAUSES[kind].last
     return max(MAX_RETRY_AFTER, float(settings.reconcile_interval_seconds))

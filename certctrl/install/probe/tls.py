@@ -35,7 +35,7 @@ MAX_ADDRESSES = 8
 CONNECT_SECONDS = 1.0
 """Time to find out whether something listens."""
 UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
-"""What connecting to an address of a family that this host does not use ends with; it says nothing of the service."""
+"""Errors of connecting to an address of a family that this host does not use; they do not describe the service."""
 
 Wanted = Mapping[str, KeyKind | None]
 """Fingerprint of an accepted leaf -> its kind of key; None: unknown."""
@@ -167,13 +167,13 @@ async def after_removal(
 async def is_down(host: str, port: int) -> bool:
     """Return whether nothing listens at an endpoint: its addresses refuse connections.
 
-    False if one accepts, does not answer within a second, or is not of this host, and if the host cannot be resolved:
-    then it is not known.
+    False if one accepts, does not answer within a second or is not of this host, or if the host cannot be resolved:
+    then the state is unknown.
     """
     refused = list[bool]()
 
     async def one(family: int, address: str) -> None:
-        if not is_own(address):  # where no service is that a command reloads
+        if not is_own(address):  # a command reloads no service there
             refused.append(False)
             return
         try:

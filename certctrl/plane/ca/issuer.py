@@ -67,7 +67,7 @@ class Purpose:
     secret: str
     """Prefix of the names under which its keys are stored."""
     subject: str
-    """Begin of the common names of its certificates."""
+    """Start of the common names of its certificates."""
 
 
 ISSUING = Purpose("ca", "certctrl")

@@ -12,8 +12,8 @@ from certctrl.plane.errors import forbidden, invalid_token
 from certctrl.plane.http.routing import Endpoint
 from certctrl.plane.sessions import DeviceSession
 
-NEWCOMER = "certctrl.newcomer"
-"""Key of the connection's `Newcomer` in the state of an ASGI scope."""
+CONNECTION = "certctrl.connection"
+"""Key of the `UnauthenticatedConnection` in the state of an ASGI scope."""
 _ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
 
 
@@ -56,10 +56,10 @@ class Authenticator:
 
 
 def note_authenticated(request: Request) -> None:
-    """Let the connection of a request no longer count as one that has not authenticated."""
-    newcomer = request.scope.get("state", {}).get(NEWCOMER)
-    if newcomer is not None:
-        newcomer.leave()
+    """Stop counting the connection of a request as one that has not authenticated."""
+    connection = request.scope.get("state", {}).get(CONNECTION)
+    if connection is not None:
+        connection.leave()
 
 
 def bearer_token(request: Request) -> str:

@@ -133,7 +133,7 @@ class Registration(Device):
     challenge_response: Annotated[str | None, Text(100, optional=True)] = None
 
     def proof(self) -> Proof:
-        """Return what this says about the possession of the key."""
+        """Return what this proves about the possession of the key."""
         return Proof(offered=KEY_PROOF in self.features, answer=self.challenge_response or "")
 
 
@@ -208,7 +208,7 @@ class NewUser:
 
 @attrs.frozen(kw_only=True)
 class Switch:
-    """A request to serve the plane's own CA; ``force``: even if devices are lost."""
+    """A request to switch to the plane's own CA; ``force``: even if devices cannot connect any more."""
 
     force: bool = False
 

@@ -122,7 +122,7 @@ class OperatorApi:
     async def grant(self, request: Request) -> Response:
         """Return the device that shows a user code, and the devices that have its id or name (``known_devices``)."""
         grant = self._plane.grants.show(request.path_params["code"])
-        known = self._plane.devices.namesakes(grant["device_public_id"], grant["name"])
+        known = self._plane.devices.similar(grant["device_public_id"], grant["name"])
         return data_answer(grant | {"known_devices": known})
 
     async def decide_grant(self, request: Request) -> Response:

@@ -30,16 +30,16 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from certctrl.errors import TransportError
-from certctrl.plane.http.authentication import NEWCOMER
+from certctrl.plane.http.authentication import CONNECTION
 from certctrl.plane.http.middleware import App
-from certctrl.plane.limits import Newcomers, caller_of
+from certctrl.plane.limits import UnauthenticatedConnections, caller_of
 
 KEEP_ALIVE = 120.0
 """Seconds an idle connection stays open: longer than agents' poll intervals, to avoid new handshakes."""
-NEW_PER_ADDRESS = 1000
-"""Connections of one address that have not authenticated yet; after a restart, all hosts behind one NAT connect again."""
-NEW_IN_ALL = 10_000
-"""The same for all addresses; both are lower if fewer files may be open."""
+UNAUTHENTICATED_PER_ADDRESS = 1000
+"""Most unauthenticated connections of one address; after a restart, all hosts behind one NAT connect together."""
+UNAUTHENTICATED_TOTAL = 10_000
+"""Most unauthenticated connections of all addresses; both limits are lower if fewer files may be open."""
 _READ_TIMEOUT = 150
 _GRACE_SECONDS = 3.0
 _BACKLOG = 4096
@@ -62,8 +62,10 @@ class Server:
         self._sock = sock
         self._tls = context
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        files = 2 * NEW_IN_ALL if files == resource.RLIM_INFINITY else files
-        self._newcomers = Newcomers(min(NEW_PER_ADDRESS, files // 4), min(NEW_IN_ALL, files // 2), trio.current_time)
+        files = 2 * UNAUTHENTICATED_TOTAL if files == resource.RLIM_INFINITY else files
+        self._unauthenticated = UnauthenticatedConnections(
+            min(UNAUTHENTICATED_PER_ADDRESS, files // 4), min(UNAUTHENTICATED_TOTAL, files // 2), trio.current_time
+        )
 
     async def serve(self, *, stop: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until ``stop``; then stop accepting, let requests finish, and cut the rest after a grace period."""
@@ -82,18 +84,18 @@ class Server:
 
     async def _handle(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
         scope = trio.CancelScope()
-        newcomer = self._newcomers.admit(caller_of(_peer(stream)), scope.cancel)
-        if newcomer is None:  # before the handshake, which is what costs
+        connection = self._unauthenticated.admit(caller_of(_peer(stream)), scope.cancel)
+        if connection is None:  # before the handshake, which is expensive
             await trio.aclose_forcefully(stream)
             return
         try:
-            state = ConnectionState({NEWCOMER: newcomer})
+            state = ConnectionState({CONNECTION: connection})
             with scope:
                 await _Connection(self._app, self._config, self._context, state, stream)
         except Exception:  # isolate failing connections
             log.exception("a connection failed")
         finally:
-            newcomer.leave()
+            connection.leave()
 
 
 def _peer(stream: trio.SSLStream[trio.SocketStream]) -> str:

@@ -221,7 +221,7 @@ async def test_known_and_revoked_devices_are_named(world: World, browser: Browse
     assert b"<strong>revoked</strong>" in (await browser.get(path)).body
 
 
-async def test_devices_of_other_users_and_namesakes_are_named(world: World, browser: Browser) -> None:
+async def test_devices_of_other_users_or_with_the_same_name_are_named(world: World, browser: Browser) -> None:
     world.plane.devices.add_user("team")
     world.plane.devices.expect(2, DeviceFacts(device_public_id="device-of-team", name="web-1"))
     world.plane.devices.revoke(2, 1, "stolen")

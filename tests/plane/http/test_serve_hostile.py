@@ -103,7 +103,7 @@ async def test_idle_connections_do_not_keep_devices_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any
 ) -> None:
     """Found by review: one client could hold connections until the plane had no descriptors left."""
-    monkeypatch.setattr("certctrl.plane.http.server.NEW_PER_ADDRESS", 3)
+    monkeypatch.setattr("certctrl.plane.http.server.UNAUTHENTICATED_PER_ADDRESS", 3)
     async with trio.open_nursery() as nursery:
         address: PlaneAddress = await nursery.start(partial(serve_plane, tmp_path / "plane", settings=FAST))
         async with connected(address, operator_key(address)) as operator:
@@ -118,7 +118,7 @@ async def test_idle_connections_do_not_keep_devices_out(
                         await refused.ask("GET", "/health")
                 assert (await device.ask("GET", UPDATES)).status == 204, "those that authenticated stay"
                 assert (await operator.ask("GET", "/apiv1/users")).status == 200
-                monkeypatch.setattr("certctrl.plane.limits._PATIENCE", 0.0)
+                monkeypatch.setattr("certctrl.plane.limits._AUTHENTICATION_SECONDS", 0.0)
                 async with connected(address, session["access_token"]) as another:
                     assert (await another.ask("GET", UPDATES)).status == 204
                 with trio.fail_after(60), pytest.raises((trio.BrokenResourceError, EOFError)):

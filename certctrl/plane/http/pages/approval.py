@@ -72,7 +72,7 @@ class ApprovalPage:
             grant,
             csrf=csrf,
             now=self._plane.wall_now(),
-            known=self._plane.devices.namesakes(grant["device_public_id"], grant["name"]),
+            known=self._plane.devices.similar(grant["device_public_id"], grant["name"]),
             users=self._plane.devices.users(),
         )
         return page("Approve this device?", body)
