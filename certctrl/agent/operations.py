@@ -18,6 +18,7 @@ from certctrl.agent.reconcile import UNKNOWN_CAS, plan_resync, try_resync
 from certctrl.agent.reporter import snapshot
 from certctrl.agent.standing import report_standings
 from certctrl.errors import PlaneError, TransportError, UsageError
+from certctrl.install.deploy.names import public_names
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.plan.render import plan_json
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -226,8 +227,10 @@ def _text(request: dict[str, Any], name: str) -> str:
 def record_for(records: Any, domain: str) -> CertRecord:
     """Return the record whose primary domain, name or SAN is ``domain``. Raises UsageError with the known ones."""
     wanted = ascii_name(domain.lower().rstrip("."))
-    known = [record for record in records if record.generation]
+    known = sorted((record for record in records if record.generation), key=lambda one: (one.revoked, one.cert_id))
+    public = public_names((record.facts, record.revoked) for record in known)
     for test in (
+        lambda record: public[record.cert_id] == wanted,
         lambda record: record.name == wanted or (record.facts.domains and record.facts.domains[0] == wanted),
         lambda record: wanted in record.facts.domains,
     ):

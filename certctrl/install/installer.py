@@ -22,6 +22,7 @@ from certctrl.install.deploy.candidates import to_switch
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, groups_of
+from certctrl.install.deploy.names import name_of_domain, own_name, settle_names
 from certctrl.install.deploy.results import Results, merged
 from certctrl.install.deploy.retry_table import RetryTable, cert_resource
 from certctrl.install.deploy.rollback import roll_back
@@ -40,7 +41,7 @@ from certctrl.model.policy import HostPolicy, Retirement
 from certctrl.model.records import CertRecord
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import Fs
-from certctrl.store.layout import ConfigDir, safe_name
+from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState
 from certctrl.text import one_line
 
@@ -124,16 +125,16 @@ class Installer:
         return record.name if record is not None else ""
 
     def name_for(self, cert_id: int, domains: Sequence[str]) -> str:
-        """Return the directory name of a certificate: its present one, otherwise one that no other certificate uses."""
+        """Return the directory of a certificate: its present one, otherwise one that no other certificate uses."""
         record = self.records.get(cert_id)
         if record is not None and in_use(record):
             return record.name
-        name = safe_name(domains[0] if domains else f"certificate-{cert_id}")
+        name = name_of_domain(cert_id, domains[0] if domains else "")
         if any(one.name == name and one.cert_id != cert_id for one in self.records.values() if in_use(one)):
-            return f"{name}-{cert_id}"  # cannot be a domain: none ends in a number
+            return own_name(name, cert_id)
         holder = self._names.get(name, cert_id)  # one that is being fetched has no record yet
         if holder != cert_id and holder not in self.records:
-            return f"{name}-{cert_id}"
+            return own_name(name, cert_id)
         self._names[name] = cert_id
         return name
 
@@ -254,6 +255,8 @@ class Installer:
         """Give all named certificates an outcome and make the records durable."""
         for cert_id in sorted(results.concerned | results.waiting.keys()):
             results.unchanged(cert_id, "" if cert_id in self.records else "not on this host")
+        with suppress(DiskError):  # tried again with the next switch, and at the next start
+            await settle_names(self._context)
         try:
             await results.save()
         except DiskError as error:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 DIR_MODE = 0o700
 SECRET_MODE = 0o600
+ALIAS = "+"
+"""What the links in ``certs/.live`` begin with that lead to another name there; no name of a certificate does."""
+OWN_MARK = "+"
+"""Between a name and the id of a certificate that is not the first with that name; `safe_name` never returns it."""
 PUBLIC_MODE = 0o644
 CA_FILE_PREFIX = "certctrl-"
 """How the names of CA files in the system trust store begin; they end with ``-ID.crt``."""
@@ -87,12 +91,13 @@ class ConfigDir:
         """Return the directory of one generation; its contents never change."""
         return self.generations / name / generation_id
 
-    def public_links(self, name: str) -> dict[Path, str]:
-        """Return the spec's link paths with their relative targets, all through ``.live``."""
+    def public_links(self, name: str, *, alias: bool = False) -> dict[Path, str]:
+        """Return the spec's link paths with their relative targets, all through ``.live``, or its ``alias`` of the name."""
+        via = f".live/{ALIAS}{name}" if alias else f".live/{name}"
         return {
-            self.certs / f"{name}.crt": f".live/{name}/fullchain.pem",
-            self.certs / f"{name}.key": f".live/{name}/private.key",
-            self.chains / f"{name}.pem": f"../.live/{name}/chain.pem",
+            self.certs / f"{name}.crt": f"{via}/fullchain.pem",
+            self.certs / f"{name}.key": f"{via}/private.key",
+            self.chains / f"{name}.pem": f"../{via}/chain.pem",
         }
 
 

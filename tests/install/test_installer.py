@@ -275,14 +275,14 @@ async def test_a_disabled_item_between_two_keeps_their_order(clock: MockClock, h
 async def test_two_certificates_for_one_domain_get_two_names(clock: MockClock, host: Host) -> None:
     name_for = host.installer.name_for
     assert [name_for(1, ("a.example",)), name_for(2, ("a.example",)), name_for(1, ("a.example",))] == [
-        "a.example", "a.example-2", "a.example",
+        "a.example", "a.example+2", "a.example",
     ]  # fmt: skip
     await host.deliver(3)
-    assert name_for(4, ("c3.example",)) == "c3.example-4"
+    assert name_for(4, ("c3.example",)) == "c3.example+4"
     assert name_for(3, ("renamed.example",)) == "c3.example", "paths stay"
     await host.installer.withdraw(3, revoked=False, items=())
     assert name_for(5, ("c3.example",)) == "c3.example"
-    assert name_for(6, ()) == "certificate-6"
+    assert name_for(6, ()) == "certificate+6"
 
 
 @pytest.mark.parametrize("how", ["changed", "removed"])

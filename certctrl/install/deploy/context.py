@@ -47,6 +47,8 @@ class Context:
     records: RecordStore
     identity: AgentIdentity
     indexer: Indexer = attrs.field(factory=Indexer)
+    public: dict[int, str] = attrs.field(factory=dict)
+    """Public names of certificates whose directory has another name (`names.publish`)."""
 
     @classmethod
     def of(cls, *, random: Callable[[], float], steady_now: Callable[[], float], **given: Any) -> Context:

@@ -28,6 +28,7 @@ from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.deploy.candidates import prune_unused
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.groups import Group, SwitchedPlan, nodes_of, stale_markers
+from certctrl.install.deploy.names import publish
 from certctrl.install.deploy.observe import observe_and_plan
 from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate
@@ -121,8 +122,11 @@ class Convergence:
         previous: dict[str, str | None] = {}
 
         def switch(plan: InstallPlan) -> None:
-            if to := {cert.name: cert.generation for one in plan.groups for cert in one.switches}:
-                previous.update(context.generations.switch(to))
+            switches = [cert for one in plan.groups for cert in one.switches]
+            if switches:
+                previous.update(context.generations.switch({cert.name: cert.generation for cert in switches}))
+                with suppress(DiskError):  # tried again with the next switch, and at the next start
+                    publish(context, switched=switches)
 
         def switch_now(plan: InstallPlan) -> None:
             if not stale_markers(plan):

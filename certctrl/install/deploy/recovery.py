@@ -12,11 +12,13 @@ import attrs
 
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.names import publish
 from certctrl.install.deploy.results import with_facts
 from certctrl.install.deploy.staging import Candidate, with_chain_end
 from certctrl.model.records import CertRecord, Stage
 from certctrl.store.deployments.recovery import recover as recover_deployments
 from certctrl.store.disk.fs import closing
+from certctrl.store.layout import ALIAS
 from certctrl.store.state.files import sweep_leftovers
 
 ALERT_PREFIX = "alert-"
@@ -48,6 +50,7 @@ def recover(context: Context) -> None:
             candidate = Candidate.read(context, name, _live(context, name))
             if candidate.cert_id not in context.records.certificates:
                 context.records.note(_described(context, CertRecord(facts=candidate.facts), candidate.generation))
+    publish(context, always=True)
 
 
 def _live(context: Context, name: str) -> str:
@@ -74,7 +77,7 @@ def _described(context: Context, record: CertRecord, live: str) -> CertRecord:
 
 def _live_names(context: Context) -> set[str]:
     with closing(context.fs, context.fs.open_dir(context.layout.live)) as directory:
-        return {name for name in context.fs.listdir(directory) if not name.startswith(".")}
+        return {name for name in context.fs.listdir(directory) if not name.startswith((".", ALIAS))}
 
 
 def _sweep_alerts(context: Context) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, assert_never
 
 import attrs
@@ -20,6 +21,7 @@ from certctrl.install.deploy import staging
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
+from certctrl.install.deploy.names import publish, settle_names
 from certctrl.install.deploy.observe import uid_of
 from certctrl.install.deploy.record_store import audit_entry
 from certctrl.install.deploy.results import Results
@@ -98,6 +100,7 @@ class Withdrawal:
         async with self.locks.held(self._group().nodes):
             left: dict[str, str] = await context.offload(self._remove_files)
             ours = tuple(path for path, why in left.items() if why != CHANGED)
+            await context.offload(partial(publish, context, without=self.record.cert_id))  # a successor takes its name
             await context.offload(context.generations.withdraw, self.record.name)
             await context.offload(context.state.forget_passwords, self.record.name)
             context.records.note(
@@ -120,6 +123,8 @@ class Withdrawal:
             context.records.retries.succeeded(cert_resource(self.record.cert_id))
             self._audit("revoked" if self.revoked else "unassigned")
             await context.records.save()
+            with suppress(DiskError):  # tried again with the next switch, and at the next start
+                await settle_names(context)  # another one may have been switched meanwhile
         return left
 
     def _successors(self) -> frozenset[int]:
@@ -248,6 +253,8 @@ class Withdrawal:
         context.records.note(
             attrs.evolve(context.records.certificates[record.cert_id], staged="", held=False, revoked=self.revoked)
         )
+        with suppress(DiskError):
+            await settle_names(context)
         await context.records.save()
         # the revoked key is removed even if a command failed
         gone = await context.offload(lambda: context.generations.prune(record.name, 0, also_keep=keep))

@@ -274,9 +274,15 @@ class GenerationFiles:
             self._fs.fsync(top)  # the directories of new names
 
     def link_public(self, name: str, places: Mapping[Path, Handle]) -> set[Path]:
-        """Point the spec's links at the live link; return the directories that changed."""
-        links = self._layout.public_links(name).items()
-        return {link.parent for link, text in links if swap_link_at(self._fs, places[link.parent], link.name, text)}
+        """Point the spec's links at the live link; return the directories that changed.
+
+        Links that lead through an alias stay: they may belong to another certificate (`public_names`).
+        """
+        aliased, changed = self._layout.public_links(name, alias=True), set[Path]()
+        for link, text in self._layout.public_links(name).items():
+            if swap_link_at(self._fs, places[link.parent], link.name, text, keep=aliased[link]):
+                changed.add(link.parent)
+        return changed
 
     def sync_inherited(self) -> None:
         """Make durable what an earlier process renamed but did not sync."""

@@ -26,9 +26,10 @@ import attrs
 
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, remove_tree, sync_all
+from certctrl.store.deployments.public_names import PublicNames
 from certctrl.store.disk.atomic import is_temp, swap_link_at
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
-from certctrl.store.layout import ConfigDir
+from certctrl.store.layout import ALIAS, ConfigDir
 
 
 @attrs.frozen(kw_only=True)
@@ -59,6 +60,7 @@ class GenerationStore:
         self._layout = layout
         self._fs = fs
         self._files = GenerationFiles(layout, fs)
+        self.public = PublicNames(layout, fs)
         self._durable: set[tuple[str, str]] = set()  # settled or swept by this process
         self._verified: set[tuple[str, str]] = set()  # written or verified by this process, not live yet
         self._pending: dict[tuple[str, str], Staged] = {}  # staged, not settled
@@ -221,10 +223,10 @@ class GenerationStore:
         places = [self._layout.live, self._layout.certs, self._layout.chains]
         with ExitStack() as stack:
             handles = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in places}
-            for link in (*self._layout.public_links(name), self._layout.live_link(name)):
-                found = self._fs.lstat(link.name, at=handles[link.parent])
-                if found is not None and found.kind is FileKind.LINK:
-                    self._fs.unlink(link.name, at=handles[link.parent])
+            self.public.remove(name, handles)
+            found = self._fs.lstat(name, at=handles[self._layout.live])
+            if found is not None and found.kind is FileKind.LINK:
+                self._fs.unlink(name, at=handles[self._layout.live])
             sync_all(self._fs, list(handles.values()))
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as home:
             if self._fs.lstat(name, at=home) is not None:
@@ -274,7 +276,8 @@ class GenerationStore:
                 for leftover in filter(is_temp, self._fs.listdir(handle)):
                     self._fs.unlink(leftover, at=handle)
                     swept += 1
-            live = [name for name in self._fs.listdir(places[self._layout.live]) if not is_temp(name)]
+            found = self._fs.listdir(places[self._layout.live])
+            live = [name for name in found if not (is_temp(name) or name.startswith(ALIAS))]
             touched = [path for name in live for path in self._files.link_public(name, places)]
             sync_all(self._fs, [places[path] for path in sorted(set(touched))])
         return swept

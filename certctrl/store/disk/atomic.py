@@ -115,10 +115,10 @@ def remove_file(fs: Fs, path: Path, *, durable: bool = True) -> bool:
     return True
 
 
-def swap_link_at(fs: Fs, parent: Handle, name: str, text: str) -> bool:
-    """Point the link ``name`` in an open directory at ``text``; False if it already does. No fsync."""
+def swap_link_at(fs: Fs, parent: Handle, name: str, text: str, *, keep: str = "") -> bool:
+    """Point the link ``name`` in an open directory at ``text``; False if it leads there, or to ``keep``. No fsync."""
     found = fs.lstat(name, at=parent)
-    if found is not None and found.kind is FileKind.LINK and fs.readlink(name, at=parent) == text:
+    if found is not None and found.kind is FileKind.LINK and fs.readlink(name, at=parent) in (text, keep):
         return False
     temp = temp_name(fs, name)
     fs.symlink(text, temp, at=parent)

@@ -282,6 +282,6 @@ async def test_a_copy_that_names_its_certificate_passes_to_the_successor(clock: 
     first, calls = target.read_bytes(), len(host.proc.calls)
     outcome = await host.installer.withdraw(7, revoked=True, items=items)
     assert (outcome.kind, [one.cert_id for one in outcome.deployed]) == (APPLIED, [9])
-    assert (host.layout.certs / "a.example-9.key").read_bytes() in target.read_bytes() != first
+    assert (host.layout.certs / "a.example+9.key").read_bytes() in target.read_bytes() != first
     assert len(host.proc.calls) == calls + 1
     assert not await host.installer.unfinished(items)

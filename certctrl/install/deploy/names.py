@@ -1,0 +1,93 @@
+"""Allot names: the directory of a certificate, and its public name in ``certs/``.
+
+Several certificates may be for one domain: an RSA and an ECDSA one, or one that was issued anew and its predecessor.
+The first of them, by id, has the plain name (``www``), the others theirs with the id (``www+5``); a revoked one comes
+last. So the public names depend only on which certificates are here, on a rebuilt host as well, and when the first one
+goes, the next one takes its name over. Directories keep the name that they got at their first delivery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import attrs
+
+from certctrl.install.deploy.context import Context
+from certctrl.install.plan.values import DesiredCert
+from certctrl.model.certificate import CertFacts
+from certctrl.store.layout import OWN_MARK, safe_name
+
+
+def name_of_domain(cert_id: int, domain: str) -> str:
+    """Return the plain name of a certificate by its primary domain, which may be empty."""
+    return safe_name(domain) if domain.strip() else own_name("certificate", cert_id)
+
+
+def own_name(plain: str, cert_id: int) -> str:
+    """Return the name of a certificate that is not the first one with the plain name."""
+    return f"{plain}{OWN_MARK}{cert_id}"
+
+
+def plain_name(facts: CertFacts) -> str:
+    """Return the name of a certificate without its id."""
+    plain, mark, number = facts.name.rpartition(OWN_MARK)
+    if mark and number == str(facts.cert_id):
+        return plain
+    old_form = f"-{facts.cert_id}"  # of earlier releases
+    if facts.domains and facts.name.endswith(old_form):
+        domain = safe_name(facts.domains[0])
+        return domain if facts.name == f"{domain}{old_form}" else facts.name
+    return facts.name
+
+
+def public_names(here: Iterable[tuple[CertFacts, bool]]) -> dict[int, str]:
+    """Return the public name of each certificate that is here (facts, whether it is revoked), by id."""
+    bearers: dict[str, list[tuple[bool, int]]] = {}
+    for facts, revoked in here:
+        bearers.setdefault(plain_name(facts), []).append((revoked, facts.cert_id))
+    found: dict[int, str] = {}
+    for plain, those in bearers.items():
+        first, *others = sorted(those)
+        found[first[1]] = plain
+        found |= {cert_id: own_name(plain, cert_id) for _, cert_id in others}
+    return found
+
+
+def shared(context: Context) -> bool:
+    """Return whether a directory does not have the plain name of its certificate, as that of another one has it."""
+    here = (record for record in context.records.certificates.values() if record.generation)
+    return any(record.name != plain_name(record.facts) for record in here)
+
+
+def publish(
+    context: Context, *, switched: Collection[DesiredCert] = (), without: int | None = None, always: bool = False
+) -> None:
+    """Make the public names right, after a switch or before a removal. Blocks on the disk; raises DiskError.
+
+    ``switched``: certificates that the records do not describe yet. ``without``: one that goes. ``always``: also if
+    nothing is known of names that differ from their directories'.
+    """
+    here: dict[int, tuple[CertFacts, bool]] = {
+        record.cert_id: (record.facts, record.revoked)
+        for record in list(context.records.certificates.values())
+        if record.generation and record.cert_id != without
+    }
+    here |= {cert.cert_id: (cert.facts, cert.revoked) for cert in switched}
+    names = public_names(here.values())
+    others = {cert_id: name for cert_id, name in names.items() if name != here[cert_id][0].name}
+    if others or context.public or always:
+        wanted = {name: here[cert_id][0].name for cert_id, name in names.items()}
+        context.generations.public.publish(wanted)
+    context.public.clear()
+    context.public.update(others)
+
+
+async def settle_names(context: Context) -> None:
+    """Make the public names right if directories differ from them, and note them in the records. Raises DiskError."""
+    if not (context.public or shared(context)):
+        return
+    await context.offload(publish, context)
+    for record in list(context.records.certificates.values()):
+        links = tuple(map(str, context.layout.public_links(context.public.get(record.cert_id, record.name))))
+        if record.generation and record.targets[: len(links)] not in (links, ()):
+            context.records.note(attrs.evolve(record, targets=links + record.targets[len(links) :]))

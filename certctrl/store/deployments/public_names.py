@@ -1,0 +1,84 @@
+"""Public names: under which names in ``certs/`` certificates are found, apart from those of their directories.
+
+    certs/.live/+www -> www+5                        renaming over this link passes the name on
+    certs/www.crt    -> .live/+www/fullchain.pem     key and certificate change in that one instant
+
+A certificate usually has the public name of its directory (``certs/www.crt -> .live/www/fullchain.pem``). If several
+are for one domain, the name may belong to another one than the directory: then it leads through an alias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Lock
+
+from certctrl.store.deployments.generation_files import sync_all
+from certctrl.store.disk.atomic import swap_link_at
+from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
+from certctrl.store.layout import ALIAS, ConfigDir
+
+
+class PublicNames:
+    """The aliases of one agent. Methods block on the disk and raise DiskError."""
+
+    def __init__(self, layout: ConfigDir, fs: Fs) -> None:
+        self._layout = layout
+        self._fs = fs
+        self._lock = Lock()  # groups switch in several threads
+
+    def publish(self, wanted: Mapping[str, str]) -> None:
+        """Let public names lead to directories of certificates, each in one instant, durably; idempotent."""
+        with self._lock, ExitStack() as stack:
+            paths = (self._layout.live, self._layout.certs, self._layout.chains)
+            places = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in paths}
+            aliases = self._aliases(places[self._layout.live])
+            for public, directory in wanted.items():
+                if public != directory or public in aliases:
+                    self._lead(public, directory, aliases.get(public, ""), places)
+
+    def _aliases(self, live: Handle) -> dict[str, str]:
+        names = [name for name in self._fs.listdir(live) if name.startswith(ALIAS)]
+        return {name.removeprefix(ALIAS): self._fs.readlink(name, at=live) for name in names}
+
+    def _lead(self, public: str, directory: str, before: str, places: Mapping[Path, Handle]) -> None:
+        live, name = places[self._layout.live], f"{ALIAS}{public}"
+        if not before:  # first through the alias, but still to the present certificate
+            before = public if self._fs.lstat(public, at=live) is not None else directory
+            swap_link_at(self._fs, live, name, before)
+            self._fs.fsync(live)
+        links = self._layout.public_links(public, alias=True).items()
+        if changed := {
+            link.parent for link, text in links if swap_link_at(self._fs, places[link.parent], link.name, text)
+        }:
+            sync_all(self._fs, [places[path] for path in sorted(changed)])
+        if before != directory:
+            swap_link_at(self._fs, live, name, directory)
+            self._fs.fsync(live)
+
+    def remove(self, directory: str, places: Mapping[Path, Handle]) -> None:
+        """Remove the public names that lead to a directory; ``places``: open directories, synced by the caller."""
+        with self._lock:
+            live = places[self._layout.live]
+            mine = [public for public, leads_to in self._aliases(live).items() if leads_to == directory]
+            through = set(self._layout.public_links(directory, alias=True).values())
+            for link in self._layout.public_links(directory):
+                if directory in mine or self._text(link, places) not in through:
+                    self._unlink(link, places)
+            for public in mine:
+                for link, text in self._layout.public_links(public, alias=True).items():
+                    if self._text(link, places) == text:
+                        self._unlink(link, places)
+                self._fs.unlink(f"{ALIAS}{public}", at=live)
+
+    def _text(self, link: Path, places: Mapping[Path, Handle]) -> str:
+        """Return what a link leads to; empty if it is none."""
+        found = self._fs.lstat(link.name, at=places[link.parent])
+        if found is None or found.kind is not FileKind.LINK:
+            return ""
+        return self._fs.readlink(link.name, at=places[link.parent])
+
+    def _unlink(self, link: Path, places: Mapping[Path, Handle]) -> None:
+        if self._text(link, places):
+            self._fs.unlink(link.name, at=places[link.parent])
