@@ -1,8 +1,8 @@
 """Ask one address of an endpoint for its leaf, by the kind of key that is wanted.
 
-A server with an RSA and an ECDSA certificate for one name answers with the one that it prefers. So the probe offers
-only TLS 1.2 with the cipher suites of the wanted kind. If that fails, it looks at what the server sends to a client
-that accepts everything: without TLS 1.2 it may be of the wanted kind, too.
+A server with an RSA and an ECDSA certificate for one name answers with the one that it prefers. So the probe offers only
+TLS 1.2 with the cipher suites of the wanted kind, then TLS 1.3 with its signature algorithms. If both fail, it looks at
+what the server sends to a client that accepts everything.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import ipaddress
 import socket
 import ssl
-from functools import cache
+from collections.abc import Awaitable, Callable
+from functools import cache, partial
 
 import attrs
 import trio
@@ -21,6 +22,7 @@ from cryptography.x509.oid import PublicKeyAlgorithmOID
 from certctrl.errors import ProbeError, ProbeFault
 from certctrl.install.probe.handshake import RecordingStream
 from certctrl.install.probe.starttls import start_tls
+from certctrl.install.probe.tls13 import leaf_of_kind
 from certctrl.model.certificate import KeyKind
 from certctrl.model.plan import VerifyTls
 from certctrl.text import ascii_name, one_line
@@ -61,17 +63,23 @@ async def ask_address(family: int, host: str, address: str, verify: VerifyTls, k
     If it has none of that kind, the answer is what it serves instead. Failures are returned, not raised.
     """
     if kind is not None:
-        seen = await _ask(family, host, address, verify, _context(kind))
-        if seen.fault_class is not ProbeFault.NO_TLS:
-            return seen
-    return await _ask(family, host, address, verify, _context(None))
+        for how in (partial(_leaf_of, context=_context(kind)), partial(leaf_of_kind, kind=kind)):
+            seen = await _ask(family, host, address, verify, how)
+            if seen.fault_class is not ProbeFault.NO_TLS:
+                return seen
+    return await _ask(family, host, address, verify, partial(_leaf_of, context=_context(None)))
 
 
-async def _ask(family: int, host: str, address: str, verify: VerifyTls, context: ssl.SSLContext) -> Seen:
+async def _ask(
+    family: int, host: str, address: str, verify: VerifyTls, leaf_of: Callable[..., Awaitable[bytes]]
+) -> Seen:
     try:
         with trio.socket.socket(family, trio.socket.SOCK_STREAM) as plain:
             await plain.connect((host, verify.port))
-            leaf = await _leaf_of(trio.SocketStream(plain), verify, context)
+            stream = trio.SocketStream(plain)
+            if verify.starttls is not None:
+                await start_tls(stream, verify.starttls, verify.server_name or verify.host)
+            leaf = await leaf_of(stream, _server_name(verify))
     except ProbeError as error:
         return Seen(address=address, fault=str(error), fault_class=error.fault)
     except ConnectionRefusedError as error:
@@ -83,11 +91,9 @@ async def _ask(family: int, host: str, address: str, verify: VerifyTls, context:
     return Seen(address=address, fingerprint=hashlib.sha256(leaf).hexdigest(), kind=kind_of(leaf))
 
 
-async def _leaf_of(stream: trio.SocketStream, verify: VerifyTls, context: ssl.SSLContext) -> bytes:
-    if verify.starttls is not None:
-        await start_tls(stream, verify.starttls, verify.server_name or verify.host)
+async def _leaf_of(stream: trio.SocketStream, server_name: str | None, *, context: ssl.SSLContext) -> bytes:
     recorded = RecordingStream(stream)
-    tls = trio.SSLStream(recorded, context, server_hostname=_server_name(verify))
+    tls = trio.SSLStream(recorded, context, server_hostname=server_name)
     leaf: bytes | None
     try:
         await tls.do_handshake()

@@ -61,9 +61,12 @@ async def judged(port: int, wanted: Wanted) -> str:
 
 
 @pytest.mark.integration
-async def test_each_of_two_certificates_for_one_name_is_asked_for(leaf: Callable[[KeyKind], Leaf]) -> None:
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_each_of_two_certificates_for_one_name_is_asked_for(
+    leaf: Callable[[KeyKind], Leaf], version: ssl.TLSVersion
+) -> None:
     one, two, stale = leaf(RSA), leaf(ECDSA), leaf(RSA)
-    async with serving(server(one, two)) as port:
+    async with serving(server(one, two, minimum_version=version)) as port:
         for wanted in ({one[0]: RSA}, {two[0]: ECDSA}, {one[0]: RSA, two[0]: ECDSA}):
             assert await judged(port, wanted) == ""
         verify = VerifyTls(host="127.0.0.1", port=port, server_name="www.example")
