@@ -106,8 +106,8 @@ def is_plain_name(text: str) -> bool:
 
     Names that were read from a file become parts of paths only after this check. ``?`` and ``=``: the alias of a keystore.
     """
-    plain = text.isascii() and all(c.isalnum() or c in "-_.?=" for c in text)
-    return plain and 0 < len(text) <= 200 and text[0] not in ".-"
+    plain = text.isascii() and all(c.isalnum() or c in "-_.+?=" for c in text)
+    return plain and 0 < len(text) <= 224 and text[0] not in ".-+"
 
 
 def safe_name(domain: str) -> str:
