@@ -227,8 +227,8 @@ def _text(request: dict[str, Any], name: str) -> str:
 def record_for(records: Any, domain: str) -> CertRecord:
     """Return the record whose primary domain, name or SAN is ``domain``. Raises UsageError with the known ones."""
     wanted = ascii_name(domain.lower().rstrip("."))
-    known = sorted((record for record in records if record.generation), key=lambda one: (one.revoked, one.cert_id))
-    public = public_names((record.facts, record.revoked) for record in known)
+    known = sorted((record for record in records if record.generation), key=lambda one: (one.outgoing, one.cert_id))
+    public = public_names((record.facts, record.outgoing) for record in known)
     for test in (
         lambda record: public[record.cert_id] == wanted,
         lambda record: record.name == wanted or (record.facts.domains and record.facts.domains[0] == wanted),

@@ -168,6 +168,11 @@ class CertRecord:
         return self.facts.name
 
     @property
+    def outgoing(self) -> bool:
+        """Whether another certificate for the same domain goes first: it is revoked, unassigned, or of another plane."""
+        return self.revoked or self.standing in (Standing.UNASSIGNED, Standing.FOREIGN)
+
+    @property
     def withdrawal_incomplete(self) -> bool:
         """Whether the certificate was withdrawn, but a service or a copy still has it."""
         return self.stage is Stage.WITHDRAWN and self.failing

@@ -20,6 +20,7 @@ from certctrl.install.plan.dependencies import bind
 from certctrl.install.plan.values import DesiredCert
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction
+from certctrl.model.records import Standing
 from certctrl.store.disk.fs import Fs
 from certctrl.store.state.installed import InstalledState
 
@@ -167,6 +168,17 @@ async def test_the_successor_of_a_revoked_certificate_has_its_name(clock: MockCl
     assert [found_at(host, name) for name in ("www.example", "www.example+5")] == [renewed, made]
 
 
+@pytest.mark.parametrize("standing", [Standing.UNASSIGNED, Standing.FOREIGN])
+async def test_a_certificate_of_another_plane_or_on_its_way_out_comes_last(
+    clock: MockClock, host: Host, standing: Standing
+) -> None:
+    old = await deliver(host, 1)
+    await host.installer.update([attrs.evolve(host.installer.records[1], standing=standing)])
+    assert found_at(host, "www.example") == old, "until another one is here"
+    new = await deliver(host, 5)
+    assert [found_at(host, name) for name in ("www.example", "www.example+1")] == [new, old]
+
+
 def test_an_item_that_names_twins_means_the_first() -> None:
     item = CopyAction(id="c", ob_name="www", sources=("chain.pem",), targets=("/x/y",))
     twins = [
@@ -175,7 +187,7 @@ def test_an_item_that_names_twins_means_the_first() -> None:
     for some in itertools.permutations(twins):
         certs = {cert.cert_id: cert for cert in some}
         assert bind([item], certs, {})["c"].certs == (3,)
-        assert bind([item], certs | {3: attrs.evolve(certs[3], revoked=True)}, {})["c"].certs == (5,)
+        assert bind([item], certs | {3: attrs.evolve(certs[3], outgoing=True)}, {})["c"].certs == (5,)
         assert bind([item], certs | {3: attrs.evolve(certs[3], generation="")}, {})["c"].certs == (5,)
 
 

@@ -34,7 +34,7 @@ def bound_now(
 ) -> tuple[dict[str, Binding], dict[int, DesiredCert]]:
     """Return the binding of each item and the certificates of this host, without reading the disk."""
     certs = {
-        record.cert_id: DesiredCert(facts=record.facts, generation=record.generation, revoked=record.revoked)
+        record.cert_id: DesiredCert(facts=record.facts, generation=record.generation, outgoing=record.outgoing)
         for record in context.records.ours
     }
     for cert_id, candidate in candidates.items():

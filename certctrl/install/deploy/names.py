@@ -1,9 +1,9 @@
 """Allot names: the directory of a certificate, and its public name in ``certs/``.
 
 Several certificates may be for one domain: an RSA and an ECDSA one, or one that was issued anew and its predecessor.
-The first of them, by id, has the plain name (``www``), the others theirs with the id (``www+5``); a revoked one comes
-last. So the public names depend only on which certificates are here, on a rebuilt host as well, and when the first one
-goes, the next one takes its name over. Directories keep the name that they got at their first delivery.
+The first of them, by id, has the plain name (``www``), the others theirs with the id (``www+5``); a revoked or
+unassigned one comes last. So the public names depend only on which certificates are here, on a rebuilt host as well,
+and when the first one goes, the next one takes its name over. Directories keep the name of their first delivery.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def plain_name(facts: CertFacts) -> str:
 
 
 def public_names(here: Iterable[tuple[CertFacts, bool]]) -> dict[int, str]:
-    """Return the public name of each certificate that is here (facts, whether it is revoked), by id."""
+    """Return the public name of each certificate that is here (facts, `CertRecord.outgoing`), by id."""
     bearers: dict[str, list[tuple[bool, int]]] = {}
-    for facts, revoked in here:
-        bearers.setdefault(plain_name(facts), []).append((revoked, facts.cert_id))
+    for facts, outgoing in here:
+        bearers.setdefault(plain_name(facts), []).append((outgoing, facts.cert_id))
     found: dict[int, str] = {}
     for plain, those in bearers.items():
         first, *others = sorted(those)
@@ -68,11 +68,11 @@ def publish(
     nothing is known of names that differ from their directories'.
     """
     here: dict[int, tuple[CertFacts, bool]] = {
-        record.cert_id: (record.facts, record.revoked)
+        record.cert_id: (record.facts, record.outgoing)
         for record in list(context.records.certificates.values())
         if record.generation and record.cert_id != without
     }
-    here |= {cert.cert_id: (cert.facts, cert.revoked) for cert in switched}
+    here |= {cert.cert_id: (cert.facts, cert.outgoing) for cert in switched}
     names = public_names(here.values())
     others = {cert_id: name for cert_id, name in names.items() if name != here[cert_id][0].name}
     if others or context.public or always:

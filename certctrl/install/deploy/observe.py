@@ -178,7 +178,7 @@ def _cert(
         files=files,
         proven=generation == record.activated,
         pending=record.pending,
-        revoked=record.revoked and candidate is None,
+        outgoing=record.outgoing and candidate is None,
     ), unrecorded
 
 

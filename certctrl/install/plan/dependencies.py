@@ -76,8 +76,8 @@ def _own(
     if item.ob_name is not None:
         names = names_given(item.ob_name)
         named_so = [one for one in certs.values() if not names.isdisjoint((one.name, *one.facts.domains[:1]))]
-        # as with public names: the first by id; from a revoked or withdrawn one, the name passes to the next
-        named_so.sort(key=lambda one: (not one.generation, one.revoked, one.cert_id))
+        # as with public names: the first by id; from an outgoing or withdrawn one, the name passes to the next
+        named_so.sort(key=lambda one: (not one.generation, one.outgoing, one.cert_id))
         wanted = [one.cert_id for one in named_so]
         return Binding(
             certs=tuple(wanted[:1]), waits="" if wanted else f"there is no certificate {item.ob_name!r} here"

@@ -29,8 +29,8 @@ class DesiredCert:
     """Items that failed for it on the last try; their verification is pending."""
     made: str = ""
     """Why ``generation`` is yet to be made from the one on disk, in a preview; empty: it is on disk."""
-    revoked: bool = False
-    """Whether it is revoked and kept, or replaced by a placeholder."""
+    outgoing: bool = False
+    """As `CertRecord.outgoing`."""
 
     @property
     def cert_id(self) -> int:
