@@ -20,6 +20,7 @@ from certctrl.install.process import Proc
 from certctrl.install.process.proc import own_names
 from certctrl.model.config import AgentConfig
 from certctrl.model.policy import HostPolicy
+from certctrl.model.records import CertRecord
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
@@ -49,6 +50,10 @@ class Context:
     indexer: Indexer = attrs.field(factory=Indexer)
     public: dict[int, str] = attrs.field(factory=dict)
     """Public names of certificates whose directory has another name (`names.publish`)."""
+
+    def links_of(self, record: CertRecord) -> tuple[str, ...]:
+        """Return the paths in ``certs/`` where a certificate is found."""
+        return tuple(map(str, self.layout.public_links(self.public.get(record.cert_id, record.name))))
 
     @classmethod
     def of(cls, *, random: Callable[[], float], steady_now: Callable[[], float], **given: Any) -> Context:

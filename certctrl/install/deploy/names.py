@@ -88,6 +88,6 @@ async def settle_names(context: Context) -> None:
         return
     await context.offload(publish, context)
     for record in list(context.records.certificates.values()):
-        links = tuple(map(str, context.layout.public_links(context.public.get(record.cert_id, record.name))))
+        links = context.links_of(record)
         if record.generation and record.targets[: len(links)] not in (links, ()):
             context.records.note(attrs.evolve(record, targets=links + record.targets[len(links) :]))

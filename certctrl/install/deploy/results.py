@@ -100,12 +100,11 @@ class Results:
             return
         after = with_facts(before, candidate) if candidate is not None else attrs.evolve(before, generation=live)
         if cert_id != 0 and live:
-            public = self.context.public.get(cert_id, after.name)
             after = attrs.evolve(
                 after,
                 stage=Stage.COMMITTED if left_out else Stage.ACTIVATED,
                 activated=after.activated if left_out else live,
-                targets=(*map(str, self.context.layout.public_links(public)), *targets),
+                targets=(*self.context.links_of(after), *targets),
             )
         kind = OutcomeKind.APPLIED if changed else OutcomeKind.UNCHANGED
         kind, failing = OutcomeKind.FAILED if left_out else kind, bool(left_out or pending)
