@@ -182,6 +182,9 @@ class NotingProbe:
         self.asked.append((verify, {fingerprint: None}, anywhere))
         return False, ""
 
+    async def is_down(self, host: str, port: int) -> bool:
+        return False
+
 
 @pytest.fixture
 def probe(host: Host) -> NotingProbe:
