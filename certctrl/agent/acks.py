@@ -1,6 +1,7 @@
 """Send outcomes to the plane: oldest first, in batches, before the next poll (``docs/protocol.md``).
 
-Outcomes that arrive during a long-poll or between two polls are sent meanwhile, unless the plane asked for a pause.
+Outcomes that arrive during a long-poll or between two polls are sent without waiting for the next one, unless the plane
+asked for a pause.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Keep the OS signals that arrive before a service watches for them; imports almost nothing.
 
 Python's default for SIGTERM, SIGHUP and SIGUSR1 ends the process, so a stop, a reload or a `poll-now` in the first
-moments of a start would kill it. They are caught from the first line of the program on, and the service takes them
-when it watches (`watch_os_signals`). After that it is about to exit, and further ones are ignored.
+moments of a start would kill it. They are caught from the first line of the program on, and the service handles
+them once it watches (`watch_os_signals`). When it stops watching it is about to exit, and further ones are ignored.
 """
 
 import os
@@ -18,7 +18,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class EarlySignals:
-    """A signal handler that remembers what it got; a second stop signal ends the process immediately."""
+    """A signal handler that remembers the signals; a second stop signal ends the process immediately."""
 
     def __init__(self) -> None:
         self._seen: list[int] = []

@@ -253,7 +253,7 @@ class LenientFields(dict[str, Any]):
 def log_line(log: logging.Logger, line: Line, /, routine: bool = False, **fields: Any) -> None:
     """Write one line to the child of ``log`` that is named after the line's category.
 
-    ``routine``: at level DEBUG, whatever the line's level is.
+    ``routine``: at level DEBUG instead of the line's level.
 
     ``log`` is the logger ``certctrl`` or that of the category (``certctrl.Poll``). The formatter escapes values and
     masks secrets; still, never pass a secret.

@@ -31,7 +31,7 @@ class OnSignal:
 
 
 async def watch_os_signals(on: OnSignal, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> Any:
-    """Watch for OS signals until cancelled, those that came before included.
+    """Watch for OS signals until cancelled, including those that arrived before.
 
     Ready (``nursery.start``) once they are caught.
     """

@@ -13,7 +13,7 @@ from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
-from certctrl.model.config import Recovery
+from certctrl.model.config import LogPolls, Recovery
 from certctrl.model.records import InboxEntry
 from certctrl.model.stop import Stop
 from certctrl.protocol import events, steps
@@ -234,7 +234,7 @@ class Poller:
     @property
     def _quiet(self) -> bool:
         """Whether routine polls are not written to the log."""
-        return self.agent.config.application.log_polls == "changes"
+        return self.agent.config.application.log_polls is LogPolls.CHANGES
 
     def _summarise(self, event: events.Event) -> None:
         """Count an answer; write the summary of the polls once an hour."""

@@ -9,7 +9,7 @@ The nesting is the shutdown order::
 
 Stop = cancel *intake* → the dispatcher is closed: it starts nothing new and ends when running work has ended, or at
 the grace deadline → pending acks are flushed under a shielded timeout → services are cancelled → the client is closed.
-All of it takes at most `stop_grace_seconds` and two seconds, even if the plane swallows every packet: see
+All of it takes at most `stop_grace_seconds` and two seconds, even if no packet reaches the plane: see
 ``Agent.grace_ends``. Unhandled signals are safe in the inbox. The inbox is also the queue: no channel holds a second
 copy.
 

@@ -26,7 +26,7 @@ def daemon_or_local(
 
     layout = invoked.layout()
     shown = invoked.verbosity == 0 and not invoked.debug and shown_here()
-    with Progress(f"{op}: the daemon works", shown=shown, detail=lambda: _queued(layout)):
+    with Progress(f"{op}: the daemon is working", shown=shown, detail=lambda: _queued(layout)):
         reply = ask(layout, op, seconds=seconds, **fields)
     if reply is not None:
         return reply.data
@@ -39,7 +39,7 @@ def daemon_or_local(
 
 
 def _queued(layout: ConfigDir) -> str:
-    """Return how many signals the daemon has yet to handle, for the progress line."""
+    """Return how many signals the daemon still has to handle, for the progress line."""
     from certctrl.cli.control import ask
 
     try:

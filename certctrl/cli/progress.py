@@ -1,4 +1,4 @@
-"""Show that a long command works: one line on a terminal, nothing in a pipe.
+"""Show the progress of a long command: one line on a terminal, nothing in a pipe.
 
 The line names what was logged last, or how many signals the daemon still has to handle, and the seconds so far. It
 disappears when the command ends.

@@ -237,7 +237,7 @@ class Installer:
 
     def _note_items(self, items: Sequence[InstallItem], results: Results, not_due: Collection[str]) -> None:
         """Record which items about no certificate failed; a converge of everything tries all that are due."""
-        if results.items_untried:
+        if results.items_unplanned:
             return
         waiting = {item.id for item in items if item.enabled and item.id in not_due} - results.failed_items.keys()
         if reasons := [retry.last_error for item, retry in self.retries.of_items().items() if item in waiting]:

@@ -126,7 +126,7 @@ class Logs:
     """The log handlers of the daemon; `configure` may be called again (SIGHUP)."""
 
     def __init__(self, layout: ConfigDir, fs: Fs, *, debug: bool = False, verbosity: int = 0) -> None:
-        """``debug``: log everything. ``verbosity``: above 0 as well; below 0 errors only, whatever is configured."""
+        """``debug``, or ``verbosity`` above 0: log everything; below 0: errors only. Both override the configured level."""
         self._layout = layout
         self._fs = fs
         self._level = logging.DEBUG if debug or verbosity > 0 else logging.ERROR if verbosity < 0 else None
@@ -178,7 +178,7 @@ class LastLine(logging.Handler):
 
 
 def log_for_command(*, debug: bool, verbosity: int = 0) -> LastLine:
-    """Log warnings of a one-shot command to standard error; return what keeps its last line, written or not.
+    """Log warnings of a one-shot command to standard error; return the handler that keeps its last line, written or not.
 
     ``debug``: log everything. ``verbosity``: above 0 each step, below 0 errors only.
     """

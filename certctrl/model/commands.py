@@ -1,6 +1,6 @@
-"""Which words of a command name the script that its program runs, as far as the text tells. Pure.
+"""Which words of a command name the script that its program runs, as far as the text shows. Pure.
 
-An interpreter runs what another word names, so whoever may change that file decides what runs, exactly as for the
+An interpreter runs the file that another word names, so a user who may change that file decides what runs, as with the
 program itself. ``sh -c LINE``, ``python -m MODULE`` and the like have no such file.
 """
 

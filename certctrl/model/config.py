@@ -33,6 +33,13 @@ class Recovery(StrEnum):
     """The agent waits for `poll-now`."""
 
 
+class LogPolls(StrEnum):
+    """Which polls are written to the log."""
+
+    ALL = "all"
+    CHANGES = "changes"
+
+
 class LogFormat(StrEnum):
     """The form of a log line."""
 
@@ -69,10 +76,8 @@ class ApplicationConfig:
     refresh_path: str = setting("/auth/token/refresh", "path of the token refresh endpoint")
     poll_mode: PollMode = setting(PollMode.INTERVAL, "how to poll")
     poll_interval_ms: int = setting(5000, "base interval between polls", ge=10, le=3_600_000)
-    log_polls: str = setting(
-        "all",
-        "write each poll to the log, or only those that are not routine and one summary an hour",
-        choices=("all", "changes"),
+    log_polls: LogPolls = setting(
+        LogPolls.ALL, "write each poll to the log, or only those that are not routine and one summary an hour"
     )
     poll_limit: int = setting(20, "signals per page", ge=1, le=100)
     long_poll_wait_seconds: int = setting(25, "seconds that a long poll may last", ge=1, le=30)

@@ -104,7 +104,8 @@ class ConfigDir:
 def is_plain_name(text: str) -> bool:
     """Return whether a text is a name as the agent gives them to certificates, generations and their files.
 
-    Names that were read from a file become parts of paths only after this check. ``?`` and ``=``: the alias of a keystore.
+    Names that were read from a file become parts of paths only after this check. ``?`` and ``=``: the alias of a
+    keystore.
     """
     plain = text.isascii() and all(c.isalnum() or c in "-_.+?=" for c in text)
     return plain and 0 < len(text) <= 224 and text[0] not in ".-+"

@@ -86,7 +86,7 @@ def test_a_command_shows_progress_unless_told_otherwise(
     monkeypatch.setattr("certctrl.cli.progress.shown_here", lambda: True)
     monkeypatch.setattr(sys, "stderr", terminal)
     assert main(["-c", str(layout.root), *options, "poll-now"]) == 0
-    assert ("poll-now: the daemon works" in terminal.getvalue()) == shows
+    assert ("poll-now: the daemon is working" in terminal.getvalue()) == shows
 
 
 @pytest.mark.parametrize("where", ["before", "after"])

@@ -286,7 +286,7 @@ async def test_two_certificates_for_one_domain_get_two_names(clock: MockClock, h
 
 
 @pytest.mark.parametrize("how", ["changed", "removed"])
-async def test_a_plan_shows_that_a_keystore_is_made_anew(clock: MockClock, host: Host, how: str) -> None:
+async def test_a_plan_shows_that_a_keystore_is_made_again(clock: MockClock, host: Host, how: str) -> None:
     host.allow(commands=commands(RELOAD))
     target = str(host.out / "a.pfx")
     items = [CopyAction(id="c", ob_id=1, sources=("bundle.pfx",), targets=(target,)),

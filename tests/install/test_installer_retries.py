@@ -252,7 +252,7 @@ async def test_an_item_that_is_gone_is_not_retried(clock: MockClock, host: Host)
 
 
 @pytest.mark.parametrize("first", ["failure", "success"])
-async def test_a_failure_about_no_certificate_is_told_beside_a_success(
+async def test_a_failure_about_no_certificate_is_reported_with_a_success(
     clock: MockClock, host: Host, first: str
 ) -> None:
     """Each group of items has its own result; none may hide another's."""

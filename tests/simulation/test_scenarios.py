@@ -302,7 +302,7 @@ def test_acks_that_the_plane_refused_are_not_sent_again_between_polls() -> None:
     play(scenario, attrs.evolve(QUIET, interval=60.0))
 
 
-def test_a_stop_is_bounded_while_the_plane_swallows_every_packet() -> None:
+def test_a_stop_is_bounded_while_the_plane_gets_no_packet() -> None:
     """At any moment: in a poll, in a refresh, with outcomes to report, with work that hangs."""
     grace = 3.0
 

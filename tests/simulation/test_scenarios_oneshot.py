@@ -38,7 +38,7 @@ async def poll_now(scene: Scene) -> dict[str, Any]:
     return await poll_once(host.root, host._seams(AgentProcess(host.starts, host.services, host.disk)))
 
 
-def test_poll_now_retries_what_failed_without_a_signal() -> None:
+def test_poll_now_retries_a_failure_without_a_signal() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("cron.example")
         cert_id, service = int(row["id"]), scene.world.services

@@ -72,21 +72,21 @@ def checked_pin(context: Context, grant: Grant) -> str | None:
 def _pins(context: Context, grant: Grant, *, first: bool = True) -> dict[str, str]:
     """Return path -> SHA-256 of what a command may run: by the policy, or as it was at its first use.
 
-    Listed scripts are pinned at their first use if the policy says so; ``first``: this may be it.
+    Listed scripts are pinned at their first use if the policy says so; ``first``: pin those that are used first now.
     """
     program, scripts = grant.argv[0], scripts_of(grant.argv)
     fixed = dict.fromkeys(scripts, grant.script_sha256) | {program: grant.sha256}
     pins = {path: sha256 for path, sha256 in fixed.items() if sha256 is not None}
     if not (grant.listed and context.policy().trust_on_first_use):
         return pins
-    open_ones = [path for path in fixed if path not in pins and (path in scripts or is_script(path))]
-    if not open_ones:
+    unpinned = [path for path in fixed if path not in pins and (path in scripts or is_script(path))]
+    if not unpinned:
         return pins
     known = context.state.load_pins()
-    fresh = {path: sha256_of(path) for path in open_ones if path not in known} if first else {}
+    fresh = {path: sha256_of(path) for path in unpinned if path not in known} if first else {}
     if fresh:
         context.state.save_pins(known | fresh)
-    return pins | {path: known[path] for path in open_ones if path in known}
+    return pins | {path: known[path] for path in unpinned if path in known}
 
 
 def refused_by_pin(context: Context, plan: InstallPlan) -> list[Refusal]:

@@ -243,7 +243,7 @@ class Convergence:
     def _record_failure(self, groups: Iterable[Group], error: CertctrlError) -> None:
         groups = list(groups)
         if not all(group.cert_ids for group in groups):
-            self.results.items_untried = True
+            self.results.items_unplanned = True
         ids = frozenset[int]().union(*(group.cert_ids for group in groups))
         for cert_id in sorted(ids & (self.results.concerned | self.candidates.keys())):
             self.results.failed(cert_id, error, staged=self.candidates.get(cert_id))

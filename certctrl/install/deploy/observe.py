@@ -112,7 +112,7 @@ async def observe_and_plan(
 
     ``then``: called with the plan in the same thread. ``due_now``: leave out what is not due yet, except for these
     certificates (see `without_not_due`); None: leave out nothing. ``made``: certificate id -> file to assume made
-    anew -> why, for a preview.
+    again -> why, for a preview.
     """
     activations = dict(context.records.activations)
 

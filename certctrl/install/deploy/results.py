@@ -54,7 +54,7 @@ class Results:
     """Certificate id -> why its staged material has to wait."""
     failed_items: dict[str, str] = attrs.field(factory=dict)
     """Items about no certificate that failed or were not reached -> why."""
-    items_untried: bool = False
+    items_unplanned: bool = False
     """Whether items about no certificate could not even be planned."""
     unreadable: set[int] = attrs.field(factory=set)
     """Certificates whose generation cannot be read."""

@@ -5,7 +5,7 @@ signal; `after_failure` decides how long to wait. The record store writes the ta
 (``state/retries.json``).
 
 A run waits on a clock that cannot be set. The file has the wall-clock time, for the next run and for people: it is
-written anew when the wall clock is set, and a run that finds more to wait for than the whole pause does not wait.
+written again when the wall clock is set, and a run that would have to wait longer than the whole pause does not wait.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class RetryTable:
         return frozenset(item for item, retry in self.of_items().items() if not self.is_due(retry.resource))
 
     def note_items(self, failed: Mapping[str, str], waiting: Collection[str]) -> None:
-        """Record what all items about no certificate came to.
+        """Record the results of all items about no certificate.
 
         ``failed``: item id -> why. ``waiting``: items that were not due. All others succeeded or are gone.
         """

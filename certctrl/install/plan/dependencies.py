@@ -220,7 +220,7 @@ def activation_key(
 
 
 def _each(copy: CopyAction) -> list[Any]:
-    """Return what a copy item says of each file; nothing if it says nothing, so that older keys stay valid."""
+    """Return a copy item's settings per file; nothing if it has none, so that older keys stay valid."""
     return [copy.owners, copy.groups, copy.modes] if copy.owners or copy.groups or copy.modes else []
 
 

@@ -29,7 +29,7 @@ class Host:
     executables: Mapping[str, str] = attrs.field(factory=dict)
     """Path of an executable -> why it may not be run; absent: it may."""
     scripts: Mapping[tuple[str, ...], str] = attrs.field(factory=dict)
-    """Command -> why the script that its program would run may not be run; absent: it may."""
+    """Command -> why its program may not run its script; absent: it may."""
     absent_users: Collection[str] = ()
     """Users that commands are to run as and that this host does not have."""
     trust_store: TrustStore = DEBIAN

@@ -28,7 +28,7 @@ class DesiredCert:
     pending: tuple[str, ...] = ()
     """Items that failed for it on the last try; their verification is pending."""
     made: str = ""
-    """Why ``generation`` is yet to be made from the one on disk, in a preview; empty: it is on disk."""
+    """In a preview: why ``generation`` still has to be made from the one on disk; empty: it is on disk."""
     outgoing: bool = False
     """As `CertRecord.outgoing`."""
 

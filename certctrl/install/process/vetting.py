@@ -17,7 +17,7 @@ NO_PINS: Mapping[str, str] = MappingProxyType({})
 
 
 def vet_command(argv: Sequence[str], pins: Mapping[str, str] = NO_PINS) -> None:
-    """Require a program that others cannot change, and likewise the script that it is to run (`scripts_of`).
+    """Require that others can change neither the program nor the script that it is to run (`scripts_of`).
 
     ``pins``: path -> SHA-256 (hex) of its bytes. Blocks on the disk. Raises CommandError.
     """
@@ -34,7 +34,7 @@ def scripts_of(argv: Sequence[str]) -> list[str]:
             if stat.S_ISREG(os.stat(word).st_mode):
                 found.append(word)
         except (OSError, ValueError):
-            continue  # no file: the value of an option, or a mistake that the program will report
+            continue  # not a file: the value of an option, or a mistake that the program will report
     return found
 
 

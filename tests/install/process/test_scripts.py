@@ -75,7 +75,7 @@ def test_a_pinned_script_that_changed_is_refused(script: Path) -> None:
         vet_command(argv, {str(script): pin})
 
 
-def test_words_without_a_file_are_the_programs_business(script: Path) -> None:
+def test_words_that_name_no_file_are_not_checked(script: Path) -> None:
     assert scripts_of(("/bin/sh", f"{script}.none")) == []
     assert scripts_of(("/bin/sh", "a\ud800b")) == []
     assert scripts_of(("/bin/sh", str(script.parent))) == []

@@ -71,7 +71,7 @@ def test_access_control_lists_are_judged_by_effective_rights(
         vet_executable(str(script))
 
 
-def test_a_list_of_another_kind_is_refused_with_words(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_another_kind_is_refused_by_its_name(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "listxattr", lambda path, **_how: ["system.richacl"] if path == str(script) else [])
     monkeypatch.setattr(os, "getxattr", lambda *_args, **_how: b"?")
     assert "access control list that this agent does not know (system.richacl)" in refused(script)
