@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import attrs
 import pytest
+from earlier import earlier_data_dir
 from nacl.public import PrivateKey
 from proving import answered
 
@@ -292,6 +294,40 @@ def test_approve_and_deny(site: Site) -> None:
         assert site.post("/auth/device", poll)["status"] == status
     result = site("approve", "ZZZZ-ZZZZ")
     assert (result.status, "No device shows this code" in result.err) == (ExitStatus.FAILED, True)
+
+
+@pytest.fixture
+def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Result]) -> Iterator[Site]:
+    """Run a plane on a data directory of version 0.1, whose device 1 has confirmed nothing."""
+    data = tmp_path / "older"
+    earlier_data_dir(data, monkeypatch, wall=time.time() - 86_400)
+    argv = [sys.executable, "-m", "certctrl", "plane", "serve", "--data", str(data), "--listen", "127.0.0.1:0"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    yield Site(data, process.stdout.readline().split()[-1], cli)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    process.stdout.close()
+
+
+@pytest.mark.integration
+def test_an_older_plane_is_switched_to_its_own_ca(older: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (older.data / "ca.pem").read_text()
+    shown = older("tls", "show").output
+    assert "CA that also issues certificates" in shown and "web-1" in shown
+    refused = older("tls", "switch")
+    assert (refused.status, refused.out) == (ExitStatus.FAILED, "")
+    assert "device 1 (web-1) has not confirmed the new CA, last seen never" in refused.err
+    assert "or add --force" in refused.err
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    asked = older("tls", "switch", "--force")
+    assert (asked.status, "Switch and lose 1 devices?" in asked.out) == (ExitStatus.FAILED, True)
+    assert (older.data / "ca.pem").read_text() == before
+    done = older("tls", "switch", "--force", "--yes", "--json")
+    assert [row["name"] for row in done.json["lost_devices"]] == ["web-1"]
+    assert (older.data / "ca.pem").read_text() == done.json["anchor_pem"] != before
+    assert older("tls", "show").output.startswith("CA in use  its own")
+    assert "web-1" in older("devices").output, "by the new ca.pem"
 
 
 @pytest.mark.integration
