@@ -197,13 +197,15 @@ class Sandbox:
         layout = stage_agent(self.root / "service", url=address.url, ca_pem=ca_pem, name="baseline")
         pair = layout.root / "pair"
         pair.mkdir(mode=0o700)
-        http = HttpxHttp(load_config(layout, {}).config, root=layout.root, wall_now=wall_now)
+        config = load_config(layout, {}).config
+        http = HttpxHttp(config, root=layout.root, wall_now=wall_now)
         try:
             device_id = await enrol(layout, http, operator)
             row = await operator.issue(USER_ID, BASELINE_NAME)
             await operator.assign(USER_ID, device_id, row["id"])
             client = BaselineClient(
                 http=http,
+                plane=ControlPlane(http, config, wall_now=wall_now),
                 store=SessionState(layout, RealFs()),
                 pair=pair,
                 cert_id=row["id"],
