@@ -169,7 +169,7 @@ class CertRecord:
 
     @property
     def outgoing(self) -> bool:
-        """Whether another certificate for the same domain goes first: it is revoked, unassigned, or of another plane."""
+        """Whether others for the same domain have precedence: this one is revoked, unassigned, or of another plane."""
         return self.revoked or self.standing in (Standing.UNASSIGNED, Standing.FOREIGN)
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 DIR_MODE = 0o700
 SECRET_MODE = 0o600
 ALIAS = "+"
-"""What the links in ``certs/.live`` begin with that lead to another name there; no name of a certificate does."""
+"""First character of links in ``certs/.live`` that lead to another name there; no certificate's name begins with it."""
 OWN_MARK = "+"
 """Between a name and the id of a certificate that is not the first with that name; `safe_name` never returns it."""
 PUBLIC_MODE = 0o644

@@ -1,9 +1,9 @@
-"""Allot names: the directory of a certificate, and its public name in ``certs/``.
+"""Assign names: the directory of a certificate, and its public name in ``certs/``.
 
-Several certificates may be for one domain: an RSA and an ECDSA one, or one that was issued anew and its predecessor.
+Several certificates may be for one domain: an RSA and an ECDSA one, or one that was issued again and its predecessor.
 The first of them, by id, has the plain name (``www``), the others theirs with the id (``www+5``); a revoked or
 unassigned one comes last. So the public names depend only on which certificates are here, on a rebuilt host as well,
-and when the first one goes, the next one takes its name over. Directories keep the name of their first delivery.
+and when the first one is removed, the next one gets its name. Directories keep the name of their first delivery.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def public_names(here: Iterable[tuple[CertFacts, bool]]) -> dict[int, str]:
 
 
 def shared(context: Context) -> bool:
-    """Return whether a directory does not have the plain name of its certificate, as that of another one has it."""
+    """Return whether a directory lacks its certificate's plain name because another directory has it."""
     here = (record for record in context.records.certificates.values() if record.generation)
     return any(record.name != plain_name(record.facts) for record in here)
 
@@ -62,7 +62,7 @@ def shared(context: Context) -> bool:
 def publish(
     context: Context, *, switched: Collection[DesiredCert] = (), without: int | None = None, always: bool = False
 ) -> None:
-    """Make the public names right, after a switch or before a removal. Blocks on the disk; raises DiskError.
+    """Correct the public names, after a switch or before a removal. Blocks on the disk; raises DiskError.
 
     ``switched``: certificates that the records do not describe yet. ``without``: one that goes. ``always``: also if
     nothing is known of names that differ from their directories'.
@@ -83,7 +83,7 @@ def publish(
 
 
 async def settle_names(context: Context) -> None:
-    """Make the public names right if directories differ from them, and note them in the records. Raises DiskError."""
+    """Correct the public names if directories differ from them, and save them in the records. Raises DiskError."""
     if not (context.public or shared(context)):
         return
     await context.offload(publish, context)

@@ -1,8 +1,8 @@
 """Ask a TLS 1.3 server for a certificate with a given kind of key.
 
-In TLS 1.3 only the client's signature algorithms tell which kind it wants, and Python's ``ssl`` cannot set them. So this
+In TLS 1.3 only the client's signature algorithms select the kind, and Python's ``ssl`` cannot set them. So this
 is the first half of a client's handshake (RFC 8446), up to the proof that the server has the key of its certificate.
-It keeps nothing secret: nothing is sent that is worth it.
+It does not protect secrets, because it sends none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Public names: under which names in ``certs/`` certificates are found, apart from those of their directories.
+"""Public names: the names of certificates in ``certs/``, where they differ from those of their directories.
 
     certs/.live/+www -> www+5                        renaming over this link passes the name on
     certs/www.crt    -> .live/+www/fullchain.pem     key and certificate change in that one instant
@@ -29,7 +29,7 @@ class PublicNames:
         self._lock = Lock()  # groups switch in several threads
 
     def publish(self, wanted: Mapping[str, str]) -> None:
-        """Let public names lead to directories of certificates, each in one instant, durably; idempotent."""
+        """Let public names lead to directories of certificates, each atomically, durably; idempotent."""
         with self._lock, ExitStack() as stack:
             paths = (self._layout.live, self._layout.certs, self._layout.chains)
             places = {path: stack.enter_context(closing(self._fs, self._fs.open_dir(path))) for path in paths}
@@ -73,7 +73,7 @@ class PublicNames:
                 self._fs.unlink(f"{ALIAS}{public}", at=live)
 
     def _text(self, link: Path, places: Mapping[Path, Handle]) -> str:
-        """Return what a link leads to; empty if it is none."""
+        """Return where a link leads; empty if it is not a link."""
         found = self._fs.lstat(link.name, at=places[link.parent])
         if found is None or found.kind is not FileKind.LINK:
             return ""
