@@ -271,7 +271,7 @@ class Dispatcher:
             Line.SIGNAL_QUARANTINED if quarantined else Line.SIGNAL_FAILED,
             type=signal.type,
             ts=signal.ts_ms,
-            attempts=max(1, retry.attempts),
+            attempts=retry.attempts if quarantined else max(1, retry.failures),
             why=outcome.detail,
             delay=delay,
         )

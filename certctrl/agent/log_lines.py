@@ -149,8 +149,8 @@ class Line(Enum):
         "It is reported as failed; other signals continue.", "Report it to the operator of the plane."
     SIGNAL_SUPERSEDED = DEBUG, "Signal", "Superseded by a newer signal: type={type}, ts={ts}", \
         "Reported as superseded.", _NOTHING
-    SIGNAL_QUARANTINED = ERROR, "Signal", "Quarantined after {attempts} attempts: type={type}, ts={ts}: {why}", \
-        "No retry until a new version, resync or manual action.", "Remove the cause, then run `cert-ctrl apply --now`."
+    SIGNAL_QUARANTINED = ERROR, "Signal", "Quarantined after {attempts} attempts: type={type}, ts={ts}: {why}; next try in {delay} s", \
+        "Retried as rarely as the host is compared with the plane; sooner for a new version or on request.", "Remove the cause, then run `cert-ctrl apply --now`."
     INSTALL_FETCHING = INFO, "Signal", "Fetching install config: config_id={config_id}, version={version}", \
         "The install config of this host may have changed.", _NOTHING
     INSTALL_APPLIED = INFO, "Signal", "Install config applied successfully: version={version}, {changed} changed", \

@@ -20,6 +20,7 @@ from certctrl.agent.systemd import Notifier
 from certctrl.errors import DiskError
 from certctrl.install.deploy.retry_table import ITEM
 from certctrl.install.plan.retries import is_quarantined
+from certctrl.model.records import RetryKind
 from certctrl.model.signals import to_wire
 from certctrl.model.status import Health
 from certctrl.protocol.state import State
@@ -74,7 +75,10 @@ def current_problems(agent: Agent) -> list[dict[str, Any]]:
 
 
 def stuck_items(agent: Agent) -> list[dict[str, Any]]:
-    """Return each certificate and signal that fails or waits: what, why, when it is retried."""
+    """Return each certificate and signal that fails or waits: what, why, when it is retried.
+
+    ``waits``: it needs no operator, only the plane or time.
+    """
     records, found = agent.installer.records, dict[str, dict[str, Any]]()
     retries = agent.installer.retries.rows().values()
     for retry in sorted(retries, key=lambda one: one.key != one.resource):
@@ -92,17 +96,27 @@ def stuck_items(agent: Agent) -> list[dict[str, Any]]:
         found[retry.resource] = {
             "item": item,
             "reason": retry.last_error,
-            "attempts": max(retry.attempts, int(failing)),
+            "attempts": max(retry.failures, 1),
+            "waits": not (failing or retry.attempts or retry.kind is RetryKind.DISK),
             "next_try_at": retry.next_try_at,
         }
     return list(found.values())
+
+
+def held_certificates(agent: Agent) -> list[dict[str, Any]]:
+    """Return the certificates that a rollback holds, and the renewal that waits, if there is one."""
+    return [
+        {"cert_id": one.cert_id, "name": one.name, "generation": one.generation, "staged": one.staged}
+        for one in agent.installer.records.values()
+        if one.held
+    ]
 
 
 def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, Any]]) -> Health:
     """Return the health of this agent."""
     if is_stale(agent):
         return Health.STALE
-    failing = any(one["attempts"] for one in stuck)  # waiting for the plane needs no operator
+    failing = any(not one["waits"] for one in stuck)
     return Health.DEGRADED if problems or failing else Health.HEALTHY
 
 
@@ -129,6 +143,7 @@ def snapshot(agent: Agent) -> dict[str, Any]:
         "health": health(agent, problems, stuck).value,
         "problems": problems,
         "stuck": stuck,
+        "held": held_certificates(agent),
         "quarantined": [
             to_wire(retry.signal) | {"reason": retry.last_error, "attempts": retry.attempts}
             for retry in agent.installer.retries.signals()

@@ -18,6 +18,7 @@ from certctrl.errors import (
     NotYetValidError,
     PlaneError,
     PolicyRefusedError,
+    StateCorruptError,
     TransportError,
 )
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -67,7 +68,9 @@ def explain(agent: Agent, entry: InboxEntry, error: Exception) -> Result:
         case TransportError():
             kind, transient, retry_after = "transport", True, None
         case DiskError():
-            kind, transient, retry_after = "disk", True, None
+            agent.counters.errors["disk"] += 1
+            damaged = isinstance(error, StateCorruptError)
+            return Result(_failure(error), RetryKind.REFUSED if damaged else RetryKind.DISK)
         case PolicyRefusedError():
             kind, transient, retry_after = "policy", False, None
             log_line(agent.log, Line.POLICY_REFUSED, what=error, fix=error.fix or "see policy.json")

@@ -103,6 +103,10 @@ def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[s
     for item in facts.get("stuck", ()):
         when = f"next try in {duration(item['next_try_at'] - now)}" if item.get("next_try_at") else "no next try"
         lines.append(f"Stuck: {item['item']}: {item['reason']} (attempt {item['attempts']}, {when})")
+    for one in facts.get("held", ()):
+        waiting = "; a newer one is staged" if one.get("staged") else ""
+        lines.append(f"Held: {one['name']}, at {one['generation']} since a rollback{waiting}")
+        lines.append(f"  to end it: cert-ctrl -c DIR rollback --domain {one['name']} --release")
     for signal in facts.get("quarantined", ()):
         lines.append(f"Quarantined: {signal['type']}, ts={signal['ts_ms']}: {signal.get('reason', '')}")
         lines.append("  fix: fix the reason, then run cert-ctrl -c DIR apply --now")

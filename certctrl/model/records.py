@@ -32,7 +32,9 @@ class RetryKind(StrEnum):
     """Why something failed; decides how soon it is retried."""
 
     WAITING = "waiting"
-    """The network, the plane or the disk: only time helps."""
+    """The network or the plane: only time helps."""
+    DISK = "disk"
+    """The disk: paced as waiting, but an operator has to make room or repair it."""
     LAGGING = "lagging"
     """The plane does not show yet what it announced."""
     REFUSED = "refused"

@@ -94,6 +94,10 @@ def test_problems_come_with_their_fix(layout: ConfigDir, daemon: Daemon, ran: Ca
             health="degraded",
             problems=[{"what": "circuit breaker open", "since": NOW - 120, "fix": "cert-ctrl -c DIR poll-now"}],
             stuck=[{"item": "certificate 7", "reason": "nginx: bad", "next_try_at": NOW + 60, "attempts": 3}],
+            held=[
+                {"cert_id": 7, "name": "a.example", "generation": "g1", "staged": "g2"},
+                {"cert_id": 8, "name": "b.example", "generation": "g3", "staged": ""},
+            ],
             quarantined=[{"type": "cert.renewed", "ts_ms": 5, "ref": {}, "reason": "always fails", "attempts": 5}],
         )
     )
@@ -102,6 +106,9 @@ def test_problems_come_with_their_fix(layout: ConfigDir, daemon: Daemon, ran: Ca
     assert f"  fix: cert-ctrl -c {layout.root} poll-now\n" in out
     assert "Stuck: certificate 7: nginx: bad (attempt 3, next try in 1m 0s)\n" in out
     assert "Quarantined: cert.renewed, ts=5: always fails\n" in out
+    assert "Held: a.example, at g1 since a rollback; a newer one is staged\n" in out
+    assert "Held: b.example, at g3 since a rollback\n" in out
+    assert f"cert-ctrl -c {layout.root} rollback --domain a.example --release\n" in out
 
 
 def test_json_has_all_facts(layout: ConfigDir, store: StateStore, daemon: Daemon, ran: Callable[..., Ran]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from simulation.world import DEVICE, USER
 from certctrl.agent.metric_families import render
 from certctrl.agent.metrics import view_of
 from certctrl.agent.reporter import snapshot
+from certctrl.errors import DiskError
 from certctrl.model.records import RetryKind
 
 SLOW = attrs.evolve(QUIET, interval=600.0, access_seconds=7 * DAY, reconcile=7 * 86_400)
@@ -189,3 +191,57 @@ def test_a_clock_that_is_set_forward_is_noticed_within_minutes() -> None:
         assert not [one for one in snapshot(scene.agent)["problems"] if "expires" in one["what"]]
 
     play(scenario, SLOW)
+
+
+def test_work_that_waits_for_the_plane_counts_its_attempts_and_needs_no_operator() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.polls) >= 2)
+        fault = NetworkFault(kind="status", status=409, path="/apiv1/devices/self/certificates/1/deploy-materials")
+        scene.network.faults = [fault]
+        await scene.issue("calm.example")
+        await scene.until(lambda: snapshot(scene.agent)["stuck"])
+        assert snapshot(scene.agent)["stuck"][0]["attempts"] == 1
+        await trio.sleep(600)
+        status = await scene.ask("status")
+        assert status["stuck"][0]["attempts"] > 4
+        assert (status["health"], status["quarantined"]) == ("healthy", [])
+        assert "attempt 3: simulated" in scene.log
+
+    play(scenario)
+
+
+def test_a_full_disk_for_certificates_needs_an_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state may well be on another one."""
+
+    def full(*_: object) -> None:
+        raise DiskError("no space left on device", path="/x/certs", errno=errno.ENOSPC, fix="make room")
+
+    async def scenario(scene: Scene) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("certctrl.store.deployments.generations.GenerationStore.stage", full)
+            row = await scene.issue("calm.example")
+            await scene.until(lambda: snapshot(scene.agent)["stuck"])
+            await trio.sleep(600)
+            status = await scene.ask("status")
+            assert (status["health"], status["quarantined"]) == ("degraded", [])
+            assert status["stuck"][0]["attempts"] > 4
+            assert "no space left on device" in status["stuck"][0]["reason"]
+        await scene.until(lambda: scene.live(row["id"]), 400)
+        assert (await scene.ask("status"))["health"] == "healthy"
+
+    play(scenario)
+
+
+def test_a_hold_is_shown() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("held.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        await scene.plane.certificates.renew(USER, row["id"])
+        await scene.until(lambda: scene.record(row["id"]).facts.serial != row["serial_number"])
+        await scene.ask("rollback", domain="held.example")
+        (held,) = (await scene.ask("status"))["held"]
+        assert (held["name"], held["staged"] != "") == ("held.example", True)
+        await scene.ask("release", domain="held.example")
+        assert (await scene.ask("status"))["held"] == []
+
+    play(scenario)

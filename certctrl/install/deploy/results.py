@@ -161,7 +161,7 @@ class Results:
             why = f"{why}; {'' if down else 'there is no earlier generation, so '}the new files stay"
         retry = RetryKind.PENDING if pending and kept is None and staged is None else RetryKind.REFUSED
         if isinstance(error, DiskError) and not isinstance(error, StateCorruptError):
-            retry = RetryKind.WAITING
+            retry = RetryKind.DISK
         retry = RetryKind.DOWN if down else retry
         self._record_failure(cert_id, before, after, OutcomeKind.FAILED, why, staged, pending, retry=retry)
 
@@ -252,7 +252,7 @@ class Results:
                 kind=kind,
                 detail=detail,
                 deployed=_deployed(after),
-                transient=transient or retry is RetryKind.WAITING,
+                transient=transient or retry is RetryKind.DISK,
                 recorded=recorded,
             )
             others = [self.outcomes[0]] if cert_id == 0 and 0 in self.outcomes else []  # of other groups

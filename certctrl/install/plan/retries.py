@@ -36,6 +36,7 @@ class Pauses:
 
 PAUSES = {
     RetryKind.WAITING: Pauses(5.0, 300.0, jitter=True),  # as for polls: once the plane is back, nothing waits longer
+    RetryKind.DISK: Pauses(5.0, 300.0, jitter=True),
     RetryKind.LAGGING: Pauses(5.0, 300.0, jitter=True),
     RetryKind.REFUSED: Pauses(5.0, 900.0, jitter=True),
     RetryKind.PENDING: Pauses(30.0, 3600.0, jitter=False),
@@ -44,7 +45,8 @@ PAUSES = {
 
 LAGGING_FAILURES = 20
 """Tries, over about an hour, after which the plane had its time to show what it announced."""
-ONLY_TIME_HELPS = (RetryKind.WAITING, RetryKind.LAGGING)
+UNCOUNTED = (RetryKind.WAITING, RetryKind.DISK, RetryKind.LAGGING)
+"""Kinds that never lead to quarantine: nothing about the work itself is wrong."""
 
 
 @attrs.frozen(kw_only=True)
@@ -78,7 +80,7 @@ def after_failure(
     if before is not None and not _same_work(before, failure):
         before = attrs.evolve(before, attempts=0, failures=0)
     failures = (before.failures if before is not None else 0) + 1
-    attempts = (before.attempts if before is not None else 0) + (failure.kind not in ONLY_TIME_HELPS)
+    attempts = (before.attempts if before is not None else 0) + (failure.kind not in UNCOUNTED)
     pauses = PAUSES[failure.kind]
     pause = grown(pauses.first, pauses.last, failures)
     pause = jittered(pause, random) if pauses.jitter else pause
