@@ -80,6 +80,10 @@ class Agent:
     """Called with each configuration that SIGHUP activates."""
     plane_changed: bool = False
     """Whether certificates of another plane were found at this start, and no alert was raised yet."""
+    idle_items: dict[str, str] = attrs.field(factory=dict)
+    """Item id -> what it names that was not on this host when the host was last compared or the status asked for."""
+    lost: dict[int, str] = attrs.field(factory=dict)
+    """Certificate id -> name of what was deployed, vanished from the disk and is not restored yet."""
     items: tuple[InstallItem, ...] = ()
     """Active install items: the plane's, then the local ones (``install_config.py``)."""
 

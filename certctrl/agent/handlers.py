@@ -25,7 +25,7 @@ from certctrl.agent.announced import (
     wait_is_over,
 )
 from certctrl.agent.context import Agent
-from certctrl.agent.install_config import refresh_install_config, refused_items
+from certctrl.agent.install_config import MOST_NAMED, note_idle_items, refresh_install_config, refused_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.reconcile import plan_resync
 from certctrl.agent.standing import (
@@ -86,6 +86,9 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
         outcome = Outcome(kind=OutcomeKind.APPLIED, detail=outcome.detail, deployed=outcome.deployed)
     elif outcome.ok:
         log_line(agent.log, Line.INSTALL_UNCHANGED, version=version)
+    if idle := await note_idle_items(agent):
+        said = "; ".join(f"item {one_line(item, 80)} is idle: {why}" for item, why in [*idle.items()][:MOST_NAMED])
+        outcome = attrs.evolve(outcome, detail=one_line("; ".join(filter(None, (outcome.detail, said))), MAX_DETAIL))
     if outcome.ok and (missing := missing_install_config(signal, stored)):
         require_arrival(agent, signal, missing)
     refused = refused_items(agent.items)  # those of no certificate are in no certificate's outcome

@@ -8,6 +8,7 @@ from typing import Any
 
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.lost import LOST
 from certctrl.errors import CertctrlError, DiskError, PlaneError, PlanError, VersionRollbackError
 from certctrl.install.installer import Candidate
 from certctrl.install.plan.policy import is_local
@@ -137,9 +138,15 @@ async def converge_active_items(
 
 
 def item_problems(agent: Agent) -> list[dict[str, Any]]:
-    """Return why items are missing from the active ones, as status JSON; a plan without them is incomplete."""
-    keys = ("install-config", "stored-install-config", "local-installs")
+    """Return why items or certificates are missing, as status JSON; a plan without them is incomplete."""
+    keys = ("install-config", "stored-install-config", "local-installs", LOST)
     return [agent.problems[key].shown() for key in keys if key in agent.problems]
+
+
+async def note_idle_items(agent: Agent) -> dict[str, str]:
+    """Note, for the status, which items name what is not on this host: not issued yet, or misspelt."""
+    agent.idle_items = await agent.installer.idle_items(agent.items)
+    return agent.idle_items
 
 
 def reload_items(agent: Agent) -> None:

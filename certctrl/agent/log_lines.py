@@ -188,6 +188,9 @@ class Line(Enum):
     CA_REMOVED = INFO, "Signal", "CA {ca_id} removed from the trust store: {name}", \
         "The plane no longer assigns it to this device.", _NOTHING
 
+    CERTS_LOST = ERROR, "Resync", "Deployed, but not on disk: {names}", \
+        "Files below certs/ were deleted; they are fetched again.", "Find out what deleted them."
+
     # --- deployment ---
     ROLLED_BACK = ERROR, "Install", "Rolled back {name}: {why}; next try in {delay} s", \
         "The new certificate failed its reload or probe; the previous one is in service again.", "Fix the reason."

@@ -11,8 +11,9 @@ from certctrl.agent.alerts import clear_alerts
 from certctrl.agent.context import Agent
 from certctrl.agent.control import Operation
 from certctrl.agent.expiry_guard import request_renewal
-from certctrl.agent.install_config import item_problems
+from certctrl.agent.install_config import item_problems, note_idle_items
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.lost import look_at_disk
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import UNKNOWN_CAS, plan_resync, try_resync
 from certctrl.agent.reporter import snapshot
@@ -42,6 +43,8 @@ class Operations:
 
     async def status(self, _request: dict[str, Any]) -> Any:
         """Answer `status`."""
+        await look_at_disk(self._agent)
+        await note_idle_items(self._agent)
         return snapshot(self._agent)
 
     async def poll_now(self, _request: dict[str, Any]) -> Any:
@@ -118,6 +121,7 @@ class Operations:
 
     async def plan(self, _request: dict[str, Any]) -> Any:
         """Return what would change."""
+        await look_at_disk(self._agent)
         plan = await self._agent.installer.plan(self._agent.items)
         return plan_json(plan) | {"problems": item_problems(self._agent)}
 

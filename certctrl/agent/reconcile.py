@@ -15,8 +15,9 @@ import trio
 from certctrl.agent.alerts import problem_key, restore_revocations
 from certctrl.agent.announced import is_serial
 from certctrl.agent.context import Agent
-from certctrl.agent.install_config import refresh_install_config
+from certctrl.agent.install_config import note_idle_items, refresh_install_config
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.lost import look_at_disk
 from certctrl.agent.standing import UNKNOWN, note_standings, recognise_plane, shares_name, stream_lost
 from certctrl.backoff import grown, jittered
 from certctrl.errors import (
@@ -134,6 +135,7 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
     Raises PlaneError, TransportError, DiskError. Certificates are compared even if the install config is refused.
     """
     log_line(agent.log, Line.RESYNC_STARTED, why=why)
+    await look_at_disk(agent)
     await recognise_plane(agent)
     changed, behind = await _refreshed_items(agent)
     ts_ms = int(agent.wall_now() * 1000)
@@ -153,6 +155,7 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
         stored = agent.store.installed.load_install_config()
         config_id = int(stored.raw.get("id") or 0) if stored else None
         signals.append(InstallUpdated(ts_ms, config_id, stored.version if stored else None))
+    await note_idle_items(agent)
     agent.admit(signals)
     await agent.inbox.secure()
     log_line(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
@@ -215,5 +218,5 @@ async def reconcile_forever(agent: Agent) -> None:
             log_line(agent.log, Line.RESYNC_FAILED, why=error, delay=round(delay))
         with trio.move_on_after(delay):
             await agent.reconcile_requested.wait_value(True)
-            why = "the configuration was read again"
+            why = "requested"
         agent.reconcile_requested.value = False

@@ -15,6 +15,7 @@ import certctrl
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Urgency, find_expiring
 from certctrl.agent.log_lines import Line, log_line
+from certctrl.agent.lost import report_lost
 from certctrl.agent.memory import release_memory
 from certctrl.agent.systemd import Notifier
 from certctrl.errors import DiskError
@@ -123,6 +124,7 @@ def health(agent: Agent, problems: list[dict[str, Any]], stuck: list[dict[str, A
 def snapshot(agent: Agent) -> dict[str, Any]:
     """Return the whole status as plain JSON."""
     session, settings = agent.session, agent.config.application
+    report_lost(agent)
     problems, stuck = current_problems(agent), stuck_items(agent)
     return {
         "running": True,
@@ -144,6 +146,7 @@ def snapshot(agent: Agent) -> dict[str, Any]:
         "problems": problems,
         "stuck": stuck,
         "held": held_certificates(agent),
+        "idle_items": [{"item": item, "reason": why} for item, why in agent.idle_items.items()],
         "quarantined": [
             to_wire(retry.signal) | {"reason": retry.last_error, "attempts": retry.attempts}
             for retry in agent.installer.retries.signals()

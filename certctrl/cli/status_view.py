@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
 
 WATCH_SECONDS = 1.0
+MOST_IDLE = 5
+"""Idle items that are printed."""
 HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -103,6 +105,9 @@ def details(facts: dict[str, Any], certs: list[dict[str, Any]] | None) -> list[s
     for item in facts.get("stuck", ()):
         when = f"next try in {duration(item['next_try_at'] - now)}" if item.get("next_try_at") else "no next try"
         lines.append(f"Stuck: {item['item']}: {item['reason']} (attempt {item['attempts']}, {when})")
+    idle = facts.get("idle_items", ())
+    lines += [f"Idle: item {one['item']}: {one['reason']}" for one in idle[:MOST_IDLE]]
+    lines += [f"Idle: {len(idle) - MOST_IDLE} more items"] if len(idle) > MOST_IDLE else []
     for one in facts.get("held", ()):
         waiting = "; a newer one is staged" if one.get("staged") else ""
         lines.append(f"Held: {one['name']}, at {one['generation']} since a rollback{waiting}")

@@ -21,7 +21,7 @@ from certctrl.install.deploy.alert_command import run_alert_command
 from certctrl.install.deploy.candidates import to_switch
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
-from certctrl.install.deploy.groups import Group, groups_of
+from certctrl.install.deploy.groups import Group, bound_now, groups_of
 from certctrl.install.deploy.names import name_of_domain, own_name, settle_names
 from certctrl.install.deploy.results import Results, merged
 from certctrl.install.deploy.retry_table import RetryTable, cert_resource
@@ -143,6 +143,11 @@ class Installer:
         self.retries.rows()  # what an earlier release left in other files is saved with the records
         await self._context.offload(recovery.recover, self._context)
         await self._context.records.save()
+
+    async def lost(self) -> list[CertRecord]:
+        """Return the certificates that are recorded as live and are not on disk."""
+        found: list[CertRecord] = await self._context.offload(recovery.lost, self._context)
+        return [one for one in found if self.records.get(one.cert_id) is one]  # the others changed meanwhile
 
     # --- deploying ------------------------------------------------------------------------------------------------
 
@@ -315,6 +320,11 @@ class Installer:
             log=logging.getLogger("certctrl"),
         )
         return await installer.plan(items)
+
+    async def idle_items(self, items: Sequence[InstallItem]) -> dict[str, str]:
+        """Return item id -> which certificate or CA it names that is not on this host."""
+        bound, _ = await self._context.offload(bound_now, self._context, items, {})
+        return {item: one.waits for item, one in bound.items() if one.waits}
 
     async def unfinished(self, items: Sequence[InstallItem]) -> bool:
         """Return whether `converge` would do something now, or report a refusal for the first time."""

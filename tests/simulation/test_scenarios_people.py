@@ -104,6 +104,25 @@ def test_a_refused_item_runs_once_the_policy_allows_it() -> None:
         policy.write_text(before)
 
 
+def test_a_misspelt_name_in_an_item_is_in_the_status_and_the_outcome() -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("www.example")
+        await scene.until(lambda: scene.live(row["id"]))
+        about = {"ob_type": "cert", "ob_name": "wwww.example"}
+        item = {"id": "copy", "type": "copy", "from": ["chain.pem"], "to": ["/srv/tls/www.pem"], **about}
+        await scene.plane.installs.put(DEVICE, [item], check=False)
+        await scene.until(lambda: scene.agent.items and not scene.agent.inbox.depth)
+        (idle,) = (await scene.ask("status"))["idle_items"]
+        assert idle["item"] == "copy" and "'wwww.example'" in idle["reason"]
+        await scene.until(lambda: scene.outcomes()[0][0] == "install.updated")
+        assert "item copy is idle" in scene.plane.reports.outcomes(DEVICE)[0]["detail"]
+        await scene.plane.installs.put(DEVICE, [item | {"ob_name": "www.example"}])
+        await scene.until(lambda: file_in(scene.host.disk.now, "/srv/tls/www.pem"))
+        assert (await scene.ask("status"))["idle_items"] == []
+
+    play(scenario)
+
+
 def test_a_manual_renewal_brings_a_new_serial() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("hand.example")

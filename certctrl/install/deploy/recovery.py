@@ -53,6 +53,17 @@ def recover(context: Context) -> None:
     publish(context, always=True)
 
 
+def lost(context: Context) -> list[CertRecord]:
+    """Return the certificates that are recorded as live and are not on disk. Blocks on the disk."""
+    fs, layout = context.fs, context.layout
+
+    def is_lost(record: CertRecord) -> bool:
+        live = _live(context, record.name)
+        return not live or fs.lstat(layout.generation(record.name, live)) is None
+
+    return [one for one in list(context.records.certificates.values()) if one.generation and is_lost(one)]
+
+
 def _live(context: Context, name: str) -> str:
     """Return the live id; empty if there is none or the link does not lead to a generation."""
     try:

@@ -145,20 +145,21 @@ class Results:
         error: CertctrlError | str,
         *,
         kept: Candidate | None = None,
+        stays: str = "",
         staged: Candidate | None = None,
         pending: Collection[str] = (),
         down: bool = False,
     ) -> None:
         """Record a failure that left the live generation as it was, or (``kept``) new files.
 
-        They stay if there is nothing to roll back to, or if it would not be served either (``down``). ``pending``: the
-        items that failed or were not reached.
+        They stay if there is nothing to roll back to, or if it would not be served either (``down``). ``stays`` says
+        what of them, and why. ``pending``: the items that failed or were not reached.
         """
         before, why = self.record(cert_id, kept or staged), str(error)
         after = with_facts(before, kept) if kept is not None else before
         if kept is not None:
             after = attrs.evolve(after, stage=Stage.COMMITTED)
-            why = f"{why}; {'' if down else 'there is no earlier generation, so '}the new files stay"
+            why = f"{why}; {stays}"
         retry = RetryKind.PENDING if pending and kept is None and staged is None else RetryKind.REFUSED
         if isinstance(error, DiskError) and not isinstance(error, StateCorruptError):
             retry = RetryKind.DISK

@@ -116,6 +116,7 @@ class Transaction:
                 cert_id,
                 "; ".join(one.why for one in mine),
                 kept=kept,
+                stays="the new files stay",
                 pending=self.group_plan.due if kept is not None else pending,
                 down=all(one.down for one in mine),
             )
@@ -188,11 +189,24 @@ class Transaction:
                     pending=pending if cert_id in broken else (),
                 )
             else:
-                self.results.failed(cert_id, why, kept=candidate, pending=pending)  # there is nothing to go back to
+                self.results.failed(
+                    cert_id, why, kept=candidate, stays=self._what_stays(executor, cert_id), pending=pending
+                )
         unrelated = self._record_unrelated(executor)
         for cert_id in self._failed_for(executor) - set(self.batch) - unrelated:
             self.results.failed(cert_id, why, pending=pending)
         return broken
+
+    def _what_stays(self, executor: Executor, cert_id: int) -> str:
+        """Return what of a certificate that is not rolled back stays in place, and why."""
+        if self.forward_only:
+            return "it stays in place: what it replaces must not return"
+        if cert_id in self.previous:
+            return "so the new files stay"
+        wanted = any(write.cert_id == cert_id for step in self.group_plan.steps for write in step.writes)
+        if wanted and not any(write.cert_id == cert_id for write in executor.written):
+            return "none of its copies was written; there is no earlier generation, so it stays below certs/"
+        return "there is no earlier generation, so the new files stay"
 
     async def _restore(self, executor: Executor, back: Mapping[int, str]) -> str:
         """Restore the previous state on disk; return why that failed, empty on success."""

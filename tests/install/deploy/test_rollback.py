@@ -301,3 +301,26 @@ async def test_a_failed_manual_rollback_changes_and_holds_nothing(
 
 def full_disk(*_: object) -> None:
     raise DiskError("no space left", path="/x", errno=errno.ENOSPC, fix="")
+
+
+async def test_a_first_delivery_says_what_stays(clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [*reload(1), CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(host.out / "a.key"),))]
+    host.allow(commands=commands(RELOAD))
+    host.serve(RELOAD, 1, 1001).broken = True
+    with monkeypatch.context() as patch:
+        patch.setattr("certctrl.install.deploy.executor.FileSet.begin", full_disk)
+        outcome = (await host.deliver(1, items=items))[1]
+    assert outcome.kind is FAILED and "none of its copies was written" in outcome.detail
+    assert not (host.out / "a.key").exists() and host.live(1)
+    outcome = (await host.installer.converge((), items, only=[1], due_now=True))[1]
+    assert outcome.kind is FAILED and "so the new files stay" in outcome.detail
+    assert (host.out / "a.key").exists()
+
+
+async def test_a_placeholder_that_fails_does_not_claim_that_nothing_came_before(clock: MockClock, host: Host) -> None:
+    host.allow(commands=commands(RELOAD), on_revoked="placeholder")
+    service = host.serve(RELOAD, 1, 1001)
+    await host.deliver(1, items=reload(1))
+    service.broken = True
+    outcome = await host.installer.withdraw(1, revoked=True, items=reload(1))
+    assert outcome.kind is FAILED and "must not return" in outcome.detail

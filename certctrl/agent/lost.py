@@ -1,0 +1,61 @@
+"""Look at the disk before judging: certificates that were deleted there are reported and fetched again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import attrs
+
+from certctrl.agent.alerts import report_disk_problem
+from certctrl.agent.context import Agent
+from certctrl.agent.log_lines import Line, log_line
+from certctrl.errors import DiskError
+from certctrl.model.records import Stage
+
+LOST = "lost-certificates"
+MOST_NAMED = 5
+"""Certificates that the problem names."""
+
+
+async def look_at_disk(agent: Agent, *, change: bool = True) -> bool:
+    """Report the certificates that are not on disk although they were deployed; return whether there are new ones.
+
+    They count as absent from now on, so that the next comparison fetches them; not without ``change``.
+    """
+    try:
+        found = await agent.installer.lost()
+        if found and change:
+            await agent.installer.update(attrs.evolve(one, generation="", activated="") for one in found)
+    except DiskError as error:  # nothing is known
+        report_disk_problem(agent, error)
+        return False
+    if not change:
+        _report(agent, [one.name for one in found])
+        return bool(found)
+    if found:
+        agent.lost |= {one.cert_id: one.name for one in found}
+        log_line(agent.log, Line.CERTS_LOST, names=_named(agent.lost.values()))
+        agent.reconcile_requested.value = True
+    report_lost(agent)
+    return bool(found)
+
+
+def report_lost(agent: Agent) -> None:
+    """Report the certificates that are still lost as a problem of the status."""
+    if agent.lost:
+        records = agent.installer.records
+        back = {i for i, one in records.items() if one.generation or one.stage is Stage.WITHDRAWN}
+        agent.lost = {i: name for i, name in agent.lost.items() if i in records and i not in back}
+    _report(agent, list(agent.lost.values()))
+
+
+def _report(agent: Agent, names: Sequence[str]) -> None:
+    if names:
+        agent.report_problem(LOST, f"deployed, but not on disk: {_named(names)}", "cert-ctrl apply fetches them again")
+    else:
+        agent.clear_problem(LOST)
+
+
+def _named(names: Collection[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join([*names][:MOST_NAMED]) + more

@@ -1,0 +1,61 @@
+"""Certificates that vanish from the disk: whatever judges looks there, and they are fetched again."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from simulation.disk import file_in
+from simulation.scene import Scene, play
+
+from certctrl.store.deployments.generation_files import remove_tree
+from certctrl.store.disk.fs import closing
+from certctrl.store.disk.tree import make_tree
+
+GONE = "not on disk"
+
+
+def wipe(scene: Scene) -> None:
+    """Remove certs/, then make it anew as `init` does."""
+    disk, layout = scene.host.disk, scene.world.layout
+    with closing(disk, disk.open_dir(layout.root)) as root:
+        remove_tree(disk, root, layout.certs.name)
+    make_tree(disk, layout)
+    scene.world.auditor.live.clear()
+
+
+def on_disk(scene: Scene, name: str) -> bool:
+    return file_in(scene.host.disk.now, scene.world.layout.live / name / "private.key") is not None
+
+
+async def deployed(scene: Scene) -> str:
+    row = await scene.issue("www.example")
+    await scene.until(lambda: scene.live(row["id"]) and not scene.agent.inbox.depth)
+    await trio.sleep(120)
+    return "www.example"
+
+
+def test_one_apply_restores_certificates_that_were_deleted() -> None:
+    async def scenario(scene: Scene) -> None:
+        name = await deployed(scene)
+        wipe(scene)
+        assert GONE in str((await scene.ask("plan"))["problems"])
+        assert (await scene.ask("apply"))["outcome"] == "applied"
+        assert on_disk(scene, name)
+        assert (await scene.ask("plan"))["problems"] == []
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_status_sees_it_and_the_agent_restores_them(asked: bool) -> None:
+    async def scenario(scene: Scene) -> None:
+        name = await deployed(scene)
+        wipe(scene)
+        if asked:
+            status = await scene.ask("status")
+            assert status["health"] == "degraded"
+            assert GONE in status["problems"][0]["what"]
+        await scene.until(lambda: on_disk(scene, name), 3700 if not asked else 60)
+        await scene.until(lambda: not scene.agent.problems, 60)
+
+    play(scenario)
