@@ -8,7 +8,6 @@ from certctrl.agent.alerts import EXPIRY, clear_alerts, raise_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import Finding, RenewalRequests, Urgency, find_expiring, next_check, time_left
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.agent.lost import look_at_disk
 from certctrl.errors import CertctrlError, UsageError
 from certctrl.model.records import CertRecord, Standing
 
@@ -18,7 +17,6 @@ async def guard_expiry(agent: Agent) -> None:
     requests = RenewalRequests()
     warned: dict[int, tuple[str, Urgency]] = {}
     while True:
-        await look_at_disk(agent)
         now = agent.wall_now()
         findings = find_expiring(agent.installer.records.values(), agent.config.application, now)
         for finding in findings:

@@ -85,6 +85,9 @@ async def apply(config_dir: Path, *, now: bool = False, seams: Seams | None = No
             agent.retry_now()
             await handle_all(agent)
         outcome = await agent.installer.converge_all(agent.items, ignore_window=now, due_now=True)
+        if outcome.ok and failed(agent) and not unreachable:  # perhaps for a reason that this has removed
+            agent.retry_now()
+            await handle_all(agent)
         result = applied(agent, outcome, before, differences=found, unreachable=unreachable)
         return await _done(agent, result, flush=not unreachable)
 

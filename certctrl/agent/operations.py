@@ -24,7 +24,7 @@ from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.plan.render import plan_json
 from certctrl.model.plan import Outcome, OutcomeKind
 from certctrl.model.policy import Retirement
-from certctrl.model.records import CertRecord, Retry, Standing
+from certctrl.model.records import CertRecord, Retry, RetryKind, Standing
 from certctrl.text import ascii_name
 
 SETTLE_SECONDS = 300.0
@@ -66,14 +66,12 @@ class Operations:
         agent = self._agent
         before = generations(agent)
         found, unreachable = await try_resync(agent, "`apply` was requested")
-        known = {retry.key for retry in agent.installer.retries.signals()}
         await self._retry_signals(agent.retry_now())  # first handle the differences and the retries
         outcome = await agent.installer.converge_all(
             agent.items, ignore_window=bool(request.get("now")), due_now=True, asked_by=OPERATOR
         )
-        fresh = [retry.resource for retry in agent.installer.retries.signals() if retry.key not in known]
-        if outcome.ok and fresh:  # failed during this comparison, perhaps for a reason that is gone by now
-            await self._retry_signals([one for resource in fresh for one in agent.retry_now(resource)])
+        if outcome.ok and failed(agent):  # perhaps for a reason that this has removed
+            await self._retry_signals(agent.retry_now())
         agent.lifetimes_changed.value = True
         return applied(agent, outcome, before, differences=found, unreachable=unreachable) | failed(agent)
 
@@ -174,7 +172,8 @@ def applied(
 
 def failed(agent: Agent) -> dict[str, Any]:
     """Return why signals failed that are to be retried, if there are any."""
-    reasons = [retry.last_error for retry in agent.installer.retries.signals()]
+    retries = agent.installer.retries.signals()
+    reasons = [retry.last_error for retry in retries if retry.kind is not RetryKind.GRACE]
     return {"failed": reasons} if reasons else {}
 
 

@@ -59,7 +59,7 @@ def explain(agent: Agent, entry: InboxEntry, error: Exception) -> Result:
             kind, transient, retry_after = "material", False, None
             log_line(agent.log, Line.CERT_REFUSED, cert_id=cert_id, reason=error.reason, what=error)
         case GraceError():
-            return Result(_failure(error), RetryKind.WAITING, error.seconds, waits=True)
+            return Result(_failure(error), RetryKind.GRACE, error.seconds, waits=True)
         case LaggingError():
             agent.counters.errors["plane"] += 1
             return Result(_failure(error), RetryKind.LAGGING)

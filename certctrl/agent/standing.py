@@ -153,7 +153,7 @@ def _mass(agent: Agent) -> list[CertRecord]:
 
 def report_standings(agent: Agent) -> None:
     """Report certificates that need an operator's decision, or will soon be removed, as problems in `status`."""
-    records = agent.installer.records.values()
+    records = sorted(agent.installer.records.values(), key=lambda record: record.cert_id)
     unknown = [one for one in records if in_use(one) and one.standing in (Standing.UNLISTED, Standing.FOREIGN)]
     found = {problem_key(UNKNOWN): _unknown(unknown)} if unknown else {}
     leaving = [one for one in records if _is_leaving(agent, one)]

@@ -35,6 +35,8 @@ class RetryKind(StrEnum):
     """The network or the plane: only time helps."""
     DISK = "disk"
     """The disk: paced as waiting, but an operator has to make room or repair it."""
+    GRACE = "grace"
+    """Nothing failed: it is carried out later."""
     LAGGING = "lagging"
     """The plane does not show yet what it announced."""
     REFUSED = "refused"

@@ -58,7 +58,7 @@ async def test_an_extension_that_is_not_there_fails_its_signals_only(
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_group: points)
     handlers._installed_handler.cache_clear()
     agent = agent_with(AgentConfig(ioc=attrs.evolve(IocConfig(), handlers={CertRenewed.type: "mine"})))
-    handled = await Dispatcher(agent)._handle(InboxEntry(signal=CertRenewed(ts_ms=1, cert_id=1)))
+    handled = await Dispatcher(agent)._handle(InboxEntry(signal=CertRenewed(ts_ms=1, cert_id=1)), 0.0)
     assert isinstance(handled, Result)
     assert handled.outcome.kind is OutcomeKind.FAILED
     assert sum(agent.counters.errors.values()) == 1

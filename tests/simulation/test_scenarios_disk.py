@@ -55,7 +55,32 @@ def test_status_sees_it_and_the_agent_restores_them(asked: bool) -> None:
             status = await scene.ask("status")
             assert status["health"] == "degraded"
             assert GONE in status["problems"][0]["what"]
-        await scene.until(lambda: on_disk(scene, name), 3700 if not asked else 60)
+        await scene.until(lambda: on_disk(scene, name), 1900 if not asked else 60)
         await scene.until(lambda: not scene.agent.problems, 60)
+
+    play(scenario)
+
+
+def test_links_that_a_restore_made_directories_need_an_operator() -> None:
+    async def scenario(scene: Scene) -> None:
+        name = await deployed(scene)
+        starts = scene.host.starts
+        await scene.host.stop()
+        disk, live = scene.host.disk, scene.world.layout.live
+        with closing(disk, disk.open_dir(live)) as folder:
+            disk.unlink(name, at=folder)
+        disk.put_dir(str(live / name))
+        scene.world.auditor.live.clear()
+        await scene.until(lambda: scene.host.starts > starts)
+        await trio.sleep(600)
+        status = await scene.ask("status")
+        assert status["health"] == "degraded"
+        assert "does not lead to a generation" in str(status["stuck"])
+        assert f"remove {live / name}" in str(status["stuck"])
+        with closing(disk, disk.open_dir(live)) as folder:
+            disk.rmdir(name, at=folder)
+        assert (await scene.ask("apply"))["outcome"] == "applied"
+        assert on_disk(scene, name)
+        assert (await scene.ask("status"))["health"] == "healthy"
 
     play(scenario)

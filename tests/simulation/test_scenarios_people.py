@@ -123,6 +123,28 @@ def test_a_misspelt_name_in_an_item_is_in_the_status_and_the_outcome() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_apply_does_not_report_a_cause_that_it_has_removed(known: bool) -> None:
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("www.example")
+        scene.operators.introduce(row["id"], "www.example")
+        await scene.plane.installs.put(DEVICE, scene.operators.items([row["id"]]))
+        service = scene.world.services.known[row["id"]]
+        await scene.until(lambda: service.served and not scene.agent.inbox.depth)
+        scene.world.services.failing = lambda: True
+        if not known:
+            scene.network.mischief = lambda page: page | {"data": page["data"] | {"signals": []}}
+        renewed = await scene.plane.certificates.renew(USER, row["id"])
+        await scene.until(lambda: scene.retry(row["id"]).attempts) if known else await trio.sleep(120)
+        answers = iter([True, False])
+        scene.world.services.failing = lambda: next(answers, False)
+        done = await scene.ask("apply")
+        assert (done["outcome"], done.get("failed")) == ("applied", None)
+        assert scene.record(row["id"]).facts.serial == renewed["serial_number"]
+
+    play(scenario)
+
+
 def test_a_manual_renewal_brings_a_new_serial() -> None:
     async def scenario(scene: Scene) -> None:
         row = await scene.issue("hand.example")

@@ -37,6 +37,7 @@ class Pauses:
 PAUSES = {
     RetryKind.WAITING: Pauses(5.0, 300.0, jitter=True),  # as for polls: once the plane is back, nothing waits longer
     RetryKind.DISK: Pauses(5.0, 300.0, jitter=True),
+    RetryKind.GRACE: Pauses(5.0, 300.0, jitter=True),
     RetryKind.LAGGING: Pauses(5.0, 300.0, jitter=True),
     RetryKind.REFUSED: Pauses(5.0, 900.0, jitter=True),
     RetryKind.PENDING: Pauses(30.0, 3600.0, jitter=False),
@@ -45,7 +46,7 @@ PAUSES = {
 
 LAGGING_FAILURES = 20
 """Tries, over about an hour, after which the plane had its time to show what it announced."""
-UNCOUNTED = (RetryKind.WAITING, RetryKind.DISK, RetryKind.LAGGING)
+UNCOUNTED = (RetryKind.WAITING, RetryKind.DISK, RetryKind.GRACE, RetryKind.LAGGING)
 """Kinds that never lead to quarantine: nothing about the work itself is wrong."""
 
 
