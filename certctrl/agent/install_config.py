@@ -145,7 +145,7 @@ def item_problems(agent: Agent) -> list[dict[str, Any]]:
 
 async def note_idle_items(agent: Agent) -> dict[str, str]:
     """Note, for the status, which items name what is not on this host: not issued yet, or misspelt."""
-    agent.idle_items = await agent.installer.idle_items(agent.items)
+    agent.idle_items = await agent.installer.waiting_items(agent.items)
     return agent.idle_items
 
 

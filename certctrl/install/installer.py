@@ -321,7 +321,7 @@ class Installer:
         )
         return await installer.plan(items)
 
-    async def idle_items(self, items: Sequence[InstallItem]) -> dict[str, str]:
+    async def waiting_items(self, items: Sequence[InstallItem]) -> dict[str, str]:
         """Return item id -> which certificate or CA it names that is not on this host."""
         bound, _ = await self._context.offload(bound_now, self._context, items, {})
         return {item: one.waits for item, one in bound.items() if one.waits}

@@ -178,6 +178,9 @@ class FetchScene(LocalScene):
     async def converge_all(self, items: Any, *, lasting: bool) -> Outcome:
         return self.outcome
 
+    async def waiting_items(self, items: Any) -> dict[str, str]:
+        return {}
+
     async def identity(self) -> tuple[int, int]:
         return 14, 5
 
