@@ -185,7 +185,7 @@ def test_a_clock_that_is_set_forward_is_noticed_within_minutes() -> None:
         await trio.sleep(1800)
         scene.world.clock.error = 190 * DAY
         await trio.sleep(150)
-        assert scene.agent.counters.alerts["late"] == 1
+        assert scene.agent.counters.alerts["late"] >= 1  # again for the renewal, if that has come
         scene.world.clock.error = 0.0
         await trio.sleep(150)
         assert not [one for one in snapshot(scene.agent)["problems"] if "expires" in one["what"]]
