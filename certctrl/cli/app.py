@@ -46,7 +46,7 @@ COMMANDS: dict[str, Entry] = {
     "plan": Entry("commands.plan", "Show what would change on this host; change nothing."),
     "apply": Entry("commands.apply", "Bring this host in line with the control plane and the install plan."),
     "rollback": Entry("commands.rollback", "Restore a previous certificate and hold it, or end the hold."),
-    "forget": Entry("commands.forget", "Remove a certificate or CA that the control plane does not know."),
+    "forget": Entry("commands.forget", "Remove a certificate or CA from this host, even if the control plane assigns it."),
     "history": Entry("commands.history", "Show past deployments."),
     "doctor": Entry("commands.doctor", "Check host, control plane, certificates and daemon; print a fix for each problem."),
     "config": Entry("commands.config", "Show or check the configuration.", name="config"),
