@@ -188,6 +188,7 @@ class Withdraw(Story):
 
 class Unassign(Story):
     name = "taken from this host"
+    policy: ClassVar[dict[str, Any]] = {"unassign_grace": 0.0}
 
     def prepare(self, stage: Stage) -> None:
         self.enrol(stage)
