@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,24 @@ def need_acl() -> Callable[[Path], None]:
             missing(f"the file system of {place} has no access control lists")
 
     return check
+
+
+@pytest.fixture
+def forget_modules(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``forget_modules("certctrl.plane")`` lets a module and those below it be imported anew, until the test ends.
+
+    Also restores the attribute of the parent package: a later patch by a dotted name follows attributes, and would
+    find the module that this test imported.
+    """
+
+    def forget(*prefixes: str) -> None:
+        for name in [name for name in sys.modules if f"{name}.".startswith(tuple(f"{one}." for one in prefixes))]:
+            package, _, last = name.rpartition(".")
+            if hasattr(sys.modules.get(package), last):
+                monkeypatch.setattr(sys.modules[package], last, sys.modules[name])
+            monkeypatch.delitem(sys.modules, name)
+
+    return forget
 
 
 @pytest.fixture

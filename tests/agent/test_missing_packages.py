@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,10 +34,11 @@ def agent_with(config: AgentConfig) -> Any:
 
 
 @pytest.mark.parametrize("setting", [{"metrics_listen": "127.0.0.1:9464"}, {"metrics_textfile": "metrics.prom"}])
-async def test_metrics_without_their_package(setting: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_without_their_package(
+    setting: dict[str, str], monkeypatch: pytest.MonkeyPatch, forget_modules: Callable[..., None]
+) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    for name in ("certctrl.agent.metrics", "certctrl.agent.metric_families"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    forget_modules("certctrl.agent.metrics", "certctrl.agent.metric_families")
     agent = agent_with(AgentConfig(application=attrs.evolve(ApplicationConfig(), **setting)))
     await publish_metrics_if_enabled(agent)
     ((what, fix),) = agent.problems.values()

@@ -377,9 +377,10 @@ def test_the_sandbox_receives_its_options(ran: Run, monkeypatch: pytest.MonkeyPa
     assert seen[0].directory == tmp_path and seen[0].as_json
 
 
-def test_the_sandbox_without_the_planes_libraries(ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith(("certctrl.sandbox", "certctrl.plane"))]:
-        monkeypatch.delitem(sys.modules, name)
+def test_the_sandbox_without_the_planes_libraries(
+    ran: Run, monkeypatch: pytest.MonkeyPatch, forget_modules: Callable[..., None]
+) -> None:
+    forget_modules("certctrl.sandbox", "certctrl.plane")
     monkeypatch.setitem(sys.modules, "hypercorn", None)
     monkeypatch.setitem(sys.modules, "hypercorn.trio", None)
     monkeypatch.setitem(sys.modules, "hypercorn.config", None)
