@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -148,6 +149,7 @@ def revoke(trial: Trial) -> tuple[str, str]:
 def return_to_service(trial: Trial) -> None:
     """Renew the revoked certificate, start the service if it does not run, and wait for a healthy status."""
     operator = trial.plane.operator
+    time.sleep(1.1)  # a renewal within the second of the revocation does not show that the revocation is over
     operator.renew(trial.cert_id)
     serial = operator.serial(trial.cert_id)
     trial.wait_for(lambda: serial in trial.agent.serials().values(), "the files of the renewal")

@@ -150,7 +150,7 @@ def test_a_broken_pair_does_not_reach_the_runtime_api(runtime: Trial) -> None:
 
 
 def test_a_missing_runtime_api_is_rolled_back(runtime: Trial) -> None:
-    prove_rollback(runtime, moved_away(runtime.recipe.place / "admin.sock"), "item update haproxy")
+    prove_rollback(runtime, moved_away(runtime.recipe.place / "admin.sock"), "item update haproxy", RetryKind.DOWN)
 
 
 def test_the_helper_reports_a_file_that_haproxy_does_not_know(runtime: Trial, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def fifty_at_once(agent: Agent) -> list[tuple[str, subprocess.CompletedProcess[s
 
 def storm(agent: Agent, expected: dict[str, set[int]], always: set[int]) -> None:
     """Run the calls during renewals and check how each ended; print the results."""
+    # of two renewals within a second, the first counts as not arrived until the signal of the second comes
+    expected = {"apply": {DONE, FAILED}, "poll-now": {DONE, FAILED}} | expected
     rain, warden = Rain(agent.plane, list(agent.serials())), Warden(agent)
     try:
         done = fifty_at_once(agent)
