@@ -22,6 +22,7 @@ from certctrl.agent.standing import UNKNOWN, note_standings, recognise_plane, sh
 from certctrl.backoff import grown, jittered
 from certctrl.errors import (
     CertctrlError,
+    DiskError,
     NotRegisteredError,
     PlaneError,
     PlanError,
@@ -156,11 +157,26 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
         config_id = int(stored.raw.get("id") or 0) if stored else None
         signals.append(InstallUpdated(ts_ms, config_id, stored.version if stored else None))
     await note_idle_items(agent)
-    agent.admit(signals)
-    await agent.inbox.secure()
+    await _admit(agent, signals)
     log_line(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
     agent.counters.reconciles["ok"] += 1
     return len(signals)
+
+
+async def _admit(agent: Agent, signals: Sequence[Signal]) -> None:
+    """Admit the differences, durably. Raises DiskError.
+
+    As long as the disk refuses even earlier signals, this comparison fails and is repeated: what is retried already
+    keeps its growing pauses, because a new signal would start again with the shortest one each time.
+    """
+    try:
+        await agent.inbox.secure()
+    except DiskError:
+        retried = {(one.resource, one.signal.type) for one in agent.installer.retries.signals() if one.signal}
+        agent.admit([one for one in signals if (one.resource, one.type) not in retried])
+        raise
+    agent.admit(signals)
+    await agent.inbox.secure()
 
 
 async def _refreshed_items(agent: Agent) -> tuple[bool, list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import trio
 from simulation.disk import file_in
@@ -82,5 +84,21 @@ def test_links_that_a_restore_made_directories_need_an_operator() -> None:
         assert (await scene.ask("apply"))["outcome"] == "applied"
         assert on_disk(scene, name)
         assert (await scene.ask("status"))["health"] == "healthy"
+
+    play(scenario)
+
+
+def test_a_comparison_that_a_read_only_disk_repeats_leaves_pauses_as_they_are() -> None:
+    async def scenario(scene: Scene) -> None:
+        await deployed(scene)
+        scene.host.disk.trouble = errno.EROFS
+        row = await scene.issue("new.example")
+        await scene.operators.ask_for_resync()
+        await trio.sleep(240)
+        assert scene.log.count("Comparing this host with the plane: simulated") > 4
+        fetched = [one for one in scene.sent if one.path.endswith(f"/{row['id']}/deploy-materials")]
+        assert 4 < len(fetched) < 12  # 20 if each comparison began anew
+        scene.host.disk.trouble = 0
+        await scene.until(lambda: scene.live(row["id"]), 900)
 
     play(scenario)
