@@ -32,6 +32,7 @@ from certctrl.agent.standing import (
     known_again,
     let_grace_pass,
     no_order,
+    order_stands,
     recognise_plane,
     require_same,
     shares_name,
@@ -128,7 +129,17 @@ async def on_cert_renewed(agent: Agent, signal: Signal) -> Outcome | Candidate:
             raise
         raise LaggingError(str(error), fix=error.fix) from None
     await _require_absent(agent, signal)
+    await _resume_unassignment(agent, signal)
     return Outcome(kind=OutcomeKind.IGNORED, detail="the plane has no such certificate for this device")
+
+
+async def _resume_unassignment(agent: Agent, signal: CertRenewed) -> None:
+    """Admit the unassignment again that this signal superseded in its grace time, though nothing is assigned again."""
+    record = agent.installer.records.get(signal.cert_id)
+    if record is not None and order_stands(record, await recognise_plane(agent)):
+        # later than what it replaces, which counts as done, and earlier than what the plane sends next
+        agent.admit([CertUnassigned(ts_ms=signal.ts_ms + 1, cert_id=signal.cert_id)])
+        await agent.inbox.secure()
 
 
 async def _require_absent(agent: Agent, signal: CertRenewed) -> None:

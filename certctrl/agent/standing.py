@@ -107,6 +107,16 @@ def no_order(agent: Agent, record: CertRecord, signal: Signal, known: KnownPlane
     return ""
 
 
+def order_stands(record: CertRecord, known: KnownPlane) -> bool:
+    """Return whether a confirmed unassignment, whose signal another one superseded, is still to be carried out."""
+    return _is_ordered(record) and record.unassigned_at >= known.since
+
+
+def _is_ordered(record: CertRecord) -> bool:
+    """Return whether an unassignment of a certificate in use was confirmed, and it is not kept by the policy."""
+    return record.standing is Standing.UNASSIGNED and record.unassigned_at > 0 and in_use(record)
+
+
 async def let_grace_pass(agent: Agent, record: CertRecord) -> None:
     """Note a confirmed unassignment. Raises GraceError until its grace time is over, and if too many came."""
     now = agent.wall_now()
@@ -154,9 +164,12 @@ def _mass(agent: Agent) -> list[CertRecord]:
 def report_standings(agent: Agent) -> None:
     """Report certificates that need an operator's decision, or will soon be removed, as problems in `status`."""
     records = sorted(agent.installer.records.values(), key=lambda record: record.cert_id)
-    unknown = [one for one in records if in_use(one) and one.standing in (Standing.UNLISTED, Standing.FOREIGN)]
-    found = {problem_key(UNKNOWN): _unknown(unknown)} if unknown else {}
     leaving = [one for one in records if _is_leaving(agent, one)]
+    ids = {one.cert_id for one in leaving}
+    lost = [one for one in records if _is_ordered(one) and one.cert_id not in ids]
+    kept = [one for one in records if in_use(one) and one.standing in (Standing.UNLISTED, Standing.FOREIGN)]
+    unknown = sorted((*kept, *lost), key=lambda record: record.cert_id)
+    found = {problem_key(UNKNOWN): _unknown(unknown)} if unknown else {}
     found |= {problem_key(UNASSIGNED, one.cert_id): _leaving(one) for one in leaving}
     if leaving and (mass := _mass(agent)):
         found[problem_key(MASS)] = _too_many(mass)

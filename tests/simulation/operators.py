@@ -210,10 +210,15 @@ class Operators:
         """Forget the certificates and CAs that the plane does not know, if the agent asks for that."""
         listed = {row["id"] for row in self.plane.certificates.page(DEVICE, 0, 500)}
         records = [one for one in agent.installer.records.values() if one.generation and one.cert_id not in listed]
-        if problem_key(UNKNOWN) in agent.problems or problem_key(MASS) in agent.problems:
-            for record in records:
-                if record.standing is not Standing.KNOWN:
-                    await ask("forget", domain=record.facts.domains[0])
+        known = agent.store.session.load_known_plane()
+        asked = set[Standing]()
+        if problem_key(UNKNOWN) in agent.problems:
+            asked |= {Standing.UNLISTED, Standing.FOREIGN}
+        if problem_key(MASS) in agent.problems or (asked and known is not None and known.since):
+            asked.add(Standing.UNASSIGNED)  # otherwise the agent has to obey the order by itself
+        for record in records:
+            if record.standing in asked:
+                await ask("forget", domain=record.facts.domains[0])
         if UNKNOWN_CAS in agent.problems:
             for ca_id in agent.installer.cas - {one["id"] for one in self.plane.authorities.of_device(DEVICE)}:
                 await ask("forget", ca_id=ca_id)

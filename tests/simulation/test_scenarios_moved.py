@@ -248,6 +248,68 @@ def test_an_unassignment_is_confirmed_by_a_plane_that_lags() -> None:
     play(scenario, CALM)
 
 
+def test_a_hint_that_is_not_true_delays_an_unassignment_and_does_not_end_it() -> None:
+    async def scenario(scene: Scene) -> None:
+        gone, other = await deployed(scene, "gone.example", "other.example")
+        await scene.plane.certificates.unassign(USER, DEVICE, gone)
+        await scene.until(lambda: problem_key("unassigned", gone) in scene.agent.problems)
+        await scene.operators._send("cert.renewed", {"cert_id": gone})
+        await scene.until(lambda: ("cert.unassigned", "superseded") in scene.outcomes())
+        assert problem_key("unassigned", gone) in scene.agent.problems
+        await scene.until(lambda: not scene.live(gone), 2 * 3600)
+        await scene.until(lambda: ("cert.renewed", "ignored") in scene.outcomes())
+        await scene.until(lambda: ("cert.unassigned", "applied") in scene.outcomes())
+        await scene.until(lambda: not scene.agent.problems)
+        assert scene.live(other)
+
+    play(scenario, CALM)
+
+
+def test_a_hint_from_a_plane_that_was_emptied_resumes_no_unassignment() -> None:
+    async def scenario(scene: Scene) -> None:
+        (kept,) = await deployed(scene, "kept.example")
+        await scene.plane.certificates.unassign(USER, DEVICE, kept)
+        await scene.until(lambda: problem_key("unassigned", kept) in scene.agent.problems)
+        empty(scene)
+        await scene.until(lambda: "CURSOR_EXPIRED" in scene.log, GRACE / 2)
+        await scene.operators._send("cert.renewed", {"cert_id": kept})
+        await scene.until(lambda: ("cert.renewed", "ignored") in scene.outcomes(), 2 * 3600)
+        await trio.sleep(LONG)
+        assert scene.live(kept)
+        assert "does not know kept.example" in await problems(scene)
+
+    play(scenario, CALM)
+
+
+def test_an_unassignment_whose_signal_was_lost_is_reported() -> None:
+    async def scenario(scene: Scene) -> None:
+        (kept,) = await deployed(scene, "kept.example")
+        await scene.plane.certificates.unassign(USER, DEVICE, kept)
+        await scene.until(lambda: problem_key("unassigned", kept) in scene.agent.problems)
+        scene.agent.installer.retries.remove(f"cert:{kept}")
+        await trio.sleep(LONG)
+        assert scene.live(kept)
+        assert "does not know kept.example" in await problems(scene)
+
+    play(scenario, CALM)
+
+
+def test_items_that_fail_do_not_postpone_an_unassignment() -> None:
+    async def scenario(scene: Scene) -> None:
+        (gone,) = await deployed(scene, "gone.example")
+        refused = {"id": "no", "type": "exec", "cmd_argv": ["/bin/false", "no"]}
+        await scene.plane.installs.put(DEVICE, [refused], check=False)
+        await scene.until(lambda: ("install.updated", "failed") in scene.outcomes())
+        await scene.plane.certificates.unassign(USER, DEVICE, gone)
+        await scene.until(lambda: problem_key("unassigned", gone) in scene.agent.problems)
+        await trio.sleep(GRACE / 6)
+        await scene.operators._send("install.updated", {})
+        await scene.until(lambda: scene.outcomes()[0] == ("install.updated", "failed"), GRACE / 2)
+        await scene.until(lambda: not scene.live(gone), GRACE)
+
+    play(scenario, attrs.evolve(CALM, poison_attempts=1))
+
+
 def test_a_mass_unassignment_asks() -> None:
     async def scenario(scene: Scene) -> None:
         ids = await deployed(scene, *(f"c{number}.example" for number in range(6)))

@@ -109,11 +109,16 @@ class RetryTable:
         self.changed.set()
 
     def failed(self, failure: Failure) -> Retry:
-        """Record a failure and return its retry."""
+        """Record a failure and return its retry.
+
+        What fails for a certificate whose unassignment waits for its grace time does not postpone that.
+        """
         key = failure.resource
         if failure.signal is not None:
             key = Retry(resource=key, kind=failure.kind, signal=failure.signal).key
         before, now = self.rows().get(key), self.wall_now()
+        if before is not None and before.kind is RetryKind.GRACE and failure.signal is None and self.left(key):
+            return before
         life = self.ends_at(failure.resource) - now
         retry = after_failure(before, failure, now, random=self.random(), settings=self.settings(), life=life)
         self.put(retry)

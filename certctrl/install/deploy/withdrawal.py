@@ -138,7 +138,7 @@ class Withdrawal:
         said = f"{why}, and kept in use: {setting} is keep"
         if self.record.revoked if self.revoked else self.record.standing is Standing.UNASSIGNED:
             return Outcome(kind=OutcomeKind.UNCHANGED, detail=said)
-        unassigned = {"standing": Standing.UNASSIGNED, "unassigned_at": self.context.wall_now()}
+        unassigned = {"standing": Standing.UNASSIGNED, "unassigned_at": 0.0}  # carried out
         changes: dict[str, Any] = {"revoked": True, "alarmed": False} if self.revoked else unassigned
         self.context.records.note(attrs.evolve(self.record, **changes))
         self._audit(said, outcome="kept", live=self.record.generation)

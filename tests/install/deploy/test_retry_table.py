@@ -13,7 +13,7 @@ from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.retries import Failure
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import Retry, RetryKind
-from certctrl.model.signals import CertRenewed, CertRevoked, Signal, identity
+from certctrl.model.signals import CertRenewed, CertRevoked, CertUnassigned, Signal, identity
 
 OLD, NEW, REVOKED = CertRenewed(ts_ms=1, cert_id=7), CertRenewed(ts_ms=2, cert_id=7), CertRevoked(ts_ms=3, cert_id=7)
 
@@ -168,6 +168,17 @@ def test_a_new_signal_replaces_what_failed_without_one(host: Host) -> None:
     pending = host.fail(RetryKind.PENDING)
     host.table.replaced(NEW)
     assert host.table.of("cert:7") == pending, "items are not of the material"
+
+
+def test_what_fails_meanwhile_does_not_postpone_an_unassignment(host: Host) -> None:
+    order = CertUnassigned(ts_ms=1, cert_id=7)
+    waits = Failure(resource="cert:7", kind=RetryKind.GRACE, error="unassigned", retry_after=600.0, signal=order)
+    before = host.table.failed(waits)
+    assert host.fail(RetryKind.PENDING) == before
+    assert host.stored() == [before]
+    host.now += 600.0
+    after = host.fail(RetryKind.WAITING)
+    assert (after.kind, after.signal, host.table.is_due("cert:7")) == (RetryKind.WAITING, order, False)
 
 
 def test_a_revocation_and_a_renewal_are_retried_separately(host: Host) -> None:
