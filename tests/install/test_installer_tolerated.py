@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,7 +43,8 @@ def refuse(host: Host, *names: str, verb: str = "create") -> None:
                 return act
 
             def refusing(name: Any, *args: Any, **how: Any) -> Any:
-                if any(f"{one}." in f"{name} {args}" for one in names):
+                # not within a word: the random part of a temporary name may end with "bad"
+                if any(re.search(rf"\b{re.escape(one)}\.", f"{name} {args}") for one in names):
                     raise DiskError(f"cannot {verb}", path=str(name), errno=30)
                 return act(name, *args, **how)
 
