@@ -143,7 +143,7 @@ async def _resume_unassignment(agent: Agent, signal: CertRenewed) -> None:
 
 
 async def _require_absent(agent: Agent, signal: CertRenewed) -> None:
-    """Raise LaggingError unless the plane had its time, and detail and list confirm that there is no certificate."""
+    """Raise LaggingError until the wait is over and both detail and list show no such certificate."""
     missing = f"the plane announced certificate {signal.cert_id}, but does not offer it"
     summary = await find_certificate(agent, signal.cert_id)
     revoked = summary is not None and summary.status == "revoked"
@@ -237,7 +237,7 @@ async def _not_meant(agent: Agent, record: CertRecord, signal: Signal, summary: 
 
 
 async def on_cert_unassigned(agent: Agent, signal: Signal) -> Outcome:
-    """Do what the policy says with a certificate that is no longer assigned, once the plane confirmed it.
+    """Apply `on_unassigned` to a certificate once the plane has confirmed that it is unassigned.
 
     Raises GraceError until its grace time is over.
     """

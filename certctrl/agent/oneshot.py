@@ -44,7 +44,7 @@ BUSY_SECONDS = 60.0
 
 
 async def poll_once(config_dir: Path, seams: Seams | None = None) -> dict[str, Any]:
-    """Poll until there are no more pages, handle all signals, retry what failed and is due, report the outcomes."""
+    """Poll page by page, handle all signals, run the retries that are due, and report the outcomes."""
     async with open_agent(config_dir, seams or Seams()) as agent:
         await recover(agent)
         pages, signals, until = 0, 0, trio.current_time() + BUSY_SECONDS

@@ -56,7 +56,7 @@ class Differences:
     behind: tuple[str, ...]
     """What is older on the plane than on this host; then nothing is rolled back."""
     standings: Mapping[int, Standing]
-    """What the list says about the certificates that are in use here, by id. A missing one is not removed."""
+    """Certificates in use on this host, as the plane lists them, by id. One that is not listed stays."""
 
 
 def compare(

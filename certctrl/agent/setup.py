@@ -45,7 +45,7 @@ WORKING_THREADS = 3
 burst half its CPU and eight megabytes of stacks and arenas."""
 
 CLOSE_SECONDS = 0.5
-"""How long closing connections may take; a plane that takes no more packets must not hold up the end."""
+"""Seconds for closing connections, so that an unreachable plane cannot delay the exit."""
 
 
 async def in_thread(call: Callable[..., Any], *args: Any) -> Any:

@@ -53,7 +53,7 @@ class Withdrawal:
     items: Sequence[InstallItem]
     revoked: bool
     how: Retirement | None = None
-    """What happens to it; None: what the policy says."""
+    """How to withdraw it; None: as the policy says."""
 
     async def run(self) -> Outcome:
         """Apply the policy and run the commands that are about this certificate. Raises DiskError."""

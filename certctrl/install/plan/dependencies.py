@@ -171,7 +171,7 @@ T = TypeVar("T")
 def gathered(items: Sequence[InstallItem], own: Mapping[str, tuple[T, ...]]) -> dict[str, tuple[T, ...]]:
     """Return for each item the union of ``own`` over the items that it depends on, directly or indirectly.
 
-    Each item adds to what its dependencies have gathered already, so a chain costs no more than its length.
+    Each item extends the results of its dependencies, so the cost of a chain is linear in its length.
     """
     by_id = {item.id: item for item in items}
     levels, stuck = levels_of({item.id: {one for one in item.depends_on if one in by_id} for item in items})

@@ -77,7 +77,7 @@ def sha256_of(path: str) -> str:
 def file_of(path: str) -> tuple[str, tuple[int, int] | None]:
     """Return the path that an executable leads to, all links followed, and that file's device and inode.
 
-    The latter is None if there is no file.
+    The second value is None if the file does not exist.
     """
     real = path
     try:
