@@ -68,9 +68,10 @@ async def alert_forever(agent: Agent) -> None:
         for kind in Kind:
             for one in _combined(kind, [one for one in fresh if one.kind is kind]):
                 await send_alert(agent, one.kind.value, one.what, one.fix, **one.facts)
-        await trio.sleep(PAUSE)
-        with trio.move_on_after(INTERVAL):
+        with trio.move_on_after(INTERVAL) as waited:
             await agent.installer.retries.changed.wait()
+        if not waited.cancelled_caught:
+            await trio.sleep(PAUSE)
 
 
 def _combined(kind: Kind, found: list[Condition]) -> list[Condition]:
