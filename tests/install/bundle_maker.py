@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import attrs
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -19,7 +20,9 @@ from cryptography.x509.oid import NameOID
 from nacl.public import PrivateKey as BoxKey
 from nacl.public import SealedBox
 
-from certctrl.model.certificate import DeployMaterials
+from certctrl.errors import MaterialError
+from certctrl.install.material.bundle import open_bundle
+from certctrl.model.certificate import Bundle, DeployMaterials
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0
@@ -153,3 +156,17 @@ class Maker:
             serial_number=f"{leaf.serial_number:x}",
             **seal(raw_key or der(key), bytes(self.device.public_key)),
         )
+
+
+def opened(maker: Maker, materials: DeployMaterials, now: float, *expected: str, **options: Any) -> Bundle:
+    return open_bundle(
+        7, "example.com", materials, options.pop("secret", maker.secret),
+        allow_plaintext=options.pop("allow_plaintext", False), now=now,
+        expected_domains=expected or ("example.com",), **options,
+    )  # fmt: skip
+
+
+def reason(maker: Maker, materials: DeployMaterials, now: float, *expected: str, **options: Any) -> str:
+    with pytest.raises(MaterialError) as caught:
+        opened(maker, materials, now, *expected, **options)
+    return caught.value.reason
