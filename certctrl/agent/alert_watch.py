@@ -17,6 +17,7 @@ from certctrl.agent.alerts import send_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import time_left
 from certctrl.agent.reporter import is_stale
+from certctrl.agent.retries import next_tick
 from certctrl.install.plan.retries import is_quarantined
 from certctrl.model.records import CertRecord, Retry
 from certctrl.text import one_line
@@ -68,7 +69,7 @@ async def alert_forever(agent: Agent) -> None:
         for kind in Kind:
             for one in _combined(kind, [one for one in fresh if one.kind is kind]):
                 await send_alert(agent, one.kind.value, one.what, one.fix, **one.facts)
-        with trio.move_on_after(INTERVAL) as waited:
+        with trio.move_on_at(next_tick(INTERVAL)) as waited:
             await agent.installer.retries.changed.wait()
         if not waited.cancelled_caught:
             await trio.sleep(PAUSE)

@@ -1,24 +1,39 @@
-"""Return free memory to the system: after a burst, the C library keeps the pages otherwise."""
+"""Keep the C library's memory small: one heap for all threads, and free pages go back to the system."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
 from functools import cache
+from typing import Any
+
+_M_ARENA_MAX = -8
+"""mallopt(3), ``malloc.h``."""
+
+
+def share_one_heap() -> None:
+    """Let all threads allocate from one heap; to be called before the first thread starts.
+
+    glibc gives each thread a heap of its own, whose pages stay resident after the thread's work.
+    """
+    if (set_option := _glibc("mallopt")) is not None:
+        import ctypes
+
+        set_option(ctypes.c_int(_M_ARENA_MAX), ctypes.c_int(1))
 
 
 def release_memory() -> None:
     """Collect garbage and return free pages to the system, if the C library can."""
     gc.collect()
-    if (trim := _trim_call()) is not None:
-        trim(0)
+    if (trim := _glibc("malloc_trim")) is not None:
+        import ctypes
+
+        trim(ctypes.c_size_t(0))
 
 
 @cache
-def _trim_call() -> Callable[[int], int] | None:
+def _glibc(name: str) -> Callable[..., Any] | None:
+    """Return a function of glibc; other C libraries have neither the function nor the need for it."""
     import ctypes  # here: only the daemon needs it
 
-    call = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only; others return pages automatically
-    if call is not None:
-        call.argtypes, call.restype = (ctypes.c_size_t,), ctypes.c_int
-    return call
+    return getattr(ctypes.CDLL(None), name, None)

@@ -66,7 +66,7 @@ async def watch_clock(agent: Agent) -> None:
     """
     course = agent.wall_now() - trio.current_time()
     while True:
-        await trio.sleep(CLOCK_INTERVAL)
+        await trio.sleep_until(next_tick(CLOCK_INTERVAL))
         before, course = course, agent.wall_now() - trio.current_time()
         if abs(course - before) < CLOCK_STEP:
             continue
@@ -74,6 +74,11 @@ async def watch_clock(agent: Agent) -> None:
         agent.installer.retries.clock_was_set()
         agent.work_changed.value = agent.lifetimes_changed.value = agent.status_changed.value = True
         await write_or_report(agent, agent.installer.save_retries())
+
+
+def next_tick(interval: float) -> float:
+    """Return the next multiple of ``interval`` seconds on Trio's clock, so that periodic tasks wake up together."""
+    return (trio.current_time() // interval + 1) * interval
 
 
 def _retry_times(agent: Agent) -> dict[int, float]:

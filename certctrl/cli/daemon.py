@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 def keep_running(invoked: Invocation) -> int:
     """Run the daemon in the foreground; return 0 after SIGTERM, 77 if the device was revoked or refused."""
     from certctrl.agent.clock import wall_now
+    from certctrl.agent.memory import share_one_heap
     from certctrl.logs.stderr import lossy_stderr
 
+    gc.enable()  # what the imports leave behind would stay resident
+    share_one_heap()
     with lossy_stderr(wall_now):
         return _keep_running(invoked)
 
