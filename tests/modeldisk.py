@@ -37,6 +37,8 @@ class ModelFs:
         self.fault: Callable[[str, str], int | None] | None = None
         self.trace: list[str] = []
         self.can_syncfs = syncfs
+        self.mounted: set[int] = set()
+        """Inodes of files that are mount points: they can be neither replaced nor removed."""
         self._uid = uid
         self._next = itertools.count(2)
         self._clock = itertools.count(1)
@@ -51,7 +53,7 @@ class ModelFs:
         """Return an independent disk with the same cache and pending changes, without handles, locks and observer."""
         other = ModelFs(uid=self._uid, syncfs=self.can_syncfs)
         other.base, other.now, other.pending = dict(self.base), dict(self.now), list(self.pending)
-        other.promises = dict(self.promises)
+        other.promises, other.mounted = dict(self.promises), set(self.mounted)
         other._count_from(10_000 + max(self.now | self.base))
         return other
 
@@ -67,6 +69,7 @@ class ModelFs:
         for nodes in crash_images(self.base, self.pending, limit, chance):
             crashed = ModelFs(uid=self._uid, syncfs=self.can_syncfs)
             crashed.base, crashed.now, crashed.promises = nodes, dict(nodes), dict(self.promises)
+            crashed.mounted = set(self.mounted)
             crashed._count_from(10_000 + max(nodes))
             mark = crashed.fingerprint()
             if mark not in seen:
@@ -118,6 +121,11 @@ class ModelFs:
         self.now[ino] = Node("file", mode, self._uid, self._uid, data)
         self.now[parent] = with_entry(name, ino)(self.now[parent])
         self.base = dict(self.now)
+
+    def mount_on(self, path: str | Path) -> None:
+        """Make an existing file a mount point."""
+        parent, name = self._resolve(path, None)
+        self.mounted.add(self.now[parent].entries[name])
 
     def put_dir(self, path: str | Path, mode: int = 0o755) -> None:
         """Create a durable directory and its parents."""
@@ -235,6 +243,12 @@ class ModelFs:
         self._open[handle.fd][1] = 0
         return handle
 
+    def open_in_place(self, path: str | Path, at: Handle | None = None) -> Handle:
+        ino = self._find(path, at, "write")
+        if (kind := self.now[ino].kind) != "file":
+            raise self._fail(errno.EISDIR if kind == "dir" else errno.ELOOP, "write", self._where(path, at))
+        return self._handle(ino, self._where(path, at))
+
     def create(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
         self._before("create", self._where(path, at))
         node = Node("file", mode, self._uid, self._uid)
@@ -324,6 +338,8 @@ class ModelFs:
         if old_name not in names:
             raise self._fail(errno.ENOENT, "replace", self._where(new, at))
         moved, target = self.now[names[old_name]], self.now.get(names.get(new_name, 0))
+        if self.mounted & {names[old_name], names.get(new_name, 0)}:
+            raise self._fail(errno.EBUSY, "replace", self._where(new, at))
         if target is not None and target.kind == "dir" and (moved.kind != "dir" or target.entries):
             code = errno.EISDIR if moved.kind != "dir" else errno.ENOTEMPTY
             raise self._fail(code, "replace", self._where(new, at))
@@ -338,8 +354,10 @@ class ModelFs:
 
     def unlink(self, path: str | Path, at: Handle | None = None) -> None:
         self._before("unlink", self._where(path, at))
-        if self.now[self._find(path, at, "remove")].kind == "dir":
+        if self.now[ino := self._find(path, at, "remove")].kind == "dir":
             raise self._fail(errno.EISDIR, "remove", self._where(path, at))
+        if ino in self.mounted:
+            raise self._fail(errno.EBUSY, "remove", self._where(path, at))
         parent, name = self._resolve(path, at)
         self._change(Change("entry", parent, (name,), without_entry(name)))
 
@@ -377,6 +395,10 @@ class ModelFs:
     def _stat(self, ino: int) -> Stat:
         node = self.now[ino]
         return Stat(FileKind(node.kind), node.mode, node.uid, node.gid, len(node.data), 1, ino, 1, node.time)
+
+    def mount(self, handle: Handle) -> int:
+        ino = self._open[handle.fd][0]
+        return ino if ino in self.mounted else 1
 
     def readlink(self, path: str | Path, at: Handle | None = None) -> str:
         node = self.now[self._find(path, at, "read")]

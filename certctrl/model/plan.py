@@ -49,6 +49,14 @@ class StartTls(StrEnum):
     POSTGRES = "postgres"
 
 
+class WriteMethod(StrEnum):
+    """How a copy item writes files that exist."""
+
+    REPLACE = "replace"
+    IN_PLACE = "in_place"
+    """Over their bytes: for files that cannot be replaced, such as a bind-mounted file."""
+
+
 class ObjectType(StrEnum):
     """What an item refers to by its ``ob_id``."""
 
@@ -108,6 +116,7 @@ class CopyAction(_Item):
     """Owner of each file, if ``owner`` is a list on the wire; empty: ``owner`` for all."""
     groups: tuple[str | None, ...] = ()
     modes: tuple[int | None, ...] = ()
+    write: WriteMethod = WriteMethod.REPLACE
     check: tuple[str, ...] | None = None
     """Command run on the staged files; ``{staged}`` is the staging directory."""
     verify: Verify | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import attrs
 from crash_protocol import (
     LAYOUT,
     NAME,
@@ -207,3 +208,50 @@ class CopiesModeOnly(Copies):
         modes = {fs.tree()[path].mode for path in self.new}
         assert modes == {0o600} if "copies" in fs.promises else len(modes) == 1
         assert not self.journals(fs)
+
+
+class CopiesInPlace(Copies):
+    """Two bind-mounted files, the key's too open until the first delivery, and one that is replaced."""
+
+    name = "file set: write in place"
+    old: Mapping[str, bytes] = {
+        "/srv/a/site.pem": b"LEAF 1 AND MORE",
+        "/srv/a/site.key": b"EMPTY KEY",
+        "/srv/b/chain.pem": b"CHAIN 1",
+    }
+    new: Mapping[str, bytes] = {
+        "/srv/a/site.pem": b"LEAF 2",
+        "/srv/a/site.key": b"SECRET-KEY 2",
+        "/srv/b/chain.pem": b"CHAIN 2",
+    }
+    mounted = ("/srv/a/site.pem", "/srv/a/site.key")
+
+    def prepare(self, fs: ModelFs) -> None:
+        super().prepare(fs)
+        for path in self.mounted:
+            fs.put(path, self.old[path], 0o644)
+            fs.mount_on(path)
+
+    def writes(self, contents: Mapping[str, bytes]) -> list[FileWrite]:
+        return [attrs.evolve(one, in_place=str(one.path) in self.mounted) for one in super().writes(contents)]
+
+    def always(self, fs: ModelFs) -> None:
+        found = self.found(fs)
+        assert found.keys() == self.old.keys(), "a file is gone"
+        for path, data in found.items():
+            old, new = self.old[path], self.new[path]
+            if path in self.mounted:
+                assert min(map(len, (old, new))) <= len(data) <= max(map(len, (old, new))), f"cut short: {path}"
+            else:
+                assert data in (old, new), f"a partial file at {path}"
+
+
+class CopiesInPlaceEach(CopiesInPlace):
+    name = "file set: write in place, kernel without a reliable syncfs"
+    syncfs = False
+
+
+class CopiesInPlaceUndone(CopiesInPlace, CopiesUndone):
+    name = "file set: write in place, then undo"
+    old = CopiesInPlace.old
+    new = CopiesInPlace.new

@@ -6,6 +6,9 @@ from crash_deployments import (
     Batch,
     Copies,
     CopiesEach,
+    CopiesInPlace,
+    CopiesInPlaceEach,
+    CopiesInPlaceUndone,
     CopiesModeOnly,
     CopiesUndone,
     FirstInstall,
@@ -20,6 +23,6 @@ from crash_state import EarlierFailures, FailedSignals, Records, Refresh, Regist
 
 PROTOCOLS: tuple[type[Protocol], ...] = (
     FirstInstall, FirstInstallEach, Renew, RenewEach, Batch, Rollback, Withdraw, Copies, CopiesEach, CopiesUndone,
-    CopiesModeOnly, Register, Refresh, Signals, SignalsWithoutPage, FailedSignals, EarlierFailures,
+    CopiesModeOnly, CopiesInPlace, CopiesInPlaceEach, CopiesInPlaceUndone, Register, Refresh, Signals, SignalsWithoutPage, FailedSignals, EarlierFailures,
     Resync, Records,
 )  # fmt: skip

@@ -12,6 +12,8 @@ from crash_protocol import NAME
 from crash_protocols import (
     Copies,
     CopiesEach,
+    CopiesInPlace,
+    CopiesInPlaceEach,
     CopiesUndone,
     EarlierFailures,
     FailedSignals,
@@ -30,7 +32,7 @@ from certctrl.agent.inbox import Inbox
 from certctrl.errors import CertctrlError
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.store import decode
-from certctrl.store.deployments import file_set, generation_files, generations, journal, recovery
+from certctrl.store.deployments import file_set, generation_files, generations, in_place, journal, recovery
 from certctrl.store.disk.fs import Fs, Handle, closing
 from certctrl.store.layout import SECRET_MODE
 from certctrl.store.state import files, session
@@ -154,13 +156,21 @@ def journal_removed_before_the_leftovers(patch: pytest.MonkeyPatch) -> None:
 
 
 def recovery_always_completes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(recovery, "_can_be_new", lambda fs, entry, parent, roots: True)
+    patch.setattr(recovery, "_can_be_new", lambda fs, place, roots: True)
     patch.setattr(recovery.journal, "rename_new", _rename_new_if_there)
 
 
-def _rename_new_if_there(fs: Fs, entry: journal.Entry, parent: Handle) -> None:
-    if fs.lstat(entry.temp, at=parent) is not None:
-        fs.rename(entry.temp, Path(entry.path).name, at=parent)
+def _rename_new_if_there(fs: Fs, place: journal.Place) -> None:
+    if fs.lstat(place.entry.temp, at=place.side) is not None:
+        fs.rename(place.entry.temp, Path(place.entry.path).name, at=place.parent)
+
+
+def rights_narrowed_late(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(in_place, "_narrow", lambda fs, handle, file: None)
+
+
+def written_over_without_the_journal(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(journal, "_is_ours", lambda fs, place, found: place.entry.is_new(found) or place.entry.is_old(found))
 
 
 def access_token_first(patch: pytest.MonkeyPatch) -> None:
@@ -270,6 +280,11 @@ MUTANTS: list[tuple[Mutate, type[Protocol]]] = [
     (staged_copies_not_synced, Copies),
     (journal_removed_before_the_leftovers, Copies),
     (recovery_always_completes, CopiesUndone),
+    (staged_copies_not_synced, CopiesInPlace),
+    (journal_armed_after_the_renames, CopiesInPlace),
+    (no_file_fsync, CopiesInPlaceEach),
+    (rights_narrowed_late, CopiesInPlace),
+    (written_over_without_the_journal, CopiesInPlace),
     (access_token_first, Register),
     (public_half_first, Register),
     (cursor_first, Signals),

@@ -326,7 +326,14 @@ class Executor:
         else:
             ca = self.context.records.cas[str(write.ca_id)]
             data = ca_files(ca.ca_id, ca.name, ca.pem.encode())[write.source]
-        return FileWrite(path=Path(write.path), data=data, mode=write.mode, uid=write.uid, gid=write.gid)
+        return FileWrite(
+            path=Path(write.path),
+            data=data,
+            mode=write.mode,
+            uid=write.uid,
+            gid=write.gid,
+            in_place=write.in_place,
+        )
 
 
 @attrs.frozen

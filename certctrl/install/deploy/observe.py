@@ -28,7 +28,7 @@ from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, In
 from certctrl.install.process.vetting import file_of, scripts_of, vet_command
 from certctrl.model.certificate import CertFacts
 from certctrl.model.paths import path_fault
-from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType
+from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType, WriteMethod
 from certctrl.model.policy import HostPolicy, TrustStore
 from certctrl.model.records import CaRecord, CertRecord
 from certctrl.store.disk.acl import ACCESS
@@ -203,7 +203,8 @@ def _destinations(
         roots = roots_for(context, policy, item.id)
         for number, path in enumerate(item.targets):
             if path not in found:
-                found[path] = destination_of(context, path, roots, users.get(item.owner_of(number) or ""), allowed)
+                owner, in_place = users.get(item.owner_of(number) or ""), item.write is WriteMethod.IN_PLACE
+                found[path] = destination_of(context, path, roots, owner, allowed, in_place=in_place)
     return found
 
 
@@ -234,16 +235,18 @@ def destination_of(
     roots: Sequence[str],
     owner: int | None = None,
     allowed: Mapping[str | tuple[int, int], str] = MappingProxyType({}),
+    *,
+    in_place: bool = False,
 ) -> Destination:
     """Return the state of one destination; one that cannot be read is refused with the reason.
 
     ``owner``: the user who will own the file; the directory may be theirs. ``allowed``: programs (`_program_files`),
-    which are never overwritten, even through links.
+    which are never overwritten, even through links. ``in_place``: as for `destination_facts`.
     """
     if fault := path_fault(path):
         return Destination(refusal=fault)
     try:
-        found = destination_facts(path, roots, fs=context.fs, owner=owner)
+        found = destination_facts(path, roots, fs=context.fs, owner=owner, in_place=in_place)
     except DiskError as error:
         return Destination(refusal=str(error))
     program = allowed.get(path) or (allowed.get(found.identity) if found.identity is not None else None)

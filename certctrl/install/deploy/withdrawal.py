@@ -35,6 +35,7 @@ from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType,
 from certctrl.model.policy import Retirement
 from certctrl.model.records import CertRecord, Retry, RetryKind, Stage, Standing
 from certctrl.store.deployments.file_set import CHANGED, remove_unchanged
+from certctrl.store.disk.fs import FileKind
 from certctrl.text import one_line
 
 
@@ -195,7 +196,7 @@ class Withdrawal:
     def _left_before(self) -> dict[str, str]:
         """Return copies that stayed when its files were removed; whether they are ours is no longer known."""
         theirs = {path for one in self.context.records.certificates.values() if one.generation for path in one.targets}
-        stay = [path for path in self.record.targets if path not in theirs and self.context.fs.lstat(path) is not None]
+        stay = [path for path in self.record.targets if path not in theirs and self._is_there(path)]
         return dict.fromkeys(stay, "it could not be removed with the others; remove it by hand")
 
     def _remove_files(self) -> dict[str, str]:
@@ -225,7 +226,12 @@ class Withdrawal:
                 why = str(refused)
         else:
             why = refusal.why
-        return why if path in self.record.targets and context.fs.lstat(path) is not None else ""
+        return why if path in self.record.targets and self._is_there(path) else ""
+
+    def _is_there(self, path: str) -> bool:
+        """Return whether a copy still is there; a bind-mounted file can only be emptied."""
+        found = self.context.fs.lstat(path)
+        return found is not None and (found.kind is not FileKind.FILE or found.size > 0)
 
     def _concerns_it(self, item: InstallItem) -> bool:
         if item.ob_type is ObjectType.CA:

@@ -46,6 +46,7 @@ from certctrl.model.plan import (
     ObjectType,
     VerifyCommand,
     VerifyTls,
+    WriteMethod,
 )
 from certctrl.model.policy import HostPolicy
 from certctrl.model.records import CertRecord
@@ -158,6 +159,7 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
                     is_new=there.sha256 is None,
                     file_group=file_group.name,
                     tolerant=file_group.tolerant,
+                    in_place=item.write is WriteMethod.IN_PLACE,
                     uid=uid if uid is not None or there.sha256 is None else there.uid,
                     gid=gid if gid is not None or there.sha256 is None else there.gid,
                 )

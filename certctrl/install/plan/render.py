@@ -105,7 +105,7 @@ def _write_step(write: Write) -> PlanLine:
     return PlanLine(
         kind=LineKind.WRITE,
         what=f"{one_line(write.path)} {write.mode:04o}{owner}",
-        why=f"item {one_line(write.item)}: {write.source}, {write.why}",
+        why=f"item {one_line(write.item)}: {write.source}, {write.why}{', in place' if write.in_place else ''}",
         item=write.item,
         cert_ids=certs,
     )

@@ -95,6 +95,8 @@ class Write:
     """Files of one group that may fail are written together or not at all."""
     tolerant: bool = False
     """Whether all items of the group say ``continue_on_error``."""
+    in_place: bool = False
+    """Whether an existing file is written over, not replaced."""
 
     @property
     def node(self) -> str:

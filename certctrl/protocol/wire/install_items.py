@@ -24,6 +24,7 @@ from certctrl.model.plan import (
     Verify,
     VerifyCommand,
     VerifyTls,
+    WriteMethod,
 )
 from certctrl.protocol.wire.reader import (
     CONVERTER,
@@ -52,11 +53,12 @@ _BRACKETED = re.compile(r"\A\[([^\[\]]*:[^\[\]]*)\]\Z")  # an IPv6 address as in
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}", re.ASCII)  # the name of an interface
 _OBJECT_TYPES = tuple(ObjectType)
 _STARTTLS = tuple(StartTls)
+_WRITE_METHODS = tuple(WriteMethod)
 _COMMON_KEYS = frozenset(
     ("id", "type", "enabled", "continue_on_error", "depends_on", "tags", "ob_type", "ob_id", "ob_name")
 )
 _KEYS = {
-    "copy": _COMMON_KEYS | {"from", "to", "owner", "group", "mode", "check", "verify"},
+    "copy": _COMMON_KEYS | {"from", "to", "owner", "group", "mode", "write", "check", "verify"},
     "exec": _COMMON_KEYS | {"cmd_argv", "cmd", "timeout_ms", "run_as", "env", "verify"},
     "import_ca": _COMMON_KEYS,
 }
@@ -130,9 +132,17 @@ def _environment(value: Any, _: Any = None) -> dict[str, str]:
 
 
 def _starttls(value: Any, _: Any = None) -> StartTls:
-    if value not in _STARTTLS:
-        raise Misfit(f"expected one of {', '.join(_STARTTLS)}")
-    return StartTls(value)
+    return StartTls(_one_of(value, _STARTTLS))
+
+
+def _write(value: Any, _: Any = None) -> WriteMethod:
+    return WriteMethod(_one_of(value, _WRITE_METHODS))
+
+
+def _one_of(value: Any, known: Sequence[str]) -> str:
+    if value not in known:
+        raise Misfit(f"expected one of {', '.join(known)}")
+    return str(value)
 
 
 def _host(value: Any, _: Any = None) -> str:
@@ -260,7 +270,7 @@ def _with_lists(row: dict[str, Any]) -> dict[str, Any]:
 _read_copy = wire_class(
     CopyAction,
     _COMMON
-    | {"owner": text(256), "group": text(256), "mode": _mode, "check": _argv, "verify": _verify}
+    | {"owner": text(256), "group": text(256), "mode": _mode, "write": _write, "check": _argv, "verify": _verify}
     | {"owners": _each(text(256)), "groups": _each(text(256)), "modes": _each(_mode)},
     names={"sources": "from", "targets": "to"},
     omit=_NEVER_READ,

@@ -5,10 +5,14 @@ nothing is lost: the new file and a copy of the old one are next to the destinat
 neither completing nor rolling back needs space. Rejected: a backup by renaming the old file (for a moment there is no
 file), a backup by hard link (renaming between two names of one file does nothing and leaves both), temporary files
 elsewhere (another file system).
+
+A file that cannot be replaced, such as a bind-mounted one, is written over on request (`in_place`); its new file and
+backup are in the journal's directory, because its own may be read-only or not last.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -20,7 +24,8 @@ import attrs
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.store.deployments import journal
 from certctrl.store.deployments.generation_files import MANY
-from certctrl.store.deployments.journal import Entry, FileState, Journal
+from certctrl.store.deployments.in_place import empty
+from certctrl.store.deployments.journal import Entry, FileState, Journal, Place
 from certctrl.store.disk.acl import give_attributes
 from certctrl.store.disk.atomic import temp_name
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
@@ -48,11 +53,12 @@ class FileWrite:
     uid: int | None = None
     """None: as the old file, otherwise the current user."""
     gid: int | None = None
+    in_place: bool = False
+    """Whether an existing file is written over, not replaced."""
 
 
 class _PlannedFile(NamedTuple):
-    entry: Entry
-    parent: Handle
+    place: Place
     data: bytes
     found: DestinationFact
     """What was judged: its bytes and attributes are kept in the backup."""
@@ -77,11 +83,11 @@ class FileSet:
         """
         try:
             files = [file for write in writes if (file := self._plan_file(write)) is not None]
-            if len({file.entry.path for file in files}) != len(files):
+            if len({file.place.entry.path for file in files}) != len(files):
                 raise ValueError("a destination occurs twice in one deployment")
             if files:
                 self._journal = Journal(self._fs, self._layout, f"{self._fs.token()}{journal.SUFFIX}")
-                self._journal.plan([file.entry for file in files])
+                self._journal.plan([file.place.entry for file in files])
                 self._files = files
                 for file in files:
                     self._stage(file)
@@ -99,9 +105,8 @@ class FileSet:
             return
         try:
             self._journal.arm()
-            for file in self._files:
-                self._fs.rename(file.entry.temp, Path(file.entry.path).name, at=file.parent)
-            journal.sync_parents(self._fs, list(self._parents.values()))
+            journal.put_new(self._fs, self._places)
+            self._sync_names()
         except BaseException:
             self._abandon()
             raise
@@ -111,15 +116,10 @@ class FileSet:
 
         Raises DiskError if some cannot be restored; the journal then stays for `recover`.
         """
-        faults: list[DiskError] = []
-        for file in reversed(self._files):
-            try:
-                journal.restore_old(self._fs, file.entry, file.parent)
-            except DiskError as error:
-                faults.append(error)
+        faults = journal.restore_old(self._fs, self._places[::-1])
         try:
             if self._files and not faults:
-                journal.sync_parents(self._fs, list(self._parents.values()))
+                self._sync_names()
         except DiskError as error:
             faults.append(error)
         if faults:
@@ -133,14 +133,21 @@ class FileSet:
         Raises DiskError if they cannot be removed; the journal then stays for `recover`.
         """
         try:
-            dropped = [journal.drop_leftovers(self._fs, file.entry, file.parent) for file in self._files]
+            dropped = [journal.drop_leftovers(self._fs, place.entry, place.side) for place in self._places]
             if any(dropped):
-                # otherwise a key could outlive its journal
-                journal.sync_parents(self._fs, list(self._parents.values()))
+                self._sync_names()  # otherwise a key could outlive its journal
             if self._journal is not None:
                 self._journal.remove()
         finally:
             self._release()
+
+    @property
+    def _places(self) -> list[Place]:
+        return [file.place for file in self._files]
+
+    def _sync_names(self) -> None:
+        """Make the names of all new files and backups durable; those are next to what is renamed."""
+        journal.sync_parents(self._fs, [place.side for place in self._places])
 
     def _release(self) -> None:
         self._files, self._parents, self._journal = [], {}, None
@@ -155,40 +162,53 @@ class FileSet:
     def _plan_file(self, write: FileWrite) -> _PlannedFile | None:
         """Return what to stage for one destination; None if it already is as requested."""
         parent = self._parent(write)
-        found = facts_at(self._fs, parent, write.path)
+        found = facts_at(self._fs, parent, write.path, in_place=write.in_place)
         if found.refusal is not None:
-            raise PolicyRefusedError(found.refusal, fix=f"replace {write.path} by a regular file, or remove it")
-        old = self._state_of(found) if found.kind is FileKind.FILE else None
+            raise PolicyRefusedError(found.refusal, fix=f"correct {write.path}, or use another path")
+        old = FileState.of(found) if found.kind is FileKind.FILE else None
         new = FileState(hashlib.sha256(write.data).hexdigest(), write.mode, *self._owner(write, old))
         if old == new:
             return None
         temp, backup = temp_name(self._fs, write.path.name), temp_name(self._fs, write.path.name)
-        entry = Entry(path=str(write.path), temp=temp, backup=backup, old=old, new=new, owner=write.uid)
-        return _PlannedFile(entry, parent, write.data, found)
+        in_place = write.in_place and old is not None
+        entry = Entry(
+            path=str(write.path), temp=temp, backup=backup, old=old, new=new, owner=write.uid, in_place=in_place
+        )
+        return _PlannedFile(Place(entry, parent, self._aside() if in_place else parent), write.data, found)
 
     def _parent(self, write: FileWrite) -> Handle:
         directory = write.path.parent
         if directory not in self._parents:
-            parent = open_parent(self._fs, write.path, owner=write.uid)
-            self._parents[directory] = self._stack.enter_context(closing(self._fs, parent))
+            self._keep(directory, open_parent(self._fs, write.path, owner=write.uid))
         return self._parents[directory]
 
-    @staticmethod
-    def _state_of(found: DestinationFact) -> FileState:
-        return FileState(found.sha256 or "", found.mode or 0, found.uid or 0, found.gid or 0)
+    def _aside(self) -> Handle:
+        """Return the directory of copies that are not next to their destination."""
+        directory = self._layout.journal
+        if directory not in self._parents:
+            self._keep(directory, self._fs.open_dir(directory))
+        return self._parents[directory]
+
+    def _keep(self, directory: Path, handle: Handle) -> None:
+        self._parents[directory] = self._stack.enter_context(closing(self._fs, handle))
 
     def _owner(self, write: FileWrite, old: FileState | None) -> tuple[int, int]:
         uid, gid = self._fs.uid(), self._fs.gid()
-        if old is not None and uid == 0:  # only root can keep another user's ownership
+        if old is not None and (uid == 0 or write.in_place):  # only root can give a new file to another user
             uid, gid = old.uid, old.gid
         return (uid if write.uid is None else write.uid), (gid if write.gid is None else write.gid)
 
     def _stage(self, file: _PlannedFile) -> None:
-        entry, old = file.entry, file.found
+        (entry, _, side), old = file.place, file.found
+        if entry.in_place:
+            private = FileState("", SECRET_MODE, self._fs.uid(), self._fs.gid())
+            self._write(side, entry.backup, old.data, private, None)
+            self._write(side, entry.temp, file.data, private, None)
+            return
         if entry.old is not None:
-            self._write(file.parent, entry.backup, old.data, entry.old, old.attributes)
+            self._write(side, entry.backup, old.data, entry.old, old.attributes)
         kept = old.attributes if entry.old is not None else None
-        self._write(file.parent, entry.temp, file.data, entry.new, kept)
+        self._write(side, entry.temp, file.data, entry.new, kept)
 
     def _write(
         self, parent: Handle, name: str, data: bytes, wanted: FileState, kept: Mapping[str, bytes] | None
@@ -209,23 +229,24 @@ class FileSet:
 
     def _sync_staged(self) -> None:
         """Make all files and their names durable: one syncfs per file system, or one fsync each."""
-        files = sum(1 if file.entry.old is None else 2 for file in self._files)
+        files = sum(1 if place.entry.old is None else 2 for place in self._places)
         if files + len(self._parents) >= MANY and self._sync_whole():
             return
-        for file in self._files:
-            for name in (file.entry.temp, file.entry.backup)[: 1 if file.entry.old is None else 2]:
-                with closing(self._fs, self._fs.open_file(name, at=file.parent)) as handle:
+        for entry, _, side in self._places:
+            for name in (entry.temp, entry.backup)[: 1 if entry.old is None else 2]:
+                with closing(self._fs, self._fs.open_file(name, at=side)) as handle:
                     self._fs.fsync(handle)
-        journal.sync_parents(self._fs, list(self._parents.values()))
+        self._sync_names()
 
     def _sync_whole(self) -> bool:
-        devices = {self._fs.fstat(handle).dev: handle for handle in self._parents.values()}
+        devices = {self._fs.fstat(place.side).dev: place.side for place in self._places}
         return all(self._fs.syncfs(handle) for handle in devices.values())
 
 
 def remove_unchanged(fs: Fs, path: str, digest: str, owner: int | None = None) -> str:
     """Remove a file durably if its bytes still have the SHA-256; return why it stays, empty if it is gone.
 
+    A mount point, which cannot be removed, is emptied; an empty file counts as gone.
     Refuses symbolic links on the way and in place of the file. Raises DiskError if the file cannot be read,
     PolicyRefusedError for a directory on the way that others can change.
     """
@@ -236,13 +257,19 @@ def remove_unchanged(fs: Fs, path: str, digest: str, owner: int | None = None) -
     with closing(fs, parent):
         name = path.rpartition("/")[2]
         found = fs.lstat(name, at=parent)
-        if found is None:
+        if found is None or (found.kind is FileKind.FILE and not found.size):
             return ""
         readable = found.kind is FileKind.FILE and found.size <= SIZE_LIMIT  # the agent writes no larger ones
         if not readable or hashlib.sha256(read_at(fs, parent, name)).hexdigest() != digest:
             return CHANGED
         if found.nlink != 1:
             return f"it has {found.nlink} hard links"
-        fs.unlink(name, at=parent)
+        try:
+            fs.unlink(name, at=parent)
+        except DiskError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            empty(fs, parent, facts_at(fs, parent, Path(path), in_place=True))  # a bind-mounted file
+            return ""
         fs.fsync(parent)
     return ""

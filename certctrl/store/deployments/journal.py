@@ -7,26 +7,31 @@ third record: the contents of each destination show how far it came.
 
     plan → temporaries and backups → armed → renames → (verified) → backups removed → journal removed
 
+A file that cannot be replaced is written over after the renames; its new and old bytes are in the journal's directory.
+
 The state of a destination is determined by its contents: *old*, *new*, or neither; in the last case it was changed by
 others and is kept. The journal contains hashes and names, no contents.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import attrs
 
-from certctrl.errors import StateCorruptError
+from certctrl.errors import DiskError, StateCorruptError
 from certctrl.model.paths import path_fault
 from certctrl.store import decode
 from certctrl.store.deployments.generation_files import sync_all
+from certctrl.store.deployments.in_place import Overwrite, is_mix, overwrite
 from certctrl.store.disk.atomic import is_temp
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
-from certctrl.store.disk.safe_path import DestinationFact, facts_at, open_parent, read_at
+from certctrl.store.disk.safe_path import IN_PLACE, MOUNTED, DestinationFact, facts_at, open_parent, read_at
 from certctrl.store.layout import SECRET_MODE, ConfigDir
 from certctrl.store.structure import Mismatch, strict_converter, structure
 
@@ -43,6 +48,11 @@ class FileState:
     uid: int
     gid: int
 
+    @classmethod
+    def of(cls, found: DestinationFact) -> FileState:
+        """Return the state of a file that was found."""
+        return cls(found.sha256 or "", found.mode or 0, found.uid or 0, found.gid or 0)
+
 
 @attrs.frozen(kw_only=True)
 class Entry:
@@ -50,13 +60,15 @@ class Entry:
 
     path: str
     temp: str
-    """Name, in the same directory, of the new file until it is renamed."""
+    """Name of the new file until it is renamed, in the same directory; if ``in_place``, in that of the journal."""
     backup: str
-    """Name, in the same directory, of the copy of the old file; unused if ``old`` is None."""
+    """Name, next to ``temp``, of the copy of the old file; unused if ``old`` is None."""
     old: FileState | None
     new: FileState
     owner: int | None = None
     """The user who may own the directory, besides root and the current user."""
+    in_place: bool = False
+    """Whether the old file is written over instead of replaced."""
 
     @property
     def is_sound(self) -> bool:
@@ -90,7 +102,8 @@ class Journal:
 
     def plan(self, entries: Sequence[Entry]) -> None:
         """Record the entries durably."""
-        record = {"plan": strict_converter().unstructure(list(entries))}
+        rows: list[dict[str, Any]] = strict_converter().unstructure(list(entries))
+        record = {"plan": [row if row["in_place"] else _without(row, "in_place") for row in rows]}
         with closing(self._fs, self._fs.open_dir(self._layout.journal)) as parent:
             with closing(self._fs, self._fs.create(self.name, SECRET_MODE, at=parent)) as handle:
                 self._fs.write(handle, decode.to_json(record))
@@ -141,12 +154,27 @@ def _is_armed(rest: bytes) -> bool:
         return False  # torn before it was durable: nothing was renamed after it
 
 
+def _without(row: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a row as earlier releases read it."""
+    return {name: value for name, value in row.items() if name != key}
+
+
 # --- steps of a running deployment and of recovery ---------------------------------------------------------
 
 
-def observe(fs: Fs, entry: Entry, parent: Handle) -> DestinationFact:
+class Place(NamedTuple):
+    """An entry and the open directories of its files."""
+
+    entry: Entry
+    parent: Handle
+    """The directory of the destination."""
+    side: Handle
+    """The directory of the new file and the backup."""
+
+
+def observe(fs: Fs, place: Place) -> DestinationFact:
     """Return what is at the destination now."""
-    return facts_at(fs, parent, Path(entry.path))
+    return facts_at(fs, place.parent, Path(place.entry.path), in_place=place.entry.in_place)
 
 
 def parent_of(fs: Fs, entry: Entry) -> Handle:
@@ -154,37 +182,112 @@ def parent_of(fs: Fs, entry: Entry) -> Handle:
     return open_parent(fs, Path(entry.path), owner=entry.owner)
 
 
-def is_intact(fs: Fs, parent: Handle, name: str, expected: FileState) -> bool:
-    """Return whether a temporary file or backup exists with the expected contents."""
-    found = fs.lstat(name, at=parent)
-    if found is None or found.kind is not FileKind.FILE:
+def can_be_new(fs: Fs, place: Place, found: DestinationFact) -> bool:
+    """Return whether an old or half-written destination can get its new file."""
+    entry = place.entry
+    if not (entry.is_old(found) or (entry.in_place and _is_ours(fs, place, found))):
         return False
-    return hashlib.sha256(read_at(fs, parent, name)).hexdigest() == expected.sha256
+    staged = _read_aside(fs, place, entry.temp)
+    return staged is not None and hashlib.sha256(staged).hexdigest() == entry.new.sha256
 
 
-def rename_new(fs: Fs, entry: Entry, parent: Handle) -> None:
-    """Rename the new file into place, unless it already is there."""
-    if not entry.is_new(observe(fs, entry, parent)):
-        fs.rename(entry.temp, Path(entry.path).name, at=parent)
+def put_new(fs: Fs, places: Sequence[Place]) -> None:
+    """Give destinations their new files, one immediately after the other. Raises DiskError.
+
+    New names are not durable yet.
+    """
+    overwrites = [new for place in places if place.entry.in_place and (new := _new(fs, place)) is not None]
+    for place in places:
+        if not place.entry.in_place:
+            rename_new(fs, place)
+    overwrite(fs, overwrites)
 
 
-def restore_old(fs: Fs, entry: Entry, parent: Handle) -> None:
-    """Replace the new file by the old one; any other file is kept."""
-    if not entry.is_new(observe(fs, entry, parent)):
+def rename_new(fs: Fs, place: Place) -> None:
+    """Rename the new file into place. Raises DiskError."""
+    path = place.entry.path
+    try:
+        fs.rename(place.entry.temp, Path(path).name, at=place.parent)
+    except DiskError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise DiskError(f"{path} {MOUNTED}", path=path, errno=errno.EBUSY, fix=IN_PLACE) from error
+
+
+def restore_old(fs: Fs, places: Sequence[Place]) -> list[DiskError]:
+    """Replace the new files by the old ones, any other files are kept; return the errors.
+
+    Files that are written over are restored together or not at all.
+    """
+    faults, overwrites = list[DiskError](), list[Overwrite]()
+    for place in places:
+        try:
+            if not place.entry.in_place:
+                _rename_old(fs, place)
+            elif (old := _old(fs, place)) is not None:
+                overwrites.append(old)
+        except DiskError as error:
+            faults.append(error)
+    try:
+        overwrite(fs, overwrites)
+    except DiskError as error:
+        faults.append(error)
+    return faults
+
+
+def _rename_old(fs: Fs, place: Place) -> None:
+    entry, name = place.entry, Path(place.entry.path).name
+    if not entry.is_new(observe(fs, place)):
         return
-    name = Path(entry.path).name
     if entry.old is None:
-        fs.unlink(name, at=parent)
-    elif fs.lstat(entry.backup, at=parent) is not None:  # otherwise it was verified, and its backup removed
-        fs.rename(entry.backup, name, at=parent)
+        fs.unlink(name, at=place.parent)
+    elif fs.lstat(entry.backup, at=place.side) is not None:  # otherwise it was verified, and its backup removed
+        fs.rename(entry.backup, name, at=place.parent)
 
 
-def drop_leftovers(fs: Fs, entry: Entry, parent: Handle) -> bool:
-    """Remove temporary file and backup; return whether either existed."""
+def _new(fs: Fs, place: Place) -> Overwrite | None:
+    """Return how to write a new file over the old one; None if it was verified, and the copies removed."""
+    found, staged = observe(fs, place), _read_aside(fs, place, place.entry.temp)
+    if staged is None:
+        return None
+    if not (place.entry.is_new(found) or _is_ours(fs, place, found)):
+        path = place.entry.path
+        raise DiskError(f"{path} was changed while it was to be written", path=path, fix="try again")
+    return _overwrite(place, found, staged, place.entry.new)
+
+
+def _old(fs: Fs, place: Place) -> Overwrite | None:
+    """Return how to write the old bytes over new ones; None if others changed them, or all is as before."""
+    found, kept, old = observe(fs, place), _read_aside(fs, place, place.entry.backup), place.entry.old
+    if old is None or kept is None or not _is_ours(fs, place, found):
+        return None
+    return None if FileState.of(found) == old else _overwrite(place, found, kept, old)
+
+
+def _is_ours(fs: Fs, place: Place, found: DestinationFact) -> bool:
+    """Return whether a file that is written over has old bytes, new bytes, or a mix of them."""
+    old, new = _read_aside(fs, place, place.entry.backup), _read_aside(fs, place, place.entry.temp)
+    return found.kind is FileKind.FILE and old is not None and new is not None and is_mix(found.data, old, new)
+
+
+def _overwrite(place: Place, found: DestinationFact, data: bytes, wanted: FileState) -> Overwrite:
+    if found.refusal is not None:
+        raise DiskError(found.refusal, path=place.entry.path, fix=f"check {place.entry.path}")
+    return Overwrite(place.parent, found, data, wanted.mode, wanted.uid, wanted.gid)
+
+
+def _read_aside(fs: Fs, place: Place, name: str) -> bytes | None:
+    """Return the bytes of a new file or backup; None if there is none."""
+    found = fs.lstat(name, at=place.side)
+    return None if found is None or found.kind is not FileKind.FILE else read_at(fs, place.side, name)
+
+
+def drop_leftovers(fs: Fs, entry: Entry, side: Handle) -> bool:
+    """Remove the new file that was not renamed, and the backup; return whether either existed."""
     dropped = False
     for name in (entry.temp, entry.backup):
-        if fs.lstat(name, at=parent) is not None:
-            fs.unlink(name, at=parent)
+        if fs.lstat(name, at=side) is not None:
+            fs.unlink(name, at=side)
             dropped = True
     return dropped
 

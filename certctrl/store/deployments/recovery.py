@@ -11,8 +11,8 @@ import attrs
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.model.paths import is_below
 from certctrl.store.deployments import journal
-from certctrl.store.deployments.journal import Entry
-from certctrl.store.disk.fs import Fs, Handle, closing
+from certctrl.store.deployments.journal import Entry, Place
+from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.disk.safe_path import NoDirectoryError
 from certctrl.store.layout import ConfigDir
 
@@ -44,7 +44,7 @@ def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryR
         try:
             if armed:
                 one.sync()
-            is_completed = _recover_one(fs, entries, roots, armed=armed)
+            is_completed = _recover_one(layout, fs, entries, roots, armed=armed)
         except (DiskError, PolicyRefusedError) as error:
             failed.append(f"{entries[0].path} and its set: {error}")
             continue
@@ -54,29 +54,40 @@ def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryR
     return RecoveryReport(completed=tuple(completed), rolled_back=tuple(rolled_back), failed=tuple(failed))
 
 
-def _recover_one(fs: Fs, entries: Sequence[Entry], roots: Sequence[str | Path], *, armed: bool) -> bool:
+def _recover_one(
+    layout: ConfigDir, fs: Fs, entries: Sequence[Entry], roots: Sequence[str | Path], *, armed: bool
+) -> bool:
     with ExitStack() as stack:
-        here: list[tuple[Entry, Handle]] = []
+        here: list[Place] = []
+        aside = stack.enter_context(closing(fs, fs.open_dir(layout.journal)))
         for entry in entries:
             try:
                 parent = stack.enter_context(closing(fs, journal.parent_of(fs, entry)))
             except NoDirectoryError:
-                continue  # a directory that is gone has no leftovers
-            here.append((entry, parent))
-        complete = armed and all(_can_be_new(fs, entry, parent, roots) for entry, parent in here)
+                if entry.in_place:  # otherwise its leftovers are gone with it
+                    journal.drop_leftovers(fs, entry, aside)
+                continue
+            here.append(Place(entry, parent, aside if entry.in_place else parent))
+        complete = armed and all(_can_be_new(fs, place, roots) for place in here)
+        if complete:
+            journal.put_new(fs, [place for place in here if place.entry.in_place or not _is_new(fs, place)])
+        elif armed and (faults := journal.restore_old(fs, here)):
+            raise faults[0]
         if armed:
-            for entry, parent in here:
-                (journal.rename_new if complete else journal.restore_old)(fs, entry, parent)
-            journal.sync_parents(fs, [parent for _, parent in here])
-        dropped = [journal.drop_leftovers(fs, entry, parent) for entry, parent in here]
+            journal.sync_parents(fs, [place.side for place in here])
+        dropped = [journal.drop_leftovers(fs, place.entry, place.side) for place in here]
         if any(dropped):
-            journal.sync_parents(fs, [parent for _, parent in here])
+            journal.sync_parents(fs, [place.side for place in here])
         return complete
 
 
-def _can_be_new(fs: Fs, entry: Entry, parent: Handle, roots: Sequence[str | Path]) -> bool:
-    found = journal.observe(fs, entry, parent)
-    if entry.is_new(found):
+def _is_new(fs: Fs, place: Place) -> bool:
+    return place.entry.is_new(journal.observe(fs, place))
+
+
+def _can_be_new(fs: Fs, place: Place, roots: Sequence[str | Path]) -> bool:
+    found = journal.observe(fs, place)
+    if place.entry.is_new(found):
         return True
-    allowed = any(is_below(str(entry.path), str(root)) for root in roots)
-    return allowed and entry.is_old(found) and journal.is_intact(fs, parent, entry.temp, entry.new)
+    allowed = any(is_below(place.entry.path, str(root)) for root in roots)
+    return allowed and journal.can_be_new(fs, place, found)

@@ -41,6 +41,9 @@ class RealFs:
     def open_lock(self, path: str | Path, mode: int) -> Handle:
         return self._open("lock", path, None, os.O_RDWR | os.O_CREAT, mode)
 
+    def open_in_place(self, path: str | Path, at: Handle | None = None) -> Handle:
+        return self._open("write", path, at, os.O_WRONLY | os.O_NONBLOCK)
+
     def create(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
         handle = self._open("create", path, at, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with _boundary("set the mode of", handle.path):
@@ -160,6 +163,13 @@ class RealFs:
     def fstat(self, handle: Handle) -> Stat:
         with _boundary("inspect", handle.path):
             return _stat(os.fstat(handle.fd))
+
+    def mount(self, handle: Handle) -> int:
+        try:
+            with open(f"/proc/self/fdinfo/{handle.fd}", "rb") as lines:
+                return next((int(line[7:]) for line in lines if line.startswith(b"mnt_id:")), 0)
+        except (OSError, ValueError):
+            return 0
 
     def readlink(self, path: str | Path, at: Handle | None = None) -> str:
         with _boundary("read the link", path, at):

@@ -65,6 +65,9 @@ class Fs(Protocol):
     def open_lock(self, path: str | Path, mode: int) -> Handle:
         """Open a file for reading and writing in place; create it if it is missing."""
 
+    def open_in_place(self, path: str | Path, at: Handle | None = None) -> Handle:
+        """Open an existing file for writing over its bytes; never blocks on a FIFO."""
+
     def create(self, path: str | Path, mode: int, at: Handle | None = None) -> Handle:
         """Create a new file with exactly this mode, regardless of the umask; EEXIST if the name exists."""
 
@@ -127,6 +130,9 @@ class Fs(Protocol):
 
     def fstat(self, handle: Handle) -> Stat:
         """Return the metadata of the open file or directory."""
+
+    def mount(self, handle: Handle) -> int:
+        """Return a number of the mount that the open file or directory is on; 0 if it is not known."""
 
     def readlink(self, path: str | Path, at: Handle | None = None) -> str:
         """Return the target of a symbolic link."""

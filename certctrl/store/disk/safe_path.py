@@ -25,6 +25,10 @@ _STICKY = 0o1000
 _WRITABLE = 0o022
 
 
+MOUNTED = "is a mount point, such as a bind-mounted file, and cannot be replaced"
+IN_PLACE = 'give the item "write": "in_place"'
+
+
 class NoDirectoryError(PolicyRefusedError):
     """A directory on the way does not exist; it is not created, because its proper owner is unknown."""
 
@@ -54,24 +58,30 @@ class DestinationFact:
 
 
 def destination_facts(
-    path: str | Path, roots: Sequence[str | Path], *, fs: Fs | None = None, owner: int | None = None
+    path: str | Path,
+    roots: Sequence[str | Path],
+    *,
+    fs: Fs | None = None,
+    owner: int | None = None,
+    in_place: bool = False,
 ) -> DestinationFact:
     """Return what is at ``path`` and whether it may be written; ``roots``: directories below which writing is allowed.
 
-    ``owner``: the intended owner of the file, who may own its directory, too. Raises DiskError if it cannot be read.
+    ``owner``: the intended owner of the file, who may own its directory, too. ``in_place``: an existing file is to be
+    written over, not replaced. Raises DiskError if it cannot be read.
     """
     fs, path = fs or RealFs(), Path(path)
     if not any(is_below(str(path), str(root)) for root in roots):
         return DestinationFact(path=path, refusal="it is not below an allowed directory")
     try:
         with closing(fs, open_parent(fs, path, owner=owner)) as parent:
-            return facts_at(fs, parent, path)
+            return facts_at(fs, parent, path, in_place=in_place)
     except PolicyRefusedError as refused:
         return DestinationFact(path=path, refusal=str(refused))
 
 
-def facts_at(fs: Fs, parent: Handle, path: Path) -> DestinationFact:
-    """Return what is at ``path``, whose directory is open as ``parent``."""
+def facts_at(fs: Fs, parent: Handle, path: Path, *, in_place: bool = False) -> DestinationFact:
+    """Return what is at ``path``, whose directory is open as ``parent``; ``in_place``: as for `destination_facts`."""
     found = fs.lstat(path.name, at=parent)
     if found is None:
         return DestinationFact(path=path)
@@ -83,9 +93,16 @@ def facts_at(fs: Fs, parent: Handle, path: Path) -> DestinationFact:
     with closing(fs, fs.open_file(path.name, at=parent)) as handle:  # all that is judged and kept comes from it
         data, found = _read(fs, handle)
         attributes = fs.attributes(handle)
+        mounted = fs.mount(handle) != fs.mount(parent)
     refusal = f"{path} has {found.nlink} hard links" if found.nlink != 1 else None
     if why := unknown_list(attributes):
         refusal = f"{path}: {why}, so its rights cannot be kept"
+    elif in_place and (
+        who := other_writers(found.mode, found.gid, attributes, (0, fs.uid(), found.uid), (0, fs.gid()))
+    ):
+        refusal = f"{path} can be written by {who} (mode {found.mode:04o}), so it is not written in place"
+    elif mounted and not in_place:
+        refusal = f"{path} {MOUNTED}: {IN_PLACE}"
     digest = hashlib.sha256(data).hexdigest()
     return _fact(path, found, sha256=digest, data=data, attributes=attributes, refusal=refusal)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wire_items import CA, COPY, EXEC, config, one, refusal
 
 from certctrl.errors import ConfigError, PlanError
-from certctrl.model.plan import CopyAction, ObjectType, VerifyCommand, VerifyTls
+from certctrl.model.plan import CopyAction, ObjectType, VerifyCommand, VerifyTls, WriteMethod
 from certctrl.protocol.wire.install_config import (
     check_local_dependencies,
     install_config_from_wire,
@@ -125,6 +125,13 @@ def test_each_file_may_have_its_own_owner_group_and_mode() -> None:
     for wrong in ({"mode": ["0640"]}, {"owner": ["a", "b", "c"]}, {"group": [1, 2]}, {"mode": ["640", 420]}):
         assert one(COPY | wrong).refused
     assert one(COPY | {"modes": [1, 2], "owners": ["x"]}) == one(COPY), "no keys of the wire"
+
+
+def test_a_copy_may_write_in_place() -> None:
+    assert one(COPY).write == one(COPY | {"write": "replace"}).write == WriteMethod.REPLACE
+    assert one(COPY | {"write": "in_place"}).write is WriteMethod.IN_PLACE
+    for wrong in ("append", 1, ["in_place"]):
+        assert one(COPY | {"write": wrong}).refused == "write: expected one of replace, in_place"
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,6 @@ def test_the_backup_is_the_file_that_was_judged(layout: ConfigDir, site: Path) -
 
     copies = FileSet(layout, Racing())
     copies.begin(writes(site))
-    entry = copies._files[0].entry
+    entry = copies._files[0].place.entry
     assert entry.old is not None and entry.old.sha256 == hashlib.sha256(b"old leaf").hexdigest()
     assert (path.parent / entry.backup).read_bytes() == b"old leaf"
