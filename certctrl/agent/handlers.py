@@ -47,6 +47,7 @@ from certctrl.errors import (
     WrongNamesError,
 )
 from certctrl.install.installer import Candidate, in_use
+from certctrl.install.plan.policy import is_local
 from certctrl.model.certificate import Bundle, CertificateSummary, DeployMaterials
 from certctrl.model.config import IocConfig
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -92,7 +93,8 @@ async def on_install_updated(agent: Agent, signal: Signal) -> Outcome:
         outcome = attrs.evolve(outcome, detail=one_line("; ".join(filter(None, (outcome.detail, said))), MAX_DETAIL))
     if outcome.ok and (missing := missing_install_config(signal, stored)):
         require_arrival(agent, signal, missing)
-    refused = refused_items(agent.items)  # those of no certificate are in no certificate's outcome
+    # those of no certificate are in no certificate's outcome
+    refused = refused_items([item for item in agent.items if not is_local(item.id)])
     if not refused:
         return outcome
     kind = OutcomeKind.FAILED if outcome.ok else outcome.kind

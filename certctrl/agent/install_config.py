@@ -174,7 +174,10 @@ def reload_items(agent: Agent) -> None:
 def _note_refused(agent: Agent) -> None:
     """Name the refused items in status; the plan leaves them out, and the others run."""
     if refused := refused_items(agent.items):
-        fix = "upgrade this agent, or correct the items at the plane"
+        ours = refused_items(local_items(agent.items))
+        places = [f"in {agent.layout.local_installs}"] if ours else []
+        places += ["at the plane"] if refused != ours else []
+        fix = f"upgrade this agent, or correct the items {' and '.join(places)}"
         agent.report_problem("refused-items", refused, fix)
     else:
         agent.clear_problem("refused-items")

@@ -45,7 +45,7 @@ def _check_local_installs(layout: ConfigDir) -> None:
     from certctrl.store.disk.fs import RealFs
     from certctrl.store.state.installed import InstalledState
 
-    rows = items_from_local(load_local_installs(layout))
+    rows = items_from_local(load_local_installs(layout), strict=True)
     named, own = {name for row in rows for name in row.depends_on}, {row.id for row in rows}
     # Read the daemon's state only if an item depends on one outside the operator's file.
     stored = InstalledState(layout, RealFs()).load_install_config() if named - own else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -130,6 +131,7 @@ class LocalScene:
         return [item.id for item in self.items]
 
 
+STARTTLS = {"type": "tls", "host": "127.0.0.1", "port": 1, "starttls": "telnet"}
 RELOAD = '[{"id": "reload", "type": "exec", "cmd_argv": ["/bin/true"], "depends_on": ["copy-7"]}]'
 
 
@@ -157,10 +159,23 @@ def test_unreadable_local_items_leave_the_active_ones(tmp_path: Path) -> None:
     scene.planes(1, "copy-7")
     scene.read(RELOAD)
     scene.planes(2, "copy-7", "copy-8")
-    for wrong in ("[", '[{"id": "reload"}]', RELOAD.replace("cmd_argv", "cmd_arg")):
+    for wrong in ("[", '[{"type": "exec"}]', RELOAD.replace("]}]", "]}, 5]")):
         assert scene.read(wrong) == ["copy-7", "copy-8", "local:reload"], wrong
         assert "installs.local.json" in scene.problems["local-installs"][0]
     assert scene.read("[]") == ["copy-7", "copy-8"] and not scene.problems
+
+
+def test_a_local_item_that_does_not_fit_is_refused_alone(tmp_path: Path) -> None:
+    scene = LocalScene(tmp_path)
+    scene.planes(1, "copy-7")
+    strange = {"id": "probe", "type": "exec", "cmd_argv": ["/x"], "verify": STARTTLS, "depends_on": ["copy-7"]}
+    assert scene.read(json.dumps([*json.loads(RELOAD), strange])) == ["copy-7", "local:reload", "local:probe"]
+    assert [bool(item.refused) for item in scene.items] == [False, False, True]
+    what, fix = scene.problems.pop("refused-items")
+    assert "item local:probe: verify.starttls: expected one of smtp" in what
+    assert fix == f"upgrade this agent, or correct the items in {scene.layout.local_installs}"
+    assert not scene.problems
+    assert scene.read(RELOAD) == ["copy-7", "local:reload"] and not scene.problems
 
 
 # --- what the plane sends ---------------------------------------------------------------------------------------------
@@ -264,7 +279,10 @@ async def test_the_outcome_names_the_items_that_were_refused(tmp_path: Path) -> 
         assert ack.detail.startswith("this version cannot carry out item s: type: unknown item type reboot")
         assert ack.detail.endswith(outcome.detail)
     await scene.fetch([ITEM], version=2)
-    scene.outcome = UNCHANGED
+    scene.layout.local_installs.write_text('[{"id": "s", "type": "reboot"}]')
+    reload_items(scene)  # type: ignore[arg-type]
+    assert "local:s" in scene.problems["refused-items"][0]
+    scene.outcome = UNCHANGED  # a local item is not the plane's to correct
     assert (await on_install_updated(scene, signal)) == UNCHANGED  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 from certctrl.install.plan.render import plan_text
 from certctrl.model.plan import InstallItem
 from certctrl.protocol.wire.canonical import installs_hash
-from certctrl.protocol.wire.install_config import install_config_from_wire
+from certctrl.protocol.wire.install_config import install_config_from_wire, items_from_local
 
 STARTTLS = {"type": "tls", "host": "127.0.0.1", "port": 1, "starttls": "telnet"}
 
@@ -45,3 +45,14 @@ async def test_a_refused_item_of_no_certificate_is_in_the_plan(clock: MockClock,
     text = plan_text(await host.installer.plan(items))
     assert "! refused  carry out item new: type: unknown item type reboot" in text
     assert "! left out item after: depends on item new, which is left out" in text
+
+
+async def test_a_refused_local_item_leaves_the_other_local_ones_alone(clock: MockClock, host: Host) -> None:
+    strange = {"id": "probe", "type": "copy", "ob_id": 2, "from": ["meta.json"], "to": [str(host.out / "p")]}
+    good = {"id": "good", "type": "copy", "ob_id": 1, "from": ["meta.json"], "to": [str(host.out / "m")]}
+    after = {"id": "after", "type": "copy", "ob_id": 2, "from": ["ca.pem"], "to": ["/x"], "depends_on": ["probe"]}
+    items = items_from_local([strange | {"verify": STARTTLS}, good, after])
+    outcomes = await host.deliver(1, 2, items=items)
+    assert outcomes[1].kind is APPLIED and (host.out / "m").exists()
+    assert outcomes[2].kind is FAILED and "carry out item local:probe: verify.starttls" in outcomes[2].detail
+    assert not (host.out / "p").exists()

@@ -177,18 +177,20 @@ def _same_hash(digest: str, text: str) -> bool:
     return hmac.compare_digest(claimed, hashlib.sha256(text.encode("utf-8")).digest())
 
 
-def items_from_local(rows: Sequence[Mapping[str, Any]]) -> tuple[InstallItem, ...]:
+def items_from_local(rows: Sequence[Mapping[str, Any]], *, strict: bool = False) -> tuple[InstallItem, ...]:
     """Return this host's own items (``installs.local.json``); their ids get the prefix ``local:``.
 
-    ``depends_on`` names a local item if one has that id, otherwise an item of the plane. Raises ConfigError with the
-    JSON path, also for unknown keys: an operator wrote them.
+    ``depends_on`` names a local item if one has that id, otherwise an item of the plane. An item that does not fit, or
+    has an unknown key, is refused alone; with ``strict``, to check a file, it is an error. Raises ConfigError with the
+    JSON path.
     """
+    read = item_from_wire if strict else item_or_refused
     names = [str(row["id"]) for row in rows if isinstance(row, dict) and row.get("id") not in (None, "")]
     items = []
     for i, row in enumerate(rows):
         path = f"$[{i}]"
         try:
-            items.append(item_from_wire(row, path, local_names=frozenset(names)))
+            items.append(read(row, path, local_names=frozenset(names)))
         except Misfit as misfit:
             raise ConfigError(misfit.what, file=LOCAL_FILE, path=misfit.path) from None
     seen: set[str] = set()

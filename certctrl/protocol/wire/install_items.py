@@ -337,6 +337,10 @@ def item_from_wire(raw: object, path: str, *, local_names: frozenset[str] | None
     if local_names is None:
         return item
     _refuse_no_targets(item, path)
+    return _as_local(item, local_names)
+
+
+def _as_local(item: InstallItem, local_names: Collection[str]) -> InstallItem:
     needs = tuple(LOCAL_PREFIX + name if name in local_names else name for name in item.depends_on)
     return attrs.evolve(item, id=LOCAL_PREFIX + item.id, depends_on=needs)
 
@@ -383,20 +387,25 @@ def _refuse_no_targets(item: InstallItem, path: str) -> None:
         raise Misfit(f"expected a list as long as from: {len(item.sources)} paths, got 0", f"{path}.to")
 
 
-def item_or_refused(raw: object, path: str) -> InstallItem:
-    """Return one item of the plane; one that does not fit is ``refused``, so that the others still run.
+def item_or_refused(raw: object, path: str, *, local_names: frozenset[str] | None = None) -> InstallItem:
+    """Return one item; one that does not fit is ``refused``, so that the others still run.
 
-    Raises Misfit only if the id does not fit: what depends on the item would be unknown.
+    ``local_names``: as for `item_from_wire`. Raises Misfit only if the id does not fit: what depends on the item would
+    be unknown.
     """
     try:
-        return item_from_wire(raw, path)
+        return item_from_wire(raw, path, local_names=local_names)
     except Misfit as misfit:
         common = _read_common(raw, path)
         why = f"{misfit.path.removeprefix(path).lstrip('.')}: {misfit.what}"
         if isinstance(misfit, UnknownKindError):
             why += " (upgrade this agent, or remove the item)"
     fields = attrs.asdict(common, recurse=False) | {"refused": why}
-    row: dict[str, Any] = raw if isinstance(raw, dict) else {}
+    refused = _refused(raw if isinstance(raw, dict) else {}, fields)
+    return refused if local_names is None else _as_local(refused, local_names)
+
+
+def _refused(row: dict[str, Any], fields: dict[str, Any]) -> InstallItem:
     match row.get("type"):
         case "copy":  # a revoked certificate must still be removed from its targets
             sources, targets = (_readable(texts, ())(row.get(name), None) for name in ("from", "to"))

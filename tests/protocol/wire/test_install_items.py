@@ -72,7 +72,9 @@ def assert_refused_alone(item: dict[str, Any], field: str) -> None:
     with pytest.raises(Misfit):
         items_from_operator([item])
     with pytest.raises(ConfigError):
-        items_from_local([item])
+        items_from_local([item], strict=True)
+    refused, other = items_from_local([item, CA])
+    assert refused.id == f"local:{item['id']}" and field in refused.refused and not other.refused
 
 
 @pytest.mark.parametrize(
@@ -319,10 +321,40 @@ def test_local_rows() -> None:
 )
 def test_local_rows_that_are_wrong(rows: list[Any], path: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        items_from_local(rows)
+        items_from_local(rows, strict=True)
     assert caught.value.file == "installs.local.json"
     assert caught.value.path == path
     assert str(caught.value).startswith(f"installs.local.json: {path}: ")
+
+
+STRANGE_LOCAL: list[tuple[dict[str, Any], str]] = [
+    ({"enable": True}, "enable: unknown key; did you mean enabled?"),
+    ({"type": "reboot"}, "type: unknown item type reboot (upgrade this agent, or remove the item)"),
+    ({"write": "append"}, "write: expected one of replace, in_place"),
+    ({"ob_type": "user"}, "ob_type: expected cert or ca"),
+    ({"mode": "rw"}, "mode: expected octal text"),
+    ({"to": []}, "to: expected a list as long as from: 2 paths, got 0"),
+    ({"verify": {"type": "tls", "host": "a", "port": 1, "starttls": "telnet"}}, "verify.starttls: expected one of"),
+    ({"verify": {"type": "tls", "host": "a", "port": 1, "start_tls": "smtp"}}, "verify.start_tls: unknown key"),
+    ({"verify": {"type": "prayer"}}, "verify.type: unknown verify type prayer"),
+]
+
+
+@pytest.mark.parametrize(("change", "why"), STRANGE_LOCAL)
+def test_a_local_row_that_does_not_fit_is_refused_alone(change: dict[str, Any], why: str) -> None:
+    """As for the plane's items; what depends on it still knows it."""
+    refused, user, other = items_from_local([COPY | change, ca("b", COPY["id"]), ca("c")])
+    assert refused.refused.startswith(why)
+    assert (refused.id, user.depends_on) == ("local:1", ("local:1",))
+    assert not user.refused and not other.refused
+    with pytest.raises(ConfigError):
+        items_from_local([COPY | change], strict=True)
+
+
+@pytest.mark.parametrize("rows", [[CA, CA], [ca(1, 2), ca(2, 1)], [{}], [CA | {"id": None}]])
+def test_without_usable_ids_the_whole_local_file_is_refused(rows: list[Any]) -> None:
+    with pytest.raises(ConfigError):
+        items_from_local(rows)
 
 
 def test_local_rows_may_depend_on_local_and_plane_items() -> None:
