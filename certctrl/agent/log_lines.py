@@ -162,8 +162,8 @@ class Line(Enum):
         "Deployed, and verified at the endpoints.", _NOTHING
     CERT_UNCHANGED = INFO, "Signal", "Certificate {cert_id} unchanged: {name}", \
         "This certificate is already deployed.", _NOTHING
-    CERT_STAGED = INFO, "Signal", "Certificate {cert_id} staged: {name} waits for {what}", \
-        "Checked and on disk; switched in the window, or by `cert-ctrl apply --now`.", _NOTHING
+    CERT_STAGED = INFO, "Signal", "Certificate {cert_id} staged: {name} {what}", \
+        "Checked and on disk; switched in the window, by `cert-ctrl apply --now`, or once a hold is released.", _NOTHING
     CERT_REFUSED = ERROR, "Signal", "Certificate {cert_id} refused ({reason}): {what}", \
         "The material failed the checks; the old certificate stays.", "Issue it again on the plane."
     CERT_PENDING = INFO, "Signal", "Certificate {cert_id} is not ready: {what}; next try in {delay} s", \

@@ -97,14 +97,8 @@ def log_certificates(agent: Agent, entry: InboxEntry, outcome: Outcome) -> None:
     for served in outcome.deployed:
         record = agent.installer.records.get(served.cert_id)
         name = record.name if record is not None else "?"
-        if "waits for" in outcome.detail:
-            log_line(
-                agent.log,
-                Line.CERT_STAGED,
-                cert_id=served.cert_id,
-                name=name,
-                what=outcome.detail.partition("waits for ")[2],
-            )
+        if outcome.waits:
+            log_line(agent.log, Line.CERT_STAGED, cert_id=served.cert_id, name=name, what=outcome.waits)
         elif outcome.kind is OutcomeKind.APPLIED and not isinstance(signal, CertRevoked):  # no placeholder
             clear_alerts(agent, served.cert_id)
             log_line(agent.log, Line.CERT_UPDATED, cert_id=served.cert_id, name=name, serial=served.serial)

@@ -217,6 +217,8 @@ class Outcome:
     """Whether the failure is the disk's, not the certificate's, so that a retry may succeed."""
     recorded: bool = False
     """Whether the installer recorded the retry of this failure."""
+    waits: str = ""
+    """What the new material, which is staged, waits for; empty: it does not wait."""
 
     @property
     def ok(self) -> bool:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import attrs
+import pytest
 
 from certctrl.agent.alerts import clear_alerts, restore_revocations
 from certctrl.agent.signal_results import log_certificates
@@ -51,8 +52,8 @@ def test_other_certificates_are_not_affected() -> None:
     assert agent.problems == {}
 
 
-def reported(agent: Any, signal: Signal, kind: OutcomeKind = OutcomeKind.APPLIED) -> None:
-    outcome = Outcome(kind=kind, deployed=(Deployed(cert_id=1, serial="5", fingerprint_sha256="aa"),))
+def reported(agent: Any, signal: Signal, kind: OutcomeKind = OutcomeKind.APPLIED, **how: str) -> None:
+    outcome = Outcome(kind=kind, deployed=(Deployed(cert_id=1, serial="5", fingerprint_sha256="aa"),), **how)
     log_certificates(agent, InboxEntry(signal=signal), outcome)
 
 
@@ -68,3 +69,22 @@ def test_a_renewal_deployed_by_another_attempt_clears_it() -> None:
     agent = agent_with(GONE, KEY, "alert:late:1")
     reported(agent, CertRenewed(ts_ms=2, cert_id=1), OutcomeKind.UNCHANGED)
     assert set(agent.problems) == {"alert:late:1"}
+
+
+@pytest.mark.parametrize(
+    "waits", ["waits for the window daily 02:00-04:00", "waits for `cert-ctrl rollback --release`"]
+)
+def test_a_renewal_that_is_only_staged_clears_no_alert(waits: str, caplog: pytest.LogCaptureFixture) -> None:
+    agent = agent_with(GONE, KEY, "alert:late:1")
+    with caplog.at_level(logging.INFO):
+        reported(agent, CertRenewed(ts_ms=2, cert_id=1), detail=f"staged; {waits}", waits=waits)
+    assert set(agent.problems) == {KEY, "alert:late:1"}
+    assert [record.getMessage() for record in caplog.records] == [f"Certificate 1 staged: a.example {waits}"]
+
+
+def test_the_text_of_an_outcome_decides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    agent = agent_with(GONE, KEY, "alert:late:1")
+    with caplog.at_level(logging.INFO):
+        reported(agent, CertRenewed(ts_ms=2, cert_id=1), detail="item waits for review was left out")
+    assert agent.problems == {}
+    assert "updated" in caplog.text and "staged" not in caplog.text

@@ -34,7 +34,8 @@ async def test_new_material_is_staged_until_the_window_opens(clock: MockClock, h
     assert kinds(await host.deliver(1, items=items)) == {1: APPLIED}, "a first delivery has nothing to disturb"
     old = host.live(1)
     outcome = (await host.deliver(1, items=items))[1]
-    assert outcome.kind is APPLIED and "waits for the window" in outcome.detail
+    assert outcome.kind is APPLIED and outcome.waits.startswith("waits for the window ")
+    assert outcome.detail == f"staged; {outcome.waits}"
     assert host.live(1) == old == service.served
     record = host.start().records[1]
     assert record.staged and record.staged != record.generation, "staged and durable"
@@ -152,7 +153,10 @@ async def test_a_rollback_holds_until_released(clock: MockClock, host: Host) -> 
     assert outcome.kind is APPLIED
     assert host.installer.records[1].generation == old and service.served == host.live(1)
     renewed = (await host.deliver(1, items=items))[1]
-    assert "held" in renewed.detail and host.installer.records[1].generation == old
+    assert (
+        renewed.waits.startswith("waits for `cert-ctrl rollback --release`")
+        and host.installer.records[1].generation == old
+    )
     assert (await host.installer.converge_all(items)).kind is APPLIED, "nothing but the hold to tell"
     assert host.installer.records[1].generation == old
     await host.installer.release("c1.example")

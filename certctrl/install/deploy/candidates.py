@@ -127,9 +127,9 @@ def not_waiting(
         if same:
             found[cert_id] = candidate
         elif record is not None and record.held:
-            results.waiting[cert_id] = "staged; held at an earlier generation until `cert-ctrl rollback --release`"
+            results.waiting[cert_id] = "waits for `cert-ctrl rollback --release`: an earlier generation is held"
         elif not ignore_window and window is not None and not in_window(now, window, record):
-            results.waiting[cert_id] = f"staged; waits for the window {window_text(window)}"
+            results.waiting[cert_id] = f"waits for the window {window_text(window)}"
         else:
             found[cert_id] = candidate
     return found

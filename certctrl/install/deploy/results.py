@@ -51,7 +51,7 @@ class Results:
     """As for `RecordStore.save`."""
     outcomes: dict[int, Outcome] = attrs.field(factory=dict)
     waiting: dict[int, str] = attrs.field(factory=dict)
-    """Certificate id -> why its staged material has to wait."""
+    """Certificate id -> what its staged material waits for."""
     failed_items: dict[str, str] = attrs.field(factory=dict)
     """Items about no certificate that failed or were not reached -> why."""
     items_unplanned: bool = False
@@ -244,8 +244,8 @@ class Results:
     ) -> None:
         """Note the record, the retry and the outcome of a certificate; ``retry``: why it failed, if it did."""
         recorded = self._note(cert_id, after, retry, detail)
-        if (wait := self.waiting.get(cert_id)) and kind is OutcomeKind.UNCHANGED:
-            kind, detail = OutcomeKind.APPLIED, wait
+        if waits := (self.waiting.get(cert_id, "") if kind is OutcomeKind.UNCHANGED else ""):
+            kind, detail = OutcomeKind.APPLIED, f"staged; {waits}"
         if cert_id in self.outcomes and kind is OutcomeKind.UNCHANGED:
             return  # unaffected now, but it already has an outcome in this call
         if audit or cert_id in self.concerned or detail:
@@ -255,6 +255,7 @@ class Results:
                 deployed=_deployed(after),
                 transient=transient or retry is RetryKind.DISK,
                 recorded=recorded,
+                waits=waits,
             )
             others = [self.outcomes[0]] if cert_id == 0 and 0 in self.outcomes else []  # of other groups
             self.outcomes[cert_id] = merged((*others, outcome)) if others else outcome
