@@ -69,13 +69,13 @@ def build(
     public: Any,
     signer: Any,
     *,
-    ca: bool = False,
+    ca: bool | None = False,
     domains: tuple[str, ...] = (),
     life: tuple[float, float] = (-1, 89),
     digest: Any = None,
     serial: int | None = None,
 ) -> x509.Certificate:
-    """Return a certificate; ``life``: days from NOW."""
+    """Return a certificate; ``ca`` None: it does not say whether it is one; ``life``: days from NOW."""
 
     def name(text: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
@@ -89,8 +89,9 @@ def build(
         .serial_number(serial or x509.random_serial_number())
         .not_valid_before(begins)
         .not_valid_after(ends)
-        .add_extension(x509.BasicConstraints(ca, None), critical=True)
     )
+    if ca is not None:
+        builder = builder.add_extension(x509.BasicConstraints(ca, None), critical=True)
     if domains:
         builder = builder.add_extension(
             x509.SubjectAlternativeName([san(domain) for domain in domains]), critical=False

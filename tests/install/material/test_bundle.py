@@ -11,7 +11,7 @@ import pytest
 from bundle_maker import DAY, Issuer, Maker, build, opened, pem, reason
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from certctrl.errors import MaterialError
-from certctrl.install.material.bundle import WEAK_HASHES, covers, plain_domain, serial_text
+from certctrl.install.material.bundle import covers, plain_domain, serial_text
 from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.model.certificate import DeployMaterials
 
@@ -138,8 +138,46 @@ def test_weak_signatures_are_refused(maker: Maker, now: float, monkeypatch: pyte
     assert opened(maker, direct, now).chain_pem.decode() == pem(own), "a root's own signature does not matter"
 
 
-def test_md5_and_sha1_are_weak() -> None:
-    assert frozenset({"md5", "sha1"}) == WEAK_HASHES
+@pytest.mark.parametrize(
+    ("last", "digest", "weak"),
+    [
+        (4, hashes.MD5(), True),
+        (5, hashes.SHA1(), True),
+        (14, hashes.SHA224(), False),
+        (12, hashes.SHA384(), False),
+        (13, hashes.SHA512(), False),
+    ],
+)
+def test_md5_and_sha1_are_weak(
+    maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey, last: int, digest: hashes.HashAlgorithm, weak: bool
+) -> None:
+    """``last``: the last byte of the algorithm's OID. The library no longer signs with these hashes, so it is put in."""
+    strong = build("example.com", "example.com", an_rsa_key.public_key(), an_rsa_key, domains=("example.com",))
+    oid = bytes.fromhex("06092a864886f70d0101")
+    signed = strong.tbs_certificate_bytes.replace(oid + b"\x0b", oid + bytes([last]))
+    signature = an_rsa_key.sign(signed, padding.PKCS1v15(), digest)
+    whole = strong.public_bytes(Encoding.DER).replace(strong.tbs_certificate_bytes, signed)
+    whole = whole.replace(oid + b"\x0b", oid + bytes([last]))[: -len(signature)] + signature
+    leaf = x509.load_der_x509_certificate(whole)
+    materials = maker.materials(key=an_rsa_key, leaf=leaf, chain_pem="")
+    if weak:
+        assert reason(maker, materials, now) == "signature-weak"
+    else:
+        assert opened(maker, materials, now).certificate_pem.decode() == pem(leaf)
+
+
+@pytest.mark.parametrize("which", ["low", "middle"])
+def test_every_signature_of_a_chain_counts(
+    maker: Maker, now: float, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    monkeypatch.setattr("certctrl.install.material.bundle.WEAK_HASHES", frozenset({"sha384"}))
+    middle = Issuer("middle", root := Issuer("root"))
+    low = Issuer("low", middle)
+    weak, above = (low, middle) if which == "low" else (middle, root)
+    weak.certificate = build(which, above.name, weak.key.public_key(), above.key, ca=True, digest=hashes.SHA384())
+    key = ec.generate_private_key(ec.SECP256R1())
+    materials = maker.materials(key=key, leaf=low.leaf(key, ("example.com",)), chain_pem=low.chain_pem)
+    assert reason(maker, materials, now) == "signature-weak"
 
 
 def test_names_must_cover_the_assignment(maker: Maker, now: float) -> None:

@@ -110,13 +110,16 @@ def test_a_chain_broken_above_its_first_link_is_refused(maker: Maker, make_issue
 
 
 @pytest.mark.parametrize("which", ["first", "second"])
-def test_an_issuer_that_is_not_a_ca_is_refused(maker: Maker, make_issuer: type[Issuer], now: float, which: str) -> None:
+@pytest.mark.parametrize("marked", [False, None])
+def test_an_issuer_that_is_not_a_ca_is_refused(
+    maker: Maker, make_issuer: type[Issuer], now: float, which: str, marked: bool | None
+) -> None:
     root = make_issuer("root")
     middle = make_issuer("middle", root)
     low = make_issuer("low", middle)
     fake = low if which == "first" else middle
     above = fake.above or fake
-    fake.certificate = build(fake.name, above.name, fake.key.public_key(), above.key, ca=False, life=(-400, 3000))
+    fake.certificate = build(fake.name, above.name, fake.key.public_key(), above.key, ca=marked, life=(-400, 3000))
     key = ec.generate_private_key(ec.SECP256R1())
     materials = maker.materials(key=key, leaf=low.leaf(key, ("example.com",)), chain_pem=low.chain_pem)
     with pytest.raises(MaterialError, match="not a CA") as caught:
