@@ -36,6 +36,7 @@ from certctrl.agent.standing import (
     recognise_plane,
     require_same,
     shares_name,
+    too_early,
 )
 from certctrl.errors import (
     ConfigError,
@@ -291,6 +292,8 @@ async def on_ca_assigned(agent: Agent, signal: Signal) -> Outcome:
 async def on_ca_unassigned(agent: Agent, signal: Signal) -> Outcome:
     """Remove a private CA from the trust store, after the plane confirmed it if it has a list of CAs."""
     signal = cast(CaUnassigned, signal)
+    if signal.ca_id in agent.installer.cas and (why := await _other_ca(agent, signal)):
+        return Outcome(kind=OutcomeKind.IGNORED, detail=why)
     if signal.ca_id in agent.installer.cas and signal.ca_id in (await agent.authorized(agent.plane.fetch_cas) or {}):
         require_arrival(agent, signal, f"CA {signal.ca_id} is still assigned")
         return Outcome(kind=OutcomeKind.UNCHANGED, detail="still assigned")
@@ -298,6 +301,14 @@ async def on_ca_unassigned(agent: Agent, signal: Signal) -> Outcome:
     if outcome.kind is OutcomeKind.APPLIED:
         log_line(agent.log, Line.CA_REMOVED, ca_id=signal.ca_id, name=signal.ca_name or "")
     return outcome
+
+
+async def _other_ca(agent: Agent, signal: CaUnassigned) -> str:
+    """Return why a signal about a CA's id is not about the CA of this host; empty: it is."""
+    here = agent.installer.ca_name(signal.ca_id)
+    if here and signal.ca_name and here != signal.ca_name:
+        return f"CA {signal.ca_id} of this host is {one_line(here)}"
+    return too_early(agent, signal, await recognise_plane(agent))
 
 
 async def on_resync_required(agent: Agent, signal: Signal) -> Outcome:

@@ -100,10 +100,17 @@ def no_order(agent: Agent, record: CertRecord, signal: Signal, known: KnownPlane
     """Return why a signal must not remove a certificate of this host; empty: it may."""
     if record.standing is Standing.FOREIGN:
         return "this host has it from another control plane or device"
-    if signal.ts_ms / 1000 < known.since <= agent.plane.server_now():  # otherwise the clock was ahead
-        return "it comes from before this host followed these signals"
+    if why := too_early(agent, signal, known):
+        return why
     if signal.ts_ms / 1000 < record.facts.not_before:
         return "the certificate of this host was issued later"
+    return ""
+
+
+def too_early(agent: Agent, signal: Signal, known: KnownPlane) -> str:
+    """Return whether a signal is older than the stream that this host follows, in words; empty: it is not."""
+    if signal.ts_ms / 1000 < known.since <= agent.plane.server_now():  # otherwise the clock was ahead
+        return "it comes from before this host followed these signals"
     return ""
 
 
