@@ -14,7 +14,12 @@ from certctrl.install.installer import Candidate
 from certctrl.install.plan.policy import is_local
 from certctrl.model.plan import InstallConfig, InstallItem, Outcome, OutcomeKind
 from certctrl.protocol.wire.canonical import standard_base64
-from certctrl.protocol.wire.install_config import check_local_dependencies, install_config_from_wire, items_from_local
+from certctrl.protocol.wire.install_config import (
+    FIELDS,
+    check_local_dependencies,
+    install_config_from_wire,
+    items_from_local,
+)
 from certctrl.store.config.files import load_local_installs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState, StoredInstallConfig
@@ -105,7 +110,7 @@ async def refresh_install_config(agent: Agent) -> bool:
     agent.clear_problem("install-config")
     changed = _is_change(config, stored)
     if changed or (stored is not None and stored.etag != etag):
-        raw = raw | {"id": config.id}  # versions are counted by it, in one spelling
+        raw = {name: raw[name] for name in FIELDS if name in raw} | {"id": config.id}  # by which versions are counted
         fresh = StoredInstallConfig(raw=raw, etag=etag, version=config.version, hash=config.installs_hash_b64)
         await agent.offload(agent.store.installed.save_install_config, fresh)
     if changed:

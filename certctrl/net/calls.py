@@ -23,12 +23,15 @@ _SERVER_ERROR = "try again later; if it persists, check the control plane's log"
 LARGE_BODY = 65_536
 """Bytes from which an answer is parsed in a thread, so that nothing else waits for it."""
 
+_ONE = trio.CapacityLimiter(1)
+"""For large answers: parsed ones need many times the memory of their bytes."""
+
 T = TypeVar("T")
 
 
 async def parsed(answer: Answer, parse: Callable[[], T]) -> T:
-    """Return the result of ``parse``, which raises what it raises; a large answer is parsed in a thread."""
-    return parse() if len(answer.body) < LARGE_BODY else await trio.to_thread.run_sync(parse)
+    """Return the result of ``parse``, which raises what it raises; large answers are parsed in a thread, one by one."""
+    return parse() if len(answer.body) < LARGE_BODY else await trio.to_thread.run_sync(parse, limiter=_ONE)
 
 
 class UnsupportedByPlane(PlaneError):

@@ -7,11 +7,13 @@ because they contain tokens and sealed keys.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import trio
 
 from certctrl.errors import BadAnswerError, PlaneError, TransportError
 from certctrl.model.certificate import CaBundle, CertificateSummary, DeployMaterials
@@ -38,6 +40,8 @@ __all__ = ["ControlPlane", "UnsupportedByPlane"]
 PAGE = 500
 MAX_CERTIFICATES = 20_000
 """Certificates of one device."""
+MAX_LIST_BYTES = 12 * 1024 * 1024
+"""Memory of all texts of the list of certificates."""
 MAX_PAGES = MAX_CERTIFICATES // PAGE + 2
 NOTIFY_SCHEMA = "certctrl.device.notify.v1"
 _SELF = "/apiv1/devices/self"
@@ -53,6 +57,8 @@ class ControlPlane(Enrolment):
         self._instance = {"cert-ctrl-instance": instance} if instance else {}
         self.copies_suspected = False
         """Whether another agent polls as this device, according to the plane's last answer to a poll."""
+        self._listing = trio.Lock()
+        """One list at a time: it is the largest thing that a plane sends, and several handlers may want it."""
         self._old_materials = False
         self._old_install_config = False
 
@@ -128,7 +134,12 @@ class ControlPlane(Enrolment):
 
         One row that does not fit fails the call, because a missing row means "unassigned".
         """
+        async with self._listing:
+            return await self._list_certificates(token)
+
+    async def _list_certificates(self, token: str) -> list[CertificateSummary]:
         found: dict[int, CertificateSummary] = {}
+        size = 0
         for _ in range(MAX_PAGES):
             query = {"after_id": max(found, default=0), "limit": PAGE}
             answer = await self._send("GET", f"{_SELF}/certificates", token, query=query)
@@ -139,6 +150,9 @@ class ControlPlane(Enrolment):
                 return [found[number] for number in sorted(found)]
             if len(found) > MAX_CERTIFICATES:
                 break
+            size += sum(map(_size_of, rows))
+            if size > MAX_LIST_BYTES:
+                raise BadAnswerError(f"the certificate list needs more than {MAX_LIST_BYTES >> 20} MiB of memory")
         raise BadAnswerError(f"the certificate list does not end after {MAX_CERTIFICATES} certificates")
 
     def _certificates(self, answer: Answer) -> list[CertificateSummary]:
@@ -147,11 +161,13 @@ class ControlPlane(Enrolment):
             raise BadAnswerError("the certificate list is not a list")
         if len(data) > MAX_CERTIFICATES:
             raise BadAnswerError(f"more than {MAX_CERTIFICATES} certificates in one page")
-        return [certificate_from_wire(row) for row in data]
+        # a detail's texts are never used from a list
+        return [attrs.evolve(certificate_from_wire(row), certificate_pem=None, chain_pem=None) for row in data]
 
     async def fetch_certificate(self, token: str, cert_id: int) -> CertificateSummary:
         """Return one certificate with its PEM texts; raises PlaneError 404 or 410 if it is gone."""
-        data = self._data(await self._send("GET", f"{_SELF}/certificates/{cert_id:d}", token, cap=BUNDLE_CAP))
+        answer = await self._send("GET", f"{_SELF}/certificates/{cert_id:d}", token, cap=BUNDLE_CAP)
+        data = await parsed(answer, partial(self._data, answer, cap=BUNDLE_CAP))
         found = certificate_from_wire(data)
         if found.id != cert_id:
             raise BadAnswerError(f"requested certificate {cert_id}, got {found.id}")
@@ -166,7 +182,7 @@ class ControlPlane(Enrolment):
         if self._old_materials:
             paths.reverse()
         answer, path = await self._first_present(paths, token, cap=BUNDLE_CAP)
-        data = self._data(answer, cap=BUNDLE_CAP)
+        data = await parsed(answer, partial(self._data, answer, cap=BUNDLE_CAP))
         self._old_materials = path.endswith("/bundle")
         materials = materials_from_wire(data)
         if materials.certificate_pem and (materials.chain_pem or "chain_pem" in data):
@@ -187,7 +203,7 @@ class ControlPlane(Enrolment):
         answer = await self._send("GET", f"{_SELF}/cas", token)
         if answer.status in _ABSENT:
             return None
-        return ca_names_from_wire(self._data(answer))
+        return await parsed(answer, lambda: ca_names_from_wire(self._data(answer)))
 
     async def fetch_ca(self, token: str, ca_id: int) -> CaBundle:
         """Return a private CA's certificate."""
@@ -201,6 +217,12 @@ class ControlPlane(Enrolment):
         body = {"action": "renew", **({"reason": reason} if reason else {})}
         path = f"/apiv1/users/{user_id:d}/certificates/{cert_id:d}/issues"
         self._succeeded(await self._send("POST", path, token, json=body))
+
+
+def _size_of(row: CertificateSummary) -> int:
+    """Return the memory of a row's texts."""
+    texts = (row.domain_name, row.serial_number, row.fingerprint_sha256, row.not_before, row.not_after, row.status)
+    return sum(map(sys.getsizeof, (*texts, row.updated_at, *row.sans)))
 
 
 def _usable_etag(etag: str | None) -> str:

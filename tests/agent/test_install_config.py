@@ -247,6 +247,15 @@ async def test_an_install_config_that_is_gone_from_the_plane_stays_active(tmp_pa
     assert await scene.fetch([ITEM], version=1) and scene.ids == ["a"]
 
 
+async def test_unknown_fields_of_an_install_config_are_not_stored(tmp_path: Path) -> None:
+    """They could be a megabyte, which would be read at each start and each comparison."""
+    scene = FetchScene(tmp_path)
+    await scene.fetch([ITEM], updated_at="2026-01-01T00:00:00Z", more=["x"] * 1000, user_device_id=5)
+    stored = scene.store.installed.load_install_config()
+    assert stored is not None and not scene.problems
+    assert stored.raw.keys() == {"id", "user_device_id", "version", "installs", "installs_hash_b64", "updated_at"}
+
+
 @pytest.mark.parametrize("spelling", [None, "", "0", 0, "007", ...])
 async def test_versions_count_however_the_id_is_spelled(tmp_path: Path, spelling: Any) -> None:
     scene = FetchScene(tmp_path)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from plane_answers import HTML, FakeHttp, Sent, ok, page, plane_of, refusal
 
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
-from certctrl.net.calls import LARGE_BODY
+from certctrl.net.calls import LARGE_BODY, parsed
 from certctrl.net.control_plane import MAX_CERTIFICATES
 
 LIST = "/apiv1/devices/self/certificates"
@@ -60,6 +61,52 @@ async def test_an_endless_list_is_a_bad_answer() -> None:
     with pytest.raises(BadAnswerError, match="does not end"):
         await plane_of(http).fetch_certificates("t")
     assert len(http.sent) <= MAX_CERTIFICATES // 500 + 1
+
+
+async def test_a_list_of_more_names_than_memory_allows_is_a_bad_answer() -> None:
+    """Lists that several handlers want are read one after another."""
+    start = iter(range(1, 10**9, 500))
+    sans = [f"name-{n}.example" for n in range(90)]
+
+    def answer() -> Answer:
+        first = next(start)
+        return ok([row(first + n, sans=sans) for n in range(500)])
+
+    http = FakeHttp(by_path={LIST: answer})
+    plane = plane_of(http)
+
+    async def fetch() -> None:
+        with pytest.raises(BadAnswerError, match="more than 12 MiB of memory"):
+            await plane.fetch_certificates("t")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch)
+        nursery.start_soon(fetch)
+    first, second = (i for i, sent in enumerate(http.sent) if sent.query["after_id"] == 0)
+    assert (first, second) == (0, len(http.sent) // 2)
+
+
+async def test_rows_of_the_list_keep_no_certificates() -> None:
+    found = await plane_of(FakeHttp(ok([row(1, certificate_pem="PEM", chain_pem="PEM")]))).fetch_certificates("t")
+    assert found[0].certificate_pem is None and found[0].chain_pem is None
+
+
+async def test_large_answers_are_parsed_one_by_one() -> None:
+    """Parsed, each may need many times the memory of its bytes."""
+    running = most = 0
+
+    def parse() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        trio.from_thread.run(trio.testing.wait_all_tasks_blocked)
+        running -= 1
+
+    answer = Answer(200, {}, b" " * LARGE_BODY)
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(parsed, answer, parse)
+    assert most == 1
 
 
 async def test_a_page_with_too_many_certificates_is_unusable_as_a_whole() -> None:
@@ -152,9 +199,9 @@ async def test_a_large_list_is_parsed_off_the_event_loop(monkeypatch: pytest.Mon
     threads: list[int] = []
     in_thread = trio.to_thread.run_sync
 
-    async def counted(*args: Any) -> Any:
+    async def counted(*args: Any, **options: Any) -> Any:
         threads.append(1)
-        return await in_thread(*args)
+        return await in_thread(*args, **options)
 
     monkeypatch.setattr(trio.to_thread, "run_sync", counted)
     small, large = ok([row(1)]), ok([row(1, unknown="x" * LARGE_BODY)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import trio
@@ -46,14 +47,14 @@ async def read_json(request: Request, cap: int = BODY_CAP) -> Any:
     """Return the JSON value of a request.
 
     ErrorResponse 415 for another media type, 413 beyond ``cap`` bytes, 400 for anything but plain JSON: no NaN, no
-    lone surrogates, at most 32 levels.
+    numbers beyond a float, no lone surrogates, at most 32 levels.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise unsupported_media()
     body = await read_body(request, cap)
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
         _check_depth(value)
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise bad_request("The request body is not valid JSON") from None
@@ -83,6 +84,14 @@ def clean_line(text: str, limit: int) -> str:
 
 def _refuse_constant(text: str) -> Any:
     raise ValueError(text)
+
+
+def _finite(text: str) -> float:
+    """Return a number; raises ValueError for one beyond a float, which no answer could repeat."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _check_depth(value: Any) -> None:

@@ -44,6 +44,10 @@ MAX_LEVELS = 32
 """Items in the longest chain of dependencies."""
 MAX_INSTALLS_TEXT = 4_194_304
 
+FIELDS = (
+    "id", "user_device_id", "version", "installs", "installs_json", "installs_hash_b64", "installs_hash", "updated_at",
+)  # fmt: skip
+"""The fields of an install config that are worth storing: all that this module reads, and whose it is."""
 _PATH = "install config"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -28,8 +29,12 @@ MAX_DEPTH = 32
 MAX_TEXT = 262_144
 """Characters."""
 MAX_LIST = 10_000
+MAX_VALUES = 100_000
+"""Values of one text, about; a megabyte of tiny values would become thirty in memory."""
 
 _DIGITS = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+_MARKS = ("{", "[", ",")
+"""Each value but the first follows one; those inside of texts count, too, which costs less than to tell them apart."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LONE = re.compile("[\ud800-\udfff]")
 _YEAR_9999 = 253_402_300_799
@@ -59,13 +64,15 @@ def kind_of(value: object) -> str:
 
 
 def parse_json(body: bytes | str) -> Any:
-    """Parse UTF-8 JSON of bounded depth, without NaN; lone surrogates become U+FFFD.
+    """Parse UTF-8 JSON of bounded depth and count, without NaN; lone surrogates become U+FFFD.
 
-    Raises BadAnswerError.
+    Numbers beyond a float become the largest one: JSON could not repeat infinity. Raises BadAnswerError.
     """
     try:
         text = body if isinstance(body, str) else body.decode("utf-8")
-        value = json.loads(text, parse_constant=_no_constant)
+        if sum(map(text.count, _MARKS)) > MAX_VALUES:
+            raise BadAnswerError(f"the answer has more than {MAX_VALUES} values")
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
         raise BadAnswerError("the answer is nested too deeply") from None
     except ValueError:  # including UnicodeDecodeError, and integers beyond Python's digit limit
@@ -77,6 +84,10 @@ def parse_json(body: bytes | str) -> Any:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    return max(-sys.float_info.max, min(float(text), sys.float_info.max))
 
 
 def _check_depth(value: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import attrs
 
 from certctrl.model.plan import Outcome
 from certctrl.model.signals import (
+    IDENTITY_FIELDS,
     CaAssigned,
     CaUnassigned,
     CertRenewed,
@@ -27,8 +29,10 @@ from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Read, alias, integer
 MAX_TS_MS = 253_402_300_799_999
 _TYPE_LIMIT = 128
 _NAME_LIMIT = 256
-_REF_FIELDS = 16
-"""Fields of a ``ref`` that an ack repeats exactly; of a larger one, only the known fields."""
+_REF_LIMIT = 4096
+"""Characters of a ``ref`` as JSON that an ack repeats exactly; of a larger one, only the known fields."""
+_REF_VALUES = 32
+"""Likewise: values, about."""
 
 _timestamp = integer(ge=1, le=MAX_TS_MS)  # 0 marks a malformed signal and must stay malformed when read back
 _id = integer(ge=1)
@@ -77,29 +81,37 @@ def signal_from_wire(raw: object) -> Signal:
     name, ref = raw.get("type"), raw.get("ref")
     raw_ref: dict[str, Any] = ref if isinstance(ref, dict) else {}
     if not isinstance(name, str) or not 0 < len(name) <= _TYPE_LIMIT or not name.isprintable():
-        return MalformedSignal("", 0, raw_ref, f"type: expected 1 to {_TYPE_LIMIT} printable characters")
+        return _malformed("", 0, raw_ref, f"type: expected 1 to {_TYPE_LIMIT} printable characters")
     try:
         ts_ms = _timestamp(raw.get("ts_ms"), int)
     except Misfit as misfit:
-        return MalformedSignal(name, 0, raw_ref, f"ts_ms: {misfit}")
+        return _malformed(name, 0, raw_ref, f"ts_ms: {misfit}")
     read = _BY_TYPE.get(name)
     if read is None:
-        return UnknownSignal(name, ts_ms, raw_ref)
+        return UnknownSignal(name, ts_ms, raw_ref if _is_small(raw_ref) else _ids(raw_ref))
     try:
         found = read(raw_ref | {"ts_ms": ts_ms}, "ref")
     except Misfit as misfit:
-        return MalformedSignal(name, ts_ms, raw_ref, str(misfit))
+        return _malformed(name, ts_ms, raw_ref, str(misfit))
     if (name, raw_ref) == (found.type, found.ref()) or not _is_small(raw_ref):
         return found
     return attrs.evolve(found, sent_as=SentAs(type=name, ref=raw_ref))
 
 
+def _malformed(name: str, ts_ms: int, ref: dict[str, Any], why: str) -> MalformedSignal:
+    """Return a malformed signal; without the time if its large reference is dropped, so that it stays malformed."""
+    return MalformedSignal(name, ts_ms, ref, why) if _is_small(ref) else MalformedSignal(name, 0, {}, why)
+
+
 def _is_small(ref: dict[str, Any]) -> bool:
-    """Return whether a reference is worth keeping as it was sent: only its known fields matter."""
-    return len(ref) <= _REF_FIELDS and all(
-        isinstance(value, int | float | None) or (isinstance(value, str) and len(value) <= _NAME_LIMIT)
-        for value in ref.values()
-    )
+    """Return whether a reference is kept as it was sent: a thousand signals and their acks may be in memory."""
+    text = json.dumps(ref)
+    return len(text) <= _REF_LIMIT and sum(map(text.count, "{[,")) <= _REF_VALUES
+
+
+def _ids(ref: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a reference that identify its signal."""
+    return {name: ref[name] for name in IDENTITY_FIELDS if name in ref and _is_small({name: ref[name]})}
 
 
 def ack_event(signal: Signal, outcome: Outcome, duration_ms: int) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+import tracemalloc
 from typing import Any
 
 import attrs
@@ -14,6 +17,7 @@ from certctrl.errors import BadAnswerError
 from certctrl.protocol.wire.reader import (
     CONVERTER,
     MAX_DEPTH,
+    MAX_VALUES,
     Misfit,
     alias,
     integer,
@@ -71,6 +75,38 @@ def test_depth_up_to_the_limit_is_accepted() -> None:
     assert parse_json(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
     with pytest.raises(BadAnswerError, match="deep"):
         parse_json(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1))
+
+
+def test_as_many_values_as_the_limit_are_accepted() -> None:
+    body = b"[" + b"0," * (MAX_VALUES - 1) + b"0]"
+    assert len(parse_json(body)) == MAX_VALUES
+    for more in (body[:-1] + b",0]", b'{"a":' + body + b"}"):
+        with pytest.raises(BadAnswerError, match="more than 100000 values"):
+            parse_json(more)
+
+
+@pytest.mark.parametrize(
+    "part", ["[]", "{}", "[[]]", '{"a":0}', '[{"":0}]', '{"a":{"b":{"c":[]}}}', "1.5", '"\\ud800"', '"\U0001f600"']
+)
+def test_a_megabyte_needs_less_than_twenty_megabytes_of_memory(part: str) -> None:
+    """As many values as are allowed, or a megabyte that is refused."""
+    marks = 1 + sum(map(part.count, "{[,"))
+    for count in (MAX_VALUES // marks - 1, 1_048_000 // (len(part.encode()) + 1)):
+        body = f"[{','.join([part] * count)}]".encode()
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(BadAnswerError):
+                parse_json(body)
+            assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+        finally:
+            tracemalloc.stop()
+
+
+def test_numbers_beyond_a_float_become_the_largest_one() -> None:
+    """Infinity could not be written to the inbox or into an outcome."""
+    value = parse_json(b"[1e999, -1e999, 1.5, 1E400]")
+    assert value == [sys.float_info.max, -sys.float_info.max, 1.5, sys.float_info.max]
+    assert parse_json(json.dumps(value, allow_nan=False)) == value
 
 
 def test_text_without_a_utf8_form_is_replaced_everywhere() -> None:

@@ -110,6 +110,35 @@ def test_malformed_signals(wire: object, why: str) -> None:
     assert signal.why.startswith(why)
 
 
+LARGE: list[dict[str, Any]] = [
+    {"x": "y" * 5000}, {"x" * 5000: 0}, {f"k{n}": n for n in range(100)}, {"x": [[]] * 100}, {"x": {"y": "z" * 5000}},
+    {"x": 10**4200},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("large", LARGE)
+def test_of_a_large_reference_only_known_fields_are_kept(large: dict[str, Any]) -> None:
+    """A thousand signals, and later their acks, are in memory at a time."""
+    unknown = signal_from_wire(raw("cert.on_fire", {"cert_id": 7} | large))
+    assert unknown == UnknownSignal("cert.on_fire", TS, {"cert_id": 7})
+    renewed = signal_from_wire(raw("cert.updated", {"cert_id": 7} | large))
+    assert to_wire(renewed) == raw("cert.renewed", {"cert_id": 7})
+
+
+@pytest.mark.parametrize("large", LARGE)
+@pytest.mark.parametrize("wire", [raw("cert.renewed", {"cert_id": 0}), raw("x", {}, 0), raw("", {}),
+                                  raw("install.updated", {"version": -1})])  # fmt: skip
+def test_a_malformed_signal_without_its_large_reference_stays_malformed(wire: Any, large: dict[str, Any]) -> None:
+    signal = signal_from_wire(wire | {"ref": wire["ref"] | large})
+    assert isinstance(signal, MalformedSignal) and not signal.raw_ref
+    again = signal_from_wire(to_wire(signal))
+    assert isinstance(again, MalformedSignal) and identity(again) == identity(signal)
+
+
+def test_an_unknown_signal_cannot_have_a_large_identity() -> None:
+    assert signal_from_wire(raw("x", {"cert_id": "y" * 5000})) == UnknownSignal("x", TS, {})
+
+
 @given(RAW)
 def test_any_signal_survives_the_inbox(wire: Any) -> None:
     signal = signal_from_wire(wire)
