@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "apply": Entry("commands.apply", "Bring this host in line with the control plane and the install plan."),
     "rollback": Entry("commands.rollback", "Restore a previous certificate and hold it, or end the hold."),
     "forget": Entry("commands.forget", "Remove a certificate or CA from this host, even if the control plane assigns it."),
+    "keystore-password": Entry("commands.keystore_password", "Set the password of a certificate's keystores."),
     "history": Entry("commands.history", "Show past deployments."),
     "doctor": Entry("commands.doctor", "Check host, control plane, certificates and daemon; print a fix for each problem."),
     "config": Entry("commands.config", "Show or check the configuration.", name="config"),

@@ -50,6 +50,17 @@ def password_kind(name: str) -> str | None:
     return _SALTED_FILES.get(base_of(name))
 
 
+def password_fault(kind: str, password: str) -> str:
+    """Return why keystores of a kind (``pfx``, ``jks``) cannot have this password; empty: they can."""
+    if not password:
+        return "is empty"
+    if password != password.strip() or not password.isprintable():
+        return "begins or ends with a space, or has characters that are not printable"
+    if kind == "jks" and not password.isascii():
+        return "has characters that are not ASCII, which Java does not accept"
+    return ""
+
+
 def virtual_files(bundle: Bundle, wanted: Iterable[str], password: Callable[[str], bytes]) -> dict[str, bytes]:
     """Return the base files and all wanted ones by name.
 

@@ -193,6 +193,12 @@ class InstalledState:
             self._files.save_text(path, found, "password")
         return found.encode(), path
 
+    def set_password(self, name: str, kind: str, password: str) -> Path:
+        """Replace the password of one certificate's keystores of a kind; return its file."""
+        path = self.layout.passwords / f"{name}.{kind}"
+        self._files.save_text(path, password, "password")
+        return path
+
     def forget_passwords(self, name: str) -> int:
         """Remove the keystore passwords of one certificate; return how many there were."""
         with closing(self._fs, self._fs.open_dir(self.layout.passwords)) as directory:
