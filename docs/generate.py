@@ -355,7 +355,7 @@ def exit_statuses() -> str:
 CLI = """\
 # Command line
 
-`-c DIR` may come before or after the command. Results go to standard output, errors and warnings to standard error;
+`-c DIR` may come before or after the command. Results go to standard output, errors, warnings and questions to standard error;
 `--json` prints one JSON value instead. `--install-completion` sets up shell completion.
 
 If a daemon is running, it carries out `poll-now`, `renew`, `apply`, `rollback` and `plan`; otherwise the command does,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from certctrl.errors import CertctrlError, UsageError
+from certctrl.text import one_line
 
 if TYPE_CHECKING:
     from certctrl.cli.invocation import Invocation
@@ -50,12 +51,19 @@ def _queued(layout: ConfigDir) -> str:
     return f"{depth} signals to handle" if depth else ""
 
 
-def confirmed(question: str, *, on_stderr: bool = False) -> bool:
-    """Ask the operator to confirm; an empty answer means no. Raises UsageError if stdin is not a terminal."""
+def confirmed(question: str) -> bool:
+    """Ask the operator to confirm. Raises UsageError if stdin is not a terminal."""
     import sys
-
-    import typer
 
     if not sys.stdin.isatty():
         raise UsageError("confirmation needed, but stdin is not a terminal", fix="add --yes")
-    return typer.confirm(question, default=False, err=on_stderr)
+    return answered_yes(question)
+
+
+def answered_yes(question: str) -> bool:
+    """Ask on standard error, as standard output may be JSON; every answer except y and yes means no."""
+    import sys
+
+    sys.stderr.write(f"{one_line(question, None)} [y/N]: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -17,9 +18,12 @@ import pytest
 import certctrl
 from certctrl.cli import invocation
 from certctrl.cli.app import COMMANDS, load
+from certctrl.store.disk.fs import RealFs
 from certctrl.store.layout import ConfigDir
+from certctrl.store.state.store import StateStore
 
 from .conftest import Ran
+from .doctor_helpers import register
 
 PYTHON = [sys.executable, "-m", "certctrl"]
 
@@ -311,6 +315,26 @@ def test_every_command_can_print_json(name: str) -> None:
     for path, command in leaves(load(name, COMMANDS[name]), name):
         options = [option for param in command.params for option in param.opts]
         assert "--json" in options, path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_be_made_verbose_or_quiet(name: str) -> None:
+    for path, command in leaves(load(name, COMMANDS[name]), name):
+        options = {option for param in command.params for option in param.opts}
+        assert {"-q", "--quiet", "-v", "--verbose", "--debug"} <= options, path
+
+
+@pytest.mark.parametrize("command", ["trust reset --scripts", "policy allow shell", "forget --ca 3"])
+def test_a_question_is_not_among_the_json(
+    command: str, layout: ConfigDir, ran: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.StringIO("y\n")
+    stdin.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", stdin)
+    register(StateStore(layout, RealFs()))
+    done = ran("-c", layout.root, *command.split(), "--json")
+    assert "[y/N]" in done.err
+    assert not done.out or done.json()
 
 
 def test_shell_completion_offers_the_commands() -> None:

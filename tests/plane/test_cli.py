@@ -227,10 +227,10 @@ def test_destructive_commands_ask_on_a_terminal(site: Site, device: str, monkeyp
         for answer in ("\n", "n\n"):
             monkeypatch.setattr("sys.stdin", Terminal(answer))
             result = site(*argv)
-            assert (result.status, question in result.out) == (ExitStatus.FAILED, True), result
+            assert (result.status, question in result.err) == (ExitStatus.FAILED, True), result
     for argv, _ in commands:
         monkeypatch.setattr("sys.stdin", Terminal("y\n"))
-        assert site(*argv).status == 0
+        assert site(*argv, "--json").json, "the question is not among the JSON"
     site("issue", "ask.example")
     monkeypatch.setattr("sys.stdin", Terminal(""))
     assert "revoked" in site("revoke", "ask.example", "--yes").output
@@ -276,7 +276,7 @@ def test_approve_shows_who_asks_and_asks_before_it_decides(
     grant = site.post("/auth/device", start)
     monkeypatch.setattr("sys.stdin", Terminal("n\ny\n"))
     result = site("approve", grant["user_code"])
-    assert (result.status, "Approve web-8 at 127.0.0.1 for user 1?" in result.out) == (ExitStatus.FAILED, True)
+    assert (result.status, "Approve web-8 at 127.0.0.1 for user 1?" in result.err) == (ExitStatus.FAILED, True)
     assert f"id        id-{device}"[:74] in result.err
     assert "note: this is device" in result.err and "approving replaces its session" in result.err
     poll = {"action": "device_poll", "device_code": grant["device_code"]}
@@ -321,7 +321,7 @@ def test_an_older_plane_is_switched_to_its_own_ca(older: Site, monkeypatch: pyte
     assert "or add --force" in refused.err
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     asked = older("tls", "switch", "--force")
-    assert (asked.status, "Switch and lose 1 devices?" in asked.out) == (ExitStatus.FAILED, True)
+    assert (asked.status, "Switch and lose 1 devices?" in asked.err) == (ExitStatus.FAILED, True)
     assert (older.data / "ca.pem").read_text() == before
     done = older("tls", "switch", "--force", "--yes", "--json")
     assert [row["name"] for row in done.json["lost_devices"]] == ["web-1"]

@@ -38,7 +38,7 @@ def forget(
     if (domain is None) == (ca is None):
         raise UsageError("name one certificate or one CA", fix="give either --domain or --ca")
     invoked = invocation(ctx)
-    if not (yes or confirmed(f"Remove {domain or f'CA {ca}'} from this host?", on_stderr=as_json)):
+    if not (yes or confirmed(f"Remove {domain or f'CA {ca}'} from this host?")):
         return ExitStatus.FAILED
 
     async def local(root: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def allow(
     run_as: Annotated[str | None, typer.Option("--run-as", metavar="USER", help="User the command runs as.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what is allowed now as JSON; questions go to standard error.")
+        bool, typer.Option("--json", help="Print what is allowed now as JSON; changes go to standard error.")
     ] = False,
 ) -> int:
     """Extend what the control plane may do, after confirmation.
@@ -155,7 +155,7 @@ def _add(invoked: Invocation, changes: list[Any], session: _Session) -> int:
             continue
         session.say(f"Requested: {change.allows}")
         session.say(f"Adds to policy.json: {change.line}")
-        if session.yes or confirmed("Allow this?", on_stderr=session.as_json):
+        if session.yes or confirmed("Allow this?"):
             policy_now = changed
             allowed.append(change.line)
     session.allowed += allowed

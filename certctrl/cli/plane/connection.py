@@ -15,6 +15,7 @@ import attrs
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from certctrl.cli.daemon_or_local import answered_yes
 from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.cli.owner import become_owner
 from certctrl.errors import CertctrlError, ExitStatus, PlaneError, TransportError, UsageError
@@ -150,10 +151,10 @@ def call_plane(ctx: typer.Context, request: Callable[[OperatorApi], Awaitable[T]
 
 
 def agreed(ctx: typer.Context, question: str | Callable[[OperatorApi], Awaitable[str]], *, yes: bool) -> bool:
-    """Ask the operator on a terminal; scripts and --yes agree. An empty answer means no."""
+    """Ask the operator on a terminal; scripts and --yes agree."""
     if yes or not sys.stdin.isatty():
         return True
-    return typer.confirm(question if isinstance(question, str) else call_plane(ctx, question), default=False)
+    return answered_yes(question if isinstance(question, str) else call_plane(ctx, question))
 
 
 def _wall_now() -> Callable[[], float]:
