@@ -81,6 +81,21 @@ class ScriptedFs:
         return call
 
 
+class FullDirectory:
+    """A real disk on which no file can be made in one directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(RealFs(), name)
+
+    def create(self, name: str, mode: int, *, at: Any) -> Any:
+        if str(at.path) == self.path:
+            raise DiskError(f"cannot create {self.path}: No space left on device", path=self.path, errno=28)
+        return RealFs().create(name, mode, at=at)
+
+
 @attrs.define
 class Service:
     """A server that reads its certificate on reload and keeps the old one if the new one does not fit."""
@@ -226,6 +241,11 @@ class Host:
             log=logging.getLogger("test"),
         )
         return self.installer
+
+    def fill(self, directory: Path | None) -> None:
+        """Begin a new run on a disk that is full in one directory; None: it has room again."""
+        self.fs = cast(Fs, FullDirectory(directory)) if directory is not None else RealFs()
+        self.start()
 
     def set_clock(self, by: float) -> None:
         """Set the wall clock, without time passing."""

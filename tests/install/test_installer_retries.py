@@ -175,7 +175,8 @@ def test_certificates_that_are_not_due_are_not_unproven() -> None:
     observed = ObservedState(certs={1: desired}, cas={}, destinations={}, host=HOST, unrecorded={1: unrecorded})
 
     def unproven(plan: InstallPlan) -> dict[int, Candidate]:
-        around = SwitchedPlan(items=(), plan=plan, observed=observed, candidates={}, previous={}, groups={})
+        around = SwitchedPlan(items=(), candidates={})
+        around.plan, around.observed = plan, observed
         return around.unproven(Group.of(["cert:1"]))
 
     assert (unproven(InstallPlan()), unproven(InstallPlan(not_due=frozenset({1})))) == ({1: unrecorded}, {})

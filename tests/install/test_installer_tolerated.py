@@ -103,7 +103,7 @@ async def test_a_pair_is_tolerated_only_if_both_halves_are(clock: MockClock, hos
     await host.deliver(1, items=items)
     old = [(host.out / name).read_bytes() for name in ("key.0", "cert.0")]
     refuse(host, "key")
-    assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
+    assert kinds(await host.deliver(1, items=items)) == {1: FAILED}
     assert [(host.out / name).read_bytes() for name in ("key.0", "cert.0")] == old
 
 

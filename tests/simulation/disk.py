@@ -28,6 +28,8 @@ class SimulatedDisk(ModelFs):
 
     trouble: int = 0
     """errno of operations that need space (ENOSPC, EDQUOT) or of all changes (EROFS); 0 without a fault."""
+    full: str = ""
+    """Directory of another file system that is full."""
     rotten: float = 0.0
     """Share of reads and syncs that fail with EIO."""
     chance: random.Random
@@ -52,6 +54,8 @@ class SimulatedDisk(ModelFs):
             self.cut_in -= 1
             if self.cut_in < 0 and self.cut is not None:
                 self.cut(self)
+        if self.full and verb in NEEDS_SPACE and path.startswith(f"{self.full}/"):
+            raise disk_error(verb, path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         if (self.trouble or self.rotten) and (code := self.fault_of(verb)):
             raise disk_error(verb, path, OSError(code, os.strerror(code)))
 
@@ -93,7 +97,7 @@ class SimulatedDisk(ModelFs):
         disk = SimulatedDisk(uid=self._uid, syncfs=self.can_syncfs)
         disk.base, disk.now, disk.pending = other.base, other.now, other.pending
         disk._count_from(10_000 + max(disk.now | disk.base))
-        disk.trouble, disk.rotten, disk.chance = self.trouble, self.rotten, self.chance
+        disk.trouble, disk.rotten, disk.chance, disk.full = self.trouble, self.rotten, self.chance, self.full
         return disk
 
     def crashed(self, *, power: bool) -> SimulatedDisk:

@@ -6,9 +6,12 @@ import errno
 
 import pytest
 import trio
-from simulation.disk import file_in
+from simulation.disk import SimulatedDisk, file_in
+from simulation.operators import COPIES
 from simulation.scene import Scene, play
+from simulation.world import DEVICE, USER
 
+from certctrl.agent.reporter import snapshot
 from certctrl.store.deployments.generation_files import remove_tree
 from certctrl.store.disk.fs import closing
 from certctrl.store.disk.tree import make_tree
@@ -100,5 +103,47 @@ def test_a_comparison_that_a_read_only_disk_repeats_leaves_pauses_as_they_are() 
         assert 4 < len(fetched) < 12  # 20 if each comparison began anew
         scene.host.disk.trouble = 0
         await scene.until(lambda: scene.live(row["id"]), 900)
+
+    play(scenario)
+
+
+def test_a_full_destination_disk_flips_nothing_and_the_next_try_is_true() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.issue("other.example")
+        row = await scene.issue("copied.example")
+        cert_id = int(row["id"])
+        scene.operators.introduce(cert_id, "copied.example")
+        assert scene.world.services.known[cert_id].certificate.startswith(COPIES), "it reads copies"
+        await scene.plane.installs.put(DEVICE, scene.operators.items([cert_id]))
+        await scene.until(lambda: scene.live(cert_id) and not scene.agent.inbox.depth)
+        await scene.until(lambda: not snapshot(scene.agent)["stuck"])
+        disk, old = scene.host.disk, scene.record(cert_id).facts.serial
+        reported, switched, tries = len(scene.outcomes()), list[str](), list[float]()
+        real = disk.switched
+
+        def noted(there: SimulatedDisk, name: str) -> None:
+            switched.append(name)
+            if real is not None:
+                real(there, name)
+
+        disk.full, disk.switched = COPIES, noted
+        renewed = await scene.plane.certificates.renew(USER, cert_id)
+        await scene.until(lambda: scene.retry(cert_id).last_error)
+        for _ in range(12):
+            (stuck,) = snapshot(scene.agent)["stuck"]
+            asked = scene.agent.wall_now()
+            assert asked <= stuck["next_try_at"] <= asked + 330
+            assert "No space left" in stuck["reason"], stuck
+            tries.append(stuck["next_try_at"])
+            await scene.until(lambda: scene.retry(cert_id).next_try_at > tries[-1], 900)
+            assert scene.agent.wall_now() - tries[-1] < 10, "tried when it was announced"
+            assert (switched, scene.record(cert_id).facts.serial) == ([], old)
+        assert scene.world.services.known[cert_id].served == scene.record(cert_id).facts.fingerprint_sha256
+        assert scene.outcomes()[:-reported] == [("cert.renewed", "failed")], "the same failure is reported once"
+        disk.full = ""
+        await scene.until(lambda: scene.record(cert_id).facts.serial == renewed["serial_number"], 900)
+        await scene.until(lambda: not snapshot(scene.agent)["stuck"])
+        assert switched == ["copied.example"]
+        await scene.until(lambda: scene.outcomes()[0] == ("cert.renewed", "applied"))
 
     play(scenario)

@@ -13,10 +13,12 @@ from crash_protocol import (
     Protocol,
     generations_of,
     live_number,
+    material,
     publish,
 )
 from modeldisk import ModelFs
 
+from certctrl.errors import DiskError
 from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.store.disk.atomic import read_bytes
 from certctrl.store.state.store import StateStore
@@ -255,3 +257,37 @@ class CopiesInPlaceUndone(CopiesInPlace, CopiesUndone):
     name = "file set: write in place, then undo"
     old = CopiesInPlace.old
     new = CopiesInPlace.new
+
+
+class RenewWithCopies(Copies):
+    """As the installer does it: staged at the destinations first, then the switch, then the renames."""
+
+    name = "renew with copies"
+    old: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 1", "/srv/b/site.key": b"SECRET-KEY 1"}
+    new: Mapping[str, bytes] = {"/srv/a/site.pem": b"LEAF 2", "/srv/b/site.key": b"SECRET-KEY 2"}
+
+    def prepare(self, fs: ModelFs) -> None:
+        super().prepare(fs)
+        publish(fs, {NAME: 1})
+
+    def act(self, fs: ModelFs) -> None:
+        generations = generations_of(fs)
+        staged = generations.stage(NAME, material(2), {"serial": 2})
+        generations.settle([staged])
+        copies = FileSet(LAYOUT, fs)
+        copies.begin(self.writes(self.new))
+        try:
+            generations.switch({NAME: staged.id})
+        except DiskError:
+            copies.close()
+            raise
+        copies.commit()
+        copies.close()
+        fs.promise(copies="new", live=2)
+
+    def always(self, fs: ModelFs) -> None:
+        super().always(fs)
+        live = live_number(fs)
+        assert live in ((2,) if "live" in fs.promises else (1, 2))
+        renewed = [path for path, data in self.found(fs).items() if data == self.new[path]]
+        assert live == 2 or not renewed, f"in place before the switch: {renewed}"

@@ -15,6 +15,7 @@ from crash_deployments import (
     FirstInstallEach,
     Renew,
     RenewEach,
+    RenewWithCopies,
     Rollback,
     Withdraw,
 )
@@ -23,6 +24,7 @@ from crash_state import EarlierFailures, FailedSignals, Records, Refresh, Regist
 
 PROTOCOLS: tuple[type[Protocol], ...] = (
     FirstInstall, FirstInstallEach, Renew, RenewEach, Batch, Rollback, Withdraw, Copies, CopiesEach, CopiesUndone,
-    CopiesModeOnly, CopiesInPlace, CopiesInPlaceEach, CopiesInPlaceUndone, Register, Refresh, Signals, SignalsWithoutPage, FailedSignals, EarlierFailures,
+    CopiesModeOnly, CopiesInPlace, CopiesInPlaceEach, CopiesInPlaceUndone, RenewWithCopies, Register, Refresh, Signals,
+    SignalsWithoutPage, FailedSignals, EarlierFailures,
     Resync, Records,
 )  # fmt: skip

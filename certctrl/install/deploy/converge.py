@@ -3,12 +3,14 @@
 Order of durability, and why a power cut may follow each step:
 
 1. all staged generations are settled with one sync: STAGED, nothing live has changed;
-2. markers that say a due command has run are removed: otherwise it would not run again after 3;
-3. one switch of the links of all groups: COMMITTED. From here on a restart finds that live links and markers
+2. the files of each group are staged next to their destinations, under a separate intent journal. A group of which one
+   cannot be written is not switched, so that a full disk there changes nothing live;
+3. markers that say a due command has run are removed: otherwise it would not run again after 4;
+4. one switch of the links of all groups: COMMITTED. From here on a restart finds that live links and markers
    disagree, so it runs the pending commands and verifications;
-4. files at destinations, under a separate intent journal;
-5. commands, verifications, then markers and records in one write: ACTIVATED;
-6. old generations are pruned only after that.
+5. the staged files are renamed into place;
+6. commands, verifications, then markers and records in one write: ACTIVATED;
+7. old generations are pruned only after that.
 
 Groups are worked on concurrently; a hanging reload or slow probe of one delays no other. A group that fails is rolled
 back as a whole, because a service reads all its certificates on one reload. On the next try each of its certificates is
@@ -27,14 +29,15 @@ import trio
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.deploy.candidates import prune_unused
 from certctrl.install.deploy.context import Context, Locks
-from certctrl.install.deploy.groups import Group, SwitchedPlan, nodes_of, stale_markers
+from certctrl.install.deploy.executor import Executor
+from certctrl.install.deploy.groups import Group, SwitchedPlan, has_files, stale_markers
 from certctrl.install.deploy.names import publish
 from certctrl.install.deploy.observe import observe_and_plan
-from certctrl.install.deploy.results import Results
+from certctrl.install.deploy.results import Results, was_rolled_back
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.deploy.transaction import Transaction
 from certctrl.install.plan.dependencies import enabled
-from certctrl.install.plan.values import InstallPlan
+from certctrl.install.plan.values import GroupPlan, InstallPlan
 from certctrl.model.plan import InstallItem, OutcomeKind
 
 RECORD_BATCH = 50
@@ -114,25 +117,18 @@ class Convergence:
         return rolled_back if len(mine) > 1 else []
 
     async def _switch(self, groups: Sequence[Group], candidates: Mapping[int, Candidate]) -> SwitchedPlan:
-        """Plan and switch. Raises DiskError; then nothing was switched."""
+        """Plan, stage the files, and switch. Raises DiskError; then nothing was switched."""
         context, policy = self.context, self.context.policy()
         nodes = frozenset[str]().union(*(group.nodes for group in groups))
         items = [item for item in enabled(self.items) if f"item:{item.id}" in nodes]
         records = [record for record in context.records.ours if f"cert:{record.cert_id}" in nodes]
-        previous: dict[str, str | None] = {}
-
-        def switch(plan: InstallPlan) -> None:
-            switches = [cert for one in plan.groups for cert in one.switches]
-            if switches:
-                previous.update(context.generations.switch({cert.name: cert.generation for cert in switches}))
-                with suppress(DiskError):  # tried again with the next switch, and at the next start
-                    publish(context, switched=switches)
+        switched = SwitchedPlan(items=items, candidates=candidates)
 
         def switch_now(plan: InstallPlan) -> None:
-            if not stale_markers(plan):
-                switch(plan)
+            if not stale_markers(plan.groups) and (self.forward_only or not any(map(has_files, plan.groups))):
+                self._switch_links(switched, plan.groups)
 
-        plan, observed = await observe_and_plan(
+        switched.plan, switched.observed = await observe_and_plan(
             context,
             items,
             records,
@@ -142,17 +138,46 @@ class Convergence:
             then=switch_now,
             due_now=self.due_now | self.candidates.keys(),
         )
-        for cert_id, fault in observed.faults.items():
+        for cert_id, fault in switched.observed.faults.items():
             self.results.mark_unreadable(cert_id, fault)
-        if stale := stale_markers(plan):
-            if context.records.unmark(stale):
-                await context.records.save()
+        if not switched.is_switched:
+            await self._stage_and_switch(groups, switched)
+        return switched
+
+    def _switch_links(self, switched: SwitchedPlan, groups: Iterable[GroupPlan]) -> None:
+        """Switch the certificates of some groups. Blocks on the disk. Raises DiskError; then nothing was switched."""
+        if certs := [cert for one in groups for cert in one.switches]:
+            found = self.context.generations.switch({cert.name: cert.generation for cert in certs})
+            switched.previous.update(found)
+            with suppress(DiskError):  # tried again with the next switch, and at the next start
+                publish(self.context, switched=certs)
+        switched.is_switched = True
+
+    async def _stage_and_switch(self, groups: Sequence[Group], switched: SwitchedPlan) -> None:
+        """Stage the files of all groups, then switch those of which all can be written."""
+        executors = switched.executors
+        try:
+            async with trio.open_nursery() as nursery:
+                for group in groups:
+                    if (mine := switched.group_plan(group)) is not None and has_files(mine) and not self.forward_only:
+                        executors[group] = self._executor(group, switched)
+                        nursery.start_soon(self._stage, group, switched, name="stage a group")
+            failed = {id(switched.group_plan(group)) for group in switched.faults}
+            switching = [one for one in switched.plan.groups if id(one) not in failed]
+            if self.context.records.unmark(stale_markers(switching)):
+                await self.context.records.save()
             with trio.CancelScope(shield=True):
-                await context.offload(switch, plan)
-        groups_by_node = {node: one for one in plan.groups for node in nodes_of(one)}
-        return SwitchedPlan(
-            items=items, plan=plan, observed=observed, candidates=candidates, previous=previous, groups=groups_by_node
-        )
+                await self.context.offload(self._switch_links, switched, switching)
+        except BaseException:
+            for executor in executors.values():
+                await executor.close()
+            raise
+
+    async def _stage(self, group: Group, switched: SwitchedPlan) -> None:
+        try:
+            await switched.executors[group].stage()
+        except CertctrlError as error:
+            switched.faults[group] = error
 
     async def _finish(self, group: Group, switched: SwitchedPlan, alone: Sequence[Candidate], held: set[Group]) -> None:
         """Finish one group: the candidates that go together, then those one by one; then release its lock."""
@@ -219,11 +244,26 @@ class Convergence:
             plan=switched.plan,
             group_plan=group_plan,
             observed=switched.observed,
+            executor=switched.executors.get(group) or self._executor(group, switched),
+            fault=switched.faults.get(group),
             batch=batch,
             previous=switched.rollback_targets(batch, self.context.records.certificates),
             results=self.results,
             forward_only=self.forward_only,
             defers=defers,
+        )
+
+    def _executor(self, group: Group, switched: SwitchedPlan) -> Executor:
+        """Return what performs the steps of a group that has work."""
+        group_plan, batch = switched.group_plan(group), switched.unproven(group)
+        assert group_plan is not None
+        return Executor(
+            context=self.context,
+            plan=group_plan,
+            certs=switched.observed.certs,
+            items={item.id: item for item in switched.items if f"item:{item.id}" in group.nodes},
+            batch=batch.keys(),
+            rolled_back=[i for i, one in batch.items() if was_rolled_back(self.results.record(i), one)],
         )
 
     def _record_idle(self, group: Group, switched: SwitchedPlan, batch: Mapping[int, Candidate]) -> None:

@@ -1,16 +1,16 @@
-"""Executor: perform the steps of one group after its switch, and undo the files if asked.
+"""Executor: stage the files of one group before its switch, perform its steps after it, and undo the files if asked.
 
 The first failure of an item that does not say ``continue_on_error`` ends the group; the caller then rolls back. A file,
 import, command or check that is about none of the changed certificates ends nothing: it is recorded for its own. A
 failure of a service that was not running before does not end it either: the previous files would not be served, so the
-new ones stay. Copies that may fail are written after the others of their step, one group of files at a time. Commands
-of one step run concurrently. Written files can be undone until the group is proven.
+new ones stay. All files are staged before the switch (``copies.py``). Copies that may fail are written after the others
+of their step, one group of files at a time. Commands of one step run concurrently. Written files can be undone until
+the group is proven.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import attrs
 import trio
@@ -18,12 +18,11 @@ import trio
 from certctrl.errors import CertctrlError, CommandError, ProbeError, ProbeFault
 from certctrl.install.deploy.commands import run_granted, verify_live
 from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.copies import Copies, Part
 from certctrl.install.deploy.trust_store import import_ca
-from certctrl.install.material.formats import ca_files
 from certctrl.install.plan.dependencies import depended_on
 from certctrl.install.plan.values import DesiredCert, GroupPlan, Run, Verification, Write
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, VerifyTls
-from certctrl.store.deployments.file_set import FileSet, FileWrite
 from certctrl.text import one_line
 
 Endpoint = tuple[str, int]
@@ -55,10 +54,7 @@ class Executor:
     """Unproven certificates of this try."""
     rolled_back: Collection[int] = ()
     """Those of them that were rolled back before: their service may be down because of them."""
-    copies: list[FileSet] = attrs.field(factory=list)
-    permanent: list[FileSet] = attrs.field(factory=list)
-    """Copies that stay after a rollback: the first files for a service."""
-    written: list[Write] = attrs.field(factory=list)
+    copies: Copies = attrs.field(init=False)
     ran: set[str] = attrs.field(factory=set)
     """Exec items whose command has been started."""
     keys: dict[str, str] = attrs.field(factory=dict)
@@ -77,6 +73,22 @@ class Executor:
     still_down: set[Endpoint] = attrs.field(factory=set)
     """Where nothing listens even after a command or check has failed."""
 
+    def __attrs_post_init__(self) -> None:
+        self.copies = Copies(context=self.context, plan=self.plan, certs=self.certs)
+
+    async def stage(self) -> None:
+        """Stage all files, before the switch: what cannot be written then changes nothing. Raises as `run`."""
+        try:
+            with trio.CancelScope(shield=True):
+                await self.context.offload(self._stage_all)
+        except BaseException:
+            await self.close()
+            raise
+
+    def _stage_all(self) -> None:
+        for step in self.plan.steps:
+            self._stage(step.writes)
+
     async def run(self) -> None:
         """Perform all steps in order. Raises the first failure that is not tolerated (CertctrlError)."""
         self.down = await self._silent(_endpoints(self.items.values()))
@@ -87,26 +99,25 @@ class Executor:
                 if not self._record_if_unrelated(error, self._importing(ca_id)):
                     raise
         for step in self.plan.steps:
-            await self._put([write for write in step.writes if not self._is_skipped((write.item,))])
+            if step.writes:
+                with trio.CancelScope(shield=True):  # a pair must not be left half renamed
+                    await self.context.offload(self._put, step.writes)
             runs = [run for run in step.runs if not self._is_skipped(run.items)]
             await self._all([_Job(run.items, run.tolerant, self._run, run) for run in runs])
         checks = [one for one in self.plan.verifications if not self._is_skipped((one.item,))]
         await self._all([_Job((one.item,), one.tolerant, self._verify, one) for one in checks])
 
     async def close(self) -> None:
-        """Drop the backups for a rollback."""
-        copies, self.copies, self.permanent = self.copies + self.permanent, [], []
-        if not copies:
-            return
-        with trio.CancelScope(shield=True):
-            await self.context.offload(_close_all, copies)
+        """Drop what is staged, and the backups for a rollback. Raises DiskError."""
+        if self.copies.is_open:
+            with trio.CancelScope(shield=True):
+                await self.context.offload(self.copies.close)
 
     async def undo(self) -> None:
-        """Restore the previous files, the newest change first."""
-        copies, self.copies = self.copies, []
-        with trio.CancelScope(shield=True):
-            await self.context.offload(_undo_all, copies)
-        await self.close()
+        """Restore the previous files, the newest change first. Raises DiskError."""
+        if self.copies.is_open:
+            with trio.CancelScope(shield=True):
+                await self.context.offload(self.copies.undo)
 
     def about(self, cert_ids: Collection[int]) -> list[DesiredCert]:
         """Return the certificates of these ids."""
@@ -238,54 +249,40 @@ class Executor:
     def _tolerate(self, why: object, items: Iterable[str], cert_ids: Iterable[int]) -> None:
         self.tolerated.append(Tolerated(f"tolerated: {why}", frozenset(items), frozenset(cert_ids)))
 
-    async def _put(self, writes: Sequence[Write]) -> None:
-        """Write the files of one step: all or none, but those that may fail separately."""
-        strict = [write for write in writes if not write.tolerant]
-        first = [write for write in strict if write.is_new and self._is_first(write)]
-        rest = [write for write in strict if write not in first]
-        for group, kept in ((first, self.permanent), (rest, self.copies)):
-            await self._write_together(group, kept)
-        file_groups: dict[str, list[Write]] = {}
-        for write in writes:
-            if write.tolerant:
-                file_groups.setdefault(write.file_group, []).append(write)
-        for file_group in file_groups.values():
-            is_first = all(write.is_new and self._is_first(write) for write in file_group)
+    def _stage(self, writes: Sequence[Write]) -> None:
+        """Stage the files of one step; without those that fail, if the group goes on without them. Blocks on the disk."""
+        self._each_part(writes, self.copies.stage)
+
+    def _put(self, writes: Sequence[Write]) -> None:
+        """Put the files of one step in place, all or none but those that may fail separately. Blocks on the disk."""
+        self._each_part(writes, self.copies.put)
+
+    def _each_part(self, writes: Sequence[Write], act: Callable[[Part], None]) -> None:
+        done = set(self.copies.written).union(self.missed)
+        due = [one for one in writes if one not in done and not self._is_skipped((one.item,))]
+        for part in self.copies.parts(due):
             try:
-                await self._write(file_group, self.permanent if is_first else self.copies)
+                act(part)
             except CertctrlError as error:
-                self.missed += file_group
-                certs = {write.cert_id for write in file_group if write.cert_id is not None}
-                self._tolerate(
-                    f"item {one_line(file_group[0].item)}: {error}", {write.item for write in file_group}, certs
-                )
-
-    async def _write_together(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
-        """Write files all or none; without those that fail, if they are about none of the changed certificates."""
-        if not writes:
-            return
-        try:
-            await self._write(writes, kept)
-        except CertctrlError as error:
-            failed: list[Write] = await self.context.offload(self._unwritable, writes)
-            certs = {write.cert_id for write in failed if write.cert_id is not None}
-            if failed and self._record_if_unrelated(error, {write.item for write in failed}, certs):
-                rest = [one for one in writes if one not in failed and not self._is_skipped((one.item,))]
-                await self._write_together(rest, kept)
+                if part.tolerant:
+                    self._miss(part, error)
+                    continue
+                self._require_unrelated(part, error)
+                self._each_part(writes, act)  # the others, and not what depends on those that failed
                 return
-            raise
 
-    def _unwritable(self, writes: Sequence[Write]) -> list[Write]:
-        """Return the files of the certificates and CAs of which one cannot be written. Blocks on the disk."""
-        failed = set[str]()
-        for node in dict.fromkeys(write.node for write in writes):
-            trial = FileSet(self.context.layout, self.context.fs)
-            try:
-                trial.begin([self._file(write) for write in writes if write.node == node])
-                trial.undo()
-            except CertctrlError:
-                failed.add(node)
-        return [write for write in writes if write.node in failed]
+    def _miss(self, part: Part, error: CertctrlError) -> None:
+        """Record that files that may fail could not be written."""
+        self.missed += part.writes
+        certs = [write.cert_id for write in part.writes if write.cert_id is not None]
+        self._tolerate(f"item {one_line(part.writes[0].item)}: {error}", {one.item for one in part.writes}, certs)
+
+    def _require_unrelated(self, part: Part, error: CertctrlError) -> None:
+        """Raise the error, unless what cannot be written is about none of the changed certificates; that is recorded."""
+        failed = self.copies.unwritable(part.writes)
+        certs = {write.cert_id for write in failed if write.cert_id is not None}
+        if not failed or not self._record_if_unrelated(error, {write.item for write in failed}, certs):
+            raise error
 
     def _record_if_unrelated(self, error: CertctrlError, items: Collection[str], certs: Collection[int] = ()) -> bool:
         """Record a failure of items that concerns no changed certificate, if there are others; return whether it was recorded."""
@@ -301,39 +298,6 @@ class Executor:
         name = self.context.records.cas[str(ca_id)].name
         imports = (item for item in self.items.values() if isinstance(item, ImportCaAction))
         return [item.id for item in imports if item.ob_id == ca_id or (item.ob_id is None and item.ob_name == name)]
-
-    async def _write(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
-        with trio.CancelScope(shield=True):  # a pair must not be left half renamed
-            await self.context.offload(self._copy, writes, kept)
-        self.written += writes
-
-    def _is_first(self, write: Write) -> bool:
-        """Return whether no service has used this file before; then it stays, as the service needs it to start."""
-        if write.cert_id is None:
-            return False
-        return not self.certs[write.cert_id].live or write.item in self.plan.unserved
-
-    def _copy(self, writes: Sequence[Write], kept: list[FileSet]) -> None:
-        copies = FileSet(self.context.layout, self.context.fs)
-        copies.begin([self._file(write) for write in writes])
-        kept.append(copies)
-        copies.commit()
-
-    def _file(self, write: Write) -> FileWrite:
-        if write.cert_id is not None:
-            cert = self.certs[write.cert_id]
-            data = self.context.generations.read(cert.name, cert.generation, write.source)
-        else:
-            ca = self.context.records.cas[str(write.ca_id)]
-            data = ca_files(ca.ca_id, ca.name, ca.pem.encode())[write.source]
-        return FileWrite(
-            path=Path(write.path),
-            data=data,
-            mode=write.mode,
-            uid=write.uid,
-            gid=write.gid,
-            in_place=write.in_place,
-        )
 
 
 @attrs.frozen
@@ -352,13 +316,3 @@ def _endpoints(items: Iterable[InstallItem]) -> set[Endpoint]:
     """Return where the services of some items listen, as far as the items say."""
     verifies = [item.verify for item in items if isinstance(item, CopyAction | ExecAction)]
     return {_endpoint(verify) for verify in verifies if isinstance(verify, VerifyTls)}
-
-
-def _close_all(copies: Sequence[FileSet]) -> None:
-    for one in copies:
-        one.close()
-
-
-def _undo_all(copies: Sequence[FileSet]) -> None:
-    for one in reversed(copies):
-        one.undo()

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
+from certctrl.errors import CertctrlError
 from certctrl.install.deploy.context import Context
+from certctrl.install.deploy.executor import Executor
 from certctrl.install.deploy.observe import ObservedState
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.dependencies import Binding, bind, connected_groups, enabled
@@ -49,21 +51,28 @@ def groups_of(context: Context, items: Sequence[InstallItem], candidates: Mappin
     return [Group.of(nodes) for nodes in connected_groups(enabled(items), bound, certs)]
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False)
 class SwitchedPlan:
-    """A plan whose candidates have been switched to."""
+    """A plan, and how far the switch to its candidates has come."""
 
     items: Sequence[InstallItem]
-    plan: InstallPlan
-    observed: ObservedState
     candidates: Mapping[int, Candidate]
-    previous: Mapping[str, str | None]
-    groups: Mapping[str, GroupPlan]
-    """Node (``cert:7``, ``item:x``) -> the work on its group."""
+    plan: InstallPlan = attrs.field(init=False)
+    observed: ObservedState = attrs.field(init=False)
+    is_switched: bool = False
+    previous: dict[str, str | None] = attrs.field(factory=dict)
+    """Name -> id that was live before the switch, for those that were switched."""
+    executors: dict[Group, Executor] = attrs.field(factory=dict)
+    """Groups whose files were staged before the switch."""
+    faults: dict[Group, CertctrlError] = attrs.field(factory=dict)
+    """Why files of a group could not be staged, so that it was not switched."""
+    _groups: dict[str, GroupPlan] = attrs.field(factory=dict)
 
     def group_plan(self, group: Group) -> GroupPlan | None:
         """Return the work on a group; None when there is none."""
-        return next((self.groups[node] for node in group.nodes if node in self.groups), None)
+        if not self._groups:  # certificate or item (``cert:7``, ``item:x``) -> the work on its group
+            self._groups = {node: one for one in self.plan.groups for node in nodes_of(one)}
+        return next((self._groups[node] for node in group.nodes if node in self._groups), None)
 
     def needs_only_switch(self, group: Group) -> bool:
         """Return whether a group needs no files, commands or verifications after its switch."""
@@ -97,9 +106,14 @@ class SwitchedPlan:
         return found
 
 
-def stale_markers(plan: InstallPlan) -> list[str]:
+def has_files(one: GroupPlan) -> bool:
+    """Return whether a group has files to write at their destinations."""
+    return any(step.writes for step in one.steps)
+
+
+def stale_markers(groups: Iterable[GroupPlan]) -> list[str]:
     """Return items whose due commands are marked as done; their markers must be removed before the switch."""
-    runs = (run for one in plan.groups for step in one.steps for run in step.runs)
+    runs = (run for one in groups for step in one.steps for run in step.runs)
     return [item for run in runs if run.stale_marker for item in run.items]
 
 

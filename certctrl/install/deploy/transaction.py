@@ -12,7 +12,7 @@ from certctrl.install.deploy.candidates import prune_unused
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.executor import Executor, Tolerated
 from certctrl.install.deploy.observe import ObservedState, observe_and_plan
-from certctrl.install.deploy.results import Results, was_rolled_back
+from certctrl.install.deploy.results import Results
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.values import GroupPlan, InstallPlan, Run, Step, Verification, Write
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
@@ -21,9 +21,12 @@ NO_OUTCOME = Outcome(kind=OutcomeKind.UNCHANGED)
 """The outcome of a certificate that has none in this call."""
 
 
+SINCE_CRASH = "it is below certs/ since the last run, and not in service yet"
+
+
 @attrs.define(eq=False, kw_only=True)
 class Transaction:
-    """One try at a group; the links of its certificates already lead to their candidates."""
+    """One try at a group; the links of its certificates already lead to their candidates, unless there is a fault."""
 
     context: Context
     items: Sequence[InstallItem]
@@ -31,6 +34,10 @@ class Transaction:
     plan: InstallPlan
     group_plan: GroupPlan
     observed: ObservedState
+    executor: Executor
+    """Performs the steps; its files are staged."""
+    fault: CertctrlError | None = None
+    """Why the files could not be staged: then nothing of the group was switched."""
     batch: Mapping[int, Candidate]
     """Unproven candidates: just switched, or switched before a crash and never proven."""
     previous: Mapping[int, str]
@@ -45,34 +52,30 @@ class Transaction:
 
     async def run(self) -> frozenset[int]:
         """Run the steps or roll back, and record it; return the certificates whose previous state does not serve."""
-        executor = self._executor()
-        broken = frozenset[int]()
+        if self.fault is None:
+            broken = await self._perform()
+        else:
+            broken = frozenset()
+            self._record_unswitched(self.fault)
+        await self.results.save()
+        await self.context.shared_offload(prune_unused, self.context, list(self.batch))
+        return broken.union(*(one.cert_ids for one in self.executor.unrelated))
+
+    async def _perform(self) -> frozenset[int]:
+        executor = self.executor
         try:
             await executor.run()
         except CertctrlError as error:
-            broken = await self._roll_back(executor, error)
+            return await self._roll_back(executor, error)
         except BaseException:  # cancelled: written files stay, and the markers show that the rest is pending
             await executor.close()
             raise
-        else:
-            await self._succeed(executor)
-        await self.results.save()
-        await self.context.shared_offload(prune_unused, self.context, list(self.batch))
-        return broken.union(*(one.cert_ids for one in executor.unrelated))
-
-    def _executor(self) -> Executor:
-        return Executor(
-            context=self.context,
-            plan=self.group_plan,
-            certs=self.observed.certs,
-            items={item.id: item for item in self.items},
-            batch=self.batch.keys(),
-            rolled_back=[i for i, one in self.batch.items() if was_rolled_back(self.results.record(i), one)],
-        )
+        await self._succeed(executor)
+        return frozenset()
 
     def record_switch(self) -> None:
         """Record the success of a group that needed only its switch."""
-        self._record_success(self._executor())
+        self._record_success(self.executor)
 
     async def _succeed(self, executor: Executor) -> None:
         try:
@@ -129,7 +132,7 @@ class Transaction:
 
     def _changed(self, executor: Executor) -> set[int]:
         """Return the certificates with changed files, or those of the commands that ran if there are none; 0: none."""
-        changed = {write.cert_id for write in executor.written if write.cert_id is not None} | set(self.batch)
+        changed = {write.cert_id for write in executor.copies.written if write.cert_id is not None} | set(self.batch)
         if not changed:
             known = self.context.records.certificates  # includes withdrawn ones: their commands follow the removal
             ran = (run for run in self._runs() if not executor.ran.isdisjoint(run.items))
@@ -142,7 +145,7 @@ class Transaction:
         If nothing was written, and so nothing undone, only those of what failed.
         """
         found = self._changed(executor)
-        if not executor.written and (blamed := executor.blamed & self.context.records.certificates.keys()):
+        if not executor.copies.written and (blamed := executor.blamed & self.context.records.certificates.keys()):
             return blamed
         if found == {0}:
             known, steps = self.context.records.certificates, self.group_plan.steps
@@ -155,6 +158,21 @@ class Transaction:
     def _runs(self) -> list[Run]:
         return [run for step in self.group_plan.steps for run in step.runs]
 
+    def _record_unswitched(self, error: CertctrlError) -> None:
+        """Record that files cannot be written at their destinations, so that nothing was changed."""
+        executor, pending = self.executor, self.group_plan.due
+        if self.defers and executor.blamed:
+            self.deferred += [one for cert_id, one in self.batch.items() if cert_id not in executor.blamed]
+        for candidate in (one for one in self.batch.values() if one not in self.deferred):
+            cert_id = candidate.cert_id
+            if self.observed.certs[cert_id].live == candidate.generation:  # since a crash
+                self.results.failed(cert_id, error, kept=candidate, stays=SINCE_CRASH, pending=pending)
+            else:
+                self.results.failed(cert_id, error, staged=candidate)
+        unrelated = self._record_unrelated(executor)
+        for cert_id in self._failed_for(executor) - set(self.batch) - unrelated:
+            self.results.failed(cert_id, str(error), pending=pending)
+
     # --- rolling back ---------------------------------------------------------------------------------------------
 
     async def _roll_back(self, executor: Executor, error: CertctrlError) -> frozenset[int]:
@@ -163,7 +181,7 @@ class Transaction:
         why, broken, facts = str(error), frozenset[int](), dict[int, Candidate]()
         if self.defers and executor.blamed:
             self.deferred += [one for cert_id, one in self.batch.items() if cert_id not in executor.blamed]
-        if back or (executor.copies and not self.forward_only):
+        if back or (executor.copies.undoable and not self.forward_only):
             with trio.CancelScope(shield=True):  # short, and must not stop half-way
                 fault = await self._restore(executor, back)
             if fault:
@@ -204,7 +222,7 @@ class Transaction:
         if cert_id in self.previous:
             return "so the new files stay"
         wanted = any(write.cert_id == cert_id for step in self.group_plan.steps for write in step.writes)
-        if wanted and not any(write.cert_id == cert_id for write in executor.written):
+        if wanted and not any(write.cert_id == cert_id for write in executor.copies.written):
             return "none of its copies was written; there is no earlier generation, so it stays below certs/"
         return "there is no earlier generation, so the new files stay"
 

@@ -65,14 +65,17 @@ class _PlannedFile(NamedTuple):
 
 
 class FileSet:
-    """One deployment: `begin`, `commit`, then `close` once verified, or `undo`. Methods block on the disk."""
+    """One deployment: `begin`, `commit`, then `close` once verified, or `undo`. Methods block on the disk.
+
+    Between `begin` and `commit` it has neither open directories nor contents: a thousand may wait for one switch.
+    """
 
     def __init__(self, layout: ConfigDir, fs: Fs) -> None:
         self._layout = layout
         self._fs = fs
         self._stack = ExitStack()
         self._parents: dict[Path, Handle] = {}
-        self._files: list[_PlannedFile] = []
+        self._entries: list[Entry] = []
         self._journal: Journal | None = None
 
     def begin(self, writes: Sequence[FileWrite]) -> None:
@@ -88,25 +91,34 @@ class FileSet:
             if files:
                 self._journal = Journal(self._fs, self._layout, f"{self._fs.token()}{journal.SUFFIX}")
                 self._journal.plan([file.place.entry for file in files])
-                self._files = files
+                self._entries = [file.place.entry for file in files]
                 for file in files:
                     self._stage(file)
                 self._sync_staged()
+            self._close_parents()
         except BaseException:
             self._abandon()
             raise
 
+    def is_current(self) -> bool:
+        """Return whether all destinations still are as `begin` found them. Raises DiskError, PolicyRefusedError."""
+        try:
+            return all(place.entry.is_old(journal.observe(self._fs, place)) for place in self._places())
+        finally:
+            self._close_parents()
+
     def commit(self) -> None:
         """Rename all files into place, one immediately after the other, durably.
 
-        Raises DiskError; then all is as before, as far as the disk allows: `recover` does the rest.
+        Raises DiskError, PolicyRefusedError; then all is as before, as far as the disk allows: `recover` does the rest.
         """
         if self._journal is None:
             return
         try:
+            places = self._places()
             self._journal.arm()
-            journal.put_new(self._fs, self._places)
-            self._sync_names()
+            journal.put_new(self._fs, places)
+            self._sync_names(places)
         except BaseException:
             self._abandon()
             raise
@@ -116,10 +128,11 @@ class FileSet:
 
         Raises DiskError if some cannot be restored; the journal then stays for `recover`.
         """
-        faults = journal.restore_old(self._fs, self._places[::-1])
+        places, faults = self._reachable()
+        faults += journal.restore_old(self._fs, places[::-1])
         try:
-            if self._files and not faults:
-                self._sync_names()
+            if places and not faults:
+                self._sync_names(places)
         except DiskError as error:
             faults.append(error)
         if faults:
@@ -133,24 +146,50 @@ class FileSet:
         Raises DiskError if they cannot be removed; the journal then stays for `recover`.
         """
         try:
-            dropped = [journal.drop_leftovers(self._fs, place.entry, place.side) for place in self._places]
+            places, faults = self._reachable()
+            dropped = [journal.drop_leftovers(self._fs, place.entry, place.side) for place in places]
             if any(dropped):
-                self._sync_names()  # otherwise a key could outlive its journal
+                self._sync_names(places)  # otherwise a key could outlive its journal
+            if faults:
+                raise faults[0]
             if self._journal is not None:
                 self._journal.remove()
         finally:
             self._release()
 
-    @property
     def _places(self) -> list[Place]:
-        return [file.place for file in self._files]
+        return [self._place(entry) for entry in self._entries]
 
-    def _sync_names(self) -> None:
+    def _place(self, entry: Entry) -> Place:
+        """Return an entry with its directories, open. Raises PolicyRefusedError, DiskError."""
+        parent = self._parent(Path(entry.path), entry.owner)
+        return Place(entry, parent, self._aside() if entry.in_place else parent)
+
+    def _reachable(self) -> tuple[list[Place], list[DiskError]]:
+        """Return the entries whose directories are there, and why some cannot be opened."""
+        found, faults = list[Place](), list[DiskError]()
+        for entry in self._entries:
+            try:
+                found.append(self._place(entry))
+            except NoDirectoryError:
+                if entry.in_place:  # otherwise its files are gone with the directory
+                    journal.drop_leftovers(self._fs, entry, self._aside())
+            except PolicyRefusedError as error:
+                faults.append(DiskError(str(error), path=entry.path, fix=error.fix))
+            except DiskError as error:
+                faults.append(error)
+        return found, faults
+
+    def _sync_names(self, places: Sequence[Place]) -> None:
         """Make the names of all new files and backups durable; those are next to what is renamed."""
-        journal.sync_parents(self._fs, [place.side for place in self._places])
+        journal.sync_parents(self._fs, [place.side for place in places])
 
     def _release(self) -> None:
-        self._files, self._parents, self._journal = [], {}, None
+        self._entries, self._journal = [], None
+        self._close_parents()
+
+    def _close_parents(self) -> None:
+        self._parents = {}
         self._stack.close()
 
     def _abandon(self) -> None:
@@ -161,7 +200,7 @@ class FileSet:
 
     def _plan_file(self, write: FileWrite) -> _PlannedFile | None:
         """Return what to stage for one destination; None if it already is as requested."""
-        parent = self._parent(write)
+        parent = self._parent(write.path, write.uid)
         found = facts_at(self._fs, parent, write.path, in_place=write.in_place)
         if found.refusal is not None:
             raise PolicyRefusedError(found.refusal, fix=f"correct {write.path}, or use another path")
@@ -174,13 +213,13 @@ class FileSet:
         entry = Entry(
             path=str(write.path), temp=temp, backup=backup, old=old, new=new, owner=write.uid, in_place=in_place
         )
-        return _PlannedFile(Place(entry, parent, self._aside() if in_place else parent), write.data, found)
+        return _PlannedFile(self._place(entry), write.data, found)
 
-    def _parent(self, write: FileWrite) -> Handle:
-        directory = write.path.parent
-        if directory not in self._parents:
-            self._keep(directory, open_parent(self._fs, write.path, owner=write.uid))
-        return self._parents[directory]
+    def _parent(self, path: Path, owner: int | None) -> Handle:
+        """Return the open directory of a destination. Raises PolicyRefusedError, DiskError."""
+        if path.parent not in self._parents:
+            self._keep(path.parent, open_parent(self._fs, path, owner=owner))
+        return self._parents[path.parent]
 
     def _aside(self) -> Handle:
         """Return the directory of copies that are not next to their destination."""
@@ -229,17 +268,18 @@ class FileSet:
 
     def _sync_staged(self) -> None:
         """Make all files and their names durable: one syncfs per file system, or one fsync each."""
-        files = sum(1 if place.entry.old is None else 2 for place in self._places)
-        if files + len(self._parents) >= MANY and self._sync_whole():
+        places = self._places()
+        files = sum(1 if place.entry.old is None else 2 for place in places)
+        if files + len(self._parents) >= MANY and self._sync_whole(places):
             return
-        for entry, _, side in self._places:
+        for entry, _, side in places:
             for name in (entry.temp, entry.backup)[: 1 if entry.old is None else 2]:
                 with closing(self._fs, self._fs.open_file(name, at=side)) as handle:
                     self._fs.fsync(handle)
-        self._sync_names()
+        self._sync_names(places)
 
-    def _sync_whole(self) -> bool:
-        devices = {self._fs.fstat(place.side).dev: place.side for place in self._places}
+    def _sync_whole(self, places: Sequence[Place]) -> bool:
+        devices = {self._fs.fstat(place.side).dev: place.side for place in places}
         return all(self._fs.syncfs(handle) for handle in devices.values())
 
 

@@ -291,7 +291,7 @@ async def test_a_failed_manual_rollback_changes_and_holds_nothing(
         target.unlink()
         target.mkdir()
     else:
-        monkeypatch.setattr("certctrl.install.deploy.executor.FileSet.begin", full_disk)
+        monkeypatch.setattr("certctrl.install.deploy.copies.FileSet.begin", full_disk)
     assert not (await host.installer.rollback("c1.example", None, items)).ok
     record = host.installer.records[1]
     assert (host.live(1) == newest, record.held, record.staged) == (True, False, "")
@@ -308,7 +308,7 @@ async def test_a_first_delivery_says_what_stays(clock: MockClock, host: Host, mo
     host.allow(commands=commands(RELOAD))
     host.serve(RELOAD, 1, 1001).broken = True
     with monkeypatch.context() as patch:
-        patch.setattr("certctrl.install.deploy.executor.FileSet.begin", full_disk)
+        patch.setattr("certctrl.install.deploy.copies.FileSet.commit", full_disk)
         outcome = (await host.deliver(1, items=items))[1]
     assert outcome.kind is FAILED and "none of its copies was written" in outcome.detail
     assert not (host.out / "a.key").exists() and host.live(1)

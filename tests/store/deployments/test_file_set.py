@@ -12,7 +12,9 @@ import pytest
 from copy_site import FS, NEW, OLD, begun, shown, writes
 from modeldisk import ModelFs
 
+from certctrl.errors import PolicyRefusedError
 from certctrl.store.deployments.file_set import FileSet, FileWrite
+from certctrl.store.deployments.recovery import recover
 from certctrl.store.disk.fs import Handle, RealFs, closing
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
@@ -61,12 +63,13 @@ def test_an_unchanged_destination_is_not_written(layout: ConfigDir, site: Path) 
     copies = begun(layout, site)
     copies.commit()
     copies.close()
-    before = (site / "ssl" / "site.pem").stat()
+    path = site / "ssl" / "site.pem"
+    before = (path.stat().st_ino, path.stat().st_mtime_ns)
     again = begun(layout, site)
     assert not list(layout.journal.iterdir())
     again.commit()
     again.close()
-    assert (site / "ssl" / "site.pem").stat() == before
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
 
 
 def test_a_different_mode_alone_is_a_change(layout: ConfigDir, site: Path) -> None:
@@ -167,6 +170,38 @@ def test_the_backup_is_the_file_that_was_judged(layout: ConfigDir, site: Path) -
 
     copies = FileSet(layout, Racing())
     copies.begin(writes(site))
-    entry = copies._files[0].place.entry
+    entry = copies._entries[0]
     assert entry.old is not None and entry.old.sha256 == hashlib.sha256(b"old leaf").hexdigest()
     assert (path.parent / entry.backup).read_bytes() == b"old leaf"
+
+
+def test_a_set_waits_for_its_commit_without_open_directories(layout: ConfigDir, site: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    sets = [FileSet(layout, FS) for _ in range(20)]
+    for number, one in enumerate(sets):
+        one.begin([FileWrite(path=site / "ssl" / f"{number}.pem", data=b"new", mode=0o644)])
+    assert len(os.listdir("/proc/self/fd")) == before
+    for one in sets:
+        one.close()
+    assert shown(site) == OLD
+
+
+def test_a_directory_that_became_a_link_before_the_commit_is_refused(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    (site / "ssl").rename(site / "moved")
+    (site / "ssl").symlink_to(site / "moved")
+    with pytest.raises(PolicyRefusedError, match="symbolic link"):
+        copies.commit()
+    assert [*layout.journal.iterdir()], "recovery removes the staged files"
+    (site / "ssl").unlink()
+    (site / "moved").rename(site / "ssl")
+    recover(layout, FS, [site])
+    assert (shown(site), [*layout.journal.iterdir()]) == (OLD, [])
+
+
+def test_a_set_knows_whether_its_destinations_have_changed(layout: ConfigDir, site: Path) -> None:
+    copies = begun(layout, site)
+    assert copies.is_current()
+    (site / "ssl" / "site.pem").write_bytes(b"edited")
+    assert not copies.is_current()
+    copies.close()

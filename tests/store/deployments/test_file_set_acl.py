@@ -60,7 +60,7 @@ def test_a_recovered_file_keeps_its_list(layout: ConfigDir, site: Path, certific
     copies = begun(layout, site)
     assert copies._journal is not None
     copies._journal.arm()
-    FS.rename(copies._files[0].place.entry.temp, "site.pem", at=copies._files[0].place.parent)
+    certificate.with_name(copies._entries[0].temp).rename(certificate)
     assert recover(layout, FS, [site / "ssl"]).rolled_back
     assert (certificate.read_bytes(), acl_of(certificate)) == (b"old leaf", packed(READER))
 

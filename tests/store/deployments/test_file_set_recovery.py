@@ -31,9 +31,9 @@ def test_an_armed_deployment_is_rolled_back_if_a_new_file_is_missing(layout: Con
     copies = begun(layout, site)
     assert copies._journal is not None
     copies._journal.arm()
-    first, second = copies._files
-    FS.rename(first.place.entry.temp, "site.pem", at=first.place.parent)
-    FS.unlink(second.place.entry.temp, at=second.place.parent)
+    first, second = copies._entries
+    (site / "ssl" / first.temp).rename(first.path)
+    (Path(second.path).parent / second.temp).unlink()
     report = recover(layout, FS, [site])
     assert (report.completed, len(report.rolled_back)) == ((), 2)
     assert (shown(site), list(layout.journal.iterdir())) == (OLD, [])

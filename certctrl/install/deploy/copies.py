@@ -1,0 +1,140 @@
+"""Copies: the files of one group at their destinations, staged before the switch and renamed into place step by step.
+
+A file set is staged when its new files, and copies of the old ones, are durable next to the destinations; from then on
+neither putting it in place nor undoing it needs space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from certctrl.errors import CertctrlError
+from certctrl.install.deploy.context import Context
+from certctrl.install.material.formats import ca_files
+from certctrl.install.plan.values import DesiredCert, GroupPlan, Write
+from certctrl.store.deployments.file_set import FileSet, FileWrite
+
+
+@attrs.frozen
+class Part:
+    """Files of one step that are written together or not at all."""
+
+    writes: tuple[Write, ...]
+    stays: bool
+    """Whether a rollback leaves them in place: the first files for a service."""
+    tolerant: bool = False
+    """Whether the group goes on without them."""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Copies:
+    """The copies of one group. Methods block on the disk and raise CertctrlError."""
+
+    context: Context
+    plan: GroupPlan
+    certs: Mapping[int, DesiredCert]
+    written: list[Write] = attrs.field(factory=list)
+    undoable: list[FileSet] = attrs.field(factory=list)
+    """In place; `undo` restores the previous files."""
+    _permanent: list[FileSet] = attrs.field(factory=list)
+    """In place; they stay after a rollback."""
+    _staged: dict[Part, FileSet] = attrs.field(factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is staged, or can be undone."""
+        return bool(self._staged or self.undoable or self._permanent)
+
+    def parts(self, writes: Sequence[Write]) -> list[Part]:
+        """Return the files of one step, divided into what is written together; the tolerant ones last."""
+        strict = [write for write in writes if not write.tolerant]
+        first = [write for write in strict if self._is_first(write)]
+        rest = [write for write in strict if not self._is_first(write)]
+        found = [Part(tuple(some), stays) for some, stays in ((first, True), (rest, False)) if some]
+        tolerant: dict[str, list[Write]] = {}
+        for write in writes:
+            if write.tolerant:
+                tolerant.setdefault(write.file_group, []).append(write)
+        for group in tolerant.values():
+            found.append(Part(tuple(group), all(map(self._is_first, group)), tolerant=True))
+        return found
+
+    def stage(self, part: Part) -> None:
+        """Write the files next to their destinations, durably; nothing live changes. Idempotent."""
+        if part in self._staged:
+            return
+        files = FileSet(self.context.layout, self.context.fs)
+        files.begin([self._file(write) for write in part.writes])
+        self._staged[part] = files
+
+    def put(self, part: Part) -> None:
+        """Rename the files into place; they are staged first if they are not, or if a destination changed since."""
+        if (files := self._staged.get(part)) is not None and not files.is_current():
+            self._drop([part])
+        self.stage(part)
+        files = self._staged.pop(part)
+        (self._permanent if part.stays else self.undoable).append(files)
+        files.commit()
+        self.written += part.writes
+
+    def unwritable(self, writes: Sequence[Write]) -> list[Write]:
+        """Return the files of the certificates and CAs of which one cannot be written."""
+        failed = set[str]()
+        for node in dict.fromkeys(write.node for write in writes):
+            trial = FileSet(self.context.layout, self.context.fs)
+            try:
+                trial.begin([self._file(write) for write in writes if write.node == node])
+                trial.close()
+            except CertctrlError:
+                failed.add(node)
+        return [write for write in writes if write.node in failed]
+
+    def drop_staged(self) -> None:
+        """Remove what is staged and not in place; the next start removes what cannot be removed now."""
+        self._drop(list(self._staged))
+
+    def close(self) -> None:
+        """Remove the copies of the previous files, and what is staged; idempotent."""
+        done, self.undoable, self._permanent = self.undoable + self._permanent, [], []
+        self.drop_staged()
+        for one in done:
+            one.close()
+
+    def undo(self) -> None:
+        """Restore the previous files, the newest change first; idempotent."""
+        done, self.undoable = self.undoable, []
+        self.drop_staged()
+        for one in reversed(done):
+            one.undo()
+        self.close()
+
+    def _drop(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            with suppress(CertctrlError):
+                self._staged.pop(part).close()
+
+    def _is_first(self, write: Write) -> bool:
+        """Return whether no service has used this file before; then it stays, as the service needs it to start."""
+        if not write.is_new or write.cert_id is None:
+            return False
+        return not self.certs[write.cert_id].live or write.item in self.plan.unserved
+
+    def _file(self, write: Write) -> FileWrite:
+        if write.cert_id is not None:
+            cert = self.certs[write.cert_id]
+            data = self.context.generations.read(cert.name, cert.generation, write.source)
+        else:
+            ca = self.context.records.cas[str(write.ca_id)]
+            data = ca_files(ca.ca_id, ca.name, ca.pem.encode())[write.source]
+        return FileWrite(
+            path=Path(write.path),
+            data=data,
+            mode=write.mode,
+            uid=write.uid,
+            gid=write.gid,
+            in_place=write.in_place,
+        )
