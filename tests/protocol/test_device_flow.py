@@ -167,5 +167,27 @@ def test_an_approval_page_may_be_on_the_host_that_is_configured() -> None:
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
-def test_any_text_is_accepted_or_refused(uri: str, server: str) -> None:
-    uri_problem(uri, server)
+def test_any_text_is_refused_unless_it_is_a_url(uri: str, server: str) -> None:
+    assert uri_problem(uri, server)
+    assert uri_problem(f"https://plane.example/{uri.strip()}", "https://plane.example") in (None, "it is not a URL")
+
+
+HOSTS = ("plane.example", "login.example", "evil.example", "plane.example.evil.example")
+
+
+@given(
+    scheme=st.sampled_from(["https", "HTTPS", "http", "ftp", "javascript"]),
+    user=st.sampled_from(["", "", "", "user@", "user:pass@", "plane.example@", ":@"]),
+    host=st.sampled_from([*HOSTS, "Plane.Example", ""]),
+    port=st.sampled_from(["", ":443", ":8443", ":99999", ":x"]),
+    server=st.sampled_from(["https", "http"]),
+    approval=st.sampled_from(["", "login.example"]),
+)
+def test_any_url_is_accepted_or_refused_by_its_parts(
+    scheme: str, user: str, host: str, port: str, server: str, approval: str
+) -> None:
+    problem = uri_problem(f"{scheme}://{user}{host}{port}/device", f"{server}://plane.example", approval)
+    ours = host.lower() == "plane.example"
+    safe = scheme.lower() == "https" or (scheme == server == "http" and ours)
+    right = safe and not user and (ours or (host == approval != "")) and port not in (":99999", ":x")
+    assert (problem is None) is right, problem

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certctrl.plane.core import Plane
@@ -260,32 +260,52 @@ async def test_a_cancelled_waiter_is_removed(bench: Bench, autojump_clock: trio.
     assert stream._waiters == {}
 
 
-@given(st.lists(st.sampled_from(["append", "trim", "poll"]), max_size=40))
+@given(st.lists(st.sampled_from(["append", "trim", "poll", "clock back"]), max_size=40))
+@example(["append"] * 8 + ["poll"] + ["append"] * 3 + ["poll"])
+@example(["append"] * 4 + ["poll", "trim", "poll"])
+@example(["append"] * 6 + ["poll", "trim", "poll", "append", "poll"])
 def test_a_polling_device_gets_every_signal_once_or_a_409(history: list[str]) -> None:
-    """For any appends and trims, a device with a valid cursor reads without gap or repeat."""
+    """For any appends and trims, a device reads without gap or repeat, and gets a 409 only if it has missed a signal.
+
+    The numbers of the appended signals are their ids, so that the newest one dropped and the last one read say which
+    page comes next.
+    """
     bench = Bench(length=5)
     cursor: str | None = None
-    expected = next_id = 1
+    newest = dropped = seen = 0
     for step in history:
         if step == "append":
-            bench.append(next_id)
-            next_id += 1
+            newest += 1
+            bench.append(newest)
+            dropped = max(dropped, newest - 5)
         elif step == "trim":
-            bench.stream.trim(bench.device, 2)
+            assert bench.stream.trim(bench.device, 2) == max(0, newest - 2 - dropped)
+            dropped = max(dropped, newest - 2)
+        elif step == "clock back":
+            bench.wall -= 60
         else:
-            try:
-                page = bench.read(cursor, limit=2)
-            except ErrorResponse:
+            if cursor is not None and seen < dropped:
+                assert bench.void(cursor)
                 cursor = None
-                page = bench.read(None, limit=2)
-                expected = page.signals[0]["ref"]["cert_id"] if page.signals else next_id
-            if cursor is None and page.signals:
-                expected = page.signals[0]["ref"]["cert_id"]
-            for signal in page.signals:
-                assert signal["ref"]["cert_id"] == expected
-                expected += 1
-            cursor = page.cursor
+            seen = dropped if cursor is None else seen
+            page = bench.read(cursor, limit=2)
+            assert [signal["ref"]["cert_id"] for signal in page.signals] == [*range(seen + 1, newest + 1)][:2]
+            assert bench.stream.waiting(bench.device, page.cursor) == newest - seen - len(page.signals)
+            cursor, seen = page.cursor, seen + len(page.signals)
     bench.plane.close()
+
+
+@pytest.mark.parametrize("back", [0.0, 0.001, 3600.0])
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_no_identity_comes_twice_after_a_trim_and_a_step_back(bench: Bench, back: float, keep: int) -> None:
+    """A device that has seen a signal would drop another one with the same identity."""
+    given = {bench.append(cert_id=7) for _ in range(3)}
+    assert len(given) == 3
+    bench.stream.trim(bench.device, keep)
+    bench.wall -= back
+    again = [bench.append(cert_id=7) for _ in range(3)]
+    assert given.isdisjoint(again) and len(set(again)) == 3
+    assert again == sorted(again) and again[0] > max(given)
 
 
 def test_the_embedded_engine_is_a_signal_stream(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -177,8 +178,38 @@ def test_final_refusals_of_a_refresh(status: int, key: str, final: bool) -> None
 
 
 @given(st.integers(100, 599), st.sampled_from(["application/json", "text/html"]), st.binary(max_size=100))
-def test_any_answer_is_an_event(status: int, kind: str, body: bytes) -> None:
-    grant_event(Answer(status, {"content-type": kind}, body))
+def test_any_answer_that_says_nothing_is_a_failed_poll(status: int, kind: str, body: bytes) -> None:
+    event = grant_event(Answer(status, {"content-type": kind}, body))
+    assert isinstance(event, GrantFailed) and event.why and event.why.isprintable()
+
+
+MEANING = {
+    "authorization_pending": GrantPending(), "pending": GrantPending(), "slow_down": GrantSlowDown(),
+    "access_denied": GrantDenied(), "denied": GrantDenied(), "expired": GrantExpired(), "expired_token": GrantExpired(),
+}  # fmt: skip
+
+
+@given(
+    st.integers(200, 299) | st.integers(400, 599),
+    st.sampled_from([*MEANING, "ready", "maybe", ""]),
+    st.sampled_from([str.lower, str.upper, str.title]),
+    st.sampled_from(["data", "error", "both"]),
+    st.sampled_from(["application/json", "application/problem+json", "text/html"]),
+)
+def test_any_answer_is_the_event_that_it_names(
+    status: int, word: str, spelled: Callable[[str], str], where: str, kind: str
+) -> None:
+    """A success is read in its data and a refusal in its error; a page that merely contains the word ends nothing."""
+    parts = {"data": {"status": spelled(word)}, "error": {"key": spelled(word), "code": 1, "what": "said"}}
+    body = parts if where == "both" else {where: parts[where]}
+    event = grant_event(Answer(status, {"content-type": kind}, json.dumps(body).encode()))
+    read = where == "both" or (where == "data") is (status < 300)
+    if kind == "text/html" or not read or word in ("maybe", ""):
+        assert isinstance(event, GrantFailed)
+    elif word == "ready":
+        assert isinstance(event, GrantUnusable if status < 300 else GrantFailed)
+    else:
+        assert event == MEANING[word]
 
 
 VALUE = (
@@ -186,7 +217,12 @@ VALUE = (
 )
 
 
-@given(st.dictionaries(st.sampled_from([*GRANT, *DEVICE, *SESSION, "device", "session"]), VALUE))
+@given(
+    st.dictionaries(st.sampled_from([*GRANT, *DEVICE, *SESSION, "device", "session"]), VALUE)
+    | st.dictionaries(st.sampled_from([*GRANT, *DEVICE, *SESSION]), VALUE, max_size=1).map(
+        lambda change: GRANT | DEVICE | SESSION | change
+    )
+)
 def test_any_value_is_accepted_or_refused(data: dict[str, Any]) -> None:
     for read, value in (
         (grant_from_wire, data),
@@ -194,6 +230,9 @@ def test_any_value_is_accepted_or_refused(data: dict[str, Any]) -> None:
         (registration_from_wire, {"device": data, "session": data}),
     ):
         try:
-            read(value)
+            found = read(value)
         except BadAnswerError as error:
-            assert "\n" not in str(error)
+            assert str(error).isprintable()
+            continue
+        taken = {name: getattr(found, name, None) for name in ("device_code", "access_token") if hasattr(found, name)}
+        assert taken and all(one and one == data[name] for name, one in taken.items()), "read as it was sent"

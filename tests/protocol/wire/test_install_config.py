@@ -123,6 +123,9 @@ def test_a_long_chain_of_dependencies(backwards: bool) -> None:
     assert caught.value.reason == "depth"
 
 
+ACTIONS = {"copy": CopyAction, "exec": ExecAction, "import_ca": ImportCaAction}
+
+
 @given(
     JSON
     | st.fixed_dictionaries(
@@ -130,11 +133,15 @@ def test_a_long_chain_of_dependencies(backwards: bool) -> None:
         optional=dict.fromkeys(("id", "from", "to", "cmd", "verify", "env"), JSON)
         | {"type": st.sampled_from(("copy", "exec", "import_ca"))},
     )
+    | st.dictionaries(
+        st.sampled_from(("id", "type", "cmd_argv", "env", "verify", "enabled", "tags")), JSON, max_size=1
+    ).map(lambda change: {"id": "a", "type": "exec", "cmd_argv": ["/bin/true"]} | change)
 )
 def test_any_item_is_accepted_or_refused(item: Any) -> None:
     try:
-        items = [item]
-        install_config_from_wire(config(items))
+        (found,) = install_config_from_wire(config([item])).items
+        assert found.id == str(item["id"]) and found.enabled is (item.get("enabled") is not False)
+        assert found.refused or isinstance(found, ACTIONS[item["type"]])
     except CertctrlError as error:
         assert isinstance(error, PlanError)
     except ValueError:  # the hash itself: infinity or a lone surrogate
