@@ -232,6 +232,60 @@ def test_wall_time_is_an_argument(module: str) -> None:
     assert not wrong, "take `now: float` or `wall_now`"
 
 
+TEXTS_FOR_PEOPLE = frozenset({"detail", "last_error", "what", "why", "fix"})
+"""Attributes with text for people; only the difference of two texts may mean something."""
+
+
+@EACH_MODULE
+def test_no_text_for_people_decides(module: str) -> None:
+    wrong = [f"line {node.lineno}: {ast.unparse(node)}" for node in ast.walk(tree_of(module)) if reads_text(node)]
+    assert not wrong, "use a field, an enum or an exception type"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("'waits for' in outcome.detail", True),
+        ("outcome.detail.startswith('staged')", True),
+        ("retry.last_error.partition(': ')", True),
+        ("'refused' not in str(error)", True),
+        ("str(error).endswith('full')", True),
+        ("outcome.detail == 'removed'", True),
+        ("outcome.detail != entry.retry.reported", False),
+        ("one_line(outcome.detail)", False),
+        ("'x' in item.name", False),
+    ],
+)
+def test_a_text_that_decides_is_found(text: str, found: bool) -> None:
+    assert reads_text(expression(text)) is found
+
+
+def reads_text(node: ast.AST) -> bool:
+    """Return whether an expression searches a text for people, or compares it with a literal."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        searches = node.func.attr in (
+            "startswith",
+            "endswith",
+            "partition",
+            "rpartition",
+            "find",
+            "split",
+            "removeprefix",
+        )
+        return searches and is_text(node.func.value)
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        return any(isinstance(one, ast.Constant) and one.value for one in sides) and any(map(is_text, sides))
+    return False
+
+
+def is_text(node: ast.AST) -> bool:
+    """Return whether an expression is a text for people: ``x.detail``, ``str(error)``."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "str" and node.args:
+        return isinstance(node.args[0], ast.Name) and node.args[0].id in ("error", "exc", "refused")
+    return isinstance(node, ast.Attribute) and node.attr in TEXTS_FOR_PEOPLE
+
+
 # --- lengths and docstrings -----------------------------------------------------------------------------------------
 
 
