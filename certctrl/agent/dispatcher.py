@@ -291,6 +291,7 @@ class Dispatcher:
                 kind=result.kind,
                 error=result.outcome.detail,
                 retry_after=result.retry_after,
+                until=result.until,
                 signal=signal,
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import attrs
@@ -37,6 +38,8 @@ class Result:
     """Why it is retried, if it failed."""
     retry_after: float = 0.0
     """Seconds that the plane requested, or until the material becomes valid."""
+    until: float = math.inf
+    """When the material becomes valid (epoch seconds); infinite: it is not a matter of dates."""
     waits: bool = False
     """Whether nothing failed: the signal is carried out later, and acknowledged then."""
 
@@ -52,9 +55,10 @@ def explain(agent: Agent, entry: InboxEntry, error: Exception) -> Result:
     kind, transient, retry_after = "", False, cast(float | None, None)
     match error:
         case NotYetValidError():
+            agent.counters.errors["material"] += 1
             delay = max(1.0, error.valid_from - agent.wall_now())
-            kind, transient, retry_after = "material", True, delay
             log_line(agent.log, Line.CERT_PENDING, cert_id=cert_id, what=error, delay=round(delay))
+            return Result(_failure(error), RetryKind.WAITING, delay, error.valid_from)
         case MaterialError():
             kind, transient, retry_after = "material", False, None
             log_line(agent.log, Line.CERT_REFUSED, cert_id=cert_id, reason=error.reason, what=error)

@@ -6,18 +6,20 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from acl import acl_of, packed, set_acl
-from fleet import PATIENCE, PROGRAM, ROOT, Agent, Fleet, Plane, clean_environment, wait_for
+from fleet import HERE, PATIENCE, PROGRAM, ROOT, Agent, Fleet, Plane, clean_environment, wait_for
 
 pytestmark = pytest.mark.integration
 
 NO_WORDS = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 """A locale that cannot encode more than ASCII."""
+MONTH = 30 * 86_400.0
 
 
 @pytest.fixture
@@ -130,4 +132,33 @@ def test_a_destination_has_an_access_control_list(fleet: Fleet, plane: Plane, ne
     plane.operator.renew(row["id"])
     wait_for(lambda: path.read_text() != first, "the second key")
     assert acl_of(path) == packed(reader)
+    assert daemon.stop() == 0
+
+
+def set_clock(offset: Path, seconds: float) -> None:
+    """Set the clock of a daemon to ``seconds`` ahead; it may read the file at any moment."""
+    offset.with_suffix(".new").write_text(str(seconds))
+    offset.with_suffix(".new").replace(offset)
+
+
+def test_the_clock_is_set_while_it_runs(fleet: Fleet, plane: Plane) -> None:
+    """A month ahead and back again: renewals arrive. A month behind: they are not valid yet, until the clock is right."""
+    agent, offset = fleet.agent(plane, "set"), fleet.root / "offset"
+    set_clock(offset, 0)
+    argv = [sys.executable, HERE / "set_clock_daemon.py", "-c", agent.layout.root, "--keep-running"]
+    daemon = fleet.child(argv, "set.log", SET_CLOCK=str(offset))
+    row = plane.operator.issue("set.example", agent.device_id)
+    agent.catches_up()
+    for step in (MONTH, 0.0):
+        set_clock(offset, step)
+        plane.operator.renew(row["id"])
+        agent.catches_up()
+    set_clock(offset, -MONTH)
+    plane.operator.renew(row["id"])
+    daemon.says("valid only in")
+    assert daemon.stop() == 0
+    assert "Traceback" not in daemon.text
+    set_clock(offset, 0)
+    daemon = fleet.child(argv, "right.log", SET_CLOCK=str(offset))
+    agent.catches_up()
     assert daemon.stop() == 0

@@ -193,6 +193,24 @@ def test_a_clock_that_is_set_forward_is_noticed_within_minutes() -> None:
     play(scenario, SLOW)
 
 
+def test_material_that_was_not_valid_yet_is_deployed_once_the_clock_is_right() -> None:
+    """As after a start without a battery clock, before the time has come from the network."""
+
+    async def scenario(scene: Scene) -> None:
+        row = await scene.issue("early.example")
+        await scene.until(lambda: scene.live(int(row["id"])) and not scene.agent.inbox.depth)
+        scene.world.clock.error = -30 * DAY
+        await trio.sleep(150)
+        renewed = await scene.plane.certificates.renew(USER, row["id"])
+        await scene.until(lambda: "valid only in" in scene.retry(row["id"]).last_error)
+        assert scene.retry(row["id"]).pause > 3600
+        scene.world.clock.error = 0.0
+        await trio.sleep(150)
+        assert scene.record(row["id"]).facts.serial == renewed["serial_number"]
+
+    play(scenario, SLOW)
+
+
 def test_work_that_waits_for_the_plane_counts_its_attempts_and_needs_no_operator() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.until(lambda: len(scene.polls) >= 2)

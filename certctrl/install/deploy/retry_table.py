@@ -54,6 +54,8 @@ class RetryTable:
     _rows: dict[str, Retry] | None = None
     _due: dict[str, float] = attrs.field(factory=dict)
     """Key -> when it is due, on the steady clock; entries of the file are added when they are first needed."""
+    _until: dict[str, float] = attrs.field(factory=dict)
+    """Key -> `Failure.until`, of what failed in this run."""
 
     def rows(self) -> dict[str, Retry]:
         """Return the retries by key, oldest first."""
@@ -99,10 +101,14 @@ class RetryTable:
         return not self.left(resource)
 
     def clock_was_set(self) -> None:
-        """Give the times of all retries by the wall clock as it is now, and wake everything that waits for one."""
+        """Give the times of all retries by the wall clock as it is now, and wake everything that waits for one.
+
+        What waits for a time of the wall clock may be due earlier than before.
+        """
         now = self.wall_now()
         for key, retry in self.rows().items():
-            at = now + self.left(key)
+            left = min(self.left(key), max(0.0, self._until.get(key, math.inf) - now))
+            self._due[key], at = self.steady_now() + left, now + left
             if abs(at - retry.next_try_at) > ROUNDING and max(at, retry.next_try_at) > now:
                 self.rows()[key] = attrs.evolve(retry, next_try_at=at)
                 self.version += 1
@@ -122,6 +128,7 @@ class RetryTable:
         life = self.ends_at(failure.resource) - now
         retry = after_failure(before, failure, now, random=self.random(), settings=self.settings(), life=life)
         self.put(retry)
+        self._until[retry.key] = failure.until
         return retry
 
     def succeeded(self, resource: str) -> None:
@@ -206,6 +213,7 @@ class RetryTable:
         """Remove the retry of a key, if there is one."""
         if self.rows().pop(key, None) is not None:
             self._due.pop(key, None)
+            self._until.pop(key, None)
             self._note()
 
     def _steady(self, retry: Retry) -> float:

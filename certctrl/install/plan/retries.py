@@ -59,6 +59,8 @@ class Failure:
     error: str
     retry_after: float = 0.0
     """Seconds that the server requested, or until the material becomes valid."""
+    until: float = math.inf
+    """Wall-clock time (epoch seconds) for which it waits; infinite: none."""
     signal: Signal | None = None
 
 

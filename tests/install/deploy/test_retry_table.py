@@ -111,6 +111,33 @@ def test_a_pause_of_an_earlier_release_is_bounded_by_the_longest(host: Host) -> 
         assert host.table.left("cert:7") == left
 
 
+@pytest.mark.parametrize(("step", "left"), [(0.0, 80), (-600.0, 80), (60.0, 20), (80.0, 0), (7200.0, 0)])
+def test_what_waits_for_a_date_is_due_then_by_the_clock_as_it_is_set(host: Host, step: float, left: float) -> None:
+    """Not later than before: by a clock that was set back, the date itself may have been wrong."""
+    failure = Failure(resource="cert:7", kind=RetryKind.WAITING, error="why", retry_after=90.0, until=host.now + 90)
+    host.table.failed(failure)
+    host.now += 10
+    host.set_clock(step)
+    assert host.table.left("cert:7") == 80
+    host.table.clock_was_set()
+    assert host.table.left("cert:7") == left
+    host.start(host.stored())
+    assert host.table.left("cert:7") == left
+    host.table.remove("cert:7")
+
+
+def test_another_failure_does_not_wait_for_the_date_of_an_earlier_one(host: Host) -> None:
+    early = Failure(resource="cert:7", kind=RetryKind.WAITING, error="why", retry_after=90.0, until=host.now + 90)
+    for forget in (lambda: host.fail(RetryKind.REFUSED), lambda: host.table.remove("cert:7")):
+        host.table.failed(early)
+        forget()
+        left = host.fail(RetryKind.REFUSED).pause
+        host.set_clock(7200.0)
+        host.table.clock_was_set()
+        assert host.table.left("cert:7") == left
+        host.table.remove("cert:7")
+
+
 def test_setting_the_clock_leaves_what_is_due(host: Host) -> None:
     host.fail(RetryKind.PENDING)
     host.now += 60
