@@ -1,4 +1,4 @@
-"""Escape untrusted text for one line of a log, a terminal or a page."""
+"""Escape untrusted text for one line of a log, a terminal or a page; names, serials and kinds of JSON values."""
 
 from __future__ import annotations
 
@@ -55,6 +55,27 @@ def _ascii_label(label: str) -> str:
         return idna.encode(label, uts46=True).decode()
     except idna.InvalidCodepoint:
         return label.encode("idna").decode()
+
+
+def kind_of(value: object) -> str:
+    """Return the kind of a JSON value, for messages that must not show the value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int():
+            return "a whole number"
+        case float():
+            return "a number with a fraction"
+        case str():
+            return "text" if value else "empty text"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return type(value).__name__
 
 
 def same_serial(reported: str, serial: int) -> bool:

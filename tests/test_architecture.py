@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "model": GROUND,
     "protocol": (*GROUND, "model"),
     "store": (),
-    "store.layout": (),
+    "store.layout": ("model.paths",),
     "store.decode": GROUND,
     "store.structure": (*GROUND, "model"),
     "store.disk": ("errors", "text", "model.paths", "store.layout"),

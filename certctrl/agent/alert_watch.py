@@ -116,7 +116,7 @@ def _subject(retry: Retry, records: dict[int, CertRecord]) -> tuple[str, dict[st
     record = records.get(int(number)) if kind == "cert" and number.isdecimal() else None
     about = {"signal": retry.signal.type} if retry.signal is not None else {}
     if record is not None:
-        return f"certificate {record.cert_id} ({record.name})", about | {"cert_id": record.cert_id, "name": record.name}
+        return str(record.facts), about | {"cert_id": record.cert_id, "name": record.name}
     names = {"cert": f"certificate {number}", "ca": f"CA {number}", "install": "the install config"}
     return names.get(kind, f"signal {one_line(retry.resource)}"), about | (
         {"cert_id": int(number)} if kind == "cert" and number.isdecimal() else {}
@@ -129,7 +129,7 @@ def _held(agent: Agent, records: Iterable[CertRecord]) -> Iterable[Condition]:
         since = record.held_since or record.last_apply_at
         if record.held and now - since >= longest:
             name = record.facts.domains[0] if record.facts.domains else record.name
-            subject = f"certificate {record.cert_id} ({record.name})"
+            subject = str(record.facts)
             what = f"{subject} has been held by a rollback for {time_left(now - since)}"
             what += ", while a renewal waits" if record.staged and record.staged != record.generation else ""
             fix = f"cert-ctrl rollback --domain {name} --release"

@@ -46,7 +46,7 @@ def clear_alerts(agent: Agent, cert_id: int, kinds: Sequence[str] = (REVOKED, UN
 
 def revoked(record: CertRecord) -> tuple[str, str]:
     """Return the problem with a revoked certificate and its fix."""
-    what = f"certificate {record.cert_id} ({record.name}) was revoked"
+    what = f"{record.facts} was revoked"
     return what, "issue a new one at the plane, or unassign this one there"
 
 

@@ -51,7 +51,7 @@ async def _warn(agent: Agent, finding: Finding, here: CertRecord | None) -> None
         log_line(agent.log, Line.EXPIRED, cert_id=record.cert_id, name=record.name)
     why, fix = _why_not_renewed(agent, record) if here is not None else _NOT_ARRIVED
     ends = "has expired" if finding.urgency is Urgency.EXPIRED else f"expires in {left}"
-    what = f"certificate {record.cert_id} ({record.name}) {ends} and {why}"
+    what = f"{record.facts} {ends} and {why}"
     await raise_alert(agent, finding.urgency.value, what, fix, cert_id=record.cert_id, name=record.name)
 
 

@@ -197,9 +197,7 @@ def refuse_older(agent: Agent, bundle: Bundle) -> None:
     if record.standing is Standing.FOREIGN:  # another plane for the same names
         return
     if bundle.facts.not_before < record.facts.not_before:
-        what = (
-            f"certificate {bundle.facts.cert_id} ({bundle.facts.name}): the plane offers an older one than is deployed"
-        )
+        what = f"{bundle.facts}: the plane offers an older one than is deployed"
         log_line(agent.log, Line.SERVER_BEHIND, what=what)
         raise OlderMaterialError(what)
 

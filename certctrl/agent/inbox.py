@@ -24,6 +24,7 @@ import trio
 from trio_util import RepeatedEvent
 
 from certctrl.install.deploy.retry_table import RetryTable
+from certctrl.model.offload import Offload
 from certctrl.model.records import Ack, InboxEntry
 from certctrl.model.signals import Signal, identity
 from certctrl.store.state.session import SessionState
@@ -32,8 +33,6 @@ ACK_LIMIT = 1000
 DONE_LIMIT = 1000
 MAX_WAITING = 10
 """How many times the limit may wait for their next try."""
-
-Offload = Callable[..., Awaitable[Any]]
 
 
 class Inbox:

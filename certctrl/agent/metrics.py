@@ -6,7 +6,6 @@ Disabled by default. The listener answers only ``GET /metrics``, on a loopback a
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,14 +17,14 @@ import certctrl
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.metric_families import View, render
 from certctrl.agent.reporter import snapshot
-from certctrl.errors import CertctrlError, ConfigError, DiskError
+from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.deploy.retry_table import cert_resource
+from certctrl.model.config import listen_address
 from certctrl.store.disk.atomic import write_atomic
 from certctrl.store.layout import PUBLIC_MODE
 
 if TYPE_CHECKING:
     from certctrl.agent.context import Agent
-    from certctrl.model.config import ApplicationConfig
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REQUEST_SECONDS = 5.0
@@ -42,7 +41,7 @@ async def publish_metrics(agent: Agent) -> None:
         return render(view_of(agent))
 
     async def listen() -> None:
-        host, port = listen_address(settings)
+        host, port = listen_address(settings.metrics_listen, public=settings.metrics_public)
         await serve_metrics(
             host, port, text, lambda address: log_line(agent.log, Line.METRICS_LISTENING, address=address)
         )
@@ -90,26 +89,6 @@ def view_of(agent: Agent) -> View:
         },
         version=certctrl.__version__,
     )
-
-
-def listen_address(settings: ApplicationConfig) -> tuple[str, int]:
-    """Return host and port of ``metrics_listen``. Raises ConfigError if invalid, or public without permission."""
-
-    def wrong(what: str) -> ConfigError:
-        fix = '"metrics_listen": "127.0.0.1:9464"'
-        return ConfigError(what, file="application.json", path="metrics_listen", fix=fix)
-
-    host, colon, port = settings.metrics_listen.rpartition(":")
-    if not colon or not port.isdecimal() or not 0 <= int(port) <= 65_535:
-        raise wrong(f"expected HOST:PORT, got {settings.metrics_listen!r}")
-    host = host.strip("[]")
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        raise wrong(f"expected an IP address or localhost before the port, got {host!r}") from None
-    if not address.is_loopback and not settings.metrics_public:
-        raise wrong(f"{address} is not a loopback address; set metrics_public to allow that")
-    return str(address), int(port)
 
 
 async def serve_metrics(

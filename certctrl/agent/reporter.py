@@ -67,7 +67,7 @@ def current_problems(agent: Agent) -> list[dict[str, Any]]:
         record = finding.record
         problems.append(
             {
-                "what": f"certificate {record.cert_id} ({record.name}) {what}",
+                "what": f"{record.facts} {what}",
                 "since": now,
                 "fix": f"cert-ctrl renew --domain {record.facts.domains[0] if record.facts.domains else record.name}",
             }
@@ -89,7 +89,7 @@ def stuck_items(agent: Agent) -> list[dict[str, Any]]:
             found[retry.resource]["next_try_at"] = retry.next_try_at
             continue
         if record is not None and failing:
-            item = f"certificate {record.cert_id} ({record.name})"
+            item = str(record.facts)
         elif retry.resource.startswith(ITEM):
             item = f"item {one_line(retry.resource.removeprefix(ITEM), 80)}"
         else:

@@ -211,7 +211,7 @@ def _unknown(records: Sequence[CertRecord]) -> tuple[str, str]:
 
 
 def _leaving(record: CertRecord) -> tuple[str, str]:
-    what = f"certificate {record.cert_id} ({record.name}) was unassigned and will be taken out of use"
+    what = f"{record.facts} was unassigned and will be taken out of use"
     return what, f"assign it again to keep it; to remove it now: cert-ctrl forget --domain {_name(record)}"
 
 

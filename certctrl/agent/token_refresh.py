@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import attrs
 import trio
@@ -28,6 +28,7 @@ import trio
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.errors import BusyError, DeadlineError, DiskError, NotRegisteredError, PlaneError, TransportError
+from certctrl.model.offload import Offload
 from certctrl.model.records import Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.wire.enrolment import Refreshed, refresh_refused
@@ -43,7 +44,6 @@ SECOND_TRY_SECONDS = 5.0
 GRACE_SECONDS = 5.0
 
 T = TypeVar("T")
-Offload = Callable[..., Awaitable[Any]]
 
 
 @attrs.frozen(kw_only=True)

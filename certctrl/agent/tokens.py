@@ -20,10 +20,11 @@ import trio
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.agent.token_claims import Claims, read_claims
-from certctrl.agent.token_refresh import Fresh, Offload, TokenRefresher
+from certctrl.agent.token_refresh import Fresh, TokenRefresher
 from certctrl.backoff import grown, jittered
 from certctrl.errors import CertctrlError, DiskError, NotRegisteredError, PlaneError
 from certctrl.model.config import AgentConfig
+from certctrl.model.offload import Offload
 from certctrl.net.control_plane import ControlPlane
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir

@@ -37,6 +37,9 @@ class CertFacts:
     not_after: float = 0.0
     """Seconds since the epoch: when the leaf or the first certificate of its chain ends (the earlier one)."""
 
+    def __str__(self) -> str:
+        return f"certificate {self.cert_id} ({self.name})"
+
 
 @attrs.frozen(kw_only=True)
 class CertificateSummary:

@@ -189,3 +189,18 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def listen_address(listen: str, *, public: bool) -> tuple[str, int]:
+    """Return address and port of HOST:PORT; raises ValueError if invalid, or not loopback without ``public``."""
+    host, _, port = listen.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:9464")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        address = ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise ValueError("expected an IP address or localhost before the port") from None
+    if not (public or address.is_loopback):
+        raise ValueError("expected a loopback address, as metrics_public is not set")
+    return str(address), int(port)

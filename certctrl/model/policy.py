@@ -5,6 +5,7 @@ The host has the last word. By default, nothing outside ``certs/`` is written an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -44,6 +45,18 @@ class NamedCommand:
     """Hash of the script that an interpreter is to run, which ``argv`` names (lower-case hex); None: not pinned."""
     env: tuple[str, ...] = ()
     """Environment variables that the plane may set for it; never ``CERTCTRL_…``, which are the agent's."""
+
+
+FULL_DAY = 24 * 60
+"""Minutes."""
+_TIME = re.compile(r"([0-9]{2}):([0-5][0-9])")
+
+
+def minutes_of(time: str) -> int | None:
+    """Return the minutes since midnight of HH:MM, at most 24:00; None if it is not such a time."""
+    match = _TIME.fullmatch(time)
+    minutes = int(match[1]) * 60 + int(match[2]) if match else FULL_DAY + 1
+    return minutes if minutes <= FULL_DAY else None
 
 
 @attrs.frozen(kw_only=True)

@@ -17,12 +17,11 @@ import attrs
 
 from certctrl.errors import ConfigError
 from certctrl.model.config import HttpClientConfig
+from certctrl.model.paths import NEXT_PLANE_CA, PLANE_CA, STATE_DIR
 
 log = logging.getLogger("certctrl.Http")
 
 _FILE = "httpclient_config.json"
-PLANE_CA = "plane-ca.pem"
-"""The file that `init --ca` writes; others belong to the operator."""
 _BUNDLES = (  # after OpenSSL's built-in path: the paths of the distributions
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -50,8 +49,8 @@ class PlaneCa:
     @classmethod
     def below(cls, root: Path) -> PlaneCa:
         """Return the paths in the config directory ``root``."""
-        state = root / "state"
-        return cls(root / PLANE_CA, state / PLANE_CA, state / "plane-ca.next.pem")
+        state = root / STATE_DIR
+        return cls(root / PLANE_CA, state / PLANE_CA, state / NEXT_PLANE_CA)
 
     def stamp(self) -> bytes:
         """Return the first line of files that replace the configured one as it is now."""

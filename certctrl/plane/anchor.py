@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import cached_property
 from typing import Any
 
-from certctrl.plane.ca.issuer import PLANE_TLS, BuiltinCa, Offload
+from certctrl.model.offload import Offload
+from certctrl.plane.ca.issuer import PLANE_TLS, BuiltinCa
 from certctrl.plane.clock import when
 from certctrl.plane.errors import conflict
 from certctrl.plane.storage.database import Database

@@ -18,10 +18,11 @@ import attrs
 import trio
 
 from certctrl.errors import CertctrlError
+from certctrl.model.offload import Offload
 from certctrl.plane import clock
 from certctrl.plane.anchor import Anchor
 from certctrl.plane.authorities import Authorities
-from certctrl.plane.ca.issuer import BuiltinCa, Issuer, Offload, inline
+from certctrl.plane.ca.issuer import BuiltinCa, Issuer, inline
 from certctrl.plane.certificates import Certificates
 from certctrl.plane.clones import CloneDetector
 from certctrl.plane.devices import Devices

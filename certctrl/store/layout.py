@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from certctrl.model.paths import NEXT_PLANE_CA, PLANE_CA, STATE_DIR
+
 DIR_MODE = 0o700
 SECRET_MODE = 0o600
 ALIAS = "+"
@@ -26,15 +28,15 @@ class ConfigDir:
         self.log_config = root / "log_config.json"
         self.policy = root / "policy.json"
         self.local_installs = root / "installs.local.json"
-        self.plane_ca = root / "plane-ca.pem"
+        self.plane_ca = root / PLANE_CA
 
-        self.state = root / "state"
+        self.state = root / STATE_DIR
         self.access_token = self.state / "access_token.txt"
         self.refresh_token = self.state / "refresh_token.txt"
         self.device_id = self.state / "device_id.txt"
         self.known_plane = self.state / "plane.json"
-        self.taken_plane_ca = self.state / "plane-ca.pem"
-        self.next_plane_ca = self.state / "plane-ca.next.pem"
+        self.taken_plane_ca = self.state / PLANE_CA
+        self.next_plane_ca = self.state / NEXT_PLANE_CA
         self.next_device_id = self.state / "device_id.next"
         self.last_cursor = self.state / "last_cursor.txt"
         self.last_poll_time = self.state / "last_poll_time.txt"

@@ -17,6 +17,8 @@ import attrs
 from cattrs import BaseValidationError, ClassValidationError, Converter, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
+from certctrl.text import kind_of
+
 Hook = Callable[[Any, Any], Any]
 """Structures one value; the second argument is its type."""
 
@@ -274,25 +276,6 @@ def join(path: str, key: str) -> str:
     """Return the path of a key inside an object."""
     shown = key if key.isprintable() and len(key) <= 80 else ascii(key)[:80]
     return f"{path}.{shown}" if path else shown
-
-
-def kind_of(raw: Any) -> str:
-    """Return the kind of a JSON value, never the value."""
-    match raw:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case int():
-            return "a whole number"
-        case float():
-            return "a number with a fraction"
-        case str():
-            return "text" if raw else "empty text"
-        case list():
-            return "a list"
-        case _:
-            return "an object"
 
 
 def _need(fits: bool, expected: str, raw: Any) -> None:

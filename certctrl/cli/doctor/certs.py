@@ -56,7 +56,7 @@ def _one(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
 def _on_disk(context: CheckContext, record: CertRecord) -> Iterator[Finding]:
     from certctrl.store.deployments.generations import GenerationStore
 
-    store, who = GenerationStore(context.layout, context.fs), f"certificate {record.cert_id} ({record.name})"
+    store, who = GenerationStore(context.layout, context.fs), str(record.facts)
     live = store.live_id(record.name)
     if live != record.generation:  # true for a moment of every deployment
         what = (

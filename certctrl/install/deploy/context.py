@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from certctrl.install.probe.tls import Probe
 from certctrl.install.process import Proc
 from certctrl.install.process.proc import own_names
 from certctrl.model.config import AgentConfig
+from certctrl.model.offload import Offload
 from certctrl.model.policy import HostPolicy
 from certctrl.model.records import CertRecord
 from certctrl.store.deployments.generations import GenerationStore
@@ -40,7 +41,7 @@ class Context:
     proc: Proc
     probe: Probe
     wall_now: Callable[[], float]
-    offload: Callable[..., Awaitable[Any]]
+    offload: Offload
     """Runs a blocking function to its end in a thread; inline under a virtual clock."""
     shared_offload: SharedOffload
     """The same for short functions, which share thread jobs in a burst."""
@@ -73,9 +74,6 @@ class Context:
         retries.ends_at = records.ends_at
         identity = AgentIdentity(config_dir=str(root.resolve()), user=user, group=group)
         return cls(**given, shared_offload=SharedOffload(given["offload"]), records=records, identity=identity)
-
-
-Offload = Callable[..., Awaitable[Any]]
 
 
 @attrs.define(eq=False)

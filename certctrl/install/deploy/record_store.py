@@ -7,16 +7,15 @@ the next one, so a burst of a hundred groups costs two writes of each file, not 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
 
 from certctrl.install.deploy.retry_table import RetryTable, cert_resource
+from certctrl.model.offload import Offload
 from certctrl.model.records import CaRecord, CertRecord, Retry, Standing
 from certctrl.store.state.installed import InstalledState
-
-Offload = Callable[..., Awaitable[Any]]
 
 
 def audit_entry(

@@ -7,10 +7,8 @@ from datetime import date, datetime, timedelta, tzinfo
 from functools import lru_cache
 
 from certctrl.errors import ConfigError
-from certctrl.model.policy import DAYS, MaintenanceWindow
+from certctrl.model.policy import DAYS, FULL_DAY, MaintenanceWindow, minutes_of
 from certctrl.model.records import CertRecord
-
-_FULL_DAY = 24 * 60
 
 
 def in_window(now: float, window: MaintenanceWindow | None, record: CertRecord | None = None) -> bool:
@@ -87,7 +85,7 @@ def _interval(day: date, begins: int, ends: int, timezone: str) -> tuple[float, 
     the rest. Of times that occur twice, the first counts.
     """
     if ends <= begins:  # past midnight: the night belongs to the day on which it began
-        ends += _FULL_DAY
+        ends += FULL_DAY
     opens, closes = _first_time(day, begins, timezone), _first_time(day, ends, timezone)
     return opens, closes if closes > opens else opens + 60 * (ends - begins)
 
@@ -110,12 +108,9 @@ def _first_time(day: date, minutes: int, timezone: str) -> float:
 
 
 def _minutes(text: str) -> int:
-    hours, _, minutes = text.partition(":")
-    if hours.isdecimal() and minutes.isdecimal() and len(minutes) == 2:
-        total = int(hours) * 60 + int(minutes)
-        if int(minutes) < 60 and total <= _FULL_DAY:
-            return total
-    raise ConfigError(f"expected HH:MM, 00:00 to 24:00, got {text!r}", file="policy.json", path="$.window")
+    if (found := minutes_of(text)) is None:
+        raise ConfigError(f"expected HH:MM, 00:00 to 24:00, got {text!r}", file="policy.json", path="$.window")
+    return found
 
 
 def _zone(name: str) -> tzinfo:

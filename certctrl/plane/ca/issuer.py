@@ -6,13 +6,14 @@ Agents and clients trust the root, which only signs intermediates. Both keys are
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from certctrl.model.offload import Offload
 from certctrl.plane.ca.x509 import (
     Authority,
     fingerprint,
@@ -27,9 +28,6 @@ from certctrl.plane.ca.x509 import (
 from certctrl.plane.settings import DAY
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
-
-Offload = Callable[..., Awaitable[Any]]
-"""``await offload(function, *args)`` runs slow code in a thread; inline under a virtual clock."""
 
 _ROOT_VALIDITY = 20 * 365 * DAY
 _INTERMEDIATE_VALIDITY = 5 * 365 * DAY

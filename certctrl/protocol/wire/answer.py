@@ -13,8 +13,8 @@ from typing import Any
 
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
-from certctrl.protocol.wire.reader import kind_of, parse_json
-from certctrl.text import one_line
+from certctrl.protocol.wire.reader import parse_json
+from certctrl.text import kind_of, one_line
 
 BODY_CAP = 1_048_576
 BUNDLE_CAP = 262_144

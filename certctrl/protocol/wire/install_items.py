@@ -34,12 +34,11 @@ from certctrl.protocol.wire.reader import (
     bounded_list,
     flag,
     integer,
-    kind_of,
     text,
     texts,
     wire_class,
 )
-from certctrl.text import is_name, one_line
+from certctrl.text import is_name, kind_of, one_line
 
 MAX_ITEMS = 1000
 """Items of one install config, and names in one ``depends_on``."""

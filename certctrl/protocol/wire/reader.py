@@ -21,6 +21,7 @@ from cattrs import BaseValidationError, ClassValidationError, Converter
 from cattrs.gen import make_dict_structure_fn, override
 
 from certctrl.errors import BadAnswerError, CertctrlError
+from certctrl.text import kind_of
 
 INT64 = 2**63 - 1
 SAFE_INT = 2**53 - 1
@@ -53,14 +54,6 @@ class Misfit(ValueError):
         self.what = what
         self.path = path
         """JSON path; inside a hook, relative to the value (``[3]``)."""
-
-
-def kind_of(value: object) -> str:
-    """Return the JSON type of a value, for messages that must not show the value."""
-    if value is None:
-        return "null"
-    words = {bool: "true/false", str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return words.get(type(value), type(value).__name__)
 
 
 def parse_json(body: bytes | str) -> Any:

@@ -24,7 +24,8 @@ from certctrl.model.signals import (
     UnknownSignal,
     to_wire,
 )
-from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Read, alias, integer, kind_of, text, wire_class
+from certctrl.protocol.wire.reader import SAFE_INT, Misfit, Read, alias, integer, text, wire_class
+from certctrl.text import kind_of
 
 MAX_TS_MS = 253_402_300_799_999
 _TYPE_LIMIT = 128

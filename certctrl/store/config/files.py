@@ -22,7 +22,8 @@ from certctrl.store.disk.atomic import read_bytes, write_atomic
 from certctrl.store.disk.fs import Fs, Handle, RealFs, Stat
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import PUBLIC_MODE, SECRET_MODE, ConfigDir
-from certctrl.store.structure import Mismatch, join, kind_of, strict_converter, structure
+from certctrl.store.structure import Mismatch, join, strict_converter, structure
+from certctrl.text import kind_of
 
 SIZE_LIMIT = 1024 * 1024
 _CLASSES: dict[str, Any] = {

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from certctrl.model.commands import script_words
-from certctrl.model.config import AgentConfig, is_loopback
+from certctrl.model.config import AgentConfig, is_loopback, listen_address
 from certctrl.model.paths import path_fault
-from certctrl.model.policy import DAYS, HostPolicy, MaintenanceWindow, NamedCommand
+from certctrl.model.policy import DAYS, HostPolicy, MaintenanceWindow, NamedCommand, minutes_of
 from certctrl.store.structure import Mismatch, check_choice
 from certctrl.text import is_name
 
-_TIME = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d|24:00")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -27,7 +26,11 @@ def check_config(config: AgentConfig) -> None:
     if not settings.refresh_path.startswith("/"):
         raise Mismatch("application.refresh_path", "expected a path that starts with /")
     if settings.metrics_listen:
-        _check_listen(settings.metrics_listen, public=settings.metrics_public)
+        try:
+            listen_address(settings.metrics_listen, public=settings.metrics_public)
+        except ValueError as error:
+            fix = "use 127.0.0.1:9464, or set metrics_public to true for other addresses"
+            raise Mismatch("application.metrics_listen", str(error), fix) from None
     if settings.metrics_textfile and not settings.metrics_textfile.startswith("/"):
         raise Mismatch("application.metrics_textfile", "expected an absolute path")
     for signal, seconds in settings.signal_timeouts.items():
@@ -69,15 +72,6 @@ def _host(url: str) -> str | None:
     except ValueError:
         return None
     return parts.hostname or None
-
-
-def _check_listen(listen: str, *, public: bool) -> None:
-    path = "application.metrics_listen"
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or not 0 <= int(port) <= 65_535:
-        raise Mismatch(path, "expected HOST:PORT, such as 127.0.0.1:9464")
-    if not public and not is_loopback(host.strip("[]")):
-        raise Mismatch(path, "expected a loopback address", "use 127.0.0.1, or set metrics_public to true")
 
 
 def check_policy(policy: HostPolicy) -> None:
@@ -153,7 +147,7 @@ def _check_window(window: MaintenanceWindow) -> None:
         check_choice(day, DAYS, f"window.days[{number}]")
     times: Mapping[str, str] = {"window.from": window.from_, "window.to": window.to}
     for where, text in times.items():
-        if not _TIME.fullmatch(text):
+        if minutes_of(text) is None:
             raise Mismatch(where, "expected HH:MM from 00:00 to 24:00")
     if not 0 <= window.override_when_life_below <= 1:
         raise Mismatch("window.override_when_life_below", "expected 0 to 1")

@@ -112,7 +112,7 @@ def test_answers_without_a_grant_status(wrong: Answer) -> None:
     [
         ({"registration_code": ""}, "data.registration_code: missing"),
         ({"registration_code": None}, "data.registration_code: missing"),
-        ({"registration_code": 5}, "data.registration_code: expected text, got a number"),
+        ({"registration_code": 5}, "data.registration_code: expected text, got a whole number"),
         ({"user_id": 0}, "data.user_id: expected an integer from 1"),
     ],
 )

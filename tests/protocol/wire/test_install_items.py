@@ -388,7 +388,7 @@ def test_items_of_an_operator() -> None:
     [
         ("x", "installs: expected a list, got text"),
         ([CA | {"id": n} for n in range(1001)], "installs: more than 1000 items"),
-        ([1], "installs[0]: expected an object, got a number"),
+        ([1], "installs[0]: expected an object, got a whole number"),
         ([COPY, {"type": "copy"}], "installs[1].id: missing"),
         ([COPY | {"type": "delete"}], "installs[0].type: unknown item type delete"),
         ([COPY | {"type": "Copy"}], "installs[0].type: unknown item type Copy; did you mean copy?"),
@@ -413,8 +413,8 @@ def test_items_of_an_operator() -> None:
         ([COPY | {"verify": {"type": "tls", "host": "x"}}], "installs[0].verify.port: missing"),
         ([COPY | {"verify": {"type": "ping"}}], "installs[0].verify.type: unknown verify type ping"),
         ([EXEC | {"timeout_ms": 0}], "installs[0].timeout_ms: expected milliseconds above 0"),
-        ([EXEC | {"cmd_argv": None, "cmd": ["/x", 1]}], "installs[0].cmd[1]: expected text, got a number"),
-        ([EXEC | {"env": {"A\n": 1}}], "installs[0].env.A\\n: expected text, got a number"),
+        ([EXEC | {"cmd_argv": None, "cmd": ["/x", 1]}], "installs[0].cmd[1]: expected text, got a whole number"),
+        ([EXEC | {"env": {"A\n": 1}}], "installs[0].env.A\\n: expected text, got a whole number"),
         ([{"id": 1, "type": "import_ca"}], "installs[0].ob_id: expected the id of a CA"),
     ],
 )

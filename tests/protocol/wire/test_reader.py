@@ -199,15 +199,15 @@ def test_an_alias_counts_if_the_name_is_unset() -> None:
         ({"c": "x", "n": {}}, "row.n: expected an integer, got an object"),
         ({"c": "x", "l": "pq"}, "row.l: expected a list, got text"),
         ({"c": "x", "l": ["a", ""]}, "row.l[1]: empty"),
-        ({"c": "x", "l": ["a", 1]}, "row.l[1]: expected text, got a number"),
+        ({"c": "x", "l": ["a", 1]}, "row.l[1]: expected text, got a whole number"),
         ({"c": "x", "l": ["a"] * 10_001}, "row.l: more than 10000 items"),
         ({"c": "x", "f": "x"}, "row.f: expected true or false, got text"),
         ({"c": "x", "f": ""}, "row.f: expected true or false, got text"),
         ({"c": "x", "o": "x"}, "row.o: expected an object, got text"),
         ({"c": "x", "o": {}}, "row.o.z: missing"),
         ({"c": "x", "o": {"z": None}}, "row.o.z: missing"),
-        ({"c": "x", "from": 1}, "row.from: expected text, got a number"),
-        ({"c": 1, "n": "x"}, "row.c: expected text, got a number"),
+        ({"c": "x", "from": 1}, "row.from: expected text, got a whole number"),
+        ({"c": 1, "n": "x"}, "row.c: expected text, got a whole number"),
     ],
 )
 def test_a_row_that_does_not_fit(raw: object, why: str) -> None:
