@@ -91,13 +91,17 @@ class Anchor:
         Return the state, with the devices that cannot connect any more.
         ErrorResponse 409 with ``devices`` if some have not confirmed the anchor, unless ``force``.
         """
+        lost = await self._db.work(self._switch, force)
+        self.switched = True
+        if self.on_switch is not None:
+            await self.on_switch()
+        return await self._db.work(self.show) | {"lost_devices": lost}
+
+    def _switch(self, force: bool) -> list[dict[str, Any]]:
+        """Store the switch; return the devices that cannot connect any more."""
         lost = self.unconfirmed()
         if lost and not force:
             what = f"{len(lost)} active devices have not confirmed the new anchor and could not connect any more"
             raise conflict(what, "ANCHOR_UNCONFIRMED", devices=lost)
-        if not self.switched:
-            self._db.run("DELETE FROM settings WHERE name = ?", _SETTING)
-            self.switched = True
-        if self.on_switch is not None:
-            await self.on_switch()
-        return self.show() | {"lost_devices": lost}
+        self._db.run("DELETE FROM settings WHERE name = ?", _SETTING)
+        return lost

@@ -9,7 +9,7 @@ from cryptography import x509
 
 from certctrl.plane.ca.x509 import pem_of, serial_text
 from certctrl.plane.clock import when
-from certctrl.plane.devices import require_device
+from certctrl.plane.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, not_found
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.signal_stream import SignalStream
@@ -31,6 +31,7 @@ class Authorities:
 
     def add(self, user_id: int, name: str, certificate_pem: str | None = None) -> dict[str, Any]:
         """Store a CA certificate under a name; None: the plane's own root. ErrorResponse 400 if it is not a CA."""
+        require_user(self._db, user_id)
         if not name:
             raise bad_request("A CA needs a name", field="name")
         certificate = _ca_certificate(certificate_pem or self._root_pem())
@@ -48,25 +49,27 @@ class Authorities:
 
     async def assign(self, user_id: int, device_id: int, ca_id: int) -> dict[str, Any]:
         """Make a device trust a CA; idempotent."""
+        return await self._db.work(self._assign, user_id, device_id, ca_id)
+
+    def _assign(self, user_id: int, device_id: int, ca_id: int) -> dict[str, Any]:
         row = self._row(user_id, ca_id)
         require_device(self._db, user_id, device_id)
         if self._assigned(device_id, ca_id) is None:
-            with self._db.transaction():
-                self._db.run("INSERT INTO authority_assignments VALUES (?, ?, ?)", device_id, ca_id, self._wall_now())
-                self._stream.append(device_id, "ca.assigned", _ref(row))
-            await self._stream.publish()
+            self._db.run("INSERT INTO authority_assignments VALUES (?, ?, ?)", device_id, ca_id, self._wall_now())
+            self._stream.append(device_id, "ca.assigned", _ref(row))
         return self.show(user_id, ca_id)
 
     async def unassign(self, user_id: int, device_id: int, ca_id: int) -> None:
         """Make a device stop trusting a CA; ErrorResponse 404 if it was not assigned."""
+        await self._db.work(self._unassign, user_id, device_id, ca_id)
+
+    def _unassign(self, user_id: int, device_id: int, ca_id: int) -> None:
         row = self._row(user_id, ca_id)
         require_device(self._db, user_id, device_id)
-        with self._db.transaction():
-            sql = "DELETE FROM authority_assignments WHERE device_id = ? AND ca_id = ?"
-            if not self._db.run(sql, device_id, ca_id):
-                raise not_found("Not assigned to this device")
-            self._stream.append(device_id, "ca.unassigned", _ref(row))
-        await self._stream.publish()
+        sql = "DELETE FROM authority_assignments WHERE device_id = ? AND ca_id = ?"
+        if not self._db.run(sql, device_id, ca_id):
+            raise not_found("Not assigned to this device")
+        self._stream.append(device_id, "ca.unassigned", _ref(row))
 
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
         """Return all CAs of a user as operators see them."""

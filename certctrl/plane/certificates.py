@@ -11,7 +11,7 @@ from certctrl.plane.ca.issuer import Issued, Issuer
 from certctrl.plane.ca.sealing import seal_private_key
 from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.clock import when
-from certctrl.plane.devices import require_device
+from certctrl.plane.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, conflict, gone, not_found
 from certctrl.plane.limits import Buckets
 from certctrl.plane.settings import DAY, PlaneSettings
@@ -75,28 +75,42 @@ class Certificates:
         if not MIN_VALIDITY <= validity <= MAX_VALIDITY:
             what = f"validity_seconds must be {MIN_VALIDITY} to {MAX_VALIDITY}"
             raise bad_request(what, field="validity_seconds")
+        await self._db.work(self._require_owner, user_id, device_ids)
+        issued = await self._issuer.issue(names, key_type=key_type, validity_seconds=validity)
+        return await self._db.work(self._add, user_id, names, key_type, validity, issued, device_ids)
+
+    def _require_owner(self, user_id: int, device_ids: Collection[int]) -> None:
+        require_user(self._db, user_id)
         for device_id in device_ids:
             require_device(self._db, user_id, device_id)
-        issued = await self._issuer.issue(names, key_type=key_type, validity_seconds=validity)
+
+    def _add(
+        self,
+        user_id: int,
+        names: Sequence[str],
+        key_type: str,
+        validity_seconds: int,
+        issued: Issued,
+        device_ids: Collection[int],
+    ) -> dict[str, Any]:
         now = self._wall_now()
-        with self._db.transaction():
-            cert_id = self._db.insert(
-                "INSERT INTO certificates (user_id, domain_name, sans, key_type, validity_seconds, status,"
-                " serial_number, fingerprint_sha256, not_before, not_after, certificate_pem, chain_pem,"
-                " private_key_enc, created_at, updated_at)"
-                " VALUES (?, ?, ?, ?, ?, 'active', '', '', 0, 0, '', '', x'', ?, ?)",
-                user_id,
-                names[0],
-                json.dumps(names),
-                key_type,
-                validity,
-                now,
-                now,
-            )
-            self._store(cert_id, issued, "issue", "", None)
-            for device_id in dict.fromkeys(device_ids):
-                self._assign(device_id, cert_id, issued.serial_number)
-        await self._stream.publish()
+        cert_id = self._db.insert(
+            "INSERT INTO certificates (user_id, domain_name, sans, key_type, validity_seconds, status,"
+            " serial_number, fingerprint_sha256, not_before, not_after, certificate_pem, chain_pem,"
+            " private_key_enc, created_at, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, 'active', '', '', 0, 0, '', '', ?, ?, ?)",
+            user_id,
+            names[0],
+            json.dumps(names),
+            key_type,
+            validity_seconds,
+            b"",
+            now,
+            now,
+        )
+        self._store(cert_id, issued, "issue", "", None)
+        for device_id in sorted(set(device_ids)):
+            self._assign_to(device_id, cert_id, issued.serial_number)
         return self.show(user_id, cert_id)
 
     async def renew(
@@ -107,68 +121,79 @@ class Certificates:
         A device (``device_id``) may renew only assigned certificates that are not revoked, within its rate limit. If
         another device has just renewed the certificate, it gets that renewal.
         """
-        row = self._row(user_id, cert_id)
-        self._refuse_reserved(json.loads(row["sans"]))
-        if device_id is not None:
-            shared = self._device_request(row, device_id)
-            if shared is not None:
-                return shared
+        row, shared = await self._db.work(self._begin_renewal, user_id, cert_id, device_id)
+        if shared is not None:
+            return shared
         issued = await self._issuer.issue(
             json.loads(row["sans"]), key_type=row["key_type"], validity_seconds=row["validity_seconds"]
         )
-        with self._db.transaction():
-            if device_id is not None:  # the row may have changed while the key was generated
-                self._require_renewable(self._row(user_id, cert_id), device_id)
-            issue_id = self._store(cert_id, issued, "renew", reason, device_id)
-            for holder in self._holders(cert_id):
-                self._stream.append(holder, "cert.renewed", {"cert_id": cert_id, "serial": issued.serial_number})
-        await self._stream.publish()
+        return await self._db.work(self._finish_renewal, user_id, cert_id, issued, reason, device_id)
+
+    def _begin_renewal(self, user_id: int, cert_id: int, device_id: int | None) -> tuple[Row, dict[str, Any] | None]:
+        """Return the certificate, and another device's renewal if that is recent enough to share."""
+        row = self._row(user_id, cert_id)
+        self._refuse_reserved(json.loads(row["sans"]))
+        return row, None if device_id is None else self._device_request(row, device_id)
+
+    def _finish_renewal(
+        self, user_id: int, cert_id: int, issued: Issued, reason: str, device_id: int | None
+    ) -> dict[str, Any]:
+        if device_id is not None:  # the row may have changed while the key was generated
+            self._require_renewable(self._row(user_id, cert_id), device_id)
+        issue_id = self._store(cert_id, issued, "renew", reason, device_id)
+        for holder in self._holders(cert_id):
+            self._stream.append(holder, "cert.renewed", {"cert_id": cert_id, "serial": issued.serial_number})
         return self._issue(issue_id)
 
     async def revoke(self, user_id: int, cert_id: int, *, reason: str = "") -> dict[str, Any]:
         """Revoke a certificate, until an operator renews it, and signal its devices."""
+        return await self._db.work(self._revoke, user_id, cert_id, reason)
+
+    def _revoke(self, user_id: int, cert_id: int, reason: str) -> dict[str, Any]:
         row = self._row(user_id, cert_id)
         if row["status"] != "revoked":
             now = self._wall_now()
-            with self._db.transaction():
-                self._db.run(
-                    "UPDATE certificates SET status = 'revoked', revoked_at = ?, revoke_reason = ?, updated_at = ?,"
-                    " private_key_enc = x'' WHERE id = ?",
-                    now,
-                    reason,
-                    now,
-                    cert_id,
-                )
-                self._log(cert_id, "revoke", reason, None, row["serial_number"])
-                for holder in self._holders(cert_id):
-                    self._stream.append(holder, "cert.revoked", {"cert_id": cert_id})
-            await self._stream.publish()
+            self._db.run(
+                "UPDATE certificates SET status = 'revoked', revoked_at = ?, revoke_reason = ?, updated_at = ?,"
+                " private_key_enc = ? WHERE id = ?",
+                now,
+                reason,
+                now,
+                b"",
+                cert_id,
+            )
+            self._log(cert_id, "revoke", reason, None, row["serial_number"])
+            for holder in self._holders(cert_id):
+                self._stream.append(holder, "cert.revoked", {"cert_id": cert_id})
         return self.show(user_id, cert_id)
 
     async def assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
         """Assign a certificate to a device; idempotent."""
+        return await self._db.work(self._assign, user_id, device_id, cert_id)
+
+    def _assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
         row = self._row(user_id, cert_id)
         require_device(self._db, user_id, device_id)
         if row["status"] == "revoked":
             raise conflict("This certificate is revoked", "CERT_REVOKED")
         if not self._is_assigned(device_id, cert_id):
-            with self._db.transaction():
-                self._assign(device_id, cert_id, row["serial_number"])
-            await self._stream.publish()
+            self._assign_to(device_id, cert_id, row["serial_number"])
         return self.show(user_id, cert_id)
 
     async def unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
         """Unassign a certificate from a device; ErrorResponse 404 if it is not assigned."""
+        await self._db.work(self._unassign, user_id, device_id, cert_id)
+
+    def _unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
         self._row(user_id, cert_id)
         require_device(self._db, user_id, device_id)
-        with self._db.transaction():
-            if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
-                raise not_found("Not assigned to this device")
-            self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
-        await self._stream.publish()
+        if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
+            raise not_found("Not assigned to this device")
+        self._stream.append(device_id, "cert.unassigned", {"cert_id": cert_id})
 
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
         """Return all certificates of a user as operators see them."""
+        require_user(self._db, user_id)
         rows = self._db.all("SELECT * FROM certificates WHERE user_id = ? ORDER BY id", user_id)
         return [self._shown(row) for row in rows]
 
@@ -273,7 +298,7 @@ class Certificates:
             raise not_found("No such issue")
         return {name: row[name] for name in ("id", "cert_id", "action", "status", "serial_number")}
 
-    def _assign(self, device_id: int, cert_id: int, serial: str) -> None:
+    def _assign_to(self, device_id: int, cert_id: int, serial: str) -> None:
         self._db.run("INSERT INTO assignments VALUES (?, ?, ?)", device_id, cert_id, self._wall_now())
         self._stream.append(device_id, "cert.renewed", {"cert_id": cert_id, "serial": serial})
 

@@ -1,8 +1,8 @@
 """Plane: the whole control plane without sockets.
 
-Its parts are public attributes, each with the rules of one table; ``http`` only translates. Waiting uses Trio, storage
-runs inline, and time comes from ``wall_now`` (for stored times) and ``monotonic`` (for durations), so the plane also
-runs under a virtual clock.
+Its parts are public attributes, each with the rules of one table; ``http`` only translates. Their synchronous methods
+run in units of work (``work``), their asynchronous ones start them. Waiting uses Trio, and time comes from ``wall_now``
+(for stored times) and ``monotonic`` (for durations), so the plane also runs under a virtual clock.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import attrs
 import trio
@@ -36,15 +36,39 @@ from certctrl.plane.reports import Reports
 from certctrl.plane.sessions import DeviceSession, Sessions
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, locked, make_data_dir, write_file
-from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.keyring import Keyring
-from certctrl.plane.storage.signal_stream import EMBEDDED, Page, StreamEngine
+from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
+from certctrl.plane.storage.sqlite import SqliteDatabase
 
 MAX_SIGNALS = 100
 MAX_WAIT_SECONDS = 30
 DEFAULT_LIMIT = 20
 
 log = logging.getLogger("certctrl.Plane")
+
+
+@attrs.frozen(kw_only=True)
+class Poll:
+    """The request of a poll."""
+
+    cursor: str | None = None
+    limit: int = DEFAULT_LIMIT
+    wait: float = 0
+    address: str = ""
+    """Source address of the request."""
+    instance: str = ""
+    """Random name of the agent's process; empty for an older agent."""
+
+
+@attrs.frozen
+class HeldPoll:
+    """A poll after its first read."""
+
+    session: DeviceSession
+    poll: Poll
+    page: Page
+    copies_suspected: bool
 
 
 class Plane:
@@ -61,7 +85,6 @@ class Plane:
         monotonic: Callable[[], float],
         offload: Offload,
         issuer: Issuer | None = None,
-        stream: StreamEngine = EMBEDDED,
     ) -> None:
         """Assemble the parts; ``issuer`` None: the built-in CA. Use ``open``, which also takes the lock."""
         self.data = data
@@ -72,7 +95,7 @@ class Plane:
         self.database, self.keyring = db, keys = database, keyring
         self.ca = BuiltinCa(db, keys, wall_now, offload)
         self.anchor = Anchor(db, keys, wall_now, offload, self.ca)
-        self.stream = stream(db, length=settings.stream_length, wall_now=wall_now)
+        self.stream = SignalStream(db, length=settings.stream_length, wall_now=wall_now)
         self.clones = CloneDetector(monotonic)
         self.sessions = Sessions(db, keys, settings, wall_now)
         self.installs = Installs(db, self.stream, wall_now)
@@ -98,7 +121,6 @@ class Plane:
         monotonic: Callable[[], float] = trio.current_time,
         offload: Offload = inline,
         issuer: Issuer | None = None,
-        stream: StreamEngine = EMBEDDED,
     ) -> Self:
         """Open the plane of a data directory, and create it if needed; None: a plane in memory.
 
@@ -109,7 +131,7 @@ class Plane:
             if directory is not None:
                 stack.enter_context(locked(directory))
             keyring = Keyring.open(directory)
-            database = Database(None if directory is None else directory.database)
+            database = SqliteDatabase(None if directory is None else directory.database)
             stack.callback(database.close)
             plane = cls(
                 directory,
@@ -120,7 +142,6 @@ class Plane:
                 monotonic=monotonic,
                 offload=offload,
                 issuer=issuer,
-                stream=stream,
             )
             plane.write_cas()
             plane._closing = stack.pop_all()
@@ -150,59 +171,72 @@ class Plane:
         """The key to the operator API and the approval page."""
         return self.keyring.operator_key
 
-    async def poll(
-        self,
-        session: DeviceSession,
-        *,
-        cursor: str | None = None,
-        limit: int = DEFAULT_LIMIT,
-        wait: float = 0,
-        address: str = "",
-        until: Callable[[], Awaitable[object]] = trio.sleep_forever,
+    async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a synchronous function of the parts in one unit of work; see ``Database.work``."""
+        return await self.database.work(function, *args, **kwargs)
+
+    def begin_poll(self, session: DeviceSession, poll: Poll) -> HeldPoll:
+        """Read the first page, as part of a unit of work; ErrorResponse 400, 409 and 429."""
+        device_id = session.device_id
+        copied = self.clones.note(device_id, poll.instance)
+        if not 1 <= poll.limit <= MAX_SIGNALS:
+            raise bad_request(f"limit must be 1 to {MAX_SIGNALS}", field="limit")
+        if not 0 <= poll.wait <= MAX_WAIT_SECONDS:
+            raise bad_request(f"wait must be 0 to {MAX_WAIT_SECONDS}", field="wait")
+        if not self._free_pages.redeem(device_id, poll.cursor):
+            self._polls.take(device_id)
+        page = self.stream.read(device_id, poll.cursor, poll.limit)
+        self.devices.seen(device_id, poll.address, poll.cursor or "")
+        return HeldPoll(session, poll, page, copied)
+
+    async def finish_poll(
+        self, held: HeldPoll, waiter: Waiter, until: Callable[[], Awaitable[object]] = trio.sleep_forever
     ) -> Page:
-        """Return the signals after a cursor, waiting up to ``wait`` seconds for the first one.
+        """Return the signals of a poll, waiting up to ``wait`` seconds for the first one.
 
         An empty page has the cursor to keep. After a full page of at least ``DEFAULT_LIMIT``, the next one does not
-        count against the rate limit. ``until`` returns when the client is gone. ErrorResponse 400, 409 and 429, also
-        401 and 403 if the session ends or the device is revoked during the wait.
+        count against the rate limit. ``waiter`` exists since before ``begin_poll``; ``until`` returns when the client
+        is gone. ErrorResponse 409, also 401 and 403 if the session ends or the device is revoked during the wait.
         """
-        if not 1 <= limit <= MAX_SIGNALS:
-            raise bad_request(f"limit must be 1 to {MAX_SIGNALS}", field="limit")
-        if not 0 <= wait <= MAX_WAIT_SECONDS:
-            raise bad_request(f"wait must be 0 to {MAX_WAIT_SECONDS}", field="wait")
-        if not self._free_pages.redeem(session.device_id, cursor):
-            self._polls.take(session.device_id)
-        page = await self.stream.read(session.device_id, cursor, limit)
-        self.devices.seen(session.device_id, address, cursor or "")
-        with trio.move_on_after(wait):
-            while wait and not page.signals and not self.draining:
-                if not await self.stream.wait(session.device_id, page.cursor, until):
+        poll, page = held.poll, held.page
+        with trio.move_on_after(poll.wait):
+            while poll.wait and not page.signals and not self.draining:
+                if not await waiter.wait(page.cursor, until):
                     break
-                self.sessions.still_valid(session)
-                page = await self.stream.read(session.device_id, page.cursor, limit)
-        if not DEFAULT_LIMIT <= limit == len(page.signals):
+                page = await self.work(self._next_page, held.session, page.cursor, poll.limit)
+        if not DEFAULT_LIMIT <= poll.limit == len(page.signals):
             return page
-        self._free_pages.offer(session.device_id, page.cursor)
+        self._free_pages.offer(held.session.device_id, page.cursor)
         return attrs.evolve(page, next_is_free=True)
+
+    def _next_page(self, session: DeviceSession, cursor: str, limit: int) -> Page:
+        self.sessions.still_valid(session)
+        return self.stream.read(session.device_id, cursor, limit)
+
+    def decide(self, user_code: str, *, approve: bool, user_id: int) -> dict[str, Any]:
+        """Approve a device grant for a user, or deny it; ErrorResponse 404, or 409 if it was already decided."""
+        self.devices.require_user(user_id)
+        return self.grants.decide(user_code, approve=approve, user_id=user_id)
 
     async def resync(self, user_id: int, device_id: int, reason: str = "") -> None:
         """Make a device fetch everything again (signal ``state.resync_required``)."""
+        await self.work(self._resync, user_id, device_id, reason)
+
+    def _resync(self, user_id: int, device_id: int, reason: str) -> None:
         self.devices.row(user_id, device_id)
-        with self.database.transaction():
-            self.stream.append(device_id, "state.resync_required", {"reason": reason} if reason else {})
-        await self.stream.publish()
+        self.stream.append(device_id, "state.resync_required", {"reason": reason} if reason else {})
 
     def stop_polls(self) -> None:
         """Answer all held polls now, and hold none from now on."""
         self.draining = True
-        self.stream.wake()
+        self.stream.wake_all()
 
     async def run_housekeeping(self, every: float = 30.0) -> None:
         """Save sightings and delete expired rows periodically, forever."""
         while True:
             await trio.sleep(every)
             try:
-                self.tidy()
+                await self.work(self.tidy)
             except CertctrlError as error:  # a full disk must not end the plane; the next round tries again
                 log.error("housekeeping failed: %s", error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -27,6 +28,12 @@ def require_device(database: Database, user_id: int, device_id: int) -> None:
     """Raise ErrorResponse 404 unless the user has this device."""
     if database.one("SELECT 1 FROM devices WHERE id = ? AND user_id = ?", device_id, user_id) is None:
         raise not_found("No such device")
+
+
+def require_user(database: Database, user_id: int) -> None:
+    """Raise ErrorResponse 404 unless the user exists."""
+    if database.one("SELECT 1 FROM users WHERE id = ?", user_id) is None:
+        raise not_found("No such user")
 
 
 @attrs.frozen(kw_only=True)
@@ -88,8 +95,7 @@ class Devices:
 
     def require_user(self, user_id: int) -> None:
         """Raise ErrorResponse 404 unless the user exists."""
-        if self._db.one("SELECT 1 FROM users WHERE id = ?", user_id) is None:
-            raise not_found("No such user")
+        require_user(self._db, user_id)
 
     def expect(self, user_id: int, facts: DeviceFacts) -> dict[str, Any]:
         """Add a device ahead of its registration, so that certificates can be assigned to it."""
@@ -183,14 +189,13 @@ class Devices:
         """Revoke a device: all its requests get 403 ``DEVICE_REVOKED`` from now on."""
         row = self.row(user_id, device_id)
         if row["status"] != "revoked":
-            with self._db.transaction():
-                self._db.run(
-                    "UPDATE devices SET status = 'revoked', revoked_at = ?, revoke_reason = ? WHERE id = ?",
-                    self._wall_now(),
-                    reason,
-                    device_id,
-                )
-            self._stream.wake(device_id)
+            self._db.run(
+                "UPDATE devices SET status = 'revoked', revoked_at = ?, revoke_reason = ? WHERE id = ?",
+                self._wall_now(),
+                reason,
+                device_id,
+            )
+            self._stream.wake_after_commit(device_id)
         return self.show(user_id, device_id)
 
     def show_all(self, user_id: int) -> list[dict[str, Any]]:
@@ -210,11 +215,12 @@ class Devices:
 
     def save_sightings(self) -> None:
         """Store the polls noted since the last call."""
-        sightings, self._sightings = self._sightings, {}
+        sightings = dict(self._sightings)
         if not sightings:
             return
         with self._db.transaction():
-            for device_id, sighting in sightings.items():
+            for device_id in sorted(sightings):  # in one order, so that planes do not block each other
+                sighting = sightings[device_id]
                 self._db.run(
                     "UPDATE devices SET last_seen_at = ?, last_address = ?, last_cursor = ? WHERE id = ?",
                     sighting.at,
@@ -222,6 +228,12 @@ class Devices:
                     sighting.cursor,
                     device_id,
                 )
+            self._db.after_commit(partial(self._forget_saved, sightings))
+
+    def _forget_saved(self, sightings: dict[int, _Sighting]) -> None:
+        for device_id, sighting in sightings.items():
+            if self._sightings.get(device_id) is sighting:
+                del self._sightings[device_id]
 
     def _shown(self, row: Row) -> dict[str, Any]:
         seen = self._sightings.get(row["id"]) or _Sighting(row["last_seen_at"], row["last_address"], row["last_cursor"])

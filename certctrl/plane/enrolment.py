@@ -172,7 +172,7 @@ class Enrolment:
         device_id = self._devices.add(user_id, facts) if row is None else row["id"]
         self._devices.activate(device_id, facts, public_key)
         session = self._sessions.start(device_id)
-        self._stream.wake(device_id)  # end a waiting poll of the old session
+        self._stream.wake_after_commit(device_id)  # end a waiting poll of the old session
         log.info(
             "device %d (%s) registered with key %s",
             device_id,

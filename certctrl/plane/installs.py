@@ -38,30 +38,34 @@ class Installs:
             self._wall_now(),
         )
 
-    async def put(self, device_id: int, items: Any, *, check: bool = True) -> dict[str, Any]:
+    async def put(
+        self, device_id: int, items: Any, *, check: bool = True, user_id: int | None = None
+    ) -> dict[str, Any]:
         """Replace the items, increment the version and signal the device; unchanged items have no effect.
 
-        ErrorResponse 400 for items that no agent would accept, unless ``check`` is off.
+        ErrorResponse 400 for items that no agent would accept, unless ``check`` is off; 404 unless the device is one
+        of ``user_id``, if given.
         """
         if check:
             check_items(items)
         text = json.dumps(items, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        row = self._row(device_id)
+        return await self._db.work(self._put, device_id, text, user_id)
+
+    def _put(self, device_id: int, text: str, user_id: int | None) -> dict[str, Any]:
+        row = self._row(device_id, user_id)
         if text != row["installs_json"]:
             version, hashed = row["version"] + 1, _hash(text)
-            with self._db.transaction():
-                self._db.run(
-                    "UPDATE install_configs SET version = ?, installs_json = ?, installs_hash_b64 = ?, updated_at = ?"
-                    " WHERE device_id = ?",
-                    version,
-                    text,
-                    hashed,
-                    self._wall_now(),
-                    device_id,
-                )
-                ref = {"config_id": row["id"], "version": version, "installs_hash_b64": hashed}
-                self._stream.append(device_id, "install.updated", ref)
-            await self._stream.publish()
+            self._db.run(
+                "UPDATE install_configs SET version = ?, installs_json = ?, installs_hash_b64 = ?, updated_at = ?"
+                " WHERE device_id = ?",
+                version,
+                text,
+                hashed,
+                self._wall_now(),
+                device_id,
+            )
+            ref = {"config_id": row["id"], "version": version, "installs_hash_b64": hashed}
+            self._stream.append(device_id, "install.updated", ref)
         return self.document(device_id)
 
     def document(self, device_id: int) -> dict[str, Any]:
@@ -86,9 +90,12 @@ class Installs:
         """Return the current version."""
         return int(self._row(device_id)["version"])
 
-    def _row(self, device_id: int) -> Row:
-        row = self._db.one("SELECT * FROM install_configs WHERE device_id = ?", device_id)
-        if row is None:
+    def _row(self, device_id: int, user_id: int | None = None) -> Row:
+        row = self._db.one(
+            "SELECT c.*, d.user_id FROM install_configs c JOIN devices d ON d.id = c.device_id WHERE c.device_id = ?",
+            device_id,
+        )
+        if row is None or user_id not in (None, row["user_id"]):
             raise not_found("No such device")
         return row
 

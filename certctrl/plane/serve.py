@@ -64,7 +64,7 @@ async def serve_plane(
         assert plane.data is not None
         names = names_of(host, hostnames)
         certificate = ServerCertificate(plane, plane.data, names)
-        _reserve(plane, names)
+        await plane.work(_reserve, plane, names)
         await certificate.load()
         plane.anchor.on_switch = partial(_replace_anchor, plane, certificate)
         with listen(host, port) as sock:

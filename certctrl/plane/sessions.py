@@ -18,7 +18,7 @@ import jwt
 from certctrl.plane.clock import when
 from certctrl.plane.errors import device_revoked, invalid_token, token_expired
 from certctrl.plane.settings import DAY, PlaneSettings
-from certctrl.plane.storage.database import Database, Row
+from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring, digest
 
 _NAME = "certctrl-plane"
@@ -92,13 +92,10 @@ class Sessions:
 
         ErrorResponse 403 for a revoked device, even if its token has expired; 401 for any other invalid token.
         """
-        claims = self._claims(token)
-        device_id = claims.get("device_id")
-        row: Row | None = None
-        if isinstance(device_id, int):
-            row = self._db.one(
-                "SELECT user_id, status, session, revoked_at, revoke_reason FROM devices WHERE id = ?", device_id
-            )
+        claims, device_id = self._claims(token), self.claimed_device(token)
+        row = self._db.one(
+            "SELECT user_id, status, session, revoked_at, revoke_reason FROM devices WHERE id = ?", device_id
+        )
         if row is None:
             raise invalid_token("Access token is not valid")
         if row["status"] == "revoked":
@@ -107,7 +104,14 @@ class Sessions:
             raise token_expired(claims["exp"])
         if claims.get("session") != row["session"]:
             raise invalid_token("This session has ended: the device was registered again")
-        return DeviceSession(claims["device_id"], row["user_id"], row["session"])
+        return DeviceSession(device_id, row["user_id"], row["session"])
+
+    def claimed_device(self, token: str) -> int:
+        """Return the device of a token that we signed, which may be void; ErrorResponse 401 for any other token."""
+        device_id = self._claims(token).get("device_id")
+        if not isinstance(device_id, int):
+            raise invalid_token("Access token is not valid")
+        return device_id
 
     def still_valid(self, session: DeviceSession) -> None:
         """Raise as ``authenticate`` would, except for expiry; for requests that have waited."""

@@ -12,6 +12,7 @@ import trio
 from plane_socket import FAST
 from plane_world import WALL, Client, Clock, World
 from proving import registration
+from units import Units
 
 from certctrl.plane.core import Plane
 from certctrl.plane.http.app import make_app
@@ -38,8 +39,9 @@ def build(clock: Clock) -> Iterator[Callable[..., World]]:
         plane = Plane.open(settings=PlaneSettings(**settings), wall_now=wall, monotonic=steady)
         made.append(plane)
         faults = Faults()
-        app = make_app(plane, faults=faults)
-        return World(plane, clock, app, faults, Client(app, plane.operator_key), Client(app))
+        units = Units(plane)
+        app = units.around(make_app(plane, faults=faults))
+        return World(plane, clock, app, faults, Client(app, plane.operator_key), Client(app), units)
 
     yield make
     for plane in made:

@@ -8,9 +8,9 @@ import pytest
 
 from certctrl.plane.ca.issuer import BuiltinCa, inline
 from certctrl.plane.storage.data_dir import make_data_dir, write_file
-from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.schema import SCHEMA
+from certctrl.plane.storage.sqlite import SqliteDatabase
 
 WALL = 1_790_000_000.0
 
@@ -18,9 +18,9 @@ WALL = 1_790_000_000.0
 def earlier_data_dir(root: Path, monkeypatch: pytest.MonkeyPatch, *, wall: float = WALL) -> str:
     """Create it, with the active device 1 (``device-1``); return its CA in PEM."""
     with monkeypatch.context() as earlier:
-        earlier.setattr("certctrl.plane.storage.database.SCHEMA", SCHEMA[:1])
+        earlier.setattr("certctrl.plane.storage.sqlite.SCHEMA", SCHEMA[:1])
         data = make_data_dir(root)
-        keyring, database = Keyring.open(data), Database(data.database)
+        keyring, database = Keyring.open(data), SqliteDatabase(data.database)
     ca = BuiltinCa(database, keyring, lambda: wall, inline)
     write_file(data.ca, ca.root_pem.encode(), mode=0o644)
     database.run("INSERT INTO users VALUES (1, 'operator', ?)", wall)

@@ -10,6 +10,7 @@ import attrs
 import trio
 from nacl.public import PrivateKey
 from proving import answered, registration
+from units import Units
 
 from certctrl.plane.core import Plane
 from certctrl.plane.http.faults import Faults
@@ -152,6 +153,7 @@ class World:
     faults: Faults
     operator: Client
     stranger: Client
+    units: Units
 
     async def register(self, body: dict[str, Any]) -> Reply:
         """Register with these fields, answering the challenge; return the last reply."""

@@ -145,7 +145,6 @@ class Operators:
     async def _send(self, kind: str, ref: dict[str, Any]) -> None:
         with self.plane.database.transaction():
             self.plane.stream.append(DEVICE, kind, ref)
-        await self.plane.stream.publish()
 
     async def ask_for_resync(self) -> None:
         await self.plane.resync(USER, DEVICE, "simulated")

@@ -32,8 +32,8 @@ from certctrl.net.control_plane import ControlPlane
 from certctrl.plane.ca.issuer import inline
 from certctrl.plane.http.app import Plane, make_app
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
+from certctrl.plane.storage.sqlite import SqliteDatabase
 from certctrl.store.config.files import load_config
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
@@ -122,7 +122,7 @@ def template() -> Template:
     store, secret = SessionState(layout, disk), PrivateKey(bytes(range(32)))  # fixed, otherwise journals would differ
     store.save_device_id("23229bf7-5172-02c7-59a2-76d5b4a40090")
     store.save_device_keys(DeviceKeys(public=bytes(secret.public_key), secret=bytes(secret)))
-    keyring, database = Keyring.open(None), Database(None)
+    keyring, database = Keyring.open(None), SqliteDatabase(None)
 
     async def enrol() -> None:
         journal = Journal(trio.current_time)
@@ -170,8 +170,8 @@ class World:
         self.layout = ConfigDir(self.made.root)
         self.issuer = SimulatedIssuer(self.clock.now)
         self.issuer.count = self.made.issued
-        self.database = Database(None)
-        self.copies: list[Database] = []
+        self.database = SqliteDatabase(None)
+        self.copies: list[SqliteDatabase] = []
         self.network = Network(self._chance(), self.journal)
         self.plane = self.open_plane(self.made.database)
         disk = SimulatedDisk()
@@ -204,7 +204,7 @@ class World:
 
     def lag(self) -> None:
         """Let the resources of the plane stay as they are now, for the host; signals keep coming."""
-        database = Database(None)
+        database = SqliteDatabase(None)
         database._connection.deserialize(self.image())
         self.copies.append(database)
         replica = Plane(

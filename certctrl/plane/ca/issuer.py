@@ -119,7 +119,10 @@ class BuiltinCa:
         """Return a leaf that is valid for ``validity_seconds``, from slightly before now, because clocks differ."""
         key = await self._offload(new_key, key_type) if key_type.startswith("rsa") else new_key(key_type)
         now = self._wall_now()
-        issuer = self._current_intermediate(now)
+        issuer = self._intermediate
+        if issuer is None or self._is_due(issuer, now):
+            issuer = await self._db.work(self._renew_intermediate, now)
+            self._intermediate = issuer
         not_before = now - min(_BACKDATE_SECONDS, validity_seconds // 10)
         not_after = min(now + validity_seconds, issuer.not_after)
         certificate = sign_leaf(issuer, key, names, not_before=not_before, not_after=not_after)
@@ -133,16 +136,22 @@ class BuiltinCa:
             not_after=certificate.not_valid_after_utc.timestamp(),
         )
 
-    def _current_intermediate(self, now: float) -> Authority:
-        current = self._intermediate
-        if current is None or current.not_after - now < _INTERMEDIATE_RENEWAL:
-            end = min(now + _INTERMEDIATE_VALIDITY, self._root.not_after)
-            if current is None or current.not_after < end:
-                name = f"{self._purpose.subject} intermediate CA"
-                made = new_intermediate(self._root, name, not_before=now - DAY, not_after=end)
-                current = self._store("intermediate", made)
-                self._intermediate = current
-        return current
+    def _is_due(self, intermediate: Authority, now: float) -> bool:
+        """Return whether a later intermediate should replace this one."""
+        expires_soon = intermediate.not_after - now < _INTERMEDIATE_RENEWAL
+        return expires_soon and intermediate.not_after < self._end_of_intermediate(now)
+
+    def _end_of_intermediate(self, now: float) -> float:
+        return min(now + _INTERMEDIATE_VALIDITY, self._root.not_after)
+
+    def _renew_intermediate(self, now: float) -> Authority:
+        """Return the stored intermediate, which another plane may have renewed, or a new one."""
+        stored = self._load("intermediate")
+        if stored is not None and not self._is_due(stored, now):
+            return stored
+        name = f"{self._purpose.subject} intermediate CA"
+        end = self._end_of_intermediate(now)
+        return self._store("intermediate", new_intermediate(self._root, name, not_before=now - DAY, not_after=end))
 
     def _make_root(self) -> Authority:
         now = self._wall_now()

@@ -30,7 +30,7 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
     async def health(request: Request) -> Response:
         if plane.draining:
             raise unavailable("The plane is stopping", 5)
-        plane.database.one("SELECT 1")
+        await plane.work(plane.database.one, "SELECT 1")
         return data_answer({"status": "ok", "version": __version__, "time": rfc3339(plane.wall_now())})
 
     routes = [

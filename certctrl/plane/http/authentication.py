@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,6 +16,7 @@ from certctrl.plane.sessions import DeviceSession
 
 CONNECTION = "certctrl.connection"
 """Key of the `UnauthenticatedConnection` in the state of an ASGI scope."""
+T = TypeVar("T")
 _ETAG = re.compile(r'(?:W/)?"?([^"]*)"?')
 
 
@@ -23,11 +26,28 @@ class Authenticator:
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
 
-    def device(self, request: Request) -> DeviceSession:
-        """Return the session of the calling device; ErrorResponse 401 or 403 for other callers."""
-        session = self._plane.sessions.authenticate(bearer_token(request))
-        note_authenticated(request)
-        return session
+    async def as_device(self, request: Request, function: Callable[[DeviceSession], T]) -> T:
+        """Authenticate the calling device and call a function with its session, in one unit of work.
+
+        ErrorResponse 401 or 403 for other callers.
+        """
+        token, known = bearer_token(request), False
+
+        def unit() -> T:
+            nonlocal known
+            session = self._plane.sessions.authenticate(token)
+            known = True
+            return function(session)
+
+        try:
+            return await self._plane.work(unit)
+        finally:
+            if known:
+                note_authenticated(request)
+
+    def claimed_device(self, request: Request) -> int:
+        """Return the device that the token is for, without reading the database; ErrorResponse 401."""
+        return self._plane.sessions.claimed_device(bearer_token(request))
 
     def is_operator(self, request: Request) -> bool:
         """Return whether the request has the operator key."""
@@ -36,12 +56,12 @@ class Authenticator:
             note_authenticated(request)
         return known
 
-    def require_operator(self, request: Request) -> None:
+    async def require_operator(self, request: Request) -> None:
         """Require the operator key; ErrorResponse 403 for a device, 401 for other callers."""
         token = bearer_token(request)
         if not self.is_operator(request):
             if token.count(".") == 2:
-                self._plane.sessions.authenticate(token)
+                await self._plane.work(self._plane.sessions.authenticate, token)
                 raise forbidden("Only operators may do this")
             raise invalid_token("This is not the operator key")
 
@@ -49,7 +69,7 @@ class Authenticator:
         """Return the endpoint, restricted to operators."""
 
         async def guarded(request: Request) -> Response:
-            self.require_operator(request)
+            await self.require_operator(request)
             return await endpoint(request)
 
         return guarded

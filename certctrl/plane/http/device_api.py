@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from collections.abc import Callable
+from typing import Any, assert_never
 from urllib.parse import quote
 
 import trio
@@ -11,7 +12,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from certctrl.plane.ca.sealing import device_key
-from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Plane
+from certctrl.plane.core import DEFAULT_LIMIT, MAX_SIGNALS, MAX_WAIT_SECONDS, Plane, Poll
+from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.grants import GrantRequest
 from certctrl.plane.http import bodies
 from certctrl.plane.http.answers import data_answer, empty_answer
@@ -19,6 +21,7 @@ from certctrl.plane.http.authentication import Authenticator, address_of, etag_o
 from certctrl.plane.http.bodies import GrantAction, body_of, read_as
 from certctrl.plane.http.reading import LARGE_BODY_CAP, clean_line, read_object, whole_number
 from certctrl.plane.limits import caller_of
+from certctrl.plane.sessions import DeviceSession
 from certctrl.protocol.wire.poll import FREE_HEADER, FREE_VALUE
 
 _SELF = "/apiv1/devices/self"
@@ -55,21 +58,21 @@ class DeviceApi:
         body = await read_object(request)
         match body_of(bodies.Grant, body).action:
             case GrantAction.START:
-                return data_answer(self._start_grant(request, body_of(bodies.GrantStart, body)))
+                return data_answer(await self._start_grant(request, body_of(bodies.GrantStart, body)))
             case GrantAction.POLL:
-                code = body_of(bodies.GrantPoll, body).device_code
-                return data_answer(self._plane.grants.poll(code, caller_of(address_of(request))))
+                code, caller = body_of(bodies.GrantPoll, body).device_code, caller_of(address_of(request))
+                return data_answer(await self._plane.work(self._plane.grants.poll, code, caller))
             case GrantAction.VERIFY:
-                self._authenticator.require_operator(request)
+                await self._authenticator.require_operator(request)
                 verify = body_of(bodies.GrantVerify, body)
-                self._plane.devices.require_user(verify.user_id)
-                return data_answer(
-                    self._plane.grants.decide(verify.user_code, approve=verify.approve, user_id=verify.user_id)
+                decided = await self._plane.work(
+                    self._plane.decide, verify.user_code, approve=verify.approve, user_id=verify.user_id
                 )
+                return data_answer(decided)
             case other:
                 assert_never(other)
 
-    def _start_grant(self, request: Request, start: bodies.GrantStart) -> dict[str, object]:
+    async def _start_grant(self, request: Request, start: bodies.GrantStart) -> dict[str, object]:
         address = address_of(request)
         asked = GrantRequest(
             address=address,
@@ -79,7 +82,7 @@ class DeviceApi:
             user_agent=clean_line(request.headers.get("user-agent", ""), 200),
             scopes=" ".join(start.scopes),
         )
-        grant = self._plane.grants.start(asked, caller_of(address))
+        grant = await self._plane.work(self._plane.grants.start, asked, caller_of(address))
         page = (self._plane.settings.public_url or str(request.base_url)).rstrip("/") + "/device"
         complete = f"{page}?user_code={quote(grant['user_code'])}"
         return grant | {"verification_uri": page, "verification_uri_complete": complete}
@@ -90,39 +93,40 @@ class DeviceApi:
         if body.get("enrolment_token"):
             token = body_of(bodies.UnattendedRegistration, body)
             key = device_key(token.dev_pk)
-            return data_answer(enrolment.register_unattended(token.enrolment_token, token.facts(), key, token.proof()))
+            facts, proof = token.facts(), token.proof()
+            return data_answer(
+                await self._plane.work(enrolment.register_unattended, token.enrolment_token, facts, key, proof)
+            )
         code = body_of(bodies.ApprovedRegistration, body)
         key = device_key(code.dev_pk)
+        facts, proof = code.facts(), code.proof()
         return data_answer(
-            enrolment.register_approved(code.user_id, code.registration_code, code.facts(), key, code.proof())
+            await self._plane.work(enrolment.register_approved, code.user_id, code.registration_code, facts, key, proof)
         )
 
     async def refresh(self, request: Request) -> Response:
         """Return a new access token for a refresh token, and the anchor that the plane is going to use."""
         body = await read_as(bodies.Refresh, request)
-        answer = self._plane.sessions.refresh(body.refresh_token, body.device_public_id)
-        device_id = self._plane.sessions.authenticate(answer["access_token"]).device_id
-        self._plane.anchor.note(device_id, body.plane_anchors_sha256)
-        return data_answer(answer | self._plane.anchor.offer())
+
+        def refresh() -> dict[str, Any]:
+            answer = self._plane.sessions.refresh(body.refresh_token, body.device_public_id)
+            device_id = self._plane.sessions.claimed_device(answer["access_token"])
+            self._plane.anchor.note(device_id, body.plane_anchors_sha256)
+            return answer | self._plane.anchor.offer()
+
+        return data_answer(await self._plane.work(refresh))
 
     # --- updates and reports -------------------------------------------------------------------------------
 
     async def updates(self, request: Request) -> Response:
         """Respond to a poll: 200 with signals, 204 without; a long poll waits for signals."""
-        session = self._authenticator.device(request)
-        query = request.query_params
-        copied = self._plane.clones.note(
-            session.device_id, clean_line(request.headers.get("cert-ctrl-instance", ""), 64)
-        )
-        page = await self._plane.poll(
-            session,
-            cursor=query.get("cursor") or etag_of(request) or None,
-            limit=whole_number(query.get("limit", str(DEFAULT_LIMIT)), "limit", 1, MAX_SIGNALS),
-            wait=whole_number(query.get("wait", "0"), "wait", 0, MAX_WAIT_SECONDS),
-            address=address_of(request),
-            until=_Disconnect(request).wait,
-        )
-        headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if copied else {})
+        plane = self._plane
+        with plane.stream.waiter(self._authenticator.claimed_device(request)) as waiter:
+            held = await self._authenticator.as_device(
+                request, lambda session: plane.begin_poll(session, _poll_of(request))
+            )
+            page = await plane.finish_poll(held, waiter, _Disconnect(request).wait)
+        headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if held.copies_suspected else {})
         headers |= {FREE_HEADER: FREE_VALUE} if page.next_is_free else {}
         if not page.signals:
             return empty_answer(headers=headers)
@@ -130,44 +134,64 @@ class DeviceApi:
 
     async def notify(self, request: Request) -> Response:
         """Store a batch of outcomes."""
-        session = self._authenticator.device(request)
-        report = await read_as(bodies.Report, request, LARGE_BODY_CAP)
-        self._plane.reports.store(session.device_id, report.events)
+        self._authenticator.claimed_device(request)  # read no large bodies from strangers
+        report: bodies.Report | ErrorResponse
+        try:
+            report = await read_as(bodies.Report, request, LARGE_BODY_CAP)
+        except ErrorResponse as error:
+            report = error  # the session comes first
+
+        def store(session: DeviceSession) -> None:
+            if isinstance(report, ErrorResponse):
+                raise report
+            self._plane.reports.store(session.device_id, report.events)
+
+        await self._authenticator.as_device(request, store)
         return empty_answer()
 
     # --- resources -------------------------------------------------------------------------------------------
 
     async def certificates(self, request: Request) -> Response:
         """Return a page of the device's certificates."""
-        session = self._authenticator.device(request)
-        after_id = whole_number(request.query_params.get("after_id", "0"), "after_id", 0)
-        limit = whole_number(request.query_params.get("limit", str(_MAX_PAGE)), "limit", 1, _MAX_PAGE)
-        return data_answer(self._plane.certificates.page(session.device_id, after_id, limit))
+
+        def read(session: DeviceSession) -> list[dict[str, Any]]:
+            after_id = whole_number(request.query_params.get("after_id", "0"), "after_id", 0)
+            limit = whole_number(request.query_params.get("limit", str(_MAX_PAGE)), "limit", 1, _MAX_PAGE)
+            return self._plane.certificates.page(session.device_id, after_id, limit)
+
+        return data_answer(await self._authenticator.as_device(request, read))
 
     async def certificate(self, request: Request) -> Response:
         """Return one certificate with its PEM texts."""
-        session = self._authenticator.device(request)
-        return data_answer(self._plane.certificates.detail(session.device_id, _id(request, "cert_id")))
+        return await self._answer(
+            request, lambda device_id: self._plane.certificates.detail(device_id, _id(request, "cert_id"))
+        )
 
     async def materials(self, request: Request) -> Response:
         """Return a certificate with its key, sealed to the device."""
-        session = self._authenticator.device(request)
-        return data_answer(self._plane.certificates.materials(session.device_id, _id(request, "cert_id")))
+        return await self._answer(
+            request, lambda device_id: self._plane.certificates.materials(device_id, _id(request, "cert_id"))
+        )
 
     async def install_config(self, request: Request) -> Response:
         """Return the device's install config; 304 if it is unchanged."""
-        session = self._authenticator.device(request)
-        return install_config_answer(self._plane, session.device_id, request)
+        return await self._authenticator.as_device(
+            request, lambda session: install_config_answer(self._plane, session.device_id, request)
+        )
 
     async def authorities(self, request: Request) -> Response:
         """Return the CAs that the device should trust, for a full resync."""
-        session = self._authenticator.device(request)
-        return data_answer(self._plane.authorities.of_device(session.device_id))
+        return await self._answer(request, self._plane.authorities.of_device)
 
     async def authority(self, request: Request) -> Response:
         """Return a CA that the device should trust."""
-        session = self._authenticator.device(request)
-        return data_answer(self._plane.authorities.bundle(session.device_id, _id(request, "ca_id")))
+        return await self._answer(
+            request, lambda device_id: self._plane.authorities.bundle(device_id, _id(request, "ca_id"))
+        )
+
+    async def _answer(self, request: Request, read: Callable[[int], Any]) -> Response:
+        """Return what a function reads for the calling device."""
+        return data_answer(await self._authenticator.as_device(request, lambda session: read(session.device_id)))
 
 
 class _Disconnect:
@@ -192,6 +216,17 @@ def install_config_answer(plane: Plane, device_id: int, request: Request) -> Res
     if etag_of(request) == etag:
         return empty_answer(304, headers)
     return data_answer(plane.installs.document(device_id), headers=headers)
+
+
+def _poll_of(request: Request) -> Poll:
+    query = request.query_params
+    return Poll(
+        cursor=query.get("cursor") or etag_of(request) or None,
+        limit=whole_number(query.get("limit", str(DEFAULT_LIMIT)), "limit", 1, MAX_SIGNALS),
+        wait=whole_number(query.get("wait", "0"), "wait", 0, MAX_WAIT_SECONDS),
+        address=address_of(request),
+        instance=clean_line(request.headers.get("cert-ctrl-instance", ""), 64),
+    )
 
 
 def _id(request: Request, name: str) -> int:

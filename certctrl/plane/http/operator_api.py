@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -55,40 +57,44 @@ class OperatorApi:
 
     async def users(self, request: Request) -> Response:
         """Return the users."""
-        return data_answer(self._plane.devices.users())
+        return data_answer(await self._plane.work(self._plane.devices.users))
 
     async def add_user(self, request: Request) -> Response:
         """Add a user: ``{"name"}``."""
         body = await read_as(bodies.NewUser, request)
-        return data_answer(self._plane.devices.add_user(body.name), 201)
+        return data_answer(await self._plane.work(self._plane.devices.add_user, body.name), 201)
 
     async def devices(self, request: Request) -> Response:
         """Return a user's devices: keys, versions, last poll, outcomes by kind."""
-        return data_answer(self._plane.devices.show_all(number(request, "uid")))
+        return data_answer(await self._plane.work(self._plane.devices.show_all, number(request, "uid")))
 
     async def expect_device(self, request: Request) -> Response:
         """Add a device ahead of its registration: ``{"device_public_id", "name"?, "platform"?}``."""
         body = await read_as(bodies.ExpectedDevice, request)
         facts = DeviceFacts(device_public_id=body.device_public_id, name=body.name, platform=body.platform)
-        return data_answer(self._plane.devices.expect(number(request, "uid"), facts), 201)
+        return data_answer(await self._plane.work(self._plane.devices.expect, number(request, "uid"), facts), 201)
 
     async def device(self, request: Request) -> Response:
         """Return one device."""
-        return data_answer(self._plane.devices.show(*user_and_device(request)))
+        return data_answer(await self._plane.work(self._plane.devices.show, *user_and_device(request)))
 
     async def revoke_device(self, request: Request) -> Response:
         """Revoke a device; it is sent the reason in ``?reason=`` or ``{"reason"?}``."""
         has_body = request.headers.get("content-length", "0") != "0"
         fields = await read_object(request) if has_body else dict(request.query_params)
         reason = body_of(bodies.WithReason, fields).reason
-        return data_answer(self._plane.devices.revoke(*user_and_device(request), reason))
+        return data_answer(await self._plane.work(self._plane.devices.revoke, *user_and_device(request), reason))
 
     async def outcomes(self, request: Request) -> Response:
         """Return the outcomes of a device, newest first; ``?limit=`` 1 to 1000."""
         user_id, device_id = user_and_device(request)
-        self._plane.devices.row(user_id, device_id)
-        limit = whole_number(request.query_params.get("limit", "100"), "limit", 1, 1000)
-        return data_answer(self._plane.reports.outcomes(device_id, limit))
+
+        def read() -> list[dict[str, Any]]:
+            self._plane.devices.row(user_id, device_id)
+            limit = whole_number(request.query_params.get("limit", "100"), "limit", 1, 1000)
+            return self._plane.reports.outcomes(device_id, limit)
+
+        return data_answer(await self._plane.work(read))
 
     async def resync(self, request: Request) -> Response:
         """Make a device fetch everything again: ``{"reason"?}``."""
@@ -100,47 +106,58 @@ class OperatorApi:
 
     async def enrolment_tokens(self, request: Request) -> Response:
         """Return a user's enrolment tokens, without their texts."""
-        return data_answer(self._plane.enrolment.tokens(number(request, "uid")))
+        return data_answer(await self._plane.work(self._plane.enrolment.tokens, number(request, "uid")))
 
     async def new_enrolment_token(self, request: Request) -> Response:
         """Create a token: ``{"label"?, "uses"? (null: unlimited), "expires_in"?}``; only this response has its text."""
         body = await read_as(bodies.NewEnrolmentToken, request)
-        token = self._plane.enrolment.new_token(
-            number(request, "uid"), label=body.label, max_uses=body.uses, valid_seconds=body.expires_in
+        token = await self._plane.work(
+            self._plane.enrolment.new_token,
+            number(request, "uid"),
+            label=body.label,
+            max_uses=body.uses,
+            valid_seconds=body.expires_in,
         )
         return data_answer(token, 201)
 
     async def end_enrolment_token(self, request: Request) -> Response:
         """Void a token."""
-        self._plane.enrolment.end_token(number(request, "uid"), number(request, "tid"))
+        await self._plane.work(self._plane.enrolment.end_token, number(request, "uid"), number(request, "tid"))
         return empty_answer()
 
     async def grants(self, request: Request) -> Response:
         """Return the devices that wait for approval."""
-        return data_answer(self._plane.grants.pending())
+        return data_answer(await self._plane.work(self._plane.grants.pending))
 
     async def grant(self, request: Request) -> Response:
         """Return the device that shows a user code, and the devices that have its id or name (``known_devices``)."""
-        grant = self._plane.grants.show(request.path_params["code"])
-        known = self._plane.devices.similar(grant["device_public_id"], grant["name"])
-        return data_answer(grant | {"known_devices": known})
+
+        def read() -> dict[str, Any]:
+            grant = self._plane.grants.show(request.path_params["code"])
+            return grant | {"known_devices": self._plane.devices.similar(grant["device_public_id"], grant["name"])}
+
+        return data_answer(await self._plane.work(read))
 
     async def decide_grant(self, request: Request) -> Response:
         """Approve or deny: ``{"approve": bool, "user_id"?}``."""
         body = await read_as(bodies.GrantDecision, request)
-        self._plane.devices.require_user(body.user_id)
         code = request.path_params["code"]
-        return data_answer(self._plane.grants.decide(code, approve=body.approve, user_id=body.user_id))
+        decided = await self._plane.work(self._plane.decide, code, approve=body.approve, user_id=body.user_id)
+        return data_answer(decided)
 
     # --- the plane itself ---------------------------------------------------------------------------------------
 
     async def tls(self, request: Request) -> Response:
         """Return the CA of the plane's own certificate, and the devices that do not trust it yet."""
-        self._plane.devices.save_sightings()
-        return data_answer(self._plane.anchor.show())
+
+        def read() -> dict[str, Any]:
+            self._plane.devices.save_sightings()
+            return self._plane.anchor.show()
+
+        return data_answer(await self._plane.work(read))
 
     async def switch_tls(self, request: Request) -> Response:
         """Serve the plane's own CA from now on: ``{"force"?}``."""
         body = await read_as(bodies.Switch, request)
-        self._plane.devices.save_sightings()
+        await self._plane.work(self._plane.devices.save_sightings)
         return data_answer(await self._plane.anchor.switch(force=body.force))

@@ -5,6 +5,8 @@ Devices may use two of them: to read their own install config, and to renew cert
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -28,6 +30,7 @@ from certctrl.plane.http.routing import (
     user_and_certificate,
     user_and_device,
 )
+from certctrl.plane.sessions import DeviceSession
 
 _USERS = "/apiv1/users"
 
@@ -64,36 +67,36 @@ class OperatorResources:
     async def install_config(self, request: Request) -> Response:
         """Return a device's install config, to operators and to the device itself."""
         user_id, device_id = user_and_device(request)
-        if not self._authenticator.is_operator(request):
-            session = self._authenticator.device(request)
-            if (session.user_id, session.device_id) != (user_id, device_id):
+
+        def read(session: DeviceSession | None = None) -> Response:
+            if session is not None and (session.user_id, session.device_id) != (user_id, device_id):
                 raise forbidden("This belongs to another device")
-        self._plane.devices.row(user_id, device_id)
-        return install_config_answer(self._plane, device_id, request)
+            self._plane.devices.row(user_id, device_id)
+            return install_config_answer(self._plane, device_id, request)
+
+        if self._authenticator.is_operator(request):
+            return await self._plane.work(read)
+        return await self._authenticator.as_device(request, read)
 
     async def put_install_config(self, request: Request) -> Response:
         """Replace the items: ``{"installs": […]}`` or the list itself; ``?unchecked=1`` skips the check."""
         user_id, device_id = user_and_device(request)
-        self._plane.devices.row(user_id, device_id)
         body = await read_json(request, LARGE_BODY_CAP)
         items = body.get("installs") if isinstance(body, dict) else body
         if not isinstance(items, list):
             raise bad_request('Send {"installs": […]}, a list of items', field="installs")
         check = request.query_params.get("unchecked") != "1"
-        return data_answer(await self._plane.installs.put(device_id, items, check=check))
+        return data_answer(await self._plane.installs.put(device_id, items, check=check, user_id=user_id))
 
     # --- certificates -------------------------------------------------------------------------------------------
 
     async def certificates(self, request: Request) -> Response:
         """Return a user's certificates."""
-        user_id = number(request, "uid")
-        self._plane.devices.require_user(user_id)
-        return data_answer(self._plane.certificates.show_all(user_id))
+        return data_answer(await self._plane.work(self._plane.certificates.show_all, number(request, "uid")))
 
     async def issue(self, request: Request) -> Response:
         """Issue a certificate: ``{"domain_name", "sans"?, "key_type"?, "validity_seconds"?, "device_ids"?}``."""
         user_id = number(request, "uid")
-        self._plane.devices.require_user(user_id)
         body = await read_as(bodies.NewCertificate, request)
         row = await self._plane.certificates.issue(
             user_id,
@@ -106,14 +109,14 @@ class OperatorResources:
 
     async def certificate(self, request: Request) -> Response:
         """Return one certificate."""
-        return data_answer(self._plane.certificates.show(*user_and_certificate(request)))
+        return data_answer(await self._plane.work(self._plane.certificates.show, *user_and_certificate(request)))
 
     async def renew(self, request: Request) -> Response:
         """Renew: ``{"action": "renew", "reason"?}``, by an operator or a device with the certificate."""
         user_id, cert_id = user_and_certificate(request)
         device_id = None
         if not self._authenticator.is_operator(request):
-            session = self._authenticator.device(request)
+            session = await self._authenticator.as_device(request, lambda session: session)
             if session.user_id != user_id:
                 raise not_found("No such certificate")
             device_id = session.device_id
@@ -130,8 +133,12 @@ class OperatorResources:
     async def device_certificates(self, request: Request) -> Response:
         """Return the certificates assigned to a device."""
         user_id, device_id = user_and_device(request)
-        self._plane.devices.row(user_id, device_id)
-        return data_answer(self._plane.certificates.page(device_id, 0, 10_000))
+
+        def read() -> list[dict[str, Any]]:
+            self._plane.devices.row(user_id, device_id)
+            return self._plane.certificates.page(device_id, 0, 10_000)
+
+        return data_answer(await self._plane.work(read))
 
     async def assign(self, request: Request) -> Response:
         """Assign a certificate to a device: ``{"cert_id"}``."""
@@ -147,20 +154,24 @@ class OperatorResources:
 
     async def authorities(self, request: Request) -> Response:
         """Return a user's CAs."""
-        return data_answer(self._plane.authorities.show_all(number(request, "uid")))
+        return data_answer(await self._plane.work(self._plane.authorities.show_all, number(request, "uid")))
 
     async def add_authority(self, request: Request) -> Response:
         """Store a CA: ``{"name", "ca_certificate_pem"?}``; without a certificate, the plane's own root."""
         user_id = number(request, "uid")
-        self._plane.devices.require_user(user_id)
         body = await read_as(bodies.NewAuthority, request, LARGE_BODY_CAP)
-        return data_answer(self._plane.authorities.add(user_id, body.name, body.ca_certificate_pem), 201)
+        added = await self._plane.work(self._plane.authorities.add, user_id, body.name, body.ca_certificate_pem)
+        return data_answer(added, 201)
 
     async def device_authorities(self, request: Request) -> Response:
         """Return the CAs assigned to a device."""
         user_id, device_id = user_and_device(request)
-        self._plane.devices.row(user_id, device_id)
-        return data_answer(self._plane.authorities.of_device(device_id))
+
+        def read() -> list[dict[str, Any]]:
+            self._plane.devices.row(user_id, device_id)
+            return self._plane.authorities.of_device(device_id)
+
+        return data_answer(await self._plane.work(read))
 
     async def assign_authority(self, request: Request) -> Response:
         """Make a device trust a CA: ``{"ca_id"}``."""

@@ -1,120 +1,97 @@
-"""Database: one SQLite connection, called inline.
+"""Database: the plane's tables, and the units of work that read and change them.
 
-A read takes 0.02 ms and a durable write one fsync, less than a thread switch, and inline calls work under a virtual
-clock. WAL with ``synchronous=FULL``: acknowledged changes survive kill -9 and power loss.
-
-A ``transaction`` block must not await, so no other task can run in between and no lock is needed.
+All statements of a request run in one unit of work: ``await database.work(function, *args)`` calls the synchronous
+function inside one transaction, and commits it if the function returns. The function must not wait, must not change
+anything outside the database that a second call would find changed (an engine may have to repeat it), and registers
+what has to follow the commit with ``after_commit``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sqlite3
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from certctrl.errors import ConfigError, DiskError
-from certctrl.plane.storage.data_dir import make_private
-from certctrl.plane.storage.schema import SCHEMA
-
-Row = sqlite3.Row
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-class Database:
-    """The plane's tables; all methods raise DiskError if the disk or the file is at fault."""
+class Row(Protocol):
+    """One row of an answer."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Open (and create or migrate) a database file of mode 0600, or one in memory."""
-        self._path = "memory" if path is None else str(path)
-        if path is not None:
-            make_private(path)
-        try:
-            self._connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=5)
-            self._connection.row_factory = sqlite3.Row
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from None
-        try:
-            self._prepare()
-        except BaseException:
-            self._connection.close()
-            raise
+    def __getitem__(self, column: str, /) -> Any: ...
+
+
+class Database(ABC):
+    """An engine; its methods raise DiskError if the database fails or cannot be reached."""
+
+    @abstractmethod
+    async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a unit of work and return its result, after the commit and the callbacks of ``after_commit``."""
+
+    @abstractmethod
+    def transaction(self) -> contextlib.AbstractContextManager[None]:
+        """Commit the block as a whole, durably, or roll it back; inside a unit of work, the block joins it."""
+
+    @abstractmethod
+    def after_commit(self, callback: Callable[[], object]) -> None:
+        """Call back on the event loop once the current transaction is committed; without one, immediately."""
+
+    @abstractmethod
+    def all(self, sql: str, *parameters: Any) -> list[Row]:
+        """Return all rows."""
+
+    @abstractmethod
+    def run(self, sql: str, *parameters: Any) -> int:
+        """Run a statement; return the number of changed rows."""
+
+    @abstractmethod
+    def insert(self, sql: str, *parameters: Any) -> int:
+        """Run an INSERT and return the id of the new row."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close all connections."""
 
     def one(self, sql: str, *parameters: Any) -> Row | None:
         """Return the first row, or None."""
-        try:
-            row: Row | None = self._connection.execute(sql, parameters).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from None
-        return row
-
-    def all(self, sql: str, *parameters: Any) -> list[Row]:
-        """Return all rows."""
-        try:
-            return self._connection.execute(sql, parameters).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from None
-
-    def run(self, sql: str, *parameters: Any) -> int:
-        """Run a statement; return the number of changed rows."""
-        try:
-            return self._connection.execute(sql, parameters).rowcount
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from None
-
-    def insert(self, sql: str, *parameters: Any) -> int:
-        """Run an INSERT and return the id of the new row."""
-        try:
-            return self._connection.execute(sql, parameters).lastrowid or 0
-        except sqlite3.DatabaseError as error:
-            raise self._failure(error) from None
+        rows = self.all(sql, *parameters)
+        return rows[0] if rows else None
 
     def setting(self, name: str) -> str:
         """Return a value of the table ``settings``; empty if it is not set."""
         row = self.one("SELECT value FROM settings WHERE name = ?", name)
         return "" if row is None else str(row["value"])
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit the block as a whole, durably, or roll it back; a nested block joins the outer one."""
-        if self._connection.in_transaction:
-            yield
-            return
-        self.run("BEGIN IMMEDIATE")
-        try:
-            yield
-            self.run("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
 
-    def close(self) -> None:
-        """Merge the journal into the file and close it."""
-        self._connection.close()
+class Callbacks:
+    """The callbacks of one transaction."""
 
-    def _failure(self, error: sqlite3.DatabaseError) -> Exception:
-        """Return the exception for an SQLite error."""
-        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-            return error  # violated schema or misused library: our bug
-        fix = "restore it from a backup"
-        if isinstance(error, sqlite3.OperationalError):
-            fix = "check free space and permissions"
-        return DiskError(f"{self._path}: {error}", path=self._path, fix=fix)
+    def __init__(self) -> None:
+        self._callbacks: list[Callable[[], object]] = []
 
-    def _prepare(self) -> None:
-        """Configure the connection and migrate the schema."""
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
-            self.run(f"PRAGMA {pragma}")
-        version: int = self.all("PRAGMA user_version")[0][0]
-        if version > len(SCHEMA):
-            raise ConfigError(
-                f"was written by a newer release (schema {version}, this one knows {len(SCHEMA)})",
-                file=self._path,
-                fix="run the newer release",
-            )
-        for number, script in enumerate(SCHEMA[version:], start=version + 1):
-            try:
-                self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")
-            except sqlite3.DatabaseError as error:
-                raise self._failure(error) from None
+    def add(self, callback: Callable[[], object]) -> None:
+        """Register a callback."""
+        self._callbacks.append(callback)
+
+    def call(self) -> None:
+        """Call and forget all callbacks, in order."""
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def drop(self) -> None:
+        """Forget all callbacks, after a rollback."""
+        self._callbacks.clear()
+
+
+@contextlib.contextmanager
+def calling(callbacks: Callbacks) -> Iterator[None]:
+    """Call the callbacks when the block has committed; drop them if it fails."""
+    try:
+        yield
+    except BaseException:
+        callbacks.drop()
+        raise
+    callbacks.call()

@@ -1,20 +1,21 @@
-"""SignalStream: append, read after a cursor, wait, trim; and the engine that stores it in SQLite.
+"""SignalStream: append, read after a cursor, wait, trim.
 
 A cursor is ``ms-seq``, the id of the last signal that a device has received. Ids only grow, even if the clock steps
 back; an id's milliseconds are the signal's ``ts_ms``. Agents identify a signal by type, ids and ``ts_ms``, so a second
 signal about the same object in the same millisecond gets the next one: otherwise it would look like a replay.
 
-``append`` is synchronous and part of the caller's transaction: a change and its signal are stored together or not at
-all. ``publish`` then announces them. An engine outside the database (Redis Streams) keeps an outbox in the database
-for ``append`` and empties it in ``publish``; callers do not change.
+A change and its signal are stored together or not at all: ``append`` is part of the caller's unit of work. The commit
+wakes the waiters.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import attrs
 import trio
@@ -37,53 +38,44 @@ class Page:
     """Whether the poll for the next page is exempt from the rate limit."""
 
 
-class SignalStream(Protocol):
+@attrs.define(eq=False)
+class Waiter:
+    """A poll that waits for signals of one device; it notices all wakes from ``SignalStream.waiter`` on."""
+
+    cursor: str = ""
+    """The position that it waits at; empty while the poll reads."""
+    _woken: bool = False
+    _scope: trio.CancelScope | None = None
+
+    async def wait(self, cursor: str, until: Callable[[], Awaitable[object]] = trio.sleep_forever) -> bool:
+        """Wait until there may be signals after the cursor just read (True), or ``until()`` returns (False).
+
+        It waits in one task: ``wake`` cancels the scope around ``until``.
+        """
+        if not self._woken:
+            with trio.CancelScope() as self._scope:
+                self.cursor = cursor
+                await until()
+            self.cursor, self._scope = "", None
+        woken, self._woken = self._woken, False
+        return woken
+
+    def wake(self) -> None:
+        """Make the current or the next ``wait`` return True."""
+        self._woken = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+
+class SignalStream:
     """One ordered, bounded stream of signals per device."""
-
-    def create(self, device_id: int) -> None:
-        """Start an empty stream, inside the caller's transaction."""
-
-    def append(self, device_id: int, type_: str, ref: Mapping[str, Any]) -> int:
-        """Add a signal inside the caller's transaction, trim the stream to its bound, and return its ``ts_ms``."""
-
-    async def publish(self) -> None:
-        """Make committed signals readable and wake their waiters."""
-
-    async def read(self, device_id: int, after: str | None, limit: int) -> Page:
-        """Return up to ``limit`` signals after a cursor; None: from the oldest. ErrorResponse 409 for a void one."""
-
-    async def wait(
-        self, device_id: int, after: str, until: Callable[[], Awaitable[object]] = trio.sleep_forever
-    ) -> bool:
-        """Wait until there may be signals after the cursor (True), or ``until()`` returns (False)."""
-
-    def wake(self, device_id: int | None = None) -> None:
-        """Make the waiters of a device, or all of them, read again."""
-
-    def trim(self, device_id: int, keep: int) -> int:
-        """Drop all but the newest ``keep`` signals; return how many were dropped."""
-
-    def waiting(self, device_id: int, after: str) -> int:
-        """Return how many signals follow a cursor; 0 for a void one."""
-
-
-class StreamEngine(Protocol):
-    """Makes the signal stream of a plane; ``SqliteStream`` is the embedded one."""
-
-    def __call__(self, database: Database, *, length: int, wall_now: Callable[[], float]) -> SignalStream:
-        """Return the stream that keeps ``length`` signals per device."""
-
-
-class SqliteStream:
-    """The embedded engine."""
 
     def __init__(self, database: Database, *, length: int, wall_now: Callable[[], float]) -> None:
         """``length`` bounds each stream; ``wall_now`` gives seconds since the epoch."""
         self._db = database
         self._length = length
         self._wall_now = wall_now
-        self._fresh: set[int] = set()
-        self._waiters: dict[int, set[trio.CancelScope]] = {}
+        self._waiters: dict[int, set[Waiter]] = {}
 
     def create(self, device_id: int) -> None:
         """Start an empty stream; its first cursor is the current time."""
@@ -91,7 +83,7 @@ class SqliteStream:
         self._db.run("INSERT INTO streams VALUES (?, ?, 0, ?, 0, 0)", device_id, ms, ms)
 
     def append(self, device_id: int, type_: str, ref: Mapping[str, Any]) -> int:
-        """Add a signal; see ``SignalStream.append``."""
+        """Add a signal inside the caller's transaction, trim the stream to its bound, and return its ``ts_ms``."""
         stream = self._stream(device_id)
         last: int = stream["last_ms"]
         ms, seq = max(int(self._wall_now() * 1000), last), 0
@@ -107,17 +99,11 @@ class SqliteStream:
         )
         if stream["length"] + 1 > self._length:
             self.trim(device_id, self._length)
-        self._fresh.add(device_id)
+        self.wake_after_commit(device_id)
         return ms
 
-    async def publish(self) -> None:
-        """Wake the waiters of the signals just committed."""
-        fresh, self._fresh = self._fresh, set()
-        for device_id in fresh:
-            self.wake(device_id)
-
-    async def read(self, device_id: int, after: str | None, limit: int) -> Page:
-        """Return a page; see ``SignalStream.read``."""
+    def read(self, device_id: int, after: str | None, limit: int) -> Page:
+        """Return up to ``limit`` signals after a cursor; None: from the oldest. ErrorResponse 409 for a void one."""
         stream = self._stream(device_id)
         if after is None:
             after = f"{stream['floor_ms']}-{stream['floor_seq']}"
@@ -141,29 +127,32 @@ class SqliteStream:
         signals = tuple({"type": row["type"], "ts_ms": row["ms"], "ref": json.loads(row["ref"])} for row in rows)
         return Page(f"{rows[-1]['ms']}-{rows[-1]['seq']}" if rows else after, signals)
 
-    async def wait(
-        self, device_id: int, after: str, until: Callable[[], Awaitable[object]] = trio.sleep_forever
-    ) -> bool:
-        """Wait in one task: ``wake`` cancels the scope around ``until``."""
-        stream = self._stream(device_id)
-        if after != f"{stream['last_ms']}-{stream['last_seq']}":
-            return True
+    @contextlib.contextmanager
+    def waiter(self, device_id: int) -> Iterator[Waiter]:
+        """Provide a waiter; one that exists before the first read misses no signal."""
+        waiter = Waiter()
         waiters = self._waiters.setdefault(device_id, set())
-        with trio.CancelScope() as scope:
-            waiters.add(scope)
-            try:
-                await until()
-            finally:
-                waiters.discard(scope)
-                if not waiters and self._waiters.get(device_id) is waiters:
-                    del self._waiters[device_id]
-        return scope.cancel_called
+        waiters.add(waiter)
+        try:
+            yield waiter
+        finally:
+            waiters.discard(waiter)
+            if not waiters and self._waiters.get(device_id) is waiters:
+                del self._waiters[device_id]
 
-    def wake(self, device_id: int | None = None) -> None:
-        """Cancel the scopes of the waiters, so that each ``wait`` returns True."""
-        for waiters in [self._waiters.get(device_id, set())] if device_id is not None else list(self._waiters.values()):
-            for scope in tuple(waiters):
-                scope.cancel()
+    def wake(self, device_id: int) -> None:
+        """Make the waiters of a device read again."""
+        for waiter in tuple(self._waiters.get(device_id, ())):
+            waiter.wake()
+
+    def wake_all(self) -> None:
+        """Make all waiters read again."""
+        for device_id in tuple(self._waiters):
+            self.wake(device_id)
+
+    def wake_after_commit(self, device_id: int) -> None:
+        """Make the waiters of a device read again once the caller's transaction is committed."""
+        self._db.after_commit(partial(self.wake, device_id))
 
     def trim(self, device_id: int, keep: int) -> int:
         """Drop the oldest signals and raise the floor, below which cursors are void."""
@@ -213,7 +202,3 @@ def _position(cursor: str) -> tuple[int, int]:
     if match is None:
         raise cursor_expired()
     return int(match[1]), int(match[2])
-
-
-EMBEDDED: StreamEngine = SqliteStream
-"""The default engine."""

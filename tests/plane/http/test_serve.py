@@ -16,7 +16,7 @@ from plane_socket import FAST, UPDATES, Answer, Connection, connected, enrolled,
 from certctrl.errors import BusyError, TransportError
 from certctrl.plane.http.faults import Fault, Faults
 from certctrl.plane.serve import PlaneAddress, serve_plane
-from certctrl.plane.storage.signal_stream import SqliteStream
+from certctrl.plane.storage.signal_stream import Waiter
 
 pytestmark = pytest.mark.integration
 
@@ -72,15 +72,15 @@ async def test_a_long_poll_returns_immediately(served: PlaneAddress, form: Any) 
 async def test_stopping_answers_held_polls(tmp_path: Path, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Answer] = []
     held, all_held = [], trio.Event()
-    wait = SqliteStream.wait
+    wait = Waiter.wait
 
-    async def noted(self: SqliteStream, *args: Any, **kwargs: Any) -> bool:
+    async def noted(self: Waiter, *args: Any, **kwargs: Any) -> bool:
         held.append(args)
         if len(held) == 20:
             all_held.set()
         return await wait(self, *args, **kwargs)
 
-    monkeypatch.setattr(SqliteStream, "wait", noted)
+    monkeypatch.setattr(Waiter, "wait", noted)
     async with trio.open_nursery() as outer:
         async with trio.open_nursery() as nursery:
             address: PlaneAddress = await nursery.start(partial(serve_plane, tmp_path / "plane", settings=FAST))

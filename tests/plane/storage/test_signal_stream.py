@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,8 +14,7 @@ from certctrl.plane.core import Plane
 from certctrl.plane.devices import DeviceFacts
 from certctrl.plane.errors import ErrorResponse
 from certctrl.plane.settings import PlaneSettings
-from certctrl.plane.storage.database import Database
-from certctrl.plane.storage.signal_stream import Page, SignalStream, SqliteStream
+from certctrl.plane.storage.signal_stream import Page
 
 WALL = 1_790_000_000.0
 
@@ -29,7 +28,6 @@ class Bench:
             settings=PlaneSettings(stream_length=length), wall_now=lambda: self.wall, monotonic=lambda: 0.0
         )
         self.stream = self.plane.stream
-        assert isinstance(self.stream, SqliteStream)
         with self.plane.database.transaction():
             self.device = self.plane.devices.add(1, DeviceFacts(device_public_id="device-1"))
             self.other = self.plane.devices.add(1, DeviceFacts(device_public_id="device-2"))
@@ -39,10 +37,14 @@ class Bench:
             return self.stream.append(device or self.device, type_, {"cert_id": cert_id})
 
     def read(self, after: str | None = None, limit: int = 100, device: int | None = None) -> Page:
-        async def ask() -> Page:
-            return await self.stream.read(device or self.device, after, limit)
+        return self.stream.read(device or self.device, after, limit)
 
-        return trio.run(ask)
+    async def wait(
+        self, device: int | None = None, leave: Callable[[], Awaitable[object]] = trio.sleep_forever
+    ) -> bool:
+        """Wait as a poll of a device that has read all signals."""
+        with self.stream.waiter(device or self.device) as waiter:
+            return await waiter.wait(self.read(device=device).cursor, leave)
 
     def void(self, cursor: str, device: int | None = None) -> bool:
         try:
@@ -193,42 +195,55 @@ def test_a_rolled_back_signal_is_never_read(bench: Bench) -> None:
 # --- waiting -------------------------------------------------------------------------------------------------
 
 
-async def test_publish_wakes_a_waiter(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
-    cursor = (await bench.stream.read(bench.device, None, 1)).cursor
+async def test_a_commit_wakes_the_waiters_of_its_devices(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
     woken: list[float] = []
 
     async def wait() -> None:
-        assert await bench.stream.wait(bench.device, cursor)
+        assert await bench.wait()
         woken.append(trio.current_time())
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
         nursery.start_soon(wait)
         await trio.sleep(3)
-        with bench.plane.database.transaction():
-            bench.stream.append(bench.other, "cert.renewed", {"cert_id": 1})
-        await bench.stream.publish()
+        bench.append(1, bench.other)
         await trio.sleep(1)
         assert not woken, "signals of other devices wake no waiter"
-        bench.append(1)
-        await bench.stream.publish()
+        await bench.plane.work(bench.stream.append, bench.device, "cert.renewed", {"cert_id": 1})
     assert woken == [4.0, 4.0]
 
 
-async def test_a_signal_before_the_wait_is_not_missed(bench: Bench) -> None:
-    cursor = (await bench.stream.read(bench.device, None, 1)).cursor
-    bench.append(1)
-    with trio.fail_after(1):
-        assert await bench.stream.wait(bench.device, cursor)
+async def test_a_rolled_back_signal_wakes_no_waiter(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
+    def fail() -> None:
+        bench.stream.append(bench.device, "cert.renewed", {"cert_id": 1})
+        raise RuntimeError
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.wait)
+        await trio.sleep(1)
+        with pytest.raises(RuntimeError):
+            await bench.plane.work(fail)
+        bench.plane.devices.add_user("another commit")
+        with trio.move_on_after(1) as scope:
+            await trio.sleep_forever()
+        assert scope.cancelled_caught
+        assert nursery.child_tasks
+        bench.stream.wake_all()
+
+
+async def test_a_signal_between_read_and_wait_is_not_missed(bench: Bench) -> None:
+    with bench.stream.waiter(bench.device) as waiter:
+        cursor = bench.read().cursor
+        bench.append(1)
+        with trio.fail_after(30):
+            assert await waiter.wait(cursor)
 
 
 async def test_wait_returns_false_when_the_client_has_left(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
-    cursor = (await bench.stream.read(bench.device, None, 1)).cursor
-
     async def leave() -> None:
         await trio.sleep(2)
 
-    assert not await bench.stream.wait(bench.device, cursor, leave)
+    assert not await bench.wait(leave=leave)
     assert trio.current_time() == 2.0
 
 
@@ -236,8 +251,7 @@ async def test_wake_wakes_one_device_or_all(bench: Bench, autojump_clock: trio.a
     woken: list[int] = []
 
     async def wait(device: int) -> None:
-        cursor = (await bench.stream.read(device, None, 1)).cursor
-        assert await bench.stream.wait(device, cursor)
+        assert await bench.wait(device)
         woken.append(device)
 
     async with trio.open_nursery() as nursery:
@@ -247,14 +261,13 @@ async def test_wake_wakes_one_device_or_all(bench: Bench, autojump_clock: trio.a
         bench.stream.wake(bench.device)
         await trio.sleep(1)
         assert woken == [bench.device]
-        bench.stream.wake()
+        bench.stream.wake_all()
     assert woken == [bench.device, bench.other]
 
 
 async def test_a_cancelled_waiter_is_removed(bench: Bench, autojump_clock: trio.abc.Clock) -> None:
-    cursor = (await bench.stream.read(bench.device, None, 1)).cursor
     with trio.move_on_after(5) as scope:
-        await bench.stream.wait(bench.device, cursor)
+        await bench.wait()
     assert scope.cancelled_caught
     stream: Any = bench.stream
     assert stream._waiters == {}
@@ -306,26 +319,3 @@ def test_no_identity_comes_twice_after_a_trim_and_a_step_back(bench: Bench, back
     again = [bench.append(cert_id=7) for _ in range(3)]
     assert given.isdisjoint(again) and len(set(again)) == 3
     assert again == sorted(again) and again[0] > max(given)
-
-
-def test_the_embedded_engine_is_a_signal_stream(bench: Bench) -> None:
-    verbs: set[str] = {name for name in vars(SignalStream) if not name.startswith("_")}
-    assert verbs == {"create", "append", "publish", "read", "wait", "wake", "trim", "waiting"}
-    make: Callable[[], SignalStream] = lambda: bench.stream  # noqa: E731 - mypy checks the protocol here
-    assert all(callable(getattr(make(), verb)) for verb in verbs)
-
-
-async def test_a_plane_uses_the_engine_it_is_opened_with() -> None:
-    made: list[SqliteStream] = []
-
-    def engine(database: Database, *, length: int, wall_now: Callable[[], float]) -> SignalStream:
-        made.append(SqliteStream(database, length=length, wall_now=wall_now))
-        return made[-1]
-
-    with Plane.open(stream=engine) as plane:
-        assert plane.stream is made[0]
-        facts = DeviceFacts(device_public_id="23229bf7-5172-02c7-59a2-76d5b4a40090")
-        device_id = plane.devices.expect(1, facts)["id"]
-        await plane.resync(1, device_id)
-        page = await made[0].read(device_id, None, 10)
-    assert [signal["type"] for signal in page.signals] == ["state.resync_required"]

@@ -54,7 +54,7 @@ async def busy(plane: Plane) -> dict[str, Any]:
     ca = plane.authorities.add(1, "own")
     await plane.authorities.assign(1, device_id, ca["id"])
     token = plane.enrolment.new_token(1)
-    page = await plane.stream.read(device_id, None, 100)
+    page = plane.stream.read(device_id, None, 100)
     return {
         "device": device_id, "session": session, "row": row, "install": plane.installs.document(device_id),
         "token": token["token"], "page": page, "operator": plane.operator_key, "root": plane.ca.root_pem,
@@ -128,8 +128,8 @@ async def test_a_restart_loses_nothing(data: Path) -> None:
         assert plane.certificates.show(1, before["row"]["id"]) == before["row"]
         assert plane.certificates.materials(device, before["row"]["id"])["certificate_pem"]
         assert plane.installs.document(device) == before["install"]
-        assert await plane.stream.read(device, None, 100) == before["page"]
-        assert (await plane.stream.read(device, before["page"].cursor, 100)).signals == ()
+        assert plane.stream.read(device, None, 100) == before["page"]
+        assert (plane.stream.read(device, before["page"].cursor, 100)).signals == ()
         assert (plane.operator_key, plane.ca.root_pem) == (before["operator"], before["root"])
         plane.enrolment._allow_unproven_keys = True
         facts = DeviceFacts(device_public_id="device-2")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -53,6 +54,9 @@ class ApprovalPage:
     async def show(self, request: Request) -> Response:
         """Show the sign-in form, the code form, or the device with the code."""
         user_code = request.query_params.get("user_code", "").strip()[:_MAX_CODE]
+        return await self._plane.work(self._show, request, user_code)
+
+    def _show(self, request: Request, user_code: str) -> Response:
         session = self._session(request)
         if session is None:
             return self._sign_in_page(request, user_code)
@@ -83,7 +87,7 @@ class ApprovalPage:
         user_code = form.get("user_code", "")[:_MAX_CODE]
         caller = caller_of(address_of(request))
         try:
-            session = self._operators.sign_in(form.get("key", "").strip(), caller)
+            session = await self._plane.work(self._operators.sign_in, form.get("key", "").strip(), caller)
         except ErrorResponse as error:
             log.warning("sign-in from %s failed: %s", caller, error)
             return self._sign_in_page(request, user_code, error)
@@ -96,7 +100,7 @@ class ApprovalPage:
     async def sign_out(self, request: Request) -> Response:
         """End the session."""
         await self._form(request, SESSION)
-        self._operators.sign_out(request.cookies[SESSION])
+        await self._plane.work(self._operators.sign_out, request.cookies[SESSION])
         answer = redirect("/device")
         _set_cookie(answer, SESSION, "", 0)
         return answer
@@ -104,6 +108,9 @@ class ApprovalPage:
     async def decide(self, request: Request) -> Response:
         """Approve or deny the device with the code."""
         form = await self._form(request, SESSION)
+        return await self._plane.work(self._decide, request, form)
+
+    def _decide(self, request: Request, form: dict[str, str]) -> Response:
         session = self._session(request)
         if session is None:
             return redirect("/device")
@@ -135,7 +142,7 @@ class ApprovalPage:
         session = request.cookies.get(SESSION, "")
         if not session or not self._operators.is_signed_in(session):
             return None
-        note_authenticated(request)
+        self._plane.database.after_commit(partial(note_authenticated, request))
         return session
 
     def _sign_in_page(self, request: Request, user_code: str, error: ErrorResponse | None = None) -> Response:

@@ -1,0 +1,131 @@
+"""SqliteDatabase: one SQLite connection, called inline; the default engine.
+
+A read takes 0.02 ms and a durable write one fsync, less than a thread switch, and inline calls work under a virtual
+clock. WAL with ``synchronous=FULL``: acknowledged changes survive kill -9 and power loss.
+
+No other task can run during a transaction, so no lock is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from certctrl.errors import ConfigError, DiskError
+from certctrl.plane.storage.data_dir import make_private
+from certctrl.plane.storage.database import Callbacks, Database, P, Row, T, calling
+from certctrl.plane.storage.schema import SCHEMA
+
+
+class SqliteDatabase(Database):
+    """A database file, or a database in memory."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open (and create or migrate) a database file of mode 0600, or one in memory."""
+        self._path = "memory" if path is None else str(path)
+        self._callbacks = Callbacks()
+        if path is not None:
+            make_private(path)
+        try:
+            self._connection = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=5)
+            self._connection.row_factory = sqlite3.Row
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the unit inline, without a checkpoint."""
+        with self._transaction("BEGIN"):
+            return function(*args, **kwargs)
+
+    def transaction(self) -> contextlib.AbstractContextManager[None]:
+        """Commit the block as a whole; see ``Database.transaction``."""
+        return self._transaction("BEGIN IMMEDIATE")
+
+    def after_commit(self, callback: Callable[[], object]) -> None:
+        """Call back after the commit; see ``Database.after_commit``."""
+        if self._connection.in_transaction:
+            self._callbacks.add(callback)
+        else:
+            callback()
+
+    def one(self, sql: str, *parameters: Any) -> Row | None:
+        """Return the first row, or None."""
+        try:
+            row: Row | None = self._connection.execute(sql, parameters).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+        return row
+
+    def all(self, sql: str, *parameters: Any) -> list[Row]:
+        """Return all rows."""
+        try:
+            return self._connection.execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+
+    def run(self, sql: str, *parameters: Any) -> int:
+        """Run a statement; return the number of changed rows."""
+        try:
+            return self._connection.execute(sql, parameters).rowcount
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+
+    def insert(self, sql: str, *parameters: Any) -> int:
+        """Run an INSERT and return the id of the new row."""
+        try:
+            return self._connection.execute(sql, parameters).lastrowid or 0
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error) from None
+
+    def close(self) -> None:
+        """Merge the journal into the file and close it."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        if self._connection.in_transaction:
+            yield
+            return
+        with calling(self._callbacks):
+            self.run(begin)
+            try:
+                yield
+                self.run("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _failure(self, error: sqlite3.DatabaseError) -> Exception:
+        """Return the exception for an SQLite error."""
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            return error  # violated schema or misused library: our bug
+        fix = "restore it from a backup"
+        if isinstance(error, sqlite3.OperationalError):
+            fix = "check free space and permissions"
+        return DiskError(f"{self._path}: {error}", path=self._path, fix=fix)
+
+    def _prepare(self) -> None:
+        """Configure the connection and migrate the schema."""
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
+            self.run(f"PRAGMA {pragma}")
+        version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(SCHEMA):
+            raise ConfigError(
+                f"was written by a newer release (schema {version}, this one knows {len(SCHEMA)})",
+                file=self._path,
+                fix="run the newer release",
+            )
+        for number, script in enumerate(SCHEMA[version:], start=version + 1):
+            try:
+                self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")
+            except sqlite3.DatabaseError as error:
+                raise self._failure(error) from None

@@ -1,0 +1,50 @@
+"""Requests and the database: one unit of work each (``World`` fails statements outside of them)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from issued import issue
+from plane_world import UPDATES, World
+
+SELF = "/apiv1/devices/self"
+
+
+async def test_a_request_of_a_device_is_one_unit_of_work(world: World) -> None:
+    device = await world.device()
+    cert_id = (await issue(world, "a.example", device_ids=[device.id]))["id"]
+    ca = (await world.operator("POST", "/apiv1/users/1/cas", {"name": "root"})).data["id"]
+    await world.operator("POST", f"{device.home}/cas", {"ca_id": ca})
+    events: dict[str, Any] = {"schema": "certctrl.device.notify.v1", "events": []}
+    fresh = {"refresh_token": device.refresh_token, "device_public_id": device.public_id}
+    requests: list[tuple[str, str, Any]] = [
+        ("GET", UPDATES, None), ("POST", f"{SELF}/notify", events), ("POST", "/auth/token/refresh", fresh),
+        ("GET", f"{SELF}/certificates", None), ("GET", f"{SELF}/certificates/{cert_id}", None),
+        ("GET", f"{SELF}/certificates/{cert_id}/deploy-materials", None), ("GET", f"{SELF}/install-config", None),
+        ("GET", f"{SELF}/cas", None), ("GET", f"{SELF}/cas/{ca}/bundle", None),
+    ]  # fmt: skip
+    world.units.of.clear()
+    for method, path, body in requests:
+        assert (await device(method, path, body)).status in (200, 204), path
+    assert world.units.of == {f"{method} {path}": 1 for method, path, _ in requests}
+
+
+async def test_a_request_of_an_operator_is_one_unit_of_work_unless_it_makes_a_key(world: World) -> None:
+    device = await world.device()
+    user = "/apiv1/users/1"
+    cert_id = (await issue(world, "a.example", device_ids=[device.id]))["id"]
+    requests: list[tuple[str, str, Any]] = [
+        ("GET", f"{user}/devices", None), ("GET", device.home, None), ("GET", f"{device.home}/outcomes", None),
+        ("POST", f"{device.home}/resync", {}), ("PUT", f"{device.home}/install-config", {"installs": []}),
+        ("GET", f"{user}/certificates", None), ("GET", f"{user}/enrolment-tokens", None),
+        ("DELETE", f"{device.home}/certificates/{cert_id}", None),
+        ("POST", f"{device.home}/certificates", {"cert_id": cert_id}),
+        ("POST", f"{user}/certificates/{cert_id}/revoke", {}), ("DELETE", device.home, None),
+    ]  # fmt: skip
+    world.units.of.clear()
+    for method, path, body in requests:
+        assert (await world.operator(method, path, body)).status < 300, path
+    assert world.units.of == {f"{method} {path}": 1 for method, path, _ in requests}
+    world.units.of.clear()
+    assert (await world.operator("POST", f"{user}/certificates/{cert_id}/issues", {"action": "renew"})).status == 202
+    assert set(world.units.of.values()) == {2}, "checked before the key is made, stored after it"

@@ -1,0 +1,50 @@
+"""Watch that requests reach the database in units of work only."""
+
+from __future__ import annotations
+
+import contextvars
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from certctrl.plane.core import Plane
+
+_request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="")
+
+
+class Units:
+    """Counts the units of work of each request; a statement of a request outside of them fails the request."""
+
+    def __init__(self, plane: Plane) -> None:
+        self.of: Counter[str] = Counter()
+        """Method and path -> units of work since the last ``clear``."""
+        self._database: Any = plane.database
+        for name in ("one", "all", "run", "insert"):
+            setattr(self._database, name, self._checked(getattr(self._database, name)))
+        work = self._database.work
+
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            self.of[_request.get()] += 1
+            return await work(*args, **kwargs)
+
+        self._database.work = counted
+
+    def around(self, app: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the application with its requests watched."""
+
+        async def watched(scope: Any, receive: Any, send: Any) -> None:
+            token = _request.set(f"{scope.get('method', '')} {scope.get('path', '')}")
+            try:
+                await app(scope, receive, send)
+            finally:
+                _request.reset(token)
+
+        return watched
+
+    def _checked(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(sql: str, *parameters: Any) -> Any:
+            if _request.get() and not self._database._connection.in_transaction and sql != "BEGIN":
+                raise AssertionError(f"outside of a unit of work: {sql}")
+            return method(sql, *parameters)
+
+        return checked
