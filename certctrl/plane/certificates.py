@@ -138,8 +138,9 @@ class Certificates:
     def _finish_renewal(
         self, user_id: int, cert_id: int, issued: Issued, reason: str, device_id: int | None
     ) -> dict[str, Any]:
+        row = self._locked_row(user_id, cert_id)
         if device_id is not None:  # the row may have changed while the key was generated
-            self._require_renewable(self._row(user_id, cert_id), device_id)
+            self._require_renewable(row, device_id)
         issue_id = self._store(cert_id, issued, "renew", reason, device_id)
         for holder in self._holders(cert_id):
             self._stream.append(holder, "cert.renewed", {"cert_id": cert_id, "serial": issued.serial_number})
@@ -150,7 +151,7 @@ class Certificates:
         return await self._db.work(self._revoke, user_id, cert_id, reason)
 
     def _revoke(self, user_id: int, cert_id: int, reason: str) -> dict[str, Any]:
-        row = self._row(user_id, cert_id)
+        row = self._locked_row(user_id, cert_id)
         if row["status"] != "revoked":
             now = self._wall_now()
             self._db.run(
@@ -172,7 +173,7 @@ class Certificates:
         return await self._db.work(self._assign, user_id, device_id, cert_id)
 
     def _assign(self, user_id: int, device_id: int, cert_id: int) -> dict[str, Any]:
-        row = self._row(user_id, cert_id)
+        row = self._locked_row(user_id, cert_id)
         require_device(self._db, user_id, device_id)
         if row["status"] == "revoked":
             raise conflict("This certificate is revoked", "CERT_REVOKED")
@@ -185,7 +186,7 @@ class Certificates:
         await self._db.work(self._unassign, user_id, device_id, cert_id)
 
     def _unassign(self, user_id: int, device_id: int, cert_id: int) -> None:
-        self._row(user_id, cert_id)
+        self._locked_row(user_id, cert_id)
         require_device(self._db, user_id, device_id)
         if not self._db.run("DELETE FROM assignments WHERE device_id = ? AND cert_id = ?", device_id, cert_id):
             raise not_found("Not assigned to this device")
@@ -322,6 +323,13 @@ class Certificates:
 
     def _row(self, user_id: int, cert_id: int) -> Row:
         row = self._db.one("SELECT * FROM certificates WHERE id = ? AND user_id = ?", cert_id, user_id)
+        if row is None:
+            raise not_found("No such certificate")
+        return row
+
+    def _locked_row(self, user_id: int, cert_id: int) -> Row:
+        """Return the row of a certificate for a change of it or of its assignments."""
+        row = self._db.one_locked("SELECT * FROM certificates WHERE id = ? AND user_id = ?", cert_id, user_id)
         if row is None:
             raise not_found("No such certificate")
         return row

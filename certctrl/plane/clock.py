@@ -11,6 +11,11 @@ def wall_now() -> float:
     return time.time()
 
 
+def monotonic() -> float:
+    """Return seconds of a clock that never steps, in any thread."""
+    return time.monotonic()
+
+
 def rfc3339(seconds: float) -> str:
     """Return seconds since the epoch as ``2026-11-23T09:26:00Z`` (UTC, rounded down to whole seconds)."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -6,6 +6,7 @@ earlier one; two live agents alternate.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import attrs
@@ -29,19 +30,24 @@ class CloneDetector:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._now = monotonic
         self._devices: dict[int, _Names] = {}
+        self._lock = threading.Lock()
+        """Units of work note polls in threads."""
 
     def note(self, device_id: int, instance: str) -> bool:
         """Note a poll and return whether clones are suspected; an empty name (an older agent) is not counted."""
         if instance:
-            names, now = self._devices.setdefault(device_id, _Names()), self._now()
-            names.last_polls = {name: at for name, at in names.last_polls.items() if now - at < WINDOW_SECONDS}
-            if instance in names.last_polls and instance != next(reversed(names.last_polls)):
-                names.alternated_at = now
-            names.last_polls.pop(instance, None)
-            names.last_polls[instance] = now
-            if len(names.last_polls) > _MAX_NAMES:
-                del names.last_polls[next(iter(names.last_polls))]
+            with self._lock:
+                self._note(self._devices.setdefault(device_id, _Names()), instance, self._now())
         return self.suspected(device_id)
+
+    def _note(self, names: _Names, instance: str, now: float) -> None:
+        names.last_polls = {name: at for name, at in names.last_polls.items() if now - at < WINDOW_SECONDS}
+        if instance in names.last_polls and instance != next(reversed(names.last_polls)):
+            names.alternated_at = now
+        names.last_polls.pop(instance, None)
+        names.last_polls[instance] = now
+        if len(names.last_polls) > _MAX_NAMES:
+            del names.last_polls[next(iter(names.last_polls))]
 
     def suspected(self, device_id: int) -> bool:
         """Return whether several agents polled for this device within the window."""

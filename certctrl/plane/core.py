@@ -17,7 +17,7 @@ from typing import Any, Self
 import attrs
 import trio
 
-from certctrl.errors import CertctrlError
+from certctrl.errors import CertctrlError, ConfigError
 from certctrl.model.offload import Offload
 from certctrl.plane import clock
 from certctrl.plane.anchor import Anchor
@@ -27,7 +27,7 @@ from certctrl.plane.certificates import Certificates
 from certctrl.plane.clones import CloneDetector
 from certctrl.plane.devices import Devices
 from certctrl.plane.enrolment import Enrolment
-from certctrl.plane.errors import bad_request
+from certctrl.plane.errors import DatabaseAwayError, bad_request
 from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
 from certctrl.plane.limits import Buckets, FreePages
@@ -69,6 +69,14 @@ class HeldPoll:
     poll: Poll
     page: Page
     copies_suspected: bool
+
+
+def require_secrets(database: Database) -> None:
+    """Raise ConfigError unless the database has the CA keys: with several planes, none makes them on its own."""
+    if database.one("SELECT 1 FROM secrets WHERE name = 'ca-root'") is None:
+        raise ConfigError(
+            "the database has no CA keys", fix="move a control plane into it: cert-ctrl plane migrate-to --data DIR URL"
+        )
 
 
 class Plane:
@@ -118,32 +126,42 @@ class Plane:
         *,
         settings: PlaneSettings | None = None,
         wall_now: Callable[[], float] = clock.wall_now,
-        monotonic: Callable[[], float] = trio.current_time,
+        monotonic: Callable[[], float] | None = None,
         offload: Offload = inline,
         issuer: Issuer | None = None,
+        connect: Callable[[], Database] | None = None,
     ) -> Self:
         """Open the plane of a data directory, and create it if needed; None: a plane in memory.
 
-        Raises ConfigError (another user's directory, missing keys), BusyError (in use by another plane) and DiskError.
+        ``connect`` opens the database of a fleet, which has its secrets already. Raises ConfigError (another user's
+        directory, missing keys), BusyError (in use by another plane), DiskError and DatabaseAwayError.
         """
         with contextlib.ExitStack() as stack:
             directory = None if data is None else make_data_dir(data)
             if directory is not None:
                 stack.enter_context(locked(directory))
-            keyring = Keyring.open(directory)
-            database = SqliteDatabase(None if directory is None else directory.database)
+            keyring = Keyring.open(directory, create=connect is None)
+            database: Database
+            if connect is None:
+                database = SqliteDatabase(None if directory is None else directory.database)
+                monotonic = monotonic or trio.current_time
+            else:
+                database, monotonic = connect(), monotonic or clock.monotonic
             stack.callback(database.close)
-            plane = cls(
-                directory,
-                database,
-                keyring,
-                settings=settings or PlaneSettings(),
-                wall_now=wall_now,
-                monotonic=monotonic,
-                offload=offload,
-                issuer=issuer,
-            )
-            plane.write_cas()
+            with database.transaction():
+                if connect is not None:
+                    require_secrets(database)
+                plane = cls(
+                    directory,
+                    database,
+                    keyring,
+                    settings=settings or PlaneSettings(),
+                    wall_now=wall_now,
+                    monotonic=monotonic,
+                    offload=offload,
+                    issuer=issuer,
+                )
+                plane.write_cas()
             plane._closing = stack.pop_all()
         return plane
 
@@ -203,7 +221,10 @@ class Plane:
             while poll.wait and not page.signals and not self.draining:
                 if not await waiter.wait(page.cursor, until):
                     break
-                page = await self.work(self._next_page, held.session, page.cursor, poll.limit)
+                try:
+                    page = await self.work(self._next_page, held.session, page.cursor, poll.limit)
+                except DatabaseAwayError:
+                    continue  # stay, rather than make all devices poll a database that is away
         if not DEFAULT_LIMIT <= poll.limit == len(page.signals):
             return page
         self._free_pages.offer(held.session.device_id, page.cursor)
@@ -230,6 +251,10 @@ class Plane:
         """Answer all held polls now, and hold none from now on."""
         self.draining = True
         self.stream.wake_all()
+
+    async def exchange_wakes(self) -> None:
+        """Exchange wakes with the other planes on this database, forever; return if there can be none."""
+        await self.database.exchange_wakes(self.stream)
 
     async def run_housekeeping(self, every: float = 30.0) -> None:
         """Save sightings and delete expired rows periodically, forever."""

@@ -125,8 +125,8 @@ class Devices:
         return device_id
 
     def find(self, user_id: int, device_public_id: str) -> Row | None:
-        """Return the row of a device by its public id."""
-        return self._db.one(
+        """Return the row of a device by its public id, locked."""
+        return self._db.one_locked(
             "SELECT * FROM devices WHERE user_id = ? AND device_public_id = ?", user_id, device_public_id
         )
 
@@ -151,10 +151,10 @@ class Devices:
         """Raise ErrorResponse 403 if a revoked device of any user has this key or id, except the one being restored."""
         row = self._db.one(
             "SELECT revoked_at, revoke_reason FROM devices"
-            " WHERE status = 'revoked' AND (public_key = ? OR device_public_id = ?) AND id IS NOT ?",
+            " WHERE status = 'revoked' AND (public_key = ? OR device_public_id = ?) AND id != ?",
             public_key,
             device_public_id,
-            restoring,
+            restoring or 0,
         )
         if row is not None:
             raise device_revoked(row["revoked_at"], row["revoke_reason"])
@@ -187,8 +187,8 @@ class Devices:
 
     def revoke(self, user_id: int, device_id: int, reason: str) -> dict[str, Any]:
         """Revoke a device: all its requests get 403 ``DEVICE_REVOKED`` from now on."""
-        row = self.row(user_id, device_id)
-        if row["status"] != "revoked":
+        row = self._db.one_locked("SELECT status FROM devices WHERE id = ? AND user_id = ?", device_id, user_id)
+        if row is not None and row["status"] != "revoked":
             self._db.run(
                 "UPDATE devices SET status = 'revoked', revoked_at = ?, revoke_reason = ? WHERE id = ?",
                 self._wall_now(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -158,8 +159,9 @@ class Enrolment:
         """
         claim = Claim(credential, device_public_id, public_key)
         if proof.answer:
-            if not self._proofs.redeem(claim, proof.answer):
+            if not self._proofs.check(claim, proof.answer):
                 raise forbidden("The answer to the challenge is wrong or too late", "KEY_PROOF_FAILED")
+            self._db.after_commit(partial(self._proofs.end, claim))  # not earlier: the unit may have to run again
             return None
         if proof.offered:
             return {"challenge_b64": self._proofs.challenge(claim)}
@@ -189,7 +191,7 @@ class Enrolment:
         return {"device": device, "session": session}
 
     def _usable(self, enrolment_token: str) -> Row:
-        row = self._db.one("SELECT * FROM enrolment_tokens WHERE token_hash = ?", digest(enrolment_token))
+        row = self._db.one_locked("SELECT * FROM enrolment_tokens WHERE token_hash = ?", digest(enrolment_token))
         if row is None:
             raise invalid_token("Enrolment token is unknown")
         if row["ended_at"] is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from certctrl.errors import PlaneError
+from certctrl.errors import CertctrlError, ExitStatus, PlaneError
 
 
 class ErrorResponse(PlaneError):
@@ -31,6 +31,12 @@ class ErrorResponse(PlaneError):
     def body(self) -> dict[str, Any]:
         """Return the error object of the response."""
         return {"code": self.code, "what": self.what, "key": self.key, "params": self.params}
+
+
+class DatabaseAwayError(CertctrlError):
+    """The server of the plane's database does not answer, or is too busy."""
+
+    exit_status = ExitStatus.UNAVAILABLE
 
 
 def bad_request(what: str, **params: Any) -> ErrorResponse:

@@ -129,20 +129,20 @@ class Grants:
     def decide(self, user_code: str, *, approve: bool, user_id: int) -> dict[str, Any]:
         """Approve a grant for a user, or deny it; ErrorResponse 404, or 409 if it was already decided."""
         row = self._row(user_code)
-        if row["status"] != "pending":
-            raise conflict("This request was already decided", "ALREADY_DECIDED")
-        self._db.run(
-            "UPDATE grants SET status = ?, user_id = ?, decided_at = ? WHERE id = ?",
+        decided = self._db.run(
+            "UPDATE grants SET status = ?, user_id = ?, decided_at = ? WHERE id = ? AND status = 'pending'",
             "approved" if approve else "denied",
             user_id if approve else None,
             self._wall_now(),
             row["id"],
         )
+        if not decided:
+            raise conflict("This request was already decided", "ALREADY_DECIDED")
         return self.show(user_code)
 
     def approved(self, registration_code: str, user_id: int, device_public_id: str) -> Row:
         """Return the approved grant of a registration code; ErrorResponse 401 if the code is not valid."""
-        row = self._db.one("SELECT * FROM grants WHERE registration_hash = ?", digest(registration_code))
+        row = self._db.one_locked("SELECT * FROM grants WHERE registration_hash = ?", digest(registration_code))
         fits = (
             row is not None
             and row["status"] == "approved"

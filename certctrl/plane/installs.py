@@ -52,7 +52,10 @@ class Installs:
         return await self._db.work(self._put, device_id, text, user_id)
 
     def _put(self, device_id: int, text: str, user_id: int | None) -> dict[str, Any]:
-        row = self._row(device_id, user_id)
+        owner = self._db.one_locked("SELECT user_id FROM devices WHERE id = ?", device_id)
+        if owner is None or user_id not in (None, owner["user_id"]):
+            raise not_found("No such device")
+        row = self._row(device_id)
         if text != row["installs_json"]:
             version, hashed = row["version"] + 1, _hash(text)
             self._db.run(
@@ -90,12 +93,9 @@ class Installs:
         """Return the current version."""
         return int(self._row(device_id)["version"])
 
-    def _row(self, device_id: int, user_id: int | None = None) -> Row:
-        row = self._db.one(
-            "SELECT c.*, d.user_id FROM install_configs c JOIN devices d ON d.id = c.device_id WHERE c.device_id = ?",
-            device_id,
-        )
-        if row is None or user_id not in (None, row["user_id"]):
+    def _row(self, device_id: int) -> Row:
+        row = self._db.one("SELECT * FROM install_configs WHERE device_id = ?", device_id)
+        if row is None:
             raise not_found("No such device")
         return row
 

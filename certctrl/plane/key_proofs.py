@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hmac
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -41,18 +42,27 @@ class KeyProofs:
         self._monotonic = monotonic
         self._pending: OrderedDict[Claim, tuple[str, float]] = OrderedDict()
         """Registration -> expected answer and its deadline."""
+        self._lock = threading.Lock()
 
     def challenge(self, claim: Claim) -> str:
         """Return a new challenge in base64, in place of an earlier one for this registration."""
         secret = secrets.token_bytes(32)
-        self._pending.pop(claim, None)
-        self._pending[claim] = (key_proof(secret), self._monotonic() + CHALLENGE_SECONDS)
-        if len(self._pending) > _MAX_CHALLENGES:
-            self._pending.popitem(last=False)
+        with self._lock:
+            self._pending.pop(claim, None)
+            self._pending[claim] = (key_proof(secret), self._monotonic() + CHALLENGE_SECONDS)
+            if len(self._pending) > _MAX_CHALLENGES:
+                self._pending.popitem(last=False)
         return base64.b64encode(SealedBox(PublicKey(claim.public_key)).encrypt(secret)).decode("ascii")
 
-    def redeem(self, claim: Claim, answer: str) -> bool:
-        """Return whether this answers the challenge in time; the challenge ends in any case."""
-        expected, deadline = self._pending.pop(claim, ("", 0.0))
+    def check(self, claim: Claim, answer: str) -> bool:
+        """Return whether this answers the challenge in time; a wrong answer ends it, `end` ends an answered one."""
+        expected, deadline = self._pending.get(claim, ("", 0.0))
         right = hmac.compare_digest(expected.encode(), answer.encode("utf-8", "replace"))
-        return bool(expected) and right and self._monotonic() <= deadline
+        proven = bool(expected) and right and self._monotonic() <= deadline
+        if not proven:
+            self.end(claim)
+        return proven
+
+    def end(self, claim: Claim) -> None:
+        """Forget the challenge of a registration."""
+        self._pending.pop(claim, None)

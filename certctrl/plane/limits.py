@@ -1,7 +1,11 @@
-"""Limits: token buckets for devices and addresses, lock-outs after wrong keys, connections; in memory, bounded."""
+"""Limits: token buckets for devices and addresses, lock-outs after wrong keys, connections; in memory, bounded.
+
+Units of work use them in threads.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -26,16 +30,18 @@ class Buckets:
         self._monotonic = monotonic
         self._levels: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
         """Caller → (tokens left, time of that count)."""
+        self._lock = threading.Lock()
 
     def take(self, caller: Hashable) -> None:
         """Take a token; ErrorResponse 429 with the seconds until the next one if there is none."""
-        now = self._monotonic()
-        tokens, since = self._levels.pop(caller, (float(self.burst), now))
-        tokens = min(float(self.burst), tokens + (now - since) * self.rate)
-        allowed = tokens >= 1 - 1e-9  # tolerate rounding: a caller that has waited as requested is admitted
-        self._levels[caller] = (tokens - 1 if allowed else tokens, now)
-        if len(self._levels) > _MAX_CALLERS:
-            self._levels.popitem(last=False)
+        with self._lock:
+            now = self._monotonic()
+            tokens, since = self._levels.pop(caller, (float(self.burst), now))
+            tokens = min(float(self.burst), tokens + (now - since) * self.rate)
+            allowed = tokens >= 1 - 1e-9  # tolerate rounding: a caller that has waited as requested is admitted
+            self._levels[caller] = (tokens - 1 if allowed else tokens, now)
+            if len(self._levels) > _MAX_CALLERS:
+                self._levels.popitem(last=False)
         if not allowed:
             raise rate_limited((1 - tokens) / self.rate, f"{self.rate:g} req/sec, burst {self.burst}")
 
@@ -48,13 +54,15 @@ class FreePages:
 
     def __init__(self) -> None:
         self._offers: OrderedDict[Hashable, str] = OrderedDict()
+        self._lock = threading.Lock()
 
     def offer(self, caller: Hashable, cursor: str) -> None:
         """Make the page after this cursor free, in place of an earlier one."""
-        self._offers.pop(caller, None)
-        self._offers[caller] = cursor
-        if len(self._offers) > _MAX_CALLERS:
-            self._offers.popitem(last=False)
+        with self._lock:
+            self._offers.pop(caller, None)
+            self._offers[caller] = cursor
+            if len(self._offers) > _MAX_CALLERS:
+                self._offers.popitem(last=False)
 
     def redeem(self, caller: Hashable, cursor: str | None) -> bool:
         """Return whether the page after this cursor is free; the offer ends in any case."""
@@ -70,22 +78,24 @@ class Attempts:
         self._monotonic = monotonic
         self._failures: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
         """Caller → (failures, time of the last one)."""
+        self._lock = threading.Lock()
 
     def check(self, caller: Hashable) -> None:
         """Raise ErrorResponse 429 while the caller is locked out."""
         failures, since = self._failures.get(caller, (0, 0.0))
         left = since + self._seconds - self._monotonic()
         if failures and left <= 0:
-            del self._failures[caller]
+            self._failures.pop(caller, None)
         elif failures >= self._limit:
             raise rate_limited(left, f"{self._limit} attempts", "Too many wrong attempts")
 
     def failed(self, caller: Hashable) -> None:
         """Count a failure; the last one allowed starts the lock-out."""
-        failures, _ = self._failures.pop(caller, (0, 0.0))
-        self._failures[caller] = (failures + 1, self._monotonic())
-        if len(self._failures) > _MAX_CALLERS:
-            self._failures.popitem(last=False)
+        with self._lock:
+            failures, _ = self._failures.pop(caller, (0, 0.0))
+            self._failures[caller] = (failures + 1, self._monotonic())
+            if len(self._failures) > _MAX_CALLERS:
+                self._failures.popitem(last=False)
 
     def succeeded(self, caller: Hashable) -> None:
         """Forget the caller's failures."""

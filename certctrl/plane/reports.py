@@ -92,13 +92,16 @@ class Reports:
     def _store_ack(self, device_id: int, ack: Ack) -> None:
         ids = ",".join(f"{name}={_id_text(ack.ref[name])}" for name in IDENTITY_FIELDS if name in ack.ref)
         self._db.run(
-            "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO outcomes (device_id, signal, type, ts_ms, ref, outcome, detail, deployed, duration_ms, at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device_id, signal) DO UPDATE SET ref = excluded.ref,"
+            " outcome = excluded.outcome, detail = excluded.detail, deployed = excluded.deployed,"
+            " duration_ms = excluded.duration_ms, at = excluded.at",
             device_id,
             f"{ack.type}|{ids}|{ack.ts_ms}",
             ack.type,
             ack.ts_ms,
             _json(ack.ref, "{}"),
-            ack.outcome,
+            ack.outcome.value,
             ack.detail,
             _json(ack.deployed, "[]"),
             ack.duration_ms,

@@ -7,7 +7,7 @@ Cancelling stops it. The server runs shielded: it stops accepting, the plane ans
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ from certctrl.plane.http.faults import Faults
 from certctrl.plane.http.server import Server, listen
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, write_file
+from certctrl.plane.storage.database import Database
 from certctrl.plane.tls import ServerCertificate, host_for_url, local_host, names_of
 
 _STOP_SECONDS = 10.0
@@ -53,14 +54,16 @@ async def serve_plane(
     hostnames: Sequence[str] = (),
     settings: PlaneSettings | None = None,
     faults: Faults | None = None,
+    connect: Callable[[], Database] | None = None,
     task_status: trio.TaskStatus[PlaneAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the plane of a data directory until cancelled; ``started`` returns its address.
 
-    ``hostnames`` go into the plane's certificate, the first also into its URL. Raises TransportError if it cannot
+    ``hostnames`` go into the plane's certificate, the first also into its URL; ``connect`` opens the database if it is
+    not in the data directory. Raises TransportError if it cannot
     listen, and the errors of ``Plane.open``.
     """
-    with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync) as plane:
+    with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect) as plane:
         assert plane.data is not None
         names = names_of(host, hostnames)
         certificate = ServerCertificate(plane, plane.data, names)
@@ -76,6 +79,7 @@ async def serve_plane(
                 server = Server(make_app(plane, faults=faults), sock, certificate.context)
                 await nursery.start(_run_server, plane, server)
                 nursery.start_soon(plane.run_housekeeping)
+                nursery.start_soon(plane.exchange_wakes)
                 nursery.start_soon(_renew_forever, certificate)
                 log.info("control plane at %s", url)
                 task_status.started(_address(url, plane.data))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,7 @@ class Sessions:
         self._wall_now = wall_now
         self._key = _signing_key(database, keyring)
         self._verified: OrderedDict[bytes, dict[str, Any]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def start(self, device_id: int) -> dict[str, Any]:
         """End earlier sessions and return the tokens of a new one, inside the caller's transaction."""
@@ -135,9 +137,11 @@ class Sessions:
         key = hashlib.sha256(token.encode("utf-8", "replace")).digest()
         claims = self._verified.get(key)
         if claims is None:
-            claims = self._verified[key] = self._verify(token)
-            if len(self._verified) > _MAX_VERIFIED:
-                self._verified.popitem(last=False)
+            claims = self._verify(token)
+            with self._lock:
+                self._verified[key] = claims
+                if len(self._verified) > _MAX_VERIFIED:
+                    self._verified.popitem(last=False)
         return claims
 
     def _verify(self, token: str) -> dict[str, Any]:

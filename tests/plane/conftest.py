@@ -11,6 +11,7 @@ import pytest
 import trio
 from plane_socket import FAST
 from plane_world import WALL, Client, Clock, World
+from postgres_server import PostgresServer, postgres_server
 from proving import registration
 from units import Units
 
@@ -66,3 +67,11 @@ async def served(tmp_path: Path) -> AsyncIterator[PlaneAddress]:
         address: PlaneAddress = await nursery.start(partial(serve_plane, tmp_path / "plane", settings=FAST))
         yield address
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(scope="session")
+def postgres(need: Callable[[str], str], need_module: Callable[[str], None]) -> Iterator[PostgresServer]:
+    """A running server; it ends the test if PostgreSQL or psycopg is missing."""
+    need_module("psycopg")
+    with postgres_server(need) as server:
+        yield server

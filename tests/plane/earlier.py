@@ -18,7 +18,7 @@ WALL = 1_790_000_000.0
 def earlier_data_dir(root: Path, monkeypatch: pytest.MonkeyPatch, *, wall: float = WALL) -> str:
     """Create it, with the active device 1 (``device-1``); return its CA in PEM."""
     with monkeypatch.context() as earlier:
-        earlier.setattr("certctrl.plane.storage.sqlite.SCHEMA", SCHEMA[:1])
+        earlier.setattr("certctrl.plane.storage.schema.SCHEMA", SCHEMA[:1])
         data = make_data_dir(root)
         keyring, database = Keyring.open(data), SqliteDatabase(data.database)
     ca = BuiltinCa(database, keyring, lambda: wall, inline)

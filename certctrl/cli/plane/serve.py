@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,14 @@ from certctrl.cli.invocation import invocation
 from certctrl.cli.output import write_json, write_line
 from certctrl.cli.owner import become_owner
 from certctrl.cli.plane.connection import DATA_VARIABLE, note_duplicates
-from certctrl.errors import ConfigError, UsageError
+from certctrl.cli.plane.database import (
+    DatabaseFile,
+    DatabaseUrl,
+    connector,
+    database_address,
+    needed_modules,
+)
+from certctrl.errors import UsageError
 
 DEFAULT_LISTEN = "127.0.0.1:8443"
 AllowUnprovenKeys = Annotated[
@@ -48,6 +56,8 @@ def serve(
         typer.Option("--public-url", metavar="URL", help="Browser URL; default: the agents' URL."),
     ] = "",
     allow_unproven_keys: AllowUnprovenKeys = False,
+    database: DatabaseUrl = "",
+    database_file: DatabaseFile = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
 ) -> None:
     """Run the control plane in the foreground until SIGTERM or Ctrl-C.
@@ -55,6 +65,9 @@ def serve(
     The first start creates DIR (0700) with database, CAs, operator.key and ca.pem. Agents need ca.pem: cert-ctrl -c …
     init --server URL --ca ca.pem. Clients of services with certificates of this control plane need issuing-ca.pem. It
     can be stopped at any time, even with kill -9, without data loss.
+
+    With --database, the data are on a PostgreSQL server, into which plane migrate-to has moved them; DIR then contains
+    the keys and what this process needs.
 
     \b
     cert-ctrl plane serve --data /var/lib/plane --listen 0.0.0.0:8443 --hostname plane.example.com
@@ -65,12 +78,9 @@ def serve(
     host, port = parse_listen(listen)
     _check_public_url(public_url)
     note_duplicates(hostname or ())
-    try:
+    connect = connector(database_address(database, database_file, os.environ))
+    with needed_modules("plane"):
         import certctrl.plane.serve
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"the Python module {error.name} is not installed", fix="pip install 'certctrl[plane]'"
-        ) from None
     from certctrl.agent.clock import wall_now
     from certctrl.cli.runtime import run
     from certctrl.logs.stderr import lossy_stderr
@@ -79,7 +89,8 @@ def serve(
     become_owner(directory)
     with lossy_stderr(wall_now):
         _log(debug=invocation(ctx).debug)
-        run(_serve, certctrl.plane.serve, Path(directory), host, port, names, public_url, as_json, allow_unproven_keys)
+        serving = partial(certctrl.plane.serve.serve_plane, Path(directory), host=host, port=port, connect=connect)
+        run(_serve, serving, names, public_url, as_json, allow_unproven_keys)
 
 
 def _check_public_url(url: str) -> None:
@@ -106,10 +117,7 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 async def _serve(
-    module: ModuleType,
-    data: Path,
-    host: str,
-    port: int,
+    serving: Callable[..., Any],
     hostnames: tuple[str, ...],
     public_url: str,
     as_json: bool = False,
@@ -117,7 +125,6 @@ async def _serve(
 ) -> None:
     import gc
     import signal
-    from functools import partial
 
     import trio
 
@@ -130,9 +137,7 @@ async def _serve(
     settings = PlaneSettings(public_url=public_url, allow_unproven_keys=allow_unproven_keys)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            address = await nursery.start(
-                partial(module.serve_plane, data, host=host, port=port, hostnames=hostnames, settings=settings)
-            )
+            address = await nursery.start(partial(serving, hostnames=hostnames, settings=settings))
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
             _announce(address, f"{public_url.rstrip('/') or address.url}/device", as_json=as_json)

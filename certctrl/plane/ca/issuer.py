@@ -167,7 +167,11 @@ class BuiltinCa:
     def _store(self, part: str, authority: Authority) -> Authority:
         name = f"{self._purpose.secret}-{part}"
         sealed = self._keyring.seal(name, authority.sealed_form())
-        self._db.run("INSERT OR REPLACE INTO secrets VALUES (?, ?)", name, sealed)
+        self._db.run(
+            "INSERT INTO secrets VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value_enc = excluded.value_enc",
+            name,
+            sealed,
+        )
         return authority
 
 

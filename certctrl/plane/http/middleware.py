@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from certctrl.errors import DiskError
 from certctrl.plane.core import Plane
-from certctrl.plane.errors import ErrorResponse, bad_request, unavailable
+from certctrl.plane.errors import DatabaseAwayError, ErrorResponse, bad_request, unavailable
 from certctrl.plane.http.answers import error_answer
 
 Message = MutableMapping[str, Any]
@@ -135,6 +135,8 @@ def error_response_of(error: Exception) -> ErrorResponse:
     if isinstance(error, HTTPException):
         key, code = _STATUS_KEYS.get(error.status_code, ("BAD_REQUEST", 4000))
         return ErrorResponse(str(error.detail), status=error.status_code, key=key, code=code)
+    if isinstance(error, DatabaseAwayError):
+        return unavailable("The plane's database does not answer", 5)
     if isinstance(error, DiskError):
         log.error("storage failed: %s", error)
         return unavailable("The plane cannot store anything now", 30)

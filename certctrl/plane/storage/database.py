@@ -23,6 +23,21 @@ class Row(Protocol):
     def __getitem__(self, column: str, /) -> Any: ...
 
 
+class Waiting(Protocol):
+    """The polls that wait for signals: the part of the signal stream that planes exchange wakes for."""
+
+    announce: Callable[[int], object] | None
+
+    def wake(self, device_id: int) -> None:
+        """Make the waiters of a device read again."""
+
+    def wake_all(self) -> None:
+        """Make all waiters read again."""
+
+    async def sweep(self) -> None:
+        """Wake the waiters that are not at the end of their stream."""
+
+
 class Database(ABC):
     """An engine; its methods raise DiskError if the database fails or cannot be reached."""
 
@@ -51,6 +66,10 @@ class Database(ABC):
         """Run an INSERT and return the id of the new row."""
 
     @abstractmethod
+    async def exchange_wakes(self, waiting: Waiting) -> None:
+        """Exchange wakes with other processes on this database, forever; return if there can be none."""
+
+    @abstractmethod
     def close(self) -> None:
         """Close all connections."""
 
@@ -58,6 +77,10 @@ class Database(ABC):
         """Return the first row, or None."""
         rows = self.all(sql, *parameters)
         return rows[0] if rows else None
+
+    def one_locked(self, sql: str, *parameters: Any) -> Row | None:
+        """Return the first row, which no other unit of work changes or locks until this one ends."""
+        return self.one(sql, *parameters)
 
     def setting(self, name: str) -> str:
         """Return a value of the table ``settings``; empty if it is not set."""

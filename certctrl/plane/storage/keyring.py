@@ -10,6 +10,8 @@ import base64
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 from cryptography.exceptions import InvalidTag
@@ -29,11 +31,16 @@ class Keyring:
         self.operator_key = operator_key
 
     @classmethod
-    def open(cls, data: DataDir | None) -> Self:
-        """Read both keys, or create them; None: new ones in memory."""
+    def open(cls, data: DataDir | None, *, create: bool = True) -> Self:
+        """Read both keys, or create them; None: new ones in memory.
+
+        Without ``create``, missing ones are an error: all planes of a database share them.
+        """
         if data is None:
             return cls(_new_storage_key(), _new_operator_key())
-        if data.database.exists() and data.database.stat().st_size and not data.storage_key.exists():
+        if not create:
+            _require((data.storage_key, data.operator_key))
+        elif data.database.exists() and data.database.stat().st_size and not data.storage_key.exists():
             raise ConfigError(
                 "is missing, and the database cannot be read without it",
                 file=str(data.storage_key),
@@ -66,7 +73,8 @@ class Keyring:
             return self._storage.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose.encode())
         except InvalidTag:
             raise ConfigError(
-                f"storage.key does not decrypt the stored {purpose}", fix="restore storage.key and plane.db together"
+                f"storage.key does not decrypt the stored {purpose}",
+                fix="use the storage.key that belongs to the database",
             ) from None
 
     def is_operator(self, key: str) -> bool:
@@ -82,6 +90,16 @@ class Keyring:
 def digest(secret: str) -> str:
     """Return the hash that is stored for a random secret; these are long, so they need no salt or stretching."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def _require(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.exists():
+            raise ConfigError(
+                "is missing; all control planes on one database share it",
+                file=str(path),
+                fix="copy it, mode 0600, from the data directory that was moved into the database",
+            )
 
 
 def _new_storage_key() -> bytes:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.errors import cursor_expired, not_found
 from certctrl.plane.storage.database import Database, Row
 
+_SWEPT_TOGETHER = 1000
 _CURSOR = re.compile(r"(0|[1-9]\d{0,14})-(0|[1-9]\d{0,8})", re.ASCII)
 
 
@@ -76,6 +77,8 @@ class SignalStream:
         self._length = length
         self._wall_now = wall_now
         self._waiters: dict[int, set[Waiter]] = {}
+        self.announce: Callable[[int], object] | None = None
+        """Tells the other planes on this database of a device with new signals."""
 
     def create(self, device_id: int) -> None:
         """Start an empty stream; its first cursor is the current time."""
@@ -104,28 +107,29 @@ class SignalStream:
 
     def read(self, device_id: int, after: str | None, limit: int) -> Page:
         """Return up to ``limit`` signals after a cursor; None: from the oldest. ErrorResponse 409 for a void one."""
-        stream = self._stream(device_id)
-        if after is None:
-            after = f"{stream['floor_ms']}-{stream['floor_seq']}"
-        ms, seq = _position(after)
-        if (ms, seq) == (stream["last_ms"], stream["last_seq"]):  # the usual poll, with no new signals: one query
-            return Page(after, ())
-        # A valid cursor is the floor or a stored signal, so that nothing after it is missing.
-        floor = (ms, seq) == (stream["floor_ms"], stream["floor_seq"])
+        ms, seq = (0, 0) if after is None else _position(after)
+        # One statement, and so one state of the stream: a trim between two would hide signals.
         rows = self._db.all(
-            "SELECT ms, seq, type, ref FROM signals WHERE device_id = ? AND (ms, seq) >= (?, ?)"
-            " ORDER BY ms, seq LIMIT ?",
-            device_id,
+            "SELECT t.floor_ms, t.floor_seq, s.ms, s.seq, s.type, s.ref FROM streams t LEFT JOIN signals s"
+            " ON s.device_id = t.device_id AND (s.ms, s.seq) >= (?, ?) WHERE t.device_id = ? ORDER BY s.ms, s.seq"
+            " LIMIT ?",
             ms,
             seq,
-            limit + (not floor),
+            device_id,
+            limit + 1,
         )
-        if not floor:
-            if not rows or (rows[0]["ms"], rows[0]["seq"]) != (ms, seq):
+        if not rows:
+            raise not_found("No such stream")
+        floor = rows[0]["floor_ms"], rows[0]["floor_seq"]
+        signals = [row for row in rows if row["ms"] is not None]
+        # A valid cursor is the floor or a stored signal, so that nothing after it is missing.
+        if after is None:
+            after = f"{floor[0]}-{floor[1]}"
+        elif (ms, seq) != floor:
+            if not signals or (signals[0]["ms"], signals[0]["seq"]) != (ms, seq):
                 raise cursor_expired()
-            rows = rows[1:]
-        signals = tuple({"type": row["type"], "ts_ms": row["ms"], "ref": json.loads(row["ref"])} for row in rows)
-        return Page(f"{rows[-1]['ms']}-{rows[-1]['seq']}" if rows else after, signals)
+            del signals[0]
+        return _page(after, signals[:limit])
 
     @contextlib.contextmanager
     def waiter(self, device_id: int) -> Iterator[Waiter]:
@@ -152,7 +156,30 @@ class SignalStream:
 
     def wake_after_commit(self, device_id: int) -> None:
         """Make the waiters of a device read again once the caller's transaction is committed."""
-        self._db.after_commit(partial(self.wake, device_id))
+        self._db.after_commit(partial(self._changed, device_id))
+
+    def _changed(self, device_id: int) -> None:
+        self.wake(device_id)
+        if self.announce is not None:
+            self.announce(device_id)
+
+    async def sweep(self) -> None:
+        """Wake the waiters that are not at the end of their stream, whoever appended to it."""
+        waiting = {device_id: [waiter.cursor for waiter in waiters] for device_id, waiters in self._waiters.items()}
+        for device_id, head in (await self._db.work(self._heads, list(waiting))).items():
+            if any(cursor not in ("", head) for cursor in waiting[device_id]):
+                self.wake(device_id)
+
+    def _heads(self, devices: Sequence[int]) -> dict[int, str]:
+        """Return the last cursor of each stream."""
+        rows: list[Row] = []
+        for start in range(0, len(devices), _SWEPT_TOGETHER):
+            some = devices[start : start + _SWEPT_TOGETHER]
+            marks = ", ".join("?" * len(some))
+            rows += self._db.all(
+                f"SELECT device_id, last_ms, last_seq FROM streams WHERE device_id IN ({marks})", *some
+            )
+        return {row["device_id"]: f"{row['last_ms']}-{row['last_seq']}" for row in rows}
 
     def trim(self, device_id: int, keep: int) -> int:
         """Drop the oldest signals and raise the floor, below which cursors are void."""
@@ -185,7 +212,8 @@ class SignalStream:
         return int(row["n"]) if row is not None else 0
 
     def _stream(self, device_id: int) -> Row:
-        row = self._db.one("SELECT * FROM streams WHERE device_id = ?", device_id)
+        """Return the stream of a device, locked, so that its signals get their ids in the order of their commits."""
+        row = self._db.one_locked("SELECT * FROM streams WHERE device_id = ?", device_id)
         if row is None:
             raise not_found("No such stream")
         return row
@@ -194,6 +222,11 @@ class SignalStream:
         rows = self._db.all("SELECT ref FROM signals WHERE device_id = ? AND ms = ? AND type = ?", device_id, ms, type_)
         ids = [ref.get(name) for name in IDENTITY_FIELDS]
         return any([json.loads(row["ref"]).get(name) for name in IDENTITY_FIELDS] == ids for row in rows)
+
+
+def _page(after: str, rows: Sequence[Row]) -> Page:
+    signals = tuple({"type": row["type"], "ts_ms": row["ms"], "ref": json.loads(row["ref"])} for row in rows)
+    return Page(f"{rows[-1]['ms']}-{rows[-1]['seq']}" if rows else after, signals)
 
 
 def _position(cursor: str) -> tuple[int, int]:

@@ -16,8 +16,11 @@ from typing import Any
 
 from certctrl.errors import ConfigError, DiskError
 from certctrl.plane.storage.data_dir import make_private
-from certctrl.plane.storage.database import Callbacks, Database, P, Row, T, calling
-from certctrl.plane.storage.schema import SCHEMA
+from certctrl.plane.storage.database import Callbacks, Database, P, Row, T, Waiting, calling
+from certctrl.plane.storage.schema import scripts_to_run
+
+MOVED = "moved_to"
+"""Name of the setting that says where the data have been moved."""
 
 
 class SqliteDatabase(Database):
@@ -71,6 +74,11 @@ class SqliteDatabase(Database):
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
 
+    def each(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """Yield all rows of a large answer."""
+        for row in self._connection.execute(sql):
+            yield tuple(row)
+
     def run(self, sql: str, *parameters: Any) -> int:
         """Run a statement; return the number of changed rows."""
         try:
@@ -84,6 +92,9 @@ class SqliteDatabase(Database):
             return self._connection.execute(sql, parameters).lastrowid or 0
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
+
+    async def exchange_wakes(self, waiting: Waiting) -> None:
+        """Return: no other process uses the database."""
 
     def close(self) -> None:
         """Merge the journal into the file and close it."""
@@ -113,18 +124,21 @@ class SqliteDatabase(Database):
             fix = "check free space and permissions"
         return DiskError(f"{self._path}: {error}", path=self._path, fix=fix)
 
+    def _refuse_moved(self) -> None:
+        """Raise ConfigError if the data have been moved to a server: this copy is out of date."""
+        known = self.one("SELECT 1 FROM sqlite_master WHERE name = 'settings'") is not None
+        moved = self.setting(MOVED) if known else ""
+        if moved:
+            raise ConfigError(f"was moved to {moved}", file=self._path, fix="add --database")
+
     def _prepare(self) -> None:
         """Configure the connection and migrate the schema."""
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             self.run(f"PRAGMA {pragma}")
         version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(SCHEMA):
-            raise ConfigError(
-                f"was written by a newer release (schema {version}, this one knows {len(SCHEMA)})",
-                file=self._path,
-                fix="run the newer release",
-            )
-        for number, script in enumerate(SCHEMA[version:], start=version + 1):
+        if version:
+            self._refuse_moved()
+        for number, script in enumerate(scripts_to_run(version, self._path), start=version + 1):
             try:
                 self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")
             except sqlite3.DatabaseError as error:

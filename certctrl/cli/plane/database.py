@@ -1,0 +1,157 @@
+"""The database of a control plane on the command line: its URL, where its password comes from, and ``migrate-to``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+import typer
+
+from certctrl.cli.output import write_json, write_line
+from certctrl.cli.owner import become_owner
+from certctrl.errors import ConfigError, UsageError
+
+_SCHEMES = ("postgresql", "postgres")
+_EXAMPLE = "postgresql://USER@HOST/DATABASE"
+CREDENTIAL = "certctrl-database"
+"""Name of the systemd credential with the password or the whole URL."""
+_MAX_BYTES = 4096
+
+DatabaseUrl = Annotated[
+    str,
+    typer.Option("--database", metavar="URL", help=f"PostgreSQL database, {_EXAMPLE}; default: a file in DIR."),
+]
+DatabaseFile = Annotated[
+    str,
+    typer.Option(
+        "--database-file",
+        metavar="FILE",
+        help=f"File with the password, or with the whole URL; default: the systemd credential {CREDENTIAL}, then "
+        "libpq's password file.",
+    ),
+]
+
+
+class DatabaseAddress(NamedTuple):
+    """Where the database is."""
+
+    url: str
+    password: str | None
+    """None: in the URL, or libpq finds it."""
+
+    def __repr__(self) -> str:
+        return "DatabaseAddress(…)"
+
+
+def database_address(url: str, file: str, environ: Mapping[str, str]) -> DatabaseAddress | None:
+    """Return the database of the options and the credential; None: the one in the data directory.
+
+    Raises UsageError for a URL that is not one or contains a password, and ConfigError for an unusable file.
+    """
+    if url:
+        _check_url(url)
+    secret = _secret(file, environ)
+    if "://" in secret:
+        if url:
+            raise UsageError("two databases are given", fix="give either --database or a file with the whole URL")
+        if urlsplit(secret).scheme not in _SCHEMES:
+            raise ConfigError("contains another URL than PostgreSQL's", file=file or CREDENTIAL, fix=f"use {_EXAMPLE}")
+        return DatabaseAddress(secret, None)
+    if not url and secret:
+        raise UsageError("a password, but no database is given", fix=f"add --database {_EXAMPLE}")
+    return DatabaseAddress(url, secret or None) if url else None
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        secret = parts.password is not None or "password" in parse_qs(parts.query)
+    except ValueError:
+        raise UsageError("--database is not a URL", fix=f"use {_EXAMPLE}") from None
+    if secret:
+        raise UsageError(
+            "--database contains a password, which all users of this machine can read",
+            fix="remove it, write it to a file of mode 0600, and add --database-file FILE",
+        )
+    if parts.scheme not in _SCHEMES:
+        raise UsageError(f"--database {url!r} is not a PostgreSQL URL", fix=f"use {_EXAMPLE}")
+
+
+def _secret(file: str, environ: Mapping[str, str]) -> str:
+    """Return the text of the file or the credential; empty without both."""
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    credential = Path(directory) / CREDENTIAL
+    if not file and not (directory and credential.exists()):
+        return ""
+    path = Path(file) if file else credential
+    try:
+        with path.open("rb") as opened:
+            mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
+            text = opened.read(_MAX_BYTES).decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise ConfigError("is not text", file=str(path), fix="write the password or the URL to it") from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}", file=str(path)) from None
+    if file and mode & 0o077:
+        raise ConfigError("is readable by other users", file=str(path), fix=f"chmod 0600 {path}")
+    if not text or "\n" in text:
+        raise ConfigError("must contain one line: the password or the URL", file=str(path))
+    return text
+
+
+@contextlib.contextmanager
+def needed_modules(extra: str) -> Iterator[None]:
+    """Turn a missing module into ConfigError with the extra that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the Python module {error.name} is not installed", fix=f"pip install 'certctrl[{extra}]'"
+        ) from None
+
+
+def connector(address: DatabaseAddress | None) -> Callable[[], Any] | None:
+    """Return the function that opens a database; None: the one in the data directory."""
+    if address is None:
+        return None
+    with needed_modules("plane-postgres"):
+        from certctrl.plane.storage.postgres import PostgresDatabase
+    return lambda: PostgresDatabase(address.url, password=address.password)
+
+
+def migrate_to(
+    ctx: typer.Context,
+    url: Annotated[str, typer.Argument(metavar="[URL]", help=f"The database, {_EXAMPLE}.")] = "",
+    data: Annotated[str, typer.Option("--data", metavar="DIR", help="Data directory of the control plane.")] = "",
+    database_file: DatabaseFile = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Move the data of a stopped control plane from DIR to an empty PostgreSQL database.
+
+    All ids, tokens and cursors stay the same: agents notice nothing. Afterwards, serve it with --database; DIR keeps
+    the keys and an unused copy of the data.
+
+    \b
+    cert-ctrl plane migrate-to postgresql://plane@db.example.com/plane --data /var/lib/plane
+    """
+    directory = data or os.environ.get("CERTCTRL_PLANE_DATA", "")
+    if not directory:
+        raise UsageError("no data directory for the control plane", fix="add --data DIR")
+    connect = connector(database_address(url, database_file, os.environ))
+    if connect is None:
+        raise UsageError("no database is given", fix=f"add {_EXAMPLE}")
+    become_owner(directory)
+    from certctrl.plane.storage.data_dir import DataDir
+    from certctrl.plane.storage.moving import move
+
+    moved = move(DataDir(Path(directory)), connect)
+    if as_json:
+        write_json(moved._asdict(), pretty=False)
+    else:
+        write_line(f"moved {moved.devices} devices, {moved.certificates} certificates and {moved.signals} signals")
+        write_line("serve them with plane serve --data DIR --database URL")

@@ -1,0 +1,60 @@
+"""Move the data of a plane from SQLite to PostgreSQL, with all ids and cursors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import NamedTuple
+
+from certctrl.errors import ConfigError
+from certctrl.plane.storage.data_dir import DataDir, locked
+from certctrl.plane.storage.postgres import PostgresDatabase
+from certctrl.plane.storage.sqlite import MOVED, SqliteDatabase
+
+TABLES = (
+    "secrets", "settings", "users", "devices", "refresh_tokens", "grants", "enrolment_tokens", "enrolments",
+    "page_sessions", "certificates", "issues", "assignments", "authorities", "authority_assignments",
+    "install_configs", "streams", "signals", "outcomes",
+)  # fmt: skip
+"""All tables, each after those it refers to."""
+
+
+class Moved(NamedTuple):
+    """The result of a move."""
+
+    devices: int
+    certificates: int
+    signals: int
+
+
+def move(data: DataDir, connect: Callable[[], PostgresDatabase]) -> Moved:
+    """Copy all rows in one transaction, and close the file to planes afterwards.
+
+    Raises BusyError while a plane serves the directory, and ConfigError if there is nothing to move, or if the target is
+    not empty. A move that was interrupted can be repeated.
+    """
+    if not data.database.exists():
+        raise ConfigError("no such database", file=str(data.database), fix="give the directory of a control plane")
+    with locked(data), closing(SqliteDatabase(data.database)) as source, closing(connect()) as target:
+        with target.transaction():
+            _refuse_used(target)
+            counts = {table: _copy(source, target, table) for table in TABLES}
+        source.run("INSERT INTO settings VALUES (?, ?)", MOVED, target.name)
+    return Moved(counts["devices"], counts["certificates"], counts["signals"])
+
+
+def _refuse_used(target: PostgresDatabase) -> None:
+    target.run("LOCK TABLE users IN EXCLUSIVE MODE")
+    if target.one("SELECT 1 FROM users") is not None:
+        raise ConfigError("contains the data of a control plane", file=target.name, fix="use an empty database")
+
+
+def _copy(source: SqliteDatabase, target: PostgresDatabase, table: str) -> int:
+    """Copy the rows of a table; return their number."""
+    columns = [row["name"] for row in source.all("SELECT name FROM pragma_table_info(?) ORDER BY cid", table)]
+    count = target.copy_in(table, columns, source.each(f"SELECT {', '.join(columns)} FROM {table}"))
+    if "id" in columns and table != "refresh_tokens":
+        target.all(
+            "SELECT setval(pg_get_serial_sequence(?, 'id'), greatest((SELECT max(id) FROM " + table + "), 1))", table
+        )
+    return count

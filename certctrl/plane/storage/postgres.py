@@ -1,0 +1,295 @@
+"""PostgresDatabase: PostgreSQL 15 or later, for fleets that outgrow one process.
+
+A unit of work is one hop to a worker thread and one READ COMMITTED transaction there: a hop per statement costs more
+than the statements. Rows that a unit reads before it changes them are locked (``one_locked``). A unit that loses a race
+or its connection before the commit runs again; after that, callers get DatabaseAwayError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import psycopg
+import trio
+from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import dict_row
+
+from certctrl.errors import ConfigError, DiskError
+from certctrl.plane.errors import DatabaseAwayError
+from certctrl.plane.storage.database import Callbacks, Database, P, Row, T, Waiting
+from certctrl.plane.storage.postgres_wakes import Wakes
+from certctrl.plane.storage.schema import postgres_script, scripts_to_run
+from certctrl.text import one_line
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+CONNECTIONS = 8
+"""Units of work at a time, each with a connection."""
+_OLDEST = 150_000
+_ATTEMPTS = 6
+_FIRST_PAUSE = 0.005
+_MIGRATION_LOCK = 0x63657274  # "cert"
+_LOST_RACE = (errors.SerializationFailure, errors.DeadlockDetected, errors.UniqueViolation)
+_NO_ROOM = (errors.DiskFull, errors.ReadOnlySqlTransaction)
+_AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
+_CONNECTION = {
+    "connect_timeout": 5, "application_name": "certctrl-plane", "keepalives_idle": 10, "keepalives_interval": 5,
+    "keepalives_count": 3, "tcp_user_timeout": 20_000, "options": "-c lock_timeout=10s -c statement_timeout=60s",
+}  # fmt: skip
+"""A server that vanishes without a packet is noticed within half a minute."""
+
+log = logging.getLogger("certctrl.Plane")
+
+
+class PostgresDatabase(Database):
+    """A database of a PostgreSQL server; `close` it."""
+
+    def __init__(self, url: str, *, password: str | None = None, connections: int = CONNECTIONS) -> None:
+        """Connect, and create or migrate the tables.
+
+        ``url`` is a connection URI of libpq; a password in it counts only without ``password``. Raises ConfigError for
+        an unusable URL, server or schema, and DatabaseAwayError if the server does not answer.
+        """
+        self._parameters = _parameters(url, password)
+        self.name = _name_of(self._parameters)
+        """Host and database, for messages."""
+        self._idle: deque[Connection] = deque()
+        self._limiter = trio.CapacityLimiter(connections)
+        self._local = threading.local()
+        self._away = False
+        try:
+            with self._explained():
+                self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    async def work(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the unit in a worker thread, again if it lost a race."""
+        unit = partial(function, *args, **kwargs)
+        result, callbacks = await trio.to_thread.run_sync(self._repeated, unit, limiter=self._limiter)
+        callbacks.call()
+        return result
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit the block as a whole; see ``Database.transaction``. Outside of units of work, this blocks."""
+        if self._connection() is not None:
+            yield
+            return
+        with self._explained():
+            with self._transaction() as callbacks:
+                yield
+        callbacks.call()
+
+    def after_commit(self, callback: Callable[[], object]) -> None:
+        """Call back after the commit; see ``Database.after_commit``."""
+        self._require_connection()
+        self._local.callbacks.add(callback)
+
+    def all(self, sql: str, *parameters: Any) -> list[Row]:
+        """Return all rows."""
+        rows: list[Any] = self._execute(translated(sql), parameters).fetchall()
+        return rows
+
+    def one_locked(self, sql: str, *parameters: Any) -> Row | None:
+        """Return the first row, locked; rows that refer to it may still be added."""
+        return self.one(f"{sql} FOR NO KEY UPDATE", *parameters)
+
+    def run(self, sql: str, *parameters: Any) -> int:
+        """Run a statement; return the number of changed rows."""
+        return self._execute(translated(sql), parameters).rowcount
+
+    def insert(self, sql: str, *parameters: Any) -> int:
+        """Run an INSERT and return the id of the new row."""
+        row = self._execute(translated(f"{sql} RETURNING id"), parameters).fetchone()
+        return 0 if row is None else int(row["id"])
+
+    def copy_in(self, table: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> int:
+        """Add many rows to a table; return their number."""
+        count = 0
+        with self._require_connection().cursor() as cursor:
+            with cursor.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN".encode()) as copy:
+                for row in rows:
+                    copy.write_row([_without_nul(value) for value in row])
+                    count += 1
+        return count
+
+    def connect(self) -> Connection:
+        """Return a new connection, which the caller closes."""
+        connection: Connection = psycopg.connect(**self._parameters, row_factory=dict_row)
+        return connection
+
+    async def exchange_wakes(self, waiting: Waiting) -> None:
+        """Exchange wakes with the other planes; see ``Database.exchange_wakes``."""
+        await Wakes(self, self.connect, waiting).run()
+
+    def close(self) -> None:
+        """Close the connections that no unit uses."""
+        while self._idle:
+            self._idle.pop().close()
+
+    # --- one transaction ------------------------------------------------------------------------------------------
+
+    def _repeated(self, unit: Callable[[], T]) -> tuple[T, Callbacks]:
+        """Return the result and the callbacks of a unit that has been committed."""
+        with self._explained():
+            for attempt in range(1, _ATTEMPTS):
+                try:
+                    return self._once(unit)
+                except _LOST_RACE:
+                    time.sleep(random.uniform(0, _FIRST_PAUSE * 2**attempt))
+                except _AWAY as error:
+                    if isinstance(error, _NO_ROOM) or attempt > 1:
+                        raise
+                    self.close()  # a server that was restarted has closed all of them
+            return self._once(unit)
+
+    def _once(self, unit: Callable[[], T]) -> tuple[T, Callbacks]:
+        with self._transaction() as callbacks:
+            result = unit()
+        return result, callbacks
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Callbacks]:
+        """Run the block with a connection of this thread, and commit; the callbacks are the caller's to call."""
+        connection, callbacks = self._take(), Callbacks()
+        self._local.connection, self._local.callbacks = connection, callbacks
+        try:
+            try:
+                yield callbacks
+            finally:
+                self._local.connection = None
+            try:
+                connection.commit()
+            except _LOST_RACE:
+                raise
+            except _AWAY as error:  # it may be stored or not: never repeat it here
+                raise DatabaseAwayError(f"{self.name}: lost the connection during a commit") from error
+        except BaseException:
+            with contextlib.suppress(psycopg.Error):
+                connection.rollback()
+            raise
+        finally:
+            if connection.closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
+
+    def _take(self) -> Connection:
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if not connection.closed:
+                    return connection
+        return self.connect()
+
+    def _connection(self) -> Connection | None:
+        return getattr(self._local, "connection", None)
+
+    def _require_connection(self) -> Connection:
+        connection = self._connection()
+        if connection is None:
+            raise RuntimeError("a statement outside of a unit of work")
+        return connection
+
+    def _execute(self, sql: Any, parameters: tuple[Any, ...]) -> psycopg.Cursor[dict[str, Any]]:
+        return self._require_connection().execute(sql, tuple(_without_nul(value) for value in parameters))
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn exceptions of the server into those of ``Database``, and log when it goes away and returns."""
+        try:
+            yield
+        except _NO_ROOM as error:
+            raise DiskError(f"{self.name}: {_first_line(error)}", path=self.name, fix="check the server") from None
+        except (*_AWAY, errors.SerializationFailure, errors.DeadlockDetected) as error:
+            failure = DatabaseAwayError(f"{self.name}: {_first_line(error)}", fix="check the server and its log")
+            self._note_away(failure)
+            raise failure from None
+        except DatabaseAwayError as failure:
+            self._note_away(failure)
+            raise
+        if self._away:
+            self._away = False
+            log.info("database %s answers again", self.name)
+
+    def _note_away(self, failure: DatabaseAwayError) -> None:
+        if not self._away:
+            self._away = True
+            log.error("database does not answer: %s", failure)
+
+    # --- the schema -----------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Migrate the schema, one plane at a time."""
+        with self._transaction():
+            server = self._require_connection().info.server_version
+            if server < _OLDEST:
+                raise ConfigError(
+                    f"the server is PostgreSQL {server // 10_000}", file=self.name, fix="use PostgreSQL 15 or later"
+                )
+            try:
+                self._migrate()
+            except errors.InsufficientPrivilege as error:
+                raise ConfigError(
+                    _first_line(error), file=self.name, fix="let this user create tables: make it the database's owner"
+                ) from None
+
+    def _migrate(self) -> None:
+        exists = self.one("SELECT to_regclass('schema_version') IS NOT NULL AS known")
+        if exists is not None and exists["known"] and not scripts_to_run(self._version(), self.name):
+            return  # the usual start needs no lock and no write
+        self.one("SELECT pg_advisory_xact_lock(?)", _MIGRATION_LOCK)
+        self.run("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
+        version = self._version()
+        scripts = scripts_to_run(version, self.name)
+        for script in scripts:
+            self._require_connection().execute(postgres_script(script).encode())
+        if scripts:
+            self.run("DELETE FROM schema_version")
+            self.run("INSERT INTO schema_version VALUES (?)", version + len(scripts))
+
+    def _version(self) -> int:
+        row = self.one("SELECT version FROM schema_version")
+        return 0 if row is None else int(row["version"])
+
+
+@lru_cache(maxsize=1024)
+def translated(sql: str) -> bytes:
+    """Return a statement with the placeholders of psycopg; our statements contain no quoted question marks."""
+    return sql.replace("%", "%%").replace("?", "%s").encode()
+
+
+def _without_nul(value: Any) -> Any:
+    """Return a value that PostgreSQL can store: its texts contain no NUL."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
+
+
+def _parameters(url: str, password: str | None) -> dict[str, Any]:
+    try:
+        parameters = conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        raise ConfigError(
+            f"the database URL is not valid: {_first_line(error)}", fix="use postgresql://USER@HOST/DATABASE"
+        ) from None
+    return _CONNECTION | parameters | ({} if password is None else {"password": password})
+
+
+def _name_of(parameters: dict[str, Any]) -> str:
+    host = parameters.get("host") or parameters.get("hostaddr") or "local"
+    return f"postgresql://{host}/{parameters.get('dbname') or parameters.get('user') or ''}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return one_line(lines[0], 300)

@@ -1,0 +1,106 @@
+"""A real PostgreSQL server on a Unix socket in a temporary directory, run by an unprivileged user."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import attrs
+
+SETTINGS = """
+listen_addresses = ''
+unix_socket_directories = '{socket}'
+fsync = off
+shared_buffers = 16MB
+max_connections = 60
+"""
+_ACCOUNTS = ("postgres", "nobody")
+
+
+def find_program(need: Callable[[str], str], name: str) -> str:
+    """Return the path of a program of PostgreSQL; Debian has them in one directory outside of PATH."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    return str(versions[-1] / name) if versions else need(name)
+
+
+def _become(need: Callable[[str], str]) -> tuple[list[str], pwd.struct_passwd]:
+    """Return the words before a command that is not to run as root, and its user: the server refuses root."""
+    if os.geteuid() != 0:
+        return [], pwd.getpwuid(os.geteuid())
+    for name in _ACCOUNTS:
+        with contextlib.suppress(KeyError):
+            user = pwd.getpwnam(name)
+            return [need("setpriv"), f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"], user
+    raise AssertionError("no unprivileged account")
+
+
+@attrs.define
+class PostgresServer:
+    """One server; `start` it, `stop` it, and create databases in it."""
+
+    root: Path
+    user: str
+    _command: list[str]
+    _psql: list[str]
+    _process: subprocess.Popen[bytes] | None = None
+    _made: int = 0
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        log = (self.root / "log").open("ab")
+        self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd="/", start_new_session=True)
+        log.close()
+        while subprocess.run([*self._psql, "-c", "SELECT 1"], capture_output=True).returncode:
+            assert self._process.poll() is None, (self.root / "log").read_text()
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop the server: SIGINT ends the connections, SIGQUIT is a crash."""
+        assert self._process is not None
+        self._process.send_signal(how)
+        self._process.wait()
+
+    def database(self) -> str:
+        """Create an empty database and return its URL."""
+        self._made += 1
+        name = f"plane{self._made}"
+        self.sql(f"CREATE DATABASE {name}")
+        return f"postgresql://{self.user}@/{name}?host={quote(str(self.root), safe='')}"
+
+    def sql(self, statement: str, database: str = "postgres") -> str:
+        """Run a statement as the superuser; return what psql prints."""
+        done = subprocess.run([*self._psql, "-d", database, "-c", statement], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def postgres_server(need: Callable[[str], str]) -> Iterator[PostgresServer]:
+    """Start a server, and remove it in the end."""
+    initdb, postgres, psql = (find_program(need, name) for name in ("initdb", "postgres", "psql"))
+    become, user = _become(need)
+    root = Path(tempfile.mkdtemp(prefix="pg-"))  # short: the path of a socket has at most 107 bytes
+    try:
+        shutil.chown(root, user.pw_uid, user.pw_gid)
+        root.chmod(0o755)
+        data = root / "data"
+        options = ["--auth=trust", "--no-sync", "--no-instructions", "--encoding=UTF8", "--username=plane"]
+        subprocess.run([*become, initdb, "-D", data, *options], check=True, stdout=subprocess.DEVNULL, cwd="/")
+        with (data / "postgresql.conf").open("a") as settings:
+            settings.write(SETTINGS.format(socket=root))
+        ask = [psql, "-h", str(root), "-U", "plane", "-d", "postgres", "-XAtq"]
+        server = PostgresServer(root, "plane", [*become, postgres, "-D", str(data)], ask)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(root)

@@ -1,0 +1,307 @@
+"""PostgreSQL only: several planes on one database, lost connections, bad input, and the move from SQLite."""
+
+from __future__ import annotations
+
+import signal
+import stat
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from engine_plane import new_device, plane_on, registered
+from postgres_server import PostgresServer, postgres_server
+
+from certctrl.errors import BusyError, ConfigError, DiskError, ExitStatus
+from certctrl.plane.core import Plane, Poll
+from certctrl.plane.errors import DatabaseAwayError, ErrorResponse
+from certctrl.plane.sessions import DeviceSession
+from certctrl.plane.storage.data_dir import DataDir, locked
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring
+
+Connect = Callable[[str], Database]
+
+
+@pytest.fixture
+def connect(need_module: Callable[[str], None]) -> Iterator[Connect]:
+    """``connect(url)`` opens a database, which the test's end closes."""
+    need_module("psycopg")
+    from certctrl.plane.storage.postgres import PostgresDatabase
+
+    opened: list[Database] = []
+
+    def connect(url: str, **more: Any) -> Database:
+        opened.append(PostgresDatabase(url, **more))
+        return opened[-1]
+
+    yield connect
+    for database in opened:
+        database.close()
+
+
+@pytest.fixture
+def server(need: Callable[[str], str], need_module: Callable[[str], None]) -> Iterator[PostgresServer]:
+    """A server of this test's own, to be stopped."""
+    need_module("psycopg")
+    with postgres_server(need) as server:
+        yield server
+
+
+async def poll(plane: Plane, device_id: int, cursor: str, seen: list[Any]) -> None:
+    """Hold a poll until it gets signals."""
+    session = DeviceSession(device_id, 1, 1)
+    with plane.stream.waiter(device_id) as waiter:
+        held = await plane.work(plane.begin_poll, session, Poll(cursor=cursor, wait=30))
+        seen.append("held")
+        page = await plane.finish_poll(held, waiter)
+    seen.append([signal["ref"] for signal in page.signals])
+
+
+async def until(condition: Callable[[], object]) -> None:
+    with trio.fail_after(60):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+async def append(plane: Plane, device_id: int, cert_id: int) -> None:
+    await plane.work(plane.stream.append, device_id, "cert.renewed", {"cert_id": cert_id})
+
+
+# --- several planes ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_commit_of_one_plane_wakes_a_poll_of_another(postgres: PostgresServer, connect: Connect) -> None:
+    from certctrl.plane.storage.postgres_wakes import Wakes
+
+    url, keyring = postgres.database(), Keyring.open(None)
+    here, there = plane_on(connect(url), keyring), plane_on(connect(url), keyring)
+    device_id, _ = await registered(here)
+    cursor = (await here.work(here.stream.read, device_id, None, 1)).cursor
+    seen: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        for plane in (here, there):
+            wakes = Wakes(plane.database, plane.database.connect, plane.stream)  # type: ignore[attr-defined]
+            nursery.start_soon(wakes.run)
+            with trio.fail_after(60):
+                await wakes.listening.wait()
+        nursery.start_soon(poll, there, device_id, cursor, seen)
+        await until(lambda: seen == ["held"])
+        await append(here, device_id, 1)
+        await until(lambda: len(seen) == 2)
+        assert seen == ["held", [{"cert_id": 1}]]
+        postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        seen.clear()
+        cursor = (await here.work(here.stream.read, device_id, None, 9)).cursor
+        nursery.start_soon(poll, there, device_id, cursor, seen)
+        await until(lambda: seen == ["held"])
+        await append(here, device_id, 2)
+        await until(lambda: len(seen) == 2)  # by the listener's new connection or the sweep
+        assert seen == ["held", [{"cert_id": 2}]]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_sweep_finds_a_signal_that_was_not_announced(postgres: PostgresServer, connect: Connect) -> None:
+    url, keyring = postgres.database(), Keyring.open(None)
+    here, there = plane_on(connect(url), keyring), plane_on(connect(url), keyring)
+    (device_id, _), other = await registered(here), await new_device(here, "device-2")
+    cursor = (await here.work(here.stream.read, device_id, None, 1)).cursor
+    seen: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll, there, device_id, cursor, seen)
+        await until(lambda: seen == ["held"])
+        await append(here, other, 1)
+        await there.stream.sweep()
+        await append(here, device_id, 2)
+        assert seen == ["held"]
+        await there.stream.sweep()
+        await until(lambda: len(seen) == 2)
+    assert seen == ["held", [{"cert_id": 2}]]
+
+
+def test_a_long_list_of_devices_is_sent_in_parts(need_module: Callable[[str], None]) -> None:
+    need_module("psycopg")
+    from certctrl.plane.storage.postgres_wakes import payloads
+
+    for first in (1, 10**15):
+        devices = set(range(first, first + 2000))
+        parts = list(payloads("sender", devices))
+        assert all(len(part) < 8000 and part.count(",") < 900 for part in parts)
+        assert {int(text) for part in parts for text in part.partition(":")[2].split(",")} == devices
+    assert list(payloads("sender", ())) == []
+
+
+# --- a server that goes away --------------------------------------------------------------------------------------------
+
+
+async def test_a_restarted_server_costs_at_most_an_error(server: PostgresServer, connect: Connect) -> None:
+    plane = plane_on(connect(server.database()))
+    device_id, _ = await registered(plane)
+    cursor = (await plane.work(plane.stream.read, device_id, None, 1)).cursor
+    seen: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(poll, plane, device_id, cursor, seen)
+        await until(lambda: seen == ["held"])
+        server.stop(signal.SIGQUIT)
+        with pytest.raises(DatabaseAwayError) as caught:
+            await plane.work(plane.devices.users)
+        assert (caught.value.exit_status, "\n" in str(caught.value)) == (ExitStatus.UNAVAILABLE, False)
+        plane.stream.wake_all()
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        assert seen == ["held"], "held polls stay"
+        server.start()
+        await append(plane, device_id, 1)
+        await until(lambda: len(seen) == 2)
+    assert seen == ["held", [{"cert_id": 1}]]
+
+
+async def test_connections_that_the_server_closed_cost_nothing(server: PostgresServer, connect: Connect) -> None:
+    plane = plane_on(connect(server.database()))
+    await plane.work(plane.devices.users)
+    server.stop()
+    server.start()
+    assert await plane.work(plane.devices.users) == [{"id": 1, "name": "operator"}]
+
+
+async def test_a_statement_outside_of_a_unit_is_a_bug(postgres: PostgresServer, connect: Connect) -> None:
+    plane = plane_on(connect(postgres.database()))
+    with pytest.raises(RuntimeError, match="outside of a unit"):
+        plane.devices.users()
+
+
+async def test_a_read_only_database_serves_reads(postgres: PostgresServer, connect: Connect) -> None:
+    url = postgres.database()
+    plane_on(connect(url)).close()
+    postgres.sql(f"ALTER DATABASE plane{postgres._made} SET default_transaction_read_only = on")
+    database = connect(url)
+    assert await database.work(database.one, "SELECT count(*) AS n FROM users") == {"n": 1}
+    with pytest.raises(DiskError, match="read-only"):
+        await database.work(database.run, "DELETE FROM page_sessions")
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "words"), [("postgresql://u@[h/d", "not valid"), ("postgresql://u@h/d?colour=red", "not valid")]
+)
+def test_an_unusable_url_is_a_config_error(connect: Connect, url: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        connect(url)
+
+
+def test_a_server_that_is_not_there_is_named(connect: Connect, tmp_path: Path) -> None:
+    with pytest.raises(DatabaseAwayError) as caught:
+        connect(f"postgresql://plane@/plane?host={tmp_path}", password="s3cret")
+    assert str(tmp_path) in str(caught.value)
+    assert "s3cret" not in f"{caught.value}{caught.value.fix}"
+
+
+def test_only_a_newer_major_schema_is_refused(postgres: PostgresServer, connect: Connect) -> None:
+    url = postgres.database()
+    name = f"plane{postgres._made}"
+    connect(url)
+    postgres.sql("UPDATE schema_version SET version = version + 1", name)
+    connect(url)
+    postgres.sql("UPDATE schema_version SET version = 999", name)
+    with pytest.raises(ConfigError, match="newer release"):
+        connect(url)
+
+
+async def test_planes_that_start_together_migrate_once(postgres: PostgresServer, connect: Connect) -> None:
+    url = postgres.database()
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(trio.to_thread.run_sync, connect, url)
+    assert postgres.sql("SELECT count(*) FROM schema_version", f"plane{postgres._made}") == "1"
+
+
+# --- the move from SQLite -------------------------------------------------------------------------------------------------
+
+
+async def sqlite_plane(data: Path) -> tuple[int, Any]:
+    """Make a data directory with a device that has signals; return the device and its page."""
+    with Plane.open(data) as plane:
+        device_id, _ = await registered(plane)
+        await plane.certificates.issue(1, ["a.example"], device_ids=[device_id])
+        await plane.resync(1, device_id, "übel")
+        plane.stream.trim(device_id, 1)
+        return device_id, plane.stream.read(device_id, None, 10)
+
+
+async def test_a_moved_plane_keeps_ids_tokens_and_cursors(
+    postgres: PostgresServer, connect: Connect, tmp_path: Path
+) -> None:
+    from certctrl.plane.storage.moving import move
+
+    data, url = tmp_path / "data", postgres.database()
+    device_id, page = await sqlite_plane(data)
+    with Plane.open(data) as plane:
+        token = (await plane.work(plane.sessions.start, device_id))["access_token"]
+        certificate, root = plane.certificates.show(1, 1), plane.ca.root_pem
+    assert move(DataDir(data), partial(connect, url)) == (1, 1, 1)
+    with pytest.raises(ConfigError, match="was moved to"):
+        Plane.open(data)
+    with Plane.open(data, connect=partial(connect, url)) as plane:
+        assert plane.ca.root_pem == root
+        assert (await plane.work(plane.sessions.authenticate, token)).device_id == device_id
+        assert await plane.work(plane.stream.read, device_id, None, 10) == page
+        assert (await plane.work(plane.stream.read, device_id, page.cursor, 10)).signals == ()
+        assert await plane.work(plane.certificates.show, 1, 1) == certificate
+        with pytest.raises(ErrorResponse, match="expired"):
+            await plane.work(plane.stream.read, device_id, "1-1", 10)
+        assert (await plane.work(plane.devices.add_user, "second"))["id"] == 2
+        assert await new_device(plane, "device-2") == device_id + 1
+        assert (await plane.certificates.issue(1, ["b.example"]))["id"] == 2
+
+
+async def test_a_move_goes_into_an_empty_database_only(
+    postgres: PostgresServer, connect: Connect, tmp_path: Path
+) -> None:
+    from certctrl.plane.storage.moving import move
+
+    url = postgres.database()
+    for name in ("one", "two"):
+        await sqlite_plane(tmp_path / name)
+    move(DataDir(tmp_path / "one"), partial(connect, url))
+    with pytest.raises(ConfigError, match="contains the data of a control plane"):
+        move(DataDir(tmp_path / "two"), partial(connect, url))
+    with Plane.open(tmp_path / "two") as plane:
+        assert len(plane.devices.show_all(1)) == 1, "the refused one serves on"
+    with locked(DataDir(tmp_path / "two")), pytest.raises(BusyError):
+        move(DataDir(tmp_path / "two"), partial(connect, url))
+    with pytest.raises(ConfigError, match="no such database"):
+        move(DataDir(tmp_path / "three"), partial(connect, url))
+
+
+async def test_a_fleet_plane_makes_no_secrets(postgres: PostgresServer, connect: Connect, tmp_path: Path) -> None:
+    from certctrl.plane.storage.moving import move
+
+    url = postgres.database()
+    await sqlite_plane(tmp_path / "one")
+    for missing in ("storage.key", "operator.key"):
+        with pytest.raises(ConfigError, match=f"{missing}: is missing"):
+            Plane.open(tmp_path / "two", connect=partial(connect, url))
+        (tmp_path / "two" / missing).write_bytes((tmp_path / "one" / missing).read_bytes())
+        (tmp_path / "two" / missing).chmod(stat.S_IRUSR)
+    with pytest.raises(ConfigError, match="no CA keys"):
+        Plane.open(tmp_path / "two", connect=partial(connect, url))
+    move(DataDir(tmp_path / "one"), partial(connect, url))
+    with Plane.open(tmp_path / "two", connect=partial(connect, url)) as plane:
+        assert (tmp_path / "two" / "ca.pem").read_text() == (tmp_path / "one" / "ca.pem").read_text()
+        assert len(await plane.work(plane.devices.show_all, 1)) == 1
+
+
+async def test_another_storage_key_is_refused(postgres: PostgresServer, connect: Connect, tmp_path: Path) -> None:
+    from certctrl.plane.storage.moving import move
+
+    url = postgres.database()
+    for name in ("one", "two"):
+        await sqlite_plane(tmp_path / name)
+    move(DataDir(tmp_path / "one"), partial(connect, url))
+    with pytest.raises(ConfigError, match=r"storage\.key does not decrypt") as caught:
+        Plane.open(tmp_path / "two", connect=partial(connect, url))
+    assert "belongs to the database" in str(caught.value.fix)
