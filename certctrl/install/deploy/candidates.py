@@ -68,9 +68,10 @@ async def to_switch(
     due_now: Collection[int],
     ignore_window: bool,
 ) -> dict[int, Candidate]:
-    """Return what may be switched to now: the prepared candidates, those staged before, and those that lack a file.
+    """Return what may be switched to now: the prepared candidates, and those staged before.
 
     Afterwards the prepared ones are durable and recorded as staged; those that have to wait are in the results.
+    `with_missing_files` completes them, once their groups are locked.
     ``due_now``: certificates whose staged material is tried although it is not due, besides the concerned ones.
     Raises CertctrlError; then nothing is switched.
     """
@@ -82,8 +83,7 @@ async def to_switch(
     if results.waiting:  # a newer one may have replaced what was waiting
         with suppress(DiskError):
             await context.shared_offload(prune_unused, context, list(results.waiting))
-    # only of what is switched or live: items want their files now
-    return now | await with_missing_files(context, items, now, results, everything=everything)
+    return now
 
 
 async def _with_staged(
@@ -144,34 +144,37 @@ def prune_unused(context: Context, cert_ids: Collection[int]) -> None:
 
 
 async def with_missing_files(
-    context: Context,
-    items: Sequence[InstallItem],
-    candidates: Mapping[int, Candidate],
-    results: Results,
-    *,
-    everything: bool,
-) -> dict[int, Candidate]:
-    """Return new candidates for generations that lack files which the items want.
+    context: Context, items: Sequence[InstallItem], candidates: Mapping[int, Candidate], cert_ids: Collection[int]
+) -> tuple[dict[int, Candidate], dict[int, CertctrlError]]:
+    """Return new candidates for generations that lack files which the items want, and why some cannot be made.
 
     They are made from the files on disk: one more format in an install config needs no fetch, nor does a keystore
-    whose password has changed. If one cannot be made, that fails its certificate only.
+    whose password has changed. ``cert_ids``: the certificates in question. Their groups must be locked: what is made
+    from the live generation must not be switched to after a renewal.
     """
     if context.indexer.of(items).empty:
-        return {}
-    records = [one for one in context.records.ours if everything or one.cert_id in results.concerned]
-    incomplete: list[Candidate] = await context.offload(_lacking_files, context, items, records, dict(candidates))
-    found = {}
+        return {}, {}
+    records = [one for one in context.records.ours if one.cert_id in cert_ids]
+    mine = {cert_id: one for cert_id, one in candidates.items() if cert_id in cert_ids}
+    incomplete: list[Candidate] = await context.offload(_lacking_files, context, items, records, mine)
+    found, faults = dict[int, Candidate](), dict[int, CertctrlError]()
     for one in incomplete:
         try:
             bundle, stand_in = await context.offload(bundle_of, context, one), one.placeholder
             prepared = await staging.stage(context, bundle, items, placeholder=stand_in, check=not stand_in)
             await context.offload(context.generations.settle, [prepared.staged])
             found[one.cert_id] = prepared
-        except StateCorruptError:
-            continue  # the next reader reports it
         except CertctrlError as error:
-            results.failed(one.cert_id, error)
-    return found
+            faults[one.cert_id] = error
+    return found, faults
+
+
+def may_make(context: Context, record: CertRecord, items: Sequence[InstallItem]) -> bool:
+    """Return whether wanted files of a certificate may be made now: not if all that want some failed and are not due."""
+    if not record.pending or context.records.retries.is_due(cert_resource(record.cert_id)):
+        return True
+    copies = context.indexer.of(items).copies(record.facts)
+    return not {one.id for one in copies if not set(one.sources) <= set(BASE_FILES)} <= set(record.pending)
 
 
 def files_to_make(

@@ -27,7 +27,7 @@ import attrs
 import trio
 
 from certctrl.errors import CertctrlError, DiskError
-from certctrl.install.deploy.candidates import prune_unused
+from certctrl.install.deploy.candidates import may_make, prune_unused, with_missing_files
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.executor import Executor
 from certctrl.install.deploy.groups import Group, SwitchedPlan, has_files, stale_markers
@@ -51,7 +51,8 @@ class Convergence:
     context: Context
     locks: Locks
     items: Sequence[InstallItem]
-    candidates: Mapping[int, Candidate]
+    candidates: dict[int, Candidate]
+    """What to switch to; those that lack files are completed once their group is locked."""
     results: Results
     examine: frozenset[int] | None = None
     """Certificates whose destinations are compared; None: all."""
@@ -81,11 +82,12 @@ class Convergence:
         """Work on locked groups: one plan and one switch for all, then each group on its own."""
         held = set(groups)
         try:
-            alone = {group: self._alone(group) for group in groups}
-            ids_alone = {one.cert_id for listed in alone.values() for one in listed}
-            mine = [one for group in groups for one in self._mine(group)]
-            together = {one.cert_id: one for one in mine if one.cert_id not in ids_alone}
             try:
+                await self._complete(groups)
+                alone = {group: self._alone(group) for group in groups}
+                ids_alone = {one.cert_id for listed in alone.values() for one in listed}
+                mine = [one for group in groups for one in self._mine(group)]
+                together = {one.cert_id: one for one in mine if one.cert_id not in ids_alone}
                 switched = await self._switch(groups, together)
             except CertctrlError as error:  # nothing has changed
                 self._record_failure(groups, error)
@@ -102,6 +104,23 @@ class Convergence:
         finally:
             for group in held:
                 self.locks.release(group.nodes)
+
+    async def _complete(self, groups: Iterable[Group]) -> None:
+        """Make the files that items want and generations lack; a certificate whose files cannot be made fails alone."""
+        ids = {cert_id for group in groups for cert_id in group.cert_ids if self._is_due(cert_id)}
+        made, faults = await with_missing_files(self.context, self.items, self.candidates, ids)
+        self.candidates.update(made)
+        for cert_id, error in faults.items():
+            self.results.unmade(cert_id, error, self.candidates.pop(cert_id, None), self.items)
+
+    def _is_due(self, cert_id: int) -> bool:
+        """Return whether wanted files of a certificate are to be made now."""
+        if cert_id in self.candidates or cert_id in self.due_now:
+            return True
+        if self.examine is not None and cert_id not in self.examine:
+            return False
+        record = self.context.records.certificates.get(cert_id)
+        return record is None or may_make(self.context, record, self.items)
 
     def _mine(self, group: Group) -> list[Candidate]:
         return [self.candidates[cert_id] for cert_id in sorted(group.cert_ids) if cert_id in self.candidates]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from certctrl.errors import DiskError
-from certctrl.install.deploy.candidates import files_to_make, not_waiting, not_yet_due, staged_before
+from certctrl.install.deploy.candidates import files_to_make, may_make, not_waiting, not_yet_due, staged_before
 from certctrl.install.deploy.commands import refused_by_pin
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.observe import observe_and_plan
@@ -30,7 +30,8 @@ async def plan_now(context: Context, items: Sequence[InstallItem], *, due_only: 
     results = Results(context=context)
     staged, _ = await context.offload(staged_before, context, records, (), True)
     now = not_waiting(context, staged, results, ignore_window=False)
-    made = {} if due_only else await context.offload(files_to_make, context, items, records, now)
+    makers = [one for one in records if not due_only or one.cert_id in now or may_make(context, one, items)]
+    made = await context.offload(files_to_make, context, items, makers, now)
     found, _ = await observe_and_plan(
         context, items, records, now, policy=policy, due_now=now.keys() if due_only else None, made=made
     )

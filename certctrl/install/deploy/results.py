@@ -13,7 +13,7 @@ from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import Failure
 from certctrl.model.certificate import CertFacts
-from certctrl.model.plan import Deployed, Outcome, OutcomeKind
+from certctrl.model.plan import Deployed, InstallItem, Outcome, OutcomeKind
 from certctrl.model.records import CertRecord, RetryKind, Stage, Standing
 from certctrl.text import one_line
 
@@ -56,8 +56,8 @@ class Results:
     """Items about no certificate that failed or were not reached -> why."""
     items_unplanned: bool = False
     """Whether items about no certificate could not even be planned."""
-    unreadable: set[int] = attrs.field(factory=set)
-    """Certificates whose generation cannot be read."""
+    incomplete: set[int] = attrs.field(factory=set)
+    """Certificates whose generation cannot be read, or whose wanted files cannot be made."""
 
     def record(self, cert_id: int, candidate: Candidate | None = None) -> CertRecord:
         """Return a certificate's record, or a blank one if it is new on this host."""
@@ -87,7 +87,7 @@ class Results:
 
         ``pending``: the tolerated ones. ``not_due``: failed items are not due yet, so the last result still counts.
         """
-        if cert_id in self.unreadable or self._is_foreign(cert_id):
+        if cert_id in self.incomplete or self._is_foreign(cert_id):
             return
         before = self.record(cert_id, candidate)
         if not_due:
@@ -195,9 +195,17 @@ class Results:
 
     def mark_unreadable(self, cert_id: int, why: str) -> None:
         """Record that a certificate's generation cannot be read; it counts as absent and is fetched again."""
-        self.unreadable.add(cert_id)
+        self.incomplete.add(cert_id)
         before = self.record(cert_id)
         self._record_failure(cert_id, before, attrs.evolve(before, generation=""), OutcomeKind.FAILED, why, None)
+
+    def unmade(
+        self, cert_id: int, error: CertctrlError, candidate: Candidate | None, items: Sequence[InstallItem]
+    ) -> None:
+        """Record that a file which items want of a certificate cannot be made; nothing of it is switched or copied."""
+        self.incomplete.add(cert_id)
+        copies = self.context.indexer.of(items).copies(self.record(cert_id, candidate).facts)
+        self.failed(cert_id, error, staged=candidate, pending=[one.id for one in copies])
 
     def still_failing(self, why: str) -> None:
         """Record that items about no certificate failed before and are not due yet, which is not another failure."""

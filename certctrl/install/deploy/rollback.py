@@ -34,7 +34,10 @@ async def roll_back(context: Context, locks: Locks, name: str, to: str | None, i
     failed_before = context.records.retries.of(cert_resource(record.cert_id))
     candidates = {record.cert_id: target}
     # it may lack the file of an item that was added later
-    candidates |= await with_missing_files(context, items, candidates, results, everything=False)
+    made, faults = await with_missing_files(context, items, candidates, candidates.keys())
+    if record.cert_id in faults:
+        return Outcome(kind=OutcomeKind.FAILED, detail=str(faults[record.cert_id]))
+    candidates |= made
     target = candidates[record.cert_id]
     context.records.note(attrs.evolve(record, held=True))
     await _converge(context, locks, candidates, items, results)

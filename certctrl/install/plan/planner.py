@@ -85,8 +85,11 @@ def plan_for(
     doable = [item for item in wanted if item.id not in left_out and item.id not in waiting]
     copies = [item for item in doable if isinstance(item, CopyAction)]
     file_groups = file_groups_of(doable, {item.id: bound[item.id].certs for item in copies})
-    inputs = attrs.evolve(inputs, writes={item.id: _writes(inputs, item, file_groups[item.id]) for item in copies})
-    groups = [_group_plan(inputs, nodes, doable, left_out) for nodes in connected_groups(wanted, bound, certs)]
+    unmade = _unmade(inputs, copies)
+    able = [item for item in doable if item.id not in unmade]
+    writes = {item.id: _writes(inputs, item, file_groups[item.id]) for item in copies if item.id not in unmade}
+    inputs = attrs.evolve(inputs, writes=writes)
+    groups = [_group_plan(inputs, nodes, able, left_out) for nodes in connected_groups(wanted, bound, certs)]
     return InstallPlan(
         groups=tuple(one for one in groups if not one.idle),
         refusals=tuple(refusals),
@@ -95,6 +98,22 @@ def plan_for(
         concerns={item.id: bound[item.id].certs for item in wanted},
         targets=_targets(inputs, doable),
     )
+
+
+def _unmade(inputs: PlanInputs, copies: Sequence[CopyAction]) -> set[str]:
+    """Return copies of files that could not be made yet, and what forms a pair with one or depends on one.
+
+    Why is in the certificate's record.
+    """
+    found = {item.id for item in copies if not _has_sources(inputs, item)}
+    return found | blocked_items(inputs, found).keys() if found else found
+
+
+def _has_sources(inputs: PlanInputs, item: CopyAction) -> bool:
+    binding = inputs.bound[item.id]
+    if not binding.certs or (inputs.examine is not None and set(binding.certs).isdisjoint(inputs.examine)):
+        return True
+    return inputs.certs[binding.certs[0]].files.keys() >= {name for name, _ in item.pairs}
 
 
 def _targets(inputs: PlanInputs, doable: Sequence[InstallItem]) -> dict[int, tuple[str, ...]]:
@@ -146,7 +165,7 @@ def _writes(inputs: PlanInputs, item: CopyAction, file_group: FileGroup) -> tupl
         uid = inputs.host.users[owner] if owner is not None else None
         gid = inputs.host.groups[group] if group is not None else None
         mode = _mode(item.mode_of(number), name, there)
-        if why := _difference(there, source_files.get(name, ""), mode, uid, gid):
+        if why := _difference(there, source_files[name], mode, uid, gid):
             found.append(
                 Write(
                     item=item.id,
