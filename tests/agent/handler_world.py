@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +14,8 @@ from certctrl.agent.context import Agent
 from certctrl.agent.counters import Counters
 from certctrl.agent.inbox import Inbox
 from certctrl.errors import PlaneError, WrongNamesError
-from certctrl.install.deploy.retry_table import RetryTable
-from certctrl.install.plan.retries import LAGGING_FAILURES
+from certctrl.install.deploy.retry_table import RetryTable, cert_resource
+from certctrl.install.plan.retries import LAGGING_FAILURES, Failure
 from certctrl.model.certificate import Bundle, CaBundle, CertFacts, CertificateSummary, DeployMaterials
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
@@ -129,6 +129,8 @@ class FakeInstaller:
     """Records what it is asked to do; a withdrawal and an import change only the records."""
 
     retries: RetryTable
+    secure: Callable[[], Awaitable[None]]
+    """Makes the retries durable."""
     records: dict[int, CertRecord] = attrs.field(factory=dict)
     bundles: dict[int, Bundle] = attrs.field(factory=dict)
     """Certificate id -> what its material contains."""
@@ -182,7 +184,14 @@ class FakeInstaller:
         record = self.records[cert_id]
         alarmed = record.alarmed and record.stage is Stage.WITHDRAWN
         self.records[cert_id] = attrs.evolve(record, **cast(Any, changes), revoked=revoked, alarmed=alarmed)
+        if self.withdraws.recorded:
+            error = self.withdraws.detail
+            self.retries.failed(Failure(resource=cert_resource(cert_id), kind=RetryKind.REFUSED, error=error))
+            self.records[cert_id] = attrs.evolve(self.records[cert_id], last_outcome=OutcomeKind.FAILED)
         return self.withdraws
+
+    async def save_retries(self) -> None:
+        await self.secure()
 
     async def import_ca(self, ca_id: int, name: str, pem: str, _items: Sequence[InstallItem]) -> Outcome:
         self.calls.append(("import", ca_id, name, pem))
@@ -242,21 +251,22 @@ class World:
                 steady_now=lambda: self.now,
                 random=lambda: 1.0,
                 settings=lambda: AgentConfig().application,
-            )
+            ),
+            self._secure,
         )
         self.agent = self._agent()
+
+    async def _secure(self) -> None:
+        self.store.installed.save_retries([*self.installer.retries.rows().values()])
 
     def _agent(self) -> Agent:
         async def offload(call: Callable[..., Any], *args: Any) -> Any:
             await trio.lowlevel.checkpoint()
             return call(*args)
 
-        async def secure() -> None:
-            self.store.installed.save_retries([*self.installer.retries.rows().values()])
-
         parts: dict[str, Any] = {
             "plane": self.plane, "tokens": FakeTokens(), "installer": self.installer, "layout": self.layout,
-            "inbox": Inbox(self.store.session, offload, self.installer.retries, secure, limit=100),
+            "inbox": Inbox(self.store.session, offload, self.installer.retries, self._secure, limit=100),
             "store": self.store, "fs": RealFs(), "burst": None, "batches": None, "session": None,
         }  # fmt: skip
         return Agent(

@@ -89,11 +89,19 @@ async def test_failures_before_a_withdrawal_do_not_count_for_it(clock: MockClock
     await host.deliver(1, items=items)
     for _ in range(3):
         host.installer.retries.failed(Failure(resource="cert:1", kind=RetryKind.REFUSED, error="the renewal"))
-    await changed(host, pending=("an item of the renewal",))
     host.proc.does[RELOAD] = lambda: 0  # it keeps serving the old one
     assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED
     assert (host.retry(1).attempts, host.retry(1).failures) == (1, 1)
-    assert "the renewal" not in host.retry(1).last_error and host.installer.records[1].pending == ()
+    assert "the renewal" not in host.retry(1).last_error
+
+
+async def test_items_of_a_renewal_are_not_pending_for_its_withdrawal(clock: MockClock, host: Host) -> None:
+    items = [CopyAction(id="c", ob_id=1, sources=("private.key",), targets=(str(host.out / "a.key"),))]
+    await host.deliver(1, items=items)
+    await changed(host, pending=("c",))
+    host.allow(write_roots=[])
+    assert (await host.installer.withdraw(1, revoked=True, items=items)).kind is FAILED, "the copy stays"
+    assert host.installer.records[1].pending == ()
 
 
 async def test_the_successor_of_a_placeholder_is_not_held(clock: MockClock, host: Host) -> None:

@@ -1,0 +1,129 @@
+"""What failed counts on between inbox, retries and restarts, until it is done or something newer comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+from handler_world import APPLIED, LIVE, NOW, THERE, TS, World, refused
+
+from certctrl.agent.dispatcher import Dispatcher
+from certctrl.errors import PlaneError
+from certctrl.install.plan.retries import is_quarantined
+from certctrl.model.certificate import CaBundle
+from certctrl.model.plan import Outcome, OutcomeKind
+from certctrl.model.policy import HostPolicy, Retirement
+from certctrl.model.records import Retry, RetryKind
+from certctrl.model.signals import CaAssigned, CertRevoked, CertUnassigned, Signal
+
+SIGNAL = CaAssigned(ts_ms=TS, ca_id=3)
+CA = CaBundle(id=3, name="Private CA", ca_certificate_pem="PEM")
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> World:
+    return World(tmp_path / "agent")
+
+
+async def handled(scene: World, *signals: Signal) -> Retry | None:
+    """Handle new signals, or retry what failed; return the retry of the CA."""
+    scene.agent.admit(signals)
+    if not signals:
+        scene.agent.retry_now()
+    await Dispatcher(scene.agent).drain()
+    return scene.installer.retries.of("ca:3")
+
+
+def outcomes(scene: World) -> list[tuple[str, str]]:
+    """Return the outcomes to report: kind and detail."""
+    return [(event["outcome"], event.get("detail", "")) for event in scene.agent.inbox.next_acks(100)]
+
+
+def counted(retry: Retry | None) -> tuple[int, int]:
+    assert retry is not None
+    return retry.attempts, retry.failures
+
+
+async def test_failures_count_on_from_the_inbox_to_quarantine(scene: World) -> None:
+    scene.plane.fails["ca"] = refused(403)
+    settings = scene.agent.config.application
+    assert counted(await handled(scene, SIGNAL)) == (1, 1) and scene.admitted == []
+    for attempts in range(2, settings.poison_attempts + 1):
+        retry = await handled(scene)
+        assert counted(retry) == (attempts, attempts)
+    assert retry is not None and is_quarantined(retry, settings)
+    assert retry.pause >= settings.reconcile_interval_seconds
+    assert outcomes(scene) == [("failed", "refused")] * 2, "the first failure, and the quarantine"
+
+
+async def test_each_new_failure_is_reported_once(scene: World) -> None:
+    for status in (500, 500, 502, 502):
+        scene.plane.fails["ca"] = failing(status)
+        await handled(scene, SIGNAL) if not outcomes(scene) else await handled(scene)
+    assert outcomes(scene) == [("failed", "status 500"), ("failed", "status 502")]
+    scene.plane.fails, scene.plane.cas[3] = {}, CA
+    assert await handled(scene) is None
+    assert outcomes(scene)[2:] == [("applied", "")]
+
+
+def failing(status: int) -> PlaneError:
+    return PlaneError(f"status {status}", status=status)
+
+
+async def test_failures_count_on_after_a_restart(scene: World, tmp_path: Path) -> None:
+    scene.plane.fails["ca"] = refused(403)
+    await handled(scene, SIGNAL)
+    assert counted(await handled(scene)) == (2, 2)
+    again = World(tmp_path / "agent")
+    again.plane.fails["ca"] = refused(403)
+    assert again.admitted == [] and counted(again.installer.retries.of("ca:3")) == (2, 2)
+    again.agent.admit([SIGNAL])
+    assert again.admitted == [], "the plane sends it again: it is known"
+    assert counted(await handled(again)) == (3, 3)
+    assert outcomes(again) == [("failed", "refused")]
+
+
+async def test_a_newer_signal_begins_again(scene: World) -> None:
+    scene.plane.fails["ca"] = refused(403)
+    await handled(scene, SIGNAL)
+    await handled(scene)
+    assert counted(await handled(scene, attrs.evolve(SIGNAL, ts_ms=TS + 1))) == (1, 1)
+    assert [kind for kind, _ in outcomes(scene)] == ["failed", "superseded", "failed"]
+    assert len(scene.installer.retries.signals()) == 1
+
+
+async def test_waiting_for_the_plane_never_leads_to_quarantine(scene: World) -> None:
+    scene.plane.fails["ca"] = refused(503)
+    await handled(scene, SIGNAL)
+    for _ in range(2 * scene.agent.config.application.poison_attempts):
+        retry = await handled(scene)
+    assert retry is not None and (retry.attempts, retry.kind) == (0, RetryKind.WAITING)
+
+
+@pytest.mark.parametrize("signal", [CertUnassigned(ts_ms=TS, cert_id=1), CertRevoked(ts_ms=TS, cert_id=1)])
+async def test_a_failure_that_the_installer_recorded_is_counted_once(scene: World, signal: Signal) -> None:
+    """A revocation is retried on its own, so that nothing replaces it."""
+    scene.has(LIVE)
+    scene.agent.policy = HostPolicy(on_unassigned=Retirement.KEEP)
+    scene.shows(attrs.evolve(THERE, status="revoked") if isinstance(signal, CertRevoked) else None)
+    scene.installer.withdraws = Outcome(kind=OutcomeKind.FAILED, detail="nginx: bad", recorded=True)
+    await handled(scene, signal)
+    for _ in range(2):
+        await handled(scene)
+    rows = scene.installer.retries.rows()
+    assert [counted(row) for row in rows.values()] == [(3, 3)] * len(rows) and scene.did == ["withdraw"] * 3
+    assert rows.keys() == ({"cert:1", "cert:1 revoked"} if isinstance(signal, CertRevoked) else {"cert:1"})
+    assert [row.signal for row in rows.values() if row.signal is not None] == [signal]
+    assert outcomes(scene) == [("failed", "nginx: bad")]
+
+
+async def test_what_waits_for_its_grace_time_is_reported_when_it_is_done(scene: World) -> None:
+    scene.has(LIVE)
+    await handled(scene, CertUnassigned(ts_ms=TS, cert_id=1))
+    (retry,) = scene.installer.retries.signals()
+    assert (retry.kind, retry.attempts, retry.next_try_at) == (RetryKind.GRACE, 0, NOW + 3600)
+    assert outcomes(scene) == [] and scene.agent.counters.signals == {}
+    scene.now += 3600
+    await handled(scene)
+    assert scene.installer.retries.signals() == [] and [kind for kind, _ in outcomes(scene)] == [APPLIED.value]
