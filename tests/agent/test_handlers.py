@@ -232,6 +232,40 @@ async def test_grace_begins_once_and_is_alerted_once(scene: World) -> None:
     assert (await on_cert_unassigned(scene.agent, UNASSIGN)).kind is APPLIED
 
 
+@pytest.mark.parametrize("unassigned_at", [0.0, NOW + 1, NOW + HOUR])
+async def test_grace_begins_again_if_its_beginning_cannot_be(scene: World, unassigned_at: float) -> None:
+    """The clock was ahead, or an earlier unassignment was already carried out."""
+    scene.has(attrs.evolve(LEAVING, unassigned_at=unassigned_at))
+    with pytest.raises(GraceError) as waits:
+        await on_cert_unassigned(scene.agent, UNASSIGN)
+    assert waits.value.seconds == HOUR and scene.installer.records[1].unassigned_at == NOW
+    assert scene.installer.alerts == ["unassigned"]
+
+
+@pytest.mark.parametrize(
+    ("others", "ago", "known", "mass"),
+    [
+        (2, 10.0, 0, False),
+        (3, 10.0, 0, True),
+        (3, 10.0, 3, True),
+        (3, 10.0, 4, False),
+        (3, 86_399.0, 0, True),
+        (3, 86_400.0, 0, False),
+        (3, -5.0, 0, False),
+    ],
+)
+async def test_many_unassignments_within_a_day_ask(
+    scene: World, others: int, ago: float, known: int, mass: bool
+) -> None:
+    """More than three, and more than half; ``others``: already carried out, besides the one that comes now."""
+    gone = attrs.evolve(LEAVING, generation="", stage=Stage.WITHDRAWN, unassigned_at=NOW - ago)
+    left = [gone] * others + [LIVE] * known
+    scene.has(LIVE, *(attrs.evolve(one, facts=attrs.evolve(FACTS, cert_id=n)) for n, one in enumerate(left, 2)))
+    with pytest.raises(GraceError, match="more than half" if mass else "taken out of use in"):
+        await on_cert_unassigned(scene.agent, UNASSIGN)
+    assert scene.installer.alerts == ["mass-unassignment" if mass else "unassigned"] and scene.did == []
+
+
 async def test_a_certificate_that_the_policy_keeps_needs_no_grace_time(scene: World) -> None:
     scene.agent.policy = HostPolicy(on_unassigned=Retirement.KEEP)
     scene.has(LIVE)

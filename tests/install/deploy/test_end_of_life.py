@@ -173,6 +173,19 @@ async def test_the_commands_of_a_ca_run_again_when_it_is_replaced(clock: MockClo
     assert (await host.installer.converge_all(items)).kind is UNCHANGED
 
 
+async def test_a_command_about_a_ca_alone_runs_again_when_it_is_replaced(clock: MockClock, host: Host) -> None:
+    """It has no file whose change could say so."""
+    directory = host.root / "trust"
+    directory.mkdir(mode=0o755)
+    host.allow(commands=commands(RELOAD), trust_store=TrustStore(directory=str(directory)))
+    items = [ExecAction(id="own", ob_type=ObjectType.CA, ob_id=3, cmd_argv=RELOAD)]
+    for issuer, runs in ((Issuer("one"), 1), (Issuer("two"), 2)):
+        for _ in range(2):
+            await host.installer.import_ca(3, "Private CA", issuer.chain_pem, items)
+            await host.installer.converge_all(items)
+        assert host.proc.calls == [RELOAD] * runs
+
+
 async def test_a_ca_that_is_named_anew_keeps_its_one_file(clock: MockClock, host: Host) -> None:
     directory = host.root / "trust"
     directory.mkdir(mode=0o755)
