@@ -30,6 +30,7 @@ from certctrl.plane.enrolment import Enrolment
 from certctrl.plane.errors import DatabaseAwayError, bad_request
 from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
+from certctrl.plane.jobs import Jobs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
 from certctrl.plane.reports import Reports
@@ -44,6 +45,8 @@ from certctrl.plane.storage.sqlite import SqliteDatabase
 MAX_SIGNALS = 100
 MAX_WAIT_SECONDS = 30
 DEFAULT_LIMIT = 20
+HOUSEKEEPING_SECONDS = 30.0
+_HOUSEKEEPING = "housekeeping"
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -117,6 +120,8 @@ class Plane:
         self.operators = Operators(db, keys, settings, wall_now, monotonic)
         self._polls = Buckets(settings.poll_rate, settings.poll_burst, monotonic)
         self._free_pages = FreePages()
+        self.jobs = Jobs(db, wall_now)
+        self._plan_housekeeping()
         self._closing = contextlib.ExitStack()
 
     @classmethod
@@ -256,7 +261,7 @@ class Plane:
         """Exchange wakes with the other planes on this database, forever; return if there can be none."""
         await self.database.exchange_wakes(self.stream)
 
-    async def run_housekeeping(self, every: float = 30.0) -> None:
+    async def run_housekeeping(self, every: float = HOUSEKEEPING_SECONDS) -> None:
         """Save sightings and delete expired rows periodically, forever."""
         while True:
             await trio.sleep(every)
@@ -266,8 +271,19 @@ class Plane:
                 log.error("housekeeping failed: %s", error)
 
     def tidy(self) -> None:
-        """Save sightings and delete expired rows."""
+        """Save sightings; one of the planes on a database also deletes expired rows."""
         self.devices.save_sightings()
+        for job in self.jobs.claim(_HOUSEKEEPING, limit=1, lease_seconds=HOUSEKEEPING_SECONDS):
+            self._delete_expired()
+            self.jobs.again(job, self.wall_now() + HOUSEKEEPING_SECONDS / 2)
+
+    def _plan_housekeeping(self) -> None:
+        """Plan the first housekeeping, or the next one if the clock was set back since."""
+        planned = self.database.one("SELECT due FROM jobs WHERE kind = ?", _HOUSEKEEPING)
+        if planned is None or planned["due"] > self.wall_now() + HOUSEKEEPING_SECONDS:
+            self.jobs.put(_HOUSEKEEPING, "", 0.0)
+
+    def _delete_expired(self) -> None:
         self.grants.delete_expired()
         self.operators.delete_expired()
         self.sessions.delete_expired()

@@ -82,6 +82,10 @@ class Database(ABC):
         """Return the first row, which no other unit of work changes or locks until this one ends."""
         return self.one(sql, *parameters)
 
+    def all_unlocked(self, sql: str, *parameters: Any) -> list[Row]:
+        """Return the rows that no other unit of work has locked, locked until this one ends."""
+        return self.all(sql, *parameters)
+
     def setting(self, name: str) -> str:
         """Return a value of the table ``settings``; empty if it is not set."""
         row = self.one("SELECT value FROM settings WHERE name = ?", name)

@@ -120,6 +120,13 @@ CREATE INDEX devices_public_id ON devices(device_public_id);
 INSERT INTO settings SELECT 'tls_ca', 'shared' WHERE EXISTS (SELECT 1 FROM users);
 ALTER TABLE devices ADD COLUMN anchor_sha256 TEXT NOT NULL DEFAULT '';
 """,
+    """
+CREATE TABLE jobs (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, job_key TEXT NOT NULL, due REAL NOT NULL,
+  owner TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0, UNIQUE (kind, job_key)
+);
+CREATE INDEX jobs_due ON jobs(kind, due);
+""",
 )
 """One script per schema version, oldest first, in the words of SQLite; the database counts those that have run.
 

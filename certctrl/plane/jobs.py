@@ -1,0 +1,88 @@
+"""Jobs: work that is due at some time, and that one plane does at a time.
+
+A plane claims a job for the length of a lease. If it dies, the lease ends and another plane claims the job, so work
+that a job starts must be safe to repeat.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+import attrs
+
+from certctrl.plane.storage.database import Database
+
+
+@attrs.frozen
+class Job:
+    """A claimed job."""
+
+    id: int
+    kind: str
+    key: str
+    """What it is about; a kind has one job per key."""
+    due: float
+    lease: float
+    """When the claim ends; seconds since the epoch, as ``due``."""
+
+
+class Jobs:
+    """The table of jobs; all methods run in the caller's unit of work."""
+
+    def __init__(self, database: Database, wall_now: Callable[[], float]) -> None:
+        self._db = database
+        self._wall_now = wall_now
+        self.owner = secrets.token_hex(8)
+        """The name of this plane in its claims."""
+
+    def put(self, kind: str, key: str, due: float) -> None:
+        """Plan a job, or plan it anew; a claim that runs then no longer ends it."""
+        self._db.run(
+            "INSERT INTO jobs (kind, job_key, due) VALUES (?, ?, ?)"
+            " ON CONFLICT (kind, job_key) DO UPDATE SET due = excluded.due, owner = ''",
+            kind,
+            key,
+            due,
+        )
+
+    def claim(self, kind: str, *, limit: int, lease_seconds: float) -> list[Job]:
+        """Claim jobs that are due and not claimed, the most overdue first; jobs that another plane claims are skipped."""
+        now = self._wall_now()
+        rows = self._db.all_unlocked(
+            "SELECT id, kind, job_key, due FROM jobs WHERE kind = ? AND due <= ? AND lease <= ? ORDER BY due, id LIMIT ?",
+            kind,
+            now,
+            now,
+            limit,
+        )
+        lease = now + lease_seconds
+        for row in rows:
+            self._db.run("UPDATE jobs SET owner = ?, lease = ? WHERE id = ?", self.owner, lease, row["id"])
+        return [Job(row["id"], row["kind"], row["job_key"], row["due"], lease) for row in rows]
+
+    def extend(self, job: Job, lease_seconds: float) -> bool:
+        """Extend a claim; return False if it was lost, so that the work must stop."""
+        return self._change(job, "lease = ?", self._wall_now() + lease_seconds)
+
+    def finish(self, job: Job) -> bool:
+        """Remove a job; return False if the claim was lost or the job was planned anew."""
+        sql = "DELETE FROM jobs WHERE id = ? AND owner = ?"
+        done = self._db.run(sql, job.id, self.owner) == 1
+        if not done:
+            self._release(job)
+        return done
+
+    def again(self, job: Job, due: float) -> bool:
+        """End a claim and do the job again later; return False if the claim was lost or the job was planned anew."""
+        done = self._change(job, "lease = 0, owner = '', due = ?", due)
+        if not done:
+            self._release(job)
+        return done
+
+    def _change(self, job: Job, assignments: str, value: float) -> bool:
+        return self._db.run(f"UPDATE jobs SET {assignments} WHERE id = ? AND owner = ?", value, job.id, self.owner) == 1
+
+    def _release(self, job: Job) -> None:
+        """End the lease of a job that was planned anew while it was claimed."""
+        self._db.run("UPDATE jobs SET lease = 0 WHERE id = ? AND owner = '' AND lease = ?", job.id, job.lease)
