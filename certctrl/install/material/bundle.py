@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certctrl.errors import MaterialError, NotYetValidError, WrongNamesError
-from certctrl.install.material.domains import covers, plain_domain
+from certctrl.install.material.domains import is_covered, plain_domain
 from certctrl.install.material.formats import virtual_files as virtual_files
 from certctrl.install.material.private_key import UNREADABLE, checked_key_pem, unsealed_key
 from certctrl.model.certificate import Bundle, CertFacts, DeployMaterials
@@ -277,8 +277,9 @@ def _covered_domains(leaf: x509.Certificate, expected: tuple[str, ...]) -> tuple
         ) from None
     except (*UNREADABLE, x509.DuplicateExtension):
         raise MaterialError("the certificate's names cannot be read", reason="leaf-unreadable") from None
-    wanted = [plain for domain in expected if (plain := domain if domain in others else plain_domain(domain))]
-    missing = [one for one in wanted if one not in others and not any(covers(name, one) for name in hosts)]
+    covering, workloads = frozenset(hosts), frozenset(others)  # there may be thousands of names
+    wanted = [plain for domain in expected if (plain := domain if domain in workloads else plain_domain(domain))]
+    missing = [one for one in wanted if one not in workloads and not is_covered(one, covering)]
     names = hosts or others
     if missing or not names:
         what = f"is not for {', '.join(missing[:5])}" if missing else "has no DNS name, address, URI or e-mail address"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 
 from certctrl.text import ascii_name
 
@@ -18,9 +19,7 @@ def plain_domain(domain: str) -> str:
     return ascii_name(text).lower()
 
 
-def covers(name: str, domain: str) -> bool:
-    """Return whether a SAN entry covers a name; a wildcard matches exactly one label."""
-    if name == domain:
-        return True
+def is_covered(domain: str, names: Collection[str]) -> bool:
+    """Return whether SAN entries, best as a set, cover a name; a wildcard matches exactly one label."""
     label, _, parent = domain.partition(".")
-    return name.startswith("*.") and label not in ("", "*") and name[2:] == parent
+    return domain in names or (label not in ("", "*") and f"*.{parent}" in names)

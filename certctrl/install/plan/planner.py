@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import attrs
 
-from certctrl.install.material.domains import covers, plain_domain
+from certctrl.install.material.domains import is_covered, plain_domain
 from certctrl.install.material.formats import has_key
 from certctrl.install.plan.copy_items import FileGroup, file_groups_of
 from certctrl.install.plan.dependencies import (
@@ -356,4 +356,4 @@ def _fingerprints(verify: VerifyTls, certs: Sequence[DesiredCert]) -> tuple[str,
 def expected_at(verify: VerifyTls, certs: Sequence[Named]) -> Sequence[Named]:
     """Return the certificates that an endpoint may serve: those for its name, otherwise all."""
     name = plain_domain(verify.server_name or verify.host)
-    return [cert for cert in certs if any(covers(domain, name) for domain in cert.facts.domains)] or certs
+    return [cert for cert in certs if is_covered(name, cert.facts.domains)] or certs
