@@ -10,6 +10,7 @@ import trio
 from starlette.requests import Request
 
 from certctrl.plane.errors import bad_request, too_large, unsupported_media
+from certctrl.protocol.wire.reader import MAX_VALUES, has_too_many_values
 from certctrl.text import one_line
 
 BODY_CAP = 64 * 1024
@@ -54,7 +55,10 @@ async def read_json(request: Request, cap: int = BODY_CAP) -> Any:
         raise unsupported_media()
     body = await read_body(request, cap)
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        text = body.decode("utf-8")
+        if has_too_many_values(text):
+            raise bad_request(f"The request body has more than {MAX_VALUES} values")
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         _check_depth(value)
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise bad_request("The request body is not valid JSON") from None

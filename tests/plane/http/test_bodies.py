@@ -49,6 +49,16 @@ async def test_other_media_types_are_415(world: World, kind: str) -> None:
     assert (reply.status, reply.key) == (415, "UNSUPPORTED_MEDIA_TYPE")
 
 
+async def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(world: World) -> None:
+    """A megabyte of them would need thirty in memory, on the loop that serves all devices."""
+    device = await world.device()
+    body = b'{"installs": [' + b"[]," * 60_000 + b"[]]}"
+    reply = await world.operator("PUT", f"{device.home}/install-config", body=body, headers=JSON)
+    assert (reply.status, reply.key) == (400, "BAD_REQUEST") and "100000 values" in reply.what
+    reply = await device("POST", "/apiv1/devices/self/notify", body=body, headers=JSON)
+    assert reply.status == 400 and "100000 values" in reply.what
+
+
 async def test_the_json_media_type_may_have_parameters_and_any_case(world: World) -> None:
     for kind in ("application/json", "Application/JSON; charset=utf-8"):
         assert (await world.operator("POST", TOKENS, body=b"{}", headers={"content-type": kind})).status == 201
