@@ -112,17 +112,25 @@ async def _answer(stream: trio.SocketStream, operations: Mapping[str, Operation]
 async def perform(line: bytes, operations: Mapping[str, Operation], log: logging.Logger) -> dict[str, Any]:
     """Return the reply to one request line; never raises for an invalid request or a failed operation."""
     try:
-        request = json.loads(line)
-        if not isinstance(request, dict) or request.get("op") not in operations:
+        name, request = _request(line)
+        if name not in operations:
             raise UsageError("unknown operation", fix=f"one of: {', '.join(sorted(operations))}")
-        return {"ok": True, "data": await operations[request["op"]](request)}
-    except ValueError:
-        return {"ok": False, "error": "not a JSON object", "fix": None, "exit": 2}
+        return {"ok": True, "data": await operations[name](request)}
     except CertctrlError as error:
         return {"ok": False, "error": str(error), "fix": error.fix, "exit": int(error.exit_status)}
     except Exception as error:  # a bug in one operation must not stop the daemon
         log.error("control request failed: %s", type(error).__name__)
         return {"ok": False, "error": f"internal error ({type(error).__name__})", "fix": "see the log", "exit": 1}
+
+
+def _request(line: bytes) -> tuple[str, dict[str, Any]]:
+    """Return the operation and the request; an empty one if there is none. Raises UsageError."""
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError("not a JSON object") from None
+    name = request.get("op") if isinstance(request, dict) else None
+    return (name, request) if isinstance(name, str) else ("", {})
 
 
 async def _read_line(stream: trio.SocketStream) -> bytes:

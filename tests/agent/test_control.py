@@ -39,8 +39,10 @@ OPERATIONS = {"echo": echo, "busy": busy, "broken": broken}
 
 @pytest.mark.parametrize(
     ("line", "exit_status"),
-    [(b"not json", 2), (b"[1]", 2), (b'{"op":"nope"}', 2), (b'{"op":"busy"}', 75), (b'{"op":"broken"}', 1)],
-)
+    [(b"not json", 2), (b"[1]", 2), (b'{"op":"nope"}', 2), (b'{"op":"busy"}', 75), (b'{"op":"broken"}', 1),
+     (b"[" * 60_000, 2), (b'{"op":[]}', 2), (b'{"op":{"a":1}}', 2), (b'{"op":7}', 2), (b"\xff", 2)],
+    ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else "",
+)  # fmt: skip
 async def test_failures_are_answered_not_raised(line: bytes, exit_status: int) -> None:
     reply = await perform(line, OPERATIONS, LOG)
     assert reply["ok"] is False
