@@ -42,6 +42,8 @@ from certctrl.model.signals import (
 
 FIRST_RETRY = 60.0
 LAST_RETRY = 900.0
+MOST_AT_ONCE = 1000
+"""Differences that one comparison admits; the next comparison, for the others, follows once these were tried."""
 BEHIND = "server-behind"
 UNKNOWN_CAS = "unknown-cas"
 DISAGREEMENTS = frozenset({BEHIND, UNKNOWN_CAS, problem_key(UNKNOWN)})
@@ -157,10 +159,25 @@ async def plan_resync(agent: Agent, why: str, *, new_stream: bool = False) -> in
         config_id = int(stored.raw.get("id") or 0) if stored else None
         signals.append(InstallUpdated(ts_ms, config_id, stored.version if stored else None))
     await note_idle_items(agent)
-    await _admit(agent, signals)
+    await _admit(agent, _portion(agent, signals))
     log_line(agent.log, Line.RESYNC_DONE, certificates=len(listed), changed=len(signals))
     agent.counters.reconciles["ok"] += 1
     return len(signals)
+
+
+def _portion(agent: Agent, signals: Sequence[Signal]) -> Sequence[Signal]:
+    """Return the differences to admit now; request another comparison if these are not all."""
+    if len(signals) <= MOST_AT_ONCE:
+        return signals
+    known = {(one.signal.resource, one.signal.type) for one in agent.inbox.entries()} | _retried(agent)
+    left = [one for one in signals if (one.resource, one.type) not in known]
+    if len(left) > MOST_AT_ONCE:
+        agent.reconcile_requested.value = True
+    return left[:MOST_AT_ONCE]
+
+
+def _retried(agent: Agent) -> set[tuple[str, str]]:
+    return {(one.resource, one.signal.type) for one in agent.installer.retries.signals() if one.signal}
 
 
 async def _admit(agent: Agent, signals: Sequence[Signal]) -> None:
@@ -172,7 +189,7 @@ async def _admit(agent: Agent, signals: Sequence[Signal]) -> None:
     try:
         await agent.inbox.secure()
     except DiskError:
-        retried = {(one.resource, one.signal.type) for one in agent.installer.retries.signals() if one.signal}
+        retried = _retried(agent)
         agent.admit([one for one in signals if (one.resource, one.type) not in retried])
         raise
     agent.admit(signals)
@@ -217,6 +234,8 @@ async def reconcile_forever(agent: Agent) -> None:
     """Reconcile at start and then every ``reconcile_interval_seconds``, with jitter, until cancelled."""
     why, failures, disagreed = "start", 0, 0
     while True:
+        if len(entries := agent.inbox.entries()) >= MOST_AT_ONCE:
+            await agent.inbox.wait_for_outcomes(entries)
         try:
             await plan_resync(agent, why)
             failures, why = 0, "periodic"

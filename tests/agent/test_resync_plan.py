@@ -16,6 +16,7 @@ from certctrl.agent.reconcile import (
     BEHIND,
     FIRST_RETRY,
     LAST_RETRY,
+    MOST_AT_ONCE,
     UNKNOWN_CAS,
     plan_resync,
     reconcile_forever,
@@ -340,6 +341,36 @@ async def compared(scene: World, patch: pytest.MonkeyPatch, hours: float, *ends:
     with trio.move_on_after(hours * HOUR):
         await reconcile_forever(scene.agent)
     return comparisons.calls
+
+
+async def test_many_differences_are_admitted_in_portions(scene: World) -> None:
+    """Choosing the next signal takes time for each that waits: with 20 000, polls would pause for very long."""
+    count = 2 * MOST_AT_ONCE + 500
+    scene.plane.listed = [attrs.evolve(THERE, id=number) for number in range(1, count + 1)]
+    for portion in (MOST_AT_ONCE, MOST_AT_ONCE, 500, 0):
+        before = len(scene.admitted)
+        scene.agent.reconcile_requested.value = False
+        assert await plan_resync(scene.agent, "test") == count
+        assert len(scene.admitted) - before == portion
+        more = len(scene.admitted) < count
+        assert scene.agent.reconcile_requested.value is more, "the next comparison follows"
+    assert {signal.resource for signal in scene.admitted} == {f"cert:{number}" for number in range(1, count + 1)}
+
+
+async def test_the_comparison_after_many_differences_waits_until_they_were_tried(
+    scene: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    entries = scene.agent.inbox.admit([attrs.evolve(RENEWED, cert_id=1 + n) for n in range(MOST_AT_ONCE)])
+    assert await compared(scene, monkeypatch, 1) == []
+    async with trio.open_nursery() as nursery:
+
+        async def finish() -> None:
+            await trio.sleep(50)
+            await scene.agent.inbox.finish(entries, [])
+
+        nursery.start_soon(finish)
+        calls = await compared(scene, monkeypatch, 1)
+    assert [why for _, why in calls] == ["start"]
 
 
 async def test_a_host_is_compared_at_start_and_every_few_hours(
