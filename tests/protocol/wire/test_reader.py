@@ -202,7 +202,7 @@ def test_an_alias_counts_if_the_name_is_unset() -> None:
         ({"c": "x", "l": ["a", 1]}, "row.l[1]: expected text, got a whole number"),
         ({"c": "x", "l": ["a"] * 10_001}, "row.l: more than 10000 items"),
         ({"c": "x", "f": "x"}, "row.f: expected true or false, got text"),
-        ({"c": "x", "f": ""}, "row.f: expected true or false, got text"),
+        ({"c": "x", "f": ""}, "row.f: expected true or false, got empty text"),
         ({"c": "x", "o": "x"}, "row.o: expected an object, got text"),
         ({"c": "x", "o": {}}, "row.o.z: missing"),
         ({"c": "x", "o": {"z": None}}, "row.o.z: missing"),
