@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from acl import set_acl
 
 from certctrl.cli.doctor import host
 from certctrl.cli.doctor.daemon import check_plan
@@ -117,7 +118,7 @@ def test_problems_of_a_policy(context: CheckContext, tmp_path: Path) -> None:
     findings = found(host_findings(context), "policy")
     text = "\n".join(f"{level} {what}" for level, what, _ in findings)
     for words in (
-        f"FAIL write_roots: {link} contains a symbolic link", f"FAIL write_roots: other users can write to {loose}",
+        f"FAIL write_roots: {link} contains a symbolic link", f"FAIL write_roots: {loose} can be written by others",
         f"WARN write_roots: {tmp_path}/missing: No such file", "FAIL commands.bad: ", "FAIL on_alert: ",
         "FAIL no user nosuchuser", "FAIL owners: no user or group nosuchgroup",
         "WARN the control plane may run shell lines", "WARN private keys are accepted even if not sealed",
@@ -125,6 +126,38 @@ def test_problems_of_a_policy(context: CheckContext, tmp_path: Path) -> None:
         assert words in text
     assert "commands.good" not in text and f"{real}:" not in text
     assert all(fix for _, _, fix in findings)
+
+
+def write_root_findings(context: CheckContext, root: Path, *owners: str) -> list[str]:
+    save_policy(RealFs(), context.layout, HostPolicy(write_roots=(str(root),), owners=owners))
+    return [what for level, what, _ in found(host_findings(context), "policy") if level != "OK"]
+
+
+def test_a_write_root_is_judged_as_a_deployment_does(
+    context: CheckContext, tmp_path: Path, need_acl: Callable[[Path], None]
+) -> None:
+    """By the whole way and effective rights, not by the mode of the last directory."""
+    need_acl(tmp_path)
+    above, root = tmp_path / "above", tmp_path / "above" / "root"
+    root.mkdir(parents=True)
+    assert write_root_findings(context, root) == []
+    set_acl(root, "user::7 user:1234:7 group::5 mask::7 other::5")
+    assert write_root_findings(context, root) == [f"write_roots: {root} can be written by user 1234 (mode 0775)"]
+    set_acl(root, "user::7 user:1234:7 group::5 mask::5 other::5")
+    assert write_root_findings(context, root) == [], "the mask takes the right away"
+    above.chmod(0o777)
+    assert write_root_findings(context, root) == [f"write_roots: {above} can be written by others (mode 0777)"]
+
+
+@pytest.mark.root
+def test_a_write_root_may_belong_to_an_allowed_owner(context: CheckContext, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    os.chown(root, 65534, 0)
+    assert write_root_findings(context, root) == [
+        f"write_roots: {root} belongs to user 65534, who could change what is in it"
+    ]
+    assert write_root_findings(context, root, "nobody") == []
 
 
 def test_a_changed_pinned_script_is_found(context: CheckContext) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from certctrl.cli.doctor.finding import CheckContext, Finding, fail, failed, guarded, ok, warn
@@ -124,7 +124,7 @@ def _policy(context: CheckContext) -> Iterator[Finding]:
 def _roots(policy: Any) -> Iterator[Finding]:
     for root in policy.write_roots:
         try:
-            facts = os.lstat(root)
+            os.lstat(root)
         except OSError as error:
             yield warn(
                 "policy", f"write_roots: {root}: {error.strerror}", f"create {root}, or remove it from policy.json"
@@ -136,8 +136,26 @@ def _roots(policy: Any) -> Iterator[Finding]:
                 f"write_roots: {root} contains a symbolic link",
                 f"use {os.path.realpath(root)} in policy.json",
             )
-        elif facts.st_mode & 0o022 and not facts.st_mode & 0o1000:
-            yield fail("policy", f"write_roots: other users can write to {root}", f"chmod go-w {root}")
+        elif unsafe := _unsafe(root, policy.owners):
+            yield fail("policy", f"write_roots: {unsafe}", unsafe.fix or f"ls -ld {root}")
+
+
+def _unsafe(root: str, owners: Iterable[str]) -> CertctrlError | None:
+    """Return why a deployment would refuse a directory for files of the agent and of all allowed owners; None: it would not."""
+    from pathlib import Path
+
+    from certctrl.install.deploy.observe import uid_of
+    from certctrl.store.disk.fs import RealFs, closing
+    from certctrl.store.disk.safe_path import open_parent
+
+    fs, why = RealFs(), None
+    for owner in (None, *map(uid_of, owners)):
+        try:
+            with closing(fs, open_parent(fs, Path(root) / "file", owner=owner)):
+                return None
+        except CertctrlError as error:
+            why = why or error
+    return why
 
 
 def _commands(policy: Any) -> Iterator[Finding]:
