@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "logs": ("errors", "text", "model", "store"),
     "install": (),
     "install.material": ("errors", "text", "model"),
-    "install.process": ("errors", "text", "model.commands", "store.disk.acl"),
+    "install.process": ("errors", "text", "model.commands", "store.disk.path_walk"),
     "install.probe": ("errors", "text", "model"),
     "install.plan": (*GROUND, "model", "install.material"),
     "install.deploy": (

@@ -6,15 +6,13 @@ user of this process, and that user owns the directory.
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 import sys
 from collections.abc import Iterator
 
 from certctrl.errors import ConfigError, DiskError
-from certctrl.store.disk.acl import lists_of, other_writers
-
-_MOST_LINKS = 40
+from certctrl.store.disk.path_walk import steps_to, writers_of
 
 
 def become_owner(directory: str | os.PathLike[str]) -> None:
@@ -26,7 +24,7 @@ def become_owner(directory: str | os.PathLike[str]) -> None:
     if os.geteuid() != 0:
         return
     path = os.path.abspath(directory)
-    above = list(_steps(path))
+    above = list(_existing(path))
     here, found = above.pop()
     if found.st_uid != 0:
         _become(path, found)
@@ -37,34 +35,18 @@ def become_owner(directory: str | os.PathLike[str]) -> None:
         _require_unchangeable(here, found, path)
 
 
-def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield every existing directory and link on the way to a path, and the path; links are followed one by one."""
-    here, todo, links = "/", path.split("/"), 0
-    yield here, os.lstat(here)
-    while todo:
-        name = todo.pop(0)
-        if name in ("", "."):
-            continue
-        if name == "..":
-            here = os.path.dirname(here)
-            continue
-        step = os.path.join(here, name)
-        try:
-            found = os.lstat(step)
-            target = os.readlink(step) if stat.S_ISLNK(found.st_mode) else ""
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError as error:
-            raise _uninspected(step, error) from None
-        links += bool(target)
-        if links > _MOST_LINKS:
-            raise ConfigError("too many symbolic links on the way", file=path, fix="give the real path with -c")
-        yield step, found
-        if target:
-            todo = target.split("/") + todo
-            here = "/" if target.startswith("/") else here
-        else:
-            here = step
+def _existing(path: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the steps to a path, as far as they exist. Raises ConfigError, DiskError."""
+    try:
+        yield from steps_to(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ConfigError(
+                "too many symbolic links on the way", file=path, fix="give the real path with -c"
+            ) from None
+        raise _uninspected(error.filename or path, error) from None
 
 
 def _uninspected(step: str, error: OSError) -> DiskError:
@@ -77,13 +59,11 @@ def _require_unchangeable(step: str, facts: os.stat_result, path: str) -> None:
     if facts.st_uid != 0:
         what = f"belongs to {name_of(facts.st_uid)}, who can replace {path}"
         raise ConfigError(what, file=step, fix=f"chown root {step}, or use another directory")
-    if stat.S_ISLNK(facts.st_mode) or facts.st_mode & stat.S_ISVTX:
-        return  # in a sticky directory, only its owner and that of an entry can replace the entry
     try:
-        lists = lists_of(step)
+        who = writers_of(step, facts, (0,), (0,))
     except OSError as error:
         raise _uninspected(step, error) from None
-    if who := other_writers(facts.st_mode, facts.st_gid, lists, (0,), (0,)):
+    if who:
         raise ConfigError(f"can be changed by {who}, who can replace {path}", file=step, fix=f"chmod go-w {step}")
 
 

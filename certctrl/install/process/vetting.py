@@ -10,9 +10,8 @@ from types import MappingProxyType
 
 from certctrl.errors import CommandError
 from certctrl.model.commands import script_words
-from certctrl.store.disk.acl import lists_of, other_writers
+from certctrl.store.disk.path_walk import steps_to, writers_of
 
-MOST_LINKS = 40
 NO_PINS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -99,34 +98,16 @@ def is_script(path: str) -> bool:
 
 def _walk(path: str) -> str:
     """Resolve a path from the root, checking every step; return the final path."""
-    done, todo, links = "/", path.split("/"), 0
-    _judge(os.lstat("/"), "/", path)
-    while todo:
-        step = todo.pop(0)
-        if step in ("", "."):
-            continue
-        if step == "..":
-            done = os.path.dirname(done)
-            continue
-        here = os.path.join(done, step)
-        try:
-            found = os.lstat(here)
-        except OSError as error:
-            raise CommandError(f"cannot run {path}: {here}: {error.strerror}", fix=f"ls -l {here}") from None
-        except ValueError:  # a NUL, or characters that no file name can contain
-            raise CommandError(f"cannot run {path!r}: no file can have this name") from None
-        _judge(found, here, path)
-        if not stat.S_ISLNK(found.st_mode):
-            done = here
-            continue
-        links += 1
-        if links > MOST_LINKS:
-            raise CommandError(f"cannot run {path}: too many symbolic links")
-        target = os.readlink(here)
-        todo = target.split("/") + todo
-        if target.startswith("/"):
-            done = "/"
-    return done
+    here = path
+    try:
+        for here, found in steps_to(path):
+            _judge(found, here, path)
+    except OSError as error:
+        step = error.filename or here
+        raise CommandError(f"cannot run {path}: {step}: {error.strerror}", fix=f"ls -l {step}") from None
+    except ValueError:  # a NUL, or characters that no file name can contain
+        raise CommandError(f"cannot run {path!r}: no file can have this name") from None
+    return here
 
 
 def _judge(found: os.stat_result, here: str, path: str) -> None:
@@ -135,13 +116,9 @@ def _judge(found: os.stat_result, here: str, path: str) -> None:
             f"will not run {path}: {here} belongs to uid {found.st_uid}, who could change it",
             fix=f"chown root {here}",
         )
-    if stat.S_ISLNK(found.st_mode):
-        return  # a link has no mode; its directory decides who may replace it
-    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
-        return
     try:
-        lists = lists_of(here)
+        who = writers_of(here, found, (0, os.geteuid()), ())
     except OSError as error:
         raise CommandError(f"cannot run {path}: {here}: {error.strerror}", fix=f"getfacl {here}") from None
-    if who := other_writers(found.st_mode, found.st_gid, lists, (0, os.geteuid()), ()):
+    if who:
         raise CommandError(f"will not run {path}: {who} may write to {here}", fix=f"chmod go-w {here}")
