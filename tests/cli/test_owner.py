@@ -97,6 +97,7 @@ COMMANDS = [
     "status", "list-certs", "plan", "apply", "poll-now", "history", "doctor", "register", "--keep-running",
     "renew --domain a.example", "rollback --domain a.example", "forget --domain a.example --yes", "config show", "config check", "policy show",
     "policy allow path /srv/x --yes", "trust show", "init --name web-1",
+    "keystore-password --domain a.example --from-file /proc/sys/kernel/ostype",
 ]  # fmt: skip
 
 
