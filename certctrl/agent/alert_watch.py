@@ -106,7 +106,11 @@ def _failing(agent: Agent, retries: Iterable[Retry], records: dict[int, CertReco
         kind = Kind.QUARANTINED if quarantined else Kind.FAILING
         rest = f"; it is in quarantine, and retried every {time_left(retry.pause)}" if quarantined else ""
         what = f"{subject} has failed {retry.attempts} times: {retry.last_error}{rest}"
-        facts |= {"attempts": retry.attempts, "error": retry.last_error, "next_try_at": retry.next_try_at}
+        facts |= {
+            "attempts": retry.attempts,
+            "error": retry.last_error,
+            "next_try_at": agent.installer.next_try_at(retry),
+        }
         yield Condition(kind=kind, subject=subject, what=what, fix=FIX_RETRY, facts=facts)
 
 

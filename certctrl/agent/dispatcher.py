@@ -289,7 +289,7 @@ class Dispatcher:
             await write_or_report(agent, agent.installer.save_retries())
         if result.waits:
             return
-        delay = round(retry.next_try_at - agent.wall_now())
+        delay = round(agent.installer.next_try_at(retry) - agent.wall_now())
         log_line(
             agent.log,
             Line.SIGNAL_QUARANTINED if quarantined else Line.SIGNAL_FAILED,

@@ -166,7 +166,7 @@ class Line(Enum):
         "Checked and on disk; switched in the window, by `cert-ctrl apply --now`, or once a hold is released.", _NOTHING
     CERT_REFUSED = ERROR, "Signal", "Certificate {cert_id} refused ({reason}): {what}", \
         "The material failed the checks; the old certificate stays.", "Issue it again on the plane."
-    CERT_PENDING = INFO, "Signal", "Certificate {cert_id} is not ready: {what}; next try in {delay} s", \
+    CERT_PENDING = INFO, "Signal", "Certificate {cert_id} is not ready: {what}; valid in {delay} s", \
         "The plane is still encrypting it, or its validity starts later.", _NOTHING
     CERT_REVOKED = CRITICAL, "Signal", "Certificate {cert_id} revoked: {name}; {done}", \
         "Confirmed by the plane; handled according to `on_revoked` in policy.json.", "Issue a new one on the plane."

@@ -86,7 +86,7 @@ def stuck_items(agent: Agent) -> list[dict[str, Any]]:
         record = records.get(int(retry.resource[5:])) if retry.resource.startswith("cert:") else None
         failing = record is not None and record.failing
         if retry.resource in found:  # a revocation of a certificate that fails
-            found[retry.resource]["next_try_at"] = retry.next_try_at
+            found[retry.resource]["next_try_at"] = agent.installer.next_try_at(retry)
             continue
         if record is not None and failing:
             item = str(record.facts)
@@ -99,7 +99,7 @@ def stuck_items(agent: Agent) -> list[dict[str, Any]]:
             "reason": retry.last_error,
             "attempts": max(retry.failures, 1),
             "waits": not (failing or retry.attempts or retry.kind is RetryKind.DISK),
-            "next_try_at": retry.next_try_at,
+            "next_try_at": agent.installer.next_try_at(retry),
         }
     return list(found.values())
 

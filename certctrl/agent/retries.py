@@ -97,7 +97,7 @@ async def _retry_items(agent: Agent) -> None:
     await agent.installer.converge_all(agent.items)
     for item, retry in retries.of_items().items():
         if retry is not before.get(item):
-            delay = round(retry.next_try_at - agent.wall_now())
+            delay = round(agent.installer.next_try_at(retry) - agent.wall_now())
             log_line(agent.log, Line.STILL_FAILS, name=f"item {one_line(item)}", why=retry.last_error, delay=delay)
     if not retries.of_items():
         signals = [retry.signal for retry in retries.signals()]
@@ -116,7 +116,7 @@ async def _retry(agent: Agent, due: Collection[int]) -> None:
         switched = record.generation != known.generation
         if retry is not None and retry is not retry_before:
             line = Line.ROLLED_BACK if outcome.kind is OutcomeKind.ROLLED_BACK else Line.STILL_FAILS
-            delay = round(retry.next_try_at - agent.wall_now())
+            delay = round(agent.installer.next_try_at(retry) - agent.wall_now())
             log_line(agent.log, line, name=record.name, why=outcome.detail, delay=delay)
         if outcome.ok and (switched or (known.failing and not record.failing)):
             clear_alerts(agent, cert_id)

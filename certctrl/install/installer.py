@@ -18,7 +18,7 @@ import attrs
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install.deploy import preview, recovery, staging, trust_store
 from certctrl.install.deploy.alert_command import run_alert_command
-from certctrl.install.deploy.candidates import to_switch
+from certctrl.install.deploy.candidates import next_try_at, to_switch
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
 from certctrl.install.deploy.groups import Group, bound_now, groups_of
@@ -38,7 +38,7 @@ from certctrl.model.certificate import Bundle, CertFacts, DeployMaterials
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy, Retirement
-from certctrl.model.records import CertRecord
+from certctrl.model.records import CertRecord, Retry
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import Fs
 from certctrl.store.layout import ConfigDir
@@ -349,6 +349,10 @@ class Installer:
         }
         items = [retries.due_at(retry.resource) for retry in retries.of_items().values()]
         return turns | ({0: min(items)} if items else {})
+
+    def next_try_at(self, retry: Retry) -> float:
+        """Return when something that failed is tried again, by the wall clock as it is now; for the window, when it opens."""
+        return next_try_at(self._context, retry)
 
     def window_times(self) -> dict[int, float]:
         """Return when each certificate whose staged material waits for the window may be tried (wall-clock seconds)."""

@@ -151,6 +151,9 @@ class FakeInstaller:
     def cas(self) -> frozenset[int]:
         return frozenset(self.ca_names)
 
+    def next_try_at(self, retry: Retry) -> float:
+        return self.retries.due_at(retry.resource)
+
     def ca_name(self, ca_id: int) -> str:
         return self.ca_names.get(ca_id, "")
 

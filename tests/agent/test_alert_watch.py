@@ -18,7 +18,7 @@ from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.retries import Failure
 from certctrl.model.certificate import CertFacts
 from certctrl.model.config import AgentConfig, ApplicationConfig
-from certctrl.model.records import CertRecord, RetryKind
+from certctrl.model.records import CertRecord, Retry, RetryKind
 from certctrl.model.signals import CertRenewed
 
 DAY = 86_400.0
@@ -57,6 +57,9 @@ class Host:
 
     def wall_now(self) -> float:
         return 100 * DAY + trio.current_time()
+
+    def next_try_at(self, retry: Retry) -> float:
+        return self.wall_now() + self.retries.left(retry.key)
 
     async def alert(self, alert: dict[str, Any]) -> None:
         await trio.lowlevel.checkpoint()

@@ -13,6 +13,8 @@ from simulation.network import NetworkFault
 from simulation.scene import DAY, QUIET, Scene, play
 from simulation.world import DEVICE, USER, template
 
+from certctrl.agent.reporter import snapshot
+
 SATURDAY = START + (4 * DAY + 11.7 * 3600)
 """Saturday, 02:00 UTC; `START` is a Monday."""
 SLOW = attrs.evolve(QUIET, interval=600.0, access_seconds=7 * 86_400, reconcile=7 * 86_400)
@@ -53,6 +55,10 @@ def test_a_failure_in_the_window_is_reported_and_retried_with_backoff() -> None:
         await trio.sleep(2.5 * 3600)
         record, attempts = scene.record(cert_id), scene.retry(cert_id).attempts
         assert 3 <= attempts <= 12, "backoff even in an open window"
+        (stuck,) = snapshot(scene.agent)["stuck"]
+        assert stuck["next_try_at"] == scene.agent.installer.window_times()[cert_id], (
+            "the window is closed: when it opens"
+        )
         assert scene.outcomes()[:-reported] == [("cert.renewed", "rolled_back")], "the same failure is reported once"
         scene.world.services.failing = lambda: False
         await trio.sleep(SATURDAY + 7 * DAY + 1200 - scene.world.clock.now())

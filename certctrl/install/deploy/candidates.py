@@ -16,10 +16,10 @@ from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import BASE_FILES, password_kind
 from certctrl.install.plan.retries import switch_due
-from certctrl.install.plan.window import in_window, window_text
+from certctrl.install.plan.window import in_window, may_switch_at, window_text
 from certctrl.model.certificate import Bundle, CertFacts
 from certctrl.model.plan import InstallItem
-from certctrl.model.records import CertRecord
+from certctrl.model.records import CertRecord, Retry
 
 
 def staged_before(
@@ -45,13 +45,32 @@ def staged_before(
 
 def not_yet_due(context: Context, records: Sequence[CertRecord]) -> dict[int, str]:
     """Return certificate id -> why its staged material is not due: it failed before."""
-    now = context.wall_now()
-    return {
-        record.cert_id: f"staged; failed, next try in {due - now:.0f} s "
-        f"(`cert-ctrl apply` tries now): {context.records.last_error(record.cert_id)}"
-        for record in records
-        if record.staged and record.staged != record.generation and (due := _switch_due(context, record)) > now
-    }
+    now, found = context.wall_now(), dict[int, str]()
+    for record in records:
+        retry = context.records.retries.of(cert_resource(record.cert_id))
+        if retry is not None and _is_waiting(record) and _switch_due(context, record) > now:
+            found[record.cert_id] = (
+                f"staged; failed, next try in {next_try_at(context, retry) - now:.0f} s "
+                f"(`cert-ctrl apply` tries now): {retry.last_error}"
+            )
+    return found
+
+
+def next_try_at(context: Context, retry: Retry) -> float:
+    """Return when something that failed is tried again, by the wall clock; a window that opens makes it due."""
+    now, window = context.wall_now(), context.policy().window
+    due = now + context.records.retries.left(retry.key)
+    kind, _, number = retry.resource.partition(":")
+    record = context.records.certificates.get(int(number)) if kind == "cert" and number.isdecimal() else None
+    if record is None or not _is_waiting(record) or record.held:
+        return due
+    opens_at = may_switch_at(now, window, record)
+    return opens_at if opens_at > now else may_switch_at(due, window, record)
+
+
+def _is_waiting(record: CertRecord) -> bool:
+    """Return whether material of a certificate is staged that is not live."""
+    return bool(record.staged) and record.staged != record.generation
 
 
 def _switch_due(context: Context, record: CertRecord) -> float:
