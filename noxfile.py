@@ -88,9 +88,10 @@ def model(session: nox.Session) -> None:
 
 @nox.session
 def hostile(session: nox.Session) -> None:
-    """Process 100 000 hostile plans; deploy for a minute into a directory under attack (needs root)."""
+    """Process 100 000 hostile plans and all hostile answers; deploy into a directory under attack (needs root)."""
     session.install("-e", ".[dev]")
     files = ["tests/install/test_hostile.py", "tests/store/deployments/test_file_set_refused.py"]
+    files += ["tests/bench/test_hostile.py"]
     session.run("pytest", *files, "-m", "campaign", *session.posargs)
 
 

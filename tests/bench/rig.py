@@ -103,9 +103,9 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running_daemon(root: Path) -> Iterator[Daemon]:
+def running_daemon(root: Path, *options: str) -> Iterator[Daemon]:
     """Run the daemon of one config directory."""
-    with _child("stamped_agent.py", str(root)) as process:
+    with _child("stamped_agent.py", str(root), *options) as process:
         yield Daemon(process, root)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import burst
 import delivery
+import hostile
 import idle
 import startup
 from measure import load, now, spread
@@ -42,6 +43,10 @@ PARTS: dict[str, tuple[str, Part]] = {
         "Delivery by long-poll, beside a bare client (judged: ratio; to served: difference)",
         lambda work, quick: delivery.measure(work, events=30 if quick else 200, reloads=8 if quick else 50),
     ),
+    "hostile": (
+        "Hostile answers of the plane: peak memory beyond the idle daemon, MiB",
+        lambda work, quick: hostile.measure(work, hostile.SAMPLE if quick else ()),
+    ),
 }
 
 
@@ -58,7 +63,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main(argv: list[str]) -> int:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: two minutes instead of ten")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: four minutes instead of twenty")
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="one part; may be given again")
     parser.add_argument("json", nargs="?", type=Path, default=Path("build/bench.json"), help="where the JSON goes")
     options = parser.parse_args(argv)

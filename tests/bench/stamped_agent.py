@@ -1,8 +1,9 @@
-"""The daemon with time stamps of its work: ``python stamped_agent.py DIRECTORY``.
+"""The daemon with time stamps of its work: ``python stamped_agent.py DIRECTORY [--beats]``.
 
 Three functions are wrapped, and each prints one line of JSON, on the monotonic clock: ``{"switched": [names], "at"}``
 when a switch is durable, ``{"done": count, "synced", "at"}`` when outcomes, acks and records are, ``{"ran": argv,
-"at"}`` when a command has ended. The calls that make something durable are counted (``synced``). Nothing else of
+"at"}`` when a command has ended. With ``--beats``, a task that wakes every 10 ms prints ``{"late": seconds, "at"}``
+when the loop was blocked for longer than that. The calls that make something durable are counted (``synced``). Nothing else of
 the product is changed.
 """
 
@@ -16,12 +17,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import trio
+
 from certctrl.agent.inbox import Inbox
+from certctrl.agent.poller import Poller
 from certctrl.cli.main import run_command
 from certctrl.install.process import Proc
 from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import RealFs
 
+BEAT = 0.01
 _synced = 0
 
 
@@ -78,10 +83,33 @@ def counted(sync: Callable[..., Any]) -> Callable[..., Any]:
     return counting
 
 
+def stamp_delays(poll_forever: Callable[..., Any]) -> Callable[..., Any]:
+    """Stamp each time that the loop wakes a sleeping task late."""
+
+    async def beat() -> None:
+        while True:
+            due = trio.current_time() + BEAT
+            await trio.sleep_until(due)
+            if (late := trio.current_time() - due) > BEAT:
+                say(late=round(late, 4))
+
+    @functools.wraps(poll_forever)
+    async def stamped(self: Poller) -> Any:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat)
+            stop = await poll_forever(self)
+            nursery.cancel_scope.cancel()
+        return stop
+
+    return stamped
+
+
 if __name__ == "__main__":
     GenerationStore.switch = stamp_switch(GenerationStore.switch)  # type: ignore[method-assign]
     Inbox.finish = stamp_finish(Inbox.finish)  # type: ignore[method-assign]
     Proc.run = stamp_run(Proc.run)  # type: ignore[method-assign]
     RealFs.fsync = counted(RealFs.fsync)  # type: ignore[method-assign]
     RealFs.syncfs = counted(RealFs.syncfs)  # type: ignore[method-assign]
+    if "--beats" in sys.argv:
+        Poller.poll_forever = stamp_delays(Poller.poll_forever)  # type: ignore[method-assign]
     raise SystemExit(run_command(["-c", sys.argv[1], "--keep-running"]))

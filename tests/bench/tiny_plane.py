@@ -7,7 +7,11 @@ processes of a machine share:
 - ``{"op": "publish", "ids": […], "version": V}``: from now on these certificates have version V, and one
   ``cert.renewed`` each → ``{"at"}``.
 - ``{"op": "config", "items": […]}``: the install config, and ``install.updated`` → ``{"at"}``.
-- ``{"op": "stat"}`` → counters: parked long-polls, connections, polls, acks, when the last ack came, fetches.
+- ``{"op": "signal", "type": T, "ref": R}``: one signal.
+- ``{"op": "answer", "answers": [{"path": P, "file": F, "times": N}]}``: requests whose path ends in P get the bytes of
+  F as the whole answer, N times; in it, ``@N@`` is a number that grows and ``@LENGTH@`` the length of the body.
+- ``{"op": "stat"}`` → counters: parked long-polls, connections, polls, acks, when the last ack came, fetches, answers
+  that were replaced.
 
 The same server, and the same bytes, serve the product and the floors. Ends when standard input ends.
 """
@@ -28,6 +32,7 @@ UPDATES = "/apiv1/devices/self/updates"
 CERTIFICATES = "/apiv1/devices/self/certificates"
 NOTIFY = "/apiv1/devices/self/notify"
 ITEM_KEY = "installs"
+NOT_FOUND = b'{"error": {"code": 404, "what": "nothing here"}}'
 REASONS = {200: "OK", 204: "No Content", 304: "Not Modified", 404: "Not Found"}
 
 
@@ -46,6 +51,8 @@ class Plane:
         self.counts = {"waiting": 0, "connections": 0, "polls": 0, "fetches": 0, "acks": 0, "requests": 0}
         self.outcomes: dict[str, int] = {}
         self.last_ack_at = self.last_fetch_at = 0.0
+        self.replaced: list[dict[str, Any]] = []
+        self.counts["replaced"] = 0
         for cert_id in self.names:
             for version in range(1, made["versions"] + 1):
                 text = json.loads((directory / f"{cert_id}.{version}.json").read_text())
@@ -79,11 +86,23 @@ class Plane:
         self.fresh.set()
         self.fresh = asyncio.Event()
 
+    def replacement(self, path: str) -> bytes | None:
+        """Return the bytes to answer with instead, if an order says so."""
+        for one in self.replaced:
+            if path.endswith(one["path"]) and one["times"]:
+                one["times"] -= 1
+                self.counts["replaced"] += 1
+                head, gap, body = one["raw"].partition(b"\r\n\r\n")
+                number = b"%d" % (self.counts["replaced"] * 1_000_000)
+                body = body.replace(b"@N@", number)
+                return head.replace(b"@N@", number).replace(b"@LENGTH@", b"%d" % len(body)) + gap + body
+        return None
+
     async def updates(self, query: dict[str, str], headers: dict[str, str]) -> tuple[int, str, bool, bytes]:
         """Answer a poll after at most ``wait`` seconds; a page after a full one has no rate limit, as at the real plane."""
         self.counts["polls"] += 1
         cursor = query.get("cursor") or headers.get("if-none-match", "").strip('"')
-        seen = int(cursor.rpartition("-")[2]) if cursor else len(self.signals)
+        seen = min(int(cursor.rpartition("-")[2]) if cursor else len(self.signals), len(self.signals))
         wait = float(query.get("wait", "0"))
         if seen >= len(self.signals) and wait:
             self.counts["waiting"] += 1
@@ -108,6 +127,8 @@ class Plane:
             return 200, json.dumps({"data": [self.body(one)[1] for one in ids]}).encode()
         if path.startswith(CERTIFICATES + "/"):
             number, _, what = path[len(CERTIFICATES) + 1 :].partition("/")
+            if int(number) not in self.names:
+                return 404, NOT_FOUND
             materials, summary = self.body(int(number))
             if what == "deploy-materials":
                 self.counts["fetches"] += 1
@@ -116,7 +137,7 @@ class Plane:
             return 200, json.dumps({"data": summary}).encode()
         if path.endswith("/install-config") and self.config is not None:
             return 200, json.dumps({"data": self.config}).encode()
-        return 404, b'{"error": {"code": 404, "what": "nothing here"}}'
+        return 404, NOT_FOUND
 
     def notify(self, body: bytes) -> None:
         """Count outcomes."""
@@ -133,6 +154,11 @@ class Plane:
             self.publish(order["ids"], order["version"])
         elif order["op"] == "config":
             self.put_config(order["items"])
+        elif order["op"] == "signal":
+            self._signal(order["type"], order["ref"])
+            self._wake()
+        elif order["op"] == "answer":
+            self.replaced = [one | {"raw": Path(one["file"]).read_bytes()} for one in order["answers"]]
         return {"at": at, "last_ack_at": self.last_ack_at, "last_fetch_at": self.last_fetch_at,
                 "outcomes": self.outcomes, **self.counts}  # fmt: skip
 
@@ -149,6 +175,10 @@ async def serve_one(plane: Plane, reader: asyncio.StreamReader, writer: asyncio.
             path, _, text = target.partition("?")
             query = dict(part.partition("=")[::2] for part in text.split("&") if part)
             plane.counts["requests"] += 1
+            if (raw := plane.replacement(path)) is not None:
+                writer.write(raw)
+                await writer.drain()
+                continue
             cursor, free = "", False
             if path == UPDATES:
                 status, cursor, free, answer = await plane.updates(query, headers)

@@ -1,0 +1,256 @@
+"""The cases of `hostile.py`: answers that are as large, as many or as deep as the limits in bytes allow."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+from material import DAY, Material
+
+from certctrl.plane.ca import sealing, x509
+
+BODY = 1_048_576
+BUNDLE = 262_144
+UPDATES = "/updates"
+CERTIFICATES = "/certificates"
+DETAIL = "/certificates/1"
+MATERIALS = "/deploy-materials"
+CONFIG = "/install-config"
+CAS = "/cas"
+NOTIFY = "/notify"
+
+OK = 'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nETag: "1-@N@"'
+RENEWED = ("cert.renewed", {"cert_id": 1})
+UPDATED = ("install.updated", {})
+RESYNC = ("state.resync_required", {})
+Signals = tuple[tuple[str, dict[str, Any]], ...]
+
+
+@attrs.frozen
+class Reply:
+    """One answer of the plane, given ``times`` times."""
+
+    path: str
+    """End of the path that gets it."""
+    body: Callable[[], str | bytes]
+    times: int = 1
+    head: str = OK
+
+    def raw(self) -> bytes:
+        """Return head and body."""
+        body = self.body()
+        body = body.encode() if isinstance(body, str) else body
+        return f"{self.head}\r\nContent-Length: @LENGTH@\r\n\r\n".encode() + body
+
+
+@attrs.frozen
+class Case:
+    """Hostile answers, and the signals that make the daemon ask for them."""
+
+    name: str
+    answers: tuple[Reply, ...]
+    signals: Signals = ()
+
+
+def filled(part: str, *, start: str = "[", end: str = "]", size: int = BODY - 200) -> str:
+    """Return JSON with as many copies of ``part`` as fit; ``#`` becomes a number that grows."""
+    parts, left, number = list[str](), size - len(start) - len(end), 0
+    while left > 0:
+        parts.append(part.replace("#", str(number)))
+        left -= len(parts[-1].replace("@N@", "12345678").encode()) + 1
+        number += 1
+    return start + ",".join(parts[:-1]) + end
+
+
+def many(part: str, count: int, *, start: str = "[", end: str = "]") -> str:
+    """Return JSON with ``count`` copies of ``part``."""
+    return start + ",".join(part.replace("#", str(number)) for number in range(count)) + end
+
+
+PAGE = '{"data":{"cursor":"1-@N@","signals":['
+SIGNAL = '{"type":"cert.renewed","ts_ms":@N@,"ref":{"cert_id":1#}}'
+UNKNOWN = '{"type":"kind.#","ts_ms":@N@,"ref":{"cert_id":1#}}'
+WIDE = '{"type":"kind.#","ts_ms":@N@,"ref":{' + ",".join(f'"k{n}":{n}' for n in range(100)) + "}}"
+DATA = '{"data":['
+
+
+def polls(material: Material) -> Iterator[Case]:
+    """Yield the cases of a poll."""
+
+    def page(name: str, body: Callable[[], str | bytes], times: int = 2, head: str = OK) -> Case:
+        return Case(name, (Reply(UPDATES, body, times, head),))
+
+    yield page("1 000 renewals in a page", lambda: many(SIGNAL, 1000, start=PAGE, end="]}}"))
+    yield page("1 000 unknown types in a page", lambda: many(UNKNOWN, 1000, start=PAGE, end="]}}"))
+    yield page("1 000 signals with 100 fields", lambda: many(WIDE, 1000, start=PAGE, end="]}}"))
+    yield page("more than 1 000 signals, 1 MiB", lambda: filled(SIGNAL, start=PAGE, end="]}}"))
+    yield page("1 000 signals of text, 1 MiB", lambda: many(
+        '{"type":"kind.#","ts_ms":@N@,"ref":{"a":"' + "x" * 980 + '"}}', 1000, start=PAGE, end="]}}"))  # fmt: skip
+    yield page("1 MiB of empty lists", lambda: filled("[]"))
+    yield page("1 MiB of small objects", lambda: filled('{"a":0}', start=DATA, end="]}"))
+    yield page("1 MiB of nested objects", lambda: filled('{"a":{"b":{"c":{"d":[]}}}}', start=DATA, end="]}"))
+    yield page("1 MiB of keys", lambda: filled('"#":0', start="{", end="}"))
+    yield page("100 000 values in small objects", lambda: many('{"a":0}', 49_000, start=DATA, end="]}"))
+    yield page(
+        "100 000 values in nested objects", lambda: many('{"a":{"b":{"c":{"d":[]}}}}', 16_000, start=DATA, end="]}")
+    )
+    yield page("1 MiB of brackets", lambda: "[" * (BODY - 200))
+    yield page(
+        "1 MiB of wide characters", lambda: json.dumps({"data": "\U0001f600" * (BODY // 4 - 100)}, ensure_ascii=False)
+    )
+    yield page("1 000 signals with infinite numbers", lambda: many(
+        '{"type":"kind.#","ts_ms":@N@,"ref":{"a":1e999}}', 1000, start=PAGE, end="]}}"))  # fmt: skip
+    yield page("1 MiB of escapes", lambda: '{"data":"' + "\\ud800" * (BODY // 6 - 100) + '"}')
+    yield page("1 MiB of long numbers", lambda: filled("9" * 4299, start=DATA, end="]}"))
+    yield page("1 MiB of exponents", lambda: filled("1e9999", start=DATA, end="]}"))
+    yield page("one number of 1 MiB", lambda: '{"data":' + "9" * (BODY - 300) + "}")
+    yield page("a body of 64 MiB", lambda: b" " * (64 * BODY), head=OK)
+    zipped = OK + "\r\nContent-Encoding: gzip"
+    yield page("64 MiB in a compressed body", lambda: gzip.compress(b" " * (64 * BODY)), head=zipped)
+    yield page("an error of 1 MiB", lambda: '{"error":{"what":"' + "x" * (BODY - 300) + '"}}',
+               head="HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json")  # fmt: skip
+    yield page("16 MiB of headers", lambda: b"{}", head="HTTP/1.1 200 OK" + "\r\nX-A: bc" * (2 * BODY))
+    yield page("redirects", lambda: b"", times=5, head="HTTP/1.1 302 Found\r\nLocation: /" + "x" * 30_000)
+
+
+def lists(material: Material) -> Iterator[Case]:
+    """Yield the cases of the lists of certificates and CAs."""
+    row = '{"id":@N@%03d,"domain_name":"h%d.example","status":"active","serial_number":"%d"'
+    rows = [row % (n, n, n) for n in range(500)]
+    plain = DATA + "},".join(rows) + "}]}"
+    sans = ',"sans":["' + '","'.join(["h.example"] * 150) + '"]}'
+    wide = DATA + ",".join(one + sans for one in rows) + "]}"
+    long = DATA + ",".join(one + ',"certificate_pem":"' + "x" * 1900 + '"}' for one in rows) + "]}"
+    one = '{"id":1#,"domain_name":"h#.example","status":"active","serial_number":"#"}'
+
+    def endless(name: str, body: str) -> Case:
+        return Case(name, (Reply(CERTIFICATES, lambda: body, 1000),), (RESYNC,))
+
+    yield endless("a list of certificates without an end", plain)
+    yield endless("the same, 1 MiB of names a page", wide)
+    yield endless("the same, 1 MiB of PEM a page", long)
+    lines = many(one, 100_000, start=DATA, end="]}")
+    yield Case("100 000 certificates in one answer", (Reply(CERTIFICATES, lambda: lines),), (RESYNC,))
+    lines_fit = filled(one, start=DATA, end="]}")
+    yield Case("1 MiB of certificates in one answer", (Reply(CERTIFICATES, lambda: lines_fit),), (RESYNC,))
+    yield Case(
+        "10 000 CAs", (Reply(CAS, lambda: many('{"id":1#,"name":"ca #"}', 10_000, start=DATA, end="]}")),), (RESYNC,)
+    )
+    small = filled('{"a":0}', start=DATA, end="]}")
+    yield Case("1 MiB of small objects as CAs", (Reply(CAS, lambda: small),), (RESYNC,))
+    most = many('{"a":0}', 49_000, start=DATA, end="]}")
+    everything = [Reply(path, lambda: most, 2) for path in (UPDATES, CERTIFICATES, CAS, CONFIG)]
+    yield Case("100 000 values from each path", tuple(everything), (RESYNC, UPDATED, RENEWED))
+
+
+def install_config(items: list[dict[str, Any]]) -> Callable[[], str]:
+    """Return an install config with these items."""
+    text = json.dumps(items, separators=(",", ":"))
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    data = {"id": 1, "user_device_id": 1, "version": 0, "installs_json": text, "installs_hash_b64": digest}
+    return lambda: json.dumps({"data": data}).replace('"version": 0', '"version": @N@')
+
+
+def item(number: int, *needs: int, **more: Any) -> dict[str, Any]:
+    """Return one copy item."""
+    fields = {"id": f"i{number}", "type": "copy", "ob_type": "cert", "ob_id": 1, "from": ["fullchain.pem"]}
+    return fields | ({"depends_on": [f"i{n}" for n in needs]} if needs else {}) | more
+
+
+def command(number: int, *needs: int, **more: Any) -> dict[str, Any]:
+    """Return one command."""
+    fields = {"id": f"i{number}", "type": "exec", "cmd_argv": ["/bin/true"]}
+    return fields | ({"depends_on": [f"i{n}" for n in needs]} if needs else {}) | more
+
+
+def layered(number: int, width: int) -> list[int]:
+    """Return the numbers of all items of the layer below."""
+    first = number // width * width
+    return list(range(first - width, first)) if first else []
+
+
+def configs(material: Material) -> Iterator[Case]:
+    """Yield the cases of the install config."""
+
+    def config(name: str, body: Callable[[], str]) -> Case:
+        return Case(name, (Reply(CONFIG, body, 2),), (UPDATED,))
+
+    yield config("10 000 items", install_config([command(n) for n in range(10_000)]))
+    yield config("1 000 items", install_config([item(n) for n in range(1000)]))
+    yield config("1 000 items in one chain", install_config([item(n, *([n - 1] if n else [])) for n in range(1000)]))
+    wide = [(item if n < 500 else command)(n, *layered(n, 32)) for n in range(1000)]
+    yield config("1 000 items in 32 connected layers", install_config(wide))
+    hub = [item(n) if n < 500 else command(n, *range(0, 500, 4)) for n in range(1000)]
+    yield config("500 commands on 125 copies each", install_config(hub))
+    targets = [f"/srv/tls/{n}.pem" for n in range(40)]
+    files = [item(n, **{"from": ["fullchain.pem"] * 40, "to": [f"{n}{one}" for one in targets]}) for n in range(560)]
+    yield config("560 items with 40 files each", install_config(files))
+    env = [command(n, env={f"V{n}": "x" for n in range(80)}) for n in range(850)]
+    yield config("850 commands with 80 variables each", install_config(env))
+    tags = [item(n, tags=["t"] * 200) for n in range(780)]
+    yield config("780 items with 200 tags each", install_config(tags))
+    yield config("1 MiB of small objects as items", lambda: filled('{"a":0}', start='{"data":{"installs":[', end="]}}"))
+    text = '{"data":{"version":1,"installs_hash_b64":"x","installs_json":"[' + "[]," * (BODY // 3 - 200) + '[]]"}}'
+    yield config("1 MiB of lists in the text of items", lambda: text)
+
+
+def materials(material: Material) -> Iterator[Case]:
+    """Yield the cases of one certificate: detail and material."""
+    made = json.loads(material.wire(1, 2))
+    summary = json.loads((material.directory / "1.2.json").read_text())["summary"]
+
+    def renewal(name: str, *answers: Reply) -> Case:
+        return Case(name, answers, (RENEWED,))
+
+    def changed(**more: Any) -> Callable[[], str]:
+        return lambda: json.dumps({"data": made["data"] | more})
+
+    chain = made["data"]["chain_pem"]
+    yield renewal("a chain of 300 equal certificates", Reply(MATERIALS, changed(chain_pem=chain * 300)))
+    others = "".join(authorities(300))
+    yield renewal("a chain of 300 certificates", Reply(MATERIALS, changed(chain_pem=others)))
+    yield renewal("a chain of 1 000 certificates", Reply(MATERIALS, changed(chain_pem=chain * 1000)))
+    yield renewal("256 KiB of small objects as material", Reply(
+        MATERIALS, lambda: filled('{"a":0}', start=DATA, end="]}", size=BUNDLE - 200)))  # fmt: skip
+    names = [f"h{n}.bench.example" for n in range(8000)]
+    detail = json.dumps({"data": summary | {"sans": names}})
+    yield renewal("a certificate for one of 8 000 assigned names",
+                  Reply(MATERIALS, changed()), Reply(DETAIL, lambda: detail))  # fmt: skip
+    leaf = wide_leaf(material, names)
+    yield renewal("a certificate with 8 000 names, all assigned",
+                  Reply(MATERIALS, lambda: json.dumps({"data": leaf})), Reply(DETAIL, lambda: detail))  # fmt: skip
+
+
+def authorities(count: int) -> Iterator[str]:
+    """Yield the PEM of roots that have nothing to do with each other."""
+    now = time.time()
+    for number in range(count):
+        yield x509.new_root(f"r{number}", not_before=now - DAY, not_after=now + DAY).pem
+
+
+def wide_leaf(material: Material, names: list[str]) -> dict[str, Any]:
+    """Return the material of a certificate with many names."""
+    now = time.time()
+    life = {"not_before": now - DAY / 4, "not_after": now + DAY}
+    issuer, key = x509.new_root("wide", **life), x509.new_key("ecdsa-p256")
+    leaf = x509.sign_leaf(issuer, key, names, **life)
+    sealed = sealing.seal_private_key(x509.key_der(key), material.device.public)
+    return {**sealed, "certificate_pem": x509.pem_of(leaf), "chain_pem": issuer.pem, "serial_number": ""}
+
+
+def acks(material: Material) -> Iterator[Case]:
+    """Yield the cases of the answers to outcomes."""
+    body = filled('{"a":0}', start=DATA, end="]}")
+    yield Case("1 MiB of small objects for outcomes", (Reply(NOTIFY, lambda: body, 2),), (RENEWED,))
+
+
+def cases(material: Material) -> Iterator[Case]:
+    """Yield all cases."""
+    for part in (polls, lists, configs, materials, acks):
+        yield from part(material)
