@@ -128,6 +128,13 @@ def simulation(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Change one expression of a package at a time, such as install/plan: its own tests must notice."""
+    session.install("-e", ".[dev,types,mutants]")
+    session.run("python", "tests/mutants/run.py", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Run plane, agent and service together for an hour; succeeds if the sandbox does."""
     session.install(".[plane]")

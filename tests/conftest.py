@@ -15,6 +15,10 @@ import hypothesis
 import pytest
 
 hypothesis.settings.register_profile("default", deadline=None, database=None)  # deadlines measure the machine
+hypothesis.settings.register_profile(  # few examples, the same for each mutant
+    "mutants", deadline=None, database=None, derandomize=True, max_examples=30,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)  # fmt: skip
 hypothesis.settings.load_profile("default")
 
 SERVICE_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"))

@@ -18,6 +18,7 @@ from certctrl.protocol.device_flow import (
     GrantReady,
     GrantSlowDown,
     GrantStarted,
+    GrantUnusable,
     PollGrant,
     Refused,
     uri_problem,
@@ -152,6 +153,62 @@ def test_polls_keep_the_interval_and_stop_at_the_end(
 )
 def test_verification_uris(uri: str, server: str, fine: bool) -> None:
     assert (uri_problem(uri, server) is None) is fine
+
+
+@pytest.mark.parametrize(
+    ("uri", "server", "why"),
+    [
+        ("https://[::1/d", "https://plane.example", "not a URL"),
+        ("https://plane.example/d", "https://[plane", "not a URL"),
+        ("https://plane.example:99999/d", "https://plane.example", "not a URL"),
+        ("https://plane.example/d", "https://plane.example:x", "not a URL"),
+        ("ftp://plane.example/d", "ftp://plane.example", "not https"),
+        ("http://other.example/d", "http://plane.example", "not https"),
+        ("https://me@plane.example/", "https://plane.example", "credentials"),
+        ("https://:secret@plane.example/", "https://plane.example", "credentials"),
+        ("https:///d", "https://plane.example", "another host than plane.example"),
+        ("https://evil.example/d", "https://Plane.example", "another host than plane.example"),
+        ("https://evil.example/d", "", "another host than the control plane"),
+        ("https:///d", "", "another host than the control plane"),
+    ],
+)
+def test_a_refused_page_says_why(uri: str, server: str, why: str) -> None:
+    assert why in (uri_problem(uri, server) or "")
+
+
+def test_an_unusable_approval_ends_the_flow_with_its_reason() -> None:
+    flow = DeviceFlow(started(), 0.0)
+    flow.receive(GrantUnusable("no code"), 5.0)
+    assert flow.next_step(5.0) == Refused("no code")
+
+
+def test_an_expiry_names_the_last_trouble_only() -> None:
+    flow = DeviceFlow(started(), 0.0)
+    flow.receive(GrantFailed("no route"), 5.0)
+    flow.receive(GrantPending(), 10.0)
+    flow.receive(GrantExpired(), 15.0)
+    assert flow.next_step(15.0) == Expired("")
+    troubled = DeviceFlow(started(), 0.0)
+    troubled.receive(GrantFailed("no route"), 5.0)
+    troubled.receive(GrantExpired(), 15.0)
+    assert troubled.next_step(15.0) == Expired("no route")
+
+
+@pytest.mark.parametrize(("asked", "used"), [(0.5, 1.0), (1.5, 1.5), (299.0, 299.0), (301.0, 300.0)])
+def test_the_interval_has_bounds(asked: float, used: float) -> None:
+    flow = DeviceFlow(started(interval=asked, expires_in=10_000), 0.0)
+    assert flow.next_step(0.0) == PollGrant(used)
+    flow.receive(GrantFailed("down"), 0.0)
+    assert flow.next_step(0.0) == PollGrant(used)
+    flow.receive(GrantFailed("down"), 0.0)
+    assert flow.next_step(0.0) == PollGrant(min(2 * used, max(60.0, used)))
+    flow.receive(GrantSlowDown(), 0.0)
+    assert flow.next_step(0.0) == PollGrant(min(used + 5, 300.0))
+
+
+def test_a_negative_lifetime_is_none() -> None:
+    assert DeviceFlow(started(expires_in=-100), 50.0).expires_at == 50.0
+    assert DeviceFlow(started(expires_in=0.5), 50.0).expires_at == 50.5
 
 
 def test_an_approval_page_may_be_on_the_host_that_is_configured() -> None:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from certctrl.errors import MaterialError
-from certctrl.install.material.bundle import is_covered, plain_domain, serial_text
+from certctrl.install.material.bundle import facts_of, is_covered, plain_domain, serial_text
 from certctrl.install.material.placeholder import placeholder_bundle
 from certctrl.model.certificate import DeployMaterials
 
@@ -242,6 +242,66 @@ def test_serials_compare_in_every_notation(maker: Maker, now: float) -> None:
     wrong = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number="04:ac")
     assert reason(maker, wrong, now) == "serial-mismatch"
     assert [serial_text(number) for number in (1, 0x1234, 0xABC)] == ["01", "12:34", "0a:bc"]
+
+
+@pytest.mark.parametrize("reported", ["0", "00:00", " 0 ", ":"])
+def test_a_plane_may_leave_the_serial_number_open(maker: Maker, now: float, reported: str) -> None:
+    assert opened(maker, attrs.evolve(maker.materials(), serial_number=reported), now).key_pem
+
+
+def test_the_facts_are_those_of_the_certificate(maker: Maker, now: float) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = maker.issuer.leaf(key, ("example.com",), serial=0x04AB)
+    facts = opened(maker, maker.materials(key=key, leaf=leaf), now).facts
+    assert (facts.cert_id, facts.name, facts.serial) == (7, "example.com", "04:ab")
+    assert facts_of(leaf, 3, "x", ("a",)).not_after == leaf.not_valid_after_utc.timestamp()
+    assert facts_of(leaf, 3, "x", ("a",), ends=now + 5).not_after == now + 5
+    assert facts_of(leaf, 3, "x", ("a", "b")).domains == ("a", "b")
+
+
+def test_the_primary_domain_is_first_and_no_name_comes_twice(maker: Maker, now: float) -> None:
+    materials = maker.materials("b.example", "A.example", "a.example", "192.0.2.7")
+    assert opened(maker, materials, now, "a.example", "b.example").facts.domains == (
+        "a.example", "b.example", "192.0.2.7",
+    )  # fmt: skip
+    assert opened(maker, materials, now, "192.0.2.7").facts.domains == ("192.0.2.7", "b.example", "a.example")
+    wild = maker.materials("b.example", "*.example")
+    assert opened(maker, wild, now, "a.example", "b.example").facts.domains == ("b.example", "*.example")
+
+
+def test_missing_names_are_listed_up_to_five(maker: Maker, now: float) -> None:
+    names = [f"n{number}.example" for number in range(7)]
+    with pytest.raises(MaterialError, match=r"is not for n1\.example, n2\.example, n3\.example$"):
+        opened(maker, maker.materials(names[0]), now, *names[:4])
+    with pytest.raises(MaterialError, match=r"n5\.example$"):
+        opened(maker, maker.materials(names[0]), now, *names)
+
+
+def test_a_signature_without_a_hash_is_strong(maker: Maker, now: float) -> None:
+    """Ed25519 has its hash inside."""
+    signer, key = ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
+    ca = builder_of(build("small", "small", signer.public_key(), maker.issuer.key, ca=True)).sign(signer, None)
+    plain = build("x", "small", key.public_key(), maker.issuer.key, domains=("example.com",))
+    leaf = builder_of(plain).sign(signer, None)
+    assert leaf.signature_hash_algorithm is None
+    bundle = opened(maker, maker.materials(key=key, leaf=leaf, chain_pem=pem(ca)), now)
+    assert bundle.chain_pem.decode() == pem(ca)
+
+
+def test_an_unknown_signature_algorithm_is_refused(maker: Maker, now: float) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    der = maker.issuer.leaf(key, ("example.com",)).public_bytes(Encoding.DER)
+    ecdsa = bytes.fromhex("2a8648ce3d0403")  # followed by 02: with SHA-256
+    odd = x509.load_der_x509_certificate(der.replace(ecdsa + b"\x02", ecdsa + b"\x7f"))
+    with pytest.raises(MaterialError, match="signature algorithm") as caught:
+        opened(maker, maker.materials(key=key, leaf=odd, chain_pem=""), now)
+    assert caught.value.reason == "signature-weak"
+
+
+def test_a_weak_signature_is_named(maker: Maker, now: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certctrl.install.material.bundle.WEAK_HASHES", frozenset({"sha384"}))
+    with pytest.raises(MaterialError, match="signed with sha384"):
+        opened(maker, maker.materials(digest=hashes.SHA384()), now)
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")

@@ -9,6 +9,8 @@ import pytest
 from bundle_maker import DAY, Issuer, Maker, build, opened, pem, reason
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from certctrl.errors import MaterialError, NotYetValidError
 from certctrl.install.material.bundle import chain_end
@@ -195,6 +197,117 @@ def test_an_expired_issuer_of_the_leaf_is_refused(maker: Maker, make_issuer: typ
         assert reason(maker, materials, now) == "chain-expired"
     both = maker.materials(key=key, leaf=leaf, chain_pem=pem(expired) + pem(low.certificate))
     assert opened(maker, both, now).chain_pem.decode() == pem(low.certificate)
+
+
+def test_a_chain_has_ten_certificates_at_most(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
+    top = make_issuer("ca 0")
+    for number in range(1, 12):
+        top = make_issuer(f"ca {number}", top)
+    key = ec.generate_private_key(ec.SECP256R1())
+    whole = maker.materials(key=key, leaf=top.leaf(key, ("example.com",)), chain_pem="")
+    ten, eleven = ("".join(map(pem, top.chain[:count])) for count in (10, 11))
+    assert opened(maker, attrs.evolve(whole, chain_pem=ten), now).chain_pem.decode() == ten
+    with pytest.raises(MaterialError, match="longer than 10") as caught:
+        opened(maker, attrs.evolve(whole, chain_pem=eleven), now)
+    assert caught.value.reason == "chain-order"
+
+
+def test_a_chain_without_the_issuer_of_the_leaf_is_refused(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
+    root = make_issuer("root")
+    low = make_issuer("low", make_issuer("middle", root))
+    key = ec.generate_private_key(ec.SECP256R1())
+    materials = maker.materials(key=key, leaf=low.leaf(key, ("example.com",)), chain_pem=pem(root.certificate))
+    with pytest.raises(MaterialError, match="does not contain the issuer") as caught:
+        opened(maker, materials, now)
+    assert caught.value.reason == "chain-order"
+
+
+@pytest.mark.parametrize("part", ["middle", "low"])
+def test_a_later_start_of_the_chain_counts(maker: Maker, make_issuer: type[Issuer], now: float, part: str) -> None:
+    middle = make_issuer("middle", make_issuer("root"))
+    low = make_issuer("low", middle)
+    late = low if part == "low" else middle
+    above = late.above or late
+    late.certificate = build(late.name, above.name, late.key.public_key(), above.key, ca=True, life=(2, 3000))
+    key = ec.generate_private_key(ec.SECP256R1())
+    materials = maker.materials(key=key, leaf=low.leaf(key, ("example.com",)), chain_pem=low.chain_pem)
+    with pytest.raises(NotYetValidError) as caught:
+        opened(maker, materials, now)
+    assert caught.value.valid_from == now + 2 * DAY
+    assert opened(maker, materials, now + 2 * DAY).key_pem, "valid in its first second"
+
+
+def test_a_chain_ends_in_its_last_second(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
+    low = make_issuer("low", make_issuer("root"))
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = low.leaf(key, ("example.com",), life=(-1, 4000))
+    materials = maker.materials(key=key, leaf=leaf, chain_pem=low.chain_pem)
+    assert opened(maker, materials, now + 3000 * DAY - 1).facts.not_after == now + 3000 * DAY
+    with pytest.raises(MaterialError) as caught:
+        opened(maker, materials, now + 3000 * DAY)
+    assert (caught.value.reason, "renew it" in (caught.value.fix or "")) == ("chain-expired", True)
+
+
+def test_an_expired_leaf_names_the_clock(maker: Maker, now: float) -> None:
+    with pytest.raises(MaterialError, match=r"expired at 2027-01-\d\d \d\d:\d\dZ") as caught:
+        opened(maker, maker.materials(life=(-30, 0)), now)
+    assert (caught.value.reason, "clock" in (caught.value.fix or "")) == ("expired", True)
+
+
+def test_a_ca_whose_extensions_cannot_be_read_is_refused(maker: Maker, make_issuer: type[Issuer], now: float) -> None:
+    low = make_issuer("low", make_issuer("root"))
+    above = low.above or low
+    plain = build("low", "root", low.key.public_key(), above.key, ca=True, life=(-400, 3000))
+    low.certificate = doubled(plain, above, "55 1d 13")
+    key = ec.generate_private_key(ec.SECP256R1())
+    materials = maker.materials(key=key, leaf=low.leaf(key, ("example.com",)), chain_pem=low.chain_pem)
+    with pytest.raises(MaterialError, match="extensions in the chain") as caught:
+        opened(maker, materials, now)
+    assert caught.value.reason == "chain-unreadable"
+
+
+def doubled(plain: x509.Certificate, issuer: Issuer, oid: str) -> x509.Certificate:
+    """Return a certificate that has an extension twice, which the library would not write."""
+    builder = x509.CertificateBuilder(
+        plain.issuer, plain.subject, plain.public_key(), plain.serial_number,
+        plain.not_valid_before_utc, plain.not_valid_after_utc,
+    )  # fmt: skip
+    for extension in plain.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    mark = x509.ObjectIdentifier("2.5.29.99")
+    signed = builder.add_extension(x509.UnrecognizedExtension(mark, b"\x30\x00"), False).sign(issuer.key, SHA256())
+    body = signed.tbs_certificate_bytes.replace(bytes.fromhex("55 1d 63"), bytes.fromhex(oid), 1)
+    signature = issuer.key.sign(body, ec.ECDSA(SHA256()))
+    old = signed.public_bytes(Encoding.DER)
+    algorithm = old[old.index(signed.tbs_certificate_bytes) + len(body) :][:12]
+    rest = body + algorithm + b"\x03" + bytes([len(signature) + 1, 0]) + signature
+    return x509.load_der_x509_certificate(b"\x30\x82" + len(rest).to_bytes(2, "big") + rest)
+
+
+def test_a_leaf_whose_names_cannot_be_read_is_refused(maker: Maker, now: float) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    leaf = doubled(maker.issuer.leaf(key, ("example.com",)), maker.issuer, "55 1d 11")
+    with pytest.raises(MaterialError, match="names cannot be read") as caught:
+        opened(maker, maker.materials(key=key, leaf=leaf), now)
+    assert caught.value.reason == "leaf-unreadable"
+
+
+@pytest.mark.parametrize("field", ["certificate_pem", "chain_pem"])
+def test_certificates_have_a_largest_size(maker: Maker, now: float, field: str) -> None:
+    materials = maker.materials()
+    size = 256 * 1024 - len(getattr(materials, field))
+    fits = attrs.evolve(materials, **{field: "#" * (size - 1) + "\n" + getattr(materials, field)})
+    assert opened(maker, fits, now).chain_pem.decode() == materials.chain_pem
+    with pytest.raises(MaterialError, match="larger than 256 KiB") as caught:
+        opened(maker, attrs.evolve(fits, **{field: "#" + getattr(fits, field)}), now)
+    assert caught.value.reason == "too-large"
+
+
+@pytest.mark.parametrize(("text", "why"), [(" \n", "no certificate"), (None, "no certificate"), ("x", "not PEM")])
+def test_a_bundle_without_a_leaf_is_refused(maker: Maker, now: float, text: str | None, why: str) -> None:
+    with pytest.raises(MaterialError, match=why) as caught:
+        opened(maker, attrs.evolve(maker.materials(), certificate_pem=text), now)
+    assert caught.value.reason == "leaf-unreadable"
 
 
 def test_the_end_of_a_chain_on_disk(make_issuer: type[Issuer], now: float) -> None:

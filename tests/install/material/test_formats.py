@@ -19,7 +19,9 @@ from certctrl.errors import MaterialError, PlanError
 from certctrl.install.material.bundle import open_bundle, virtual_files
 from certctrl.install.material.formats import (
     BASE_FILES,
+    base_of,
     ca_files,
+    has_key,
     is_virtual,
     password_kind,
     pem_to_key_der,
@@ -58,6 +60,49 @@ def test_every_name_of_the_contract_can_be_made(bundle: Bundle) -> None:
     assert (meta["cert_id"], meta["domains"]) == (7, ["example.com", "www.example.com"])
 
 
+def test_meta_json_has_the_facts(bundle: Bundle) -> None:
+    text = virtual_files(bundle, ["meta.json"], no_password)["meta.json"].decode()
+    leaf = x509.load_pem_x509_certificate(bundle.certificate_pem)
+    assert json.loads(text) == {
+        "cert_id": 7,
+        "name": "example.com",
+        "domains": ["example.com", "www.example.com"],
+        "serial_number": bundle.facts.serial,
+        "fingerprint_sha256": leaf.fingerprint(hashes.SHA256()).hex(),
+        "not_before": int(leaf.not_valid_before_utc.timestamp()),
+        "not_after": int(leaf.not_valid_after_utc.timestamp()),
+    }
+    lines = text.splitlines()
+    assert lines[1:-1] == [line for line in lines if line.startswith("  ")], "for people, too"
+    keys = [line.split('"')[1] for line in lines if line.startswith('  "')]
+    assert keys == sorted(keys) and text.endswith("}\n")
+
+
+def test_which_files_have_keys_and_passwords() -> None:
+    keys = {"private.key", "private-traditional.key", "combined.pem", "combined-key-last.pem"}
+    stores = {"bundle.pfx": "pfx", "bundle-legacy.pfx": "pfx", "bundle.jks": "jks"}
+    for name in CERT_FILES:
+        assert has_key(name) == (name in keys or name in stores)
+        assert password_kind(name) == stores.get(name)
+        assert is_virtual(name) and base_of(name) == name
+    for name, kind in stores.items():
+        alias = f"{name}?alias=Web-1._x"
+        assert (has_key(alias), password_kind(alias), base_of(alias), is_virtual(alias)) == (True, kind, name, True)
+        assert is_virtual(f"{name}?alias={'a' * 64}")
+
+
+def test_files_of_a_certificate_without_intermediates(maker: Maker, now: float) -> None:
+    key = rsa_key()
+    alone = open_bundle(
+        1, "Alone", maker.materials("a.example", key=key, chain_pem=""), maker.secret,
+        allow_plaintext=False, now=now, expected_domains=("a.example",),
+    )  # fmt: skip
+    files = virtual_files(alone, CERT_FILES, PASSWORDS.__getitem__)
+    assert files["chain.pem"] == b"" and files["fullchain.pem"] == files["certificate.pem"]
+    _, leaf, chain = pkcs12.load_key_and_certificates(files["bundle.pfx"], PASSWORDS["pfx"])
+    assert leaf is not None and chain == []
+
+
 def test_unsalted_files_are_the_same_every_time(bundle: Bundle) -> None:
     names = [name for name in CERT_FILES if password_kind(name) is None]
     assert virtual_files(bundle, names, no_password) == virtual_files(bundle, names, no_password)
@@ -72,6 +117,33 @@ def test_pkcs12_opens_with_its_password_and_no_other(bundle: Bundle) -> None:
     assert len(chain) == bundle.chain_pem.count(b"BEGIN CERTIFICATE") == 1
     with pytest.raises(ValueError, match="password"):
         pkcs12.load_key_and_certificates(data, PASSWORDS["jks"])
+
+
+def test_a_java_keystore_has_the_key_and_the_whole_chain(bundle: Bundle) -> None:
+    jks = pytest.importorskip("jks")
+    data = virtual_files(bundle, ["bundle.jks"], PASSWORDS.__getitem__)["bundle.jks"]
+    store = jks.KeyStore.loads(data, PASSWORDS["jks"].decode())
+    assert store.store_type == "jks"
+    (entry,) = store.private_keys.values()
+    assert (entry.alias, entry.pkey_pkcs8) == ("example.com", pem_to_key_der(bundle.key_pem))
+    pems = [bundle.certificate_pem, bundle.chain_pem]
+    chain = [x509.load_pem_x509_certificate(pem) for pem in pems]
+    assert [x509.load_der_x509_certificate(der) for _, der in entry.cert_chain] == chain
+    with pytest.raises(jks.KeystoreSignatureException):
+        jks.KeyStore.loads(data, PASSWORDS["pfx"].decode())
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("", b"example.com"), ("?alias=Tomcat", b"Tomcat")], ids=["default", "given"]
+)
+@pytest.mark.parametrize("base", ["bundle.pfx", "bundle-legacy.pfx"])
+def test_the_entry_of_a_keystore_is_complete(bundle: Bundle, base: str, given: str, expected: bytes) -> None:
+    data = virtual_files(bundle, [base + given], PASSWORDS.__getitem__)[base + given]
+    store = pkcs12.load_pkcs12(data, PASSWORDS["pfx"])
+    assert store.cert is not None and store.cert.friendly_name == expected
+    assert [one.certificate for one in store.additional_certs] == x509.load_pem_x509_certificates(bundle.chain_pem)
+    ours = load_pem_private_key(bundle.key_pem, None)
+    assert store.key is not None and store.key.public_key() == ours.public_key()
 
 
 @pytest.mark.integration
@@ -125,6 +197,8 @@ def test_files_of_a_ca(maker: Maker) -> None:
     assert files["ca.pem"] == pem
     assert x509.load_der_x509_certificate(files["ca.der"]) == maker.issuer.certificate
     assert json.loads(files["meta.json"]) == {"ca_id": 3, "name": "Private CA"}
+    assert files["meta.json"].decode().splitlines() == ["{", '  "ca_id": 3,', '  "name": "Private CA"', "}"]
+    assert files["meta.json"].endswith(b"\n")
 
 
 def test_the_order_of_a_combined_file_can_be_chosen(bundle: Bundle) -> None:
@@ -146,8 +220,9 @@ def test_a_key_can_have_its_traditional_form(maker: Maker, now: float, key: Any,
 
 def test_a_key_without_a_traditional_form_says_so(maker: Maker, now: float) -> None:
     made = opened(maker, now, ed25519.Ed25519PrivateKey.generate())
-    with pytest.raises(MaterialError, match="RSA and EC keys only"):
+    with pytest.raises(MaterialError, match="RSA and EC keys only") as caught:
         virtual_files(made, ["private-traditional.key"], no_password)
+    assert (caught.value.reason, caught.value.fix) == ("key-format", "use private.key")
 
 
 def opened(maker: Maker, now: float, key: Any) -> Bundle:
@@ -193,11 +268,24 @@ def test_no_other_alias_is_a_virtual_file(bundle: Bundle, name: str) -> None:
         virtual_files(bundle, [name], PASSWORDS.__getitem__)
 
 
-@pytest.mark.parametrize("kind", ["bundle.pfx", "bundle-legacy.pfx", "bundle.jks"])
-@pytest.mark.parametrize("password", [b"", "p\u00e4ss".encode()], ids=["empty", "not ascii"])
-def test_a_given_password_that_a_format_cannot_use_is_reported(bundle: Bundle, kind: str, password: bytes) -> None:
+@pytest.mark.parametrize(
+    ("name", "password", "reason"),
+    [("bundle.pfx", b"", "pkcs12"), ("bundle-legacy.pfx", b"\xff\xfe", "pkcs12"), ("bundle.jks", "p\u00e4ss".encode(), "jks-password")],
+)  # fmt: skip
+def test_a_given_password_that_a_format_cannot_use_is_reported(
+    bundle: Bundle, name: str, password: bytes, reason: str
+) -> None:
     """Operators may replace the password files."""
-    try:
-        virtual_files(bundle, [kind], lambda _: password)
-    except MaterialError as error:
-        assert "password" in str(error)
+    with pytest.raises(MaterialError, match="password") as caught:
+        virtual_files(bundle, [name], lambda _: password)
+    assert (caught.value.reason, "password" in (caught.value.fix or "")) == (reason, True)
+
+
+@pytest.mark.parametrize(("name", "password"), [("bundle.jks", b""), ("bundle.pfx", "p\u00e4ss".encode())])
+def test_other_odd_passwords_are_used(bundle: Bundle, name: str, password: bytes) -> None:
+    made = virtual_files(bundle, [name], lambda _: password)[name]
+    if name == "bundle.jks":
+        jks = pytest.importorskip("jks")
+        assert len(jks.KeyStore.loads(made, password.decode()).private_keys) == 1
+    else:
+        assert pkcs12.load_pkcs12(made, password).key is not None

@@ -1,0 +1,75 @@
+"""Run mutmut with tests that pytest collects once: each mutant is a fork that starts with the first test.
+
+Otherwise pytest would start and collect for each mutant, which takes ten times as long as most of these tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from _pytest.config import _prepareconfig
+from mutmut.__main__ import cli
+from mutmut.core import MutmutProgrammaticFailException
+from mutmut.mutation.trampoline import set_mutant_under_test
+from mutmut.runners.harness import PytestRunner
+from mutmut.utils.file_utils import change_cwd
+from mutmut.workers import isolation
+
+
+class CollectedOnce(PytestRunner):
+    """Runs tests of mutants in forks of a process that has collected them."""
+
+    session: pytest.Session
+    tests: dict[str, pytest.Item]
+
+    def run_forced_fail(self) -> int:
+        """Check that a mutant can fail at all, which mutmut does right before the first one, and collect the tests."""
+        try:
+            failed = super().run_forced_fail()
+        except MutmutProgrammaticFailException:
+            failed = 1
+        set_mutant_under_test("")
+        with change_cwd("mutants"):
+            selected = self._pytest_add_cli_args_test_selection
+            config = _prepareconfig(["--rootdir=.", "-q", "-s", *selected, *self._pytest_add_cli_args])
+            config._do_configure()
+            self.session = pytest.Session.from_config(config)
+            config.hook.pytest_sessionstart(session=self.session)
+            config.hook.pytest_collection(session=self.session)
+        self.tests = {item.nodeid: item for item in self.session.items}
+        return failed
+
+    def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
+        """Return 1 if a test fails; without a mutant, all must pass, which is not checked twice for the same files."""
+        if mutant_name is None:
+            return self.clean_run(tests)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        chosen = [self.tests[name] for name in tests if name in self.tests]
+        with change_cwd("mutants"):
+            for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if self.session.testsfailed:
+                    return 1
+        return 0
+
+    def clean_run(self, tests: Iterable[str]) -> int:
+        """Run tests without a mutant, unless they have passed with these files."""
+        files = sorted(path for top in ("certctrl", "tests") for path in Path(top).rglob("*.py"))
+        state = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+        passed = Path("passed.txt")
+        if passed.exists() and passed.read_text() == state and os.environ.get("MUTANT_UNDER_TEST") != "fail":
+            return 0
+        result = super().run_tests(mutant_name=None, tests=tests)
+        if result == 0:
+            passed.write_text(state)
+        return result
+
+
+isolation.PytestRunner = CollectedOnce  # type: ignore[misc]
+cli()
