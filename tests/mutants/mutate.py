@@ -1,6 +1,7 @@
 """Run mutmut with tests that pytest collects once: each mutant is a fork that starts with the first test.
 
-Otherwise pytest would start and collect for each mutant, which takes ten times as long as most of these tests.
+Otherwise pytest would start and collect for each mutant, which takes ten times as long as most of these tests. Mutants
+of a wrong type are left out (`wrong_types.py`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import pytest
 from _pytest.config import _prepareconfig
-from mutmut.__main__ import cli
+from mutmut import __main__ as main
 from mutmut.core import MutmutProgrammaticFailException
+from mutmut.mutation.file_mutation import FailedTypeCheckMutant, MutatedMethodLocation
 from mutmut.mutation.trampoline import set_mutant_under_test
 from mutmut.runners.harness import PytestRunner
+from mutmut.type_checking import TypeCheckingError
 from mutmut.utils.file_utils import change_cwd
 from mutmut.workers import isolation
+from wrong_types import wrong_types
 
 
 class CollectedOnce(PytestRunner):
@@ -71,5 +75,15 @@ class CollectedOnce(PytestRunner):
         return result
 
 
+def refused_by_types() -> dict[str, FailedTypeCheckMutant]:
+    """Return the mutants of a wrong type in the form that mutmut expects."""
+    nowhere = MutatedMethodLocation(Path(), "", 0, 0)
+    found = wrong_types(Path("mutants").absolute())
+    return {
+        name: FailedTypeCheckMutant(nowhere, name, TypeCheckingError(Path(), 0, text)) for name, text in found.items()
+    }
+
+
+main.filter_mutants_with_type_checker = refused_by_types
 isolation.PytestRunner = CollectedOnce  # type: ignore[misc]
-cli()
+main.cli()

@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 COPIED = ("certctrl", "tests", "docs", "deploy", "README.md", "CHANGELOG.md", "noxfile.py", "pyproject.toml")
 COLUMNS = ("mutants", "killed", "wrong type", "wording", "equivalent", "survived", "score")
+TEXT = r"'[^'\n]*'" + '|"[^"\n]*"'
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["certctrl"]
@@ -36,7 +37,7 @@ pytest_add_cli_args = [
     "--hypothesis-profile=mutants", "-p", "no:xdist", "-p", "fastest_first", "--no-header", "-o", "timeout=0",
 ]
 pytest_add_cli_args_test_selection = ["tests/{package}", "-m", "not integration and not campaign"]
-type_check_command = ["{python}", "{type_check}", "mypy"]
+type_check_command = ["mypy"]
 timeout_multiplier = 5.0
 timeout_constant = 5.0
 track_dependencies = false
@@ -55,10 +56,10 @@ class Change:
     @property
     def is_wording(self) -> bool:
         """Whether only letters of a text of several words differ: a message, not a key or a value."""
-        spaces = [re.findall(r'"[^"]*"', line) for line in (self.before, self.after)]
-        differing = [pair for pair in zip(*spaces, strict=False) if pair[0] != pair[1]]
-        plain = [re.sub(r'"[^"]*"', '""', line) for line in (self.before, self.after)]
-        return plain[0] == plain[1] and bool(differing) and all(" " in old.strip('" ') for old, _ in differing)
+        texts = [re.findall(TEXT, line) for line in (self.before, self.after)]
+        differing = [pair for pair in zip(*texts, strict=False) if pair[0] != pair[1]]
+        rest = [re.sub(TEXT, '""', line) for line in (self.before, self.after)]
+        return rest[0] == rest[1] and bool(differing) and all(" " in old[1:-1].strip() for old, _ in differing)
 
 
 def main() -> int:
@@ -93,7 +94,7 @@ def prepare(work: Path, package: str) -> None:
             shutil.copy2(PROJECT / name, work / name)
     for source in (work / "certctrl" / package).rglob("*.py"):
         without_caches(source)
-    settings = SETTINGS.format(package=package, python=sys.executable, type_check=HERE / "type_check.py")
+    settings = SETTINGS.format(package=package)
     with (work / "pyproject.toml").open("a") as file:
         file.write(settings)
 

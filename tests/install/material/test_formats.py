@@ -13,7 +13,14 @@ from bundle_maker import Maker, rsa_key
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import load_der_private_key, load_pem_private_key, pkcs12
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+    load_pem_private_key,
+    pkcs12,
+)
 
 from certctrl.errors import MaterialError, PlanError
 from certctrl.install.material.bundle import open_bundle, virtual_files
@@ -73,7 +80,7 @@ def test_meta_json_has_the_facts(bundle: Bundle) -> None:
         "not_after": int(leaf.not_valid_after_utc.timestamp()),
     }
     lines = text.splitlines()
-    assert lines[1:-1] == [line for line in lines if line.startswith("  ")], "for people, too"
+    assert [line[:3] for line in lines].count('  "') == 7, "indented, for people"
     keys = [line.split('"')[1] for line in lines if line.startswith('  "')]
     assert keys == sorted(keys) and text.endswith("}\n")
 
@@ -89,6 +96,12 @@ def test_which_files_have_keys_and_passwords() -> None:
         alias = f"{name}?alias=Web-1._x"
         assert (has_key(alias), password_kind(alias), base_of(alias), is_virtual(alias)) == (True, kind, name, True)
         assert is_virtual(f"{name}?alias={'a' * 64}")
+
+
+def test_a_key_becomes_der_whatever_its_length(maker: Maker, now: float) -> None:
+    for key in (rsa_key(), ed25519.Ed25519PrivateKey.generate()):
+        der = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        assert pem_to_key_der(opened(maker, now, key).key_pem) == der
 
 
 def test_files_of_a_certificate_without_intermediates(maker: Maker, now: float) -> None:

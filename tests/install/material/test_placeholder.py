@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
+from collections.abc import Iterator
 
 import pytest
 from bundle_maker import DAY
@@ -38,6 +40,22 @@ def test_a_placeholder_is_valid_now_and_no_newer_than_what_it_replaces(now: floa
     assert facts.not_before == int(now + min(before, 0.0))
     assert facts.not_after == now + 90 * DAY
     assert dt.datetime.fromtimestamp(facts.not_after, dt.UTC).timestamp() == facts.not_after
+
+
+@pytest.fixture
+def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run on a host that is nine hours ahead."""
+    monkeypatch.setenv("TZ", "JST-9")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_east")
+def test_the_time_zone_of_the_host_does_not_matter(now: float) -> None:
+    facts = placeholder_bundle(1, "x", ("a.example",), not_before=now - 5, now=now).facts
+    assert (facts.not_before, facts.not_after) == (now - 5, now + 90 * DAY)
 
 
 def test_a_placeholder_without_names_has_no_san(now: float) -> None:

@@ -161,6 +161,28 @@ def test_each_private_number_of_an_rsa_key_is_checked(maker: Maker, now: float, 
     assert opened(maker, forged(maker, an_rsa_key, fields), now).key_pem
 
 
+def test_two_numbers_that_are_wrong_together_are_noticed(
+    maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey
+) -> None:
+    right = an_rsa_key.private_numbers()
+    fields = {name: getattr(right, name) for name in ("p", "q", "d", "dmp1", "dmq1", "iqmp", "public_numbers")}
+    n, p, q = right.public_numbers.n, right.p, right.q
+    other = rsa.generate_private_key(65537, 2048).private_numbers()
+    for_another_modulus = {name: getattr(other, name) for name in ("p", "q", "d", "dmp1", "dmq1", "iqmp")}
+    for change in (
+        for_another_modulus,
+        {"p": 1, "q": n},
+        {"p": n, "q": 1},
+        {"d": right.d + q - 1, "dmp1": (right.d + q - 1) % (p - 1)},
+        {"d": right.d + p - 1, "dmq1": (right.d + p - 1) % (q - 1)},
+    ):
+        assert reason(maker, forged(maker, an_rsa_key, fields | change), now) == "key-mismatch"
+
+
+def test_the_smallest_public_exponent_is_accepted(maker: Maker, now: float) -> None:
+    assert opened(maker, maker.materials(key=rsa.generate_private_key(3, 2048)), now).key_pem
+
+
 def forged(maker: Maker, key: rsa.RSAPrivateKey, numbers: dict[str, Any]) -> Any:
     """Return material whose sealed PKCS#1 key has these numbers."""
 
