@@ -26,7 +26,7 @@ from mutmut.stats import status_by_exit_code
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 COPIED = ("certctrl", "tests", "docs", "deploy", "README.md", "CHANGELOG.md", "noxfile.py", "pyproject.toml")
-COLUMNS = ("mutants", "killed", "wrong type", "wording", "equivalent", "survived", "score")
+COLUMNS = ("mutants", "untested", "killed", "wrong type", "wording", "equivalent", "survived", "score")
 TEXT = r"'[^'\n]*'" + '|"[^"\n]*"'
 SETTINGS = """
 [tool.mutmut]
@@ -184,8 +184,6 @@ def print_table(rows: dict[str, Counter[str]]) -> None:
         counted = row["killed"] + row["survived"]
         score = f"{100 * row['killed'] / counted:.1f} %" if counted else ""
         print(f"| {module} | {' | '.join(str(row[column]) for column in COLUMNS[:-1])} | {score} |")
-    if untested := rows["**all**"]["untested"]:
-        print(f"{untested} mutants are not tested yet")
 
 
 if __name__ == "__main__":
