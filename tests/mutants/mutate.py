@@ -20,7 +20,7 @@ from mutmut.mutation.trampoline import set_mutant_under_test
 from mutmut.runners.harness import PytestRunner
 from mutmut.type_checking import TypeCheckingError
 from mutmut.utils.file_utils import change_cwd
-from mutmut.workers import isolation
+from mutmut.workers import isolation, timeout
 from wrong_types import wrong_types
 
 
@@ -75,6 +75,11 @@ class CollectedOnce(PytestRunner):
         return result
 
 
+def limit_waiting(pid: int, timeout_s: float) -> None:
+    """End tests that only wait, long after the limit of processor time: a busy machine must not kill mutants."""
+    timeout.register_timeout(pid, 20 * timeout_s)
+
+
 def refused_by_types() -> dict[str, FailedTypeCheckMutant]:
     """Return the mutants of a wrong type in the form that mutmut expects."""
     nowhere = MutatedMethodLocation(Path(), "", 0, 0)
@@ -85,5 +90,6 @@ def refused_by_types() -> dict[str, FailedTypeCheckMutant]:
 
 
 main.filter_mutants_with_type_checker = refused_by_types
+isolation.register_timeout = limit_waiting
 isolation.PytestRunner = CollectedOnce  # type: ignore[misc]
 main.cli()
