@@ -16,7 +16,7 @@ from state_model import KEYS, TOKENS, modelled
 from certctrl.errors import BadAnswerError, DiskError, StateCorruptError
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
-from certctrl.model.records import Ack, CaRecord, CertRecord, InboxEntry, Stage, Tokens
+from certctrl.model.records import Ack, CaRecord, CertRecord, DeviceKeys, InboxEntry, Stage, Tokens
 from certctrl.model.signals import CaAssigned, CertRenewed, InstallUpdated, MalformedSignal, UnknownSignal
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.state import read_only
@@ -164,6 +164,17 @@ def test_errors_do_not_show_tokens(store: StateStore) -> None:
 
 
 # --- first run or damage --------------------------------------------------------------------------------------
+
+
+def test_keys_that_another_process_replaced_are_read_again(store: StateStore) -> None:
+    first, second = (DeviceKeys(public=one * 32, secret=one.upper() * 32) for one in (b"a", b"b"))
+    store.session.save_device_keys(first)
+    assert store.session.load_device_keys() == store.session.load_device_keys() == first
+    StateStore(store.layout, RealFs()).session.save_device_keys(second)
+    assert store.session.load_device_keys() == second
+    store.layout.device_public_key.write_bytes(bytes(32))
+    with pytest.raises(StateCorruptError):
+        store.session.load_device_keys()
 
 
 def test_an_interrupted_key_creation_is_a_first_run(store: StateStore) -> None:
