@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from certctrl.cli.plane import serve as command
@@ -21,12 +19,13 @@ from certctrl.plane.settings import PlaneSettings
 def main(data: str, listen: str, settings: str) -> None:
     chosen = PlaneSettings(**json.loads(settings))
 
-    async def serve(directory: Path, **options: Any) -> None:
-        await serve_plane(directory, **options | {"settings": chosen})
-
     host, port = command.parse_listen(listen)
+
+    async def serve(**options: Any) -> None:
+        await serve_plane(Path(data), host=host, port=port, **options | {"settings": chosen})
+
     command._log(debug=False)
-    run(partial(command._serve, SimpleNamespace(serve_plane=serve), Path(data), host, port, (), ""))  # type: ignore[arg-type]
+    run(command._serve, serve, (), "")
 
 
 if __name__ == "__main__":
