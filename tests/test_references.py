@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PLACES = ("certctrl", "tests", "docs", "deploy", ".ci")
 KINDS = {".py", ".md", ".json", ".toml", ".yml", ".yaml", ".service", ".timer", ".conf", ".sql", ".sh", ""}
-PAPERS = ("safety", "api", "numbers", "ecosystem", "fleet", "moves", "language", "style")
+PAPERS = ("safety", "api", "numbers", "ecosystem", "moves", "language", "style")
 DESIGN_PAPER = re.compile(rf"(?<![\w/-])({'|'.join(PAPERS)})\.md\b")
 MACHINE = re.compile(r"(?<![\w.{}])/(home|Users|work|workspace|workspaces)/\w+")
 
