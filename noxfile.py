@@ -38,7 +38,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with strict mypy."""
-    session.install("-e", ".[plane,metrics,jks,types]")
+    session.install("-e", ".[plane-postgres,metrics,jks,types]")
     session.run("mypy")
 
 
