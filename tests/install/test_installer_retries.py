@@ -118,6 +118,18 @@ async def test_a_file_of_a_new_item_is_made_while_others_are_not_due(clock: Mock
     assert (host.layout.certs / "c1.example.key").read_bytes() in target.read_bytes()
 
 
+def test_a_command_that_is_not_due_runs_if_its_files_are_written_again() -> None:
+    """It has succeeded before: nothing else would tell later that its service has not read them."""
+    items, certs = [copy("c", 1), run("r", "c")], {1: cert(1)}
+    keys = plan(items, *certs.values()).groups[0].steps[-1].runs[0].keys
+    record = CertRecord(facts=certs[1].facts, generation=certs[1].live, pending=("r",))
+    again = plan(items, *certs.values(), activations=keys)
+    assert [bool(step.writes) for step in again.groups[0].steps] == [True, False]
+    assert without_not_due(again, certs, [record], ()).groups[0].steps == again.groups[0].steps
+    first = plan(items, *certs.values())
+    assert [step.runs for step in without_not_due(first, certs, [record], ()).groups[0].steps] == [()]
+
+
 async def test_pending_items_that_no_longer_exist_are_forgotten(clock: MockClock, host: Host) -> None:
     await failing(host)
     assert (await host.installer.converge_all([])).kind is UNCHANGED

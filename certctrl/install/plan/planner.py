@@ -68,8 +68,8 @@ def plan_for(
     """Return the plan that brings this host to ``certs`` and ``items``.
 
     ``destinations``: path -> its state (absent: no file). ``activations``: item id -> key of its last success.
-    ``examine``: compare the files of these certificates only and treat the others as right, so that a renewal of one
-    need not read the files of a thousand; None: compare all.
+    ``examine``: compare the files of these certificates only, run no command that depends on others, and treat those
+    as right, so that a renewal of one need not read the files of a thousand; None: compare all.
     """
     wanted = enabled(items)
     bound = bind(wanted, certs, cas or {}, ran=activations.keys())
@@ -109,9 +109,14 @@ def _unmade(inputs: PlanInputs, copies: Sequence[CopyAction]) -> set[str]:
     return found | blocked_items(inputs, found).keys() if found else found
 
 
+def _is_left_alone(inputs: PlanInputs, cert_ids: Collection[int]) -> bool:
+    """Return whether an item is about certificates of which none is examined."""
+    return inputs.examine is not None and bool(cert_ids) and set(cert_ids).isdisjoint(inputs.examine)
+
+
 def _has_sources(inputs: PlanInputs, item: CopyAction) -> bool:
     binding = inputs.bound[item.id]
-    if not binding.certs or (inputs.examine is not None and set(binding.certs).isdisjoint(inputs.examine)):
+    if not binding.certs or _is_left_alone(inputs, binding.certs):
         return True
     return inputs.certs[binding.certs[0]].files.keys() >= {name for name, _ in item.pairs}
 
@@ -283,6 +288,8 @@ def _runs(inputs: PlanInputs, items: Sequence[InstallItem], touched: Collection[
                 continue
             binding = inputs.bound[item.id]
             copies = [inputs.items[name] for name in inputs.copies_below[item.id]]
+            if copies and _is_left_alone(inputs, binding.certs):  # they may not be there yet
+                continue
             key = activation_key(item, binding, inputs.certs, inputs.cas, copies)
             noted = inputs.activations.get(item.id)
             if noted != key or not binding.nodes.isdisjoint(touched):

@@ -186,12 +186,15 @@ def without_not_due(
 
 
 def _without(one: GroupPlan, items: Collection[str]) -> GroupPlan:
-    """Return a group without the work of some items; a pair is left out whole."""
+    """Return a group without the work of some items; a pair is left out whole.
+
+    A command that succeeded is kept if its files are written again: nothing else would tell later that it is due.
+    """
     file_groups = {write.file_group for step in one.steps for write in step.writes if write.item in items}
     steps = (
         Step(
             tuple(write for write in step.writes if write.file_group not in file_groups),
-            tuple(run for run in step.runs if not set(run.items) <= set(items)),
+            tuple(run for run in step.runs if run.stale_marker or not set(run.items) <= set(items)),
         )
         for step in one.steps
     )

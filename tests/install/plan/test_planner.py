@@ -88,6 +88,18 @@ def test_only_the_files_of_examined_certificates_are_compared() -> None:
     assert found.targets == {1: items[0].targets, 2: items[1].targets}
 
 
+def test_no_command_runs_whose_copies_are_not_examined() -> None:
+    """They may not be there yet: a command must not have succeeded before them."""
+    items = [
+        copy("c1", 1),
+        run("r1", "c1"),
+        copy("c2", 2),
+        run("r2", "c2", argv=("/bin/other",)),
+        run("both", "c1", "c2"),
+    ]
+    assert runs(plan(items, cert(1), cert(2), examine={2})) == [("both",), ("r2",)]
+
+
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
