@@ -133,7 +133,7 @@ class Dispatcher:
         done = [one for one in retries.signals() if one.signal is not None and agent.inbox.has_done(one.signal)]
         if not done:
             return set()
-        if agent.inbox.behind and not await write_or_report(agent, agent.inbox.secure()):
+        if not await write_or_report(agent, agent.inbox.secure()):  # waits for the write that they may be part of
             return {one.resource for one in done}
         await self._end([one.signal for one in done if one.signal is not None])
         return set()

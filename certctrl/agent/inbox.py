@@ -104,7 +104,7 @@ class Inbox:
             await self._changed.wait()
 
     def has_done(self, signal: Signal) -> bool:
-        """Return whether a signal is done; its outcome is durable unless `behind`."""
+        """Return whether a signal is done; its outcome is durable after the next `secure`."""
         return identity(signal) in self._done
 
     def admit(self, signals: Sequence[Signal]) -> list[InboxEntry]:
