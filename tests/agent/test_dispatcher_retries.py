@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+import trio
 from handler_world import APPLIED, LIVE, NOW, THERE, TS, World, refused
+from trio.testing import MockClock
 
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.errors import PlaneError
@@ -69,6 +73,34 @@ async def test_each_new_failure_is_reported_once(scene: World) -> None:
 
 def failing(status: int) -> PlaneError:
     return PlaneError(f"status {status}", status=status)
+
+
+async def test_a_retry_stays_while_its_outcome_is_being_written(
+    scene: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    scene.plane.fails["ca"] = refused(403)
+    await handled(scene, SIGNAL)
+    scene.plane.fails, scene.plane.cas[3] = {}, CA
+    agent, written = scene.agent, trio.Event()
+    await agent.inbox.secure()
+    offload = agent.inbox._offload
+
+    async def slow(call: Callable[..., Any], *args: Any) -> Any:
+        await written.wait()
+        return await offload(call, *args)
+
+    monkeypatch.setattr(agent.inbox, "_offload", slow)
+    agent.retry_now()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Dispatcher(agent).drain)
+        await trio.sleep(1)
+        assert agent.inbox.has_done(SIGNAL)
+        agent.work_changed.value = True  # it chooses again
+        await trio.sleep(1)
+        assert scene.installer.retries.of("ca:3") is not None
+        written.set()
+    assert scene.installer.retries.of("ca:3") is None
+    assert outcomes(scene) == [("failed", "refused"), ("applied", "")]
 
 
 async def test_failures_count_on_after_a_restart(scene: World, tmp_path: Path) -> None:
