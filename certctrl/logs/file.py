@@ -3,17 +3,15 @@
 ``agent.log`` → ``agent.log.1`` → … The file is rotated when the next line would exceed ``max_bytes``, or when its
 first line is older than ``max_age_days``; rotated files older than that are removed. All files together stay below
 ``(keep_files + 1) · max_bytes``. A failing disk never stops the agent: the handler drops lines that it cannot write,
-retries every minute, and logs how many lines are missing. Nor does a disk that hangs: a thread writes the lines.
+retries every minute, and logs how many lines are missing.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import threading
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from certctrl.errors import ConfigError, DiskError
@@ -26,18 +24,15 @@ if TYPE_CHECKING:
     from certctrl.store.disk.fs import Fs
 
 RETRY_SECONDS = 60.0
-MAX_WAITING = 1000
-"""Lines that wait for the disk; more are dropped and counted."""
-CLOSE_SECONDS = 2.0
-"""How long closing waits for the disk."""
 DAY = 86_400.0
 _STAMP = re.compile(rb"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)")
 
 
-class LogFile:
-    """A file that is appended to and rotated; time is the creation time of the lines."""
+class LogFile(logging.Handler):
+    """A handler that appends to a file and rotates it; time is the creation time of the records."""
 
     def __init__(self, path: Path, fs: Fs, *, max_bytes: int, max_age_days: float, keep_files: int) -> None:
+        super().__init__()
         self._path = path
         self._fs = fs
         self._max_bytes = max_bytes
@@ -51,7 +46,7 @@ class LogFile:
 
     @classmethod
     def in_directory(cls, logs: Path, config: LogConfig, fs: Fs) -> LogFile:
-        """Return the file of ``log_config.json``. Raises ConfigError for a file outside ``logs/``."""
+        """Return the handler for ``log_config.json``. Raises ConfigError for a file outside ``logs/``."""
         name = PurePosixPath(config.file)
         if name.is_absolute() or ".." in name.parts or len(name.parts) != 1:
             what = f"expected a plain file name inside {logs}, got {config.file!r}"
@@ -64,32 +59,36 @@ class LogFile:
             keep_files=config.keep_files,
         )
 
-    def append(self, line: bytes, now: float, lost: int = 0) -> None:
-        """Append a line, rotate first if due; ``lost`` lines before it are missing."""
-        self._lost += lost
-        if now < self._retry_at:
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a record; rotate first if due."""
+        try:
+            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+        except Exception:
+            self.handleError(record)
+            return
+        if record.created < self._retry_at:
             self._lost += 1
             return
         try:
-            self._append(line, now)
+            self._append(line, record.created)
         except DiskError:
             self._lost += 1
-            self._retry_at = now + RETRY_SECONDS
-            self.close()
+            self._retry_at = record.created + RETRY_SECONDS
+            self._close_file()
 
     def close(self) -> None:
         """Close the file."""
-        if self._handle is not None:
-            handle, self._handle = self._handle, None
-            try:
-                self._fs.close(handle)
-            except DiskError:
-                self._lost += 1  # a failed close lost at least the last line
+        self._close_file()
+        super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Count the line as lost; logging must not break the agent."""
+        self._lost += 1
 
     def _append(self, line: bytes, now: float) -> None:
         handle = self._handle or self._open(now)
         if self._due(len(line), now):
-            self.close()
+            self._close_file()
             self._rotate(now)
             handle = self._open(now)
         if self._lost:
@@ -148,42 +147,10 @@ class LogFile:
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}") if number else self._path
 
-
-class LogFileHandler(logging.Handler):
-    """Writes to a `LogFile` in a thread, so that a disk that hangs delays or loses lines and nothing else."""
-
-    def __init__(self, file: LogFile) -> None:
-        super().__init__()
-        self._file = file
-        self._lost = 0
-        self._waiting: SimpleQueue[tuple[bytes, float, int] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._write_forever, name="log file", daemon=True)
-        self._thread.start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Queue a record for the thread, or count it as lost."""
-        if self._waiting.qsize() >= MAX_WAITING:
-            self._lost += 1
-            return
-        try:
-            line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
-        except Exception:
-            self.handleError(record)
-            return
-        self._waiting.put((line, record.created, self._lost))
-        self._lost = 0
-
-    def close(self) -> None:
-        """Write the waiting lines and close the file; lines that the disk does not take in time are lost."""
-        self._waiting.put(None)
-        self._thread.join(CLOSE_SECONDS)
-        super().close()
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Count the line as lost; logging must not break the agent."""
-        self._lost += 1
-
-    def _write_forever(self) -> None:
-        while (waiting := self._waiting.get()) is not None:
-            self._file.append(*waiting)
-        self._file.close()
+    def _close_file(self) -> None:
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            try:
+                self._fs.close(handle)
+            except DiskError:
+                self._lost += 1  # a failed close lost at least the last line

@@ -159,9 +159,9 @@ class Logs:
             handler.setFormatter(formatter(journald=config.journald))
             made.append(handler)
         if config.file:
-            from certctrl.logs.file import LogFile, LogFileHandler
+            from certctrl.logs.file import LogFile
 
-            file = LogFileHandler(LogFile.in_directory(self._layout.logs, config, self._fs))
+            file = LogFile.in_directory(self._layout.logs, config, self._fs)
             file.setFormatter(formatter())
             made.append(file)
         return made

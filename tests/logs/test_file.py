@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certctrl.errors import DiskError
-from certctrl.logs.file import DAY, MAX_WAITING, RETRY_SECONDS, LogFile, LogFileHandler
+from certctrl.logs.file import DAY, RETRY_SECONDS, LogFile
 from certctrl.logs.setup import TextFormatter
 from certctrl.store.disk.fs import Handle, RealFs
 
@@ -22,17 +20,15 @@ AT = 1_759_470_356.0
 
 
 def opened(path: Path, fs: Any = None, **limits: Any) -> LogFile:
-    return LogFile(path, fs or RealFs(), **{"max_bytes": 4096, "max_age_days": 30.0, "keep_files": 2, **limits})
+    handler = LogFile(path, fs or RealFs(), **{"max_bytes": 4096, "max_age_days": 30.0, "keep_files": 2, **limits})
+    handler.setFormatter(TextFormatter())
+    return handler
 
 
-def made(text: str, at: float = AT) -> logging.LogRecord:
+def write(handler: LogFile, text: str, at: float = AT) -> None:
     record = logging.LogRecord("certctrl.Poll", logging.INFO, "", 0, text, None, None)
     record.created = at
-    return record
-
-
-def write(file: LogFile, text: str, at: float = AT) -> None:
-    file.append(TextFormatter().format(made(text, at)).encode() + b"\n", at)
+    handler.handle(record)
 
 
 def names(folder: Path) -> list[str]:
@@ -40,10 +36,10 @@ def names(folder: Path) -> list[str]:
 
 
 def test_rotation_by_size_keeps_the_newest_files(tmp_path: Path) -> None:
-    file = opened(tmp_path / "agent.log")
+    handler = opened(tmp_path / "agent.log")
     for number in range(300):
-        write(file, f"line {number:04d} {'x' * 80}")
-    file.close()
+        write(handler, f"line {number:04d} {'x' * 80}")
+    handler.close()
     assert names(tmp_path) == ["agent.log", "agent.log.1", "agent.log.2"]
     assert all((tmp_path / name).stat().st_size <= 4096 for name in names(tmp_path))
     lines = [
@@ -61,10 +57,10 @@ def test_the_total_size_is_bounded(
     tmp_path_factory: pytest.TempPathFactory, keep: int, most: int, sizes: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("logs")
-    file = opened(folder / "a.log", max_bytes=most, keep_files=keep)
+    handler = opened(folder / "a.log", max_bytes=most, keep_files=keep)
     for size in sizes:
-        write(file, "y" * size)
-    file.close()
+        write(handler, "y" * size)
+    handler.close()
     total = sum((folder / name).stat().st_size for name in names(folder))
     assert len(names(folder)) <= keep + 1
     assert total <= (keep + 1) * (most + 400)
@@ -82,10 +78,10 @@ def test_every_file_is_private_from_its_first_byte(tmp_path: Path) -> None:
     fs.modes = []
     before = os.umask(0)
     try:
-        file = opened(tmp_path / "agent.log", fs, max_bytes=200)
+        handler = opened(tmp_path / "agent.log", fs, max_bytes=200)
         for _ in range(10):
-            write(file, "z" * 90)
-        file.close()
+            write(handler, "z" * 90)
+        handler.close()
     finally:
         os.umask(before)
     assert fs.modes == [0o600] * 10
@@ -95,9 +91,9 @@ def test_the_mode_of_an_existing_file_is_corrected(tmp_path: Path) -> None:
     path = tmp_path / "agent.log"
     path.write_text("old\n")
     path.chmod(0o644)
-    file = opened(path)
-    write(file, "new")
-    file.close()
+    handler = opened(path)
+    write(handler, "new")
+    handler.close()
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text().splitlines()[0] == "old", "appended, not replaced"
 
@@ -106,18 +102,18 @@ def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious\n")
     (tmp_path / "agent.log").symlink_to(victim)
-    file = opened(tmp_path / "agent.log")
-    write(file, "new")
-    file.close()
+    handler = opened(tmp_path / "agent.log")
+    write(handler, "new")
+    handler.close()
     assert victim.read_text() == "precious\n"
 
 
 def test_rotation_by_age_of_the_first_line_across_restarts(tmp_path: Path) -> None:
     path = tmp_path / "agent.log"
     for day in range(3):
-        file = opened(path, max_age_days=1.5)
-        write(file, f"day {day}", AT + day * DAY)
-        file.close()
+        handler = opened(path, max_age_days=1.5)
+        write(handler, f"day {day}", AT + day * DAY)
+        handler.close()
     assert "day 2" in path.read_text()
     assert "day 0" in (tmp_path / "agent.log.1").read_text() and "day 1" in (tmp_path / "agent.log.1").read_text()
 
@@ -128,10 +124,10 @@ def test_old_and_surplus_files_are_removed(tmp_path: Path) -> None:
         old.write_text("x\n")
         os.utime(old, (AT - age * DAY, AT - age * DAY))
     (tmp_path / "agent.log.bak").write_text("not ours\n")
-    file = opened(tmp_path / "agent.log", max_bytes=100)
-    write(file, "a" * 80)
-    write(file, "b" * 80)
-    file.close()
+    handler = opened(tmp_path / "agent.log", max_bytes=100)
+    write(handler, "a" * 80)
+    write(handler, "b" * 80)
+    handler.close()
     assert names(tmp_path) == ["agent.log", "agent.log.1", "agent.log.2", "agent.log.bak"]
     assert (tmp_path / "agent.log.2").read_text() == "x\n", (
         "the file of one day ago was renamed, the one of 40 days ago removed"
@@ -139,10 +135,10 @@ def test_old_and_surplus_files_are_removed(tmp_path: Path) -> None:
 
 
 def test_keeping_no_files_starts_an_empty_file(tmp_path: Path) -> None:
-    file = opened(tmp_path / "agent.log", max_bytes=100, keep_files=0)
-    write(file, "a" * 80)
-    write(file, "b" * 80)
-    file.close()
+    handler = opened(tmp_path / "agent.log", max_bytes=100, keep_files=0)
+    write(handler, "a" * 80)
+    write(handler, "b" * 80)
+    handler.close()
     assert names(tmp_path) == ["agent.log"]
     assert "aaa" not in (tmp_path / "agent.log").read_text()
 
@@ -163,16 +159,16 @@ class Failing(RealFs):
 
 def test_a_full_disk_only_loses_lines(tmp_path: Path) -> None:
     fs = Failing()
-    file = opened(tmp_path / "agent.log", fs)
-    write(file, "first")
+    handler = opened(tmp_path / "agent.log", fs)
+    write(handler, "first")
     fs.broken = True
     for number in range(5):
-        write(file, "lost", AT + number)
+        write(handler, "lost", AT + number)
     assert fs.tries == 2, "the disk is not tried for every line"
     fs.broken = False
-    write(file, "lost too", AT + RETRY_SECONDS - 1)
-    write(file, "back", AT + RETRY_SECONDS + 5)
-    file.close()
+    write(handler, "lost too", AT + RETRY_SECONDS - 1)
+    write(handler, "back", AT + RETRY_SECONDS + 5)
+    handler.close()
     lines = (tmp_path / "agent.log").read_text().splitlines()
     assert [line[22:] for line in lines] == [
         "[INFO] [Poll] first",
@@ -182,57 +178,9 @@ def test_a_full_disk_only_loses_lines(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_not_an_error(tmp_path: Path) -> None:
-    file = opened(tmp_path / "gone" / "agent.log")
-    write(file, "x")
+    handler = opened(tmp_path / "gone" / "agent.log")
+    write(handler, "x")
     (tmp_path / "gone").mkdir()
-    write(file, "y", AT + RETRY_SECONDS + 1)
-    file.close()
-    assert "y" in (tmp_path / "gone" / "agent.log").read_text()
-
-
-class Hanging(RealFs):
-    """A disk whose writes do not return until it is released."""
-
-    def __init__(self) -> None:
-        self.reached, self.released = threading.Event(), threading.Event()
-
-    def write(self, handle: Handle, data: bytes) -> None:
-        self.reached.set()
-        self.released.wait()
-        super().write(handle, data)
-
-
-def test_a_hanging_disk_stops_nobody(tmp_path: Path) -> None:
-    fs = Hanging()
-    handler = LogFileHandler(opened(tmp_path / "agent.log", fs, max_bytes=1_000_000))
-    handler.setFormatter(TextFormatter())
-    try:
-        for number in range(MAX_WAITING + 50):
-            handler.handle(made(f"line {number}"))
-        assert fs.reached.wait(60)
-        handler.close()  # returns although nothing was written
-        assert (tmp_path / "agent.log").read_bytes() == b""
-    finally:
-        fs.released.set()
-    handler._thread.join(60)
-    lines = (tmp_path / "agent.log").read_text().splitlines()
-    assert lines[0].endswith("line 0") and MAX_WAITING <= len(lines) <= MAX_WAITING + 1
-
-
-def test_lines_that_found_no_place_are_counted(tmp_path: Path) -> None:
-    fs = Hanging()
-    handler = LogFileHandler(opened(tmp_path / "agent.log", fs, max_bytes=1_000_000))
-    handler.setFormatter(TextFormatter())
-    try:
-        for number in range(MAX_WAITING + 50):
-            handler.handle(made(f"line {number}"))
-    finally:
-        fs.released.set()
-    while handler._waiting.qsize():
-        time.sleep(0.01)
-    handler.handle(made("back"))
+    write(handler, "y", AT + RETRY_SECONDS + 1)
     handler.close()
-    handler._thread.join(60)
-    lines = (tmp_path / "agent.log").read_text().splitlines()
-    missing = int(lines[-2].split("[Log] ")[1].split()[0])
-    assert lines[-1].endswith("back") and len(lines) - 2 + missing == MAX_WAITING + 50
+    assert "y" in (tmp_path / "gone" / "agent.log").read_text()
