@@ -37,7 +37,7 @@ class Jobs:
         """The name of this plane in its claims."""
 
     def put(self, kind: str, key: str, due: float) -> None:
-        """Plan a job, or plan it anew; a claim that runs then no longer ends it."""
+        """Schedule a job, or reschedule it; a claim that is held meanwhile cannot end it."""
         self._db.run(
             "INSERT INTO jobs (kind, job_key, due) VALUES (?, ?, ?)"
             " ON CONFLICT (kind, job_key) DO UPDATE SET due = excluded.due, owner = ''",
@@ -66,7 +66,7 @@ class Jobs:
         return self._change(job, "lease = ?", self._wall_now() + lease_seconds)
 
     def finish(self, job: Job) -> bool:
-        """Remove a job; return False if the claim was lost or the job was planned anew."""
+        """Remove a job; return False if the claim was lost or the job was rescheduled."""
         sql = "DELETE FROM jobs WHERE id = ? AND owner = ?"
         done = self._db.run(sql, job.id, self.owner) == 1
         if not done:
@@ -74,7 +74,7 @@ class Jobs:
         return done
 
     def again(self, job: Job, due: float) -> bool:
-        """End a claim and do the job again later; return False if the claim was lost or the job was planned anew."""
+        """End a claim and run the job again later; return False if the claim was lost or the job was rescheduled."""
         done = self._change(job, "lease = 0, owner = '', due = ?", due)
         if not done:
             self._release(job)
@@ -84,5 +84,5 @@ class Jobs:
         return self._db.run(f"UPDATE jobs SET {assignments} WHERE id = ? AND owner = ?", value, job.id, self.owner) == 1
 
     def _release(self, job: Job) -> None:
-        """End the lease of a job that was planned anew while it was claimed."""
+        """End the lease of a job that was rescheduled while it was claimed."""
         self._db.run("UPDATE jobs SET lease = 0 WHERE id = ? AND owner = '' AND lease = ?", job.id, job.lease)

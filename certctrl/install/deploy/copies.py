@@ -27,7 +27,7 @@ class Part:
     stays: bool
     """Whether a rollback leaves them in place: the first files for a service."""
     tolerant: bool = False
-    """Whether the group goes on without them."""
+    """Whether the rest of the group continues if they fail."""
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -250,7 +250,7 @@ class Executor:
         self.tolerated.append(Tolerated(f"tolerated: {why}", frozenset(items), frozenset(cert_ids)))
 
     def _stage(self, writes: Sequence[Write]) -> None:
-        """Stage the files of one step; without those that fail, if the group goes on without them. Blocks on the disk."""
+        """Stage the files of one step, except those whose failure is tolerated. Blocks on the disk."""
         self._each_part(writes, self.copies.stage)
 
     def _put(self, writes: Sequence[Write]) -> None:

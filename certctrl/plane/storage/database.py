@@ -35,7 +35,7 @@ class Waiting(Protocol):
         """Make all waiters read again."""
 
     async def sweep(self) -> None:
-        """Wake the waiters that are not at the end of their stream."""
+        """Wake the waiters whose streams have new signals."""
 
 
 class Database(ABC):

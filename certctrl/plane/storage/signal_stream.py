@@ -164,7 +164,7 @@ class SignalStream:
             self.announce(device_id)
 
     async def sweep(self) -> None:
-        """Wake the waiters that are not at the end of their stream, whoever appended to it."""
+        """Wake the waiters whose streams have new signals, whichever process appended them."""
         waiting = {device_id: [waiter.cursor for waiter in waiters] for device_id, waiters in self._waiters.items()}
         for device_id, head in (await self._db.work(self._heads, list(waiting))).items():
             if any(cursor not in ("", head) for cursor in waiting[device_id]):

@@ -1,7 +1,7 @@
 """Walk the way to a path by name, to judge who could change what is there.
 
-Nothing is opened: whoever owns the way could replace it afterwards. For destinations, which are written, `safe_path`
-walks by handle and follows no links.
+Nothing is opened: the owner of a directory on the way could replace it afterwards. For destinations, which are written,
+`safe_path` walks by handle and follows no links.
 """
 
 from __future__ import annotations
