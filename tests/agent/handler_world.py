@@ -20,7 +20,7 @@ from certctrl.model.certificate import Bundle, CaBundle, CertFacts, CertificateS
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import InstallItem, Outcome, OutcomeKind
 from certctrl.model.policy import HostPolicy
-from certctrl.model.records import CertRecord, KnownPlane, Retry, RetryKind, Stage, retry_key
+from certctrl.model.records import CertRecord, KnownPlane, Retry, RetryKind, Stage, Standing, retry_key
 from certctrl.model.signals import Signal
 from certctrl.protocol.wire.canonical import installs_hash
 from certctrl.store.disk.fs import RealFs
@@ -53,6 +53,18 @@ THERE = CertificateSummary(
     status="active",
     updated_at=AFTER,
 )
+FAILED = OutcomeKind.FAILED
+STAGED_ONLY = attrs.evolve(LIVE, generation="", activated="", staged="g1", stage=Stage.STAGED)
+FOREIGN = attrs.evolve(LIVE, standing=Standing.FOREIGN)
+WITHDRAWN = attrs.evolve(LIVE, generation="", activated="", stage=Stage.WITHDRAWN, revoked=True, alarmed=True)
+INCOMPLETE = attrs.evolve(WITHDRAWN, last_outcome=FAILED)
+UNALERTED = attrs.evolve(WITHDRAWN, alarmed=False)
+LOST = attrs.evolve(LIVE, generation="", activated="")
+"""Deployed once, and then deleted on disk."""
+BLANK = attrs.evolve(LOST, stage=Stage.STAGED)
+REVOKED = attrs.evolve(THERE, status="revoked")
+OTHER = attrs.evolve(THERE, domain_name="b.example")
+LEAVING = attrs.evolve(LIVE, standing=Standing.UNASSIGNED, unassigned_at=NOW - HOUR)
 """``LIVE`` as the plane shows it."""
 APPLIED, UNCHANGED, IGNORED = OutcomeKind.APPLIED, OutcomeKind.UNCHANGED, OutcomeKind.IGNORED
 
