@@ -72,7 +72,7 @@ def at_once(stage: Stage) -> None:
     loads = [
         session.load_cursor, session.load_inbox, session.load_outcomes, session.load_tokens, session.load_device_keys,
         session.load_device_id, installed.load_install_config, installed.load_certificates, installed.load_activations,
-        installed.load_history, installed.load_pins, installed.load_cas,
+        installed.load_history, installed.load_pins, installed.load_cas, installed.load_retries,
     ]  # fmt: skip
     for load in loads:
         load()  # raises for a damaged file
@@ -117,16 +117,20 @@ def copy_is_whole(stage: Stage, path: Path, name: str, kind: str) -> None:
         load_pem_private_key(data, None) if kind == "private.key" else fingerprint(data)
 
 
+def is_unfinished(store: StateStore) -> bool:
+    """Return whether a signal waits in the inbox, or as a retry."""
+    retries, _ = store.installed.load_retries()
+    return bool(store.session.load_inbox()) or any(retry.signal is not None for retry in retries)
+
+
 def cursor_is_not_ahead(stage: Stage, store: StateStore) -> None:
-    """Check that each signal before the cursor is in the inbox or has taken effect."""
+    """Check that each signal before the cursor is unfinished on disk or has taken effect."""
     cursor, expected = store.session.load_cursor(), stage.facts.get("after", {})
     if not stage.facts.get("signals") or cursor is None or stage.plane.waiting(cursor):
         return
-    if not store.session.load_inbox():
+    if not is_unfinished(store):
         for name, wanted in expected.items():
-            assert is_live(stage, name, wanted), (
-                "the cursor is after a signal that is neither in the inbox nor completed"
-            )
+            assert is_live(stage, name, wanted), "the cursor is after a signal that is neither on disk nor completed"
 
 
 def acked_is_done(stage: Stage) -> None:
@@ -191,7 +195,7 @@ def in_the_end(stage: Stage, *, signals: bool = True) -> None:
     if facts.get("reloaded"):
         assert (stage.out / "reloaded").exists(), "switched but never reloaded"
     if signals and facts.get("signals"):
-        assert not store.session.load_inbox() and not store.session.load_outcomes()[0]
+        assert not is_unfinished(store) and not store.session.load_outcomes()[0]
         cursor = store.session.load_cursor()
         assert cursor is not None and not stage.plane.waiting(cursor)
 
