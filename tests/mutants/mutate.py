@@ -1,6 +1,7 @@
 """Run mutmut with tests that pytest collects once: each mutant is a fork that starts with the first test.
 
 Otherwise pytest would start and collect for each mutant, which takes ten times as long as most of these tests. Mutants
+of functions that are called while modules are imported do need a new process: in a fork, the imports are over. Mutants
 of a wrong type are left out (`wrong_types.py`).
 """
 
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,10 +21,20 @@ from mutmut.core import MutmutProgrammaticFailException
 from mutmut.mutation.file_mutation import FailedTypeCheckMutant, MutatedMethodLocation
 from mutmut.mutation.trampoline import set_mutant_under_test
 from mutmut.runners.harness import PytestRunner
+from mutmut.state import state
 from mutmut.type_checking import TypeCheckingError
 from mutmut.utils.file_utils import change_cwd
 from mutmut.workers import isolation, timeout
 from wrong_types import wrong_types
+
+IMPORT_ALL = """
+import importlib, sys
+from mutmut.state import state
+
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(*state()._stats)
+"""
 
 
 class CollectedOnce(PytestRunner):
@@ -29,6 +42,7 @@ class CollectedOnce(PytestRunner):
 
     session: pytest.Session
     tests: dict[str, pytest.Item]
+    at_import: frozenset[str]
 
     def run_forced_fail(self) -> int:
         """Check that a mutant can fail at all, which mutmut does right before the first one, and collect the tests."""
@@ -45,12 +59,18 @@ class CollectedOnce(PytestRunner):
             config.hook.pytest_sessionstart(session=self.session)
             config.hook.pytest_collection(session=self.session)
         self.tests = {item.nodeid: item for item in self.session.items}
+        self.at_import = called_at_import()
+        state().tests_by_mangled_function_name.update((name, set(self.tests)) for name in self.at_import)
+        if self.at_import and self.new_process("--collect-only"):
+            raise RuntimeError("pytest fails in a new process, even without a mutant")
         return failed
 
     def run_tests(self, *, mutant_name: str | None, tests: Iterable[str]) -> int:
         """Return 1 if a test fails; without a mutant, all must pass, which is not checked twice for the same files."""
         if mutant_name is None:
             return self.clean_run(tests)
+        if mutant_name.partition("__mutmut_")[0] in self.at_import:
+            return self.new_process("-x")
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
@@ -61,6 +81,13 @@ class CollectedOnce(PytestRunner):
                 if self.session.testsfailed:
                     return 1
         return 0
+
+    def new_process(self, *options: str) -> int:
+        """Return 1 if a test of the package fails, or pytest itself, in a process that imports the active mutant."""
+        chosen = [*self._pytest_add_cli_args_test_selection, *self._pytest_add_cli_args]
+        command = [sys.executable, "-m", "pytest", "--rootdir=.", "-q", *options, *chosen]
+        done = subprocess.run(command, cwd="mutants", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return int(done.returncode != 0)
 
     def clean_run(self, tests: Iterable[str]) -> int:
         """Run tests without a mutant, unless they have passed with these files."""
@@ -73,6 +100,18 @@ class CollectedOnce(PytestRunner):
         if result == 0:
             passed.write_text(state)
         return result
+
+
+def called_at_import() -> frozenset[str]:
+    """Return the functions that are called while the modules with mutants are imported."""
+    top = Path("mutants").absolute()
+    files = [file.relative_to(top).with_suffix("").with_suffix("") for file in (top / "certctrl").rglob("*.py.meta")]
+    modules = [".".join(file.parts).removesuffix(".__init__") for file in files]
+    path = os.pathsep.join(filter(None, (str(top), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "MUTANT_UNDER_TEST": "stats"}
+    command = [sys.executable, "-P", "-c", IMPORT_ALL, *modules]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return frozenset(done.stdout.split())
 
 
 def limit_waiting(pid: int, timeout_s: float) -> None:
