@@ -42,7 +42,7 @@ def choose(entries: Sequence[InboxEntry], busy: Collection[str], now: float) -> 
     superseded: list[InboxEntry] = []
     next_retry_at: float | None = None
     for group in groups.values():
-        kept = group if len(group) == 1 else _coalesced(group, superseded)
+        kept = _coalesced(group, superseded)
         for entry in kept:
             if entry.next_try_at <= now:
                 run.append(entry)

@@ -92,6 +92,13 @@ def test_a_new_signal_supersedes_a_failed_one_immediately() -> None:
     assert (choice.run, choice.superseded, choice.next_retry_at) == ([new], [failed], None)
 
 
+def test_the_next_retry_is_the_earliest_of_all_resources() -> None:
+    waiting = [entry(CertRenewed(1, number), next_try_at=at) for number, at in ((1, 70.0), (2, 50.0), (3, 60.0))]
+    for order in (waiting, waiting[::-1]):
+        assert choose(order, (), 0.0).next_retry_at == 50.0
+        assert choose(order, (), 55.0).next_retry_at == 60.0
+
+
 def test_unknown_and_malformed_signals_are_not_superseded() -> None:
     strange = [
         entry(UnknownSignal("x", 1, {})),

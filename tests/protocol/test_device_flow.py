@@ -93,6 +93,9 @@ def test_failures_back_off_until_a_success() -> None:
     assert flow.next_step(now) == PollGrant(now + 5)
     flow.receive(GrantFailed("busy", 120.0), now)
     assert flow.next_step(now) == PollGrant(now + 120)
+    flow.receive(GrantPending(), now)
+    flow.receive(GrantFailed("down"), now)
+    assert flow.next_step(now) == PollGrant(now + 5), "a success forgets all failures"
 
 
 @given(

@@ -216,7 +216,10 @@ def test_failing_acks_back_off_without_delaying_polls() -> None:
 def test_acks_obey_retry_after() -> None:
     driver = Driver()
     assert driver.next() == FlushAcks()
+    assert driver.session.may_send_acks(driver.now)
     driver.receive(ev.AcksFailed("429", 60.0))
+    allowed = [driver.session.may_send_acks(driver.now + pause) for pause in (0.0, 59.9, 60.0, 61.0)]
+    assert allowed == [False, False, True, True]
     for _ in range(12):
         assert isinstance(driver.next(), Poll)
         driver.receive(ev.NoUpdates(None))

@@ -34,7 +34,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 def object_of(answer: Answer, *, cap: int = BODY_CAP) -> dict[str, Any]:
     """Return the JSON object of an answer; raises BadAnswerError for anything else."""
     if not answer.is_json:
-        kind = one_line(answer.headers.get("content-type", "") or "no content type", 60)
+        kind = one_line(answer.headers.get("content-type") or "no content type", 60)
         raise BadAnswerError(
             f"status {answer.status} came with {kind} instead of JSON",
             fix="check server_url, and whether a proxy or captive portal is in between",

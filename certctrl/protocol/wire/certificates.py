@@ -19,7 +19,7 @@ def _one_of(spellings: dict[str, str], word: Hook) -> Hook:
     """Return a hook for the name of an algorithm in any of its spellings."""
 
     def structure(value: Any, _: Any = None) -> str:
-        name = word(value, str)
+        name = word(value)
         if (known := spellings.get(name.strip().lower())) is None:
             raise MaterialError(
                 f"the private key is sealed with an unknown scheme: {one_line(name, 40)}",
@@ -35,7 +35,7 @@ _any_text = text()
 
 
 def _text_or_number(value: Any, _: Any = None) -> str:
-    found: str = _any_text(str(value) if type(value) is int else value, str)
+    found: str = _any_text(str(value) if type(value) is int else value)
     return found
 
 

@@ -71,7 +71,7 @@ class KeyChallenge:
 
 def _seconds(ge: int, default: float) -> Hook:
     whole = integer(ge, _DAY)
-    return lambda value, _: float(whole(value, int)) or default
+    return lambda value, _=None: float(whole(value)) or default
 
 
 _read_grant = wire_class(
@@ -147,7 +147,7 @@ def _grant_status(data: object) -> GrantEvent:
 
 def _token(value: Any, _: Any = None) -> str:
     """Return a token that is safe in a header and on a line of a file."""
-    token: str = _token_text(value, str)
+    token: str = _token_text(value)
     if not all("!" <= c <= "~" for c in token):
         raise Misfit("expected visible ASCII")
     return token
@@ -170,7 +170,7 @@ def _anchor(value: Any, _: Any = None) -> str | None:
 
 
 def _device_name(value: Any, _: Any = None) -> str:
-    return one_line(_any_text(value, str))
+    return one_line(_any_text(value))
 
 
 _any_text = text()

@@ -189,7 +189,7 @@ def items_from_local(rows: Sequence[Mapping[str, Any]], *, strict: bool = False)
     JSON path.
     """
     read = item_from_wire if strict else item_or_refused
-    names = [str(row["id"]) for row in rows if isinstance(row, dict) and row.get("id") not in (None, "")]
+    names = [str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row]
     items = []
     for i, row in enumerate(rows):
         path = f"$[{i}]"

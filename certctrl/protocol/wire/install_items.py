@@ -97,15 +97,15 @@ def _object_type(value: Any, _: Any = None) -> ObjectType:
 
 
 def _object_id(value: Any, _: Any = None) -> int | None:
-    return _any_integer(value, int) or None
+    return _any_integer(value) or None
 
 
 def _mode(value: Any, _: Any = None) -> int:
     """Return permission bits from octal text; a bare number could be meant as octal or as decimal."""
-    octal = _mode_text(value, str)
+    octal = _mode_text(value)
     if not _OCTAL.fullmatch(octal):
         raise Misfit('expected octal text such as "0640"')
-    return int(octal.removeprefix("0o"), 8)
+    return int(octal, 8)
 
 
 def _argv(value: Any, _: Any = None) -> tuple[str, ...] | None:
@@ -113,7 +113,7 @@ def _argv(value: Any, _: Any = None) -> tuple[str, ...] | None:
 
 
 def _timeout(value: Any, _: Any = None) -> int:
-    return _any_timeout(value, int) or DEFAULT_TIMEOUT_MS
+    return _any_timeout(value) or DEFAULT_TIMEOUT_MS
 
 
 def _environment(value: Any, _: Any = None) -> dict[str, str]:
@@ -124,7 +124,7 @@ def _environment(value: Any, _: Any = None) -> dict[str, str]:
     found = {}
     for name, entry in value.items():
         try:
-            found[name] = "" if entry is None else _any_text(entry, str)
+            found[name] = "" if entry is None else _any_text(entry)
         except Misfit as misfit:
             raise Misfit(misfit.what, f".{one_line(name, 40)}") from None
     return found
@@ -146,7 +146,7 @@ def _one_of(value: Any, known: Sequence[str]) -> str:
 
 def _host(value: Any, _: Any = None) -> str:
     """Return a domain name or address: what else a resolver or server would be given is the sender's to choose."""
-    host = _BRACKETED.sub(r"\1", _host_text(value, str))
+    host = _BRACKETED.sub(r"\1", _host_text(value))
     address, _, zone = host.partition("%")
     try:
         ipaddress.ip_address(address)
@@ -157,10 +157,6 @@ def _host(value: Any, _: Any = None) -> str:
         if zone and not _ZONE.fullmatch(zone):
             raise Misfit("expected a domain name or an address")
     return host
-
-
-def _server_name(value: Any, _: Any = None) -> str | None:
-    return None if value == "" else _host(value)
 
 
 def _verify(value: Any, _: Any = None) -> Verify | None:
@@ -211,11 +207,11 @@ def _one_command(row: dict[str, Any]) -> dict[str, Any]:
             return row | {"cmd_argv": list(texts(line))}
         except Misfit as misfit:
             raise Misfit(misfit.what, f".cmd{misfit.path}") from None
-    return row | {"cmd": line} if line else row
+    return row | {"cmd": line}
 
 
 wire_class(VerifyCommand, prepare=lambda row: {"cmd_argv": []} | _one_command(row), check=_with_command)
-wire_class(VerifyTls, {"host": _host, "port": integer(1, 65_535), "server_name": _server_name, "starttls": _starttls})
+wire_class(VerifyTls, {"host": _host, "port": integer(1, 65_535), "server_name": _host, "starttls": _starttls})
 _VERIFY: dict[str, type[Verify]] = {"command": VerifyCommand, "tls": VerifyTls}
 
 _NEVER_READ = ("refused",)
@@ -251,7 +247,7 @@ def _each(hook: Hook) -> Hook:
     """Return a hook for a list with one value, or null, for each file."""
 
     def structure(value: Any, _: Any = None) -> tuple[Any, ...]:
-        return tuple(None if one is None else hook(one, None) for one in bounded_list(value, MAX_ITEMS))
+        return tuple(None if one is None else hook(one) for one in bounded_list(value, MAX_ITEMS))
 
     return structure
 
@@ -272,6 +268,7 @@ _read_copy = wire_class(
     | {"owner": text(256), "group": text(256), "mode": _mode, "write": _write, "check": _argv, "verify": _verify}
     | {"owners": _each(text(256)), "groups": _each(text(256)), "modes": _each(_mode)},
     names={"sources": "from", "targets": "to"},
+    shown={"owners": "owner", "groups": "group", "modes": "mode"},
     omit=_NEVER_READ,
     prepare=_with_lists,
     check=_paired,
@@ -293,9 +290,9 @@ _ITEMS: dict[str, Read[InstallItem]] = {
 def _readable(hook: Hook, default: Any) -> Hook:
     """Return a hook that gives ``default`` for what does not fit: what a refused item is about should still be known."""
 
-    def structure(value: Any, kind: Any = None) -> Any:
+    def structure(value: Any, _: Any = None) -> Any:
         try:
-            return hook(value, kind)
+            return hook(value)
         except Misfit:
             return default
 
@@ -377,7 +374,7 @@ def _unknown_keys(raw: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str,
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return ``; did you mean X?`` for the most similar known word, or nothing."""
-    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    near = get_close_matches(word, list(known), cutoff=cutoff)
     return f"; did you mean {one_line(near[0], 80)}?" if near else ""
 
 
@@ -407,7 +404,7 @@ def item_or_refused(raw: object, path: str, *, local_names: frozenset[str] | Non
 def _refused(row: dict[str, Any], fields: dict[str, Any]) -> InstallItem:
     match row.get("type"):
         case "copy":  # a revoked certificate must still be removed from its targets
-            sources, targets = (_readable(texts, ())(row.get(name), None) for name in ("from", "to"))
+            sources, targets = (_readable(texts, ())(row.get(name)) for name in ("from", "to"))
             return CopyAction(**fields, sources=sources, targets=targets if len(targets) == len(sources) else ())
         case "exec":
             return ExecAction(**fields)

@@ -114,7 +114,7 @@ class _Page:
     """Not yet structured: a malformed signal must not fail the page."""
 
 
-_read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _: bounded_list(value, MAX_SIGNALS)})
+_read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _=None: bounded_list(value, MAX_SIGNALS)})
 
 
 def _page(answer: Answer, limit: int, wall_now: float | None) -> Event:
@@ -124,7 +124,7 @@ def _page(answer: Answer, limit: int, wall_now: float | None) -> Event:
     if not page.signals:
         return NoUpdates(seen, status=200, retry_after=pause)
     signals = tuple(map(signal_from_wire, page.signals))
-    free = answer.headers.get(FREE_HEADER, "") == FREE_VALUE
+    free = answer.headers.get(FREE_HEADER) == FREE_VALUE
     return Updates(seen, signals, len(signals) >= limit, free=free, retry_after=pause)
 
 

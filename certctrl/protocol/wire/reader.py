@@ -40,8 +40,12 @@ _YEAR_9999 = 253_402_300_799
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
 T_co = TypeVar("T_co", covariant=True)
-Hook = Callable[[Any, Any], Any]
-"""Structures one value; the second argument is its type, as cattrs passes it."""
+
+
+class Hook(Protocol):
+    """Function that structures one value; cattrs also passes its type."""
+
+    def __call__(self, value: Any, kind: Any = ..., /) -> Any: ...
 
 
 class Misfit(ValueError):
@@ -150,7 +154,7 @@ def printable(limit: int) -> Hook:
     bounded = text(limit)
 
     def structure(value: Any, _: Any = None) -> str:
-        found: str = bounded(value, str)
+        found: str = bounded(value)
         if not found.isprintable():
             raise Misfit("expected printable text")
         return found
@@ -174,7 +178,7 @@ def texts(value: Any, _: Any = None) -> tuple[str, ...]:
     """Return a list of non-empty texts."""
     for i, item in enumerate(bounded_list(value)):
         try:
-            _any_text(item, str)
+            _any_text(item)
         except Misfit as misfit:
             raise Misfit(misfit.what, f"[{i}]") from None
         if not item:
@@ -196,7 +200,7 @@ def moment(value: Any, _: Any = None) -> str:
         if not 0 <= value <= _YEAR_9999:
             raise Misfit("not a time")
         return datetime.fromtimestamp(int(value), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    found: str = _moment_text(value, str)
+    found: str = _moment_text(value)
     return found
 
 
@@ -233,7 +237,7 @@ _NONE: Mapping[str, Any] = {}
 class Read(Protocol[T_co]):
     """Function that structures a JSON object; raises Misfit with the JSON path, which begins with ``path``."""
 
-    def __call__(self, raw: object, path: str = "data") -> T_co: ...
+    def __call__(self, raw: object, path: str = ...) -> T_co: ...
 
 
 def wire_class(
@@ -241,6 +245,7 @@ def wire_class(
     fields: Mapping[str, Hook] = _NONE,
     *,
     names: Mapping[str, str] = _NONE,
+    shown: Mapping[str, str] = _NONE,
     omit: Collection[str] = (),
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     check: Callable[[T], T] | None = None,
@@ -249,10 +254,10 @@ def wire_class(
 
     Unset fields (absent, ``null`` or ``""``) get the default of their attribute, or are reported as missing.
     ``fields``: hooks by attribute, where the hook of its type is not strict enough. ``names``: wire names by attribute,
-    where they differ. ``omit``: attributes that are never read. ``prepare`` may change the JSON object before, without
-    its unset fields; ``check`` the value after.
+    where they differ. ``shown``: names in errors, likewise. ``omit``: attributes that are never read. ``prepare`` may
+    change the JSON object before, without its unset fields; ``check`` the value after.
     """
-    _NAMES[cls] = names
+    _NAMES[cls] = {**names, **shown}
 
     @cache
     def built() -> tuple[Hook, frozenset[str]]:  # at the first use: most classes are never read by most processes

@@ -84,7 +84,7 @@ def signal_from_wire(raw: object) -> Signal:
     if not isinstance(name, str) or not 0 < len(name) <= _TYPE_LIMIT or not name.isprintable():
         return _malformed("", 0, raw_ref, f"type: expected 1 to {_TYPE_LIMIT} printable characters")
     try:
-        ts_ms = _timestamp(raw.get("ts_ms"), int)
+        ts_ms = _timestamp(raw.get("ts_ms"))
     except Misfit as misfit:
         return _malformed(name, 0, raw_ref, f"ts_ms: {misfit}")
     read = _BY_TYPE.get(name)

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.errors import BadAnswerError, MaterialError
-from certctrl.protocol.wire.certificates import ca_from_wire, certificate_from_wire, materials_from_wire
+from certctrl.protocol.wire.certificates import (
+    ca_from_wire,
+    ca_names_from_wire,
+    certificate_from_wire,
+    materials_from_wire,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
@@ -65,20 +70,50 @@ def test_plaintext_material() -> None:
 def test_unknown_schemes(change: dict[str, Any]) -> None:
     with pytest.raises(MaterialError) as caught:
         materials_from_wire(SEALED | change)
-    assert caught.value.reason == "unknown-scheme"
+    assert (caught.value.reason, caught.value.fix) == ("unknown-scheme", "upgrade this agent")
+    assert str(next(iter(change.values()))) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in SEALED if name != "enc_scheme"])
+@pytest.mark.parametrize("name", SEALED)
 def test_material_that_does_not_fit(name: str) -> None:
     with pytest.raises(BadAnswerError, match=f"materials.{name}: expected text, got a list"):
         materials_from_wire(SEALED | {name: ["hunter2"]})
 
 
+@pytest.mark.parametrize("key", ["A" * 63 + "Q", "XXXX", "AAAX", "X==="])
+def test_a_data_key_with_other_than_zero_bytes_is_not_pending(key: str) -> None:
+    assert materials_from_wire(SEALED | {"enc_data_key_b64": key}).enc_data_key_b64 == key
+
+
 def test_a_ca() -> None:
     assert ca_from_wire({"id": 3, "name": "in", "ca_certificate_pem": "pem"}).ca_certificate_pem == "pem"
     for wrong in ({}, {"id": 3}, {"id": 3, "ca_certificate_pem": ""}, []):
-        with pytest.raises(BadAnswerError):
+        with pytest.raises(BadAnswerError, match=r"^ca[.:]"):
             ca_from_wire(wrong)
+
+
+def test_names_of_cas() -> None:
+    rows = [{"id": 3, "name": "inner"}, {"id": "4", "more": 1}, {"id": 5, "name": None}]
+    assert ca_names_from_wire(rows) == {3: "inner", 4: "", 5: ""}
+    assert ca_names_from_wire([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ({}, "cas: expected a list, got an object"),
+        (None, "cas: expected a list, got null"),
+        ([{"id": 3}] * 10_001, "cas: more than 10000 items"),
+        ([{"id": 3}, 5], "cas[1]: expected an object, got a whole number"),
+        ([{"id": 3}, {"name": "x"}], "cas[1].id: missing"),
+        ([{"id": 0}], "cas[0].id: expected an integer from 1"),
+        ([{"id": 3, "name": "x" * 1025}], "cas[0].name: longer than 1024 characters"),
+    ],
+)
+def test_names_of_cas_that_do_not_fit(rows: object, why: str) -> None:
+    with pytest.raises(BadAnswerError) as caught:
+        ca_names_from_wire(rows)
+    assert str(caught.value).startswith(why)
 
 
 @given(JSON | st.fixed_dictionaries({}, optional=dict.fromkeys((*ROW, *SEALED, "private_key_pem"), JSON)))

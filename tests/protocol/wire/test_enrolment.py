@@ -24,8 +24,11 @@ from certctrl.protocol.device_flow import (
     Refused,
 )
 from certctrl.protocol.wire.enrolment import (
+    KeyChallenge,
+    challenge_from_wire,
     grant_event,
     grant_from_wire,
+    key_proof,
     refresh_refused,
     refreshed_from_wire,
     registration_from_wire,
@@ -88,6 +91,27 @@ def test_the_status_of_a_grant_may_be_the_key_of_an_error(key: str) -> None:
     assert grant_event(answer(400, {"error": {"key": key, "code": 1, "what": "wait"}})) == GrantPending()
 
 
+@pytest.mark.parametrize("status", [200, 201, 299])
+def test_any_success_may_contain_the_status_of_a_grant(status: int) -> None:
+    assert grant_event(answer(status, {"data": {"status": "slow_down"}})) == GrantSlowDown()
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (answer(200, {"data": {}}), "data.status: missing"),
+        (answer(200, {"data": {"status": "x" * 65}}), "data.status: longer than 64 characters"),
+        (answer(200, {"data": {"status": "x" * 60}}), f"unknown grant status {'x' * 39}…"),
+        (answer(200, {"data": {"status": "pending"}, "more": "x" * 262_144}), "the answer is larger than 262144 bytes"),
+        (answer(300, {"data": {"status": "pending"}}), "the server redirects (status 300)"),
+        (answer(404, {"error": {"key": "NOT_FOUND", "what": "gone"}}), "gone"),
+    ],
+)
+def test_a_failed_poll_of_a_grant_says_why(given: Answer, why: str) -> None:
+    event = grant_event(given)
+    assert isinstance(event, GrantFailed) and event.why.startswith(why)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -127,6 +151,34 @@ def test_an_approval_that_allows_no_registration_ends_with_its_reason(change: di
 def test_a_busy_plane_may_request_a_delay() -> None:
     busy = answer(503, {"error": {"key": "SERVICE_UNAVAILABLE", "what": "later", "params": {"retry_after": 30}}})
     assert grant_event(busy) == GrantFailed("later", 30.0)
+    dated = {"retry-after": "Wed, 15 Jan 2025 00:14:20 GMT"}
+    assert grant_event(Answer(503, JSON | dated, busy.body), 1_736_900_000.0) == GrantFailed("later", 60.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "challenge"),
+    [
+        ({"challenge_b64": "AP9h"}, KeyChallenge(b"\0\xffa")),
+        ({"challenge_b64": ""}, KeyChallenge(b"")),
+        ({"challenge_b64": None}, None),
+        ({"device": {}}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_challenges(data: object, challenge: KeyChallenge | None) -> None:
+    assert challenge_from_wire(data) == challenge
+
+
+@pytest.mark.parametrize("text", ["AP9", "A P9h", "AP9h\n", "-_8=", "é", 5, ["AP9h"]])
+def test_a_challenge_that_is_not_base64(text: object) -> None:
+    with pytest.raises(BadAnswerError, match=r"^the challenge is not base64$"):
+        challenge_from_wire({"challenge_b64": text})
+
+
+def test_a_key_is_proved_by_the_hash_of_the_secret() -> None:
+    """The plane computes the same text, so the two may never differ."""
+    assert key_proof(b"secret") == "LWDUtDmOVORy/iXzYMjDREeWw9OzBkQGPa22wmm1gwQ="
 
 
 def test_a_registration() -> None:
@@ -149,6 +201,26 @@ def test_an_invalid_lifetime_is_ignored(expires_in: object) -> None:
     assert refreshed_from_wire(SESSION | {"expires_in": expires_in}).expires_in is None
 
 
+@pytest.mark.parametrize("expires_in", [1, 0.5, 2**31 - 1])
+def test_a_lifetime_may_be_any_positive_number_of_seconds(expires_in: float) -> None:
+    assert refreshed_from_wire(SESSION | {"expires_in": expires_in}).expires_in == expires_in
+
+
+@pytest.mark.parametrize(
+    ("sent", "anchor"),
+    [("pem", "pem"), ("x" * 16_384, "x" * 16_384), ("x" * 16_385, None), ("ü", None), (b"pem", None), (5, None),
+     (["pem"], None), ("", None), (None, None)],
+)  # fmt: skip
+def test_an_anchor_that_is_not_a_usable_text_is_ignored(sent: object, anchor: str | None) -> None:
+    assert refreshed_from_wire(SESSION | {"plane_anchor_pem": sent}).plane_anchor_pem == anchor
+
+
+@pytest.mark.parametrize("token", ["!", "~", "!a~", "x" * 8192])
+def test_a_token_may_consist_of_any_visible_ascii(token: str) -> None:
+    found = refreshed_from_wire({"access_token": token, "refresh_token": token})
+    assert (found.access_token, found.refresh_token) == (token, token)
+
+
 @pytest.mark.parametrize("token", [None, "", 5, "two words", "a\r\nX-Evil: 1", "ü", "x" * 8193, "\x00"])
 def test_a_token_that_is_not_valid_in_a_header(token: object) -> None:
     with pytest.raises(BadAnswerError, match=r"session\.access_token"):
@@ -164,14 +236,15 @@ def test_a_token_that_is_not_valid_in_a_header(token: object) -> None:
     "data", [None, {}, {"device": DEVICE}, {"session": SESSION}, {"device": [], "session": SESSION}]
 )
 def test_a_registration_that_does_not_fit(data: object) -> None:
-    with pytest.raises(BadAnswerError):
+    with pytest.raises(BadAnswerError, match=r"^registration[.:]"):
         registration_from_wire(data)
 
 
 @pytest.mark.parametrize(
     ("status", "key", "final"),
     [(401, "", True), (403, "FORBIDDEN", True), (400, "INVALID_TOKEN", True), (400, "TOKEN_EXPIRED", True),
-     (400, "BAD_REQUEST", False), (404, "", False), (429, "", False), (500, "", False), (503, "INVALID_TOKEN", False)],
+     (400, "BAD_REQUEST", False), (404, "", False), (429, "", False), (500, "", False), (503, "INVALID_TOKEN", False),
+     (399, "INVALID_TOKEN", False), (499, "INVALID_TOKEN", True), (500, "TOKEN_EXPIRED", False)],
 )  # fmt: skip
 def test_final_refusals_of_a_refresh(status: int, key: str, final: bool) -> None:
     assert refresh_refused(PlaneError("no", status=status, key=key)) is final

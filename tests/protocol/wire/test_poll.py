@@ -117,7 +117,8 @@ def test_a_redirect_is_a_bad_answer(status: int, key: str) -> None:
 
 @pytest.mark.parametrize("status", [201, 202, 203, 205, 206, 299])
 def test_other_success_statuses_are_bad_answers(status: int) -> None:
-    assert isinstance(poll_event(answer(status, {"data": {"cursor": "c", "signals": []}}), 20), BadAnswer)
+    event = poll_event(answer(status, {"data": {"cursor": "c", "signals": []}}), 20)
+    assert event == BadAnswer(f"status {status} is not an answer to a poll", status=status)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +269,17 @@ def test_requests() -> None:
     assert request.path == "/apiv1/devices/self/updates"
     assert request.query() == {"cursor": "1736900000-5", "limit": "100", "wait": "25"}
     assert request.headers() == {"if-none-match": "1736900000-5"}
+
+
+@pytest.mark.parametrize("cursor", ["!", "~", "X", "a!b~", "W/x", "x" * 1024])
+def test_a_cursor_of_visible_ascii_is_sent_in_a_header(cursor: str) -> None:
+    assert PollRequest(cursor, 20).headers() == {"if-none-match": cursor}
+
+
+@pytest.mark.parametrize("cursor", ["a,b", ",", 'a"b', '"', "a b", " ", "ü", "a\x7f", "a\n"])
+def test_any_other_cursor_is_sent_in_the_query_only(cursor: str) -> None:
+    assert PollRequest(cursor, 20).headers() == {}
+    assert PollRequest(cursor, 20).query()["cursor"] == cursor
 
 
 @given(st.text(max_size=20))

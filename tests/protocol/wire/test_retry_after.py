@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from wire_answers import HTML, JSON, SIGNAL, answer, error
 
 from certctrl.model.answer import Answer
-from certctrl.protocol.events import ServerBusy
+from certctrl.protocol.events import NoUpdates, ServerBusy
 from certctrl.protocol.wire.answer import http_date, retry_after
 from certctrl.protocol.wire.poll import poll_event
 
@@ -62,9 +62,15 @@ def test_the_header_comes_first_unless_it_is_invalid() -> None:
 
 
 def test_an_html_page_may_request_a_delay() -> None:
-    html = {"content-type": "text/html", "retry-after": "30"}
-    assert poll_event(Answer(503, html, HTML.encode()), 20).retry_after == 30.0  # type: ignore[union-attr]
-    assert poll_event(Answer(403, html, HTML.encode()), 20).retry_after is None  # type: ignore[union-attr]
+    for text, now in (("30", None), ("Wed, 15 Jan 2025 00:13:50 GMT", NOW)):
+        html = {"content-type": "text/html", "retry-after": text}
+        for status, seconds in ((429, 30.0), (500, 30.0), (503, 30.0), (403, None), (430, None), (499, None)):
+            event = poll_event(Answer(status, html, HTML.encode()), 20, now)
+            assert event.retry_after == seconds  # type: ignore[union-attr]
+
+
+def test_a_page_without_signals_may_request_a_delay() -> None:
+    assert poll_event(answer(200, {"data": {}}, retry_after="30"), 20) == NoUpdates(None, status=200, retry_after=30.0)
 
 
 def test_a_date_is_relative_to_the_server_s_own_clock() -> None:

@@ -116,6 +116,27 @@ LARGE: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+def test_a_malformed_signal_keeps_its_small_reference() -> None:
+    why = "ref.cert_id: expected an integer from 1 to 9223372036854775807"
+    assert signal_from_wire(raw("cert.renewed", {"cert_id": 0})) == MalformedSignal(
+        "cert.renewed", TS, {"cert_id": 0}, why
+    )
+
+
+@pytest.mark.parametrize(
+    ("ref", "kept"),
+    [
+        ({"x": "y" * 4087}, True),  # 4 096 characters of JSON
+        ({"x": "y" * 4088}, False),
+        ({"x": "X" * 100}, True),
+        ({"x": [1] * 31}, True),  # 32 brackets and commas
+        ({"x": [1] * 32}, False),
+    ],
+)
+def test_a_reference_is_kept_up_to_a_size(ref: dict[str, Any], kept: bool) -> None:
+    assert signal_from_wire(raw("cert.on_fire", ref)) == UnknownSignal("cert.on_fire", TS, ref if kept else {})
+
+
 @pytest.mark.parametrize("large", LARGE)
 def test_of_a_large_reference_only_known_fields_are_kept(large: dict[str, Any]) -> None:
     """A thousand signals, and later their acks, are in memory at a time."""
@@ -168,6 +189,6 @@ def test_an_ack() -> None:
         "deployed": [{"cert_id": 7, "serial": "04:ab", "fingerprint_sha256": "00ff", "targets": ["/etc/x.pem"]}],
         "duration_ms": 12,
     }
-    assert ack_event(CertRevoked(TS, 7), Outcome(kind=OutcomeKind.APPLIED), 0).keys() == {
-        "type", "signal", "outcome", "duration_ms",
-    }  # fmt: skip
+    bare = ack_event(CertRevoked(TS, 7), Outcome(kind=OutcomeKind.APPLIED), 0)
+    assert bare.keys() == {"type", "signal", "outcome", "duration_ms"}
+    assert bare["duration_ms"] == 0
