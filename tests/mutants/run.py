@@ -37,7 +37,9 @@ also_copy = ["docs", "deploy", "README.md", "CHANGELOG.md", "noxfile.py"]
 pytest_add_cli_args = [
     "--hypothesis-profile=mutants", "-p", "no:xdist", "-p", "fastest_first", "--no-header", "-o", "timeout=0",
 ]
-pytest_add_cli_args_test_selection = ["tests/{package}", "-m", "not integration and not campaign"]
+pytest_add_cli_args_test_selection = [
+    "tests/{package}", "-m", "not integration and not campaign", "-k", "not imports_nothing_heavy",  # mutants import mutmut
+]
 type_check_command = ["mypy"]
 timeout_multiplier = 5.0
 timeout_constant = 5.0

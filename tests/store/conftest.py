@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +37,18 @@ def site(tmp_path: Path) -> Path:
     (tmp_path / "site" / "ssl" / "site.pem").write_bytes(b"old leaf")
     (tmp_path / "site" / "ssl" / "site.pem").chmod(0o640)
     return tmp_path / "site"
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where opening a pipe would wait for its other end."""
+    real = os.open
+
+    def checked(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        fd = real(path, flags | os.O_NONBLOCK, mode, dir_fd=dir_fd)
+        if stat.S_ISFIFO(os.fstat(fd).st_mode) and not flags & os.O_NONBLOCK:
+            os.close(fd)
+            pytest.fail(f"opening {path} waits")
+        return fd
+
+    monkeypatch.setattr(os, "open", checked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import stat
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from acl import ACCESS, DEFAULT, acl_of, packed, set_acl
+from modeldisk import ModelFs
 
-from certctrl.store.disk.acl import give_attributes, is_kept, other_writers, unknown_list
+from certctrl.errors import DiskError
+from certctrl.store.disk.acl import give_attributes, is_kept, lists_of, other_writers, unknown_list
 from certctrl.store.disk.atomic import write_atomic
 from certctrl.store.disk.fs import RealFs, closing
 
@@ -107,10 +110,15 @@ def nfs4(*names: bytes) -> bytes:
         ({ACCESS: packed(READER), "security.selinux": b"x"}, ""),
         ({"system.nfs4_acl": nfs4(b"OWNER@", b"GROUP@", b"EVERYONE@")}, ""),
         ({"system.nfs4_acl": nfs4(b"OWNER@", b"eve@example.com", b"EVERYONE@")}, "does not know (system.nfs4_acl)"),
+        ({"system.nfs4_acl": nfs4(b"EVERYONE@", b"OWNER@")}, ""),
         ({"system.nfs4_acl": nfs4(b"OWNER@")[:-3]}, "does not know"),
+        ({"system.nfs4_acl": nfs4(b"OWNER@")[:10]}, "does not know"),
+        ({"system.nfs4_acl": b""}, "does not know"),
+        ({"system.richacl": nfs4(b"OWNER@")}, "does not know (system.richacl)"),
         ({"system.richacl": b"x"}, "does not know (system.richacl)"),
         ({ACCESS: b"\2\0\0\0\1"}, "malformed"),
         ({ACCESS: b"\3\0\0\0"}, "malformed"),
+        ({ACCESS: b"\2\0\0"}, "malformed"),
     ],
 )
 def test_a_list_that_is_not_understood_is_named(attributes: dict[str, bytes], why: str) -> None:
@@ -171,3 +179,55 @@ def test_the_operators_files_keep_their_list(place: Path) -> None:
     assert (path.read_bytes(), acl_of(path)) == (b"new", packed("user::6 user:1234:4 group::4 mask::4 other::4"))
     write_atomic(FS, place / "fresh", b"new", mode=0o644, keep_attributes=True)
     assert stat.S_IMODE((place / "fresh").stat().st_mode) == 0o644
+
+
+def test_the_lists_of_a_path_are_its_own(place: Path) -> None:
+    """They are read from the link itself, and labels are not lists."""
+    path, link = place / "file", place / "link"
+    path.touch()
+    assert lists_of(str(path)) == {}
+    set_acl(path, READER)
+    link.symlink_to("file")
+    assert (lists_of(str(path)), lists_of(str(link))) == ({ACCESS: packed(READER)}, {})
+
+
+@pytest.mark.parametrize(("code", "known"), [(errno.ENOTSUP, True), (errno.ENOSYS, True), (errno.EACCES, False)])
+def test_a_file_system_without_lists_has_none(
+    code: int, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> list[str]:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "listxattr", refuse)
+    with closing(FS, FS.open_dir(tmp_path)) as handle:
+        if known:
+            assert (lists_of(str(tmp_path)), FS.attributes(handle)) == ({}, {})
+            return
+        with pytest.raises(OSError, match=os.strerror(code)):
+            lists_of(str(tmp_path))
+        with pytest.raises(DiskError, match="cannot read the attributes"):
+            FS.attributes(handle)
+
+
+def test_labels_of_the_old_file_are_given_to_the_new_one_if_they_differ() -> None:
+    fs = ModelFs()
+    fs.put("/d/new", b"", 0o600)
+    with closing(fs, fs.open_file("/d/new")) as handle:
+        fs.set_attribute(handle, "security.selinux", b"inherited")
+        fs.set_attribute(handle, "security.same", b"same")
+        fs.trace.clear()
+        old = {"security.selinux": b"old", "security.same": b"same", "system.richacl": b"x"}
+        give_attributes(fs, handle, old, 0o644)
+    assert fs.trace == ["set_attribute /d/new", "chmod /d/new"]
+    found = fs.tree()["/d/new"]
+    assert (found.attributes, found.mode) == ({"security.selinux": b"old", "security.same": b"same"}, 0o644)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o751])
+def test_without_a_mask_the_mode_sets_the_rights_of_the_group(mode: int) -> None:
+    fs = ModelFs()
+    fs.put("/d/new", b"", 0o600)
+    with closing(fs, fs.open_file("/d/new")) as handle:
+        give_attributes(fs, handle, {ACCESS: packed("user::7 group::7 other::7")}, mode)
+        expected = f"user::{mode >> 6} group::{mode >> 3 & 7} other::{mode & 7}"
+        assert fs.attributes(handle) == {ACCESS: packed(expected)}

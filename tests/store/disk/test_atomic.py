@@ -1,4 +1,4 @@
-"""Atomic replacement of files; the config directory is created and kept private."""
+"""Files are replaced atomically, and leftovers of crashed writers are removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from modeldisk import ModelFs
 
-from certctrl.errors import ConfigError, DiskError
+from certctrl.errors import DiskError
 from certctrl.store.disk.atomic import (
     is_temp,
     read_bytes,
@@ -22,9 +22,7 @@ from certctrl.store.disk.atomic import (
     temp_name,
     write_atomic,
 )
-from certctrl.store.disk.fs import RealFs, closing
-from certctrl.store.disk.tree import check_modes, make_tree  # fmt: skip
-from certctrl.store.layout import ConfigDir
+from certctrl.store.disk.fs import Handle, RealFs, Stat, closing
 
 FS = RealFs()
 
@@ -87,38 +85,129 @@ def test_write_atomic_survives_one_failed_fsync() -> None:
     assert fs.tree()["/d/x"].data == b"new"
 
 
-def swap_link(link: Path, text: str) -> None:
+def swap_link(link: Path, text: str, keep: str = "") -> bool:
     with closing(FS, FS.open_dir(link.parent)) as parent:
-        swap_link_at(FS, parent, link.name, text)
+        return swap_link_at(FS, parent, link.name, text, keep=keep)
 
 
 def test_swap_link_replaces_only_a_different_link(tmp_path: Path) -> None:
     link = tmp_path / "live"
-    swap_link(link, "one")
+    assert swap_link(link, "one") is True
     first = link.lstat().st_ino
-    swap_link(link, "one")
-    assert link.lstat().st_ino == first
-    swap_link(link, "two")
+    assert swap_link(link, "one") is False
+    assert swap_link(link, "two", keep="one") is False
+    assert (os.readlink(link), link.lstat().st_ino) == ("one", first)
+    assert swap_link(link, "two", keep="three") is True
+    assert os.readlink(link) == "two"
+    link.unlink()
+    link.write_text("two")
+    assert swap_link(link, "two") is True, "a file is not a link"
     assert os.readlink(link) == "two"
     assert [path.name for path in tmp_path.iterdir()] == ["live"]
 
 
+@pytest.mark.parametrize("verb", ["write", "chmod", "rename"])
+def test_a_failed_replacement_leaves_the_old_file_alone(verb: str) -> None:
+    fs = ModelFs()
+    fs.put("/d/x", b"old", 0o644)
+    fs.symlink("one", "/d/live")
+    fs.fault = lambda called, path: errno.ENOSPC if called == verb else None
+    with pytest.raises(DiskError):
+        write_atomic(fs, Path("/d/x"), b"new", mode=0o640)
+    if verb == "rename":
+        with closing(fs, fs.open_dir("/d")) as parent, pytest.raises(DiskError):
+            swap_link_at(fs, parent, "live", "two")
+    tree = fs.tree()
+    assert tree.keys() == {"/", "/d", "/d/x", "/d/live"}
+    assert (tree["/d/x"].data, tree["/d/x"].mode, tree["/d/live"].text, fs.open_files()) == (b"old", 0o644, "one", [])
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link", "nothing"])
+def test_only_a_file_leaves_its_attributes_to_its_replacement(kind: str) -> None:
+    fs = ModelFs()
+    fs.put("/d/victim", b"old", 0o644)
+    if kind == "file":
+        fs.put("/d/x", b"old", 0o644)
+        with closing(fs, fs.open_file("/d/x")) as handle:
+            fs.set_attribute(handle, "security.selinux", b"label")
+    elif kind == "link":
+        fs.symlink("victim", "/d/x")
+    elif kind == "directory":
+        fs.mkdir("/d/x", 0o755)
+        with pytest.raises(DiskError):
+            write_atomic(fs, Path("/d/x"), b"new", mode=0o644, keep_attributes=True)
+        fs.rmdir("/d/x")
+    for keep in (True, False):
+        write_atomic(fs, Path("/d/x"), b"new", mode=0o640, keep_attributes=keep)
+        found = fs.tree()["/d/x"]
+        assert (found.data, found.mode) == (b"new", 0o640)
+        assert found.attributes == ({"security.selinux": b"label"} if keep and kind == "file" else {})
+    assert (fs.tree().keys(), fs.open_files()) == ({"/", "/d", "/d/victim", "/d/x"}, [])
+
+
+def test_a_temporary_file_that_a_sweep_took_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = ModelFs()
+    fs.put("/d/x", b"old")
+    faults = [errno.ENOENT]
+    fs.fault = lambda verb, path: faults.pop() if verb == "rename" and faults else None
+    write_atomic(fs, Path("/d/x"), b"new")
+    assert fs.tree()["/d/x"].data == b"new" and not fs.pending
+
+
+@pytest.mark.usefixtures("no_wait")
 def test_read_bytes_distinguishes_missing_from_unreadable(tmp_path: Path) -> None:
-    (tmp_path / "big").write_bytes(b"x" * 11)
-    os.mkfifo(tmp_path / "pipe")
+    big, pipe, link = (tmp_path / name for name in ("big", "pipe", "link"))
+    big.write_bytes(b"x" * 11)
+    os.mkfifo(pipe)
+    link.symlink_to("big")
     assert read_bytes(FS, tmp_path / "nothing", 10) is None
-    assert read_bytes(FS, tmp_path / "big", 11) == b"x" * 11
-    for name in ("big", "pipe"):
+    assert read_bytes(FS, big / "below a file", 10) is None
+    assert read_bytes(FS, big, 11) == b"x" * 11
+    with closing(FS, FS.open_dir(tmp_path)) as parent:
+        assert read_bytes(FS, "big", 11, at=parent) == b"x" * 11
+    for path, what, code, fix in (
+        (big, f"{big} has 11 bytes, more than 10", errno.EFBIG, f"find out what wrote {big}, and move it away"),
+        (pipe, f"{pipe} is not a regular file", 0, f"move {pipe} away"),
+        (link, f"cannot read {link}: {os.strerror(errno.ELOOP)}", errno.ELOOP, None),
+    ):
         with pytest.raises(DiskError) as caught:
-            read_bytes(FS, tmp_path / name, 10)
-        assert name in str(caught.value)
-        assert caught.value.fix
+            read_bytes(FS, path, 10)
+        assert (str(caught.value), caught.value.path, caught.value.errno) == (what, str(path), code)
+        assert fix is None or caught.value.fix == fix
+
+
+def test_a_file_is_judged_by_its_handle_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"four")
+
+    def judge(handle: Handle, found: Stat) -> None:
+        assert FS.fstat(handle) == found
+        raise DiskError("refused", path=handle.path, fix="x")
+
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DiskError, match="refused"):
+        read_bytes(FS, tmp_path / "x", 10, judge=judge)
+    assert read_bytes(FS, tmp_path / "x", 10, judge=lambda handle, found: None) == b"four"
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_remove_file_returns_whether_it_existed(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
-    assert remove_file(FS, tmp_path / "x")
-    assert not remove_file(FS, tmp_path / "x")
+    assert remove_file(FS, tmp_path / "x") is True
+    assert remove_file(FS, tmp_path / "x") is False
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_removal_is_durable_unless_it_need_not_be(durable: bool) -> None:
+    fs = ModelFs()
+    fs.put("/d/x", b"old")
+    assert remove_file(fs, Path("/d/x"), durable=durable)
+    assert ("/d/x" in fs.tree(), bool(fs.pending), fs.open_files()) == (False, not durable, [])
+
+
+def test_a_removal_is_durable_by_default() -> None:
+    fs = ModelFs()
+    fs.put("/d/x", b"old")
+    assert remove_file(fs, Path("/d/x")) and not fs.pending
 
 
 # --- leftovers ----------------------------------------------------------------------------------------------
@@ -151,123 +240,33 @@ def test_sweep_temps_keeps_files_of_living_writers(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
 
 
+@pytest.mark.usefixtures("no_wait")
+def test_sweep_temps_keeps_what_no_writer_leaves(tmp_path: Path) -> None:
+    for name in (".dir.00.tmp", "x.tmp", ".hidden"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / ".pipe.00.tmp")
+    (tmp_path / ".a.00.tmp").touch()
+    assert sweep_temps(FS, tmp_path) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".dir.00.tmp", ".hidden", "x.tmp"]
+
+
+def test_sweep_temps_keeps_what_it_cannot_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = ModelFs()
+    fs.put("/d/.a.00.tmp", b"x")
+
+    def gone(path: object, at: object = None) -> Handle:
+        raise DiskError("cannot read", path=str(path), errno=errno.ENOENT, fix="x")
+
+    monkeypatch.setattr(fs, "open_file", gone)
+    assert (sweep_temps(fs, Path("/d")), list(fs.tree())) == (0, ["/", "/d", "/d/.a.00.tmp"])
+    monkeypatch.undo()
+    assert (sweep_temps(fs, Path("/d")), list(fs.tree()), fs.open_files()) == (1, ["/", "/d"], [])
+
+
 def test_temporary_names_are_hidden_short_and_unique() -> None:
     names = {temp_name(FS, "x" * 255) for _ in range(50)}
     assert len(names) == 50
     assert all(is_temp(name) and len(name) < 255 for name in names)
     assert not is_temp("x.tmp") and not is_temp(".x")
-
-
-# --- the tree -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> ConfigDir:
-    made = ConfigDir(tmp_path / "deep" / "agent")
-    make_tree(FS, made)
-    return made
-
-
-def test_the_tree_is_private_under_any_umask(tmp_path: Path) -> None:
-    before = os.umask(0o277)
-    try:
-        layout = ConfigDir(tmp_path / "agent")
-        make_tree(FS, layout)
-    finally:
-        os.umask(before)
-    assert {mode_of(path) for path in layout.directories()} == {0o700}
-    make_tree(FS, layout)  # idempotent
-    assert check_modes(FS, layout) == []
-
-
-def test_make_tree_reports_a_file_in_place_of_a_directory(tmp_path: Path) -> None:
-    layout = ConfigDir(tmp_path / "agent")
-    layout.root.mkdir()
-    layout.state.touch()
-    with pytest.raises(ConfigError, match="state"):
-        make_tree(FS, layout)
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "wanted"),
-    [
-        (".", 0o755, 0o700), ("state", 0o750, 0o700), ("state/access_token.txt", 0o644, 0o600), ("keys", 0o777, 0o700),
-        ("keys/account_keys/acme.key", 0o640, 0o600), ("state/passwords/a.pfx", 0o604, 0o600),
-        ("certs", 0o775, 0o755), ("certs/.generations", 0o711, 0o700), ("application.json", 0o666, 0o644),
-    ],
-)  # fmt: skip
-def test_excess_permissions_are_removed(layout: ConfigDir, name: str, mode: int, wanted: int) -> None:
-    path = layout.root / name
-    if not path.exists():
-        path.touch()
-    path.chmod(mode)
-    (dry_run,) = check_modes(FS, layout, repair=False)
-    assert (dry_run.path, dry_run.repaired, mode_of(path)) == (path, False, mode)
-    assert dry_run.fix == f"chmod {wanted:04o} {path}"
-    (found,) = check_modes(FS, layout)
-    assert (found.path, found.was, found.now, found.repaired) == (path, mode, wanted, True)
-    assert mode_of(path) == wanted
-    assert check_modes(FS, layout) == []
-
-
-@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
-def test_a_policy_writable_by_others_is_refused_and_stays_so(layout: ConfigDir, mode: int) -> None:
-    layout.policy.write_text("{}")
-    layout.policy.chmod(mode)
-    layout.root.chmod(0o755)
-    for _ in range(2):
-        with pytest.raises(ConfigError, match="others can write it") as caught:
-            check_modes(FS, layout)
-        assert caught.value.fix and f"chmod go-w {layout.policy}" in caught.value.fix
-    assert (mode_of(layout.policy), mode_of(layout.root)) == (mode, 0o755)
-    layout.root.chmod(0o700)
-    (found,) = check_modes(FS, layout)
-    assert (found.path, found.repaired) == (layout.policy, True), "no other user could reach it"
-
-
-@pytest.mark.parametrize(("name", "mode"), [("application.json", 0o644), ("certs", 0o755), ("logs", 0o755)])
-def test_permissions_that_the_spec_allows_are_kept(layout: ConfigDir, name: str, mode: int) -> None:
-    path = layout.root / name
-    if not path.exists():
-        path.touch()
-    path.chmod(mode)
-    assert check_modes(FS, layout) == []
-
-
-def test_a_link_in_place_of_state_is_refused(layout: ConfigDir, tmp_path: Path) -> None:
-    layout.state.rename(tmp_path / "elsewhere")
-    layout.state.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="link"):
-        check_modes(FS, layout)
-
-
-def test_a_file_of_another_user_is_refused_with_a_fix(layout: ConfigDir) -> None:
-    fs = ModelFs(uid=1000)
-    fs.put_dir("/etc")
-    made = ConfigDir(Path("/etc/agent"))
-    make_tree(fs, made)
-    write_atomic(fs, made.access_token, b"token")
-    fs.chown(fs.open_file(made.access_token), 0, 0)
-    with pytest.raises(ConfigError) as caught:
-        check_modes(fs, made)
-    assert "belongs to user 0" in str(caught.value)
-    assert str(caught.value.fix).startswith("chown 1000 /etc/agent/state/access_token.txt")
-    assert check_modes(fs, made, repair=False)[0].repaired is False
-
-
-def test_root_does_not_work_in_the_directory_of_another_user() -> None:
-    fs = ModelFs(uid=0)
-    fs.put_dir("/etc")
-    layout = ConfigDir(Path("/etc/agent"))
-    make_tree(fs, layout)
-    for path in layout.directories():
-        with closing(fs, fs.open_dir(path)) as handle:
-            fs.chown(handle, 1000, 1000)
-    with pytest.raises(ConfigError, match="belongs to user 1000, but this runs as user 0"):
-        check_modes(fs, layout)
-
-
-def test_a_missing_directory_is_reported_with_the_init_command(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        check_modes(FS, ConfigDir(tmp_path / "nothing"))
-    assert "init" in str(caught.value.fix)
+    assert temp_name(FS, "www.key").startswith(".www.key.")
+    assert temp_name(FS, "x" * 255).partition(".x")[2].partition(".")[0] == "x" * 179

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from certctrl.errors import DiskError, ExitStatus
-from certctrl.store.disk.fs import Handle, RealFs, closing, disk_error
+from certctrl.store.disk.fs import FileKind, Handle, RealFs, Stat, closing, disk_error
 
 FS = RealFs()
 
@@ -71,6 +71,7 @@ def test_handles_are_not_inherited(tmp_path: Path) -> None:
         assert not os.get_inheritable(handle.fd)
 
 
+@pytest.mark.usefixtures("no_wait")
 def test_a_pipe_does_not_block_reading(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with closing(FS, FS.open_file(tmp_path / "pipe")) as handle:
@@ -144,3 +145,105 @@ def test_every_error_names_path_reason_and_fix(code: int, says: str) -> None:
     assert (error.path, error.errno, error.exit_status) == ("/etc/x/y", code, ExitStatus.DISK)
     assert "/etc/x/y" in str(error) and os.strerror(code) in str(error)
     assert says in str(error.fix)
+
+
+GONE = Handle(1 << 20, "/gone")
+"""A handle that the kernel does not know."""
+
+CALLS: list[tuple[str, str, Callable[[], object]]] = [
+    ("open", "/gone/x", lambda: FS.open_dir("x", GONE)),
+    ("read", "/gone/x", lambda: FS.open_file("x", GONE)),
+    ("write", "/gone/x", lambda: FS.open_append("x", 0o600, GONE)),
+    ("lock", "/no/such/lock", lambda: FS.open_lock("/no/such/lock", 0o600)),
+    ("write", "/gone/x", lambda: FS.open_in_place("x", GONE)),
+    ("create", "/gone/x", lambda: FS.create("x", 0o600, GONE)),
+    ("read", "/gone", lambda: FS.read(GONE, 10)),
+    ("write", "/gone", lambda: FS.write(GONE, b"x")),
+    ("truncate", "/gone", lambda: FS.truncate(GONE, 0)),
+    ("reserve space for", "/gone", lambda: FS.allocate(GONE, 10)),
+    ("set the mode of", "/gone", lambda: FS.chmod(GONE, 0o600)),
+    ("set the owner of", "/gone", lambda: FS.chown(GONE, 0, 0)),
+    ("read the attributes of", "/gone", lambda: FS.attributes(GONE)),
+    ("set security.x of", "/gone", lambda: FS.set_attribute(GONE, "security.x", b"x")),
+    ("set security.x of", "/gone", lambda: FS.set_attribute(GONE, "security.x", None)),
+    ("sync", "/gone", lambda: FS.fsync(GONE)),
+    ("lock", "/gone", lambda: FS.try_lock(GONE)),
+    ("close", "/gone", lambda: FS.close(Handle(1 << 20, "/gone"))),
+    ("replace", "/gone/x", lambda: FS.rename("y", "x", GONE)),
+    ("link", "/gone/x", lambda: FS.symlink("y", "x", GONE)),
+    ("remove", "/gone/x", lambda: FS.unlink("x", GONE)),
+    ("create", "/gone/x", lambda: FS.mkdir("x", 0o700, GONE)),
+    ("remove", "/gone/x", lambda: FS.rmdir("x", GONE)),
+    ("list", "/gone", lambda: FS.listdir(GONE)),
+    ("inspect", "/gone/x", lambda: FS.lstat("x", GONE)),
+    ("inspect", "/gone", lambda: FS.fstat(GONE)),
+    ("read the link", "/gone/x", lambda: FS.readlink("x", GONE)),
+]
+
+
+@pytest.mark.parametrize(("verb", "path", "call"), CALLS)
+def test_an_error_names_the_operation_and_the_path(verb: str, path: str, call: Callable[[], object]) -> None:
+    with pytest.raises(DiskError) as caught:
+        call()
+    code = errno.ENOENT if path.startswith("/no/") else errno.EBADF
+    assert str(caught.value) == f"cannot {verb} {path}: {os.strerror(code)}"
+    assert (caught.value.path, caught.value.errno) == (path, code)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_files_are_opened_for_what_is_done_with_them(tmp_path: Path) -> None:
+    """Existing bytes stay until they are written over, and only `create`, `open_append` and `open_lock` make files."""
+    path = tmp_path / "x"
+    path.write_bytes(b"old bytes")
+    with closing(FS, FS.open_append(path, 0o600)) as handle:
+        FS.write(handle, b"!")
+    with closing(FS, FS.open_in_place(path)) as handle:
+        FS.write(handle, b"new")
+    with closing(FS, FS.open_lock(path, 0o600)) as handle:
+        assert FS.read(handle, 5) == b"new b"
+        FS.write(handle, b"Y")
+        FS.truncate(handle, 7)
+    assert path.read_bytes() == b"new bYt"
+    FS.close(FS.open_append(tmp_path / "made", 0o640))
+    FS.close(FS.open_lock(tmp_path / "lock", 0o600))
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) & 0o700 for name in ("made", "lock")] == [0o600] * 2
+    for missing in (FS.open_in_place, FS.open_file, FS.open_dir):
+        with pytest.raises(DiskError) as caught:
+            missing(tmp_path / "nothing")
+        assert caught.value.errno == errno.ENOENT
+    with pytest.raises(DiskError) as caught:
+        FS.open_dir(path)
+    assert caught.value.errno == errno.ENOTDIR
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_a_pipe_does_not_block_writing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DiskError) as caught:
+        FS.open_in_place(tmp_path / "pipe")
+    assert caught.value.errno == errno.ENXIO, "no reader"
+    with closing(FS, FS.open_file(tmp_path / "pipe")), closing(FS, FS.open_in_place(tmp_path / "pipe")) as handle:
+        assert FS.fstat(handle).kind is FileKind.OTHER
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3 << 20, (3 << 20) + 5, 1 << 30])
+def test_read_returns_at_most_the_limit(tmp_path: Path, limit: int) -> None:
+    data = b"0123456789abcdef" * (3 << 16) + b"rest"
+    (tmp_path / "x").write_bytes(data)
+    with closing(FS, FS.open_file(tmp_path / "x")) as handle:
+        assert FS.read(handle, limit) == data[:limit]
+
+
+def test_metadata_is_that_of_the_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"four")
+    path.chmod(0o4640)
+    os.link(path, tmp_path / "y")
+    raw = path.stat()
+    expected = Stat(FileKind.FILE, 0o4640, raw.st_uid, raw.st_gid, 4, 2, raw.st_ino, raw.st_dev, raw.st_mtime_ns)
+    with closing(FS, FS.open_dir(tmp_path)) as directory, closing(FS, FS.open_file("x", directory)) as handle:
+        assert FS.fstat(handle) == FS.lstat("x", directory) == FS.lstat(path) == expected
+        assert FS.fstat(directory).kind is FileKind.DIR
+        assert FS.mount(handle) == FS.mount(directory) != 0
+    assert FS.lstat(path / "below a file") is None
+    assert FS.mount(GONE) == 0

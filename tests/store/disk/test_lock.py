@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from modeldisk import ModelFs
 
 from certctrl.errors import BusyError, ConfigError, ExitStatus
 from certctrl.store.disk.lock import lock_daemon, token_lock
+from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 
 HOLD = """
@@ -36,7 +39,12 @@ def test_a_second_daemon_is_refused_immediately_with_the_holder(layout: ConfigDi
         assert time.monotonic() - before < 30
         assert caught.value.exit_status == ExitStatus.BUSY
         assert f"pid {os.getpid()}" in str(caught.value)
-        assert "status" in str(caught.value.fix)
+        see = f"see cert-ctrl -c {layout.root} status --daemon"
+        assert caught.value.fix == f"{see}, or stop it: kill {os.getpid()}"
+        layout.daemon_lock.write_text("torn")  # the pid is for messages only
+        with pytest.raises(BusyError) as caught, lock_daemon(layout):
+            pass
+        assert (str(caught.value), caught.value.fix) == (f"another cert-ctrl is running in {layout.root}", see)
     with lock_daemon(layout) as lock:
         assert lock.held
     assert not lock.held
@@ -94,11 +102,59 @@ def test_daemon_and_token_lock_are_independent(layout: ConfigDir) -> None:
 
 
 def test_locking_requires_the_config_directory(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such config directory"), lock_daemon(ConfigDir(tmp_path / "x")):
+    with pytest.raises(ConfigError, match="no such config directory") as caught, lock_daemon(ConfigDir(tmp_path / "x")):
         pass
+    assert caught.value.file == str(tmp_path / "x")
+    assert caught.value.fix == f"cert-ctrl -c {tmp_path}/x init --server URL"
 
 
 def test_lock_files_are_private_and_not_removed(layout: ConfigDir) -> None:
     with lock_daemon(layout):
         pass
     assert layout.daemon_lock.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.fixture
+def model() -> tuple[ModelFs, ConfigDir]:
+    fs, layout = ModelFs(), ConfigDir(Path("/etc/agent"))
+    fs.put_dir("/etc")
+    make_tree(fs, layout)
+    return fs, layout
+
+
+def test_a_lock_works_on_a_full_disk(model: tuple[ModelFs, ConfigDir]) -> None:
+    fs, layout = model
+    fs.fault = lambda verb, path: errno.ENOSPC if verb in ("truncate", "write") else None
+    with lock_daemon(layout, fs) as lock:
+        assert lock.held
+        assert not token_lock(layout, fs).held
+        with pytest.raises(BusyError, match="another cert-ctrl is running"), lock_daemon(layout, fs):
+            pass
+    assert fs.open_files() == []
+
+
+def test_the_pid_replaces_that_of_an_earlier_holder(model: tuple[ModelFs, ConfigDir]) -> None:
+    fs, layout = model
+    fs.put(layout.token_lock, b"123456789012345\n")
+    lock = token_lock(layout, fs)
+    assert lock.try_acquire()
+    assert fs.tree()[str(layout.token_lock)].data == b"%d\n" % os.getpid()
+    assert not token_lock(layout, fs).try_acquire()
+    lock.release()
+    assert fs.open_files() == []
+
+
+def test_an_interrupt_while_locking_leaves_no_lock(model: tuple[ModelFs, ConfigDir]) -> None:
+    fs, layout = model
+
+    def interrupt(_: ModelFs, call: str) -> None:
+        if call.startswith("truncate"):
+            raise KeyboardInterrupt
+
+    fs.observer = interrupt
+    lock = token_lock(layout, fs)
+    with pytest.raises(KeyboardInterrupt):
+        lock.try_acquire()
+    assert (lock.held, fs.open_files()) == (False, [])
+    fs.observer = None
+    assert lock.try_acquire()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from acl import set_acl
 
-from certctrl.store.disk.path_walk import steps_to
+from certctrl.store.disk.path_walk import steps_to, writers_of
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,44 @@ def test_a_way_that_does_not_end(tmp_path: Path) -> None:
     assert missing.value.filename == f"{tmp_path}/no"
     with pytest.raises(ValueError, match="null"):
         list(steps_to("/a\0b"))
+
+
+def test_a_chain_of_at_most_forty_links_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    for number in range(1, 42):
+        (tmp_path / f"{number}").symlink_to(f"{number - 1}")
+    assert list(steps_to(f"{tmp_path}/40"))[-1][0] == f"{tmp_path}/0"
+    with pytest.raises(OSError, match="too many symbolic links") as caught:
+        list(steps_to(f"{tmp_path}/41"))
+    assert caught.value.errno == errno.ELOOP
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "who"),
+    [
+        ("directory", 0o755, ""), ("directory", 0o757, "others"), ("directory", 0o775, "group 50"),
+        ("directory", 0o1777, ""), ("file", 0o644, ""), ("file", 0o646, "others"), ("file", 0o1646, "others"),
+        ("link", 0o777, ""),
+    ],
+)  # fmt: skip
+def test_who_can_change_a_step(kind: str, mode: int, who: str, tmp_path: Path) -> None:
+    step = tmp_path / "step"
+    match kind:
+        case "directory":
+            step.mkdir()
+        case "file":
+            step.touch()
+        case _:
+            step.symlink_to("/")
+    found = os.lstat(step)
+    facts = os.stat_result((stat.S_IFMT(found.st_mode) | mode, *found[1:5], 50, *found[6:]))
+    assert writers_of(str(step), facts, (0,), (0,)) == who
+    assert writers_of(str(step), facts, (0,), (50,)) == ("" if who == "group 50" else who)
+
+
+def test_a_user_on_the_list_of_a_step_can_change_it(tmp_path: Path, need_acl: Callable[[Path], None]) -> None:
+    need_acl(tmp_path)
+    set_acl(tmp_path, "user::7 user:1234:7 group::5 mask::7 other::5")
+    group = tmp_path.stat().st_gid
+    assert writers_of(str(tmp_path), tmp_path.stat(), (0,), (0, group)) == "user 1234"
+    assert writers_of(str(tmp_path), tmp_path.stat(), (0, 1234), (0, group)) == ""

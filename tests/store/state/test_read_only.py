@@ -103,6 +103,7 @@ def test_an_unreadable_file_is_a_disk_error(store: StateStore, name: str) -> Non
         READERS[name](store.layout.root)
 
 
+@pytest.mark.usefixtures("no_wait")
 def test_a_pipe_does_not_hang_and_a_huge_file_is_not_read(store: StateStore) -> None:
     os.mkfifo(store.layout.inbox)
     with pytest.raises(DiskError):
