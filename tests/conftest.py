@@ -17,6 +17,7 @@ import pytest
 hypothesis.settings.register_profile("default", deadline=None, database=None)  # deadlines measure the machine
 hypothesis.settings.register_profile(  # few examples, the same for each mutant
     "mutants", deadline=None, database=None, derandomize=True, max_examples=30,
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),  # one failure is enough: no search for the shortest
     suppress_health_check=list(hypothesis.HealthCheck),
 )  # fmt: skip
 hypothesis.settings.load_profile("default")
