@@ -78,6 +78,14 @@ def test_free_pages_are_requested_immediately_and_take_no_token() -> None:
     assert [round(one - times[0], 6) for one in times] == [0] * 21 + [0, 0, 0, 0, 1, 2, 3, 4, 5]
 
 
+def test_an_abandoned_poll_takes_its_token() -> None:
+    one = Schedule(ApplicationConfig(), lambda: 0.5)
+    for _ in range(5):
+        one.note_poll(100.0)
+    one.after_success(HELD, page(full=True), True, 100.0)
+    assert one.due_at(poll=True) == 101.0
+
+
 def test_the_poll_after_a_free_page_that_is_not_full_waits() -> None:
     schedule = Schedule(ApplicationConfig(), lambda: 0.5)
     schedule.note_poll(100.0)
@@ -126,6 +134,8 @@ def test_the_interval_after_a_held_poll_counts_from_its_start() -> None:
     assert one.due_at(poll=True) == 105.0
     one.after_success(HELD, NoUpdates("0-0"), False, 125.0)
     assert one.due_at(poll=True) == 125.0
+    one.after_success(steps.Poll(cursor="0-0", wait=1, limit=20), NoUpdates("0-0"), False, 101.0)
+    assert one.due_at(poll=True) == 105.0
     fresh = Schedule(ApplicationConfig(), lambda: 0.5)
     fresh.after_interval(7.0, held=True)
     assert fresh.due == 12.0

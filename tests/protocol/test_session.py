@@ -23,6 +23,7 @@ def test_polling_without_updates() -> None:
     assert driver.next() == FlushAcks(), "acks are sent right before the next poll"
     driver.receive(ev.AcksSent())
     assert driver.next() == Poll("c1", 20, 0)
+    assert driver.session.last_poll_at == driver.now
     assert driver.path == [S.INITIALIZING, S.POLLING, S.POLLING]
     assert (driver.session.last_poll_code, driver.session.last_poll_text) == (204, "204 No Content")
 
@@ -51,7 +52,7 @@ def test_nothing_happens_before_the_start() -> None:
     for event in (ev.PollNow(), ev.Timer(), ev.NoUpdates("c"), ev.Delivered()):
         driver.receive(event)
         assert driver.next() == Wait(math.inf, "not started")
-    assert driver.session.next_poll_at is None
+    assert (driver.session.next_poll_at, driver.session.last_poll_at, driver.session.last_poll_text) == (None, None, "")
     driver.receive(ev.Started(True))
     driver.receive(ev.Started(False))
     assert driver.session.state is S.POLLING
@@ -178,6 +179,10 @@ def test_a_page_that_cannot_be_saved_comes_again() -> None:
     driver.deliver()
     driver.flush()
     assert driver.wait() == 5.0
+    driver.answer(ev.Updates("c3", SIGNALS, False))
+    driver.next()
+    driver.receive(ev.DeliverFailed("disk full"))
+    assert driver.wait() == 5.0, "a saved page ends the backoff"
 
 
 def test_a_204_that_cannot_be_saved() -> None:
@@ -209,8 +214,30 @@ def test_failing_acks_back_off_without_delaying_polls() -> None:
             polled_at.append(driver.now)
             driver.receive(ev.NoUpdates(None))
     assert [b - a for a, b in itertools.pairwise(polled_at)] == [5.0] * 11
-    assert len(flushed_at) < 6
+    assert [at - flushed_at[0] for at in flushed_at] == [0, 5, 15, 30, 55], (
+        "with the next poll after 5, 7.5, 12.5, 22.5 s"
+    )
     assert driver.session.failures == 0
+
+
+def test_sent_acks_end_the_backoff_of_failed_ones() -> None:
+    driver = Driver(poll_interval_ms=100)
+    for event in (ev.AcksFailed("down"), ev.AcksSent(), ev.AcksFailed("down")):
+        while driver.next() != FlushAcks():
+            driver.answer(ev.NoUpdates(None)) if isinstance(driver.next(), Poll) else driver.wait()
+        driver.receive(event)
+    assert [driver.session.may_send_acks(driver.now + pause) for pause in (0.05, 0.11)] == [False, True]
+
+
+def test_acks_of_a_page_are_sent_as_soon_as_the_backoff_ends() -> None:
+    driver = Driver(poll_mode="long-poll")
+    driver.next()
+    driver.receive(ev.AcksFailed("down"))
+    driver.poll()
+    driver.now += 5.0
+    driver.receive(ev.Updates("c1", SIGNALS, False))
+    driver.deliver()
+    assert driver.next() == FlushAcks()
 
 
 def test_acks_obey_retry_after() -> None:

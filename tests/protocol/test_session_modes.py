@@ -33,6 +33,13 @@ def test_poll_now_ends_every_wait(event: ev.Event) -> None:
     assert isinstance(driver.poll(), Poll)
 
 
+def test_poll_now_ends_the_wait_for_the_first_poll() -> None:
+    driver = Driver(first_poll_spread_seconds=60.0)
+    assert isinstance(driver.next(), Wait)
+    driver.receive(ev.PollNow())
+    assert isinstance(driver.poll(), Poll)
+
+
 def test_poll_now_is_limited_to_one_per_second() -> None:
     driver = Driver()
     polls = []

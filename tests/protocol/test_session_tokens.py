@@ -19,6 +19,7 @@ def test_an_expired_token_is_refreshed_once_and_the_poll_retried_once() -> None:
     driver.answer(ev.TokenExpired())
     assert driver.next() == Refresh()
     driver.receive(ev.TokenRefreshed())
+    assert driver.next() == FlushAcks(), "handlers may have finished during the refresh"
     assert driver.poll() == Poll("c1", 20, 0)
     driver.receive(ev.TokenExpired())
     assert (driver.session.state, driver.session.failures) == (S.ERROR, 1)

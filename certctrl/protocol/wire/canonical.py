@@ -52,13 +52,10 @@ def _text(text: str) -> str:
 
 
 def _number(value: int | float) -> str:
-    if isinstance(value, int):
-        if -(2**53) <= value <= 2**53:
-            return str(value)
-        try:
-            value = float(value)
-        except OverflowError:
-            raise ValueError("a number beyond the range of a double") from None
+    try:
+        value = float(value)
+    except OverflowError:
+        raise ValueError("a number beyond the range of a double") from None
     if not math.isfinite(value):
         raise ValueError("JSON has neither NaN nor infinity")
     if value == 0:
@@ -66,21 +63,16 @@ def _number(value: int | float) -> str:
     sign = "-" if value < 0 else ""
     mantissa, _, power = repr(abs(value)).partition("e")
     whole, _, fraction = mantissa.partition(".")
-    digits = (whole + fraction).lstrip("0")
-    point = len(whole) + int(power or 0) - (len(whole + fraction) - len(digits))
-    digits = digits.rstrip("0")
-    return sign + _ecmascript(digits, point)
+    return sign + _ecmascript((whole + fraction).rstrip("0"), len(whole) + int(power or 0))
 
 
 def _ecmascript(digits: str, point: int) -> str:
     """Lay out ``0.digits × 10^point`` as Number::toString does (ECMA-262 §6.1.6.1.20)."""
     count = len(digits)
-    if count <= point <= 21:
-        return digits + "0" * (point - count)
-    if 0 < point <= 21:
-        return f"{digits[:point]}.{digits[point:]}"
-    if -6 < point <= 0:
-        return "0." + "0" * -point + digits
+    if -6 < point <= 21:
+        if point <= 0:
+            return "0." + "0" * -point + digits
+        return digits + "0" * (point - count) if count <= point else f"{digits[:point]}.{digits[point:]}"
     exponent = f"e{'+' if point > 0 else '-'}{abs(point - 1)}"
     return (digits if count == 1 else f"{digits[0]}.{digits[1:]}") + exponent
 

@@ -63,10 +63,23 @@ def test_numbers_of_the_rfc(bits: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
+        (0, "0"),
+        (-7, "-7"),
+        (2**53, "9007199254740992"),
         (2**53 + 1, "9007199254740992"),
+        (-(2**53) - 1, "-9007199254740992"),
+        (2**54 - 1, "18014398509481984"),
         (10**21, "1e+21"),
         (1.0, "1"),
         (-0.5, "-0.5"),
+        (1.5, "1.5"),
+        (0.1, "0.1"),
+        (0.0001, "0.0001"),
+        (1.25e-05, "0.0000125"),
+        (1e-07, "1e-7"),
+        (1.25e-07, "1.25e-7"),
+        (120.0, "120"),
+        (1e16, "10000000000000000"),
         ('\x08\t\n\x0c\r"\\\x00\x1f\x7f€😀', '"\\b\\t\\n\\f\\r\\"\\\\\\u0000\\u001f\x7f€😀"'),
         ({"b": 1, "a": [True, False, None]}, '{"a":[true,false,null],"b":1}'),
         # UTF-16 order: the surrogate pair of 😀 sorts before U+FB33
@@ -79,10 +92,23 @@ def test_values(value: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [math.nan, math.inf, -math.inf, 10**400, "\ud800", {"\ud800": 1}, {1: 2}, object(), b"x", [{"a": {1, 2}}]]
+    ("value", "why"),
+    [
+        (math.nan, "JSON has neither NaN nor infinity"),
+        (math.inf, "JSON has neither NaN nor infinity"),
+        (-math.inf, "JSON has neither NaN nor infinity"),
+        (10**400, "a number beyond the range of a double"),
+        ("\ud800", "surrogates not allowed"),
+        ({"\ud800": 1}, "surrogates not allowed"),
+        ({1: 2}, "the names of a JSON object must be text"),
+        ({"a": 1, 2: 3}, "the names of a JSON object must be text"),
+        (object(), "JSON has no object"),
+        (b"x", "JSON has no bytes"),
+        ([{"a": {1, 2}}], "JSON has no set"),
+    ],
 )
-def test_values_without_a_canonical_form(value: Any) -> None:
-    with pytest.raises(ValueError):
+def test_values_without_a_canonical_form(value: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
         canonical_json(value)
 
 
