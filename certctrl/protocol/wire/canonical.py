@@ -47,7 +47,7 @@ def _utf16(text: str) -> bytes:
 
 
 def _text(text: str) -> str:
-    text.encode("utf-8")
+    text.encode()  # raises for a lone surrogate
     return encode_basestring(text)
 
 
@@ -84,7 +84,7 @@ def standard_base64(text: str) -> str:
 
 def text_hash(text: str) -> str:
     """Return base64(SHA-256(UTF-8 of ``text``)): ``installs_hash_b64`` of an ``installs_json``."""
-    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def installs_hash(installs: Sequence[Any]) -> str:

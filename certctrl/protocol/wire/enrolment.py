@@ -230,7 +230,7 @@ def key_proof(secret: bytes) -> str:
 
     A hash, so that no control plane can make a device open other things that were sealed to it.
     """
-    return base64.b64encode(hashlib.sha256(b"cert-ctrl key proof\0" + secret).digest()).decode("ascii")
+    return base64.b64encode(hashlib.sha256(b"cert-ctrl key proof\0" + secret).digest()).decode()
 
 
 def registration_from_wire(data: object) -> Registration:

@@ -178,7 +178,7 @@ def _same_hash(digest: str, text: str) -> bool:
         claimed = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
         return False
-    return hmac.compare_digest(claimed, hashlib.sha256(text.encode("utf-8")).digest())
+    return hmac.compare_digest(claimed, hashlib.sha256(text.encode()).digest())
 
 
 def items_from_local(rows: Sequence[Mapping[str, Any]], *, strict: bool = False) -> tuple[InstallItem, ...]:

@@ -34,7 +34,7 @@ MAX_VALUES = 100_000
 """Values of one text, about; a megabyte of tiny values would become thirty in memory."""
 
 _DIGITS = re.compile(r"-?[0-9]{1,19}", re.ASCII)
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")  # escaped, or in a text that was not decoded here
 _LONE = re.compile("[\ud800-\udfff]")
 _YEAR_9999 = 253_402_300_799
 
@@ -64,7 +64,7 @@ def parse_json(body: bytes | str) -> Any:
     Numbers beyond a float become the largest one: JSON could not repeat infinity. Raises BadAnswerError.
     """
     try:
-        text = body if isinstance(body, str) else body.decode("utf-8")
+        text = body if isinstance(body, str) else body.decode()
         if has_too_many_values(text):
             raise BadAnswerError(f"the answer has more than {MAX_VALUES} values")
         value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
@@ -73,8 +73,7 @@ def parse_json(body: bytes | str) -> Any:
     except ValueError:  # including UnicodeDecodeError, and integers beyond Python's digit limit
         raise BadAnswerError("the answer is not valid JSON") from None
     _check_depth(value)
-    raw = body.encode("utf-8", "replace") if isinstance(body, str) else body
-    return _scrubbed(value) if _SURROGATE.search(raw) else value
+    return _scrubbed(value) if _SURROGATE.search(text) else value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-
 import pytest
 from wire_answers import HTML, answer, error
 
@@ -70,16 +67,6 @@ def test_an_error_without_a_usable_key_has_none(key: object) -> None:
 )
 def test_codes_are_integers_of_32_bits(sent: object, code: int) -> None:
     assert parse_error(error(409, "", sent)).code == code
-
-
-@pytest.fixture(params=["UTC", "America/New_York", "Asia/Kolkata"])
-def time_zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run a test in a time zone of the host."""
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", request.param)
-        time.tzset()
-        yield
-    time.tzset()
 
 
 @pytest.mark.usefixtures("time_zone")

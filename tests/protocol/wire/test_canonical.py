@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certctrl.protocol.wire.canonical import canonical_json, installs_hash, text_hash
+from certctrl.protocol.wire.canonical import canonical_json, installs_hash, standard_base64, text_hash
 
 SAMPLES = {
     "0000000000000000": "0",
@@ -142,6 +142,14 @@ def test_numbers_are_what_javascript_prints(numbers: list[float]) -> None:
     script = "let t='';process.stdin.on('data',d=>t+=d).on('end',()=>console.log(JSON.stringify(JSON.parse(t))))"
     done = subprocess.run([node, "-e", script], input=json.dumps(numbers), capture_output=True, text=True, check=True)
     assert canonical_json(numbers) == done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "standard"),
+    [("-_8=", "+/8"), ("+/8=", "+/8"), ("aX==", "aX"), ("=a", "=a"), ("a=\n", "a=\n"), ("a ", "a "), ("", "")],
+)
+def test_base64_has_one_form_for_comparisons(text: str, standard: str) -> None:
+    assert standard_base64(text) == standard
 
 
 def test_hashes() -> None:

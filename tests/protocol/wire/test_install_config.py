@@ -63,6 +63,42 @@ def test_a_wrong_hash_refuses_everything(wrong: Any) -> None:
     assert refusal(config([COPY], installs_json=text, installs_hash_b64=wrong)).reason in ("hash", "schema")
 
 
+@pytest.mark.parametrize("more", ["!!!!", "\n\n\n\n", "    "])
+def test_a_hash_with_other_characters_than_base64_is_refused(more: str) -> None:
+    digest = installs_hash([COPY])
+    for spelt in (more + digest, digest[:8] + more + digest[8:]):
+        assert refusal(config([COPY], installs_hash_b64=spelt)).reason == "hash"
+
+
+REFUSALS: list[tuple[Any, str, str]] = [
+    ({}, "schema", "install config.version: missing"),
+    ([], "schema", "install config: expected an object, got a list"),
+    ({"version": 1, "installs": 5}, "schema", "install config.installs: expected a list, got a whole number"),
+    ({"version": 1, "installs_json": "{"}, "schema", "install config.installs_json: not valid JSON"),
+    ({"version": 1, "installs_json": "{}"}, "schema", "install config.installs_json: expected a list, got an object"),
+    ({"version": 1, "installs": [{"id": 1}]}, "hash", "the install config has no hash"),
+    ({"version": 1, "installs": [{"id": 1}], "installs_hash": "x"}, "hash", "does not match its hash"),
+    (
+        {"version": 1, "installs": [float("inf")], "installs_hash": "x"},
+        "hash",
+        "cannot be hashed: JSON has neither NaN",
+    ),
+    (config([{"type": "copy"}]), "schema", "installs[0].id: missing"),
+]
+
+
+@pytest.mark.parametrize(("data", "reason", "why"), REFUSALS)
+def test_a_refused_config_says_why(data: Any, reason: str, why: str) -> None:
+    error = refusal(data)
+    assert (error.reason, why in str(error)) == (reason, True)
+
+
+@pytest.mark.parametrize("more", [{}, {"installs": None}, {"installs": ""}, {"installs": []}])
+def test_a_device_without_a_config(more: dict[str, Any]) -> None:
+    found = install_config_from_wire({"id": 0, "version": 3} | more)
+    assert (found.absent, found.items, found.installs_hash_b64) == (True, (), "")
+
+
 @given(st.sampled_from(["id", "type", "from", "to", "ob_id"]), st.integers(0, 9))
 def test_one_changed_value_breaks_the_hash(name: str, value: int) -> None:
     data = config([COPY])

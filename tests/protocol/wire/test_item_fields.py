@@ -34,6 +34,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (COPY | {"group": [1, 2]}, "group: expected text, got a whole number"),
     (COPY | {"mode": ["0640", 420]}, "mode: expected text, got a whole number"),
     (COPY | {"depends_on": LONG_LIST}, "depends_on: more than 1000 items"),
+    (COPY | {"depends_on": [""]}, "depends_on: expected an id (integer, or 1 to 200 printable characters), got empty text"),
+    (COPY | {"depends_on": ["x" * 201]}, "depends_on: expected an id"),
     (COPY | {"mode": "0o640x"}, 'mode: expected octal text such as "0640"'),
     (COPY | {"mode": "x" * 9}, "mode: longer than 8 characters"),
     (COPY | {"ob_id": -1}, "ob_id: expected an integer from 0"),
@@ -72,6 +74,18 @@ def test_modes_are_octal_in_each_spelling(mode: str, bits: int) -> None:
 
 def test_a_variable_without_a_value_is_empty() -> None:
     assert one(RUN | {"env": {"A": None, "B": "x"}}).env == {"A": "", "B": "x"}
+
+
+def test_an_id_may_have_two_hundred_characters() -> None:
+    item = item_or_refused(CA | {"id": "x" * 200, "depends_on": ["y" * 200]}, "installs[0]")
+    assert (item.id, item.depends_on, item.refused) == ("x" * 200, ("y" * 200,), "")
+
+
+@pytest.mark.parametrize("item", [{"type": "copy"}, {"type": "reboot"}, {"type": 5, "id": ""}, CA | {"id": None}])
+def test_an_item_without_an_id_cannot_be_refused_alone(item: dict[str, Any]) -> None:
+    with pytest.raises(Misfit) as caught:
+        item_or_refused(item, "installs[3]")
+    assert str(caught.value) == "installs[3].id: missing"
 
 
 def test_lists_may_have_a_thousand_items() -> None:

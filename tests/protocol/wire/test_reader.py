@@ -77,6 +77,10 @@ def test_depth_up_to_the_limit_is_accepted() -> None:
         parse_json(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1))
 
 
+def test_only_brackets_and_commas_count_as_values() -> None:
+    assert parse_json(b'"' + b"X" * (MAX_VALUES + 1) + b'"') == "X" * (MAX_VALUES + 1)
+
+
 def test_as_many_values_as_the_limit_are_accepted() -> None:
     body = b"[" + b"0," * (MAX_VALUES - 1) + b"0]"
     assert len(parse_json(body)) == MAX_VALUES
@@ -110,6 +114,8 @@ def test_numbers_beyond_a_float_become_the_largest_one() -> None:
 
 
 def test_text_without_a_utf8_form_is_replaced_everywhere() -> None:
+    for body in (rb'{"a\ud800":["\udc00b",{"k":"\ud83d\ude00"}]}', '{"a\ud800":["\udc00b",{"k":"😀"}]}'):
+        assert parse_json(body) == {"a�": ["�b", {"k": "😀"}]}
     value = parse_json(rb'{"a\ud800":["\udc00b",{"k":"\ud83d\ude00"}]}')
     assert value == {"a�": ["�b", {"k": "😀"}]}
     json.dumps(value, ensure_ascii=False).encode()
@@ -224,15 +230,20 @@ def test_a_row_that_does_not_fit(raw: object, why: str) -> None:
         (0, "1970-01-01T00:00:00Z"),
         (1_700_000_000, "2023-11-14T22:13:20Z"),
         (1_700_000_000.9, "2023-11-14T22:13:20Z"),
+        (253_402_300_799, "9999-12-31T23:59:59Z"),
+        (253_402_300_800, "1978-01-11T21:31:40Z"),
+        (253_402_300_799_000, "9999-12-31T23:59:59Z"),
+        ("x" * 64, "x" * 64),
         (None, ""),
         ("", ""),
     ],
 )
+@pytest.mark.usefixtures("time_zone")
 def test_moments(value: object, text: str) -> None:
     assert read({"c": "x", "t": value}).t == text
 
 
-@pytest.mark.parametrize("value", [True, -1, 1e300, float("inf"), 10**400, [], "x" * 65])
+@pytest.mark.parametrize("value", [True, -1, 253_402_300_799_001, 1e300, float("inf"), 10**400, [], "x" * 65])
 def test_not_a_moment(value: object) -> None:
     with pytest.raises(Misfit):
         read({"c": "x", "t": value})

@@ -67,6 +67,7 @@ def raw(kind: str, ref: object, ts_ms: object = TS) -> dict[str, Any]:
         (raw("state.resync_required", {"reason": 5}), ResyncRequired(TS)),
         (raw("cert.on_fire", {"cert_id": [1]}), UnknownSignal("cert.on_fire", TS, {"cert_id": [1]})),
         (raw("cert.on_fire", "x"), UnknownSignal("cert.on_fire", TS, {})),
+        (raw("x" * 128, {"a": 1}), UnknownSignal("x" * 128, TS, {"a": 1})),
     ],
 )  # fmt: skip
 def test_signals(wire: dict[str, Any], signal: Signal) -> None:
@@ -108,6 +109,8 @@ def test_malformed_signals(wire: object, why: str) -> None:
     signal = signal_from_wire(wire)
     assert isinstance(signal, MalformedSignal)
     assert signal.why.startswith(why)
+    if not isinstance(wire, dict):
+        assert (signal.type, signal.ts_ms, signal.raw_ref) == ("", 0, {})
 
 
 LARGE: list[dict[str, Any]] = [
