@@ -5,18 +5,17 @@ from __future__ import annotations
 import attrs
 import pytest
 from install_host import APPLIED, FAILED, OTHER, RELOAD, ROLLED_BACK, UNCHANGED, Host, commands, kinds, reload
-from planner_world import HOST, cert, copy, plan, run
+from planner_world import HOST
 from trio.testing import MockClock
 
 from certctrl.install.deploy.groups import Group, SwitchedPlan
 from certctrl.install.deploy.observe import ObservedState
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.render import plan_lines
-from certctrl.install.plan.retries import without_not_due
-from certctrl.install.plan.values import DesiredCert, GroupPlan, InstallPlan, Step, Write
+from certctrl.install.plan.values import DesiredCert, InstallPlan
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, ObjectType
-from certctrl.model.records import CertRecord, RetryKind, Stage
+from certctrl.model.records import RetryKind, Stage
 
 
 async def failing(host: Host) -> list[InstallItem]:
@@ -118,49 +117,10 @@ async def test_a_file_of_a_new_item_is_made_while_others_are_not_due(clock: Mock
     assert (host.layout.certs / "c1.example.key").read_bytes() in target.read_bytes()
 
 
-def test_a_command_that_is_not_due_runs_if_its_files_are_written_again() -> None:
-    """It has succeeded before: nothing else would tell later that its service has not read them."""
-    items, certs = [copy("c", 1), run("r", "c")], {1: cert(1)}
-    keys = plan(items, *certs.values()).groups[0].steps[-1].runs[0].keys
-    record = CertRecord(facts=certs[1].facts, generation=certs[1].live, pending=("r",))
-    again = plan(items, *certs.values(), activations=keys)
-    assert [bool(step.writes) for step in again.groups[0].steps] == [True, False]
-    assert without_not_due(again, certs, [record], ()).groups[0].steps == again.groups[0].steps
-    first = plan(items, *certs.values())
-    assert [step.runs for step in without_not_due(first, certs, [record], ()).groups[0].steps] == [()]
-
-
 async def test_pending_items_that_no_longer_exist_are_forgotten(clock: MockClock, host: Host) -> None:
     await failing(host)
     assert (await host.installer.converge_all([])).kind is UNCHANGED
     assert (host.retry(1).attempts, host.retry(1).last_error, host.installer.retry_times()) == (0, "", {})
-
-
-def test_a_pair_is_due_as_a_whole() -> None:
-    """One half failed and the other has changed since: neither is written without the other."""
-
-    def write(item: str, file_group: str) -> Write:
-        return Write(
-            item=item, cert_id=1, source="private.key", path=f"/{item}", mode=0o600, uid=None, gid=None,
-            why="new", is_new=True, file_group=file_group,
-        )  # fmt: skip
-
-    steps = (Step((write("key", "cert:1"), write("cert", "cert:1"), write("other", "item:other"))),)
-    plan = InstallPlan(
-        groups=(GroupPlan(cert_ids=(1,), steps=steps),), concerns=dict.fromkeys(("key", "cert", "other"), (1,))
-    )
-    certs = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="g", generation="g")}
-    record = CertRecord(facts=CertFacts(cert_id=1, name="a"), generation="g", pending=("key",))
-    due_only = without_not_due(plan, certs, [record], ())
-    assert [one.item for one in due_only.groups[0].steps[0].writes] == ["other"]
-    assert due_only.not_due == {1}
-    assert without_not_due(plan, certs, [record], {1}) == plan == without_not_due(plan, certs, [], ())
-    others = attrs.evolve(plan, concerns=dict.fromkeys(("key", "cert", "other"), (2,)))
-    both = certs | {2: DesiredCert(facts=CertFacts(cert_id=2, name="b"), live="g", generation="g")}
-    records = [record, attrs.evolve(record, facts=CertFacts(cert_id=2, name="a"))]
-    assert without_not_due(others, both, records, {1}).not_due == {2}, "new work is recorded even if items are pending"
-    behind = {1: DesiredCert(facts=CertFacts(cert_id=1, name="a"), live="h", generation="h")}
-    assert without_not_due(plan, behind, [record], ()) == plan, "a crash left another generation live"
 
 
 async def test_a_rolled_back_certificate_is_not_due_until_requested(clock: MockClock, host: Host) -> None:
@@ -192,17 +152,6 @@ def test_certificates_that_are_not_due_are_not_unproven() -> None:
         return around.unproven(Group.of(["cert:1"]))
 
     assert (unproven(InstallPlan()), unproven(InstallPlan(not_due=frozenset({1})))) == ({1: unrecorded}, {})
-
-
-def test_a_shared_command_is_due_only_for_files_once_it_has_run_for_all_its_items() -> None:
-    items = [copy("c", 1), run("a", "c"), run("b", "c")]
-    first = plan(items, cert(1))
-    (due,) = first.groups[0].steps[-1].runs
-    assert due.for_files == frozenset(), "never run before"
-    (again,) = plan(items, cert(1), activations=due.keys).groups[0].steps[-1].runs
-    assert again.for_files == {"cert:1"}
-    (half,) = plan(items, cert(1), activations={"a": due.keys["a"]}).groups[0].steps[-1].runs
-    assert half.for_files == frozenset()
 
 
 # --- items about no certificate ---------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from install_host import (
 from trio.testing import MockClock
 
 from certctrl.errors import DiskError
-from certctrl.install.plan.copy_items import file_groups_of
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyCommand
 from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import Stage
@@ -117,19 +116,6 @@ async def test_tolerated_copies_are_rolled_back_with_the_rest(clock: MockClock, 
     service.deaf = True
     assert kinds(await host.deliver(1, items=items)) == {1: ROLLED_BACK}
     assert (host.out / "c.0").read_bytes() == old and leftovers(host) == []
-
-
-def test_a_pair_in_two_steps_is_not_tolerated() -> None:
-    """Commands run between two steps, so files written before them cannot be undone silently."""
-    key = CopyAction(id="key", ob_id=1, sources=("private.key",), targets=("/a",), continue_on_error=True)
-    late = CopyAction(
-        id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True, depends_on=("key",)
-    )
-    other_half = CopyAction(id="cert", ob_id=1, sources=("fullchain.pem",), targets=("/b",), continue_on_error=True)
-    about = {"key": (1,), "cert": (1,)}
-    assert {file_group.tolerant for file_group in file_groups_of([key, late], about).values()} == {False}
-    assert {file_group.tolerant for file_group in file_groups_of([key, other_half], about).values()} == {True}
-    assert len({file_group.name for file_group in file_groups_of([key, other_half], about).values()}) == 1
 
 
 # --- named and tried again -----------------------------------------------------------------------------------------

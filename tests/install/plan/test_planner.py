@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
-import pytest
 from planner_world import POLICY, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
 
 from certctrl.install.plan.copy_items import Indexer, ItemIndex
@@ -51,33 +49,6 @@ def test_a_changed_file_is_restored_and_its_service_reloaded() -> None:
     assert runs(found) == [("r",)]
     (due,) = only_set(found).steps[1].runs
     assert due.stale_marker, "the marker says done: after a crash nothing would reload"
-
-
-@pytest.mark.parametrize(
-    ("fact", "fields", "why"),
-    [
-        (Destination(sha256="x", mode=0o600), {}, "other bytes"),
-        (Destination(sha256="private.key@1@g1", mode=0o644), {}, "mode 0644 -> 0600"),
-        (Destination(sha256="private.key@1@g1", mode=0o640), {}, ""),
-        (Destination(sha256="private.key@1@g1", mode=0o664, has_acl=True), {}, "mode 0664 -> 0640"),
-        (Destination(sha256="private.key@1@g1", mode=0o640, has_acl=True), {"mode": 0o600}, "mode 0640 -> 0600"),
-        (Destination(sha256="private.key@1@g1", mode=0o640), {"mode": 0o600}, "mode 0640 -> 0600"),
-        (Destination(sha256="private.key@1@g1", mode=0o600, uid=5), {}, ""),
-        (Destination(sha256="private.key@1@g1", mode=0o600, uid=5), {"owner": "www"}, "owner 5 -> 33"),
-        (Destination(sha256="private.key@1@g1", mode=0o600, gid=5), {"group": "ssl"}, "group 5 -> 44"),
-        (Destination(), {}, "new"),
-    ],
-)
-def test_bytes_mode_and_owner_are_compared(fact: Destination, fields: dict[str, Any], why: str) -> None:
-    found = plan([copy("c", 1, names=("private.key",), **fields)], cert(1), destinations={"/ssl/c/private.key": fact})
-    assert [write.why for one in found.groups for step in one.steps for write in step.writes] == [why] * bool(why)
-
-
-def test_an_owner_that_no_item_sets_stays() -> None:
-    fact = Destination(sha256="x", mode=0o640, uid=5, gid=6)
-    found = plan([copy("c", 1, names=("private.key",))], cert(1), destinations={"/ssl/c/private.key": fact})
-    (write,) = only_set(found).steps[0].writes
-    assert (write.uid, write.gid, write.mode) == (5, 6, 0o640)
 
 
 def test_only_the_files_of_examined_certificates_are_compared() -> None:
