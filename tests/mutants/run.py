@@ -32,13 +32,13 @@ TEXT = r"'[^'\n]*'" + '|"[^"\n]*"'
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["certctrl"]
-only_mutate = ["certctrl/{package}/*"]
+only_mutate = ["{sources}"]
 also_copy = ["docs", "deploy", "README.md", "CHANGELOG.md", "noxfile.py"]
 pytest_add_cli_args = [
     "--hypothesis-profile=mutants", "-p", "no:xdist", "-p", "fastest_first", "--no-header", "-o", "timeout=0",
 ]
 pytest_add_cli_args_test_selection = [
-    "tests/{package}", "-m", "not integration and not campaign", "-k", "not imports_nothing_heavy",  # mutants import mutmut
+    "{tests}", "-m", "not integration and not campaign", "-k", "not imports_nothing_heavy",  # mutants import mutmut
 ]
 type_check_command = ["mypy"]
 timeout_multiplier = 5.0
@@ -68,14 +68,14 @@ class Change:
 def main() -> int:
     """Run, print the table and the survivors; 1 if a mutant survives that no file accepts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", help="below certctrl/, such as install/plan")
+    parser.add_argument("package", help="below certctrl/, such as install/plan, or a module: store/layout")
     parser.add_argument("--again", action="store_true", help="test only the survivors, once more")
     parser.add_argument("--report", action="store_true", help="print the results of the last run, test nothing")
     parser.add_argument("--children", type=int, default=os.cpu_count(), help="mutants tested at a time")
     asked = parser.parse_args()
     package = asked.package.strip("/")
-    if not (PROJECT / "certctrl" / package).is_dir() or not (PROJECT / "tests" / package).is_dir():
-        parser.error(f"{package} is not a directory of both certctrl/ and tests/")
+    if not all((PROJECT / place).exists() for place in places(package)):
+        parser.error(f"{package} is not a directory of both certctrl/ and tests/, nor a module with tests of its own")
     work = PROJECT / "build" / "mutants" / package.replace("/", "-")
     if not asked.report:
         prepare(work, package)
@@ -83,6 +83,14 @@ def main() -> int:
         if names or not asked.again:
             test(work, names, asked.children)
     return report(work, package)
+
+
+def places(package: str) -> tuple[str, str]:
+    """Return the code and the tests of a package, or of a module that has a file of tests."""
+    folder, _, name = package.rpartition("/")
+    if (PROJECT / "certctrl" / f"{package}.py").exists():
+        return f"certctrl/{package}.py", f"tests/{folder}/test_{name}.py"
+    return f"certctrl/{package}", f"tests/{package}"
 
 
 def prepare(work: Path, package: str) -> None:
@@ -95,12 +103,18 @@ def prepare(work: Path, package: str) -> None:
             shutil.copytree(PROJECT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(PROJECT / name, work / name)
-    for source in (work / "certctrl" / package).rglob("*.py"):
+    sources, tests = places(package)
+    for source in files_at(work / sources):
         without_caches(source)
-    measure_again_if_changed(work, package)
-    settings = SETTINGS.format(package=package)
+    measure_again_if_changed(work, tests)
+    settings = SETTINGS.format(sources=sources if sources.endswith(".py") else f"{sources}/*", tests=tests)
     with (work / "pyproject.toml").open("a") as file:
         file.write(settings)
+
+
+def files_at(place: Path) -> list[Path]:
+    """Return a file, or the Python files below a directory."""
+    return [place] if place.is_file() else sorted(place.rglob("*.py"))
 
 
 def without_caches(source: Path) -> None:
@@ -112,9 +126,9 @@ def without_caches(source: Path) -> None:
         os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def measure_again_if_changed(work: Path, package: str) -> None:
+def measure_again_if_changed(work: Path, tests: str) -> None:
     """Make mutmut find out again which tests reach which function: on its own, it does so for new tests only."""
-    files = sorted(file for top in ("certctrl", f"tests/{package}") for file in (work / top).rglob("*.py"))
+    files = [file for top in ("certctrl", tests) for file in files_at(work / top)]
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     measured = work / "measured.txt"
     if not measured.exists() or measured.read_text() != code:

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
-from certctrl.store.structure import Mismatch, strict_converter, structure, tolerant_converter
+from certctrl.store.structure import Mismatch, join, strict_converter, structure, tolerant_converter
 
 
 class Color(StrEnum):
@@ -117,3 +117,99 @@ def test_a_value_round_trips() -> None:
 
 def test_the_strict_converter_is_built_once() -> None:
     assert strict_converter() is strict_converter()
+
+
+# --- bounds, choices and unknown keys -----------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Bounds:
+    low: int = attrs.field(default=1, metadata={"ge": 1})
+    high: float = attrs.field(default=0.0, metadata={"le": 2.5})
+    both: int = attrs.field(default=5, metadata={"ge": 5, "le": 5})
+    word: str = attrs.field(default="red", metadata={"choices": ("red", "green")})
+    words: Mapping[str, str] = attrs.field(factory=dict, metadata={"choices": ("red", "green")})
+    maybe: float | None = attrs.field(default=None, metadata={"ge": 0})
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {}, {"low": 1, "high": 2.5, "both": 5, "word": "green"}, {"low": 10**40, "high": -1e299}, {"maybe": None},
+        {"words": {"a": "red", "b": "green"}}, {"maybe": 0},
+    ],
+)  # fmt: skip
+def test_values_within_their_bounds(raw: dict[str, Any]) -> None:
+    found = structure(Bounds, raw)
+    assert {key: getattr(found, key) for key in raw} == raw
+
+
+CHOICE = "expected one of red, green, found another text"
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "what", "fix"),
+    [
+        ({"low": 0}, "low", "expected at least 1, found 0", None),
+        ({"high": 2.6}, "high", "expected at most 2.5, found 2.6", None),
+        ({"both": 4}, "both", "expected 5 to 5, found 4", None),
+        ({"both": 6}, "both", "expected 5 to 5, found 6", None),
+        ({"low": -(10**40)}, "low", f"expected at least 1, found -1{'0' * 22}", None),
+        ({"word": "gren"}, "word", CHOICE, "did you mean 'green'?"),
+        ({"word": "blue-violet"}, "word", CHOICE, None),
+        ({"words": {"a": "red", "b": "rod"}}, "words.b", CHOICE, "did you mean 'red'?"),
+        ({"high": float("inf")}, "high", "expected a number of sensible size, found a number with a fraction", None),
+        ({"high": -(10**301)}, "high", "expected a number of sensible size, found a whole number", None),
+        ({"lows": 1}, "lows", "unknown key", "did you mean 'low'?"),
+        ({"zzz": 1, "qqq": 2}, "qqq", "unknown key", "remove it; known keys: low, high, both, word, words, maybe"),
+    ],
+)
+def test_a_value_beyond_its_bounds_is_named(raw: dict[str, Any], path: str, what: str, fix: str | None) -> None:
+    with pytest.raises(Mismatch) as caught:
+        structure(Bounds, raw)
+    assert (caught.value.path, caught.value.what, caught.value.fix) == (path, what, fix)
+    assert str(caught.value) == f"{path}: {what}"
+
+
+def test_a_value_at_the_top_is_named_so() -> None:
+    with pytest.raises(Mismatch) as caught:
+        structure(int, "x")
+    assert str(caught.value) == "top: expected a whole number, found text"
+
+
+def test_a_missing_key_is_added() -> None:
+    with pytest.raises(Mismatch) as caught:
+        structure(Table, {"rows": [{"number": 1}, {}]}, "table")
+    assert (caught.value.path, caught.value.what) == ("table.rows[1].number", "is missing")
+    assert caught.value.fix == "add 'number'"
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "shown"),
+    [
+        ("", "a", "a"), ("a", "b", "a.b"), ("a", "ä", "a.ä"), ("a", "b\n", r"a.'b\n'"), ("", "x" * 80, "x" * 80),
+        ("", "x" * 81, "'" + "x" * 79), ("", "\u202e", r"'\u202e'"),
+    ],
+)  # fmt: skip
+def test_a_path_is_printable_and_short(path: str, key: str, shown: str) -> None:
+    assert join(path, key) == shown
+
+
+def test_the_keys_of_inline_fields_are_refused_with_their_own_path() -> None:
+    for raw, path in (({"number": 1, "color": "pink"}, "color"), ({"number": 1, "share": 2}, "share")):
+        with pytest.raises(Mismatch) as caught:
+            structure(Row, raw, "row", converter=tolerant_converter())
+        assert caught.value.path == f"row.{path}"
+
+
+@pytest.mark.parametrize("value", [(), {}, {"a": (1,)}])
+def test_values_without_facts_round_trip(value: Any) -> None:
+    kind = tuple[str, ...] if value == () else Mapping[str, tuple[int, ...]]
+    assert structure(kind, tolerant_converter().unstructure(value)) == value
+
+
+def test_numbers_become_the_type_of_their_field() -> None:
+    found = structure(Facts, {"number": 7, "share": 1})
+    assert (type(found.number), type(found.share), found.share) == (int, float, 1.0)
+    assert tolerant_converter().unstructure(Row(facts=found, color=Color.RED))["color"] == "red"
+    assert type(tolerant_converter().unstructure(Color.RED)) is str

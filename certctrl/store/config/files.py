@@ -67,10 +67,11 @@ def _check(config: AgentConfig, layout: ConfigDir, sources: Mapping[str, str]) -
         rules.check_config(config)
     except Mismatch as mismatch:
         section, _, rest = mismatch.path.partition(".")
-        source = sources.get(mismatch.path, "default")
+        name, dot, key = rest.partition(".")
+        source = sources[f"{section}.{name}"]
         if source.startswith("environment "):
             fix = mismatch.fix or "correct or unset the variable"
-            raise ConfigError(mismatch.what, file="environment", path=source[12:], fix=fix) from None
+            raise ConfigError(mismatch.what, file="environment", path=source[12:] + dot + key, fix=fix) from None
         raise _config_error(mismatch, layout.root / CONFIG_FILES[section], rest) from None
 
 

@@ -37,10 +37,19 @@ def test_every_setting_has_a_variable() -> None:
         ("CERTCTRL_HTTPCLIENT_CA_FILES", '["a,b.pem"]', "httpclient.ca_files", ("a,b.pem",)),
         ("CERTCTRL_HTTPCLIENT_CA_FILES", "", "httpclient.ca_files", ()),
         ("CERTCTRL_SIGNAL_TIMEOUTS", '{"cert.renewed": 5}', "application.signal_timeouts", {"cert.renewed": 5.0}),
+        ("CERTCTRL_SIGNAL_TIMEOUTS", '{"Cert": 5}', "application.signal_timeouts", {"Cert": 5.0}),
+        ("CERTCTRL_POLL_JITTER", " 2E-1 ", "application.poll_jitter", 0.2),
+        ("CERTCTRL_NAME", " Web 1 ", "application.name", " Web 1 "),
+        ("CERTCTRL_LOG_JOURNALD", " Yes ", "log.journald", True),
+        ("CERTCTRL_LOG_JOURNALD", "1", "log.journald", True),
+        ("CERTCTRL_LOG_STDERR", "0", "log.stderr", False),
+        ("CERTCTRL_HTTPCLIENT_CA_FILES", ' ["a", "b"]', "httpclient.ca_files", ("a", "b")),
+        ("CERTCTRL_HTTPCLIENT_CA_FILES", "a.pem,,b.pem,", "httpclient.ca_files", ("a.pem", "b.pem")),
     ],
 )
 def test_the_environment_overrides(layout: ConfigDir, variable: str, text: str, setting: str, value: object) -> None:
-    loaded = load_config(layout, {variable: text, "HOME": "/", "CERTCTRL_ALERT": "not a setting"})
+    other = {"HOME": "/", "CERTCTRL_ITEM": "not a setting", "CERTCTRL_ALERT": "not a setting"}
+    loaded = load_config(layout, other | {variable: text} | other)
     section, _, name = setting.partition(".")
     found = getattr(getattr(loaded.config, section), name)
     assert (found, type(found)) == (value, type(value))
@@ -79,3 +88,43 @@ def test_the_variables_of_a_command_are_no_settings(layout: ConfigDir) -> None:
     both = load_config(layout, environ | {"CERTCTRL_LOG_LEVEL": "WARN"})
     assert (both.config.application.name, both.config.log.level) == ("", "WARN"), "other settings hold"
     assert load_config(layout, {"CERTCTRL_NAME": "web-1"}).config.application.name == "web-1"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "path", "what", "fix"),
+    [
+        ("CERTCTRL_POLL_INTERVL_MS", "1", "CERTCTRL_POLL_INTERVL_MS", "no such setting",
+         "did you mean CERTCTRL_POLL_INTERVAL_MS?"),
+        ("CERTCTRL_POLL_LIMIT", "x", "CERTCTRL_POLL_LIMIT", "expected a whole number, found text",
+         "correct or unset the variable"),
+        ("CERTCTRL_POLL_LIMIT", "101", "CERTCTRL_POLL_LIMIT", "expected 1 to 100, found 101",
+         "correct or unset the variable"),
+        ("CERTCTRL_LOG_STDERR", "maybe", "CERTCTRL_LOG_STDERR", "expected true or false, found text",
+         "correct or unset the variable"),
+        ("CERTCTRL_POLL_JITTER", "NaN", "CERTCTRL_POLL_JITTER", "expected a number, found text",
+         "correct or unset the variable"),
+        ("CERTCTRL_SIGNAL_TIMEOUTS", '{"cert.renewed": 0.5}', "CERTCTRL_SIGNAL_TIMEOUTS.cert.renewed",
+         "expected 1 to 3600 seconds", "correct or unset the variable"),
+        ("CERTCTRL_POLL_MODE", "long_poll", "CERTCTRL_POLL_MODE",
+         "expected one of interval, long-poll, adaptive, found another text", "did you mean 'long-poll'?"),
+        ("CERTCTRL_HTTPCLIENT_CA_FILES", '["a", 1]', "CERTCTRL_HTTPCLIENT_CA_FILES[1]",
+         "expected text, found a whole number", "correct or unset the variable"),
+        ("CERTCTRL_SIGNAL_TIMEOUTS", "[" * 100_000, "CERTCTRL_SIGNAL_TIMEOUTS", "expected an object, found text",
+         "correct or unset the variable"),
+        ("CERTCTRL_REFRESH_PATH", "auth", "CERTCTRL_REFRESH_PATH", "expected a path that starts with /",
+         "correct or unset the variable"),
+        ("CERTCTRL_METRICS_LISTEN", "0.0.0.0:1", "CERTCTRL_METRICS_LISTEN", "",
+         "use 127.0.0.1:9464, or set metrics_public to true for other addresses"),
+    ],
+)  # fmt: skip
+def test_a_wrong_variable_is_named_with_the_way_to_correct_it(
+    layout: ConfigDir, variable: str, text: str, path: str, what: str, fix: str
+) -> None:
+    error = refused(layout, {"HOME": "/", variable: text})
+    assert (error.file, error.path, error.fix) == ("environment", path, fix)
+    assert str(error).startswith(f"environment: {path}: {what}")
+
+
+def test_names_that_are_only_a_little_like_a_setting_are_ignored(layout: ConfigDir) -> None:
+    environ = {"CERTCTRL_POLL": "1", "XCERTCTRL_POLL_LIMIT": "x", "CERTCTRL_NAMES_OF_MINE": "1", "certctrl_name": "x"}
+    assert load_config(layout, environ) == load_config(layout, {})

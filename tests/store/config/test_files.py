@@ -3,82 +3,22 @@
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-from config_dir import FS, URL, refused
+from config_dir import URL, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from certctrl.errors import ConfigError, DiskError
 from certctrl.model.config import AgentConfig
-from certctrl.model.policy import HostPolicy
 from certctrl.store.config.files import (
     _CLASSES,
-    init_config_dir,
     load_config,
-    load_policy,
 )
-from certctrl.store.disk.tree import check_modes
 from certctrl.store.layout import ConfigDir
-
-# --- init ---------------------------------------------------------------------------------------------------
-
-
-def test_init_creates_a_complete_private_directory(tmp_path: Path) -> None:
-    layout = ConfigDir(tmp_path / "etc" / "agent")
-    init_config_dir(FS, layout, server_url=URL, ca_pem=b"PEM")
-    assert check_modes(FS, layout) == []
-    assert layout.plane_ca.read_bytes() == b"PEM"
-    config = load_config(layout, {}).config
-    assert config == attrs.evolve(
-        AgentConfig(),
-        application=attrs.evolve(AgentConfig().application, server_url=URL),
-        httpclient=attrs.evolve(AgentConfig().httpclient, ca_files=("plane-ca.pem",)),
-    )
-    assert load_policy(layout) == HostPolicy()
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in layout.root.iterdir() if path.is_file()}
-    assert modes == {
-        "application.json": 0o644, "httpclient_config.json": 0o600, "ioc_config.json": 0o644,
-        "log_config.json": 0o644, "policy.json": 0o644, "plane-ca.pem": 0o644,
-    }  # fmt: skip
-
-
-def test_init_again_changes_nothing(layout: ConfigDir) -> None:
-    layout.application.write_text(json.dumps({"server_url": URL, "poll_limit": 5}))
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in layout.root.iterdir() if path.is_file()}
-    init_config_dir(FS, layout, server_url=URL, ca_pem=None)
-    files = [path for path in layout.root.iterdir() if path.is_file()]
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files} == before
-
-
-@pytest.mark.parametrize("body", ['{"server_url": "https://other.example"}', "[]", "{}"])
-def test_init_never_overwrites(layout: ConfigDir, body: str) -> None:
-    layout.application.write_text(body)
-    layout.log_config.unlink()
-    with pytest.raises(ConfigError, match="other settings"):
-        init_config_dir(FS, layout, server_url=URL, ca_pem=None)
-    assert layout.application.read_text() == body
-    assert not layout.log_config.exists()
-
-
-def test_init_refuses_another_ca(layout: ConfigDir) -> None:
-    init_config_dir(FS, ConfigDir(layout.root.with_name("b")), server_url=URL, ca_pem=b"ONE")
-    with pytest.raises(ConfigError, match=r"plane-ca\.pem"):
-        init_config_dir(FS, ConfigDir(layout.root.with_name("b")), server_url=URL, ca_pem=b"TWO")
-
-
-def test_init_allows_http_only_for_loopback(tmp_path: Path) -> None:
-    layout = ConfigDir(tmp_path / "a")
-    init_config_dir(FS, layout, server_url="http://127.0.0.1:8080", ca_pem=None)
-    assert load_config(layout, {}).config.application.allow_http_loopback
-    with pytest.raises(ConfigError, match="loopback"):
-        init_config_dir(FS, ConfigDir(tmp_path / "b"), server_url="http://plane.example", ca_pem=None)
-    assert not (tmp_path / "b").exists()
-
 
 # --- the four files -----------------------------------------------------------------------------------------
 
@@ -130,28 +70,34 @@ def test_a_mistake_is_reported(layout: ConfigDir, key: str, value: Any, what: st
     assert "SECRET" not in str(error)
 
 
+SYNTAX = "correct it; {} means all defaults"
+
+
 @pytest.mark.parametrize(
-    ("body", "what"),
+    ("body", "what", "fix"),
     [
-        (b"", "is empty"),
-        (b"   \n", "is empty"),
-        (b"{", "line 1, column 2"),
-        (b'{"server_url": }', "line 1, column 16"),
-        (b"\0\0\0", "line 1"),
-        (b"\xff\xfe{}", "UTF-8"),
-        (b"[]", "expected an object, found a list"),
-        (b'"x"', "expected an object, found text"),
-        (b'{"name":"a","name":"b"}', "duplicate key"),
-        (b'{"poll_jitter":NaN}', "NaN"),
-        (b'{"poll_jitter":Infinity}', "Infinity"),
-        (b"[" * 100_000, "not JSON"),
+        (b"", "is empty", SYNTAX),
+        (b"   \n", "is empty", SYNTAX),
+        (b"{", "invalid JSON at line 1, column 2: Expecting property name enclosed in double quotes", SYNTAX),
+        (b'{\n "server_url": }', "invalid JSON at line 2, column 16: Expecting value", SYNTAX),
+        (b"\0\0\0", "invalid JSON at line 1, column 1: Expecting value", SYNTAX),
+        (b"\xff\xfe{}", "is not JSON in UTF-8", ""),
+        (b"[" * 100_000, "is not JSON in UTF-8", ""),
+        (b"[]", "expected an object, found a list", ""),
+        (b'"x"', "expected an object, found text", ""),
+        (b"0", "expected an object, found a whole number", ""),
+        (b'{"name":"a","name":"b"}', "name: duplicate key", ""),
+        (b'{"name":{"x":1,"y":2,"x":3}}', "x: duplicate key", ""),
+        (b'{"poll_jitter":NaN}', "NaN is not JSON", ""),
+        (b'{"poll_jitter":-Infinity}', "-Infinity is not JSON", ""),
     ],
+    ids=lambda value: str(value)[:30],
 )
-def test_invalid_json_is_reported_with_its_position(layout: ConfigDir, body: bytes, what: str) -> None:
+def test_invalid_json_is_reported_with_its_position(layout: ConfigDir, body: bytes, what: str, fix: str) -> None:
     layout.application.write_bytes(body)
     error = refused(layout)
-    assert what in str(error)
-    assert str(layout.application) in str(error)
+    assert str(error) == f"{layout.application}: {what}"
+    assert (error.file, error.fix) == (str(layout.application), fix or f"correct it in {layout.application}")
 
 
 @pytest.mark.parametrize(
@@ -185,8 +131,31 @@ def test_missing_files_mean_defaults_except_the_first(layout: ConfigDir) -> None
         path.unlink()
     assert load_config(layout, {}).config.log == AgentConfig().log
     layout.application.unlink()
-    assert "init" in str(refused(layout).fix)
+    error = refused(layout)
+    assert (str(error), error.file) == (f"{layout.application}: no such file", str(layout.application))
+    assert error.fix == f"cert-ctrl -c {layout.root} init --server URL"
+    assert "no such file" in str(refused(layout, {"CERTCTRL_NAME": "x"}))
     assert load_config(layout, {"CERTCTRL_SERVER_URL": URL}).config.application.server_url == URL
+
+
+def test_the_source_of_each_setting_is_known(layout: ConfigDir) -> None:
+    layout.log_config.write_text(json.dumps({"level": "WARN"}))
+    sources = load_config(layout, {"CERTCTRL_POLL_LIMIT": "5", "CERTCTRL_LOG_STDERR": "no"}).sources
+    assert {name: source for name, source in sources.items() if source != "default"} == {
+        "application.server_url": f"file {layout.application}",
+        "application.poll_limit": "environment CERTCTRL_POLL_LIMIT",
+        "log.level": f"file {layout.log_config}",
+        "log.stderr": "environment CERTCTRL_LOG_STDERR",
+    }
+
+
+def test_a_wrong_combination_is_reported_where_it_can_be_corrected(layout: ConfigDir) -> None:
+    layout.httpclient.write_text(json.dumps({"client_key": "c.key"}))
+    error = refused(layout)
+    assert (error.file, error.path) == (str(layout.httpclient), "client_certificate")
+    assert error.fix == f"correct it in {layout.httpclient}"
+    error = refused(layout, {"CERTCTRL_HTTPCLIENT_CLIENT_CERTIFICATE": ""})
+    assert (error.file, error.path) == ("environment", "CERTCTRL_HTTPCLIENT_CLIENT_CERTIFICATE")
 
 
 def test_a_missing_directory_is_reported_with_the_init_command(tmp_path: Path) -> None:

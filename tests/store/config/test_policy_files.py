@@ -47,6 +47,7 @@ def test_a_policy_round_trips(layout: ConfigDir, policy: HostPolicy) -> None:
 def test_the_window_is_saved_with_its_documented_keys(layout: ConfigDir) -> None:
     save_policy(FS, layout, FULL)
     assert json.loads(layout.policy.read_text())["window"]["from"] == "22:00"
+    assert "null" not in layout.policy.read_text(), "unset keys are left out"
 
 
 def test_no_policy_allows_nothing(layout: ConfigDir) -> None:
@@ -99,6 +100,24 @@ def test_a_wrong_policy_is_reported(layout: ConfigDir, body: dict[str, Any], pat
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("body", "what", "fix"),
+    [
+        ('{"probe": ["a b"]}', "probe[0]: expected HOST", ""),
+        ('{"write_roots": ["/"]}', "write_roots[0]: expected a directory below /", "name a directory"),
+        ('{"shell": 1}', "shell: expected true or false", ""),
+        ("[]", "expected an object, found a list", ""),
+        ("{", "invalid JSON at line 1", "correct it; {} means all defaults"),
+    ],
+)
+def test_the_way_to_correct_a_policy_is_named(layout: ConfigDir, body: str, what: str, fix: str) -> None:
+    layout.policy.write_text(body)
+    with pytest.raises(ConfigError) as caught:
+        load_policy(layout)
+    assert str(caught.value).startswith(f"{layout.policy}: {what}")
+    assert caught.value.fix == (fix or f"correct it in {layout.policy}")
+
+
 def load_local(layout: ConfigDir) -> object:
     if not layout.local_installs.exists():
         layout.local_installs.write_text("[]")
@@ -120,6 +139,7 @@ def test_a_file_that_others_can_write_decides_nothing(
     (layout.root / name).chmod(mode)
     with pytest.raises(ConfigError) as caught:
         load(layout)
+    assert caught.value.file == str(layout.root / name)
     assert caught.value.fix == f"chmod go-w {layout.root / name}"
 
 
@@ -132,6 +152,7 @@ def test_a_file_of_another_user_decides_nothing(
     os.chown(layout.root / name, 65534, 65534)
     with pytest.raises(ConfigError, match="belongs to user 65534") as caught:
         load(layout)
+    assert caught.value.file == str(layout.root / name)
     assert caught.value.fix == f"review it, then chown root {layout.root / name}"
 
 
@@ -145,10 +166,21 @@ def test_a_file_of_root_decides_for_another_user(
     assert load(layout) in (HostPolicy(), ())
 
 
+@DECISIVE
+@pytest.mark.parametrize("mode", [0o755, 0o444, 0o600])
+def test_a_file_that_others_can_only_read_decides(
+    load: Callable[[ConfigDir], object], name: str, mode: int, layout: ConfigDir
+) -> None:
+    load(layout)
+    (layout.root / name).chmod(mode)
+    assert load(layout) in (HostPolicy(), ())
+
+
 def test_a_wrong_policy_is_not_saved(layout: ConfigDir) -> None:
     before = layout.policy.read_bytes()
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         save_policy(FS, layout, HostPolicy(write_roots=("/",)))
+    assert (caught.value.file, caught.value.path) == (str(layout.policy), "write_roots[0]")
     assert layout.policy.read_bytes() == before
 
 

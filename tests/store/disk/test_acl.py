@@ -116,6 +116,7 @@ def nfs4(*names: bytes) -> bytes:
         ({"system.nfs4_acl": b""}, "does not know"),
         ({"system.richacl": nfs4(b"OWNER@")}, "does not know (system.richacl)"),
         ({"system.richacl": b"x"}, "does not know (system.richacl)"),
+        ({ACCESS: b"\2\0\0\0"}, ""),
         ({ACCESS: b"\2\0\0\0\1"}, "malformed"),
         ({ACCESS: b"\3\0\0\0"}, "malformed"),
         ({ACCESS: b"\2\0\0"}, "malformed"),
@@ -189,6 +190,8 @@ def test_the_lists_of_a_path_are_its_own(place: Path) -> None:
     set_acl(path, READER)
     link.symlink_to("file")
     assert (lists_of(str(path)), lists_of(str(link))) == ({ACCESS: packed(READER)}, {})
+    set_acl(place, READER, DEFAULT)
+    assert lists_of(str(place)) == {}, "a list for new files does not decide about the directory"
 
 
 @pytest.mark.parametrize(("code", "known"), [(errno.ENOTSUP, True), (errno.ENOSYS, True), (errno.EACCES, False)])

@@ -137,8 +137,8 @@ def test_only_a_file_leaves_its_attributes_to_its_replacement(kind: str) -> None
         with pytest.raises(DiskError):
             write_atomic(fs, Path("/d/x"), b"new", mode=0o644, keep_attributes=True)
         fs.rmdir("/d/x")
-    for keep in (True, False):
-        write_atomic(fs, Path("/d/x"), b"new", mode=0o640, keep_attributes=keep)
+    for keep in ({"keep_attributes": True}, {}):
+        write_atomic(fs, Path("/d/x"), b"new", mode=0o640, **keep)
         found = fs.tree()["/d/x"]
         assert (found.data, found.mode) == (b"new", 0o640)
         assert found.attributes == ({"security.selinux": b"label"} if keep and kind == "file" else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from certctrl.errors import DiskError, ExitStatus
-from certctrl.store.disk.fs import FileKind, Handle, RealFs, Stat, closing, disk_error
+from certctrl.store.disk import fs as fs_module
+from certctrl.store.disk.fs import FileKind, Handle, RealFs, Stat, _syncfs_call, closing, disk_error
 
 FS = RealFs()
 
@@ -91,12 +93,33 @@ def test_a_write_of_zero_bytes_is_an_error(tmp_path: Path, monkeypatch: pytest.M
     with closing(FS, FS.create(tmp_path / "x", 0o600)) as handle, pytest.raises(DiskError) as caught:
         FS.write(handle, b"x")
     assert caught.value.errno == errno.EIO
+    assert str(caught.value) == f"cannot write {tmp_path}/x: {os.strerror(errno.EIO)}"
 
 
 def test_close_is_idempotent(tmp_path: Path) -> None:
     handle = FS.create(tmp_path / "x", 0o600)
     FS.close(handle)
     FS.close(handle)
+
+
+def test_a_descriptor_of_number_zero_is_closed_too(tmp_path: Path) -> None:
+    """It is given to the first file if a daemon starts without standard input."""
+    kept = os.dup(0)
+    os.close(0)
+    try:
+        handle = FS.create(tmp_path / "x", 0o600)
+        assert handle.fd == 0
+        FS.close(handle)
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(0)
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+
+
+def test_tokens_are_different_hexadecimal_digits() -> None:
+    tokens = {FS.token() for _ in range(50)}
+    assert len(tokens) == 50 and all(len(token) == 16 and int(token, 16) >= 0 for token in tokens)
 
 
 def test_a_lock_belongs_to_its_handle(tmp_path: Path) -> None:
@@ -114,6 +137,7 @@ def test_operations_by_directory_handle(tmp_path: Path) -> None:
         FS.symlink("d", "l", at=directory)
         assert FS.readlink("l", at=directory) == "d"
         assert sorted(FS.listdir(directory)) == ["d", "l"]
+        assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o700
         found = FS.lstat("l", at=directory)
         assert found is not None and found.kind == "link"
         assert FS.lstat("nothing", at=directory) is None
@@ -147,37 +171,37 @@ def test_every_error_names_path_reason_and_fix(code: int, says: str) -> None:
     assert says in str(error.fix)
 
 
-GONE = Handle(1 << 20, "/gone")
+GONE = Handle(1 << 20, "/MAX")
 """A handle that the kernel does not know."""
 
 CALLS: list[tuple[str, str, Callable[[], object]]] = [
-    ("open", "/gone/x", lambda: FS.open_dir("x", GONE)),
-    ("read", "/gone/x", lambda: FS.open_file("x", GONE)),
-    ("write", "/gone/x", lambda: FS.open_append("x", 0o600, GONE)),
+    ("open", "/MAX/x", lambda: FS.open_dir("x", GONE)),
+    ("read", "/MAX/x", lambda: FS.open_file("x", GONE)),
+    ("write", "/MAX/x", lambda: FS.open_append("x", 0o600, GONE)),
     ("lock", "/no/such/lock", lambda: FS.open_lock("/no/such/lock", 0o600)),
-    ("write", "/gone/x", lambda: FS.open_in_place("x", GONE)),
-    ("create", "/gone/x", lambda: FS.create("x", 0o600, GONE)),
-    ("read", "/gone", lambda: FS.read(GONE, 10)),
-    ("write", "/gone", lambda: FS.write(GONE, b"x")),
-    ("truncate", "/gone", lambda: FS.truncate(GONE, 0)),
-    ("reserve space for", "/gone", lambda: FS.allocate(GONE, 10)),
-    ("set the mode of", "/gone", lambda: FS.chmod(GONE, 0o600)),
-    ("set the owner of", "/gone", lambda: FS.chown(GONE, 0, 0)),
-    ("read the attributes of", "/gone", lambda: FS.attributes(GONE)),
-    ("set security.x of", "/gone", lambda: FS.set_attribute(GONE, "security.x", b"x")),
-    ("set security.x of", "/gone", lambda: FS.set_attribute(GONE, "security.x", None)),
-    ("sync", "/gone", lambda: FS.fsync(GONE)),
-    ("lock", "/gone", lambda: FS.try_lock(GONE)),
-    ("close", "/gone", lambda: FS.close(Handle(1 << 20, "/gone"))),
-    ("replace", "/gone/x", lambda: FS.rename("y", "x", GONE)),
-    ("link", "/gone/x", lambda: FS.symlink("y", "x", GONE)),
-    ("remove", "/gone/x", lambda: FS.unlink("x", GONE)),
-    ("create", "/gone/x", lambda: FS.mkdir("x", 0o700, GONE)),
-    ("remove", "/gone/x", lambda: FS.rmdir("x", GONE)),
-    ("list", "/gone", lambda: FS.listdir(GONE)),
-    ("inspect", "/gone/x", lambda: FS.lstat("x", GONE)),
-    ("inspect", "/gone", lambda: FS.fstat(GONE)),
-    ("read the link", "/gone/x", lambda: FS.readlink("x", GONE)),
+    ("write", "/MAX/x", lambda: FS.open_in_place("x", GONE)),
+    ("create", "/MAX/x", lambda: FS.create("x", 0o600, GONE)),
+    ("read", "/MAX", lambda: FS.read(GONE, 10)),
+    ("write", "/MAX", lambda: FS.write(GONE, b"x")),
+    ("truncate", "/MAX", lambda: FS.truncate(GONE, 0)),
+    ("reserve space for", "/MAX", lambda: FS.allocate(GONE, 10)),
+    ("set the mode of", "/MAX", lambda: FS.chmod(GONE, 0o600)),
+    ("set the owner of", "/MAX", lambda: FS.chown(GONE, 0, 0)),
+    ("read the attributes of", "/MAX", lambda: FS.attributes(GONE)),
+    ("set security.x of", "/MAX", lambda: FS.set_attribute(GONE, "security.x", b"x")),
+    ("set security.x of", "/MAX", lambda: FS.set_attribute(GONE, "security.x", None)),
+    ("sync", "/MAX", lambda: FS.fsync(GONE)),
+    ("lock", "/MAX", lambda: FS.try_lock(GONE)),
+    ("close", "/MAX", lambda: FS.close(Handle(1 << 20, "/MAX"))),
+    ("replace", "/MAX/x", lambda: FS.rename("y", "x", GONE)),
+    ("link", "/MAX/x", lambda: FS.symlink("y", "x", GONE)),
+    ("remove", "/MAX/x", lambda: FS.unlink("x", GONE)),
+    ("create", "/MAX/x", lambda: FS.mkdir("x", 0o700, GONE)),
+    ("remove", "/MAX/x", lambda: FS.rmdir("x", GONE)),
+    ("list", "/MAX", lambda: FS.listdir(GONE)),
+    ("inspect", "/MAX/x", lambda: FS.lstat("x", GONE)),
+    ("inspect", "/MAX", lambda: FS.fstat(GONE)),
+    ("read the link", "/MAX/x", lambda: FS.readlink("x", GONE)),
 ]
 
 
@@ -247,3 +271,57 @@ def test_metadata_is_that_of_the_kernel(tmp_path: Path) -> None:
         assert FS.mount(handle) == FS.mount(directory) != 0
     assert FS.lstat(path / "below a file") is None
     assert FS.mount(GONE) == 0
+
+
+# --- what the kernel offers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("release", "reports_errors"),
+    [
+        ("4.19.0-27-amd64", False), ("5.7.19", False), ("5.8.0", True), ("5.10.0-33-amd64", True), ("6.1", True),
+        ("10.0.0", True), ("5", False), ("5.x", False),
+    ],
+)  # fmt: skip
+def test_syncfs_is_used_from_linux_5_8_on(
+    release: str, reports_errors: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier kernels do not report that writing failed."""
+    raw = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((raw[0], raw[1], release, raw[3], raw[4])))
+    call = getattr(_syncfs_call, "__wrapped__", _syncfs_call)()
+    assert (call is not None) is reports_errors
+    if call is not None:
+        with closing(FS, FS.open_dir(tmp_path)) as handle:
+            assert (call(handle.fd), call(GONE.fd)) == (0, errno.EBADF)
+
+
+def test_syncfs_is_repeated_after_a_signal_and_reports_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [errno.EINTR, errno.EINTR, 0, errno.EINTR, errno.EIO]
+    monkeypatch.setattr(fs_module, "_syncfs_call", lambda: lambda fd: results.pop(0))
+    assert FS.syncfs(GONE) is True
+    with pytest.raises(DiskError) as caught:
+        FS.syncfs(GONE)
+    assert str(caught.value) == f"cannot sync the file system of /MAX: {os.strerror(errno.EIO)}"
+    assert (caught.value.errno, results) == (errno.EIO, [])
+    monkeypatch.setattr(fs_module, "_syncfs_call", lambda: None)
+    assert FS.syncfs(GONE) is False
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [(b"pos:\t0\nflags:\t02\nmnt_id:\t25\nino:\t7\n", 25), (b"pos:\t0\n", 0), (b"mnt_id:\tx\n", 0), (b"", 0)],
+)
+def test_the_mount_is_that_which_the_kernel_names(text: bytes, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda *_: io.BytesIO(text))
+        found = FS.mount(GONE)
+    assert found == number
+
+
+def test_an_error_without_a_number_is_reported_by_its_text() -> None:
+    error = disk_error("write", "name", OSError("no reason"))
+    assert (str(error), error.errno, error.fix) == ("cannot write name: no reason", 0, "check name and its file system")
+    assert str(disk_error("write", "name", OSError(errno.ENOSPC, "x")).fix).endswith(
+        "free space (or inodes) on the file system of .; see df -h and df -i"
+    )

@@ -45,6 +45,9 @@ def test_a_name_that_cannot_exist_is_a_disk_error(call: str, name: str, tmp_path
     finally:
         FS.close(at)
     assert caught.value.errno == errno.EILSEQ
+    where = {"open_lock": name, "symlink to": f"{tmp_path}/a"}.get(call, f"{tmp_path}/{name}")
+    assert caught.value.path == ascii(where)
+    assert ascii(where) in str(caught.value)
     assert "LANG=C.UTF-8" in str(caught.value.fix)
     assert str(caught.value).isascii()
 

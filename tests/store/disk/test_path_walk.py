@@ -14,6 +14,11 @@ from acl import set_acl
 from certctrl.store.disk.path_walk import steps_to, writers_of
 
 
+def walked(path: str) -> list[tuple[str, os.stat_result]]:
+    """Return the steps to a path, far fewer than the bound of the test."""
+    return [step for step, _ in zip(steps_to(path), range(500), strict=False)]
+
+
 @pytest.mark.parametrize(
     "path",
     ["a/b", "a/../a/b", "a//./b/", "link/b", "to-b", "absolute/b", "up/a", "here/a/b", "root", "a/b/..", "chain/b"],
@@ -26,7 +31,7 @@ def test_the_last_step_is_the_real_path(tmp_path: Path, path: str) -> None:
     ):  # fmt: skip
         (tmp_path / name).symlink_to(target)
     given = f"{tmp_path}/{path}"
-    steps = list(steps_to(given))
+    steps = walked(given)
     assert steps[-1][0] == os.path.realpath(given)
     assert all(os.lstat(step).st_ino == found.st_ino for step, found in steps)
     assert steps[0][0] == "/" and str(tmp_path) in [step for step, _ in steps]
@@ -36,29 +41,30 @@ def test_every_link_on_the_way_is_a_step(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to("a")
     (tmp_path / "chain").symlink_to("link")
-    seen = [Path(step).name for step, _ in steps_to(f"{tmp_path}/chain")]
+    assert [step for step, _ in walked("/")] == [step for step, _ in walked("//.")] == ["/"]
+    seen = [Path(step).name for step, _ in walked(f"{tmp_path}/chain")]
     assert seen[-3:] == ["chain", "link", "a"]
 
 
 def test_a_way_that_does_not_end(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="links") as caught:
-        list(steps_to(f"{tmp_path}/loop"))
+        walked(f"{tmp_path}/loop")
     assert (caught.value.errno, caught.value.filename) == (errno.ELOOP, f"{tmp_path}/loop")
     with pytest.raises(FileNotFoundError) as missing:
-        list(steps_to(f"{tmp_path}/no/x"))
+        walked(f"{tmp_path}/no/x")
     assert missing.value.filename == f"{tmp_path}/no"
     with pytest.raises(ValueError, match="null"):
-        list(steps_to("/a\0b"))
+        walked("/a\0b")
 
 
 def test_a_chain_of_at_most_forty_links_is_followed(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     for number in range(1, 42):
         (tmp_path / f"{number}").symlink_to(f"{number - 1}")
-    assert list(steps_to(f"{tmp_path}/40"))[-1][0] == f"{tmp_path}/0"
+    assert walked(f"{tmp_path}/40")[-1][0] == f"{tmp_path}/0"
     with pytest.raises(OSError, match="too many symbolic links") as caught:
-        list(steps_to(f"{tmp_path}/41"))
+        walked(f"{tmp_path}/41")
     assert caught.value.errno == errno.ELOOP
 
 

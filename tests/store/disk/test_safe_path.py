@@ -10,16 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from acl import ACCESS, packed
 from modeldisk import ModelFs
 
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.model.paths import is_below, path_fault
 from certctrl.store.disk.fs import FileKind, RealFs, closing
 from certctrl.store.disk.safe_path import (
+    IN_PLACE,
+    MOUNTED,
     SIZE_LIMIT,
     DestinationFact,
     NoDirectoryError,
     destination_facts,
+    facts_at,
     open_parent,
     read_at,
 )
@@ -220,6 +224,7 @@ OPEN_WAY: list[tuple[str, int, int, int]] = [
     ("/srv", 0, 0, 0o755), ("/srv", 1000, 1000, 0o755), ("/srv", 4711, 4711, 0o755), ("/srv", 0, 33, 0o1777),
     ("/srv", 0, 33, 0o1757), ("/srv/www/ssl", 0, 0, 0o775), ("/srv/www/ssl", 1000, 1000, 0o775),
     ("/srv/www/ssl", 4711, 33, 0o755), ("/", 0, 0, 0o775),
+    ("/", 4711, 33, 0o755),
 ]  # fmt: skip
 CLOSED_WAY: list[tuple[str, int, int, int, str]] = [
     ("/srv", 33, 0, 0o755, "belongs to user 33, who could change what is in it"),
@@ -266,3 +271,61 @@ def test_an_error_on_the_way_is_passed_on(model: ModelFs, monkeypatch: pytest.Mo
     with pytest.raises(DiskError) as caught:
         open_parent(model, Path("/srv/www/ssl/site.pem"))
     assert (caught.value.errno, model.open_files()) == (errno.EIO, [])
+
+
+# --- rights and mounts on a model disk ----------------------------------------------------------------------
+
+
+def judged(fs: ModelFs, uid: int, gid: int, attributes: dict[str, bytes], **how: bool) -> DestinationFact:
+    """Return what is found at a file with this owner and these attributes."""
+    fs.put("/srv/www/ssl/x", b"old", 0o660)
+    with closing(fs, fs.open_file("/srv/www/ssl/x")) as handle:
+        fs.chown(handle, uid, gid)
+        for name, value in attributes.items():
+            fs.set_attribute(handle, name, value)
+    return destination_facts("/srv/www/ssl/x", ["/srv"], fs=fs, **how)
+
+
+@pytest.mark.parametrize(
+    ("uid", "gid", "acl", "who"),
+    [
+        (1000, 1000, "", None), (1000, 0, "", None), (33, 0, "", None), (1000, 33, "", "group 33"),
+        (33, 0, "user::6 user:0:6 user:33:6 user:1000:6 group::6 mask::6 other::0", None),
+        (1000, 0, "user::6 user:33:6 group::6 mask::6 other::0", "user 33"),
+        (1000, 0, "user::6 group::6 group:33:6 mask::6 other::0", "group 33"),
+    ],
+)  # fmt: skip
+def test_only_trusted_users_may_write_a_file_that_is_written_over(
+    uid: int, gid: int, acl: str, who: str | None, model: ModelFs
+) -> None:
+    """Trusted are root, the current user (1000) and the owner of the file."""
+    attributes = {ACCESS: packed(acl)} if acl else {}
+    found = judged(model, uid, gid, attributes, in_place=True)
+    why = f"/srv/www/ssl/x can be written by {who} (mode 0660), so it is not written in place"
+    assert (found.refusal, found.attributes, found.data) == (why if who else None, attributes, b"old")
+    assert judged(model, uid, gid, attributes).refusal is None, "a file that is replaced is not judged"
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_rights_that_are_not_understood_cannot_be_kept(in_place: bool, model: ModelFs) -> None:
+    why = "it has an access control list that this agent does not know (system.richacl)"
+    found = judged(model, 1000, 1000, {"system.richacl": b"x"}, in_place=in_place)
+    assert found.refusal == f"/srv/www/ssl/x: {why}, so its rights cannot be kept"
+
+
+def test_a_mount_point_is_only_written_over(model: ModelFs) -> None:
+    assert judged(model, 1000, 1000, {}).refusal is None
+    model.mount_on("/srv/www/ssl/x")
+    with closing(model, model.open_dir("/srv/www/ssl")) as parent:
+        refusal = facts_at(model, parent, Path("/srv/www/ssl/x")).refusal
+        assert facts_at(model, parent, Path("/srv/www/ssl/x"), in_place=True).refusal is None
+    assert refusal == f"/srv/www/ssl/x {MOUNTED}: {IN_PLACE}"
+
+
+@pytest.mark.parametrize("acl", ["user::7 user:0:7 user:1000:7 user:4711:7 group::7 group:0:7 mask::7 other::5"])
+def test_trusted_users_may_write_a_directory_by_its_list(acl: str, model: ModelFs) -> None:
+    give(model, "/srv/www/ssl", 0, 1000, 0o775)
+    with closing(model, model.open_dir("/srv/www/ssl")) as handle:
+        model.set_attribute(handle, ACCESS, packed(acl))
+    model.close(open_parent(model, Path("/srv/www/ssl/x"), owner=4711))
+    assert "user 4711" in str(refused("/srv/www/ssl/x", model))

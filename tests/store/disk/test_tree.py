@@ -78,17 +78,25 @@ def test_excess_permissions_are_removed(layout: ConfigDir, name: str, mode: int,
     assert check_modes(FS, layout) == []
 
 
+@pytest.mark.parametrize("root", [0o755, 0o710, 0o701])
+def test_a_policy_that_others_can_only_read_is_not_refused(layout: ConfigDir, root: int) -> None:
+    layout.policy.write_text("{}")
+    layout.root.chmod(root)
+    assert [found.path for found in check_modes(FS, layout)] == [layout.root]
+
+
+@pytest.mark.parametrize("root", [0o755, 0o710, 0o701])
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
-def test_a_policy_writable_by_others_is_refused_and_stays_so(layout: ConfigDir, mode: int) -> None:
+def test_a_policy_writable_by_others_is_refused_and_stays_so(layout: ConfigDir, mode: int, root: int) -> None:
     layout.policy.write_text("{}")
     layout.policy.chmod(mode)
-    layout.root.chmod(0o755)
+    layout.root.chmod(root)
     for _ in range(2):
         with pytest.raises(ConfigError, match="others can write it") as caught:
             check_modes(FS, layout)
         assert caught.value.fix == f"review it, then chmod go-w {layout.policy} and chmod 0700 {layout.root}"
         assert caught.value.file == str(layout.policy)
-    assert (mode_of(layout.policy), mode_of(layout.root)) == (mode, 0o755)
+    assert (mode_of(layout.policy), mode_of(layout.root)) == (mode, root)
     layout.root.chmod(0o700)
     (found,) = check_modes(FS, layout)
     assert (found.path, found.repaired) == (layout.policy, True), "no other user could reach it"

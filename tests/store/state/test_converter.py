@@ -75,5 +75,8 @@ def test_an_unreadable_fact_is_named(state: InstalledState, wrong: dict[str, obj
     state.layout.certificates.write_text(json.dumps({"state_version": 1, "certificates": {"7": ROW | wrong}}))
     with pytest.raises(StateCorruptError, match=where):
         state.load_certificates()
-    with pytest.raises(StateCorruptError, match=where.replace("certificates.7", "facts")):
+    with pytest.raises(StateCorruptError, match=where.replace("certificates.7", "facts")) as caught:
         facts_of_manifest("x", {"facts": IN_A_MANIFEST | wrong}, "some/where")
+    assert str(caught.value).startswith("some/where is damaged: facts.")
+    assert caught.value.path == "some/where"
+    assert caught.value.fix == "remove its directory; the agent then fetches the certificate again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state import read_only
+from certctrl.store.state.files import REBUILD, RESYNC
 from certctrl.store.state.store import StateStore
 
 RENEWED, REVOKED, FRESH = CertRenewed(1, 7), CertRevoked(2, 7), CertRenewed(3, 9)
@@ -88,6 +90,66 @@ def test_failures_of_an_earlier_release_become_retries(store: StateStore) -> Non
     }
     assert [one.signal for one in store.session.load_inbox()] == [FRESH]
     assert {cert_id for cert_id, record in store.installed.load_certificates().items() if record.failing} == {6, 7, 8}
+
+
+KINDS: list[tuple[dict[str, object], RetryKind]] = [
+    ({"last_outcome": "failed"}, RetryKind.REFUSED),
+    ({"last_outcome": "rolled_back"}, RetryKind.REFUSED),
+    ({"last_outcome": "rolled_back", "owed": ["r"], "staged": "g"}, RetryKind.REFUSED),
+    ({"last_outcome": "rolled_back", "owed": ["r"], "staged": ""}, RetryKind.PENDING),
+    ({"last_outcome": "applied"}, RetryKind.PENDING),
+    ({}, RetryKind.PENDING),
+]
+
+
+@pytest.mark.parametrize(("row", "kind"), KINDS)
+def test_a_failure_of_a_certificate_is_retried_by_its_outcome(
+    store: StateStore, row: dict[str, object], kind: RetryKind
+) -> None:
+    failed = {"attempts": 2, "last_error": "bad", "next_try_at": 5.0}
+    write(store.layout.certificates, certificates={"5": certificate(5), "7": certificate(7, **row, **failed)})
+    expected = Retry(resource="cert:7", kind=kind, attempts=2, failures=2, last_error="bad", next_try_at=5.0)
+    assert store.installed.load_retries() == ((expected,), True)
+
+
+@pytest.mark.parametrize(
+    ("failed", "kind", "failures"),
+    [
+        ({"attempts": 3}, RetryKind.REFUSED, 3),
+        ({"attempts": 0, "last_error": "no route"}, RetryKind.WAITING, 1),
+        ({"attempts": 1, "last_error": "check", "next_try_at": 5.0}, RetryKind.REFUSED, 1),
+    ],
+)
+def test_a_failed_signal_is_retried_by_its_attempts(
+    store: StateStore, failed: dict[str, Any], kind: RetryKind, failures: int
+) -> None:
+    write(store.layout.inbox, entries=[entry(FRESH), entry(RENEWED, **failed)])
+    expected = Retry(
+        resource="cert:7", kind=kind, failures=failures, signal=RENEWED, reported=failed.get("last_error", ""), **failed
+    )
+    assert store.installed.load_retries() == ((expected,), True)
+    assert [one.signal for one in store.session.load_inbox()] == [FRESH]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "what"),
+    [
+        ("certificates", {"certificates": {"7": {"attempts": "x"}}}, "7.attempts: expected a whole number"),
+        ("certificates", {"certificates": []}, "certificates: expected an object"),
+        ("inbox", {"entries": [{"attempts": "x"}]}, "entries.attempts: expected a whole number"),
+        ("inbox", {"entries": [{"attempts": 1, "signal": 5}]}, "entries.signal: expected an object"),
+        ("inbox", {"entries": {}}, "entries: expected a list"),
+    ],
+)
+def test_damage_in_the_files_of_an_earlier_release_is_named(
+    store: StateStore, name: str, body: dict[str, Any], what: str
+) -> None:
+    path: Path = getattr(store.layout, name)
+    write(path, **body)
+    with pytest.raises(StateCorruptError) as caught:
+        store.installed.load_retries()
+    assert str(caught.value).startswith(f"{path} is damaged: {what}")
+    assert caught.value.fix == (REBUILD if name == "certificates" else RESYNC)
 
 
 def test_status_counts_each_signal_once_while_both_files_have_it(store: StateStore) -> None:
