@@ -1,6 +1,7 @@
 """Run mutmut with tests that pytest collects once: each mutant is a fork that starts with the first test.
 
-Otherwise pytest would start and collect for each mutant, which takes ten times as long as most of these tests. Mutants
+Otherwise pytest would start and collect for each mutant, which takes ten times as long as most of these tests. Tests
+in `SLOW` files are left out: with them, each survivor would take minutes, and few mutants are noticed by them alone. Mutants
 of functions that are called while modules are imported do need a new process: in a fork, the imports are over. Mutants
 of a wrong type are left out (`wrong_types.py`).
 """
@@ -27,6 +28,8 @@ from mutmut.utils.file_utils import change_cwd
 from mutmut.workers import isolation, timeout
 from wrong_types import wrong_types
 
+SLOW = ("tests/protocol/test_session_random.py",)
+"""Simulations of fleets and long histories."""
 IMPORT_ALL = """
 import importlib, sys
 from mutmut.state import state
@@ -43,6 +46,18 @@ class CollectedOnce(PytestRunner):
     session: pytest.Session
     tests: dict[str, pytest.Item]
     at_import: frozenset[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pytest_add_cli_args = [*self._pytest_add_cli_args, *(f"--ignore={file}" for file in SLOW)]
+
+    def run_stats(self, *, tests: Iterable[str]) -> int:
+        """Find out which tests reach which function; if that runs all tests, they need no other run without a mutant."""
+        chosen = list(tests)
+        result = super().run_stats(tests=chosen)
+        if result == 0 and not chosen:
+            Path("passed.txt").write_text(state_of_files())
+        return result
 
     def run_forced_fail(self) -> int:
         """Check that a mutant can fail at all, which mutmut does right before the first one, and collect the tests."""
@@ -91,15 +106,19 @@ class CollectedOnce(PytestRunner):
 
     def clean_run(self, tests: Iterable[str]) -> int:
         """Run tests without a mutant, unless they have passed with these files."""
-        files = sorted(path for top in ("certctrl", "tests") for path in Path(top).rglob("*.py"))
-        state = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-        passed = Path("passed.txt")
-        if passed.exists() and passed.read_text() == state and os.environ.get("MUTANT_UNDER_TEST") != "fail":
+        current, passed = state_of_files(), Path("passed.txt")
+        if passed.exists() and passed.read_text() == current and os.environ.get("MUTANT_UNDER_TEST") != "fail":
             return 0
         result = super().run_tests(mutant_name=None, tests=tests)
         if result == 0:
-            passed.write_text(state)
+            passed.write_text(current)
         return result
+
+
+def state_of_files() -> str:
+    """Return a hash of code and tests."""
+    files = sorted(path for top in ("certctrl", "tests") for path in Path(top).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def called_at_import() -> frozenset[str]:

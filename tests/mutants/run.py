@@ -8,6 +8,7 @@ Survivors are compared with the accepted ones in ``tests/mutants/PACKAGE.toml``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
 COPIED = ("certctrl", "tests", "docs", "deploy", "README.md", "CHANGELOG.md", "noxfile.py", "pyproject.toml")
 COLUMNS = ("mutants", "untested", "killed", "wrong type", "wording", "equivalent", "survived", "score")
+UNNOTICED = ("survived", "no tests", "suspicious")
 TEXT = r"'[^'\n]*'" + '|"[^"\n]*"'
 SETTINGS = """
 [tool.mutmut]
@@ -69,7 +71,7 @@ def main() -> int:
     """Run, print the table and the survivors; 1 if a mutant survives that no file accepts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", help="below certctrl/, such as install/plan, or a module: store/layout")
-    parser.add_argument("--again", action="store_true", help="test only the survivors, once more")
+    parser.add_argument("--again", action="store_true", help="test the survivors once more, after new tests")
     parser.add_argument("--report", action="store_true", help="print the results of the last run, test nothing")
     parser.add_argument("--children", type=int, default=os.cpu_count(), help="mutants tested at a time")
     asked = parser.parse_args()
@@ -79,9 +81,9 @@ def main() -> int:
     work = PROJECT / "build" / "mutants" / package.replace("/", "-")
     if not asked.report:
         prepare(work, package)
-        names = survivors(work) if asked.again else []
-        if names or not asked.again:
-            test(work, names, asked.children)
+        if asked.again:
+            forget_survivors(work, package)
+        test(work, asked.children)
     return report(work, package)
 
 
@@ -136,9 +138,9 @@ def measure_again_if_changed(work: Path, tests: str) -> None:
         measured.write_text(code)
 
 
-def test(work: Path, names: list[str], children: int) -> None:
-    """Test the named mutants, or all that have no result yet."""
-    command = [sys.executable, str(HERE / "mutate.py"), "run", "--max-children", str(children), *names]
+def test(work: Path, children: int) -> None:
+    """Test all mutants that have no result yet."""
+    command = [sys.executable, str(HERE / "mutate.py"), "run", "--max-children", str(children)]
     path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     subprocess.run(command, cwd=work, env=os.environ | {"PYTHONPATH": path}, check=True)
 
@@ -151,9 +153,18 @@ def results(work: Path) -> Iterator[tuple[Path, str, str]]:
             yield source, name, status_by_exit_code[status]
 
 
-def survivors(work: Path) -> list[str]:
-    """Return the names of all mutants that no test noticed."""
-    return [name for _, name, status in results(work) if status in ("survived", "no tests", "suspicious")]
+def forget_survivors(work: Path, package: str) -> None:
+    """Remove the results of all mutants that no test noticed, except wording and accepted ones."""
+    known, counted = accepted(package), dict[Path, list[str]]()
+    with contextlib.chdir(work):
+        for source, name, status in results(work):
+            if status in UNNOTICED and not (found := change(name, source)).is_wording and found not in known:
+                counted.setdefault(source, []).append(name)
+    for source, names in counted.items():
+        meta = work / "mutants" / f"{source}.meta"
+        data = json.loads(meta.read_text())
+        data["exit_code_by_key"] |= dict.fromkeys(names)
+        meta.write_text(json.dumps(data))
 
 
 def change(name: str, source: Path) -> Change:

@@ -67,7 +67,8 @@ def test_backoff_grows_to_its_cap() -> None:
     grown = [breaker(NEARLY_ONE).backoff(n) for n in range(1, 12)]
     assert [round(delay) for delay in grown] == [5, 10, 20, 40, 80, 160, 300, 300, 300, 300, 300]
     assert breaker(0.5).backoff(9) == pytest.approx(152.5), "random below the cap, so that a fleet spreads out"
-    assert breaker(0.0).backoff(9) == 5.0
+    assert breaker(0.0).backoff(9) == breaker(0.0).backoff(2) == 5.0
+    assert breaker(0.0).backoff(1) == pytest.approx(4.5), "after one failure, the usual interval"
     assert breaker(NEARLY_ONE).backoff(10**9) <= BACKOFF_CAP
 
 
