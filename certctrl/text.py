@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 LINE_LIMIT = 200
 
 
@@ -76,6 +78,13 @@ def kind_of(value: object) -> str:
             return "an object"
         case _:
             return type(value).__name__
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known word that was probably meant, or None."""
+    from difflib import get_close_matches  # here: only mistakes need it
+
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
 
 
 def same_serial(reported: str, serial: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.agent.alerts import send_alert
 from certctrl.agent.context import Agent
 from certctrl.agent.expiry import time_left
@@ -42,7 +43,7 @@ class Kind(StrEnum):
     COPIES = "copies"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Condition:
     """Something that an operator has to know."""
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.agent.burst import BurstWatch
 from certctrl.install.installer import Candidate
 from certctrl.model.plan import Outcome, OutcomeKind
@@ -20,7 +21,7 @@ LONGEST_WAIT = 60.0
 """Seconds until a batch without waiting certificates is checked for new ones."""
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@lean.frozen(kw_only=True, eq=False)
 class ReadyCertificate:
     """A certificate that is ready to be switched to, and the signal that brought it."""
 
@@ -39,7 +40,7 @@ Finish = Callable[[Sequence[tuple[ReadyCertificate, Outcome | None]]], Awaitable
 """Finishes the signals of certificates with their outcomes; None: timed out, the batch is still running."""
 
 
-@attrs.define
+@lean.define
 class _Batch:
     waiting: list[ReadyCertificate] = attrs.field(factory=list)
     """Certificates whose signals are not finished yet."""

@@ -10,6 +10,7 @@ import attrs
 import trio
 from trio_util import AsyncBool
 
+from certctrl import lean
 from certctrl.agent.batches import Batches
 from certctrl.agent.burst import BurstWatch
 from certctrl.agent.counters import Counters
@@ -35,7 +36,7 @@ LAST_EXCHANGE_SECONDS = 0.5
 seconds more than its grace time."""
 
 
-@attrs.define(kw_only=True, eq=False)
+@lean.define(kw_only=True, eq=False)
 class Problem:
     """A problem for the operator; shown by `status`, makes health degraded."""
 
@@ -48,7 +49,7 @@ class Problem:
         return {"what": self.what, "since": self.since, "fix": self.fix}
 
 
-@attrs.define(kw_only=True, eq=False)
+@lean.define(kw_only=True, eq=False)
 class Agent:
     """One run of the agent."""
 

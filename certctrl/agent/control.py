@@ -34,19 +34,22 @@ Operation = Callable[[dict[str, Any]], Awaitable[Any]]
 async def serve_control(
     fs: Fs,
     path: Path,
-    operations: Mapping[str, Operation],
+    operations: Callable[[], Mapping[str, Operation]],
     log: logging.Logger,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer requests on the socket until cancelled; the socket file is removed at the end."""
+    """Answer requests on the socket until cancelled; the socket file is removed at the end.
+
+    ``operations`` is called for each request, so that a daemon that is never asked need not load them.
+    """
     with _listening(fs, path) as listener:
         limiter = trio.CapacityLimiter(CONNECTIONS)
 
         async def answer(stream: trio.SocketStream) -> None:
             async with limiter, stream:
                 try:
-                    await _answer(stream, operations, log)
+                    await _answer(stream, operations(), log)
                 except* (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # the client hung up; from the nursery, such an error comes in a group
 

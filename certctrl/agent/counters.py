@@ -9,6 +9,7 @@ from collections import Counter
 
 import attrs
 
+from certctrl import lean
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import KNOWN_TYPES, Signal
 
@@ -17,7 +18,7 @@ POLL_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0)
 SIGNAL_BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0)
 
 
-@attrs.define
+@lean.define
 class Duration:
     """A histogram: counts per bucket (upper bounds in seconds), sum and count."""
 
@@ -38,7 +39,7 @@ class Duration:
                 self.counts[index] += 1
 
 
-@attrs.define
+@lean.define
 class Counters:
     """Counts since the start of the agent."""
 

@@ -9,8 +9,7 @@ import math
 from collections.abc import Iterable
 from enum import StrEnum
 
-import attrs
-
+from certctrl import lean
 from certctrl.install.plan.retries import bounded_by_life
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import CertRecord, Stage
@@ -31,7 +30,7 @@ class Urgency(StrEnum):
     EXPIRED = "expired"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Finding:
     """One certificate that needs renewal."""
 

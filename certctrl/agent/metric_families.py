@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from certctrl import lean
 from certctrl.agent.counters import Counters, Duration
 from certctrl.model.records import CertRecord
 from certctrl.model.status import Health
@@ -24,7 +25,7 @@ PREFIX = "certctrl"
 LONGEST_LABEL = 200
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class View:
     """The data of one scrape."""
 

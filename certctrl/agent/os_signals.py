@@ -10,13 +10,13 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 import trio
 
+from certctrl import lean
 from certctrl.agent.early_signals import CAUGHT, STOPPING, early_signals
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class OnSignal:
     """Callbacks for the OS signals; all synchronous."""
 

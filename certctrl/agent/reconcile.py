@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-import attrs
 import trio
 
+from certctrl import lean
 from certctrl.agent.alerts import problem_key, restore_revocations
 from certctrl.agent.announced import is_serial
 from certctrl.agent.context import Agent
@@ -50,7 +50,7 @@ DISAGREEMENTS = frozenset({BEHIND, UNKNOWN_CAS, problem_key(UNKNOWN)})
 """Problems that a plane may cause whose answers lag; the next comparison comes sooner."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Differences:
     """The result of a comparison."""
 

@@ -27,9 +27,9 @@ from functools import partial
 from itertools import count
 from typing import TypeVar
 
-import attrs
 import trio
 
+from certctrl import lean
 from certctrl.agent.token_claims import read_claims
 from certctrl.agent.token_refresh import GRACE_SECONDS, finish_despite_cancel, wait_for_token_lock
 from certctrl.backoff import grown
@@ -55,7 +55,7 @@ Form = Callable[[], Awaitable[Registration]]
 log = logging.getLogger("certctrl.Register")
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class DeviceFlowPrompt:
     """The data that an operator needs to approve this device."""
 
@@ -70,7 +70,7 @@ class DeviceFlowPrompt:
     """Epoch seconds, by this host's clock."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Registered:
     """A completed registration."""
 
@@ -120,7 +120,7 @@ async def register(
 # --- identity -----------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class _Identity:
     """The device id and key pair to register, and which of them are not the stored ones."""
 

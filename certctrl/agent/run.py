@@ -19,6 +19,7 @@ every task (each forgets it somewhere); raising to stop (an exception across a n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import trio
@@ -27,11 +28,10 @@ from certctrl.agent.acks import announce, flush_acks
 from certctrl.agent.alert_watch import alert_forever
 from certctrl.agent.alerts import write_or_report
 from certctrl.agent.context import Agent
-from certctrl.agent.control import serve_control
+from certctrl.agent.control import Operation, serve_control
 from certctrl.agent.dispatcher import Dispatcher
 from certctrl.agent.expiry_guard import guard_expiry
 from certctrl.agent.log_lines import Line, log_line
-from certctrl.agent.operations import operations_for
 from certctrl.agent.os_signals import OnSignal, watch_os_signals
 from certctrl.agent.poller import Poller
 from certctrl.agent.reconcile import reconcile_forever
@@ -82,7 +82,12 @@ async def _run_services(
         async with trio.open_nursery() as services:
             if os_signals:
                 await services.start(watch_os_signals, on)
-            operations = operations_for(agent, poller, on.stop)
+
+            def operations() -> Mapping[str, Operation]:
+                from certctrl.agent.operations import operations_for  # here: most daemons are never asked
+
+                return operations_for(agent, poller, on.stop)
+
             await services.start(serve_control, agent.fs, agent.layout.control_socket, operations, agent.log)
             services.start_soon(keep_tokens_fresh, agent)
             services.start_soon(reloader.reload_forever)

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 import certctrl
+from certctrl import lean
 from certctrl.agent.batches import Batches
 from certctrl.agent.burst import BurstWatch
 from certctrl.agent.clock import steady_now, wall_now
@@ -71,7 +72,7 @@ def real_http(config: AgentConfig, layout: ConfigDir) -> Http:
     return HttpxHttp.for_agent(config, layout.root, wall_now)
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Seams:
     """Access to time, disk, network, processes and randomness; tests replace them one by one."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import cast
 
-import attrs
-
+from certctrl import lean
 from certctrl.agent.alerts import REVOKED, clear_alerts
 from certctrl.agent.context import Agent
 from certctrl.agent.log_lines import Line, log_line
@@ -29,7 +28,7 @@ from certctrl.model.signals import CertRenewed, CertRevoked
 WAITING_STATUSES = frozenset({409, 429, 500, 502, 503, 504})
 
 
-@attrs.frozen
+@lean.frozen
 class Result:
     """The end of one handler."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
+from certctrl import lean
 
 LONGEST_TOKEN = 8192
 """Characters; longer tokens are used but not parsed."""
 _YEAR_9999 = 253_402_300_799
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Claims:
     """The claims that the agent uses; all others are ignored."""
 

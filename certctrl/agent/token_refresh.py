@@ -22,9 +22,9 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import attrs
 import trio
 
+from certctrl import lean
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.errors import BusyError, DeadlineError, DiskError, NotRegisteredError, PlaneError, TransportError
@@ -46,7 +46,7 @@ GRACE_SECONDS = 5.0
 T = TypeVar("T")
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Fresh:
     """Tokens to use from now on."""
 

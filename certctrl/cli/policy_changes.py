@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import UsageError
 from certctrl.model.policy import HostPolicy, NamedCommand, RemoteCommands, TrustStore
 
@@ -43,7 +44,7 @@ _SWITCHES = {
 """Settings that are on or off -> what they allow."""
 
 
-@attrs.frozen
+@lean.frozen
 class Change:
     """One addition to policy.json."""
 

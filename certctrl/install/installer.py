@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
-from certctrl.install.deploy import preview, recovery, staging, trust_store
+from certctrl.install.deploy import preview, recovery, staging
 from certctrl.install.deploy.alert_command import run_alert_command
 from certctrl.install.deploy.candidates import next_try_at, to_switch
 from certctrl.install.deploy.context import Context, Locks
@@ -25,9 +25,7 @@ from certctrl.install.deploy.groups import Group, bound_now, groups_of
 from certctrl.install.deploy.names import name_of_domain, own_name, settle_names
 from certctrl.install.deploy.results import Results, merged
 from certctrl.install.deploy.retry_table import RetryTable, cert_resource
-from certctrl.install.deploy.rollback import roll_back
 from certctrl.install.deploy.staging import Candidate
-from certctrl.install.deploy.withdrawal import Withdrawal, withdrawn
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.plan.planner import cas_wanted
 from certctrl.install.plan.retries import retriable
@@ -367,6 +365,8 @@ class Installer:
 
         Ignores the window. The caller sends the alert.
         """
+        from certctrl.install.deploy.withdrawal import Withdrawal, withdrawn  # here and below: seldom needed
+
         record = self.records.get(cert_id)
         if record is None or (
             withdrawn(record) and not (record.withdrawal_incomplete or (revoked and record.alert_pending))
@@ -381,6 +381,8 @@ class Installer:
 
     async def rollback(self, name: str, to: str | None, items: Sequence[InstallItem]) -> Outcome:
         """Roll back to an earlier generation and hold it there. Raises UsageError, DiskError."""
+        from certctrl.install.deploy.rollback import roll_back
+
         return await roll_back(self._context, self._locks, name, to, items)
 
     async def release(self, name: str) -> None:
@@ -407,14 +409,18 @@ class Installer:
 
     async def import_ca(self, ca_id: int, name: str, pem: str, items: Sequence[InstallItem] = ()) -> Outcome:
         """Import a CA into the trust store, and converge the items that copy it."""
-        outcome = await trust_store.import_ca(self._context, ca_id, name, pem, items)
+        from certctrl.install.deploy.trust_store import import_ca
+
+        outcome = await import_ca(self._context, ca_id, name, pem, items)
         if ca_id in cas_wanted(items):
             outcome = merged((outcome, await self.converge_all(items)))
         return outcome
 
     async def remove_ca(self, ca_id: int) -> Outcome:
         """Remove a CA from the trust store if its file is still ours."""
-        return await trust_store.remove_ca(self._context, ca_id)
+        from certctrl.install.deploy.trust_store import remove_ca
+
+        return await remove_ca(self._context, ca_id)
 
     async def alert(self, alert: Mapping[str, Any]) -> None:
         """Pass an alert to the ``on_alert`` command; a failure is logged, not raised."""

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 import attrs
 
+from certctrl import lean
 
-@attrs.frozen
+
+@lean.frozen
 class Answer:
     """An HTTP answer, complete and within the transport's size limits."""
 

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import attrs
 
+from certctrl import lean
+
 
 class KeyKind(StrEnum):
     """What a TLS client can ask for: the kind of key of a certificate."""
@@ -15,7 +17,7 @@ class KeyKind(StrEnum):
     """Also Ed25519 and Ed448, which use the same cipher suites."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class CertFacts:
     """What identifies one certificate; carried through the pipeline, never copied.
 
@@ -41,7 +43,7 @@ class CertFacts:
         return f"certificate {self.cert_id} ({self.name})"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class CertificateSummary:
     """One row of the plane's certificate list."""
 
@@ -60,7 +62,7 @@ class CertificateSummary:
     chain_pem: str | None = None
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class DeployMaterials:
     """The answer of ``deploy-materials``; key fields are base64 text and may hold secrets."""
 
@@ -79,7 +81,7 @@ class DeployMaterials:
     serial_number: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class CaBundle:
     """A private CA as the plane sends it."""
 
@@ -90,7 +92,7 @@ class CaBundle:
     ca_certificate_pem: str
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Bundle:
     """A leaf, its chain and its private key, opened and checked to belong together."""
 

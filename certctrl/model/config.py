@@ -14,6 +14,8 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
+
 
 class PollMode(StrEnum):
     """When the agent polls, and whether the control plane holds the poll."""
@@ -65,7 +67,7 @@ def setting(
     return attrs.field(default=default, converter=kind, metadata=meta)
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class ApplicationConfig:
     """``application.json``."""
 
@@ -118,7 +120,7 @@ class ApplicationConfig:
     metrics_textfile: str = setting("", "path of a Prometheus textfile; empty: off")
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class HttpClientConfig:
     """``httpclient_config.json``."""
 
@@ -139,7 +141,7 @@ class HttpClientConfig:
     )
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class IocConfig:
     """``ioc_config.json``: the active signal handlers."""
 
@@ -147,7 +149,7 @@ class IocConfig:
     handlers: Mapping[str, str] = setting({}, "signal type -> entry point name of certctrl.signal_handlers")
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class LogConfig:
     """``log_config.json``."""
 
@@ -163,7 +165,7 @@ class LogConfig:
     keep_files: int = setting(5, "rotated files kept", ge=0, le=100)
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class AgentConfig:
     """The four configuration files as one value."""
 

@@ -7,6 +7,8 @@ from enum import StrEnum
 
 import attrs
 
+from certctrl import lean
+
 CERT_FILES = (
     "private.key",
     "private-traditional.key",
@@ -64,14 +66,14 @@ class ObjectType(StrEnum):
     CA = "ca"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class VerifyCommand:
     """Verify by running a command, which must exit with status 0."""
 
     cmd_argv: tuple[str, ...]
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class VerifyTls:
     """Verify by connecting: the served leaf must be the deployed one."""
 
@@ -85,7 +87,7 @@ class VerifyTls:
 Verify = VerifyCommand | VerifyTls
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class _Item:
     id: str
     """``local:…`` for items of ``installs.local.json``."""
@@ -100,7 +102,7 @@ class _Item:
     """Why this version cannot carry out the item; empty: it can. Not a field of the wire."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class CopyAction(_Item):
     """Copy virtual files of one certificate or CA to absolute paths."""
 
@@ -145,7 +147,7 @@ class CopyAction(_Item):
         return tuple(zip(self.sources, self.targets, strict=False))
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class ExecAction(_Item):
     """Run one command after its dependencies changed."""
 
@@ -158,12 +160,12 @@ class ExecAction(_Item):
     verify: Verify | None = None
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class ImportCaAction(_Item):
     """Add a CA to the system trust store."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class UnknownAction(_Item):
     """An item of a type that this version does not know; always ``refused``."""
 
@@ -171,7 +173,7 @@ class UnknownAction(_Item):
 InstallItem = CopyAction | ExecAction | ImportCaAction | UnknownAction
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class InstallConfig:
     """The plane's install items for this device: hash verified, ids unique, no cycle."""
 
@@ -195,7 +197,7 @@ class OutcomeKind(StrEnum):
     ROLLED_BACK = "rolled_back"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Deployed:
     """One certificate as served now, for the ack."""
 
@@ -205,7 +207,7 @@ class Deployed:
     targets: tuple[str, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Outcome:
     """The result of handling one signal or deploying one certificate."""
 

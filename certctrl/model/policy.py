@@ -11,6 +11,8 @@ from enum import StrEnum
 
 import attrs
 
+from certctrl import lean
+
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -30,7 +32,7 @@ class Retirement(StrEnum):
     KEEP = "keep"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class NamedCommand:
     """A command that this host allows, by its exact argv."""
 
@@ -59,7 +61,7 @@ def minutes_of(time: str) -> int | None:
     return minutes if minutes <= FULL_DAY else None
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class MaintenanceWindow:
     """When new material may be switched to; it is staged at any time."""
 
@@ -73,7 +75,7 @@ class MaintenanceWindow:
     """Remaining fraction of the served certificate's life below which the window is ignored."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class TrustStore:
     """The system trust store; without a ``directory``, CA imports are refused."""
 
@@ -83,7 +85,7 @@ class TrustStore:
     """Argv to run after a change, such as /usr/sbin/update-ca-certificates."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class HostPolicy:
     """``policy.json``: owned by root, read at start and on SIGHUP."""
 

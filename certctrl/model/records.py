@@ -7,12 +7,13 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import CertRevoked, Signal
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Tokens:
     """Tokens of the device's session."""
 
@@ -20,7 +21,7 @@ class Tokens:
     refresh_token: str = attrs.field(repr=False)
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class DeviceKeys:
     """Raw X25519 key pair, 32 bytes each."""
 
@@ -47,7 +48,7 @@ class RetryKind(StrEnum):
     """A service that is not running, or that fails with its previous files too: waiting may help."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Retry:
     """Something that failed and is to be retried."""
 
@@ -79,7 +80,7 @@ def retry_key(signal: Signal) -> str:
     return f"{signal.resource} revoked" if isinstance(signal, CertRevoked) else signal.resource
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class InboxEntry:
     """A signal that is stored but not yet handled (durable state RECEIVED)."""
 
@@ -93,7 +94,7 @@ class InboxEntry:
         return self.retry.next_try_at if self.retry is not None else 0.0
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Ack:
     """An outcome to report to the plane, in the wire form of a notify event."""
 
@@ -109,7 +110,7 @@ class Stage(StrEnum):
     WITHDRAWN = "withdrawn"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class KnownPlane:
     """The control plane and device whose signals this host follows."""
 
@@ -131,7 +132,7 @@ class Standing(StrEnum):
     """Unassigned, and confirmed."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class CertRecord:
     """The state of one certificate on this host, recorded at deploy time so that `list-certs` parses nothing."""
 
@@ -192,7 +193,7 @@ class CertRecord:
         return self.stage is Stage.WITHDRAWN and self.revoked and not self.alarmed
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class CaRecord:
     """A CA that this host added to its trust store, with all that a clean removal needs."""
 

@@ -7,8 +7,10 @@ from typing import Any, ClassVar, get_args
 
 import attrs
 
+from certctrl import lean
 
-@attrs.frozen(kw_only=True)
+
+@lean.frozen(kw_only=True)
 class SentAs:
     """The type and ``ref`` of a signal that was sent in another spelling than ours; its ack repeats them."""
 
@@ -16,7 +18,7 @@ class SentAs:
     ref: Mapping[str, Any]
 
 
-@attrs.frozen
+@lean.frozen
 class InstallUpdated:
     """The device's install config changed."""
 
@@ -38,7 +40,7 @@ class InstallUpdated:
         return {name: value for name, value in ref.items() if value is not None}
 
 
-@attrs.frozen
+@lean.frozen
 class _CertSignal:
     ts_ms: int
     cert_id: int
@@ -54,28 +56,28 @@ class _CertSignal:
         return {"cert_id": self.cert_id} | ({"serial": self.serial} if self.serial is not None else {})
 
 
-@attrs.frozen
+@lean.frozen
 class CertRenewed(_CertSignal):
     """New material exists for a certificate (live-service alias: ``cert.updated``)."""
 
     type: ClassVar[str] = "cert.renewed"
 
 
-@attrs.frozen
+@lean.frozen
 class CertRevoked(_CertSignal):
     """A certificate must be taken out of use."""
 
     type: ClassVar[str] = "cert.revoked"
 
 
-@attrs.frozen
+@lean.frozen
 class CertUnassigned(_CertSignal):
     """A certificate is no longer assigned to this device: remove it, without the alert of a revocation."""
 
     type: ClassVar[str] = "cert.unassigned"
 
 
-@attrs.frozen
+@lean.frozen
 class _CaSignal:
     ts_ms: int
     ca_id: int
@@ -97,21 +99,21 @@ class _CaSignal:
         return ref
 
 
-@attrs.frozen
+@lean.frozen
 class CaAssigned(_CaSignal):
     """A private CA must be added to the trust store."""
 
     type: ClassVar[str] = "ca.assigned"
 
 
-@attrs.frozen
+@lean.frozen
 class CaUnassigned(_CaSignal):
     """A private CA must be removed from the trust store."""
 
     type: ClassVar[str] = "ca.unassigned"
 
 
-@attrs.frozen
+@lean.frozen
 class ResyncRequired:
     """The plane requests a full resync, as after a 409."""
 
@@ -130,7 +132,7 @@ class ResyncRequired:
         return {} if self.reason is None else {"reason": self.reason}
 
 
-@attrs.frozen
+@lean.frozen
 class UnknownSignal:
     """A signal of a type that this version does not know: logged once, acked ``ignored``."""
 
@@ -147,7 +149,7 @@ class UnknownSignal:
         return dict(self.raw_ref)
 
 
-@attrs.frozen
+@lean.frozen
 class MalformedSignal:
     """A signal that does not fit its schema: acked ``failed``, without effect on others."""
 

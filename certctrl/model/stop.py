@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import attrs
-
+from certctrl import lean
 from certctrl.model.status import StopReason
 
 
-@attrs.frozen
+@lean.frozen
 class Stop:
     """Why a run ended."""
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.model.config import is_loopback
 
 _FIX = 'set "server_url": "https://HOST[:PORT]" in application.json'
 
 
-@attrs.frozen
+@lean.frozen
 class Origin:
     """Scheme, host and port."""
 

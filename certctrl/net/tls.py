@@ -13,8 +13,7 @@ import ssl
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.model.config import HttpClientConfig
 from certctrl.model.paths import NEXT_PLANE_CA, PLANE_CA, STATE_DIR
@@ -32,7 +31,7 @@ _DIRECTORIES = ("/etc/ssl/certs",)
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
 
 
-@attrs.frozen
+@lean.frozen
 class PlaneCa:
     """The operator's file with the plane's CA, and what the plane has handed out in place of it.
 

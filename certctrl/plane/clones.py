@@ -11,13 +11,15 @@ from collections.abc import Callable
 
 import attrs
 
+from certctrl import lean
+
 WINDOW_SECONDS = 900.0
 """How long a name is remembered, and how long a suspicion lasts."""
 _MAX_NAMES = 8
 """Names remembered per device; more within the window mean a restart loop, so the oldest are dropped."""
 
 
-@attrs.define
+@lean.define
 class _Names:
     last_polls: dict[str, float] = attrs.field(factory=dict)
     """Name -> time of its last poll; the most recent is last."""

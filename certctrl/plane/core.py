@@ -17,6 +17,7 @@ from typing import Any, Self
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.errors import CertctrlError, ConfigError
 from certctrl.model.offload import Offload
 from certctrl.plane import clock
@@ -51,7 +52,7 @@ _HOUSEKEEPING = "housekeeping"
 log = logging.getLogger("certctrl.Plane")
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Poll:
     """The request of a poll."""
 
@@ -64,7 +65,7 @@ class Poll:
     """Random name of the agent's process; empty for an older agent."""
 
 
-@attrs.frozen
+@lean.frozen
 class HeldPoll:
     """A poll after its first read."""
 

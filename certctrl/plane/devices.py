@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import attrs
-
+from certctrl import lean
 from certctrl.plane.ca.sealing import fingerprint
 from certctrl.plane.clock import when
 from certctrl.plane.clones import CloneDetector
@@ -36,7 +35,7 @@ def require_user(database: Database, user_id: int) -> None:
         raise not_found("No such user")
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class DeviceFacts:
     """A device's description of itself; shown to operators, never trusted."""
 
@@ -48,7 +47,7 @@ class DeviceFacts:
     user_agent: str = ""
 
 
-@attrs.define
+@lean.define
 class _Sighting:
     at: float
     address: str

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.plane.ca.sealing import fingerprint
 from certctrl.plane.clock import when
 from certctrl.plane.devices import DeviceFacts, Devices
@@ -27,7 +28,7 @@ _MAX_VALIDITY = 3650 * DAY
 log = logging.getLogger("certctrl.Plane")
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Proof:
     """What a registration proves about the possession of its key."""
 

@@ -6,8 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-import attrs
-
+from certctrl import lean
 from certctrl.plane.clock import when
 from certctrl.plane.errors import conflict, invalid_token, not_found, unavailable
 from certctrl.plane.limits import Buckets
@@ -25,7 +24,7 @@ _TOLERANCE_SECONDS = 0.5
 """How early a poll may arrive: clocks and networks are not exact."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class GrantRequest:
     """A device that requests approval, as far as the plane knows it; shown to the operator."""
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-import attrs
-
+from certctrl import lean
 from certctrl.plane.storage.database import Database
 
 
-@attrs.frozen
+@lean.frozen
 class Job:
     """A claimed job."""
 

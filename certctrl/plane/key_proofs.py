@@ -17,6 +17,7 @@ from collections.abc import Callable
 import attrs
 from nacl.public import PublicKey, SealedBox
 
+from certctrl import lean
 from certctrl.plane.storage.keyring import digest
 from certctrl.protocol.wire.enrolment import key_proof
 
@@ -25,7 +26,7 @@ _MAX_CHALLENGES = 10_000
 """Unanswered challenges; the oldest are forgotten."""
 
 
-@attrs.frozen
+@lean.frozen
 class Claim:
     """The registration that a challenge is for."""
 

@@ -11,8 +11,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from ipaddress import IPv6Address, ip_address
 
-import attrs
-
+from certctrl import lean
 from certctrl.plane.errors import rate_limited
 
 _AUTHENTICATION_SECONDS = 5.0
@@ -139,7 +138,7 @@ class UnauthenticatedConnections:
                 del self._by_caller[caller]
 
 
-@attrs.frozen(eq=False)
+@lean.frozen(eq=False)
 class UnauthenticatedConnection:
     """One connection until it authenticates or closes."""
 

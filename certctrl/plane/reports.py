@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
-import attrs
-
+from certctrl import lean
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.clock import when
@@ -19,7 +18,7 @@ _MAX_JSON = 4096
 """Characters of a stored reference or list; anything longer is stored empty."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Ack:
     """The outcome of one signal."""
 
@@ -32,14 +31,14 @@ class Ack:
     duration_ms: int = 0
 
 
-@attrs.frozen
+@lean.frozen
 class AgentVersion:
     """The version of a device's agent, sent once per start."""
 
     version: str
 
 
-@attrs.frozen
+@lean.frozen
 class OtherEvent:
     """An event of a type that this plane does not know; it is ignored."""
 

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import attrs
 import trio
 
+from certctrl import lean
 from certctrl.errors import CertctrlError
 from certctrl.plane.core import Plane
 from certctrl.plane.http.app import make_app
@@ -31,7 +31,7 @@ _CERTIFICATE_CHECK_SECONDS = 3600.0
 log = logging.getLogger("certctrl.Plane")
 
 
-@attrs.frozen
+@lean.frozen
 class PlaneAddress:
     """The address of a running plane, and the files that its clients need."""
 

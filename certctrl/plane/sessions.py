@@ -13,9 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 import jwt
 
+from certctrl import lean
 from certctrl.plane.clock import when
 from certctrl.plane.errors import device_revoked, invalid_token, token_expired
 from certctrl.plane.settings import DAY, PlaneSettings
@@ -31,7 +31,7 @@ _MAX_VERIFIED = 10_000
 """Verified tokens kept in memory."""
 
 
-@attrs.frozen
+@lean.frozen
 class DeviceSession:
     """The device and session of a valid access token."""
 

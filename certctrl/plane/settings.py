@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import ConfigError
 
 DAY = 86_400
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class PlaneSettings:
     """Settings of one plane; the defaults follow the spec where it has one."""
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import attrs
-
+from certctrl import lean
 from certctrl.model.records import InboxEntry
 from certctrl.model.signals import CertRevoked, MalformedSignal, UnknownSignal
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Choice:
     """The signals to handle now and those to drop."""
 

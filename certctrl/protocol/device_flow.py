@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from certctrl import lean
 from certctrl.backoff import grown
 
 SLOW_DOWN = 5.0
@@ -18,7 +19,7 @@ MAX_INTERVAL = 300.0
 MAX_PAUSE = 60.0
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class GrantStarted:
     """The codes of a grant: one for the operator, one to poll with."""
 
@@ -35,27 +36,27 @@ class GrantStarted:
 # --- events ------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@lean.frozen
 class GrantPending:
     """The request is not decided yet."""
 
 
-@attrs.frozen
+@lean.frozen
 class GrantSlowDown:
     """The request is not decided yet, and the agent polls too often."""
 
 
-@attrs.frozen
+@lean.frozen
 class GrantDenied:
     """The operator denied the request."""
 
 
-@attrs.frozen
+@lean.frozen
 class GrantExpired:
     """The code has expired, according to the plane."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class GrantReady:
     """The operator approved the request."""
 
@@ -65,7 +66,7 @@ class GrantReady:
     """Lifetime of the registration code in seconds; 0: unknown."""
 
 
-@attrs.frozen
+@lean.frozen
 class GrantFailed:
     """There was no usable answer: network error, 5xx, 429, HTML."""
 
@@ -73,7 +74,7 @@ class GrantFailed:
     retry_after: float | None = None
 
 
-@attrs.frozen
+@lean.frozen
 class GrantUnusable:
     """The operator approved the request, but the answer does not allow a registration."""
 
@@ -86,28 +87,28 @@ GrantEvent = GrantPending | GrantSlowDown | GrantDenied | GrantExpired | GrantRe
 # --- steps -------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@lean.frozen
 class PollGrant:
     """Poll with the device code, not before ``at`` (monotonic seconds)."""
 
     at: float
 
 
-@attrs.frozen
+@lean.frozen
 class Done:
     """Register with the granted code."""
 
     grant: GrantReady
 
 
-@attrs.frozen
+@lean.frozen
 class Refused:
     """End: the request was denied, or its approval cannot be used."""
 
     why: str = "denied on the approval page"
 
 
-@attrs.frozen
+@lean.frozen
 class Expired:
     """End: the code expired before a decision."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import attrs
 
+from certctrl import lean
 from certctrl.model.signals import Signal
 
 # --- answers to Poll -------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@lean.frozen
 class NoUpdates:
     """204, or a 200 without signals."""
 
@@ -20,7 +21,7 @@ class NoUpdates:
     """Seconds in [0, 3600]; set if the server requests a delay without an error."""
 
 
-@attrs.frozen
+@lean.frozen
 class Updates:
     """200 with at least one signal."""
 
@@ -34,24 +35,24 @@ class Updates:
     retry_after: float | None = attrs.field(default=None, kw_only=True)
 
 
-@attrs.frozen
+@lean.frozen
 class TokenExpired:
     """401: refresh the token once, then poll once more."""
 
 
-@attrs.frozen
+@lean.frozen
 class DeviceRevoked:
     """403 as JSON with the key DEVICE_REVOKED: the session ends."""
 
     what: str
 
 
-@attrs.frozen
+@lean.frozen
 class CursorExpired:
     """409 with the key CURSOR_EXPIRED or the code 40901: drop the cursor and resync."""
 
 
-@attrs.frozen
+@lean.frozen
 class ServerBusy:
     """429 or 5xx from the plane itself."""
 
@@ -61,7 +62,7 @@ class ServerBusy:
     key: str = ""
 
 
-@attrs.frozen
+@lean.frozen
 class Refused:
     """Any other error of the plane, by a bug or a version skew; counts as a failure."""
 
@@ -71,7 +72,7 @@ class Refused:
     what: str
 
 
-@attrs.frozen
+@lean.frozen
 class BadAnswer:
     """An answer outside the wire contract: HTML, truncated, wrong schema, a redirect."""
 
@@ -81,7 +82,7 @@ class BadAnswer:
     """Obeyed even for a 429 or 5xx that is not JSON, since a delay changes no state."""
 
 
-@attrs.frozen
+@lean.frozen
 class TransportFailed:
     """There was no answer: DNS, connect, TLS, deadline."""
 
@@ -93,24 +94,24 @@ class TransportFailed:
 # --- answers to the other steps ----------------------------------------------------------------------------
 
 
-@attrs.frozen
+@lean.frozen
 class Delivered:
     """The page is in the inbox and its cursor is saved, both durably."""
 
 
-@attrs.frozen
+@lean.frozen
 class DeliverFailed:
     """The page could not be saved: it is dropped, and comes again with the old cursor."""
 
     why: str
 
 
-@attrs.frozen
+@lean.frozen
 class AcksSent:
     """No ack is pending any longer."""
 
 
-@attrs.frozen
+@lean.frozen
 class AcksFailed:
     """Acks stay pending; they have a separate backoff and never delay polling."""
 
@@ -118,19 +119,19 @@ class AcksFailed:
     retry_after: float | None = None
 
 
-@attrs.frozen
+@lean.frozen
 class TokenRefreshed:
     """A fresh access token is in use."""
 
 
-@attrs.frozen
+@lean.frozen
 class RefreshRefused:
     """The refresh token was refused: the session ends, even if another process tried."""
 
     what: str
 
 
-@attrs.frozen
+@lean.frozen
 class RefreshFailed:
     """The refresh failed for now: 5xx, 429, network, disk."""
 
@@ -138,12 +139,12 @@ class RefreshFailed:
     retry_after: float | None = None
 
 
-@attrs.frozen
+@lean.frozen
 class Resynced:
     """The whole host was compared with the plane, and the stored cursor is gone."""
 
 
-@attrs.frozen
+@lean.frozen
 class ResyncFailed:
     """The resync failed; it is retried before the next poll."""
 
@@ -154,19 +155,19 @@ class ResyncFailed:
 # --- from outside ----------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@lean.frozen
 class Started:
     """The first event of a session."""
 
     token_valid: bool
 
 
-@attrs.frozen
+@lean.frozen
 class PollNow:
     """An operator requests an immediate poll: ends every wait and closes the breaker."""
 
 
-@attrs.frozen
+@lean.frozen
 class Timer:
     """A wait is over; ``now`` is all that matters."""
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-import attrs
-
+from certctrl import lean
 from certctrl.model.signals import Signal
 from certctrl.model.status import StopReason
 
@@ -24,7 +23,7 @@ class WaitReason(StrEnum):
     BREAKER = "breaker"
 
 
-@attrs.frozen
+@lean.frozen
 class Wait:
     """Do nothing until ``until``. Event: Timer, or PollNow, which ends the wait early."""
 
@@ -33,7 +32,7 @@ class Wait:
     why: WaitReason
 
 
-@attrs.frozen
+@lean.frozen
 class Poll:
     """Send one poll. Event: one of ``events.POLL_ANSWERS``, or RefreshRefused if there is no token.
 
@@ -46,7 +45,7 @@ class Poll:
     """Seconds that the server may hold the poll; 0: none."""
 
 
-@attrs.frozen
+@lean.frozen
 class Deliver:
     """Pass signals on, wait for their outcomes, save the unfinished ones and *then* the cursor, if any.
 
@@ -59,22 +58,22 @@ class Deliver:
     """Upper bound in seconds of the wait for outcomes."""
 
 
-@attrs.frozen
+@lean.frozen
 class FlushAcks:
     """Send all pending acks; cheap if there are none. Event: AcksSent, AcksFailed."""
 
 
-@attrs.frozen
+@lean.frozen
 class Refresh:
     """Get a new access token. Event: TokenRefreshed, RefreshRefused, RefreshFailed."""
 
 
-@attrs.frozen
+@lean.frozen
 class Resync:
     """Bring the host to the plane's full state, then delete the stored cursor. Event: Resynced, ResyncFailed."""
 
 
-@attrs.frozen
+@lean.frozen
 class Terminate:
     """End: there is no further step."""
 
@@ -95,7 +94,7 @@ class AlertKind(StrEnum):
     REFRESH_REFUSED = "refresh-refused"
 
 
-@attrs.frozen
+@lean.frozen
 class Alert:
     """A problem that operators must know of; collected in ``Session.take_alerts``."""
 

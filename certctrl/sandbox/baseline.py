@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import attrs
 import trio
 
+from certctrl import lean
 from certctrl.install.material.bundle import open_bundle
 from certctrl.model.records import Tokens
 from certctrl.net.calls import data_or_error
@@ -37,7 +37,7 @@ _WAIT_SECONDS = 25
 _SELF = "/apiv1/devices/self"
 
 
-@attrs.define(kw_only=True, eq=False)
+@lean.define(kw_only=True, eq=False)
 class BaselineClient:
     """The minimal client, with a separate certificate."""
 

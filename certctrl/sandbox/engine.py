@@ -19,6 +19,7 @@ from typing import TextIO
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.agent.clock import wall_now
 from certctrl.agent.context import Agent
 from certctrl.agent.register import register
@@ -52,7 +53,7 @@ USER_ID = 1
 DRAW_SECONDS = 0.2
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class SandboxOptions:
     """Options of one run."""
 
@@ -123,7 +124,7 @@ def narrated_logs(narrator: Narrator) -> Iterator[None]:
         ours.setLevel(level)
 
 
-@attrs.define(kw_only=True, eq=False)
+@lean.define(kw_only=True, eq=False)
 class Sandbox:
     """One run of the sandbox."""
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-import attrs
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from certctrl import lean
 from certctrl.sandbox.serials import short_serial
 
 STYLES = {"plane": "magenta", "agent": "cyan", "service": "yellow", "witness": "green", "alert": "red"}
@@ -43,7 +43,7 @@ def terminal(out: TextIO) -> Console:
     return Console(file=out, highlight=False)
 
 
-@attrs.define
+@lean.define
 class Row:
     """One certificate."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.sandbox.serials import short_serial
 
 _PROBLEMS = 5
@@ -21,7 +22,7 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-@attrs.define(kw_only=True, eq=False)
+@lean.define(kw_only=True, eq=False)
 class Report:
     """The results of one run; each serial counts once."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.agent.clock import wall_now
 from certctrl.errors import CommandError, ExitStatus
 from certctrl.net.operator import Operator
@@ -29,7 +30,7 @@ SERVED_SECONDS = 30.0
 """Longer than the agent's probe deadline (15 s), so that a rollback and a second try still count."""
 
 
-@attrs.define(kw_only=True, eq=False)
+@lean.define(kw_only=True, eq=False)
 class Certificate:
     """One certificate of the run."""
 
@@ -40,7 +41,7 @@ class Certificate:
     revoked: bool = False
 
 
-@attrs.define(kw_only=True, eq=False)
+@lean.define(kw_only=True, eq=False)
 class Scenario:
     """Acts as the operator and evaluates the witness; agent and service work on their own."""
 

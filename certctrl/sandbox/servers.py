@@ -19,9 +19,9 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-import attrs
 import trio
 
+from certctrl import lean
 from certctrl.errors import CommandError, UsageError
 from certctrl.sandbox import service
 
@@ -31,7 +31,7 @@ STOP_SECONDS = 5.0
 NGINX_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"))
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Server:
     """How to start one service, and the commands that the agent may run."""
 

@@ -13,13 +13,14 @@ from typing import Any
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.errors import CommandError
 from certctrl.sandbox.servers import end_process
 
 _FIX = "run with --dir DIR and read DIR/service/witness.log"
 
 
-@attrs.define(eq=False)
+@lean.define(eq=False)
 class WitnessClient:
     """The running witness; ``witness.py`` documents its requests."""
 

@@ -7,7 +7,6 @@ list. Errors name the JSON path, the expected and the actual kind, never the val
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from functools import cache
@@ -17,7 +16,7 @@ import attrs
 from cattrs import BaseValidationError, ClassValidationError, Converter, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from certctrl.text import kind_of
+from certctrl.text import kind_of, nearest
 
 Hook = Callable[[Any, Any], Any]
 """Structures one value; the second argument is its type."""
@@ -233,8 +232,8 @@ def _range(low: float | None, high: float | None) -> str:
 def check_choice(value: str, choices: tuple[str, ...], path: str) -> str:
     """Return the value if it is one of the choices. Raises Mismatch."""
     if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        fix = f"did you mean {near[0]!r}?" if near else None
+        near = nearest(value, choices)
+        fix = f"did you mean {near!r}?" if near else None
         raise Mismatch(path, f"expected one of {', '.join(choices)}, found another text", fix)
     return value
 
@@ -267,8 +266,8 @@ def _mismatch(error: Exception, path: str) -> Mismatch:
 def unknown_key(key: str, known: Iterable[str], path: str) -> Mismatch:
     """Return the error for a key that does not exist, with the one that was probably meant."""
     names = list(known)
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
-    fix = f"did you mean {near[0]!r}?" if near else f"remove it; known keys: {', '.join(names)}"
+    near = nearest(key, names)
+    fix = f"did you mean {near!r}?" if near else f"remove it; known keys: {', '.join(names)}"
     return Mismatch(join(path, key), "unknown key", fix)
 
 

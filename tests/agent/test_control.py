@@ -71,7 +71,7 @@ async def test_a_request_over_the_real_socket(tmp_path: Path) -> None:
     path = deep / "agent.sock"
     path.write_text("left by a dead daemon")
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_control, RealFs(), path, OPERATIONS, LOG)
+        await nursery.start(serve_control, RealFs(), path, lambda: OPERATIONS, LOG)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         answer = await trio.to_thread.run_sync(ask, path, b'{"op":"echo","value":7}\n')
         assert json.loads(answer) == {"ok": True, "data": {"got": 7}}
@@ -82,7 +82,7 @@ async def test_a_request_over_the_real_socket(tmp_path: Path) -> None:
 async def test_invalid_and_idle_clients_do_not_stop_the_service(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_control, RealFs(), path, OPERATIONS, LOG)
+        await nursery.start(serve_control, RealFs(), path, lambda: OPERATIONS, LOG)
         with contextlib.suppress(OSError):  # hung up on before all of it was sent
             await trio.to_thread.run_sync(ask, path, b"\xff" * 200_000 + b"\n")
         with socket.socket(socket.AF_UNIX) as silent:
@@ -102,7 +102,7 @@ async def test_a_client_that_hangs_up_during_the_answer_ends_nothing(tmp_path: P
         return "x" * 1_000_000
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_control, RealFs(), path, OPERATIONS | {"hang up": hang_up}, LOG)
+        await nursery.start(serve_control, RealFs(), path, lambda: OPERATIONS | {"hang up": hang_up}, LOG)
         client.connect(str(path))
         client.sendall(b'{"op":"hang up"}\n')
         await trio.testing.wait_all_tasks_blocked(0.01)

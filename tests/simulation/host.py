@@ -207,7 +207,7 @@ async def control_stand_in(
     fs: Any, path: Path, operations: Any, log: Any, *, task_status: Any = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Stand in for ``serve_control``; tests call the operations directly."""
-    current.get().operations = operations
+    current.get().operations = operations()
     task_status.started()
     await trio.sleep_forever()
 

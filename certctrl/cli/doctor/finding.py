@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import CertctrlError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ class Level(StrEnum):
     FAIL = "FAIL"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Finding:
     """One result of a check."""
 
@@ -41,7 +40,7 @@ class Finding:
 Report = Callable[[Finding], None]
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class CheckContext:
     """Read-only input of the checks; takes no locks."""
 

@@ -15,6 +15,7 @@ import attrs
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from certctrl import lean
 from certctrl.cli.daemon_or_local import answered_yes
 from certctrl.cli.output import write_error, write_json, write_line
 from certctrl.cli.owner import become_owner
@@ -40,7 +41,7 @@ _EXIT_STATUSES = {
 """HTTP status of an error response -> exit status; otherwise 69."""
 
 
-@attrs.define
+@lean.define
 class SharedOptions:
     """Values of the shared options."""
 
@@ -52,7 +53,7 @@ class SharedOptions:
     as_json: bool = False
 
 
-@attrs.frozen
+@lean.frozen
 class Connection:
     """Address, CA and operator key of a control plane."""
 
@@ -163,7 +164,7 @@ def _wall_now() -> Callable[[], float]:
     return wall_now
 
 
-@attrs.frozen
+@lean.frozen
 class OperatorApi:
     """The operator API on behalf of one user; finds certificates, devices and CAs by name."""
 

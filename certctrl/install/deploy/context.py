@@ -11,6 +11,7 @@ import attrs
 import trio
 from trio_util import RepeatedEvent
 
+from certctrl import lean
 from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.copy_items import Indexer
@@ -28,7 +29,7 @@ from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@lean.frozen(kw_only=True, eq=False)
 class Context:
     """The collaborators of `Installer`, and its record store."""
 
@@ -76,7 +77,7 @@ class Context:
         return cls(**given, shared_offload=SharedOffload(given["offload"]), records=records, identity=identity)
 
 
-@attrs.define(eq=False)
+@lean.define(eq=False)
 class _Call:
     function: Callable[..., Any]
     args: tuple[Any, ...]

@@ -23,9 +23,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-import attrs
 import trio
 
+from certctrl import lean
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.deploy.candidates import may_make, prune_unused, with_missing_files
 from certctrl.install.deploy.context import Context, Locks
@@ -44,7 +44,7 @@ RECORD_BATCH = 50
 """Groups recorded between two checkpoints: a few milliseconds of work."""
 
 
-@attrs.define(eq=False, kw_only=True)
+@lean.define(eq=False, kw_only=True)
 class Convergence:
     """One call: candidates to switch to, files to compare, and the results."""
 

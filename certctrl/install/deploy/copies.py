@@ -12,6 +12,7 @@ from pathlib import Path
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import CertctrlError
 from certctrl.install.deploy.context import Context
 from certctrl.install.material.formats import ca_files
@@ -19,7 +20,7 @@ from certctrl.install.plan.values import DesiredCert, GroupPlan, Write
 from certctrl.store.deployments.file_set import FileSet, FileWrite
 
 
-@attrs.frozen
+@lean.frozen
 class Part:
     """Files of one step that are written together or not at all."""
 
@@ -30,7 +31,7 @@ class Part:
     """Whether the rest of the group continues if they fail."""
 
 
-@attrs.define(eq=False, kw_only=True)
+@lean.define(eq=False, kw_only=True)
 class Copies:
     """The copies of one group. Methods block on the disk and raise CertctrlError."""
 

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.errors import CertctrlError, CommandError, ProbeError, ProbeFault
 from certctrl.install.deploy.commands import run_granted, verify_live
 from certctrl.install.deploy.context import Context
@@ -31,7 +32,7 @@ MAX_ENDPOINTS = 64
 """Endpoints of one group that are checked; a service at another one counts as running."""
 
 
-@attrs.frozen
+@lean.frozen
 class Tolerated:
     """A failure that did not end the group."""
 
@@ -42,7 +43,7 @@ class Tolerated:
     """Whether the service was not running, before this try and after it."""
 
 
-@attrs.define(eq=False, kw_only=True)
+@lean.define(eq=False, kw_only=True)
 class Executor:
     """The work on one group, and how far it has come."""
 
@@ -300,7 +301,7 @@ class Executor:
         return [item.id for item in imports if item.ob_id == ca_id or (item.ob_id is None and item.ob_name == name)]
 
 
-@attrs.frozen
+@lean.frozen
 class _Job:
     items: tuple[str, ...]
     tolerant: bool

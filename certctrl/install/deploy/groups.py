@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import CertctrlError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.executor import Executor
@@ -17,7 +18,7 @@ from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
 
 
-@attrs.frozen(eq=False)
+@lean.frozen(eq=False)
 class Group:
     """Connected certificates and items, as node names (``cert:7``, ``item:x``)."""
 
@@ -51,7 +52,7 @@ def groups_of(context: Context, items: Sequence[InstallItem], candidates: Mappin
     return [Group.of(nodes) for nodes in connected_groups(enabled(items), bound, certs)]
 
 
-@attrs.define(kw_only=True, eq=False)
+@lean.define(kw_only=True, eq=False)
 class SwitchedPlan:
     """A plan, and how far the switch to its candidates has come."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import CommandError, DiskError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.retry_table import cert_resource
@@ -36,7 +37,7 @@ from certctrl.store.disk.safe_path import destination_facts
 from certctrl.text import one_line
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class ObservedState:
     """The state of this host."""
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import CertctrlError, DiskError, StateCorruptError
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.record_store import audit_entry
@@ -39,7 +40,7 @@ def was_rolled_back(record: CertRecord, candidate: Candidate) -> bool:
     return record.last_outcome is OutcomeKind.ROLLED_BACK and record.staged == candidate.generation
 
 
-@attrs.define(eq=False, kw_only=True)
+@lean.define(eq=False, kw_only=True)
 class Results:
     """The results of one call."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Mapping, 
 import attrs
 from trio_util import RepeatedEvent
 
+from certctrl import lean
 from certctrl.install.plan.retries import ROUNDING, Failure, after_failure, left_of
 from certctrl.model.config import ApplicationConfig
 from certctrl.model.records import Retry, RetryKind
@@ -30,7 +31,7 @@ def cert_resource(cert_id: int) -> str:
     return f"cert:{cert_id}"
 
 
-@attrs.define(eq=False, kw_only=True)
+@lean.define(eq=False, kw_only=True)
 class RetryTable:
     """Retries by key. Changes are in memory until the record store saves them."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import CertctrlError, DiskError, PolicyRefusedError
 from certctrl.install.deploy.commands import base_variables, checked_pin, files_of
 from certctrl.install.deploy.context import Context
@@ -29,7 +30,7 @@ from certctrl.store.state.converter import facts_of_manifest, manifest_facts
 from certctrl.text import one_line
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Candidate:
     """A generation that a certificate is to be switched to."""
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.errors import CertctrlError, DiskError
 from certctrl.install.deploy.candidates import prune_unused
 from certctrl.install.deploy.context import Context
@@ -24,7 +25,7 @@ NO_OUTCOME = Outcome(kind=OutcomeKind.UNCHANGED)
 SINCE_CRASH = "it is below certs/ since the last run, and not in service yet"
 
 
-@attrs.define(eq=False, kw_only=True)
+@lean.define(eq=False, kw_only=True)
 class Transaction:
     """One try at a group; the links of its certificates already lead to their candidates, unless there is a fault."""
 

@@ -16,6 +16,7 @@ from typing import Any, assert_never
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
 from certctrl.install.deploy import staging
 from certctrl.install.deploy.context import Context, Locks
@@ -44,7 +45,7 @@ def withdrawn(record: CertRecord) -> bool:
     return record.stage is Stage.WITHDRAWN and not record.generation
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Withdrawal:
     """The withdrawal of one certificate."""
 

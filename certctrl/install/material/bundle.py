@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from itertools import takewhile
 
-import attrs
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from certctrl import lean
 from certctrl.errors import MaterialError, NotYetValidError, WrongNamesError
 from certctrl.install.material.domains import is_covered, plain_domain
 from certctrl.install.material.formats import virtual_files as virtual_files
@@ -89,7 +89,7 @@ def serial_text(serial: int) -> str:
 # --- the chain ----------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@lean.frozen
 class _Chain:
     """Certificates from the leaf's issuer upwards, each issued by the next, as clients need them."""
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import attrs
-
+from certctrl import lean
 from certctrl.install.material.formats import BARE_KEYS, WHOLE_FILES, base_of, is_virtual
 from certctrl.install.plan.dependencies import names_given, ordered_steps
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import CopyAction, InstallItem, ObjectType
 
 
-@attrs.frozen
+@lean.frozen
 class ItemIndex:
     """Enabled copy items by certificate id and name."""
 
@@ -70,7 +69,7 @@ def is_whole(item: CopyAction) -> bool:
     return bool(names & WHOLE_FILES) or bool(names & BARE_KEYS and names & {"certificate.pem", "fullchain.pem"})
 
 
-@attrs.frozen
+@lean.frozen
 class FileGroup:
     """Copy items that are written together."""
 

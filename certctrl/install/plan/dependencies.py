@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 
 import attrs
 
+from certctrl import lean
 from certctrl.install.material.domains import plain_domain
 from certctrl.install.plan.values import DesiredCa, DesiredCert
 from certctrl.model.order import levels_of
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, ObjectType
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Binding:
     """The certificates and CAs that one item is about."""
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 import attrs
 
+from certctrl import lean
 from certctrl.install.plan.dependencies import Binding
 from certctrl.install.plan.policy import AgentIdentity
 from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, Write
@@ -19,7 +20,7 @@ DEBIAN = TrustStore(
 RED_HAT = TrustStore(directory="/etc/pki/ca-trust/source/anchors", command=("/usr/bin/update-ca-trust",))
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Host:
     """Facts about this host that the planner needs."""
 
@@ -36,7 +37,7 @@ class Host:
     """The system's trust store, to suggest while the policy names none."""
 
 
-@attrs.frozen
+@lean.frozen
 class PlanInputs:
     """All inputs of one plan."""
 

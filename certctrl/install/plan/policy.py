@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.install.material.formats import has_key
 from certctrl.model.commands import script_words
 from certctrl.model.paths import is_below, path_fault
 from certctrl.model.plan import COMMAND_PREFIX, LOCAL_PREFIX, CopyAction, ExecAction, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand, RemoteCommands
-from certctrl.text import one_line
+from certctrl.text import nearest, one_line
 
 MIN_TIMEOUT = 1.0
 MAX_TIMEOUT = 600.0
@@ -34,7 +34,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Refusal:
     """An action that this host does not allow, and the setting that would."""
 
@@ -62,7 +62,7 @@ class Refusal:
         return f"{self.what}: {self.why}"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Grant:
     """A command as this host allows it."""
 
@@ -77,7 +77,7 @@ class Grant:
     """Whether it is a command of policy.json, which may be pinned on first use."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class AgentIdentity:
     """The agent's own directory, which no setting may open, and its account."""
 
@@ -237,8 +237,8 @@ def judge_exec(policy: HostPolicy, item: ExecAction, identity: AgentIdentity) ->
 
 def _unlisted(policy: HostPolicy, name: str, what: str) -> Refusal:
     """Return the refusal of a command given by a name that the policy does not have."""
-    near = get_close_matches(name, policy.commands, n=1)
-    also = f"; did you mean {near[0]}?" if near else ""
+    near = nearest(name, policy.commands)
+    also = f"; did you mean {near}?" if near else ""
     fix = f"cert-ctrl -c DIR policy allow command --name {name} -- /PATH/TO/PROGRAM [ARGUMENT]..."
     return Refusal(
         what=what,

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.install.plan.policy import explain
 from certctrl.install.plan.values import GroupPlan, InstallPlan, Run, Verification, Write
 from certctrl.model.plan import VerifyTls
@@ -24,7 +25,7 @@ class LineKind(StrEnum):
     VERIFY = "verify"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class PlanLine:
     """One line of a plan."""
 

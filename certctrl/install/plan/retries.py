@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import attrs
 
+from certctrl import lean
 from certctrl.backoff import grown, jittered
 from certctrl.install.plan.values import DesiredCert, GroupPlan, InstallPlan, Step
 from certctrl.model.config import ApplicationConfig
@@ -24,7 +25,7 @@ ROUNDING = 1e-3
 """Seconds by which sums of times may differ."""
 
 
-@attrs.frozen
+@lean.frozen
 class Pauses:
     """How long to wait after a failure, in seconds."""
 
@@ -50,7 +51,7 @@ UNCOUNTED = (RetryKind.WAITING, RetryKind.DISK, RetryKind.GRACE, RetryKind.LAGGI
 """Kinds that never lead to quarantine: nothing about the work itself is wrong."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Failure:
     """One failure of a resource."""
 

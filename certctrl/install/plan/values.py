@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 import attrs
 
+from certctrl import lean
 from certctrl.install.plan.policy import Grant, Refusal, explain
 from certctrl.model.certificate import CertFacts
 from certctrl.model.plan import VerifyCommand, VerifyTls
 from certctrl.text import one_line
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class DesiredCert:
     """A certificate as this host should have it."""
 
@@ -48,7 +49,7 @@ class DesiredCert:
         return f"cert:{self.cert_id}"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class DesiredCa:
     """A CA of this host."""
 
@@ -60,7 +61,7 @@ class DesiredCa:
     """Whether it is in the trust store."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Destination:
     """The state of one destination path."""
 
@@ -75,7 +76,7 @@ class Destination:
     """Why nothing may be written there even if the policy allows it (symlinks, other-writable parents, …)."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Write:
     """One file to write to a destination."""
 
@@ -104,7 +105,7 @@ class Write:
         return f"ca:{self.ca_id}" if self.cert_id is None else f"cert:{self.cert_id}"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Run:
     """One command to run, for all items that request it."""
 
@@ -122,7 +123,7 @@ class Run:
     """Certificates (``cert:7``) whose changed files are the only reason to run it; empty: it is due anyway."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Verification:
     """One check after the commands."""
 
@@ -138,7 +139,7 @@ class Verification:
     """As for `Run`."""
 
 
-@attrs.frozen
+@lean.frozen
 class Step:
     """Work that may be done concurrently: first all files, then all commands."""
 
@@ -146,7 +147,7 @@ class Step:
     runs: tuple[Run, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class GroupPlan:
     """The work on one group: certificates that are connected through shared items."""
 
@@ -174,7 +175,7 @@ class GroupPlan:
         return frozenset(found | {one.item for one in self.verifications})
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class InstallPlan:
     """What `converge` would do on this host, and why; `cert-ctrl plan` prints it."""
 

@@ -14,11 +14,11 @@ import ssl
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
 
-import attrs
 import trio
 from cryptography import x509
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 
+from certctrl import lean
 from certctrl.errors import ProbeError, ProbeFault
 from certctrl.install.probe.handshake import RecordingStream
 from certctrl.install.probe.starttls import start_tls
@@ -33,7 +33,7 @@ _UNUSED = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 """Addresses that no host has (RFC 5737, RFC 3849)."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Seen:
     """The answer of one address."""
 

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from certctrl import lean
 from certctrl.errors import ProbeError, ProbeFault
 from certctrl.model.certificate import KeyKind
 
@@ -54,7 +55,7 @@ async def leaf_of_kind(stream: trio.abc.Stream, server_name: str | None, kind: K
         raise ProbeError("TLS: the handshake is malformed", fault=ProbeFault.NO_TLS) from None
 
 
-@attrs.define(eq=False)
+@lean.define(eq=False)
 class _Client:
     stream: trio.abc.Stream
     received: bytearray = attrs.field(factory=bytearray)

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
-from importlib.abc import InspectLoader
 from io import FileIO
 from time import sleep
+from typing import Any
 
 import trio
 
@@ -117,8 +117,8 @@ class Child:
 @cache
 def _program() -> bytes:
     """Return the supervisor's compiled code, which a bare interpreter runs without a file or compiling."""
-    assert isinstance(supervisor.__loader__, InspectLoader)
-    return marshal.dumps(supervisor.__loader__.get_code(supervisor.__name__))
+    loader: Any = supervisor.__loader__  # an importlib.abc.InspectLoader; importing that class would load much more
+    return marshal.dumps(loader.get_code(supervisor.__name__))
 
 
 def _spawn() -> tuple[_Popen, int, int]:

@@ -7,14 +7,13 @@ import signal
 from collections.abc import Iterable
 from contextlib import suppress
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import CommandError
 from certctrl.install.process.transcript import last_line, transcript
 from certctrl.text import one_line
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class CommandResult:
     """The result of a command that was started."""
 

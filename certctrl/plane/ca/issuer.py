@@ -13,6 +13,7 @@ import attrs
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
+from certctrl import lean
 from certctrl.model.offload import Offload
 from certctrl.plane.ca.x509 import (
     Authority,
@@ -36,7 +37,7 @@ _INTERMEDIATE_RENEWAL = 2 * 366 * DAY
 _BACKDATE_SECONDS = 300
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Issued:
     """A new certificate with its key."""
 
@@ -58,7 +59,7 @@ class Issuer(Protocol):
         """Return a new certificate with a new key for canonical names."""
 
 
-@attrs.frozen
+@lean.frozen
 class Purpose:
     """What a CA of the plane is for."""
 

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from certctrl import lean
 from certctrl.plane.ca.domains import is_address
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -23,7 +24,7 @@ _CURVES: dict[str, ec.EllipticCurve] = {"ecdsa-p256": ec.SECP256R1(), "ecdsa-p38
 _MAX_COMMON_NAME = 64
 
 
-@attrs.frozen
+@lean.frozen
 class Authority:
     """A CA certificate with its key."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import attrs
 from starlette.requests import Request
 
+from certctrl import lean
 from certctrl.model.plan import OutcomeKind
 from certctrl.plane.devices import FIRST_USER, DeviceFacts
 from certctrl.plane.enrolment import Proof
@@ -56,14 +57,14 @@ class GrantAction(StrEnum):
     VERIFY = "device_verify"
 
 
-@attrs.frozen
+@lean.frozen
 class Grant:
     """The part of a device grant request that selects its body."""
 
     action: GrantAction
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class GrantStart:
     """``device_start``: a device requests approval."""
 
@@ -73,14 +74,14 @@ class GrantStart:
     scopes: Annotated[tuple[Annotated[str, Line(50)], ...], AtMost(20)] = ()
 
 
-@attrs.frozen
+@lean.frozen
 class GrantPoll:
     """``device_poll``: a device requests the decision."""
 
     device_code: Secret
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class GrantDecision:
     """An operator's decision on a device grant."""
 
@@ -88,14 +89,14 @@ class GrantDecision:
     user_id: Id = FIRST_USER
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class GrantVerify(GrantDecision):
     """``device_verify``: a decision that names the grant by its user code."""
 
     user_code: Annotated[str, Text(100)]
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class ExpectedDevice:
     """A device to add ahead of its registration."""
 
@@ -104,7 +105,7 @@ class ExpectedDevice:
     platform: Name = ""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Device(ExpectedDevice):
     """A device's description of itself."""
 
@@ -124,7 +125,7 @@ class Device(ExpectedDevice):
         )
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Registration(Device):
     """A device with its key, and what its agent can do."""
 
@@ -137,7 +138,7 @@ class Registration(Device):
         return Proof(offered=KEY_PROOF in self.features, answer=self.challenge_response or "")
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class ApprovedRegistration(Registration):
     """A registration with the code of an approved grant."""
 
@@ -145,14 +146,14 @@ class ApprovedRegistration(Registration):
     registration_code: Secret
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class UnattendedRegistration(Registration):
     """A registration with an enrolment token."""
 
     enrolment_token: Secret
 
 
-@attrs.frozen
+@lean.frozen
 class Refresh:
     """A request for a new access token."""
 
@@ -162,7 +163,7 @@ class Refresh:
     """The CA certificates by which the agent verifies the plane."""
 
 
-@attrs.frozen
+@lean.frozen
 class Report:
     """A batch of events, oldest first."""
 
@@ -170,19 +171,19 @@ class Report:
     events: Annotated[tuple[Event, ...], AtMost(100, required=True)]
 
 
-@attrs.frozen
+@lean.frozen
 class _EventHead:
     type: str
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class _AckSignal:
     type: Annotated[str, LooseLine(100)] = ""
     ts_ms: Annotated[int, Loose(int)] = 0
     ref: Annotated[dict[str, Any], Loose(dict)] = attrs.field(factory=dict)
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class _AckBody:
     signal: _AckSignal
     outcome: OutcomeKind
@@ -191,7 +192,7 @@ class _AckBody:
     duration_ms: Annotated[int, Loose(int)] = 0
 
 
-@attrs.frozen
+@lean.frozen
 class _VersionBody:
     version: Annotated[str, LooseLine(100)] = ""
 
@@ -199,28 +200,28 @@ class _VersionBody:
 # --- operators ------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@lean.frozen
 class NewUser:
     """A user to add."""
 
     name: Name = ""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Switch:
     """A request to switch to the plane's own CA; ``force``: even if devices cannot connect any more."""
 
     force: bool = False
 
 
-@attrs.frozen
+@lean.frozen
 class WithReason:
     """A request that may give its reason."""
 
     reason: Reason = ""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class NewEnrolmentToken:
     """An enrolment token to make; ``uses`` None: unlimited."""
 
@@ -230,7 +231,7 @@ class NewEnrolmentToken:
     """Seconds."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class NewCertificate:
     """A certificate to issue."""
 
@@ -242,7 +243,7 @@ class NewCertificate:
     device_ids: Annotated[tuple[Id, ...], AtMost(10_000)] = ()
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Renewal:
     """A request to renew a certificate."""
 
@@ -250,21 +251,21 @@ class Renewal:
     reason: Reason = ""
 
 
-@attrs.frozen
+@lean.frozen
 class CertificateAssignment:
     """A certificate to assign to a device."""
 
     cert_id: Id
 
 
-@attrs.frozen
+@lean.frozen
 class AuthorityAssignment:
     """A CA to assign to a device."""
 
     ca_id: Id
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class NewAuthority:
     """A CA to store; without a certificate, the plane's own root."""
 

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 import attrs
 import trio
 
+from certctrl import lean
 from certctrl.plane.http.middleware import App, Message, Receive, Scope, Send
 
 
@@ -21,7 +22,7 @@ class CutError(Exception):
     """A connection that ends early; servers close the socket, in-process clients see this exception."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Fault:
     """A fault and the requests that it affects."""
 
@@ -46,7 +47,7 @@ class Fault:
     """Let the plane handle the request, then end the connection without a response."""
 
 
-@attrs.define
+@lean.define
 class _Rule:
     fault: Fault
     seen: int = 0

@@ -15,6 +15,7 @@ import attrs
 from cattrs import BaseValidationError, Converter, transform_error
 from cattrs.gen import make_dict_structure_fn
 
+from certctrl import lean
 from certctrl.plane.errors import bad_request
 from certctrl.plane.http.reading import MAX_ID, clean_line
 
@@ -36,7 +37,7 @@ class Rule(ABC):
         """Return the value to keep; raises ValueError if it does not fit."""
 
 
-@attrs.frozen
+@lean.frozen
 class Line(Rule):
     """Text for display, made one clean line; null counts as empty."""
 
@@ -49,7 +50,7 @@ class Line(Rule):
         return clean_line(value or "", self.limit)
 
 
-@attrs.frozen
+@lean.frozen
 class Text(Rule):
     """Text of 1 to ``limit`` characters, kept unchanged; ``optional``: any empty value counts as None."""
 
@@ -69,7 +70,7 @@ class Text(Rule):
         return str(value)
 
 
-@attrs.frozen
+@lean.frozen
 class DeviceId(Rule):
     """The id that a device chose for itself, usually a UUID; ``optional``: any empty value counts as ``""``."""
 
@@ -84,7 +85,7 @@ class DeviceId(Rule):
         return str(value)
 
 
-@attrs.frozen
+@lean.frozen
 class Whole(Rule):
     """A whole number from 1 to 2**53; ``nullable``: null is kept as None."""
 
@@ -100,7 +101,7 @@ class Whole(Rule):
         return number
 
 
-@attrs.frozen
+@lean.frozen
 class LooseLine(Rule):
     """A line for display from a report: numbers become text, anything else that is not text becomes empty."""
 
@@ -113,7 +114,7 @@ class LooseLine(Rule):
         return clean_line(str(value), self.limit) if shown else ""
 
 
-@attrs.frozen
+@lean.frozen
 class Loose(Rule):
     """A value from a report that becomes an empty one of its kind if it does not fit."""
 
@@ -126,7 +127,7 @@ class Loose(Rule):
         return value if fits else self.kind()
 
 
-@attrs.frozen
+@lean.frozen
 class AtMost(Rule):
     """A list of at most ``limit`` items, each structured by its own type; null counts as empty unless ``required``."""
 

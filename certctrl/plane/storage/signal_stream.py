@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import attrs
 import trio
 
+from certctrl import lean
 from certctrl.model.signals import IDENTITY_FIELDS
 from certctrl.plane.errors import cursor_expired, not_found
 from certctrl.plane.storage.database import Database, Row
@@ -28,7 +28,7 @@ _SWEPT_TOGETHER = 1000
 _CURSOR = re.compile(r"(0|[1-9]\d{0,14})-(0|[1-9]\d{0,8})", re.ASCII)
 
 
-@attrs.frozen
+@lean.frozen
 class Page:
     """Signals after a cursor, oldest first, and the cursor after them."""
 
@@ -39,7 +39,7 @@ class Page:
     """Whether the poll for the next page is exempt from the rate limit."""
 
 
-@attrs.define(eq=False)
+@lean.define(eq=False)
 class Waiter:
     """A poll that waits for signals of one device; it notices all wakes from ``SignalStream.waiter`` on."""
 

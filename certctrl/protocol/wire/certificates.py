@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import BadAnswerError, MaterialError, PlaneError
 from certctrl.model.certificate import CaBundle, CertificateSummary, DeployMaterials
 from certctrl.protocol.wire.reader import Hook, Misfit, bounded_list, from_answer, integer, moment, text, wire_class
@@ -64,7 +63,7 @@ _materials = wire_class(
 _ca = wire_class(CaBundle, {"id": integer(ge=1), "name": text(1024), "serial_number": text(256), "status": text(64)})
 
 
-@attrs.frozen
+@lean.frozen
 class _CaName:
     id: int
     name: str = ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
 from certctrl.protocol.device_flow import (
@@ -32,7 +33,7 @@ _DAY = 86_400
 _MAX_ANCHOR = 16_384
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Registration:
     """The device and the session that a registration creates."""
 
@@ -47,7 +48,7 @@ class Registration:
     """Lifetime of the access token in seconds; None: unknown."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Refreshed:
     """A new access token, and a new refresh token if the plane rotates them."""
 
@@ -59,7 +60,7 @@ class Refreshed:
     """A CA that the plane is going to use for its own certificate; None: none, or not a usable text."""
 
 
-@attrs.frozen
+@lean.frozen
 class KeyChallenge:
     """Random bytes, sealed to the key that is being registered."""
 
@@ -87,7 +88,7 @@ _read_grant = wire_class(
 )
 
 
-@attrs.frozen
+@lean.frozen
 class _GrantStatus:
     status: str
 
@@ -176,7 +177,7 @@ def _device_name(value: Any, _: Any = None) -> str:
 _any_text = text()
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class _Device:
     id: int
     user_id: int
@@ -185,14 +186,14 @@ class _Device:
     status: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class _Session:
     access_token: str = attrs.field(repr=False)
     refresh_token: str = attrs.field(repr=False)
     expires_in: float | None = None
 
 
-@attrs.frozen
+@lean.frozen
 class _Registered:
     device: _Device
     session: _Session

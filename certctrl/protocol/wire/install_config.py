@@ -13,8 +13,7 @@ import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import BadAnswerError, ConfigError, PlanError
 from certctrl.model.order import levels_of
 from certctrl.model.plan import LOCAL_PREFIX, InstallConfig, InstallItem
@@ -51,7 +50,7 @@ FIELDS = (
 _PATH = "install config"
 
 
-@attrs.frozen
+@lean.frozen
 class _Document:
     version: int
     id: int = 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, assert_never
 
 import attrs
 
+from certctrl import lean
 from certctrl.model.plan import (
     CA_FILES,
     CERT_FILES,
@@ -38,7 +38,7 @@ from certctrl.protocol.wire.reader import (
     texts,
     wire_class,
 )
-from certctrl.text import is_name, kind_of, one_line
+from certctrl.text import is_name, kind_of, nearest, one_line
 
 MAX_ITEMS = 1000
 """Items of one install config, and names in one ``depends_on``."""
@@ -183,7 +183,7 @@ _mode_text = text(8)
 # --- classes -----------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@lean.frozen
 class _Kind:
     type: str
 
@@ -374,8 +374,8 @@ def _unknown_keys(raw: Mapping[str, Any], kind: str) -> Iterator[tuple[str, str,
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return ``; did you mean X?`` for the most similar known word, or nothing."""
-    near = get_close_matches(word, list(known), cutoff=cutoff)
-    return f"; did you mean {one_line(near[0], 80)}?" if near else ""
+    near = nearest(word, known, cutoff=cutoff)
+    return f"; did you mean {one_line(near, 80)}?" if near else ""
 
 
 def _refuse_no_targets(item: InstallItem, path: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import DEVICE_REVOKED, BadAnswerError, PlaneError
 from certctrl.model.answer import Answer
 from certctrl.protocol.events import (
@@ -37,7 +36,7 @@ CURSOR_EXPIRED = "CURSOR_EXPIRED"
 CURSOR_EXPIRED_CODE = 40901
 
 
-@attrs.frozen
+@lean.frozen
 class PollRequest:
     """One ``GET`` of the updates endpoint."""
 
@@ -107,7 +106,7 @@ def _cursor(value: Any, _: Any = None) -> str:
     return value
 
 
-@attrs.frozen
+@lean.frozen
 class _Page:
     cursor: str | None = None
     signals: Sequence[Any] = ()

@@ -7,7 +7,6 @@ commands of items; where all of them are set, none is a setting, not even ``CERT
 
 from __future__ import annotations
 
-import difflib
 import json
 import typing
 from collections.abc import Mapping
@@ -15,16 +14,18 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.model.plan import COMMAND_VARIABLES
 from certctrl.store.structure import Mismatch, check_bounds, hints, structure
+from certctrl.text import nearest
 
 PREFIX = "CERTCTRL_"
 _SIMILAR = 0.93
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-@attrs.frozen
+@lean.frozen
 class Override:
     """One setting from the environment."""
 
@@ -53,8 +54,8 @@ def overrides(classes: Mapping[str, Any], environ: Mapping[str, str]) -> dict[tu
         if variable not in names:
             if variable in COMMAND_VARIABLES:
                 continue
-            if near := difflib.get_close_matches(variable, names, n=1, cutoff=_SIMILAR):
-                fix = f"did you mean {near[0]}?"
+            if near := nearest(variable, names, cutoff=_SIMILAR):
+                fix = f"did you mean {near}?"
                 raise ConfigError("no such setting", file="environment", path=variable, fix=fix)
             continue
         section, name = names[variable]

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.model.config import CONFIG_FILES, AgentConfig, ApplicationConfig, HttpClientConfig, IocConfig, LogConfig
 from certctrl.model.policy import HostPolicy
@@ -31,7 +32,7 @@ _CLASSES: dict[str, Any] = {
 }  # fmt: skip
 
 
-@attrs.frozen
+@lean.frozen
 class LoadedConfig:
     """The configuration and the source of each setting."""
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.store.deployments import journal
 from certctrl.store.deployments.generation_files import MANY
@@ -43,7 +44,7 @@ CHANGED = "it is not the file that was put there"
 """Why `remove_unchanged` keeps a file whose contents have changed."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class FileWrite:
     """One file to write."""
 

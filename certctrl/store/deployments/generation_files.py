@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 from cattrs import Converter
 
+from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store import decode
 from certctrl.store.disk.atomic import read_bytes, swap_link_at
@@ -32,7 +33,7 @@ _FIX = "remove its directory; the agent then fetches the certificate again"
 Manifest = Mapping[str, Any]
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class _Written:
     """A manifest as stored on disk."""
 

@@ -22,8 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, remove_tree, sync_all
 from certctrl.store.deployments.public_names import PublicNames
@@ -32,7 +31,7 @@ from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
 from certctrl.store.layout import ALIAS, ConfigDir
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Staged:
     """A generation that has been written; durable once settled."""
 

@@ -22,8 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.model.paths import path_fault
 from certctrl.store import decode
@@ -39,7 +38,7 @@ SUFFIX = ".jsonl"
 _LIMIT = 16 * 1024 * 1024
 
 
-@attrs.frozen
+@lean.frozen
 class FileState:
     """Contents and metadata of a file, for comparison."""
 
@@ -54,7 +53,7 @@ class FileState:
         return cls(found.sha256 or "", found.mode or 0, found.uid or 0, found.gid or 0)
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class Entry:
     """One destination of a deployment."""
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import attrs
-
+from certctrl import lean
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.model.paths import is_below
 from certctrl.store.deployments import journal
@@ -17,7 +16,7 @@ from certctrl.store.disk.safe_path import NoDirectoryError
 from certctrl.store.layout import ConfigDir
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class RecoveryReport:
     """What recovery did, by paths of destinations."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import DiskError, PolicyRefusedError
 from certctrl.model.paths import is_below, path_fault
 from certctrl.store.disk.acl import other_writers, unknown_list
@@ -33,7 +34,7 @@ class NoDirectoryError(PolicyRefusedError):
     """A directory on the way does not exist; it is not created, because its proper owner is unknown."""
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class DestinationFact:
     """What is at a destination."""
 

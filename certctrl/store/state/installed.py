@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import attrs
 
+from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.model.records import CaRecord, CertRecord, Retry
 from certctrl.store import decode
@@ -21,7 +22,7 @@ from certctrl.store.state.files import REBUILD, StateFiles
 from certctrl.store.state.retries import load_retries
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class StoredInstallConfig:
     """The active install config, as the plane sent it."""
 

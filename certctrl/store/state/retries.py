@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from certctrl import lean
 from certctrl.model.plan import OutcomeKind
 from certctrl.model.records import Retry, RetryKind, retry_key
 from certctrl.model.signals import Signal
@@ -20,7 +21,7 @@ from certctrl.store.state.files import REBUILD, RESYNC, StateFiles
 FIX = "remove it; the agent then retries everything that fails, from the beginning"
 
 
-@attrs.frozen(kw_only=True)
+@lean.frozen(kw_only=True)
 class _Earlier:
     """The failure fields of signals and records."""
 
