@@ -46,7 +46,8 @@ def _lean(make: Callable[..., type], cls: type | None, options: dict[str, Any]) 
 
 def _represent(self: Any) -> str:
     shown = [f"{field.name}={getattr(self, field.name)!r}" for field in self.__attrs_attrs__ if field.repr]
-    return f"{type(self).__qualname__}({', '.join(shown)})"
+    name = type(self).__qualname__.rsplit(">.", 1)[-1]
+    return f"{name}({', '.join(shown)})"
 
 
 def _is_equal(self: Any, other: Any) -> Any:

@@ -25,15 +25,16 @@ from source_code import (
 # --- who may import whom --------------------------------------------------------------------------------------------
 #
 # Package or module -> what it may import besides itself; the longest matching key counts. A name allows everything
-# below it. The order is docs/architecture.md's: errors, text, backoff <- model <- protocol <- store, net, logs,
+# below it. The order is docs/architecture.md's: errors, text, lean, backoff <- model <- protocol <- store, net, logs,
 # install <- agent <- cli <- sandbox. Left never imports right.
 
-GROUND = ("errors", "text", "backoff")
+GROUND = ("errors", "text", "lean", "backoff")
 BELOW_STORE = (*GROUND, "model", "protocol")
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "": (),
     "errors": (),
     "text": (),
+    "lean": (),
     "backoff": (),
     "model": GROUND,
     "protocol": (*GROUND, "model"),
@@ -41,18 +42,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "store.layout": ("model.paths",),
     "store.decode": GROUND,
     "store.structure": (*GROUND, "model"),
-    "store.disk": ("errors", "text", "model.paths", "store.layout"),
+    "store.disk": ("errors", "text", "lean", "model.paths", "store.layout"),
     "store.config": (*BELOW_STORE, "store.disk", "store.layout", "store.structure"),
     "store.state": (*BELOW_STORE, "store.disk", "store.layout", "store.decode", "store.structure"),
     "store.deployments": (*BELOW_STORE, "store.disk", "store.layout", "store.decode", "store.structure"),
     "net": BELOW_STORE,
     "net.transport": (*GROUND, "model", "net.explain", "net.http", "net.origin", "net.pools", "net.tls"),
-    "net.tls": ("errors", "text", "model"),
-    "logs": ("errors", "text", "model", "store"),
+    "net.tls": ("errors", "text", "lean", "model"),
+    "logs": ("errors", "text", "lean", "model", "store"),
     "install": (),
-    "install.material": ("errors", "text", "model"),
-    "install.process": ("errors", "text", "model.commands", "store.disk.path_walk"),
-    "install.probe": ("errors", "text", "model"),
+    "install.material": ("errors", "text", "lean", "model"),
+    "install.process": ("errors", "text", "lean", "model.commands", "store.disk.path_walk"),
+    "install.probe": ("errors", "text", "lean", "model"),
     "install.plan": (*GROUND, "model", "install.material"),
     "install.deploy": (
         *BELOW_STORE, "store", "install.material", "install.process", "install.probe", "install.plan",
@@ -81,8 +82,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 """Library -> the only places that may import it."""
 
 PURE = (
-    "certctrl.errors", "certctrl.text", "certctrl.backoff", "certctrl.model", "certctrl.protocol",
-    "certctrl.install.plan",
+    "certctrl.errors", "certctrl.text", "certctrl.lean", "certctrl.backoff", "certctrl.model",
+    "certctrl.protocol", "certctrl.install.plan",
 )  # fmt: skip
 """Code without waiting, disk, clock, randomness and logging."""
 IMPURE = {

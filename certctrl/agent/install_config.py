@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,12 +14,6 @@ from certctrl.install.installer import Candidate
 from certctrl.install.plan.policy import is_local
 from certctrl.model.plan import InstallConfig, InstallItem, Outcome, OutcomeKind
 from certctrl.protocol.wire.canonical import standard_base64
-from certctrl.protocol.wire.install_config import (
-    FIELDS,
-    check_local_dependencies,
-    install_config_from_wire,
-    items_from_local,
-)
 from certctrl.store.config.files import load_local_installs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.installed import InstalledState, StoredInstallConfig
@@ -31,13 +25,35 @@ MOST_NAMED = 5
 
 def active_items(layout: ConfigDir, store: InstalledState) -> tuple[InstallItem, ...]:
     """Return the plane's items, then the local ones; equal ids are different items."""
-    return plane_items(store) + items_from_local(load_local_installs(layout))
+    rows = load_local_installs(layout)
+    if not rows:
+        return plane_items(store)
+    from certctrl.protocol.wire.install_config import items_from_local  # here and below: hosts without items
+
+    return plane_items(store) + items_from_local(rows)
 
 
 def plane_items(store: InstalledState) -> tuple[InstallItem, ...]:
     """Return the items of the stored install config."""
     stored = store.load_install_config()
-    return install_config_from_wire(stored.raw).items if stored is not None else ()
+    return _items_of(stored) if stored is not None else ()
+
+
+def _items_of(stored: StoredInstallConfig) -> tuple[InstallItem, ...]:
+    return _read(stored.raw).items
+
+
+def _read(raw: Mapping[str, Any]) -> InstallConfig:
+    from certctrl.protocol.wire.install_config import install_config_from_wire
+
+    return install_config_from_wire(raw)
+
+
+def _kept(raw: Mapping[str, Any], config: InstallConfig) -> dict[str, Any]:
+    """Return what to store of an install config, with the id by which its versions are counted."""
+    from certctrl.protocol.wire.install_config import FIELDS
+
+    return {name: raw[name] for name in FIELDS if name in raw} | {"id": config.id}
 
 
 def local_items(items: Sequence[InstallItem]) -> tuple[InstallItem, ...]:
@@ -95,7 +111,7 @@ async def refresh_install_config(agent: Agent) -> bool:
         return False
     etag, raw = answer
     try:
-        config = await agent.offload(install_config_from_wire, raw)
+        config = await agent.offload(_read, raw)
         check_not_replayed(config, stored)
     except PlanError as error:
         log_line(
@@ -110,8 +126,9 @@ async def refresh_install_config(agent: Agent) -> bool:
     agent.clear_problem("install-config")
     changed = _is_change(config, stored)
     if changed or (stored is not None and stored.etag != etag):
-        raw = {name: raw[name] for name in FIELDS if name in raw} | {"id": config.id}  # by which versions are counted
-        fresh = StoredInstallConfig(raw=raw, etag=etag, version=config.version, hash=config.installs_hash_b64)
+        fresh = StoredInstallConfig(
+            raw=_kept(raw, config), etag=etag, version=config.version, hash=config.installs_hash_b64
+        )
         await agent.offload(agent.store.installed.save_install_config, fresh)
     if changed:
         agent.retry_now()
@@ -121,7 +138,7 @@ async def refresh_install_config(agent: Agent) -> bool:
 
 def _is_change(config: InstallConfig, stored: StoredInstallConfig | None) -> bool:
     if config.absent:  # nothing to store; after `trust reset`, the stored items end
-        return stored is not None and bool(install_config_from_wire(stored.raw).items)
+        return stored is not None and bool(_items_of(stored))
     return stored is None or config.installs_hash_b64 != stored.hash or config.version != stored.version
 
 
@@ -161,7 +178,7 @@ def reload_items(agent: Agent) -> None:
     """
     try:
         agent.items = active_items(agent.layout, agent.store.installed)
-        check_local_dependencies(local_items(agent.items), [one.id for one in agent.items if not is_local(one.id)])
+        _check_local(agent.items)
         agent.clear_problem("local-installs")
         agent.clear_problem("stored-install-config")
     except PlanError as error:  # what a version without these limits has kept
@@ -174,6 +191,14 @@ def reload_items(agent: Agent) -> None:
         with suppress(DiskError, PlanError):  # if the disk cannot be read, the active items stay
             agent.items = plane_items(agent.store.installed) + local_items(agent.items)
     _note_refused(agent)
+
+
+def _check_local(items: Sequence[InstallItem]) -> None:
+    """Check that the local items' dependencies exist. Raises ConfigError."""
+    if local := local_items(items):
+        from certctrl.protocol.wire.install_config import check_local_dependencies
+
+        check_local_dependencies(local, [one.id for one in items if not is_local(one.id)])
 
 
 def _note_refused(agent: Agent) -> None:

@@ -27,7 +27,7 @@ from certctrl.agent.plane_anchor import PlaneAnchor
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import NotRegisteredError
 from certctrl.install.installer import Installer
-from certctrl.install.probe.tls import Probe, TlsProbe
+from certctrl.install.probe.interface import Probe, TlsProbe
 from certctrl.install.process import Proc
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.net.control_plane import ControlPlane

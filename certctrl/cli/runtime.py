@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar, assert_never
 
 from certctrl.cli.invocation import Invocation
-from certctrl.cli.output import write_error
 from certctrl.errors import CertctrlError, ExitStatus
 
 T = TypeVar("T")
@@ -31,6 +30,8 @@ def report(error: BaseException, invoked: Invocation) -> ExitStatus:
     """Print the error that ended a command and return its exit status."""
     leaves = list(flatten(error))
     if any(isinstance(leaf, KeyboardInterrupt) or type(leaf).__name__ == "Abort" for leaf in leaves):
+        from certctrl.cli.output import write_error  # here and below: a daemon prints errors only as it ends
+
         write_error(f"{PROGRAM}: interrupted")
         return ExitStatus.INTERRUPTED
     if invoked.debug:
@@ -96,6 +97,7 @@ def _report_one(error: BaseException, invoked: Invocation) -> ExitStatus:
 
 def print_failure(what: str, fix: str, status: ExitStatus) -> ExitStatus:
     """Print an error and its fix; return ``status``."""
+    from certctrl.cli.output import write_error
     from certctrl.logs.redact import redact
 
     write_error(f"{PROGRAM}: error: {redact(what)}")
@@ -129,6 +131,7 @@ def _place(error: BaseException) -> str:
 def _print_traceback(error: BaseException) -> None:
     import traceback
 
+    from certctrl.cli.output import write_error
     from certctrl.logs.redact import redact
 
     for text in traceback.format_exception(error):

@@ -17,7 +17,6 @@ import attrs
 
 from certctrl.errors import CertctrlError, CommandError, DiskError, UsageError
 from certctrl.install.deploy import preview, recovery, staging
-from certctrl.install.deploy.alert_command import run_alert_command
 from certctrl.install.deploy.candidates import next_try_at, to_switch
 from certctrl.install.deploy.context import Context, Locks
 from certctrl.install.deploy.converge import Convergence
@@ -30,7 +29,7 @@ from certctrl.install.material.bundle import open_bundle
 from certctrl.install.plan.planner import cas_wanted
 from certctrl.install.plan.retries import retriable
 from certctrl.install.plan.values import InstallPlan
-from certctrl.install.probe.tls import Probe, TlsProbe
+from certctrl.install.probe.interface import Probe, TlsProbe
 from certctrl.install.process import Proc
 from certctrl.model.certificate import Bundle, CertFacts, DeployMaterials
 from certctrl.model.config import AgentConfig
@@ -424,4 +423,6 @@ class Installer:
 
     async def alert(self, alert: Mapping[str, Any]) -> None:
         """Pass an alert to the ``on_alert`` command; a failure is logged, not raised."""
+        from certctrl.install.deploy.alert_command import run_alert_command
+
         await run_alert_command(self._context, alert)

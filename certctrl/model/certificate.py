@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import attrs
@@ -15,6 +16,10 @@ class KeyKind(StrEnum):
     RSA = "RSA"
     ECDSA = "ECDSA"
     """Also Ed25519 and Ed448, which use the same cipher suites."""
+
+
+Wanted = Mapping[str, KeyKind | None]
+"""Fingerprint of an accepted leaf -> its kind of key; None: unknown."""
 
 
 @lean.frozen(kw_only=True)

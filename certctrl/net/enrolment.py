@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.net.calls import PlaneClient
-from certctrl.protocol.device_flow import GrantEvent, GrantFailed, GrantStarted
 from certctrl.protocol.wire.answer import BUNDLE_CAP
 from certctrl.protocol.wire.enrolment import (
     KEY_PROOF,
     Refreshed,
     Registration,
     challenge_from_wire,
-    grant_event,
-    grant_from_wire,
     refreshed_from_wire,
     registration_from_wire,
 )
+
+if TYPE_CHECKING:
+    from certctrl.protocol.device_flow import GrantEvent, GrantStarted
 
 
 class Enrolment(PlaneClient):
@@ -30,6 +30,8 @@ class Enrolment(PlaneClient):
         self, scopes: Sequence[str] = (), *, name: str = "", platform: str = "", device_public_id: str = ""
     ) -> GrantStarted:
         """Start a device grant for the device with this id; the approval page shows all three (RFC 8628 §5.4)."""
+        from certctrl.protocol.wire.device_grant import grant_from_wire  # here and below: a daemon needs no grant
+
         body: dict[str, Any] = {"action": "device_start", "scopes": list(scopes)}
         facts = {"name": name, "platform": platform, "device_public_id": device_public_id}
         body |= {key: text for key, text in facts.items() if text}
@@ -37,6 +39,9 @@ class Enrolment(PlaneClient):
 
     async def poll_grant(self, device_code: str) -> GrantEvent:
         """Poll for the operator's decision; return an event for the DeviceFlow even if the network fails."""
+        from certctrl.protocol.device_flow import GrantFailed
+        from certctrl.protocol.wire.device_grant import grant_event
+
         body = {"action": "device_poll", "device_code": device_code}
         try:
             answer = await self._send("POST", "/auth/device", json=body, cap=BUNDLE_CAP)

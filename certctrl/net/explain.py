@@ -123,11 +123,6 @@ def deadline_error(seconds: float, place: str, *, sent: bool, proxy: str = "") -
     return error
 
 
-def too_long(cap: int, place: str) -> BadAnswerError:
-    """Return the error for a body that exceeds its limit."""
-    return BadAnswerError(f"{place} sent an answer longer than {cap // 1024} KiB")
-
-
 def unsendable() -> TransportError:
     """Return the error for a header that cannot be sent; the header is not quoted."""
     what = "a request header cannot be sent: the stored token contains invalid characters"

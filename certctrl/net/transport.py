@@ -31,7 +31,6 @@ from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, is_loopback
-from certctrl.net.explain import connect_error, deadline_error, exchange_error, too_long, unsendable, unsent
 from certctrl.net.http import Http, json_bytes, target_of
 from certctrl.net.origin import parse_origin, parse_proxy
 from certctrl.net.pools import Pools
@@ -124,7 +123,9 @@ class HttpxHttp:
                         if last_try or not (progress.leaked or (progress.stale and method in _REPEATABLE)):
                             raise
         if answer is None:  # an answer that arrived with the deadline counts
-            raise deadline_error(deadline, self.origin.place, sent=progress.sent, proxy=self._proxy)
+            from certctrl.net import explain  # here and below: only failures need it
+
+            raise explain.deadline_error(deadline, self.origin.place, sent=progress.sent, proxy=self._proxy)
         return answer
 
     async def aclose(self) -> None:
@@ -155,7 +156,9 @@ class HttpxHttp:
                 extensions={"timeout": timeout, "trace": progress.note},
             )
         except UnicodeError:
-            raise unsendable() from None
+            from certctrl.net import explain
+
+            raise explain.unsendable() from None
 
     async def _exchange(self, request: httpcore.Request, progress: _Progress, cap: int) -> Answer:
         """Send once and read the whole answer; the library's exceptions stop here.
@@ -170,13 +173,21 @@ class HttpxHttp:
             self._pools.retire(pool)
             log.warning("Replaced a stuck connection pool")
             progress.leaked = True
-            raise unsent(TransportError("no free connection", fix="restart the agent if this repeats")) from None
+            from certctrl.net import explain
+
+            raise explain.unsent(
+                TransportError("no free connection", fix="restart the agent if this repeats")
+            ) from None
         except httpcore.LocalProtocolError:
-            raise unsendable() from None
+            from certctrl.net import explain
+
+            raise explain.unsendable() from None
         except (httpcore.ConnectTimeout, httpcore.ConnectError, httpcore.ProxyError) as error:
             raise self._unconnected(error) from None
         except _BROKEN as error:
-            found = exchange_error(
+            from certctrl.net import explain
+
+            found = explain.exchange_error(
                 error,
                 self.origin.place,
                 now=self._now(),
@@ -191,12 +202,14 @@ class HttpxHttp:
             await self._pools.release(pool)
 
     def _unconnected(self, error: Exception) -> TransportError:
+        from certctrl.net import explain
+
         if isinstance(error, httpcore.ConnectTimeout):
-            return deadline_error(self._connect_seconds, self.origin.place, sent=False, proxy=self._proxy)
+            return explain.deadline_error(self._connect_seconds, self.origin.place, sent=False, proxy=self._proxy)
         if isinstance(error, httpcore.ProxyError):
             what = f"the proxy {self._proxy} refused to connect to {self.origin.place}: {one_line(str(error), ascii_only=True)}"
-            return unsent(TransportError(what, fix="check proxy in httpclient_config.json"))
-        return connect_error(error, self.origin.place, now=self._now(), own_ca=self._own_ca, proxy=self._proxy)
+            return explain.unsent(TransportError(what, fix="check proxy in httpclient_config.json"))
+        return explain.connect_error(error, self.origin.place, now=self._now(), own_ca=self._own_ca, proxy=self._proxy)
 
     def _now(self) -> float | None:
         return self._wall_now() if self._wall_now is not None else None
@@ -281,7 +294,7 @@ async def _read(response: httpcore.Response, cap: int, place: str) -> Answer:
             raise BadAnswerError(f"{place} sent a compressed answer that was not requested")
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length[:20]) > cap:
-            raise too_long(cap, place)
+            raise _too_long(cap, place)
         return Answer(status=response.status, headers=headers, body=await _body(response, cap, place))
     finally:
         await response.aclose()
@@ -305,7 +318,7 @@ async def _body(response: httpcore.Response, cap: int, place: str) -> bytes:
         if size <= cap:
             raise
     if size > cap:
-        raise too_long(cap, place)
+        raise _too_long(cap, place)
     return b"".join(chunks)
 
 
@@ -318,3 +331,7 @@ def _headers(response: httpcore.Response, place: str) -> dict[str, str]:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
     return headers
+
+
+def _too_long(cap: int, place: str) -> BadAnswerError:
+    return BadAnswerError(f"{place} sent an answer longer than {cap // 1024} KiB")

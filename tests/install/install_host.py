@@ -19,9 +19,9 @@ from certctrl.errors import DiskError, ProbeError
 from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.installer import Installer
 from certctrl.install.material.bundle import open_bundle
-from certctrl.install.probe.tls import Probe, Wanted
+from certctrl.install.probe.interface import Probe
 from certctrl.install.process import CommandResult, Proc
-from certctrl.model.certificate import Bundle
+from certctrl.model.certificate import Bundle, Wanted
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand

@@ -15,8 +15,7 @@ from trio.testing import MockClock
 
 from certctrl.errors import CommandError, PolicyRefusedError, ProbeError, ProbeFault
 from certctrl.install.plan.render import plan_lines
-from certctrl.install.probe.tls import Wanted
-from certctrl.model.certificate import KeyKind
+from certctrl.model.certificate import KeyKind, Wanted
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, VerifyTls
 from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 from certctrl.model.records import Stage
@@ -138,7 +137,7 @@ async def test_remote_commands_off_does_not_apply_to_local_items(clock: MockCloc
 
 def test_the_policies_of_the_tests_are_valid_files() -> None:
     assert HostPolicy().commands == {}
-    assert attrs.fields(HostPolicy).remote_commands.default == "on"
+    assert attrs.fields_dict(HostPolicy)["remote_commands"].default == "on"
 
 
 # --- alerts -------------------------------------------------------------------------------------------------------

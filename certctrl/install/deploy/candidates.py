@@ -16,9 +16,9 @@ from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.material.formats import BASE_FILES, password_kind
 from certctrl.install.plan.retries import switch_due
-from certctrl.install.plan.window import in_window, may_switch_at, window_text
 from certctrl.model.certificate import Bundle, CertFacts
 from certctrl.model.plan import InstallItem
+from certctrl.model.policy import MaintenanceWindow
 from certctrl.model.records import CertRecord, Retry
 
 
@@ -64,8 +64,17 @@ def next_try_at(context: Context, retry: Retry) -> float:
     record = context.records.certificates.get(int(number)) if kind == "cert" and number.isdecimal() else None
     if record is None or not _is_waiting(record) or record.held:
         return due
+    from certctrl.install.plan.window import may_switch_at  # here and below: only hosts with a window need it
+
     opens_at = may_switch_at(now, window, record)
     return opens_at if opens_at > now else may_switch_at(due, window, record)
+
+
+def _closed(now: float, window: MaintenanceWindow, record: CertRecord | None) -> str:
+    """Return why a switch waits for the window; empty: it does not."""
+    from certctrl.install.plan.window import in_window, window_text
+
+    return "" if in_window(now, window, record) else f"waits for the window {window_text(window)}"
 
 
 def _is_waiting(record: CertRecord) -> bool:
@@ -147,8 +156,8 @@ def not_waiting(
             found[cert_id] = candidate
         elif record is not None and record.held:
             results.waiting[cert_id] = "waits for `cert-ctrl rollback --release`: an earlier generation is held"
-        elif not ignore_window and window is not None and not in_window(now, window, record):
-            results.waiting[cert_id] = f"waits for the window {window_text(window)}"
+        elif not ignore_window and window is not None and (why := _closed(now, window, record)):
+            results.waiting[cert_id] = why
         else:
             found[cert_id] = candidate
     return found

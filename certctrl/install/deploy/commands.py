@@ -17,8 +17,6 @@ from certctrl.install.deploy.context import Context
 from certctrl.install.material.formats import base_of, password_kind, pem_to_der
 from certctrl.install.plan.policy import Grant, Refusal, may_probe_anywhere
 from certctrl.install.plan.values import DesiredCert, InstallPlan, Verification
-from certctrl.install.probe.address import kind_of
-from certctrl.install.probe.tls import plain_words
 from certctrl.install.process.vetting import is_script, scripts_of, sha256_of, vet_command
 from certctrl.model.certificate import KeyKind
 from certctrl.model.plan import COMMAND_VARIABLES, VerifyTls
@@ -114,6 +112,8 @@ async def verify_live(context: Context, one: Verification, certs: Sequence[Desir
             await context.probe.probe(one.verify, wanted, deadline=deadline, anywhere=anywhere)
         except ProbeError as error:
             context.log.warning("Probe failed: %s", error)  # it may quote the server, which is not for the plane
+            from certctrl.install.probe.tls import plain_words  # here: only hosts that probe need it
+
             raise ProbeError(plain_words(one.verify, error), fault=error.fault, fix=error.fix) from None
     elif one.grant is not None:
         for failures in count(1):
@@ -139,6 +139,8 @@ def _wanted(context: Context, one: Verification, certs: Sequence[DesiredCert]) -
 
 def key_kind(fs: Fs, path: Path) -> KeyKind | None:
     """Return the kind of key of a certificate on disk (PEM); None if it cannot be read."""
+    from certctrl.install.probe.address import kind_of  # here: only hosts that probe need it
+
     try:
         return kind_of(pem_to_der(read_bytes(fs, path, _KEY_LIMIT) or b""))
     except (DiskError, ValueError):

@@ -16,7 +16,7 @@ from certctrl.install.deploy.record_store import RecordStore
 from certctrl.install.deploy.retry_table import RetryTable
 from certctrl.install.plan.copy_items import Indexer
 from certctrl.install.plan.policy import AgentIdentity
-from certctrl.install.probe.tls import Probe
+from certctrl.install.probe.interface import Probe
 from certctrl.install.process import Proc
 from certctrl.install.process.proc import own_names
 from certctrl.model.config import AgentConfig

@@ -20,7 +20,6 @@ from certctrl.errors import CertctrlError, CommandError, ProbeError, ProbeFault
 from certctrl.install.deploy.commands import run_granted, verify_live
 from certctrl.install.deploy.context import Context
 from certctrl.install.deploy.copies import Copies, Part
-from certctrl.install.deploy.trust_store import import_ca
 from certctrl.install.plan.dependencies import depended_on
 from certctrl.install.plan.values import DesiredCert, GroupPlan, Run, Verification, Write
 from certctrl.model.plan import CopyAction, ExecAction, ImportCaAction, InstallItem, VerifyTls
@@ -126,6 +125,8 @@ class Executor:
 
     async def _import(self, ca_id: int) -> None:
         ca = self.context.records.cas[str(ca_id)]
+        from certctrl.install.deploy.trust_store import import_ca  # here: few hosts import CAs
+
         outcome = await import_ca(self.context, ca_id, ca.name, ca.pem, ())
         if not outcome.ok:
             raise CommandError(f"CA {ca_id} is not in the trust store: {outcome.detail}")

@@ -16,7 +16,6 @@ from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.deploy.staging import Candidate
 from certctrl.install.plan.retries import switch_due
 from certctrl.install.plan.values import InstallPlan
-from certctrl.install.plan.window import may_switch_at
 from certctrl.model.plan import InstallItem
 from certctrl.model.records import CertRecord
 
@@ -59,6 +58,8 @@ def window_times(context: Context) -> dict[int, float]:
     now, window = context.wall_now(), context.policy().window
     if window is None:
         return {}
+    from certctrl.install.plan.window import may_switch_at  # here: only hosts with a window need it
+
     times, retries = {}, context.records.retries
     for record in context.records.certificates.values():
         if not record.staged or record.held:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from math import inf
-from typing import Protocol
 
 import trio
 
 from certctrl.errors import ProbeError, ProbeFault
 from certctrl.install.probe.address import Seen, ask_address, is_own
-from certctrl.model.certificate import KeyKind
+from certctrl.model.certificate import KeyKind, Wanted
 from certctrl.model.plan import VerifyTls
 from certctrl.text import ascii_name, one_line
 
@@ -36,43 +35,6 @@ CONNECT_SECONDS = 1.0
 """Time to find out whether something listens."""
 UNREACHABLE = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 """Errors of connecting to an address of a family that this host does not use; they do not describe the service."""
-
-Wanted = Mapping[str, KeyKind | None]
-"""Fingerprint of an accepted leaf -> its kind of key; None: unknown."""
-
-
-class Probe(Protocol):
-    """Ask live endpoints what they serve; tests pass another one."""
-
-    async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
-        """Return once the endpoint serves one of these leaves; see `probe_tls`."""
-
-    async def after_removal(
-        self, verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False
-    ) -> tuple[bool, str]:
-        """Return whether the endpoint still serves a removed leaf; see `after_removal`."""
-
-    async def is_down(self, host: str, port: int) -> bool:
-        """Return whether nothing listens at an endpoint; see `is_down`."""
-
-
-class TlsProbe:
-    """The real `Probe`."""
-
-    async def probe(self, verify: VerifyTls, wanted: Wanted, *, deadline: float, anywhere: bool = False) -> None:
-        """Call `probe_tls`."""
-        await probe_tls(verify, wanted, deadline=deadline, anywhere=anywhere)
-
-    async def after_removal(
-        self, verify: VerifyTls, fingerprint: str, *, deadline: float, anywhere: bool = False
-    ) -> tuple[bool, str]:
-        """Call `after_removal`."""
-        return await after_removal(verify, fingerprint, deadline=deadline, anywhere=anywhere)
-
-    async def is_down(self, host: str, port: int) -> bool:
-        """Call `is_down`."""
-        return await is_down(host, port)
-
 
 ProbeOnce = Callable[[VerifyTls, Collection[KeyKind | None], bool], Awaitable[tuple[Seen, ...]]]
 

@@ -8,24 +8,26 @@ import os
 import pwd
 import resource
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 
 from certctrl.errors import CommandError
-from certctrl.install.process import supervisor
-from certctrl.install.process.child import Child
 from certctrl.install.process.result import CommandResult, leader_of, read_answer
 from certctrl.install.process.transcript import KEEP_BYTES
 from certctrl.install.process.vetting import NO_PINS, vet_command
 from certctrl.text import one_line
+
+if TYPE_CHECKING:
+    from certctrl.install.process.child import Child
 
 BASE_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/"}
 TERM_GRACE = 5.0
 """Seconds between TERM and KILL at the deadline."""
 LINGER = 1.0
 """Seconds that descendants, and processes that hold the pipe, may outlive the command."""
-ANSWER_MARGIN = supervisor.SWEEP_LIMIT + 5.0
-"""Seconds after deadline and grace until a silent supervisor is treated as dead."""
+ANSWER_MARGIN = 15.0
+"""Seconds after deadline and grace until a silent supervisor is treated as dead; it needs ``SWEEP_LIMIT`` itself."""
 LIMITS = {
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_NOFILE: 4096,
@@ -91,7 +93,7 @@ class Proc:
             for child in gone:
                 await child.end(None)
             while len(self._spares) < count:
-                self._spares.append(await Child.start())
+                self._spares.append(await _start_child())
         finally:
             self._preparing = False
 
@@ -105,7 +107,7 @@ class Proc:
     async def _supervised(self, order: bytes, limit: float) -> bytes:
         """Send an order to a supervisor and return its answer, once none of its processes is left."""
         frame = b"%08d" % len(order) + order
-        child = self._spares.pop(0) if self._spares else await Child.start()  # the oldest
+        child = self._spares.pop(0) if self._spares else await _start_child()  # the oldest
         answer = bytearray()
         try:
             with trio.move_on_after(limit):
@@ -114,13 +116,19 @@ class Proc:
                 except trio.BrokenResourceError:  # it was started ahead and has just exited
                     with trio.CancelScope(shield=True):
                         await child.end(None)
-                        child = await Child.start()
+                        child = await _start_child()
                     await child.order(frame)
                 await child.receive(answer)
         finally:
             with trio.CancelScope(shield=True):
                 await child.end(leader_of(bytes(answer)))
         return bytes(answer)
+
+
+async def _start_child() -> Child:
+    from certctrl.install.process.child import Child  # here: only hosts with commands need it
+
+    return await Child.start()
 
 
 def _prepared(argv: tuple[str, ...], run_as: str | None, sha256: str | None) -> _User | None:

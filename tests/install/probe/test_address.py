@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from certctrl.errors import ProbeError, ProbeFault
 from certctrl.install.probe import address as address_module
 from certctrl.install.probe.address import Seen, ask_address, is_own, kind_of
-from certctrl.install.probe.tls import Wanted, _complaint, _is_right, _kinds_of, after_removal, probe_once, probe_tls
-from certctrl.model.certificate import KeyKind
+from certctrl.install.probe.tls import _complaint, _is_right, _kinds_of, after_removal, probe_once, probe_tls
+from certctrl.model.certificate import KeyKind, Wanted
 from certctrl.model.plan import VerifyTls
 
 from .test_sockets import Resolver, serving

@@ -18,7 +18,7 @@ import pytest
 import trio
 from install_host import FakeProc, Host
 
-from certctrl.install.probe.tls import TlsProbe
+from certctrl.install.probe.interface import TlsProbe
 from certctrl.install.process import Proc
 from certctrl.model.plan import CopyAction, ExecAction, InstallItem, OutcomeKind, VerifyTls
 from certctrl.model.policy import NamedCommand

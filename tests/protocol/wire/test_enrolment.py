@@ -23,11 +23,10 @@ from certctrl.protocol.device_flow import (
     GrantUnusable,
     Refused,
 )
+from certctrl.protocol.wire.device_grant import grant_event, grant_from_wire
 from certctrl.protocol.wire.enrolment import (
     KeyChallenge,
     challenge_from_wire,
-    grant_event,
-    grant_from_wire,
     key_proof,
     refresh_refused,
     refreshed_from_wire,

@@ -16,7 +16,7 @@ from certctrl.model.signals import CertRenewed, InstallUpdated, identity
 from certctrl.protocol.device_flow import GrantDenied, GrantExpired, GrantPending, GrantUnusable
 from certctrl.protocol.events import BadAnswer, NoUpdates, TokenExpired, Updates
 from certctrl.protocol.wire.certificates import certificate_from_wire, materials_from_wire
-from certctrl.protocol.wire.enrolment import grant_event
+from certctrl.protocol.wire.device_grant import grant_event
 from certctrl.protocol.wire.install_config import install_config_from_wire
 from certctrl.protocol.wire.poll import cursor_of_etag, poll_event
 from certctrl.protocol.wire.signals import ack_event, signal_from_wire
