@@ -117,6 +117,11 @@ def test_tokens_that_cannot_be_stored_are_named(store: StateStore, tokens: Token
     assert caught.value.fix == "check the plane"
 
 
+def test_a_password_that_cannot_be_stored_is_named(store: StateStore) -> None:
+    with pytest.raises(BadAnswerError, match=r"^the password is empty, too long, or contains control characters$"):
+        store.installed.set_password("www", "pfx", "a\nb")
+
+
 def test_other_texts_that_cannot_be_stored_are_named(store: StateStore) -> None:
     for save, named in (
         (store.session.save_cursor, "cursor"),

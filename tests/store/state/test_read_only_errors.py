@@ -114,6 +114,20 @@ def test_a_file_is_read_to_its_end(root: Path, monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", lambda fd, size: real(fd, min(size, 7)))
         assert read_only.read_status(root) == {"version": "1.0", "poll": {"a": [1, 2, 3]}}
+    (root / "state" / "last_cursor.txt").write_bytes(b"x" * 65_537)
+    with monkeypatch.context() as patch, pytest.raises(StateCorruptError, match="larger than 65536 bytes"):
+        patch.setattr(os, "read", lambda fd, size: real(fd, min(size, 4096)))
+        read_only.read_cursor(root)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_links_are_not_followed(root: Path, name: str) -> None:
+    path = root / "state" / name
+    path.symlink_to("elsewhere")
+    (root / "state" / "elsewhere").write_text('{"state_version":1}')
+    with pytest.raises(DiskError) as caught:
+        READERS[name](root)
+    assert (caught.value.path, caught.value.errno) == (str(path), errno.ELOOP)
 
 
 # --- certificates -------------------------------------------------------------------------------------------

@@ -213,6 +213,17 @@ def test_the_forms_of_the_files_are_those_of_earlier_releases(store: StateStore)
     }
 
 
+def test_a_file_that_was_read_is_synced_by_its_name_but_not_written_again() -> None:
+    store, fs = modelled()
+    fs.put(store.layout.device_id, b"id")
+    files = StateFiles(fs)
+    files.note_read(store.layout.device_id, b"id")
+    files.save(store.layout.device_id, b"id", sync_parent=False)
+    assert fs.trace == []
+    files.save(store.layout.device_id, b"id")
+    assert fs.trace == [f"fsync {store.layout.state}"]
+
+
 def test_entries_of_the_inbox_are_written_once_each_and_in_order() -> None:
     store, _ = modelled()
     one, two, three = (InboxEntry(signal=CertRenewed(5, number)) for number in (1, 2, 3))
@@ -278,6 +289,8 @@ def test_the_history_is_cut_once_it_is_a_quarter_too_long() -> None:
     fs.trace.clear()
     again = History(store.layout.history, fs)
     assert [entry["n"] for entry in again.load()] == [1, 2]
+    fs.put(store.layout.history, b'{"n":1,"why":"no route"}\n{"n": 2}\n')
+    assert [entry["n"] for entry in again.load()] == [1, 2]
     again.append([], 1)
-    assert fs.tree()[str(store.layout.history)].data == b'{"n":2}\n'
+    assert fs.tree()[str(store.layout.history)].data == b'{"n": 2}\n'
     assert (fs.tree()[str(store.layout.history)].mode, fs.open_files()) == (0o600, [])

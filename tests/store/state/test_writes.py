@@ -137,10 +137,19 @@ def test_versions_and_pins_can_be_removed(store: StateStore) -> None:
     assert (store.installed.forget_versions(), store.installed.forget_pins()) == ({"9": 5}, ["/x"])
     kept = store.installed.load_install_config()
     assert kept is not None and (kept.raw, kept.etag, dict(kept.high_water)) == ({"id": 9}, None, {})
+    assert (kept.version, kept.hash, dict(kept.hashes)) == (0, "", {})
     store.installed.save_install_config(StoredInstallConfig(raw={"id": 9}, etag=None, version=2, hash="h"))
     kept = store.installed.load_install_config()
     assert kept is not None and kept.high_water == {"9": 2}
     assert store.installed.load_pins() == {}
+
+
+def test_a_config_without_an_id_has_a_highest_version_too(store: StateStore) -> None:
+    for version in (2, 1):
+        store.installed.save_install_config(StoredInstallConfig(raw={}, etag=None, version=version, hash=f"h{version}"))
+    kept = store.installed.load_install_config()
+    assert kept is not None and (kept.high_water, kept.hashes) == ({"": 2}, {"": "h2"})
+    assert (kept.hash_seen("", 1), kept.hash_seen("", 2), kept.hash_seen("", 3)) == ("h1", "h2", "")
 
 
 def test_a_damaged_install_config_can_be_replaced(store: StateStore) -> None:
@@ -164,6 +173,20 @@ def test_reserved_space_is_used_or_released(store: StateStore) -> None:
         pass
     assert not list(store.layout.state.glob(".*"))
     assert store.session.load_tokens() == Tokens(access_token="a2", refresh_token="r2")
+
+
+def test_reserved_files_become_the_tokens_themselves() -> None:
+    store, fs = modelled()
+    reservation = store.session.reserve_tokens()
+    fs.trace.clear()
+    reservation.commit(TOKENS)
+    done = [line.partition(" ")[0] for line in fs.trace if "allocate" not in line]
+    assert done == ["write", "truncate", "fsync", "rename", "fsync"] * 2, "neither file is created again"
+    assert [line for line in fs.trace if line.startswith("rename")] == [
+        f"rename {store.layout.refresh_token}", f"rename {store.layout.access_token}",
+    ]  # fmt: skip
+    assert (store.session.load_tokens(), fs.open_files(), fs.pending) == (TOKENS, [], [])
+    reservation.release()
 
 
 def test_a_full_disk_refuses_a_reservation() -> None:
