@@ -58,6 +58,7 @@ class ConfigError(CertctrlError):
         super().__init__(f"{where}: {what}" if where else what, fix=fix)
         self.file = file
         self.path = path
+        self.reason = what
 
 
 class NotRegisteredError(CertctrlError):

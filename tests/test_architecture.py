@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "store.state": (*BELOW_STORE, "store.disk", "store.layout", "store.decode", "store.structure"),
     "store.deployments": (*BELOW_STORE, "store.disk", "store.layout", "store.decode", "store.structure"),
     "net": BELOW_STORE,
-    "net.transport": (*GROUND, "model", "net.explain", "net.http", "net.origin", "net.pools", "net.tls"),
+    "net.transport": (*GROUND, "model", "net.explain", "net.http", "net.pools", "net.tls"),
     "net.tls": ("errors", "text", "lean", "model"),
     "logs": ("errors", "text", "lean", "model", "store"),
     "install": (),

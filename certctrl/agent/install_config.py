@@ -114,13 +114,8 @@ async def refresh_install_config(agent: Agent) -> bool:
         config = await agent.offload(_read, raw)
         check_not_replayed(config, stored)
     except PlanError as error:
-        log_line(
-            agent.log,
-            Line.INSTALL_REFUSED,
-            reason=error.reason,
-            what=error,
-            version=stored.version if stored else "none",
-        )
+        version = stored.version if stored else "none"
+        log_line(agent.log, Line.INSTALL_REFUSED, reason=error.reason, what=error, version=version)
         agent.report_problem("install-config", f"install config refused ({error.reason}): {error}", error.fix or "")
         raise
     agent.clear_problem("install-config")

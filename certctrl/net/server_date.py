@@ -10,7 +10,7 @@ import trio
 
 from certctrl.errors import ConfigError
 from certctrl.model.config import is_loopback
-from certctrl.net.origin import Origin, parse_origin, parse_proxy
+from certctrl.model.origin import Origin, parse_origin, parse_proxy
 from certctrl.protocol.wire.answer import http_date
 
 SECONDS = 4.0

@@ -31,8 +31,8 @@ from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, is_loopback
+from certctrl.model.origin import parse_origin, parse_proxy
 from certctrl.net.http import Http, json_bytes, target_of
-from certctrl.net.origin import parse_origin, parse_proxy
 from certctrl.net.pools import Pools
 from certctrl.net.tls import Trust
 from certctrl.text import one_line

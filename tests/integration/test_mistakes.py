@@ -59,7 +59,7 @@ def agent(shared_fleet: Fleet, plane: Plane) -> Agent:
 )
 def test_an_invalid_url_is_refused_immediately(url: str, what: str, tmp_path: Path) -> None:
     done = run_cli("-c", tmp_path / "a", "init", "--server", url)
-    says(done, 78, what, r"https://HOST\[:PORT\]")
+    says(done, 78, what, r"write https://HOST\[:PORT\]")
     assert not (tmp_path / "a").exists()
 
 

@@ -48,7 +48,7 @@ async def check_plane(context: CheckContext, config: AgentConfig, open_http: Ope
 def _unused_proxy(config: AgentConfig) -> Finding | None:
     """Return a warning for a proxy that a loopback URL bypasses."""
     from certctrl.model.config import is_loopback
-    from certctrl.net.origin import parse_origin, parse_proxy
+    from certctrl.model.origin import parse_origin, parse_proxy
 
     host = parse_origin(config.application.server_url, allow_http_loopback=True).host
     proxy = parse_proxy(config.httpclient.proxy)

@@ -243,7 +243,7 @@ def _address(data: Path) -> str:
 
 
 def _check_url(server: str) -> None:
-    from certctrl.net.origin import parse_origin
+    from certctrl.model.origin import parse_origin
 
     try:
         parse_origin(server)

@@ -122,7 +122,7 @@ def init_config_dir(
     try:
         rules.check_server_url(server_url, loopback_http=True)
     except Mismatch as mismatch:
-        raise ConfigError(mismatch.what, file="server URL", fix=mismatch.fix or "https://HOST[:PORT]") from None
+        raise ConfigError(mismatch.what, file="server URL", fix=mismatch.fix) from None
     application: dict[str, Any] = {"server_url": server_url} | (
         {} if server_url.startswith("https") else {"allow_http_loopback": True}
     )

@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
+from certctrl.errors import ConfigError
 from certctrl.model.commands import script_words
-from certctrl.model.config import AgentConfig, is_loopback, listen_address
+from certctrl.model.config import AgentConfig, listen_address
+from certctrl.model.origin import parse_origin, parse_proxy
 from certctrl.model.paths import path_fault
 from certctrl.model.policy import DAYS, HostPolicy, MaintenanceWindow, NamedCommand, minutes_of
 from certctrl.store.structure import Mismatch, check_choice
@@ -21,7 +23,7 @@ def check_config(config: AgentConfig) -> None:
     """Check values and combinations of settings. Raises Mismatch; its path begins with the section."""
     settings, client = config.application, config.httpclient
     check_server_url(settings.server_url, loopback_http=settings.allow_http_loopback)
-    if settings.approval_host and _host(f"https://{settings.approval_host}") != settings.approval_host.lower():
+    if settings.approval_host and not _is_host(settings.approval_host):
         raise Mismatch("application.approval_host", "expected a host name without scheme and port")
     if not settings.refresh_path.startswith("/"):
         raise Mismatch("application.refresh_path", "expected a path that starts with /")
@@ -36,8 +38,10 @@ def check_config(config: AgentConfig) -> None:
     for signal, seconds in settings.signal_timeouts.items():
         if not 1 <= seconds <= 3600:
             raise Mismatch(f"application.signal_timeouts.{signal}", "expected 1 to 3600 seconds")
-    if client.proxy and (_host(client.proxy) is None or urlsplit(client.proxy).scheme != "http"):
-        raise Mismatch("httpclient.proxy", "expected the http:// URL of a CONNECT proxy")
+    try:
+        parse_proxy(client.proxy)
+    except ConfigError as error:
+        raise Mismatch("httpclient.proxy", error.reason, error.fix) from None
     for one, other in (("client_certificate", "client_key"), ("client_key", "client_certificate")):
         if getattr(client, one) and not getattr(client, other):
             raise Mismatch(f"httpclient.{other}", f"is missing, but {one} is set")
@@ -46,32 +50,18 @@ def check_config(config: AgentConfig) -> None:
 
 
 def check_server_url(url: str, *, loopback_http: bool) -> None:
-    """Check the control plane's URL: https, a host, no credentials, no path, no query; http only for loopback."""
-    path = "application.server_url"
-    if not url:
-        raise Mismatch(path, "is not set", "set it to the control plane's URL, such as https://plane.example.com")
-    host = _host(url)
-    parts = urlsplit(url) if host is not None else None
-    if host is None or parts is None or parts.scheme not in ("https", "http"):
-        raise Mismatch(path, "expected an https URL with a host name")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise Mismatch(path, "expected scheme, host and port, without credentials or query")
-    if parts.path not in ("", "/"):
-        raise Mismatch(path, "expected scheme, host and port, without a path")
-    if parts.scheme == "http":
-        if not is_loopback(host):
-            raise Mismatch(path, "expected https; plain http is for loopback hosts only")
-        if not loopback_http:
-            raise Mismatch(path, "plain http needs allow_http_loopback", "use https, or for tests set it to true")
-
-
-def _host(url: str) -> str | None:
+    """Check the control plane's URL as `parse_origin` does."""
     try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises ValueError for an invalid port
+        parse_origin(url, allow_http_loopback=loopback_http)
+    except ConfigError as error:
+        raise Mismatch("application.server_url", error.reason, error.fix) from None
+
+
+def _is_host(text: str) -> bool:
+    try:
+        return urlsplit(f"https://{text}").hostname == text.lower()
     except ValueError:
-        return None
-    return parts.hostname or None
+        return False
 
 
 def check_policy(policy: HostPolicy) -> None:

@@ -49,14 +49,14 @@ WRONG: list[tuple[str, Any, str, str]] = [
     ("metrics_listen", "0.0.0.0:9464", "loopback", "metrics_public"),
     ("metrics_textfile", "x.prom", "absolute", "correct"),
     ("server_url", "", "is not set", "https://"),
-    ("server_url", "plane.example", "https URL", "correct"),
-    ("server_url", "ftp://plane.example", "https URL", "correct"),
-    ("server_url", "https://plane.example:99999", "https URL", "correct"),
-    ("server_url", "https://", "https URL", "correct"),
-    ("server_url", "http://plane.example", "loopback", "correct"),
+    ("server_url", "plane.example", "https URL", "write https://HOST"),
+    ("server_url", "ftp://plane.example", "https URL", "write https://HOST"),
+    ("server_url", "https://plane.example:99999", "https URL", "write https://HOST"),
+    ("server_url", "https://", "https URL", "write https://HOST"),
+    ("server_url", "http://plane.example", "loopback", "write https://HOST"),
     ("server_url", "http://localhost", "allow_http_loopback", "https"),
-    ("server_url", "https://user:SECRET@plane.example", "without credentials", "correct"),
-    ("server_url", "https://plane.example/?token=SECRET", "without credentials or query", "correct"),
+    ("server_url", "https://user:SECRET@plane.example", "without credentials", "write https://HOST"),
+    ("server_url", "https://plane.example/?token=SECRET", "without credentials or query", "write https://HOST"),
 ]
 
 

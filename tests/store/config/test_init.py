@@ -80,7 +80,7 @@ def test_init_allows_http_only_for_loopback(tmp_path: Path) -> None:
     assert json.loads(layout.application.read_text()) == {
         "server_url": "http://127.0.0.1:8080", "allow_http_loopback": True,
     }  # fmt: skip
-    for url, fix in (("http://plane.example", "https://HOST[:PORT]"), ("", "set it to the control plane's URL")):
+    for url, fix in (("http://plane.example", "write https://HOST[:PORT]"), ("", "set it to the control plane's URL")):
         with pytest.raises(ConfigError) as caught:
             init_config_dir(FS, ConfigDir(tmp_path / "b"), server_url=url, ca_pem=None)
         assert caught.value.file == "server URL"

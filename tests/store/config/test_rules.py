@@ -38,6 +38,7 @@ GOOD_SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 HOST_ONLY = "expected a host name without scheme and port"
 PROXY = "expected the http:// URL of a CONNECT proxy"
+PROXY_FIX = 'write "http://[USER:PASSWORD@]HOST:PORT", or "" for none'
 FILE_NAME = "expected a file name, not a path: it is created in logs/"
 METRICS = "use 127.0.0.1:9464, or set metrics_public to true for other addresses"
 WRONG_SETTINGS: list[tuple[str, dict[str, Any], str, str, str | None]] = [
@@ -54,9 +55,9 @@ WRONG_SETTINGS: list[tuple[str, dict[str, Any], str, str, str | None]] = [
         "application", {"signal_timeouts": {"a": 3600.5}}, "application.signal_timeouts.a",
         "expected 1 to 3600 seconds", None,
     ),
-    ("httpclient", {"proxy": "https://proxy.example"}, "httpclient.proxy", PROXY, None),
-    ("httpclient", {"proxy": "http://:3128"}, "httpclient.proxy", PROXY, None),
-    ("httpclient", {"proxy": "http://[x"}, "httpclient.proxy", PROXY, None),
+    ("httpclient", {"proxy": "https://proxy.example"}, "httpclient.proxy", PROXY, PROXY_FIX),
+    ("httpclient", {"proxy": "http://:3128"}, "httpclient.proxy", PROXY, PROXY_FIX),
+    ("httpclient", {"proxy": "http://[x"}, "httpclient.proxy", PROXY, PROXY_FIX),
     (
         "httpclient", {"client_certificate": "c.pem"}, "httpclient.client_key",
         "is missing, but client_certificate is set", None,
@@ -87,17 +88,18 @@ def test_a_setting_beyond_its_bounds(
 
 
 HOST_AND_PORT = "expected scheme, host and port, without "
+WRITE = "write https://HOST[:PORT]"
 URLS: list[tuple[str, bool, str, str | None]] = [
     ("", True, "is not set", "set it to the control plane's URL, such as https://plane.example.com"),
-    ("plane.example", True, "expected an https URL with a host name", None),
-    ("https://[::1", True, "expected an https URL with a host name", None),
-    ("https://plane.example:65536", True, "expected an https URL with a host name", None),
-    ("ftp://plane.example", True, "expected an https URL with a host name", None),
-    ("https://user@plane.example", True, HOST_AND_PORT + "credentials or query", None),
-    ("https://plane.example?x", True, HOST_AND_PORT + "credentials or query", None),
-    ("https://plane.example#x", True, HOST_AND_PORT + "credentials or query", None),
-    ("https://plane.example/x", True, HOST_AND_PORT + "a path", None),
-    ("http://plane.example", True, "expected https; plain http is for loopback hosts only", None),
+    ("plane.example", True, "expected an https URL with a host name", WRITE),
+    ("https://[::1", True, "expected an https URL with a host name", WRITE),
+    ("https://plane.example:65536", True, "expected an https URL with a host name", WRITE),
+    ("ftp://plane.example", True, "expected an https URL with a host name", WRITE),
+    ("https://user@plane.example", True, HOST_AND_PORT + "credentials or query", WRITE),
+    ("https://plane.example?x", True, HOST_AND_PORT + "credentials or query", WRITE),
+    ("https://plane.example#x", True, HOST_AND_PORT + "credentials or query", WRITE),
+    ("https://plane.example/x", True, HOST_AND_PORT + "a path", WRITE),
+    ("http://plane.example", True, "expected https; plain http is for loopback hosts only", WRITE),
     ("http://[::1]:80", False, "plain http needs allow_http_loopback", "use https, or for tests set it to true"),
 ]
 

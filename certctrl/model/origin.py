@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from certctrl import lean
 from certctrl.errors import ConfigError
 from certctrl.model.config import is_loopback
 
-_FIX = 'set "server_url": "https://HOST[:PORT]" in application.json'
+_FIX = "write https://HOST[:PORT]"
+_WITHOUT = "expected scheme, host and port, without"
 
 
 @lean.frozen
@@ -37,24 +38,20 @@ def parse_origin(url: str, *, allow_http_loopback: bool = False) -> Origin:
     The URL is https, or http for a loopback host if the configuration allows it, without path, query and user.
     """
     if not url:
-        raise _refuse("is empty: no control plane is configured")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise _refuse("is not a URL") from None
+        raise _refuse("is not set", "set it to the control plane's URL, such as https://plane.example.com")
+    parts, port = _parsed(url)
     host = (parts.hostname or "").lower()
     if parts.scheme not in ("https", "http") or not host or port == 0 or any(c.isspace() for c in host):
-        raise _refuse("is not an https URL")
-    if parts.username is not None or parts.password is not None:
-        raise _refuse("contains a user or password; the device authenticates with tokens")
-    if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise _refuse("contains more than scheme, host and port")
+        raise _refuse("expected an https URL with a host name")
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise _refuse(f"{_WITHOUT} credentials or query")
+    if parts.path not in ("", "/"):
+        raise _refuse(f"{_WITHOUT} a path")
     if parts.scheme == "http":
         if not is_loopback(host):
-            raise _refuse("is plain http; credentials are sent over https only")
+            raise _refuse("expected https; plain http is for loopback hosts only")
         if not allow_http_loopback:
-            raise _refuse("is plain http", 'use https; for tests, set "allow_http_loopback": true')
+            raise _refuse("plain http needs allow_http_loopback", "use https, or for tests set it to true")
         return Origin("http", host, port or 80)
     return Origin("https", host, port or 443)
 
@@ -67,16 +64,21 @@ def parse_proxy(url: str) -> Origin | None:
     """Return the origin of the configured proxy, without its user; None if there is none."""
     if not url:
         return None
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+    parts, port = _parsed(url)
+    if parts.scheme != "http" or not parts.hostname or port == 0 or parts.path not in ("", "/"):
         raise ConfigError(
-            "is not the URL of a CONNECT proxy",
+            "expected the http:// URL of a CONNECT proxy",
             file="httpclient_config.json",
             path="proxy",
             fix='write "http://[USER:PASSWORD@]HOST:PORT", or "" for none',
         )
-    return Origin(parts.scheme, parts.hostname.lower(), port or (443 if parts.scheme == "https" else 80))
+    return Origin(parts.scheme, parts.hostname.lower(), port or 80)
+
+
+def _parsed(url: str) -> tuple[SplitResult, int | None]:
+    """Return the parts of a URL and its port; parts of nothing for what is no URL."""
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError:
+        return urlsplit(""), None

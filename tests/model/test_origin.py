@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from certctrl.errors import ConfigError, ExitStatus
 from certctrl.model.config import is_loopback
-from certctrl.net.origin import Origin, parse_origin, parse_proxy
+from certctrl.model.origin import Origin, parse_origin, parse_proxy
 
 
 @pytest.mark.parametrize(
