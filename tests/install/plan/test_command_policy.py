@@ -209,6 +209,75 @@ def test_a_check_is_judged_as_a_command_of_its_item() -> None:
     assert granted(judge_argv(POLICY, "9", RELOAD.argv, IDENTITY)).timeout == 20.0
 
 
+@pytest.mark.parametrize(
+    ("argv", "more", "expected"),
+    [
+        (("/bin/x",), {}, Refusal(item="9", what="run /bin/x", why="not among commands", setting="commands",
+                                  value={"x": {"argv": ["/bin/x"]}})),
+        (RELOAD.argv, {"run_as": "root"}, Refusal(item="9", what="run /usr/sbin/nginx -s reload",
+                                                  why="not allowed to run as root", setting="run_as", value="root")),
+        (DUMP.argv, {"run_as": "root"}, Refusal(item="9", what="run /usr/bin/pg_ctl reload",
+                                                why="it runs as postgres only")),
+        (DUMP.argv, {"env": {"PGDATA": "/x", "PGHOST": "x"}}, Refusal(
+            item="9", what="run /usr/bin/pg_ctl reload", why="may not be given the variable PGHOST", setting="commands",
+            value={"pg": {"argv": list(DUMP.argv), "run_as": "postgres", "env": ["PGHOST"]}})),
+        (("/bin/x", "\0"), {}, Refusal(item="9", what='run /bin/x \\x00', why="a word contains NUL or is not UTF-8")),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_item_the_command_and_the_entry(
+    argv: tuple[str, ...], more: dict[str, Any], expected: Refusal
+) -> None:
+    assert judge_command(POLICY, argv, IDENTITY, item="9", **more) == expected
+
+
+def test_switched_off_commands_are_refused_for_their_item() -> None:
+    off = attrs.evolve(POLICY, remote_commands="off")
+    assert [judge_command(off, RELOAD.argv, IDENTITY, **more).item for more in ({}, {"item": "9"})] == ["", "9"]
+
+
+def test_a_granted_command_is_pinned_and_limited_as_the_policy_says() -> None:
+    pinned = attrs.evolve(DUMP, sha256="0" * 64, script_sha256="1" * 64)
+    policy = HostPolicy(commands={"pg": pinned})
+    assert judge_command(policy, DUMP.argv, IDENTITY, env={"PGDATA": "/x"}) == Grant(
+        argv=DUMP.argv, run_as="postgres", timeout=60.0, sha256="0" * 64, script_sha256="1" * 64,
+        env={"PGDATA": "/x"}, listed=True,
+    )  # fmt: skip
+    own = judge_command(policy, ["/bin/own"], IDENTITY, local=True)
+    assert own == Grant(argv=("/bin/own",), run_as=None, timeout=60.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        (["x"] * 255, True), (["x"] * 256, False), (["x" * (65_536 - 6)], True), (["x" * (65_536 - 5)], False),
+    ],
+)  # fmt: skip
+def test_a_command_has_a_bound(words: list[str], allowed: bool) -> None:
+    assert allows_command(POLICY, ("/bin/x", *words), IDENTITY, local=True) is allowed
+
+
+@pytest.mark.parametrize(("length", "allowed"), [(4096, True), (4097, False)])
+def test_the_value_of_a_variable_has_a_bound(length: int, allowed: bool) -> None:
+    assert allows_command(POLICY, DUMP.argv, IDENTITY, env={"PGDATA": "x" * length}) is allowed
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (("/usr/sbin/nginx", "-s", "reload"), "nginx-s-reload"),
+        (("/bin/Reload it", "NOW!"), "reload-it-now"),
+        (("/bin/-x", "y-"), "x-y"),
+        (("/bin/_", "-"), "command"),
+        (("/bin/" + "a" * 39, "b"), "a" * 39),
+        (("/bin/" + "a" * 50,), "a" * 40),
+        (("/bin/taken",), "taken-3"),
+    ],
+)
+def test_an_offered_entry_has_a_free_name_that_tells_the_command(argv: tuple[str, ...], name: str) -> None:
+    policy = HostPolicy(commands=dict.fromkeys(("taken", "taken-2", "pg"), DUMP))
+    assert list(refused(judge_command(policy, argv, IDENTITY)).value) == [name]
+
+
 # --- probes -------------------------------------------------------------------------------------------------------
 
 

@@ -140,7 +140,8 @@ def test_the_copies_below_an_item() -> None:
 
 def test_a_group_contains_what_must_be_planned_together() -> None:
     items = [
-        copy("a", 1), run("ra", "a"), run("rb", ob_id=2), copy("b", 3, targets=("/ssl/x", "/ssl/y")),
+        copy("a", 1), run("ra", "a", env={"A": "1", "B": "2"}), run("rb", ob_id=2, env={"B": "2", "A": "1"}),
+        copy("b", 3, targets=("/ssl/x", "/ssl/y")),
         copy("c", 4, targets=("/ssl/z", "/ssl/y")), ImportCaAction(id="i", ob_id=7), run("ri", "i", argv=("/bin/other",)),
         run("refused", ob_id=5, refused="unknown field"), run("lone", "gone", argv=("/bin/lone",)),
     ]  # fmt: skip

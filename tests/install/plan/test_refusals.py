@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
-from planner_world import HOST, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
+from planner_world import HOST, POLICY, RELOAD, TLS, World, cert, copy, only_set, plan, run, runs, writes
 
-from certctrl.install.plan.policy import explain
+from certctrl.install.plan.inputs import DEBIAN, RED_HAT
+from certctrl.install.plan.planner import cas_wanted, commands_of, programs
+from certctrl.install.plan.policy import Refusal, explain
 from certctrl.install.plan.render import LineKind, plan_lines, plan_text
-from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination
-from certctrl.model.plan import ImportCaAction, InstallItem, Verify, VerifyCommand, VerifyTls
+from certctrl.install.plan.values import DesiredCa, DesiredCert, Destination, InstallPlan
+from certctrl.model.plan import ImportCaAction, InstallItem, ObjectType, Verify, VerifyCommand, VerifyTls
+from certctrl.model.policy import HostPolicy, NamedCommand, TrustStore
 
 # --- verifying ----------------------------------------------------------------------------------------------------
 
@@ -144,3 +149,122 @@ def test_a_local_item_keeps_its_path() -> None:
     found = plan(items, cert(1), cert(2))
     assert writes(found) == ["/ssl/y", "/ssl/z"]
     assert [(refusal.item, refusal.why) for refusal in found.refusals] == [("a", "item local:b writes it too")]
+
+
+def test_the_first_item_by_order_keeps_a_path() -> None:
+    items = [
+        run("r", "a"), copy("a", 1, targets=("/ssl/x", "/ssl/y")), copy("b", 2, targets=("/ssl/z", "/ssl/y")),
+        copy("c", 2, names=("chain.pem",), targets=("/ssl/w",)), copy("d", 1, targets=("/ssl/v", "/ssl/x")),
+    ]  # fmt: skip
+    found = plan(items, cert(1), cert(2))
+    assert [(refusal.item, str(refusal)) for refusal in found.refusals] == [
+        ("b", "write /ssl/y: item a writes it too"), ("d", "write /ssl/x: item a writes it too"),
+    ]  # fmt: skip
+
+
+def test_what_is_left_out_is_listed_in_the_order_of_the_items() -> None:
+    items = [run("s", argv=("/bin/evil",)), run("z", "s", argv=("/bin/other",)), run("y", "z"), run("a", "s")]
+    assert dict(plan(items, cert(1)).blocked) == {
+        "z": "depends on item s, which is left out",
+        "a": "depends on item s, which is left out",
+        "y": "depends on item z, which is left out",
+    }
+    assert list(plan(items, cert(1)).blocked) == ["z", "a", "y"]
+
+
+def test_a_command_is_left_out_once_none_of_its_copies_is_written() -> None:
+    forbidden = copy("c1", 1, targets=("/no/way/a", "/no/way/b"))
+    items = [run("s", argv=("/bin/evil",)), copy("c2", 2, depends_on=("s",)), forbidden, run("r", "c1", "c2")]
+    found = plan(items, cert(1), cert(2))
+    assert found.blocked == {
+        "c2": "depends on item s, which is left out", "r": "depends on item c1, which is left out",
+    }  # fmt: skip
+    assert plan([items[0], items[1], copy("c3", 1), run("r", "c2", "c3")], cert(1), cert(2)).blocked.keys() == {"c2"}
+
+
+def test_what_depends_on_a_tolerated_item_is_not_left_out_with_it() -> None:
+    tolerated = run("s", argv=("/bin/evil",), continue_on_error=True)
+    found = plan([tolerated, run("ok", argv=("/bin/other",)), run("r", "s", "ok"), run("q", "s")], cert(1))
+    assert (found.blocked, [refusal.item for refusal in found.refusals]) == ({}, ["s"])
+    assert runs(found) == [("ok",), ("r", "q")]
+
+
+def test_a_local_item_writes_outside_of_the_listed_directories() -> None:
+    found = plan([copy("local:c", 1, targets=("/no/way/a", "/no/way/b"))], cert(1))
+    assert writes(found) == ["/no/way/a", "/no/way/b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"absent_users": ("www",)}, "run /usr/sbin/nginx -s reload: there is no user www on this host"),
+        ({"absent_users": ("root",)}, ""),
+        ({"scripts": {RELOAD: "its script is missing"}}, "run /usr/sbin/nginx -s reload: its script is missing"),
+        ({"executables": {"/bin/other": "it is missing"}}, ""),
+    ],
+)
+def test_a_command_needs_its_user_and_its_programs(changes: dict[str, Any], expected: str) -> None:
+    policy = attrs.evolve(POLICY, run_as=("www",))
+    found = plan([run("r", run_as="www")], cert(1), policy=policy, host=attrs.evolve(HOST, **changes))
+    assert [str(refusal) for refusal in found.refusals] == [expected] * bool(expected)
+    assert runs(found) == [("r",)] * (not expected)
+
+
+@pytest.mark.parametrize(
+    ("suggested", "line"),
+    [
+        (DEBIAN, '{"directory": "/usr/local/share/ca-certificates", "command": ["/usr/sbin/update-ca-certificates", '
+                 '"--fresh"]}'),
+        (RED_HAT, '{"directory": "/etc/pki/ca-trust/source/anchors", "command": ["/usr/bin/update-ca-trust"]}'),
+        (TrustStore(directory="/ca"), '{"directory": "/ca", "command": []}'),
+    ],
+)  # fmt: skip
+def test_without_a_trust_store_that_of_the_system_is_suggested(suggested: TrustStore, line: str) -> None:
+    host = attrs.evolve(HOST, trust_store=suggested)
+    (refusal,) = plan([ImportCaAction(id="i", ob_id=3)], cas={3: DesiredCa(ca_id=3, name="x")}, host=host).refusals
+    assert (refusal.item, str(refusal)) == ("i", "import a CA: no trust store is named")
+    assert refusal.line == f'"trust_store": {line}'
+
+
+# --- what the items and the policy name ---------------------------------------------------------------------------
+
+
+def test_the_commands_that_may_run_and_their_programs() -> None:
+    items = [
+        ImportCaAction(id="i", ob_id=3), copy("c", 1, check=("/bin/check", "{staged}"), verify=TLS), copy("d", 1),
+        copy("e", 1, verify=VerifyCommand(cmd_argv=("/bin/verify",))), run("r"), run("again"),
+        run("v", argv=("nginx",), verify=VerifyCommand(cmd_argv=("/bin/verify", "x"))), run("s", argv=None, cmd="echo"),
+        run("off", argv=("/bin/off",), enabled=False), run("no", argv=("/bin/no",), refused="unknown field"),
+        run("w", argv=("/bin/w",), verify=VerifyCommand(cmd_argv=())), run("empty", argv=None),
+    ]  # fmt: skip
+    policy = HostPolicy(commands={"x": NamedCommand(argv=("/bin/listed",))}, on_alert=("/bin/alert", "me"))
+    argvs = (
+        ("/bin/check", "{staged}"), ("/bin/verify",), RELOAD, ("/bin/verify", "x"), ("/bin/sh", "-c", "echo"),
+        ("/bin/w",), ("/bin/sh", "-c", ""), ("/bin/listed",), ("/bin/alert", "me"),
+    )  # fmt: skip
+    assert commands_of(items, policy) == argvs
+    assert programs(items, policy) == (
+        "/bin/check", "/bin/verify", RELOAD[0], "/bin/sh", "/bin/w", "/bin/listed", "/bin/alert",
+    )  # fmt: skip
+
+
+def test_the_cas_that_enabled_items_name() -> None:
+    items = [
+        ImportCaAction(id="i", ob_id=3), ImportCaAction(id="off", ob_id=4, enabled=False), ImportCaAction(id="name"),
+        copy("c", 5, ob_type=ObjectType.CA, names=("ca.pem",)), copy("cert", 6), run("r", ob_id=7),
+        copy("typed", 8, ob_type=ObjectType.CERT),
+    ]  # fmt: skip
+    assert cas_wanted(items) == {3, 5}
+
+
+def test_what_is_left_out_is_reported_for_its_certificates() -> None:
+    found = InstallPlan(
+        refusals=(Refusal(item="a", what="write /x", why="no"), Refusal(what="run it", why="never")),
+        blocked={"b": "it depends on item a", "c": "so does it"},
+        concerns={"a": (1, 2), "b": (2,), "c": ()},
+    )
+    assert found.left_out == {
+        1: ["write /x: no"],
+        2: ["write /x: no", "item b is left out: it depends on item a"],
+        0: ["run it: never", "item c is left out: so does it"],
+    }

@@ -115,6 +115,24 @@ def test_the_installer_keeps_the_signal() -> None:
     assert (retries[-1].attempts, retries[-1].signal) == (2, OLD)
 
 
+def test_a_failure_of_other_work_keeps_what_was_reported_about_the_signal() -> None:
+    before = Retry(resource="cert:7", kind=RetryKind.PENDING, attempts=4, failures=6, signal=OLD, reported="it is down")
+    for kind in (RetryKind.PENDING, RetryKind.REFUSED):
+        retry = after_failure(before, failure(kind), NOW, random=0.0, settings=SETTINGS)
+        assert (retry.signal, retry.reported, retry.last_error) == (OLD, "it is down", "why")
+    (first,) = fails(failure(RetryKind.PENDING))
+    assert (first.resource, first.kind, first.signal, first.reported) == ("cert:7", RetryKind.PENDING, None, "")
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"), [(-1.0, 0.0), (0.0, 0.0), (0.5, 0.5), (2.0, 2.0), (2.001, 2.001), (2.002, 0.0), (9.0, 0.0)]
+)
+def test_a_pause_is_waited_for_up_to_its_length(left: float, expected: float) -> None:
+    """Sums of times are rounded; more than that is a clock that has been set back."""
+    retry = Retry(resource="cert:7", kind=RetryKind.DOWN, next_try_at=left, pause=2.0)
+    assert left_of(retry, 0.0, SETTINGS) == expected
+
+
 def test_a_pause_that_was_written_while_the_clock_was_ahead_is_over() -> None:
     for kind in RetryKind:
         longest = longest_pause(kind, SETTINGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from math import inf
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -66,6 +67,7 @@ def test_what_ignores_the_window() -> None:
     assert in_window(now, closed, attrs.evolve(SERVING, generation=""))
     assert not in_window(now, closed, living(not_before=now - 79, not_after=now + 21))
     assert in_window(now, closed, living(not_before=now - 81, not_after=now + 19))
+    assert not in_window(80.0, closed, living(not_before=0.0, not_after=100.0)), "exactly the bound"
     assert in_window(now, closed, living(not_before=0.0, not_after=0.0)), "unknown life is no reason to wait"
 
 
@@ -81,6 +83,8 @@ def test_the_end_of_waiting_is_known() -> None:
 def test_life_left_is_a_share() -> None:
     record = CertRecord(facts=CertFacts(cert_id=1, name="a", not_before=100.0, not_after=200.0))
     assert [life_left(now, record) for now in (50.0, 100.0, 150.0, 200.0, 300.0)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert life_left(0.5, living(not_before=0.0, not_after=1.0)) == 0.5
+    assert life_left(0.5, living(not_before=1.0, not_after=1.0)) == 0.0, "its dates are unknown"
 
 
 days = st.lists(st.sampled_from(DAYS), min_size=1, unique=True).map(tuple)
@@ -166,14 +170,21 @@ def test_a_window_in_the_hour_that_is_skipped_or_comes_twice(hours: str, opens: 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"from_": "9"}, {"to": "25:00"}, {"from_": "10:60"}, {"timezone": "Mars/Olympus"}, {"timezone": "../x"}]
+    ("wrong", "path", "fix"),
+    [
+        ({"from_": "9"}, "$.window", None),
+        ({"to": "25:00"}, "$.window", None),
+        ({"from_": "10:60"}, "$.window", None),
+        ({"timezone": "Mars/Olympus"}, "$.window.timezone", "use UTC, or install the package tzdata"),
+        ({"timezone": "../x"}, "$.window.timezone", "use UTC, or install the package tzdata"),
+        ({"days": ()}, "$.window.days", None),
+    ],
 )
-def test_a_senseless_window_is_a_configuration_error(wrong: dict[str, str]) -> None:
+def test_a_senseless_window_is_a_configuration_error(wrong: dict[str, Any], path: str, fix: str | None) -> None:
     window = attrs.evolve(MaintenanceWindow(), **wrong)
-    with pytest.raises(ConfigError, match="window"):
-        in_window(at("2026-11-24 12:00"), window, SERVING)
-    with pytest.raises(ConfigError, match="never opens"):
-        next_opening(0.0, MaintenanceWindow(days=()))
+    with pytest.raises(ConfigError) as caught:
+        may_switch_at(at("2026-11-24 12:00"), window, SERVING)
+    assert (caught.value.file, caught.value.path, caught.value.fix) == ("policy.json", path, fix)
 
 
 def test_window_text() -> None:
