@@ -233,7 +233,10 @@ def _check_hash(certificate: x509.Certificate) -> None:
 
 
 def _check_time(leaf: x509.Certificate, chain: _Chain, now: float) -> None:
-    begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    try:  # Python has no year 0
+        begins, ends = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+    except UNREADABLE:
+        raise MaterialError("the dates of the certificate cannot be read", reason="leaf-unreadable") from None
     if ends.timestamp() <= now:
         raise MaterialError(
             f"the certificate expired at {ends:%Y-%m-%d %H:%M}Z",

@@ -201,6 +201,7 @@ def test_names_must_cover_the_assignment(maker: Maker, now: float) -> None:
         ("*.b.example", "*.b.example", True),
         ("*.example", "*.b.example", False),
         ("*", "a", False),
+        ("*.example", ".example", False),
     ],
 )
 def test_wildcards_cover_one_label(name: str, domain: str, expected: bool) -> None:
@@ -228,6 +229,9 @@ def test_plain_domain() -> None:
     assert [plain_domain(text) for text in (" A.Example. ", "2001:DB8::1", "Ä.example", "a" * 70 + "ä")] == [
         "a.example", "2001:db8::1", "xn--4ca.example", "a" * 70 + "ä",
     ]  # fmt: skip
+    assert [plain_domain(text) for text in ("2001:DB8:0::A", "192.0.2.7.", "WWW.EXAMPLE.MX", "a:b")] == [
+        "2001:db8::a", "192.0.2.7", "www.example.mx", "a:b",
+    ]  # fmt: skip
     assert [plain_domain(text) for text in ("Straße.example", "*.STRAẞE.example", "i❤.example", "a。ä")] == [
         "xn--strae-oqa.example", "*.xn--strae-oqa.example", "xn--i-7iq.example", "a.xn--4ca",
     ]  # fmt: skip
@@ -241,7 +245,7 @@ def test_serials_compare_in_every_notation(maker: Maker, now: float) -> None:
         assert opened(maker, materials, now).facts.serial == "04:ab"
     wrong = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number="04:ac")
     assert reason(maker, wrong, now) == "serial-mismatch"
-    assert [serial_text(number) for number in (1, 0x1234, 0xABC)] == ["01", "12:34", "0a:bc"]
+    assert [serial_text(number) for number in (0, 1, 0x1234, 0xABC)] == ["00", "01", "12:34", "0a:bc"]
 
 
 @pytest.mark.parametrize("reported", ["0", "00:00", " 0 ", ":"])
@@ -265,6 +269,7 @@ def test_the_primary_domain_is_first_and_no_name_comes_twice(maker: Maker, now: 
         "a.example", "b.example", "192.0.2.7",
     )  # fmt: skip
     assert opened(maker, materials, now, "192.0.2.7").facts.domains == ("192.0.2.7", "b.example", "a.example")
+    assert opened(maker, materials, now, "192.0.2.7", "a.example").facts.domains[1:] == ("b.example", "a.example")
     wild = maker.materials("b.example", "*.example")
     assert opened(maker, wild, now, "a.example", "b.example").facts.domains == ("b.example", "*.example")
 
@@ -313,7 +318,7 @@ def test_a_negative_serial_number(maker: Maker, now: float) -> None:
     for told in ("-0eddccbc", "-0E:DD:CC:BC", "f1:22:33:44", str(-0x0EDDCCBC), ""):
         materials = attrs.evolve(maker.materials(key=key, leaf=leaf), serial_number=told)
         assert opened(maker, materials, now).facts.serial == "-0e:dd:cc:bc"
-    for told in ("0eddccbc", "-f1:22:33:44", "f1:22:33:45"):
+    for told in ("0eddccbc", "-f1:22:33:44", "f1:22:33:45", "X"):
         assert reason(maker, attrs.evolve(materials, serial_number=told), now) == "serial-mismatch"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import attrs
 import pytest
@@ -290,6 +291,36 @@ def test_a_leaf_whose_names_cannot_be_read_is_refused(maker: Maker, now: float) 
     with pytest.raises(MaterialError, match="names cannot be read") as caught:
         opened(maker, maker.materials(key=key, leaf=leaf), now)
     assert caught.value.reason == "leaf-unreadable"
+
+
+def in_year_0(plain: x509.Certificate, which: int) -> x509.Certificate:
+    """Return a certificate whose validity begins (0) or ends (1) in the year 0; its signature no longer matches."""
+    der = plain.public_bytes(Encoding.DER)
+    times = re.findall(rb"\x17\x0d\d{12}Z", der)
+    old = b"\x30\x1e" + b"".join(times)
+    times[which] = b"\x18\x0f00000101000000Z"
+    new = b"\x30\x20" + b"".join(times)
+    assert (der[1], der[5], old in der) == (0x82, 0x82, True)
+    sizes = [(int.from_bytes(der[at : at + 2], "big") + 2).to_bytes(2, "big") for at in (2, 6)]
+    return x509.load_der_x509_certificate(der[:2] + sizes[0] + der[4:6] + sizes[1] + der[8:].replace(old, new))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_dates_that_python_cannot_represent_are_refused(
+    maker: Maker, make_issuer: type[Issuer], now: float, which: int
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = tuple(f"{n}.example.com" for n in range(9))
+    leaf = maker.issuer.leaf(key, names)
+    with pytest.raises(MaterialError, match="dates of the certificate cannot be read") as caught:
+        opened(maker, maker.materials(key=key, leaf=in_year_0(leaf, which), chain_pem=""), now, *names)
+    assert caught.value.reason == "leaf-unreadable"
+    low = make_issuer("low" * 20, make_issuer("root" * 10))
+    chain = pem(in_year_0(low.certificate, which))
+    with pytest.raises(MaterialError, match="a date in the chain cannot be read") as caught:
+        opened(maker, maker.materials(key=key, leaf=low.leaf(key, names), chain_pem=chain), now, *names)
+    assert caught.value.reason == "chain-unreadable"
+    assert chain_end(chain.encode()) == (float("inf") if which else now + 3000 * DAY)
 
 
 @pytest.mark.parametrize("field", ["certificate_pem", "chain_pem"])

@@ -30,6 +30,7 @@ from certctrl.install.material.formats import (
     ca_files,
     has_key,
     is_virtual,
+    password_fault,
     password_kind,
     pem_to_key_der,
 )
@@ -265,6 +266,8 @@ def test_the_alias_of_a_keystore_can_be_chosen(bundle: Bundle, base: str) -> Non
     if base.endswith(".jks"):
         jks = pytest.importorskip("jks")
         assert list(jks.KeyStore.loads(made, PASSWORDS["jks"].decode()).entries) == ["tomcat"]
+        upper = virtual_files(bundle, [f"{base}?alias=TomCat"], PASSWORDS.__getitem__)[f"{base}?alias=TomCat"]
+        assert b"tomcat" in made and b"tomcat" in upper, "Java looks for aliases in lower case"
     else:
         found = pkcs12.load_pkcs12(made, PASSWORDS["pfx"]).cert
         assert found is not None and found.friendly_name == b"tomcat"
@@ -302,3 +305,16 @@ def test_other_odd_passwords_are_used(bundle: Bundle, name: str, password: bytes
         assert len(jks.KeyStore.loads(made, password.decode()).private_keys) == 1
     else:
         assert pkcs12.load_pkcs12(made, password).key is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "password", "fault"),
+    [
+        ("pfx", "", "is empty"), ("jks", "", "is empty"), ("pfx", "p\u00e4ss", ""), ("jks", "change it", ""),
+        ("pfx", " x", "begins or ends"), ("pfx", "x\n", "begins or ends"), ("jks", "a\tb", "not printable"),
+        ("jks", "p\u00e4ss", "not ASCII, which Java"), ("pfx", "a\x00b", "not printable"),
+    ],
+)  # fmt: skip
+def test_a_password_that_keystores_cannot_have_is_named(kind: str, password: str, fault: str) -> None:
+    found = password_fault(kind, password)
+    assert fault in found and bool(found) is bool(fault)

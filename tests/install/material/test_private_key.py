@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from hashlib import blake2b
+from math import gcd
 from typing import Any
 
 import attrs
 import pytest
 from bundle_maker import Maker, b64, der, opened, reason
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import (
@@ -20,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 from nacl.public import SealedBox
 
 from certctrl.errors import MaterialError
-from certctrl.install.material.private_key import pem_block
+from certctrl.install.material.private_key import checked_key_pem, pem_block
 
 TRADITIONAL = PrivateFormat.TraditionalOpenSSL
 
@@ -79,7 +82,7 @@ def test_a_bundle_for_another_device_asks_for_a_registration(maker: Maker, now: 
 @pytest.mark.parametrize("text", [None, "", "no base64!", "QUJ", "QU-_"])
 def test_a_field_that_is_missing_or_not_base64_is_named(maker: Maker, now: float, field: str, text: str | None) -> None:
     error = refused(maker, now, **{field: text})
-    assert (error.reason, field in str(error)) == ("incomplete", True)
+    assert error.reason == "incomplete" and re.search(rf"\b{field}\b", str(error))
 
 
 def test_base64_may_be_wrapped(maker: Maker, now: float) -> None:
@@ -107,18 +110,18 @@ def test_an_unsealed_key_comes_as_pem_or_as_der(maker: Maker, now: float) -> Non
     wanted = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     for fields in ({"private_key_der_b64": b64(der(key))}, {"private_key_pem": f"\n {wanted.decode()}"}):
         assert opened(maker, attrs.evolve(plain, **fields), now, allow_plaintext=True).key_pem == wanted
-    with pytest.raises(MaterialError, match="private_key_der_b64") as caught:
+    with pytest.raises(MaterialError, match=r"has no private_key_der_b64$") as caught:
         opened(maker, plain, now, allow_plaintext=True)
     assert caught.value.reason == "incomplete"
 
 
 def test_pkcs8_is_kept_byte_for_byte(maker: Maker, now: float, an_rsa_key: rsa.RSAPrivateKey) -> None:
     """With attributes or a public key in it (RFC 5958), the library would write other bytes."""
-    small = ed25519.Ed25519PrivateKey.generate()
-    inner = der(small)[2:]
-    attribute = bytes.fromhex("a000")
-    extended = b"\x30" + bytes([len(inner) + len(attribute)]) + inner + attribute
-    for key, raw in ((small, der(small)), (an_rsa_key, der(an_rsa_key)), (small, extended)):
+    small, attribute = ed25519.Ed25519PrivateKey.generate(), bytes.fromhex("a000")
+    extended = b"\x30" + bytes([len(der(small))]) + der(small)[2:] + attribute
+    large = der(an_rsa_key)
+    longer = b"\x30\x82" + (len(large) - 2).to_bytes(2, "big") + large[4:] + attribute
+    for key, raw in ((small, der(small)), (an_rsa_key, large), (small, extended), (an_rsa_key, longer)):
         bundle = opened(maker, maker.materials(key=key, raw_key=raw), now)
         assert bundle.key_pem == pem_block("PRIVATE KEY", raw)
 
@@ -129,6 +132,22 @@ def test_older_forms_are_converted(maker: Maker, now: float, curve: ec.EllipticC
     wanted = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     for raw in (key.private_bytes(form, TRADITIONAL, NoEncryption()) for form in (Encoding.DER, Encoding.PEM)):
         assert opened(maker, maker.materials(key=key, raw_key=raw), now).key_pem == wanted
+
+
+def test_a_certificate_with_a_key_that_cannot_be_read_has_no_matching_key(maker: Maker, now: float) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = bytes.fromhex("06072a8648ce3d0201")  # the object identifier of keys on elliptic curves
+    plain = maker.issuer.leaf(key, ("example.com",)).public_bytes(Encoding.DER)
+    odd = x509.load_der_x509_certificate(plain.replace(public, public[:-1] + b"\x7f"))
+    assert reason(maker, maker.materials(key=key, leaf=odd, chain_pem=""), now) == "key-mismatch"
+
+
+def test_brainpool_curves_are_refused_unless_allowed(maker: Maker) -> None:
+    key = ec.generate_private_key(ec.BrainpoolP256R1())
+    leaf = maker.issuer.leaf(key, ("example.com",))
+    with pytest.raises(MaterialError, match="brainpool"):
+        checked_key_pem(der(key), leaf)
+    assert checked_key_pem(der(key), leaf, brainpool=True)
 
 
 def test_a_pem_block_has_lines_of_64() -> None:
@@ -173,6 +192,7 @@ def test_two_numbers_that_are_wrong_together_are_noticed(
         for_another_modulus,
         {"p": 1, "q": n},
         {"p": n, "q": 1},
+        {"p": n, "q": 1, "d": pow(65537, -1, n - 1) if gcd(65537, n - 1) == 1 else right.d},
         {"d": right.d + q - 1, "dmp1": (right.d + q - 1) % (p - 1)},
         {"d": right.d + p - 1, "dmq1": (right.d + p - 1) % (q - 1)},
     ):
