@@ -264,7 +264,6 @@ class Session:
 
     def _acks_failed(self, retry_after: float | None, now: float) -> None:
         """Send the acks later, without delaying the next poll."""
-        self._flushed = True
         self._flush_failures += 1
         pause = self._schedule.breaker.backoff(self._flush_failures)
         self._flush_at = now + max(pause, retry_after or 0.0)

@@ -237,7 +237,7 @@ def test_acks_of_a_page_are_sent_as_soon_as_the_backoff_ends() -> None:
     driver.now += 5.0
     driver.receive(ev.Updates("c1", SIGNALS, False))
     driver.deliver()
-    assert driver.next() == FlushAcks()
+    assert (driver.next(), driver.session.state) == (FlushAcks(), S.ACKNOWLEDGING)
 
 
 def test_acks_obey_retry_after() -> None:

@@ -427,7 +427,7 @@ def item_from_operator(raw: object, path: str) -> InstallItem:
             _refuse_no_targets(item, path)
             files = CA_FILES if item.ob_type is ObjectType.CA else CERT_FILES
             for i, name in enumerate(item.sources):
-                if (_ALIAS.sub(r"\1", name) if item.ob_type is not ObjectType.CA else name) not in files:
+                if _ALIAS.sub(r"\1", name) not in files:
                     hint = did_you_mean(name, files) or f"; there are {', '.join(files)}"
                     raise Misfit(f"unknown file {one_line(name, 40)}{hint}", f"{path}.from[{i}]")
             for i, target in enumerate(item.targets):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import tracemalloc
 from typing import Any
@@ -18,10 +19,12 @@ from certctrl.protocol.wire.reader import (
     CONVERTER,
     MAX_DEPTH,
     MAX_VALUES,
+    SAFE_INT,
     Misfit,
     alias,
     integer,
     moment,
+    number,
     parse_json,
     text,
     wire_class,
@@ -136,6 +139,25 @@ def test_not_an_integer(value: object) -> None:
         integer()(value, int)
     with pytest.raises(Misfit, match=r"^expected an integer"):
         CONVERTER.structure(value, int)
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 1.5, -0.25, SAFE_INT, -SAFE_INT])
+def test_numbers(value: float) -> None:
+    found = number(value)
+    assert (found, type(found)) == (value, float)
+    assert CONVERTER.structure(value, float) == value
+
+
+@pytest.mark.parametrize("value", [SAFE_INT + 1, -SAFE_INT - 1, 1e16, math.inf, -math.inf, math.nan])
+def test_a_number_that_is_not_exact_everywhere_is_refused(value: float) -> None:
+    with pytest.raises(Misfit, match=r"^expected a number from -9007199254740991 to 9007199254740991$"):
+        number(value)
+
+
+@pytest.mark.parametrize("value", [None, True, "1", [], {}])
+def test_not_a_number(value: object) -> None:
+    with pytest.raises(Misfit, match=r"^expected a number, got "):
+        number(value)
 
 
 @pytest.mark.parametrize(
