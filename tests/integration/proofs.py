@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from fleet import HERE, clean_environment
 from recipes import Trial
 
 from certctrl.model.records import RetryKind
-from certctrl.sandbox.servers import HOST
 from certctrl.sandbox.witness import plain_serial
 
 
@@ -97,25 +95,6 @@ def prove_rollback(
     trial.wait_for(lambda: trial.stands(serial), f"{serial} to be deployed and served")
     print(f"{trial.recipe.name}: {why}")
     return why
-
-
-def prove_while_stopped(trial: Trial, files: Mapping[str, bytes]) -> None:
-    """Renew while the service is stopped: refused files change nothing; good ones stay and are served once it starts."""
-    before = trial.on_disk()
-    with trial.impatient():
-        trial.stop()
-        with trial.spoilt(files):
-            _, outcome, why = trial.renew()
-            assert outcome == "failed" and "the check refuses the new certificate" in why, (outcome, why)
-            assert (trial.on_disk(), trial.retry().kind) == (before, RetryKind.REFUSED)
-        serial, outcome, why = trial.renew()
-        assert outcome == "failed" and f"nothing listens at {HOST}:{trial.recipe.port}" in why, (outcome, why)
-        assert trial.on_disk() != before and trial.deployed() == plain_serial(serial)
-        assert trial.retry().kind is RetryKind.DOWN
-        assert trial.retry().next_try_at <= time.time() + 300
-        trial.start()
-        trial.sees(serial)
-    trial.wait_for(lambda: trial.stands(serial), f"{serial} to be deployed and served")
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from failure_table import EACH_FAILURE, Faults, Row, prove_row, replaced
 from fleet import Fleet, Plane
 from proofs import (
     broken_pairs,
@@ -19,7 +20,6 @@ from proofs import (
     prove_nothing_is_dropped,
     prove_rollback,
     prove_the_check_refuses,
-    prove_while_stopped,
 )
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal
@@ -86,9 +86,26 @@ def test_renewals_drop_no_connection(trial: Trial, renewals: int) -> None:
     prove_nothing_is_dropped(trial, renewals)
 
 
-def test_a_broken_pair_changes_nothing(trial: Trial) -> None:
-    why = prove_the_check_refuses(trial, broken_pairs(trial)["another certificate's key"])
-    assert "inconsistencies between private key and certificate" in why
+def faults(trial: Trial) -> Faults:
+    place = trial.recipe.place
+    deployed = place / "certs" / "www.example.com.pem"
+
+    def elsewhere() -> AbstractContextManager[None]:
+        (place / "old.pem").write_bytes(deployed.read_bytes())
+        return edited(place / "frontend.cfg", lambda text: replaced(text, {str(deployed): f"{place}/old.pem"}))
+
+    return Faults(
+        refused=broken_pairs(trial)["another certificate's key"],
+        why="inconsistencies between private key and certificate",
+        broken=lambda: edited(place / "haproxy.cfg", lambda text: text + "half a line\n"),
+        elsewhere=elsewhere,
+        reload="reload haproxy",
+    )
+
+
+@EACH_FAILURE
+def test_failure_table(trial: Trial, row: Row) -> None:
+    prove_row(trial, row, faults(trial))
 
 
 def test_the_check_knows_good_from_broken(trial: Trial, tmp_path: Path) -> None:
@@ -114,27 +131,8 @@ def test_the_check_may_include_the_live_configuration(trial: Trial, tmp_path: Pa
     assert "haproxy.cfg" in done.stderr
 
 
-def test_a_stopped_service_gets_the_new_files(trial: Trial) -> None:
-    prove_while_stopped(trial, broken_pairs(trial)["another certificate's key"])
-
-
-def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
-    broken = edited(trial.recipe.place / "haproxy.cfg", lambda text: text + "half a line\n")
-    prove_rollback(trial, broken, "item reload haproxy", RetryKind.DOWN)
-
-
 def test_a_master_that_hangs_is_rolled_back(trial: Trial) -> None:
     prove_rollback(trial, frozen(trial.service.pid), "serves another certificate")
-
-
-def test_a_service_that_reads_another_file_is_rolled_back(trial: Trial) -> None:
-    place = trial.recipe.place
-    (place / "old.pem").write_bytes((place / "certs" / "www.example.com.pem").read_bytes())
-    elsewhere = edited(
-        place / "frontend.cfg",
-        lambda text: text.replace(f"{place}/certs/www.example.com.pem", f"{place}/old.pem"),
-    )
-    prove_rollback(trial, elsewhere, "serves another certificate")
 
 
 @RENEWALS

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from failure_table import EACH_FAILURE, Faults, Row, prove_row, replaced
 from fleet import Fleet, Plane
 from proofs import (
     Load,
@@ -17,13 +19,9 @@ from proofs import (
     frozen,
     prove_nothing_is_dropped,
     prove_rollback,
-    prove_the_check_refuses,
-    prove_while_stopped,
 )
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal, revoked
-
-from certctrl.model.records import RetryKind
 
 pytestmark = pytest.mark.integration
 
@@ -77,9 +75,28 @@ def test_the_load_client_notices_a_stopped_server(trial: Trial) -> None:
     assert any("refused" in fault for fault in seen["faults"]), seen
 
 
-def test_a_broken_pair_changes_nothing(trial: Trial) -> None:
-    why = prove_the_check_refuses(trial, broken_pairs(trial)["another certificate's key"])
-    assert "key values mismatch" in why
+def faults(trial: Trial) -> Faults:
+    place, live = trial.recipe.place, trial.agent.layout.live_link(trial.recipe.domain)
+
+    def elsewhere() -> AbstractContextManager[None]:
+        for name in ("fullchain.pem", "private.key"):
+            (place / name).write_bytes((live / name).read_bytes())
+        certs = f"{trial.agent.layout.certs}/www.example.com"
+        places = {f"{certs}.crt": f"{place}/fullchain.pem", f"{certs}.key": f"{place}/private.key"}
+        return edited(place / "site.conf", lambda text: replaced(text, places))
+
+    return Faults(
+        refused=broken_pairs(trial)["another certificate's key"],
+        why="key values mismatch",
+        broken=lambda: edited(place / "nginx.conf", lambda text: text + "half a line"),
+        elsewhere=elsewhere,
+        reload="reload nginx",
+    )
+
+
+@EACH_FAILURE
+def test_failure_table(trial: Trial, row: Row) -> None:
+    prove_row(trial, row, faults(trial))
 
 
 def test_the_check_knows_good_from_broken(trial: Trial, tmp_path: Path) -> None:
@@ -104,29 +121,8 @@ def test_the_check_may_include_the_live_configuration(trial: Trial, tmp_path: Pa
     assert "nginx.conf" in done.stderr
 
 
-def test_a_stopped_service_gets_the_new_files(trial: Trial) -> None:
-    prove_while_stopped(trial, broken_pairs(trial)["another certificate's key"])
-
-
-def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
-    broken = edited(trial.recipe.place / "nginx.conf", lambda text: text + "half a line")
-    prove_rollback(trial, broken, "item reload nginx", RetryKind.DOWN)
-
-
 def test_a_master_that_hangs_is_rolled_back(trial: Trial) -> None:
     prove_rollback(trial, frozen(trial.service.pid), "serves another certificate")
-
-
-def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:
-    place, live = trial.recipe.place, trial.agent.layout.live_link(trial.recipe.domain)
-    for name in ("fullchain.pem", "private.key"):
-        (place / name).write_bytes((live / name).read_bytes())
-
-    def elsewhere(text: str) -> str:
-        certs = f"{trial.agent.layout.certs}/www.example.com"
-        return text.replace(f"{certs}.crt", f"{place}/fullchain.pem").replace(f"{certs}.key", f"{place}/private.key")
-
-    prove_rollback(trial, edited(place / "site.conf", elsewhere), "serves another certificate")
 
 
 def test_a_placeholder_replaces_a_revoked_certificate(trial: Trial) -> None:

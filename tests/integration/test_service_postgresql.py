@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from failure_table import EACH_FAILURE, Faults, Row, prove_row, replaced
 from fleet import Fleet, Plane
 from proofs import (
     broken_pairs,
@@ -18,13 +19,9 @@ from proofs import (
     edited,
     prove_nothing_is_dropped,
     prove_rollback,
-    prove_the_check_refuses,
-    prove_while_stopped,
 )
 from recipes import Recipe, Trial, on_trial, open_place
 from revocations import FROM_MEMORY, prove_placeholder, prove_removal
-
-from certctrl.model.records import RetryKind
 
 pytestmark = [
     pytest.mark.integration,
@@ -83,9 +80,38 @@ def test_renewals_end_no_session(trial: Trial, renewals: int) -> None:
     assert (stat.S_IMODE(key.st_mode), key.st_uid) == (0o600, (trial.recipe.place / "data").stat().st_uid)
 
 
-def test_a_broken_pair_changes_nothing(trial: Trial) -> None:
-    why = prove_the_check_refuses(trial, broken_pairs(trial)["another certificate's key"])
-    assert "private.key does not belong to the certificate" in why
+def faults(trial: Trial) -> Faults:
+    place = trial.recipe.place
+
+    @contextlib.contextmanager
+    def unreadable() -> Iterator[None]:  # only pg_ctl reads it; the server keeps running
+        pid_file = place / "data" / "postmaster.pid"
+        mode = stat.S_IMODE(pid_file.stat().st_mode)
+        pid_file.chmod(0)
+        try:
+            yield
+        finally:
+            pid_file.chmod(mode)
+
+    def elsewhere() -> contextlib.AbstractContextManager[None]:
+        for name in ("server.crt", "server.key"):
+            shutil.copy(place / "tls" / name, place / name)
+            shutil.chown(place / name, "postgres", "postgres")
+            os.chmod(place / name, 0o600)
+        return edited(place / "tls.conf", lambda text: replaced(text, {f"{place}/tls/": f"{place}/"}))
+
+    return Faults(
+        refused=broken_pairs(trial)["another certificate's key"],
+        why="private.key does not belong to the certificate",
+        broken=unreadable,
+        elsewhere=elsewhere,
+        reload="reload postgresql",
+    )
+
+
+@EACH_FAILURE
+def test_failure_table(trial: Trial, row: Row) -> None:
+    prove_row(trial, row, faults(trial))
 
 
 def test_the_check_knows_good_from_broken(trial: Trial, tmp_path: Path) -> None:
@@ -104,34 +130,6 @@ def test_the_check_may_include_the_live_configuration(
     assert (good.returncode, good.stdout.strip()) == (0, str(trial.recipe.place / "tls" / "server.crt"))
     with edited(trial.recipe.place / "tls.conf", lambda text: text + "half a line"):
         assert check_by_hand(trial, {}, tmp_path / "broken", *options).returncode != 0
-
-
-def test_a_stopped_service_gets_the_new_files(trial: Trial) -> None:
-    prove_while_stopped(trial, broken_pairs(trial)["another certificate's key"])
-
-
-def test_a_reload_that_fails_is_rolled_back(trial: Trial) -> None:
-    @contextlib.contextmanager
-    def unreadable() -> Iterator[None]:  # only pg_ctl reads it; the server keeps running
-        pid_file = trial.recipe.place / "data" / "postmaster.pid"
-        mode = stat.S_IMODE(pid_file.stat().st_mode)
-        pid_file.chmod(0)
-        try:
-            yield
-        finally:
-            pid_file.chmod(mode)
-
-    prove_rollback(trial, unreadable(), "item reload postgresql", RetryKind.DOWN)
-
-
-def test_a_service_that_reads_other_files_is_rolled_back(trial: Trial) -> None:
-    place = trial.recipe.place
-    for name in ("server.crt", "server.key"):
-        shutil.copy(place / "tls" / name, place / name)
-        shutil.chown(place / name, "postgres", "postgres")
-        os.chmod(place / name, 0o600)
-    elsewhere = edited(place / "tls.conf", lambda text: text.replace(f"{place}/tls/", f"{place}/"))
-    prove_rollback(trial, elsewhere, "serves another certificate")
 
 
 def test_a_key_that_the_server_cannot_use_is_rolled_back(trial: Trial) -> None:
