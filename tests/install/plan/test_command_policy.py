@@ -270,6 +270,7 @@ def test_the_value_of_a_variable_has_a_bound(length: int, allowed: bool) -> None
         (("/bin/_", "-"), "command"),
         (("/bin/" + "a" * 39, "b"), "a" * 39),
         (("/bin/" + "a" * 50,), "a" * 40),
+        (("/bin/-" + "a" * 50,), "a" * 40),
         (("/bin/taken",), "taken-3"),
     ],
 )
