@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from certctrl.store.layout import ConfigDir, is_plain_name, safe_name
 
-LAYOUT = ConfigDir(Path("/a"))
 PATHS = {
     "application": "application.json", "httpclient": "httpclient_config.json", "ioc": "ioc_config.json",
     "log_config": "log_config.json", "policy": "policy.json", "local_installs": "installs.local.json",
@@ -32,26 +31,31 @@ PATHS = {
 """The names of earlier releases, whose directories must be found again."""
 
 
-def test_the_paths_are_those_of_earlier_releases() -> None:
-    found = {name: path for name, path in vars(LAYOUT).items() if name != "root"}
+@pytest.fixture
+def layout() -> ConfigDir:
+    return ConfigDir(Path("/a"))
+
+
+def test_the_paths_are_those_of_earlier_releases(layout: ConfigDir) -> None:
+    found = {name: path for name, path in vars(layout).items() if name != "root"}
     assert found == {name: Path("/a") / path for name, path in PATHS.items()}
 
 
-def test_directories_come_after_their_parents() -> None:
-    found = LAYOUT.directories()
+def test_directories_come_after_their_parents(layout: ConfigDir) -> None:
+    found = layout.directories()
     assert found[0] == Path("/a") and len(set(found)) == len(found) == 11
     assert all(path.parent in found[:number] for number, path in enumerate(found) if number)
 
 
-def test_links_lead_to_the_live_generation() -> None:
-    assert LAYOUT.live_link("www") == Path("/a/certs/.live/www")
-    assert LAYOUT.generation("www", "id") == Path("/a/certs/.generations/www/id")
-    assert LAYOUT.public_links("www") == {
+def test_links_lead_to_the_live_generation(layout: ConfigDir) -> None:
+    assert layout.live_link("www") == Path("/a/certs/.live/www")
+    assert layout.generation("www", "id") == Path("/a/certs/.generations/www/id")
+    assert layout.public_links("www") == {
         Path("/a/certs/www.crt"): ".live/www/fullchain.pem",
         Path("/a/certs/www.key"): ".live/www/private.key",
         Path("/a/certs/chains/www.pem"): "../.live/www/chain.pem",
     }
-    assert LAYOUT.public_links("www", alias=True) == {
+    assert layout.public_links("www", alias=True) == {
         Path("/a/certs/www.crt"): ".live/+www/fullchain.pem",
         Path("/a/certs/www.key"): ".live/+www/private.key",
         Path("/a/certs/chains/www.pem"): "../.live/+www/chain.pem",
