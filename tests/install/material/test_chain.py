@@ -347,3 +347,14 @@ def test_the_end_of_a_chain_on_disk(make_issuer: type[Issuer], now: float) -> No
     assert chain_end(low.chain_pem.encode()) == now + 3000 * DAY
     assert chain_end((low.chain_pem + pem(short)).encode()) == now + 5 * DAY
     assert chain_end(b"") == chain_end(b"\xff") == chain_end(b"no PEM") == float("inf")
+
+
+def test_certificates_that_signed_each_other_have_no_leaf_below_them(maker: Maker, now: float) -> None:
+    """Such as an old and a new self-signed certificate with the same key, sent together."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    old, new = (
+        build("example.com", "example.com", key.public_key(), key, domains=("example.com",), life=(-1, days))
+        for days in (30, 90)
+    )
+    materials = attrs.evolve(maker.materials(key=key, leaf=old, chain_pem=""), certificate_pem=pem(old) + pem(new))
+    assert reason(maker, materials, now) == "chain-order"
