@@ -9,7 +9,8 @@ from typing import Any
 
 import trio
 
-from certctrl.install.process import CommandResult, Proc
+from certctrl.install.process import Proc
+from certctrl.install.process.result import CommandResult
 from certctrl.sandbox.narrator import Narrator
 from certctrl.sandbox.serials import short_serial
 from certctrl.sandbox.servers import Server

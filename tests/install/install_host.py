@@ -20,7 +20,8 @@ from certctrl.install.deploy.retry_table import cert_resource
 from certctrl.install.installer import Installer
 from certctrl.install.material.bundle import open_bundle
 from certctrl.install.probe.interface import Probe
-from certctrl.install.process import CommandResult, Proc
+from certctrl.install.process import Proc
+from certctrl.install.process.result import CommandResult
 from certctrl.model.certificate import Bundle, Wanted
 from certctrl.model.config import AgentConfig
 from certctrl.model.plan import ExecAction, InstallItem, Outcome, OutcomeKind, VerifyTls

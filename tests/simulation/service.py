@@ -14,7 +14,7 @@ from simulation.authority import leaf_facts, public_half
 from simulation.disk import SimulatedDisk, file_in
 
 from certctrl.errors import ProbeError
-from certctrl.install.process import CommandResult
+from certctrl.install.process.result import CommandResult
 from certctrl.model.certificate import Wanted
 from certctrl.model.plan import VerifyTls
 

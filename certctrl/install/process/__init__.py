@@ -24,6 +24,5 @@ whose processes are not the command's.
 from __future__ import annotations
 
 from certctrl.install.process.proc import Proc
-from certctrl.install.process.result import CommandResult
 
-__all__ = ["CommandResult", "Proc"]
+__all__ = ["Proc"]

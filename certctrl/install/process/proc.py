@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from certctrl.errors import CommandError
-from certctrl.install.process.result import CommandResult, leader_of, read_answer
-from certctrl.install.process.transcript import KEEP_BYTES
 from certctrl.install.process.vetting import NO_PINS, vet_command
 from certctrl.text import one_line
 
 if TYPE_CHECKING:
     from certctrl.install.process.child import Child
+    from certctrl.install.process.result import CommandResult
 
 BASE_ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C", "HOME": "/"}
 TERM_GRACE = 5.0
@@ -65,6 +64,9 @@ class Proc:
         ``sha256`` pins the executable; ``secrets`` are redacted in its output. Raises CommandError if it cannot be
         started. When cancelled, ends the command, within about a second, before it propagates the cancellation.
         """
+        from certctrl.install.process.result import read_answer  # here and below: only hosts with commands need it
+        from certctrl.install.process.transcript import KEEP_BYTES
+
         command = tuple(argv)
         user = await trio.to_thread.run_sync(_prepared, command, run_as, sha256)
         order = {
@@ -106,6 +108,8 @@ class Proc:
 
     async def _supervised(self, order: bytes, limit: float) -> bytes:
         """Send an order to a supervisor and return its answer, once none of its processes is left."""
+        from certctrl.install.process.result import leader_of
+
         frame = b"%08d" % len(order) + order
         child = self._spares.pop(0) if self._spares else await _start_child()  # the oldest
         answer = bytearray()

@@ -16,7 +16,8 @@ import trio
 from process_marks import ROOT, SH, left_of
 
 from certctrl.errors import CommandError
-from certctrl.install.process import CommandResult, Proc, child, proc
+from certctrl.install.process import Proc, child, proc
+from certctrl.install.process.result import CommandResult
 
 LONGEST_STALL = 0.050
 
