@@ -20,7 +20,7 @@ from simulation.scene import Scene, play
 from simulation.service import Service
 from simulation.world import COPIES, Setting, Template
 
-from certctrl.install.process import CommandResult
+from certctrl.install.process.result import CommandResult
 from certctrl.plane.storage.keyring import Keyring
 
 DATA = Path(__file__).with_name("data")
