@@ -17,6 +17,7 @@ from certctrl.protocol.steps import Deliver, FlushAcks, Poll, Refresh, Wait
 
 def test_polling_without_updates() -> None:
     driver = Driver(cursor="c1")
+    assert (driver.session.seen_cursor, driver.session.committed_cursor) == ("c1", "c1")
     assert driver.poll() == Poll("c1", 20, 0)
     driver.receive(ev.NoUpdates("c1"))
     assert driver.wait() == 5.0

@@ -92,6 +92,15 @@ def test_poll_now_while_a_page_is_delivered_is_kept() -> None:
     assert driver.next() == Poll("c1", 20, 0)
 
 
+def test_a_page_that_is_being_delivered_counts_after_poll_now() -> None:
+    driver = Driver()
+    driver.answer(ev.Updates("c1", SIGNALS, False))
+    driver.next()
+    driver.receive(ev.PollNow())
+    driver.receive(ev.Delivered())
+    assert driver.session.committed_cursor == "c1"
+
+
 # --- modes -----------------------------------------------------------------------------------------------------------
 
 
