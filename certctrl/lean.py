@@ -1,8 +1,8 @@
 """Define attrs classes whose methods are shared instead of generated; use these decorators instead of those of attrs.
 
 attrs compiles ``__repr__``, ``__eq__`` and ``__hash__`` for each class, and keeps for each a second class with a
-property per field. For the two hundred classes of an idle daemon that was a megabyte and a half of memory, and a tenth
-of the time of its imports. Everything else is as with attrs: slots, validators, ``field(repr=False)``.
+property per field. For the two hundred classes of an idle daemon that was a megabyte and a half of memory, and a
+seventh of the time of its imports. Everything else is as with attrs: slots, validators, ``field(repr=False)``.
 """
 
 from __future__ import annotations

@@ -169,47 +169,36 @@ class HttpxHttp:
         try:
             response = await pool.transport.exchange(request)
             return await _read(response, cap, self.origin.place)
-        except httpcore.PoolTimeout:
-            self._pools.retire(pool)
-            log.warning("Replaced a stuck connection pool")
-            progress.leaked = True
-            from certctrl.net import explain
-
-            raise explain.unsent(
-                TransportError("no free connection", fix="restart the agent if this repeats")
-            ) from None
-        except httpcore.LocalProtocolError:
-            from certctrl.net import explain
-
-            raise explain.unsendable() from None
-        except (httpcore.ConnectTimeout, httpcore.ConnectError, httpcore.ProxyError) as error:
-            raise self._unconnected(error) from None
-        except _BROKEN as error:
-            from certctrl.net import explain
-
-            found = explain.exchange_error(
-                error,
-                self.origin.place,
-                now=self._now(),
-                own_ca=self._own_ca,
-                plain=self.origin.scheme == "http",
-                proxy="" if progress.sent else self._proxy,
-            )
-            found.maybe_sent = progress.sent
-            progress.stale = not (progress.connected or isinstance(found, BadAnswerError))
-            raise found from None
+        except (*_BROKEN, httpcore.ProxyError) as error:
+            if isinstance(error, httpcore.PoolTimeout):
+                self._pools.retire(pool)
+                log.warning("Replaced a stuck connection pool")
+                progress.leaked = True
+            raise self._explained(error, progress) from None
         finally:
             await self._pools.release(pool)
 
-    def _unconnected(self, error: Exception) -> TransportError:
+    def _explained(self, error: Exception, progress: _Progress) -> TransportError:
         from certctrl.net import explain
 
-        if isinstance(error, httpcore.ConnectTimeout):
-            return explain.deadline_error(self._connect_seconds, self.origin.place, sent=False, proxy=self._proxy)
-        if isinstance(error, httpcore.ProxyError):
-            what = f"the proxy {self._proxy} refused to connect to {self.origin.place}: {one_line(str(error), ascii_only=True)}"
-            return explain.unsent(TransportError(what, fix="check proxy in httpclient_config.json"))
-        return explain.connect_error(error, self.origin.place, now=self._now(), own_ca=self._own_ca, proxy=self._proxy)
+        place, proxy = self.origin.place, self._proxy
+        match error:
+            case httpcore.PoolTimeout():
+                return explain.unsent(TransportError("no free connection", fix="restart the agent if this repeats"))
+            case httpcore.LocalProtocolError():
+                return explain.unsendable()
+            case httpcore.ConnectTimeout():
+                return explain.deadline_error(self._connect_seconds, place, sent=False, proxy=proxy)
+            case httpcore.ProxyError():
+                what = f"the proxy {proxy} refused to connect to {place}: {one_line(str(error), ascii_only=True)}"
+                return explain.unsent(TransportError(what, fix="check proxy in httpclient_config.json"))
+            case httpcore.ConnectError():
+                return explain.connect_error(error, place, now=self._now(), own_ca=self._own_ca, proxy=proxy)
+        plain, proxy = self.origin.scheme == "http", "" if progress.sent else proxy
+        found = explain.exchange_error(error, place, now=self._now(), own_ca=self._own_ca, plain=plain, proxy=proxy)
+        found.maybe_sent = progress.sent
+        progress.stale = not (progress.connected or isinstance(found, BadAnswerError))
+        return found
 
     def _now(self) -> float | None:
         return self._wall_now() if self._wall_now is not None else None

@@ -171,3 +171,17 @@ def reason(maker: Maker, materials: DeployMaterials, now: float, *expected: str,
     with pytest.raises(MaterialError) as caught:
         opened(maker, materials, now, *expected, **options)
     return caught.value.reason
+
+
+def builder_of(leaf: x509.Certificate) -> x509.CertificateBuilder:
+    builder = x509.CertificateBuilder(
+        leaf.issuer,
+        leaf.subject,
+        leaf.public_key(),
+        leaf.serial_number,
+        leaf.not_valid_before_utc,
+        leaf.not_valid_after_utc,
+    )
+    for extension in leaf.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder

@@ -152,6 +152,7 @@ def test_polls_keep_the_interval_and_stop_at_the_end(
         ("javascript:alert(1)", "https://plane.example", False),
         ("", "https://plane.example", False),
         ("https:///device", "https://plane.example", False),
+        ("https://xxxx/device", "https://plane.example", False),
     ],
 )
 def test_verification_uris(uri: str, server: str, fine: bool) -> None:
@@ -224,6 +225,7 @@ def test_an_approval_page_may_be_on_the_host_that_is_configured() -> None:
         ("https://user@login.example/d", False),
     ):
         assert (uri_problem(uri, "https://plane.example", "Login.example") is None) is fine
+    assert uri_problem("https:///device", "https://plane.example", "xxxx")
 
 
 @given(st.text(max_size=40), st.text(max_size=40))

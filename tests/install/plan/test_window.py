@@ -182,9 +182,22 @@ def test_a_window_in_the_hour_that_is_skipped_or_comes_twice(hours: str, opens: 
 )
 def test_a_senseless_window_is_a_configuration_error(wrong: dict[str, Any], path: str, fix: str | None) -> None:
     window = attrs.evolve(MaintenanceWindow(), **wrong)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match="window") as caught:
         may_switch_at(at("2026-11-24 12:00"), window, SERVING)
     assert (caught.value.file, caught.value.path, caught.value.fix) == ("policy.json", path, fix)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"from_": "9"}, {"to": "25:00"}, {"from_": "10:60"}, {"timezone": "Mars/Olympus"}, {"timezone": "../x"}]
+)
+def test_a_senseless_window_is_never_taken_for_closed(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="window"):
+        in_window(at("2026-11-24 12:00"), attrs.evolve(MaintenanceWindow(), **wrong), SERVING)
+
+
+def test_a_window_without_days_never_opens() -> None:
+    with pytest.raises(ConfigError, match="never opens"):
+        next_opening(0.0, MaintenanceWindow(days=()))
 
 
 def test_window_text() -> None:

@@ -16,10 +16,14 @@ import trio
 from process_marks import ROOT, SH, left_of
 
 from certctrl.errors import CommandError
-from certctrl.install.process import Proc, child, proc
+from certctrl.install.process import Proc, child, proc, supervisor
 from certctrl.install.process.result import CommandResult
 
 LONGEST_STALL = 0.050
+
+
+def test_a_supervisor_has_time_for_its_sweep() -> None:
+    assert proc.ANSWER_MARGIN == supervisor.SWEEP_LIMIT + 5.0
 
 
 async def heartbeat(stalls: list[float]) -> None:

@@ -8,6 +8,7 @@ from certctrl.model.answer import Answer
 
 JSON = {"content-type": "application/json"}
 HTML = "<!DOCTYPE html><html><body>Log in to the guest network</body></html>"
+GRANT = {"device_code": "hunter2", "user_code": "ABCD-EFGH", "verification_uri": "https://plane.example/device"}
 
 
 def answer(status: int, body: object = b"", **headers: str) -> Answer:

@@ -220,7 +220,7 @@ def test_a_file_that_became_unsafe_is_named(fs: ModelFs) -> None:
     assert (caught.value.path, caught.value.fix) == (str(PEM), f"check {PEM}")
 
 
-def test_a_mount_point_that_only_the_rename_reveals_is_named(fs: ModelFs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mount_point_that_only_the_rename_reveals_is_named(fs: ModelFs) -> None:
     copies = begun(fs)
     fs.mount_on(PEM)
     with pytest.raises(DiskError) as caught:

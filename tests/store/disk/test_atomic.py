@@ -145,7 +145,7 @@ def test_only_a_file_leaves_its_attributes_to_its_replacement(kind: str) -> None
     assert (fs.tree().keys(), fs.open_files()) == ({"/", "/d", "/d/victim", "/d/x"}, [])
 
 
-def test_a_temporary_file_that_a_sweep_took_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_file_that_a_sweep_took_is_written_again() -> None:
     fs = ModelFs()
     fs.put("/d/x", b"old")
     faults = [errno.ENOENT]
