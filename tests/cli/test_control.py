@@ -85,7 +85,7 @@ def test_a_socket_of_another_user_is_refused(
     def peer(_sock: Any, *_args: Any) -> bytes:
         return control.struct.pack("3i", 1, 6666, 6666)
 
-    monkeypatch.setattr(control.socket.socket, "getsockopt", peer)
+    monkeypatch.setattr(socket.socket, "getsockopt", peer)
     with pytest.raises(TransportError, match="served by user id 6666"):
         ask(layout, "status")
     assert fake.requests == [], "no request was sent"
@@ -100,7 +100,7 @@ def test_users_that_are_trusted_as_the_daemon(
     """Root has become the owner of the directory before it asks: no other user's daemon is believed."""
     daemon(lambda _request: {"ok": True, "data": 1})
     monkeypatch.setattr(os, "geteuid", lambda: me)
-    monkeypatch.setattr(control.socket.socket, "getsockopt", lambda *_a: control.struct.pack("3i", 1, uid, 0))
+    monkeypatch.setattr(socket.socket, "getsockopt", lambda *_a: control.struct.pack("3i", 1, uid, 0))
     if trusted:
         assert ask(layout, "status") is not None
     else:

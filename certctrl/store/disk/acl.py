@@ -11,9 +11,12 @@ import errno
 import os
 import struct
 from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from certctrl.store.disk.interface import Fs, Handle
 from certctrl.store.layout import SECRET_MODE
+
+if TYPE_CHECKING:  # `status` imports this module
+    from certctrl.store.disk.interface import Fs, Handle
 
 ACCESS = "system.posix_acl_access"
 _HEAD, _ENTRY, _VERSION = struct.Struct("<I"), struct.Struct("<HHI"), 2
