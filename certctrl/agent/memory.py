@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import linecache
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -23,7 +24,11 @@ def share_one_heap() -> None:
 
 
 def release_memory() -> None:
-    """Collect garbage and return free pages to the system, if the C library can."""
+    """Collect garbage and return free pages to the system, if the C library can.
+
+    attrs and cattrs keep the source text of each method they generate, for debuggers: it goes as well.
+    """
+    linecache.clearcache()
     gc.collect()
     if (trim := _glibc("malloc_trim")) is not None:
         import ctypes

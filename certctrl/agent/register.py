@@ -38,7 +38,7 @@ from certctrl.model.config import AgentConfig
 from certctrl.model.records import DeviceKeys, Tokens
 from certctrl.net.control_plane import ControlPlane
 from certctrl.protocol.device_flow import DeviceFlow, Done, Expired, GrantReady, PollGrant, Refused, uri_problem
-from certctrl.protocol.wire.enrolment import Registration, key_proof
+from certctrl.protocol.wire.registration import Registration, key_proof
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.files import sweep_leftovers

@@ -31,7 +31,7 @@ from certctrl.errors import BusyError, DeadlineError, DiskError, NotRegisteredEr
 from certctrl.model.offload import Offload
 from certctrl.model.records import Tokens
 from certctrl.net.control_plane import ControlPlane
-from certctrl.protocol.wire.enrolment import Refreshed, refresh_refused
+from certctrl.protocol.wire.tokens import Refreshed, refresh_refused
 from certctrl.store.disk.fs import Fs
 from certctrl.store.disk.lock import FileLock, token_lock
 from certctrl.store.layout import ConfigDir

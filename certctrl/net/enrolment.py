@@ -10,17 +10,11 @@ from certctrl import __version__
 from certctrl.errors import BadAnswerError, TransportError
 from certctrl.net.calls import PlaneClient
 from certctrl.protocol.wire.answer import BUNDLE_CAP
-from certctrl.protocol.wire.enrolment import (
-    KEY_PROOF,
-    Refreshed,
-    Registration,
-    challenge_from_wire,
-    refreshed_from_wire,
-    registration_from_wire,
-)
+from certctrl.protocol.wire.tokens import Refreshed, refreshed_from_wire
 
 if TYPE_CHECKING:
     from certctrl.protocol.device_flow import GrantEvent, GrantStarted
+    from certctrl.protocol.wire.registration import Registration
 
 
 class Enrolment(PlaneClient):
@@ -30,7 +24,7 @@ class Enrolment(PlaneClient):
         self, scopes: Sequence[str] = (), *, name: str = "", platform: str = "", device_public_id: str = ""
     ) -> GrantStarted:
         """Start a device grant for the device with this id; the approval page shows all three (RFC 8628 §5.4)."""
-        from certctrl.protocol.wire.device_grant import grant_from_wire  # here and below: a daemon needs no grant
+        from certctrl.protocol.wire.device_grant import grant_from_wire  # here and below: a daemon is registered
 
         body: dict[str, Any] = {"action": "device_start", "scopes": list(scopes)}
         facts = {"name": name, "platform": platform, "device_public_id": device_public_id}
@@ -67,6 +61,8 @@ class Enrolment(PlaneClient):
         ``prove`` answers the plane's challenge, which is sealed to the public key. A plane may send none; it is asked
         for none without ``prove``.
         """
+        from certctrl.protocol.wire.registration import KEY_PROOF, challenge_from_wire, registration_from_wire
+
         body: dict[str, Any] = {
             "device_public_id": device_public_id,
             "dev_pk": base64.b64encode(public_key).decode("ascii"),

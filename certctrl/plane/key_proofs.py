@@ -19,7 +19,7 @@ from nacl.public import PublicKey, SealedBox
 
 from certctrl import lean
 from certctrl.plane.storage.keyring import digest
-from certctrl.protocol.wire.enrolment import key_proof
+from certctrl.protocol.wire.registration import key_proof
 
 CHALLENGE_SECONDS = 60.0
 _MAX_CHALLENGES = 10_000

@@ -12,7 +12,7 @@ import trio
 from certctrl.agent.register import DeviceFlowPrompt, Registered, register
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.protocol.device_flow import GrantPending, GrantReady, GrantStarted
-from certctrl.protocol.wire.enrolment import Registration
+from certctrl.protocol.wire.registration import Registration
 from certctrl.store.disk.fs import Fs, RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir

@@ -17,7 +17,7 @@ from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import DiskError, TransportError
 from certctrl.model.answer import Answer
 from certctrl.model.config import AgentConfig, ApplicationConfig, HttpClientConfig
-from certctrl.protocol.wire.enrolment import Refreshed
+from certctrl.protocol.wire.tokens import Refreshed
 from certctrl.store.disk.fs import RealFs
 
 OLD, NEW = trustme.CA(), trustme.CA()

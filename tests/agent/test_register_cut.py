@@ -18,7 +18,8 @@ from registering import URL, WALL, Host, access
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.errors import PlaneError
 from certctrl.model.config import AgentConfig, ApplicationConfig
-from certctrl.protocol.wire.enrolment import Refreshed, Registration
+from certctrl.protocol.wire.registration import Registration
+from certctrl.protocol.wire.tokens import Refreshed
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 from certctrl.store.state.session import SessionState

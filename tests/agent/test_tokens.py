@@ -12,7 +12,7 @@ from trio.testing import MockClock
 from certctrl.agent import tokens as tokens_module
 from certctrl.errors import NotRegisteredError, PlaneError
 from certctrl.model.records import Tokens
-from certctrl.protocol.wire.enrolment import Refreshed
+from certctrl.protocol.wire.tokens import Refreshed
 
 # --- using -------------------------------------------------------------------------------------------------------
 

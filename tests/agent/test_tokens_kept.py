@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from certctrl.errors import BusyError, DiskError
 from certctrl.model.records import Tokens
-from certctrl.protocol.wire.enrolment import Refreshed
+from certctrl.protocol.wire.tokens import Refreshed
 from certctrl.store.disk.lock import token_lock
 
 # --- the disk ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import trio
 from certctrl.agent.tokens import TokenKeeper
 from certctrl.model.config import AgentConfig, ApplicationConfig
 from certctrl.model.records import Tokens
-from certctrl.protocol.wire.enrolment import Refreshed
+from certctrl.protocol.wire.tokens import Refreshed
 from certctrl.store.disk.fs import RealFs
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir

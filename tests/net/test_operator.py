@@ -22,8 +22,8 @@ from certctrl.plane.serve import serve_plane
 from certctrl.protocol import events
 from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady
 from certctrl.protocol.steps import Poll
-from certctrl.protocol.wire.enrolment import key_proof
 from certctrl.protocol.wire.install_config import install_config_from_wire
+from certctrl.protocol.wire.registration import key_proof
 
 WALL = 1_790_000_000.0
 

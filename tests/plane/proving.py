@@ -7,7 +7,7 @@ from typing import Any
 
 from nacl.public import PrivateKey, SealedBox
 
-from certctrl.protocol.wire.enrolment import KEY_PROOF, key_proof
+from certctrl.protocol.wire.registration import KEY_PROOF, key_proof
 
 _KEYS: dict[str, PrivateKey] = {}
 """Public key in base64 -> the pair, of all forms made so far."""

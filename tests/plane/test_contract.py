@@ -21,8 +21,8 @@ from certctrl.plane.http.faults import Fault
 from certctrl.protocol import events
 from certctrl.protocol.device_flow import GrantDenied, GrantPending, GrantReady, GrantSlowDown
 from certctrl.protocol.steps import Poll
-from certctrl.protocol.wire.enrolment import key_proof
 from certctrl.protocol.wire.install_config import install_config_from_wire
+from certctrl.protocol.wire.registration import key_proof
 from certctrl.protocol.wire.signals import ack_event
 
 

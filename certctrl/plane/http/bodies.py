@@ -26,7 +26,7 @@ from certctrl.plane.http.structure import (
 )
 from certctrl.plane.reports import Ack, AgentVersion, Event, OtherEvent
 from certctrl.plane.settings import DAY
-from certctrl.protocol.wire.enrolment import KEY_PROOF
+from certctrl.protocol.wire.registration import KEY_PROOF
 
 T = TypeVar("T")
 

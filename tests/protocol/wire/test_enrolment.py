@@ -11,14 +11,8 @@ from wire_answers import GRANT
 
 from certctrl.errors import BadAnswerError, PlaneError
 from certctrl.protocol.wire.device_grant import grant_from_wire
-from certctrl.protocol.wire.enrolment import (
-    KeyChallenge,
-    challenge_from_wire,
-    key_proof,
-    refresh_refused,
-    refreshed_from_wire,
-    registration_from_wire,
-)
+from certctrl.protocol.wire.registration import KeyChallenge, challenge_from_wire, key_proof, registration_from_wire
+from certctrl.protocol.wire.tokens import refresh_refused, refreshed_from_wire
 
 DEVICE = {"id": 5, "user_id": 14, "device_public_id": "23229bf7", "status": "active", "name": "web-1"}
 SESSION = {"access_token": "hunter2a", "refresh_token": "rt_hunter2b", "token_type": "Bearer", "expires_in": 900}

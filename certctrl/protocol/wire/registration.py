@@ -1,4 +1,4 @@
-"""Registrations and token refreshes from the plane (docs/protocol.md)."""
+"""Registrations of a device (docs/protocol.md). A daemon that is registered does not load this module."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 import attrs
 
 from certctrl import lean
-from certctrl.errors import BadAnswerError, PlaneError
-from certctrl.protocol.wire.reader import Hook, Misfit, from_answer, integer, text, wire_class
+from certctrl.errors import BadAnswerError
+from certctrl.protocol.wire.reader import from_answer, integer, text, wire_class
+from certctrl.protocol.wire.tokens import SESSION
 from certctrl.text import one_line
 
 KEY_PROOF = "key-proof"
 """The feature of an agent that can prove possession of its secret key."""
-REFUSAL_KEYS = frozenset(("INVALID_TOKEN", "TOKEN_EXPIRED"))
-_MAX_ANCHOR = 16_384
 
 
 @lean.frozen(kw_only=True)
@@ -34,47 +33,11 @@ class Registration:
     """Lifetime of the access token in seconds; None: unknown."""
 
 
-@lean.frozen(kw_only=True)
-class Refreshed:
-    """A new access token, and a new refresh token if the plane rotates them."""
-
-    access_token: str = attrs.field(repr=False)
-    refresh_token: str | None = attrs.field(default=None, repr=False)
-    expires_in: float | None = None
-    """Seconds; None: unknown."""
-    plane_anchor_pem: str | None = None
-    """A CA that the plane is going to use for its own certificate; None: none, or not a usable text."""
-
-
 @lean.frozen
 class KeyChallenge:
     """Random bytes, sealed to the key that is being registered."""
 
     sealed: bytes
-
-
-def _token(value: Any, _: Any = None) -> str:
-    """Return a token that is safe in a header and on a line of a file."""
-    token: str = _token_text(value)
-    if not all("!" <= c <= "~" for c in token):
-        raise Misfit("expected visible ASCII")
-    return token
-
-
-_token_text = text(8192)
-
-
-def _lifetime(value: Any, _: Any = None) -> float | None:
-    """Return seconds, or None for anything odd: the token's own ``exp`` decides."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**31:
-        return None
-    return float(value)
-
-
-def _anchor(value: Any, _: Any = None) -> str | None:
-    """Return a PEM text, or None for anything odd, which must not fail a refresh."""
-    usable = isinstance(value, str) and len(value) <= _MAX_ANCHOR and value.isascii()
-    return value if usable and value else None
 
 
 def _device_name(value: Any, _: Any = None) -> str:
@@ -106,7 +69,6 @@ class _Registered:
     session: _Session
 
 
-_SESSION: dict[str, Hook] = {"access_token": _token, "refresh_token": _token, "expires_in": _lifetime}
 wire_class(
     _Device,
     {
@@ -117,9 +79,8 @@ wire_class(
         "status": text(64),
     },
 )
-wire_class(_Session, _SESSION)
+wire_class(_Session, SESSION)
 _read_registered = wire_class(_Registered)
-_read_refreshed = wire_class(Refreshed, _SESSION | {"plane_anchor_pem": _anchor})
 
 
 def challenge_from_wire(data: object) -> KeyChallenge | None:
@@ -155,13 +116,3 @@ def registration_from_wire(data: object) -> Registration:
         refresh_token=session.refresh_token,
         expires_in=session.expires_in,
     )
-
-
-def refreshed_from_wire(data: object) -> Refreshed:
-    """Return a refreshed session; raises BadAnswerError if it does not fit."""
-    return from_answer(_read_refreshed, data, "session")
-
-
-def refresh_refused(error: PlaneError) -> bool:
-    """Return whether a refused refresh is final, so that only a new registration helps."""
-    return error.status in (401, 403) or (400 <= error.status <= 499 and error.key in REFUSAL_KEYS)
