@@ -12,19 +12,19 @@ from typing import Any
 
 import attrs
 import trio
+from trio_util import move_on_when
 
 from certctrl import lean
 from certctrl.agent.alerts import send_alert
-from certctrl.agent.context import Agent
+from certctrl.agent.context import Agent, wait_for_poll
 from certctrl.agent.expiry import time_left
 from certctrl.agent.reporter import is_stale
-from certctrl.agent.retries import next_tick
 from certctrl.install.plan.retries import is_quarantined
 from certctrl.model.records import CertRecord, Retry
 from certctrl.text import one_line
 
-INTERVAL = 60.0
-"""Seconds between two checks, unless a retry changes."""
+INTERVAL = 30.0, 60.0
+"""Least and most seconds between two checks, unless a retry changes."""
 PAUSE = 1.0
 """Least seconds between two checks."""
 MAX_SEPARATE = 3
@@ -70,9 +70,9 @@ async def alert_forever(agent: Agent) -> None:
         for kind in Kind:
             for one in _combined(kind, [one for one in fresh if one.kind is kind]):
                 await send_alert(agent, one.kind.value, one.what, one.fix, **one.facts)
-        with trio.move_on_at(next_tick(INTERVAL)) as waited:
-            await agent.installer.retries.changed.wait()
-        if not waited.cancelled_caught:
+        async with move_on_when(agent.installer.retries.changed.wait) as waited:
+            await wait_for_poll(agent.polled, *INTERVAL)
+        if waited.cancelled_caught:
             await trio.sleep(PAUSE)
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import attrs
 import trio
-from trio_util import AsyncBool
+from trio_util import AsyncBool, RepeatedEvent
 
 from certctrl import lean
 from certctrl.agent.batches import Batches
@@ -104,6 +104,8 @@ class Agent:
     """Trio clock."""
     last_signal: dict[str, Any] | None = None
     """``type`` and ``at`` (wall clock) of the newest signal processed."""
+    polled: RepeatedEvent = attrs.field(factory=RepeatedEvent)
+    """Set after each poll; see `wait_for_poll`."""
     status_changed: AsyncBool = attrs.field(factory=AsyncBool)
     """Whether the status may have changed; the reporter resets it."""
     reported_at: float = float("-inf")
@@ -185,3 +187,14 @@ class Agent:
             if error.status != 401:
                 raise
             return await call(await self.tokens.refresh(token))
+
+
+async def wait_for_poll(polled: RepeatedEvent, at_least: float, at_most: float) -> None:
+    """Wait ``at_least`` seconds and then for the end of a poll, ``at_most`` seconds in all.
+
+    So periodic work is done while the host is awake for a poll, and no timer of its own wakes it.
+    """
+    began = trio.current_time()
+    with trio.move_on_at(began + at_most):
+        while trio.current_time() < began + at_least:
+            await polled.wait()

@@ -230,6 +230,7 @@ class Poller:
         self._failures = session.failures
         for alert in session.take_alerts():
             await self._breaker(alert)
+        agent.polled.set()
 
     @property
     def _quiet(self) -> bool:

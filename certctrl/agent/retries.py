@@ -10,7 +10,7 @@ from collections.abc import Collection
 import trio
 
 from certctrl.agent.alerts import clear_alerts, write_or_report
-from certctrl.agent.context import Agent
+from certctrl.agent.context import Agent, wait_for_poll
 from certctrl.agent.install_config import converge_active_items
 from certctrl.agent.log_lines import Line, log_line
 from certctrl.agent.lost import look_at_disk
@@ -24,8 +24,8 @@ CHECK_INTERVAL = 300.0
 """Seconds between two checks while nothing is known to be due earlier: records and windows change without a retry."""
 LEAVE_TO_SIGNAL = 30.0
 """Seconds that a certificate is left to its signal in the inbox."""
-CLOCK_INTERVAL = 60.0
-"""Seconds between two checks of the wall clock."""
+CLOCK_INTERVAL = 30.0, 60.0
+"""Least and most seconds between two checks of the wall clock."""
 CLOCK_STEP = 2.0
 """Seconds by which a wall clock that was set differs from the expected time, at least; a slewed one differs by less."""
 
@@ -66,7 +66,7 @@ async def watch_clock(agent: Agent) -> None:
     """
     course = agent.wall_now() - trio.current_time()
     while True:
-        await trio.sleep_until(next_tick(CLOCK_INTERVAL))
+        await wait_for_poll(agent.polled, *CLOCK_INTERVAL)
         before, course = course, agent.wall_now() - trio.current_time()
         if abs(course - before) < CLOCK_STEP:
             continue
@@ -74,11 +74,6 @@ async def watch_clock(agent: Agent) -> None:
         agent.installer.retries.clock_was_set()
         agent.work_changed.value = agent.lifetimes_changed.value = agent.status_changed.value = True
         await write_or_report(agent, agent.installer.save_retries())
-
-
-def next_tick(interval: float) -> float:
-    """Return the next multiple of ``interval`` seconds on Trio's clock, so that periodic tasks wake up together."""
-    return (trio.current_time() // interval + 1) * interval
 
 
 def _retry_times(agent: Agent) -> dict[int, float]:
