@@ -64,7 +64,7 @@ def overrides(classes: Mapping[str, Any], environ: Mapping[str, str]) -> dict[tu
 
 
 def _value(kind: Any, name: str, variable: str, text: str) -> Any:
-    field, hint = hints(kind)[name.rstrip("_")]
+    field, hint = hints(kind)[name]
     try:
         value = structure(hint, _parsed(hint, text))
         check_bounds(value, field.metadata, "")

@@ -146,7 +146,7 @@ class GenerationFiles:
         """Return a manifest that matches its id, from memory until the generation is live."""
         path = self._layout.generation(name, generation) / MANIFEST
         if (cached := self._not_live.get((name, generation))) is not None:
-            return decode.object_of(cached, str(path), _FIX) | {"id": generation}
+            return decode.object_of(cached, str(path), _FIX)
         data = read_bytes(self._fs, path, FILE_LIMIT)
         if data is None:
             raise StateCorruptError(f"{path} is missing", path=str(path), fix=_FIX)

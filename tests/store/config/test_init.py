@@ -115,6 +115,14 @@ def test_init_keeps_another_name(layout: ConfigDir) -> None:
     assert not layout.plane_ca.exists(), "before anything is written"
 
 
+def test_init_writes_nothing_for_a_name_that_is_refused(tmp_path: Path) -> None:
+    layout = ConfigDir(tmp_path / "agent")
+    with pytest.raises(ConfigError, match="expected text without NUL") as caught:
+        init_config_dir(FS, layout, server_url=URL, ca_pem=None, name="web\0")
+    assert (caught.value.file, caught.value.path) == (str(layout.application), "name")
+    assert not layout.root.exists()
+
+
 def test_init_adds_the_ca_to_a_file_without(layout: ConfigDir) -> None:
     layout.httpclient.write_text(json.dumps({"proxy": "http://proxy.example:3128"}))
     init_config_dir(FS, layout, server_url=URL, ca_pem=b"PEM")

@@ -44,6 +44,7 @@ METRICS = "use 127.0.0.1:9464, or set metrics_public to true for other addresses
 WRONG_SETTINGS: list[tuple[str, dict[str, Any], str, str, str | None]] = [
     ("application", {"approval_host": "https://x"}, "application.approval_host", HOST_ONLY, None),
     ("application", {"approval_host": "x:99999"}, "application.approval_host", HOST_ONLY, None),
+    ("application", {"approval_host": "[::1"}, "application.approval_host", HOST_ONLY, None),
     ("application", {"refresh_path": ""}, "application.refresh_path", "expected a path that starts with /", None),
     ("application", {"metrics_listen": "0.0.0.0:1"}, "application.metrics_listen", "", METRICS),
     ("application", {"metrics_textfile": "a/b"}, "application.metrics_textfile", "expected an absolute path", None),

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from model_site import KEY, LAYOUT, NEW, OLD, PEM, begun, bytes_at, model_site
 from modeldisk import ModelFs
 
 from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
@@ -21,31 +22,10 @@ from certctrl.store.disk.safe_path import SIZE_LIMIT, facts_at
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 
-LAYOUT = ConfigDir(Path("/etc/agent"))
-PEM, KEY = Path("/srv/a/site.pem"), Path("/srv/b/site.key")
-
 
 @pytest.fixture(params=[True, False], ids=["syncfs", "a kernel without a reliable syncfs"])
 def fs(request: pytest.FixtureRequest) -> ModelFs:
-    made = ModelFs(uid=1000, syncfs=request.param)
-    made.put_dir("/etc")
-    make_tree(made, LAYOUT)
-    made.put(PEM, b"old leaf", 0o644)
-    made.put_dir(KEY.parent)
-    return made
-
-
-def writes(*, in_place: bool = False, **how: int) -> list[FileWrite]:
-    return [
-        FileWrite(path=PEM, data=b"new leaf, longer", mode=0o644, in_place=in_place, **how),
-        FileWrite(path=KEY, data=b"new key", mode=0o600, in_place=in_place, **how),
-    ]
-
-
-def begun(fs: ModelFs, *, in_place: bool = False, **how: int) -> FileSet:
-    made = FileSet(LAYOUT, fs)
-    made.begin(writes(in_place=in_place, **how))
-    return made
+    return model_site(syncfs=request.param)
 
 
 def armed(fs: ModelFs, *, in_place: bool = False, **how: int) -> FileSet:
@@ -53,14 +33,6 @@ def armed(fs: ModelFs, *, in_place: bool = False, **how: int) -> FileSet:
     assert made._journal is not None
     made._journal.arm()
     return made
-
-
-def bytes_at(fs: ModelFs) -> list[bytes | None]:
-    tree = fs.tree()
-    return [tree[str(path)].data if str(path) in tree else None for path in (PEM, KEY)]
-
-
-OLD, NEW = [b"old leaf", None], [b"new leaf, longer", b"new key"]
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -74,6 +46,7 @@ def test_each_step_is_durable_when_it_returns(fs: ModelFs, in_place: bool, undo:
         copies.undo()
     else:
         copies.close()
+    assert not [change for change in fs.pending if not any(name.endswith(".jsonl") for name in change.names)]
     assert (bytes_at(fs), fs.open_files()) == (OLD if undo else NEW, [])
     settled = {path for path in fs.settled().tree() if path.startswith(("/srv", str(LAYOUT.journal)))}
     assert settled == {"/srv", "/srv/a", "/srv/b", str(PEM), str(LAYOUT.journal)} | (set() if undo else {str(KEY)})
@@ -249,6 +222,17 @@ def test_readers_of_both_files_can_read_while_it_is_written(fs: ModelFs, mode: i
         overwrite(fs, [Overwrite(parent, found, b"new", mode, 1000, 1000)])
     assert (seen, fs.tree()[str(PEM)].mode, bytes_at(fs)[0]) == ([during], mode, b"new")
     assert (fs.pending, len(fs.open_files())) == ([], 0)
+
+
+@pytest.mark.parametrize(("uid", "gid", "during"), [(0, 0, 0o755), (0, 33, 0o700), (33, 33, 0o000), (33, 0, 0o000)])
+def test_users_of_one_file_only_have_no_rights_while_it_is_written(uid: int, gid: int, during: int) -> None:
+    fs, seen = ModelFs(uid=0), list[int]()
+    fs.put(PEM, b"old leaf", 0o755)
+    fs.observer = lambda disk, call: seen.append(disk.tree()[str(PEM)].mode) if call == f"write {PEM}" else None
+    with closing(fs, fs.open_dir(PEM.parent)) as parent:
+        overwrite(fs, [Overwrite(parent, facts_at(fs, parent, PEM, in_place=True), b"new", 0o755, uid, gid)])
+    node = fs.tree()[str(PEM)]
+    assert (seen, node.mode, node.uid, node.gid) == ([during], 0o755, uid, gid)
 
 
 def test_a_file_that_was_replaced_is_named(fs: ModelFs) -> None:

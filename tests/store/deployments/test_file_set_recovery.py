@@ -12,6 +12,7 @@ from modeldisk import ModelFs
 
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store.deployments.file_set import FileSet, FileWrite
+from certctrl.store.deployments.journal import journals
 from certctrl.store.deployments.recovery import recover
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
@@ -90,6 +91,8 @@ def test_a_removed_directory_needs_no_recovery(layout: ConfigDir, site: Path) ->
 @pytest.mark.parametrize("body", [b"", b"\0\0", b'{"plan":', b"garbage"])
 def test_a_torn_plan_is_removed(layout: ConfigDir, body: bytes) -> None:
     (layout.journal / "x.jsonl").write_bytes(body)
+    (torn,) = journals(FS, layout)
+    assert torn.load() == ([], False), "nothing was created after it"
     recover(layout, FS, ["/"])
     assert not list(layout.journal.iterdir())
 

@@ -7,36 +7,20 @@ import random
 from pathlib import Path
 
 import pytest
+from model_generations import FILES, LAYOUT, model_disk, publish, stage
 from modeldisk import ModelFs
 
 from certctrl.errors import DiskError, StateCorruptError
 from certctrl.store.deployments.generation_files import GenerationFiles, identify, remove_tree
-from certctrl.store.deployments.generations import GenerationStore, Staged
+from certctrl.store.deployments.generations import GenerationStore
 from certctrl.store.disk.fs import RealFs, closing
 from certctrl.store.disk.tree import make_tree
 from certctrl.store.layout import ConfigDir
 
-LAYOUT = ConfigDir(Path("/etc/agent"))
-FILES = {"private.key": b"key", "bundle.pfx": b"pfx", "certificate.pem": b"leaf", "chain.pem": b"chain"}
-
 
 @pytest.fixture(params=[True, False], ids=["syncfs", "a kernel without a reliable syncfs"])
 def fs(request: pytest.FixtureRequest) -> ModelFs:
-    made = ModelFs(syncfs=request.param)
-    made.put_dir("/etc")
-    make_tree(made, LAYOUT)
-    return made
-
-
-def stage(store: GenerationStore, *names: str, serial: int = 1) -> list[Staged]:
-    return [store.stage(name, FILES, {"serial": serial}) for name in names]
-
-
-def publish(store: GenerationStore, *names: str, serial: int = 1) -> dict[str, str | None]:
-    staged = stage(store, *names, serial=serial)
-    store.settle(staged)
-    store.switch({one.name: one.id for one in staged})
-    return {one.name: one.id for one in staged}
+    return model_disk(syncfs=request.param)
 
 
 @pytest.mark.parametrize("names", [("a",), ("a", "b", "c", "d")])
@@ -225,6 +209,7 @@ def test_what_is_damaged_in_a_generation_is_named(fs: ModelFs) -> None:
         ("chain.pem", b"other", f"{path}/chain.pem is not the file that was written there"),
         ("chain.pem", None, f"{path}/chain.pem is missing"),
         ("manifest.json", b'{"state_version":1}', f"{path}/manifest.json is damaged: number: is missing"),
+        ("manifest.json", b"{", f"{path}/manifest.json is damaged: it is not JSON, or is truncated"),
         ("manifest.json", None, f"{path}/manifest.json is missing"),
     ]
     for file, data, what in cases:
@@ -235,9 +220,11 @@ def test_what_is_damaged_in_a_generation_is_named(fs: ModelFs) -> None:
         with pytest.raises(StateCorruptError) as caught:
             GenerationStore(LAYOUT, fs).read("a", one, "chain.pem")
         assert (str(caught.value), caught.value.path, caught.value.fix) == (what, what.partition(" ")[0], fix)
-    with pytest.raises(StateCorruptError, match=r"other\.pem is missing"):
-        files = GenerationFiles(LAYOUT, fs)
-        files.read(path, {"files": {}}, "other.pem")
+    for present in (False, True):
+        if present:
+            fs.put(path / "other.pem", b"not the agent's")
+        with pytest.raises(StateCorruptError, match=r"other\.pem is missing"):
+            GenerationFiles(LAYOUT, fs).read(path, {"files": {}}, "other.pem")
 
 
 def test_what_takes_the_place_of_a_file_is_damage(tmp_path: Path) -> None:
@@ -252,6 +239,7 @@ def test_what_takes_the_place_of_a_file_is_damage(tmp_path: Path) -> None:
         make()
         with pytest.raises(StateCorruptError) as caught:
             store.read("a", one, "chain.pem")
+        assert str(path) in str(caught.value)
         assert caught.value.path == str(path) and caught.value.fix
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from crash_exploration import explore
+from model_generations import LAYOUT, model_disk
 from modeldisk import ModelFs
 
 from certctrl.store.deployments.generations import GenerationStore
@@ -74,6 +75,31 @@ def test_a_name_of_its_own_directory_needs_no_alias(layout: ConfigDir, store: Ge
 def test_a_public_name_without_a_directory_of_its_own(layout: ConfigDir, store: GenerationStore) -> None:
     store.public.publish({"shop": "www+5", "mail": "www"})
     assert (shown(layout, "shop"), shown(layout, "mail")) == ({"www+5"}, {"www"})
+
+
+def test_a_name_that_was_passed_on_survives_renewals_and_starts(layout: ConfigDir, store: GenerationStore) -> None:
+    store.public.publish({"www": "www+5"})
+    staged = store.stage("www", material("www"), {"cert_id": 8})
+    store.settle([staged])
+    store.switch({"www": staged.id})
+    assert shown(layout, "www") == {"www+5"}
+    assert GenerationStore(layout, RealFs()).sweep() == 0
+    assert shown(layout, "www") == {"www+5"}
+
+
+def test_a_new_name_never_leads_to_a_missing_directory() -> None:
+    fs = model_disk(syncfs=True)
+    store = GenerationStore(LAYOUT, fs)
+    publish(store, "www")
+    seen = set[str]()
+
+    def observe(disk: ModelFs, _: str) -> None:
+        if disk.lstat(LAYOUT.live / "+shop") is not None:
+            seen.add(disk.readlink(LAYOUT.live / "+shop"))
+
+    fs.observer = observe
+    store.public.publish({"shop": "www"})
+    assert seen == {"www"}
 
 
 def test_publishing_again_writes_nothing() -> None:
