@@ -40,7 +40,8 @@ pytest_add_cli_args = [
     "--hypothesis-profile=mutants", "-p", "no:xdist", "-p", "fastest_first", "--no-header", "-o", "timeout=0",
 ]
 pytest_add_cli_args_test_selection = [
-    "{tests}", "-m", "not integration and not campaign", "-k", "not imports_nothing_heavy",  # mutants import mutmut
+    "{tests}", "-m", "not integration and not campaign",
+    "-k", "not imports_nothing_heavy and not built_once",  # mutants import mutmut, and have no caches
 ]
 type_check_command = ["mypy"]
 timeout_multiplier = 5.0

@@ -66,6 +66,8 @@ def test_the_poll_time_is_a_whole_line_of_digits(data: bytes, time: float | None
 OBJECTS: list[tuple[bytes, str]] = [
     (b"", "it is empty"),
     (b"\0\0", "it contains only NUL bytes"),
+    (b" ", "it is not JSON, or is truncated"),
+    (b"X\0", "it is not JSON, or is truncated"),
     (b"\0{", "it is not JSON, or is truncated"),
     (b"{", "it is not JSON, or is truncated"),
     (b"\xff", "it is not JSON, or is truncated"),

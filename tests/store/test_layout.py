@@ -65,7 +65,7 @@ def test_links_lead_to_the_live_generation(layout: ConfigDir) -> None:
 @pytest.mark.parametrize(
     ("text", "plain"),
     [
-        ("www.example.com", True), ("a", True), ("_wildcard.example.com", True), ("www+5", True), ("a?b=c", True),
+        ("www.example.com", True), ("a", True), ("_wildcard.example.com", True), ("www+5", True), ("a?b=c", True), ("XX", True),
         ("0-a", True), ("x" * 224, True), ("x" * 225, False), ("", False), (".a", False), ("-a", False),
         ("+a", False), ("a/b", False), ("a b", False), ("ä", False), ("a\n", False), ("a\0", False), ("a:b", False),
     ],
@@ -80,7 +80,7 @@ def test_plain_names(text: str, plain: bool) -> None:
         ("www.example.com", "www.example.com"), ("WWW.Example.COM.", "www.example.com"), (" a.b \n", "a.b"),
         ("*.example.com", "_wildcard.example.com"), ("a.*.b", "a._2a.b"), ("*", "_2a"), ("*a", "_2aa"),
         ("2001:db8::1", "2001_3adb8_3a_3a1"), ("bücher.example", "b_fccher.example"), ("a_b-c.d", "a_b-c.d"),
-        ("", "_"), (".", "_"), (".a", "_.a"), ("-a", "_-a"), ("chains", "_chains"), ("Chains", "_chains"),
+        ("", "_"), ("INDEX", "index"), (".", "_"), (".a", "_.a"), ("-a", "_-a"), ("chains", "_chains"), ("Chains", "_chains"),
         ("chains.a", "chains.a"), ("a/../b", "a_2f.._2fb"), ("x" * 200, "x" * 200),
         ("x" * 201, "x" * 160 + "_" + hashlib.sha256(b"x" * 201).hexdigest()[:16]),
     ],

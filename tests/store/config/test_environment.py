@@ -128,3 +128,4 @@ def test_a_wrong_variable_is_named_with_the_way_to_correct_it(
 def test_names_that_are_only_a_little_like_a_setting_are_ignored(layout: ConfigDir) -> None:
     environ = {"CERTCTRL_POLL": "1", "XCERTCTRL_POLL_LIMIT": "x", "CERTCTRL_NAMES_OF_MINE": "1", "certctrl_name": "x"}
     assert load_config(layout, environ) == load_config(layout, {})
+    assert load_config(layout, environ | {"CERTCTRL_LOG_LEVEL": "WARN"}).config.log.level == "WARN"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import os
@@ -276,6 +277,11 @@ def test_metadata_is_that_of_the_kernel(tmp_path: Path) -> None:
 # --- what the kernel offers ---------------------------------------------------------------------------------
 
 
+def uncached_syncfs_call() -> Callable[[int], int] | None:
+    has_cache = hasattr(_syncfs_call, "cache_clear")  # mutation tests remove it
+    return _syncfs_call.__wrapped__() if has_cache else _syncfs_call()
+
+
 @pytest.mark.parametrize(
     ("release", "reports_errors"),
     [
@@ -289,11 +295,17 @@ def test_syncfs_is_used_from_linux_5_8_on(
     """Earlier kernels do not report that writing failed."""
     raw = os.uname()
     monkeypatch.setattr(os, "uname", lambda: os.uname_result((raw[0], raw[1], release, raw[3], raw[4])))
-    call = getattr(_syncfs_call, "__wrapped__", _syncfs_call)()
+    call = uncached_syncfs_call()
     assert (call is not None) is reports_errors
     if call is not None:
+        ctypes.set_errno(0)  # no error of an earlier test is reported
         with closing(FS, FS.open_dir(tmp_path)) as handle:
             assert (call(handle.fd), call(GONE.fd)) == (0, errno.EBADF)
+
+
+def test_a_c_library_without_syncfs_has_none_that_reports_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    assert uncached_syncfs_call() is None
 
 
 def test_syncfs_is_repeated_after_a_signal_and_reports_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,8 @@ def test_a_step_that_is_not_a_directory_is_refused(site: Path) -> None:
     assert isinstance(missing, NoDirectoryError)
     assert (str(missing), missing.fix) == (f"there is no directory {site / 'no'}", f"mkdir {site / 'no'}")
     assert str(refused("/no-such-directory/x")) == "there is no directory /no-such-directory"
+    (site / "X").mkdir(mode=0o755)
+    assert str(refused(site / "X" / "no" / "x")) == f"there is no directory {site / 'X' / 'no'}"
     odd = refused("/a/../\u2028" + "b" * 300)
     assert str(odd).startswith(r"'/a/../\u2028bbb") and len(str(odd).partition(": ")[0]) == 200
     assert odd.fix == "use another path in the install plan"

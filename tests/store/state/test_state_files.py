@@ -285,6 +285,10 @@ def test_the_history_is_cut_once_it_is_a_quarter_too_long() -> None:
     fs.trace.clear()
     history.append([{"n": 11}], 8)
     assert [line.partition(" ")[0] for line in fs.trace] == ["open_append", "write"]
+    again = History(store.layout.history, fs)
+    for number in (12, 13, 14):
+        again.append([{"n": number}], 8)
+    assert [entry["n"] for entry in again.load()] == list(range(7, 15)), "entries of earlier processes count"
     fs.put(store.layout.history, b'{"n":1}\n[]\n5\n\n{"n":2}\n{"n"')
     fs.trace.clear()
     again = History(store.layout.history, fs)
