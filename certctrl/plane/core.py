@@ -32,6 +32,7 @@ from certctrl.plane.errors import DatabaseAwayError, bad_request
 from certctrl.plane.grants import Grants
 from certctrl.plane.installs import Installs
 from certctrl.plane.jobs import Jobs
+from certctrl.plane.key_proofs import KeyProofs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
 from certctrl.plane.reports import Reports
@@ -114,7 +115,7 @@ class Plane:
         self.devices = Devices(db, self.stream, self.sessions, self.installs, self.clones, wall_now)
         self.grants = Grants(db, settings, wall_now, monotonic)
         parts = (self.devices, self.grants, self.sessions, self.stream)
-        self.enrolment = Enrolment(db, *parts, settings, wall_now, monotonic)
+        self.enrolment = Enrolment(db, *parts, KeyProofs(keys, wall_now), settings, wall_now)
         self.certificates = Certificates(db, keys, issuer or self.ca, self.stream, settings, wall_now, monotonic)
         self.authorities = Authorities(db, self.stream, lambda: self.ca.root_pem, wall_now)
         self.reports = Reports(db, settings, wall_now)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import attrs
@@ -51,9 +50,9 @@ class Enrolment:
         grants: Grants,
         sessions: Sessions,
         stream: SignalStream,
+        proofs: KeyProofs,
         settings: PlaneSettings,
         wall_now: Callable[[], float],
-        monotonic: Callable[[], float],
     ) -> None:
         self._db = database
         self._devices = devices
@@ -62,7 +61,7 @@ class Enrolment:
         self._stream = stream
         self._wall_now = wall_now
         self._allow_unproven_keys = settings.allow_unproven_keys or database.setting("unproven_keys") == "allowed"
-        self._proofs = KeyProofs(monotonic)
+        self._proofs = proofs
 
     def register_approved(
         self, user_id: int, registration_code: str, facts: DeviceFacts, public_key: bytes, proof: Proof = UNPROVEN
@@ -77,7 +76,8 @@ class Enrolment:
             row = self._devices.find(user_id, facts.device_public_id)
             self._check_consent(grant, row, facts.device_public_id)
             self._devices.refuse_revoked(public_key, restoring=None if row is None else row["id"])
-            challenge = self._challenge(registration_code, facts.device_public_id, public_key, proof)
+            claim = Claim(registration_code, facts.device_public_id, public_key, 0 if row is None else row["session"])
+            challenge = self._challenge(claim, proof)
             if challenge is not None:
                 return challenge
             self._grants.use(grant)
@@ -101,7 +101,8 @@ class Enrolment:
             used = row is not None and self._has_used(token["id"], row["id"])
             if not used and token["max_uses"] is not None and token["uses"] >= token["max_uses"]:
                 raise invalid_token("Enrolment token is used up")
-            challenge = self._challenge(enrolment_token, facts.device_public_id, public_key, proof)
+            claim = Claim(enrolment_token, facts.device_public_id, public_key, 0 if row is None else row["session"])
+            challenge = self._challenge(claim, proof)
             if challenge is not None:
                 return challenge
             answer = self._register(row, token["user_id"], facts, public_key)
@@ -151,22 +152,18 @@ class Enrolment:
         if row is not None and row["status"] == "revoked" and row["revoked_at"] >= (grant["decided_at"] or 0.0):
             raise device_revoked(row["revoked_at"], row["revoke_reason"])  # the approval is older
 
-    def _challenge(
-        self, credential: str, device_public_id: str, public_key: bytes, proof: Proof
-    ) -> dict[str, Any] | None:
+    def _challenge(self, claim: Claim, proof: Proof) -> dict[str, Any] | None:
         """Return the challenge that the device has to answer first; None if its key is proven.
 
         ErrorResponse 403 for a wrong answer, and an agent without proofs, unless that is allowed and the device new.
         """
-        claim = Claim(credential, device_public_id, public_key)
         if proof.answer:
             if not self._proofs.check(claim, proof.answer):
                 raise forbidden("The answer to the challenge is wrong or too late", "KEY_PROOF_FAILED")
-            self._db.after_commit(partial(self._proofs.end, claim))  # not earlier: the unit may have to run again
             return None
         if proof.offered:
             return {"challenge_b64": self._proofs.challenge(claim)}
-        if self._devices.is_known(device_public_id) or not self._allow_unproven_keys:
+        if self._devices.is_known(claim.device_public_id) or not self._allow_unproven_keys:
             raise forbidden("This plane wants proof that a device has its key; update the agent", "KEY_PROOF_REQUIRED")
         return None
 

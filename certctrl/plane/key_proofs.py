@@ -1,29 +1,27 @@
 """Proof that a device has the secret key of the public key that it registers.
 
-The plane seals random bytes to the public key; only the holder of the secret key can open them. A challenge is for one
-registration (credential, device and key), can be answered once, and expires after a minute. Challenges are kept in
-memory; their number is bounded.
+The plane seals 32 bytes to the public key; only the holder of the secret key can open them. They are computed from the
+registration that they are for and the time, with a key that all planes of a database share: any of them can check the
+answer, and none has to store anything. A registration starts the device's next session, for which the answer is void.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
-import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 
 import attrs
 from nacl.public import PublicKey, SealedBox
 
 from certctrl import lean
-from certctrl.plane.storage.keyring import digest
+from certctrl.plane.storage.keyring import Keyring, digest
 from certctrl.protocol.wire.registration import key_proof
 
-CHALLENGE_SECONDS = 60.0
-_MAX_CHALLENGES = 10_000
-"""Unanswered challenges; the oldest are forgotten."""
+CHALLENGE_SECONDS = 60
+_AHEAD_SECONDS = 5
+"""How far the clock of the plane that made a challenge may be ahead."""
 
 
 @lean.frozen
@@ -34,36 +32,31 @@ class Claim:
     """Digest of the registration code or the enrolment token."""
     device_public_id: str
     public_key: bytes
+    session: int
+    """Number of the device's current session, 0 before the first."""
 
 
 class KeyProofs:
-    """The challenges that wait for their answer."""
+    """Makes challenges and checks their answers."""
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._pending: OrderedDict[Claim, tuple[str, float]] = OrderedDict()
-        """Registration -> expected answer and its deadline."""
-        self._lock = threading.Lock()
+    def __init__(self, keyring: Keyring, wall_now: Callable[[], float]) -> None:
+        self._key = keyring.derived("key proofs")
+        self._wall_now = wall_now
 
     def challenge(self, claim: Claim) -> str:
-        """Return a new challenge in base64, in place of an earlier one for this registration."""
-        secret = secrets.token_bytes(32)
-        with self._lock:
-            self._pending.pop(claim, None)
-            self._pending[claim] = (key_proof(secret), self._monotonic() + CHALLENGE_SECONDS)
-            if len(self._pending) > _MAX_CHALLENGES:
-                self._pending.popitem(last=False)
+        """Return a challenge in base64."""
+        secret = self._secret(claim, int(self._wall_now()))
         return base64.b64encode(SealedBox(PublicKey(claim.public_key)).encrypt(secret)).decode("ascii")
 
     def check(self, claim: Claim, answer: str) -> bool:
-        """Return whether this answers the challenge in time; a wrong answer ends it, `end` ends an answered one."""
-        expected, deadline = self._pending.get(claim, ("", 0.0))
-        right = hmac.compare_digest(expected.encode(), answer.encode("utf-8", "replace"))
-        proven = bool(expected) and right and self._monotonic() <= deadline
-        if not proven:
-            self.end(claim)
-        return proven
+        """Return whether this answers a challenge of the last minute."""
+        now, given = int(self._wall_now()), answer.encode("utf-8", "replace")
+        return any(
+            hmac.compare_digest(key_proof(self._secret(claim, second)).encode(), given)
+            for second in range(now - CHALLENGE_SECONDS + 1, now + _AHEAD_SECONDS + 1)
+        )
 
-    def end(self, claim: Claim) -> None:
-        """Forget the challenge of a registration."""
-        self._pending.pop(claim, None)
+    def _secret(self, claim: Claim, second: int) -> bytes:
+        """Return the bytes that a challenge of this second contains; all parts but the id have a fixed form."""
+        text = f"{second} {claim.session} {claim.credential} {claim.public_key.hex()} {claim.device_public_id}"
+        return hmac.new(self._key, text.encode(), hashlib.sha256).digest()

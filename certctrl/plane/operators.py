@@ -32,7 +32,7 @@ class Operators:
         self._keys = Attempts(settings.sign_in_attempts, settings.lock_out_seconds, monotonic)
         self._codes = Attempts(10, settings.lock_out_seconds, monotonic)
         """Wrong user codes per session, so that no browser can try them all."""
-        self._csrf_key = secrets.token_bytes(32)
+        self._csrf_key = keyring.derived("forms of the pages")
 
     def sign_in(self, key: str, caller: str) -> str:
         """Return a new session for the right key; ErrorResponse 403 for a wrong one, 429 after too many.

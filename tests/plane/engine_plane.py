@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -17,10 +18,12 @@ from certctrl.plane.storage.keyring import Keyring
 WALL = 1_790_000_000.123456
 
 
-def plane_on(database: Database, keyring: Keyring | None = None, **settings: Any) -> Plane:
+def plane_on(
+    database: Database, keyring: Keyring | None = None, wall_now: Callable[[], float] = lambda: WALL, **settings: Any
+) -> Plane:
     with database.transaction():
         return Plane(
-            None, database, keyring or Keyring.open(None), settings=PlaneSettings(**settings), wall_now=lambda: WALL,
+            None, database, keyring or Keyring.open(None), settings=PlaneSettings(**settings), wall_now=wall_now,
             monotonic=monotonic, offload=inline,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from earlier import earlier_data_dir
 from nacl.public import PrivateKey
-from plane_world import World
+from plane_world import Device, World
 from proving import answered, registration
 
 from certctrl.plane.core import Plane
@@ -127,13 +127,21 @@ async def test_a_key_is_registered_by_its_holder_only(world: World, credential: 
     assert set(challenge) == {"challenge_b64"}
     assert len(base64.b64decode(challenge["challenge_b64"])) == 32 + 48
     for wrong in ("x", challenge["challenge_b64"], base64.b64encode(bytes(32)).decode()):
-        challenge = (await world.stranger("POST", REGISTER, body)).data
         reply = await world.stranger("POST", REGISTER, body | {"challenge_response": wrong[:100]})
         assert (reply.status, reply.key) == (403, "KEY_PROOF_FAILED")
-        late = await world.stranger("POST", REGISTER, answered(body, challenge))
-        assert late.key == "KEY_PROOF_FAILED", "a challenge is answered once"
     assert world.plane.devices.show_all(1) == []
     assert (await world.register(body)).status == 200, "nothing was used up"
+
+
+async def test_a_device_registers_with_the_answer_to_a_challenge_once(world: World) -> None:
+    """An enrolment token may be used again, so a copy of the second request must not start a new session."""
+    secret = PrivateKey.generate()
+    body = registration(PUBLIC_ID, secret) | {"enrolment_token": world.plane.enrolment.new_token(1)["token"]}
+    answer = answered(body, (await world.stranger("POST", REGISTER, body)).data)
+    first, again = [await world.stranger("POST", REGISTER, answer) for _ in range(2)]
+    assert (first.status, again.key) == (200, "KEY_PROOF_FAILED")
+    assert (await Device(world.app, first.data["session"]["access_token"]).poll()).status == 204
+    assert (await world.register(body)).status == 200, "a new challenge is answered"
 
 
 @pytest.mark.parametrize("by", ["token", "code"])

@@ -28,6 +28,7 @@ class Keyring:
 
     def __init__(self, storage_key: bytes, operator_key: str) -> None:
         self._storage = AESGCM(storage_key)
+        self._key = storage_key
         self.operator_key = operator_key
 
     @classmethod
@@ -76,6 +77,10 @@ class Keyring:
                 f"storage.key does not decrypt the stored {purpose}",
                 fix="use the storage.key that belongs to the database",
             ) from None
+
+    def derived(self, purpose: str) -> bytes:
+        """Return a secret key for one purpose, the same at all planes that share the storage key."""
+        return hmac.digest(self._key, f"certctrl {purpose}".encode(), "sha256")
 
     def is_operator(self, key: str) -> bool:
         """Compare with the operator key in constant time."""

@@ -1,0 +1,114 @@
+"""Several planes on one database are one plane to devices and operators, whichever of them answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any
+
+import attrs
+import pytest
+from engine_plane import plane_on
+from nacl.public import PrivateKey
+from page_browser import Browser
+from plane_world import PUBLIC_ID, REGISTER, Client, Clock, Device, Reply
+from proving import answered, registration
+
+from certctrl.plane.core import Plane
+from certctrl.plane.http.app import make_app
+from certctrl.plane.storage.database import Database
+from certctrl.plane.storage.keyring import Keyring
+
+
+@attrs.define
+class Balanced(Client):
+    """A client whose requests go to one plane after the other."""
+
+    apps: Iterator[Any] = attrs.field(kw_only=True)
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Reply:
+        self.app = next(self.apps)
+        return await Client.__call__(self, *args, **kwargs)
+
+
+@pytest.fixture
+def planes(open_database: Callable[[], Database], clock: Clock) -> list[Plane]:
+    keyring = Keyring.open(None)
+    return [plane_on(open_database(), keyring, lambda: clock.wall) for _ in range(2)]
+
+
+@pytest.fixture
+def client(planes: list[Plane]) -> Client:
+    """A client whose requests go to the planes in turn."""
+    apps = [make_app(plane) for plane in planes]
+    return Balanced(apps[0], apps=cycle(apps))
+
+
+@pytest.fixture
+def clients(planes: list[Plane]) -> list[Client]:
+    """A client of each plane."""
+    return [Client(make_app(plane)) for plane in planes]
+
+
+async def token(plane: Plane, **more: Any) -> dict[str, str]:
+    return {"enrolment_token": (await plane.work(plane.enrolment.new_token, 1, **more))["token"]}
+
+
+async def registered(client: Client, body: dict[str, Any]) -> Device:
+    challenge = (await client("POST", REGISTER, body)).data
+    session = (await client("POST", REGISTER, answered(body, challenge))).data["session"]
+    return Device(client.app, session["access_token"])
+
+
+async def test_a_registration_begins_at_one_and_ends_at_the_other(planes: list[Plane], client: Client) -> None:
+    body = registration(PUBLIC_ID, PrivateKey.generate()) | await token(planes[0])
+    answer = answered(body, (await client("POST", REGISTER, body)).data)
+    first, again = [await client("POST", REGISTER, answer) for _ in range(2)]
+    assert (first.status, again.key) == (200, "KEY_PROOF_FAILED")
+    assert len(await planes[0].work(planes[0].devices.show_all, 1)) == 1
+
+
+async def test_a_challenge_of_a_plane_whose_clock_is_ahead_counts(
+    planes: list[Plane], clients: list[Client], clock: Clock
+) -> None:
+    body = registration(PUBLIC_ID, PrivateKey.generate()) | await token(planes[0])
+    clock.wall += 4
+    challenge = (await clients[0]("POST", REGISTER, body)).data
+    clock.wall -= 4
+    assert (await clients[1]("POST", REGISTER, answered(body, challenge))).status == 200
+
+
+async def test_a_sign_in_and_a_sign_out_count_at_all(planes: list[Plane], clients: list[Client]) -> None:
+    browser = Browser(clients[0])
+    await browser.get("/device")
+    browser.client = clients[1]
+    assert (await browser.post("/device/sign-in", key=planes[0].operator_key)).status == 303
+    browser.client = clients[0]
+    assert b"Enter the code" in (await browser.get("/device")).body
+    browser.client, cookies = clients[1], dict(browser.cookies)
+    assert (await browser.post("/device/sign-out")).status == 303
+    for browser.client in clients:
+        browser.cookies = dict(cookies)
+        assert b"Operator key" in (await browser.get("/device")).body
+
+
+async def test_a_device_is_approved_at_one_and_registers_at_the_other(
+    planes: list[Plane], clients: list[Client]
+) -> None:
+    here, there = clients
+    start = {"action": "device_start", "name": "web-1", "device_public_id": PUBLIC_ID}
+    grant = (await here("POST", "/auth/device", start)).data
+    browser = Browser(there)
+    await browser.sign_in(planes[0].operator_key)
+    await browser.get(f"/device?user_code={grant['user_code']}")
+    browser.client = here
+    done = await browser.post("/device/decide", user_code=grant["user_code"], decision="approve")
+    assert b"web-1 is approved" in done.body
+    poll = {"action": "device_poll", "device_code": grant["device_code"]}
+    ready = (await there("POST", "/auth/device", poll)).data
+    code = {"user_id": 1, "registration_code": ready["registration_code"]}
+    body = registration(PUBLIC_ID, PrivateKey.generate()) | code
+    challenge = (await here("POST", REGISTER, body)).data
+    done = await there("POST", REGISTER, answered(body, challenge))
+    assert done.data["device"]["name"] == "web-1"
+    assert (await here("POST", REGISTER, answered(body, challenge))).key == "INVALID_TOKEN", "a code is for one device"
