@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -73,7 +74,7 @@ class CollectedOnce(PytestRunner):
             self.session = pytest.Session.from_config(config)
             config.hook.pytest_sessionstart(session=self.session)
             config.hook.pytest_collection(session=self.session)
-        self.tests = {item.nodeid: item for item in self.session.items}
+        self.tests = {plain(item.nodeid): item for item in self.session.items}
         self.at_import = called_at_import()
         state().tests_by_mangled_function_name.update((name, set(self.tests)) for name in self.at_import)
         if self.at_import and self.new_process("--collect-only"):
@@ -89,7 +90,7 @@ class CollectedOnce(PytestRunner):
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        chosen = [self.tests[name] for name in tests if name in self.tests]
+        chosen = [self.tests[name] for name in map(plain, tests) if name in self.tests]
         with change_cwd("mutants"):
             for item, following in zip(chosen, [*chosen[1:], None], strict=True):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -113,6 +114,11 @@ class CollectedOnce(PytestRunner):
         if result == 0:
             passed.write_text(current)
         return result
+
+
+def plain(test: str) -> str:
+    """Return the name of a test with single backslashes: pytest doubles those of given ids whenever it collects again."""
+    return re.sub(r"\\+", r"\\", test)
 
 
 def state_of_files() -> str:
