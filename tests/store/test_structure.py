@@ -37,6 +37,7 @@ class Row:
     names: tuple[str, ...] = ()
     parts: Mapping[str, Facts] = attrs.field(factory=dict)
     from_: str | None = None
+    pending: tuple[str, ...] = attrs.field(default=(), metadata={"key": "owed"})
     rest: dict[str, Any] = attrs.field(factory=dict)
 
 
@@ -54,10 +55,12 @@ WRONG: list[tuple[Any, Any, str, str]] = [
     (float, False, "", "expected a number, found true or false"),
     (float, float("nan"), "", "sensible size"),
     (float, 10**400, "", "sensible size"),
+    (float, 1e300, "", "sensible size"),
+    (float, -1e300, "", "sensible size"),
     (bool, 1, "", "expected true or false, found a whole number"),
     (bool, "true", "", "expected true or false, found text"),
     (str, 12, "", "expected text, found a whole number"),
-    (str, "a\0", "", "without NUL"),
+    (str, "a\0", "", "expected text without NUL, found text"),
     (tuple[str, ...], "abc", "", "expected a list, found text"),
     (tuple[str, ...], {"a": 1}, "", "expected a list, found an object"),
     (tuple[int, ...], [1, "SECRET"], "[1]", "expected a whole number"),
@@ -74,6 +77,7 @@ WRONG: list[tuple[Any, Any, str, str]] = [
     (Table, {"rows": [{"number": 1}, {"number": "SECRET"}]}, "rows[1].number", "expected a whole number"),
     (Row, {"number": 1, "parts": {"x": {"number": None}}}, "parts.x.number", "found null"),
     (Row, {"number": 1, "from": 5}, "from", "expected text"),
+    (Row, {"number": 1, "owed": 5}, "owed", "expected a list"),
     (Row, {"number": 1, "name": "SECRET  x"}, "", "two spaces in a row"),
     (Row, {"number": "SECRET"}, "number", "expected a whole number"),
     (Row, {}, "number", "is missing"),
@@ -106,12 +110,17 @@ def test_unknown_keys_are_refused_first_and_only_by_the_strict_converter() -> No
 
 def test_a_value_round_trips() -> None:
     row = Row(
-        facts=Facts(number=7), color=Color.GREEN, names=("a", "b"), parts={"x": Facts(number=1)}, from_="y",
+        facts=Facts(number=7), color=Color.GREEN, names=("a", "b"), on=True, parts={"x": Facts(number=1)}, from_="y", pending=("p",),
         rest={"any": [1, None, {"thing": "x"}]},
     )  # fmt: skip
     raw = tolerant_converter().unstructure(row)
     assert list(raw)[:3] == ["number", "share", "color"], "inline facts come first"
-    assert raw["from"] == "y" and raw["names"] == ["a", "b"] and raw["rest"] == {"any": [1, None, {"thing": "x"}]}
+    assert (
+        raw["from"] == "y"
+        and raw["owed"] == ["p"]
+        and raw["names"] == ["a", "b"]
+        and raw["rest"] == {"any": [1, None, {"thing": "x"}]}
+    )
     assert structure(Row, raw, converter=tolerant_converter()) == row
 
 
@@ -200,6 +209,11 @@ def test_the_keys_of_inline_fields_are_refused_with_their_own_path() -> None:
         with pytest.raises(Mismatch) as caught:
             structure(Row, raw, "row", converter=tolerant_converter())
         assert caught.value.path == f"row.{path}"
+
+
+def test_choices_are_found_in_lists_and_objects() -> None:
+    assert structure(tuple[Color, ...], ["green", "red"]) == (Color.GREEN, Color.RED)
+    assert structure(Mapping[str, Color], {"a": "green"}) == {"a": Color.GREEN}
 
 
 @pytest.mark.parametrize("value", [(), {}, {"a": (1,)}])

@@ -88,6 +88,8 @@ def test_the_variables_of_a_command_are_no_settings(layout: ConfigDir) -> None:
     both = load_config(layout, environ | {"CERTCTRL_LOG_LEVEL": "WARN"})
     assert (both.config.application.name, both.config.log.level) == ("", "WARN"), "other settings hold"
     assert load_config(layout, {"CERTCTRL_NAME": "web-1"}).config.application.name == "web-1"
+    some = {"CERTCTRL_NAMES": "a b", "CERTCTRL_LOG_LEVEL": "WARN"}
+    assert load_config(layout, some).config.log.level == "WARN"
 
 
 @pytest.mark.parametrize(
