@@ -13,8 +13,8 @@ from certctrl.plane.ca.x509 import KEY_TYPES
 from certctrl.plane.clock import when
 from certctrl.plane.devices import require_device, require_user
 from certctrl.plane.errors import bad_request, conflict, gone, not_found
-from certctrl.plane.limits import Buckets
 from certctrl.plane.settings import DAY, PlaneSettings
+from certctrl.plane.shared_limits import SharedBuckets
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import SignalStream
@@ -34,7 +34,6 @@ class Certificates:
         stream: SignalStream,
         settings: PlaneSettings,
         wall_now: Callable[[], float],
-        monotonic: Callable[[], float],
     ) -> None:
         self._db = database
         self._keyring = keyring
@@ -42,7 +41,7 @@ class Certificates:
         self._stream = stream
         self._settings = settings
         self._wall_now = wall_now
-        self._requests = Buckets(0.1, 5, monotonic)
+        self._requests = SharedBuckets(database, "renewals", 0.1, 5, wall_now)
         """Renewals that a device may request: a burst of five, then one every ten seconds."""
         self._reserved: tuple[str, ...] = ()
 
@@ -233,6 +232,10 @@ class Certificates:
             "serial_number": row["serial_number"],
         }
 
+    def delete_expired(self) -> None:
+        """Delete limits that no longer count."""
+        self._requests.delete_expired()
+
     def _taken(self, names: Collection[str]) -> list[str]:
         """Return the names that would make a certificate valid for a reserved one."""
         return [name for name in names if any(collides(name, reserved) for reserved in self._reserved)]
@@ -255,7 +258,7 @@ class Certificates:
         )
         if last is not None:
             return self._issue(last["id"])
-        self._requests.take(device_id)
+        self._requests.take(str(device_id))
         return None
 
     def _require_renewable(self, row: Row, device_id: int) -> None:

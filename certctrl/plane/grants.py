@@ -11,6 +11,7 @@ from certctrl.plane.clock import when
 from certctrl.plane.errors import conflict, invalid_token, not_found, unavailable
 from certctrl.plane.limits import Buckets
 from certctrl.plane.settings import PlaneSettings
+from certctrl.plane.shared_limits import SharedBuckets
 from certctrl.plane.storage.database import Database, Row
 from certctrl.plane.storage.keyring import digest
 
@@ -50,18 +51,18 @@ class Grants:
         self._db = database
         self._settings = settings
         self._wall_now = wall_now
-        self._starts = Buckets(0.5, 20, monotonic)
+        self._starts = SharedBuckets(database, "grants", 0.5, 20, wall_now)
         """Grants that one address may start: a burst of 20 (hosts behind one NAT), then one every two seconds."""
         self._polls = Buckets(1.0, 10, monotonic)
-        """Polls of one grant; devices poll every five seconds or less often."""
+        """Polls of one grant at this plane; devices poll every five seconds or less often."""
         self._unknown = Buckets(1.0, 60, monotonic)
-        """Unknown device codes that one address may poll with."""
+        """Unknown device codes that one address may poll this plane with."""
 
     def start(self, request: GrantRequest, caller: str) -> dict[str, Any]:
         """Return the codes of a new grant, rate-limited per ``caller``; ErrorResponse 429 or 503."""
         self._starts.take(caller)
         now = self._wall_now()
-        self.delete_expired()
+        self._delete_old(now)
         pending = self._db.one("SELECT count(*) AS n FROM grants WHERE status = 'pending' AND expires_at > ?", now)
         if pending is not None and pending["n"] >= self._settings.pending_grants:
             raise unavailable("Too many devices are waiting for approval", 60)
@@ -159,8 +160,12 @@ class Grants:
         self._db.run("UPDATE grants SET status = 'used', registration_hash = NULL WHERE id = ?", grant["id"])
 
     def delete_expired(self) -> None:
-        """Delete grants that expired a while ago."""
-        self._db.run("DELETE FROM grants WHERE expires_at < ?", self._wall_now() - self._settings.grant_seconds)
+        """Delete grants that expired a while ago, and limits that no longer count."""
+        self._starts.delete_expired()
+        self._delete_old(self._wall_now())
+
+    def _delete_old(self, now: float) -> None:
+        self._db.run("DELETE FROM grants WHERE expires_at < ?", now - self._settings.grant_seconds)
 
     def _ready(self, row: Row, now: float) -> dict[str, Any]:
         code, seconds = secrets.token_urlsafe(32), self._settings.registration_code_seconds

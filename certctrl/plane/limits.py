@@ -1,5 +1,6 @@
-"""Limits: token buckets for devices and addresses, lock-outs after wrong keys, connections; in memory, bounded.
+"""Limits of one process: token buckets for devices and addresses, connections; in memory, bounded.
 
+They protect the process from load. Limits of what callers may achieve are shared by all planes (``shared_limits``).
 Units of work use them in threads.
 """
 
@@ -16,7 +17,7 @@ from certctrl.plane.errors import rate_limited
 
 _AUTHENTICATION_SECONDS = 5.0
 """Seconds in which a connection should have authenticated."""
-_MAX_CALLERS = 100_000
+MAX_CALLERS = 100_000
 """Callers remembered per limiter; the least recent are forgotten, with their bucket or lock-out."""
 
 
@@ -36,13 +37,23 @@ class Buckets:
         with self._lock:
             now = self._monotonic()
             tokens, since = self._levels.pop(caller, (float(self.burst), now))
-            tokens = min(float(self.burst), tokens + (now - since) * self.rate)
-            allowed = tokens >= 1 - 1e-9  # tolerate rounding: a caller that has waited as requested is admitted
-            self._levels[caller] = (tokens - 1 if allowed else tokens, now)
-            if len(self._levels) > _MAX_CALLERS:
+            tokens = refilled(tokens, now - since, self.rate, self.burst)
+            self._levels[caller] = (tokens, now)
+            if len(self._levels) > MAX_CALLERS:
                 self._levels.popitem(last=False)
-        if not allowed:
-            raise rate_limited((1 - tokens) / self.rate, f"{self.rate:g} req/sec, burst {self.burst}")
+            self._levels[caller] = (spent(tokens, self.rate, self.burst), now)
+
+
+def refilled(tokens: float, seconds: float, rate: float, burst: int) -> float:
+    """Return the tokens of a bucket after some seconds."""
+    return min(float(burst), tokens + seconds * rate)
+
+
+def spent(tokens: float, rate: float, burst: int) -> float:
+    """Return the tokens after one is taken; ErrorResponse 429 with the seconds until the next one if there is none."""
+    if tokens < 1 - 1e-9:  # tolerate rounding: a caller that has waited as requested is admitted
+        raise rate_limited((1 - tokens) / rate, f"{rate:g} req/sec, burst {burst}")
+    return tokens - 1
 
 
 class FreePages:
@@ -60,45 +71,12 @@ class FreePages:
         with self._lock:
             self._offers.pop(caller, None)
             self._offers[caller] = cursor
-            if len(self._offers) > _MAX_CALLERS:
+            if len(self._offers) > MAX_CALLERS:
                 self._offers.popitem(last=False)
 
     def redeem(self, caller: Hashable, cursor: str | None) -> bool:
         """Return whether the page after this cursor is free; the offer ends in any case."""
         return self._offers.pop(caller, None) == (cursor or object())
-
-
-class Attempts:
-    """Failed attempts per caller: after ``limit`` failures the caller is locked out for a while."""
-
-    def __init__(self, limit: int, lock_out_seconds: float, monotonic: Callable[[], float]) -> None:
-        self._limit = limit
-        self._seconds = lock_out_seconds
-        self._monotonic = monotonic
-        self._failures: OrderedDict[Hashable, tuple[int, float]] = OrderedDict()
-        """Caller → (failures, time of the last one)."""
-        self._lock = threading.Lock()
-
-    def check(self, caller: Hashable) -> None:
-        """Raise ErrorResponse 429 while the caller is locked out."""
-        failures, since = self._failures.get(caller, (0, 0.0))
-        left = since + self._seconds - self._monotonic()
-        if failures and left <= 0:
-            self._failures.pop(caller, None)
-        elif failures >= self._limit:
-            raise rate_limited(left, f"{self._limit} attempts", "Too many wrong attempts")
-
-    def failed(self, caller: Hashable) -> None:
-        """Count a failure; the last one allowed starts the lock-out."""
-        with self._lock:
-            failures, _ = self._failures.pop(caller, (0, 0.0))
-            self._failures[caller] = (failures + 1, self._monotonic())
-            if len(self._failures) > _MAX_CALLERS:
-                self._failures.popitem(last=False)
-
-    def succeeded(self, caller: Hashable) -> None:
-        """Forget the caller's failures."""
-        self._failures.pop(caller, None)
 
 
 class UnauthenticatedConnections:

@@ -1,4 +1,4 @@
-"""Token buckets and lock-outs."""
+"""Limits of one process: token buckets and connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certctrl.plane.errors import ErrorResponse
-from certctrl.plane.limits import Attempts, Buckets, FreePages, UnauthenticatedConnections, caller_of
+from certctrl.plane.limits import Buckets, FreePages, UnauthenticatedConnections, caller_of
 
 
 class Clock:
@@ -85,31 +85,6 @@ def test_a_free_page_is_free_once_and_for_its_cursor_only() -> None:
     pages.offer(1, "2-1")
     assert not pages.redeem(1, "1-1"), "an earlier page is not free, and ends the offer"
     assert not pages.redeem(1, "2-1")
-
-
-def test_lock_out_after_wrong_attempts_and_its_end() -> None:
-    clock = Clock()
-    attempts = Attempts(3, 900, clock)
-    for _ in range(3):
-        attempts.check("a")
-        attempts.failed("a")
-    with pytest.raises(ErrorResponse) as caught:
-        attempts.check("a")
-    assert caught.value.status == 429
-    assert caught.value.retry_after == 900
-    attempts.check("b")
-    clock.now += 900
-    attempts.check("a")
-    attempts.failed("a")
-    attempts.check("a")
-
-
-def test_a_success_clears_the_failures() -> None:
-    attempts = Attempts(2, 900, Clock())
-    attempts.failed("a")
-    attempts.succeeded("a")
-    attempts.failed("a")
-    attempts.check("a")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from certctrl.plane.storage.sqlite import MOVED, SqliteDatabase
 TABLES = (
     "secrets", "settings", "users", "devices", "refresh_tokens", "grants", "enrolment_tokens", "enrolments",
     "page_sessions", "certificates", "issues", "assignments", "authorities", "authority_assignments",
-    "install_configs", "streams", "signals", "outcomes", "jobs",
+    "install_configs", "streams", "signals", "outcomes", "jobs", "limits",
 )  # fmt: skip
 """All tables, each after those it refers to."""
 

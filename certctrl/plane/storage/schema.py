@@ -127,6 +127,12 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_due ON jobs(kind, due);
 """,
+    """
+CREATE TABLE limits (
+  kind TEXT NOT NULL, caller TEXT NOT NULL, level REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (kind, caller)
+) WITHOUT ROWID;
+CREATE INDEX limits_age ON limits(kind, at);
+""",
 )
 """One script per schema version, oldest first, in the words of SQLite; the database counts those that have run.
 

@@ -235,7 +235,7 @@ async def test_a_device_registers_by_approval_and_by_token(plane: Plane) -> None
 
 
 async def test_the_operator_signs_in_and_out(plane: Plane) -> None:
-    session = await plane.work(plane.operators.sign_in, plane.operator_key, "caller")
+    session = await plane.operators.sign_in(plane.operator_key, "caller")
     assert await plane.work(plane.operators.is_signed_in, session)
     await plane.work(plane.operators.sign_out, session)
     assert not await plane.work(plane.operators.is_signed_in, session)

@@ -110,7 +110,7 @@ async def test_one_plane_deletes_what_has_expired(open_database: Open) -> None:
     planes = [plane_on(open_database(), keyring) for _ in range(2)]
     for plane in planes:
         plane.operators._wall_now = lambda: 0.0
-        await plane.work(plane.operators.sign_in, plane.operator_key, "caller")
+        await plane.operators.sign_in(plane.operator_key, "caller")
         plane.operators._wall_now = plane.wall_now
     await planes[0].work(planes[0].tidy)
     row = await planes[1].work(planes[1].database.one, "SELECT count(*) AS n FROM page_sessions")

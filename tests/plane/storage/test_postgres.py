@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import stat
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from certctrl.plane.sessions import DeviceSession
 from certctrl.plane.storage.data_dir import DataDir, locked
 from certctrl.plane.storage.database import Database
 from certctrl.plane.storage.keyring import Keyring
+from certctrl.plane.storage.schema import SCHEMA
 
 Connect = Callable[[str], Database]
 
@@ -259,6 +261,14 @@ async def test_a_moved_plane_keeps_ids_tokens_and_cursors(
         assert (await plane.work(plane.devices.add_user, "second"))["id"] == 2
         assert await new_device(plane, "device-2") == device_id + 1
         assert (await plane.certificates.issue(1, ["b.example"]))["id"] == 2
+
+
+def test_a_move_copies_every_table(need_module: Callable[[str], None]) -> None:
+    need_module("psycopg")
+    from certctrl.plane.storage.moving import TABLES
+
+    made = re.findall(r"CREATE TABLE (\w+)", "".join(SCHEMA))
+    assert sorted(TABLES) == sorted(made)
 
 
 async def test_a_move_goes_into_an_empty_database_only(

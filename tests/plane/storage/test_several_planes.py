@@ -11,7 +11,7 @@ import pytest
 from engine_plane import plane_on
 from nacl.public import PrivateKey
 from page_browser import Browser
-from plane_world import PUBLIC_ID, REGISTER, Client, Clock, Device, Reply
+from plane_world import PUBLIC_ID, REGISTER, Client, Clock, Reply
 from proving import answered, registration
 
 from certctrl.plane.core import Plane
@@ -54,10 +54,11 @@ async def token(plane: Plane, **more: Any) -> dict[str, str]:
     return {"enrolment_token": (await plane.work(plane.enrolment.new_token, 1, **more))["token"]}
 
 
-async def registered(client: Client, body: dict[str, Any]) -> Device:
+async def registered(client: Client, body: dict[str, Any]) -> int:
     challenge = (await client("POST", REGISTER, body)).data
-    session = (await client("POST", REGISTER, answered(body, challenge))).data["session"]
-    return Device(client.app, session["access_token"])
+    data = (await client("POST", REGISTER, answered(body, challenge))).data
+    client.token = data["session"]["access_token"]
+    return int(data["device"]["id"])
 
 
 async def test_a_registration_begins_at_one_and_ends_at_the_other(planes: list[Plane], client: Client) -> None:
@@ -112,3 +113,42 @@ async def test_a_device_is_approved_at_one_and_registers_at_the_other(
     done = await there("POST", REGISTER, answered(body, challenge))
     assert done.data["device"]["name"] == "web-1"
     assert (await here("POST", REGISTER, answered(body, challenge))).key == "INVALID_TOKEN", "a code is for one device"
+
+
+async def test_wrong_keys_at_any_plane_lock_an_address_out(planes: list[Plane], client: Client) -> None:
+    browser = Browser(client)
+    statuses = [(await browser.sign_in("ok_wrong")).status for _ in range(6)]
+    assert statuses == [403] * 5 + [429]
+    assert (await Browser(client).sign_in(planes[0].operator_key)).status == 303
+    assert (await Browser(client).sign_in("ok_wrong")).status == 403, "its failures are forgotten"
+
+
+@pytest.mark.parametrize("path", ["/device", "/device/decide"])
+async def test_wrong_codes_at_any_plane_count_for_their_session(planes: list[Plane], client: Client, path: str) -> None:
+    browser = Browser(client)
+    await browser.sign_in(planes[0].operator_key)
+    await browser.get("/device")
+
+    async def enter() -> int:
+        if path == "/device":
+            return int((await browser.get("/device?user_code=ZZZZ-ZZZZ")).status)
+        fields = {"user_code": "ZZZZ-ZZZZ", "decision": "approve", "csrf": csrf}
+        return int((await browser.post(path, **fields)).status)
+
+    csrf = browser.csrf
+    assert [await enter() for _ in range(11)] == [404] * 10 + [429]
+
+
+async def test_an_address_starts_as_many_grants_as_at_one_plane(client: Client) -> None:
+    start = {"action": "device_start", "name": "web-1"}
+    statuses = [(await client("POST", "/auth/device", start)).status for _ in range(21)]
+    assert statuses == [200] * 20 + [429]
+
+
+async def test_a_device_requests_as_many_renewals_as_at_one_plane(planes: list[Plane], client: Client) -> None:
+    body = registration(PUBLIC_ID, PrivateKey.generate()) | await token(planes[0])
+    device_id = await registered(client, body)
+    certificate = await planes[0].certificates.issue(1, ["a.example"], device_ids=[device_id])
+    path = f"/apiv1/users/1/certificates/{certificate['id']}/issues"
+    statuses = [(await client("POST", path, {"action": "renew"})).status for _ in range(6)]
+    assert statuses == [202] * 5 + [429]

@@ -87,7 +87,7 @@ class ApprovalPage:
         user_code = form.get("user_code", "")[:_MAX_CODE]
         caller = caller_of(address_of(request))
         try:
-            session = await self._plane.work(self._operators.sign_in, form.get("key", "").strip(), caller)
+            session = await self._operators.sign_in(form.get("key", "").strip(), caller)
         except ErrorResponse as error:
             log.warning("sign-in from %s failed: %s", caller, error)
             return self._sign_in_page(request, user_code, error)
@@ -123,9 +123,9 @@ class ApprovalPage:
         approve = decision == "approve"
         try:
             grant = self._plane.grants.decide(form.get("user_code", ""), approve=approve, user_id=user_id)
-        except ErrorResponse:
+        except ErrorResponse as error:
             self._operators.wrong_code(session)
-            raise
+            return _problem(error)
         log.info("device grant %s: %s by page", grant["user_code"], "approved" if approve else "denied")
         csrf = self._operators.csrf_token(session)
         return page("Done", views.decided(grant, approved=approve, csrf=csrf))
@@ -175,10 +175,14 @@ class ApprovalPage:
             try:
                 return await endpoint(request)
             except ErrorResponse as error:
-                headers = {} if error.retry_after is None else {"retry-after": str(int(error.retry_after))}
-                return page("Error", views.problem("Request failed", error.what), status=error.status, headers=headers)
+                return _problem(error)
 
         return shown
+
+
+def _problem(error: ErrorResponse) -> Response:
+    headers = {} if error.retry_after is None else {"retry-after": str(int(error.retry_after))}
+    return page("Error", views.problem("Request failed", error.what), status=error.status, headers=headers)
 
 
 def _set_cookie(answer: Response, name: str, value: str, seconds: int) -> None:
