@@ -20,7 +20,7 @@ from certctrl.cli.plane.connection import (
     note_duplicates,
     show,
 )
-from certctrl.cli.plane.database import migrate_to
+from certctrl.cli.plane.database import backup, migrate_to, restore
 from certctrl.cli.plane.documents import ca, install_config, joined
 from certctrl.cli.plane.serve import serve
 from certctrl.cli.plane.tls import tls
@@ -29,6 +29,8 @@ from certctrl.errors import ExitStatus
 plane = typer.Typer(help="Run and operate the reference control plane.", **GROUP)
 plane.command("serve")(serve)
 plane.command("migrate-to")(migrate_to)
+plane.command("backup")(backup)
+plane.command("restore")(restore)
 
 Devices = Annotated[
     list[str] | None, typer.Option("--device", metavar="ID|NAME", help="Assign it to this device; may be repeated.")

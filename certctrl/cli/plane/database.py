@@ -1,4 +1,5 @@
-"""The database of a control plane on the command line: its URL, where its password comes from, and ``migrate-to``."""
+"""The database of a control plane on the command line: its URL, where its password comes from, and what moves,
+copies and restores it."""
 
 from __future__ import annotations
 
@@ -35,6 +36,12 @@ DatabaseFile = Annotated[
         "libpq's password file.",
     ),
 ]
+
+DataDirectory = Annotated[
+    str,
+    typer.Option("--data", metavar="DIR", help="Data directory of the control plane; default: CERTCTRL_PLANE_DATA."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
 
 
 class DatabaseAddress(NamedTuple):
@@ -127,9 +134,9 @@ def connector(address: DatabaseAddress | None) -> Callable[[], Any] | None:
 def migrate_to(
     ctx: typer.Context,
     url: Annotated[str, typer.Argument(metavar="[URL]", help=f"The database, {_EXAMPLE}.")] = "",
-    data: Annotated[str, typer.Option("--data", metavar="DIR", help="Data directory of the control plane.")] = "",
+    data: DataDirectory = "",
     database_file: DatabaseFile = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Move the data of a stopped control plane from DIR to an empty PostgreSQL database.
 
@@ -139,19 +146,91 @@ def migrate_to(
     \b
     cert-ctrl plane migrate-to postgresql://plane@db.example.com/plane --data /var/lib/plane
     """
-    directory = data or os.environ.get("CERTCTRL_PLANE_DATA", "")
-    if not directory:
-        raise UsageError("no data directory for the control plane", fix="add --data DIR")
     connect = connector(database_address(url, database_file, os.environ))
     if connect is None:
         raise UsageError("no database is given", fix=f"add {_EXAMPLE}")
-    become_owner(directory)
+    directory = _owned(data)
     from certctrl.plane.storage.data_dir import DataDir
     from certctrl.plane.storage.moving import move
 
-    moved = move(DataDir(Path(directory)), connect)
+    moved = move(DataDir(directory), connect)
     if as_json:
         write_json(moved._asdict(), pretty=False)
     else:
         write_line(f"moved {moved.devices} devices, {moved.certificates} certificates and {moved.signals} signals")
         write_line("serve them with plane serve --data DIR --database URL")
+
+
+def backup(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; it must not exist.")],
+    data: DataDirectory = "",
+    database: DatabaseUrl = "",
+    database_file: DatabaseFile = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write all data of a control plane to one file, while it serves.
+
+    The file is of no use without storage.key, and not secret without it: keep both, apart from each other. Private keys
+    in it are sealed; names, hosts and install configs are not.
+
+    \b
+    cert-ctrl plane backup /backup/plane-$(date +%F).db --data /var/lib/plane
+    cert-ctrl plane backup plane.db --database postgresql://plane@db.example.com/plane
+    """
+    connect = connector(database_address(database, database_file, os.environ))
+    root = _owned(data)
+    from certctrl.plane.clock import wall_now
+    from certctrl.plane.storage.backup import back_up
+    from certctrl.plane.storage.data_dir import DataDir
+
+    directory = DataDir(root)
+    contents = back_up(directory, Path(file), now=wall_now(), connect=connect)
+    if as_json:
+        write_json(contents._asdict(), pretty=False)
+    else:
+        write_line(f"{file}: {contents.devices} devices, {contents.certificates} certificates")
+        write_line(f"keep {directory.storage_key} and {directory.operator_key} too, in another place")
+
+
+def restore(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file that plane backup has written.")],
+    data: DataDirectory = "",
+    database: DatabaseUrl = "",
+    database_file: DatabaseFile = "",
+    as_json: AsJson = False,
+) -> None:
+    """Replace all data of a stopped control plane by those of a backup.
+
+    The directory must contain the storage.key of the backup. Every agent compares its host with the control plane at its
+    next poll and keeps what is in use. What has happened since the backup is forgotten: revoke again what was revoked,
+    and register again the devices that were registered.
+
+    \b
+    cert-ctrl plane restore /backup/plane-2026-11-29.db --data /var/lib/plane
+    """
+    connect = connector(database_address(database, database_file, os.environ))
+    root = _owned(data)
+    from certctrl.plane.clock import rfc3339, wall_now
+    from certctrl.plane.storage.backup import BEFORE_RESTORE
+    from certctrl.plane.storage.backup import restore as restore_backup
+    from certctrl.plane.storage.data_dir import DataDir
+
+    directory = DataDir(root)
+    contents = restore_backup(directory, Path(file), now=wall_now(), connect=connect)
+    if as_json:
+        write_json(contents._asdict(), pretty=False)
+        return
+    taken = f" of {rfc3339(contents.taken_at)}" if contents.taken_at else ""
+    write_line(f"restored {contents.devices} devices and {contents.certificates} certificates{taken}")
+    if connect is None and (kept := directory.root / BEFORE_RESTORE).exists():
+        write_line(f"the replaced data are in {kept}")
+    write_line("start the control plane; revoke again what was revoked since the backup")
+
+
+def _owned(data: str) -> Path:
+    """Become the owner of the data directory and return it. Raises UsageError without one, ConfigError, DiskError."""
+    directory = data or os.environ.get("CERTCTRL_PLANE_DATA", "")
+    if not directory:
+        raise UsageError("no data directory for the control plane", fix="add --data DIR")
+    become_owner(directory)
+    return Path(directory)

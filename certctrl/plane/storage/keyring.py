@@ -69,10 +69,10 @@ class Keyring:
         return nonce + self._storage.encrypt(nonce, plain, purpose.encode())
 
     def unseal(self, purpose: str, sealed: bytes) -> bytes:
-        """Return the plaintext of ``seal``; raises ConfigError if key or purpose differ."""
+        """Return the plaintext of ``seal``; raises ConfigError if key or purpose differ, or the value is damaged."""
         try:
             return self._storage.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose.encode())
-        except InvalidTag:
+        except (InvalidTag, ValueError):
             raise ConfigError(
                 f"storage.key does not decrypt the stored {purpose}",
                 fix="use the storage.key that belongs to the database",

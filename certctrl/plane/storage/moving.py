@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from certctrl.errors import ConfigError
 from certctrl.plane.storage.data_dir import DataDir, locked
-from certctrl.plane.storage.postgres import PostgresDatabase
 from certctrl.plane.storage.sqlite import MOVED, SqliteDatabase
+
+if TYPE_CHECKING:  # its driver is an extra
+    from certctrl.plane.storage.postgres import PostgresDatabase
 
 TABLES = (
     "secrets", "settings", "users", "devices", "refresh_tokens", "grants", "enrolment_tokens", "enrolments",
@@ -38,7 +40,7 @@ def move(data: DataDir, connect: Callable[[], PostgresDatabase]) -> Moved:
     with locked(data), closing(SqliteDatabase(data.database)) as source, closing(connect()) as target:
         with target.transaction():
             _refuse_used(target)
-            counts = {table: _copy(source, target, table) for table in TABLES}
+            counts = copy_all(source, target)
         source.run("INSERT INTO settings VALUES (?, ?)", MOVED, target.name)
     return Moved(counts["devices"], counts["certificates"], counts["signals"])
 
@@ -49,12 +51,17 @@ def _refuse_used(target: PostgresDatabase) -> None:
         raise ConfigError("contains the data of a control plane", file=target.name, fix="use an empty database")
 
 
+def copy_all(source: SqliteDatabase, target: PostgresDatabase) -> dict[str, int]:
+    """Copy all tables into empty ones, with the ids that come next; return the number of rows by table."""
+    return {table: _copy(source, target, table) for table in TABLES}
+
+
 def _copy(source: SqliteDatabase, target: PostgresDatabase, table: str) -> int:
     """Copy the rows of a table; return their number."""
     columns = [row["name"] for row in source.all("SELECT name FROM pragma_table_info(?) ORDER BY cid", table)]
     count = target.copy_in(table, columns, source.each(f"SELECT {', '.join(columns)} FROM {table}"))
     if "id" in columns and table != "refresh_tokens":
-        target.all(
-            "SELECT setval(pg_get_serial_sequence(?, 'id'), greatest((SELECT max(id) FROM " + table + "), 1))", table
-        )
+        given = source.one("SELECT seq FROM sqlite_sequence WHERE name = ?", table)
+        last = 0 if given is None else given["seq"]
+        target.all("SELECT setval(pg_get_serial_sequence(?, 'id'), ?, true)", table, max(last, 1))
     return count

@@ -21,7 +21,7 @@ import psycopg
 import trio
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import dict_row
+from psycopg.rows import dict_row, tuple_row
 
 from certctrl.errors import ConfigError, DiskError
 from certctrl.plane.errors import DatabaseAwayError
@@ -127,6 +127,27 @@ class PostgresDatabase(Database):
                     copy.write_row([_without_nul(value) for value in row])
                     count += 1
         return count
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read one state of the database in the block."""
+        with self.transaction():
+            self.run("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield
+
+    def each(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """Yield all rows of a large answer, inside a transaction."""
+        with self._require_connection().cursor("each", row_factory=tuple_row) as cursor:
+            yield from cursor.execute(sql.encode())
+
+    def other_planes(self) -> int:
+        """Return the number of other connections that control planes have to this database."""
+        row = self.one(
+            "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND application_name = ?"
+            " AND pid <> pg_backend_pid()",
+            self._parameters["application_name"],
+        )
+        return 0 if row is None else int(row["n"])
 
     def connect(self) -> Connection:
         """Return a new connection, which the caller closes."""
