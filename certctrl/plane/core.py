@@ -73,7 +73,6 @@ class HeldPoll:
     session: DeviceSession
     poll: Poll
     page: Page
-    copies_suspected: bool
 
 
 def require_secrets(database: Database) -> None:
@@ -109,7 +108,7 @@ class Plane:
         self.ca = BuiltinCa(db, keys, wall_now, offload)
         self.anchor = Anchor(db, keys, wall_now, offload, self.ca)
         self.stream = SignalStream(db, length=settings.stream_length, wall_now=wall_now)
-        self.clones = CloneDetector(monotonic)
+        self.clones = CloneDetector(db, wall_now)
         self.sessions = Sessions(db, keys, settings, wall_now)
         self.installs = Installs(db, self.stream, wall_now)
         self.devices = Devices(db, self.stream, self.sessions, self.installs, self.clones, wall_now)
@@ -203,7 +202,6 @@ class Plane:
     def begin_poll(self, session: DeviceSession, poll: Poll) -> HeldPoll:
         """Read the first page, as part of a unit of work; ErrorResponse 400, 409 and 429."""
         device_id = session.device_id
-        copied = self.clones.note(device_id, poll.instance)
         if not 1 <= poll.limit <= MAX_SIGNALS:
             raise bad_request(f"limit must be 1 to {MAX_SIGNALS}", field="limit")
         if not 0 <= poll.wait <= MAX_WAIT_SECONDS:
@@ -212,7 +210,7 @@ class Plane:
             self._polls.take(device_id)
         page = self.stream.read(device_id, poll.cursor, poll.limit)
         self.devices.seen(device_id, poll.address, poll.cursor or "")
-        return HeldPoll(session, poll, page, copied)
+        return HeldPoll(session, poll, page)
 
     async def finish_poll(
         self, held: HeldPoll, waiter: Waiter, until: Callable[[], Awaitable[object]] = trio.sleep_forever

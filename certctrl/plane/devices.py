@@ -160,11 +160,10 @@ class Devices:
 
     def activate(self, device_id: int, facts: DeviceFacts, public_key: bytes) -> None:
         """Bind a device to its key and make it active, inside the caller's transaction."""
-        self._clones.forget(device_id)
         self._db.run(
             "UPDATE devices SET status = 'active', name = ?, platform = ?, model = ?, app_version = ?, user_agent = ?,"
             " public_key = ?, key_fingerprint = ?, registered_at = ?, revoked_at = NULL, revoke_reason = '',"
-            " anchor_sha256 = ''"
+            " anchor_sha256 = '', instance = '', earlier_instances = '{}', copies_at = NULL"
             " WHERE id = ?",
             facts.name,
             facts.platform,
@@ -257,7 +256,7 @@ class Devices:
             "revoke_reason": row["revoke_reason"],
             "last_seen_at": when(seen.at),
             "last_address": seen.address,
-            "copies_suspected": self._clones.suspected(row["id"]),
+            "copies_suspected": self._clones.suspected(row["copies_at"]),
             "signals_waiting": self._stream.waiting(row["id"], seen.cursor),
             "install_version": self._installs.version(row["id"]),
             "outcomes": {count["outcome"]: count["n"] for count in counts},

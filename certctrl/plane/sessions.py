@@ -38,6 +38,10 @@ class DeviceSession:
     device_id: int
     user_id: int
     number: int
+    instance: str = ""
+    """Name of the agent that polled last."""
+    copies_at: float | None = None
+    """When two agents of the device were last noticed."""
 
 
 class Sessions:
@@ -96,7 +100,8 @@ class Sessions:
         """
         claims, device_id = self._claims(token), self.claimed_device(token)
         row = self._db.one(
-            "SELECT user_id, status, session, revoked_at, revoke_reason FROM devices WHERE id = ?", device_id
+            "SELECT user_id, status, session, revoked_at, revoke_reason, instance, copies_at FROM devices WHERE id = ?",
+            device_id,
         )
         if row is None:
             raise invalid_token("Access token is not valid")
@@ -106,7 +111,7 @@ class Sessions:
             raise token_expired(claims["exp"])
         if claims.get("session") != row["session"]:
             raise invalid_token("This session has ended: the device was registered again")
-        return DeviceSession(device_id, row["user_id"], row["session"])
+        return DeviceSession(device_id, row["user_id"], row["session"], row["instance"], row["copies_at"])
 
     def claimed_device(self, token: str) -> int:
         """Return the device of a token that we signed, which may be void; ErrorResponse 401 for any other token."""

@@ -125,8 +125,9 @@ class DeviceApi:
             held = await self._authenticator.as_device(
                 request, lambda session: plane.begin_poll(session, _poll_of(request))
             )
+            copied = await plane.clones.note(held.session, held.poll.instance)
             page = await plane.finish_poll(held, waiter, _Disconnect(request).wait)
-        headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if held.copies_suspected else {})
+        headers = {"etag": page.cursor} | ({"cert-ctrl-copies": "suspected"} if copied else {})
         headers |= {FREE_HEADER: FREE_VALUE} if page.next_is_free else {}
         if not page.signals:
             return empty_answer(headers=headers)

@@ -133,6 +133,11 @@ CREATE TABLE limits (
 ) WITHOUT ROWID;
 CREATE INDEX limits_age ON limits(kind, at);
 """,
+    """
+ALTER TABLE devices ADD COLUMN instance TEXT NOT NULL DEFAULT '';
+ALTER TABLE devices ADD COLUMN earlier_instances TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE devices ADD COLUMN copies_at REAL;
+""",
 )
 """One script per schema version, oldest first, in the words of SQLite; the database counts those that have run.
 

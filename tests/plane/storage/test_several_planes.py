@@ -11,7 +11,7 @@ import pytest
 from engine_plane import plane_on
 from nacl.public import PrivateKey
 from page_browser import Browser
-from plane_world import PUBLIC_ID, REGISTER, Client, Clock, Reply
+from plane_world import PUBLIC_ID, REGISTER, UPDATES, Client, Clock, Reply
 from proving import answered, registration
 
 from certctrl.plane.core import Plane
@@ -152,3 +152,29 @@ async def test_a_device_requests_as_many_renewals_as_at_one_plane(planes: list[P
     path = f"/apiv1/users/1/certificates/{certificate['id']}/issues"
     statuses = [(await client("POST", path, {"action": "renew"})).status for _ in range(6)]
     assert statuses == [202] * 5 + [429]
+
+
+async def test_copies_that_poll_different_planes_are_noticed_by_both(
+    planes: list[Plane], clients: list[Client]
+) -> None:
+    body = registration(PUBLIC_ID, PrivateKey.generate()) | await token(planes[0])
+    device_id = await registered(clients[0], body)
+    clients[1].token = clients[0].token
+    found = []
+    for _ in range(2):
+        for number, client in enumerate(clients):
+            reply = await client("GET", UPDATES, headers={"cert-ctrl-instance": f"agent-{number}"})
+            found.append(reply.headers.get("cert-ctrl-copies"))
+    assert found == [None, None, "suspected", "suspected"]
+    for plane in planes:
+        assert (await plane.work(plane.devices.show, 1, device_id))["copies_suspected"]
+    await registered(clients[1], body)
+    for plane in planes:
+        assert not (await plane.work(plane.devices.show, 1, device_id))["copies_suspected"]
+
+
+async def test_an_agent_that_restarts_and_changes_planes_is_no_copy(planes: list[Plane], client: Client) -> None:
+    await registered(client, registration(PUBLIC_ID, PrivateKey.generate()) | await token(planes[0]))
+    for name in ("first", "first", "second", "second", "second", "third"):
+        reply = await client("GET", UPDATES, headers={"cert-ctrl-instance": name})
+        assert (reply.status, reply.headers.get("cert-ctrl-copies")) == (204, None)
