@@ -109,6 +109,7 @@ def prepare(work: Path, package: str) -> None:
     sources, tests = places(package)
     for source in files_at(work / sources):
         without_caches(source)
+    forget_removed_modules(work)
     measure_again_if_changed(work, tests)
     settings = SETTINGS.format(sources=sources if sources.endswith(".py") else f"{sources}/*", tests=tests)
     with (work / "pyproject.toml").open("a") as file:
@@ -127,6 +128,15 @@ def without_caches(source: Path) -> None:
     if bare != text:
         source.write_text(bare)
         os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def forget_removed_modules(work: Path) -> None:
+    """Remove the mutants and the results of modules that the project no longer has."""
+    for meta in (work / "mutants" / "certctrl").rglob("*.meta"):
+        mutants = meta.with_suffix("")
+        if not (work / mutants.relative_to(work / "mutants")).exists():
+            meta.unlink()
+            mutants.unlink(missing_ok=True)
 
 
 def measure_again_if_changed(work: Path, tests: str) -> None:

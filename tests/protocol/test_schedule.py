@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import attrs
 import pytest
@@ -84,6 +85,25 @@ def test_an_abandoned_poll_takes_its_token() -> None:
         one.note_poll(100.0)
     one.after_success(HELD, page(full=True), True, 100.0)
     assert one.due_at(poll=True) == 101.0
+
+
+def test_the_plane_s_tokens_are_assumed_to_return_as_fast_as_the_interval() -> None:
+    one = Schedule(ApplicationConfig(poll_interval_ms=200), lambda: 0.5)
+    for _ in range(5):
+        one.note_poll(100.0)
+    one.after_success(HELD, page(full=True), True, 100.0)
+    assert round(one.due_at(poll=True), 6) == 100.2
+
+
+def test_years_of_polls_need_no_more_memory() -> None:
+    one = Schedule(ApplicationConfig(), lambda: 0.5)
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            one.note_poll(5.0 * number)
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_poll_after_a_free_page_that_is_not_full_waits() -> None:

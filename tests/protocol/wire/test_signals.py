@@ -102,7 +102,13 @@ def test_signals(wire: dict[str, Any], signal: Signal) -> None:
         (raw("cert.renewed", {"cert_id": 2**63}), "ref.cert_id"),
         (raw("cert.renewed", {"cert_id": 7, "serial": 4}), "ref.serial"),
         (raw("install.updated", {"config_id": 1, "version": 2**53}), "ref.version"),
-        (raw("ca.assigned", {"cert_id": 1}), "ref.ca_id"),
+        (raw("ca.assigned", {"cert_id": 1}), "ref.ca_id: missing"),
+        (raw("ca.assigned", {"ca_id": 0}), "ref.ca_id: expected an integer from 1"),
+        (raw("ca.unassigned", {"ca_id": 0}), "ref.ca_id: expected an integer from 1"),
+        (raw("cert.renewed", {"cert_id": 7, "serial": "x" * 257}), "ref.serial: longer than 256 characters"),
+        (raw("cert.revoked", {"cert_id": 7, "serial": "x" * 257}), "ref.serial: longer than 256 characters"),
+        (raw("ca.assigned", {"ca_id": 3, "serial": "x" * 257}), "ref.serial: longer than 256 characters"),
+        (raw("ca.assigned", {"ca_id": 3, "ca_name": "x" * 257}), "ref.ca_name: longer than 256 characters"),
     ],
 )
 def test_malformed_signals(wire: object, why: str) -> None:
@@ -161,6 +167,26 @@ def test_a_malformed_signal_without_its_large_reference_stays_malformed(wire: An
 
 def test_an_unknown_signal_cannot_have_a_large_identity() -> None:
     assert signal_from_wire(raw("x", {"cert_id": "y" * 5000})) == UnknownSignal("x", TS, {})
+
+
+@pytest.mark.parametrize("sent_as", [5, "x", {}, {"type": "cert.revoked", "ref": {"cert_id": 8}}])
+@pytest.mark.parametrize(
+    ("name", "ref"),
+    [
+        ("install.updated", {"config_id": 1, "version": 2}),
+        ("cert.renewed", {"cert_id": 7, "serial": "x" * 256}),
+        ("cert.revoked", {"cert_id": 7}),
+        ("ca.assigned", {"ca_id": 3, "serial": "x" * 256, "ca_name": "x" * 256}),
+        ("ca.unassigned", {"ca_id": 3}),
+        ("state.resync_required", {"reason": "restore"}),
+    ],
+)
+def test_the_plane_cannot_choose_what_an_ack_repeats(name: str, ref: dict[str, Any], sent_as: object) -> None:
+    """``sent_as`` is the agent's own note: in a reference it is an unknown field, which does not refuse the signal."""
+    wire = raw(name, ref | {"sent_as": sent_as})
+    signal = signal_from_wire(wire)
+    assert signal == signal_from_wire(raw(name, ref)) and not isinstance(signal, MalformedSignal)
+    assert to_wire(signal) == wire
 
 
 @given(RAW)
