@@ -92,10 +92,22 @@ class Anchor:
         ErrorResponse 409 with ``devices`` if some have not confirmed the anchor, unless ``force``.
         """
         lost = await self._db.work(self._switch, force)
+        await self._serve_own()
+        return await self._db.work(self.show) | {"lost_devices": lost}
+
+    async def follow_switch(self) -> None:
+        """Switch if another plane of the database has."""
+        if not self.switched and await self._db.work(self._is_stored):
+            await self._serve_own()
+
+    def _is_stored(self) -> bool:
+        """Return whether the switch is stored; read the CA, which is used outside of units of work from then on."""
+        return self._db.setting(_SETTING) != _SHARED and bool(self.own.root_pem)
+
+    async def _serve_own(self) -> None:
         self.switched = True
         if self.on_switch is not None:
             await self.on_switch()
-        return await self._db.work(self.show) | {"lost_devices": lost}
 
     def _switch(self, force: bool) -> list[dict[str, Any]]:
         """Store the switch; return the devices that cannot connect any more."""

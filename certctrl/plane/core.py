@@ -262,11 +262,12 @@ class Plane:
         await self.database.exchange_wakes(self.stream)
 
     async def run_housekeeping(self, every: float = HOUSEKEEPING_SECONDS) -> None:
-        """Save sightings and delete expired rows periodically, forever."""
+        """Save sightings, delete expired rows and follow other planes periodically, forever."""
         while True:
             await trio.sleep(every)
             try:
                 await self.work(self.tidy)
+                await self.anchor.follow_switch()
             except CertctrlError as error:  # a full disk must not end the plane; the next round tries again
                 log.error("housekeeping failed: %s", error)
 

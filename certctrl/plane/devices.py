@@ -23,6 +23,11 @@ RECENT_SECONDS = 86_400.0
 """Outcomes of this time are counted for a device: what failed long ago says nothing about now."""
 
 
+_SAVED_WITHIN_SECONDS = 60.0
+"""A plane saves its sightings within this time: a stored one this much newer is another plane's, otherwise of a clock
+that was set back."""
+
+
 def require_device(database: Database, user_id: int, device_id: int) -> None:
     """Raise ErrorResponse 404 unless the user has this device."""
     if database.one("SELECT 1 FROM devices WHERE id = ? AND user_id = ?", device_id, user_id) is None:
@@ -220,11 +225,14 @@ class Devices:
             for device_id in sorted(sightings):  # in one order, so that planes do not block each other
                 sighting = sightings[device_id]
                 self._db.run(
-                    "UPDATE devices SET last_seen_at = ?, last_address = ?, last_cursor = ? WHERE id = ?",
+                    "UPDATE devices SET last_seen_at = ?, last_address = ?, last_cursor = ?"
+                    " WHERE id = ? AND NOT (coalesce(last_seen_at, 0) BETWEEN ? AND ?)",
                     sighting.at,
                     sighting.address,
                     sighting.cursor,
                     device_id,
+                    sighting.at,
+                    sighting.at + _SAVED_WITHIN_SECONDS,
                 )
             self._db.after_commit(partial(self._forget_saved, sightings))
 
@@ -234,7 +242,8 @@ class Devices:
                 del self._sightings[device_id]
 
     def _shown(self, row: Row) -> dict[str, Any]:
-        seen = self._sightings.get(row["id"]) or _Sighting(row["last_seen_at"], row["last_address"], row["last_cursor"])
+        seen = _Sighting(row["last_seen_at"] or 0.0, row["last_address"], row["last_cursor"])
+        seen = max(seen, self._sightings.get(row["id"], seen), key=lambda sighting: sighting.at)
         counts = self._db.all(
             "SELECT outcome, count(*) AS n FROM outcomes WHERE device_id = ? AND at > ? GROUP BY 1",
             row["id"],
@@ -254,7 +263,7 @@ class Devices:
             "registered_at": when(row["registered_at"]),
             "revoked_at": when(row["revoked_at"]),
             "revoke_reason": row["revoke_reason"],
-            "last_seen_at": when(seen.at),
+            "last_seen_at": when(seen.at or None),
             "last_address": seen.address,
             "copies_suspected": self._clones.suspected(row["copies_at"]),
             "signals_waiting": self._stream.waiting(row["id"], seen.cursor),

@@ -173,8 +173,48 @@ async def test_copies_that_poll_different_planes_are_noticed_by_both(
         assert not (await plane.work(plane.devices.show, 1, device_id))["copies_suspected"]
 
 
+async def test_the_latest_poll_counts_whichever_plane_saves_last(
+    planes: list[Plane], clients: list[Client], clock: Clock
+) -> None:
+    body = registration(PUBLIC_ID, PrivateKey.generate()) | await token(planes[0])
+    device_id = await registered(clients[0], body)
+    here, there = planes
+    here.devices.seen(device_id, "192.0.2.1", "1-0")
+    clock.wall += 20
+    there.devices.seen(device_id, "192.0.2.2", "2-0")
+    await there.work(there.tidy)
+    shown = await here.work(here.devices.show, 1, device_id)
+    await here.work(here.tidy)
+    assert await here.work(here.devices.show, 1, device_id) == shown
+    assert shown["last_address"] == "192.0.2.2"
+    clock.wall -= 3600
+    here.devices.seen(device_id, "192.0.2.3", "3-0")
+    await here.work(here.tidy)
+    row = await here.work(here.devices.row, 1, device_id)
+    assert row["last_address"] == "192.0.2.3", "a clock that was set back stops no sightings"
+
+
 async def test_an_agent_that_restarts_and_changes_planes_is_no_copy(planes: list[Plane], client: Client) -> None:
     await registered(client, registration(PUBLIC_ID, PrivateKey.generate()) | await token(planes[0]))
     for name in ("first", "first", "second", "second", "second", "third"):
         reply = await client("GET", UPDATES, headers={"cert-ctrl-instance": name})
         assert (reply.status, reply.headers.get("cert-ctrl-copies")) == (204, None)
+
+
+async def test_a_plane_follows_the_switch_of_another_to_its_own_ca(planes: list[Plane]) -> None:
+    here, there = planes
+    await here.work(here.database.run, "INSERT INTO settings VALUES ('tls_ca', 'shared')")
+    switched: list[str] = []
+
+    async def on_switch() -> None:
+        switched.append(there.anchor.ca.root_fingerprint)
+
+    for plane in planes:
+        plane.anchor.switched = False
+    there.anchor.on_switch = on_switch
+    await there.anchor.follow_switch()
+    assert switched == []
+    await here.anchor.switch(force=False)
+    for _ in range(2):
+        await there.anchor.follow_switch()
+    assert switched == [here.anchor.own.root_fingerprint]
