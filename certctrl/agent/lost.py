@@ -20,9 +20,12 @@ MOST_NAMED = 5
 async def look_at_disk(agent: Agent, *, change: bool = True) -> bool:
     """Report the certificates that are not on disk although they were deployed; return whether there are new ones.
 
-    They count as absent from now on, so that the next comparison fetches them; not without ``change``.
+    They count as absent from now on, so that the next comparison fetches them; not without ``change``. Also clears up
+    after a failing disk.
     """
     try:
+        if change:
+            await agent.installer.clear_up()
         found = await agent.installer.lost()
         if found and change:
             await agent.installer.update(attrs.evolve(one, generation="", activated="") for one in found)

@@ -141,6 +141,11 @@ class Installer:
         await self._context.offload(recovery.recover, self._context)
         await self._context.records.save()
 
+    async def clear_up(self) -> None:
+        """Remove what a failing disk kept from being removed."""
+        if self._context.left:
+            await self._context.offload(recovery.clear_up, self._context)
+
     async def lost(self) -> list[CertRecord]:
         """Return the certificates that are recorded as live and are not on disk."""
         found: list[CertRecord] = await self._context.offload(recovery.lost, self._context)

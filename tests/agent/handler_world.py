@@ -232,6 +232,9 @@ class FakeInstaller:
     async def unfinished(self, _items: Sequence[InstallItem]) -> bool:
         return self.to_do
 
+    async def clear_up(self) -> None:
+        pass
+
     async def lost(self) -> list[CertRecord]:
         return [record for number, record in self.records.items() if number in self.missing and record.generation]
 

@@ -101,3 +101,26 @@ async def test_a_permanent_disk_failure_at_the_switch_is_an_outcome(
         patch.setattr(RealFs, "create", refuse)
         assert kinds(await host.installer.converge(prepared, ())) == {1: FAILED}
     assert kinds(await host.installer.converge(prepared, ())) == {1: APPLIED}
+
+
+async def test_a_key_that_a_failing_disk_left_behind_is_removed_without_a_restart(
+    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulation, histories 5 000 and 6 251: it stayed until the next start."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise DiskError("Input/output error", path="/x", errno=errno.EIO, fix="replace the disk")
+
+    items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),))]
+    prepared = [await host.installer.stage(host.bundle(1), items)]
+    with monkeypatch.context() as patch:
+        patch.setattr(RealFs, "fsync", refuse)
+        patch.setattr(RealFs, "syncfs", refuse)
+        patch.setattr(RealFs, "unlink", refuse)
+        assert kinds(await host.installer.converge(prepared, items)) == {1: FAILED}
+        (left,) = host.out.iterdir()
+        assert left.name.startswith(".a.pem.")
+        await host.installer.clear_up()
+        assert list(host.out.iterdir()) == [left], "the disk still fails"
+    await host.installer.clear_up()
+    assert [*host.out.iterdir(), *host.layout.journal.iterdir()] == []

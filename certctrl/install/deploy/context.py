@@ -52,6 +52,8 @@ class Context:
     indexer: Indexer = attrs.field(factory=Indexer)
     public: dict[int, str] = attrs.field(factory=dict)
     """Public names of certificates whose directory has another name (`names.publish`)."""
+    left: set[str] = attrs.field(factory=set)
+    """Journals of ended deployments whose files a failing disk kept from being removed (`recovery.clear_up`)."""
 
     def links_of(self, record: CertRecord) -> tuple[str, ...]:
         """Return the paths in ``certs/`` where a certificate is found."""

@@ -68,7 +68,7 @@ class Copies:
         """Write the files next to their destinations, durably; nothing live changes. Idempotent."""
         if part in self._staged:
             return
-        files = FileSet(self.context.layout, self.context.fs)
+        files = FileSet(self.context.layout, self.context.fs, left=self.context.left)
         files.begin([self._file(write) for write in part.writes])
         self._staged[part] = files
 
@@ -86,7 +86,7 @@ class Copies:
         """Return the files of the certificates and CAs of which one cannot be written."""
         failed = set[str]()
         for node in dict.fromkeys(write.node for write in writes):
-            trial = FileSet(self.context.layout, self.context.fs)
+            trial = FileSet(self.context.layout, self.context.fs, left=self.context.left)
             try:
                 trial.begin([self._file(write) for write in writes if write.node == node])
                 trial.close()

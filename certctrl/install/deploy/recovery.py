@@ -16,6 +16,7 @@ from certctrl.install.deploy.names import publish
 from certctrl.install.deploy.results import with_facts
 from certctrl.install.deploy.staging import Candidate, with_chain_end
 from certctrl.model.records import CertRecord, Stage
+from certctrl.store.deployments.recovery import clear_up as clear_up_deployments
 from certctrl.store.deployments.recovery import recover as recover_deployments
 from certctrl.store.disk.fs import closing
 from certctrl.store.layout import ALIAS
@@ -51,6 +52,11 @@ def recover(context: Context) -> None:
             if candidate.cert_id not in context.records.certificates:
                 context.records.note(_described(context, CertRecord(facts=candidate.facts), candidate.generation))
     publish(context, always=True)
+
+
+def clear_up(context: Context) -> None:
+    """Remove the files that a failing disk kept deployments of this run from removing. Blocks on the disk."""
+    context.left.difference_update(clear_up_deployments(context.layout, context.fs, tuple(context.left)))
 
 
 def lost(context: Context) -> list[CertRecord]:

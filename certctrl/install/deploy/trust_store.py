@@ -135,7 +135,7 @@ def _path(directory: str, ca_id: int, name: str) -> Path:
 
 
 async def _put(context: Context, store: TrustStore, write: FileWrite) -> None:
-    copies = FileSet(context.layout, context.fs)
+    copies = FileSet(context.layout, context.fs, left=context.left)
     await context.offload(_begin, copies, write)
     try:
         await _update(context, store)

@@ -71,9 +71,11 @@ class FileSet:
     Between `begin` and `commit` it has neither open directories nor contents: a thousand may wait for one switch.
     """
 
-    def __init__(self, layout: ConfigDir, fs: Fs) -> None:
+    def __init__(self, layout: ConfigDir, fs: Fs, *, left: set[str] | None = None) -> None:
+        """``left`` gets the name of the journal if a failing disk keeps something from being removed (`clear_up`)."""
         self._layout = layout
         self._fs = fs
+        self._left = set[str]() if left is None else left
         self._stack = ExitStack()
         self._parents: dict[Path, Handle] = {}
         self._entries: list[Entry] = []
@@ -155,6 +157,7 @@ class FileSet:
                 raise faults[0]
             if self._journal is not None:
                 self._journal.remove()
+                self._journal = None
         finally:
             self._release()
 
@@ -186,6 +189,8 @@ class FileSet:
         journal.sync_parents(self._fs, [place.side for place in places])
 
     def _release(self) -> None:
+        if self._journal is not None:
+            self._left.add(self._journal.name)
         self._entries, self._journal = [], None
         self._close_parents()
 

@@ -1,16 +1,16 @@
-"""Complete or roll back deployments that a crash interrupted, at every start."""
+"""Complete or roll back deployments that a crash interrupted, at every start; clear up after a failing disk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from certctrl import lean
-from certctrl.errors import DiskError, PolicyRefusedError
+from certctrl.errors import DiskError, PolicyRefusedError, StateCorruptError
 from certctrl.model.paths import is_below
 from certctrl.store.deployments import journal
-from certctrl.store.deployments.journal import Entry, Place
+from certctrl.store.deployments.journal import Entry, Journal, Place
 from certctrl.store.disk.fs import Fs, closing
 from certctrl.store.disk.safe_path import NoDirectoryError
 from certctrl.store.layout import ConfigDir
@@ -53,9 +53,44 @@ def recover(layout: ConfigDir, fs: Fs, roots: Sequence[str | Path]) -> RecoveryR
     return RecoveryReport(completed=tuple(completed), rolled_back=tuple(rolled_back), failed=tuple(failed))
 
 
-def _recover_one(
-    layout: ConfigDir, fs: Fs, entries: Sequence[Entry], roots: Sequence[str | Path], *, armed: bool
-) -> bool:
+def clear_up(layout: ConfigDir, fs: Fs, names: Iterable[str]) -> set[str]:
+    """Remove what deployments have left that ended on a failing disk; return the names of their journals that are gone.
+
+    For the process that made them: a new file with a private key must not stay until the next start. What needs a
+    change of a destination is left to `recover`. Never raises DiskError.
+    """
+    return {name for name in names if _is_cleared(layout, fs, name)}
+
+
+def _is_cleared(layout: ConfigDir, fs: Fs, name: str) -> bool:
+    try:
+        if fs.lstat(layout.journal / name) is None:
+            return True
+        one = Journal(fs, layout, name)
+        entries, armed = one.load()
+        with _opened(layout, fs, entries) as here:
+            if armed and not _is_settled(fs, here):
+                return False
+            for place in here:
+                journal.drop_leftovers(fs, place.entry, place.side)
+            journal.sync_parents(fs, [place.side for place in here])
+        one.remove()
+    except (DiskError, PolicyRefusedError, StateCorruptError):
+        return False
+    return True
+
+
+def _is_settled(fs: Fs, here: Sequence[Place]) -> bool:
+    """Return whether all destinations or none have their new file, so that none has to change."""
+    found = [(place.entry, journal.observe(fs, place)) for place in here]
+    if any(entry.in_place and not (entry.is_new(facts) or entry.is_old(facts)) for entry, facts in found):
+        return False  # perhaps half-written
+    return len({entry.is_new(facts) for entry, facts in found}) <= 1
+
+
+@contextmanager
+def _opened(layout: ConfigDir, fs: Fs, entries: Sequence[Entry]) -> Iterator[list[Place]]:
+    """Provide the entries whose directories are there; what is left of the others is removed."""
     with ExitStack() as stack:
         here: list[Place] = []
         aside = stack.enter_context(closing(fs, fs.open_dir(layout.journal)))
@@ -67,6 +102,13 @@ def _recover_one(
                     journal.drop_leftovers(fs, entry, aside)
                 continue
             here.append(Place(entry, parent, aside if entry.in_place else parent))
+        yield here
+
+
+def _recover_one(
+    layout: ConfigDir, fs: Fs, entries: Sequence[Entry], roots: Sequence[str | Path], *, armed: bool
+) -> bool:
+    with _opened(layout, fs, entries) as here:
         complete = armed and all(_can_be_new(fs, place, roots) for place in here)
         if complete:
             journal.put_new(fs, [place for place in here if place.entry.in_place or not _is_new(fs, place)])

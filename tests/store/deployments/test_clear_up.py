@@ -1,0 +1,93 @@
+"""What a failing disk kept a deployment from removing is removed while the process runs, not at its next start."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from model_site import LAYOUT, NEW, OLD, bytes_at, model_site, writes
+from modeldisk import ModelFs
+
+from certctrl.errors import DiskError
+from certctrl.store.deployments.file_set import FileSet
+from certctrl.store.deployments.recovery import clear_up, recover
+
+Work = Callable[[FileSet], None]
+
+
+def leftovers(fs: ModelFs) -> list[str]:
+    return [path for path in fs.tree() if path.endswith((".jsonl", ".tmp"))]
+
+
+def deploy(copies: FileSet) -> None:
+    copies.commit()
+    copies.close()
+
+
+def roll_back(copies: FileSet) -> None:
+    copies.commit()
+    copies.undo()
+
+
+def drop(copies: FileSet) -> None:
+    copies.close()
+
+
+def run_on_failing_disk(fs: ModelFs, work: Work, after: int, *, in_place: bool) -> tuple[set[str], int]:
+    """Run a deployment on a disk of which every operation fails after some; return what is left and the operations."""
+    count, left = 0, set[str]()
+
+    def fault(verb: str, path: str) -> int | None:
+        nonlocal count
+        count += 1
+        return errno.EIO if count > after else None
+
+    fs.fault = fault
+    copies = FileSet(LAYOUT, fs, left=left)
+    with suppress(DiskError):
+        copies.begin(writes(in_place=in_place))
+        work(copies)
+    with suppress(DiskError):  # as its owner does, whatever has happened
+        copies.close()
+    fs.fault = None
+    return left, count
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("work", [deploy, roll_back, drop])
+def test_a_disk_that_fails_at_any_operation_leaves_nothing_for_long(work: Work, in_place: bool) -> None:
+    _left, operations = run_on_failing_disk(model_site(), work, 1_000_000, in_place=in_place)
+    assert operations > 15
+    cleared = waiting = 0
+    for after in range(operations):
+        fs = model_site()
+        left, _count = run_on_failing_disk(fs, work, after, in_place=in_place)
+        before = bytes_at(fs)
+        assert left or not leftovers(fs), f"{after}: nobody knows of {leftovers(fs)}"
+        gone = clear_up(LAYOUT, fs, tuple(left))
+        assert bytes_at(fs) == before, "no destination changes"
+        assert fs.open_files() == []
+        if gone == left:
+            cleared += 1
+            assert leftovers(fs) == [], after
+            assert leftovers(fs.settled()) == [], "durably"
+        else:
+            waiting += 1
+            assert before not in (OLD, NEW) or in_place, "only what is half done waits for the next start"
+            recover(LAYOUT, fs, ["/srv"])
+            assert leftovers(fs) == []
+            assert bytes_at(fs) in (OLD, NEW)
+    assert cleared > waiting
+
+
+def test_a_disk_that_still_fails_is_tried_again() -> None:
+    fs = model_site()
+    left, _count = run_on_failing_disk(fs, deploy, 8, in_place=False)
+    assert left
+    fs.fault = lambda verb, path: errno.EIO if verb == "unlink" else None
+    assert clear_up(LAYOUT, fs, tuple(left)) == set()
+    fs.fault = None
+    assert clear_up(LAYOUT, fs, tuple(left)) == left
+    assert (leftovers(fs), clear_up(LAYOUT, fs, ["gone.jsonl"])) == ([], {"gone.jsonl"})
