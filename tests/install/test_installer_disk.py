@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from trio.testing import MockClock
 
 from certctrl.errors import DiskError
 from certctrl.model.plan import CopyAction, ExecAction, OutcomeKind
-from certctrl.store.disk.fs import RealFs
+from certctrl.store.disk.fs import Handle, RealFs
 
 
 @pytest.mark.parametrize("verb", ["syncfs", "rename", "symlink", "create", "fsync", "write", "unlink"])
@@ -103,24 +104,36 @@ async def test_a_permanent_disk_failure_at_the_switch_is_an_outcome(
     assert kinds(await host.installer.converge(prepared, ())) == {1: APPLIED}
 
 
-async def test_a_key_that_a_failing_disk_left_behind_is_removed_without_a_restart(
-    clock: MockClock, host: Host, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class BrokenDirectory(RealFs):
+    """A real disk that neither syncs nor removes files of one directory while it is ``broken``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.broken = path, True
+
+    def fsync(self, handle: Handle) -> None:
+        self._refuse(Path(handle.path).parent)
+        super().fsync(handle)
+
+    def unlink(self, path: str | Path, at: Handle | None = None) -> None:
+        self._refuse(Path(path).parent if at is None else Path(at.path))
+        super().unlink(path, at=at)
+
+    def _refuse(self, directory: Path) -> None:
+        if self.broken and directory == self.path:
+            raise DiskError("Input/output error", path=str(directory), errno=errno.EIO, fix="replace the disk")
+
+
+async def test_a_key_that_a_failing_disk_left_behind_is_removed_without_a_restart(clock: MockClock, host: Host) -> None:
     """Found by the simulation, histories 5 000 and 6 251: it stayed until the next start."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise DiskError("Input/output error", path="/x", errno=errno.EIO, fix="replace the disk")
-
+    host.fs = disk = BrokenDirectory(host.out)
+    host.start()
     items = [CopyAction(id="c", ob_id=1, sources=("combined.pem",), targets=(str(host.out / "a.pem"),))]
     prepared = [await host.installer.stage(host.bundle(1), items)]
-    with monkeypatch.context() as patch:
-        patch.setattr(RealFs, "fsync", refuse)
-        patch.setattr(RealFs, "syncfs", refuse)
-        patch.setattr(RealFs, "unlink", refuse)
-        assert kinds(await host.installer.converge(prepared, items)) == {1: FAILED}
-        (left,) = host.out.iterdir()
-        assert left.name.startswith(".a.pem.")
-        await host.installer.clear_up()
-        assert list(host.out.iterdir()) == [left], "the disk still fails"
+    assert kinds(await host.installer.converge(prepared, items)) == {1: FAILED}
+    left = sorted(host.out.iterdir())
+    assert left and all(path.name.startswith(".a.pem.") for path in left)
     await host.installer.clear_up()
-    assert [*host.out.iterdir(), *host.layout.journal.iterdir()] == []
+    assert sorted(host.out.iterdir()) == left, "the disk still fails"
+    disk.broken = False
+    await host.installer.clear_up()
+    assert leftovers(host) == []
