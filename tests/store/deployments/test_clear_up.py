@@ -91,3 +91,28 @@ def test_a_disk_that_still_fails_is_tried_again() -> None:
     fs.fault = None
     assert clear_up(LAYOUT, fs, tuple(left)) == left
     assert (leftovers(fs), clear_up(LAYOUT, fs, ["gone.jsonl"])) == ([], {"gone.jsonl"})
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_half_a_deployment_waits_for_the_next_start(in_place: bool) -> None:
+    """One destination is new, or half-written, and the other old: only `recover` decides what becomes of them."""
+    verb, number = ("truncate", 1) if in_place else ("rename", 2)
+    fs, left, count = model_site(), set[str](), 0
+
+    def fault(done: str, path: str) -> int | None:
+        nonlocal count
+        count += done == verb and path.startswith("/srv")
+        return errno.EIO if count >= number and done in (verb, "write", "rename") and path.startswith("/srv") else None
+
+    copies = FileSet(LAYOUT, fs, left=left)
+    copies.begin(writes(in_place=in_place))
+    fs.fault = fault
+    with pytest.raises(DiskError):
+        copies.commit()
+    fs.fault = None
+    before, files = bytes_at(fs), leftovers(fs)
+    assert before not in (OLD, NEW)
+    assert clear_up(LAYOUT, fs, tuple(left)) == set()
+    assert (bytes_at(fs), leftovers(fs)) == (before, files)
+    recover(LAYOUT, fs, ["/srv"])
+    assert (bytes_at(fs) in (OLD, NEW), leftovers(fs)) == (True, [])
