@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from fleet import Fleet, run_cli, wait_for
 
 from certctrl.errors import ExitStatus
+
+pytestmark = pytest.mark.integration
 
 
 def test_agents_keep_what_a_restored_plane_has_forgotten(fleet: Fleet) -> None:
