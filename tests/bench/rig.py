@@ -139,13 +139,12 @@ def floor_result(kind: str, facts: dict[str, Any]) -> dict[str, float]:
 @contextlib.contextmanager
 def _child(script: str, *args: str, stdin: int | IO[str] = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
     argv = [sys.executable, str(HERE / script), *args]
-    process = subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE, text=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
+    with subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE, text=True) as process:  # closes its pipes
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
