@@ -1,4 +1,4 @@
-"""Back up the data of a plane into one SQLite file, whatever its engine, and restore them from it.
+"""Back up the data of a plane, of either engine, into one SQLite file, and restore them from it.
 
 A backup is one state of the database, taken while planes serve it. A restore begins a new epoch: what the agents have
 got since the backup is unknown, so all their cursors are void, and no id or version that may be in use is given out
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from certctrl.errors import BusyError, CertctrlError, ConfigError, DiskError, UsageError
-from certctrl.plane.storage.data_dir import DataDir, locked, make_private, sync_directory
+from certctrl.plane.storage.data_dir import DataDir, disk_errors, locked, make_private, sync_directory
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.moving import TABLES, copy_all
 from certctrl.plane.storage.schema import scripts_to_run
@@ -113,18 +113,27 @@ def begin_epoch(database: SqliteDatabase, now: float) -> None:
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
     """Provide a private file that gets the name ``path`` at the end of the block, durably; an error removes it."""
+    with disk_errors(path), _temporary(path) as temp:
+        yield temp
+        _sync(temp)
+        os.link(temp, path)  # refuses a file that exists by now
+        sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Provide a private file next to ``path``, which is removed at the end of the block."""
     temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     make_private(temp)
     try:
         yield temp
-        with temp.open("rb") as opened:
-            os.fsync(opened.fileno())
-        os.link(temp, path)  # refuses a file that exists by now
-        sync_directory(path.parent)
-    except OSError as error:
-        raise DiskError(f"{path}: {error.strerror or error}", path=str(path), errno=error.errno or 0) from None
     finally:
         _remove(temp)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def _remove(temp: Path) -> None:
@@ -176,9 +185,7 @@ def _checked(database: SqliteDatabase, file: Path) -> Contents:
 @contextlib.contextmanager
 def _prepared(data: DataDir, file: Path, now: float) -> Iterator[tuple[Path, Contents]]:
     """Provide a copy of a backup in the data directory, with this release's tables and in a new epoch."""
-    temp = data.root / f".plane.db.{secrets.token_hex(8)}.tmp"
-    make_private(temp)
-    try:
+    with _temporary(data.database) as temp:
         _copy_file(file, temp)
         with closing(SqliteDatabase(temp)) as copy:
             contents = _checked(copy, file)
@@ -188,14 +195,12 @@ def _prepared(data: DataDir, file: Path, now: float) -> Iterator[tuple[Path, Con
             with copy.transaction():
                 begin_epoch(copy, now)
         yield temp, contents
-    finally:
-        _remove(temp)
 
 
 def _replace_file(data: DataDir, temp: Path) -> None:
     """Give the copy the name of the database; a crash leaves the one or the other."""
     kept = data.root / BEFORE_RESTORE
-    try:
+    with disk_errors(data.database):
         if data.database.exists():
             with contextlib.suppress(CertctrlError), closing(SqliteDatabase(data.database)):
                 pass  # closing merges the journal into the file
@@ -204,12 +209,9 @@ def _replace_file(data: DataDir, temp: Path) -> None:
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(f"{data.database}{suffix}", f"{kept}{suffix}")
             os.link(data.database, kept)
-        with temp.open("rb") as opened:
-            os.fsync(opened.fileno())
+        _sync(temp)
         os.rename(temp, data.database)
         sync_directory(data.root)
-    except OSError as error:
-        raise DiskError(f"{data.database}: {error.strerror or error}", path=str(data.database)) from None
 
 
 # --- servers ------------------------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ class DataDir:
 
 
 @contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn OSError into DiskError about a path."""
     try:
         yield
     except OSError as error:
@@ -51,7 +52,7 @@ def make_data_dir(root: Path) -> DataDir:
 
     Raises ConfigError if it is not a directory or belongs to another user.
     """
-    with _disk(root):
+    with disk_errors(root):
         with contextlib.suppress(FileExistsError):
             root.mkdir(mode=0o700, parents=True)
         found = root.stat()
@@ -72,7 +73,7 @@ def make_data_dir(root: Path) -> DataDir:
 @contextlib.contextmanager
 def locked(data: DataDir) -> Iterator[None]:
     """Hold the directory's lock; raises BusyError with the process that has it. A killed process releases it."""
-    with _disk(data.lock):
+    with disk_errors(data.lock):
         fd = os.open(data.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
@@ -92,7 +93,7 @@ def locked(data: DataDir) -> Iterator[None]:
 def write_file(path: Path, data: bytes, *, mode: int) -> None:
     """Replace a file atomically and durably; its mode is set before it gets its name."""
     temp = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    with _disk(path):
+    with disk_errors(path):
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(fd, "wb") as file:
@@ -118,7 +119,7 @@ def sync_directory(path: Path) -> None:
 
 def secret_file(path: Path, make: Callable[[], bytes]) -> bytes:
     """Return the secret in a file, or create it with mode 0600; a mode that is too open is restricted."""
-    with _disk(path):
+    with disk_errors(path):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -134,7 +135,7 @@ def secret_file(path: Path, make: Callable[[], bytes]) -> bytes:
 
 def make_private(path: Path) -> None:
     """Create an empty file of mode 0600 if there is none; SQLite keeps the mode, also for its journal files."""
-    with _disk(path):
+    with disk_errors(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if stat.S_IMODE(os.fstat(fd).st_mode) & 0o077:
