@@ -145,17 +145,19 @@ async def handle_all(agent: Agent) -> None:
 
 
 async def _page(agent: Agent, cursor: str | None, until: float) -> events.Updates:
-    limit = agent.config.application.poll_limit
-    event = await agent.authorized(lambda token: agent.plane.poll(token, steps.Poll(cursor, limit, 0)))
+    async def poll(token: str) -> events.PollAnswer:
+        event = await agent.plane.poll(token, steps.Poll(cursor, agent.config.application.poll_limit, 0))
+        if isinstance(event, events.TokenExpired):
+            raise PlaneError("the control plane rejects the access token", status=401, fix="cert-ctrl -c DIR doctor")
+        return event
+
+    event = await agent.authorized(poll)
     match event:
         case events.Updates():
             return event
         case events.NoUpdates():
             return events.Updates(event.cursor, (), False)
-        case events.TokenExpired():
-            await agent.tokens.refresh(await agent.tokens.current())
-            return await _page(agent, cursor, until)
-        case events.CursorExpired():
+        case events.CursorExpired() if cursor is not None:
             await agent.offload(agent.store.session.clear_cursor)
             await plan_resync(agent, "the cursor was reset", new_stream=True)
             return await _page(agent, None, until)
@@ -169,7 +171,7 @@ async def _page(agent: Agent, cursor: str | None, until: float) -> events.Update
         case events.BadAnswer():
             raise TransportError(event.why, fix="cert-ctrl -c DIR doctor")
         case _:
-            status = getattr(event, "status", 0)
+            status = events.poll_code(event) or 0
             raise PlaneError(f"the control plane answered {status}", status=status, fix="cert-ctrl -c DIR doctor")
 
 

@@ -31,6 +31,8 @@ class Poller:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self._poll_requested = False
+        self._token = ""
+        """Access token of the last poll; another call may have refreshed it since."""
         self._waiting = trio.CancelScope()
         self._answered: list[trio.Event] = []
         self._opened_at = trio.current_time()
@@ -126,7 +128,8 @@ class Poller:
     async def _request(self, step: steps.Poll) -> events.Event:
         agent = self.agent
         try:
-            return await agent.plane.poll(await agent.tokens.current(), step)
+            self._token = await agent.tokens.current()
+            return await agent.plane.poll(self._token, step)
         except NotRegisteredError as error:
             return events.RefreshRefused(str(error))
         except PlaneError as error:
@@ -186,7 +189,7 @@ class Poller:
     async def _refresh(self) -> events.Event:
         agent = self.agent
         try:
-            await agent.tokens.refresh(agent.tokens.seen())
+            await agent.tokens.refresh(self._token)
         except NotRegisteredError as error:
             agent.counters.token_refreshes["refused"] += 1
             return events.RefreshRefused(str(error))

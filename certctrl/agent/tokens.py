@@ -32,7 +32,7 @@ from certctrl.store.state.session import SessionState
 
 WARN_SECONDS = 60.0
 YOUNG_SECONDS = 2.0
-"""A token this young is not refreshed again, not even after a 401."""
+"""A token this young is not refreshed again, even if expired by our clock; only if the plane rejects it as well."""
 FIRST_BACKOFF, LAST_BACKOFF = 2.0, 30.0
 """Seconds between refreshes that a request waits for; refreshes ahead of expiry back off up to `LONGEST_PAUSE`. A lost
 answer is requested twice immediately, so an outage costs fourteen requests per minute at most."""
@@ -133,7 +133,7 @@ class TokenKeeper:
                 return self._access
             if self._failed is not None and trio.current_time() < self._retry_at:
                 raise self._failed.with_traceback(None)
-            if self._access == seen and trio.current_time() - self._born < YOUNG_SECONDS:
+            if self._access == seen and self._young() and not self._over():
                 raise PlaneError("the control plane rejects an access token it has just issued", status=401)
             try:
                 await self._refresher.fresh(seen, self._usable, self._keep)
@@ -230,10 +230,15 @@ class TokenKeeper:
         return self._claims.expires_at - self._plane.server_now()
 
     def _expired(self) -> bool:
+        return self._over() and not self._young()
+
+    def _over(self) -> bool:
+        """Return whether the token's life is over by the plane's clock, even if it was born so."""
         remaining = self._remaining()
-        if remaining is None or remaining > 0:
-            return False
-        return trio.current_time() - self._born >= YOUNG_SECONDS
+        return remaining is not None and remaining <= 0
+
+    def _young(self) -> bool:
+        return trio.current_time() - self._born < YOUNG_SECONDS
 
     def _thresholds(self) -> tuple[float, float]:
         """Return how many seconds before expiry to refresh and to warn; at most half of a short lifetime."""

@@ -64,7 +64,7 @@ class ControlPlane(Enrolment):
 
     # --- updates and acks ---------------------------------------------------------------------------------
 
-    async def poll(self, token: str, step: Poll) -> events.Event:
+    async def poll(self, token: str, step: Poll) -> events.PollAnswer:
         """Poll for signals; return an event even if the network fails."""
         request = PollRequest(step.cursor, step.limit, step.wait)
         settings = self._config.httpclient

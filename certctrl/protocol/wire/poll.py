@@ -12,8 +12,8 @@ from certctrl.protocol.events import (
     BadAnswer,
     CursorExpired,
     DeviceRevoked,
-    Event,
     NoUpdates,
+    PollAnswer,
     Refused,
     ServerBusy,
     TokenExpired,
@@ -77,7 +77,7 @@ def _is_cursor(text: str) -> bool:
     return len(text) <= CURSOR_LIMIT and text.isprintable() and text == text.strip()
 
 
-def poll_event(answer: Answer, limit: int, wall_now: float | None = None) -> Event:
+def poll_event(answer: Answer, limit: int, wall_now: float | None = None) -> PollAnswer:
     """Return the event for an answer to a poll; never raises.
 
     ``limit`` is the requested page size; ``wall_now`` (epoch seconds) is for a ``Retry-After`` date in an answer
@@ -116,7 +116,7 @@ class _Page:
 _read_page = wire_class(_Page, {"cursor": _cursor, "signals": lambda value, _=None: bounded_list(value, MAX_SIGNALS)})
 
 
-def _page(answer: Answer, limit: int, wall_now: float | None) -> Event:
+def _page(answer: Answer, limit: int, wall_now: float | None) -> PollAnswer:
     page = from_answer(_read_page, data_of(answer), "data")
     seen = page.cursor if page.cursor is not None else cursor_of_etag(answer.headers.get("etag"))
     pause = retry_after(answer, None, wall_now)
@@ -127,7 +127,7 @@ def _page(answer: Answer, limit: int, wall_now: float | None) -> Event:
     return Updates(seen, signals, len(signals) >= limit, free=free, retry_after=pause)
 
 
-def _error_event(error: PlaneError) -> Event:
+def _error_event(error: PlaneError) -> PollAnswer:
     if error.status == 401:
         return TokenExpired()
     if error.status == 403 and error.key == DEVICE_REVOKED:
