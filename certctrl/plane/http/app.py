@@ -17,6 +17,7 @@ from certctrl.plane.http.middleware import App, Middleware
 from certctrl.plane.http.operator_api import OperatorApi
 from certctrl.plane.http.operator_resources import OperatorResources
 from certctrl.plane.http.pages.approval import ApprovalPage
+from certctrl.plane.problems import ProblemName
 
 __all__ = ["Plane", "make_app"]
 
@@ -30,8 +31,12 @@ def make_app(plane: Plane, *, faults: Faults | None = None) -> App:
     async def health(request: Request) -> Response:
         if plane.draining:
             raise unavailable("The plane is stopping", 5)
-        await plane.work(plane.database.one, "SELECT 1")
-        return data_answer({"status": "ok", "version": __version__, "time": rfc3339(plane.wall_now())})
+        problems = [problem.name for problem in await plane.check()]
+        if ProblemName.DATABASE_AWAY in problems:
+            raise unavailable("The plane's database does not answer", 5)
+        status = "degraded" if problems else "ok"
+        answer = {"status": status, "version": __version__, "time": rfc3339(plane.wall_now()), "problems": problems}
+        return data_answer(answer)
 
     routes = [
         *DeviceApi(plane).routes(),

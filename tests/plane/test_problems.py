@@ -1,0 +1,38 @@
+"""Problems of a plane are reported once, keep their beginning, and end."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from certctrl.plane.problems import ProblemName, Problems
+
+
+def test_a_problem_keeps_its_time_and_shows_its_last_text(caplog: pytest.LogCaptureFixture) -> None:
+    clock = [100.0]
+    problems = Problems(lambda: clock[0])
+    with caplog.at_level(logging.INFO):
+        problems.report(ProblemName.STORAGE, "disk full")
+        clock[0] = 160.0
+        problems.report(ProblemName.STORAGE, "disk still full")
+        problems.report(ProblemName.OVERLOAD, "busy")
+    assert [(problem.name, problem.what, problem.since) for problem in problems.now()] == [
+        ("storage", "disk still full", 100.0), ("overload", "busy", 160.0),
+    ]  # fmt: skip
+    assert [record.message for record in caplog.records] == ["problem storage: disk full", "problem overload: busy"]
+
+
+def test_a_cleared_problem_is_gone_and_may_return(caplog: pytest.LogCaptureFixture) -> None:
+    problems = Problems(lambda: 1.0)
+    with caplog.at_level(logging.INFO):
+        problems.clear(ProblemName.STORAGE)
+        assert not caplog.records, "there was none"
+        problems.report(ProblemName.STORAGE, "disk full")
+        problems.clear(ProblemName.STORAGE)
+        assert not problems.now()
+        problems.report(ProblemName.STORAGE, "disk full")
+    assert [record.message for record in caplog.records][1:] == [
+        "problem storage is over",
+        "problem storage: disk full",
+    ]
