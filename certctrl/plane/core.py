@@ -18,7 +18,7 @@ import attrs
 import trio
 
 from certctrl import lean
-from certctrl.errors import CertctrlError, ConfigError, DiskError
+from certctrl.errors import CertctrlError, ConfigError
 from certctrl.model.offload import Offload
 from certctrl.plane import clock
 from certctrl.plane.anchor import Anchor
@@ -35,7 +35,7 @@ from certctrl.plane.jobs import Jobs
 from certctrl.plane.key_proofs import KeyProofs
 from certctrl.plane.limits import Buckets, FreePages
 from certctrl.plane.operators import Operators
-from certctrl.plane.problems import Problem, ProblemName, Problems
+from certctrl.plane.problems import ProblemName, Problems
 from certctrl.plane.reports import Reports
 from certctrl.plane.sessions import DeviceSession, Sessions
 from certctrl.plane.settings import PlaneSettings
@@ -44,6 +44,7 @@ from certctrl.plane.storage.database import Database, P, T
 from certctrl.plane.storage.keyring import Keyring
 from certctrl.plane.storage.signal_stream import Page, SignalStream, Waiter
 from certctrl.plane.storage.sqlite import SqliteDatabase
+from certctrl.plane.storage_check import StorageCheck
 
 MAX_SIGNALS = 100
 MAX_WAIT_SECONDS = 30
@@ -106,6 +107,7 @@ class Plane:
         self.draining = False
         """Whether the plane is stopping and no longer holds polls."""
         self.problems = Problems(wall_now)
+        self.storage_check = StorageCheck(database, self.problems, None if data is None else data.root)
         self.database, self.keyring = db, keys = database, keyring
         self.ca = BuiltinCa(db, keys, wall_now, offload)
         self.anchor = Anchor(db, keys, wall_now, offload, self.ca)
@@ -257,6 +259,7 @@ class Plane:
     def stop_polls(self) -> None:
         """Answer all held polls now, and hold none from now on."""
         self.draining = True
+        self.problems.report(ProblemName.STOPPING, "asked to stop")
         self.stream.wake_all()
 
     async def exchange_wakes(self) -> None:
@@ -269,28 +272,10 @@ class Plane:
             await trio.sleep(every)
             try:
                 await self.work(self.tidy)
-                self.problems.clear(ProblemName.STORAGE)  # it has written
-                self.problems.clear(ProblemName.DATABASE_AWAY)
                 await self.anchor.follow_switch()
             except CertctrlError as error:  # a full disk must not end the plane; the next round tries again
-                self.note_failure(error)
+                self.storage_check.note_failure(error)
                 log.error("housekeeping failed: %s", error)
-
-    def note_failure(self, error: Exception) -> None:
-        """Report the problem that an exception of the database shows."""
-        if isinstance(error, DatabaseAwayError):
-            self.problems.report(ProblemName.DATABASE_AWAY, str(error))
-        elif isinstance(error, DiskError):
-            self.problems.report(ProblemName.STORAGE, str(error))
-
-    async def check(self) -> list[Problem]:
-        """Ask the database for an answer, and return all problems."""
-        try:
-            await self.work(self.database.one, "SELECT 1")
-            self.problems.clear(ProblemName.DATABASE_AWAY)
-        except CertctrlError as error:
-            self.note_failure(error)
-        return self.problems.now()
 
     def tidy(self) -> None:
         """Save sightings; one of the planes on a database also deletes expired rows."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from certctrl import lean
+from certctrl.plane.clock import rfc3339
 
 log = logging.getLogger("certctrl.Plane")
 
@@ -19,16 +20,48 @@ log = logging.getLogger("certctrl.Plane")
 class ProblemName(StrEnum):
     """The kinds of problems; names in ``/health``."""
 
+    STOPPING = "stopping"
+    """The plane answers all waiting polls and closes its connections."""
     DATABASE_AWAY = "database_away"
     """The database answers nothing: only waiting polls continue."""
     STORAGE = "storage"
     """Nothing can be stored: reads, polls and token refreshes continue."""
+    DISK_FULL = "disk_full"
+    """As ``STORAGE``, for lack of space."""
     READ_ONLY = "read_only"
-    """The data were opened read-only, until the next start."""
+    """As ``STORAGE``: the data were opened read-only, or their server or file system is read-only."""
+    SCHEMA_NEWER = "schema_newer"
+    """A newer release has migrated the database, so that this one can no longer use it."""
+    DISK_LOW = "disk_low"
+    """The data directory has little space left."""
     OVERLOAD = "overload"
     """Requests are being refused."""
     TLS_CERTIFICATE = "tls_certificate"
     """The plane's own certificate cannot be renewed or reloaded."""
+
+    @property
+    def summary(self) -> str:
+        """One sentence that everyone may read: no host, path or cause."""
+        return _SUMMARIES[self]
+
+    @property
+    def prevents_ready(self) -> bool:
+        """Whether new connections should go to another plane if there is one without this problem."""
+        return self not in _LESSER
+
+
+_LESSER = (ProblemName.DISK_LOW, ProblemName.OVERLOAD, ProblemName.TLS_CERTIFICATE)
+_SUMMARIES = {
+    ProblemName.STOPPING: "The control plane is stopping",
+    ProblemName.DATABASE_AWAY: "The database does not answer",
+    ProblemName.STORAGE: "The database cannot store changes",
+    ProblemName.DISK_FULL: "The disk of the database is full: nothing can be changed",
+    ProblemName.READ_ONLY: "The database is read-only: nothing can be changed",
+    ProblemName.SCHEMA_NEWER: "The database was migrated by a newer release, which must be run",
+    ProblemName.DISK_LOW: "The disk of the data directory is almost full",
+    ProblemName.OVERLOAD: "Requests are refused because there are too many",
+    ProblemName.TLS_CERTIFICATE: "The certificate of the control plane cannot be renewed or reloaded",
+}
 
 
 @lean.frozen
@@ -37,9 +70,13 @@ class Problem:
 
     name: ProblemName
     what: str
-    """One line for operators; no secrets."""
+    """One line for operators, for the log; no secrets."""
     since: float
     """Seconds since the epoch."""
+
+    def shown(self) -> dict[str, str]:
+        """Return it as ``/health`` shows it to everyone."""
+        return {"key": self.name.value, "what": self.name.summary, "since": rfc3339(self.since)}
 
 
 class Problems:
@@ -66,6 +103,11 @@ class Problems:
             log.info("problem %s is over", name)
 
     def now(self) -> list[Problem]:
-        """Return the problems, oldest first."""
+        """Return the problems, those that prevent readiness first, then the oldest."""
         with self._lock:
-            return sorted(self._known.values(), key=lambda problem: problem.since)
+            known = list(self._known.values())
+        return sorted(known, key=lambda problem: (not problem.name.prevents_ready, problem.since))
+
+    def __contains__(self, name: ProblemName) -> bool:
+        with self._lock:
+            return name in self._known

@@ -79,6 +79,7 @@ async def serve_plane(
                 server = Server(make_app(plane, faults=faults), sock, certificate.context)
                 await nursery.start(_run_server, plane, server)
                 nursery.start_soon(plane.run_housekeeping)
+                nursery.start_soon(plane.storage_check.run)
                 nursery.start_soon(plane.exchange_wakes)
                 nursery.start_soon(_renew_forever, certificate)
                 log.info("control plane at %s", url)

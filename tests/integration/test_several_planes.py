@@ -29,9 +29,15 @@ defaults
     timeout server 60s
 frontend plane
     bind {host}:{port}
+    use_backend unready if {{ nbsrv(planes) eq 0 }}
     default_backend planes
 backend planes
-    default-server check inter 200ms on-marked-down shutdown-sessions
+    option httpchk GET /health/ready
+    default-server check check-ssl verify none inter 200ms on-marked-down shutdown-sessions
+    server plane1 {first}
+    server plane2 {second}
+backend unready
+    default-server check inter 200ms
     server plane1 {first}
     server plane2 {second}
 """

@@ -36,3 +36,18 @@ def test_a_cleared_problem_is_gone_and_may_return(caplog: pytest.LogCaptureFixtu
         "problem storage is over",
         "problem storage: disk full",
     ]
+
+
+def test_problems_that_prevent_readiness_come_first() -> None:
+    clock = iter(range(10))
+    problems = Problems(lambda: next(clock))
+    for name in (ProblemName.DISK_LOW, ProblemName.STOPPING, ProblemName.DATABASE_AWAY):
+        problems.report(name, "")
+    shown = [problem.name for problem in problems.now()]
+    assert shown == [ProblemName.STOPPING, ProblemName.DATABASE_AWAY, ProblemName.DISK_LOW]
+    assert ProblemName.STOPPING in problems and ProblemName.STORAGE not in problems
+
+
+def test_every_problem_has_a_summary_without_details() -> None:
+    for name in ProblemName:
+        assert name.summary[0].isupper() and "/" not in name.summary and len(name.summary) < 80

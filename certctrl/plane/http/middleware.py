@@ -55,7 +55,7 @@ class Middleware:
         except Exception as error:
             if exchange.started:
                 raise  # a partial response has been sent: the server must close the connection
-            self._plane.note_failure(error)
+            self._plane.storage_check.note_failure(error)
             answer = error_answer(error_response_of(error))
             if isinstance(error, HTTPException):
                 answer.headers.update(error.headers or {})

@@ -66,6 +66,14 @@ class Database(ABC):
         """Run an INSERT and return the id of the new row."""
 
     @abstractmethod
+    def schema_version(self) -> int:
+        """Return the number of schema scripts that have run in the database."""
+
+    @abstractmethod
+    def is_read_only(self) -> bool:
+        """Return whether the database accepts no changes at present."""
+
+    @abstractmethod
     async def exchange_wakes(self, waiting: Waiting) -> None:
         """Exchange wakes with other processes on this database, forever; return if there can be none."""
 

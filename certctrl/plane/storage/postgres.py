@@ -8,6 +8,7 @@ or its connection before the commit runs again; after that, callers get Database
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import random
 import threading
@@ -117,6 +118,16 @@ class PostgresDatabase(Database):
         """Run an INSERT and return the id of the new row."""
         row = self._execute(translated(f"{sql} RETURNING id"), parameters).fetchone()
         return 0 if row is None else int(row["id"])
+
+    def schema_version(self) -> int:
+        """Return the number of schema scripts that have run."""
+        row = self.one("SELECT version FROM schema_version")
+        return 0 if row is None else int(row["version"])
+
+    def is_read_only(self) -> bool:
+        """Return whether the server is a standby, or accepts no changes by its settings."""
+        row = self.one("SELECT current_setting('transaction_read_only') AS state")
+        return row is not None and row["state"] == "on"
 
     def copy_in(self, table: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> int:
         """Add many rows to a table; return their number."""
@@ -236,7 +247,9 @@ class PostgresDatabase(Database):
         try:
             yield
         except _NO_ROOM as error:
-            raise DiskError(f"{self.name}: {_first_line(error)}", path=self.name, fix="check the server") from None
+            number = errno.ENOSPC if isinstance(error, errors.DiskFull) else errno.EROFS
+            what = f"{self.name}: {_first_line(error)}"
+            raise DiskError(what, path=self.name, errno=number, fix="check the server") from None
         except (*_AWAY, errors.SerializationFailure, errors.DeadlockDetected) as error:
             failure = DatabaseAwayError(f"{self.name}: {_first_line(error)}", fix="check the server and its log")
             self._note_away(failure)
@@ -272,21 +285,17 @@ class PostgresDatabase(Database):
 
     def _migrate(self) -> None:
         exists = self.one("SELECT to_regclass('schema_version') IS NOT NULL AS known")
-        if exists is not None and exists["known"] and not scripts_to_run(self._version(), self.name):
+        if exists is not None and exists["known"] and not scripts_to_run(self.schema_version(), self.name):
             return  # the usual start needs no lock and no write
         self.one("SELECT pg_advisory_xact_lock(?)", _MIGRATION_LOCK)
         self.run("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
-        version = self._version()
+        version = self.schema_version()
         scripts = scripts_to_run(version, self.name)
         for script in scripts:
             self._require_connection().execute(postgres_script(script).encode())
         if scripts:
             self.run("DELETE FROM schema_version")
             self.run("INSERT INTO schema_version VALUES (?)", version + len(scripts))
-
-    def _version(self) -> int:
-        row = self.one("SELECT version FROM schema_version")
-        return 0 if row is None else int(row["version"])
 
 
 @lru_cache(maxsize=1024)

@@ -9,6 +9,8 @@ No other task can run during a transaction, so no lock is needed.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from certctrl.plane.storage.data_dir import make_private
 from certctrl.plane.storage.database import Callbacks, Database, P, Row, T, Waiting, calling
 from certctrl.plane.storage.schema import scripts_to_run
 
+_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
 MOVED = "moved_to"
 """Name of the setting that says where the data have been moved."""
 
@@ -28,6 +31,7 @@ class SqliteDatabase(Database):
 
     def __init__(self, path: Path | None) -> None:
         """Open (and create or migrate) a database file of mode 0600, or one in memory."""
+        self._file = path
         self._path = "memory" if path is None else str(path)
         self._callbacks = Callbacks()
         if path is not None:
@@ -93,6 +97,20 @@ class SqliteDatabase(Database):
         except sqlite3.DatabaseError as error:
             raise self._failure(error) from None
 
+    def schema_version(self) -> int:
+        """Return the number of schema scripts that have run."""
+        row = self.one("PRAGMA user_version")
+        return 0 if row is None else int(row["user_version"])
+
+    def is_read_only(self) -> bool:
+        """Return whether the file system of the database is read-only."""
+        if self._file is None:
+            return False
+        try:
+            return bool(os.statvfs(self._file).f_flag & os.ST_RDONLY)
+        except OSError as error:
+            raise DiskError(f"{self._path}: {error.strerror}", path=self._path, errno=error.errno or 0) from None
+
     async def exchange_wakes(self, waiting: Waiting) -> None:
         """Return: no other process uses the database."""
 
@@ -122,7 +140,8 @@ class SqliteDatabase(Database):
         fix = "restore it from a backup"
         if isinstance(error, sqlite3.OperationalError):
             fix = "check free space and permissions"
-        return DiskError(f"{self._path}: {error}", path=self._path, fix=fix)
+        number = _ERRNO.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, 0)
+        return DiskError(f"{self._path}: {error}", path=self._path, errno=number, fix=fix)
 
     def _refuse_moved(self) -> None:
         """Raise ConfigError if the data have been moved to a server: this copy is out of date."""
@@ -135,7 +154,7 @@ class SqliteDatabase(Database):
         """Configure the connection and migrate the schema."""
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             self.run(f"PRAGMA {pragma}")
-        version: int = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        version = self.schema_version()
         if version:
             self._refuse_moved()
         for number, script in enumerate(scripts_to_run(version, self._path), start=version + 1):

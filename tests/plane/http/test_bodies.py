@@ -139,13 +139,6 @@ async def test_all_responses_are_dated_by_the_planes_clock_and_not_cacheable(wor
         assert "connection" not in reply.headers
 
 
-async def test_health_needs_no_key(world: World) -> None:
-    from certctrl import __version__
-
-    reply = await world.stranger("GET", "/health")
-    assert reply.data == {"status": "ok", "version": __version__, "time": "2026-09-21T14:13:20Z"}
-
-
 async def test_an_unexpected_error_is_a_500_with_an_id_and_no_detail(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
