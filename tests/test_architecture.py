@@ -73,7 +73,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "httpcore": ("certctrl.net.transport",),
     "typer": ("certctrl.cli",),
     "rich": ("certctrl.cli", "certctrl.sandbox.live_table"),
-    "hypercorn": ("certctrl.plane",),
+    "h11": ("certctrl.agent.metrics", "certctrl.plane.http.connection"),
     "starlette": ("certctrl.plane",),
     "sqlite3": ("certctrl.plane",),
     "prometheus_client": ("certctrl.agent",),

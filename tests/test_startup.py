@@ -11,7 +11,7 @@ import pytest
 import certctrl
 
 HEAVY = (
-    "attrs", "cattrs", "cryptography", "httpcore", "httpx", "hypercorn", "jwt", "logging", "nacl", "prometheus_client",
+    "attrs", "cattrs", "cryptography", "h11", "httpcore", "httpx", "jwt", "logging", "nacl", "prometheus_client",
     "pydantic", "starlette", "trio", "trio_util", "typer",
 )  # fmt: skip
 LOADED = """

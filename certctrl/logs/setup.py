@@ -33,7 +33,7 @@ LEVELS = {
 }
 _NAMES = {number: name for name, number in LEVELS.items()}
 _SYSLOG = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-_CHATTY = ("httpx", "httpcore", "hypercorn", "h11", "asyncio")
+_CHATTY = ("httpx", "httpcore", "h11", "asyncio")
 """Libraries that log every request; URLs and headers may contain secrets."""
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import burst
 import delivery
+import fleet
 import hostile
 import idle
 import startup
@@ -46,6 +47,10 @@ PARTS: dict[str, tuple[str, Part]] = {
     "delivery": (
         "Delivery by long-poll, beside a bare client (judged: ratio; to served: difference)",
         lambda work, quick: delivery.measure(work, events=30 if quick else 200, reloads=8 if quick else 50),
+    ),
+    "fleet": (
+        f"The control plane with ${fleet.AGENTS} agents, beside hypercorn and starlette (judged: ratio or value)",
+        lambda work, quick: fleet.measure(work, quick=quick),
     ),
     "hostile": (
         "Hostile answers of the plane: peak memory beyond the idle daemon, MiB",
@@ -78,7 +83,7 @@ def compile_packages() -> None:
 def main(argv: list[str]) -> int:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: four minutes instead of twenty")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: six minutes instead of half an hour")
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="one part; may be given again")
     parser.add_argument("json", nargs="?", type=Path, default=Path("build/bench.json"), help="where the JSON goes")
     options = parser.parse_args(argv)

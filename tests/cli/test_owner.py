@@ -200,14 +200,14 @@ def test_commands_of_the_plane_run_as_the_owner_of_its_data(command: str, ends: 
     if "serve" in words:
         (data / "plane.db").mkdir()  # ends the command
         os.chown(data / "plane.db", USER, USER)
-        pytest.importorskip("hypercorn")
+        pytest.importorskip("starlette")
     ((_, uids, *_),) = ends(words)
     assert uids == [USER] * 3
 
 
 @pytest.mark.root
 def test_the_sandbox_runs_as_the_owner_of_its_directory(ends: Ends, place: Path) -> None:
-    pytest.importorskip("hypercorn")
+    pytest.importorskip("starlette")
     box = place / "box"
     box.mkdir()
     (box / "file").touch()  # not empty: ends the command

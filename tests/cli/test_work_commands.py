@@ -381,9 +381,6 @@ def test_the_sandbox_without_the_planes_libraries(
     ran: Run, monkeypatch: pytest.MonkeyPatch, forget_modules: Callable[..., None]
 ) -> None:
     forget_modules("certctrl.sandbox", "certctrl.plane")
-    monkeypatch.setitem(sys.modules, "hypercorn", None)
-    monkeypatch.setitem(sys.modules, "hypercorn.trio", None)
-    monkeypatch.setitem(sys.modules, "hypercorn.config", None)
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     monkeypatch.setitem(sys.modules, "starlette.requests", None)

@@ -143,7 +143,7 @@ def test_debug_overrides_the_configured_level(layout: ConfigDir, capsys: pytest.
     assert "[DEBUG] [Poll]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["httpx", "httpcore", "hypercorn"])
+@pytest.mark.parametrize("name", ["httpx", "httpcore", "h11"])
 def test_chatty_libraries_are_quiet(name: str, logs: Logs, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(LogConfig(level="DEBUG"))
     logging.getLogger(f"{name}.client").info("HTTP Request: GET https://plane/?token=x")

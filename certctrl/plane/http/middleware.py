@@ -24,7 +24,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _STATUS_KEYS = {404: ("NOT_FOUND", 4004), 405: ("METHOD_NOT_ALLOWED", 4005)}
 _VERSIONS = ("1.0", "1.1")
-"""Hypercorn accepts HTTP/2 from any client that sends its preface; the plane is not tested with it."""
+"""The plane is not tested with others."""
 _DRAIN_SECONDS = 5.0
 
 log = logging.getLogger("certctrl.Plane")

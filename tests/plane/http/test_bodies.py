@@ -186,7 +186,7 @@ async def test_an_unread_body_is_drained_so_that_the_response_is_sent(world: Wor
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
-            await delivered.wait()  # as Hypercorn does: the end of the response waits for space in the queue
+            await delivered.wait()  # as some servers do: the end of the response waits for space in a queue
 
     delivered = trio.Event()
     scope = {

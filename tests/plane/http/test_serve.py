@@ -113,7 +113,7 @@ async def test_an_idle_connection_does_not_delay_the_stop(tmp_path: Path, monkey
 async def test_a_client_that_does_not_read_blocks_no_one_else(
     tmp_path: Path, form: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("certctrl.plane.http.server._SEND_SECONDS", 1.0)
+    monkeypatch.setattr("certctrl.plane.http.connection._SEND_SECONDS", 1.0)
     monkeypatch.setattr("certctrl.plane.serve._STOP_SECONDS", 600.0)
     async with trio.open_nursery() as nursery:
         address: PlaneAddress = await nursery.start(partial(serve_plane, tmp_path / "plane", settings=FAST))
