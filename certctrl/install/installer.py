@@ -142,8 +142,8 @@ class Installer:
         await self._context.records.save()
 
     async def clear_up(self) -> None:
-        """Remove what a failing disk kept from being removed."""
-        if self._context.left:
+        """Remove what was staged in vain, and what a failing disk kept from being removed. Raises DiskError."""
+        if self._context.left or self._context.generations.has_leftovers:
             await self._context.offload(recovery.clear_up, self._context)
 
     async def lost(self) -> list[CertRecord]:

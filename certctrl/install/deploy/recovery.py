@@ -55,8 +55,12 @@ def recover(context: Context) -> None:
 
 
 def clear_up(context: Context) -> None:
-    """Remove the files that a failing disk kept deployments of this run from removing. Blocks on the disk."""
+    """Remove staged generations that nobody will switch to, and what a failing disk kept from being removed.
+
+    Blocks on the disk; raises DiskError if a generation has to stay.
+    """
     context.left.difference_update(clear_up_deployments(context.layout, context.fs, tuple(context.left)))
+    context.generations.clear_up()
 
 
 def lost(context: Context) -> list[CertRecord]:

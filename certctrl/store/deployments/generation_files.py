@@ -89,6 +89,8 @@ class GenerationFiles:
         """Manifests of generations not yet switched to, as bytes: parsed, each needs three times the memory."""
         self._known: dict[str, list[tuple[int, str]]] = {}
         """Results of `numbered`, kept current, because listing a directory is slow."""
+        self.doomed: set[Path] = set()
+        """Directories that are to be removed, see `clear_up`: a failing disk kept them, or nobody will settle them."""
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -239,6 +241,7 @@ class GenerationFiles:
     def write(self, name: str, files: Mapping[str, bytes], manifest: Manifest) -> Path:
         """Write a private temporary directory, the manifest last, and return it; after a failure nothing is left."""
         temp, text = f"{TEMP}{self._fs.token()}", decode.to_json(dict(manifest))
+        path = self._layout.generations / name / temp
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             self._fs.mkdir(temp, DIR_MODE, at=home)
             try:
@@ -247,14 +250,37 @@ class GenerationFiles:
                         self._write_file(directory, file, data)
                     self._write_file(directory, MANIFEST, text)
             except BaseException:
-                self._drop(home, temp)
+                with suppress(DiskError):  # the first error is the one to report
+                    self.remove(path, home)
                 raise
         self._not_live[name, manifest["id"]] = text
-        return self._layout.generations / name / temp
+        return path
 
-    def _drop(self, home: Handle, temp: str) -> None:
-        with suppress(DiskError):  # swept at the next start; the first error is the one to report
-            remove_tree(self._fs, home, temp)
+    def remove(self, path: Path, parent: Handle) -> None:
+        """Remove a directory that is not in use; after a failure `clear_up` tries again."""
+        try:
+            remove_tree(self._fs, parent, path.name)
+        except BaseException:
+            self.doomed.add(path)
+            raise
+
+    def clear_up(self) -> None:
+        """Remove what is doomed. Raises the DiskError of one that has to stay, after trying all."""
+        failed: DiskError | None = None
+        for path in list(self.doomed):
+            try:
+                self.doomed.remove(path)
+            except KeyError:  # another thread took it
+                continue
+            try:
+                if self._fs.lstat(path) is not None:
+                    with closing(self._fs, self._fs.open_dir(path.parent)) as parent:
+                        remove_tree(self._fs, parent, path.name)
+            except DiskError as error:
+                self.doomed.add(path)
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _write_file(self, directory: Handle, file: str, data: bytes) -> None:
         mode = PUBLIC_MODE if file in _PUBLIC else SECRET_MODE

@@ -18,13 +18,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import ref
 
 from certctrl import lean
 from certctrl.errors import DiskError, StateCorruptError
-from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, remove_tree, sync_all
+from certctrl.store.deployments.generation_files import TEMP, GenerationFiles, Manifest, identify, sync_all
 from certctrl.store.deployments.public_names import PublicNames
 from certctrl.store.disk.atomic import is_temp, swap_link_at
 from certctrl.store.disk.fs import FileKind, Fs, Handle, closing
@@ -33,7 +35,7 @@ from certctrl.store.layout import ALIAS, ConfigDir
 
 @lean.frozen(kw_only=True)
 class Staged:
-    """A generation that has been written; durable once settled."""
+    """A generation that has been written; durable once settled. Its files are removed once nobody holds it any more."""
 
     name: str
     id: str
@@ -62,7 +64,8 @@ class GenerationStore:
         self.public = PublicNames(layout, fs)
         self._durable: set[tuple[str, str]] = set()  # settled or swept by this process
         self._verified: set[tuple[str, str]] = set()  # written or verified by this process, not live yet
-        self._pending: dict[tuple[str, str], Staged] = {}  # staged, not settled
+        self._pending: dict[tuple[str, str], tuple[Path, ref[Staged]]] = {}  # staged, not settled
+        self._lock = Lock()  # of _pending, for what has to happen together
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -96,7 +99,7 @@ class GenerationStore:
         hashes = {file: hashlib.sha256(data).hexdigest() for file, data in sorted(files.items())}
         plain_facts = json.loads(json.dumps(dict(facts), sort_keys=True, allow_nan=False))
         wanted = identify(hashes, plain_facts)
-        pending = self._pending.get((name, wanted))
+        pending = self._still_wanted(name, wanted)
         if pending is not None and self._fs.lstat(pending.path) is not None:
             return pending
         self._files.make_home(name)
@@ -108,8 +111,30 @@ class GenerationStore:
         path = self._files.write(name, files, manifest)
         self._verified.add((name, found))
         staged = Staged(name=name, id=found, path=path, unchanged=False, files=tuple(hashes), number=number)
-        self._pending[name, found] = staged
+        self._pending[name, found] = (path, ref(staged))
         return staged
+
+    def _still_wanted(self, name: str, wanted: str) -> Staged | None:
+        """Return the staged generation with this id, if somebody holds it; remove those of this name that nobody holds."""
+        self._give_up(name)
+        with suppress(DiskError):  # tried again by `clear_up`
+            self._files.clear_up()
+        _, held = self._pending.get((name, wanted), (None, None))
+        return held() if held is not None else None
+
+    def _give_up(self, name: str | None = None) -> None:
+        """Doom what was staged and will never be settled, because nobody holds it; of one name or of all."""
+        with self._lock:
+            for key, (path, held) in list(self._pending.items()):
+                if held() is None and name in (None, key[0]):
+                    self._files.doomed.add(path)
+                    self._forget(*key)
+
+    def _forget(self, name: str, generation: str) -> None:
+        self._pending.pop((name, generation), None)
+        self._durable.discard((name, generation))
+        self._verified.discard((name, generation))
+        self._files.forget(name, generation)
 
     def _reuse(self, name: str, wanted: str) -> Staged | str:
         """Return an equal generation that is whole, or the id for a new one.
@@ -135,10 +160,21 @@ class GenerationStore:
         """Remove a generation that was staged but will not be settled."""
         if staged.is_temporary:
             with closing(self._fs, self._fs.open_dir(staged.path.parent)) as home:
-                remove_tree(self._fs, home, staged.path.name)
-            self._pending.pop((staged.name, staged.id), None)
-            self._verified.discard((staged.name, staged.id))
-            self._files.forget(staged.name, staged.id)
+                self._files.remove(staged.path, home)
+            self._forget(staged.name, staged.id)
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether there may be something for `clear_up`."""
+        return bool(self._pending or self._files.doomed)
+
+    def clear_up(self) -> None:
+        """Remove staged generations that nobody holds, and what a failing disk kept from being removed.
+
+        Raises DiskError if something still has to stay.
+        """
+        self._give_up()
+        self._files.clear_up()
 
     def settle(self, staged: Sequence[Staged]) -> None:
         """Make generations durable under their ids, so that they survive a crash; one syncfs for any number."""
@@ -229,9 +265,10 @@ class GenerationStore:
             sync_all(self._fs, list(handles.values()))
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as home:
             if self._fs.lstat(name, at=home) is not None:
-                doomed = f"{TEMP}{self._fs.token()}"
-                self._fs.rename(name, doomed, at=home)  # after a crash, the sweep removes it
-                remove_tree(self._fs, home, doomed)
+                doomed = self._layout.generations / f"{TEMP}{self._fs.token()}"
+                self._fs.rename(name, doomed.name, at=home)  # after a crash, the sweep removes it
+                self._files.remove(doomed, home)
+            self._files.clear_up()  # what an earlier try had to leave
             self._fs.fsync(home)
         self._files.forget_all(name)
         self._durable = {item for item in self._durable if item[0] != name}
@@ -248,13 +285,13 @@ class GenerationStore:
     def _remove(self, name: str, generations: Sequence[str]) -> None:
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             for generation in generations:
-                doomed = f"{TEMP}{self._fs.token()}"
-                if self._fs.lstat(generation, at=home) is not None:  # may have been removed by hand
-                    self._fs.rename(generation, doomed, at=home)
-                    remove_tree(self._fs, home, doomed)
-                self._durable.discard((name, generation))
-                self._verified.discard((name, generation))
-                self._files.forget(name, generation)
+                doomed = self._layout.generations / name / f"{TEMP}{self._fs.token()}"
+                found = self._fs.lstat(generation, at=home)
+                if found is not None:
+                    self._fs.rename(generation, doomed.name, at=home)
+                self._forget(name, generation)
+                if found is not None:  # otherwise it was removed by hand
+                    self._files.remove(doomed, home)
 
     def sweep(self) -> int:
         """Remove leftovers of crashes, never live files, and repair the spec's links; return how many were removed.
@@ -284,7 +321,7 @@ class GenerationStore:
     def _sweep_home(self, name: str) -> int:
         with closing(self._fs, self._fs.open_dir(self._layout.generations)) as top:
             if name.startswith(TEMP):
-                remove_tree(self._fs, top, name)
+                self._files.remove(self._layout.generations / name, top)
                 return 1
         try:
             live = self.live_id(name)
@@ -294,7 +331,7 @@ class GenerationStore:
         with closing(self._fs, self._fs.open_dir(self._layout.generations / name)) as home:
             for entry in self._fs.listdir(home):
                 if entry.startswith(TEMP) or (entry != live and not self._files.is_complete(name, entry)):
-                    remove_tree(self._fs, home, entry)
+                    self._files.remove(self._layout.generations / name / entry, home)
                     swept += 1
                 else:
                     self._durable.add((name, entry))
