@@ -266,6 +266,10 @@ class Operators:
             found.append(f"signals are pending: {sorted(world.auditor.waiting)}")
         if agent.inbox.acks_pending:
             found.append(f"{agent.inbox.acks_pending} outcomes are not reported")
+        homes = [world.layout.generations / name for name in names_in(disk.now, world.layout.generations)]
+        staged = {one.name: names_in(disk.now, one) for one in homes}
+        if left := [name for names in (staged, *staged.values()) for name in names if name.startswith(".tmp-")]:
+            found.append(f"nobody will switch to {left}, but they are still there")
         cursor = file_in(disk.now, world.layout.last_cursor) or b""
         newest = self.plane.stream._stream(DEVICE)
         if cursor.decode() != f"{newest['last_ms']}-{newest['last_seq']}":
