@@ -129,14 +129,25 @@ class UnauthenticatedConnection:
         self._leave(self)
 
 
+def plain_address(address: str) -> str:
+    """Return an address as users know it: IPv4 as IPv4 on a listener for both protocols, IPv6 without its zone."""
+    if ":" not in address:
+        return address
+    address = address.partition("%")[0]
+    try:
+        mapped = IPv6Address(address).ipv4_mapped
+    except ValueError:
+        return address
+    return address if mapped is None else str(mapped)
+
+
 def caller_of(address: str) -> str:
     """Return the caller that an address belongs to: an IPv4 address, or an IPv6 /64, which one host may own."""
+    address = plain_address(address)
     try:
         parsed = ip_address(address)
     except ValueError:
         return address
     if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
         return str(IPv6Address(int(parsed) >> 64 << 64)) + "/64"
     return address

@@ -19,7 +19,8 @@ from certctrl.errors import CertctrlError
 from certctrl.plane.core import Plane
 from certctrl.plane.http.app import make_app
 from certctrl.plane.http.faults import Faults
-from certctrl.plane.http.server import Server, listen
+from certctrl.plane.http.proxies import Proxies
+from certctrl.plane.http.server import NO_PROXIES, Server, listen
 from certctrl.plane.settings import PlaneSettings
 from certctrl.plane.storage.data_dir import DataDir, write_file
 from certctrl.plane.storage.database import Database
@@ -55,13 +56,14 @@ async def serve_plane(
     settings: PlaneSettings | None = None,
     faults: Faults | None = None,
     connect: Callable[[], Database] | None = None,
+    proxies: Proxies = NO_PROXIES,
     task_status: trio.TaskStatus[PlaneAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the plane of a data directory until cancelled; ``started`` returns its address.
 
     ``hostnames`` go into the plane's certificate, the first also into its URL; ``connect`` opens the database if it is
-    not in the data directory. Raises TransportError if it cannot
-    listen, and the errors of ``Plane.open``.
+    not in the data directory; ``proxies`` may name clients. Raises TransportError if it cannot listen, and the errors
+    of ``Plane.open``.
     """
     with Plane.open(data, settings=settings, offload=trio.to_thread.run_sync, connect=connect) as plane:
         assert plane.data is not None
@@ -76,7 +78,7 @@ async def serve_plane(
             write_file(plane.data.address, f"{url}\n".encode(), mode=0o600)
             write_file(plane.data.local_address, f"https://{local_host(host)}:{port}\n".encode(), mode=0o600)
             async with trio.open_nursery() as nursery:
-                server = Server(make_app(plane, faults=faults), sock, certificate.context)
+                server = Server(make_app(plane, faults=faults), sock, certificate.context, proxies=proxies)
                 await nursery.start(_run_server, plane, server)
                 nursery.start_soon(plane.run_housekeeping)
                 nursery.start_soon(plane.storage_check.run)

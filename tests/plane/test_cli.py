@@ -353,6 +353,18 @@ def test_errors_are_one_line_with_a_fix(site: Site, tmp_path: Path) -> None:
         assert result.out == ""
 
 
+@pytest.mark.parametrize("option", ["--proxy", "--http-proxy"])
+@pytest.mark.parametrize("text", ["balancer.example", "10.0.0.1/8", "10.0.0.0/33", ""])
+def test_proxies_are_addresses_or_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, text: str
+) -> None:
+    assert run_command(["plane", "serve", "--data", str(tmp_path / "plane"), option, text]) == ExitStatus.USAGE
+    err = capsys.readouterr().err
+    assert f"{option} {text!r} is not an address or network" in err
+    assert "fix: use for example 192.0.2.10" in err
+    assert not (tmp_path / "plane").exists()
+
+
 @pytest.mark.integration
 def test_an_ambiguous_certificate_name_is_refused(site: Site) -> None:
     ids = [site("issue", "twice.example", "--json").json["id"] for _ in range(2)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +33,28 @@ AllowUnprovenKeys = Annotated[
         "for a data directory of version 0.1.",
     ),
 ]
+Hostnames = Annotated[
+    list[str] | None,
+    typer.Option("--hostname", metavar="NAME", help="DNS name or address that agents use; may be repeated."),
+]
+PublicUrl = Annotated[str, typer.Option("--public-url", metavar="URL", help="Browser URL; default: the agents' URL.")]
+ProxyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--proxy",
+        metavar="CIDR",
+        help="Addresses of TCP load balancers; each of their connections must begin with a PROXY header (version 1 or "
+        "2), which names the client. May be repeated.",
+    ),
+]
+HttpProxyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--http-proxy",
+        metavar="CIDR",
+        help="Addresses of HTTP proxies whose X-Forwarded-For names the client. May be repeated.",
+    ),
+]
 _GC_THRESHOLDS = (50_000, 50, 100)
 """Garbage collection thresholds that scan thousands of waiting polls ten times less often."""
 
@@ -47,15 +69,11 @@ def serve(
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="Address to listen on; port 0: any free port.")
     ] = DEFAULT_LISTEN,
-    hostname: Annotated[
-        list[str] | None,
-        typer.Option("--hostname", metavar="NAME", help="DNS name or address that agents use; may be repeated."),
-    ] = None,
-    public_url: Annotated[
-        str,
-        typer.Option("--public-url", metavar="URL", help="Browser URL; default: the agents' URL."),
-    ] = "",
+    hostname: Hostnames = None,
+    public_url: PublicUrl = "",
     allow_unproven_keys: AllowUnprovenKeys = False,
+    proxy: ProxyOption = None,
+    http_proxy: HttpProxyOption = None,
     database: DatabaseUrl = "",
     database_file: DatabaseFile = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the addresses and files as JSON.")] = False,
@@ -89,7 +107,8 @@ def serve(
     become_owner(directory)
     with lossy_stderr(wall_now):
         _log(debug=invocation(ctx).debug)
-        serving = partial(certctrl.plane.serve.serve_plane, Path(directory), host=host, port=port, connect=connect)
+        serving = partial(certctrl.plane.serve.serve_plane, Path(directory), host=host, port=port)
+        serving = partial(serving, connect=connect, proxies=_proxies(proxy or (), http_proxy or ()))
         run(_serve, serving, names, public_url, as_json, allow_unproven_keys)
 
 
@@ -105,6 +124,20 @@ def _check_public_url(url: str) -> None:
         usable = False
     if url and not usable:
         raise UsageError(f"--public-url {url!r} is not a URL for browsers", fix="use https://HOST[:PORT]")
+
+
+def _proxies(tcp: Sequence[str], http: Sequence[str]) -> Any:
+    """Return the proxies of two options; raises UsageError."""
+    from certctrl.plane.http.proxies import Proxies, networks
+
+    for option, texts in (("--proxy", tcp), ("--http-proxy", http)):
+        for text in texts:
+            try:
+                networks([text])
+            except ValueError as error:
+                fix = "use for example 192.0.2.10 or 10.0.0.0/8"
+                raise UsageError(f"{option} {text!r} is not an address or network: {error}", fix=fix) from None
+    return Proxies(networks(tcp), networks(http))
 
 
 def parse_listen(text: str) -> tuple[str, int]:

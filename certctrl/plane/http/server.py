@@ -7,19 +7,26 @@ import resource
 import socket
 import ssl
 from functools import partial
+from math import inf
 
 import trio
 
 from certctrl.errors import TransportError
 from certctrl.plane.http.authentication import CONNECTION
-from certctrl.plane.http.connection import Address, Connection
+from certctrl.plane.http.connection import HEAD_SECONDS, Address, Connection
 from certctrl.plane.http.middleware import App
-from certctrl.plane.limits import UnauthenticatedConnections, caller_of
+from certctrl.plane.http.proxies import ForwardedFor, Proxies, ProxyHeaderError, read_header
+from certctrl.plane.limits import UnauthenticatedConnections, caller_of, plain_address
 
 UNAUTHENTICATED_PER_ADDRESS = 1000
 """Most unauthenticated connections of one address; after a restart, all hosts behind one NAT connect together."""
 UNAUTHENTICATED_TOTAL = 10_000
 """Most unauthenticated connections of all addresses; both limits are lower if fewer files may be open."""
+CONNECTIONS = 60_000
+"""Most connections, including authenticated ones; fewer if fewer files may be open."""
+NO_PROXIES = Proxies()
+_OTHER_FILES = 256
+_LOG_SECONDS = 60.0
 _GRACE_SECONDS = 3.0
 _BACKLOG = 4096
 
@@ -29,14 +36,20 @@ log = logging.getLogger("certctrl.Plane.server")
 class Server:
     """One listening socket and its connections."""
 
-    def __init__(self, app: App, sock: socket.socket, context: ssl.SSLContext) -> None:
+    def __init__(
+        self, app: App, sock: socket.socket, context: ssl.SSLContext, *, proxies: Proxies = NO_PROXIES
+    ) -> None:
         """Take over a socket of ``listen``; new certificates may be loaded into ``context`` at any time."""
-        self._app = app
+        self._proxies = proxies
+        self._app: App = ForwardedFor(app, proxies) if proxies.http else app
         self._sock = sock
         self._tls = context
         self._connections: set[Connection] = set()
+        self._refusals = _Refusals()
+        self._open = 0
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        files = 2 * UNAUTHENTICATED_TOTAL if files == resource.RLIM_INFINITY else files
+        files = 2 * CONNECTIONS if files == resource.RLIM_INFINITY else files
+        self._most = min(CONNECTIONS, max(files - _OTHER_FILES, files // 2))
         self._unauthenticated = UnauthenticatedConnections(
             min(UNAUTHENTICATED_PER_ADDRESS, files // 4), min(UNAUTHENTICATED_TOTAL, files // 2), trio.current_time
         )
@@ -57,10 +70,45 @@ class Server:
             connections.cancel_scope.deadline = trio.current_time() + _GRACE_SECONDS
 
     async def _handle(self, stream: trio.SocketStream) -> None:
-        scope, client = trio.CancelScope(), _client(stream)
-        admitted = self._unauthenticated.admit(caller_of(client[0]), scope.cancel)
-        if admitted is None:  # before the handshake, which is expensive
+        """Serve a connection, or refuse it before the handshake, which is expensive."""
+        self._open += 1
+        try:
+            if self._open > self._most:
+                self._refusals.note("all", f"{self._most} connections are open")
+            elif (client := await self._client(stream)) is not None:
+                await self._serve(stream, client)
+        except Exception:  # isolate failing connections
+            log.exception("a connection failed")
+        finally:
+            self._open -= 1
             await trio.aclose_forcefully(stream)
+
+    async def _client(self, stream: trio.SocketStream) -> Address | None:
+        """Return the client's address and port, from the PROXY header of a listed proxy; None to refuse it."""
+        try:
+            host, port = stream.socket.getpeername()[:2]
+        except OSError:  # gone already
+            return None
+        peer = (plain_address(host), port)
+        if not self._proxies.sends_header(peer[0]):
+            return peer
+        try:
+            with trio.fail_after(HEAD_SECONDS):
+                return await read_header(stream) or peer
+        except (ProxyHeaderError, trio.TooSlowError) as error:
+            what = str(error) if isinstance(error, ProxyHeaderError) else "no PROXY header arrived in time"
+            self._refusals.note("proxy", f"{what}; its proxy {peer[0]} is listed in --proxy")
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        return None
+
+    async def _serve(self, stream: trio.SocketStream, client: Address) -> None:
+        scope = trio.CancelScope()
+        # The connections of an HTTP proxy are those of many clients.
+        counted = f"{client[0]}:{client[1]}" if self._proxies.forwards(client[0]) else caller_of(client[0])
+        admitted = self._unauthenticated.admit(counted, scope.cancel)
+        if admitted is None:
+            self._refusals.note("unauthenticated", f"too many unauthenticated ones, the last of {client[0]}")
             return
         secure = trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True)
         connection = Connection(self._app, secure, client, {CONNECTION: admitted})
@@ -68,20 +116,27 @@ class Server:
         try:
             with scope:
                 await connection.run()
-        except Exception:  # isolate failing connections
-            log.exception("a connection failed")
         finally:
             self._connections.discard(connection)
             admitted.leave()
-            await trio.aclose_forcefully(secure)
 
 
-def _client(stream: trio.SocketStream) -> Address:
-    try:
-        host, port = stream.socket.getpeername()[:2]
-    except OSError:  # gone already
-        return "", 0
-    return host, port
+class _Refusals:
+    """Refused connections in the log: at most one line a minute per reason."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[int, float]] = {}
+        """Reason → (number since the last line, time of that line)."""
+
+    def note(self, reason: str, what: str) -> None:
+        """Count a refused connection, and log it if the last line is a minute old."""
+        now = trio.current_time()
+        count, since = self._counts.get(reason, (0, -inf))
+        count += 1
+        if now - since >= _LOG_SECONDS:
+            log.warning("connections refused: %d; %s", count, what)
+            count, since = 0, now
+        self._counts[reason] = (count, since)
 
 
 def listen(host: str, port: int) -> socket.socket:
