@@ -77,12 +77,13 @@ class Connection:
     async def _next_request(self, *, first: bool) -> h11.Request | None:
         """Return the next request head; None if the connection ends before."""
         try:
-            with trio.move_on_after(HEAD_SECONDS if first else KEEP_ALIVE) as self._idle:
+            begun = first or self.unread > 0  # during the response before it
+            with trio.move_on_after(HEAD_SECONDS if begun else KEEP_ALIVE) as self._idle:
                 while (event := self._h11.next_event()) is h11.NEED_DATA:
                     if self._stopping:
                         return None
                     await self.read()
-                    if not first and self._idle.deadline > (limit := trio.current_time() + HEAD_SECONDS):
+                    if not begun and self._idle.deadline > (limit := trio.current_time() + HEAD_SECONDS):
                         self._idle.deadline = limit
                 return event if isinstance(event, h11.Request) else None
         except h11.RemoteProtocolError as error:

@@ -107,6 +107,19 @@ async def test_a_request_head_has_to_arrive_in_time(serve: Serve, monkeypatch: p
                 await client.answer()
 
 
+async def test_a_head_that_began_during_a_response_has_to_arrive_in_time(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = await serve()
+    async with connected(address) as client:
+        assert (await client.ask("GET", "/health")).status == 200
+        monkeypatch.setattr("certctrl.plane.http.connection.HEAD_SECONDS", 0.2)
+        request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        await client.stream.send_all(request + request + request[:10])
+        with trio.fail_after(60):
+            assert [(await client.answer()).status for _ in range(3)] == [200, 200, 408]
+
+
 @pytest.mark.parametrize("data", [b"", b"G"])
 async def test_the_first_request_has_to_arrive_in_time(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, data: bytes
